@@ -1,0 +1,14 @@
+DROP TABLE ingestion_runs;
+DROP TABLE bulk_replays;
+DROP TABLE rollups;
+DROP TABLE events;
+DROP TABLE idempotency_keys;
+DROP TABLE dimension_sets;
+DROP TABLE subjects;
+DROP TABLE meters;
+DROP TABLE api_key_events;
+DROP TABLE api_keys;
+DROP TABLE sessions;
+DROP TABLE memberships;
+DROP TABLE users;
+DROP TABLE workspaces;

@@ -1,0 +1,193 @@
+-- Times are microseconds since 1970-01-01 UTC. Quantities are blobs that sort like the numbers they hold
+-- (src/quantity.rs). Ids on the wire are UUIDs; hot tables use the integer ids.
+
+-- Who ---------------------------------------------------------------------------------------------
+
+CREATE TABLE workspaces (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    public_id TEXT NOT NULL CONSTRAINT workspaces_public_id_key UNIQUE,
+    name TEXT NOT NULL,
+    created_at INTEGER NOT NULL
+) STRICT;
+
+CREATE TABLE users (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    public_id TEXT NOT NULL CONSTRAINT users_public_id_key UNIQUE,
+    email TEXT NOT NULL CONSTRAINT users_email_key UNIQUE,
+    -- empty for users who only sign in through a provider
+    password_hash TEXT NOT NULL,
+    created_at INTEGER NOT NULL
+) STRICT;
+
+CREATE TABLE memberships (
+    workspace_id INTEGER NOT NULL REFERENCES workspaces (id) ON DELETE CASCADE,
+    user_id INTEGER NOT NULL REFERENCES users (id) ON DELETE CASCADE,
+    role TEXT NOT NULL CONSTRAINT memberships_role_check CHECK (role IN ('owner', 'admin', 'viewer')),
+    created_at INTEGER NOT NULL,
+    PRIMARY KEY (workspace_id, user_id)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX memberships_user ON memberships (user_id);
+
+CREATE TABLE sessions (
+    token_hash BLOB PRIMARY KEY,
+    kind TEXT NOT NULL CONSTRAINT sessions_kind_check CHECK (kind IN ('access', 'refresh')),
+    user_id INTEGER NOT NULL REFERENCES users (id) ON DELETE CASCADE,
+    workspace_id INTEGER NOT NULL REFERENCES workspaces (id) ON DELETE CASCADE,
+    expires_at INTEGER NOT NULL,
+    -- a refresh token that was just used stays good for a few seconds, for the second browser tab
+    rotated_at INTEGER,
+    created_at INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX sessions_expiry ON sessions (expires_at);
+
+CREATE TABLE api_keys (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    public_id TEXT NOT NULL CONSTRAINT api_keys_public_id_key UNIQUE,
+    workspace_id INTEGER NOT NULL REFERENCES workspaces (id) ON DELETE CASCADE,
+    user_id INTEGER NOT NULL REFERENCES users (id) ON DELETE CASCADE,
+    name TEXT NOT NULL,
+    token_hash BLOB NOT NULL CONSTRAINT api_keys_token_hash_key UNIQUE,
+    prefix TEXT NOT NULL,
+    -- JSON lists of strings
+    scopes TEXT NOT NULL,
+    allowed_meters TEXT NOT NULL,
+    expires_at INTEGER,
+    revoked_at INTEGER,
+    -- set on the old key by a rotation
+    rotated_to TEXT,
+    created_at INTEGER NOT NULL,
+    last_used_at INTEGER
+) STRICT;
+CREATE INDEX api_keys_owner ON api_keys (workspace_id, user_id);
+
+CREATE TABLE api_key_events (
+    id TEXT PRIMARY KEY,
+    workspace_id INTEGER NOT NULL REFERENCES workspaces (id) ON DELETE CASCADE,
+    user_id INTEGER NOT NULL REFERENCES users (id) ON DELETE CASCADE,
+    api_key_id TEXT NOT NULL,
+    key_name TEXT NOT NULL,
+    key_prefix TEXT NOT NULL,
+    event_type TEXT NOT NULL CONSTRAINT api_key_events_type_check CHECK (event_type IN ('created', 'rotated', 'revoked')),
+    related_api_key_id TEXT,
+    effective_at INTEGER,
+    created_at INTEGER NOT NULL
+) STRICT;
+CREATE INDEX api_key_events_owner ON api_key_events (workspace_id, user_id, created_at);
+
+-- What is measured --------------------------------------------------------------------------------
+
+CREATE TABLE meters (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    public_id TEXT NOT NULL CONSTRAINT meters_public_id_key UNIQUE,
+    workspace_id INTEGER NOT NULL REFERENCES workspaces (id) ON DELETE CASCADE,
+    name TEXT NOT NULL,
+    description TEXT NOT NULL,
+    unit TEXT NOT NULL,
+    aggregation TEXT NOT NULL,
+    -- JSON list, in the order given
+    dimensions TEXT NOT NULL,
+    -- grows with every change that events in flight must not miss
+    version INTEGER NOT NULL,
+    event_retention_days INTEGER NOT NULL,
+    -- raw events before this instant were pruned
+    pruned_before INTEGER,
+    created_at INTEGER NOT NULL,
+    CONSTRAINT meters_workspace_name_key UNIQUE (workspace_id, name)
+) STRICT;
+
+CREATE TABLE subjects (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    workspace_id INTEGER NOT NULL,
+    name TEXT NOT NULL,
+    CONSTRAINT subjects_workspace_name_key UNIQUE (workspace_id, name)
+) STRICT;
+
+-- One row per distinct combination of declared dimension values of a meter; rollups name it by its hash.
+CREATE TABLE dimension_sets (
+    meter_id INTEGER NOT NULL,
+    hash BLOB NOT NULL,
+    -- version of the meter that wrote it: dimensions declared later are not in it
+    version INTEGER NOT NULL,
+    -- canonical JSON object
+    dimensions TEXT NOT NULL,
+    PRIMARY KEY (meter_id, hash)
+) STRICT, WITHOUT ROWID;
+
+-- What was consumed -------------------------------------------------------------------------------
+
+-- The key ledger: unique here, not in events, so that it outlives retention.
+CREATE TABLE idempotency_keys (
+    workspace_id INTEGER NOT NULL,
+    -- the key itself when short (its order keeps inserts local), else a prefix and a hash
+    key BLOB NOT NULL,
+    event_id BLOB NOT NULL,
+    subject_id INTEGER NOT NULL,
+    event_time INTEGER NOT NULL,
+    -- of the payload, to notice a key used again for something else
+    fingerprint INTEGER NOT NULL,
+    PRIMARY KEY (workspace_id, key)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE events (
+    id BLOB NOT NULL,
+    workspace_id INTEGER NOT NULL,
+    meter_id INTEGER NOT NULL,
+    subject_id INTEGER NOT NULL,
+    event_time INTEGER NOT NULL,
+    received_at INTEGER NOT NULL,
+    meter_version INTEGER NOT NULL,
+    quantity BLOB NOT NULL,
+    idempotency_key TEXT,
+    metadata TEXT,
+    PRIMARY KEY (subject_id, event_time, id)
+) STRICT;
+CREATE INDEX events_meter_time ON events (meter_id, event_time, id);
+
+-- Sums of events per subject and hour, and per meter (subject_id 0) and hour and day.
+CREATE TABLE rollups (
+    meter_id INTEGER NOT NULL,
+    subject_id INTEGER NOT NULL,
+    -- 0 = UTC hour, 1 = UTC day
+    grain INTEGER NOT NULL,
+    start INTEGER NOT NULL,
+    dimension_set BLOB NOT NULL,
+    -- writers that share a row would wait for each other's commit: each has its own, readers add them up
+    lane INTEGER NOT NULL,
+    event_count INTEGER NOT NULL,
+    quantity_sum BLOB NOT NULL,
+    quantity_min BLOB NOT NULL,
+    quantity_max BLOB NOT NULL,
+    first_at INTEGER NOT NULL,
+    first_id BLOB NOT NULL,
+    first_quantity BLOB NOT NULL,
+    last_at INTEGER NOT NULL,
+    last_id BLOB NOT NULL,
+    last_quantity BLOB NOT NULL,
+    PRIMARY KEY (meter_id, subject_id, grain, start, dimension_set, lane)
+) STRICT, WITHOUT ROWID;
+-- all subjects of a meter in a window
+CREATE INDEX rollups_subject_time ON rollups (meter_id, start) WHERE subject_id > 0;
+
+-- What was answered to a bulk call with an Idempotency-Key header.
+CREATE TABLE bulk_replays (
+    workspace_id INTEGER NOT NULL,
+    key BLOB NOT NULL,
+    -- JSON: the accepted and duplicate items as they were answered
+    accepted TEXT NOT NULL,
+    duplicates TEXT NOT NULL,
+    created_at INTEGER NOT NULL,
+    PRIMARY KEY (workspace_id, key)
+) STRICT;
+CREATE INDEX bulk_replays_age ON bulk_replays (created_at);
+
+CREATE TABLE ingestion_runs (
+    workspace_id INTEGER NOT NULL,
+    -- UUIDv7: newest last
+    id BLOB NOT NULL,
+    kind TEXT NOT NULL CONSTRAINT ingestion_runs_kind_check CHECK (kind IN ('single', 'bulk', 'stream')),
+    accepted INTEGER NOT NULL,
+    duplicates INTEGER NOT NULL,
+    failed INTEGER NOT NULL,
+    created_at INTEGER NOT NULL,
+    PRIMARY KEY (workspace_id, id)
+) STRICT, WITHOUT ROWID;

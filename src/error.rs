@@ -1,0 +1,128 @@
+//! What can go wrong, in the words of the contract (rest.md section 4): one code table that REST and gRPC share.
+//! Never holds a cause, a driver text or a secret: causes are logged where they are met.
+
+use std::fmt;
+
+/// The stable word in an answer; each has one HTTP status and one gRPC status.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Code {
+    InvalidJson,
+    InvalidInput,
+    /// `invalid_<parameter>`: a parameter with a code of its own, such as `invalid_limit`.
+    InvalidParameter(&'static str),
+    RequestTooLarge,
+    RateLimited,
+    RegistrationDisabled,
+    Unauthorized,
+    Forbidden,
+    NotFound,
+    Conflict,
+    /// The database is away, full or busy: nothing was stored, and a later try may work.
+    Unavailable,
+    Internal,
+}
+
+impl Code {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Code::InvalidJson => "invalid_json",
+            Code::InvalidInput => "invalid_input",
+            Code::InvalidParameter(code) => code,
+            Code::RequestTooLarge => "request_too_large",
+            Code::RateLimited => "rate_limited",
+            Code::RegistrationDisabled => "registration_disabled",
+            Code::Unauthorized => "unauthorized",
+            Code::Forbidden => "forbidden",
+            Code::NotFound => "not_found",
+            Code::Conflict => "conflict",
+            Code::Unavailable => "unavailable",
+            Code::Internal => "internal_error",
+        }
+    }
+
+    pub fn http_status(self) -> u16 {
+        match self {
+            Code::InvalidJson | Code::InvalidInput | Code::InvalidParameter(_) => 400,
+            Code::Unauthorized => 401,
+            Code::Forbidden | Code::RegistrationDisabled => 403,
+            Code::NotFound => 404,
+            Code::Conflict => 409,
+            Code::RequestTooLarge => 413,
+            Code::RateLimited => 429,
+            Code::Internal => 500,
+            Code::Unavailable => 503,
+        }
+    }
+}
+
+/// A refusal or a failure, as the caller will read it.
+#[derive(Clone, Debug)]
+pub struct Error {
+    pub code: Code,
+    pub message: String,
+    /// Whole seconds after which another try makes sense (`Retry-After`, `google.rpc.RetryInfo`).
+    pub retry_after_seconds: Option<u64>,
+}
+
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    pub fn new(code: Code, message: impl Into<String>) -> Self {
+        Error { code, message: message.into(), retry_after_seconds: None }
+    }
+
+    /// A value that breaks a rule; the detail names the field.
+    pub fn invalid(detail: impl fmt::Display) -> Self {
+        Error::new(Code::InvalidInput, format!("invalid input: {detail}"))
+    }
+
+    pub fn invalid_json() -> Self {
+        Error::new(Code::InvalidJson, "invalid JSON body")
+    }
+
+    pub fn parameter(code: &'static str, message: impl Into<String>) -> Self {
+        Error::new(Code::InvalidParameter(code), message)
+    }
+
+    pub fn unauthorized() -> Self {
+        Error::new(Code::Unauthorized, "unauthorized")
+    }
+
+    pub fn forbidden(detail: impl fmt::Display) -> Self {
+        Error::new(Code::Forbidden, format!("forbidden: {detail}"))
+    }
+
+    pub fn not_found(what: impl fmt::Display) -> Self {
+        Error::new(Code::NotFound, format!("not found: {what}"))
+    }
+
+    pub fn conflict(detail: impl fmt::Display) -> Self {
+        Error::new(Code::Conflict, format!("conflict: {detail}"))
+    }
+
+    pub fn rate_limited(retry_after_seconds: u64) -> Self {
+        let message = format!("rate limit reached, retry after {retry_after_seconds} seconds");
+        Error { retry_after_seconds: Some(retry_after_seconds), ..Error::new(Code::RateLimited, message) }
+    }
+
+    pub fn unavailable(detail: impl fmt::Display) -> Self {
+        Error {
+            retry_after_seconds: Some(1),
+            ..Error::new(Code::Unavailable, format!("temporarily unavailable: {detail}"))
+        }
+    }
+
+    /// The cause belongs in the log; the caller learns only that it was not their fault.
+    pub fn internal(cause: impl fmt::Display) -> Self {
+        log::error!(error:% = cause; "internal error");
+        Error::new(Code::Internal, "internal server error")
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.code.as_str(), self.message)
+    }
+}
+
+impl std::error::Error for Error {}

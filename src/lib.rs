@@ -1,0 +1,7 @@
+//! Open Spanner.
+#![forbid(unsafe_code)]
+pub mod config;
+pub mod error;
+pub mod quantity;
+pub mod store;
+pub mod window;

@@ -1,0 +1,353 @@
+//! Exact decimal quantities: parsing, printing, and a byte form that sorts like the number it holds.
+//! No rounding happens here except in [`Quantity::divide`]. Never a float on the way, in either direction.
+
+use std::fmt;
+use std::num::NonZeroU64;
+use std::str::FromStr;
+
+use bigdecimal::{BigDecimal, RoundingMode};
+use num_bigint::{BigInt, Sign};
+use num_traits::{Signed, Zero};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser};
+
+/// Most significant digits of one quantity; sums may have more.
+pub const DIGITS_MAX: u64 = 60;
+/// The decimal exponents of 64-bit floats, which is what other clients of the contract can send.
+const EXPONENT_MAX: i64 = 308;
+const EXPONENT_MIN: i64 = -330;
+/// Digits kept when a division does not end.
+const QUOTIENT_DIGITS: u64 = 34;
+
+/// An exact decimal number, without trailing zeros.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Quantity(BigDecimal);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reject {
+    NotANumber,
+    TooManyDigits,
+    OutOfRange,
+}
+
+impl fmt::Display for Reject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Reject::NotANumber => f.write_str("must be a finite number"),
+            Reject::TooManyDigits => write!(f, "must not have more than {DIGITS_MAX} significant digits"),
+            Reject::OutOfRange => f.write_str("is out of range"),
+        }
+    }
+}
+
+impl Quantity {
+    pub fn zero() -> Self {
+        Quantity(BigDecimal::zero())
+    }
+
+    /// Reads the text of a JSON number within the limits of one event.
+    pub fn parse(text: &str) -> Result<Self, Reject> {
+        // the text is bounded before it becomes digits: 1e999999999 must not allocate
+        let (mantissa, exponent) = match text.find(['e', 'E']) {
+            Some(at) => (&text[..at], text[at + 1..].parse::<i64>().map_err(|_| Reject::OutOfRange)?),
+            None => (text, 0),
+        };
+        if !(-1_000_000..=1_000_000).contains(&exponent) {
+            return Err(Reject::OutOfRange);
+        }
+        let digits = BigDecimal::from_str(mantissa).map_err(|_| Reject::NotANumber)?;
+        let (digits, scale) = digits.normalized().into_bigint_and_exponent();
+        let value = Quantity(BigDecimal::new(digits, scale - exponent));
+        if value.0.is_zero() {
+            return Ok(Quantity::zero());
+        }
+        if value.0.digits() > DIGITS_MAX {
+            return Err(Reject::TooManyDigits);
+        }
+        let magnitude = value.0.digits() as i64 - value.0.fractional_digit_count() - 1;
+        if !(EXPONENT_MIN..=EXPONENT_MAX).contains(&magnitude) {
+            return Err(Reject::OutOfRange);
+        }
+        Ok(value)
+    }
+
+    /// The shortest decimal text that reads back to this float (what other clients print); NaN and infinities refused.
+    pub fn from_f64(value: f64) -> Result<Self, Reject> {
+        if !value.is_finite() {
+            return Err(Reject::NotANumber);
+        }
+        Quantity::parse(&format!("{value:e}"))
+    }
+
+    pub fn is_positive(&self) -> bool {
+        self.0.is_positive()
+    }
+
+    pub fn is_zero(&self) -> bool {
+        self.0.is_zero()
+    }
+
+    /// Exact quotient when it ends within 34 digits, else rounded half to even there. `divisor` must not be zero.
+    pub fn divide(&self, divisor: &Quantity) -> Quantity {
+        if divisor.0.is_zero() {
+            return Quantity::zero();
+        }
+        let digits = NonZeroU64::new(QUOTIENT_DIGITS).unwrap_or(NonZeroU64::MIN);
+        Quantity((&self.0 / &divisor.0).with_precision_round(digits, RoundingMode::HalfEven).normalized())
+    }
+
+    pub fn decimal(&self) -> &BigDecimal {
+        &self.0
+    }
+
+    /// For metrics and messages only.
+    pub fn to_f64(&self) -> f64 {
+        self.to_json().parse().unwrap_or(f64::MAX)
+    }
+
+    /// Significant digits and decimal exponent: the value is `0.digits × 10^exponent`.
+    fn digits(&self) -> (bool, String, i64) {
+        let normal = self.0.normalized();
+        let (digits, scale) = normal.as_bigint_and_exponent();
+        let text = digits.magnitude().to_string();
+        let exponent = text.len() as i64 - scale;
+        (digits.sign() == Sign::Minus, text, exponent)
+    }
+
+    /// As a JSON number: positional from 1e-6 up to 1e21, exponent form outside (rest.md section 3), all digits kept.
+    pub fn to_json(&self) -> String {
+        if self.0.is_zero() {
+            return "0".to_owned();
+        }
+        let (negative, digits, exponent) = self.digits();
+        let sign = if negative { "-" } else { "" };
+        if (-5..=21).contains(&exponent) {
+            return format!("{sign}{}", positional(&digits, exponent));
+        }
+        let power = exponent - 1;
+        let (head, tail) = digits.split_at(1);
+        let dot = if tail.is_empty() { "" } else { "." };
+        let plus = if power > 0 { "+" } else { "" };
+        format!("{sign}{head}{dot}{tail}e{plus}{power}")
+    }
+
+    /// Positional, never an exponent (CSV, rest.md section 10).
+    pub fn to_plain(&self) -> String {
+        if self.0.is_zero() {
+            return "0".to_owned();
+        }
+        let (negative, digits, exponent) = self.digits();
+        format!("{}{}", if negative { "-" } else { "" }, positional(&digits, exponent))
+    }
+
+    /// Bytes whose order is the order of the numbers: a header with sign and base-100 exponent, then pairs of
+    /// digits plus one. SQLite has no exact decimals; with these, its MIN, MAX, ORDER BY and comparisons are exact.
+    pub fn to_sortable(&self) -> Vec<u8> {
+        if self.0.is_zero() {
+            return vec![0x80, 0x00];
+        }
+        let (negative, mut digits, mut exponent) = self.digits();
+        if exponent.rem_euclid(2) == 1 {
+            digits.insert(0, '0');
+            exponent += 1;
+        }
+        if digits.len() % 2 == 1 {
+            digits.push('0');
+        }
+        let header = (0xC000 + exponent / 2) as u16;
+        let mut bytes = Vec::with_capacity(2 + digits.len() / 2 + 1);
+        bytes.extend_from_slice(&header.to_be_bytes());
+        bytes.extend(digits.as_bytes().chunks(2).map(|pair| (pair[0] - b'0') * 10 + (pair[1] - b'0') + 1));
+        if negative {
+            bytes.iter_mut().for_each(|byte| *byte = !*byte);
+            bytes.push(0xFF);
+        }
+        bytes
+    }
+
+    /// Reverses [`Quantity::to_sortable`]; `None` for bytes it did not make.
+    pub fn from_sortable(bytes: &[u8]) -> Option<Self> {
+        let (&first, &second) = (bytes.first()?, bytes.get(1)?);
+        if [first, second] == [0x80, 0x00] {
+            return Some(Quantity::zero());
+        }
+        let negative = first < 0x80;
+        let flip = if negative { 0xFF } else { 0 };
+        let end = if negative { bytes.len() - 1 } else { bytes.len() };
+        let header = u16::from_be_bytes([first ^ flip, second ^ flip]);
+        let mut text = String::with_capacity(2 * bytes.len());
+        for byte in bytes.get(2..end)? {
+            let pair = (byte ^ flip).checked_sub(1).filter(|pair| *pair < 100)?;
+            text.push((b'0' + pair / 10) as char);
+            text.push((b'0' + pair % 10) as char);
+        }
+        let exponent = 2 * (i64::from(header) - 0xC000);
+        let digits = BigInt::from_str(&text).ok()?;
+        let digits = if negative { -digits } else { digits };
+        Some(Quantity(BigDecimal::new(digits, text.len() as i64 - exponent).normalized()))
+    }
+}
+
+fn positional(digits: &str, exponent: i64) -> String {
+    let length = digits.len() as i64;
+    if exponent <= 0 {
+        format!("0.{}{digits}", "0".repeat(exponent.unsigned_abs() as usize))
+    } else if exponent >= length {
+        format!("{digits}{}", "0".repeat((exponent - length) as usize))
+    } else {
+        let (whole, fraction) = digits.split_at(exponent as usize);
+        format!("{whole}.{fraction}")
+    }
+}
+
+impl From<i64> for Quantity {
+    fn from(value: i64) -> Self {
+        Quantity(BigDecimal::from(value).normalized())
+    }
+}
+
+impl From<BigDecimal> for Quantity {
+    fn from(value: BigDecimal) -> Self {
+        Quantity(value.normalized())
+    }
+}
+
+impl std::ops::Add<&Quantity> for &Quantity {
+    type Output = Quantity;
+    fn add(self, other: &Quantity) -> Quantity {
+        Quantity((&self.0 + &other.0).normalized())
+    }
+}
+
+impl std::ops::AddAssign<&Quantity> for Quantity {
+    fn add_assign(&mut self, other: &Quantity) {
+        self.0 += &other.0;
+    }
+}
+
+impl std::ops::Sub<&Quantity> for &Quantity {
+    type Output = Quantity;
+    fn sub(self, other: &Quantity) -> Quantity {
+        Quantity((&self.0 - &other.0).normalized())
+    }
+}
+
+impl std::ops::Mul<&Quantity> for &Quantity {
+    type Output = Quantity;
+    fn mul(self, other: &Quantity) -> Quantity {
+        Quantity((&self.0 * &other.0).normalized())
+    }
+}
+
+impl fmt::Display for Quantity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.to_json())
+    }
+}
+
+impl Serialize for Quantity {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serde_json::Number::from_str(&self.to_json()).map_err(ser::Error::custom)?.serialize(serializer)
+    }
+}
+
+/// Reads a JSON number; the limits of [`Quantity::parse`] apply. What fits no 64-bit float is not JSON to the
+/// contract (rest.md section 2) and fails as such.
+impl<'de> Deserialize<'de> for Quantity {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let number = serde_json::Number::deserialize(deserializer)?;
+        Quantity::parse(number.as_str()).map_err(de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn q(text: &str) -> Quantity {
+        Quantity::parse(text).expect(text)
+    }
+
+    #[test]
+    fn prints_like_the_contract() {
+        let cases = [
+            ("5.0", "5"),
+            ("0.1", "0.1"),
+            ("15.50", "15.5"),
+            ("1e2", "100"),
+            ("0.30000000000000004", "0.30000000000000004"),
+            ("100000000000000000000", "100000000000000000000"),
+            ("1e21", "1e+21"),
+            ("1234500000000000000000000", "1.2345e+24"),
+            ("0.000001", "0.000001"),
+            ("0.0000001", "1e-7"),
+            ("-2.50", "-2.5"),
+            ("0e5", "0"),
+            ("-0.0", "0"),
+        ];
+        for (text, json) in cases {
+            assert_eq!(q(text).to_json(), json, "{text}");
+        }
+        assert_eq!(q("1e21").to_plain(), "1000000000000000000000");
+        assert_eq!(q("1e-7").to_plain(), "0.0000001");
+    }
+
+    #[test]
+    fn refuses_what_it_cannot_hold() {
+        assert_eq!(Quantity::parse("1e309"), Err(Reject::OutOfRange));
+        assert_eq!(Quantity::parse("1e99999999999999999999"), Err(Reject::OutOfRange));
+        assert_eq!(Quantity::parse("1e999999999"), Err(Reject::OutOfRange));
+        assert_eq!(Quantity::parse(&"1".repeat(61)), Err(Reject::TooManyDigits));
+        assert_eq!(Quantity::parse("abc"), Err(Reject::NotANumber));
+        assert_eq!(Quantity::from_f64(f64::NAN), Err(Reject::NotANumber));
+        assert_eq!(Quantity::from_f64(f64::INFINITY), Err(Reject::NotANumber));
+        assert!(Quantity::from_f64(f64::MAX).is_ok());
+        assert!(Quantity::from_f64(5e-324).is_ok());
+    }
+
+    #[test]
+    fn ten_tenths_are_one() {
+        let mut sum = Quantity::zero();
+        for _ in 0..10 {
+            sum += &q("0.1");
+        }
+        assert_eq!(sum.to_json(), "1");
+    }
+
+    #[test]
+    fn division_ends_or_is_rounded() {
+        assert_eq!(q("10").divide(&q("4")).to_json(), "2.5");
+        assert_eq!(q("10").divide(&q("3")).to_json(), "3.333333333333333333333333333333333");
+        assert_eq!(q("1").divide(&Quantity::zero()).to_json(), "0");
+    }
+
+    fn numbers() -> impl Strategy<Value = String> {
+        ("-?[0-9]{1,28}", "[0-9]{1,28}", -40i32..40).prop_map(|(a, b, e)| {
+            let a = a.replace("-0", "-").trim_start_matches('0').to_owned();
+            let a = if a.is_empty() || a == "-" { format!("{a}0") } else { a };
+            format!("{a}.{b}e{e}")
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn sortable_bytes_keep_value_and_order(a in numbers(), b in numbers()) {
+            let (a, b) = (q(&a), q(&b));
+            prop_assert_eq!(Quantity::from_sortable(&a.to_sortable()), Some(a.clone()));
+            prop_assert_eq!(a.to_sortable().cmp(&b.to_sortable()), a.cmp(&b));
+        }
+
+        #[test]
+        fn text_reads_back(a in numbers()) {
+            let a = q(&a);
+            prop_assert_eq!(&q(&a.to_json()), &a);
+            prop_assert_eq!(BigDecimal::from_str(&a.to_plain()).expect("plain"), a.0);
+        }
+
+        #[test]
+        fn floats_keep_their_value(value in any::<f64>().prop_filter("finite", |v| v.is_finite())) {
+            let quantity = Quantity::from_f64(value).expect("finite");
+            prop_assert_eq!(quantity.to_json().parse::<f64>().expect("number"), value + 0.0);
+        }
+    }
+}

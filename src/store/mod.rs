@@ -1,0 +1,381 @@
+//! The only room that knows SQL. One enum over both databases; three rungs, the lowest that will do:
+//! plain diesel on [`Conn`]; the same statement compiled for each database with [`both!`]; a `match` with
+//! different SQL where it must differ (the hot insert, claims, aggregates).
+//!
+//! Blocking diesel never runs on an async thread: a permit of the pool's semaphore is awaited, then the work runs
+//! on a blocking thread that finds its connection free.
+
+pub mod migrations;
+pub mod schema;
+mod sqlite;
+
+use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use diesel::connection::SimpleConnection;
+use diesel::r2d2::{self, ManageConnection};
+use diesel::result::{ConnectionError, DatabaseErrorKind, Error as DieselError};
+use diesel::{Connection, PgConnection, SqliteConnection};
+use tokio::sync::Semaphore;
+
+use crate::config::{Db, Driver};
+use crate::error::{Error, Result};
+
+#[derive(diesel::MultiConnection)]
+pub enum Conn {
+    Postgres(PgConnection),
+    Sqlite(SqliteConnection),
+}
+
+/// The same statement, type-checked against each database.
+#[macro_export]
+macro_rules! both {
+    ($conn:expr, $c:ident => $body:expr) => {
+        match $conn {
+            $crate::store::Conn::Postgres($c) => $body,
+            $crate::store::Conn::Sqlite($c) => $body,
+        }
+    };
+}
+
+impl Conn {
+    pub fn is_postgres(&self) -> bool {
+        matches!(self, Conn::Postgres(_))
+    }
+
+    /// Runs `work` in one transaction; on SQLite it takes the write lock at once, so that it cannot fail half-way.
+    /// Never nested: plain BEGIN and COMMIT, because diesel's own would start a deferred one on SQLite.
+    fn transaction<T>(&mut self, work: impl FnOnce(&mut Conn) -> Result<T, Fault>) -> Result<T, Fault> {
+        let begin = if self.is_postgres() { "BEGIN" } else { "BEGIN IMMEDIATE" };
+        self.batch_execute(begin).map_err(|error| Fault::NotStarted(Box::new(error.into())))?;
+        match work(self) {
+            Ok(value) => match self.batch_execute("COMMIT") {
+                Ok(()) => Ok(value),
+                Err(error) => {
+                    // a failed COMMIT may leave SQLite inside the transaction
+                    let _ = self.batch_execute("ROLLBACK");
+                    Err(error.into())
+                }
+            },
+            Err(fault) => {
+                let _ = self.batch_execute("ROLLBACK");
+                Err(fault)
+            }
+        }
+    }
+}
+
+/// Why a unit of work did not succeed: a refusal in the product's words, or the database's own failure.
+#[derive(Debug)]
+pub enum Fault {
+    Refused(Error),
+    Database(DieselError),
+    /// The transaction could not even begin, so repeating it is safe.
+    NotStarted(Box<Fault>),
+}
+
+impl From<DieselError> for Fault {
+    fn from(error: DieselError) -> Self {
+        Fault::Database(error)
+    }
+}
+
+impl From<Error> for Fault {
+    fn from(error: Error) -> Self {
+        Fault::Refused(error)
+    }
+}
+
+impl Fault {
+    /// True when the statement broke this named constraint (or, on SQLite, a unique rule on this table).
+    pub fn breaks(&self, constraint: &str) -> bool {
+        let Fault::Database(DieselError::DatabaseError(DatabaseErrorKind::UniqueViolation, info)) = self else {
+            return false;
+        };
+        match info.constraint_name() {
+            Some(name) => name == constraint,
+            // SQLite names columns, not constraints: "UNIQUE constraint failed: users.email"
+            None => constraint.starts_with(info.table_name().unwrap_or_else(|| sqlite_table(info.message()))),
+        }
+    }
+
+    fn lost_connection(&self) -> bool {
+        match self {
+            Fault::NotStarted(inner) => inner.lost_connection(),
+            Fault::Database(DieselError::DatabaseError(kind, info)) => match kind {
+                DatabaseErrorKind::ClosedConnection | DatabaseErrorKind::UnableToSendCommand => true,
+                _ => {
+                    let text = info.message();
+                    ["server closed the connection", "terminating connection", "connection to server", "no connection"]
+                        .iter()
+                        .any(|part| text.contains(part))
+                }
+            },
+            Fault::Database(DieselError::BrokenTransactionManager) => true,
+            _ => false,
+        }
+    }
+
+    /// The database refused for now: locked, full, shutting down, out of connections.
+    fn is_passing(&self) -> bool {
+        let Fault::Database(DieselError::DatabaseError(kind, info)) = self else {
+            return matches!(self, Fault::NotStarted(inner) if inner.is_passing());
+        };
+        let text = info.message();
+        matches!(kind, DatabaseErrorKind::ReadOnlyTransaction)
+            || [
+                "database is locked",
+                "database or disk is full",
+                "disk I/O error",
+                "attempt to write a readonly database",
+                "No space left on device",
+                "the database system is",
+                "too many clients",
+                "remaining connection slots",
+            ]
+            .iter()
+            .any(|part| text.contains(part))
+    }
+
+    fn is_retryable(&self) -> bool {
+        match self {
+            Fault::Database(DieselError::DatabaseError(kind, info)) => {
+                matches!(kind, DatabaseErrorKind::SerializationFailure) || info.message().contains("deadlock detected")
+            }
+            _ => false,
+        }
+    }
+
+    /// What the caller is told; the cause goes to the log here and nowhere else.
+    pub fn into_error(self, operation: &'static str) -> Error {
+        match self {
+            Fault::Refused(error) => error,
+            fault if fault.lost_connection() || fault.is_passing() => {
+                log::warn!(operation, error:? = fault; "database unavailable");
+                Error::unavailable("the database does not answer")
+            }
+            Fault::NotStarted(inner) => inner.into_error(operation),
+            Fault::Database(error) => {
+                log::error!(operation, error:% = error; "database error");
+                Error::new(crate::error::Code::Internal, "internal server error")
+            }
+        }
+    }
+}
+
+fn sqlite_table(message: &str) -> &str {
+    message
+        .rsplit("failed: ")
+        .next()
+        .and_then(|columns| columns.split('.').next())
+        .filter(|table| !table.is_empty())
+        .unwrap_or("\0")
+}
+
+/// A pooled connection that knows whether it may be used again.
+pub struct Pooled {
+    conn: Conn,
+    broken: bool,
+}
+
+impl Deref for Pooled {
+    type Target = Conn;
+    fn deref(&self) -> &Conn {
+        &self.conn
+    }
+}
+
+impl DerefMut for Pooled {
+    fn deref_mut(&mut self) -> &mut Conn {
+        &mut self.conn
+    }
+}
+
+struct Manager(Driver);
+
+impl ManageConnection for Manager {
+    type Connection = Pooled;
+    type Error = ConnectionError;
+
+    fn connect(&self) -> Result<Pooled, ConnectionError> {
+        open(&self.0).map(|conn| Pooled { conn, broken: false })
+    }
+
+    fn is_valid(&self, _: &mut Pooled) -> Result<(), ConnectionError> {
+        Ok(())
+    }
+
+    fn has_broken(&self, pooled: &mut Pooled) -> bool {
+        pooled.broken
+    }
+}
+
+/// A connection of its own, outside the pools (migrations, notifications).
+pub fn open(driver: &Driver) -> Result<Conn, ConnectionError> {
+    match driver {
+        Driver::Sqlite { path, synchronous } => sqlite::open(path, *synchronous).map(Conn::Sqlite),
+        Driver::Postgres { dsn } => {
+            let mut conn = PgConnection::establish(dsn.expose())?;
+            // acknowledged means committed: a session default of "off" would break the first promise
+            conn.batch_execute(
+                "SET TIME ZONE 'UTC'; SET jit = off; SET client_min_messages = warning;
+                 SELECT set_config('synchronous_commit', 'on', false)
+                 WHERE current_setting('synchronous_commit') = 'off'",
+            )
+            .map_err(ConnectionError::CouldntSetupConfiguration)?;
+            Ok(Conn::Postgres(conn))
+        }
+    }
+}
+
+struct Pool {
+    connections: r2d2::Pool<Manager>,
+    permits: Arc<Semaphore>,
+}
+
+impl Pool {
+    fn new(db: &Db, size: u32) -> Self {
+        let connections = r2d2::Pool::builder()
+            .max_size(size)
+            .min_idle(Some(0))
+            // a ping per checkout costs as much as a point read; broken connections are noticed on use
+            .test_on_check_out(false)
+            .connection_timeout(Duration::from_secs(2))
+            .max_lifetime(db.conn_max_lifetime)
+            .idle_timeout(db.conn_max_idle_time)
+            .error_handler(Box::new(LogErrors))
+            .build_unchecked(Manager(db.driver.clone()));
+        Pool { connections, permits: Arc::new(Semaphore::new(size as usize)) }
+    }
+}
+
+#[derive(Debug)]
+struct LogErrors;
+
+impl r2d2::HandleError<ConnectionError> for LogErrors {
+    fn handle_error(&self, error: ConnectionError) {
+        log::warn!(error:% = error; "database connection failed");
+    }
+}
+
+/// The database, as the rest of the server sees it. Cheap to clone.
+#[derive(Clone)]
+pub struct Store(Arc<Inner>);
+
+struct Inner {
+    readers: Pool,
+    /// SQLite has one writer; PostgreSQL writes through the same pool as it reads.
+    writer: Option<Pool>,
+    postgres: bool,
+    acquire_timeout: Duration,
+    runtime: tokio::runtime::Handle,
+}
+
+const SQLITE_READERS: u32 = 4;
+/// A restarted PostgreSQL leaves every idle connection dead; each is found out on its first use.
+const TRIES: usize = 3;
+
+impl Store {
+    /// Opens no connection yet: the first use does, so that a server can start before its database.
+    /// Must be called inside the runtime whose blocking threads it will use.
+    pub fn new(db: &Db) -> Self {
+        let (readers, writer, postgres) = match &db.driver {
+            Driver::Postgres { .. } => (Pool::new(db, db.max_open_conns), None, true),
+            // each connection to :memory: is a database of its own
+            Driver::Sqlite { path, .. } if path == ":memory:" => (Pool::new(db, 1), None, false),
+            Driver::Sqlite { .. } => (Pool::new(db, SQLITE_READERS), Some(Pool::new(db, 1)), false),
+        };
+        Store(Arc::new(Inner {
+            readers,
+            writer,
+            postgres,
+            acquire_timeout: db.acquire_timeout,
+            runtime: tokio::runtime::Handle::current(),
+        }))
+    }
+
+    pub fn is_postgres(&self) -> bool {
+        self.0.postgres
+    }
+
+    /// Runs statements that change nothing. `operation` names them in metrics and logs. May run more than once.
+    pub async fn read<T: Send + 'static>(
+        &self,
+        operation: &'static str,
+        work: impl Fn(&mut Conn) -> Result<T, Fault> + Send + 'static,
+    ) -> Result<T> {
+        self.run(&self.0.readers, operation, true, work).await
+    }
+
+    /// Runs one transaction: all of it is committed when this returns `Ok`, nothing of it otherwise (except that a
+    /// connection lost during COMMIT leaves the outcome unknown). May run more than once before it commits.
+    pub async fn write<T: Send + 'static>(
+        &self,
+        operation: &'static str,
+        work: impl Fn(&mut Conn) -> Result<T, Fault> + Send + 'static,
+    ) -> Result<T> {
+        let pool = self.0.writer.as_ref().unwrap_or(&self.0.readers);
+        self.run(pool, operation, false, move |conn| conn.transaction(&work)).await
+    }
+
+    async fn run<T: Send + 'static>(
+        &self,
+        pool: &Pool,
+        operation: &'static str,
+        idempotent: bool,
+        work: impl Fn(&mut Conn) -> Result<T, Fault> + Send + 'static,
+    ) -> Result<T> {
+        let waited = Instant::now();
+        let permit = match tokio::time::timeout(self.0.acquire_timeout, pool.permits.clone().acquire_owned()).await {
+            Ok(Ok(permit)) => permit,
+            _ => return Err(Error::unavailable("all database connections are busy")),
+        };
+        metrics::histogram!("open_spanner_db_pool_wait_seconds").record(waited.elapsed().as_secs_f64());
+        let connections = pool.connections.clone();
+        let task = self.0.runtime.spawn_blocking(move || {
+            let _permit = permit;
+            attempt(&connections, operation, idempotent, work)
+        });
+        task.await.unwrap_or_else(|panic| Err(Error::internal(panic)))
+    }
+}
+
+fn attempt<T>(
+    connections: &r2d2::Pool<Manager>,
+    operation: &'static str,
+    idempotent: bool,
+    work: impl Fn(&mut Conn) -> Result<T, Fault>,
+) -> Result<T> {
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        let mut pooled = connections.get().map_err(|_| Error::unavailable("the database does not answer"))?;
+        let started = Instant::now();
+        // stays true when the work panics, so that a half-done transaction is never handed on
+        pooled.broken = true;
+        let result = work(&mut pooled.conn);
+        metrics::histogram!("open_spanner_db_query_duration_seconds", "operation" => operation)
+            .record(started.elapsed().as_secs_f64());
+        let fault = match result {
+            Ok(value) => {
+                pooled.broken = false;
+                return Ok(value);
+            }
+            Err(fault) => fault,
+        };
+        let lost = fault.lost_connection();
+        pooled.broken = lost;
+        let again = match &fault {
+            Fault::NotStarted(_) => lost,
+            _ => (lost && idempotent) || fault.is_retryable(),
+        };
+        if again && (tries < TRIES || (lost && tries <= connections.max_size() as usize)) {
+            continue;
+        }
+        if !matches!(fault, Fault::Refused(_)) {
+            metrics::counter!("open_spanner_db_errors_total", "operation" => operation).increment(1);
+        }
+        return Err(fault.into_error(operation));
+    }
+}

@@ -1,0 +1,194 @@
+//! The one set of table definitions, for both databases. Columns that only hand-written SQL touches are here too,
+//! so that a test can hold this file against the migrated databases.
+
+use diesel::{allow_tables_to_appear_in_same_query, table};
+
+/// An exact decimal: NUMERIC on PostgreSQL, sortable bytes on SQLite (`crate::quantity`).
+#[derive(Clone, Copy, Debug, Default, diesel::sql_types::SqlType, diesel::query_builder::QueryId)]
+#[diesel(postgres_type(oid = 1700, array_oid = 1231))]
+#[diesel(sqlite_type(name = "Binary"))]
+pub struct ExactDecimal;
+
+table! {
+    workspaces (id) {
+        id -> BigInt,
+        public_id -> Text,
+        name -> Text,
+        created_at -> BigInt,
+    }
+}
+
+table! {
+    users (id) {
+        id -> BigInt,
+        public_id -> Text,
+        email -> Text,
+        password_hash -> Text,
+        created_at -> BigInt,
+    }
+}
+
+table! {
+    memberships (workspace_id, user_id) {
+        workspace_id -> BigInt,
+        user_id -> BigInt,
+        role -> Text,
+        created_at -> BigInt,
+    }
+}
+
+table! {
+    sessions (token_hash) {
+        token_hash -> Binary,
+        kind -> Text,
+        user_id -> BigInt,
+        workspace_id -> BigInt,
+        expires_at -> BigInt,
+        rotated_at -> Nullable<BigInt>,
+        created_at -> BigInt,
+    }
+}
+
+table! {
+    api_keys (id) {
+        id -> BigInt,
+        public_id -> Text,
+        workspace_id -> BigInt,
+        user_id -> BigInt,
+        name -> Text,
+        token_hash -> Binary,
+        prefix -> Text,
+        scopes -> Text,
+        allowed_meters -> Text,
+        expires_at -> Nullable<BigInt>,
+        revoked_at -> Nullable<BigInt>,
+        rotated_to -> Nullable<Text>,
+        created_at -> BigInt,
+        last_used_at -> Nullable<BigInt>,
+    }
+}
+
+table! {
+    api_key_events (id) {
+        id -> Text,
+        workspace_id -> BigInt,
+        user_id -> BigInt,
+        api_key_id -> Text,
+        key_name -> Text,
+        key_prefix -> Text,
+        event_type -> Text,
+        related_api_key_id -> Nullable<Text>,
+        effective_at -> Nullable<BigInt>,
+        created_at -> BigInt,
+    }
+}
+
+table! {
+    meters (id) {
+        id -> BigInt,
+        public_id -> Text,
+        workspace_id -> BigInt,
+        name -> Text,
+        description -> Text,
+        unit -> Text,
+        aggregation -> Text,
+        dimensions -> Text,
+        version -> Integer,
+        event_retention_days -> Integer,
+        pruned_before -> Nullable<BigInt>,
+        created_at -> BigInt,
+    }
+}
+
+table! {
+    subjects (id) {
+        id -> BigInt,
+        workspace_id -> BigInt,
+        name -> Text,
+    }
+}
+
+table! {
+    dimension_sets (meter_id, hash) {
+        meter_id -> BigInt,
+        hash -> Binary,
+        version -> Integer,
+        dimensions -> Text,
+    }
+}
+
+table! {
+    idempotency_keys (workspace_id, key) {
+        workspace_id -> BigInt,
+        key -> Binary,
+        event_id -> Binary,
+        subject_id -> BigInt,
+        event_time -> BigInt,
+        fingerprint -> BigInt,
+    }
+}
+
+table! {
+    use diesel::sql_types::*;
+    use super::ExactDecimal;
+    events (subject_id, event_time, id) {
+        id -> Binary,
+        workspace_id -> BigInt,
+        meter_id -> BigInt,
+        subject_id -> BigInt,
+        event_time -> BigInt,
+        received_at -> BigInt,
+        meter_version -> Integer,
+        quantity -> ExactDecimal,
+        idempotency_key -> Nullable<Text>,
+        metadata -> Nullable<Text>,
+    }
+}
+
+table! {
+    use diesel::sql_types::*;
+    use super::ExactDecimal;
+    rollups (meter_id, subject_id, grain, start, dimension_set, lane) {
+        meter_id -> BigInt,
+        subject_id -> BigInt,
+        grain -> SmallInt,
+        start -> BigInt,
+        dimension_set -> Binary,
+        lane -> SmallInt,
+        event_count -> BigInt,
+        quantity_sum -> ExactDecimal,
+        quantity_min -> ExactDecimal,
+        quantity_max -> ExactDecimal,
+        first_at -> BigInt,
+        first_id -> Binary,
+        first_quantity -> ExactDecimal,
+        last_at -> BigInt,
+        last_id -> Binary,
+        last_quantity -> ExactDecimal,
+    }
+}
+
+table! {
+    bulk_replays (workspace_id, key) {
+        workspace_id -> BigInt,
+        key -> Binary,
+        accepted -> Text,
+        duplicates -> Text,
+        created_at -> BigInt,
+    }
+}
+
+table! {
+    ingestion_runs (workspace_id, id) {
+        workspace_id -> BigInt,
+        id -> Binary,
+        kind -> Text,
+        accepted -> BigInt,
+        duplicates -> BigInt,
+        failed -> BigInt,
+        created_at -> BigInt,
+    }
+}
+
+allow_tables_to_appear_in_same_query!(users, memberships, workspaces, sessions, api_keys);
+allow_tables_to_appear_in_same_query!(meters, subjects, dimension_sets);

@@ -1,0 +1,68 @@
+//! What SQLite needs beyond SQL: how a file is opened, and exact decimal functions on the bytes of
+//! `crate::quantity` (its own numbers are floats).
+
+use diesel::connection::SimpleConnection;
+use diesel::result::ConnectionError;
+use diesel::sqlite::SqliteAggregateFunction;
+use diesel::{Connection, SqliteConnection};
+
+use crate::config::Synchronous;
+use crate::quantity::Quantity;
+
+#[diesel::declare_sql_function]
+extern "SQL" {
+    /// Exact sum of sortable quantities.
+    #[aggregate]
+    fn quantity_total(x: diesel::sql_types::Binary) -> diesel::sql_types::Binary;
+    /// Exact sum of two sortable quantities.
+    fn quantity_add(a: diesel::sql_types::Binary, b: diesel::sql_types::Binary) -> diesel::sql_types::Binary;
+    /// The decimal text of a sortable quantity.
+    fn quantity_text(x: diesel::sql_types::Binary) -> diesel::sql_types::Text;
+}
+
+pub fn open(path: &str, synchronous: Synchronous) -> Result<SqliteConnection, ConnectionError> {
+    let mut conn = SqliteConnection::establish(path)?;
+    let synchronous = match synchronous {
+        Synchronous::Full => "FULL",
+        Synchronous::Normal => "NORMAL",
+    };
+    // busy_timeout first: switching to WAL needs a lock that another process may hold for a moment
+    let pragmas = format!(
+        "PRAGMA busy_timeout = 10000; PRAGMA journal_mode = WAL; PRAGMA synchronous = {synchronous};
+         PRAGMA foreign_keys = ON; PRAGMA temp_store = MEMORY; PRAGMA cache_size = -32768;"
+    );
+    conn.batch_execute(&pragmas).map_err(ConnectionError::CouldntSetupConfiguration)?;
+    register(&mut conn).map_err(ConnectionError::CouldntSetupConfiguration)?;
+    Ok(conn)
+}
+
+fn register(conn: &mut SqliteConnection) -> diesel::QueryResult<()> {
+    quantity_total_utils::register_impl::<Total, _>(conn)?;
+    quantity_add_utils::register_impl(conn, |a: Vec<u8>, b: Vec<u8>| (&read(&a) + &read(&b)).to_sortable())?;
+    quantity_text_utils::register_impl(conn, |x: Vec<u8>| read(&x).to_plain())
+}
+
+/// Only bytes made by `Quantity` are ever stored.
+fn read(bytes: &[u8]) -> Quantity {
+    Quantity::from_sortable(bytes).unwrap_or_else(Quantity::zero)
+}
+
+struct Total(Quantity);
+
+impl Default for Total {
+    fn default() -> Self {
+        Total(Quantity::zero())
+    }
+}
+
+impl SqliteAggregateFunction<Vec<u8>> for Total {
+    type Output = Vec<u8>;
+
+    fn step(&mut self, x: Vec<u8>) {
+        self.0 += &read(&x);
+    }
+
+    fn finalize(aggregator: Option<Self>) -> Vec<u8> {
+        aggregator.unwrap_or_default().0.to_sortable()
+    }
+}
