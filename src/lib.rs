@@ -1,5 +1,6 @@
 //! Open Spanner.
 #![forbid(unsafe_code)]
+pub mod auth;
 pub mod config;
 pub mod error;
 pub mod quantity;

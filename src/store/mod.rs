@@ -5,9 +5,12 @@
 //! Blocking diesel never runs on an async thread: a permit of the pool's semaphore is awaited, then the work runs
 //! on a blocking thread that finds its connection free.
 
+pub mod keys;
 pub mod migrations;
 pub mod schema;
+pub mod sessions;
 mod sqlite;
+pub mod users;
 
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
