@@ -27,13 +27,13 @@ pub struct Wish {
     pub name: String,
     pub scopes: Vec<String>,
     pub allowed_meters: Vec<String>,
-    /// RFC 3339; blank for a key without end.
+    /// RFC 3339; empty for a key without end.
     pub expires_at: String,
 }
 
 impl Wish {
     fn terms(&self, now: Micros) -> Result<KeyTerms> {
-        let expires_at = match self.expires_at.trim() {
+        let expires_at = match self.expires_at.as_str() {
             "" => None,
             text => Some(
                 Micros::parse(text)
@@ -114,19 +114,19 @@ impl Auth {
         let terms = wish.terms(now)?;
         let (token, secret) = new_secret()?;
         let work = move |conn: &mut _| keys::create(conn, owner, &terms, &secret, now);
-        Ok((self.0.store.write("keys.create", work).await?, token))
+        Ok((self.0.store.write("keys::create", work).await?, token))
     }
 
     /// The caller's own keys in the current workspace, newest first, ended ones too.
     pub async fn list_keys(&self, caller: &Caller) -> Result<Vec<ApiKey>> {
         let owner = caller.key_owner();
-        self.0.store.read("keys.list", move |conn| keys::list(conn, owner)).await
+        self.0.store.read("keys::list", move |conn| keys::list(conn, owner)).await
     }
 
     /// Ends a key at once. Ending one that has ended already is fine; 404 for a key the caller does not have.
     pub async fn revoke_key(&self, caller: &Caller, id: &str) -> Result<()> {
         let (owner, id, now) = (caller.key_owner(), key_id(id)?, Micros::now());
-        let hash = self.0.store.write("keys.revoke", move |conn| keys::revoke(conn, owner, &id, now)).await?;
+        let hash = self.0.store.write("keys::revoke", move |conn| keys::revoke(conn, owner, &id, now)).await?;
         self.0.keys.forget([hash.as_slice()]);
         Ok(())
     }
@@ -141,7 +141,7 @@ impl Auth {
         let until = now.plus(grace_seconds * SECOND);
         let (token, secret) = new_secret()?;
         let work = move |conn: &mut _| keys::rotate(conn, owner, &id, &secret, until, now);
-        let (key, old_hash) = self.0.store.write("keys.rotate", work).await?;
+        let (key, old_hash) = self.0.store.write("keys::rotate", work).await?;
         self.0.keys.forget([old_hash.as_slice()]);
         Ok((key, token))
     }
@@ -149,7 +149,7 @@ impl Auth {
     /// What happened to the caller's keys, newest first.
     pub async fn key_events(&self, caller: &Caller) -> Result<Vec<KeyEvent>> {
         let owner = caller.key_owner();
-        self.0.store.read("keys.events", move |conn| keys::events(conn, owner, LISTED_EVENTS)).await
+        self.0.store.read("keys::events", move |conn| keys::events(conn, owner, LISTED_EVENTS)).await
     }
 
     /// Writes down when keys were last used. To be called every few seconds, and with [`Flush::All`] at shutdown.
@@ -159,7 +159,7 @@ impl Auth {
         let due = self.0.last_used.due(flush, now);
         for batch in due.chunks(FLUSH_BATCH) {
             let uses: Vec<(i64, Micros)> = batch.iter().map(|(one, at)| (one.key_id, *at)).collect();
-            self.0.store.write("keys.note_use", move |conn| keys::note_use(conn, &uses)).await?;
+            self.0.store.write("keys::note_use", move |conn| keys::note_use(conn, &uses)).await?;
             for (one, at) in batch {
                 one.written.store(at.0, Ordering::Relaxed);
             }

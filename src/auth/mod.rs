@@ -16,13 +16,11 @@ use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ipnet::IpNet;
 use serde::Serialize;
 
 use crate::auth::key::LastUsed;
 use crate::auth::memory::Memory;
 use crate::auth::permission::{Access, Grants, Role};
-use crate::auth::session::SecureCookies;
 use crate::auth::throttle::Throttle;
 use crate::error::{Error, Result};
 use crate::store::users::Member;
@@ -167,14 +165,11 @@ fn not_blank(text: &str) -> Option<String> {
 }
 
 /// What the operator decides.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Options {
     /// How long a credential may be believed without asking the database again.
     pub cache_ttl: Duration,
     pub registration_enabled: bool,
-    pub secure_cookies: SecureCookies,
-    /// Whose `X-Forwarded-*` headers are believed.
-    pub trusted_proxies: Vec<IpNet>,
 }
 
 /// The office that knows callers. Cheap to clone.
@@ -236,7 +231,7 @@ impl Auth {
         }
         let hash = token::hash(text);
         let load = async || {
-            let found = self.0.store.read("keys.find", move |conn| keys::find(conn, &hash)).await?;
+            let found = self.0.store.read("keys::find", move |conn| keys::find(conn, &hash)).await?;
             Ok(found.map(|(member, key)| {
                 let last_used = self.0.last_used.of(key.id, key.last_used_at.map(Micros));
                 KnownKey { caller: Caller::with_key(member, key), last_used }
@@ -258,7 +253,7 @@ impl Auth {
         }
         let hash = token::hash(text);
         let load = async || {
-            let found = self.0.store.read("sessions.find", move |conn| sessions::find(conn, &hash)).await?;
+            let found = self.0.store.read("sessions::find", move |conn| sessions::find(conn, &hash)).await?;
             Ok(found.map(|(member, at)| Caller::new(member, Credential::Session { expires_at: Micros(at) })))
         };
         let caller = self.0.sessions.get_or_load(hash, load).await?.ok_or_else(Error::unauthorized)?;

@@ -100,7 +100,7 @@ impl Auth {
         self.0.throttle.register(address, now)?;
         let password_hash = self.0.passwords.turn().await?.hash(password).await?;
         let work = move |conn: &mut Conn| users::register(conn, &email, &password_hash, now);
-        Ok(self.0.store.write("users.register", work).await?.into())
+        Ok(self.0.store.write("users::register", work).await?.into())
     }
 
     /// A session for whoever knows the password. Everything that does not fit is the same 401, after about the same
@@ -115,7 +115,7 @@ impl Auth {
         }
         let wanted = email.clone();
         let known =
-            self.0.store.read("users.credentials", move |conn| users::credentials(conn, &wanted)).await?;
+            self.0.store.read("users::credentials", move |conn| users::credentials(conn, &wanted)).await?;
         let (user_id, stored) = match known {
             Some((user_id, hash)) if !hash.is_empty() => (user_id, Some(hash)),
             _ => (0, None),
@@ -142,7 +142,7 @@ impl Auth {
             sessions::open(conn, &login, &pair, now)?;
             member(conn, &login)
         };
-        let member = self.0.store.write("sessions.open", work).await?;
+        let member = self.0.store.write("sessions::open", work).await?;
         Ok(fresh.given_to(member.into()))
     }
 
@@ -160,7 +160,7 @@ impl Auth {
             sessions::open(conn, &login, &pair, now)?;
             member(conn, &login)
         };
-        let member = self.0.store.write("sessions.refresh", work).await?;
+        let member = self.0.store.write("sessions::refresh", work).await?;
         Ok(fresh.given_to(member.into()))
     }
 
@@ -170,7 +170,7 @@ impl Auth {
         if hashes.is_empty() {
             return Ok(());
         }
-        let ended = self.0.store.write("sessions.close", move |conn| sessions::close(conn, &hashes)).await?;
+        let ended = self.0.store.write("sessions::close", move |conn| sessions::close(conn, &hashes)).await?;
         self.0.sessions.forget(ended.iter().map(Vec::as_slice));
         Ok(())
     }
@@ -181,7 +181,7 @@ impl Auth {
         loop {
             let now = Micros::now();
             let work = move |conn: &mut Conn| sessions::sweep(conn, now, SWEEP_BATCH as i64);
-            let count = self.0.store.write("sessions.sweep", work).await?;
+            let count = self.0.store.write("sessions::sweep", work).await?;
             swept += count;
             if count < SWEEP_BATCH {
                 return Ok(swept);

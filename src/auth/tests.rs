@@ -117,8 +117,6 @@ async fn office(ttl: Duration) -> Office {
     let options = Options {
         cache_ttl: ttl,
         registration_enabled: true,
-        secure_cookies: SecureCookies::Auto,
-        trusted_proxies: Vec::new(),
     };
     Office { auth: Auth::new(store.clone(), options), store, _dir: dir }
 }
@@ -137,7 +135,7 @@ impl Office {
 
     /// Another server on the same database, which remembers nothing yet.
     fn elsewhere(&self) -> Auth {
-        Auth::new(self.store.clone(), self.auth.options().clone())
+        Auth::new(self.store.clone(), *self.auth.options())
     }
 
     async fn change(&self, work: impl Fn(&mut crate::store::Conn) -> Result<usize, Fault> + Send + 'static) {
@@ -187,7 +185,7 @@ async fn registering_makes_a_user_with_a_workspace() {
 #[tokio::test]
 async fn registration_can_be_switched_off() {
     let office = office(MINUTE).await;
-    let options = Options { registration_enabled: false, ..office.auth.options().clone() };
+    let options = Options { registration_enabled: false, ..*office.auth.options() };
     let closed = Auth::new(office.store.clone(), options);
     assert_eq!(code(closed.check_registration()), Some(Code::RegistrationDisabled));
     assert_eq!(code(closed.register("a@b", PASSWORD.into(), HOME).await), Some(Code::RegistrationDisabled));
