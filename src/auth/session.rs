@@ -8,6 +8,7 @@ use ipnet::IpNet;
 use crate::auth::throttle::is_trusted;
 use crate::auth::token::{self, ACCESS_PREFIX, REFRESH_PREFIX, Token};
 use crate::auth::{Auth, User, password};
+use crate::config::SecureCookies;
 use crate::error::{Code, Error, Result};
 use crate::store::sessions::{Login, Pair};
 use crate::store::{Conn, Fault, sessions, users};
@@ -200,15 +201,6 @@ fn unauthorized() -> Fault {
 }
 
 // Cookies -----------------------------------------------------------------------------------------
-
-/// When cookies are marked `Secure`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SecureCookies {
-    /// When a trusted proxy says that the browser came over https.
-    Auto,
-    Always,
-    Never,
-}
 
 /// Whether the cookies of this answer are `Secure`.
 pub fn is_secure(
