@@ -10,10 +10,12 @@
 //! - [`store`]: the only room that knows SQL
 #![forbid(unsafe_code)]
 
+pub mod app;
 pub mod auth;
 pub mod config;
 pub mod error;
 pub mod event;
+pub mod http;
 pub mod ingest;
 pub mod logging;
 pub mod meter;

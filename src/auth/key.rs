@@ -126,7 +126,8 @@ impl Auth {
     /// Ends a key at once. Ending one that has ended already is fine; 404 for a key the caller does not have.
     pub async fn revoke_key(&self, caller: &Caller, id: &str) -> Result<()> {
         let (owner, id, now) = (caller.key_owner(), key_id(id)?, Micros::now());
-        let hash = self.0.store.write("keys::revoke", move |conn| keys::revoke(conn, owner, &id, now)).await?;
+        let hash =
+            self.0.store.write("keys::revoke", move |conn| keys::revoke(conn, owner, &id, now)).await?;
         self.0.keys.forget([hash.as_slice()]);
         Ok(())
     }

@@ -115,10 +115,7 @@ async fn office(ttl: Duration) -> Office {
         conn_max_lifetime: None,
         conn_max_idle_time: None,
     });
-    let options = Options {
-        cache_ttl: ttl,
-        registration_enabled: true,
-    };
+    let options = Options { cache_ttl: ttl, registration_enabled: true };
     Office { auth: Auth::new(store.clone(), options), store, _dir: dir }
 }
 
