@@ -23,6 +23,7 @@ pub mod metrics;
 pub mod migrate;
 pub mod quantity;
 pub mod rollup;
+pub mod serve;
 pub mod store;
 pub mod usage;
 pub mod window;
