@@ -15,6 +15,8 @@ pub mod auth;
 pub mod config;
 pub mod error;
 pub mod event;
+pub mod export;
+pub mod filter;
 pub mod http;
 pub mod ingest;
 pub mod logging;

@@ -8,6 +8,7 @@ pub mod respond;
 pub mod session;
 pub mod system;
 pub mod usage;
+pub mod usage_events;
 
 use std::collections::HashMap;
 use std::time::Instant;
@@ -78,6 +79,15 @@ pub fn endpoints() -> Vec<Endpoint> {
         endpoint(Method::GET, "/v1/usages", reads(&[Scope::UsageRead]), usage::list),
         endpoint(Method::POST, "/v1/usages/bulk", writes(&[Scope::UsageWrite]), usage::create_bulk),
         endpoint(Method::POST, "/v1/usages/search", reads(&[Scope::UsageRead]), usage::search),
+        endpoint(Method::POST, "/v1/usages/breakdowns/search", reads(&[Scope::UsageRead]), usage::breakdown),
+        endpoint(Method::GET, "/v1/usages/dimensions", reads(&[Scope::UsageRead]), usage::dimensions),
+        endpoint(Method::GET, "/v1/usages/export", reads(&[Scope::UsageRead, Scope::ExportsRead]), usage::export),
+        endpoint(Method::POST, "/v1/usages/export", reads(&[Scope::UsageRead, Scope::ExportsRead]), usage::export_search),
+
+        endpoint(Method::GET, "/v1/usageevents", reads(&[Scope::UsageRead]), usage_events::list),
+        endpoint(Method::POST, "/v1/usageevents/search", reads(&[Scope::UsageRead]), usage_events::search),
+        endpoint(Method::GET, "/v1/usageevents/export", reads(&[Scope::UsageRead, Scope::ExportsRead]), usage_events::export),
+        endpoint(Method::POST, "/v1/usageevents/export", reads(&[Scope::UsageRead, Scope::ExportsRead]), usage_events::export_search),
     ]
 }
 

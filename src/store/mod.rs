@@ -5,7 +5,9 @@
 //! Blocking diesel never runs on an async thread: a permit of the pool's semaphore is awaited, then the work runs
 //! on a blocking thread that finds its connection free.
 
+pub mod event_list;
 pub mod events;
+mod filter;
 pub mod jobs;
 pub mod keys;
 pub mod meters;
@@ -14,6 +16,7 @@ mod prepared;
 pub mod schema;
 pub mod sessions;
 mod sqlite;
+mod statement;
 pub mod usage;
 pub mod users;
 
