@@ -1,11 +1,270 @@
-//! stub
+//! The configuration: the command line and the settings, read once at the start, checked as a
+//! whole, and never changed afterwards.
+//!
+//! This file is the only reader of the process environment. `config/settings.rs` is the table of
+//! all settings, `config/cli.rs` the command line, `config/source.rs` decides which place wins,
+//! `config/value.rs` reads each kind of value. What no other process may see, a secret, is a
+//! `Secret` from here on.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fmt;
+use std::path::Path;
+use std::process::ExitCode;
 use std::time::Duration;
+
+use ipnet::IpNet;
+
+mod cli;
+mod parts;
+mod settings;
+mod source;
+#[cfg(test)]
+mod tests;
+mod value;
+
+pub use parts::{
+    Auth, Db, Driver, ExportStorage, ExportWorker, Exports, History, Http, Ingest, OAuth, OAuthClient,
+    Reconciliation, Retention, S3, S3Keys, SecureCookies, Synchronous, Worker, Workers,
+};
+use source::{Source, Values};
+pub use value::{ListenAddr, Secret};
+
+/// Everything a role needs to know, fixed for the life of the process.
 #[derive(Clone, Debug)]
-pub struct Secret(pub String);
-impl Secret { pub fn expose(&self) -> &str { &self.0 } }
-#[derive(Clone, Copy, Debug)]
-pub enum Synchronous { Full, Normal }
+pub struct Config {
+    pub role: Role,
+    pub http: Http,
+    /// Where gRPC listens, if it does.
+    pub grpc_addr: Option<ListenAddr>,
+    /// Private listener for Prometheus, if there is one.
+    pub metrics_addr: Option<ListenAddr>,
+    pub db: Db,
+    pub ingest: Ingest,
+    pub auth: Auth,
+    pub exports: Exports,
+    pub workers: Workers,
+    pub retention: Retention,
+    pub history: History,
+    pub reconciliation: Reconciliation,
+    /// Private networks that webhooks may reach.
+    pub webhook_allowed_networks: Vec<IpNet>,
+    /// How long keys, meters and plans may be served from memory.
+    pub cache_ttl: Duration,
+    /// Time to finish accepted work after a signal to stop.
+    pub shutdown_timeout: Duration,
+    pub log_format: LogFormat,
+}
+
+/// What this process does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// REST, dashboard and gRPC, after bringing the schema up to date if `migrate`.
+    Serve {
+        migrate: bool,
+    },
+    Migrate(MigrateAction),
+    ExportWorker,
+    AlertWorker,
+    EntitlementWorker,
+    UsageWorker,
+}
+
+impl Role {
+    /// The subcommand.
+    pub fn name(self) -> &'static str {
+        match self {
+            Role::Serve { .. } => "serve",
+            Role::Migrate(_) => "migrate",
+            Role::ExportWorker => "export-worker",
+            Role::AlertWorker => "alert-worker",
+            Role::EntitlementWorker => "entitlement-worker",
+            Role::UsageWorker => "usage-worker",
+        }
+    }
+}
+
+/// What `migrate` does to the schema.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MigrateAction {
+    /// Run what has not run yet.
+    Up,
+    /// Only show what has run.
+    Status,
+    /// Undo this many, the newest first.
+    Revert(u32),
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// Text on a terminal, JSON otherwise.
+    Auto,
+    Text,
+    Json,
+}
+
+/// The configuration, and what start-up needs besides.
 #[derive(Clone, Debug)]
-pub enum Driver { Sqlite { path: String, synchronous: Synchronous }, Postgres { dsn: Secret } }
-#[derive(Clone, Debug)]
-pub struct Db { pub driver: Driver, pub max_open_conns: u32, pub acquire_timeout: Duration, pub conn_max_lifetime: Option<Duration>, pub conn_max_idle_time: Option<Duration> }
+pub struct Loaded {
+    pub config: Config,
+    /// What to log, in the syntax of `RUST_LOG`.
+    pub log_filter: String,
+    /// Worth a line in the log: variables nobody reads, settings without effect.
+    pub warnings: Vec<String>,
+}
+
+/// A setting that cannot be used, as one line that names its variable.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigError {
+    pub variable: String,
+    pub problem: String,
+    pub expected: String,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ConfigError { variable, problem, expected } = self;
+        write!(f, "invalid config: {variable}: {problem}, expected {expected}")
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+/// The process ends before it did anything: help was asked for, or something is wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Exit {
+    /// 0 after help, version and `--print-config`; 2 after a mistake.
+    pub code: u8,
+    /// Complete lines.
+    pub text: String,
+}
+
+impl Exit {
+    /// Prints the text where it belongs; the code is for `main` to return.
+    pub fn print(&self) -> ExitCode {
+        use std::io::Write;
+        // a reader that went away, like `head`, is no reason to panic
+        let _ = match self.code {
+            0 => std::io::stdout().write_all(self.text.as_bytes()),
+            _ => std::io::stderr().write_all(self.text.as_bytes()),
+        };
+        ExitCode::from(self.code)
+    }
+}
+
+impl From<ConfigError> for Exit {
+    fn from(error: ConfigError) -> Exit {
+        Exit { code: 2, text: format!("{error}\n") }
+    }
+}
+
+impl From<clap::Error> for Exit {
+    fn from(error: clap::Error) -> Exit {
+        let code = if error.use_stderr() { 2 } else { 0 };
+        Exit { code, text: error.render().to_string() }
+    }
+}
+
+/// Reads the arguments and the environment of this process, and `.env` in its working directory;
+/// again, if wanted, for the secrets in files and the log filter may have changed meanwhile.
+pub fn load() -> Result<Loaded, Exit> {
+    // first of all, so that --help works next to a broken .env
+    let cli = cli::parse(std::env::args_os())?;
+    let environment = utf8(std::env::vars_os())?;
+    let dotenv = source::read_dotenv(Path::new(".env"))?;
+    resolve(cli, environment, dotenv)
+}
+
+/// As `load`, from arguments (the program name first) and variables that are passed in.
+pub fn load_from(argv: &[&str], variables: &[(&str, &str)]) -> Result<Loaded, Exit> {
+    let cli = cli::parse(argv.iter().map(OsString::from))?;
+    let owned = |(name, text): &(&str, &str)| ((*name).to_owned(), (*text).to_owned());
+    resolve(cli, variables.iter().map(owned).collect(), BTreeMap::new())
+}
+
+/// The variables of the process that concern us, as text.
+fn utf8(
+    variables: impl Iterator<Item = (OsString, OsString)>,
+) -> Result<BTreeMap<String, String>, ConfigError> {
+    let ours = variables.filter_map(|(name, text)| match name.into_string() {
+        Ok(name) if name.starts_with(settings::PREFIX) || name == "RUST_LOG" => Some((name, text)),
+        _ => None,
+    });
+    ours.map(|(variable, text)| match text.into_string() {
+        Ok(text) => Ok((variable, text)),
+        Err(_) => Err(ConfigError { variable, problem: "is not text".into(), expected: "UTF-8".into() }),
+    })
+    .collect()
+}
+
+fn resolve(
+    cli: cli::Cli,
+    environment: BTreeMap<String, String>,
+    dotenv: BTreeMap<String, String>,
+) -> Result<Loaded, Exit> {
+    let source = Source { flags: cli.flags, environment, dotenv };
+    let values = source.values()?;
+    let config = Config::read(cli.role, &values)?;
+    let mut warnings = source.unknown();
+    warnings.extend(without_effect(&values));
+    if cli.print_config {
+        let warnings = warnings.iter().map(|warning| format!("# warning: {warning}\n"));
+        let role = cli.role.name();
+        let text = format!("# role: {role}\n{}{}", String::from_iter(warnings), values.print());
+        return Err(Exit { code: 0, text });
+    }
+    Ok(Loaded { config, log_filter: values.text("RUST_LOG"), warnings })
+}
+
+/// Settings that are half of a pair, which leaves something off that was probably meant to be on.
+fn without_effect(v: &Values) -> Vec<String> {
+    let pairs = [
+        ("GITHUB_OAUTH_CLIENT_ID", "GITHUB_OAUTH_CLIENT_SECRET"),
+        ("GOOGLE_OAUTH_CLIENT_ID", "GOOGLE_OAUTH_CLIENT_SECRET"),
+        ("RECONCILIATION_WEBHOOK_URL", "RECONCILIATION_WEBHOOK_SECRET"),
+    ];
+    let halves = pairs.into_iter().filter_map(|(a, b)| match (v.has(a), v.has(b)) {
+        // a webhook without a secret is merely unsigned
+        (true, false) if a != "RECONCILIATION_WEBHOOK_URL" => Some((a, b)),
+        (false, true) => Some((b, a)),
+        _ => None,
+    });
+    let prefix = settings::PREFIX;
+    halves.map(|(set, unset)| format!("{prefix}{set} has no effect without {prefix}{unset}")).collect()
+}
+
+/// An error about the setting of this name.
+fn fault(name: &str, problem: &str, expected: &str) -> ConfigError {
+    let variable = format!("{}{name}", settings::PREFIX);
+    ConfigError { variable, problem: problem.to_owned(), expected: expected.to_owned() }
+}
+
+impl Config {
+    fn read(role: Role, v: &Values) -> Result<Config, ConfigError> {
+        let db = Db::read(v)?;
+        let workers = Workers::read(v, &db.driver);
+        Ok(Config {
+            role,
+            http: Http::read(v),
+            grpc_addr: v.optional_address("GRPC_ADDR"),
+            metrics_addr: v.optional_address("METRICS_ADDR"),
+            db,
+            ingest: Ingest::read(v),
+            auth: Auth::read(v),
+            exports: Exports::read(v)?,
+            workers,
+            retention: Retention::read(v),
+            history: History::read(v),
+            reconciliation: Reconciliation::read(v),
+            webhook_allowed_networks: v.networks("WEBHOOK_ALLOWED_NETWORKS"),
+            cache_ttl: v.duration("CACHE_TTL"),
+            shutdown_timeout: v.duration("SHUTDOWN_TIMEOUT"),
+            log_format: match v.text("LOG_FORMAT").as_str() {
+                "text" => LogFormat::Text,
+                "json" => LogFormat::Json,
+                _ => LogFormat::Auto,
+            },
+        })
+    }
+}

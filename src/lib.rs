@@ -1,7 +1,25 @@
-//! Open Spanner.
+//! Open Spanner: usage metering that is exact and immediate. The rooms, in the order data flows:
+//!
+//! - [`config`] every setting, the only reader of the environment; [`logging`]; [`metrics`]
+//! - [`serve`], [`migrate`]: one file per role
+//! - [`http`]: the door; parses, asks for permission, calls, answers
+//! - [`auth`]: who is calling and what they may do
+//! - [`meter`], [`event`], [`quantity`], [`window`], [`rollup`], [`usage`]: rules without I/O; [`error`]: what callers
+//!   are told
+//! - [`ingest`]: admission, queue, group commit
+//! - [`store`]: the only room that knows SQL
 #![forbid(unsafe_code)]
+
 pub mod config;
 pub mod error;
+pub mod event;
+pub mod ingest;
+pub mod logging;
+pub mod meter;
+pub mod metrics;
+pub mod migrate;
 pub mod quantity;
+pub mod rollup;
 pub mod store;
+pub mod usage;
 pub mod window;

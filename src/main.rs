@@ -1,1 +1,32 @@
-fn main() {}
+//! Reads the command line and the settings, starts logging, runs one role.
+
+use std::process::ExitCode;
+
+use open_spanner::config::{self, Role};
+use open_spanner::{logging, migrate};
+
+fn main() -> ExitCode {
+    let loaded = match config::load() {
+        Ok(loaded) => loaded,
+        Err(exit) => return exit.print(),
+    };
+    logging::init(loaded.config.log_format, &loaded.log_filter);
+    for warning in &loaded.warnings {
+        log::warn!("{warning}");
+    }
+    let config = loaded.config;
+    let result = match config.role {
+        Role::Migrate(action) => migrate::run(&config, action),
+        role => {
+            eprintln!("open-spanner {} is not part of this version", role.name());
+            return ExitCode::FAILURE;
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("open-spanner: {}", error.message);
+            ExitCode::FAILURE
+        }
+    }
+}

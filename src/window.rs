@@ -40,7 +40,9 @@ impl Micros {
         if shape.iter().any(|(at, want)| bytes[*at] != *want) {
             return None;
         }
-        let date = Date::new(number(text, 0, 4)? as i16, number(text, 5, 2)? as i8, number(text, 8, 2)? as i8).ok()?;
+        let date =
+            Date::new(number(text, 0, 4)? as i16, number(text, 5, 2)? as i8, number(text, 8, 2)? as i8)
+                .ok()?;
         let (hour, minute, second) = (number(text, 11, 2)?, number(text, 14, 2)?, number(text, 17, 2)?);
         if hour > 23 || minute > 59 || second > 59 {
             return None;
@@ -297,11 +299,21 @@ mod tests {
     #[test]
     fn windows_have_a_longest_length() {
         let window = |from, to| Window::new(at(from), at(to)).expect("window");
-        assert!(window("2026-01-01T00:00:00Z", "2026-02-01T00:00:00Z").check_length(BucketSize::Hour).is_ok());
-        assert!(window("2026-01-01T00:00:00Z", "2026-02-01T00:00:01Z").check_length(BucketSize::Hour).is_err());
+        assert!(
+            window("2026-01-01T00:00:00Z", "2026-02-01T00:00:00Z").check_length(BucketSize::Hour).is_ok()
+        );
+        assert!(
+            window("2026-01-01T00:00:00Z", "2026-02-01T00:00:01Z").check_length(BucketSize::Hour).is_err()
+        );
         assert!(window("2026-01-01T00:00:00Z", "2027-01-02T00:00:00Z").check_length(BucketSize::Day).is_ok());
-        assert!(window("2024-02-29T00:00:00Z", "2029-02-28T00:00:00Z").check_length(BucketSize::Month).is_ok());
-        assert!(window("2024-01-01T00:00:00Z", "2029-01-01T00:00:00.000001Z").check_length(BucketSize::Month).is_err());
+        assert!(
+            window("2024-02-29T00:00:00Z", "2029-02-28T00:00:00Z").check_length(BucketSize::Month).is_ok()
+        );
+        assert!(
+            window("2024-01-01T00:00:00Z", "2029-01-01T00:00:00.000001Z")
+                .check_length(BucketSize::Month)
+                .is_err()
+        );
         assert!(Window::new(Micros(1), Micros(1)).is_err());
     }
 }

@@ -104,8 +104,12 @@ pub fn status(driver: &Driver) -> Result<Vec<Step>> {
     locked(driver, |conn| {
         let pending = pending(conn)?;
         let mut all = match conn {
-            Conn::Postgres(_) => names(&MigrationSource::<diesel::pg::Pg>::migrations(&POSTGRES).map_err(failed)?),
-            Conn::Sqlite(_) => names(&MigrationSource::<diesel::sqlite::Sqlite>::migrations(&SQLITE).map_err(failed)?),
+            Conn::Postgres(_) => {
+                names(&MigrationSource::<diesel::pg::Pg>::migrations(&POSTGRES).map_err(failed)?)
+            }
+            Conn::Sqlite(_) => {
+                names(&MigrationSource::<diesel::sqlite::Sqlite>::migrations(&SQLITE).map_err(failed)?)
+            }
         };
         all.sort();
         Ok(all.into_iter().map(|name| Step { applied: !pending.contains(&name), name }).collect())

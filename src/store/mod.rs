@@ -5,9 +5,13 @@
 //! Blocking diesel never runs on an async thread: a permit of the pool's semaphore is awaited, then the work runs
 //! on a blocking thread that finds its connection free.
 
+pub mod events;
+pub mod meters;
 pub mod migrations;
+mod prepared;
 pub mod schema;
 mod sqlite;
+pub mod usage;
 
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
@@ -27,6 +31,10 @@ pub enum Conn {
     Postgres(PgConnection),
     Sqlite(SqliteConnection),
 }
+
+/// First half of the PostgreSQL advisory lock on a meter; the second half is its id. Writers share it until they
+/// commit, whoever changes or deletes the meter holds it alone.
+const METER_LOCK: i32 = 0x6D74_7200;
 
 /// The same statement, type-checked against each database.
 #[macro_export]
@@ -90,7 +98,8 @@ impl From<Error> for Fault {
 impl Fault {
     /// True when the statement broke this named constraint (or, on SQLite, a unique rule on this table).
     pub fn breaks(&self, constraint: &str) -> bool {
-        let Fault::Database(DieselError::DatabaseError(DatabaseErrorKind::UniqueViolation, info)) = self else {
+        let Fault::Database(DieselError::DatabaseError(DatabaseErrorKind::UniqueViolation, info)) = self
+        else {
             return false;
         };
         match info.constraint_name() {
@@ -107,9 +116,14 @@ impl Fault {
                 DatabaseErrorKind::ClosedConnection | DatabaseErrorKind::UnableToSendCommand => true,
                 _ => {
                     let text = info.message();
-                    ["server closed the connection", "terminating connection", "connection to server", "no connection"]
-                        .iter()
-                        .any(|part| text.contains(part))
+                    [
+                        "server closed the connection",
+                        "terminating connection",
+                        "connection to server",
+                        "no connection",
+                    ]
+                    .iter()
+                    .any(|part| text.contains(part))
                 }
             },
             Fault::Database(DieselError::BrokenTransactionManager) => true,
@@ -141,7 +155,8 @@ impl Fault {
     fn is_retryable(&self) -> bool {
         match self {
             Fault::Database(DieselError::DatabaseError(kind, info)) => {
-                matches!(kind, DatabaseErrorKind::SerializationFailure) || info.message().contains("deadlock detected")
+                matches!(kind, DatabaseErrorKind::SerializationFailure)
+                    || info.message().contains("deadlock detected")
             }
             _ => false,
         }
@@ -327,10 +342,11 @@ impl Store {
         work: impl Fn(&mut Conn) -> Result<T, Fault> + Send + 'static,
     ) -> Result<T> {
         let waited = Instant::now();
-        let permit = match tokio::time::timeout(self.0.acquire_timeout, pool.permits.clone().acquire_owned()).await {
-            Ok(Ok(permit)) => permit,
-            _ => return Err(Error::unavailable("all database connections are busy")),
-        };
+        let permit =
+            match tokio::time::timeout(self.0.acquire_timeout, pool.permits.clone().acquire_owned()).await {
+                Ok(Ok(permit)) => permit,
+                _ => return Err(Error::unavailable("all database connections are busy")),
+            };
         metrics::histogram!("open_spanner_db_pool_wait_seconds").record(waited.elapsed().as_secs_f64());
         let connections = pool.connections.clone();
         let task = self.0.runtime.spawn_blocking(move || {

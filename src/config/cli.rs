@@ -1,0 +1,150 @@
+//! The command line: which role to run, and a flag for every row of the table of settings.
+//!
+//! Flags are texts like any other source; nothing is checked or converted here.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::Path;
+
+use clap::error::ErrorKind;
+use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+
+use super::settings::{self, Setting, TABLE};
+use super::{MigrateAction, Role};
+
+const ABOUT: &str = "Usage metering: exact, immediate, one binary";
+const NOTE: &str = "Every setting is also an environment variable, given in brackets, and may stand \
+in a file .env in the working directory. A flag wins over the environment, the environment over \
+.env. A secret is a variable NAME, or a file named by NAME_FILE.";
+
+/// Subcommand, what starts it when it is the name of the program, and what it does.
+const ROLES: &[(&str, &str)] = &[
+    ("serve", "REST, dashboard and gRPC (the default)"),
+    ("migrate", "bring the database to the schema of this version"),
+    ("export-worker", "run queued exports"),
+    ("alert-worker", "evaluate alerts and deliver webhooks"),
+    ("entitlement-worker", "evaluate entitlements"),
+    ("usage-worker", "hand stored events to the alert and entitlement queues"),
+];
+
+/// What the command line said.
+pub struct Cli {
+    pub role: Role,
+    pub print_config: bool,
+    /// Variable and text of each flag that was given.
+    pub flags: BTreeMap<String, String>,
+}
+
+/// Reads the command line; the error also covers `--help` and `--version`.
+pub fn parse(argv: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
+    let argv: Vec<OsString> = argv.into_iter().collect();
+    if let Some((name, about)) = argv.first().and_then(|program| worker_named(program)) {
+        // old container entry points start a worker by the name of its program
+        let program = format!("open-spanner-{name}");
+        let matches = with_settings(Command::new(program).about(about)).try_get_matches_from(argv)?;
+        return Ok(cli(role(name, &matches), &matches));
+    }
+    let mut command = command();
+    let matches = command.try_get_matches_from_mut(argv)?;
+    let Some((name, matches_of_role)) = matches.subcommand() else {
+        return Ok(cli(role("serve", &matches), &matches));
+    };
+    if matches.get_flag("no-migrate") && name != "serve" {
+        let message = format!("--no-migrate cannot be used with {name}");
+        return Err(command.error(ErrorKind::ArgumentConflict, message));
+    }
+    let role = match role(name, matches_of_role) {
+        Role::Serve { migrate } => Role::Serve { migrate: migrate && !matches.get_flag("no-migrate") },
+        role => role,
+    };
+    Ok(cli(role, matches_of_role))
+}
+
+/// The worker that a program name like `/usr/local/bin/open-spanner-alert-worker` stands for.
+fn worker_named(program: &OsString) -> Option<(&'static str, &'static str)> {
+    let name = Path::new(program).file_name()?.to_str()?.strip_prefix("open-spanner-")?;
+    ROLES.iter().find(|(role, _)| *role == name && role.ends_with("-worker")).copied()
+}
+
+fn command() -> Command {
+    let no_migrate = Arg::new("no-migrate")
+        .long("no-migrate")
+        .action(ArgAction::SetTrue)
+        .help("leave the schema alone; the server is not ready until it fits");
+    let status = Arg::new("status")
+        .long("status")
+        .action(ArgAction::SetTrue)
+        .conflicts_with("revert")
+        .help("show which migrations have run, change nothing");
+    let revert = Arg::new("revert")
+        .long("revert")
+        .value_name("N")
+        .value_parser(value_parser!(u32).range(1..))
+        .help("undo the last N migrations");
+    let roles = ROLES.iter().map(|(name, about)| {
+        let role = Command::new(*name).about(*about).after_help(NOTE);
+        match *name {
+            "serve" => role.arg(&no_migrate),
+            "migrate" => role.arg(&status).arg(&revert),
+            _ => role,
+        }
+    });
+    with_settings(Command::new("open-spanner").about(ABOUT).arg(&no_migrate).subcommands(roles))
+}
+
+fn with_settings(command: Command) -> Command {
+    let print_config = Arg::new("print-config")
+        .long("print-config")
+        .global(true)
+        .action(ArgAction::SetTrue)
+        .help("show every setting, its value and where it came from, then exit");
+    let flags = TABLE.iter().flat_map(|group| group.rows.iter().map(|row| flag(row, group.title)));
+    command
+        .version(env!("CARGO_PKG_VERSION"))
+        .propagate_version(true)
+        .after_help(NOTE)
+        .arg(print_config)
+        .args(flags)
+}
+
+fn flag(setting: &Setting, heading: &'static str) -> Arg {
+    let default = match setting.default {
+        "" => String::new(),
+        default => format!(", default {default}"),
+    };
+    let or_file = setting.file_variable().map(|name| format!(" or {name}")).unwrap_or_default();
+    let help = format!("{} [{}{or_file}{default}]", setting.help, setting.variable());
+    Arg::new(setting.flag_variable())
+        .long(setting.flag())
+        .value_name(setting.kind.placeholder())
+        .global(true)
+        .help_heading(heading)
+        .help(help)
+}
+
+fn role(name: &str, matches: &ArgMatches) -> Role {
+    match name {
+        "migrate" => Role::Migrate(match matches.get_one::<u32>("revert") {
+            Some(count) => MigrateAction::Revert(*count),
+            None if matches.get_flag("status") => MigrateAction::Status,
+            None => MigrateAction::Up,
+        }),
+        "export-worker" => Role::ExportWorker,
+        "alert-worker" => Role::AlertWorker,
+        "entitlement-worker" => Role::EntitlementWorker,
+        "usage-worker" => Role::UsageWorker,
+        _ => Role::Serve { migrate: !matches.get_flag("no-migrate") },
+    }
+}
+
+fn cli(role: Role, matches: &ArgMatches) -> Cli {
+    let given = |setting: &Setting| {
+        let variable = setting.flag_variable();
+        matches.get_one::<String>(&variable).map(|text| (variable, text.clone()))
+    };
+    Cli {
+        role,
+        print_config: matches.get_flag("print-config"),
+        flags: settings::all().filter_map(given).collect(),
+    }
+}

@@ -1,0 +1,230 @@
+//! The table of settings: one row per variable with its default, what it may hold and one line of
+//! help. The command line, `--help`, `--print-config`, the checks and the tests all come from it.
+//!
+//! A new setting is a row here and a field in `config.rs` that reads the row by its name.
+//! Nothing here looks at the environment, and nothing here knows what a setting is used for.
+
+use Kind::*;
+
+/// What every variable but `RUST_LOG` starts with.
+pub const PREFIX: &str = "OPEN_SPANNER_";
+
+/// An integer without an upper limit; it fits every integer column.
+pub const ANY: u64 = i64::MAX as u64;
+
+/// What a setting may hold, hence how its text is read.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Kind {
+    /// Any text that is not blank; the word stands for it in `--help`.
+    Text(&'static str),
+    /// As text, but never shown; also read from the file that `NAME_FILE` names.
+    Secret,
+    /// An absolute `http` or `https` URL.
+    Url,
+    /// One of these words, in any case.
+    OneOf(&'static [&'static str]),
+    /// The words of the Go language.
+    Bool,
+    /// First and last value allowed.
+    Integer(u64, u64),
+    /// Above zero.
+    Duration,
+    /// Zero stands for "no limit".
+    DurationOrZero,
+    /// Above zero, at most this many seconds.
+    DurationUpTo(u64),
+    /// An address to listen on.
+    Address,
+    /// An address to listen on; a variable that is set but empty means "do not listen".
+    AddressOrOff,
+    /// Networks or single addresses, separated by commas.
+    Networks,
+}
+
+/// One row of the table.
+#[derive(Clone, Copy, Debug)]
+pub struct Setting {
+    pub name: &'static str,
+    /// Read like a value somebody gave; empty means the setting starts out unset.
+    pub default: &'static str,
+    pub kind: Kind,
+    pub help: &'static str,
+}
+
+/// Rows that `--help` shows under one heading.
+pub struct Group {
+    pub title: &'static str,
+    pub rows: &'static [Setting],
+}
+
+impl Setting {
+    /// The environment variable.
+    pub fn variable(&self) -> String {
+        match self.name {
+            "RUST_LOG" => self.name.to_owned(),
+            name => format!("{PREFIX}{name}"),
+        }
+    }
+
+    /// The variable that names a file holding the value, for secrets.
+    pub fn file_variable(&self) -> Option<String> {
+        self.is_secret().then(|| format!("{}_FILE", self.variable()))
+    }
+
+    /// The variable that the flag stands for: arguments are visible to every user of the machine,
+    /// so a secret has a flag for its file only.
+    pub fn flag_variable(&self) -> String {
+        self.file_variable().unwrap_or_else(|| self.variable())
+    }
+
+    /// The long flag, without its dashes.
+    pub fn flag(&self) -> String {
+        let variable = self.flag_variable();
+        variable.strip_prefix(PREFIX).unwrap_or(&variable).to_lowercase().replace('_', "-")
+    }
+
+    pub fn is_secret(&self) -> bool {
+        self.kind == Secret
+    }
+}
+
+/// All rows, in the order of the table.
+pub fn all() -> impl Iterator<Item = &'static Setting> {
+    TABLE.iter().flat_map(|group| group.rows)
+}
+
+const fn group(title: &'static str, rows: &'static [Setting]) -> Group {
+    Group { title, rows }
+}
+
+const fn row(name: &'static str, default: &'static str, kind: Kind, help: &'static str) -> Setting {
+    Setting { name, default, kind, help }
+}
+
+const PATH: Kind = Text("PATH");
+
+#[rustfmt::skip]
+pub const TABLE: &[Group] = &[
+    group("Process", &[
+        row("SERVE_WORKERS",    "auto", OneOf(&["auto", "on", "off"]),    "run the workers inside serve; auto: on with SQLite"),
+        row("SHUTDOWN_TIMEOUT", "30s",  Duration,                         "time to finish accepted work after SIGTERM"),
+        row("CACHE_TTL",        "2s",   DurationUpTo(5),                  "how long keys, meters and plans are served from memory, at most 5s"),
+        row("LOG_FORMAT",       "auto", OneOf(&["auto", "text", "json"]), "auto: text on a terminal, JSON otherwise"),
+        row("RUST_LOG",         "info", Text("FILTER"),                   "what to log, like info,open_spanner::store=debug"),
+    ]),
+    group("Listeners", &[
+        row("HTTP_ADDR",       ":18081", Address,                            "REST, dashboard and health; no host means all interfaces"),
+        row("HTTP_WORKERS",    "0",      Integer(0, 1024),                   "threads that serve HTTP; 0: one per core"),
+        row("GRPC_ADDR",       ":18090", AddressOrOff,                       "gRPC; empty: off"),
+        row("METRICS_ADDR",    "",       AddressOrOff,                       "Prometheus metrics, keep it private; empty: off"),
+        row("TRUSTED_PROXIES", "",       Networks,                           "proxies whose forwarding headers are believed"),
+        row("SECURE_COOKIES",  "auto",   OneOf(&["auto", "always", "never"]), "mark cookies Secure; auto: when the request came by https"),
+    ]),
+    group("Database", &[
+        row("DB_DRIVER",             "sqlite",          OneOf(&["sqlite", "postgres"]), "where everything is stored"),
+        row("SQLITE_PATH",           "open-spanner.db", PATH,                           "database file, or a file: URI"),
+        row("SQLITE_SYNCHRONOUS",    "full",            OneOf(&["full", "normal"]),     "normal is faster; a power cut may then lose the last writes"),
+        row("POSTGRES_DSN",          "",                Secret,                         "connection string for postgres, as libpq takes it"),
+        row("DB_MAX_OPEN_CONNS",     "0",               Integer(0, 1000),               "connections of this process; 0: 10"),
+        row("DB_MAX_IDLE_CONNS",     "0",               Integer(0, 1000),               "connections kept while idle; 0: as many as may be open"),
+        row("DB_CONN_MAX_LIFETIME",  "0",               DurationOrZero,                 "replace a connection of this age; 0: never"),
+        row("DB_CONN_MAX_IDLE_TIME", "0",               DurationOrZero,                 "close a connection idle for this long; 0: never"),
+        row("DB_ACQUIRE_TIMEOUT",    "5s",              Duration,                       "longest wait for a free connection"),
+    ]),
+    group("Sign-in", &[
+        row("REGISTRATION_ENABLED",       "true", Bool,       "let new users register"),
+        row("GITHUB_OAUTH_ENABLED",       "true", Bool,       "off switch for GitHub; it also needs the two settings below"),
+        row("GITHUB_OAUTH_CLIENT_ID",     "",     Text("ID"), "client id at GitHub"),
+        row("GITHUB_OAUTH_CLIENT_SECRET", "",     Secret,     "client secret at GitHub"),
+        row("GITHUB_OAUTH_REDIRECT_URL",  "",     Url,        "fixed callback URL for GitHub"),
+        row("GOOGLE_OAUTH_ENABLED",       "true", Bool,       "off switch for Google; it also needs the two settings below"),
+        row("GOOGLE_OAUTH_CLIENT_ID",     "",     Text("ID"), "client id at Google"),
+        row("GOOGLE_OAUTH_CLIENT_SECRET", "",     Secret,     "client secret at Google"),
+        row("GOOGLE_OAUTH_REDIRECT_URL",  "",     Url,        "fixed callback URL for Google"),
+    ]),
+    group("Ingestion", &[
+        row("INGESTION_MAX_BODY_BYTES",    "8388608", Integer(1024, 67_108_864), "largest request body and gRPC message"),
+        row("INGESTION_MAX_BULK_EVENTS",   "1000",    Integer(1, 1000),          "events in one bulk call"),
+        row("INGESTION_MAX_STREAM_EVENTS", "0",       Integer(0, ANY),           "events in one gRPC stream; 0: no limit"),
+        row("INGESTION_RATE_LIMIT_EVENTS", "0",       Integer(0, ANY),           "events per workspace and window; 0: no limit"),
+        row("INGESTION_RATE_LIMIT_WINDOW", "1m",      Duration,                  "length of that window"),
+        row("INGEST_QUEUE_EVENTS",         "20000",   Integer(1000, 1_000_000),  "events waiting to be written before calls get 503"),
+        row("INGEST_BATCH_EVENTS",         "1000",    Integer(1, 10_000),        "events in one write"),
+        row("INGEST_WRITERS",              "2",       Integer(1, 16),            "concurrent writers on PostgreSQL; SQLite has one"),
+        row("BULK_REPLAY_RETENTION",       "168h",    Duration,                  "how long the answer to a bulk call can be replayed"),
+    ]),
+    group("Exports", &[
+        row("EXPORT_STORAGE_DRIVER",       "filesystem",           OneOf(&["filesystem", "s3"]), "where finished exports are kept"),
+        row("EXPORT_STORAGE_PATH",         "open-spanner-exports", PATH,                          "directory for filesystem"),
+        row("EXPORT_S3_BUCKET",            "",                     Text("NAME"),                  "bucket for s3"),
+        row("EXPORT_S3_REGION",            "us-east-1",            Text("NAME"),                  "region of the bucket"),
+        row("EXPORT_S3_ENDPOINT",          "",                     Url,                           "S3-compatible server; empty: AWS"),
+        row("EXPORT_S3_ACCESS_KEY_ID",     "",                     Text("ID"),                    "empty: the cloud's own credentials"),
+        row("EXPORT_S3_SECRET_ACCESS_KEY", "",                     Secret,                        "secret of that key"),
+        row("EXPORT_S3_SESSION_TOKEN",     "",                     Secret,                        "session token of that key"),
+        row("EXPORT_S3_PREFIX",            "",                     Text("PREFIX"),                "put in front of every object name"),
+        row("EXPORT_S3_FORCE_PATH_STYLE",  "",                     Bool,                          "bucket in the path; empty: when an endpoint is set"),
+        row("EXPORT_RETENTION",            "168h",                 Duration,                      "how long a finished export can be downloaded"),
+        row("EXPORT_CLEANUP_INTERVAL",     "1h",                   Duration,                      "time between two clean-ups"),
+        row("EXPORT_CLEANUP_BATCH_SIZE",   "1000",                 Integer(1, 1000),              "exports removed at a time"),
+    ]),
+    group("Export worker", &[
+        row("EXPORT_WORKER_INTERVAL",     "5s",     Duration,              "time between two looks for work"),
+        row("EXPORT_WORKER_LOCK_TTL",     "5m",     Duration,              "lease of a claimed job"),
+        row("EXPORT_WORKER_TIMEOUT",      "10m",    Duration,              "longest run of one job"),
+        row("EXPORT_WORKER_MAX_ATTEMPTS", "3",      Integer(1, 1_000_000), "tries before a job has failed"),
+        row("EXPORT_WORKER_HEALTH_ADDR",  ":18082", Address,               "health of the separate process"),
+    ]),
+    group("Alert worker", &[
+        row("ALERT_WORKER_INTERVAL",     "5s",     Duration,              "time between two looks for work"),
+        row("ALERT_WORKER_LOCK_TTL",     "5m",     Duration,              "lease of a claimed job"),
+        row("ALERT_WORKER_TIMEOUT",      "1m",     Duration,              "longest evaluation, webhooks included"),
+        row("ALERT_WORKER_RETRY_AFTER",  "30s",    Duration,              "wait after an error"),
+        row("ALERT_WORKER_MAX_ATTEMPTS", "3",      Integer(1, 1_000_000), "tries before a job is dead"),
+        row("ALERT_WORKER_BATCH_SIZE",   "100",    Integer(1, 1_000_000), "jobs claimed at a time"),
+        row("ALERT_WORKER_HEALTH_ADDR",  ":18083", Address,               "health of the separate process"),
+        row("WEBHOOK_ALLOWED_NETWORKS",  "",       Networks,              "private networks that webhooks may reach"),
+    ]),
+    group("Entitlement worker", &[
+        row("ENTITLEMENT_WORKER_INTERVAL",     "5s",     Duration,              "time between two looks for work"),
+        row("ENTITLEMENT_WORKER_LOCK_TTL",     "5m",     Duration,              "lease of a claimed job"),
+        row("ENTITLEMENT_WORKER_TIMEOUT",      "1m",     Duration,              "longest evaluation"),
+        row("ENTITLEMENT_WORKER_RETRY_AFTER",  "30s",    Duration,              "wait after an error"),
+        row("ENTITLEMENT_WORKER_MAX_ATTEMPTS", "3",      Integer(1, 1_000_000), "tries before a job is dead"),
+        row("ENTITLEMENT_WORKER_BATCH_SIZE",   "100",    Integer(1, 1_000_000), "jobs claimed at a time"),
+        row("ENTITLEMENT_WORKER_HEALTH_ADDR",  ":18084", Address,               "health of the separate process"),
+    ]),
+    group("Usage worker", &[
+        row("USAGE_WORKER_INTERVAL",     "1s",     Duration,              "time between two looks for work"),
+        row("USAGE_WORKER_LOCK_TTL",     "1m",     Duration,              "lease of a claimed row"),
+        row("USAGE_WORKER_TIMEOUT",      "30s",    Duration,              "longest hand-over"),
+        row("USAGE_WORKER_RETRY_AFTER",  "5s",     Duration,              "wait after an error"),
+        row("USAGE_WORKER_MAX_ATTEMPTS", "10",     Integer(1, 1_000_000), "tries before a row is dead"),
+        row("USAGE_WORKER_BATCH_SIZE",   "100",    Integer(1, 1_000_000), "rows claimed at a time"),
+        row("USAGE_WORKER_HEALTH_ADDR",  ":18085", Address,               "health of the separate process"),
+    ]),
+    group("Retention", &[
+        row("RETENTION_PRUNE_ENABLED",        "false", Bool,               "delete usage older than its workspace keeps it"),
+        row("RETENTION_PRUNE_INTERVAL",       "1h",    Duration,           "time between two runs"),
+        row("RETENTION_PRUNE_TIMEOUT",        "30m",   Duration,           "longest run"),
+        row("CONSUMPTION_DECISION_RETENTION", "720h",  Duration,           "age at which decisions are pruned, if pruning is enabled"),
+        row("OPERATIONAL_HISTORY_RETENTION",  "720h",  Duration,           "age at which finished runs and deliveries are deleted"),
+        row("OPERATIONAL_HISTORY_INTERVAL",   "1h",    Duration,           "time between two such deletions"),
+        row("OPERATIONAL_HISTORY_TIMEOUT",    "5m",    Duration,           "longest such deletion"),
+        row("OPERATIONAL_HISTORY_BATCH_SIZE", "1000",  Integer(1, 10_000), "rows deleted at a time"),
+    ]),
+    group("Reconciliation", &[
+        row("RECONCILIATION_ENABLED",        "false", Bool,                  "compare quota counters with the events on a schedule"),
+        row("RECONCILIATION_POLL_INTERVAL",  "5s",    Duration,              "time between two looks for work"),
+        row("RECONCILIATION_SCHEDULE",       "15m",   Duration,              "time between two comparisons"),
+        row("RECONCILIATION_LOCK_TTL",       "5m",    Duration,              "lease of a claimed comparison"),
+        row("RECONCILIATION_TIMEOUT",        "2m",    Duration,              "longest comparison"),
+        row("RECONCILIATION_RETRY_AFTER",    "1m",    Duration,              "wait after an error"),
+        row("RECONCILIATION_STALE_AFTER",    "30m",   Duration,              "age at which a comparison counts as stale"),
+        row("RECONCILIATION_LIMIT",          "100",   Integer(1, 500),       "counters in one comparison"),
+        row("RECONCILIATION_LOOKBACK_HOURS", "24",    Integer(1, 720),       "how far back a comparison looks"),
+        row("RECONCILIATION_MAX_ATTEMPTS",   "5",     Integer(1, 1_000_000), "tries before a comparison has failed"),
+        row("RECONCILIATION_WEBHOOK_URL",    "",      Url,                   "told about differences"),
+        row("RECONCILIATION_WEBHOOK_SECRET", "",      Secret,                "signs that webhook; empty: unsigned"),
+    ]),
+];

@@ -1,0 +1,301 @@
+//! Usage events: what REST and gRPC both turn their input into, and the rules an event must keep (rest.md 12.4).
+//! Pure: no SQL, no clock.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Deserializer, Serialize, de};
+use serde_json::value::RawValue;
+use serde_json::{Map, Number, Value};
+use uuid::Uuid;
+
+use crate::error::{Error, Result};
+use crate::meter::{Meter, value_at};
+use crate::quantity::{Quantity, Reject};
+use crate::window::Micros;
+
+pub const SUBJECT_BYTES_MAX: usize = 128;
+pub const KEY_BYTES_MAX: usize = 255;
+pub const METADATA_BYTES_MAX: usize = 65_536;
+
+/// One event as a client sends it.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct Input {
+    pub idempotency_key: Option<String>,
+    pub subject: Option<String>,
+    pub meter: Option<String>,
+    pub quantity: Option<InputQuantity>,
+    pub timestamp: Option<String>,
+    pub metadata: Option<Map<String, Value>>,
+    /// A time that needs no parsing (gRPC).
+    #[serde(skip)]
+    pub time: Option<Micros>,
+}
+
+impl Input {
+    pub fn meter(&self) -> &str {
+        self.meter.as_deref().unwrap_or_default()
+    }
+}
+
+/// A JSON number. One beyond 64-bit floats is not JSON to the contract; one with too many digits is refused as
+/// the item's own mistake.
+#[derive(Clone, Debug)]
+pub struct InputQuantity(pub Result<Quantity, Reject>);
+
+impl<'de> Deserialize<'de> for InputQuantity {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let number = Number::deserialize(deserializer)?;
+        match Quantity::parse(number.as_str()) {
+            Err(Reject::OutOfRange) => Err(de::Error::custom("number out of range")),
+            parsed => Ok(InputQuantity(parsed)),
+        }
+    }
+}
+
+/// An event that keeps all rules and only waits to be stored.
+#[derive(Clone, Debug)]
+pub struct Event {
+    pub id: Uuid,
+    pub meter: Arc<Meter>,
+    pub subject: String,
+    pub time: Micros,
+    pub received_at: Micros,
+    pub quantity: Quantity,
+    pub key: Option<String>,
+    /// Canonical JSON object, `None` when empty.
+    pub metadata: Option<String>,
+    pub dimension_set: DimensionSet,
+    /// Of subject, meter, quantity and metadata, not the time: retries may stamp it anew.
+    pub fingerprint: i64,
+}
+
+/// The values of the declared dimensions of one event: a canonical JSON object and its hash.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct DimensionSet {
+    pub hash: [u8; 16],
+    pub json: String,
+}
+
+/// Trims and checks a subject (rest.md section 6).
+pub fn parse_subject(text: &str) -> Result<&str> {
+    let subject = text.trim();
+    let starts_well = subject.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric());
+    let is_plain = subject.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.:-".contains(&b));
+    if !starts_well || !is_plain || subject.len() > SUBJECT_BYTES_MAX {
+        return Err(Error::invalid(
+            "subject must be 1 to 128 letters, digits, _ . : or -, starting with a letter or digit",
+        ));
+    }
+    Ok(subject)
+}
+
+/// Trims an idempotency key; empty means none.
+pub fn parse_key(text: Option<&str>) -> Result<Option<String>> {
+    let key = text.unwrap_or_default().trim();
+    if key.len() > KEY_BYTES_MAX {
+        return Err(Error::invalid(format!("idempotency_key must not be longer than {KEY_BYTES_MAX} bytes")));
+    }
+    Ok((!key.is_empty()).then(|| key.to_owned()))
+}
+
+/// RFC 3339; absent, empty and the year-1 instant mean now.
+fn parse_time(input: &Input, now: Micros) -> Result<Micros> {
+    let time = match (&input.time, input.timestamp.as_deref()) {
+        (Some(time), _) => *time,
+        (None, None | Some("")) => return Ok(now),
+        (None, Some(text)) => Micros::parse(text)
+            .ok_or_else(|| Error::parameter("invalid_timestamp", "timestamp must be RFC3339"))?,
+    };
+    Ok(if time == Micros::ABSENT { now } else { time })
+}
+
+/// Makes an event of an input: dimensions, then subject, then quantity, as the contract orders the checks.
+pub fn admit(meter: &Arc<Meter>, input: Input, now: Micros) -> Result<Event> {
+    let time = parse_time(&input, now)?;
+    let mut metadata = input.metadata.unwrap_or_default();
+    metadata.values_mut().try_for_each(canonical)?;
+    meter.fit_metadata(&mut metadata)?;
+    let subject = parse_subject(input.subject.as_deref().unwrap_or_default())?.to_owned();
+    let quantity = match input.quantity {
+        None => Quantity::zero(),
+        Some(InputQuantity(parsed)) => {
+            parsed.map_err(|reject| Error::invalid(format!("quantity {reject}")))?
+        }
+    };
+    if !quantity.is_positive() {
+        return Err(Error::invalid("quantity must be greater than 0"));
+    }
+    let key = parse_key(input.idempotency_key.as_deref())?;
+    let dimension_set = dimension_set(meter, &metadata);
+    let metadata = metadata_text(&metadata)?;
+    let fingerprint = fingerprint(meter, &subject, &quantity, metadata.as_deref());
+    Ok(Event {
+        id: Uuid::now_v7(),
+        meter: meter.clone(),
+        subject,
+        time,
+        received_at: now,
+        quantity,
+        key,
+        metadata,
+        dimension_set,
+        fingerprint,
+    })
+}
+
+/// Rewrites numbers to one spelling (5.0 and 5e0 become 5), so that equal values are equal text everywhere.
+fn canonical(value: &mut Value) -> Result<()> {
+    match value {
+        Value::Number(number) => {
+            let text = canonical_number(number)?;
+            *number = text.parse().map_err(Error::internal)?;
+        }
+        Value::Array(items) => items.iter_mut().try_for_each(canonical)?,
+        Value::Object(fields) => fields.values_mut().try_for_each(canonical)?,
+        _ => {}
+    }
+    Ok(())
+}
+
+/// The canonical text of a metadata number.
+pub fn canonical_number(number: &Number) -> Result<String> {
+    match Quantity::parse(number.as_str()) {
+        Ok(quantity) => Ok(quantity.to_json()),
+        Err(Reject::OutOfRange) => Err(Error::invalid_json()),
+        Err(reject) => Err(Error::invalid(format!("a metadata number {reject}"))),
+    }
+}
+
+fn metadata_text(metadata: &Map<String, Value>) -> Result<Option<String>> {
+    if metadata.is_empty() {
+        return Ok(None);
+    }
+    let text = serde_json::to_string(metadata).map_err(Error::internal)?;
+    if text.len() > METADATA_BYTES_MAX {
+        return Err(Error::invalid(format!("metadata must not be longer than {METADATA_BYTES_MAX} bytes")));
+    }
+    Ok(Some(text))
+}
+
+/// The declared dimension values found in metadata, under the meter version that declares them.
+pub fn dimension_set(meter: &Meter, metadata: &Map<String, Value>) -> DimensionSet {
+    let mut values = Map::new();
+    for dimension in &meter.dimensions {
+        if let Some(value) = value_at(metadata, &dimension.name) {
+            values.insert(dimension.name.clone(), value.clone());
+        }
+    }
+    let json = Value::Object(values).to_string();
+    DimensionSet { hash: hash128(&[&meter.version.to_be_bytes(), json.as_bytes()]), json }
+}
+
+/// The first half of SHA-256 over the parts, each with its length.
+pub fn hash128(parts: &[&[u8]]) -> [u8; 16] {
+    let mut context = ring::digest::Context::new(&ring::digest::SHA256);
+    for part in parts {
+        context.update(&(part.len() as u64).to_be_bytes());
+        context.update(part);
+    }
+    let mut half = [0; 16];
+    half.copy_from_slice(&context.finish().as_ref()[..16]);
+    half
+}
+
+fn fingerprint(meter: &Meter, subject: &str, quantity: &Quantity, metadata: Option<&str>) -> i64 {
+    let parts: [&[u8]; 4] = [
+        &meter.id.to_be_bytes(),
+        subject.as_bytes(),
+        &quantity.to_sortable(),
+        metadata.unwrap_or_default().as_bytes(),
+    ];
+    let mut half = [0; 8];
+    half.copy_from_slice(&hash128(&parts)[..8]);
+    i64::from_be_bytes(half)
+}
+
+/// Longest key that the ledger holds as it is.
+const LEDGER_PLAIN_MAX: usize = 39;
+
+/// What the ledger is unique by. Short keys stand for themselves, because keys that grow with time then land
+/// beside each other in the index (SQLite stores those ten times as fast as random ones); a long key keeps its
+/// beginning and gets a hash, 40 bytes in all, so the two kinds never meet.
+pub fn ledger_key(key: &str) -> Vec<u8> {
+    let bytes = key.as_bytes();
+    if bytes.len() <= LEDGER_PLAIN_MAX {
+        return bytes.to_vec();
+    }
+    [&bytes[..24], &hash128(&[bytes])].concat()
+}
+
+/// An event as it is answered (rest.md 12.4); fields in wire order.
+#[derive(Clone, Debug, Serialize)]
+pub struct StoredEvent {
+    pub id: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub idempotency_key: Option<String>,
+    pub subject: String,
+    pub meter: String,
+    pub quantity: Quantity,
+    pub timestamp: Micros,
+    pub received_at: Micros,
+    pub metadata: Box<RawValue>,
+}
+
+impl StoredEvent {
+    pub fn of(event: &Event) -> Self {
+        StoredEvent {
+            id: event.id.to_string(),
+            idempotency_key: event.key.clone(),
+            subject: event.subject.clone(),
+            meter: event.meter.name.clone(),
+            quantity: event.quantity.clone(),
+            timestamp: event.time,
+            received_at: event.received_at,
+            metadata: raw_metadata(event.metadata.clone()),
+        }
+    }
+}
+
+/// Canonical metadata text as raw JSON; absent is the empty object.
+pub fn raw_metadata(text: Option<String>) -> Box<RawValue> {
+    let text = text.unwrap_or_else(|| "{}".to_owned());
+    RawValue::from_string(text).unwrap_or_else(|_| RawValue::NULL.to_owned())
+}
+
+/// PostgreSQL keeps JSON in an order and a number spelling of its own; this restores the canonical text.
+pub fn canonical_metadata(text: &str) -> Option<String> {
+    let mut metadata: Map<String, Value> = serde_json::from_str(text).ok()?;
+    metadata.values_mut().try_for_each(canonical).ok()?;
+    serde_json::to_string(&metadata).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn subjects() {
+        for good in ["a", " org_7 ", "ten:west", "A.b-c_d", &"x".repeat(128)] {
+            assert!(parse_subject(good).is_ok(), "{good}");
+        }
+        for bad in ["", " ", "_a", ".a", "a b", "a/b", "ä", &"x".repeat(129)] {
+            assert!(parse_subject(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn ledger_keys_keep_order_and_never_collide() {
+        assert!(ledger_key("evt-0001") < ledger_key("evt-0002"));
+        let (a, b) = ("k".repeat(40), "k".repeat(41));
+        assert_eq!(ledger_key(&a).len(), 40);
+        assert_ne!(ledger_key(&a), ledger_key(&b));
+        assert_eq!(ledger_key(&"k".repeat(39)).len(), 39);
+    }
+
+    #[test]
+    fn numbers_have_one_spelling() {
+        let text = r#"{"b":5.0,"a":[1e2,{"z":0.10}],"c":12345678901234567890}"#;
+        let expected = r#"{"a":[100,{"z":0.1}],"b":5,"c":12345678901234567890}"#;
+        assert_eq!(canonical_metadata(text).as_deref(), Some(expected));
+    }
+}

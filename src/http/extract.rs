@@ -1,0 +1,353 @@
+//! What handlers take out of a request: the caller, a JSON body within limits, query parameters, path parameters,
+//! cursors (rest.md sections 2, 6 and 7).
+
+use std::future::{Future, Ready, ready};
+use std::pin::Pin;
+use std::time::Duration;
+
+use actix_web::dev::Payload;
+use actix_web::http::header;
+use actix_web::{FromRequest, HttpMessage, HttpRequest, web};
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use futures_util::StreamExt;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::app::App;
+use crate::auth::permission::Access;
+use crate::auth::{self, Caller};
+use crate::error::{Code, Error, Result};
+use crate::window::Micros;
+
+/// Finds out who calls, by the credentials the route accepts; nobody on public routes.
+pub async fn authenticate(app: &App, request: &HttpRequest, access: &Access) -> Result<Option<Caller>> {
+    let header = |name: &'static str| request.headers().get(name).map(|value| value.as_bytes());
+    app.auth.authenticate(&auth::credentials_of(header), access).await
+}
+
+impl FromRequest for Caller {
+    type Error = Error;
+    type Future = Ready<Result<Self>>;
+
+    fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
+        ready(request.extensions().get::<Caller>().cloned().ok_or_else(Error::unauthorized))
+    }
+}
+
+/// A body that has not been read yet.
+pub struct Body {
+    payload: Payload,
+    announced: Option<usize>,
+    limit: usize,
+}
+
+/// A client that sends its body slower than this is not waited for.
+const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+
+impl FromRequest for Body {
+    type Error = Error;
+    type Future = Ready<Result<Self>>;
+
+    fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
+        let announced = request.headers().get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok());
+        let limit = request.app_data::<web::Data<App>>().map_or(0, |app| app.config.ingest.max_body_bytes);
+        ready(Ok(Body { payload: payload.take(), announced, limit }))
+    }
+}
+
+impl Body {
+    /// The whole body, or 413 when it is longer than the server's limit.
+    async fn bytes(mut self) -> Result<Vec<u8>> {
+        let read = async {
+            let mut bytes = Vec::with_capacity(self.announced.unwrap_or(0).min(self.limit));
+            let mut size = 0usize;
+            while let Some(chunk) = self.payload.next().await {
+                let chunk = chunk.map_err(|_| Error::invalid_json())?;
+                size += chunk.len();
+                if size <= self.limit {
+                    bytes.extend_from_slice(&chunk);
+                } else if size > self.limit * 2 {
+                    // a client that is still sending would not read the answer: some of the rest is drained first
+                    break;
+                }
+            }
+            if size > self.limit {
+                let message = format!("request body exceeds {} bytes", self.limit);
+                return Err(Error::new(Code::RequestTooLarge, message));
+            }
+            Ok(bytes)
+        };
+        let late = |_| Error::invalid("the request body took too long");
+        tokio::time::timeout(BODY_TIMEOUT, read).await.map_err(late)?
+    }
+
+    /// A JSON object; absent fields and `null` become defaults.
+    pub async fn object<T: DeserializeOwned + Default>(self) -> Result<T> {
+        parse_json(&self.bytes().await?, b'{')
+    }
+
+    /// A JSON array; `null` is the empty one.
+    pub async fn array<T: DeserializeOwned>(self) -> Result<Vec<T>> {
+        parse_json(&self.bytes().await?, b'[')
+    }
+}
+
+fn parse_json<T: DeserializeOwned + Default>(bytes: &[u8], opening: u8) -> Result<T> {
+    let text = String::from_utf8_lossy(bytes);
+    if has_nul(&text) {
+        return Err(Error::invalid("NUL characters are not allowed"));
+    }
+    // derived structs would also read themselves from arrays
+    let first = text.trim_start_matches([' ', '\t', '\r', '\n']).bytes().next();
+    if first != Some(opening) && first != Some(b'n') {
+        return Err(Error::invalid_json());
+    }
+    let parsed: serde_json::Result<Option<T>> = serde_json::from_str(&text);
+    match parsed {
+        Ok(value) => Ok(value.unwrap_or_default()),
+        Err(_) if text.contains("\\u") => {
+            let mended: serde_json::Result<Option<T>> = serde_json::from_str(&mend_surrogates(&text));
+            mended.map(Option::unwrap_or_default).map_err(|_| Error::invalid_json())
+        }
+        Err(_) => Err(Error::invalid_json()),
+    }
+}
+
+/// Whether JSON text holds an escaped NUL, which PostgreSQL cannot store.
+fn has_nul(json: &str) -> bool {
+    json.match_indices("\\u0000").any(|(at, _)| {
+        let backslashes = json.as_bytes()[..at].iter().rev().take_while(|byte| **byte == b'\\').count();
+        backslashes % 2 == 0
+    })
+}
+
+/// Escapes of lone surrogates become U+FFFD; valid pairs stay (rest.md section 2).
+fn mend_surrogates(json: &str) -> String {
+    let unit = |at: usize| -> Option<u32> {
+        let digits = json.get(at..at + 6)?.strip_prefix("\\u")?;
+        u32::from_str_radix(digits, 16).ok()
+    };
+    let mut mended = String::with_capacity(json.len());
+    let mut at = 0;
+    while let Some(rest) = json.get(at..).filter(|rest| !rest.is_empty()) {
+        let Some(next) = rest.find('\\') else {
+            mended.push_str(rest);
+            break;
+        };
+        mended.push_str(&rest[..next]);
+        at += next;
+        let (text, length) = match (unit(at), unit(at + 6)) {
+            (Some(0xD800..=0xDBFF), Some(0xDC00..=0xDFFF)) => (&json[at..at + 12], 12),
+            (Some(0xD800..=0xDFFF), _) => ("\\ufffd", 6),
+            _ => {
+                let end = json[at + 1..].char_indices().nth(1).map_or(json.len(), |(offset, _)| at + 1 + offset);
+                (&json[at..end], end - at)
+            }
+        };
+        mended.push_str(text);
+        at += length;
+    }
+    mended
+}
+
+/// A JSON object as a handler's argument.
+pub struct Json<T>(pub T);
+
+impl<T: DeserializeOwned + Default + 'static> FromRequest for Json<T> {
+    type Error = Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Self>>>>;
+
+    fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
+        let body = Body::from_request(request, payload).into_inner();
+        Box::pin(async move { body?.object().await.map(Json) })
+    }
+}
+
+/// A JSON array as a handler's argument.
+pub struct JsonList<T>(pub Vec<T>);
+
+impl<T: DeserializeOwned + 'static> FromRequest for JsonList<T> {
+    type Error = Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Self>>>>;
+
+    fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
+        let body = Body::from_request(request, payload).into_inner();
+        Box::pin(async move { body?.array().await.map(JsonList) })
+    }
+}
+
+/// The one path parameter of a route, percent-decoded.
+pub struct Id(pub String);
+
+impl FromRequest for Id {
+    type Error = Error;
+    type Future = Ready<Result<Self>>;
+
+    fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
+        let raw = request.match_info().iter().next().map_or("", |(_, value)| value);
+        let decoded = percent_encoding::percent_decode_str(raw).decode_utf8();
+        ready(match decoded {
+            Ok(text) => Ok(Id(text.into_owned())),
+            Err(_) => Err(Error::not_found("no such resource")),
+        })
+    }
+}
+
+/// Query parameters, in order; pairs with a broken escape or a `;` are dropped (rest.md section 6).
+#[derive(Clone, Debug, Default)]
+pub struct Params(Vec<(String, String)>);
+
+impl FromRequest for Params {
+    type Error = Error;
+    type Future = Ready<Result<Self>>;
+
+    fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
+        ready(Ok(Params::parse(request.query_string())))
+    }
+}
+
+impl Params {
+    pub fn parse(query: &str) -> Self {
+        let pairs = query.split('&').filter(|pair| !pair.is_empty() && !pair.contains(';') && has_whole_escapes(pair));
+        Params(pairs.flat_map(|pair| url::form_urlencoded::parse(pair.as_bytes()).into_owned()).collect())
+    }
+
+    /// The first value, or the empty text.
+    pub fn get(&self, name: &str) -> &str {
+        self.0.iter().find(|(key, _)| key == name).map_or("", |(_, value)| value)
+    }
+
+    pub fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
+        self.0.iter().filter(move |(key, _)| key == name).map(|(_, value)| value.as_str())
+    }
+
+    pub fn pairs(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.iter().map(|(key, value)| (key.as_str(), value.as_str()))
+    }
+
+    /// `limit`, lowered to the maximum.
+    pub fn limit(&self, default: i64, max: i64) -> Result<i64> {
+        let text = self.get("limit");
+        if text.is_empty() {
+            return Ok(default);
+        }
+        match text.parse::<i64>() {
+            Ok(limit) if limit >= 1 => Ok(limit.min(max)),
+            _ => Err(Error::parameter("invalid_limit", "limit must be a positive integer")),
+        }
+    }
+
+    /// A time that must be there; `code` is `invalid_<name>`.
+    pub fn time(&self, name: &str, code: &'static str) -> Result<Micros> {
+        parse_time(self.get(name), name, code)?.ok_or_else(|| bad_time(name, code))
+    }
+
+    pub fn optional_time(&self, name: &str, code: &'static str) -> Result<Option<Micros>> {
+        parse_time(self.get(name), name, code)
+    }
+
+    /// A boolean word; `None` when empty.
+    pub fn boolean(&self, name: &str, code: &'static str) -> Result<Option<bool>> {
+        match self.get(name) {
+            "" => Ok(None),
+            "1" | "t" | "T" | "true" | "True" | "TRUE" => Ok(Some(true)),
+            "0" | "f" | "F" | "false" | "False" | "FALSE" => Ok(Some(false)),
+            _ => Err(Error::parameter(code, format!("{name} must be true or false"))),
+        }
+    }
+
+    /// The position after which a page starts.
+    pub fn cursor<T: DeserializeOwned>(&self) -> Result<Option<T>> {
+        decode_cursor(self.get("cursor"))
+    }
+}
+
+fn has_whole_escapes(pair: &str) -> bool {
+    let bytes = pair.as_bytes();
+    bytes.iter().enumerate().filter(|(_, byte)| **byte == b'%').all(|(at, _)| {
+        bytes.get(at + 1..at + 3).is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit))
+    })
+}
+
+fn bad_time(name: &str, code: &'static str) -> Error {
+    Error::parameter(code, format!("{name} must be RFC3339"))
+}
+
+/// RFC 3339; empty and the year-1 instant are absent.
+pub fn parse_time(text: &str, name: &str, code: &'static str) -> Result<Option<Micros>> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let time = Micros::parse(text).ok_or_else(|| bad_time(name, code))?;
+    Ok((time != Micros::ABSENT).then_some(time))
+}
+
+/// A time of a JSON body that must be there.
+pub fn required_time(text: Option<&str>, name: &str, code: &'static str) -> Result<Micros> {
+    parse_time(text.unwrap_or_default(), name, code)?.ok_or_else(|| bad_time(name, code))
+}
+
+pub fn encode_cursor<T: Serialize>(position: &T) -> Result<String> {
+    Ok(URL_SAFE_NO_PAD.encode(serde_json::to_vec(position).map_err(Error::internal)?))
+}
+
+pub fn decode_cursor<T: DeserializeOwned>(text: &str) -> Result<Option<T>> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let decoded = URL_SAFE_NO_PAD.decode(text).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    decoded.map(Some).ok_or_else(|| Error::invalid("cursor is not one of ours"))
+}
+
+/// Cuts the row that was fetched beyond the page and makes the cursor from the last one that stays.
+pub fn paginate<T, C: Serialize>(mut rows: Vec<T>, limit: i64, position: impl Fn(&T) -> C) -> Result<(Vec<T>, Option<String>)> {
+    let limit = limit as usize;
+    if rows.len() <= limit {
+        return Ok((rows, None));
+    }
+    rows.truncate(limit);
+    let cursor = rows.last().map(|row| encode_cursor(&position(row))).transpose()?;
+    Ok((rows, cursor))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn surrogates_are_mended_and_pairs_kept() {
+        let mended = mend_surrogates(r#"{"a":"\ud800x\uD83D\uDE00\\ud800\n\udfff"}"#);
+        assert_eq!(mended, r#"{"a":"\ufffdx\uD83D\uDE00\\ud800\n\ufffd"}"#);
+        let parsed: serde_json::Value = serde_json::from_str(&mended).expect("json");
+        assert_eq!(parsed["a"], "\u{fffd}x\u{1F600}\\ud800\n\u{fffd}");
+    }
+
+    #[test]
+    fn nul_is_seen_through_backslashes() {
+        assert!(has_nul(r#""a\u0000""#));
+        assert!(!has_nul(r#""a\\u0000""#));
+        assert!(has_nul(r#""a\\\u0000""#));
+    }
+
+    #[test]
+    fn broken_pairs_are_dropped() {
+        let params = Params::parse("a=1%2B2&b=%zz&c=x;y&d=1+2&a=second");
+        assert_eq!(params.get("a"), "1+2");
+        assert_eq!(params.get("b"), "");
+        assert_eq!(params.get("c"), "");
+        assert_eq!(params.get("d"), "1 2");
+        assert_eq!(params.all("a").count(), 2);
+    }
+
+    #[test]
+    fn limits() {
+        let limit = |query: &str| Params::parse(query).limit(100, 1000);
+        assert_eq!(limit("").ok(), Some(100));
+        assert_eq!(limit("limit=%2B5").ok(), Some(5));
+        assert_eq!(limit("limit=100000").ok(), Some(1000));
+        for bad in ["limit=0", "limit=-1", "limit=x", "limit=1.5", "limit=1e2", "limit=+5", "limit=99999999999999999999"] {
+            assert!(limit(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! `/v1/meters` (rest.md 12.3).
+
+use actix_web::{HttpResponse, web};
+use serde::{Deserialize, Serialize};
+
+use crate::app::App;
+use crate::auth::Caller;
+use crate::error::{Error, Result};
+use crate::http::extract::{Id, Json, Params, paginate};
+use crate::http::respond::{self, Page};
+use crate::meter::{self, Aggregation, DimensionInput, DimensionType, Meter};
+use crate::store;
+use crate::window::Micros;
+
+/// A meter on the wire; fields in contract order.
+#[derive(Serialize)]
+struct MeterView<'a> {
+    id: &'a str,
+    name: &'a str,
+    description: &'a str,
+    unit: &'a str,
+    aggregation: Aggregation,
+    dimensions: Vec<DimensionView<'a>>,
+    event_retention_days: i32,
+    created_at: Micros,
+}
+
+#[derive(Serialize)]
+struct DimensionView<'a> {
+    name: &'a str,
+    display_name: &'a str,
+    description: &'a str,
+    #[serde(rename = "type")]
+    kind: DimensionType,
+    required: bool,
+    deprecated: bool,
+}
+
+impl<'a> MeterView<'a> {
+    fn of(meter: &'a Meter) -> Self {
+        let dimensions = meter.dimensions.iter().map(|dimension| DimensionView {
+            name: &dimension.name,
+            display_name: &dimension.display_name,
+            description: &dimension.description,
+            kind: dimension.kind,
+            required: dimension.required,
+            deprecated: dimension.deprecated,
+        });
+        MeterView {
+            id: &meter.public_id,
+            name: &meter.name,
+            description: &meter.description,
+            unit: &meter.unit,
+            aggregation: meter.aggregation,
+            dimensions: dimensions.collect(),
+            event_retention_days: meter.event_retention_days,
+            created_at: meter.created_at,
+        }
+    }
+}
+
+#[derive(Default, Deserialize)]
+pub struct MeterInput {
+    name: Option<String>,
+    description: Option<String>,
+    unit: Option<String>,
+    aggregation: Option<String>,
+    dimensions: Option<Vec<DimensionInput>>,
+    event_retention_days: Option<i64>,
+}
+
+pub async fn create(app: web::Data<App>, caller: Caller, body: Json<MeterInput>) -> Result<HttpResponse> {
+    let Json(input) = body;
+    caller.may_use_meter(input.name.as_deref().unwrap_or_default())?;
+    let meter = Meter {
+        id: 0,
+        public_id: uuid::Uuid::now_v7().to_string(),
+        workspace_id: caller.workspace_id,
+        name: meter::parse_name(&input.name.unwrap_or_default())?,
+        description: meter::parse_description(&input.description.unwrap_or_default())?,
+        unit: meter::parse_unit(&input.unit.unwrap_or_default())?,
+        aggregation: Aggregation::parse(&input.aggregation.unwrap_or_default())?,
+        dimensions: meter::parse_dimensions(input.dimensions.unwrap_or_default(), 1)?,
+        version: 1,
+        event_retention_days: meter::parse_retention_days(input.event_retention_days.unwrap_or_default())?,
+        pruned_before: None,
+        created_at: Micros::now(),
+    };
+    let meter = app.store.write("meters::add", move |conn| store::meters::add(conn, &meter)).await?;
+    app.meters.forget(meter.workspace_id, &meter.name);
+    respond::created(&MeterView::of(&meter))
+}
+
+#[derive(Serialize, Deserialize)]
+struct ByName {
+    name: Option<String>,
+}
+
+pub async fn list(app: web::Data<App>, caller: Caller, params: Params) -> Result<HttpResponse> {
+    let name = params.get("name").to_owned();
+    caller.may_use_meter(&name)?;
+    let limit = params.limit(50, 500)?;
+    let after = params.cursor::<ByName>()?.and_then(|cursor| cursor.name);
+    let workspace_id = caller.workspace_id;
+    let rows = app
+        .store
+        .read("meters::list", move |conn| {
+            let name = Some(name.as_str()).filter(|name| !name.is_empty());
+            store::meters::list(conn, workspace_id, name, after.as_deref(), limit + 1)
+        })
+        .await?;
+    let (meters, next_cursor) = paginate(rows, limit, |meter| ByName { name: Some(meter.name.clone()) })?;
+    respond::ok(&Page { items: meters.iter().map(MeterView::of).collect(), next_cursor })
+}
+
+async fn find(app: &App, caller: &Caller, id: String) -> Result<Meter> {
+    let workspace_id = caller.workspace_id;
+    let found = app.store.read("meters::by_id", move |conn| store::meters::by_id(conn, workspace_id, &id)).await?;
+    let meter = found.ok_or_else(|| Error::not_found("meter"))?;
+    caller.may_use_meter(&meter.name)?;
+    Ok(meter)
+}
+
+pub async fn get(app: web::Data<App>, caller: Caller, Id(id): Id) -> Result<HttpResponse> {
+    respond::ok(&MeterView::of(&find(&app, &caller, id).await?))
+}
+
+pub async fn update(app: web::Data<App>, caller: Caller, Id(id): Id, body: Json<MeterInput>) -> Result<HttpResponse> {
+    find(&app, &caller, id.clone()).await?;
+    let (Json(input), workspace_id) = (body, caller.workspace_id);
+    let updated = app
+        .store
+        .write("meters::update", move |conn| {
+            let change = |meter, has_events| apply(meter, &input, has_events);
+            store::meters::update(conn, workspace_id, &id, change)
+        })
+        .await?;
+    let meter = updated.ok_or_else(|| Error::not_found("meter"))?;
+    app.meters.forget(meter.workspace_id, &meter.name);
+    respond::ok(&MeterView::of(&meter))
+}
+
+/// A partial update: what is absent or `null` stays.
+fn apply(mut meter: Meter, input: &MeterInput, has_events: bool) -> Result<Meter> {
+    meter.version += 1;
+    if let Some(description) = &input.description {
+        meter.description = meter::parse_description(description)?;
+    }
+    if let Some(unit) = &input.unit {
+        meter.unit = meter::parse_unit(unit)?;
+    }
+    if let Some(aggregation) = &input.aggregation {
+        meter.aggregation = Aggregation::parse(aggregation)?;
+    }
+    if let Some(days) = input.event_retention_days {
+        meter.event_retention_days = meter::parse_retention_days(days)?;
+    }
+    if let Some(dimensions) = &input.dimensions {
+        let dimensions = meter::parse_dimensions(dimensions.clone(), meter.version)?;
+        meter.dimensions = meter::change_dimensions(&meter.dimensions, dimensions, meter.version, has_events)?;
+    }
+    Ok(meter)
+}
+
+pub async fn delete(app: web::Data<App>, caller: Caller, Id(id): Id) -> Result<HttpResponse> {
+    find(&app, &caller, id.clone()).await?;
+    let workspace_id = caller.workspace_id;
+    let delete = move |conn: &mut _| store::meters::delete(conn, workspace_id, &id);
+    let meter = app.store.write("meters::delete", delete).await?.ok_or_else(|| Error::not_found("meter"))?;
+    app.meters.forget(meter.workspace_id, &meter.name);
+    app.ingest.forget_meter(meter.id);
+    Ok(respond::no_content())
+}

@@ -1,0 +1,95 @@
+//! Answers: JSON as the contract writes it, and the one error envelope (rest.md sections 3 and 4).
+
+use std::borrow::Cow;
+use std::fmt::Write;
+
+use actix_web::http::{StatusCode, header};
+use actix_web::{HttpResponse, ResponseError};
+use serde::Serialize;
+
+use crate::error::{Error, Result};
+
+/// A JSON answer: compact, HTML-escaped, one newline at the end.
+pub fn json<T: Serialize + ?Sized>(status: StatusCode, value: &T) -> Result<HttpResponse> {
+    let text = serde_json::to_string(value).map_err(Error::internal)?;
+    Ok(json_text(status, &text))
+}
+
+pub fn ok<T: Serialize + ?Sized>(value: &T) -> Result<HttpResponse> {
+    json(StatusCode::OK, value)
+}
+
+pub fn created<T: Serialize + ?Sized>(value: &T) -> Result<HttpResponse> {
+    json(StatusCode::CREATED, value)
+}
+
+pub fn no_content() -> HttpResponse {
+    HttpResponse::NoContent().finish()
+}
+
+/// JSON that is text already.
+pub fn json_text(status: StatusCode, text: &str) -> HttpResponse {
+    let mut body = escape_html(text).into_owned();
+    body.push('\n');
+    HttpResponse::build(status).insert_header((header::CONTENT_TYPE, "application/json")).body(body)
+}
+
+/// Writes `<`, `>`, `&`, U+2028 and U+2029 of JSON text as escapes. They occur inside strings only.
+pub fn escape_html(json: &str) -> Cow<'_, str> {
+    const SPECIAL: [char; 5] = ['<', '>', '&', '\u{2028}', '\u{2029}'];
+    if !json.contains(SPECIAL) {
+        return Cow::Borrowed(json);
+    }
+    let mut escaped = String::with_capacity(json.len() + 64);
+    for c in json.chars() {
+        if SPECIAL.contains(&c) {
+            // writing to a String cannot fail
+            let _ = write!(escaped, "\\u{:04x}", u32::from(c));
+        } else {
+            escaped.push(c);
+        }
+    }
+    Cow::Owned(escaped)
+}
+
+/// A page of a list: `items`, and a cursor while more rows exist.
+#[derive(Serialize)]
+pub struct Page<T> {
+    pub items: Vec<T>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub next_cursor: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Envelope<'a> {
+    error: Body<'a>,
+}
+
+#[derive(Serialize)]
+struct Body<'a> {
+    code: &'a str,
+    message: &'a str,
+}
+
+/// The error envelope.
+pub fn error(error: &Error) -> HttpResponse {
+    let status = StatusCode::from_u16(error.code.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let envelope = Envelope { error: Body { code: error.code.as_str(), message: &error.message } };
+    // two strings always serialise
+    let text = serde_json::to_string(&envelope).unwrap_or_default();
+    let mut response = json_text(status, &text);
+    if let Some(seconds) = error.retry_after_seconds {
+        response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
+    }
+    response
+}
+
+impl ResponseError for Error {
+    fn status_code(&self) -> StatusCode {
+        StatusCode::from_u16(self.code.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+    }
+
+    fn error_response(&self) -> HttpResponse {
+        error(self)
+    }
+}

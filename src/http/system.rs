@@ -1,0 +1,34 @@
+//! Health and readiness (rest.md 12.1).
+
+use std::time::Duration;
+
+use actix_web::{HttpResponse, web};
+use diesel::RunQueryDsl;
+
+use crate::app::App;
+
+/// The process serves HTTP. Touches nothing else.
+pub async fn health() -> HttpResponse {
+    HttpResponse::NoContent().finish()
+}
+
+const PING_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The schema is current, the database answers, and the server is not going away.
+pub async fn ready(app: web::Data<App>) -> HttpResponse {
+    if !app.phase.is_serving() {
+        return HttpResponse::ServiceUnavailable().finish();
+    }
+    let ping = app.store.read("system::ping", |conn| Ok(diesel::sql_query("SELECT 1").execute(conn)?));
+    match tokio::time::timeout(PING_TIMEOUT, ping).await {
+        Ok(Ok(_)) => HttpResponse::NoContent().finish(),
+        Ok(Err(error)) => {
+            log::warn!(error:% = error; "not ready");
+            HttpResponse::ServiceUnavailable().finish()
+        }
+        Err(_) => {
+            log::warn!("not ready: no answer from the database within 2 s");
+            HttpResponse::ServiceUnavailable().finish()
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! How many new events a workspace may store per window: a token bucket in memory, per server. Off unless set.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use moka::sync::Cache;
+
+pub struct RateLimit {
+    capacity: f64,
+    per_second: f64,
+    buckets: Cache<i64, Arc<Mutex<Bucket>>>,
+}
+
+struct Bucket {
+    tokens: f64,
+    filled_at: Instant,
+}
+
+const WORKSPACES_MAX: u64 = 100_000;
+
+impl RateLimit {
+    pub fn new(events: u64, window: Duration) -> Self {
+        // a bucket that nobody used for a whole window is full again and can be forgotten
+        let buckets = Cache::builder().max_capacity(WORKSPACES_MAX).time_to_idle(window * 2).build();
+        RateLimit { capacity: events as f64, per_second: events as f64 / window.as_secs_f64(), buckets }
+    }
+
+    /// Takes `count` at once or nothing; `Err` is the whole seconds until it could work. A call larger than the
+    /// whole allowance waits for a full bucket and then overdraws it.
+    pub fn take(&self, workspace_id: i64, count: u64) -> Result<(), u64> {
+        let bucket = self.bucket(workspace_id);
+        let mut bucket = bucket.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        let earned = now.duration_since(bucket.filled_at).as_secs_f64() * self.per_second;
+        bucket.tokens = (bucket.tokens + earned).min(self.capacity);
+        bucket.filled_at = now;
+        let needed = (count as f64).min(self.capacity);
+        if bucket.tokens < needed {
+            return Err((((needed - bucket.tokens) / self.per_second).ceil() as u64).max(1));
+        }
+        bucket.tokens -= count as f64;
+        Ok(())
+    }
+
+    pub fn give_back(&self, workspace_id: i64, count: u64) {
+        let bucket = self.bucket(workspace_id);
+        let mut bucket = bucket.lock().unwrap_or_else(PoisonError::into_inner);
+        bucket.tokens = (bucket.tokens + count as f64).min(self.capacity);
+    }
+
+    fn bucket(&self, workspace_id: i64) -> Arc<Mutex<Bucket>> {
+        let full = || Arc::new(Mutex::new(Bucket { tokens: self.capacity, filled_at: Instant::now() }));
+        self.buckets.get_with(workspace_id, full)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn takes_whole_calls_only() {
+        let rate = RateLimit::new(10, Duration::from_secs(60));
+        assert_eq!(rate.take(1, 8), Ok(()));
+        let wait = rate.take(1, 5).expect_err("only two left");
+        assert!((17..=19).contains(&wait), "{wait}");
+        assert_eq!(rate.take(1, 2), Ok(()));
+        assert_eq!(rate.take(2, 10), Ok(()), "another workspace has its own");
+        rate.give_back(1, 5);
+        assert_eq!(rate.take(1, 5), Ok(()));
+    }
+
+    #[test]
+    fn a_call_over_the_allowance_is_granted_once_the_bucket_is_full() {
+        let rate = RateLimit::new(10, Duration::from_secs(60));
+        assert_eq!(rate.take(1, 50), Ok(()));
+        let wait = rate.take(1, 1).expect_err("overdrawn");
+        assert!((240..=246).contains(&wait), "{wait}");
+    }
+}

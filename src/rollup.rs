@@ -1,0 +1,148 @@
+//! Sums of events that can be added up: what a batch adds to the stored rollups, and what a row of an answer is
+//! computed from. Pure.
+
+use std::collections::BTreeMap;
+
+use uuid::Uuid;
+
+use crate::event::Event;
+use crate::meter::Aggregation;
+use crate::quantity::Quantity;
+use crate::window::{DAY, HOUR, Micros, SECOND};
+
+/// Stands for "all subjects of the meter" in a rollup key.
+pub const ALL_SUBJECTS: i64 = 0;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Grain {
+    Hour = 0,
+    Day = 1,
+}
+
+impl Grain {
+    pub fn width(self) -> i64 {
+        match self {
+            Grain::Hour => HOUR,
+            Grain::Day => DAY,
+        }
+    }
+}
+
+/// The earliest or latest event: ties in time are settled by the event id.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Edge {
+    pub at: Micros,
+    pub id: Uuid,
+    pub quantity: Quantity,
+}
+
+/// What is known of a set of events without the events. Adding two parts in any order gives the same whole.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Part {
+    pub count: i64,
+    pub sum: Quantity,
+    pub min: Quantity,
+    pub max: Quantity,
+    /// First and last event; unknown where a query did not need them.
+    pub edges: Option<(Edge, Edge)>,
+}
+
+impl Part {
+    pub fn of(at: Micros, id: Uuid, quantity: &Quantity) -> Self {
+        let edge = Edge { at, id, quantity: quantity.clone() };
+        Part {
+            count: 1,
+            sum: quantity.clone(),
+            min: quantity.clone(),
+            max: quantity.clone(),
+            edges: Some((edge.clone(), edge)),
+        }
+    }
+
+    pub fn add(&mut self, other: Part) {
+        self.count += other.count;
+        self.sum += &other.sum;
+        if other.min < self.min {
+            self.min = other.min;
+        }
+        if other.max > self.max {
+            self.max = other.max;
+        }
+        self.edges = match (self.edges.take(), other.edges) {
+            (Some((first, last)), Some((other_first, other_last))) => {
+                let first =
+                    if (other_first.at, other_first.id) < (first.at, first.id) { other_first } else { first };
+                let last =
+                    if (other_last.at, other_last.id) > (last.at, last.id) { other_last } else { last };
+                Some((first, last))
+            }
+            _ => None,
+        };
+    }
+
+    /// The value of an answer row; `length` is the divisor of a rate, in microseconds (rest.md 9.2).
+    pub fn value(&self, aggregation: Aggregation, length: i64) -> Quantity {
+        let count = Quantity::from(self.count);
+        match aggregation {
+            Aggregation::Sum => self.sum.clone(),
+            Aggregation::Count => count,
+            Aggregation::Avg => self.sum.divide(&count),
+            Aggregation::Min => self.min.clone(),
+            Aggregation::Max => self.max.clone(),
+            Aggregation::First => {
+                self.edges.as_ref().map_or_else(Quantity::zero, |(first, _)| first.quantity.clone())
+            }
+            Aggregation::Last => {
+                self.edges.as_ref().map_or_else(Quantity::zero, |(_, last)| last.quantity.clone())
+            }
+            Aggregation::Rate => (&count * &Quantity::from(SECOND)).divide(&Quantity::from(length)),
+        }
+    }
+}
+
+/// Adds a part to the one under its key.
+pub fn merge<K: Ord>(parts: &mut BTreeMap<K, Part>, key: K, part: Part) {
+    match parts.entry(key) {
+        std::collections::btree_map::Entry::Vacant(free) => {
+            free.insert(part);
+        }
+        std::collections::btree_map::Entry::Occupied(mut taken) => taken.get_mut().add(part),
+    }
+}
+
+/// Where a stored rollup lives; ordered as the primary key, so that writers lock rows in one order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Key {
+    pub meter_id: i64,
+    pub subject_id: i64,
+    pub grain: Grain,
+    pub start: Micros,
+    pub dimension_set: [u8; 16],
+}
+
+impl Key {
+    /// Only rows that every subject shares are split into lanes.
+    pub fn lane(&self, lane: i16) -> i16 {
+        if self.subject_id == ALL_SUBJECTS { lane } else { 0 }
+    }
+}
+
+/// What new events add: per subject and hour, and per meter and hour and day.
+pub fn of_events<'a>(events: impl Iterator<Item = (&'a Event, i64)>) -> BTreeMap<Key, Part> {
+    let mut parts = BTreeMap::new();
+    for (event, subject_id) in events {
+        let part = Part::of(event.time, event.id, &event.quantity);
+        let levels = [(subject_id, Grain::Hour), (ALL_SUBJECTS, Grain::Hour), (ALL_SUBJECTS, Grain::Day)];
+        for (subject_id, grain) in levels {
+            let key = Key {
+                meter_id: event.meter.id,
+                subject_id,
+                grain,
+                start: event.time.floor(grain.width()),
+                dimension_set: event.dimension_set.hash,
+            };
+            merge(&mut parts, key, part.clone());
+        }
+    }
+    parts
+}

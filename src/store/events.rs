@@ -1,0 +1,582 @@
+//! The hot insert: one transaction stores the events of many callers, their idempotency keys, rollups and ingestion
+//! runs. The only file that writes events. Statements come in a fixed order and every batch of rows is sorted, so
+//! that two writers never wait for each other in a circle.
+
+mod postgres;
+mod sqlite;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use moka::sync::Cache;
+use uuid::Uuid;
+
+use crate::event::{self, Event, StoredEvent};
+use crate::quantity::Quantity;
+use crate::rollup;
+use crate::store::{Conn, Fault};
+use crate::window::Micros;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Single,
+    Bulk,
+    Stream,
+}
+
+impl Kind {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Kind::Single => "single",
+            Kind::Bulk => "bulk",
+            Kind::Stream => "stream",
+        }
+    }
+}
+
+/// What one caller wants stored, all of it or none of it.
+#[derive(Debug)]
+pub struct Batch {
+    pub workspace_id: i64,
+    pub kind: Kind,
+    pub events: Vec<Event>,
+    /// Items refused before they came here; counted in the ingestion run.
+    pub failed: i64,
+    /// The call's own idempotency key (bulk header, stream metadata).
+    pub replay_key: Option<String>,
+    pub received_at: Micros,
+}
+
+/// What became of one batch.
+#[derive(Clone, Debug)]
+pub enum Outcome {
+    /// One entry per event: `None` when it was stored, else the event that already had its key.
+    Stored(Vec<Option<StoredEvent>>),
+    /// The call was answered before; its lists as JSON.
+    Replayed { accepted: String, duplicates: String },
+    /// A meter changed since the events were checked: check them again.
+    Stale,
+    /// Another batch of the same transaction uses the same replay key: try again in the next one.
+    Again,
+}
+
+/// Names that were looked up before, so that a write does not have to. Bounded; filled only after a commit.
+pub struct Known {
+    subjects: Cache<(i64, String), i64>,
+    dimension_sets: Cache<(i64, [u8; 16]), ()>,
+}
+
+const KNOWN_SUBJECTS_MAX: u64 = 200_000;
+const KNOWN_DIMENSION_SETS_MAX: u64 = 100_000;
+
+impl Default for Known {
+    fn default() -> Self {
+        Known {
+            subjects: Cache::new(KNOWN_SUBJECTS_MAX),
+            dimension_sets: Cache::builder()
+                .max_capacity(KNOWN_DIMENSION_SETS_MAX)
+                .support_invalidation_closures()
+                .build(),
+        }
+    }
+}
+
+/// What a transaction learned; becomes known once it is committed.
+#[derive(Default)]
+pub struct Learned {
+    subjects: Vec<((i64, String), i64)>,
+    dimension_sets: Vec<(i64, [u8; 16])>,
+}
+
+impl Known {
+    pub fn remember(&self, learned: Learned) {
+        for (subject, id) in learned.subjects {
+            self.subjects.insert(subject, id);
+        }
+        for set in learned.dimension_sets {
+            self.dimension_sets.insert(set, ());
+        }
+    }
+
+    /// A meter was deleted: its dimension sets are gone and must be written again.
+    pub fn forget_meter(&self, meter_id: i64) {
+        self.dimension_sets
+            .invalidate_entries_if(move |(meter, _), ()| *meter == meter_id)
+            .map_or_else(|error| log::error!(error:% = error; "cannot forget a meter"), drop);
+    }
+}
+
+/// Position of an event: batch and place in it.
+type Place = (usize, usize);
+/// Workspace and ledger key.
+type LedgerKey = (i64, Vec<u8>);
+
+/// A key that was taken before, with the event it stands for as far as that is still stored.
+struct Taken {
+    key: LedgerKey,
+    event_id: Uuid,
+    event_time: i64,
+    fingerprint: i64,
+    /// `None` when the raw event was pruned.
+    event: Option<StoredEvent>,
+}
+
+/// Stores the batches. `lane` is the writer's own copy of the rollup rows that every subject shares.
+pub fn insert(
+    conn: &mut Conn,
+    batches: &[Arc<Batch>],
+    lane: i16,
+    known: &Known,
+) -> Result<(Vec<Outcome>, Learned), Fault> {
+    let mut work = Work::new(batches, lane);
+    work.drop_stale(conn)?;
+    work.drop_replayed(conn)?;
+    work.find_subjects(conn, known)?;
+    work.take_keys(conn)?;
+    work.write_dimension_sets(conn, known)?;
+    work.write_events(conn)?;
+    work.write_replays(conn)?;
+    work.write_runs(conn)?;
+    // quota counters and the outbox of what follows from a write join here
+    work.write_rollups(conn)?;
+    Ok(work.finish())
+}
+
+struct Work<'a> {
+    batches: &'a [Arc<Batch>],
+    lane: i16,
+    /// Set once the fate of a whole batch is known.
+    decided: Vec<Option<Outcome>>,
+    subjects: HashMap<(i64, String), i64>,
+    /// Events whose key was taken, with what to answer.
+    duplicates: HashMap<Place, StoredEvent>,
+    learned: Learned,
+}
+
+impl<'a> Work<'a> {
+    fn new(batches: &'a [Arc<Batch>], lane: i16) -> Self {
+        Work {
+            batches,
+            lane,
+            decided: batches.iter().map(|_| None).collect(),
+            subjects: HashMap::new(),
+            duplicates: HashMap::new(),
+            learned: Learned::default(),
+        }
+    }
+
+    /// Batches that are still to be stored.
+    fn open(&self) -> impl Iterator<Item = (usize, &'a Batch)> {
+        let decided = &self.decided;
+        self.batches
+            .iter()
+            .enumerate()
+            .filter(|(at, _)| decided[*at].is_none())
+            .map(|(at, batch)| (at, &**batch))
+    }
+
+    /// All events still to be stored, duplicates included.
+    fn candidates(&self) -> impl Iterator<Item = (Place, i64, &'a Event)> {
+        self.open().flat_map(|(at, batch)| {
+            batch.events.iter().enumerate().map(move |(item, event)| ((at, item), batch.workspace_id, event))
+        })
+    }
+
+    /// New events only.
+    fn accepted(&self) -> impl Iterator<Item = (i64, &'a Event)> {
+        let duplicates = &self.duplicates;
+        self.candidates()
+            .filter(|(place, ..)| !duplicates.contains_key(place))
+            .map(|(_, workspace_id, event)| (workspace_id, event))
+    }
+
+    fn subject_id(&self, workspace_id: i64, name: &str) -> i64 {
+        // every subject of an open batch was looked up by find_subjects
+        self.subjects.get(&(workspace_id, name.to_owned())).copied().unwrap_or_default()
+    }
+
+    /// Locks the meters against change and deletion until the commit, and sets aside batches that were checked
+    /// against an older definition.
+    fn drop_stale(&mut self, conn: &mut Conn) -> Result<(), Fault> {
+        let meter_ids: BTreeSet<i64> = self.candidates().map(|(.., event)| event.meter.id).collect();
+        let meter_ids: Vec<i64> = meter_ids.into_iter().collect();
+        if meter_ids.is_empty() {
+            return Ok(());
+        }
+        let versions: HashMap<i64, i32> = match conn {
+            Conn::Postgres(c) => postgres::lock_meters(c, &meter_ids)?,
+            Conn::Sqlite(c) => sqlite::meter_versions(c, &meter_ids)?,
+        };
+        for (at, batch) in self.batches.iter().enumerate() {
+            let is_stale = |event: &Event| versions.get(&event.meter.id) != Some(&event.meter.version);
+            if batch.events.iter().any(is_stale) {
+                self.decided[at] = Some(Outcome::Stale);
+            }
+        }
+        Ok(())
+    }
+
+    /// Answers batches whose replay key was used before; of several with one new key the first goes on.
+    fn drop_replayed(&mut self, conn: &mut Conn) -> Result<(), Fault> {
+        let mut keys: BTreeMap<LedgerKey, usize> = BTreeMap::new();
+        for (at, batch) in self.batches.iter().enumerate() {
+            // without a valid item there is nothing to replay (rest.md 12.4)
+            let counts = self.decided[at].is_none() && !batch.events.is_empty();
+            let Some(key) = batch.replay_key.as_deref().filter(|_| counts) else { continue };
+            let key = (batch.workspace_id, event::ledger_key(key));
+            if keys.contains_key(&key) {
+                self.decided[at] = Some(Outcome::Again);
+            } else {
+                keys.insert(key, at);
+            }
+        }
+        for (key, at) in keys {
+            let found = match conn {
+                Conn::Postgres(c) => postgres::find_replay(c, &key)?,
+                Conn::Sqlite(c) => sqlite::find_replay(c, &key)?,
+            };
+            if let Some((accepted, duplicates)) = found {
+                self.decided[at] = Some(Outcome::Replayed { accepted, duplicates });
+            }
+        }
+        Ok(())
+    }
+
+    fn find_subjects(&mut self, conn: &mut Conn, known: &Known) -> Result<(), Fault> {
+        let names: BTreeSet<(i64, String)> =
+            self.candidates().map(|(_, workspace_id, event)| (workspace_id, event.subject.clone())).collect();
+        let mut missing = Vec::new();
+        for name in names {
+            match known.subjects.get(&name) {
+                Some(id) => drop(self.subjects.insert(name, id)),
+                None => missing.push(name),
+            }
+        }
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let found = match conn {
+            Conn::Postgres(c) => postgres::find_or_add_subjects(c, &missing)?,
+            Conn::Sqlite(c) => sqlite::find_or_add_subjects(c, &missing)?,
+        };
+        self.learned.subjects.extend(found.iter().cloned());
+        self.subjects.extend(found);
+        Ok(())
+    }
+
+    /// Claims the idempotency keys of the batch; whoever comes second gets the event that was first.
+    fn take_keys(&mut self, conn: &mut Conn) -> Result<(), Fault> {
+        let mut first: BTreeMap<LedgerKey, (Place, &Event)> = BTreeMap::new();
+        let mut later: Vec<(LedgerKey, Place)> = Vec::new();
+        for (place, workspace_id, event) in self.candidates() {
+            let Some(key) = &event.key else { continue };
+            let key = (workspace_id, event::ledger_key(key));
+            if first.contains_key(&key) {
+                later.push((key, place));
+            } else {
+                first.insert(key, (place, event));
+            }
+        }
+        if first.is_empty() {
+            return Ok(());
+        }
+        let rows: Vec<KeyRow> = first
+            .iter()
+            .map(|((workspace_id, key), (_, event))| KeyRow {
+                workspace_id: *workspace_id,
+                key: key.clone(),
+                event_id: event.id,
+                subject_id: self.subject_id(*workspace_id, &event.subject),
+                event_time: event.time.0,
+                fingerprint: event.fingerprint,
+            })
+            .collect();
+        let taken = match conn {
+            Conn::Postgres(c) => postgres::take_keys(c, &rows)?,
+            Conn::Sqlite(c) => sqlite::take_keys(c, &rows)?,
+        };
+        for taken in taken {
+            let Some((place, event)) = first.get(&taken.key) else { continue };
+            let original = original_of(&taken, event);
+            self.duplicates.insert(*place, original);
+        }
+        for (key, place) in later {
+            let Some((first_place, event)) = first.get(&key) else { continue };
+            let original = match self.duplicates.get(first_place) {
+                Some(original) => original.clone(),
+                None => StoredEvent::of(event),
+            };
+            self.duplicates.insert(place, original);
+        }
+        Ok(())
+    }
+
+    fn write_dimension_sets(&mut self, conn: &mut Conn, known: &Known) -> Result<(), Fault> {
+        let mut new: BTreeMap<(i64, [u8; 16]), &Event> = BTreeMap::new();
+        for (_, event) in self.accepted() {
+            let set = (event.meter.id, event.dimension_set.hash);
+            if !known.dimension_sets.contains_key(&set) {
+                new.insert(set, event);
+            }
+        }
+        if new.is_empty() {
+            return Ok(());
+        }
+        match conn {
+            Conn::Postgres(c) => postgres::add_dimension_sets(c, &new)?,
+            Conn::Sqlite(c) => sqlite::add_dimension_sets(c, &new)?,
+        }
+        self.learned.dimension_sets.extend(new.into_keys());
+        Ok(())
+    }
+
+    fn write_events(&self, conn: &mut Conn) -> Result<(), Fault> {
+        let rows: Vec<EventRow> = self
+            .accepted()
+            .map(|(workspace_id, event)| EventRow {
+                event,
+                workspace_id,
+                subject_id: self.subject_id(workspace_id, &event.subject),
+            })
+            .collect();
+        if rows.is_empty() {
+            return Ok(());
+        }
+        match conn {
+            Conn::Postgres(c) => postgres::add_events(c, &rows),
+            Conn::Sqlite(c) => sqlite::add_events(c, &rows),
+        }
+    }
+
+    /// Remembers the answer of calls with a replay key, unless no item was valid.
+    fn write_replays(&self, conn: &mut Conn) -> Result<(), Fault> {
+        for (at, batch) in self.open() {
+            let Some(key) = batch.replay_key.as_deref().filter(|_| !batch.events.is_empty()) else {
+                continue;
+            };
+            let (mut accepted, mut duplicates) = (Vec::new(), Vec::new());
+            for (item, event) in batch.events.iter().enumerate() {
+                match self.duplicates.get(&(at, item)) {
+                    Some(original) => duplicates.push(original.clone()),
+                    None => accepted.push(StoredEvent::of(event)),
+                }
+            }
+            let row = ReplayRow {
+                workspace_id: batch.workspace_id,
+                key: event::ledger_key(key),
+                accepted: to_json(&accepted)?,
+                duplicates: to_json(&duplicates)?,
+                created_at: batch.received_at.0,
+            };
+            crate::both!(conn, c => {
+                use diesel::RunQueryDsl;
+                diesel::insert_into(crate::store::schema::bulk_replays::table).values(&row).execute(c)?
+            });
+        }
+        Ok(())
+    }
+
+    fn write_runs(&self, conn: &mut Conn) -> Result<(), Fault> {
+        let runs: Vec<RunRow> = self
+            .batches
+            .iter()
+            .enumerate()
+            .filter_map(|(at, batch)| {
+                let total = batch.events.len() as i64;
+                let duplicates = match &self.decided[at] {
+                    Some(Outcome::Replayed { .. }) => total,
+                    Some(_) => return None,
+                    None => (0..batch.events.len())
+                        .filter(|item| self.duplicates.contains_key(&(at, *item)))
+                        .count() as i64,
+                };
+                Some(RunRow {
+                    workspace_id: batch.workspace_id,
+                    id: Uuid::now_v7(),
+                    kind: batch.kind,
+                    accepted: total - duplicates,
+                    duplicates,
+                    failed: batch.failed,
+                    created_at: batch.received_at.0,
+                })
+            })
+            .collect();
+        if runs.is_empty() {
+            return Ok(());
+        }
+        match conn {
+            Conn::Postgres(c) => postgres::add_runs(c, &runs),
+            Conn::Sqlite(c) => sqlite::add_runs(c, &runs),
+        }
+    }
+
+    fn write_rollups(&self, conn: &mut Conn) -> Result<(), Fault> {
+        let events = self
+            .accepted()
+            .map(|(workspace_id, event)| (event, self.subject_id(workspace_id, &event.subject)));
+        let parts = rollup::of_events(events);
+        if parts.is_empty() {
+            return Ok(());
+        }
+        match conn {
+            Conn::Postgres(c) => postgres::add_rollups(c, &parts, self.lane),
+            Conn::Sqlite(c) => sqlite::add_rollups(c, &parts, self.lane),
+        }
+    }
+
+    fn finish(mut self) -> (Vec<Outcome>, Learned) {
+        let outcomes = self
+            .batches
+            .iter()
+            .enumerate()
+            .map(|(at, batch)| match self.decided[at].take() {
+                Some(outcome) => outcome,
+                None => {
+                    let items = 0..batch.events.len();
+                    Outcome::Stored(items.map(|item| self.duplicates.remove(&(at, item))).collect())
+                }
+            })
+            .collect();
+        (outcomes, self.learned)
+    }
+}
+
+/// The stored event; or, when retention took it, the retry's own fields under the first one's id and time.
+fn original_of(taken: &Taken, retry: &Event) -> StoredEvent {
+    if taken.fingerprint != retry.fingerprint {
+        log::warn!(event_id:% = taken.event_id; "idempotency key used again with another payload");
+    }
+    if let Some(event) = &taken.event {
+        return event.clone();
+    }
+    let received_at = taken.event_id.get_timestamp().map(|at| {
+        let (seconds, nanos) = at.to_unix();
+        Micros(seconds as i64 * 1_000_000 + i64::from(nanos) / 1_000)
+    });
+    StoredEvent {
+        id: taken.event_id.to_string(),
+        timestamp: Micros(taken.event_time),
+        received_at: received_at.unwrap_or(retry.received_at),
+        ..StoredEvent::of(retry)
+    }
+}
+
+fn to_json(events: &[StoredEvent]) -> Result<String, Fault> {
+    serde_json::to_string(events).map_err(|error| Fault::Refused(crate::error::Error::internal(error)))
+}
+
+struct KeyRow {
+    workspace_id: i64,
+    key: Vec<u8>,
+    event_id: Uuid,
+    subject_id: i64,
+    event_time: i64,
+    fingerprint: i64,
+}
+
+struct EventRow<'a> {
+    event: &'a Event,
+    workspace_id: i64,
+    subject_id: i64,
+}
+
+#[derive(diesel::Insertable)]
+#[diesel(table_name = crate::store::schema::bulk_replays, treat_none_as_default_value = false)]
+struct ReplayRow {
+    workspace_id: i64,
+    key: Vec<u8>,
+    accepted: String,
+    duplicates: String,
+    created_at: i64,
+}
+
+struct RunRow {
+    workspace_id: i64,
+    id: Uuid,
+    kind: Kind,
+    accepted: i64,
+    duplicates: i64,
+    failed: i64,
+    created_at: i64,
+}
+
+/// A stored event as both databases return it: quantity as decimal text.
+#[derive(diesel::QueryableByName)]
+pub struct EventText {
+    #[diesel(sql_type = diesel::sql_types::Binary)]
+    pub id: Vec<u8>,
+    #[diesel(sql_type = diesel::sql_types::Text)]
+    pub subject: String,
+    #[diesel(sql_type = diesel::sql_types::Text)]
+    pub meter: String,
+    #[diesel(sql_type = diesel::sql_types::BigInt)]
+    pub event_time: i64,
+    #[diesel(sql_type = diesel::sql_types::BigInt)]
+    pub received_at: i64,
+    #[diesel(sql_type = diesel::sql_types::Text)]
+    pub quantity: String,
+    #[diesel(sql_type = diesel::sql_types::Nullable<diesel::sql_types::Text>)]
+    pub idempotency_key: Option<String>,
+    #[diesel(sql_type = diesel::sql_types::Nullable<diesel::sql_types::Text>)]
+    pub metadata: Option<String>,
+}
+
+impl EventText {
+    /// `is_canonical`: SQLite keeps metadata as it was written, PostgreSQL reorders it.
+    pub fn into_event(self, is_canonical: bool) -> Result<StoredEvent, Fault> {
+        let metadata = match self.metadata {
+            Some(text) if !is_canonical => event::canonical_metadata(&text),
+            metadata => metadata,
+        };
+        Ok(StoredEvent {
+            id: uuid_of(&self.id)?.to_string(),
+            idempotency_key: self.idempotency_key,
+            subject: self.subject,
+            meter: self.meter,
+            quantity: quantity_of(&self.quantity)?,
+            timestamp: Micros(self.event_time),
+            received_at: Micros(self.received_at),
+            metadata: event::raw_metadata(metadata),
+        })
+    }
+}
+
+/// The columns of [`EventText`], of `events e` joined with `meters m` and `subjects s`.
+pub fn event_columns(is_postgres: bool) -> &'static str {
+    if is_postgres {
+        "e.id, s.name AS subject, m.name AS meter, e.event_time, e.received_at, e.quantity::text AS quantity, \
+         e.idempotency_key, e.metadata::text AS metadata"
+    } else {
+        "e.id, s.name AS subject, m.name AS meter, e.event_time, e.received_at, quantity_text(e.quantity) AS quantity, \
+         e.idempotency_key, e.metadata"
+    }
+}
+
+pub fn uuid_of(bytes: &[u8]) -> Result<Uuid, Fault> {
+    Uuid::from_slice(bytes).map_err(|error| Fault::Refused(crate::error::Error::internal(error)))
+}
+
+/// Reads decimal text made by the database; sums may be longer than any single quantity.
+pub fn quantity_of(text: &str) -> Result<Quantity, Fault> {
+    let parsed: Result<bigdecimal::BigDecimal, _> = text.parse();
+    parsed.map(Quantity::from).map_err(|error| Fault::Refused(crate::error::Error::internal(error)))
+}
+
+/// How many of these ledger keys are taken.
+pub fn count_taken(conn: &mut Conn, workspace_id: i64, keys: &[Vec<u8>]) -> Result<u64, Fault> {
+    use crate::store::schema::idempotency_keys as ledger;
+    use diesel::prelude::*;
+    let count: i64 = ledger::table
+        .filter(ledger::workspace_id.eq(workspace_id).and(ledger::key.eq_any(keys)))
+        .count()
+        .get_result(conn)?;
+    Ok(count.unsigned_abs())
+}
+
+/// Deletes up to a thousand remembered bulk answers older than `before`; returns how many.
+pub fn sweep_replays(conn: &mut Conn, before: Micros) -> Result<usize, Fault> {
+    use diesel::prelude::*;
+    let text = "DELETE FROM bulk_replays WHERE (workspace_id, key) IN (
+                    SELECT workspace_id, key FROM bulk_replays WHERE created_at < $1 LIMIT 1000)";
+    Ok(diesel::sql_query(text).bind::<diesel::sql_types::BigInt, _>(before.0).execute(conn)?)
+}
