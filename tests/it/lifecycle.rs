@@ -95,6 +95,31 @@ async fn stopping_finishes_what_was_begun(database: Database) {
 }
 
 #[test]
+fn server_waits_for_its_database() {
+    run(async {
+        let database = Database::durable_postgres();
+        database.cluster().kill();
+        let mut server = Server::start_unready(&database, &[]);
+        let client = server.client();
+        client.get("/health").await.expect(204);
+        client.get("/ready").await.expect(503);
+        client.get("/v1/meters").await.try_again();
+        database.cluster().start();
+        let end = Instant::now() + Duration::from_secs(30);
+        while client.get("/ready").await.status != 204 {
+            assert!(Instant::now() < end, "not ready: {:#?}", server.log());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        server.workspace().await;
+        // and a signal while it waits is not waited out
+        database.cluster().kill();
+        server.kill();
+        let mut waiting = Server::start_unready(&database, &[]);
+        assert_eq!(waiting.terminate().code(), Some(0));
+    });
+}
+
+#[test]
 fn second_server_on_one_sqlite_file_is_refused() {
     run(async {
         let database = Database::sqlite();

@@ -36,6 +36,13 @@ impl Server {
 
     /// Starts with more settings; they win over the defaults of the tests.
     pub fn start_with(database: &Database, more: &[(&str, &str)]) -> Server {
+        let mut server = Server::start_unready(database, more);
+        server.announced("ready", "version");
+        server
+    }
+
+    /// Waits only until the server listens, which it does before its database is in place.
+    pub fn start_unready(database: &Database, more: &[(&str, &str)]) -> Server {
         let mut settings = vec![("RUST_LOG".to_string(), "info".to_string())];
         settings.push(("OPEN_SPANNER_HTTP_ADDR".into(), "127.0.0.1:0".into()));
         settings.push(("OPEN_SPANNER_GRPC_ADDR".into(), "127.0.0.1:0".into()));
@@ -68,8 +75,6 @@ impl Server {
         keep(stdout, Arc::default());
         self.child = Some(child);
         self.http = self.announced("listening", "http");
-        // it listens before the schema is in place
-        self.announced("ready", "version");
     }
 
     /// Waits for the log line with this message and returns one of its values.
@@ -151,6 +156,7 @@ impl Server {
     pub fn restart(&mut self) {
         self.kill();
         self.spawn();
+        self.announced("ready", "version");
     }
 
     fn forget(&mut self) {
