@@ -10,9 +10,12 @@
 //! - [`store`]: the only room that knows SQL
 #![forbid(unsafe_code)]
 
+pub mod app;
+pub mod auth;
 pub mod config;
 pub mod error;
 pub mod event;
+pub mod http;
 pub mod ingest;
 pub mod logging;
 pub mod meter;
@@ -20,6 +23,7 @@ pub mod metrics;
 pub mod migrate;
 pub mod quantity;
 pub mod rollup;
+pub mod serve;
 pub mod store;
 pub mod usage;
 pub mod window;

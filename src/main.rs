@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use open_spanner::config::{self, Role};
-use open_spanner::{logging, migrate};
+use open_spanner::{logging, migrate, serve};
 
 fn main() -> ExitCode {
     let loaded = match config::load() {
@@ -17,6 +17,10 @@ fn main() -> ExitCode {
     let config = loaded.config;
     let result = match config.role {
         Role::Migrate(action) => migrate::run(&config, action),
+        Role::Serve { migrate } => match tokio::runtime::Runtime::new() {
+            Ok(runtime) => runtime.block_on(serve::run(config, migrate)),
+            Err(error) => Err(open_spanner::error::Error::internal(error)),
+        },
         role => {
             eprintln!("open-spanner {} is not part of this version", role.name());
             return ExitCode::FAILURE;

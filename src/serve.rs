@@ -83,17 +83,9 @@ fn lock_database(driver: &Driver) -> Result<Option<std::fs::File>> {
 }
 
 fn auth_options(config: &Config) -> crate::auth::Options {
-    use crate::auth::session::SecureCookies as Secure;
-    use crate::config::SecureCookies;
     crate::auth::Options {
         cache_ttl: config.cache_ttl,
         registration_enabled: config.auth.registration_enabled,
-        secure_cookies: match config.http.secure_cookies {
-            SecureCookies::Auto => Secure::Auto,
-            SecureCookies::Always => Secure::Always,
-            SecureCookies::Never => Secure::Never,
-        },
-        trusted_proxies: config.http.trusted_proxies.clone(),
     }
 }
 

@@ -50,7 +50,8 @@ impl FromRequest for Body {
     type Future = Ready<Result<Self>>;
 
     fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
-        let announced = request.headers().get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok());
+        let announced =
+            request.headers().get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok());
         let limit = request.app_data::<web::Data<App>>().map_or(0, |app| app.config.ingest.max_body_bytes);
         ready(Ok(Body { payload: payload.take(), announced, limit }))
     }
@@ -141,7 +142,8 @@ fn mend_surrogates(json: &str) -> String {
             (Some(0xD800..=0xDBFF), Some(0xDC00..=0xDFFF)) => (&json[at..at + 12], 12),
             (Some(0xD800..=0xDFFF), _) => ("\\ufffd", 6),
             _ => {
-                let end = json[at + 1..].char_indices().nth(1).map_or(json.len(), |(offset, _)| at + 1 + offset);
+                let end =
+                    json[at + 1..].char_indices().nth(1).map_or(json.len(), |(offset, _)| at + 1 + offset);
                 (&json[at..end], end - at)
             }
         };
@@ -209,7 +211,9 @@ impl FromRequest for Params {
 
 impl Params {
     pub fn parse(query: &str) -> Self {
-        let pairs = query.split('&').filter(|pair| !pair.is_empty() && !pair.contains(';') && has_whole_escapes(pair));
+        let pairs = query
+            .split('&')
+            .filter(|pair| !pair.is_empty() && !pair.contains(';') && has_whole_escapes(pair));
         Params(pairs.flat_map(|pair| url::form_urlencoded::parse(pair.as_bytes()).into_owned()).collect())
     }
 
@@ -301,7 +305,11 @@ pub fn decode_cursor<T: DeserializeOwned>(text: &str) -> Result<Option<T>> {
 }
 
 /// Cuts the row that was fetched beyond the page and makes the cursor from the last one that stays.
-pub fn paginate<T, C: Serialize>(mut rows: Vec<T>, limit: i64, position: impl Fn(&T) -> C) -> Result<(Vec<T>, Option<String>)> {
+pub fn paginate<T, C: Serialize>(
+    mut rows: Vec<T>,
+    limit: i64,
+    position: impl Fn(&T) -> C,
+) -> Result<(Vec<T>, Option<String>)> {
     let limit = limit as usize;
     if rows.len() <= limit {
         return Ok((rows, None));
@@ -346,7 +354,15 @@ mod tests {
         assert_eq!(limit("").ok(), Some(100));
         assert_eq!(limit("limit=%2B5").ok(), Some(5));
         assert_eq!(limit("limit=100000").ok(), Some(1000));
-        for bad in ["limit=0", "limit=-1", "limit=x", "limit=1.5", "limit=1e2", "limit=+5", "limit=99999999999999999999"] {
+        for bad in [
+            "limit=0",
+            "limit=-1",
+            "limit=x",
+            "limit=1.5",
+            "limit=1e2",
+            "limit=+5",
+            "limit=99999999999999999999",
+        ] {
             assert!(limit(bad).is_err(), "{bad}");
         }
     }

@@ -115,7 +115,8 @@ pub async fn list(app: web::Data<App>, caller: Caller, params: Params) -> Result
 
 async fn find(app: &App, caller: &Caller, id: String) -> Result<Meter> {
     let workspace_id = caller.workspace_id;
-    let found = app.store.read("meters::by_id", move |conn| store::meters::by_id(conn, workspace_id, &id)).await?;
+    let found =
+        app.store.read("meters::by_id", move |conn| store::meters::by_id(conn, workspace_id, &id)).await?;
     let meter = found.ok_or_else(|| Error::not_found("meter"))?;
     caller.may_use_meter(&meter.name)?;
     Ok(meter)
@@ -125,7 +126,12 @@ pub async fn get(app: web::Data<App>, caller: Caller, Id(id): Id) -> Result<Http
     respond::ok(&MeterView::of(&find(&app, &caller, id).await?))
 }
 
-pub async fn update(app: web::Data<App>, caller: Caller, Id(id): Id, body: Json<MeterInput>) -> Result<HttpResponse> {
+pub async fn update(
+    app: web::Data<App>,
+    caller: Caller,
+    Id(id): Id,
+    body: Json<MeterInput>,
+) -> Result<HttpResponse> {
     find(&app, &caller, id.clone()).await?;
     let (Json(input), workspace_id) = (body, caller.workspace_id);
     let updated = app
@@ -157,7 +163,8 @@ fn apply(mut meter: Meter, input: &MeterInput, has_events: bool) -> Result<Meter
     }
     if let Some(dimensions) = &input.dimensions {
         let dimensions = meter::parse_dimensions(dimensions.clone(), meter.version)?;
-        meter.dimensions = meter::change_dimensions(&meter.dimensions, dimensions, meter.version, has_events)?;
+        meter.dimensions =
+            meter::change_dimensions(&meter.dimensions, dimensions, meter.version, has_events)?;
     }
     Ok(meter)
 }

@@ -185,5 +185,12 @@ async fn checked(app: &App, caller: &Caller, request: &Request) -> Result<Query>
     let meter = app.meters.get(caller.workspace_id, &request.meter).await?;
     let meter = meter.ok_or_else(|| Error::not_found(format!("meter {:?}", request.meter)))?;
     let group_by = usage::parse_group_by(&meter, request.group_by.iter().map(String::as_str))?;
-    Ok(Query { meter, window, subject, group_by, conditions: request.conditions.clone(), bucket_size: Some(size) })
+    Ok(Query {
+        meter,
+        window,
+        subject,
+        group_by,
+        conditions: request.conditions.clone(),
+        bucket_size: Some(size),
+    })
 }

@@ -6,12 +6,15 @@
 //! on a blocking thread that finds its connection free.
 
 pub mod events;
+pub mod keys;
 pub mod meters;
 pub mod migrations;
 mod prepared;
 pub mod schema;
+pub mod sessions;
 mod sqlite;
 pub mod usage;
+pub mod users;
 
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;

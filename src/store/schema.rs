@@ -41,10 +41,10 @@ table! {
     sessions (token_hash) {
         token_hash -> Binary,
         kind -> Text,
+        login_id -> Text,
         user_id -> BigInt,
         workspace_id -> BigInt,
         expires_at -> BigInt,
-        rotated_at -> Nullable<BigInt>,
         created_at -> BigInt,
     }
 }
@@ -62,7 +62,6 @@ table! {
         allowed_meters -> Text,
         expires_at -> Nullable<BigInt>,
         revoked_at -> Nullable<BigInt>,
-        rotated_to -> Nullable<Text>,
         created_at -> BigInt,
         last_used_at -> Nullable<BigInt>,
     }

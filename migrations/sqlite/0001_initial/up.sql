@@ -31,14 +31,15 @@ CREATE INDEX memberships_user ON memberships (user_id);
 CREATE TABLE sessions (
     token_hash BLOB PRIMARY KEY,
     kind TEXT NOT NULL CONSTRAINT sessions_kind_check CHECK (kind IN ('access', 'refresh')),
+    -- one sign-in and everything refreshed from it: ends as a whole
+    login_id TEXT NOT NULL,
     user_id INTEGER NOT NULL REFERENCES users (id) ON DELETE CASCADE,
     workspace_id INTEGER NOT NULL REFERENCES workspaces (id) ON DELETE CASCADE,
     expires_at INTEGER NOT NULL,
-    -- a refresh token that was just used stays good for a few seconds, for the second browser tab
-    rotated_at INTEGER,
     created_at INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX sessions_expiry ON sessions (expires_at);
+CREATE INDEX sessions_login ON sessions (login_id);
 
 CREATE TABLE api_keys (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -52,9 +53,8 @@ CREATE TABLE api_keys (
     scopes TEXT NOT NULL,
     allowed_meters TEXT NOT NULL,
     expires_at INTEGER,
+    -- in the future while a rotated key is in its grace period
     revoked_at INTEGER,
-    -- set on the old key by a rotation
-    rotated_to TEXT,
     created_at INTEGER NOT NULL,
     last_used_at INTEGER
 ) STRICT;

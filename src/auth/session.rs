@@ -1,0 +1,317 @@
+//! Signing up, in, on and out; and the two cookies that carry a session. A session is a short access token and a
+//! long refresh token; neither ever appears in a body or a log.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use crate::auth::throttle::is_trusted;
+use crate::auth::token::{self, ACCESS_PREFIX, REFRESH_PREFIX, Token};
+use crate::auth::{Auth, User, password};
+use crate::error::{Code, Error, Result};
+use crate::store::sessions::{Login, Pair};
+use crate::store::{Conn, Fault, sessions, users};
+use crate::window::{DAY, Micros, SECOND};
+
+pub const ACCESS_COOKIE: &str = "open_spanner_access";
+pub const REFRESH_COOKIE: &str = "open_spanner_refresh";
+
+const ACCESS_LIFETIME: i64 = 15 * 60 * SECOND;
+const REFRESH_LIFETIME: i64 = 30 * DAY;
+/// For how long a refresh token that was just used up works once more: two browser tabs wake up together.
+const REFRESH_GRACE: i64 = 10 * SECOND;
+
+/// Longer addresses cannot receive mail (RFC 5321).
+const MAX_EMAIL_CHARACTERS: usize = 320;
+/// Expired tokens deleted per transaction.
+const SWEEP_BATCH: usize = 1000;
+
+/// A session that just began, or went on.
+pub struct SignedIn {
+    pub user: User,
+    pub access: Token,
+    pub access_expires_at: Micros,
+    pub refresh: Token,
+    pub refresh_expires_at: Micros,
+}
+
+impl SignedIn {
+    /// The values of two `Set-Cookie` headers.
+    pub fn cookies(&self, secure: bool) -> [String; 2] {
+        [
+            set_cookie(ACCESS_COOKIE, self.access.expose(), self.access_expires_at, secure),
+            set_cookie(REFRESH_COOKIE, self.refresh.expose(), self.refresh_expires_at, secure),
+        ]
+    }
+}
+
+/// Tokens on their way out, before it is known to whom.
+struct Fresh {
+    access: Token,
+    refresh: Token,
+    pair: Pair,
+}
+
+impl Fresh {
+    fn new(now: Micros) -> Result<Fresh> {
+        let (access, refresh) = (Token::new(ACCESS_PREFIX)?, Token::new(REFRESH_PREFIX)?);
+        let pair = Pair {
+            access: (access.hash(), now.plus(ACCESS_LIFETIME)),
+            refresh: (refresh.hash(), now.plus(REFRESH_LIFETIME)),
+        };
+        Ok(Fresh { access, refresh, pair })
+    }
+
+    fn given_to(self, user: User) -> SignedIn {
+        SignedIn {
+            user,
+            access: self.access,
+            access_expires_at: self.pair.access.1,
+            refresh: self.refresh,
+            refresh_expires_at: self.pair.refresh.1,
+        }
+    }
+}
+
+/// Trimmed and lower-cased; 400 when it cannot be an address.
+fn normal_email(text: &str) -> Result<String> {
+    let email = text.trim().to_lowercase();
+    if !email.contains('@') || email.contains('\0') || email.chars().count() > MAX_EMAIL_CHARACTERS {
+        return Err(Error::invalid("email must be an address"));
+    }
+    Ok(email)
+}
+
+impl Auth {
+    /// 403 while nobody may register. To be asked before the body is read.
+    pub fn check_registration(&self) -> Result<()> {
+        if self.0.options.registration_enabled {
+            return Ok(());
+        }
+        Err(Error::new(Code::RegistrationDisabled, "registration is disabled on this server"))
+    }
+
+    /// A new user with a workspace of their own. Does not sign in.
+    pub async fn register(&self, email: &str, password: String, address: IpAddr) -> Result<User> {
+        self.check_registration()?;
+        let email = normal_email(email)?;
+        password::check(&password)?;
+        let now = Micros::now();
+        self.0.throttle.register(address, now)?;
+        let password_hash = self.0.passwords.turn().await?.hash(password).await?;
+        let work = move |conn: &mut Conn| users::register(conn, &email, &password_hash, now);
+        Ok(self.0.store.write("users::register", work).await?.into())
+    }
+
+    /// A session for whoever knows the password. Everything that does not fit is the same 401, after about the same
+    /// time; too many failures are 429, for right passwords too.
+    pub async fn sign_in(&self, email: &str, password: String, address: IpAddr) -> Result<SignedIn> {
+        let throttle = &self.0.throttle;
+        let email = normal_email(email).unwrap_or_default();
+        throttle.check_login(&email, address, Micros::now())?;
+        if email.is_empty() || password.is_empty() || password.len() > password::MAX_BYTES {
+            throttle.login_failed(None, address, Micros::now());
+            return Err(Error::unauthorized());
+        }
+        let wanted = email.clone();
+        let known =
+            self.0.store.read("users::credentials", move |conn| users::credentials(conn, &wanted)).await?;
+        let (user_id, stored) = match known {
+            Some((user_id, hash)) if !hash.is_empty() => (user_id, Some(hash)),
+            _ => (0, None),
+        };
+        let turn = self.0.passwords.turn().await?;
+        // once more: while this one waited, others for the same account may have failed
+        throttle.check_login(&email, address, Micros::now())?;
+        if !turn.verify(password, stored).await? {
+            throttle.login_failed(Some(&email), address, Micros::now());
+            return Err(Error::unauthorized());
+        }
+        throttle.login_succeeded(&email);
+        self.open_session(user_id).await
+    }
+
+    /// A session in the user's home workspace, for a user whose identity is proven.
+    pub async fn open_session(&self, user_id: i64) -> Result<SignedIn> {
+        let now = Micros::now();
+        let fresh = Fresh::new(now)?;
+        let pair = fresh.pair;
+        let work = move |conn: &mut Conn| {
+            let workspace_id = users::home(conn, user_id, now)?;
+            let login = Login { login_id: uuid::Uuid::now_v7().to_string(), user_id, workspace_id };
+            sessions::open(conn, &login, &pair, now)?;
+            member(conn, &login)
+        };
+        let member = self.0.store.write("sessions::open", work).await?;
+        Ok(fresh.given_to(member.into()))
+    }
+
+    /// New tokens for a refresh token, which is used up by it.
+    pub async fn refresh(&self, refresh_token: &str) -> Result<SignedIn> {
+        if !refresh_token.starts_with(REFRESH_PREFIX) {
+            return Err(Error::unauthorized());
+        }
+        let (now, hash) = (Micros::now(), token::hash(refresh_token));
+        let fresh = Fresh::new(now)?;
+        let pair = fresh.pair;
+        let work = move |conn: &mut Conn| {
+            let until = now.plus(REFRESH_GRACE);
+            let Some(login) = sessions::use_up(conn, &hash, now, until)? else { return Err(unauthorized()) };
+            sessions::open(conn, &login, &pair, now)?;
+            member(conn, &login)
+        };
+        let member = self.0.store.write("sessions::refresh", work).await?;
+        Ok(fresh.given_to(member.into()))
+    }
+
+    /// Ends the sign-ins whose tokens are shown, and everything refreshed from them. Unknown tokens are fine.
+    pub async fn sign_out(&self, access_token: Option<&str>, refresh_token: Option<&str>) -> Result<()> {
+        let hashes: Vec<_> = access_token.into_iter().chain(refresh_token).map(token::hash).collect();
+        if hashes.is_empty() {
+            return Ok(());
+        }
+        let ended = self.0.store.write("sessions::close", move |conn| sessions::close(conn, &hashes)).await?;
+        self.0.sessions.forget(ended.iter().map(Vec::as_slice));
+        Ok(())
+    }
+
+    /// Deletes expired tokens, in small transactions; answers how many. To be called every few minutes.
+    pub async fn sweep(&self) -> Result<usize> {
+        let mut swept = 0;
+        loop {
+            let now = Micros::now();
+            let work = move |conn: &mut Conn| sessions::sweep(conn, now, SWEEP_BATCH as i64);
+            let count = self.0.store.write("sessions::sweep", work).await?;
+            swept += count;
+            if count < SWEEP_BATCH {
+                return Ok(swept);
+            }
+        }
+    }
+}
+
+/// 401 when the user left the workspace of the session.
+fn member(conn: &mut Conn, login: &Login) -> Result<users::Member, Fault> {
+    users::member(conn, login.user_id, login.workspace_id)?.ok_or_else(unauthorized)
+}
+
+fn unauthorized() -> Fault {
+    Error::unauthorized().into()
+}
+
+// Cookies -----------------------------------------------------------------------------------------
+
+/// When cookies are marked `Secure`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SecureCookies {
+    /// When a trusted proxy says that the browser came over https.
+    Auto,
+    Always,
+    Never,
+}
+
+/// Whether the cookies of this answer are `Secure`.
+pub fn is_secure(
+    setting: SecureCookies,
+    peer: Option<IpAddr>,
+    trusted: &[IpNet],
+    proto: Option<&str>,
+) -> bool {
+    match setting {
+        SecureCookies::Always => true,
+        SecureCookies::Never => false,
+        SecureCookies::Auto => {
+            // the first element is the browser's own; proxies append theirs
+            let scheme = proto.and_then(|list| list.split(',').next()).unwrap_or_default();
+            scheme.trim().eq_ignore_ascii_case("https") && peer.is_some_and(|peer| is_trusted(peer, trusted))
+        }
+    }
+}
+
+/// The value of a cookie in a `Cookie` header; the first of several.
+pub fn cookie<'a>(header: &'a str, name: &str) -> Option<&'a str> {
+    let mut pairs = header.split(';').filter_map(|pair| pair.trim().split_once('='));
+    let (_, value) = pairs.find(|(found, _)| *found == name)?;
+    Some(value.strip_prefix('"').and_then(|value| value.strip_suffix('"')).unwrap_or(value))
+        .filter(|value| !value.is_empty())
+}
+
+fn set_cookie(name: &str, value: &str, expires_at: Micros, secure: bool) -> String {
+    let secure = if secure { "; Secure" } else { "" };
+    format!("{name}={value}; Path=/; Expires={}; HttpOnly{secure}; SameSite=Lax", http_date(expires_at))
+}
+
+/// The values of two `Set-Cookie` headers that make a browser forget its session.
+pub fn clearing_cookies(secure: bool) -> [String; 2] {
+    let secure = if secure { "; Secure" } else { "" };
+    [ACCESS_COOKIE, REFRESH_COOKIE].map(|name| {
+        format!(
+            "{name}=; Path=/; Expires={}; Max-Age=0; HttpOnly{secure}; SameSite=Lax",
+            http_date(Micros(0))
+        )
+    })
+}
+
+/// `Thu, 01 Jan 1970 00:00:00 GMT`.
+fn http_date(at: Micros) -> String {
+    let at = jiff::Timestamp::from_microsecond(at.0).unwrap_or(jiff::Timestamp::UNIX_EPOCH);
+    at.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_normalised() {
+        assert_eq!(normal_email("  Ann@Example.COM ").expect("valid"), "ann@example.com");
+        assert_eq!(normal_email("Ü@EXÄMPLE.com").expect("valid"), "ü@exämple.com");
+        for bad in ["", "   ", "nobody.example.com", "a\0@b", &format!("{}@b", "x".repeat(320))] {
+            let error = normal_email(bad).expect_err("refused");
+            assert!(error.code == Code::InvalidInput && error.message.contains("email"), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn cookies_are_read_from_the_header() {
+        let header = "theme=dark; open_spanner_access=osp_at_x;open_spanner_refresh=\"osp_rt_y\"; open_spanner_access=z";
+        assert_eq!(cookie(header, ACCESS_COOKIE), Some("osp_at_x"));
+        assert_eq!(cookie(header, REFRESH_COOKIE), Some("osp_rt_y"));
+        assert_eq!(cookie(header, "open_spanner"), None);
+        assert_eq!(cookie("open_spanner_access=", ACCESS_COOKIE), None);
+        assert_eq!(cookie("", ACCESS_COOKIE), None);
+    }
+
+    #[test]
+    fn cookies_are_written_as_browsers_expect() {
+        let at = Micros::parse("2026-06-01T12:00:00.9Z").expect("time");
+        assert_eq!(
+            set_cookie(ACCESS_COOKIE, "osp_at_x", at, false),
+            "open_spanner_access=osp_at_x; Path=/; Expires=Mon, 01 Jun 2026 12:00:00 GMT; HttpOnly; SameSite=Lax"
+        );
+        assert!(
+            set_cookie(ACCESS_COOKIE, "osp_at_x", at, true).ends_with("; HttpOnly; Secure; SameSite=Lax")
+        );
+        assert_eq!(
+            clearing_cookies(false)[1],
+            "open_spanner_refresh=; Path=/; Expires=Thu, 01 Jan 1970 00:00:00 GMT; Max-Age=0; HttpOnly; SameSite=Lax"
+        );
+        assert!(clearing_cookies(true)[0].contains("; Secure"));
+    }
+
+    #[test]
+    fn cookies_are_secure_when_the_browser_came_over_https() {
+        let trusted: Vec<IpNet> = vec!["10.0.0.0/8".parse().expect("net")];
+        let proxy = Some("10.1.2.3".parse().expect("address"));
+        let stranger = Some("192.0.2.1".parse().expect("address"));
+        let auto = |peer, proto| is_secure(SecureCookies::Auto, peer, &trusted, proto);
+        assert!(auto(proxy, Some("https")));
+        assert!(auto(proxy, Some(" HTTPS , http")));
+        assert!(!auto(proxy, Some("http, https")));
+        assert!(!auto(proxy, None));
+        assert!(!auto(stranger, Some("https")));
+        assert!(!auto(None, Some("https")));
+        assert!(is_secure(SecureCookies::Always, stranger, &trusted, None));
+        assert!(!is_secure(SecureCookies::Never, proxy, &trusted, Some("https")));
+    }
+}

@@ -1,0 +1,257 @@
+//! How often one account and one address may fail to sign in, and how often one address may register. Counts live
+//! in this process only, in bounded memory, and are forgotten by themselves. Pure but for the memory: the time comes
+//! from the caller.
+
+use std::collections::HashMap;
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher;
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::{Mutex, PoisonError};
+
+use ipnet::IpNet;
+
+use crate::error::{Error, Result};
+use crate::window::{HOUR, Micros, SECOND};
+
+/// An account survives a forgetful person, not a dictionary.
+const FAILURES_PER_ACCOUNT: u32 = 10;
+/// Many people may share one address, behind an office or a carrier.
+const FAILURES_PER_ADDRESS: u32 = 300;
+const FAILURE_WINDOW: i64 = 300 * SECOND;
+const REGISTRATIONS_PER_ADDRESS: u32 = 1000;
+const REGISTRATION_WINDOW: i64 = HOUR;
+
+/// Names remembered at once, per counter: about 2 MB.
+const CAPACITY: usize = 65_536;
+
+pub struct Throttle {
+    failures_by_account: Counter,
+    failures_by_address: Counter,
+    registrations: Counter,
+}
+
+impl Default for Throttle {
+    fn default() -> Self {
+        Throttle {
+            failures_by_account: Counter::new(FAILURES_PER_ACCOUNT, FAILURE_WINDOW, CAPACITY),
+            failures_by_address: Counter::new(FAILURES_PER_ADDRESS, FAILURE_WINDOW, CAPACITY),
+            registrations: Counter::new(REGISTRATIONS_PER_ADDRESS, REGISTRATION_WINDOW, CAPACITY),
+        }
+    }
+}
+
+impl Throttle {
+    /// Refuses while the account or the address has too many failures behind it, whatever the password.
+    pub fn check_login(&self, account: &str, address: IpAddr, now: Micros) -> Result<()> {
+        self.failures_by_account.check(account.as_bytes(), now)?;
+        self.failures_by_address.check(&network(address), now)
+    }
+
+    /// A sign-in failed; `account` is absent when the attempt could not have been right for anybody.
+    pub fn login_failed(&self, account: Option<&str>, address: IpAddr, now: Micros) {
+        if let Some(account) = account {
+            self.failures_by_account.add(account.as_bytes(), now);
+        }
+        self.failures_by_address.add(&network(address), now);
+    }
+
+    /// A right password clears the account. The address keeps its count: its other guesses were at other accounts.
+    pub fn login_succeeded(&self, account: &str) {
+        self.failures_by_account.forget(account.as_bytes());
+    }
+
+    /// Every attempt counts, because every attempt costs a password hash.
+    pub fn register(&self, address: IpAddr, now: Micros) -> Result<()> {
+        let network = network(address);
+        self.registrations.check(&network, now)?;
+        self.registrations.add(&network, now);
+        Ok(())
+    }
+}
+
+/// Counts events per name in windows that begin with the first event.
+struct Counter {
+    limit: u32,
+    window: i64,
+    capacity: usize,
+    hasher: RandomState,
+    /// By keyed hash of the name, so that long names cost nothing and nobody can aim at a neighbour.
+    counts: Mutex<HashMap<u64, Count>>,
+}
+
+struct Count {
+    events: u32,
+    until: Micros,
+}
+
+impl Counter {
+    fn new(limit: u32, window: i64, capacity: usize) -> Self {
+        Counter { limit, window, capacity, hasher: RandomState::new(), counts: Mutex::default() }
+    }
+
+    fn check(&self, name: &[u8], now: Micros) -> Result<()> {
+        let counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        match counts.get(&self.hasher.hash_one(name)) {
+            Some(count) if count.until > now && count.events >= self.limit => {
+                let left = (count.until.0 - now.0 + SECOND - 1) / SECOND;
+                Err(Error::rate_limited(left.max(1) as u64))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn add(&self, name: &[u8], now: Micros) {
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        if counts.len() >= self.capacity {
+            self.make_room(&mut counts, now);
+        }
+        let fresh = Count { events: 0, until: now.plus(self.window) };
+        let count = counts.entry(self.hasher.hash_one(name)).or_insert(fresh);
+        if count.until <= now {
+            *count = Count { events: 0, until: now.plus(self.window) };
+        }
+        count.events = count.events.saturating_add(1);
+    }
+
+    fn forget(&self, name: &[u8]) {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.hasher.hash_one(name));
+    }
+
+    /// Drops what is over, and then any others down to half, so that a flood pays for a sweep only now and then.
+    fn make_room(&self, counts: &mut HashMap<u64, Count>, now: Micros) {
+        counts.retain(|_, count| count.until > now);
+        let mut excess = counts.len().saturating_sub(self.capacity / 2);
+        counts.retain(|_, _| {
+            let keep = excess == 0;
+            excess = excess.saturating_sub(1);
+            keep
+        });
+    }
+}
+
+/// What counts as one address: an IPv4 address, or an IPv6 /64, which is what one customer is given.
+fn network(address: IpAddr) -> [u8; 16] {
+    match address.to_canonical() {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
+        IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() & !u128::from(u64::MAX)).octets(),
+    }
+}
+
+/// Where a request came from. `X-Forwarded-For` is believed as far as trusted proxies wrote it: the last address
+/// that is not one of them.
+pub fn client_address(peer: IpAddr, trusted: &[IpNet], forwarded_for: Option<&str>) -> IpAddr {
+    let mut address = peer.to_canonical();
+    for entry in forwarded_for.unwrap_or_default().rsplit(',') {
+        if !is_trusted(address, trusted) {
+            break;
+        }
+        match entry.trim().parse::<IpAddr>() {
+            Ok(previous) => address = previous.to_canonical(),
+            Err(_) => break,
+        }
+    }
+    address
+}
+
+pub fn is_trusted(peer: IpAddr, trusted: &[IpNet]) -> bool {
+    let peer = peer.to_canonical();
+    trusted.iter().any(|network| network.contains(&peer))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Code;
+
+    const NOW: Micros = Micros(1_000 * SECOND);
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().expect("address")
+    }
+
+    #[test]
+    fn an_account_is_locked_for_a_while_after_ten_failures() {
+        let throttle = Throttle::default();
+        for at in 0..10 {
+            let address = ip(&format!("192.0.2.{at}"));
+            assert!(throttle.check_login("ann@example.com", address, NOW).is_ok());
+            throttle.login_failed(Some("ann@example.com"), address, NOW);
+        }
+        let refused = throttle.check_login("ann@example.com", ip("198.51.100.1"), NOW.plus(60 * SECOND));
+        let refused = refused.expect_err("locked");
+        assert_eq!((refused.code, refused.retry_after_seconds), (Code::RateLimited, Some(240)));
+        assert!(throttle.check_login("bob@example.com", ip("198.51.100.1"), NOW).is_ok());
+        assert!(
+            throttle.check_login("ann@example.com", ip("198.51.100.1"), NOW.plus(FAILURE_WINDOW)).is_ok()
+        );
+    }
+
+    #[test]
+    fn success_clears_the_account_but_not_the_address() {
+        let throttle = Throttle::default();
+        let address = ip("192.0.2.1");
+        for at in 0..300 {
+            throttle.login_failed(Some(&format!("user{}", at / 5)), address, NOW);
+            throttle.login_succeeded(&format!("user{}", at / 5));
+        }
+        assert!(throttle.check_login("user1", ip("192.0.2.2"), NOW).is_ok());
+        assert!(throttle.check_login("user1", address, NOW).is_err());
+        assert!(throttle.check_login("user1", address, NOW.plus(FAILURE_WINDOW)).is_ok());
+    }
+
+    #[test]
+    fn retry_after_rounds_up_and_is_never_zero() {
+        let counter = Counter::new(1, 10 * SECOND, 8);
+        counter.add(b"x", NOW);
+        let wait =
+            |later| counter.check(b"x", NOW.plus(later)).err().and_then(|error| error.retry_after_seconds);
+        assert_eq!(wait(0), Some(10));
+        assert_eq!(wait(1), Some(10));
+        assert_eq!(wait(10 * SECOND - 1), Some(1));
+        assert_eq!(wait(10 * SECOND), None);
+    }
+
+    #[test]
+    fn registrations_are_counted_per_address() {
+        let throttle = Throttle::default();
+        for _ in 0..REGISTRATIONS_PER_ADDRESS {
+            assert!(throttle.register(ip("192.0.2.1"), NOW).is_ok());
+        }
+        assert!(throttle.register(ip("192.0.2.1"), NOW).is_err());
+        assert!(throttle.register(ip("192.0.2.2"), NOW).is_ok());
+    }
+
+    #[test]
+    fn memory_is_bounded() {
+        let counter = Counter::new(3, 10 * SECOND, 8);
+        for at in 0..1_000_u32 {
+            counter.add(&at.to_le_bytes(), NOW);
+            assert!(counter.counts.lock().expect("lock").len() <= 8);
+        }
+        counter.add(b"later", NOW.plus(20 * SECOND));
+        counter.add(b"later", NOW.plus(20 * SECOND));
+        counter.add(b"later", NOW.plus(20 * SECOND));
+        assert!(counter.check(b"later", NOW.plus(20 * SECOND)).is_err());
+    }
+
+    #[test]
+    fn ipv6_customers_are_counted_by_network() {
+        assert_eq!(network(ip("2001:db8:1:2:3::4")), network(ip("2001:db8:1:2:ffff::")));
+        assert_ne!(network(ip("2001:db8:1:2::")), network(ip("2001:db8:1:3::")));
+        assert_eq!(network(ip("::ffff:192.0.2.1")), network(ip("192.0.2.1")));
+        assert_ne!(network(ip("192.0.2.1")), network(ip("192.0.2.2")));
+    }
+
+    #[test]
+    fn forwarded_addresses_count_only_when_a_trusted_proxy_says_so() {
+        let trusted: Vec<IpNet> = vec!["10.0.0.0/8".parse().expect("net"), "::1/128".parse().expect("net")];
+        let from = |peer, forwarded| client_address(ip(peer), &trusted, forwarded).to_string();
+        assert_eq!(from("192.0.2.9", Some("198.51.100.1")), "192.0.2.9");
+        assert_eq!(from("10.0.0.1", None), "10.0.0.1");
+        assert_eq!(from("10.0.0.1", Some("198.51.100.1")), "198.51.100.1");
+        assert_eq!(from("10.0.0.1", Some("spoofed, 198.51.100.1, 10.0.0.2")), "198.51.100.1");
+        assert_eq!(from("10.0.0.1", Some("1.1.1.1, 198.51.100.1")), "198.51.100.1");
+        assert_eq!(from("10.0.0.1", Some("nonsense")), "10.0.0.1");
+        assert_eq!(from("::ffff:10.0.0.1", Some("2001:db8::1")), "2001:db8::1");
+    }
+}
