@@ -6,6 +6,7 @@
 //! on a blocking thread that finds its connection free.
 
 pub mod events;
+pub mod jobs;
 pub mod keys;
 pub mod meters;
 pub mod migrations;

@@ -1,3 +1,6 @@
+DROP TABLE worker_instances;
+DROP TABLE dead_letters;
+DROP TABLE jobs;
 DROP TABLE ingestion_runs;
 DROP TABLE bulk_replays;
 DROP TABLE rollups;
