@@ -1,3 +1,6 @@
+DROP TABLE saved_queries;
+DROP TABLE leases;
+DROP TABLE prune_runs;
 DROP TABLE ingestion_runs;
 DROP TABLE bulk_replays;
 DROP TABLE rollups;
