@@ -28,3 +28,4 @@ pub mod serve;
 pub mod store;
 pub mod usage;
 pub mod window;
+pub mod worker;

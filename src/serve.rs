@@ -156,7 +156,8 @@ async fn prepare_database(config: &Config, migrate: bool) -> Result<()> {
 fn start_timers(app: &App) -> Vec<JoinHandle<()>> {
     let (flusher, sweeper) = (app.clone(), app.clone());
     vec![
-        tokio::spawn(every(Duration::from_secs(60), move || {
+        // writes each key at most once a minute, but a first use soon
+        tokio::spawn(every(Duration::from_secs(5), move || {
             let app = flusher.clone();
             async move { app.auth.flush_last_used(Flush::Due).await.map(drop) }
         })),

@@ -3,9 +3,11 @@
 
 pub mod extract;
 pub mod history;
+pub mod keys;
 pub mod meters;
 pub mod respond;
 pub mod saved_queries;
+pub mod session;
 pub mod subjects;
 pub mod system;
 pub mod usage;
@@ -49,12 +51,25 @@ where
 #[rustfmt::skip]
 pub fn endpoints() -> Vec<Endpoint> {
     const PUBLIC: Access = Access::Public;
+    const MEMBER: Access = Access::Session(Role::Viewer);
+    const MANAGER: Access = Access::Session(Role::Admin);
     const fn reads(scopes: &'static [Scope]) -> Access { Access::Key(scopes, Role::Viewer) }
     const fn writes(scopes: &'static [Scope]) -> Access { Access::Key(scopes, Role::Admin) }
     vec![
         endpoint(Method::GET, "/health", PUBLIC, system::health),
         endpoint(Method::GET, "/ready", PUBLIC, system::ready),
 
+        endpoint(Method::POST, "/v1/auth/users", PUBLIC, session::register),
+        endpoint(Method::POST, "/v1/auth/sessions", PUBLIC, session::login),
+        endpoint(Method::GET, "/v1/auth/session", MEMBER, session::current),
+        endpoint(Method::DELETE, "/v1/auth/session", PUBLIC, session::logout),
+        endpoint(Method::POST, "/v1/auth/session/refresh", PUBLIC, session::refresh),
+        endpoint(Method::GET, "/v1/auth/providers", PUBLIC, session::providers),
+        endpoint(Method::GET, "/v1/auth/api-keys", MEMBER, keys::list),
+        endpoint(Method::POST, "/v1/auth/api-keys", MANAGER, keys::create),
+        endpoint(Method::DELETE, "/v1/auth/api-keys/{id}", MANAGER, keys::revoke),
+        endpoint(Method::POST, "/v1/auth/api-keys/{id}/rotate", MANAGER, keys::rotate),
+        endpoint(Method::GET, "/v1/auth/api-key-events", MEMBER, keys::events),
 
         endpoint(Method::POST, "/v1/meters", writes(&[Scope::MetersWrite]), meters::create),
         endpoint(Method::GET, "/v1/meters", reads(&[Scope::MetersRead]), meters::list),

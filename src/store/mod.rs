@@ -7,6 +7,7 @@
 
 pub mod events;
 pub mod history;
+pub mod jobs;
 pub mod keys;
 pub mod leases;
 pub mod meters;

@@ -224,5 +224,46 @@ table! {
     }
 }
 
+table! {
+    jobs (queue, key) {
+        queue -> Text,
+        key -> Text,
+        workspace_id -> BigInt,
+        payload -> Text,
+        generation -> BigInt,
+        run_after -> BigInt,
+        attempts -> Integer,
+        lease_token -> Nullable<Binary>,
+        leased_until -> Nullable<BigInt>,
+        last_error -> Nullable<Text>,
+        created_at -> BigInt,
+    }
+}
+
+table! {
+    dead_letters (id) {
+        id -> Text,
+        workspace_id -> BigInt,
+        queue -> Text,
+        key -> Text,
+        payload -> Text,
+        attempts -> Integer,
+        last_error -> Text,
+        created_at -> BigInt,
+        requeued_at -> Nullable<BigInt>,
+    }
+}
+
+table! {
+    worker_instances (worker, instance_id) {
+        instance_id -> Text,
+        worker -> Text,
+        started_at -> BigInt,
+        last_heartbeat_at -> BigInt,
+        last_success_at -> Nullable<BigInt>,
+        last_failure_at -> Nullable<BigInt>,
+    }
+}
+
 allow_tables_to_appear_in_same_query!(users, memberships, workspaces, sessions, api_keys);
 allow_tables_to_appear_in_same_query!(meters, subjects, dimension_sets);

@@ -1,3 +1,6 @@
+DROP TABLE worker_instances;
+DROP TABLE dead_letters;
+DROP TABLE jobs;
 DROP TABLE saved_queries;
 DROP TABLE leases;
 DROP TABLE prune_runs;

@@ -232,3 +232,49 @@ CREATE TABLE saved_queries (
     updated_at BIGINT NOT NULL,
     CONSTRAINT saved_queries_user_name_key UNIQUE (user_id, name)
 );
+
+-- Background work ---------------------------------------------------------------------------------
+
+-- What is to be done, at most one row per queue and key. Claimed with a lease; deleted when done.
+CREATE TABLE jobs (
+    queue TEXT NOT NULL,
+    key TEXT NOT NULL,
+    workspace_id BIGINT NOT NULL,
+    -- JSON, as the queue's worker understands it
+    payload TEXT NOT NULL,
+    -- grows with every enqueue: a job that was asked for again while it ran is run again
+    generation BIGINT NOT NULL,
+    run_after BIGINT NOT NULL,
+    attempts INTEGER NOT NULL,
+    lease_token BYTEA,
+    leased_until BIGINT,
+    last_error TEXT,
+    created_at BIGINT NOT NULL,
+    PRIMARY KEY (queue, key)
+);
+CREATE INDEX jobs_due ON jobs (queue, run_after);
+
+-- Jobs that used up their attempts.
+CREATE TABLE dead_letters (
+    id TEXT PRIMARY KEY,
+    workspace_id BIGINT NOT NULL,
+    queue TEXT NOT NULL,
+    key TEXT NOT NULL,
+    payload TEXT NOT NULL,
+    attempts INTEGER NOT NULL,
+    last_error TEXT NOT NULL,
+    created_at BIGINT NOT NULL,
+    requeued_at BIGINT
+);
+CREATE INDEX dead_letters_workspace ON dead_letters (workspace_id, created_at);
+
+-- One row per running worker, renewed every few seconds.
+CREATE TABLE worker_instances (
+    instance_id TEXT NOT NULL,
+    worker TEXT NOT NULL,
+    started_at BIGINT NOT NULL,
+    last_heartbeat_at BIGINT NOT NULL,
+    last_success_at BIGINT,
+    last_failure_at BIGINT,
+    PRIMARY KEY (worker, instance_id)
+);

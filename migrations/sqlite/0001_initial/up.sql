@@ -231,3 +231,49 @@ CREATE TABLE saved_queries (
     updated_at INTEGER NOT NULL,
     CONSTRAINT saved_queries_user_name_key UNIQUE (user_id, name)
 ) STRICT;
+
+-- Background work ---------------------------------------------------------------------------------
+
+-- What is to be done, at most one row per queue and key. Claimed with a lease; deleted when done.
+CREATE TABLE jobs (
+    queue TEXT NOT NULL,
+    key TEXT NOT NULL,
+    workspace_id INTEGER NOT NULL,
+    -- JSON, as the queue's worker understands it
+    payload TEXT NOT NULL,
+    -- grows with every enqueue: a job that was asked for again while it ran is run again
+    generation INTEGER NOT NULL,
+    run_after INTEGER NOT NULL,
+    attempts INTEGER NOT NULL,
+    lease_token BLOB,
+    leased_until INTEGER,
+    last_error TEXT,
+    created_at INTEGER NOT NULL,
+    PRIMARY KEY (queue, key)
+) STRICT;
+CREATE INDEX jobs_due ON jobs (queue, run_after);
+
+-- Jobs that used up their attempts.
+CREATE TABLE dead_letters (
+    id TEXT PRIMARY KEY,
+    workspace_id INTEGER NOT NULL,
+    queue TEXT NOT NULL,
+    key TEXT NOT NULL,
+    payload TEXT NOT NULL,
+    attempts INTEGER NOT NULL,
+    last_error TEXT NOT NULL,
+    created_at INTEGER NOT NULL,
+    requeued_at INTEGER
+) STRICT;
+CREATE INDEX dead_letters_workspace ON dead_letters (workspace_id, created_at);
+
+-- One row per running worker, renewed every few seconds.
+CREATE TABLE worker_instances (
+    instance_id TEXT NOT NULL,
+    worker TEXT NOT NULL,
+    started_at INTEGER NOT NULL,
+    last_heartbeat_at INTEGER NOT NULL,
+    last_success_at INTEGER,
+    last_failure_at INTEGER,
+    PRIMARY KEY (worker, instance_id)
+) STRICT;
