@@ -122,7 +122,7 @@ pub fn attach(conn: &mut Conn, month: Month) -> Result<Attached, Fault> {
     }
     let (table, from, to) = (month.table(), month.start().0, month.end().0);
     let count = "SELECT COUNT(*) AS row_count FROM (
-                     SELECT 1 FROM events_default WHERE event_time >= $1 AND event_time < $2 LIMIT $3) AS some";
+                     SELECT 1 FROM events_default WHERE event_time >= $1 AND event_time < $2 LIMIT $3) AS rows";
     let misplaced: RowCount = sql_query(count)
         .bind::<BigInt, _>(from)
         .bind::<BigInt, _>(to)
