@@ -5,6 +5,7 @@ pub mod extract;
 pub mod history;
 pub mod keys;
 pub mod meters;
+pub mod openapi;
 pub mod respond;
 pub mod saved_queries;
 pub mod session;
