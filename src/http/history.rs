@@ -2,6 +2,7 @@
 
 use actix_web::{HttpResponse, web};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::app::App;
@@ -15,8 +16,9 @@ use crate::store::{history, retention as prunes, subjects};
 use crate::window::Micros;
 
 /// The activity of a meter on the wire; fields in contract order.
-#[derive(Serialize)]
-struct MeterStatsView {
+#[derive(Serialize, ToSchema)]
+#[schema(as = MeterStats)]
+pub struct MeterStatsView {
     meter: String,
     usage_events: i64,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -65,8 +67,9 @@ impl ByTime {
 }
 
 /// A write call on the wire; fields in contract order.
-#[derive(Serialize)]
-struct IngestionRunView {
+#[derive(Serialize, ToSchema)]
+#[schema(as = IngestionRun)]
+pub struct IngestionRunView {
     id: String,
     kind: String,
     accepted: i64,
@@ -94,8 +97,9 @@ pub async fn ingestions(app: web::Data<App>, caller: Caller, params: Params) -> 
 }
 
 /// A prune on the wire; fields in contract order.
-#[derive(Serialize)]
-struct PruneRunView {
+#[derive(Serialize, ToSchema)]
+#[schema(as = PruneRun)]
+pub struct PruneRunView {
     id: String,
     deleted: i64,
     dry_run: bool,
@@ -103,8 +107,9 @@ struct PruneRunView {
     created_at: Micros,
 }
 
-#[derive(Serialize)]
-struct PrunedMeterView {
+#[derive(Serialize, ToSchema)]
+#[schema(as = PrunedMeter)]
+pub struct PrunedMeterView {
     meter: String,
     before: Micros,
     deleted: i64,
@@ -148,16 +153,16 @@ pub async fn prune(app: web::Data<App>, caller: Caller, params: Params) -> Resul
 }
 
 /// Totals of the workspace on the wire; fields in contract order.
-#[derive(Serialize)]
-struct SystemStats {
+#[derive(Serialize, ToSchema)]
+pub struct SystemStats {
     meters: i64,
     usage_events: i64,
     prune_runs: i64,
     last_prune_run: Option<LastPruneRun>,
 }
 
-#[derive(Serialize)]
-struct LastPruneRun {
+#[derive(Serialize, ToSchema)]
+pub struct LastPruneRun {
     id: String,
     deleted: i64,
     dry_run: bool,

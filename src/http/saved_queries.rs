@@ -3,12 +3,14 @@
 use actix_web::{HttpResponse, web};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::app::App;
 use crate::auth::Caller;
 use crate::error::{Error, Result};
 use crate::http::extract::{Id, Json};
+use crate::http::openapi::AnyObject;
 use crate::http::respond::{self, Page};
 use crate::store::saved_queries::{self, SavedQuery};
 use crate::usage::GROUP_FIELDS_MAX;
@@ -17,10 +19,12 @@ use crate::window::{BucketSize, Micros};
 const NAME_CHARACTERS_MAX: usize = 120;
 
 /// A saved query on the wire; fields in contract order.
-#[derive(Serialize)]
-struct View {
+#[derive(Serialize, ToSchema)]
+#[schema(as = SavedQuery)]
+pub struct View {
     id: String,
     name: String,
+    #[schema(value_type = AnyObject)]
     query: Value,
     group_by: Vec<String>,
     bucket_size: String,
@@ -48,9 +52,12 @@ impl View {
     }
 }
 
-#[derive(Default, Deserialize)]
+/// Body of a saved query.
+#[derive(Default, Deserialize, ToSchema)]
+#[schema(as = SavedQueryInput)]
 pub struct Input {
     name: Option<String>,
+    #[schema(value_type = Option<AnyObject>)]
     query: Option<Value>,
     group_by: Option<Vec<String>>,
     bucket_size: Option<String>,

@@ -2,6 +2,7 @@
 
 use actix_web::{HttpResponse, web};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::app::App;
 use crate::auth::Caller;
@@ -13,8 +14,9 @@ use crate::store::subjects::{self, SubjectPosition};
 use crate::window::Micros;
 
 /// A subject on the wire; fields in contract order.
-#[derive(Serialize)]
-struct SubjectView {
+#[derive(Serialize, ToSchema)]
+#[schema(as = Subject)]
+pub struct SubjectView {
     subject: String,
     usage_events: i64,
     meters: i64,
