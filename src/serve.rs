@@ -35,6 +35,9 @@ pub async fn run(config: Config, migrate: bool) -> Result<()> {
     let phase = Arc::new(Phase::default());
     let app = App { config: config.clone(), store, auth, meters, ingest, phase };
 
+    if config.auth.oauth.github.is_some() || config.auth.oauth.google.is_some() {
+        log::warn!("sign-in providers are configured, but this version has none");
+    }
     let listener = config.http.addr.bind().map_err(|error| cannot_listen(&config.http.addr, error))?;
     announce("http", &listener);
     let server = http_server(&app, listener)?;

@@ -12,6 +12,7 @@ use crate::{event, usage as rows};
 /// The description of a route, or `None` when nobody wrote one.
 pub fn describe(method: &Method, path: &str) -> Option<Doc> {
     let doc = match (method.as_str(), path) {
+        ("GET", "/") => Doc::new("health", "Front page").html("A page with links."),
         ("GET", "/health") => Doc::new("health", "The process lives").empty(204, "Always."),
         ("GET", "/ready") => Doc::new("health", "The server can do its work")
             .empty(204, "Ready.")
@@ -47,6 +48,11 @@ fn auth(method: &Method, path: &str) -> Option<Doc> {
                 .errors(&[401]),
             ("GET", "/v1/auth/providers") => Doc::new("auth", "Sign-in providers")
                 .answer::<session::ProvidersView>(200, "All known providers."),
+            ("GET", "/v1/auth/oauth/{provider}") => {
+                Doc::new("auth", "Start a sign-in with a provider").empty(302, "To the provider.")
+            }
+            ("GET", "/v1/auth/oauth/{provider}/callback") => Doc::new("auth", "Return from a provider")
+                .empty(302, "To the overview, or to the login page on any failure."),
             ("GET", "/v1/auth/api-keys") => {
                 Doc::new("api keys", "Own API keys").page::<keys::KeyView>("Newest first.")
             }
