@@ -116,8 +116,9 @@ fn http_server(app: &App, listener: TcpListener) -> Result<ServerHandle> {
             .app_data(demands.clone())
             .wrap(Compress::default())
             .wrap(from_fn(http::gate))
-            .service(http::openapi::viewer(document.clone()))
             .configure(http::routes)
+            // last: its empty prefix matches every path, and the gate asks for the first pattern that does
+            .service(http::openapi::viewer(document.clone()))
     })
     .workers(app.config.http.workers)
     .keep_alive(Duration::from_secs(120))
