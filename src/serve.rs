@@ -102,12 +102,14 @@ fn announce(kind: &'static str, listener: &TcpListener) {
 fn http_server(app: &App, listener: TcpListener) -> Result<ServerHandle> {
     let data = web::Data::new(app.clone());
     let demands = web::Data::new(http::Demands::default());
+    let document = http::openapi::document()?;
     let server = HttpServer::new(move || {
         HttpApp::new()
             .app_data(data.clone())
             .app_data(demands.clone())
             .wrap(Compress::default())
             .wrap(from_fn(http::gate))
+            .service(http::openapi::viewer(document.clone()))
             .configure(http::routes)
     })
     .workers(app.config.http.workers)

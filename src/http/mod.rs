@@ -4,6 +4,7 @@
 pub mod extract;
 pub mod keys;
 pub mod meters;
+pub mod openapi;
 pub mod respond;
 pub mod session;
 pub mod system;

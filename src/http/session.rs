@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use actix_web::http::{StatusCode, header};
 use actix_web::{HttpRequest, HttpResponse, web};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::app::App;
 use crate::auth::session::{ACCESS_COOKIE, REFRESH_COOKIE, SignedIn, clearing_cookies, cookie, is_secure};
@@ -16,31 +17,36 @@ use crate::http::extract::{Body, Json};
 use crate::http::{peer, respond};
 use crate::window::Micros;
 
-#[derive(Default, Deserialize)]
+#[derive(Default, Deserialize, ToSchema)]
+#[schema(as = Credentials)]
 pub struct CredentialsInput {
     email: Option<String>,
     password: Option<String>,
 }
 
-#[derive(Serialize)]
-struct SessionView<'a> {
+#[derive(Serialize, ToSchema)]
+#[schema(as = Session)]
+pub struct SessionView<'a> {
     expires_at: Micros,
     user: &'a User,
 }
 
-#[derive(Serialize)]
-struct CurrentView<'a> {
+#[derive(Serialize, ToSchema)]
+#[schema(as = CurrentSession)]
+pub struct CurrentView<'a> {
     user: &'a User,
 }
 
-#[derive(Serialize)]
-struct ProvidersView {
+#[derive(Serialize, ToSchema)]
+#[schema(as = Providers)]
+pub struct ProvidersView {
     items: [ProviderView; 2],
     registration_enabled: bool,
 }
 
-#[derive(Serialize)]
-struct ProviderView {
+#[derive(Serialize, ToSchema)]
+#[schema(as = Provider)]
+pub struct ProviderView {
     enabled: bool,
     id: &'static str,
     name: &'static str,
