@@ -363,6 +363,7 @@ impl<'a> Suite<'a> {
         account.create_meter(&workload.meter).await?;
 
         let (mut stored, mut sum) = (0, Load::default());
+        let mut at_first = None;
         for &point in &self.size.history {
             self.fill(&server, &account, &workload, stored..point.max(stored), &mut sum).await?;
             stored = point.max(stored);
@@ -379,7 +380,11 @@ impl<'a> Suite<'a> {
             let mut load = client::run(server.http, lists, Duration::from_secs(600)).await?;
             gauge.pause();
             let name = format!("{path}: bulk 1000 c4 at {} events", short(point as f64));
-            self.report.row(gauge.finish(&name, Unit::Events, &mut load));
+            let mut row = gauge.finish(&name, Unit::Events, &mut load);
+            // here the ceiling is the rate on the empty database
+            row.ceiling = at_first;
+            at_first = at_first.or(Some((row.rate, row.server + row.db)));
+            self.report.row(row);
             sum.add(load);
         }
         self.verify(&account, &workload, &sum).await?;
