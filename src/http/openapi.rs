@@ -109,6 +109,13 @@ impl Doc {
         self
     }
 
+    fn html(mut self, words: &'static str) -> Self {
+        let text =
+            Shape { schema: ObjectBuilder::new().schema_type(Type::String).into(), components: Vec::new() };
+        self.answers.push((200, words, Some(("text/html; charset=utf-8", text))));
+        self
+    }
+
     fn empty(mut self, status: u16, words: &'static str) -> Self {
         self.answers.push((status, words, None));
         self
@@ -371,7 +378,9 @@ fn operation_id(method: &Method, path: &str) -> String {
         Some(name) => format!("by_{}", name.trim_end_matches('}')),
         None => part.replace('-', "_"),
     });
-    format!("{}_{}", method.as_str().to_lowercase(), words.collect::<Vec<_>>().join("_"))
+    let words = words.collect::<Vec<_>>().join("_");
+    let words = if words.is_empty() { "front_page" } else { &words };
+    format!("{}_{words}", method.as_str().to_lowercase())
 }
 
 /// `GET /openapi.json`, and Swagger UI at `/swagger/` from files inside the binary; the page may load nothing else.

@@ -13,7 +13,7 @@ use crate::auth::session::{ACCESS_COOKIE, REFRESH_COOKIE, SignedIn, clearing_coo
 use crate::auth::throttle::client_address;
 use crate::auth::{Caller, User};
 use crate::error::{Error, Result};
-use crate::http::extract::{Body, Json};
+use crate::http::extract::{Body, Id, Json};
 use crate::http::{peer, respond};
 use crate::window::Micros;
 
@@ -134,4 +134,14 @@ fn secure(app: &App, request: &HttpRequest) -> bool {
 fn address(app: &App, request: &HttpRequest) -> IpAddr {
     let forwarded_for = sent_header(request, "x-forwarded-for");
     client_address(peer(request), &app.config.http.trusted_proxies, forwarded_for)
+}
+
+/// Starts a sign-in with a provider. None is part of this version, so each is as unknown as a made-up one.
+pub async fn oauth_start(Id(provider): Id) -> Result<HttpResponse> {
+    Err(Error::not_found(format!("sign-in provider {provider:?}")))
+}
+
+/// Where a provider sends people back to; whatever cannot succeed leads to the login page (auth.md 4.2).
+pub async fn oauth_callback() -> HttpResponse {
+    HttpResponse::Found().insert_header((header::LOCATION, "/login")).finish()
 }

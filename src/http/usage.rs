@@ -180,13 +180,15 @@ pub async fn search(app: web::Data<App>, caller: Caller, body: Json<Search>) -> 
 
 async fn answer(app: &App, caller: &Caller, request: Request) -> Result<HttpResponse> {
     let query = checked(app, caller, &request).await?;
-    let rows = app
-        .store
-        .read("usage::cells", move |conn| {
-            let cells = store::usage::cells(conn, &query)?;
-            Ok(usage::buckets(&query, cells, request.limit as usize))
-        })
-        .await?;
+    let is_snapshot = store::usage::may_meet_pruning(&query);
+    let read = move |conn: &mut _| {
+        let cells = store::usage::cells(conn, &query)?;
+        Ok(usage::buckets(&query, cells, request.limit as usize))
+    };
+    let rows = match is_snapshot {
+        true => app.store.read_snapshot("usage::cells", read).await?,
+        false => app.store.read("usage::cells", read).await?,
+    };
     respond::ok(&rows)
 }
 

@@ -1,6 +1,9 @@
 DROP TABLE worker_instances;
 DROP TABLE dead_letters;
 DROP TABLE jobs;
+DROP TABLE saved_queries;
+DROP TABLE leases;
+DROP TABLE prune_runs;
 DROP TABLE ingestion_runs;
 DROP TABLE bulk_replays;
 DROP TABLE rollups;

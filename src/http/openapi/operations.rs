@@ -6,12 +6,13 @@ use utoipa::openapi::Required;
 
 use super::Doc;
 use crate::auth::User;
-use crate::http::{keys, meters, session, usage as usages};
+use crate::http::{history, keys, meters, saved_queries, session, subjects, usage as usages};
 use crate::{event, usage as rows};
 
 /// The description of a route, or `None` when nobody wrote one.
 pub fn describe(method: &Method, path: &str) -> Option<Doc> {
     let doc = match (method.as_str(), path) {
+        ("GET", "/") => Doc::new("health", "Front page").html("A page with links."),
         ("GET", "/health") => Doc::new("health", "The process lives").empty(204, "Always."),
         ("GET", "/ready") => Doc::new("health", "The server can do its work")
             .empty(204, "Ready.")
@@ -19,7 +20,8 @@ pub fn describe(method: &Method, path: &str) -> Option<Doc> {
         (_, path) if path.starts_with("/v1/auth") => return auth(method, path),
         (_, path) if path.starts_with("/v1/meters") => return meter(method, path),
         (_, path) if path.starts_with("/v1/usages") => return usage(method, path),
-        _ => return None,
+        (_, path) if path.starts_with("/v1/usage/saved-queries") => return saved_query(method, path),
+        _ => return past(method, path),
     };
     Some(doc)
 }
@@ -46,6 +48,11 @@ fn auth(method: &Method, path: &str) -> Option<Doc> {
                 .errors(&[401]),
             ("GET", "/v1/auth/providers") => Doc::new("auth", "Sign-in providers")
                 .answer::<session::ProvidersView>(200, "All known providers."),
+            ("GET", "/v1/auth/oauth/{provider}") => {
+                Doc::new("auth", "Start a sign-in with a provider").empty(302, "To the provider.")
+            }
+            ("GET", "/v1/auth/oauth/{provider}/callback") => Doc::new("auth", "Return from a provider")
+                .empty(302, "To the overview, or to the login page on any failure."),
             ("GET", "/v1/auth/api-keys") => {
                 Doc::new("api keys", "Own API keys").page::<keys::KeyView>("Newest first.")
             }
@@ -78,6 +85,10 @@ fn meter(method: &Method, path: &str) -> Option<Doc> {
             .limit(50, 500)
             .cursor()
             .page::<meters::MeterView>("By name."),
+        ("GET", "/v1/meters/stats") => Doc::new("meters", "Stored events per meter")
+            .limit(50, 500)
+            .cursor()
+            .page::<history::MeterStatsView>("By name."),
         ("GET", "/v1/meters/{id}") => {
             Doc::new("meters", "Read a meter").answer::<meters::MeterView>(200, "The meter.")
         }
@@ -124,6 +135,63 @@ fn usage(method: &Method, path: &str) -> Option<Doc> {
             .body::<usages::Search>()
             .list::<rows::Bucket>("By bucket, then group.")
             .errors(&[404]),
+        _ => return None,
+    };
+    Some(doc)
+}
+
+/// What happened so far, and what is to go.
+fn past(method: &Method, path: &str) -> Option<Doc> {
+    let doc = match (method.as_str(), path) {
+        ("POST", "/v1/usageevents/prune") => Doc::new("retention", "Delete events past their retention")
+            .parameter(super::query(
+                "dry_run",
+                "Only count.",
+                super::ObjectBuilder::new().schema_type(super::Type::Boolean).into(),
+                Required::False,
+            ))
+            .answer::<history::PruneRunView>(200, "What was deleted, or would be.")
+            .errors(&[409]),
+        ("GET", "/v1/usageevents/prunes") => Doc::new("retention", "Prunes so far")
+            .limit(100, 1000)
+            .cursor()
+            .page::<history::PruneRunView>("Newest first, dry runs included."),
+        ("GET", "/v1/usageingestions") => Doc::new("usage", "Write calls so far")
+            .limit(100, 1000)
+            .cursor()
+            .page::<history::IngestionRunView>("Newest first."),
+        ("GET", "/v1/subjects") => Doc::new("subjects", "Subjects with stored events")
+            .limit(100, 1000)
+            .cursor()
+            .page::<subjects::SubjectView>("By their last event, newest first."),
+        ("GET", "/v1/subjects/{subject}/usageevents") => Doc::new("subjects", "Newest events of a subject")
+            .limit(100, 1000)
+            .list::<event::StoredEvent>("Newest first; empty for an unknown subject."),
+        ("GET", "/v1/system/stats") => {
+            Doc::new("system", "Totals of the workspace").answer::<history::SystemStats>(200, "Totals.")
+        }
+        _ => return None,
+    };
+    Some(doc)
+}
+
+fn saved_query(method: &Method, path: &str) -> Option<Doc> {
+    let doc = match (method.as_str(), path) {
+        ("GET", "/v1/usage/saved-queries") => {
+            Doc::new("saved queries", "Own saved queries")
+                .page::<saved_queries::View>("Pinned first, then by position, then the newest change.")
+        }
+        ("POST", "/v1/usage/saved-queries") => Doc::new("saved queries", "Save a query")
+            .body::<saved_queries::Input>()
+            .answer::<saved_queries::View>(201, "The saved query.")
+            .errors(&[409]),
+        ("PUT", "/v1/usage/saved-queries/{id}") => Doc::new("saved queries", "Replace a saved query")
+            .body::<saved_queries::Input>()
+            .answer::<saved_queries::View>(200, "The saved query as it is now.")
+            .errors(&[409]),
+        ("DELETE", "/v1/usage/saved-queries/{id}") => {
+            Doc::new("saved queries", "Delete a saved query").empty(204, "Deleted.")
+        }
         _ => return None,
     };
     Some(doc)
