@@ -259,3 +259,6 @@ impl Row for Candidate<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod plans;
