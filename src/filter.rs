@@ -215,13 +215,13 @@ impl Filter {
                     Some(all)
                 })
             }
-            Filter::Condition(own, Test::In(literals)) if own == field => {
-                let text = |literal| match literal {
+            Filter::Condition(own, Test::In(literals)) if own == field => literals
+                .iter()
+                .map(|literal| match literal {
                     Literal::Text(text) => Some(text.as_str()),
                     _ => None,
-                };
-                literals.iter().map(text).collect()
-            }
+                })
+                .collect(),
             Filter::Condition(..) => None,
         }
     }

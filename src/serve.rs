@@ -8,17 +8,20 @@ use actix_web::dev::ServerHandle;
 use actix_web::middleware::{Compress, from_fn};
 use actix_web::{App as HttpApp, HttpServer, web};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
+use tokio_util::sync::CancellationToken;
 
 use crate::app::{App, Phase};
 use crate::auth::Auth;
 use crate::auth::key::Flush;
 use crate::config::{Config, Driver};
 use crate::error::{Code, Error, Result};
+use crate::export_worker;
 use crate::http;
 use crate::ingest::Ingest;
 use crate::store::meters::MeterCache;
 use crate::store::{Store, migrations};
+use crate::worker::Wake;
 
 /// Runs until SIGTERM or SIGINT, then drains within `shutdown_timeout`.
 pub async fn run(config: Config, migrate: bool) -> Result<()> {
@@ -32,7 +35,7 @@ pub async fn run(config: Config, migrate: bool) -> Result<()> {
     let (ingest, writers) = Ingest::start(store.clone(), meters.clone(), &config.ingest);
     let auth = Auth::new(store.clone(), auth_options(&config));
     let phase = Arc::new(Phase::default());
-    let app = App { config: config.clone(), store, auth, meters, ingest, phase };
+    let app = App { config: config.clone(), store, auth, meters, ingest, phase, wake: Wake::default() };
 
     let listener = config.http.addr.bind().map_err(|error| cannot_listen(&config.http.addr, error))?;
     announce("http", &listener);
@@ -53,11 +56,15 @@ pub async fn run(config: Config, migrate: bool) -> Result<()> {
     app.phase.serve();
     log::info!(driver = config.db.driver.name(), version = env!("CARGO_PKG_VERSION"); "ready");
     let timers = start_timers(&app);
+    let stop_workers = CancellationToken::new();
+    let workers = start_workers(&app, &stop_workers)?;
 
     stop.requested().await;
     log::info!("stopping");
     app.phase.drain();
-    let drained = tokio::time::timeout(config.shutdown_timeout, drain(app, server, writers, timers)).await;
+    stop_workers.cancel();
+    let drained =
+        tokio::time::timeout(config.shutdown_timeout, drain(app, server, workers, writers, timers)).await;
     if drained.is_err() {
         log::warn!("stopped before everything was drained");
     }
@@ -167,6 +174,17 @@ fn start_timers(app: &App) -> Vec<JoinHandle<()>> {
     ]
 }
 
+/// Background work as far as it is done in this process; others are told of new work in any case.
+fn start_workers(app: &App, stop: &CancellationToken) -> Result<JoinSet<()>> {
+    app.wake.relay(app.store.clone(), stop.clone());
+    if !app.config.workers.in_serve {
+        return Ok(JoinSet::new());
+    }
+    app.wake.listen(app.config.db.driver.clone(), stop.clone());
+    let exports = export_worker::duties(&app.store, &app.config)?;
+    Ok(exports.start(&app.store, &app.wake, stop))
+}
+
 async fn every<F: Future<Output = Result<()>>>(interval: Duration, mut work: impl FnMut() -> F) {
     let mut ticks = tokio::time::interval(interval);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -181,8 +199,15 @@ async fn every<F: Future<Output = Result<()>>>(interval: Duration, mut work: imp
 }
 
 /// Finishes what was accepted: requests, then writes, then notes.
-async fn drain(app: App, server: ServerHandle, writers: Vec<JoinHandle<()>>, timers: Vec<JoinHandle<()>>) {
+async fn drain(
+    app: App,
+    server: ServerHandle,
+    mut workers: JoinSet<()>,
+    writers: Vec<JoinHandle<()>>,
+    timers: Vec<JoinHandle<()>>,
+) {
     server.stop(true).await;
+    while workers.join_next().await.is_some() {}
     for timer in timers {
         timer.abort();
     }
@@ -197,20 +222,20 @@ async fn drain(app: App, server: ServerHandle, writers: Vec<JoinHandle<()>>, tim
 }
 
 /// SIGTERM or SIGINT.
-struct Stop {
+pub(crate) struct Stop {
     terminate: tokio::signal::unix::Signal,
     interrupt: tokio::signal::unix::Signal,
 }
 
 impl Stop {
-    fn listen() -> Result<Self> {
+    pub(crate) fn listen() -> Result<Self> {
         Ok(Stop {
             terminate: signal(SignalKind::terminate()).map_err(Error::internal)?,
             interrupt: signal(SignalKind::interrupt()).map_err(Error::internal)?,
         })
     }
 
-    async fn requested(&mut self) {
+    pub(crate) async fn requested(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
