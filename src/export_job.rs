@@ -426,7 +426,7 @@ mod tests {
         const ID: &str = "0193a5b0-0000-7000-8000-000000000000";
         assert_eq!(owner_of(&file_name(ID)), Some((ID, true)));
         assert_eq!(owner_of(&format!("{ID}.csv.x1.tmp")), Some((ID, false)));
-        for other in ["notes.txt", "a.csv", ".csv", &format!("{ID}.csv.bak"), &format!("{ID}"), "..csv"] {
+        for other in ["notes.txt", "a.csv", ".csv", &format!("{ID}.csv.bak"), ID, "..csv"] {
             assert_eq!(owner_of(other), None, "{other}");
         }
         assert_eq!(owner_of(&format!("{}.csv", ID.to_uppercase())), None);
