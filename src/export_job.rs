@@ -3,6 +3,7 @@
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use serde_json::{Map, Value};
+use utoipa::ToSchema;
 
 use crate::error::{Error, Result};
 use crate::filter::{Filter, Node};
@@ -143,16 +144,26 @@ impl Export {
 }
 
 /// A query as a client sends it: the body of a search.
-#[derive(Default, Deserialize)]
+#[derive(Default, Deserialize, ToSchema)]
+#[schema(as = ExportQueryInput)]
 pub struct Input {
     subject: Option<String>,
+    /// Required for buckets.
     meter: Option<String>,
+    /// Required for buckets.
+    #[schema(value_type = Option<Micros>)]
     from: Option<String>,
+    /// Required for buckets.
+    #[schema(value_type = Option<Micros>)]
     to: Option<String>,
+    /// `hour`, `day` or `month`; `day` unless told.
     bucket_size: Option<String>,
+    /// `subject` or declared dimensions, up to five.
     group_by: Option<Vec<String>>,
+    /// Rows at most; all unless told.
     limit: Option<i64>,
     filter: Option<Node>,
+    /// Cells that a spreadsheet would run as a formula get an apostrophe in front.
     formula_guard: Option<bool>,
 }
 
@@ -168,14 +179,17 @@ impl Input {
 }
 
 /// The query of a job: stored, and echoed as it is stored.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[schema(as = ExportQuery)]
 pub struct Asked {
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub subject: String,
     pub meter: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Micros>)]
     pub from: Option<Time>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Micros>)]
     pub to: Option<Time>,
     pub bucket_size: String,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -184,7 +198,6 @@ pub struct Asked {
     pub limit: Option<i64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub filter: Option<Node>,
-    /// Cells that a spreadsheet would run as a formula are made harmless.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub formula_guard: bool,
 }

@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Deserializer, Serialize, de};
 use serde_json::{Map, Value};
+use utoipa::ToSchema;
 
 use crate::error::{Error, Result};
 use crate::event::canonical;
@@ -20,15 +21,22 @@ pub const CONDITIONS_MAX: usize = 500;
 pub const VALUES_MAX: usize = 5_000;
 
 /// A filter as a client writes it: a group or a condition. Read from JSON objects only.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, ToSchema)]
+#[schema(as = Filter, no_recursion)]
 pub struct Node {
+    /// `group` or `condition`.
     #[serde(rename = "type")]
     kind: String,
+    /// Of a group `and` or `or`; of a condition `eq`, `neq`, `gt`, `gte`, `lt`, `lte`, `in`, `contains` or `exists`.
     op: String,
+    /// Of a group: what it joins.
     #[serde(skip_serializing_if = "Option::is_none")]
     rules: Option<Vec<Node>>,
+    /// Of a condition: `subject`, `meter`, `quantity`, `timestamp`, `received_at`, `idempotency_key` or
+    /// `metadata.<path>`.
     #[serde(skip_serializing_if = "Option::is_none")]
     field: Option<String>,
+    /// Of a condition: what to compare with, in the kind of the field.
     #[serde(skip_serializing_if = "Option::is_none")]
     value: Option<Value>,
 }
@@ -140,6 +148,15 @@ pub enum Literal {
     List(Vec<Literal>),
 }
 
+impl Literal {
+    fn text(&self) -> Option<&str> {
+        match self {
+            Literal::Text(text) => Some(text),
+            _ => None,
+        }
+    }
+}
+
 /// What a row has in a field.
 #[derive(Clone, Copy, Debug)]
 pub enum Held<'a> {
@@ -215,13 +232,9 @@ impl Filter {
                     Some(all)
                 })
             }
-            Filter::Condition(own, Test::In(literals)) if own == field => literals
-                .iter()
-                .map(|literal| match literal {
-                    Literal::Text(text) => Some(text.as_str()),
-                    _ => None,
-                })
-                .collect(),
+            Filter::Condition(own, Test::In(literals)) if own == field => {
+                literals.iter().map(Literal::text).collect()
+            }
             Filter::Condition(..) => None,
         }
     }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 use serde_json::{Map, Value};
+use utoipa::ToSchema;
 
 use crate::error::{Error, Result};
 use crate::event::parse_subject;
@@ -215,7 +216,8 @@ impl Cells {
 }
 
 /// One row of a bucket answer; fields in wire order.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(as = UsageBucket)]
 pub struct Bucket {
     pub subject: String,
     pub meter: String,
@@ -250,7 +252,8 @@ pub fn buckets(query: &Query, cells: Cells) -> Vec<Bucket> {
 }
 
 /// One row of a breakdown; fields in wire order.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(as = BreakdownItem)]
 pub struct Share {
     pub field: String,
     pub value: String,
@@ -279,7 +282,8 @@ pub fn breakdown(query: &Query, cells: Cells, limit: usize) -> Vec<Share> {
 }
 
 /// A value that a dimension has taken; fields in wire order.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(as = DimensionValue)]
 pub struct Taken {
     pub field: String,
     pub value: String,

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use futures_util::Stream;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use utoipa::ToSchema;
 
 use crate::app::App;
 use crate::auth::Caller;
@@ -21,8 +22,9 @@ use crate::store;
 use crate::window::Micros;
 
 /// A job on the wire; fields in contract order, what was added to it last.
-#[derive(Serialize)]
-struct View<'a> {
+#[derive(Serialize, ToSchema)]
+#[schema(as = ExportJob)]
+pub struct View<'a> {
     id: &'a str,
     kind: &'static str,
     status: &'static str,
@@ -32,15 +34,18 @@ struct View<'a> {
     error: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     artifact_size: Option<i64>,
+    /// SHA-256 of the file in hexadecimal, also its ETag.
     #[serde(skip_serializing_if = "Option::is_none")]
     artifact_sha256: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     download_url: Option<String>,
+    /// Rows written so far, without the header.
     row_count: i64,
     created_at: Micros,
     updated_at: Micros,
     #[serde(skip_serializing_if = "Option::is_none")]
     completed_at: Option<Micros>,
+    /// When the file was removed because its time was over.
     #[serde(skip_serializing_if = "Option::is_none")]
     expired_at: Option<Micros>,
 }
@@ -66,10 +71,14 @@ impl<'a> View<'a> {
     }
 }
 
-#[derive(Default, Deserialize)]
+#[derive(Default, Deserialize, ToSchema)]
+#[schema(as = ExportInput)]
 pub struct CreateInput {
+    /// `usage_buckets`, which it is unless told, or `usage_events`.
     kind: Option<String>,
+    /// `csv`
     format: Option<String>,
+    #[schema(value_type = Input)]
     query: Option<Map<String, Value>>,
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use actix_web::http::{StatusCode, header};
 use actix_web::{HttpRequest, HttpResponse, web};
 use serde::Deserialize;
+use utoipa::ToSchema;
 
 use crate::app::App;
 use crate::auth::Caller;
@@ -88,18 +89,33 @@ fn raw(text: String) -> Result<Vec<Box<serde_json::value::RawValue>>> {
     serde_json::from_str(&text).map_err(Error::internal)
 }
 
-#[derive(serde::Serialize)]
-struct BulkResult {
+#[derive(serde::Serialize, ToSchema)]
+#[schema(as = BulkResult)]
+pub struct BulkResult {
     accepted: usize,
     duplicates: usize,
     failed: usize,
+    #[schema(value_type = Vec<crate::event::StoredEvent>)]
     accepted_items: Vec<Box<serde_json::value::RawValue>>,
+    #[schema(value_type = Vec<crate::event::StoredEvent>)]
     duplicate_items: Vec<Box<serde_json::value::RawValue>>,
+    #[schema(value_type = Vec<BulkFailure>)]
     failed_items: Vec<crate::ingest::Failure>,
 }
 
+/// How a failed item is written.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "describes what ingest::Failure serialises to")]
+pub struct BulkFailure {
+    /// Position in the request, from 0.
+    index: usize,
+    code: String,
+    message: String,
+}
+
 /// Body of a bucket search and of its download.
-#[derive(Default, Deserialize)]
+#[derive(Default, Deserialize, ToSchema)]
+#[schema(as = UsageSearch)]
 pub struct Search {
     subject: Option<String>,
     meter: Option<String>,
@@ -109,6 +125,7 @@ pub struct Search {
     group_by: Option<Vec<String>>,
     limit: Option<i64>,
     filter: Option<filter::Node>,
+    /// Downloads only: an apostrophe before cells that a spreadsheet would run as a formula.
     formula_guard: Option<bool>,
 }
 
@@ -276,7 +293,7 @@ pub(super) fn csv_head(file_name: &str) -> actix_web::HttpResponseBuilder {
 }
 
 /// Body of a breakdown.
-#[derive(Default, Deserialize)]
+#[derive(Default, Deserialize, ToSchema)]
 pub struct BreakdownSearch {
     subject: Option<String>,
     meter: Option<String>,

@@ -4,6 +4,7 @@ use actix_web::{HttpResponse, web};
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::app::App;
@@ -19,7 +20,8 @@ use crate::usage::parse_subject_filter;
 use crate::window::{Micros, Window};
 
 /// Body of a search and of its download.
-#[derive(Default, Deserialize)]
+#[derive(Default, Deserialize, ToSchema)]
+#[schema(as = EventSearch)]
 pub struct Search {
     subject: Option<String>,
     meter: Option<String>,
@@ -28,6 +30,7 @@ pub struct Search {
     limit: Option<i64>,
     cursor: Option<String>,
     filter: Option<filter::Node>,
+    /// Downloads only: an apostrophe before cells that a spreadsheet would run as a formula.
     formula_guard: Option<bool>,
 }
 
