@@ -9,6 +9,7 @@ mod conformance;
 mod crash;
 mod exactly_once;
 mod exactness;
+mod exports;
 mod lifecycle;
 mod migrations;
 mod readme;
