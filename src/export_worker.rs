@@ -17,7 +17,7 @@ use crate::filter::{Field, Filter, Literal, Order, Test};
 use crate::store::event_list::{self, Position, Search};
 use crate::store::exports::{self, CleanupRun};
 use crate::store::jobs::{Job, LeaseToken};
-use crate::store::usage::{cells, in_snapshot};
+use crate::store::usage::cells;
 use crate::store::{Conn, Store, meters};
 use crate::usage::{self, Bucket, Query};
 use crate::window::{BucketSize, Micros, Window};
@@ -258,10 +258,10 @@ impl Run<'_> {
     async fn bucket_rows(&self, query: Query) -> Result<Vec<Bucket>> {
         let most = self.room(usize::MAX);
         let read = move |conn: &mut Conn| {
-            let cells = in_snapshot(conn, |conn| cells(conn, &query, most))?;
+            let cells = cells(conn, &query, most)?;
             Ok(usage::buckets(&query, cells))
         };
-        self.exporter.store.read("usage::cells", read).await
+        self.exporter.store.read_snapshot("usage::cells", read).await
     }
 
     async fn append_buckets(&self, draft: &SharedDraft, query: &Query, rows: Vec<Bucket>) -> Result<()> {
@@ -334,7 +334,7 @@ impl Run<'_> {
             listed.iter().try_for_each(|listed| table.event(&listed.event))?;
             Ok(Page { count: listed.len(), csv: table.into_bytes()?, after })
         };
-        self.exporter.store.read("event_list::step", read).await
+        self.exporter.store.read_snapshot("event_list::step", read).await
     }
 }
 

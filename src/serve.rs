@@ -8,8 +8,7 @@ use actix_web::dev::ServerHandle;
 use actix_web::middleware::{Compress, from_fn};
 use actix_web::{App as HttpApp, HttpServer, web};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::task::{JoinHandle, JoinSet};
-use tokio_util::sync::CancellationToken;
+use tokio::task::JoinHandle;
 
 use crate::app::{App, Phase};
 use crate::auth::Auth;
@@ -19,6 +18,7 @@ use crate::error::{Code, Error, Result};
 use crate::export_worker;
 use crate::http;
 use crate::ingest::Ingest;
+use crate::retention;
 use crate::store::meters::MeterCache;
 use crate::store::{Store, migrations};
 use crate::worker::Wake;
@@ -56,18 +56,18 @@ pub async fn run(config: Config, migrate: bool) -> Result<()> {
         server.stop(false).await;
         return ready.map(drop);
     }
+    if let Err(error) = retention::attach_months(&app.store).await {
+        log::warn!(error:% = error; "months were not attached");
+    }
     app.phase.serve();
     log::info!(driver = config.db.driver.name(), version = env!("CARGO_PKG_VERSION"); "ready");
-    let timers = start_timers(&app);
-    let stop_workers = CancellationToken::new();
-    let workers = start_workers(&app, &stop_workers)?;
+    let mut timers = Timers { cut: start_timers(&app), ending: retention::start(&app) };
+    timers.ending.extend(start_workers(&app)?);
 
     stop.requested().await;
     log::info!("stopping");
     app.phase.drain();
-    stop_workers.cancel();
-    let drained =
-        tokio::time::timeout(config.shutdown_timeout, drain(app, server, workers, writers, timers)).await;
+    let drained = tokio::time::timeout(config.shutdown_timeout, drain(app, server, writers, timers)).await;
     if drained.is_err() {
         log::warn!("stopped before everything was drained");
     }
@@ -119,8 +119,9 @@ fn http_server(app: &App, listener: TcpListener) -> Result<ServerHandle> {
             .app_data(demands.clone())
             .wrap(Compress::default())
             .wrap(from_fn(http::gate))
-            .service(http::openapi::viewer(document.clone()))
             .configure(http::routes)
+            // last: its empty prefix matches every path, and the gate asks for the first pattern that does
+            .service(http::openapi::viewer(document.clone()))
     })
     .workers(app.config.http.workers)
     .keep_alive(Duration::from_secs(120))
@@ -180,14 +181,15 @@ fn start_timers(app: &App) -> Vec<JoinHandle<()>> {
 }
 
 /// Background work as far as it is done in this process; others are told of new work in any case.
-fn start_workers(app: &App, stop: &CancellationToken) -> Result<JoinSet<()>> {
+fn start_workers(app: &App) -> Result<Vec<JoinHandle<()>>> {
+    let stop = app.phase.draining();
     app.wake.relay(app.store.clone(), stop.clone());
     if !app.config.workers.in_serve {
-        return Ok(JoinSet::new());
+        return Ok(Vec::new());
     }
     app.wake.listen(app.config.db.driver.clone(), stop.clone());
     let exports = export_worker::duties(&app.store, &app.config)?;
-    Ok(exports.start(&app.store, &app.wake, stop))
+    Ok(exports.start(&app.store, &app.wake, &stop))
 }
 
 async fn every<F: Future<Output = Result<()>>>(interval: Duration, mut work: impl FnMut() -> F) {
@@ -203,18 +205,22 @@ async fn every<F: Future<Output = Result<()>>>(interval: Duration, mut work: imp
     }
 }
 
+/// What runs on its own.
+struct Timers {
+    /// Can be cut off anywhere.
+    cut: Vec<JoinHandle<()>>,
+    /// Notice that the server drains and end by themselves.
+    ending: Vec<JoinHandle<()>>,
+}
+
 /// Finishes what was accepted: requests, then writes, then notes.
-async fn drain(
-    app: App,
-    server: ServerHandle,
-    mut workers: JoinSet<()>,
-    writers: Vec<JoinHandle<()>>,
-    timers: Vec<JoinHandle<()>>,
-) {
+async fn drain(app: App, server: ServerHandle, writers: Vec<JoinHandle<()>>, timers: Timers) {
     server.stop(true).await;
-    while workers.join_next().await.is_some() {}
-    for timer in timers {
+    for timer in timers.cut {
         timer.abort();
+    }
+    for timer in timers.ending {
+        let _ = timer.await;
     }
     if let Err(error) = app.auth.flush_last_used(Flush::All).await {
         log::warn!(error:% = error; "the last use of API keys was not written down");

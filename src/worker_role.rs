@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use actix_web::{App, HttpResponse, HttpServer, web};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, ListenAddr};
@@ -27,18 +28,18 @@ pub struct Duties {
 
 impl Duties {
     /// Starts all of it in this process; the tasks end when told to stop.
-    pub fn start(self, store: &Store, wake: &Wake, stop: &CancellationToken) -> tokio::task::JoinSet<()> {
-        let mut tasks = tokio::task::JoinSet::new();
-        for queue in self.queues {
-            tasks.spawn(worker::run(store.clone(), queue, wake.clone(), stop.clone()));
-        }
-        for chore in self.chores {
+    pub fn start(self, store: &Store, wake: &Wake, stop: &CancellationToken) -> Vec<JoinHandle<()>> {
+        let queues = self
+            .queues
+            .into_iter()
+            .map(|queue| tokio::spawn(worker::run(store.clone(), queue, wake.clone(), stop.clone())));
+        let chores = self.chores.into_iter().map(|chore| {
             let stop = stop.clone();
-            tasks.spawn(async move {
+            tokio::spawn(async move {
                 tokio::select! { () = chore => {} () = stop.cancelled() => {} }
-            });
-        }
-        tasks
+            })
+        });
+        queues.chain(chores).collect()
     }
 }
 
@@ -66,11 +67,11 @@ pub async fn run(
         let wake = Wake::default();
         wake.relay(store.clone(), stop.clone());
         wake.listen(config.db.driver.clone(), stop.clone());
-        let mut tasks = duties.start(&store, &wake, &stop);
+        let tasks = duties.start(&store, &wake, &stop);
         signals.requested().await;
         log::info!("stopping");
         stop.cancel();
-        let ended = async { while tasks.join_next().await.is_some() {} };
+        let ended = futures_util::future::join_all(tasks);
         if tokio::time::timeout(config.shutdown_timeout, ended).await.is_err() {
             log::warn!("stopped before everything was given back");
         }

@@ -3,11 +3,14 @@
 
 pub mod exports;
 pub mod extract;
+pub mod history;
 pub mod keys;
 pub mod meters;
 pub mod openapi;
 pub mod respond;
+pub mod saved_queries;
 pub mod session;
+pub mod subjects;
 pub mod system;
 pub mod usage;
 pub mod usage_events;
@@ -76,6 +79,7 @@ pub fn endpoints() -> Vec<Endpoint> {
 
         endpoint(Method::POST, "/v1/meters", writes(&[Scope::MetersWrite]), meters::create),
         endpoint(Method::GET, "/v1/meters", reads(&[Scope::MetersRead]), meters::list),
+        endpoint(Method::GET, "/v1/meters/stats", reads(&[Scope::MetersRead]), history::meter_stats),
         endpoint(Method::GET, "/v1/meters/{id}", reads(&[Scope::MetersRead]), meters::get),
         endpoint(Method::PUT, "/v1/meters/{id}", writes(&[Scope::MetersWrite]), meters::update),
         endpoint(Method::DELETE, "/v1/meters/{id}", writes(&[Scope::MetersWrite]), meters::delete),
@@ -100,6 +104,18 @@ pub fn endpoints() -> Vec<Endpoint> {
         endpoint(Method::POST, "/v1/exports/{id}/cancel", writes(&[Scope::ExportsWrite]), exports::cancel),
         endpoint(Method::POST, "/v1/exports/{id}/retry", writes(&[Scope::ExportsWrite]), exports::retry),
         endpoint(Method::GET, "/v1/exports/{id}/download", reads(&[Scope::ExportsRead]), exports::download),
+
+        endpoint(Method::POST, "/v1/usageevents/prune", writes(&[Scope::UsageWrite]), history::prune),
+        endpoint(Method::GET, "/v1/usageevents/prunes", reads(&[Scope::UsageRead]), history::prunes),
+        endpoint(Method::GET, "/v1/usageingestions", reads(&[Scope::UsageRead]), history::ingestions),
+        endpoint(Method::GET, "/v1/subjects", reads(&[Scope::UsageRead]), subjects::list),
+        endpoint(Method::GET, "/v1/subjects/{subject}/usageevents", reads(&[Scope::UsageRead]), subjects::events),
+        endpoint(Method::GET, "/v1/system/stats", reads(&[Scope::SystemRead]), history::system_stats),
+
+        endpoint(Method::GET, "/v1/usage/saved-queries", Access::Session(Role::Viewer), saved_queries::list),
+        endpoint(Method::POST, "/v1/usage/saved-queries", Access::Session(Role::Admin), saved_queries::create),
+        endpoint(Method::PUT, "/v1/usage/saved-queries/{id}", Access::Session(Role::Admin), saved_queries::update),
+        endpoint(Method::DELETE, "/v1/usage/saved-queries/{id}", Access::Session(Role::Admin), saved_queries::delete),
     ]
 }
 

@@ -17,7 +17,7 @@ use crate::http::extract::{Json, JsonList, Params, required_time};
 use crate::http::respond::{self, Page};
 use crate::ingest::{Kind, Recorded};
 use crate::meter::Meter;
-use crate::store::usage::{cells, in_snapshot};
+use crate::store::usage::{cells, needs_snapshot};
 use crate::usage::{self, Cells, GroupField, Query};
 use crate::window::{BucketSize, Micros, Window};
 
@@ -224,19 +224,19 @@ async fn known_meter(app: &App, caller: &Caller, name: &str) -> Result<Arc<Meter
     meter.ok_or_else(|| Error::not_found(format!("meter {name:?}")))
 }
 
-/// Adds up the events of a query on one state of the database and makes rows of the sums.
+/// Adds up the events of a query and makes rows of the sums.
 async fn answered<T: Send + 'static>(
     app: &App,
     query: Query,
     most: usize,
     rows: impl Fn(&Query, Cells) -> Result<T> + Send + 'static,
 ) -> Result<T> {
-    app.store
-        .read("usage::cells", move |conn| {
-            let cells = in_snapshot(conn, |conn| cells(conn, &query, most))?;
-            Ok(rows(&query, cells)?)
-        })
-        .await
+    let is_snapshot = needs_snapshot(&query);
+    let read = move |conn: &mut _| Ok(rows(&query, cells(conn, &query, most)?)?);
+    match is_snapshot {
+        true => app.store.read_snapshot("usage::cells", read).await,
+        false => app.store.read("usage::cells", read).await,
+    }
 }
 
 pub async fn list(app: web::Data<App>, caller: Caller, params: Params) -> Result<HttpResponse> {

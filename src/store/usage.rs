@@ -2,8 +2,8 @@
 //! filter gives what a recount of all events would give; rollups only make it fast. Rows are added up as they arrive.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
-use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel::sql_query;
 use diesel::sql_types::{BigInt, Binary, Integer, Nullable, Text};
@@ -11,35 +11,52 @@ use serde_json::{Map, Value};
 use uuid::Uuid;
 
 use crate::filter::{Field, Held, Row};
-use crate::meter::{Aggregation, value_at};
+use crate::meter::{Aggregation, Meter, value_at};
 use crate::quantity::Quantity;
 use crate::rollup::{Edge, Grain, Part};
 use crate::store::events::{quantity_of, uuid_of};
 use crate::store::filter::prefilter;
-use crate::store::schema::subjects;
+use crate::store::schema::{meters, subjects};
 use crate::store::statement::{Statement, integers};
 use crate::store::{Conn, Fault};
 use crate::usage::{Cells, Query, Summed};
 use crate::window::{BucketSize, DAY, HOUR, Micros, Window};
 
-/// Runs several statements on one state of the database: between two of them an event may be stored that one would
-/// count and the other not. Not inside a transaction.
-pub fn in_snapshot<T>(conn: &mut Conn, work: impl FnOnce(&mut Conn) -> Result<T, Fault>) -> Result<T, Fault> {
-    let begin = match conn.is_postgres() {
-        true => "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
-        false => "BEGIN",
-    };
-    conn.batch_execute(begin)?;
-    let result = work(conn);
-    let end = conn.batch_execute(if result.is_ok() { "COMMIT" } else { "ROLLBACK" });
-    let value = result?;
-    end?;
-    Ok(value)
+/// Whether the statements of this query must all see one state of the database
+/// ([`crate::store::Store::read_snapshot`]): an event stored, or pruned, between two of them would be counted wrong
+/// where a cut hour is weighed against its rollup, or rollups against the dimension sets that they name.
+pub fn needs_snapshot(query: &Query) -> bool {
+    let is_cut = |at: Micros| at != at.floor(HOUR);
+    query.rollups_since().is_some()
+        && (is_cut(query.window.from) || is_cut(query.window.to) || !query.paths().is_empty())
 }
 
-/// Adds up the events of a query, per bucket and group, and keeps the first `most` rows. Several statements: see
-/// [`in_snapshot`].
+/// Whether retention may be at work where this query reads raw events beside rollups. No event younger than a day
+/// is ever pruned.
+fn may_meet_pruning(query: &Query) -> bool {
+    let young = Micros::now().plus(HOUR - DAY);
+    let Window { from, to } = query.window;
+    let is_cut = |at: Micros| at != at.floor(HOUR) && at < young;
+    query.rollups_since().is_some()
+        && (is_cut(from) || is_cut(to) || (from < young && !query.paths().is_empty()))
+}
+
+/// The query with the watermark of its meter as it is now: the meter may have been remembered for a while.
+fn with_watermark(conn: &mut Conn, query: &Query) -> Result<Query, Fault> {
+    let pruned_before: Option<Option<i64>> =
+        meters::table.find(query.meter.id).select(meters::pruned_before).first(conn).optional()?;
+    let mut query = query.clone();
+    let pruned_before = pruned_before.flatten().map(Micros);
+    if pruned_before != query.meter.pruned_before {
+        query.meter = Arc::new(Meter { pruned_before, ..(*query.meter).clone() });
+    }
+    Ok(query)
+}
+
+/// Adds up the events of a query, per bucket and group, and keeps the first `most` rows. Read at one instant when
+/// [`needs_snapshot`].
 pub fn cells(conn: &mut Conn, query: &Query, most: usize) -> Result<Cells, Fault> {
+    let query = if may_meet_pruning(query) { &with_watermark(conn, query)? } else { query };
     let subjects = match query.only_subjects() {
         Some(names) => {
             let names: Vec<&str> = names.into_iter().collect();
@@ -166,12 +183,13 @@ impl Sum<'_> {
             if self.hour_lies_inside(conn, last)? {
                 return Ok(Whole { hours: Some(Window { from: last, to: first }), edges });
             }
-            return Ok(Whole { hours: None, edges: vec![self.query.window] });
+            let edges = if self.is_gone(first) { Vec::new() } else { vec![self.query.window] };
+            return Ok(Whole { hours: None, edges });
         }
         if from < first {
             if self.hour_lies_inside(conn, first.plus(-HOUR))? {
                 first = first.plus(-HOUR);
-            } else {
+            } else if !self.is_gone(first) {
                 edges.push(Window { from, to: first });
             }
         }
@@ -184,6 +202,12 @@ impl Sum<'_> {
         }
         let hours = (first < last).then_some(Window { from: first, to: last });
         Ok(Whole { hours, edges })
+    }
+
+    /// Whether the hour that ends here was pruned. It then belongs to the window that it starts in, late events that
+    /// are still stored included.
+    fn is_gone(&self, end: Micros) -> bool {
+        self.query.meter.pruned_before.is_some_and(|pruned_before| end <= pruned_before)
     }
 
     /// Whether all events of this hour, as far as the query sees them, are inside the window. The raw events of a

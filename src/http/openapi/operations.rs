@@ -6,7 +6,9 @@ use utoipa::openapi::Required;
 
 use super::Doc;
 use crate::auth::User;
-use crate::http::{exports, keys, meters, session, usage as usages, usage_events};
+use crate::http::{
+    exports, history, keys, meters, saved_queries, session, subjects, usage as usages, usage_events,
+};
 use crate::{event, usage as rows};
 
 /// The description of a route, or `None` when nobody wrote one.
@@ -35,7 +37,8 @@ pub fn describe(method: &Method, path: &str) -> Option<Doc> {
         ("POST", "/v1/usageevents/export") => Doc::new("usage events", "Download raw events, with a filter")
             .body::<usage_events::Search>()
             .csv("Newest first."),
-        _ => return None,
+        (_, path) if path.starts_with("/v1/usage/saved-queries") => return saved_query(method, path),
+        _ => return past(method, path),
     };
     Some(doc)
 }
@@ -99,6 +102,10 @@ fn meter(method: &Method, path: &str) -> Option<Doc> {
             .limit(50, 500)
             .cursor()
             .page::<meters::MeterView>("By name."),
+        ("GET", "/v1/meters/stats") => Doc::new("meters", "Stored events per meter")
+            .limit(50, 500)
+            .cursor()
+            .page::<history::MeterStatsView>("By name."),
         ("GET", "/v1/meters/{id}") => {
             Doc::new("meters", "Read a meter").answer::<meters::MeterView>(200, "The meter.")
         }
@@ -209,6 +216,63 @@ fn export(method: &Method, path: &str) -> Option<Doc> {
         ("GET", "/v1/exports/{id}/download") => Doc::new("exports", "Download a completed export")
             .csv("The file, or with `Range: bytes=…` one part of it (206).")
             .errors(&[409]),
+        _ => return None,
+    };
+    Some(doc)
+}
+
+/// What happened so far, and what is to go.
+fn past(method: &Method, path: &str) -> Option<Doc> {
+    let doc = match (method.as_str(), path) {
+        ("POST", "/v1/usageevents/prune") => Doc::new("retention", "Delete events past their retention")
+            .parameter(super::query(
+                "dry_run",
+                "Only count.",
+                super::ObjectBuilder::new().schema_type(super::Type::Boolean).into(),
+                Required::False,
+            ))
+            .answer::<history::PruneRunView>(200, "What was deleted, or would be.")
+            .errors(&[409]),
+        ("GET", "/v1/usageevents/prunes") => Doc::new("retention", "Prunes so far")
+            .limit(100, 1000)
+            .cursor()
+            .page::<history::PruneRunView>("Newest first, dry runs included."),
+        ("GET", "/v1/usageingestions") => Doc::new("usage", "Write calls so far")
+            .limit(100, 1000)
+            .cursor()
+            .page::<history::IngestionRunView>("Newest first."),
+        ("GET", "/v1/subjects") => Doc::new("subjects", "Subjects with stored events")
+            .limit(100, 1000)
+            .cursor()
+            .page::<subjects::SubjectView>("By their last event, newest first."),
+        ("GET", "/v1/subjects/{subject}/usageevents") => Doc::new("subjects", "Newest events of a subject")
+            .limit(100, 1000)
+            .list::<event::StoredEvent>("Newest first; empty for an unknown subject."),
+        ("GET", "/v1/system/stats") => {
+            Doc::new("system", "Totals of the workspace").answer::<history::SystemStats>(200, "Totals.")
+        }
+        _ => return None,
+    };
+    Some(doc)
+}
+
+fn saved_query(method: &Method, path: &str) -> Option<Doc> {
+    let doc = match (method.as_str(), path) {
+        ("GET", "/v1/usage/saved-queries") => {
+            Doc::new("saved queries", "Own saved queries")
+                .page::<saved_queries::View>("Pinned first, then by position, then the newest change.")
+        }
+        ("POST", "/v1/usage/saved-queries") => Doc::new("saved queries", "Save a query")
+            .body::<saved_queries::Input>()
+            .answer::<saved_queries::View>(201, "The saved query.")
+            .errors(&[409]),
+        ("PUT", "/v1/usage/saved-queries/{id}") => Doc::new("saved queries", "Replace a saved query")
+            .body::<saved_queries::Input>()
+            .answer::<saved_queries::View>(200, "The saved query as it is now.")
+            .errors(&[409]),
+        ("DELETE", "/v1/usage/saved-queries/{id}") => {
+            Doc::new("saved queries", "Delete a saved query").empty(204, "Deleted.")
+        }
         _ => return None,
     };
     Some(doc)
