@@ -10,6 +10,7 @@ use crate::config::Config;
 use crate::ingest::Ingest;
 use crate::store::Store;
 use crate::store::meters::MeterCache;
+use crate::worker::Wake;
 
 /// Cheap to clone.
 #[derive(Clone)]
@@ -20,6 +21,7 @@ pub struct App {
     pub meters: MeterCache,
     pub ingest: Ingest,
     pub phase: Arc<Phase>,
+    pub wake: Wake,
 }
 
 /// Where the server is in its life; decides what `/ready` says.

@@ -15,11 +15,13 @@ use crate::auth::Auth;
 use crate::auth::key::Flush;
 use crate::config::{Config, Driver};
 use crate::error::{Code, Error, Result};
+use crate::export_worker;
 use crate::http;
 use crate::ingest::Ingest;
 use crate::retention;
 use crate::store::meters::MeterCache;
 use crate::store::{Store, migrations};
+use crate::worker::Wake;
 
 /// Runs until SIGTERM or SIGINT, then drains within `shutdown_timeout`.
 pub async fn run(config: Config, migrate: bool) -> Result<()> {
@@ -33,7 +35,7 @@ pub async fn run(config: Config, migrate: bool) -> Result<()> {
     let (ingest, writers) = Ingest::start(store.clone(), meters.clone(), &config.ingest);
     let auth = Auth::new(store.clone(), auth_options(&config));
     let phase = Arc::new(Phase::default());
-    let app = App { config: config.clone(), store, auth, meters, ingest, phase };
+    let app = App { config: config.clone(), store, auth, meters, ingest, phase, wake: Wake::default() };
 
     if config.auth.oauth.github.is_some() || config.auth.oauth.google.is_some() {
         log::warn!("sign-in providers are configured, but this version has none");
@@ -59,7 +61,8 @@ pub async fn run(config: Config, migrate: bool) -> Result<()> {
     }
     app.phase.serve();
     log::info!(driver = config.db.driver.name(), version = env!("CARGO_PKG_VERSION"); "ready");
-    let timers = Timers { cut: start_timers(&app), ending: retention::start(&app) };
+    let mut timers = Timers { cut: start_timers(&app), ending: retention::start(&app) };
+    timers.ending.extend(start_workers(&app)?);
 
     stop.requested().await;
     log::info!("stopping");
@@ -177,6 +180,18 @@ fn start_timers(app: &App) -> Vec<JoinHandle<()>> {
     ]
 }
 
+/// Background work as far as it is done in this process; others are told of new work in any case.
+fn start_workers(app: &App) -> Result<Vec<JoinHandle<()>>> {
+    let stop = app.phase.draining();
+    app.wake.relay(app.store.clone(), stop.clone());
+    if !app.config.workers.in_serve {
+        return Ok(Vec::new());
+    }
+    app.wake.listen(app.config.db.driver.clone(), stop.clone());
+    let exports = export_worker::duties(&app.store, &app.config)?;
+    Ok(exports.start(&app.store, &app.wake, &stop))
+}
+
 async fn every<F: Future<Output = Result<()>>>(interval: Duration, mut work: impl FnMut() -> F) {
     let mut ticks = tokio::time::interval(interval);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -218,20 +233,20 @@ async fn drain(app: App, server: ServerHandle, writers: Vec<JoinHandle<()>>, tim
 }
 
 /// SIGTERM or SIGINT.
-struct Stop {
+pub(crate) struct Stop {
     terminate: tokio::signal::unix::Signal,
     interrupt: tokio::signal::unix::Signal,
 }
 
 impl Stop {
-    fn listen() -> Result<Self> {
+    pub(crate) fn listen() -> Result<Self> {
         Ok(Stop {
             terminate: signal(SignalKind::terminate()).map_err(Error::internal)?,
             interrupt: signal(SignalKind::interrupt()).map_err(Error::internal)?,
         })
     }
 
-    async fn requested(&mut self) {
+    pub(crate) async fn requested(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}

@@ -1,6 +1,7 @@
 //! The HTTP door. One table of routes: path, handler, and what the route demands of its caller; the gate in front of
 //! the handlers enforces it. Handlers parse, call a rule or the store, and answer; no SQL and no rules here.
 
+pub mod exports;
 pub mod extract;
 pub mod history;
 pub mod keys;
@@ -96,6 +97,13 @@ pub fn endpoints() -> Vec<Endpoint> {
         endpoint(Method::POST, "/v1/usageevents/search", reads(&[Scope::UsageRead]), usage_events::search),
         endpoint(Method::GET, "/v1/usageevents/export", reads(&[Scope::UsageRead, Scope::ExportsRead]), usage_events::export),
         endpoint(Method::POST, "/v1/usageevents/export", reads(&[Scope::UsageRead, Scope::ExportsRead]), usage_events::export_search),
+
+        endpoint(Method::POST, "/v1/exports", writes(&[Scope::UsageRead, Scope::ExportsWrite]), exports::create),
+        endpoint(Method::GET, "/v1/exports", reads(&[Scope::ExportsRead]), exports::list),
+        endpoint(Method::GET, "/v1/exports/{id}", reads(&[Scope::ExportsRead]), exports::get),
+        endpoint(Method::POST, "/v1/exports/{id}/cancel", writes(&[Scope::ExportsWrite]), exports::cancel),
+        endpoint(Method::POST, "/v1/exports/{id}/retry", writes(&[Scope::ExportsWrite]), exports::retry),
+        endpoint(Method::GET, "/v1/exports/{id}/download", reads(&[Scope::ExportsRead]), exports::download),
 
         endpoint(Method::POST, "/v1/usageevents/prune", writes(&[Scope::UsageWrite]), history::prune),
         endpoint(Method::GET, "/v1/usageevents/prunes", reads(&[Scope::UsageRead]), history::prunes),

@@ -7,6 +7,7 @@
 
 pub mod event_list;
 pub mod events;
+pub mod exports;
 mod filter;
 pub mod history;
 pub mod jobs;

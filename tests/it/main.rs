@@ -10,6 +10,7 @@ mod crash;
 mod events;
 mod exactly_once;
 mod exactness;
+mod exports;
 mod filter;
 mod history;
 mod lifecycle;

@@ -1,3 +1,5 @@
+DROP TABLE export_cleanup_runs;
+DROP TABLE export_jobs;
 DROP TABLE worker_instances;
 DROP TABLE dead_letters;
 DROP TABLE jobs;

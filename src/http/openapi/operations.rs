@@ -6,7 +6,9 @@ use utoipa::openapi::Required;
 
 use super::Doc;
 use crate::auth::User;
-use crate::http::{history, keys, meters, saved_queries, session, subjects, usage as usages, usage_events};
+use crate::http::{
+    exports, history, keys, meters, saved_queries, session, subjects, usage as usages, usage_events,
+};
 use crate::{event, usage as rows};
 
 /// The description of a route, or `None` when nobody wrote one.
@@ -18,6 +20,7 @@ pub fn describe(method: &Method, path: &str) -> Option<Doc> {
             .empty(204, "Ready.")
             .empty(503, "Not now; the log says why."),
         (_, path) if path.starts_with("/v1/auth") => return auth(method, path),
+        (_, path) if path.starts_with("/v1/exports") => return export(method, path),
         (_, path) if path.starts_with("/v1/meters") => return meter(method, path),
         (_, path) if path.starts_with("/v1/usages") => return usage(method, path),
         ("GET", "/v1/usageevents") => event_query("List raw events")
@@ -188,6 +191,34 @@ fn event_query(summary: &'static str) -> Doc {
         .text("subject", "One subject only.")
         .time("from", "Start, inclusive.", Required::False)
         .time("to", "End, exclusive.", Required::False)
+}
+
+fn export(method: &Method, path: &str) -> Option<Doc> {
+    let doc = match (method.as_str(), path) {
+        ("POST", "/v1/exports") => {
+            Doc::new("exports", "Queue an export")
+                .body::<exports::CreateInput>()
+                .answer::<exports::View>(202, "The job. It fails later when the meter turns out not to fit.")
+        }
+        ("GET", "/v1/exports") => Doc::new("exports", "List export jobs")
+            .limit(100, 1000)
+            .cursor()
+            .page::<exports::View>("Newest first."),
+        ("GET", "/v1/exports/{id}") => {
+            Doc::new("exports", "Read an export job").answer::<exports::View>(200, "The job.")
+        }
+        ("POST", "/v1/exports/{id}/cancel") => Doc::new("exports", "Cancel an export")
+            .answer::<exports::View>(200, "The job, canceled; its work stops within a second.")
+            .errors(&[409]),
+        ("POST", "/v1/exports/{id}/retry") => Doc::new("exports", "Queue a failed or canceled export anew")
+            .answer::<exports::View>(200, "The job, queued.")
+            .errors(&[409]),
+        ("GET", "/v1/exports/{id}/download") => Doc::new("exports", "Download a completed export")
+            .csv("The file, or with `Range: bytes=…` one part of it (206).")
+            .errors(&[409]),
+        _ => return None,
+    };
+    Some(doc)
 }
 
 /// What happened so far, and what is to go.

@@ -7,6 +7,7 @@ pub mod guard;
 pub mod postgres;
 pub mod program;
 pub mod server;
+pub mod worker;
 
 use std::future::Future;
 use std::io::Write;
@@ -15,6 +16,7 @@ use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 pub use client::{Answer, Client, Workspace};
 pub use database::Database;
 pub use server::Server;
+pub use worker::Worker;
 
 /// Makes two tests of each async function: `name::sqlite` and `name::postgres`.
 macro_rules! on_both_databases {
