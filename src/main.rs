@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use open_spanner::config::{self, Role};
-use open_spanner::{logging, migrate, serve};
+use open_spanner::{alert_worker, logging, migrate, serve};
 
 fn main() -> ExitCode {
     let loaded = match config::load() {
@@ -19,6 +19,10 @@ fn main() -> ExitCode {
         Role::Migrate(action) => migrate::run(&config, action),
         Role::Serve { migrate } => match tokio::runtime::Runtime::new() {
             Ok(runtime) => runtime.block_on(serve::run(config, migrate)),
+            Err(error) => Err(open_spanner::error::Error::internal(error)),
+        },
+        Role::AlertWorker => match tokio::runtime::Runtime::new() {
+            Ok(runtime) => runtime.block_on(alert_worker::serve(config)),
             Err(error) => Err(open_spanner::error::Error::internal(error)),
         },
         role => {

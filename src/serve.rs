@@ -7,18 +7,22 @@ use std::time::Duration;
 use actix_web::dev::ServerHandle;
 use actix_web::middleware::{Compress, from_fn};
 use actix_web::{App as HttpApp, HttpServer, web};
+use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 
 use crate::app::{App, Phase};
 use crate::auth::Auth;
 use crate::auth::key::Flush;
-use crate::config::{Config, Driver};
+use crate::config::{Config, Driver, ListenAddr};
 use crate::error::{Code, Error, Result};
 use crate::http;
 use crate::ingest::Ingest;
 use crate::store::meters::MeterCache;
 use crate::store::{Store, migrations};
+use crate::webhook::client::Client;
+use crate::worker::Wake;
 
 /// Runs until SIGTERM or SIGINT, then drains within `shutdown_timeout`.
 pub async fn run(config: Config, migrate: bool) -> Result<()> {
@@ -29,17 +33,18 @@ pub async fn run(config: Config, migrate: bool) -> Result<()> {
 
     let store = Store::new(&config.db);
     let meters = MeterCache::new(store.clone(), config.cache_ttl);
-    let (ingest, writers) = Ingest::start(store.clone(), meters.clone(), &config.ingest);
+    let wake = Wake::default();
+    let (ingest, writers) = Ingest::start(store.clone(), meters.clone(), &config.ingest, &wake);
     let auth = Auth::new(store.clone(), auth_options(&config));
     let phase = Arc::new(Phase::default());
-    let app = App { config: config.clone(), store, auth, meters, ingest, phase };
+    let webhooks = Client::new(&config.webhook_allowed_networks)?;
+    let app = App { config: config.clone(), store, auth, meters, ingest, phase, wake, webhooks };
 
     let listener = config.http.addr.bind().map_err(|error| cannot_listen(&config.http.addr, error))?;
     announce("http", &listener);
     let server = http_server(&app, listener)?;
     if let Some(addr) = &config.metrics_addr {
-        let listener = addr.bind().map_err(|error| cannot_listen(addr, error))?;
-        crate::metrics::listen(listener, metrics).map_err(|error| cannot_listen(addr, error))?;
+        listen_metrics(addr, metrics)?;
     }
 
     let ready = tokio::select! {
@@ -53,16 +58,62 @@ pub async fn run(config: Config, migrate: bool) -> Result<()> {
     app.phase.serve();
     log::info!(driver = config.db.driver.name(), version = env!("CARGO_PKG_VERSION"); "ready");
     let timers = start_timers(&app);
+    let (stop_workers, workers) = start_workers(&app);
 
     stop.requested().await;
     log::info!("stopping");
     app.phase.drain();
-    let drained = tokio::time::timeout(config.shutdown_timeout, drain(app, server, writers, timers)).await;
+    stop_workers.cancel();
+    let drain = async {
+        drain(app, server, writers, timers).await;
+        for worker in workers {
+            let _ = worker.await;
+        }
+    };
+    let drained = tokio::time::timeout(config.shutdown_timeout, drain).await;
     if drained.is_err() {
         log::warn!("stopped before everything was drained");
     }
     log::info!("stopped");
     Ok(())
+}
+
+/// The background work, when it belongs into this process. Rings go out to other processes in any case.
+fn start_workers(app: &App) -> (CancellationToken, Vec<JoinHandle<()>>) {
+    let stop = CancellationToken::new();
+    app.wake.relay(app.store.clone(), stop.clone());
+    if !app.config.workers.in_serve {
+        return (stop, Vec::new());
+    }
+    app.wake.listen(app.config.db.driver.clone(), stop.clone());
+    let workers = crate::alert_worker::start(&app.store, &app.config, &app.webhooks, &app.wake, &stop);
+    (stop, workers)
+}
+
+/// Health and readiness of a process that serves nothing else.
+pub(crate) fn health_server(store: &Store, phase: &Arc<Phase>, addr: &ListenAddr) -> Result<ServerHandle> {
+    let listener = addr.bind().map_err(|error| cannot_listen(addr, error))?;
+    let (store, phase) = (web::Data::new(store.clone()), web::Data::from(phase.clone()));
+    let server = HttpServer::new(move || {
+        HttpApp::new()
+            .app_data(store.clone())
+            .app_data(phase.clone())
+            .route("/health", web::get().to(http::system::health))
+            .route("/ready", web::get().to(http::system::worker_ready))
+    })
+    .workers(1)
+    .disable_signals()
+    .listen(listener)
+    .map_err(Error::internal)?
+    .run();
+    let handle = server.handle();
+    tokio::spawn(server);
+    Ok(handle)
+}
+
+pub(crate) fn listen_metrics(addr: &ListenAddr, metrics: PrometheusHandle) -> Result<()> {
+    let listener = addr.bind().map_err(|error| cannot_listen(addr, error))?;
+    crate::metrics::listen(listener, metrics).map_err(|error| cannot_listen(addr, error))
 }
 
 fn cannot_listen(address: &impl std::fmt::Display, error: std::io::Error) -> Error {
@@ -127,7 +178,7 @@ const DATABASE_RETRY: Duration = Duration::from_secs(1);
 
 /// Waits for the database, then migrates it. A database that is not there yet is waited for; a migration that fails
 /// is final.
-async fn prepare_database(config: &Config, migrate: bool) -> Result<()> {
+pub(crate) async fn prepare_database(config: &Config, migrate: bool) -> Result<()> {
     loop {
         let driver = config.db.driver.clone();
         let prepared = tokio::task::spawn_blocking(move || {
@@ -197,20 +248,20 @@ async fn drain(app: App, server: ServerHandle, writers: Vec<JoinHandle<()>>, tim
 }
 
 /// SIGTERM or SIGINT.
-struct Stop {
+pub(crate) struct Stop {
     terminate: tokio::signal::unix::Signal,
     interrupt: tokio::signal::unix::Signal,
 }
 
 impl Stop {
-    fn listen() -> Result<Self> {
+    pub(crate) fn listen() -> Result<Self> {
         Ok(Stop {
             terminate: signal(SignalKind::terminate()).map_err(Error::internal)?,
             interrupt: signal(SignalKind::interrupt()).map_err(Error::internal)?,
         })
     }
 
-    async fn requested(&mut self) {
+    pub(crate) async fn requested(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}

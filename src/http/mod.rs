@@ -1,6 +1,8 @@
 //! The HTTP door. One table of routes: path, handler, and what the route demands of its caller; the gate in front of
 //! the handlers enforces it. Handlers parse, call a rule or the store, and answer; no SQL and no rules here.
 
+pub mod alerts;
+pub mod destinations;
 pub mod extract;
 pub mod keys;
 pub mod meters;
@@ -78,6 +80,26 @@ pub fn endpoints() -> Vec<Endpoint> {
         endpoint(Method::GET, "/v1/usages", reads(&[Scope::UsageRead]), usage::list),
         endpoint(Method::POST, "/v1/usages/bulk", writes(&[Scope::UsageWrite]), usage::create_bulk),
         endpoint(Method::POST, "/v1/usages/search", reads(&[Scope::UsageRead]), usage::search),
+
+        endpoint(Method::GET, "/v1/alerts", reads(&[Scope::AlertsRead]), alerts::list),
+        endpoint(Method::POST, "/v1/alerts", writes(&[Scope::AlertsWrite]), alerts::create),
+        endpoint(Method::GET, "/v1/alerts/events", reads(&[Scope::AlertsRead]), alerts::events),
+        endpoint(Method::POST, "/v1/alerts/events/{id}/redeliver", writes(&[Scope::AlertsWrite]), alerts::redeliver),
+        endpoint(Method::GET, "/v1/alerts/delivery-jobs", reads(&[Scope::AlertsRead]), alerts::delivery_jobs),
+        endpoint(Method::POST, "/v1/alerts/delivery-jobs/{id}/retry", writes(&[Scope::AlertsWrite]), alerts::retry_delivery),
+        endpoint(Method::GET, "/v1/alerts/destinations", reads(&[Scope::AlertsRead]), destinations::list),
+        endpoint(Method::POST, "/v1/alerts/destinations", writes(&[Scope::AlertsWrite]), destinations::create),
+        endpoint(Method::PUT, "/v1/alerts/destinations/{id}", writes(&[Scope::AlertsWrite]), destinations::update),
+        endpoint(Method::DELETE, "/v1/alerts/destinations/{id}", writes(&[Scope::AlertsWrite]), destinations::delete),
+        endpoint(Method::POST, "/v1/alerts/destinations/{id}/webhook-secret/rotate", writes(&[Scope::AlertsWrite]), destinations::rotate),
+        endpoint(Method::POST, "/v1/alerts/destinations/{id}/test", writes(&[Scope::AlertsWrite]), destinations::test),
+        endpoint(Method::GET, "/v1/alerts/{id}", reads(&[Scope::AlertsRead]), alerts::get),
+        endpoint(Method::PUT, "/v1/alerts/{id}", writes(&[Scope::AlertsWrite]), alerts::update),
+        endpoint(Method::DELETE, "/v1/alerts/{id}", writes(&[Scope::AlertsWrite]), alerts::delete),
+        endpoint(Method::POST, "/v1/alerts/{id}/evaluate", writes(&[Scope::AlertsWrite]), alerts::evaluate_now),
+
+        endpoint(Method::GET, "/v1/system/workers/dead-letters", reads(&[Scope::SystemRead]), system::dead_letters),
+        endpoint(Method::POST, "/v1/system/workers/dead-letters/{id}/retry", writes(&[Scope::SystemWrite]), system::requeue),
     ]
 }
 
