@@ -6,7 +6,7 @@
 //! - [`auth`]: who is calling and what they may do
 //! - [`meter`], [`event`], [`quantity`], [`window`], [`rollup`], [`usage`]: rules without I/O; [`error`]: what callers
 //!   are told
-//! - [`ingest`]: admission, queue, group commit
+//! - [`ingest`]: admission, queue, group commit; [`retention`]: what old rows come to
 //! - [`store`]: the only room that knows SQL
 #![forbid(unsafe_code)]
 
@@ -24,6 +24,7 @@ pub mod meter;
 pub mod metrics;
 pub mod migrate;
 pub mod quantity;
+pub mod retention;
 pub mod rollup;
 pub mod serve;
 pub mod store;

@@ -19,6 +19,7 @@ use crate::config::{Config, Driver, ListenAddr};
 use crate::error::{Code, Error, Result};
 use crate::http;
 use crate::ingest::Ingest;
+use crate::retention;
 use crate::store::meters::MeterCache;
 use crate::store::{Store, migrations};
 use crate::webhook::client::Client;
@@ -40,6 +41,9 @@ pub async fn run(config: Config, migrate: bool) -> Result<()> {
     let webhooks = Client::new(&config.webhook_allowed_networks)?;
     let app = App { config: config.clone(), store, auth, meters, ingest, phase, wake, webhooks };
 
+    if config.auth.oauth.github.is_some() || config.auth.oauth.google.is_some() {
+        log::warn!("sign-in providers are configured, but this version has none");
+    }
     let listener = config.http.addr.bind().map_err(|error| cannot_listen(&config.http.addr, error))?;
     announce("http", &listener);
     let server = http_server(&app, listener)?;
@@ -55,9 +59,12 @@ pub async fn run(config: Config, migrate: bool) -> Result<()> {
         server.stop(false).await;
         return ready.map(drop);
     }
+    if let Err(error) = retention::attach_months(&app.store).await {
+        log::warn!(error:% = error; "months were not attached");
+    }
     app.phase.serve();
     log::info!(driver = config.db.driver.name(), version = env!("CARGO_PKG_VERSION"); "ready");
-    let timers = start_timers(&app);
+    let timers = Timers { cut: start_timers(&app), ending: retention::start(&app) };
     let (stop_workers, workers) = start_workers(&app);
 
     stop.requested().await;
@@ -153,6 +160,7 @@ fn announce(kind: &'static str, listener: &TcpListener) {
 fn http_server(app: &App, listener: TcpListener) -> Result<ServerHandle> {
     let data = web::Data::new(app.clone());
     let demands = web::Data::new(http::Demands::default());
+    let document = http::openapi::document()?;
     let server = HttpServer::new(move || {
         HttpApp::new()
             .app_data(data.clone())
@@ -160,6 +168,8 @@ fn http_server(app: &App, listener: TcpListener) -> Result<ServerHandle> {
             .wrap(Compress::default())
             .wrap(from_fn(http::gate))
             .configure(http::routes)
+            // last: its empty prefix matches every path, and the gate asks for the first pattern that does
+            .service(http::openapi::viewer(document.clone()))
     })
     .workers(app.config.http.workers)
     .keep_alive(Duration::from_secs(120))
@@ -231,11 +241,22 @@ async fn every<F: Future<Output = Result<()>>>(interval: Duration, mut work: imp
     }
 }
 
+/// What runs on its own.
+struct Timers {
+    /// Can be cut off anywhere.
+    cut: Vec<JoinHandle<()>>,
+    /// Notice that the server drains and end by themselves.
+    ending: Vec<JoinHandle<()>>,
+}
+
 /// Finishes what was accepted: requests, then writes, then notes.
-async fn drain(app: App, server: ServerHandle, writers: Vec<JoinHandle<()>>, timers: Vec<JoinHandle<()>>) {
+async fn drain(app: App, server: ServerHandle, writers: Vec<JoinHandle<()>>, timers: Timers) {
     server.stop(true).await;
-    for timer in timers {
+    for timer in timers.cut {
         timer.abort();
+    }
+    for timer in timers.ending {
+        let _ = timer.await;
     }
     if let Err(error) = app.auth.flush_last_used(Flush::All).await {
         log::warn!(error:% = error; "the last use of API keys was not written down");

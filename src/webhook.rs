@@ -11,6 +11,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use ring::hmac;
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::alert::{Crossing, State, Terms};
 use crate::error::{Error, Result};
@@ -91,7 +92,8 @@ pub fn standard_secret(secret: &str) -> String {
 }
 
 /// The rule as receivers see it; fields in contract order.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(as = AlertRuleTerms)]
 pub struct RulePart<'a> {
     pub id: &'a str,
     pub name: &'a str,

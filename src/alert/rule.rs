@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
+use utoipa::ToSchema;
 
 use crate::error::{Error, Result};
 use crate::event::InputQuantity;
@@ -74,7 +75,8 @@ impl Comparator {
 }
 
 /// A rule as a client sends it, whole or in part.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, ToSchema)]
+#[schema(as = AlertRuleInput)]
 pub struct RuleInput {
     pub name: Option<String>,
     pub meter: Option<String>,
@@ -83,6 +85,7 @@ pub struct RuleInput {
     pub metadata: Option<BTreeMap<String, String>>,
     pub window_seconds: Option<i64>,
     pub comparator: Option<String>,
+    #[schema(value_type = Option<Quantity>)]
     pub threshold: Option<InputQuantity>,
     pub evaluation_interval_seconds: Option<i64>,
     pub group_by: Option<String>,

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use actix_web::http::StatusCode;
 use actix_web::{HttpResponse, web};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::alert::{RuleInput, State, Terms, primary};
 use crate::app::App;
@@ -22,8 +23,9 @@ use crate::store::{Conn, events};
 use crate::webhook::RulePart;
 use crate::window::Micros;
 
-#[derive(Serialize)]
-struct StateView<'a> {
+#[derive(Serialize, ToSchema)]
+#[schema(as = AlertState)]
+pub struct StateView<'a> {
     status: &'static str,
     #[serde(skip_serializing_if = "str::is_empty")]
     group_key: &'a str,
@@ -51,8 +53,9 @@ impl<'a> StateView<'a> {
     }
 }
 
-#[derive(Serialize)]
-struct RuleView<'a> {
+#[derive(Serialize, ToSchema)]
+#[schema(as = AlertRule)]
+pub struct RuleView<'a> {
     #[serde(flatten)]
     part: RulePart<'a>,
     destination_id: &'a str,
@@ -82,8 +85,9 @@ impl<'a> RuleView<'a> {
     }
 }
 
-#[derive(Serialize)]
-struct AttemptView<'a> {
+#[derive(Serialize, ToSchema)]
+#[schema(as = AlertDelivery)]
+pub struct AttemptView<'a> {
     id: &'a str,
     event_id: &'a str,
     trigger_type: &'static str,
@@ -99,8 +103,9 @@ struct AttemptView<'a> {
     created_at: Micros,
 }
 
-#[derive(Serialize)]
-struct EventView<'a> {
+#[derive(Serialize, ToSchema)]
+#[schema(as = AlertEvent)]
+pub struct EventView<'a> {
     id: &'a str,
     rule_id: &'a str,
     #[serde(skip_serializing_if = "str::is_empty")]
@@ -253,8 +258,9 @@ pub async fn delete(app: web::Data<App>, caller: Caller, Id(id): Id) -> Result<H
     Ok(respond::no_content())
 }
 
-#[derive(Serialize)]
-struct EvaluationView<'a> {
+#[derive(Serialize, ToSchema)]
+#[schema(as = AlertEvaluation)]
+pub struct EvaluationView<'a> {
     rule: RuleView<'a>,
     state: Option<StateView<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -318,8 +324,9 @@ pub async fn events(app: web::Data<App>, caller: Caller, params: Params) -> Resu
     respond::ok(&Page { items: items?, next_cursor })
 }
 
-#[derive(Serialize)]
-struct DeliveryView<'a> {
+#[derive(Serialize, ToSchema)]
+#[schema(as = DeliveryJob)]
+pub struct DeliveryView<'a> {
     id: &'a str,
     event_id: &'a str,
     destination_id: &'a str,

@@ -2,6 +2,7 @@
 
 use actix_web::{HttpResponse, web};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::alert::parse_label;
 use crate::app::App;
@@ -17,7 +18,8 @@ use crate::webhook::{self, SECRET_OVERLAP, SECRET_PREFIX, SIGNATURE_HEADER, TIME
 use crate::window::Micros;
 
 /// A destination on the wire; fields in contract order.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = AlertDestination)]
 pub struct DestinationView<'a> {
     id: &'a str,
     name: &'a str,
@@ -30,8 +32,9 @@ pub struct DestinationView<'a> {
     updated_at: Micros,
 }
 
-#[derive(Serialize)]
-struct Signing<'a> {
+#[derive(Serialize, ToSchema)]
+#[schema(as = WebhookSigning)]
+pub struct Signing<'a> {
     enabled: bool,
     algorithm: &'static str,
     signature_header: &'static str,
@@ -73,7 +76,8 @@ impl<'a> DestinationView<'a> {
     }
 }
 
-#[derive(Default, Deserialize)]
+#[derive(Default, Deserialize, ToSchema)]
+#[schema(as = AlertDestinationInput)]
 pub struct DestinationInput {
     name: Option<String>,
     #[serde(rename = "type")]
@@ -175,8 +179,9 @@ pub async fn rotate(app: web::Data<App>, caller: Caller, Id(id): Id) -> Result<H
     respond::ok(&DestinationView::with_secret(&destination))
 }
 
-#[derive(Serialize)]
-struct TestView {
+#[derive(Serialize, ToSchema)]
+#[schema(as = TestDelivery)]
+pub struct TestView {
     event_id: String,
     status: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -2,12 +2,17 @@
 //! the handlers enforces it. Handlers parse, call a rule or the store, and answer; no SQL and no rules here.
 
 pub mod alerts;
+pub mod dead_letters;
 pub mod destinations;
 pub mod extract;
+pub mod history;
 pub mod keys;
 pub mod meters;
+pub mod openapi;
 pub mod respond;
+pub mod saved_queries;
 pub mod session;
+pub mod subjects;
 pub mod system;
 pub mod usage;
 
@@ -55,6 +60,7 @@ pub fn endpoints() -> Vec<Endpoint> {
     const fn reads(scopes: &'static [Scope]) -> Access { Access::Key(scopes, Role::Viewer) }
     const fn writes(scopes: &'static [Scope]) -> Access { Access::Key(scopes, Role::Admin) }
     vec![
+        endpoint(Method::GET, "/", PUBLIC, system::home),
         endpoint(Method::GET, "/health", PUBLIC, system::health),
         endpoint(Method::GET, "/ready", PUBLIC, system::ready),
 
@@ -64,6 +70,8 @@ pub fn endpoints() -> Vec<Endpoint> {
         endpoint(Method::DELETE, "/v1/auth/session", PUBLIC, session::logout),
         endpoint(Method::POST, "/v1/auth/session/refresh", PUBLIC, session::refresh),
         endpoint(Method::GET, "/v1/auth/providers", PUBLIC, session::providers),
+        endpoint(Method::GET, "/v1/auth/oauth/{provider}", PUBLIC, session::oauth_start),
+        endpoint(Method::GET, "/v1/auth/oauth/{provider}/callback", PUBLIC, session::oauth_callback),
         endpoint(Method::GET, "/v1/auth/api-keys", MEMBER, keys::list),
         endpoint(Method::POST, "/v1/auth/api-keys", MANAGER, keys::create),
         endpoint(Method::DELETE, "/v1/auth/api-keys/{id}", MANAGER, keys::revoke),
@@ -72,6 +80,7 @@ pub fn endpoints() -> Vec<Endpoint> {
 
         endpoint(Method::POST, "/v1/meters", writes(&[Scope::MetersWrite]), meters::create),
         endpoint(Method::GET, "/v1/meters", reads(&[Scope::MetersRead]), meters::list),
+        endpoint(Method::GET, "/v1/meters/stats", reads(&[Scope::MetersRead]), history::meter_stats),
         endpoint(Method::GET, "/v1/meters/{id}", reads(&[Scope::MetersRead]), meters::get),
         endpoint(Method::PUT, "/v1/meters/{id}", writes(&[Scope::MetersWrite]), meters::update),
         endpoint(Method::DELETE, "/v1/meters/{id}", writes(&[Scope::MetersWrite]), meters::delete),
@@ -98,8 +107,20 @@ pub fn endpoints() -> Vec<Endpoint> {
         endpoint(Method::DELETE, "/v1/alerts/{id}", writes(&[Scope::AlertsWrite]), alerts::delete),
         endpoint(Method::POST, "/v1/alerts/{id}/evaluate", writes(&[Scope::AlertsWrite]), alerts::evaluate_now),
 
-        endpoint(Method::GET, "/v1/system/workers/dead-letters", reads(&[Scope::SystemRead]), system::dead_letters),
-        endpoint(Method::POST, "/v1/system/workers/dead-letters/{id}/retry", writes(&[Scope::SystemWrite]), system::requeue),
+        endpoint(Method::GET, "/v1/system/workers/dead-letters", reads(&[Scope::SystemRead]), dead_letters::list),
+        endpoint(Method::POST, "/v1/system/workers/dead-letters/{id}/retry", writes(&[Scope::SystemWrite]), dead_letters::requeue),
+
+        endpoint(Method::POST, "/v1/usageevents/prune", writes(&[Scope::UsageWrite]), history::prune),
+        endpoint(Method::GET, "/v1/usageevents/prunes", reads(&[Scope::UsageRead]), history::prunes),
+        endpoint(Method::GET, "/v1/usageingestions", reads(&[Scope::UsageRead]), history::ingestions),
+        endpoint(Method::GET, "/v1/subjects", reads(&[Scope::UsageRead]), subjects::list),
+        endpoint(Method::GET, "/v1/subjects/{subject}/usageevents", reads(&[Scope::UsageRead]), subjects::events),
+        endpoint(Method::GET, "/v1/system/stats", reads(&[Scope::SystemRead]), history::system_stats),
+
+        endpoint(Method::GET, "/v1/usage/saved-queries", Access::Session(Role::Viewer), saved_queries::list),
+        endpoint(Method::POST, "/v1/usage/saved-queries", Access::Session(Role::Admin), saved_queries::create),
+        endpoint(Method::PUT, "/v1/usage/saved-queries/{id}", Access::Session(Role::Admin), saved_queries::update),
+        endpoint(Method::DELETE, "/v1/usage/saved-queries/{id}", Access::Session(Role::Admin), saved_queries::delete),
     ]
 }
 

@@ -3,6 +3,7 @@
 use actix_web::http::{StatusCode, header};
 use actix_web::{HttpRequest, HttpResponse, web};
 use serde::Deserialize;
+use utoipa::ToSchema;
 
 use crate::app::App;
 use crate::auth::Caller;
@@ -83,18 +84,33 @@ fn raw(text: String) -> Result<Vec<Box<serde_json::value::RawValue>>> {
     serde_json::from_str(&text).map_err(Error::internal)
 }
 
-#[derive(serde::Serialize)]
-struct BulkResult {
+#[derive(serde::Serialize, ToSchema)]
+#[schema(as = BulkResult)]
+pub struct BulkResult {
     accepted: usize,
     duplicates: usize,
     failed: usize,
+    #[schema(value_type = Vec<crate::event::StoredEvent>)]
     accepted_items: Vec<Box<serde_json::value::RawValue>>,
+    #[schema(value_type = Vec<crate::event::StoredEvent>)]
     duplicate_items: Vec<Box<serde_json::value::RawValue>>,
+    #[schema(value_type = Vec<BulkFailure>)]
     failed_items: Vec<crate::ingest::Failure>,
 }
 
+/// How a failed item is written.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "describes what ingest::Failure serialises to")]
+pub struct BulkFailure {
+    /// Position in the request, from 0.
+    index: usize,
+    code: String,
+    message: String,
+}
+
 /// Body of a bucket search.
-#[derive(Default, Deserialize)]
+#[derive(Default, Deserialize, ToSchema)]
+#[schema(as = UsageSearch)]
 pub struct Search {
     subject: Option<String>,
     meter: Option<String>,
@@ -164,13 +180,15 @@ pub async fn search(app: web::Data<App>, caller: Caller, body: Json<Search>) -> 
 
 async fn answer(app: &App, caller: &Caller, request: Request) -> Result<HttpResponse> {
     let query = checked(app, caller, &request).await?;
-    let rows = app
-        .store
-        .read("usage::cells", move |conn| {
-            let cells = store::usage::cells(conn, &query)?;
-            Ok(usage::buckets(&query, cells, request.limit as usize))
-        })
-        .await?;
+    let is_snapshot = store::usage::may_meet_pruning(&query);
+    let read = move |conn: &mut _| {
+        let cells = store::usage::cells(conn, &query)?;
+        Ok(usage::buckets(&query, cells, request.limit as usize))
+    };
+    let rows = match is_snapshot {
+        true => app.store.read_snapshot("usage::cells", read).await?,
+        false => app.store.read("usage::cells", read).await?,
+    };
     respond::ok(&rows)
 }
 

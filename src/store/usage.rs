@@ -2,22 +2,46 @@
 //! condition gives what a recount of all events would give; rollups only make it fast.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use diesel::prelude::*;
 use diesel::sql_query;
 use diesel::sql_types::{BigInt, Binary, Nullable, SmallInt, Text};
 use serde_json::{Map, Value};
 
-use crate::meter::Aggregation;
+use crate::meter::{Aggregation, Meter};
 use crate::rollup::{Edge, Grain, Part, merge};
 use crate::store::events::{quantity_of, uuid_of};
-use crate::store::schema::{dimension_sets, subjects};
+use crate::store::schema::{dimension_sets, meters, subjects};
 use crate::store::{Conn, Fault};
 use crate::usage::{Cells, Query};
 use crate::window::{BucketSize, DAY, HOUR, Micros, Window};
 
-/// Adds up the events of a query, per bucket and group.
+/// Whether retention may be at work where this query reads raw events beside rollups. Then all of it must be read
+/// at one instant ([`crate::store::Store::read_snapshot`]). No event younger than a day is ever pruned.
+pub fn may_meet_pruning(query: &Query) -> bool {
+    let young = Micros::now().plus(HOUR - DAY);
+    let Window { from, to } = query.window;
+    let is_cut = |at: Micros| at != at.floor(HOUR) && at < young;
+    query.rollups_since().is_some()
+        && (is_cut(from) || is_cut(to) || (from < young && !query.paths().is_empty()))
+}
+
+/// The query with the watermark of its meter as it is now: the meter may have been remembered for a while.
+fn with_watermark(conn: &mut Conn, query: &Query) -> Result<Query, Fault> {
+    let pruned_before: Option<Option<i64>> =
+        meters::table.find(query.meter.id).select(meters::pruned_before).first(conn).optional()?;
+    let mut query = query.clone();
+    let pruned_before = pruned_before.flatten().map(Micros);
+    if pruned_before != query.meter.pruned_before {
+        query.meter = Arc::new(Meter { pruned_before, ..(*query.meter).clone() });
+    }
+    Ok(query)
+}
+
+/// Adds up the events of a query, per bucket and group. Read at one instant when [`may_meet_pruning`].
 pub fn cells(conn: &mut Conn, query: &Query) -> Result<Cells, Fault> {
+    let query = if may_meet_pruning(query) { &with_watermark(conn, query)? } else { query };
     let subject_id = match &query.subject {
         None => None,
         Some(name) => match subject_id(conn, query.meter.workspace_id, name)? {
@@ -118,12 +142,13 @@ impl Sum<'_> {
             if self.hour_lies_inside(conn, last)? {
                 return Ok(Whole { hours: Some(Window { from: last, to: first }), edges });
             }
-            return Ok(Whole { hours: None, edges: vec![self.query.window] });
+            let edges = if self.is_gone(first) { Vec::new() } else { vec![self.query.window] };
+            return Ok(Whole { hours: None, edges });
         }
         if from < first {
             if self.hour_lies_inside(conn, first.plus(-HOUR))? {
                 first = first.plus(-HOUR);
-            } else {
+            } else if !self.is_gone(first) {
                 edges.push(Window { from, to: first });
             }
         }
@@ -136,6 +161,12 @@ impl Sum<'_> {
         }
         let hours = (first < last).then_some(Window { from: first, to: last });
         Ok(Whole { hours, edges })
+    }
+
+    /// Whether the hour that ends here was pruned. It then belongs to the window that it starts in, late events that
+    /// are still stored included.
+    fn is_gone(&self, end: Micros) -> bool {
+        self.query.meter.pruned_before.is_some_and(|pruned_before| end <= pruned_before)
     }
 
     /// Whether all events of this hour, as far as the query sees them, are inside the window. The raw events of a
