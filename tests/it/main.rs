@@ -3,6 +3,7 @@
 
 mod support;
 
+mod alerts;
 mod bad_days;
 mod bad_input;
 mod conformance;
@@ -16,3 +17,4 @@ mod readme;
 mod retention;
 mod saved_queries;
 mod sdk;
+mod webhooks;
