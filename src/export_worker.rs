@@ -65,7 +65,7 @@ pub fn queue(store: &Store, config: &Config) -> Result<Queue> {
 /// The role: export jobs and their clean-up in a process of their own.
 pub async fn run(config: Config) -> Result<()> {
     let health_addr = config.workers.export.health_addr.clone();
-    worker_role::run(config, health_addr, duties).await
+    worker_role::run(config, health_addr, |store, config, _| duties(store, config)).await
 }
 
 /// All that has to be done about exports, in a process of its own or inside the server.

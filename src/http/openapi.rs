@@ -65,14 +65,17 @@ impl Shape {
     }
 }
 
+/// Status, words, content type and shape of an answer.
+type Answer = (u16, &'static str, Option<(&'static str, Shape)>);
+
 /// What the document says of an operation beyond the route table.
 struct Doc {
     tag: &'static str,
     summary: &'static str,
     parameters: Vec<Parameter>,
     body: Option<Shape>,
-    /// Status, words, content type and shape of each answer that is no error.
-    answers: Vec<(u16, &'static str, Option<(&'static str, Shape)>)>,
+    /// Those that are no error.
+    answers: Vec<Answer>,
     /// Statuses of the error envelope beyond those that every operation of its kind has.
     errors: Vec<u16>,
 }

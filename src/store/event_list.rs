@@ -293,3 +293,6 @@ impl Row for Candidate<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod plans;
