@@ -7,19 +7,24 @@ use std::time::Duration;
 use actix_web::dev::ServerHandle;
 use actix_web::middleware::{Compress, from_fn};
 use actix_web::{App as HttpApp, HttpServer, web};
+use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
 
+use crate::alert_worker;
 use crate::app::{App, Phase};
 use crate::auth::Auth;
 use crate::auth::key::Flush;
-use crate::config::{Config, Driver};
+use crate::config::{Config, Driver, ListenAddr};
 use crate::error::{Code, Error, Result};
+use crate::export_worker;
 use crate::http;
 use crate::ingest::Ingest;
 use crate::retention;
 use crate::store::meters::MeterCache;
 use crate::store::{Store, migrations};
+use crate::webhook::client::Client;
+use crate::worker::Wake;
 
 /// Runs until SIGTERM or SIGINT, then drains within `shutdown_timeout`.
 pub async fn run(config: Config, migrate: bool) -> Result<()> {
@@ -30,10 +35,12 @@ pub async fn run(config: Config, migrate: bool) -> Result<()> {
 
     let store = Store::new(&config.db);
     let meters = MeterCache::new(store.clone(), config.cache_ttl);
-    let (ingest, writers) = Ingest::start(store.clone(), meters.clone(), &config.ingest);
+    let wake = Wake::default();
+    let (ingest, writers) = Ingest::start(store.clone(), meters.clone(), &config.ingest, &wake);
     let auth = Auth::new(store.clone(), auth_options(&config));
     let phase = Arc::new(Phase::default());
-    let app = App { config: config.clone(), store, auth, meters, ingest, phase };
+    let webhooks = Client::new(&config.webhook_allowed_networks)?;
+    let app = App { config: config.clone(), store, auth, meters, ingest, phase, wake, webhooks };
 
     if config.auth.oauth.github.is_some() || config.auth.oauth.google.is_some() {
         log::warn!("sign-in providers are configured, but this version has none");
@@ -42,8 +49,7 @@ pub async fn run(config: Config, migrate: bool) -> Result<()> {
     announce("http", &listener);
     let server = http_server(&app, listener)?;
     if let Some(addr) = &config.metrics_addr {
-        let listener = addr.bind().map_err(|error| cannot_listen(addr, error))?;
-        crate::metrics::listen(listener, metrics).map_err(|error| cannot_listen(addr, error))?;
+        listen_metrics(addr, metrics)?;
     }
 
     let ready = tokio::select! {
@@ -59,17 +65,24 @@ pub async fn run(config: Config, migrate: bool) -> Result<()> {
     }
     app.phase.serve();
     log::info!(driver = config.db.driver.name(), version = env!("CARGO_PKG_VERSION"); "ready");
-    let timers = Timers { cut: start_timers(&app), ending: retention::start(&app) };
+    let mut timers = Timers { cut: start_timers(&app), ending: retention::start(&app) };
+    timers.ending.extend(start_workers(&app)?);
 
     stop.requested().await;
     log::info!("stopping");
     app.phase.drain();
-    let drained = tokio::time::timeout(config.shutdown_timeout, drain(app, server, writers, timers)).await;
+    let drain = drain(app, server, writers, timers);
+    let drained = tokio::time::timeout(config.shutdown_timeout, drain).await;
     if drained.is_err() {
         log::warn!("stopped before everything was drained");
     }
     log::info!("stopped");
     Ok(())
+}
+
+pub(crate) fn listen_metrics(addr: &ListenAddr, metrics: PrometheusHandle) -> Result<()> {
+    let listener = addr.bind().map_err(|error| cannot_listen(addr, error))?;
+    crate::metrics::listen(listener, metrics).map_err(|error| cannot_listen(addr, error))
 }
 
 fn cannot_listen(address: &impl std::fmt::Display, error: std::io::Error) -> Error {
@@ -137,7 +150,7 @@ const DATABASE_RETRY: Duration = Duration::from_secs(1);
 
 /// Waits for the database, then migrates it. A database that is not there yet is waited for; a migration that fails
 /// is final.
-async fn prepare_database(config: &Config, migrate: bool) -> Result<()> {
+pub(crate) async fn prepare_database(config: &Config, migrate: bool) -> Result<()> {
     loop {
         let driver = config.db.driver.clone();
         let prepared = tokio::task::spawn_blocking(move || {
@@ -175,6 +188,21 @@ fn start_timers(app: &App) -> Vec<JoinHandle<()>> {
             }
         })),
     ]
+}
+
+/// Background work as far as it is done in this process; others are told of new work in any case.
+fn start_workers(app: &App) -> Result<Vec<JoinHandle<()>>> {
+    let stop = app.phase.draining();
+    app.wake.relay(app.store.clone(), stop.clone());
+    if !app.config.workers.in_serve {
+        return Ok(Vec::new());
+    }
+    app.wake.listen(app.config.db.driver.clone(), stop.clone());
+    let all = [
+        export_worker::duties(&app.store, &app.config)?,
+        alert_worker::duties(&app.store, &app.config, &app.webhooks, &app.wake),
+    ];
+    Ok(all.into_iter().flat_map(|duties| duties.start(&app.store, &app.wake, &stop)).collect())
 }
 
 async fn every<F: Future<Output = Result<()>>>(interval: Duration, mut work: impl FnMut() -> F) {
@@ -218,20 +246,20 @@ async fn drain(app: App, server: ServerHandle, writers: Vec<JoinHandle<()>>, tim
 }
 
 /// SIGTERM or SIGINT.
-struct Stop {
+pub(crate) struct Stop {
     terminate: tokio::signal::unix::Signal,
     interrupt: tokio::signal::unix::Signal,
 }
 
 impl Stop {
-    fn listen() -> Result<Self> {
+    pub(crate) fn listen() -> Result<Self> {
         Ok(Stop {
             terminate: signal(SignalKind::terminate()).map_err(Error::internal)?,
             interrupt: signal(SignalKind::interrupt()).map_err(Error::internal)?,
         })
     }
 
-    async fn requested(&mut self) {
+    pub(crate) async fn requested(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}

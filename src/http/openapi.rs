@@ -119,6 +119,13 @@ impl Doc {
         self
     }
 
+    fn csv(mut self, words: &'static str) -> Self {
+        let text =
+            Shape { schema: ObjectBuilder::new().schema_type(Type::String).into(), components: Vec::new() };
+        self.answers.push((200, words, Some(("text/csv; charset=utf-8", text))));
+        self
+    }
+
     fn empty(mut self, status: u16, words: &'static str) -> Self {
         self.answers.push((status, words, None));
         self
@@ -159,6 +166,15 @@ impl Doc {
     fn repeated(self, name: &str, words: &str) -> Self {
         let list = ArrayBuilder::new().items(ObjectBuilder::new().schema_type(Type::String));
         self.parameter(query(name, words, list.into(), Required::False))
+    }
+
+    fn flag(self, name: &str, words: &str) -> Self {
+        self.parameter(query(
+            name,
+            words,
+            ObjectBuilder::new().schema_type(Type::Boolean).into(),
+            Required::False,
+        ))
     }
 
     fn limit(self, default: i64, max: i64) -> Self {
