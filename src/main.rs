@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use open_spanner::config::{self, Role};
+use open_spanner::error::{Error, Result};
 use open_spanner::{alert_worker, logging, migrate, serve};
 
 fn main() -> ExitCode {
@@ -17,14 +18,9 @@ fn main() -> ExitCode {
     let config = loaded.config;
     let result = match config.role {
         Role::Migrate(action) => migrate::run(&config, action),
-        Role::Serve { migrate } => match tokio::runtime::Runtime::new() {
-            Ok(runtime) => runtime.block_on(serve::run(config, migrate)),
-            Err(error) => Err(open_spanner::error::Error::internal(error)),
-        },
-        Role::AlertWorker => match tokio::runtime::Runtime::new() {
-            Ok(runtime) => runtime.block_on(alert_worker::serve(config)),
-            Err(error) => Err(open_spanner::error::Error::internal(error)),
-        },
+        Role::Serve { migrate } => run(serve::run(config, migrate)),
+        Role::AlertWorker => run(alert_worker::serve(config)),
+        Role::UsageWorker => run(alert_worker::serve_idle(config)),
         role => {
             eprintln!("open-spanner {} is not part of this version", role.name());
             return ExitCode::FAILURE;
@@ -37,4 +33,8 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn run(role: impl Future<Output = Result<()>>) -> Result<()> {
+    tokio::runtime::Runtime::new().map_err(Error::internal)?.block_on(role)
 }

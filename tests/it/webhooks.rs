@@ -201,7 +201,7 @@ fn workers_killed_under_load() {
             if number < METERS {
                 ws.meter(&meter, "last").await;
             }
-            let to = destination(&ws, &receiver.url(&format!("ok/{number}"))).await;
+            let to = destination(&ws, &receiver.url(&format!("slow/{number}"))).await;
             rules.push(rule(&ws, &meter, &to, json!({})).await);
         }
         let short = [
@@ -257,7 +257,7 @@ fn workers_killed_under_load() {
             }
             let mut told: Vec<String> = Vec::new();
             let mut seen = BTreeSet::new();
-            for call in receiver.calls(&format!("ok/{number}")) {
+            for call in receiver.calls(&format!("slow/{number}")) {
                 if seen.insert(call.event_id()) {
                     told.push(call.event_id());
                 } else {
