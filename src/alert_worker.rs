@@ -6,10 +6,8 @@ use std::time::{Duration, Instant};
 
 use moka::sync::Cache;
 use tokio::sync::Mutex;
-use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
 
-use crate::config::{Config, ListenAddr};
+use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::store::alerts::evaluation::{self, Outcome, evaluate};
 use crate::store::alerts::{self, Filter, MeterJob, destinations};
@@ -18,7 +16,8 @@ use crate::store::jobs::{Job, LeaseToken};
 use crate::store::{Conn, Store};
 use crate::webhook::client::{Answer, Client, Letter};
 use crate::window::{Micros, SECOND};
-use crate::worker::{self, Done, Queue, Wake};
+use crate::worker::{Done, Queue, Wake};
+use crate::worker_role::{self, Duties};
 
 /// A dead worker's jobs are free after this, however long the configured lease: it is renewed while work lasts.
 const LEASE_MAX: Duration = Duration::from_secs(30);
@@ -86,31 +85,16 @@ pub fn queues(store: &Store, config: &Config, client: &Client, wake: &Wake) -> V
     vec![queue, webhooks]
 }
 
-/// Starts the queues on the current runtime; they end after `stop`.
-pub fn start(
-    store: &Store,
-    config: &Config,
-    client: &Client,
-    wake: &Wake,
-    stop: &CancellationToken,
-) -> Vec<JoinHandle<()>> {
-    let mut handles: Vec<JoinHandle<()>> = queues(store, config, client, wake)
-        .into_iter()
-        .map(|queue| tokio::spawn(worker::run(store.clone(), queue, wake.clone(), stop.clone())))
-        .collect();
-    handles.push(tokio::spawn(keep_alive(
-        store.clone(),
-        config.history.retention,
-        wake.clone(),
-        stop.clone(),
-    )));
-    handles
+/// All that has to be done about alerts, in a process of its own or inside the server.
+pub fn duties(store: &Store, config: &Config, client: &Client, wake: &Wake) -> Duties {
+    let chore = keep_alive(store.clone(), config.history.retention, wake.clone());
+    Duties { queues: queues(store, config, client, wake), chores: vec![Box::pin(chore)] }
 }
 
 /// Asks again for work whose jobs died or were lost, and forgets deliveries that are long done.
-async fn keep_alive(store: Store, retention: Duration, wake: Wake, stop: CancellationToken) {
-    while tokio::select! { () = stop.cancelled() => false, () = tokio::time::sleep(REVIVE_INTERVAL) => true }
-    {
+async fn keep_alive(store: Store, retention: Duration, wake: Wake) {
+    loop {
+        tokio::time::sleep(REVIVE_INTERVAL).await;
         let revive = |conn: &mut Conn| {
             let now = Micros::now();
             let overdue = now.plus(-OVERDUE);
@@ -145,7 +129,7 @@ async fn answer(context: Context, job: Job) -> Result<Done> {
 /// Evaluates the rules whose time has come, and comes back for the next.
 async fn follow_clock(context: &Context, wanted: &MeterJob) -> Result<Done> {
     let filter = Filter { meter_id: Some(wanted.meter_id), due_at: Some(Micros::now()), ..Filter::default() };
-    let outcome = run(context, filter).await?;
+    let outcome = evaluate_rules(context, filter).await?;
     let meter_id = wanted.meter_id;
     let next =
         context.store.read("alerts::next_time", move |conn| evaluation::next_time(conn, meter_id)).await?;
@@ -170,7 +154,8 @@ async fn follow_usage(context: &Context, wanted: &MeterJob, job: &Job) -> Result
         return Ok(Done::Finished);
     }
     let began = Instant::now();
-    let outcome = run(context, Filter { meter_id: Some(wanted.meter_id), ..Filter::default() }).await?;
+    let outcome =
+        evaluate_rules(context, Filter { meter_id: Some(wanted.meter_id), ..Filter::default() }).await?;
     if outcome.conflicts > 0 {
         return Ok(Done::AgainAt(Micros::now().plus(CONFLICT_PAUSE)));
     }
@@ -178,7 +163,7 @@ async fn follow_usage(context: &Context, wanted: &MeterJob, job: &Job) -> Result
     Ok(Done::Finished)
 }
 
-async fn run(context: &Context, filter: Filter) -> Result<Outcome> {
+async fn evaluate_rules(context: &Context, filter: Filter) -> Result<Outcome> {
     let outcome = evaluate(&context.store, None, filter).await?;
     if outcome.enqueued {
         context.wake.ring();
@@ -238,62 +223,21 @@ async fn deliver(context: Context, job: Job, token: LeaseToken) -> Result<Done> 
     }
 }
 
-/// The role `alert-worker`: runs until SIGTERM or SIGINT.
-pub async fn serve(config: Config) -> Result<()> {
+/// The role `alert-worker`: drains every queue that follows from a write, until SIGTERM or SIGINT.
+pub async fn run(config: Config) -> Result<()> {
     let health_addr = config.workers.alert.health_addr.clone();
-    run_role(config, health_addr, |store, config, wake, stop| {
+    worker_role::run(config, health_addr, |store, config, wake| {
         let client = Client::new(&config.webhook_allowed_networks)?;
-        Ok(start(store, config, &client, wake, stop))
+        Ok(duties(store, config, &client, wake))
     })
     .await
 }
 
 /// The role `usage-worker`, for installations that start it: writes ask for what follows from them in their own
 /// transaction, so there is nothing to hand over.
-pub async fn serve_idle(config: Config) -> Result<()> {
+pub async fn run_idle(config: Config) -> Result<()> {
     let health_addr = config.workers.usage.health_addr.clone();
-    log::info!(
-        "usage worker started: writes need no worker of their own, this process only reports its health"
-    );
-    run_role(config, health_addr, |_, _, _, _| Ok(Vec::new())).await
-}
-
-/// A worker process: waits for the database, brings up its health port, works until told to stop.
-pub async fn run_role(
-    config: Config,
-    health_addr: ListenAddr,
-    start: impl FnOnce(&Store, &Config, &Wake, &CancellationToken) -> Result<Vec<JoinHandle<()>>>,
-) -> Result<()> {
-    let mut signals = crate::serve::Stop::listen()?;
-    let metrics = crate::metrics::install()?;
-    let store = Store::new(&config.db);
-    let (stop, wake) = (CancellationToken::new(), Wake::default());
-    let phase = Arc::new(crate::app::Phase::default());
-    let health = crate::serve::health_server(&store, &phase, &health_addr)?;
-    if let Some(addr) = &config.metrics_addr {
-        crate::serve::listen_metrics(addr, metrics)?;
-    }
-    let ready = tokio::select! {
-        prepared = crate::serve::prepare_database(&config, true) => prepared.map(|()| true),
-        () = signals.requested() => Ok(false),
-    };
-    if matches!(ready, Ok(true)) {
-        wake.relay(store.clone(), stop.clone());
-        wake.listen(config.db.driver.clone(), stop.clone());
-        let handles = start(&store, &config, &wake, &stop)?;
-        phase.serve();
-        signals.requested().await;
-        phase.drain();
-        stop.cancel();
-        let all = async {
-            for handle in handles {
-                let _ = handle.await;
-            }
-        };
-        if tokio::time::timeout(config.shutdown_timeout, all).await.is_err() {
-            log::warn!("stopped before every job was given back");
-        }
-    }
-    health.stop(false).await;
-    ready.map(drop)
+    log::info!("usage worker started: writes need none, this process only reports its health");
+    worker_role::run(config, health_addr, |_, _, _| Ok(Duties { queues: Vec::new(), chores: Vec::new() }))
+        .await
 }

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use open_spanner::config::{self, Role};
 use open_spanner::error::{Error, Result};
-use open_spanner::{alert_worker, logging, migrate, serve};
+use open_spanner::{alert_worker, export_worker, logging, migrate, serve};
 
 fn main() -> ExitCode {
     let loaded = match config::load() {
@@ -18,9 +18,10 @@ fn main() -> ExitCode {
     let config = loaded.config;
     let result = match config.role {
         Role::Migrate(action) => migrate::run(&config, action),
-        Role::Serve { migrate } => run(serve::run(config, migrate)),
-        Role::AlertWorker => run(alert_worker::serve(config)),
-        Role::UsageWorker => run(alert_worker::serve_idle(config)),
+        Role::Serve { migrate } => block_on(serve::run(config, migrate)),
+        Role::ExportWorker => block_on(export_worker::run(config)),
+        Role::AlertWorker => block_on(alert_worker::run(config)),
+        Role::UsageWorker => block_on(alert_worker::run_idle(config)),
         role => {
             eprintln!("open-spanner {} is not part of this version", role.name());
             return ExitCode::FAILURE;
@@ -35,6 +36,6 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(role: impl Future<Output = Result<()>>) -> Result<()> {
+fn block_on(role: impl Future<Output = Result<()>>) -> Result<()> {
     tokio::runtime::Runtime::new().map_err(Error::internal)?.block_on(role)
 }

@@ -10,13 +10,14 @@ use actix_web::{App as HttpApp, HttpServer, web};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
 
+use crate::alert_worker;
 use crate::app::{App, Phase};
 use crate::auth::Auth;
 use crate::auth::key::Flush;
 use crate::config::{Config, Driver, ListenAddr};
 use crate::error::{Code, Error, Result};
+use crate::export_worker;
 use crate::http;
 use crate::ingest::Ingest;
 use crate::retention;
@@ -64,58 +65,19 @@ pub async fn run(config: Config, migrate: bool) -> Result<()> {
     }
     app.phase.serve();
     log::info!(driver = config.db.driver.name(), version = env!("CARGO_PKG_VERSION"); "ready");
-    let timers = Timers { cut: start_timers(&app), ending: retention::start(&app) };
-    let (stop_workers, workers) = start_workers(&app);
+    let mut timers = Timers { cut: start_timers(&app), ending: retention::start(&app) };
+    timers.ending.extend(start_workers(&app)?);
 
     stop.requested().await;
     log::info!("stopping");
     app.phase.drain();
-    stop_workers.cancel();
-    let drain = async {
-        drain(app, server, writers, timers).await;
-        for worker in workers {
-            let _ = worker.await;
-        }
-    };
+    let drain = drain(app, server, writers, timers);
     let drained = tokio::time::timeout(config.shutdown_timeout, drain).await;
     if drained.is_err() {
         log::warn!("stopped before everything was drained");
     }
     log::info!("stopped");
     Ok(())
-}
-
-/// The background work, when it belongs into this process. Rings go out to other processes in any case.
-fn start_workers(app: &App) -> (CancellationToken, Vec<JoinHandle<()>>) {
-    let stop = CancellationToken::new();
-    app.wake.relay(app.store.clone(), stop.clone());
-    if !app.config.workers.in_serve {
-        return (stop, Vec::new());
-    }
-    app.wake.listen(app.config.db.driver.clone(), stop.clone());
-    let workers = crate::alert_worker::start(&app.store, &app.config, &app.webhooks, &app.wake, &stop);
-    (stop, workers)
-}
-
-/// Health and readiness of a process that serves nothing else.
-pub(crate) fn health_server(store: &Store, phase: &Arc<Phase>, addr: &ListenAddr) -> Result<ServerHandle> {
-    let listener = addr.bind().map_err(|error| cannot_listen(addr, error))?;
-    let (store, phase) = (web::Data::new(store.clone()), web::Data::from(phase.clone()));
-    let server = HttpServer::new(move || {
-        HttpApp::new()
-            .app_data(store.clone())
-            .app_data(phase.clone())
-            .route("/health", web::get().to(http::system::health))
-            .route("/ready", web::get().to(http::system::worker_ready))
-    })
-    .workers(1)
-    .disable_signals()
-    .listen(listener)
-    .map_err(Error::internal)?
-    .run();
-    let handle = server.handle();
-    tokio::spawn(server);
-    Ok(handle)
 }
 
 pub(crate) fn listen_metrics(addr: &ListenAddr, metrics: PrometheusHandle) -> Result<()> {
@@ -226,6 +188,21 @@ fn start_timers(app: &App) -> Vec<JoinHandle<()>> {
             }
         })),
     ]
+}
+
+/// Background work as far as it is done in this process; others are told of new work in any case.
+fn start_workers(app: &App) -> Result<Vec<JoinHandle<()>>> {
+    let stop = app.phase.draining();
+    app.wake.relay(app.store.clone(), stop.clone());
+    if !app.config.workers.in_serve {
+        return Ok(Vec::new());
+    }
+    app.wake.listen(app.config.db.driver.clone(), stop.clone());
+    let all = [
+        export_worker::duties(&app.store, &app.config)?,
+        alert_worker::duties(&app.store, &app.config, &app.webhooks, &app.wake),
+    ];
+    Ok(all.into_iter().flat_map(|duties| duties.start(&app.store, &app.wake, &stop)).collect())
 }
 
 async fn every<F: Future<Output = Result<()>>>(interval: Duration, mut work: impl FnMut() -> F) {

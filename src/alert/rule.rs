@@ -7,8 +7,9 @@ use utoipa::ToSchema;
 
 use crate::error::{Error, Result};
 use crate::event::InputQuantity;
+use crate::filter::Filter;
 use crate::quantity::Quantity;
-use crate::usage::{MetadataCondition, parse_subject_filter};
+use crate::usage::parse_subject_filter;
 
 const NAME_CHARS_MAX: usize = 120;
 const WINDOW_SECONDS_DEFAULT: i64 = 3_600;
@@ -189,8 +190,9 @@ fn without_prefix(path: &str) -> &str {
 
 fn parse_metadata(given: &BTreeMap<String, String>) -> Result<BTreeMap<String, String>> {
     let entries = given.iter().map(|(path, text)| {
-        let condition = MetadataCondition::new(without_prefix(path), text)?;
-        Ok((condition.path, condition.text))
+        let (path, text) = (without_prefix(path).trim(), text.trim());
+        Filter::metadata_text(path, text)?;
+        Ok((path.to_owned(), text.to_owned()))
     });
     entries.collect()
 }

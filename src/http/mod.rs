@@ -4,6 +4,7 @@
 pub mod alerts;
 pub mod dead_letters;
 pub mod destinations;
+pub mod exports;
 pub mod extract;
 pub mod history;
 pub mod keys;
@@ -15,6 +16,7 @@ pub mod session;
 pub mod subjects;
 pub mod system;
 pub mod usage;
+pub mod usage_events;
 
 use std::collections::HashMap;
 use std::time::Instant;
@@ -89,6 +91,22 @@ pub fn endpoints() -> Vec<Endpoint> {
         endpoint(Method::GET, "/v1/usages", reads(&[Scope::UsageRead]), usage::list),
         endpoint(Method::POST, "/v1/usages/bulk", writes(&[Scope::UsageWrite]), usage::create_bulk),
         endpoint(Method::POST, "/v1/usages/search", reads(&[Scope::UsageRead]), usage::search),
+        endpoint(Method::POST, "/v1/usages/breakdowns/search", reads(&[Scope::UsageRead]), usage::breakdown),
+        endpoint(Method::GET, "/v1/usages/dimensions", reads(&[Scope::UsageRead]), usage::dimensions),
+        endpoint(Method::GET, "/v1/usages/export", reads(&[Scope::UsageRead, Scope::ExportsRead]), usage::export),
+        endpoint(Method::POST, "/v1/usages/export", reads(&[Scope::UsageRead, Scope::ExportsRead]), usage::export_search),
+
+        endpoint(Method::GET, "/v1/usageevents", reads(&[Scope::UsageRead]), usage_events::list),
+        endpoint(Method::POST, "/v1/usageevents/search", reads(&[Scope::UsageRead]), usage_events::search),
+        endpoint(Method::GET, "/v1/usageevents/export", reads(&[Scope::UsageRead, Scope::ExportsRead]), usage_events::export),
+        endpoint(Method::POST, "/v1/usageevents/export", reads(&[Scope::UsageRead, Scope::ExportsRead]), usage_events::export_search),
+
+        endpoint(Method::POST, "/v1/exports", writes(&[Scope::UsageRead, Scope::ExportsWrite]), exports::create),
+        endpoint(Method::GET, "/v1/exports", reads(&[Scope::ExportsRead]), exports::list),
+        endpoint(Method::GET, "/v1/exports/{id}", reads(&[Scope::ExportsRead]), exports::get),
+        endpoint(Method::POST, "/v1/exports/{id}/cancel", writes(&[Scope::ExportsWrite]), exports::cancel),
+        endpoint(Method::POST, "/v1/exports/{id}/retry", writes(&[Scope::ExportsWrite]), exports::retry),
+        endpoint(Method::GET, "/v1/exports/{id}/download", reads(&[Scope::ExportsRead]), exports::download),
 
         endpoint(Method::GET, "/v1/alerts", reads(&[Scope::AlertsRead]), alerts::list),
         endpoint(Method::POST, "/v1/alerts", writes(&[Scope::AlertsWrite]), alerts::create),

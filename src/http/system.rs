@@ -6,8 +6,7 @@ use actix_web::http::header;
 use actix_web::{HttpResponse, web};
 use diesel::RunQueryDsl;
 
-use crate::app::{App, Phase};
-use crate::store::Store;
+use crate::app::App;
 
 /// The process serves HTTP. Touches nothing else.
 pub async fn health() -> HttpResponse {
@@ -18,19 +17,10 @@ const PING_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The schema is current, the database answers, and the server is not going away.
 pub async fn ready(app: web::Data<App>) -> HttpResponse {
-    answer_ready(&app.store, app.phase.is_serving()).await
-}
-
-/// As [`ready`], on the health port of a worker.
-pub async fn worker_ready(store: web::Data<Store>, phase: web::Data<Phase>) -> HttpResponse {
-    answer_ready(&store, phase.is_serving()).await
-}
-
-async fn answer_ready(store: &Store, is_serving: bool) -> HttpResponse {
-    if !is_serving {
+    if !app.phase.is_serving() {
         return HttpResponse::ServiceUnavailable().finish();
     }
-    let ping = store.read("system::ping", |conn| Ok(diesel::sql_query("SELECT 1").execute(conn)?));
+    let ping = app.store.read("system::ping", |conn| Ok(diesel::sql_query("SELECT 1").execute(conn)?));
     match tokio::time::timeout(PING_TIMEOUT, ping).await {
         Ok(Ok(_)) => HttpResponse::NoContent().finish(),
         Ok(Err(error)) => {

@@ -7,7 +7,10 @@
 
 pub mod alerts;
 pub mod deliveries;
+pub mod event_list;
 pub mod events;
+pub mod exports;
+mod filter;
 pub mod history;
 pub mod jobs;
 pub mod keys;
@@ -21,6 +24,7 @@ pub mod saved_queries;
 pub mod schema;
 pub mod sessions;
 mod sqlite;
+mod statement;
 pub mod subjects;
 pub mod usage;
 pub mod users;

@@ -95,7 +95,6 @@ table! {
         version -> Integer,
         event_retention_days -> Integer,
         pruned_before -> Nullable<BigInt>,
-        has_alerts -> Bool,
         created_at -> BigInt,
     }
 }
@@ -267,6 +266,36 @@ table! {
 }
 
 table! {
+    export_jobs (id) {
+        id -> Text,
+        workspace_id -> BigInt,
+        kind -> Text,
+        status -> Text,
+        query -> Text,
+        error -> Nullable<Text>,
+        row_count -> BigInt,
+        artifact_size -> Nullable<BigInt>,
+        artifact_hash -> Nullable<Text>,
+        created_at -> BigInt,
+        updated_at -> BigInt,
+        completed_at -> Nullable<BigInt>,
+        expired_at -> Nullable<BigInt>,
+    }
+}
+
+table! {
+    export_cleanup_runs (id) {
+        id -> Text,
+        workspace_id -> BigInt,
+        expired_before -> BigInt,
+        files_deleted -> BigInt,
+        bytes_reclaimed -> BigInt,
+        failures -> BigInt,
+        created_at -> BigInt,
+    }
+}
+
+table! {
     alert_destinations (id) {
         id -> BigInt,
         public_id -> Text,
@@ -371,4 +400,5 @@ table! {
 
 allow_tables_to_appear_in_same_query!(users, memberships, workspaces, sessions, api_keys);
 allow_tables_to_appear_in_same_query!(meters, subjects, dimension_sets);
+allow_tables_to_appear_in_same_query!(export_jobs, jobs);
 allow_tables_to_appear_in_same_query!(meters, alert_rules, alert_destinations);

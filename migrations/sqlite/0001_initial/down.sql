@@ -1,3 +1,5 @@
+DROP TABLE export_cleanup_runs;
+DROP TABLE export_jobs;
 DROP TABLE alert_attempts;
 DROP TABLE alert_deliveries;
 DROP TABLE alert_events;

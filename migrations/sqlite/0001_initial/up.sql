@@ -280,6 +280,41 @@ CREATE TABLE worker_instances (
     PRIMARY KEY (worker, instance_id)
 ) STRICT;
 
+-- Queued exports: what was asked, how far it is, and what came of it. The work itself is a row in jobs.
+CREATE TABLE export_jobs (
+    id TEXT PRIMARY KEY,
+    workspace_id INTEGER NOT NULL REFERENCES workspaces (id) ON DELETE CASCADE,
+    kind TEXT NOT NULL CONSTRAINT export_jobs_kind_check CHECK (kind IN ('usage_buckets', 'usage_events')),
+    status TEXT NOT NULL CONSTRAINT export_jobs_status_check
+        CHECK (status IN ('queued', 'running', 'completed', 'failed', 'canceled')),
+    -- JSON, as it was asked
+    query TEXT NOT NULL,
+    error TEXT,
+    -- written so far, without the header
+    row_count INTEGER NOT NULL,
+    artifact_size INTEGER,
+    -- SHA-256 in hexadecimal
+    artifact_hash TEXT,
+    created_at INTEGER NOT NULL,
+    updated_at INTEGER NOT NULL,
+    completed_at INTEGER,
+    -- when the artifact was removed
+    expired_at INTEGER
+) STRICT;
+CREATE INDEX export_jobs_workspace ON export_jobs (workspace_id, created_at, id);
+CREATE INDEX export_jobs_expiry ON export_jobs (completed_at) WHERE status = 'completed' AND expired_at IS NULL;
+
+-- One row per workspace whose expired exports were removed in one go.
+CREATE TABLE export_cleanup_runs (
+    id TEXT PRIMARY KEY,
+    workspace_id INTEGER NOT NULL REFERENCES workspaces (id) ON DELETE CASCADE,
+    expired_before INTEGER NOT NULL,
+    files_deleted INTEGER NOT NULL,
+    bytes_reclaimed INTEGER NOT NULL,
+    failures INTEGER NOT NULL,
+    created_at INTEGER NOT NULL
+) STRICT;
+CREATE INDEX export_cleanup_runs_workspace ON export_cleanup_runs (workspace_id, created_at);
 -- Alerts and webhooks -----------------------------------------------------------------------------
 
 CREATE TABLE alert_destinations (

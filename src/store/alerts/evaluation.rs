@@ -12,12 +12,13 @@ use diesel::sql_types::{Array, BigInt, Bool, Text};
 use super::{Event, Filter, Rule, deliveries, record, rules, states};
 use crate::alert::{self, Seen, State, Step};
 use crate::error::{Error, Result};
+use crate::filter;
 use crate::meter::Meter;
 use crate::store::jobs;
 use crate::store::prepared::prepared;
 use crate::store::schema::{alert_rules, alert_states};
 use crate::store::{Conn, Fault, Store, meters, usage};
-use crate::usage::{Cells, GroupField, MetadataCondition, Query};
+use crate::usage::{Cells, GroupField, Query};
 use crate::window::{Micros, SECOND, Window};
 
 /// Rules evaluated in one transaction.
@@ -120,23 +121,24 @@ fn look(conn: &mut Conn, ids: &[i64], now: Micros) -> Result<Vec<Look>, Fault> {
 fn see(conn: &mut Conn, rule: &Rule, meter: Arc<Meter>, now: Micros) -> Result<Seen, Fault> {
     let terms = &rule.terms;
     let length = terms.window_seconds * SECOND;
-    let conditions = terms.metadata.iter();
+    let filter = terms.metadata.iter().try_fold(None, |all, (path, text)| {
+        filter::Filter::metadata_text(path, text).map(|one| filter::Filter::both(all, Some(one)))
+    })?;
     let query = Query {
         meter: meter.clone(),
         window: Window { from: now.plus(-length), to: now },
         subject: terms.subject.clone(),
         group_by: terms.group_by.iter().map(|field| group_field(field)).collect(),
-        conditions: conditions
-            .map(|(path, text)| MetadataCondition { path: path.clone(), text: text.clone() })
-            .collect(),
+        filter,
         bucket_size: None,
+        only_valued: terms.group_by.is_some(),
     };
-    let cells: Cells = match usage::cells(conn, &query) {
+    let cells: Cells = match usage::cells(conn, &query, usize::MAX) {
         Ok(cells) => cells,
         Err(fault) if fault.will_pass() => return Err(fault),
         Err(fault) => return Ok(Seen::Failed(fault.into_error("alerts::see").message)),
     };
-    let mut values = cells.into_iter().map(|((_, group), part)| {
+    let mut values = cells.into_groups().map(|(group, part)| {
         (group.into_iter().next().unwrap_or_default(), part.value(meter.aggregation, length))
     });
     Ok(match terms.group_by {
