@@ -21,6 +21,7 @@ fn main() -> ExitCode {
         Role::Serve { migrate } => block_on(serve::run(config, migrate)),
         Role::ExportWorker => block_on(export_worker::run(config)),
         Role::AlertWorker => block_on(alert_worker::run(config)),
+        Role::UsageWorker => block_on(alert_worker::run_idle(config)),
         role => {
             eprintln!("open-spanner {} is not part of this version", role.name());
             return ExitCode::FAILURE;
