@@ -2,7 +2,7 @@
 //!
 //! - [`config`] every setting, the only reader of the environment; [`logging`]; [`metrics`]
 //! - [`serve`], [`migrate`]: one file per role
-//! - [`http`]: the door; parses, asks for permission, calls, answers
+//! - [`http`] and [`grpc`]: the doors; parse, ask for permission, call, answer
 //! - [`auth`]: who is calling and what they may do
 //! - [`meter`], [`event`], [`quantity`], [`window`], [`rollup`], [`usage`]: rules without I/O; [`error`]: what callers
 //!   are told
@@ -15,6 +15,7 @@ pub mod auth;
 pub mod config;
 pub mod error;
 pub mod event;
+pub mod grpc;
 pub mod http;
 pub mod ingest;
 pub mod logging;

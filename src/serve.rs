@@ -15,6 +15,7 @@ use crate::auth::Auth;
 use crate::auth::key::Flush;
 use crate::config::{Config, Driver};
 use crate::error::{Code, Error, Result};
+use crate::grpc;
 use crate::http;
 use crate::ingest::Ingest;
 use crate::store::meters::MeterCache;
@@ -37,6 +38,11 @@ pub async fn run(config: Config, migrate: bool) -> Result<()> {
     let listener = config.http.addr.bind().map_err(|error| cannot_listen(&config.http.addr, error))?;
     announce("http", &listener);
     let server = http_server(&app, listener)?;
+    let grpc_listener = match &config.grpc_addr {
+        Some(addr) => Some(addr.bind().map_err(|error| cannot_listen(addr, error))?),
+        None => None,
+    };
+    grpc_listener.iter().for_each(|listener| announce("grpc", listener));
     if let Some(addr) = &config.metrics_addr {
         let listener = addr.bind().map_err(|error| cannot_listen(addr, error))?;
         crate::metrics::listen(listener, metrics).map_err(|error| cannot_listen(addr, error))?;
@@ -50,6 +56,7 @@ pub async fn run(config: Config, migrate: bool) -> Result<()> {
         server.stop(false).await;
         return ready.map(drop);
     }
+    let grpc = grpc_listener.map(|listener| grpc::serve(&app, listener)).transpose()?;
     app.phase.serve();
     log::info!(driver = config.db.driver.name(), version = env!("CARGO_PKG_VERSION"); "ready");
     let timers = start_timers(&app);
@@ -57,7 +64,8 @@ pub async fn run(config: Config, migrate: bool) -> Result<()> {
     stop.requested().await;
     log::info!("stopping");
     app.phase.drain();
-    let drained = tokio::time::timeout(config.shutdown_timeout, drain(app, server, writers, timers)).await;
+    let drained =
+        tokio::time::timeout(config.shutdown_timeout, drain(app, server, grpc, writers, timers)).await;
     if drained.is_err() {
         log::warn!("stopped before everything was drained");
     }
@@ -180,8 +188,19 @@ async fn every<F: Future<Output = Result<()>>>(interval: Duration, mut work: imp
 }
 
 /// Finishes what was accepted: requests, then writes, then notes.
-async fn drain(app: App, server: ServerHandle, writers: Vec<JoinHandle<()>>, timers: Vec<JoinHandle<()>>) {
-    server.stop(true).await;
+async fn drain(
+    app: App,
+    server: ServerHandle,
+    grpc: Option<grpc::Server>,
+    writers: Vec<JoinHandle<()>>,
+    timers: Vec<JoinHandle<()>>,
+) {
+    let stop_grpc = async {
+        if let Some(grpc) = grpc {
+            grpc.stop(app.config.shutdown_timeout).await;
+        }
+    };
+    tokio::join!(server.stop(true), stop_grpc);
     for timer in timers {
         timer.abort();
     }
