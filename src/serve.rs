@@ -15,11 +15,14 @@ use crate::auth::Auth;
 use crate::auth::key::Flush;
 use crate::config::{Config, Driver};
 use crate::error::{Code, Error, Result};
+use crate::export_worker;
 use crate::grpc;
 use crate::http;
 use crate::ingest::Ingest;
+use crate::retention;
 use crate::store::meters::MeterCache;
 use crate::store::{Store, migrations};
+use crate::worker::Wake;
 
 /// Runs until SIGTERM or SIGINT, then drains within `shutdown_timeout`.
 pub async fn run(config: Config, migrate: bool) -> Result<()> {
@@ -33,8 +36,11 @@ pub async fn run(config: Config, migrate: bool) -> Result<()> {
     let (ingest, writers) = Ingest::start(store.clone(), meters.clone(), &config.ingest);
     let auth = Auth::new(store.clone(), auth_options(&config));
     let phase = Arc::new(Phase::default());
-    let app = App { config: config.clone(), store, auth, meters, ingest, phase };
+    let app = App { config: config.clone(), store, auth, meters, ingest, phase, wake: Wake::default() };
 
+    if config.auth.oauth.github.is_some() || config.auth.oauth.google.is_some() {
+        log::warn!("sign-in providers are configured, but this version has none");
+    }
     let listener = config.http.addr.bind().map_err(|error| cannot_listen(&config.http.addr, error))?;
     announce("http", &listener);
     let server = http_server(&app, listener)?;
@@ -56,10 +62,14 @@ pub async fn run(config: Config, migrate: bool) -> Result<()> {
         server.stop(false).await;
         return ready.map(drop);
     }
+    if let Err(error) = retention::attach_months(&app.store).await {
+        log::warn!(error:% = error; "months were not attached");
+    }
     let grpc = grpc_listener.map(|listener| grpc::serve(&app, listener)).transpose()?;
     app.phase.serve();
     log::info!(driver = config.db.driver.name(), version = env!("CARGO_PKG_VERSION"); "ready");
-    let timers = start_timers(&app);
+    let mut timers = Timers { cut: start_timers(&app), ending: retention::start(&app) };
+    timers.ending.extend(start_workers(&app)?);
 
     stop.requested().await;
     log::info!("stopping");
@@ -110,6 +120,7 @@ fn announce(kind: &'static str, listener: &TcpListener) {
 fn http_server(app: &App, listener: TcpListener) -> Result<ServerHandle> {
     let data = web::Data::new(app.clone());
     let demands = web::Data::new(http::Demands::default());
+    let document = http::openapi::document()?;
     let server = HttpServer::new(move || {
         HttpApp::new()
             .app_data(data.clone())
@@ -117,6 +128,8 @@ fn http_server(app: &App, listener: TcpListener) -> Result<ServerHandle> {
             .wrap(Compress::default())
             .wrap(from_fn(http::gate))
             .configure(http::routes)
+            // last: its empty prefix matches every path, and the gate asks for the first pattern that does
+            .service(http::openapi::viewer(document.clone()))
     })
     .workers(app.config.http.workers)
     .keep_alive(Duration::from_secs(120))
@@ -160,7 +173,8 @@ async fn prepare_database(config: &Config, migrate: bool) -> Result<()> {
 fn start_timers(app: &App) -> Vec<JoinHandle<()>> {
     let (flusher, sweeper) = (app.clone(), app.clone());
     vec![
-        tokio::spawn(every(Duration::from_secs(60), move || {
+        // writes each key at most once a minute, but a first use soon
+        tokio::spawn(every(Duration::from_secs(5), move || {
             let app = flusher.clone();
             async move { app.auth.flush_last_used(Flush::Due).await.map(drop) }
         })),
@@ -172,6 +186,18 @@ fn start_timers(app: &App) -> Vec<JoinHandle<()>> {
             }
         })),
     ]
+}
+
+/// Background work as far as it is done in this process; others are told of new work in any case.
+fn start_workers(app: &App) -> Result<Vec<JoinHandle<()>>> {
+    let stop = app.phase.draining();
+    app.wake.relay(app.store.clone(), stop.clone());
+    if !app.config.workers.in_serve {
+        return Ok(Vec::new());
+    }
+    app.wake.listen(app.config.db.driver.clone(), stop.clone());
+    let exports = export_worker::duties(&app.store, &app.config)?;
+    Ok(exports.start(&app.store, &app.wake, &stop))
 }
 
 async fn every<F: Future<Output = Result<()>>>(interval: Duration, mut work: impl FnMut() -> F) {
@@ -187,13 +213,21 @@ async fn every<F: Future<Output = Result<()>>>(interval: Duration, mut work: imp
     }
 }
 
+/// What runs on its own.
+struct Timers {
+    /// Can be cut off anywhere.
+    cut: Vec<JoinHandle<()>>,
+    /// Notice that the server drains and end by themselves.
+    ending: Vec<JoinHandle<()>>,
+}
+
 /// Finishes what was accepted: requests, then writes, then notes.
 async fn drain(
     app: App,
     server: ServerHandle,
     grpc: Option<grpc::Server>,
     writers: Vec<JoinHandle<()>>,
-    timers: Vec<JoinHandle<()>>,
+    timers: Timers,
 ) {
     let stop_grpc = async {
         if let Some(grpc) = grpc {
@@ -201,8 +235,11 @@ async fn drain(
         }
     };
     tokio::join!(server.stop(true), stop_grpc);
-    for timer in timers {
+    for timer in timers.cut {
         timer.abort();
+    }
+    for timer in timers.ending {
+        let _ = timer.await;
     }
     if let Err(error) = app.auth.flush_last_used(Flush::All).await {
         log::warn!(error:% = error; "the last use of API keys was not written down");
@@ -215,20 +252,20 @@ async fn drain(
 }
 
 /// SIGTERM or SIGINT.
-struct Stop {
+pub(crate) struct Stop {
     terminate: tokio::signal::unix::Signal,
     interrupt: tokio::signal::unix::Signal,
 }
 
 impl Stop {
-    fn listen() -> Result<Self> {
+    pub(crate) fn listen() -> Result<Self> {
         Ok(Stop {
             terminate: signal(SignalKind::terminate()).map_err(Error::internal)?,
             interrupt: signal(SignalKind::interrupt()).map_err(Error::internal)?,
         })
     }
 
-    async fn requested(&mut self) {
+    pub(crate) async fn requested(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}

@@ -8,6 +8,7 @@ use ipnet::IpNet;
 use crate::auth::throttle::is_trusted;
 use crate::auth::token::{self, ACCESS_PREFIX, REFRESH_PREFIX, Token};
 use crate::auth::{Auth, User, password};
+use crate::config::SecureCookies;
 use crate::error::{Code, Error, Result};
 use crate::store::sessions::{Login, Pair};
 use crate::store::{Conn, Fault, sessions, users};
@@ -201,29 +202,15 @@ fn unauthorized() -> Fault {
 
 // Cookies -----------------------------------------------------------------------------------------
 
-/// When cookies are marked `Secure`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SecureCookies {
-    /// When a trusted proxy says that the browser came over https.
-    Auto,
-    Always,
-    Never,
-}
-
 /// Whether the cookies of this answer are `Secure`.
-pub fn is_secure(
-    setting: SecureCookies,
-    peer: Option<IpAddr>,
-    trusted: &[IpNet],
-    proto: Option<&str>,
-) -> bool {
+pub fn is_secure(setting: SecureCookies, peer: IpAddr, trusted: &[IpNet], proto: Option<&str>) -> bool {
     match setting {
         SecureCookies::Always => true,
         SecureCookies::Never => false,
         SecureCookies::Auto => {
             // the first element is the browser's own; proxies append theirs
             let scheme = proto.and_then(|list| list.split(',').next()).unwrap_or_default();
-            scheme.trim().eq_ignore_ascii_case("https") && peer.is_some_and(|peer| is_trusted(peer, trusted))
+            scheme.trim().eq_ignore_ascii_case("https") && is_trusted(peer, trusted)
         }
     }
 }
@@ -302,15 +289,14 @@ mod tests {
     #[test]
     fn cookies_are_secure_when_the_browser_came_over_https() {
         let trusted: Vec<IpNet> = vec!["10.0.0.0/8".parse().expect("net")];
-        let proxy = Some("10.1.2.3".parse().expect("address"));
-        let stranger = Some("192.0.2.1".parse().expect("address"));
+        let proxy: IpAddr = "10.1.2.3".parse().expect("address");
+        let stranger: IpAddr = "192.0.2.1".parse().expect("address");
         let auto = |peer, proto| is_secure(SecureCookies::Auto, peer, &trusted, proto);
         assert!(auto(proxy, Some("https")));
         assert!(auto(proxy, Some(" HTTPS , http")));
         assert!(!auto(proxy, Some("http, https")));
         assert!(!auto(proxy, None));
         assert!(!auto(stranger, Some("https")));
-        assert!(!auto(None, Some("https")));
         assert!(is_secure(SecureCookies::Always, stranger, &trusted, None));
         assert!(!is_secure(SecureCookies::Never, proxy, &trusted, Some("https")));
     }

@@ -110,6 +110,7 @@ async fn office(ttl: Duration) -> Office {
     let store = Store::new(&Db {
         driver,
         max_open_conns: 4,
+        max_idle_conns: None,
         acquire_timeout: Duration::from_secs(5),
         conn_max_lifetime: None,
         conn_max_idle_time: None,

@@ -1,11 +1,19 @@
 //! The HTTP door. One table of routes: path, handler, and what the route demands of its caller; the gate in front of
 //! the handlers enforces it. Handlers parse, call a rule or the store, and answer; no SQL and no rules here.
 
+pub mod exports;
 pub mod extract;
+pub mod history;
+pub mod keys;
 pub mod meters;
+pub mod openapi;
 pub mod respond;
+pub mod saved_queries;
+pub mod session;
+pub mod subjects;
 pub mod system;
 pub mod usage;
+pub mod usage_events;
 
 use std::collections::HashMap;
 use std::time::Instant;
@@ -46,15 +54,32 @@ where
 #[rustfmt::skip]
 pub fn endpoints() -> Vec<Endpoint> {
     const PUBLIC: Access = Access::Public;
+    const MEMBER: Access = Access::Session(Role::Viewer);
+    const MANAGER: Access = Access::Session(Role::Admin);
     const fn reads(scopes: &'static [Scope]) -> Access { Access::Key(scopes, Role::Viewer) }
     const fn writes(scopes: &'static [Scope]) -> Access { Access::Key(scopes, Role::Admin) }
     vec![
+        endpoint(Method::GET, "/", PUBLIC, system::home),
         endpoint(Method::GET, "/health", PUBLIC, system::health),
         endpoint(Method::GET, "/ready", PUBLIC, system::ready),
 
+        endpoint(Method::POST, "/v1/auth/users", PUBLIC, session::register),
+        endpoint(Method::POST, "/v1/auth/sessions", PUBLIC, session::login),
+        endpoint(Method::GET, "/v1/auth/session", MEMBER, session::current),
+        endpoint(Method::DELETE, "/v1/auth/session", PUBLIC, session::logout),
+        endpoint(Method::POST, "/v1/auth/session/refresh", PUBLIC, session::refresh),
+        endpoint(Method::GET, "/v1/auth/providers", PUBLIC, session::providers),
+        endpoint(Method::GET, "/v1/auth/oauth/{provider}", PUBLIC, session::oauth_start),
+        endpoint(Method::GET, "/v1/auth/oauth/{provider}/callback", PUBLIC, session::oauth_callback),
+        endpoint(Method::GET, "/v1/auth/api-keys", MEMBER, keys::list),
+        endpoint(Method::POST, "/v1/auth/api-keys", MANAGER, keys::create),
+        endpoint(Method::DELETE, "/v1/auth/api-keys/{id}", MANAGER, keys::revoke),
+        endpoint(Method::POST, "/v1/auth/api-keys/{id}/rotate", MANAGER, keys::rotate),
+        endpoint(Method::GET, "/v1/auth/api-key-events", MEMBER, keys::events),
 
         endpoint(Method::POST, "/v1/meters", writes(&[Scope::MetersWrite]), meters::create),
         endpoint(Method::GET, "/v1/meters", reads(&[Scope::MetersRead]), meters::list),
+        endpoint(Method::GET, "/v1/meters/stats", reads(&[Scope::MetersRead]), history::meter_stats),
         endpoint(Method::GET, "/v1/meters/{id}", reads(&[Scope::MetersRead]), meters::get),
         endpoint(Method::PUT, "/v1/meters/{id}", writes(&[Scope::MetersWrite]), meters::update),
         endpoint(Method::DELETE, "/v1/meters/{id}", writes(&[Scope::MetersWrite]), meters::delete),
@@ -63,6 +88,34 @@ pub fn endpoints() -> Vec<Endpoint> {
         endpoint(Method::GET, "/v1/usages", reads(&[Scope::UsageRead]), usage::list),
         endpoint(Method::POST, "/v1/usages/bulk", writes(&[Scope::UsageWrite]), usage::create_bulk),
         endpoint(Method::POST, "/v1/usages/search", reads(&[Scope::UsageRead]), usage::search),
+        endpoint(Method::POST, "/v1/usages/breakdowns/search", reads(&[Scope::UsageRead]), usage::breakdown),
+        endpoint(Method::GET, "/v1/usages/dimensions", reads(&[Scope::UsageRead]), usage::dimensions),
+        endpoint(Method::GET, "/v1/usages/export", reads(&[Scope::UsageRead, Scope::ExportsRead]), usage::export),
+        endpoint(Method::POST, "/v1/usages/export", reads(&[Scope::UsageRead, Scope::ExportsRead]), usage::export_search),
+
+        endpoint(Method::GET, "/v1/usageevents", reads(&[Scope::UsageRead]), usage_events::list),
+        endpoint(Method::POST, "/v1/usageevents/search", reads(&[Scope::UsageRead]), usage_events::search),
+        endpoint(Method::GET, "/v1/usageevents/export", reads(&[Scope::UsageRead, Scope::ExportsRead]), usage_events::export),
+        endpoint(Method::POST, "/v1/usageevents/export", reads(&[Scope::UsageRead, Scope::ExportsRead]), usage_events::export_search),
+
+        endpoint(Method::POST, "/v1/exports", writes(&[Scope::UsageRead, Scope::ExportsWrite]), exports::create),
+        endpoint(Method::GET, "/v1/exports", reads(&[Scope::ExportsRead]), exports::list),
+        endpoint(Method::GET, "/v1/exports/{id}", reads(&[Scope::ExportsRead]), exports::get),
+        endpoint(Method::POST, "/v1/exports/{id}/cancel", writes(&[Scope::ExportsWrite]), exports::cancel),
+        endpoint(Method::POST, "/v1/exports/{id}/retry", writes(&[Scope::ExportsWrite]), exports::retry),
+        endpoint(Method::GET, "/v1/exports/{id}/download", reads(&[Scope::ExportsRead]), exports::download),
+
+        endpoint(Method::POST, "/v1/usageevents/prune", writes(&[Scope::UsageWrite]), history::prune),
+        endpoint(Method::GET, "/v1/usageevents/prunes", reads(&[Scope::UsageRead]), history::prunes),
+        endpoint(Method::GET, "/v1/usageingestions", reads(&[Scope::UsageRead]), history::ingestions),
+        endpoint(Method::GET, "/v1/subjects", reads(&[Scope::UsageRead]), subjects::list),
+        endpoint(Method::GET, "/v1/subjects/{subject}/usageevents", reads(&[Scope::UsageRead]), subjects::events),
+        endpoint(Method::GET, "/v1/system/stats", reads(&[Scope::SystemRead]), history::system_stats),
+
+        endpoint(Method::GET, "/v1/usage/saved-queries", Access::Session(Role::Viewer), saved_queries::list),
+        endpoint(Method::POST, "/v1/usage/saved-queries", Access::Session(Role::Admin), saved_queries::create),
+        endpoint(Method::PUT, "/v1/usage/saved-queries/{id}", Access::Session(Role::Admin), saved_queries::update),
+        endpoint(Method::DELETE, "/v1/usage/saved-queries/{id}", Access::Session(Role::Admin), saved_queries::delete),
     ]
 }
 

@@ -189,5 +189,112 @@ table! {
     }
 }
 
+table! {
+    prune_runs (workspace_id, id) {
+        workspace_id -> BigInt,
+        id -> Binary,
+        deleted -> BigInt,
+        dry_run -> Bool,
+        meters -> Text,
+        created_at -> BigInt,
+    }
+}
+
+table! {
+    leases (name) {
+        name -> Text,
+        holder -> Text,
+        expires_at -> BigInt,
+    }
+}
+
+table! {
+    saved_queries (id) {
+        id -> Text,
+        user_id -> BigInt,
+        name -> Text,
+        query -> Text,
+        group_by -> Text,
+        bucket_size -> Text,
+        row_limit -> BigInt,
+        pinned -> Bool,
+        position -> BigInt,
+        created_at -> BigInt,
+        updated_at -> BigInt,
+    }
+}
+
+table! {
+    jobs (queue, key) {
+        queue -> Text,
+        key -> Text,
+        workspace_id -> BigInt,
+        payload -> Text,
+        generation -> BigInt,
+        run_after -> BigInt,
+        attempts -> Integer,
+        lease_token -> Nullable<Binary>,
+        leased_until -> Nullable<BigInt>,
+        last_error -> Nullable<Text>,
+        created_at -> BigInt,
+    }
+}
+
+table! {
+    dead_letters (id) {
+        id -> Text,
+        workspace_id -> BigInt,
+        queue -> Text,
+        key -> Text,
+        payload -> Text,
+        attempts -> Integer,
+        last_error -> Text,
+        created_at -> BigInt,
+        requeued_at -> Nullable<BigInt>,
+    }
+}
+
+table! {
+    worker_instances (worker, instance_id) {
+        instance_id -> Text,
+        worker -> Text,
+        started_at -> BigInt,
+        last_heartbeat_at -> BigInt,
+        last_success_at -> Nullable<BigInt>,
+        last_failure_at -> Nullable<BigInt>,
+    }
+}
+
+table! {
+    export_jobs (id) {
+        id -> Text,
+        workspace_id -> BigInt,
+        kind -> Text,
+        status -> Text,
+        query -> Text,
+        error -> Nullable<Text>,
+        row_count -> BigInt,
+        artifact_size -> Nullable<BigInt>,
+        artifact_hash -> Nullable<Text>,
+        created_at -> BigInt,
+        updated_at -> BigInt,
+        completed_at -> Nullable<BigInt>,
+        expired_at -> Nullable<BigInt>,
+    }
+}
+
+table! {
+    export_cleanup_runs (id) {
+        id -> Text,
+        workspace_id -> BigInt,
+        expired_before -> BigInt,
+        files_deleted -> BigInt,
+        bytes_reclaimed -> BigInt,
+        failures -> BigInt,
+        created_at -> BigInt,
+    }
+}
+
 allow_tables_to_appear_in_same_query!(users, memberships, workspaces, sessions, api_keys);
 allow_tables_to_appear_in_same_query!(meters, subjects, dimension_sets);
+allow_tables_to_appear_in_same_query!(export_jobs, jobs);

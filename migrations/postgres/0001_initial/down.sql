@@ -1,3 +1,11 @@
+DROP TABLE export_cleanup_runs;
+DROP TABLE export_jobs;
+DROP TABLE worker_instances;
+DROP TABLE dead_letters;
+DROP TABLE jobs;
+DROP TABLE saved_queries;
+DROP TABLE leases;
+DROP TABLE prune_runs;
 DROP TABLE ingestion_runs;
 DROP TABLE bulk_replays;
 DROP TABLE rollups;

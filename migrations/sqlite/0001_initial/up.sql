@@ -191,3 +191,125 @@ CREATE TABLE ingestion_runs (
     created_at INTEGER NOT NULL,
     PRIMARY KEY (workspace_id, id)
 ) STRICT, WITHOUT ROWID;
+
+-- What was done about it --------------------------------------------------------------------------
+
+CREATE TABLE prune_runs (
+    workspace_id INTEGER NOT NULL REFERENCES workspaces (id) ON DELETE CASCADE,
+    -- UUIDv7: newest last
+    id BLOB NOT NULL,
+    deleted INTEGER NOT NULL,
+    dry_run INTEGER NOT NULL,
+    -- JSON list: meter, cut-off, events deleted
+    meters TEXT NOT NULL,
+    created_at INTEGER NOT NULL,
+    PRIMARY KEY (workspace_id, id)
+) STRICT, WITHOUT ROWID;
+
+-- Work that one process does at a time; whoever finds a lease expired takes it over.
+CREATE TABLE leases (
+    name TEXT PRIMARY KEY,
+    holder TEXT NOT NULL,
+    expires_at INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+-- What people keep --------------------------------------------------------------------------------
+
+CREATE TABLE saved_queries (
+    id TEXT PRIMARY KEY,
+    user_id INTEGER NOT NULL REFERENCES users (id) ON DELETE CASCADE,
+    name TEXT NOT NULL,
+    -- JSON object
+    query TEXT NOT NULL,
+    -- JSON list of strings
+    group_by TEXT NOT NULL,
+    bucket_size TEXT NOT NULL,
+    row_limit INTEGER NOT NULL,
+    pinned INTEGER NOT NULL,
+    position INTEGER NOT NULL,
+    created_at INTEGER NOT NULL,
+    updated_at INTEGER NOT NULL,
+    CONSTRAINT saved_queries_user_name_key UNIQUE (user_id, name)
+) STRICT;
+
+-- Background work ---------------------------------------------------------------------------------
+
+-- What is to be done, at most one row per queue and key. Claimed with a lease; deleted when done.
+CREATE TABLE jobs (
+    queue TEXT NOT NULL,
+    key TEXT NOT NULL,
+    workspace_id INTEGER NOT NULL,
+    -- JSON, as the queue's worker understands it
+    payload TEXT NOT NULL,
+    -- grows with every enqueue: a job that was asked for again while it ran is run again
+    generation INTEGER NOT NULL,
+    run_after INTEGER NOT NULL,
+    attempts INTEGER NOT NULL,
+    lease_token BLOB,
+    leased_until INTEGER,
+    last_error TEXT,
+    created_at INTEGER NOT NULL,
+    PRIMARY KEY (queue, key)
+) STRICT;
+CREATE INDEX jobs_due ON jobs (queue, run_after);
+
+-- Jobs that used up their attempts.
+CREATE TABLE dead_letters (
+    id TEXT PRIMARY KEY,
+    workspace_id INTEGER NOT NULL,
+    queue TEXT NOT NULL,
+    key TEXT NOT NULL,
+    payload TEXT NOT NULL,
+    attempts INTEGER NOT NULL,
+    last_error TEXT NOT NULL,
+    created_at INTEGER NOT NULL,
+    requeued_at INTEGER
+) STRICT;
+CREATE INDEX dead_letters_workspace ON dead_letters (workspace_id, created_at);
+
+-- One row per running worker, renewed every few seconds.
+CREATE TABLE worker_instances (
+    instance_id TEXT NOT NULL,
+    worker TEXT NOT NULL,
+    started_at INTEGER NOT NULL,
+    last_heartbeat_at INTEGER NOT NULL,
+    last_success_at INTEGER,
+    last_failure_at INTEGER,
+    PRIMARY KEY (worker, instance_id)
+) STRICT;
+
+-- Queued exports: what was asked, how far it is, and what came of it. The work itself is a row in jobs.
+CREATE TABLE export_jobs (
+    id TEXT PRIMARY KEY,
+    workspace_id INTEGER NOT NULL REFERENCES workspaces (id) ON DELETE CASCADE,
+    kind TEXT NOT NULL CONSTRAINT export_jobs_kind_check CHECK (kind IN ('usage_buckets', 'usage_events')),
+    status TEXT NOT NULL CONSTRAINT export_jobs_status_check
+        CHECK (status IN ('queued', 'running', 'completed', 'failed', 'canceled')),
+    -- JSON, as it was asked
+    query TEXT NOT NULL,
+    error TEXT,
+    -- written so far, without the header
+    row_count INTEGER NOT NULL,
+    artifact_size INTEGER,
+    -- SHA-256 in hexadecimal
+    artifact_hash TEXT,
+    created_at INTEGER NOT NULL,
+    updated_at INTEGER NOT NULL,
+    completed_at INTEGER,
+    -- when the artifact was removed
+    expired_at INTEGER
+) STRICT;
+CREATE INDEX export_jobs_workspace ON export_jobs (workspace_id, created_at, id);
+CREATE INDEX export_jobs_expiry ON export_jobs (completed_at) WHERE status = 'completed' AND expired_at IS NULL;
+
+-- One row per workspace whose expired exports were removed in one go.
+CREATE TABLE export_cleanup_runs (
+    id TEXT PRIMARY KEY,
+    workspace_id INTEGER NOT NULL REFERENCES workspaces (id) ON DELETE CASCADE,
+    expired_before INTEGER NOT NULL,
+    files_deleted INTEGER NOT NULL,
+    bytes_reclaimed INTEGER NOT NULL,
+    failures INTEGER NOT NULL,
+    created_at INTEGER NOT NULL
+) STRICT;
+CREATE INDEX export_cleanup_runs_workspace ON export_cleanup_runs (workspace_id, created_at);

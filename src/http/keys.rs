@@ -1,0 +1,142 @@
+//! `/v1/auth/api-keys` and their history (next.md section 7). A secret is shown by the answer that makes it, and
+//! never again.
+
+use actix_web::{HttpResponse, web};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::app::App;
+use crate::auth::Caller;
+use crate::auth::key::{Status, Wish};
+use crate::error::Result;
+use crate::http::extract::{Id, Json};
+use crate::http::respond::{self, Page};
+use crate::store::keys::{ApiKey, KeyEvent};
+use crate::window::Micros;
+
+/// A key on the wire; fields in contract order.
+#[derive(Serialize, ToSchema)]
+#[schema(as = ApiKey)]
+pub struct KeyView<'a> {
+    id: &'a str,
+    name: &'a str,
+    prefix: &'a str,
+    scopes: &'a [String],
+    allowed_meters: &'a [String],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expires_at: Option<Micros>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    revoked_at: Option<Micros>,
+    created_at: Micros,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last_used_at: Option<Micros>,
+    status: Status,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    key: Option<&'a str>,
+}
+
+impl<'a> KeyView<'a> {
+    fn of(key: &'a ApiKey, secret: Option<&'a str>) -> Self {
+        KeyView {
+            id: &key.public_id,
+            name: &key.name,
+            prefix: &key.prefix,
+            scopes: &key.scopes.0,
+            allowed_meters: &key.allowed_meters.0,
+            expires_at: key.expires_at.map(Micros),
+            revoked_at: key.revoked_at.map(Micros),
+            created_at: Micros(key.created_at),
+            last_used_at: key.last_used_at.map(Micros),
+            status: Status::of(key, Micros::now()),
+            key: secret,
+        }
+    }
+}
+
+#[derive(Serialize, ToSchema)]
+#[schema(as = ApiKeyEvent)]
+pub struct EventView<'a> {
+    id: &'a str,
+    api_key_id: &'a str,
+    key_name: &'a str,
+    key_prefix: &'a str,
+    event_type: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    related_api_key_id: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    effective_at: Option<Micros>,
+    created_at: Micros,
+}
+
+impl<'a> EventView<'a> {
+    fn of(event: &'a KeyEvent) -> Self {
+        EventView {
+            id: &event.id,
+            api_key_id: &event.api_key_id,
+            key_name: &event.key_name,
+            key_prefix: &event.key_prefix,
+            event_type: &event.event_type,
+            related_api_key_id: event.related_api_key_id.as_deref(),
+            effective_at: event.effective_at.map(Micros),
+            created_at: Micros(event.created_at),
+        }
+    }
+}
+
+#[derive(Default, Deserialize, ToSchema)]
+#[schema(as = ApiKeyInput)]
+pub struct KeyInput {
+    name: Option<String>,
+    scopes: Option<Vec<String>>,
+    allowed_meters: Option<Vec<String>>,
+    expires_at: Option<String>,
+}
+
+pub async fn create(app: web::Data<App>, caller: Caller, body: Json<KeyInput>) -> Result<HttpResponse> {
+    let Json(input) = body;
+    let wish = Wish {
+        name: input.name.unwrap_or_default(),
+        scopes: input.scopes.unwrap_or_default(),
+        allowed_meters: input.allowed_meters.unwrap_or_default(),
+        expires_at: input.expires_at.unwrap_or_default(),
+    };
+    let (key, secret) = app.auth.create_key(&caller, &wish).await?;
+    respond::created(&KeyView::of(&key, Some(secret.expose())))
+}
+
+/// The caller's own keys, newest first, revoked and expired ones too; never a page.
+pub async fn list(app: web::Data<App>, caller: Caller) -> Result<HttpResponse> {
+    let keys = app.auth.list_keys(&caller).await?;
+    respond::ok(&Page { items: keys.iter().map(|key| KeyView::of(key, None)).collect(), next_cursor: None })
+}
+
+/// Ends a key at once. 204 again for one that was revoked before.
+pub async fn revoke(app: web::Data<App>, caller: Caller, Id(id): Id) -> Result<HttpResponse> {
+    app.auth.revoke_key(&caller, &id).await?;
+    Ok(respond::no_content())
+}
+
+#[derive(Default, Deserialize, ToSchema)]
+#[schema(as = ApiKeyRotation)]
+pub struct RotateInput {
+    grace_period_seconds: Option<i64>,
+}
+
+/// Makes a key on the same terms; the old one ends after the grace period.
+pub async fn rotate(
+    app: web::Data<App>,
+    caller: Caller,
+    Id(id): Id,
+    body: Json<RotateInput>,
+) -> Result<HttpResponse> {
+    let Json(input) = body;
+    let grace_seconds = input.grace_period_seconds.unwrap_or_default();
+    let (key, secret) = app.auth.rotate_key(&caller, &id, grace_seconds).await?;
+    respond::created(&KeyView::of(&key, Some(secret.expose())))
+}
+
+/// The newest events of the caller's keys.
+pub async fn events(app: web::Data<App>, caller: Caller) -> Result<HttpResponse> {
+    let events = app.auth.key_events(&caller).await?;
+    respond::ok(&Page { items: events.iter().map(EventView::of).collect(), next_cursor: None })
+}

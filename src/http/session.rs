@@ -1,0 +1,147 @@
+//! `/v1/auth/users`, `/v1/auth/session…` and `/v1/auth/providers` (auth.md sections 2 and 3). Tokens travel in
+//! cookies only.
+
+use std::net::IpAddr;
+
+use actix_web::http::{StatusCode, header};
+use actix_web::{HttpRequest, HttpResponse, web};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::app::App;
+use crate::auth::session::{ACCESS_COOKIE, REFRESH_COOKIE, SignedIn, clearing_cookies, cookie, is_secure};
+use crate::auth::throttle::client_address;
+use crate::auth::{Caller, User};
+use crate::error::{Error, Result};
+use crate::http::extract::{Body, Id, Json};
+use crate::http::{peer, respond};
+use crate::window::Micros;
+
+#[derive(Default, Deserialize, ToSchema)]
+#[schema(as = Credentials)]
+pub struct CredentialsInput {
+    email: Option<String>,
+    password: Option<String>,
+}
+
+#[derive(Serialize, ToSchema)]
+#[schema(as = Session)]
+pub struct SessionView<'a> {
+    expires_at: Micros,
+    user: &'a User,
+}
+
+#[derive(Serialize, ToSchema)]
+#[schema(as = CurrentSession)]
+pub struct CurrentView<'a> {
+    user: &'a User,
+}
+
+#[derive(Serialize, ToSchema)]
+#[schema(as = Providers)]
+pub struct ProvidersView {
+    items: [ProviderView; 2],
+    registration_enabled: bool,
+}
+
+#[derive(Serialize, ToSchema)]
+#[schema(as = Provider)]
+pub struct ProviderView {
+    enabled: bool,
+    id: &'static str,
+    name: &'static str,
+}
+
+/// Creates a user with a workspace; does not sign in.
+pub async fn register(app: web::Data<App>, request: HttpRequest, body: Body) -> Result<HttpResponse> {
+    // a closed door does not read what is brought to it
+    app.auth.check_registration()?;
+    let input: CredentialsInput = body.object().await?;
+    let (email, password) = (input.email.unwrap_or_default(), input.password.unwrap_or_default());
+    let user = app.auth.register(&email, password, address(&app, &request)).await?;
+    respond::created(&user)
+}
+
+pub async fn login(
+    app: web::Data<App>,
+    request: HttpRequest,
+    body: Json<CredentialsInput>,
+) -> Result<HttpResponse> {
+    let Json(input) = body;
+    let (email, password) = (input.email.unwrap_or_default(), input.password.unwrap_or_default());
+    let session = app.auth.sign_in(&email, password, address(&app, &request)).await?;
+    signed_in(&app, &request, StatusCode::CREATED, &session)
+}
+
+pub async fn current(caller: Caller) -> Result<HttpResponse> {
+    respond::ok(&CurrentView { user: &caller.user })
+}
+
+pub async fn refresh(app: web::Data<App>, request: HttpRequest) -> Result<HttpResponse> {
+    let token = sent_cookie(&request, REFRESH_COOKIE).ok_or_else(Error::unauthorized)?;
+    let session = app.auth.refresh(&token).await?;
+    signed_in(&app, &request, StatusCode::OK, &session)
+}
+
+/// Ends the session whose cookies were sent, if any, and clears them in any case.
+pub async fn logout(app: web::Data<App>, request: HttpRequest) -> Result<HttpResponse> {
+    let (access, refresh) = (sent_cookie(&request, ACCESS_COOKIE), sent_cookie(&request, REFRESH_COOKIE));
+    app.auth.sign_out(access.as_deref(), refresh.as_deref()).await?;
+    with_cookies(respond::no_content(), clearing_cookies(secure(&app, &request)))
+}
+
+/// The ways to sign in besides a password, and whether newcomers may register.
+pub async fn providers(app: web::Data<App>) -> Result<HttpResponse> {
+    let items = [("google", "Google"), ("github", "GitHub")];
+    let items = items.map(|(id, name)| ProviderView { enabled: false, id, name });
+    respond::ok(&ProvidersView { items, registration_enabled: app.auth.options().registration_enabled })
+}
+
+fn signed_in(
+    app: &App,
+    request: &HttpRequest,
+    status: StatusCode,
+    session: &SignedIn,
+) -> Result<HttpResponse> {
+    let view = SessionView { expires_at: session.access_expires_at, user: &session.user };
+    with_cookies(respond::json(status, &view)?, session.cookies(secure(app, request)))
+}
+
+fn with_cookies(mut response: HttpResponse, cookies: [String; 2]) -> Result<HttpResponse> {
+    for cookie in cookies {
+        let mut value = header::HeaderValue::from_str(&cookie).map_err(Error::internal)?;
+        value.set_sensitive(true);
+        response.headers_mut().append(header::SET_COOKIE, value);
+    }
+    Ok(response)
+}
+
+fn sent_cookie(request: &HttpRequest, name: &str) -> Option<String> {
+    cookie(sent_header(request, "cookie")?, name).map(String::from)
+}
+
+fn sent_header<'a>(request: &'a HttpRequest, name: &str) -> Option<&'a str> {
+    request.headers().get(name).and_then(|value| value.to_str().ok())
+}
+
+/// Whether the browser came over https, as far as the settings trust the word of a proxy.
+fn secure(app: &App, request: &HttpRequest) -> bool {
+    let (http, proto) = (&app.config.http, sent_header(request, "x-forwarded-proto"));
+    is_secure(http.secure_cookies, peer(request), &http.trusted_proxies, proto)
+}
+
+/// Whom attempts are counted against.
+fn address(app: &App, request: &HttpRequest) -> IpAddr {
+    let forwarded_for = sent_header(request, "x-forwarded-for");
+    client_address(peer(request), &app.config.http.trusted_proxies, forwarded_for)
+}
+
+/// Starts a sign-in with a provider. None is part of this version, so each is as unknown as a made-up one.
+pub async fn oauth_start(Id(provider): Id) -> Result<HttpResponse> {
+    Err(Error::not_found(format!("sign-in provider {provider:?}")))
+}
+
+/// Where a provider sends people back to; whatever cannot succeed leads to the login page (auth.md 4.2).
+pub async fn oauth_callback() -> HttpResponse {
+    HttpResponse::Found().insert_header((header::LOCATION, "/login")).finish()
+}

@@ -1,0 +1,22 @@
+//! The integration tests, in one binary: each starts the real program on a fresh SQLite file or a fresh PostgreSQL
+//! database and talks to it over the wire. `scripts/test` installs what they need; `scripts/test it::NAME` runs some.
+
+mod support;
+
+mod bad_days;
+mod bad_input;
+mod conformance;
+mod crash;
+mod events;
+mod exactly_once;
+mod exactness;
+mod exports;
+mod filter;
+mod history;
+mod lifecycle;
+mod migrations;
+mod readme;
+mod retention;
+mod saved_queries;
+mod sdk;
+mod usage;
