@@ -8,6 +8,8 @@ use crate::config::Config;
 use crate::ingest::Ingest;
 use crate::store::Store;
 use crate::store::meters::MeterCache;
+use crate::store::plans::PlanCache;
+use crate::worker::Wake;
 
 /// Cheap to clone.
 #[derive(Clone)]
@@ -16,7 +18,10 @@ pub struct App {
     pub store: Store,
     pub auth: Auth,
     pub meters: MeterCache,
+    pub plans: PlanCache,
     pub ingest: Ingest,
+    /// Rung after something was enqueued.
+    pub wake: Wake,
     pub phase: Arc<Phase>,
 }
 

@@ -5,6 +5,7 @@
 mod rate;
 
 use std::collections::HashMap;
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -15,10 +16,12 @@ use crate::config;
 use crate::error::{Code, Error, Result};
 use crate::event::{self, Event, Input, StoredEvent};
 use crate::meter::Meter;
+use crate::store::decisions::Decided;
 use crate::store::events::{Batch, Known, Outcome};
 use crate::store::meters::MeterCache;
 use crate::store::{Store, events};
 use crate::window::Micros;
+use crate::worker::Wake;
 use rate::RateLimit;
 
 pub use crate::store::events::Kind;
@@ -67,6 +70,9 @@ struct Job {
 #[derive(Clone)]
 pub struct Ingest {
     queue: flume::Sender<Job>,
+    /// Consumptions: each subject always goes to the same one, so that writers of one server do not wait for each
+    /// other's lock on a hot subject, and its decisions are made in large groups.
+    consumptions: Arc<[flume::Sender<Job>]>,
     room: Arc<Semaphore>,
     meters: MeterCache,
     store: Store,
@@ -85,6 +91,7 @@ impl Ingest {
         store: Store,
         meters: MeterCache,
         settings: &config::Ingest,
+        wake: Wake,
     ) -> (Ingest, Vec<tokio::task::JoinHandle<()>>) {
         // bounded by `room`; the channel itself never blocks
         let (queue, jobs) = flume::unbounded::<Job>();
@@ -92,22 +99,29 @@ impl Ingest {
         let writers = if store.is_postgres() { settings.writers } else { 1 };
         // replicas that share a lane only wait for each other
         let first_lane = rand::random_range(0..LANES);
-        let handles = (0..writers)
-            .map(|number| {
-                let writer = Writer {
-                    store: store.clone(),
-                    jobs: jobs.clone(),
-                    known: known.clone(),
-                    lane: (first_lane + number as i16) % LANES,
-                    events_max: settings.batch_events,
-                };
-                tokio::spawn(writer.run())
-            })
-            .collect();
+        let start = |number: usize, jobs: flume::Receiver<Job>| {
+            let writer = Writer {
+                store: store.clone(),
+                jobs,
+                known: known.clone(),
+                lane: (first_lane + number as i16) % LANES,
+                events_max: settings.batch_events,
+                wake: wake.clone(),
+            };
+            tokio::spawn(writer.run())
+        };
+        let mut handles: Vec<_> = (0..writers).map(|number| start(number, jobs.clone())).collect();
+        let mut consumptions = Vec::with_capacity(writers);
+        for number in writers..2 * writers {
+            let (queue, jobs) = flume::unbounded::<Job>();
+            handles.push(start(number, jobs));
+            consumptions.push(queue);
+        }
         let rate = (settings.rate_limit_events > 0)
             .then(|| Arc::new(RateLimit::new(settings.rate_limit_events, settings.rate_limit_window)));
         let room = Arc::new(Semaphore::new(settings.queue_events));
-        (Ingest { queue, room, meters, store, rate, known }, handles)
+        let consumptions = consumptions.into();
+        (Ingest { queue, consumptions, room, meters, store, rate, known }, handles)
     }
 
     /// A meter was deleted, and with it what writers believe to be stored of it.
@@ -142,14 +156,10 @@ impl Ingest {
             let again = tries + 1 < STALE_TRIES;
             let kept = if again { inputs.clone() } else { Vec::new() };
             let admitted = self.admit(workspace_id, std::mem::replace(&mut inputs, kept)).await?;
-            let outcome = self.submit(workspace_id, kind, &admitted, replay_key.clone()).await?;
+            let outcome = self.submit(workspace_id, kind, &admitted, replay_key.clone(), false).await?;
             match outcome {
                 Outcome::Again => {}
-                Outcome::Stale => {
-                    for event in &admitted.events {
-                        self.meters.forget(workspace_id, &event.meter.name);
-                    }
-                }
+                Outcome::Stale => self.forget_meters(workspace_id, &admitted),
                 outcome => {
                     let recorded = admitted.into_recorded(outcome);
                     count(kind, total, &recorded);
@@ -161,6 +171,29 @@ impl Ingest {
             }
         }
         Err(Error::unavailable("the meter is being changed"))
+    }
+
+    /// Decides whether an event with an idempotency key may be consumed, and stores it if so, in one transaction. A
+    /// key that was decided before gets that decision again.
+    pub async fn consume(&self, workspace_id: i64, input: Input) -> Result<Decided> {
+        for _ in 0..STALE_TRIES {
+            let mut admitted = self.admit(workspace_id, vec![input.clone()]).await?;
+            if let Some(failure) = admitted.failed.pop() {
+                return Err(failure.error);
+            }
+            match self.submit(workspace_id, Kind::Single, &admitted, None, true).await? {
+                Outcome::Decided(decided) => return Ok(*decided),
+                Outcome::Stale => self.forget_meters(workspace_id, &admitted),
+                _ => {}
+            }
+        }
+        Err(Error::unavailable("the key or the meter is in use by others"))
+    }
+
+    fn forget_meters(&self, workspace_id: i64, admitted: &Admitted) {
+        for event in &admitted.events {
+            self.meters.forget(workspace_id, &event.meter.name);
+        }
     }
 
     /// Checks every item against its meter.
@@ -210,6 +243,7 @@ impl Ingest {
         kind: Kind,
         admitted: &Admitted,
         replay_key: Option<String>,
+        consumes: bool,
     ) -> Result<Outcome> {
         // a refused single write leaves no trace; a bulk call that came this far does
         if admitted.events.is_empty() && kind == Kind::Single {
@@ -223,6 +257,7 @@ impl Ingest {
             failed: admitted.failed.len() as i64,
             replay_key,
             received_at: admitted.now,
+            consumes,
         };
         let outcome = self.enqueue(batch).await;
         self.refund(workspace_id, charged, &outcome);
@@ -238,8 +273,16 @@ impl Ingest {
         let (answer, answered) = oneshot::channel();
         let job = Job { batch: Arc::new(batch), answer, _room: room };
         let stopped = |_| Error::unavailable("the server is stopping");
-        self.queue.send(job).map_err(|_| Error::unavailable("the server is stopping"))?;
+        self.queue_of(&job.batch).send(job).map_err(|_| Error::unavailable("the server is stopping"))?;
         answered.await.map_err(stopped)?
+    }
+
+    fn queue_of(&self, batch: &Batch) -> &flume::Sender<Job> {
+        let Some(event) = batch.events.first().filter(|_| batch.consumes) else { return &self.queue };
+        let mut hasher = std::hash::DefaultHasher::new();
+        (batch.workspace_id, &event.subject).hash(&mut hasher);
+        let place = hasher.finish() % self.consumptions.len().max(1) as u64;
+        self.consumptions.get(place as usize).unwrap_or(&self.queue)
     }
 
     /// Takes the events out of the workspace's allowance. When that does not suffice, keys that are stored already
@@ -274,6 +317,7 @@ impl Ingest {
         let Some(rate) = self.rate.as_ref().filter(|_| charged > 0) else { return };
         let stored = match outcome {
             Ok(Outcome::Stored(items)) => items.iter().filter(|duplicate| duplicate.is_none()).count() as u64,
+            Ok(Outcome::Decided(decided)) if decided.decision.accepted && !decided.replayed => 1,
             _ => 0,
         };
         rate.give_back(workspace_id, charged.saturating_sub(stored));
@@ -304,7 +348,7 @@ impl Admitted {
                     }
                 }
             }
-            Outcome::Stale | Outcome::Again => {}
+            Outcome::Stale | Outcome::Again | Outcome::Decided(_) => {}
         }
         recorded
     }
@@ -331,6 +375,7 @@ struct Writer {
     known: Arc<Known>,
     lane: i16,
     events_max: usize,
+    wake: Wake,
 }
 
 impl Writer {
@@ -383,6 +428,9 @@ impl Writer {
         let (known, lane) = (self.known.clone(), self.lane);
         let insert = move |conn: &mut _| events::insert(conn, &batches, lane, &known);
         let (outcomes, learned) = self.store.write("events::insert", insert).await?;
+        if learned.enqueued {
+            self.wake.ring();
+        }
         self.known.remember(learned);
         Ok(outcomes)
     }

@@ -1,11 +1,11 @@
 //! Open Spanner: usage metering that is exact and immediate. The rooms, in the order data flows:
 //!
 //! - [`config`] every setting, the only reader of the environment; [`logging`]; [`metrics`]
-//! - [`serve`], [`migrate`]: one file per role
+//! - [`serve`], [`migrate`]: one file per role; [`worker`]: the loop of background work, [`entitlement_worker`]
 //! - [`http`]: the door; parses, asks for permission, calls, answers
 //! - [`auth`]: who is calling and what they may do
-//! - [`meter`], [`event`], [`quantity`], [`window`], [`rollup`], [`usage`]: rules without I/O; [`error`]: what callers
-//!   are told
+//! - [`meter`], [`event`], [`quantity`], [`window`], [`rollup`], [`plan`], [`usage`]: rules without I/O; [`error`]:
+//!   what callers are told
 //! - [`ingest`]: admission, queue, group commit
 //! - [`store`]: the only room that knows SQL
 #![forbid(unsafe_code)]
@@ -13,6 +13,7 @@
 pub mod app;
 pub mod auth;
 pub mod config;
+pub mod entitlement_worker;
 pub mod error;
 pub mod event;
 pub mod http;
@@ -21,6 +22,7 @@ pub mod logging;
 pub mod meter;
 pub mod metrics;
 pub mod migrate;
+pub mod plan;
 pub mod quantity;
 pub mod rollup;
 pub mod serve;

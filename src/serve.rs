@@ -15,10 +15,12 @@ use crate::auth::Auth;
 use crate::auth::key::Flush;
 use crate::config::{Config, Driver};
 use crate::error::{Code, Error, Result};
+use crate::entitlement_worker;
 use crate::http;
 use crate::ingest::Ingest;
 use crate::store::meters::MeterCache;
-use crate::store::{Store, migrations};
+use crate::store::plans::PlanCache;
+use crate::store::{Store, decisions, migrations};
 
 /// Runs until SIGTERM or SIGINT, then drains within `shutdown_timeout`.
 pub async fn run(config: Config, migrate: bool) -> Result<()> {
@@ -29,10 +31,12 @@ pub async fn run(config: Config, migrate: bool) -> Result<()> {
 
     let store = Store::new(&config.db);
     let meters = MeterCache::new(store.clone(), config.cache_ttl);
-    let (ingest, writers) = Ingest::start(store.clone(), meters.clone(), &config.ingest);
+    let plans = PlanCache::new(store.clone(), config.cache_ttl);
+    let wake = Wake::default();
+    let (ingest, writers) = Ingest::start(store.clone(), meters.clone(), &config.ingest, wake.clone());
     let auth = Auth::new(store.clone(), auth_options(&config));
     let phase = Arc::new(Phase::default());
-    let app = App { config: config.clone(), store, auth, meters, ingest, phase };
+    let app = App { config: config.clone(), store, auth, meters, plans, ingest, wake, phase };
 
     let listener = config.http.addr.bind().map_err(|error| cannot_listen(&config.http.addr, error))?;
     announce("http", &listener);

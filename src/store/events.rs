@@ -2,7 +2,9 @@
 //! runs. The only file that writes events. Statements come in a fixed order and every batch of rows is sorted, so
 //! that two writers never wait for each other in a circle.
 
+mod decide;
 mod postgres;
+mod quota;
 mod sqlite;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -12,8 +14,11 @@ use moka::sync::Cache;
 use uuid::Uuid;
 
 use crate::event::{self, Event, StoredEvent};
+use crate::plan::Plan;
+use crate::plan::assignment::Span;
 use crate::quantity::Quantity;
 use crate::rollup;
+use crate::store::decisions::{Decided, Decision};
 use crate::store::{Conn, Fault};
 use crate::window::Micros;
 
@@ -45,6 +50,8 @@ pub struct Batch {
     /// The call's own idempotency key (bulk header, stream metadata).
     pub replay_key: Option<String>,
     pub received_at: Micros,
+    /// One event with a key, stored only if the quota allows.
+    pub consumes: bool,
 }
 
 /// What became of one batch.
@@ -54,6 +61,8 @@ pub enum Outcome {
     Stored(Vec<Option<StoredEvent>>),
     /// The call was answered before; its lists as JSON.
     Replayed { accepted: String, duplicates: String },
+    /// A consumption was granted or refused, now or before.
+    Decided(Box<Decided>),
     /// A meter changed since the events were checked: check them again.
     Stale,
     /// Another batch of the same transaction uses the same replay key: try again in the next one.
@@ -64,10 +73,14 @@ pub enum Outcome {
 pub struct Known {
     subjects: Cache<(i64, String), i64>,
     dimension_sets: Cache<(i64, [u8; 16]), ()>,
+    /// Of a subject, with the version of its workspace's assignments.
+    histories: Cache<i64, (i64, Arc<[Span]>)>,
+    plans: Cache<i64, Arc<Plan>>,
 }
 
 const KNOWN_SUBJECTS_MAX: u64 = 200_000;
 const KNOWN_DIMENSION_SETS_MAX: u64 = 100_000;
+const KNOWN_PLANS_MAX: u64 = 10_000;
 
 impl Default for Known {
     fn default() -> Self {
@@ -77,6 +90,8 @@ impl Default for Known {
                 .max_capacity(KNOWN_DIMENSION_SETS_MAX)
                 .support_invalidation_closures()
                 .build(),
+            histories: Cache::new(KNOWN_SUBJECTS_MAX),
+            plans: Cache::new(KNOWN_PLANS_MAX),
         }
     }
 }
@@ -86,6 +101,10 @@ impl Default for Known {
 pub struct Learned {
     subjects: Vec<((i64, String), i64)>,
     dimension_sets: Vec<(i64, [u8; 16])>,
+    histories: Vec<(i64, (i64, Arc<[Span]>))>,
+    plans: Vec<Arc<Plan>>,
+    /// Whether workers have something to do now.
+    pub enqueued: bool,
 }
 
 impl Known {
@@ -95,6 +114,12 @@ impl Known {
         }
         for set in learned.dimension_sets {
             self.dimension_sets.insert(set, ());
+        }
+        for (subject_id, history) in learned.histories {
+            self.histories.insert(subject_id, history);
+        }
+        for plan in learned.plans {
+            self.plans.insert(plan.id, plan);
         }
     }
 
@@ -132,13 +157,16 @@ pub fn insert(
     work.drop_stale(conn)?;
     work.drop_replayed(conn)?;
     work.find_subjects(conn, known)?;
+    work.find_histories(conn, known)?;
+    work.decide(conn)?;
     work.take_keys(conn)?;
+    work.check_decisions()?;
     work.write_dimension_sets(conn, known)?;
     work.write_events(conn)?;
     work.write_replays(conn)?;
     work.write_runs(conn)?;
-    // quota counters and the outbox of what follows from a write join here
     work.write_rollups(conn)?;
+    work.write_counters(conn)?;
     Ok(work.finish())
 }
 
@@ -148,6 +176,14 @@ struct Work<'a> {
     /// Set once the fate of a whole batch is known.
     decided: Vec<Option<Outcome>>,
     subjects: HashMap<(i64, String), i64>,
+    /// By workspace; 0 while nothing was ever assigned.
+    assignment_versions: HashMap<i64, i64>,
+    /// By subject, where the workspace has assignments.
+    histories: HashMap<i64, Arc<[Span]>>,
+    /// All plans of those histories.
+    plans: HashMap<i64, Arc<Plan>>,
+    /// Of consumptions that go on to be stored, by batch.
+    decisions: HashMap<usize, Decision>,
     /// Events whose key was taken, with what to answer.
     duplicates: HashMap<Place, StoredEvent>,
     learned: Learned,
@@ -160,6 +196,10 @@ impl<'a> Work<'a> {
             lane,
             decided: batches.iter().map(|_| None).collect(),
             subjects: HashMap::new(),
+            assignment_versions: HashMap::new(),
+            histories: HashMap::new(),
+            plans: HashMap::new(),
+            decisions: HashMap::new(),
             duplicates: HashMap::new(),
             learned: Learned::default(),
         }
@@ -203,10 +243,12 @@ impl<'a> Work<'a> {
         if meter_ids.is_empty() {
             return Ok(());
         }
-        let versions: HashMap<i64, i32> = match conn {
+        let rows: Vec<(i64, i32, i64, i64)> = match conn {
             Conn::Postgres(c) => postgres::lock_meters(c, &meter_ids)?,
             Conn::Sqlite(c) => sqlite::meter_versions(c, &meter_ids)?,
         };
+        let versions: HashMap<i64, i32> = rows.iter().map(|(id, version, ..)| (*id, *version)).collect();
+        self.assignment_versions = rows.into_iter().map(|(_, _, workspace, version)| (workspace, version)).collect();
         for (at, batch) in self.batches.iter().enumerate() {
             let is_stale = |event: &Event| versions.get(&event.meter.id) != Some(&event.meter.version);
             if batch.events.iter().any(is_stale) {
@@ -385,6 +427,7 @@ impl<'a> Work<'a> {
                 let total = batch.events.len() as i64;
                 let duplicates = match &self.decided[at] {
                     Some(Outcome::Replayed { .. }) => total,
+                    Some(Outcome::Decided(decided)) if decided.replayed && decided.decision.accepted => total,
                     Some(_) => return None,
                     None => (0..batch.events.len())
                         .filter(|item| self.duplicates.contains_key(&(at, *item)))
@@ -431,6 +474,14 @@ impl<'a> Work<'a> {
             .enumerate()
             .map(|(at, batch)| match self.decided[at].take() {
                 Some(outcome) => outcome,
+                None if batch.consumes => {
+                    let event = batch.events.first().map(StoredEvent::of);
+                    let event = self.duplicates.remove(&(at, 0)).or(event);
+                    match self.decisions.remove(&at) {
+                        Some(decision) => Outcome::Decided(Box::new(Decided { decision, event, replayed: false })),
+                        None => Outcome::Again,
+                    }
+                }
                 None => {
                     let items = 0..batch.events.len();
                     Outcome::Stored(items.map(|item| self.duplicates.remove(&(at, item))).collect())

@@ -5,12 +5,18 @@
 //! Blocking diesel never runs on an async thread: a permit of the pool's semaphore is awaited, then the work runs
 //! on a blocking thread that finds its connection free.
 
+pub mod assignments;
+pub mod counters;
+pub mod decisions;
+pub mod entitlements;
 pub mod events;
 pub mod jobs;
 pub mod keys;
 pub mod meters;
 pub mod migrations;
+pub mod plans;
 mod prepared;
+pub mod progress;
 pub mod schema;
 pub mod sessions;
 mod sqlite;
@@ -85,6 +91,8 @@ pub enum Fault {
     Database(DieselError),
     /// The transaction could not even begin, so repeating it is safe.
     NotStarted(Box<Fault>),
+    /// What the transaction was built on is no longer true: run it again from the start.
+    Repeat,
 }
 
 impl From<DieselError> for Fault {
@@ -162,6 +170,7 @@ impl Fault {
                 matches!(kind, DatabaseErrorKind::SerializationFailure)
                     || info.message().contains("deadlock detected")
             }
+            Fault::Repeat => true,
             _ => false,
         }
     }
@@ -175,6 +184,7 @@ impl Fault {
                 Error::unavailable("the database does not answer")
             }
             Fault::NotStarted(inner) => inner.into_error(operation),
+            Fault::Repeat => Error::unavailable("too many changes at once"),
             Fault::Database(error) => {
                 log::error!(operation, error:% = error; "database error");
                 Error::new(crate::error::Code::Internal, "internal server error")

@@ -1,6 +1,6 @@
 //! The hot insert on PostgreSQL: one UNNEST statement per table, all of them prepared.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use bigdecimal::BigDecimal;
 use diesel::sql_types::{Array, BigInt, Binary, Integer, Nullable, Numeric, SmallInt, Text};
@@ -23,8 +23,9 @@ prepared!(
 );
 prepared!(
     MeterVersions for PgConnection,
-    (ids: Array<BigInt> = Vec<i64>) -> (BigInt, Integer),
-    "SELECT id, version FROM meters WHERE id = ANY(?)"
+    (ids: Array<BigInt> = Vec<i64>) -> (BigInt, Integer, BigInt, BigInt),
+    "SELECT m.id, m.version, w.id, w.assignment_version
+     FROM meters m JOIN workspaces w ON w.id = m.workspace_id WHERE m.id = ANY(?)"
 );
 prepared!(
     LockReplay for PgConnection,
@@ -123,10 +124,10 @@ prepared!(
                               THEN excluded.last_quantity ELSE r.last_quantity END"
 );
 
-pub fn lock_meters(conn: &mut PgConnection, ids: &Vec<i64>) -> Result<HashMap<i64, i32>, Fault> {
+/// Meters and their versions, workspaces and the versions of their assignments.
+pub fn lock_meters(conn: &mut PgConnection, ids: &Vec<i64>) -> Result<Vec<(i64, i32, i64, i64)>, Fault> {
     LockMeters { class: &METER_LOCK, ids }.execute(conn)?;
-    let rows: Vec<(i64, i32)> = MeterVersions { ids }.load(conn)?;
-    Ok(rows.into_iter().collect())
+    Ok(MeterVersions { ids }.load(conn)?)
 }
 
 pub fn find_replay(
@@ -184,8 +185,14 @@ pub fn take_keys(conn: &mut PgConnection, rows: &[KeyRow]) -> Result<Vec<Taken>,
         return Ok(Vec::new());
     }
     let new: std::collections::HashSet<(i64, Vec<u8>)> = new.into_iter().collect();
-    let (workspace_ids, keys): (Vec<i64>, Vec<Vec<u8>>) =
-        rows.iter().map(|row| (row.workspace_id, row.key.clone())).filter(|key| !new.contains(key)).unzip();
+    let taken: Vec<LedgerKey> =
+        rows.iter().map(|row| (row.workspace_id, row.key.clone())).filter(|key| !new.contains(key)).collect();
+    find_taken(conn, &taken)
+}
+
+/// Those of the keys that are taken.
+pub fn find_taken(conn: &mut PgConnection, keys: &[LedgerKey]) -> Result<Vec<Taken>, Fault> {
+    let (workspace_ids, keys): (Vec<i64>, Vec<Vec<u8>>) = keys.iter().cloned().unzip();
     let taken: Vec<TakenRow> = FindTaken { workspace_ids: &workspace_ids, keys: &keys }.load(conn)?;
     taken.into_iter().map(taken_of).collect()
 }
