@@ -6,6 +6,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Deserializer, Serialize, de};
 use serde_json::value::RawValue;
 use serde_json::{Map, Number, Value};
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::error::{Error, Result};
@@ -18,13 +19,16 @@ pub const KEY_BYTES_MAX: usize = 255;
 pub const METADATA_BYTES_MAX: usize = 65_536;
 
 /// One event as a client sends it.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, ToSchema)]
+#[schema(as = UsageEventInput)]
 pub struct Input {
     pub idempotency_key: Option<String>,
     pub subject: Option<String>,
     pub meter: Option<String>,
+    #[schema(value_type = Quantity)]
     pub quantity: Option<InputQuantity>,
     pub timestamp: Option<String>,
+    #[schema(value_type = Option<Object>)]
     pub metadata: Option<Map<String, Value>>,
     /// A time that needs no parsing (gRPC).
     #[serde(skip)]
@@ -228,7 +232,8 @@ pub fn ledger_key(key: &str) -> Vec<u8> {
 }
 
 /// An event as it is answered (rest.md 12.4); fields in wire order.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(as = UsageEvent)]
 pub struct StoredEvent {
     pub id: String,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -238,6 +243,7 @@ pub struct StoredEvent {
     pub quantity: Quantity,
     pub timestamp: Micros,
     pub received_at: Micros,
+    #[schema(value_type = Object)]
     pub metadata: Box<RawValue>,
 }
 

@@ -3,6 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use utoipa::ToSchema;
 
 use crate::error::{Error, Result};
 use crate::window::Micros;
@@ -13,7 +14,7 @@ pub const DIMENSIONS_MAX: usize = 100;
 pub const RETENTION_DAYS_DEFAULT: i32 = 90;
 pub const RETENTION_DAYS_MAX: i64 = 3_650;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Aggregation {
     Sum,
@@ -62,7 +63,7 @@ impl Aggregation {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum DimensionType {
     String,
@@ -137,7 +138,7 @@ pub struct Meter {
 }
 
 /// A dimension as a client describes it.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, ToSchema)]
 pub struct DimensionInput {
     pub name: Option<String>,
     pub display_name: Option<String>,

@@ -38,6 +38,9 @@ pub async fn run(config: Config, migrate: bool) -> Result<()> {
     let phase = Arc::new(Phase::default());
     let app = App { config: config.clone(), store, auth, meters, plans, ingest, wake, phase };
 
+    if config.auth.oauth.github.is_some() || config.auth.oauth.google.is_some() {
+        log::warn!("sign-in providers are configured, but this version has none");
+    }
     let listener = config.http.addr.bind().map_err(|error| cannot_listen(&config.http.addr, error))?;
     announce("http", &listener);
     let server = http_server(&app, listener)?;
@@ -106,12 +109,14 @@ fn announce(kind: &'static str, listener: &TcpListener) {
 fn http_server(app: &App, listener: TcpListener) -> Result<ServerHandle> {
     let data = web::Data::new(app.clone());
     let demands = web::Data::new(http::Demands::default());
+    let document = http::openapi::document()?;
     let server = HttpServer::new(move || {
         HttpApp::new()
             .app_data(data.clone())
             .app_data(demands.clone())
             .wrap(Compress::default())
             .wrap(from_fn(http::gate))
+            .service(http::openapi::viewer(document.clone()))
             .configure(http::routes)
     })
     .workers(app.config.http.workers)

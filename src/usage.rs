@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 use serde_json::{Map, Value};
+use utoipa::ToSchema;
 
 use crate::error::{Error, Result};
 use crate::event::parse_subject;
@@ -179,7 +180,8 @@ pub fn parse_subject_filter(text: &str) -> Result<Option<String>> {
 pub type Cells = BTreeMap<(Micros, Vec<String>), Part>;
 
 /// One row of a bucket answer; fields in wire order.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(as = UsageBucket)]
 pub struct Bucket {
     pub subject: String,
     pub meter: String,

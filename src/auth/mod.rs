@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::auth::key::LastUsed;
 use crate::auth::memory::Memory;
@@ -66,12 +67,13 @@ pub enum Credential {
 }
 
 /// The public fields of a user, in the order of the wire.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct User {
     pub id: String,
     pub email: String,
     pub workspace_id: String,
     pub workspace_name: String,
+    #[schema(value_type = String)]
     pub role: Role,
     pub created_at: Micros,
 }

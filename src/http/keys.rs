@@ -3,6 +3,7 @@
 
 use actix_web::{HttpResponse, web};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::app::App;
 use crate::auth::Caller;
@@ -14,8 +15,9 @@ use crate::store::keys::{ApiKey, KeyEvent};
 use crate::window::Micros;
 
 /// A key on the wire; fields in contract order.
-#[derive(Serialize)]
-struct KeyView<'a> {
+#[derive(Serialize, ToSchema)]
+#[schema(as = ApiKey)]
+pub struct KeyView<'a> {
     id: &'a str,
     name: &'a str,
     prefix: &'a str,
@@ -51,8 +53,9 @@ impl<'a> KeyView<'a> {
     }
 }
 
-#[derive(Serialize)]
-struct EventView<'a> {
+#[derive(Serialize, ToSchema)]
+#[schema(as = ApiKeyEvent)]
+pub struct EventView<'a> {
     id: &'a str,
     api_key_id: &'a str,
     key_name: &'a str,
@@ -80,7 +83,8 @@ impl<'a> EventView<'a> {
     }
 }
 
-#[derive(Default, Deserialize)]
+#[derive(Default, Deserialize, ToSchema)]
+#[schema(as = ApiKeyInput)]
 pub struct KeyInput {
     name: Option<String>,
     scopes: Option<Vec<String>>,
@@ -112,7 +116,8 @@ pub async fn revoke(app: web::Data<App>, caller: Caller, Id(id): Id) -> Result<H
     Ok(respond::no_content())
 }
 
-#[derive(Default, Deserialize)]
+#[derive(Default, Deserialize, ToSchema)]
+#[schema(as = ApiKeyRotation)]
 pub struct RotateInput {
     grace_period_seconds: Option<i64>,
 }

@@ -2,6 +2,7 @@
 
 use actix_web::{HttpResponse, web};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::app::App;
 use crate::auth::Caller;
@@ -13,8 +14,9 @@ use crate::store;
 use crate::window::Micros;
 
 /// A meter on the wire; fields in contract order.
-#[derive(Serialize)]
-struct MeterView<'a> {
+#[derive(Serialize, ToSchema)]
+#[schema(as = Meter)]
+pub struct MeterView<'a> {
     id: &'a str,
     name: &'a str,
     description: &'a str,
@@ -25,8 +27,9 @@ struct MeterView<'a> {
     created_at: Micros,
 }
 
-#[derive(Serialize)]
-struct DimensionView<'a> {
+#[derive(Serialize, ToSchema)]
+#[schema(as = Dimension)]
+pub struct DimensionView<'a> {
     name: &'a str,
     display_name: &'a str,
     description: &'a str,
@@ -59,7 +62,7 @@ impl<'a> MeterView<'a> {
     }
 }
 
-#[derive(Default, Deserialize)]
+#[derive(Default, Deserialize, ToSchema)]
 pub struct MeterInput {
     name: Option<String>,
     description: Option<String>,

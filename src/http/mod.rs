@@ -4,6 +4,7 @@
 pub mod extract;
 pub mod keys;
 pub mod meters;
+pub mod openapi;
 pub mod respond;
 pub mod session;
 pub mod system;
@@ -53,6 +54,7 @@ pub fn endpoints() -> Vec<Endpoint> {
     const fn reads(scopes: &'static [Scope]) -> Access { Access::Key(scopes, Role::Viewer) }
     const fn writes(scopes: &'static [Scope]) -> Access { Access::Key(scopes, Role::Admin) }
     vec![
+        endpoint(Method::GET, "/", PUBLIC, system::home),
         endpoint(Method::GET, "/health", PUBLIC, system::health),
         endpoint(Method::GET, "/ready", PUBLIC, system::ready),
 
@@ -62,6 +64,8 @@ pub fn endpoints() -> Vec<Endpoint> {
         endpoint(Method::DELETE, "/v1/auth/session", PUBLIC, session::logout),
         endpoint(Method::POST, "/v1/auth/session/refresh", PUBLIC, session::refresh),
         endpoint(Method::GET, "/v1/auth/providers", PUBLIC, session::providers),
+        endpoint(Method::GET, "/v1/auth/oauth/{provider}", PUBLIC, session::oauth_start),
+        endpoint(Method::GET, "/v1/auth/oauth/{provider}/callback", PUBLIC, session::oauth_callback),
         endpoint(Method::GET, "/v1/auth/api-keys", MEMBER, keys::list),
         endpoint(Method::POST, "/v1/auth/api-keys", MANAGER, keys::create),
         endpoint(Method::DELETE, "/v1/auth/api-keys/{id}", MANAGER, keys::revoke),

@@ -6,41 +6,47 @@ use std::net::IpAddr;
 use actix_web::http::{StatusCode, header};
 use actix_web::{HttpRequest, HttpResponse, web};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::app::App;
 use crate::auth::session::{ACCESS_COOKIE, REFRESH_COOKIE, SignedIn, clearing_cookies, cookie, is_secure};
 use crate::auth::throttle::client_address;
 use crate::auth::{Caller, User};
 use crate::error::{Error, Result};
-use crate::http::extract::{Body, Json};
+use crate::http::extract::{Body, Id, Json};
 use crate::http::{peer, respond};
 use crate::window::Micros;
 
-#[derive(Default, Deserialize)]
+#[derive(Default, Deserialize, ToSchema)]
+#[schema(as = Credentials)]
 pub struct CredentialsInput {
     email: Option<String>,
     password: Option<String>,
 }
 
-#[derive(Serialize)]
-struct SessionView<'a> {
+#[derive(Serialize, ToSchema)]
+#[schema(as = Session)]
+pub struct SessionView<'a> {
     expires_at: Micros,
     user: &'a User,
 }
 
-#[derive(Serialize)]
-struct CurrentView<'a> {
+#[derive(Serialize, ToSchema)]
+#[schema(as = CurrentSession)]
+pub struct CurrentView<'a> {
     user: &'a User,
 }
 
-#[derive(Serialize)]
-struct ProvidersView {
+#[derive(Serialize, ToSchema)]
+#[schema(as = Providers)]
+pub struct ProvidersView {
     items: [ProviderView; 2],
     registration_enabled: bool,
 }
 
-#[derive(Serialize)]
-struct ProviderView {
+#[derive(Serialize, ToSchema)]
+#[schema(as = Provider)]
+pub struct ProviderView {
     enabled: bool,
     id: &'static str,
     name: &'static str,
@@ -128,4 +134,14 @@ fn secure(app: &App, request: &HttpRequest) -> bool {
 fn address(app: &App, request: &HttpRequest) -> IpAddr {
     let forwarded_for = sent_header(request, "x-forwarded-for");
     client_address(peer(request), &app.config.http.trusted_proxies, forwarded_for)
+}
+
+/// Starts a sign-in with a provider. None is part of this version, so each is as unknown as a made-up one.
+pub async fn oauth_start(Id(provider): Id) -> Result<HttpResponse> {
+    Err(Error::not_found(format!("sign-in provider {provider:?}")))
+}
+
+/// Where a provider sends people back to; whatever cannot succeed leads to the login page (auth.md 4.2).
+pub async fn oauth_callback() -> HttpResponse {
+    HttpResponse::Found().insert_header((header::LOCATION, "/login")).finish()
 }

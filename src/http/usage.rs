@@ -3,6 +3,7 @@
 use actix_web::http::{StatusCode, header};
 use actix_web::{HttpRequest, HttpResponse, web};
 use serde::Deserialize;
+use utoipa::ToSchema;
 
 use crate::app::App;
 use crate::auth::Caller;
@@ -83,18 +84,33 @@ fn raw(text: String) -> Result<Vec<Box<serde_json::value::RawValue>>> {
     serde_json::from_str(&text).map_err(Error::internal)
 }
 
-#[derive(serde::Serialize)]
-struct BulkResult {
+#[derive(serde::Serialize, ToSchema)]
+#[schema(as = BulkResult)]
+pub struct BulkResult {
     accepted: usize,
     duplicates: usize,
     failed: usize,
+    #[schema(value_type = Vec<crate::event::StoredEvent>)]
     accepted_items: Vec<Box<serde_json::value::RawValue>>,
+    #[schema(value_type = Vec<crate::event::StoredEvent>)]
     duplicate_items: Vec<Box<serde_json::value::RawValue>>,
+    #[schema(value_type = Vec<BulkFailure>)]
     failed_items: Vec<crate::ingest::Failure>,
 }
 
+/// How a failed item is written.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "describes what ingest::Failure serialises to")]
+pub struct BulkFailure {
+    /// Position in the request, from 0.
+    index: usize,
+    code: String,
+    message: String,
+}
+
 /// Body of a bucket search.
-#[derive(Default, Deserialize)]
+#[derive(Default, Deserialize, ToSchema)]
+#[schema(as = UsageSearch)]
 pub struct Search {
     subject: Option<String>,
     meter: Option<String>,

@@ -7,6 +7,7 @@ mod postgres;
 mod quota;
 mod sqlite;
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
@@ -135,6 +136,8 @@ impl Known {
 type Place = (usize, usize);
 /// Workspace and ledger key.
 type LedgerKey = (i64, Vec<u8>);
+/// Workspace and name.
+type SubjectName = (i64, String);
 
 /// A key that was taken before, with the event it stands for as far as that is still stored.
 struct Taken {
@@ -266,10 +269,9 @@ impl<'a> Work<'a> {
             let counts = self.decided[at].is_none() && !batch.events.is_empty();
             let Some(key) = batch.replay_key.as_deref().filter(|_| counts) else { continue };
             let key = (batch.workspace_id, event::ledger_key(key));
-            if keys.contains_key(&key) {
-                self.decided[at] = Some(Outcome::Again);
-            } else {
-                keys.insert(key, at);
+            match keys.entry(key) {
+                Entry::Occupied(_) => self.decided[at] = Some(Outcome::Again),
+                Entry::Vacant(free) => drop(free.insert(at)),
             }
         }
         for (key, at) in keys {
@@ -313,10 +315,9 @@ impl<'a> Work<'a> {
         for (place, workspace_id, event) in self.candidates() {
             let Some(key) = &event.key else { continue };
             let key = (workspace_id, event::ledger_key(key));
-            if first.contains_key(&key) {
-                later.push((key, place));
-            } else {
-                first.insert(key, (place, event));
+            match first.entry(key) {
+                Entry::Occupied(taken) => later.push((taken.key().clone(), place)),
+                Entry::Vacant(free) => drop(free.insert((place, event))),
             }
         }
         if first.is_empty() {

@@ -6,7 +6,7 @@ use bigdecimal::BigDecimal;
 use diesel::sql_types::{Array, BigInt, Binary, Integer, Nullable, Numeric, SmallInt, Text};
 use diesel::{PgConnection, RunQueryDsl};
 
-use super::{EventRow, EventText, KeyRow, LedgerKey, RunRow, Taken, uuid_of};
+use super::{EventRow, EventText, KeyRow, LedgerKey, RunRow, SubjectName, Taken, uuid_of};
 use crate::event::Event;
 use crate::rollup::{Key, Part};
 use crate::store::prepared::prepared;
@@ -143,8 +143,8 @@ pub fn find_replay(
 
 pub fn find_or_add_subjects(
     conn: &mut PgConnection,
-    missing: &[(i64, String)],
-) -> Result<Vec<((i64, String), i64)>, Fault> {
+    missing: &[SubjectName],
+) -> Result<Vec<(SubjectName, i64)>, Fault> {
     let (workspace_ids, names): (Vec<i64>, Vec<String>) = missing.iter().cloned().unzip();
     let (workspace_ids, names) = (&workspace_ids, &names);
     let mut rows: Vec<(i64, String, i64)> = FindSubjects { workspace_ids, names }.load(conn)?;

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use diesel::sql_types::{BigInt, Binary, Integer, Nullable, SmallInt, Text};
 use diesel::{OptionalExtension, RunQueryDsl, SqliteConnection, sql_query};
 
-use super::{EventRow, EventText, KeyRow, LedgerKey, RunRow, Taken, event_columns, uuid_of};
+use super::{EventRow, EventText, KeyRow, LedgerKey, RunRow, SubjectName, Taken, event_columns, uuid_of};
 use crate::event::Event;
 use crate::rollup::{Key, Part};
 use crate::store::Fault;
@@ -111,8 +111,8 @@ pub fn find_replay(
 
 pub fn find_or_add_subjects(
     conn: &mut SqliteConnection,
-    missing: &[(i64, String)],
-) -> Result<Vec<((i64, String), i64)>, Fault> {
+    missing: &[SubjectName],
+) -> Result<Vec<(SubjectName, i64)>, Fault> {
     let mut found = Vec::with_capacity(missing.len());
     for (workspace_id, name) in missing {
         let id = match (FindSubject { workspace_id, name }).get_result(conn).optional()? {

@@ -1,0 +1,425 @@
+//! The OpenAPI document, made from the route table and the types that handlers read and write. What each operation
+//! does is described in `operations`; who may call it, and which errors follow from that, comes from the table.
+
+mod operations;
+
+use std::collections::BTreeMap;
+
+use actix_web::dev::HttpServiceFactory;
+use actix_web::http::{Method, header};
+use actix_web::middleware::DefaultHeaders;
+use actix_web::{guard, web};
+use utoipa::openapi::path::{OperationBuilder, Parameter, ParameterBuilder, ParameterIn};
+use utoipa::openapi::request_body::RequestBodyBuilder;
+use utoipa::openapi::schema::{
+    AdditionalProperties, ArrayBuilder, KnownFormat, ObjectBuilder, OneOfBuilder, SchemaFormat, Type,
+};
+use utoipa::openapi::security::{
+    ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme,
+};
+use utoipa::openapi::{
+    ComponentsBuilder, ContentBuilder, HttpMethod, InfoBuilder, LicenseBuilder, OpenApi, OpenApiBuilder,
+    Paths, Ref, RefOr, Required, ResponseBuilder, Schema,
+};
+use utoipa::{PartialSchema, ToSchema};
+use utoipa_swagger_ui::SwaggerUi;
+
+use crate::auth::permission::Access;
+use crate::auth::session::{ACCESS_COOKIE, REFRESH_COOKIE};
+use crate::error::{Error, Result};
+use crate::http::Endpoint;
+use crate::http::respond::Envelope;
+use crate::http::usage::BulkResult;
+use crate::quantity::Quantity;
+use crate::window::Micros;
+
+type Component = (String, RefOr<Schema>);
+
+/// A schema and the components it refers to.
+#[derive(Clone)]
+struct Shape {
+    schema: RefOr<Schema>,
+    components: Vec<Component>,
+}
+
+impl Shape {
+    fn of<T: ToSchema>() -> Self {
+        let mut components = vec![(T::name().into_owned(), T::schema())];
+        T::schemas(&mut components);
+        Shape { schema: Ref::from_schema_name(T::name()).into(), components }
+    }
+
+    fn list_of<T: ToSchema>() -> Self {
+        let shape = Shape::of::<T>();
+        Shape { schema: ArrayBuilder::new().items(shape.schema).into(), ..shape }
+    }
+
+    /// `{"items": […], "next_cursor"?}`
+    fn page_of<T: ToSchema>() -> Self {
+        let list = Shape::list_of::<T>();
+        let page = ObjectBuilder::new()
+            .property("items", list.schema)
+            .required("items")
+            .property("next_cursor", ObjectBuilder::new().schema_type(Type::String));
+        Shape { schema: page.into(), components: list.components }
+    }
+}
+
+/// What the document says of an operation beyond the route table.
+struct Doc {
+    tag: &'static str,
+    summary: &'static str,
+    parameters: Vec<Parameter>,
+    body: Option<Shape>,
+    /// Status, words, content type and shape of each answer that is no error.
+    answers: Vec<(u16, &'static str, Option<(&'static str, Shape)>)>,
+    /// Statuses of the error envelope beyond those that every operation of its kind has.
+    errors: Vec<u16>,
+}
+
+const JSON: &str = "application/json";
+
+impl Doc {
+    fn new(tag: &'static str, summary: &'static str) -> Self {
+        Doc { tag, summary, parameters: Vec::new(), body: None, answers: Vec::new(), errors: Vec::new() }
+    }
+
+    fn body<T: ToSchema>(mut self) -> Self {
+        self.body = Some(Shape::of::<T>());
+        self
+    }
+
+    fn body_list<T: ToSchema>(mut self) -> Self {
+        self.body = Some(Shape::list_of::<T>());
+        self
+    }
+
+    fn answer<T: ToSchema>(mut self, status: u16, words: &'static str) -> Self {
+        self.answers.push((status, words, Some((JSON, Shape::of::<T>()))));
+        self
+    }
+
+    fn list<T: ToSchema>(mut self, words: &'static str) -> Self {
+        self.answers.push((200, words, Some((JSON, Shape::list_of::<T>()))));
+        self
+    }
+
+    fn page<T: ToSchema>(mut self, words: &'static str) -> Self {
+        self.answers.push((200, words, Some((JSON, Shape::page_of::<T>()))));
+        self
+    }
+
+    fn html(mut self, words: &'static str) -> Self {
+        let text =
+            Shape { schema: ObjectBuilder::new().schema_type(Type::String).into(), components: Vec::new() };
+        self.answers.push((200, words, Some(("text/html; charset=utf-8", text))));
+        self
+    }
+
+    fn empty(mut self, status: u16, words: &'static str) -> Self {
+        self.answers.push((status, words, None));
+        self
+    }
+
+    fn errors(mut self, statuses: &[u16]) -> Self {
+        self.errors.extend_from_slice(statuses);
+        self
+    }
+
+    fn parameter(mut self, parameter: Parameter) -> Self {
+        self.parameters.push(parameter);
+        self
+    }
+
+    fn text(self, name: &str, words: &str) -> Self {
+        self.parameter(query(
+            name,
+            words,
+            ObjectBuilder::new().schema_type(Type::String).into(),
+            Required::False,
+        ))
+    }
+
+    fn required_text(self, name: &str, words: &str) -> Self {
+        self.parameter(query(
+            name,
+            words,
+            ObjectBuilder::new().schema_type(Type::String).into(),
+            Required::True,
+        ))
+    }
+
+    fn time(self, name: &str, words: &str, required: Required) -> Self {
+        self.parameter(query(name, words, Micros::schema(), required))
+    }
+
+    fn repeated(self, name: &str, words: &str) -> Self {
+        let list = ArrayBuilder::new().items(ObjectBuilder::new().schema_type(Type::String));
+        self.parameter(query(name, words, list.into(), Required::False))
+    }
+
+    fn limit(self, default: i64, max: i64) -> Self {
+        let schema = ObjectBuilder::new().schema_type(Type::Integer).minimum(Some(1));
+        let words = format!("How many rows, {default} unless told, at most {max}.");
+        self.parameter(query("limit", &words, schema.into(), Required::False))
+    }
+
+    fn cursor(self) -> Self {
+        self.text("cursor", "`next_cursor` of the page before.")
+    }
+}
+
+fn query(name: &str, words: &str, schema: RefOr<Schema>, required: Required) -> Parameter {
+    ParameterBuilder::new()
+        .name(name)
+        .parameter_in(ParameterIn::Query)
+        .required(required)
+        .description(Some(words))
+        .schema(Some(schema))
+        .build()
+}
+
+fn path_parameters(path: &str) -> Vec<Parameter> {
+    let names = path.split('{').skip(1).filter_map(|rest| rest.split('}').next());
+    names
+        .map(|name| {
+            ParameterBuilder::new()
+                .name(name)
+                .parameter_in(ParameterIn::Path)
+                .required(Required::True)
+                .schema(Some(ObjectBuilder::new().schema_type(Type::String)))
+                .build()
+        })
+        .collect()
+}
+
+impl PartialSchema for Micros {
+    fn schema() -> RefOr<Schema> {
+        ObjectBuilder::new()
+            .schema_type(Type::String)
+            .format(Some(SchemaFormat::KnownFormat(KnownFormat::DateTime)))
+            .into()
+    }
+}
+
+impl ToSchema for Micros {}
+
+impl PartialSchema for Quantity {
+    fn schema() -> RefOr<Schema> {
+        ObjectBuilder::new().schema_type(Type::Number).description(Some("Exact decimal.")).into()
+    }
+}
+
+impl ToSchema for Quantity {}
+
+/// Any JSON object, such as event metadata.
+pub struct AnyObject;
+
+impl PartialSchema for AnyObject {
+    fn schema() -> RefOr<Schema> {
+        ObjectBuilder::new().additional_properties(Some(AdditionalProperties::FreeForm(true))).into()
+    }
+}
+
+impl ToSchema for AnyObject {}
+
+/// A 400 of the bulk write: every item failed, or the call itself did.
+pub struct BulkOrError;
+
+impl PartialSchema for BulkOrError {
+    fn schema() -> RefOr<Schema> {
+        let either = [Ref::from_schema_name(BulkResult::name()), Ref::from_schema_name(Envelope::name())];
+        either.into_iter().fold(OneOfBuilder::new(), |all, one| all.item(one)).into()
+    }
+}
+
+impl ToSchema for BulkOrError {}
+
+/// The whole document; fails when a route has no description.
+pub fn document() -> Result<OpenApi> {
+    let mut components: BTreeMap<String, RefOr<Schema>> = BTreeMap::new();
+    components.extend(Shape::of::<Envelope>().components);
+    let mut paths = Paths::new();
+    for endpoint in super::endpoints() {
+        let doc = operations::describe(&endpoint.method, endpoint.path).ok_or_else(|| {
+            Error::internal(format!("{} {} is not described", endpoint.method, endpoint.path))
+        })?;
+        let operation = operation(&endpoint, doc, &mut components);
+        paths.add_path_operation(endpoint.path, vec![method(&endpoint.method)], operation);
+    }
+    let components = components
+        .into_iter()
+        .fold(ComponentsBuilder::new(), |all, (name, schema)| all.schema(name, schema))
+        .security_scheme(
+            "api_key",
+            SecurityScheme::Http(HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build()),
+        )
+        .security_scheme("session", cookie_scheme(ACCESS_COOKIE))
+        .security_scheme("refresh", cookie_scheme(REFRESH_COOKIE))
+        .build();
+    let info = InfoBuilder::new()
+        .title("Open Spanner")
+        .version(env!("CARGO_PKG_VERSION"))
+        .description(Some("Usage metering: exact, immediate."))
+        .license(Some(LicenseBuilder::new().name("MIT").identifier(Some("MIT")).build()))
+        .build();
+    Ok(OpenApiBuilder::new().info(info).paths(paths).components(Some(components)).build())
+}
+
+fn cookie_scheme(name: &str) -> SecurityScheme {
+    SecurityScheme::ApiKey(ApiKey::Cookie(ApiKeyValue::new(name)))
+}
+
+fn method(method: &Method) -> HttpMethod {
+    match *method {
+        Method::POST => HttpMethod::Post,
+        Method::PUT => HttpMethod::Put,
+        Method::PATCH => HttpMethod::Patch,
+        Method::DELETE => HttpMethod::Delete,
+        _ => HttpMethod::Get,
+    }
+}
+
+fn operation(
+    endpoint: &Endpoint,
+    doc: Doc,
+    components: &mut BTreeMap<String, RefOr<Schema>>,
+) -> utoipa::openapi::path::Operation {
+    let statuses = error_statuses(endpoint, &doc);
+    let mut operation = OperationBuilder::new()
+        .operation_id(Some(operation_id(&endpoint.method, endpoint.path)))
+        .summary(Some(doc.summary))
+        .tag(doc.tag)
+        .description(access_words(&endpoint.access))
+        .parameters(Some(path_parameters(endpoint.path).into_iter().chain(doc.parameters)));
+    for (status, words, content) in doc.answers {
+        let mut response = ResponseBuilder::new().description(words);
+        if let Some((kind, shape)) = content {
+            components.extend(shape.components);
+            response = response.content(kind, ContentBuilder::new().schema(Some(shape.schema)).build());
+        }
+        operation = operation.response(status.to_string(), response.build());
+    }
+    if let Some(shape) = doc.body {
+        components.extend(shape.components);
+        let content = ContentBuilder::new().schema(Some(shape.schema)).build();
+        let body = RequestBodyBuilder::new().content(JSON, content).required(Some(Required::True));
+        operation = operation.request_body(Some(body.build()));
+    }
+    for (status, words) in statuses {
+        let schema = Ref::from_schema_name(Envelope::name());
+        let content = ContentBuilder::new().schema(Some(schema)).build();
+        let response = ResponseBuilder::new().description(words).content(JSON, content).build();
+        operation = operation.response(status.to_string(), response);
+    }
+    for name in schemes(&endpoint.access) {
+        operation = operation.security(SecurityRequirement::new(*name, Vec::<String>::new()));
+    }
+    operation.build()
+}
+
+fn schemes(access: &Access) -> &'static [&'static str] {
+    match access {
+        Access::Public => &[],
+        Access::Session(_) => &["session"],
+        Access::Key(..) => &["api_key", "session"],
+    }
+}
+
+fn access_words(access: &Access) -> Option<String> {
+    match access {
+        Access::Public => None,
+        Access::Session(role) => Some(format!("Session of a member with role {role} or above.")),
+        Access::Key(scopes, role) => {
+            let scopes: Vec<&str> = scopes.iter().map(|scope| scope.as_str()).collect();
+            Some(format!("API key with scope {}, or session; role {role} or above.", scopes.join(" and ")))
+        }
+    }
+}
+
+/// Errors of the envelope that an operation can answer with, without statuses its own answers use.
+fn error_statuses(endpoint: &Endpoint, doc: &Doc) -> BTreeMap<u16, &'static str> {
+    let mut statuses = doc.errors.clone();
+    if endpoint.path.starts_with("/v1") {
+        statuses.extend([400, 500, 503]);
+    }
+    if !matches!(endpoint.access, Access::Public) {
+        statuses.extend([401, 403]);
+    }
+    if endpoint.path.contains('{') {
+        statuses.push(404);
+    }
+    if doc.body.is_some() {
+        statuses.push(413);
+    }
+    let words = |status| match status {
+        400 => "Malformed or against a rule; the message names the field.",
+        401 => "No credentials, or bad ones.",
+        403 => "Not allowed.",
+        404 => "No such record in this workspace.",
+        409 => "Clashes with what is stored.",
+        413 => "The body is too large.",
+        429 => "Too much at once; see `Retry-After`.",
+        503 => "Nothing was done; try again after `Retry-After`.",
+        _ => "A fault of the server.",
+    };
+    let taken: Vec<u16> = doc.answers.iter().map(|(status, ..)| *status).collect();
+    statuses
+        .into_iter()
+        .filter(|status| !taken.contains(status))
+        .map(|status| (status, words(status)))
+        .collect()
+}
+
+/// `GET /v1/meters/{id}` becomes `get_meters_by_id`.
+fn operation_id(method: &Method, path: &str) -> String {
+    let parts = path.trim_start_matches("/v1").split('/').filter(|part| !part.is_empty());
+    let words = parts.map(|part| match part.strip_prefix('{') {
+        Some(name) => format!("by_{}", name.trim_end_matches('}')),
+        None => part.replace('-', "_"),
+    });
+    let words = words.collect::<Vec<_>>().join("_");
+    let words = if words.is_empty() { "front_page" } else { &words };
+    format!("{}_{words}", method.as_str().to_lowercase())
+}
+
+/// `GET /openapi.json`, and Swagger UI at `/swagger/` from files inside the binary; the page may load nothing else.
+pub fn viewer(document: OpenApi) -> impl HttpServiceFactory {
+    let policy = (
+        header::CONTENT_SECURITY_POLICY,
+        "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; \
+         connect-src 'self'; font-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    );
+    let swagger = SwaggerUi::new("/swagger/{_:.*}").url("/openapi.json", document);
+    web::scope("").guard(guard::fn_guard(is_viewed)).wrap(DefaultHeaders::new().add(policy)).service(swagger)
+}
+
+fn is_viewed(context: &guard::GuardContext<'_>) -> bool {
+    let path = context.head().uri.path();
+    path == "/openapi.json" || path.starts_with("/swagger/")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_route_is_described() {
+        for endpoint in crate::http::endpoints() {
+            assert!(
+                operations::describe(&endpoint.method, endpoint.path).is_some(),
+                "{} {} has no description in operations.rs",
+                endpoint.method,
+                endpoint.path
+            );
+        }
+    }
+
+    #[test]
+    fn operation_ids_are_unique() {
+        let ids: Vec<String> =
+            crate::http::endpoints().iter().map(|e| operation_id(&e.method, e.path)).collect();
+        let unique: std::collections::BTreeSet<&String> = ids.iter().collect();
+        assert_eq!(unique.len(), ids.len());
+    }
+}

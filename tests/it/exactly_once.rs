@@ -1,0 +1,176 @@
+//! A key counts once: among concurrent writers, in overlapping batches, and for whole bulk calls.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+use tokio::sync::Barrier;
+
+use crate::support::client::NOON;
+use crate::support::{Client, Database, Server, on_both_databases, unique};
+
+on_both_databases!(
+    one_key_from_sixteen_writers,
+    overlapping_batches_in_different_orders,
+    bulk_header_replays,
+    one_bulk_header_from_eight_writers,
+    keys_belong_to_their_workspace,
+    key_repeated_within_one_batch
+);
+
+fn event(key: &str, quantity: u64) -> Value {
+    json!({"meter": "calls", "subject": "s", "quantity": quantity, "timestamp": NOON, "idempotency_key": key})
+}
+
+/// Calls `work` from as many tasks at once and returns their answers.
+async fn race<F>(count: usize, work: impl Fn(usize) -> F) -> Vec<F::Output>
+where
+    F: Future<Output: Send + 'static> + Send + 'static,
+{
+    let gate = Arc::new(Barrier::new(count));
+    let mut tasks = Vec::new();
+    for index in 0..count {
+        let (gate, work) = (gate.clone(), work(index));
+        tasks.push(tokio::spawn(async move {
+            gate.wait().await;
+            work.await
+        }));
+    }
+    let mut results = Vec::new();
+    for task in tasks {
+        results.push(task.await.expect("the task does not panic"));
+    }
+    results
+}
+
+async fn one_key_from_sixteen_writers(database: Database) {
+    const ROUNDS: u64 = 10;
+    let server = Server::start(&database);
+    let workspace = server.workspace().await;
+    workspace.meter("calls", "count").await;
+    for round in 0..ROUNDS {
+        let key = unique("key");
+        let answers = race(16, |writer| {
+            let (client, event) = (workspace.key.clone(), event(&key, 1 + writer as u64));
+            async move { client.post("/v1/usages", &event).await }
+        });
+        let bodies: Vec<Value> = answers.await.into_iter().map(|answer| answer.json(201)).collect();
+        assert!(bodies.iter().all(|body| *body == bodies[0]), "all get the stored event: {bodies:#?}");
+        assert_eq!(bodies[0]["idempotency_key"], key.as_str());
+        assert_eq!(workspace.total("calls").await, (round + 1).to_string(), "one event per key");
+    }
+    assert_eq!(database.count("events"), ROUNDS);
+}
+
+async fn overlapping_batches_in_different_orders(database: Database) {
+    const KEYS: usize = 300;
+    let server = Server::start(&database);
+    let workspace = server.workspace().await;
+    workspace.meter("calls", "sum").await;
+    let sends = race(12, |writer| {
+        let client = workspace.key.clone();
+        // 7 does not divide 300 evenly with any of these strides: each writer has an order of its own
+        let stride = [1, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43][writer];
+        let order: Vec<usize> = (0..KEYS).map(|index| (index * stride + writer) % KEYS).collect();
+        let batch: Vec<Value> = order.iter().map(|key| event(&format!("k{key}"), *key as u64 + 1)).collect();
+        async move {
+            let first = client.post("/v1/usages/bulk", &json!(batch)).await.json(201);
+            let again = client.post("/v1/usages/bulk", &json!(batch)).await.json(201);
+            [first, again]
+        }
+    });
+    let mut accepted = 0;
+    let mut ids = BTreeMap::new();
+    for [first, again] in sends.await {
+        assert_eq!(again["duplicates"], KEYS, "a retry holds duplicates only");
+        for body in [first, again] {
+            assert_eq!(body["failed"], 0, "{body}");
+            let items = |field: &str| body[field].as_array().expect("a list").clone();
+            assert_eq!(body["accepted"], items("accepted_items").len());
+            accepted += items("accepted_items").len();
+            let all = [items("accepted_items"), items("duplicate_items")].concat();
+            assert_eq!(all.len(), KEYS, "every item is answered");
+            for item in all {
+                let id = ids.entry(item["idempotency_key"].to_string()).or_insert_with(|| item["id"].clone());
+                assert_eq!(*id, item["id"], "one id per key");
+            }
+        }
+    }
+    assert_eq!(accepted, KEYS, "each key is accepted by one call");
+    assert_eq!(workspace.total("calls").await, (KEYS * (KEYS + 1) / 2).to_string());
+    assert_eq!(database.count("events"), KEYS as u64);
+}
+
+fn bulk_with_header(client: &Client, key: &str) -> Client {
+    client.with("idempotency-key", key)
+}
+
+async fn bulk_header_replays(database: Database) {
+    let server = Server::start(&database);
+    let workspace = server.workspace().await;
+    workspace.meter("calls", "count").await;
+    let unkeyed = json!({"meter": "calls", "subject": "s", "quantity": 1, "timestamp": NOON});
+    let broken = json!({"meter": "calls", "subject": "s", "quantity": -1, "timestamp": NOON});
+    let call = bulk_with_header(&workspace, "call-1");
+    let first = call.post("/v1/usages/bulk", &json!([unkeyed, broken, unkeyed])).await.json(201);
+    assert_eq!((&first["accepted"], &first["failed"]), (&json!(2), &json!(1)));
+
+    let replay = call.post("/v1/usages/bulk", &json!([unkeyed, broken, unkeyed])).await.json(201);
+    assert_eq!(replay, first, "a replay is the first answer");
+
+    let other = call.post("/v1/usages/bulk", &json!([unkeyed])).await.json(201);
+    assert_eq!(other["accepted_items"], first["accepted_items"], "whatever the new body holds");
+    assert_eq!(other["failed"], 0, "failures are those of the new body: {other}");
+
+    let wrong = call.post("/v1/usages/bulk", &json!([broken])).await.json(400);
+    assert_eq!(
+        (&wrong["accepted"], &wrong["failed"]),
+        (&json!(0), &json!(1)),
+        "nothing valid, nothing replayed"
+    );
+
+    bulk_with_header(&workspace, "call-2").post("/v1/usages/bulk", &json!([unkeyed])).await.expect(201);
+    workspace.post("/v1/usages/bulk", &json!([unkeyed])).await.expect(201);
+    assert_eq!(workspace.total("calls").await, "4", "two, one with another header, one without");
+}
+
+async fn one_bulk_header_from_eight_writers(database: Database) {
+    let server = Server::start(&database);
+    let workspace = server.workspace().await;
+    workspace.meter("calls", "count").await;
+    let unkeyed = json!({"meter": "calls", "subject": "s", "quantity": 1, "timestamp": NOON});
+    let answers = race(8, |_| {
+        let (client, body) = (bulk_with_header(&workspace, "one call"), json!([unkeyed, unkeyed, unkeyed]));
+        async move { client.post("/v1/usages/bulk", &body).await }
+    });
+    let bodies: Vec<Value> = answers.await.into_iter().map(|answer| answer.json(201)).collect();
+    assert!(bodies.iter().all(|body| *body == bodies[0]), "all get the stored answer: {bodies:#?}");
+    assert_eq!(bodies[0]["accepted"], 3);
+    assert_eq!(workspace.total("calls").await, "3");
+}
+
+async fn keys_belong_to_their_workspace(database: Database) {
+    let server = Server::start(&database);
+    let mut ids = Vec::new();
+    for _ in 0..2 {
+        let workspace = server.workspace().await;
+        workspace.meter("calls", "count").await;
+        let stored = workspace.post("/v1/usages", &event("shared", 1)).await.json(201);
+        let again = workspace.post("/v1/usages", &event("shared", 2)).await.json(201);
+        assert_eq!(stored, again, "the stored event, whatever the new payload says");
+        assert_eq!(workspace.total("calls").await, "1");
+        ids.push(stored["id"].clone());
+    }
+    assert_ne!(ids[0], ids[1]);
+}
+
+async fn key_repeated_within_one_batch(database: Database) {
+    let server = Server::start(&database);
+    let workspace = server.workspace().await;
+    workspace.meter("calls", "sum").await;
+    let batch = json!([event("twice", 1), event("once", 10), event("twice", 100)]);
+    let body = workspace.post("/v1/usages/bulk", &batch).await.json(201);
+    assert_eq!((&body["accepted"], &body["duplicates"]), (&json!(2), &json!(1)), "{body}");
+    assert_eq!(body["duplicate_items"][0], body["accepted_items"][0]);
+    assert_eq!(workspace.total("calls").await, "11");
+}

@@ -1,0 +1,154 @@
+//! The schema on both databases: applied under a lock, shown, reverted, and the same as `src/store/schema.rs`.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::support::program::{self, Run};
+use crate::support::{Database, on_both_databases};
+
+on_both_databases!(
+    four_migrate_at_once,
+    status_tells_pending_from_applied,
+    up_down_up_is_the_same,
+    matches_schema_rs
+);
+
+fn migrate(database: &Database, arguments: &[&str]) -> Run {
+    let directory = tempfile::tempdir().expect("a directory");
+    let settings = database.settings();
+    let settings: Vec<(&str, &str)> = settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let arguments = [&["migrate"], arguments].concat();
+    program::run(&arguments, &settings, directory.path())
+}
+
+async fn four_migrate_at_once(database: Database) {
+    let started = std::sync::Barrier::new(4);
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                started.wait();
+                migrate(&database, &[]).succeeded();
+            });
+        }
+    });
+    assert_eq!(database.count("events"), 0);
+    migrate(&database, &[]).succeeded();
+}
+
+async fn status_tells_pending_from_applied(database: Database) {
+    let before = migrate(&database, &["--status"]).succeeded();
+    assert!(before.stdout.contains("pending"), "{before:#?}");
+    migrate(&database, &[]).succeeded();
+    let after = migrate(&database, &["--status"]).succeeded();
+    assert!(after.stdout.contains("applied") && !after.stdout.contains("pending"), "{after:#?}");
+    for line in
+        std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/migrations/sqlite")).expect("migrations")
+    {
+        let name = line.expect("an entry").file_name().into_string().expect("UTF-8");
+        assert!(after.stdout.contains(&name), "{name} is listed: {after:#?}");
+    }
+}
+
+async fn up_down_up_is_the_same(database: Database) {
+    migrate(&database, &[]).succeeded();
+    let first = database.schema();
+    assert!(first.contains("idempotency_keys"), "the dump holds the schema: {first}");
+    let count =
+        std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/migrations/sqlite")).expect("there").count();
+    migrate(&database, &["--revert", &count.to_string()]).succeeded();
+    let tables = tables(&database);
+    assert!(tables.is_empty(), "left behind: {tables:?}");
+    migrate(&database, &[]).succeeded();
+    let second = database.schema();
+    assert_eq!(first, second);
+}
+
+/// The tables of the product: neither the migration table nor partitions nor what the database keeps for itself.
+fn tables(database: &Database) -> BTreeSet<String> {
+    let sql = match database {
+        Database::Sqlite { .. } => {
+            "SELECT name AS line FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'"
+        }
+        Database::Postgres { .. } => {
+            "SELECT relname::text AS line FROM pg_class
+             WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p') AND NOT relispartition"
+        }
+    };
+    database.lines(sql).into_iter().filter(|name| name != "__diesel_schema_migrations").collect()
+}
+
+async fn matches_schema_rs(database: Database) {
+    migrate(&database, &[]).succeeded();
+    let wanted = tables_of_schema_rs();
+    assert!(wanted.len() > 10, "schema.rs is understood: {wanted:?}");
+    let names: BTreeSet<String> = wanted.keys().cloned().collect();
+    assert_eq!(tables(&database), names, "tables");
+    for (table, columns) in &wanted {
+        let wanted: BTreeSet<String> =
+            columns.iter().map(|column| column.in_database(&database, table)).collect();
+        let found: BTreeSet<String> = columns_of(&database, table).into_iter().collect();
+        assert_eq!(found, wanted, "columns of {table}");
+    }
+}
+
+/// PostgreSQL keeps these as JSONB; the SQL that touches them is written by hand and sees text.
+const JSON_COLUMNS: &[(&str, &str)] = &[("events", "metadata")];
+
+/// One line per column: name, type, and whether it may be null.
+fn columns_of(database: &Database, table: &str) -> Vec<String> {
+    database.lines(&match database {
+        Database::Sqlite { .. } => format!(
+            "SELECT name || ' ' || type || iif(\"notnull\" OR pk > 0, '', ' null') AS line
+             FROM pragma_table_info('{table}')"
+        ),
+        Database::Postgres { .. } => format!(
+            "SELECT column_name || ' ' || data_type || CASE is_nullable WHEN 'YES' THEN ' null' ELSE '' END AS line
+             FROM information_schema.columns WHERE table_schema = 'public' AND table_name = '{table}'"
+        ),
+    })
+}
+
+#[derive(Debug)]
+struct Column {
+    name: String,
+    kind: String,
+    is_nullable: bool,
+}
+
+impl Column {
+    /// The column as `columns_of` would print it.
+    fn in_database(&self, database: &Database, table: &str) -> String {
+        let (sqlite, postgres) = match self.kind.as_str() {
+            "BigInt" => ("INTEGER", "bigint"),
+            "Integer" => ("INTEGER", "integer"),
+            "SmallInt" => ("INTEGER", "smallint"),
+            "Bool" => ("INTEGER", "boolean"),
+            "Text" if JSON_COLUMNS.contains(&(table, &self.name)) => ("TEXT", "jsonb"),
+            "Text" => ("TEXT", "text"),
+            "Binary" => ("BLOB", "bytea"),
+            "ExactDecimal" => ("BLOB", "numeric"),
+            other => panic!("a type this test does not know: {other}"),
+        };
+        let kind = if matches!(database, Database::Sqlite { .. }) { sqlite } else { postgres };
+        format!("{} {kind}{}", self.name, if self.is_nullable { " null" } else { "" })
+    }
+}
+
+/// Reads the `table!` definitions as text; what it does not understand fails the comparison.
+fn tables_of_schema_rs() -> BTreeMap<String, Vec<Column>> {
+    let source = include_str!("../../src/store/schema.rs");
+    let mut tables = BTreeMap::new();
+    for definition in source.split("\ntable! {").skip(1) {
+        let definition = definition.split("\n}").next().unwrap_or_default();
+        let mut lines =
+            definition.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with("use "));
+        let head = lines.next().expect("a table has a name");
+        let name = head.split_whitespace().next().expect("a table has a name");
+        let columns =
+            lines.filter_map(|line| line.strip_suffix(',')?.split_once(" -> ")).map(|(name, kind)| {
+                let inner = kind.strip_prefix("Nullable<").and_then(|kind| kind.strip_suffix('>'));
+                Column { name: name.into(), kind: inner.unwrap_or(kind).into(), is_nullable: inner.is_some() }
+            });
+        tables.insert(name.to_string(), columns.collect());
+    }
+    tables
+}

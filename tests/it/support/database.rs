@@ -1,0 +1,125 @@
+//! A fresh database for one test: a SQLite file or a database of a PostgreSQL cluster. Also the tests' own way in,
+//! for what cannot be seen from outside: counts of rows, schemas, locks.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use diesel::connection::SimpleConnection;
+use diesel::{
+    Connection, PgConnection, QueryableByName, RunQueryDsl, SqliteConnection, sql_query, sql_types::Text,
+};
+use tempfile::TempDir;
+
+use super::postgres::Cluster;
+
+#[derive(Clone)]
+pub enum Database {
+    Sqlite { path: PathBuf, _directory: Option<Arc<TempDir>> },
+    Postgres { dsn: String, cluster: Arc<Home>, name: String },
+}
+
+/// The cluster of a database; a private one lives as long as somebody uses it.
+pub enum Home {
+    Shared(&'static Cluster),
+    Private(Cluster),
+}
+
+impl std::ops::Deref for Home {
+    type Target = Cluster;
+
+    fn deref(&self) -> &Cluster {
+        match self {
+            Home::Shared(cluster) => cluster,
+            Home::Private(cluster) => cluster,
+        }
+    }
+}
+
+#[derive(QueryableByName)]
+struct Line {
+    #[diesel(sql_type = Text)]
+    line: String,
+}
+
+impl Database {
+    /// A file that does not exist yet, in a directory of its own.
+    pub fn sqlite() -> Database {
+        let directory = tempfile::Builder::new().prefix("open-spanner-").tempdir().expect("a directory");
+        let path = directory.path().join("test.db");
+        Database::Sqlite { path, _directory: Some(Arc::new(directory)) }
+    }
+
+    /// A SQLite file in a directory that the test keeps.
+    pub fn sqlite_in(directory: &Path) -> Database {
+        Database::Sqlite { path: directory.join("test.db"), _directory: None }
+    }
+
+    /// An empty database in the shared cluster.
+    pub fn postgres() -> Database {
+        Database::in_cluster(Home::Shared(Cluster::shared()))
+    }
+
+    /// An empty database in a durable cluster of its own, which may be killed.
+    pub fn durable_postgres() -> Database {
+        Database::in_cluster(Home::Private(Cluster::private()))
+    }
+
+    fn in_cluster(cluster: Home) -> Database {
+        let name = cluster.create_database();
+        Database::Postgres { dsn: cluster.dsn(&name), cluster: Arc::new(cluster), name }
+    }
+
+    /// The variables that point a server here.
+    pub fn settings(&self) -> Vec<(&'static str, String)> {
+        match self {
+            Database::Sqlite { path, .. } => vec![("OPEN_SPANNER_SQLITE_PATH", path.display().to_string())],
+            Database::Postgres { dsn, .. } => vec![
+                ("OPEN_SPANNER_DB_DRIVER", "postgres".to_string()),
+                ("OPEN_SPANNER_POSTGRES_DSN", dsn.clone()),
+            ],
+        }
+    }
+
+    /// The rows of a query with one text column called `line`.
+    pub fn lines(&self, sql: &str) -> Vec<String> {
+        let rows: Result<Vec<Line>, _> = match self {
+            Database::Sqlite { .. } => sql_query(sql).load(&mut self.sqlite_connection()),
+            Database::Postgres { dsn, .. } => sql_query(sql).load(&mut connect(dsn)),
+        };
+        rows.unwrap_or_else(|error| panic!("{sql}: {error}")).into_iter().map(|row| row.line).collect()
+    }
+
+    /// How many rows a table holds.
+    pub fn count(&self, table: &str) -> u64 {
+        let lines = self.lines(&format!("SELECT CAST(count(*) AS TEXT) AS line FROM {table}"));
+        lines[0].parse().expect("count is a number")
+    }
+
+    /// Everything about the schema, in a text that can be compared.
+    pub fn schema(&self) -> String {
+        match self {
+            Database::Sqlite { .. } => self
+                .lines("SELECT coalesce(sql, name) AS line FROM sqlite_master ORDER BY type, name")
+                .join("\n"),
+            Database::Postgres { cluster, name, .. } => cluster.dump_schema(name),
+        }
+    }
+
+    /// A connection of the test's own to the SQLite file, to hold locks with.
+    pub fn sqlite_connection(&self) -> SqliteConnection {
+        let Database::Sqlite { path, .. } = self else { panic!("not a SQLite database") };
+        let mut connection =
+            SqliteConnection::establish(&path.display().to_string()).expect("the file opens");
+        connection.batch_execute("PRAGMA busy_timeout = 10000").expect("a valid pragma");
+        connection
+    }
+
+    pub fn cluster(&self) -> &Cluster {
+        let Database::Postgres { cluster, .. } = self else { panic!("not a PostgreSQL database") };
+        cluster
+    }
+}
+
+fn connect(dsn: &str) -> PgConnection {
+    PgConnection::establish(dsn).expect("the cluster runs")
+}

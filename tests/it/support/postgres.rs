@@ -1,0 +1,192 @@
+//! Throw-away PostgreSQL clusters: one shared and fast for all tests, private and durable ones for crash tests.
+//! The PostgreSQL programs refuse to run as root; root runs them as `nobody`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, OnceLock};
+use std::time::{Duration, Instant};
+
+use diesel::connection::SimpleConnection;
+use diesel::{Connection, PgConnection};
+
+use super::{guard, is_root, program, stable_port, unique};
+
+/// `nobody` and `nogroup` on Debian.
+const NOBODY: u32 = 65534;
+const STARTING: Duration = Duration::from_secs(60);
+
+pub struct Cluster {
+    directory: PathBuf,
+    port: u16,
+    /// Whether a commit survives a killed server; costs a disk sync per commit.
+    durable: bool,
+    server: Mutex<Option<Child>>,
+}
+
+impl Cluster {
+    /// The cluster of this test run: started by the first test that asks, stopped by the guard.
+    pub fn shared() -> &'static Cluster {
+        static SHARED: OnceLock<Cluster> = OnceLock::new();
+        SHARED.get_or_init(|| Cluster::create(false))
+    }
+
+    /// A cluster of one test, with `fsync` on, that may be killed.
+    pub fn private() -> Cluster {
+        Cluster::create(true)
+    }
+
+    fn create(durable: bool) -> Cluster {
+        let directory =
+            tempfile::Builder::new().prefix("open-spanner-pg-").tempdir().expect("a directory").keep();
+        guard::will_remove(&directory);
+        if is_root() {
+            std::os::unix::fs::chown(&directory, Some(NOBODY), Some(NOBODY)).expect("root may chown");
+        }
+        let data = directory.join("data");
+        let mut initdb = postgres_program("initdb", &directory);
+        initdb
+            .args(["-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "--no-sync", "-D"])
+            .arg(data);
+        program::finish(initdb, STARTING).succeeded();
+        let cluster = Cluster { directory, port: stable_port(), durable, server: Mutex::new(None) };
+        cluster.start();
+        cluster
+    }
+
+    /// Starts the server (again) on the same data and port, and waits until it answers.
+    pub fn start(&self) {
+        let log = fs::File::create(self.log_path()).expect("a log file");
+        let mut command = postgres_program("postgres", &self.directory);
+        command.arg("-D").arg(self.directory.join("data"));
+        for setting in self.settings() {
+            command.args(["-c", &setting]);
+        }
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        let mut child = command.spawn().expect("postgres starts");
+        guard::will_end(child.id(), "QUIT");
+        self.wait_until_up(&mut child);
+        *self.server.lock().expect("no holder panics") = Some(child);
+    }
+
+    fn settings(&self) -> Vec<String> {
+        let mut settings = vec![
+            "listen_addresses=127.0.0.1".to_string(),
+            "unix_socket_directories=".to_string(),
+            format!("port={}", self.port),
+            "max_connections=300".to_string(),
+            "shared_buffers=64MB".to_string(),
+        ];
+        if !self.durable {
+            settings
+                .extend(["fsync=off", "synchronous_commit=off", "full_page_writes=off"].map(String::from));
+        }
+        settings
+    }
+
+    fn wait_until_up(&self, child: &mut Child) {
+        let end = Instant::now() + STARTING;
+        while PgConnection::establish(&self.dsn("postgres")).is_err() {
+            let ended = child.try_wait().expect("our own child can be waited for");
+            let log = || fs::read_to_string(self.log_path()).unwrap_or_default();
+            assert!(ended.is_none(), "postgres ended: {}", log());
+            assert!(Instant::now() < end, "postgres does not answer: {}", log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.directory.join("log")
+    }
+
+    /// `kill -9` of every process of the server at once, as when the machine goes away.
+    pub fn kill(&self) {
+        let Some(mut child) = self.server.lock().expect("no holder panics").take() else { return };
+        let children = children_of(child.id());
+        child.kill().expect("our own child can be killed");
+        for pid in children {
+            guard::signal("KILL", pid);
+        }
+        child.wait().expect("our own child can be waited for");
+        guard::has_ended(child.id(), "QUIT");
+    }
+
+    pub fn dsn(&self, database: &str) -> String {
+        format!("postgres://postgres@127.0.0.1:{}/{database}", self.port)
+    }
+
+    /// A fresh, empty database; returns its name.
+    pub fn create_database(&self) -> String {
+        let name = unique("test");
+        let mut connection = PgConnection::establish(&self.dsn("postgres")).expect("the cluster runs");
+        connection
+            .batch_execute(&format!("CREATE DATABASE {name} TEMPLATE template0"))
+            .expect("a new database");
+        name
+    }
+
+    /// The schema of a database as SQL.
+    pub fn dump_schema(&self, database: &str) -> String {
+        let mut command = postgres_program("pg_dump", &self.directory);
+        command.args(["--schema-only", "--no-owner", "--dbname", &self.dsn(database)]);
+        let dump = program::finish(command, STARTING).succeeded().stdout;
+        // newer versions put a random word around the dump
+        let is_stable = |line: &&str| !line.starts_with("\\restrict") && !line.starts_with("\\unrestrict");
+        dump.lines().filter(is_stable).collect::<Vec<_>>().join("\n")
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.kill();
+        let _ = fs::remove_dir_all(&self.directory);
+    }
+}
+
+/// One of the PostgreSQL programs, as a user it accepts.
+fn postgres_program(name: &str, home: &Path) -> Command {
+    let path = programs().join(name);
+    let mut command = if is_root() {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--"]).arg(path);
+        command
+    } else {
+        Command::new(path)
+    };
+    command.env("HOME", home).current_dir(home);
+    command
+}
+
+/// Where the newest installed PostgreSQL keeps its programs.
+fn programs() -> &'static Path {
+    static PROGRAMS: OnceLock<PathBuf> = OnceLock::new();
+    PROGRAMS.get_or_init(|| {
+        let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+        let newest = versions
+            .filter_map(|entry| {
+                Some((entry.file_name().to_str()?.parse::<u32>().ok()?, entry.path().join("bin")))
+            })
+            .filter(|(_, path)| path.join("initdb").exists())
+            .max();
+        let on_path = || {
+            let path = super::env("PATH").unwrap_or_default();
+            path.split(':').map(PathBuf::from).find(|directory| directory.join("initdb").exists())
+        };
+        newest
+            .map(|(_, path)| path)
+            .or_else(on_path)
+            .expect("PostgreSQL is installed (scripts/test installs it)")
+    })
+}
+
+/// The direct children of a process. PostgreSQL gives each a session of its own, so there is no group to signal.
+fn children_of(parent: u32) -> Vec<u32> {
+    let processes = fs::read_dir("/proc").expect("Linux").flatten();
+    let is_child = |pid: &u32| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        // "pid (name) state ppid ..."; a name may hold spaces and parentheses
+        let after_name = stat.rsplit(')').next().unwrap_or_default();
+        after_name.split_whitespace().nth(1) == Some(&parent.to_string())
+    };
+    processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(is_child).collect()
+}
