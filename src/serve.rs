@@ -9,6 +9,7 @@ use actix_web::middleware::{Compress, from_fn};
 use actix_web::{App as HttpApp, HttpServer, web};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 
 use crate::app::{App, Phase};
 use crate::auth::Auth;
@@ -20,7 +21,9 @@ use crate::http;
 use crate::ingest::Ingest;
 use crate::store::meters::MeterCache;
 use crate::store::plans::PlanCache;
-use crate::store::{Store, decisions, migrations};
+use crate::store::{Conn, Store, decisions, migrations};
+use crate::window::Micros;
+use crate::worker::{self, Wake};
 
 /// Runs until SIGTERM or SIGINT, then drains within `shutdown_timeout`.
 pub async fn run(config: Config, migrate: bool) -> Result<()> {
@@ -60,11 +63,12 @@ pub async fn run(config: Config, migrate: bool) -> Result<()> {
     app.phase.serve();
     log::info!(driver = config.db.driver.name(), version = env!("CARGO_PKG_VERSION"); "ready");
     let timers = start_timers(&app);
+    let workers = start_workers(&app);
 
     stop.requested().await;
     log::info!("stopping");
     app.phase.drain();
-    let drained = tokio::time::timeout(config.shutdown_timeout, drain(app, server, writers, timers)).await;
+    let drained = tokio::time::timeout(config.shutdown_timeout, drain(app, server, writers, timers, workers)).await;
     if drained.is_err() {
         log::warn!("stopped before everything was drained");
     }
@@ -170,10 +174,32 @@ fn start_timers(app: &App) -> Vec<JoinHandle<()>> {
             let app = sweeper.clone();
             async move {
                 app.auth.sweep().await?;
+                sweep_decisions(&app).await?;
                 app.ingest.sweep_replays(app.config.ingest.bulk_replay_retention).await
             }
         })),
     ]
+}
+
+async fn sweep_decisions(app: &App) -> Result<()> {
+    let before = Micros::now().plus(-(app.config.retention.decisions.as_micros() as i64));
+    let sweep = move |conn: &mut Conn| decisions::sweep(conn, before);
+    while app.store.write("decisions::sweep", sweep).await? > 0 {}
+    Ok(())
+}
+
+/// The workers that run inside this process, if any, and what stops them.
+fn start_workers(app: &App) -> (CancellationToken, Vec<JoinHandle<()>>) {
+    let (stop, settings) = (CancellationToken::new(), &app.config.workers);
+    app.wake.relay(app.store.clone(), stop.clone());
+    if !settings.in_serve {
+        return (stop, Vec::new());
+    }
+    app.wake.listen(app.config.db.driver.clone(), stop.clone());
+    let queues = [entitlement_worker::queue(&app.store, &settings.entitlement)];
+    let start = |queue| tokio::spawn(worker::run(app.store.clone(), queue, app.wake.clone(), stop.clone()));
+    let handles = queues.into_iter().map(start).collect();
+    (stop, handles)
 }
 
 async fn every<F: Future<Output = Result<()>>>(interval: Duration, mut work: impl FnMut() -> F) {
@@ -190,8 +216,18 @@ async fn every<F: Future<Output = Result<()>>>(interval: Duration, mut work: imp
 }
 
 /// Finishes what was accepted: requests, then writes, then notes.
-async fn drain(app: App, server: ServerHandle, writers: Vec<JoinHandle<()>>, timers: Vec<JoinHandle<()>>) {
+async fn drain(
+    app: App,
+    server: ServerHandle,
+    writers: Vec<JoinHandle<()>>,
+    timers: Vec<JoinHandle<()>>,
+    (stop_workers, workers): (CancellationToken, Vec<JoinHandle<()>>),
+) {
+    stop_workers.cancel();
     server.stop(true).await;
+    for worker in workers {
+        let _ = worker.await;
+    }
     for timer in timers {
         timer.abort();
     }

@@ -614,6 +614,16 @@ pub fn quantity_of(text: &str) -> Result<Quantity, Fault> {
     parsed.map(Quantity::from).map_err(|error| Fault::Refused(crate::error::Error::internal(error)))
 }
 
+/// The stored event with this idempotency key.
+pub fn by_key(conn: &mut Conn, workspace_id: i64, key: &str) -> Result<Option<StoredEvent>, Fault> {
+    let keys = [(workspace_id, event::ledger_key(key))];
+    let taken = match conn {
+        Conn::Postgres(c) => postgres::find_taken(c, &keys)?,
+        Conn::Sqlite(c) => sqlite::find_taken(c, &keys)?,
+    };
+    Ok(taken.into_iter().next().and_then(|taken| taken.event))
+}
+
 /// How many of these ledger keys are taken.
 pub fn count_taken(conn: &mut Conn, workspace_id: i64, keys: &[Vec<u8>]) -> Result<u64, Fault> {
     use crate::store::schema::idempotency_keys as ledger;
