@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
+use tokio_util::sync::CancellationToken;
+
 use crate::auth::Auth;
 use crate::config::Config;
 use crate::ingest::Ingest;
@@ -26,7 +28,10 @@ pub struct App {
 }
 
 /// Where the server is in its life; decides what `/ready` says.
-pub struct Phase(AtomicU8);
+pub struct Phase {
+    state: AtomicU8,
+    draining: CancellationToken,
+}
 
 const STARTING: u8 = 0;
 const SERVING: u8 = 1;
@@ -34,25 +39,31 @@ const DRAINING: u8 = 2;
 
 impl Default for Phase {
     fn default() -> Self {
-        Phase(AtomicU8::new(STARTING))
+        Phase { state: AtomicU8::new(STARTING), draining: CancellationToken::new() }
     }
 }
 
 impl Phase {
     pub fn serve(&self) {
-        self.0.store(SERVING, Ordering::Release);
+        self.state.store(SERVING, Ordering::Release);
     }
 
     pub fn drain(&self) {
-        self.0.store(DRAINING, Ordering::Release);
+        self.state.store(DRAINING, Ordering::Release);
+        self.draining.cancel();
+    }
+
+    /// Cancelled when the server begins to drain: long work ends at its next good moment.
+    pub fn draining(&self) -> CancellationToken {
+        self.draining.clone()
     }
 
     /// Migrations are not done yet: no request but health checks makes sense.
     pub fn is_starting(&self) -> bool {
-        self.0.load(Ordering::Acquire) == STARTING
+        self.state.load(Ordering::Acquire) == STARTING
     }
 
     pub fn is_serving(&self) -> bool {
-        self.0.load(Ordering::Acquire) == SERVING
+        self.state.load(Ordering::Acquire) == SERVING
     }
 }

@@ -148,7 +148,7 @@ pub fn admit(meter: &Arc<Meter>, input: Input, now: Micros) -> Result<Event> {
 }
 
 /// Rewrites numbers to one spelling (5.0 and 5e0 become 5), so that equal values are equal text everywhere.
-fn canonical(value: &mut Value) -> Result<()> {
+pub fn canonical(value: &mut Value) -> Result<()> {
     match value {
         Value::Number(number) => {
             let text = canonical_number(number)?;

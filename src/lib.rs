@@ -6,7 +6,7 @@
 //! - [`auth`]: who is calling and what they may do
 //! - [`meter`], [`event`], [`quantity`], [`window`], [`rollup`], [`plan`], [`usage`]: rules without I/O; [`error`]:
 //!   what callers are told
-//! - [`ingest`]: admission, queue, group commit
+//! - [`ingest`]: admission, queue, group commit; [`retention`]: what old rows come to
 //! - [`store`]: the only room that knows SQL
 #![forbid(unsafe_code)]
 
@@ -16,6 +16,8 @@ pub mod config;
 pub mod entitlement_worker;
 pub mod error;
 pub mod event;
+pub mod export;
+pub mod filter;
 pub mod http;
 pub mod ingest;
 pub mod logging;
@@ -24,6 +26,7 @@ pub mod metrics;
 pub mod migrate;
 pub mod plan;
 pub mod quantity;
+pub mod retention;
 pub mod rollup;
 pub mod serve;
 pub mod store;

@@ -224,9 +224,15 @@ mod tests {
         let [first, second] = &draft.limits[..] else { panic!("two limits") };
         assert_eq!((first.meter.as_str(), first.period), ("m", Period::Day));
         assert_eq!((first.quantity.to_json(), first.warning_percent.to_json()), ("0.1".into(), "80".into()));
-        assert_eq!((first.enforcement, first.failure_policy), (Enforcement::Advisory, FailurePolicy::FailOpen));
+        assert_eq!(
+            (first.enforcement, first.failure_policy),
+            (Enforcement::Advisory, FailurePolicy::FailOpen)
+        );
         assert_eq!((second.period, second.warning_percent.to_json()), (Period::Month, "99.9".into()));
-        assert_eq!((second.enforcement, second.failure_policy), (Enforcement::Hard, FailurePolicy::FailClosed));
+        assert_eq!(
+            (second.enforcement, second.failure_policy),
+            (Enforcement::Hard, FailurePolicy::FailClosed)
+        );
     }
 
     #[test]

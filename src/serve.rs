@@ -15,10 +15,11 @@ use crate::app::{App, Phase};
 use crate::auth::Auth;
 use crate::auth::key::Flush;
 use crate::config::{Config, Driver};
-use crate::error::{Code, Error, Result};
 use crate::entitlement_worker;
+use crate::error::{Code, Error, Result};
 use crate::http;
 use crate::ingest::Ingest;
+use crate::retention;
 use crate::store::meters::MeterCache;
 use crate::store::plans::PlanCache;
 use crate::store::{Conn, Store, decisions, migrations};
@@ -60,15 +61,19 @@ pub async fn run(config: Config, migrate: bool) -> Result<()> {
         server.stop(false).await;
         return ready.map(drop);
     }
+    if let Err(error) = retention::attach_months(&app.store).await {
+        log::warn!(error:% = error; "months were not attached");
+    }
     app.phase.serve();
     log::info!(driver = config.db.driver.name(), version = env!("CARGO_PKG_VERSION"); "ready");
-    let timers = start_timers(&app);
     let workers = start_workers(&app);
+    let timers = Timers { cut: start_timers(&app), ending: retention::start(&app) };
 
     stop.requested().await;
     log::info!("stopping");
     app.phase.drain();
-    let drained = tokio::time::timeout(config.shutdown_timeout, drain(app, server, writers, timers, workers)).await;
+    let drained =
+        tokio::time::timeout(config.shutdown_timeout, drain(app, server, writers, timers, workers)).await;
     if drained.is_err() {
         log::warn!("stopped before everything was drained");
     }
@@ -120,8 +125,9 @@ fn http_server(app: &App, listener: TcpListener) -> Result<ServerHandle> {
             .app_data(demands.clone())
             .wrap(Compress::default())
             .wrap(from_fn(http::gate))
-            .service(http::openapi::viewer(document.clone()))
             .configure(http::routes)
+            // last: its empty prefix matches every path, and the gate asks for the first pattern that does
+            .service(http::openapi::viewer(document.clone()))
     })
     .workers(app.config.http.workers)
     .keep_alive(Duration::from_secs(120))
@@ -215,12 +221,20 @@ async fn every<F: Future<Output = Result<()>>>(interval: Duration, mut work: imp
     }
 }
 
+/// What runs on its own.
+struct Timers {
+    /// Can be cut off anywhere.
+    cut: Vec<JoinHandle<()>>,
+    /// Notice that the server drains and end by themselves.
+    ending: Vec<JoinHandle<()>>,
+}
+
 /// Finishes what was accepted: requests, then writes, then notes.
 async fn drain(
     app: App,
     server: ServerHandle,
     writers: Vec<JoinHandle<()>>,
-    timers: Vec<JoinHandle<()>>,
+    timers: Timers,
     (stop_workers, workers): (CancellationToken, Vec<JoinHandle<()>>),
 ) {
     stop_workers.cancel();
@@ -228,8 +242,11 @@ async fn drain(
     for worker in workers {
         let _ = worker.await;
     }
-    for timer in timers {
+    for timer in timers.cut {
         timer.abort();
+    }
+    for timer in timers.ending {
+        let _ = timer.await;
     }
     if let Err(error) = app.auth.flush_last_used(Flush::All).await {
         log::warn!(error:% = error; "the last use of API keys was not written down");

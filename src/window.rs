@@ -212,6 +212,9 @@ pub struct Window {
 }
 
 impl Window {
+    /// Every instant the contract can write, in whole days.
+    pub const ALWAYS: Window = Window { from: Micros(-719_893 * DAY), to: Micros(2_933_263 * DAY) };
+
     pub fn new(from: Micros, to: Micros) -> Result<Self> {
         if from >= to {
             return Err(Error::invalid("from must be before to"));
@@ -239,6 +242,11 @@ impl Window {
 
     pub fn contains(self, at: Micros) -> bool {
         self.from <= at && at < self.to
+    }
+
+    /// The smallest window around both.
+    pub fn hull(self, other: Window) -> Window {
+        Window { from: self.from.min(other.from), to: self.to.max(other.to) }
     }
 }
 

@@ -211,10 +211,8 @@ pub async fn decisions(app: web::Data<App>, caller: Caller, params: Params) -> R
     };
     let list = move |conn: &mut Conn| decisions::list(conn, workspace_id, &filter, limit + 1);
     let rows = app.store.read("decisions::list", list).await?;
-    let (rows, next_cursor) = paginate(rows, limit, |row| ByTimeAndKey {
-        time: row.created_at,
-        key: row.idempotency_key.clone(),
-    })?;
+    let (rows, next_cursor) =
+        paginate(rows, limit, |row| ByTimeAndKey { time: row.created_at, key: row.idempotency_key.clone() })?;
     let items = rows.into_iter().map(DecisionView::of).collect::<Result<Vec<_>>>()?;
     respond::ok(&Page { items, next_cursor })
 }

@@ -3,14 +3,18 @@
 
 pub mod entitlements;
 pub mod extract;
+pub mod history;
 pub mod keys;
 pub mod meters;
 pub mod openapi;
 pub mod plans;
 pub mod respond;
+pub mod saved_queries;
 pub mod session;
+pub mod subjects;
 pub mod system;
 pub mod usage;
+pub mod usage_events;
 
 use std::collections::HashMap;
 use std::time::Instant;
@@ -76,6 +80,7 @@ pub fn endpoints() -> Vec<Endpoint> {
 
         endpoint(Method::POST, "/v1/meters", writes(&[Scope::MetersWrite]), meters::create),
         endpoint(Method::GET, "/v1/meters", reads(&[Scope::MetersRead]), meters::list),
+        endpoint(Method::GET, "/v1/meters/stats", reads(&[Scope::MetersRead]), history::meter_stats),
         endpoint(Method::GET, "/v1/meters/{id}", reads(&[Scope::MetersRead]), meters::get),
         endpoint(Method::PUT, "/v1/meters/{id}", writes(&[Scope::MetersWrite]), meters::update),
         endpoint(Method::DELETE, "/v1/meters/{id}", writes(&[Scope::MetersWrite]), meters::delete),
@@ -103,6 +108,28 @@ pub fn endpoints() -> Vec<Endpoint> {
         endpoint(Method::GET, "/v1/entitlements/states", reads(&[Scope::PlansRead]), entitlements::states),
         endpoint(Method::GET, "/v1/entitlements/events", reads(&[Scope::PlansRead]), entitlements::events),
         endpoint(Method::GET, "/v1/entitlements/periods", reads(&[Scope::PlansRead]), entitlements::periods),
+
+        endpoint(Method::POST, "/v1/usages/breakdowns/search", reads(&[Scope::UsageRead]), usage::breakdown),
+        endpoint(Method::GET, "/v1/usages/dimensions", reads(&[Scope::UsageRead]), usage::dimensions),
+        endpoint(Method::GET, "/v1/usages/export", reads(&[Scope::UsageRead, Scope::ExportsRead]), usage::export),
+        endpoint(Method::POST, "/v1/usages/export", reads(&[Scope::UsageRead, Scope::ExportsRead]), usage::export_search),
+
+        endpoint(Method::GET, "/v1/usageevents", reads(&[Scope::UsageRead]), usage_events::list),
+        endpoint(Method::POST, "/v1/usageevents/search", reads(&[Scope::UsageRead]), usage_events::search),
+        endpoint(Method::GET, "/v1/usageevents/export", reads(&[Scope::UsageRead, Scope::ExportsRead]), usage_events::export),
+        endpoint(Method::POST, "/v1/usageevents/export", reads(&[Scope::UsageRead, Scope::ExportsRead]), usage_events::export_search),
+
+        endpoint(Method::POST, "/v1/usageevents/prune", writes(&[Scope::UsageWrite]), history::prune),
+        endpoint(Method::GET, "/v1/usageevents/prunes", reads(&[Scope::UsageRead]), history::prunes),
+        endpoint(Method::GET, "/v1/usageingestions", reads(&[Scope::UsageRead]), history::ingestions),
+        endpoint(Method::GET, "/v1/subjects", reads(&[Scope::UsageRead]), subjects::list),
+        endpoint(Method::GET, "/v1/subjects/{subject}/usageevents", reads(&[Scope::UsageRead]), subjects::events),
+        endpoint(Method::GET, "/v1/system/stats", reads(&[Scope::SystemRead]), history::system_stats),
+
+        endpoint(Method::GET, "/v1/usage/saved-queries", Access::Session(Role::Viewer), saved_queries::list),
+        endpoint(Method::POST, "/v1/usage/saved-queries", Access::Session(Role::Admin), saved_queries::create),
+        endpoint(Method::PUT, "/v1/usage/saved-queries/{id}", Access::Session(Role::Admin), saved_queries::update),
+        endpoint(Method::DELETE, "/v1/usage/saved-queries/{id}", Access::Session(Role::Admin), saved_queries::delete),
     ]
 }
 

@@ -39,12 +39,20 @@ pub fn effective(history: &[Span], at: Micros) -> Option<&Span> {
 /// The assignment an event of this time counts for. Clients often stamp whole seconds, so an assignment counts from
 /// the second in which it was made (jobs.md 4.4).
 pub fn counting(history: &[Span], event_time: Micros) -> Option<&Span> {
-    history.iter().rev().find(|span| span.starts_at.floor(SECOND) <= event_time && span.ends_after(event_time))
+    history
+        .iter()
+        .rev()
+        .find(|span| span.starts_at.floor(SECOND) <= event_time && span.ends_after(event_time))
 }
 
 /// When the plan of the subject changes next, by a scheduled start or an end.
 pub fn next_change(history: &[Span], now: Micros) -> Option<Micros> {
-    history.iter().flat_map(|span| [Some(span.starts_at), span.ends_at]).flatten().filter(|at| *at > now).min()
+    history
+        .iter()
+        .flat_map(|span| [Some(span.starts_at), span.ends_at])
+        .flatten()
+        .filter(|at| *at > now)
+        .min()
 }
 
 /// Where periods of a new assignment are counted from: those of the plan in force go on; else the second of the
@@ -95,7 +103,13 @@ mod tests {
         let running = [Span { anchor: Micros(7), ..span(1, 9, None) }];
         assert_eq!(anchor_of_new(&running, &[], Micros(10), Micros(SECOND * 9 + 5)), Micros(7));
         let over = [Span { anchor: Micros(SECOND), ..span(1, SECOND, Some(SECOND + 10)) }];
-        assert_eq!(anchor_of_new(&over, &[Micros(SECOND)], Micros(SECOND + 20), Micros(SECOND + 20)), Micros(2 * SECOND));
-        assert_eq!(anchor_of_new(&over, &[Micros(SECOND)], Micros(SECOND * 9), Micros(SECOND * 9 + 3)), Micros(9 * SECOND));
+        assert_eq!(
+            anchor_of_new(&over, &[Micros(SECOND)], Micros(SECOND + 20), Micros(SECOND + 20)),
+            Micros(2 * SECOND)
+        );
+        assert_eq!(
+            anchor_of_new(&over, &[Micros(SECOND)], Micros(SECOND * 9), Micros(SECOND * 9 + 3)),
+            Micros(9 * SECOND)
+        );
     }
 }

@@ -15,8 +15,9 @@ impl Period {
     pub fn read(text: &str) -> Result<Self> {
         match text.trim().to_lowercase().as_str() {
             "" => Ok(Period::Month),
-            word => Period::parse(word)
-                .ok_or_else(|| Error::invalid("period must be day, week, month or year")),
+            word => {
+                Period::parse(word).ok_or_else(|| Error::invalid("period must be day, week, month or year"))
+            }
         }
     }
 

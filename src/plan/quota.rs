@@ -29,11 +29,8 @@ pub struct Measure {
 impl Measure {
     pub fn of(current: Quantity, limit: &Quantity, warning_percent: &Quantity) -> Self {
         let rest = limit - &current;
-        let (remaining, overage) = if rest.is_positive() {
-            (rest, Quantity::zero())
-        } else {
-            (Quantity::zero(), &current - limit)
-        };
+        let (remaining, overage) =
+            if rest.is_positive() { (rest, Quantity::zero()) } else { (Quantity::zero(), &current - limit) };
         let hundred = Quantity::from(100);
         // compared as products: a rounded quotient must not decide
         let state = if current >= *limit {
@@ -159,8 +156,11 @@ impl Check {
             (candidate, current, Measure::against(candidate.limit, projected))
         });
         let tightest = judged.max_by(|(a, _, x), (b, _, y)| {
-            tightness(x.overage.is_positive(), a.window, &x.percent)
-                .cmp(&tightness(y.overage.is_positive(), b.window, &y.percent))
+            tightness(x.overage.is_positive(), a.window, &x.percent).cmp(&tightness(
+                y.overage.is_positive(),
+                b.window,
+                &y.percent,
+            ))
         });
         let Some((candidate, current, measure)) = tightest else {
             return Check::without_limit(subject, meter, quantity, Some(plan));
@@ -269,7 +269,10 @@ mod tests {
             assert_eq!(measure, want, "{current}");
         }
         // a third of the limit rounds down, but is no less than a third
-        assert_eq!(Measure::of(q("1"), &q("3"), &q("33.333333333333333333333333333333333333")).state, State::Warning);
+        assert_eq!(
+            Measure::of(q("1"), &q("3"), &q("33.333333333333333333333333333333333333")).state,
+            State::Warning
+        );
     }
 
     #[test]
@@ -347,7 +350,8 @@ mod tests {
     #[test]
     fn the_limit_itself_may_be_reached() {
         let check = |quantity| ask(Aggregation::Sum, quantity, &[(Period::Day, "10", &["3"])]);
-        let shown = |check: &Check| (check.allowed, check.state, check.remaining.to_json(), check.overage.to_json());
+        let shown =
+            |check: &Check| (check.allowed, check.state, check.remaining.to_json(), check.overage.to_json());
         assert_eq!(shown(&check("4")), (true, State::Ok, "3".into(), "0".into()));
         assert_eq!(shown(&check("5")), (true, State::Warning, "2".into(), "0".into()));
         assert_eq!(shown(&check("7")), (true, State::Exceeded, "0".into(), "0".into()));
@@ -358,7 +362,8 @@ mod tests {
 
     #[test]
     fn the_tightest_limit_answers() {
-        let behind = ask(Aggregation::Sum, "1", &[(Period::Day, "1000", &["1"]), (Period::Month, "1", &["1"])]);
+        let behind =
+            ask(Aggregation::Sum, "1", &[(Period::Day, "1000", &["1"]), (Period::Month, "1", &["1"])]);
         assert_eq!((behind.allowed, behind.period), (false, Some(Period::Month)));
         let both = ask(Aggregation::Sum, "5", &[(Period::Year, "1", &[]), (Period::Day, "1", &[])]);
         assert_eq!(both.period, Some(Period::Year), "trying again before the year ends would be refused");
@@ -368,9 +373,8 @@ mod tests {
 
     #[test]
     fn not_everything_adds_up() {
-        let allowed = |aggregation, quantity| {
-            ask(aggregation, quantity, &[(Period::Day, "10", &["4", "8"])]).allowed
-        };
+        let allowed =
+            |aggregation, quantity| ask(aggregation, quantity, &[(Period::Day, "10", &["4", "8"])]).allowed;
         assert!(!allowed(Aggregation::Sum, "1"));
         assert!(allowed(Aggregation::Count, "8") && !allowed(Aggregation::Count, "9"));
         assert!(allowed(Aggregation::Max, "10") && !allowed(Aggregation::Max, "11"));

@@ -203,19 +203,19 @@ pub fn assign(
 /// Cancels what is scheduled, as of now, and ends what is in force at `ends_at`.
 fn end_all(conn: &mut Conn, subject_id: i64, ends_at: Micros, now: Micros) -> Result<usize, Fault> {
     let canceled = sql_query(
-        "UPDATE plan_assignments SET ends_at = $2, updated_at = $2
-         WHERE subject_id = $1 AND starts_at > $2 AND (ends_at IS NULL OR ends_at > $2)",
+        "UPDATE plan_assignments SET ends_at = $1, updated_at = $1
+         WHERE subject_id = $2 AND starts_at > $1 AND (ends_at IS NULL OR ends_at > $1)",
     )
-    .bind::<BigInt, _>(subject_id)
     .bind::<BigInt, _>(now.0)
+    .bind::<BigInt, _>(subject_id)
     .execute(conn)?;
     let ended = sql_query(
-        "UPDATE plan_assignments SET ends_at = $3, updated_at = $2
-         WHERE subject_id = $1 AND starts_at <= $2 AND (ends_at IS NULL OR ends_at > $2)",
+        "UPDATE plan_assignments SET ends_at = $1, updated_at = $2
+         WHERE subject_id = $3 AND starts_at <= $2 AND (ends_at IS NULL OR ends_at > $2)",
     )
-    .bind::<BigInt, _>(subject_id)
-    .bind::<BigInt, _>(now.0)
     .bind::<BigInt, _>(ends_at.0)
+    .bind::<BigInt, _>(now.0)
+    .bind::<BigInt, _>(subject_id)
     .execute(conn)?;
     Ok(canceled + ended)
 }
@@ -244,12 +244,12 @@ const MOVED_AT_ONCE: usize = 1_000;
 /// with the same anchor, what is scheduled keeps its start.
 pub fn move_to_version(conn: &mut Conn, old: &Plan, new: &Plan, now: Micros) -> Result<(), Fault> {
     sql_query(
-        "UPDATE plan_assignments SET plan_id = $2, updated_at = $3
-         WHERE plan_id = $1 AND starts_at > $3 AND (ends_at IS NULL OR ends_at > $3)",
+        "UPDATE plan_assignments SET plan_id = $1, updated_at = $2
+         WHERE plan_id = $3 AND starts_at > $2 AND (ends_at IS NULL OR ends_at > $2)",
     )
-    .bind::<BigInt, _>(old.id)
     .bind::<BigInt, _>(new.id)
     .bind::<BigInt, _>(now.0)
+    .bind::<BigInt, _>(old.id)
     .execute(conn)?;
     let moving: Vec<(i64, Option<i64>, i64)> = plan_assignments::table
         .filter(plan_assignments::plan_id.eq(old.id).and(plan_assignments::starts_at.le(now.0)))
@@ -257,11 +257,11 @@ pub fn move_to_version(conn: &mut Conn, old: &Plan, new: &Plan, now: Micros) -> 
         .select((plan_assignments::subject_id, plan_assignments::ends_at, plan_assignments::anchor))
         .load(conn)?;
     sql_query(
-        "UPDATE plan_assignments SET ends_at = $2, updated_at = $2
-         WHERE plan_id = $1 AND starts_at <= $2 AND (ends_at IS NULL OR ends_at > $2)",
+        "UPDATE plan_assignments SET ends_at = $1, updated_at = $1
+         WHERE plan_id = $2 AND starts_at <= $1 AND (ends_at IS NULL OR ends_at > $1)",
     )
-    .bind::<BigInt, _>(old.id)
     .bind::<BigInt, _>(now.0)
+    .bind::<BigInt, _>(old.id)
     .execute(conn)?;
     for some in moving.chunks(MOVED_AT_ONCE) {
         let row = |(subject_id, ends_at, anchor): &(i64, Option<i64>, i64)| NewRow {

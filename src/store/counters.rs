@@ -4,12 +4,14 @@
 use std::collections::BTreeMap;
 
 use bigdecimal::BigDecimal;
-use diesel::{PgConnection, RunQueryDsl, SqliteConnection};
+use diesel::prelude::*;
 use diesel::sql_types::{Array, BigInt, Binary, Numeric, Text};
+use diesel::{PgConnection, SqliteConnection};
 
 use crate::rollup::{Edge, Part};
 use crate::store::events::{quantity_of, uuid_of};
 use crate::store::prepared::prepared;
+use crate::store::schema::quota_counters;
 use crate::store::{Conn, Fault};
 use crate::window::{Micros, Window};
 
@@ -203,3 +205,20 @@ fn part_of(row: Row) -> Result<(usize, Part), Fault> {
     Ok((place as usize - 1, part))
 }
 
+/// The first day with usage, from `from` on.
+pub fn first_day(
+    conn: &mut Conn,
+    subject_id: i64,
+    meter_id: i64,
+    anchor: Micros,
+    from: Micros,
+) -> Result<Option<Micros>, Fault> {
+    let day: Option<i64> = quota_counters::table
+        .filter(quota_counters::subject_id.eq(subject_id).and(quota_counters::meter_id.eq(meter_id)))
+        .filter(quota_counters::anchor.eq(anchor.0).and(quota_counters::day_start.ge(from.0)))
+        .order(quota_counters::day_start)
+        .select(quota_counters::day_start)
+        .first(conn)
+        .optional()?;
+    Ok(day.map(Micros))
+}

@@ -68,7 +68,7 @@ pub fn find(conn: &mut Conn, workspace_id: i64, key: &str) -> Result<Option<Deci
         .optional()?)
 }
 
-/// Records decisions, sorted by key; false when another server decided one of the keys meanwhile.
+/// Records decisions, which come sorted by key; false when another server decided one of the keys meanwhile.
 pub fn add(conn: &mut Conn, new: &[&Decision]) -> Result<bool, Fault> {
     if new.is_empty() {
         return Ok(true);

@@ -187,11 +187,8 @@ impl Subject<'_> {
         let counted = self.count(conn, &places)?;
         for (place, part) in places.iter().zip(counted) {
             let (Some(part), Some((plan, limit))) = (part, self.limit_of(place)) else { continue };
-            let current = value(
-                Some(&part),
-                self.meter.aggregation,
-                Window { from: place.from, to: place.to },
-            );
+            let current =
+                value(Some(&part), self.meter.aggregation, Window { from: place.from, to: place.to });
             let measure = Measure::against(limit, current);
             sql_query(
                 "INSERT INTO entitlement_periods (subject_id, meter_id, period, starts_at, ends_at, workspace_id,
@@ -221,7 +218,7 @@ impl Subject<'_> {
     }
 
     /// States of the limits in force, and an event for each that crossed a line; others go. Returns when the first
-    /// window with usage in it ends.
+    /// window with usage in it ends or begins.
     fn write_states(&self, conn: &mut Conn, before: &[StateRow]) -> Result<Option<Micros>, Fault> {
         let Some(span) = effective(&self.history, self.now) else {
             remove_states(conn, self.subject_id, self.meter.id, &[])?;
@@ -233,24 +230,29 @@ impl Subject<'_> {
         let places: Vec<Place> =
             limits.iter().map(|(_, limit)| self.place(span, limit.period, self.now)).collect();
         let counted = self.count(conn, &places)?;
-        let mut rollover = None;
+        let mut moves: Vec<Micros> = Vec::new();
         for (((plan, limit), place), part) in limits.into_iter().zip(&places).zip(counted) {
-            if part.is_some() {
-                rollover = Some(rollover.map_or(place.to, |at: Micros| at.min(place.to)));
-            }
+            moves.extend(part.is_some().then_some(place.to));
+            // events may be dated ahead: their window moves the state when it begins
+            let ahead = counters::first_day(conn, self.subject_id, self.meter.id, place.anchor, place.to)?;
+            moves.extend(ahead.map(|day| limit.period.window(place.anchor, day).from));
             let window = Window { from: place.from, to: place.to };
             let measure = Measure::against(limit, value(part.as_ref(), self.meter.aggregation, window));
             let previous = before.iter().find(|state| state.period == limit.period.as_str());
-            let previous = previous
-                .map(|row| word(State::parse(&row.state), &row.state))
-                .transpose()?;
+            let previous = previous.map(|row| word(State::parse(&row.state), &row.state)).transpose()?;
             self.write_state(conn, plan, limit, &measure)?;
             self.write_event(conn, plan, limit, &measure, previous)?;
         }
-        Ok(rollover)
+        Ok(moves.into_iter().min())
     }
 
-    fn write_state(&self, conn: &mut Conn, plan: &Plan, limit: &Limit, measure: &Measure) -> Result<(), Fault> {
+    fn write_state(
+        &self,
+        conn: &mut Conn,
+        plan: &Plan,
+        limit: &Limit,
+        measure: &Measure,
+    ) -> Result<(), Fault> {
         sql_query(
             "INSERT INTO entitlement_states (subject_id, meter_id, period, workspace_id, plan_id, state,
                  current_value, limit_value, warning_percent, evaluated_at, updated_at)

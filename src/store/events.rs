@@ -251,7 +251,8 @@ impl<'a> Work<'a> {
             Conn::Sqlite(c) => sqlite::meter_versions(c, &meter_ids)?,
         };
         let versions: HashMap<i64, i32> = rows.iter().map(|(id, version, ..)| (*id, *version)).collect();
-        self.assignment_versions = rows.into_iter().map(|(_, _, workspace, version)| (workspace, version)).collect();
+        self.assignment_versions =
+            rows.into_iter().map(|(_, _, workspace, version)| (workspace, version)).collect();
         for (at, batch) in self.batches.iter().enumerate() {
             let is_stale = |event: &Event| versions.get(&event.meter.id) != Some(&event.meter.version);
             if batch.events.iter().any(is_stale) {
@@ -479,7 +480,9 @@ impl<'a> Work<'a> {
                     let event = batch.events.first().map(StoredEvent::of);
                     let event = self.duplicates.remove(&(at, 0)).or(event);
                     match self.decisions.remove(&at) {
-                        Some(decision) => Outcome::Decided(Box::new(Decided { decision, event, replayed: false })),
+                        Some(decision) => {
+                            Outcome::Decided(Box::new(Decided { decision, event, replayed: false }))
+                        }
                         None => Outcome::Again,
                     }
                 }

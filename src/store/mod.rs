@@ -9,17 +9,26 @@ pub mod assignments;
 pub mod counters;
 pub mod decisions;
 pub mod entitlements;
+pub mod event_list;
 pub mod events;
+mod filter;
+pub mod history;
 pub mod jobs;
 pub mod keys;
+pub mod leases;
 pub mod meters;
 pub mod migrations;
+pub mod partitions;
 pub mod plans;
 mod prepared;
 pub mod progress;
+pub mod retention;
+pub mod saved_queries;
 pub mod schema;
 pub mod sessions;
 mod sqlite;
+mod statement;
+pub mod subjects;
 pub mod usage;
 pub mod users;
 
@@ -81,6 +90,25 @@ impl Conn {
                 Err(fault)
             }
         }
+    }
+
+    /// Runs `work` on the database as it is at one instant. On PostgreSQL the lock comes before the instant is
+    /// chosen and keeps months from being dropped in between.
+    fn snapshot<T>(&mut self, work: impl FnOnce(&mut Conn) -> Result<T, Fault>) -> Result<T, Fault> {
+        let begin = if self.is_postgres() {
+            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; LOCK TABLE ONLY events IN ACCESS SHARE MODE"
+        } else {
+            "BEGIN"
+        };
+        let result = match self.batch_execute(begin) {
+            Ok(()) => work(self),
+            Err(error) => Err(error.into()),
+        };
+        // nothing was changed; after a failure there may be nothing to end
+        let ended = self.batch_execute("ROLLBACK");
+        let value = result?;
+        ended?;
+        Ok(value)
     }
 }
 
@@ -335,6 +363,15 @@ impl Store {
         work: impl Fn(&mut Conn) -> Result<T, Fault> + Send + 'static,
     ) -> Result<T> {
         self.run(&self.0.readers, operation, true, work).await
+    }
+
+    /// Like [`Store::read`], but all statements see the database at one instant.
+    pub async fn read_snapshot<T: Send + 'static>(
+        &self,
+        operation: &'static str,
+        work: impl Fn(&mut Conn) -> Result<T, Fault> + Send + 'static,
+    ) -> Result<T> {
+        self.run(&self.0.readers, operation, true, move |conn| conn.snapshot(&work)).await
     }
 
     /// Runs one transaction: all of it is committed when this returns `Ok`, nothing of it otherwise (except that a

@@ -64,7 +64,8 @@ struct LimitRow {
 }
 
 #[derive(Insertable)]
-#[diesel(table_name = plan_limits)]
+// also keeps diesel from opening a transaction of its own on SQLite
+#[diesel(table_name = plan_limits, treat_none_as_default_value = false)]
 struct NewLimit<'a> {
     public_id: &'a str,
     plan_id: i64,
@@ -147,7 +148,9 @@ pub fn get_current(conn: &mut Conn, workspace_id: i64, public_id: &str) -> Resul
     let plan = get(conn, workspace_id, public_id)?;
     if !plan.is_current {
         let (name, version) = (&plan.name, plan.version);
-        return Err(Error::conflict(format!("version {version} of plan {name:?} is not the current one")).into());
+        return Err(
+            Error::conflict(format!("version {version} of plan {name:?} is not the current one")).into()
+        );
     }
     Ok(plan)
 }
@@ -188,9 +191,8 @@ pub fn resolve(
     let ids: HashMap<String, i64> = found.into_iter().collect();
     let mut limits = Vec::with_capacity(draft.limits.len());
     for limit in &draft.limits {
-        let meter_id = *ids
-            .get(&limit.meter)
-            .ok_or_else(|| Error::not_found(format!("meter {:?}", limit.meter)))?;
+        let meter_id =
+            *ids.get(&limit.meter).ok_or_else(|| Error::not_found(format!("meter {:?}", limit.meter)))?;
         limits.push(Limit {
             public_id: uuid::Uuid::now_v7().to_string(),
             meter_id,
@@ -243,8 +245,11 @@ fn store(conn: &mut Conn, mut plan: Plan) -> Result<Plan, Fault> {
         created_at: plan.created_at.0,
         updated_at: plan.updated_at.0,
     };
-    let added: Result<i64, Fault> =
-        diesel::insert_into(plans::table).values(&row).returning(plans::id).get_result(conn).map_err(Fault::from);
+    let added: Result<i64, Fault> = diesel::insert_into(plans::table)
+        .values(&row)
+        .returning(plans::id)
+        .get_result(conn)
+        .map_err(Fault::from);
     plan.id = match added {
         Ok(id) => id,
         Err(fault) if fault.breaks("plans_current_name_key") => {

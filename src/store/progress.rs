@@ -27,7 +27,8 @@ type Meters = HashMap<i64, std::sync::Arc<Meter>>;
 
 fn meters_of(conn: &mut Conn, plans: &[&Plan]) -> Result<Meters, Fault> {
     let Some(plan) = plans.first() else { return Ok(Meters::new()) };
-    let ids: Vec<i64> = plans.iter().flat_map(|plan| plan.limits.iter().map(|limit| limit.meter_id)).collect();
+    let ids: Vec<i64> =
+        plans.iter().flat_map(|plan| plan.limits.iter().map(|limit| limit.meter_id)).collect();
     let found = meters::by_numbers(conn, plan.workspace_id, &ids)?;
     Ok(found.into_iter().map(|meter| (meter.id, meter.into())).collect())
 }
@@ -135,7 +136,8 @@ pub fn preview(conn: &mut Conn, current: Plan, proposed: Plan, now: Micros) -> R
         for ((limit, range), part) in limits.iter().zip(&ranges).zip(&counted) {
             changes.push(change(&preview, item(limit, range, part.as_ref(), &meters)?));
         }
-        let worst = changes.iter().filter(|change| !change.removed).map(|change| change.item.measure.state).max();
+        let worst =
+            changes.iter().filter(|change| !change.removed).map(|change| change.item.measure.state).max();
         match worst {
             Some(State::Exceeded) => preview.states[2] += 1,
             Some(State::Warning) => preview.states[1] += 1,
@@ -150,8 +152,9 @@ pub fn preview(conn: &mut Conn, current: Plan, proposed: Plan, now: Micros) -> R
 
 fn change(preview: &Preview, item: Item) -> Change {
     let (meter_id, period) = (item.limit.meter_id, item.limit.period);
-    let existing = preview.current.limit(meter_id, period).map(|limit| {
-        (limit.clone(), Measure::against(limit, item.measure.current.clone()).state)
-    });
+    let existing = preview
+        .current
+        .limit(meter_id, period)
+        .map(|limit| (limit.clone(), Measure::against(limit, item.measure.current.clone()).state));
     Change { removed: preview.proposed.limit(meter_id, period).is_none(), existing, item }
 }

@@ -191,6 +191,41 @@ table! {
 }
 
 table! {
+    prune_runs (workspace_id, id) {
+        workspace_id -> BigInt,
+        id -> Binary,
+        deleted -> BigInt,
+        dry_run -> Bool,
+        meters -> Text,
+        created_at -> BigInt,
+    }
+}
+
+table! {
+    leases (name) {
+        name -> Text,
+        holder -> Text,
+        expires_at -> BigInt,
+    }
+}
+
+table! {
+    saved_queries (id) {
+        id -> Text,
+        user_id -> BigInt,
+        name -> Text,
+        query -> Text,
+        group_by -> Text,
+        bucket_size -> Text,
+        row_limit -> BigInt,
+        pinned -> Bool,
+        position -> BigInt,
+        created_at -> BigInt,
+        updated_at -> BigInt,
+    }
+}
+
+table! {
     plans (id) {
         id -> BigInt,
         public_id -> Text,

@@ -341,6 +341,46 @@ CREATE TABLE consumption_decisions (
 );
 CREATE INDEX consumption_decisions_recent ON consumption_decisions (workspace_id, created_at, idempotency_key);
 
+-- What was done about it --------------------------------------------------------------------------
+
+CREATE TABLE prune_runs (
+    workspace_id BIGINT NOT NULL REFERENCES workspaces (id) ON DELETE CASCADE,
+    -- UUIDv7: newest last
+    id BYTEA NOT NULL,
+    deleted BIGINT NOT NULL,
+    dry_run BOOLEAN NOT NULL,
+    -- JSON list: meter, cut-off, events deleted
+    meters TEXT NOT NULL,
+    created_at BIGINT NOT NULL,
+    PRIMARY KEY (workspace_id, id)
+);
+
+-- Work that one process does at a time; whoever finds a lease expired takes it over.
+CREATE TABLE leases (
+    name TEXT PRIMARY KEY,
+    holder TEXT NOT NULL,
+    expires_at BIGINT NOT NULL
+);
+
+-- What people keep --------------------------------------------------------------------------------
+
+CREATE TABLE saved_queries (
+    id TEXT PRIMARY KEY,
+    user_id BIGINT NOT NULL REFERENCES users (id) ON DELETE CASCADE,
+    name TEXT NOT NULL,
+    -- JSON object
+    query TEXT NOT NULL,
+    -- JSON list of strings
+    group_by TEXT NOT NULL,
+    bucket_size TEXT NOT NULL,
+    row_limit BIGINT NOT NULL,
+    pinned BOOLEAN NOT NULL,
+    position BIGINT NOT NULL,
+    created_at BIGINT NOT NULL,
+    updated_at BIGINT NOT NULL,
+    CONSTRAINT saved_queries_user_name_key UNIQUE (user_id, name)
+);
+
 -- Background work ---------------------------------------------------------------------------------
 
 -- What is to be done, at most one row per queue and key. Claimed with a lease; deleted when done.

@@ -6,7 +6,10 @@ use utoipa::openapi::Required;
 
 use super::Doc;
 use crate::auth::User;
-use crate::http::{entitlements, keys, meters, plans, session, usage as usages};
+use crate::http::{
+    entitlements, history, keys, meters, plans, saved_queries, session, subjects, usage as usages,
+    usage_events,
+};
 use crate::plan::PlanInput;
 use crate::plan::quota::Check;
 use crate::{event, usage as rows};
@@ -24,7 +27,22 @@ pub fn describe(method: &Method, path: &str) -> Option<Doc> {
         (_, path) if path.starts_with("/v1/usages") => return usage(method, path),
         (_, path) if path.starts_with("/v1/plans") => return plan(method, path),
         (_, path) if path.starts_with("/v1/entitlements") => return entitlement(method, path),
-        _ => return None,
+        ("GET", "/v1/usageevents") => event_query("List raw events")
+            .limit(100, 1000)
+            .cursor()
+            .page::<event::StoredEvent>("Newest first."),
+        ("POST", "/v1/usageevents/search") => Doc::new("usage events", "List raw events, with a filter")
+            .body::<usage_events::Search>()
+            .page::<event::StoredEvent>("Newest first."),
+        ("GET", "/v1/usageevents/export") => event_query("Download raw events")
+            .limit(100, 1000)
+            .flag("formula_guard", GUARD)
+            .csv("Newest first."),
+        ("POST", "/v1/usageevents/export") => Doc::new("usage events", "Download raw events, with a filter")
+            .body::<usage_events::Search>()
+            .csv("Newest first."),
+        (_, path) if path.starts_with("/v1/usage/saved-queries") => return saved_query(method, path),
+        _ => return past(method, path),
     };
     Some(doc)
 }
@@ -88,6 +106,10 @@ fn meter(method: &Method, path: &str) -> Option<Doc> {
             .limit(50, 500)
             .cursor()
             .page::<meters::MeterView>("By name."),
+        ("GET", "/v1/meters/stats") => Doc::new("meters", "Stored events per meter")
+            .limit(50, 500)
+            .cursor()
+            .page::<history::MeterStatsView>("By name."),
         ("GET", "/v1/meters/{id}") => {
             Doc::new("meters", "Read a meter").answer::<meters::MeterView>(200, "The meter.")
         }
@@ -120,13 +142,7 @@ fn usage(method: &Method, path: &str) -> Option<Doc> {
                 "Every item failed (a bulk result), or the call itself (an error).",
             )
             .errors(&[429]),
-        ("GET", "/v1/usages") => Doc::new("usage", "Aggregates over time")
-            .required_text("meter", "Name of the meter.")
-            .time("from", "Start, inclusive.", Required::True)
-            .time("to", "End, exclusive.", Required::True)
-            .text("subject", "One subject only.")
-            .text("bucket_size", "`hour`, `day` or `month`; `day` unless told.")
-            .repeated("group_by", "`subject` or declared dimensions, up to five.")
+        ("GET", "/v1/usages") => bucket_query("Aggregates over time")
             .limit(100, 1000)
             .list::<rows::Bucket>("By bucket, then group. `metadata.<path>=<value>` parameters filter.")
             .errors(&[404]),
@@ -134,6 +150,105 @@ fn usage(method: &Method, path: &str) -> Option<Doc> {
             .body::<usages::Search>()
             .list::<rows::Bucket>("By bucket, then group.")
             .errors(&[404]),
+        ("GET", "/v1/usages/export") => bucket_query("Download aggregates over time")
+            .limit(100, 1000)
+            .flag("formula_guard", GUARD)
+            .csv("By bucket, then group.")
+            .errors(&[404]),
+        ("POST", "/v1/usages/export") => Doc::new("usage", "Download aggregates over time, with a filter")
+            .body::<usages::Search>()
+            .csv("By bucket, then group.")
+            .errors(&[404]),
+        ("POST", "/v1/usages/breakdowns/search") => Doc::new("usage", "Largest values of a field")
+            .body::<usages::BreakdownSearch>()
+            .page::<rows::Share>("By quantity, then value.")
+            .errors(&[404]),
+        ("GET", "/v1/usages/dimensions") => Doc::new("usage", "Values that a dimension has taken")
+            .required_text("meter", "Name of the meter.")
+            .required_text("field", "A declared dimension.")
+            .text("subject", "One subject only.")
+            .time("from", "Start, inclusive.", Required::False)
+            .time("to", "End, exclusive.", Required::False)
+            .limit(100, 1000)
+            .page::<rows::Taken>("By number of events, then value.")
+            .errors(&[404]),
+        _ => return None,
+    };
+    Some(doc)
+}
+
+const GUARD: &str = "An apostrophe before cells that a spreadsheet would run as a formula.";
+
+fn bucket_query(summary: &'static str) -> Doc {
+    Doc::new("usage", summary)
+        .required_text("meter", "Name of the meter.")
+        .time("from", "Start, inclusive.", Required::True)
+        .time("to", "End, exclusive.", Required::True)
+        .text("subject", "One subject only.")
+        .text("bucket_size", "`hour`, `day` or `month`; `day` unless told.")
+        .repeated("group_by", "`subject` or declared dimensions, up to five.")
+}
+
+fn event_query(summary: &'static str) -> Doc {
+    Doc::new("usage events", summary)
+        .text("meter", "Name of a meter.")
+        .text("subject", "One subject only.")
+        .time("from", "Start, inclusive.", Required::False)
+        .time("to", "End, exclusive.", Required::False)
+}
+
+/// What happened so far, and what is to go.
+fn past(method: &Method, path: &str) -> Option<Doc> {
+    let doc = match (method.as_str(), path) {
+        ("POST", "/v1/usageevents/prune") => Doc::new("retention", "Delete events past their retention")
+            .parameter(super::query(
+                "dry_run",
+                "Only count.",
+                super::ObjectBuilder::new().schema_type(super::Type::Boolean).into(),
+                Required::False,
+            ))
+            .answer::<history::PruneRunView>(200, "What was deleted, or would be.")
+            .errors(&[409]),
+        ("GET", "/v1/usageevents/prunes") => Doc::new("retention", "Prunes so far")
+            .limit(100, 1000)
+            .cursor()
+            .page::<history::PruneRunView>("Newest first, dry runs included."),
+        ("GET", "/v1/usageingestions") => Doc::new("usage", "Write calls so far")
+            .limit(100, 1000)
+            .cursor()
+            .page::<history::IngestionRunView>("Newest first."),
+        ("GET", "/v1/subjects") => Doc::new("subjects", "Subjects with stored events")
+            .limit(100, 1000)
+            .cursor()
+            .page::<subjects::SubjectView>("By their last event, newest first."),
+        ("GET", "/v1/subjects/{subject}/usageevents") => Doc::new("subjects", "Newest events of a subject")
+            .limit(100, 1000)
+            .list::<event::StoredEvent>("Newest first; empty for an unknown subject."),
+        ("GET", "/v1/system/stats") => {
+            Doc::new("system", "Totals of the workspace").answer::<history::SystemStats>(200, "Totals.")
+        }
+        _ => return None,
+    };
+    Some(doc)
+}
+
+fn saved_query(method: &Method, path: &str) -> Option<Doc> {
+    let doc = match (method.as_str(), path) {
+        ("GET", "/v1/usage/saved-queries") => {
+            Doc::new("saved queries", "Own saved queries")
+                .page::<saved_queries::View>("Pinned first, then by position, then the newest change.")
+        }
+        ("POST", "/v1/usage/saved-queries") => Doc::new("saved queries", "Save a query")
+            .body::<saved_queries::Input>()
+            .answer::<saved_queries::View>(201, "The saved query.")
+            .errors(&[409]),
+        ("PUT", "/v1/usage/saved-queries/{id}") => Doc::new("saved queries", "Replace a saved query")
+            .body::<saved_queries::Input>()
+            .answer::<saved_queries::View>(200, "The saved query as it is now.")
+            .errors(&[409]),
+        ("DELETE", "/v1/usage/saved-queries/{id}") => {
+            Doc::new("saved queries", "Delete a saved query").empty(204, "Deleted.")
+        }
         _ => return None,
     };
     Some(doc)
@@ -141,9 +256,9 @@ fn usage(method: &Method, path: &str) -> Option<Doc> {
 
 fn plan(method: &Method, path: &str) -> Option<Doc> {
     let doc = match (method.as_str(), path) {
-        ("GET", "/v1/plans") => {
-            Doc::new("plans", "List plans").limit(100, 1000).page::<plans::PlanView>("Current versions, by name.")
-        }
+        ("GET", "/v1/plans") => Doc::new("plans", "List plans")
+            .limit(100, 1000)
+            .page::<plans::PlanView>("Current versions, by name."),
         ("POST", "/v1/plans") => Doc::new("plans", "Define a plan")
             .body::<PlanInput>()
             .answer::<plans::PlanView>(201, "Version 1 of the plan.")
@@ -161,8 +276,10 @@ fn plan(method: &Method, path: &str) -> Option<Doc> {
         ("DELETE", "/v1/plans/subjects/{subject}") => {
             Doc::new("plans", "Take the plan from a subject").empty(204, "Ended.")
         }
-        ("GET", "/v1/plans/subjects/{subject}/progress") => Doc::new("plans", "Where a subject stands")
-            .answer::<plans::ProgressView>(200, "The plan in force and one item per limit."),
+        ("GET", "/v1/plans/subjects/{subject}/progress") => {
+            Doc::new("plans", "Where a subject stands")
+                .answer::<plans::ProgressView>(200, "The plan in force and one item per limit.")
+        }
         ("GET", "/v1/plans/{id}") => {
             Doc::new("plans", "Read a plan version").answer::<plans::PlanView>(200, "The plan.")
         }
@@ -204,8 +321,10 @@ fn entitlement(method: &Method, path: &str) -> Option<Doc> {
             .limit(50, 200)
             .cursor()
             .page::<entitlements::DecisionView>("Newest first."),
-        ("GET", "/v1/entitlements/decisions/{idempotency_key}") => Doc::new("entitlements", "Read a decision")
-            .answer::<entitlements::DecisionView>(200, "The decision."),
+        ("GET", "/v1/entitlements/decisions/{idempotency_key}") => {
+            Doc::new("entitlements", "Read a decision")
+                .answer::<entitlements::DecisionView>(200, "The decision.")
+        }
         ("GET", "/v1/entitlements/states") => narrowed(Doc::new("entitlements", "Where subjects stand"))
             .limit(100, 1000)
             .page::<entitlements::StateView>("The latest evaluated first."),

@@ -4,8 +4,8 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use diesel::{PgConnection, RunQueryDsl};
 use diesel::sql_types::{Array, BigInt};
+use diesel::{PgConnection, RunQueryDsl};
 
 use super::{Batch, LedgerKey, Outcome, Taken, Work, original_of, postgres, sqlite};
 use crate::error::Error;
@@ -63,7 +63,8 @@ impl<'a> Work<'a> {
         for asked in &asked {
             made.push((asked.at, self.decide_one(asked, taken.get(&asked.key), &mut windows)?));
         }
-        let rows: Vec<&Decision> = made.iter().map(|(_, decision)| decision).collect();
+        let mut rows: Vec<&Decision> = made.iter().map(|(_, decision)| decision).collect();
+        rows.sort_by_key(|decision| (decision.workspace_id, &decision.key));
         if !decisions::add(conn, &rows)? {
             // a subject without limits is not locked: another server used one of the keys meanwhile
             return Err(Fault::Repeat);
@@ -144,8 +145,11 @@ impl<'a> Work<'a> {
         }
         let ranges: Vec<Range> = windows
             .keys()
-            .map(|&(subject_id, meter_id, anchor, from, to)| {
-                Range { subject_id, meter_id, anchor, window: Window { from, to } }
+            .map(|&(subject_id, meter_id, anchor, from, to)| Range {
+                subject_id,
+                meter_id,
+                anchor,
+                window: Window { from, to },
             })
             .collect();
         let counted = counters::load(conn, &ranges)?;
@@ -153,7 +157,12 @@ impl<'a> Work<'a> {
         Ok(windows)
     }
 
-    fn decide_one(&self, asked: &Asked, taken: Option<&Taken>, windows: &mut Windows) -> Result<Decision, Fault> {
+    fn decide_one(
+        &self,
+        asked: &Asked,
+        taken: Option<&Taken>,
+        windows: &mut Windows,
+    ) -> Result<Decision, Fault> {
         let event = asked.event;
         let limits: Vec<_> = self.limits(asked).collect();
         let counted: Vec<Counted> = limits
@@ -184,9 +193,10 @@ impl<'a> Work<'a> {
     /// here is not what is true.
     pub(super) fn check_decisions(&self) -> Result<(), Fault> {
         for (at, decision) in &self.decisions {
-            let is_new = self.batches[*at].events.first().is_some_and(|event| {
-                decision.event_id.as_deref() == Some(event.id.as_bytes().as_slice())
-            });
+            let is_new = self.batches[*at]
+                .events
+                .first()
+                .is_some_and(|event| decision.event_id.as_deref() == Some(event.id.as_bytes().as_slice()));
             if is_new == self.duplicates.contains_key(&(*at, 0)) {
                 return Err(Fault::Repeat);
             }

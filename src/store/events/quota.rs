@@ -4,8 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use diesel::{PgConnection, RunQueryDsl, SqliteConnection};
 use diesel::sql_types::{Array, BigInt, Nullable};
+use diesel::{PgConnection, RunQueryDsl, SqliteConnection};
 
 use super::{Known, Work};
 use crate::plan::Plan;
@@ -17,7 +17,7 @@ use crate::store::entitlements::Evaluation;
 use crate::store::jobs::{self, NewJob};
 use crate::store::prepared::prepared;
 use crate::store::{Conn, Fault, plans};
-use crate::window::Micros;
+use crate::window::{Micros, Window};
 
 prepared!(
     FindSpans for PgConnection,
@@ -91,7 +91,8 @@ impl Work<'_> {
 
     /// Plans never change once stored, so what is remembered of them is right.
     fn find_plans(&mut self, conn: &mut Conn, known: &Known) -> Result<(), Fault> {
-        let ids: BTreeSet<i64> = self.histories.values().flat_map(|h| h.iter().map(|span| span.plan_id)).collect();
+        let ids: BTreeSet<i64> =
+            self.histories.values().flat_map(|h| h.iter().map(|span| span.plan_id)).collect();
         let mut missing = Vec::new();
         for id in ids {
             match known.plans.get(&id) {
@@ -129,14 +130,18 @@ impl Work<'_> {
         self.enqueue_evaluations(conn, &touched)
     }
 
-    fn enqueue_evaluations(&mut self, conn: &mut Conn, touched: &BTreeMap<Key, Touched>) -> Result<(), Fault> {
+    fn enqueue_evaluations(
+        &mut self,
+        conn: &mut Conn,
+        touched: &BTreeMap<Key, Touched>,
+    ) -> Result<(), Fault> {
         let mut new: Vec<NewJob> = Vec::new();
         let mut now = Micros(0);
         for (key, Touched { workspace_id, plan_id, received_at }) in touched {
             let Some(plan) = self.plans.get(plan_id) else { continue };
             now = now.max(*received_at);
-            for (evaluation, run_after) in evaluations(plan, key, *received_at) {
-                new.push(evaluation.job(*workspace_id, run_after)?);
+            for evaluation in evaluations(plan, key, *received_at) {
+                new.push(evaluation.job(*workspace_id, *received_at)?);
             }
         }
         self.learned.enqueued = !new.is_empty();
@@ -144,20 +149,15 @@ impl Work<'_> {
     }
 }
 
-/// What has to be looked at again after events of this day: the state now, windows that are over, and, when it
-/// comes, a window that has not begun.
-fn evaluations(plan: &Plan, key: &Key, now: Micros) -> impl Iterator<Item = (Evaluation, Micros)> {
+/// What has to be looked at again after events of this day: windows that are over, or the state now, which also finds
+/// out when windows to come begin.
+fn evaluations(plan: &Plan, key: &Key, now: Micros) -> impl Iterator<Item = Evaluation> {
     let Key { subject_id, meter_id, anchor, day_start } = *key;
-    let windows = || plan.limits_of(meter_id).map(|limit| limit.period.window(anchor, day_start));
-    let at_day = Evaluation { late_at: Some(day_start.0), ..Evaluation::now(subject_id, meter_id) };
-    let current = windows().any(|window| window.contains(now) || day_start == anchor && now < window.to);
-    let over = windows().any(|window| window.to <= now);
-    let to_come = windows().map(|window| window.from).filter(|from| *from > now).min();
-    let jobs = [
-        current.then_some((Evaluation::now(subject_id, meter_id), now)),
-        over.then_some((at_day, now)),
-        // under the same key as a late one: whatever comes first does both
-        to_come.filter(|_| !over).map(|from| (at_day, from)),
-    ];
-    jobs.into_iter().flatten()
+    let is_over = |window: Window| window.to <= now;
+    let mut windows = plan.limits_of(meter_id).map(|limit| limit.period.window(anchor, day_start));
+    let over = windows.clone().any(is_over);
+    let open = windows.any(|window| !is_over(window));
+    let late = Evaluation { late_at: Some(day_start.0), ..Evaluation::now(subject_id, meter_id) };
+    let wanted = [open.then_some(Evaluation::now(subject_id, meter_id)), over.then_some(late)];
+    wanted.into_iter().flatten()
 }

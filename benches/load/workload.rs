@@ -1,0 +1,118 @@
+//! The events a measurement writes: made from their number alone, so that nothing has to be remembered to know what
+//! the server must answer afterwards. Amounts are whole hundredths, which makes the check of totals exact.
+
+use std::fmt::Write;
+
+use open_spanner::window::Micros;
+
+/// What idempotency keys look like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keys {
+    /// Like UUIDv7: they begin with the time, so that new ones land beside each other in an index.
+    Ordered,
+    /// Like UUIDv4.
+    Random,
+}
+
+impl Keys {
+    pub const BOTH: [Keys; 2] = [Keys::Ordered, Keys::Random];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Keys::Ordered => "ordered keys",
+            Keys::Random => "random keys",
+        }
+    }
+}
+
+/// One stream of events: event `i` is the same whenever it is asked for.
+#[derive(Clone, Debug)]
+pub struct Workload {
+    pub meter: String,
+    pub keys: Keys,
+    /// How many customers take turns.
+    pub subjects: u64,
+    /// How many values the declared dimension `model` has; `region` has three.
+    pub models: u64,
+    /// Distinguishes the keys of two workloads.
+    pub seed: u64,
+    /// Time of the first event.
+    pub from: Micros,
+    /// Microseconds between two events.
+    pub step: i64,
+}
+
+pub const REGIONS: [&str; 3] = ["eu", "us", "ap"];
+/// How many values the undeclared field `class` has.
+pub const CLASSES: u64 = 20;
+
+impl Workload {
+    fn dice(&self, i: u64, salt: u64) -> u64 {
+        mix(mix(self.seed ^ salt.wrapping_mul(0x9E37_79B9_7F4A_7C15)).wrapping_add(i))
+    }
+
+    pub fn at(&self, i: u64) -> Micros {
+        self.from.plus(self.step * i as i64)
+    }
+
+    /// Between 0.01 and 20.00, in hundredths.
+    pub fn cents(&self, i: u64) -> u64 {
+        1 + self.dice(i, 1) % 2_000
+    }
+
+    pub fn subject(number: u64) -> String {
+        format!("customer-{number:06}")
+    }
+
+    /// Appends event `i` as a JSON object.
+    pub fn write(&self, i: u64, out: &mut String) {
+        let (at, cents) = (self.at(i), self.cents(i));
+        let (high, low) = (self.dice(i, 2), self.dice(i, 3));
+        out.push_str("{\"idempotency_key\":\"");
+        // writing to a String cannot fail
+        let _ = match self.keys {
+            Keys::Random => {
+                write!(out, "{:08x}-{:04x}-4{:03x}", high >> 32, (high >> 16) & 0xFFFF, high & 0xFFF)
+            }
+            Keys::Ordered => {
+                let millis = at.0 / 1_000;
+                write!(out, "{:08x}-{:04x}-7{:03x}", millis >> 16, millis & 0xFFFF, high & 0xFFF)
+            }
+        };
+        let _ = write!(out, "-{:04x}-{:012x}", low >> 48, low & 0xFFFF_FFFF_FFFF);
+        let _ = write!(
+            out,
+            "\",\"subject\":\"{}\",\"meter\":\"{}\",\"quantity\":{}.{:02},\"timestamp\":\"{}\",\"metadata\":\
+             {{\"class\":\"c{}\",\"model\":\"model-{}\",\"region\":\"{}\"}}}}",
+            Workload::subject(self.dice(i, 4) % self.subjects),
+            self.meter,
+            cents / 100,
+            cents % 100,
+            at.to_exact_text(),
+            self.dice(i, 5) % CLASSES,
+            self.dice(i, 6) % self.models,
+            REGIONS[self.dice(i, 7) as usize % REGIONS.len()],
+        );
+    }
+
+    /// The events of a bulk call as a JSON array, and the sum of their amounts.
+    pub fn bulk(&self, numbers: std::ops::Range<u64>) -> (String, u64) {
+        let mut text = String::with_capacity(256 * (numbers.end - numbers.start) as usize);
+        let mut cents = 0;
+        for i in numbers {
+            text.push(if text.is_empty() { '[' } else { ',' });
+            self.write(i, &mut text);
+            cents += self.cents(i);
+        }
+        text.push(']');
+        (text, cents)
+    }
+}
+
+/// SplitMix64: a number that looks random, from any number.
+pub fn mix(seed: u64) -> u64 {
+    let mut z = seed.wrapping_add(0x9E37_79B9_7F4A_7C15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^ (z >> 31)
+}

@@ -1,0 +1,190 @@
+//! What happened so far: activity per meter, write calls, prunes, totals (rest.md 12.3, 12.7, 12.14).
+
+use actix_web::{HttpResponse, web};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use crate::app::App;
+use crate::auth::Caller;
+use crate::error::{Error, Result};
+use crate::http::extract::{Params, paginate};
+use crate::http::respond::{self, Page};
+use crate::retention;
+use crate::store::retention::PruneRun;
+use crate::store::{history, retention as prunes, subjects};
+use crate::window::Micros;
+
+/// The activity of a meter on the wire; fields in contract order.
+#[derive(Serialize, ToSchema)]
+#[schema(as = MeterStats)]
+pub struct MeterStatsView {
+    meter: String,
+    usage_events: i64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last_event_at: Option<Micros>,
+    retention_days: i32,
+}
+
+#[derive(Serialize, Deserialize)]
+struct ByName {
+    name: Option<String>,
+}
+
+pub async fn meter_stats(app: web::Data<App>, caller: Caller, params: Params) -> Result<HttpResponse> {
+    caller.may_use_meter("")?;
+    let limit = params.limit(50, 500)?;
+    let after = params.cursor::<ByName>()?.and_then(|cursor| cursor.name).unwrap_or_default();
+    let workspace_id = caller.workspace_id;
+    let list = move |conn: &mut _| subjects::meter_stats(conn, workspace_id, &after, limit + 1);
+    let rows = app.store.read("subjects::meter_stats", list).await?;
+    let (rows, next_cursor) = paginate(rows, limit, |row| ByName { name: Some(row.meter.clone()) })?;
+    let items = rows.into_iter().map(|row| MeterStatsView {
+        meter: row.meter,
+        usage_events: row.usage_events,
+        last_event_at: row.last_event_at.map(Micros),
+        retention_days: row.retention_days,
+    });
+    respond::ok(&Page { items: items.collect(), next_cursor })
+}
+
+/// Position in a list of runs. The time is in the id as well, which alone decides.
+#[derive(Serialize, Deserialize)]
+struct ByTime {
+    time: Option<String>,
+    id: Option<String>,
+}
+
+impl ByTime {
+    fn of(id: Uuid, created_at: Micros) -> Self {
+        ByTime { time: Some(created_at.to_exact_text()), id: Some(id.to_string()) }
+    }
+
+    fn read(params: &Params) -> Result<Option<Uuid>> {
+        let Some(id) = params.cursor::<ByTime>()?.and_then(|cursor| cursor.id) else { return Ok(None) };
+        id.parse().map(Some).map_err(|_| Error::invalid("cursor is not one of ours"))
+    }
+}
+
+/// A write call on the wire; fields in contract order.
+#[derive(Serialize, ToSchema)]
+#[schema(as = IngestionRun)]
+pub struct IngestionRunView {
+    id: String,
+    kind: String,
+    accepted: i64,
+    duplicates: i64,
+    failed: i64,
+    created_at: Micros,
+}
+
+pub async fn ingestions(app: web::Data<App>, caller: Caller, params: Params) -> Result<HttpResponse> {
+    caller.may_use_meter("")?;
+    let (limit, before) = (params.limit(100, 1000)?, ByTime::read(&params)?);
+    let workspace_id = caller.workspace_id;
+    let list = move |conn: &mut _| history::runs(conn, workspace_id, before, limit + 1);
+    let rows = app.store.read("history::runs", list).await?;
+    let (rows, next_cursor) = paginate(rows, limit, |run| ByTime::of(run.id, run.created_at))?;
+    let items = rows.into_iter().map(|run| IngestionRunView {
+        id: run.id.to_string(),
+        kind: run.kind,
+        accepted: run.accepted,
+        duplicates: run.duplicates,
+        failed: run.failed,
+        created_at: run.created_at,
+    });
+    respond::ok(&Page { items: items.collect(), next_cursor })
+}
+
+/// A prune on the wire; fields in contract order.
+#[derive(Serialize, ToSchema)]
+#[schema(as = PruneRun)]
+pub struct PruneRunView {
+    id: String,
+    deleted: i64,
+    dry_run: bool,
+    meters: Vec<PrunedMeterView>,
+    created_at: Micros,
+}
+
+#[derive(Serialize, ToSchema)]
+#[schema(as = PrunedMeter)]
+pub struct PrunedMeterView {
+    meter: String,
+    before: Micros,
+    deleted: i64,
+}
+
+impl From<PruneRun> for PruneRunView {
+    fn from(run: PruneRun) -> Self {
+        let meters = run.meters.into_iter().map(|pruned| PrunedMeterView {
+            meter: pruned.meter,
+            before: Micros(pruned.before),
+            deleted: pruned.deleted,
+        });
+        PruneRunView {
+            id: run.id.to_string(),
+            deleted: run.deleted,
+            dry_run: run.dry_run,
+            meters: meters.collect(),
+            created_at: run.created_at,
+        }
+    }
+}
+
+pub async fn prunes(app: web::Data<App>, caller: Caller, params: Params) -> Result<HttpResponse> {
+    caller.may_use_meter("")?;
+    let (limit, before) = (params.limit(100, 1000)?, ByTime::read(&params)?);
+    let workspace_id = caller.workspace_id;
+    let list = move |conn: &mut _| prunes::runs(conn, workspace_id, before, limit + 1);
+    let rows = app.store.read("retention::runs", list).await?;
+    let (rows, next_cursor) = paginate(rows, limit, |run| ByTime::of(run.id, run.created_at))?;
+    respond::ok(&Page { items: rows.into_iter().map(PruneRunView::from).collect(), next_cursor })
+}
+
+/// Prunes the caller's workspace, or only counts.
+pub async fn prune(app: web::Data<App>, caller: Caller, params: Params) -> Result<HttpResponse> {
+    caller.may_use_meter("")?;
+    let run = match params.boolean("dry_run", "invalid_dry_run")?.unwrap_or_default() {
+        true => retention::dry_run(&app.store, caller.workspace_id).await?,
+        false => retention::prune(&app, caller.workspace_id).await?,
+    };
+    respond::ok(&PruneRunView::from(run))
+}
+
+/// Totals of the workspace on the wire; fields in contract order.
+#[derive(Serialize, ToSchema)]
+pub struct SystemStats {
+    meters: i64,
+    usage_events: i64,
+    prune_runs: i64,
+    last_prune_run: Option<LastPruneRun>,
+}
+
+#[derive(Serialize, ToSchema)]
+pub struct LastPruneRun {
+    id: String,
+    deleted: i64,
+    dry_run: bool,
+    created_at: Micros,
+}
+
+pub async fn system_stats(app: web::Data<App>, caller: Caller) -> Result<HttpResponse> {
+    caller.may_use_meter("")?;
+    let workspace_id = caller.workspace_id;
+    let load = move |conn: &mut _| {
+        let totals = subjects::totals(conn, workspace_id)?;
+        let prune_runs = subjects::count_prune_runs(conn, workspace_id)?;
+        let last = prunes::runs(conn, workspace_id, None, 1)?.pop();
+        Ok((totals, prune_runs, last))
+    };
+    let (totals, prune_runs, last) = app.store.read("subjects::totals", load).await?;
+    let last_prune_run = last.map(|run| LastPruneRun {
+        id: run.id.to_string(),
+        deleted: run.deleted,
+        dry_run: run.dry_run,
+        created_at: run.created_at,
+    });
+    let (meters, usage_events) = (totals.meters, totals.usage_events);
+    respond::ok(&SystemStats { meters, usage_events, prune_runs, last_prune_run })
+}

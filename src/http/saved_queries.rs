@@ -1,0 +1,183 @@
+//! `/v1/usage/saved-queries` (rest.md 12.13): sessions only, each user their own.
+
+use actix_web::{HttpResponse, web};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use crate::app::App;
+use crate::auth::Caller;
+use crate::error::{Error, Result};
+use crate::http::extract::{Id, Json};
+use crate::http::openapi::AnyObject;
+use crate::http::respond::{self, Page};
+use crate::store::saved_queries::{self, SavedQuery};
+use crate::usage::GROUP_FIELDS_MAX;
+use crate::window::{BucketSize, Micros};
+
+const NAME_CHARACTERS_MAX: usize = 120;
+
+/// A saved query on the wire; fields in contract order.
+#[derive(Serialize, ToSchema)]
+#[schema(as = SavedQuery)]
+pub struct View {
+    id: String,
+    name: String,
+    #[schema(value_type = AnyObject)]
+    query: Value,
+    group_by: Vec<String>,
+    bucket_size: String,
+    limit: i64,
+    pinned: bool,
+    position: i64,
+    created_at: Micros,
+    updated_at: Micros,
+}
+
+impl View {
+    fn of(saved: SavedQuery) -> Result<View> {
+        Ok(View {
+            id: saved.id,
+            name: saved.name,
+            query: serde_json::from_str(&saved.query).map_err(Error::internal)?,
+            group_by: serde_json::from_str(&saved.group_by).map_err(Error::internal)?,
+            bucket_size: saved.bucket_size,
+            limit: saved.row_limit,
+            pinned: saved.pinned,
+            position: saved.position,
+            created_at: Micros(saved.created_at),
+            updated_at: Micros(saved.updated_at),
+        })
+    }
+}
+
+/// Body of a saved query.
+#[derive(Default, Deserialize, ToSchema)]
+#[schema(as = SavedQueryInput)]
+pub struct Input {
+    name: Option<String>,
+    #[schema(value_type = Option<AnyObject>)]
+    query: Option<Value>,
+    group_by: Option<Vec<String>>,
+    bucket_size: Option<String>,
+    limit: Option<i64>,
+    pinned: Option<bool>,
+    position: Option<i64>,
+}
+
+/// What a checked body comes to. Fields that may be absent on a change stay options.
+#[derive(Clone)]
+struct Checked {
+    name: String,
+    query: String,
+    group_by: String,
+    bucket_size: &'static str,
+    row_limit: i64,
+    pinned: Option<bool>,
+    position: Option<i64>,
+}
+
+impl Checked {
+    fn of(input: Input) -> Result<Checked> {
+        let name = input.name.unwrap_or_default().trim().to_owned();
+        if name.is_empty() || name.chars().count() > NAME_CHARACTERS_MAX {
+            return Err(Error::invalid(format!("name must have 1 to {NAME_CHARACTERS_MAX} characters")));
+        }
+        let query = match input.query {
+            Some(Value::Object(query)) if !query.is_empty() => Value::Object(query).to_string(),
+            _ => return Err(Error::invalid("query must be a JSON object that is not empty")),
+        };
+        let size = input.bucket_size.unwrap_or_default();
+        Ok(Checked {
+            name,
+            query,
+            group_by: Value::from(normalised(input.group_by.unwrap_or_default())?).to_string(),
+            bucket_size: if size.is_empty() { "day" } else { BucketSize::parse(&size)?.as_str() },
+            row_limit: input.limit.filter(|limit| *limit > 0).unwrap_or(500).min(1000),
+            pinned: input.pinned,
+            position: input.position.map(|position| position.max(0)),
+        })
+    }
+
+    fn apply(self, saved: SavedQuery) -> SavedQuery {
+        SavedQuery {
+            name: self.name,
+            query: self.query,
+            group_by: self.group_by,
+            bucket_size: self.bucket_size.to_owned(),
+            row_limit: self.row_limit,
+            pinned: self.pinned.unwrap_or(saved.pinned),
+            position: self.position.unwrap_or(saved.position),
+            updated_at: Micros::now().0,
+            ..saved
+        }
+    }
+}
+
+/// Split at commas, trimmed, without repetitions. Not checked against a meter: none is named.
+fn normalised(fields: Vec<String>) -> Result<Vec<String>> {
+    let mut kept: Vec<String> = Vec::new();
+    for name in fields.iter().flat_map(|text| text.split(',')).map(str::trim).filter(|name| !name.is_empty())
+    {
+        if kept.iter().all(|other| other != name) {
+            kept.push(name.to_owned());
+        }
+    }
+    if kept.len() > GROUP_FIELDS_MAX {
+        return Err(Error::invalid(format!("group_by must not have more than {GROUP_FIELDS_MAX} fields")));
+    }
+    Ok(kept)
+}
+
+pub async fn list(app: web::Data<App>, caller: Caller) -> Result<HttpResponse> {
+    let user_id = caller.user_id;
+    let rows = app.store.read("saved_queries::list", move |conn| saved_queries::list(conn, user_id)).await?;
+    let items: Vec<View> = rows.into_iter().map(View::of).collect::<Result<_>>()?;
+    respond::ok(&Page { items, next_cursor: None })
+}
+
+pub async fn create(app: web::Data<App>, caller: Caller, body: Json<Input>) -> Result<HttpResponse> {
+    let Json(input) = body;
+    let now = Micros::now().0;
+    let blank = SavedQuery {
+        id: Uuid::now_v7().to_string(),
+        user_id: caller.user_id,
+        name: String::new(),
+        query: String::new(),
+        group_by: String::new(),
+        bucket_size: String::new(),
+        row_limit: 0,
+        pinned: false,
+        position: 0,
+        created_at: now,
+        updated_at: now,
+    };
+    let saved = SavedQuery { updated_at: now, ..Checked::of(input)?.apply(blank) };
+    let row = saved.clone();
+    app.store.write("saved_queries::add", move |conn| saved_queries::add(conn, &row)).await?;
+    respond::created(&View::of(saved)?)
+}
+
+pub async fn update(
+    app: web::Data<App>,
+    caller: Caller,
+    Id(id): Id,
+    body: Json<Input>,
+) -> Result<HttpResponse> {
+    let Json(input) = body;
+    let (user_id, checked) = (caller.user_id, Checked::of(input)?);
+    let update =
+        move |conn: &mut _| saved_queries::update(conn, user_id, &id, |saved| checked.clone().apply(saved));
+    let saved = app.store.write("saved_queries::update", update).await?;
+    respond::ok(&View::of(saved.ok_or_else(|| Error::not_found("saved query"))?)?)
+}
+
+pub async fn delete(app: web::Data<App>, caller: Caller, Id(id): Id) -> Result<HttpResponse> {
+    let user_id = caller.user_id;
+    let delete = move |conn: &mut _| saved_queries::delete(conn, user_id, &id);
+    match app.store.write("saved_queries::delete", delete).await? {
+        true => Ok(respond::no_content()),
+        false => Err(Error::not_found("saved query")),
+    }
+}

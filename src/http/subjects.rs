@@ -1,0 +1,75 @@
+//! `/v1/subjects` (rest.md 12.9).
+
+use actix_web::{HttpResponse, web};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::app::App;
+use crate::auth::Caller;
+use crate::error::Result;
+use crate::event::parse_subject;
+use crate::http::extract::{Id, Params, paginate, parse_time};
+use crate::http::respond::{self, Page};
+use crate::store::subjects::{self, SubjectPosition};
+use crate::window::Micros;
+
+/// A subject on the wire; fields in contract order.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Subject)]
+pub struct SubjectView {
+    subject: String,
+    usage_events: i64,
+    meters: i64,
+    last_event_at: Micros,
+}
+
+#[derive(Serialize, Deserialize)]
+struct ByActivity {
+    time: Option<String>,
+    id: Option<String>,
+}
+
+impl ByActivity {
+    /// A cursor without both parts is none.
+    fn position(self) -> Result<Option<SubjectPosition>> {
+        let (Some(time), Some(subject)) = (self.time, self.id) else { return Ok(None) };
+        let time = parse_time(&time, "cursor", "invalid_input")?;
+        Ok(time.map(|last_event_at| SubjectPosition { last_event_at, subject }))
+    }
+}
+
+pub async fn list(app: web::Data<App>, caller: Caller, params: Params) -> Result<HttpResponse> {
+    caller.may_use_meter("")?;
+    let limit = params.limit(100, 1000)?;
+    let cursor = params.cursor::<ByActivity>()?;
+    let (workspace_id, after) =
+        (caller.workspace_id, cursor.map(ByActivity::position).transpose()?.flatten());
+    let list = move |conn: &mut _| subjects::list(conn, workspace_id, after.as_ref(), limit + 1);
+    let rows = app.store.read("subjects::list", list).await?;
+    let (rows, next_cursor) = paginate(rows, limit, |row| ByActivity {
+        time: Some(Micros(row.last_event_at).to_exact_text()),
+        id: Some(row.subject.clone()),
+    })?;
+    let items = rows.into_iter().map(|row| SubjectView {
+        subject: row.subject,
+        usage_events: row.usage_events,
+        meters: row.meters,
+        last_event_at: Micros(row.last_event_at),
+    });
+    respond::ok(&Page { items: items.collect(), next_cursor })
+}
+
+/// The newest events of one subject, as a plain array.
+pub async fn events(
+    app: web::Data<App>,
+    caller: Caller,
+    Id(subject): Id,
+    params: Params,
+) -> Result<HttpResponse> {
+    caller.may_use_meter("")?;
+    let subject = parse_subject(&subject)?.to_owned();
+    let limit = params.limit(100, 1000)?;
+    let workspace_id = caller.workspace_id;
+    let list = move |conn: &mut _| subjects::newest_events(conn, workspace_id, &subject, limit);
+    respond::ok(&app.store.read("subjects::newest_events", list).await?)
+}

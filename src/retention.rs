@@ -1,0 +1,362 @@
+//! What happens to old rows: usage events past their meter's retention, on demand or by a timer; the history of
+//! write calls by a timer; months of `events` attached ahead. Works in short transactions and stops between two of
+//! them when asked to. Totals never change: rollups and the key ledger outlive what goes here.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::app::App;
+use crate::error::{Error, Result};
+use crate::store::partitions::{Attached, Month};
+use crate::store::retention::{Expiring, PruneRun, PrunedMeter};
+use crate::store::{Store, history, leases, partitions, retention};
+use crate::window::Micros;
+
+const KEEP_INTERVAL: Duration = Duration::from_secs(15);
+
+/// Work that only one process does at a time.
+struct Turn {
+    store: Store,
+    name: String,
+    holder: String,
+}
+
+impl Turn {
+    /// `None` when somebody else is at it.
+    async fn take(store: &Store, name: String) -> Result<Option<Turn>> {
+        let turn = Turn { store: store.clone(), name, holder: Uuid::new_v4().to_string() };
+        let (name, holder) = (turn.name.clone(), turn.holder.clone());
+        let taken = store.write("leases::take", move |conn| leases::take(conn, &name, &holder)).await?;
+        Ok(taken.then_some(turn))
+    }
+
+    /// Keeps a turn whose work is not done in its name; cancels `stop` when it is lost. Never returns.
+    async fn keep(&self, stop: &CancellationToken) {
+        loop {
+            tokio::time::sleep(KEEP_INTERVAL).await;
+            let (name, holder) = (self.name.clone(), self.holder.clone());
+            let renew = move |conn: &mut _| leases::renew(conn, &name, &holder);
+            if let Ok(false) = self.store.write("leases::renew", renew).await {
+                stop.cancel();
+            }
+        }
+    }
+
+    async fn end(self) {
+        let release = move |conn: &mut _| leases::release(conn, &self.name, &self.holder);
+        if let Err(error) = self.store.write("leases::release", release).await {
+            log::warn!(error:% = error; "a lease was not given back and will expire");
+        }
+    }
+}
+
+/// How long work may go on.
+#[derive(Clone)]
+struct Until {
+    stop: CancellationToken,
+    deadline: Option<Instant>,
+}
+
+impl Until {
+    fn is_over(&self) -> bool {
+        self.stop.is_cancelled() || self.deadline.is_some_and(|deadline| Instant::now() >= deadline)
+    }
+}
+
+/// Deletes what is past retention in one workspace and records it; 409 while somebody else does. Goes on when the
+/// caller goes away.
+pub async fn prune(app: &App, workspace_id: i64) -> Result<PruneRun> {
+    let until = Until { stop: app.phase.draining(), deadline: None };
+    let store = app.store.clone();
+    let task = tokio::spawn(async move {
+        let run = prune_workspace(&store, workspace_id, HashMap::new(), true, &until).await?;
+        run.ok_or_else(|| Error::conflict("another prune of this workspace is running"))
+    });
+    task.await.map_err(Error::internal)?
+}
+
+/// Counts what a prune would delete, and records that.
+pub async fn dry_run(store: &Store, workspace_id: i64) -> Result<PruneRun> {
+    let count = move |conn: &mut _| {
+        let now = Micros::now();
+        let counts: HashMap<i64, i64> = retention::count(conn, workspace_id, now)?.into_iter().collect();
+        let run = run_of(&retention::expiring(conn, workspace_id, now)?, &counts, true, now);
+        retention::add_run(conn, workspace_id, &run)?;
+        Ok(run)
+    };
+    store.write("retention::dry_run", count).await
+}
+
+fn run_of(meters: &[Expiring], counts: &HashMap<i64, i64>, dry_run: bool, now: Micros) -> PruneRun {
+    let meters: Vec<PrunedMeter> = meters
+        .iter()
+        .map(|meter| {
+            let deleted = counts.get(&meter.id).copied().unwrap_or_default();
+            PrunedMeter { meter: meter.name.clone(), before: meter.before, deleted }
+        })
+        .collect();
+    let deleted = meters.iter().map(|meter| meter.deleted).sum();
+    PruneRun { id: Uuid::now_v7(), deleted, dry_run, meters, created_at: now }
+}
+
+/// One whole prune: `None` when another one of the workspace is running. `dropped` is what already went with whole
+/// months. A run that was cut short is recorded all the same; one that found nothing only if `record_nothing`.
+async fn prune_workspace(
+    store: &Store,
+    workspace_id: i64,
+    dropped: HashMap<i64, i64>,
+    record_nothing: bool,
+    until: &Until,
+) -> Result<Option<PruneRun>> {
+    let Some(turn) = Turn::take(store, format!("prune:{workspace_id}")).await? else { return Ok(None) };
+    let now = Micros::now();
+    let list = move |conn: &mut _| retention::expiring(conn, workspace_id, now);
+    let meters = match store.read("retention::expiring", list).await {
+        Ok(meters) => meters,
+        Err(error) => {
+            turn.end().await;
+            return Err(error);
+        }
+    };
+    let mut counts = dropped;
+    let mut outcome = Ok(());
+    for meter in meters.iter().filter(|meter| meter.is_due) {
+        let (deleted, result) = prune_meter(&turn, meter, until).await;
+        *counts.entry(meter.id).or_default() += deleted;
+        metrics::counter!("open_spanner_retention_deleted_events_total").increment(deleted.unsigned_abs());
+        outcome = result;
+        if outcome.is_err() {
+            break;
+        }
+    }
+    let run = run_of(&meters, &counts, false, now);
+    let mut recorded = Ok(());
+    if run.deleted > 0 || (record_nothing && outcome.is_ok()) {
+        let row = run.clone();
+        let add = move |conn: &mut _| retention::add_run(conn, workspace_id, &row);
+        recorded = store.write("retention::add_run", add).await;
+    }
+    turn.end().await;
+    outcome.and(recorded).map(|()| Some(run))
+}
+
+/// Deletes step by step; returns how many are gone even when it could not finish.
+async fn prune_meter(turn: &Turn, meter: &Expiring, until: &Until) -> (i64, Result<()>) {
+    let (mut deleted, mut from) = (0, Micros(i64::MIN));
+    loop {
+        if until.is_over() {
+            return (deleted, Err(Error::unavailable("the prune was cut short and can be continued")));
+        }
+        let (name, holder) = (turn.name.clone(), turn.holder.clone());
+        let (meter_id, before) = (meter.id, Micros(meter.before));
+        let delete =
+            move |conn: &mut _| retention::delete_step(conn, (&name, &holder), meter_id, from, before);
+        match turn.store.write("retention::delete_step", delete).await {
+            Err(error) => return (deleted, Err(error)),
+            Ok(step) => {
+                deleted += step.deleted;
+                match step.next {
+                    Some(next) => from = next,
+                    None => return (deleted, Ok(())),
+                }
+            }
+        }
+    }
+}
+
+/// Events that went with a whole month, by workspace and meter.
+type Dropped = HashMap<i64, HashMap<i64, i64>>;
+
+/// The automatic pruner: every workspace, one replica at a time.
+#[derive(Default)]
+struct Pruner {
+    /// Where a round that ran out of time left off, so that no workspace starves.
+    done_up_to: i64,
+    /// What is still to be recorded.
+    dropped: Dropped,
+}
+
+impl Pruner {
+    async fn round(&mut self, store: &Store, until: &Until) -> Result<()> {
+        let Some(turn) = Turn::take(store, "prune".to_owned()).await? else { return Ok(()) };
+        let until = Until { stop: until.stop.child_token(), deadline: until.deadline };
+        let result = tokio::select! {
+            result = self.prune_all(store, &until) => result,
+            () = turn.keep(&until.stop) => Ok(()),
+        };
+        turn.end().await;
+        result
+    }
+
+    async fn prune_all(&mut self, store: &Store, until: &Until) -> Result<()> {
+        if let Err(error) = drop_months(store, &mut self.dropped).await {
+            log::warn!(error:% = error; "old months were not dropped");
+        }
+        let mut workspaces = store.read("retention::workspaces", retention::workspaces).await?;
+        let done = workspaces.partition_point(|workspace_id| *workspace_id <= self.done_up_to);
+        workspaces.rotate_left(done);
+        let mut failed = 0usize;
+        for workspace_id in workspaces {
+            if until.is_over() {
+                log::info!("pruning was cut short and goes on the next time");
+                return Ok(());
+            }
+            let gone = self.dropped.get(&workspace_id).cloned().unwrap_or_default();
+            match prune_workspace(store, workspace_id, gone, false, until).await {
+                // somebody prunes it by hand
+                Ok(None) => {}
+                Ok(Some(_)) => drop(self.dropped.remove(&workspace_id)),
+                Err(error) => {
+                    // what was deleted until then is recorded
+                    self.dropped.remove(&workspace_id);
+                    failed += 1;
+                    log::warn!(workspace_id, error:% = error; "workspace not pruned");
+                }
+            }
+            self.done_up_to = workspace_id;
+        }
+        self.done_up_to = 0;
+        log::info!(failed; "pruned");
+        Ok(())
+    }
+}
+
+/// Drops whole months that are past every retention, and notes what went.
+async fn drop_months(store: &Store, dropped: &mut Dropped) -> Result<()> {
+    if !store.is_postgres() {
+        return Ok(());
+    }
+    let now = Micros::now();
+    for month in store.read("partitions::droppable", move |conn| partitions::droppable(conn, now)).await? {
+        if !store.read("partitions::is_past", move |conn| partitions::is_past(conn, month, now)).await? {
+            continue;
+        }
+        let detach = move |conn: &mut _| partitions::detach(conn, month, now);
+        if let Err(error) = store.write("partitions::detach", detach).await {
+            log::warn!(month = month.table(), error:% = error; "month not dropped, its rows are deleted instead");
+        }
+    }
+    for month in store.read("partitions::detached", partitions::detached).await? {
+        let rows =
+            store.write("partitions::drop", move |conn| partitions::drop_detached(conn, month)).await?;
+        let events: i64 = rows.iter().map(|row| row.event_count).sum();
+        metrics::counter!("open_spanner_retention_deleted_events_total").increment(events.unsigned_abs());
+        log::info!(month = month.table(), events; "month dropped");
+        for row in rows {
+            *dropped.entry(row.workspace_id).or_default().entry(row.meter_id).or_default() += row.event_count;
+        }
+    }
+    Ok(())
+}
+
+/// Attaches the months around now where they are missing. Nothing is lost when that fails.
+pub async fn attach_months(store: &Store) -> Result<()> {
+    if !store.is_postgres() {
+        return Ok(());
+    }
+    let now = Micros::now();
+    for month in store.read("partitions::missing", move |conn| partitions::missing(conn, now)).await? {
+        attach_month(store, month).await?;
+    }
+    Ok(())
+}
+
+async fn attach_month(store: &Store, month: Month) -> Result<()> {
+    match store.write("partitions::attach", move |conn| partitions::attach(conn, month)).await? {
+        Attached::Already => {}
+        Attached::Now { moved } => log::info!(month = month.table(), moved; "month attached"),
+        Attached::Skipped => {
+            log::warn!(month = month.table(); "too many events are stored outside of this month: it stays unattached");
+        }
+    }
+    Ok(())
+}
+
+/// Deletes write calls that are older than the lifetime, one replica at a time.
+async fn clean_history(app: &App, until: &Until) -> Result<()> {
+    let settings = &app.config.history;
+    let Some(turn) = Turn::take(&app.store, "history".to_owned()).await? else { return Ok(()) };
+    let before = Micros::now().plus(-(settings.retention.as_micros() as i64));
+    let limit = settings.batch_size as i64;
+    let mut result = Ok(());
+    while !until.is_over() {
+        let (name, holder) = (turn.name.clone(), turn.holder.clone());
+        let delete = move |conn: &mut _| history::delete_runs(conn, (&name, &holder), before, limit);
+        match app.store.write("history::delete_runs", delete).await {
+            Ok(deleted) => {
+                metrics::counter!("open_spanner_operational_history_cleanup_deleted_total")
+                    .increment(deleted as u64);
+                if (deleted as i64) < limit {
+                    break;
+                }
+            }
+            Err(error) => {
+                result = Err(error);
+                break;
+            }
+        }
+    }
+    turn.end().await;
+    result
+}
+
+const PARTITIONS_INTERVAL: Duration = Duration::from_secs(24 * 3600);
+
+/// Starts the timers. They end, between two transactions, once the server drains.
+pub fn start(app: &App) -> Vec<JoinHandle<()>> {
+    let stop = app.phase.draining();
+    let mut timers = vec![
+        tokio::spawn(clean_history_forever(app.clone(), stop.clone())),
+        tokio::spawn(attach_months_forever(app.store.clone(), stop.clone())),
+    ];
+    let settings = &app.config.retention;
+    if settings.prune_enabled {
+        let (interval, timeout) = (settings.prune_interval, settings.prune_timeout);
+        log::info!(interval:? = interval, timeout:? = timeout; "retention prune worker started");
+        timers.push(tokio::spawn(prune_forever(app.clone(), stop)));
+    }
+    timers
+}
+
+/// Waits for the next turn of a timer; false when the server drains.
+async fn tick(interval: Duration, stop: &CancellationToken) -> bool {
+    tokio::select! {
+        () = stop.cancelled() => false,
+        () = tokio::time::sleep(interval) => true,
+    }
+}
+
+async fn prune_forever(app: App, stop: CancellationToken) {
+    let settings = app.config.retention.clone();
+    let mut pruner = Pruner::default();
+    while tick(settings.prune_interval, &stop).await {
+        let deadline = Instant::now().checked_add(settings.prune_timeout);
+        let until = Until { stop: stop.clone(), deadline };
+        if let Err(error) = pruner.round(&app.store, &until).await {
+            log::warn!(error:% = error; "pruning failed");
+        }
+    }
+}
+
+async fn clean_history_forever(app: App, stop: CancellationToken) {
+    let settings = app.config.history.clone();
+    while tick(settings.interval, &stop).await {
+        let deadline = Instant::now().checked_add(settings.timeout);
+        let until = Until { stop: stop.clone(), deadline };
+        if let Err(error) = clean_history(&app, &until).await {
+            log::warn!(error:% = error; "history clean-up failed");
+        }
+    }
+}
+
+async fn attach_months_forever(store: Store, stop: CancellationToken) {
+    while tick(PARTITIONS_INTERVAL, &stop).await {
+        if let Err(error) = attach_months(&store).await {
+            log::warn!(error:% = error; "months were not attached");
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! The history of write calls: one row per call, written by `events`, read and cleaned up here.
+
+use diesel::prelude::*;
+use diesel::sql_query;
+use diesel::sql_types::{BigInt, Binary};
+use uuid::Uuid;
+
+use crate::error::Error;
+use crate::store::events::uuid_of;
+use crate::store::schema::ingestion_runs;
+use crate::store::{Conn, Fault, leases};
+use crate::window::Micros;
+
+/// One write call.
+#[derive(Clone, Debug)]
+pub struct IngestionRun {
+    pub id: Uuid,
+    pub kind: String,
+    pub accepted: i64,
+    pub duplicates: i64,
+    pub failed: i64,
+    pub created_at: Micros,
+}
+
+/// Write calls of a workspace, newest first, older than `before`. The ids grow with time.
+pub fn runs(
+    conn: &mut Conn,
+    workspace_id: i64,
+    before: Option<Uuid>,
+    limit: i64,
+) -> Result<Vec<IngestionRun>, Fault> {
+    let before = before.unwrap_or(Uuid::max()).as_bytes().to_vec();
+    let rows: Vec<(Vec<u8>, String, i64, i64, i64, i64)> = ingestion_runs::table
+        .filter(ingestion_runs::workspace_id.eq(workspace_id).and(ingestion_runs::id.lt(before)))
+        .order(ingestion_runs::id.desc())
+        .limit(limit)
+        .select((
+            ingestion_runs::id,
+            ingestion_runs::kind,
+            ingestion_runs::accepted,
+            ingestion_runs::duplicates,
+            ingestion_runs::failed,
+            ingestion_runs::created_at,
+        ))
+        .load(conn)?;
+    rows.into_iter()
+        .map(|(id, kind, accepted, duplicates, failed, created_at)| {
+            let (id, created_at) = (uuid_of(&id)?, Micros(created_at));
+            Ok(IngestionRun { id, kind, accepted, duplicates, failed, created_at })
+        })
+        .collect()
+}
+
+/// Deletes up to `limit` write calls from before an instant; returns how many. Goes through the workspaces, so that
+/// the primary key serves and the hot table needs no index for this.
+pub fn delete_runs(
+    conn: &mut Conn,
+    (lease, holder): (&str, &str),
+    before: Micros,
+    limit: i64,
+) -> Result<usize, Fault> {
+    if !leases::renew(conn, lease, holder)? {
+        return Err(Error::conflict("another clean-up took over").into());
+    }
+    let text = "DELETE FROM ingestion_runs WHERE (workspace_id, id) IN (
+                    SELECT r.workspace_id, r.id FROM workspaces w
+                    JOIN ingestion_runs r ON r.workspace_id = w.id AND r.id < $1 LIMIT $2)";
+    let before = first_id(before).as_bytes().to_vec();
+    Ok(sql_query(text).bind::<Binary, _>(before).bind::<BigInt, _>(limit).execute(conn)?)
+}
+
+/// The smallest UUIDv7 of an instant.
+fn first_id(at: Micros) -> Uuid {
+    let millis = at.0.max(0).div_euclid(1000) as u64;
+    uuid::Builder::from_unix_timestamp_millis(millis, &[0; 10]).into_uuid()
+}

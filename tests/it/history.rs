@@ -1,0 +1,127 @@
+//! Lists of what happened: whole at every page size, and cleaned up in time.
+
+use serde_json::{Value, json};
+
+use crate::support::{Client, Database, Server, on_both_databases};
+
+on_both_databases!(
+    no_list_loses_rows_at_its_largest_page,
+    old_write_calls_are_deleted_in_batches,
+    events_of_a_subject_come_newest_first,
+    cursors_of_others_are_refused,
+);
+
+async fn pages(client: &Client, path: &str) -> Vec<Value> {
+    let (mut rows, mut cursor) = (Vec::new(), String::new());
+    loop {
+        let page = client.get(&format!("{path}&cursor={cursor}")).await.json(200);
+        rows.extend(page["items"].as_array().expect("a list").clone());
+        match page["next_cursor"].as_str() {
+            Some(next) => cursor = next.to_string(),
+            None => return rows,
+        }
+    }
+}
+
+async fn no_list_loses_rows_at_its_largest_page(database: Database) {
+    let server = Server::start(&database);
+    let workspace = server.workspace().await;
+    workspace.meter("calls", "sum").await;
+    let event = |number: usize| json!({"meter": "calls", "subject": format!("s{number}"), "quantity": 1, "timestamp": "2026-06-01T00:00:00Z"});
+    let events: Vec<Value> = (0..1001).map(event).collect();
+    for chunk in events.chunks(1000) {
+        workspace.post("/v1/usages/bulk", &json!(chunk)).await.expect(201);
+    }
+    // all have the same time, so only the name tells them apart
+    let subjects = pages(&workspace, "/v1/subjects?limit=5000").await;
+    let mut names: Vec<&str> = subjects.iter().filter_map(|row| row["subject"].as_str()).collect();
+    assert_eq!(names.len(), 1001);
+    assert!(names.is_sorted());
+    names.dedup();
+    assert_eq!(names.len(), 1001);
+
+    let workspace_id = database.lines("SELECT CAST(id AS TEXT) AS line FROM workspaces").remove(0);
+    let (run, is_dry) = match &database {
+        Database::Sqlite { .. } => ("randomblob(16)", "1"),
+        Database::Postgres { .. } => ("decode(md5(number::text), 'hex')", "true"),
+    };
+    database.lines(&format!(
+        "INSERT INTO prune_runs (workspace_id, id, deleted, dry_run, meters, created_at)
+         WITH RECURSIVE numbers (number) AS (SELECT 1 UNION ALL SELECT number + 1 FROM numbers WHERE number < 1001)
+         SELECT {workspace_id}, {run}, number, {is_dry}, '[]', number FROM numbers"
+    ));
+    database.lines(&format!(
+        "INSERT INTO ingestion_runs (workspace_id, id, kind, accepted, duplicates, failed, created_at)
+         WITH RECURSIVE numbers (number) AS (SELECT 1 UNION ALL SELECT number + 1 FROM numbers WHERE number < 1001)
+         SELECT {workspace_id}, {run}, 'single', number, 0, 0, number FROM numbers"
+    ));
+    assert_eq!(pages(&workspace, "/v1/usageevents/prunes?limit=1000").await.len(), 1001);
+    assert_eq!(pages(&workspace, "/v1/usageingestions?limit=1000").await.len(), 1003);
+    assert_eq!(workspace.get("/v1/system/stats").await.json(200)["prune_runs"], 1001);
+}
+
+async fn old_write_calls_are_deleted_in_batches(database: Database) {
+    let settings = [
+        ("OPEN_SPANNER_OPERATIONAL_HISTORY_RETENTION", "2s"),
+        ("OPEN_SPANNER_OPERATIONAL_HISTORY_INTERVAL", "200ms"),
+        ("OPEN_SPANNER_OPERATIONAL_HISTORY_BATCH_SIZE", "2"),
+    ];
+    let server = Server::start_with(&database, &settings);
+    let workspaces = [server.workspace().await, server.workspace().await];
+    for workspace in &workspaces {
+        workspace.meter("calls", "sum").await;
+        for _ in 0..5 {
+            let event = json!({"meter": "calls", "subject": "s", "quantity": 1});
+            workspace.post("/v1/usages", &event).await.expect(201);
+        }
+        workspace.post_text("/v1/usageevents/prune", "").await.expect(200);
+    }
+    let end = std::time::Instant::now() + std::time::Duration::from_secs(15);
+    while database.count("ingestion_runs") > 0 {
+        assert!(std::time::Instant::now() < end, "{} left", database.count("ingestion_runs"));
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+    for workspace in &workspaces {
+        assert_eq!(workspace.get("/v1/usageingestions").await.json(200)["items"], json!([]));
+        assert_eq!(workspace.get("/v1/system/stats").await.json(200)["usage_events"], 5, "events stay");
+        assert_eq!(workspace.get("/v1/system/stats").await.json(200)["prune_runs"], 1, "prunes stay");
+    }
+}
+
+async fn events_of_a_subject_come_newest_first(database: Database) {
+    let server = Server::start(&database);
+    let workspace = server.workspace().await;
+    workspace.meter("calls", "sum").await;
+    for (subject, day) in [("ten:west", 3), ("ten:west", 9), ("other", 5), ("ten:west", 6)] {
+        let at = format!("2026-06-0{day}T00:00:00Z");
+        let event = json!({"meter": "calls", "subject": subject, "quantity": day, "timestamp": at});
+        workspace.post("/v1/usages", &event).await.expect(201);
+    }
+    for path in ["/v1/subjects/ten:west/usageevents", "/v1/subjects/ten%3Awest/usageevents"] {
+        let events = workspace.get(path).await.json(200);
+        let events = events.as_array().expect("a plain array");
+        let days: Vec<&Value> = events.iter().map(|event| &event["quantity"]).collect();
+        assert_eq!(days, [9, 6, 3], "{path}");
+    }
+    let one = workspace.get("/v1/subjects/ten:west/usageevents?limit=1").await.json(200);
+    assert_eq!(one.as_array().map(Vec::len), Some(1));
+    assert_eq!(workspace.get("/v1/subjects/nobody/usageevents").await.json(200), json!([]));
+    let stranger = server.workspace().await;
+    assert_eq!(stranger.get("/v1/subjects/ten:west/usageevents").await.json(200), json!([]));
+    workspace.get("/v1/subjects/-x/usageevents").await.error(400, "invalid_input");
+}
+
+async fn cursors_of_others_are_refused(database: Database) {
+    let server = Server::start(&database);
+    let workspace = server.workspace().await;
+    for path in ["/v1/subjects", "/v1/usageingestions", "/v1/usageevents/prunes", "/v1/meters/stats"] {
+        workspace.get(&format!("{path}?cursor=%21")).await.error(400, "invalid_input");
+        workspace.get(&format!("{path}?cursor=e30")).await.json(200);
+        workspace.get(&format!("{path}?limit=0")).await.error(400, "invalid_limit");
+    }
+    // {"id":"x","time":"x"}
+    for path in ["/v1/subjects", "/v1/usageingestions", "/v1/usageevents/prunes"] {
+        let path = format!("{path}?cursor=eyJpZCI6IngiLCJ0aW1lIjoieCJ9");
+        workspace.get(&path).await.error(400, "invalid_input");
+    }
+}
