@@ -11,6 +11,7 @@ use crate::ingest::Ingest;
 use crate::store::Store;
 use crate::store::meters::MeterCache;
 use crate::store::plans::PlanCache;
+use crate::webhook;
 use crate::worker::Wake;
 
 /// Cheap to clone.
@@ -22,9 +23,10 @@ pub struct App {
     pub meters: MeterCache,
     pub plans: PlanCache,
     pub ingest: Ingest,
-    /// Rung after something was enqueued.
-    pub wake: Wake,
     pub phase: Arc<Phase>,
+    /// Ring after a commit that enqueued background work.
+    pub wake: Wake,
+    pub webhooks: webhook::client::Client,
 }
 
 /// Where the server is in its life; decides what `/ready` says.

@@ -3,19 +3,30 @@
 
 use std::sync::Arc;
 
-use crate::config;
+use crate::config::{self, Config};
 use crate::error::Result;
 use crate::store::entitlements::{self, Evaluation, QUEUE};
 use crate::store::jobs::{Job, LeaseToken};
 use crate::store::{Conn, Store};
 use crate::window::Micros;
 use crate::worker::{Done, Queue};
+use crate::worker_role::{self, Duties};
 
 /// Evaluations are short transactions; more at once would only wait for connections.
 const CONCURRENCY: usize = 4;
 
-/// The queue as workers run it.
-pub fn queue(store: &Store, settings: &config::Worker) -> Queue {
+/// Runs until told to stop, as a process of its own; the alert worker does this work too.
+pub async fn run(config: Config) -> Result<()> {
+    let health_addr = config.workers.entitlement.health_addr.clone();
+    worker_role::run(config, health_addr, |store, config, _| Ok(duties(store, config))).await
+}
+
+/// What this worker works on.
+pub fn duties(store: &Store, config: &Config) -> Duties {
+    Duties { queues: vec![queue(store, &config.workers.entitlement)], chores: Vec::new() }
+}
+
+fn queue(store: &Store, settings: &config::Worker) -> Queue {
     let (store, concurrency) = (store.clone(), if store.is_postgres() { CONCURRENCY } else { 1 });
     Queue {
         name: QUEUE,

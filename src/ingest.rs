@@ -91,7 +91,7 @@ impl Ingest {
         store: Store,
         meters: MeterCache,
         settings: &config::Ingest,
-        wake: Wake,
+        wake: &Wake,
     ) -> (Ingest, Vec<tokio::task::JoinHandle<()>>) {
         // bounded by `room`; the channel itself never blocks
         let (queue, jobs) = flume::unbounded::<Job>();
@@ -373,9 +373,9 @@ struct Writer {
     store: Store,
     jobs: flume::Receiver<Job>,
     known: Arc<Known>,
+    wake: Wake,
     lane: i16,
     events_max: usize,
-    wake: Wake,
 }
 
 impl Writer {
@@ -428,7 +428,7 @@ impl Writer {
         let (known, lane) = (self.known.clone(), self.lane);
         let insert = move |conn: &mut _| events::insert(conn, &batches, lane, &known);
         let (outcomes, learned) = self.store.write("events::insert", insert).await?;
-        if learned.enqueued {
+        if learned.has_jobs {
             self.wake.ring();
         }
         self.known.remember(learned);

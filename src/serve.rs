@@ -7,24 +7,27 @@ use std::time::Duration;
 use actix_web::dev::ServerHandle;
 use actix_web::middleware::{Compress, from_fn};
 use actix_web::{App as HttpApp, HttpServer, web};
+use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
 
+use crate::alert_worker;
 use crate::app::{App, Phase};
 use crate::auth::Auth;
 use crate::auth::key::Flush;
-use crate::config::{Config, Driver};
+use crate::config::{Config, Driver, ListenAddr};
 use crate::entitlement_worker;
 use crate::error::{Code, Error, Result};
+use crate::export_worker;
 use crate::http;
 use crate::ingest::Ingest;
 use crate::retention;
 use crate::store::meters::MeterCache;
 use crate::store::plans::PlanCache;
 use crate::store::{Conn, Store, decisions, migrations};
+use crate::webhook::client::Client;
 use crate::window::Micros;
-use crate::worker::{self, Wake};
+use crate::worker::Wake;
 
 /// Runs until SIGTERM or SIGINT, then drains within `shutdown_timeout`.
 pub async fn run(config: Config, migrate: bool) -> Result<()> {
@@ -37,10 +40,11 @@ pub async fn run(config: Config, migrate: bool) -> Result<()> {
     let meters = MeterCache::new(store.clone(), config.cache_ttl);
     let plans = PlanCache::new(store.clone(), config.cache_ttl);
     let wake = Wake::default();
-    let (ingest, writers) = Ingest::start(store.clone(), meters.clone(), &config.ingest, wake.clone());
+    let (ingest, writers) = Ingest::start(store.clone(), meters.clone(), &config.ingest, &wake);
     let auth = Auth::new(store.clone(), auth_options(&config));
     let phase = Arc::new(Phase::default());
-    let app = App { config: config.clone(), store, auth, meters, plans, ingest, wake, phase };
+    let webhooks = Client::new(&config.webhook_allowed_networks)?;
+    let app = App { config: config.clone(), store, auth, meters, plans, ingest, phase, wake, webhooks };
 
     if config.auth.oauth.github.is_some() || config.auth.oauth.google.is_some() {
         log::warn!("sign-in providers are configured, but this version has none");
@@ -49,8 +53,7 @@ pub async fn run(config: Config, migrate: bool) -> Result<()> {
     announce("http", &listener);
     let server = http_server(&app, listener)?;
     if let Some(addr) = &config.metrics_addr {
-        let listener = addr.bind().map_err(|error| cannot_listen(addr, error))?;
-        crate::metrics::listen(listener, metrics).map_err(|error| cannot_listen(addr, error))?;
+        listen_metrics(addr, metrics)?;
     }
 
     let ready = tokio::select! {
@@ -66,19 +69,24 @@ pub async fn run(config: Config, migrate: bool) -> Result<()> {
     }
     app.phase.serve();
     log::info!(driver = config.db.driver.name(), version = env!("CARGO_PKG_VERSION"); "ready");
-    let workers = start_workers(&app);
-    let timers = Timers { cut: start_timers(&app), ending: retention::start(&app) };
+    let mut timers = Timers { cut: start_timers(&app), ending: retention::start(&app) };
+    timers.ending.extend(start_workers(&app)?);
 
     stop.requested().await;
     log::info!("stopping");
     app.phase.drain();
-    let drained =
-        tokio::time::timeout(config.shutdown_timeout, drain(app, server, writers, timers, workers)).await;
+    let drain = drain(app, server, writers, timers);
+    let drained = tokio::time::timeout(config.shutdown_timeout, drain).await;
     if drained.is_err() {
         log::warn!("stopped before everything was drained");
     }
     log::info!("stopped");
     Ok(())
+}
+
+pub(crate) fn listen_metrics(addr: &ListenAddr, metrics: PrometheusHandle) -> Result<()> {
+    let listener = addr.bind().map_err(|error| cannot_listen(addr, error))?;
+    crate::metrics::listen(listener, metrics).map_err(|error| cannot_listen(addr, error))
 }
 
 fn cannot_listen(address: &impl std::fmt::Display, error: std::io::Error) -> Error {
@@ -146,7 +154,7 @@ const DATABASE_RETRY: Duration = Duration::from_secs(1);
 
 /// Waits for the database, then migrates it. A database that is not there yet is waited for; a migration that fails
 /// is final.
-async fn prepare_database(config: &Config, migrate: bool) -> Result<()> {
+pub(crate) async fn prepare_database(config: &Config, migrate: bool) -> Result<()> {
     loop {
         let driver = config.db.driver.clone();
         let prepared = tokio::task::spawn_blocking(move || {
@@ -194,18 +202,20 @@ async fn sweep_decisions(app: &App) -> Result<()> {
     Ok(())
 }
 
-/// The workers that run inside this process, if any, and what stops them.
-fn start_workers(app: &App) -> (CancellationToken, Vec<JoinHandle<()>>) {
-    let (stop, settings) = (CancellationToken::new(), &app.config.workers);
+/// Background work as far as it is done in this process; others are told of new work in any case.
+fn start_workers(app: &App) -> Result<Vec<JoinHandle<()>>> {
+    let stop = app.phase.draining();
     app.wake.relay(app.store.clone(), stop.clone());
-    if !settings.in_serve {
-        return (stop, Vec::new());
+    if !app.config.workers.in_serve {
+        return Ok(Vec::new());
     }
     app.wake.listen(app.config.db.driver.clone(), stop.clone());
-    let queues = [entitlement_worker::queue(&app.store, &settings.entitlement)];
-    let start = |queue| tokio::spawn(worker::run(app.store.clone(), queue, app.wake.clone(), stop.clone()));
-    let handles = queues.into_iter().map(start).collect();
-    (stop, handles)
+    let all = [
+        export_worker::duties(&app.store, &app.config)?,
+        alert_worker::duties(&app.store, &app.config, &app.webhooks, &app.wake),
+        entitlement_worker::duties(&app.store, &app.config),
+    ];
+    Ok(all.into_iter().flat_map(|duties| duties.start(&app.store, &app.wake, &stop)).collect())
 }
 
 async fn every<F: Future<Output = Result<()>>>(interval: Duration, mut work: impl FnMut() -> F) {
@@ -230,18 +240,8 @@ struct Timers {
 }
 
 /// Finishes what was accepted: requests, then writes, then notes.
-async fn drain(
-    app: App,
-    server: ServerHandle,
-    writers: Vec<JoinHandle<()>>,
-    timers: Timers,
-    (stop_workers, workers): (CancellationToken, Vec<JoinHandle<()>>),
-) {
-    stop_workers.cancel();
+async fn drain(app: App, server: ServerHandle, writers: Vec<JoinHandle<()>>, timers: Timers) {
     server.stop(true).await;
-    for worker in workers {
-        let _ = worker.await;
-    }
     for timer in timers.cut {
         timer.abort();
     }
@@ -259,20 +259,20 @@ async fn drain(
 }
 
 /// SIGTERM or SIGINT.
-struct Stop {
+pub(crate) struct Stop {
     terminate: tokio::signal::unix::Signal,
     interrupt: tokio::signal::unix::Signal,
 }
 
 impl Stop {
-    fn listen() -> Result<Self> {
+    pub(crate) fn listen() -> Result<Self> {
         Ok(Stop {
             terminate: signal(SignalKind::terminate()).map_err(Error::internal)?,
             interrupt: signal(SignalKind::interrupt()).map_err(Error::internal)?,
         })
     }
 
-    async fn requested(&mut self) {
+    pub(crate) async fn requested(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}

@@ -84,7 +84,7 @@ pub fn evaluate(
 ) -> Result<Option<Micros>, Fault> {
     let Evaluation { subject_id, meter_id, late_at } = *evaluation;
     lock(conn, subject_id, meter_id)?;
-    let Some(meter) = meters::by_number(conn, workspace_id, meter_id)? else {
+    let Some(meter) = meters::by_key(conn, meter_id)? else {
         remove_states(conn, subject_id, meter_id, &[])?;
         return Ok(None);
     };

@@ -57,24 +57,12 @@ pub fn page(
     let mut listed = Vec::new();
     let Some(streams) = Streams::find(conn, search)? else { return Ok(listed) };
     let mut after = after;
-    let mut depth =
-        limit.div_ceil(streams.ids.len()).saturating_mul(2).clamp(LOOK_MIN, LOOK_MAX).min(limit.max(1));
+    let mut depth = streams.depth(limit.saturating_mul(2)).min(limit.max(1));
     loop {
         let (rows, is_end) = streams.look(conn, search, after, depth)?;
         let last = rows.last().map(|row| row.0);
-        for (position, text) in rows {
-            let metadata = match search.filter.is_some() {
-                true => metadata_of(text.metadata.as_deref())?,
-                false => Map::new(),
-            };
-            let event = text.into_event(!conn.is_postgres())?;
-            if search
-                .filter
-                .as_ref()
-                .is_none_or(|filter| filter.matches(&Candidate { event: &event, metadata }))
-            {
-                listed.push(Listed { position, event });
-            }
+        for row in rows {
+            listed.extend(search.matching(row, !conn.is_postgres())?);
             if listed.len() == limit {
                 return Ok(listed);
             }
@@ -87,12 +75,53 @@ pub fn page(
     }
 }
 
+/// The matching ones among about `count` events after a position, and where to look next; nowhere when these were
+/// the last. However few events match, this takes no longer: nothing is filtered on the way.
+pub fn step(
+    conn: &mut Conn,
+    search: &Search,
+    after: Option<Position>,
+    count: usize,
+) -> Result<(Vec<Listed>, Option<Position>), Fault> {
+    let Some(mut streams) = Streams::find(conn, search)? else { return Ok((Vec::new(), None)) };
+    streams.prefiltered = false;
+    let (rows, is_end) = streams.look(conn, search, after, streams.depth(count))?;
+    let last = rows.last().map(|row| row.0).filter(|_| !is_end);
+    let mut listed = Vec::with_capacity(rows.len());
+    for row in rows {
+        listed.extend(search.matching(row, !conn.is_postgres())?);
+    }
+    Ok((listed, last))
+}
+
+impl Search {
+    fn matching(
+        &self,
+        (position, text): (Position, EventText),
+        is_canonical: bool,
+    ) -> Result<Option<Listed>, Fault> {
+        let Some(filter) = &self.filter else {
+            return Ok(Some(Listed { position, event: text.into_event(is_canonical)? }));
+        };
+        // reading JSON costs more than all the rest
+        let metadata = match filter.fields().iter().any(|field| matches!(field, Field::Metadata(_))) {
+            true => metadata_of(text.metadata.as_deref())?,
+            false => Map::new(),
+        };
+        let event = text.into_event(is_canonical)?;
+        let matches = filter.matches(&Candidate { event: &event, metadata });
+        Ok(matches.then_some(Listed { position, event }))
+    }
+}
+
 /// Index ranges that together hold every event of a search, each sorted by time and id.
 struct Streams {
     column: &'static str,
     ids: Vec<i64>,
     /// Meters to look at, where the streams are not those of meters.
     meters: Option<Vec<i64>>,
+    /// The database leaves out what it knows not to match.
+    prefiltered: bool,
 }
 
 impl Streams {
@@ -122,16 +151,21 @@ impl Streams {
         }
         let meter_ids: Vec<i64> = known.load(conn)?;
         let streams = match given(&search.subject, Field::Subject) {
-            None => Streams { column: "meter_id", ids: meter_ids, meters: None },
+            None => Streams { column: "meter_id", ids: meter_ids, meters: None, prefiltered: true },
             Some(names) => {
                 let names: Vec<&str> = names.iter().map(String::as_str).collect();
                 let ids = subject_ids(conn, search.workspace_id, &names)?;
                 let meters = meter_names.is_some().then_some(meter_ids);
-                Streams { column: "subject_id", ids, meters }
+                Streams { column: "subject_id", ids, meters, prefiltered: true }
             }
         };
         let is_empty = streams.ids.is_empty() || streams.meters.as_ref().is_some_and(Vec::is_empty);
         Ok((!is_empty).then_some(streams))
+    }
+
+    /// Rows to read of each stream for so many in all.
+    fn depth(&self, count: usize) -> usize {
+        count.div_ceil(self.ids.len()).clamp(LOOK_MIN, LOOK_MAX)
     }
 
     /// Up to `depth` rows of each stream, merged as far as they are certain to be complete, and whether that was all.
@@ -211,7 +245,7 @@ impl Streams {
             let id = statement.bytes(after.id.as_bytes().to_vec());
             conditions.push(format!("e.event_time <= {bound} AND (e.event_time, e.id) < ({time}, {id})"));
         }
-        let filter = search.filter.as_ref();
+        let filter = search.filter.as_ref().filter(|_| self.prefiltered);
         conditions.extend(filter.and_then(|filter| prefilter(filter, search.workspace_id, statement)));
         let inner = format!(
             "SELECT e.* FROM events e WHERE {} ORDER BY e.event_time DESC, e.id DESC LIMIT {depth}",
@@ -259,3 +293,6 @@ impl Row for Candidate<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod plans;

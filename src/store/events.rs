@@ -19,8 +19,9 @@ use crate::plan::Plan;
 use crate::plan::assignment::Span;
 use crate::quantity::Quantity;
 use crate::rollup;
+use crate::store::alerts::MeterJob;
 use crate::store::decisions::{Decided, Decision};
-use crate::store::{Conn, Fault};
+use crate::store::{Conn, Fault, jobs};
 use crate::window::Micros;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,8 +105,8 @@ pub struct Learned {
     dimension_sets: Vec<(i64, [u8; 16])>,
     histories: Vec<(i64, (i64, Arc<[Span]>))>,
     plans: Vec<Arc<Plan>>,
-    /// Whether workers have something to do now.
-    pub enqueued: bool,
+    /// Background work was asked for: wake the workers.
+    pub has_jobs: bool,
 }
 
 impl Known {
@@ -134,6 +135,8 @@ impl Known {
 
 /// Position of an event: batch and place in it.
 type Place = (usize, usize);
+/// Of a meter: id, version, whether alert rules watch it; its workspace and the version of the assignments there.
+type MeterRow = (i64, i32, bool, i64, i64);
 /// Workspace and ledger key.
 type LedgerKey = (i64, Vec<u8>);
 /// Workspace and name.
@@ -170,6 +173,8 @@ pub fn insert(
     work.write_runs(conn)?;
     work.write_rollups(conn)?;
     work.write_counters(conn)?;
+    // last, because others share these rows
+    work.ask_for_alerts(conn)?;
     Ok(work.finish())
 }
 
@@ -190,6 +195,9 @@ struct Work<'a> {
     /// Events whose key was taken, with what to answer.
     duplicates: HashMap<Place, StoredEvent>,
     learned: Learned,
+    /// Meters that alert rules watch, as of this transaction: whoever adds or enables a rule waits for the meter's
+    /// lock, which is held here.
+    watched: BTreeSet<i64>,
 }
 
 impl<'a> Work<'a> {
@@ -205,6 +213,7 @@ impl<'a> Work<'a> {
             decisions: HashMap::new(),
             duplicates: HashMap::new(),
             learned: Learned::default(),
+            watched: BTreeSet::new(),
         }
     }
 
@@ -246,13 +255,14 @@ impl<'a> Work<'a> {
         if meter_ids.is_empty() {
             return Ok(());
         }
-        let rows: Vec<(i64, i32, i64, i64)> = match conn {
+        let found = match conn {
             Conn::Postgres(c) => postgres::lock_meters(c, &meter_ids)?,
             Conn::Sqlite(c) => sqlite::meter_versions(c, &meter_ids)?,
         };
-        let versions: HashMap<i64, i32> = rows.iter().map(|(id, version, ..)| (*id, *version)).collect();
+        self.watched = found.iter().filter(|row| row.2).map(|row| row.0).collect();
+        let versions: HashMap<i64, i32> = found.iter().map(|row| (row.0, row.1)).collect();
         self.assignment_versions =
-            rows.into_iter().map(|(_, _, workspace, version)| (workspace, version)).collect();
+            found.into_iter().map(|(.., workspace, version)| (workspace, version)).collect();
         for (at, batch) in self.batches.iter().enumerate() {
             let is_stale = |event: &Event| versions.get(&event.meter.id) != Some(&event.meter.version);
             if batch.events.iter().any(is_stale) {
@@ -467,6 +477,23 @@ impl<'a> Work<'a> {
             Conn::Postgres(c) => postgres::add_rollups(c, &parts, self.lane),
             Conn::Sqlite(c) => sqlite::add_rollups(c, &parts, self.lane),
         }
+    }
+
+    /// At most one request per watched meter, however many events and rules there are.
+    fn ask_for_alerts(&mut self, conn: &mut Conn) -> Result<(), Fault> {
+        if self.watched.is_empty() {
+            return Ok(());
+        }
+        let now = Micros::now();
+        let mut wanted = BTreeMap::new();
+        for (workspace_id, event) in self.accepted().filter(|(_, e)| self.watched.contains(&e.meter.id)) {
+            let meter = &event.meter;
+            if let std::collections::btree_map::Entry::Vacant(free) = wanted.entry(meter.id) {
+                free.insert(MeterJob::usage(workspace_id, meter.id, &meter.name, self.lane, now)?);
+            }
+        }
+        self.learned.has_jobs = !wanted.is_empty();
+        jobs::enqueue(conn, wanted.into_values().collect(), now)
     }
 
     fn finish(mut self) -> (Vec<Outcome>, Learned) {

@@ -117,23 +117,19 @@ pub fn by_id(conn: &mut Conn, workspace_id: i64, public_id: &str) -> Result<Opti
     row.map(Row::into_meter).transpose()
 }
 
-/// By the number that rows of other tables hold.
-pub fn by_number(conn: &mut Conn, workspace_id: i64, id: i64) -> Result<Option<Meter>, Fault> {
-    let row: Option<Row> = meters::table
-        .filter(meters::workspace_id.eq(workspace_id).and(meters::id.eq(id)))
-        .select(Row::as_select())
-        .first(conn)
-        .optional()?;
-    row.map(Row::into_meter).transpose()
-}
-
-/// By the names of these numbers, all of one workspace.
+/// By the keys that rows of other tables hold, all of one workspace.
 pub fn by_numbers(conn: &mut Conn, workspace_id: i64, ids: &[i64]) -> Result<Vec<Meter>, Fault> {
     let rows: Vec<Row> = meters::table
         .filter(meters::workspace_id.eq(workspace_id).and(meters::id.eq_any(ids)))
         .select(Row::as_select())
         .load(conn)?;
     rows.into_iter().map(Row::into_meter).collect()
+}
+
+/// By the key that rows of other tables hold.
+pub fn by_key(conn: &mut Conn, id: i64) -> Result<Option<Meter>, Fault> {
+    let row: Option<Row> = meters::table.find(id).select(Row::as_select()).first(conn).optional()?;
+    row.map(Row::into_meter).transpose()
 }
 
 /// Meters by name, bytewise ascending, after `after`, at most `limit`.
@@ -161,7 +157,7 @@ pub fn list(
 }
 
 /// Keeps writers of this meter out until the transaction ends; SQLite has one writer anyway.
-fn lock(conn: &mut Conn, meter_id: i64) -> Result<(), Fault> {
+pub(super) fn lock(conn: &mut Conn, meter_id: i64) -> Result<(), Fault> {
     if conn.is_postgres() {
         diesel::sql_query("SELECT pg_advisory_xact_lock($1, ($2 % 2147483647)::int)")
             .bind::<Integer, _>(METER_LOCK)
@@ -216,6 +212,9 @@ pub fn delete(conn: &mut Conn, workspace_id: i64, public_id: &str) -> Result<Opt
         return Err(Error::conflict(format!("meter {:?} has stored events", meter.name)).into());
     }
     plans::refuse_while_limited(conn, meter.id, &meter.name)?;
+    if crate::store::alerts::watches(conn, meter.id)? {
+        return Err(Error::conflict(format!("alert rules watch the meter {:?}", meter.name)).into());
+    }
     both!(conn, c => {
         diesel::delete(rollups::table.filter(rollups::meter_id.eq(meter.id))).execute(c)?;
         diesel::delete(dimension_sets::table.filter(dimension_sets::meter_id.eq(meter.id))).execute(c)?;

@@ -5,12 +5,15 @@
 //! Blocking diesel never runs on an async thread: a permit of the pool's semaphore is awaited, then the work runs
 //! on a blocking thread that finds its connection free.
 
+pub mod alerts;
 pub mod assignments;
 pub mod counters;
 pub mod decisions;
+pub mod deliveries;
 pub mod entitlements;
 pub mod event_list;
 pub mod events;
+pub mod exports;
 mod filter;
 pub mod history;
 pub mod jobs;
@@ -190,6 +193,11 @@ impl Fault {
             ]
             .iter()
             .any(|part| text.contains(part))
+    }
+
+    /// Not the fault of the work: another try may do.
+    fn will_pass(&self) -> bool {
+        self.lost_connection() || self.is_passing() || self.is_retryable()
     }
 
     fn is_retryable(&self) -> bool {

@@ -105,3 +105,31 @@ impl Statement {
 pub fn integers(ids: &[i64]) -> String {
     ids.iter().map(i64::to_string).collect::<Vec<_>>().join(", ")
 }
+
+/// How SQLite plans statements; PostgreSQL's plans depend on its statistics and are tested from outside.
+#[cfg(test)]
+pub mod plan {
+    use super::*;
+    use crate::config::{Driver, Synchronous};
+
+    #[derive(QueryableByName)]
+    struct Step {
+        #[diesel(sql_type = Text)]
+        detail: String,
+    }
+
+    /// A database with the schema and nothing in it. The directory goes when it is dropped.
+    pub fn empty_database() -> (tempfile::TempDir, Conn) {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("plan.db").display().to_string();
+        let driver = Driver::Sqlite { path, synchronous: Synchronous::Normal };
+        crate::store::migrations::run(&driver).expect("migrated");
+        (directory, crate::store::open(&driver).expect("opened"))
+    }
+
+    /// The steps of the plan, one per line.
+    pub fn of(statement: Statement, conn: &mut Conn, sql: &str) -> String {
+        let steps: Vec<Step> = statement.load(conn, &format!("EXPLAIN QUERY PLAN {sql}")).expect(sql);
+        steps.into_iter().map(|step| step.detail + "\n").collect()
+    }
+}

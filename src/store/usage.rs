@@ -558,3 +558,6 @@ impl Row for RawEvent<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod plans;

@@ -3,6 +3,7 @@
 
 mod support;
 
+mod alerts;
 mod bad_days;
 mod bad_input;
 mod conformance;
@@ -12,6 +13,7 @@ mod entitlements;
 mod events;
 mod exactly_once;
 mod exactness;
+mod exports;
 mod filter;
 mod history;
 mod lifecycle;
@@ -23,3 +25,4 @@ mod retention;
 mod saved_queries;
 mod sdk;
 mod usage;
+mod webhooks;

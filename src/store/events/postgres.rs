@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use bigdecimal::BigDecimal;
-use diesel::sql_types::{Array, BigInt, Binary, Integer, Nullable, Numeric, SmallInt, Text};
+use diesel::sql_types::{Array, BigInt, Binary, Bool, Integer, Nullable, Numeric, SmallInt, Text};
 use diesel::{PgConnection, RunQueryDsl};
 
-use super::{EventRow, EventText, KeyRow, LedgerKey, RunRow, SubjectName, Taken, uuid_of};
+use super::{EventRow, EventText, KeyRow, LedgerKey, MeterRow, RunRow, SubjectName, Taken, uuid_of};
 use crate::event::Event;
 use crate::rollup::{Key, Part};
 use crate::store::prepared::prepared;
@@ -23,8 +23,8 @@ prepared!(
 );
 prepared!(
     MeterVersions for PgConnection,
-    (ids: Array<BigInt> = Vec<i64>) -> (BigInt, Integer, BigInt, BigInt),
-    "SELECT m.id, m.version, w.id, w.assignment_version
+    (ids: Array<BigInt> = Vec<i64>) -> (BigInt, Integer, Bool, BigInt, BigInt),
+    "SELECT m.id, m.version, m.has_alerts, w.id, w.assignment_version
      FROM meters m JOIN workspaces w ON w.id = m.workspace_id WHERE m.id = ANY(?)"
 );
 prepared!(
@@ -124,8 +124,7 @@ prepared!(
                               THEN excluded.last_quantity ELSE r.last_quantity END"
 );
 
-/// Meters and their versions, workspaces and the versions of their assignments.
-pub fn lock_meters(conn: &mut PgConnection, ids: &Vec<i64>) -> Result<Vec<(i64, i32, i64, i64)>, Fault> {
+pub fn lock_meters(conn: &mut PgConnection, ids: &Vec<i64>) -> Result<Vec<MeterRow>, Fault> {
     LockMeters { class: &METER_LOCK, ids }.execute(conn)?;
     Ok(MeterVersions { ids }.load(conn)?)
 }

@@ -144,7 +144,7 @@ impl Work<'_> {
                 new.push(evaluation.job(*workspace_id, *received_at)?);
             }
         }
-        self.learned.enqueued = !new.is_empty();
+        self.learned.has_jobs |= !new.is_empty();
         jobs::enqueue(conn, new, now)
     }
 }
@@ -154,9 +154,8 @@ impl Work<'_> {
 fn evaluations(plan: &Plan, key: &Key, now: Micros) -> impl Iterator<Item = Evaluation> {
     let Key { subject_id, meter_id, anchor, day_start } = *key;
     let is_over = |window: Window| window.to <= now;
-    let mut windows = plan.limits_of(meter_id).map(|limit| limit.period.window(anchor, day_start));
-    let over = windows.clone().any(is_over);
-    let open = windows.any(|window| !is_over(window));
+    let windows = || plan.limits_of(meter_id).map(|limit| limit.period.window(anchor, day_start));
+    let (over, open) = (windows().any(is_over), windows().any(|window| !is_over(window)));
     let late = Evaluation { late_at: Some(day_start.0), ..Evaluation::now(subject_id, meter_id) };
     let wanted = [open.then_some(Evaluation::now(subject_id, meter_id)), over.then_some(late)];
     wanted.into_iter().flatten()

@@ -3,10 +3,12 @@
 
 use std::collections::BTreeMap;
 
-use diesel::sql_types::{BigInt, Binary, Integer, Nullable, SmallInt, Text};
+use diesel::sql_types::{BigInt, Binary, Bool, Integer, Nullable, SmallInt, Text};
 use diesel::{OptionalExtension, RunQueryDsl, SqliteConnection, sql_query};
 
-use super::{EventRow, EventText, KeyRow, LedgerKey, RunRow, SubjectName, Taken, event_columns, uuid_of};
+use super::{
+    EventRow, EventText, KeyRow, LedgerKey, MeterRow, RunRow, SubjectName, Taken, event_columns, uuid_of,
+};
 use crate::event::Event;
 use crate::rollup::{Key, Part};
 use crate::store::Fault;
@@ -14,8 +16,8 @@ use crate::store::prepared::prepared;
 
 prepared!(
     MeterVersion for SqliteConnection,
-    (id: BigInt = i64) -> (BigInt, Integer, BigInt, BigInt),
-    "SELECT m.id, m.version, w.id, w.assignment_version
+    (id: BigInt = i64) -> (BigInt, Integer, Bool, BigInt, BigInt),
+    "SELECT m.id, m.version, m.has_alerts, w.id, w.assignment_version
      FROM meters m JOIN workspaces w ON w.id = m.workspace_id WHERE m.id = ?"
 );
 prepared!(
@@ -92,11 +94,10 @@ prepared!(
                               THEN excluded.last_quantity ELSE r.last_quantity END"
 );
 
-/// Meters and their versions, workspaces and the versions of their assignments.
-pub fn meter_versions(conn: &mut SqliteConnection, ids: &[i64]) -> Result<Vec<(i64, i32, i64, i64)>, Fault> {
+pub fn meter_versions(conn: &mut SqliteConnection, ids: &[i64]) -> Result<Vec<MeterRow>, Fault> {
     let mut versions = Vec::with_capacity(ids.len());
     for id in ids {
-        let row: Option<(i64, i32, i64, i64)> = MeterVersion { id }.get_result(conn).optional()?;
+        let row: Option<MeterRow> = MeterVersion { id }.get_result(conn).optional()?;
         versions.extend(row);
     }
     Ok(versions)
