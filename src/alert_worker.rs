@@ -32,6 +32,9 @@ const TIMED_PAUSE: i64 = SECOND / 2;
 /// Rules that others keep busy are looked at again after this.
 const CONFLICT_PAUSE: i64 = SECOND / 10;
 
+/// Longest wait for another evaluation of the same meter.
+const TURN: Duration = Duration::from_millis(50);
+
 const REVIVE_INTERVAL: Duration = Duration::from_secs(60);
 const OVERDUE: i64 = 900 * SECOND;
 
@@ -144,7 +147,10 @@ async fn follow_clock(context: &Context, wanted: &MeterJob) -> Result<Done> {
 /// for has been seen.
 async fn follow_usage(context: &Context, wanted: &MeterJob, job: &Job) -> Result<Done> {
     let last = context.evaluated.get_with(wanted.meter_id, Arc::default);
-    let mut last = last.lock().await;
+    // a long evaluation of one meter must not take the places of all others
+    let Ok(mut last) = tokio::time::timeout(TURN, last.lock()).await else {
+        return Ok(Done::AgainAt(Micros::now().plus(CONFLICT_PAUSE)));
+    };
     if last.is_some_and(|began| began >= job.claimed) {
         return Ok(Done::Finished);
     }
@@ -229,4 +235,13 @@ pub async fn run(config: Config) -> Result<()> {
         Ok(all)
     })
     .await
+}
+
+/// The role `usage-worker`, for installations that start it: writes ask for what follows from them in their own
+/// transaction, so there is nothing to hand over.
+pub async fn run_idle(config: Config) -> Result<()> {
+    let health_addr = config.workers.usage.health_addr.clone();
+    log::info!("usage worker started: writes need none, this process only reports its health");
+    worker_role::run(config, health_addr, |_, _, _| Ok(Duties { queues: Vec::new(), chores: Vec::new() }))
+        .await
 }

@@ -22,10 +22,7 @@ fn main() -> ExitCode {
         Role::ExportWorker => block_on(export_worker::run(config)),
         Role::AlertWorker => block_on(alert_worker::run(config)),
         Role::EntitlementWorker => block_on(entitlement_worker::run(config)),
-        role => {
-            eprintln!("open-spanner {} is not part of this version", role.name());
-            return ExitCode::FAILURE;
-        }
+        Role::UsageWorker => block_on(alert_worker::run_idle(config)),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

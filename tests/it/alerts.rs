@@ -15,6 +15,7 @@ on_both_databases!(
 );
 
 pub const LOOPBACK: (&str, &str) = ("OPEN_SPANNER_WEBHOOK_ALLOWED_NETWORKS", "127.0.0.0/8");
+pub const ANY_PORT: (&str, &str) = ("OPEN_SPANNER_ALERT_WORKER_HEALTH_ADDR", "127.0.0.1:0");
 const INSIDE: (&str, &str) = ("OPEN_SPANNER_SERVE_WORKERS", "on");
 
 pub async fn destination(ws: &Workspace, url: &str) -> Value {
@@ -47,8 +48,9 @@ pub fn path(rule: &Value) -> String {
 /// At the default settings: inside the server on SQLite, in a process of its own on PostgreSQL.
 async fn usage_is_told_within_two_seconds(database: Database) {
     let server = Server::start_with(&database, &[LOOPBACK]);
+    let folder = tempfile::tempdir().expect("a directory");
     let _worker = matches!(database, Database::Postgres { .. })
-        .then(|| Worker::start("alert-worker", &database, &[LOOPBACK]));
+        .then(|| Worker::start("alert-worker", &database, folder.path(), &[LOOPBACK, ANY_PORT]));
     let (ws, receiver) = (server.workspace().await, Receiver::start().await);
     ws.meter("load", "last").await;
     let destination = destination(&ws, &receiver.url("ok/told")).await;

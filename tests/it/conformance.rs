@@ -63,7 +63,7 @@ async fn contract_holds(database: Database) {
         _ => &[],
     };
     let _workers: Vec<Worker> =
-        roles.iter().map(|role| Worker::start_in(folder.path(), role, &database, &settings)).collect();
+        roles.iter().map(|role| Worker::start(role, &database, folder.path(), &settings)).collect();
     let mut command = Command::new("python3");
     command.arg(suite.join("run.py")).args(["--http", &server.url(), "--wait-scale", "3", "--jobs", "3"]);
     command.args(AREAS.iter().flat_map(|area| ["--only", area]));

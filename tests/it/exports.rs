@@ -50,7 +50,7 @@ impl House {
 
     fn worker(&self) -> Worker {
         let settings: Vec<(&str, &str)> = self.settings.iter().map(|(n, v)| (*n, v.as_str())).collect();
-        Worker::start_in(self.folder.path(), "export-worker", &self.database, &settings)
+        Worker::start("export-worker", &self.database, self.folder.path(), &settings)
     }
 
     fn storage(&self) -> PathBuf {
@@ -119,7 +119,7 @@ async fn events_and_buckets_from_end_to_end(database: Database) {
     let settings = [(PATH, storage.as_str()), ("OPEN_SPANNER_EXPORT_WORKER_HEALTH_ADDR", "127.0.0.1:0")];
     let server = Server::start_with(&database, &settings);
     let _worker = matches!(database, Database::Postgres { .. })
-        .then(|| Worker::start_in(folder.path(), "export-worker", &database, &settings));
+        .then(|| Worker::start("export-worker", &database, folder.path(), &settings));
     let workspace = server.workspace().await;
     workspace.meter("calls", "sum").await;
     record(&workspace, "calls", 2_500).await;
@@ -260,7 +260,7 @@ async fn another_worker_finishes_what_a_killed_one_began(database: Database) {
 async fn a_job_that_kills_its_workers_fails(database: Database) {
     let house = House::new(
         database,
-        &[("OPEN_SPANNER_EXPORT_WORKER_LOCK_TTL", "1s"), ("OPEN_SPANNER_EXPORT_WORKER_MAX_ATTEMPTS", "1")],
+        &[("OPEN_SPANNER_EXPORT_WORKER_LOCK_TTL", "3s"), ("OPEN_SPANNER_EXPORT_WORKER_MAX_ATTEMPTS", "1")],
     );
     let mut first = house.worker();
     let workspace = house.server.workspace().await;

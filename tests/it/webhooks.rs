@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use ring::hmac;
 use serde_json::{Value, json};
 
-use crate::alerts::{LOOPBACK, destination, events, path, rule, use_meter};
+use crate::alerts::{ANY_PORT, LOOPBACK, destination, events, path, rule, use_meter};
 use crate::support::receiver::Call;
 use crate::support::{Database, Receiver, Server, Worker, Workspace, on_both_databases, run};
 
@@ -201,15 +201,17 @@ fn workers_killed_under_load() {
             if number < METERS {
                 ws.meter(&meter, "last").await;
             }
-            let to = destination(&ws, &receiver.url(&format!("ok/{number}"))).await;
+            let to = destination(&ws, &receiver.url(&format!("slow/{number}"))).await;
             rules.push(rule(&ws, &meter, &to, json!({})).await);
         }
+        let folder = tempfile::tempdir().expect("a directory");
         let short = [
             LOOPBACK,
+            ANY_PORT,
             ("OPEN_SPANNER_ALERT_WORKER_LOCK_TTL", "1s"),
             ("OPEN_SPANNER_ALERT_WORKER_INTERVAL", "200ms"),
         ];
-        let start = || Worker::start("alert-worker", &database, &short);
+        let start = || Worker::start("alert-worker", &database, folder.path(), &short);
         let mut workers = vec![start(), start()];
         let end = Instant::now() + Duration::from_secs(20);
         let mut next_kill = Instant::now() + Duration::from_millis(1_500);
@@ -257,7 +259,7 @@ fn workers_killed_under_load() {
             }
             let mut told: Vec<String> = Vec::new();
             let mut seen = BTreeSet::new();
-            for call in receiver.calls(&format!("ok/{number}")) {
+            for call in receiver.calls(&format!("slow/{number}")) {
                 if seen.insert(call.event_id()) {
                     told.push(call.event_id());
                 } else {

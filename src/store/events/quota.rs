@@ -8,7 +8,7 @@ use diesel::sql_types::{Array, BigInt, Nullable};
 use diesel::{PgConnection, RunQueryDsl, SqliteConnection};
 
 use super::{Known, Work};
-use crate::plan::Plan;
+use crate::plan::Period;
 use crate::plan::assignment::{Span, counting};
 use crate::plan::period::day_start;
 use crate::rollup::{Part, merge};
@@ -39,7 +39,6 @@ type SpanRow = (i64, i64, i64, Option<i64>, i64);
 /// Where counted events went: one row of counters.
 struct Touched {
     workspace_id: i64,
-    plan_id: i64,
     received_at: Micros,
 }
 
@@ -106,7 +105,7 @@ impl Work<'_> {
         Ok(())
     }
 
-    /// Counts the new events of assigned subjects, and asks for the evaluation of those whose plan limits the meter.
+    /// Counts the new events of assigned subjects, and asks for the evaluation of those whose plans limit the meter.
     pub(super) fn write_counters(&mut self, conn: &mut Conn) -> Result<(), Fault> {
         if self.plans.is_empty() {
             return Ok(());
@@ -120,14 +119,23 @@ impl Work<'_> {
             let (meter_id, anchor) = (event.meter.id, span.anchor);
             let key = Key { subject_id, meter_id, anchor, day_start: day_start(anchor, event.time) };
             merge(&mut parts, key, Part::of(event.time, event.id, &event.quantity));
-            let (plan_id, received_at) = (span.plan_id, event.received_at);
-            touched.insert(key, Touched { workspace_id, plan_id, received_at });
+            touched.insert(key, Touched { workspace_id, received_at: event.received_at });
         }
         if parts.is_empty() {
             return Ok(());
         }
         counters::add(conn, &parts)?;
         self.enqueue_evaluations(conn, &touched)
+    }
+
+    /// Periods for which any plan on this anchor limits the meter: an event may be dated under one version and count
+    /// in a window that another one limits.
+    fn periods(&self, key: &Key) -> BTreeSet<Period> {
+        let history = self.histories.get(&key.subject_id).map(AsRef::as_ref).unwrap_or_default();
+        let plans = history.iter().filter(|span| span.anchor == key.anchor).map(|span| span.plan_id);
+        let plans: BTreeSet<i64> = plans.collect();
+        let limits = plans.iter().filter_map(|id| self.plans.get(id)).flat_map(|p| p.limits_of(key.meter_id));
+        limits.map(|limit| limit.period).collect()
     }
 
     fn enqueue_evaluations(
@@ -137,10 +145,9 @@ impl Work<'_> {
     ) -> Result<(), Fault> {
         let mut new: Vec<NewJob> = Vec::new();
         let mut now = Micros(0);
-        for (key, Touched { workspace_id, plan_id, received_at }) in touched {
-            let Some(plan) = self.plans.get(plan_id) else { continue };
+        for (key, Touched { workspace_id, received_at }) in touched {
             now = now.max(*received_at);
-            for evaluation in evaluations(plan, key, *received_at) {
+            for evaluation in evaluations(&self.periods(key), key, *received_at) {
                 new.push(evaluation.job(*workspace_id, *received_at)?);
             }
         }
@@ -151,10 +158,10 @@ impl Work<'_> {
 
 /// What has to be looked at again after events of this day: windows that are over, or the state now, which also finds
 /// out when windows to come begin.
-fn evaluations(plan: &Plan, key: &Key, now: Micros) -> impl Iterator<Item = Evaluation> {
+fn evaluations(periods: &BTreeSet<Period>, key: &Key, now: Micros) -> impl Iterator<Item = Evaluation> {
     let Key { subject_id, meter_id, anchor, day_start } = *key;
     let is_over = |window: Window| window.to <= now;
-    let windows = || plan.limits_of(meter_id).map(|limit| limit.period.window(anchor, day_start));
+    let windows = || periods.iter().map(|period| period.window(anchor, day_start));
     let (over, open) = (windows().any(is_over), windows().any(|window| !is_over(window)));
     let late = Evaluation { late_at: Some(day_start.0), ..Evaluation::now(subject_id, meter_id) };
     let wanted = [open.then_some(Evaluation::now(subject_id, meter_id)), over.then_some(late)];

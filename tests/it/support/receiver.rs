@@ -109,6 +109,10 @@ async fn answer(mut stream: TcpStream, calls: &Mutex<Vec<Call>>, port: u16) -> s
         "gone" => ("410 Gone", String::new()),
         "busy" => ("429 Too Many Requests", "retry-after: 7200\r\n".to_string()),
         "redirect" => ("302 Found", format!("location: http://127.0.0.1:{port}/ok/redirected\r\n")),
+        "slow" => {
+            tokio::time::sleep(Duration::from_millis(150)).await;
+            ("200 OK", String::new())
+        }
         "hang" => {
             tokio::time::sleep(Duration::from_secs(60)).await;
             return Ok(());

@@ -4,8 +4,6 @@ use std::path::Path;
 use std::process::{Child, ExitStatus, Stdio};
 use std::time::Duration;
 
-use tempfile::TempDir;
-
 use super::{Database, guard, program};
 
 /// So that many workers can run on one machine.
@@ -18,20 +16,11 @@ const HEALTH_ADDRS: [&str; 4] = [
 
 pub struct Worker {
     child: Child,
-    _directory: Option<TempDir>,
 }
 
 impl Worker {
-    /// Starts a role in a directory of its own; what it does can be seen in the database only.
-    pub fn start(role: &str, database: &Database, more: &[(&str, &str)]) -> Worker {
-        let directory = tempfile::Builder::new().prefix("open-spanner-").tempdir().expect("a directory");
-        let mut worker = Worker::start_in(directory.path(), role, database, more);
-        worker._directory = Some(directory);
-        worker
-    }
-
     /// Starts a role in this directory, where it also writes its log.
-    pub fn start_in(directory: &Path, role: &str, database: &Database, more: &[(&str, &str)]) -> Worker {
+    pub fn start(role: &str, database: &Database, directory: &Path, more: &[(&str, &str)]) -> Worker {
         let own = database.settings();
         let mut settings: Vec<(&str, &str)> = own.iter().map(|(n, v)| (*n, v.as_str())).collect();
         settings.extend(HEALTH_ADDRS.map(|variable| (variable, "127.0.0.1:0")));
@@ -41,7 +30,7 @@ impl Worker {
         command.stdout(Stdio::null()).stderr(log.expect("a log file"));
         let child = command.spawn().expect("it starts");
         guard::will_end(child.id(), "KILL");
-        Worker { child, _directory: None }
+        Worker { child }
     }
 
     /// A line of `/proc/<pid>/status`, in KiB.
