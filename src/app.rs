@@ -10,6 +10,7 @@ use crate::config::Config;
 use crate::ingest::Ingest;
 use crate::store::Store;
 use crate::store::meters::MeterCache;
+use crate::webhook;
 use crate::worker::Wake;
 
 /// Cheap to clone.
@@ -21,7 +22,9 @@ pub struct App {
     pub meters: MeterCache,
     pub ingest: Ingest,
     pub phase: Arc<Phase>,
+    /// Ring after a commit that enqueued background work.
     pub wake: Wake,
+    pub webhooks: webhook::client::Client,
 }
 
 /// Where the server is in its life; decides what `/ready` says.

@@ -65,7 +65,7 @@ pub fn queue(store: &Store, config: &Config) -> Result<Queue> {
 /// The role: export jobs and their clean-up in a process of their own.
 pub async fn run(config: Config) -> Result<()> {
     let health_addr = config.workers.export.health_addr.clone();
-    worker_role::run(config, health_addr, duties).await
+    worker_role::run(config, health_addr, |store, config, _| duties(store, config)).await
 }
 
 /// All that has to be done about exports, in a process of its own or inside the server.
@@ -299,7 +299,7 @@ impl Run<'_> {
         let search = self.search()?;
         let (mut after, mut rows) = (None, 500);
         loop {
-            let page = self.page(&search, after, self.room(rows)).await?;
+            let page = self.page(&search, after, rows).await?;
             let (count, bytes) = (page.count, page.csv.len());
             append(draft, page.csv).await?;
             self.written.fetch_add(count as i64, Ordering::Relaxed);
@@ -328,8 +328,10 @@ impl Run<'_> {
 
     async fn page(&self, search: &Search, after: Option<Position>, rows: usize) -> Result<Page> {
         let (search, guard) = (search.clone(), self.export.asked.formula_guard);
+        let room = self.room(usize::MAX);
         let read = move |conn: &mut Conn| {
-            let (listed, after) = event_list::step(conn, &search, after, rows)?;
+            let (mut listed, after) = event_list::step(conn, &search, after, rows)?;
+            listed.truncate(room);
             let mut table = Table::continued(guard);
             listed.iter().try_for_each(|listed| table.event(&listed.event))?;
             Ok(Page { count: listed.len(), csv: table.into_bytes()?, after })

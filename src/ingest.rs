@@ -20,6 +20,7 @@ use crate::store::events::{Batch, Known, Outcome};
 use crate::store::meters::MeterCache;
 use crate::store::{Store, events};
 use crate::window::Micros;
+use crate::worker::Wake;
 use rate::RateLimit;
 
 pub use crate::store::events::Kind;
@@ -96,6 +97,7 @@ impl Ingest {
         store: Store,
         meters: MeterCache,
         settings: &config::Ingest,
+        wake: &Wake,
     ) -> (Ingest, Vec<tokio::task::JoinHandle<()>>) {
         // bounded by `room`; the channel itself never blocks
         let (queue, jobs) = flume::unbounded::<Job>();
@@ -109,6 +111,7 @@ impl Ingest {
                     store: store.clone(),
                     jobs: jobs.clone(),
                     known: known.clone(),
+                    wake: wake.clone(),
                     lane: (first_lane + number as i16) % LANES,
                     events_max: settings.batch_events,
                 };
@@ -369,6 +372,7 @@ struct Writer {
     store: Store,
     jobs: flume::Receiver<Job>,
     known: Arc<Known>,
+    wake: Wake,
     lane: i16,
     events_max: usize,
 }
@@ -423,6 +427,9 @@ impl Writer {
         let (known, lane) = (self.known.clone(), self.lane);
         let insert = move |conn: &mut _| events::insert(conn, &batches, lane, &known);
         let (outcomes, learned) = self.store.write("events::insert", insert).await?;
+        if learned.has_jobs {
+            self.wake.ring();
+        }
         self.known.remember(learned);
         Ok(outcomes)
     }

@@ -11,6 +11,8 @@
 //! - [`store`]: the only room that knows SQL
 #![forbid(unsafe_code)]
 
+pub mod alert;
+pub mod alert_worker;
 pub mod app;
 pub mod auth;
 pub mod config;
@@ -34,6 +36,7 @@ pub mod rollup;
 pub mod serve;
 pub mod store;
 pub mod usage;
+pub mod webhook;
 pub mod window;
 pub mod worker;
 pub mod worker_role;

@@ -7,13 +7,15 @@ use std::time::Duration;
 use actix_web::dev::ServerHandle;
 use actix_web::middleware::{Compress, from_fn};
 use actix_web::{App as HttpApp, HttpServer, web};
+use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
 
+use crate::alert_worker;
 use crate::app::{App, Phase};
 use crate::auth::Auth;
 use crate::auth::key::Flush;
-use crate::config::{Config, Driver};
+use crate::config::{Config, Driver, ListenAddr};
 use crate::error::{Code, Error, Result};
 use crate::export_worker;
 use crate::grpc;
@@ -22,6 +24,7 @@ use crate::ingest::Ingest;
 use crate::retention;
 use crate::store::meters::MeterCache;
 use crate::store::{Store, migrations};
+use crate::webhook::client::Client;
 use crate::worker::Wake;
 
 /// Runs until SIGTERM or SIGINT, then drains within `shutdown_timeout`.
@@ -33,10 +36,12 @@ pub async fn run(config: Config, migrate: bool) -> Result<()> {
 
     let store = Store::new(&config.db);
     let meters = MeterCache::new(store.clone(), config.cache_ttl);
-    let (ingest, writers) = Ingest::start(store.clone(), meters.clone(), &config.ingest);
+    let wake = Wake::default();
+    let (ingest, writers) = Ingest::start(store.clone(), meters.clone(), &config.ingest, &wake);
     let auth = Auth::new(store.clone(), auth_options(&config));
     let phase = Arc::new(Phase::default());
-    let app = App { config: config.clone(), store, auth, meters, ingest, phase, wake: Wake::default() };
+    let webhooks = Client::new(&config.webhook_allowed_networks)?;
+    let app = App { config: config.clone(), store, auth, meters, ingest, phase, wake, webhooks };
 
     if config.auth.oauth.github.is_some() || config.auth.oauth.google.is_some() {
         log::warn!("sign-in providers are configured, but this version has none");
@@ -44,14 +49,9 @@ pub async fn run(config: Config, migrate: bool) -> Result<()> {
     let listener = config.http.addr.bind().map_err(|error| cannot_listen(&config.http.addr, error))?;
     announce("http", &listener);
     let server = http_server(&app, listener)?;
-    let grpc_listener = match &config.grpc_addr {
-        Some(addr) => Some(addr.bind().map_err(|error| cannot_listen(addr, error))?),
-        None => None,
-    };
-    grpc_listener.iter().for_each(|listener| announce("grpc", listener));
+    let grpc_listener = config.grpc_addr.as_ref().map(listen_grpc).transpose()?;
     if let Some(addr) = &config.metrics_addr {
-        let listener = addr.bind().map_err(|error| cannot_listen(addr, error))?;
-        crate::metrics::listen(listener, metrics).map_err(|error| cannot_listen(addr, error))?;
+        listen_metrics(addr, metrics)?;
     }
 
     let ready = tokio::select! {
@@ -74,13 +74,25 @@ pub async fn run(config: Config, migrate: bool) -> Result<()> {
     stop.requested().await;
     log::info!("stopping");
     app.phase.drain();
-    let drained =
-        tokio::time::timeout(config.shutdown_timeout, drain(app, server, grpc, writers, timers)).await;
+    let drain = drain(app, server, grpc, writers, timers);
+    let drained = tokio::time::timeout(config.shutdown_timeout, drain).await;
     if drained.is_err() {
         log::warn!("stopped before everything was drained");
     }
     log::info!("stopped");
     Ok(())
+}
+
+pub(crate) fn listen_metrics(addr: &ListenAddr, metrics: PrometheusHandle) -> Result<()> {
+    let listener = addr.bind().map_err(|error| cannot_listen(addr, error))?;
+    crate::metrics::listen(listener, metrics).map_err(|error| cannot_listen(addr, error))
+}
+
+/// Takes the port at once, so that a port that is taken ends the start; calls are answered once the server is ready.
+fn listen_grpc(addr: &ListenAddr) -> Result<TcpListener> {
+    let listener = addr.bind().map_err(|error| cannot_listen(addr, error))?;
+    announce("grpc", &listener);
+    Ok(listener)
 }
 
 fn cannot_listen(address: &impl std::fmt::Display, error: std::io::Error) -> Error {
@@ -148,7 +160,7 @@ const DATABASE_RETRY: Duration = Duration::from_secs(1);
 
 /// Waits for the database, then migrates it. A database that is not there yet is waited for; a migration that fails
 /// is final.
-async fn prepare_database(config: &Config, migrate: bool) -> Result<()> {
+pub(crate) async fn prepare_database(config: &Config, migrate: bool) -> Result<()> {
     loop {
         let driver = config.db.driver.clone();
         let prepared = tokio::task::spawn_blocking(move || {
@@ -196,8 +208,11 @@ fn start_workers(app: &App) -> Result<Vec<JoinHandle<()>>> {
         return Ok(Vec::new());
     }
     app.wake.listen(app.config.db.driver.clone(), stop.clone());
-    let exports = export_worker::duties(&app.store, &app.config)?;
-    Ok(exports.start(&app.store, &app.wake, &stop))
+    let all = [
+        export_worker::duties(&app.store, &app.config)?,
+        alert_worker::duties(&app.store, &app.config, &app.webhooks, &app.wake),
+    ];
+    Ok(all.into_iter().flat_map(|duties| duties.start(&app.store, &app.wake, &stop)).collect())
 }
 
 async fn every<F: Future<Output = Result<()>>>(interval: Duration, mut work: impl FnMut() -> F) {

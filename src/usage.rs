@@ -213,6 +213,11 @@ impl Cells {
             self.parts.pop_last();
         }
     }
+
+    /// The rows in order: group values, and what was added up.
+    pub fn into_groups(self) -> impl Iterator<Item = (Vec<String>, Part)> {
+        self.parts.into_iter().map(|((_, group), part)| (group, part))
+    }
 }
 
 /// One row of a bucket answer; fields in wire order.

@@ -77,12 +77,15 @@ impl Micros {
         )
     }
 
-    /// RFC 3339 in UTC with microseconds, for cursors and operators.
+    /// RFC 3339 in UTC with up to six fraction digits, for cursors and operators.
     pub fn to_exact_text(self) -> String {
         let seconds = self.to_seconds_text();
         match self.0.rem_euclid(SECOND) {
             0 => seconds,
-            micros => format!("{}.{micros:06}Z", &seconds[..seconds.len() - 1]),
+            micros => {
+                let fraction = format!("{micros:06}");
+                format!("{}.{}Z", &seconds[..seconds.len() - 1], fraction.trim_end_matches('0'))
+            }
         }
     }
 

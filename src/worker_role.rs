@@ -13,8 +13,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, ListenAddr};
 use crate::error::{Code, Error, Result};
-use crate::serve::Stop;
-use crate::store::{Conn, Store, migrations};
+use crate::serve::{Stop, prepare_database};
+use crate::store::{Conn, Store};
 use crate::worker::{self, Queue, Wake};
 
 /// Something that runs beside the queues until it is told to stop.
@@ -47,24 +47,28 @@ impl Duties {
 pub async fn run(
     config: Config,
     health_addr: ListenAddr,
-    duties: impl FnOnce(&Store, &Arc<Config>) -> Result<Duties>,
+    duties: impl FnOnce(&Store, &Arc<Config>, &Wake) -> Result<Duties>,
 ) -> Result<()> {
     let config = Arc::new(config);
     let mut signals = Stop::listen()?;
     let stop = CancellationToken::new();
     let store = Store::new(&config.db);
-    let duties = duties(&store, &config)?;
+    let wake = Wake::default();
+    let duties = duties(&store, &config, &wake)?;
+    let metrics = crate::metrics::install()?;
+    if let Some(addr) = &config.metrics_addr {
+        crate::serve::listen_metrics(addr, metrics)?;
+    }
 
     let listener = health_addr
         .bind()
         .map_err(|error| Error::new(Code::Unavailable, format!("cannot listen on {health_addr}: {error}")))?;
     let health = serve_health(listener, store.clone(), stop.clone())?;
-    let is_up = tokio::select! {
-        () = wait_for_schema(&config) => true,
-        () = signals.requested() => false,
+    let prepared = tokio::select! {
+        prepared = prepare_database(&config, true) => prepared.map(|()| true),
+        () = signals.requested() => Ok(false),
     };
-    if is_up {
-        let wake = Wake::default();
+    if matches!(prepared, Ok(true)) {
         wake.relay(store.clone(), stop.clone());
         wake.listen(config.db.driver.clone(), stop.clone());
         let tasks = duties.start(&store, &wake, &stop);
@@ -78,24 +82,7 @@ pub async fn run(
     }
     health.stop(false).await;
     log::info!("stopped");
-    Ok(())
-}
-
-const SCHEMA_PAUSE: Duration = Duration::from_secs(1);
-
-/// The server brings the schema up to date, not its workers.
-async fn wait_for_schema(config: &Config) {
-    loop {
-        let driver = config.db.driver.clone();
-        let status = tokio::task::spawn_blocking(move || migrations::status(&driver)).await;
-        match status {
-            Ok(Ok(steps)) if steps.iter().all(|step| step.applied) => return,
-            Ok(Ok(_)) => log::warn!("waiting for the server to bring the schema up to date"),
-            Ok(Err(error)) => log::warn!(error = error.message.as_str(); "waiting for the database"),
-            Err(error) => log::warn!(error:% = error; "waiting for the database"),
-        }
-        tokio::time::sleep(SCHEMA_PAUSE).await;
-    }
+    prepared.map(drop)
 }
 
 const PING_TIMEOUT: Duration = Duration::from_secs(2);

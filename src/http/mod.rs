@@ -1,6 +1,9 @@
 //! The HTTP door. One table of routes: path, handler, and what the route demands of its caller; the gate in front of
 //! the handlers enforces it. Handlers parse, call a rule or the store, and answer; no SQL and no rules here.
 
+pub mod alerts;
+pub mod dead_letters;
+pub mod destinations;
 pub mod exports;
 pub mod extract;
 pub mod history;
@@ -104,6 +107,26 @@ pub fn endpoints() -> Vec<Endpoint> {
         endpoint(Method::POST, "/v1/exports/{id}/cancel", writes(&[Scope::ExportsWrite]), exports::cancel),
         endpoint(Method::POST, "/v1/exports/{id}/retry", writes(&[Scope::ExportsWrite]), exports::retry),
         endpoint(Method::GET, "/v1/exports/{id}/download", reads(&[Scope::ExportsRead]), exports::download),
+
+        endpoint(Method::GET, "/v1/alerts", reads(&[Scope::AlertsRead]), alerts::list),
+        endpoint(Method::POST, "/v1/alerts", writes(&[Scope::AlertsWrite]), alerts::create),
+        endpoint(Method::GET, "/v1/alerts/events", reads(&[Scope::AlertsRead]), alerts::events),
+        endpoint(Method::POST, "/v1/alerts/events/{id}/redeliver", writes(&[Scope::AlertsWrite]), alerts::redeliver),
+        endpoint(Method::GET, "/v1/alerts/delivery-jobs", reads(&[Scope::AlertsRead]), alerts::delivery_jobs),
+        endpoint(Method::POST, "/v1/alerts/delivery-jobs/{id}/retry", writes(&[Scope::AlertsWrite]), alerts::retry_delivery),
+        endpoint(Method::GET, "/v1/alerts/destinations", reads(&[Scope::AlertsRead]), destinations::list),
+        endpoint(Method::POST, "/v1/alerts/destinations", writes(&[Scope::AlertsWrite]), destinations::create),
+        endpoint(Method::PUT, "/v1/alerts/destinations/{id}", writes(&[Scope::AlertsWrite]), destinations::update),
+        endpoint(Method::DELETE, "/v1/alerts/destinations/{id}", writes(&[Scope::AlertsWrite]), destinations::delete),
+        endpoint(Method::POST, "/v1/alerts/destinations/{id}/webhook-secret/rotate", writes(&[Scope::AlertsWrite]), destinations::rotate),
+        endpoint(Method::POST, "/v1/alerts/destinations/{id}/test", writes(&[Scope::AlertsWrite]), destinations::test),
+        endpoint(Method::GET, "/v1/alerts/{id}", reads(&[Scope::AlertsRead]), alerts::get),
+        endpoint(Method::PUT, "/v1/alerts/{id}", writes(&[Scope::AlertsWrite]), alerts::update),
+        endpoint(Method::DELETE, "/v1/alerts/{id}", writes(&[Scope::AlertsWrite]), alerts::delete),
+        endpoint(Method::POST, "/v1/alerts/{id}/evaluate", writes(&[Scope::AlertsWrite]), alerts::evaluate_now),
+
+        endpoint(Method::GET, "/v1/system/workers/dead-letters", reads(&[Scope::SystemRead]), dead_letters::list),
+        endpoint(Method::POST, "/v1/system/workers/dead-letters/{id}/retry", writes(&[Scope::SystemWrite]), dead_letters::requeue),
 
         endpoint(Method::POST, "/v1/usageevents/prune", writes(&[Scope::UsageWrite]), history::prune),
         endpoint(Method::GET, "/v1/usageevents/prunes", reads(&[Scope::UsageRead]), history::prunes),

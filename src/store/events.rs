@@ -15,7 +15,8 @@ use uuid::Uuid;
 use crate::event::{self, Event, StoredEvent};
 use crate::quantity::Quantity;
 use crate::rollup;
-use crate::store::{Conn, Fault};
+use crate::store::alerts::MeterJob;
+use crate::store::{Conn, Fault, jobs};
 use crate::window::Micros;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,6 +90,8 @@ impl Default for Known {
 pub struct Learned {
     subjects: Vec<((i64, String), i64)>,
     dimension_sets: Vec<(i64, [u8; 16])>,
+    /// Background work was asked for: wake the workers.
+    pub has_jobs: bool,
 }
 
 impl Known {
@@ -142,8 +145,10 @@ pub fn insert(
     work.write_events(conn)?;
     work.write_replays(conn)?;
     work.write_runs(conn)?;
-    // quota counters and the outbox of what follows from a write join here
+    // quota counters join here
     work.write_rollups(conn)?;
+    // last, because others share these rows
+    work.ask_for_alerts(conn)?;
     Ok(work.finish())
 }
 
@@ -156,6 +161,9 @@ struct Work<'a> {
     /// Events whose key was taken, with what to answer.
     duplicates: HashMap<Place, StoredEvent>,
     learned: Learned,
+    /// Meters that alert rules watch, as of this transaction: whoever adds or enables a rule waits for the meter's
+    /// lock, which is held here.
+    watched: BTreeSet<i64>,
 }
 
 impl<'a> Work<'a> {
@@ -167,6 +175,7 @@ impl<'a> Work<'a> {
             subjects: HashMap::new(),
             duplicates: HashMap::new(),
             learned: Learned::default(),
+            watched: BTreeSet::new(),
         }
     }
 
@@ -208,10 +217,12 @@ impl<'a> Work<'a> {
         if meter_ids.is_empty() {
             return Ok(());
         }
-        let versions: HashMap<i64, i32> = match conn {
+        let found: Vec<(i64, i32, bool)> = match conn {
             Conn::Postgres(c) => postgres::lock_meters(c, &meter_ids)?,
             Conn::Sqlite(c) => sqlite::meter_versions(c, &meter_ids)?,
         };
+        self.watched = found.iter().filter(|(.., watched)| *watched).map(|(id, ..)| *id).collect();
+        let versions: HashMap<i64, i32> = found.into_iter().map(|(id, version, _)| (id, version)).collect();
         for (at, batch) in self.batches.iter().enumerate() {
             let is_stale = |event: &Event| versions.get(&event.meter.id) != Some(&event.meter.version);
             if batch.events.iter().any(is_stale) {
@@ -419,6 +430,23 @@ impl<'a> Work<'a> {
             Conn::Postgres(c) => postgres::add_rollups(c, &parts, self.lane),
             Conn::Sqlite(c) => sqlite::add_rollups(c, &parts, self.lane),
         }
+    }
+
+    /// At most one request per watched meter, however many events and rules there are.
+    fn ask_for_alerts(&mut self, conn: &mut Conn) -> Result<(), Fault> {
+        if self.watched.is_empty() {
+            return Ok(());
+        }
+        let now = Micros::now();
+        let mut wanted = BTreeMap::new();
+        for (workspace_id, event) in self.accepted().filter(|(_, e)| self.watched.contains(&e.meter.id)) {
+            let meter = &event.meter;
+            if let std::collections::btree_map::Entry::Vacant(free) = wanted.entry(meter.id) {
+                free.insert(MeterJob::usage(workspace_id, meter.id, &meter.name, self.lane, now)?);
+            }
+        }
+        self.learned.has_jobs = !wanted.is_empty();
+        jobs::enqueue(conn, wanted.into_values().collect(), now)
     }
 
     fn finish(mut self) -> (Vec<Outcome>, Learned) {

@@ -289,7 +289,9 @@ pub fn expire(conn: &mut Conn, ids: &[String], runs: &[CleanupRun], now: Micros)
         .filter(export_jobs::expired_at.is_null())
         .set((export_jobs::expired_at.eq(now.0), export_jobs::updated_at.eq(now.0)))
         .execute(conn)?;
-    crate::both!(conn, c => diesel::insert_into(export_cleanup_runs::table).values(runs).execute(c)?);
+    for run in runs {
+        diesel::insert_into(export_cleanup_runs::table).values(run).execute(conn)?;
+    }
     Ok(())
 }
 

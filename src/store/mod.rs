@@ -5,6 +5,8 @@
 //! Blocking diesel never runs on an async thread: a permit of the pool's semaphore is awaited, then the work runs
 //! on a blocking thread that finds its connection free.
 
+pub mod alerts;
+pub mod deliveries;
 pub mod event_list;
 pub mod events;
 pub mod exports;
@@ -183,6 +185,11 @@ impl Fault {
             ]
             .iter()
             .any(|part| text.contains(part))
+    }
+
+    /// Not the fault of the work: another try may do.
+    fn will_pass(&self) -> bool {
+        self.lost_connection() || self.is_passing() || self.is_retryable()
     }
 
     fn is_retryable(&self) -> bool {

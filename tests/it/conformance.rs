@@ -27,11 +27,12 @@ const AREAS: &[&str] = &[
     "saved_queries",
     "system_health",
     "grpc",
+    "alerts_webhooks",
 ];
 
 /// Routes that are not there yet: a case may fail on "404 page not found" from a path that begins like this. When
 /// no case does any more, the line must go.
-const MISSING_ROUTES: &[&str] = &["/v1/alerts", "/v1/entitlements/", "/v1/plans"];
+const MISSING_ROUTES: &[&str] = &["/v1/entitlements/", "/v1/plans"];
 
 /// Cases (by the beginning of their names) that may fail for another missing part. When none does, the line must go.
 const MISSING_PARTS: &[(&str, &str)] = &[];
@@ -52,10 +53,17 @@ async fn contract_holds(database: Database) {
     let settings = [
         ("OPEN_SPANNER_EXPORT_STORAGE_PATH", storage.as_str()),
         ("OPEN_SPANNER_EXPORT_WORKER_HEALTH_ADDR", "127.0.0.1:0"),
+        ("OPEN_SPANNER_ALERT_WORKER_HEALTH_ADDR", "127.0.0.1:0"),
+        ("OPEN_SPANNER_ALERT_WORKER_INTERVAL", "500ms"),
+        ("OPEN_SPANNER_WEBHOOK_ALLOWED_NETWORKS", "127.0.0.0/8"),
     ];
     let server = Server::start_with(&database, &settings);
-    let _worker = matches!(database, Database::Postgres { .. })
-        .then(|| Worker::start("export-worker", &database, folder.path(), &settings));
+    let roles: &[&str] = match database {
+        Database::Postgres { .. } => &["export-worker", "alert-worker"],
+        _ => &[],
+    };
+    let _workers: Vec<Worker> =
+        roles.iter().map(|role| Worker::start(role, &database, folder.path(), &settings)).collect();
     // the area grpc needs packages that the environment of the client has
     let client_python = crate::sdk::python();
     let python = if client_python.exists() { client_python } else { PathBuf::from("python3") };

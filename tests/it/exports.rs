@@ -260,7 +260,7 @@ async fn another_worker_finishes_what_a_killed_one_began(database: Database) {
 async fn a_job_that_kills_its_workers_fails(database: Database) {
     let house = House::new(
         database,
-        &[("OPEN_SPANNER_EXPORT_WORKER_LOCK_TTL", "1s"), ("OPEN_SPANNER_EXPORT_WORKER_MAX_ATTEMPTS", "1")],
+        &[("OPEN_SPANNER_EXPORT_WORKER_LOCK_TTL", "3s"), ("OPEN_SPANNER_EXPORT_WORKER_MAX_ATTEMPTS", "1")],
     );
     let mut first = house.worker();
     let workspace = house.server.workspace().await;

@@ -3,6 +3,7 @@
 
 mod support;
 
+mod alerts;
 mod bad_days;
 mod bad_input;
 mod conformance;
@@ -21,3 +22,4 @@ mod retention;
 mod saved_queries;
 mod sdk;
 mod usage;
+mod webhooks;

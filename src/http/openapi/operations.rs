@@ -5,9 +5,11 @@ use actix_web::http::Method;
 use utoipa::openapi::Required;
 
 use super::Doc;
+use crate::alert::RuleInput;
 use crate::auth::User;
 use crate::http::{
-    exports, history, keys, meters, saved_queries, session, subjects, usage as usages, usage_events,
+    alerts, dead_letters, destinations, exports, history, keys, meters, saved_queries, session, subjects,
+    usage as usages, usage_events,
 };
 use crate::{event, usage as rows};
 
@@ -38,6 +40,9 @@ pub fn describe(method: &Method, path: &str) -> Option<Doc> {
             .body::<usage_events::Search>()
             .csv("Newest first."),
         (_, path) if path.starts_with("/v1/usage/saved-queries") => return saved_query(method, path),
+        (_, path) if path.starts_with("/v1/alerts/d") => return delivery(method, path),
+        (_, path) if path.starts_with("/v1/alerts") => return alert(method, path),
+        (_, path) if path.starts_with("/v1/system/workers") => return dead_letter(method, path),
         _ => return past(method, path),
     };
     Some(doc)
@@ -272,6 +277,93 @@ fn saved_query(method: &Method, path: &str) -> Option<Doc> {
             .errors(&[409]),
         ("DELETE", "/v1/usage/saved-queries/{id}") => {
             Doc::new("saved queries", "Delete a saved query").empty(204, "Deleted.")
+        }
+        _ => return None,
+    };
+    Some(doc)
+}
+
+fn alert(method: &Method, path: &str) -> Option<Doc> {
+    let doc = match (method.as_str(), path) {
+        ("GET", "/v1/alerts") => Doc::new("alerts", "List alert rules")
+            .text("meter", "Rules of one meter.")
+            .text("enabled", "`true` or `false`.")
+            .limit(100, 1000)
+            .page::<alerts::RuleView>("Newest first, with their states."),
+        ("POST", "/v1/alerts") => Doc::new("alerts", "Create an alert rule")
+            .body::<RuleInput>()
+            .answer::<alerts::RuleView>(201, "The rule; it is evaluated at once.")
+            .errors(&[404]),
+        ("GET", "/v1/alerts/{id}") => Doc::new("alerts", "Read an alert rule")
+            .answer::<alerts::RuleView>(200, "The rule and its states."),
+        ("PUT", "/v1/alerts/{id}") => Doc::new("alerts", "Change an alert rule")
+            .body::<RuleInput>()
+            .answer::<alerts::RuleView>(200, "The rule as it is now."),
+        ("DELETE", "/v1/alerts/{id}") => {
+            Doc::new("alerts", "Delete an alert rule").empty(204, "Deleted; what fired is resolved.")
+        }
+        ("POST", "/v1/alerts/{id}/evaluate") => {
+            Doc::new("alerts", "Evaluate an alert rule now")
+                .answer::<alerts::EvaluationView>(200, "The states, and what happened.")
+        }
+        ("GET", "/v1/alerts/events") => Doc::new("alerts", "What happened to rules")
+            .text("rule_id", "Events of one rule.")
+            .limit(100, 1000)
+            .cursor()
+            .page::<alerts::EventView>("Newest first, each with its latest delivery.")
+            .errors(&[404]),
+        ("POST", "/v1/alerts/events/{id}/redeliver") => {
+            Doc::new("alerts", "Send an event again")
+                .answer::<alerts::DeliveryView>(202, "Queued, under the same id.")
+        }
+        _ => return None,
+    };
+    Some(doc)
+}
+
+/// Destinations and delivery jobs.
+fn delivery(method: &Method, path: &str) -> Option<Doc> {
+    let doc = match (method.as_str(), path) {
+        ("GET", "/v1/alerts/delivery-jobs") => Doc::new("alerts", "What is or was to be delivered")
+            .limit(50, 200)
+            .page::<alerts::DeliveryView>("Newest first."),
+        ("POST", "/v1/alerts/delivery-jobs/{id}/retry") => {
+            Doc::new("alerts", "Try a dead delivery again").empty(204, "Queued.").errors(&[409])
+        }
+        ("GET", "/v1/alerts/destinations") => Doc::new("alerts", "List destinations")
+            .text("type", "`webhook`.")
+            .text("enabled", "`true` or `false`.")
+            .limit(100, 1000)
+            .page::<destinations::DestinationView>("Newest first."),
+        ("POST", "/v1/alerts/destinations") => Doc::new("alerts", "Create a destination")
+            .body::<destinations::DestinationInput>()
+            .answer::<destinations::DestinationView>(201, "The destination; its secret is shown only here."),
+        ("PUT", "/v1/alerts/destinations/{id}") => Doc::new("alerts", "Change a destination")
+            .body::<destinations::DestinationInput>()
+            .answer::<destinations::DestinationView>(200, "The destination as it is now."),
+        ("DELETE", "/v1/alerts/destinations/{id}") => {
+            Doc::new("alerts", "Delete a destination").empty(204, "Deleted.").errors(&[409])
+        }
+        ("POST", "/v1/alerts/destinations/{id}/webhook-secret/rotate") => {
+            Doc::new("alerts", "Replace the signing secret")
+                .answer::<destinations::DestinationView>(200, "The new secret, shown only here.")
+        }
+        ("POST", "/v1/alerts/destinations/{id}/test") => {
+            Doc::new("alerts", "Send a test event")
+                .answer::<destinations::TestView>(200, "What the receiver answered.")
+        }
+        _ => return None,
+    };
+    Some(doc)
+}
+
+fn dead_letter(method: &Method, path: &str) -> Option<Doc> {
+    let doc = match (method.as_str(), path) {
+        ("GET", "/v1/system/workers/dead-letters") => Doc::new("system", "Jobs that used up their attempts")
+            .limit(50, 200)
+            .page::<dead_letters::DeadLetterView>("Newest first."),
+        ("POST", "/v1/system/workers/dead-letters/{id}/retry") => {
+            Doc::new("system", "Queue a dead job anew").empty(204, "Queued.").errors(&[409])
         }
         _ => return None,
     };

@@ -9,7 +9,7 @@ fn pages_come_sorted_from_an_index() {
     let after = Some(Position { time: Micros(5), id: Uuid::nil() });
     for (column, index) in [("meter_id", "events_meter_time"), ("subject_id", "sqlite_autoindex_events_1")] {
         for after in [None, after] {
-            let streams = Streams { column, ids: vec![1], meters: None };
+            let streams = Streams { column, ids: vec![1], meters: None, prefiltered: true };
             let mut statement = Statement::new(&conn);
             let sql = streams.sql(&mut statement, &Search::default(), after, 100, Some(1));
             let plan = plan::of(statement, &mut conn, &sql);

@@ -1,9 +1,9 @@
 //! The hot insert on PostgreSQL: one UNNEST statement per table, all of them prepared.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use bigdecimal::BigDecimal;
-use diesel::sql_types::{Array, BigInt, Binary, Integer, Nullable, Numeric, SmallInt, Text};
+use diesel::sql_types::{Array, BigInt, Binary, Bool, Integer, Nullable, Numeric, SmallInt, Text};
 use diesel::{PgConnection, RunQueryDsl};
 
 use super::{EventRow, EventText, KeyRow, LedgerKey, RunRow, SubjectName, Taken, uuid_of};
@@ -23,8 +23,8 @@ prepared!(
 );
 prepared!(
     MeterVersions for PgConnection,
-    (ids: Array<BigInt> = Vec<i64>) -> (BigInt, Integer),
-    "SELECT id, version FROM meters WHERE id = ANY(?)"
+    (ids: Array<BigInt> = Vec<i64>) -> (BigInt, Integer, Bool),
+    "SELECT id, version, has_alerts FROM meters WHERE id = ANY(?)"
 );
 prepared!(
     LockReplay for PgConnection,
@@ -127,10 +127,9 @@ prepared!(
                               THEN excluded.last_quantity ELSE r.last_quantity END"
 );
 
-pub fn lock_meters(conn: &mut PgConnection, ids: &Vec<i64>) -> Result<HashMap<i64, i32>, Fault> {
+pub fn lock_meters(conn: &mut PgConnection, ids: &Vec<i64>) -> Result<Vec<(i64, i32, bool)>, Fault> {
     LockMeters { class: &METER_LOCK, ids }.execute(conn)?;
-    let rows: Vec<(i64, i32)> = MeterVersions { ids }.load(conn)?;
-    Ok(rows.into_iter().collect())
+    Ok(MeterVersions { ids }.load(conn)?)
 }
 
 pub fn find_replay(

@@ -6,6 +6,7 @@ pub mod database;
 pub mod guard;
 pub mod postgres;
 pub mod program;
+pub mod receiver;
 pub mod server;
 pub mod worker;
 
@@ -15,6 +16,7 @@ use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 
 pub use client::{Answer, Client, Workspace};
 pub use database::Database;
+pub use receiver::Receiver;
 pub use server::Server;
 pub use worker::Worker;
 

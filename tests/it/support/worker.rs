@@ -1,24 +1,33 @@
 //! A worker as a process of its own: `open-spanner <role>` on a database that a server uses as well.
 
 use std::path::Path;
-use std::process::{Child, ExitStatus};
+use std::process::{Child, ExitStatus, Stdio};
 use std::time::Duration;
 
 use super::{Database, guard, program};
+
+/// So that many workers can run on one machine.
+const HEALTH_ADDRS: [&str; 4] = [
+    "OPEN_SPANNER_EXPORT_WORKER_HEALTH_ADDR",
+    "OPEN_SPANNER_ALERT_WORKER_HEALTH_ADDR",
+    "OPEN_SPANNER_ENTITLEMENT_WORKER_HEALTH_ADDR",
+    "OPEN_SPANNER_USAGE_WORKER_HEALTH_ADDR",
+];
 
 pub struct Worker {
     child: Child,
 }
 
 impl Worker {
-    /// Starts a role; what it does can be seen in the database only.
+    /// Starts a role in this directory, where it also writes its log.
     pub fn start(role: &str, database: &Database, directory: &Path, more: &[(&str, &str)]) -> Worker {
         let own = database.settings();
         let mut settings: Vec<(&str, &str)> = own.iter().map(|(n, v)| (*n, v.as_str())).collect();
+        settings.extend(HEALTH_ADDRS.map(|variable| (variable, "127.0.0.1:0")));
         settings.extend_from_slice(more);
         let log = std::fs::File::options().create(true).append(true).open(directory.join("worker.log"));
         let mut command = program::command(&[role], &settings, directory);
-        command.stdout(std::process::Stdio::null()).stderr(log.expect("a log file"));
+        command.stdout(Stdio::null()).stderr(log.expect("a log file"));
         let child = command.spawn().expect("it starts");
         guard::will_end(child.id(), "KILL");
         Worker { child }
