@@ -3,7 +3,7 @@
 //! - [`config`] every setting, the only reader of the environment; [`logging`]; [`metrics`]
 //! - [`serve`], [`migrate`], [`export_worker`], [`alert_worker`], [`entitlement_worker`]: one file per role; [`worker`],
 //!   [`worker_role`]: how background work is done
-//! - [`http`]: the door; parses, asks for permission, calls, answers
+//! - [`http`] and [`grpc`]: the doors; parse, ask for permission, call, answer
 //! - [`auth`]: who is calling and what they may do
 //! - [`meter`], [`event`], [`quantity`], [`window`], [`rollup`], [`plan`], [`usage`], [`export_job`]: rules without I/O;
 //!   [`error`]: what callers are told
@@ -24,6 +24,7 @@ pub mod export_job;
 pub mod export_storage;
 pub mod export_worker;
 pub mod filter;
+pub mod grpc;
 pub mod http;
 pub mod ingest;
 pub mod logging;

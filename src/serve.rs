@@ -19,6 +19,7 @@ use crate::config::{Config, Driver, ListenAddr};
 use crate::entitlement_worker;
 use crate::error::{Code, Error, Result};
 use crate::export_worker;
+use crate::grpc;
 use crate::http;
 use crate::ingest::Ingest;
 use crate::retention;
@@ -52,6 +53,11 @@ pub async fn run(config: Config, migrate: bool) -> Result<()> {
     let listener = config.http.addr.bind().map_err(|error| cannot_listen(&config.http.addr, error))?;
     announce("http", &listener);
     let server = http_server(&app, listener)?;
+    let grpc_listener = match &config.grpc_addr {
+        Some(addr) => Some(addr.bind().map_err(|error| cannot_listen(addr, error))?),
+        None => None,
+    };
+    grpc_listener.iter().for_each(|listener| announce("grpc", listener));
     if let Some(addr) = &config.metrics_addr {
         listen_metrics(addr, metrics)?;
     }
@@ -67,6 +73,7 @@ pub async fn run(config: Config, migrate: bool) -> Result<()> {
     if let Err(error) = retention::attach_months(&app.store).await {
         log::warn!(error:% = error; "months were not attached");
     }
+    let grpc = grpc_listener.map(|listener| grpc::serve(&app, listener)).transpose()?;
     app.phase.serve();
     log::info!(driver = config.db.driver.name(), version = env!("CARGO_PKG_VERSION"); "ready");
     let mut timers = Timers { cut: start_timers(&app), ending: retention::start(&app) };
@@ -75,7 +82,7 @@ pub async fn run(config: Config, migrate: bool) -> Result<()> {
     stop.requested().await;
     log::info!("stopping");
     app.phase.drain();
-    let drain = drain(app, server, writers, timers);
+    let drain = drain(app, server, grpc, writers, timers);
     let drained = tokio::time::timeout(config.shutdown_timeout, drain).await;
     if drained.is_err() {
         log::warn!("stopped before everything was drained");
@@ -240,8 +247,19 @@ struct Timers {
 }
 
 /// Finishes what was accepted: requests, then writes, then notes.
-async fn drain(app: App, server: ServerHandle, writers: Vec<JoinHandle<()>>, timers: Timers) {
-    server.stop(true).await;
+async fn drain(
+    app: App,
+    server: ServerHandle,
+    grpc: Option<grpc::Server>,
+    writers: Vec<JoinHandle<()>>,
+    timers: Timers,
+) {
+    let stop_grpc = async {
+        if let Some(grpc) = grpc {
+            grpc.stop(app.config.shutdown_timeout).await;
+        }
+    };
+    tokio::join!(server.stop(true), stop_grpc);
     for timer in timers.cut {
         timer.abort();
     }

@@ -10,7 +10,7 @@ use utoipa::ToSchema;
 use crate::app::App;
 use crate::auth::Caller;
 use crate::error::{Error, Result};
-use crate::event::{Input, parse_key};
+use crate::event::{Input, StoredEvent, parse_key};
 use crate::export::Table;
 use crate::filter::{self, Filter};
 use crate::http::extract::{Json, JsonList, Params, required_time};
@@ -64,29 +64,19 @@ pub async fn create_bulk(
 }
 
 fn bulk_answer(recorded: Recorded) -> Result<HttpResponse> {
-    let text = |items| serde_json::to_string(items).map_err(Error::internal);
-    let (accepted, duplicates) = match recorded.replay {
-        Some(replay) => (replay.accepted, replay.duplicates),
-        None => (text(&recorded.accepted)?, text(&recorded.duplicates)?),
-    };
-    let (accepted, duplicates) = (raw(accepted)?, raw(duplicates)?);
-    let status = match accepted.len() + duplicates.len() {
+    let status = match recorded.accepted.len() + recorded.duplicates.len() {
         0 => StatusCode::BAD_REQUEST,
         _ => StatusCode::CREATED,
     };
     let answer = BulkResult {
-        accepted: accepted.len(),
-        duplicates: duplicates.len(),
+        accepted: recorded.accepted.len(),
+        duplicates: recorded.duplicates.len(),
         failed: recorded.failed.len(),
-        accepted_items: accepted,
-        duplicate_items: duplicates,
+        accepted_items: recorded.accepted,
+        duplicate_items: recorded.duplicates,
         failed_items: recorded.failed,
     };
     respond::json(status, &answer)
-}
-
-fn raw(text: String) -> Result<Vec<Box<serde_json::value::RawValue>>> {
-    serde_json::from_str(&text).map_err(Error::internal)
 }
 
 #[derive(serde::Serialize, ToSchema)]
@@ -95,10 +85,8 @@ pub struct BulkResult {
     accepted: usize,
     duplicates: usize,
     failed: usize,
-    #[schema(value_type = Vec<crate::event::StoredEvent>)]
-    accepted_items: Vec<Box<serde_json::value::RawValue>>,
-    #[schema(value_type = Vec<crate::event::StoredEvent>)]
-    duplicate_items: Vec<Box<serde_json::value::RawValue>>,
+    accepted_items: Vec<StoredEvent>,
+    duplicate_items: Vec<StoredEvent>,
     #[schema(value_type = Vec<BulkFailure>)]
     failed_items: Vec<crate::ingest::Failure>,
 }

@@ -46,6 +46,8 @@ impl Kind {
 pub struct Batch {
     pub workspace_id: i64,
     pub kind: Kind,
+    /// The ingestion run this is written down as; the parts of one stream share it and are added up.
+    pub run_id: Uuid,
     pub events: Vec<Event>,
     /// Items refused before they came here; counted in the ingestion run.
     pub failed: i64,
@@ -61,8 +63,8 @@ pub struct Batch {
 pub enum Outcome {
     /// One entry per event: `None` when it was stored, else the event that already had its key.
     Stored(Vec<Option<StoredEvent>>),
-    /// The call was answered before; its lists as JSON.
-    Replayed { accepted: String, duplicates: String },
+    /// The call was answered before, with these lists.
+    Replayed { accepted: Vec<StoredEvent>, duplicates: Vec<StoredEvent> },
     /// A consumption was granted or refused, now or before.
     Decided(Box<Decided>),
     /// A meter changed since the events were checked: check them again.
@@ -293,6 +295,7 @@ impl<'a> Work<'a> {
                 Conn::Sqlite(c) => sqlite::find_replay(c, &key)?,
             };
             if let Some((accepted, duplicates)) = found {
+                let (accepted, duplicates) = (event::recall(&accepted)?, event::recall(&duplicates)?);
                 self.decided[at] = Some(Outcome::Replayed { accepted, duplicates });
             }
         }
@@ -420,8 +423,8 @@ impl<'a> Work<'a> {
             let row = ReplayRow {
                 workspace_id: batch.workspace_id,
                 key: event::ledger_key(key),
-                accepted: to_json(&accepted)?,
-                duplicates: to_json(&duplicates)?,
+                accepted: event::keep(accepted)?,
+                duplicates: event::keep(duplicates)?,
                 created_at: batch.received_at.0,
             };
             crate::both!(conn, c => {
@@ -433,31 +436,24 @@ impl<'a> Work<'a> {
     }
 
     fn write_runs(&self, conn: &mut Conn) -> Result<(), Fault> {
-        let runs: Vec<RunRow> = self
-            .batches
-            .iter()
-            .enumerate()
-            .filter_map(|(at, batch)| {
-                let total = batch.events.len() as i64;
-                let duplicates = match &self.decided[at] {
-                    Some(Outcome::Replayed { .. }) => total,
-                    Some(Outcome::Decided(decided)) if decided.replayed && decided.decision.accepted => total,
-                    Some(_) => return None,
-                    None => (0..batch.events.len())
-                        .filter(|item| self.duplicates.contains_key(&(at, *item)))
-                        .count() as i64,
-                };
-                Some(RunRow {
-                    workspace_id: batch.workspace_id,
-                    id: Uuid::now_v7(),
-                    kind: batch.kind,
-                    accepted: total - duplicates,
-                    duplicates,
-                    failed: batch.failed,
-                    created_at: batch.received_at.0,
-                })
-            })
-            .collect();
+        let mut runs: BTreeMap<(i64, Uuid), RunRow> = BTreeMap::new();
+        for (at, batch) in self.batches.iter().enumerate() {
+            let total = batch.events.len() as i64;
+            let duplicates = match &self.decided[at] {
+                Some(Outcome::Replayed { .. }) => total,
+                Some(Outcome::Decided(decided)) if decided.replayed && decided.decision.accepted => total,
+                Some(_) => continue,
+                None => {
+                    let is_duplicate = |item: &usize| self.duplicates.contains_key(&(at, *item));
+                    (0..batch.events.len()).filter(is_duplicate).count() as i64
+                }
+            };
+            let run = runs.entry((batch.workspace_id, batch.run_id)).or_insert_with(|| RunRow::of(batch));
+            run.accepted += total - duplicates;
+            run.duplicates += duplicates;
+            run.failed += batch.failed;
+        }
+        let runs: Vec<RunRow> = runs.into_values().collect();
         if runs.is_empty() {
             return Ok(());
         }
@@ -545,10 +541,6 @@ fn original_of(taken: &Taken, retry: &Event) -> StoredEvent {
     }
 }
 
-fn to_json(events: &[StoredEvent]) -> Result<String, Fault> {
-    serde_json::to_string(events).map_err(|error| Fault::Refused(crate::error::Error::internal(error)))
-}
-
 struct KeyRow {
     workspace_id: i64,
     key: Vec<u8>,
@@ -582,6 +574,20 @@ struct RunRow {
     duplicates: i64,
     failed: i64,
     created_at: i64,
+}
+
+impl RunRow {
+    fn of(batch: &Batch) -> Self {
+        RunRow {
+            workspace_id: batch.workspace_id,
+            id: batch.run_id,
+            kind: batch.kind,
+            accepted: 0,
+            duplicates: 0,
+            failed: 0,
+            created_at: batch.received_at.0,
+        }
+    }
 }
 
 /// A stored event as both databases return it: quantity as decimal text.

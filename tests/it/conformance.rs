@@ -28,6 +28,7 @@ const AREAS: &[&str] = &[
     "system_health",
     "plans_entitlements",
     "alerts_webhooks",
+    "grpc",
 ];
 
 /// Routes that are not there yet: a case may fail on "404 page not found" from a path that begins like this. When
@@ -64,8 +65,12 @@ async fn contract_holds(database: Database) {
     };
     let _workers: Vec<Worker> =
         roles.iter().map(|role| Worker::start(role, &database, folder.path(), &settings)).collect();
-    let mut command = Command::new("python3");
+    // the area grpc needs packages that the environment of the client has
+    let client_python = crate::sdk::python();
+    let python = if client_python.exists() { client_python } else { PathBuf::from("python3") };
+    let mut command = Command::new(python);
     command.arg(suite.join("run.py")).args(["--http", &server.url(), "--wait-scale", "3", "--jobs", "3"]);
+    command.args(["--grpc", &server.grpc()]);
     command.args(AREAS.iter().flat_map(|area| ["--only", area]));
     // the suite may be in a directory that is not ours
     command.env("PYTHONDONTWRITEBYTECODE", "1");

@@ -15,6 +15,7 @@ mod exactly_once;
 mod exactness;
 mod exports;
 mod filter;
+mod grpc;
 mod history;
 mod lifecycle;
 mod migrations;

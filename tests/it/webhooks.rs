@@ -212,7 +212,7 @@ fn workers_killed_under_load() {
             ("OPEN_SPANNER_ALERT_WORKER_INTERVAL", "200ms"),
         ];
         let start = || Worker::start("alert-worker", &database, folder.path(), &short);
-        let mut workers = vec![start(), start()];
+        let mut workers = [start(), start()];
         let end = Instant::now() + Duration::from_secs(20);
         let mut next_kill = Instant::now() + Duration::from_millis(1_500);
         let (mut round, mut kills) = (0u64, 0);

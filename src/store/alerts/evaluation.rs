@@ -21,8 +21,8 @@ use crate::store::{Conn, Fault, Store, meters, usage};
 use crate::usage::{Cells, GroupField, Query};
 use crate::window::{Micros, SECOND, Window};
 
-/// Rules evaluated in one transaction.
-const BATCH: i64 = 100;
+/// Rules evaluated in one transaction; rules of one batch that watch the same numbers share one look at them.
+const BATCH: i64 = 500;
 /// A rule that is evaluated by others this often in a row is left to them for the moment.
 const TRIES: usize = 5;
 

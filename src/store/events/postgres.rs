@@ -92,8 +92,12 @@ prepared!(
     (workspace_ids: Array<BigInt> = Vec<i64>, ids: Array<Binary> = Vec<Vec<u8>>, kinds: Array<Text> = Vec<&'static str>,
      accepted: Array<BigInt> = Vec<i64>, duplicates: Array<BigInt> = Vec<i64>, failed: Array<BigInt> = Vec<i64>,
      created_ats: Array<BigInt> = Vec<i64>),
-    "INSERT INTO ingestion_runs (workspace_id, id, kind, accepted, duplicates, failed, created_at)
-     SELECT * FROM unnest(?, ?, ?, ?, ?, ?, ?)"
+    "INSERT INTO ingestion_runs AS r (workspace_id, id, kind, accepted, duplicates, failed, created_at)
+     SELECT * FROM unnest(?, ?, ?, ?, ?, ?, ?)
+     ON CONFLICT (workspace_id, id) DO UPDATE SET
+         accepted = r.accepted + excluded.accepted,
+         duplicates = r.duplicates + excluded.duplicates,
+         failed = r.failed + excluded.failed"
 );
 prepared!(
     AddRollups for PgConnection,

@@ -64,8 +64,12 @@ prepared!(
     AddRun for SqliteConnection,
     (workspace_id: BigInt = i64, id: Binary = [u8], kind: Text = str, accepted: BigInt = i64, duplicates: BigInt = i64,
      failed: BigInt = i64, created_at: BigInt = i64),
-    "INSERT INTO ingestion_runs (workspace_id, id, kind, accepted, duplicates, failed, created_at)
-     VALUES (?, ?, ?, ?, ?, ?, ?)"
+    "INSERT INTO ingestion_runs AS r (workspace_id, id, kind, accepted, duplicates, failed, created_at)
+     VALUES (?, ?, ?, ?, ?, ?, ?)
+     ON CONFLICT (workspace_id, id) DO UPDATE SET
+         accepted = r.accepted + excluded.accepted,
+         duplicates = r.duplicates + excluded.duplicates,
+         failed = r.failed + excluded.failed"
 );
 prepared!(
     AddRollup for SqliteConnection,
