@@ -316,7 +316,6 @@ table! {
         period -> Text,
         previous_state -> Nullable<Text>,
         state -> Text,
-        #[sql_name = "type"]
         kind -> Text,
         current_value -> Text,
         limit_value -> Text,

@@ -294,7 +294,7 @@ CREATE TABLE entitlement_events (
     period TEXT NOT NULL,
     previous_state TEXT,
     state TEXT NOT NULL,
-    type TEXT NOT NULL,
+    kind TEXT NOT NULL,
     current_value TEXT NOT NULL,
     limit_value TEXT NOT NULL,
     warning_percent TEXT NOT NULL,
