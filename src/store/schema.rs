@@ -96,6 +96,7 @@ table! {
         version -> Integer,
         event_retention_days -> Integer,
         pruned_before -> Nullable<BigInt>,
+        has_alerts -> Bool,
         created_at -> BigInt,
     }
 }
