@@ -241,6 +241,7 @@ impl World {
         }
         let batch = Batch {
             workspace_id: self.workspace_id,
+            run_id: uuid::Uuid::now_v7(),
             kind: Kind::Bulk,
             run_id: uuid::Uuid::now_v7(),
             events: batch,
