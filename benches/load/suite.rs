@@ -74,7 +74,15 @@ pub struct Suite<'a> {
     pub report: &'a mut Report,
     /// Names meters and keys apart.
     meters: u64,
-    ceilings: Vec<(Keys, (f64, f64))>,
+    /// Of each kind of workload: rate, processor time per event.
+    ceilings: Vec<(Kind, (f64, f64))>,
+}
+
+/// What the cost of a row depends on: kind of keys, subjects, models.
+type Kind = (Keys, u64, u64);
+
+fn kind(workload: &Workload) -> Kind {
+    (workload.keys, workload.subjects, workload.models)
 }
 
 const SUBJECTS: u64 = 1_000;
@@ -104,7 +112,8 @@ impl<'a> Suite<'a> {
         let server = self.start_again(server).await?;
         let account = Account::create(&server).await?;
         for keys in Keys::BOTH {
-            self.measure_ceiling(keys)?;
+            let workload = self.workload(keys);
+            self.measure_ceiling(&workload, keys.name())?;
             self.bulks(&server, &account, keys).await?;
         }
         self.singles(&server, &account, "single", false).await?;
@@ -155,17 +164,16 @@ impl<'a> Suite<'a> {
         }
     }
 
-    fn measure_ceiling(&mut self, keys: Keys) -> Outcome<()> {
-        let workload = self.workload(keys);
+    fn measure_ceiling(&mut self, workload: &Workload, label: &str) -> Outcome<()> {
         let connections: &[usize] = match self.place {
             Place::Sqlite(_) => &[1],
             Place::Postgres(_) => &self.size.ceiling_connections,
         };
-        let ceiling = ceiling::measure(self.place, &workload, self.size.ceiling_batches, connections)?;
-        self.ceilings.push((keys, (ceiling.rate, ceiling.own + ceiling.db)));
+        let ceiling = ceiling::measure(self.place, workload, self.size.ceiling_batches, connections)?;
+        self.ceilings.push((kind(workload), (ceiling.rate, ceiling.own + ceiling.db)));
         self.report.row(Row {
             database: self.place.name(),
-            path: format!("raw ceiling, {}", keys.name()),
+            path: format!("raw ceiling, {label}"),
             rate: ceiling.rate,
             unit: "events",
             client: ceiling.own,
@@ -176,8 +184,8 @@ impl<'a> Suite<'a> {
         Ok(())
     }
 
-    fn ceiling(&self, keys: Keys) -> Option<(f64, f64)> {
-        self.ceilings.iter().find(|(of, _)| *of == keys).map(|(_, ceiling)| *ceiling)
+    fn ceiling(&self, workload: &Workload) -> Option<(f64, f64)> {
+        self.ceilings.iter().find(|(of, _)| *of == kind(workload)).map(|(_, ceiling)| *ceiling)
     }
 
     /// Asks the server for the total of a meter and compares it with what it acknowledged.
@@ -261,7 +269,7 @@ impl<'a> Suite<'a> {
         let mut load = client::run(server.http, lists, self.size.time).await?;
         gauge.pause();
         let mut row = gauge.finish(path, Unit::Events, &mut load);
-        row.ceiling = self.ceiling(workload.keys);
+        row.ceiling = self.ceiling(workload);
         self.report.row(row);
         self.verify(account, workload, &load).await
     }
@@ -269,11 +277,13 @@ impl<'a> Suite<'a> {
     /// How many different rollup rows a batch touches decides what it costs.
     async fn cardinality(&mut self, server: &Server, account: &Account) -> Outcome<()> {
         for (subjects, models) in [(1, 1), (100, 4), (100_000, 40)] {
-            let path = format!("bulk 1000 c4, {subjects} subjects, {} sets", models * 3);
+            let label = format!("{subjects} subjects, {} sets", models * 3);
+            let path = format!("bulk 1000 c4, {label}");
             if !self.wants(&path) {
                 continue;
             }
             let workload = Workload { subjects, models, ..self.workload(Keys::Ordered) };
+            self.measure_ceiling(&workload, &label)?;
             account.create_meter(&workload.meter).await?;
             let lists = self.bulk_lists(account, &workload, 0..self.size.bulk, 1_000, 4);
             self.measure_write(server, account, &path, &workload, lists).await?;
@@ -302,7 +312,7 @@ impl<'a> Suite<'a> {
         let mut load = stream::run(address, &account.token, &workload, STREAMS, self.size.stream).await?;
         gauge.pause();
         let mut row = gauge.finish(&path, Unit::Events, &mut load);
-        row.ceiling = self.ceiling(workload.keys);
+        row.ceiling = self.ceiling(&workload);
         row.note = "client µs includes making the messages".to_owned();
         self.report.row(row);
         self.verify(account, &workload, &load).await
