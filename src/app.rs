@@ -10,6 +10,8 @@ use crate::config::Config;
 use crate::ingest::Ingest;
 use crate::store::Store;
 use crate::store::meters::MeterCache;
+use crate::webhook;
+use crate::worker::Wake;
 
 /// Cheap to clone.
 #[derive(Clone)]
@@ -20,6 +22,9 @@ pub struct App {
     pub meters: MeterCache,
     pub ingest: Ingest,
     pub phase: Arc<Phase>,
+    /// Ring after a commit that enqueued background work.
+    pub wake: Wake,
+    pub webhooks: webhook::client::Client,
 }
 
 /// Where the server is in its life; decides what `/ready` says.

@@ -19,6 +19,8 @@ pub enum Code {
     Conflict,
     /// The database is away, full or busy: nothing was stored, and a later try may work.
     Unavailable,
+    /// More is waiting to be written than may wait: nothing was stored, and a later try may work.
+    QueueFull,
     Internal,
 }
 
@@ -35,7 +37,7 @@ impl Code {
             Code::Forbidden => "forbidden",
             Code::NotFound => "not_found",
             Code::Conflict => "conflict",
-            Code::Unavailable => "unavailable",
+            Code::Unavailable | Code::QueueFull => "unavailable",
             Code::Internal => "internal_error",
         }
     }
@@ -50,7 +52,22 @@ impl Code {
             Code::RequestTooLarge => 413,
             Code::RateLimited => 429,
             Code::Internal => 500,
-            Code::Unavailable => 503,
+            Code::Unavailable | Code::QueueFull => 503,
+        }
+    }
+
+    pub fn grpc_code(self) -> tonic::Code {
+        match self {
+            Code::InvalidJson | Code::InvalidInput | Code::InvalidParameter(_) => {
+                tonic::Code::InvalidArgument
+            }
+            Code::Unauthorized => tonic::Code::Unauthenticated,
+            Code::Forbidden | Code::RegistrationDisabled => tonic::Code::PermissionDenied,
+            Code::NotFound => tonic::Code::NotFound,
+            Code::Conflict => tonic::Code::AlreadyExists,
+            Code::RequestTooLarge | Code::RateLimited | Code::QueueFull => tonic::Code::ResourceExhausted,
+            Code::Internal => tonic::Code::Internal,
+            Code::Unavailable => tonic::Code::Unavailable,
         }
     }
 }
@@ -110,6 +127,10 @@ impl Error {
             retry_after_seconds: Some(1),
             ..Error::new(Code::Unavailable, format!("temporarily unavailable: {detail}"))
         }
+    }
+
+    pub fn queue_full() -> Self {
+        Error { code: Code::QueueFull, ..Error::unavailable("the write queue is full") }
     }
 
     /// The cause belongs in the log; the caller learns only that it was not their fault.

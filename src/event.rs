@@ -148,7 +148,7 @@ pub fn admit(meter: &Arc<Meter>, input: Input, now: Micros) -> Result<Event> {
 }
 
 /// Rewrites numbers to one spelling (5.0 and 5e0 become 5), so that equal values are equal text everywhere.
-fn canonical(value: &mut Value) -> Result<()> {
+pub fn canonical(value: &mut Value) -> Result<()> {
     match value {
         Value::Number(number) => {
             let text = canonical_number(number)?;
@@ -260,6 +260,28 @@ impl StoredEvent {
             metadata: raw_metadata(event.metadata.clone()),
         }
     }
+}
+
+/// A stored event with exact times, the way answers are kept to be given again: REST cuts times, gRPC does not.
+type Kept = (String, Option<String>, String, String, Quantity, i64, i64, Box<RawValue>);
+
+/// The text that [`recall`] reads.
+pub fn keep(events: Vec<StoredEvent>) -> Result<String> {
+    let kept = |e: StoredEvent| -> Kept {
+        let (timestamp, received_at) = (e.timestamp.0, e.received_at.0);
+        (e.id, e.idempotency_key, e.subject, e.meter, e.quantity, timestamp, received_at, e.metadata)
+    };
+    let kept: Vec<Kept> = events.into_iter().map(kept).collect();
+    serde_json::to_string(&kept).map_err(Error::internal)
+}
+
+pub fn recall(text: &str) -> Result<Vec<StoredEvent>> {
+    let kept: Vec<Kept> = serde_json::from_str(text).map_err(Error::internal)?;
+    let event = |(id, idempotency_key, subject, meter, quantity, timestamp, received_at, metadata): Kept| {
+        let (timestamp, received_at) = (Micros(timestamp), Micros(received_at));
+        StoredEvent { id, idempotency_key, subject, meter, quantity, timestamp, received_at, metadata }
+    };
+    Ok(kept.into_iter().map(event).collect())
 }
 
 /// Canonical metadata text as raw JSON; absent is the empty object.

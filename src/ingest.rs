@@ -10,6 +10,7 @@ use std::sync::Arc;
 use serde::Serialize;
 use serde::ser::SerializeStruct;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use uuid::Uuid;
 
 use crate::config;
 use crate::error::{Code, Error, Result};
@@ -19,6 +20,7 @@ use crate::store::events::{Batch, Known, Outcome};
 use crate::store::meters::MeterCache;
 use crate::store::{Store, events};
 use crate::window::Micros;
+use crate::worker::Wake;
 use rate::RateLimit;
 
 pub use crate::store::events::Kind;
@@ -46,14 +48,22 @@ pub struct Recorded {
     pub accepted: Vec<StoredEvent>,
     pub duplicates: Vec<StoredEvent>,
     pub failed: Vec<Failure>,
-    /// Set when the call's own key was used before: the lists answered then, as JSON; the two above are empty.
-    pub replay: Option<Replay>,
+    /// Position in the call, of each duplicate.
+    pub duplicate_places: Vec<usize>,
+    /// The call's own key was used before: accepted and duplicates are the lists answered then.
+    pub is_replay: bool,
 }
 
-#[derive(Debug)]
-pub struct Replay {
-    pub accepted: String,
-    pub duplicates: String,
+/// What belongs to a call as a whole.
+struct Call {
+    workspace_id: i64,
+    kind: Kind,
+    run_id: Uuid,
+    /// Items the door refused itself; only counted here.
+    refused: usize,
+    replay_key: Option<String>,
+    /// A part of a stream: waits for room in the queue.
+    is_part: bool,
 }
 
 struct Job {
@@ -68,6 +78,8 @@ struct Job {
 pub struct Ingest {
     queue: flume::Sender<Job>,
     room: Arc<Semaphore>,
+    /// Streams wait for room instead of being refused. Theirs is apart, or calls that cannot wait would find none.
+    stream_room: Arc<Semaphore>,
     meters: MeterCache,
     store: Store,
     rate: Option<Arc<RateLimit>>,
@@ -85,6 +97,7 @@ impl Ingest {
         store: Store,
         meters: MeterCache,
         settings: &config::Ingest,
+        wake: &Wake,
     ) -> (Ingest, Vec<tokio::task::JoinHandle<()>>) {
         // bounded by `room`; the channel itself never blocks
         let (queue, jobs) = flume::unbounded::<Job>();
@@ -98,6 +111,7 @@ impl Ingest {
                     store: store.clone(),
                     jobs: jobs.clone(),
                     known: known.clone(),
+                    wake: wake.clone(),
                     lane: (first_lane + number as i16) % LANES,
                     events_max: settings.batch_events,
                 };
@@ -107,7 +121,8 @@ impl Ingest {
         let rate = (settings.rate_limit_events > 0)
             .then(|| Arc::new(RateLimit::new(settings.rate_limit_events, settings.rate_limit_window)));
         let room = Arc::new(Semaphore::new(settings.queue_events));
-        (Ingest { queue, room, meters, store, rate, known }, handles)
+        let stream_room = Arc::new(Semaphore::new(settings.queue_events));
+        (Ingest { queue, room, stream_room, meters, store, rate, known }, handles)
     }
 
     /// A meter was deleted, and with it what writers believe to be stored of it.
@@ -135,14 +150,34 @@ impl Ingest {
         inputs: Vec<Input>,
         replay_key: Option<String>,
     ) -> Result<Recorded> {
+        let call =
+            Call { workspace_id, kind, run_id: Uuid::now_v7(), refused: 0, replay_key, is_part: false };
+        self.record_call(call, inputs).await
+    }
+
+    /// Stores one part of a stream like a call of its own, except that it waits for room in the queue, and that all
+    /// parts make up one ingestion run. `refused` items were turned away before and are only counted.
+    pub async fn record_part(
+        &self,
+        workspace_id: i64,
+        run_id: Uuid,
+        inputs: Vec<Input>,
+        refused: usize,
+    ) -> Result<Recorded> {
+        let call =
+            Call { workspace_id, kind: Kind::Stream, run_id, refused, replay_key: None, is_part: true };
+        self.record_call(call, inputs).await
+    }
+
+    async fn record_call(&self, call: Call, mut inputs: Vec<Input>) -> Result<Recorded> {
         let total = inputs.len();
-        let mut inputs = inputs;
+        let workspace_id = call.workspace_id;
         for tries in 0.. {
             // a stale meter asks for the inputs once more; nearly always the first try is the last
             let again = tries + 1 < STALE_TRIES;
             let kept = if again { inputs.clone() } else { Vec::new() };
             let admitted = self.admit(workspace_id, std::mem::replace(&mut inputs, kept)).await?;
-            let outcome = self.submit(workspace_id, kind, &admitted, replay_key.clone()).await?;
+            let outcome = self.submit(&call, &admitted).await?;
             match outcome {
                 Outcome::Again => {}
                 Outcome::Stale => {
@@ -152,7 +187,7 @@ impl Ingest {
                 }
                 outcome => {
                     let recorded = admitted.into_recorded(outcome);
-                    count(kind, total, &recorded);
+                    count(&call, total, &recorded);
                     return Ok(recorded);
                 }
             }
@@ -204,40 +239,40 @@ impl Ingest {
     }
 
     /// Queues the valid events and waits for their commit.
-    async fn submit(
-        &self,
-        workspace_id: i64,
-        kind: Kind,
-        admitted: &Admitted,
-        replay_key: Option<String>,
-    ) -> Result<Outcome> {
+    async fn submit(&self, call: &Call, admitted: &Admitted) -> Result<Outcome> {
+        let workspace_id = call.workspace_id;
         // a refused single write leaves no trace; a bulk call that came this far does
-        if admitted.events.is_empty() && kind == Kind::Single {
+        if admitted.events.is_empty() && call.kind == Kind::Single {
             return Ok(Outcome::Stored(Vec::new()));
         }
         let charged = self.charge(workspace_id, &admitted.events).await?;
         let batch = Batch {
             workspace_id,
-            kind,
+            kind: call.kind,
+            run_id: call.run_id,
             events: admitted.events.clone(),
-            failed: admitted.failed.len() as i64,
-            replay_key,
+            failed: (admitted.failed.len() + call.refused) as i64,
+            replay_key: call.replay_key.clone(),
             received_at: admitted.now,
         };
-        let outcome = self.enqueue(batch).await;
+        let outcome = self.enqueue(batch, call.is_part).await;
         self.refund(workspace_id, charged, &outcome);
         outcome
     }
 
-    async fn enqueue(&self, batch: Batch) -> Result<Outcome> {
+    async fn enqueue(&self, batch: Batch, waits: bool) -> Result<Outcome> {
+        let stopped = |_| Error::unavailable("the server is stopping");
         let weight = batch.events.len().max(1) as u32;
-        let Ok(room) = self.room.clone().try_acquire_many_owned(weight) else {
-            metrics::counter!("open_spanner_ingest_queue_full_total").increment(1);
-            return Err(Error::unavailable("the write queue is full"));
+        let room = if waits {
+            self.stream_room.clone().acquire_many_owned(weight).await.map_err(|_| Error::queue_full())?
+        } else {
+            self.room.clone().try_acquire_many_owned(weight).map_err(|_| {
+                metrics::counter!("open_spanner_ingest_queue_full_total").increment(1);
+                Error::queue_full()
+            })?
         };
         let (answer, answered) = oneshot::channel();
         let job = Job { batch: Arc::new(batch), answer, _room: room };
-        let stopped = |_| Error::unavailable("the server is stopping");
         self.queue.send(job).map_err(|_| Error::unavailable("the server is stopping"))?;
         answered.await.map_err(stopped)?
     }
@@ -290,16 +325,24 @@ struct Admitted {
 
 impl Admitted {
     fn into_recorded(self, outcome: Outcome) -> Recorded {
-        let mut recorded =
-            Recorded { accepted: Vec::new(), duplicates: Vec::new(), failed: self.failed, replay: None };
+        let mut recorded = Recorded {
+            accepted: Vec::new(),
+            duplicates: Vec::new(),
+            failed: self.failed,
+            duplicate_places: Vec::new(),
+            is_replay: false,
+        };
         match outcome {
             Outcome::Replayed { accepted, duplicates } => {
-                recorded.replay = Some(Replay { accepted, duplicates })
+                recorded = Recorded { accepted, duplicates, is_replay: true, ..recorded }
             }
             Outcome::Stored(items) => {
-                for (event, duplicate) in self.events.iter().zip(items) {
+                for ((event, place), duplicate) in self.events.iter().zip(&self.places).zip(items) {
                     match duplicate {
-                        Some(original) => recorded.duplicates.push(original),
+                        Some(original) => {
+                            recorded.duplicates.push(original);
+                            recorded.duplicate_places.push(*place);
+                        }
                         None => recorded.accepted.push(StoredEvent::of(event)),
                     }
                 }
@@ -310,17 +353,17 @@ impl Admitted {
     }
 }
 
-fn count(kind: Kind, total: usize, recorded: &Recorded) {
-    let failed = recorded.failed.len() as u64;
-    let duplicates = match recorded.replay {
-        Some(_) => total as u64 - failed,
-        None => recorded.duplicates.len() as u64,
+fn count(call: &Call, total: usize, recorded: &Recorded) {
+    let failed = recorded.failed.len();
+    let (accepted, duplicates) = match recorded.is_replay {
+        true => (0, total - failed),
+        false => (recorded.accepted.len(), recorded.duplicates.len()),
     };
-    let outcomes =
-        [("accepted", recorded.accepted.len() as u64), ("duplicate", duplicates), ("rejected", failed)];
+    let outcomes = [("accepted", accepted), ("duplicate", duplicates), ("rejected", failed + call.refused)];
+    let kind = call.kind.as_str();
     for (outcome, count) in outcomes {
-        metrics::counter!("open_spanner_ingestion_events_total", "kind" => kind.as_str(), "outcome" => outcome)
-            .increment(count);
+        metrics::counter!("open_spanner_ingestion_events_total", "kind" => kind, "outcome" => outcome)
+            .increment(count as u64);
     }
 }
 
@@ -329,6 +372,7 @@ struct Writer {
     store: Store,
     jobs: flume::Receiver<Job>,
     known: Arc<Known>,
+    wake: Wake,
     lane: i16,
     events_max: usize,
 }
@@ -383,6 +427,9 @@ impl Writer {
         let (known, lane) = (self.known.clone(), self.lane);
         let insert = move |conn: &mut _| events::insert(conn, &batches, lane, &known);
         let (outcomes, learned) = self.store.write("events::insert", insert).await?;
+        if learned.has_jobs {
+            self.wake.ring();
+        }
         self.known.remember(learned);
         Ok(outcomes)
     }

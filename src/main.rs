@@ -3,7 +3,8 @@
 use std::process::ExitCode;
 
 use open_spanner::config::{self, Role};
-use open_spanner::{logging, migrate, serve};
+use open_spanner::error::{Error, Result};
+use open_spanner::{alert_worker, export_worker, logging, migrate, serve};
 
 fn main() -> ExitCode {
     let loaded = match config::load() {
@@ -17,10 +18,10 @@ fn main() -> ExitCode {
     let config = loaded.config;
     let result = match config.role {
         Role::Migrate(action) => migrate::run(&config, action),
-        Role::Serve { migrate } => match tokio::runtime::Runtime::new() {
-            Ok(runtime) => runtime.block_on(serve::run(config, migrate)),
-            Err(error) => Err(open_spanner::error::Error::internal(error)),
-        },
+        Role::Serve { migrate } => block_on(serve::run(config, migrate)),
+        Role::ExportWorker => block_on(export_worker::run(config)),
+        Role::AlertWorker => block_on(alert_worker::run(config)),
+        Role::UsageWorker => block_on(alert_worker::run_idle(config)),
         role => {
             eprintln!("open-spanner {} is not part of this version", role.name());
             return ExitCode::FAILURE;
@@ -33,4 +34,8 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn block_on(role: impl Future<Output = Result<()>>) -> Result<()> {
+    tokio::runtime::Runtime::new().map_err(Error::internal)?.block_on(role)
 }

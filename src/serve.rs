@@ -7,19 +7,25 @@ use std::time::Duration;
 use actix_web::dev::ServerHandle;
 use actix_web::middleware::{Compress, from_fn};
 use actix_web::{App as HttpApp, HttpServer, web};
+use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
 
+use crate::alert_worker;
 use crate::app::{App, Phase};
 use crate::auth::Auth;
 use crate::auth::key::Flush;
-use crate::config::{Config, Driver};
+use crate::config::{Config, Driver, ListenAddr};
 use crate::error::{Code, Error, Result};
+use crate::export_worker;
+use crate::grpc;
 use crate::http;
 use crate::ingest::Ingest;
 use crate::retention;
 use crate::store::meters::MeterCache;
 use crate::store::{Store, migrations};
+use crate::webhook::client::Client;
+use crate::worker::Wake;
 
 /// Runs until SIGTERM or SIGINT, then drains within `shutdown_timeout`.
 pub async fn run(config: Config, migrate: bool) -> Result<()> {
@@ -30,10 +36,12 @@ pub async fn run(config: Config, migrate: bool) -> Result<()> {
 
     let store = Store::new(&config.db);
     let meters = MeterCache::new(store.clone(), config.cache_ttl);
-    let (ingest, writers) = Ingest::start(store.clone(), meters.clone(), &config.ingest);
+    let wake = Wake::default();
+    let (ingest, writers) = Ingest::start(store.clone(), meters.clone(), &config.ingest, &wake);
     let auth = Auth::new(store.clone(), auth_options(&config));
     let phase = Arc::new(Phase::default());
-    let app = App { config: config.clone(), store, auth, meters, ingest, phase };
+    let webhooks = Client::new(&config.webhook_allowed_networks)?;
+    let app = App { config: config.clone(), store, auth, meters, ingest, phase, wake, webhooks };
 
     if config.auth.oauth.github.is_some() || config.auth.oauth.google.is_some() {
         log::warn!("sign-in providers are configured, but this version has none");
@@ -41,9 +49,13 @@ pub async fn run(config: Config, migrate: bool) -> Result<()> {
     let listener = config.http.addr.bind().map_err(|error| cannot_listen(&config.http.addr, error))?;
     announce("http", &listener);
     let server = http_server(&app, listener)?;
+    let grpc_listener = match &config.grpc_addr {
+        Some(addr) => Some(addr.bind().map_err(|error| cannot_listen(addr, error))?),
+        None => None,
+    };
+    grpc_listener.iter().for_each(|listener| announce("grpc", listener));
     if let Some(addr) = &config.metrics_addr {
-        let listener = addr.bind().map_err(|error| cannot_listen(addr, error))?;
-        crate::metrics::listen(listener, metrics).map_err(|error| cannot_listen(addr, error))?;
+        listen_metrics(addr, metrics)?;
     }
 
     let ready = tokio::select! {
@@ -57,19 +69,27 @@ pub async fn run(config: Config, migrate: bool) -> Result<()> {
     if let Err(error) = retention::attach_months(&app.store).await {
         log::warn!(error:% = error; "months were not attached");
     }
+    let grpc = grpc_listener.map(|listener| grpc::serve(&app, listener)).transpose()?;
     app.phase.serve();
     log::info!(driver = config.db.driver.name(), version = env!("CARGO_PKG_VERSION"); "ready");
-    let timers = Timers { cut: start_timers(&app), ending: retention::start(&app) };
+    let mut timers = Timers { cut: start_timers(&app), ending: retention::start(&app) };
+    timers.ending.extend(start_workers(&app)?);
 
     stop.requested().await;
     log::info!("stopping");
     app.phase.drain();
-    let drained = tokio::time::timeout(config.shutdown_timeout, drain(app, server, writers, timers)).await;
+    let drain = drain(app, server, grpc, writers, timers);
+    let drained = tokio::time::timeout(config.shutdown_timeout, drain).await;
     if drained.is_err() {
         log::warn!("stopped before everything was drained");
     }
     log::info!("stopped");
     Ok(())
+}
+
+pub(crate) fn listen_metrics(addr: &ListenAddr, metrics: PrometheusHandle) -> Result<()> {
+    let listener = addr.bind().map_err(|error| cannot_listen(addr, error))?;
+    crate::metrics::listen(listener, metrics).map_err(|error| cannot_listen(addr, error))
 }
 
 fn cannot_listen(address: &impl std::fmt::Display, error: std::io::Error) -> Error {
@@ -137,7 +157,7 @@ const DATABASE_RETRY: Duration = Duration::from_secs(1);
 
 /// Waits for the database, then migrates it. A database that is not there yet is waited for; a migration that fails
 /// is final.
-async fn prepare_database(config: &Config, migrate: bool) -> Result<()> {
+pub(crate) async fn prepare_database(config: &Config, migrate: bool) -> Result<()> {
     loop {
         let driver = config.db.driver.clone();
         let prepared = tokio::task::spawn_blocking(move || {
@@ -177,6 +197,21 @@ fn start_timers(app: &App) -> Vec<JoinHandle<()>> {
     ]
 }
 
+/// Background work as far as it is done in this process; others are told of new work in any case.
+fn start_workers(app: &App) -> Result<Vec<JoinHandle<()>>> {
+    let stop = app.phase.draining();
+    app.wake.relay(app.store.clone(), stop.clone());
+    if !app.config.workers.in_serve {
+        return Ok(Vec::new());
+    }
+    app.wake.listen(app.config.db.driver.clone(), stop.clone());
+    let all = [
+        export_worker::duties(&app.store, &app.config)?,
+        alert_worker::duties(&app.store, &app.config, &app.webhooks, &app.wake),
+    ];
+    Ok(all.into_iter().flat_map(|duties| duties.start(&app.store, &app.wake, &stop)).collect())
+}
+
 async fn every<F: Future<Output = Result<()>>>(interval: Duration, mut work: impl FnMut() -> F) {
     let mut ticks = tokio::time::interval(interval);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -199,8 +234,19 @@ struct Timers {
 }
 
 /// Finishes what was accepted: requests, then writes, then notes.
-async fn drain(app: App, server: ServerHandle, writers: Vec<JoinHandle<()>>, timers: Timers) {
-    server.stop(true).await;
+async fn drain(
+    app: App,
+    server: ServerHandle,
+    grpc: Option<grpc::Server>,
+    writers: Vec<JoinHandle<()>>,
+    timers: Timers,
+) {
+    let stop_grpc = async {
+        if let Some(grpc) = grpc {
+            grpc.stop(app.config.shutdown_timeout).await;
+        }
+    };
+    tokio::join!(server.stop(true), stop_grpc);
     for timer in timers.cut {
         timer.abort();
     }
@@ -218,20 +264,20 @@ async fn drain(app: App, server: ServerHandle, writers: Vec<JoinHandle<()>>, tim
 }
 
 /// SIGTERM or SIGINT.
-struct Stop {
+pub(crate) struct Stop {
     terminate: tokio::signal::unix::Signal,
     interrupt: tokio::signal::unix::Signal,
 }
 
 impl Stop {
-    fn listen() -> Result<Self> {
+    pub(crate) fn listen() -> Result<Self> {
         Ok(Stop {
             terminate: signal(SignalKind::terminate()).map_err(Error::internal)?,
             interrupt: signal(SignalKind::interrupt()).map_err(Error::internal)?,
         })
     }
 
-    async fn requested(&mut self) {
+    pub(crate) async fn requested(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}

@@ -1,4 +1,4 @@
-//! Bucket queries: what a caller may ask, and how parts of rollups and raw events become the rows of an answer
+//! Usage queries: what a caller may ask, and how parts of rollups and raw events become the rows of an answer
 //! (rest.md sections 9 and 12.5). Pure: no SQL.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,9 +10,10 @@ use utoipa::ToSchema;
 
 use crate::error::{Error, Result};
 use crate::event::parse_subject;
-use crate::meter::{Meter, is_dimension_path, value_at};
+use crate::filter::{Field, Filter, Held, Row, text_of};
+use crate::meter::Meter;
 use crate::quantity::Quantity;
-use crate::rollup::Part;
+use crate::rollup::{Part, merge};
 use crate::window::{BucketSize, Micros, SECOND, Window};
 
 pub const GROUP_FIELDS_MAX: usize = 5;
@@ -35,26 +36,6 @@ impl GroupField {
     }
 }
 
-/// `metadata.<path>=<text>`: the value at the path has this text form.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct MetadataCondition {
-    pub path: String,
-    pub text: String,
-}
-
-impl MetadataCondition {
-    pub fn new(path: &str, text: &str) -> Result<Self> {
-        let (path, text) = (path.trim(), text.trim());
-        if path.is_empty() || text.is_empty() {
-            return Err(Error::invalid("a metadata parameter needs a name and a value"));
-        }
-        if !is_dimension_path(path) {
-            return Err(Error::invalid(format!("metadata.{path} is not a metadata path")));
-        }
-        Ok(MetadataCondition { path: path.to_owned(), text: text.to_owned() })
-    }
-}
-
 /// A checked query over the events of one meter.
 #[derive(Clone, Debug)]
 pub struct Query {
@@ -62,9 +43,11 @@ pub struct Query {
     pub window: Window,
     pub subject: Option<String>,
     pub group_by: Vec<GroupField>,
-    pub conditions: Vec<MetadataCondition>,
+    pub filter: Option<Filter>,
     /// How instants are put together: into buckets, or all into one.
     pub bucket_size: Option<BucketSize>,
+    /// Events that lack a value to group by, or have an empty one, are left out instead of grouped under a name.
+    pub only_valued: bool,
 }
 
 impl Query {
@@ -73,8 +56,23 @@ impl Query {
         self.bucket_size.map_or(self.window.from, |size| size.start(at))
     }
 
-    pub fn groups_by_subject(&self) -> bool {
-        self.group_by.contains(&GroupField::Subject)
+    /// Whether rows must know the subject of their events.
+    pub fn names_subjects(&self) -> bool {
+        self.group_by.contains(&GroupField::Subject) || self.filter_fields().contains(&&Field::Subject)
+    }
+
+    fn filter_fields(&self) -> Vec<&Field> {
+        self.filter.as_ref().map(Filter::fields).unwrap_or_default()
+    }
+
+    /// The only subjects whose events can count; `None` when any can.
+    pub fn only_subjects(&self) -> Option<BTreeSet<&str>> {
+        let filtered = self.filter.as_ref().and_then(|filter| filter.only(&Field::Subject));
+        match (&self.subject, filtered) {
+            (Some(subject), Some(set)) => Some(set.into_iter().filter(|name| name == subject).collect()),
+            (Some(subject), None) => Some(BTreeSet::from([subject.as_str()])),
+            (None, filtered) => filtered,
+        }
     }
 
     /// Metadata paths that decide about groups or conditions.
@@ -83,65 +81,67 @@ impl Query {
             GroupField::Subject => None,
             GroupField::Dimension(name) => Some(name.as_str()),
         });
-        grouped.chain(self.conditions.iter().map(|condition| condition.path.as_str())).collect()
+        let filtered = self.filter_fields().into_iter().filter_map(|field| match field {
+            Field::Metadata(path) => Some(path.as_str()),
+            _ => None,
+        });
+        grouped.chain(filtered).collect()
     }
 
-    /// The meter version from which rollups hold every path of this query; `None` when some path is no declared
-    /// dimension and only raw events can tell.
+    /// The meter version from which rollups can answer this query; `None` when only raw events can: a path is no
+    /// declared dimension, or the filter looks at something that rollups have added up.
     pub fn rollups_since(&self) -> Option<i32> {
+        let added_up = |field: &&Field| {
+            matches!(field, Field::Quantity | Field::EventTime | Field::ReceivedAt | Field::IdempotencyKey)
+        };
+        if self.filter_fields().iter().any(added_up) {
+            return None;
+        }
         let since = |path| self.meter.dimension(path).map(|dimension| dimension.since);
         self.paths().into_iter().map(since).try_fold(0, |newest, since| Some(newest.max(since?)))
     }
 
-    /// Whether metadata meets all conditions; `value` finds the value at a path.
-    fn keeps<'v>(&self, value: impl Fn(&str) -> Option<&'v Value>) -> bool {
-        self.conditions
-            .iter()
-            .all(|condition| value(&condition.path).is_some_and(|v| text_of(v) == condition.text))
-    }
-
-    /// The group an event belongs to, or `None` when a condition leaves it out. `value` finds the value at a path.
-    fn group<'v>(
-        &self,
-        subject: Option<&str>,
-        value: impl Fn(&str) -> Option<&'v Value>,
-    ) -> Option<Vec<String>> {
-        if !self.keeps(&value) {
+    /// The group of a rollup or a raw event, or `None` when it does not count.
+    pub fn group(&self, row: &impl Row) -> Option<Vec<String>> {
+        if self.filter.as_ref().is_some_and(|filter| !filter.matches(row)) {
             return None;
         }
-        let texts = self.group_by.iter().map(|field| match field {
-            GroupField::Subject => subject.unwrap_or_default().to_owned(),
-            GroupField::Dimension(name) => {
-                value(name).filter(|v| !v.is_null()).map_or(LACKING.to_owned(), text_of)
-            }
-        });
-        Some(texts.collect())
+        self.group_by.iter().map(|field| self.group_value(field, row)).collect()
     }
 
-    /// The group of a raw event.
-    pub fn group_of_event(
-        &self,
-        subject: Option<&str>,
-        metadata: &Map<String, Value>,
-    ) -> Option<Vec<String>> {
-        self.group(subject, |path| value_at(metadata, path))
-    }
-
-    /// The group of a rollup, whose dimension values are kept by their full name.
-    pub fn group_of_set(
-        &self,
-        subject: Option<&str>,
-        dimensions: &Map<String, Value>,
-    ) -> Option<Vec<String>> {
-        self.group(subject, |path| dimensions.get(path))
+    fn group_value(&self, field: &GroupField, row: &impl Row) -> Option<String> {
+        let held = match field {
+            GroupField::Subject => row.held(&Field::Subject),
+            GroupField::Dimension(name) => row.held(&Field::Metadata(name.clone())),
+        };
+        let text = match held {
+            Some(Held::Text(text)) => Some(text.to_owned()),
+            Some(Held::Json(value)) if !value.is_null() => Some(text_of(value).into_owned()),
+            _ => None,
+        };
+        match self.only_valued {
+            true => text.filter(|text| !text.is_empty()),
+            false => Some(text.unwrap_or_else(|| LACKING.to_owned())),
+        }
     }
 }
 
-/// Strings as they are, everything else as JSON.
-pub fn text_of(value: &Value) -> String {
-    match value {
-        Value::String(text) => text.clone(),
-        other => other.to_string(),
+/// What rollups keep of the events they add up.
+pub struct Summed<'a> {
+    pub meter: &'a str,
+    pub subject: &'a str,
+    /// Dimension values by their full name.
+    pub dimensions: &'a Map<String, Value>,
+}
+
+impl Row for Summed<'_> {
+    fn held(&self, field: &Field) -> Option<Held<'_>> {
+        match field {
+            Field::Subject => Some(Held::Text(self.subject)),
+            Field::Meter => Some(Held::Text(self.meter)),
+            Field::Metadata(path) => self.dimensions.get(path).map(Held::Json),
+            Field::Quantity | Field::EventTime | Field::ReceivedAt | Field::IdempotencyKey => None,
+        }
     }
 }
 
@@ -168,6 +168,24 @@ pub fn parse_group_by<'a>(meter: &Meter, fields: impl Iterator<Item = &'a str>) 
     Ok(parsed)
 }
 
+/// The field of a breakdown: `subject` or a declared dimension, with or without `metadata.` before it.
+pub fn parse_breakdown_field(meter: &Meter, text: &str) -> Result<GroupField> {
+    match text.trim() {
+        "subject" => Ok(GroupField::Subject),
+        _ => parse_dimension_field(meter, text),
+    }
+}
+
+/// A declared dimension, with or without `metadata.` before it.
+pub fn parse_dimension_field(meter: &Meter, text: &str) -> Result<GroupField> {
+    let name = text.trim();
+    let name = name.strip_prefix("metadata.").unwrap_or(name);
+    match meter.dimension(name) {
+        Some(dimension) => Ok(GroupField::Dimension(dimension.name.clone())),
+        None => Err(Error::invalid(format!("field {text:?} is not a declared dimension"))),
+    }
+}
+
 /// Trims a subject filter; empty means none.
 pub fn parse_subject_filter(text: &str) -> Result<Option<String>> {
     match text.trim() {
@@ -176,8 +194,31 @@ pub fn parse_subject_filter(text: &str) -> Result<Option<String>> {
     }
 }
 
-/// Where parts are added up: bucket start, then group values in `group_by` order.
-pub type Cells = BTreeMap<(Micros, Vec<String>), Part>;
+/// Where parts are added up: bucket start, then group values in `group_by` order. Holds the first `most` rows only:
+/// a row once pushed out can never come back, because what pushed it out stays.
+#[derive(Debug)]
+pub struct Cells {
+    parts: BTreeMap<(Micros, Vec<String>), Part>,
+    most: usize,
+}
+
+impl Cells {
+    pub fn first(most: usize) -> Self {
+        Cells { parts: BTreeMap::new(), most }
+    }
+
+    pub fn add(&mut self, start: Micros, group: Vec<String>, part: Part) {
+        merge(&mut self.parts, (start, group), part);
+        if self.parts.len() > self.most {
+            self.parts.pop_last();
+        }
+    }
+
+    /// The rows in order: group values, and what was added up.
+    pub fn into_groups(self) -> impl Iterator<Item = (Vec<String>, Part)> {
+        self.parts.into_iter().map(|((_, group), part)| (group, part))
+    }
+}
 
 /// One row of a bucket answer; fields in wire order.
 #[derive(Clone, Debug, Serialize, ToSchema)]
@@ -194,13 +235,13 @@ pub struct Bucket {
     pub group: BTreeMap<String, String>,
 }
 
-/// The first `limit` rows, by bucket start, then group values bytewise.
-pub fn buckets(query: &Query, cells: Cells, limit: usize) -> Vec<Bucket> {
+/// The rows by bucket start, then group values bytewise.
+pub fn buckets(query: &Query, cells: Cells) -> Vec<Bucket> {
     let size = query.bucket_size.unwrap_or(BucketSize::Day);
     let row = |((start, values), part): ((Micros, Vec<String>), Part)| {
         let names = query.group_by.iter().map(|field| field.name().to_owned());
         let group: BTreeMap<String, String> = names.zip(values).collect();
-        let grouped_subject = group.get("subject").filter(|_| query.groups_by_subject());
+        let grouped_subject = group.get("subject").filter(|_| query.group_by.contains(&GroupField::Subject));
         Bucket {
             subject: query.subject.clone().or_else(|| grouped_subject.cloned()).unwrap_or_default(),
             meter: query.meter.name.clone(),
@@ -212,5 +253,58 @@ pub fn buckets(query: &Query, cells: Cells, limit: usize) -> Vec<Bucket> {
             group,
         }
     };
-    cells.into_iter().take(limit).map(row).collect()
+    cells.parts.into_iter().map(row).collect()
+}
+
+/// One row of a breakdown; fields in wire order.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(as = BreakdownItem)]
+pub struct Share {
+    pub field: String,
+    pub value: String,
+    pub quantity: Quantity,
+    pub events: i64,
+    pub aggregation: &'static str,
+    pub unit: String,
+}
+
+/// The largest rows of a query that is grouped by one field, then by value.
+pub fn breakdown(query: &Query, cells: Cells, limit: usize) -> Vec<Share> {
+    let field = query.group_by.first().map_or("", GroupField::name);
+    let share = |((_, values), part): ((Micros, Vec<String>), Part)| Share {
+        field: field.to_owned(),
+        value: values.into_iter().next().unwrap_or_default(),
+        quantity: part.value(query.meter.aggregation, query.window.length()),
+        events: part.count,
+        aggregation: query.meter.aggregation.as_str(),
+        unit: query.meter.unit.clone(),
+    };
+    // values come in order, and sorting is stable
+    let mut shares: Vec<Share> = cells.parts.into_iter().map(share).collect();
+    shares.sort_by(|a, b| b.quantity.cmp(&a.quantity));
+    shares.truncate(limit);
+    shares
+}
+
+/// A value that a dimension has taken; fields in wire order.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(as = DimensionValue)]
+pub struct Taken {
+    pub field: String,
+    pub value: String,
+    pub events: i64,
+}
+
+/// The most frequent values of a query that is grouped by one dimension, then by value.
+pub fn values_taken(query: &Query, cells: Cells, limit: usize) -> Vec<Taken> {
+    let field = query.group_by.first().map_or("", GroupField::name);
+    let taken = |((_, values), part): ((Micros, Vec<String>), Part)| Taken {
+        field: field.to_owned(),
+        value: values.into_iter().next().unwrap_or_default(),
+        events: part.count,
+    };
+    let mut all: Vec<Taken> = cells.parts.into_iter().map(taken).collect();
+    all.sort_by_key(|taken| std::cmp::Reverse(taken.events));
+    all.truncate(limit);
+    all
 }

@@ -77,12 +77,15 @@ impl Micros {
         )
     }
 
-    /// RFC 3339 in UTC with microseconds, for cursors and operators.
+    /// RFC 3339 in UTC with up to six fraction digits, for cursors and operators.
     pub fn to_exact_text(self) -> String {
         let seconds = self.to_seconds_text();
         match self.0.rem_euclid(SECOND) {
             0 => seconds,
-            micros => format!("{}.{micros:06}Z", &seconds[..seconds.len() - 1]),
+            micros => {
+                let fraction = format!("{micros:06}");
+                format!("{}.{}Z", &seconds[..seconds.len() - 1], fraction.trim_end_matches('0'))
+            }
         }
     }
 
@@ -206,6 +209,9 @@ pub struct Window {
 }
 
 impl Window {
+    /// Every instant the contract can write, in whole days.
+    pub const ALWAYS: Window = Window { from: Micros(-719_893 * DAY), to: Micros(2_933_263 * DAY) };
+
     pub fn new(from: Micros, to: Micros) -> Result<Self> {
         if from >= to {
             return Err(Error::invalid("from must be before to"));
@@ -233,6 +239,11 @@ impl Window {
 
     pub fn contains(self, at: Micros) -> bool {
         self.from <= at && at < self.to
+    }
+
+    /// The smallest window around both.
+    pub fn hull(self, other: Window) -> Window {
+        Window { from: self.from.min(other.from), to: self.to.max(other.to) }
     }
 }
 

@@ -51,6 +51,10 @@ pub struct Queue {
 /// Longest pause before a failed job is tried again.
 const BACKOFF_MAX: Duration = Duration::from_secs(3_600);
 const HEARTBEAT: Duration = Duration::from_secs(10);
+/// Shortest time between two looks while rings come in one after another.
+const RING_PAUSE: Duration = Duration::from_millis(10);
+/// Before looking again when there was less than could have been taken.
+const CLAIM_PAUSE: Duration = Duration::from_millis(50);
 
 /// Tells workers that there may be work: those of this process at once, those of others through the database.
 #[derive(Clone)]
@@ -136,44 +140,30 @@ fn hear(driver: &Driver, here: &watch::Sender<u64>, stop: &CancellationToken) ->
 
 /// Works one queue until told to stop; then gives back what it holds. Returns when nothing is running any more.
 pub async fn run(store: Store, queue: Queue, wake: Wake, stop: CancellationToken) {
-    let worker = Worker {
-        store,
-        instance_id: format!("{}-{}", std::process::id(), uuid::Uuid::new_v4().simple()),
-        started_at: Micros::now(),
-        last_success_at: AtomicI64::new(0),
-        last_failure_at: AtomicI64::new(0),
-        queue,
-        stop,
-    };
+    let instance_id = format!("{}-{}", std::process::id(), uuid::Uuid::new_v4().simple());
+    let worker = Arc::new(Worker::new(store, queue, instance_id, stop));
     log::info!(queue = worker.queue.name, interval:? = worker.queue.interval, lock_ttl:? = worker.queue.lease,
                max_attempts = worker.queue.max_attempts; "{} worker started:", worker.queue.worker);
-    let mut rings = wake.here.subscribe();
-    let mut beat = tokio::time::interval(HEARTBEAT);
-    while !worker.stop.is_cancelled() {
-        rings.mark_unchanged();
-        worker.drain().await;
-        tokio::select! {
-            () = worker.stop.cancelled() => break,
-            _ = rings.changed() => {}
-            () = tokio::time::sleep(worker.queue.interval) => {}
-            _ = beat.tick() => worker.heartbeat().await,
-        }
-    }
+    let heart = tokio::spawn(worker.clone().beat());
+    worker.clone().work_all(wake).await;
+    heart.abort();
     log::info!(queue = worker.queue.name; "{} worker stopped", worker.queue.worker);
 }
 
 /// Works everything that is due now, once, and returns how many jobs that were (tests, and hand-started runs).
 pub async fn run_once(store: &Store, queue: &Queue) -> usize {
-    let worker = Worker {
-        store: store.clone(),
-        instance_id: String::new(),
-        started_at: Micros::now(),
-        last_success_at: AtomicI64::new(0),
-        last_failure_at: AtomicI64::new(0),
-        queue: queue.clone(),
-        stop: CancellationToken::new(),
-    };
-    worker.drain().await
+    let worker = Worker::new(store.clone(), queue.clone(), String::new(), CancellationToken::new());
+    let mut count = 0;
+    loop {
+        let claimed = worker.claim(queue.batch_size).await;
+        if claimed.jobs.is_empty() {
+            return count;
+        }
+        count += claimed.jobs.len();
+        futures_util::stream::iter(claimed.jobs)
+            .for_each_concurrent(queue.concurrency, |job| worker.work(job, claimed.token))
+            .await;
+    }
 }
 
 struct Worker {
@@ -186,7 +176,35 @@ struct Worker {
     stop: CancellationToken,
 }
 
+/// What one look at the queue gave.
+struct Claimed {
+    token: LeaseToken,
+    jobs: Vec<Job>,
+    /// Until the next job is due, as far as known.
+    wait: Duration,
+}
+
 impl Worker {
+    fn new(store: Store, queue: Queue, instance_id: String, stop: CancellationToken) -> Self {
+        Worker {
+            store,
+            queue,
+            instance_id,
+            started_at: Micros::now(),
+            last_success_at: AtomicI64::new(0),
+            last_failure_at: AtomicI64::new(0),
+            stop,
+        }
+    }
+
+    async fn beat(self: Arc<Self>) {
+        let mut beats = tokio::time::interval(HEARTBEAT);
+        loop {
+            beats.tick().await;
+            self.heartbeat().await;
+        }
+    }
+
     async fn heartbeat(&self) {
         let at = |atomic: &AtomicI64| Some(atomic.load(Ordering::Relaxed)).filter(|at| *at > 0);
         let instance = Instance {
@@ -203,32 +221,63 @@ impl Worker {
         }
     }
 
-    /// Claims and works until nothing is due.
-    async fn drain(&self) -> usize {
-        let mut count = 0;
+    /// Keeps every free place busy: a job that hangs holds up its own place and nobody else's.
+    async fn work_all(self: Arc<Self>, wake: Wake) {
+        let mut rings = wake.here.subscribe();
+        let mut running = tokio::task::JoinSet::new();
         while !self.stop.is_cancelled() {
-            let token = *uuid::Uuid::new_v4().as_bytes();
-            let (name, limit, lease) = (self.queue.name, self.queue.batch_size as i64, self.queue.lease);
-            let claim = move |conn: &mut Conn| {
-                let now = Micros::now();
-                jobs::claim(conn, name, &token, now, now.plus(lease.as_micros() as i64), limit)
-            };
-            let claimed = match self.store.write("jobs::claim", claim).await {
-                Ok(claimed) => claimed,
-                Err(error) => {
-                    log::warn!(queue = name, error:% = error; "cannot claim jobs");
-                    return count;
-                }
-            };
-            if claimed.is_empty() {
-                return count;
+            while running.try_join_next().is_some() {}
+            rings.mark_unchanged();
+            let room = self.queue.concurrency.saturating_sub(running.len()).min(self.queue.batch_size);
+            let claimed =
+                if room > 0 { self.claim(room).await } else { Claimed::nothing(self.queue.interval) };
+            let is_full = claimed.jobs.len() == room;
+            for job in claimed.jobs {
+                let worker = self.clone();
+                running.spawn(async move { worker.work(job, claimed.token).await });
             }
-            count += claimed.len();
-            futures_util::stream::iter(claimed)
-                .for_each_concurrent(self.queue.concurrency, |job| self.work(job, token))
-                .await;
+            tokio::select! {
+                () = self.stop.cancelled() => break,
+                _ = running.join_next(), if !running.is_empty() => {}
+                _ = rings.changed(), if !is_full => tokio::time::sleep(RING_PAUSE).await,
+                () = tokio::time::sleep(claimed.wait), if !is_full => {}
+            }
         }
-        count
+        // each of them sees the stop and gives its job back
+        while running.join_next().await.is_some() {}
+    }
+
+    /// Looks before it claims: on SQLite an idle worker must not take the write lock.
+    async fn claim(&self, limit: usize) -> Claimed {
+        let (name, interval) = (self.queue.name, self.queue.interval);
+        let next = move |conn: &mut Conn| jobs::next_due(conn, name, Micros::now());
+        let due = match self.store.read("jobs::next_due", next).await {
+            Ok(due) => due,
+            Err(error) => {
+                log::warn!(queue = name, error:% = error; "cannot look for jobs");
+                return Claimed::nothing(interval);
+            }
+        };
+        let pause = due.map_or(i64::MAX, |due| due.0.saturating_sub(Micros::now().0));
+        if pause > 0 {
+            return Claimed::nothing(interval.min(Duration::from_micros(pause as u64)));
+        }
+        let token = *uuid::Uuid::new_v4().as_bytes();
+        let lease = self.queue.lease.as_micros() as i64;
+        let claim = move |conn: &mut Conn| {
+            let now = Micros::now();
+            jobs::claim(conn, name, &token, now, now.plus(lease), limit as i64)
+        };
+        match self.store.write("jobs::claim", claim).await {
+            // somebody else was faster; there may be more behind
+            Ok(jobs) if jobs.is_empty() => Claimed::nothing(interval.min(CLAIM_PAUSE)),
+            Ok(jobs) if jobs.len() < limit => Claimed { token, jobs, wait: CLAIM_PAUSE.min(interval) },
+            Ok(jobs) => Claimed { token, jobs, wait: interval },
+            Err(error) => {
+                log::warn!(queue = name, error:% = error; "cannot claim jobs");
+                Claimed::nothing(interval)
+            }
+        }
     }
 
     async fn work(&self, job: Job, token: LeaseToken) {
@@ -258,6 +307,10 @@ impl Worker {
         if job.attempts > self.queue.max_attempts as i32 {
             return Err(Error::unavailable("the worker died on every attempt"));
         }
+        // it may have waited long for its turn
+        if job.claimed.elapsed() > self.queue.lease / 3 && !self.renew(job, token).await {
+            return Err(Error::unavailable("another worker has the job"));
+        }
         let work = tokio::time::timeout(self.queue.timeout, (self.queue.handler)(job.clone(), token));
         tokio::select! {
             result = work => result.map_err(|_| Error::unavailable(format!("took longer than {:?}", self.queue.timeout)))?,
@@ -269,15 +322,20 @@ impl Worker {
     async fn keep(&self, job: &Job, token: LeaseToken) {
         loop {
             tokio::time::sleep(self.queue.lease / 3).await;
-            let (job, lease) = (job.clone(), self.queue.lease);
-            let renew = move |conn: &mut Conn| {
-                jobs::renew(conn, &job, &token, Micros::now().plus(lease.as_micros() as i64))
-            };
-            // when the database is away for a moment the lease may still hold: only a clear "no" ends the work
-            if let Ok(false) = self.store.write("jobs::renew", renew).await {
+            if !self.renew(job, token).await {
                 return;
             }
         }
+    }
+
+    /// False when the lease is lost. When the database is away for a moment it may still hold: only a clear "no"
+    /// ends the work.
+    async fn renew(&self, job: &Job, token: LeaseToken) -> bool {
+        let (job, lease) = (job.clone(), self.queue.lease);
+        let renew = move |conn: &mut Conn| {
+            jobs::renew(conn, &job, &token, Micros::now().plus(lease.as_micros() as i64))
+        };
+        self.store.write("jobs::renew", renew).await.unwrap_or(true)
     }
 
     async fn settle(&self, job: Job, token: LeaseToken, result: Result<Done>) -> Result<()> {
@@ -311,5 +369,11 @@ impl Worker {
     fn pause(&self, attempts: i32) -> Duration {
         let doubled = self.queue.retry_after.saturating_mul(1 << (attempts - 1).clamp(0, 16));
         doubled.min(BACKOFF_MAX).mul_f64(rand::random_range(0.8..1.2))
+    }
+}
+
+impl Claimed {
+    fn nothing(wait: Duration) -> Self {
+        Claimed { token: [0; 16], jobs: Vec::new(), wait }
     }
 }

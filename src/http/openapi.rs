@@ -65,14 +65,17 @@ impl Shape {
     }
 }
 
+/// Status, words, content type and shape of an answer.
+type Answer = (u16, &'static str, Option<(&'static str, Shape)>);
+
 /// What the document says of an operation beyond the route table.
 struct Doc {
     tag: &'static str,
     summary: &'static str,
     parameters: Vec<Parameter>,
     body: Option<Shape>,
-    /// Status, words, content type and shape of each answer that is no error.
-    answers: Vec<(u16, &'static str, Option<(&'static str, Shape)>)>,
+    /// Those that are no error.
+    answers: Vec<Answer>,
     /// Statuses of the error envelope beyond those that every operation of its kind has.
     errors: Vec<u16>,
 }
@@ -116,6 +119,13 @@ impl Doc {
         self
     }
 
+    fn csv(mut self, words: &'static str) -> Self {
+        let text =
+            Shape { schema: ObjectBuilder::new().schema_type(Type::String).into(), components: Vec::new() };
+        self.answers.push((200, words, Some(("text/csv; charset=utf-8", text))));
+        self
+    }
+
     fn empty(mut self, status: u16, words: &'static str) -> Self {
         self.answers.push((status, words, None));
         self
@@ -156,6 +166,15 @@ impl Doc {
     fn repeated(self, name: &str, words: &str) -> Self {
         let list = ArrayBuilder::new().items(ObjectBuilder::new().schema_type(Type::String));
         self.parameter(query(name, words, list.into(), Required::False))
+    }
+
+    fn flag(self, name: &str, words: &str) -> Self {
+        self.parameter(query(
+            name,
+            words,
+            ObjectBuilder::new().schema_type(Type::Boolean).into(),
+            Required::False,
+        ))
     }
 
     fn limit(self, default: i64, max: i64) -> Self {

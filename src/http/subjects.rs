@@ -45,7 +45,7 @@ pub async fn list(app: web::Data<App>, caller: Caller, params: Params) -> Result
     let (workspace_id, after) =
         (caller.workspace_id, cursor.map(ByActivity::position).transpose()?.flatten());
     let list = move |conn: &mut _| subjects::list(conn, workspace_id, after.as_ref(), limit + 1);
-    let rows = app.store.read("subjects::list", list).await?;
+    let rows = app.store.read_snapshot("subjects::list", list).await?;
     let (rows, next_cursor) = paginate(rows, limit, |row| ByActivity {
         time: Some(Micros(row.last_event_at).to_exact_text()),
         id: Some(row.subject.clone()),

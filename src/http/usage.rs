@@ -1,5 +1,7 @@
 //! `/v1/usages`: writing events and reading aggregates (rest.md 12.4 and 12.5).
 
+use std::sync::Arc;
+
 use actix_web::http::{StatusCode, header};
 use actix_web::{HttpRequest, HttpResponse, web};
 use serde::Deserialize;
@@ -8,12 +10,15 @@ use utoipa::ToSchema;
 use crate::app::App;
 use crate::auth::Caller;
 use crate::error::{Error, Result};
-use crate::event::{Input, parse_key};
+use crate::event::{Input, StoredEvent, parse_key};
+use crate::export::Table;
+use crate::filter::{self, Filter};
 use crate::http::extract::{Json, JsonList, Params, required_time};
-use crate::http::respond;
+use crate::http::respond::{self, Page};
 use crate::ingest::{Kind, Recorded};
-use crate::store;
-use crate::usage::{self, MetadataCondition, Query};
+use crate::meter::Meter;
+use crate::store::usage::{cells, needs_snapshot};
+use crate::usage::{self, Cells, GroupField, Query};
 use crate::window::{BucketSize, Micros, Window};
 
 /// Stores one event; a known idempotency key answers with the event it was first used for.
@@ -59,29 +64,19 @@ pub async fn create_bulk(
 }
 
 fn bulk_answer(recorded: Recorded) -> Result<HttpResponse> {
-    let text = |items| serde_json::to_string(items).map_err(Error::internal);
-    let (accepted, duplicates) = match recorded.replay {
-        Some(replay) => (replay.accepted, replay.duplicates),
-        None => (text(&recorded.accepted)?, text(&recorded.duplicates)?),
-    };
-    let (accepted, duplicates) = (raw(accepted)?, raw(duplicates)?);
-    let status = match accepted.len() + duplicates.len() {
+    let status = match recorded.accepted.len() + recorded.duplicates.len() {
         0 => StatusCode::BAD_REQUEST,
         _ => StatusCode::CREATED,
     };
     let answer = BulkResult {
-        accepted: accepted.len(),
-        duplicates: duplicates.len(),
+        accepted: recorded.accepted.len(),
+        duplicates: recorded.duplicates.len(),
         failed: recorded.failed.len(),
-        accepted_items: accepted,
-        duplicate_items: duplicates,
+        accepted_items: recorded.accepted,
+        duplicate_items: recorded.duplicates,
         failed_items: recorded.failed,
     };
     respond::json(status, &answer)
-}
-
-fn raw(text: String) -> Result<Vec<Box<serde_json::value::RawValue>>> {
-    serde_json::from_str(&text).map_err(Error::internal)
 }
 
 #[derive(serde::Serialize, ToSchema)]
@@ -90,10 +85,8 @@ pub struct BulkResult {
     accepted: usize,
     duplicates: usize,
     failed: usize,
-    #[schema(value_type = Vec<crate::event::StoredEvent>)]
-    accepted_items: Vec<Box<serde_json::value::RawValue>>,
-    #[schema(value_type = Vec<crate::event::StoredEvent>)]
-    duplicate_items: Vec<Box<serde_json::value::RawValue>>,
+    accepted_items: Vec<StoredEvent>,
+    duplicate_items: Vec<StoredEvent>,
     #[schema(value_type = Vec<BulkFailure>)]
     failed_items: Vec<crate::ingest::Failure>,
 }
@@ -108,7 +101,7 @@ pub struct BulkFailure {
     message: String,
 }
 
-/// Body of a bucket search.
+/// Body of a bucket search and of its download.
 #[derive(Default, Deserialize, ToSchema)]
 #[schema(as = UsageSearch)]
 pub struct Search {
@@ -119,9 +112,12 @@ pub struct Search {
     bucket_size: Option<String>,
     group_by: Option<Vec<String>>,
     limit: Option<i64>,
+    filter: Option<filter::Node>,
+    /// Downloads only: an apostrophe before cells that a spreadsheet would run as a formula.
+    formula_guard: Option<bool>,
 }
 
-/// What both forms of the query come to.
+/// What the query form and the search form of a bucket query come to.
 struct Request {
     meter: String,
     subject: String,
@@ -129,86 +125,219 @@ struct Request {
     to: Micros,
     bucket_size: String,
     group_by: Vec<String>,
-    conditions: Vec<MetadataCondition>,
+    filter: Option<Filter>,
     limit: i64,
+}
+
+impl Request {
+    fn of_params(params: &Params, limit: i64) -> Result<Self> {
+        Ok(Request {
+            meter: params.get("meter").to_owned(),
+            subject: params.get("subject").to_owned(),
+            from: params.time("from", "invalid_from")?,
+            to: params.time("to", "invalid_to")?,
+            bucket_size: params.get("bucket_size").to_owned(),
+            group_by: params.all("group_by").map(str::to_owned).collect(),
+            filter: metadata_filter(params)?,
+            limit,
+        })
+    }
+
+    fn of_search(search: Search, limit: i64) -> Result<Self> {
+        Ok(Request {
+            meter: search.meter.unwrap_or_default(),
+            subject: search.subject.unwrap_or_default(),
+            from: required_time(search.from.as_deref(), "from", "invalid_from")?,
+            to: required_time(search.to.as_deref(), "to", "invalid_to")?,
+            bucket_size: search.bucket_size.unwrap_or_default(),
+            group_by: search.group_by.unwrap_or_default(),
+            filter: Filter::parse_optional(search.filter.as_ref())?,
+            limit,
+        })
+    }
+
+    async fn check(self, app: &App, caller: &Caller) -> Result<(Query, usize)> {
+        let size = BucketSize::parse(&self.bucket_size)?;
+        let window = Window::new(self.from, self.to)?;
+        window.check_length(size)?;
+        let subject = usage::parse_subject_filter(&self.subject)?;
+        let meter = known_meter(app, caller, &self.meter).await?;
+        let group_by = usage::parse_group_by(&meter, self.group_by.iter().map(String::as_str))?;
+        let filter = self.filter;
+        let bucket_size = Some(size);
+        let query = Query { meter, window, subject, group_by, filter, bucket_size, only_valued: false };
+        Ok((query, self.limit as usize))
+    }
+}
+
+/// The `limit` of a JSON body: lowered to the maximum, absent unless positive.
+pub(super) fn body_limit(limit: Option<i64>) -> i64 {
+    limit.filter(|limit| *limit > 0).unwrap_or(100).min(1000)
+}
+
+/// The `limit` of a download, which is refused instead of lowered.
+pub(super) fn csv_limit(limit: Option<i64>) -> Result<i64> {
+    match limit.unwrap_or_default() {
+        0 => Ok(100),
+        limit if limit < 0 => Err(Error::parameter("invalid_limit", "limit must be a positive integer")),
+        limit if limit > 1000 => {
+            Err(Error::parameter("invalid_limit", "limit must be less than or equal to 1000"))
+        }
+        limit => Ok(limit),
+    }
+}
+
+/// `metadata.<path>=<value>` parameters; of a repeated one the first counts.
+fn metadata_filter(params: &Params) -> Result<Option<Filter>> {
+    let (mut paths, mut filters) = (Vec::new(), Vec::new());
+    for (name, value) in params.pairs() {
+        let Some(path) = name.strip_prefix("metadata.") else { continue };
+        let filter = Filter::metadata_text(path, value)?;
+        if !paths.contains(&path.trim()) {
+            paths.push(path.trim());
+            filters.push(filter);
+        }
+    }
+    if filters.len() > filter::CONDITIONS_MAX {
+        return Err(Error::invalid(format!("at most {} metadata parameters", filter::CONDITIONS_MAX)));
+    }
+    Ok((!filters.is_empty()).then_some(Filter::All(filters)))
+}
+
+async fn known_meter(app: &App, caller: &Caller, name: &str) -> Result<Arc<Meter>> {
+    if name.is_empty() {
+        return Err(Error::invalid("meter is required"));
+    }
+    let meter = app.meters.get(caller.workspace_id, name).await?;
+    meter.ok_or_else(|| Error::not_found(format!("meter {name:?}")))
+}
+
+/// Adds up the events of a query and makes rows of the sums.
+async fn answered<T: Send + 'static>(
+    app: &App,
+    query: Query,
+    most: usize,
+    rows: impl Fn(&Query, Cells) -> Result<T> + Send + 'static,
+) -> Result<T> {
+    let is_snapshot = needs_snapshot(&query);
+    let read = move |conn: &mut _| Ok(rows(&query, cells(conn, &query, most)?)?);
+    match is_snapshot {
+        true => app.store.read_snapshot("usage::cells", read).await,
+        false => app.store.read("usage::cells", read).await,
+    }
 }
 
 pub async fn list(app: web::Data<App>, caller: Caller, params: Params) -> Result<HttpResponse> {
     caller.may_use_meter(params.get("meter"))?;
-    let request = Request {
-        meter: params.get("meter").to_owned(),
-        subject: params.get("subject").to_owned(),
-        from: params.time("from", "invalid_from")?,
-        to: params.time("to", "invalid_to")?,
-        bucket_size: params.get("bucket_size").to_owned(),
-        group_by: params.all("group_by").map(str::to_owned).collect(),
-        conditions: metadata_conditions(&params)?,
-        limit: params.limit(100, 1000)?,
-    };
-    answer(&app, &caller, request).await
-}
-
-/// `metadata.<path>=<value>` parameters; of a repeated one the first counts.
-fn metadata_conditions(params: &Params) -> Result<Vec<MetadataCondition>> {
-    let mut conditions: Vec<MetadataCondition> = Vec::new();
-    for (name, value) in params.pairs() {
-        let Some(path) = name.strip_prefix("metadata.") else { continue };
-        let condition = MetadataCondition::new(path, value)?;
-        if conditions.iter().all(|other| other.path != condition.path) {
-            conditions.push(condition);
-        }
-    }
-    Ok(conditions)
+    let request = Request::of_params(&params, params.limit(100, 1000)?)?;
+    let (query, limit) = request.check(&app, &caller).await?;
+    respond::ok(&answered(&app, query, limit, |query, cells| Ok(usage::buckets(query, cells))).await?)
 }
 
 pub async fn search(app: web::Data<App>, caller: Caller, body: Json<Search>) -> Result<HttpResponse> {
     let Json(search) = body;
-    let meter = search.meter.unwrap_or_default();
-    caller.may_use_meter(&meter)?;
-    let request = Request {
-        meter,
-        subject: search.subject.unwrap_or_default(),
-        from: required_time(search.from.as_deref(), "from", "invalid_from")?,
-        to: required_time(search.to.as_deref(), "to", "invalid_to")?,
-        bucket_size: search.bucket_size.unwrap_or_default(),
-        group_by: search.group_by.unwrap_or_default(),
-        conditions: Vec::new(),
-        limit: search.limit.filter(|limit| *limit > 0).unwrap_or(100).min(1000),
-    };
-    answer(&app, &caller, request).await
+    caller.may_use_meter(search.meter.as_deref().unwrap_or_default())?;
+    let limit = body_limit(search.limit);
+    let (query, limit) = Request::of_search(search, limit)?.check(&app, &caller).await?;
+    respond::ok(&answered(&app, query, limit, |query, cells| Ok(usage::buckets(query, cells))).await?)
 }
 
-async fn answer(app: &App, caller: &Caller, request: Request) -> Result<HttpResponse> {
-    let query = checked(app, caller, &request).await?;
-    let is_snapshot = store::usage::may_meet_pruning(&query);
-    let read = move |conn: &mut _| {
-        let cells = store::usage::cells(conn, &query)?;
-        Ok(usage::buckets(&query, cells, request.limit as usize))
-    };
-    let rows = match is_snapshot {
-        true => app.store.read_snapshot("usage::cells", read).await?,
-        false => app.store.read("usage::cells", read).await?,
-    };
-    respond::ok(&rows)
+pub async fn export(app: web::Data<App>, caller: Caller, params: Params) -> Result<HttpResponse> {
+    caller.may_use_meter(params.get("meter"))?;
+    let limit = csv_limit(Some(params.limit(100, i64::MAX)?))?;
+    let guard = params.boolean("formula_guard", "invalid_formula_guard")?.unwrap_or(false);
+    bucket_csv(&app, &caller, Request::of_params(&params, limit)?, guard).await
 }
 
-async fn checked(app: &App, caller: &Caller, request: &Request) -> Result<Query> {
-    if request.meter.is_empty() {
-        return Err(Error::invalid("meter is required"));
-    }
-    let size = BucketSize::parse(&request.bucket_size)?;
-    let window = Window::new(request.from, request.to)?;
-    window.check_length(size)?;
-    let subject = usage::parse_subject_filter(&request.subject)?;
-    let meter = app.meters.get(caller.workspace_id, &request.meter).await?;
-    let meter = meter.ok_or_else(|| Error::not_found(format!("meter {:?}", request.meter)))?;
-    let group_by = usage::parse_group_by(&meter, request.group_by.iter().map(String::as_str))?;
-    Ok(Query {
-        meter,
-        window,
-        subject,
-        group_by,
-        conditions: request.conditions.clone(),
-        bucket_size: Some(size),
-    })
+pub async fn export_search(app: web::Data<App>, caller: Caller, body: Json<Search>) -> Result<HttpResponse> {
+    let Json(search) = body;
+    caller.may_use_meter(search.meter.as_deref().unwrap_or_default())?;
+    let (limit, guard) = (csv_limit(search.limit)?, search.formula_guard.unwrap_or(false));
+    bucket_csv(&app, &caller, Request::of_search(search, limit)?, guard).await
+}
+
+async fn bucket_csv(
+    app: &App,
+    caller: &Caller,
+    request: Request,
+    formula_guard: bool,
+) -> Result<HttpResponse> {
+    let (query, limit) = request.check(app, caller).await?;
+    let write = move |query: &Query, cells| {
+        let mut table = Table::of_buckets(query, formula_guard)?;
+        usage::buckets(query, cells).iter().try_for_each(|bucket| table.bucket(query, bucket))?;
+        table.into_bytes()
+    };
+    let bytes = answered(app, query, limit, write).await?;
+    Ok(csv_head("usage-buckets.csv").body(bytes))
+}
+
+/// A CSV answer that is saved under this name.
+pub(super) fn csv_head(file_name: &str) -> actix_web::HttpResponseBuilder {
+    let mut response = HttpResponse::Ok();
+    response.insert_header((header::CONTENT_TYPE, "text/csv; charset=utf-8"));
+    response.insert_header((header::CONTENT_DISPOSITION, format!("attachment; filename=\"{file_name}\"")));
+    response
+}
+
+/// Body of a breakdown.
+#[derive(Default, Deserialize, ToSchema)]
+pub struct BreakdownSearch {
+    subject: Option<String>,
+    meter: Option<String>,
+    field: Option<String>,
+    from: Option<String>,
+    to: Option<String>,
+    limit: Option<i64>,
+    filter: Option<filter::Node>,
+}
+
+/// The largest values of one field.
+pub async fn breakdown(
+    app: web::Data<App>,
+    caller: Caller,
+    body: Json<BreakdownSearch>,
+) -> Result<HttpResponse> {
+    let Json(search) = body;
+    let name = search.meter.unwrap_or_default();
+    caller.may_use_meter(&name)?;
+    let from = required_time(search.from.as_deref(), "from", "invalid_from")?;
+    let to = required_time(search.to.as_deref(), "to", "invalid_to")?;
+    let window = Window::new(from, to)?;
+    let subject = usage::parse_subject_filter(&search.subject.unwrap_or_default())?;
+    let filter = Filter::parse_optional(search.filter.as_ref())?;
+    let meter = known_meter(&app, &caller, &name).await?;
+    let field = usage::parse_breakdown_field(&meter, &search.field.unwrap_or_default())?;
+    let query = one_field(meter, window, subject, field, filter);
+    let limit = body_limit(search.limit) as usize;
+    let rows = move |query: &Query, cells| Ok(usage::breakdown(query, cells, limit));
+    let items = answered(&app, query, usize::MAX, rows).await?;
+    respond::ok(&Page { items, next_cursor: None })
+}
+
+/// The values a dimension has taken, the most frequent first.
+pub async fn dimensions(app: web::Data<App>, caller: Caller, params: Params) -> Result<HttpResponse> {
+    caller.may_use_meter(params.get("meter"))?;
+    let limit = params.limit(100, 1000)? as usize;
+    let from = params.optional_time("from", "invalid_from")?.unwrap_or(Window::ALWAYS.from);
+    let to = params.optional_time("to", "invalid_to")?.unwrap_or(Window::ALWAYS.to);
+    let window = Window::new(from, to)?;
+    let subject = usage::parse_subject_filter(params.get("subject"))?;
+    let meter = known_meter(&app, &caller, params.get("meter")).await?;
+    let field = usage::parse_dimension_field(&meter, params.get("field"))?;
+    let query = one_field(meter, window, subject, field, None);
+    let rows = move |query: &Query, cells| Ok(usage::values_taken(query, cells, limit));
+    let items = answered(&app, query, usize::MAX, rows).await?;
+    respond::ok(&Page { items, next_cursor: None })
+}
+
+/// A query over a whole window, grouped by one field.
+fn one_field(
+    meter: Arc<Meter>,
+    window: Window,
+    subject: Option<String>,
+    field: GroupField,
+    filter: Option<Filter>,
+) -> Query {
+    Query { meter, window, subject, group_by: vec![field], filter, bucket_size: None, only_valued: true }
 }

@@ -15,7 +15,8 @@ use uuid::Uuid;
 use crate::event::{self, Event, StoredEvent};
 use crate::quantity::Quantity;
 use crate::rollup;
-use crate::store::{Conn, Fault};
+use crate::store::alerts::MeterJob;
+use crate::store::{Conn, Fault, jobs};
 use crate::window::Micros;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +41,8 @@ impl Kind {
 pub struct Batch {
     pub workspace_id: i64,
     pub kind: Kind,
+    /// The ingestion run this is written down as; the parts of one stream share it and are added up.
+    pub run_id: Uuid,
     pub events: Vec<Event>,
     /// Items refused before they came here; counted in the ingestion run.
     pub failed: i64,
@@ -53,8 +56,8 @@ pub struct Batch {
 pub enum Outcome {
     /// One entry per event: `None` when it was stored, else the event that already had its key.
     Stored(Vec<Option<StoredEvent>>),
-    /// The call was answered before; its lists as JSON.
-    Replayed { accepted: String, duplicates: String },
+    /// The call was answered before, with these lists.
+    Replayed { accepted: Vec<StoredEvent>, duplicates: Vec<StoredEvent> },
     /// A meter changed since the events were checked: check them again.
     Stale,
     /// Another batch of the same transaction uses the same replay key: try again in the next one.
@@ -87,6 +90,8 @@ impl Default for Known {
 pub struct Learned {
     subjects: Vec<((i64, String), i64)>,
     dimension_sets: Vec<(i64, [u8; 16])>,
+    /// Background work was asked for: wake the workers.
+    pub has_jobs: bool,
 }
 
 impl Known {
@@ -140,8 +145,10 @@ pub fn insert(
     work.write_events(conn)?;
     work.write_replays(conn)?;
     work.write_runs(conn)?;
-    // quota counters and the outbox of what follows from a write join here
+    // quota counters join here
     work.write_rollups(conn)?;
+    // last, because others share these rows
+    work.ask_for_alerts(conn)?;
     Ok(work.finish())
 }
 
@@ -154,6 +161,9 @@ struct Work<'a> {
     /// Events whose key was taken, with what to answer.
     duplicates: HashMap<Place, StoredEvent>,
     learned: Learned,
+    /// Meters that alert rules watch, as of this transaction: whoever adds or enables a rule waits for the meter's
+    /// lock, which is held here.
+    watched: BTreeSet<i64>,
 }
 
 impl<'a> Work<'a> {
@@ -165,6 +175,7 @@ impl<'a> Work<'a> {
             subjects: HashMap::new(),
             duplicates: HashMap::new(),
             learned: Learned::default(),
+            watched: BTreeSet::new(),
         }
     }
 
@@ -206,10 +217,12 @@ impl<'a> Work<'a> {
         if meter_ids.is_empty() {
             return Ok(());
         }
-        let versions: HashMap<i64, i32> = match conn {
+        let found: Vec<(i64, i32, bool)> = match conn {
             Conn::Postgres(c) => postgres::lock_meters(c, &meter_ids)?,
             Conn::Sqlite(c) => sqlite::meter_versions(c, &meter_ids)?,
         };
+        self.watched = found.iter().filter(|(.., watched)| *watched).map(|(id, ..)| *id).collect();
+        let versions: HashMap<i64, i32> = found.into_iter().map(|(id, version, _)| (id, version)).collect();
         for (at, batch) in self.batches.iter().enumerate() {
             let is_stale = |event: &Event| versions.get(&event.meter.id) != Some(&event.meter.version);
             if batch.events.iter().any(is_stale) {
@@ -238,6 +251,7 @@ impl<'a> Work<'a> {
                 Conn::Sqlite(c) => sqlite::find_replay(c, &key)?,
             };
             if let Some((accepted, duplicates)) = found {
+                let (accepted, duplicates) = (event::recall(&accepted)?, event::recall(&duplicates)?);
                 self.decided[at] = Some(Outcome::Replayed { accepted, duplicates });
             }
         }
@@ -365,8 +379,8 @@ impl<'a> Work<'a> {
             let row = ReplayRow {
                 workspace_id: batch.workspace_id,
                 key: event::ledger_key(key),
-                accepted: to_json(&accepted)?,
-                duplicates: to_json(&duplicates)?,
+                accepted: event::keep(accepted)?,
+                duplicates: event::keep(duplicates)?,
                 created_at: batch.received_at.0,
             };
             crate::both!(conn, c => {
@@ -378,30 +392,23 @@ impl<'a> Work<'a> {
     }
 
     fn write_runs(&self, conn: &mut Conn) -> Result<(), Fault> {
-        let runs: Vec<RunRow> = self
-            .batches
-            .iter()
-            .enumerate()
-            .filter_map(|(at, batch)| {
-                let total = batch.events.len() as i64;
-                let duplicates = match &self.decided[at] {
-                    Some(Outcome::Replayed { .. }) => total,
-                    Some(_) => return None,
-                    None => (0..batch.events.len())
-                        .filter(|item| self.duplicates.contains_key(&(at, *item)))
-                        .count() as i64,
-                };
-                Some(RunRow {
-                    workspace_id: batch.workspace_id,
-                    id: Uuid::now_v7(),
-                    kind: batch.kind,
-                    accepted: total - duplicates,
-                    duplicates,
-                    failed: batch.failed,
-                    created_at: batch.received_at.0,
-                })
-            })
-            .collect();
+        let mut runs: BTreeMap<(i64, Uuid), RunRow> = BTreeMap::new();
+        for (at, batch) in self.batches.iter().enumerate() {
+            let total = batch.events.len() as i64;
+            let duplicates = match &self.decided[at] {
+                Some(Outcome::Replayed { .. }) => total,
+                Some(_) => continue,
+                None => {
+                    let is_duplicate = |item: &usize| self.duplicates.contains_key(&(at, *item));
+                    (0..batch.events.len()).filter(is_duplicate).count() as i64
+                }
+            };
+            let run = runs.entry((batch.workspace_id, batch.run_id)).or_insert_with(|| RunRow::of(batch));
+            run.accepted += total - duplicates;
+            run.duplicates += duplicates;
+            run.failed += batch.failed;
+        }
+        let runs: Vec<RunRow> = runs.into_values().collect();
         if runs.is_empty() {
             return Ok(());
         }
@@ -423,6 +430,23 @@ impl<'a> Work<'a> {
             Conn::Postgres(c) => postgres::add_rollups(c, &parts, self.lane),
             Conn::Sqlite(c) => sqlite::add_rollups(c, &parts, self.lane),
         }
+    }
+
+    /// At most one request per watched meter, however many events and rules there are.
+    fn ask_for_alerts(&mut self, conn: &mut Conn) -> Result<(), Fault> {
+        if self.watched.is_empty() {
+            return Ok(());
+        }
+        let now = Micros::now();
+        let mut wanted = BTreeMap::new();
+        for (workspace_id, event) in self.accepted().filter(|(_, e)| self.watched.contains(&e.meter.id)) {
+            let meter = &event.meter;
+            if let std::collections::btree_map::Entry::Vacant(free) = wanted.entry(meter.id) {
+                free.insert(MeterJob::usage(workspace_id, meter.id, &meter.name, self.lane, now)?);
+            }
+        }
+        self.learned.has_jobs = !wanted.is_empty();
+        jobs::enqueue(conn, wanted.into_values().collect(), now)
     }
 
     fn finish(mut self) -> (Vec<Outcome>, Learned) {
@@ -462,10 +486,6 @@ fn original_of(taken: &Taken, retry: &Event) -> StoredEvent {
     }
 }
 
-fn to_json(events: &[StoredEvent]) -> Result<String, Fault> {
-    serde_json::to_string(events).map_err(|error| Fault::Refused(crate::error::Error::internal(error)))
-}
-
 struct KeyRow {
     workspace_id: i64,
     key: Vec<u8>,
@@ -499,6 +519,20 @@ struct RunRow {
     duplicates: i64,
     failed: i64,
     created_at: i64,
+}
+
+impl RunRow {
+    fn of(batch: &Batch) -> Self {
+        RunRow {
+            workspace_id: batch.workspace_id,
+            id: batch.run_id,
+            kind: batch.kind,
+            accepted: 0,
+            duplicates: 0,
+            failed: 0,
+            created_at: batch.received_at.0,
+        }
+    }
 }
 
 /// A stored event as both databases return it: quantity as decimal text.

@@ -2,6 +2,8 @@
 //! as the holder of the lease. One mechanism for every queue. A job is named by (queue, key); asking for it again
 //! while it waits changes nothing but brings it forward, asking while it runs makes it run once more.
 
+use std::time::Instant;
+
 use diesel::prelude::*;
 use diesel::sql_query;
 use diesel::sql_types::{Array, BigInt, Binary, Integer, Nullable, Text};
@@ -40,23 +42,43 @@ impl NewJob {
 }
 
 /// A job as its worker holds it.
-#[derive(Clone, Debug, QueryableByName)]
+#[derive(Clone, Debug)]
 pub struct Job {
-    #[diesel(sql_type = Text)]
     pub queue: String,
-    #[diesel(sql_type = Text)]
     pub key: String,
-    #[diesel(sql_type = BigInt)]
     pub workspace_id: i64,
-    #[diesel(sql_type = Text)]
     pub payload: String,
-    #[diesel(sql_type = BigInt)]
     pub generation: i64,
     /// This one included.
-    #[diesel(sql_type = Integer)]
     pub attempts: i32,
-    #[diesel(sql_type = BigInt)]
     pub created_at: i64,
+    /// Whatever was committed with an enqueue that this claim stands for can be read from this moment on.
+    pub claimed: Instant,
+}
+
+#[derive(QueryableByName)]
+struct ClaimedRow {
+    #[diesel(sql_type = Text)]
+    queue: String,
+    #[diesel(sql_type = Text)]
+    key: String,
+    #[diesel(sql_type = BigInt)]
+    workspace_id: i64,
+    #[diesel(sql_type = Text)]
+    payload: String,
+    #[diesel(sql_type = BigInt)]
+    generation: i64,
+    #[diesel(sql_type = Integer)]
+    attempts: i32,
+    #[diesel(sql_type = BigInt)]
+    created_at: i64,
+}
+
+impl From<ClaimedRow> for Job {
+    fn from(row: ClaimedRow) -> Self {
+        let ClaimedRow { queue, key, workspace_id, payload, generation, attempts, created_at } = row;
+        Job { queue, key, workspace_id, payload, generation, attempts, created_at, claimed: Instant::now() }
+    }
 }
 
 impl Job {
@@ -76,7 +98,9 @@ prepared!(
     "INSERT INTO jobs AS j (queue, key, workspace_id, payload, run_after, created_at, generation, attempts)
      SELECT n.*, ?::bigint, 0, 0 FROM (SELECT * FROM unnest(?, ?, ?, ?, ?)) AS n
      ON CONFLICT (queue, key) DO UPDATE SET
-         generation = j.generation + 1, run_after = least(j.run_after, excluded.run_after),
+         generation = j.generation + 1,
+         run_after = CASE WHEN j.leased_until >= excluded.created_at THEN excluded.run_after
+                          ELSE least(j.run_after, excluded.run_after) END,
          workspace_id = excluded.workspace_id, payload = excluded.payload"
 );
 prepared!(
@@ -86,12 +110,15 @@ prepared!(
     "INSERT INTO jobs AS j (queue, key, workspace_id, payload, run_after, created_at, generation, attempts)
      VALUES (?, ?, ?, ?, ?, ?, 0, 0)
      ON CONFLICT (queue, key) DO UPDATE SET
-         generation = j.generation + 1, run_after = min(j.run_after, excluded.run_after),
+         generation = j.generation + 1,
+         run_after = CASE WHEN j.leased_until >= excluded.created_at THEN excluded.run_after
+                          ELSE min(j.run_after, excluded.run_after) END,
          workspace_id = excluded.workspace_id, payload = excluded.payload"
 );
 
 /// Adds jobs within the caller's transaction; at most one per (queue, key) in one call. Rows are taken in key order,
-/// so that two writers cannot wait for each other in a circle.
+/// so that two writers cannot wait for each other in a circle. A job that runs is run again at the time asked for,
+/// which is how a `run_after` in the near future keeps a busy key from running without pause.
 pub fn enqueue(conn: &mut Conn, mut new: Vec<NewJob>, now: Micros) -> Result<(), Fault> {
     if new.is_empty() {
         return Ok(());
@@ -139,13 +166,26 @@ pub fn claim(
          FROM due WHERE jobs.queue = due.queue AND jobs.key = due.key
          RETURNING jobs.queue, jobs.key, workspace_id, payload, generation, attempts, created_at"
     );
-    Ok(sql_query(text)
+    let rows: Vec<ClaimedRow> = sql_query(text)
         .bind::<Text, _>(queue)
         .bind::<BigInt, _>(now.0)
         .bind::<BigInt, _>(limit)
         .bind::<Binary, _>(token.as_slice())
         .bind::<BigInt, _>(until.0)
-        .load(conn)?)
+        .load(conn)?;
+    Ok(rows.into_iter().map(Job::from).collect())
+}
+
+/// When the next job that nobody holds is due.
+pub fn next_due(conn: &mut Conn, queue: &str, now: Micros) -> Result<Option<Micros>, Fault> {
+    let due: Option<i64> = jobs::table
+        .filter(jobs::queue.eq(queue))
+        .filter(jobs::leased_until.is_null().or(jobs::leased_until.lt(now.0)))
+        .order(jobs::run_after)
+        .select(jobs::run_after)
+        .first(conn)
+        .optional()?;
+    Ok(due.map(Micros))
 }
 
 /// Holds a job longer; false when somebody else has it by now.
@@ -435,6 +475,21 @@ mod tests {
         finish(&mut conn, &second[0], &OTHER, Some(Micros(1_000))).expect("finished");
         assert!(claim_at(&mut conn, &TOKEN, 999).is_empty());
         assert_eq!(claim_at(&mut conn, &TOKEN, 1_000).len(), 1);
+    }
+
+    #[test]
+    fn a_running_job_is_run_again_when_asked_not_at_once() {
+        let (_folder, mut conn) = database();
+        enqueue(&mut conn, vec![job("a", 5)], Micros(0)).expect("enqueued");
+        assert_eq!(next_due(&mut conn, "q", Micros(0)).expect("looked"), Some(Micros(5)));
+        let first = claim_at(&mut conn, &TOKEN, 5);
+        assert_eq!(next_due(&mut conn, "q", Micros(6)).expect("looked"), None, "somebody has it");
+        enqueue(&mut conn, vec![job("a", 50)], Micros(6)).expect("enqueued");
+        finish(&mut conn, &first[0], &TOKEN, None).expect("finished");
+        assert!(claim_at(&mut conn, &OTHER, 49).is_empty(), "gathers more first");
+        enqueue(&mut conn, vec![job("a", 90)], Micros(40)).expect("enqueued");
+        assert_eq!(next_due(&mut conn, "q", Micros(49)).expect("looked"), Some(Micros(50)), "never later");
+        assert_eq!(claim_at(&mut conn, &OTHER, 50).len(), 1);
     }
 
     #[test]

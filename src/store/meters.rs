@@ -117,6 +117,11 @@ pub fn by_id(conn: &mut Conn, workspace_id: i64, public_id: &str) -> Result<Opti
     row.map(Row::into_meter).transpose()
 }
 
+pub fn by_key(conn: &mut Conn, id: i64) -> Result<Option<Meter>, Fault> {
+    let row: Option<Row> = meters::table.find(id).select(Row::as_select()).first(conn).optional()?;
+    row.map(Row::into_meter).transpose()
+}
+
 /// Meters by name, bytewise ascending, after `after`, at most `limit`.
 pub fn list(
     conn: &mut Conn,
@@ -142,7 +147,7 @@ pub fn list(
 }
 
 /// Keeps writers of this meter out until the transaction ends; SQLite has one writer anyway.
-fn lock(conn: &mut Conn, meter_id: i64) -> Result<(), Fault> {
+pub(super) fn lock(conn: &mut Conn, meter_id: i64) -> Result<(), Fault> {
     if conn.is_postgres() {
         diesel::sql_query("SELECT pg_advisory_xact_lock($1, ($2 % 2147483647)::int)")
             .bind::<Integer, _>(METER_LOCK)
@@ -194,6 +199,9 @@ pub fn delete(conn: &mut Conn, workspace_id: i64, public_id: &str) -> Result<Opt
     lock(conn, meter.id)?;
     if has_events(conn, meter.id)? {
         return Err(Error::conflict(format!("meter {:?} has stored events", meter.name)).into());
+    }
+    if crate::store::alerts::watches(conn, meter.id)? {
+        return Err(Error::conflict(format!("alert rules watch the meter {:?}", meter.name)).into());
     }
     both!(conn, c => {
         diesel::delete(rollups::table.filter(rollups::meter_id.eq(meter.id))).execute(c)?;

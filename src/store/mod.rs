@@ -5,7 +5,12 @@
 //! Blocking diesel never runs on an async thread: a permit of the pool's semaphore is awaited, then the work runs
 //! on a blocking thread that finds its connection free.
 
+pub mod alerts;
+pub mod deliveries;
+pub mod event_list;
 pub mod events;
+pub mod exports;
+mod filter;
 pub mod history;
 pub mod jobs;
 pub mod keys;
@@ -19,6 +24,7 @@ pub mod saved_queries;
 pub mod schema;
 pub mod sessions;
 mod sqlite;
+mod statement;
 pub mod subjects;
 pub mod usage;
 pub mod users;
@@ -179,6 +185,11 @@ impl Fault {
             ]
             .iter()
             .any(|part| text.contains(part))
+    }
+
+    /// Not the fault of the work: another try may do.
+    fn will_pass(&self) -> bool {
+        self.lost_connection() || self.is_passing() || self.is_retryable()
     }
 
     fn is_retryable(&self) -> bool {

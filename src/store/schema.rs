@@ -265,5 +265,140 @@ table! {
     }
 }
 
+table! {
+    export_jobs (id) {
+        id -> Text,
+        workspace_id -> BigInt,
+        kind -> Text,
+        status -> Text,
+        query -> Text,
+        error -> Nullable<Text>,
+        row_count -> BigInt,
+        artifact_size -> Nullable<BigInt>,
+        artifact_hash -> Nullable<Text>,
+        created_at -> BigInt,
+        updated_at -> BigInt,
+        completed_at -> Nullable<BigInt>,
+        expired_at -> Nullable<BigInt>,
+    }
+}
+
+table! {
+    export_cleanup_runs (id) {
+        id -> Text,
+        workspace_id -> BigInt,
+        expired_before -> BigInt,
+        files_deleted -> BigInt,
+        bytes_reclaimed -> BigInt,
+        failures -> BigInt,
+        created_at -> BigInt,
+    }
+}
+
+table! {
+    alert_destinations (id) {
+        id -> BigInt,
+        public_id -> Text,
+        workspace_id -> BigInt,
+        name -> Text,
+        enabled -> Bool,
+        webhook_url -> Text,
+        secret -> Text,
+        previous_secret -> Nullable<Text>,
+        previous_until -> Nullable<BigInt>,
+        created_at -> BigInt,
+        updated_at -> BigInt,
+    }
+}
+
+table! {
+    alert_rules (id) {
+        id -> BigInt,
+        public_id -> Text,
+        workspace_id -> BigInt,
+        meter_id -> BigInt,
+        destination_id -> BigInt,
+        name -> Text,
+        enabled -> Bool,
+        subject -> Nullable<Text>,
+        metadata -> Text,
+        window_seconds -> BigInt,
+        comparator -> Text,
+        threshold -> Text,
+        evaluation_interval_seconds -> BigInt,
+        group_by -> Nullable<Text>,
+        next_evaluate_at -> BigInt,
+        evaluated_at -> Nullable<BigInt>,
+        revision -> BigInt,
+        created_at -> BigInt,
+        updated_at -> BigInt,
+    }
+}
+
+table! {
+    alert_states (rule_id, group_key, group_value) {
+        rule_id -> BigInt,
+        group_key -> Text,
+        group_value -> Text,
+        status -> Text,
+        firing -> Bool,
+        value -> Text,
+        message -> Text,
+        updated_at -> BigInt,
+    }
+}
+
+table! {
+    alert_events (id) {
+        id -> BigInt,
+        public_id -> Text,
+        workspace_id -> BigInt,
+        rule_id -> BigInt,
+        rule_public_id -> Text,
+        group_key -> Text,
+        group_value -> Text,
+        kind -> Text,
+        value -> Text,
+        message -> Text,
+        created_at -> BigInt,
+    }
+}
+
+table! {
+    alert_deliveries (id) {
+        id -> BigInt,
+        public_id -> Text,
+        workspace_id -> BigInt,
+        rule_id -> BigInt,
+        event_id -> Text,
+        destination_id -> Text,
+        payload -> Text,
+        status -> Text,
+        attempts -> Integer,
+        next_attempt_at -> BigInt,
+        last_error -> Nullable<Text>,
+        created_at -> BigInt,
+        updated_at -> BigInt,
+        delivered_at -> Nullable<BigInt>,
+    }
+}
+
+table! {
+    alert_attempts (id) {
+        id -> BigInt,
+        public_id -> Text,
+        delivery_id -> BigInt,
+        event_id -> Text,
+        status -> Text,
+        status_code -> Nullable<Integer>,
+        error -> Nullable<Text>,
+        response -> Nullable<Text>,
+        duration_ms -> BigInt,
+        attempted_at -> BigInt,
+    }
+}
+
 allow_tables_to_appear_in_same_query!(users, memberships, workspaces, sessions, api_keys);
 allow_tables_to_appear_in_same_query!(meters, subjects, dimension_sets);
+allow_tables_to_appear_in_same_query!(export_jobs, jobs);
+allow_tables_to_appear_in_same_query!(meters, alert_rules, alert_destinations);

@@ -1,7 +1,9 @@
 //! What the stored events of a workspace come to, per meter and per subject. Nothing is counted while writing:
 //! rollups are added up on reading. Because they outlive pruning, they count only from the first whole hour after
 //! what was pruned of a meter; the few raw events before that are counted one by one. The watermark of a meter moves
-//! in the transactions that delete, and each answer comes from one statement, so it is exact at every instant.
+//! in the transactions that delete, and an answer is read at one instant, so it is always exact.
+
+use std::collections::HashMap;
 
 use diesel::prelude::*;
 use diesel::sql_query;
@@ -27,15 +29,10 @@ pub struct MeterStats {
 }
 
 /// The activity of one subject.
-#[derive(QueryableByName)]
 pub struct SubjectStats {
-    #[diesel(sql_type = Text)]
     pub subject: String,
-    #[diesel(sql_type = BigInt)]
     pub usage_events: i64,
-    #[diesel(sql_type = BigInt)]
     pub meters: i64,
-    #[diesel(sql_type = BigInt)]
     pub last_event_at: i64,
 }
 
@@ -55,17 +52,42 @@ pub(super) fn whole_from(width: i64) -> String {
     format!("COALESCE({late} - (({late} % {width}) + {width}) % {width}, -9000000000000000000)")
 }
 
+/// The rows of `table` that belong to each meter of `page`, named `p` in `condition`. On PostgreSQL each meter gets
+/// an index scan of its own: joined freely, the planner reads the whole table instead, for it cannot know how few
+/// rows lie before a watermark.
+fn of_each_meter(is_postgres: bool, columns: &str, table: &str, condition: &str) -> String {
+    if is_postgres {
+        let rows = format!("SELECT {columns} FROM {table} WHERE {condition} OFFSET 0");
+        return format!("SELECT x.* FROM page p CROSS JOIN LATERAL ({rows}) AS x");
+    }
+    format!("SELECT {columns} FROM page p CROSS JOIN {table} WHERE {condition}")
+}
+
 /// Rows `(meter_id, event_count, last_at)` that add up to the stored events of the meters in `page`.
-fn counted_by_meter() -> &'static str {
-    "SELECT r.meter_id, r.event_count, r.last_at
-     FROM page p JOIN rollups r ON r.meter_id = p.id AND r.subject_id = 0 AND r.grain = 1 AND r.start >= p.days_from
-     UNION ALL
-     SELECT r.meter_id, r.event_count, r.last_at
-     FROM page p JOIN rollups r ON r.meter_id = p.id AND r.subject_id = 0 AND r.grain = 0
-                                AND r.start >= p.hours_from AND r.start < p.days_from
-     UNION ALL
-     SELECT e.meter_id, 1, e.event_time
-     FROM page p JOIN events e ON e.meter_id = p.id AND e.event_time < p.hours_from"
+fn counted_by_meter(is_postgres: bool) -> String {
+    let rollup = "r.meter_id, r.event_count, r.last_at";
+    let level = "r.meter_id = p.id AND r.subject_id = 0";
+    let parts = [
+        of_each_meter(
+            is_postgres,
+            rollup,
+            "rollups r",
+            &format!("{level} AND r.grain = 1 AND r.start >= p.days_from"),
+        ),
+        of_each_meter(
+            is_postgres,
+            rollup,
+            "rollups r",
+            &format!("{level} AND r.grain = 0 AND r.start >= p.hours_from AND r.start < p.days_from"),
+        ),
+        of_each_meter(
+            is_postgres,
+            "e.meter_id, 1 AS event_count, e.event_time AS last_at",
+            "events e",
+            "e.meter_id = p.id AND e.event_time < p.hours_from",
+        ),
+    ];
+    parts.join(" UNION ALL ")
 }
 
 /// Meters by name, bytewise ascending, after `after`, with what is stored of them.
@@ -87,7 +109,7 @@ pub fn meter_stats(
          GROUP BY p.id, p.name, p.event_retention_days ORDER BY p.name",
         whole_from(HOUR),
         whole_from(DAY),
-        counted_by_meter(),
+        counted_by_meter(conn.is_postgres()),
     );
     let query = sql_query(text).bind::<BigInt, _>(workspace_id).bind::<Text, _>(after);
     Ok(query.bind::<BigInt, _>(limit).load(conn)?)
@@ -104,53 +126,165 @@ pub fn totals(conn: &mut Conn, workspace_id: i64) -> Result<Totals, Fault> {
                 (SELECT CAST(COALESCE(SUM(event_count), 0) AS BIGINT) FROM counted) AS usage_events",
         whole_from(HOUR),
         whole_from(DAY),
-        counted_by_meter(),
+        counted_by_meter(conn.is_postgres()),
     );
     Ok(sql_query(text).bind::<BigInt, _>(workspace_id).get_result(conn)?)
 }
 
 /// Where a page of subjects starts.
+#[derive(Clone)]
 pub struct SubjectPosition {
     pub last_event_at: Micros,
     pub subject: String,
 }
 
-/// Subjects with stored events, by their last event, newest first, then by name. One pass over the hours of all
-/// subjects: the order cannot be known without it.
+/// How far back the newest subjects are looked for, step by step, before everything is looked at.
+const LOOK_BACK: [i64; 5] = [0, 6 * HOUR, DAY, 6 * DAY, 36 * DAY];
+
+/// Subjects with stored events, by their last event, newest first, then by name. Whoever was active since some
+/// instant comes before all others, so the first pages need only the last hours. To be read at one instant.
 pub fn list(
     conn: &mut Conn,
     workspace_id: i64,
     after: Option<&SubjectPosition>,
     limit: i64,
 ) -> Result<Vec<SubjectStats>, Fault> {
+    let anchor = match after {
+        Some(after) => after.last_event_at.floor(HOUR),
+        None => newest_hour(conn, workspace_id)?,
+    };
+    let mut newest = Vec::new();
+    for since in LOOK_BACK.map(|span| anchor.plus(-span)).into_iter().chain([Micros(i64::MIN)]) {
+        newest = active_since(conn, workspace_id, since, after, limit)?;
+        if newest.len() as i64 == limit {
+            break;
+        }
+    }
+    count_events(conn, workspace_id, newest)
+}
+
+#[derive(QueryableByName)]
+struct NewestHour {
+    #[diesel(sql_type = Nullable<BigInt>)]
+    start: Option<i64>,
+}
+
+/// The last hour with events, but none in the future: few events may lie there.
+fn newest_hour(conn: &mut Conn, workspace_id: i64) -> Result<Micros, Fault> {
+    let text = "-- store::subjects::newest_hour
+                SELECT MAX(start) AS start FROM (
+                    SELECT (SELECT MAX(r.start) FROM rollups r
+                            WHERE r.meter_id = m.id AND r.subject_id = 0 AND r.grain = 0) AS start
+                    FROM meters m WHERE m.workspace_id = $1) AS newest";
+    let newest: NewestHour = sql_query(text).bind::<BigInt, _>(workspace_id).get_result(conn)?;
+    let now = Micros::now().floor(HOUR);
+    Ok(newest.start.map_or(now, |start| now.min(Micros(start))))
+}
+
+#[derive(QueryableByName)]
+struct Active {
+    #[diesel(sql_type = BigInt)]
+    subject_id: i64,
+    #[diesel(sql_type = Text)]
+    subject: String,
+    #[diesel(sql_type = BigInt)]
+    last_event_at: i64,
+}
+
+/// The first subjects after a position, of those with events since an instant (a whole hour).
+fn active_since(
+    conn: &mut Conn,
+    workspace_id: i64,
+    since: Micros,
+    after: Option<&SubjectPosition>,
+    limit: i64,
+) -> Result<Vec<Active>, Fault> {
+    let is_postgres = conn.is_postgres();
     let text = format!(
-        "-- store::subjects::list
+        "-- store::subjects::active_since
          WITH page AS (
-             SELECT id, {} AS hours_from FROM meters WHERE workspace_id = $1
-         ), counted AS (
-             SELECT r.subject_id, r.meter_id, SUM(r.event_count) AS event_count, MAX(r.last_at) AS last_at
-             FROM page p JOIN rollups r ON r.meter_id = p.id AND r.subject_id > 0 AND r.start >= p.hours_from
-             GROUP BY r.subject_id, r.meter_id
-             UNION ALL
-             SELECT e.subject_id, e.meter_id, COUNT(*), MAX(e.event_time)
-             FROM page p JOIN events e ON e.meter_id = p.id AND e.event_time < p.hours_from
-             GROUP BY e.subject_id, e.meter_id
+             SELECT id, {} AS hours_from, $1 AS since FROM meters WHERE workspace_id = $2
          ), active AS (
-             SELECT subject_id, CAST(SUM(event_count) AS BIGINT) AS usage_events,
-                    COUNT(DISTINCT meter_id) AS meters, MAX(last_at) AS last_event_at
-             FROM counted GROUP BY subject_id
+             SELECT subject_id, MAX(last_at) AS last_event_at FROM ({} UNION ALL {}) AS seen GROUP BY subject_id
          )
-         SELECT s.name AS subject, a.usage_events, a.meters, a.last_event_at
+         SELECT a.subject_id, s.name AS subject, a.last_event_at
          FROM active a JOIN subjects s ON s.id = a.subject_id
-         WHERE a.last_event_at < $2 OR (a.last_event_at = $2 AND s.name > $3)
-         ORDER BY a.last_event_at DESC, s.name LIMIT $4",
+         WHERE a.last_event_at < $3 OR (a.last_event_at = $3 AND s.name > $4)
+         ORDER BY a.last_event_at DESC, s.name LIMIT $5",
         whole_from(HOUR),
+        of_each_meter(
+            is_postgres,
+            "r.subject_id, r.last_at",
+            "rollups r",
+            "r.meter_id = p.id AND r.subject_id > 0 AND r.start >= p.hours_from AND r.start >= p.since",
+        ),
+        of_each_meter(
+            is_postgres,
+            "e.subject_id, e.event_time AS last_at",
+            "events e",
+            "e.meter_id = p.id AND e.event_time < p.hours_from AND e.event_time >= p.since",
+        ),
     );
     let (last_event_at, subject) =
         after.map_or((i64::MAX, ""), |after| (after.last_event_at.0, after.subject.as_str()));
-    let query = sql_query(text).bind::<BigInt, _>(workspace_id);
+    let query = sql_query(text).bind::<BigInt, _>(since.0).bind::<BigInt, _>(workspace_id);
     let query = query.bind::<BigInt, _>(last_event_at).bind::<Text, _>(subject);
     Ok(query.bind::<BigInt, _>(limit).load(conn)?)
+}
+
+#[derive(QueryableByName)]
+struct Counted {
+    #[diesel(sql_type = BigInt)]
+    subject_id: i64,
+    #[diesel(sql_type = BigInt)]
+    usage_events: i64,
+    #[diesel(sql_type = BigInt)]
+    meters: i64,
+}
+
+/// Adds the counts to a page of subjects, in one statement for all of them.
+fn count_events(
+    conn: &mut Conn,
+    workspace_id: i64,
+    subjects: Vec<Active>,
+) -> Result<Vec<SubjectStats>, Fault> {
+    if subjects.is_empty() {
+        return Ok(Vec::new());
+    }
+    let is_postgres = conn.is_postgres();
+    let ids: Vec<String> = subjects.iter().map(|one| one.subject_id.to_string()).collect();
+    let ids = ids.join(", ");
+    let text = format!(
+        "-- store::subjects::count_events
+         WITH page AS (
+             SELECT id, {} AS hours_from FROM meters WHERE workspace_id = $1
+         ), counted AS ({} UNION ALL {})
+         SELECT subject_id, CAST(SUM(event_count) AS BIGINT) AS usage_events, COUNT(DISTINCT meter_id) AS meters
+         FROM counted GROUP BY subject_id",
+        whole_from(HOUR),
+        of_each_meter(
+            is_postgres,
+            "r.subject_id, r.meter_id, r.event_count",
+            "rollups r",
+            &format!(
+                "r.meter_id = p.id AND r.subject_id IN ({ids}) AND r.grain = 0 AND r.start >= p.hours_from"
+            ),
+        ),
+        of_each_meter(
+            is_postgres,
+            "e.subject_id, e.meter_id, 1 AS event_count",
+            "events e",
+            &format!("e.meter_id = p.id AND e.event_time < p.hours_from AND e.subject_id IN ({ids})"),
+        ),
+    );
+    let rows: Vec<Counted> = sql_query(text).bind::<BigInt, _>(workspace_id).load(conn)?;
+    let counts: HashMap<i64, (i64, i64)> =
+        rows.into_iter().map(|row| (row.subject_id, (row.usage_events, row.meters))).collect();
+    let with_counts = subjects.into_iter().map(|one| {
+        let (usage_events, meters) = counts.get(&one.subject_id).copied().unwrap_or_default();
+        SubjectStats { subject: one.subject, usage_events, meters, last_event_at: one.last_event_at }
+    });
+    Ok(with_counts.collect())
 }
 
 /// The newest events of a subject; none for an unknown one.

@@ -1,25 +1,39 @@
 //! Sums over windows: full hours and days from rollups, the rest from raw events. Any window, any grouping and any
-//! condition gives what a recount of all events would give; rollups only make it fast.
+//! filter gives what a recount of all events would give; rollups only make it fast. Rows are added up as they arrive.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use diesel::prelude::*;
 use diesel::sql_query;
-use diesel::sql_types::{BigInt, Binary, Nullable, SmallInt, Text};
+use diesel::sql_types::{BigInt, Binary, Integer, Nullable, Text};
 use serde_json::{Map, Value};
+use uuid::Uuid;
 
-use crate::meter::{Aggregation, Meter};
-use crate::rollup::{Edge, Grain, Part, merge};
+use crate::filter::{Field, Held, Row};
+use crate::meter::{Aggregation, Meter, value_at};
+use crate::quantity::Quantity;
+use crate::rollup::{Edge, Grain, Part};
 use crate::store::events::{quantity_of, uuid_of};
-use crate::store::schema::{dimension_sets, meters, subjects};
+use crate::store::filter::prefilter;
+use crate::store::schema::{meters, subjects};
+use crate::store::statement::{Statement, integers};
 use crate::store::{Conn, Fault};
-use crate::usage::{Cells, Query};
+use crate::usage::{Cells, Query, Summed};
 use crate::window::{BucketSize, DAY, HOUR, Micros, Window};
 
-/// Whether retention may be at work where this query reads raw events beside rollups. Then all of it must be read
-/// at one instant ([`crate::store::Store::read_snapshot`]). No event younger than a day is ever pruned.
-pub fn may_meet_pruning(query: &Query) -> bool {
+/// Whether the statements of this query must all see one state of the database
+/// ([`crate::store::Store::read_snapshot`]): an event stored, or pruned, between two of them would be counted wrong
+/// where a cut hour is weighed against its rollup, or rollups against the dimension sets that they name.
+pub fn needs_snapshot(query: &Query) -> bool {
+    let is_cut = |at: Micros| at != at.floor(HOUR);
+    query.rollups_since().is_some()
+        && (is_cut(query.window.from) || is_cut(query.window.to) || !query.paths().is_empty())
+}
+
+/// Whether retention may be at work where this query reads raw events beside rollups. No event younger than a day
+/// is ever pruned.
+fn may_meet_pruning(query: &Query) -> bool {
     let young = Micros::now().plus(HOUR - DAY);
     let Window { from, to } = query.window;
     let is_cut = |at: Micros| at != at.floor(HOUR) && at < young;
@@ -39,17 +53,30 @@ fn with_watermark(conn: &mut Conn, query: &Query) -> Result<Query, Fault> {
     Ok(query)
 }
 
-/// Adds up the events of a query, per bucket and group. Read at one instant when [`may_meet_pruning`].
-pub fn cells(conn: &mut Conn, query: &Query) -> Result<Cells, Fault> {
+/// Adds up the events of a query, per bucket and group, and keeps the first `most` rows. Read at one instant when
+/// [`needs_snapshot`].
+pub fn cells(conn: &mut Conn, query: &Query, most: usize) -> Result<Cells, Fault> {
     let query = if may_meet_pruning(query) { &with_watermark(conn, query)? } else { query };
-    let subject_id = match &query.subject {
-        None => None,
-        Some(name) => match subject_id(conn, query.meter.workspace_id, name)? {
-            Some(id) => Some(id),
-            None => return Ok(Cells::new()),
-        },
+    let subjects = match query.only_subjects() {
+        Some(names) => {
+            let names: Vec<&str> = names.into_iter().collect();
+            let ids = subject_ids(conn, query.meter.workspace_id, &names)?;
+            if ids.is_empty() {
+                return Ok(Cells::first(most));
+            }
+            Subjects::Only(ids)
+        }
+        None if query.names_subjects() => Subjects::Each,
+        None => Subjects::All,
     };
-    let mut sum = Sum { query, subject_id, hour_by_hour: false, names: HashMap::new(), cells: Cells::new() };
+    let mut sum = Sum {
+        query,
+        subjects,
+        named: query.names_subjects(),
+        hour_by_hour: false,
+        left_out: None,
+        cells: Cells::first(most),
+    };
     match query.rollups_since() {
         None => sum.add_raw(conn, query.window, None)?,
         Some(since) => sum.add_all(conn, since)?,
@@ -57,12 +84,21 @@ pub fn cells(conn: &mut Conn, query: &Query) -> Result<Cells, Fault> {
     Ok(sum.cells)
 }
 
-fn subject_id(conn: &mut Conn, workspace_id: i64, name: &str) -> Result<Option<i64>, Fault> {
+/// The ids of those subjects that are known.
+pub fn subject_ids(conn: &mut Conn, workspace_id: i64, names: &[&str]) -> Result<Vec<i64>, Fault> {
     Ok(subjects::table
-        .filter(subjects::workspace_id.eq(workspace_id).and(subjects::name.eq(name)))
+        .filter(subjects::workspace_id.eq(workspace_id).and(subjects::name.eq_any(names)))
         .select(subjects::id)
-        .first(conn)
-        .optional()?)
+        .load(conn)?)
+}
+
+/// Whose rows are read.
+enum Subjects {
+    /// Rows of the meter that all subjects share.
+    All,
+    /// Rows of every single subject.
+    Each,
+    Only(Vec<i64>),
 }
 
 /// Dimension values by the hash that rollups carry.
@@ -75,12 +111,14 @@ struct Set {
 
 struct Sum<'q> {
     query: &'q Query,
-    subject_id: Option<i64>,
+    subjects: Subjects,
+    /// Rows must say the name of their subject.
+    named: bool,
     /// Some rollups are too old to know a dimension and their events are partly pruned: which of the two answers
     /// for an hour can then only be told hour by hour.
     hour_by_hour: bool,
-    /// Names of subjects met so far, when rows are grouped by them.
-    names: HashMap<i64, String>,
+    /// Where rollups were too old and their events must be read instead.
+    left_out: Option<Window>,
     cells: Cells,
 }
 
@@ -88,7 +126,7 @@ impl Sum<'_> {
     /// Rollups for what lies wholly inside the window, raw events for the rest. `since` is the meter version from
     /// which rollups know the dimensions of the query; events stored before it are read one by one.
     fn add_all(&mut self, conn: &mut Conn, since: i32) -> Result<(), Fault> {
-        let sets = self.sets(conn, since)?;
+        let sets = self.sets(conn)?;
         let has_old_sets = sets.values().any(|set| set.version < since);
         self.hour_by_hour = has_old_sets && self.query.meter.pruned_before.is_some();
         let whole = self.whole_hours(conn)?;
@@ -101,10 +139,11 @@ impl Sum<'_> {
             self.add_raw(conn, edge, None)?;
         }
         // events from before a dimension was declared, as far as they are still stored
-        if let (Some(hours), true) = (whole.hours, has_old_sets) {
-            let from = hours.from.max(self.pruned_before());
-            if from < hours.to {
-                self.add_raw(conn, Window { from, to: hours.to }, Some(since))?;
+        if let (Some(hours), Some(old)) = (whole.hours, self.left_out) {
+            let from = hours.from.max(old.from).max(self.pruned_before());
+            let to = hours.to.min(old.to);
+            if from < to {
+                self.add_raw(conn, Window { from, to }, Some(since))?;
             }
         }
         Ok(())
@@ -114,21 +153,23 @@ impl Sum<'_> {
         self.query.meter.pruned_before.map_or(Micros(i64::MIN), |at| at.ceil(HOUR))
     }
 
-    /// The dimension sets of the meter, when the query looks at dimensions at all.
-    fn sets(&self, conn: &mut Conn, since: i32) -> Result<Sets, Fault> {
-        if since == 0 && self.query.paths().is_empty() {
-            return Ok(Sets::new());
+    /// The dimension sets of the meter, when the query looks at dimensions at all, with the values it looks at.
+    fn sets(&self, conn: &mut Conn) -> Result<Sets, Fault> {
+        let (mut sets, paths) = (Sets::new(), self.query.paths());
+        if paths.is_empty() {
+            return Ok(sets);
         }
-        let rows: Vec<(Vec<u8>, i32, String)> = dimension_sets::table
-            .filter(dimension_sets::meter_id.eq(self.query.meter.id))
-            .select((dimension_sets::hash, dimension_sets::version, dimension_sets::dimensions))
-            .load(conn)?;
-        rows.into_iter()
-            .map(|(hash, version, json)| {
-                let values = serde_json::from_str(&json).map_err(crate::error::Error::internal)?;
-                Ok((hash, Set { version, values }))
-            })
-            .collect()
+        let mut statement = Statement::new(conn);
+        let meter_id = statement.int(self.query.meter.id);
+        let sql = format!("SELECT hash, version, dimensions FROM dimension_sets WHERE meter_id = {meter_id}");
+        statement.each(conn, &sql, |row: SetRow| {
+            let mut values: Map<String, Value> =
+                serde_json::from_str(&row.dimensions).map_err(crate::error::Error::internal)?;
+            values.retain(|name, _| paths.contains(name.as_str()));
+            sets.insert(row.hash, Set { version: row.version, values });
+            Ok(())
+        })?;
+        Ok(sets)
     }
 
     /// Cuts the window into whole hours and up to two edges of less than an hour. An edge whose hour holds no event
@@ -173,11 +214,16 @@ impl Sum<'_> {
     /// pruned hour are gone: such an hour belongs to the window that it starts in.
     fn hour_lies_inside(&self, conn: &mut Conn, hour: Micros) -> Result<bool, Fault> {
         let Window { from, to } = self.query.window;
-        let text = "SELECT MIN(first_at) AS first_at, MAX(last_at) AS last_at FROM rollups
-                    WHERE meter_id = $1 AND subject_id = $2 AND grain = 0 AND start = $3";
+        let subject = match &self.subjects {
+            Subjects::Only(ids) => format!("subject_id IN ({})", integers(ids)),
+            Subjects::All | Subjects::Each => "subject_id = 0".to_owned(),
+        };
+        let text = format!(
+            "SELECT MIN(first_at) AS first_at, MAX(last_at) AS last_at FROM rollups
+             WHERE meter_id = $1 AND {subject} AND grain = 0 AND start = $2"
+        );
         let span: Span = sql_query(text)
             .bind::<BigInt, _>(self.query.meter.id)
-            .bind::<BigInt, _>(self.subject_id.unwrap_or(crate::rollup::ALL_SUBJECTS))
             .bind::<BigInt, _>(hour.0)
             .get_result(conn)?;
         let inside = match (span.first_at, span.last_at) {
@@ -189,10 +235,9 @@ impl Sum<'_> {
 
     /// Whole days come from day rows where those exist: they are kept per meter, not per subject.
     fn split_days(&self, hours: Window) -> Vec<(Grain, Window)> {
-        let by_subject = self.subject_id.is_some() || self.query.groups_by_subject();
         let days = Window { from: hours.from.ceil(DAY), to: hours.to.floor(DAY) };
         let by_hour = self.hour_by_hour || self.query.bucket_size == Some(BucketSize::Hour);
-        if by_subject || by_hour || days.from >= days.to {
+        if !matches!(self.subjects, Subjects::All) || by_hour || days.from >= days.to {
             return vec![(Grain::Hour, hours)];
         }
         let parts = [
@@ -211,51 +256,30 @@ impl Sum<'_> {
         sets: &Sets,
         since: i32,
     ) -> Result<(), Fault> {
-        let rows = self.load_rollups(conn, grain, window, !sets.is_empty())?;
-        if self.query.groups_by_subject() {
-            self.learn_names(conn, rows.iter().map(|row| row.subject_id))?;
-        }
+        let mut statement = Statement::new(conn);
+        let sql = self.rollup_sql(&mut statement, grain, window, !sets.is_empty());
         let pruned_before = self.pruned_before();
         let nothing = Map::new();
-        for row in rows {
+        let (query, cells, left_out) = (self.query, &mut self.cells, &mut self.left_out);
+        statement.each(conn, &sql, |row: RollupRow| {
             let start = Micros(row.start);
             let values = match sets.get(&row.dimension_set) {
                 // read from raw events instead, unless those are gone
-                Some(set) if set.version < since && start >= pruned_before => continue,
+                Some(set) if set.version < since && start >= pruned_before => {
+                    let span = Window { from: Micros(row.low), to: Micros(row.high).plus(grain.width()) };
+                    *left_out = Some(left_out.map_or(span, |other| other.hull(span)));
+                    return Ok(());
+                }
                 Some(set) => &set.values,
                 None => &nothing,
             };
-            let subject = self.names.get(&row.subject_id).map(String::as_str);
-            if let Some(group) = self.query.group_of_set(subject, values) {
-                merge(&mut self.cells, (self.query.bucket(start), group), row.into_part()?);
+            let subject = row.subject.as_deref().unwrap_or_default();
+            let summed = Summed { meter: &query.meter.name, subject, dimensions: values };
+            if let Some(group) = query.group(&summed) {
+                cells.add(query.bucket(start), group, row.into_part()?);
             }
-        }
-        Ok(())
-    }
-
-    /// Rollup rows, added up by the database as far as the query allows: per bucket, and per subject and dimension
-    /// set when it looks at them. First and last events cannot be added up in SQL and come row by row.
-    fn load_rollups(
-        &self,
-        conn: &mut Conn,
-        grain: Grain,
-        window: Window,
-        with_sets: bool,
-    ) -> Result<Vec<RollupRow>, Fault> {
-        let by_subject = self.query.groups_by_subject();
-        let needs_edges = matches!(self.query.meter.aggregation, Aggregation::First | Aggregation::Last);
-        let text = rollup_sql(conn.is_postgres(), self.bucket_sql(), by_subject, with_sets, needs_edges);
-        let text = text.replace(
-            "{subject}",
-            if by_subject && self.subject_id.is_none() { "subject_id > $2" } else { "subject_id = $2" },
-        );
-        Ok(sql_query(text)
-            .bind::<BigInt, _>(self.query.meter.id)
-            .bind::<BigInt, _>(self.subject_id.unwrap_or(crate::rollup::ALL_SUBJECTS))
-            .bind::<SmallInt, _>(grain as i16)
-            .bind::<BigInt, _>(window.from.0)
-            .bind::<BigInt, _>(window.to.0)
-            .load(conn)?)
+            Ok(())
+        })
     }
 
     /// The start that rows are added up under: months are put together from days, because they differ in length.
@@ -268,55 +292,83 @@ impl Sum<'_> {
         }
     }
 
-    fn learn_names(&mut self, conn: &mut Conn, ids: impl Iterator<Item = i64>) -> Result<(), Fault> {
-        let mut missing: Vec<i64> = ids.filter(|id| !self.names.contains_key(id)).collect();
-        missing.sort_unstable();
-        missing.dedup();
-        for ids in missing.chunks(5_000) {
-            let names: Vec<(i64, String)> = subjects::table
-                .filter(subjects::id.eq_any(ids))
-                .select((subjects::id, subjects::name))
-                .load(conn)?;
-            self.names.extend(names);
+    /// Rollup rows, added up by the database as far as the query allows: per bucket, and per subject and dimension
+    /// set when it looks at them. First and last events cannot be added up in SQL and come row by row.
+    fn rollup_sql(&self, statement: &mut Statement, grain: Grain, window: Window, with_sets: bool) -> String {
+        let postgres = statement.is_postgres;
+        let subject = match &self.subjects {
+            Subjects::All => "subject_id = 0".to_owned(),
+            // as the partial index says it
+            Subjects::Each => "subject_id > 0".to_owned(),
+            Subjects::Only(ids) => format!("subject_id IN ({})", integers(ids)),
+        };
+        let condition = format!(
+            "FROM rollups WHERE meter_id = {} AND {subject} AND grain = {} AND start >= {} AND start < {}",
+            statement.int(self.query.meter.id),
+            grain as i16,
+            statement.int(window.from.0),
+            statement.int(window.to.0),
+        );
+        let needs_edges = matches!(self.query.meter.aggregation, Aggregation::First | Aggregation::Last);
+        let bucket = self.bucket_sql();
+        let rows = match needs_edges {
+            true => single_rows(postgres, &bucket, &condition),
+            false => grouped_rows(postgres, &bucket, &condition, self.named, with_sets),
+        };
+        match self.named {
+            true => format!(
+                "SELECT r.*, s.name AS subject FROM ({rows}) r JOIN subjects s ON s.id = r.subject_id"
+            ),
+            false => format!("SELECT r.*, NULL AS subject FROM ({rows}) r"),
         }
-        Ok(())
     }
 
     /// Raw events one by one; `before` limits them to those checked under an older version of the meter.
     fn add_raw(&mut self, conn: &mut Conn, window: Window, before: Option<i32>) -> Result<(), Fault> {
-        let quantity = if conn.is_postgres() { "quantity::text" } else { "quantity_text(quantity)" };
-        let metadata = match (self.query.paths().is_empty(), conn.is_postgres()) {
-            (true, _) => "NULL",
-            (false, true) => "metadata::text",
-            (false, false) => "metadata",
-        };
-        let subject = if self.subject_id.is_some() { "subject_id = $4" } else { "subject_id > $4" };
-        let text = format!(
-            "SELECT id, subject_id, event_time, {quantity} AS quantity, {metadata} AS metadata FROM events
-             WHERE meter_id = $1 AND event_time >= $2 AND event_time < $3 AND {subject} AND meter_version < $5"
-        );
-        let rows: Vec<RawRow> = sql_query(text)
-            .bind::<BigInt, _>(self.query.meter.id)
-            .bind::<BigInt, _>(window.from.0)
-            .bind::<BigInt, _>(window.to.0)
-            .bind::<BigInt, _>(self.subject_id.unwrap_or(0))
-            .bind::<diesel::sql_types::Integer, _>(before.unwrap_or(i32::MAX))
-            .load(conn)?;
-        if self.query.groups_by_subject() {
-            self.learn_names(conn, rows.iter().map(|row| row.subject_id))?;
-        }
-        let nothing = Map::new();
-        for row in rows {
-            let metadata = row.metadata()?;
-            let subject = self.names.get(&row.subject_id).map(String::as_str);
-            let group = self.query.group_of_event(subject, metadata.as_ref().unwrap_or(&nothing));
-            if let Some(group) = group {
-                let at = Micros(row.event_time);
-                let part = Part::of(at, uuid_of(&row.id)?, &quantity_of(&row.quantity)?);
-                merge(&mut self.cells, (self.query.bucket(at), group), part);
+        let mut statement = Statement::new(conn);
+        let sql = self.raw_sql(&mut statement, window, before);
+        let (query, cells) = (self.query, &mut self.cells);
+        statement.each(conn, &sql, |row: RawRow| {
+            let event = RawEvent::of(&query.meter.name, row)?;
+            if let Some(group) = query.group(&event) {
+                cells.add(query.bucket(event.time), group, Part::of(event.time, event.id, &event.quantity));
             }
+            Ok(())
+        })
+    }
+
+    fn raw_sql(&self, statement: &mut Statement, window: Window, before: Option<i32>) -> String {
+        let quantity = if statement.is_postgres { "e.quantity::text" } else { "quantity_text(e.quantity)" };
+        let metadata = match (self.query.paths().is_empty(), statement.is_postgres) {
+            (true, _) => "NULL",
+            (false, true) => "e.metadata::text",
+            (false, false) => "e.metadata",
+        };
+        let (name, join) = match self.named {
+            true => ("s.name", "JOIN subjects s ON s.id = e.subject_id"),
+            false => ("NULL", ""),
+        };
+        let mut sql = format!(
+            "SELECT e.id, e.event_time, e.received_at, {quantity} AS quantity, e.idempotency_key,
+                    {metadata} AS metadata, {name} AS subject
+             FROM events e {join}
+             WHERE e.meter_id = {} AND e.event_time >= {} AND e.event_time < {}",
+            statement.int(self.query.meter.id),
+            statement.int(window.from.0),
+            statement.int(window.to.0),
+        );
+        if let Subjects::Only(ids) = &self.subjects {
+            sql.push_str(&format!(" AND e.subject_id IN ({})", integers(ids)));
         }
-        Ok(())
+        if let Some(version) = before {
+            sql.push_str(&format!(" AND e.meter_version < {version}"));
+        }
+        let filter = self.query.filter.as_ref();
+        let filter = filter.and_then(|filter| prefilter(filter, self.query.meter.workspace_id, statement));
+        if let Some(condition) = filter {
+            sql.push_str(&format!(" AND {condition}"));
+        }
+        sql
     }
 }
 
@@ -325,55 +377,43 @@ struct Whole {
     edges: Vec<Window>,
 }
 
-fn rollup_sql(
-    postgres: bool,
-    bucket: String,
-    by_subject: bool,
-    with_sets: bool,
-    needs_edges: bool,
-) -> String {
-    let text = |column: &str| {
-        if postgres { format!("({column})::text") } else { format!("quantity_text({column})") }
-    };
-    let sum =
-        |column: &str| if postgres { format!("SUM({column})") } else { format!("quantity_total({column})") };
-    let count = if postgres { "SUM(event_count)::bigint" } else { "SUM(event_count)" };
-    let condition = "WHERE meter_id = $1 AND {subject} AND grain = $3 AND start >= $4 AND start < $5";
-    if needs_edges {
-        return format!(
-            "SELECT {bucket} AS start, subject_id, dimension_set, event_count, {} AS quantity_sum,
-                    {} AS quantity_min, {} AS quantity_max, first_at, first_id, {} AS first_quantity,
-                    last_at, last_id, {} AS last_quantity
-             FROM rollups {condition}",
-            text("quantity_sum"),
-            text("quantity_min"),
-            text("quantity_max"),
-            text("first_quantity"),
-            text("last_quantity"),
-        );
-    }
-    let empty_set = if postgres { "''::bytea" } else { "x''" };
-    let (subject, set) = (
-        if by_subject { "subject_id" } else { "CAST(0 AS BIGINT)" },
-        if with_sets { "dimension_set" } else { empty_set },
-    );
-    let mut keys = vec!["1"];
-    if by_subject {
-        keys.push("2");
-    }
-    if with_sets {
-        keys.push("3");
-    }
+fn quantity_text(postgres: bool, column: &str) -> String {
+    if postgres { format!("({column})::text") } else { format!("quantity_text({column})") }
+}
+
+/// Rollups with their first and last events, one by one.
+fn single_rows(postgres: bool, bucket: &str, condition: &str) -> String {
+    let text = |column: &str| quantity_text(postgres, column);
     format!(
-        "SELECT {bucket} AS start, {subject} AS subject_id, {set} AS dimension_set, {count} AS event_count,
+        "SELECT {bucket} AS start, subject_id, dimension_set, event_count, {} AS quantity_sum,
+                {} AS quantity_min, {} AS quantity_max, first_at, first_id, {} AS first_quantity,
+                last_at, last_id, {} AS last_quantity, start AS low, start AS high
+         {condition}",
+        text("quantity_sum"),
+        text("quantity_min"),
+        text("quantity_max"),
+        text("first_quantity"),
+        text("last_quantity"),
+    )
+}
+
+fn grouped_rows(postgres: bool, bucket: &str, condition: &str, by_subject: bool, by_set: bool) -> String {
+    let total = if postgres { "SUM" } else { "quantity_total" };
+    let count = if postgres { "SUM(event_count)::bigint" } else { "SUM(event_count)" };
+    let empty_set = if postgres { "''::bytea" } else { "x''" };
+    let (subject, subject_key) =
+        if by_subject { ("subject_id", ", 2") } else { ("CAST(0 AS BIGINT) AS subject_id", "") };
+    let (set, set_key) = if by_set { ("dimension_set", ", 3") } else { (empty_set, "") };
+    format!(
+        "SELECT {bucket} AS start, {subject}, {set} AS dimension_set, {count} AS event_count,
                 {} AS quantity_sum, {} AS quantity_min, {} AS quantity_max,
                 CAST(NULL AS BIGINT) AS first_at, NULL AS first_id, NULL AS first_quantity,
-                CAST(NULL AS BIGINT) AS last_at, NULL AS last_id, NULL AS last_quantity
-         FROM rollups {condition} GROUP BY {}",
-        text(&sum("quantity_sum")),
-        text("MIN(quantity_min)"),
-        text("MAX(quantity_max)"),
-        keys.join(", "),
+                CAST(NULL AS BIGINT) AS last_at, NULL AS last_id, NULL AS last_quantity,
+                MIN(start) AS low, MAX(start) AS high
+         {condition} GROUP BY 1{subject_key}{set_key}",
+        quantity_text(postgres, &format!("{total}(quantity_sum)")),
+        quantity_text(postgres, "MIN(quantity_min)"),
+        quantity_text(postgres, "MAX(quantity_max)"),
     )
 }
 
@@ -386,11 +426,21 @@ struct Span {
 }
 
 #[derive(QueryableByName)]
+struct SetRow {
+    #[diesel(sql_type = Binary)]
+    hash: Vec<u8>,
+    #[diesel(sql_type = Integer)]
+    version: i32,
+    #[diesel(sql_type = Text)]
+    dimensions: String,
+}
+
+#[derive(QueryableByName)]
 struct RollupRow {
     #[diesel(sql_type = BigInt)]
     start: i64,
-    #[diesel(sql_type = BigInt)]
-    subject_id: i64,
+    #[diesel(sql_type = Nullable<Text>)]
+    subject: Option<String>,
     #[diesel(sql_type = Binary)]
     dimension_set: Vec<u8>,
     #[diesel(sql_type = BigInt)]
@@ -413,6 +463,11 @@ struct RollupRow {
     last_id: Option<Vec<u8>>,
     #[diesel(sql_type = Nullable<Text>)]
     last_quantity: Option<String>,
+    /// Starts of the first and the last rollup in this row.
+    #[diesel(sql_type = BigInt)]
+    low: i64,
+    #[diesel(sql_type = BigInt)]
+    high: i64,
 }
 
 impl RollupRow {
@@ -442,20 +497,67 @@ struct RawRow {
     #[diesel(sql_type = Binary)]
     id: Vec<u8>,
     #[diesel(sql_type = BigInt)]
-    subject_id: i64,
-    #[diesel(sql_type = BigInt)]
     event_time: i64,
+    #[diesel(sql_type = BigInt)]
+    received_at: i64,
     #[diesel(sql_type = Text)]
     quantity: String,
     #[diesel(sql_type = Nullable<Text>)]
+    idempotency_key: Option<String>,
+    #[diesel(sql_type = Nullable<Text>)]
     metadata: Option<String>,
+    #[diesel(sql_type = Nullable<Text>)]
+    subject: Option<String>,
 }
 
-impl RawRow {
-    fn metadata(&self) -> Result<Option<Map<String, Value>>, Fault> {
-        let Some(text) = &self.metadata else { return Ok(None) };
-        // PostgreSQL spells numbers its own way
-        let text = crate::event::canonical_metadata(text).unwrap_or_default();
-        Ok(serde_json::from_str(&text).ok())
+/// A stored event, as far as a query looks at it.
+struct RawEvent<'q> {
+    id: Uuid,
+    meter: &'q str,
+    subject: String,
+    time: Micros,
+    received_at: Micros,
+    quantity: Quantity,
+    key: Option<String>,
+    metadata: Map<String, Value>,
+}
+
+impl<'q> RawEvent<'q> {
+    fn of(meter: &'q str, row: RawRow) -> Result<Self, Fault> {
+        Ok(RawEvent {
+            id: uuid_of(&row.id)?,
+            meter,
+            subject: row.subject.unwrap_or_default(),
+            time: Micros(row.event_time),
+            received_at: Micros(row.received_at),
+            quantity: quantity_of(&row.quantity)?,
+            key: row.idempotency_key,
+            metadata: metadata_of(row.metadata.as_deref())?,
+        })
     }
 }
+
+/// Stored metadata; absent is the empty object.
+pub fn metadata_of(text: Option<&str>) -> Result<Map<String, Value>, Fault> {
+    match text {
+        None => Ok(Map::new()),
+        Some(text) => Ok(serde_json::from_str(text).map_err(crate::error::Error::internal)?),
+    }
+}
+
+impl Row for RawEvent<'_> {
+    fn held(&self, field: &Field) -> Option<Held<'_>> {
+        match field {
+            Field::Subject => Some(Held::Text(&self.subject)),
+            Field::Meter => Some(Held::Text(self.meter)),
+            Field::Quantity => Some(Held::Number(&self.quantity)),
+            Field::EventTime => Some(Held::Time(self.time)),
+            Field::ReceivedAt => Some(Held::Time(self.received_at)),
+            Field::IdempotencyKey => self.key.as_deref().map(Held::Text),
+            Field::Metadata(path) => value_at(&self.metadata, path).map(Held::Json),
+        }
+    }
+}
+
+#[cfg(test)]
+mod plans;

@@ -3,12 +3,17 @@
 
 mod support;
 
+mod alerts;
 mod bad_days;
 mod bad_input;
 mod conformance;
 mod crash;
+mod events;
 mod exactly_once;
 mod exactness;
+mod exports;
+mod filter;
+mod grpc;
 mod history;
 mod lifecycle;
 mod migrations;
@@ -16,3 +21,5 @@ mod readme;
 mod retention;
 mod saved_queries;
 mod sdk;
+mod usage;
+mod webhooks;

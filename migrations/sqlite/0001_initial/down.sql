@@ -1,3 +1,11 @@
+DROP TABLE export_cleanup_runs;
+DROP TABLE export_jobs;
+DROP TABLE alert_attempts;
+DROP TABLE alert_deliveries;
+DROP TABLE alert_events;
+DROP TABLE alert_states;
+DROP TABLE alert_rules;
+DROP TABLE alert_destinations;
 DROP TABLE worker_instances;
 DROP TABLE dead_letters;
 DROP TABLE jobs;

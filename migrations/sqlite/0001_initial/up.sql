@@ -91,6 +91,8 @@ CREATE TABLE meters (
     event_retention_days INTEGER NOT NULL,
     -- raw events before this instant were pruned
     pruned_before INTEGER,
+    -- an enabled alert rule watches it: writers ask for its evaluation
+    has_alerts INTEGER NOT NULL DEFAULT 0,
     created_at INTEGER NOT NULL,
     CONSTRAINT meters_workspace_name_key UNIQUE (workspace_id, name)
 ) STRICT;
@@ -277,3 +279,153 @@ CREATE TABLE worker_instances (
     last_failure_at INTEGER,
     PRIMARY KEY (worker, instance_id)
 ) STRICT;
+
+-- Queued exports: what was asked, how far it is, and what came of it. The work itself is a row in jobs.
+CREATE TABLE export_jobs (
+    id TEXT PRIMARY KEY,
+    workspace_id INTEGER NOT NULL REFERENCES workspaces (id) ON DELETE CASCADE,
+    kind TEXT NOT NULL CONSTRAINT export_jobs_kind_check CHECK (kind IN ('usage_buckets', 'usage_events')),
+    status TEXT NOT NULL CONSTRAINT export_jobs_status_check
+        CHECK (status IN ('queued', 'running', 'completed', 'failed', 'canceled')),
+    -- JSON, as it was asked
+    query TEXT NOT NULL,
+    error TEXT,
+    -- written so far, without the header
+    row_count INTEGER NOT NULL,
+    artifact_size INTEGER,
+    -- SHA-256 in hexadecimal
+    artifact_hash TEXT,
+    created_at INTEGER NOT NULL,
+    updated_at INTEGER NOT NULL,
+    completed_at INTEGER,
+    -- when the artifact was removed
+    expired_at INTEGER
+) STRICT;
+CREATE INDEX export_jobs_workspace ON export_jobs (workspace_id, created_at, id);
+CREATE INDEX export_jobs_expiry ON export_jobs (completed_at) WHERE status = 'completed' AND expired_at IS NULL;
+
+-- One row per workspace whose expired exports were removed in one go.
+CREATE TABLE export_cleanup_runs (
+    id TEXT PRIMARY KEY,
+    workspace_id INTEGER NOT NULL REFERENCES workspaces (id) ON DELETE CASCADE,
+    expired_before INTEGER NOT NULL,
+    files_deleted INTEGER NOT NULL,
+    bytes_reclaimed INTEGER NOT NULL,
+    failures INTEGER NOT NULL,
+    created_at INTEGER NOT NULL
+) STRICT;
+CREATE INDEX export_cleanup_runs_workspace ON export_cleanup_runs (workspace_id, created_at);
+-- Alerts and webhooks -----------------------------------------------------------------------------
+
+CREATE TABLE alert_destinations (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    public_id TEXT NOT NULL CONSTRAINT alert_destinations_public_id_key UNIQUE,
+    workspace_id INTEGER NOT NULL REFERENCES workspaces (id) ON DELETE CASCADE,
+    name TEXT NOT NULL,
+    enabled INTEGER NOT NULL,
+    webhook_url TEXT NOT NULL,
+    secret TEXT NOT NULL,
+    -- after a rotation both secrets sign until this instant
+    previous_secret TEXT,
+    previous_until INTEGER,
+    created_at INTEGER NOT NULL,
+    updated_at INTEGER NOT NULL
+) STRICT;
+CREATE INDEX alert_destinations_workspace ON alert_destinations (workspace_id, id);
+
+CREATE TABLE alert_rules (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    public_id TEXT NOT NULL CONSTRAINT alert_rules_public_id_key UNIQUE,
+    workspace_id INTEGER NOT NULL REFERENCES workspaces (id) ON DELETE CASCADE,
+    meter_id INTEGER NOT NULL CONSTRAINT alert_rules_meter_fkey REFERENCES meters (id),
+    destination_id INTEGER NOT NULL CONSTRAINT alert_rules_destination_fkey REFERENCES alert_destinations (id),
+    name TEXT NOT NULL,
+    enabled INTEGER NOT NULL,
+    subject TEXT,
+    -- JSON object of strings
+    metadata TEXT NOT NULL,
+    window_seconds INTEGER NOT NULL,
+    comparator TEXT NOT NULL,
+    -- decimal text
+    threshold TEXT NOT NULL,
+    evaluation_interval_seconds INTEGER NOT NULL,
+    group_by TEXT,
+    next_evaluate_at INTEGER NOT NULL,
+    evaluated_at INTEGER,
+    -- grows with every change and every evaluation: what was computed from an older one is not written
+    revision INTEGER NOT NULL,
+    created_at INTEGER NOT NULL,
+    updated_at INTEGER NOT NULL
+) STRICT;
+CREATE INDEX alert_rules_workspace ON alert_rules (workspace_id, id);
+CREATE INDEX alert_rules_meter ON alert_rules (meter_id, id);
+CREATE INDEX alert_rules_destination ON alert_rules (destination_id);
+
+-- How a rule stands: one row, or one per group.
+CREATE TABLE alert_states (
+    rule_id INTEGER NOT NULL REFERENCES alert_rules (id) ON DELETE CASCADE,
+    -- both empty without grouping
+    group_key TEXT NOT NULL,
+    group_value TEXT NOT NULL,
+    status TEXT NOT NULL CONSTRAINT alert_states_status_check CHECK (status IN ('ok', 'alerting', 'no_data', 'error')),
+    -- triggered and not yet resolved, also while evaluation fails
+    firing INTEGER NOT NULL,
+    value TEXT NOT NULL,
+    message TEXT NOT NULL,
+    updated_at INTEGER NOT NULL,
+    PRIMARY KEY (rule_id, group_key, group_value)
+) STRICT;
+
+CREATE TABLE alert_events (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    public_id TEXT NOT NULL CONSTRAINT alert_events_public_id_key UNIQUE,
+    workspace_id INTEGER NOT NULL,
+    rule_id INTEGER NOT NULL REFERENCES alert_rules (id) ON DELETE CASCADE,
+    rule_public_id TEXT NOT NULL,
+    group_key TEXT NOT NULL,
+    group_value TEXT NOT NULL,
+    kind TEXT NOT NULL CONSTRAINT alert_events_kind_check CHECK (kind IN ('triggered', 'resolved', 'evaluation_failed')),
+    value TEXT NOT NULL,
+    message TEXT NOT NULL,
+    created_at INTEGER NOT NULL
+) STRICT;
+CREATE INDEX alert_events_workspace ON alert_events (workspace_id, id);
+CREATE INDEX alert_events_rule ON alert_events (rule_id, id);
+
+-- What is to be sent, written with the event. Outlives its rule, so that what was promised is still delivered.
+CREATE TABLE alert_deliveries (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    public_id TEXT NOT NULL CONSTRAINT alert_deliveries_public_id_key UNIQUE,
+    workspace_id INTEGER NOT NULL,
+    rule_id INTEGER NOT NULL,
+    -- public ids, as clients and receivers know them
+    event_id TEXT NOT NULL CONSTRAINT alert_deliveries_event_id_key UNIQUE,
+    destination_id TEXT NOT NULL,
+    -- the body as it is sent
+    payload TEXT NOT NULL,
+    status TEXT NOT NULL CONSTRAINT alert_deliveries_status_check CHECK (status IN ('pending', 'delivered', 'dead_letter')),
+    attempts INTEGER NOT NULL,
+    next_attempt_at INTEGER NOT NULL,
+    last_error TEXT,
+    created_at INTEGER NOT NULL,
+    updated_at INTEGER NOT NULL,
+    delivered_at INTEGER
+) STRICT;
+CREATE INDEX alert_deliveries_workspace ON alert_deliveries (workspace_id, id);
+CREATE INDEX alert_deliveries_pending ON alert_deliveries (rule_id, id) WHERE status = 'pending';
+
+CREATE TABLE alert_attempts (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    public_id TEXT NOT NULL,
+    delivery_id INTEGER NOT NULL REFERENCES alert_deliveries (id) ON DELETE CASCADE,
+    event_id TEXT NOT NULL,
+    status TEXT NOT NULL CONSTRAINT alert_attempts_status_check CHECK (status IN ('delivered', 'failed')),
+    status_code INTEGER,
+    error TEXT,
+    -- the beginning of what the receiver answered
+    response TEXT,
+    duration_ms INTEGER NOT NULL,
+    attempted_at INTEGER NOT NULL
+) STRICT;
+CREATE INDEX alert_attempts_event ON alert_attempts (event_id, id);
+CREATE INDEX alert_attempts_delivery ON alert_attempts (delivery_id);

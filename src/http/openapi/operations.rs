@@ -5,8 +5,12 @@ use actix_web::http::Method;
 use utoipa::openapi::Required;
 
 use super::Doc;
+use crate::alert::RuleInput;
 use crate::auth::User;
-use crate::http::{history, keys, meters, saved_queries, session, subjects, usage as usages};
+use crate::http::{
+    alerts, dead_letters, destinations, exports, history, keys, meters, saved_queries, session, subjects,
+    usage as usages, usage_events,
+};
 use crate::{event, usage as rows};
 
 /// The description of a route, or `None` when nobody wrote one.
@@ -18,9 +22,27 @@ pub fn describe(method: &Method, path: &str) -> Option<Doc> {
             .empty(204, "Ready.")
             .empty(503, "Not now; the log says why."),
         (_, path) if path.starts_with("/v1/auth") => return auth(method, path),
+        (_, path) if path.starts_with("/v1/exports") => return export(method, path),
         (_, path) if path.starts_with("/v1/meters") => return meter(method, path),
         (_, path) if path.starts_with("/v1/usages") => return usage(method, path),
+        ("GET", "/v1/usageevents") => event_query("List raw events")
+            .limit(100, 1000)
+            .cursor()
+            .page::<event::StoredEvent>("Newest first."),
+        ("POST", "/v1/usageevents/search") => Doc::new("usage events", "List raw events, with a filter")
+            .body::<usage_events::Search>()
+            .page::<event::StoredEvent>("Newest first."),
+        ("GET", "/v1/usageevents/export") => event_query("Download raw events")
+            .limit(100, 1000)
+            .flag("formula_guard", GUARD)
+            .csv("Newest first."),
+        ("POST", "/v1/usageevents/export") => Doc::new("usage events", "Download raw events, with a filter")
+            .body::<usage_events::Search>()
+            .csv("Newest first."),
         (_, path) if path.starts_with("/v1/usage/saved-queries") => return saved_query(method, path),
+        (_, path) if path.starts_with("/v1/alerts/d") => return delivery(method, path),
+        (_, path) if path.starts_with("/v1/alerts") => return alert(method, path),
+        (_, path) if path.starts_with("/v1/system/workers") => return dead_letter(method, path),
         _ => return past(method, path),
     };
     Some(doc)
@@ -121,13 +143,7 @@ fn usage(method: &Method, path: &str) -> Option<Doc> {
                 "Every item failed (a bulk result), or the call itself (an error).",
             )
             .errors(&[429]),
-        ("GET", "/v1/usages") => Doc::new("usage", "Aggregates over time")
-            .required_text("meter", "Name of the meter.")
-            .time("from", "Start, inclusive.", Required::True)
-            .time("to", "End, exclusive.", Required::True)
-            .text("subject", "One subject only.")
-            .text("bucket_size", "`hour`, `day` or `month`; `day` unless told.")
-            .repeated("group_by", "`subject` or declared dimensions, up to five.")
+        ("GET", "/v1/usages") => bucket_query("Aggregates over time")
             .limit(100, 1000)
             .list::<rows::Bucket>("By bucket, then group. `metadata.<path>=<value>` parameters filter.")
             .errors(&[404]),
@@ -135,6 +151,76 @@ fn usage(method: &Method, path: &str) -> Option<Doc> {
             .body::<usages::Search>()
             .list::<rows::Bucket>("By bucket, then group.")
             .errors(&[404]),
+        ("GET", "/v1/usages/export") => bucket_query("Download aggregates over time")
+            .limit(100, 1000)
+            .flag("formula_guard", GUARD)
+            .csv("By bucket, then group.")
+            .errors(&[404]),
+        ("POST", "/v1/usages/export") => Doc::new("usage", "Download aggregates over time, with a filter")
+            .body::<usages::Search>()
+            .csv("By bucket, then group.")
+            .errors(&[404]),
+        ("POST", "/v1/usages/breakdowns/search") => Doc::new("usage", "Largest values of a field")
+            .body::<usages::BreakdownSearch>()
+            .page::<rows::Share>("By quantity, then value.")
+            .errors(&[404]),
+        ("GET", "/v1/usages/dimensions") => Doc::new("usage", "Values that a dimension has taken")
+            .required_text("meter", "Name of the meter.")
+            .required_text("field", "A declared dimension.")
+            .text("subject", "One subject only.")
+            .time("from", "Start, inclusive.", Required::False)
+            .time("to", "End, exclusive.", Required::False)
+            .limit(100, 1000)
+            .page::<rows::Taken>("By number of events, then value.")
+            .errors(&[404]),
+        _ => return None,
+    };
+    Some(doc)
+}
+
+const GUARD: &str = "An apostrophe before cells that a spreadsheet would run as a formula.";
+
+fn bucket_query(summary: &'static str) -> Doc {
+    Doc::new("usage", summary)
+        .required_text("meter", "Name of the meter.")
+        .time("from", "Start, inclusive.", Required::True)
+        .time("to", "End, exclusive.", Required::True)
+        .text("subject", "One subject only.")
+        .text("bucket_size", "`hour`, `day` or `month`; `day` unless told.")
+        .repeated("group_by", "`subject` or declared dimensions, up to five.")
+}
+
+fn event_query(summary: &'static str) -> Doc {
+    Doc::new("usage events", summary)
+        .text("meter", "Name of a meter.")
+        .text("subject", "One subject only.")
+        .time("from", "Start, inclusive.", Required::False)
+        .time("to", "End, exclusive.", Required::False)
+}
+
+fn export(method: &Method, path: &str) -> Option<Doc> {
+    let doc = match (method.as_str(), path) {
+        ("POST", "/v1/exports") => {
+            Doc::new("exports", "Queue an export")
+                .body::<exports::CreateInput>()
+                .answer::<exports::View>(202, "The job. It fails later when the meter turns out not to fit.")
+        }
+        ("GET", "/v1/exports") => Doc::new("exports", "List export jobs")
+            .limit(100, 1000)
+            .cursor()
+            .page::<exports::View>("Newest first."),
+        ("GET", "/v1/exports/{id}") => {
+            Doc::new("exports", "Read an export job").answer::<exports::View>(200, "The job.")
+        }
+        ("POST", "/v1/exports/{id}/cancel") => Doc::new("exports", "Cancel an export")
+            .answer::<exports::View>(200, "The job, canceled; its work stops within a second.")
+            .errors(&[409]),
+        ("POST", "/v1/exports/{id}/retry") => Doc::new("exports", "Queue a failed or canceled export anew")
+            .answer::<exports::View>(200, "The job, queued.")
+            .errors(&[409]),
+        ("GET", "/v1/exports/{id}/download") => Doc::new("exports", "Download a completed export")
+            .csv("The file, or with `Range: bytes=…` one part of it (206).")
+            .errors(&[409]),
         _ => return None,
     };
     Some(doc)
@@ -191,6 +277,93 @@ fn saved_query(method: &Method, path: &str) -> Option<Doc> {
             .errors(&[409]),
         ("DELETE", "/v1/usage/saved-queries/{id}") => {
             Doc::new("saved queries", "Delete a saved query").empty(204, "Deleted.")
+        }
+        _ => return None,
+    };
+    Some(doc)
+}
+
+fn alert(method: &Method, path: &str) -> Option<Doc> {
+    let doc = match (method.as_str(), path) {
+        ("GET", "/v1/alerts") => Doc::new("alerts", "List alert rules")
+            .text("meter", "Rules of one meter.")
+            .text("enabled", "`true` or `false`.")
+            .limit(100, 1000)
+            .page::<alerts::RuleView>("Newest first, with their states."),
+        ("POST", "/v1/alerts") => Doc::new("alerts", "Create an alert rule")
+            .body::<RuleInput>()
+            .answer::<alerts::RuleView>(201, "The rule; it is evaluated at once.")
+            .errors(&[404]),
+        ("GET", "/v1/alerts/{id}") => Doc::new("alerts", "Read an alert rule")
+            .answer::<alerts::RuleView>(200, "The rule and its states."),
+        ("PUT", "/v1/alerts/{id}") => Doc::new("alerts", "Change an alert rule")
+            .body::<RuleInput>()
+            .answer::<alerts::RuleView>(200, "The rule as it is now."),
+        ("DELETE", "/v1/alerts/{id}") => {
+            Doc::new("alerts", "Delete an alert rule").empty(204, "Deleted; what fired is resolved.")
+        }
+        ("POST", "/v1/alerts/{id}/evaluate") => {
+            Doc::new("alerts", "Evaluate an alert rule now")
+                .answer::<alerts::EvaluationView>(200, "The states, and what happened.")
+        }
+        ("GET", "/v1/alerts/events") => Doc::new("alerts", "What happened to rules")
+            .text("rule_id", "Events of one rule.")
+            .limit(100, 1000)
+            .cursor()
+            .page::<alerts::EventView>("Newest first, each with its latest delivery.")
+            .errors(&[404]),
+        ("POST", "/v1/alerts/events/{id}/redeliver") => {
+            Doc::new("alerts", "Send an event again")
+                .answer::<alerts::DeliveryView>(202, "Queued, under the same id.")
+        }
+        _ => return None,
+    };
+    Some(doc)
+}
+
+/// Destinations and delivery jobs.
+fn delivery(method: &Method, path: &str) -> Option<Doc> {
+    let doc = match (method.as_str(), path) {
+        ("GET", "/v1/alerts/delivery-jobs") => Doc::new("alerts", "What is or was to be delivered")
+            .limit(50, 200)
+            .page::<alerts::DeliveryView>("Newest first."),
+        ("POST", "/v1/alerts/delivery-jobs/{id}/retry") => {
+            Doc::new("alerts", "Try a dead delivery again").empty(204, "Queued.").errors(&[409])
+        }
+        ("GET", "/v1/alerts/destinations") => Doc::new("alerts", "List destinations")
+            .text("type", "`webhook`.")
+            .text("enabled", "`true` or `false`.")
+            .limit(100, 1000)
+            .page::<destinations::DestinationView>("Newest first."),
+        ("POST", "/v1/alerts/destinations") => Doc::new("alerts", "Create a destination")
+            .body::<destinations::DestinationInput>()
+            .answer::<destinations::DestinationView>(201, "The destination; its secret is shown only here."),
+        ("PUT", "/v1/alerts/destinations/{id}") => Doc::new("alerts", "Change a destination")
+            .body::<destinations::DestinationInput>()
+            .answer::<destinations::DestinationView>(200, "The destination as it is now."),
+        ("DELETE", "/v1/alerts/destinations/{id}") => {
+            Doc::new("alerts", "Delete a destination").empty(204, "Deleted.").errors(&[409])
+        }
+        ("POST", "/v1/alerts/destinations/{id}/webhook-secret/rotate") => {
+            Doc::new("alerts", "Replace the signing secret")
+                .answer::<destinations::DestinationView>(200, "The new secret, shown only here.")
+        }
+        ("POST", "/v1/alerts/destinations/{id}/test") => {
+            Doc::new("alerts", "Send a test event")
+                .answer::<destinations::TestView>(200, "What the receiver answered.")
+        }
+        _ => return None,
+    };
+    Some(doc)
+}
+
+fn dead_letter(method: &Method, path: &str) -> Option<Doc> {
+    let doc = match (method.as_str(), path) {
+        ("GET", "/v1/system/workers/dead-letters") => Doc::new("system", "Jobs that used up their attempts")
+            .limit(50, 200)
+            .page::<dead_letters::DeadLetterView>("Newest first."),
+        ("POST", "/v1/system/workers/dead-letters/{id}/retry") => {
+            Doc::new("system", "Queue a dead job anew").empty(204, "Queued.").errors(&[409])
         }
         _ => return None,
     };

@@ -1,9 +1,9 @@
 //! The hot insert on PostgreSQL: one UNNEST statement per table, all of them prepared.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use bigdecimal::BigDecimal;
-use diesel::sql_types::{Array, BigInt, Binary, Integer, Nullable, Numeric, SmallInt, Text};
+use diesel::sql_types::{Array, BigInt, Binary, Bool, Integer, Nullable, Numeric, SmallInt, Text};
 use diesel::{PgConnection, RunQueryDsl};
 
 use super::{EventRow, EventText, KeyRow, LedgerKey, RunRow, SubjectName, Taken, uuid_of};
@@ -23,8 +23,8 @@ prepared!(
 );
 prepared!(
     MeterVersions for PgConnection,
-    (ids: Array<BigInt> = Vec<i64>) -> (BigInt, Integer),
-    "SELECT id, version FROM meters WHERE id = ANY(?)"
+    (ids: Array<BigInt> = Vec<i64>) -> (BigInt, Integer, Bool),
+    "SELECT id, version, has_alerts FROM meters WHERE id = ANY(?)"
 );
 prepared!(
     LockReplay for PgConnection,
@@ -91,8 +91,12 @@ prepared!(
     (workspace_ids: Array<BigInt> = Vec<i64>, ids: Array<Binary> = Vec<Vec<u8>>, kinds: Array<Text> = Vec<&'static str>,
      accepted: Array<BigInt> = Vec<i64>, duplicates: Array<BigInt> = Vec<i64>, failed: Array<BigInt> = Vec<i64>,
      created_ats: Array<BigInt> = Vec<i64>),
-    "INSERT INTO ingestion_runs (workspace_id, id, kind, accepted, duplicates, failed, created_at)
-     SELECT * FROM unnest(?, ?, ?, ?, ?, ?, ?)"
+    "INSERT INTO ingestion_runs AS r (workspace_id, id, kind, accepted, duplicates, failed, created_at)
+     SELECT * FROM unnest(?, ?, ?, ?, ?, ?, ?)
+     ON CONFLICT (workspace_id, id) DO UPDATE SET
+         accepted = r.accepted + excluded.accepted,
+         duplicates = r.duplicates + excluded.duplicates,
+         failed = r.failed + excluded.failed"
 );
 prepared!(
     AddRollups for PgConnection,
@@ -123,10 +127,9 @@ prepared!(
                               THEN excluded.last_quantity ELSE r.last_quantity END"
 );
 
-pub fn lock_meters(conn: &mut PgConnection, ids: &Vec<i64>) -> Result<HashMap<i64, i32>, Fault> {
+pub fn lock_meters(conn: &mut PgConnection, ids: &Vec<i64>) -> Result<Vec<(i64, i32, bool)>, Fault> {
     LockMeters { class: &METER_LOCK, ids }.execute(conn)?;
-    let rows: Vec<(i64, i32)> = MeterVersions { ids }.load(conn)?;
-    Ok(rows.into_iter().collect())
+    Ok(MeterVersions { ids }.load(conn)?)
 }
 
 pub fn find_replay(

@@ -1,9 +1,9 @@
 //! The hot insert on SQLite: cached single-row statements in a loop, inside one immediate transaction; measured
 //! faster than multi-row VALUES and json_each.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
-use diesel::sql_types::{BigInt, Binary, Integer, Nullable, SmallInt, Text};
+use diesel::sql_types::{BigInt, Binary, Bool, Integer, Nullable, SmallInt, Text};
 use diesel::{OptionalExtension, RunQueryDsl, SqliteConnection, sql_query};
 
 use super::{EventRow, EventText, KeyRow, LedgerKey, RunRow, SubjectName, Taken, event_columns, uuid_of};
@@ -14,8 +14,8 @@ use crate::store::prepared::prepared;
 
 prepared!(
     MeterVersion for SqliteConnection,
-    (id: BigInt = i64) -> Integer,
-    "SELECT version FROM meters WHERE id = ?"
+    (id: BigInt = i64) -> (Integer, Bool),
+    "SELECT version, has_alerts FROM meters WHERE id = ?"
 );
 prepared!(
     FindReplay for SqliteConnection,
@@ -61,8 +61,12 @@ prepared!(
     AddRun for SqliteConnection,
     (workspace_id: BigInt = i64, id: Binary = [u8], kind: Text = str, accepted: BigInt = i64, duplicates: BigInt = i64,
      failed: BigInt = i64, created_at: BigInt = i64),
-    "INSERT INTO ingestion_runs (workspace_id, id, kind, accepted, duplicates, failed, created_at)
-     VALUES (?, ?, ?, ?, ?, ?, ?)"
+    "INSERT INTO ingestion_runs AS r (workspace_id, id, kind, accepted, duplicates, failed, created_at)
+     VALUES (?, ?, ?, ?, ?, ?, ?)
+     ON CONFLICT (workspace_id, id) DO UPDATE SET
+         accepted = r.accepted + excluded.accepted,
+         duplicates = r.duplicates + excluded.duplicates,
+         failed = r.failed + excluded.failed"
 );
 prepared!(
     AddRollup for SqliteConnection,
@@ -91,11 +95,11 @@ prepared!(
                               THEN excluded.last_quantity ELSE r.last_quantity END"
 );
 
-pub fn meter_versions(conn: &mut SqliteConnection, ids: &[i64]) -> Result<HashMap<i64, i32>, Fault> {
-    let mut versions = HashMap::new();
+pub fn meter_versions(conn: &mut SqliteConnection, ids: &[i64]) -> Result<Vec<(i64, i32, bool)>, Fault> {
+    let mut versions = Vec::with_capacity(ids.len());
     for id in ids {
-        if let Some(version) = (MeterVersion { id }).get_result(conn).optional()? {
-            versions.insert(*id, version);
+        if let Some((version, watched)) = (MeterVersion { id }).get_result(conn).optional()? {
+            versions.push((*id, version, watched));
         }
     }
     Ok(versions)

@@ -49,6 +49,13 @@ impl Client {
         client
     }
 
+    /// The same client without a header.
+    pub fn without(&self, name: &str) -> Client {
+        let mut client = self.clone();
+        client.headers.retain(|(header, _)| *header != name);
+        client
+    }
+
     pub fn with_key(&self, key: &str) -> Client {
         self.with("authorization", format!("Bearer {key}"))
     }

@@ -19,7 +19,8 @@ done
 for entry in $live; do kill -s "${entry%:*}" "${entry#*:}"; done 2>/dev/null
 for entry in $live; do
     tries=0
-    while [ $tries -lt 50 ] && kill -0 "${entry#*:}"; do sleep 0.1; tries=$((tries + 1)); done 2>/dev/null
+    # a zombie has no program any more
+    while [ $tries -lt 50 ] && [ -e "/proc/${entry#*:}/exe" ]; do sleep 0.1; tries=$((tries + 1)); done
 done
 for path in "$@"; do umount -l "$path"; rm -rf "$path"; done 2>/dev/null
 "#;

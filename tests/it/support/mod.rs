@@ -6,7 +6,9 @@ pub mod database;
 pub mod guard;
 pub mod postgres;
 pub mod program;
+pub mod receiver;
 pub mod server;
+pub mod worker;
 
 use std::future::Future;
 use std::io::Write;
@@ -14,7 +16,9 @@ use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 
 pub use client::{Answer, Client, Workspace};
 pub use database::Database;
+pub use receiver::Receiver;
 pub use server::Server;
+pub use worker::Worker;
 
 /// Makes two tests of each async function: `name::sqlite` and `name::postgres`.
 macro_rules! on_both_databases {

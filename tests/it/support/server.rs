@@ -104,6 +104,21 @@ impl Server {
         &self.http
     }
 
+    /// `host:port` of the gRPC listener, once the server is ready.
+    pub fn grpc(&self) -> String {
+        let lines = self.log().into_iter().filter_map(|line| serde_json::from_str::<Value>(&line).ok());
+        let address = |line: Value| line["grpc"].as_str().map(str::to_string);
+        lines.filter_map(address).next().expect("the server announces its gRPC listener")
+    }
+
+    /// A line of `/proc/<pid>/status`, in KiB.
+    pub fn memory_kib(&self, name: &str) -> u64 {
+        let pid = self.child.as_ref().expect("the server runs").id();
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("such a line");
+        line.chars().filter(char::is_ascii_digit).collect::<String>().parse().expect("a number")
+    }
+
     pub fn url(&self) -> String {
         format!("http://{}", self.http)
     }

@@ -1,0 +1,156 @@
+//! `open_spanner.v2.UsageStreamService`: a stream whose client knows at any instant what is durable.
+
+use std::time::Duration;
+
+use prost::Message;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::parts::{Done, Fate, Item, Parts, Step};
+use super::pb::v2;
+use super::{Door, Pass, convert, status, stopping};
+use crate::auth::Caller;
+use crate::error::{Error, Result};
+use crate::event::Input;
+
+/// Enough for events that arrive together to be stored together; load makes parts larger by itself.
+const LINGER: Duration = Duration::from_millis(2);
+/// Acknowledgements that may wait for the client to read them.
+const ACKS_WAITING: usize = 4;
+
+type Acks = mpsc::Sender<Result<v2::IngestAck, Status>>;
+
+#[tonic::async_trait]
+impl v2::usage_stream_service_server::UsageStreamService for Door {
+    type IngestStream = ReceiverStream<Result<v2::IngestAck, Status>>;
+
+    async fn ingest(
+        &self,
+        request: Request<Streaming<v2::IngestRequest>>,
+    ) -> Result<Response<Self::IngestStream>, Status> {
+        let pass = Pass::of(&self.app, request.metadata()).map_err(status)?;
+        let caller = pass.caller().await.map_err(status)?;
+        let (acks, answers) = mpsc::channel(ACKS_WAITING);
+        let stream = Stream {
+            door: self.clone(),
+            caller,
+            messages: request.into_inner(),
+            parts: Parts::new(pass, LINGER),
+            sequence: 0,
+            acks,
+        };
+        tokio::spawn(stream.run());
+        Ok(Response::new(ReceiverStream::new(answers)))
+    }
+}
+
+/// One open `Ingest` call.
+struct Stream {
+    door: Door,
+    caller: Caller,
+    messages: Streaming<v2::IngestRequest>,
+    parts: Parts,
+    sequence: u64,
+    acks: Acks,
+}
+
+/// The client does not read any more, or has gone.
+struct Gone;
+
+impl Stream {
+    async fn run(mut self) {
+        let acks = self.acks.clone();
+        let end = tokio::select! {
+            end = self.store() => end,
+            // nobody is there to be told; what was handed to the database is stored all the same
+            () = acks.closed() => return,
+        };
+        if let Ok(Some(status)) = end {
+            let _ = self.send(Err(status)).await;
+        }
+    }
+
+    /// Until the client closes its side (`None`) or something ends the stream.
+    async fn store(&mut self) -> Result<Option<Status>, Gone> {
+        loop {
+            let stopping_token = &self.door.stopping;
+            match self.parts.step(&mut self.messages, stopping_token).await {
+                Ok(Step::Message(message)) => match self.accept(message) {
+                    Ok(item) => self.parts.add(item),
+                    Err(error) => return self.settle(status(error)).await,
+                },
+                Ok(Step::Stored(done)) => self.acknowledge(done).await?,
+                Ok(Step::Closed) => return self.finish(None).await,
+                Ok(Step::Cut) => return self.finish(Some(status(stopping()))).await,
+                Err(status) => return self.settle(status).await,
+            }
+        }
+    }
+
+    /// Checks a request's sequence; everything else that is wrong with it is its own failure.
+    fn accept(&mut self, request: v2::IngestRequest) -> Result<Item> {
+        let (place, bytes) = (request.sequence, request.encoded_len());
+        if place <= self.sequence {
+            let detail = format_args!("sequence {place} does not come after {}", self.sequence).to_string();
+            return Err(Error::invalid(detail));
+        }
+        self.sequence = place;
+        let permitted = |input: Input| self.caller.may_use_meter(input.meter()).map(|()| input);
+        let input = convert::input(request.event).and_then(permitted);
+        Ok(Item { place, input, bytes })
+    }
+
+    async fn finish(&mut self, end: Option<Status>) -> Result<Option<Status>, Gone> {
+        while let Some(done) = self.parts.finish_next().await {
+            match done {
+                Ok(done) => self.acknowledge(done).await?,
+                Err(error) => return Ok(Some(status(error))),
+            }
+        }
+        Ok(end)
+    }
+
+    /// Ends a stream that went wrong: what is being stored is waited for and acknowledged.
+    async fn settle(&mut self, why: Status) -> Result<Option<Status>, Gone> {
+        if let Ok(done) = self.parts.settle().await {
+            self.acknowledge(done).await?;
+        }
+        Ok(Some(why))
+    }
+
+    async fn acknowledge(&mut self, done: Vec<Done>) -> Result<(), Gone> {
+        let Some(last) = done.last() else { return Ok(()) };
+        let durable_sequence = last.place;
+        let outcomes = done.into_iter().map(outcome).collect();
+        self.send(Ok(v2::IngestAck { durable_sequence, outcomes })).await
+    }
+
+    /// Waits for a slow reader, but not beyond the end of the server.
+    async fn send(&mut self, answer: Result<v2::IngestAck, Status>) -> Result<(), Gone> {
+        tokio::select! {
+            sent = self.acks.send(answer) => sent.map_err(|_| Gone),
+            () = self.door.cut.cancelled() => Err(Gone),
+        }
+    }
+}
+
+fn outcome(done: Done) -> v2::Outcome {
+    use v2::outcome::Result as Word;
+    let sequence = done.place;
+    match done.fate {
+        Fate::Accepted(event) => {
+            v2::Outcome { sequence, result: Word::Accepted.into(), event_id: event.id, ..Default::default() }
+        }
+        Fate::Duplicate(event) => {
+            v2::Outcome { sequence, result: Word::Duplicate.into(), event_id: event.id, ..Default::default() }
+        }
+        Fate::Failed(error) => v2::Outcome {
+            sequence,
+            result: Word::Failed.into(),
+            code: error.code.as_str().to_owned(),
+            message: error.message,
+            ..Default::default()
+        },
+    }
+}

@@ -1,0 +1,189 @@
+//! Messages into inputs and stored events into messages (grpc.md section 8). Pure.
+
+use std::collections::BTreeMap;
+
+use prost_types::value::Kind;
+use prost_types::{ListValue, Struct, Timestamp, Value as PbValue};
+use serde_json::{Map, Number, Value};
+
+use super::pb::v1;
+use crate::error::{Error, Result};
+use crate::event::{Input, InputQuantity, StoredEvent};
+use crate::ingest::Failure;
+use crate::quantity::Quantity;
+use crate::window::{Micros, SECOND};
+
+const YEAR_1: i64 = -62_135_596_800;
+const YEAR_9999_END: i64 = 253_402_300_799;
+
+/// An event as a client sent it. Fails where the message itself is impossible; whether the event keeps the rules is
+/// found out when it is stored.
+pub fn input(event: Option<v1::UsageEventInput>) -> Result<Input> {
+    let event = event.ok_or_else(|| Error::invalid("event is required"))?;
+    for text in [&event.idempotency_key, &event.subject, &event.meter] {
+        without_nul(text)?;
+    }
+    Ok(Input {
+        time: event.timestamp.map(time).transpose()?,
+        idempotency_key: Some(event.idempotency_key),
+        subject: Some(event.subject),
+        meter: Some(event.meter),
+        quantity: Some(InputQuantity(Quantity::from_f64(event.quantity))),
+        timestamp: None,
+        metadata: Some(object(event.metadata)?),
+    })
+}
+
+/// PostgreSQL cannot store NUL in a text.
+fn without_nul(text: &str) -> Result<()> {
+    if text.contains('\0') { Err(Error::invalid("NUL characters are not allowed")) } else { Ok(()) }
+}
+
+fn time(timestamp: Timestamp) -> Result<Micros> {
+    let Timestamp { seconds, nanos } = timestamp;
+    if !(YEAR_1..=YEAR_9999_END).contains(&seconds) || !(0..1_000_000_000).contains(&nanos) {
+        return Err(Error::invalid(
+            "timestamp must lie within the years 1 to 9999, nanos within 0 to 999999999",
+        ));
+    }
+    Ok(Micros(seconds * SECOND + i64::from(nanos) / 1000))
+}
+
+fn object(fields: BTreeMap<String, PbValue>) -> Result<Map<String, Value>> {
+    let mut object = Map::new();
+    for (name, value) in fields {
+        without_nul(&name)?;
+        object.insert(name, json(value)?);
+    }
+    Ok(object)
+}
+
+/// Nesting is bounded by the decoder.
+fn json(value: PbValue) -> Result<Value> {
+    Ok(match value.kind {
+        None | Some(Kind::NullValue(_)) => Value::Null,
+        Some(Kind::BoolValue(flag)) => Value::Bool(flag),
+        Some(Kind::NumberValue(number)) => number_json(number),
+        Some(Kind::StringValue(text)) => {
+            without_nul(&text)?;
+            Value::String(text)
+        }
+        Some(Kind::StructValue(fields)) => Value::Object(object(fields.fields)?),
+        Some(Kind::ListValue(list)) => {
+            Value::Array(list.values.into_iter().map(json).collect::<Result<_>>()?)
+        }
+    })
+}
+
+fn number_json(number: f64) -> Value {
+    match Number::from_f64(number) {
+        Some(number) => Value::Number(number),
+        None if number.is_nan() => Value::from("NaN"),
+        None if number > 0.0 => Value::from("Infinity"),
+        None => Value::from("-Infinity"),
+    }
+}
+
+/// A stored event as it is answered.
+pub fn event(stored: StoredEvent) -> v1::UsageEvent {
+    let metadata: Map<String, Value> = serde_json::from_str(stored.metadata.get()).unwrap_or_default();
+    v1::UsageEvent {
+        id: stored.id,
+        idempotency_key: stored.idempotency_key.unwrap_or_default(),
+        subject: stored.subject,
+        meter: stored.meter,
+        quantity: stored.quantity.to_f64(),
+        timestamp: Some(timestamp(stored.timestamp)),
+        received_at: Some(timestamp(stored.received_at)),
+        metadata: metadata.into_iter().map(|(name, value)| (name, message(value))).collect(),
+    }
+}
+
+fn timestamp(time: Micros) -> Timestamp {
+    let nanos = time.0.rem_euclid(SECOND) * 1000;
+    Timestamp { seconds: time.0.div_euclid(SECOND), nanos: nanos as i32 }
+}
+
+fn message(value: Value) -> PbValue {
+    let kind = match value {
+        Value::Null => Kind::NullValue(0),
+        Value::Bool(flag) => Kind::BoolValue(flag),
+        Value::Number(number) => Kind::NumberValue(number.as_f64().unwrap_or(f64::MAX)),
+        Value::String(text) => Kind::StringValue(text),
+        Value::Array(items) => {
+            Kind::ListValue(ListValue { values: items.into_iter().map(message).collect() })
+        }
+        Value::Object(fields) => Kind::StructValue(Struct {
+            fields: fields.into_iter().map(|(name, value)| (name, message(value))).collect(),
+        }),
+    };
+    PbValue { kind: Some(kind) }
+}
+
+pub fn failure(failure: Failure) -> v1::BulkFailure {
+    v1::BulkFailure {
+        index: count(failure.index as u64),
+        code: failure.error.code.as_str().to_owned(),
+        message: failure.error.message,
+    }
+}
+
+/// Counts are 32-bit on the wire; a stream can outgrow them.
+pub fn count(count: u64) -> i32 {
+    i32::try_from(count).unwrap_or(i32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sent() -> v1::UsageEventInput {
+        v1::UsageEventInput { subject: "s".into(), meter: "m".into(), quantity: 1.5, ..Default::default() }
+    }
+
+    #[test]
+    fn impossible_messages_are_refused() {
+        let refused = |change: &dyn Fn(&mut v1::UsageEventInput)| {
+            let mut event = sent();
+            change(&mut event);
+            input(Some(event)).expect_err("refused").message
+        };
+        assert!(input(None).is_err());
+        for (seconds, nanos) in [(YEAR_1 - 1, 0), (YEAR_9999_END + 1, 0), (0, -1), (0, 1_000_000_000)] {
+            let message = refused(&|event| event.timestamp = Some(Timestamp { seconds, nanos }));
+            assert!(message.contains("timestamp"), "{message}");
+        }
+        let nul = || PbValue { kind: Some(Kind::StringValue("a\0".into())) };
+        let list = || PbValue { kind: Some(Kind::ListValue(ListValue { values: vec![nul()] })) };
+        assert!(refused(&|event| event.subject = "a\0".into()).contains("NUL"));
+        assert!(refused(&|event| drop(event.metadata.insert("k".into(), list()))).contains("NUL"));
+        assert!(
+            refused(&|event| drop(event.metadata.insert("\0".into(), PbValue::default()))).contains("NUL")
+        );
+    }
+
+    #[test]
+    fn times_keep_microseconds() {
+        for (seconds, nanos, micros) in
+            [(0, 0, 0), (-1, 500_000_000, -500_000), (YEAR_1, 0, Micros::ABSENT.0)]
+        {
+            let at = time(Timestamp { seconds, nanos }).expect("possible");
+            assert_eq!(at.0, micros);
+            assert_eq!(timestamp(at), Timestamp { seconds, nanos });
+        }
+        assert_eq!(time(Timestamp { seconds: 1, nanos: 1_999 }).expect("possible").0, 1_000_001);
+    }
+
+    #[test]
+    fn values_survive_both_ways() {
+        let text = r#"{"a":null,"b":[1.5,"x",true,{}],"c":{"d":{"e":-3}}}"#;
+        let value: Value = serde_json::from_str(text).expect("JSON");
+        assert_eq!(
+            json(message(value.clone())).expect("no NUL").to_string().replace("-3.0", "-3"),
+            value.to_string()
+        );
+        assert_eq!(json(PbValue::default()).expect("no NUL"), Value::Null);
+        let texts = [f64::NAN, f64::INFINITY, f64::NEG_INFINITY].map(|n| number_json(n).to_string());
+        assert_eq!(texts, ["\"NaN\"", "\"Infinity\"", "\"-Infinity\""]);
+    }
+}

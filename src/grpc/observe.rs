@@ -1,0 +1,92 @@
+//! What stands around every call: one log line, metrics, and the status that clients of the contract expect when a
+//! message is too large.
+
+use std::convert::Infallible;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use futures_util::future::BoxFuture;
+use tonic::body::Body;
+use tonic::codegen::Service;
+use tonic::codegen::http::{HeaderMap, HeaderValue, Request, Response};
+use tonic::server::NamedService;
+use tonic::{Code, Status};
+
+const METHODS: [&str; 4] = ["CreateUsage", "CreateUsageBulk", "StreamUsage", "Ingest"];
+
+/// A service with its calls observed.
+#[derive(Clone)]
+pub struct Observed<S>(pub S);
+
+impl<S: NamedService> NamedService for Observed<S> {
+    const NAME: &'static str = S::NAME;
+}
+
+impl<S> Service<Request<Body>> for Observed<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
+    S::Future: Send + 'static,
+{
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<Response<Body>, Infallible>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.0.poll_ready(context)
+    }
+
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+        let started = Instant::now();
+        // clients choose the path; labels must not grow with it
+        let name = request.uri().path().rsplit('/').next().unwrap_or_default();
+        let method = METHODS.into_iter().find(|method| *method == name).unwrap_or("none");
+        compress_like_the_client(request.headers_mut());
+        let response = self.0.call(request);
+        Box::pin(async move {
+            let mut response = response.await?;
+            let code = settle(response.headers_mut());
+            observe(method, code, started);
+            Ok(response)
+        })
+    }
+}
+
+/// Answers are compressed for clients that compress. Nearly all say that they could read gzip, few have a reason to,
+/// and for a small answer it costs more than the rest of the call.
+fn compress_like_the_client(headers: &mut HeaderMap) {
+    if headers.get("grpc-encoding").is_none_or(|encoding| encoding == "identity") {
+        headers.remove("grpc-accept-encoding");
+    }
+}
+
+/// The status of a call, as far as its headers tell: a refusal has no body and carries it there.
+fn settle(headers: &mut HeaderMap) -> Code {
+    let code = Status::from_header_map(headers).map_or(Code::Ok, |status| status.code());
+    if code != Code::OutOfRange {
+        return code;
+    }
+    headers.insert("grpc-status", HeaderValue::from_static("8"));
+    Code::ResourceExhausted
+}
+
+/// The library's status for a message over the limit, in the contract's words; others as they are.
+pub fn of_message(status: Status) -> Status {
+    match status.code() {
+        Code::OutOfRange => Status::resource_exhausted(status.message()),
+        _ => status,
+    }
+}
+
+fn observe(method: &'static str, code: Code, started: Instant) {
+    let elapsed = started.elapsed();
+    let duration_ms = elapsed.as_secs_f64() * 1000.0;
+    let status = code as i32;
+    if matches!(code, Code::Internal | Code::Unavailable | Code::Unknown) {
+        log::warn!(method, status, duration_ms; "grpc call failed");
+    } else {
+        log::debug!(method, status, duration_ms; "grpc call");
+    }
+    let labels = [("method", method.to_owned()), ("status", status.to_string())];
+    metrics::histogram!("open_spanner_grpc_server_request_duration_seconds", &labels)
+        .record(elapsed.as_secs_f64());
+}

@@ -1,0 +1,340 @@
+//! `open_spanner.v1.UsageService` (grpc.md sections 5 to 7).
+
+use std::time::Duration;
+
+use prost::Message;
+use tonic::metadata::MetadataMap;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::parts::{Done, Fate, Item, Parts, Step};
+use super::pb::v1;
+use super::{Door, Pass, convert, observe, status, stopping};
+use crate::auth::Caller;
+use crate::error::{Error, Result};
+use crate::event::{Input, StoredEvent, parse_key};
+use crate::ingest::{Failure, Kind, Recorded};
+
+/// Streams of up to so many events are answered in full, and can be made repeatable as a whole. Among the first so
+/// many messages an impossible one ends the stream, as clients of the contract expect.
+const SMALL_STREAM: u64 = 1000;
+/// What a repeatable stream may hold back, and how large the lists of an answer may become.
+const BYTES_MAX: usize = 16 * 1024 * 1024;
+const LINGER: Duration = Duration::from_millis(200);
+
+#[tonic::async_trait]
+impl v1::usage_service_server::UsageService for Door {
+    async fn create_usage(
+        &self,
+        request: Request<v1::CreateUsageRequest>,
+    ) -> Result<Response<v1::CreateUsageResponse>, Status> {
+        let event = self.create(request).await.map_err(status)?;
+        Ok(Response::new(v1::CreateUsageResponse { event: Some(convert::event(event)) }))
+    }
+
+    async fn create_usage_bulk(
+        &self,
+        request: Request<v1::CreateUsageBulkRequest>,
+    ) -> Result<Response<v1::CreateUsageBulkResponse>, Status> {
+        let answer = Answer::of(self.create_bulk(request).await.map_err(status)?);
+        Ok(Response::new(v1::CreateUsageBulkResponse {
+            accepted_count: convert::count(answer.accepted_count),
+            duplicate_count: convert::count(answer.duplicate_count),
+            failed_count: convert::count(answer.failed_count),
+            accepted: answer.accepted,
+            duplicates: answer.duplicates,
+            failed: answer.failed,
+        }))
+    }
+
+    async fn stream_usage(
+        &self,
+        request: Request<Streaming<v1::StreamUsageRequest>>,
+    ) -> Result<Response<v1::StreamUsageResponse>, Status> {
+        let pass = Pass::of(&self.app, request.metadata()).map_err(status)?;
+        let caller = pass.caller().await.map_err(status)?;
+        let key = stream_key(request.metadata()).map_err(status)?;
+        let stream = Stream {
+            door: self,
+            caller,
+            messages: request.into_inner(),
+            parts: Parts::new(pass, LINGER),
+            received: 0,
+            answer: Answer::default(),
+        };
+        let answer = match key {
+            Some(key) => stream.store_at_once(key).await?,
+            None => stream.store_in_parts(false).await?,
+        };
+        Ok(Response::new(v1::StreamUsageResponse {
+            accepted_count: convert::count(answer.accepted_count),
+            duplicate_count: convert::count(answer.duplicate_count),
+            failed_count: convert::count(answer.failed_count),
+            accepted: answer.accepted,
+            duplicates: answer.duplicates,
+            failed: answer.failed,
+        }))
+    }
+}
+
+impl Door {
+    async fn create(&self, request: Request<v1::CreateUsageRequest>) -> Result<StoredEvent> {
+        let caller = Pass::of(&self.app, request.metadata())?.caller().await?;
+        let input = convert::input(request.into_inner().event)?;
+        caller.may_use_meter(input.meter())?;
+        let ingest = &self.app.ingest;
+        let recorded = ingest.record(caller.workspace_id, Kind::Single, vec![input], None).await?;
+        if let Some(failure) = recorded.failed.into_iter().next() {
+            return Err(failure.error);
+        }
+        let stored = recorded.accepted.into_iter().chain(recorded.duplicates).next();
+        stored.ok_or_else(|| Error::internal("a write without an outcome"))
+    }
+
+    async fn create_bulk(&self, request: Request<v1::CreateUsageBulkRequest>) -> Result<Recorded> {
+        let caller = Pass::of(&self.app, request.metadata())?.caller().await?;
+        let v1::CreateUsageBulkRequest { idempotency_key, events } = request.into_inner();
+        let most = self.app.config.ingest.max_bulk_events;
+        if events.is_empty() {
+            return Err(Error::invalid("at least one event is required"));
+        }
+        if events.len() > most {
+            return Err(Error::invalid(format_args!("at most {most} events may be sent in one call")));
+        }
+        let mut inputs = Vec::with_capacity(events.len());
+        for (index, event) in events.into_iter().enumerate() {
+            let input = convert::input(Some(event)).map_err(|error| at(index as u64, error))?;
+            caller.may_use_meter(input.meter())?;
+            inputs.push(input);
+        }
+        let key = nul_free_key(&idempotency_key)?;
+        self.app.ingest.record(caller.workspace_id, Kind::Bulk, inputs, key).await
+    }
+}
+
+fn stream_key(metadata: &MetadataMap) -> Result<Option<String>> {
+    let named = |name| {
+        let text = metadata.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
+        text.filter(|text| !text.trim().is_empty())
+    };
+    let key = named("idempotency-key").or_else(|| named("x-open-spanner-idempotency-key"));
+    nul_free_key(&key.unwrap_or_default())
+}
+
+fn nul_free_key(text: &str) -> Result<Option<String>> {
+    if text.contains('\0') {
+        return Err(Error::invalid("NUL characters are not allowed"));
+    }
+    parse_key(Some(text))
+}
+
+/// The same error, with the position of its event.
+fn at(index: u64, error: Error) -> Error {
+    Error { message: format!("{} (event {index})", error.message), ..error }
+}
+
+/// One open `StreamUsage` call.
+struct Stream<'a> {
+    door: &'a Door,
+    caller: Caller,
+    messages: Streaming<v1::StreamUsageRequest>,
+    parts: Parts,
+    received: u64,
+    answer: Answer,
+}
+
+impl Stream<'_> {
+    /// Holds a repeatable stream back until its end; one that grows too long for that goes on in parts.
+    async fn store_at_once(mut self, key: String) -> Result<Answer, Status> {
+        let mut held: Vec<Item> = Vec::new();
+        let mut bytes = 0;
+        while self.received < SMALL_STREAM && bytes < BYTES_MAX {
+            let message = tokio::select! {
+                message = self.messages.message() => message.map_err(observe::of_message)?,
+                () = self.door.cut.cancelled() => return Err(status(stopping())),
+            };
+            let Some(message) = message else {
+                return self.store_held(held, key).await.map_err(status);
+            };
+            let item = self.accept(message).map_err(status)?;
+            bytes += item.bytes;
+            held.push(item);
+        }
+        // full; an empty rest still makes it a small stream
+        let next = self.messages.message().await.map_err(observe::of_message)?;
+        let Some(next) = next else { return self.store_held(held, key).await.map_err(status) };
+        held.push(self.accept(next).map_err(status)?);
+        held.iter().try_for_each(needs_key).map_err(status)?;
+        held.into_iter().for_each(|item| self.parts.add(item));
+        self.store_in_parts(true).await
+    }
+
+    async fn store_held(self, held: Vec<Item>, key: String) -> Result<Answer> {
+        if held.is_empty() {
+            return Err(no_events());
+        }
+        let inputs = held.into_iter().map(|item| item.input).collect::<Result<Vec<Input>>>()?;
+        let ingest = &self.door.app.ingest;
+        let recorded = ingest.record(self.caller.workspace_id, Kind::Stream, inputs, Some(key)).await?;
+        Ok(Answer::of(recorded))
+    }
+
+    async fn store_in_parts(mut self, keys_needed: bool) -> Result<Answer, Status> {
+        loop {
+            let step = self.parts.step(&mut self.messages, &self.door.cut).await;
+            match step {
+                Ok(Step::Message(message)) => {
+                    let item = self.accept(message).and_then(|item| {
+                        if keys_needed { needs_key(&item).map(|()| item) } else { Ok(item) }
+                    });
+                    match item {
+                        Ok(item) => self.parts.add(item),
+                        Err(error) => return Err(self.end(status(error)).await),
+                    }
+                }
+                Ok(Step::Stored(done)) => self.answer.add(done),
+                Ok(Step::Closed) if self.received == 0 => return Err(status(no_events())),
+                Ok(Step::Closed) => return self.finish().await,
+                Ok(Step::Cut) => {
+                    let mut stored = self.finish_parts().await;
+                    return Err(stored.take().unwrap_or_else(|| self.answer.so_far(status(stopping()))));
+                }
+                Err(status) => return Err(self.end(status).await),
+            }
+        }
+    }
+
+    /// Checks a message and gives it its place in the stream.
+    fn accept(&mut self, message: v1::StreamUsageRequest) -> Result<Item> {
+        let (place, bytes) = (self.received, message.encoded_len());
+        self.received += 1;
+        let most = self.door.app.config.ingest.max_stream_events;
+        if most > 0 && self.received > most {
+            return Err(Error::invalid(format_args!("at most {most} events may be sent in one stream")));
+        }
+        let input = convert::input(message.event);
+        match &input {
+            Ok(input) => self.caller.may_use_meter(input.meter())?,
+            Err(error) if place < SMALL_STREAM => return Err(at(place, error.clone())),
+            Err(_) => {}
+        }
+        Ok(Item { place, input, bytes })
+    }
+
+    async fn finish(mut self) -> Result<Answer, Status> {
+        match self.finish_parts().await {
+            Some(status) => Err(status),
+            None => Ok(self.answer),
+        }
+    }
+
+    /// Stores what is left, as far as it goes.
+    async fn finish_parts(&mut self) -> Option<Status> {
+        while let Some(done) = self.parts.finish_next().await {
+            match done {
+                Ok(done) => self.answer.add(done),
+                Err(error) => return Some(self.answer.so_far(status(error))),
+            }
+        }
+        None
+    }
+
+    /// Ends a stream that went wrong: what is being stored is waited for, what only waits is not stored.
+    async fn end(&mut self, why: Status) -> Status {
+        match self.parts.settle().await {
+            Ok(done) => self.answer.add(done),
+            Err(error) => log::debug!(error:% = error; "the last part of a broken stream was not stored"),
+        }
+        self.answer.so_far(why)
+    }
+}
+
+fn no_events() -> Error {
+    Error::invalid("at least one event is required")
+}
+
+/// A long stream can only be sent again if each of its events can.
+fn needs_key(item: &Item) -> Result<()> {
+    let own = item.input.as_ref().ok().and_then(|input| input.idempotency_key.as_deref());
+    if item.input.is_err() || own.is_some_and(|key| !key.trim().is_empty()) {
+        return Ok(());
+    }
+    let message = "in a stream with an idempotency-key and more than 1000 events every event needs its own";
+    Err(at(item.place, Error::invalid(message)))
+}
+
+/// The closing answer as it grows: exact counts, bounded lists.
+#[derive(Default)]
+struct Answer {
+    accepted_count: u64,
+    duplicate_count: u64,
+    failed_count: u64,
+    accepted: Vec<v1::UsageEvent>,
+    duplicates: Vec<v1::UsageEvent>,
+    failed: Vec<v1::BulkFailure>,
+    bytes: usize,
+}
+
+impl Answer {
+    /// Of a call that was stored at once: complete.
+    fn of(recorded: Recorded) -> Answer {
+        Answer {
+            accepted_count: recorded.accepted.len() as u64,
+            duplicate_count: recorded.duplicates.len() as u64,
+            failed_count: recorded.failed.len() as u64,
+            accepted: recorded.accepted.into_iter().map(convert::event).collect(),
+            duplicates: recorded.duplicates.into_iter().map(convert::event).collect(),
+            failed: recorded.failed.into_iter().map(convert::failure).collect(),
+            bytes: 0,
+        }
+    }
+
+    fn add(&mut self, done: Vec<Done>) {
+        for Done { place, fate } in done {
+            let listed = (self.accepted.len() + self.duplicates.len()) as u64;
+            let has_room = listed < SMALL_STREAM && self.bytes < BYTES_MAX;
+            match fate {
+                Fate::Accepted(event) => {
+                    self.accepted_count += 1;
+                    self.list(event, has_room, |answer| &mut answer.accepted);
+                }
+                Fate::Duplicate(event) => {
+                    self.duplicate_count += 1;
+                    self.list(event, has_room, |answer| &mut answer.duplicates);
+                }
+                Fate::Failed(error) => {
+                    self.failed_count += 1;
+                    if (self.failed.len() as u64) < SMALL_STREAM {
+                        self.failed.push(convert::failure(Failure { index: place as usize, error }));
+                    }
+                }
+            }
+        }
+    }
+
+    fn list(
+        &mut self,
+        event: StoredEvent,
+        has_room: bool,
+        list: impl Fn(&mut Answer) -> &mut Vec<v1::UsageEvent>,
+    ) {
+        if has_room {
+            let event = convert::event(event);
+            self.bytes += event.encoded_len();
+            list(self).push(event);
+        }
+    }
+
+    /// The same status, saying how far the stream came.
+    fn so_far(&self, why: Status) -> Status {
+        let settled = self.accepted_count + self.duplicate_count + self.failed_count;
+        if settled == 0 {
+            return why;
+        }
+        let message = format!(
+            "{}; of the stream's first {settled} events {} are stored",
+            why.message(),
+            self.accepted_count + self.duplicate_count,
+        );
+        Status::with_details(why.code(), message, why.details().to_vec().into())
+    }
+}

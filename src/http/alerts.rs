@@ -1,0 +1,385 @@
+//! `/v1/alerts`: rules, evaluation on request, events and their delivery (rest.md 12.12, next.md 10).
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use actix_web::http::StatusCode;
+use actix_web::{HttpResponse, web};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::alert::{RuleInput, State, Terms, primary};
+use crate::app::App;
+use crate::auth::Caller;
+use crate::error::{Error, Result};
+use crate::http::destinations::DestinationView;
+use crate::http::extract::{Id, Json, Params, paginate};
+use crate::http::respond::{self, Page};
+use crate::quantity::Quantity;
+use crate::store::alerts::evaluation::{self, Evaluated, evaluate};
+use crate::store::alerts::{self, Attempt, Change, Event, Filter, NewRule, Rule};
+use crate::store::deliveries::{self, Delivery};
+use crate::store::{Conn, events};
+use crate::webhook::RulePart;
+use crate::window::Micros;
+
+#[derive(Serialize, ToSchema)]
+#[schema(as = AlertState)]
+pub struct StateView<'a> {
+    status: &'static str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    group_key: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    group_value: &'a str,
+    value: &'a Quantity,
+    message: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    evaluated_at: Option<Micros>,
+    updated_at: Micros,
+}
+
+impl<'a> StateView<'a> {
+    fn of(state: &'a State, evaluated_at: Option<Micros>) -> Self {
+        let group = state.group.as_ref();
+        StateView {
+            status: state.status.as_str(),
+            group_key: group.map_or("", |group| &group.key),
+            group_value: group.map_or("", |group| &group.value),
+            value: &state.value,
+            message: &state.message,
+            evaluated_at,
+            updated_at: state.updated_at,
+        }
+    }
+}
+
+#[derive(Serialize, ToSchema)]
+#[schema(as = AlertRule)]
+pub struct RuleView<'a> {
+    #[serde(flatten)]
+    part: RulePart<'a>,
+    destination_id: &'a str,
+    destination: DestinationView<'a>,
+    next_evaluate_at: Micros,
+    created_at: Micros,
+    updated_at: Micros,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    state: Option<StateView<'a>>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    states: Vec<StateView<'a>>,
+}
+
+impl<'a> RuleView<'a> {
+    fn of(rule: &'a Rule, states: &'a [State]) -> Self {
+        RuleView {
+            // id and name of the destination stand outside of this part
+            part: RulePart::new(&rule.public_id, &rule.meter, &rule.terms, ("", "")),
+            destination_id: &rule.destination.public_id,
+            destination: DestinationView::of(&rule.destination),
+            next_evaluate_at: rule.next_evaluate_at,
+            created_at: rule.created_at,
+            updated_at: rule.updated_at,
+            state: primary(states).map(|state| StateView::of(state, rule.evaluated_at)),
+            states: states.iter().map(|state| StateView::of(state, rule.evaluated_at)).collect(),
+        }
+    }
+}
+
+#[derive(Serialize, ToSchema)]
+#[schema(as = AlertDelivery)]
+pub struct AttemptView<'a> {
+    id: &'a str,
+    event_id: &'a str,
+    trigger_type: &'static str,
+    status: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    status_code: Option<i32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    response: Option<&'a str>,
+    duration_ms: i64,
+    attempted_at: Micros,
+    created_at: Micros,
+}
+
+#[derive(Serialize, ToSchema)]
+#[schema(as = AlertEvent)]
+pub struct EventView<'a> {
+    id: &'a str,
+    rule_id: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    group_key: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    group_value: &'a str,
+    #[serde(rename = "type")]
+    kind: &'a str,
+    value: Quantity,
+    message: &'a str,
+    created_at: Micros,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    delivery: Option<AttemptView<'a>>,
+}
+
+impl<'a> EventView<'a> {
+    fn of(event: &'a Event, attempt: Option<&'a Attempt>) -> Result<Self> {
+        let value = events::quantity_of(&event.value).map_err(|fault| fault.into_error("alerts::events"))?;
+        Ok(EventView {
+            id: &event.public_id,
+            rule_id: &event.rule_public_id,
+            group_key: &event.group_key,
+            group_value: &event.group_value,
+            kind: &event.kind,
+            value,
+            message: &event.message,
+            created_at: Micros(event.created_at),
+            delivery: attempt.map(|attempt| AttemptView {
+                id: &attempt.public_id,
+                event_id: &attempt.event_id,
+                trigger_type: "webhook",
+                status: &attempt.status,
+                status_code: attempt.status_code,
+                error: attempt.error.as_deref(),
+                response: attempt.response.as_deref(),
+                duration_ms: attempt.duration_ms,
+                attempted_at: Micros(attempt.attempted_at),
+                created_at: Micros(attempt.attempted_at),
+            }),
+        })
+    }
+}
+
+/// The names that a rule cannot do without.
+fn required<'a>(text: &'a Option<String>, name: &str) -> Result<&'a str> {
+    match text.as_deref().map(str::trim) {
+        None | Some("") => Err(Error::invalid(format!("{name} is required"))),
+        Some(text) => Ok(text),
+    }
+}
+
+pub async fn create(app: web::Data<App>, caller: Caller, body: Json<RuleInput>) -> Result<HttpResponse> {
+    let Json(input) = body;
+    caller.may_use_meter(input.meter.as_deref().unwrap_or_default())?;
+    let new = NewRule {
+        workspace_id: caller.workspace_id,
+        terms: Terms::new(&input)?,
+        meter: required(&input.meter, "meter")?.to_owned(),
+        destination_id: required(&input.destination_id, "destination_id")?.to_owned(),
+    };
+    let rule = app.store.write("alerts::add", move |conn| alerts::add(conn, &new, Micros::now())).await?;
+    app.wake.ring();
+    respond::created(&RuleView::of(&rule, &[]))
+}
+
+type Rules = (Vec<Rule>, HashMap<i64, Vec<State>>);
+
+fn with_states(conn: &mut Conn, rules: Vec<Rule>) -> Result<Rules, crate::store::Fault> {
+    let ids: Vec<i64> = rules.iter().map(|rule| rule.id).collect();
+    let states = alerts::states(conn, &ids)?;
+    Ok((rules, states))
+}
+
+pub async fn list(app: web::Data<App>, caller: Caller, params: Params) -> Result<HttpResponse> {
+    let meter = params.get("meter").to_owned();
+    caller.may_use_meter(&meter)?;
+    let filter = Filter {
+        enabled: params.boolean("enabled", "invalid_enabled")?,
+        meter: Some(meter).filter(|meter| !meter.is_empty()),
+        ..Filter::default()
+    };
+    let limit = params.limit(100, 1000)?;
+    let workspace_id = caller.workspace_id;
+    let (rules, states) = app
+        .store
+        .read("alerts::list", move |conn| {
+            let rules = alerts::rules(conn, Some(workspace_id), &filter, limit)?;
+            with_states(conn, rules)
+        })
+        .await?;
+    let of = |rule| RuleView::of(rule, states.get(&rule.id).map_or(&[], Vec::as_slice));
+    respond::ok(&Page { items: rules.iter().map(of).collect(), next_cursor: None })
+}
+
+async fn find(app: &App, caller: &Caller, id: &str) -> Result<(Rule, Vec<State>)> {
+    let (workspace_id, id) = (caller.workspace_id, id.to_owned());
+    let load = move |conn: &mut Conn| {
+        let rules = alerts::rule(conn, workspace_id, &id)?.into_iter().collect();
+        with_states(conn, rules)
+    };
+    let (mut rules, mut states) = app.store.read("alerts::get", load).await?;
+    let rule = rules.pop().ok_or_else(|| Error::not_found("alert rule"))?;
+    caller.may_use_meter(&rule.meter)?;
+    let states = states.remove(&rule.id).unwrap_or_default();
+    Ok((rule, states))
+}
+
+pub async fn get(app: web::Data<App>, caller: Caller, Id(id): Id) -> Result<HttpResponse> {
+    let (rule, states) = find(&app, &caller, &id).await?;
+    respond::ok(&RuleView::of(&rule, &states))
+}
+
+pub async fn update(
+    app: web::Data<App>,
+    caller: Caller,
+    Id(id): Id,
+    body: Json<RuleInput>,
+) -> Result<HttpResponse> {
+    find(&app, &caller, &id).await?;
+    let (Json(input), workspace_id) = (body, caller.workspace_id);
+    if let Some(meter) = input.meter.as_deref().filter(|meter| !meter.is_empty()) {
+        caller.may_use_meter(meter)?;
+    }
+    if input.destination_id.as_deref().is_some_and(|id| id.trim().is_empty()) {
+        return Err(Error::invalid("destination_id must not be empty"));
+    }
+    let public_id = id.clone();
+    let update = move |conn: &mut Conn| {
+        let change = |rule: &Rule| {
+            Ok(Change {
+                terms: rule.terms.changed(&input)?,
+                meter: input.meter.clone().filter(|meter| !meter.is_empty()),
+                destination_id: input.destination_id.clone(),
+            })
+        };
+        alerts::update(conn, workspace_id, &public_id, change, Micros::now())
+    };
+    app.store.write("alerts::update", update).await?;
+    app.wake.ring();
+    let (rule, states) = find(&app, &caller, &id).await?;
+    respond::ok(&RuleView::of(&rule, &states))
+}
+
+pub async fn delete(app: web::Data<App>, caller: Caller, Id(id): Id) -> Result<HttpResponse> {
+    find(&app, &caller, &id).await?;
+    let workspace_id = caller.workspace_id;
+    let delete = move |conn: &mut Conn| alerts::delete(conn, workspace_id, &id, Micros::now());
+    app.store.write("alerts::delete", delete).await?;
+    app.wake.ring();
+    Ok(respond::no_content())
+}
+
+#[derive(Serialize, ToSchema)]
+#[schema(as = AlertEvaluation)]
+pub struct EvaluationView<'a> {
+    rule: RuleView<'a>,
+    state: Option<StateView<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    event: Option<EventView<'a>>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    events: Vec<EventView<'a>>,
+}
+
+/// Does what the worker does, now; deliveries are left to it.
+pub async fn evaluate_now(app: web::Data<App>, caller: Caller, Id(id): Id) -> Result<HttpResponse> {
+    let (rule, _) = find(&app, &caller, &id).await?;
+    let done = if rule.terms.enabled {
+        let filter = Filter { public_id: Some(id), ..Filter::default() };
+        let mut outcome = evaluate(&app.store, Some(caller.workspace_id), filter).await?;
+        if outcome.enqueued {
+            app.wake.ring();
+        }
+        let busy = || Error::unavailable("the rule is being evaluated by others");
+        outcome.evaluated.pop().ok_or_else(busy)?
+    } else {
+        let disabled = Arc::new(rule.clone());
+        let write = move |conn: &mut Conn| evaluation::evaluate_disabled(conn, &disabled, Micros::now());
+        let states = app.store.write("alerts::evaluate_disabled", write).await?;
+        Evaluated { rule, states, events: Vec::new() }
+    };
+    let views = || done.events.iter().map(|event| EventView::of(event, None)).collect::<Result<Vec<_>>>();
+    respond::ok(&EvaluationView {
+        rule: RuleView::of(&done.rule, &done.states),
+        state: primary(&done.states).map(|state| StateView::of(state, done.rule.evaluated_at)),
+        event: views()?.into_iter().next(),
+        events: views()?,
+    })
+}
+
+#[derive(Serialize, Deserialize)]
+struct Before {
+    before: i64,
+}
+
+pub async fn events(app: web::Data<App>, caller: Caller, params: Params) -> Result<HttpResponse> {
+    let rule_id = match params.get("rule_id") {
+        "" => {
+            caller.may_use_meter("")?;
+            None
+        }
+        id => Some(find(&app, &caller, id).await?.0.id),
+    };
+    let limit = params.limit(100, 1000)?;
+    let before = params.cursor::<Before>()?.map(|cursor| cursor.before);
+    let workspace_id = caller.workspace_id;
+    let load = move |conn: &mut Conn| {
+        let rows = alerts::events(conn, workspace_id, rule_id, before, limit + 1)?;
+        let ids: Vec<String> = rows.iter().map(|(_, event)| event.public_id.clone()).collect();
+        let attempts = alerts::latest_attempts(conn, &ids)?;
+        Ok((rows, attempts))
+    };
+    let (rows, attempts) = app.store.read("alerts::events", load).await?;
+    let (rows, next_cursor) = paginate(rows, limit, |(position, _)| Before { before: *position })?;
+    let items: Result<Vec<_>> =
+        rows.iter().map(|(_, event)| EventView::of(event, attempts.get(&event.public_id))).collect();
+    respond::ok(&Page { items: items?, next_cursor })
+}
+
+#[derive(Serialize, ToSchema)]
+#[schema(as = DeliveryJob)]
+pub struct DeliveryView<'a> {
+    id: &'a str,
+    event_id: &'a str,
+    destination_id: &'a str,
+    status: &'a str,
+    attempts: i32,
+    next_attempt_at: Micros,
+    last_error: Option<&'a str>,
+    created_at: Micros,
+    updated_at: Micros,
+    delivered_at: Option<Micros>,
+}
+
+impl<'a> DeliveryView<'a> {
+    fn of(delivery: &'a Delivery) -> Self {
+        DeliveryView {
+            id: &delivery.public_id,
+            event_id: &delivery.event_id,
+            destination_id: &delivery.destination_id,
+            status: &delivery.status,
+            attempts: delivery.attempts,
+            next_attempt_at: Micros(delivery.next_attempt_at),
+            last_error: delivery.last_error.as_deref(),
+            created_at: Micros(delivery.created_at),
+            updated_at: Micros(delivery.updated_at),
+            delivered_at: delivery.delivered_at.map(Micros),
+        }
+    }
+}
+
+/// Sends an event again under its own id.
+pub async fn redeliver(app: web::Data<App>, caller: Caller, Id(id): Id) -> Result<HttpResponse> {
+    caller.may_use_meter("")?;
+    let workspace_id = caller.workspace_id;
+    let again = move |conn: &mut Conn| deliveries::redeliver(conn, workspace_id, &id, Micros::now());
+    let delivery = app.store.write("deliveries::redeliver", again).await?;
+    app.wake.ring();
+    respond::json(StatusCode::ACCEPTED, &DeliveryView::of(&delivery))
+}
+
+pub async fn delivery_jobs(app: web::Data<App>, caller: Caller, params: Params) -> Result<HttpResponse> {
+    caller.may_use_meter("")?;
+    let limit = params.limit(50, 200)?;
+    let workspace_id = caller.workspace_id;
+    let list = move |conn: &mut Conn| deliveries::list(conn, workspace_id, limit);
+    let rows = app.store.read("deliveries::list", list).await?;
+    respond::ok(&Page { items: rows.iter().map(DeliveryView::of).collect(), next_cursor: None })
+}
+
+pub async fn retry_delivery(app: web::Data<App>, caller: Caller, Id(id): Id) -> Result<HttpResponse> {
+    caller.may_use_meter("")?;
+    let workspace_id = caller.workspace_id;
+    let retry = move |conn: &mut Conn| deliveries::retry(conn, workspace_id, &id, Micros::now());
+    app.store.write("deliveries::retry", retry).await?;
+    app.wake.ring();
+    Ok(respond::no_content())
+}

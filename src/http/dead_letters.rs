@@ -1,0 +1,87 @@
+//! Jobs of the workers that used up their attempts: seen here, and queued anew (next.md section 10).
+
+use actix_web::{HttpResponse, web};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::app::App;
+use crate::auth::Caller;
+use crate::error::{Error, Result};
+use crate::http::extract::{Id, Params};
+use crate::http::respond::{self, Page};
+use crate::store::Conn;
+use crate::store::jobs::{self, DeadLetter};
+use crate::window::Micros;
+
+#[derive(Serialize, ToSchema)]
+#[schema(as = DeadLetter)]
+pub struct DeadLetterView {
+    id: String,
+    worker_name: String,
+    job_key: String,
+    #[serde(flatten)]
+    about: About,
+    attempts: i32,
+    last_error: String,
+    status: &'static str,
+    created_at: Micros,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    requeued_at: Option<Micros>,
+}
+
+/// What the payload of a job tells about it.
+#[derive(Default, Deserialize, Serialize, ToSchema)]
+#[serde(default)]
+#[schema(as = DeadLetterSubject)]
+pub struct About {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rule_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    subject: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    meter: Option<String>,
+}
+
+impl DeadLetterView {
+    fn of(letter: DeadLetter) -> Self {
+        DeadLetterView {
+            id: letter.id,
+            // queues are named in the plural, workers are not
+            worker_name: letter.queue.strip_suffix('s').unwrap_or(&letter.queue).to_owned(),
+            job_key: letter.key,
+            about: serde_json::from_str(&letter.payload).unwrap_or_default(),
+            attempts: letter.attempts,
+            last_error: letter.last_error,
+            status: if letter.requeued_at.is_some() { "requeued" } else { "dead_letter" },
+            created_at: Micros(letter.created_at),
+            requeued_at: letter.requeued_at.map(Micros),
+        }
+    }
+}
+
+const DEAD_LETTERS_MAX: i64 = 200;
+
+pub async fn list(app: web::Data<App>, caller: Caller, params: Params) -> Result<HttpResponse> {
+    caller.may_use_meter("")?;
+    let limit = params.limit(50, i64::MAX)?;
+    if limit > DEAD_LETTERS_MAX {
+        return Err(Error::parameter("invalid_limit", "limit must be between 1 and 200"));
+    }
+    let workspace_id = caller.workspace_id;
+    let list = move |conn: &mut Conn| jobs::dead_letters(conn, workspace_id, limit);
+    let letters = app.store.read("jobs::dead_letters", list).await?;
+    let items: Vec<DeadLetterView> = letters.into_iter().map(DeadLetterView::of).collect();
+    respond::ok(&Page { items, next_cursor: None })
+}
+
+pub async fn requeue(app: web::Data<App>, caller: Caller, Id(id): Id) -> Result<HttpResponse> {
+    caller.may_use_meter("")?;
+    if uuid::Uuid::try_parse(&id).is_err() {
+        return Err(Error::invalid("the id is not a UUID"));
+    }
+    let workspace_id = caller.workspace_id;
+    let requeue = move |conn: &mut Conn| jobs::requeue(conn, workspace_id, &id, Micros::now());
+    app.store.write("jobs::requeue", requeue).await?;
+    app.wake.ring();
+    Ok(respond::no_content())
+}

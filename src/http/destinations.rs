@@ -1,0 +1,221 @@
+//! `/v1/alerts/destinations` (rest.md 12.12). The secret is part of the answers to create and rotate only.
+
+use actix_web::{HttpResponse, web};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::alert::parse_label;
+use crate::app::App;
+use crate::auth::Caller;
+use crate::auth::token::Token;
+use crate::error::{Error, Result};
+use crate::http::extract::{Id, Json, Params};
+use crate::http::respond::{self, Page};
+use crate::store::Conn;
+use crate::store::alerts::destinations::{self, Destination, Terms};
+use crate::webhook::client::Letter;
+use crate::webhook::{self, SECRET_OVERLAP, SECRET_PREFIX, SIGNATURE_HEADER, TIMESTAMP_HEADER};
+use crate::window::Micros;
+
+/// A destination on the wire; fields in contract order.
+#[derive(Serialize, ToSchema)]
+#[schema(as = AlertDestination)]
+pub struct DestinationView<'a> {
+    id: &'a str,
+    name: &'a str,
+    #[serde(rename = "type")]
+    kind: &'static str,
+    enabled: bool,
+    webhook_url: &'a str,
+    webhook_signing: Signing<'a>,
+    created_at: Micros,
+    updated_at: Micros,
+}
+
+#[derive(Serialize, ToSchema)]
+#[schema(as = WebhookSigning)]
+pub struct Signing<'a> {
+    enabled: bool,
+    algorithm: &'static str,
+    signature_header: &'static str,
+    timestamp_header: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    secret: Option<&'a str>,
+    /// The same key as the libraries of Standard Webhooks take it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    standard_webhooks_secret: Option<String>,
+}
+
+impl<'a> DestinationView<'a> {
+    pub fn of(destination: &'a Destination) -> Self {
+        let can_sign = !destination.webhook_url.is_empty() && !destination.secret.is_empty();
+        DestinationView {
+            id: &destination.public_id,
+            name: &destination.name,
+            kind: "webhook",
+            enabled: destination.enabled,
+            webhook_url: &destination.webhook_url,
+            webhook_signing: Signing {
+                enabled: destination.enabled && can_sign,
+                algorithm: "hmac-sha256",
+                signature_header: SIGNATURE_HEADER,
+                timestamp_header: TIMESTAMP_HEADER,
+                secret: None,
+                standard_webhooks_secret: None,
+            },
+            created_at: Micros(destination.created_at),
+            updated_at: Micros(destination.updated_at),
+        }
+    }
+
+    fn with_secret(destination: &'a Destination) -> Self {
+        let mut view = DestinationView::of(destination);
+        view.webhook_signing.secret = Some(&destination.secret);
+        view.webhook_signing.standard_webhooks_secret = Some(webhook::standard_secret(&destination.secret));
+        view
+    }
+}
+
+#[derive(Default, Deserialize, ToSchema)]
+#[schema(as = AlertDestinationInput)]
+pub struct DestinationInput {
+    name: Option<String>,
+    #[serde(rename = "type")]
+    kind: Option<String>,
+    enabled: Option<bool>,
+    webhook_url: Option<String>,
+}
+
+fn check_kind(kind: &Option<String>) -> Result<()> {
+    match kind.as_deref() {
+        None | Some("" | "webhook") => Ok(()),
+        Some(_) => Err(Error::invalid("type must be webhook")),
+    }
+}
+
+pub async fn create(
+    app: web::Data<App>,
+    caller: Caller,
+    body: Json<DestinationInput>,
+) -> Result<HttpResponse> {
+    caller.may_use_meter("")?;
+    let Json(input) = body;
+    let terms = Terms {
+        name: parse_label(input.name.as_deref().unwrap_or_default())?,
+        enabled: input.enabled.unwrap_or(true),
+        webhook_url: webhook::parse_url(input.webhook_url.as_deref().unwrap_or_default())?,
+    };
+    check_kind(&input.kind)?;
+    let secret = Token::new(SECRET_PREFIX)?;
+    let workspace_id = caller.workspace_id;
+    let add =
+        move |conn: &mut Conn| destinations::add(conn, workspace_id, &terms, secret.expose(), Micros::now());
+    let destination = app.store.write("destinations::add", add).await?;
+    respond::created(&DestinationView::with_secret(&destination))
+}
+
+pub async fn list(app: web::Data<App>, caller: Caller, params: Params) -> Result<HttpResponse> {
+    caller.may_use_meter("")?;
+    let enabled = params.boolean("enabled", "invalid_enabled")?;
+    let limit = params.limit(100, 1000)?;
+    let nothing = !matches!(params.get("type"), "" | "webhook");
+    let workspace_id = caller.workspace_id;
+    let list = move |conn: &mut Conn| destinations::list(conn, workspace_id, enabled, limit);
+    let rows = if nothing { Vec::new() } else { app.store.read("destinations::list", list).await? };
+    respond::ok(&Page { items: rows.iter().map(DestinationView::of).collect(), next_cursor: None })
+}
+
+pub async fn update(
+    app: web::Data<App>,
+    caller: Caller,
+    Id(id): Id,
+    body: Json<DestinationInput>,
+) -> Result<HttpResponse> {
+    caller.may_use_meter("")?;
+    let (Json(input), workspace_id) = (body, caller.workspace_id);
+    let update = move |conn: &mut Conn| {
+        destinations::update(conn, workspace_id, &id, |found| apply(found, &input), Micros::now())
+    };
+    let destination = app.store.write("destinations::update", update).await?;
+    // what waited for a disabled destination may be due
+    app.wake.ring();
+    respond::ok(&DestinationView::of(&destination))
+}
+
+fn apply(found: &Destination, input: &DestinationInput) -> Result<Terms> {
+    check_kind(&input.kind)?;
+    Ok(Terms {
+        name: match input.name.as_deref() {
+            None | Some("") => found.name.clone(),
+            Some(name) => parse_label(name)?,
+        },
+        enabled: input.enabled.unwrap_or(found.enabled),
+        webhook_url: match &input.webhook_url {
+            None => found.webhook_url.clone(),
+            Some(url) => webhook::parse_url(url)?,
+        },
+    })
+}
+
+pub async fn delete(app: web::Data<App>, caller: Caller, Id(id): Id) -> Result<HttpResponse> {
+    caller.may_use_meter("")?;
+    let workspace_id = caller.workspace_id;
+    let delete = move |conn: &mut Conn| destinations::delete(conn, workspace_id, &id);
+    app.store.write("destinations::delete", delete).await?;
+    Ok(respond::no_content())
+}
+
+/// The old secret leaves the contract's header at once and the standard's after the overlap.
+pub async fn rotate(app: web::Data<App>, caller: Caller, Id(id): Id) -> Result<HttpResponse> {
+    caller.may_use_meter("")?;
+    let secret = Token::new(SECRET_PREFIX)?;
+    let workspace_id = caller.workspace_id;
+    let rotate = move |conn: &mut Conn| {
+        let now = Micros::now();
+        let until = now.plus(SECRET_OVERLAP.as_micros() as i64);
+        destinations::rotate(conn, workspace_id, &id, secret.expose(), until, now)
+    };
+    let destination = app.store.write("destinations::rotate", rotate).await?;
+    respond::ok(&DestinationView::with_secret(&destination))
+}
+
+#[derive(Serialize, ToSchema)]
+#[schema(as = TestDelivery)]
+pub struct TestView {
+    event_id: String,
+    status: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    status_code: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    response: Option<String>,
+    duration_ms: i64,
+    attempted_at: Micros,
+}
+
+/// Sends a test event, signed as any other, and answers what the receiver said.
+pub async fn test(app: web::Data<App>, caller: Caller, Id(id): Id) -> Result<HttpResponse> {
+    caller.may_use_meter("")?;
+    let workspace_id = caller.workspace_id;
+    let get = move |conn: &mut Conn| destinations::get(conn, workspace_id, &id);
+    let destination = app.store.read("destinations::get", get).await?;
+    let (now, event_id) = (Micros::now(), uuid::Uuid::now_v7().to_string());
+    let letter = Letter {
+        url: destination.webhook_url.clone(),
+        body: webhook::test_payload(&event_id, (&destination.public_id, &destination.name), now)?,
+        secret: destination.secret.clone(),
+        previous_secret: destination.overlapping_secret(now).map(str::to_owned),
+        id: event_id.clone(),
+    };
+    let answer = app.webhooks.send(&letter).await;
+    respond::ok(&TestView {
+        event_id,
+        status: if answer.is_delivered() { "delivered" } else { "failed" },
+        status_code: answer.status_code,
+        error: answer.error,
+        response: answer.response,
+        duration_ms: answer.duration_ms,
+        attempted_at: now,
+    })
+}

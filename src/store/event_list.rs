@@ -1,0 +1,298 @@
+//! Raw events, newest first, page by page. Events have no index of their own per workspace: a list is merged from
+//! streams that have one, those of its meters or of its subjects, so that a page costs about its own length.
+
+use std::collections::HashMap;
+
+use diesel::prelude::*;
+use diesel::sql_types::BigInt;
+use serde_json::{Map, Value};
+use uuid::Uuid;
+
+use crate::event::StoredEvent;
+use crate::filter::{Field, Filter, Held, Row};
+use crate::meter::value_at;
+use crate::store::events::{EventText, event_columns, uuid_of};
+use crate::store::filter::prefilter;
+use crate::store::schema::meters;
+use crate::store::statement::{Statement, integers};
+use crate::store::usage::{metadata_of, subject_ids};
+use crate::store::{Conn, Fault};
+use crate::window::Micros;
+
+/// Which events are wanted. Names that are not known match nothing.
+#[derive(Clone, Debug, Default)]
+pub struct Search {
+    pub workspace_id: i64,
+    pub meter: Option<String>,
+    pub subject: Option<String>,
+    pub from: Option<Micros>,
+    pub to: Option<Micros>,
+    pub filter: Option<Filter>,
+}
+
+/// Where a page ended. Ties in time are settled by the id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Position {
+    pub time: Micros,
+    pub id: Uuid,
+}
+
+/// One event of a page.
+pub struct Listed {
+    pub position: Position,
+    pub event: StoredEvent,
+}
+
+/// Rows that one look into each stream returns at least and at most.
+const LOOK_MIN: usize = 16;
+const LOOK_MAX: usize = 4_000;
+
+/// The next `limit` events after a position.
+pub fn page(
+    conn: &mut Conn,
+    search: &Search,
+    after: Option<Position>,
+    limit: usize,
+) -> Result<Vec<Listed>, Fault> {
+    let mut listed = Vec::new();
+    let Some(streams) = Streams::find(conn, search)? else { return Ok(listed) };
+    let mut after = after;
+    let mut depth = streams.depth(limit.saturating_mul(2)).min(limit.max(1));
+    loop {
+        let (rows, is_end) = streams.look(conn, search, after, depth)?;
+        let last = rows.last().map(|row| row.0);
+        for row in rows {
+            listed.extend(search.matching(row, !conn.is_postgres())?);
+            if listed.len() == limit {
+                return Ok(listed);
+            }
+        }
+        if is_end || last.is_none() {
+            return Ok(listed);
+        }
+        after = last;
+        depth = (depth * 2).min(LOOK_MAX);
+    }
+}
+
+/// The matching ones among about `count` events after a position, and where to look next; nowhere when these were
+/// the last. However few events match, this takes no longer: nothing is filtered on the way.
+pub fn step(
+    conn: &mut Conn,
+    search: &Search,
+    after: Option<Position>,
+    count: usize,
+) -> Result<(Vec<Listed>, Option<Position>), Fault> {
+    let Some(mut streams) = Streams::find(conn, search)? else { return Ok((Vec::new(), None)) };
+    streams.prefiltered = false;
+    let (rows, is_end) = streams.look(conn, search, after, streams.depth(count))?;
+    let last = rows.last().map(|row| row.0).filter(|_| !is_end);
+    let mut listed = Vec::with_capacity(rows.len());
+    for row in rows {
+        listed.extend(search.matching(row, !conn.is_postgres())?);
+    }
+    Ok((listed, last))
+}
+
+impl Search {
+    fn matching(
+        &self,
+        (position, text): (Position, EventText),
+        is_canonical: bool,
+    ) -> Result<Option<Listed>, Fault> {
+        let Some(filter) = &self.filter else {
+            return Ok(Some(Listed { position, event: text.into_event(is_canonical)? }));
+        };
+        // reading JSON costs more than all the rest
+        let metadata = match filter.fields().iter().any(|field| matches!(field, Field::Metadata(_))) {
+            true => metadata_of(text.metadata.as_deref())?,
+            false => Map::new(),
+        };
+        let event = text.into_event(is_canonical)?;
+        let matches = filter.matches(&Candidate { event: &event, metadata });
+        Ok(matches.then_some(Listed { position, event }))
+    }
+}
+
+/// Index ranges that together hold every event of a search, each sorted by time and id.
+struct Streams {
+    column: &'static str,
+    ids: Vec<i64>,
+    /// Meters to look at, where the streams are not those of meters.
+    meters: Option<Vec<i64>>,
+    /// The database leaves out what it knows not to match.
+    prefiltered: bool,
+}
+
+impl Streams {
+    /// `None` when nothing can match.
+    fn find(conn: &mut Conn, search: &Search) -> Result<Option<Self>, Fault> {
+        let filter = search.filter.as_ref();
+        let given = |name: &Option<String>, field: Field| -> Option<Vec<String>> {
+            let filtered = filter.and_then(|filter| filter.only(&field));
+            let filtered = filtered.map(|names| names.into_iter().map(str::to_owned).collect::<Vec<_>>());
+            match (name, filtered) {
+                (Some(name), Some(mut names)) => {
+                    names.retain(|other| other == name);
+                    Some(names)
+                }
+                (Some(name), None) => Some(vec![name.clone()]),
+                (None, filtered) => filtered,
+            }
+        };
+        let meter_names = given(&search.meter, Field::Meter);
+        let mut known = meters::table
+            .filter(meters::workspace_id.eq(search.workspace_id))
+            .select(meters::id)
+            .order(meters::id)
+            .into_boxed();
+        if let Some(names) = &meter_names {
+            known = known.filter(meters::name.eq_any(names));
+        }
+        let meter_ids: Vec<i64> = known.load(conn)?;
+        let streams = match given(&search.subject, Field::Subject) {
+            None => Streams { column: "meter_id", ids: meter_ids, meters: None, prefiltered: true },
+            Some(names) => {
+                let names: Vec<&str> = names.iter().map(String::as_str).collect();
+                let ids = subject_ids(conn, search.workspace_id, &names)?;
+                let meters = meter_names.is_some().then_some(meter_ids);
+                Streams { column: "subject_id", ids, meters, prefiltered: true }
+            }
+        };
+        let is_empty = streams.ids.is_empty() || streams.meters.as_ref().is_some_and(Vec::is_empty);
+        Ok((!is_empty).then_some(streams))
+    }
+
+    /// Rows to read of each stream for so many in all.
+    fn depth(&self, count: usize) -> usize {
+        count.div_ceil(self.ids.len()).clamp(LOOK_MIN, LOOK_MAX)
+    }
+
+    /// Up to `depth` rows of each stream, merged as far as they are certain to be complete, and whether that was all.
+    fn look(
+        &self,
+        conn: &mut Conn,
+        search: &Search,
+        after: Option<Position>,
+        depth: usize,
+    ) -> Result<(Vec<(Position, EventText)>, bool), Fault> {
+        let rows = match self.ids.as_slice() {
+            [id] => self.load(conn, search, after, depth, Some(*id))?,
+            _ if conn.is_postgres() => self.load(conn, search, after, depth, None)?,
+            ids => {
+                let mut rows = Vec::new();
+                for id in ids {
+                    rows.extend(self.load(conn, search, after, depth, Some(*id))?);
+                }
+                rows
+            }
+        };
+        let mut merged = Vec::with_capacity(rows.len());
+        let mut counts: HashMap<i64, (usize, Position)> = HashMap::new();
+        for row in rows {
+            let position = Position { time: Micros(row.event.event_time), id: uuid_of(&row.event.id)? };
+            let (count, oldest) = counts.entry(row.stream).or_insert((0, position));
+            *count += 1;
+            *oldest = position.min(*oldest);
+            merged.push((position, row.event));
+        }
+        merged.sort_unstable_by_key(|(position, _)| std::cmp::Reverse(*position));
+        // a stream that was cut may have more rows right after its last one
+        let cut = counts.values().filter(|(count, _)| *count == depth).map(|(_, oldest)| *oldest).max();
+        if let Some(cut) = cut {
+            merged.retain(|(position, _)| *position >= cut);
+        }
+        Ok((merged, cut.is_none()))
+    }
+
+    fn load(
+        &self,
+        conn: &mut Conn,
+        search: &Search,
+        after: Option<Position>,
+        depth: usize,
+        id: Option<i64>,
+    ) -> Result<Vec<StreamRow>, Fault> {
+        let mut statement = Statement::new(conn);
+        let sql = self.sql(&mut statement, search, after, depth, id);
+        statement.load(conn, &sql)
+    }
+
+    /// One stream, or all of them at once (PostgreSQL).
+    fn sql(
+        &self,
+        statement: &mut Statement,
+        search: &Search,
+        after: Option<Position>,
+        depth: usize,
+        id: Option<i64>,
+    ) -> String {
+        let column = self.column;
+        let stream = id.map_or("k.id".to_owned(), |id| statement.int(id));
+        let mut conditions = vec![format!("e.{column} = {stream}")];
+        if let Some(meters) = &self.meters {
+            conditions.push(format!("e.meter_id IN ({})", integers(meters)));
+        }
+        if let Some(from) = search.from {
+            conditions.push(format!("e.event_time >= {}", statement.int(from.0)));
+        }
+        if let Some(to) = search.to {
+            conditions.push(format!("e.event_time < {}", statement.int(to.0)));
+        }
+        if let Some(after) = after {
+            // the first condition leaves out whole partitions, the second is exact
+            let (bound, time) = (statement.int(after.time.0), statement.int(after.time.0));
+            let id = statement.bytes(after.id.as_bytes().to_vec());
+            conditions.push(format!("e.event_time <= {bound} AND (e.event_time, e.id) < ({time}, {id})"));
+        }
+        let filter = search.filter.as_ref().filter(|_| self.prefiltered);
+        conditions.extend(filter.and_then(|filter| prefilter(filter, search.workspace_id, statement)));
+        let inner = format!(
+            "SELECT e.* FROM events e WHERE {} ORDER BY e.event_time DESC, e.id DESC LIMIT {depth}",
+            conditions.join(" AND ")
+        );
+        let source = match id {
+            Some(_) => inner,
+            None => format!(
+                "SELECT e.* FROM unnest(ARRAY[{}]::bigint[]) k (id) CROSS JOIN LATERAL ({inner}) e",
+                integers(&self.ids)
+            ),
+        };
+        format!(
+            "SELECT {}, e.{column} AS stream FROM ({source}) e
+             JOIN meters m ON m.id = e.meter_id JOIN subjects s ON s.id = e.subject_id",
+            event_columns(statement.is_postgres)
+        )
+    }
+}
+
+#[derive(QueryableByName)]
+struct StreamRow {
+    #[diesel(embed)]
+    event: EventText,
+    #[diesel(sql_type = BigInt)]
+    stream: i64,
+}
+
+/// An event that a filter looks at.
+struct Candidate<'e> {
+    event: &'e StoredEvent,
+    metadata: Map<String, Value>,
+}
+
+impl Row for Candidate<'_> {
+    fn held(&self, field: &Field) -> Option<Held<'_>> {
+        match field {
+            Field::Subject => Some(Held::Text(&self.event.subject)),
+            Field::Meter => Some(Held::Text(&self.event.meter)),
+            Field::Quantity => Some(Held::Number(&self.event.quantity)),
+            Field::EventTime => Some(Held::Time(self.event.timestamp)),
+            Field::ReceivedAt => Some(Held::Time(self.event.received_at)),
+            Field::IdempotencyKey => self.event.idempotency_key.as_deref().map(Held::Text),
+            Field::Metadata(path) => value_at(&self.metadata, path).map(Held::Json),
+        }
+    }
+}
+
+#[cfg(test)]
+mod plans;

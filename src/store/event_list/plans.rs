@@ -1,0 +1,21 @@
+//! SQLite reads a page of events off the end of an index, without sorting.
+
+use super::*;
+use crate::store::statement::plan;
+
+#[test]
+fn pages_come_sorted_from_an_index() {
+    let (_directory, mut conn) = plan::empty_database();
+    let after = Some(Position { time: Micros(5), id: Uuid::nil() });
+    for (column, index) in [("meter_id", "events_meter_time"), ("subject_id", "sqlite_autoindex_events_1")] {
+        for after in [None, after] {
+            let streams = Streams { column, ids: vec![1], meters: None, prefiltered: true };
+            let mut statement = Statement::new(&conn);
+            let sql = streams.sql(&mut statement, &Search::default(), after, 100, Some(1));
+            let plan = plan::of(statement, &mut conn, &sql);
+            assert!(plan.contains(&format!("SEARCH e USING INDEX {index} ({column}=?")), "{plan}");
+            assert!(!plan.contains("TEMP B-TREE"), "{plan}");
+            assert!(!plan.contains("SCAN events"), "{plan}");
+        }
+    }
+}

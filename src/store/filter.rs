@@ -1,0 +1,161 @@
+//! What of a filter the database can check before rows leave it. The text is a condition that every matching event
+//! `e` meets, and maybe others: `Filter::matches` has the last word. So a condition may be left out wherever the
+//! database's idea of it could be narrower.
+
+use crate::event::ledger_key;
+use crate::filter::{Field, Filter, Literal, Order, Test};
+use crate::store::statement::Statement;
+
+/// The condition in SQL; `None` when nothing of it can be said.
+pub fn prefilter(filter: &Filter, workspace_id: i64, statement: &mut Statement) -> Option<String> {
+    match filter {
+        Filter::All(rules) => {
+            let parts: Vec<String> =
+                rules.iter().filter_map(|rule| prefilter(rule, workspace_id, statement)).collect();
+            (!parts.is_empty()).then(|| format!("({})", parts.join(" AND ")))
+        }
+        Filter::Any(rules) => {
+            // checked first, so that no bind is left without its place
+            if !rules.iter().all(|rule| is_known(rule, statement.is_postgres)) {
+                return None;
+            }
+            let parts: Vec<String> =
+                rules.iter().filter_map(|rule| prefilter(rule, workspace_id, statement)).collect();
+            (parts.len() == rules.len()).then(|| format!("({})", parts.join(" OR ")))
+        }
+        Filter::Condition(field, test) if is_known(filter, statement.is_postgres) => {
+            condition(field, test, workspace_id, statement)
+        }
+        Filter::Condition(..) => None,
+    }
+}
+
+/// Whether [`prefilter`] has something to say.
+fn is_known(filter: &Filter, is_postgres: bool) -> bool {
+    let (field, test) = match filter {
+        Filter::All(rules) => return rules.iter().any(|rule| is_known(rule, is_postgres)),
+        Filter::Any(rules) => return rules.iter().all(|rule| is_known(rule, is_postgres)),
+        Filter::Condition(field, test) => (field, test),
+    };
+    match (field, test) {
+        (Field::Subject | Field::IdempotencyKey, Test::In(_)) => true,
+        (Field::Quantity | Field::EventTime | Field::ReceivedAt, Test::In(_) | Test::Compare(..)) => true,
+        // SQLite would parse the JSON twice
+        (Field::Metadata(_), _) if !is_postgres => false,
+        (Field::Metadata(_), Test::In(literals)) => {
+            literals.iter().all(|literal| !matches!(literal, Literal::List(_)))
+        }
+        (Field::Metadata(_), Test::Not(_)) => false,
+        (Field::Metadata(_), _) => true,
+        _ => false,
+    }
+}
+
+fn condition(field: &Field, test: &Test, workspace_id: i64, statement: &mut Statement) -> Option<String> {
+    match (field, test) {
+        (Field::Subject, Test::In(literals)) => {
+            let names = texts(literals, |name, statement| statement.text(name), statement)?;
+            Some(format!(
+                "e.subject_id IN (SELECT id FROM subjects WHERE workspace_id = {workspace_id} AND name IN ({names}))"
+            ))
+        }
+        // every stored key is in the ledger, which knows where its event is
+        (Field::IdempotencyKey, Test::In(literals)) => {
+            let keys = texts(literals, |key, statement| statement.bytes(ledger_key(key)), statement)?;
+            Some(format!(
+                "(e.subject_id, e.event_time, e.id) IN (SELECT subject_id, event_time, event_id
+                 FROM idempotency_keys WHERE workspace_id = {workspace_id} AND key IN ({keys}))"
+            ))
+        }
+        (Field::Quantity | Field::EventTime | Field::ReceivedAt, Test::In(literals)) => {
+            let values: Option<Vec<String>> =
+                literals.iter().map(|literal| fixed(literal, statement)).collect();
+            Some(format!("{} IN ({})", column(field), values?.join(", ")))
+        }
+        (Field::Quantity | Field::EventTime | Field::ReceivedAt, Test::Compare(order, literal)) => {
+            let value = fixed(literal, statement)?;
+            Some(format!("{} {} {value}", column(field), order.sql()))
+        }
+        (Field::Metadata(path), test) => metadata(path, test, statement),
+        _ => None,
+    }
+}
+
+fn texts(
+    literals: &[Literal],
+    mut bind: impl FnMut(&str, &mut Statement) -> String,
+    statement: &mut Statement,
+) -> Option<String> {
+    let one = |literal: &Literal| match literal {
+        Literal::Text(text) => Some(bind(text, statement)),
+        _ => None,
+    };
+    Some(literals.iter().map(one).collect::<Option<Vec<_>>>()?.join(", "))
+}
+
+fn column(field: &Field) -> &'static str {
+    match field {
+        Field::Quantity => "e.quantity",
+        Field::ReceivedAt => "e.received_at",
+        _ => "e.event_time",
+    }
+}
+
+fn fixed(literal: &Literal, statement: &mut Statement) -> Option<String> {
+    match literal {
+        Literal::Number(number) if statement.is_postgres => {
+            Some(format!("{}::numeric", statement.text(number.to_plain())))
+        }
+        Literal::Number(number) => Some(statement.bytes(number.to_sortable())),
+        Literal::Time(time) => Some(statement.int(time.0)),
+        _ => None,
+    }
+}
+
+/// PostgreSQL only. A path is dot-separated words, so it needs no escaping inside the array literal. `#>` would also
+/// step into lists, which finds more than is asked for, never less.
+fn metadata(path: &str, test: &Test, statement: &mut Statement) -> Option<String> {
+    let value = format!("(e.metadata #> '{{{}}}')", path.replace('.', ","));
+    let kind = format!("jsonb_typeof{value}");
+    let text = format!("({value} #>> '{{}}')");
+    match test {
+        Test::Exists => Some(format!("{value} IS NOT NULL")),
+        Test::In(literals) => {
+            let values: Option<Vec<String>> = literals
+                .iter()
+                .map(|literal| json_text(literal).map(|json| format!("{}::jsonb", statement.text(json))))
+                .collect();
+            Some(format!("{value} IN ({})", values?.join(", ")))
+        }
+        Test::Compare(order, Literal::Number(number)) => {
+            let number = statement.text(number.to_plain());
+            Some(format!(
+                "CASE WHEN {kind} = 'number' THEN {value}::numeric {} {number}::numeric ELSE false END",
+                Order::sql(*order)
+            ))
+        }
+        Test::Compare(order, Literal::Text(other)) => {
+            let other = statement.text(other.as_str());
+            Some(format!("({kind} = 'string' AND {text} COLLATE \"C\" {} {other})", order.sql()))
+        }
+        // PostgreSQL spells numbers and lists its own way
+        Test::Contains(part) => {
+            let part = statement.text(part.as_str());
+            Some(format!("({kind} <> 'string' OR strpos({text}, {part}) > 0)"))
+        }
+        Test::Text(whole) => {
+            let whole = statement.text(whole.as_str());
+            Some(format!("({kind} <> 'string' OR {text} = {whole})"))
+        }
+        _ => None,
+    }
+}
+
+fn json_text(literal: &Literal) -> Option<String> {
+    match literal {
+        Literal::Text(text) => serde_json::to_string(text).ok(),
+        Literal::Number(number) => Some(number.to_plain()),
+        Literal::Bool(flag) => Some(flag.to_string()),
+        Literal::Time(_) | Literal::List(_) => None,
+    }
+}

@@ -1,0 +1,169 @@
+//! Alert rules from the outside: how soon they tell, and that each crossing is told once, whoever evaluates.
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::support::{Database, Receiver, Server, Worker, Workspace, on_both_databases, unique};
+
+on_both_databases!(
+    usage_is_told_within_two_seconds,
+    a_crossing_is_found_once,
+    a_rule_made_beside_a_write_sees_it,
+    what_is_not_watched_any_more_is_resolved,
+    groups_and_numbers,
+);
+
+pub const LOOPBACK: (&str, &str) = ("OPEN_SPANNER_WEBHOOK_ALLOWED_NETWORKS", "127.0.0.0/8");
+pub const ANY_PORT: (&str, &str) = ("OPEN_SPANNER_ALERT_WORKER_HEALTH_ADDR", "127.0.0.1:0");
+const INSIDE: (&str, &str) = ("OPEN_SPANNER_SERVE_WORKERS", "on");
+
+pub async fn destination(ws: &Workspace, url: &str) -> Value {
+    ws.post("/v1/alerts/destinations", &json!({"name": "d", "webhook_url": url})).await.json(201)
+}
+
+/// A rule that is never due by itself during a test.
+pub async fn rule(ws: &Workspace, meter: &str, destination: &Value, more: Value) -> Value {
+    let mut body = json!({"name": "r", "meter": meter, "destination_id": destination["id"], "threshold": 10,
+        "evaluation_interval_seconds": 86_400});
+    let more = more.as_object().expect("an object").clone();
+    body.as_object_mut().expect("an object").extend(more);
+    ws.post("/v1/alerts", &body).await.json(201)
+}
+
+pub async fn use_meter(ws: &Workspace, meter: &str, quantity: u64) {
+    let event = json!({"meter": meter, "subject": "ann", "quantity": quantity});
+    ws.post("/v1/usages", &event).await.expect(201);
+}
+
+pub async fn events(ws: &Workspace, rule: &Value) -> Vec<Value> {
+    let path = format!("/v1/alerts/events?limit=1000&rule_id={}", rule["id"].as_str().expect("an id"));
+    ws.get(&path).await.json(200)["items"].as_array().expect("a list").clone()
+}
+
+pub fn path(rule: &Value) -> String {
+    format!("/v1/alerts/{}", rule["id"].as_str().expect("an id"))
+}
+
+/// At the default settings: inside the server on SQLite, in a process of its own on PostgreSQL.
+async fn usage_is_told_within_two_seconds(database: Database) {
+    let server = Server::start_with(&database, &[LOOPBACK]);
+    let folder = tempfile::tempdir().expect("a directory");
+    let _worker = matches!(database, Database::Postgres { .. })
+        .then(|| Worker::start("alert-worker", &database, folder.path(), &[LOOPBACK, ANY_PORT]));
+    let (ws, receiver) = (server.workspace().await, Receiver::start().await);
+    ws.meter("load", "last").await;
+    let destination = destination(&ws, &receiver.url("ok/told")).await;
+    let rule = rule(&ws, "load", &destination, json!({})).await;
+    // the rule is looked at once when it is made
+    let end = Instant::now() + Duration::from_secs(20);
+    while ws.get(&path(&rule)).await.json(200)["state"].is_null() {
+        assert!(Instant::now() < end, "the new rule is evaluated");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let mut slowest = Duration::ZERO;
+    for round in 0..6 {
+        use_meter(&ws, "load", if round % 2 == 0 { 12 } else { 1 }).await;
+        let acknowledged = Instant::now();
+        let call = receiver.wait("ok/told", round + 1).await.pop().expect("a call");
+        let kind = if round % 2 == 0 { "triggered" } else { "resolved" };
+        assert_eq!(call.json()["event"]["type"], kind);
+        slowest = slowest.max(call.at.saturating_duration_since(acknowledged));
+    }
+    eprintln!("from acknowledged event to received webhook: at most {slowest:?}");
+    assert!(slowest < Duration::from_secs(2), "{slowest:?}");
+}
+
+/// Requests and the worker evaluate the same rule at the same time.
+async fn a_crossing_is_found_once(database: Database) {
+    let server = Server::start_with(&database, &[LOOPBACK, INSIDE]);
+    let (ws, receiver) = (server.workspace().await, Receiver::start().await);
+    ws.meter("load", "sum").await;
+    let destination = destination(&ws, &receiver.url("ok/once")).await;
+    let rule = rule(&ws, "load", &destination, json!({})).await;
+    use_meter(&ws, "load", 12).await;
+    let evaluate = format!("{}/evaluate", path(&rule));
+    let calls = (0..20).map(|_| {
+        let (client, evaluate) = (ws.key.clone(), evaluate.clone());
+        tokio::spawn(async move { client.post_text(&evaluate, "").await.status })
+    });
+    for call in calls.collect::<Vec<_>>() {
+        assert!(matches!(call.await.expect("no panic"), 200 | 503));
+    }
+    receiver.wait("ok/once", 1).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let events = events(&ws, &rule).await;
+    assert_eq!(events.len(), 1, "{events:?}");
+    assert_eq!(receiver.calls("ok/once").len(), 1);
+    assert_eq!(events[0]["id"], receiver.calls("ok/once")[0].event_id());
+}
+
+/// Either the write sees the rule and asks for its evaluation, or the rule's own first evaluation sees the write.
+async fn a_rule_made_beside_a_write_sees_it(database: Database) {
+    let server = Server::start_with(&database, &[LOOPBACK, INSIDE]);
+    let (ws, receiver) = (server.workspace().await, Receiver::start().await);
+    let destination = destination(&ws, &receiver.url("ok/beside")).await;
+    const ROUNDS: usize = 25;
+    for _ in 0..ROUNDS {
+        let meter = unique("beside");
+        ws.meter(&meter, "sum").await;
+        tokio::join!(use_meter(&ws, &meter, 12), rule(&ws, &meter, &destination, json!({})));
+    }
+    receiver.wait("ok/beside", ROUNDS).await;
+}
+
+async fn what_is_not_watched_any_more_is_resolved(database: Database) {
+    let server = Server::start_with(&database, &[LOOPBACK, INSIDE]);
+    let (ws, receiver) = (server.workspace().await, Receiver::start().await);
+    ws.meter("load", "sum").await;
+    use_meter(&ws, "load", 12).await;
+    for (name, change) in [
+        ("ok/disabled", json!({"enabled": false})),
+        ("ok/regrouped", json!({"group_by": "subject"})),
+        ("ok/deleted", json!(null)),
+    ] {
+        let destination = destination(&ws, &receiver.url(name)).await;
+        let rule = rule(&ws, "load", &destination, json!({})).await;
+        receiver.wait(name, 1).await;
+        if change.is_null() {
+            ws.delete(&path(&rule)).await.expect(204);
+        } else {
+            ws.put(&path(&rule), &change).await.expect(200);
+        }
+        let calls = receiver.wait(name, 2).await;
+        let told: Vec<Value> =
+            calls.iter().take(2).map(|call| call.json()["event"]["type"].clone()).collect();
+        assert_eq!(told, ["triggered", "resolved"], "{name}");
+    }
+}
+
+async fn groups_and_numbers(database: Database) {
+    let server = Server::start_with(&database, &[LOOPBACK, INSIDE]);
+    let (ws, receiver) = (server.workspace().await, Receiver::start().await);
+    ws.meter("load", "sum").await;
+    let bulk: Vec<Value> = [("a", 1_234_567, 12), ("b", 1_234_567, 3), ("c", 1, 99)]
+        .into_iter()
+        .map(|(subject, size, quantity)| {
+            json!({"meter": "load", "subject": subject, "quantity": quantity, "metadata": {"size": size, "on": true}})
+        })
+        .collect();
+    ws.post("/v1/usages/bulk", &json!(bulk)).await.expect(201);
+    let destination = destination(&ws, &receiver.url("ok/groups")).await;
+    let more = json!({"group_by": "subject", "metadata": {"size": "1234567", "on": "true"}});
+    let rule = rule(&ws, "load", &destination, more).await;
+    let call = receiver.wait("ok/groups", 1).await.remove(0).json();
+    assert_eq!(
+        (&call["event"]["group_key"], &call["event"]["group_value"]),
+        (&json!("subject"), &json!("a"))
+    );
+    let states = ws.get(&path(&rule)).await.json(200)["states"].clone();
+    let shown: Vec<(&Value, &Value)> = states
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|state| (&state["group_value"], &state["status"]))
+        .collect();
+    assert_eq!(shown, [(&json!("a"), &json!("alerting")), (&json!("b"), &json!("ok"))]);
+    ws.post_text(&format!("{}/evaluate", path(&rule)), "").await.json(200);
+    assert_eq!(events(&ws, &rule).await.len(), 1);
+}
