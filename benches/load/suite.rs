@@ -359,7 +359,7 @@ impl<'a> Suite<'a> {
     /// A history of 30 days that grows under bulk calls: rates and queries at each size.
     async fn grow(&mut self, keys: Keys) -> Outcome<()> {
         let path = format!("history, {}", keys.name());
-        let asks = keys == Keys::Ordered && self.wants("query");
+        let asks = keys == Keys::Ordered && queries::wanted(self);
         if !self.wants(&path) && !asks {
             return Ok(());
         }
