@@ -20,6 +20,8 @@ use crate::{Outcome, machine, queries, stream};
 pub struct Size {
     /// Longest time of one path, and the most events it writes as single calls and in bulk.
     pub time: Duration,
+    /// Customers that take turns; with quotas each needs a plan.
+    pub subjects: u64,
     pub singles: u64,
     pub bulk: u64,
     pub stream: u64,
@@ -37,6 +39,7 @@ impl Size {
     pub fn short() -> Size {
         Size {
             time: Duration::from_millis(500),
+            subjects: 20,
             singles: 500,
             bulk: 3_000,
             stream: 500,
@@ -53,6 +56,7 @@ impl Size {
         let points = [0, 1_000_000, 3_000_000, 10_000_000];
         Size {
             time: Duration::from_secs(5),
+            subjects: 1_000,
             singles: 60_000,
             bulk: 200_000,
             stream: 50_000,
@@ -85,7 +89,6 @@ fn kind(workload: &Workload) -> Kind {
     (workload.keys, workload.subjects, workload.models)
 }
 
-const SUBJECTS: u64 = 1_000;
 const MODELS: u64 = 4;
 const CONNECTIONS_OF_SINGLES: [u64; 4] = [1, 8, 64, 256];
 const STREAMS: u64 = 4;
@@ -156,7 +159,7 @@ impl<'a> Suite<'a> {
         Workload {
             meter: format!("meter-{}", self.meters),
             keys,
-            subjects: SUBJECTS,
+            subjects: self.size.subjects,
             models: MODELS,
             seed: crate::workload::mix(self.meters),
             from: Micros::now().plus(-60 * SECOND),
