@@ -8,6 +8,7 @@ use moka::sync::Cache;
 use tokio::sync::Mutex;
 
 use crate::config::Config;
+use crate::entitlement_worker;
 use crate::error::{Error, Result};
 use crate::store::alerts::evaluation::{self, Outcome, evaluate};
 use crate::store::alerts::{self, Filter, MeterJob, destinations};
@@ -228,7 +229,10 @@ pub async fn run(config: Config) -> Result<()> {
     let health_addr = config.workers.alert.health_addr.clone();
     worker_role::run(config, health_addr, |store, config, wake| {
         let client = Client::new(&config.webhook_allowed_networks)?;
-        Ok(duties(store, config, &client, wake))
+        let mut all = duties(store, config, &client, wake);
+        // everything that follows from a write
+        all.queues.extend(entitlement_worker::duties(store, config).queues);
+        Ok(all)
     })
     .await
 }

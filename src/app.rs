@@ -10,6 +10,7 @@ use crate::config::Config;
 use crate::ingest::Ingest;
 use crate::store::Store;
 use crate::store::meters::MeterCache;
+use crate::store::plans::PlanCache;
 use crate::webhook;
 use crate::worker::Wake;
 
@@ -20,6 +21,7 @@ pub struct App {
     pub store: Store,
     pub auth: Auth,
     pub meters: MeterCache,
+    pub plans: PlanCache,
     pub ingest: Ingest,
     pub phase: Arc<Phase>,
     /// Ring after a commit that enqueued background work.

@@ -5,6 +5,7 @@
 mod rate;
 
 use std::collections::HashMap;
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -16,6 +17,7 @@ use crate::config;
 use crate::error::{Code, Error, Result};
 use crate::event::{self, Event, Input, StoredEvent};
 use crate::meter::Meter;
+use crate::store::decisions::Decided;
 use crate::store::events::{Batch, Known, Outcome};
 use crate::store::meters::MeterCache;
 use crate::store::{Store, events};
@@ -64,6 +66,15 @@ struct Call {
     replay_key: Option<String>,
     /// A part of a stream: waits for room in the queue.
     is_part: bool,
+    /// Stored only if the quota allows it.
+    consumes: bool,
+}
+
+impl Call {
+    fn new(workspace_id: i64, kind: Kind) -> Self {
+        let run_id = Uuid::now_v7();
+        Call { workspace_id, kind, run_id, refused: 0, replay_key: None, is_part: false, consumes: false }
+    }
 }
 
 struct Job {
@@ -77,6 +88,9 @@ struct Job {
 #[derive(Clone)]
 pub struct Ingest {
     queue: flume::Sender<Job>,
+    /// Consumptions: each subject always goes to the same one, so that writers of one server do not wait for each
+    /// other's lock on a hot subject, and its decisions are made in large groups.
+    consumptions: Arc<[flume::Sender<Job>]>,
     room: Arc<Semaphore>,
     /// Streams wait for room instead of being refused. Theirs is apart, or calls that cannot wait would find none.
     stream_room: Arc<Semaphore>,
@@ -105,24 +119,30 @@ impl Ingest {
         let writers = if store.is_postgres() { settings.writers } else { 1 };
         // replicas that share a lane only wait for each other
         let first_lane = rand::random_range(0..LANES);
-        let handles = (0..writers)
-            .map(|number| {
-                let writer = Writer {
-                    store: store.clone(),
-                    jobs: jobs.clone(),
-                    known: known.clone(),
-                    wake: wake.clone(),
-                    lane: (first_lane + number as i16) % LANES,
-                    events_max: settings.batch_events,
-                };
-                tokio::spawn(writer.run())
-            })
-            .collect();
+        let start = |number: usize, jobs: flume::Receiver<Job>| {
+            let writer = Writer {
+                store: store.clone(),
+                jobs,
+                known: known.clone(),
+                lane: (first_lane + number as i16) % LANES,
+                events_max: settings.batch_events,
+                wake: wake.clone(),
+            };
+            tokio::spawn(writer.run())
+        };
+        let mut handles: Vec<_> = (0..writers).map(|number| start(number, jobs.clone())).collect();
+        let mut consumptions = Vec::with_capacity(writers);
+        for number in writers..2 * writers {
+            let (queue, jobs) = flume::unbounded::<Job>();
+            handles.push(start(number, jobs));
+            consumptions.push(queue);
+        }
         let rate = (settings.rate_limit_events > 0)
             .then(|| Arc::new(RateLimit::new(settings.rate_limit_events, settings.rate_limit_window)));
         let room = Arc::new(Semaphore::new(settings.queue_events));
         let stream_room = Arc::new(Semaphore::new(settings.queue_events));
-        (Ingest { queue, room, stream_room, meters, store, rate, known }, handles)
+        let consumptions = consumptions.into();
+        (Ingest { queue, consumptions, room, stream_room, meters, store, rate, known }, handles)
     }
 
     /// A meter was deleted, and with it what writers believe to be stored of it.
@@ -150,9 +170,7 @@ impl Ingest {
         inputs: Vec<Input>,
         replay_key: Option<String>,
     ) -> Result<Recorded> {
-        let call =
-            Call { workspace_id, kind, run_id: Uuid::now_v7(), refused: 0, replay_key, is_part: false };
-        self.record_call(call, inputs).await
+        self.record_call(Call { replay_key, ..Call::new(workspace_id, kind) }, inputs).await
     }
 
     /// Stores one part of a stream like a call of its own, except that it waits for room in the queue, and that all
@@ -164,8 +182,7 @@ impl Ingest {
         inputs: Vec<Input>,
         refused: usize,
     ) -> Result<Recorded> {
-        let call =
-            Call { workspace_id, kind: Kind::Stream, run_id, refused, replay_key: None, is_part: true };
+        let call = Call { run_id, refused, is_part: true, ..Call::new(workspace_id, Kind::Stream) };
         self.record_call(call, inputs).await
     }
 
@@ -180,11 +197,7 @@ impl Ingest {
             let outcome = self.submit(&call, &admitted).await?;
             match outcome {
                 Outcome::Again => {}
-                Outcome::Stale => {
-                    for event in &admitted.events {
-                        self.meters.forget(workspace_id, &event.meter.name);
-                    }
-                }
+                Outcome::Stale => self.forget_meters(workspace_id, &admitted),
                 outcome => {
                     let recorded = admitted.into_recorded(outcome);
                     count(&call, total, &recorded);
@@ -196,6 +209,30 @@ impl Ingest {
             }
         }
         Err(Error::unavailable("the meter is being changed"))
+    }
+
+    /// Decides whether an event with an idempotency key may be consumed, and stores it if so, in one transaction. A
+    /// key that was decided before gets that decision again.
+    pub async fn consume(&self, workspace_id: i64, input: Input) -> Result<Decided> {
+        let call = Call { consumes: true, ..Call::new(workspace_id, Kind::Single) };
+        for _ in 0..STALE_TRIES {
+            let mut admitted = self.admit(workspace_id, vec![input.clone()]).await?;
+            if let Some(failure) = admitted.failed.pop() {
+                return Err(failure.error);
+            }
+            match self.submit(&call, &admitted).await? {
+                Outcome::Decided(decided) => return Ok(*decided),
+                Outcome::Stale => self.forget_meters(workspace_id, &admitted),
+                _ => {}
+            }
+        }
+        Err(Error::unavailable("the key or the meter is in use by others"))
+    }
+
+    fn forget_meters(&self, workspace_id: i64, admitted: &Admitted) {
+        for event in &admitted.events {
+            self.meters.forget(workspace_id, &event.meter.name);
+        }
     }
 
     /// Checks every item against its meter.
@@ -254,6 +291,7 @@ impl Ingest {
             failed: (admitted.failed.len() + call.refused) as i64,
             replay_key: call.replay_key.clone(),
             received_at: admitted.now,
+            consumes: call.consumes,
         };
         let outcome = self.enqueue(batch, call.is_part).await;
         self.refund(workspace_id, charged, &outcome);
@@ -273,8 +311,16 @@ impl Ingest {
         };
         let (answer, answered) = oneshot::channel();
         let job = Job { batch: Arc::new(batch), answer, _room: room };
-        self.queue.send(job).map_err(|_| Error::unavailable("the server is stopping"))?;
+        self.queue_of(&job.batch).send(job).map_err(|_| Error::unavailable("the server is stopping"))?;
         answered.await.map_err(stopped)?
+    }
+
+    fn queue_of(&self, batch: &Batch) -> &flume::Sender<Job> {
+        let Some(event) = batch.events.first().filter(|_| batch.consumes) else { return &self.queue };
+        let mut hasher = std::hash::DefaultHasher::new();
+        (batch.workspace_id, &event.subject).hash(&mut hasher);
+        let place = hasher.finish() % self.consumptions.len().max(1) as u64;
+        self.consumptions.get(place as usize).unwrap_or(&self.queue)
     }
 
     /// Takes the events out of the workspace's allowance. When that does not suffice, keys that are stored already
@@ -309,6 +355,7 @@ impl Ingest {
         let Some(rate) = self.rate.as_ref().filter(|_| charged > 0) else { return };
         let stored = match outcome {
             Ok(Outcome::Stored(items)) => items.iter().filter(|duplicate| duplicate.is_none()).count() as u64,
+            Ok(Outcome::Decided(decided)) if decided.decision.accepted && !decided.replayed => 1,
             _ => 0,
         };
         rate.give_back(workspace_id, charged.saturating_sub(stored));
@@ -347,7 +394,7 @@ impl Admitted {
                     }
                 }
             }
-            Outcome::Stale | Outcome::Again => {}
+            Outcome::Stale | Outcome::Again | Outcome::Decided(_) => {}
         }
         recorded
     }

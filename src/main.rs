@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use open_spanner::config::{self, Role};
 use open_spanner::error::{Error, Result};
-use open_spanner::{alert_worker, export_worker, logging, migrate, serve};
+use open_spanner::{alert_worker, entitlement_worker, export_worker, logging, migrate, serve};
 
 fn main() -> ExitCode {
     let loaded = match config::load() {
@@ -21,11 +21,8 @@ fn main() -> ExitCode {
         Role::Serve { migrate } => block_on(serve::run(config, migrate)),
         Role::ExportWorker => block_on(export_worker::run(config)),
         Role::AlertWorker => block_on(alert_worker::run(config)),
+        Role::EntitlementWorker => block_on(entitlement_worker::run(config)),
         Role::UsageWorker => block_on(alert_worker::run_idle(config)),
-        role => {
-            eprintln!("open-spanner {} is not part of this version", role.name());
-            return ExitCode::FAILURE;
-        }
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -16,6 +16,7 @@ use crate::app::{App, Phase};
 use crate::auth::Auth;
 use crate::auth::key::Flush;
 use crate::config::{Config, Driver, ListenAddr};
+use crate::entitlement_worker;
 use crate::error::{Code, Error, Result};
 use crate::export_worker;
 use crate::grpc;
@@ -23,8 +24,10 @@ use crate::http;
 use crate::ingest::Ingest;
 use crate::retention;
 use crate::store::meters::MeterCache;
-use crate::store::{Store, migrations};
+use crate::store::plans::PlanCache;
+use crate::store::{Conn, Store, decisions, migrations};
 use crate::webhook::client::Client;
+use crate::window::Micros;
 use crate::worker::Wake;
 
 /// Runs until SIGTERM or SIGINT, then drains within `shutdown_timeout`.
@@ -36,12 +39,13 @@ pub async fn run(config: Config, migrate: bool) -> Result<()> {
 
     let store = Store::new(&config.db);
     let meters = MeterCache::new(store.clone(), config.cache_ttl);
+    let plans = PlanCache::new(store.clone(), config.cache_ttl);
     let wake = Wake::default();
     let (ingest, writers) = Ingest::start(store.clone(), meters.clone(), &config.ingest, &wake);
     let auth = Auth::new(store.clone(), auth_options(&config));
     let phase = Arc::new(Phase::default());
     let webhooks = Client::new(&config.webhook_allowed_networks)?;
-    let app = App { config: config.clone(), store, auth, meters, ingest, phase, wake, webhooks };
+    let app = App { config: config.clone(), store, auth, meters, plans, ingest, phase, wake, webhooks };
 
     if config.auth.oauth.github.is_some() || config.auth.oauth.google.is_some() {
         log::warn!("sign-in providers are configured, but this version has none");
@@ -191,10 +195,18 @@ fn start_timers(app: &App) -> Vec<JoinHandle<()>> {
             let app = sweeper.clone();
             async move {
                 app.auth.sweep().await?;
+                sweep_decisions(&app).await?;
                 app.ingest.sweep_replays(app.config.ingest.bulk_replay_retention).await
             }
         })),
     ]
+}
+
+async fn sweep_decisions(app: &App) -> Result<()> {
+    let before = Micros::now().plus(-(app.config.retention.decisions.as_micros() as i64));
+    let sweep = move |conn: &mut Conn| decisions::sweep(conn, before);
+    while app.store.write("decisions::sweep", sweep).await? > 0 {}
+    Ok(())
 }
 
 /// Background work as far as it is done in this process; others are told of new work in any case.
@@ -208,6 +220,7 @@ fn start_workers(app: &App) -> Result<Vec<JoinHandle<()>>> {
     let all = [
         export_worker::duties(&app.store, &app.config)?,
         alert_worker::duties(&app.store, &app.config, &app.webhooks, &app.wake),
+        entitlement_worker::duties(&app.store, &app.config),
     ];
     Ok(all.into_iter().flat_map(|duties| duties.start(&app.store, &app.wake, &stop)).collect())
 }

@@ -107,6 +107,12 @@ impl Micros {
             Err(_) => self,
         }
     }
+
+    /// Calendar months from the month of `start` to the month of this instant, whatever the days.
+    pub fn months_since(self, start: Micros) -> i32 {
+        let count = |at: Micros| i32::from(at.civil().year()) * 12 + i32::from(at.civil().month());
+        count(self) - count(start)
+    }
 }
 
 impl fmt::Display for Micros {

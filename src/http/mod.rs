@@ -4,12 +4,14 @@
 pub mod alerts;
 pub mod dead_letters;
 pub mod destinations;
+pub mod entitlements;
 pub mod exports;
 pub mod extract;
 pub mod history;
 pub mod keys;
 pub mod meters;
 pub mod openapi;
+pub mod plans;
 pub mod respond;
 pub mod saved_queries;
 pub mod session;
@@ -91,6 +93,26 @@ pub fn endpoints() -> Vec<Endpoint> {
         endpoint(Method::GET, "/v1/usages", reads(&[Scope::UsageRead]), usage::list),
         endpoint(Method::POST, "/v1/usages/bulk", writes(&[Scope::UsageWrite]), usage::create_bulk),
         endpoint(Method::POST, "/v1/usages/search", reads(&[Scope::UsageRead]), usage::search),
+
+        endpoint(Method::GET, "/v1/plans", reads(&[Scope::PlansRead]), plans::list),
+        endpoint(Method::POST, "/v1/plans", writes(&[Scope::PlansWrite]), plans::create),
+        endpoint(Method::GET, "/v1/plans/assignments", reads(&[Scope::PlansRead]), plans::assignments),
+        endpoint(Method::PUT, "/v1/plans/subjects/{subject}", writes(&[Scope::PlansWrite]), plans::assign),
+        endpoint(Method::DELETE, "/v1/plans/subjects/{subject}", writes(&[Scope::PlansWrite]), plans::unassign),
+        endpoint(Method::GET, "/v1/plans/subjects/{subject}/progress", reads(&[Scope::PlansRead]), plans::progress),
+        endpoint(Method::GET, "/v1/plans/{id}", reads(&[Scope::PlansRead]), plans::get),
+        endpoint(Method::PUT, "/v1/plans/{id}", writes(&[Scope::PlansWrite]), plans::update),
+        endpoint(Method::DELETE, "/v1/plans/{id}", writes(&[Scope::PlansWrite]), plans::delete),
+        endpoint(Method::POST, "/v1/plans/{id}/preview", reads(&[Scope::PlansRead]), plans::preview),
+
+        endpoint(Method::POST, "/v1/entitlements/check", reads(&[Scope::PlansRead]), entitlements::check),
+        endpoint(Method::POST, "/v1/entitlements/consume", writes(&[Scope::UsageWrite, Scope::PlansRead]), entitlements::consume),
+        endpoint(Method::GET, "/v1/entitlements/decisions", reads(&[Scope::UsageRead, Scope::PlansRead]), entitlements::decisions),
+        endpoint(Method::GET, "/v1/entitlements/decisions/{idempotency_key}", reads(&[Scope::UsageRead, Scope::PlansRead]), entitlements::decision),
+        endpoint(Method::GET, "/v1/entitlements/states", reads(&[Scope::PlansRead]), entitlements::states),
+        endpoint(Method::GET, "/v1/entitlements/events", reads(&[Scope::PlansRead]), entitlements::events),
+        endpoint(Method::GET, "/v1/entitlements/periods", reads(&[Scope::PlansRead]), entitlements::periods),
+
         endpoint(Method::POST, "/v1/usages/breakdowns/search", reads(&[Scope::UsageRead]), usage::breakdown),
         endpoint(Method::GET, "/v1/usages/dimensions", reads(&[Scope::UsageRead]), usage::dimensions),
         endpoint(Method::GET, "/v1/usages/export", reads(&[Scope::UsageRead, Scope::ExportsRead]), usage::export),

@@ -2,7 +2,9 @@
 //! runs. The only file that writes events. Statements come in a fixed order and every batch of rows is sorted, so
 //! that two writers never wait for each other in a circle.
 
+mod decide;
 mod postgres;
+mod quota;
 mod sqlite;
 
 use std::collections::btree_map::Entry;
@@ -13,9 +15,12 @@ use moka::sync::Cache;
 use uuid::Uuid;
 
 use crate::event::{self, Event, StoredEvent};
+use crate::plan::Plan;
+use crate::plan::assignment::Span;
 use crate::quantity::Quantity;
 use crate::rollup;
 use crate::store::alerts::MeterJob;
+use crate::store::decisions::{Decided, Decision};
 use crate::store::{Conn, Fault, jobs};
 use crate::window::Micros;
 
@@ -49,6 +54,8 @@ pub struct Batch {
     /// The call's own idempotency key (bulk header, stream metadata).
     pub replay_key: Option<String>,
     pub received_at: Micros,
+    /// One event with a key, stored only if the quota allows.
+    pub consumes: bool,
 }
 
 /// What became of one batch.
@@ -58,6 +65,8 @@ pub enum Outcome {
     Stored(Vec<Option<StoredEvent>>),
     /// The call was answered before, with these lists.
     Replayed { accepted: Vec<StoredEvent>, duplicates: Vec<StoredEvent> },
+    /// A consumption was granted or refused, now or before.
+    Decided(Box<Decided>),
     /// A meter changed since the events were checked: check them again.
     Stale,
     /// Another batch of the same transaction uses the same replay key: try again in the next one.
@@ -68,10 +77,14 @@ pub enum Outcome {
 pub struct Known {
     subjects: Cache<(i64, String), i64>,
     dimension_sets: Cache<(i64, [u8; 16]), ()>,
+    /// Of a subject, with the version of its workspace's assignments.
+    histories: Cache<i64, (i64, Arc<[Span]>)>,
+    plans: Cache<i64, Arc<Plan>>,
 }
 
 const KNOWN_SUBJECTS_MAX: u64 = 200_000;
 const KNOWN_DIMENSION_SETS_MAX: u64 = 100_000;
+const KNOWN_PLANS_MAX: u64 = 10_000;
 
 impl Default for Known {
     fn default() -> Self {
@@ -81,6 +94,8 @@ impl Default for Known {
                 .max_capacity(KNOWN_DIMENSION_SETS_MAX)
                 .support_invalidation_closures()
                 .build(),
+            histories: Cache::new(KNOWN_SUBJECTS_MAX),
+            plans: Cache::new(KNOWN_PLANS_MAX),
         }
     }
 }
@@ -90,6 +105,8 @@ impl Default for Known {
 pub struct Learned {
     subjects: Vec<((i64, String), i64)>,
     dimension_sets: Vec<(i64, [u8; 16])>,
+    histories: Vec<(i64, (i64, Arc<[Span]>))>,
+    plans: Vec<Arc<Plan>>,
     /// Background work was asked for: wake the workers.
     pub has_jobs: bool,
 }
@@ -101,6 +118,12 @@ impl Known {
         }
         for set in learned.dimension_sets {
             self.dimension_sets.insert(set, ());
+        }
+        for (subject_id, history) in learned.histories {
+            self.histories.insert(subject_id, history);
+        }
+        for plan in learned.plans {
+            self.plans.insert(plan.id, plan);
         }
     }
 
@@ -114,6 +137,8 @@ impl Known {
 
 /// Position of an event: batch and place in it.
 type Place = (usize, usize);
+/// Of a meter: id, version, whether alert rules watch it; its workspace and the version of the assignments there.
+type MeterRow = (i64, i32, bool, i64, i64);
 /// Workspace and ledger key.
 type LedgerKey = (i64, Vec<u8>);
 /// Workspace and name.
@@ -140,13 +165,16 @@ pub fn insert(
     work.drop_stale(conn)?;
     work.drop_replayed(conn)?;
     work.find_subjects(conn, known)?;
+    work.find_histories(conn, known)?;
+    work.decide(conn)?;
     work.take_keys(conn)?;
+    work.check_decisions()?;
     work.write_dimension_sets(conn, known)?;
     work.write_events(conn)?;
     work.write_replays(conn)?;
     work.write_runs(conn)?;
-    // quota counters join here
     work.write_rollups(conn)?;
+    work.write_counters(conn)?;
     // last, because others share these rows
     work.ask_for_alerts(conn)?;
     Ok(work.finish())
@@ -158,6 +186,14 @@ struct Work<'a> {
     /// Set once the fate of a whole batch is known.
     decided: Vec<Option<Outcome>>,
     subjects: HashMap<(i64, String), i64>,
+    /// By workspace; 0 while nothing was ever assigned.
+    assignment_versions: HashMap<i64, i64>,
+    /// By subject, where the workspace has assignments.
+    histories: HashMap<i64, Arc<[Span]>>,
+    /// All plans of those histories.
+    plans: HashMap<i64, Arc<Plan>>,
+    /// Of consumptions that go on to be stored, by batch.
+    decisions: HashMap<usize, Decision>,
     /// Events whose key was taken, with what to answer.
     duplicates: HashMap<Place, StoredEvent>,
     learned: Learned,
@@ -173,6 +209,10 @@ impl<'a> Work<'a> {
             lane,
             decided: batches.iter().map(|_| None).collect(),
             subjects: HashMap::new(),
+            assignment_versions: HashMap::new(),
+            histories: HashMap::new(),
+            plans: HashMap::new(),
+            decisions: HashMap::new(),
             duplicates: HashMap::new(),
             learned: Learned::default(),
             watched: BTreeSet::new(),
@@ -217,12 +257,14 @@ impl<'a> Work<'a> {
         if meter_ids.is_empty() {
             return Ok(());
         }
-        let found: Vec<(i64, i32, bool)> = match conn {
+        let found = match conn {
             Conn::Postgres(c) => postgres::lock_meters(c, &meter_ids)?,
             Conn::Sqlite(c) => sqlite::meter_versions(c, &meter_ids)?,
         };
-        self.watched = found.iter().filter(|(.., watched)| *watched).map(|(id, ..)| *id).collect();
-        let versions: HashMap<i64, i32> = found.into_iter().map(|(id, version, _)| (id, version)).collect();
+        self.watched = found.iter().filter(|row| row.2).map(|row| row.0).collect();
+        let versions: HashMap<i64, i32> = found.iter().map(|row| (row.0, row.1)).collect();
+        self.assignment_versions =
+            found.into_iter().map(|(.., workspace, version)| (workspace, version)).collect();
         for (at, batch) in self.batches.iter().enumerate() {
             let is_stale = |event: &Event| versions.get(&event.meter.id) != Some(&event.meter.version);
             if batch.events.iter().any(is_stale) {
@@ -397,6 +439,7 @@ impl<'a> Work<'a> {
             let total = batch.events.len() as i64;
             let duplicates = match &self.decided[at] {
                 Some(Outcome::Replayed { .. }) => total,
+                Some(Outcome::Decided(decided)) if decided.replayed && decided.decision.accepted => total,
                 Some(_) => continue,
                 None => {
                     let is_duplicate = |item: &usize| self.duplicates.contains_key(&(at, *item));
@@ -456,6 +499,16 @@ impl<'a> Work<'a> {
             .enumerate()
             .map(|(at, batch)| match self.decided[at].take() {
                 Some(outcome) => outcome,
+                None if batch.consumes => {
+                    let event = batch.events.first().map(StoredEvent::of);
+                    let event = self.duplicates.remove(&(at, 0)).or(event);
+                    match self.decisions.remove(&at) {
+                        Some(decision) => {
+                            Outcome::Decided(Box::new(Decided { decision, event, replayed: false }))
+                        }
+                        None => Outcome::Again,
+                    }
+                }
                 None => {
                     let items = 0..batch.events.len();
                     Outcome::Stored(items.map(|item| self.duplicates.remove(&(at, item))).collect())
@@ -595,6 +648,16 @@ pub fn uuid_of(bytes: &[u8]) -> Result<Uuid, Fault> {
 pub fn quantity_of(text: &str) -> Result<Quantity, Fault> {
     let parsed: Result<bigdecimal::BigDecimal, _> = text.parse();
     parsed.map(Quantity::from).map_err(|error| Fault::Refused(crate::error::Error::internal(error)))
+}
+
+/// The stored event with this idempotency key.
+pub fn by_key(conn: &mut Conn, workspace_id: i64, key: &str) -> Result<Option<StoredEvent>, Fault> {
+    let keys = [(workspace_id, event::ledger_key(key))];
+    let taken = match conn {
+        Conn::Postgres(c) => postgres::find_taken(c, &keys)?,
+        Conn::Sqlite(c) => sqlite::find_taken(c, &keys)?,
+    };
+    Ok(taken.into_iter().next().and_then(|taken| taken.event))
 }
 
 /// How many of these ledger keys are taken.

@@ -12,7 +12,7 @@ use crate::both;
 use crate::error::{Error, Result};
 use crate::meter::{Aggregation, Dimension, Meter};
 use crate::store::schema::{dimension_sets, events, meters, rollups};
-use crate::store::{Conn, Fault, METER_LOCK, Store};
+use crate::store::{Conn, Fault, METER_LOCK, Store, plans};
 use crate::window::Micros;
 
 #[derive(Queryable, Selectable)]
@@ -117,6 +117,16 @@ pub fn by_id(conn: &mut Conn, workspace_id: i64, public_id: &str) -> Result<Opti
     row.map(Row::into_meter).transpose()
 }
 
+/// By the keys that rows of other tables hold, all of one workspace.
+pub fn by_numbers(conn: &mut Conn, workspace_id: i64, ids: &[i64]) -> Result<Vec<Meter>, Fault> {
+    let rows: Vec<Row> = meters::table
+        .filter(meters::workspace_id.eq(workspace_id).and(meters::id.eq_any(ids)))
+        .select(Row::as_select())
+        .load(conn)?;
+    rows.into_iter().map(Row::into_meter).collect()
+}
+
+/// By the key that rows of other tables hold.
 pub fn by_key(conn: &mut Conn, id: i64) -> Result<Option<Meter>, Fault> {
     let row: Option<Row> = meters::table.find(id).select(Row::as_select()).first(conn).optional()?;
     row.map(Row::into_meter).transpose()
@@ -193,13 +203,15 @@ pub fn update(
     Ok(Some(changed))
 }
 
-/// Deletes a meter without events, with its rollups of pruned ones; 409 while events are stored.
+/// Deletes a meter without events, with its rollups of pruned ones; 409 while events are stored or a plan limits it.
+/// Its quota counters stay behind: numbers of meters are never used again.
 pub fn delete(conn: &mut Conn, workspace_id: i64, public_id: &str) -> Result<Option<Meter>, Fault> {
     let Some(meter) = by_id(conn, workspace_id, public_id)? else { return Ok(None) };
     lock(conn, meter.id)?;
     if has_events(conn, meter.id)? {
         return Err(Error::conflict(format!("meter {:?} has stored events", meter.name)).into());
     }
+    plans::refuse_while_limited(conn, meter.id, &meter.name)?;
     if crate::store::alerts::watches(conn, meter.id)? {
         return Err(Error::conflict(format!("alert rules watch the meter {:?}", meter.name)).into());
     }

@@ -6,7 +6,11 @@
 //! on a blocking thread that finds its connection free.
 
 pub mod alerts;
+pub mod assignments;
+pub mod counters;
+pub mod decisions;
 pub mod deliveries;
+pub mod entitlements;
 pub mod event_list;
 pub mod events;
 pub mod exports;
@@ -18,7 +22,9 @@ pub mod leases;
 pub mod meters;
 pub mod migrations;
 pub mod partitions;
+pub mod plans;
 mod prepared;
+pub mod progress;
 pub mod retention;
 pub mod saved_queries;
 pub mod schema;
@@ -116,6 +122,8 @@ pub enum Fault {
     Database(DieselError),
     /// The transaction could not even begin, so repeating it is safe.
     NotStarted(Box<Fault>),
+    /// What the transaction was built on is no longer true: run it again from the start.
+    Repeat,
 }
 
 impl From<DieselError> for Fault {
@@ -198,6 +206,7 @@ impl Fault {
                 matches!(kind, DatabaseErrorKind::SerializationFailure)
                     || info.message().contains("deadlock detected")
             }
+            Fault::Repeat => true,
             _ => false,
         }
     }
@@ -211,6 +220,7 @@ impl Fault {
                 Error::unavailable("the database does not answer")
             }
             Fault::NotStarted(inner) => inner.into_error(operation),
+            Fault::Repeat => Error::unavailable("too many changes at once"),
             Fault::Database(error) => {
                 log::error!(operation, error:% = error; "database error");
                 Error::new(crate::error::Code::Internal, "internal server error")

@@ -14,6 +14,7 @@ table! {
         id -> BigInt,
         public_id -> Text,
         name -> Text,
+        assignment_version -> BigInt,
         created_at -> BigInt,
     }
 }
@@ -225,6 +226,140 @@ table! {
 }
 
 table! {
+    plans (id) {
+        id -> BigInt,
+        public_id -> Text,
+        workspace_id -> BigInt,
+        name -> Text,
+        description -> Text,
+        version -> Integer,
+        parent_id -> Nullable<Text>,
+        is_current -> Bool,
+        created_at -> BigInt,
+        updated_at -> BigInt,
+    }
+}
+
+table! {
+    plan_limits (public_id) {
+        public_id -> Text,
+        plan_id -> BigInt,
+        meter_id -> BigInt,
+        period -> Text,
+        quantity -> Text,
+        warning_percent -> Text,
+        enforcement -> Text,
+        failure_policy -> Text,
+        created_at -> BigInt,
+    }
+}
+
+table! {
+    plan_assignments (id) {
+        id -> BigInt,
+        public_id -> Text,
+        workspace_id -> BigInt,
+        subject_id -> BigInt,
+        plan_id -> BigInt,
+        starts_at -> BigInt,
+        ends_at -> Nullable<BigInt>,
+        anchor -> BigInt,
+        updated_at -> BigInt,
+    }
+}
+
+table! {
+    use diesel::sql_types::*;
+    use super::ExactDecimal;
+    quota_counters (subject_id, meter_id, anchor, day_start) {
+        subject_id -> BigInt,
+        meter_id -> BigInt,
+        anchor -> BigInt,
+        day_start -> BigInt,
+        event_count -> BigInt,
+        quantity_sum -> ExactDecimal,
+        quantity_min -> ExactDecimal,
+        quantity_max -> ExactDecimal,
+        first_at -> BigInt,
+        first_id -> Binary,
+        first_quantity -> ExactDecimal,
+        last_at -> BigInt,
+        last_id -> Binary,
+        last_quantity -> ExactDecimal,
+    }
+}
+
+table! {
+    entitlement_states (subject_id, meter_id, period) {
+        subject_id -> BigInt,
+        meter_id -> BigInt,
+        period -> Text,
+        workspace_id -> BigInt,
+        plan_id -> BigInt,
+        state -> Text,
+        current_value -> Text,
+        limit_value -> Text,
+        warning_percent -> Text,
+        evaluated_at -> BigInt,
+        updated_at -> BigInt,
+    }
+}
+
+table! {
+    entitlement_events (id) {
+        id -> Text,
+        workspace_id -> BigInt,
+        subject_id -> BigInt,
+        meter_id -> BigInt,
+        plan_id -> BigInt,
+        period -> Text,
+        previous_state -> Nullable<Text>,
+        state -> Text,
+        #[sql_name = "type"]
+        kind -> Text,
+        current_value -> Text,
+        limit_value -> Text,
+        warning_percent -> Text,
+        created_at -> BigInt,
+    }
+}
+
+table! {
+    entitlement_periods (subject_id, meter_id, period, starts_at) {
+        subject_id -> BigInt,
+        meter_id -> BigInt,
+        period -> Text,
+        starts_at -> BigInt,
+        ends_at -> BigInt,
+        workspace_id -> BigInt,
+        plan_id -> BigInt,
+        state -> Text,
+        current_value -> Text,
+        limit_value -> Text,
+        warning_percent -> Text,
+        event_count -> BigInt,
+        updated_at -> BigInt,
+    }
+}
+
+table! {
+    consumption_decisions (workspace_id, key) {
+        workspace_id -> BigInt,
+        key -> Binary,
+        idempotency_key -> Text,
+        subject -> Text,
+        meter -> Text,
+        accepted -> Bool,
+        evaluation_failed -> Bool,
+        enforcement -> Text,
+        state -> Text,
+        event_id -> Nullable<Binary>,
+        quota -> Text,
+        created_at -> BigInt,
+    }
+}
+
+table! {
     jobs (queue, key) {
         queue -> Text,
         key -> Text,
@@ -402,3 +537,5 @@ allow_tables_to_appear_in_same_query!(users, memberships, workspaces, sessions, 
 allow_tables_to_appear_in_same_query!(meters, subjects, dimension_sets);
 allow_tables_to_appear_in_same_query!(export_jobs, jobs);
 allow_tables_to_appear_in_same_query!(meters, alert_rules, alert_destinations);
+allow_tables_to_appear_in_same_query!(plans, plan_limits, plan_assignments);
+allow_tables_to_appear_in_same_query!(meters, plan_limits);

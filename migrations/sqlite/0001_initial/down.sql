@@ -1,3 +1,11 @@
+DROP TABLE consumption_decisions;
+DROP TABLE entitlement_periods;
+DROP TABLE entitlement_events;
+DROP TABLE entitlement_states;
+DROP TABLE quota_counters;
+DROP TABLE plan_assignments;
+DROP TABLE plan_limits;
+DROP TABLE plans;
 DROP TABLE export_cleanup_runs;
 DROP TABLE export_jobs;
 DROP TABLE alert_attempts;

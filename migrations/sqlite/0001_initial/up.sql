@@ -7,6 +7,8 @@ CREATE TABLE workspaces (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     public_id TEXT NOT NULL CONSTRAINT workspaces_public_id_key UNIQUE,
     name TEXT NOT NULL,
+    -- grows with every assignment of a plan, so that writers know when to read them again
+    assignment_version INTEGER NOT NULL DEFAULT 0,
     created_at INTEGER NOT NULL
 ) STRICT;
 
@@ -193,6 +195,152 @@ CREATE TABLE ingestion_runs (
     created_at INTEGER NOT NULL,
     PRIMARY KEY (workspace_id, id)
 ) STRICT, WITHOUT ROWID;
+
+-- What may be consumed ----------------------------------------------------------------------------
+
+-- One row per version of a plan; a version never changes but for losing is_current. Limits and percentages here and
+-- in the tables about entitlements are exact decimals as text: nothing computes with them in SQL.
+CREATE TABLE plans (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    public_id TEXT NOT NULL CONSTRAINT plans_public_id_key UNIQUE,
+    workspace_id INTEGER NOT NULL REFERENCES workspaces (id) ON DELETE CASCADE,
+    name TEXT NOT NULL,
+    description TEXT NOT NULL,
+    version INTEGER NOT NULL,
+    -- public id of the version before
+    parent_id TEXT,
+    is_current INTEGER NOT NULL,
+    created_at INTEGER NOT NULL,
+    updated_at INTEGER NOT NULL
+) STRICT;
+CREATE UNIQUE INDEX plans_current_name_key ON plans (workspace_id, name) WHERE is_current;
+
+CREATE TABLE plan_limits (
+    public_id TEXT PRIMARY KEY,
+    plan_id INTEGER NOT NULL REFERENCES plans (id) ON DELETE CASCADE,
+    meter_id INTEGER NOT NULL REFERENCES meters (id),
+    period TEXT NOT NULL CONSTRAINT plan_limits_period_check CHECK (period IN ('day', 'week', 'month', 'year')),
+    quantity TEXT NOT NULL,
+    warning_percent TEXT NOT NULL,
+    enforcement TEXT NOT NULL CONSTRAINT plan_limits_enforcement_check CHECK (enforcement IN ('advisory', 'hard')),
+    failure_policy TEXT NOT NULL CONSTRAINT plan_limits_failure_policy_check CHECK (failure_policy IN ('fail_open', 'fail_closed')),
+    created_at INTEGER NOT NULL,
+    CONSTRAINT plan_limits_plan_meter_period_key UNIQUE (plan_id, meter_id, period)
+) STRICT;
+CREATE INDEX plan_limits_meter ON plan_limits (meter_id);
+
+-- Which plan a subject has, and when. Every change grows workspaces.assignment_version.
+CREATE TABLE plan_assignments (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    public_id TEXT NOT NULL CONSTRAINT plan_assignments_public_id_key UNIQUE,
+    workspace_id INTEGER NOT NULL REFERENCES workspaces (id) ON DELETE CASCADE,
+    subject_id INTEGER NOT NULL,
+    plan_id INTEGER NOT NULL REFERENCES plans (id) ON DELETE CASCADE,
+    starts_at INTEGER NOT NULL,
+    -- not after starts_at when it was canceled before it began
+    ends_at INTEGER,
+    -- periods are counted from here
+    anchor INTEGER NOT NULL,
+    updated_at INTEGER NOT NULL
+) STRICT;
+CREATE INDEX plan_assignments_subject ON plan_assignments (subject_id, starts_at);
+CREATE INDEX plan_assignments_recent ON plan_assignments (workspace_id, updated_at);
+CREATE INDEX plan_assignments_plan ON plan_assignments (plan_id);
+
+-- Sums of the events of an assigned subject per day since its anchor. Every period is a whole number of such days.
+CREATE TABLE quota_counters (
+    subject_id INTEGER NOT NULL,
+    meter_id INTEGER NOT NULL,
+    anchor INTEGER NOT NULL,
+    day_start INTEGER NOT NULL,
+    event_count INTEGER NOT NULL,
+    quantity_sum BLOB NOT NULL,
+    quantity_min BLOB NOT NULL,
+    quantity_max BLOB NOT NULL,
+    first_at INTEGER NOT NULL,
+    first_id BLOB NOT NULL,
+    first_quantity BLOB NOT NULL,
+    last_at INTEGER NOT NULL,
+    last_id BLOB NOT NULL,
+    last_quantity BLOB NOT NULL,
+    PRIMARY KEY (subject_id, meter_id, anchor, day_start)
+) STRICT, WITHOUT ROWID;
+
+-- Where a subject stands with a limit, as last evaluated; outlives plan versions, so that they repeat no events.
+CREATE TABLE entitlement_states (
+    subject_id INTEGER NOT NULL,
+    meter_id INTEGER NOT NULL,
+    period TEXT NOT NULL,
+    workspace_id INTEGER NOT NULL,
+    plan_id INTEGER NOT NULL REFERENCES plans (id) ON DELETE CASCADE,
+    state TEXT NOT NULL,
+    current_value TEXT NOT NULL,
+    limit_value TEXT NOT NULL,
+    warning_percent TEXT NOT NULL,
+    evaluated_at INTEGER NOT NULL,
+    updated_at INTEGER NOT NULL,
+    PRIMARY KEY (subject_id, meter_id, period)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX entitlement_states_recent ON entitlement_states (workspace_id, updated_at);
+CREATE INDEX entitlement_states_plan ON entitlement_states (plan_id);
+
+CREATE TABLE entitlement_events (
+    id TEXT PRIMARY KEY,
+    workspace_id INTEGER NOT NULL,
+    subject_id INTEGER NOT NULL,
+    meter_id INTEGER NOT NULL,
+    plan_id INTEGER NOT NULL REFERENCES plans (id) ON DELETE CASCADE,
+    period TEXT NOT NULL,
+    previous_state TEXT,
+    state TEXT NOT NULL,
+    type TEXT NOT NULL,
+    current_value TEXT NOT NULL,
+    limit_value TEXT NOT NULL,
+    warning_percent TEXT NOT NULL,
+    created_at INTEGER NOT NULL
+) STRICT;
+CREATE INDEX entitlement_events_recent ON entitlement_events (workspace_id, created_at, id);
+CREATE INDEX entitlement_events_plan ON entitlement_events (plan_id);
+
+-- What each period came to, under the plan that was in force last in it.
+CREATE TABLE entitlement_periods (
+    subject_id INTEGER NOT NULL,
+    meter_id INTEGER NOT NULL,
+    period TEXT NOT NULL,
+    starts_at INTEGER NOT NULL,
+    ends_at INTEGER NOT NULL,
+    workspace_id INTEGER NOT NULL,
+    plan_id INTEGER NOT NULL REFERENCES plans (id) ON DELETE CASCADE,
+    state TEXT NOT NULL,
+    current_value TEXT NOT NULL,
+    limit_value TEXT NOT NULL,
+    warning_percent TEXT NOT NULL,
+    event_count INTEGER NOT NULL,
+    updated_at INTEGER NOT NULL,
+    PRIMARY KEY (subject_id, meter_id, period, starts_at)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX entitlement_periods_recent ON entitlement_periods (workspace_id, starts_at);
+CREATE INDEX entitlement_periods_plan ON entitlement_periods (plan_id);
+
+-- What was answered to POST /v1/entitlements/consume, to be answered again.
+CREATE TABLE consumption_decisions (
+    workspace_id INTEGER NOT NULL,
+    -- as in idempotency_keys
+    key BLOB NOT NULL,
+    idempotency_key TEXT NOT NULL,
+    subject TEXT NOT NULL,
+    meter TEXT NOT NULL,
+    accepted INTEGER NOT NULL,
+    evaluation_failed INTEGER NOT NULL,
+    enforcement TEXT NOT NULL,
+    state TEXT NOT NULL,
+    event_id BLOB,
+    -- JSON object
+    quota TEXT NOT NULL,
+    created_at INTEGER NOT NULL,
+    PRIMARY KEY (workspace_id, key)
+) STRICT;
+CREATE INDEX consumption_decisions_recent ON consumption_decisions (workspace_id, created_at, idempotency_key);
 
 -- What was done about it --------------------------------------------------------------------------
 

@@ -8,9 +8,11 @@ use super::Doc;
 use crate::alert::RuleInput;
 use crate::auth::User;
 use crate::http::{
-    alerts, dead_letters, destinations, exports, history, keys, meters, saved_queries, session, subjects,
-    usage as usages, usage_events,
+    alerts, dead_letters, destinations, entitlements, exports, history, keys, meters, plans, saved_queries,
+    session, subjects, usage as usages, usage_events,
 };
+use crate::plan::PlanInput;
+use crate::plan::quota::Check;
 use crate::{event, usage as rows};
 
 /// The description of a route, or `None` when nobody wrote one.
@@ -25,6 +27,8 @@ pub fn describe(method: &Method, path: &str) -> Option<Doc> {
         (_, path) if path.starts_with("/v1/exports") => return export(method, path),
         (_, path) if path.starts_with("/v1/meters") => return meter(method, path),
         (_, path) if path.starts_with("/v1/usages") => return usage(method, path),
+        (_, path) if path.starts_with("/v1/plans") => return plan(method, path),
+        (_, path) if path.starts_with("/v1/entitlements") => return entitlement(method, path),
         ("GET", "/v1/usageevents") => event_query("List raw events")
             .limit(100, 1000)
             .cursor()
@@ -278,6 +282,95 @@ fn saved_query(method: &Method, path: &str) -> Option<Doc> {
         ("DELETE", "/v1/usage/saved-queries/{id}") => {
             Doc::new("saved queries", "Delete a saved query").empty(204, "Deleted.")
         }
+        _ => return None,
+    };
+    Some(doc)
+}
+
+fn plan(method: &Method, path: &str) -> Option<Doc> {
+    let doc = match (method.as_str(), path) {
+        ("GET", "/v1/plans") => Doc::new("plans", "List plans")
+            .limit(100, 1000)
+            .page::<plans::PlanView>("Current versions, by name."),
+        ("POST", "/v1/plans") => Doc::new("plans", "Define a plan")
+            .body::<PlanInput>()
+            .answer::<plans::PlanView>(201, "Version 1 of the plan.")
+            .errors(&[404, 409]),
+        ("GET", "/v1/plans/assignments") => Doc::new("plans", "List assignments")
+            .text("subject", "One subject only.")
+            .text("plan_id", "One plan version only.")
+            .text("include_history", "`true`: ended ones too.")
+            .limit(100, 1000)
+            .page::<plans::AssignmentView>("The latest changed first."),
+        ("PUT", "/v1/plans/subjects/{subject}") => Doc::new("plans", "Assign a plan to a subject")
+            .body::<plans::AssignInput>()
+            .answer::<plans::AssignmentView>(200, "The assignment, active or scheduled.")
+            .errors(&[409]),
+        ("DELETE", "/v1/plans/subjects/{subject}") => {
+            Doc::new("plans", "Take the plan from a subject").empty(204, "Ended.")
+        }
+        ("GET", "/v1/plans/subjects/{subject}/progress") => {
+            Doc::new("plans", "Where a subject stands")
+                .answer::<plans::ProgressView>(200, "The plan in force and one item per limit.")
+        }
+        ("GET", "/v1/plans/{id}") => {
+            Doc::new("plans", "Read a plan version").answer::<plans::PlanView>(200, "The plan.")
+        }
+        ("PUT", "/v1/plans/{id}") => Doc::new("plans", "Make the next version of a plan")
+            .body::<PlanInput>()
+            .answer::<plans::PlanView>(200, "The new version; its subjects moved along.")
+            .errors(&[409]),
+        ("DELETE", "/v1/plans/{id}") => {
+            Doc::new("plans", "Delete a plan version nobody has").empty(204, "Deleted.").errors(&[409])
+        }
+        ("POST", "/v1/plans/{id}/preview") => Doc::new("plans", "What a change would mean")
+            .body::<PlanInput>()
+            .answer::<plans::PreviewView>(200, "The impact per subject; nothing is stored.")
+            .errors(&[409]),
+        _ => return None,
+    };
+    Some(doc)
+}
+
+fn entitlement(method: &Method, path: &str) -> Option<Doc> {
+    let narrowed = |doc: Doc| {
+        doc.text("subject", "One subject only.")
+            .text("meter", "One meter only.")
+            .text("state", "One state only.")
+    };
+    let doc = match (method.as_str(), path) {
+        ("POST", "/v1/entitlements/check") => Doc::new("entitlements", "May a subject use more?")
+            .body::<entitlements::CheckInput>()
+            .answer::<Check>(200, "Also for no; nothing is reserved."),
+        ("POST", "/v1/entitlements/consume") => Doc::new("entitlements", "Decide and record in one step")
+            .body::<event::Input>()
+            .answer::<entitlements::ConsumptionView>(201, "Recorded.")
+            .answer::<entitlements::ConsumptionView>(429, "Refused by a hard limit; nothing is recorded.")
+            .errors(&[404]),
+        ("GET", "/v1/entitlements/decisions") => narrowed(Doc::new("entitlements", "List decisions"))
+            .text("enforcement", "`advisory` or `hard`.")
+            .text("outcome", "`accepted`, `rejected` or `all`.")
+            .text("evaluation_failed", "Only those whose quota could (not) be computed.")
+            .limit(50, 200)
+            .cursor()
+            .page::<entitlements::DecisionView>("Newest first."),
+        ("GET", "/v1/entitlements/decisions/{idempotency_key}") => {
+            Doc::new("entitlements", "Read a decision")
+                .answer::<entitlements::DecisionView>(200, "The decision.")
+        }
+        ("GET", "/v1/entitlements/states") => narrowed(Doc::new("entitlements", "Where subjects stand"))
+            .limit(100, 1000)
+            .page::<entitlements::StateView>("The latest evaluated first."),
+        ("GET", "/v1/entitlements/events") => narrowed(Doc::new("entitlements", "Lines that were crossed"))
+            .text("plan_id", "One plan version only.")
+            .text("type", "`warning`, `exceeded` or `recovered`.")
+            .limit(100, 1000)
+            .cursor()
+            .page::<entitlements::EventView>("Newest first."),
+        ("GET", "/v1/entitlements/periods") => narrowed(Doc::new("entitlements", "What periods came to"))
+            .text("plan_id", "One plan version only.")
+            .limit(100, 1000)
+            .page::<entitlements::PeriodView>("The latest period first."),
         _ => return None,
     };
     Some(doc)

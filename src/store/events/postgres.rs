@@ -6,7 +6,7 @@ use bigdecimal::BigDecimal;
 use diesel::sql_types::{Array, BigInt, Binary, Bool, Integer, Nullable, Numeric, SmallInt, Text};
 use diesel::{PgConnection, RunQueryDsl};
 
-use super::{EventRow, EventText, KeyRow, LedgerKey, RunRow, SubjectName, Taken, uuid_of};
+use super::{EventRow, EventText, KeyRow, LedgerKey, MeterRow, RunRow, SubjectName, Taken, uuid_of};
 use crate::event::Event;
 use crate::rollup::{Key, Part};
 use crate::store::prepared::prepared;
@@ -23,8 +23,9 @@ prepared!(
 );
 prepared!(
     MeterVersions for PgConnection,
-    (ids: Array<BigInt> = Vec<i64>) -> (BigInt, Integer, Bool),
-    "SELECT id, version, has_alerts FROM meters WHERE id = ANY(?)"
+    (ids: Array<BigInt> = Vec<i64>) -> (BigInt, Integer, Bool, BigInt, BigInt),
+    "SELECT m.id, m.version, m.has_alerts, w.id, w.assignment_version
+     FROM meters m JOIN workspaces w ON w.id = m.workspace_id WHERE m.id = ANY(?)"
 );
 prepared!(
     LockReplay for PgConnection,
@@ -127,7 +128,7 @@ prepared!(
                               THEN excluded.last_quantity ELSE r.last_quantity END"
 );
 
-pub fn lock_meters(conn: &mut PgConnection, ids: &Vec<i64>) -> Result<Vec<(i64, i32, bool)>, Fault> {
+pub fn lock_meters(conn: &mut PgConnection, ids: &Vec<i64>) -> Result<Vec<MeterRow>, Fault> {
     LockMeters { class: &METER_LOCK, ids }.execute(conn)?;
     Ok(MeterVersions { ids }.load(conn)?)
 }
@@ -187,8 +188,14 @@ pub fn take_keys(conn: &mut PgConnection, rows: &[KeyRow]) -> Result<Vec<Taken>,
         return Ok(Vec::new());
     }
     let new: std::collections::HashSet<(i64, Vec<u8>)> = new.into_iter().collect();
-    let (workspace_ids, keys): (Vec<i64>, Vec<Vec<u8>>) =
-        rows.iter().map(|row| (row.workspace_id, row.key.clone())).filter(|key| !new.contains(key)).unzip();
+    let taken: Vec<LedgerKey> =
+        rows.iter().map(|row| (row.workspace_id, row.key.clone())).filter(|key| !new.contains(key)).collect();
+    find_taken(conn, &taken)
+}
+
+/// Those of the keys that are taken.
+pub fn find_taken(conn: &mut PgConnection, keys: &[LedgerKey]) -> Result<Vec<Taken>, Fault> {
+    let (workspace_ids, keys): (Vec<i64>, Vec<Vec<u8>>) = keys.iter().cloned().unzip();
     let taken: Vec<TakenRow> = FindTaken { workspace_ids: &workspace_ids, keys: &keys }.load(conn)?;
     taken.into_iter().map(taken_of).collect()
 }

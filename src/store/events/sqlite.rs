@@ -6,7 +6,9 @@ use std::collections::BTreeMap;
 use diesel::sql_types::{BigInt, Binary, Bool, Integer, Nullable, SmallInt, Text};
 use diesel::{OptionalExtension, RunQueryDsl, SqliteConnection, sql_query};
 
-use super::{EventRow, EventText, KeyRow, LedgerKey, RunRow, SubjectName, Taken, event_columns, uuid_of};
+use super::{
+    EventRow, EventText, KeyRow, LedgerKey, MeterRow, RunRow, SubjectName, Taken, event_columns, uuid_of,
+};
 use crate::event::Event;
 use crate::rollup::{Key, Part};
 use crate::store::Fault;
@@ -14,8 +16,9 @@ use crate::store::prepared::prepared;
 
 prepared!(
     MeterVersion for SqliteConnection,
-    (id: BigInt = i64) -> (Integer, Bool),
-    "SELECT version, has_alerts FROM meters WHERE id = ?"
+    (id: BigInt = i64) -> (BigInt, Integer, Bool, BigInt, BigInt),
+    "SELECT m.id, m.version, m.has_alerts, w.id, w.assignment_version
+     FROM meters m JOIN workspaces w ON w.id = m.workspace_id WHERE m.id = ?"
 );
 prepared!(
     FindReplay for SqliteConnection,
@@ -95,12 +98,11 @@ prepared!(
                               THEN excluded.last_quantity ELSE r.last_quantity END"
 );
 
-pub fn meter_versions(conn: &mut SqliteConnection, ids: &[i64]) -> Result<Vec<(i64, i32, bool)>, Fault> {
+pub fn meter_versions(conn: &mut SqliteConnection, ids: &[i64]) -> Result<Vec<MeterRow>, Fault> {
     let mut versions = Vec::with_capacity(ids.len());
     for id in ids {
-        if let Some((version, watched)) = (MeterVersion { id }).get_result(conn).optional()? {
-            versions.push((*id, version, watched));
-        }
+        let row: Option<MeterRow> = MeterVersion { id }.get_result(conn).optional()?;
+        versions.extend(row);
     }
     Ok(versions)
 }
@@ -140,15 +142,30 @@ pub fn take_keys(conn: &mut SqliteConnection, rows: &[KeyRow]) -> Result<Vec<Tak
         }
         .execute(conn)?;
         if added == 0 {
-            taken.push(find_taken(conn, row)?);
+            taken.push((row.workspace_id, row.key.clone()));
+        }
+    }
+    find_taken(conn, &taken)
+}
+
+/// Those of the keys that are taken.
+pub fn find_taken(conn: &mut SqliteConnection, keys: &[LedgerKey]) -> Result<Vec<Taken>, Fault> {
+    let mut taken = Vec::new();
+    for key in keys {
+        let row: Option<(Vec<u8>, i64, i64, i64)> =
+            FindTaken { workspace_id: &key.0, key: &key.1 }.get_result(conn).optional()?;
+        if let Some(row) = row {
+            taken.push(taken_of(conn, key, row)?);
         }
     }
     Ok(taken)
 }
 
-fn find_taken(conn: &mut SqliteConnection, row: &KeyRow) -> Result<Taken, Fault> {
-    let (event_id, subject_id, event_time, fingerprint): (Vec<u8>, i64, i64, i64) =
-        FindTaken { workspace_id: &row.workspace_id, key: &row.key }.get_result(conn)?;
+fn taken_of(
+    conn: &mut SqliteConnection,
+    key: &LedgerKey,
+    (event_id, subject_id, event_time, fingerprint): (Vec<u8>, i64, i64, i64),
+) -> Result<Taken, Fault> {
     let text = format!(
         "SELECT {} FROM events e JOIN meters m ON m.id = e.meter_id JOIN subjects s ON s.id = e.subject_id
          WHERE e.subject_id = $1 AND e.event_time = $2 AND e.id = $3",
@@ -161,7 +178,7 @@ fn find_taken(conn: &mut SqliteConnection, row: &KeyRow) -> Result<Taken, Fault>
         .get_result(conn)
         .optional()?;
     Ok(Taken {
-        key: (row.workspace_id, row.key.clone()),
+        key: key.clone(),
         event_id: uuid_of(&event_id)?,
         event_time,
         fingerprint,

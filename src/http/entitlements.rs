@@ -1,0 +1,437 @@
+//! `/v1/entitlements` (rest.md 12.11, next.md 2 and 3): may a subject use more, what was decided, where it stands.
+
+use actix_web::http::StatusCode;
+use actix_web::{HttpResponse, web};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use utoipa::ToSchema;
+
+use crate::app::App;
+use crate::auth::Caller;
+use crate::error::{Error, Result};
+use crate::event::{Input, InputQuantity, StoredEvent, parse_key, parse_subject};
+use crate::http::extract::{Id, Json, Params, paginate};
+use crate::http::respond::{self, Page};
+use crate::plan::assignment::effective;
+use crate::plan::consume::Quota;
+use crate::plan::quota::{Candidate, Check, State, state_message};
+use crate::quantity::Quantity;
+use crate::store::counters::{self, Range};
+use crate::store::decisions::{self, Decided, Decision};
+use crate::store::entitlements::{self, Entry, Filter};
+use crate::store::events::uuid_of;
+use crate::store::{Conn, Fault, events};
+use crate::window::Micros;
+
+#[derive(Default, Deserialize, ToSchema)]
+pub struct CheckInput {
+    subject: Option<String>,
+    meter: Option<String>,
+    #[schema(value_type = Option<Quantity>)]
+    quantity: Option<InputQuantity>,
+}
+
+/// Says whether a quantity would fit; stores and reserves nothing. Plan and assignment come from memory, the counters
+/// from one indexed read.
+pub async fn check(app: web::Data<App>, caller: Caller, body: Json<CheckInput>) -> Result<HttpResponse> {
+    let (Json(input), workspace_id) = (body, caller.workspace_id);
+    let meter = input.meter.as_deref().unwrap_or_default();
+    caller.may_use_meter(meter)?;
+    let subject = parse_subject(input.subject.as_deref().unwrap_or_default())?.to_owned();
+    let meter = meter.trim().to_owned();
+    if meter.is_empty() {
+        return Err(Error::invalid("meter is required"));
+    }
+    let quantity = check_quantity(input.quantity)?;
+    let (now, assigned) = (Micros::now(), app.plans.subject(workspace_id, &subject).await?);
+    let plan = match effective(&assigned.history, now) {
+        Some(span) => app.plans.plan(span.plan_id).await?.map(|plan| (span, plan)),
+        None => None,
+    };
+    let Some((span, plan)) = plan else {
+        return respond::ok(&Check::without_limit(subject, meter, quantity, None));
+    };
+    let Some(found) = app.meters.get(workspace_id, &meter).await? else {
+        return respond::ok(&Check::without_limit(subject, meter, quantity, Some(&plan)));
+    };
+    let ranges: Vec<Range> = plan
+        .limits_of(found.id)
+        .map(|limit| Range {
+            subject_id: assigned.subject_id,
+            meter_id: found.id,
+            anchor: span.anchor,
+            window: limit.period.window(span.anchor, now),
+        })
+        .collect();
+    let wanted = ranges.clone();
+    let counted = match wanted.is_empty() {
+        true => Vec::new(),
+        false => app.store.read("counters::load", move |conn| counters::load(conn, &wanted)).await?,
+    };
+    let candidates: Vec<Candidate> = plan
+        .limits_of(found.id)
+        .zip(ranges)
+        .zip(counted)
+        .map(|((limit, range), counted)| Candidate { limit, window: range.window, counted })
+        .collect();
+    respond::ok(&Check::of(subject, meter, quantity, &plan, found.aggregation, &candidates, now))
+}
+
+/// 0 and absent mean 1.
+fn check_quantity(input: Option<InputQuantity>) -> Result<Quantity> {
+    let quantity = match input {
+        None => return Ok(Quantity::from(1)),
+        Some(InputQuantity(parsed)) => {
+            parsed.map_err(|reject| Error::invalid(format!("quantity {reject}")))?
+        }
+    };
+    if quantity.is_zero() {
+        return Ok(Quantity::from(1));
+    }
+    if !quantity.is_positive() {
+        return Err(Error::invalid("quantity must not be negative"));
+    }
+    Ok(quantity)
+}
+
+/// The answer to a consumption, with 201 and with 429.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Consumption)]
+pub struct ConsumptionView {
+    accepted: bool,
+    replayed: bool,
+    evaluation_failed: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    event: Option<StoredEvent>,
+    #[schema(value_type = Quota)]
+    quota: Box<RawValue>,
+}
+
+fn quota_json(decision: &Decision) -> Result<Box<RawValue>> {
+    RawValue::from_string(decision.quota.clone()).map_err(Error::internal)
+}
+
+/// Decides and records in one transaction.
+pub async fn consume(app: web::Data<App>, caller: Caller, body: Json<Input>) -> Result<HttpResponse> {
+    let Json(input) = body;
+    caller.may_use_meter(input.meter())?;
+    let key = parse_key(input.idempotency_key.as_deref())?
+        .ok_or_else(|| Error::invalid("idempotency_key is required"))?;
+    let decided = match app.ingest.consume(caller.workspace_id, input).await {
+        // a key that was decided before is answered whatever else the body says
+        Err(error) if matches!(error.code.http_status(), 400 | 404) => {
+            replay(&app, caller.workspace_id, key).await?.ok_or(error)?
+        }
+        decided => decided?,
+    };
+    // the key of a decision may lead to a meter that the caller did not name
+    caller.may_use_meter(&decided.decision.meter)?;
+    let (accepted, outcome) = match decided.decision.accepted {
+        true => (StatusCode::CREATED, "accepted"),
+        false => (StatusCode::TOO_MANY_REQUESTS, "rejected"),
+    };
+    metrics::counter!("open_spanner_consumption_decisions_total", "outcome" => outcome).increment(1);
+    let answer = ConsumptionView {
+        accepted: decided.decision.accepted,
+        replayed: decided.replayed,
+        evaluation_failed: decided.decision.evaluation_failed,
+        quota: quota_json(&decided.decision)?,
+        event: decided.event,
+    };
+    respond::json(accepted, &answer)
+}
+
+async fn replay(app: &App, workspace_id: i64, key: String) -> Result<Option<Decided>> {
+    let read = move |conn: &mut Conn| {
+        let Some(decision) = decisions::find(conn, workspace_id, &key)? else { return Ok(None) };
+        let event = match decision.accepted {
+            true => events::by_key(conn, workspace_id, &key)?,
+            false => None,
+        };
+        Ok(Some(Decided { decision, event, replayed: true }))
+    };
+    app.store.read("decisions::replay", read).await
+}
+
+/// A decision as it is kept.
+#[derive(Serialize, ToSchema)]
+#[schema(as = ConsumptionDecision)]
+pub struct DecisionView {
+    idempotency_key: String,
+    accepted: bool,
+    evaluation_failed: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    event_id: Option<String>,
+    created_at: Micros,
+    #[schema(value_type = Quota)]
+    quota: Box<RawValue>,
+}
+
+impl DecisionView {
+    fn of(decision: Decision) -> Result<Self> {
+        let event_id = decision.event_id.as_deref().map(uuid_of).transpose();
+        let event_id = event_id.map_err(|fault: Fault| fault.into_error("decisions::view"))?;
+        Ok(DecisionView {
+            quota: quota_json(&decision)?,
+            idempotency_key: decision.idempotency_key,
+            accepted: decision.accepted,
+            evaluation_failed: decision.evaluation_failed,
+            event_id: event_id.map(|id| id.to_string()),
+            created_at: Micros(decision.created_at),
+        })
+    }
+}
+
+/// Position in a list of decisions.
+#[derive(Serialize, Deserialize)]
+struct ByTimeAndKey {
+    time: i64,
+    key: String,
+}
+
+pub async fn decisions(app: web::Data<App>, caller: Caller, params: Params) -> Result<HttpResponse> {
+    let (workspace_id, limit) = (caller.workspace_id, params.limit(50, 200)?);
+    caller.may_use_meter(params.get("meter"))?;
+    let word = |name| params.get(name).trim().to_owned();
+    let accepted = match word("outcome").to_lowercase().as_str() {
+        "" | "all" => None,
+        "accepted" => Some(true),
+        "rejected" => Some(false),
+        _ => return Err(Error::invalid("outcome must be accepted, rejected or all")),
+    };
+    let after = params.cursor::<ByTimeAndKey>()?;
+    let filter = decisions::Filter {
+        subject: word("subject"),
+        meter: word("meter"),
+        enforcement: word("enforcement"),
+        state: word("state"),
+        accepted,
+        evaluation_failed: params.boolean("evaluation_failed", "invalid_evaluation_failed")?,
+        after: after.map(|cursor| (Micros(cursor.time), cursor.key)),
+    };
+    let list = move |conn: &mut Conn| decisions::list(conn, workspace_id, &filter, limit + 1);
+    let rows = app.store.read("decisions::list", list).await?;
+    let (rows, next_cursor) =
+        paginate(rows, limit, |row| ByTimeAndKey { time: row.created_at, key: row.idempotency_key.clone() })?;
+    let items = rows.into_iter().map(DecisionView::of).collect::<Result<Vec<_>>>()?;
+    respond::ok(&Page { items, next_cursor })
+}
+
+pub async fn decision(app: web::Data<App>, caller: Caller, Id(key): Id) -> Result<HttpResponse> {
+    let key = parse_key(Some(&key))?.ok_or_else(|| Error::invalid("idempotency_key is required"))?;
+    let workspace_id = caller.workspace_id;
+    let find = move |conn: &mut Conn| decisions::find(conn, workspace_id, &key);
+    let found = app.store.read("decisions::find", find).await?;
+    let decision = found.ok_or_else(|| Error::not_found("decision"))?;
+    caller.may_use_meter(&decision.meter)?;
+    respond::ok(&DecisionView::of(decision)?)
+}
+
+/// Where a subject stands with a limit, as last evaluated.
+#[derive(Serialize, ToSchema)]
+#[schema(as = EntitlementState)]
+pub struct StateView {
+    subject: String,
+    meter: String,
+    plan_id: String,
+    plan_name: String,
+    period: String,
+    state: String,
+    current: Quantity,
+    limit: Quantity,
+    remaining: Quantity,
+    warning_percent: Quantity,
+    message: &'static str,
+    evaluated_at: Micros,
+    updated_at: Micros,
+}
+
+/// A line that a subject crossed.
+#[derive(Serialize, ToSchema)]
+#[schema(as = EntitlementEvent)]
+pub struct EventView {
+    id: String,
+    subject: String,
+    meter: String,
+    plan_id: String,
+    plan_name: String,
+    period: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    previous_state: Option<String>,
+    state: String,
+    #[serde(rename = "type")]
+    kind: String,
+    current: Quantity,
+    limit: Quantity,
+    remaining: Quantity,
+    warning_percent: Quantity,
+    message: &'static str,
+    created_at: Micros,
+}
+
+/// What a period came to.
+#[derive(Serialize, ToSchema)]
+#[schema(as = EntitlementPeriod)]
+pub struct PeriodView {
+    subject: String,
+    meter: String,
+    plan_id: String,
+    plan_name: String,
+    plan_version: i32,
+    period: String,
+    from: Micros,
+    to: Micros,
+    state: String,
+    current: Quantity,
+    limit: Quantity,
+    included: Quantity,
+    overage: Quantity,
+    remaining: Quantity,
+    warning_percent: Quantity,
+    event_count: i64,
+    updated_at: Micros,
+}
+
+/// The numbers that all three show.
+struct Numbers {
+    current: Quantity,
+    limit: Quantity,
+    remaining: Quantity,
+    overage: Quantity,
+    warning_percent: Quantity,
+    message: &'static str,
+}
+
+fn numbers(entry: &Entry) -> Result<Numbers> {
+    let read = |text: &str| events::quantity_of(text).map_err(|fault| fault.into_error("entitlements::view"));
+    let measure = entry.measure().map_err(|fault| fault.into_error("entitlements::view"))?;
+    Ok(Numbers {
+        current: measure.current,
+        limit: read(&entry.limit_value)?,
+        remaining: measure.remaining,
+        overage: measure.overage,
+        warning_percent: read(&entry.warning_percent)?,
+        message: state_message(State::parse(&entry.state).unwrap_or(State::Ok)),
+    })
+}
+
+fn state_view(entry: Entry) -> Result<StateView> {
+    let Numbers { current, limit, remaining, warning_percent, message, .. } = numbers(&entry)?;
+    Ok(StateView {
+        subject: entry.subject,
+        meter: entry.meter,
+        plan_id: entry.plan_id,
+        plan_name: entry.plan_name,
+        period: entry.period,
+        state: entry.state,
+        current,
+        limit,
+        remaining,
+        warning_percent,
+        message,
+        evaluated_at: Micros(entry.at),
+        updated_at: Micros(entry.at),
+    })
+}
+
+fn event_view(entry: Entry) -> Result<EventView> {
+    let Numbers { current, limit, remaining, warning_percent, message, .. } = numbers(&entry)?;
+    Ok(EventView {
+        id: entry.id,
+        subject: entry.subject,
+        meter: entry.meter,
+        plan_id: entry.plan_id,
+        plan_name: entry.plan_name,
+        period: entry.period,
+        previous_state: entry.previous_state,
+        state: entry.state,
+        kind: entry.kind,
+        current,
+        limit,
+        remaining,
+        warning_percent,
+        message,
+        created_at: Micros(entry.at),
+    })
+}
+
+fn period_view(entry: Entry) -> Result<PeriodView> {
+    let Numbers { current, limit, remaining, overage, warning_percent, .. } = numbers(&entry)?;
+    Ok(PeriodView {
+        subject: entry.subject,
+        meter: entry.meter,
+        plan_id: entry.plan_id,
+        plan_name: entry.plan_name,
+        plan_version: entry.plan_version,
+        period: entry.period,
+        from: Micros(entry.starts_at),
+        to: Micros(entry.ends_at),
+        state: entry.state,
+        included: current.clone().min(limit.clone()),
+        current,
+        limit,
+        overage,
+        remaining,
+        warning_percent,
+        event_count: entry.event_count,
+        updated_at: Micros(entry.at),
+    })
+}
+
+fn filter(caller: &Caller, params: &Params) -> Result<Filter> {
+    caller.may_use_meter(params.get("meter"))?;
+    Ok(Filter {
+        subject: crate::usage::parse_subject_filter(params.get("subject"))?.unwrap_or_default(),
+        meter: params.get("meter").trim().to_owned(),
+        plan_id: params.get("plan_id").trim().to_owned(),
+        state: params.get("state").trim().to_owned(),
+        ..Filter::default()
+    })
+}
+
+pub async fn states(app: web::Data<App>, caller: Caller, params: Params) -> Result<HttpResponse> {
+    let (workspace_id, filter) = (caller.workspace_id, filter(&caller, &params)?);
+    let limit = params.limit(100, 1000)?;
+    let list = move |conn: &mut Conn| {
+        // the contract does not narrow states by plan
+        let filter = Filter { plan_id: String::new(), ..filter.clone() };
+        entitlements::states(conn, workspace_id, &filter, limit)
+    };
+    let rows = app.store.read("entitlements::states", list).await?;
+    let items = rows.into_iter().map(state_view).collect::<Result<Vec<_>>>()?;
+    respond::ok(&Page { items, next_cursor: None })
+}
+
+/// Position in the list of events; both parts must be there.
+#[derive(Serialize, Deserialize)]
+struct ByTimeAndId {
+    time: String,
+    id: String,
+}
+
+pub async fn events(app: web::Data<App>, caller: Caller, params: Params) -> Result<HttpResponse> {
+    let (workspace_id, mut filter) = (caller.workspace_id, filter(&caller, &params)?);
+    let limit = params.limit(100, 1000)?;
+    filter.kind = params.get("type").trim().to_owned();
+    if let Some(cursor) = params.cursor::<ByTimeAndId>()? {
+        let time = Micros::parse(&cursor.time).ok_or_else(|| Error::invalid("cursor is not one of ours"))?;
+        filter.after = Some((time, cursor.id));
+    }
+    let list = move |conn: &mut Conn| entitlements::events(conn, workspace_id, &filter, limit + 1);
+    let rows = app.store.read("entitlements::events", list).await?;
+    let (rows, next_cursor) = paginate(rows, limit, |row| ByTimeAndId {
+        time: Micros(row.at).to_exact_text(),
+        id: row.id.clone(),
+    })?;
+    let items = rows.into_iter().map(event_view).collect::<Result<Vec<_>>>()?;
+    respond::ok(&Page { items, next_cursor })
+}
+
+pub async fn periods(app: web::Data<App>, caller: Caller, params: Params) -> Result<HttpResponse> {
+    let (workspace_id, filter) = (caller.workspace_id, filter(&caller, &params)?);
+    let limit = params.limit(100, 1000)?;
+    let list = move |conn: &mut Conn| entitlements::periods(conn, workspace_id, &filter, limit);
+    let rows = app.store.read("entitlements::periods", list).await?;
+    let items = rows.into_iter().map(period_view).collect::<Result<Vec<_>>>()?;
+    respond::ok(&Page { items, next_cursor: None })
+}

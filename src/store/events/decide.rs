@@ -1,0 +1,247 @@
+//! Atomic consumption in the hot insert: many decisions in one transaction. The subjects are locked in one order, so
+//! any number of servers decide about a subject one after the other; within the batch the decisions follow in
+//! memory, each seeing what the ones before it took. What is accepted then goes the way of every event.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use diesel::sql_types::{Array, BigInt};
+use diesel::{PgConnection, RunQueryDsl};
+
+use super::{Batch, LedgerKey, Outcome, Taken, Work, original_of, postgres, sqlite};
+use crate::error::Error;
+use crate::event::{Event, StoredEvent, ledger_key};
+use crate::plan::Plan;
+use crate::plan::assignment::{Span, counting};
+use crate::plan::consume::{Counted, Quota, assess};
+use crate::rollup::Part;
+use crate::store::counters::{self, Range};
+use crate::store::decisions::{self, Decided, Decision};
+use crate::store::prepared::prepared;
+use crate::store::{Conn, Fault};
+use crate::window::{Micros, Window};
+
+prepared!(
+    LockSubjects for PgConnection,
+    (ids: Array<BigInt> = Vec<i64>) -> BigInt,
+    "SELECT id FROM subjects WHERE id = ANY(?) ORDER BY id FOR NO KEY UPDATE"
+);
+
+/// One consumption to decide.
+struct Asked<'a> {
+    /// Place of its batch.
+    at: usize,
+    key: LedgerKey,
+    event: &'a Event,
+    subject_id: i64,
+    now: Micros,
+}
+
+/// What the windows of a batch hold, as it grows with each decision.
+type Windows = BTreeMap<(i64, i64, Micros, Micros, Micros), Option<Part>>;
+
+impl<'a> Work<'a> {
+    pub(super) fn decide(&mut self, conn: &mut Conn) -> Result<(), Fault> {
+        let mut asked = self.asked();
+        if asked.is_empty() {
+            return Ok(());
+        }
+        self.lock_subjects(conn, &asked)?;
+        let mut earlier = earlier_decisions(conn, &asked)?;
+        let taken = taken_keys(conn, &asked)?;
+        asked.retain(|asked| {
+            let Some(decision) = earlier.remove(&asked.key) else { return true };
+            let event = decision.accepted.then(|| match taken.get(&asked.key) {
+                Some(taken) => original_of(taken, asked.event),
+                None => StoredEvent::of(asked.event),
+            });
+            let decided = Decided { decision, event, replayed: true };
+            self.decided[asked.at] = Some(Outcome::Decided(Box::new(decided)));
+            false
+        });
+        let mut windows = self.load_windows(conn, &asked)?;
+        let mut made: Vec<(usize, Decision)> = Vec::with_capacity(asked.len());
+        for asked in &asked {
+            made.push((asked.at, self.decide_one(asked, taken.get(&asked.key), &mut windows)?));
+        }
+        let mut rows: Vec<&Decision> = made.iter().map(|(_, decision)| decision).collect();
+        rows.sort_by_key(|decision| (decision.workspace_id, &decision.key));
+        if !decisions::add(conn, &rows)? {
+            // a subject without limits is not locked: another server used one of the keys meanwhile
+            return Err(Fault::Repeat);
+        }
+        for (at, decision) in made {
+            if decision.accepted {
+                self.decisions.insert(at, decision);
+            } else {
+                let decided = Decided { decision, event: None, replayed: false };
+                self.decided[at] = Some(Outcome::Decided(Box::new(decided)));
+            }
+        }
+        Ok(())
+    }
+
+    /// What is to be decided; of several with one key the first, the others come again.
+    fn asked(&mut self) -> Vec<Asked<'a>> {
+        let mut asked: Vec<Asked<'a>> = Vec::new();
+        let mut keys: BTreeSet<LedgerKey> = BTreeSet::new();
+        let mut again = Vec::new();
+        for (at, batch) in self.open() {
+            let Batch { workspace_id, received_at, .. } = *batch;
+            let Some(event) = batch.events.first().filter(|_| batch.consumes) else { continue };
+            let Some(key) = &event.key else { continue };
+            let key = (workspace_id, ledger_key(key));
+            if !keys.insert(key.clone()) {
+                again.push(at);
+                continue;
+            }
+            let subject_id = self.subject_id(workspace_id, &event.subject);
+            asked.push(Asked { at, key, event, subject_id, now: received_at });
+        }
+        for at in again {
+            self.decided[at] = Some(Outcome::Again);
+        }
+        asked
+    }
+
+    /// The assignment an event counts for.
+    fn span(&self, asked: &Asked) -> Option<&Span> {
+        counting(self.histories.get(&asked.subject_id)?, asked.event.time)
+    }
+
+    fn plan(&self, asked: &Asked) -> Option<&Plan> {
+        self.plans.get(&self.span(asked)?.plan_id).map(AsRef::as_ref)
+    }
+
+    /// Limits on the event's meter, each with the key of its window.
+    fn limits<'w>(
+        &'w self,
+        asked: &'w Asked,
+    ) -> impl Iterator<Item = (&'w crate::plan::Limit, (i64, i64, Micros, Micros, Micros))> {
+        let limits = self.span(asked).zip(self.plan(asked)).into_iter().flat_map(|(span, plan)| {
+            plan.limits_of(asked.event.meter.id).map(move |limit| (span.anchor, limit))
+        });
+        limits.map(|(anchor, limit)| {
+            let window = limit.period.window(anchor, asked.event.time);
+            (limit, (asked.subject_id, asked.event.meter.id, anchor, window.from, window.to))
+        })
+    }
+
+    /// Only where there is something to count; SQLite has one writer anyway.
+    fn lock_subjects(&self, conn: &mut Conn, asked: &[Asked]) -> Result<(), Fault> {
+        let Conn::Postgres(c) = conn else { return Ok(()) };
+        let limited = asked.iter().filter(|asked| self.limits(asked).next().is_some());
+        let ids: BTreeSet<i64> = limited.map(|asked| asked.subject_id).collect();
+        if !ids.is_empty() {
+            let _: Vec<i64> = LockSubjects { ids: &ids.into_iter().collect() }.load(c)?;
+        }
+        Ok(())
+    }
+
+    /// Reads the counters after the lock: a statement of its own sees what was committed while it waited.
+    fn load_windows(&self, conn: &mut Conn, asked: &[Asked]) -> Result<Windows, Fault> {
+        let mut windows: Windows = BTreeMap::new();
+        for asked in asked {
+            windows.extend(self.limits(asked).map(|(_, key)| (key, None)));
+        }
+        let ranges: Vec<Range> = windows
+            .keys()
+            .map(|&(subject_id, meter_id, anchor, from, to)| Range {
+                subject_id,
+                meter_id,
+                anchor,
+                window: Window { from, to },
+            })
+            .collect();
+        let counted = counters::load(conn, &ranges)?;
+        windows.values_mut().zip(counted).for_each(|(part, counted)| *part = counted);
+        Ok(windows)
+    }
+
+    fn decide_one(
+        &self,
+        asked: &Asked,
+        taken: Option<&Taken>,
+        windows: &mut Windows,
+    ) -> Result<Decision, Fault> {
+        let event = asked.event;
+        let limits: Vec<_> = self.limits(asked).collect();
+        let counted: Vec<Counted> = limits
+            .iter()
+            .map(|(limit, key)| Counted {
+                limit,
+                window: Window { from: key.3, to: key.4 },
+                part: windows.get(key).and_then(Option::as_ref),
+            })
+            .collect();
+        let quota = assess(event, self.plan(asked), &counted, asked.now);
+        let accepted = taken.is_some() || !quota.refuses();
+        if accepted && taken.is_none() {
+            let part = Part::of(event.time, event.id, &event.quantity);
+            for (_, key) in &limits {
+                match windows.get_mut(key) {
+                    Some(Some(whole)) => whole.add(part.clone()),
+                    Some(empty) => *empty = Some(part.clone()),
+                    None => {}
+                }
+            }
+        }
+        let event_id = taken.map_or(event.id, |taken| taken.event_id);
+        decision_of(asked, &quota, accepted.then_some(event_id))
+    }
+
+    /// An ordinary write may have taken a key between our look at the ledger and our own claim; then what was decided
+    /// here is not what is true.
+    pub(super) fn check_decisions(&self) -> Result<(), Fault> {
+        for (at, decision) in &self.decisions {
+            let is_new = self.batches[*at]
+                .events
+                .first()
+                .is_some_and(|event| decision.event_id.as_deref() == Some(event.id.as_bytes().as_slice()));
+            if is_new == self.duplicates.contains_key(&(*at, 0)) {
+                return Err(Fault::Repeat);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn decision_of(asked: &Asked, quota: &Quota, event_id: Option<uuid::Uuid>) -> Result<Decision, Fault> {
+    let (workspace_id, key) = asked.key.clone();
+    Ok(Decision {
+        workspace_id,
+        key,
+        idempotency_key: asked.event.key.clone().unwrap_or_default(),
+        subject: quota.subject.clone(),
+        meter: quota.meter.clone(),
+        accepted: event_id.is_some(),
+        evaluation_failed: false,
+        enforcement: quota.enforcement.as_str().to_owned(),
+        state: quota.state.as_str().to_owned(),
+        event_id: event_id.map(|id| id.as_bytes().to_vec()),
+        quota: serde_json::to_string(quota).map_err(Error::internal)?,
+        created_at: asked.now.0,
+    })
+}
+
+fn earlier_decisions(conn: &mut Conn, asked: &[Asked]) -> Result<HashMap<LedgerKey, Decision>, Fault> {
+    let mut keys: BTreeMap<i64, Vec<Vec<u8>>> = BTreeMap::new();
+    for Asked { key: (workspace_id, key), .. } in asked {
+        keys.entry(*workspace_id).or_default().push(key.clone());
+    }
+    let mut found = HashMap::new();
+    for (workspace_id, keys) in keys {
+        for decision in decisions::find_many(conn, workspace_id, &keys)? {
+            found.insert((workspace_id, decision.key.clone()), decision);
+        }
+    }
+    Ok(found)
+}
+
+fn taken_keys(conn: &mut Conn, asked: &[Asked]) -> Result<HashMap<LedgerKey, Taken>, Fault> {
+    let keys: Vec<LedgerKey> = asked.iter().map(|asked| asked.key.clone()).collect();
+    let taken = match conn {
+        Conn::Postgres(c) => postgres::find_taken(c, &keys)?,
+        Conn::Sqlite(c) => sqlite::find_taken(c, &keys)?,
+    };
+    Ok(taken.into_iter().map(|taken| (taken.key.clone(), taken)).collect())
+}

@@ -1,0 +1,197 @@
+//! Plans and assignments beyond the conformance suite: names, references, workspaces, allow-lists, concurrency.
+
+use futures_util::future::join_all;
+use serde_json::{Value, json};
+
+use crate::support::{Database, Server, Workspace, on_both_databases, unique};
+
+on_both_databases!(
+    a_name_is_free_again_after_a_rename,
+    a_limited_meter_cannot_be_deleted,
+    plans_of_others_do_not_exist,
+    keys_see_the_meters_they_may,
+    simultaneous_assignments_leave_one,
+    limits_are_exact_and_keep_their_words,
+    used_plans_can_be_deleted_once_nobody_has_them,
+    percent_encoded_subjects_are_decoded,
+    writes_after_an_assignment_count
+);
+
+async fn plan(workspace: &Workspace, meter: &str, limit: &str) -> Value {
+    let body = format!(r#"{{"name":"{}","limits":[{{"meter":"{meter}","limit":{limit}}}]}}"#, unique("plan"));
+    workspace.post_text("/v1/plans", body).await.json(201)
+}
+
+async fn assign(workspace: &Workspace, subject: &str, plan: &Value) -> Value {
+    let path = format!("/v1/plans/subjects/{subject}");
+    workspace.put(&path, &json!({"plan_id": plan["id"]})).await.json(200)
+}
+
+fn path_of(plan: &Value) -> String {
+    format!("/v1/plans/{}", plan["id"].as_str().expect("an id"))
+}
+
+async fn a_name_is_free_again_after_a_rename(database: Database) {
+    let server = Server::start(&database);
+    let workspace = server.workspace().await;
+    workspace.meter("m", "sum").await;
+    let body = |name: &str| json!({"name": name, "limits": [{"meter": "m", "limit": 1}]});
+    let first = workspace.post("/v1/plans", &body("a")).await.json(201);
+    workspace.put(&path_of(&first), &body("b")).await.expect(200);
+    let anew = workspace.post("/v1/plans", &body("a")).await.json(201);
+    assert_eq!(anew["version"], json!(1));
+    let message = workspace.put(&path_of(&anew), &body("b")).await.error(409, "conflict");
+    assert!(message.contains("\"b\""), "{message}");
+}
+
+async fn a_limited_meter_cannot_be_deleted(database: Database) {
+    let server = Server::start(&database);
+    let workspace = server.workspace().await;
+    let meter = workspace.meter("m", "sum").await;
+    let made = plan(&workspace, "m", "5").await;
+    let meters = workspace.get("/v1/meters").await.json(200);
+    let id = meters["items"][0]["id"].as_str().expect("an id").to_owned();
+    let message = workspace.delete(&format!("/v1/meters/{id}")).await.error(409, "conflict");
+    assert!(message.contains(made["name"].as_str().expect("a name")), "{message} ({meter})");
+    workspace.delete(&path_of(&made)).await.expect(204);
+    workspace.delete(&format!("/v1/meters/{id}")).await.expect(204);
+}
+
+async fn plans_of_others_do_not_exist(database: Database) {
+    let server = Server::start(&database);
+    let (workspace, stranger) = (server.workspace().await, server.workspace().await);
+    workspace.meter("m", "sum").await;
+    stranger.meter("m", "sum").await;
+    let made = plan(&workspace, "m", "5").await;
+    assign(&workspace, "org", &made).await;
+    let body = json!({"name": "x", "limits": [{"meter": "m", "limit": 1}]});
+    stranger.get(&path_of(&made)).await.error(404, "not_found");
+    stranger.put(&path_of(&made), &body).await.error(404, "not_found");
+    stranger.post(&format!("{}/preview", path_of(&made)), &body).await.error(404, "not_found");
+    stranger.delete(&path_of(&made)).await.error(404, "not_found");
+    stranger.put("/v1/plans/subjects/org", &json!({"plan_id": made["id"]})).await.error(404, "not_found");
+    stranger.get("/v1/plans/subjects/org/progress").await.error(404, "not_found");
+    stranger.delete("/v1/plans/subjects/org").await.error(404, "not_found");
+    let check =
+        stranger.post("/v1/entitlements/check", &json!({"subject": "org", "meter": "m"})).await.json(200);
+    assert_eq!(check["state"], json!("no_plan"));
+    for list in ["/v1/plans", "/v1/plans/assignments", "/v1/entitlements/states", "/v1/entitlements/periods"]
+    {
+        assert_eq!(stranger.get(list).await.json(200)["items"], json!([]), "{list}");
+    }
+}
+
+async fn keys_see_the_meters_they_may(database: Database) {
+    let server = Server::start(&database);
+    let workspace = server.workspace().await;
+    workspace.meter("mine", "sum").await;
+    workspace.meter("theirs", "sum").await;
+    let body = json!({"name": "narrow", "scopes": ["*"], "allowed_meters": ["mine"]});
+    let made = workspace.session.post("/v1/auth/api-keys", &body).await.json(201);
+    let narrow = server.client().with_key(made["key"].as_str().expect("the secret"));
+    let (mine, theirs) = (plan(&workspace, "mine", "5").await, plan(&workspace, "theirs", "5").await);
+    narrow.get(&path_of(&mine)).await.expect(200);
+    narrow.get(&path_of(&theirs)).await.error(403, "forbidden");
+    narrow.get("/v1/plans").await.error(403, "forbidden");
+    let limits = json!([{"meter": "mine", "limit": 1}, {"meter": "theirs", "limit": 1}]);
+    narrow.put(&path_of(&mine), &json!({"name": "x", "limits": limits})).await.error(403, "forbidden");
+    narrow.post("/v1/plans", &json!({"name": "x"})).await.error(403, "forbidden");
+    let consume =
+        |meter: &str| json!({"idempotency_key": "k", "meter": meter, "subject": "s", "quantity": 1});
+    workspace.post("/v1/entitlements/consume", &consume("theirs")).await.expect(201);
+    // the key of a decision does not open a meter
+    narrow.post("/v1/entitlements/consume", &consume("mine")).await.error(403, "forbidden");
+    narrow.get("/v1/entitlements/decisions/k").await.error(403, "forbidden");
+}
+
+async fn simultaneous_assignments_leave_one(database: Database) {
+    let server = Server::start(&database);
+    let workspace = server.workspace().await;
+    workspace.meter("m", "sum").await;
+    let (one, two) = (plan(&workspace, "m", "5").await, plan(&workspace, "m", "6").await);
+    let all = (0..20).map(|at| assign(&workspace, "org", if at % 2 == 0 { &one } else { &two }));
+    let made = join_all(all).await;
+    let anchors: std::collections::BTreeSet<&str> =
+        made.iter().map(|one| one["period_anchor_at"].as_str().expect("a time")).collect();
+    assert_eq!(anchors.len(), 1, "the first anchor is kept: {anchors:?}");
+    let listed = workspace.get("/v1/plans/assignments?subject=org").await.json(200);
+    assert_eq!(listed["items"].as_array().expect("a list").len(), 1, "{listed}");
+    let history = workspace.get("/v1/plans/assignments?subject=org&include_history=1").await.json(200);
+    assert_eq!(history["items"].as_array().expect("a list").len(), 20);
+}
+
+async fn limits_are_exact_and_keep_their_words(database: Database) {
+    let server = Server::start(&database);
+    let workspace = server.workspace().await;
+    workspace.meter("m", "sum").await;
+    let made = plan(&workspace, "m", "12345678901234567890.123456789").await;
+    assert_eq!(made["limits"][0]["limit"].to_string(), "12345678901234567890.123456789");
+    let read = workspace.get(&path_of(&made)).await;
+    assert!(read.text.contains("\"limit\":12345678901234567890.123456789,"), "{}", read.text);
+    assert!(read.text.contains(r#""enforcement":"advisory","failure_policy":"fail_open""#), "{}", read.text);
+    assign(&workspace, "org", &made).await;
+    for _ in 0..3 {
+        let event = r#"{"meter":"m","subject":"org","quantity":0.1}"#;
+        workspace.post_text("/v1/usages", event).await.expect(201);
+    }
+    let progress = workspace.get("/v1/plans/subjects/org/progress").await.json(200);
+    assert_eq!(progress["items"][0]["current"].to_string(), "0.3");
+    assert_eq!(progress["items"][0]["remaining"].to_string(), "12345678901234567889.823456789");
+}
+
+async fn used_plans_can_be_deleted_once_nobody_has_them(database: Database) {
+    let server = Server::start(&database);
+    let workspace = server.workspace().await;
+    workspace.meter("m", "sum").await;
+    let made = plan(&workspace, "m", "5").await;
+    assign(&workspace, "org", &made).await;
+    workspace.delete(&path_of(&made)).await.error(409, "conflict");
+    workspace.delete("/v1/plans/subjects/org").await.expect(204);
+    workspace.delete(&path_of(&made)).await.expect(204);
+    let event = json!({"meter": "m", "subject": "org", "quantity": 1});
+    workspace.post("/v1/usages", &event).await.expect(201);
+}
+
+async fn percent_encoded_subjects_are_decoded(database: Database) {
+    let server = Server::start(&database);
+    let workspace = server.workspace().await;
+    workspace.meter("m", "sum").await;
+    let made = plan(&workspace, "m", "5").await;
+    assert_eq!(assign(&workspace, "ten%3Awest", &made).await["subject"], json!("ten:west"));
+    workspace.get("/v1/plans/subjects/ten:west/progress").await.expect(200);
+}
+
+/// A write that starts after an assignment was answered is counted, whatever other writers remember.
+async fn writes_after_an_assignment_count(database: Database) {
+    let server = Server::start(&database);
+    let workspace = server.workspace().await;
+    workspace.meter("m", "sum").await;
+    let made = plan(&workspace, "m", "1000").await;
+    let tasks = (0..12).map(|at| {
+        let (workspace, made) = (&workspace, &made);
+        async move {
+            let subject = format!("org-{at}");
+            let event = json!({"meter": "m", "subject": subject, "quantity": 1});
+            // remembered as a subject without a plan
+            workspace.post("/v1/usages", &event).await.expect(201);
+            assign(workspace, &subject, made).await;
+            for _ in 0..3 {
+                workspace.post("/v1/usages", &event).await.expect(201);
+            }
+            workspace.delete(&format!("/v1/plans/subjects/{subject}")).await.expect(204);
+            workspace.post("/v1/usages", &event).await.expect(201);
+            assign(workspace, &subject, made).await;
+            let progress = |what: &'static str, want: &'static str| {
+                let path = format!("/v1/plans/subjects/{subject}/progress");
+                async move {
+                    let progress = workspace.get(&path).await.json(200);
+                    assert_eq!(progress["items"][0]["current"].to_string(), want, "{what}");
+                }
+            };
+            progress("a new assignment starts from zero", "0").await;
+            workspace.post("/v1/usages", &event).await.expect(201);
+            progress("and counts", "1").await;
+        }
+    });
+    join_all(tasks).await;
+}
