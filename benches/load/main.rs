@@ -29,8 +29,8 @@ struct Options {
     /// Run everything tiny: checks that it works, measures nothing worth keeping
     #[arg(long)]
     short: bool,
-    /// Only paths whose name contains this; more than one may be given, separated by commas
-    #[arg(long, value_delimiter = ',')]
+    /// Only paths whose name contains this; may be given more than once
+    #[arg(long)]
     only: Vec<String>,
     /// Only this database: sqlite or postgres
     #[arg(long)]
@@ -81,7 +81,13 @@ fn run() -> Outcome<()> {
     for place in &places {
         report.fact(place.name(), place.describe());
         let mut suite = suite::Suite::new(place, &options.server, &size, &options.only, &mut report);
-        runtime.block_on(suite.run())?;
+        // whoever interrupts does not want to find databases and processes left over
+        runtime.block_on(async {
+            tokio::select! {
+                done = suite.run() => done,
+                _ = tokio::signal::ctrl_c() => Err("interrupted".into()),
+            }
+        })?;
     }
     println!("{}", report.table());
     let path = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("load.json");

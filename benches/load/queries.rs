@@ -20,6 +20,30 @@ use crate::workload::{Keys, Workload};
 /// A slow question is not asked again after this long.
 const LONGEST: Duration = Duration::from_secs(10);
 
+const NAMES: [&str; 11] = [
+    "days",
+    "hours",
+    "days by one dimension",
+    "days by two dimensions",
+    "hours by one dimension",
+    "days of one subject",
+    "days by subject",
+    "days where a declared field",
+    "days where an undeclared field",
+    "breakdown",
+    "first page of events",
+];
+
+fn path_of(name: &str, stored: u64) -> String {
+    format!("query at {}: {name}", short(stored as f64))
+}
+
+/// Whether any question is to be asked at any size.
+pub fn wanted(suite: &Suite<'_>) -> bool {
+    let sizes = suite.size.history.iter().filter(|stored| **stored > 0);
+    sizes.into_iter().any(|stored| NAMES.iter().any(|name| suite.wants(&path_of(name, *stored))))
+}
+
 pub async fn ask(
     suite: &mut Suite<'_>,
     server: &Server,
@@ -34,24 +58,22 @@ pub async fn ask(
         Request::new("GET", &target, &account.key, "")
     };
     let breakdown = json!({"meter": meter, "field": "model", "from": from, "to": to}).to_string();
-    let questions = [
-        ("days", buckets("&bucket_size=day")),
-        ("hours", buckets("&bucket_size=hour")),
-        ("days by one dimension", buckets("&bucket_size=day&group_by=region")),
-        ("days by two dimensions", buckets("&bucket_size=day&group_by=region,model")),
-        ("hours by one dimension", buckets("&bucket_size=hour&group_by=region")),
-        ("days of one subject", buckets("&bucket_size=day&subject=customer-000007")),
-        ("days by subject", buckets("&bucket_size=day&group_by=subject")),
-        ("days where a declared field", buckets("&bucket_size=day&metadata.region=eu")),
-        ("days where an undeclared field", buckets("&bucket_size=day&metadata.class=c7")),
-        ("breakdown", Request::new("POST", "/v1/usages/breakdowns/search", &account.key, &breakdown)),
-        (
-            "first page of events",
-            Request::new("GET", &format!("/v1/usageevents?meter={meter}&limit=100"), &account.key, ""),
-        ),
+    let page = format!("/v1/usageevents?meter={meter}&limit=100");
+    let requests = [
+        buckets("&bucket_size=day"),
+        buckets("&bucket_size=hour"),
+        buckets("&bucket_size=day&group_by=region"),
+        buckets("&bucket_size=day&group_by=region,model"),
+        buckets("&bucket_size=hour&group_by=region"),
+        buckets("&bucket_size=day&subject=customer-000007"),
+        buckets("&bucket_size=day&group_by=subject"),
+        buckets("&bucket_size=day&metadata.region=eu"),
+        buckets("&bucket_size=day&metadata.class=c7"),
+        Request::new("POST", "/v1/usages/breakdowns/search", &account.key, &breakdown),
+        Request::new("GET", &page, &account.key, ""),
     ];
-    for (name, request) in questions {
-        let path = format!("query at {}: {name}", short(stored as f64));
+    for (name, request) in NAMES.into_iter().zip(requests) {
+        let path = path_of(name, stored);
         if !suite.wants(&path) {
             continue;
         }

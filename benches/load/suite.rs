@@ -20,6 +20,8 @@ use crate::{Outcome, machine, queries, stream};
 pub struct Size {
     /// Longest time of one path, and the most events it writes as single calls and in bulk.
     pub time: Duration,
+    /// Customers that take turns; with quotas each needs a plan.
+    pub subjects: u64,
     pub singles: u64,
     pub bulk: u64,
     pub stream: u64,
@@ -37,6 +39,7 @@ impl Size {
     pub fn short() -> Size {
         Size {
             time: Duration::from_millis(500),
+            subjects: 20,
             singles: 500,
             bulk: 3_000,
             stream: 500,
@@ -53,6 +56,7 @@ impl Size {
         let points = [0, 1_000_000, 3_000_000, 10_000_000];
         Size {
             time: Duration::from_secs(5),
+            subjects: 1_000,
             singles: 60_000,
             bulk: 200_000,
             stream: 50_000,
@@ -74,10 +78,17 @@ pub struct Suite<'a> {
     pub report: &'a mut Report,
     /// Names meters and keys apart.
     meters: u64,
-    ceilings: Vec<(Keys, (f64, f64))>,
+    /// Of each kind of workload: rate, processor time per event.
+    ceilings: Vec<(Kind, (f64, f64))>,
 }
 
-const SUBJECTS: u64 = 1_000;
+/// What the cost of a row depends on: kind of keys, subjects, models.
+type Kind = (Keys, u64, u64);
+
+fn kind(workload: &Workload) -> Kind {
+    (workload.keys, workload.subjects, workload.models)
+}
+
 const MODELS: u64 = 4;
 const CONNECTIONS_OF_SINGLES: [u64; 4] = [1, 8, 64, 256];
 const STREAMS: u64 = 4;
@@ -104,7 +115,8 @@ impl<'a> Suite<'a> {
         let server = self.start_again(server).await?;
         let account = Account::create(&server).await?;
         for keys in Keys::BOTH {
-            self.measure_ceiling(keys)?;
+            let workload = self.workload(keys);
+            self.measure_ceiling(&workload, keys.name())?;
             self.bulks(&server, &account, keys).await?;
         }
         self.singles(&server, &account, "single", false).await?;
@@ -147,7 +159,7 @@ impl<'a> Suite<'a> {
         Workload {
             meter: format!("meter-{}", self.meters),
             keys,
-            subjects: SUBJECTS,
+            subjects: self.size.subjects,
             models: MODELS,
             seed: crate::workload::mix(self.meters),
             from: Micros::now().plus(-60 * SECOND),
@@ -155,17 +167,16 @@ impl<'a> Suite<'a> {
         }
     }
 
-    fn measure_ceiling(&mut self, keys: Keys) -> Outcome<()> {
-        let workload = self.workload(keys);
+    fn measure_ceiling(&mut self, workload: &Workload, label: &str) -> Outcome<()> {
         let connections: &[usize] = match self.place {
             Place::Sqlite(_) => &[1],
             Place::Postgres(_) => &self.size.ceiling_connections,
         };
-        let ceiling = ceiling::measure(self.place, &workload, self.size.ceiling_batches, connections)?;
-        self.ceilings.push((keys, (ceiling.rate, ceiling.own + ceiling.db)));
+        let ceiling = ceiling::measure(self.place, workload, self.size.ceiling_batches, connections)?;
+        self.ceilings.push((kind(workload), (ceiling.rate, ceiling.own + ceiling.db)));
         self.report.row(Row {
             database: self.place.name(),
-            path: format!("raw ceiling, {}", keys.name()),
+            path: format!("raw ceiling, {label}"),
             rate: ceiling.rate,
             unit: "events",
             client: ceiling.own,
@@ -176,8 +187,8 @@ impl<'a> Suite<'a> {
         Ok(())
     }
 
-    fn ceiling(&self, keys: Keys) -> Option<(f64, f64)> {
-        self.ceilings.iter().find(|(of, _)| *of == keys).map(|(_, ceiling)| *ceiling)
+    fn ceiling(&self, workload: &Workload) -> Option<(f64, f64)> {
+        self.ceilings.iter().find(|(of, _)| *of == kind(workload)).map(|(_, ceiling)| *ceiling)
     }
 
     /// Asks the server for the total of a meter and compares it with what it acknowledged.
@@ -261,7 +272,7 @@ impl<'a> Suite<'a> {
         let mut load = client::run(server.http, lists, self.size.time).await?;
         gauge.pause();
         let mut row = gauge.finish(path, Unit::Events, &mut load);
-        row.ceiling = self.ceiling(workload.keys);
+        row.ceiling = self.ceiling(workload);
         self.report.row(row);
         self.verify(account, workload, &load).await
     }
@@ -269,11 +280,13 @@ impl<'a> Suite<'a> {
     /// How many different rollup rows a batch touches decides what it costs.
     async fn cardinality(&mut self, server: &Server, account: &Account) -> Outcome<()> {
         for (subjects, models) in [(1, 1), (100, 4), (100_000, 40)] {
-            let path = format!("bulk 1000 c4, {subjects} subjects, {} sets", models * 3);
+            let label = format!("{subjects} subjects, {} sets", models * 3);
+            let path = format!("bulk 1000 c4, {label}");
             if !self.wants(&path) {
                 continue;
             }
             let workload = Workload { subjects, models, ..self.workload(Keys::Ordered) };
+            self.measure_ceiling(&workload, &label)?;
             account.create_meter(&workload.meter).await?;
             let lists = self.bulk_lists(account, &workload, 0..self.size.bulk, 1_000, 4);
             self.measure_write(server, account, &path, &workload, lists).await?;
@@ -302,7 +315,7 @@ impl<'a> Suite<'a> {
         let mut load = stream::run(address, &account.token, &workload, STREAMS, self.size.stream).await?;
         gauge.pause();
         let mut row = gauge.finish(&path, Unit::Events, &mut load);
-        row.ceiling = self.ceiling(workload.keys);
+        row.ceiling = self.ceiling(&workload);
         row.note = "client µs includes making the messages".to_owned();
         self.report.row(row);
         self.verify(account, &workload, &load).await
@@ -349,7 +362,7 @@ impl<'a> Suite<'a> {
     /// A history of 30 days that grows under bulk calls: rates and queries at each size.
     async fn grow(&mut self, keys: Keys) -> Outcome<()> {
         let path = format!("history, {}", keys.name());
-        let asks = keys == Keys::Ordered && self.wants("query");
+        let asks = keys == Keys::Ordered && queries::wanted(self);
         if !self.wants(&path) && !asks {
             return Ok(());
         }
