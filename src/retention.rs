@@ -11,6 +11,7 @@ use uuid::Uuid;
 
 use crate::app::App;
 use crate::error::{Error, Result};
+use crate::store::history::Past;
 use crate::store::partitions::{Attached, Month};
 use crate::store::retention::{Expiring, PruneRun, PrunedMeter};
 use crate::store::{Store, history, leases, partitions, retention};
@@ -276,32 +277,35 @@ async fn attach_month(store: &Store, month: Month) -> Result<()> {
     Ok(())
 }
 
-/// Deletes write calls that are older than the lifetime, one replica at a time.
+/// Deletes history that is older than the lifetime, one replica at a time.
 async fn clean_history(app: &App, until: &Until) -> Result<()> {
-    let settings = &app.config.history;
     let Some(turn) = Turn::take(&app.store, "history".to_owned()).await? else { return Ok(()) };
-    let before = Micros::now().plus(-(settings.retention.as_micros() as i64));
-    let limit = settings.batch_size as i64;
     let mut result = Ok(());
-    while !until.is_over() {
-        let (name, holder) = (turn.name.clone(), turn.holder.clone());
-        let delete = move |conn: &mut _| history::delete_runs(conn, (&name, &holder), before, limit);
-        match app.store.write("history::delete_runs", delete).await {
-            Ok(deleted) => {
-                metrics::counter!("open_spanner_operational_history_cleanup_deleted_total")
-                    .increment(deleted as u64);
-                if (deleted as i64) < limit {
-                    break;
-                }
-            }
-            Err(error) => {
-                result = Err(error);
-                break;
-            }
+    for past in Past::ALL {
+        result = delete_past(app, &turn, past, until).await;
+        if result.is_err() {
+            break;
         }
     }
     turn.end().await;
     result
+}
+
+async fn delete_past(app: &App, turn: &Turn, past: Past, until: &Until) -> Result<()> {
+    let settings = &app.config.history;
+    let before = Micros::now().plus(-(settings.retention.as_micros() as i64));
+    let limit = settings.batch_size as i64;
+    while !until.is_over() {
+        let (name, holder) = (turn.name.clone(), turn.holder.clone());
+        let delete = move |conn: &mut _| history::delete_past(conn, (&name, &holder), past, before, limit);
+        let deleted = app.store.write("history::delete_past", delete).await?;
+        metrics::counter!("open_spanner_operational_history_cleanup_deleted_total", "kind" => past.name())
+            .increment(deleted as u64);
+        if (deleted as i64) < limit {
+            break;
+        }
+    }
+    Ok(())
 }
 
 const PARTITIONS_INTERVAL: Duration = Duration::from_secs(24 * 3600);

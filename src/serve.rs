@@ -53,11 +53,7 @@ pub async fn run(config: Config, migrate: bool) -> Result<()> {
     let listener = config.http.addr.bind().map_err(|error| cannot_listen(&config.http.addr, error))?;
     announce("http", &listener);
     let server = http_server(&app, listener)?;
-    let grpc_listener = match &config.grpc_addr {
-        Some(addr) => Some(addr.bind().map_err(|error| cannot_listen(addr, error))?),
-        None => None,
-    };
-    grpc_listener.iter().for_each(|listener| announce("grpc", listener));
+    let grpc_listener = config.grpc_addr.as_ref().map(listen_grpc).transpose()?;
     if let Some(addr) = &config.metrics_addr {
         listen_metrics(addr, metrics)?;
     }
@@ -94,6 +90,13 @@ pub async fn run(config: Config, migrate: bool) -> Result<()> {
 pub(crate) fn listen_metrics(addr: &ListenAddr, metrics: PrometheusHandle) -> Result<()> {
     let listener = addr.bind().map_err(|error| cannot_listen(addr, error))?;
     crate::metrics::listen(listener, metrics).map_err(|error| cannot_listen(addr, error))
+}
+
+/// Takes the port at once, so that a port that is taken ends the start; calls are answered once the server is ready.
+fn listen_grpc(addr: &ListenAddr) -> Result<TcpListener> {
+    let listener = addr.bind().map_err(|error| cannot_listen(addr, error))?;
+    announce("grpc", &listener);
+    Ok(listener)
 }
 
 fn cannot_listen(address: &impl std::fmt::Display, error: std::io::Error) -> Error {

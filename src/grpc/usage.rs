@@ -148,11 +148,7 @@ impl Stream<'_> {
         let mut held: Vec<Item> = Vec::new();
         let mut bytes = 0;
         while self.received < SMALL_STREAM && bytes < BYTES_MAX {
-            let message = tokio::select! {
-                message = self.messages.message() => message.map_err(observe::of_message)?,
-                () = self.door.cut.cancelled() => return Err(status(stopping())),
-            };
-            let Some(message) = message else {
+            let Some(message) = self.next_message().await? else {
                 return self.store_held(held, key).await.map_err(status);
             };
             let item = self.accept(message).map_err(status)?;
@@ -160,12 +156,20 @@ impl Stream<'_> {
             held.push(item);
         }
         // full; an empty rest still makes it a small stream
-        let next = self.messages.message().await.map_err(observe::of_message)?;
-        let Some(next) = next else { return self.store_held(held, key).await.map_err(status) };
+        let Some(next) = self.next_message().await? else {
+            return self.store_held(held, key).await.map_err(status);
+        };
         held.push(self.accept(next).map_err(status)?);
         held.iter().try_for_each(needs_key).map_err(status)?;
         held.into_iter().for_each(|item| self.parts.add(item));
         self.store_in_parts(true).await
+    }
+
+    async fn next_message(&mut self) -> Result<Option<v1::StreamUsageRequest>, Status> {
+        tokio::select! {
+            message = self.messages.message() => message.map_err(observe::of_message),
+            () = self.door.cut.cancelled() => Err(status(stopping())),
+        }
     }
 
     async fn store_held(self, held: Vec<Item>, key: String) -> Result<Answer> {
@@ -195,8 +199,8 @@ impl Stream<'_> {
                 Ok(Step::Closed) if self.received == 0 => return Err(status(no_events())),
                 Ok(Step::Closed) => return self.finish().await,
                 Ok(Step::Cut) => {
-                    let mut stored = self.finish_parts().await;
-                    return Err(stored.take().unwrap_or_else(|| self.answer.so_far(status(stopping()))));
+                    let failed = self.finish_parts().await;
+                    return Err(failed.unwrap_or_else(|| self.answer.so_far(status(stopping()))));
                 }
                 Err(status) => return Err(self.end(status).await),
             }

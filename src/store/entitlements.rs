@@ -423,7 +423,7 @@ fn read(
 ) -> Result<Vec<Entry>, Fault> {
     let Listing { table, columns, order } = listing;
     let events_only = match *table {
-        "entitlement_events" => "($6 = '' OR e.type = $6) AND ($7 < 0 OR (e.created_at, e.id) < ($7, $8))",
+        "entitlement_events" => "($6 = '' OR e.kind = $6) AND ($7 < 0 OR (e.created_at, e.id) < ($7, $8))",
         _ => "$6 = '' AND $7 < 0 AND $8 = ''",
     };
     let text = format!(
@@ -466,7 +466,7 @@ pub fn states(conn: &mut Conn, workspace_id: i64, filter: &Filter, limit: i64) -
 pub fn events(conn: &mut Conn, workspace_id: i64, filter: &Filter, limit: i64) -> Result<Vec<Entry>, Fault> {
     let listing = Listing {
         table: "entitlement_events",
-        columns: "e.id, e.created_at AS starts_at, e.created_at AS ends_at, e.previous_state, e.type AS kind,
+        columns: "e.id, e.created_at AS starts_at, e.created_at AS ends_at, e.previous_state, e.kind,
                   CAST(0 AS BIGINT) AS event_count, e.created_at AS at",
         order: "e.created_at DESC, e.id DESC",
     };

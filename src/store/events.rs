@@ -77,10 +77,12 @@ pub enum Outcome {
 pub struct Known {
     subjects: Cache<(i64, String), i64>,
     dimension_sets: Cache<(i64, [u8; 16]), ()>,
-    /// Of a subject, with the version of its workspace's assignments.
-    histories: Cache<i64, (i64, Arc<[Span]>)>,
+    histories: Cache<i64, History>,
     plans: Cache<i64, Arc<Plan>>,
 }
+
+/// What a subject was assigned to, under this version of its workspace's assignments.
+type History = (i64, Arc<[Span]>);
 
 const KNOWN_SUBJECTS_MAX: u64 = 200_000;
 const KNOWN_DIMENSION_SETS_MAX: u64 = 100_000;
@@ -105,7 +107,7 @@ impl Default for Known {
 pub struct Learned {
     subjects: Vec<((i64, String), i64)>,
     dimension_sets: Vec<(i64, [u8; 16])>,
-    histories: Vec<(i64, (i64, Arc<[Span]>))>,
+    histories: Vec<(i64, History)>,
     plans: Vec<Arc<Plan>>,
     /// Background work was asked for: wake the workers.
     pub has_jobs: bool,

@@ -1,4 +1,5 @@
-//! The history of write calls: one row per call, written by `events`, read and cleaned up here.
+//! The history of write calls: one row per call, written by `events`, read here; and the clean-up of this and all
+//! other history.
 
 use diesel::prelude::*;
 use diesel::sql_query;
@@ -51,17 +52,55 @@ pub fn runs(
         .collect()
 }
 
-/// Deletes up to `limit` write calls from before an instant; returns how many. Goes through the workspaces, so that
-/// the primary key serves and the hot table needs no index for this.
-pub fn delete_runs(
+/// Rows that are only history. What failed and may still be asked about (dead letters, failed exports) is not.
+#[derive(Clone, Copy, Debug)]
+pub enum Past {
+    IngestionRuns,
+    /// With their attempts.
+    DeliveredAlerts,
+    /// Completed exports whose file is gone.
+    ExpiredExports,
+}
+
+impl Past {
+    pub const ALL: [Past; 3] = [Past::IngestionRuns, Past::DeliveredAlerts, Past::ExpiredExports];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Past::IngestionRuns => "ingestion_runs",
+            Past::DeliveredAlerts => "alert_deliveries",
+            Past::ExpiredExports => "export_jobs",
+        }
+    }
+}
+
+/// Deletes up to `limit` rows from before an instant; returns how many. 409 when the lease was lost.
+pub fn delete_past(
     conn: &mut Conn,
     (lease, holder): (&str, &str),
+    past: Past,
     before: Micros,
     limit: i64,
 ) -> Result<usize, Fault> {
     if !leases::renew(conn, lease, holder)? {
         return Err(Error::conflict("another clean-up took over").into());
     }
+    let text = match past {
+        Past::IngestionRuns => return delete_runs(conn, before, limit),
+        Past::DeliveredAlerts => {
+            "DELETE FROM alert_deliveries WHERE id IN (
+                 SELECT id FROM alert_deliveries WHERE status = 'delivered' AND delivered_at < $1 LIMIT $2)"
+        }
+        Past::ExpiredExports => {
+            "DELETE FROM export_jobs WHERE id IN (
+                 SELECT id FROM export_jobs WHERE status = 'completed' AND expired_at < $1 LIMIT $2)"
+        }
+    };
+    Ok(sql_query(text).bind::<BigInt, _>(before.0).bind::<BigInt, _>(limit).execute(conn)?)
+}
+
+/// Goes through the workspaces, so that the primary key serves and the hot table needs no index for this.
+fn delete_runs(conn: &mut Conn, before: Micros, limit: i64) -> Result<usize, Fault> {
     let text = "DELETE FROM ingestion_runs WHERE (workspace_id, id) IN (
                     SELECT r.workspace_id, r.id FROM workspaces w
                     JOIN ingestion_runs r ON r.workspace_id = w.id AND r.id < $1 LIMIT $2)";

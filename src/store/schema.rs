@@ -96,6 +96,7 @@ table! {
         version -> Integer,
         event_retention_days -> Integer,
         pruned_before -> Nullable<BigInt>,
+        has_alerts -> Bool,
         created_at -> BigInt,
     }
 }
@@ -315,7 +316,6 @@ table! {
         period -> Text,
         previous_state -> Nullable<Text>,
         state -> Text,
-        #[sql_name = "type"]
         kind -> Text,
         current_value -> Text,
         limit_value -> Text,

@@ -7,6 +7,7 @@ use crate::support::{Client, Database, Server, on_both_databases};
 on_both_databases!(
     no_list_loses_rows_at_its_largest_page,
     old_write_calls_are_deleted_in_batches,
+    what_failed_outlives_the_clean_up,
     events_of_a_subject_come_newest_first,
     cursors_of_others_are_refused,
 );
@@ -86,6 +87,59 @@ async fn old_write_calls_are_deleted_in_batches(database: Database) {
         assert_eq!(workspace.get("/v1/system/stats").await.json(200)["usage_events"], 5, "events stay");
         assert_eq!(workspace.get("/v1/system/stats").await.json(200)["prune_runs"], 1, "prunes stay");
     }
+}
+
+/// Delivered alerts with their attempts and expired exports go; dead letters, failed exports and the young stay.
+async fn what_failed_outlives_the_clean_up(database: Database) {
+    let settings = [
+        ("OPEN_SPANNER_OPERATIONAL_HISTORY_RETENTION", "1h"),
+        ("OPEN_SPANNER_OPERATIONAL_HISTORY_INTERVAL", "200ms"),
+        ("OPEN_SPANNER_OPERATIONAL_HISTORY_BATCH_SIZE", "2"),
+    ];
+    let server = Server::start(&database);
+    server.workspace().await;
+    drop(server);
+    let workspace_id = database.lines("SELECT CAST(id AS TEXT) AS line FROM workspaces").remove(0);
+    let young = open_spanner::window::Micros::now().0;
+    let deliveries = [
+        ("old", "delivered", "1000"),
+        ("older", "delivered", "1"),
+        ("oldest", "delivered", "0"),
+        ("dead", "dead_letter", "NULL"),
+    ];
+    let young_one = ("young", "delivered", young.to_string());
+    let all = deliveries.map(|(id, status, at)| (id, status, at.to_string())).into_iter().chain([young_one]);
+    for (id, status, at) in all {
+        database.lines(&format!(
+            "INSERT INTO alert_deliveries (public_id, workspace_id, rule_id, event_id, destination_id, payload, status,
+                                           attempts, next_attempt_at, created_at, updated_at, delivered_at)
+             VALUES ('{id}', {workspace_id}, 1, '{id}', 'd', '{{}}', '{status}', 1, 0, 0, 0, {at})"
+        ));
+        database.lines(&format!(
+            "INSERT INTO alert_attempts (public_id, delivery_id, event_id, status, duration_ms, attempted_at)
+             SELECT public_id, id, event_id, 'delivered', 1, 0 FROM alert_deliveries WHERE public_id = '{id}'"
+        ));
+    }
+    for (id, status, at) in
+        [("gone", "completed", "5"), ("failed", "failed", "NULL"), ("canceled", "canceled", "NULL")]
+    {
+        database.lines(&format!(
+            "INSERT INTO export_jobs (id, workspace_id, kind, status, query, row_count, created_at, updated_at,
+                                      completed_at, expired_at)
+             VALUES ('{id}', {workspace_id}, 'usage_events', '{status}', '{{}}', 0, 0, 0, 1, {at})"
+        ));
+    }
+    let _server = Server::start_with(&database, &settings);
+    let end = std::time::Instant::now() + std::time::Duration::from_secs(15);
+    while database.count("alert_deliveries") > 2 || database.count("export_jobs") > 2 {
+        assert!(std::time::Instant::now() < end, "nothing is deleted");
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+    tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+    let left = database.lines("SELECT public_id AS line FROM alert_deliveries ORDER BY public_id");
+    assert_eq!(left, ["dead", "young"]);
+    assert_eq!(database.count("alert_attempts"), 2);
+    assert_eq!(database.lines("SELECT id AS line FROM export_jobs ORDER BY id"), ["canceled", "failed"]);
 }
 
 async fn events_of_a_subject_come_newest_first(database: Database) {

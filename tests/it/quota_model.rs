@@ -27,6 +27,9 @@ const SEEDS: [u64; 2] = [1, 20_260_131];
 const SUBJECTS: [&str; 3] = ["a", "b", "c"];
 const PERIODS: [Period; 4] = [Period::Day, Period::Week, Period::Month, Period::Year];
 
+/// Meters and periods that a plan version limits.
+type Limited = BTreeSet<(String, Period)>;
+
 /// An assignment as the model remembers it.
 #[derive(Clone, Debug)]
 struct Held {
@@ -55,7 +58,7 @@ struct World {
     /// Current versions by lineage.
     plans: Vec<Plan>,
     /// What each lineage limited, and since when.
-    limited: Vec<Vec<(i64, BTreeSet<(String, Period)>)>>,
+    limited: Vec<Vec<(i64, Limited)>>,
     held: BTreeMap<&'static str, Vec<Held>>,
     counted: BTreeMap<(&'static str, i64), Vec<Counted>>,
 }
@@ -393,7 +396,7 @@ impl World {
     }
 }
 
-fn limits_of(plan: &Plan) -> BTreeSet<(String, Period)> {
+fn limits_of(plan: &Plan) -> Limited {
     plan.limits.iter().map(|limit| (limit.meter.clone(), limit.period)).collect()
 }
 

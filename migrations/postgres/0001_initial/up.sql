@@ -294,7 +294,7 @@ CREATE TABLE entitlement_events (
     period TEXT NOT NULL,
     previous_state TEXT,
     state TEXT NOT NULL,
-    type TEXT NOT NULL,
+    kind TEXT NOT NULL,
     current_value TEXT NOT NULL,
     limit_value TEXT NOT NULL,
     warning_percent TEXT NOT NULL,
@@ -452,6 +452,7 @@ CREATE TABLE export_jobs (
 );
 CREATE INDEX export_jobs_workspace ON export_jobs (workspace_id, created_at, id);
 CREATE INDEX export_jobs_expiry ON export_jobs (completed_at) WHERE status = 'completed' AND expired_at IS NULL;
+CREATE INDEX export_jobs_expired ON export_jobs (expired_at) WHERE status = 'completed' AND expired_at IS NOT NULL;
 
 -- One row per workspace whose expired exports were removed in one go.
 CREATE TABLE export_cleanup_runs (
@@ -561,6 +562,8 @@ CREATE TABLE alert_deliveries (
     delivered_at BIGINT
 );
 CREATE INDEX alert_deliveries_workspace ON alert_deliveries (workspace_id, id);
+-- for the clean-up of history
+CREATE INDEX alert_deliveries_delivered ON alert_deliveries (delivered_at) WHERE status = 'delivered';
 CREATE INDEX alert_deliveries_pending ON alert_deliveries (rule_id, id) WHERE status = 'pending';
 
 CREATE TABLE alert_attempts (
