@@ -26,6 +26,7 @@ const AREAS: &[&str] = &[
     "subjects_stats_ingestions_prune",
     "saved_queries",
     "system_health",
+    "errors",
     "plans_entitlements",
     "alerts_webhooks",
     "grpc",

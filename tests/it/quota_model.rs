@@ -242,6 +242,7 @@ impl World {
         let batch = Batch {
             workspace_id: self.workspace_id,
             kind: Kind::Bulk,
+            run_id: uuid::Uuid::now_v7(),
             events: batch,
             failed: 0,
             replay_key: None,
