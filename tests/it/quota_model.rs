@@ -243,7 +243,6 @@ impl World {
             workspace_id: self.workspace_id,
             run_id: uuid::Uuid::now_v7(),
             kind: Kind::Bulk,
-            run_id: uuid::Uuid::now_v7(),
             events: batch,
             failed: 0,
             replay_key: None,

@@ -396,20 +396,31 @@ async fn the_timer_prunes_every_workspace(database: Database) {
 }
 
 async fn a_stop_comes_between_two_steps(database: Database) {
-    let mut server = Server::start(&database);
-    let workspace = server.workspace().await;
-    let old = 12_000;
-    let young = fill(&workspace, old).await;
-    let pruner = workspace.key.clone();
-    let pruning = tokio::spawn(async move { pruner.try_post("/v1/usageevents/prune", &json!(null)).await });
-    until("the prune has begun", async || database.count("events") < (old + young) as u64).await;
-    assert!(server.terminate().success());
-    drop(pruning.await);
-    let left = database.count("events");
-    assert!(left > young as u64, "the prune was cut short");
-    let recorded = database.lines("SELECT CAST(deleted AS TEXT) AS line FROM prune_runs");
-    assert_eq!(recorded, [((old + young) as u64 - left).to_string()], "what was deleted is recorded");
-    assert_eq!(database.count("leases"), 0);
+    // a fast machine may be done before the signal comes: then it is tried again
+    for _ in 0..5 {
+        let mut server = Server::start(&database);
+        let workspace = server.workspace().await;
+        let before = database.count("events");
+        let old = 12_000;
+        let young = fill(&workspace, old).await;
+        let filled = (old + young) as u64;
+        let pruner = workspace.key.clone();
+        let pruning =
+            tokio::spawn(async move { pruner.try_post("/v1/usageevents/prune", &json!(null)).await });
+        until("the prune has begun", async || database.count("events") < before + filled).await;
+        assert!(server.terminate().success());
+        drop(pruning.await);
+        let left = database.count("events") - before;
+        let recorded = database.lines(
+            "SELECT CAST(deleted AS TEXT) AS line FROM prune_runs ORDER BY created_at DESC, id DESC LIMIT 1",
+        );
+        assert_eq!(recorded, [(filled - left).to_string()], "what was deleted is recorded");
+        assert_eq!(database.count("leases"), 0);
+        if left > young as u64 {
+            return;
+        }
+    }
+    panic!("no prune was cut short");
 }
 
 async fn a_key_for_some_meters_may_not_prune(database: Database) {
