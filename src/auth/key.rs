@@ -82,6 +82,7 @@ impl Wish {
 /// Where a key is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
+#[schema(as = ApiKeyStatus)]
 pub enum Status {
     Active,
     /// Replaced, and still good for the rest of its grace period.

@@ -263,7 +263,7 @@ pub fn document() -> Result<OpenApi> {
         let doc = operations::describe(&endpoint.method, endpoint.path).ok_or_else(|| {
             Error::internal(format!("{} {} is not described", endpoint.method, endpoint.path))
         })?;
-        let operation = operation(&endpoint, doc, &mut components);
+        let operation = operation(&endpoint, doc, &mut components)?;
         paths.add_path_operation(endpoint.path, vec![method(&endpoint.method)], operation);
     }
     let components = components
@@ -303,7 +303,7 @@ fn operation(
     endpoint: &Endpoint,
     doc: Doc,
     components: &mut BTreeMap<String, RefOr<Schema>>,
-) -> utoipa::openapi::path::Operation {
+) -> Result<utoipa::openapi::path::Operation> {
     let statuses = error_statuses(endpoint, &doc);
     let mut operation = OperationBuilder::new()
         .operation_id(Some(operation_id(&endpoint.method, endpoint.path)))
@@ -314,13 +314,13 @@ fn operation(
     for (status, words, content) in doc.answers {
         let mut response = ResponseBuilder::new().description(words);
         if let Some((kind, shape)) = content {
-            components.extend(shape.components);
+            add(components, shape.components)?;
             response = response.content(kind, ContentBuilder::new().schema(Some(shape.schema)).build());
         }
         operation = operation.response(status.to_string(), response.build());
     }
     if let Some(shape) = doc.body {
-        components.extend(shape.components);
+        add(components, shape.components)?;
         let content = ContentBuilder::new().schema(Some(shape.schema)).build();
         let body = RequestBodyBuilder::new().content(JSON, content).required(Some(Required::True));
         operation = operation.request_body(Some(body.build()));
@@ -334,7 +334,19 @@ fn operation(
     for name in schemes(&endpoint.access) {
         operation = operation.security(SecurityRequirement::new(*name, Vec::<String>::new()));
     }
-    operation.build()
+    Ok(operation.build())
+}
+
+/// Two types under one name would describe each other's answers.
+fn add(components: &mut BTreeMap<String, RefOr<Schema>>, new: Vec<Component>) -> Result<()> {
+    for (name, schema) in new {
+        if let Some(other) = components.insert(name.clone(), schema.clone())
+            && other != schema
+        {
+            return Err(Error::internal(format!("two schemas are named {name}")));
+        }
+    }
+    Ok(())
 }
 
 fn schemes(access: &Access) -> &'static [&'static str] {
@@ -432,6 +444,22 @@ mod tests {
                 endpoint.path
             );
         }
+    }
+
+    /// The document in docs/ is what clients are generated from: a change of it is a change they must see in review.
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "asked for by hand only")]
+    fn document_is_the_checked_in_one() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/openapi.json");
+        let fresh = document().expect("complete").to_pretty_json().expect("JSON") + "\n";
+        if std::env::var("OPEN_SPANNER_REGENERATE").is_ok() {
+            std::fs::write(path, &fresh).expect("written");
+        }
+        let kept = std::fs::read_to_string(path).unwrap_or_default();
+        assert!(
+            kept == fresh,
+            "docs/openapi.json is out of date: OPEN_SPANNER_REGENERATE=1 cargo test --lib openapi"
+        );
     }
 
     #[test]
