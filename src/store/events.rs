@@ -278,25 +278,25 @@ impl<'a> Work<'a> {
 
     /// Answers batches whose replay key was used before; of several with one new key the first goes on.
     fn drop_replayed(&mut self, conn: &mut Conn) -> Result<(), Fault> {
-        let mut keys: BTreeMap<LedgerKey, usize> = BTreeMap::new();
+        let mut keys: BTreeMap<LedgerKey, Vec<usize>> = BTreeMap::new();
         for (at, batch) in self.batches.iter().enumerate() {
             // without a valid item there is nothing to replay (rest.md 12.4)
             let counts = self.decided[at].is_none() && !batch.events.is_empty();
             let Some(key) = batch.replay_key.as_deref().filter(|_| counts) else { continue };
-            let key = (batch.workspace_id, event::ledger_key(key));
-            match keys.entry(key) {
-                Entry::Occupied(_) => self.decided[at] = Some(Outcome::Again),
-                Entry::Vacant(free) => drop(free.insert(at)),
-            }
+            keys.entry((batch.workspace_id, event::ledger_key(key))).or_default().push(at);
         }
-        for (key, at) in keys {
+        for (key, same) in keys {
             let found = match conn {
                 Conn::Postgres(c) => postgres::find_replay(c, &key)?,
                 Conn::Sqlite(c) => sqlite::find_replay(c, &key)?,
             };
-            if let Some((accepted, duplicates)) = found {
-                let (accepted, duplicates) = (event::recall(&accepted)?, event::recall(&duplicates)?);
-                self.decided[at] = Some(Outcome::Replayed { accepted, duplicates });
+            match found {
+                Some((accepted, duplicates)) => {
+                    let (accepted, duplicates) = (event::recall(&accepted)?, event::recall(&duplicates)?);
+                    let replayed = Outcome::Replayed { accepted, duplicates };
+                    same.into_iter().for_each(|at| self.decided[at] = Some(replayed.clone()));
+                }
+                None => same.into_iter().skip(1).for_each(|at| self.decided[at] = Some(Outcome::Again)),
             }
         }
         Ok(())
