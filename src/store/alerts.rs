@@ -253,11 +253,11 @@ fn lock_meter(conn: &mut Conn, workspace_id: i64, name: &str) -> Result<i64, Fau
 fn mark_meter(conn: &mut Conn, meter_id: i64) -> Result<(), Fault> {
     sql_query(
         "UPDATE meters SET has_alerts = EXISTS
-             (SELECT 1 FROM alert_rules WHERE alert_rules.meter_id = meters.id AND alert_rules.enabled = $2)
-         WHERE id = $1",
+             (SELECT 1 FROM alert_rules WHERE alert_rules.meter_id = meters.id AND alert_rules.enabled = $1)
+         WHERE id = $2",
     )
-    .bind::<BigInt, _>(meter_id)
     .bind::<Bool, _>(true)
+    .bind::<BigInt, _>(meter_id)
     .execute(conn)?;
     Ok(())
 }
