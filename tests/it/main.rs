@@ -25,5 +25,6 @@ mod readme;
 mod retention;
 mod saved_queries;
 mod sdk;
+mod sql_text;
 mod usage;
 mod webhooks;
