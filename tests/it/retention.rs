@@ -298,6 +298,7 @@ async fn nothing_is_wrong_while_a_prune_runs(database: Database) {
     let workspace = server.workspace().await;
     let old = 20_000;
     let young = fill(&workspace, old).await;
+    database.slow_deletes();
     let end = Micros::now().ceil(HOUR).plus(HOUR);
     let everything = format!(
         "/v1/usages?meter=much&bucket_size=day&limit=1000&group_by=subject&from={}&to={end}",
@@ -360,13 +361,13 @@ async fn one_prune_of_a_workspace_at_a_time(database: Database) {
 
 /// Waits until the answer is as wanted.
 async fn until(what: &str, mut probe: impl AsyncFnMut() -> bool) {
-    for _ in 0..200 {
+    for _ in 0..1200 {
         if probe().await {
             return;
         }
         tokio::time::sleep(std::time::Duration::from_millis(50)).await;
     }
-    panic!("not within ten seconds: {what}");
+    panic!("not within a minute: {what}");
 }
 
 const TIMER: [(&str, &str); 2] =
@@ -396,31 +397,22 @@ async fn the_timer_prunes_every_workspace(database: Database) {
 }
 
 async fn a_stop_comes_between_two_steps(database: Database) {
-    // a fast machine may be done before the signal comes: then it is tried again
-    for _ in 0..5 {
-        let mut server = Server::start(&database);
-        let workspace = server.workspace().await;
-        let before = database.count("events");
-        let old = 12_000;
-        let young = fill(&workspace, old).await;
-        let filled = (old + young) as u64;
-        let pruner = workspace.key.clone();
-        let pruning =
-            tokio::spawn(async move { pruner.try_post("/v1/usageevents/prune", &json!(null)).await });
-        until("the prune has begun", async || database.count("events") < before + filled).await;
-        assert!(server.terminate().success());
-        drop(pruning.await);
-        let left = database.count("events") - before;
-        let recorded = database.lines(
-            "SELECT CAST(deleted AS TEXT) AS line FROM prune_runs ORDER BY created_at DESC, id DESC LIMIT 1",
-        );
-        assert_eq!(recorded, [(filled - left).to_string()], "what was deleted is recorded");
-        assert_eq!(database.count("leases"), 0);
-        if left > young as u64 {
-            return;
-        }
-    }
-    panic!("no prune was cut short");
+    let mut server = Server::start(&database);
+    let workspace = server.workspace().await;
+    let old = 20_000;
+    let young = fill(&workspace, old).await;
+    database.slow_deletes();
+    let filled = (old + young) as u64;
+    let pruner = workspace.key.clone();
+    let pruning = tokio::spawn(async move { pruner.try_post("/v1/usageevents/prune", &json!(null)).await });
+    until("the prune has begun", async || database.count("events") < filled).await;
+    assert!(server.terminate().success());
+    drop(pruning.await);
+    let left = database.count("events");
+    let recorded = database.lines("SELECT CAST(deleted AS TEXT) AS line FROM prune_runs");
+    assert_eq!(recorded, [(filled - left).to_string()], "what was deleted is recorded");
+    assert_eq!(database.count("leases"), 0);
+    assert!(left > young as u64, "the prune was cut short");
 }
 
 async fn a_key_for_some_meters_may_not_prune(database: Database) {

@@ -114,6 +114,30 @@ impl Database {
         connection
     }
 
+    /// A connection of the test's own to the PostgreSQL database, to hold locks with.
+    pub fn postgres_connection(&self) -> PgConnection {
+        let Database::Postgres { dsn, .. } = self else { panic!("not a PostgreSQL database") };
+        connect(dsn)
+    }
+
+    /// Makes each deletion of an event take a tenth of a millisecond or more, so that a prune can be met at work.
+    pub fn slow_deletes(&self) {
+        match self {
+            Database::Sqlite { .. } => self.sqlite_connection().batch_execute(
+                "CREATE TRIGGER slow BEFORE DELETE ON events BEGIN
+                     SELECT count(*) FROM (WITH RECURSIVE n (i) AS (VALUES (1) UNION ALL SELECT i + 1 FROM n WHERE i < 1000)
+                                           SELECT i FROM n);
+                 END",
+            ),
+            Database::Postgres { .. } => self.postgres_connection().batch_execute(
+                "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS
+                     'BEGIN PERFORM pg_sleep(0.0001); RETURN OLD; END';
+                 CREATE TRIGGER slow BEFORE DELETE ON events FOR EACH ROW EXECUTE FUNCTION slow()",
+            ),
+        }
+        .expect("a trigger is made");
+    }
+
     pub fn cluster(&self) -> &Cluster {
         let Database::Postgres { cluster, .. } = self else { panic!("not a PostgreSQL database") };
         cluster
