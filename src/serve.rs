@@ -25,7 +25,7 @@ use crate::ingest::Ingest;
 use crate::retention;
 use crate::store::meters::MeterCache;
 use crate::store::plans::PlanCache;
-use crate::store::{Conn, Store, decisions, migrations};
+use crate::store::{Conn, Store, counters, decisions, migrations};
 use crate::webhook::client::Client;
 use crate::window::Micros;
 use crate::worker::Wake;
@@ -40,12 +40,14 @@ pub async fn run(config: Config, migrate: bool) -> Result<()> {
     let store = Store::new(&config.db);
     let meters = MeterCache::new(store.clone(), config.cache_ttl);
     let plans = PlanCache::new(store.clone(), config.cache_ttl);
+    let counters = counters::Reader::start(&store);
     let wake = Wake::default();
     let (ingest, writers) = Ingest::start(store.clone(), meters.clone(), &config.ingest, &wake);
     let auth = Auth::new(store.clone(), auth_options(&config));
     let phase = Arc::new(Phase::default());
     let webhooks = Client::new(&config.webhook_allowed_networks)?;
-    let app = App { config: config.clone(), store, auth, meters, plans, ingest, phase, wake, webhooks };
+    let app =
+        App { config: config.clone(), store, auth, meters, plans, counters, ingest, phase, wake, webhooks };
 
     if config.auth.oauth.github.is_some() || config.auth.oauth.google.is_some() {
         log::warn!("sign-in providers are configured, but this version has none");

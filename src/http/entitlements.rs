@@ -16,7 +16,7 @@ use crate::plan::assignment::effective;
 use crate::plan::consume::Quota;
 use crate::plan::quota::{Candidate, Check, State, state_message};
 use crate::quantity::Quantity;
-use crate::store::counters::{self, Range};
+use crate::store::counters::Range;
 use crate::store::decisions::{self, Decided, Decision};
 use crate::store::entitlements::{self, Entry, Filter};
 use crate::store::events::uuid_of;
@@ -63,11 +63,7 @@ pub async fn check(app: web::Data<App>, caller: Caller, body: Json<CheckInput>) 
             window: limit.period.window(span.anchor, now),
         })
         .collect();
-    let wanted = ranges.clone();
-    let counted = match wanted.is_empty() {
-        true => Vec::new(),
-        false => app.store.read("counters::load", move |conn| counters::load(conn, &wanted)).await?,
-    };
+    let counted = app.counters.load(ranges.clone()).await?;
     let candidates: Vec<Candidate> = plan
         .limits_of(found.id)
         .zip(ranges)
