@@ -65,7 +65,7 @@ pub fn assess(event: &Event, plan: Option<&Plan>, limits: &[Counted], now: Micro
     let judged = limits.iter().map(|counted| {
         let mut with_event = Part::of(event.time, event.id, &event.quantity);
         if let Some(part) = counted.part {
-            with_event.add(part.clone());
+            with_event.add(part);
         }
         let projected = value(Some(&with_event), aggregation, counted.window);
         (counted, Measure::against(counted.limit, projected))

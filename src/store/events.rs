@@ -42,7 +42,7 @@ impl Kind {
 }
 
 /// What one caller wants stored, all of it or none of it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Batch {
     pub workspace_id: i64,
     pub kind: Kind,
@@ -646,10 +646,10 @@ pub fn uuid_of(bytes: &[u8]) -> Result<Uuid, Fault> {
     Uuid::from_slice(bytes).map_err(|error| Fault::Refused(crate::error::Error::internal(error)))
 }
 
-/// Reads decimal text made by the database; sums may be longer than any single quantity.
+/// Reads decimal text made by the database.
 pub fn quantity_of(text: &str) -> Result<Quantity, Fault> {
-    let parsed: Result<bigdecimal::BigDecimal, _> = text.parse();
-    parsed.map(Quantity::from).map_err(|error| Fault::Refused(crate::error::Error::internal(error)))
+    let not_a_number = || crate::error::Error::internal("the database holds a quantity that is not a number");
+    Ok(Quantity::from_plain(text).ok_or_else(not_a_number)?)
 }
 
 /// The stored event with this idempotency key.

@@ -179,7 +179,7 @@ impl<'a> Work<'a> {
             let part = Part::of(event.time, event.id, &event.quantity);
             for (_, key) in &limits {
                 match windows.get_mut(key) {
-                    Some(Some(whole)) => whole.add(part.clone()),
+                    Some(Some(whole)) => whole.add(&part),
                     Some(empty) => *empty = Some(part.clone()),
                     None => {}
                 }

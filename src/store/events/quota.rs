@@ -11,7 +11,7 @@ use super::{Known, Work};
 use crate::plan::Period;
 use crate::plan::assignment::{Span, counting};
 use crate::plan::period::day_start;
-use crate::rollup::{Part, merge};
+use crate::rollup::{Part, add_event};
 use crate::store::counters::{self, Key};
 use crate::store::entitlements::Evaluation;
 use crate::store::jobs::{self, NewJob};
@@ -118,7 +118,7 @@ impl Work<'_> {
             let Some(span) = counting(history, event.time) else { continue };
             let (meter_id, anchor) = (event.meter.id, span.anchor);
             let key = Key { subject_id, meter_id, anchor, day_start: day_start(anchor, event.time) };
-            merge(&mut parts, key, Part::of(event.time, event.id, &event.quantity));
+            add_event(&mut parts, key, event.time, event.id, &event.quantity);
             touched.insert(key, Touched { workspace_id, received_at: event.received_at });
         }
         if parts.is_empty() {
