@@ -7,6 +7,8 @@ mod postgres;
 mod quota;
 mod sqlite;
 
+pub use decide::replay;
+
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -17,6 +19,7 @@ use uuid::Uuid;
 use crate::event::{self, Event, StoredEvent};
 use crate::plan::Plan;
 use crate::plan::assignment::Span;
+use crate::plan::consume::Unread;
 use crate::quantity::Quantity;
 use crate::rollup;
 use crate::store::alerts::MeterJob;
@@ -194,6 +197,8 @@ struct Work<'a> {
     histories: HashMap<i64, Arc<[Span]>>,
     /// All plans of those histories.
     plans: HashMap<i64, Arc<Plan>>,
+    /// Limits of those plans that cannot be read, by plan; each with its meter.
+    unread: HashMap<i64, Vec<(i64, Unread)>>,
     /// Of consumptions that go on to be stored, by batch.
     decisions: HashMap<usize, Decision>,
     /// Events whose key was taken, with what to answer.
@@ -214,6 +219,7 @@ impl<'a> Work<'a> {
             assignment_versions: HashMap::new(),
             histories: HashMap::new(),
             plans: HashMap::new(),
+            unread: HashMap::new(),
             decisions: HashMap::new(),
             duplicates: HashMap::new(),
             learned: Learned::default(),
@@ -529,15 +535,19 @@ fn original_of(taken: &Taken, retry: &Event) -> StoredEvent {
     if let Some(event) = &taken.event {
         return event.clone();
     }
-    let received_at = taken.event_id.get_timestamp().map(|at| {
-        let (seconds, nanos) = at.to_unix();
-        Micros(seconds as i64 * 1_000_000 + i64::from(nanos) / 1_000)
-    });
     StoredEvent {
         id: taken.event_id.to_string(),
         timestamp: Micros(taken.event_time),
-        received_at: received_at.unwrap_or(retry.received_at),
+        received_at: taken.received_at().unwrap_or(retry.received_at),
         ..StoredEvent::of(retry)
+    }
+}
+
+impl Taken {
+    /// To the millisecond, as the id tells.
+    fn received_at(&self) -> Option<Micros> {
+        let (seconds, nanos) = self.event_id.get_timestamp()?.to_unix();
+        Some(Micros(seconds as i64 * 1_000_000 + i64::from(nanos) / 1_000))
     }
 }
 
@@ -650,16 +660,6 @@ pub fn uuid_of(bytes: &[u8]) -> Result<Uuid, Fault> {
 pub fn quantity_of(text: &str) -> Result<Quantity, Fault> {
     let parsed: Result<bigdecimal::BigDecimal, _> = text.parse();
     parsed.map(Quantity::from).map_err(|error| Fault::Refused(crate::error::Error::internal(error)))
-}
-
-/// The stored event with this idempotency key.
-pub fn by_key(conn: &mut Conn, workspace_id: i64, key: &str) -> Result<Option<StoredEvent>, Fault> {
-    let keys = [(workspace_id, event::ledger_key(key))];
-    let taken = match conn {
-        Conn::Postgres(c) => postgres::find_taken(c, &keys)?,
-        Conn::Sqlite(c) => sqlite::find_taken(c, &keys)?,
-    };
-    Ok(taken.into_iter().next().and_then(|taken| taken.event))
 }
 
 /// How many of these ledger keys are taken.
