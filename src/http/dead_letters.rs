@@ -9,8 +9,8 @@ use crate::auth::Caller;
 use crate::error::{Error, Result};
 use crate::http::extract::{Id, Params};
 use crate::http::respond::{self, Page};
-use crate::store::Conn;
 use crate::store::jobs::{self, DeadLetter};
+use crate::store::{Conn, Fault, alerts, deliveries, entitlements, exports};
 use crate::window::Micros;
 
 #[derive(Serialize, ToSchema)]
@@ -80,8 +80,25 @@ pub async fn requeue(app: web::Data<App>, caller: Caller, Id(id): Id) -> Result<
         return Err(Error::invalid("the id is not a UUID"));
     }
     let workspace_id = caller.workspace_id;
-    let requeue = move |conn: &mut Conn| jobs::requeue(conn, workspace_id, &id, Micros::now());
+    let requeue = move |conn: &mut Conn| {
+        let letter = jobs::dead_letter(conn, workspace_id, &id)?;
+        if let Some(gone) = what_is_gone(conn, &letter)? {
+            return Err(Error::conflict(format!("{gone}: there is nothing left to do")).into());
+        }
+        jobs::requeue(conn, &letter, Micros::now())
+    };
     app.store.write("jobs::requeue", requeue).await?;
     app.wake.ring();
     Ok(respond::no_content())
+}
+
+/// What the job is about and no longer exists, if anything.
+fn what_is_gone(conn: &mut Conn, letter: &DeadLetter) -> Result<Option<&'static str>, Fault> {
+    match letter.queue.as_str() {
+        alerts::QUEUE => alerts::what_is_gone(conn, letter),
+        deliveries::QUEUE => deliveries::what_is_gone(conn, letter),
+        entitlements::QUEUE => entitlements::what_is_gone(conn, letter),
+        exports::QUEUE => exports::what_is_gone(conn, letter),
+        _ => Ok(None),
+    }
 }

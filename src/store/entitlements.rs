@@ -18,7 +18,7 @@ use crate::plan::{Limit, Period, Plan};
 use crate::rollup::Part;
 use crate::store::counters::Range;
 use crate::store::events::quantity_of;
-use crate::store::jobs::NewJob;
+use crate::store::jobs::{DeadLetter, NewJob};
 use crate::store::plans::word;
 use crate::store::schema::{entitlement_events, entitlement_states};
 use crate::store::{Conn, Fault, assignments, counters, meters, plans};
@@ -104,6 +104,18 @@ pub fn evaluate(
     let rollover = subject.write_states(conn, &states)?;
     let change = next_change(&subject.history, now);
     Ok([rollover, change].into_iter().flatten().min())
+}
+
+/// What a dead job was about and no longer exists.
+pub fn what_is_gone(conn: &mut Conn, letter: &DeadLetter) -> Result<Option<&'static str>, Fault> {
+    let Evaluation { subject_id, meter_id, .. } = letter.payload()?;
+    if meters::by_key(conn, meter_id)?.is_none() {
+        return Ok(Some("the meter is gone"));
+    }
+    let has_plan = !assignments::history(conn, subject_id)?.is_empty();
+    // with states left over, there still is something to put right
+    let is_idle = !has_plan && states_of(conn, subject_id, meter_id)?.is_empty();
+    Ok(is_idle.then_some("the plan of the subject is gone"))
 }
 
 fn lock(conn: &mut Conn, subject_id: i64, meter_id: i64) -> Result<(), Fault> {

@@ -2,6 +2,7 @@
 //! as the holder of the lease. One mechanism for every queue. A job is named by (queue, key); asking for it again
 //! while it waits changes nothing but brings it forward, asking while it runs makes it run once more.
 
+use std::collections::HashMap;
 use std::time::Instant;
 
 use diesel::prelude::*;
@@ -311,6 +312,12 @@ pub struct DeadLetter {
     pub requeued_at: Option<i64>,
 }
 
+impl DeadLetter {
+    pub fn payload<P: DeserializeOwned>(&self) -> Result<P> {
+        serde_json::from_str(&self.payload).map_err(Error::internal)
+    }
+}
+
 /// The newest dead letters of a workspace.
 pub fn dead_letters(conn: &mut Conn, workspace_id: i64, limit: i64) -> Result<Vec<DeadLetter>, Fault> {
     Ok(dead_letters::table
@@ -321,14 +328,28 @@ pub fn dead_letters(conn: &mut Conn, workspace_id: i64, limit: i64) -> Result<Ve
         .load(conn)?)
 }
 
-/// Queues a dead letter anew and keeps the record; 404 unknown, 409 already requeued.
-pub fn requeue(conn: &mut Conn, workspace_id: i64, id: &str, now: Micros) -> Result<(), Fault> {
-    let letter: DeadLetter = dead_letters::table
+/// How many dead letters of a workspace nobody requeued, by queue.
+pub fn count_dead_letters(conn: &mut Conn, workspace_id: i64) -> Result<HashMap<String, i64>, Fault> {
+    let rows: Vec<(String, i64)> = dead_letters::table
+        .filter(dead_letters::workspace_id.eq(workspace_id).and(dead_letters::requeued_at.is_null()))
+        .group_by(dead_letters::queue)
+        .select((dead_letters::queue, diesel::dsl::count_star()))
+        .load(conn)?;
+    Ok(rows.into_iter().collect())
+}
+
+/// One dead letter; 404 when it is unknown.
+pub fn dead_letter(conn: &mut Conn, workspace_id: i64, id: &str) -> Result<DeadLetter, Fault> {
+    dead_letters::table
         .filter(dead_letters::id.eq(id).and(dead_letters::workspace_id.eq(workspace_id)))
         .select(DeadLetter::as_select())
         .first(conn)
         .optional()?
-        .ok_or_else(|| Error::not_found("dead letter"))?;
+        .ok_or_else(|| Error::not_found("dead letter").into())
+}
+
+/// Queues a dead letter anew and keeps the record; 409 already requeued.
+pub fn requeue(conn: &mut Conn, letter: &DeadLetter, now: Micros) -> Result<(), Fault> {
     let marked =
         diesel::update(dead_letters::table.find(&letter.id).filter(dead_letters::requeued_at.is_null()))
             .set(dead_letters::requeued_at.eq(now.0))
@@ -410,6 +431,12 @@ pub fn heartbeat(conn: &mut Conn, instance: &Instance, now: Micros) -> Result<()
         worker_instances::table.filter(worker_instances::last_heartbeat_at.lt(now.0 - crate::window::DAY)),
     )
     .execute(conn)?;
+    Ok(())
+}
+
+/// Says that a worker is gone.
+pub fn leave(conn: &mut Conn, worker: &str, instance_id: &str) -> Result<(), Fault> {
+    diesel::delete(worker_instances::table.find((worker, instance_id))).execute(conn)?;
     Ok(())
 }
 
@@ -504,9 +531,12 @@ mod tests {
         assert!(claim_at(&mut conn, &TOKEN, 100).is_empty());
         let letters = dead_letters(&mut conn, 1, 10).expect("listed");
         assert_eq!((letters.len(), letters[0].attempts), (1, 2));
-        requeue(&mut conn, 1, &letters[0].id, Micros(100)).expect("requeued");
-        assert!(requeue(&mut conn, 1, &letters[0].id, Micros(100)).is_err(), "once only");
-        assert!(requeue(&mut conn, 2, &letters[0].id, Micros(100)).is_err(), "another workspace");
+        assert_eq!(count_dead_letters(&mut conn, 1).expect("counted"), HashMap::from([("q".to_owned(), 1)]));
+        assert!(dead_letter(&mut conn, 2, &letters[0].id).is_err(), "another workspace");
+        let letter = dead_letter(&mut conn, 1, &letters[0].id).expect("found");
+        requeue(&mut conn, &letter, Micros(100)).expect("requeued");
+        assert!(requeue(&mut conn, &letter, Micros(100)).is_err(), "once only");
+        assert!(count_dead_letters(&mut conn, 1).expect("counted").is_empty());
         assert_eq!(claim_at(&mut conn, &TOKEN, 100).len(), 1);
     }
 }
