@@ -1,6 +1,9 @@
 //! Atomic consumption: exactly what a hard limit allows, however many ask at once, on however many servers.
 
+use std::time::{Duration, Instant};
+
 use futures_util::future::join_all;
+use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::support::client::JUNE;
@@ -41,11 +44,25 @@ fn hard(limit: i64) -> Value {
     json!([{"limit": limit, "enforcement": "hard"}])
 }
 
+fn consumption(meter: &str, subject: &str, key: &str, quantity: &str) -> String {
+    format!(r#"{{"idempotency_key":"{key}","meter":"{meter}","subject":"{subject}","quantity":{quantity}}}"#)
+}
+
 async fn consume(client: &Client, meter: &str, subject: &str, key: &str, quantity: &str) -> Answer {
-    let body = format!(
-        r#"{{"idempotency_key":"{key}","meter":"{meter}","subject":"{subject}","quantity":{quantity}}}"#
-    );
-    client.post_text("/v1/entitlements/consume", body).await
+    client.post_text("/v1/entitlements/consume", consumption(meter, subject, key, quantity)).await
+}
+
+/// As a client with thousands of connections: on a slow machine the server may be tired of waiting for the first byte
+/// of some, and the call is made again under its key.
+async fn consume_one(client: &Client, meter: &str, subject: &str, key: &str) -> Answer {
+    let end = Instant::now() + Duration::from_secs(300);
+    loop {
+        let body = consumption(meter, subject, key, "1");
+        match client.send(Method::POST, "/v1/entitlements/consume", Some(body)).await {
+            Ok(answer) if answer.status != 408 => return answer,
+            other => assert!(Instant::now() < end, "{other:?}"),
+        }
+    }
 }
 
 async fn current(client: &Client, subject: &str) -> String {
@@ -60,15 +77,10 @@ fn callers() -> usize {
 
 /// How many of the callers were granted one unit each; everybody must get an answer.
 async fn rush(clients: &[&Client], meter: &str, subject: &str) -> usize {
-    let (callers, started) = (callers(), std::time::Instant::now());
+    let (callers, started) = (callers(), Instant::now());
     let calls = (0..callers).map(|caller| async move {
         let client = clients[caller % clients.len()];
-        let key = format!("{subject}-{caller}");
-        let mut answer = consume(client, meter, subject, &key, "1").await;
-        // thousands of connections at once: on a slow machine the server is tired of waiting for the first byte
-        while answer.status == 408 {
-            answer = consume(client, meter, subject, &key, "1").await;
-        }
+        let answer = consume_one(client, meter, subject, &format!("{subject}-{caller}")).await;
         match answer.status {
             201 => 1,
             429 => {
