@@ -38,7 +38,7 @@ pub fn open(path: &str, synchronous: Synchronous) -> Result<SqliteConnection, Co
 
 fn register(conn: &mut SqliteConnection) -> diesel::QueryResult<()> {
     quantity_total_utils::register_impl::<Total, _>(conn)?;
-    quantity_add_utils::register_impl(conn, |a: Vec<u8>, b: Vec<u8>| write(add(read(&a), &b)))?;
+    quantity_add_utils::register_impl(conn, |a: Vec<u8>, b: Vec<u8>| write(add(&a, &b)))?;
     quantity_text_utils::register_impl(conn, |x: Vec<u8>| {
         read(&x).map_or(NOT_A_NUMBER.into(), |x| x.to_plain())
     })
@@ -56,8 +56,8 @@ fn write(sum: Option<Quantity>) -> Vec<u8> {
     sum.map(|sum| sum.to_sortable()).unwrap_or_default()
 }
 
-fn add(sum: Option<Quantity>, bytes: &[u8]) -> Option<Quantity> {
-    Some(&sum? + &read(bytes)?)
+fn add(a: &[u8], b: &[u8]) -> Option<Quantity> {
+    Some(&read(a)? + &read(b)?)
 }
 
 struct Total(Option<Quantity>);
@@ -72,7 +72,10 @@ impl SqliteAggregateFunction<Vec<u8>> for Total {
     type Output = Vec<u8>;
 
     fn step(&mut self, x: Vec<u8>) {
-        self.0 = add(self.0.take(), &x);
+        match (&mut self.0, read(&x)) {
+            (Some(sum), Some(x)) => *sum += &x,
+            (sum, _) => *sum = None,
+        }
     }
 
     fn finalize(aggregator: Option<Self>) -> Vec<u8> {
