@@ -207,6 +207,10 @@ async fn dead_letters_of_what_is_gone_stay_dead(database: Database) {
     // while everything is there
     retry(bury(&database, "alerts", meter_job)).await.expect(204);
     let path = bury(&database, "entitlements", evaluation);
+    let letters = workspace.get("/v1/system/workers/dead-letters").await.json(200);
+    let letter = &letters["items"][0];
+    assert_eq!((&letter["worker_name"], &letter["status"]), (&json!("entitlement"), &json!("dead_letter")));
+    assert_eq!((&letter["subject"], &letter["meter"]), (&json!("s"), &json!("m")), "{letter}");
     retry(path.clone()).await.expect(204);
     let message = retry(path).await.error(409, "conflict");
     assert!(message.contains("already"), "{message}");
