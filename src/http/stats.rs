@@ -181,12 +181,11 @@ fn worker_health(
 ) -> Result<Vec<WorkerHealth>, Fault> {
     let instances = jobs::instances(conn)?;
     let dead_letters = jobs::count_dead_letters(conn, workspace_id)?;
+    let queues: Vec<&str> = WORKERS.iter().filter_map(|(_, queue)| *queue).collect();
+    let mut depths = jobs::depths(conn, &queues, workspace_id, now)?;
     let mut all = Vec::with_capacity(WORKERS.len());
     for (name, queue) in WORKERS {
-        let depth = match queue {
-            Some(queue) => jobs::depth(conn, queue, workspace_id, now)?,
-            None => jobs::Depth::default(),
-        };
+        let depth = queue.and_then(|queue| depths.remove(queue)).unwrap_or_default();
         let dead = queue.and_then(|queue| dead_letters.get(queue)).copied().unwrap_or_default();
         let is_off = match name {
             "retention" => !prunes,

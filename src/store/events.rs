@@ -12,6 +12,7 @@ pub use decide::replay;
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 
 use moka::sync::Cache;
 use uuid::Uuid;
@@ -25,7 +26,7 @@ use crate::rollup;
 use crate::store::alerts::MeterJob;
 use crate::store::decisions::{Decided, Decision};
 use crate::store::{Conn, Fault, jobs};
-use crate::window::Micros;
+use crate::window::{Micros, SECOND};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -82,6 +83,8 @@ pub struct Known {
     dimension_sets: Cache<(i64, [u8; 16]), ()>,
     histories: Cache<i64, History>,
     plans: Cache<i64, Arc<Plan>>,
+    /// Until then reads of quotas are expected to fail.
+    careful_until: AtomicI64,
 }
 
 /// What a subject was assigned to, under this version of its workspace's assignments.
@@ -90,6 +93,7 @@ type History = (i64, Arc<[Span]>);
 const KNOWN_SUBJECTS_MAX: u64 = 200_000;
 const KNOWN_DIMENSION_SETS_MAX: u64 = 100_000;
 const KNOWN_PLANS_MAX: u64 = 10_000;
+const CAREFUL_FOR: i64 = 600 * SECOND;
 
 impl Default for Known {
     fn default() -> Self {
@@ -101,6 +105,7 @@ impl Default for Known {
                 .build(),
             histories: Cache::new(KNOWN_SUBJECTS_MAX),
             plans: Cache::new(KNOWN_PLANS_MAX),
+            careful_until: AtomicI64::new(0),
         }
     }
 }
@@ -130,6 +135,15 @@ impl Known {
         for plan in learned.plans {
             self.plans.insert(plan.id, plan);
         }
+    }
+
+    /// A quota could not be read.
+    fn be_careful(&self) {
+        self.careful_until.store(Micros::now().plus(CAREFUL_FOR).0, Ordering::Relaxed);
+    }
+
+    fn is_careful(&self) -> bool {
+        Micros::now().0 < self.careful_until.load(Ordering::Relaxed)
     }
 
     /// A meter was deleted: its dimension sets are gone and must be written again.
@@ -171,7 +185,7 @@ pub fn insert(
     work.drop_replayed(conn)?;
     work.find_subjects(conn, known)?;
     work.find_histories(conn, known)?;
-    work.decide(conn)?;
+    work.decide(conn, known)?;
     work.take_keys(conn)?;
     work.check_decisions()?;
     work.write_dimension_sets(conn, known)?;

@@ -14,6 +14,7 @@ use serde::de::DeserializeOwned;
 use crate::error::{Error, Result};
 use crate::store::prepared::prepared;
 use crate::store::schema::{dead_letters, jobs, worker_instances};
+use crate::store::statement::Statement;
 use crate::store::{Conn, Fault};
 use crate::window::Micros;
 
@@ -374,6 +375,8 @@ pub fn requeue(conn: &mut Conn, letter: &DeadLetter, now: Micros) -> Result<(), 
 /// How a queue stands: what operators see.
 #[derive(Clone, Debug, Default, QueryableByName)]
 pub struct Depth {
+    #[diesel(sql_type = Text)]
+    pub queue: String,
     #[diesel(sql_type = BigInt)]
     pub pending: i64,
     #[diesel(sql_type = BigInt)]
@@ -385,19 +388,34 @@ pub struct Depth {
     pub oldest_pending_at: Option<i64>,
 }
 
-/// Due and running jobs of a queue; jobs kept for a later time do not count. `workspace_id` 0 means all.
-pub fn depth(conn: &mut Conn, queue: &str, workspace_id: i64, now: Micros) -> Result<Depth, Fault> {
-    let text = "SELECT
-                    CAST(COALESCE(SUM(CASE WHEN leased_until IS NULL OR leased_until < $1 THEN 1 ELSE 0 END), 0) AS BIGINT) AS pending,
-                    CAST(COALESCE(SUM(CASE WHEN leased_until >= $1 THEN 1 ELSE 0 END), 0) AS BIGINT) AS running,
-                    CAST(COALESCE(SUM(CASE WHEN last_error IS NOT NULL THEN 1 ELSE 0 END), 0) AS BIGINT) AS failed,
-                    MIN(CASE WHEN leased_until IS NULL OR leased_until < $1 THEN run_after END) AS oldest_pending_at
-                FROM jobs WHERE queue = $2 AND run_after <= $1 AND ($3 = 0 OR workspace_id = $3)";
-    Ok(sql_query(text)
-        .bind::<BigInt, _>(now.0)
-        .bind::<Text, _>(queue)
-        .bind::<BigInt, _>(workspace_id)
-        .get_result(conn)?)
+/// Due and running jobs of a workspace, by queue; jobs kept for a later time do not count.
+pub fn depths(
+    conn: &mut Conn,
+    queues: &[&str],
+    workspace_id: i64,
+    now: Micros,
+) -> Result<HashMap<String, Depth>, Fault> {
+    let mut statement = Statement::new(conn);
+    let (now, workspace_id) = (statement.int(now.0), statement.int(workspace_id));
+    let queues: Vec<String> = queues.iter().map(|queue| statement.text(*queue)).collect();
+    let count = |what: &str| format!("CAST(SUM(CASE WHEN {what} THEN 1 ELSE 0 END) AS BIGINT)");
+    let is_free = format!("(leased_until IS NULL OR leased_until < {now})");
+    let text = format!(
+        "-- store::jobs::depths
+         SELECT queue, {} AS pending, {} AS running, {} AS failed,
+                MIN(CASE WHEN {is_free} THEN run_after END) AS oldest_pending_at
+         FROM jobs WHERE queue IN ({}) AND run_after <= {now} AND workspace_id = {workspace_id} GROUP BY queue",
+        count(&is_free),
+        count(&format!("leased_until >= {now}")),
+        count("last_error IS NOT NULL"),
+        queues.join(", "),
+    );
+    let mut found = HashMap::new();
+    statement.each(conn, &text, |depth: Depth| {
+        found.insert(depth.queue.clone(), depth);
+        Ok(())
+    })?;
+    Ok(found)
 }
 
 /// One running worker process.
@@ -525,7 +543,11 @@ mod tests {
         enqueue(&mut conn, vec![job("a", 5)], Micros(0)).expect("enqueued");
         let first = claim_at(&mut conn, &TOKEN, 5);
         retry(&mut conn, &first[0], &TOKEN, Micros(20), "broken").expect("freed");
-        assert_eq!(depth(&mut conn, "q", 0, Micros(30)).expect("depth").failed, 1);
+        let found = depths(&mut conn, &["p", "q"], 1, Micros(30)).expect("counted");
+        let depth = found.get("q").expect("one job");
+        assert_eq!((found.len(), depth.pending, depth.running, depth.failed), (1, 1, 0, 1));
+        assert_eq!(depth.oldest_pending_at, Some(20));
+        assert!(depths(&mut conn, &["q"], 2, Micros(30)).expect("counted").is_empty(), "another workspace");
         let second = claim_at(&mut conn, &TOKEN, 20);
         bury(&mut conn, &second[0], &TOKEN, "broken", Micros(21)).expect("buried");
         assert!(claim_at(&mut conn, &TOKEN, 100).is_empty());

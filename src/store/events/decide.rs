@@ -8,7 +8,7 @@ use diesel::sql_types::{Array, BigInt};
 use diesel::{PgConnection, RunQueryDsl};
 
 use super::quota::{ANY_METER, readable};
-use super::{Batch, LedgerKey, Outcome, Taken, Work, original_of, postgres, sqlite};
+use super::{Batch, Known, LedgerKey, Outcome, Taken, Work, original_of, postgres, sqlite};
 use crate::error::Error;
 use crate::event::{Event, StoredEvent, ledger_key, raw_metadata};
 use crate::plan::assignment::{Span, counting};
@@ -47,7 +47,7 @@ type Windows = BTreeMap<WindowKey, Option<Held>>;
 type Held = Option<Part>;
 
 impl<'a> Work<'a> {
-    pub(super) fn decide(&mut self, conn: &mut Conn) -> Result<(), Fault> {
+    pub(super) fn decide(&mut self, conn: &mut Conn, known: &Known) -> Result<(), Fault> {
         let asked = self.asked();
         if asked.is_empty() {
             return Ok(());
@@ -65,7 +65,7 @@ impl<'a> Work<'a> {
             self.decided[asked.at] = Some(Outcome::Decided(Box::new(decided)));
         }
         let asked = new;
-        let mut windows = self.load_windows(conn, &asked)?;
+        let mut windows = self.load_windows(conn, known, &asked)?;
         let mut made: Vec<(usize, Decision)> = Vec::with_capacity(asked.len());
         for asked in &asked {
             made.push((asked.at, self.decide_one(asked, taken.get(&asked.key), &mut windows)?));
@@ -151,7 +151,7 @@ impl<'a> Work<'a> {
     }
 
     /// Reads the counters after the lock: a statement of its own sees what was committed while it waited.
-    fn load_windows(&self, conn: &mut Conn, asked: &[Asked]) -> Result<Windows, Fault> {
+    fn load_windows(&self, conn: &mut Conn, known: &Known, asked: &[Asked]) -> Result<Windows, Fault> {
         let keys = asked.iter().flat_map(|asked| self.limits(asked).map(|(_, key)| key));
         let keys: Vec<WindowKey> = keys.collect::<BTreeSet<_>>().into_iter().collect();
         if keys.is_empty() {
@@ -164,9 +164,9 @@ impl<'a> Work<'a> {
             window: Window { from, to },
         };
         let ranges: Vec<Range> = keys.iter().map(range).collect();
-        let held: Vec<Option<Held>> = match readable(conn, |conn| counters::load(conn, &ranges))? {
+        let held: Vec<Option<Held>> = match readable(conn, known, |conn| counters::load(conn, &ranges))? {
             Some(held) => held.into_iter().map(Some).collect(),
-            None => held_one_by_one(conn, &ranges)?,
+            None => held_one_by_one(conn, known, &ranges)?,
         };
         Ok(keys.into_iter().zip(held).collect())
     }
@@ -226,10 +226,10 @@ impl<'a> Work<'a> {
 }
 
 /// What each range holds; a damaged one must not decide about the others.
-fn held_one_by_one(conn: &mut Conn, ranges: &[Range]) -> Result<Vec<Option<Held>>, Fault> {
+fn held_one_by_one(conn: &mut Conn, known: &Known, ranges: &[Range]) -> Result<Vec<Option<Held>>, Fault> {
     let mut all = Vec::with_capacity(ranges.len());
     for range in ranges {
-        let held = readable(conn, |conn| counters::load(conn, std::slice::from_ref(range)))?;
+        let held = readable(conn, known, |conn| counters::load(conn, std::slice::from_ref(range)))?;
         all.push(held.map(|mut held| held.pop().flatten()));
     }
     Ok(all)

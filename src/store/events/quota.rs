@@ -46,21 +46,34 @@ pub(super) const ANY_METER: i64 = 0;
 /// transaction goes on. What another try of the whole transaction may mend stays an error.
 pub(super) fn readable<T>(
     conn: &mut Conn,
+    known: &Known,
     read: impl FnOnce(&mut Conn) -> Result<T, Fault>,
 ) -> Result<Option<T>, Fault> {
-    conn.batch_execute("SAVEPOINT quota")?;
-    match read(conn) {
-        Ok(value) => {
-            conn.batch_execute("RELEASE SAVEPOINT quota")?;
-            Ok(Some(value))
-        }
-        Err(fault) if fault.will_pass() => Err(fault),
-        Err(fault) => {
-            log::error!(error:? = fault; "a quota cannot be evaluated");
-            conn.batch_execute("ROLLBACK TO SAVEPOINT quota; RELEASE SAVEPOINT quota")?;
-            Ok(None)
-        }
+    // a failed statement costs PostgreSQL the transaction, a savepoint costs two round trips: so only once it happened
+    let careful = conn.is_postgres() && known.is_careful();
+    if careful {
+        conn.batch_execute("SAVEPOINT quota")?;
     }
+    let fault = match read(conn) {
+        Ok(value) => {
+            if careful {
+                conn.batch_execute("RELEASE SAVEPOINT quota")?;
+            }
+            return Ok(Some(value));
+        }
+        Err(fault) => fault,
+    };
+    if fault.will_pass() {
+        return Err(fault);
+    }
+    log::error!(error:? = fault; "a quota cannot be evaluated");
+    if careful {
+        conn.batch_execute("ROLLBACK TO SAVEPOINT quota; RELEASE SAVEPOINT quota")?;
+    } else if conn.is_postgres() && matches!(fault, Fault::Database(_)) {
+        known.be_careful();
+        return Err(Fault::Repeat);
+    }
+    Ok(None)
 }
 
 /// Where counted events went: one row of counters.
@@ -129,9 +142,9 @@ impl Work<'_> {
         if missing.is_empty() {
             return Ok(());
         }
-        let found = match readable(conn, |conn| plans::by_ids(conn, &missing))? {
+        let found = match readable(conn, known, |conn| plans::by_ids(conn, &missing))? {
             Some(found) => found,
-            None => self.find_plans_one_by_one(conn, &missing)?,
+            None => find_one_by_one(conn, known, &missing)?,
         };
         self.learned.plans.extend(found.values().cloned());
         self.plans.extend(found);
@@ -141,15 +154,6 @@ impl Work<'_> {
             }
         }
         Ok(())
-    }
-
-    /// One that cannot be read must not keep the others from being read.
-    fn find_plans_one_by_one(&self, conn: &mut Conn, ids: &[i64]) -> Result<HashMap<i64, Arc<Plan>>, Fault> {
-        let mut found = HashMap::new();
-        for id in ids {
-            found.extend(readable(conn, |conn| plans::by_ids(conn, &[*id]))?.unwrap_or_default());
-        }
-        Ok(found)
     }
 
     /// Not remembered, so that a repair is noticed at once.
@@ -215,6 +219,15 @@ impl Work<'_> {
         self.learned.has_jobs |= !new.is_empty();
         jobs::enqueue(conn, new, now)
     }
+}
+
+/// Plans, of which one that cannot be read must not keep the others from being read.
+fn find_one_by_one(conn: &mut Conn, known: &Known, ids: &[i64]) -> Result<HashMap<i64, Arc<Plan>>, Fault> {
+    let mut found = HashMap::new();
+    for id in ids {
+        found.extend(readable(conn, known, |conn| plans::by_ids(conn, &[*id]))?.unwrap_or_default());
+    }
+    Ok(found)
 }
 
 /// What has to be looked at again after events of this day: windows that are over, or the state now, which also finds
