@@ -3,6 +3,7 @@
 //! of queues longer; nobody waits for a timer. No SQL here.
 
 mod rate;
+mod tally;
 
 use std::collections::HashMap;
 use std::hash::{Hash, Hasher};
@@ -19,11 +20,13 @@ use crate::event::{self, Event, Input, StoredEvent};
 use crate::meter::Meter;
 use crate::store::decisions::Decided;
 use crate::store::events::{Batch, Known, Outcome};
+use crate::store::history::Refused;
 use crate::store::meters::MeterCache;
-use crate::store::{Store, events};
+use crate::store::{Store, events, history};
 use crate::window::Micros;
 use crate::worker::Wake;
 use rate::RateLimit;
+use tally::Tally;
 
 pub use crate::store::events::Kind;
 
@@ -108,6 +111,7 @@ pub struct Ingest {
     store: Store,
     rate: Option<Arc<RateLimit>>,
     known: Arc<Known>,
+    tally: Arc<Tally>,
 }
 
 /// A meter that changes faster than its events can be checked is not worth more tries than this.
@@ -152,7 +156,20 @@ impl Ingest {
         let room = Arc::new(Semaphore::new(settings.queue_events));
         let stream_room = Arc::new(Semaphore::new(settings.queue_events));
         let consumptions = consumptions.into();
-        (Ingest { queue, consumptions, room, stream_room, meters, store, rate, known }, handles)
+        (
+            Ingest {
+                queue,
+                consumptions,
+                room,
+                stream_room,
+                meters,
+                store,
+                rate,
+                known,
+                tally: Arc::default(),
+            },
+            handles,
+        )
     }
 
     /// A meter was deleted, and with it what writers believe to be stored of it.
@@ -169,6 +186,22 @@ impl Ingest {
                 return Ok(());
             }
         }
+    }
+
+    /// Writes down what was turned away since the last time.
+    pub async fn flush_refusals(&self) -> Result<()> {
+        let mut gathered: Vec<(i64, Refused)> = self.tally.take().into_iter().collect();
+        if gathered.is_empty() {
+            return Ok(());
+        }
+        gathered.sort_unstable_by_key(|(workspace_id, _)| *workspace_id);
+        let rows = gathered.clone();
+        let add = move |conn: &mut _| history::add_refused(conn, &rows);
+        let added = self.store.write("history::add_refused", add).await;
+        if added.is_err() {
+            gathered.into_iter().for_each(|(workspace_id, refused)| self.tally.add(workspace_id, refused));
+        }
+        added
     }
 
     /// Stores what is valid of a call, all of it in one transaction, and says what became of each item. Returns
@@ -197,7 +230,7 @@ impl Ingest {
     }
 
     async fn record_call(&self, call: Call, inputs: Vec<Input>) -> Result<Recorded> {
-        let (is_part, refused) = (call.is_part, call.refused);
+        let (workspace_id, is_part, refused) = (call.workspace_id, call.is_part, call.refused);
         let mut admitted = self.admit(call, inputs).await?;
         for _ in 0..STALE_TRIES {
             match self.submit(&admitted.batch, is_part).await? {
@@ -207,6 +240,8 @@ impl Ingest {
                     let (kind, valid) = (admitted.batch.kind, admitted.batch.events.len());
                     let recorded = admitted.into_recorded(outcome);
                     count(kind, valid, refused, &recorded);
+                    let rejected = (recorded.failed.len() + refused) as i64;
+                    self.tally.add(workspace_id, Refused { rejected, throttled: 0 });
                     return Ok(recorded);
                 }
             }
@@ -365,6 +400,8 @@ impl Ingest {
             Err(retry_after_seconds) => {
                 metrics::counter!("open_spanner_ingestion_events_total", "outcome" => "throttled")
                     .increment(wanted);
+                let throttled = wanted as i64;
+                self.tally.add(workspace_id, Refused { rejected: 0, throttled });
                 Err(Error::rate_limited(retry_after_seconds))
             }
         }

@@ -96,6 +96,7 @@ fn check_quantity(input: Option<InputQuantity>) -> Result<Quantity> {
 pub struct ConsumptionView {
     accepted: bool,
     replayed: bool,
+    /// The quota could not be evaluated, and the failure policy of the limit decided.
     evaluation_failed: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     event: Option<StoredEvent>,
@@ -138,15 +139,7 @@ pub async fn consume(app: web::Data<App>, caller: Caller, body: Json<Input>) -> 
 }
 
 async fn replay(app: &App, workspace_id: i64, key: String) -> Result<Option<Decided>> {
-    let read = move |conn: &mut Conn| {
-        let Some(decision) = decisions::find(conn, workspace_id, &key)? else { return Ok(None) };
-        let event = match decision.accepted {
-            true => events::by_key(conn, workspace_id, &key)?,
-            false => None,
-        };
-        Ok(Some(Decided { decision, event, replayed: true }))
-    };
-    app.store.read("decisions::replay", read).await
+    app.store.read("events::replay", move |conn: &mut Conn| events::replay(conn, workspace_id, &key)).await
 }
 
 /// A decision as it is kept.

@@ -7,9 +7,12 @@ mod postgres;
 mod quota;
 mod sqlite;
 
+pub use decide::replay;
+
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 
 use moka::sync::Cache;
 use uuid::Uuid;
@@ -17,12 +20,13 @@ use uuid::Uuid;
 use crate::event::{self, Event, StoredEvent};
 use crate::plan::Plan;
 use crate::plan::assignment::Span;
+use crate::plan::consume::Unread;
 use crate::quantity::Quantity;
 use crate::rollup;
 use crate::store::alerts::MeterJob;
 use crate::store::decisions::{Decided, Decision};
 use crate::store::{Conn, Fault, jobs};
-use crate::window::Micros;
+use crate::window::{Micros, SECOND};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -79,6 +83,8 @@ pub struct Known {
     dimension_sets: Cache<(i64, [u8; 16]), ()>,
     histories: Cache<i64, History>,
     plans: Cache<i64, Arc<Plan>>,
+    /// Until then reads of quotas are expected to fail.
+    careful_until: AtomicI64,
 }
 
 /// What a subject was assigned to, under this version of its workspace's assignments.
@@ -87,6 +93,7 @@ type History = (i64, Arc<[Span]>);
 const KNOWN_SUBJECTS_MAX: u64 = 200_000;
 const KNOWN_DIMENSION_SETS_MAX: u64 = 100_000;
 const KNOWN_PLANS_MAX: u64 = 10_000;
+const CAREFUL_FOR: i64 = 600 * SECOND;
 
 impl Default for Known {
     fn default() -> Self {
@@ -98,6 +105,7 @@ impl Default for Known {
                 .build(),
             histories: Cache::new(KNOWN_SUBJECTS_MAX),
             plans: Cache::new(KNOWN_PLANS_MAX),
+            careful_until: AtomicI64::new(0),
         }
     }
 }
@@ -127,6 +135,15 @@ impl Known {
         for plan in learned.plans {
             self.plans.insert(plan.id, plan);
         }
+    }
+
+    /// A quota could not be read.
+    fn be_careful(&self) {
+        self.careful_until.store(Micros::now().plus(CAREFUL_FOR).0, Ordering::Relaxed);
+    }
+
+    fn is_careful(&self) -> bool {
+        Micros::now().0 < self.careful_until.load(Ordering::Relaxed)
     }
 
     /// A meter was deleted: its dimension sets are gone and must be written again.
@@ -168,7 +185,7 @@ pub fn insert(
     work.drop_replayed(conn)?;
     work.find_subjects(conn, known)?;
     work.find_histories(conn, known)?;
-    work.decide(conn)?;
+    work.decide(conn, known)?;
     work.take_keys(conn)?;
     work.check_decisions()?;
     work.write_dimension_sets(conn, known)?;
@@ -194,6 +211,8 @@ struct Work<'a> {
     histories: HashMap<i64, Arc<[Span]>>,
     /// All plans of those histories.
     plans: HashMap<i64, Arc<Plan>>,
+    /// Limits of those plans that cannot be read, by plan; each with its meter.
+    unread: HashMap<i64, Vec<(i64, Unread)>>,
     /// Of consumptions that go on to be stored, by batch.
     decisions: HashMap<usize, Decision>,
     /// Events whose key was taken, with what to answer.
@@ -214,6 +233,7 @@ impl<'a> Work<'a> {
             assignment_versions: HashMap::new(),
             histories: HashMap::new(),
             plans: HashMap::new(),
+            unread: HashMap::new(),
             decisions: HashMap::new(),
             duplicates: HashMap::new(),
             learned: Learned::default(),
@@ -529,15 +549,19 @@ fn original_of(taken: &Taken, retry: &Event) -> StoredEvent {
     if let Some(event) = &taken.event {
         return event.clone();
     }
-    let received_at = taken.event_id.get_timestamp().map(|at| {
-        let (seconds, nanos) = at.to_unix();
-        Micros(seconds as i64 * 1_000_000 + i64::from(nanos) / 1_000)
-    });
     StoredEvent {
         id: taken.event_id.to_string(),
         timestamp: Micros(taken.event_time),
-        received_at: received_at.unwrap_or(retry.received_at),
+        received_at: taken.received_at().unwrap_or(retry.received_at),
         ..StoredEvent::of(retry)
+    }
+}
+
+impl Taken {
+    /// To the millisecond, as the id tells.
+    fn received_at(&self) -> Option<Micros> {
+        let (seconds, nanos) = self.event_id.get_timestamp()?.to_unix();
+        Some(Micros(seconds as i64 * 1_000_000 + i64::from(nanos) / 1_000))
     }
 }
 
@@ -650,16 +674,6 @@ pub fn uuid_of(bytes: &[u8]) -> Result<Uuid, Fault> {
 pub fn quantity_of(text: &str) -> Result<Quantity, Fault> {
     let not_a_number = || crate::error::Error::internal("the database holds a quantity that is not a number");
     Ok(Quantity::from_plain(text).ok_or_else(not_a_number)?)
-}
-
-/// The stored event with this idempotency key.
-pub fn by_key(conn: &mut Conn, workspace_id: i64, key: &str) -> Result<Option<StoredEvent>, Fault> {
-    let keys = [(workspace_id, event::ledger_key(key))];
-    let taken = match conn {
-        Conn::Postgres(c) => postgres::find_taken(c, &keys)?,
-        Conn::Sqlite(c) => sqlite::find_taken(c, &keys)?,
-    };
-    Ok(taken.into_iter().next().and_then(|taken| taken.event))
 }
 
 /// How many of these ledger keys are taken.

@@ -109,6 +109,8 @@ pub struct Change {
 /// Subjects named in one preview; the summary counts all of them.
 const SUBJECTS_LISTED: usize = 1_000;
 const ASSIGNMENTS_MAX: i64 = i64::MAX;
+/// Windows read with one statement: a year of one is up to 366 rows.
+const RANGES_AT_ONCE: usize = 1_000;
 
 pub fn preview(conn: &mut Conn, current: Plan, proposed: Plan, now: Micros) -> Result<Preview, Fault> {
     let filter = Filter { plan_id: current.public_id.clone(), ..Filter::default() };
@@ -129,25 +131,37 @@ pub fn preview(conn: &mut Conn, current: Plan, proposed: Plan, now: Micros) -> R
         current,
         proposed,
     };
-    for assignment in assignments {
-        let ranges = ranges(assignment.subject_id, assignment.anchor, &limits, now);
+    let per_subject = limits.len().max(1);
+    let at_once = (RANGES_AT_ONCE / per_subject).max(1);
+    for some in assignments.chunks(at_once) {
+        let of_one = |one: &Assignment| ranges(one.subject_id, one.anchor, &limits, now);
+        let ranges: Vec<Range> = some.iter().flat_map(of_one).collect();
         let counted = counters::load(conn, &ranges)?;
-        let mut changes = Vec::with_capacity(limits.len());
-        for ((limit, range), part) in limits.iter().zip(&ranges).zip(&counted) {
-            changes.push(change(&preview, item(limit, range, part.as_ref(), &meters)?));
-        }
-        let worst =
-            changes.iter().filter(|change| !change.removed).map(|change| change.item.measure.state).max();
-        match worst {
-            Some(State::Exceeded) => preview.states[2] += 1,
-            Some(State::Warning) => preview.states[1] += 1,
-            _ => preview.states[0] += 1,
-        }
-        if preview.impacts.len() < SUBJECTS_LISTED {
-            preview.impacts.push(Impact { assignment, changes });
+        let measured = ranges.chunks(per_subject).zip(counted.chunks(per_subject));
+        for (assignment, (ranges, counted)) in some.iter().zip(measured) {
+            let mut changes = Vec::with_capacity(limits.len());
+            for ((limit, range), part) in limits.iter().zip(ranges).zip(counted) {
+                changes.push(change(&preview, item(limit, range, part.as_ref(), &meters)?));
+            }
+            preview.add(assignment, changes);
         }
     }
     Ok(preview)
+}
+
+impl Preview {
+    fn add(&mut self, assignment: &Assignment, changes: Vec<Change>) {
+        let worst =
+            changes.iter().filter(|change| !change.removed).map(|change| change.item.measure.state).max();
+        match worst {
+            Some(State::Exceeded) => self.states[2] += 1,
+            Some(State::Warning) => self.states[1] += 1,
+            _ => self.states[0] += 1,
+        }
+        if self.impacts.len() < SUBJECTS_LISTED {
+            self.impacts.push(Impact { assignment: assignment.clone(), changes });
+        }
+    }
 }
 
 fn change(preview: &Preview, item: Item) -> Change {

@@ -95,6 +95,11 @@ impl Cluster {
         }
     }
 
+    /// Where the server keeps a file that `pg_relation_filepath` names.
+    pub fn data_file(&self, path: &str) -> PathBuf {
+        self.directory.join("data").join(path)
+    }
+
     fn log_path(&self) -> PathBuf {
         self.directory.join("log")
     }
