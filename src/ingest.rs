@@ -7,6 +7,7 @@ mod rate;
 use std::collections::HashMap;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
+use std::time::Instant;
 
 use serde::Serialize;
 use serde::ser::SerializeStruct;
@@ -80,6 +81,8 @@ impl Call {
 struct Job {
     batch: Arc<Batch>,
     answer: oneshot::Sender<Result<Outcome>>,
+    /// The caller is told by then that it failed: what was not begun is not stored any more.
+    deadline: Instant,
     /// Held until the job is answered: what the queue may hold is counted in events.
     _room: OwnedSemaphorePermit,
 }
@@ -298,7 +301,14 @@ impl Ingest {
         outcome
     }
 
+    /// Answers in bounded time, whatever the database does.
     async fn enqueue(&self, batch: Batch, waits: bool) -> Result<Outcome> {
+        let deadline = Instant::now() + self.store.answer_timeout();
+        let answered = tokio::time::timeout_at(deadline.into(), self.enqueue_until(deadline, batch, waits));
+        answered.await.unwrap_or_else(|_| Err(late()))
+    }
+
+    async fn enqueue_until(&self, deadline: Instant, batch: Batch, waits: bool) -> Result<Outcome> {
         let stopped = |_| Error::unavailable("the server is stopping");
         let weight = batch.events.len().max(1) as u32;
         let room = if waits {
@@ -310,7 +320,7 @@ impl Ingest {
             })?
         };
         let (answer, answered) = oneshot::channel();
-        let job = Job { batch: Arc::new(batch), answer, _room: room };
+        let job = Job { batch: Arc::new(batch), answer, deadline, _room: room };
         self.queue_of(&job.batch).send(job).map_err(|_| Error::unavailable("the server is stopping"))?;
         answered.await.map_err(stopped)?
     }
@@ -360,6 +370,10 @@ impl Ingest {
         };
         rate.give_back(workspace_id, charged.saturating_sub(stored));
     }
+}
+
+fn late() -> Error {
+    Error::unavailable("the database does not answer in time")
 }
 
 struct Admitted {
@@ -424,6 +438,16 @@ struct Writer {
     events_max: usize,
 }
 
+/// Those whose callers still wait; the others were told that they failed.
+fn in_time(group: Vec<Job>) -> Vec<Job> {
+    let now = Instant::now();
+    let (given_up, group): (Vec<Job>, Vec<Job>) = group.into_iter().partition(|job| job.deadline <= now);
+    for job in given_up {
+        let _ = job.answer.send(Err(late()));
+    }
+    group
+}
+
 impl Writer {
     async fn run(self) {
         while let Ok(first) = self.jobs.recv_async().await {
@@ -439,6 +463,10 @@ impl Writer {
     }
 
     async fn commit(&self, group: Vec<Job>) {
+        let group = in_time(group);
+        if group.is_empty() {
+            return;
+        }
         let batches: Vec<Arc<Batch>> = group.iter().map(|job| job.batch.clone()).collect();
         match self.store_batches(batches).await {
             Ok(outcomes) => {
@@ -455,6 +483,7 @@ impl Writer {
             // one poisoned call must not fail its neighbours
             Err(_) => {
                 for job in group {
+                    let Some(job) = in_time(vec![job]).pop() else { continue };
                     let result = self.store_batches(vec![job.batch.clone()]).await;
                     let outcome = result.and_then(|outcomes| {
                         outcomes
