@@ -275,7 +275,9 @@ impl Ingest {
     }
 
     async fn find_meter(&self, workspace_id: i64, name: &str) -> Result<Option<Arc<Meter>>> {
-        if name.is_empty() { Ok(None) } else { self.meters.get(workspace_id, name).await }
+        // PostgreSQL cannot even be asked for a name with a NUL
+        let is_possible = !name.is_empty() && !name.contains('\0');
+        if is_possible { self.meters.get(workspace_id, name).await } else { Ok(None) }
     }
 
     /// Queues the valid events and waits for their commit.

@@ -8,7 +8,7 @@ use serde_json::{Map, Number, Value};
 
 use super::pb::v1;
 use crate::error::{Error, Result};
-use crate::event::{Input, InputQuantity, StoredEvent};
+use crate::event::{Input, InputQuantity, StoredEvent, refuse_nul};
 use crate::ingest::Failure;
 use crate::quantity::Quantity;
 use crate::window::{Micros, SECOND};
@@ -21,7 +21,7 @@ const YEAR_9999_END: i64 = 253_402_300_799;
 pub fn input(event: Option<v1::UsageEventInput>) -> Result<Input> {
     let event = event.ok_or_else(|| Error::invalid("event is required"))?;
     for text in [&event.idempotency_key, &event.subject, &event.meter] {
-        without_nul(text)?;
+        refuse_nul(text)?;
     }
     Ok(Input {
         time: event.timestamp.map(time).transpose()?,
@@ -32,11 +32,6 @@ pub fn input(event: Option<v1::UsageEventInput>) -> Result<Input> {
         timestamp: None,
         metadata: Some(object(event.metadata)?),
     })
-}
-
-/// PostgreSQL cannot store NUL in a text.
-fn without_nul(text: &str) -> Result<()> {
-    if text.contains('\0') { Err(Error::invalid("NUL characters are not allowed")) } else { Ok(()) }
 }
 
 fn time(timestamp: Timestamp) -> Result<Micros> {
@@ -52,7 +47,7 @@ fn time(timestamp: Timestamp) -> Result<Micros> {
 fn object(fields: BTreeMap<String, PbValue>) -> Result<Map<String, Value>> {
     let mut object = Map::new();
     for (name, value) in fields {
-        without_nul(&name)?;
+        refuse_nul(&name)?;
         object.insert(name, json(value)?);
     }
     Ok(object)
@@ -65,7 +60,7 @@ fn json(value: PbValue) -> Result<Value> {
         Some(Kind::BoolValue(flag)) => Value::Bool(flag),
         Some(Kind::NumberValue(number)) => number_json(number),
         Some(Kind::StringValue(text)) => {
-            without_nul(&text)?;
+            refuse_nul(&text)?;
             Value::String(text)
         }
         Some(Kind::StructValue(fields)) => Value::Object(object(fields.fields)?),
