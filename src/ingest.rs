@@ -81,7 +81,9 @@ impl Call {
 struct Job {
     batch: Arc<Batch>,
     answer: oneshot::Sender<Result<Outcome>>,
-    /// The caller is told by then that it failed: what was not begun is not stored any more.
+    /// What was not begun by then is not begun at all, so that what is begun has time to end well.
+    begin_by: Instant,
+    /// Later than this it is not stored any more: the caller is told that it failed.
     deadline: Instant,
     /// Held until the job is answered: what the queue may hold is counted in events.
     _room: OwnedSemaphorePermit,
@@ -305,12 +307,13 @@ impl Ingest {
 
     /// Answers in bounded time, whatever the database does.
     async fn enqueue(&self, batch: Batch, waits: bool) -> Result<Outcome> {
-        let deadline = Instant::now() + self.store.answer_timeout();
-        let answered = tokio::time::timeout_at(deadline.into(), self.enqueue_until(deadline, batch, waits));
+        let answered = tokio::time::timeout(self.store.answer_timeout(), self.wait_for(batch, waits));
         answered.await.unwrap_or_else(|_| Err(late()))
     }
 
-    async fn enqueue_until(&self, deadline: Instant, batch: Batch, waits: bool) -> Result<Outcome> {
+    async fn wait_for(&self, batch: Batch, waits: bool) -> Result<Outcome> {
+        let (now, time) = (Instant::now(), self.store.answer_timeout());
+        let (begin_by, deadline) = (now + time.mul_f64(0.7), now + time.mul_f64(0.95));
         let stopped = |_| Error::unavailable("the server is stopping");
         let weight = batch.events.len().max(1) as u32;
         let room = if waits {
@@ -322,7 +325,7 @@ impl Ingest {
             })?
         };
         let (answer, answered) = oneshot::channel();
-        let job = Job { batch: Arc::new(batch), answer, deadline, _room: room };
+        let job = Job { batch: Arc::new(batch), answer, begin_by, deadline, _room: room };
         self.queue_of(&job.batch).send(job).map_err(|_| Error::unavailable("the server is stopping"))?;
         answered.await.map_err(stopped)?
     }
@@ -440,10 +443,10 @@ struct Writer {
     events_max: usize,
 }
 
-/// Those whose callers still wait; the others were told that they failed.
+/// Those that can still be stored in time; the others are refused.
 fn in_time(group: Vec<Job>) -> Vec<Job> {
     let now = Instant::now();
-    let (given_up, group): (Vec<Job>, Vec<Job>) = group.into_iter().partition(|job| job.deadline <= now);
+    let (given_up, group): (Vec<Job>, Vec<Job>) = group.into_iter().partition(|job| job.begin_by <= now);
     for job in given_up {
         let _ = job.answer.send(Err(late()));
     }
@@ -466,11 +469,9 @@ impl Writer {
 
     async fn commit(&self, group: Vec<Job>) {
         let group = in_time(group);
-        if group.is_empty() {
-            return;
-        }
         let batches: Vec<Arc<Batch>> = group.iter().map(|job| job.batch.clone()).collect();
-        match self.store_batches(batches).await {
+        let Some(deadline) = group.iter().map(|job| job.deadline).min() else { return };
+        match self.store_batches(batches, deadline).await {
             Ok(outcomes) => {
                 for (job, outcome) in group.into_iter().zip(outcomes) {
                     // the caller may have gone; what it sent is stored all the same
@@ -486,7 +487,7 @@ impl Writer {
             Err(_) => {
                 for job in group {
                     let Some(job) = in_time(vec![job]).pop() else { continue };
-                    let result = self.store_batches(vec![job.batch.clone()]).await;
+                    let result = self.store_batches(vec![job.batch.clone()], job.deadline).await;
                     let outcome = result.and_then(|outcomes| {
                         outcomes
                             .into_iter()
@@ -499,12 +500,12 @@ impl Writer {
         }
     }
 
-    async fn store_batches(&self, batches: Vec<Arc<Batch>>) -> Result<Vec<Outcome>> {
+    async fn store_batches(&self, batches: Vec<Arc<Batch>>, deadline: Instant) -> Result<Vec<Outcome>> {
         let events: usize = batches.iter().map(|batch| batch.events.len()).sum();
         metrics::histogram!("open_spanner_ingest_batch_events").record(events as f64);
         let (known, lane) = (self.known.clone(), self.lane);
         let insert = move |conn: &mut _| events::insert(conn, &batches, lane, &known);
-        let (outcomes, learned) = self.store.write("events::insert", insert).await?;
+        let (outcomes, learned) = self.store.write_by(deadline, "events::insert", insert).await?;
         if learned.has_jobs {
             self.wake.ring();
         }

@@ -133,16 +133,25 @@ impl Conn {
     }
 }
 
-/// What a unit of work may take on PostgreSQL, which others can lock or stop. SQLite has its busy timeout.
-#[derive(Clone, Copy)]
+/// What a unit of work may take, beyond the limits of the connection itself.
+#[derive(Clone, Copy, Default)]
 struct Limits {
     /// For each of its statements, where it is more than the connection's own limit.
     statement: Option<Duration>,
-    /// After this nothing is committed, and nobody waits for the answer any more.
+    /// After this nothing is committed, and nobody waits for the answer any more. Work on PostgreSQL always has one,
+    /// because others can lock and stop it; SQLite has its busy timeout.
     deadline: Option<Instant>,
 }
 
 impl Limits {
+    const PATIENT: Limits = Limits { statement: Some(PATIENT_STATEMENT_MAX), deadline: None };
+
+    /// The time until the deadline, at most this.
+    fn time(&self, most: Duration) -> Duration {
+        let left = |deadline: Instant| deadline.saturating_duration_since(Instant::now());
+        self.deadline.map_or(most, |deadline| left(deadline).min(most))
+    }
+
     fn set_local(&self) -> String {
         let set = |limit| format!("; SET LOCAL statement_timeout = {}", postgres::milliseconds(limit));
         self.statement.map(set).unwrap_or_default()
@@ -423,7 +432,7 @@ impl Store {
         operation: &'static str,
         work: impl Fn(&mut Conn) -> Result<T, Fault> + Send + 'static,
     ) -> Result<T> {
-        self.run(&self.0.readers, operation, true, None, move |conn, _| work(conn)).await
+        self.run(&self.0.readers, operation, true, Limits::default(), move |conn, _| work(conn)).await
     }
 
     /// Like [`Store::read`], but all statements see the database at one instant.
@@ -432,7 +441,7 @@ impl Store {
         operation: &'static str,
         work: impl Fn(&mut Conn) -> Result<T, Fault> + Send + 'static,
     ) -> Result<T> {
-        self.snapshot_within(None, operation, work).await
+        self.snapshot_within(Limits::default(), operation, work).await
     }
 
     /// Runs one transaction: all of it is committed when this returns `Ok`, nothing of it otherwise (except that a
@@ -442,7 +451,18 @@ impl Store {
         operation: &'static str,
         work: impl Fn(&mut Conn) -> Result<T, Fault> + Send + 'static,
     ) -> Result<T> {
-        self.write_within(None, operation, work).await
+        self.write_within(Limits::default(), operation, work).await
+    }
+
+    /// Like [`Store::write`], but answered by then, also when SQLite is the one that takes long.
+    pub async fn write_by<T: Send + 'static>(
+        &self,
+        deadline: Instant,
+        operation: &'static str,
+        work: impl Fn(&mut Conn) -> Result<T, Fault> + Send + 'static,
+    ) -> Result<T> {
+        let deadline = deadline.checked_sub(LAST_MOMENT);
+        self.write_within(Limits { statement: None, deadline }, operation, work).await
     }
 
     /// For work that may take longer than callers wait, such as the pages of an export.
@@ -457,23 +477,23 @@ impl Store {
 
     async fn snapshot_within<T: Send + 'static>(
         &self,
-        statement: Option<Duration>,
+        limits: Limits,
         operation: &'static str,
         work: impl Fn(&mut Conn) -> Result<T, Fault> + Send + 'static,
     ) -> Result<T> {
         let work = move |conn: &mut Conn, limits| conn.snapshot(limits, &work);
-        self.run(&self.0.readers, operation, true, statement, work).await
+        self.run(&self.0.readers, operation, true, limits, work).await
     }
 
     async fn write_within<T: Send + 'static>(
         &self,
-        statement: Option<Duration>,
+        limits: Limits,
         operation: &'static str,
         work: impl Fn(&mut Conn) -> Result<T, Fault> + Send + 'static,
     ) -> Result<T> {
         let pool = self.0.writer.as_ref().unwrap_or(&self.0.readers);
         let work = move |conn: &mut Conn, limits| conn.transaction(limits, &work);
-        self.run(pool, operation, false, statement, work).await
+        self.run(pool, operation, false, limits, work).await
     }
 
     async fn run<T: Send + 'static>(
@@ -481,26 +501,27 @@ impl Store {
         pool: &Pool,
         operation: &'static str,
         idempotent: bool,
-        statement: Option<Duration>,
+        mut limits: Limits,
         work: impl Fn(&mut Conn, Limits) -> Result<T, Fault> + Send + 'static,
     ) -> Result<T> {
         let waited = Instant::now();
-        let permit =
-            match tokio::time::timeout(self.0.acquire_timeout, pool.permits.clone().acquire_owned()).await {
-                Ok(Ok(permit)) => permit,
-                _ => return Err(Error::unavailable("all database connections are busy")),
-            };
+        let patience = limits.time(self.0.acquire_timeout);
+        let permit = match tokio::time::timeout(patience, pool.permits.clone().acquire_owned()).await {
+            Ok(Ok(permit)) => permit,
+            _ => return Err(Error::unavailable("all database connections are busy")),
+        };
         metrics::histogram!("open_spanner_db_pool_wait_seconds").record(waited.elapsed().as_secs_f64());
         let connections = pool.connections.clone();
-        let time = statement.unwrap_or(self.0.statement_timeout);
-        let deadline = if self.0.postgres { Instant::now().checked_add(time) } else { None };
-        let limits = Limits { statement, deadline };
+        if self.0.postgres {
+            let time = limits.time(limits.statement.unwrap_or(self.0.statement_timeout));
+            limits.deadline = Some(Instant::now() + time);
+        }
         let task = self.0.runtime.spawn_blocking(move || {
             // kept by a thread that nobody waits for any more: there are never more of them than connections
             let _permit = permit;
             attempt(&connections, operation, idempotent, limits, |conn| work(conn, limits))
         });
-        let done = match deadline {
+        let done = match limits.deadline {
             Some(deadline) => tokio::time::timeout_at((deadline + LAST_MOMENT).into(), task).await,
             None => Ok(task.await),
         };
@@ -524,7 +545,7 @@ impl Patient<'_> {
         operation: &'static str,
         work: impl Fn(&mut Conn) -> Result<T, Fault> + Send + 'static,
     ) -> Result<T> {
-        self.0.snapshot_within(Some(PATIENT_STATEMENT_MAX), operation, work).await
+        self.0.snapshot_within(Limits::PATIENT, operation, work).await
     }
 
     /// [`Store::write`].
@@ -533,7 +554,7 @@ impl Patient<'_> {
         operation: &'static str,
         work: impl Fn(&mut Conn) -> Result<T, Fault> + Send + 'static,
     ) -> Result<T> {
-        self.0.write_within(Some(PATIENT_STATEMENT_MAX), operation, work).await
+        self.0.write_within(Limits::PATIENT, operation, work).await
     }
 }
 

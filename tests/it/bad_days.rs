@@ -203,6 +203,52 @@ fn locked_postgres_table_is_an_answer() {
     });
 }
 
+/// One connection for all, and it waits for a lock.
+#[test]
+fn busy_connections_are_an_answer() {
+    run(async {
+        let database = Database::postgres();
+        let one =
+            [("OPEN_SPANNER_DB_MAX_OPEN_CONNS", "1"), ("OPEN_SPANNER_DB_ACQUIRE_TIMEOUT", "1s"), REMEMBER];
+        let server = Server::start_with(&database, &one);
+        let workspace = server.workspace().await;
+        workspace.meter("calls", "count").await;
+        let mut holder = database.postgres_connection();
+        holder.batch_execute("BEGIN; LOCK TABLE meters IN ACCESS EXCLUSIVE MODE").expect("the lock is free");
+        let calls = (0..10).map(|_| workspace.get("/v1/meters"));
+        for answer in futures_util::future::join_all(calls).await {
+            answer.try_again();
+        }
+        holder.batch_execute("COMMIT").expect("the lock is ours");
+        until_accepted(&workspace, "/v1/usages", &event("k")).await;
+        workspace.get("/v1/meters").await.expect(200);
+    });
+}
+
+/// Whoever does not fit into the queue is not kept waiting, and whoever does is not kept waiting for ever.
+#[test]
+fn full_queue_is_an_answer() {
+    run(async {
+        let database = Database::sqlite();
+        let small = [("OPEN_SPANNER_INGEST_QUEUE_EVENTS", "1000"), REMEMBER];
+        let server = Server::start_with(&database, &small);
+        let workspace = server.workspace().await;
+        workspace.meter("calls", "count").await;
+        let mut holder = database.sqlite_connection();
+        holder.batch_execute("BEGIN IMMEDIATE").expect("the lock is free");
+        let batch = |name: &str| json!((0..600).map(|n| event(&format!("{name}-{n}"))).collect::<Vec<_>>());
+        let batches = ["a", "b", "c", "d"].map(batch);
+        let calls = batches.iter().map(|batch| refused_in_time(&workspace, "/v1/usages/bulk", batch));
+        futures_util::future::join_all(calls).await;
+        holder.batch_execute("COMMIT").expect("the lock is ours");
+        for batch in &batches {
+            let stored = until_accepted(&workspace, "/v1/usages/bulk", batch).await;
+            assert_eq!(stored["accepted"], 600, "the refusals left nothing");
+        }
+        assert_eq!(workspace.total("calls").await, "2400");
+    });
+}
+
 /// Keys and meters are known, so that writes themselves meet the database.
 const REMEMBER: (&str, &str) = ("OPEN_SPANNER_CACHE_TTL", "5s");
 

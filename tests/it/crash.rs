@@ -229,7 +229,7 @@ fn postgres_killed_during_writes() {
 fn postgres_frozen_during_writes() {
     run(async {
         let database = Database::durable_postgres();
-        let server = Server::start_with(&database, &[("OPEN_SPANNER_DB_STATEMENT_TIMEOUT", "3s")]);
+        let server = Server::start_with(&database, &[("OPEN_SPANNER_DB_STATEMENT_TIMEOUT", "8s")]);
         let workspace = server.workspace().await;
         workspace.meter("load", "sum").await;
         let ledger = Arc::new(Ledger::default());

@@ -115,7 +115,9 @@ impl Cluster {
     pub fn signal_all(&self, name: &str) {
         let server = self.server.lock().expect("no holder panics");
         let child = server.as_ref().expect("the server runs");
-        for pid in children_of(child.id()).into_iter().chain([child.id()]) {
+        // the one that starts the others comes first
+        assert!(guard::signal(name, child.id()), "the server is there");
+        for pid in children_of(child.id()) {
             guard::signal(name, pid);
         }
     }
