@@ -287,7 +287,7 @@ async fn slow_reader_holds_only_itself(database: Database) {
 }
 
 async fn stream_that_never_ends_is_stored_all_the_same(database: Database) {
-    let mut door = Door::open(&database, &[("OPEN_SPANNER_SHUTDOWN_TIMEOUT", "4s")]).await;
+    let mut door = Door::open(&database, &[("OPEN_SPANNER_SHUTDOWN_TIMEOUT", "20s")]).await;
     let (sender, receiver) = mpsc::channel(100);
     let (ingest_sender, ingest_receiver) = mpsc::channel(100);
     let messages = ReceiverStream::new(receiver).map(|event| v1::StreamUsageRequest { event: Some(event) });
