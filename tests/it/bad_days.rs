@@ -203,6 +203,31 @@ fn locked_postgres_table_is_an_answer() {
     });
 }
 
+#[test]
+fn slow_postgres_is_an_answer() {
+    run(async {
+        let database = Database::postgres();
+        let server = Server::start_with(&database, &[("OPEN_SPANNER_DB_STATEMENT_TIMEOUT", "5s")]);
+        let workspace = server.workspace().await;
+        workspace.meter("calls", "count").await;
+        let mut owner = database.postgres_connection();
+        owner
+            .batch_execute(
+                "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS
+                     'BEGIN PERFORM pg_sleep(600); RETURN NEW; END';
+                 CREATE TRIGGER slow BEFORE INSERT ON events FOR EACH ROW EXECUTE FUNCTION slow()",
+            )
+            .expect("a trigger is made");
+        let calls = ["a", "b", "c"].map(event);
+        let calls = calls.iter().map(|event| refused_in_time(&workspace, "/v1/usages", event));
+        futures_util::future::join_all(calls).await;
+        // waits until the server has canceled the last of them
+        owner.batch_execute("DROP FUNCTION slow CASCADE").expect("the trigger is ours");
+        until_accepted(&workspace, "/v1/usages", &event("a")).await;
+        assert_eq!(workspace.total("calls").await, "1");
+    });
+}
+
 /// One connection for all, and it waits for a lock.
 #[test]
 fn busy_connections_are_an_answer() {
@@ -303,7 +328,7 @@ async fn until_exported(workspace: &Workspace) {
 }
 
 #[test]
-fn frozen_postgres_does_not_keep_the_server_from_stopping() {
+fn frozen_postgres_does_not_keep_servers_from_stopping_and_starting() {
     run(async {
         let database = Database::durable_postgres();
         let mut server = Server::start_with(&database, &[("OPEN_SPANNER_SHUTDOWN_TIMEOUT", "1s")]);
@@ -311,5 +336,18 @@ fn frozen_postgres_does_not_keep_the_server_from_stopping() {
         // from now on a thread waits for PostgreSQL
         server.client().get("/ready").await.expect(503);
         assert!(server.terminate().success());
+
+        // nor from starting, as soon as there is a database
+        let mut server = Server::start_unready(&database, &[]);
+        server.client().get("/ready").await.expect(503);
+        server.client().get("/v1/meters").await.try_again();
+        assert!(server.terminate().success());
+        let server = Server::start_unready(&database, &[]);
+        database.cluster().signal_all("CONT");
+        let end = Instant::now() + Duration::from_secs(60);
+        while server.client().get("/ready").await.status != 204 {
+            assert!(Instant::now() < end, "not ready: {:#?}", server.log());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     });
 }
