@@ -262,7 +262,8 @@ impl Ingest {
             let result = match meter {
                 Some(meter) => event::admit(&meter, input, now),
                 None if input.meter().is_empty() => Err(Error::invalid("meter is required")),
-                None => Err(Error::not_found(format!("meter {:?}", input.meter()))),
+                None => event::refuse_nul(input.meter())
+                    .and_then(|()| Err(Error::not_found(format!("meter {:?}", input.meter())))),
             };
             match result {
                 Ok(event) => {

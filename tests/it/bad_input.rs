@@ -288,7 +288,7 @@ async fn one_nul_fails_its_item_alone(workspace: &Client) {
     let items = [
         ("idempotency_key", json!("k\0"), "invalid_input"),
         ("subject", json!("\0"), "invalid_input"),
-        ("meter", json!("calls\0"), "not_found"),
+        ("meter", json!("calls\0"), "invalid_input"),
         ("timestamp", json!("\0"), "invalid_timestamp"),
         ("metadata", json!({"note": "a\0b"}), "invalid_input"),
         ("metadata", json!({"a\0b": 1}), "invalid_input"),
