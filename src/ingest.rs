@@ -8,7 +8,7 @@ mod tally;
 use std::collections::HashMap;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use serde::ser::SerializeStruct;
@@ -138,7 +138,7 @@ impl Ingest {
         let writers = if store.is_postgres() { settings.writers } else { 1 };
         // replicas that share a lane only wait for each other
         let first_lane = rand::random_range(0..LANES);
-        let start = |number: usize, jobs: flume::Receiver<Job>| {
+        let start = |number: usize, jobs: flume::Receiver<Job>, turn: Arc<Semaphore>| {
             let writer = Writer {
                 store: store.clone(),
                 jobs,
@@ -146,14 +146,17 @@ impl Ingest {
                 lane: (first_lane + number as i16) % LANES,
                 events_max: settings.batch_events,
                 wake: wake.clone(),
+                turn,
             };
             tokio::spawn(writer.run())
         };
-        let mut handles: Vec<_> = (0..writers).map(|number| start(number, jobs.clone())).collect();
+        let turn = Arc::new(Semaphore::new(1));
+        let mut handles: Vec<_> =
+            (0..writers).map(|number| start(number, jobs.clone(), turn.clone())).collect();
         let mut consumptions = Vec::with_capacity(writers);
         for number in writers..2 * writers {
             let (queue, jobs) = flume::unbounded::<Job>();
-            handles.push(start(number, jobs));
+            handles.push(start(number, jobs, Arc::new(Semaphore::new(1))));
             consumptions.push(queue);
         }
         let rate = (settings.rate_limit_events > 0)
@@ -501,7 +504,14 @@ struct Writer {
     wake: Wake,
     lane: i16,
     events_max: usize,
+    /// Held during a small commit, by one of the writers that share a queue.
+    turn: Arc<Semaphore>,
 }
+
+/// A commit has costs of its own: while another writer is at a small one, a group smaller than this waits and grows.
+const SMALL_EVENTS: usize = 500;
+/// But it does not wait for a writer that is kept up by somebody's lock.
+const TURN_WAIT: Duration = Duration::from_millis(20);
 
 /// Those that can still be stored in time; the others are refused.
 fn in_time(group: Vec<Job>) -> Vec<Job> {
@@ -516,15 +526,27 @@ fn in_time(group: Vec<Job>) -> Vec<Job> {
 impl Writer {
     async fn run(self) {
         while let Ok(first) = self.jobs.recv_async().await {
-            let mut size = first.batch.events.len();
             let mut group = vec![first];
-            while size < self.events_max {
-                let Ok(job) = self.jobs.try_recv() else { break };
-                size += job.batch.events.len();
-                group.push(job);
-            }
+            let _turn = if self.gather(&mut group) < SMALL_EVENTS {
+                let turn = tokio::time::timeout(TURN_WAIT, self.turn.acquire()).await;
+                self.gather(&mut group);
+                Some(turn)
+            } else {
+                None
+            };
             self.commit(group).await;
         }
+    }
+
+    /// Adds what waits, as far as one commit may hold it. Returns how many events the group has.
+    fn gather(&self, group: &mut Vec<Job>) -> usize {
+        let mut size = group.iter().map(|job| job.batch.events.len()).sum();
+        while size < self.events_max {
+            let Ok(job) = self.jobs.try_recv() else { break };
+            size += job.batch.events.len();
+            group.push(job);
+        }
+        size
     }
 
     async fn commit(&self, group: Vec<Job>) {

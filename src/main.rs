@@ -7,9 +7,6 @@ use open_spanner::config::{self, Role};
 use open_spanner::error::{Error, Result};
 use open_spanner::{alert_worker, entitlement_worker, export_worker, logging, migrate, serve};
 
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 /// For blocking work that the role did not wait for.
 const LAST_THREADS: Duration = Duration::from_secs(1);
 

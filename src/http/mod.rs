@@ -227,6 +227,8 @@ pub fn routes(config: &mut web::ServiceConfig) {
             None => paths.push((endpoint.path, vec![endpoint])),
         }
     }
+    // a pattern costs a regular expression for every request that goes past it
+    paths.sort_by_key(|(path, _)| path.contains('{'));
     for (path, endpoints) in paths {
         let mut resource = web::resource(spellings(path));
         for endpoint in endpoints {

@@ -189,10 +189,8 @@ pub fn insert(
     work.take_keys(conn)?;
     work.check_decisions()?;
     work.write_dimension_sets(conn, known)?;
-    work.write_events(conn)?;
+    work.write_rows(conn)?;
     work.write_replays(conn)?;
-    work.write_runs(conn)?;
-    work.write_rollups(conn)?;
     work.write_counters(conn)?;
     // last, because others share these rows
     work.ask_for_alerts(conn)?;
@@ -204,7 +202,7 @@ struct Work<'a> {
     lane: i16,
     /// Set once the fate of a whole batch is known.
     decided: Vec<Option<Outcome>>,
-    subjects: HashMap<(i64, String), i64>,
+    subjects: HashMap<(i64, &'a str), i64>,
     /// By workspace; 0 while nothing was ever assigned.
     assignment_versions: HashMap<i64, i64>,
     /// By subject, where the workspace has assignments.
@@ -268,7 +266,7 @@ impl<'a> Work<'a> {
 
     fn subject_id(&self, workspace_id: i64, name: &str) -> i64 {
         // every subject of an open batch was looked up by find_subjects
-        self.subjects.get(&(workspace_id, name.to_owned())).copied().unwrap_or_default()
+        self.subjects.get(&(workspace_id, name)).copied().unwrap_or_default()
     }
 
     /// Locks the meters against change and deletion until the commit, and sets aside batches that were checked
@@ -280,7 +278,7 @@ impl<'a> Work<'a> {
             return Ok(());
         }
         let found = match conn {
-            Conn::Postgres(c) => postgres::lock_meters(c, &meter_ids)?,
+            Conn::Postgres(c) => postgres::hold_meters(c, &meter_ids)?,
             Conn::Sqlite(c) => sqlite::meter_versions(c, &meter_ids)?,
         };
         self.watched = found.iter().filter(|row| row.2).map(|row| row.0).collect();
@@ -323,13 +321,16 @@ impl<'a> Work<'a> {
     }
 
     fn find_subjects(&mut self, conn: &mut Conn, known: &Known) -> Result<(), Fault> {
-        let names: BTreeSet<(i64, String)> =
-            self.candidates().map(|(_, workspace_id, event)| (workspace_id, event.subject.clone())).collect();
+        let names: BTreeSet<(i64, &'a str)> = self
+            .candidates()
+            .map(|(_, workspace_id, event)| (workspace_id, event.subject.as_str()))
+            .collect();
         let mut missing = Vec::new();
-        for name in names {
-            match known.subjects.get(&name) {
-                Some(id) => drop(self.subjects.insert(name, id)),
-                None => missing.push(name),
+        for &(workspace_id, name) in &names {
+            let owned = (workspace_id, name.to_owned());
+            match known.subjects.get(&owned) {
+                Some(id) => drop(self.subjects.insert((workspace_id, name), id)),
+                None => missing.push(owned),
             }
         }
         if missing.is_empty() {
@@ -339,8 +340,10 @@ impl<'a> Work<'a> {
             Conn::Postgres(c) => postgres::find_or_add_subjects(c, &missing)?,
             Conn::Sqlite(c) => sqlite::find_or_add_subjects(c, &missing)?,
         };
-        self.learned.subjects.extend(found.iter().cloned());
-        self.subjects.extend(found);
+        let ids: HashMap<(i64, &str), i64> =
+            found.iter().map(|((workspace_id, name), id)| ((*workspace_id, name.as_str()), *id)).collect();
+        self.subjects.extend(names.iter().filter_map(|name| Some((*name, *ids.get(name)?))));
+        self.learned.subjects.extend(found);
         Ok(())
     }
 
@@ -409,7 +412,8 @@ impl<'a> Work<'a> {
         Ok(())
     }
 
-    fn write_events(&self, conn: &mut Conn) -> Result<(), Fault> {
+    /// Events, rollups and ingestion runs.
+    fn write_rows(&self, conn: &mut Conn) -> Result<(), Fault> {
         let rows: Vec<EventRow> = self
             .accepted()
             .map(|(workspace_id, event)| EventRow {
@@ -418,12 +422,18 @@ impl<'a> Work<'a> {
                 subject_id: self.subject_id(workspace_id, &event.subject),
             })
             .collect();
-        if rows.is_empty() {
+        let parts = rollup::of_events(rows.iter().map(|row| (row.event, row.subject_id)));
+        let runs = self.runs();
+        if rows.is_empty() && runs.is_empty() {
             return Ok(());
         }
         match conn {
-            Conn::Postgres(c) => postgres::add_events(c, &rows),
-            Conn::Sqlite(c) => sqlite::add_events(c, &rows),
+            Conn::Postgres(c) => postgres::add_rows(c, &rows, &runs, &parts, self.lane),
+            Conn::Sqlite(c) => {
+                sqlite::add_events(c, &rows)?;
+                sqlite::add_runs(c, &runs)?;
+                sqlite::add_rollups(c, &parts, self.lane)
+            }
         }
     }
 
@@ -455,7 +465,7 @@ impl<'a> Work<'a> {
         Ok(())
     }
 
-    fn write_runs(&self, conn: &mut Conn) -> Result<(), Fault> {
+    fn runs(&self) -> Vec<RunRow> {
         let mut runs: BTreeMap<(i64, Uuid), RunRow> = BTreeMap::new();
         for (at, batch) in self.batches.iter().enumerate() {
             let total = batch.events.len() as i64;
@@ -473,28 +483,7 @@ impl<'a> Work<'a> {
             run.duplicates += duplicates;
             run.failed += batch.failed;
         }
-        let runs: Vec<RunRow> = runs.into_values().collect();
-        if runs.is_empty() {
-            return Ok(());
-        }
-        match conn {
-            Conn::Postgres(c) => postgres::add_runs(c, &runs),
-            Conn::Sqlite(c) => sqlite::add_runs(c, &runs),
-        }
-    }
-
-    fn write_rollups(&self, conn: &mut Conn) -> Result<(), Fault> {
-        let events = self
-            .accepted()
-            .map(|(workspace_id, event)| (event, self.subject_id(workspace_id, &event.subject)));
-        let parts = rollup::of_events(events);
-        if parts.is_empty() {
-            return Ok(());
-        }
-        match conn {
-            Conn::Postgres(c) => postgres::add_rollups(c, &parts, self.lane),
-            Conn::Sqlite(c) => sqlite::add_rollups(c, &parts, self.lane),
-        }
+        runs.into_values().collect()
     }
 
     /// At most one request per watched meter, however many events and rules there are.

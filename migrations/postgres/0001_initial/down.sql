@@ -25,6 +25,7 @@ DROP TABLE prune_runs;
 DROP TABLE ingestion_runs;
 DROP TABLE bulk_replays;
 DROP TABLE rollups;
+DROP FUNCTION hold_meters;
 DROP TABLE events;
 DROP TABLE idempotency_keys;
 DROP TABLE dimension_sets;

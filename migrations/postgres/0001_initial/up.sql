@@ -148,6 +148,18 @@ CREATE INDEX events_meter_time ON events (meter_id, event_time, id);
 -- Months are attached ahead of time by the server; whatever falls outside lands here.
 CREATE TABLE events_default PARTITION OF events DEFAULT;
 
+-- Holds meters against change and deletion until the commit, and reads them as they are then: what was committed
+-- while waiting for the lock is seen, because each statement of a volatile function sees the database anew.
+CREATE FUNCTION hold_meters(class INTEGER, ids BIGINT[])
+RETURNS TABLE (id BIGINT, version INTEGER, has_alerts BOOLEAN, workspace_id BIGINT, assignment_version BIGINT)
+LANGUAGE plpgsql VOLATILE AS $$
+BEGIN
+    PERFORM pg_advisory_xact_lock_shared(class, (wanted % 2147483647)::int) FROM unnest(ids) AS wanted;
+    RETURN QUERY SELECT m.id, m.version, m.has_alerts, w.id, w.assignment_version
+                 FROM meters m JOIN workspaces w ON w.id = m.workspace_id WHERE m.id = ANY(ids);
+END
+$$;
+
 -- Sums of events per subject and hour, and per meter (subject_id 0) and hour and day.
 CREATE TABLE rollups (
     meter_id BIGINT NOT NULL,

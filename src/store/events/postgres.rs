@@ -18,15 +18,9 @@ const REPLAY_LOCK: i32 = 0x7270_6C00;
 
 prepared!(
     /// Held shared by writers until they commit, exclusively by whoever changes or deletes a meter.
-    LockMeters for PgConnection,
-    (class: Integer = i32, ids: Array<BigInt> = Vec<i64>),
-    "SELECT pg_advisory_xact_lock_shared(?, (id % 2147483647)::int) FROM unnest(?) AS id"
-);
-prepared!(
-    MeterVersions for PgConnection,
-    (ids: Array<BigInt> = Vec<i64>) -> (BigInt, Integer, Bool, BigInt, BigInt),
-    "SELECT m.id, m.version, m.has_alerts, w.id, w.assignment_version
-     FROM meters m JOIN workspaces w ON w.id = m.workspace_id WHERE m.id = ANY(?)"
+    HoldMeters for PgConnection,
+    (class: Integer = i32, ids: Array<BigInt> = Vec<i64>) -> (BigInt, Integer, Bool, BigInt, BigInt),
+    "SELECT * FROM hold_meters(?, ?)"
 );
 prepared!(
     LockReplay for PgConnection,
@@ -77,61 +71,59 @@ prepared!(
      SELECT * FROM unnest(?, ?, ?, ?) ON CONFLICT DO NOTHING"
 );
 prepared!(
-    AddEvents for PgConnection,
-    (ids: Array<Binary> = Vec<Vec<u8>>, workspace_ids: Array<BigInt> = Vec<i64>, meter_ids: Array<BigInt> = Vec<i64>,
+    /// One statement, because each costs a round trip: with few events a commit those are most of the time.
+    AddRows for PgConnection,
+    (run_workspace_ids: Array<BigInt> = Vec<i64>, run_ids: Array<Binary> = Vec<Vec<u8>>,
+     kinds: Array<Text> = Vec<&'static str>, accepted: Array<BigInt> = Vec<i64>, duplicates: Array<BigInt> = Vec<i64>,
+     failed: Array<BigInt> = Vec<i64>, created_ats: Array<BigInt> = Vec<i64>,
+     rollup_meter_ids: Array<BigInt> = Vec<i64>, rollup_subject_ids: Array<BigInt> = Vec<i64>,
+     grains: Array<SmallInt> = Vec<i16>, starts: Array<BigInt> = Vec<i64>, sets: Array<Binary> = Vec<Vec<u8>>,
+     lanes: Array<SmallInt> = Vec<i16>, counts: Array<BigInt> = Vec<i64>, sums: Array<Numeric> = Vec<&'a BigDecimal>,
+     mins: Array<Numeric> = Vec<&'a BigDecimal>, maxs: Array<Numeric> = Vec<&'a BigDecimal>,
+     first_ats: Array<BigInt> = Vec<i64>, first_ids: Array<Binary> = Vec<Vec<u8>>,
+     firsts: Array<Numeric> = Vec<&'a BigDecimal>, last_ats: Array<BigInt> = Vec<i64>,
+     last_ids: Array<Binary> = Vec<Vec<u8>>, lasts: Array<Numeric> = Vec<&'a BigDecimal>,
+     ids: Array<Binary> = Vec<Vec<u8>>, workspace_ids: Array<BigInt> = Vec<i64>, meter_ids: Array<BigInt> = Vec<i64>,
      subject_ids: Array<BigInt> = Vec<i64>, event_times: Array<BigInt> = Vec<i64>, received_ats: Array<BigInt> = Vec<i64>,
-     versions: Array<Integer> = Vec<i32>, quantities: Array<Numeric> = Vec<BigDecimal>,
+     versions: Array<Integer> = Vec<i32>, quantities: Array<Numeric> = Vec<&'a BigDecimal>,
      keys: Array<Nullable<Text>> = Vec<Option<&'a str>>, metadatas: Array<Nullable<Text>> = Vec<Option<&'a str>>),
-    "INSERT INTO events (id, workspace_id, meter_id, subject_id, event_time, received_at, meter_version, quantity,
+    "WITH runs AS (
+         INSERT INTO ingestion_runs AS r (workspace_id, id, kind, accepted, duplicates, failed, created_at)
+         SELECT * FROM unnest(?, ?, ?, ?, ?, ?, ?)
+         ON CONFLICT (workspace_id, id) DO UPDATE SET
+             accepted = r.accepted + excluded.accepted,
+             duplicates = r.duplicates + excluded.duplicates,
+             failed = r.failed + excluded.failed
+     ), sums AS (
+         INSERT INTO rollups AS r (meter_id, subject_id, grain, start, dimension_set, lane, event_count, quantity_sum,
+                                   quantity_min, quantity_max, first_at, first_id, first_quantity, last_at, last_id,
+                                   last_quantity)
+         SELECT * FROM unnest(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+         ON CONFLICT (meter_id, subject_id, grain, start, dimension_set, lane) DO UPDATE SET
+             event_count = r.event_count + excluded.event_count,
+             quantity_sum = r.quantity_sum + excluded.quantity_sum,
+             quantity_min = least(r.quantity_min, excluded.quantity_min),
+             quantity_max = greatest(r.quantity_max, excluded.quantity_max),
+             first_at = least(r.first_at, excluded.first_at),
+             first_id = CASE WHEN (excluded.first_at, excluded.first_id) < (r.first_at, r.first_id)
+                             THEN excluded.first_id ELSE r.first_id END,
+             first_quantity = CASE WHEN (excluded.first_at, excluded.first_id) < (r.first_at, r.first_id)
+                                   THEN excluded.first_quantity ELSE r.first_quantity END,
+             last_at = greatest(r.last_at, excluded.last_at),
+             last_id = CASE WHEN (excluded.last_at, excluded.last_id) > (r.last_at, r.last_id)
+                            THEN excluded.last_id ELSE r.last_id END,
+             last_quantity = CASE WHEN (excluded.last_at, excluded.last_id) > (r.last_at, r.last_id)
+                                  THEN excluded.last_quantity ELSE r.last_quantity END
+     )
+     INSERT INTO events (id, workspace_id, meter_id, subject_id, event_time, received_at, meter_version, quantity,
                          idempotency_key, metadata)
      SELECT id, workspace_id, meter_id, subject_id, event_time, received_at, version, quantity, key, metadata::jsonb
      FROM unnest(?, ?, ?, ?, ?, ?, ?, ?, ?, ?) AS new (id, workspace_id, meter_id, subject_id, event_time, received_at,
                                                        version, quantity, key, metadata)"
 );
-prepared!(
-    AddRuns for PgConnection,
-    (workspace_ids: Array<BigInt> = Vec<i64>, ids: Array<Binary> = Vec<Vec<u8>>, kinds: Array<Text> = Vec<&'static str>,
-     accepted: Array<BigInt> = Vec<i64>, duplicates: Array<BigInt> = Vec<i64>, failed: Array<BigInt> = Vec<i64>,
-     created_ats: Array<BigInt> = Vec<i64>),
-    "INSERT INTO ingestion_runs AS r (workspace_id, id, kind, accepted, duplicates, failed, created_at)
-     SELECT * FROM unnest(?, ?, ?, ?, ?, ?, ?)
-     ON CONFLICT (workspace_id, id) DO UPDATE SET
-         accepted = r.accepted + excluded.accepted,
-         duplicates = r.duplicates + excluded.duplicates,
-         failed = r.failed + excluded.failed"
-);
-prepared!(
-    AddRollups for PgConnection,
-    (meter_ids: Array<BigInt> = Vec<i64>, subject_ids: Array<BigInt> = Vec<i64>, grains: Array<SmallInt> = Vec<i16>,
-     starts: Array<BigInt> = Vec<i64>, sets: Array<Binary> = Vec<Vec<u8>>, lanes: Array<SmallInt> = Vec<i16>,
-     counts: Array<BigInt> = Vec<i64>, sums: Array<Numeric> = Vec<BigDecimal>, mins: Array<Numeric> = Vec<BigDecimal>,
-     maxs: Array<Numeric> = Vec<BigDecimal>, first_ats: Array<BigInt> = Vec<i64>, first_ids: Array<Binary> = Vec<Vec<u8>>,
-     firsts: Array<Numeric> = Vec<BigDecimal>, last_ats: Array<BigInt> = Vec<i64>, last_ids: Array<Binary> = Vec<Vec<u8>>,
-     lasts: Array<Numeric> = Vec<BigDecimal>),
-    "INSERT INTO rollups AS r (meter_id, subject_id, grain, start, dimension_set, lane, event_count, quantity_sum,
-                               quantity_min, quantity_max, first_at, first_id, first_quantity, last_at, last_id,
-                               last_quantity)
-     SELECT * FROM unnest(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-     ON CONFLICT (meter_id, subject_id, grain, start, dimension_set, lane) DO UPDATE SET
-         event_count = r.event_count + excluded.event_count,
-         quantity_sum = r.quantity_sum + excluded.quantity_sum,
-         quantity_min = least(r.quantity_min, excluded.quantity_min),
-         quantity_max = greatest(r.quantity_max, excluded.quantity_max),
-         first_at = least(r.first_at, excluded.first_at),
-         first_id = CASE WHEN (excluded.first_at, excluded.first_id) < (r.first_at, r.first_id)
-                         THEN excluded.first_id ELSE r.first_id END,
-         first_quantity = CASE WHEN (excluded.first_at, excluded.first_id) < (r.first_at, r.first_id)
-                               THEN excluded.first_quantity ELSE r.first_quantity END,
-         last_at = greatest(r.last_at, excluded.last_at),
-         last_id = CASE WHEN (excluded.last_at, excluded.last_id) > (r.last_at, r.last_id)
-                        THEN excluded.last_id ELSE r.last_id END,
-         last_quantity = CASE WHEN (excluded.last_at, excluded.last_id) > (r.last_at, r.last_id)
-                              THEN excluded.last_quantity ELSE r.last_quantity END"
-);
 
-pub fn lock_meters(conn: &mut PgConnection, ids: &Vec<i64>) -> Result<Vec<MeterRow>, Fault> {
-    LockMeters { class: &METER_LOCK, ids }.execute(conn)?;
-    Ok(MeterVersions { ids }.load(conn)?)
+pub fn hold_meters(conn: &mut PgConnection, ids: &Vec<i64>) -> Result<Vec<MeterRow>, Fault> {
+    Ok(HoldMeters { class: &METER_LOCK, ids }.load(conn)?)
 }
 
 pub fn find_replay(
@@ -248,8 +240,40 @@ pub fn add_dimension_sets(
     Ok(())
 }
 
-pub fn add_events(conn: &mut PgConnection, rows: &[EventRow]) -> Result<(), Fault> {
-    AddEvents {
+pub fn add_rows(
+    conn: &mut PgConnection,
+    rows: &[EventRow],
+    runs: &[RunRow],
+    parts: &BTreeMap<Key, Part>,
+    lane: i16,
+) -> Result<(), Fault> {
+    let with_edges = || parts.iter().filter_map(|(key, part)| Some((key, part, part.edges.as_ref()?)));
+    AddRows {
+        run_workspace_ids: &runs.iter().map(|run| run.workspace_id).collect(),
+        run_ids: &runs.iter().map(|run| run.id.as_bytes().to_vec()).collect(),
+        kinds: &runs.iter().map(|run| run.kind.as_str()).collect(),
+        accepted: &runs.iter().map(|run| run.accepted).collect(),
+        duplicates: &runs.iter().map(|run| run.duplicates).collect(),
+        failed: &runs.iter().map(|run| run.failed).collect(),
+        created_ats: &runs.iter().map(|run| run.created_at).collect(),
+
+        rollup_meter_ids: &with_edges().map(|(key, ..)| key.meter_id).collect(),
+        rollup_subject_ids: &with_edges().map(|(key, ..)| key.subject_id).collect(),
+        grains: &with_edges().map(|(key, ..)| key.grain as i16).collect(),
+        starts: &with_edges().map(|(key, ..)| key.start.0).collect(),
+        sets: &with_edges().map(|(key, ..)| key.dimension_set.to_vec()).collect(),
+        lanes: &with_edges().map(|(key, ..)| key.lane(lane)).collect(),
+        counts: &with_edges().map(|(_, part, _)| part.count).collect(),
+        sums: &with_edges().map(|(_, part, _)| part.sum.decimal()).collect(),
+        mins: &with_edges().map(|(_, part, _)| part.min.decimal()).collect(),
+        maxs: &with_edges().map(|(_, part, _)| part.max.decimal()).collect(),
+        first_ats: &with_edges().map(|(.., (first, _))| first.at.0).collect(),
+        first_ids: &with_edges().map(|(.., (first, _))| first.id.as_bytes().to_vec()).collect(),
+        firsts: &with_edges().map(|(.., (first, _))| first.quantity.decimal()).collect(),
+        last_ats: &with_edges().map(|(.., (_, last))| last.at.0).collect(),
+        last_ids: &with_edges().map(|(.., (_, last))| last.id.as_bytes().to_vec()).collect(),
+        lasts: &with_edges().map(|(.., (_, last))| last.quantity.decimal()).collect(),
+
         ids: &rows.iter().map(|row| row.event.id.as_bytes().to_vec()).collect(),
         workspace_ids: &rows.iter().map(|row| row.workspace_id).collect(),
         meter_ids: &rows.iter().map(|row| row.event.meter.id).collect(),
@@ -257,47 +281,9 @@ pub fn add_events(conn: &mut PgConnection, rows: &[EventRow]) -> Result<(), Faul
         event_times: &rows.iter().map(|row| row.event.time.0).collect(),
         received_ats: &rows.iter().map(|row| row.event.received_at.0).collect(),
         versions: &rows.iter().map(|row| row.event.meter.version).collect(),
-        quantities: &rows.iter().map(|row| row.event.quantity.decimal().clone()).collect(),
+        quantities: &rows.iter().map(|row| row.event.quantity.decimal()).collect(),
         keys: &rows.iter().map(|row| row.event.key.as_deref()).collect(),
         metadatas: &rows.iter().map(|row| row.event.metadata.as_deref().map(RawValue::get)).collect(),
-    }
-    .execute(conn)?;
-    Ok(())
-}
-
-pub fn add_runs(conn: &mut PgConnection, runs: &[RunRow]) -> Result<(), Fault> {
-    AddRuns {
-        workspace_ids: &runs.iter().map(|run| run.workspace_id).collect(),
-        ids: &runs.iter().map(|run| run.id.as_bytes().to_vec()).collect(),
-        kinds: &runs.iter().map(|run| run.kind.as_str()).collect(),
-        accepted: &runs.iter().map(|run| run.accepted).collect(),
-        duplicates: &runs.iter().map(|run| run.duplicates).collect(),
-        failed: &runs.iter().map(|run| run.failed).collect(),
-        created_ats: &runs.iter().map(|run| run.created_at).collect(),
-    }
-    .execute(conn)?;
-    Ok(())
-}
-
-pub fn add_rollups(conn: &mut PgConnection, parts: &BTreeMap<Key, Part>, lane: i16) -> Result<(), Fault> {
-    let with_edges = || parts.iter().filter_map(|(key, part)| Some((key, part, part.edges.as_ref()?)));
-    AddRollups {
-        meter_ids: &with_edges().map(|(key, ..)| key.meter_id).collect(),
-        subject_ids: &with_edges().map(|(key, ..)| key.subject_id).collect(),
-        grains: &with_edges().map(|(key, ..)| key.grain as i16).collect(),
-        starts: &with_edges().map(|(key, ..)| key.start.0).collect(),
-        sets: &with_edges().map(|(key, ..)| key.dimension_set.to_vec()).collect(),
-        lanes: &with_edges().map(|(key, ..)| key.lane(lane)).collect(),
-        counts: &with_edges().map(|(_, part, _)| part.count).collect(),
-        sums: &with_edges().map(|(_, part, _)| part.sum.decimal().clone()).collect(),
-        mins: &with_edges().map(|(_, part, _)| part.min.decimal().clone()).collect(),
-        maxs: &with_edges().map(|(_, part, _)| part.max.decimal().clone()).collect(),
-        first_ats: &with_edges().map(|(.., (first, _))| first.at.0).collect(),
-        first_ids: &with_edges().map(|(.., (first, _))| first.id.as_bytes().to_vec()).collect(),
-        firsts: &with_edges().map(|(.., (first, _))| first.quantity.decimal().clone()).collect(),
-        last_ats: &with_edges().map(|(.., (_, last))| last.at.0).collect(),
-        last_ids: &with_edges().map(|(.., (_, last))| last.id.as_bytes().to_vec()).collect(),
-        lasts: &with_edges().map(|(.., (_, last))| last.quantity.decimal().clone()).collect(),
     }
     .execute(conn)?;
     Ok(())
