@@ -108,6 +108,8 @@ pub struct Change {
 
 /// Subjects named in one preview; the summary counts all of them.
 const SUBJECTS_LISTED: usize = 1_000;
+/// Subjects whose counters are read in one statement.
+const SUBJECTS_AT_ONCE: usize = 500;
 const ASSIGNMENTS_MAX: i64 = i64::MAX;
 
 pub fn preview(conn: &mut Conn, current: Plan, proposed: Plan, now: Micros) -> Result<Preview, Fault> {
@@ -129,25 +131,35 @@ pub fn preview(conn: &mut Conn, current: Plan, proposed: Plan, now: Micros) -> R
         current,
         proposed,
     };
-    for assignment in assignments {
-        let ranges = ranges(assignment.subject_id, assignment.anchor, &limits, now);
+    for assignments in assignments.chunks(SUBJECTS_AT_ONCE) {
+        let of_one = |one: &Assignment| ranges(one.subject_id, one.anchor, &limits, now);
+        let ranges: Vec<Range> = assignments.iter().flat_map(of_one).collect();
         let counted = counters::load(conn, &ranges)?;
-        let mut changes = Vec::with_capacity(limits.len());
-        for ((limit, range), part) in limits.iter().zip(&ranges).zip(&counted) {
-            changes.push(change(&preview, item(limit, range, part.as_ref(), &meters)?));
-        }
-        let worst =
-            changes.iter().filter(|change| !change.removed).map(|change| change.item.measure.state).max();
-        match worst {
-            Some(State::Exceeded) => preview.states[2] += 1,
-            Some(State::Warning) => preview.states[1] += 1,
-            _ => preview.states[0] += 1,
-        }
-        if preview.impacts.len() < SUBJECTS_LISTED {
-            preview.impacts.push(Impact { assignment, changes });
+        let each = ranges.chunks(limits.len().max(1)).zip(counted.chunks(limits.len().max(1)));
+        for (assignment, (ranges, counted)) in assignments.iter().zip(each) {
+            let mut changes = Vec::with_capacity(limits.len());
+            for ((limit, range), part) in limits.iter().zip(ranges).zip(counted) {
+                changes.push(change(&preview, item(limit, range, part.as_ref(), &meters)?));
+            }
+            preview.add(assignment, changes);
         }
     }
     Ok(preview)
+}
+
+impl Preview {
+    fn add(&mut self, assignment: &Assignment, changes: Vec<Change>) {
+        let worst =
+            changes.iter().filter(|change| !change.removed).map(|change| change.item.measure.state).max();
+        match worst {
+            Some(State::Exceeded) => self.states[2] += 1,
+            Some(State::Warning) => self.states[1] += 1,
+            _ => self.states[0] += 1,
+        }
+        if self.impacts.len() < SUBJECTS_LISTED {
+            self.impacts.push(Impact { assignment: assignment.clone(), changes });
+        }
+    }
 }
 
 fn change(preview: &Preview, item: Item) -> Change {
