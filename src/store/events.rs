@@ -2,6 +2,7 @@
 //! runs. The only file that writes events. Statements come in a fixed order and every batch of rows is sorted, so
 //! that two writers never wait for each other in a circle.
 
+mod activity;
 mod decide;
 mod postgres;
 mod quota;
@@ -79,6 +80,8 @@ pub struct Known {
     dimension_sets: Cache<(i64, [u8; 16]), ()>,
     histories: Cache<i64, History>,
     plans: Cache<i64, Arc<Plan>>,
+    /// The last hour of a subject with a meter, or an earlier one.
+    activity: Cache<activity::Use, i64>,
 }
 
 /// What a subject was assigned to, under this version of its workspace's assignments.
@@ -98,6 +101,7 @@ impl Default for Known {
                 .build(),
             histories: Cache::new(KNOWN_SUBJECTS_MAX),
             plans: Cache::new(KNOWN_PLANS_MAX),
+            activity: Cache::new(KNOWN_SUBJECTS_MAX),
         }
     }
 }
@@ -109,6 +113,7 @@ pub struct Learned {
     dimension_sets: Vec<(i64, [u8; 16])>,
     histories: Vec<(i64, History)>,
     plans: Vec<Arc<Plan>>,
+    activity: Vec<(activity::Use, i64)>,
     /// Background work was asked for: wake the workers.
     pub has_jobs: bool,
 }
@@ -126,6 +131,9 @@ impl Known {
         }
         for plan in learned.plans {
             self.plans.insert(plan.id, plan);
+        }
+        for (one, hour) in learned.activity {
+            self.activity.insert(one, hour);
         }
     }
 
@@ -176,6 +184,7 @@ pub fn insert(
     work.write_replays(conn)?;
     work.write_runs(conn)?;
     work.write_rollups(conn)?;
+    work.write_activity(conn, known)?;
     work.write_counters(conn)?;
     // last, because others share these rows
     work.ask_for_alerts(conn)?;

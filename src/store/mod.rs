@@ -21,6 +21,7 @@ pub mod keys;
 pub mod leases;
 pub mod meters;
 pub mod migrations;
+mod observe;
 pub mod partitions;
 pub mod plans;
 mod prepared;
@@ -241,6 +242,7 @@ fn sqlite_table(message: &str) -> &str {
 /// A pooled connection that knows whether it may be used again.
 pub struct Pooled {
     conn: Conn,
+    statements: observe::Statements,
     broken: bool,
 }
 
@@ -264,7 +266,10 @@ impl ManageConnection for Manager {
     type Error = ConnectionError;
 
     fn connect(&self) -> Result<Pooled, ConnectionError> {
-        open(&self.0).map(|conn| Pooled { conn, broken: false })
+        let mut conn = open(&self.0)?;
+        let statements = observe::Statements::default();
+        conn.set_instrumentation(statements.clone());
+        Ok(Pooled { conn, statements, broken: false })
     }
 
     fn is_valid(&self, _: &mut Pooled) -> Result<(), ConnectionError> {
@@ -432,6 +437,8 @@ fn attempt<T>(
         let result = work(&mut pooled.conn);
         metrics::histogram!("open_spanner_db_query_duration_seconds", "operation" => operation)
             .record(started.elapsed().as_secs_f64());
+        metrics::counter!("open_spanner_db_statements_total", "operation" => operation)
+            .increment(pooled.statements.take());
         let fault = match result {
             Ok(value) => {
                 pooled.broken = false;

@@ -26,5 +26,6 @@ mod retention;
 mod saved_queries;
 mod sdk;
 mod sql_text;
+mod statements;
 mod usage;
 mod webhooks;

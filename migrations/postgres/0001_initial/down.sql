@@ -22,6 +22,7 @@ DROP TABLE leases;
 DROP TABLE prune_runs;
 DROP TABLE ingestion_runs;
 DROP TABLE bulk_replays;
+DROP TABLE subject_activity;
 DROP TABLE rollups;
 DROP TABLE events;
 DROP TABLE idempotency_keys;
