@@ -5,7 +5,7 @@ mod operations;
 
 use std::collections::BTreeMap;
 
-use actix_web::dev::HttpServiceFactory;
+use actix_web::dev::{HttpServiceFactory, Service};
 use actix_web::http::{Method, header};
 use actix_web::middleware::DefaultHeaders;
 use actix_web::{guard, web};
@@ -422,7 +422,15 @@ pub fn viewer(document: OpenApi) -> impl HttpServiceFactory {
          connect-src 'self'; font-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     );
     let swagger = SwaggerUi::new("/swagger/{_:.*}").url("/openapi.json", document);
-    web::scope("").guard(guard::fn_guard(is_viewed)).wrap(DefaultHeaders::new().add(policy)).service(swagger)
+    let scope = web::scope("").guard(guard::fn_guard(is_viewed)).wrap(DefaultHeaders::new().add(policy));
+    // the files answer GET only; the body of an answer to HEAD is left out further out
+    let as_get = scope.wrap_fn(|mut request, service| {
+        if request.method() == Method::HEAD {
+            request.head_mut().method = Method::GET;
+        }
+        service.call(request)
+    });
+    as_get.service(swagger)
 }
 
 fn is_viewed(context: &guard::GuardContext<'_>) -> bool {

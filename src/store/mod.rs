@@ -48,6 +48,7 @@ use tokio::sync::Semaphore;
 
 use crate::config::{Db, Driver};
 use crate::error::{Error, Result};
+use crate::logging;
 
 #[derive(diesel::MultiConnection)]
 pub enum Conn {
@@ -413,9 +414,10 @@ impl Store {
             };
         metrics::histogram!("open_spanner_db_pool_wait_seconds").record(waited.elapsed().as_secs_f64());
         let connections = pool.connections.clone();
+        let request = logging::current_request();
         let task = self.0.runtime.spawn_blocking(move || {
             let _permit = permit;
-            attempt(&connections, operation, idempotent, work)
+            logging::resume_request(request, || attempt(&connections, operation, idempotent, work))
         });
         task.await.unwrap_or_else(|panic| Err(Error::internal(panic)))
     }

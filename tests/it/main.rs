@@ -27,5 +27,6 @@ mod saved_queries;
 mod sdk;
 mod sql_text;
 mod statements;
+mod transport;
 mod usage;
 mod webhooks;
