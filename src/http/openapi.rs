@@ -12,7 +12,8 @@ use actix_web::{guard, web};
 use utoipa::openapi::path::{OperationBuilder, Parameter, ParameterBuilder, ParameterIn};
 use utoipa::openapi::request_body::RequestBodyBuilder;
 use utoipa::openapi::schema::{
-    AdditionalProperties, ArrayBuilder, KnownFormat, ObjectBuilder, OneOfBuilder, SchemaFormat, Type,
+    AdditionalProperties, AllOfBuilder, ArrayBuilder, KnownFormat, ObjectBuilder, OneOfBuilder, SchemaFormat,
+    Type,
 };
 use utoipa::openapi::security::{
     ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme,
@@ -89,6 +90,18 @@ impl Doc {
 
     fn body<T: ToSchema>(mut self) -> Self {
         self.body = Some(Shape::of::<T>());
+        self
+    }
+
+    /// Texts of the body that this operation needs, where others that take the same body do not.
+    fn needs(mut self, names: &[&str]) -> Self {
+        self.body = self.body.map(|Shape { schema, components }| {
+            let text = || ObjectBuilder::new().schema_type(Type::String).min_length(Some(1));
+            let needed = names
+                .iter()
+                .fold(ObjectBuilder::new(), |all, name| all.property(*name, text()).required(*name));
+            Shape { schema: AllOfBuilder::new().item(schema).item(needed).into(), components }
+        });
         self
     }
 

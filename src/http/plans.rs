@@ -314,7 +314,9 @@ impl AssignmentView {
 
 #[derive(Default, Deserialize, ToSchema)]
 pub struct AssignInput {
+    #[schema(value_type = String, min_length = 1)]
     plan_id: Option<String>,
+    #[schema(value_type = Option<Micros>)]
     effective_at: Option<String>,
 }
 
