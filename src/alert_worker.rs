@@ -76,6 +76,7 @@ pub fn queues(store: &Store, config: &Config, client: &Client, wake: &Wake) -> V
     };
     let webhooks = Queue {
         name: deliveries::QUEUE,
+        worker: "webhook",
         timeout: settings.timeout.max(Duration::from_secs(30)),
         retry_after: Duration::from_secs(1),
         max_attempts: NO_END,

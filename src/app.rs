@@ -8,9 +8,9 @@ use tokio_util::sync::CancellationToken;
 use crate::auth::Auth;
 use crate::config::Config;
 use crate::ingest::Ingest;
-use crate::store::Store;
 use crate::store::meters::MeterCache;
 use crate::store::plans::PlanCache;
+use crate::store::{Store, counters};
 use crate::webhook;
 use crate::worker::Wake;
 
@@ -22,6 +22,7 @@ pub struct App {
     pub auth: Auth,
     pub meters: MeterCache,
     pub plans: PlanCache,
+    pub counters: counters::Reader,
     pub ingest: Ingest,
     pub phase: Arc<Phase>,
     /// Ring after a commit that enqueued background work.

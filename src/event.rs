@@ -70,10 +70,26 @@ pub struct Event {
     pub quantity: Quantity,
     pub key: Option<String>,
     /// Canonical JSON object, `None` when empty.
-    pub metadata: Option<String>,
+    pub metadata: Option<Box<RawValue>>,
     pub dimension_set: DimensionSet,
     /// Of subject, meter, quantity and metadata, not the time: retries may stamp it anew.
     pub fingerprint: i64,
+}
+
+impl Event {
+    /// What it was made of, to be checked against another version of its meter.
+    pub fn into_input(self) -> Input {
+        Input {
+            idempotency_key: self.key,
+            subject: Some(self.subject),
+            meter: Some(self.meter.name.clone()),
+            quantity: Some(InputQuantity(Ok(self.quantity))),
+            timestamp: None,
+            // it was written by `admit`, so it reads back
+            metadata: self.metadata.and_then(|text| serde_json::from_str(text.get()).ok()),
+            time: Some(self.time),
+        }
+    }
 }
 
 /// The values of the declared dimensions of one event: a canonical JSON object and its hash.
@@ -135,7 +151,7 @@ pub fn admit(meter: &Arc<Meter>, input: Input, now: Micros) -> Result<Event> {
     let key = parse_key(input.idempotency_key.as_deref())?;
     let dimension_set = dimension_set(meter, &metadata);
     let metadata = metadata_text(&metadata)?;
-    let fingerprint = fingerprint(meter, &subject, &quantity, metadata.as_deref());
+    let fingerprint = fingerprint(meter, &subject, &quantity, metadata.as_deref().map(RawValue::get));
     Ok(Event {
         id: Uuid::now_v7(),
         meter: meter.clone(),
@@ -173,12 +189,12 @@ pub fn canonical_number(number: &Number) -> Result<String> {
     }
 }
 
-fn metadata_text(metadata: &Map<String, Value>) -> Result<Option<String>> {
+fn metadata_text(metadata: &Map<String, Value>) -> Result<Option<Box<RawValue>>> {
     if metadata.is_empty() {
         return Ok(None);
     }
-    let text = serde_json::to_string(metadata).map_err(Error::internal)?;
-    if text.len() > METADATA_BYTES_MAX {
+    let text = serde_json::value::to_raw_value(metadata).map_err(Error::internal)?;
+    if text.get().len() > METADATA_BYTES_MAX {
         return Err(Error::invalid(format!("metadata must not be longer than {METADATA_BYTES_MAX} bytes")));
     }
     Ok(Some(text))
@@ -252,15 +268,21 @@ pub struct StoredEvent {
 
 impl StoredEvent {
     pub fn of(event: &Event) -> Self {
+        event.clone().into()
+    }
+}
+
+impl From<Event> for StoredEvent {
+    fn from(event: Event) -> Self {
         StoredEvent {
             id: event.id.to_string(),
-            idempotency_key: event.key.clone(),
-            subject: event.subject.clone(),
+            idempotency_key: event.key,
+            subject: event.subject,
             meter: event.meter.name.clone(),
-            quantity: event.quantity.clone(),
+            quantity: event.quantity,
             timestamp: event.time,
             received_at: event.received_at,
-            metadata: raw_metadata(event.metadata.clone()),
+            metadata: event.metadata.unwrap_or_else(|| raw_metadata(None)),
         }
     }
 }

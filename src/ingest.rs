@@ -3,6 +3,7 @@
 //! of queues longer; nobody waits for a timer. No SQL here.
 
 mod rate;
+mod tally;
 
 use std::collections::HashMap;
 use std::hash::{Hash, Hasher};
@@ -19,11 +20,13 @@ use crate::event::{self, Event, Input, StoredEvent};
 use crate::meter::Meter;
 use crate::store::decisions::Decided;
 use crate::store::events::{Batch, Known, Outcome};
+use crate::store::history::Refused;
 use crate::store::meters::MeterCache;
-use crate::store::{Store, events};
+use crate::store::{Store, events, history};
 use crate::window::Micros;
 use crate::worker::Wake;
 use rate::RateLimit;
+use tally::Tally;
 
 pub use crate::store::events::Kind;
 
@@ -81,7 +84,17 @@ struct Job {
     batch: Arc<Batch>,
     answer: oneshot::Sender<Result<Outcome>>,
     /// Held until the job is answered: what the queue may hold is counted in events.
-    _room: OwnedSemaphorePermit,
+    room: OwnedSemaphorePermit,
+}
+
+impl Job {
+    /// Lets go of the batch first: the caller makes its answer of the events themselves.
+    fn answer(self, outcome: Result<Outcome>) {
+        let Job { batch, answer, room } = self;
+        drop((batch, room));
+        // the caller may have gone; what it sent is stored all the same
+        let _ = answer.send(outcome);
+    }
 }
 
 /// Cheap to clone.
@@ -98,6 +111,7 @@ pub struct Ingest {
     store: Store,
     rate: Option<Arc<RateLimit>>,
     known: Arc<Known>,
+    tally: Arc<Tally>,
 }
 
 /// A meter that changes faster than its events can be checked is not worth more tries than this.
@@ -142,7 +156,20 @@ impl Ingest {
         let room = Arc::new(Semaphore::new(settings.queue_events));
         let stream_room = Arc::new(Semaphore::new(settings.queue_events));
         let consumptions = consumptions.into();
-        (Ingest { queue, consumptions, room, stream_room, meters, store, rate, known }, handles)
+        (
+            Ingest {
+                queue,
+                consumptions,
+                room,
+                stream_room,
+                meters,
+                store,
+                rate,
+                known,
+                tally: Arc::default(),
+            },
+            handles,
+        )
     }
 
     /// A meter was deleted, and with it what writers believe to be stored of it.
@@ -159,6 +186,22 @@ impl Ingest {
                 return Ok(());
             }
         }
+    }
+
+    /// Writes down what was turned away since the last time.
+    pub async fn flush_refusals(&self) -> Result<()> {
+        let mut gathered: Vec<(i64, Refused)> = self.tally.take().into_iter().collect();
+        if gathered.is_empty() {
+            return Ok(());
+        }
+        gathered.sort_unstable_by_key(|(workspace_id, _)| *workspace_id);
+        let rows = gathered.clone();
+        let add = move |conn: &mut _| history::add_refused(conn, &rows);
+        let added = self.store.write("history::add_refused", add).await;
+        if added.is_err() {
+            gathered.into_iter().for_each(|(workspace_id, refused)| self.tally.add(workspace_id, refused));
+        }
+        added
     }
 
     /// Stores what is valid of a call, all of it in one transaction, and says what became of each item. Returns
@@ -186,26 +229,21 @@ impl Ingest {
         self.record_call(call, inputs).await
     }
 
-    async fn record_call(&self, call: Call, mut inputs: Vec<Input>) -> Result<Recorded> {
-        let total = inputs.len();
-        let workspace_id = call.workspace_id;
-        for tries in 0.. {
-            // a stale meter asks for the inputs once more; nearly always the first try is the last
-            let again = tries + 1 < STALE_TRIES;
-            let kept = if again { inputs.clone() } else { Vec::new() };
-            let admitted = self.admit(workspace_id, std::mem::replace(&mut inputs, kept)).await?;
-            let outcome = self.submit(&call, &admitted).await?;
-            match outcome {
+    async fn record_call(&self, call: Call, inputs: Vec<Input>) -> Result<Recorded> {
+        let (workspace_id, is_part, refused) = (call.workspace_id, call.is_part, call.refused);
+        let mut admitted = self.admit(call, inputs).await?;
+        for _ in 0..STALE_TRIES {
+            match self.submit(&admitted.batch, is_part).await? {
                 Outcome::Again => {}
-                Outcome::Stale => self.forget_meters(workspace_id, &admitted),
+                Outcome::Stale => admitted = self.admit_again(admitted).await?,
                 outcome => {
+                    let (kind, valid) = (admitted.batch.kind, admitted.batch.events.len());
                     let recorded = admitted.into_recorded(outcome);
-                    count(&call, total, &recorded);
+                    count(kind, valid, refused, &recorded);
+                    let rejected = (recorded.failed.len() + refused) as i64;
+                    self.tally.add(workspace_id, Refused { rejected, throttled: 0 });
                     return Ok(recorded);
                 }
-            }
-            if !again {
-                break;
             }
         }
         Err(Error::unavailable("the meter is being changed"))
@@ -215,37 +253,62 @@ impl Ingest {
     /// key that was decided before gets that decision again.
     pub async fn consume(&self, workspace_id: i64, input: Input) -> Result<Decided> {
         let call = Call { consumes: true, ..Call::new(workspace_id, Kind::Single) };
+        let mut admitted = self.admit(call, vec![input]).await?;
         for _ in 0..STALE_TRIES {
-            let mut admitted = self.admit(workspace_id, vec![input.clone()]).await?;
             if let Some(failure) = admitted.failed.pop() {
                 return Err(failure.error);
             }
-            match self.submit(&call, &admitted).await? {
+            match self.submit(&admitted.batch, false).await? {
                 Outcome::Decided(decided) => return Ok(*decided),
-                Outcome::Stale => self.forget_meters(workspace_id, &admitted),
+                Outcome::Stale => admitted = self.admit_again(admitted).await?,
                 _ => {}
             }
         }
         Err(Error::unavailable("the key or the meter is in use by others"))
     }
 
-    fn forget_meters(&self, workspace_id: i64, admitted: &Admitted) {
-        for event in &admitted.events {
-            self.meters.forget(workspace_id, &event.meter.name);
-        }
+    /// Checks every item against its meter.
+    async fn admit(&self, call: Call, inputs: Vec<Input>) -> Result<Admitted> {
+        let now = Micros::now();
+        let batch = Batch {
+            workspace_id: call.workspace_id,
+            kind: call.kind,
+            run_id: call.run_id,
+            events: Vec::with_capacity(inputs.len()),
+            failed: 0,
+            replay_key: call.replay_key,
+            received_at: now,
+            consumes: call.consumes,
+        };
+        let items = inputs.into_iter().enumerate().collect();
+        let refused = call.refused;
+        self.admit_items(batch, items, Vec::new(), refused).await
     }
 
-    /// Checks every item against its meter.
-    async fn admit(&self, workspace_id: i64, inputs: Vec<Input>) -> Result<Admitted> {
-        let now = Micros::now();
+    /// The meters changed since: checks what was valid against what they are now.
+    async fn admit_again(&self, admitted: Admitted) -> Result<Admitted> {
+        let Admitted { batch, places, failed } = admitted;
+        let refused = (batch.failed as usize).saturating_sub(failed.len());
+        let mut batch = Arc::unwrap_or_clone(batch);
+        let events = std::mem::take(&mut batch.events);
+        for event in &events {
+            self.meters.forget(batch.workspace_id, &event.meter.name);
+        }
+        let items = places.into_iter().zip(events.into_iter().map(Event::into_input)).collect();
+        self.admit_items(batch, items, failed, refused).await
+    }
+
+    async fn admit_items(
+        &self,
+        mut batch: Batch,
+        items: Vec<(usize, Input)>,
+        mut failed: Vec<Failure>,
+        refused: usize,
+    ) -> Result<Admitted> {
+        let (workspace_id, now) = (batch.workspace_id, batch.received_at);
+        let mut places = Vec::with_capacity(items.len());
         let mut meters: HashMap<String, Option<Arc<Meter>>> = HashMap::new();
-        let mut admitted = Admitted {
-            events: Vec::with_capacity(inputs.len()),
-            places: Vec::new(),
-            failed: Vec::new(),
-            now,
-        };
-        for (index, input) in inputs.into_iter().enumerate() {
+        for (place, input) in items {
             let meter = match meters.get(input.meter()) {
                 Some(meter) => meter.clone(),
                 None => {
@@ -261,14 +324,16 @@ impl Ingest {
             };
             match result {
                 Ok(event) => {
-                    admitted.events.push(event);
-                    admitted.places.push(index);
+                    batch.events.push(event);
+                    places.push(place);
                 }
                 Err(error) if error.code == Code::Internal => return Err(error),
-                Err(error) => admitted.failed.push(Failure { index, error }),
+                Err(error) => failed.push(Failure { index: place, error }),
             }
         }
-        Ok(admitted)
+        failed.sort_by_key(|failure| failure.index);
+        batch.failed = (failed.len() + refused) as i64;
+        Ok(Admitted { batch: Arc::new(batch), places, failed })
     }
 
     async fn find_meter(&self, workspace_id: i64, name: &str) -> Result<Option<Arc<Meter>>> {
@@ -276,29 +341,18 @@ impl Ingest {
     }
 
     /// Queues the valid events and waits for their commit.
-    async fn submit(&self, call: &Call, admitted: &Admitted) -> Result<Outcome> {
-        let workspace_id = call.workspace_id;
+    async fn submit(&self, batch: &Arc<Batch>, waits: bool) -> Result<Outcome> {
         // a refused single write leaves no trace; a bulk call that came this far does
-        if admitted.events.is_empty() && call.kind == Kind::Single {
+        if batch.events.is_empty() && batch.kind == Kind::Single {
             return Ok(Outcome::Stored(Vec::new()));
         }
-        let charged = self.charge(workspace_id, &admitted.events).await?;
-        let batch = Batch {
-            workspace_id,
-            kind: call.kind,
-            run_id: call.run_id,
-            events: admitted.events.clone(),
-            failed: (admitted.failed.len() + call.refused) as i64,
-            replay_key: call.replay_key.clone(),
-            received_at: admitted.now,
-            consumes: call.consumes,
-        };
-        let outcome = self.enqueue(batch, call.is_part).await;
-        self.refund(workspace_id, charged, &outcome);
+        let charged = self.charge(batch.workspace_id, &batch.events).await?;
+        let outcome = self.enqueue(batch.clone(), waits).await;
+        self.refund(batch.workspace_id, charged, &outcome);
         outcome
     }
 
-    async fn enqueue(&self, batch: Batch, waits: bool) -> Result<Outcome> {
+    async fn enqueue(&self, batch: Arc<Batch>, waits: bool) -> Result<Outcome> {
         let stopped = |_| Error::unavailable("the server is stopping");
         let weight = batch.events.len().max(1) as u32;
         let room = if waits {
@@ -310,8 +364,9 @@ impl Ingest {
             })?
         };
         let (answer, answered) = oneshot::channel();
-        let job = Job { batch: Arc::new(batch), answer, _room: room };
-        self.queue_of(&job.batch).send(job).map_err(|_| Error::unavailable("the server is stopping"))?;
+        let queue = self.queue_of(&batch);
+        let job = Job { batch, answer, room };
+        queue.send(job).map_err(|_| Error::unavailable("the server is stopping"))?;
         answered.await.map_err(stopped)?
     }
 
@@ -345,6 +400,8 @@ impl Ingest {
             Err(retry_after_seconds) => {
                 metrics::counter!("open_spanner_ingestion_events_total", "outcome" => "throttled")
                     .increment(wanted);
+                let throttled = wanted as i64;
+                self.tally.add(workspace_id, Refused { rejected: 0, throttled });
                 Err(Error::rate_limited(retry_after_seconds))
             }
         }
@@ -363,11 +420,11 @@ impl Ingest {
 }
 
 struct Admitted {
-    events: Vec<Event>,
+    /// The valid events.
+    batch: Arc<Batch>,
     /// Position in the request, of each event.
     places: Vec<usize>,
     failed: Vec<Failure>,
-    now: Micros,
 }
 
 impl Admitted {
@@ -384,13 +441,16 @@ impl Admitted {
                 recorded = Recorded { accepted, duplicates, is_replay: true, ..recorded }
             }
             Outcome::Stored(items) => {
-                for ((event, place), duplicate) in self.events.iter().zip(&self.places).zip(items) {
+                // the writer lets go of a batch before it answers, so this copies nothing
+                let events = Arc::unwrap_or_clone(self.batch).events;
+                recorded.accepted.reserve(events.len());
+                for ((event, place), duplicate) in events.into_iter().zip(self.places).zip(items) {
                     match duplicate {
                         Some(original) => {
                             recorded.duplicates.push(original);
-                            recorded.duplicate_places.push(*place);
+                            recorded.duplicate_places.push(place);
                         }
-                        None => recorded.accepted.push(StoredEvent::of(event)),
+                        None => recorded.accepted.push(event.into()),
                     }
                 }
             }
@@ -400,16 +460,15 @@ impl Admitted {
     }
 }
 
-fn count(call: &Call, total: usize, recorded: &Recorded) {
-    let failed = recorded.failed.len();
+fn count(kind: Kind, valid: usize, refused: usize, recorded: &Recorded) {
     let (accepted, duplicates) = match recorded.is_replay {
-        true => (0, total - failed),
+        true => (0, valid),
         false => (recorded.accepted.len(), recorded.duplicates.len()),
     };
-    let outcomes = [("accepted", accepted), ("duplicate", duplicates), ("rejected", failed + call.refused)];
-    let kind = call.kind.as_str();
+    let rejected = recorded.failed.len() + refused;
+    let outcomes = [("accepted", accepted), ("duplicate", duplicates), ("rejected", rejected)];
     for (outcome, count) in outcomes {
-        metrics::counter!("open_spanner_ingestion_events_total", "kind" => kind, "outcome" => outcome)
+        metrics::counter!("open_spanner_ingestion_events_total", "kind" => kind.as_str(), "outcome" => outcome)
             .increment(count as u64);
     }
 }
@@ -443,13 +502,12 @@ impl Writer {
         match self.store_batches(batches).await {
             Ok(outcomes) => {
                 for (job, outcome) in group.into_iter().zip(outcomes) {
-                    // the caller may have gone; what it sent is stored all the same
-                    let _ = job.answer.send(Ok(outcome));
+                    job.answer(Ok(outcome));
                 }
             }
             Err(error) if group.len() == 1 || error.code == Code::Unavailable => {
                 for job in group {
-                    let _ = job.answer.send(Err(error.clone()));
+                    job.answer(Err(error.clone()));
                 }
             }
             // one poisoned call must not fail its neighbours
@@ -462,7 +520,7 @@ impl Writer {
                             .next()
                             .ok_or_else(|| Error::internal("a batch without an outcome"))
                     });
-                    let _ = job.answer.send(outcome);
+                    job.answer(outcome);
                 }
             }
         }

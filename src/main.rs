@@ -6,6 +6,9 @@ use open_spanner::config::{self, Role};
 use open_spanner::error::{Error, Result};
 use open_spanner::{alert_worker, entitlement_worker, export_worker, logging, migrate, serve};
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     let loaded = match config::load() {
         Ok(loaded) => loaded,

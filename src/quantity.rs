@@ -7,7 +7,7 @@ use std::str::FromStr;
 
 use bigdecimal::{BigDecimal, RoundingMode};
 use num_bigint::{BigInt, Sign};
-use num_traits::{Signed, Zero};
+use num_traits::{Signed, ToPrimitive, Zero};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser};
 
 /// Most significant digits of one quantity; sums may have more.
@@ -44,8 +44,48 @@ impl Quantity {
         Quantity(BigDecimal::zero())
     }
 
+    /// `mantissa / 10^scale`.
+    fn of_small(mut mantissa: u64, mut scale: i64, negative: bool) -> Self {
+        if mantissa == 0 {
+            return Quantity::zero();
+        }
+        while mantissa.is_multiple_of(10) {
+            (mantissa, scale) = (mantissa / 10, scale - 1);
+        }
+        let sign = if negative { Sign::Minus } else { Sign::Plus };
+        Quantity(BigDecimal::new(BigInt::from_biguint(sign, mantissa.into()), scale))
+    }
+
+    /// Reads up to 18 digits with or without a point, which nearly every quantity is: a fifth of the time of the
+    /// general way. `None` for all other text.
+    fn parse_small(text: &str) -> Option<Self> {
+        let (negative, digits) = match text.strip_prefix('-') {
+            Some(rest) => (true, rest),
+            None => (false, text),
+        };
+        let (whole, fraction) = digits.split_once('.').unwrap_or((digits, "0"));
+        if whole.is_empty() || fraction.is_empty() || digits.len() > 18 {
+            return None;
+        }
+        let scale = if digits.len() == whole.len() { 0 } else { fraction.len() as i64 };
+        let mut mantissa = 0;
+        for byte in whole.bytes().chain(fraction.bytes().take(scale as usize)) {
+            mantissa = mantissa * 10 + u64::from(byte.checked_sub(b'0').filter(|digit| *digit < 10)?);
+        }
+        Some(Quantity::of_small(mantissa, scale, negative))
+    }
+
+    /// Reads decimal text as a database writes it; sums may be longer than any single quantity. `None` for text that
+    /// is no number.
+    pub fn from_plain(text: &str) -> Option<Self> {
+        Quantity::parse_small(text).or_else(|| Some(Quantity(BigDecimal::from_str(text).ok()?.normalized())))
+    }
+
     /// Reads the text of a JSON number within the limits of one event.
     pub fn parse(text: &str) -> Result<Self, Reject> {
+        if let Some(small) = Quantity::parse_small(text) {
+            return Ok(small);
+        }
         // the text is bounded before it becomes digits: 1e999999999 must not allocate
         let (mantissa, exponent) = match text.find(['e', 'E']) {
             Some(at) => (&text[..at], text[at + 1..].parse::<i64>().map_err(|_| Reject::OutOfRange)?),
@@ -106,6 +146,16 @@ impl Quantity {
 
     /// Significant digits and decimal exponent: the value is `0.digits × 10^exponent`.
     fn digits(&self) -> (bool, String, i64) {
+        let (digits, scale) = self.0.as_bigint_and_scale();
+        if let Some(mut small) = digits.magnitude().to_u64().filter(|small| *small > 0) {
+            let mut scale = scale;
+            while small.is_multiple_of(10) {
+                (small, scale) = (small / 10, scale - 1);
+            }
+            let text = small.to_string();
+            let exponent = text.len() as i64 - scale;
+            return (digits.sign() == Sign::Minus, text, exponent);
+        }
         let normal = self.0.normalized();
         let (digits, scale) = normal.as_bigint_and_exponent();
         let text = digits.magnitude().to_string();
@@ -174,13 +224,20 @@ impl Quantity {
         let flip = if negative { 0xFF } else { 0 };
         let end = if negative { bytes.len() - 1 } else { bytes.len() };
         let header = u16::from_be_bytes([first ^ flip, second ^ flip]);
+        let exponent = 2 * (i64::from(header) - 0xC000);
+        let pairs = bytes.get(2..end)?;
+        let pair_of = |byte: &u8| (byte ^ flip).checked_sub(1).filter(|pair| *pair < 100);
+        if pairs.len() <= 9 {
+            let mantissa =
+                pairs.iter().try_fold(0, |sum, byte| Some(sum * 100 + u64::from(pair_of(byte)?)))?;
+            return Some(Quantity::of_small(mantissa, 2 * pairs.len() as i64 - exponent, negative));
+        }
         let mut text = String::with_capacity(2 * bytes.len());
-        for byte in bytes.get(2..end)? {
-            let pair = (byte ^ flip).checked_sub(1).filter(|pair| *pair < 100)?;
+        for byte in pairs {
+            let pair = pair_of(byte)?;
             text.push((b'0' + pair / 10) as char);
             text.push((b'0' + pair % 10) as char);
         }
-        let exponent = 2 * (i64::from(header) - 0xC000);
         let digits = BigInt::from_str(&text).ok()?;
         let digits = if negative { -digits } else { digits };
         Some(Quantity(BigDecimal::new(digits, text.len() as i64 - exponent).normalized()))
@@ -335,6 +392,17 @@ mod tests {
             let (a, b) = (q(&a), q(&b));
             prop_assert_eq!(Quantity::from_sortable(&a.to_sortable()), Some(a.clone()));
             prop_assert_eq!(a.to_sortable().cmp(&b.to_sortable()), a.cmp(&b));
+        }
+
+        #[test]
+        fn short_ways_give_what_the_general_ways_give(text in "-?[0-9]{1,19}(\\.[0-9]{0,19})?") {
+            let general = BigDecimal::from_str(&text).ok().map(|value| Quantity(value.normalized()));
+            prop_assert_eq!(Quantity::from_plain(&text).map(|q| q.to_plain()), general.map(|q| q.to_plain()));
+            if let Some(small) = Quantity::parse_small(&text) {
+                let (digits, scale) = small.0.as_bigint_and_exponent();
+                let normal = BigDecimal::from_str(&text).expect("a number").normalized();
+                prop_assert_eq!((digits, scale), normal.into_bigint_and_exponent());
+            }
         }
 
         #[test]

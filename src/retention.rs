@@ -1,5 +1,5 @@
 //! What happens to old rows: usage events past their meter's retention, on demand or by a timer; the history of
-//! write calls by a timer; months of `events` attached ahead. Works in short transactions and stops between two of
+//! write calls and consumption decisions by a timer; months of `events` attached ahead. Works in short transactions and stops between two of
 //! them when asked to. Totals never change: rollups and the key ledger outlive what goes here.
 
 use std::collections::HashMap;
@@ -14,8 +14,9 @@ use crate::error::{Error, Result};
 use crate::store::history::Past;
 use crate::store::partitions::{Attached, Month};
 use crate::store::retention::{Expiring, PruneRun, PrunedMeter};
-use crate::store::{Store, history, leases, partitions, retention};
+use crate::store::{Store, decisions, history, leases, partitions, retention};
 use crate::window::Micros;
+use crate::worker::heart::Heart;
 
 const KEEP_INTERVAL: Duration = Duration::from_secs(15);
 
@@ -287,8 +288,42 @@ async fn clean_history(app: &App, until: &Until) -> Result<()> {
             break;
         }
     }
+    if result.is_ok() {
+        result = prune_decisions(app, &turn, until).await;
+    }
     turn.end().await;
     result
+}
+
+/// Deletes consumption decisions that are older than their own lifetime, and records it for each workspace.
+async fn prune_decisions(app: &App, turn: &Turn, until: &Until) -> Result<()> {
+    let now = Micros::now();
+    let before = now.plus(-(app.config.retention.decisions.as_micros() as i64));
+    let limit = app.config.history.batch_size as i64;
+    let list = move |conn: &mut _| decisions::outdated(conn, before);
+    for workspace_id in app.store.read("decisions::outdated", list).await? {
+        let (mut deleted, mut outcome) = (0, Ok(limit));
+        while matches!(outcome, Ok(count) if count >= limit) && !until.is_over() {
+            let (name, holder) = (turn.name.clone(), turn.holder.clone());
+            let prune =
+                move |conn: &mut _| decisions::prune(conn, (&name, &holder), workspace_id, before, limit);
+            outcome = app.store.write("decisions::prune", prune).await;
+            deleted += outcome.as_ref().copied().unwrap_or_default();
+        }
+        if deleted > 0 {
+            let run = decisions::PruneRun {
+                id: Uuid::now_v7().to_string(),
+                workspace_id,
+                decided_before: before.0,
+                deleted,
+                created_at: now.0,
+            };
+            let add = move |conn: &mut _| decisions::add_prune_run(conn, &run);
+            app.store.write("decisions::add_prune_run", add).await?;
+        }
+        outcome?;
+    }
+    Ok(())
 }
 
 async fn delete_past(app: &App, turn: &Turn, past: Past, until: &Until) -> Result<()> {
@@ -337,24 +372,34 @@ async fn tick(interval: Duration, stop: &CancellationToken) -> bool {
 async fn prune_forever(app: App, stop: CancellationToken) {
     let settings = app.config.retention.clone();
     let mut pruner = Pruner::default();
+    let heart = Heart::new(app.store.clone(), "retention");
+    let beats = heart.start();
     while tick(settings.prune_interval, &stop).await {
         let deadline = Instant::now().checked_add(settings.prune_timeout);
         let until = Until { stop: stop.clone(), deadline };
-        if let Err(error) = pruner.round(&app.store, &until).await {
+        let round = pruner.round(&app.store, &until).await;
+        heart.note(round.is_ok());
+        if let Err(error) = round {
             log::warn!(error:% = error; "pruning failed");
         }
     }
+    heart.stop(beats).await;
 }
 
 async fn clean_history_forever(app: App, stop: CancellationToken) {
     let settings = app.config.history.clone();
+    let heart = Heart::new(app.store.clone(), "history");
+    let beats = heart.start();
     while tick(settings.interval, &stop).await {
         let deadline = Instant::now().checked_add(settings.timeout);
         let until = Until { stop: stop.clone(), deadline };
-        if let Err(error) = clean_history(&app, &until).await {
+        let cleaned = clean_history(&app, &until).await;
+        heart.note(cleaned.is_ok());
+        if let Err(error) = cleaned {
             log::warn!(error:% = error; "history clean-up failed");
         }
     }
+    heart.stop(beats).await;
 }
 
 async fn attach_months_forever(store: Store, stop: CancellationToken) {

@@ -2,6 +2,7 @@
 //! computed from. Pure.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use uuid::Uuid;
 
@@ -36,6 +37,12 @@ pub struct Edge {
     pub quantity: Quantity,
 }
 
+impl Edge {
+    fn place(&self) -> (Micros, Uuid) {
+        (self.at, self.id)
+    }
+}
+
 /// What is known of a set of events without the events. Adding two parts in any order gives the same whole.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Part {
@@ -59,25 +66,46 @@ impl Part {
         }
     }
 
-    pub fn add(&mut self, other: Part) {
+    pub fn add(&mut self, other: &Part) {
         self.count += other.count;
         self.sum += &other.sum;
         if other.min < self.min {
-            self.min = other.min;
+            self.min = other.min.clone();
         }
         if other.max > self.max {
-            self.max = other.max;
+            self.max = other.max.clone();
         }
-        self.edges = match (self.edges.take(), other.edges) {
+        match (&mut self.edges, &other.edges) {
             (Some((first, last)), Some((other_first, other_last))) => {
-                let first =
-                    if (other_first.at, other_first.id) < (first.at, first.id) { other_first } else { first };
-                let last =
-                    if (other_last.at, other_last.id) > (last.at, last.id) { other_last } else { last };
-                Some((first, last))
+                if other_first.place() < first.place() {
+                    *first = other_first.clone();
+                }
+                if other_last.place() > last.place() {
+                    *last = other_last.clone();
+                }
             }
-            _ => None,
-        };
+            _ => self.edges = None,
+        }
+    }
+
+    /// The same as adding a part of this one event, with nothing copied that is not kept.
+    pub fn add_event(&mut self, at: Micros, id: Uuid, quantity: &Quantity) {
+        self.count += 1;
+        self.sum += quantity;
+        if *quantity < self.min {
+            self.min = quantity.clone();
+        }
+        if *quantity > self.max {
+            self.max = quantity.clone();
+        }
+        if let Some((first, last)) = &mut self.edges {
+            if (at, id) < first.place() {
+                *first = Edge { at, id, quantity: quantity.clone() };
+            }
+            if (at, id) > last.place() {
+                *last = Edge { at, id, quantity: quantity.clone() };
+            }
+        }
     }
 
     /// The value of an answer row; `length` is the divisor of a rate, in microseconds (rest.md 9.2).
@@ -100,13 +128,19 @@ impl Part {
     }
 }
 
-/// Adds a part to the one under its key.
-pub fn merge<K: Ord>(parts: &mut BTreeMap<K, Part>, key: K, part: Part) {
+/// Adds an event to the part under its key.
+pub fn add_event<K: Ord>(parts: &mut BTreeMap<K, Part>, key: K, at: Micros, id: Uuid, quantity: &Quantity) {
     match parts.entry(key) {
-        std::collections::btree_map::Entry::Vacant(free) => {
-            free.insert(part);
-        }
-        std::collections::btree_map::Entry::Occupied(mut taken) => taken.get_mut().add(part),
+        Entry::Vacant(free) => drop(free.insert(Part::of(at, id, quantity))),
+        Entry::Occupied(mut taken) => taken.get_mut().add_event(at, id, quantity),
+    }
+}
+
+/// Adds a part to the one under its key.
+pub fn merge<K: Ord>(parts: &mut BTreeMap<K, Part>, key: K, part: &Part) {
+    match parts.entry(key) {
+        Entry::Vacant(free) => drop(free.insert(part.clone())),
+        Entry::Occupied(mut taken) => taken.get_mut().add(part),
     }
 }
 
@@ -131,18 +165,25 @@ impl Key {
 pub fn of_events<'a>(events: impl Iterator<Item = (&'a Event, i64)>) -> BTreeMap<Key, Part> {
     let mut parts = BTreeMap::new();
     for (event, subject_id) in events {
-        let part = Part::of(event.time, event.id, &event.quantity);
-        let levels = [(subject_id, Grain::Hour), (ALL_SUBJECTS, Grain::Hour), (ALL_SUBJECTS, Grain::Day)];
-        for (subject_id, grain) in levels {
-            let key = Key {
-                meter_id: event.meter.id,
-                subject_id,
-                grain,
-                start: event.time.floor(grain.width()),
-                dimension_set: event.dimension_set.hash,
-            };
-            merge(&mut parts, key, part.clone());
-        }
+        let key = Key {
+            meter_id: event.meter.id,
+            subject_id,
+            grain: Grain::Hour,
+            start: event.time.floor(HOUR),
+            dimension_set: event.dimension_set.hash,
+        };
+        add_event(&mut parts, key, event.time, event.id, &event.quantity);
     }
+    // each level is added up from the one below, which may be far smaller than the batch
+    let mut hours = BTreeMap::new();
+    for (key, part) in &parts {
+        merge(&mut hours, Key { subject_id: ALL_SUBJECTS, ..*key }, part);
+    }
+    let mut days = BTreeMap::new();
+    for (key, part) in &hours {
+        merge(&mut days, Key { grain: Grain::Day, start: key.start.floor(DAY), ..*key }, part);
+    }
+    parts.extend(hours);
+    parts.extend(days);
     parts
 }

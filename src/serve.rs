@@ -25,9 +25,8 @@ use crate::ingest::Ingest;
 use crate::retention;
 use crate::store::meters::MeterCache;
 use crate::store::plans::PlanCache;
-use crate::store::{Conn, Store, decisions, migrations};
+use crate::store::{Store, counters, migrations};
 use crate::webhook::client::Client;
-use crate::window::Micros;
 use crate::worker::Wake;
 
 /// Runs until SIGTERM or SIGINT, then drains within `shutdown_timeout`.
@@ -40,12 +39,14 @@ pub async fn run(config: Config, migrate: bool) -> Result<()> {
     let store = Store::new(&config.db);
     let meters = MeterCache::new(store.clone(), config.cache_ttl);
     let plans = PlanCache::new(store.clone(), config.cache_ttl);
+    let counters = counters::Reader::start(&store);
     let wake = Wake::default();
     let (ingest, writers) = Ingest::start(store.clone(), meters.clone(), &config.ingest, &wake);
     let auth = Auth::new(store.clone(), auth_options(&config));
     let phase = Arc::new(Phase::default());
     let webhooks = Client::new(&config.webhook_allowed_networks)?;
-    let app = App { config: config.clone(), store, auth, meters, plans, ingest, phase, wake, webhooks };
+    let app =
+        App { config: config.clone(), store, auth, meters, plans, counters, ingest, phase, wake, webhooks };
 
     if config.auth.oauth.github.is_some() || config.auth.oauth.google.is_some() {
         log::warn!("sign-in providers are configured, but this version has none");
@@ -187,29 +188,25 @@ pub(crate) async fn prepare_database(config: &Config, migrate: bool) -> Result<(
 
 /// What happens on its own: key use is written down, expired rows are swept.
 fn start_timers(app: &App) -> Vec<JoinHandle<()>> {
-    let (flusher, sweeper) = (app.clone(), app.clone());
+    let (flusher, counter, sweeper) = (app.clone(), app.clone(), app.clone());
     vec![
         // writes each key at most once a minute, but a first use soon
         tokio::spawn(every(Duration::from_secs(5), move || {
             let app = flusher.clone();
             async move { app.auth.flush_last_used(Flush::Due).await.map(drop) }
         })),
+        tokio::spawn(every(Duration::from_secs(5), move || {
+            let app = counter.clone();
+            async move { app.ingest.flush_refusals().await }
+        })),
         tokio::spawn(every(Duration::from_secs(600), move || {
             let app = sweeper.clone();
             async move {
                 app.auth.sweep().await?;
-                sweep_decisions(&app).await?;
                 app.ingest.sweep_replays(app.config.ingest.bulk_replay_retention).await
             }
         })),
     ]
-}
-
-async fn sweep_decisions(app: &App) -> Result<()> {
-    let before = Micros::now().plus(-(app.config.retention.decisions.as_micros() as i64));
-    let sweep = move |conn: &mut Conn| decisions::sweep(conn, before);
-    while app.store.write("decisions::sweep", sweep).await? > 0 {}
-    Ok(())
 }
 
 /// Background work as far as it is done in this process; others are told of new work in any case.
@@ -271,6 +268,9 @@ async fn drain(
     }
     if let Err(error) = app.auth.flush_last_used(Flush::All).await {
         log::warn!(error:% = error; "the last use of API keys was not written down");
+    }
+    if let Err(error) = app.ingest.flush_refusals().await {
+        log::warn!(error:% = error; "the last refused events were not counted");
     }
     // the writers end when nobody can send to them any more
     drop(app);

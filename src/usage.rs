@@ -7,13 +7,14 @@ use std::sync::Arc;
 use serde::Serialize;
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
+use uuid::Uuid;
 
 use crate::error::{Error, Result};
 use crate::event::parse_subject;
 use crate::filter::{Field, Filter, Held, Row, text_of};
 use crate::meter::Meter;
 use crate::quantity::Quantity;
-use crate::rollup::{Part, merge};
+use crate::rollup::{Part, add_event, merge};
 use crate::window::{BucketSize, Micros, SECOND, Window};
 
 pub const GROUP_FIELDS_MAX: usize = 5;
@@ -207,8 +208,24 @@ impl Cells {
         Cells { parts: BTreeMap::new(), most }
     }
 
-    pub fn add(&mut self, start: Micros, group: Vec<String>, part: Part) {
+    pub fn add(&mut self, start: Micros, group: Vec<String>, part: &Part) {
         merge(&mut self.parts, (start, group), part);
+        self.keep_first();
+    }
+
+    pub fn add_event(
+        &mut self,
+        start: Micros,
+        group: Vec<String>,
+        at: Micros,
+        id: Uuid,
+        quantity: &Quantity,
+    ) {
+        add_event(&mut self.parts, (start, group), at, id, quantity);
+        self.keep_first();
+    }
+
+    fn keep_first(&mut self) {
         if self.parts.len() > self.most {
             self.parts.pop_last();
         }

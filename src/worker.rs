@@ -2,10 +2,12 @@
 //! work is, the queue's own module says. Workers wake when something was enqueued, and look for themselves every
 //! interval in case nobody could tell them.
 
+pub mod health;
+pub mod heart;
+
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -14,9 +16,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Driver;
 use crate::error::{Error, Result};
-use crate::store::jobs::{self, Instance, Job, LeaseToken};
+use crate::store::jobs::{self, Job, LeaseToken};
 use crate::store::{Conn, Store};
 use crate::window::Micros;
+use heart::Heart;
 
 /// When a job is done: for good, or to be looked at again at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,7 +53,6 @@ pub struct Queue {
 
 /// Longest pause before a failed job is tried again.
 const BACKOFF_MAX: Duration = Duration::from_secs(3_600);
-const HEARTBEAT: Duration = Duration::from_secs(10);
 /// Shortest time between two looks while rings come in one after another.
 const RING_PAUSE: Duration = Duration::from_millis(10);
 /// Before looking again when there was less than could have been taken.
@@ -140,19 +142,18 @@ fn hear(driver: &Driver, here: &watch::Sender<u64>, stop: &CancellationToken) ->
 
 /// Works one queue until told to stop; then gives back what it holds. Returns when nothing is running any more.
 pub async fn run(store: Store, queue: Queue, wake: Wake, stop: CancellationToken) {
-    let instance_id = format!("{}-{}", std::process::id(), uuid::Uuid::new_v4().simple());
-    let worker = Arc::new(Worker::new(store, queue, instance_id, stop));
+    let worker = Arc::new(Worker::new(store, queue, stop));
     log::info!(queue = worker.queue.name, interval:? = worker.queue.interval, lock_ttl:? = worker.queue.lease,
                max_attempts = worker.queue.max_attempts; "{} worker started:", worker.queue.worker);
-    let heart = tokio::spawn(worker.clone().beat());
+    let beats = worker.heart.start();
     worker.clone().work_all(wake).await;
-    heart.abort();
+    worker.heart.stop(beats).await;
     log::info!(queue = worker.queue.name; "{} worker stopped", worker.queue.worker);
 }
 
 /// Works everything that is due now, once, and returns how many jobs that were (tests, and hand-started runs).
 pub async fn run_once(store: &Store, queue: &Queue) -> usize {
-    let worker = Worker::new(store.clone(), queue.clone(), String::new(), CancellationToken::new());
+    let worker = Worker::new(store.clone(), queue.clone(), CancellationToken::new());
     let mut count = 0;
     loop {
         let claimed = worker.claim(queue.batch_size).await;
@@ -169,10 +170,7 @@ pub async fn run_once(store: &Store, queue: &Queue) -> usize {
 struct Worker {
     store: Store,
     queue: Queue,
-    instance_id: String,
-    started_at: Micros,
-    last_success_at: AtomicI64,
-    last_failure_at: AtomicI64,
+    heart: Arc<Heart>,
     stop: CancellationToken,
 }
 
@@ -185,40 +183,9 @@ struct Claimed {
 }
 
 impl Worker {
-    fn new(store: Store, queue: Queue, instance_id: String, stop: CancellationToken) -> Self {
-        Worker {
-            store,
-            queue,
-            instance_id,
-            started_at: Micros::now(),
-            last_success_at: AtomicI64::new(0),
-            last_failure_at: AtomicI64::new(0),
-            stop,
-        }
-    }
-
-    async fn beat(self: Arc<Self>) {
-        let mut beats = tokio::time::interval(HEARTBEAT);
-        loop {
-            beats.tick().await;
-            self.heartbeat().await;
-        }
-    }
-
-    async fn heartbeat(&self) {
-        let at = |atomic: &AtomicI64| Some(atomic.load(Ordering::Relaxed)).filter(|at| *at > 0);
-        let instance = Instance {
-            instance_id: self.instance_id.clone(),
-            worker: self.queue.worker.to_owned(),
-            started_at: self.started_at.0,
-            last_heartbeat_at: 0,
-            last_success_at: at(&self.last_success_at),
-            last_failure_at: at(&self.last_failure_at),
-        };
-        let beat = move |conn: &mut Conn| jobs::heartbeat(conn, &instance, Micros::now());
-        if let Err(error) = self.store.write("jobs::heartbeat", beat).await {
-            log::warn!(queue = self.queue.name, error:% = error; "heartbeat failed");
-        }
+    fn new(store: Store, queue: Queue, stop: CancellationToken) -> Self {
+        let heart = Heart::new(store.clone(), queue.worker);
+        Worker { store, queue, heart, stop }
     }
 
     /// Keeps every free place busy: a job that hangs holds up its own place and nobody else's.
@@ -343,7 +310,7 @@ impl Worker {
         let name = self.queue.name;
         match result {
             Ok(done) => {
-                self.last_success_at.store(now.0, Ordering::Relaxed);
+                self.heart.note(true);
                 let again_at = match done {
                     Done::Finished => None,
                     Done::AgainAt(at) => Some(at),
@@ -352,7 +319,7 @@ impl Worker {
                 self.store.write("jobs::finish", finish).await
             }
             Err(error) => {
-                self.last_failure_at.store(now.0, Ordering::Relaxed);
+                self.heart.note(false);
                 log::warn!(queue = name, key = job.key.as_str(), attempts = job.attempts, error:% = error; "job failed");
                 if job.attempts >= self.queue.max_attempts as i32 {
                     let bury = move |conn: &mut Conn| jobs::bury(conn, &job, &token, &error.message, now);

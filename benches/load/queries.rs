@@ -154,10 +154,9 @@ fn same_sql(suite: &Suite<'_>, workload: &Workload) -> Outcome<f64> {
 
 /// The quota check beside an authenticated request that does nothing.
 pub async fn doors(suite: &mut Suite<'_>, server: &Server, account: &Account) -> Outcome<()> {
-    const CONNECTIONS: usize = 8;
     let who = Request::new("GET", "/v1/auth/session", &account.cookie, "");
-    let mut requests = vec![("who calls c8", who)];
-    let path = "quota check c8";
+    let mut requests = vec![("who calls", who)];
+    let path = "quota check";
     if suite.wants(path) {
         let workload = Workload {
             meter: "meter-of-quota-checks".to_owned(),
@@ -174,18 +173,30 @@ pub async fn doors(suite: &mut Suite<'_>, server: &Server, account: &Account) ->
             requests.push((path, Request::new("POST", "/v1/entitlements/check", &account.key, &body)));
         }
     }
+    for connections in CONNECTIONS_OF_DOORS {
+        knock(suite, server, connections, &requests).await?;
+    }
+    Ok(())
+}
+
+const CONNECTIONS_OF_DOORS: [usize; 2] = [8, 64];
+
+async fn knock(
+    suite: &mut Suite<'_>,
+    server: &Server,
+    connections: usize,
+    requests: &[(&str, Request)],
+) -> Outcome<()> {
     let mut rate_of_nothing = None;
     for (path, request) in requests {
-        if !suite.wants(path) && path.starts_with("quota") {
-            continue;
-        }
-        let each = (suite.size.singles as usize).div_ceil(CONNECTIONS);
-        let lists = vec![vec![request; each]; CONNECTIONS];
+        let path = format!("{path} c{connections}");
+        let each = (suite.size.singles as usize).div_ceil(connections);
+        let lists = vec![vec![request.clone(); each]; connections];
         let mut gauge = Gauge::start(suite.place, server)?;
         gauge.resume();
         let mut load = client::run(server.http, lists, suite.size.time).await?;
         gauge.pause();
-        let mut row = gauge.finish(path, Unit::Requests, &mut load);
+        let mut row = gauge.finish(&path, Unit::Requests, &mut load);
         // here the ceiling is the request that does nothing
         row.ceiling = rate_of_nothing;
         rate_of_nothing = rate_of_nothing.or(Some((row.rate, row.server + row.db)));

@@ -9,8 +9,9 @@ use crate::auth::Caller;
 use crate::error::{Error, Result};
 use crate::http::extract::{Id, Params};
 use crate::http::respond::{self, Page};
-use crate::store::Conn;
+use crate::store::entitlements::Names;
 use crate::store::jobs::{self, DeadLetter};
+use crate::store::{Conn, Fault, alerts, deliveries, entitlements, exports};
 use crate::window::Micros;
 
 #[derive(Serialize, ToSchema)]
@@ -43,13 +44,15 @@ pub struct About {
 }
 
 impl DeadLetterView {
-    fn of(letter: DeadLetter) -> Self {
+    fn of(letter: DeadLetter, names: Option<Names>) -> Self {
+        let about: About = serde_json::from_str(&letter.payload).unwrap_or_default();
+        let Names { subject, meter } = names.unwrap_or_default();
         DeadLetterView {
             id: letter.id,
             // queues are named in the plural, workers are not
             worker_name: letter.queue.strip_suffix('s').unwrap_or(&letter.queue).to_owned(),
             job_key: letter.key,
-            about: serde_json::from_str(&letter.payload).unwrap_or_default(),
+            about: About { subject: about.subject.or(subject), meter: about.meter.or(meter), ..about },
             attempts: letter.attempts,
             last_error: letter.last_error,
             status: if letter.requeued_at.is_some() { "requeued" } else { "dead_letter" },
@@ -68,9 +71,17 @@ pub async fn list(app: web::Data<App>, caller: Caller, params: Params) -> Result
         return Err(Error::parameter("invalid_limit", "limit must be between 1 and 200"));
     }
     let workspace_id = caller.workspace_id;
-    let list = move |conn: &mut Conn| jobs::dead_letters(conn, workspace_id, limit);
-    let letters = app.store.read("jobs::dead_letters", list).await?;
-    let items: Vec<DeadLetterView> = letters.into_iter().map(DeadLetterView::of).collect();
+    let list = move |conn: &mut Conn| {
+        let letters = jobs::dead_letters(conn, workspace_id, limit)?;
+        let names = entitlements::names(conn, &letters)?;
+        Ok((letters, names))
+    };
+    let (letters, mut names) = app.store.read("jobs::dead_letters", list).await?;
+    let view = |letter: DeadLetter| {
+        let names = names.remove(&letter.id);
+        DeadLetterView::of(letter, names)
+    };
+    let items: Vec<DeadLetterView> = letters.into_iter().map(view).collect();
     respond::ok(&Page { items, next_cursor: None })
 }
 
@@ -80,8 +91,25 @@ pub async fn requeue(app: web::Data<App>, caller: Caller, Id(id): Id) -> Result<
         return Err(Error::invalid("the id is not a UUID"));
     }
     let workspace_id = caller.workspace_id;
-    let requeue = move |conn: &mut Conn| jobs::requeue(conn, workspace_id, &id, Micros::now());
+    let requeue = move |conn: &mut Conn| {
+        let letter = jobs::dead_letter(conn, workspace_id, &id)?;
+        if let Some(gone) = what_is_gone(conn, &letter)? {
+            return Err(Error::conflict(format!("{gone}: there is nothing left to do")).into());
+        }
+        jobs::requeue(conn, &letter, Micros::now())
+    };
     app.store.write("jobs::requeue", requeue).await?;
     app.wake.ring();
     Ok(respond::no_content())
+}
+
+/// What the job is about and no longer exists, if anything.
+fn what_is_gone(conn: &mut Conn, letter: &DeadLetter) -> Result<Option<&'static str>, Fault> {
+    match letter.queue.as_str() {
+        alerts::QUEUE => alerts::what_is_gone(conn, letter),
+        deliveries::QUEUE => deliveries::what_is_gone(conn, letter),
+        entitlements::QUEUE => entitlements::what_is_gone(conn, letter),
+        exports::QUEUE => exports::what_is_gone(conn, letter),
+        _ => Ok(None),
+    }
 }

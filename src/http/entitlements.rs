@@ -16,7 +16,7 @@ use crate::plan::assignment::effective;
 use crate::plan::consume::Quota;
 use crate::plan::quota::{Candidate, Check, State, state_message};
 use crate::quantity::Quantity;
-use crate::store::counters::{self, Range};
+use crate::store::counters::Range;
 use crate::store::decisions::{self, Decided, Decision};
 use crate::store::entitlements::{self, Entry, Filter};
 use crate::store::events::uuid_of;
@@ -65,11 +65,7 @@ pub async fn check(app: web::Data<App>, caller: Caller, body: Json<CheckInput>) 
             window: limit.period.window(span.anchor, now),
         })
         .collect();
-    let wanted = ranges.clone();
-    let counted = match wanted.is_empty() {
-        true => Vec::new(),
-        false => app.store.read("counters::load", move |conn| counters::load(conn, &wanted)).await?,
-    };
+    let counted = app.counters.load(ranges.clone()).await?;
     let candidates: Vec<Candidate> = plan
         .limits_of(found.id)
         .zip(ranges)
@@ -102,6 +98,7 @@ fn check_quantity(input: Option<InputQuantity>) -> Result<Quantity> {
 pub struct ConsumptionView {
     accepted: bool,
     replayed: bool,
+    /// The quota could not be evaluated, and the failure policy of the limit decided.
     evaluation_failed: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     event: Option<StoredEvent>,
@@ -144,15 +141,7 @@ pub async fn consume(app: web::Data<App>, caller: Caller, body: Json<Input>) -> 
 }
 
 async fn replay(app: &App, workspace_id: i64, key: String) -> Result<Option<Decided>> {
-    let read = move |conn: &mut Conn| {
-        let Some(decision) = decisions::find(conn, workspace_id, &key)? else { return Ok(None) };
-        let event = match decision.accepted {
-            true => events::by_key(conn, workspace_id, &key)?,
-            false => None,
-        };
-        Ok(Some(Decided { decision, event, replayed: true }))
-    };
-    app.store.read("decisions::replay", read).await
+    app.store.read("events::replay", move |conn: &mut Conn| events::replay(conn, workspace_id, &key)).await
 }
 
 /// A decision as it is kept.

@@ -1,4 +1,4 @@
-//! What happened so far: activity per meter, write calls, prunes, totals (rest.md 12.3, 12.7, 12.14).
+//! What happened so far: activity per meter, write calls, prunes (rest.md 12.3, 12.7).
 
 use actix_web::{HttpResponse, web};
 use serde::{Deserialize, Serialize};
@@ -150,41 +150,4 @@ pub async fn prune(app: web::Data<App>, caller: Caller, params: Params) -> Resul
         false => retention::prune(&app, caller.workspace_id).await?,
     };
     respond::ok(&PruneRunView::from(run))
-}
-
-/// Totals of the workspace on the wire; fields in contract order.
-#[derive(Serialize, ToSchema)]
-pub struct SystemStats {
-    meters: i64,
-    usage_events: i64,
-    prune_runs: i64,
-    last_prune_run: Option<LastPruneRun>,
-}
-
-#[derive(Serialize, ToSchema)]
-pub struct LastPruneRun {
-    id: String,
-    deleted: i64,
-    dry_run: bool,
-    created_at: Micros,
-}
-
-pub async fn system_stats(app: web::Data<App>, caller: Caller) -> Result<HttpResponse> {
-    caller.may_use_meter("")?;
-    let workspace_id = caller.workspace_id;
-    let load = move |conn: &mut _| {
-        let totals = subjects::totals(conn, workspace_id)?;
-        let prune_runs = subjects::count_prune_runs(conn, workspace_id)?;
-        let last = prunes::runs(conn, workspace_id, None, 1)?.pop();
-        Ok((totals, prune_runs, last))
-    };
-    let (totals, prune_runs, last) = app.store.read("subjects::totals", load).await?;
-    let last_prune_run = last.map(|run| LastPruneRun {
-        id: run.id.to_string(),
-        deleted: run.deleted,
-        dry_run: run.dry_run,
-        created_at: run.created_at,
-    });
-    let (meters, usage_events) = (totals.meters, totals.usage_events);
-    respond::ok(&SystemStats { meters, usage_events, prune_runs, last_prune_run })
 }

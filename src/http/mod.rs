@@ -15,6 +15,7 @@ pub mod plans;
 pub mod respond;
 pub mod saved_queries;
 pub mod session;
+pub mod stats;
 pub mod subjects;
 pub mod system;
 pub mod usage;
@@ -157,7 +158,7 @@ pub fn endpoints() -> Vec<Endpoint> {
         endpoint(Method::GET, "/v1/usageingestions", reads(&[Scope::UsageRead]), history::ingestions),
         endpoint(Method::GET, "/v1/subjects", reads(&[Scope::UsageRead]), subjects::list),
         endpoint(Method::GET, "/v1/subjects/{subject}/usageevents", reads(&[Scope::UsageRead]), subjects::events),
-        endpoint(Method::GET, "/v1/system/stats", reads(&[Scope::SystemRead]), history::system_stats),
+        endpoint(Method::GET, "/v1/system/stats", reads(&[Scope::SystemRead]), stats::system_stats),
 
         endpoint(Method::GET, "/v1/usage/saved-queries", Access::Session(Role::Viewer), saved_queries::list),
         endpoint(Method::POST, "/v1/usage/saved-queries", Access::Session(Role::Admin), saved_queries::create),

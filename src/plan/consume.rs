@@ -1,5 +1,6 @@
-//! Atomic consumption: whether one more event fits, judged on the value with the event in it (next.md 2). The store
-//! calls [`assess`] under the subject's lock; nothing here knows of other callers.
+//! Atomic consumption: whether one more event fits, judged on the value with the event in it (next.md 2), and what
+//! happens when that cannot be known. The store calls [`judge`] under the subject's lock; nothing here knows of other
+//! callers.
 
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -14,9 +15,10 @@ use crate::window::{Micros, Window};
 /// What is known of the quota when a decision is made; fields in wire order.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Quota {
-    /// Whether the projected value fits, whatever the enforcement.
+    /// Whether the projected value fits, whatever the enforcement; what the failure policy says where that is unknown.
     pub allowed: bool,
-    pub state: State,
+    /// `ok`, `warning`, `exceeded`, `no_plan` or `not_in_plan`; empty when the quota could not be evaluated.
+    pub state: &'static str,
     pub subject: String,
     pub meter: String,
     pub quantity: Quantity,
@@ -51,6 +53,35 @@ impl Quota {
     }
 }
 
+/// What is known of a limit that, or whose counter, cannot be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unread {
+    pub enforcement: Enforcement,
+    pub failure_policy: FailurePolicy,
+}
+
+impl Unread {
+    /// Nothing but that there may be a limit.
+    pub const UNKNOWN: Unread =
+        Unread { enforcement: Enforcement::Advisory, failure_policy: FailurePolicy::FailOpen };
+}
+
+/// The outcome for one event.
+pub struct Verdict {
+    pub quota: Quota,
+    /// A limit could not be read, and the failure policy decided.
+    pub evaluation_failed: bool,
+}
+
+impl Verdict {
+    pub fn refuses(&self) -> bool {
+        match self.evaluation_failed {
+            true => !self.quota.allowed,
+            false => self.quota.refuses(),
+        }
+    }
+}
+
 /// One limit on the meter, with what its window holds before the event.
 pub struct Counted<'a> {
     pub limit: &'a Limit,
@@ -58,14 +89,42 @@ pub struct Counted<'a> {
     pub part: Option<&'a Part>,
 }
 
+/// Judges an event against the limits of its meter. A limit that refuses does so whatever the unread ones would say;
+/// short of that the strictest failure policy among those decides.
+pub fn judge(
+    event: &Event,
+    plan: Option<&Plan>,
+    limits: &[Counted],
+    unread: &[Unread],
+    now: Micros,
+) -> Verdict {
+    let quota = assess(event, plan, limits, now);
+    if unread.is_empty() || quota.refuses() {
+        return Verdict { quota, evaluation_failed: false };
+    }
+    let (enforcement, failure_policy) = unread
+        .iter()
+        .fold((Enforcement::Advisory, FailurePolicy::FailOpen), |(enforcement, policy), limit| {
+            (enforcement.max(limit.enforcement), policy.max(limit.failure_policy))
+        });
+    let (allowed, message) = match failure_policy {
+        FailurePolicy::FailOpen => (true, "the quota could not be evaluated, and the plan allows usage then"),
+        FailurePolicy::FailClosed => {
+            (false, "the quota could not be evaluated, and the plan refuses usage then")
+        }
+    };
+    let quota = Quota { allowed, state: "", enforcement, failure_policy, message, ..unlimited(event, plan) };
+    Verdict { quota, evaluation_failed: true }
+}
+
 /// Judges an event against all limits of its meter and reports the tightest: a hard one that refuses, then an
 /// advisory one that would, then the one that is used up most. Without limits everything is allowed.
-pub fn assess(event: &Event, plan: Option<&Plan>, limits: &[Counted], now: Micros) -> Quota {
+fn assess(event: &Event, plan: Option<&Plan>, limits: &[Counted], now: Micros) -> Quota {
     let aggregation = event.meter.aggregation;
     let judged = limits.iter().map(|counted| {
         let mut with_event = Part::of(event.time, event.id, &event.quantity);
         if let Some(part) = counted.part {
-            with_event.add(part.clone());
+            with_event.add(part);
         }
         let projected = value(Some(&with_event), aggregation, counted.window);
         (counted, Measure::against(counted.limit, projected))
@@ -81,7 +140,7 @@ pub fn assess(event: &Event, plan: Option<&Plan>, limits: &[Counted], now: Micro
     let allowed = !measure.overage.is_positive();
     Quota {
         allowed,
-        state: measure.state,
+        state: measure.state.as_str(),
         current: value(counted.part, aggregation, window),
         projected: measure.current,
         limit: limit.quantity.clone(),
@@ -107,7 +166,7 @@ fn unlimited(event: &Event, plan: Option<&Plan>) -> Quota {
     let zero = Quantity::zero;
     Quota {
         allowed: true,
-        state,
+        state: state.as_str(),
         subject: event.subject.clone(),
         meter: event.meter.name.clone(),
         quantity: event.quantity.clone(),

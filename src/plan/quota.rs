@@ -337,7 +337,7 @@ mod tests {
                 for (at, used) in used.iter().enumerate() {
                     let part = Part::of(Micros(at as i64), Uuid::from_u128(at as u128), &q(used));
                     match &mut counted {
-                        Some(whole) => whole.add(part),
+                        Some(whole) => whole.add(&part),
                         None => counted = Some(part),
                     }
                 }

@@ -18,11 +18,11 @@ use self::destinations::Destination;
 use crate::alert::{self, Comparator, Crossing, Group, State, Status, Terms};
 use crate::error::{Error, Result};
 use crate::quantity::Quantity;
-use crate::store::jobs::{self, NewJob};
+use crate::store::jobs::{self, DeadLetter, NewJob};
 use crate::store::schema::{
     alert_attempts, alert_deliveries, alert_destinations, alert_events, alert_rules, alert_states, meters,
 };
-use crate::store::{Conn, Fault, deliveries};
+use crate::store::{Conn, Fault, deliveries, meters as meters_store};
 use crate::webhook::{self, RulePart};
 use crate::window::Micros;
 
@@ -392,6 +392,15 @@ pub fn watches(conn: &mut Conn, meter_id: i64) -> Result<bool, Fault> {
         .first(conn)
         .optional()?;
     Ok(any.is_some())
+}
+
+/// What a dead job was about and no longer exists.
+pub fn what_is_gone(conn: &mut Conn, letter: &DeadLetter) -> Result<Option<&'static str>, Fault> {
+    let job: MeterJob = letter.payload()?;
+    if meters_store::by_key(conn, job.meter_id)?.is_none() {
+        return Ok(Some("the meter is gone"));
+    }
+    Ok((!watches(conn, job.meter_id)?).then_some("the rules on the meter are gone"))
 }
 
 #[derive(Queryable, Selectable, Insertable)]

@@ -1,6 +1,8 @@
 //! Quota counters: sums of a subject's events per meter and day since the anchor of its assignment, written in the
 //! transaction that stores the events. A window of any period is one range of them, at most 366 rows.
 
+mod reader;
+
 use std::collections::BTreeMap;
 
 use bigdecimal::BigDecimal;
@@ -14,6 +16,8 @@ use crate::store::prepared::prepared;
 use crate::store::schema::quota_counters;
 use crate::store::{Conn, Fault};
 use crate::window::{Micros, Window};
+
+pub use reader::Reader;
 
 /// Where a counter lives; ordered as the primary key, so that writers lock rows in one order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -164,7 +168,7 @@ pub fn load(conn: &mut Conn, ranges: &[Range]) -> Result<Vec<Option<Part>>, Faul
     }
     for (place, part) in rows(conn, ranges)?.into_iter().map(part_of).collect::<Result<Vec<_>, Fault>>()? {
         match &mut counted[place] {
-            Some(whole) => whole.add(part),
+            Some(whole) => whole.add(&part),
             empty => *empty = Some(part),
         }
     }

@@ -5,10 +5,11 @@ use diesel::sql_query;
 use diesel::sql_types::{BigInt, Binary, Bool, Nullable, Text};
 
 use crate::both;
+use crate::error::Error;
 use crate::event::{StoredEvent, ledger_key};
 use crate::store::schema::consumption_decisions as decisions;
-use crate::store::schema::workspaces;
-use crate::store::{Conn, Fault};
+use crate::store::schema::decision_prune_runs;
+use crate::store::{Conn, Fault, leases};
 use crate::window::Micros;
 
 #[derive(Clone, Debug, Queryable, Selectable, Insertable, QueryableByName)]
@@ -131,20 +132,75 @@ pub fn list(conn: &mut Conn, workspace_id: i64, filter: &Filter, limit: i64) -> 
     Ok(query.load(conn)?)
 }
 
-/// Deletes up to a thousand decisions per workspace that were made before `before`; returns how many.
-pub fn sweep(conn: &mut Conn, before: Micros) -> Result<usize, Fault> {
-    // per workspace, because the index that serves the lists then serves here too
-    let ids: Vec<i64> = workspaces::table.select(workspaces::id).load(conn)?;
-    let mut deleted = 0;
-    for id in ids {
-        deleted += sql_query(
-            "DELETE FROM consumption_decisions WHERE (workspace_id, key) IN (
-                 SELECT workspace_id, key FROM consumption_decisions
-                 WHERE workspace_id = $1 AND created_at < $2 ORDER BY created_at LIMIT 1000)",
-        )
-        .bind::<BigInt, _>(id)
-        .bind::<BigInt, _>(before.0)
-        .execute(conn)?;
+pub fn count(conn: &mut Conn, workspace_id: i64) -> Result<i64, Fault> {
+    Ok(decisions::table.filter(decisions::workspace_id.eq(workspace_id)).count().get_result(conn)?)
+}
+
+#[derive(QueryableByName)]
+struct Workspace {
+    #[diesel(sql_type = BigInt)]
+    id: i64,
+}
+
+/// Workspaces with decisions from before `before`.
+pub fn outdated(conn: &mut Conn, before: Micros) -> Result<Vec<i64>, Fault> {
+    let rows: Vec<Workspace> = sql_query(
+        "SELECT w.id FROM workspaces w WHERE EXISTS (
+             SELECT 1 FROM consumption_decisions d WHERE d.workspace_id = w.id AND d.created_at < $1) ORDER BY w.id",
+    )
+    .bind::<BigInt, _>(before.0)
+    .load(conn)?;
+    Ok(rows.into_iter().map(|row| row.id).collect())
+}
+
+/// Deletes up to `limit` decisions of a workspace from before `before`; returns how many. 409 when the lease was lost.
+pub fn prune(
+    conn: &mut Conn,
+    (lease, holder): (&str, &str),
+    workspace_id: i64,
+    before: Micros,
+    limit: i64,
+) -> Result<i64, Fault> {
+    if !leases::renew(conn, lease, holder)? {
+        return Err(Error::conflict("another clean-up took over").into());
     }
-    Ok(deleted)
+    let deleted = sql_query(
+        "DELETE FROM consumption_decisions WHERE (workspace_id, key) IN (
+             SELECT workspace_id, key FROM consumption_decisions
+             WHERE workspace_id = $1 AND created_at < $2 ORDER BY created_at LIMIT $3)",
+    )
+    .bind::<BigInt, _>(workspace_id)
+    .bind::<BigInt, _>(before.0)
+    .bind::<BigInt, _>(limit)
+    .execute(conn)?;
+    Ok(deleted as i64)
+}
+
+/// What one prune deleted of a workspace; there is no record of one that found nothing.
+#[derive(Clone, Debug, Queryable, Selectable, Insertable)]
+#[diesel(table_name = decision_prune_runs)]
+pub struct PruneRun {
+    pub id: String,
+    pub workspace_id: i64,
+    pub decided_before: i64,
+    pub deleted: i64,
+    pub created_at: i64,
+}
+
+pub fn add_prune_run(conn: &mut Conn, run: &PruneRun) -> Result<(), Fault> {
+    diesel::insert_into(decision_prune_runs::table).values(run).execute(conn)?;
+    Ok(())
+}
+
+/// How often decisions of a workspace were pruned, and the last time.
+pub fn prune_runs(conn: &mut Conn, workspace_id: i64) -> Result<(i64, Option<PruneRun>), Fault> {
+    let own = decision_prune_runs::workspace_id.eq(workspace_id);
+    let count = decision_prune_runs::table.filter(own).count().get_result(conn)?;
+    let last = decision_prune_runs::table
+        .filter(own)
+        .order((decision_prune_runs::created_at.desc(), decision_prune_runs::id.desc()))
+        .select(PruneRun::as_select())
+        .first(conn)
+        .optional()?;
+    Ok((count, last))
 }

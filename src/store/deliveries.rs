@@ -9,7 +9,7 @@ use uuid::Uuid;
 use crate::error::{Error, Result};
 use crate::store::alerts::Rule;
 use crate::store::alerts::destinations::{self, Destination};
-use crate::store::jobs::{self, Job, LeaseToken, NewJob};
+use crate::store::jobs::{self, DeadLetter, Job, LeaseToken, NewJob};
 use crate::store::schema::{alert_attempts, alert_deliveries};
 use crate::store::{Conn, Fault};
 use crate::webhook::client::Answer;
@@ -159,14 +159,51 @@ pub fn record(
     Ok(true)
 }
 
+/// What a dead job was about and no longer exists: deliveries outlive their rule, so only having been sent counts.
+pub fn what_is_gone(conn: &mut Conn, letter: &DeadLetter) -> Result<Option<&'static str>, Fault> {
+    Ok(head(conn, letter.payload()?)?.is_none().then_some("the deliveries of the rule are done"))
+}
+
 /// Newest first.
 pub fn list(conn: &mut Conn, workspace_id: i64, limit: i64) -> Result<Vec<Delivery>, Fault> {
-    Ok(alert_deliveries::table
+    let mut rows: Vec<Delivery> = alert_deliveries::table
         .filter(alert_deliveries::workspace_id.eq(workspace_id))
         .order(alert_deliveries::id.desc())
         .limit(limit)
         .select(Delivery::as_select())
-        .load(conn)?)
+        .load(conn)?;
+    let running = running(conn, workspace_id, Micros::now())?;
+    for row in &mut rows {
+        if running.contains(&row.id) {
+            RUNNING.clone_into(&mut row.status);
+        }
+    }
+    Ok(rows)
+}
+
+/// What clients are told while an attempt is under way. Never stored, so that a killed worker leaves nothing behind:
+/// it is the oldest delivery a rule owes, while a worker holds the rule's job.
+const RUNNING: &str = "running";
+
+#[derive(QueryableByName)]
+struct Running {
+    #[diesel(sql_type = BigInt)]
+    id: i64,
+}
+
+fn running(conn: &mut Conn, workspace_id: i64, now: Micros) -> Result<Vec<i64>, Fault> {
+    let rows: Vec<Running> = sql_query(
+        "SELECT d.id FROM jobs j JOIN alert_deliveries d ON CAST(d.rule_id AS TEXT) = j.key
+         WHERE j.queue = $1 AND j.workspace_id = $2 AND j.leased_until >= $3
+           AND d.workspace_id = $2 AND d.status = 'pending' AND d.next_attempt_at <= $3
+           AND NOT EXISTS (SELECT 1 FROM alert_deliveries e
+                           WHERE e.rule_id = d.rule_id AND e.status = 'pending' AND e.id < d.id)",
+    )
+    .bind::<Text, _>(QUEUE)
+    .bind::<BigInt, _>(workspace_id)
+    .bind::<BigInt, _>(now.0)
+    .load(conn)?;
+    Ok(rows.into_iter().map(|row| row.id).collect())
 }
 
 fn send_again(conn: &mut Conn, delivery: &Delivery, now: Micros) -> Result<(), Fault> {
@@ -194,7 +231,9 @@ pub fn retry(conn: &mut Conn, workspace_id: i64, public_id: &str, now: Micros) -
         .optional()?
         .ok_or_else(|| Error::not_found("delivery job"))?;
     if delivery.status != "dead_letter" {
-        return Err(Error::conflict(format!("the delivery job is {}", delivery.status)).into());
+        let is_running = running(conn, workspace_id, now)?.contains(&delivery.id);
+        let status = if is_running { RUNNING } else { &delivery.status };
+        return Err(Error::conflict(format!("the delivery job is {status}")).into());
     }
     send_again(conn, &delivery, now)
 }

@@ -18,9 +18,9 @@ use crate::plan::{Limit, Period, Plan};
 use crate::rollup::Part;
 use crate::store::counters::Range;
 use crate::store::events::quantity_of;
-use crate::store::jobs::NewJob;
+use crate::store::jobs::{DeadLetter, NewJob};
 use crate::store::plans::word;
-use crate::store::schema::{entitlement_events, entitlement_states};
+use crate::store::schema::{entitlement_events, entitlement_states, subjects};
 use crate::store::{Conn, Fault, assignments, counters, meters, plans};
 use crate::window::{HOUR, Micros, Window};
 
@@ -104,6 +104,45 @@ pub fn evaluate(
     let rollover = subject.write_states(conn, &states)?;
     let change = next_change(&subject.history, now);
     Ok([rollover, change].into_iter().flatten().min())
+}
+
+/// Subject and meter of each dead job, as far as they exist, by the letter's id.
+pub fn names(conn: &mut Conn, letters: &[DeadLetter]) -> Result<HashMap<String, Names>, Fault> {
+    let own = letters.iter().filter(|letter| letter.queue == QUEUE);
+    let jobs: Vec<(&DeadLetter, Evaluation)> =
+        own.filter_map(|letter| Some((letter, letter.payload().ok()?))).collect();
+    let Some((first, _)) = jobs.first() else { return Ok(HashMap::new()) };
+    let subject_ids: Vec<i64> = jobs.iter().map(|(_, job)| job.subject_id).collect();
+    let meter_ids: Vec<i64> = jobs.iter().map(|(_, job)| job.meter_id).collect();
+    let found =
+        subjects::table.filter(subjects::id.eq_any(subject_ids)).select((subjects::id, subjects::name));
+    let subjects: HashMap<i64, String> = found.load(conn)?.into_iter().collect();
+    let meters = meters::by_numbers(conn, first.workspace_id, &meter_ids)?;
+    let meters: HashMap<i64, String> = meters.into_iter().map(|meter| (meter.id, meter.name)).collect();
+    let names = |job: &Evaluation| Names {
+        subject: subjects.get(&job.subject_id).cloned(),
+        meter: meters.get(&job.meter_id).cloned(),
+    };
+    Ok(jobs.iter().map(|(letter, job)| (letter.id.clone(), names(job))).collect())
+}
+
+/// What a job is about, in the words of clients.
+#[derive(Debug, Default)]
+pub struct Names {
+    pub subject: Option<String>,
+    pub meter: Option<String>,
+}
+
+/// What a dead job was about and no longer exists.
+pub fn what_is_gone(conn: &mut Conn, letter: &DeadLetter) -> Result<Option<&'static str>, Fault> {
+    let Evaluation { subject_id, meter_id, .. } = letter.payload()?;
+    if meters::by_key(conn, meter_id)?.is_none() {
+        return Ok(Some("the meter is gone"));
+    }
+    let has_plan = !assignments::history(conn, subject_id)?.is_empty();
+    // with states left over, there still is something to put right
+    let is_idle = !has_plan && states_of(conn, subject_id, meter_id)?.is_empty();
+    Ok(is_idle.then_some("the plan of the subject is gone"))
 }
 
 fn lock(conn: &mut Conn, subject_id: i64, meter_id: i64) -> Result<(), Fault> {

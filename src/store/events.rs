@@ -8,9 +8,12 @@ mod postgres;
 mod quota;
 mod sqlite;
 
+pub use decide::replay;
+
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 
 use moka::sync::Cache;
 use uuid::Uuid;
@@ -18,12 +21,13 @@ use uuid::Uuid;
 use crate::event::{self, Event, StoredEvent};
 use crate::plan::Plan;
 use crate::plan::assignment::Span;
+use crate::plan::consume::Unread;
 use crate::quantity::Quantity;
 use crate::rollup;
 use crate::store::alerts::MeterJob;
 use crate::store::decisions::{Decided, Decision};
 use crate::store::{Conn, Fault, jobs};
-use crate::window::Micros;
+use crate::window::{Micros, SECOND};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -43,7 +47,7 @@ impl Kind {
 }
 
 /// What one caller wants stored, all of it or none of it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Batch {
     pub workspace_id: i64,
     pub kind: Kind,
@@ -82,6 +86,8 @@ pub struct Known {
     plans: Cache<i64, Arc<Plan>>,
     /// The last hour of a subject with a meter, or an earlier one.
     activity: Cache<activity::Use, i64>,
+    /// Until then reads of quotas are expected to fail.
+    careful_until: AtomicI64,
 }
 
 /// What a subject was assigned to, under this version of its workspace's assignments.
@@ -90,6 +96,7 @@ type History = (i64, Arc<[Span]>);
 const KNOWN_SUBJECTS_MAX: u64 = 200_000;
 const KNOWN_DIMENSION_SETS_MAX: u64 = 100_000;
 const KNOWN_PLANS_MAX: u64 = 10_000;
+const CAREFUL_FOR: i64 = 600 * SECOND;
 
 impl Default for Known {
     fn default() -> Self {
@@ -102,6 +109,7 @@ impl Default for Known {
             histories: Cache::new(KNOWN_SUBJECTS_MAX),
             plans: Cache::new(KNOWN_PLANS_MAX),
             activity: Cache::new(KNOWN_SUBJECTS_MAX),
+            careful_until: AtomicI64::new(0),
         }
     }
 }
@@ -135,6 +143,15 @@ impl Known {
         for (one, hour) in learned.activity {
             self.activity.insert(one, hour);
         }
+    }
+
+    /// A quota could not be read.
+    fn be_careful(&self) {
+        self.careful_until.store(Micros::now().plus(CAREFUL_FOR).0, Ordering::Relaxed);
+    }
+
+    fn is_careful(&self) -> bool {
+        Micros::now().0 < self.careful_until.load(Ordering::Relaxed)
     }
 
     /// A meter was deleted: its dimension sets are gone and must be written again.
@@ -176,15 +193,14 @@ pub fn insert(
     work.drop_replayed(conn)?;
     work.find_subjects(conn, known)?;
     work.find_histories(conn, known)?;
-    work.decide(conn)?;
+    work.decide(conn, known)?;
     work.take_keys(conn)?;
     work.check_decisions()?;
     work.write_dimension_sets(conn, known)?;
     work.write_events(conn)?;
     work.write_replays(conn)?;
     work.write_runs(conn)?;
-    work.write_rollups(conn)?;
-    work.write_activity(conn, known)?;
+    work.write_rollups(conn, known)?;
     work.write_counters(conn)?;
     // last, because others share these rows
     work.ask_for_alerts(conn)?;
@@ -203,6 +219,8 @@ struct Work<'a> {
     histories: HashMap<i64, Arc<[Span]>>,
     /// All plans of those histories.
     plans: HashMap<i64, Arc<Plan>>,
+    /// Limits of those plans that cannot be read, by plan; each with its meter.
+    unread: HashMap<i64, Vec<(i64, Unread)>>,
     /// Of consumptions that go on to be stored, by batch.
     decisions: HashMap<usize, Decision>,
     /// Events whose key was taken, with what to answer.
@@ -223,6 +241,7 @@ impl<'a> Work<'a> {
             assignment_versions: HashMap::new(),
             histories: HashMap::new(),
             plans: HashMap::new(),
+            unread: HashMap::new(),
             decisions: HashMap::new(),
             duplicates: HashMap::new(),
             learned: Learned::default(),
@@ -472,7 +491,7 @@ impl<'a> Work<'a> {
         }
     }
 
-    fn write_rollups(&self, conn: &mut Conn) -> Result<(), Fault> {
+    fn write_rollups(&mut self, conn: &mut Conn, known: &Known) -> Result<(), Fault> {
         let events = self
             .accepted()
             .map(|(workspace_id, event)| (event, self.subject_id(workspace_id, &event.subject)));
@@ -481,9 +500,10 @@ impl<'a> Work<'a> {
             return Ok(());
         }
         match conn {
-            Conn::Postgres(c) => postgres::add_rollups(c, &parts, self.lane),
-            Conn::Sqlite(c) => sqlite::add_rollups(c, &parts, self.lane),
+            Conn::Postgres(c) => postgres::add_rollups(c, &parts, self.lane)?,
+            Conn::Sqlite(c) => sqlite::add_rollups(c, &parts, self.lane)?,
         }
+        self.write_activity(conn, known, parts.keys())
     }
 
     /// At most one request per watched meter, however many events and rules there are.
@@ -538,15 +558,19 @@ fn original_of(taken: &Taken, retry: &Event) -> StoredEvent {
     if let Some(event) = &taken.event {
         return event.clone();
     }
-    let received_at = taken.event_id.get_timestamp().map(|at| {
-        let (seconds, nanos) = at.to_unix();
-        Micros(seconds as i64 * 1_000_000 + i64::from(nanos) / 1_000)
-    });
     StoredEvent {
         id: taken.event_id.to_string(),
         timestamp: Micros(taken.event_time),
-        received_at: received_at.unwrap_or(retry.received_at),
+        received_at: taken.received_at().unwrap_or(retry.received_at),
         ..StoredEvent::of(retry)
+    }
+}
+
+impl Taken {
+    /// To the millisecond, as the id tells.
+    fn received_at(&self) -> Option<Micros> {
+        let (seconds, nanos) = self.event_id.get_timestamp()?.to_unix();
+        Some(Micros(seconds as i64 * 1_000_000 + i64::from(nanos) / 1_000))
     }
 }
 
@@ -655,20 +679,10 @@ pub fn uuid_of(bytes: &[u8]) -> Result<Uuid, Fault> {
     Uuid::from_slice(bytes).map_err(|error| Fault::Refused(crate::error::Error::internal(error)))
 }
 
-/// Reads decimal text made by the database; sums may be longer than any single quantity.
+/// Reads decimal text made by the database.
 pub fn quantity_of(text: &str) -> Result<Quantity, Fault> {
-    let parsed: Result<bigdecimal::BigDecimal, _> = text.parse();
-    parsed.map(Quantity::from).map_err(|error| Fault::Refused(crate::error::Error::internal(error)))
-}
-
-/// The stored event with this idempotency key.
-pub fn by_key(conn: &mut Conn, workspace_id: i64, key: &str) -> Result<Option<StoredEvent>, Fault> {
-    let keys = [(workspace_id, event::ledger_key(key))];
-    let taken = match conn {
-        Conn::Postgres(c) => postgres::find_taken(c, &keys)?,
-        Conn::Sqlite(c) => sqlite::find_taken(c, &keys)?,
-    };
-    Ok(taken.into_iter().next().and_then(|taken| taken.event))
+    let not_a_number = || crate::error::Error::internal("the database holds a quantity that is not a number");
+    Ok(Quantity::from_plain(text).ok_or_else(not_a_number)?)
 }
 
 /// How many of these ledger keys are taken.

@@ -7,7 +7,7 @@ use diesel::sql_types::{BigInt, Text};
 
 use crate::error::{Error, Result};
 use crate::export_job::{Artifact, CANCELED, Export, Kind, Status};
-use crate::store::jobs::{self, Job, LeaseToken, NewJob};
+use crate::store::jobs::{self, DeadLetter, Job, LeaseToken, NewJob};
 use crate::store::schema::{export_cleanup_runs, export_jobs, jobs as work};
 use crate::store::{Conn, Fault};
 use crate::window::Micros;
@@ -281,6 +281,26 @@ pub struct CleanupRun {
     pub bytes_reclaimed: i64,
     pub failures: i64,
     pub created_at: i64,
+}
+
+/// How often exports of a workspace were cleaned up, and the last time.
+pub fn cleanup_runs(conn: &mut Conn, workspace_id: i64) -> Result<(i64, Option<CleanupRun>), Fault> {
+    let own = export_cleanup_runs::workspace_id.eq(workspace_id);
+    let count = export_cleanup_runs::table.filter(own).count().get_result(conn)?;
+    let last = export_cleanup_runs::table
+        .filter(own)
+        .order((export_cleanup_runs::created_at.desc(), export_cleanup_runs::id.desc()))
+        .select(CleanupRun::as_select())
+        .first(conn)
+        .optional()?;
+    Ok((count, last))
+}
+
+/// What a dead job was about and no longer exists.
+pub fn what_is_gone(conn: &mut Conn, letter: &DeadLetter) -> Result<Option<&'static str>, Fault> {
+    let export = by_id(conn, letter.workspace_id, &letter.key)?;
+    let may_run = export.is_some_and(|export| export.status.may_run());
+    Ok((!may_run).then_some("the export is over"))
 }
 
 /// Marks exports whose files were removed, and remembers the runs that did it.

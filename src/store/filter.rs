@@ -16,32 +16,28 @@ pub fn prefilter(filter: &Filter, workspace_id: i64, statement: &mut Statement) 
         }
         Filter::Any(rules) => {
             // checked first, so that no bind is left without its place
-            if !rules.iter().all(|rule| is_known(rule, statement.is_postgres)) {
+            if !rules.iter().all(is_known) {
                 return None;
             }
             let parts: Vec<String> =
                 rules.iter().filter_map(|rule| prefilter(rule, workspace_id, statement)).collect();
             (parts.len() == rules.len()).then(|| format!("({})", parts.join(" OR ")))
         }
-        Filter::Condition(field, test) if is_known(filter, statement.is_postgres) => {
-            condition(field, test, workspace_id, statement)
-        }
+        Filter::Condition(field, test) if is_known(filter) => condition(field, test, workspace_id, statement),
         Filter::Condition(..) => None,
     }
 }
 
 /// Whether [`prefilter`] has something to say.
-fn is_known(filter: &Filter, is_postgres: bool) -> bool {
+fn is_known(filter: &Filter) -> bool {
     let (field, test) = match filter {
-        Filter::All(rules) => return rules.iter().any(|rule| is_known(rule, is_postgres)),
-        Filter::Any(rules) => return rules.iter().all(|rule| is_known(rule, is_postgres)),
+        Filter::All(rules) => return rules.iter().any(is_known),
+        Filter::Any(rules) => return rules.iter().all(is_known),
         Filter::Condition(field, test) => (field, test),
     };
     match (field, test) {
         (Field::Subject | Field::IdempotencyKey, Test::In(_)) => true,
         (Field::Quantity | Field::EventTime | Field::ReceivedAt, Test::In(_) | Test::Compare(..)) => true,
-        // SQLite would parse the JSON twice
-        (Field::Metadata(_), _) if !is_postgres => false,
         (Field::Metadata(_), Test::In(literals)) => {
             literals.iter().all(|literal| !matches!(literal, Literal::List(_)))
         }
@@ -76,7 +72,8 @@ fn condition(field: &Field, test: &Test, workspace_id: i64, statement: &mut Stat
             let value = fixed(literal, statement)?;
             Some(format!("{} {} {value}", column(field), order.sql()))
         }
-        (Field::Metadata(path), test) => metadata(path, test, statement),
+        (Field::Metadata(path), test) if statement.is_postgres => metadata(path, test, statement),
+        (Field::Metadata(path), test) => written(path, test, statement),
         _ => None,
     }
 }
@@ -110,6 +107,22 @@ fn fixed(literal: &Literal, statement: &mut Statement) -> Option<String> {
         Literal::Time(time) => Some(statement.int(time.0)),
         _ => None,
     }
+}
+
+/// SQLite only. Metadata is stored as `event::admit` writes it: compact, one spelling of each value. So text can be
+/// looked for instead of parsing JSON, in a tenth of the time; it may also stand elsewhere in the object.
+fn written(path: &str, test: &Test, statement: &mut Statement) -> Option<String> {
+    let name = serde_json::to_string(path.rsplit('.').next()?).ok()?;
+    let values = match test {
+        Test::In(literals) => literals.iter().map(json_text).collect::<Option<Vec<_>>>()?,
+        _ => vec![String::new()],
+    };
+    let mut places = values.iter().map(|value| {
+        let text = statement.text(format!("{name}:{value}"));
+        format!("instr(e.metadata, {text}) > 0")
+    });
+    let first = places.next()?;
+    Some(places.fold(first, |all, place| format!("{all} OR {place}"))).map(|all| format!("({all})"))
 }
 
 /// PostgreSQL only. A path is dot-separated words, so it needs no escaping inside the array literal. `#>` would also
@@ -154,7 +167,7 @@ fn metadata(path: &str, test: &Test, statement: &mut Statement) -> Option<String
 fn json_text(literal: &Literal) -> Option<String> {
     match literal {
         Literal::Text(text) => serde_json::to_string(text).ok(),
-        Literal::Number(number) => Some(number.to_plain()),
+        Literal::Number(number) => Some(number.to_json()),
         Literal::Bool(flag) => Some(flag.to_string()),
         Literal::Time(_) | Literal::List(_) => None,
     }

@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use crate::error::Error;
 use crate::store::events::uuid_of;
-use crate::store::schema::ingestion_runs;
+use crate::store::schema::{ingestion_refusals, ingestion_runs};
 use crate::store::{Conn, Fault, leases};
 use crate::window::Micros;
 
@@ -112,4 +112,41 @@ fn delete_runs(conn: &mut Conn, before: Micros, limit: i64) -> Result<usize, Fau
 fn first_id(at: Micros) -> Uuid {
     let millis = at.0.max(0).div_euclid(1000) as u64;
     uuid::Builder::from_unix_timestamp_millis(millis, &[0; 10]).into_uuid()
+}
+
+/// Events of a workspace that were turned away.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Refused {
+    /// Invalid.
+    pub rejected: i64,
+    /// Over the rate limit.
+    pub throttled: i64,
+}
+
+/// Adds to the totals of each workspace, which come sorted.
+pub fn add_refused(conn: &mut Conn, more: &[(i64, Refused)]) -> Result<(), Fault> {
+    for (workspace_id, refused) in more {
+        // a workspace may have been deleted meanwhile
+        sql_query(
+            "INSERT INTO ingestion_refusals AS r (workspace_id, rejected_events, throttled_events)
+             SELECT id, CAST($1 AS BIGINT), CAST($2 AS BIGINT) FROM workspaces WHERE id = $3
+             ON CONFLICT (workspace_id) DO UPDATE SET
+                 rejected_events = r.rejected_events + excluded.rejected_events,
+                 throttled_events = r.throttled_events + excluded.throttled_events",
+        )
+        .bind::<BigInt, _>(refused.rejected)
+        .bind::<BigInt, _>(refused.throttled)
+        .bind::<BigInt, _>(*workspace_id)
+        .execute(conn)?;
+    }
+    Ok(())
+}
+
+pub fn refused(conn: &mut Conn, workspace_id: i64) -> Result<Refused, Fault> {
+    let row: Option<(i64, i64)> = ingestion_refusals::table
+        .find(workspace_id)
+        .select((ingestion_refusals::rejected_events, ingestion_refusals::throttled_events))
+        .first(conn)
+        .optional()?;
+    Ok(row.map(|(rejected, throttled)| Refused { rejected, throttled }).unwrap_or_default())
 }

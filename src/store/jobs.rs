@@ -2,6 +2,7 @@
 //! as the holder of the lease. One mechanism for every queue. A job is named by (queue, key); asking for it again
 //! while it waits changes nothing but brings it forward, asking while it runs makes it run once more.
 
+use std::collections::HashMap;
 use std::time::Instant;
 
 use diesel::prelude::*;
@@ -13,6 +14,7 @@ use serde::de::DeserializeOwned;
 use crate::error::{Error, Result};
 use crate::store::prepared::prepared;
 use crate::store::schema::{dead_letters, jobs, worker_instances};
+use crate::store::statement::Statement;
 use crate::store::{Conn, Fault};
 use crate::window::Micros;
 
@@ -311,6 +313,12 @@ pub struct DeadLetter {
     pub requeued_at: Option<i64>,
 }
 
+impl DeadLetter {
+    pub fn payload<P: DeserializeOwned>(&self) -> Result<P> {
+        serde_json::from_str(&self.payload).map_err(Error::internal)
+    }
+}
+
 /// The newest dead letters of a workspace.
 pub fn dead_letters(conn: &mut Conn, workspace_id: i64, limit: i64) -> Result<Vec<DeadLetter>, Fault> {
     Ok(dead_letters::table
@@ -321,14 +329,28 @@ pub fn dead_letters(conn: &mut Conn, workspace_id: i64, limit: i64) -> Result<Ve
         .load(conn)?)
 }
 
-/// Queues a dead letter anew and keeps the record; 404 unknown, 409 already requeued.
-pub fn requeue(conn: &mut Conn, workspace_id: i64, id: &str, now: Micros) -> Result<(), Fault> {
-    let letter: DeadLetter = dead_letters::table
+/// How many dead letters of a workspace nobody requeued, by queue.
+pub fn count_dead_letters(conn: &mut Conn, workspace_id: i64) -> Result<HashMap<String, i64>, Fault> {
+    let rows: Vec<(String, i64)> = dead_letters::table
+        .filter(dead_letters::workspace_id.eq(workspace_id).and(dead_letters::requeued_at.is_null()))
+        .group_by(dead_letters::queue)
+        .select((dead_letters::queue, diesel::dsl::count_star()))
+        .load(conn)?;
+    Ok(rows.into_iter().collect())
+}
+
+/// One dead letter; 404 when it is unknown.
+pub fn dead_letter(conn: &mut Conn, workspace_id: i64, id: &str) -> Result<DeadLetter, Fault> {
+    dead_letters::table
         .filter(dead_letters::id.eq(id).and(dead_letters::workspace_id.eq(workspace_id)))
         .select(DeadLetter::as_select())
         .first(conn)
         .optional()?
-        .ok_or_else(|| Error::not_found("dead letter"))?;
+        .ok_or_else(|| Error::not_found("dead letter").into())
+}
+
+/// Queues a dead letter anew and keeps the record; 409 already requeued.
+pub fn requeue(conn: &mut Conn, letter: &DeadLetter, now: Micros) -> Result<(), Fault> {
     let marked =
         diesel::update(dead_letters::table.find(&letter.id).filter(dead_letters::requeued_at.is_null()))
             .set(dead_letters::requeued_at.eq(now.0))
@@ -353,6 +375,8 @@ pub fn requeue(conn: &mut Conn, workspace_id: i64, id: &str, now: Micros) -> Res
 /// How a queue stands: what operators see.
 #[derive(Clone, Debug, Default, QueryableByName)]
 pub struct Depth {
+    #[diesel(sql_type = Text)]
+    pub queue: String,
     #[diesel(sql_type = BigInt)]
     pub pending: i64,
     #[diesel(sql_type = BigInt)]
@@ -364,19 +388,34 @@ pub struct Depth {
     pub oldest_pending_at: Option<i64>,
 }
 
-/// Due and running jobs of a queue; jobs kept for a later time do not count. `workspace_id` 0 means all.
-pub fn depth(conn: &mut Conn, queue: &str, workspace_id: i64, now: Micros) -> Result<Depth, Fault> {
-    let text = "SELECT
-                    CAST(COALESCE(SUM(CASE WHEN leased_until IS NULL OR leased_until < $1 THEN 1 ELSE 0 END), 0) AS BIGINT) AS pending,
-                    CAST(COALESCE(SUM(CASE WHEN leased_until >= $1 THEN 1 ELSE 0 END), 0) AS BIGINT) AS running,
-                    CAST(COALESCE(SUM(CASE WHEN last_error IS NOT NULL THEN 1 ELSE 0 END), 0) AS BIGINT) AS failed,
-                    MIN(CASE WHEN leased_until IS NULL OR leased_until < $1 THEN run_after END) AS oldest_pending_at
-                FROM jobs WHERE queue = $2 AND run_after <= $1 AND ($3 = 0 OR workspace_id = $3)";
-    Ok(sql_query(text)
-        .bind::<BigInt, _>(now.0)
-        .bind::<Text, _>(queue)
-        .bind::<BigInt, _>(workspace_id)
-        .get_result(conn)?)
+/// Due and running jobs of a workspace, by queue; jobs kept for a later time do not count.
+pub fn depths(
+    conn: &mut Conn,
+    queues: &[&str],
+    workspace_id: i64,
+    now: Micros,
+) -> Result<HashMap<String, Depth>, Fault> {
+    let mut statement = Statement::new(conn);
+    let (now, workspace_id) = (statement.int(now.0), statement.int(workspace_id));
+    let queues: Vec<String> = queues.iter().map(|queue| statement.text(*queue)).collect();
+    let count = |what: &str| format!("CAST(SUM(CASE WHEN {what} THEN 1 ELSE 0 END) AS BIGINT)");
+    let is_free = format!("(leased_until IS NULL OR leased_until < {now})");
+    let text = format!(
+        "-- store::jobs::depths
+         SELECT queue, {} AS pending, {} AS running, {} AS failed,
+                MIN(CASE WHEN {is_free} THEN run_after END) AS oldest_pending_at
+         FROM jobs WHERE queue IN ({}) AND run_after <= {now} AND workspace_id = {workspace_id} GROUP BY queue",
+        count(&is_free),
+        count(&format!("leased_until >= {now}")),
+        count("last_error IS NOT NULL"),
+        queues.join(", "),
+    );
+    let mut found = HashMap::new();
+    statement.each(conn, &text, |depth: Depth| {
+        found.insert(depth.queue.clone(), depth);
+        Ok(())
+    })?;
+    Ok(found)
 }
 
 /// One running worker process.
@@ -410,6 +449,12 @@ pub fn heartbeat(conn: &mut Conn, instance: &Instance, now: Micros) -> Result<()
         worker_instances::table.filter(worker_instances::last_heartbeat_at.lt(now.0 - crate::window::DAY)),
     )
     .execute(conn)?;
+    Ok(())
+}
+
+/// Says that a worker is gone.
+pub fn leave(conn: &mut Conn, worker: &str, instance_id: &str) -> Result<(), Fault> {
+    diesel::delete(worker_instances::table.find((worker, instance_id))).execute(conn)?;
     Ok(())
 }
 
@@ -498,15 +543,22 @@ mod tests {
         enqueue(&mut conn, vec![job("a", 5)], Micros(0)).expect("enqueued");
         let first = claim_at(&mut conn, &TOKEN, 5);
         retry(&mut conn, &first[0], &TOKEN, Micros(20), "broken").expect("freed");
-        assert_eq!(depth(&mut conn, "q", 0, Micros(30)).expect("depth").failed, 1);
+        let found = depths(&mut conn, &["p", "q"], 1, Micros(30)).expect("counted");
+        let depth = found.get("q").expect("one job");
+        assert_eq!((found.len(), depth.pending, depth.running, depth.failed), (1, 1, 0, 1));
+        assert_eq!(depth.oldest_pending_at, Some(20));
+        assert!(depths(&mut conn, &["q"], 2, Micros(30)).expect("counted").is_empty(), "another workspace");
         let second = claim_at(&mut conn, &TOKEN, 20);
         bury(&mut conn, &second[0], &TOKEN, "broken", Micros(21)).expect("buried");
         assert!(claim_at(&mut conn, &TOKEN, 100).is_empty());
         let letters = dead_letters(&mut conn, 1, 10).expect("listed");
         assert_eq!((letters.len(), letters[0].attempts), (1, 2));
-        requeue(&mut conn, 1, &letters[0].id, Micros(100)).expect("requeued");
-        assert!(requeue(&mut conn, 1, &letters[0].id, Micros(100)).is_err(), "once only");
-        assert!(requeue(&mut conn, 2, &letters[0].id, Micros(100)).is_err(), "another workspace");
+        assert_eq!(count_dead_letters(&mut conn, 1).expect("counted"), HashMap::from([("q".to_owned(), 1)]));
+        assert!(dead_letter(&mut conn, 2, &letters[0].id).is_err(), "another workspace");
+        let letter = dead_letter(&mut conn, 1, &letters[0].id).expect("found");
+        requeue(&mut conn, &letter, Micros(100)).expect("requeued");
+        assert!(requeue(&mut conn, &letter, Micros(100)).is_err(), "once only");
+        assert!(count_dead_letters(&mut conn, 1).expect("counted").is_empty());
         assert_eq!(claim_at(&mut conn, &TOKEN, 100).len(), 1);
     }
 }

@@ -379,6 +379,15 @@ impl Store {
         self.run(&self.0.readers, operation, true, work).await
     }
 
+    /// Like [`Store::read`], for a thread that may wait. Not for a thread of the runtime.
+    pub fn read_here<T>(
+        &self,
+        operation: &'static str,
+        work: impl Fn(&mut Conn) -> Result<T, Fault>,
+    ) -> Result<T> {
+        attempt(&self.0.readers.connections, operation, true, work)
+    }
+
     /// Like [`Store::read`], but all statements see the database at one instant.
     pub async fn read_snapshot<T: Send + 'static>(
         &self,

@@ -14,6 +14,7 @@ use moka::sync::Cache;
 use crate::both;
 use crate::error::{Error, Result};
 use crate::plan::assignment::Span;
+use crate::plan::consume::Unread;
 use crate::plan::{Draft, Enforcement, FailurePolicy, Limit, Period, Plan};
 use crate::store::events::quantity_of;
 use crate::store::schema::{meters, plan_assignments, plan_limits, plans};
@@ -33,6 +34,24 @@ struct PlanRow {
     is_current: bool,
     created_at: i64,
     updated_at: i64,
+}
+
+impl PlanRow {
+    fn into_plan(self, limits: Vec<Limit>) -> Plan {
+        Plan {
+            id: self.id,
+            public_id: self.public_id,
+            workspace_id: self.workspace_id,
+            name: self.name,
+            description: self.description,
+            version: self.version,
+            parent_id: self.parent_id,
+            is_current: self.is_current,
+            limits,
+            created_at: Micros(self.created_at),
+            updated_at: Micros(self.updated_at),
+        }
+    }
 }
 
 #[derive(Insertable)]
@@ -112,18 +131,9 @@ fn with_limits(conn: &mut Conn, rows: Vec<PlanRow>) -> Result<Vec<Plan>, Fault> 
     for (row, meter) in limits {
         by_plan.entry(row.plan_id).or_default().push(row.into_limit(meter)?);
     }
-    let plans = rows.into_iter().map(|row| Plan {
-        limits: by_plan.remove(&row.id).unwrap_or_default(),
-        id: row.id,
-        public_id: row.public_id,
-        workspace_id: row.workspace_id,
-        name: row.name,
-        description: row.description,
-        version: row.version,
-        parent_id: row.parent_id,
-        is_current: row.is_current,
-        created_at: Micros(row.created_at),
-        updated_at: Micros(row.updated_at),
+    let plans = rows.into_iter().map(|row| {
+        let limits = by_plan.remove(&row.id).unwrap_or_default();
+        row.into_plan(limits)
     });
     Ok(plans.collect())
 }
@@ -162,6 +172,49 @@ pub fn by_ids(conn: &mut Conn, ids: &[i64]) -> Result<HashMap<i64, Arc<Plan>>, F
     let rows: Vec<PlanRow> =
         plans::table.filter(plans::id.eq_any(ids)).select(PlanRow::as_select()).load(conn)?;
     Ok(with_limits(conn, rows)?.into_iter().map(|plan| (plan.id, Arc::new(plan))).collect())
+}
+
+/// A plan that cannot be read as a whole, as far as it can.
+pub struct Damaged {
+    /// With the limits that can be read; `None` when the plan itself is missing.
+    pub plan: Option<Plan>,
+    /// The other limits, each by its meter.
+    pub unread: Vec<(i64, Unread)>,
+}
+
+/// Reads limit by limit what [`by_ids`] could not.
+pub fn damaged(conn: &mut Conn, id: i64) -> Result<Damaged, Fault> {
+    let row: Option<PlanRow> = plans::table.find(id).select(PlanRow::as_select()).first(conn).optional()?;
+    let limits: Vec<(LimitRow, String)> = plan_limits::table
+        .inner_join(meters::table.on(meters::id.eq(plan_limits::meter_id)))
+        .filter(plan_limits::plan_id.eq(id))
+        .order((meters::name, plan_limits::period))
+        .select((LimitRow::as_select(), meters::name))
+        .load(conn)?;
+    let (mut readable, mut unread) = (Vec::new(), Vec::new());
+    for (limit, meter) in limits {
+        let known = Unread {
+            enforcement: Enforcement::parse(&limit.enforcement).unwrap_or(Unread::UNKNOWN.enforcement),
+            failure_policy: FailurePolicy::parse(&limit.failure_policy)
+                .unwrap_or(Unread::UNKNOWN.failure_policy),
+        };
+        let meter_id = limit.meter_id;
+        match limit.into_limit(meter) {
+            Ok(limit) if row.is_some() => readable.push(limit),
+            _ => unread.push((meter_id, known)),
+        }
+    }
+    Ok(Damaged { plan: row.map(|row| row.into_plan(readable)), unread })
+}
+
+/// Whether some subject still has, or had, this plan.
+pub fn is_assigned(conn: &mut Conn, id: i64) -> Result<bool, Fault> {
+    let found = plan_assignments::table
+        .filter(plan_assignments::plan_id.eq(id))
+        .select(plan_assignments::id)
+        .first::<i64>(conn)
+        .optional()?;
+    Ok(found.is_some())
 }
 
 /// Current versions, by name.

@@ -108,9 +108,9 @@ pub struct Change {
 
 /// Subjects named in one preview; the summary counts all of them.
 const SUBJECTS_LISTED: usize = 1_000;
-/// Subjects whose counters are read in one statement.
-const SUBJECTS_AT_ONCE: usize = 500;
 const ASSIGNMENTS_MAX: i64 = i64::MAX;
+/// Windows read with one statement: a year of one is up to 366 rows.
+const RANGES_AT_ONCE: usize = 1_000;
 
 pub fn preview(conn: &mut Conn, current: Plan, proposed: Plan, now: Micros) -> Result<Preview, Fault> {
     let filter = Filter { plan_id: current.public_id.clone(), ..Filter::default() };
@@ -131,12 +131,14 @@ pub fn preview(conn: &mut Conn, current: Plan, proposed: Plan, now: Micros) -> R
         current,
         proposed,
     };
-    for assignments in assignments.chunks(SUBJECTS_AT_ONCE) {
+    let per_subject = limits.len().max(1);
+    let at_once = (RANGES_AT_ONCE / per_subject).max(1);
+    for some in assignments.chunks(at_once) {
         let of_one = |one: &Assignment| ranges(one.subject_id, one.anchor, &limits, now);
-        let ranges: Vec<Range> = assignments.iter().flat_map(of_one).collect();
+        let ranges: Vec<Range> = some.iter().flat_map(of_one).collect();
         let counted = counters::load(conn, &ranges)?;
-        let each = ranges.chunks(limits.len().max(1)).zip(counted.chunks(limits.len().max(1)));
-        for (assignment, (ranges, counted)) in assignments.iter().zip(each) {
+        let measured = ranges.chunks(per_subject).zip(counted.chunks(per_subject));
+        for (assignment, (ranges, counted)) in some.iter().zip(measured) {
             let mut changes = Vec::with_capacity(limits.len());
             for ((limit, range), part) in limits.iter().zip(ranges).zip(counted) {
                 changes.push(change(&preview, item(limit, range, part.as_ref(), &meters)?));

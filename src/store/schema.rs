@@ -398,6 +398,24 @@ table! {
 }
 
 table! {
+    decision_prune_runs (id) {
+        id -> Text,
+        workspace_id -> BigInt,
+        decided_before -> BigInt,
+        deleted -> BigInt,
+        created_at -> BigInt,
+    }
+}
+
+table! {
+    ingestion_refusals (workspace_id) {
+        workspace_id -> BigInt,
+        rejected_events -> BigInt,
+        throttled_events -> BigInt,
+    }
+}
+
+table! {
     worker_instances (worker, instance_id) {
         instance_id -> Text,
         worker -> Text,

@@ -38,20 +38,33 @@ pub fn open(path: &str, synchronous: Synchronous) -> Result<SqliteConnection, Co
 
 fn register(conn: &mut SqliteConnection) -> diesel::QueryResult<()> {
     quantity_total_utils::register_impl::<Total, _>(conn)?;
-    quantity_add_utils::register_impl(conn, |a: Vec<u8>, b: Vec<u8>| (&read(&a) + &read(&b)).to_sortable())?;
-    quantity_text_utils::register_impl(conn, |x: Vec<u8>| read(&x).to_plain())
+    quantity_add_utils::register_impl(conn, |a: Vec<u8>, b: Vec<u8>| write(add(&a, &b)))?;
+    quantity_text_utils::register_impl(conn, |x: Vec<u8>| {
+        read(&x).map_or(NOT_A_NUMBER.into(), |x| x.to_plain())
+    })
 }
 
-/// Only bytes made by `Quantity` are ever stored.
-fn read(bytes: &[u8]) -> Quantity {
-    Quantity::from_sortable(bytes).unwrap_or_else(Quantity::zero)
+/// What bytes that no [`Quantity`] made are read as, here and by PostgreSQL: a sum with one of them in it is none
+/// either, and whoever reads it gets an error. Damage must not pass for 0.
+const NOT_A_NUMBER: &str = "NaN";
+
+fn read(bytes: &[u8]) -> Option<Quantity> {
+    Quantity::from_sortable(bytes)
 }
 
-struct Total(Quantity);
+fn write(sum: Option<Quantity>) -> Vec<u8> {
+    sum.map(|sum| sum.to_sortable()).unwrap_or_default()
+}
+
+fn add(a: &[u8], b: &[u8]) -> Option<Quantity> {
+    Some(&read(a)? + &read(b)?)
+}
+
+struct Total(Option<Quantity>);
 
 impl Default for Total {
     fn default() -> Self {
-        Total(Quantity::zero())
+        Total(Some(Quantity::zero()))
     }
 }
 
@@ -59,10 +72,13 @@ impl SqliteAggregateFunction<Vec<u8>> for Total {
     type Output = Vec<u8>;
 
     fn step(&mut self, x: Vec<u8>) {
-        self.0 += &read(&x);
+        match (&mut self.0, read(&x)) {
+            (Some(sum), Some(x)) => *sum += &x,
+            (sum, _) => *sum = None,
+        }
     }
 
     fn finalize(aggregator: Option<Self>) -> Vec<u8> {
-        aggregator.unwrap_or_default().0.to_sortable()
+        write(aggregator.unwrap_or_default().0)
     }
 }

@@ -43,6 +43,9 @@ pub struct Totals {
     pub meters: i64,
     #[diesel(sql_type = BigInt)]
     pub usage_events: i64,
+    /// Pruned ones included.
+    #[diesel(sql_type = BigInt)]
+    pub accepted_events: i64,
 }
 
 /// SQL for the first whole hour or day at or after the watermark of `meters`, in the far past when there is none.
@@ -115,7 +118,7 @@ pub fn meter_stats(
     Ok(query.bind::<BigInt, _>(limit).load(conn)?)
 }
 
-/// How many meters and stored events a workspace has.
+/// How many meters and events a workspace has.
 pub fn totals(conn: &mut Conn, workspace_id: i64) -> Result<Totals, Fault> {
     let text = format!(
         "-- store::subjects::totals
@@ -123,7 +126,9 @@ pub fn totals(conn: &mut Conn, workspace_id: i64) -> Result<Totals, Fault> {
              SELECT id, {} AS hours_from, {} AS days_from FROM meters WHERE workspace_id = $1
          ), counted AS ({})
          SELECT (SELECT COUNT(*) FROM page) AS meters,
-                (SELECT CAST(COALESCE(SUM(event_count), 0) AS BIGINT) FROM counted) AS usage_events",
+                (SELECT CAST(COALESCE(SUM(event_count), 0) AS BIGINT) FROM counted) AS usage_events,
+                (SELECT CAST(COALESCE(SUM(r.event_count), 0) AS BIGINT) FROM page p
+                 JOIN rollups r ON r.meter_id = p.id AND r.subject_id = 0 AND r.grain = 1) AS accepted_events",
         whole_from(HOUR),
         whole_from(DAY),
         counted_by_meter(conn.is_postgres()),

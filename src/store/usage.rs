@@ -276,7 +276,7 @@ impl Sum<'_> {
             let subject = row.subject.as_deref().unwrap_or_default();
             let summed = Summed { meter: &query.meter.name, subject, dimensions: values };
             if let Some(group) = query.group(&summed) {
-                cells.add(query.bucket(start), group, row.into_part()?);
+                cells.add(query.bucket(start), group, &row.into_part()?);
             }
             Ok(())
         })
@@ -331,7 +331,7 @@ impl Sum<'_> {
         statement.each(conn, &sql, |row: RawRow| {
             let event = RawEvent::of(&query.meter.name, row)?;
             if let Some(group) = query.group(&event) {
-                cells.add(query.bucket(event.time), group, Part::of(event.time, event.id, &event.quantity));
+                cells.add_event(query.bucket(event.time), group, event.time, event.id, &event.quantity);
             }
             Ok(())
         })

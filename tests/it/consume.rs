@@ -1,9 +1,13 @@
 //! Atomic consumption: exactly what a hard limit allows, however many ask at once, on however many servers.
 
+use std::time::{Duration, Instant};
+
 use futures_util::future::join_all;
+use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::support::{Answer, Client, Database, Server, Workspace, on_both_databases, run, unique};
+use crate::support::client::JUNE;
+use crate::support::{Answer, Client, Database, Server, Workspace, env, on_both_databases, run, unique};
 
 on_both_databases!(
     a_hard_limit_grants_exactly_its_quantity,
@@ -13,7 +17,12 @@ on_both_databases!(
     every_limit_of_a_meter_counts,
     what_is_wrong_is_not_decided,
     decisions_are_listed_and_kept_apart,
-    keys_are_shared_with_plain_writes
+    keys_are_shared_with_plain_writes,
+    a_damaged_counter_is_left_to_the_failure_policy,
+    a_damaged_limit_is_left_to_the_failure_policy,
+    a_missing_plan_is_left_to_the_failure_policy,
+    what_can_be_read_still_refuses,
+    a_decision_outlives_its_event
 );
 
 /// A meter `units`, a plan with these limits on it, and a subject who has the plan.
@@ -35,11 +44,25 @@ fn hard(limit: i64) -> Value {
     json!([{"limit": limit, "enforcement": "hard"}])
 }
 
+fn consumption(meter: &str, subject: &str, key: &str, quantity: &str) -> String {
+    format!(r#"{{"idempotency_key":"{key}","meter":"{meter}","subject":"{subject}","quantity":{quantity}}}"#)
+}
+
 async fn consume(client: &Client, meter: &str, subject: &str, key: &str, quantity: &str) -> Answer {
-    let body = format!(
-        r#"{{"idempotency_key":"{key}","meter":"{meter}","subject":"{subject}","quantity":{quantity}}}"#
-    );
-    client.post_text("/v1/entitlements/consume", body).await
+    client.post_text("/v1/entitlements/consume", consumption(meter, subject, key, quantity)).await
+}
+
+/// As a client with thousands of connections: on a slow machine the server may be tired of waiting for the first byte
+/// of some, and the call is made again under its key.
+async fn consume_one(client: &Client, meter: &str, subject: &str, key: &str) -> Answer {
+    let end = Instant::now() + Duration::from_secs(300);
+    loop {
+        let body = consumption(meter, subject, key, "1");
+        match client.send(Method::POST, "/v1/entitlements/consume", Some(body)).await {
+            Ok(answer) if answer.status != 408 => return answer,
+            other => assert!(Instant::now() < end, "{other:?}"),
+        }
+    }
 }
 
 async fn current(client: &Client, subject: &str) -> String {
@@ -47,13 +70,17 @@ async fn current(client: &Client, subject: &str) -> String {
     progress["items"][0]["current"].to_string()
 }
 
-const CALLERS: usize = 500;
+/// `OPEN_SPANNER_TEST_CONSUMERS=10000` tries it at full size.
+fn callers() -> usize {
+    env("OPEN_SPANNER_TEST_CONSUMERS").map_or(500, |count| count.parse().expect("a number"))
+}
 
 /// How many of the callers were granted one unit each; everybody must get an answer.
 async fn rush(clients: &[&Client], meter: &str, subject: &str) -> usize {
-    let calls = (0..CALLERS).map(|caller| async move {
+    let (callers, started) = (callers(), Instant::now());
+    let calls = (0..callers).map(|caller| async move {
         let client = clients[caller % clients.len()];
-        let answer = consume(client, meter, subject, &format!("{subject}-{caller}"), "1").await;
+        let answer = consume_one(client, meter, subject, &format!("{subject}-{caller}")).await;
         match answer.status {
             201 => 1,
             429 => {
@@ -65,7 +92,9 @@ async fn rush(clients: &[&Client], meter: &str, subject: &str) -> usize {
             _ => panic!("{answer:?}"),
         }
     });
-    join_all(calls).await.into_iter().sum()
+    let granted = join_all(calls).await.into_iter().sum();
+    println!("{granted} of {callers} callers granted, in {:?}", started.elapsed());
+    granted
 }
 
 async fn a_hard_limit_grants_exactly_its_quantity(database: Database) {
@@ -216,4 +245,251 @@ async fn keys_are_shared_with_plain_writes(database: Database) {
     let answer = consume(&workspace, &meter, &subject, "k", "5").await.json(201);
     assert_eq!(answer["event"]["id"], event["id"]);
     assert_eq!(current(&workspace, &subject).await, "9");
+}
+
+fn failing(limit: i64, enforcement: &str, policy: &str) -> Value {
+    json!([{"limit": limit, "enforcement": enforcement, "failure_policy": policy}])
+}
+
+/// Numbers that no quantity has, as each database would keep them.
+fn damage(database: &Database, subject: &str) {
+    let broken = if matches!(database, Database::Sqlite { .. }) { "x'00'" } else { "'NaN'" };
+    database.execute(&format!("UPDATE quota_counters SET quantity_sum = {broken} WHERE {}", of(subject)));
+}
+
+fn of(subject: &str) -> String {
+    format!("subject_id = (SELECT id FROM subjects WHERE name = '{subject}')")
+}
+
+/// Whether it was accepted; checks that the failure policy decided, and that it says so.
+fn left_to_policy(answer: Answer, policy: &str) -> bool {
+    let accepted = answer.status == 201;
+    let body = answer.json(if accepted { 201 } else { 429 });
+    assert_eq!((&body["evaluation_failed"], &body["replayed"]), (&json!(true), &json!(false)), "{body}");
+    let quota = &body["quota"];
+    assert_eq!((&quota["failure_policy"], &quota["state"]), (&json!(policy), &json!("")), "{body}");
+    assert_eq!((&body["accepted"], &quota["allowed"]), (&json!(accepted), &json!(accepted)), "{body}");
+    assert_eq!(body["event"].is_object(), accepted, "{body}");
+    accepted
+}
+
+async fn keys_of(client: &Client, query: &str) -> Vec<String> {
+    let found = client.get(&format!("/v1/entitlements/decisions?{query}")).await.json(200);
+    let items = found["items"].as_array().expect("a list").iter();
+    let mut keys: Vec<String> =
+        items.map(|item| item["idempotency_key"].as_str().expect("a key").to_owned()).collect();
+    keys.sort();
+    keys
+}
+
+async fn a_damaged_counter_is_left_to_the_failure_policy(database: Database) {
+    let server = Server::start(&database);
+    let workspace = server.workspace().await;
+    let (open_meter, open) = quota(&workspace, failing(10, "hard", "fail_open")).await;
+    let (closed_meter, closed) = quota(&workspace, failing(10, "hard", "fail_closed")).await;
+    let (advised_meter, advised) = quota(&workspace, failing(10, "advisory", "fail_closed")).await;
+    let (well_meter, well) = quota(&workspace, hard(2)).await;
+    let all =
+        [(&open_meter, &open), (&closed_meter, &closed), (&advised_meter, &advised), (&well_meter, &well)];
+    for (meter, subject) in all {
+        consume(&workspace, meter, subject, &format!("{subject}-1"), "1").await.expect(201);
+    }
+    [&open, &closed, &advised].into_iter().for_each(|subject| damage(&database, subject));
+
+    // all at once, so that they are decided together: the damage concerns nobody else
+    let [open_key, closed_key, advised_key, well_key] =
+        [&open, &closed, &advised, &well].map(|subject| format!("{subject}-2"));
+    let (of_open, of_closed, of_advised, of_well) = tokio::join!(
+        consume(&workspace, &open_meter, &open, &open_key, "1"),
+        consume(&workspace, &closed_meter, &closed, &closed_key, "1"),
+        consume(&workspace, &advised_meter, &advised, &advised_key, "1"),
+        consume(&workspace, &well_meter, &well, &well_key, "1"),
+    );
+    assert!(left_to_policy(of_open, "fail_open"));
+    assert!(!left_to_policy(of_closed, "fail_closed"));
+    assert!(!left_to_policy(of_advised, "fail_closed"));
+    assert_eq!(of_well.json(201)["evaluation_failed"], json!(false));
+    let over = consume(&workspace, &well_meter, &well, "well-3", "1").await.json(429);
+    assert_eq!((&over["evaluation_failed"], &over["quota"]["state"]), (&json!(false), &json!("exceeded")));
+
+    // the decisions are kept like all others
+    let mut failed = vec![open_key.clone(), closed_key.clone(), advised_key];
+    failed.sort();
+    assert_eq!(keys_of(&workspace, "evaluation_failed=true").await, failed);
+    assert_eq!(keys_of(&workspace, "evaluation_failed=true&outcome=accepted").await, [open_key.as_str()]);
+    assert_eq!(keys_of(&workspace, "evaluation_failed=false").await.len(), 6);
+    let one = workspace.get(&format!("/v1/entitlements/decisions/{closed_key}")).await.json(200);
+    assert_eq!(one["evaluation_failed"], json!(true));
+    let again = consume(&workspace, &closed_meter, &closed, &closed_key, "1").await.json(429);
+    assert_eq!((&again["replayed"], &again["evaluation_failed"]), (&json!(true), &json!(true)));
+
+    // what was accepted is stored, once; a plain write is never refused
+    let event = json!({"meter": open_meter, "subject": open, "quantity": 1});
+    workspace.post("/v1/usages", &event).await.expect(201);
+    let events = workspace.get(&format!("/v1/usageevents?meter={open_meter}")).await.json(200);
+    assert_eq!(events["items"].as_array().expect("a list").len(), 3);
+    // nobody mistakes the damage for a number
+    workspace.get(&format!("/v1/plans/subjects/{open}/progress")).await.error(500, "internal_error");
+
+    // mended, it decides again, with all that was counted meanwhile
+    let three = if matches!(database, Database::Sqlite { .. }) { "x'C00104'" } else { "3" };
+    database.execute(&format!("UPDATE quota_counters SET quantity_sum = {three} WHERE {}", of(&open)));
+    let mended = consume(&workspace, &open_meter, &open, "mended", "7").await.json(201);
+    assert_eq!(
+        (&mended["evaluation_failed"], mended["quota"]["current"].to_string()),
+        (&json!(false), "3".into())
+    );
+    consume(&workspace, &open_meter, &open, "over", "1").await.expect(429);
+}
+
+async fn a_damaged_limit_is_left_to_the_failure_policy(database: Database) {
+    let server = Server::start(&database);
+    let workspace = server.workspace().await;
+    let (open_meter, open) = quota(&workspace, failing(10, "hard", "fail_open")).await;
+    let (closed_meter, closed) = quota(&workspace, failing(10, "hard", "fail_closed")).await;
+    // the same plan limits another meter, which nothing is wrong with
+    workspace.meter("other", "sum").await;
+    let limits = json!([{"meter": "other", "limit": 1, "enforcement": "hard"},
+                        {"meter": open_meter, "limit": 10, "failure_policy": "fail_closed"}]);
+    let plan = workspace.post("/v1/plans", &json!({"name": "both", "limits": limits})).await.json(201);
+    workspace.put("/v1/plans/subjects/both", &json!({"plan_id": plan["id"]})).await.expect(200);
+    database.execute("UPDATE plan_limits SET quantity = 'many' WHERE quantity = '10'");
+
+    assert!(left_to_policy(consume(&workspace, &open_meter, &open, "open", "4").await, "fail_open"));
+    assert!(!left_to_policy(consume(&workspace, &closed_meter, &closed, "closed", "4").await, "fail_closed"));
+    assert!(!left_to_policy(consume(&workspace, &open_meter, "both", "both", "4").await, "fail_closed"));
+    let other = consume(&workspace, "other", "both", "other-1", "1").await.json(201);
+    assert_eq!((&other["evaluation_failed"], &other["quota"]["state"]), (&json!(false), &json!("exceeded")));
+    let other = consume(&workspace, "other", "both", "other-2", "1").await.json(429);
+    assert_eq!(other["evaluation_failed"], json!(false));
+    let event = json!({"meter": closed_meter, "subject": closed, "quantity": 1});
+    workspace.post("/v1/usages", &event).await.expect(201);
+
+    // mended, it is read again at once and knows what was counted meanwhile
+    database.execute("UPDATE plan_limits SET quantity = '10' WHERE quantity = 'many'");
+    let mended = consume(&workspace, &open_meter, &open, "mended", "1").await.json(201);
+    assert_eq!(
+        (&mended["evaluation_failed"], mended["quota"]["projected"].to_string()),
+        (&json!(false), "5".into())
+    );
+    let mended = consume(&workspace, &closed_meter, &closed, "closed-2", "1").await.json(201);
+    assert_eq!(mended["quota"]["projected"].to_string(), "2");
+}
+
+async fn a_missing_plan_is_left_to_the_failure_policy(database: Database) {
+    let server = Server::start(&database);
+    let workspace = server.workspace().await;
+    let (open_meter, open) = quota(&workspace, failing(1, "hard", "fail_open")).await;
+    let (closed_meter, closed) = quota(&workspace, failing(1, "hard", "fail_closed")).await;
+    let (bare_meter, bare) = quota(&workspace, failing(1, "hard", "fail_closed")).await;
+    let plans_of = |subject: &str| format!("(SELECT plan_id FROM plan_assignments WHERE {})", of(subject));
+    for subject in [&open, &closed, &bare] {
+        database.execute(&format!("DELETE FROM plans WHERE id IN {}", plans_of(subject)));
+    }
+    database.execute(&format!("DELETE FROM plan_limits WHERE plan_id IN {}", plans_of(&bare)));
+    assert!(left_to_policy(consume(&workspace, &open_meter, &open, "open", "2").await, "fail_open"));
+    assert!(!left_to_policy(consume(&workspace, &closed_meter, &closed, "closed", "2").await, "fail_closed"));
+    // with no limit known the policy is the default, and the subject is not taken for one without a plan
+    assert!(left_to_policy(consume(&workspace, &bare_meter, &bare, "bare", "2").await, "fail_open"));
+    assert_eq!(
+        database.count(&format!("quota_counters WHERE {}", of(&bare))),
+        1,
+        "it is counted all the same"
+    );
+}
+
+async fn what_can_be_read_still_refuses(database: Database) {
+    let server = Server::start(&database);
+    let workspace = server.workspace().await;
+    let limits = json!([{"limit": 2, "period": "day", "enforcement": "hard"},
+                        {"limit": 500, "period": "month", "enforcement": "hard"}]);
+    let (meter, subject) = quota(&workspace, limits).await;
+    database.execute("UPDATE plan_limits SET quantity = 'many' WHERE quantity = '500'");
+    assert!(left_to_policy(consume(&workspace, &meter, &subject, "k-1", "2").await, "fail_open"));
+    let refused = consume(&workspace, &meter, &subject, "k-2", "1").await.json(429);
+    assert_eq!((&refused["evaluation_failed"], &refused["quota"]["period"]), (&json!(false), &json!("day")));
+}
+
+/// Not a number out of place but a page of the table that PostgreSQL itself cannot read.
+mod an_unreadable_page_is_left_to_the_failure_policy {
+    use diesel::connection::SimpleConnection;
+
+    use super::*;
+
+    #[test]
+    fn postgres() {
+        run(async {
+            let database = Database::durable_postgres();
+            let mut server = Server::start_to_be_restarted(&database);
+            let workspace = server.workspace().await;
+            let (open_meter, open) = quota(&workspace, failing(10, "hard", "fail_open")).await;
+            let (closed_meter, closed) = quota(&workspace, failing(10, "hard", "fail_closed")).await;
+            let all = [(&open_meter, &open), (&closed_meter, &closed)];
+            // a later day of the same window on the first page, today on another
+            let later = jiff::Timestamp::now() + jiff::SignedDuration::from_hours(24 * 20);
+            for (meter, subject) in all {
+                let event = json!({"meter": meter, "subject": subject, "quantity": 1, "timestamp": later.to_string()});
+                workspace.post("/v1/usages", &event).await.expect(201);
+            }
+            database.execute(
+                "INSERT INTO quota_counters SELECT -n, 1, 0, 0, 1, 1, 1, 1, 0, '', 1, 0, '', 1 FROM generate_series(1, 500) n",
+            );
+            for (meter, subject) in all {
+                consume(&workspace, meter, subject, &format!("{subject}-1"), "1").await.expect(201);
+            }
+            let file = database.lines("SELECT pg_relation_filepath('quota_counters') AS line").remove(0);
+            // hot rows are found by the index, whatever the planner thinks of so small a table
+            for wish in [
+                "ALTER SYSTEM SET enable_seqscan = off",
+                "ALTER SYSTEM SET enable_bitmapscan = off",
+                "CHECKPOINT",
+            ] {
+                database.postgres_connection().batch_execute(wish).expect("executed");
+            }
+            server.terminate();
+            database.cluster().kill();
+            let file = std::fs::File::options().write(true).open(database.cluster().data_file(&file));
+            std::os::unix::fs::FileExt::write_all_at(&file.expect("the table"), &[0xFF; 8192], 0)
+                .expect("written");
+            database.cluster().start();
+
+            server.restart();
+            assert!(left_to_policy(consume(&workspace, &open_meter, &open, "open", "1").await, "fail_open"));
+            assert!(!left_to_policy(
+                consume(&workspace, &closed_meter, &closed, "closed", "1").await,
+                "fail_closed"
+            ));
+            let again = consume(&workspace, &open_meter, &open, "open", "1").await.json(201);
+            assert_eq!((&again["replayed"], &again["evaluation_failed"]), (&json!(true), &json!(true)));
+        });
+    }
+}
+
+async fn a_decision_outlives_its_event(database: Database) {
+    let server = Server::start(&database);
+    let workspace = server.workspace().await;
+    let (meter, subject) = quota(&workspace, hard(10)).await;
+    let body = json!({"idempotency_key": "old", "meter": meter, "subject": subject, "quantity": 7,
+                      "timestamp": JUNE.0, "metadata": {"region": "eu"}});
+    let path = "/v1/entitlements/consume";
+    let first = workspace.post(path, &body).await.json(201);
+    assert_eq!(first["event"]["metadata"], json!({"region": "eu"}));
+    database.execute("DELETE FROM events");
+
+    let again = workspace.post(path, &body).await.json(201);
+    assert_eq!(again["replayed"], json!(true));
+    for part in ["accepted", "evaluation_failed", "event", "quota"] {
+        assert_eq!(again[part], first[part], "{part}");
+    }
+    // another body under the same key: the decision's own event, of which only the metadata is gone
+    let mut known = first["event"].clone();
+    known["metadata"] = json!({});
+    for other in [
+        json!({"idempotency_key": "old", "meter": meter, "subject": "somebody", "quantity": 1}),
+        json!({"idempotency_key": "old", "meter": meter, "subject": "a b", "quantity": -1}),
+        json!({"idempotency_key": "old", "meter": "unheard", "subject": "s", "quantity": 1}),
+    ] {
+        let again = workspace.post(path, &other).await.json(201);
+        assert_eq!((&again["event"], &again["quota"]), (&known, &first["quota"]), "{other}");
+    }
 }

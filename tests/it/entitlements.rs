@@ -1,10 +1,11 @@
 //! States, events and snapshots, as the worker brings them up to date.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::support::{Client, Database, Server, on_both_databases};
+use crate::support::{Client, Database, Server, Worker, Workspace, on_both_databases, run};
 
 on_both_databases!(plan_changes_move_states, every_limit_has_a_state, checks_look_at_every_limit);
 
@@ -96,4 +97,158 @@ async fn checks_look_at_every_limit(database: Database) {
         (&check["allowed"], &check["period"], &check["limit"]),
         (&json!(false), &json!("month"), &json!(1))
     );
+}
+
+const SUBJECTS: usize = 12;
+const EVENTS: usize = 300;
+const METERS: [&str; 2] = ["calls", "bytes"];
+
+/// Usage, plan changes and assignments at random. Returns how many events each subject and meter got.
+async fn stir(
+    workspace: &Workspace,
+    plans: &mut [Value],
+    mut each: impl FnMut(),
+) -> BTreeMap<(usize, usize), i64> {
+    let mut sent = BTreeMap::new();
+    for _ in 0..EVENTS {
+        let (subject, meter) = (rand::random_range(0..SUBJECTS), rand::random_range(0..METERS.len()));
+        let event = json!({"meter": METERS[meter], "subject": format!("s{subject}"), "quantity": 1});
+        workspace.post("/v1/usages", &event).await.expect(201);
+        *sent.entry((subject, meter)).or_default() += 1;
+        match rand::random_range(0..12) {
+            0 => {
+                let plan = &mut plans[rand::random_range(0..2)];
+                let path = format!("/v1/plans/{}", plan["id"].as_str().expect("an id"));
+                let name = plan["name"].as_str().expect("a name").to_owned();
+                *plan = workspace.put(&path, &limits(&name)).await.json(200);
+            }
+            1 | 2 => assign(workspace, subject, &plans[rand::random_range(0..2)]).await,
+            _ => {}
+        }
+        each();
+        tokio::time::sleep(Duration::from_millis(rand::random_range(0..80))).await;
+    }
+    sent
+}
+
+/// A plan whose limits are crossed now and then, upwards by usage and downwards by the next version.
+fn limits(name: &str) -> Value {
+    let some = |meter: &str, period: &str| json!({"meter": meter, "period": period, "limit": rand::random_range(1..60)});
+    json!({"name": name, "limits": [some("calls", "day"), some("calls", "month"), some("bytes", "week")]})
+}
+
+async fn assign(workspace: &Workspace, subject: usize, plan: &Value) {
+    let path = format!("/v1/plans/subjects/s{subject}");
+    workspace.put(&path, &json!({"plan_id": plan["id"]})).await.expect(200);
+}
+
+/// Two workers on one PostgreSQL, killed again and again while usage comes and plans change: in the end every state is
+/// what the numbers say, and every change of state is told once.
+#[test]
+fn workers_killed_under_load() {
+    run(async {
+        let database = Database::postgres();
+        let server = Server::start_with(&database, &[("OPEN_SPANNER_SERVE_WORKERS", "off")]);
+        let workspace = server.workspace().await;
+        for meter in METERS {
+            workspace.meter(meter, "sum").await;
+        }
+        let mut plans = Vec::new();
+        for name in ["one", "two"] {
+            plans.push(workspace.post("/v1/plans", &limits(name)).await.json(201));
+        }
+        for subject in 0..SUBJECTS {
+            assign(&workspace, subject, &plans[subject % 2]).await;
+        }
+        let folder = tempfile::tempdir().expect("a directory");
+        let short = [
+            ("OPEN_SPANNER_ENTITLEMENT_WORKER_LOCK_TTL", "1s"),
+            ("OPEN_SPANNER_ENTITLEMENT_WORKER_INTERVAL", "100ms"),
+            // a job that is hit by every kill is not a bad job
+            ("OPEN_SPANNER_ENTITLEMENT_WORKER_MAX_ATTEMPTS", "1000"),
+        ];
+        let start = || Worker::start("entitlement-worker", &database, folder.path(), &short);
+        let (mut workers, mut kills) = ([start(), start()], 0);
+        // counted in events, not in time: every machine sees as many
+        let mut until_kill = 20;
+        let sent = stir(&workspace, &mut plans, || {
+            until_kill -= 1;
+            if until_kill == 0 {
+                // dropping is `kill -9`
+                workers[kills % 2] = start();
+                kills += 1;
+                until_kill = rand::random_range(5..30);
+            }
+        })
+        .await;
+        eventually(&workspace, "/v1/system/stats", "everything is evaluated", |stats| {
+            let all = stats["worker_health"].as_array().expect("a list");
+            let it = all.iter().find(|worker| worker["name"] == "entitlement").expect("it is listed");
+            it["pending_jobs"] == 0 && it["running_jobs"] == 0
+        })
+        .await;
+        assert_eq!(database.count("dead_letters"), 0);
+
+        let mut changes = 0;
+        for subject in 0..SUBJECTS {
+            changes += told_once(&workspace, &format!("s{subject}")).await;
+            as_counted(&workspace, subject, &sent).await;
+        }
+        println!("{changes} changes of state, {} events, {kills} kills", sent.values().sum::<i64>());
+        assert!(changes > 0 && kills > 8, "{changes} changes, {kills} kills");
+    });
+}
+
+/// Each change begins where the one before ended, and the last leads to the state; returns how many there were.
+async fn told_once(workspace: &Workspace, subject: &str) -> usize {
+    let path = format!("/v1/entitlements/events?subject={subject}&limit=1000");
+    let events = workspace.get(&path).await.json(200);
+    let events = events["items"].as_array().expect("a list");
+    let path = format!("/v1/entitlements/states?subject={subject}");
+    let states = workspace.get(&path).await.json(200);
+    for state in states["items"].as_array().expect("a list") {
+        let of_it = |event: &&Value| event["meter"] == state["meter"] && event["period"] == state["period"];
+        let mut at = json!("ok");
+        for event in events.iter().rev().filter(of_it) {
+            let before =
+                if event["previous_state"].is_null() { &json!("ok") } else { &event["previous_state"] };
+            assert_eq!(before, &at, "{subject}: {event} after {at} in {events:#?}");
+            assert_ne!(&event["state"], before, "{event}");
+            at = event["state"].clone();
+        }
+        assert_eq!(at, state["state"], "{subject}: {state}");
+    }
+    events.len()
+}
+
+/// States and snapshots are what the counters say, and the counters what was sent.
+async fn as_counted(workspace: &Workspace, subject: usize, sent: &BTreeMap<(usize, usize), i64>) {
+    let progress = workspace.get(&format!("/v1/plans/subjects/s{subject}/progress")).await.json(200);
+    let list = async |what: &str| {
+        let path = format!("/v1/entitlements/{what}?subject=s{subject}&limit=1000");
+        workspace.get(&path).await.json(200)["items"].as_array().expect("a list").clone()
+    };
+    let (states, periods) = (list("states").await, list("periods").await);
+    let items = progress["items"].as_array().expect("a list");
+    assert_eq!((items.len(), states.len()), (3, 3), "s{subject}: {states:?}");
+    for item in items {
+        let same = |row: &&Value| row["meter"] == item["meter"] && row["period"] == item["period"];
+        let state = states.iter().find(same).expect("a state for each limit");
+        for field in ["state", "current", "limit"] {
+            assert_eq!(state[field], item[field], "s{subject}: {field} of {state} and {item}");
+        }
+        let meter = METERS.iter().position(|meter| item["meter"] == json!(meter)).expect("one of ours");
+        let count = sent.get(&(subject, meter)).copied().unwrap_or_default();
+        assert_eq!(item["current"], json!(count), "s{subject}: {item}");
+        let snapshots: Vec<&Value> = periods.iter().filter(same).collect();
+        assert_eq!(snapshots.len(), usize::from(count > 0), "one window, one snapshot: {snapshots:?}");
+        for snapshot in snapshots {
+            assert_eq!((&snapshot["event_count"], &snapshot["current"]), (&json!(count), &json!(count)));
+            assert_eq!(
+                (&snapshot["state"], &snapshot["limit"]),
+                (&item["state"], &item["limit"]),
+                "{snapshot}"
+            );
+        }
+    }
 }

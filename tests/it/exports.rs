@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::support::client::{JUNE, NOON};
-use crate::support::{Answer, Client, Database, Server, Worker, Workspace, env, on_both_databases};
+use crate::support::{Answer, Client, Database, Server, Worker, Workspace, env, on_both_databases, run};
 
 on_both_databases!(
     events_and_buckets_from_end_to_end,
@@ -255,6 +255,58 @@ async fn another_worker_finishes_what_a_killed_one_began(database: Database) {
         [format!("{}.csv", done["id"].as_str().expect("an id"))],
         "one file, no drafts"
     );
+}
+
+/// Two workers on one PostgreSQL, killed at random while they export: each job is done, once, by whoever is alive.
+#[test]
+fn workers_killed_at_random() {
+    run(async {
+        let settings = [
+            ("OPEN_SPANNER_EXPORT_WORKER_LOCK_TTL", "1s"),
+            ("OPEN_SPANNER_EXPORT_CLEANUP_INTERVAL", "500ms"),
+            // a job that is hit by every kill is not a bad job
+            ("OPEN_SPANNER_EXPORT_WORKER_MAX_ATTEMPTS", "1000"),
+        ];
+        let house = House::new(Database::postgres(), &settings);
+        let workspace = house.server.workspace().await;
+        workspace.meter("calls", "sum").await;
+        record(&workspace, "calls", 10_000).await;
+        let mut jobs = Vec::new();
+        let mut workers = [house.worker(), house.worker()];
+        let mut met = 0;
+        for _ in 0..14 {
+            jobs.push(queue(&workspace, "usage_events", json!({"meter": "calls"})).await);
+            tokio::time::sleep(Duration::from_millis(rand::random_range(0..900))).await;
+            met += usize::from(house.files().iter().any(|file| file.ends_with(".tmp")));
+            // dropping is `kill -9`
+            workers[rand::random_range(0..2)] = house.worker();
+        }
+        let direct = {
+            let done = ended(&workspace, &jobs[0], "completed").await;
+            download(&workspace, &done).await
+        };
+        assert_eq!(rows(&direct).len(), 10_000);
+        let mut wanted = Vec::new();
+        for job in &jobs {
+            let done = ended(&workspace, job, "completed").await;
+            assert_eq!(done["row_count"].as_u64(), Some(10_000), "{done}");
+            assert!(download(&workspace, &done).await == direct, "{done}");
+            wanted.push(format!("{}.csv", done["id"].as_str().expect("an id")));
+        }
+        wanted.sort();
+        // what killed workers left is swept, and nothing else is
+        let end = Instant::now() + Duration::from_secs(60);
+        loop {
+            let mut files = house.files();
+            files.sort();
+            if files == wanted && house.database.count("jobs") == 0 {
+                break;
+            }
+            assert!(Instant::now() < end, "{files:?} and {} jobs", house.database.count("jobs"));
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        println!("{} exports, 14 kills, {met} of them in the middle of one", jobs.len());
+    });
 }
 
 async fn a_job_that_kills_its_workers_fails(database: Database) {

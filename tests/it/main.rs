@@ -27,6 +27,7 @@ mod saved_queries;
 mod sdk;
 mod sql_text;
 mod statements;
+mod stats;
 mod transport;
 mod usage;
 mod webhooks;

@@ -10,6 +10,7 @@ on_both_databases!(
     a_limited_meter_cannot_be_deleted,
     plans_of_others_do_not_exist,
     keys_see_the_meters_they_may,
+    a_preview_measures_every_subject_by_its_own_usage,
     simultaneous_assignments_leave_one,
     limits_are_exact_and_keep_their_words,
     used_plans_can_be_deleted_once_nobody_has_them,
@@ -78,6 +79,52 @@ async fn plans_of_others_do_not_exist(database: Database) {
     for list in ["/v1/plans", "/v1/plans/assignments", "/v1/entitlements/states", "/v1/entitlements/periods"]
     {
         assert_eq!(stranger.get(list).await.json(200)["items"], json!([]), "{list}");
+    }
+}
+
+/// More subjects than are read at once.
+async fn a_preview_measures_every_subject_by_its_own_usage(database: Database) {
+    const SUBJECTS: i64 = 300;
+    let server = Server::start(&database);
+    let workspace = server.workspace().await;
+    workspace.meter("m", "sum").await;
+    let limit = |period: &str, most: i64| json!({"meter": "m", "period": period, "limit": most});
+    let body = json!({"name": "p", "limits": [limit("day", 1_000), limit("year", 150)]});
+    let plan = workspace.post("/v1/plans", &body).await.json(201);
+    let assign = |n: i64| {
+        let (path, body) = (format!("/v1/plans/subjects/s{n}"), json!({"plan_id": plan["id"]}));
+        let workspace = &workspace;
+        async move { workspace.put(&path, &body).await.expect(200) }
+    };
+    for some in (1..=SUBJECTS).collect::<Vec<_>>().chunks(10) {
+        join_all(some.iter().map(|n| assign(*n))).await;
+    }
+    let used: Vec<Value> =
+        (1..=SUBJECTS).map(|n| json!({"meter": "m", "subject": format!("s{n}"), "quantity": n})).collect();
+    workspace.post("/v1/usages/bulk", &json!(used)).await.expect(201);
+
+    let limits = [limit("day", 100), limit("week", 200), limit("month", 250)];
+    let body = json!({"name": "p", "limits": limits});
+    let preview = workspace.post(&format!("{}/preview", path_of(&plan)), &body).await.json(200);
+    let summary = json!({"subjects": 300, "ok": 79, "warning": 20, "exceeded": 201, "removed_limits": 300});
+    assert_eq!(preview["summary"], summary);
+    let subjects = preview["subjects"].as_array().expect("a list");
+    assert_eq!(subjects.len(), 300);
+    for impact in subjects {
+        let n: i64 = impact["subject"].as_str().expect("a name")[1..].parse().expect("a number");
+        let items = impact["items"].as_array().expect("a list");
+        let shown: Vec<(&str, i64, i64, bool)> = items
+            .iter()
+            .map(|item| {
+                let number = |field: &str| item[field].as_i64().expect("a whole number");
+                let period = item["period"].as_str().expect("a period");
+                (period, number("current"), number("proposed_limit"), item["removed"] == json!(true))
+            })
+            .collect();
+        assert_eq!(
+            shown,
+            [("day", n, 100, false), ("week", n, 200, false), ("month", n, 250, false), ("year", n, 0, true)]
+        );
     }
 }
 

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use diesel::RunQueryDsl;
+use diesel::connection::SimpleConnection;
 use open_spanner::config;
 use open_spanner::event::{self, Input, InputQuantity};
 use open_spanner::meter::{Aggregation, Meter};
@@ -249,8 +250,11 @@ impl World {
             received_at: self.now,
             consumes: false,
         };
+        // as the store does: it needs a transaction around it
+        self.conn.batch_execute("BEGIN").expect("begun");
         let (_, learned) =
             events::insert(&mut self.conn, &[Arc::new(batch)], 0, &self.known).expect("stored");
+        self.conn.batch_execute("COMMIT").expect("committed");
         self.known.remember(learned);
     }
 

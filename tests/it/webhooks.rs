@@ -11,7 +11,12 @@ use crate::alerts::{ANY_PORT, LOOPBACK, destination, events, path, rule, use_met
 use crate::support::receiver::Call;
 use crate::support::{Database, Receiver, Server, Worker, Workspace, on_both_databases, run};
 
-on_both_databases!(receivers_of_all_kinds, signatures_and_rotation, private_addresses_are_not_called);
+on_both_databases!(
+    receivers_of_all_kinds,
+    an_attempt_under_way_is_seen,
+    signatures_and_rotation,
+    private_addresses_are_not_called
+);
 
 const INSIDE: (&str, &str) = ("OPEN_SPANNER_SERVE_WORKERS", "on");
 
@@ -97,6 +102,33 @@ async fn receivers_of_all_kinds(database: Database) {
     ws.post_text(&format!("/v1/alerts/events/{event}/redeliver"), "").await.expect(202);
     let calls = receiver.wait("ok/x", 2).await;
     assert_eq!((calls[1].event_id(), &calls[1].body), (event, &calls[0].body));
+}
+
+async fn an_attempt_under_way_is_seen(database: Database) {
+    let server = Server::start_with(&database, &[LOOPBACK, INSIDE]);
+    let (ws, receiver) = (server.workspace().await, Receiver::start().await);
+    ws.meter("load", "last").await;
+    let to = destination(&ws, &receiver.url("hang/x")).await;
+    rule(&ws, "load", &to, json!({})).await;
+    // the second event of the rule waits behind the first
+    use_meter(&ws, "load", 12).await;
+    receiver.wait("hang/x", 1).await;
+    use_meter(&ws, "load", 1).await;
+    let list = || async { ws.get("/v1/alerts/delivery-jobs").await.json(200)["items"].clone() };
+    let both = || async {
+        let jobs = list().await;
+        (jobs[1]["status"] == "running").then_some(jobs)
+    };
+    let jobs = until("the oldest is running", both).await;
+    assert_eq!((&jobs[0]["status"], &jobs[0]["attempts"]), (&json!("pending"), &json!(0)), "{jobs}");
+    let retry = format!("/v1/alerts/delivery-jobs/{}/retry", jobs[1]["id"].as_str().expect("an id"));
+    ws.post_text(&retry, "").await.error(409, "conflict");
+    // the receiver never answers: the attempt ends, and with it what is said of it
+    let over = || async {
+        let jobs = list().await;
+        (jobs[1]["status"] == "pending" && jobs[1]["attempts"] != 0).then_some(jobs)
+    };
+    until("the attempt is over", over).await;
 }
 
 fn contract_signature(secret: &str, call: &Call) -> String {

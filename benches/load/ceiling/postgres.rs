@@ -107,7 +107,9 @@ impl Writer {
             versions: events().map(|event| event.meter.version).collect(),
             quantities: events().map(|event| number(&event.quantity)).collect(),
             keys: events().map(|event| event.key.clone().unwrap_or_default()).collect(),
-            metadatas: events().map(|event| event.metadata.clone().unwrap_or_default()).collect(),
+            metadatas: events()
+                .map(|event| event.metadata.as_deref().map_or_else(String::new, |text| text.get().to_owned()))
+                .collect(),
         }
         .execute(conn)?;
         self.add_rollups(rows, lane)?;

@@ -1,5 +1,6 @@
 //! The bare loop on SQLite: its C interface, three prepared statements, one writer. The only unsafe code.
 
+use serde_json::value::RawValue;
 use std::ffi::{CStr, CString, c_int};
 use std::ptr::{null, null_mut};
 
@@ -116,7 +117,7 @@ impl Writer {
                 Number(event.meter.version.into()),
                 Bytes(&event.quantity.to_sortable()),
                 Text(event.key.as_deref().unwrap_or_default()),
-                Text(event.metadata.as_deref().unwrap_or_default()),
+                Text(event.metadata.as_deref().map_or("", RawValue::get)),
             ];
             self.run(1, &values)?;
         }

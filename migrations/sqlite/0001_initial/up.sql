@@ -366,6 +366,23 @@ CREATE TABLE prune_runs (
     PRIMARY KEY (workspace_id, id)
 ) STRICT, WITHOUT ROWID;
 
+-- One row per workspace whose outdated consumption decisions were deleted in one go.
+CREATE TABLE decision_prune_runs (
+    id TEXT PRIMARY KEY,
+    workspace_id INTEGER NOT NULL REFERENCES workspaces (id) ON DELETE CASCADE,
+    decided_before INTEGER NOT NULL,
+    deleted INTEGER NOT NULL,
+    created_at INTEGER NOT NULL
+) STRICT;
+CREATE INDEX decision_prune_runs_workspace ON decision_prune_runs (workspace_id, created_at);
+
+-- Events that were turned away so far; servers add to it every few seconds.
+CREATE TABLE ingestion_refusals (
+    workspace_id INTEGER PRIMARY KEY REFERENCES workspaces (id) ON DELETE CASCADE,
+    rejected_events INTEGER NOT NULL,
+    throttled_events INTEGER NOT NULL
+) STRICT;
+
 -- Work that one process does at a time; whoever finds a lease expired takes it over.
 CREATE TABLE leases (
     name TEXT PRIMARY KEY,

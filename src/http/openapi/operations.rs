@@ -9,7 +9,7 @@ use crate::alert::RuleInput;
 use crate::auth::User;
 use crate::http::{
     alerts, dead_letters, destinations, entitlements, exports, history, keys, meters, plans, saved_queries,
-    session, subjects, usage as usages, usage_events,
+    session, stats, subjects, usage as usages, usage_events,
 };
 use crate::plan::PlanInput;
 use crate::plan::quota::Check;
@@ -259,7 +259,8 @@ fn past(method: &Method, path: &str) -> Option<Doc> {
             .limit(100, 1000)
             .list::<event::StoredEvent>("Newest first; empty for an unknown subject."),
         ("GET", "/v1/system/stats") => {
-            Doc::new("system", "Totals of the workspace").answer::<history::SystemStats>(200, "Totals.")
+            Doc::new("system", "Totals of the workspace and the health of the workers")
+                .answer::<stats::SystemStats>(200, "Totals of the workspace, workers of the installation.")
         }
         _ => return None,
     };

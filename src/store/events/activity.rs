@@ -7,9 +7,9 @@ use diesel::sql_types::{Array, BigInt};
 use diesel::{PgConnection, RunQueryDsl, SqliteConnection};
 
 use super::{Known, Work};
+use crate::rollup::{ALL_SUBJECTS, Grain, Key};
 use crate::store::prepared::prepared;
 use crate::store::{Conn, Fault};
-use crate::window::HOUR;
 
 prepared!(
     EnterHours for PgConnection,
@@ -31,12 +31,16 @@ pub(super) type Use = (i64, i64);
 
 impl Work<'_> {
     /// What is known is never later than what is stored, so nothing is left out.
-    pub(super) fn write_activity(&mut self, conn: &mut Conn, known: &Known) -> Result<(), Fault> {
+    pub(super) fn write_activity<'k>(
+        &mut self,
+        conn: &mut Conn,
+        known: &Known,
+        rollups: impl Iterator<Item = &'k Key>,
+    ) -> Result<(), Fault> {
         let mut newer: BTreeMap<Use, i64> = BTreeMap::new();
-        for (workspace_id, event) in self.accepted() {
-            let hour = event.time.floor(HOUR).0;
-            let last = newer.entry((self.subject_id(workspace_id, &event.subject), event.meter.id));
-            last.and_modify(|last| *last = hour.max(*last)).or_insert(hour);
+        for key in rollups.filter(|key| key.grain == Grain::Hour && key.subject_id != ALL_SUBJECTS) {
+            let last = newer.entry((key.subject_id, key.meter_id)).or_insert(key.start.0);
+            *last = key.start.0.max(*last);
         }
         newer.retain(|one, hour| known.activity.get(one).is_none_or(|known| known < *hour));
         if newer.is_empty() {

@@ -7,15 +7,17 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use diesel::sql_types::{Array, BigInt};
 use diesel::{PgConnection, RunQueryDsl};
 
-use super::{Batch, LedgerKey, Outcome, Taken, Work, original_of, postgres, sqlite};
+use super::quota::{ANY_METER, readable};
+use super::{Batch, Known, LedgerKey, Outcome, Taken, Work, original_of, postgres, sqlite};
 use crate::error::Error;
-use crate::event::{Event, StoredEvent, ledger_key};
-use crate::plan::Plan;
+use crate::event::{Event, StoredEvent, ledger_key, raw_metadata};
 use crate::plan::assignment::{Span, counting};
-use crate::plan::consume::{Counted, Quota, assess};
+use crate::plan::consume::{Counted, Unread, Verdict, judge};
+use crate::plan::{Limit, Plan};
 use crate::rollup::Part;
 use crate::store::counters::{self, Range};
 use crate::store::decisions::{self, Decided, Decision};
+use crate::store::events::{quantity_of, uuid_of};
 use crate::store::prepared::prepared;
 use crate::store::{Conn, Fault};
 use crate::window::{Micros, Window};
@@ -36,29 +38,34 @@ struct Asked<'a> {
     now: Micros,
 }
 
-/// What the windows of a batch hold, as it grows with each decision.
-type Windows = BTreeMap<(i64, i64, Micros, Micros, Micros), Option<Part>>;
+/// Subject, meter, anchor, beginning and end.
+type WindowKey = (i64, i64, Micros, Micros, Micros);
+
+/// What the windows of a batch hold, as it grows with each decision; `None` where that cannot be read.
+type Windows = BTreeMap<WindowKey, Option<Held>>;
+/// Absent while nothing is counted.
+type Held = Option<Part>;
 
 impl<'a> Work<'a> {
-    pub(super) fn decide(&mut self, conn: &mut Conn) -> Result<(), Fault> {
-        let mut asked = self.asked();
+    pub(super) fn decide(&mut self, conn: &mut Conn, known: &Known) -> Result<(), Fault> {
+        let asked = self.asked();
         if asked.is_empty() {
             return Ok(());
         }
         self.lock_subjects(conn, &asked)?;
         let mut earlier = earlier_decisions(conn, &asked)?;
         let taken = taken_keys(conn, &asked)?;
-        asked.retain(|asked| {
-            let Some(decision) = earlier.remove(&asked.key) else { return true };
-            let event = decision.accepted.then(|| match taken.get(&asked.key) {
-                Some(taken) => original_of(taken, asked.event),
-                None => StoredEvent::of(asked.event),
-            });
-            let decided = Decided { decision, event, replayed: true };
+        let mut new = Vec::with_capacity(asked.len());
+        for asked in asked {
+            let Some(decision) = earlier.remove(&asked.key) else {
+                new.push(asked);
+                continue;
+            };
+            let decided = replayed(decision, taken.get(&asked.key), Some(asked.event))?;
             self.decided[asked.at] = Some(Outcome::Decided(Box::new(decided)));
-            false
-        });
-        let mut windows = self.load_windows(conn, &asked)?;
+        }
+        let asked = new;
+        let mut windows = self.load_windows(conn, known, &asked)?;
         let mut made: Vec<(usize, Decision)> = Vec::with_capacity(asked.len());
         for asked in &asked {
             made.push((asked.at, self.decide_one(asked, taken.get(&asked.key), &mut windows)?));
@@ -113,10 +120,7 @@ impl<'a> Work<'a> {
     }
 
     /// Limits on the event's meter, each with the key of its window.
-    fn limits<'w>(
-        &'w self,
-        asked: &'w Asked,
-    ) -> impl Iterator<Item = (&'w crate::plan::Limit, (i64, i64, Micros, Micros, Micros))> {
+    fn limits<'w>(&'w self, asked: &'w Asked) -> impl Iterator<Item = (&'w Limit, WindowKey)> {
         let limits = self.span(asked).zip(self.plan(asked)).into_iter().flat_map(|(span, plan)| {
             plan.limits_of(asked.event.meter.id).map(move |limit| (span.anchor, limit))
         });
@@ -124,6 +128,15 @@ impl<'a> Work<'a> {
             let window = limit.period.window(anchor, asked.event.time);
             (limit, (asked.subject_id, asked.event.meter.id, anchor, window.from, window.to))
         })
+    }
+
+    /// Limits on the event's meter that cannot be read.
+    fn unread(&self, asked: &Asked) -> impl Iterator<Item = Unread> {
+        let meter_id = asked.event.meter.id;
+        let of_plan = self.span(asked).and_then(|span| self.unread.get(&span.plan_id));
+        let of_meter =
+            of_plan.into_iter().flatten().filter(move |(id, _)| [meter_id, ANY_METER].contains(id));
+        of_meter.map(|(_, unread)| *unread)
     }
 
     /// Only where there is something to count; SQLite has one writer anyway.
@@ -138,23 +151,24 @@ impl<'a> Work<'a> {
     }
 
     /// Reads the counters after the lock: a statement of its own sees what was committed while it waited.
-    fn load_windows(&self, conn: &mut Conn, asked: &[Asked]) -> Result<Windows, Fault> {
-        let mut windows: Windows = BTreeMap::new();
-        for asked in asked {
-            windows.extend(self.limits(asked).map(|(_, key)| (key, None)));
+    fn load_windows(&self, conn: &mut Conn, known: &Known, asked: &[Asked]) -> Result<Windows, Fault> {
+        let keys = asked.iter().flat_map(|asked| self.limits(asked).map(|(_, key)| key));
+        let keys: Vec<WindowKey> = keys.collect::<BTreeSet<_>>().into_iter().collect();
+        if keys.is_empty() {
+            return Ok(BTreeMap::new());
         }
-        let ranges: Vec<Range> = windows
-            .keys()
-            .map(|&(subject_id, meter_id, anchor, from, to)| Range {
-                subject_id,
-                meter_id,
-                anchor,
-                window: Window { from, to },
-            })
-            .collect();
-        let counted = counters::load(conn, &ranges)?;
-        windows.values_mut().zip(counted).for_each(|(part, counted)| *part = counted);
-        Ok(windows)
+        let range = |&(subject_id, meter_id, anchor, from, to): &WindowKey| Range {
+            subject_id,
+            meter_id,
+            anchor,
+            window: Window { from, to },
+        };
+        let ranges: Vec<Range> = keys.iter().map(range).collect();
+        let held: Vec<Option<Held>> = match readable(conn, known, |conn| counters::load(conn, &ranges))? {
+            Some(held) => held.into_iter().map(Some).collect(),
+            None => held_one_by_one(conn, known, &ranges)?,
+        };
+        Ok(keys.into_iter().zip(held).collect())
     }
 
     fn decide_one(
@@ -165,28 +179,34 @@ impl<'a> Work<'a> {
     ) -> Result<Decision, Fault> {
         let event = asked.event;
         let limits: Vec<_> = self.limits(asked).collect();
-        let counted: Vec<Counted> = limits
-            .iter()
-            .map(|(limit, key)| Counted {
-                limit,
-                window: Window { from: key.3, to: key.4 },
-                part: windows.get(key).and_then(Option::as_ref),
-            })
-            .collect();
-        let quota = assess(event, self.plan(asked), &counted, asked.now);
-        let accepted = taken.is_some() || !quota.refuses();
+        let mut unread: Vec<Unread> = self.unread(asked).collect();
+        let mut counted: Vec<Counted> = Vec::with_capacity(limits.len());
+        for (limit, key) in &limits {
+            match windows.get(key).and_then(Option::as_ref) {
+                Some(held) => {
+                    let window = Window { from: key.3, to: key.4 };
+                    counted.push(Counted { limit, window, part: held.as_ref() });
+                }
+                None => {
+                    let Limit { enforcement, failure_policy, .. } = **limit;
+                    unread.push(Unread { enforcement, failure_policy });
+                }
+            }
+        }
+        let verdict = judge(event, self.plan(asked), &counted, &unread, asked.now);
+        let accepted = taken.is_some() || !verdict.refuses();
         if accepted && taken.is_none() {
             let part = Part::of(event.time, event.id, &event.quantity);
             for (_, key) in &limits {
-                match windows.get_mut(key) {
-                    Some(Some(whole)) => whole.add(part.clone()),
+                match windows.get_mut(key).and_then(Option::as_mut) {
+                    Some(Some(whole)) => whole.add(&part),
                     Some(empty) => *empty = Some(part.clone()),
                     None => {}
                 }
             }
         }
         let event_id = taken.map_or(event.id, |taken| taken.event_id);
-        decision_of(asked, &quota, accepted.then_some(event_id))
+        decision_of(asked, &verdict, accepted.then_some(event_id))
     }
 
     /// An ordinary write may have taken a key between our look at the ledger and our own claim; then what was decided
@@ -205,7 +225,18 @@ impl<'a> Work<'a> {
     }
 }
 
-fn decision_of(asked: &Asked, quota: &Quota, event_id: Option<uuid::Uuid>) -> Result<Decision, Fault> {
+/// What each range holds; a damaged one must not decide about the others.
+fn held_one_by_one(conn: &mut Conn, known: &Known, ranges: &[Range]) -> Result<Vec<Option<Held>>, Fault> {
+    let mut all = Vec::with_capacity(ranges.len());
+    for range in ranges {
+        let held = readable(conn, known, |conn| counters::load(conn, std::slice::from_ref(range)))?;
+        all.push(held.map(|mut held| held.pop().flatten()));
+    }
+    Ok(all)
+}
+
+fn decision_of(asked: &Asked, verdict: &Verdict, event_id: Option<uuid::Uuid>) -> Result<Decision, Fault> {
+    let quota = &verdict.quota;
     let (workspace_id, key) = asked.key.clone();
     Ok(Decision {
         workspace_id,
@@ -214,12 +245,62 @@ fn decision_of(asked: &Asked, quota: &Quota, event_id: Option<uuid::Uuid>) -> Re
         subject: quota.subject.clone(),
         meter: quota.meter.clone(),
         accepted: event_id.is_some(),
-        evaluation_failed: false,
+        evaluation_failed: verdict.evaluation_failed,
         enforcement: quota.enforcement.as_str().to_owned(),
-        state: quota.state.as_str().to_owned(),
+        state: quota.state.to_owned(),
         event_id: event_id.map(|id| id.as_bytes().to_vec()),
         quota: serde_json::to_string(quota).map_err(Error::internal)?,
         created_at: asked.now.0,
+    })
+}
+
+/// The decision that was made for a key, without a new body to go by.
+pub fn replay(conn: &mut Conn, workspace_id: i64, key: &str) -> Result<Option<Decided>, Fault> {
+    let Some(decision) = decisions::find(conn, workspace_id, key)? else { return Ok(None) };
+    let taken = find_taken(conn, &[(workspace_id, decision.key.clone())])?.pop();
+    replayed(decision, taken.as_ref(), None).map(Some)
+}
+
+fn replayed(decision: Decision, taken: Option<&Taken>, retry: Option<&Event>) -> Result<Decided, Fault> {
+    let event = match decision.accepted {
+        true => Some(event_of(&decision, taken, retry)?),
+        false => None,
+    };
+    Ok(Decided { decision, event, replayed: true })
+}
+
+/// What an old decision still tells about its event.
+#[derive(serde::Deserialize)]
+struct Consumed {
+    subject: String,
+    meter: String,
+    quantity: Box<serde_json::value::RawValue>,
+}
+
+/// The event of an accepted decision, as it is stored. When retention took it, its fields come from the decision; only
+/// its metadata is gone, unless the same payload comes again.
+fn event_of(decision: &Decision, taken: Option<&Taken>, retry: Option<&Event>) -> Result<StoredEvent, Fault> {
+    if let Some(event) = taken.and_then(|taken| taken.event.clone()) {
+        return Ok(event);
+    }
+    let same = taken.zip(retry).filter(|(taken, retry)| taken.fingerprint == retry.fingerprint);
+    let created_at = Micros(decision.created_at);
+    // the id is a little younger than the decision that made it, or older than one that found it
+    let received_at = taken.and_then(Taken::received_at).map_or(created_at, |at| at.min(created_at));
+    if let Some((taken, retry)) = same {
+        return Ok(StoredEvent { received_at, ..original_of(taken, retry) });
+    }
+    let Consumed { subject, meter, quantity } =
+        serde_json::from_str(&decision.quota).map_err(Error::internal)?;
+    Ok(StoredEvent {
+        id: uuid_of(decision.event_id.as_deref().unwrap_or_default())?.to_string(),
+        idempotency_key: Some(decision.idempotency_key.clone()),
+        subject,
+        meter,
+        quantity: quantity_of(quantity.get())?,
+        timestamp: taken.map_or(received_at, |taken| Micros(taken.event_time)),
+        received_at,
+        metadata: raw_metadata(None),
     })
 }
 
@@ -239,9 +320,12 @@ fn earlier_decisions(conn: &mut Conn, asked: &[Asked]) -> Result<HashMap<LedgerK
 
 fn taken_keys(conn: &mut Conn, asked: &[Asked]) -> Result<HashMap<LedgerKey, Taken>, Fault> {
     let keys: Vec<LedgerKey> = asked.iter().map(|asked| asked.key.clone()).collect();
-    let taken = match conn {
-        Conn::Postgres(c) => postgres::find_taken(c, &keys)?,
-        Conn::Sqlite(c) => sqlite::find_taken(c, &keys)?,
-    };
-    Ok(taken.into_iter().map(|taken| (taken.key.clone(), taken)).collect())
+    Ok(find_taken(conn, &keys)?.into_iter().map(|taken| (taken.key.clone(), taken)).collect())
+}
+
+fn find_taken(conn: &mut Conn, keys: &[LedgerKey]) -> Result<Vec<Taken>, Fault> {
+    match conn {
+        Conn::Postgres(c) => postgres::find_taken(c, keys),
+        Conn::Sqlite(c) => sqlite::find_taken(c, keys),
+    }
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use bigdecimal::BigDecimal;
 use diesel::sql_types::{Array, BigInt, Binary, Bool, Integer, Nullable, Numeric, SmallInt, Text};
 use diesel::{PgConnection, RunQueryDsl};
+use serde_json::value::RawValue;
 
 use super::{EventRow, EventText, KeyRow, LedgerKey, MeterRow, RunRow, SubjectName, Taken, uuid_of};
 use crate::event::Event;
@@ -258,7 +259,7 @@ pub fn add_events(conn: &mut PgConnection, rows: &[EventRow]) -> Result<(), Faul
         versions: &rows.iter().map(|row| row.event.meter.version).collect(),
         quantities: &rows.iter().map(|row| row.event.quantity.decimal().clone()).collect(),
         keys: &rows.iter().map(|row| row.event.key.as_deref()).collect(),
-        metadatas: &rows.iter().map(|row| row.event.metadata.as_deref()).collect(),
+        metadatas: &rows.iter().map(|row| row.event.metadata.as_deref().map(RawValue::get)).collect(),
     }
     .execute(conn)?;
     Ok(())

@@ -1,20 +1,23 @@
 //! Quotas in the hot insert: what the subjects of a batch are assigned to, their counters, and the evaluations that
 //! follow. A workspace without assignments costs nothing here.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
+use diesel::connection::SimpleConnection;
 use diesel::sql_types::{Array, BigInt, Nullable};
 use diesel::{PgConnection, RunQueryDsl, SqliteConnection};
 
 use super::{Known, Work};
-use crate::plan::Period;
 use crate::plan::assignment::{Span, counting};
+use crate::plan::consume::Unread;
 use crate::plan::period::day_start;
-use crate::rollup::{Part, merge};
+use crate::plan::{Period, Plan};
+use crate::rollup::{Part, add_event};
 use crate::store::counters::{self, Key};
 use crate::store::entitlements::Evaluation;
 use crate::store::jobs::{self, NewJob};
+use crate::store::plans::Damaged;
 use crate::store::prepared::prepared;
 use crate::store::{Conn, Fault, plans};
 use crate::window::{Micros, Window};
@@ -35,6 +38,43 @@ prepared!(
 );
 
 type SpanRow = (i64, i64, i64, Option<i64>, i64);
+
+/// Stands for all meters among the unread limits of a plan that is missing; no meter has this id.
+pub(super) const ANY_METER: i64 = 0;
+
+/// Reads something of which the failure concerns only those who asked for it: `None` when it is damaged, and the
+/// transaction goes on. What another try of the whole transaction may mend stays an error.
+pub(super) fn readable<T>(
+    conn: &mut Conn,
+    known: &Known,
+    read: impl FnOnce(&mut Conn) -> Result<T, Fault>,
+) -> Result<Option<T>, Fault> {
+    // a failed statement costs PostgreSQL the transaction, a savepoint costs two round trips: so only once it happened
+    let careful = conn.is_postgres() && known.is_careful();
+    if careful {
+        conn.batch_execute("SAVEPOINT quota")?;
+    }
+    let fault = match read(conn) {
+        Ok(value) => {
+            if careful {
+                conn.batch_execute("RELEASE SAVEPOINT quota")?;
+            }
+            return Ok(Some(value));
+        }
+        Err(fault) => fault,
+    };
+    if fault.will_pass() {
+        return Err(fault);
+    }
+    log::error!(error:? = fault; "a quota cannot be evaluated");
+    if careful {
+        conn.batch_execute("ROLLBACK TO SAVEPOINT quota; RELEASE SAVEPOINT quota")?;
+    } else if conn.is_postgres() && matches!(fault, Fault::Database(_)) {
+        known.be_careful();
+        return Err(Fault::Repeat);
+    }
+    Ok(None)
+}
 
 /// Where counted events went: one row of counters.
 struct Touched {
@@ -99,15 +139,40 @@ impl Work<'_> {
                 None => missing.push(id),
             }
         }
-        let found = plans::by_ids(conn, &missing)?;
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let found = match readable(conn, known, |conn| plans::by_ids(conn, &missing))? {
+            Some(found) => found,
+            None => find_one_by_one(conn, known, &missing)?,
+        };
         self.learned.plans.extend(found.values().cloned());
         self.plans.extend(found);
+        for id in missing {
+            if !self.plans.contains_key(&id) {
+                self.find_damaged_plan(conn, id)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Not remembered, so that a repair is noticed at once.
+    fn find_damaged_plan(&mut self, conn: &mut Conn, id: i64) -> Result<(), Fault> {
+        let Damaged { plan, mut unread } = plans::damaged(conn, id)?;
+        log::error!(plan_id = id; "a plan cannot be read: its limits fail open or closed");
+        match plan {
+            Some(plan) => drop(self.plans.insert(id, plan.into())),
+            // deleted meanwhile, and its assignments with it: look again at what the subject has
+            None if !plans::is_assigned(conn, id)? => return Err(Fault::Repeat),
+            None => unread.push((ANY_METER, Unread::UNKNOWN)),
+        }
+        self.unread.insert(id, unread);
         Ok(())
     }
 
     /// Counts the new events of assigned subjects, and asks for the evaluation of those whose plans limit the meter.
     pub(super) fn write_counters(&mut self, conn: &mut Conn) -> Result<(), Fault> {
-        if self.plans.is_empty() {
+        if self.histories.is_empty() {
             return Ok(());
         }
         let mut parts: BTreeMap<Key, Part> = BTreeMap::new();
@@ -118,7 +183,7 @@ impl Work<'_> {
             let Some(span) = counting(history, event.time) else { continue };
             let (meter_id, anchor) = (event.meter.id, span.anchor);
             let key = Key { subject_id, meter_id, anchor, day_start: day_start(anchor, event.time) };
-            merge(&mut parts, key, Part::of(event.time, event.id, &event.quantity));
+            add_event(&mut parts, key, event.time, event.id, &event.quantity);
             touched.insert(key, Touched { workspace_id, received_at: event.received_at });
         }
         if parts.is_empty() {
@@ -154,6 +219,15 @@ impl Work<'_> {
         self.learned.has_jobs |= !new.is_empty();
         jobs::enqueue(conn, new, now)
     }
+}
+
+/// Plans, of which one that cannot be read must not keep the others from being read.
+fn find_one_by_one(conn: &mut Conn, known: &Known, ids: &[i64]) -> Result<HashMap<i64, Arc<Plan>>, Fault> {
+    let mut found = HashMap::new();
+    for id in ids {
+        found.extend(readable(conn, known, |conn| plans::by_ids(conn, &[*id]))?.unwrap_or_default());
+    }
+    Ok(found)
 }
 
 /// What has to be looked at again after events of this day: windows that are over, or the state now, which also finds

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use diesel::sql_types::{BigInt, Binary, Bool, Integer, Nullable, SmallInt, Text};
 use diesel::{OptionalExtension, RunQueryDsl, SqliteConnection, sql_query};
+use serde_json::value::RawValue;
 
 use super::{
     EventRow, EventText, KeyRow, LedgerKey, MeterRow, RunRow, SubjectName, Taken, event_columns, uuid_of,
@@ -56,7 +57,7 @@ prepared!(
     AddEvent for SqliteConnection,
     (id: Binary = [u8], workspace_id: BigInt = i64, meter_id: BigInt = i64, subject_id: BigInt = i64,
      event_time: BigInt = i64, received_at: BigInt = i64, version: Integer = i32, quantity: Binary = Vec<u8>,
-     key: Nullable<Text> = Option<String>, metadata: Nullable<Text> = Option<String>),
+     key: Nullable<Text> = Option<String>, metadata: Nullable<Text> = Option<&'a str>),
     "INSERT INTO events (id, workspace_id, meter_id, subject_id, event_time, received_at, meter_version, quantity,
                          idempotency_key, metadata) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 );
@@ -209,7 +210,7 @@ pub fn add_events(conn: &mut SqliteConnection, rows: &[EventRow]) -> Result<(), 
             version: &event.meter.version,
             quantity: &event.quantity.to_sortable(),
             key: &event.key,
-            metadata: &event.metadata,
+            metadata: &event.metadata.as_deref().map(RawValue::get),
         }
         .execute(conn)?;
     }

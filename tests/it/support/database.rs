@@ -89,6 +89,21 @@ impl Database {
         rows.unwrap_or_else(|error| panic!("{sql}: {error}")).into_iter().map(|row| row.line).collect()
     }
 
+    /// Runs statements that return nothing, such as those that damage what is stored. Nothing checks references.
+    pub fn execute(&self, sql: &str) {
+        let done = match self {
+            Database::Sqlite { .. } => {
+                self.sqlite_connection().batch_execute(&format!("PRAGMA foreign_keys = OFF; {sql}"))
+            }
+            Database::Postgres { .. } => {
+                let mut conn = self.postgres_connection();
+                conn.batch_execute("SET session_replication_role = replica")
+                    .and_then(|()| conn.batch_execute(sql))
+            }
+        };
+        done.unwrap_or_else(|error| panic!("{sql}: {error}"));
+    }
+
     /// How many rows a table holds.
     pub fn count(&self, table: &str) -> u64 {
         let lines = self.lines(&format!("SELECT CAST(count(*) AS TEXT) AS line FROM {table}"));

@@ -102,6 +102,11 @@ impl Cluster {
         String::from_utf8_lossy(&fs::read(self.log_path()).expect("a log file")).into_owned()
     }
 
+    /// Where the server keeps a file that `pg_relation_filepath` names.
+    pub fn data_file(&self, path: &str) -> PathBuf {
+        self.directory.join("data").join(path)
+    }
+
     fn log_path(&self) -> PathBuf {
         self.directory.join("log")
     }

@@ -1,0 +1,198 @@
+//! `GET /v1/system/stats` (rest.md 12.14, next.md 11): totals of the workspace, and how the background work is. Asks a
+//! fixed number of questions, all but that for decisions small; of events it sees those of a partly pruned hour.
+
+use actix_web::{HttpResponse, web};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::app::App;
+use crate::auth::Caller;
+use crate::error::Result;
+use crate::http::respond;
+use crate::store::exports::CleanupRun;
+use crate::store::retention::PruneRun;
+use crate::store::{
+    Conn, Fault, alerts, decisions, deliveries, entitlements, exports, history, jobs, retention, subjects,
+};
+use crate::window::Micros;
+use crate::worker::health::{WorkerHealth, WorkerStatus};
+
+/// Totals of the workspace on the wire; fields in contract order.
+#[derive(Serialize, ToSchema)]
+pub struct SystemStats {
+    meters: i64,
+    usage_events: i64,
+    prune_runs: i64,
+    last_prune_run: Option<LastPruneRun>,
+    /// Decisions that are kept.
+    consumption_decisions: i64,
+    decision_prune_runs: i64,
+    last_decision_prune_run: Option<LastDecisionPruneRun>,
+    export_cleanup_runs: i64,
+    last_export_cleanup_run: Option<LastExportCleanupRun>,
+    /// Always null: this version has no reconciliation.
+    #[schema(value_type = Option<Object>)]
+    last_reconciliation_run: (),
+    reconciliation_health: ReconciliationHealth,
+    ingestion_safety: IngestionSafety,
+    /// Always null: rollups are written in the transaction of their events and have nothing to catch up with.
+    #[schema(value_type = Option<Object>)]
+    rollup_health: (),
+    worker_health: Vec<WorkerHealth>,
+}
+
+#[derive(Serialize, ToSchema)]
+pub struct LastPruneRun {
+    id: String,
+    deleted: i64,
+    dry_run: bool,
+    created_at: Micros,
+}
+
+impl From<PruneRun> for LastPruneRun {
+    fn from(run: PruneRun) -> Self {
+        LastPruneRun {
+            id: run.id.to_string(),
+            deleted: run.deleted,
+            dry_run: run.dry_run,
+            created_at: run.created_at,
+        }
+    }
+}
+
+#[derive(Serialize, ToSchema)]
+pub struct LastDecisionPruneRun {
+    id: String,
+    before: Micros,
+    deleted: i64,
+    dry_run: bool,
+    created_at: Micros,
+}
+
+impl From<decisions::PruneRun> for LastDecisionPruneRun {
+    fn from(run: decisions::PruneRun) -> Self {
+        LastDecisionPruneRun {
+            id: run.id,
+            before: Micros(run.decided_before),
+            deleted: run.deleted,
+            // there is no way to ask for one
+            dry_run: false,
+            created_at: Micros(run.created_at),
+        }
+    }
+}
+
+#[derive(Serialize, ToSchema)]
+pub struct LastExportCleanupRun {
+    id: String,
+    expired_before: Micros,
+    files_deleted: i64,
+    bytes_reclaimed: i64,
+    failures: i64,
+    created_at: Micros,
+}
+
+impl From<CleanupRun> for LastExportCleanupRun {
+    fn from(run: CleanupRun) -> Self {
+        LastExportCleanupRun {
+            id: run.id,
+            expired_before: Micros(run.expired_before),
+            files_deleted: run.files_deleted,
+            bytes_reclaimed: run.bytes_reclaimed,
+            failures: run.failures,
+            created_at: Micros(run.created_at),
+        }
+    }
+}
+
+/// This version has no reconciliation: it is never more than `not_started`.
+#[derive(Serialize, ToSchema)]
+pub struct ReconciliationHealth {
+    status: WorkerStatus,
+    pending_notifications: i64,
+    dead_letter_notifications: i64,
+}
+
+/// What became of the events that were sent, since the workspace exists.
+#[derive(Serialize, ToSchema)]
+pub struct IngestionSafety {
+    /// Stored, pruned ones included.
+    accepted_events: i64,
+    /// Invalid. Written down every few seconds, like those over the rate limit.
+    rejected_events: i64,
+    throttled_events: i64,
+}
+
+/// In contract order, with the queue that each works on; then our own.
+const WORKERS: [(&str, Option<&str>); 7] = [
+    ("export", Some(exports::QUEUE)),
+    ("alert", Some(alerts::QUEUE)),
+    ("entitlement", Some(entitlements::QUEUE)),
+    ("retention", None),
+    ("reconciliation", None),
+    ("webhook", Some(deliveries::QUEUE)),
+    ("history", None),
+];
+
+pub async fn system_stats(app: web::Data<App>, caller: Caller) -> Result<HttpResponse> {
+    caller.may_use_meter("")?;
+    let workspace_id = caller.workspace_id;
+    let prunes = app.config.retention.prune_enabled;
+    let load = move |conn: &mut Conn| load(conn, workspace_id, prunes, Micros::now());
+    respond::ok(&app.store.read("stats::load", load).await?)
+}
+
+fn load(conn: &mut Conn, workspace_id: i64, prunes: bool, now: Micros) -> Result<SystemStats, Fault> {
+    let totals = subjects::totals(conn, workspace_id)?;
+    let (decision_prune_runs, last_decision_prune_run) = decisions::prune_runs(conn, workspace_id)?;
+    let (export_cleanup_runs, last_export_cleanup_run) = exports::cleanup_runs(conn, workspace_id)?;
+    let refused = history::refused(conn, workspace_id)?;
+    Ok(SystemStats {
+        meters: totals.meters,
+        usage_events: totals.usage_events,
+        prune_runs: subjects::count_prune_runs(conn, workspace_id)?,
+        last_prune_run: retention::runs(conn, workspace_id, None, 1)?.pop().map(LastPruneRun::from),
+        consumption_decisions: decisions::count(conn, workspace_id)?,
+        decision_prune_runs,
+        last_decision_prune_run: last_decision_prune_run.map(LastDecisionPruneRun::from),
+        export_cleanup_runs,
+        last_export_cleanup_run: last_export_cleanup_run.map(LastExportCleanupRun::from),
+        last_reconciliation_run: (),
+        reconciliation_health: ReconciliationHealth {
+            status: WorkerStatus::NotStarted,
+            pending_notifications: 0,
+            dead_letter_notifications: 0,
+        },
+        ingestion_safety: IngestionSafety {
+            accepted_events: totals.accepted_events,
+            rejected_events: refused.rejected,
+            throttled_events: refused.throttled,
+        },
+        rollup_health: (),
+        worker_health: worker_health(conn, workspace_id, prunes, now)?,
+    })
+}
+
+fn worker_health(
+    conn: &mut Conn,
+    workspace_id: i64,
+    prunes: bool,
+    now: Micros,
+) -> Result<Vec<WorkerHealth>, Fault> {
+    let instances = jobs::instances(conn)?;
+    let dead_letters = jobs::count_dead_letters(conn, workspace_id)?;
+    let queues: Vec<&str> = WORKERS.iter().filter_map(|(_, queue)| *queue).collect();
+    let mut depths = jobs::depths(conn, &queues, workspace_id, now)?;
+    let mut all = Vec::with_capacity(WORKERS.len());
+    for (name, queue) in WORKERS {
+        let depth = queue.and_then(|queue| depths.remove(queue)).unwrap_or_default();
+        let dead = queue.and_then(|queue| dead_letters.get(queue)).copied().unwrap_or_default();
+        let is_off = match name {
+            "retention" => !prunes,
+            "reconciliation" => true,
+            _ => false,
+        };
+        all.push(WorkerHealth::of(name, is_off, &instances, &depth, dead, now));
+    }
+    Ok(all)
+}

@@ -1,0 +1,90 @@
+//! Reads quota counters for many checks at once: what waits while one statement runs is read by the next one, so that
+//! load makes statements larger instead of more of them. Nothing is remembered: every answer is read after its
+//! question was asked.
+
+use tokio::sync::oneshot;
+
+use crate::error::{Code, Error, Result};
+use crate::rollup::Part;
+use crate::store::Store;
+use crate::store::counters::{self, Range};
+
+/// While one waits for the database, the other's answers are sent out.
+const READERS: usize = 2;
+/// Ranges in one statement, about: each may be 366 rows.
+const RANGES_MAX: usize = 200;
+
+struct Question {
+    ranges: Vec<Range>,
+    answer: oneshot::Sender<Result<Vec<Option<Part>>>>,
+}
+
+/// Cheap to clone.
+#[derive(Clone)]
+pub struct Reader(flume::Sender<Question>);
+
+impl Reader {
+    /// Starts on the current runtime; ends when the last `Reader` is dropped.
+    pub fn start(store: &Store) -> Reader {
+        // bounded by the requests that the server lets in; each has one question
+        let (sender, questions) = flume::unbounded();
+        for _ in 0..READERS {
+            let (store, questions) = (store.clone(), questions.clone());
+            std::thread::spawn(move || answer_all(&store, &questions));
+        }
+        Reader(sender)
+    }
+
+    /// What is counted in each range; `None` where nothing is.
+    pub async fn load(&self, ranges: Vec<Range>) -> Result<Vec<Option<Part>>> {
+        if ranges.is_empty() {
+            return Ok(Vec::new());
+        }
+        let stopped = || Error::unavailable("the server is stopping");
+        let (answer, answered) = oneshot::channel();
+        self.0.send(Question { ranges, answer }).map_err(|_| stopped())?;
+        answered.await.map_err(|_| stopped())?
+    }
+}
+
+fn answer_all(store: &Store, questions: &flume::Receiver<Question>) {
+    while let Ok(first) = questions.recv() {
+        let mut size = first.ranges.len();
+        let mut group = vec![first];
+        while size < RANGES_MAX {
+            let Ok(question) = questions.try_recv() else { break };
+            size += question.ranges.len();
+            group.push(question);
+        }
+        answer(store, group);
+    }
+}
+
+fn answer(store: &Store, group: Vec<Question>) {
+    match read(store, &group) {
+        Ok(counted) => {
+            let mut counted = counted.into_iter();
+            for Question { ranges, answer } in group {
+                // whoever asked may have gone
+                let _ = answer.send(Ok(counted.by_ref().take(ranges.len()).collect()));
+            }
+        }
+        // a counter that cannot be read must not fail those beside it
+        Err(error) if error.code != Code::Unavailable && group.len() > 1 => {
+            for question in group {
+                let own = read(store, std::slice::from_ref(&question));
+                let _ = question.answer.send(own);
+            }
+        }
+        Err(error) => {
+            for question in group {
+                let _ = question.answer.send(Err(error.clone()));
+            }
+        }
+    }
+}
+
+fn read(store: &Store, group: &[Question]) -> Result<Vec<Option<Part>>> {
+    let ranges: Vec<Range> = group.iter().flat_map(|question| question.ranges.iter().copied()).collect();
+    store.read_here("counters::load", move |conn| counters::load(conn, &ranges))
+}
