@@ -120,6 +120,8 @@ pub fn meter_stats(
 
 /// How many meters and events a workspace has.
 pub fn totals(conn: &mut Conn, workspace_id: i64) -> Result<Totals, Fault> {
+    let is_postgres = conn.is_postgres();
+    let ever = "r.meter_id = p.id AND r.subject_id = 0 AND r.grain = 1";
     let text = format!(
         "-- store::subjects::totals
          WITH page AS (
@@ -127,11 +129,11 @@ pub fn totals(conn: &mut Conn, workspace_id: i64) -> Result<Totals, Fault> {
          ), counted AS ({})
          SELECT (SELECT COUNT(*) FROM page) AS meters,
                 (SELECT CAST(COALESCE(SUM(event_count), 0) AS BIGINT) FROM counted) AS usage_events,
-                (SELECT CAST(COALESCE(SUM(r.event_count), 0) AS BIGINT) FROM page p
-                 JOIN rollups r ON r.meter_id = p.id AND r.subject_id = 0 AND r.grain = 1) AS accepted_events",
+                (SELECT CAST(COALESCE(SUM(event_count), 0) AS BIGINT) FROM ({}) AS ever) AS accepted_events",
         whole_from(HOUR),
         whole_from(DAY),
-        counted_by_meter(conn.is_postgres()),
+        counted_by_meter(is_postgres),
+        of_each_meter(is_postgres, "r.event_count", "rollups r", ever),
     );
     Ok(sql_query(text).bind::<BigInt, _>(workspace_id).get_result(conn)?)
 }
