@@ -17,7 +17,8 @@ pub enum Code {
     Forbidden,
     NotFound,
     Conflict,
-    /// The database is away, full or busy: nothing was stored, and a later try may work.
+    /// The database is away, full or busy: nothing was stored, and a later try may work. Only a commit that was cut
+    /// off may have gone through: whoever sends an idempotency key can try again without knowing.
     Unavailable,
     /// More is waiting to be written than may wait: nothing was stored, and a later try may work.
     QueueFull,

@@ -115,6 +115,7 @@ pub fn parse_subject(text: &str) -> Result<&str> {
 /// Trims an idempotency key; empty means none.
 pub fn parse_key(text: Option<&str>) -> Result<Option<String>> {
     let key = text.unwrap_or_default().trim();
+    refuse_nul(key)?;
     if key.len() > KEY_BYTES_MAX {
         return Err(Error::invalid(format!("idempotency_key must not be longer than {KEY_BYTES_MAX} bytes")));
     }
@@ -136,7 +137,7 @@ fn parse_time(input: &Input, now: Micros) -> Result<Micros> {
 pub fn admit(meter: &Arc<Meter>, input: Input, now: Micros) -> Result<Event> {
     let time = parse_time(&input, now)?;
     let mut metadata = input.metadata.unwrap_or_default();
-    metadata.values_mut().try_for_each(canonical)?;
+    fields_canonical(&mut metadata)?;
     meter.fit_metadata(&mut metadata)?;
     let subject = parse_subject(input.subject.as_deref().unwrap_or_default())?.to_owned();
     let quantity = match input.quantity {
@@ -166,18 +167,29 @@ pub fn admit(meter: &Arc<Meter>, input: Input, now: Micros) -> Result<Event> {
     })
 }
 
-/// Rewrites numbers to one spelling (5.0 and 5e0 become 5), so that equal values are equal text everywhere.
+/// PostgreSQL cannot store NUL in a text.
+pub fn refuse_nul(text: &str) -> Result<()> {
+    if text.contains('\0') { Err(Error::invalid("NUL characters are not allowed")) } else { Ok(()) }
+}
+
+/// Rewrites numbers to one spelling (5.0 and 5e0 become 5), so that equal values are equal text everywhere. Refuses
+/// what cannot be stored.
 pub fn canonical(value: &mut Value) -> Result<()> {
     match value {
         Value::Number(number) => {
             let text = canonical_number(number)?;
             *number = text.parse().map_err(Error::internal)?;
         }
+        Value::String(text) => refuse_nul(text)?,
         Value::Array(items) => items.iter_mut().try_for_each(canonical)?,
-        Value::Object(fields) => fields.values_mut().try_for_each(canonical)?,
+        Value::Object(fields) => fields_canonical(fields)?,
         _ => {}
     }
     Ok(())
+}
+
+fn fields_canonical(fields: &mut Map<String, Value>) -> Result<()> {
+    fields.iter_mut().try_for_each(|(name, value)| refuse_nul(name).and_then(|()| canonical(value)))
 }
 
 /// The canonical text of a metadata number.

@@ -261,7 +261,7 @@ impl Run<'_> {
             let cells = cells(conn, &query, most)?;
             Ok(usage::buckets(&query, cells))
         };
-        self.exporter.store.read_snapshot("usage::cells", read).await
+        self.exporter.store.patient().read_snapshot("usage::cells", read).await
     }
 
     async fn append_buckets(&self, draft: &SharedDraft, query: &Query, rows: Vec<Bucket>) -> Result<()> {
@@ -336,7 +336,7 @@ impl Run<'_> {
             listed.iter().try_for_each(|listed| table.event(&listed.event))?;
             Ok(Page { count: listed.len(), csv: table.into_bytes()?, after })
         };
-        self.exporter.store.read_snapshot("event_list::step", read).await
+        self.exporter.store.patient().read_snapshot("event_list::step", read).await
     }
 }
 

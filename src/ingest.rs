@@ -8,6 +8,7 @@ mod tally;
 use std::collections::HashMap;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
+use std::time::Instant;
 
 use serde::Serialize;
 use serde::ser::SerializeStruct;
@@ -83,6 +84,10 @@ impl Call {
 struct Job {
     batch: Arc<Batch>,
     answer: oneshot::Sender<Result<Outcome>>,
+    /// What was not begun by then is not begun at all, so that what is begun has time to end well.
+    begin_by: Instant,
+    /// Later than this it is not stored any more: the caller is told that it failed.
+    deadline: Instant,
     /// Held until the job is answered: what the queue may hold is counted in events.
     room: OwnedSemaphorePermit,
 }
@@ -90,7 +95,7 @@ struct Job {
 impl Job {
     /// Lets go of the batch first: the caller makes its answer of the events themselves.
     fn answer(self, outcome: Result<Outcome>) {
-        let Job { batch, answer, room } = self;
+        let Job { batch, answer, room, .. } = self;
         drop((batch, room));
         // the caller may have gone; what it sent is stored all the same
         let _ = answer.send(outcome);
@@ -320,7 +325,8 @@ impl Ingest {
             let result = match meter {
                 Some(meter) => event::admit(&meter, input, now),
                 None if input.meter().is_empty() => Err(Error::invalid("meter is required")),
-                None => Err(Error::not_found(format!("meter {:?}", input.meter()))),
+                None => event::refuse_nul(input.meter())
+                    .and_then(|()| Err(Error::not_found(format!("meter {:?}", input.meter())))),
             };
             match result {
                 Ok(event) => {
@@ -337,7 +343,9 @@ impl Ingest {
     }
 
     async fn find_meter(&self, workspace_id: i64, name: &str) -> Result<Option<Arc<Meter>>> {
-        if name.is_empty() { Ok(None) } else { self.meters.get(workspace_id, name).await }
+        // PostgreSQL cannot even be asked for a name with a NUL
+        let is_possible = !name.is_empty() && !name.contains('\0');
+        if is_possible { self.meters.get(workspace_id, name).await } else { Ok(None) }
     }
 
     /// Queues the valid events and waits for their commit.
@@ -352,7 +360,15 @@ impl Ingest {
         outcome
     }
 
+    /// Answers in bounded time, whatever the database does.
     async fn enqueue(&self, batch: Arc<Batch>, waits: bool) -> Result<Outcome> {
+        let answered = tokio::time::timeout(self.store.answer_timeout(), self.wait_for(batch, waits));
+        answered.await.unwrap_or_else(|_| Err(late()))
+    }
+
+    async fn wait_for(&self, batch: Arc<Batch>, waits: bool) -> Result<Outcome> {
+        let (now, time) = (Instant::now(), self.store.answer_timeout());
+        let (begin_by, deadline) = (now + time.mul_f64(0.7), now + time.mul_f64(0.95));
         let stopped = |_| Error::unavailable("the server is stopping");
         let weight = batch.events.len().max(1) as u32;
         let room = if waits {
@@ -365,7 +381,7 @@ impl Ingest {
         };
         let (answer, answered) = oneshot::channel();
         let queue = self.queue_of(&batch);
-        let job = Job { batch, answer, room };
+        let job = Job { batch, answer, begin_by, deadline, room };
         queue.send(job).map_err(|_| Error::unavailable("the server is stopping"))?;
         answered.await.map_err(stopped)?
     }
@@ -417,6 +433,10 @@ impl Ingest {
         };
         rate.give_back(workspace_id, charged.saturating_sub(stored));
     }
+}
+
+fn late() -> Error {
+    Error::unavailable("the database does not answer in time")
 }
 
 struct Admitted {
@@ -483,6 +503,16 @@ struct Writer {
     events_max: usize,
 }
 
+/// Those that can still be stored in time; the others are refused.
+fn in_time(group: Vec<Job>) -> Vec<Job> {
+    let now = Instant::now();
+    let (given_up, group): (Vec<Job>, Vec<Job>) = group.into_iter().partition(|job| job.begin_by <= now);
+    for job in given_up {
+        job.answer(Err(late()));
+    }
+    group
+}
+
 impl Writer {
     async fn run(self) {
         while let Ok(first) = self.jobs.recv_async().await {
@@ -498,8 +528,10 @@ impl Writer {
     }
 
     async fn commit(&self, group: Vec<Job>) {
+        let group = in_time(group);
         let batches: Vec<Arc<Batch>> = group.iter().map(|job| job.batch.clone()).collect();
-        match self.store_batches(batches).await {
+        let Some(deadline) = group.iter().map(|job| job.deadline).min() else { return };
+        match self.store_batches(batches, deadline).await {
             Ok(outcomes) => {
                 for (job, outcome) in group.into_iter().zip(outcomes) {
                     job.answer(Ok(outcome));
@@ -513,7 +545,8 @@ impl Writer {
             // one poisoned call must not fail its neighbours
             Err(_) => {
                 for job in group {
-                    let result = self.store_batches(vec![job.batch.clone()]).await;
+                    let Some(job) = in_time(vec![job]).pop() else { continue };
+                    let result = self.store_batches(vec![job.batch.clone()], job.deadline).await;
                     let outcome = result.and_then(|outcomes| {
                         outcomes
                             .into_iter()
@@ -526,12 +559,12 @@ impl Writer {
         }
     }
 
-    async fn store_batches(&self, batches: Vec<Arc<Batch>>) -> Result<Vec<Outcome>> {
+    async fn store_batches(&self, batches: Vec<Arc<Batch>>, deadline: Instant) -> Result<Vec<Outcome>> {
         let events: usize = batches.iter().map(|batch| batch.events.len()).sum();
         metrics::histogram!("open_spanner_ingest_batch_events").record(events as f64);
         let (known, lane) = (self.known.clone(), self.lane);
         let insert = move |conn: &mut _| events::insert(conn, &batches, lane, &known);
-        let (outcomes, learned) = self.store.write("events::insert", insert).await?;
+        let (outcomes, learned) = self.store.write_by(deadline, "events::insert", insert).await?;
         if learned.has_jobs {
             self.wake.ring();
         }

@@ -1,6 +1,7 @@
 //! Reads the command line and the settings, starts logging, runs one role.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use open_spanner::config::{self, Role};
 use open_spanner::error::{Error, Result};
@@ -8,6 +9,9 @@ use open_spanner::{alert_worker, entitlement_worker, export_worker, logging, mig
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// For blocking work that the role did not wait for.
+const LAST_THREADS: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
     let loaded = match config::load() {
@@ -37,5 +41,9 @@ fn main() -> ExitCode {
 }
 
 fn block_on(role: impl Future<Output = Result<()>>) -> Result<()> {
-    tokio::runtime::Runtime::new().map_err(Error::internal)?.block_on(role)
+    let runtime = tokio::runtime::Runtime::new().map_err(Error::internal)?;
+    let result = runtime.block_on(role);
+    // everything that matters was waited for; a thread whose database is frozen would be waited for without end
+    runtime.shutdown_timeout(LAST_THREADS);
+    result
 }

@@ -243,8 +243,10 @@ async fn drop_months(store: &Store, dropped: &mut Dropped) -> Result<()> {
         }
     }
     for month in store.read("partitions::detached", partitions::detached).await? {
-        let rows =
-            store.write("partitions::drop", move |conn| partitions::drop_detached(conn, month)).await?;
+        let rows = store
+            .patient()
+            .write("partitions::drop", move |conn| partitions::drop_detached(conn, month))
+            .await?;
         let events: i64 = rows.iter().map(|row| row.event_count).sum();
         metrics::counter!("open_spanner_retention_deleted_events_total").increment(events.unsigned_abs());
         log::info!(month = month.table(), events; "month dropped");

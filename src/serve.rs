@@ -39,7 +39,7 @@ pub async fn run(config: Config, migrate: bool) -> Result<()> {
     let store = Store::new(&config.db);
     let meters = MeterCache::new(store.clone(), config.cache_ttl);
     let plans = PlanCache::new(store.clone(), config.cache_ttl);
-    let counters = counters::Reader::start(&store);
+    let counters = counters::Reader::start(&store)?;
     let wake = Wake::default();
     let (ingest, writers) = Ingest::start(store.clone(), meters.clone(), &config.ingest, &wake);
     let auth = Auth::new(store.clone(), auth_options(&config));

@@ -112,6 +112,7 @@ async fn office(ttl: Duration) -> Office {
         max_open_conns: 4,
         max_idle_conns: None,
         acquire_timeout: Duration::from_secs(5),
+        statement_timeout: Duration::from_secs(15),
         conn_max_lifetime: None,
         conn_max_idle_time: None,
     });

@@ -61,6 +61,8 @@ pub struct Db {
     pub max_idle_conns: Option<u32>,
     /// Longest wait for a free connection.
     pub acquire_timeout: Duration,
+    /// Longest work of a call in PostgreSQL.
+    pub statement_timeout: Duration,
     pub conn_max_lifetime: Option<Duration>,
     pub conn_max_idle_time: Option<Duration>,
 }
@@ -79,6 +81,7 @@ impl Db {
             max_open_conns: if max_open == 0 { DEFAULT_CONNS } else { max_open },
             max_idle_conns: (max_idle > 0).then_some(max_idle),
             acquire_timeout: v.duration("DB_ACQUIRE_TIMEOUT"),
+            statement_timeout: v.duration("DB_STATEMENT_TIMEOUT"),
             conn_max_lifetime: v.optional_duration("DB_CONN_MAX_LIFETIME"),
             conn_max_idle_time: v.optional_duration("DB_CONN_MAX_IDLE_TIME"),
         })

@@ -130,6 +130,7 @@ pub const TABLE: &[Group] = &[
         row("DB_CONN_MAX_LIFETIME",  "0",               DurationOrZero,                 "replace a connection of this age; 0: never"),
         row("DB_CONN_MAX_IDLE_TIME", "0",               DurationOrZero,                 "close a connection idle for this long; 0: never"),
         row("DB_ACQUIRE_TIMEOUT",    "5s",              Duration,                       "longest wait for a free connection"),
+        row("DB_STATEMENT_TIMEOUT",  "15s",             Duration,                       "longest work of a call in PostgreSQL before it gets 503"),
     ]),
     group("Sign-in", &[
         row("REGISTRATION_ENABLED",       "true", Bool,       "let new users register"),

@@ -106,7 +106,7 @@ impl Door {
             caller.may_use_meter(input.meter())?;
             inputs.push(input);
         }
-        let key = nul_free_key(&idempotency_key)?;
+        let key = parse_key(Some(&idempotency_key))?;
         self.app.ingest.record(caller.workspace_id, Kind::Bulk, inputs, key).await
     }
 }
@@ -117,14 +117,7 @@ fn stream_key(metadata: &MetadataMap) -> Result<Option<String>> {
         text.filter(|text| !text.trim().is_empty())
     };
     let key = named("idempotency-key").or_else(|| named("x-open-spanner-idempotency-key"));
-    nul_free_key(&key.unwrap_or_default())
-}
-
-fn nul_free_key(text: &str) -> Result<Option<String>> {
-    if text.contains('\0') {
-        return Err(Error::invalid("NUL characters are not allowed"));
-    }
-    parse_key(Some(text))
+    parse_key(key.as_deref())
 }
 
 /// The same error, with the position of its event.

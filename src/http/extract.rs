@@ -85,34 +85,71 @@ impl Body {
 
     /// A JSON object; absent fields and `null` become defaults.
     pub async fn object<T: DeserializeOwned + Default>(self) -> Result<T> {
-        parse_json(&self.bytes().await?, b'{')
+        let bytes = self.bytes().await?;
+        let text = String::from_utf8_lossy(&bytes);
+        if has_nul(&text) {
+            return Err(Error::invalid("NUL characters are not allowed"));
+        }
+        parse_json(&text, b'{')
     }
 
-    /// A JSON array; `null` is the empty one.
+    /// A JSON array; `null` is the empty one. NUL characters are left to the handler: an item that holds one fails
+    /// alone.
     pub async fn array<T: DeserializeOwned>(self) -> Result<Vec<T>> {
-        parse_json(&self.bytes().await?, b'[')
+        parse_json(&String::from_utf8_lossy(&self.bytes().await?), b'[')
     }
 }
 
-fn parse_json<T: DeserializeOwned + Default>(bytes: &[u8], opening: u8) -> Result<T> {
-    let text = String::from_utf8_lossy(bytes);
-    if has_nul(&text) {
-        return Err(Error::invalid("NUL characters are not allowed"));
-    }
+fn parse_json<T: DeserializeOwned + Default>(text: &str, opening: u8) -> Result<T> {
     // derived structs would also read themselves from arrays
     let first = text.trim_start_matches([' ', '\t', '\r', '\n']).bytes().next();
-    if first != Some(opening) && first != Some(b'n') {
+    if first != Some(opening) && first != Some(b'n') || is_too_deep(text.as_bytes()) {
         return Err(Error::invalid_json());
     }
-    let parsed: serde_json::Result<Option<T>> = serde_json::from_str(&text);
+    let parsed: serde_json::Result<Option<T>> = serde_json::from_str(text);
     match parsed {
         Ok(value) => Ok(value.unwrap_or_default()),
         Err(_) if text.contains("\\u") => {
-            let mended: serde_json::Result<Option<T>> = serde_json::from_str(&mend_surrogates(&text));
+            let mended: serde_json::Result<Option<T>> = serde_json::from_str(&mend_surrogates(text));
             mended.map(Option::unwrap_or_default).map_err(|_| Error::invalid_json())
         }
         Err(_) => Err(Error::invalid_json()),
     }
+}
+
+/// What the parser takes in fields that somebody reads.
+const NESTING_MAX: usize = 127;
+
+/// Whether JSON text is nested deeper than the parser takes, also inside fields that nobody reads.
+fn is_too_deep(json: &[u8]) -> bool {
+    let (mut depth, mut at) = (0usize, 0);
+    while let Some(byte) = json.get(at) {
+        at += 1;
+        match byte {
+            b'{' | b'[' => depth += 1,
+            b'}' | b']' => depth = depth.saturating_sub(1),
+            b'"' => at = string_end(json, at),
+            _ => {}
+        }
+        if depth > NESTING_MAX {
+            return true;
+        }
+    }
+    false
+}
+
+/// The position behind the closing quote of a string that starts here.
+fn string_end(json: &[u8], mut at: usize) -> usize {
+    while let Some(found) =
+        json.get(at..).and_then(|rest| rest.iter().position(|b| matches!(b, b'"' | b'\\')))
+    {
+        at += found;
+        if json[at] == b'"' {
+            return at + 1;
+        }
+        at += 2;
+    }
+    json.len()
 }
 
 /// Whether JSON text holds an escaped NUL, which PostgreSQL cannot store.
@@ -336,6 +373,23 @@ mod tests {
         assert!(has_nul(r#""a\u0000""#));
         assert!(!has_nul(r#""a\\u0000""#));
         assert!(has_nul(r#""a\\\u0000""#));
+    }
+
+    #[test]
+    fn nesting_is_counted_outside_of_strings() {
+        let nested = |depth: usize| format!("{}1{}", "[".repeat(depth), "]".repeat(depth));
+        assert!(!is_too_deep(nested(NESTING_MAX).as_bytes()));
+        assert!(is_too_deep(nested(NESTING_MAX + 1).as_bytes()));
+        // the parser has the same limit
+        assert!(serde_json::from_str::<serde_json::Value>(&nested(NESTING_MAX)).is_ok());
+        assert!(serde_json::from_str::<serde_json::Value>(&nested(NESTING_MAX + 1)).is_err());
+        let text = format!(r#"{{"a\"\\":"{0}","b\\":["{0}\"{0}"]}}"#, "{".repeat(100));
+        assert!(serde_json::from_str::<serde_json::Value>(&text).is_ok());
+        assert!(!is_too_deep(text.as_bytes()));
+        assert!(!is_too_deep("[],".repeat(1_000).as_bytes()));
+        for broken in ["\"", "\"\\", "{\"a", "]]]", "\"\\\""] {
+            assert!(!is_too_deep(broken.as_bytes()), "{broken}");
+        }
     }
 
     #[test]

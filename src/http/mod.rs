@@ -172,23 +172,40 @@ const SLASH_ALLOWED: [&str; 6] =
     ["/v1/usages", "/v1/usageevents", "/v1/exports", "/v1/alerts", "/v1/alerts/destinations", "/v1/plans"];
 
 /// What each route demands, by pattern and method.
-pub struct Demands(HashMap<(String, Method), Access>);
+pub struct Demands(HashMap<String, Vec<(Method, Access)>>);
+
+/// What the table says about a request.
+enum Demand {
+    Of(String, Access),
+    /// 404, or the description of the interface, which is nobody's secret.
+    Nothing,
+    /// 405 with the methods there are.
+    OtherMethod(Vec<Method>),
+    /// A handler that nobody wrote into the table: it must not be reached.
+    Undeclared,
+}
 
 impl Demands {
-    fn of(&self, request: &ServiceRequest) -> Option<(String, Access)> {
-        let pattern = request.match_pattern()?;
+    fn of(&self, request: &ServiceRequest) -> Demand {
+        let Some(pattern) = request.match_pattern() else { return Demand::Nothing };
+        let Some(methods) = self.0.get(&pattern) else {
+            let is_open = openapi::PATTERNS.contains(&pattern.as_str());
+            return if is_open { Demand::Nothing } else { Demand::Undeclared };
+        };
         let method = if request.method() == Method::HEAD { &Method::GET } else { request.method() };
-        let access = *self.0.get(&(pattern.clone(), method.clone()))?;
-        Some((pattern, access))
+        match methods.iter().find(|(declared, _)| declared == method) {
+            Some((_, access)) => Demand::Of(pattern, *access),
+            None => Demand::OtherMethod(methods.iter().map(|(declared, _)| declared.clone()).collect()),
+        }
     }
 }
 
 impl Default for Demands {
     fn default() -> Self {
-        let mut demands = HashMap::new();
+        let mut demands: HashMap<String, Vec<(Method, Access)>> = HashMap::new();
         for endpoint in endpoints() {
             for path in spellings(endpoint.path) {
-                demands.insert((path, endpoint.method.clone()), endpoint.access);
+                demands.entry(path).or_default().push((endpoint.method.clone(), endpoint.access));
             }
         }
         Demands(demands)
@@ -203,7 +220,7 @@ fn spellings(path: &str) -> Vec<String> {
     spellings
 }
 
-/// Registers all routes, one resource per path, with 405 and `Allow` for the methods it does not have.
+/// Registers all routes, one resource per path; the gate answers for the methods it does not have.
 pub fn routes(config: &mut web::ServiceConfig) {
     let mut paths: Vec<(&'static str, Vec<Endpoint>)> = Vec::new();
     for endpoint in endpoints() {
@@ -213,15 +230,11 @@ pub fn routes(config: &mut web::ServiceConfig) {
         }
     }
     for (path, endpoints) in paths {
-        let allowed: Vec<Method> = endpoints.iter().map(|endpoint| endpoint.method.clone()).collect();
         let mut resource = web::resource(spellings(path));
         for endpoint in endpoints {
             resource = resource.route(endpoint.route);
         }
-        config.service(resource.default_service(web::to(move || {
-            let allowed = allowed.clone();
-            async move { method_not_allowed(&allowed) }
-        })));
+        config.service(resource);
     }
     config.default_service(web::to(not_found));
 }
@@ -240,7 +253,8 @@ async fn not_found() -> HttpResponse {
     response.content_type("text/plain; charset=utf-8").body("404 page not found\n")
 }
 
-/// Stands before every handler: request id, start-up state, authentication, permission, one log line, metrics.
+/// Stands before every handler: request id, start-up state, authentication, permission, one log line, metrics. What
+/// the table does not declare does not get past it.
 pub async fn gate(
     app: web::Data<App>,
     demands: web::Data<Demands>,
@@ -251,15 +265,24 @@ pub async fn gate(
     let request_id: Arc<str> = uuid::Uuid::now_v7().to_string().into();
     let method = request.method().clone();
     let demand = demands.of(&request);
-    let route = demand.as_ref().map_or("none".to_owned(), |(pattern, _)| pattern.clone());
+    let route = match &demand {
+        Demand::Of(pattern, _) => pattern.clone(),
+        _ => "none".to_owned(),
+    };
 
     let answer = async {
         let refused = match &demand {
-            Some((pattern, access)) => admit(&app, &request, pattern, access).await.err(),
-            None => None,
+            Demand::Of(pattern, access) => {
+                admit(&app, &request, pattern, access).await.err().map(|error| respond::error(&error))
+            }
+            Demand::Nothing => None,
+            Demand::OtherMethod(allowed) => Some(method_not_allowed(allowed)),
+            Demand::Undeclared => {
+                Some(respond::error(&Error::internal("a handler that is not in the table of routes")))
+            }
         };
         match refused {
-            Some(error) => Ok(request.into_response(respond::error(&error)).map_into_boxed_body()),
+            Some(refusal) => Ok(request.into_response(refusal).map_into_boxed_body()),
             None => next.call(request).await.map(ServiceResponse::map_into_boxed_body),
         }
     };
@@ -313,4 +336,90 @@ fn observe(method: &Method, route: String, status: StatusCode, started: Instant,
 /// The address of the peer, as far as the connection tells.
 pub fn peer(request: &HttpRequest) -> std::net::IpAddr {
     request.peer_addr().map_or(std::net::IpAddr::from([0, 0, 0, 0]), |address| address.ip())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use actix_web::middleware::from_fn;
+    use actix_web::test::{TestRequest, call_service, init_service, read_body};
+
+    use super::*;
+    use crate::app::Phase;
+    use crate::auth::{Auth, Options};
+    use crate::config;
+    use crate::ingest::Ingest;
+    use crate::store::meters::MeterCache;
+    use crate::store::plans::PlanCache;
+    use crate::store::{Store, counters};
+    use crate::webhook::client::Client;
+    use crate::worker::Wake;
+
+    /// A server that never gets as far as its database.
+    fn app() -> App {
+        let config = config::load_from(&["open-spanner"], &[]).expect("defaults are good").config;
+        let store = Store::new(&config.db);
+        let meters = MeterCache::new(store.clone(), config.cache_ttl);
+        let plans = PlanCache::new(store.clone(), config.cache_ttl);
+        let counters = counters::Reader::start(&store).expect("threads");
+        let wake = Wake::default();
+        let (ingest, _) = Ingest::start(store.clone(), meters.clone(), &config.ingest, &wake);
+        let options = Options { cache_ttl: config.cache_ttl, registration_enabled: true };
+        let auth = Auth::new(store.clone(), options);
+        let webhooks = Client::new(&[]).expect("a client");
+        let phase = Arc::new(Phase::default());
+        phase.serve();
+        App { config: Arc::new(config), store, auth, meters, plans, counters, ingest, phase, wake, webhooks }
+    }
+
+    #[actix_web::test]
+    async fn a_handler_that_is_not_in_the_table_is_not_reached() {
+        let reached = Arc::new(AtomicBool::new(false));
+        let seen = reached.clone();
+        let forgotten = move || {
+            seen.store(true, Ordering::SeqCst);
+            async { HttpResponse::Ok().body("secret") }
+        };
+        let service = init_service(
+            actix_web::App::new()
+                .app_data(web::Data::new(app()))
+                .app_data(web::Data::new(Demands::default()))
+                .wrap(from_fn(gate))
+                .route("/v1/forgotten", web::get().to(forgotten.clone()))
+                .route("/v1/forgotten/{id}", web::to(forgotten))
+                .configure(routes)
+                .service(openapi::viewer(openapi::document().expect("complete"))),
+        )
+        .await;
+        for (method, path, status) in [
+            (Method::GET, "/v1/forgotten", 500),
+            (Method::HEAD, "/v1/forgotten", 500),
+            (Method::DELETE, "/v1/forgotten/7", 500),
+            (Method::GET, "/v1/meters", 401),
+            (Method::PATCH, "/v1/meters", 405),
+            (Method::GET, "/v1/nosuch", 404),
+            (Method::GET, "/nosuch/page.txt", 404),
+            (Method::GET, "/openapi.json/x", 404),
+            (Method::GET, "/openapi.json", 200),
+            (Method::GET, "/%6fpenapi.json", 404),
+            (Method::GET, "/swagger", 404),
+            (Method::GET, "/swagger/%2e%2e/v1/meters", 404),
+            (Method::GET, "/swagger/", 200),
+            (Method::GET, "/swagger/swagger-ui.css", 200),
+            (Method::GET, "/health", 204),
+        ] {
+            let request = TestRequest::with_uri(path).method(method.clone()).to_request();
+            let response = call_service(&service, request).await;
+            assert_eq!(response.status().as_u16(), status, "{method} {path}");
+            if method == Method::PATCH {
+                let allowed: Vec<_> = response.headers().get_all(header::ALLOW).collect();
+                assert_eq!(allowed, ["POST", "GET"]);
+            }
+            let body = read_body(response).await;
+            assert!(status != 500 || method == Method::HEAD || body.starts_with(b"{\"error\""), "{body:?}");
+        }
+        assert!(!reached.load(Ordering::SeqCst));
+    }
 }

@@ -427,6 +427,10 @@ fn operation_id(method: &Method, path: &str) -> String {
     format!("{}_{words}", method.as_str().to_lowercase())
 }
 
+/// What [`viewer`] answers on.
+pub const PATTERNS: [&str; 2] = ["/openapi.json", SWAGGER];
+const SWAGGER: &str = "/swagger/{_:.*}";
+
 /// `GET /openapi.json`, and Swagger UI at `/swagger/` from files inside the binary; the page may load nothing else.
 pub fn viewer(document: OpenApi) -> impl HttpServiceFactory {
     let policy = (
@@ -434,7 +438,7 @@ pub fn viewer(document: OpenApi) -> impl HttpServiceFactory {
         "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; \
          connect-src 'self'; font-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     );
-    let swagger = SwaggerUi::new("/swagger/{_:.*}").url("/openapi.json", document);
+    let swagger = SwaggerUi::new(SWAGGER).url("/openapi.json", document);
     let scope = web::scope("").guard(guard::fn_guard(is_viewed)).wrap(DefaultHeaders::new().add(policy));
     // the files answer GET only; the body of an answer to HEAD is left out further out
     let as_get = scope.wrap_fn(|mut request, service| {

@@ -24,6 +24,7 @@ pub mod migrations;
 mod observe;
 pub mod partitions;
 pub mod plans;
+mod postgres;
 mod prepared;
 pub mod progress;
 pub mod retention;
@@ -44,7 +45,7 @@ use diesel::connection::SimpleConnection;
 use diesel::r2d2::{self, ManageConnection};
 use diesel::result::{ConnectionError, DatabaseErrorKind, Error as DieselError};
 use diesel::{Connection, PgConnection, SqliteConnection};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::config::{Db, Driver};
 use crate::error::{Error, Result};
@@ -78,10 +79,21 @@ impl Conn {
 
     /// Runs `work` in one transaction; on SQLite it takes the write lock at once, so that it cannot fail half-way.
     /// Never nested: plain BEGIN and COMMIT, because diesel's own would start a deferred one on SQLite.
-    fn transaction<T>(&mut self, work: impl FnOnce(&mut Conn) -> Result<T, Fault>) -> Result<T, Fault> {
-        let begin = if self.is_postgres() { "BEGIN" } else { "BEGIN IMMEDIATE" };
-        self.batch_execute(begin).map_err(|error| Fault::NotStarted(Box::new(error.into())))?;
+    fn transaction<T>(
+        &mut self,
+        limits: Limits,
+        work: impl FnOnce(&mut Conn) -> Result<T, Fault>,
+    ) -> Result<T, Fault> {
+        let begin = match self {
+            Conn::Postgres(_) => format!("BEGIN{}", limits.set_local()),
+            Conn::Sqlite(_) => "BEGIN IMMEDIATE".to_owned(),
+        };
+        self.batch_execute(&begin).map_err(|error| Fault::NotStarted(Box::new(error.into())))?;
         match work(self) {
+            Ok(_) if limits.are_over() => {
+                let _ = self.batch_execute("ROLLBACK");
+                Err(Fault::Late)
+            }
             Ok(value) => match self.batch_execute("COMMIT") {
                 Ok(()) => Ok(value),
                 Err(error) => {
@@ -99,13 +111,19 @@ impl Conn {
 
     /// Runs `work` on the database as it is at one instant. On PostgreSQL the lock comes before the instant is
     /// chosen and keeps months from being dropped in between.
-    fn snapshot<T>(&mut self, work: impl FnOnce(&mut Conn) -> Result<T, Fault>) -> Result<T, Fault> {
-        let begin = if self.is_postgres() {
-            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; LOCK TABLE ONLY events IN ACCESS SHARE MODE"
-        } else {
-            "BEGIN"
+    fn snapshot<T>(
+        &mut self,
+        limits: Limits,
+        work: impl FnOnce(&mut Conn) -> Result<T, Fault>,
+    ) -> Result<T, Fault> {
+        let begin = match self {
+            Conn::Postgres(_) => format!(
+                "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY{}; LOCK TABLE ONLY events IN ACCESS SHARE MODE",
+                limits.set_local()
+            ),
+            Conn::Sqlite(_) => "BEGIN".to_owned(),
         };
-        let result = match self.batch_execute(begin) {
+        let result = match self.batch_execute(&begin) {
             Ok(()) => work(self),
             Err(error) => Err(error.into()),
         };
@@ -114,6 +132,35 @@ impl Conn {
         let value = result?;
         ended?;
         Ok(value)
+    }
+}
+
+/// What a unit of work may take, beyond the limits of the connection itself.
+#[derive(Clone, Copy, Default)]
+struct Limits {
+    /// For each of its statements, where it is more than the connection's own limit.
+    statement: Option<Duration>,
+    /// After this nothing is committed, and nobody waits for the answer any more. Work on PostgreSQL always has one,
+    /// because others can lock and stop it; SQLite has its busy timeout.
+    deadline: Option<Instant>,
+}
+
+impl Limits {
+    const PATIENT: Limits = Limits { statement: Some(PATIENT_STATEMENT_MAX), deadline: None };
+
+    /// The time until the deadline, at most this.
+    fn time(&self, most: Duration) -> Duration {
+        let left = |deadline: Instant| deadline.saturating_duration_since(Instant::now());
+        self.deadline.map_or(most, |deadline| left(deadline).min(most))
+    }
+
+    fn set_local(&self) -> String {
+        let set = |limit| format!("; SET LOCAL statement_timeout = {}", postgres::milliseconds(limit));
+        self.statement.map(set).unwrap_or_default()
+    }
+
+    fn are_over(&self) -> bool {
+        self.deadline.is_some_and(|deadline| deadline <= Instant::now())
     }
 }
 
@@ -126,6 +173,8 @@ pub enum Fault {
     NotStarted(Box<Fault>),
     /// What the transaction was built on is no longer true: run it again from the start.
     Repeat,
+    /// The caller is about to be told that it failed, so it was not committed.
+    Late,
 }
 
 impl From<DieselError> for Fault {
@@ -176,7 +225,7 @@ impl Fault {
         }
     }
 
-    /// The database refused for now: locked, full, shutting down, out of connections.
+    /// The database refused for now: locked, full, too slow, shutting down, out of connections.
     fn is_passing(&self) -> bool {
         let Fault::Database(DieselError::DatabaseError(kind, info)) = self else {
             return matches!(self, Fault::NotStarted(inner) if inner.is_passing());
@@ -192,6 +241,8 @@ impl Fault {
                 "the database system is",
                 "too many clients",
                 "remaining connection slots",
+                // lock_timeout, statement_timeout, or an operator
+                "canceling statement due to",
             ]
             .iter()
             .any(|part| text.contains(part))
@@ -223,6 +274,10 @@ impl Fault {
             }
             Fault::NotStarted(inner) => inner.into_error(operation),
             Fault::Repeat => Error::unavailable("too many changes at once"),
+            Fault::Late => {
+                log::warn!(operation; "database too slow");
+                Error::unavailable("the database does not answer in time")
+            }
             Fault::Database(error) => {
                 log::error!(operation, error:% = error; "database error");
                 Error::new(crate::error::Code::Internal, "internal server error")
@@ -260,14 +315,22 @@ impl DerefMut for Pooled {
     }
 }
 
-struct Manager(Driver);
+struct Manager {
+    driver: Driver,
+    /// Longest statement on PostgreSQL, unless its transaction says otherwise.
+    statement_timeout: Duration,
+}
 
 impl ManageConnection for Manager {
     type Connection = Pooled;
     type Error = ConnectionError;
 
     fn connect(&self) -> Result<Pooled, ConnectionError> {
-        let mut conn = open(&self.0)?;
+        let mut conn = open(&self.driver)?;
+        if let Conn::Postgres(conn) = &mut conn {
+            postgres::limit(conn, self.statement_timeout)
+                .map_err(ConnectionError::CouldntSetupConfiguration)?;
+        }
         let statements = observe::Statements::default();
         conn.set_instrumentation(statements.clone());
         Ok(Pooled { conn, statements, broken: false })
@@ -282,21 +345,11 @@ impl ManageConnection for Manager {
     }
 }
 
-/// A connection of its own, outside the pools (migrations, notifications).
+/// A connection of its own, outside the pools (migrations, notifications): nothing limits its statements.
 pub fn open(driver: &Driver) -> Result<Conn, ConnectionError> {
     match driver {
         Driver::Sqlite { path, synchronous } => sqlite::open(path, *synchronous).map(Conn::Sqlite),
-        Driver::Postgres { dsn } => {
-            let mut conn = PgConnection::establish(dsn.expose())?;
-            // acknowledged means committed: a session default of "off" would break the first promise
-            conn.batch_execute(
-                "SET TIME ZONE 'UTC'; SET jit = off; SET client_min_messages = warning;
-                 SELECT set_config('synchronous_commit', 'on', false)
-                 WHERE current_setting('synchronous_commit') = 'off'",
-            )
-            .map_err(ConnectionError::CouldntSetupConfiguration)?;
-            Ok(Conn::Postgres(conn))
-        }
+        Driver::Postgres { dsn } => postgres::open(dsn.expose()).map(Conn::Postgres),
     }
 }
 
@@ -316,8 +369,15 @@ impl Pool {
             .max_lifetime(db.conn_max_lifetime)
             .idle_timeout(db.conn_max_idle_time)
             .error_handler(Box::new(LogErrors))
-            .build_unchecked(Manager(db.driver.clone()));
+            .build_unchecked(Manager { driver: db.driver.clone(), statement_timeout: db.statement_timeout });
         Pool { connections, permits: Arc::new(Semaphore::new(size as usize)) }
+    }
+
+    async fn permit(&self, patience: Duration) -> Result<OwnedSemaphorePermit> {
+        match tokio::time::timeout(patience, self.permits.clone().acquire_owned()).await {
+            Ok(Ok(permit)) => Ok(permit),
+            _ => Err(Error::unavailable("all database connections are busy")),
+        }
     }
 }
 
@@ -340,10 +400,17 @@ struct Inner {
     writer: Option<Pool>,
     postgres: bool,
     acquire_timeout: Duration,
+    statement_timeout: Duration,
     runtime: tokio::runtime::Handle,
 }
 
 const SQLITE_READERS: u32 = 4;
+/// Statements of work that nobody waits for.
+const PATIENT_STATEMENT_MAX: Duration = Duration::from_secs(600);
+/// A setting beyond this means "as long as it takes", and must not overflow an instant.
+const TIMEOUT_MAX: Duration = Duration::from_secs(86_400);
+/// A commit that was begun in time is waited for this much longer, so that few outcomes are unknown.
+const LAST_MOMENT: Duration = Duration::from_secs(1);
 /// A restarted PostgreSQL leaves every idle connection dead; each is found out on its first use.
 const TRIES: usize = 3;
 
@@ -361,7 +428,8 @@ impl Store {
             readers,
             writer,
             postgres,
-            acquire_timeout: db.acquire_timeout,
+            acquire_timeout: db.acquire_timeout.min(TIMEOUT_MAX),
+            statement_timeout: db.statement_timeout.min(TIMEOUT_MAX),
             runtime: tokio::runtime::Handle::current(),
         }))
     }
@@ -376,16 +444,21 @@ impl Store {
         operation: &'static str,
         work: impl Fn(&mut Conn) -> Result<T, Fault> + Send + 'static,
     ) -> Result<T> {
-        self.run(&self.0.readers, operation, true, work).await
+        self.run(&self.0.readers, operation, true, Limits::default(), move |conn, _| work(conn)).await
     }
 
-    /// Like [`Store::read`], for a thread that may wait. Not for a thread of the runtime.
+    /// Like [`Store::read`], for a thread that may wait, without a limit of time. Not for a thread of the runtime.
     pub fn read_here<T>(
         &self,
         operation: &'static str,
         work: impl Fn(&mut Conn) -> Result<T, Fault>,
     ) -> Result<T> {
-        attempt(&self.0.readers.connections, operation, true, work)
+        let pool = &self.0.readers;
+        let _permit = match pool.permits.clone().try_acquire_owned() {
+            Ok(permit) => permit,
+            Err(_) => self.0.runtime.block_on(pool.permit(self.0.acquire_timeout))?,
+        };
+        attempt(&pool.connections, operation, true, Limits::default(), work)
     }
 
     /// Like [`Store::read`], but all statements see the database at one instant.
@@ -394,18 +467,59 @@ impl Store {
         operation: &'static str,
         work: impl Fn(&mut Conn) -> Result<T, Fault> + Send + 'static,
     ) -> Result<T> {
-        self.run(&self.0.readers, operation, true, move |conn| conn.snapshot(&work)).await
+        self.snapshot_within(Limits::default(), operation, work).await
     }
 
     /// Runs one transaction: all of it is committed when this returns `Ok`, nothing of it otherwise (except that a
-    /// connection lost during COMMIT leaves the outcome unknown). May run more than once before it commits.
+    /// connection lost or stuck during COMMIT leaves the outcome unknown). May run more than once before it commits.
     pub async fn write<T: Send + 'static>(
         &self,
         operation: &'static str,
         work: impl Fn(&mut Conn) -> Result<T, Fault> + Send + 'static,
     ) -> Result<T> {
+        self.write_within(Limits::default(), operation, work).await
+    }
+
+    /// Like [`Store::write`], but answered by then, also when SQLite is the one that takes long.
+    pub async fn write_by<T: Send + 'static>(
+        &self,
+        deadline: Instant,
+        operation: &'static str,
+        work: impl Fn(&mut Conn) -> Result<T, Fault> + Send + 'static,
+    ) -> Result<T> {
+        let deadline = deadline.checked_sub(LAST_MOMENT);
+        self.write_within(Limits { statement: None, deadline }, operation, work).await
+    }
+
+    /// For work that may take longer than callers wait, such as the pages of an export.
+    pub fn patient(&self) -> Patient<'_> {
+        Patient(self)
+    }
+
+    /// How long a read or write takes to be answered at most, unless it is SQLite that works this long.
+    pub fn answer_timeout(&self) -> Duration {
+        self.0.acquire_timeout + self.0.statement_timeout + LAST_MOMENT
+    }
+
+    async fn snapshot_within<T: Send + 'static>(
+        &self,
+        limits: Limits,
+        operation: &'static str,
+        work: impl Fn(&mut Conn) -> Result<T, Fault> + Send + 'static,
+    ) -> Result<T> {
+        let work = move |conn: &mut Conn, limits| conn.snapshot(limits, &work);
+        self.run(&self.0.readers, operation, true, limits, work).await
+    }
+
+    async fn write_within<T: Send + 'static>(
+        &self,
+        limits: Limits,
+        operation: &'static str,
+        work: impl Fn(&mut Conn) -> Result<T, Fault> + Send + 'static,
+    ) -> Result<T> {
         let pool = self.0.writer.as_ref().unwrap_or(&self.0.readers);
-        self.run(pool, operation, false, move |conn| conn.transaction(&work)).await
+        let work = move |conn: &mut Conn, limits| conn.transaction(limits, &work);
+        self.run(pool, operation, false, limits, work).await
     }
 
     async fn run<T: Send + 'static>(
@@ -413,22 +527,59 @@ impl Store {
         pool: &Pool,
         operation: &'static str,
         idempotent: bool,
-        work: impl Fn(&mut Conn) -> Result<T, Fault> + Send + 'static,
+        mut limits: Limits,
+        work: impl Fn(&mut Conn, Limits) -> Result<T, Fault> + Send + 'static,
     ) -> Result<T> {
         let waited = Instant::now();
-        let permit =
-            match tokio::time::timeout(self.0.acquire_timeout, pool.permits.clone().acquire_owned()).await {
-                Ok(Ok(permit)) => permit,
-                _ => return Err(Error::unavailable("all database connections are busy")),
-            };
+        let permit = pool.permit(limits.time(self.0.acquire_timeout)).await?;
         metrics::histogram!("open_spanner_db_pool_wait_seconds").record(waited.elapsed().as_secs_f64());
         let connections = pool.connections.clone();
+        if self.0.postgres {
+            let time = limits.time(limits.statement.unwrap_or(self.0.statement_timeout));
+            limits.deadline = Some(Instant::now() + time);
+        }
         let request = logging::current_request();
         let task = self.0.runtime.spawn_blocking(move || {
+            // kept by a thread that nobody waits for any more: there are never more of them than connections
             let _permit = permit;
-            logging::resume_request(request, || attempt(&connections, operation, idempotent, work))
+            logging::resume_request(request, || {
+                attempt(&connections, operation, idempotent, limits, |conn| work(conn, limits))
+            })
         });
-        task.await.unwrap_or_else(|panic| Err(Error::internal(panic)))
+        let done = match limits.deadline {
+            Some(deadline) => tokio::time::timeout_at((deadline + LAST_MOMENT).into(), task).await,
+            None => Ok(task.await),
+        };
+        match done {
+            Ok(done) => done.unwrap_or_else(|panic| Err(Error::internal(panic))),
+            Err(_) => {
+                metrics::counter!("open_spanner_db_errors_total", "operation" => operation).increment(1);
+                Err(Fault::Late.into_error(operation))
+            }
+        }
+    }
+}
+
+/// [`Store`] for background work with statements that take long.
+pub struct Patient<'a>(&'a Store);
+
+impl Patient<'_> {
+    /// [`Store::read_snapshot`].
+    pub async fn read_snapshot<T: Send + 'static>(
+        &self,
+        operation: &'static str,
+        work: impl Fn(&mut Conn) -> Result<T, Fault> + Send + 'static,
+    ) -> Result<T> {
+        self.0.snapshot_within(Limits::PATIENT, operation, work).await
+    }
+
+    /// [`Store::write`].
+    pub async fn write<T: Send + 'static>(
+        &self,
+        operation: &'static str,
+        work: impl Fn(&mut Conn) -> Result<T, Fault> + Send + 'static,
+    ) -> Result<T> {
+        self.0.write_within(Limits::PATIENT, operation, work).await
     }
 }
 
@@ -436,6 +587,7 @@ fn attempt<T>(
     connections: &r2d2::Pool<Manager>,
     operation: &'static str,
     idempotent: bool,
+    limits: Limits,
     work: impl Fn(&mut Conn) -> Result<T, Fault>,
 ) -> Result<T> {
     let mut tries = 0;
@@ -463,7 +615,10 @@ fn attempt<T>(
             Fault::NotStarted(_) => lost,
             _ => (lost && idempotent) || fault.is_retryable(),
         };
-        if again && (tries < TRIES || (lost && tries <= connections.max_size() as usize)) {
+        if again
+            && !limits.are_over()
+            && (tries < TRIES || (lost && tries <= connections.max_size() as usize))
+        {
             continue;
         }
         if !matches!(fault, Fault::Refused(_)) {

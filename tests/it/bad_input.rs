@@ -201,13 +201,21 @@ async fn deep_nesting_is_refused(database: Database) {
     for depth in [20_000, 100_000] {
         workspace.post_text("/v1/usages", with_metadata(nested(depth))).await.error(400, "invalid_json");
         // inside a field that nobody reads
-        assert_eq!(workspace.post_text("/v1/usages", nested(depth)).await.status, 400);
-        workspace.post_text("/v1/usages/bulk", "[".repeat(depth)).await.error(400, "invalid_json");
+        let unread = with("nobody", json!("@")).replace("\"@\"", &nested(depth));
+        for body in [nested(depth), unread.clone(), format!("{{\"a\":{}", "[".repeat(depth))] {
+            workspace.post_text("/v1/usages", body.as_str()).await.error(400, "invalid_json");
+            workspace.post_text("/v1/meters", body).await.error(400, "invalid_json");
+        }
+        for body in [format!("[{unread}]"), "[".repeat(depth)] {
+            workspace.post_text("/v1/usages/bulk", body).await.error(400, "invalid_json");
+        }
     }
     let rules = "{\"type\":\"group\",\"op\":\"and\",\"rules\":[".repeat(15_000);
     let (from, to) = JUNE;
     let search = format!("{{\"meter\":\"calls\",\"from\":\"{from}\",\"to\":\"{to}\",\"filter\":{rules}");
-    assert_eq!(workspace.post_text("/v1/usages/search", search).await.status, 400);
+    workspace.post_text("/v1/usages/search", search.as_str()).await.error(400, "invalid_json");
+    let query = json!({"kind": "usage_events", "query": "@"}).to_string().replace("\"@\"", &search);
+    workspace.post_text("/v1/exports", query).await.error(400, "invalid_json");
     nothing_stored(&database);
     workspace.post_text("/v1/usages", with_metadata(nested(50))).await.expect(201);
     server.client().get("/ready").await.expect(204);
@@ -243,10 +251,9 @@ async fn nul_characters_never_break_anything(database: Database) {
         let body = with(field, value);
         assert!(body.contains("\\u0000"), "{body}");
         workspace.post_text("/v1/usages", body.as_str()).await.error(400, "invalid_input");
-        let good = with("subject", json!("s"));
-        workspace.post_text("/v1/usages/bulk", format!("[{body},{good}]")).await.error(400, "invalid_input");
     }
     nothing_stored(&database);
+    one_nul_fails_its_item_alone(&workspace).await;
     // a backslash before it makes it a text of six characters
     let metadata = json!({"note": "\\u0000"});
     let stored = workspace.post_text("/v1/usages", with("metadata", metadata.clone())).await.json(201);
@@ -275,6 +282,36 @@ async fn nul_characters_never_break_anything(database: Database) {
         &workspace.with("idempotency-key", "plain").post("/v1/usages/bulk", &json!([{"meter": "\0"}])).await,
     );
     server.client().get("/ready").await.expect(204);
+}
+
+async fn one_nul_fails_its_item_alone(workspace: &Client) {
+    let items = [
+        ("idempotency_key", json!("k\0"), "invalid_input"),
+        ("subject", json!("\0"), "invalid_input"),
+        ("meter", json!("calls\0"), "invalid_input"),
+        ("timestamp", json!("\0"), "invalid_timestamp"),
+        ("metadata", json!({"note": "a\0b"}), "invalid_input"),
+        ("metadata", json!({"a\0b": 1}), "invalid_input"),
+        ("metadata", json!({"list": ["\0", {"\0": "\0"}]}), "invalid_input"),
+        // nobody reads it
+        ("unknown", json!("\0"), ""),
+    ];
+    let bodies: Vec<String> = items.iter().map(|(field, value, _)| with(field, value.clone())).collect();
+    assert!(bodies.iter().all(|body| body.contains("\\u0000")), "{bodies:?}");
+    let good = with("subject", json!("s"));
+    let result =
+        workspace.post_text("/v1/usages/bulk", format!("[{},{good}]", bodies.join(","))).await.json(201);
+    assert_eq!((&result["accepted"], &result["failed"]), (&json!(2), &json!(7)), "{result}");
+    let codes: Vec<&str> = result["failed_items"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|item| item["code"].as_str().expect("a code"))
+        .collect();
+    let wanted: Vec<&str> = items.iter().map(|(_, _, code)| *code).filter(|code| !code.is_empty()).collect();
+    assert_eq!(codes, wanted, "{result}");
+    let all_bad = workspace.post_text("/v1/usages/bulk", format!("[{}]", bodies[0])).await.json(400);
+    assert_eq!(all_bad["failed"], 1, "a bulk result, not an envelope: {all_bad}");
 }
 
 async fn other_workspaces_do_not_exist(database: Database) {

@@ -224,6 +224,33 @@ fn postgres_killed_during_writes() {
     });
 }
 
+/// Neither gone nor there: a write whose COMMIT is on its way may or may not be stored.
+#[test]
+fn postgres_frozen_during_writes() {
+    run(async {
+        let database = Database::durable_postgres();
+        let server = Server::start_with(&database, &[("OPEN_SPANNER_DB_STATEMENT_TIMEOUT", "8s")]);
+        let workspace = server.workspace().await;
+        workspace.meter("load", "sum").await;
+        let ledger = Arc::new(Ledger::default());
+        let writers = start_writers(&workspace.key, &ledger, Trouble::MustBeAnswered);
+        let lonely = json!({"meter": "load", "subject": "s", "quantity": 1, "timestamp": NOON});
+        for round in 1..=2 {
+            until_acknowledged(&ledger, round * ENOUGH).await;
+            database.cluster().signal_all("STOP");
+            workspace.post("/v1/usages", &lonely).await.try_again();
+            database.cluster().signal_all("CONT");
+            until_ready(&server).await;
+        }
+        until_acknowledged(&ledger, ledger.acknowledged_count() + ENOUGH).await;
+        ledger.stop.store(true, Ordering::Relaxed);
+        for writer in writers {
+            writer.await.expect("the writer saw no contradiction");
+        }
+        send_all_again_and_compare(&workspace, &ledger, &database).await;
+    });
+}
+
 async fn until_ready(server: &Server) {
     let end = Instant::now() + Duration::from_secs(30);
     while server.client().get("/ready").await.status != 204 {

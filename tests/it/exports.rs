@@ -61,6 +61,14 @@ impl House {
         let entries = std::fs::read_dir(self.storage()).into_iter().flatten().flatten();
         entries.map(|entry| entry.file_name().into_string().expect("a plain name")).collect()
     }
+
+    async fn until_left(&self, what: &str, wanted: &[&str]) {
+        let end = Instant::now() + Duration::from_secs(60);
+        while self.files() != wanted {
+            assert!(Instant::now() < end, "{what}: {:?}", self.files());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
 }
 
 /// Stores events 1 to `count`; event n has quantity n + 0.1.
@@ -209,8 +217,7 @@ async fn a_canceled_job_stops(database: Database) {
     assert_eq!(house.files().len(), 1, "a draft");
     let canceled = workspace.post(&path(&job, "/cancel"), &json!({})).await.json(200);
     assert_eq!((&canceled["status"], &canceled["error"]), (&json!("canceled"), &json!("canceled by user")));
-    tokio::time::sleep(Duration::from_millis(1_500)).await;
-    assert_eq!(house.files(), Vec::<String>::new(), "the work stopped and left nothing");
+    house.until_left("the work stopped and left nothing", &[]).await;
     assert_eq!(house.database.count("jobs"), 0);
     workspace.post(&path(&job, "/cancel"), &json!({})).await.error(409, "conflict");
 
@@ -249,12 +256,8 @@ async fn another_worker_finishes_what_a_killed_one_began(database: Database) {
     let done = ended(&workspace, &job, "completed").await;
     assert_eq!(done["row_count"].as_u64(), Some(MANY));
     assert_eq!(rows(&download(&workspace, &done).await).len() as u64, MANY);
-    tokio::time::sleep(Duration::from_secs(2)).await;
-    assert_eq!(
-        house.files(),
-        [format!("{}.csv", done["id"].as_str().expect("an id"))],
-        "one file, no drafts"
-    );
+    let file = format!("{}.csv", done["id"].as_str().expect("an id"));
+    house.until_left("one file, no drafts", &[&file]).await;
 }
 
 /// Two workers on one PostgreSQL, killed at random while they export: each job is done, once, by whoever is alive.
@@ -325,7 +328,7 @@ async fn a_job_that_kills_its_workers_fails(database: Database) {
     let failed = ended(&workspace, &job, "failed").await;
     assert!(failed["error"].as_str().is_some_and(|error| error.contains("died")), "{failed}");
     // the job is failed first, then its work is taken off the queue
-    let end = Instant::now() + Duration::from_secs(10);
+    let end = Instant::now() + Duration::from_secs(60);
     while house.database.count("jobs") > 0 {
         assert!(Instant::now() < end, "nothing is tried any more");
         tokio::time::sleep(Duration::from_millis(20)).await;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use diesel::connection::SimpleConnection;
 use futures_util::{Stream, StreamExt};
 use open_spanner::grpc::pb::v1::usage_service_client::UsageServiceClient;
 use open_spanner::grpc::pb::v1::{self, UsageEventInput};
@@ -159,7 +160,7 @@ async fn long_stream_is_stored_in_flat_memory(database: Database) {
     // caches fill once, whatever the length of a stream
     let warm_up = count / 5;
     door.stream(tokio_stream::iter((0..warm_up).map(keyless))).await.expect("stored");
-    let early_kib = door.server.memory_kib("VmRSS:");
+    let early_kib = door.server.process_status("VmRSS:");
     let started = Instant::now();
     let stream = door.stream(tokio_stream::iter((0..count).map(event)));
     tokio::pin!(stream);
@@ -168,7 +169,7 @@ async fn long_stream_is_stored_in_flat_memory(database: Database) {
         tokio::select! {
             answer = &mut stream => break answer.expect("stored"),
             () = tokio::time::sleep(Duration::from_millis(20)) => {
-                peak_kib = peak_kib.max(door.server.memory_kib("VmRSS:"));
+                peak_kib = peak_kib.max(door.server.process_status("VmRSS:"));
             }
         }
     };
@@ -286,7 +287,7 @@ async fn slow_reader_holds_only_itself(database: Database) {
 }
 
 async fn stream_that_never_ends_is_stored_all_the_same(database: Database) {
-    let mut door = Door::open(&database, &[("OPEN_SPANNER_SHUTDOWN_TIMEOUT", "4s")]).await;
+    let mut door = Door::open(&database, &[("OPEN_SPANNER_SHUTDOWN_TIMEOUT", "20s")]).await;
     let (sender, receiver) = mpsc::channel(100);
     let (ingest_sender, ingest_receiver) = mpsc::channel(100);
     let messages = ReceiverStream::new(receiver).map(|event| v1::StreamUsageRequest { event: Some(event) });
@@ -430,11 +431,19 @@ async fn values_that_cannot_be_stored_are_refused(database: Database) {
         UsageEventInput { idempotency_key: "a\0b".into(), ..keyless(1) },
         UsageEventInput { metadata: [("k".to_string(), nul)].into(), ..keyless(1) },
     ];
-    for event in with_nul {
+    for event in with_nul.clone() {
         let refused = door.create(event).await.expect_err("refused");
-        assert_eq!(refused.code(), Code::InvalidArgument);
+        assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
     }
     assert_eq!(database.count("events"), 0);
+    // among others they fail alone
+    let events: Vec<UsageEventInput> = with_nul.into_iter().chain([keyless(1)]).collect();
+    let bulk = v1::CreateUsageBulkRequest { idempotency_key: String::new(), events: events.clone() };
+    let bulk =
+        door.usage().await.create_usage_bulk(door.request(bulk)).await.expect("one is fine").into_inner();
+    assert_eq!((bulk.accepted_count, bulk.failed_count), (1, 4));
+    let stream = door.stream(tokio_stream::iter(events)).await.expect("one is fine");
+    assert_eq!(counts(&stream), (1, 0, 4));
     let smallest = UsageEventInput { quantity: 5e-324, ..keyless(1) };
     assert_eq!(door.create(smallest).await.expect("stored").quantity, 5e-324);
 }
@@ -467,6 +476,26 @@ async fn push_back_says_when_to_come_again(database: Database) {
     }
     assert!(pushed_back > 0);
     assert_eq!(database.count("events"), 3000);
+}
+
+#[test]
+fn locked_postgres_table_is_unavailable() {
+    crate::support::run(async {
+        let database = Database::postgres();
+        let door = Door::open(&database, &[]).await;
+        let mut holder = database.postgres_connection();
+        holder.batch_execute("BEGIN; LOCK TABLE events IN ACCESS EXCLUSIVE MODE").expect("the lock is free");
+        let (single, stream) =
+            tokio::join!(door.create(event(1)), door.stream(tokio_stream::iter((2..5).map(event))));
+        for refused in [single.err(), stream.err()] {
+            let status = refused.expect("nothing can be stored");
+            assert_eq!(status.code(), Code::Unavailable, "{status}");
+            assert!(status.get_details_retry_info().is_some_and(|info| info.retry_delay.is_some()));
+        }
+        holder.batch_execute("COMMIT").expect("the lock is ours");
+        let stored = door.stream(tokio_stream::iter((1..5).map(event))).await.expect("it is stored");
+        assert_eq!((stored.accepted_count, stored.duplicate_count), (4, 0), "the refusals left nothing");
+    });
 }
 
 #[test]

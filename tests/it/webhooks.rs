@@ -21,7 +21,7 @@ on_both_databases!(
 const INSIDE: (&str, &str) = ("OPEN_SPANNER_SERVE_WORKERS", "on");
 
 async fn until<F: Future<Output = Option<Value>>>(what: &str, look: impl Fn() -> F) -> Value {
-    let end = Instant::now() + Duration::from_secs(30);
+    let end = Instant::now() + Duration::from_secs(120);
     loop {
         if let Some(found) = look().await {
             return found;
@@ -56,7 +56,8 @@ async fn receivers_of_all_kinds(database: Database) {
     }
     let started = Instant::now();
     receiver.wait("ok/x", 1).await;
-    assert!(started.elapsed() < Duration::from_secs(5), "a hanging receiver holds up others");
+    // it is given up after ten
+    assert!(started.elapsed() < Duration::from_secs(10), "a hanging receiver holds up others");
     for (kind, status, code) in [
         ("ok", "delivered", json!(200)),
         ("fail", "pending", json!(500)),
@@ -248,7 +249,7 @@ fn workers_killed_under_load() {
         let end = Instant::now() + Duration::from_secs(20);
         let mut next_kill = Instant::now() + Duration::from_millis(1_500);
         let (mut round, mut kills) = (0u64, 0);
-        while Instant::now() < end {
+        while Instant::now() < end || kills <= 5 {
             for meter in 0..METERS {
                 use_meter(
                     &ws,

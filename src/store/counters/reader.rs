@@ -2,6 +2,9 @@
 //! load makes statements larger instead of more of them. Nothing is remembered: every answer is read after its
 //! question was asked.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
+
 use tokio::sync::oneshot;
 
 use crate::error::{Code, Error, Result};
@@ -21,18 +24,27 @@ struct Question {
 
 /// Cheap to clone.
 #[derive(Clone)]
-pub struct Reader(flume::Sender<Question>);
+pub struct Reader {
+    questions: flume::Sender<Question>,
+    patience: Duration,
+}
 
 impl Reader {
-    /// Starts on the current runtime; ends when the last `Reader` is dropped.
-    pub fn start(store: &Store) -> Reader {
+    /// Has threads of its own, because each hand-over between threads costs as much as the read; they end when the
+    /// last `Reader` is dropped.
+    pub fn start(store: &Store) -> Result<Reader> {
         // bounded by the requests that the server lets in; each has one question
         let (sender, questions) = flume::unbounded();
         for _ in 0..READERS {
             let (store, questions) = (store.clone(), questions.clone());
-            std::thread::spawn(move || answer_all(&store, &questions));
+            let work =
+                move || while catch_unwind(AssertUnwindSafe(|| answer_all(&store, &questions))).is_err() {};
+            std::thread::Builder::new()
+                .name("quota-counters".to_owned())
+                .spawn(work)
+                .map_err(Error::internal)?;
         }
-        Reader(sender)
+        Ok(Reader { questions: sender, patience: store.answer_timeout() })
     }
 
     /// What is counted in each range; `None` where nothing is.
@@ -42,8 +54,11 @@ impl Reader {
         }
         let stopped = || Error::unavailable("the server is stopping");
         let (answer, answered) = oneshot::channel();
-        self.0.send(Question { ranges, answer }).map_err(|_| stopped())?;
-        answered.await.map_err(|_| stopped())?
+        self.questions.send(Question { ranges, answer }).map_err(|_| stopped())?;
+        match tokio::time::timeout(self.patience, answered).await {
+            Ok(answered) => answered.map_err(|_| stopped())?,
+            Err(_) => Err(Error::unavailable("the database does not answer in time")),
+        }
     }
 }
 

@@ -64,6 +64,13 @@ impl Database {
         Database::in_cluster(Home::Private(Cluster::private()))
     }
 
+    /// A database of a cluster of its own, with its tables in a directory that the test keeps.
+    pub fn postgres_in(directory: &Path) -> Database {
+        let cluster = Cluster::private();
+        let name = cluster.create_database_in(directory);
+        Database::Postgres { dsn: cluster.dsn(&name), cluster: Arc::new(Home::Private(cluster)), name }
+    }
+
     fn in_cluster(cluster: Home) -> Database {
         let name = cluster.create_database();
         Database::Postgres { dsn: cluster.dsn(&name), cluster: Arc::new(cluster), name }

@@ -16,7 +16,8 @@ while read -r word rest; do
         remove) set -- "$@" "$rest" ;;
     esac
 done
-for entry in $live; do kill -s "${entry%:*}" "${entry#*:}"; done 2>/dev/null
+# one that was stopped must go on to end
+for entry in $live; do kill -s "${entry%:*}" "${entry#*:}"; kill -s CONT "${entry#*:}"; done 2>/dev/null
 for entry in $live; do
     tries=0
     # a zombie has no program any more

@@ -123,6 +123,17 @@ impl Cluster {
         guard::has_ended(child.id(), "QUIT");
     }
 
+    /// Sends a signal to every process of the server: `STOP` freezes it, `CONT` lets it go on.
+    pub fn signal_all(&self, name: &str) {
+        let server = self.server.lock().expect("no holder panics");
+        let child = server.as_ref().expect("the server runs");
+        // the one that starts the others comes first
+        assert!(guard::signal(name, child.id()), "the server is there");
+        for pid in children_of(child.id()) {
+            guard::signal(name, pid);
+        }
+    }
+
     pub fn dsn(&self, database: &str) -> String {
         format!("postgres://postgres@127.0.0.1:{}/{database}", self.port)
     }
@@ -130,11 +141,26 @@ impl Cluster {
     /// A fresh, empty database; returns its name.
     pub fn create_database(&self) -> String {
         let name = unique("test");
-        let mut connection = PgConnection::establish(&self.dsn("postgres")).expect("the cluster runs");
-        connection
-            .batch_execute(&format!("CREATE DATABASE {name} TEMPLATE template0"))
-            .expect("a new database");
+        self.execute(&format!("CREATE DATABASE {name} TEMPLATE template0"));
         name
+    }
+
+    /// The same with its tables, but not the log of the cluster, in a directory.
+    pub fn create_database_in(&self, directory: &Path) -> String {
+        let tables = directory.join("tables");
+        fs::create_dir(&tables).expect("a directory");
+        if is_root() {
+            std::os::unix::fs::chown(&tables, Some(NOBODY), Some(NOBODY)).expect("root may chown");
+        }
+        let name = unique("test");
+        self.execute(&format!("CREATE TABLESPACE {name} LOCATION '{}'", tables.display()));
+        self.execute(&format!("CREATE DATABASE {name} TEMPLATE template0 TABLESPACE {name}"));
+        name
+    }
+
+    fn execute(&self, sql: &str) {
+        let mut connection = PgConnection::establish(&self.dsn("postgres")).expect("the cluster runs");
+        connection.batch_execute(sql).unwrap_or_else(|error| panic!("{sql}: {error}"));
     }
 
     /// The schema of a database as SQL.

@@ -111,8 +111,8 @@ impl Server {
         lines.filter_map(address).next().expect("the server announces its gRPC listener")
     }
 
-    /// A line of `/proc/<pid>/status`, in KiB.
-    pub fn memory_kib(&self, name: &str) -> u64 {
+    /// The number in a line of `/proc/<pid>/status`; memory is in KiB.
+    pub fn process_status(&self, name: &str) -> u64 {
         let pid = self.child.as_ref().expect("the server runs").id();
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
         let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("such a line");
