@@ -23,10 +23,13 @@ pub const METADATA_BYTES_MAX: usize = 65_536;
 #[schema(as = UsageEventInput)]
 pub struct Input {
     pub idempotency_key: Option<String>,
+    #[schema(value_type = String, max_length = 128, pattern = "^[A-Za-z0-9][A-Za-z0-9_.:-]*$")]
     pub subject: Option<String>,
+    #[schema(value_type = String, min_length = 1)]
     pub meter: Option<String>,
     #[schema(value_type = Quantity)]
     pub quantity: Option<InputQuantity>,
+    #[schema(value_type = Option<Micros>)]
     pub timestamp: Option<String>,
     #[schema(value_type = Option<Object>)]
     pub metadata: Option<Map<String, Value>>,

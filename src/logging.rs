@@ -1,12 +1,12 @@
 //! How log lines look, as text for people or as JSON for machines, always on standard error.
 //!
-//! Both carry the same parts in the same order: time, level, target, message, key-values. A line
-//! is one line: control characters are escaped, so nobody can forge a second one. What is worth
+//! Both carry the same parts in the same order: time, level, target, message, key-values, and the id of the request that
+//! is being answered. A line is one line: control characters are escaped, so nobody can forge a second one. What is worth
 //! logging, and which key-values go with it, is decided where it happens, never here.
 
 use std::fmt::Write as _;
 use std::io::{IsTerminal, Write as _};
-use std::sync::{PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use env_logger::{Builder, Logger, Target, WriteStyle};
 use jiff::Timestamp;
@@ -15,6 +15,31 @@ use log::{Log, Metadata, Record};
 use serde_json::value::Value as Json;
 
 use crate::config::LogFormat;
+
+const REQUEST_ID: &str = "request_id";
+
+tokio::task_local! {
+    /// The request that is being answered.
+    static REQUEST: Arc<str>;
+}
+
+/// Every line that `work` logs names this request.
+pub async fn within_request<F: Future>(id: Arc<str>, work: F) -> F::Output {
+    REQUEST.scope(id, work).await
+}
+
+/// The request that is being answered, to be taken along to another thread.
+pub fn current_request() -> Option<Arc<str>> {
+    REQUEST.try_with(Arc::clone).ok()
+}
+
+/// Goes on with a request on this thread.
+pub fn resume_request<T>(id: Option<Arc<str>>, work: impl FnOnce() -> T) -> T {
+    match id {
+        Some(id) => REQUEST.sync_scope(id, work),
+        None => work(),
+    }
+}
 
 /// Longest value of a key, in characters.
 const VALUE_CHARS: usize = 1024;
@@ -125,8 +150,13 @@ fn each(record: &Record<'_>, act: impl FnMut(&str, Json)) {
             Ok(())
         }
     }
+    let mut visitor = Visitor(act);
     // the visitor itself never fails
-    let _ = record.key_values().visit(&mut Visitor(act));
+    let _ = record.key_values().visit(&mut visitor);
+    let names_one = record.key_values().get(Key::from(REQUEST_ID)).is_some();
+    if let Some(request) = current_request().filter(|_| !names_one) {
+        (visitor.0)(REQUEST_ID, Json::from(&*request));
+    }
 }
 
 /// The text, or its first characters and a sign that there was more.

@@ -140,10 +140,12 @@ pub struct Meter {
 /// A dimension as a client describes it.
 #[derive(Clone, Debug, Default, Deserialize, ToSchema)]
 pub struct DimensionInput {
+    #[schema(value_type = String, pattern = r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$")]
     pub name: Option<String>,
     pub display_name: Option<String>,
     pub description: Option<String>,
     #[serde(rename = "type")]
+    #[schema(value_type = DimensionType)]
     pub kind: Option<String>,
     pub required: Option<bool>,
     pub deprecated: Option<bool>,

@@ -108,8 +108,10 @@ pub struct Limit {
 /// A plan as a client describes it.
 #[derive(Clone, Debug, Default, Deserialize, ToSchema)]
 pub struct PlanInput {
+    #[schema(value_type = String, min_length = 1, max_length = 120)]
     pub name: Option<String>,
     pub description: Option<String>,
+    #[schema(value_type = Vec<LimitInput>, min_items = 1)]
     pub limits: Option<Vec<LimitInput>>,
 }
 
@@ -122,7 +124,9 @@ impl PlanInput {
 
 #[derive(Clone, Debug, Default, Deserialize, ToSchema)]
 pub struct LimitInput {
+    #[schema(value_type = String, min_length = 1)]
     pub meter: Option<String>,
+    #[schema(pattern = "^(day|week|month|year)?$")]
     pub period: Option<String>,
     #[schema(value_type = Quantity)]
     pub limit: Option<InputQuantity>,

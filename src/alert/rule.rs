@@ -85,6 +85,7 @@ pub struct RuleInput {
     pub subject: Option<String>,
     pub metadata: Option<BTreeMap<String, String>>,
     pub window_seconds: Option<i64>,
+    #[schema(pattern = "^(gt|gte|lt|lte|eq|neq)?$")]
     pub comparator: Option<String>,
     #[schema(value_type = Option<Quantity>)]
     pub threshold: Option<InputQuantity>,

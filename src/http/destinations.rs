@@ -81,8 +81,10 @@ impl<'a> DestinationView<'a> {
 pub struct DestinationInput {
     name: Option<String>,
     #[serde(rename = "type")]
+    #[schema(pattern = "^(webhook)?$")]
     kind: Option<String>,
     enabled: Option<bool>,
+    #[schema(pattern = "^https?://[a-z0-9]")]
     webhook_url: Option<String>,
 }
 

@@ -25,7 +25,9 @@ use crate::window::Micros;
 
 #[derive(Default, Deserialize, ToSchema)]
 pub struct CheckInput {
+    #[schema(value_type = String, max_length = 128, pattern = "^[A-Za-z0-9][A-Za-z0-9_.:-]*$")]
     subject: Option<String>,
+    #[schema(value_type = String, min_length = 1)]
     meter: Option<String>,
     #[schema(value_type = Option<Quantity>)]
     quantity: Option<InputQuantity>,

@@ -221,7 +221,7 @@ fn head(export: &Export, tag: &str, modified: &str) -> actix_web::HttpResponseBu
         .insert_header((header::LAST_MODIFIED, modified))
         .insert_header((header::ETAG, tag))
         // compressed on the way it would have another length and other ranges
-        .insert_header((header::CONTENT_ENCODING, "identity"));
+        .insert_header((header::CONTENT_ENCODING, respond::UNCOMPRESSED));
     response
 }
 

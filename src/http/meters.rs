@@ -67,6 +67,7 @@ pub struct MeterInput {
     name: Option<String>,
     description: Option<String>,
     unit: Option<String>,
+    #[schema(value_type = Option<Aggregation>)]
     aggregation: Option<String>,
     dimensions: Option<Vec<DimensionInput>>,
     event_retention_days: Option<i64>,

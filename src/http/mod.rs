@@ -22,6 +22,7 @@ pub mod usage;
 pub mod usage_events;
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Instant;
 
 use actix_web::body::{BoxBody, MessageBody};
@@ -33,6 +34,7 @@ use actix_web::{FromRequest, HttpMessage, HttpRequest, HttpResponse, Responder, 
 use crate::app::App;
 use crate::auth::permission::{Access, Role, Scope, allow};
 use crate::error::Error;
+use crate::logging;
 
 /// One operation of the interface.
 pub struct Endpoint {
@@ -248,7 +250,9 @@ fn method_not_allowed(allowed: &[Method]) -> HttpResponse {
 }
 
 async fn not_found() -> HttpResponse {
-    HttpResponse::NotFound().content_type("text/plain; charset=utf-8").body("404 page not found\n")
+    let mut response = HttpResponse::NotFound();
+    response.insert_header((header::CONTENT_ENCODING, respond::UNCOMPRESSED));
+    response.content_type("text/plain; charset=utf-8").body("404 page not found\n")
 }
 
 /// Stands before every handler: request id, start-up state, authentication, permission, one log line, metrics. What
@@ -260,7 +264,7 @@ pub async fn gate(
     next: Next<impl MessageBody + 'static>,
 ) -> Result<ServiceResponse<BoxBody>, actix_web::Error> {
     let started = Instant::now();
-    let request_id = uuid::Uuid::now_v7().to_string();
+    let request_id: Arc<str> = uuid::Uuid::now_v7().to_string().into();
     let method = request.method().clone();
     let demand = demands.of(&request);
     let route = match &demand {
@@ -268,28 +272,36 @@ pub async fn gate(
         _ => "none".to_owned(),
     };
 
-    let refused = match &demand {
-        Demand::Of(pattern, access) => {
-            admit(&app, &request, pattern, access).await.err().map(|error| respond::error(&error))
-        }
-        Demand::Nothing => None,
-        Demand::OtherMethod(allowed) => Some(method_not_allowed(allowed)),
-        Demand::Undeclared => {
-            Some(respond::error(&Error::internal("a handler that is not in the table of routes")))
+    let answer = async {
+        let refused = match &demand {
+            Demand::Of(pattern, access) => {
+                admit(&app, &request, pattern, access).await.err().map(|error| respond::error(&error))
+            }
+            Demand::Nothing => None,
+            Demand::OtherMethod(allowed) => Some(method_not_allowed(allowed)),
+            Demand::Undeclared => {
+                Some(respond::error(&Error::internal("a handler that is not in the table of routes")))
+            }
+        };
+        match refused {
+            Some(refusal) => Ok(request.into_response(refusal).map_into_boxed_body()),
+            None => next.call(request).await.map(ServiceResponse::map_into_boxed_body),
         }
     };
-    let mut response = match refused {
-        Some(refusal) => request.into_response(refusal).map_into_boxed_body(),
-        None => match next.call(request).await {
-            Ok(response) => response.map_into_boxed_body(),
-            Err(error) => return Err(error),
-        },
-    };
+    let mut response = logging::within_request(request_id.clone(), answer).await?;
 
     let id = header::HeaderValue::from_str(&request_id).map_err(Error::internal)?;
     response.headers_mut().insert(header::HeaderName::from_static("x-request-id"), id);
     let content_options = header::HeaderValue::from_static("nosniff");
     response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, content_options);
+    // says only that an answer is not to be compressed, and that was decided further in
+    if response
+        .headers()
+        .get(header::CONTENT_ENCODING)
+        .is_some_and(|encoding| encoding == respond::UNCOMPRESSED)
+    {
+        response.headers_mut().remove(header::CONTENT_ENCODING);
+    }
     observe(&method, route, response.status(), started, &request_id);
     Ok(response)
 }

@@ -5,14 +5,15 @@ mod operations;
 
 use std::collections::BTreeMap;
 
-use actix_web::dev::HttpServiceFactory;
+use actix_web::dev::{HttpServiceFactory, Service};
 use actix_web::http::{Method, header};
 use actix_web::middleware::DefaultHeaders;
 use actix_web::{guard, web};
 use utoipa::openapi::path::{OperationBuilder, Parameter, ParameterBuilder, ParameterIn};
 use utoipa::openapi::request_body::RequestBodyBuilder;
 use utoipa::openapi::schema::{
-    AdditionalProperties, ArrayBuilder, KnownFormat, ObjectBuilder, OneOfBuilder, SchemaFormat, Type,
+    AdditionalProperties, AllOfBuilder, ArrayBuilder, KnownFormat, ObjectBuilder, OneOfBuilder, SchemaFormat,
+    Type,
 };
 use utoipa::openapi::security::{
     ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme,
@@ -89,6 +90,18 @@ impl Doc {
 
     fn body<T: ToSchema>(mut self) -> Self {
         self.body = Some(Shape::of::<T>());
+        self
+    }
+
+    /// Texts of the body that this operation needs, where others that take the same body do not.
+    fn needs(mut self, names: &[&str]) -> Self {
+        self.body = self.body.map(|Shape { schema, components }| {
+            let text = || ObjectBuilder::new().schema_type(Type::String).min_length(Some(1));
+            let needed = names
+                .iter()
+                .fold(ObjectBuilder::new(), |all, name| all.property(*name, text()).required(*name));
+            Shape { schema: AllOfBuilder::new().item(schema).item(needed).into(), components }
+        });
         self
     }
 
@@ -426,7 +439,15 @@ pub fn viewer(document: OpenApi) -> impl HttpServiceFactory {
          connect-src 'self'; font-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     );
     let swagger = SwaggerUi::new(SWAGGER).url("/openapi.json", document);
-    web::scope("").guard(guard::fn_guard(is_viewed)).wrap(DefaultHeaders::new().add(policy)).service(swagger)
+    let scope = web::scope("").guard(guard::fn_guard(is_viewed)).wrap(DefaultHeaders::new().add(policy));
+    // the files answer GET only; the body of an answer to HEAD is left out further out
+    let as_get = scope.wrap_fn(|mut request, service| {
+        if request.method() == Method::HEAD {
+            request.head_mut().method = Method::GET;
+        }
+        service.call(request)
+    });
+    as_get.service(swagger)
 }
 
 fn is_viewed(context: &guard::GuardContext<'_>) -> bool {

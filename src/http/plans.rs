@@ -132,7 +132,7 @@ pub async fn update(
     find(&app, &caller, &id).await?;
     may_use_all(&caller, input.meters())?;
     let draft = Draft::parse(input)?;
-    let update = move |conn: &mut Conn| plans::update(conn, workspace_id, &id, &draft, Micros::now());
+    let update = move |conn: &mut Conn| plans::update(conn, workspace_id, &id, &draft, Micros::now);
     let plan = app.store.write("plans::update", update).await?;
     app.plans.forget_assignments();
     app.wake.ring();
@@ -142,7 +142,7 @@ pub async fn update(
 pub async fn delete(app: web::Data<App>, caller: Caller, Id(id): Id) -> Result<HttpResponse> {
     find(&app, &caller, &id).await?;
     let workspace_id = caller.workspace_id;
-    let delete = move |conn: &mut Conn| plans::delete(conn, workspace_id, &id, Micros::now());
+    let delete = move |conn: &mut Conn| plans::delete(conn, workspace_id, &id, Micros::now);
     app.store.write("plans::delete", delete).await?;
     app.plans.forget_assignments();
     Ok(respond::no_content())
@@ -314,7 +314,9 @@ impl AssignmentView {
 
 #[derive(Default, Deserialize, ToSchema)]
 pub struct AssignInput {
+    #[schema(value_type = String, min_length = 1)]
     plan_id: Option<String>,
+    #[schema(value_type = Option<Micros>)]
     effective_at: Option<String>,
 }
 
@@ -335,7 +337,7 @@ pub async fn assign(
     let effective_at = parse_time(&effective_at, "effective_at", "invalid_effective_at")?;
     let name = subject.clone();
     let assign = move |conn: &mut Conn| {
-        assignments::assign(conn, workspace_id, &name, &plan_id, effective_at, Micros::now())
+        assignments::assign(conn, workspace_id, &name, &plan_id, effective_at, Micros::now)
     };
     let assignment = app.store.write("assignments::assign", assign).await?;
     app.plans.forget_assignment(workspace_id, &subject);
@@ -348,7 +350,7 @@ pub async fn unassign(app: web::Data<App>, caller: Caller, Id(subject): Id) -> R
     caller.may_use_meter("")?;
     let (subject, workspace_id) = (parse_subject(&subject)?.to_owned(), caller.workspace_id);
     let name = subject.clone();
-    let unassign = move |conn: &mut Conn| assignments::unassign(conn, workspace_id, &name, Micros::now());
+    let unassign = move |conn: &mut Conn| assignments::unassign(conn, workspace_id, &name, Micros::now);
     app.store.write("assignments::unassign", unassign).await?;
     app.plans.forget_assignment(workspace_id, &subject);
     app.wake.ring();

@@ -28,11 +28,20 @@ pub fn no_content() -> HttpResponse {
     HttpResponse::NoContent().finish()
 }
 
+/// The content encoding that keeps an answer from being compressed; it does not go out.
+pub const UNCOMPRESSED: &str = "identity";
+/// Compressing less than this costs more time than it saves.
+const COMPRESSED_BYTES: usize = 1024;
+
 /// JSON that is text already.
 pub fn json_text(status: StatusCode, text: &str) -> HttpResponse {
     let mut body = escape_html(text).into_owned();
     body.push('\n');
-    HttpResponse::build(status).insert_header((header::CONTENT_TYPE, "application/json")).body(body)
+    let mut response = HttpResponse::build(status);
+    if body.len() < COMPRESSED_BYTES {
+        response.insert_header((header::CONTENT_ENCODING, UNCOMPRESSED));
+    }
+    response.insert_header((header::CONTENT_TYPE, "application/json")).body(body)
 }
 
 /// Writes `<`, `>`, `&`, U+2028 and U+2029 of JSON text as escapes. They occur inside strings only.

@@ -56,10 +56,13 @@ impl View {
 #[derive(Default, Deserialize, ToSchema)]
 #[schema(as = SavedQueryInput)]
 pub struct Input {
+    #[schema(value_type = String, min_length = 1, max_length = 120)]
     name: Option<String>,
-    #[schema(value_type = Option<AnyObject>)]
+    /// At least one field.
+    #[schema(value_type = AnyObject)]
     query: Option<Value>,
     group_by: Option<Vec<String>>,
+    #[schema(pattern = "^(hour|day|month)?$")]
     bucket_size: Option<String>,
     limit: Option<i64>,
     pinned: Option<bool>,

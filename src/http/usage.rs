@@ -106,9 +106,13 @@ pub struct BulkFailure {
 #[schema(as = UsageSearch)]
 pub struct Search {
     subject: Option<String>,
+    #[schema(value_type = String, min_length = 1)]
     meter: Option<String>,
+    #[schema(value_type = Micros)]
     from: Option<String>,
+    #[schema(value_type = Micros)]
     to: Option<String>,
+    #[schema(pattern = "^(hour|day|month)?$")]
     bucket_size: Option<String>,
     group_by: Option<Vec<String>>,
     limit: Option<i64>,
@@ -284,9 +288,13 @@ pub(super) fn csv_head(file_name: &str) -> actix_web::HttpResponseBuilder {
 #[derive(Default, Deserialize, ToSchema)]
 pub struct BreakdownSearch {
     subject: Option<String>,
+    #[schema(value_type = String, min_length = 1)]
     meter: Option<String>,
+    #[schema(value_type = String, min_length = 1)]
     field: Option<String>,
+    #[schema(value_type = Micros)]
     from: Option<String>,
+    #[schema(value_type = Micros)]
     to: Option<String>,
     limit: Option<i64>,
     filter: Option<filter::Node>,

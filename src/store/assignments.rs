@@ -96,12 +96,17 @@ struct NewRow {
     updated_at: i64,
 }
 
-/// Must come first in every transaction that changes assignments of the workspace.
-pub fn begin_change(conn: &mut Conn, workspace_id: i64) -> Result<(), Fault> {
+/// Must come first in every transaction that changes assignments of the workspace: one waits for the other. The time
+/// of the change is read after the wait, so that changes follow each other in time as they do in the database.
+pub fn begin_change(
+    conn: &mut Conn,
+    workspace_id: i64,
+    clock: impl FnOnce() -> Micros,
+) -> Result<Micros, Fault> {
     diesel::update(workspaces::table.find(workspace_id))
         .set(workspaces::assignment_version.eq(workspaces::assignment_version + 1))
         .execute(conn)?;
-    Ok(())
+    Ok(clock())
 }
 
 pub fn find_subject(conn: &mut Conn, workspace_id: i64, name: &str) -> Result<Option<i64>, Fault> {
@@ -161,9 +166,9 @@ pub fn assign(
     subject: &str,
     plan_public_id: &str,
     effective_at: Option<Micros>,
-    now: Micros,
+    clock: impl FnOnce() -> Micros,
 ) -> Result<Assignment, Fault> {
-    begin_change(conn, workspace_id)?;
+    let now = begin_change(conn, workspace_id, clock)?;
     let plan = plans::get_current(conn, workspace_id, plan_public_id)?;
     let subject_id = find_or_add_subject(conn, workspace_id, subject)?;
     let starts_at = effective_at.filter(|at| *at > now).unwrap_or(now);
@@ -221,9 +226,14 @@ fn end_all(conn: &mut Conn, subject_id: i64, ends_at: Micros, now: Micros) -> Re
 }
 
 /// Ends everything that has not ended; 404 when there is nothing.
-pub fn unassign(conn: &mut Conn, workspace_id: i64, subject: &str, now: Micros) -> Result<(), Fault> {
+pub fn unassign(
+    conn: &mut Conn,
+    workspace_id: i64,
+    subject: &str,
+    clock: impl FnOnce() -> Micros,
+) -> Result<(), Fault> {
     let nothing = || Fault::from(Error::not_found(format!("assignment of subject {subject:?}")));
-    begin_change(conn, workspace_id)?;
+    let now = begin_change(conn, workspace_id, clock)?;
     let subject_id = find_subject(conn, workspace_id, subject)?.ok_or_else(nothing)?;
     let old = history(conn, subject_id)?;
     if end_all(conn, subject_id, now, now)? == 0 {

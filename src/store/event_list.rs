@@ -46,6 +46,8 @@ pub struct Listed {
 /// Rows that one look into each stream returns at least and at most.
 const LOOK_MIN: usize = 16;
 const LOOK_MAX: usize = 4_000;
+/// Streams in one statement; SQLite takes 500 parts at most.
+const STREAMS_MAX: usize = 250;
 
 /// The next `limit` events after a position.
 pub fn page(
@@ -176,17 +178,12 @@ impl Streams {
         after: Option<Position>,
         depth: usize,
     ) -> Result<(Vec<(Position, EventText)>, bool), Fault> {
-        let rows = match self.ids.as_slice() {
-            [id] => self.load(conn, search, after, depth, Some(*id))?,
-            _ if conn.is_postgres() => self.load(conn, search, after, depth, None)?,
-            ids => {
-                let mut rows = Vec::new();
-                for id in ids {
-                    rows.extend(self.load(conn, search, after, depth, Some(*id))?);
-                }
-                rows
-            }
-        };
+        let mut rows = Vec::new();
+        for ids in self.ids.chunks(STREAMS_MAX) {
+            let mut statement = Statement::new(conn);
+            let sql = self.sql(&mut statement, search, after, depth, ids);
+            rows.extend(statement.load::<StreamRow>(conn, &sql)?);
+        }
         let mut merged = Vec::with_capacity(rows.len());
         let mut counts: HashMap<i64, (usize, Position)> = HashMap::new();
         for row in rows {
@@ -205,33 +202,21 @@ impl Streams {
         Ok((merged, cut.is_none()))
     }
 
-    fn load(
-        &self,
-        conn: &mut Conn,
-        search: &Search,
-        after: Option<Position>,
-        depth: usize,
-        id: Option<i64>,
-    ) -> Result<Vec<StreamRow>, Fault> {
-        let mut statement = Statement::new(conn);
-        let sql = self.sql(&mut statement, search, after, depth, id);
-        statement.load(conn, &sql)
-    }
-
-    /// One stream, or all of them at once (PostgreSQL).
+    /// Up to `depth` rows of each of these streams.
     fn sql(
         &self,
         statement: &mut Statement,
         search: &Search,
         after: Option<Position>,
         depth: usize,
-        id: Option<i64>,
+        ids: &[i64],
     ) -> String {
         let column = self.column;
-        let stream = id.map_or("k.id".to_owned(), |id| statement.int(id));
-        let mut conditions = vec![format!("e.{column} = {stream}")];
+        let mut conditions = Vec::new();
         if let Some(meters) = &self.meters {
-            conditions.push(format!("e.meter_id IN ({})", integers(meters)));
+            // the sign keeps SQLite from reading all events of the meter to find those of the subject
+            let sign = if statement.is_postgres { "" } else { "+" };
+            conditions.push(format!("{sign}e.meter_id IN ({})", integers(meters)));
         }
         if let Some(from) = search.from {
             conditions.push(format!("e.event_time >= {}", statement.int(from.0)));
@@ -247,19 +232,29 @@ impl Streams {
         }
         let filter = search.filter.as_ref().filter(|_| self.prefiltered);
         conditions.extend(filter.and_then(|filter| prefilter(filter, search.workspace_id, statement)));
-        let inner = format!(
-            "SELECT e.* FROM events e WHERE {} ORDER BY e.event_time DESC, e.id DESC LIMIT {depth}",
-            conditions.join(" AND ")
-        );
-        let source = match id {
-            Some(_) => inner,
-            None => format!(
-                "SELECT e.* FROM unnest(ARRAY[{}]::bigint[]) k (id) CROSS JOIN LATERAL ({inner}) e",
-                integers(&self.ids)
+        let conditions: String = conditions.iter().map(|condition| format!(" AND {condition}")).collect();
+        let stream = |id: &str| {
+            format!(
+                "SELECT e.* FROM events e WHERE e.{column} = {id}{conditions}
+                 ORDER BY e.event_time DESC, e.id DESC LIMIT {depth}"
+            )
+        };
+        let source = match ids {
+            [id] => stream(&id.to_string()),
+            _ if statement.is_postgres => format!(
+                "SELECT e.* FROM unnest(ARRAY[{}]::bigint[]) k (id) CROSS JOIN LATERAL ({}) e",
+                integers(ids),
+                stream("k.id")
             ),
+            // SQLite has no LATERAL, but its numbered parameters may stand in every part
+            _ => {
+                let parts = ids.iter().map(|id| format!("SELECT * FROM ({})", stream(&id.to_string())));
+                parts.collect::<Vec<_>>().join(" UNION ALL ")
+            }
         };
         format!(
-            "SELECT {}, e.{column} AS stream FROM ({source}) e
+            "-- store::event_list::look
+             SELECT {}, e.{column} AS stream FROM ({source}) e
              JOIN meters m ON m.id = e.meter_id JOIN subjects s ON s.id = e.subject_id",
             event_columns(statement.is_postgres)
         )

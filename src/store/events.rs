@@ -2,6 +2,7 @@
 //! runs. The only file that writes events. Statements come in a fixed order and every batch of rows is sorted, so
 //! that two writers never wait for each other in a circle.
 
+mod activity;
 mod decide;
 mod postgres;
 mod quota;
@@ -83,6 +84,8 @@ pub struct Known {
     dimension_sets: Cache<(i64, [u8; 16]), ()>,
     histories: Cache<i64, History>,
     plans: Cache<i64, Arc<Plan>>,
+    /// The last hour of a subject with a meter, or an earlier one.
+    activity: Cache<activity::Use, i64>,
     /// Until then reads of quotas are expected to fail.
     careful_until: AtomicI64,
 }
@@ -105,6 +108,7 @@ impl Default for Known {
                 .build(),
             histories: Cache::new(KNOWN_SUBJECTS_MAX),
             plans: Cache::new(KNOWN_PLANS_MAX),
+            activity: Cache::new(KNOWN_SUBJECTS_MAX),
             careful_until: AtomicI64::new(0),
         }
     }
@@ -117,6 +121,7 @@ pub struct Learned {
     dimension_sets: Vec<(i64, [u8; 16])>,
     histories: Vec<(i64, History)>,
     plans: Vec<Arc<Plan>>,
+    activity: Vec<(activity::Use, i64)>,
     /// Background work was asked for: wake the workers.
     pub has_jobs: bool,
 }
@@ -134,6 +139,9 @@ impl Known {
         }
         for plan in learned.plans {
             self.plans.insert(plan.id, plan);
+        }
+        for (one, hour) in learned.activity {
+            self.activity.insert(one, hour);
         }
     }
 
@@ -189,7 +197,7 @@ pub fn insert(
     work.take_keys(conn)?;
     work.check_decisions()?;
     work.write_dimension_sets(conn, known)?;
-    work.write_rows(conn)?;
+    work.write_rows(conn, known)?;
     work.write_replays(conn)?;
     work.write_counters(conn)?;
     // last, because others share these rows
@@ -412,8 +420,8 @@ impl<'a> Work<'a> {
         Ok(())
     }
 
-    /// Events, rollups and ingestion runs.
-    fn write_rows(&self, conn: &mut Conn) -> Result<(), Fault> {
+    /// Events, rollups and ingestion runs, and when subjects were last seen.
+    fn write_rows(&mut self, conn: &mut Conn, known: &Known) -> Result<(), Fault> {
         let rows: Vec<EventRow> = self
             .accepted()
             .map(|(workspace_id, event)| EventRow {
@@ -428,13 +436,14 @@ impl<'a> Work<'a> {
             return Ok(());
         }
         match conn {
-            Conn::Postgres(c) => postgres::add_rows(c, &rows, &runs, &parts, self.lane),
+            Conn::Postgres(c) => postgres::add_rows(c, &rows, &runs, &parts, self.lane)?,
             Conn::Sqlite(c) => {
                 sqlite::add_events(c, &rows)?;
                 sqlite::add_runs(c, &runs)?;
-                sqlite::add_rollups(c, &parts, self.lane)
+                sqlite::add_rollups(c, &parts, self.lane)?;
             }
         }
+        self.write_activity(conn, known, parts.keys())
     }
 
     /// Remembers the answer of calls with a replay key, unless no item was valid.

@@ -11,7 +11,7 @@ use moka::sync::Cache;
 use crate::both;
 use crate::error::{Error, Result};
 use crate::meter::{Aggregation, Dimension, Meter};
-use crate::store::schema::{dimension_sets, events, meters, rollups};
+use crate::store::schema::{dimension_sets, events, meters, rollups, subject_activity};
 use crate::store::{Conn, Fault, METER_LOCK, Store, plans};
 use crate::window::Micros;
 
@@ -217,6 +217,7 @@ pub fn delete(conn: &mut Conn, workspace_id: i64, public_id: &str) -> Result<Opt
     }
     both!(conn, c => {
         diesel::delete(rollups::table.filter(rollups::meter_id.eq(meter.id))).execute(c)?;
+        diesel::delete(subject_activity::table.filter(subject_activity::meter_id.eq(meter.id))).execute(c)?;
         diesel::delete(dimension_sets::table.filter(dimension_sets::meter_id.eq(meter.id))).execute(c)?;
         diesel::delete(meters::table.find(meter.id)).execute(c)?
     });

@@ -21,6 +21,7 @@ pub mod keys;
 pub mod leases;
 pub mod meters;
 pub mod migrations;
+mod observe;
 pub mod partitions;
 pub mod plans;
 mod postgres;
@@ -48,6 +49,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::config::{Db, Driver};
 use crate::error::{Error, Result};
+use crate::logging;
 
 #[derive(diesel::MultiConnection)]
 pub enum Conn {
@@ -296,6 +298,7 @@ fn sqlite_table(message: &str) -> &str {
 /// A pooled connection that knows whether it may be used again.
 pub struct Pooled {
     conn: Conn,
+    statements: observe::Statements,
     broken: bool,
 }
 
@@ -328,7 +331,9 @@ impl ManageConnection for Manager {
             postgres::limit(conn, self.statement_timeout)
                 .map_err(ConnectionError::CouldntSetupConfiguration)?;
         }
-        Ok(Pooled { conn, broken: false })
+        let statements = observe::Statements::default();
+        conn.set_instrumentation(statements.clone());
+        Ok(Pooled { conn, statements, broken: false })
     }
 
     fn is_valid(&self, _: &mut Pooled) -> Result<(), ConnectionError> {
@@ -533,10 +538,13 @@ impl Store {
             let time = limits.time(limits.statement.unwrap_or(self.0.statement_timeout));
             limits.deadline = Some(Instant::now() + time);
         }
+        let request = logging::current_request();
         let task = self.0.runtime.spawn_blocking(move || {
             // kept by a thread that nobody waits for any more: there are never more of them than connections
             let _permit = permit;
-            attempt(&connections, operation, idempotent, limits, |conn| work(conn, limits))
+            logging::resume_request(request, || {
+                attempt(&connections, operation, idempotent, limits, |conn| work(conn, limits))
+            })
         });
         let done = match limits.deadline {
             Some(deadline) => tokio::time::timeout_at((deadline + LAST_MOMENT).into(), task).await,
@@ -592,6 +600,8 @@ fn attempt<T>(
         let result = work(&mut pooled.conn);
         metrics::histogram!("open_spanner_db_query_duration_seconds", "operation" => operation)
             .record(started.elapsed().as_secs_f64());
+        metrics::counter!("open_spanner_db_statements_total", "operation" => operation)
+            .increment(pooled.statements.take());
         let fault = match result {
             Ok(value) => {
                 pooled.broken = false;

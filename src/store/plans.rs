@@ -344,9 +344,9 @@ pub fn update(
     workspace_id: i64,
     public_id: &str,
     draft: &Draft,
-    now: Micros,
+    clock: impl FnOnce() -> Micros,
 ) -> Result<Plan, Fault> {
-    assignments::begin_change(conn, workspace_id)?;
+    let now = assignments::begin_change(conn, workspace_id, clock)?;
     let old = get_current(conn, workspace_id, public_id)?;
     let proposed = resolve(conn, workspace_id, draft, Some(&old), now)?;
     hold_meters(conn, &proposed)?;
@@ -360,8 +360,13 @@ pub fn update(
 }
 
 /// Deletes one version with its limits, ended assignments, states, events and snapshots; 409 while a subject has it.
-pub fn delete(conn: &mut Conn, workspace_id: i64, public_id: &str, now: Micros) -> Result<(), Fault> {
-    assignments::begin_change(conn, workspace_id)?;
+pub fn delete(
+    conn: &mut Conn,
+    workspace_id: i64,
+    public_id: &str,
+    clock: impl FnOnce() -> Micros,
+) -> Result<(), Fault> {
+    let now = assignments::begin_change(conn, workspace_id, clock)?;
     let plan = get(conn, workspace_id, public_id)?;
     let in_use: Option<i64> = plan_assignments::table
         .filter(plan_assignments::plan_id.eq(plan.id))

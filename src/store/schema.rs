@@ -170,6 +170,14 @@ table! {
 }
 
 table! {
+    subject_activity (subject_id, meter_id) {
+        subject_id -> BigInt,
+        meter_id -> BigInt,
+        last_hour -> BigInt,
+    }
+}
+
+table! {
     bulk_replays (workspace_id, key) {
         workspace_id -> BigInt,
         key -> Binary,

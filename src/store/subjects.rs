@@ -120,6 +120,8 @@ pub fn meter_stats(
 
 /// How many meters and events a workspace has.
 pub fn totals(conn: &mut Conn, workspace_id: i64) -> Result<Totals, Fault> {
+    let is_postgres = conn.is_postgres();
+    let ever = "r.meter_id = p.id AND r.subject_id = 0 AND r.grain = 1";
     let text = format!(
         "-- store::subjects::totals
          WITH page AS (
@@ -127,11 +129,11 @@ pub fn totals(conn: &mut Conn, workspace_id: i64) -> Result<Totals, Fault> {
          ), counted AS ({})
          SELECT (SELECT COUNT(*) FROM page) AS meters,
                 (SELECT CAST(COALESCE(SUM(event_count), 0) AS BIGINT) FROM counted) AS usage_events,
-                (SELECT CAST(COALESCE(SUM(r.event_count), 0) AS BIGINT) FROM page p
-                 JOIN rollups r ON r.meter_id = p.id AND r.subject_id = 0 AND r.grain = 1) AS accepted_events",
+                (SELECT CAST(COALESCE(SUM(event_count), 0) AS BIGINT) FROM ({}) AS ever) AS accepted_events",
         whole_from(HOUR),
         whole_from(DAY),
-        counted_by_meter(conn.is_postgres()),
+        counted_by_meter(is_postgres),
+        of_each_meter(is_postgres, "r.event_count", "rollups r", ever),
     );
     Ok(sql_query(text).bind::<BigInt, _>(workspace_id).get_result(conn)?)
 }
@@ -143,51 +145,58 @@ pub struct SubjectPosition {
     pub subject: String,
 }
 
-/// How far back the newest subjects are looked for, step by step, before everything is looked at.
-const LOOK_BACK: [i64; 5] = [0, 6 * HOUR, DAY, 6 * DAY, 36 * DAY];
-
-/// Subjects with stored events, by their last event, newest first, then by name. Whoever was active since some
-/// instant comes before all others, so the first pages need only the last hours. To be read at one instant.
+/// Subjects with stored events, by their last event, newest first, then by name. A page reads the subjects last seen
+/// in the hours that it covers, however many come before and after. To be read at one instant.
 pub fn list(
     conn: &mut Conn,
     workspace_id: i64,
     after: Option<&SubjectPosition>,
     limit: i64,
 ) -> Result<Vec<SubjectStats>, Fault> {
-    let anchor = match after {
-        Some(after) => after.last_event_at.floor(HOUR),
-        None => newest_hour(conn, workspace_id)?,
-    };
-    let mut newest = Vec::new();
-    for since in LOOK_BACK.map(|span| anchor.plus(-span)).into_iter().chain([Micros(i64::MIN)]) {
-        newest = active_since(conn, workspace_id, since, after, limit)?;
-        if newest.len() as i64 == limit {
-            break;
-        }
-    }
-    count_events(conn, workspace_id, newest)
+    let until = after.map_or(Micros(i64::MAX), |after| after.last_event_at.floor(HOUR));
+    let since = hours_of_page(conn, workspace_id, until, limit)?;
+    let subjects = last_seen(conn, workspace_id, since, until, after, limit)?;
+    count_events(conn, workspace_id, subjects)
+}
+
+/// SQL for the last hour in which a subject used any meter, of what is still stored in whole hours. In words of its
+/// own rather than a join, so that it is looked up for each subject that is met and never for all of them.
+fn last_hour_of(subject_id: &str) -> String {
+    format!(
+        "(SELECT MAX(b.last_hour) FROM subject_activity b JOIN meters m ON m.id = b.meter_id
+          WHERE b.subject_id = {subject_id} AND b.last_hour >= {})",
+        whole_from(HOUR)
+    )
 }
 
 #[derive(QueryableByName)]
-struct NewestHour {
+struct FirstHour {
     #[diesel(sql_type = Nullable<BigInt>)]
-    start: Option<i64>,
+    hour: Option<i64>,
 }
 
-/// The last hour with events, but none in the future: few events may lie there.
-fn newest_hour(conn: &mut Conn, workspace_id: i64) -> Result<Micros, Fault> {
-    let text = "-- store::subjects::newest_hour
-                SELECT MAX(start) AS start FROM (
-                    SELECT (SELECT MAX(r.start) FROM rollups r
-                            WHERE r.meter_id = m.id AND r.subject_id = 0 AND r.grain = 0) AS start
-                    FROM meters m WHERE m.workspace_id = $1) AS newest";
-    let newest: NewestHour = sql_query(text).bind::<BigInt, _>(workspace_id).get_result(conn)?;
-    let now = Micros::now().floor(HOUR);
-    Ok(newest.start.map_or(now, |start| now.min(Micros(start))))
+/// The hour from which up to `until` at least `limit` subjects were last seen; the far past when there are fewer.
+fn hours_of_page(conn: &mut Conn, workspace_id: i64, until: Micros, limit: i64) -> Result<Micros, Fault> {
+    // the latest of the hours in which each meter alone would fill the page
+    let text = format!(
+        "-- store::subjects::hours_of_page
+         WITH page AS (SELECT id, {} AS hours_from FROM meters WHERE workspace_id = $1)
+         SELECT MAX(hour) AS hour FROM (
+             SELECT (SELECT a.last_hour FROM subject_activity a
+                     WHERE a.meter_id = p.id AND a.last_hour >= p.hours_from AND a.last_hour < $2
+                       AND a.last_hour = {}
+                     ORDER BY a.last_hour DESC LIMIT 1 OFFSET $3) AS hour
+             FROM page p) AS filled",
+        whole_from(HOUR),
+        last_hour_of("a.subject_id"),
+    );
+    let query = sql_query(text).bind::<BigInt, _>(workspace_id).bind::<BigInt, _>(until.0);
+    let first: FirstHour = query.bind::<BigInt, _>(limit - 1).get_result(conn)?;
+    Ok(first.hour.map_or(Micros(i64::MIN), Micros))
 }
 
 #[derive(QueryableByName)]
-struct Active {
+struct Seen {
     #[diesel(sql_type = BigInt)]
     subject_id: i64,
     #[diesel(sql_type = Text)]
@@ -196,45 +205,57 @@ struct Active {
     last_event_at: i64,
 }
 
-/// The first subjects after a position, of those with events since an instant (a whole hour).
-fn active_since(
+/// The first subjects after a position, of those last seen in these hours (both included). What lies before the
+/// watermark of a meter is looked for among its raw events, and counts only for subjects not seen later.
+fn last_seen(
     conn: &mut Conn,
     workspace_id: i64,
     since: Micros,
+    until: Micros,
     after: Option<&SubjectPosition>,
     limit: i64,
-) -> Result<Vec<Active>, Fault> {
+) -> Result<Vec<Seen>, Fault> {
     let is_postgres = conn.is_postgres();
     let text = format!(
-        "-- store::subjects::active_since
+        "-- store::subjects::last_seen
          WITH page AS (
-             SELECT id, {} AS hours_from, $1 AS since FROM meters WHERE workspace_id = $2
-         ), active AS (
-             SELECT subject_id, MAX(last_at) AS last_event_at FROM ({} UNION ALL {}) AS seen GROUP BY subject_id
+             SELECT id, {} AS hours_from, $1 AS since, $2 AS until FROM meters WHERE workspace_id = $3
+         ), seen AS ({} UNION ALL {}), latest AS (
+             SELECT subject_id, MAX(last_at) AS last_event_at FROM seen GROUP BY subject_id
          )
-         SELECT a.subject_id, s.name AS subject, a.last_event_at
-         FROM active a JOIN subjects s ON s.id = a.subject_id
-         WHERE a.last_event_at < $3 OR (a.last_event_at = $3 AND s.name > $4)
-         ORDER BY a.last_event_at DESC, s.name LIMIT $5",
+         SELECT l.subject_id, s.name AS subject, l.last_event_at
+         FROM latest l JOIN subjects s ON s.id = l.subject_id
+         WHERE l.last_event_at < $4 OR (l.last_event_at = $4 AND s.name > $5)
+         ORDER BY l.last_event_at DESC, s.name LIMIT $6",
         whole_from(HOUR),
         of_each_meter(
             is_postgres,
-            "r.subject_id, r.last_at",
-            "rollups r",
-            "r.meter_id = p.id AND r.subject_id > 0 AND r.start >= p.hours_from AND r.start >= p.since",
+            "a.subject_id, (SELECT MAX(r.last_at) FROM rollups r
+                            WHERE r.meter_id = a.meter_id AND r.subject_id = a.subject_id AND r.grain = 0
+                              AND r.start = a.last_hour) AS last_at",
+            "subject_activity a",
+            &format!(
+                "a.meter_id = p.id AND a.last_hour >= p.hours_from AND a.last_hour >= p.since
+                 AND a.last_hour <= p.until AND a.last_hour = {}",
+                last_hour_of("a.subject_id")
+            ),
         ),
         of_each_meter(
             is_postgres,
             "e.subject_id, e.event_time AS last_at",
             "events e",
-            "e.meter_id = p.id AND e.event_time < p.hours_from AND e.event_time >= p.since",
+            &format!(
+                "e.meter_id = p.id AND e.event_time < p.hours_from AND e.event_time >= p.since
+                 AND COALESCE({}, p.until) <= p.until",
+                last_hour_of("e.subject_id")
+            ),
         ),
     );
     let (last_event_at, subject) =
         after.map_or((i64::MAX, ""), |after| (after.last_event_at.0, after.subject.as_str()));
-    let query = sql_query(text).bind::<BigInt, _>(since.0).bind::<BigInt, _>(workspace_id);
-    let query = query.bind::<BigInt, _>(last_event_at).bind::<Text, _>(subject);
-    Ok(query.bind::<BigInt, _>(limit).load(conn)?)
+    let query = sql_query(text).bind::<BigInt, _>(since.0).bind::<BigInt, _>(until.0);
+    let query = query.bind::<BigInt, _>(workspace_id).bind::<BigInt, _>(last_event_at);
+    Ok(query.bind::<Text, _>(subject).bind::<BigInt, _>(limit).load(conn)?)
 }
 
 #[derive(QueryableByName)]
@@ -248,11 +269,7 @@ struct Counted {
 }
 
 /// Adds the counts to a page of subjects, in one statement for all of them.
-fn count_events(
-    conn: &mut Conn,
-    workspace_id: i64,
-    subjects: Vec<Active>,
-) -> Result<Vec<SubjectStats>, Fault> {
+fn count_events(conn: &mut Conn, workspace_id: i64, subjects: Vec<Seen>) -> Result<Vec<SubjectStats>, Fault> {
     if subjects.is_empty() {
         return Ok(Vec::new());
     }

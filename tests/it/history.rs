@@ -1,11 +1,14 @@
 //! Lists of what happened: whole at every page size, and cleaned up in time.
 
+use std::collections::BTreeSet;
+
 use serde_json::{Value, json};
 
 use crate::support::{Client, Database, Server, on_both_databases};
 
 on_both_databases!(
     no_list_loses_rows_at_its_largest_page,
+    pages_of_subjects_hold_still_under_writes,
     old_write_calls_are_deleted_in_batches,
     what_failed_outlives_the_clean_up,
     events_of_a_subject_come_newest_first,
@@ -59,6 +62,52 @@ async fn no_list_loses_rows_at_its_largest_page(database: Database) {
     assert_eq!(pages(&workspace, "/v1/usageevents/prunes?limit=1000").await.len(), 1001);
     assert_eq!(pages(&workspace, "/v1/usageingestions?limit=1000").await.len(), 1003);
     assert_eq!(workspace.get("/v1/system/stats").await.json(200)["prune_runs"], 1001);
+}
+
+/// Whoever is active moves to the front; everybody else is on exactly one page, in order.
+async fn pages_of_subjects_hold_still_under_writes(database: Database) {
+    let server = Server::start(&database);
+    let workspace = server.workspace().await;
+    for meter in ["a", "b"] {
+        workspace.meter(meter, "sum").await;
+    }
+    let event = |meter: &str, subject: String, at: String| json!({"meter": meter, "subject": subject, "quantity": 1, "timestamp": at});
+    // in each of 20 hours 15 subjects, some with one meter, some with the other, some with both; and their past
+    let mut events = Vec::new();
+    for n in 0..300 {
+        let (day, hour, minute) = (10 + n / 24 % 20, n % 20, n % 7);
+        let last = if n % 3 == 0 { "a" } else { "b" };
+        events.push(event(last, format!("s{n:03}"), format!("2026-06-{day:02}T{hour:02}:{minute:02}:00Z")));
+        events.push(event("a", format!("s{n:03}"), format!("2026-06-0{}T{hour:02}:00:00Z", 1 + n % 9)));
+    }
+    workspace.post("/v1/usages/bulk", &json!(events)).await.expect(201);
+    let (mut seen, mut cursor) = (Vec::new(), String::new());
+    for round in 0.. {
+        let page = workspace.get(&format!("/v1/subjects?limit=20&cursor={cursor}")).await.json(200);
+        seen.extend(page["items"].as_array().expect("a list").iter().cloned());
+        // somebody new, somebody who was on a page already, and a late event of somebody who was not
+        let newer = format!("2026-07-01T{:02}:30:00Z", round % 24);
+        workspace.post("/v1/usages", &event("b", format!("new{round}"), newer.clone())).await.expect(201);
+        let known = seen[0]["subject"].as_str().expect("a name").to_string();
+        workspace.post("/v1/usages", &event("a", known, newer)).await.expect(201);
+        workspace
+            .post("/v1/usages", &event("a", "s000".into(), "2026-05-01T00:00:00Z".into()))
+            .await
+            .expect(201);
+        match page["next_cursor"].as_str() {
+            Some(next) => cursor = next.to_string(),
+            None => break,
+        }
+    }
+    let names: BTreeSet<&str> = seen.iter().filter_map(|row| row["subject"].as_str()).collect();
+    assert_eq!((seen.len(), names.len()), (300, 300), "each once");
+    let place = |row: &Value| {
+        (
+            std::cmp::Reverse(row["last_event_at"].as_str().expect("a time").to_string()),
+            row["subject"].to_string(),
+        )
+    };
+    assert!(seen.is_sorted_by_key(place), "newest first, then by name");
 }
 
 async fn old_write_calls_are_deleted_in_batches(database: Database) {

@@ -26,6 +26,8 @@ mod retention;
 mod saved_queries;
 mod sdk;
 mod sql_text;
+mod statements;
 mod stats;
+mod transport;
 mod usage;
 mod webhooks;

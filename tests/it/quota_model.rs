@@ -168,7 +168,7 @@ impl World {
         let (subject, plan) = (self.subject(), self.rng.random_range(0..self.plans.len()));
         let later = self.rng.random_bool(0.3).then(|| self.now.plus(self.rng.random_range(1..20 * DAY)));
         let (id, now) = (self.plans[plan].public_id.clone(), self.now.0);
-        assignments::assign(&mut self.conn, self.workspace_id, subject, &id, later, self.now)
+        assignments::assign(&mut self.conn, self.workspace_id, subject, &id, later, || self.now)
             .expect("assigned");
         let from = later.map_or(now, |later| later.0);
         let held = self.held.get_mut(subject).expect("known");
@@ -187,7 +187,7 @@ impl World {
         let (subject, now) = (self.subject(), self.now.0);
         let held = self.held.get_mut(subject).expect("known");
         let any = held.iter().any(|held| held.to.is_none_or(|to| to > now));
-        let done = assignments::unassign(&mut self.conn, self.workspace_id, subject, self.now);
+        let done = assignments::unassign(&mut self.conn, self.workspace_id, subject, || self.now);
         assert_eq!(done.is_ok(), any, "{subject}");
         held.iter_mut().filter(|held| held.to.is_none_or(|to| to > now)).for_each(|held| held.to = Some(now));
     }
@@ -198,7 +198,7 @@ impl World {
         let draft = self.draft(&name);
         // the model's assignments name lineages, and the current version of a lineage is in force
         self.plans[plan] =
-            plans::update(&mut self.conn, self.workspace_id, &id, &draft, self.now).expect("updated");
+            plans::update(&mut self.conn, self.workspace_id, &id, &draft, || self.now).expect("updated");
         self.limited[plan].push((self.now.0, limits_of(&self.plans[plan])));
     }
 

@@ -24,6 +24,7 @@ DROP TABLE decision_prune_runs;
 DROP TABLE prune_runs;
 DROP TABLE ingestion_runs;
 DROP TABLE bulk_replays;
+DROP TABLE subject_activity;
 DROP TABLE rollups;
 DROP FUNCTION hold_meters;
 DROP TABLE events;

@@ -185,6 +185,16 @@ CREATE TABLE rollups (
 -- all subjects of a meter in a window
 CREATE INDEX rollups_subject_time ON rollups (meter_id, start) WHERE subject_id > 0;
 
+-- The last hour in which a subject used a meter, pruned since or not: the order in which subjects are listed. Written
+-- when a subject enters a newer hour, not with every event.
+CREATE TABLE subject_activity (
+    subject_id BIGINT NOT NULL,
+    meter_id BIGINT NOT NULL,
+    last_hour BIGINT NOT NULL,
+    PRIMARY KEY (subject_id, meter_id)
+);
+CREATE INDEX subject_activity_recent ON subject_activity (meter_id, last_hour, subject_id);
+
 -- What was answered to a bulk call with an Idempotency-Key header.
 CREATE TABLE bulk_replays (
     workspace_id BIGINT NOT NULL,

@@ -104,6 +104,7 @@ fn meter(method: &Method, path: &str) -> Option<Doc> {
     let doc = match (method.as_str(), path) {
         ("POST", "/v1/meters") => Doc::new("meters", "Define a meter")
             .body::<meters::MeterInput>()
+            .needs(&["name", "unit"])
             .answer::<meters::MeterView>(201, "The meter.")
             .errors(&[409]),
         ("GET", "/v1/meters") => Doc::new("meters", "List meters")
@@ -345,6 +346,7 @@ fn entitlement(method: &Method, path: &str) -> Option<Doc> {
             .answer::<Check>(200, "Also for no; nothing is reserved."),
         ("POST", "/v1/entitlements/consume") => Doc::new("entitlements", "Decide and record in one step")
             .body::<event::Input>()
+            .needs(&["idempotency_key"])
             .answer::<entitlements::ConsumptionView>(201, "Recorded.")
             .answer::<entitlements::ConsumptionView>(429, "Refused by a hard limit; nothing is recorded.")
             .errors(&[404]),
@@ -386,6 +388,7 @@ fn alert(method: &Method, path: &str) -> Option<Doc> {
             .page::<alerts::RuleView>("Newest first, with their states."),
         ("POST", "/v1/alerts") => Doc::new("alerts", "Create an alert rule")
             .body::<RuleInput>()
+            .needs(&["name", "meter", "destination_id"])
             .answer::<alerts::RuleView>(201, "The rule; it is evaluated at once.")
             .errors(&[404]),
         ("GET", "/v1/alerts/{id}") => Doc::new("alerts", "Read an alert rule")
@@ -431,6 +434,7 @@ fn delivery(method: &Method, path: &str) -> Option<Doc> {
             .page::<destinations::DestinationView>("Newest first."),
         ("POST", "/v1/alerts/destinations") => Doc::new("alerts", "Create a destination")
             .body::<destinations::DestinationInput>()
+            .needs(&["name", "webhook_url"])
             .answer::<destinations::DestinationView>(201, "The destination; its secret is shown only here."),
         ("PUT", "/v1/alerts/destinations/{id}") => Doc::new("alerts", "Change a destination")
             .body::<destinations::DestinationInput>()

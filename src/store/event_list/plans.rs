@@ -11,7 +11,7 @@ fn pages_come_sorted_from_an_index() {
         for after in [None, after] {
             let streams = Streams { column, ids: vec![1], meters: None, prefiltered: true };
             let mut statement = Statement::new(&conn);
-            let sql = streams.sql(&mut statement, &Search::default(), after, 100, Some(1));
+            let sql = streams.sql(&mut statement, &Search::default(), after, 100, &[1]);
             let plan = plan::of(statement, &mut conn, &sql);
             assert!(plan.contains(&format!("SEARCH e USING INDEX {index} ({column}=?")), "{plan}");
             assert!(!plan.contains("TEMP B-TREE"), "{plan}");

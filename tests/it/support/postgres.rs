@@ -76,6 +76,8 @@ impl Cluster {
             format!("port={}", self.port),
             "max_connections=300".to_string(),
             "shared_buffers=64MB".to_string(),
+            // tests that look at plans gather statistics themselves
+            "autovacuum=off".to_string(),
         ];
         if !self.durable {
             settings
@@ -93,6 +95,11 @@ impl Cluster {
             assert!(Instant::now() < end, "postgres does not answer: {}", log());
             std::thread::sleep(Duration::from_millis(20));
         }
+    }
+
+    /// What the server has written since it was started.
+    pub fn log(&self) -> String {
+        String::from_utf8_lossy(&fs::read(self.log_path()).expect("a log file")).into_owned()
     }
 
     /// Where the server keeps a file that `pg_relation_filepath` names.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::{Client, Database, Workspace, guard, program, stable_port};
+use super::{Answer, Client, Database, Workspace, guard, program, stable_port};
 
 const STARTING: Duration = Duration::from_secs(30);
 const STOPPING: Duration = Duration::from_secs(30);
@@ -136,6 +136,24 @@ impl Server {
     /// Standard error since the last start.
     pub fn log(&self) -> Vec<String> {
         self.log.lines.lock().expect("no holder panics").clone()
+    }
+
+    /// The log line about a request, once it has come through the pipe; needs `open_spanner::http=debug`. Whatever
+    /// the request logged stands before it.
+    pub fn logged(&self, answer: &Answer) -> Value {
+        let id = answer.header("x-request-id");
+        let end = Instant::now() + STARTING;
+        let mut lines = self.log.lines.lock().expect("no holder panics");
+        loop {
+            let lines_of_it = lines.iter().rev().filter(|line| line.contains(&id));
+            let parsed = lines_of_it.filter_map(|line| serde_json::from_str::<Value>(line).ok());
+            if let Some(line) = parsed.into_iter().find(|line| line["request_id"] == id) {
+                return line;
+            }
+            assert!(Instant::now() < end, "no log line about {}:\n{}", answer.request, lines.join("\n"));
+            lines =
+                self.log.changed.wait_timeout(lines, Duration::from_millis(50)).expect("no holder panics").0;
+        }
     }
 
     /// Asks the server to stop (SIGTERM) without waiting for it.
