@@ -509,7 +509,7 @@ struct Writer {
 }
 
 /// A commit has costs of its own: while another writer is at a small one, a group smaller than this waits and grows.
-const SMALL_EVENTS: usize = 500;
+const SMALL_EVENTS: usize = 24;
 /// But it does not wait for a writer that is kept up by somebody's lock.
 const TURN_WAIT: Duration = Duration::from_millis(20);
 
