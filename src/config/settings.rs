@@ -150,7 +150,7 @@ pub const TABLE: &[Group] = &[
         row("INGESTION_RATE_LIMIT_EVENTS", "0",       Integer(0, ANY),           "events per workspace and window; 0: no limit"),
         row("INGESTION_RATE_LIMIT_WINDOW", "1m",      Duration,                  "length of that window"),
         row("INGEST_QUEUE_EVENTS",         "20000",   Integer(1000, 1_000_000),  "events waiting to be written before calls get 503"),
-        row("INGEST_BATCH_EVENTS",         "1000",    Integer(1, 10_000),        "events in one write"),
+        row("INGEST_BATCH_EVENTS",         "4000",    Integer(1, 10_000),        "events in one write"),
         row("INGEST_WRITERS",              "2",       Integer(1, 16),            "concurrent writers on PostgreSQL; SQLite has one"),
         row("BULK_REPLAY_RETENTION",       "168h",    Duration,                  "how long the answer to a bulk call can be replayed"),
     ]),

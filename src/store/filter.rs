@@ -28,6 +28,58 @@ pub fn prefilter(filter: &Filter, workspace_id: i64, statement: &mut Statement) 
     }
 }
 
+/// The filter as a condition that the matching events meet and no others, so that the database may add them up.
+/// `None` where its idea of equality could differ from `Filter::matches`: then rows are looked at one by one.
+pub fn exact(filter: &Filter, workspace_id: i64, statement: &mut Statement) -> Option<String> {
+    if !is_exact(filter) {
+        return None;
+    }
+    let mut join = |rules: &[Filter], word: &str| {
+        let parts: Option<Vec<String>> =
+            rules.iter().map(|rule| exact(rule, workspace_id, statement)).collect();
+        Some(format!("({})", parts.filter(|parts| !parts.is_empty())?.join(word)))
+    };
+    match filter {
+        Filter::All(rules) => join(rules, " AND "),
+        Filter::Any(rules) => join(rules, " OR "),
+        Filter::Condition(Field::Metadata(path), test) if !statement.is_postgres => {
+            let written = written(path, test, statement)?;
+            let at = format!("'$.\"{}\"'", path.replace('.', "\".\""));
+            let texts = match test {
+                Test::Text(text) => statement.text(text.as_str()),
+                Test::In(literals) => texts(literals, |text, statement| statement.text(text), statement)?,
+                _ => return None,
+            };
+            Some(format!(
+                "({written} AND json_type(e.metadata, {at}) = 'text' AND json_extract(e.metadata, {at}) IN ({texts}))"
+            ))
+        }
+        Filter::Condition(field, test) => condition(field, test, workspace_id, statement),
+    }
+}
+
+fn is_exact(filter: &Filter) -> bool {
+    let (field, test) = match filter {
+        Filter::All(rules) | Filter::Any(rules) => return !rules.is_empty() && rules.iter().all(is_exact),
+        Filter::Condition(field, test) => (field, test),
+    };
+    match (field, test) {
+        // a number as a step would go into lists on PostgreSQL
+        (Field::Metadata(path), _) if path.split('.').any(|step| step.parse::<i64>().is_ok()) => false,
+        (Field::Metadata(_), Test::Text(text)) => is_only_text(text),
+        (Field::Metadata(_), Test::In(literals)) => {
+            !literals.is_empty() && literals.iter().all(|literal| matches!(literal, Literal::Text(_)))
+        }
+        (Field::Metadata(_), _) => false,
+        _ => is_known(filter),
+    }
+}
+
+/// Whether only a string has this text form: it cannot be how a number, a flag, a list or an object is written.
+fn is_only_text(text: &str) -> bool {
+    serde_json::from_str::<serde::de::IgnoredAny>(text).is_err()
+}
+
 /// Whether [`prefilter`] has something to say.
 fn is_known(filter: &Filter) -> bool {
     let (field, test) = match filter {
@@ -115,6 +167,8 @@ fn written(path: &str, test: &Test, statement: &mut Statement) -> Option<String>
     let name = serde_json::to_string(path.rsplit('.').next()?).ok()?;
     let values = match test {
         Test::In(literals) => literals.iter().map(json_text).collect::<Option<Vec<_>>>()?,
+        Test::Text(text) if is_only_text(text) => vec![serde_json::to_string(text).ok()?],
+        Test::Text(text) => vec![serde_json::to_string(text).ok()?, text.clone()],
         _ => vec![String::new()],
     };
     let mut places = values.iter().map(|value| {
@@ -156,6 +210,11 @@ fn metadata(path: &str, test: &Test, statement: &mut Statement) -> Option<String
             let part = statement.text(part.as_str());
             Some(format!("({kind} <> 'string' OR strpos({text}, {part}) > 0)"))
         }
+        Test::Text(whole) if is_only_text(whole) => Some(format!(
+            "e.metadata #>> '{{{}}}' = {}",
+            path.replace('.', ","),
+            statement.text(whole.as_str())
+        )),
         Test::Text(whole) => {
             let whole = statement.text(whole.as_str());
             Some(format!("({kind} <> 'string' OR {text} = {whole})"))

@@ -26,10 +26,13 @@ pub fn open(path: &str, synchronous: Synchronous) -> Result<SqliteConnection, Co
         Synchronous::Full => "FULL",
         Synchronous::Normal => "NORMAL",
     };
+    // Of the pages in the log most are the same few thousand, written by every commit: copied to the file every 64 MB
+    // instead of every 4 MB they are written a sixteenth as often.
     // busy_timeout first: switching to WAL needs a lock that another process may hold for a moment
     let pragmas = format!(
         "PRAGMA busy_timeout = 10000; PRAGMA journal_mode = WAL; PRAGMA synchronous = {synchronous};
-         PRAGMA foreign_keys = ON; PRAGMA temp_store = MEMORY; PRAGMA cache_size = -32768;"
+         PRAGMA foreign_keys = ON; PRAGMA temp_store = MEMORY; PRAGMA cache_size = -32768;
+         PRAGMA wal_autocheckpoint = 16000;"
     );
     conn.batch_execute(&pragmas).map_err(ConnectionError::CouldntSetupConfiguration)?;
     register(&mut conn).map_err(ConnectionError::CouldntSetupConfiguration)?;

@@ -15,11 +15,11 @@ use crate::meter::{Aggregation, Meter, value_at};
 use crate::quantity::Quantity;
 use crate::rollup::{Edge, Grain, Part};
 use crate::store::events::{quantity_of, uuid_of};
-use crate::store::filter::prefilter;
+use crate::store::filter::{exact, prefilter};
 use crate::store::schema::{meters, subjects};
 use crate::store::statement::{Statement, integers};
 use crate::store::{Conn, Fault};
-use crate::usage::{Cells, Query, Summed};
+use crate::usage::{Cells, GroupField, Query, Summed};
 use crate::window::{BucketSize, DAY, HOUR, Micros, Window};
 
 /// Whether the statements of this query must all see one state of the database
@@ -323,8 +323,17 @@ impl Sum<'_> {
         }
     }
 
-    /// Raw events one by one; `before` limits them to those checked under an older version of the meter.
+    /// Raw events, added up by the database where it can and one by one where not; `before` limits them to those checked under an older version of the meter.
     fn add_raw(&mut self, conn: &mut Conn, window: Window, before: Option<i32>) -> Result<(), Fault> {
+        let mut statement = Statement::new(conn);
+        if let Some(sql) = self.raw_sums_sql(&mut statement, window, before) {
+            let (query, cells) = (self.query, &mut self.cells);
+            return statement.each(conn, &sql, |row: RollupRow| {
+                let group = row.subject.iter().cloned().collect();
+                cells.add(query.bucket(Micros(row.start)), group, &row.into_part()?);
+                Ok(())
+            });
+        }
         let mut statement = Statement::new(conn);
         let sql = self.raw_sql(&mut statement, window, before);
         let (query, cells) = (self.query, &mut self.cells);
@@ -351,24 +360,62 @@ impl Sum<'_> {
         let mut sql = format!(
             "SELECT e.id, e.event_time, e.received_at, {quantity} AS quantity, e.idempotency_key,
                     {metadata} AS metadata, {name} AS subject
-             FROM events e {join}
-             WHERE e.meter_id = {} AND e.event_time >= {} AND e.event_time < {}",
-            statement.int(self.query.meter.id),
-            statement.int(window.from.0),
-            statement.int(window.to.0),
+             FROM events e {join} {}",
+            self.raw_condition(statement, window, before)
         );
-        if let Subjects::Only(ids) = &self.subjects {
-            sql.push_str(&format!(" AND e.subject_id IN ({})", integers(ids)));
-        }
-        if let Some(version) = before {
-            sql.push_str(&format!(" AND e.meter_version < {version}"));
-        }
         let filter = self.query.filter.as_ref();
         let filter = filter.and_then(|filter| prefilter(filter, self.query.meter.workspace_id, statement));
         if let Some(condition) = filter {
             sql.push_str(&format!(" AND {condition}"));
         }
         sql
+    }
+
+    fn raw_condition(&self, statement: &mut Statement, window: Window, before: Option<i32>) -> String {
+        let mut condition = format!(
+            "WHERE e.meter_id = {} AND e.event_time >= {} AND e.event_time < {}",
+            statement.int(self.query.meter.id),
+            statement.int(window.from.0),
+            statement.int(window.to.0),
+        );
+        if let Subjects::Only(ids) = &self.subjects {
+            condition.push_str(&format!(" AND e.subject_id IN ({})", integers(ids)));
+        }
+        if let Some(version) = before {
+            condition.push_str(&format!(" AND e.meter_version < {version}"));
+        }
+        condition
+    }
+
+    /// Raw events added up in SQL, a row per bucket and subject; `None` where that takes a look at each event.
+    fn raw_sums_sql(&self, statement: &mut Statement, window: Window, before: Option<i32>) -> Option<String> {
+        let by_subject = match self.query.group_by.as_slice() {
+            [] => false,
+            [GroupField::Subject] => true,
+            _ => return None,
+        };
+        if matches!(self.query.meter.aggregation, Aggregation::First | Aggregation::Last) {
+            return None;
+        }
+        let mut condition = self.raw_condition(statement, window, before);
+        if let Some(filter) = &self.query.filter {
+            let filter = exact(filter, self.query.meter.workspace_id, statement)?;
+            condition.push_str(&format!(" AND {filter}"));
+        }
+        let width = if self.query.bucket_size == Some(BucketSize::Hour) { HOUR } else { DAY };
+        let bucket = match self.query.bucket_size {
+            Some(_) => format!("e.event_time - ((e.event_time % {width}) + {width}) % {width}"),
+            None => format!("CAST({} AS BIGINT)", self.query.window.from.0),
+        };
+        let rows = summed_events(statement.is_postgres, &bucket, &condition, by_subject);
+        Some(match by_subject {
+            true => {
+                format!(
+                    "SELECT r.*, s.name AS subject FROM ({rows}) r JOIN subjects s ON s.id = r.subject_id"
+                )
+            }
+            false => format!("SELECT r.*, NULL AS subject FROM ({rows}) r"),
+        })
     }
 }
 
@@ -414,6 +461,25 @@ fn grouped_rows(postgres: bool, bucket: &str, condition: &str, by_subject: bool,
         quantity_text(postgres, &format!("{total}(quantity_sum)")),
         quantity_text(postgres, "MIN(quantity_min)"),
         quantity_text(postgres, "MAX(quantity_max)"),
+    )
+}
+
+/// Events in the shape of [`grouped_rows`].
+fn summed_events(postgres: bool, bucket: &str, condition: &str, by_subject: bool) -> String {
+    let total = if postgres { "SUM" } else { "quantity_total" };
+    let empty_set = if postgres { "''::bytea" } else { "x''" };
+    let (subject, subject_key) =
+        if by_subject { ("e.subject_id", ", 2") } else { ("CAST(0 AS BIGINT) AS subject_id", "") };
+    format!(
+        "SELECT {bucket} AS start, {subject}, {empty_set} AS dimension_set, COUNT(*) AS event_count,
+                {} AS quantity_sum, {} AS quantity_min, {} AS quantity_max,
+                CAST(NULL AS BIGINT) AS first_at, NULL AS first_id, NULL AS first_quantity,
+                CAST(NULL AS BIGINT) AS last_at, NULL AS last_id, NULL AS last_quantity,
+                CAST(0 AS BIGINT) AS low, CAST(0 AS BIGINT) AS high
+         FROM events e {condition} GROUP BY 1{subject_key}",
+        quantity_text(postgres, &format!("{total}(e.quantity)")),
+        quantity_text(postgres, "MIN(e.quantity)"),
+        quantity_text(postgres, "MAX(e.quantity)"),
     )
 }
 

@@ -12,8 +12,6 @@ use crate::rollup::Part;
 use crate::store::Store;
 use crate::store::counters::{self, Range};
 
-/// While one waits for the database, the other's answers are sent out.
-const READERS: usize = 2;
 /// Ranges in one statement, about: each may be 366 rows.
 const RANGES_MAX: usize = 200;
 
@@ -30,21 +28,18 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// Has threads of its own, because each hand-over between threads costs as much as the read; they end when the
+    /// Has a thread of its own, because each hand-over between threads costs as much as the read; it ends when the
     /// last `Reader` is dropped.
     pub fn start(store: &Store) -> Result<Reader> {
         // bounded by the requests that the server lets in; each has one question
         let (sender, questions) = flume::unbounded();
-        for _ in 0..READERS {
-            let (store, questions) = (store.clone(), questions.clone());
-            let work =
-                move || while catch_unwind(AssertUnwindSafe(|| answer_all(&store, &questions))).is_err() {};
-            std::thread::Builder::new()
-                .name("quota-counters".to_owned())
-                .spawn(work)
-                .map_err(Error::internal)?;
-        }
-        Ok(Reader { questions: sender, patience: store.answer_timeout() })
+        let patience = store.answer_timeout();
+        let store = store.clone();
+        // one, because a second halves the groups: 62,000 checks/s instead of 46,000 on PostgreSQL with 64 callers
+        let work =
+            move || while catch_unwind(AssertUnwindSafe(|| answer_all(&store, &questions))).is_err() {};
+        std::thread::Builder::new().name("quota-counters".to_owned()).spawn(work).map_err(Error::internal)?;
+        Ok(Reader { questions: sender, patience })
     }
 
     /// What is counted in each range; `None` where nothing is.
