@@ -231,29 +231,29 @@ async fn plans_are_the_recorded_ones(database: Database) {
     watch.settle();
     server.logged(&lived.workspace.get("/health").await);
     let (mut number, mut text, mut scans) = (1000, String::new(), Vec::new());
-    for (label, call, _) in calls() {
-        number += 1;
-        let from = watch.position(&server);
-        let answer = lived.send(&call, number).await;
-        assert!((200..300).contains(&answer.status), "{label}: {answer:?}");
-        server.logged(&answer);
-        let statements = watch.sent_since(&server, from);
-        if !statements.is_empty() {
-            text.push_str(&format!("{label}\n"));
-        }
-        for plan::Sent { name, ways, text: sql } in statements {
-            text.push_str(&format!("    {name}\n"));
-            for way in ways {
-                if way.is_scan {
-                    scans.push(format!("{label}: {}\n{sql}", way.text));
-                }
-                text.push_str(&format!("        {}\n", way.text));
-            }
-        }
-    }
-    assert!(scans.is_empty(), "whole tables are read:\n{}", scans.join("\n"));
     let name = if matches!(database, Database::Postgres { .. }) { "postgres.txt" } else { "sqlite.txt" };
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/statements").join(name);
+    let known = std::fs::read_to_string(&path).unwrap_or_default();
+    for (label, call, _) in calls() {
+        let mut first = None;
+        for _ in 0..TRIES {
+            number += 1;
+            let from = watch.position(&server);
+            let answer = lived.send(&call, number).await;
+            assert!((200..300).contains(&answer.status), "{label}: {answer:?}");
+            server.logged(&answer);
+            let section = section(label, watch.sent_since(&server, from), &mut scans);
+            // on a slow machine a cache may run out between two requests, and its statement comes with the next one
+            let is_known = known.contains(&section);
+            let kept = first.get_or_insert_with(|| section.clone());
+            if is_known {
+                *kept = section;
+                break;
+            }
+        }
+        text.push_str(&first.unwrap_or_default());
+    }
+    assert!(scans.is_empty(), "whole tables are read:\n{}", scans.join("\n"));
     if env("OPEN_SPANNER_REGENERATE").as_deref() == Some("1") {
         std::fs::write(&path, text).expect("the snapshot is written");
         return;
@@ -262,6 +262,24 @@ async fn plans_are_the_recorded_ones(database: Database) {
     let hint =
         "if the new ways are right: OPEN_SPANNER_REGENERATE=1 scripts/test --test it statements::plans";
     assert!(text == recorded, "{}\n{hint}", difference(&recorded, &text));
+}
+
+/// What one request comes to in the snapshot.
+fn section(label: &str, statements: Vec<plan::Sent>, scans: &mut Vec<String>) -> String {
+    let mut text = String::new();
+    if !statements.is_empty() {
+        text.push_str(&format!("{label}\n"));
+    }
+    for plan::Sent { name, ways, text: sql } in statements {
+        text.push_str(&format!("    {name}\n"));
+        for way in ways {
+            if way.is_scan {
+                scans.push(format!("{label}: {}\n{sql}", way.text));
+            }
+            text.push_str(&format!("        {}\n", way.text));
+        }
+    }
+    text
 }
 
 /// The lines that only one of the texts has.
