@@ -77,18 +77,19 @@ pub struct Event {
 }
 
 impl Event {
-    /// What it was made of, to be checked against another version of its meter.
-    pub fn into_input(self) -> Input {
-        Input {
+    /// What it was made of, to be checked against another version of its meter. Fails only where metadata that
+    /// `admit` wrote does not read back; it is never left out.
+    pub fn into_input(self) -> Result<Input> {
+        let metadata = self.metadata.map(|text| serde_json::from_str(text.get()).map_err(Error::internal));
+        Ok(Input {
             idempotency_key: self.key,
             subject: Some(self.subject),
             meter: Some(self.meter.name.clone()),
             quantity: Some(InputQuantity(Ok(self.quantity))),
             timestamp: None,
-            // it was written by `admit`, so it reads back
-            metadata: self.metadata.and_then(|text| serde_json::from_str(text.get()).ok()),
+            metadata: metadata.transpose()?,
             time: Some(self.time),
-        }
+        })
     }
 }
 

@@ -302,7 +302,8 @@ impl Ingest {
         for event in &events {
             self.meters.forget(batch.workspace_id, &event.meter.name);
         }
-        let items = places.into_iter().zip(events.into_iter().map(Event::into_input)).collect();
+        let inputs = events.into_iter().map(Event::into_input).collect::<Result<Vec<_>>>()?;
+        let items = places.into_iter().zip(inputs).collect();
         self.admit_items(batch, items, failed, refused).await
     }
 

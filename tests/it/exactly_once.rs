@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use diesel::connection::SimpleConnection;
 use serde_json::{Value, json};
 use tokio::sync::Barrier;
 
 use crate::support::client::NOON;
-use crate::support::{Client, Database, Server, on_both_databases, unique};
+use crate::support::{Client, Database, Server, on_both_databases, run, unique};
 
 on_both_databases!(
     one_key_from_sixteen_writers,
@@ -173,4 +174,38 @@ async fn key_repeated_within_one_batch(database: Database) {
     assert_eq!((&body["accepted"], &body["duplicates"]), (&json!(2), &json!(1)), "{body}");
     assert_eq!(body["duplicate_items"][0], body["accepted_items"][0]);
     assert_eq!(workspace.total("calls").await, "11");
+}
+
+/// A writer that waited for a change of a meter must see what the change made of it.
+#[test]
+fn a_meter_is_read_after_it_was_waited_for() {
+    run(async {
+        let database = Database::postgres();
+        let server = Server::start(&database);
+        server.workspace().await.meter("calls", "count").await;
+        let mut changer = database.postgres_connection();
+        changer
+            .batch_execute(
+                "BEGIN; SELECT pg_advisory_xact_lock(1, id::int) FROM meters;
+                 UPDATE meters SET version = 7, has_alerts = true",
+            )
+            .expect("the lock is free");
+        let writer = std::thread::spawn({
+            let database = database.clone();
+            move || {
+                database.lines(
+                    "SELECT version::text || ' ' || has_alerts::text AS line
+                     FROM hold_meters(1, ARRAY(SELECT id FROM meters))",
+                )
+            }
+        });
+        let waiting = "SELECT 'waiting' AS line FROM pg_locks l JOIN pg_database d ON d.oid = l.database
+                       WHERE d.datname = current_database() AND l.locktype = 'advisory' AND NOT l.granted";
+        while database.lines(waiting).is_empty() {
+            assert!(!writer.is_finished(), "the writer waits");
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+        changer.batch_execute("COMMIT").expect("the change is committed");
+        assert_eq!(writer.join().expect("the writer is answered"), ["7 true"]);
+    });
 }

@@ -66,11 +66,16 @@ fn answer_all(store: &Store, questions: &flume::Receiver<Question>) {
             size += question.ranges.len();
             group.push(question);
         }
+        // after a time without an answer from the database most of those who asked were told so
+        group.retain(|question| !question.answer.is_closed());
         answer(store, group);
     }
 }
 
 fn answer(store: &Store, group: Vec<Question>) {
+    if group.is_empty() {
+        return;
+    }
     match read(store, &group) {
         Ok(counted) => {
             let mut counted = counted.into_iter();
