@@ -6,10 +6,14 @@ use rand::Rng;
 use rand::seq::IndexedRandom;
 use serde_json::{Value, json};
 
-use crate::support::client::JUNE;
+use crate::support::client::{JUNE, NOON};
 use crate::support::{Database, Server, on_both_databases};
 
-on_both_databases!(wrong_filters_are_refused_everywhere, a_filter_has_limits);
+on_both_databases!(
+    wrong_filters_are_refused_everywhere,
+    a_filter_has_limits,
+    text_of_an_undeclared_field_means_the_same_in_sql,
+);
 
 /// A recorded event, as it was sent and answered.
 pub struct Event {
@@ -238,5 +242,48 @@ async fn a_filter_has_limits(database: Database) {
         }
         // beyond what the JSON parser follows
         workspace.post(endpoint, &body(deep(200))).await.expect(400);
+    }
+}
+
+/// What the database adds up by itself is what a look at each event would give, whatever the values look like.
+async fn text_of_an_undeclared_field_means_the_same_in_sql(database: Database) {
+    let server = Server::start(&database);
+    let workspace = server.workspace().await;
+    workspace.meter("calls", "count").await;
+    let values = [
+        json!("c7"),
+        json!("C7"),
+        json!("c77"),
+        json!(["c7"]),
+        json!({"c7": "c7"}),
+        json!(null),
+        json!("5"),
+        json!(5),
+        json!(5.0),
+        json!("5.0"),
+        json!("x\"y\\z"),
+        json!("true"),
+        json!(true),
+        json!("é"),
+    ];
+    let mut events: Vec<Value> = values
+        .iter()
+        .map(|value| json!({"meter": "calls", "subject": "s", "quantity": 1, "timestamp": NOON, "metadata": {"class": value}}))
+        .collect();
+    for metadata in [json!({"other": {"class": "c7"}}), json!({"note": "\"class\":\"c7\""}), json!({})] {
+        events.push(
+            json!({"meter": "calls", "subject": "s", "quantity": 1, "timestamp": NOON, "metadata": metadata}),
+        );
+    }
+    workspace.post("/v1/usages/bulk", &json!(events)).await.expect(201);
+    for (text, want) in
+        [("c7", 1), ("5", 3), ("5.0", 1), ("x%22y%5Cz", 1), ("true", 2), ("%C3%A9", 1), ("c", 0)]
+    {
+        let (from, to) = JUNE;
+        let path =
+            format!("/v1/usages?meter=calls&bucket_size=day&from={from}&to={to}&metadata.class={text}");
+        let rows = workspace.get(&path).await.json(200);
+        let found = rows.as_array().expect("a list of buckets").first().map(|row| row["quantity"].clone());
+        assert_eq!(found, (want > 0).then(|| json!(want)), "{text}: {rows}");
     }
 }
