@@ -16,15 +16,16 @@ pub const ALL_SUBJECTS: i64 = 0;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Grain {
-    Hour = 0,
-    Day = 1,
+    SubjectHour = 0,
+    MeterHour = 1,
+    MeterDay = 2,
 }
 
 impl Grain {
     pub fn width(self) -> i64 {
         match self {
-            Grain::Hour => HOUR,
-            Grain::Day => DAY,
+            Grain::SubjectHour | Grain::MeterHour => HOUR,
+            Grain::MeterDay => DAY,
         }
     }
 }
@@ -148,9 +149,9 @@ pub fn merge<K: Ord>(parts: &mut BTreeMap<K, Part>, key: K, part: &Part) {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Key {
     pub meter_id: i64,
-    pub subject_id: i64,
     pub grain: Grain,
     pub start: Micros,
+    pub subject_id: i64,
     pub dimension_set: [u8; 16],
 }
 
@@ -167,9 +168,9 @@ pub fn of_events<'a>(events: impl Iterator<Item = (&'a Event, i64)>) -> BTreeMap
     for (event, subject_id) in events {
         let key = Key {
             meter_id: event.meter.id,
-            subject_id,
-            grain: Grain::Hour,
+            grain: Grain::SubjectHour,
             start: event.time.floor(HOUR),
+            subject_id,
             dimension_set: event.dimension_set.hash,
         };
         add_event(&mut parts, key, event.time, event.id, &event.quantity);
@@ -177,11 +178,11 @@ pub fn of_events<'a>(events: impl Iterator<Item = (&'a Event, i64)>) -> BTreeMap
     // each level is added up from the one below, which may be far smaller than the batch
     let mut hours = BTreeMap::new();
     for (key, part) in &parts {
-        merge(&mut hours, Key { subject_id: ALL_SUBJECTS, ..*key }, part);
+        merge(&mut hours, Key { grain: Grain::MeterHour, subject_id: ALL_SUBJECTS, ..*key }, part);
     }
     let mut days = BTreeMap::new();
     for (key, part) in &hours {
-        merge(&mut days, Key { grain: Grain::Day, start: key.start.floor(DAY), ..*key }, part);
+        merge(&mut days, Key { grain: Grain::MeterDay, start: key.start.floor(DAY), ..*key }, part);
     }
     parts.extend(hours);
     parts.extend(days);

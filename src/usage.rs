@@ -225,6 +225,12 @@ impl Cells {
         self.keep_first();
     }
 
+    /// Whether rows of this bucket or later ones could still be among the first.
+    pub fn wants(&self, start: Micros) -> bool {
+        let last = self.parts.last_key_value().filter(|_| self.parts.len() >= self.most);
+        last.is_none_or(|((last, _), _)| start <= *last)
+    }
+
     fn keep_first(&mut self) {
         if self.parts.len() > self.most {
             self.parts.pop_last();

@@ -15,6 +15,7 @@ use crate::store::events::{EventText, event_columns, uuid_of};
 use crate::store::filter::prefilter;
 use crate::store::schema::meters;
 use crate::store::statement::{Statement, integers};
+use crate::store::subject_hours::{self, Events};
 use crate::store::usage::{metadata_of, subject_ids};
 use crate::store::{Conn, Fault};
 use crate::window::Micros;
@@ -116,9 +117,25 @@ impl Search {
     }
 }
 
+/// Whose events one stream holds.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Of {
+    Meter,
+    Subject,
+}
+
+impl Of {
+    fn column(self) -> &'static str {
+        match self {
+            Of::Meter => "meter_id",
+            Of::Subject => "subject_id",
+        }
+    }
+}
+
 /// Index ranges that together hold every event of a search, each sorted by time and id.
 struct Streams {
-    column: &'static str,
+    of: Of,
     ids: Vec<i64>,
     /// Meters to look at, where the streams are not those of meters.
     meters: Option<Vec<i64>>,
@@ -153,12 +170,12 @@ impl Streams {
         }
         let meter_ids: Vec<i64> = known.load(conn)?;
         let streams = match given(&search.subject, Field::Subject) {
-            None => Streams { column: "meter_id", ids: meter_ids, meters: None, prefiltered: true },
+            None => Streams { of: Of::Meter, ids: meter_ids, meters: None, prefiltered: true },
             Some(names) => {
                 let names: Vec<&str> = names.iter().map(String::as_str).collect();
                 let ids = subject_ids(conn, search.workspace_id, &names)?;
                 let meters = meter_names.is_some().then_some(meter_ids);
-                Streams { column: "subject_id", ids, meters, prefiltered: true }
+                Streams { of: Of::Subject, ids, meters, prefiltered: true }
             }
         };
         let is_empty = streams.ids.is_empty() || streams.meters.as_ref().is_some_and(Vec::is_empty);
@@ -211,13 +228,7 @@ impl Streams {
         depth: usize,
         ids: &[i64],
     ) -> String {
-        let column = self.column;
         let mut conditions = Vec::new();
-        if let Some(meters) = &self.meters {
-            // the sign keeps SQLite from reading all events of the meter to find those of the subject
-            let sign = if statement.is_postgres { "" } else { "+" };
-            conditions.push(format!("{sign}e.meter_id IN ({})", integers(meters)));
-        }
         if let Some(from) = search.from {
             conditions.push(format!("e.event_time >= {}", statement.int(from.0)));
         }
@@ -232,12 +243,24 @@ impl Streams {
         }
         let filter = search.filter.as_ref().filter(|_| self.prefiltered);
         conditions.extend(filter.and_then(|filter| prefilter(filter, search.workspace_id, statement)));
+        let to = [search.to, after.map(|after| after.time)].into_iter().flatten().min();
+        // ONE stands for the id of the stream
+        let Events { tables, condition, order, sign } = match self.of {
+            Of::Subject => subject_hours::events(statement, "= ONE", search.from, to),
+            Of::Meter => Events {
+                tables: "events e",
+                condition: "e.meter_id = ONE".to_owned(),
+                order: "e.event_time DESC, e.id DESC",
+                sign: "",
+            },
+        };
+        if let Some(meters) = &self.meters {
+            conditions.push(format!("{sign}e.meter_id IN ({})", integers(meters)));
+        }
         let conditions: String = conditions.iter().map(|condition| format!(" AND {condition}")).collect();
         let stream = |id: &str| {
-            format!(
-                "SELECT e.* FROM events e WHERE e.{column} = {id}{conditions}
-                 ORDER BY e.event_time DESC, e.id DESC LIMIT {depth}"
-            )
+            let condition = condition.replace("ONE", id);
+            format!("SELECT e.* FROM {tables} WHERE {condition}{conditions} ORDER BY {order} LIMIT {depth}")
         };
         let source = match ids {
             [id] => stream(&id.to_string()),
@@ -254,9 +277,10 @@ impl Streams {
         };
         format!(
             "-- store::event_list::look
-             SELECT {}, e.{column} AS stream FROM ({source}) e
+             SELECT {}, e.{} AS stream FROM ({source}) e
              JOIN meters m ON m.id = e.meter_id JOIN subjects s ON s.id = e.subject_id",
-            event_columns(statement.is_postgres)
+            event_columns(statement.is_postgres),
+            self.of.column()
         )
     }
 }

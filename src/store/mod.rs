@@ -33,6 +33,7 @@ pub mod schema;
 pub mod sessions;
 mod sqlite;
 mod statement;
+mod subject_hours;
 pub mod subjects;
 pub mod usage;
 pub mod users;

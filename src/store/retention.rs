@@ -64,7 +64,7 @@ pub fn count(conn: &mut Conn, workspace_id: i64, now: Micros) -> Result<Vec<(i64
          )
          SELECT p.id AS meter_id, CAST(
              COALESCE((SELECT SUM(r.event_count) FROM rollups r
-                       WHERE r.meter_id = p.id AND r.subject_id = 0 AND r.grain = 0
+                       WHERE r.meter_id = p.id AND r.grain = 1
                          AND r.start >= p.hours_from AND r.start < p.hours_to), 0)
              + (SELECT COUNT(*) FROM events e
                 WHERE e.meter_id = p.id AND e.event_time < p.hours_from AND e.event_time < p.cutoff)

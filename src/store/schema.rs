@@ -149,11 +149,11 @@ table! {
 table! {
     use diesel::sql_types::*;
     use super::ExactDecimal;
-    rollups (meter_id, subject_id, grain, start, dimension_set, lane) {
+    rollups (meter_id, grain, start, subject_id, dimension_set, lane) {
         meter_id -> BigInt,
-        subject_id -> BigInt,
         grain -> SmallInt,
         start -> BigInt,
+        subject_id -> BigInt,
         dimension_set -> Binary,
         lane -> SmallInt,
         event_count -> BigInt,
@@ -166,6 +166,13 @@ table! {
         last_at -> BigInt,
         last_id -> Binary,
         last_quantity -> ExactDecimal,
+    }
+}
+
+table! {
+    subject_hours (subject_id, hour) {
+        subject_id -> BigInt,
+        hour -> BigInt,
     }
 }
 

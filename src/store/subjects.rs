@@ -12,6 +12,8 @@ use diesel::sql_types::{BigInt, Integer, Nullable, Text};
 use crate::event::StoredEvent;
 use crate::store::events::{EventText, event_columns};
 use crate::store::schema::{prune_runs, subjects};
+use crate::store::statement::{Statement, integers};
+use crate::store::subject_hours::{self, Events};
 use crate::store::{Conn, Fault};
 use crate::window::{DAY, HOUR, Micros};
 
@@ -69,19 +71,19 @@ fn of_each_meter(is_postgres: bool, columns: &str, table: &str, condition: &str)
 /// Rows `(meter_id, event_count, last_at)` that add up to the stored events of the meters in `page`.
 fn counted_by_meter(is_postgres: bool) -> String {
     let rollup = "r.meter_id, r.event_count, r.last_at";
-    let level = "r.meter_id = p.id AND r.subject_id = 0";
+    let level = "r.meter_id = p.id";
     let parts = [
         of_each_meter(
             is_postgres,
             rollup,
             "rollups r",
-            &format!("{level} AND r.grain = 1 AND r.start >= p.days_from"),
+            &format!("{level} AND r.grain = 2 AND r.start >= p.days_from"),
         ),
         of_each_meter(
             is_postgres,
             rollup,
             "rollups r",
-            &format!("{level} AND r.grain = 0 AND r.start >= p.hours_from AND r.start < p.days_from"),
+            &format!("{level} AND r.grain = 1 AND r.start >= p.hours_from AND r.start < p.days_from"),
         ),
         of_each_meter(
             is_postgres,
@@ -121,7 +123,7 @@ pub fn meter_stats(
 /// How many meters and events a workspace has.
 pub fn totals(conn: &mut Conn, workspace_id: i64) -> Result<Totals, Fault> {
     let is_postgres = conn.is_postgres();
-    let ever = "r.meter_id = p.id AND r.subject_id = 0 AND r.grain = 1";
+    let ever = "r.meter_id = p.id AND r.grain = 2";
     let text = format!(
         "-- store::subjects::totals
          WITH page AS (
@@ -274,8 +276,8 @@ fn count_events(conn: &mut Conn, workspace_id: i64, subjects: Vec<Seen>) -> Resu
         return Ok(Vec::new());
     }
     let is_postgres = conn.is_postgres();
-    let ids: Vec<String> = subjects.iter().map(|one| one.subject_id.to_string()).collect();
-    let ids = ids.join(", ");
+    let ids: Vec<i64> = subjects.iter().map(|one| one.subject_id).collect();
+    let (tables, condition) = subject_hours::rollups(is_postgres, "p.id", &ids);
     let text = format!(
         "-- store::subjects::count_events
          WITH page AS (
@@ -287,16 +289,14 @@ fn count_events(conn: &mut Conn, workspace_id: i64, subjects: Vec<Seen>) -> Resu
         of_each_meter(
             is_postgres,
             "r.subject_id, r.meter_id, r.event_count",
-            "rollups r",
-            &format!(
-                "r.meter_id = p.id AND r.subject_id IN ({ids}) AND r.grain = 0 AND r.start >= p.hours_from"
-            ),
+            &tables,
+            &format!("{condition} AND h.hour >= p.hours_from"),
         ),
         of_each_meter(
             is_postgres,
             "e.subject_id, e.meter_id, 1 AS event_count",
             "events e",
-            &format!("e.meter_id = p.id AND e.event_time < p.hours_from AND e.subject_id IN ({ids})"),
+            &format!("e.meter_id = p.id AND e.event_time < p.hours_from AND e.subject_id IN ({})", integers(&ids)),
         ),
     );
     let rows: Vec<Counted> = sql_query(text).bind::<BigInt, _>(workspace_id).load(conn)?;
@@ -322,17 +322,21 @@ pub fn newest_events(
         .first(conn)
         .optional()?;
     let Some(subject_id) = subject_id else { return Ok(Vec::new()) };
+    let is_postgres = conn.is_postgres();
+    let mut statement = Statement::new(conn);
+    let subject = format!("= {}", statement.int(subject_id));
+    let Events { tables, condition, order, .. } = subject_hours::events(&mut statement, &subject, None, None);
     let text = format!(
         "-- store::subjects::newest_events
          SELECT {}
-         FROM (SELECT * FROM events WHERE subject_id = $1 ORDER BY event_time DESC, id DESC LIMIT $2) e
+         FROM (SELECT e.* FROM {tables} WHERE {condition} ORDER BY {order} LIMIT {}) e
          JOIN meters m ON m.id = e.meter_id JOIN subjects s ON s.id = e.subject_id
          ORDER BY e.event_time DESC, e.id DESC",
-        event_columns(conn.is_postgres())
+        event_columns(is_postgres),
+        statement.int(limit),
     );
-    let rows: Vec<EventText> =
-        sql_query(text).bind::<BigInt, _>(subject_id).bind::<BigInt, _>(limit).load(conn)?;
-    let is_canonical = !conn.is_postgres();
+    let rows: Vec<EventText> = statement.load(conn, &text)?;
+    let is_canonical = !is_postgres;
     rows.into_iter().map(|row| row.into_event(is_canonical)).collect()
 }
 

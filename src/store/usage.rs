@@ -1,6 +1,8 @@
 //! Sums over windows: full hours and days from rollups, the rest from raw events. Any window, any grouping and any
 //! filter gives what a recount of all events would give; rollups only make it fast. Rows are added up as they arrive.
 
+mod pieces;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -18,6 +20,7 @@ use crate::store::events::{quantity_of, uuid_of};
 use crate::store::filter::{exact, prefilter};
 use crate::store::schema::{meters, subjects};
 use crate::store::statement::{Statement, integers};
+use crate::store::subject_hours::{self, Events};
 use crate::store::{Conn, Fault};
 use crate::usage::{Cells, GroupField, Query, Summed};
 use crate::window::{BucketSize, DAY, HOUR, Micros, Window};
@@ -131,8 +134,14 @@ impl Sum<'_> {
         self.hour_by_hour = has_old_sets && self.query.meter.pruned_before.is_some();
         let whole = self.whole_hours(conn)?;
         if let Some(whole) = whole.hours {
-            for (grain, part) in self.split_days(whole) {
-                self.add_rollups(conn, grain, part, &sets, since)?;
+            match self.subjects {
+                Subjects::Each => self.add_each(conn, whole, &sets, since)?,
+                Subjects::All => {
+                    for (grain, part) in self.split_days(whole) {
+                        self.add_rollups(conn, grain, part, &sets, since)?;
+                    }
+                }
+                Subjects::Only(_) => self.add_rollups(conn, Grain::SubjectHour, whole, &sets, since)?,
             }
         }
         for edge in whole.edges {
@@ -214,13 +223,13 @@ impl Sum<'_> {
     /// pruned hour are gone: such an hour belongs to the window that it starts in.
     fn hour_lies_inside(&self, conn: &mut Conn, hour: Micros) -> Result<bool, Fault> {
         let Window { from, to } = self.query.window;
-        let subject = match &self.subjects {
-            Subjects::Only(ids) => format!("subject_id IN ({})", integers(ids)),
-            Subjects::All | Subjects::Each => "subject_id = 0".to_owned(),
+        let rows = match &self.subjects {
+            Subjects::Only(ids) => format!("grain = 0 AND subject_id IN ({})", integers(ids)),
+            Subjects::All | Subjects::Each => "grain = 1".to_owned(),
         };
         let text = format!(
             "SELECT MIN(first_at) AS first_at, MAX(last_at) AS last_at FROM rollups
-             WHERE meter_id = $1 AND {subject} AND grain = 0 AND start = $2"
+             WHERE meter_id = $1 AND start = $2 AND {rows}"
         );
         let span: Span = sql_query(text)
             .bind::<BigInt, _>(self.query.meter.id)
@@ -233,19 +242,39 @@ impl Sum<'_> {
         Ok(inside || (hour < self.pruned_before() && from <= hour && hour < to))
     }
 
-    /// Whole days come from day rows where those exist: they are kept per meter, not per subject.
+    /// Whole days come from day rows, which are kept per meter.
     fn split_days(&self, hours: Window) -> Vec<(Grain, Window)> {
         let days = Window { from: hours.from.ceil(DAY), to: hours.to.floor(DAY) };
         let by_hour = self.hour_by_hour || self.query.bucket_size == Some(BucketSize::Hour);
-        if !matches!(self.subjects, Subjects::All) || by_hour || days.from >= days.to {
-            return vec![(Grain::Hour, hours)];
+        if by_hour || days.from >= days.to {
+            return vec![(Grain::MeterHour, hours)];
         }
         let parts = [
-            (Grain::Hour, Window { from: hours.from, to: days.from }),
-            (Grain::Day, days),
-            (Grain::Hour, Window { from: days.to, to: hours.to }),
+            (Grain::MeterHour, Window { from: hours.from, to: days.from }),
+            (Grain::MeterDay, days),
+            (Grain::MeterHour, Window { from: days.to, to: hours.to }),
         ];
         parts.into_iter().filter(|(_, window)| window.from < window.to).collect()
+    }
+
+    /// Every subject of a meter may be millions of rows: reads them piece by piece, so that the database sorts little
+    /// at once, and no more than the first rows of the answer need.
+    fn add_each(&mut self, conn: &mut Conn, hours: Window, sets: &Sets, since: i32) -> Result<(), Fault> {
+        let days: Vec<DayRow> = sql_query(
+            "SELECT start, CAST(SUM(event_count) AS BIGINT) AS event_count FROM rollups
+             WHERE meter_id = $1 AND grain = 2 AND start >= $2 AND start < $3 GROUP BY start ORDER BY start",
+        )
+        .bind::<BigInt, _>(self.query.meter.id)
+        .bind::<BigInt, _>(hours.from.floor(DAY).0)
+        .bind::<BigInt, _>(hours.to.0)
+        .load(conn)?;
+        let days: Vec<(Micros, i64)> = days.iter().map(|day| (Micros(day.start), day.event_count)).collect();
+        for piece in pieces::of(hours, &days) {
+            if self.cells.wants(self.query.bucket(piece.from)) {
+                self.add_rollups(conn, Grain::SubjectHour, piece, sets, since)?;
+            }
+        }
+        Ok(())
     }
 
     fn add_rollups(
@@ -285,9 +314,9 @@ impl Sum<'_> {
     /// The start that rows are added up under: months are put together from days, because they differ in length.
     fn bucket_sql(&self) -> String {
         match self.query.bucket_size {
-            _ if self.hour_by_hour => "start".to_owned(),
-            Some(BucketSize::Hour) => "start".to_owned(),
-            Some(_) => format!("start - ((start % {DAY}) + {DAY}) % {DAY}"),
+            _ if self.hour_by_hour => "r.start".to_owned(),
+            Some(BucketSize::Hour) => "r.start".to_owned(),
+            Some(_) => format!("r.start - ((r.start % {DAY}) + {DAY}) % {DAY}"),
             None => format!("CAST({} AS BIGINT)", self.query.window.from.0),
         }
     }
@@ -296,19 +325,18 @@ impl Sum<'_> {
     /// set when it looks at them. First and last events cannot be added up in SQL and come row by row.
     fn rollup_sql(&self, statement: &mut Statement, grain: Grain, window: Window, with_sets: bool) -> String {
         let postgres = statement.is_postgres;
-        let subject = match &self.subjects {
-            Subjects::All => "subject_id = 0".to_owned(),
-            // as the partial index says it
-            Subjects::Each => "subject_id > 0".to_owned(),
-            Subjects::Only(ids) => format!("subject_id IN ({})", integers(ids)),
+        let meter_id = statement.int(self.query.meter.id);
+        let (from, to) = (statement.int(window.from.0), statement.int(window.to.0));
+        let condition = match &self.subjects {
+            Subjects::All | Subjects::Each => format!(
+                "FROM rollups r WHERE r.meter_id = {meter_id} AND r.grain = {} AND r.start >= {from} AND r.start < {to}",
+                grain as i16,
+            ),
+            Subjects::Only(ids) => {
+                let (tables, condition) = subject_hours::rollups(postgres, &meter_id, ids);
+                format!("FROM {tables} WHERE {condition} AND h.hour >= {from} AND h.hour < {to}")
+            }
         };
-        let condition = format!(
-            "FROM rollups WHERE meter_id = {} AND {subject} AND grain = {} AND start >= {} AND start < {}",
-            statement.int(self.query.meter.id),
-            grain as i16,
-            statement.int(window.from.0),
-            statement.int(window.to.0),
-        );
         let needs_edges = matches!(self.query.meter.aggregation, Aggregation::First | Aggregation::Last);
         let bucket = self.bucket_sql();
         let rows = match needs_edges {
@@ -317,9 +345,9 @@ impl Sum<'_> {
         };
         match self.named {
             true => format!(
-                "SELECT r.*, s.name AS subject FROM ({rows}) r JOIN subjects s ON s.id = r.subject_id"
+                "SELECT sums.*, s.name AS subject FROM ({rows}) sums JOIN subjects s ON s.id = sums.subject_id"
             ),
-            false => format!("SELECT r.*, NULL AS subject FROM ({rows}) r"),
+            false => format!("SELECT sums.*, NULL AS subject FROM ({rows}) sums"),
         }
     }
 
@@ -357,11 +385,11 @@ impl Sum<'_> {
             true => ("s.name", "JOIN subjects s ON s.id = e.subject_id"),
             false => ("NULL", ""),
         };
+        let (tables, condition) = self.raw_events(statement, window, before);
         let mut sql = format!(
             "SELECT e.id, e.event_time, e.received_at, {quantity} AS quantity, e.idempotency_key,
                     {metadata} AS metadata, {name} AS subject
-             FROM events e {join} {}",
-            self.raw_condition(statement, window, before)
+             FROM {tables} {join} WHERE {condition}"
         );
         let filter = self.query.filter.as_ref();
         let filter = filter.and_then(|filter| prefilter(filter, self.query.meter.workspace_id, statement));
@@ -371,20 +399,30 @@ impl Sum<'_> {
         sql
     }
 
-    fn raw_condition(&self, statement: &mut Statement, window: Window, before: Option<i32>) -> String {
-        let mut condition = format!(
-            "WHERE e.meter_id = {} AND e.event_time >= {} AND e.event_time < {}",
-            statement.int(self.query.meter.id),
-            statement.int(window.from.0),
-            statement.int(window.to.0),
-        );
-        if let Subjects::Only(ids) = &self.subjects {
-            condition.push_str(&format!(" AND e.subject_id IN ({})", integers(ids)));
-        }
+    /// FROM and WHERE for the raw events `e` in a window.
+    fn raw_events(
+        &self,
+        statement: &mut Statement,
+        window: Window,
+        before: Option<i32>,
+    ) -> (&'static str, String) {
+        let Window { from, to } = window;
+        let (meter_id, low, high) =
+            (statement.int(self.query.meter.id), statement.int(from.0), statement.int(to.0));
+        let time = format!("e.event_time >= {low} AND e.event_time < {high}");
+        let (tables, mut condition) = match &self.subjects {
+            Subjects::Only(ids) => {
+                let subjects = format!("IN ({})", integers(ids));
+                let Events { tables, condition, sign, .. } =
+                    subject_hours::events(statement, &subjects, Some(from), Some(to));
+                (tables, format!("{condition} AND {sign}e.meter_id = {meter_id} AND {time}"))
+            }
+            Subjects::All | Subjects::Each => ("events e", format!("e.meter_id = {meter_id} AND {time}")),
+        };
         if let Some(version) = before {
             condition.push_str(&format!(" AND e.meter_version < {version}"));
         }
-        condition
+        (tables, condition)
     }
 
     /// Raw events added up in SQL, a row per bucket and subject; `None` where that takes a look at each event.
@@ -397,7 +435,7 @@ impl Sum<'_> {
         if matches!(self.query.meter.aggregation, Aggregation::First | Aggregation::Last) {
             return None;
         }
-        let mut condition = self.raw_condition(statement, window, before);
+        let (tables, mut condition) = self.raw_events(statement, window, before);
         if let Some(filter) = &self.query.filter {
             let filter = exact(filter, self.query.meter.workspace_id, statement)?;
             condition.push_str(&format!(" AND {filter}"));
@@ -407,14 +445,15 @@ impl Sum<'_> {
             Some(_) => format!("e.event_time - ((e.event_time % {width}) + {width}) % {width}"),
             None => format!("CAST({} AS BIGINT)", self.query.window.from.0),
         };
-        let rows = summed_events(statement.is_postgres, &bucket, &condition, by_subject);
+        let source = format!("FROM {tables} WHERE {condition}");
+        let rows = summed_events(statement.is_postgres, &bucket, &source, by_subject);
         Some(match by_subject {
             true => {
                 format!(
-                    "SELECT r.*, s.name AS subject FROM ({rows}) r JOIN subjects s ON s.id = r.subject_id"
+                    "SELECT sums.*, s.name AS subject FROM ({rows}) sums JOIN subjects s ON s.id = sums.subject_id"
                 )
             }
-            false => format!("SELECT r.*, NULL AS subject FROM ({rows}) r"),
+            false => format!("SELECT sums.*, NULL AS subject FROM ({rows}) sums"),
         })
     }
 }
@@ -432,40 +471,40 @@ fn quantity_text(postgres: bool, column: &str) -> String {
 fn single_rows(postgres: bool, bucket: &str, condition: &str) -> String {
     let text = |column: &str| quantity_text(postgres, column);
     format!(
-        "SELECT {bucket} AS start, subject_id, dimension_set, event_count, {} AS quantity_sum,
-                {} AS quantity_min, {} AS quantity_max, first_at, first_id, {} AS first_quantity,
-                last_at, last_id, {} AS last_quantity, start AS low, start AS high
+        "SELECT {bucket} AS start, r.subject_id, r.dimension_set, r.event_count, {} AS quantity_sum,
+                {} AS quantity_min, {} AS quantity_max, r.first_at, r.first_id, {} AS first_quantity,
+                r.last_at, r.last_id, {} AS last_quantity, r.start AS low, r.start AS high
          {condition}",
-        text("quantity_sum"),
-        text("quantity_min"),
-        text("quantity_max"),
-        text("first_quantity"),
-        text("last_quantity"),
+        text("r.quantity_sum"),
+        text("r.quantity_min"),
+        text("r.quantity_max"),
+        text("r.first_quantity"),
+        text("r.last_quantity"),
     )
 }
 
 fn grouped_rows(postgres: bool, bucket: &str, condition: &str, by_subject: bool, by_set: bool) -> String {
     let total = if postgres { "SUM" } else { "quantity_total" };
-    let count = if postgres { "SUM(event_count)::bigint" } else { "SUM(event_count)" };
+    let count = if postgres { "SUM(r.event_count)::bigint" } else { "SUM(r.event_count)" };
     let empty_set = if postgres { "''::bytea" } else { "x''" };
     let (subject, subject_key) =
-        if by_subject { ("subject_id", ", 2") } else { ("CAST(0 AS BIGINT) AS subject_id", "") };
-    let (set, set_key) = if by_set { ("dimension_set", ", 3") } else { (empty_set, "") };
+        if by_subject { ("r.subject_id", ", 2") } else { ("CAST(0 AS BIGINT) AS subject_id", "") };
+    let (set, set_key) = if by_set { ("r.dimension_set", ", 3") } else { (empty_set, "") };
     format!(
         "SELECT {bucket} AS start, {subject}, {set} AS dimension_set, {count} AS event_count,
                 {} AS quantity_sum, {} AS quantity_min, {} AS quantity_max,
                 CAST(NULL AS BIGINT) AS first_at, NULL AS first_id, NULL AS first_quantity,
                 CAST(NULL AS BIGINT) AS last_at, NULL AS last_id, NULL AS last_quantity,
-                MIN(start) AS low, MAX(start) AS high
+                MIN(r.start) AS low, MAX(r.start) AS high
          {condition} GROUP BY 1{subject_key}{set_key}",
-        quantity_text(postgres, &format!("{total}(quantity_sum)")),
-        quantity_text(postgres, "MIN(quantity_min)"),
-        quantity_text(postgres, "MAX(quantity_max)"),
+        quantity_text(postgres, &format!("{total}(r.quantity_sum)")),
+        quantity_text(postgres, "MIN(r.quantity_min)"),
+        quantity_text(postgres, "MAX(r.quantity_max)"),
     )
 }
 
 /// Events in the shape of [`grouped_rows`].
-fn summed_events(postgres: bool, bucket: &str, condition: &str, by_subject: bool) -> String {
+fn summed_events(postgres: bool, bucket: &str, source: &str, by_subject: bool) -> String {
     let total = if postgres { "SUM" } else { "quantity_total" };
     let empty_set = if postgres { "''::bytea" } else { "x''" };
     let (subject, subject_key) =
@@ -476,7 +515,7 @@ fn summed_events(postgres: bool, bucket: &str, condition: &str, by_subject: bool
                 CAST(NULL AS BIGINT) AS first_at, NULL AS first_id, NULL AS first_quantity,
                 CAST(NULL AS BIGINT) AS last_at, NULL AS last_id, NULL AS last_quantity,
                 CAST(0 AS BIGINT) AS low, CAST(0 AS BIGINT) AS high
-         FROM events e {condition} GROUP BY 1{subject_key}",
+         {source} GROUP BY 1{subject_key}",
         quantity_text(postgres, &format!("{total}(e.quantity)")),
         quantity_text(postgres, "MIN(e.quantity)"),
         quantity_text(postgres, "MAX(e.quantity)"),
@@ -489,6 +528,14 @@ struct Span {
     first_at: Option<i64>,
     #[diesel(sql_type = Nullable<BigInt>)]
     last_at: Option<i64>,
+}
+
+#[derive(QueryableByName)]
+struct DayRow {
+    #[diesel(sql_type = BigInt)]
+    start: i64,
+    #[diesel(sql_type = BigInt)]
+    event_count: i64,
 }
 
 #[derive(QueryableByName)]

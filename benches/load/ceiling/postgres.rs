@@ -65,7 +65,7 @@ statement!(
                                quantity_min, quantity_max, first_at, first_id, first_quantity, last_at, last_id,
                                last_quantity)
      SELECT * FROM unnest(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-     ON CONFLICT (meter_id, subject_id, grain, start, dimension_set, lane) DO UPDATE SET
+     ON CONFLICT (meter_id, grain, start, subject_id, dimension_set, lane) DO UPDATE SET
          event_count = r.event_count + excluded.event_count,
          quantity_sum = r.quantity_sum + excluded.quantity_sum,
          quantity_min = least(r.quantity_min, excluded.quantity_min),

@@ -19,7 +19,7 @@ const ADD_EVENT: &CStr =
 const ADD_ROLLUP: &CStr = c"INSERT INTO rollups AS r (meter_id, subject_id, grain, start, dimension_set, lane,
     event_count, quantity_sum, quantity_min, quantity_max, first_at, first_id, first_quantity, last_at, last_id,
     last_quantity) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-    ON CONFLICT (meter_id, subject_id, grain, start, dimension_set, lane) DO UPDATE SET
+    ON CONFLICT (meter_id, grain, start, subject_id, dimension_set, lane) DO UPDATE SET
     event_count = r.event_count + excluded.event_count, quantity_sum = excluded.quantity_sum,
     quantity_min = min(r.quantity_min, excluded.quantity_min),
     quantity_max = max(r.quantity_max, excluded.quantity_max),

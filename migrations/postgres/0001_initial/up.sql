@@ -121,7 +121,7 @@ CREATE TABLE dimension_sets (
 -- The key ledger: unique here, not in events, so that it outlives retention.
 CREATE TABLE idempotency_keys (
     workspace_id BIGINT NOT NULL,
-    -- the key itself when short (its order keeps inserts local), else a prefix and a hash
+    -- the key itself when short (its order keeps inserts local), the number of a UUID, else a prefix and a hash
     key BYTEA NOT NULL,
     event_id BYTEA NOT NULL,
     subject_id BIGINT NOT NULL,
@@ -160,13 +160,14 @@ BEGIN
 END
 $$;
 
--- Sums of events per subject and hour, and per meter (subject_id 0) and hour and day.
+-- Sums of events per subject and hour, and per meter (subject_id 0) and hour and day. Time comes before the subject:
+-- events of one time, of however many subjects, then change pages that lie together.
 CREATE TABLE rollups (
     meter_id BIGINT NOT NULL,
-    subject_id BIGINT NOT NULL,
-    -- 0 = UTC hour, 1 = UTC day
+    -- 0 = UTC hour of a subject, 1 = UTC hour of the meter, 2 = UTC day of the meter
     grain SMALLINT NOT NULL,
     start BIGINT NOT NULL,
+    subject_id BIGINT NOT NULL,
     dimension_set BYTEA NOT NULL,
     -- writers that share a row would wait for each other's commit: each has its own, readers add them up
     lane SMALLINT NOT NULL,
@@ -180,10 +181,16 @@ CREATE TABLE rollups (
     last_at BIGINT NOT NULL,
     last_id BYTEA NOT NULL,
     last_quantity NUMERIC NOT NULL,
-    PRIMARY KEY (meter_id, subject_id, grain, start, dimension_set, lane)
+    PRIMARY KEY (meter_id, grain, start, subject_id, dimension_set, lane)
 ) WITH (fillfactor = 80);
--- all subjects of a meter in a window
-CREATE INDEX rollups_subject_time ON rollups (meter_id, start) WHERE subject_id > 0;
+
+-- The hours in which a subject used any meter: where its rollups are, and on SQLite its events. Written when a subject
+-- enters an hour, not with every event.
+CREATE TABLE subject_hours (
+    subject_id BIGINT NOT NULL,
+    hour BIGINT NOT NULL,
+    PRIMARY KEY (subject_id, hour)
+);
 
 -- The last hour in which a subject used a meter, pruned since or not: the order in which subjects are listed. Written
 -- when a subject enters a newer hour, not with every event.

@@ -122,7 +122,7 @@ CREATE TABLE dimension_sets (
 -- The key ledger: unique here, not in events, so that it outlives retention.
 CREATE TABLE idempotency_keys (
     workspace_id INTEGER NOT NULL,
-    -- the key itself when short (its order keeps inserts local), else a prefix and a hash
+    -- the key itself when short (its order keeps inserts local), the number of a UUID, else a prefix and a hash
     key BLOB NOT NULL,
     event_id BLOB NOT NULL,
     subject_id INTEGER NOT NULL,
@@ -143,17 +143,20 @@ CREATE TABLE events (
     quantity BLOB NOT NULL,
     idempotency_key TEXT,
     metadata TEXT,
-    PRIMARY KEY (subject_id, event_time, id)
+    -- the UTC hour it is in: ordered by it, events of one time land beside each other, whoever they are of
+    hour INTEGER NOT NULL GENERATED ALWAYS AS (event_time - ((event_time % 3600000000) + 3600000000) % 3600000000) VIRTUAL
 ) STRICT;
+CREATE UNIQUE INDEX events_subject_time ON events (hour, subject_id, event_time, id);
 CREATE INDEX events_meter_time ON events (meter_id, event_time, id);
 
--- Sums of events per subject and hour, and per meter (subject_id 0) and hour and day.
+-- Sums of events per subject and hour, and per meter (subject_id 0) and hour and day. Time comes before the subject:
+-- events of one time, of however many subjects, then change pages that lie together.
 CREATE TABLE rollups (
     meter_id INTEGER NOT NULL,
-    subject_id INTEGER NOT NULL,
-    -- 0 = UTC hour, 1 = UTC day
+    -- 0 = UTC hour of a subject, 1 = UTC hour of the meter, 2 = UTC day of the meter
     grain INTEGER NOT NULL,
     start INTEGER NOT NULL,
+    subject_id INTEGER NOT NULL,
     dimension_set BLOB NOT NULL,
     -- writers that share a row would wait for each other's commit: each has its own, readers add them up
     lane INTEGER NOT NULL,
@@ -167,10 +170,16 @@ CREATE TABLE rollups (
     last_at INTEGER NOT NULL,
     last_id BLOB NOT NULL,
     last_quantity BLOB NOT NULL,
-    PRIMARY KEY (meter_id, subject_id, grain, start, dimension_set, lane)
+    PRIMARY KEY (meter_id, grain, start, subject_id, dimension_set, lane)
 ) STRICT, WITHOUT ROWID;
--- all subjects of a meter in a window
-CREATE INDEX rollups_subject_time ON rollups (meter_id, start) WHERE subject_id > 0;
+
+-- The hours in which a subject used any meter: where its rollups are, and on SQLite its events. Written when a subject
+-- enters an hour, not with every event.
+CREATE TABLE subject_hours (
+    subject_id INTEGER NOT NULL,
+    hour INTEGER NOT NULL,
+    PRIMARY KEY (subject_id, hour)
+) STRICT, WITHOUT ROWID;
 
 -- The last hour in which a subject used a meter, pruned since or not: the order in which subjects are listed. Written
 -- when a subject enters a newer hour, not with every event.

@@ -14,6 +14,7 @@ use crate::event::Event;
 use crate::rollup::{Key, Part};
 use crate::store::Fault;
 use crate::store::prepared::prepared;
+use crate::window::{HOUR, Micros};
 
 prepared!(
     MeterVersion for SqliteConnection,
@@ -82,7 +83,7 @@ prepared!(
                                quantity_min, quantity_max, first_at, first_id, first_quantity, last_at, last_id,
                                last_quantity)
      VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-     ON CONFLICT (meter_id, subject_id, grain, start, dimension_set, lane) DO UPDATE SET
+     ON CONFLICT (meter_id, grain, start, subject_id, dimension_set, lane) DO UPDATE SET
          event_count = r.event_count + excluded.event_count,
          quantity_sum = quantity_add(r.quantity_sum, excluded.quantity_sum),
          quantity_min = min(r.quantity_min, excluded.quantity_min),
@@ -169,10 +170,11 @@ fn taken_of(
 ) -> Result<Taken, Fault> {
     let text = format!(
         "SELECT {} FROM events e JOIN meters m ON m.id = e.meter_id JOIN subjects s ON s.id = e.subject_id
-         WHERE e.subject_id = $1 AND e.event_time = $2 AND e.id = $3",
+         WHERE e.hour = $1 AND e.subject_id = $2 AND e.event_time = $3 AND e.id = $4",
         event_columns(false)
     );
     let event: Option<EventText> = sql_query(text)
+        .bind::<BigInt, _>(Micros(event_time).floor(HOUR).0)
         .bind::<BigInt, _>(subject_id)
         .bind::<BigInt, _>(event_time)
         .bind::<Binary, _>(&event_id)

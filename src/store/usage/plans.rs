@@ -36,44 +36,56 @@ fn sum(query: &Query, subjects: Subjects) -> Sum<'_> {
     Sum { query, subjects, named, hour_by_hour: false, left_out: None, cells: Cells::first(100) }
 }
 
-fn rollup_plan(query: &Query, subjects: Subjects) -> String {
+fn rollup_plan(query: &Query, subjects: Subjects, grain: Grain) -> String {
     let (_directory, mut conn) = plan::empty_database();
     let mut statement = Statement::new(&conn);
-    let sql = sum(query, subjects).rollup_sql(&mut statement, Grain::Hour, query.window, true);
+    let sql = sum(query, subjects).rollup_sql(&mut statement, grain, query.window, true);
     plan::of(statement, &mut conn, &sql)
 }
 
 #[test]
-fn sums_of_a_meter_and_of_a_subject_come_from_one_range_of_rollups() {
-    let range = "USING PRIMARY KEY (meter_id=? AND subject_id=? AND grain=? AND start>? AND start<?)";
-    for subjects in [Subjects::All, Subjects::Only(vec![5]), Subjects::Only(vec![5, 6])] {
-        let plan = rollup_plan(&query(), subjects);
-        assert!(plan.contains(&format!("SEARCH rollups {range}")), "{plan}");
-        assert!(!plan.contains("SCAN rollups"), "{plan}");
+fn sums_of_a_meter_come_from_one_range_of_rollups() {
+    let range = "SEARCH r USING PRIMARY KEY (meter_id=? AND grain=? AND start>? AND start<?)";
+    for (subjects, grain) in [
+        (Subjects::All, Grain::MeterHour),
+        (Subjects::All, Grain::MeterDay),
+        (Subjects::Each, Grain::SubjectHour),
+    ] {
+        let by_subject = Query { group_by: vec![GroupField::Subject], ..query() };
+        let query = if matches!(subjects, Subjects::Each) { by_subject } else { query() };
+        let plan = rollup_plan(&query, subjects, grain);
+        assert!(plan.contains(range), "{plan}");
+        assert!(!plan.contains("SCAN r"), "{plan}");
     }
 }
 
 #[test]
-fn sums_of_all_subjects_read_the_window_only() {
-    let query = Query { group_by: vec![GroupField::Subject], ..query() };
-    let plan = rollup_plan(&query, Subjects::Each);
-    assert!(
-        plan.contains("SEARCH rollups USING INDEX rollups_subject_time (meter_id=? AND start>? AND start<?)"),
-        "{plan}"
-    );
+fn sums_of_subjects_come_from_the_hours_they_were_seen_in() {
+    for subjects in [Subjects::Only(vec![5]), Subjects::Only(vec![5, 6])] {
+        let plan = rollup_plan(&query(), subjects, Grain::SubjectHour);
+        let hours = "SEARCH h USING PRIMARY KEY (subject_id=? AND hour>? AND hour<?)";
+        let range = "SEARCH r USING PRIMARY KEY (meter_id=? AND grain=? AND start=? AND subject_id=?)";
+        assert!(plan.contains(hours) && plan.contains(range), "{plan}");
+    }
 }
 
 #[test]
-fn raw_events_come_by_meter_and_time() {
+fn raw_events_come_by_time() {
     let filter = Filter::metadata_text("a", "b").ok();
     let query = Query { filter, group_by: vec![GroupField::Subject], ..query() };
     let (_directory, mut conn) = plan::empty_database();
-    for subjects in [Subjects::Each, Subjects::Only(vec![5])] {
+    let ranges = [
+        (Subjects::Each, "events_meter_time (meter_id=? AND event_time>? AND event_time<?)"),
+        (
+            Subjects::Only(vec![5]),
+            "events_subject_time (hour=? AND subject_id=? AND event_time>? AND event_time<?)",
+        ),
+    ];
+    for (subjects, range) in ranges {
         let mut statement = Statement::new(&conn);
         let sql = sum(&query, subjects).raw_sql(&mut statement, query.window, None);
         let plan = plan::of(statement, &mut conn, &sql);
-        assert!(plan.contains("SEARCH e USING INDEX"), "{plan}");
-        assert!(plan.contains("event_time>? AND event_time<?"), "{plan}");
+        assert!(plan.contains(&format!("SEARCH e USING INDEX {range}")), "{plan}");
         assert!(!plan.contains("SCAN"), "{plan}");
     }
 }

@@ -7,7 +7,7 @@ SELECT decode(md5(encode(id, 'hex') || month), 'hex'), workspace_id, meter_id, s
 FROM events, generate_series(1, 12) AS month;
 
 INSERT INTO rollups
-SELECT meter_id, subject_id, grain, start - month * 2678400000000, dimension_set, lane, event_count, quantity_sum,
+SELECT meter_id, grain, start - month * 2678400000000, subject_id, dimension_set, lane, event_count, quantity_sum,
        quantity_min, quantity_max, first_at - month * 2678400000000, first_id, first_quantity,
        last_at - month * 2678400000000, last_id, last_quantity
 FROM rollups, generate_series(1, 48) AS month;
@@ -28,3 +28,7 @@ FROM generate_series(1, 50000) AS n;
 
 INSERT INTO ingestion_runs
 SELECT 1000000 + n % 20, decode(md5(n::text), 'hex'), 'single', 1, 0, 0, n FROM generate_series(1, 50000) AS n;
+
+INSERT INTO subject_hours
+SELECT s.id, 1780000000000000 - hour * 3600000000 FROM subjects AS s, generate_series(1, 3) AS hour
+WHERE s.workspace_id >= 1000000 AND s.id % 5 = 0;

@@ -13,7 +13,7 @@ use serde_json::Value;
 use crate::support::{Database, Server};
 
 /// Tables that grow with use. Planners read small ones whole, and may.
-const LARGE: [&str; 8] = [
+const LARGE: [&str; 9] = [
     "consumption_decisions",
     "events",
     "idempotency_keys",
@@ -21,6 +21,7 @@ const LARGE: [&str; 8] = [
     "quota_counters",
     "rollups",
     "subject_activity",
+    "subject_hours",
     "subjects",
 ];
 
