@@ -15,10 +15,10 @@ use crate::store::events::{EventText, event_columns, uuid_of};
 use crate::store::filter::prefilter;
 use crate::store::schema::meters;
 use crate::store::statement::{Statement, integers};
-use crate::store::subject_hours::{self, Events};
+use crate::store::subject_days::{self, Events};
 use crate::store::usage::{metadata_of, subject_ids};
 use crate::store::{Conn, Fault};
-use crate::window::Micros;
+use crate::window::{Micros, Window};
 
 /// Which events are wanted. Names that are not known match nothing.
 #[derive(Clone, Debug, Default)]
@@ -244,11 +244,13 @@ impl Streams {
         let filter = search.filter.as_ref().filter(|_| self.prefiltered);
         conditions.extend(filter.and_then(|filter| prefilter(filter, search.workspace_id, statement)));
         let to = [search.to, after.map(|after| after.time)].into_iter().flatten().min();
+        let Window { from, to: end } = Window::ALWAYS;
+        let window = Window { from: search.from.unwrap_or(from), to: to.unwrap_or(end) };
         // ONE stands for the id of the stream
         let Events { tables, condition, order, sign } = match self.of {
-            Of::Subject => subject_hours::events(statement, "= ONE", search.from, to),
+            Of::Subject => subject_days::events(statement, "= ONE", window),
             Of::Meter => Events {
-                tables: "events e",
+                tables: "events e".to_owned(),
                 condition: "e.meter_id = ONE".to_owned(),
                 order: "e.event_time DESC, e.id DESC",
                 sign: "",

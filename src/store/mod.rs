@@ -33,7 +33,7 @@ pub mod schema;
 pub mod sessions;
 mod sqlite;
 mod statement;
-mod subject_hours;
+mod subject_days;
 pub mod subjects;
 pub mod usage;
 pub mod users;

@@ -170,9 +170,15 @@ table! {
 }
 
 table! {
-    subject_hours (subject_id, hour) {
+    subject_days (subject_id, day) {
         subject_id -> BigInt,
-        hour -> BigInt,
+        day -> BigInt,
+    }
+}
+
+table! {
+    day_hours (since_midnight) {
+        since_midnight -> BigInt,
     }
 }
 

@@ -13,9 +13,9 @@ use crate::event::StoredEvent;
 use crate::store::events::{EventText, event_columns};
 use crate::store::schema::{prune_runs, subjects};
 use crate::store::statement::{Statement, integers};
-use crate::store::subject_hours::{self, Events};
+use crate::store::subject_days::{self, Events};
 use crate::store::{Conn, Fault};
-use crate::window::{DAY, HOUR, Micros};
+use crate::window::{DAY, HOUR, Micros, Window};
 
 /// The activity of one meter.
 #[derive(QueryableByName)]
@@ -277,7 +277,7 @@ fn count_events(conn: &mut Conn, workspace_id: i64, subjects: Vec<Seen>) -> Resu
     }
     let is_postgres = conn.is_postgres();
     let ids: Vec<i64> = subjects.iter().map(|one| one.subject_id).collect();
-    let (tables, condition) = subject_hours::rollups(is_postgres, "p.id", &ids);
+    let (tables, condition) = subject_days::rollups(is_postgres, "p.id", &ids, "p.hours_from", None);
     let text = format!(
         "-- store::subjects::count_events
          WITH page AS (
@@ -290,7 +290,7 @@ fn count_events(conn: &mut Conn, workspace_id: i64, subjects: Vec<Seen>) -> Resu
             is_postgres,
             "r.subject_id, r.meter_id, r.event_count",
             &tables,
-            &format!("{condition} AND h.hour >= p.hours_from"),
+            &condition,
         ),
         of_each_meter(
             is_postgres,
@@ -325,7 +325,8 @@ pub fn newest_events(
     let is_postgres = conn.is_postgres();
     let mut statement = Statement::new(conn);
     let subject = format!("= {}", statement.int(subject_id));
-    let Events { tables, condition, order, .. } = subject_hours::events(&mut statement, &subject, None, None);
+    let Events { tables, condition, order, .. } =
+        subject_days::events(&mut statement, &subject, Window::ALWAYS);
     let text = format!(
         "-- store::subjects::newest_events
          SELECT {}

@@ -20,7 +20,7 @@ use crate::store::events::{quantity_of, uuid_of};
 use crate::store::filter::{exact, prefilter};
 use crate::store::schema::{meters, subjects};
 use crate::store::statement::{Statement, integers};
-use crate::store::subject_hours::{self, Events};
+use crate::store::subject_days::{self, Events};
 use crate::store::{Conn, Fault};
 use crate::usage::{Cells, GroupField, Query, Summed};
 use crate::window::{BucketSize, DAY, HOUR, Micros, Window};
@@ -333,8 +333,8 @@ impl Sum<'_> {
                 grain as i16,
             ),
             Subjects::Only(ids) => {
-                let (tables, condition) = subject_hours::rollups(postgres, &meter_id, ids);
-                format!("FROM {tables} WHERE {condition} AND h.hour >= {from} AND h.hour < {to}")
+                let (tables, condition) = subject_days::rollups(postgres, &meter_id, ids, &from, Some(&to));
+                format!("FROM {tables} WHERE {condition}")
             }
         };
         let needs_edges = matches!(self.query.meter.aggregation, Aggregation::First | Aggregation::Last);
@@ -400,12 +400,7 @@ impl Sum<'_> {
     }
 
     /// FROM and WHERE for the raw events `e` in a window.
-    fn raw_events(
-        &self,
-        statement: &mut Statement,
-        window: Window,
-        before: Option<i32>,
-    ) -> (&'static str, String) {
+    fn raw_events(&self, statement: &mut Statement, window: Window, before: Option<i32>) -> (String, String) {
         let Window { from, to } = window;
         let (meter_id, low, high) =
             (statement.int(self.query.meter.id), statement.int(from.0), statement.int(to.0));
@@ -414,10 +409,12 @@ impl Sum<'_> {
             Subjects::Only(ids) => {
                 let subjects = format!("IN ({})", integers(ids));
                 let Events { tables, condition, sign, .. } =
-                    subject_hours::events(statement, &subjects, Some(from), Some(to));
+                    subject_days::events(statement, &subjects, window);
                 (tables, format!("{condition} AND {sign}e.meter_id = {meter_id} AND {time}"))
             }
-            Subjects::All | Subjects::Each => ("events e", format!("e.meter_id = {meter_id} AND {time}")),
+            Subjects::All | Subjects::Each => {
+                ("events e".to_owned(), format!("e.meter_id = {meter_id} AND {time}"))
+            }
         };
         if let Some(version) = before {
             condition.push_str(&format!(" AND e.meter_version < {version}"));

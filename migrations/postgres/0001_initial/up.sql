@@ -184,13 +184,18 @@ CREATE TABLE rollups (
     PRIMARY KEY (meter_id, grain, start, subject_id, dimension_set, lane)
 ) WITH (fillfactor = 80);
 
--- The hours in which a subject used any meter: where its rollups are, and on SQLite its events. Written when a subject
--- enters an hour, not with every event.
-CREATE TABLE subject_hours (
+-- The days on which a subject used any meter: in their hours are its rollups, and on SQLite its events. Written when a
+-- subject enters a day, not with every event.
+CREATE TABLE subject_days (
     subject_id BIGINT NOT NULL,
-    hour BIGINT NOT NULL,
-    PRIMARY KEY (subject_id, hour)
+    day BIGINT NOT NULL,
+    PRIMARY KEY (subject_id, day)
 );
+-- The hours of any day, to go from a day to its hours; never changes.
+CREATE TABLE day_hours (
+    since_midnight BIGINT PRIMARY KEY
+);
+INSERT INTO day_hours SELECT generate_series(0, 82800000000, 3600000000);
 
 -- The last hour in which a subject used a meter, pruned since or not: the order in which subjects are listed. Written
 -- when a subject enters a newer hour, not with every event.

@@ -173,13 +173,22 @@ CREATE TABLE rollups (
     PRIMARY KEY (meter_id, grain, start, subject_id, dimension_set, lane)
 ) STRICT, WITHOUT ROWID;
 
--- The hours in which a subject used any meter: where its rollups are, and on SQLite its events. Written when a subject
--- enters an hour, not with every event.
-CREATE TABLE subject_hours (
+-- The days on which a subject used any meter: in their hours are its rollups, and on SQLite its events. Written when a
+-- subject enters a day, not with every event.
+CREATE TABLE subject_days (
     subject_id INTEGER NOT NULL,
-    hour INTEGER NOT NULL,
-    PRIMARY KEY (subject_id, hour)
+    day INTEGER NOT NULL,
+    PRIMARY KEY (subject_id, day)
 ) STRICT, WITHOUT ROWID;
+-- The hours of any day, to go from a day to its hours; never changes.
+CREATE TABLE day_hours (
+    since_midnight INTEGER PRIMARY KEY
+) STRICT;
+INSERT INTO day_hours
+WITH RECURSIVE hours (since_midnight) AS (
+    VALUES (0) UNION ALL SELECT since_midnight + 3600000000 FROM hours WHERE since_midnight < 82800000000
+)
+SELECT since_midnight FROM hours;
 
 -- The last hour in which a subject used a meter, pruned since or not: the order in which subjects are listed. Written
 -- when a subject enters a newer hour, not with every event.

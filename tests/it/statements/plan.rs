@@ -21,7 +21,7 @@ const LARGE: [&str; 9] = [
     "quota_counters",
     "rollups",
     "subject_activity",
-    "subject_hours",
+    "subject_days",
     "subjects",
 ];
 
