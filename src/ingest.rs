@@ -411,7 +411,8 @@ impl Ingest {
         let stored = if keys.is_empty() {
             0
         } else {
-            let count = move |conn: &mut _| events::count_taken(conn, workspace_id, &keys);
+            let known = self.known.clone();
+            let count = move |conn: &mut _| events::count_taken(conn, &known, workspace_id, &keys);
             self.store.read("events::count_taken", count).await?
         };
         let wanted = wanted.saturating_sub(stored);

@@ -86,6 +86,8 @@ pub struct Known {
     plans: Cache<i64, Arc<Plan>>,
     /// The last hour of a subject with a meter, or an earlier one.
     activity: Cache<activity::Use, i64>,
+    /// SQLite only.
+    recent_keys: sqlite::Recent,
     /// Until then reads of quotas are expected to fail.
     careful_until: AtomicI64,
 }
@@ -109,6 +111,7 @@ impl Default for Known {
             histories: Cache::new(KNOWN_SUBJECTS_MAX),
             plans: Cache::new(KNOWN_PLANS_MAX),
             activity: Cache::new(KNOWN_SUBJECTS_MAX),
+            recent_keys: sqlite::Recent::default(),
             careful_until: AtomicI64::new(0),
         }
     }
@@ -122,6 +125,7 @@ pub struct Learned {
     histories: Vec<(i64, History)>,
     plans: Vec<Arc<Plan>>,
     activity: Vec<(activity::Use, i64)>,
+    settled_keys: Option<sqlite::Progress>,
     /// Background work was asked for: wake the workers.
     pub has_jobs: bool,
 }
@@ -142,6 +146,9 @@ impl Known {
         }
         for (one, hour) in learned.activity {
             self.activity.insert(one, hour);
+        }
+        if let Some(progress) = learned.settled_keys {
+            self.recent_keys.remember(progress);
         }
     }
 
@@ -194,7 +201,7 @@ pub fn insert(
     work.find_subjects(conn, known)?;
     work.find_histories(conn, known)?;
     work.decide(conn, known)?;
-    work.take_keys(conn)?;
+    work.take_keys(conn, known)?;
     work.check_decisions()?;
     work.write_dimension_sets(conn, known)?;
     work.write_rows(conn, known)?;
@@ -356,7 +363,7 @@ impl<'a> Work<'a> {
     }
 
     /// Claims the idempotency keys of the batch; whoever comes second gets the event that was first.
-    fn take_keys(&mut self, conn: &mut Conn) -> Result<(), Fault> {
+    fn take_keys(&mut self, conn: &mut Conn, known: &Known) -> Result<(), Fault> {
         let mut first: BTreeMap<LedgerKey, (Place, &Event)> = BTreeMap::new();
         let mut later: Vec<(LedgerKey, Place)> = Vec::new();
         for (place, workspace_id, event) in self.candidates() {
@@ -383,7 +390,11 @@ impl<'a> Work<'a> {
             .collect();
         let taken = match conn {
             Conn::Postgres(c) => postgres::take_keys(c, &rows)?,
-            Conn::Sqlite(c) => sqlite::take_keys(c, &rows)?,
+            Conn::Sqlite(c) => {
+                let (taken, progress) = sqlite::take_keys(c, &known.recent_keys, &rows)?;
+                self.learned.settled_keys = Some(progress);
+                taken
+            }
         };
         for taken in taken {
             let Some((place, event)) = first.get(&taken.key) else { continue };
@@ -675,14 +686,33 @@ pub fn quantity_of(text: &str) -> Result<Quantity, Fault> {
 }
 
 /// How many of these ledger keys are taken.
-pub fn count_taken(conn: &mut Conn, workspace_id: i64, keys: &[Vec<u8>]) -> Result<u64, Fault> {
+pub fn count_taken(
+    conn: &mut Conn,
+    known: &Known,
+    workspace_id: i64,
+    keys: &[Vec<u8>],
+) -> Result<u64, Fault> {
     use crate::store::schema::idempotency_keys as ledger;
     use diesel::prelude::*;
-    let count: i64 = ledger::table
-        .filter(ledger::workspace_id.eq(workspace_id).and(ledger::key.eq_any(keys)))
-        .count()
-        .get_result(conn)?;
-    Ok(count.unsigned_abs())
+    let count = match conn {
+        Conn::Postgres(c) => {
+            let ours = ledger::workspace_id.eq(workspace_id);
+            ledger::table
+                .filter(ours.and(ledger::key.eq_any(keys)))
+                .count()
+                .get_result::<i64>(c)?
+                .unsigned_abs()
+        }
+        Conn::Sqlite(c) => {
+            let mut count = 0;
+            for key in keys {
+                let found = known.recent_keys.find(c, &(workspace_id, key.clone()))?;
+                count += u64::from(found.is_some());
+            }
+            count
+        }
+    };
+    Ok(count)
 }
 
 /// Deletes up to a thousand remembered bulk answers older than `before`; returns how many.

@@ -80,13 +80,23 @@ async fn matches_schema_rs(database: Database) {
     migrate(&database, &[]).succeeded();
     let wanted = tables_of_schema_rs();
     assert!(wanted.len() > 10, "schema.rs is understood: {wanted:?}");
-    let names: BTreeSet<String> = wanted.keys().cloned().collect();
+    // what is one table on PostgreSQL
+    let parts = |table: &str| match (&database, table) {
+        (Database::Sqlite { .. }, "idempotency_keys") => {
+            vec!["settled_keys".to_owned(), "recent_keys".to_owned()]
+        }
+        _ => vec![table.to_owned()],
+    };
+    let names: BTreeSet<String> = wanted.keys().flat_map(|table| parts(table)).collect();
     assert_eq!(tables(&database), names, "tables");
     for (table, columns) in &wanted {
         let wanted: BTreeSet<String> =
             columns.iter().map(|column| column.in_database(&database, table)).collect();
-        let found: BTreeSet<String> = columns_of(&database, table).into_iter().collect();
-        assert_eq!(found, wanted, "columns of {table}");
+        for part in parts(table) {
+            let mut found: BTreeSet<String> = columns_of(&database, &part).into_iter().collect();
+            found.retain(|column| part != "recent_keys" || column != "number INTEGER");
+            assert_eq!(found, wanted, "columns of {part}");
+        }
     }
 }
 

@@ -30,7 +30,8 @@ fn calls() -> Vec<(&'static str, Call, [u64; 2])> {
         ("API keys", Get("/v1/auth/api-keys"), [1, 1]),
         ("single write", Post("/v1/usages", |n| event(1_000_000 + n)), [10, 9]),
         ("single write again", Post("/v1/usages", |_| event(0)), [7, 7]),
-        ("bulk write of 1000", Post("/v1/usages/bulk", |n| events(2_000_000 + n * 1000)), [3310, 8]),
+        ("bulk write of 1000", Post("/v1/usages/bulk", |n| events(6_000_000 + n * 1000)), [3310, 8]),
+        ("bulk write of 1000 in no order", Post("/v1/usages/bulk", |n| shuffled(3_000_000 + n * 1000)), [4310, 8]),
         ("days by dimension", Get("/v1/usages?meter=m0&group_by=region&WINDOW"), [5, 5]),
         ("hours of a subject, cut at both ends", Get("/v1/usages?meter=m0&bucket_size=hour&subject=s7&from=2026-06-10T00:30:00Z&to=2026-06-11T00:30:00Z"), [7, 7]),
         ("month by subject", Post("/v1/usages/search", |_| in_june("group_by", json!(["subject"]))), [2, 2]),
@@ -49,7 +50,7 @@ fn calls() -> Vec<(&'static str, Call, [u64; 2])> {
         ("subjects", Get("/v1/subjects?limit=10"), [5, 5]),
         ("subjects, deep page", Get("/v1/subjects?limit=10&cursor=DEEP"), [5, 5]),
         ("check", Post("/v1/entitlements/check", |_| json!({"meter": "m0", "subject": "s7"})), [1, 1]),
-        ("consumption", Post("/v1/entitlements/consume", |n| event(5_000_000 + n)), [12, 11]),
+        ("consumption", Post("/v1/entitlements/consume", |n| event(50_000_000 + n)), [12, 11]),
         ("consumption again", Post("/v1/entitlements/consume", |_| event(4_000_000)), [7, 7]),
         ("decisions", Get("/v1/entitlements/decisions?limit=10"), [1, 1]),
         ("entitlement states", Get("/v1/entitlements/states?limit=10"), [1, 1]),
@@ -93,11 +94,21 @@ fn event(n: u64) -> Value {
     let (meter, region) =
         (if n % 5 == 4 { "m1" } else { "m0" }, if n.is_multiple_of(2) { "eu" } else { "us" });
     json!({"meter": meter, "subject": format!("s{number}"), "quantity": 1, "timestamp": at,
-        "idempotency_key": format!("k{n}"), "metadata": {"region": region, "trace": format!("t{}", n % 100)}})
+        "idempotency_key": format!("z{n:09}"), "metadata": {"region": region, "trace": format!("t{}", n % 100)}})
 }
 
 fn events(first: u64) -> Value {
     (first..first + 1000).map(event).collect()
+}
+
+/// Events whose keys come in no order.
+fn shuffled(first: u64) -> Value {
+    let one = |n: u64| {
+        let mut event = event(n);
+        event["idempotency_key"] = json!(format!("{:016x}", n.wrapping_mul(0x9E37_79B9_7F4A_7C15)));
+        event
+    };
+    (first..first + 1000).map(one).collect()
 }
 
 /// A workspace in which a statement per row would show, and a scan would be slower than an index.

@@ -10,7 +10,7 @@ use super::{Rows, WORKSPACE};
 use crate::Outcome;
 
 const ADD_KEY: &CStr =
-    c"INSERT INTO idempotency_keys (workspace_id, key, event_id, subject_id, event_time, fingerprint)
+    c"INSERT INTO settled_keys (workspace_id, key, event_id, subject_id, event_time, fingerprint)
     VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING";
 const ADD_EVENT: &CStr =
     c"INSERT INTO events (id, workspace_id, meter_id, subject_id, event_time, received_at,

@@ -119,8 +119,9 @@ CREATE TABLE dimension_sets (
 
 -- What was consumed -------------------------------------------------------------------------------
 
--- The key ledger: unique here, not in events, so that it outlives retention.
-CREATE TABLE idempotency_keys (
+-- The key ledger: unique here, not in events, so that it outlives retention. Two tables, because in the order of keys
+-- each random key changes a page of its own (src/store/events/sqlite/ledger.rs).
+CREATE TABLE settled_keys (
     workspace_id INTEGER NOT NULL,
     -- the key itself when short (its order keeps inserts local), the number of a UUID, else a prefix and a hash
     key BLOB NOT NULL,
@@ -131,6 +132,22 @@ CREATE TABLE idempotency_keys (
     fingerprint INTEGER NOT NULL,
     PRIMARY KEY (workspace_id, key)
 ) STRICT, WITHOUT ROWID;
+-- Keys not settled yet, and for a while some that are.
+CREATE TABLE recent_keys (
+    number INTEGER PRIMARY KEY,
+    workspace_id INTEGER NOT NULL,
+    key BLOB NOT NULL,
+    event_id BLOB NOT NULL,
+    subject_id INTEGER NOT NULL,
+    event_time INTEGER NOT NULL,
+    fingerprint INTEGER NOT NULL
+) STRICT;
+-- To look for a key here reads all recent ones.
+CREATE VIEW idempotency_keys AS
+SELECT workspace_id, key, event_id, subject_id, event_time, fingerprint FROM settled_keys
+UNION ALL
+SELECT workspace_id, key, event_id, subject_id, event_time, fingerprint FROM recent_keys r
+WHERE NOT EXISTS (SELECT 1 FROM settled_keys s WHERE s.workspace_id = r.workspace_id AND s.key = r.key);
 
 CREATE TABLE events (
     id BLOB NOT NULL,

@@ -54,7 +54,7 @@ impl<'a> Work<'a> {
         }
         self.lock_subjects(conn, &asked)?;
         let mut earlier = earlier_decisions(conn, &asked)?;
-        let taken = taken_keys(conn, &asked)?;
+        let taken = taken_keys(conn, known, &asked)?;
         let mut new = Vec::with_capacity(asked.len());
         for asked in asked {
             let Some(decision) = earlier.remove(&asked.key) else {
@@ -257,7 +257,7 @@ fn decision_of(asked: &Asked, verdict: &Verdict, event_id: Option<uuid::Uuid>) -
 /// The decision that was made for a key, without a new body to go by.
 pub fn replay(conn: &mut Conn, workspace_id: i64, key: &str) -> Result<Option<Decided>, Fault> {
     let Some(decision) = decisions::find(conn, workspace_id, key)? else { return Ok(None) };
-    let taken = find_taken(conn, &[(workspace_id, decision.key.clone())])?.pop();
+    let taken = find_taken(conn, None, &[(workspace_id, decision.key.clone())])?.pop();
     replayed(decision, taken.as_ref(), None).map(Some)
 }
 
@@ -318,14 +318,14 @@ fn earlier_decisions(conn: &mut Conn, asked: &[Asked]) -> Result<HashMap<LedgerK
     Ok(found)
 }
 
-fn taken_keys(conn: &mut Conn, asked: &[Asked]) -> Result<HashMap<LedgerKey, Taken>, Fault> {
+fn taken_keys(conn: &mut Conn, known: &Known, asked: &[Asked]) -> Result<HashMap<LedgerKey, Taken>, Fault> {
     let keys: Vec<LedgerKey> = asked.iter().map(|asked| asked.key.clone()).collect();
-    Ok(find_taken(conn, &keys)?.into_iter().map(|taken| (taken.key.clone(), taken)).collect())
+    Ok(find_taken(conn, Some(known), &keys)?.into_iter().map(|taken| (taken.key.clone(), taken)).collect())
 }
 
-fn find_taken(conn: &mut Conn, keys: &[LedgerKey]) -> Result<Vec<Taken>, Fault> {
+fn find_taken(conn: &mut Conn, known: Option<&Known>, keys: &[LedgerKey]) -> Result<Vec<Taken>, Fault> {
     match conn {
         Conn::Postgres(c) => postgres::find_taken(c, keys),
-        Conn::Sqlite(c) => sqlite::find_taken(c, keys),
+        Conn::Sqlite(c) => sqlite::find_taken(c, known.map(|known| &known.recent_keys), keys),
     }
 }

@@ -1,6 +1,10 @@
 //! The hot insert on SQLite: cached single-row statements in a loop, inside one immediate transaction; measured
 //! faster than multi-row VALUES and json_each.
 
+mod ledger;
+
+pub use ledger::{Progress, Recent};
+
 use std::collections::BTreeMap;
 
 use diesel::sql_types::{BigInt, Binary, Bool, Integer, Nullable, SmallInt, Text};
@@ -10,6 +14,8 @@ use serde_json::value::RawValue;
 use super::{
     EventRow, EventText, KeyRow, LedgerKey, MeterRow, RunRow, SubjectName, Taken, event_columns, uuid_of,
 };
+use ledger::{Row, find_anywhere};
+
 use crate::event::Event;
 use crate::rollup::{Key, Part};
 use crate::store::Fault;
@@ -36,18 +42,6 @@ prepared!(
     AddSubject for SqliteConnection,
     (workspace_id: BigInt = i64, name: Text = String) -> BigInt,
     "INSERT INTO subjects (workspace_id, name) VALUES (?, ?) RETURNING id"
-);
-prepared!(
-    TakeKey for SqliteConnection,
-    (workspace_id: BigInt = i64, key: Binary = Vec<u8>, event_id: Binary = [u8], subject_id: BigInt = i64,
-     event_time: BigInt = i64, fingerprint: BigInt = i64),
-    "INSERT INTO idempotency_keys (workspace_id, key, event_id, subject_id, event_time, fingerprint)
-     VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
-);
-prepared!(
-    FindTaken for SqliteConnection,
-    (workspace_id: BigInt = i64, key: Binary = Vec<u8>) -> (Binary, BigInt, BigInt, BigInt),
-    "SELECT event_id, subject_id, event_time, fingerprint FROM idempotency_keys WHERE workspace_id = ? AND key = ?"
 );
 prepared!(
     AddDimensionSet for SqliteConnection,
@@ -131,33 +125,31 @@ pub fn find_or_add_subjects(
     Ok(found)
 }
 
-pub fn take_keys(conn: &mut SqliteConnection, rows: &[KeyRow]) -> Result<Vec<Taken>, Fault> {
-    let mut taken = Vec::new();
-    for row in rows {
-        let added = TakeKey {
-            workspace_id: &row.workspace_id,
-            key: &row.key,
-            event_id: row.event_id.as_bytes(),
-            subject_id: &row.subject_id,
-            event_time: &row.event_time,
-            fingerprint: &row.fingerprint,
-        }
-        .execute(conn)?;
-        if added == 0 {
-            taken.push((row.workspace_id, row.key.clone()));
-        }
-    }
-    find_taken(conn, &taken)
+/// Adds the keys that are new to the ledger; returns the others.
+pub fn take_keys(
+    conn: &mut SqliteConnection,
+    recent: &Recent,
+    rows: &[KeyRow],
+) -> Result<(Vec<Taken>, Progress), Fault> {
+    let (found, progress) = recent.take(conn, rows)?;
+    let taken = found.into_iter().map(|(key, row)| taken_of(conn, key, row)).collect::<Result<_, _>>()?;
+    Ok((taken, progress))
 }
 
 /// Those of the keys that are taken.
-pub fn find_taken(conn: &mut SqliteConnection, keys: &[LedgerKey]) -> Result<Vec<Taken>, Fault> {
+pub fn find_taken(
+    conn: &mut SqliteConnection,
+    recent: Option<&Recent>,
+    keys: &[LedgerKey],
+) -> Result<Vec<Taken>, Fault> {
     let mut taken = Vec::new();
     for key in keys {
-        let row: Option<(Vec<u8>, i64, i64, i64)> =
-            FindTaken { workspace_id: &key.0, key: &key.1 }.get_result(conn).optional()?;
-        if let Some(row) = row {
-            taken.push(taken_of(conn, key, row)?);
+        let found = match recent {
+            Some(recent) => recent.find(conn, key)?,
+            None => find_anywhere(conn, key)?,
+        };
+        if let Some(row) = found {
+            taken.push(taken_of(conn, key.clone(), row)?);
         }
     }
     Ok(taken)
@@ -165,8 +157,8 @@ pub fn find_taken(conn: &mut SqliteConnection, keys: &[LedgerKey]) -> Result<Vec
 
 fn taken_of(
     conn: &mut SqliteConnection,
-    key: &LedgerKey,
-    (event_id, subject_id, event_time, fingerprint): (Vec<u8>, i64, i64, i64),
+    key: LedgerKey,
+    (event_id, subject_id, event_time, fingerprint): Row,
 ) -> Result<Taken, Fault> {
     let text = format!(
         "SELECT {} FROM events e JOIN meters m ON m.id = e.meter_id JOIN subjects s ON s.id = e.subject_id
@@ -181,7 +173,7 @@ fn taken_of(
         .get_result(conn)
         .optional()?;
     Ok(Taken {
-        key: key.clone(),
+        key,
         event_id: uuid_of(&event_id)?,
         event_time,
         fingerprint,

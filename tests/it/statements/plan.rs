@@ -13,13 +13,15 @@ use serde_json::Value;
 use crate::support::{Database, Server};
 
 /// Tables that grow with use. Planners read small ones whole, and may.
-const LARGE: [&str; 9] = [
+const LARGE: [&str; 11] = [
     "consumption_decisions",
     "events",
     "idempotency_keys",
     "ingestion_runs",
     "quota_counters",
+    "recent_keys",
     "rollups",
+    "settled_keys",
     "subject_activity",
     "subject_days",
     "subjects",
