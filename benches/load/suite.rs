@@ -63,7 +63,7 @@ impl Size {
             ceiling_batches: 100,
             ceiling_connections: vec![1, 2, 4],
             history: points.into_iter().filter(|point| *point <= history).collect(),
-            history_sample: 100_000,
+            history_sample: 300_000,
             questions: 100,
             idle: Duration::from_secs(2),
         }
