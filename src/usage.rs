@@ -331,3 +331,34 @@ pub fn values_taken(query: &Query, cells: Cells, limit: usize) -> Vec<Taken> {
     all.truncate(limit);
     all
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// Parts come bucket by bucket; whoever stops when no more are wanted has the same first rows.
+        #[test]
+        fn what_is_not_wanted_would_not_be_among_the_first(
+            mut parts in proptest::collection::vec((0i64..20, 0u8..6), 0..80),
+            most in 1usize..30,
+        ) {
+            parts.sort_unstable();
+            let (mut all, mut some) = (Cells::first(most), Cells::first(most));
+            let mut is_wanted = true;
+            for (bucket, group) in parts {
+                let start = Micros(bucket);
+                let part = Part::of(start, Uuid::nil(), &Quantity::from(1));
+                all.add(start, vec![group.to_string()], &part);
+                is_wanted = is_wanted && some.wants(start);
+                if is_wanted {
+                    some.add(start, vec![group.to_string()], &part);
+                }
+            }
+            let rows = |cells: Cells| cells.parts.into_iter().map(|(key, part)| (key, part.count)).collect::<Vec<_>>();
+            prop_assert_eq!(rows(all), rows(some));
+        }
+    }
+}
