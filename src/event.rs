@@ -5,18 +5,24 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer, Serialize, de};
 use serde_json::value::RawValue;
-use serde_json::{Map, Number, Value};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::error::{Error, Result};
+use crate::json::{self, Map, Number, Value};
 use crate::meter::{Meter, value_at};
-use crate::quantity::{Quantity, Reject};
+use crate::quantity::{Quantity, Reject, number_text};
 use crate::window::Micros;
 
 pub const SUBJECT_BYTES_MAX: usize = 128;
 pub const KEY_BYTES_MAX: usize = 255;
+/// Of the canonical text.
 pub const METADATA_BYTES_MAX: usize = 65_536;
+/// Of the text as it is sent: escapes and blanks take up to four times as much.
+const METADATA_TEXT_BYTES_MAX: usize = 4 * METADATA_BYTES_MAX;
+/// Nested lists and objects, the metadata itself included. Lists of events add three levels, and many clients read no
+/// more than 64.
+pub const METADATA_DEPTH_MAX: usize = 60;
 
 /// One event as a client sends it.
 #[derive(Clone, Debug, Default, Deserialize, ToSchema)]
@@ -32,7 +38,7 @@ pub struct Input {
     #[schema(value_type = Option<Micros>)]
     pub timestamp: Option<String>,
     #[schema(value_type = Option<Object>)]
-    pub metadata: Option<Map<String, Value>>,
+    pub metadata: Option<Metadata>,
     /// A time that needs no parsing (gRPC).
     #[serde(skip)]
     pub time: Option<Micros>,
@@ -51,12 +57,52 @@ pub struct InputQuantity(pub Result<Quantity, Reject>);
 
 impl<'de> Deserialize<'de> for InputQuantity {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let number = Number::deserialize(deserializer)?;
-        match Quantity::parse(number.as_str()) {
+        match Quantity::parse(number_text(deserializer)?) {
             Err(Reject::OutOfRange) => Err(de::Error::custom("number out of range")),
             parsed => Ok(InputQuantity(parsed)),
         }
     }
+}
+
+/// Metadata as a client sends it. Of JSON only the text is kept: what is too long is refused before it becomes values.
+#[derive(Clone, Debug)]
+pub enum Metadata {
+    Text(Box<RawValue>),
+    Values(Map),
+    /// What the door could not make values of.
+    Wrong(Error),
+}
+
+impl<'de> Deserialize<'de> for Metadata {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = Box::<RawValue>::deserialize(deserializer)?;
+        match text.get().starts_with('{') {
+            true => Ok(Metadata::Text(text)),
+            false => Err(de::Error::custom("metadata is an object")),
+        }
+    }
+}
+
+impl Metadata {
+    /// The values in canonical spelling, on one way for every door: size, depth, NUL, numbers.
+    fn admit(self) -> Result<Map> {
+        let mut fields = match self {
+            Metadata::Values(fields) => fields,
+            Metadata::Wrong(error) => return Err(error),
+            Metadata::Text(text) if text.get().len() > METADATA_TEXT_BYTES_MAX => return Err(too_long()),
+            Metadata::Text(text) => json::parse_object(text.get()).ok_or_else(Error::invalid_json)?,
+        };
+        if 1 + fields.values().map(Value::depth).max().unwrap_or(0) > METADATA_DEPTH_MAX {
+            let most = METADATA_DEPTH_MAX;
+            return Err(Error::invalid(format!("metadata must not be nested deeper than {most} levels")));
+        }
+        fields_canonical(&mut fields)?;
+        Ok(fields)
+    }
+}
+
+fn too_long() -> Error {
+    Error::invalid(format!("metadata must not be longer than {METADATA_BYTES_MAX} bytes"))
 }
 
 /// An event that keeps all rules and only waits to be stored.
@@ -77,19 +123,17 @@ pub struct Event {
 }
 
 impl Event {
-    /// What it was made of, to be checked against another version of its meter. Fails only where metadata that
-    /// `admit` wrote does not read back; it is never left out.
-    pub fn into_input(self) -> Result<Input> {
-        let metadata = self.metadata.map(|text| serde_json::from_str(text.get()).map_err(Error::internal));
-        Ok(Input {
+    /// What it was made of, to be checked against another version of its meter.
+    pub fn into_input(self) -> Input {
+        Input {
             idempotency_key: self.key,
             subject: Some(self.subject),
             meter: Some(self.meter.name.clone()),
             quantity: Some(InputQuantity(Ok(self.quantity))),
             timestamp: None,
-            metadata: metadata.transpose()?,
+            metadata: self.metadata.map(Metadata::Text),
             time: Some(self.time),
-        })
+        }
     }
 }
 
@@ -137,8 +181,7 @@ fn parse_time(input: &Input, now: Micros) -> Result<Micros> {
 /// Makes an event of an input: dimensions, then subject, then quantity, as the contract orders the checks.
 pub fn admit(meter: &Arc<Meter>, input: Input, now: Micros) -> Result<Event> {
     let time = parse_time(&input, now)?;
-    let mut metadata = input.metadata.unwrap_or_default();
-    fields_canonical(&mut metadata)?;
+    let mut metadata = input.metadata.map(Metadata::admit).transpose()?.unwrap_or_default();
     meter.fit_metadata(&mut metadata)?;
     let subject = parse_subject(input.subject.as_deref().unwrap_or_default())?.to_owned();
     let quantity = match input.quantity {
@@ -178,8 +221,7 @@ pub fn refuse_nul(text: &str) -> Result<()> {
 pub fn canonical(value: &mut Value) -> Result<()> {
     match value {
         Value::Number(number) => {
-            let text = canonical_number(number)?;
-            *number = text.parse().map_err(Error::internal)?;
+            *number = canonical_number(number)?;
         }
         Value::String(text) => refuse_nul(text)?,
         Value::Array(items) => items.iter_mut().try_for_each(canonical)?,
@@ -189,39 +231,38 @@ pub fn canonical(value: &mut Value) -> Result<()> {
     Ok(())
 }
 
-fn fields_canonical(fields: &mut Map<String, Value>) -> Result<()> {
+fn fields_canonical(fields: &mut Map) -> Result<()> {
     fields.iter_mut().try_for_each(|(name, value)| refuse_nul(name).and_then(|()| canonical(value)))
 }
 
-/// The canonical text of a metadata number.
-pub fn canonical_number(number: &Number) -> Result<String> {
+fn canonical_number(number: &Number) -> Result<Number> {
     match Quantity::parse(number.as_str()) {
-        Ok(quantity) => Ok(quantity.to_json()),
+        Ok(quantity) => Ok(Number::from(&quantity)),
         Err(Reject::OutOfRange) => Err(Error::invalid_json()),
         Err(reject) => Err(Error::invalid(format!("a metadata number {reject}"))),
     }
 }
 
-fn metadata_text(metadata: &Map<String, Value>) -> Result<Option<Box<RawValue>>> {
+fn metadata_text(metadata: &Map) -> Result<Option<Box<RawValue>>> {
     if metadata.is_empty() {
         return Ok(None);
     }
     let text = serde_json::value::to_raw_value(metadata).map_err(Error::internal)?;
     if text.get().len() > METADATA_BYTES_MAX {
-        return Err(Error::invalid(format!("metadata must not be longer than {METADATA_BYTES_MAX} bytes")));
+        return Err(too_long());
     }
     Ok(Some(text))
 }
 
 /// The declared dimension values found in metadata, under the meter version that declares them.
-pub fn dimension_set(meter: &Meter, metadata: &Map<String, Value>) -> DimensionSet {
+pub fn dimension_set(meter: &Meter, metadata: &Map) -> DimensionSet {
     let mut values = Map::new();
     for dimension in &meter.dimensions {
         if let Some(value) = value_at(metadata, &dimension.name) {
             values.insert(dimension.name.clone(), value.clone());
         }
     }
-    let json = Value::Object(values).to_string();
+    let json = json::object_text(&values);
     DimensionSet { hash: hash128(&[&meter.version.to_be_bytes(), json.as_bytes()]), json }
 }
 
@@ -343,9 +384,9 @@ pub fn raw_metadata(text: Option<String>) -> Box<RawValue> {
 
 /// PostgreSQL keeps JSON in an order and a number spelling of its own; this restores the canonical text.
 pub fn canonical_metadata(text: &str) -> Option<String> {
-    let mut metadata: Map<String, Value> = serde_json::from_str(text).ok()?;
+    let mut metadata = json::parse_object(text)?;
     metadata.values_mut().try_for_each(canonical).ok()?;
-    serde_json::to_string(&metadata).ok()
+    Some(json::object_text(&metadata))
 }
 
 #[cfg(test)]

@@ -302,7 +302,7 @@ impl Ingest {
         for event in &events {
             self.meters.forget(batch.workspace_id, &event.meter.name);
         }
-        let inputs = events.into_iter().map(Event::into_input).collect::<Result<Vec<_>>>()?;
+        let inputs = events.into_iter().map(Event::into_input);
         let items = places.into_iter().zip(inputs).collect();
         self.admit_items(batch, items, failed, refused).await
     }

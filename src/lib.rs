@@ -5,7 +5,7 @@
 //!   [`worker_role`]: how background work is done
 //! - [`http`] and [`grpc`]: the doors; parse, ask for permission, call, answer
 //! - [`auth`]: who is calling and what they may do
-//! - [`meter`], [`event`], [`quantity`], [`window`], [`rollup`], [`plan`], [`usage`], [`export_job`]: rules without I/O;
+//! - [`json`], [`meter`], [`event`], [`quantity`], [`window`], [`rollup`], [`plan`], [`usage`], [`export_job`]: rules without I/O;
 //!   [`error`]: what callers are told
 //! - [`ingest`]: admission, queue, group commit; [`retention`]: what old rows come to
 //! - [`store`]: the only room that knows SQL
@@ -27,6 +27,7 @@ pub mod filter;
 pub mod grpc;
 pub mod http;
 pub mod ingest;
+pub mod json;
 pub mod logging;
 pub mod meter;
 pub mod metrics;

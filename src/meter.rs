@@ -2,10 +2,10 @@
 //! Pure: no SQL, no clock.
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use crate::error::{Error, Result};
+use crate::json::{Map, Value};
 use crate::window::Micros;
 
 pub const NAME_BYTES_MAX: usize = 200;
@@ -83,9 +83,9 @@ impl DimensionType {
 
     fn holds(self, value: &Value) -> bool {
         match self {
-            DimensionType::String => value.is_string(),
-            DimensionType::Number => value.is_number(),
-            DimensionType::Boolean => value.is_boolean(),
+            DimensionType::String => matches!(value, Value::String(_)),
+            DimensionType::Number => matches!(value, Value::Number(_)),
+            DimensionType::Boolean => matches!(value, Value::Bool(_)),
         }
     }
 
@@ -295,7 +295,7 @@ impl Meter {
     }
 
     /// Checks metadata against the declared dimensions, in order, and moves flat dotted keys to their nested place.
-    pub fn fit_metadata(&self, metadata: &mut Map<String, Value>) -> Result<()> {
+    pub fn fit_metadata(&self, metadata: &mut Map) -> Result<()> {
         for dimension in &self.dimensions {
             let name = dimension.name.as_str();
             let found = metadata.get(name).or_else(|| value_at(metadata, name));
@@ -319,7 +319,7 @@ impl Meter {
 }
 
 /// The value at a dotted path, through objects only.
-pub fn value_at<'a>(metadata: &'a Map<String, Value>, path: &str) -> Option<&'a Value> {
+pub fn value_at<'a>(metadata: &'a Map, path: &str) -> Option<&'a Value> {
     let mut segments = path.split('.');
     let mut value = metadata.get(segments.next()?)?;
     for segment in segments {
@@ -328,17 +328,18 @@ pub fn value_at<'a>(metadata: &'a Map<String, Value>, path: &str) -> Option<&'a 
     Some(value)
 }
 
-fn nest(metadata: &mut Map<String, Value>, path: &str, value: Value) -> Result<()> {
+fn nest(metadata: &mut Map, path: &str, value: Value) -> Result<()> {
     let mut segments: Vec<&str> = path.split('.').collect();
     let last = segments.pop().unwrap_or(path);
     let mut object = metadata;
     for segment in segments {
-        let next = object.entry(segment).or_insert_with(|| Value::Object(Map::new()));
-        object = next.as_object_mut().ok_or_else(|| {
-            Error::invalid(format!(
+        let next = object.entry(segment.to_owned()).or_insert_with(|| Value::Object(Map::new()));
+        let Value::Object(inner) = next else {
+            return Err(Error::invalid(format!(
                 "metadata.{path} cannot be stored: metadata has a plain value at {segment:?}"
-            ))
-        })?;
+            )));
+        };
+        object = inner;
     }
     object.insert(last.to_owned(), value);
     Ok(())
@@ -375,8 +376,8 @@ mod tests {
         }
     }
 
-    fn fit(meter: &Meter, metadata: Value) -> Result<Value> {
-        let Value::Object(mut map) = metadata else { panic!("not an object") };
+    fn fit(meter: &Meter, metadata: serde_json::Value) -> Result<Value> {
+        let Value::Object(mut map) = metadata.into() else { panic!("not an object") };
         meter.fit_metadata(&mut map).map(|()| Value::Object(map))
     }
 
@@ -404,9 +405,9 @@ mod tests {
         assert!(fit(&m, json!({"n": null})).is_err());
         assert!(fit(&m, json!({"n": 5, "a.b": 1})).is_err());
         assert!(fit(&m, json!({"n": 5, "a": 1, "a.b": "x"})).is_err());
-        assert_eq!(fit(&m, json!({"n": 5, "z": [1]})).ok(), Some(json!({"n": 5, "z": [1]})));
+        assert_eq!(fit(&m, json!({"n": 5, "z": [1]})).ok(), Some(json!({"n": 5, "z": [1]}).into()));
         let nested = json!({"n": 5, "a": {"b": "x", "c": 1}});
-        assert_eq!(fit(&m, json!({"n": 5, "a": {"b": "old", "c": 1}, "a.b": "x"})).ok(), Some(nested));
+        assert_eq!(fit(&m, json!({"n": 5, "a": {"b": "old", "c": 1}, "a.b": "x"})).ok(), Some(nested.into()));
     }
 
     #[test]

@@ -9,6 +9,7 @@ use bigdecimal::{BigDecimal, RoundingMode};
 use num_bigint::{BigInt, Sign};
 use num_traits::{Signed, ToPrimitive, Zero};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser};
+use serde_json::value::RawValue;
 
 /// Most significant digits of one quantity; sums may have more.
 pub const DIGITS_MAX: u64 = 60;
@@ -303,7 +304,16 @@ impl fmt::Display for Quantity {
 
 impl Serialize for Quantity {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serde_json::Number::from_str(&self.to_json()).map_err(ser::Error::custom)?.serialize(serializer)
+        RawValue::from_string(self.to_json()).map_err(ser::Error::custom)?.serialize(serializer)
+    }
+}
+
+/// The text of a JSON number. Objects are no numbers, whatever their keys are.
+pub fn number_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<&'de str, D::Error> {
+    let text = <&RawValue>::deserialize(deserializer)?.get();
+    match text.starts_with(|c: char| c == '-' || c.is_ascii_digit()) {
+        true => Ok(text),
+        false => Err(de::Error::custom("not a number")),
     }
 }
 
@@ -311,8 +321,7 @@ impl Serialize for Quantity {
 /// contract (rest.md section 2) and fails as such.
 impl<'de> Deserialize<'de> for Quantity {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let number = serde_json::Number::deserialize(deserializer)?;
-        Quantity::parse(number.as_str()).map_err(de::Error::custom)
+        Quantity::parse(number_text(deserializer)?).map_err(de::Error::custom)
     }
 }
 

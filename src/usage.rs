@@ -5,13 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use serde::Serialize;
-use serde_json::{Map, Value};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::error::{Error, Result};
 use crate::event::parse_subject;
 use crate::filter::{Field, Filter, Held, Row, text_of};
+use crate::json::Map;
 use crate::meter::Meter;
 use crate::quantity::Quantity;
 use crate::rollup::{Part, add_event, merge};
@@ -132,7 +132,7 @@ pub struct Summed<'a> {
     pub meter: &'a str,
     pub subject: &'a str,
     /// Dimension values by their full name.
-    pub dimensions: &'a Map<String, Value>,
+    pub dimensions: &'a Map,
 }
 
 impl Row for Summed<'_> {

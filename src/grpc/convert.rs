@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 
 use prost_types::value::Kind;
 use prost_types::{ListValue, Struct, Timestamp, Value as PbValue};
-use serde_json::{Map, Number, Value};
 
 use super::pb::v1;
 use crate::error::{Error, Result};
-use crate::event::{Input, InputQuantity, StoredEvent};
+use crate::event::{Input, InputQuantity, Metadata, StoredEvent};
 use crate::ingest::Failure;
+use crate::json::{self, Map, Number, Value};
 use crate::quantity::Quantity;
 use crate::window::{Micros, SECOND};
 
@@ -27,7 +27,7 @@ pub fn input(event: Option<v1::UsageEventInput>) -> Result<Input> {
         meter: Some(event.meter),
         quantity: Some(InputQuantity(Quantity::from_f64(event.quantity))),
         timestamp: None,
-        metadata: Some(object(event.metadata)),
+        metadata: Some(object(event.metadata).map_or_else(Metadata::Wrong, Metadata::Values)),
     })
 }
 
@@ -41,34 +41,32 @@ fn time(timestamp: Timestamp) -> Result<Micros> {
     Ok(Micros(seconds * SECOND + i64::from(nanos) / 1000))
 }
 
-fn object(fields: BTreeMap<String, PbValue>) -> Map<String, Value> {
-    fields.into_iter().map(|(name, value)| (name, json(value))).collect()
+fn object(fields: BTreeMap<String, PbValue>) -> Result<Map> {
+    fields.into_iter().map(|(name, value)| Ok((name, json(value)?))).collect()
 }
 
 /// Nesting is bounded by the decoder.
-fn json(value: PbValue) -> Value {
-    match value.kind {
+fn json(value: PbValue) -> Result<Value> {
+    Ok(match value.kind {
         None | Some(Kind::NullValue(_)) => Value::Null,
         Some(Kind::BoolValue(flag)) => Value::Bool(flag),
-        Some(Kind::NumberValue(number)) => number_json(number),
+        Some(Kind::NumberValue(number)) => Value::Number(number_json(number)?),
         Some(Kind::StringValue(text)) => Value::String(text),
-        Some(Kind::StructValue(fields)) => Value::Object(object(fields.fields)),
-        Some(Kind::ListValue(list)) => Value::Array(list.values.into_iter().map(json).collect()),
-    }
+        Some(Kind::StructValue(fields)) => Value::Object(object(fields.fields)?),
+        Some(Kind::ListValue(list)) => {
+            Value::Array(list.values.into_iter().map(json).collect::<Result<_>>()?)
+        }
+    })
 }
 
-fn number_json(number: f64) -> Value {
-    match Number::from_f64(number) {
-        Some(number) => Value::Number(number),
-        None if number.is_nan() => Value::from("NaN"),
-        None if number > 0.0 => Value::from("Infinity"),
-        None => Value::from("-Infinity"),
-    }
+fn number_json(number: f64) -> Result<Number> {
+    let wrong = |reject| Error::invalid(format!("a metadata number {reject}"));
+    Quantity::from_f64(number).map(|number| Number::from(&number)).map_err(wrong)
 }
 
 /// A stored event as it is answered.
 pub fn event(stored: StoredEvent) -> v1::UsageEvent {
-    let metadata: Map<String, Value> = serde_json::from_str(stored.metadata.get()).unwrap_or_default();
+    let metadata = json::parse_object(stored.metadata.get()).unwrap_or_default();
     v1::UsageEvent {
         id: stored.id,
         idempotency_key: stored.idempotency_key.unwrap_or_default(),
@@ -90,7 +88,7 @@ fn message(value: Value) -> PbValue {
     let kind = match value {
         Value::Null => Kind::NullValue(0),
         Value::Bool(flag) => Kind::BoolValue(flag),
-        Value::Number(number) => Kind::NumberValue(number.as_f64().unwrap_or(f64::MAX)),
+        Value::Number(number) => Kind::NumberValue(number.as_str().parse().unwrap_or(f64::MAX)),
         Value::String(text) => Kind::StringValue(text),
         Value::Array(items) => {
             Kind::ListValue(ListValue { values: items.into_iter().map(message).collect() })
@@ -152,10 +150,11 @@ mod tests {
     #[test]
     fn values_survive_both_ways() {
         let text = r#"{"a":null,"b":[1.5,"x",true,{}],"c":{"d":{"e":-3}}}"#;
-        let value: Value = serde_json::from_str(text).expect("JSON");
-        assert_eq!(json(message(value.clone())).to_string().replace("-3.0", "-3"), value.to_string());
-        assert_eq!(json(PbValue::default()), Value::Null);
-        let texts = [f64::NAN, f64::INFINITY, f64::NEG_INFINITY].map(|n| number_json(n).to_string());
-        assert_eq!(texts, ["\"NaN\"", "\"Infinity\"", "\"-Infinity\""]);
+        let value = Value::parse(text).expect("JSON");
+        assert_eq!(json(message(value.clone())).expect("finite").to_string(), value.to_string());
+        assert_eq!(json(PbValue::default()).expect("null"), Value::Null);
+        for number in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+            assert_eq!(number_json(number).expect_err("not finite").code.as_str(), "invalid_input");
+        }
     }
 }

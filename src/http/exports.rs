@@ -8,7 +8,7 @@ use actix_web::{HttpRequest, HttpResponse, web};
 use bytes::Bytes;
 use futures_util::Stream;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 use crate::app::App;
@@ -79,13 +79,13 @@ pub struct CreateInput {
     /// `csv`
     format: Option<String>,
     #[schema(value_type = Input)]
-    query: Option<Map<String, Value>>,
+    query: Option<Box<RawValue>>,
 }
 
 pub async fn create(app: web::Data<App>, caller: Caller, body: Json<CreateInput>) -> Result<HttpResponse> {
     let Json(input) = body;
     let query = input.query.ok_or_else(|| Error::parameter("invalid_query", "query is required"))?;
-    let query = Input::read(query)?;
+    let query = Input::read(&query)?;
     caller.may_use_meter(query.meter())?;
     let kind = Kind::parse(input.kind.as_deref().unwrap_or_default())?;
     if !matches!(input.format.as_deref().unwrap_or_default(), "" | "csv") {

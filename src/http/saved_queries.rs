@@ -2,7 +2,6 @@
 
 use actix_web::{HttpResponse, web};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
@@ -12,6 +11,7 @@ use crate::error::{Error, Result};
 use crate::http::extract::{Id, Json};
 use crate::http::openapi::AnyObject;
 use crate::http::respond::{self, Page};
+use crate::json::Value;
 use crate::store::saved_queries::{self, SavedQuery};
 use crate::usage::GROUP_FIELDS_MAX;
 use crate::window::{BucketSize, Micros};
@@ -95,7 +95,8 @@ impl Checked {
         Ok(Checked {
             name,
             query,
-            group_by: Value::from(normalised(input.group_by.unwrap_or_default())?).to_string(),
+            group_by: serde_json::to_string(&normalised(input.group_by.unwrap_or_default())?)
+                .map_err(Error::internal)?,
             bucket_size: if size.is_empty() { "day" } else { BucketSize::parse(&size)?.as_str() },
             row_limit: input.limit.filter(|limit| *limit > 0).unwrap_or(500).min(1000),
             pinned: input.pinned,

@@ -5,11 +5,11 @@ use std::collections::HashMap;
 
 use diesel::prelude::*;
 use diesel::sql_types::BigInt;
-use serde_json::{Map, Value};
 use uuid::Uuid;
 
 use crate::event::StoredEvent;
 use crate::filter::{Field, Filter, Held, Row};
+use crate::json::Map;
 use crate::meter::value_at;
 use crate::store::events::{EventText, event_columns, uuid_of};
 use crate::store::filter::prefilter;
@@ -298,7 +298,7 @@ struct StreamRow {
 /// An event that a filter looks at.
 struct Candidate<'e> {
     event: &'e StoredEvent,
-    metadata: Map<String, Value>,
+    metadata: Map,
 }
 
 impl Row for Candidate<'_> {

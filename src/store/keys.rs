@@ -32,7 +32,7 @@ impl TryFrom<String> for Words {
 
 impl Words {
     fn to_json(&self) -> String {
-        serde_json::Value::from(self.0.clone()).to_string()
+        serde_json::to_string(&self.0).unwrap_or_default()
     }
 }
 

@@ -9,10 +9,10 @@ use std::sync::Arc;
 use diesel::prelude::*;
 use diesel::sql_query;
 use diesel::sql_types::{BigInt, Binary, Integer, Nullable, Text};
-use serde_json::{Map, Value};
 use uuid::Uuid;
 
 use crate::filter::{Field, Held, Row};
+use crate::json::{self, Map};
 use crate::meter::{Aggregation, Meter, value_at};
 use crate::quantity::Quantity;
 use crate::rollup::{Edge, Grain, Part};
@@ -109,7 +109,7 @@ type Sets = HashMap<Vec<u8>, Set>;
 
 struct Set {
     version: i32,
-    values: Map<String, Value>,
+    values: Map,
 }
 
 struct Sum<'q> {
@@ -172,8 +172,7 @@ impl Sum<'_> {
         let meter_id = statement.int(self.query.meter.id);
         let sql = format!("SELECT hash, version, dimensions FROM dimension_sets WHERE meter_id = {meter_id}");
         statement.each(conn, &sql, |row: SetRow| {
-            let mut values: Map<String, Value> =
-                serde_json::from_str(&row.dimensions).map_err(crate::error::Error::internal)?;
+            let mut values = object_of(&row.dimensions)?;
             values.retain(|name, _| paths.contains(name.as_str()));
             sets.insert(row.hash, Set { version: row.version, values });
             Ok(())
@@ -629,7 +628,7 @@ struct RawEvent<'q> {
     received_at: Micros,
     quantity: Quantity,
     key: Option<String>,
-    metadata: Map<String, Value>,
+    metadata: Map,
 }
 
 impl<'q> RawEvent<'q> {
@@ -648,11 +647,15 @@ impl<'q> RawEvent<'q> {
 }
 
 /// Stored metadata; absent is the empty object.
-pub fn metadata_of(text: Option<&str>) -> Result<Map<String, Value>, Fault> {
+pub fn metadata_of(text: Option<&str>) -> Result<Map, Fault> {
     match text {
         None => Ok(Map::new()),
-        Some(text) => Ok(serde_json::from_str(text).map_err(crate::error::Error::internal)?),
+        Some(text) => object_of(text),
     }
+}
+
+fn object_of(text: &str) -> Result<Map, Fault> {
+    json::parse_object(text).ok_or_else(|| crate::error::Error::internal("stored JSON cannot be read").into())
 }
 
 impl Row for RawEvent<'_> {

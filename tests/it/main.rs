@@ -17,6 +17,7 @@ mod exports;
 mod filter;
 mod grpc;
 mod history;
+mod inert;
 mod lifecycle;
 mod migrations;
 mod plans;
