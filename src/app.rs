@@ -5,14 +5,15 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use tokio_util::sync::CancellationToken;
 
+use crate::alerts::webhook;
 use crate::auth::Auth;
 use crate::config::Config;
+use crate::db::Store;
+use crate::entitlements::counter_reader;
+use crate::entitlements::sql::plans::PlanCache;
 use crate::ingest::Ingest;
-use crate::store::meters::MeterCache;
-use crate::store::plans::PlanCache;
-use crate::store::{Store, counters};
-use crate::webhook;
-use crate::worker::Wake;
+use crate::jobs::worker::Wake;
+use crate::meters::sql::MeterCache;
 
 /// Cheap to clone.
 #[derive(Clone)]
@@ -22,7 +23,7 @@ pub struct App {
     pub auth: Auth,
     pub meters: MeterCache,
     pub plans: PlanCache,
-    pub counters: counters::Reader,
+    pub counters: counter_reader::Reader,
     pub ingest: Ingest,
     pub phase: Arc<Phase>,
     /// Ring after a commit that enqueued background work.

@@ -2,6 +2,7 @@
 //! [`Ingest::record`]. Writers take what waits while the last commit ran, so that load makes batches larger instead
 //! of queues longer; nobody waits for a timer. No SQL here.
 
+pub mod insert;
 mod rate;
 mod tally;
 
@@ -15,21 +16,21 @@ use serde::ser::SerializeStruct;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use uuid::Uuid;
 
+use self::insert::{Batch, Known, Outcome};
 use crate::config;
+use crate::db::Store;
+use crate::entitlements::sql::decisions::Decided;
 use crate::error::{Code, Error, Result};
-use crate::event::{self, Event, Input, StoredEvent};
-use crate::meter::Meter;
-use crate::store::decisions::Decided;
-use crate::store::events::{Batch, Known, Outcome};
-use crate::store::history::Refused;
-use crate::store::meters::MeterCache;
-use crate::store::{Store, events, history};
-use crate::window::Micros;
-use crate::worker::Wake;
+use crate::jobs::worker::Wake;
+use crate::metering::event::{self, Event, Input, StoredEvent};
+use crate::metering::meter::Meter;
+use crate::metering::time::Micros;
+use crate::meters::sql::MeterCache;
+use crate::usage::ingestion_runs::{self, Refused};
 use rate::RateLimit;
 use tally::Tally;
 
-pub use crate::store::events::Kind;
+pub use crate::ingest::insert::Kind;
 
 /// An item that was not stored, by its position in the request.
 #[derive(Clone, Debug)]
@@ -189,7 +190,7 @@ impl Ingest {
     pub async fn sweep_replays(&self, lifetime: std::time::Duration) -> Result<()> {
         let before = Micros::now().plus(-(lifetime.as_micros() as i64));
         loop {
-            let sweep = move |conn: &mut _| events::sweep_replays(conn, before);
+            let sweep = move |conn: &mut _| insert::sweep_replays(conn, before);
             if self.store.write("events::sweep_replays", sweep).await? == 0 {
                 return Ok(());
             }
@@ -204,7 +205,7 @@ impl Ingest {
         }
         gathered.sort_unstable_by_key(|(workspace_id, _)| *workspace_id);
         let rows = gathered.clone();
-        let add = move |conn: &mut _| history::add_refused(conn, &rows);
+        let add = move |conn: &mut _| ingestion_runs::add_refused(conn, &rows);
         let added = self.store.write("history::add_refused", add).await;
         if added.is_err() {
             gathered.into_iter().for_each(|(workspace_id, refused)| self.tally.add(workspace_id, refused));
@@ -412,7 +413,7 @@ impl Ingest {
             0
         } else {
             let known = self.known.clone();
-            let count = move |conn: &mut _| events::count_taken(conn, &known, workspace_id, &keys);
+            let count = move |conn: &mut _| insert::count_taken(conn, &known, workspace_id, &keys);
             self.store.read("events::count_taken", count).await?
         };
         let wanted = wanted.saturating_sub(stored);
@@ -587,7 +588,7 @@ impl Writer {
         let events: usize = batches.iter().map(|batch| batch.events.len()).sum();
         metrics::histogram!("open_spanner_ingest_batch_events").record(events as f64);
         let (known, lane) = (self.known.clone(), self.lane);
-        let insert = move |conn: &mut _| events::insert(conn, &batches, lane, &known);
+        let insert = move |conn: &mut _| insert::insert(conn, &batches, lane, &known);
         let (outcomes, learned) = self.store.write_by(deadline, "events::insert", insert).await?;
         if learned.has_jobs {
             self.wake.ring();

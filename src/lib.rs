@@ -1,45 +1,32 @@
-//! Open Spanner: usage metering that is exact and immediate. The rooms, in the order data flows:
+//! Open Spanner: usage metering that is exact and immediate. The rooms, from the ground up; each imports only rooms above it in
+//! this list (`tests/it/architecture.rs` holds it):
 //!
-//! - [`config`] every setting, the only reader of the environment; [`logging`]; [`metrics`]
-//! - [`serve`], [`migrate`], [`export_worker`], [`alert_worker`], [`entitlement_worker`]: one file per role; [`worker`],
-//!   [`worker_role`]: how background work is done
-//! - [`http`] and [`grpc`]: the doors; parse, ask for permission, call, answer
-//! - [`auth`]: who is calling and what they may do
-//! - [`json`], [`meter`], [`event`], [`quantity`], [`window`], [`rollup`], [`plan`], [`usage`], [`export_job`]: rules without I/O;
-//!   [`error`]: what callers are told
-//! - [`ingest`]: admission, queue, group commit; [`retention`]: what old rows come to
-//! - [`store`]: the only room that knows SQL
+//! - [`error`]: what callers are told; [`config`]: every setting, the only reader of the environment; [`logging`], [`metrics`]
+//! - [`metering`]: the rules, without I/O
+//! - [`db`]: the engine of both databases
+//! - [`jobs`]: how background work is done; [`auth`]: who is calling and what they may do; [`meters`]; [`usage`]: reading
+//! - [`entitlements`], [`exports`], [`alerts`]: a domain holds its rules, its work and its SQL
+//! - [`ingest`]: the way in: admission, queue, group commit; [`retention`]: what old rows come to
+//! - [`app`]: what every door is handed; [`http`] and [`grpc`]: the doors
+//! - [`roles`]: what the program can be started as
 #![forbid(unsafe_code)]
 
-pub mod alert;
-pub mod alert_worker;
+pub mod alerts;
 pub mod app;
 pub mod auth;
 pub mod config;
-pub mod entitlement_worker;
+pub mod db;
+pub mod entitlements;
 pub mod error;
-pub mod event;
-pub mod export;
-pub mod export_job;
-pub mod export_storage;
-pub mod export_worker;
-pub mod filter;
+pub mod exports;
 pub mod grpc;
 pub mod http;
 pub mod ingest;
-pub mod json;
+pub mod jobs;
 pub mod logging;
-pub mod meter;
+pub mod metering;
+pub mod meters;
 pub mod metrics;
-pub mod migrate;
-pub mod plan;
-pub mod quantity;
 pub mod retention;
-pub mod rollup;
-pub mod serve;
-pub mod store;
+pub mod roles;
 pub mod usage;
-pub mod webhook;
-pub mod window;
-pub mod worker;
-pub mod worker_role;

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use open_spanner::config::{self, Role};
 use open_spanner::error::{Error, Result};
-use open_spanner::{alert_worker, entitlement_worker, export_worker, logging, migrate, serve};
+use open_spanner::roles::{migrate, serve};
+use open_spanner::{alerts, entitlements, exports, logging};
 
 /// For blocking work that the role did not wait for.
 const LAST_THREADS: Duration = Duration::from_secs(1);
@@ -23,10 +24,10 @@ fn main() -> ExitCode {
     let result = match config.role {
         Role::Migrate(action) => migrate::run(&config, action),
         Role::Serve { migrate } => block_on(serve::run(config, migrate)),
-        Role::ExportWorker => block_on(export_worker::run(config)),
-        Role::AlertWorker => block_on(alert_worker::run(config)),
-        Role::EntitlementWorker => block_on(entitlement_worker::run(config)),
-        Role::UsageWorker => block_on(alert_worker::run_idle(config)),
+        Role::ExportWorker => block_on(exports::worker::run(config)),
+        Role::AlertWorker => block_on(alerts::worker::run(config)),
+        Role::EntitlementWorker => block_on(entitlements::worker::run(config)),
+        Role::UsageWorker => block_on(alerts::worker::run_idle(config)),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -2,6 +2,9 @@
 //! write calls and consumption decisions by a timer; months of `events` attached ahead. Works in short transactions and stops between two of
 //! them when asked to. Totals never change: rollups and the key ledger outlive what goes here.
 
+pub mod partitions;
+pub mod sql;
+
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
@@ -9,14 +12,15 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use self::partitions::{Attached, Month};
+use self::sql::{Expiring, PruneRun, PrunedMeter};
 use crate::app::App;
+use crate::db::{Store, leases};
+use crate::entitlements::sql::decisions;
 use crate::error::{Error, Result};
-use crate::store::history::Past;
-use crate::store::partitions::{Attached, Month};
-use crate::store::retention::{Expiring, PruneRun, PrunedMeter};
-use crate::store::{Store, decisions, history, leases, partitions, retention};
-use crate::window::Micros;
-use crate::worker::heart::Heart;
+use crate::jobs::heartbeat::Heart;
+use crate::metering::time::Micros;
+use crate::usage::ingestion_runs::{self, Past};
 
 const KEEP_INTERVAL: Duration = Duration::from_secs(15);
 
@@ -85,9 +89,9 @@ pub async fn prune(app: &App, workspace_id: i64) -> Result<PruneRun> {
 pub async fn dry_run(store: &Store, workspace_id: i64) -> Result<PruneRun> {
     let count = move |conn: &mut _| {
         let now = Micros::now();
-        let counts: HashMap<i64, i64> = retention::count(conn, workspace_id, now)?.into_iter().collect();
-        let run = run_of(&retention::expiring(conn, workspace_id, now)?, &counts, true, now);
-        retention::add_run(conn, workspace_id, &run)?;
+        let counts: HashMap<i64, i64> = sql::count(conn, workspace_id, now)?.into_iter().collect();
+        let run = run_of(&sql::expiring(conn, workspace_id, now)?, &counts, true, now);
+        sql::add_run(conn, workspace_id, &run)?;
         Ok(run)
     };
     store.write("retention::dry_run", count).await
@@ -116,7 +120,7 @@ async fn prune_workspace(
 ) -> Result<Option<PruneRun>> {
     let Some(turn) = Turn::take(store, format!("prune:{workspace_id}")).await? else { return Ok(None) };
     let now = Micros::now();
-    let list = move |conn: &mut _| retention::expiring(conn, workspace_id, now);
+    let list = move |conn: &mut _| sql::expiring(conn, workspace_id, now);
     let meters = match store.read("retention::expiring", list).await {
         Ok(meters) => meters,
         Err(error) => {
@@ -139,7 +143,7 @@ async fn prune_workspace(
     let mut recorded = Ok(());
     if run.deleted > 0 || (record_nothing && outcome.is_ok()) {
         let row = run.clone();
-        let add = move |conn: &mut _| retention::add_run(conn, workspace_id, &row);
+        let add = move |conn: &mut _| sql::add_run(conn, workspace_id, &row);
         recorded = store.write("retention::add_run", add).await;
     }
     turn.end().await;
@@ -155,8 +159,7 @@ async fn prune_meter(turn: &Turn, meter: &Expiring, until: &Until) -> (i64, Resu
         }
         let (name, holder) = (turn.name.clone(), turn.holder.clone());
         let (meter_id, before) = (meter.id, Micros(meter.before));
-        let delete =
-            move |conn: &mut _| retention::delete_step(conn, (&name, &holder), meter_id, from, before);
+        let delete = move |conn: &mut _| sql::delete_step(conn, (&name, &holder), meter_id, from, before);
         match turn.store.write("retention::delete_step", delete).await {
             Err(error) => return (deleted, Err(error)),
             Ok(step) => {
@@ -198,7 +201,7 @@ impl Pruner {
         if let Err(error) = drop_months(store, &mut self.dropped).await {
             log::warn!(error:% = error; "old months were not dropped");
         }
-        let mut workspaces = store.read("retention::workspaces", retention::workspaces).await?;
+        let mut workspaces = store.read("retention::workspaces", sql::workspaces).await?;
         let done = workspaces.partition_point(|workspace_id| *workspace_id <= self.done_up_to);
         workspaces.rotate_left(done);
         let mut failed = 0usize;
@@ -334,7 +337,8 @@ async fn delete_past(app: &App, turn: &Turn, past: Past, until: &Until) -> Resul
     let limit = settings.batch_size as i64;
     while !until.is_over() {
         let (name, holder) = (turn.name.clone(), turn.holder.clone());
-        let delete = move |conn: &mut _| history::delete_past(conn, (&name, &holder), past, before, limit);
+        let delete =
+            move |conn: &mut _| ingestion_runs::delete_past(conn, (&name, &holder), past, before, limit);
         let deleted = app.store.write("history::delete_past", delete).await?;
         metrics::counter!("open_spanner_operational_history_cleanup_deleted_total", "kind" => past.name())
             .increment(deleted as u64);

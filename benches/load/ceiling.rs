@@ -9,11 +9,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use diesel::RunQueryDsl;
-use open_spanner::event::{self, Event, Input};
-use open_spanner::meter::{Aggregation, DimensionInput, Meter, parse_dimensions};
-use open_spanner::rollup::{self, Key, Part};
-use open_spanner::store::Conn;
-use open_spanner::window::Micros;
+use open_spanner::db::Conn;
+use open_spanner::metering::event::{self, Event, Input};
+use open_spanner::metering::meter::{Aggregation, DimensionInput, Meter, parse_dimensions};
+use open_spanner::metering::rollup::{self, Key, Part};
+use open_spanner::metering::time::Micros;
 
 use crate::Outcome;
 use crate::database::Place;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use diesel::connection::SimpleConnection;
 use open_spanner::config::{Driver, Secret, Synchronous};
-use open_spanner::store::{Conn, migrations, open};
+use open_spanner::db::{Conn, migrations, open};
 
 use crate::{Outcome, machine};
 

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use diesel::sql_types::{BigInt, Text};
 use diesel::{QueryableByName, RunQueryDsl};
-use open_spanner::store::{Conn, open};
-use open_spanner::window::DAY;
+use open_spanner::db::{Conn, open};
+use open_spanner::metering::time::DAY;
 use serde_json::json;
 
 use crate::Outcome;
@@ -167,7 +167,7 @@ pub async fn doors(suite: &mut Suite<'_>, server: &Server, account: &Account) ->
             subjects: 1,
             models: 1,
             seed: 0,
-            from: open_spanner::window::Micros::now(),
+            from: open_spanner::metering::time::Micros::now(),
             step: 1,
         };
         account.create_meter(&workload.meter).await?;

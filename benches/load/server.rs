@@ -9,7 +9,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use open_spanner::config::Driver;
-use open_spanner::window::Micros;
+use open_spanner::metering::time::Micros;
 use serde_json::{Value, json};
 
 use crate::Outcome;

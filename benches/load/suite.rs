@@ -4,17 +4,16 @@
 use std::path::Path;
 use std::time::Duration;
 
-use open_spanner::window::{DAY, Micros, SECOND};
+use open_spanner::metering::time::{DAY, Micros, SECOND};
 use serde_json::json;
 
-use crate::ceiling;
 use crate::client::{self, Load, Request};
 use crate::database::Place;
 use crate::meter::{Gauge, Unit};
 use crate::report::{Report, Row, short};
 use crate::server::{Account, Server};
 use crate::workload::{Keys, Workload};
-use crate::{Outcome, machine, queries, stream};
+use crate::{Outcome, ceiling, machine, queries, stream};
 
 /// How much of everything.
 pub struct Size {

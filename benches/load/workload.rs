@@ -3,7 +3,7 @@
 
 use std::fmt::Write;
 
-use open_spanner::window::Micros;
+use open_spanner::metering::time::Micros;
 
 /// What idempotency keys look like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

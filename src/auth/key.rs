@@ -9,11 +9,11 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::auth::permission::normal_scopes;
+use crate::auth::sql::keys::{self, ApiKey, KeyEvent, KeySecret, KeyTerms, Words};
 use crate::auth::token::{KEY_PREFIX, Token};
 use crate::auth::{Auth, Caller};
 use crate::error::{Error, Result};
-use crate::store::keys::{self, ApiKey, KeyEvent, KeySecret, KeyTerms, Words};
-use crate::window::{Micros, SECOND};
+use crate::metering::time::{Micros, SECOND};
 
 const MAX_NAME_CHARACTERS: usize = 255;
 const MAX_ALLOWED_METERS: usize = 1000;

@@ -5,14 +5,15 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+use crate::auth::sql::sessions::{self, Login, Pair};
+use crate::auth::sql::users;
 use crate::auth::throttle::is_trusted;
 use crate::auth::token::{self, ACCESS_PREFIX, REFRESH_PREFIX, Token};
 use crate::auth::{Auth, User, password};
 use crate::config::SecureCookies;
+use crate::db::{Conn, Fault};
 use crate::error::{Code, Error, Result};
-use crate::store::sessions::{Login, Pair};
-use crate::store::{Conn, Fault, sessions, users};
-use crate::window::{DAY, Micros, SECOND};
+use crate::metering::time::{DAY, Micros, SECOND};
 
 pub const ACCESS_COOKIE: &str = "open_spanner_access";
 pub const REFRESH_COOKIE: &str = "open_spanner_refresh";

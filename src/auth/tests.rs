@@ -11,10 +11,10 @@ use super::*;
 use crate::auth::key::{Flush, Wish};
 use crate::auth::session::SignedIn;
 use crate::config::{Db, Driver, Synchronous};
+use crate::db::schema::{api_keys, memberships, sessions as session_rows, workspaces};
+use crate::db::{Fault, migrations};
 use crate::error::Code;
-use crate::store::schema::{api_keys, memberships, sessions as session_rows, workspaces};
-use crate::store::{Fault, migrations};
-use crate::window::{DAY, SECOND};
+use crate::metering::time::{DAY, SECOND};
 
 const HOME: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
 const PASSWORD: &str = "correct horse";
@@ -137,7 +137,7 @@ impl Office {
         Auth::new(self.store.clone(), *self.auth.options())
     }
 
-    async fn change(&self, work: impl Fn(&mut crate::store::Conn) -> Result<usize, Fault> + Send + 'static) {
+    async fn change(&self, work: impl Fn(&mut crate::db::Conn) -> Result<usize, Fault> + Send + 'static) {
         assert!(self.store.write("test", work).await.expect("changed") > 0, "nothing to change");
     }
 

@@ -11,7 +11,7 @@ use std::sync::{Mutex, PoisonError};
 use ipnet::IpNet;
 
 use crate::error::{Error, Result};
-use crate::window::{HOUR, Micros, SECOND};
+use crate::metering::time::{HOUR, Micros, SECOND};
 
 /// An account survives a forgetful person, not a dictionary.
 const FAILURES_PER_ACCOUNT: u32 = 10;

@@ -9,8 +9,8 @@ use std::path::Path;
 use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
-use super::settings::{self, Setting, TABLE};
-use super::{MigrateAction, Role};
+use crate::config::settings::{self, Setting, TABLE};
+use crate::config::{MigrateAction, Role};
 
 const ABOUT: &str = "Usage metering: exact, immediate, one binary";
 const NOTE: &str = "Every setting is also an environment variable, given in brackets, and may stand \

@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::source::Values;
-use super::value::{ListenAddr, Secret, dsn_target};
-use super::{ConfigError, fault};
+use crate::config::source::Values;
+use crate::config::value::{ListenAddr, Secret, dsn_target};
+use crate::config::{ConfigError, fault};
 
 /// Connections of a process whose operator did not choose a number.
 const DEFAULT_CONNS: u32 = 10;

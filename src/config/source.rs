@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::ConfigError;
-use super::settings::{self, Kind, PREFIX, Setting};
-use super::value::{ListenAddr, Secret, Value, dsn_target};
+use crate::config::ConfigError;
+use crate::config::settings::{self, Kind, PREFIX, Setting};
+use crate::config::value::{ListenAddr, Secret, Value, dsn_target};
 
 /// Names that the compose files use for themselves.
 const COMPOSE_ONLY: &[&str] = &["HTTP_PORT", "GRPC_PORT", "POSTGRES_PASSWORD"];

@@ -1,8 +1,8 @@
 //! The table, row by row: each setting is read, each bad value is refused by name, no secret is
 //! ever shown. No test here touches the environment of the process.
 
-use super::settings::{ANY, Kind, Setting, TABLE, all};
 use super::*;
+use crate::config::settings::{ANY, Kind, Setting, TABLE, all};
 
 /// A secret that must not be seen anywhere.
 const HIDDEN: &str = "hidden";

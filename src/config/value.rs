@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::settings::{ANY, Kind};
+use crate::config::settings::{ANY, Kind};
 
 /// A text that is never shown: not by `Debug`, not in errors, not by `--print-config`.
 #[derive(Clone, PartialEq, Eq)]

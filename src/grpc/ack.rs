@@ -7,12 +7,12 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::parts::{Done, Fate, Item, Parts, Step};
-use super::pb::v2;
-use super::{Door, Pass, convert, status, stopping};
 use crate::auth::Caller;
 use crate::error::{Error, Result};
-use crate::event::Input;
+use crate::grpc::parts::{Done, Fate, Item, Parts, Step};
+use crate::grpc::pb::v2;
+use crate::grpc::{Door, Pass, convert, status, stopping};
+use crate::metering::event::Input;
 
 /// Enough for events that arrive together to be stored together; load makes parts larger by itself.
 const LINGER: Duration = Duration::from_millis(2);

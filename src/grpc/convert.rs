@@ -5,13 +5,13 @@ use std::collections::BTreeMap;
 use prost_types::value::Kind;
 use prost_types::{ListValue, Struct, Timestamp, Value as PbValue};
 
-use super::pb::v1;
 use crate::error::{Error, Result};
-use crate::event::{Input, InputQuantity, Metadata, StoredEvent};
+use crate::grpc::pb::v1;
 use crate::ingest::Failure;
-use crate::json::{self, Map, Number, Value};
-use crate::quantity::Quantity;
-use crate::window::{Micros, SECOND};
+use crate::metering::event::{Input, InputQuantity, Metadata, StoredEvent};
+use crate::metering::json::{self, Map, Number, Value};
+use crate::metering::quantity::Quantity;
+use crate::metering::time::{Micros, SECOND};
 
 const YEAR_1: i64 = -62_135_596_800;
 const YEAR_9999_END: i64 = 253_402_300_799;

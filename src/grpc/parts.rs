@@ -10,9 +10,9 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 use uuid::Uuid;
 
-use super::{Pass, observe};
 use crate::error::{Error, Result};
-use crate::event::{Input, StoredEvent};
+use crate::grpc::{Pass, observe};
+use crate::metering::event::{Input, StoredEvent};
 
 const EVENTS_MAX: usize = 500;
 const BYTES_MAX: usize = 1024 * 1024;

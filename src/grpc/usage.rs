@@ -6,13 +6,13 @@ use prost::Message;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::parts::{Done, Fate, Item, Parts, Step};
-use super::pb::v1;
-use super::{Door, Pass, convert, observe, status, stopping};
 use crate::auth::Caller;
 use crate::error::{Error, Result};
-use crate::event::{Input, StoredEvent, parse_key};
+use crate::grpc::parts::{Done, Fate, Item, Parts, Step};
+use crate::grpc::pb::v1;
+use crate::grpc::{Door, Pass, convert, observe, status, stopping};
 use crate::ingest::{Failure, Kind, Recorded};
+use crate::metering::event::{Input, StoredEvent, parse_key};
 
 /// Streams of up to so many events are answered in full, and can be made repeatable as a whole. Among the first so
 /// many messages an impossible one ends the stream, as clients of the contract expect.

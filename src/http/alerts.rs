@@ -8,20 +8,22 @@ use actix_web::{HttpResponse, web};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::alert::{RuleInput, State, Terms, primary};
+use crate::alerts::evaluate::{self, Evaluated, evaluate};
+use crate::alerts::rule::{RuleInput, Terms};
+use crate::alerts::sql::deliveries::{self, Delivery};
+use crate::alerts::sql::rules::{self, Attempt, Change, Event, Filter, NewRule, Rule};
+use crate::alerts::state::{State, primary};
+use crate::alerts::webhook::RulePart;
 use crate::app::App;
 use crate::auth::Caller;
+use crate::db::Conn;
 use crate::error::{Error, Result};
 use crate::http::destinations::DestinationView;
 use crate::http::extract::{Id, Json, Params, paginate};
 use crate::http::respond::{self, Page};
-use crate::quantity::Quantity;
-use crate::store::alerts::evaluation::{self, Evaluated, evaluate};
-use crate::store::alerts::{self, Attempt, Change, Event, Filter, NewRule, Rule};
-use crate::store::deliveries::{self, Delivery};
-use crate::store::{Conn, events};
-use crate::webhook::RulePart;
-use crate::window::Micros;
+use crate::ingest::insert;
+use crate::metering::quantity::Quantity;
+use crate::metering::time::Micros;
 
 #[derive(Serialize, ToSchema)]
 #[schema(as = AlertState)]
@@ -123,7 +125,7 @@ pub struct EventView<'a> {
 
 impl<'a> EventView<'a> {
     fn of(event: &'a Event, attempt: Option<&'a Attempt>) -> Result<Self> {
-        let value = events::quantity_of(&event.value).map_err(|fault| fault.into_error("alerts::events"))?;
+        let value = insert::quantity_of(&event.value).map_err(|fault| fault.into_error("alerts::events"))?;
         Ok(EventView {
             id: &event.public_id,
             rule_id: &event.rule_public_id,
@@ -166,16 +168,16 @@ pub async fn create(app: web::Data<App>, caller: Caller, body: Json<RuleInput>) 
         meter: required(&input.meter, "meter")?.to_owned(),
         destination_id: required(&input.destination_id, "destination_id")?.to_owned(),
     };
-    let rule = app.store.write("alerts::add", move |conn| alerts::add(conn, &new, Micros::now())).await?;
+    let rule = app.store.write("alerts::add", move |conn| rules::add(conn, &new, Micros::now())).await?;
     app.wake.ring();
     respond::created(&RuleView::of(&rule, &[]))
 }
 
 type Rules = (Vec<Rule>, HashMap<i64, Vec<State>>);
 
-fn with_states(conn: &mut Conn, rules: Vec<Rule>) -> Result<Rules, crate::store::Fault> {
+fn with_states(conn: &mut Conn, rules: Vec<Rule>) -> Result<Rules, crate::db::Fault> {
     let ids: Vec<i64> = rules.iter().map(|rule| rule.id).collect();
-    let states = alerts::states(conn, &ids)?;
+    let states = rules::states(conn, &ids)?;
     Ok((rules, states))
 }
 
@@ -192,7 +194,7 @@ pub async fn list(app: web::Data<App>, caller: Caller, params: Params) -> Result
     let (rules, states) = app
         .store
         .read("alerts::list", move |conn| {
-            let rules = alerts::rules(conn, Some(workspace_id), &filter, limit)?;
+            let rules = rules::rules(conn, Some(workspace_id), &filter, limit)?;
             with_states(conn, rules)
         })
         .await?;
@@ -203,7 +205,7 @@ pub async fn list(app: web::Data<App>, caller: Caller, params: Params) -> Result
 async fn find(app: &App, caller: &Caller, id: &str) -> Result<(Rule, Vec<State>)> {
     let (workspace_id, id) = (caller.workspace_id, id.to_owned());
     let load = move |conn: &mut Conn| {
-        let rules = alerts::rule(conn, workspace_id, &id)?.into_iter().collect();
+        let rules = rules::rule(conn, workspace_id, &id)?.into_iter().collect();
         with_states(conn, rules)
     };
     let (mut rules, mut states) = app.store.read("alerts::get", load).await?;
@@ -241,7 +243,7 @@ pub async fn update(
                 destination_id: input.destination_id.clone(),
             })
         };
-        alerts::update(conn, workspace_id, &public_id, change, Micros::now())
+        rules::update(conn, workspace_id, &public_id, change, Micros::now())
     };
     app.store.write("alerts::update", update).await?;
     app.wake.ring();
@@ -252,7 +254,7 @@ pub async fn update(
 pub async fn delete(app: web::Data<App>, caller: Caller, Id(id): Id) -> Result<HttpResponse> {
     find(&app, &caller, &id).await?;
     let workspace_id = caller.workspace_id;
-    let delete = move |conn: &mut Conn| alerts::delete(conn, workspace_id, &id, Micros::now());
+    let delete = move |conn: &mut Conn| rules::delete(conn, workspace_id, &id, Micros::now());
     app.store.write("alerts::delete", delete).await?;
     app.wake.ring();
     Ok(respond::no_content())
@@ -282,7 +284,7 @@ pub async fn evaluate_now(app: web::Data<App>, caller: Caller, Id(id): Id) -> Re
         outcome.evaluated.pop().ok_or_else(busy)?
     } else {
         let disabled = Arc::new(rule.clone());
-        let write = move |conn: &mut Conn| evaluation::evaluate_disabled(conn, &disabled, Micros::now());
+        let write = move |conn: &mut Conn| evaluate::evaluate_disabled(conn, &disabled, Micros::now());
         let states = app.store.write("alerts::evaluate_disabled", write).await?;
         Evaluated { rule, states, events: Vec::new() }
     };
@@ -312,9 +314,9 @@ pub async fn events(app: web::Data<App>, caller: Caller, params: Params) -> Resu
     let before = params.cursor::<Before>()?.map(|cursor| cursor.before);
     let workspace_id = caller.workspace_id;
     let load = move |conn: &mut Conn| {
-        let rows = alerts::events(conn, workspace_id, rule_id, before, limit + 1)?;
+        let rows = rules::events(conn, workspace_id, rule_id, before, limit + 1)?;
         let ids: Vec<String> = rows.iter().map(|(_, event)| event.public_id.clone()).collect();
-        let attempts = alerts::latest_attempts(conn, &ids)?;
+        let attempts = rules::latest_attempts(conn, &ids)?;
         Ok((rows, attempts))
     };
     let (rows, attempts) = app.store.read("alerts::events", load).await?;

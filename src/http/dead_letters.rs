@@ -4,15 +4,17 @@ use actix_web::{HttpResponse, web};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::alerts::sql::{deliveries, rules};
 use crate::app::App;
 use crate::auth::Caller;
+use crate::db::{Conn, Fault};
+use crate::entitlements::evaluate::{self, Names};
 use crate::error::{Error, Result};
+use crate::exports;
 use crate::http::extract::{Id, Params};
 use crate::http::respond::{self, Page};
-use crate::store::entitlements::Names;
-use crate::store::jobs::{self, DeadLetter};
-use crate::store::{Conn, Fault, alerts, deliveries, entitlements, exports};
-use crate::window::Micros;
+use crate::jobs::queue::{self, DeadLetter};
+use crate::metering::time::Micros;
 
 #[derive(Serialize, ToSchema)]
 #[schema(as = DeadLetter)]
@@ -72,8 +74,8 @@ pub async fn list(app: web::Data<App>, caller: Caller, params: Params) -> Result
     }
     let workspace_id = caller.workspace_id;
     let list = move |conn: &mut Conn| {
-        let letters = jobs::dead_letters(conn, workspace_id, limit)?;
-        let names = entitlements::names(conn, &letters)?;
+        let letters = queue::dead_letters(conn, workspace_id, limit)?;
+        let names = evaluate::names(conn, &letters)?;
         Ok((letters, names))
     };
     let (letters, mut names) = app.store.read("jobs::dead_letters", list).await?;
@@ -92,11 +94,11 @@ pub async fn requeue(app: web::Data<App>, caller: Caller, Id(id): Id) -> Result<
     }
     let workspace_id = caller.workspace_id;
     let requeue = move |conn: &mut Conn| {
-        let letter = jobs::dead_letter(conn, workspace_id, &id)?;
+        let letter = queue::dead_letter(conn, workspace_id, &id)?;
         if let Some(gone) = what_is_gone(conn, &letter)? {
             return Err(Error::conflict(format!("{gone}: there is nothing left to do")).into());
         }
-        jobs::requeue(conn, &letter, Micros::now())
+        queue::requeue(conn, &letter, Micros::now())
     };
     app.store.write("jobs::requeue", requeue).await?;
     app.wake.ring();
@@ -106,10 +108,10 @@ pub async fn requeue(app: web::Data<App>, caller: Caller, Id(id): Id) -> Result<
 /// What the job is about and no longer exists, if anything.
 fn what_is_gone(conn: &mut Conn, letter: &DeadLetter) -> Result<Option<&'static str>, Fault> {
     match letter.queue.as_str() {
-        alerts::QUEUE => alerts::what_is_gone(conn, letter),
+        rules::QUEUE => rules::what_is_gone(conn, letter),
         deliveries::QUEUE => deliveries::what_is_gone(conn, letter),
-        entitlements::QUEUE => entitlements::what_is_gone(conn, letter),
-        exports::QUEUE => exports::what_is_gone(conn, letter),
+        evaluate::QUEUE => evaluate::what_is_gone(conn, letter),
+        exports::sql::QUEUE => exports::sql::what_is_gone(conn, letter),
         _ => Ok(None),
     }
 }

@@ -4,18 +4,18 @@ use actix_web::{HttpResponse, web};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::alert::parse_label;
+use crate::alerts::rule::parse_label;
+use crate::alerts::sql::destinations::{self, Destination, Terms};
+use crate::alerts::webhook::client::Letter;
+use crate::alerts::webhook::{self, SECRET_OVERLAP, SECRET_PREFIX, SIGNATURE_HEADER, TIMESTAMP_HEADER};
 use crate::app::App;
 use crate::auth::Caller;
 use crate::auth::token::Token;
+use crate::db::Conn;
 use crate::error::{Error, Result};
 use crate::http::extract::{Id, Json, Params};
 use crate::http::respond::{self, Page};
-use crate::store::Conn;
-use crate::store::alerts::destinations::{self, Destination, Terms};
-use crate::webhook::client::Letter;
-use crate::webhook::{self, SECRET_OVERLAP, SECRET_PREFIX, SIGNATURE_HEADER, TIMESTAMP_HEADER};
-use crate::window::Micros;
+use crate::metering::time::Micros;
 
 /// A destination on the wire; fields in contract order.
 #[derive(Serialize, ToSchema)]

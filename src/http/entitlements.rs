@@ -8,20 +8,20 @@ use utoipa::ToSchema;
 
 use crate::app::App;
 use crate::auth::Caller;
+use crate::db::{Conn, Fault};
+use crate::entitlements::assignment::effective;
+use crate::entitlements::consume::Quota;
+use crate::entitlements::evaluate::{self, Entry, Filter};
+use crate::entitlements::quota::{Candidate, Check, State, state_message};
+use crate::entitlements::sql::counters::Range;
+use crate::entitlements::sql::decisions::{self, Decided, Decision};
 use crate::error::{Error, Result};
-use crate::event::{Input, InputQuantity, StoredEvent, parse_key, parse_subject};
 use crate::http::extract::{Id, Json, Params, paginate};
 use crate::http::respond::{self, Page};
-use crate::plan::assignment::effective;
-use crate::plan::consume::Quota;
-use crate::plan::quota::{Candidate, Check, State, state_message};
-use crate::quantity::Quantity;
-use crate::store::counters::Range;
-use crate::store::decisions::{self, Decided, Decision};
-use crate::store::entitlements::{self, Entry, Filter};
-use crate::store::events::uuid_of;
-use crate::store::{Conn, Fault, events};
-use crate::window::Micros;
+use crate::ingest::insert::{self, uuid_of};
+use crate::metering::event::{Input, InputQuantity, StoredEvent, parse_key, parse_subject};
+use crate::metering::quantity::Quantity;
+use crate::metering::time::Micros;
 
 #[derive(Default, Deserialize, ToSchema)]
 pub struct CheckInput {
@@ -141,7 +141,7 @@ pub async fn consume(app: web::Data<App>, caller: Caller, body: Json<Input>) -> 
 }
 
 async fn replay(app: &App, workspace_id: i64, key: String) -> Result<Option<Decided>> {
-    app.store.read("events::replay", move |conn: &mut Conn| events::replay(conn, workspace_id, &key)).await
+    app.store.read("events::replay", move |conn: &mut Conn| insert::replay(conn, workspace_id, &key)).await
 }
 
 /// A decision as it is kept.
@@ -294,7 +294,7 @@ struct Numbers {
 }
 
 fn numbers(entry: &Entry) -> Result<Numbers> {
-    let read = |text: &str| events::quantity_of(text).map_err(|fault| fault.into_error("entitlements::view"));
+    let read = |text: &str| insert::quantity_of(text).map_err(|fault| fault.into_error("entitlements::view"));
     let measure = entry.measure().map_err(|fault| fault.into_error("entitlements::view"))?;
     Ok(Numbers {
         current: measure.current,
@@ -372,7 +372,7 @@ fn period_view(entry: Entry) -> Result<PeriodView> {
 fn filter(caller: &Caller, params: &Params) -> Result<Filter> {
     caller.may_use_meter(params.get("meter"))?;
     Ok(Filter {
-        subject: crate::usage::parse_subject_filter(params.get("subject"))?.unwrap_or_default(),
+        subject: crate::usage::query::parse_subject_filter(params.get("subject"))?.unwrap_or_default(),
         meter: params.get("meter").trim().to_owned(),
         plan_id: params.get("plan_id").trim().to_owned(),
         state: params.get("state").trim().to_owned(),
@@ -386,7 +386,7 @@ pub async fn states(app: web::Data<App>, caller: Caller, params: Params) -> Resu
     let list = move |conn: &mut Conn| {
         // the contract does not narrow states by plan
         let filter = Filter { plan_id: String::new(), ..filter.clone() };
-        entitlements::states(conn, workspace_id, &filter, limit)
+        evaluate::states(conn, workspace_id, &filter, limit)
     };
     let rows = app.store.read("entitlements::states", list).await?;
     let items = rows.into_iter().map(state_view).collect::<Result<Vec<_>>>()?;
@@ -408,7 +408,7 @@ pub async fn events(app: web::Data<App>, caller: Caller, params: Params) -> Resu
         let time = Micros::parse(&cursor.time).ok_or_else(|| Error::invalid("cursor is not one of ours"))?;
         filter.after = Some((time, cursor.id));
     }
-    let list = move |conn: &mut Conn| entitlements::events(conn, workspace_id, &filter, limit + 1);
+    let list = move |conn: &mut Conn| evaluate::events(conn, workspace_id, &filter, limit + 1);
     let rows = app.store.read("entitlements::events", list).await?;
     let (rows, next_cursor) = paginate(rows, limit, |row| ByTimeAndId {
         time: Micros(row.at).to_exact_text(),
@@ -421,7 +421,7 @@ pub async fn events(app: web::Data<App>, caller: Caller, params: Params) -> Resu
 pub async fn periods(app: web::Data<App>, caller: Caller, params: Params) -> Result<HttpResponse> {
     let (workspace_id, filter) = (caller.workspace_id, filter(&caller, &params)?);
     let limit = params.limit(100, 1000)?;
-    let list = move |conn: &mut Conn| entitlements::periods(conn, workspace_id, &filter, limit);
+    let list = move |conn: &mut Conn| evaluate::periods(conn, workspace_id, &filter, limit);
     let rows = app.store.read("entitlements::periods", list).await?;
     let items = rows.into_iter().map(period_view).collect::<Result<Vec<_>>>()?;
     respond::ok(&Page { items, next_cursor: None })

@@ -14,12 +14,12 @@ use utoipa::ToSchema;
 use crate::app::App;
 use crate::auth::Caller;
 use crate::error::{Error, Result};
-use crate::export_job::{Asked, Export, Input, Kind, Part, part};
-use crate::export_storage::{Reader, Storage};
+use crate::exports;
+use crate::exports::job::{Asked, Export, Input, Kind, Part, part};
+use crate::exports::storage::{Reader, Storage};
 use crate::http::extract::{Id, Json, Params, paginate};
 use crate::http::respond::{self, Page};
-use crate::store;
-use crate::window::Micros;
+use crate::metering::time::Micros;
 
 /// A job on the wire; fields in contract order, what was added to it last.
 #[derive(Serialize, ToSchema)]
@@ -94,7 +94,7 @@ pub async fn create(app: web::Data<App>, caller: Caller, body: Json<CreateInput>
     let export = Export::queued(caller.workspace_id, kind, Asked::parse(kind, query)?, Micros::now());
     let export = app
         .store
-        .write("exports::add", move |conn| store::exports::add(conn, &export).map(|()| export.clone()))
+        .write("exports::add", move |conn| exports::sql::add(conn, &export).map(|()| export.clone()))
         .await?;
     app.wake.ring();
     respond::json(StatusCode::ACCEPTED, &View::of(&export))
@@ -123,9 +123,7 @@ pub async fn list(app: web::Data<App>, caller: Caller, params: Params) -> Result
     let workspace_id = caller.workspace_id;
     let rows = app
         .store
-        .read("exports::list", move |conn| {
-            store::exports::list(conn, workspace_id, after.as_ref(), limit + 1)
-        })
+        .read("exports::list", move |conn| exports::sql::list(conn, workspace_id, after.as_ref(), limit + 1))
         .await?;
     let (exports, next_cursor) = paginate(rows, limit, |export: &Export| After {
         time: Some(export.created_at.to_exact_text()),
@@ -137,7 +135,7 @@ pub async fn list(app: web::Data<App>, caller: Caller, params: Params) -> Result
 async fn find(app: &App, caller: &Caller, id: String) -> Result<Export> {
     let workspace_id = caller.workspace_id;
     let found =
-        app.store.read("exports::by_id", move |conn| store::exports::by_id(conn, workspace_id, &id)).await?;
+        app.store.read("exports::by_id", move |conn| exports::sql::by_id(conn, workspace_id, &id)).await?;
     let export = found.ok_or_else(|| Error::not_found("export"))?;
     caller.may_use_meter(&export.asked.meter)?;
     Ok(export)
@@ -149,13 +147,13 @@ pub async fn get(app: web::Data<App>, caller: Caller, Id(id): Id) -> Result<Http
 
 pub async fn cancel(app: web::Data<App>, caller: Caller, Id(id): Id) -> Result<HttpResponse> {
     let Export { id, workspace_id, .. } = find(&app, &caller, id).await?;
-    let cancel = move |conn: &mut _| store::exports::cancel(conn, workspace_id, &id, Micros::now());
+    let cancel = move |conn: &mut _| exports::sql::cancel(conn, workspace_id, &id, Micros::now());
     respond::ok(&View::of(&app.store.write("exports::cancel", cancel).await?))
 }
 
 pub async fn retry(app: web::Data<App>, caller: Caller, Id(id): Id) -> Result<HttpResponse> {
     let Export { id, workspace_id, .. } = find(&app, &caller, id).await?;
-    let retry = move |conn: &mut _| store::exports::retry(conn, workspace_id, &id, Micros::now());
+    let retry = move |conn: &mut _| exports::sql::retry(conn, workspace_id, &id, Micros::now());
     let export = app.store.write("exports::retry", retry).await?;
     app.wake.ring();
     respond::ok(&View::of(&export))

@@ -18,7 +18,7 @@ use crate::app::App;
 use crate::auth::permission::Access;
 use crate::auth::{self, Caller};
 use crate::error::{Code, Error, Result};
-use crate::window::Micros;
+use crate::metering::time::Micros;
 
 /// Finds out who calls, by the credentials the route accepts; nobody on public routes.
 pub async fn authenticate(app: &App, request: &HttpRequest, access: &Access) -> Result<Option<Caller>> {

@@ -10,10 +10,10 @@ use crate::auth::Caller;
 use crate::error::{Error, Result};
 use crate::http::extract::{Params, paginate};
 use crate::http::respond::{self, Page};
-use crate::retention;
-use crate::store::retention::PruneRun;
-use crate::store::{history, retention as prunes, subjects};
-use crate::window::Micros;
+use crate::metering::time::Micros;
+use crate::retention::sql::PruneRun;
+use crate::retention::{self, sql as prunes};
+use crate::usage::{ingestion_runs, subjects};
 
 /// The activity of a meter on the wire; fields in contract order.
 #[derive(Serialize, ToSchema)]
@@ -82,7 +82,7 @@ pub async fn ingestions(app: web::Data<App>, caller: Caller, params: Params) -> 
     caller.may_use_meter("")?;
     let (limit, before) = (params.limit(100, 1000)?, ByTime::read(&params)?);
     let workspace_id = caller.workspace_id;
-    let list = move |conn: &mut _| history::runs(conn, workspace_id, before, limit + 1);
+    let list = move |conn: &mut _| ingestion_runs::runs(conn, workspace_id, before, limit + 1);
     let rows = app.store.read("history::runs", list).await?;
     let (rows, next_cursor) = paginate(rows, limit, |run| ByTime::of(run.id, run.created_at))?;
     let items = rows.into_iter().map(|run| IngestionRunView {

@@ -8,11 +8,11 @@ use utoipa::ToSchema;
 use crate::app::App;
 use crate::auth::Caller;
 use crate::auth::key::{Status, Wish};
+use crate::auth::sql::keys::{ApiKey, KeyEvent};
 use crate::error::Result;
 use crate::http::extract::{Id, Json};
 use crate::http::respond::{self, Page};
-use crate::store::keys::{ApiKey, KeyEvent};
-use crate::window::Micros;
+use crate::metering::time::Micros;
 
 /// A key on the wire; fields in contract order.
 #[derive(Serialize, ToSchema)]

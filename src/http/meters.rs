@@ -9,9 +9,10 @@ use crate::auth::Caller;
 use crate::error::{Error, Result};
 use crate::http::extract::{Id, Json, Params, paginate};
 use crate::http::respond::{self, Page};
-use crate::meter::{self, Aggregation, DimensionInput, DimensionType, Meter};
-use crate::store;
-use crate::window::Micros;
+use crate::metering::meter::{self, Aggregation, DimensionInput, DimensionType, Meter};
+use crate::metering::time::Micros;
+use crate::meters::{self, sql::Changed};
+use crate::{alerts, entitlements};
 
 /// A meter on the wire; fields in contract order.
 #[derive(Serialize, ToSchema)]
@@ -90,7 +91,7 @@ pub async fn create(app: web::Data<App>, caller: Caller, body: Json<MeterInput>)
         pruned_before: None,
         created_at: Micros::now(),
     };
-    let meter = app.store.write("meters::add", move |conn| store::meters::add(conn, &meter)).await?;
+    let meter = app.store.write("meters::add", move |conn| meters::sql::add(conn, &meter)).await?;
     app.meters.forget(meter.workspace_id, &meter.name);
     respond::created(&MeterView::of(&meter))
 }
@@ -110,7 +111,7 @@ pub async fn list(app: web::Data<App>, caller: Caller, params: Params) -> Result
         .store
         .read("meters::list", move |conn| {
             let name = Some(name.as_str()).filter(|name| !name.is_empty());
-            store::meters::list(conn, workspace_id, name, after.as_deref(), limit + 1)
+            meters::sql::list(conn, workspace_id, name, after.as_deref(), limit + 1)
         })
         .await?;
     let (meters, next_cursor) = paginate(rows, limit, |meter| ByName { name: Some(meter.name.clone()) })?;
@@ -120,7 +121,7 @@ pub async fn list(app: web::Data<App>, caller: Caller, params: Params) -> Result
 async fn find(app: &App, caller: &Caller, id: String) -> Result<Meter> {
     let workspace_id = caller.workspace_id;
     let found =
-        app.store.read("meters::by_id", move |conn| store::meters::by_id(conn, workspace_id, &id)).await?;
+        app.store.read("meters::by_id", move |conn| meters::sql::by_id(conn, workspace_id, &id)).await?;
     let meter = found.ok_or_else(|| Error::not_found("meter"))?;
     caller.may_use_meter(&meter.name)?;
     Ok(meter)
@@ -142,11 +143,22 @@ pub async fn update(
         .store
         .write("meters::update", move |conn| {
             let change = |meter, has_events| apply(meter, &input, has_events);
-            store::meters::update(conn, workspace_id, &id, change)
+            let updated = meters::sql::update(conn, workspace_id, &id, change)?;
+            if let Some(Changed { before, after }) = &updated
+                && before.aggregation != after.aggregation
+            {
+                // the same events come to another value
+                entitlements::evaluate::enqueue_meter(conn, after, Micros::now())?;
+                alerts::sql::rules::enqueue_meter(conn, after, Micros::now())?;
+            }
+            Ok(updated)
         })
         .await?;
-    let meter = updated.ok_or_else(|| Error::not_found("meter"))?;
+    let Changed { before, after: meter } = updated.ok_or_else(|| Error::not_found("meter"))?;
     app.meters.forget(meter.workspace_id, &meter.name);
+    if before.aggregation != meter.aggregation {
+        app.wake.ring();
+    }
     respond::ok(&MeterView::of(&meter))
 }
 
@@ -176,7 +188,7 @@ fn apply(mut meter: Meter, input: &MeterInput, has_events: bool) -> Result<Meter
 pub async fn delete(app: web::Data<App>, caller: Caller, Id(id): Id) -> Result<HttpResponse> {
     find(&app, &caller, id.clone()).await?;
     let workspace_id = caller.workspace_id;
-    let delete = move |conn: &mut _| store::meters::delete(conn, workspace_id, &id);
+    let delete = move |conn: &mut _| meters::sql::delete(conn, workspace_id, &id);
     let meter = app.store.write("meters::delete", delete).await?.ok_or_else(|| Error::not_found("meter"))?;
     app.meters.forget(meter.workspace_id, &meter.name);
     app.ingest.forget_meter(meter.id);

@@ -31,8 +31,8 @@ use crate::error::{Error, Result};
 use crate::http::Endpoint;
 use crate::http::respond::Envelope;
 use crate::http::usage::BulkResult;
-use crate::quantity::Quantity;
-use crate::window::Micros;
+use crate::metering::quantity::Quantity;
+use crate::metering::time::Micros;
 
 type Component = (String, RefOr<Schema>);
 

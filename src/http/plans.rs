@@ -6,19 +6,21 @@ use utoipa::ToSchema;
 
 use crate::app::App;
 use crate::auth::Caller;
+use crate::db::Conn;
+use crate::entitlements::assignment::Status;
+use crate::entitlements::period::Period;
+use crate::entitlements::plan::{Draft, Enforcement, FailurePolicy, Limit, Plan, PlanInput};
+use crate::entitlements::progress::{self, Change, Item, Preview};
+use crate::entitlements::quota::State;
+use crate::entitlements::sql::assignments::{self, Assignment, Filter};
+use crate::entitlements::sql::plans;
 use crate::error::{Error, Result};
-use crate::event::parse_subject;
 use crate::http::extract::{Id, Json, Params, parse_time};
 use crate::http::respond::{self, Page};
-use crate::meter::Aggregation;
-use crate::plan::assignment::Status;
-use crate::plan::quota::State;
-use crate::plan::{Draft, Enforcement, FailurePolicy, Limit, Period, Plan, PlanInput};
-use crate::quantity::Quantity;
-use crate::store::assignments::{self, Assignment, Filter};
-use crate::store::progress::{self, Change, Item, Preview};
-use crate::store::{Conn, plans};
-use crate::window::Micros;
+use crate::metering::event::parse_subject;
+use crate::metering::meter::Aggregation;
+use crate::metering::quantity::Quantity;
+use crate::metering::time::Micros;
 
 /// A plan on the wire; fields in contract order.
 #[derive(Serialize, ToSchema)]
@@ -362,7 +364,7 @@ pub async fn assignments(app: web::Data<App>, caller: Caller, params: Params) ->
     let (now, limit, workspace_id) = (Micros::now(), params.limit(100, 1000)?, caller.workspace_id);
     let include_history = params.boolean("include_history", "invalid_include_history")?.unwrap_or(false);
     let filter = Filter {
-        subject: crate::usage::parse_subject_filter(params.get("subject"))?.unwrap_or_default(),
+        subject: crate::usage::query::parse_subject_filter(params.get("subject"))?.unwrap_or_default(),
         plan_id: params.get("plan_id").trim().to_owned(),
         include_history,
     };

@@ -11,10 +11,10 @@ use crate::error::{Error, Result};
 use crate::http::extract::{Id, Json};
 use crate::http::openapi::AnyObject;
 use crate::http::respond::{self, Page};
-use crate::json::Value;
-use crate::store::saved_queries::{self, SavedQuery};
-use crate::usage::GROUP_FIELDS_MAX;
-use crate::window::{BucketSize, Micros};
+use crate::metering::json::Value;
+use crate::metering::time::{BucketSize, Micros};
+use crate::usage::query::GROUP_FIELDS_MAX;
+use crate::usage::saved_queries::{self, SavedQuery};
 
 const NAME_CHARACTERS_MAX: usize = 120;
 

@@ -15,7 +15,7 @@ use crate::auth::{Caller, User};
 use crate::error::{Error, Result};
 use crate::http::extract::{Body, Id, Json};
 use crate::http::{peer, respond};
-use crate::window::Micros;
+use crate::metering::time::Micros;
 
 #[derive(Default, Deserialize, ToSchema)]
 #[schema(as = Credentials)]

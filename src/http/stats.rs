@@ -5,17 +5,21 @@ use actix_web::{HttpResponse, web};
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use crate::alerts::sql::{deliveries, rules};
 use crate::app::App;
 use crate::auth::Caller;
+use crate::db::{Conn, Fault};
+use crate::entitlements::evaluate;
+use crate::entitlements::sql::decisions;
 use crate::error::Result;
+use crate::exports::sql::CleanupRun;
 use crate::http::respond;
-use crate::store::exports::CleanupRun;
-use crate::store::retention::PruneRun;
-use crate::store::{
-    Conn, Fault, alerts, decisions, deliveries, entitlements, exports, history, jobs, retention, subjects,
-};
-use crate::window::Micros;
-use crate::worker::health::{WorkerHealth, WorkerStatus};
+use crate::jobs::health::{WorkerHealth, WorkerStatus};
+use crate::jobs::queue;
+use crate::metering::time::Micros;
+use crate::retention::sql::PruneRun;
+use crate::usage::{ingestion_runs, subjects};
+use crate::{exports, retention};
 
 /// Totals of the workspace on the wire; fields in contract order.
 #[derive(Serialize, ToSchema)]
@@ -125,9 +129,9 @@ pub struct IngestionSafety {
 
 /// In contract order, with the queue that each works on; then our own.
 const WORKERS: [(&str, Option<&str>); 7] = [
-    ("export", Some(exports::QUEUE)),
-    ("alert", Some(alerts::QUEUE)),
-    ("entitlement", Some(entitlements::QUEUE)),
+    ("export", Some(exports::sql::QUEUE)),
+    ("alert", Some(rules::QUEUE)),
+    ("entitlement", Some(evaluate::QUEUE)),
     ("retention", None),
     ("reconciliation", None),
     ("webhook", Some(deliveries::QUEUE)),
@@ -145,13 +149,13 @@ pub async fn system_stats(app: web::Data<App>, caller: Caller) -> Result<HttpRes
 fn load(conn: &mut Conn, workspace_id: i64, prunes: bool, now: Micros) -> Result<SystemStats, Fault> {
     let totals = subjects::totals(conn, workspace_id)?;
     let (decision_prune_runs, last_decision_prune_run) = decisions::prune_runs(conn, workspace_id)?;
-    let (export_cleanup_runs, last_export_cleanup_run) = exports::cleanup_runs(conn, workspace_id)?;
-    let refused = history::refused(conn, workspace_id)?;
+    let (export_cleanup_runs, last_export_cleanup_run) = exports::sql::cleanup_runs(conn, workspace_id)?;
+    let refused = ingestion_runs::refused(conn, workspace_id)?;
     Ok(SystemStats {
         meters: totals.meters,
         usage_events: totals.usage_events,
         prune_runs: subjects::count_prune_runs(conn, workspace_id)?,
-        last_prune_run: retention::runs(conn, workspace_id, None, 1)?.pop().map(LastPruneRun::from),
+        last_prune_run: retention::sql::runs(conn, workspace_id, None, 1)?.pop().map(LastPruneRun::from),
         consumption_decisions: decisions::count(conn, workspace_id)?,
         decision_prune_runs,
         last_decision_prune_run: last_decision_prune_run.map(LastDecisionPruneRun::from),
@@ -179,10 +183,10 @@ fn worker_health(
     prunes: bool,
     now: Micros,
 ) -> Result<Vec<WorkerHealth>, Fault> {
-    let instances = jobs::instances(conn)?;
-    let dead_letters = jobs::count_dead_letters(conn, workspace_id)?;
+    let instances = queue::instances(conn)?;
+    let dead_letters = queue::count_dead_letters(conn, workspace_id)?;
     let queues: Vec<&str> = WORKERS.iter().filter_map(|(_, queue)| *queue).collect();
-    let mut depths = jobs::depths(conn, &queues, workspace_id, now)?;
+    let mut depths = queue::depths(conn, &queues, workspace_id, now)?;
     let mut all = Vec::with_capacity(WORKERS.len());
     for (name, queue) in WORKERS {
         let depth = queue.and_then(|queue| depths.remove(queue)).unwrap_or_default();

@@ -7,11 +7,11 @@ use utoipa::ToSchema;
 use crate::app::App;
 use crate::auth::Caller;
 use crate::error::Result;
-use crate::event::parse_subject;
 use crate::http::extract::{Id, Params, paginate, parse_time};
 use crate::http::respond::{self, Page};
-use crate::store::subjects::{self, SubjectPosition};
-use crate::window::Micros;
+use crate::metering::event::parse_subject;
+use crate::metering::time::Micros;
+use crate::usage::subjects::{self, SubjectPosition};
 
 /// A subject on the wire; fields in contract order.
 #[derive(Serialize, ToSchema)]

@@ -10,16 +10,16 @@ use utoipa::ToSchema;
 use crate::app::App;
 use crate::auth::Caller;
 use crate::error::{Error, Result};
-use crate::event::{Input, StoredEvent, parse_key};
-use crate::export::Table;
-use crate::filter::{self, Filter};
+use crate::exports::csv::Table;
 use crate::http::extract::{Json, JsonList, Params, required_time};
 use crate::http::respond::{self, Page};
 use crate::ingest::{Kind, Recorded};
-use crate::meter::Meter;
-use crate::store::usage::{cells, needs_snapshot};
-use crate::usage::{self, Cells, GroupField, Query};
-use crate::window::{BucketSize, Micros, Window};
+use crate::metering::event::{Input, StoredEvent, parse_key};
+use crate::metering::filter::{self, Filter};
+use crate::metering::meter::Meter;
+use crate::metering::time::{BucketSize, Micros, Window};
+use crate::usage::aggregate::{cells, needs_snapshot};
+use crate::usage::query::{self, Cells, GroupField, Query};
 
 /// Stores one event; a known idempotency key answers with the event it was first used for.
 pub async fn create(app: web::Data<App>, caller: Caller, body: Json<Input>) -> Result<HttpResponse> {
@@ -164,9 +164,9 @@ impl Request {
         let size = BucketSize::parse(&self.bucket_size)?;
         let window = Window::new(self.from, self.to)?;
         window.check_length(size)?;
-        let subject = usage::parse_subject_filter(&self.subject)?;
+        let subject = query::parse_subject_filter(&self.subject)?;
         let meter = known_meter(app, caller, &self.meter).await?;
-        let group_by = usage::parse_group_by(&meter, self.group_by.iter().map(String::as_str))?;
+        let group_by = query::parse_group_by(&meter, self.group_by.iter().map(String::as_str))?;
         let filter = self.filter;
         let bucket_size = Some(size);
         let query = Query { meter, window, subject, group_by, filter, bucket_size, only_valued: false };
@@ -235,7 +235,7 @@ pub async fn list(app: web::Data<App>, caller: Caller, params: Params) -> Result
     caller.may_use_meter(params.get("meter"))?;
     let request = Request::of_params(&params, params.limit(100, 1000)?)?;
     let (query, limit) = request.check(&app, &caller).await?;
-    respond::ok(&answered(&app, query, limit, |query, cells| Ok(usage::buckets(query, cells))).await?)
+    respond::ok(&answered(&app, query, limit, |query, cells| Ok(query::buckets(query, cells))).await?)
 }
 
 pub async fn search(app: web::Data<App>, caller: Caller, body: Json<Search>) -> Result<HttpResponse> {
@@ -243,7 +243,7 @@ pub async fn search(app: web::Data<App>, caller: Caller, body: Json<Search>) -> 
     caller.may_use_meter(search.meter.as_deref().unwrap_or_default())?;
     let limit = body_limit(search.limit);
     let (query, limit) = Request::of_search(search, limit)?.check(&app, &caller).await?;
-    respond::ok(&answered(&app, query, limit, |query, cells| Ok(usage::buckets(query, cells))).await?)
+    respond::ok(&answered(&app, query, limit, |query, cells| Ok(query::buckets(query, cells))).await?)
 }
 
 pub async fn export(app: web::Data<App>, caller: Caller, params: Params) -> Result<HttpResponse> {
@@ -269,7 +269,7 @@ async fn bucket_csv(
     let (query, limit) = request.check(app, caller).await?;
     let write = move |query: &Query, cells| {
         let mut table = Table::of_buckets(query, formula_guard)?;
-        usage::buckets(query, cells).iter().try_for_each(|bucket| table.bucket(query, bucket))?;
+        query::buckets(query, cells).iter().try_for_each(|bucket| table.bucket(query, bucket))?;
         table.into_bytes()
     };
     let bytes = answered(app, query, limit, write).await?;
@@ -312,13 +312,13 @@ pub async fn breakdown(
     let from = required_time(search.from.as_deref(), "from", "invalid_from")?;
     let to = required_time(search.to.as_deref(), "to", "invalid_to")?;
     let window = Window::new(from, to)?;
-    let subject = usage::parse_subject_filter(&search.subject.unwrap_or_default())?;
+    let subject = query::parse_subject_filter(&search.subject.unwrap_or_default())?;
     let filter = Filter::parse_optional(search.filter.as_ref())?;
     let meter = known_meter(&app, &caller, &name).await?;
-    let field = usage::parse_breakdown_field(&meter, &search.field.unwrap_or_default())?;
+    let field = query::parse_breakdown_field(&meter, &search.field.unwrap_or_default())?;
     let query = one_field(meter, window, subject, field, filter);
     let limit = body_limit(search.limit) as usize;
-    let rows = move |query: &Query, cells| Ok(usage::breakdown(query, cells, limit));
+    let rows = move |query: &Query, cells| Ok(query::breakdown(query, cells, limit));
     let items = answered(&app, query, usize::MAX, rows).await?;
     respond::ok(&Page { items, next_cursor: None })
 }
@@ -330,11 +330,11 @@ pub async fn dimensions(app: web::Data<App>, caller: Caller, params: Params) -> 
     let from = params.optional_time("from", "invalid_from")?.unwrap_or(Window::ALWAYS.from);
     let to = params.optional_time("to", "invalid_to")?.unwrap_or(Window::ALWAYS.to);
     let window = Window::new(from, to)?;
-    let subject = usage::parse_subject_filter(params.get("subject"))?;
+    let subject = query::parse_subject_filter(params.get("subject"))?;
     let meter = known_meter(&app, &caller, params.get("meter")).await?;
-    let field = usage::parse_dimension_field(&meter, params.get("field"))?;
+    let field = query::parse_dimension_field(&meter, params.get("field"))?;
     let query = one_field(meter, window, subject, field, None);
-    let rows = move |query: &Query, cells| Ok(usage::values_taken(query, cells, limit));
+    let rows = move |query: &Query, cells| Ok(query::values_taken(query, cells, limit));
     let items = answered(&app, query, usize::MAX, rows).await?;
     respond::ok(&Page { items, next_cursor: None })
 }

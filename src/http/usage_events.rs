@@ -10,14 +10,14 @@ use uuid::Uuid;
 use crate::app::App;
 use crate::auth::Caller;
 use crate::error::{Error, Result};
-use crate::export::Table;
-use crate::filter::{self, Filter};
+use crate::exports::csv::Table;
 use crate::http::extract::{Json, Params, decode_cursor, paginate, parse_time};
 use crate::http::respond::{self, Page};
 use crate::http::usage::{body_limit, csv_head, csv_limit};
-use crate::store::event_list::{self, Listed, Position};
-use crate::usage::parse_subject_filter;
-use crate::window::{Micros, Window};
+use crate::metering::filter::{self, Filter};
+use crate::metering::time::{Micros, Window};
+use crate::usage::events::{self, Listed, Position};
+use crate::usage::query::parse_subject_filter;
 
 /// Body of a search and of its download.
 #[derive(Default, Deserialize, ToSchema)]
@@ -47,13 +47,13 @@ impl Search {
         }
     }
 
-    fn check(&self, caller: &Caller) -> Result<event_list::Search> {
+    fn check(&self, caller: &Caller) -> Result<events::Search> {
         let from = parse_time(self.from.as_deref().unwrap_or_default(), "from", "invalid_from")?;
         let to = parse_time(self.to.as_deref().unwrap_or_default(), "to", "invalid_to")?;
         if let (Some(from), Some(to)) = (from, to) {
             Window::new(from, to)?;
         }
-        Ok(event_list::Search {
+        Ok(events::Search {
             workspace_id: caller.workspace_id,
             meter: self.meter.clone().filter(|name| !name.is_empty()),
             subject: parse_subject_filter(self.subject.as_deref().unwrap_or_default())?,
@@ -113,11 +113,11 @@ async fn answer(app: &App, caller: &Caller, search: Search, limit: i64) -> Resul
 
 async fn page(
     app: &App,
-    search: event_list::Search,
+    search: events::Search,
     after: Option<Position>,
     limit: usize,
 ) -> Result<Vec<Listed>> {
-    app.store.read("event_list::page", move |conn| event_list::page(conn, &search, after, limit)).await
+    app.store.read("event_list::page", move |conn| events::page(conn, &search, after, limit)).await
 }
 
 pub async fn export(app: web::Data<App>, caller: Caller, params: Params) -> Result<HttpResponse> {
@@ -140,7 +140,7 @@ const CHUNK: i64 = 200;
 /// What of a download is still to come.
 struct Rest {
     app: web::Data<App>,
-    search: event_list::Search,
+    search: events::Search,
     after: Option<Position>,
     left: i64,
     formula_guard: bool,

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::store::history::Refused;
+use crate::usage::ingestion_runs::Refused;
 
 #[derive(Default)]
 pub struct Tally(Mutex<HashMap<i64, Refused>>);

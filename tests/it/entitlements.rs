@@ -7,7 +7,13 @@ use serde_json::{Value, json};
 
 use crate::support::{Client, Database, Server, Worker, Workspace, on_both_databases, run};
 
-on_both_databases!(plan_changes_move_states, every_limit_has_a_state, checks_look_at_every_limit);
+on_both_databases!(
+    plan_changes_move_states,
+    another_aggregation_moves_states,
+    states_are_right_soon_after_a_kill,
+    every_limit_has_a_state,
+    checks_look_at_every_limit,
+);
 
 const WORKERS: &[(&str, &str)] =
     &[("OPEN_SPANNER_SERVE_WORKERS", "on"), ("OPEN_SPANNER_ENTITLEMENT_WORKER_INTERVAL", "200ms")];
@@ -63,6 +69,74 @@ async fn plan_changes_move_states(database: Database) {
         (words(&periods, "state"), &periods["items"][0]["event_count"]),
         (vec!["ok".into()], &json!(1))
     );
+}
+
+/// The same events come to another value when the meter is defined anew.
+async fn another_aggregation_moves_states(database: Database) {
+    let server = Server::start_with(&database, WORKERS);
+    let workspace = server.workspace().await;
+    let meter = workspace.post("/v1/meters", &json!({"name": "m", "unit": "u"})).await.json(201);
+    let body = json!({"name": "p", "limits": [{"meter": "m", "limit": 10}]});
+    let plan = workspace.post("/v1/plans", &body).await.json(201);
+    for subject in ["a", "b"] {
+        let path = format!("/v1/plans/subjects/{subject}");
+        workspace.put(&path, &json!({"plan_id": plan["id"]})).await.expect(200);
+        workspace
+            .post("/v1/usages", &json!({"meter": "m", "subject": subject, "quantity": 50}))
+            .await
+            .expect(201);
+    }
+    let states = "/v1/entitlements/states";
+    let found = eventually(&workspace, states, "usage is evaluated", |found| {
+        words(found, "state") == ["exceeded", "exceeded"]
+    })
+    .await;
+    assert_eq!(words(&found, "message"), ["quota exceeded", "quota exceeded"]);
+    let path = format!("/v1/meters/{}", meter["id"].as_str().expect("an id"));
+    workspace.put(&path, &json!({"aggregation": "count"})).await.expect(200);
+    let found = eventually(&workspace, states, "so is a changed meter", |found| {
+        words(found, "state") == ["ok", "ok"]
+    })
+    .await;
+    assert_eq!((&found["items"][0]["current"], &found["items"][1]["current"]), (&json!(1), &json!(1)));
+    assert_eq!(words(&found, "message"), ["quota is available", "quota is available"]);
+}
+
+/// Jobs that a killed process held are taken over at once by the next.
+async fn states_are_right_soon_after_a_kill(database: Database) {
+    // the default interval: nobody is told of what the dead process held
+    let mut server = Server::start_with(&database, &[("OPEN_SPANNER_SERVE_WORKERS", "on")]);
+    let workspace = server.workspace().await;
+    workspace.meter("m", "sum").await;
+    let body = json!({"name": "p", "limits": [{"meter": "m", "limit": 10}]});
+    let plan = workspace.post("/v1/plans", &body).await.json(201);
+    workspace.put("/v1/plans/subjects/org", &json!({"plan_id": plan["id"]})).await.expect(200);
+    let states = "/v1/entitlements/states?subject=org";
+    eventually(&workspace, states, "an assignment is evaluated", |found| words(found, "state") == ["ok"])
+        .await;
+    workspace.post("/v1/usages", &json!({"meter": "m", "subject": "org", "quantity": 12})).await.expect(201);
+    server.kill();
+    // whatever the process had come to, as if it had died in the middle of it
+    database.execute(
+        "DELETE FROM jobs WHERE queue = 'entitlements';
+         UPDATE entitlement_states SET state = 'ok', current_value = '0'",
+    );
+    let held = database.lines("SELECT subject_id || '/' || meter_id AS line FROM entitlement_states");
+    let (subject, meter) = held[0].split_once('/').expect("two ids");
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970");
+    let lease = now.as_micros() + 600_000;
+    database.execute(&format!(
+        r#"INSERT INTO jobs (queue, key, workspace_id, payload, generation, run_after, attempts, leased_until, created_at)
+           SELECT 'entitlements', '{subject}/{meter}', workspace_id,
+                  '{{"subject_id":{subject},"meter_id":{meter},"late_at":null}}', 0, 0, 1, {lease}, 0
+           FROM entitlement_states"#
+    ));
+    server.restart();
+    let again = workspace.at(&server.url());
+    let began = Instant::now();
+    eventually(&again, states, "the state is right again", |found| words(found, "state") == ["exceeded"])
+        .await;
+    assert!(began.elapsed() < Duration::from_secs(2), "it took {:?}", began.elapsed());
 }
 
 async fn every_limit_has_a_state(database: Database) {

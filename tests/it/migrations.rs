@@ -1,4 +1,4 @@
-//! The schema on both databases: applied under a lock, shown, reverted, and the same as `src/store/schema.rs`.
+//! The schema on both databases: applied under a lock, shown, reverted, and the same as `src/db/schema.rs`.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -145,7 +145,7 @@ impl Column {
 
 /// Reads the `table!` definitions as text; what it does not understand fails the comparison.
 fn tables_of_schema_rs() -> BTreeMap<String, Vec<Column>> {
-    let source = include_str!("../../src/store/schema.rs");
+    let source = include_str!("../../src/db/schema.rs");
     let mut tables = BTreeMap::new();
     for definition in source.split("\ntable! {").skip(1) {
         let definition = definition.split("\n}").next().unwrap_or_default();

@@ -6,15 +6,19 @@ use std::sync::Arc;
 
 use diesel::RunQueryDsl;
 use diesel::connection::SimpleConnection;
-use open_spanner::config;
-use open_spanner::event::{self, Input, InputQuantity};
-use open_spanner::meter::{Aggregation, Meter};
-use open_spanner::plan::{Draft, Period, Plan};
-use open_spanner::quantity::Quantity;
-use open_spanner::store::entitlements::{self, Evaluation, Filter};
-use open_spanner::store::events::{self, Batch, Kind, Known};
-use open_spanner::store::{Conn, assignments, jobs, meters, migrations, open, plans, progress};
-use open_spanner::window::{DAY, HOUR, Micros, SECOND};
+use open_spanner::db::{Conn, migrations, open};
+use open_spanner::entitlements::evaluate::{self, Evaluation, Filter};
+use open_spanner::entitlements::period::Period;
+use open_spanner::entitlements::plan::{Draft, Plan};
+use open_spanner::entitlements::progress;
+use open_spanner::entitlements::sql::{assignments, plans};
+use open_spanner::ingest::insert::{self, Batch, Kind, Known};
+use open_spanner::jobs::queue;
+use open_spanner::metering::event::{self, Input, InputQuantity};
+use open_spanner::metering::meter::{Aggregation, Meter};
+use open_spanner::metering::quantity::Quantity;
+use open_spanner::metering::time::{DAY, HOUR, Micros, SECOND};
+use open_spanner::{config, meters};
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
@@ -106,7 +110,7 @@ impl World {
                 pruned_before: None,
                 created_at: now,
             };
-            Arc::new(meters::add(&mut conn, &meter).expect("a meter"))
+            Arc::new(meters::sql::add(&mut conn, &meter).expect("a meter"))
         });
         let (rng, known) = (StdRng::seed_from_u64(seed), Known::default());
         let mut world = World {
@@ -253,7 +257,7 @@ impl World {
         // as the store does: it needs a transaction around it
         self.conn.batch_execute("BEGIN").expect("begun");
         let (_, learned) =
-            events::insert(&mut self.conn, &[Arc::new(batch)], 0, &self.known).expect("stored");
+            insert::insert(&mut self.conn, &[Arc::new(batch)], 0, &self.known).expect("stored");
         self.conn.batch_execute("COMMIT").expect("committed");
         self.known.remember(learned);
     }
@@ -262,15 +266,15 @@ impl World {
     fn work(&mut self) {
         let (token, until) = ([7; 16], self.now.plus(HOUR));
         loop {
-            let due = jobs::claim(&mut self.conn, entitlements::QUEUE, &token, self.now, until, 100)
-                .expect("claimed");
+            let due =
+                queue::claim(&mut self.conn, evaluate::QUEUE, &token, self.now, until, 100).expect("claimed");
             if due.is_empty() {
                 return;
             }
             for job in due {
                 let evaluation: Evaluation = job.payload().expect("ours");
-                let next = entitlements::evaluate(&mut self.conn, job.workspace_id, &evaluation, self.now);
-                jobs::finish(&mut self.conn, &job, &token, next.expect("evaluated")).expect("finished");
+                let next = evaluate::evaluate(&mut self.conn, job.workspace_id, &evaluation, self.now);
+                queue::finish(&mut self.conn, &job, &token, next.expect("evaluated")).expect("finished");
             }
         }
     }
@@ -314,7 +318,7 @@ impl World {
             let held =
                 self.held[subject].iter().find(|h| h.from <= now && h.to.is_none_or(|to| to > now)).cloned();
             assert_eq!(found.is_some(), held.is_some(), "{subject} at {}", self.now);
-            let states = self.listed(entitlements::states, subject);
+            let states = self.listed(evaluate::states, subject);
             let Some(((plan, items), held)) = found.zip(held) else {
                 assert!(states.is_empty(), "no plan, no states: {states:?}");
                 continue;
@@ -344,7 +348,7 @@ impl World {
 
     fn compare_snapshots(&mut self) {
         for subject in SUBJECTS {
-            for snapshot in self.listed(entitlements::periods, subject) {
+            for snapshot in self.listed(evaluate::periods, subject) {
                 let meter =
                     self.meters.iter().find(|meter| meter.name == snapshot.meter).expect("known").clone();
                 let (from, to) = (snapshot.starts_at, snapshot.ends_at);
@@ -395,7 +399,7 @@ impl World {
         version.is_some_and(|(_, limits)| limits.contains(&(meter.name.clone(), period)))
     }
 
-    fn listed(&mut self, list: List, subject: &str) -> Vec<entitlements::Entry> {
+    fn listed(&mut self, list: List, subject: &str) -> Vec<evaluate::Entry> {
         let filter = Filter { subject: subject.to_owned(), ..Filter::default() };
         list(&mut self.conn, self.workspace_id, &filter, 100_000).expect("listed")
     }
@@ -405,7 +409,7 @@ fn limits_of(plan: &Plan) -> Limited {
     plan.limits.iter().map(|limit| (limit.meter.clone(), limit.period)).collect()
 }
 
-type List = fn(&mut Conn, i64, &Filter, i64) -> Result<Vec<entitlements::Entry>, open_spanner::store::Fault>;
+type List = fn(&mut Conn, i64, &Filter, i64) -> Result<Vec<evaluate::Entry>, open_spanner::db::Fault>;
 
 /// The window that holds an instant, found by walking from the anchor, with a calendar of its own.
 fn window(period: Period, anchor: i64, instant: i64) -> (i64, i64) {

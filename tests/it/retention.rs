@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use open_spanner::window::{DAY, HOUR, Micros, SECOND};
+use open_spanner::metering::time::{DAY, HOUR, Micros, SECOND};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde_json::{Value, json};

@@ -6,28 +6,22 @@ use std::process::Command;
 use std::time::Duration;
 
 use crate::support::client::PASSWORD;
-use crate::support::{Database, Server, env, on_both_databases, program, skip};
+use crate::support::{Database, Server, on_both_databases, program};
 
 on_both_databases!(python_client_runs_every_operation, python_stream_client_runs_its_flows);
 
 /// The interpreter of the environment that `scripts/test` makes beside the build.
+#[track_caller]
 pub fn python() -> PathBuf {
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("tmp is inside the target directory");
-    target.join("python/bin/python")
+    let python = target.join("python/bin/python");
+    assert!(python.exists(), "{} is missing: run scripts/test --prepare", python.display());
+    python
 }
 
 async fn python_client_runs_every_operation(database: Database) {
-    if env("OPEN_SPANNER_TEST_SKIP_PYTHON").as_deref() == Some("1") {
-        return skip("python_client_runs_every_operation", "OPEN_SPANNER_TEST_SKIP_PYTHON=1");
-    }
-    let python = python();
-    assert!(
-        python.exists(),
-        "{} is missing: run scripts/test once, it installs the client",
-        python.display()
-    );
     let server = Server::start_with(&database, &[("OPEN_SPANNER_SERVE_WORKERS", "on")]);
-    let mut command = Command::new(python);
+    let mut command = Command::new(python());
     command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/python/sdk_usage.py"));
     command.args([server.url().as_str(), PASSWORD]);
     let run = program::finish(command, Duration::from_secs(120)).succeeded();
@@ -35,22 +29,13 @@ async fn python_client_runs_every_operation(database: Database) {
 }
 
 async fn python_stream_client_runs_its_flows(database: Database) {
-    if env("OPEN_SPANNER_TEST_SKIP_PYTHON").as_deref() == Some("1") {
-        return skip("python_stream_client_runs_its_flows", "OPEN_SPANNER_TEST_SKIP_PYTHON=1");
-    }
-    let python = python();
-    assert!(
-        python.exists(),
-        "{} is missing: run scripts/test once, it installs the client",
-        python.display()
-    );
     // a second server over the same data would share no allowance, so one does both: 60 events in 3 seconds
     let settings = [
         ("OPEN_SPANNER_INGESTION_RATE_LIMIT_EVENTS", "60"),
         ("OPEN_SPANNER_INGESTION_RATE_LIMIT_WINDOW", "3s"),
     ];
     let server = Server::start_with(&database, &settings);
-    let mut command = Command::new(python);
+    let mut command = Command::new(python());
     command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/python/sdk_stream.py"));
     command.args([server.url().as_str(), server.grpc().as_str(), PASSWORD]);
     let run = program::finish(command, Duration::from_secs(120)).succeeded();

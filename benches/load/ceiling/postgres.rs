@@ -7,8 +7,8 @@ use diesel::query_builder::{AstPass, QueryFragment, QueryId};
 use diesel::sql_types::{Array, BigInt, Binary, Integer, Numeric, SmallInt, Text};
 use diesel::{PgConnection, QueryResult, RunQueryDsl};
 use open_spanner::config::Driver;
-use open_spanner::quantity::Quantity;
-use open_spanner::store::{Conn, open};
+use open_spanner::db::{Conn, open};
+use open_spanner::metering::quantity::Quantity;
 
 use super::{Rows, WORKSPACE};
 use crate::Outcome;

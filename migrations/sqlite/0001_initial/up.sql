@@ -120,7 +120,7 @@ CREATE TABLE dimension_sets (
 -- What was consumed -------------------------------------------------------------------------------
 
 -- The key ledger: unique here, not in events, so that it outlives retention. Two tables, because in the order of keys
--- each random key changes a page of its own (src/store/events/sqlite/ledger.rs).
+-- each random key changes a page of its own (src/ingest/insert/sqlite/key_ledger.rs).
 CREATE TABLE settled_keys (
     workspace_id INTEGER NOT NULL,
     -- the key itself when short (its order keeps inserts local), the number of a UUID, else a prefix and a hash

@@ -4,16 +4,17 @@ use actix_web::http::Method;
 
 use utoipa::openapi::Required;
 
-use super::Doc;
-use crate::alert::RuleInput;
+use crate::alerts::rule::RuleInput;
 use crate::auth::User;
+use crate::entitlements::plan::PlanInput;
+use crate::entitlements::quota::Check;
+use crate::http::openapi::Doc;
 use crate::http::{
     alerts, dead_letters, destinations, entitlements, exports, history, keys, meters, plans, saved_queries,
     session, stats, subjects, usage as usages, usage_events,
 };
-use crate::plan::PlanInput;
-use crate::plan::quota::Check;
-use crate::{event, usage as rows};
+use crate::metering::event;
+use crate::usage::query as rows;
 
 /// The description of a route, or `None` when nobody wrote one.
 pub fn describe(method: &Method, path: &str) -> Option<Doc> {

@@ -49,6 +49,11 @@ impl Client {
         client
     }
 
+    /// The same client at another server of the same database.
+    pub fn at(&self, base: &str) -> Client {
+        Client { base: base.to_string(), ..self.clone() }
+    }
+
     /// The same client without a header.
     pub fn without(&self, name: &str) -> Client {
         let mut client = self.clone();

@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, ExitStatus};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -135,7 +135,8 @@ impl Server {
 
     /// Standard error since the last start.
     pub fn log(&self) -> Vec<String> {
-        self.log.lines.lock().expect("no holder panics").clone()
+        // also while a failed wait for a line unwinds, which holds the lock
+        self.log.lines.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The log line about a request, once it has come through the pipe; needs `open_spanner::http=debug`. Whatever

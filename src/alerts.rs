@@ -1,0 +1,8 @@
+//! Alert rules: what they ask for, how a rule's state moves, and the webhooks that tell of it.
+
+pub mod evaluate;
+pub mod rule;
+pub mod sql;
+pub mod state;
+pub mod webhook;
+pub mod worker;

@@ -1,0 +1,5 @@
+//! The rows of alerts: rules with their states and events, destinations, deliveries. No rules.
+
+pub mod deliveries;
+pub mod destinations;
+pub mod rules;

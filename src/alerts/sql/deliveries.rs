@@ -1,0 +1,286 @@
+//! The outbox of webhooks: what is to be sent, in the order of each rule, and every attempt. Rows are written with
+//! the event they carry; one job per rule sends them, so that a rule's receiver sees its events in order.
+
+use diesel::prelude::*;
+use diesel::sql_query;
+use diesel::sql_types::{BigInt, Text};
+use uuid::Uuid;
+
+use crate::alerts::sql::destinations::{self, Destination};
+use crate::alerts::sql::rules::Rule;
+use crate::alerts::webhook::client::Answer;
+use crate::alerts::webhook::{ATTEMPTS_MAX, pause_after};
+use crate::db::schema::{alert_attempts, alert_deliveries};
+use crate::db::{Conn, Fault};
+use crate::error::{Error, Result};
+use crate::jobs::queue::{self, DeadLetter, Job, LeaseToken, NewJob};
+use crate::metering::time::Micros;
+
+pub const QUEUE: &str = "webhooks";
+
+/// The job that sends what waits for a rule; its payload is the rule's id.
+pub fn job(workspace_id: i64, rule_id: i64, now: Micros) -> Result<NewJob> {
+    NewJob::new(QUEUE, rule_id.to_string(), workspace_id, &rule_id, now)
+}
+
+#[derive(Clone, Debug, Queryable, Selectable)]
+#[diesel(table_name = alert_deliveries)]
+pub struct Delivery {
+    pub id: i64,
+    pub public_id: String,
+    pub workspace_id: i64,
+    pub rule_id: i64,
+    pub event_id: String,
+    pub destination_id: String,
+    pub payload: String,
+    pub status: String,
+    pub attempts: i32,
+    pub next_attempt_at: i64,
+    pub last_error: Option<String>,
+    pub created_at: i64,
+    pub updated_at: i64,
+    pub delivered_at: Option<i64>,
+}
+
+#[derive(Insertable)]
+#[diesel(table_name = alert_deliveries, treat_none_as_default_value = false)]
+struct NewRow<'a> {
+    public_id: String,
+    workspace_id: i64,
+    rule_id: i64,
+    event_id: &'a str,
+    destination_id: &'a str,
+    payload: String,
+    status: &'static str,
+    attempts: i32,
+    next_attempt_at: i64,
+    created_at: i64,
+    updated_at: i64,
+}
+
+/// Puts an event on its way; the caller enqueues [`job`] in the same transaction.
+pub fn add(conn: &mut Conn, rule: &Rule, event_id: &str, payload: String, now: Micros) -> Result<(), Fault> {
+    let row = NewRow {
+        public_id: Uuid::now_v7().to_string(),
+        workspace_id: rule.workspace_id,
+        rule_id: rule.id,
+        event_id,
+        destination_id: &rule.destination.public_id,
+        payload,
+        status: "pending",
+        attempts: 0,
+        next_attempt_at: now.0,
+        created_at: now.0,
+        updated_at: now.0,
+    };
+    diesel::insert_into(alert_deliveries::table).values(&row).execute(conn)?;
+    Ok(())
+}
+
+/// The oldest delivery that a rule still owes, and where it goes.
+pub fn head(conn: &mut Conn, rule_id: i64) -> Result<Option<(Delivery, Option<Destination>)>, Fault> {
+    let delivery: Option<Delivery> = alert_deliveries::table
+        .filter(alert_deliveries::rule_id.eq(rule_id).and(alert_deliveries::status.eq("pending")))
+        .order(alert_deliveries::id)
+        .select(Delivery::as_select())
+        .first(conn)
+        .optional()?;
+    let Some(delivery) = delivery else { return Ok(None) };
+    let destination = destinations::find(conn, delivery.workspace_id, &delivery.destination_id)?;
+    Ok(Some((delivery, destination)))
+}
+
+#[derive(Insertable)]
+#[diesel(table_name = alert_attempts, treat_none_as_default_value = false)]
+struct AttemptRow<'a> {
+    public_id: String,
+    delivery_id: i64,
+    event_id: &'a str,
+    status: &'static str,
+    status_code: Option<i32>,
+    error: Option<&'a str>,
+    response: Option<&'a str>,
+    duration_ms: i64,
+    attempted_at: i64,
+}
+
+/// Whether a failure is worth another try.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Patience {
+    Retry,
+    GiveUp,
+}
+
+/// Writes down an attempt and what follows from it. False, and nothing written, when somebody else has the job.
+pub fn record(
+    conn: &mut Conn,
+    (job, token): (&Job, &LeaseToken),
+    delivery: &Delivery,
+    answer: &Answer,
+    patience: Patience,
+    at: Micros,
+) -> Result<bool, Fault> {
+    if !queue::holds(conn, job, token)? {
+        return Ok(false);
+    }
+    let row = AttemptRow {
+        public_id: Uuid::now_v7().to_string(),
+        delivery_id: delivery.id,
+        event_id: &delivery.event_id,
+        status: if answer.is_delivered() { "delivered" } else { "failed" },
+        status_code: answer.status_code.map(i32::from),
+        error: answer.error.as_deref(),
+        response: answer.response.as_deref(),
+        duration_ms: answer.duration_ms,
+        attempted_at: at.0,
+    };
+    diesel::insert_into(alert_attempts::table).values(&row).execute(conn)?;
+    let now = Micros::now();
+    let attempts = delivery.attempts + 1;
+    let pause = match patience {
+        Patience::Retry => pause_after(attempts, answer.retry_after, rand::random_range(0.9..1.1)),
+        Patience::GiveUp => None,
+    };
+    let (status, next) = match (answer.is_delivered(), pause) {
+        (true, _) => ("delivered", now),
+        (false, Some(pause)) => ("pending", now.plus(pause.as_micros() as i64)),
+        (false, None) => ("dead_letter", now),
+    };
+    diesel::update(alert_deliveries::table.find(delivery.id))
+        .set((
+            alert_deliveries::status.eq(status),
+            alert_deliveries::attempts.eq(attempts.min(ATTEMPTS_MAX)),
+            alert_deliveries::next_attempt_at.eq(next.0),
+            alert_deliveries::last_error.eq(answer.error.as_deref()),
+            alert_deliveries::updated_at.eq(now.0),
+            alert_deliveries::delivered_at.eq(answer.is_delivered().then_some(now.0)),
+        ))
+        .execute(conn)?;
+    Ok(true)
+}
+
+/// What a dead job was about and no longer exists: deliveries outlive their rule, so only having been sent counts.
+pub fn what_is_gone(conn: &mut Conn, letter: &DeadLetter) -> Result<Option<&'static str>, Fault> {
+    Ok(head(conn, letter.payload()?)?.is_none().then_some("the deliveries of the rule are done"))
+}
+
+/// Newest first.
+pub fn list(conn: &mut Conn, workspace_id: i64, limit: i64) -> Result<Vec<Delivery>, Fault> {
+    let mut rows: Vec<Delivery> = alert_deliveries::table
+        .filter(alert_deliveries::workspace_id.eq(workspace_id))
+        .order(alert_deliveries::id.desc())
+        .limit(limit)
+        .select(Delivery::as_select())
+        .load(conn)?;
+    let running = running(conn, workspace_id, Micros::now())?;
+    for row in &mut rows {
+        if running.contains(&row.id) {
+            RUNNING.clone_into(&mut row.status);
+        }
+    }
+    Ok(rows)
+}
+
+/// What clients are told while an attempt is under way. Never stored, so that a killed worker leaves nothing behind:
+/// it is the oldest delivery a rule owes, while a worker holds the rule's job.
+const RUNNING: &str = "running";
+
+#[derive(QueryableByName)]
+struct Running {
+    #[diesel(sql_type = BigInt)]
+    id: i64,
+}
+
+fn running(conn: &mut Conn, workspace_id: i64, now: Micros) -> Result<Vec<i64>, Fault> {
+    let rows: Vec<Running> = sql_query(
+        "SELECT d.id FROM jobs j JOIN alert_deliveries d ON CAST(d.rule_id AS TEXT) = j.key
+         WHERE j.queue = $1 AND j.workspace_id = $2 AND j.leased_until >= $3
+           AND d.workspace_id = $2 AND d.status = 'pending' AND d.next_attempt_at <= $3
+           AND NOT EXISTS (SELECT 1 FROM alert_deliveries e
+                           WHERE e.rule_id = d.rule_id AND e.status = 'pending' AND e.id < d.id)",
+    )
+    .bind::<Text, _>(QUEUE)
+    .bind::<BigInt, _>(workspace_id)
+    .bind::<BigInt, _>(now.0)
+    .load(conn)?;
+    Ok(rows.into_iter().map(|row| row.id).collect())
+}
+
+fn send_again(conn: &mut Conn, delivery: &Delivery, now: Micros) -> Result<(), Fault> {
+    // first the job, as the worker takes them
+    queue::enqueue(conn, vec![job(delivery.workspace_id, delivery.rule_id, now)?], now)?;
+    diesel::update(alert_deliveries::table.find(delivery.id))
+        .set((
+            alert_deliveries::status.eq("pending"),
+            alert_deliveries::attempts.eq(0),
+            alert_deliveries::next_attempt_at.eq(now.0),
+            alert_deliveries::delivered_at.eq(None::<i64>),
+            alert_deliveries::updated_at.eq(now.0),
+        ))
+        .execute(conn)?;
+    Ok(())
+}
+
+/// Tries a dead delivery again from the start; 409 in any other state.
+pub fn retry(conn: &mut Conn, workspace_id: i64, public_id: &str, now: Micros) -> Result<(), Fault> {
+    let delivery: Delivery = alert_deliveries::table
+        .filter(alert_deliveries::workspace_id.eq(workspace_id))
+        .filter(alert_deliveries::public_id.eq(public_id))
+        .select(Delivery::as_select())
+        .first(conn)
+        .optional()?
+        .ok_or_else(|| Error::not_found("delivery job"))?;
+    if delivery.status != "dead_letter" {
+        let is_running = running(conn, workspace_id, now)?.contains(&delivery.id);
+        let status = if is_running { RUNNING } else { &delivery.status };
+        return Err(Error::conflict(format!("the delivery job is {status}")).into());
+    }
+    send_again(conn, &delivery, now)
+}
+
+/// Sends an event again, whatever became of it before, under the same id.
+pub fn redeliver(conn: &mut Conn, workspace_id: i64, event_id: &str, now: Micros) -> Result<Delivery, Fault> {
+    let find = |conn: &mut Conn| {
+        alert_deliveries::table
+            .filter(alert_deliveries::workspace_id.eq(workspace_id))
+            .filter(alert_deliveries::event_id.eq(event_id))
+            .select(Delivery::as_select())
+            .first(conn)
+            .optional()
+    };
+    let delivery: Delivery = find(conn)?.ok_or_else(|| Error::not_found("delivery of this event"))?;
+    send_again(conn, &delivery, now)?;
+    Ok(find(conn)?.unwrap_or(delivery))
+}
+
+#[derive(QueryableByName)]
+struct Stuck {
+    #[diesel(sql_type = BigInt)]
+    workspace_id: i64,
+    #[diesel(sql_type = BigInt)]
+    rule_id: i64,
+}
+
+/// Asks again for deliveries that are overdue and that nobody is asked for.
+pub fn revive(conn: &mut Conn, overdue_since: Micros, now: Micros) -> Result<usize, Fault> {
+    let rows: Vec<Stuck> = sql_query(
+        "SELECT DISTINCT d.workspace_id, d.rule_id FROM alert_deliveries d
+         WHERE d.status = 'pending' AND d.next_attempt_at < $1
+           AND NOT EXISTS (SELECT 1 FROM jobs WHERE queue = $2 AND key = CAST(d.rule_id AS TEXT))
+         LIMIT 1000",
+    )
+    .bind::<BigInt, _>(overdue_since.0)
+    .bind::<Text, _>(QUEUE)
+    .load(conn)?;
+    let wanted: Result<Vec<NewJob>> =
+        rows.iter().map(|row| job(row.workspace_id, row.rule_id, now)).collect();
+    queue::enqueue(conn, wanted?, now)?;
+    Ok(rows.len())
+}
+
+/// Deletes up to a thousand delivered rows, with their attempts, from before `before`; returns how many.
+pub fn sweep(conn: &mut Conn, before: Micros) -> Result<usize, Fault> {
+    let text = "DELETE FROM alert_deliveries WHERE id IN (
+                    SELECT id FROM alert_deliveries WHERE status = 'delivered' AND created_at < $1 LIMIT 1000)";
+    Ok(sql_query(text).bind::<BigInt, _>(before.0).execute(conn)?)
+}

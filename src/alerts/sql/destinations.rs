@@ -1,0 +1,178 @@
+//! Where alerts are sent, with the secrets that sign them.
+
+use diesel::prelude::*;
+
+use crate::db::schema::{alert_destinations, alert_rules};
+use crate::db::{Conn, Fault};
+use crate::error::Error;
+use crate::metering::time::Micros;
+
+#[derive(Clone, Debug, Queryable, Selectable)]
+#[diesel(table_name = alert_destinations)]
+pub struct Destination {
+    pub id: i64,
+    pub public_id: String,
+    pub workspace_id: i64,
+    pub name: String,
+    pub enabled: bool,
+    pub webhook_url: String,
+    pub secret: String,
+    pub previous_secret: Option<String>,
+    pub previous_until: Option<i64>,
+    pub created_at: i64,
+    pub updated_at: i64,
+}
+
+impl Destination {
+    /// The replaced secret, while it still signs.
+    pub fn overlapping_secret(&self, now: Micros) -> Option<&str> {
+        let still = self.previous_until.is_some_and(|until| now.0 < until);
+        self.previous_secret.as_deref().filter(|_| still)
+    }
+}
+
+#[derive(Insertable)]
+#[diesel(table_name = alert_destinations, treat_none_as_default_value = false)]
+struct NewRow<'a> {
+    public_id: String,
+    workspace_id: i64,
+    name: &'a str,
+    enabled: bool,
+    webhook_url: &'a str,
+    secret: &'a str,
+    created_at: i64,
+    updated_at: i64,
+}
+
+/// Name, address and whether it is used at all.
+#[derive(Clone, Debug)]
+pub struct Terms {
+    pub name: String,
+    pub enabled: bool,
+    pub webhook_url: String,
+}
+
+pub fn add(
+    conn: &mut Conn,
+    workspace_id: i64,
+    terms: &Terms,
+    secret: &str,
+    now: Micros,
+) -> Result<Destination, Fault> {
+    let row = NewRow {
+        public_id: uuid::Uuid::now_v7().to_string(),
+        workspace_id,
+        name: &terms.name,
+        enabled: terms.enabled,
+        webhook_url: &terms.webhook_url,
+        secret,
+        created_at: now.0,
+        updated_at: now.0,
+    };
+    diesel::insert_into(alert_destinations::table).values(&row).execute(conn)?;
+    get(conn, workspace_id, &row.public_id)
+}
+
+/// Newest first.
+pub fn list(
+    conn: &mut Conn,
+    workspace_id: i64,
+    enabled: Option<bool>,
+    limit: i64,
+) -> Result<Vec<Destination>, Fault> {
+    let mut query = alert_destinations::table
+        .filter(alert_destinations::workspace_id.eq(workspace_id))
+        .order(alert_destinations::id.desc())
+        .limit(limit)
+        .select(Destination::as_select())
+        .into_boxed();
+    if let Some(enabled) = enabled {
+        query = query.filter(alert_destinations::enabled.eq(enabled));
+    }
+    Ok(query.load(conn)?)
+}
+
+pub fn find(conn: &mut Conn, workspace_id: i64, public_id: &str) -> Result<Option<Destination>, Fault> {
+    Ok(alert_destinations::table
+        .filter(alert_destinations::workspace_id.eq(workspace_id))
+        .filter(alert_destinations::public_id.eq(public_id))
+        .select(Destination::as_select())
+        .first(conn)
+        .optional()?)
+}
+
+/// 404 when there is none.
+pub fn get(conn: &mut Conn, workspace_id: i64, public_id: &str) -> Result<Destination, Fault> {
+    find(conn, workspace_id, public_id)?.ok_or_else(|| Error::not_found("alert destination").into())
+}
+
+/// As [`get`], and nobody else changes or deletes it until the transaction ends.
+pub fn lock(conn: &mut Conn, workspace_id: i64, public_id: &str) -> Result<Destination, Fault> {
+    let found = get(conn, workspace_id, public_id)?;
+    super::rules::lock_row(conn, "alert_destinations", found.id)?;
+    get(conn, workspace_id, public_id)
+}
+
+pub fn update(
+    conn: &mut Conn,
+    workspace_id: i64,
+    public_id: &str,
+    change: impl Fn(&Destination) -> Result<Terms, Error>,
+    now: Micros,
+) -> Result<Destination, Fault> {
+    let found = lock(conn, workspace_id, public_id)?;
+    let terms = change(&found)?;
+    diesel::update(alert_destinations::table.find(found.id))
+        .set((
+            alert_destinations::name.eq(&terms.name),
+            alert_destinations::enabled.eq(terms.enabled),
+            alert_destinations::webhook_url.eq(&terms.webhook_url),
+            alert_destinations::updated_at.eq(now.0),
+        ))
+        .execute(conn)?;
+    get(conn, workspace_id, public_id)
+}
+
+/// Signs with a new secret from now on, and with the old one as well until `until`.
+pub fn rotate(
+    conn: &mut Conn,
+    workspace_id: i64,
+    public_id: &str,
+    secret: &str,
+    until: Micros,
+    now: Micros,
+) -> Result<Destination, Fault> {
+    let found = lock(conn, workspace_id, public_id)?;
+    diesel::update(alert_destinations::table.find(found.id))
+        .set((
+            alert_destinations::secret.eq(secret),
+            alert_destinations::previous_secret.eq(Some(&found.secret)),
+            alert_destinations::previous_until.eq(Some(until.0)),
+            alert_destinations::updated_at.eq(now.0),
+        ))
+        .execute(conn)?;
+    get(conn, workspace_id, public_id)
+}
+
+/// 409 while a rule uses it.
+pub fn delete(conn: &mut Conn, workspace_id: i64, public_id: &str) -> Result<(), Fault> {
+    let found = lock(conn, workspace_id, public_id)?;
+    let used: Option<i64> = alert_rules::table
+        .filter(alert_rules::destination_id.eq(found.id))
+        .select(alert_rules::id)
+        .first(conn)
+        .optional()?;
+    if used.is_some() {
+        return Err(Error::conflict("alert rules use this destination").into());
+    }
+    diesel::delete(alert_destinations::table.find(found.id)).execute(conn)?;
+    Ok(())
+}
+
+/// The receiver said that it is gone.
+pub fn disable(conn: &mut Conn, id: i64, now: Micros) -> Result<(), Fault> {
+    diesel::update(alert_destinations::table.find(id))
+        .set((alert_destinations::enabled.eq(false), alert_destinations::updated_at.eq(now.0)))
+        .execute(conn)?;
+    Ok(())
+}

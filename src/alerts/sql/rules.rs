@@ -1,0 +1,565 @@
+//! Alert rules and destinations, the events they made, and the requests for evaluation. Whoever changes a rule holds
+//! the lock of its meter: a write either sees that the meter is watched, or is over before the rule exists, and then
+//! the evaluation that every change asks for sees the write. Locks are taken in the order meter, job of the meter,
+//! destination, rule, job of a delivery.
+
+use std::collections::HashMap;
+
+use diesel::prelude::*;
+use diesel::sql_query;
+use diesel::sql_types::{BigInt, Bool, Text};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::alerts::rule::{Comparator, Terms};
+use crate::alerts::sql::deliveries;
+use crate::alerts::sql::destinations::{self, Destination};
+use crate::alerts::state::{self, Crossing, Group, State, Status};
+use crate::alerts::webhook::{self, RulePart};
+use crate::db::schema::{
+    alert_attempts, alert_deliveries, alert_destinations, alert_events, alert_rules, alert_states, meters,
+};
+use crate::db::{Conn, Fault};
+use crate::error::{Error, Result};
+use crate::jobs::queue::{self, DeadLetter, NewJob};
+use crate::metering::meter::Meter;
+use crate::metering::quantity::Quantity;
+use crate::metering::time::Micros;
+use crate::meters::sql as meters_store;
+
+pub const QUEUE: &str = "alerts";
+/// Usage is gathered for a moment before rules look at it, so that a busy meter is not evaluated for every write.
+pub const GATHER: i64 = 250_000;
+
+/// A request to evaluate rules of a meter.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct MeterJob {
+    pub meter_id: i64,
+    /// For operators.
+    pub meter: String,
+    /// Only rules whose time has come; else all of them, because usage was stored.
+    pub due_only: bool,
+}
+
+impl MeterJob {
+    /// The one job of a meter that follows the clock.
+    pub fn timed(workspace_id: i64, meter_id: i64, meter: &str, at: Micros) -> Result<NewJob> {
+        let job = MeterJob { meter_id, meter: meter.to_owned(), due_only: true };
+        NewJob::new(QUEUE, meter_id.to_string(), workspace_id, &job, at)
+    }
+
+    /// What a write asks for; one key per writer, so that writers do not wait for each other's row.
+    pub fn usage(workspace_id: i64, meter_id: i64, meter: &str, lane: i16, now: Micros) -> Result<NewJob> {
+        let job = MeterJob { meter_id, meter: meter.to_owned(), due_only: false };
+        NewJob::new(QUEUE, format!("{meter_id}/{lane}"), workspace_id, &job, now.plus(GATHER))
+    }
+}
+
+/// A rule with what it names.
+#[derive(Clone, Debug)]
+pub struct Rule {
+    pub id: i64,
+    pub public_id: String,
+    pub workspace_id: i64,
+    pub meter_id: i64,
+    pub meter: String,
+    pub destination: Destination,
+    pub terms: Terms,
+    pub next_evaluate_at: Micros,
+    pub evaluated_at: Option<Micros>,
+    pub revision: i64,
+    pub created_at: Micros,
+    pub updated_at: Micros,
+}
+
+impl Rule {
+    fn part(&self) -> RulePart<'_> {
+        let destination = (self.destination.public_id.as_str(), self.destination.name.as_str());
+        RulePart::new(&self.public_id, &self.meter, &self.terms, destination)
+    }
+}
+
+#[derive(Clone, Queryable, Selectable, AsChangeset, Insertable)]
+#[diesel(table_name = alert_rules, treat_none_as_null = true, treat_none_as_default_value = false)]
+struct Row {
+    public_id: String,
+    workspace_id: i64,
+    meter_id: i64,
+    destination_id: i64,
+    name: String,
+    enabled: bool,
+    subject: Option<String>,
+    metadata: String,
+    window_seconds: i64,
+    comparator: String,
+    threshold: String,
+    evaluation_interval_seconds: i64,
+    group_by: Option<String>,
+    next_evaluate_at: i64,
+    evaluated_at: Option<i64>,
+    revision: i64,
+    created_at: i64,
+    updated_at: i64,
+}
+
+pub fn quantity(text: &str) -> Result<Quantity, Fault> {
+    crate::ingest::insert::quantity_of(text)
+}
+
+impl Row {
+    fn into_rule(self, id: i64, meter: String, destination: Destination) -> Result<Rule, Fault> {
+        Ok(Rule {
+            id,
+            public_id: self.public_id,
+            workspace_id: self.workspace_id,
+            meter_id: self.meter_id,
+            meter,
+            destination,
+            terms: Terms {
+                name: self.name,
+                enabled: self.enabled,
+                subject: self.subject,
+                metadata: serde_json::from_str(&self.metadata).map_err(Error::internal)?,
+                window_seconds: self.window_seconds,
+                comparator: Comparator::parse(&self.comparator)?,
+                threshold: quantity(&self.threshold)?,
+                evaluation_interval_seconds: self.evaluation_interval_seconds,
+                group_by: self.group_by,
+            },
+            next_evaluate_at: Micros(self.next_evaluate_at),
+            evaluated_at: self.evaluated_at.map(Micros),
+            revision: self.revision,
+            created_at: Micros(self.created_at),
+            updated_at: Micros(self.updated_at),
+        })
+    }
+
+    fn of(rule: &Rule) -> Result<Row, Fault> {
+        let terms = &rule.terms;
+        Ok(Row {
+            public_id: rule.public_id.clone(),
+            workspace_id: rule.workspace_id,
+            meter_id: rule.meter_id,
+            destination_id: rule.destination.id,
+            name: terms.name.clone(),
+            enabled: terms.enabled,
+            subject: terms.subject.clone(),
+            metadata: serde_json::to_string(&terms.metadata).map_err(Error::internal)?,
+            window_seconds: terms.window_seconds,
+            comparator: terms.comparator.as_str().to_owned(),
+            threshold: terms.threshold.to_plain(),
+            evaluation_interval_seconds: terms.evaluation_interval_seconds,
+            group_by: terms.group_by.clone(),
+            next_evaluate_at: rule.next_evaluate_at.0,
+            evaluated_at: rule.evaluated_at.map(|at| at.0),
+            revision: rule.revision,
+            created_at: rule.created_at.0,
+            updated_at: rule.updated_at.0,
+        })
+    }
+}
+
+/// Which rules are asked for.
+#[derive(Clone, Debug, Default)]
+pub struct Filter {
+    pub public_id: Option<String>,
+    pub meter: Option<String>,
+    pub enabled: Option<bool>,
+    pub meter_id: Option<i64>,
+    pub due_at: Option<Micros>,
+    /// Rules after this one, oldest first; newest first without.
+    pub after: Option<i64>,
+}
+
+/// Rules of a workspace, or of a meter.
+pub fn rules(
+    conn: &mut Conn,
+    workspace_id: Option<i64>,
+    filter: &Filter,
+    limit: i64,
+) -> Result<Vec<Rule>, Fault> {
+    let mut query = alert_rules::table
+        .inner_join(meters::table.on(meters::id.eq(alert_rules::meter_id)))
+        .inner_join(alert_destinations::table.on(alert_destinations::id.eq(alert_rules::destination_id)))
+        .select((alert_rules::id, Row::as_select(), meters::name, Destination::as_select()))
+        .limit(limit)
+        .into_boxed();
+    if let Some(workspace_id) = workspace_id {
+        query = query.filter(alert_rules::workspace_id.eq(workspace_id));
+    }
+    if let Some(public_id) = &filter.public_id {
+        query = query.filter(alert_rules::public_id.eq(public_id));
+    }
+    if let Some(meter) = &filter.meter {
+        query = query.filter(meters::name.eq(meter));
+    }
+    if let Some(meter_id) = filter.meter_id {
+        query = query.filter(alert_rules::meter_id.eq(meter_id));
+    }
+    if let Some(enabled) = filter.enabled {
+        query = query.filter(alert_rules::enabled.eq(enabled));
+    }
+    if let Some(at) = filter.due_at {
+        query = query.filter(alert_rules::next_evaluate_at.le(at.0));
+    }
+    query = match filter.after {
+        Some(after) => query.filter(alert_rules::id.gt(after)).order(alert_rules::id),
+        None => query.order(alert_rules::id.desc()),
+    };
+    let rows: Vec<(i64, Row, String, Destination)> = query.load(conn)?;
+    rows.into_iter().map(|(id, row, meter, destination)| row.into_rule(id, meter, destination)).collect()
+}
+
+/// Rules by their internal ids, in that order.
+pub fn rules_by_id(conn: &mut Conn, ids: &[i64]) -> Result<Vec<Rule>, Fault> {
+    let rows: Vec<(i64, Row, String, Destination)> = alert_rules::table
+        .inner_join(meters::table.on(meters::id.eq(alert_rules::meter_id)))
+        .inner_join(alert_destinations::table.on(alert_destinations::id.eq(alert_rules::destination_id)))
+        .select((alert_rules::id, Row::as_select(), meters::name, Destination::as_select()))
+        .filter(alert_rules::id.eq_any(ids).and(alert_rules::enabled.eq(true)))
+        .order(alert_rules::id)
+        .load(conn)?;
+    rows.into_iter().map(|(id, row, meter, destination)| row.into_rule(id, meter, destination)).collect()
+}
+
+pub fn rule(conn: &mut Conn, workspace_id: i64, public_id: &str) -> Result<Option<Rule>, Fault> {
+    let filter = Filter { public_id: Some(public_id.to_owned()), ..Filter::default() };
+    Ok(rules(conn, Some(workspace_id), &filter, 1)?.pop())
+}
+
+fn no_such_rule() -> Fault {
+    Error::not_found("alert rule").into()
+}
+
+/// Keeps others from changing a row until the transaction ends; SQLite has one writer anyway.
+pub fn lock_row(conn: &mut Conn, table: &str, id: i64) -> Result<(), Fault> {
+    if conn.is_postgres() {
+        sql_query(format!("SELECT id FROM {table} WHERE id = $1 FOR UPDATE"))
+            .bind::<BigInt, _>(id)
+            .execute(conn)?;
+    }
+    Ok(())
+}
+
+/// Locks a meter against writers and says what it is called.
+fn lock_meter(conn: &mut Conn, workspace_id: i64, name: &str) -> Result<i64, Fault> {
+    let gone = || Fault::from(Error::not_found(format!("meter {name:?}")));
+    let found = crate::meters::sql::by_name(conn, workspace_id, name)?.ok_or_else(gone)?;
+    crate::meters::sql::lock(conn, found.id)?;
+    let exists: Option<i64> = meters::table.find(found.id).select(meters::id).first(conn).optional()?;
+    exists.ok_or_else(gone)
+}
+
+/// Tells writers whether the meter is watched. Under the meter's lock.
+fn mark_meter(conn: &mut Conn, meter_id: i64) -> Result<(), Fault> {
+    sql_query(
+        "UPDATE meters SET has_alerts = EXISTS
+             (SELECT 1 FROM alert_rules WHERE alert_rules.meter_id = meters.id AND alert_rules.enabled = $1)
+         WHERE id = $2",
+    )
+    .bind::<Bool, _>(true)
+    .bind::<BigInt, _>(meter_id)
+    .execute(conn)?;
+    Ok(())
+}
+
+/// What to add: names are looked up here.
+#[derive(Clone, Debug)]
+pub struct NewRule {
+    pub workspace_id: i64,
+    pub meter: String,
+    pub destination_id: String,
+    pub terms: Terms,
+}
+
+pub fn add(conn: &mut Conn, new: &NewRule, now: Micros) -> Result<Rule, Fault> {
+    let meter_id = lock_meter(conn, new.workspace_id, &new.meter)?;
+    queue::enqueue(conn, vec![MeterJob::timed(new.workspace_id, meter_id, &new.meter, now)?], now)?;
+    let destination = destinations::lock(conn, new.workspace_id, &new.destination_id)?;
+    let mut rule = Rule {
+        id: 0,
+        public_id: Uuid::now_v7().to_string(),
+        workspace_id: new.workspace_id,
+        meter_id,
+        meter: new.meter.clone(),
+        destination,
+        terms: new.terms.clone(),
+        next_evaluate_at: now,
+        evaluated_at: None,
+        revision: 1,
+        created_at: now,
+        updated_at: now,
+    };
+    rule.id = diesel::insert_into(alert_rules::table)
+        .values(&Row::of(&rule)?)
+        .returning(alert_rules::id)
+        .get_result(conn)?;
+    mark_meter(conn, meter_id)?;
+    Ok(rule)
+}
+
+/// A change as the handler makes it from the rule: new terms, and other names where those change.
+#[derive(Clone, Debug)]
+pub struct Change {
+    pub terms: Terms,
+    pub meter: Option<String>,
+    pub destination_id: Option<String>,
+}
+
+/// Changes a rule. What fired under the old terms and is not looked at any more is resolved; everything else the
+/// next evaluation finds out.
+pub fn update(
+    conn: &mut Conn,
+    workspace_id: i64,
+    public_id: &str,
+    change: impl Fn(&Rule) -> Result<Change>,
+    now: Micros,
+) -> Result<Rule, Fault> {
+    let found = rule(conn, workspace_id, public_id)?.ok_or_else(no_such_rule)?;
+    let asked = change(&found)?;
+    let meter = asked.meter.clone().unwrap_or_else(|| found.meter.clone());
+    // two meters are locked in the order of their names, which do not change
+    let mut names = vec![found.meter.clone(), meter.clone()];
+    names.sort();
+    names.dedup();
+    let mut ids = HashMap::new();
+    for name in names {
+        ids.insert(name.clone(), lock_meter(conn, workspace_id, &name)?);
+    }
+    let meter_id = ids.get(&meter).copied().ok_or_else(no_such_rule)?;
+    queue::enqueue(conn, vec![MeterJob::timed(workspace_id, meter_id, &meter, now)?], now)?;
+    let destination = match &asked.destination_id {
+        Some(id) => Some(destinations::lock(conn, workspace_id, id)?),
+        None => None,
+    };
+    lock_row(conn, "alert_rules", found.id)?;
+    // again, now that nobody else can change it
+    let old = rule(conn, workspace_id, public_id)?.ok_or_else(no_such_rule)?;
+    let terms = change(&old)?.terms;
+    let keeps_states = terms.enabled && terms.group_by == old.terms.group_by;
+    if !keeps_states {
+        let reason = if terms.enabled { "the grouping was changed" } else { "the rule was disabled" };
+        close(conn, &old, reason, now)?;
+    }
+    let new = Rule {
+        meter_id,
+        meter,
+        destination: destination.unwrap_or_else(|| old.destination.clone()),
+        next_evaluate_at: now,
+        evaluated_at: old.evaluated_at.filter(|_| keeps_states),
+        revision: old.revision + 1,
+        updated_at: now,
+        terms,
+        ..old
+    };
+    diesel::update(alert_rules::table.find(new.id)).set(&Row::of(&new)?).execute(conn)?;
+    for meter_id in ids.into_values() {
+        mark_meter(conn, meter_id)?;
+    }
+    Ok(new)
+}
+
+/// Resolves what fires and forgets all states. Under the rule's lock.
+fn close(conn: &mut Conn, rule: &Rule, reason: &str, now: Micros) -> Result<(), Fault> {
+    let before = states(conn, &[rule.id])?.remove(&rule.id).unwrap_or_default();
+    let crossings = state::close(&before, reason, now);
+    let mut wanted = Vec::new();
+    for crossing in &crossings {
+        record(conn, rule, crossing, now)?;
+        wanted.push(deliveries::job(rule.workspace_id, rule.id, now)?);
+    }
+    diesel::delete(alert_states::table.filter(alert_states::rule_id.eq(rule.id))).execute(conn)?;
+    queue::enqueue(conn, wanted, now)
+}
+
+/// Deletes a rule with its events. What is on its way to the receiver is still delivered, and what fires is resolved.
+pub fn delete(conn: &mut Conn, workspace_id: i64, public_id: &str, now: Micros) -> Result<(), Fault> {
+    let found = rule(conn, workspace_id, public_id)?.ok_or_else(no_such_rule)?;
+    lock_meter(conn, workspace_id, &found.meter)?;
+    lock_row(conn, "alert_rules", found.id)?;
+    let rule = rule(conn, workspace_id, public_id)?.ok_or_else(no_such_rule)?;
+    close(conn, &rule, "the rule was deleted", now)?;
+    let settled = alert_deliveries::rule_id.eq(rule.id).and(alert_deliveries::status.ne("pending"));
+    diesel::delete(alert_deliveries::table.filter(settled)).execute(conn)?;
+    diesel::delete(alert_rules::table.find(rule.id)).execute(conn)?;
+    mark_meter(conn, rule.meter_id)
+}
+
+/// Whether any rule watches this meter.
+pub fn watches(conn: &mut Conn, meter_id: i64) -> Result<bool, Fault> {
+    let any: Option<i64> = alert_rules::table
+        .filter(alert_rules::meter_id.eq(meter_id))
+        .select(alert_rules::id)
+        .first(conn)
+        .optional()?;
+    Ok(any.is_some())
+}
+
+/// Asks for an evaluation of the rules on a meter whose definition gives the same events another value.
+pub fn enqueue_meter(conn: &mut Conn, meter: &Meter, now: Micros) -> Result<(), Fault> {
+    if !watches(conn, meter.id)? {
+        return Ok(());
+    }
+    let job = MeterJob::usage(meter.workspace_id, meter.id, &meter.name, 0, now)?;
+    queue::enqueue(conn, vec![job], now)
+}
+
+/// What a dead job was about and no longer exists.
+pub fn what_is_gone(conn: &mut Conn, letter: &DeadLetter) -> Result<Option<&'static str>, Fault> {
+    let job: MeterJob = letter.payload()?;
+    if meters_store::by_key(conn, job.meter_id)?.is_none() {
+        return Ok(Some("the meter is gone"));
+    }
+    Ok((!watches(conn, job.meter_id)?).then_some("the rules on the meter are gone"))
+}
+
+#[derive(Queryable, Selectable, Insertable)]
+#[diesel(table_name = alert_states, treat_none_as_default_value = false)]
+pub struct StateRow {
+    rule_id: i64,
+    group_key: String,
+    group_value: String,
+    status: String,
+    firing: bool,
+    value: String,
+    message: String,
+    updated_at: i64,
+}
+
+/// The states of these rules, by rule.
+pub fn states(conn: &mut Conn, rule_ids: &[i64]) -> Result<HashMap<i64, Vec<State>>, Fault> {
+    let rows: Vec<StateRow> = alert_states::table
+        .filter(alert_states::rule_id.eq_any(rule_ids))
+        .order((alert_states::rule_id, alert_states::group_key, alert_states::group_value))
+        .select(StateRow::as_select())
+        .load(conn)?;
+    let mut states: HashMap<i64, Vec<State>> = HashMap::new();
+    for row in rows {
+        let group =
+            (!row.group_key.is_empty()).then_some(Group { key: row.group_key, value: row.group_value });
+        states.entry(row.rule_id).or_default().push(State {
+            group,
+            status: Status::parse(&row.status)
+                .ok_or_else(|| Error::internal("a state of no known status"))?,
+            firing: row.firing,
+            value: quantity(&row.value)?,
+            message: row.message,
+            updated_at: Micros(row.updated_at),
+        });
+    }
+    Ok(states)
+}
+
+/// Something that happened to a rule.
+#[derive(Clone, Debug, Queryable, Selectable, Insertable)]
+#[diesel(table_name = alert_events, treat_none_as_default_value = false)]
+pub struct Event {
+    pub public_id: String,
+    pub workspace_id: i64,
+    pub rule_id: i64,
+    pub rule_public_id: String,
+    pub group_key: String,
+    pub group_value: String,
+    pub kind: String,
+    pub value: String,
+    pub message: String,
+    pub created_at: i64,
+}
+
+/// Writes down a crossing and, when receivers are told, its delivery; one id for all of it.
+pub fn record(conn: &mut Conn, rule: &Rule, crossing: &Crossing, now: Micros) -> Result<Event, Fault> {
+    let group = crossing.state.group.clone();
+    let (group_key, group_value) = group.map(|group| (group.key, group.value)).unwrap_or_default();
+    let event = Event {
+        public_id: Uuid::now_v7().to_string(),
+        workspace_id: rule.workspace_id,
+        rule_id: rule.id,
+        rule_public_id: rule.public_id.clone(),
+        group_key,
+        group_value,
+        kind: crossing.kind.as_str().to_owned(),
+        value: crossing.state.value.to_plain(),
+        message: crossing.state.message.clone(),
+        created_at: now.0,
+    };
+    diesel::insert_into(alert_events::table).values(&event).execute(conn)?;
+    if crossing.kind.is_delivered() {
+        let payload = webhook::payload(&event.public_id, &rule.part(), crossing, now)?;
+        deliveries::add(conn, rule, &event.public_id, payload, now)?;
+    }
+    Ok(event)
+}
+
+/// Events of a workspace, newest first, from before the event with this position.
+pub fn events(
+    conn: &mut Conn,
+    workspace_id: i64,
+    rule_id: Option<i64>,
+    before: Option<i64>,
+    limit: i64,
+) -> Result<Vec<(i64, Event)>, Fault> {
+    let mut query = alert_events::table
+        .filter(alert_events::workspace_id.eq(workspace_id))
+        .order(alert_events::id.desc())
+        .limit(limit)
+        .select((alert_events::id, Event::as_select()))
+        .into_boxed();
+    if let Some(rule_id) = rule_id {
+        query = query.filter(alert_events::rule_id.eq(rule_id));
+    }
+    if let Some(before) = before {
+        query = query.filter(alert_events::id.lt(before));
+    }
+    Ok(query.load(conn)?)
+}
+
+/// An attempt to deliver an event.
+#[derive(Clone, Debug, Queryable, Selectable)]
+#[diesel(table_name = alert_attempts)]
+pub struct Attempt {
+    pub public_id: String,
+    pub event_id: String,
+    pub status: String,
+    pub status_code: Option<i32>,
+    pub error: Option<String>,
+    pub response: Option<String>,
+    pub duration_ms: i64,
+    pub attempted_at: i64,
+}
+
+/// The latest attempt of each of these events.
+pub fn latest_attempts(conn: &mut Conn, event_ids: &[String]) -> Result<HashMap<String, Attempt>, Fault> {
+    let rows: Vec<Attempt> = alert_attempts::table
+        .filter(alert_attempts::event_id.eq_any(event_ids))
+        .order(alert_attempts::id)
+        .select(Attempt::as_select())
+        .load(conn)?;
+    Ok(rows.into_iter().map(|attempt| (attempt.event_id.clone(), attempt)).collect())
+}
+
+#[derive(QueryableByName)]
+struct Overdue {
+    #[diesel(sql_type = BigInt)]
+    meter_id: i64,
+    #[diesel(sql_type = BigInt)]
+    workspace_id: i64,
+    #[diesel(sql_type = Text)]
+    name: String,
+}
+
+/// Asks again for evaluations that are long overdue and that nobody is asked for: their jobs died.
+pub fn revive(conn: &mut Conn, overdue_since: Micros, now: Micros) -> Result<usize, Fault> {
+    let rows: Vec<Overdue> = sql_query(
+        "SELECT DISTINCT r.meter_id, m.workspace_id, m.name FROM alert_rules r JOIN meters m ON m.id = r.meter_id
+         WHERE r.enabled = $1 AND r.next_evaluate_at < $2
+           AND NOT EXISTS (SELECT 1 FROM jobs WHERE queue = 'alerts' AND key = CAST(r.meter_id AS TEXT))
+         LIMIT 1000",
+    )
+    .bind::<Bool, _>(true)
+    .bind::<BigInt, _>(overdue_since.0)
+    .load(conn)?;
+    let wanted: Result<Vec<NewJob>> =
+        rows.iter().map(|row| MeterJob::timed(row.workspace_id, row.meter_id, &row.name, now)).collect();
+    queue::enqueue(conn, wanted?, now)?;
+    Ok(rows.len())
+}

@@ -1,0 +1,248 @@
+//! The alert worker: evaluates rules and delivers webhooks, as a process of its own or inside `serve`. Evaluation is
+//! asked for per meter; requests of several writers for one meter that come together are answered by one look.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use moka::sync::Cache;
+use tokio::sync::Mutex;
+
+use crate::alerts::evaluate::{self, Outcome, evaluate};
+use crate::alerts::sql::deliveries::{self, Patience};
+use crate::alerts::sql::destinations;
+use crate::alerts::sql::rules::{self, Filter, MeterJob};
+use crate::alerts::webhook::client::{Answer, Client, Letter};
+use crate::config::Config;
+use crate::db::{Conn, Store};
+use crate::entitlements;
+use crate::error::{Error, Result};
+use crate::jobs::process::{self, Duties};
+use crate::jobs::queue::{Job, LeaseToken};
+use crate::jobs::worker::{Done, Queue, Wake};
+use crate::metering::time::{Micros, SECOND};
+
+/// A dead worker's jobs are free after this, however long the configured lease: it is renewed while work lasts.
+const LEASE_MAX: Duration = Duration::from_secs(30);
+const EVALUATIONS: usize = 4;
+/// A receiver that hangs keeps one of these busy for ten seconds.
+const DELIVERIES: usize = 64;
+/// The table of deliveries has its own end of patience; the job that walks it never dies.
+const NO_END: u32 = 1_000_000;
+/// A timed evaluation is late by up to this when rules come due one after another.
+const TIMED_PAUSE: i64 = SECOND / 2;
+/// Rules that others keep busy are looked at again after this.
+const CONFLICT_PAUSE: i64 = SECOND / 10;
+
+/// Longest wait for another evaluation of the same meter.
+const TURN: Duration = Duration::from_millis(50);
+
+const REVIVE_INTERVAL: Duration = Duration::from_secs(60);
+const OVERDUE: i64 = 900 * SECOND;
+
+/// What both queues work with. Cheap to clone.
+#[derive(Clone)]
+struct Context {
+    store: Store,
+    client: Client,
+    wake: Wake,
+    timeout: Duration,
+    /// Per meter, when the last complete evaluation of all its rules began.
+    evaluated: Cache<i64, Arc<Mutex<Option<Instant>>>>,
+}
+
+/// The queues of this worker.
+pub fn queues(store: &Store, config: &Config, client: &Client, wake: &Wake) -> Vec<Queue> {
+    let settings = &config.workers.alert;
+    let context = Context {
+        store: store.clone(),
+        client: client.clone(),
+        wake: wake.clone(),
+        timeout: settings.timeout,
+        evaluated: Cache::new(100_000),
+    };
+    let queue = Queue {
+        name: rules::QUEUE,
+        worker: "alert",
+        interval: settings.interval,
+        lease: settings.lock_ttl.min(LEASE_MAX),
+        timeout: settings.timeout,
+        retry_after: settings.retry_after,
+        max_attempts: settings.max_attempts,
+        batch_size: settings.batch_size,
+        concurrency: EVALUATIONS,
+        handler: {
+            let context = context.clone();
+            Arc::new(move |job, _| Box::pin(answer(context.clone(), job)))
+        },
+    };
+    let webhooks = Queue {
+        name: deliveries::QUEUE,
+        worker: "webhook",
+        timeout: settings.timeout.max(Duration::from_secs(30)),
+        retry_after: Duration::from_secs(1),
+        max_attempts: NO_END,
+        concurrency: DELIVERIES,
+        handler: Arc::new(move |job, token| Box::pin(deliver(context.clone(), job, token))),
+        ..queue.clone()
+    };
+    vec![queue, webhooks]
+}
+
+/// All that has to be done about alerts, in a process of its own or inside the server.
+pub fn duties(store: &Store, config: &Config, client: &Client, wake: &Wake) -> Duties {
+    let chore = keep_alive(store.clone(), config.history.retention, wake.clone());
+    Duties { queues: queues(store, config, client, wake), chores: vec![Box::pin(chore)] }
+}
+
+/// Asks again for work whose jobs died or were lost, and forgets deliveries that are long done.
+async fn keep_alive(store: Store, retention: Duration, wake: Wake) {
+    loop {
+        tokio::time::sleep(REVIVE_INTERVAL).await;
+        let revive = |conn: &mut Conn| {
+            let now = Micros::now();
+            let overdue = now.plus(-OVERDUE);
+            Ok(rules::revive(conn, overdue, now)? + deliveries::revive(conn, overdue, now)?)
+        };
+        match store.write("alerts::revive", revive).await {
+            Ok(0) => {}
+            Ok(count) => {
+                log::warn!(count; "overdue work was asked for again");
+                wake.ring();
+            }
+            Err(error) => log::warn!(error:% = error; "cannot look for overdue work"),
+        }
+        let before = Micros::now().plus(-(retention.as_micros() as i64));
+        if let Err(error) =
+            store.write("deliveries::sweep", move |conn| deliveries::sweep(conn, before)).await
+        {
+            log::warn!(error:% = error; "cannot forget old deliveries");
+        }
+    }
+}
+
+async fn answer(context: Context, job: Job) -> Result<Done> {
+    let wanted: MeterJob = job.payload()?;
+    if wanted.due_only {
+        follow_clock(&context, &wanted).await
+    } else {
+        follow_usage(&context, &wanted, &job).await
+    }
+}
+
+/// Evaluates the rules whose time has come, and comes back for the next.
+async fn follow_clock(context: &Context, wanted: &MeterJob) -> Result<Done> {
+    let filter = Filter { meter_id: Some(wanted.meter_id), due_at: Some(Micros::now()), ..Filter::default() };
+    let outcome = evaluate_rules(context, filter).await?;
+    let meter_id = wanted.meter_id;
+    let next =
+        context.store.read("alerts::next_time", move |conn| evaluate::next_time(conn, meter_id)).await?;
+    let now = Micros::now();
+    Ok(match next {
+        None => Done::Finished,
+        Some(_) if outcome.conflicts > 0 => Done::AgainAt(now.plus(CONFLICT_PAUSE)),
+        Some(next) if outcome.evaluated.is_empty() => Done::AgainAt(next),
+        Some(next) => Done::AgainAt(next.max(now.plus(TIMED_PAUSE))),
+    })
+}
+
+/// Evaluates all rules of a meter, unless that was begun after this job was claimed: then the usage that it stands
+/// for has been seen.
+async fn follow_usage(context: &Context, wanted: &MeterJob, job: &Job) -> Result<Done> {
+    let last = context.evaluated.get_with(wanted.meter_id, Arc::default);
+    // a long evaluation of one meter must not take the places of all others
+    let Ok(mut last) = tokio::time::timeout(TURN, last.lock()).await else {
+        return Ok(Done::AgainAt(Micros::now().plus(CONFLICT_PAUSE)));
+    };
+    if last.is_some_and(|began| began >= job.claimed) {
+        return Ok(Done::Finished);
+    }
+    let began = Instant::now();
+    let outcome =
+        evaluate_rules(context, Filter { meter_id: Some(wanted.meter_id), ..Filter::default() }).await?;
+    if outcome.conflicts > 0 {
+        return Ok(Done::AgainAt(Micros::now().plus(CONFLICT_PAUSE)));
+    }
+    *last = Some(began);
+    Ok(Done::Finished)
+}
+
+async fn evaluate_rules(context: &Context, filter: Filter) -> Result<Outcome> {
+    let outcome = evaluate(&context.store, None, filter).await?;
+    if outcome.enqueued {
+        context.wake.ring();
+    }
+    if outcome.failed > 0 {
+        return Err(Error::unavailable(format!("{} rules have no value", outcome.failed)));
+    }
+    Ok(outcome)
+}
+
+/// Sends what waits for a rule, oldest first; one that fails keeps those behind it waiting.
+async fn deliver(context: Context, job: Job, token: LeaseToken) -> Result<Done> {
+    let rule_id: i64 = job.payload()?;
+    let started = Instant::now();
+    loop {
+        let head =
+            context.store.read("deliveries::head", move |conn| deliveries::head(conn, rule_id)).await?;
+        let Some((delivery, destination)) = head else { return Ok(Done::Finished) };
+        let at = Micros::now();
+        if delivery.next_attempt_at > at.0 {
+            return Ok(Done::AgainAt(Micros(delivery.next_attempt_at)));
+        }
+        if started.elapsed() > context.timeout / 2 {
+            return Ok(Done::AgainAt(at));
+        }
+        let (answer, patience) = match &destination {
+            None => (Answer::unsent("the destination was deleted"), Patience::GiveUp),
+            Some(to) if !to.enabled => (Answer::unsent("the destination is disabled"), Patience::Retry),
+            Some(to) => {
+                let letter = Letter {
+                    url: to.webhook_url.clone(),
+                    id: delivery.event_id.clone(),
+                    secret: to.secret.clone(),
+                    previous_secret: to.overlapping_secret(at).map(str::to_owned),
+                    body: delivery.payload.clone(),
+                };
+                let answer = context.client.send(&letter).await;
+                let is_gone = answer.status_code == Some(410);
+                (answer, if is_gone { Patience::GiveUp } else { Patience::Retry })
+            }
+        };
+        let outcome = if answer.is_delivered() { "delivered" } else { "failed" };
+        metrics::counter!("open_spanner_webhook_deliveries_total", "outcome" => outcome).increment(1);
+        let gone = destination.filter(|to| to.enabled && answer.status_code == Some(410)).map(|to| to.id);
+        let record = {
+            let (job, answer) = (job.clone(), answer.clone());
+            move |conn: &mut Conn| deliveries::record(conn, (&job, &token), &delivery, &answer, patience, at)
+        };
+        if !context.store.write("deliveries::record", record).await? {
+            return Err(Error::unavailable("another worker has the job"));
+        }
+        if let Some(id) = gone {
+            log::warn!(destination = id; "the receiver is gone: destination disabled");
+            let disable = move |conn: &mut Conn| destinations::disable(conn, id, Micros::now());
+            context.store.write("destinations::disable", disable).await?;
+        }
+    }
+}
+
+/// The role `alert-worker`: drains every queue that follows from a write, until SIGTERM or SIGINT.
+pub async fn run(config: Config) -> Result<()> {
+    let health_addr = config.workers.alert.health_addr.clone();
+    process::run(config, health_addr, |store, config, wake| {
+        let client = Client::new(&config.webhook_allowed_networks)?;
+        let mut all = duties(store, config, &client, wake);
+        // everything that follows from a write
+        all.queues.extend(entitlements::worker::duties(store, config).queues);
+        Ok(all)
+    })
+    .await
+}
+
+/// The role `usage-worker`, for installations that start it: writes ask for what follows from them in their own
+/// transaction, so there is nothing to hand over.
+pub async fn run_idle(config: Config) -> Result<()> {
+    let health_addr = config.workers.usage.health_addr.clone();
+    log::info!("usage worker started: writes need none, this process only reports its health");
+    process::run(config, health_addr, |_, _, _| Ok(Duties { queues: Vec::new(), chores: Vec::new() })).await
+}

@@ -1,0 +1,272 @@
+//! Who is asking. A request shows an API key or an access token; [`Auth`] turns it into a [`Caller`], whom
+//! [`permission::allow`] then judges. Role and membership are read together with the credential and remembered for
+//! a few seconds at most, so removal, demotion and revocation are felt everywhere within that time, and at once on
+//! the server where they were ordered. Expiry is checked on every use.
+
+mod cache;
+pub mod key;
+pub mod password;
+pub mod permission;
+pub mod session;
+pub mod sql;
+pub mod throttle;
+pub mod token;
+
+use std::collections::HashSet;
+use std::ops::Deref;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::auth::cache::Memory;
+use crate::auth::key::LastUsed;
+use crate::auth::permission::{Access, Grants, Role};
+use crate::auth::sql::users::Member;
+use crate::auth::sql::{keys, sessions};
+use crate::auth::throttle::Throttle;
+use crate::db::Store;
+use crate::error::{Error, Result};
+use crate::metering::time::Micros;
+
+/// Whoever was authenticated, as every handler sees them. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Caller(Arc<Identity>);
+
+impl Deref for Caller {
+    type Target = Identity;
+
+    fn deref(&self) -> &Identity {
+        &self.0
+    }
+}
+
+/// A user in a workspace, and how they proved it.
+#[derive(Debug)]
+pub struct Identity {
+    pub workspace_id: i64,
+    pub user_id: i64,
+    pub role: Role,
+    pub user: User,
+    pub credential: Credential,
+}
+
+#[derive(Debug)]
+pub enum Credential {
+    Session {
+        expires_at: Micros,
+    },
+    Key {
+        id: i64,
+        public_id: String,
+        grants: Grants,
+        /// Empty: every meter.
+        allowed_meters: HashSet<String>,
+        expires_at: Option<Micros>,
+        revoked_at: Option<Micros>,
+    },
+}
+
+/// The public fields of a user, in the order of the wire.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct User {
+    pub id: String,
+    pub email: String,
+    pub workspace_id: String,
+    pub workspace_name: String,
+    #[schema(value_type = String)]
+    pub role: Role,
+    pub created_at: Micros,
+}
+
+impl From<Member> for User {
+    fn from(member: Member) -> User {
+        User {
+            id: member.user_public_id,
+            email: member.email,
+            workspace_id: member.workspace_public_id,
+            workspace_name: member.workspace_name,
+            role: member.role,
+            created_at: Micros(member.created_at),
+        }
+    }
+}
+
+impl Caller {
+    fn new(member: Member, credential: Credential) -> Caller {
+        let (workspace_id, user_id, role) = (member.workspace_id, member.user_id, member.role);
+        Caller(Arc::new(Identity { workspace_id, user_id, role, user: member.into(), credential }))
+    }
+
+    fn with_key(member: Member, key: keys::ApiKey) -> Caller {
+        let credential = Credential::Key {
+            id: key.id,
+            public_id: key.public_id,
+            grants: Grants::of(key.scopes.0.iter().map(String::as_str)),
+            allowed_meters: key.allowed_meters.0.into_iter().collect(),
+            expires_at: key.expires_at.map(Micros),
+            revoked_at: key.revoked_at.map(Micros),
+        };
+        Caller::new(member, credential)
+    }
+
+    /// Whose keys the caller manages.
+    pub fn key_owner(&self) -> keys::Owner {
+        keys::Owner { workspace_id: self.workspace_id, user_id: self.user_id }
+    }
+
+    /// 403 when the API key is confined to other meters. The name is compared as it was sent; a request that names
+    /// no meter (`""`) is out of reach of every confined key, even of one that lists `*`.
+    pub fn may_use_meter(&self, name: &str) -> Result<()> {
+        let Credential::Key { allowed_meters, .. } = &self.credential else { return Ok(()) };
+        if allowed_meters.is_empty() {
+            return Ok(());
+        }
+        if name.trim().is_empty() {
+            return Err(Error::forbidden("the API key is limited to certain meters, and none is named here"));
+        }
+        if allowed_meters.contains(name) || allowed_meters.contains("*") {
+            return Ok(());
+        }
+        Err(Error::forbidden(format_args!("the API key may not use the meter {name:?}")))
+    }
+
+    fn is_alive(&self, now: Micros) -> bool {
+        match &self.credential {
+            Credential::Session { expires_at } => *expires_at > now,
+            Credential::Key { expires_at, revoked_at, .. } => {
+                expires_at.is_none_or(|at| at > now) && revoked_at.is_none_or(|at| at > now)
+            }
+        }
+    }
+}
+
+/// What a request shows of itself; both may be there.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Credentials {
+    pub key: Option<String>,
+    pub access_token: Option<String>,
+}
+
+/// Reads the credentials of a request. `header` gives the first value of a header (or metadata entry) by its
+/// lower-case name. gRPC takes no sessions and simply has no `cookie` header.
+pub fn credentials_of<'h>(header: impl Fn(&'static str) -> Option<&'h [u8]>) -> Credentials {
+    let named = |name| header(name).and_then(|value| not_blank(&String::from_utf8_lossy(value)));
+    let bearer = || {
+        let value = String::from_utf8_lossy(header("authorization")?);
+        value.strip_prefix("Bearer ").or_else(|| value.strip_prefix("bearer ")).and_then(not_blank)
+    };
+    let cookies = header("cookie").map(String::from_utf8_lossy).unwrap_or_default();
+    Credentials {
+        key: named("x-open-spanner-api-key").or_else(|| named("x-api-key")).or_else(bearer),
+        access_token: session::cookie(&cookies, session::ACCESS_COOKIE).map(String::from),
+    }
+}
+
+fn not_blank(text: &str) -> Option<String> {
+    Some(text.trim()).filter(|text| !text.is_empty()).map(String::from)
+}
+
+/// What the operator decides.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// How long a credential may be believed without asking the database again.
+    pub cache_ttl: Duration,
+    pub registration_enabled: bool,
+}
+
+/// The office that knows callers. Cheap to clone.
+#[derive(Clone)]
+pub struct Auth(Arc<Inner>);
+
+struct Inner {
+    store: Store,
+    options: Options,
+    keys: Memory<KnownKey>,
+    sessions: Memory<Caller>,
+    last_used: LastUsed,
+    passwords: password::Hasher,
+    throttle: Throttle,
+}
+
+struct KnownKey {
+    caller: Caller,
+    last_used: Arc<key::Use>,
+}
+
+/// Keys, and as many sessions, remembered at once.
+const REMEMBERED: u64 = 20_000;
+
+impl Auth {
+    /// Must be called inside the runtime whose blocking threads it will use.
+    pub fn new(store: Store, options: Options) -> Auth {
+        Auth(Arc::new(Inner {
+            store,
+            keys: Memory::new(options.cache_ttl, REMEMBERED),
+            sessions: Memory::new(options.cache_ttl, REMEMBERED),
+            last_used: LastUsed::default(),
+            passwords: password::Hasher::new(),
+            throttle: Throttle::default(),
+            options,
+        }))
+    }
+
+    pub fn options(&self) -> &Options {
+        &self.0.options
+    }
+
+    /// Who shows these credentials on a route of this kind. A key decides alone where keys are taken, right or
+    /// wrong; elsewhere it is not looked at. Nobody on public routes.
+    pub async fn authenticate(&self, credentials: &Credentials, access: &Access) -> Result<Option<Caller>> {
+        let caller = match (access, &credentials.key, &credentials.access_token) {
+            (Access::Public, _, _) => return Ok(None),
+            (Access::Key(..), Some(key), _) => self.by_key(key).await?,
+            (_, _, Some(token)) => self.by_access_token(token).await?,
+            (_, _, None) => return Err(Error::unauthorized()),
+        };
+        Ok(Some(caller))
+    }
+
+    /// The caller with this API key, and a note that the key was used.
+    pub async fn by_key(&self, text: &str) -> Result<Caller> {
+        if !text.starts_with(token::KEY_PREFIX) {
+            return Err(Error::unauthorized());
+        }
+        let hash = token::hash(text);
+        let load = async || {
+            let found = self.0.store.read("keys::find", move |conn| keys::find(conn, &hash)).await?;
+            Ok(found.map(|(member, key)| {
+                let last_used = self.0.last_used.of(key.id, key.last_used_at.map(Micros));
+                KnownKey { caller: Caller::with_key(member, key), last_used }
+            }))
+        };
+        let known = self.0.keys.get_or_load(hash, load).await?.ok_or_else(Error::unauthorized)?;
+        let now = Micros::now();
+        if !known.caller.is_alive(now) {
+            return Err(Error::unauthorized());
+        }
+        known.last_used.note(now);
+        Ok(known.caller.clone())
+    }
+
+    /// The caller with this access token.
+    pub async fn by_access_token(&self, text: &str) -> Result<Caller> {
+        if !text.starts_with(token::ACCESS_PREFIX) {
+            return Err(Error::unauthorized());
+        }
+        let hash = token::hash(text);
+        let load = async || {
+            let found = self.0.store.read("sessions::find", move |conn| sessions::find(conn, &hash)).await?;
+            Ok(found.map(|(member, at)| Caller::new(member, Credential::Session { expires_at: Micros(at) })))
+        };
+        let caller = self.0.sessions.get_or_load(hash, load).await?.ok_or_else(Error::unauthorized)?;
+        if !caller.is_alive(Micros::now()) {
+            return Err(Error::unauthorized());
+        }
+        Ok((*caller).clone())
+    }
+}
+
+#[cfg(test)]
+mod tests;

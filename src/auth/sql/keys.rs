@@ -1,0 +1,325 @@
+//! API keys, known by the hash of their text, and the history of what happened to them. Every statement but the
+//! look-up by hash is confined to one user's keys in one workspace.
+
+use diesel::prelude::*;
+use uuid::Uuid;
+
+use crate::auth::sql::users::{MEMBER, Member};
+use crate::auth::token::TokenHash;
+use crate::db::schema::{api_key_events, api_keys, memberships, users, workspaces};
+use crate::db::{Conn, Fault};
+use crate::error::Error;
+use crate::metering::time::Micros;
+
+/// Whose keys: those one user made in one workspace.
+#[derive(Clone, Copy, Debug)]
+pub struct Owner {
+    pub workspace_id: i64,
+    pub user_id: i64,
+}
+
+/// A JSON list of strings in a text column.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Words(pub Vec<String>);
+
+impl TryFrom<String> for Words {
+    type Error = serde_json::Error;
+
+    fn try_from(text: String) -> Result<Words, serde_json::Error> {
+        serde_json::from_str(&text).map(Words)
+    }
+}
+
+impl Words {
+    fn to_json(&self) -> String {
+        serde_json::to_string(&self.0).unwrap_or_default()
+    }
+}
+
+#[derive(Clone, Debug, Queryable)]
+pub struct ApiKey {
+    pub id: i64,
+    pub public_id: String,
+    pub name: String,
+    pub prefix: String,
+    #[diesel(deserialize_as = String)]
+    pub scopes: Words,
+    #[diesel(deserialize_as = String)]
+    pub allowed_meters: Words,
+    pub expires_at: Option<i64>,
+    pub revoked_at: Option<i64>,
+    pub created_at: i64,
+    pub last_used_at: Option<i64>,
+}
+
+type KeyColumns = (
+    api_keys::id,
+    api_keys::public_id,
+    api_keys::name,
+    api_keys::prefix,
+    api_keys::scopes,
+    api_keys::allowed_meters,
+    api_keys::expires_at,
+    api_keys::revoked_at,
+    api_keys::created_at,
+    api_keys::last_used_at,
+);
+const KEY: KeyColumns = (
+    api_keys::id,
+    api_keys::public_id,
+    api_keys::name,
+    api_keys::prefix,
+    api_keys::scopes,
+    api_keys::allowed_meters,
+    api_keys::expires_at,
+    api_keys::revoked_at,
+    api_keys::created_at,
+    api_keys::last_used_at,
+);
+
+/// What a key is made of, besides its secret.
+#[derive(Clone, Debug)]
+pub struct KeyTerms {
+    pub name: String,
+    pub scopes: Words,
+    pub allowed_meters: Words,
+    pub expires_at: Option<i64>,
+}
+
+/// What is kept of a key's text.
+#[derive(Clone, Debug)]
+pub struct KeySecret {
+    pub hash: TokenHash,
+    pub prefix: String,
+}
+
+#[derive(Insertable)]
+#[diesel(table_name = api_keys, treat_none_as_default_value = false)]
+struct NewKey<'a> {
+    public_id: &'a str,
+    workspace_id: i64,
+    user_id: i64,
+    name: &'a str,
+    token_hash: &'a [u8],
+    prefix: &'a str,
+    scopes: String,
+    allowed_meters: String,
+    expires_at: Option<i64>,
+    created_at: i64,
+}
+
+#[derive(Insertable)]
+#[diesel(table_name = api_key_events, treat_none_as_default_value = false)]
+struct NewEvent<'a> {
+    id: String,
+    workspace_id: i64,
+    user_id: i64,
+    api_key_id: &'a str,
+    key_name: &'a str,
+    key_prefix: &'a str,
+    event_type: &'static str,
+    related_api_key_id: Option<&'a str>,
+    effective_at: Option<i64>,
+    created_at: i64,
+}
+
+/// Something that happened to a key.
+#[derive(Clone, Debug, Queryable)]
+pub struct KeyEvent {
+    pub id: String,
+    pub api_key_id: String,
+    pub key_name: String,
+    pub key_prefix: String,
+    pub event_type: String,
+    pub related_api_key_id: Option<String>,
+    pub effective_at: Option<i64>,
+    pub created_at: i64,
+}
+
+/// The member behind a key and the key itself, dead or alive; nobody when the user left the workspace.
+pub fn find(conn: &mut Conn, hash: &TokenHash) -> Result<Option<(Member, ApiKey)>, Fault> {
+    let found = api_keys::table
+        .inner_join(users::table.on(users::id.eq(api_keys::user_id)))
+        .inner_join(workspaces::table.on(workspaces::id.eq(api_keys::workspace_id)))
+        .inner_join(
+            memberships::table.on(memberships::workspace_id
+                .eq(api_keys::workspace_id)
+                .and(memberships::user_id.eq(api_keys::user_id))),
+        )
+        .filter(api_keys::token_hash.eq(hash.as_slice()))
+        .select((MEMBER, KEY))
+        .first(conn);
+    Ok(found.optional()?)
+}
+
+/// Newest first.
+pub fn list(conn: &mut Conn, owner: Owner) -> Result<Vec<ApiKey>, Fault> {
+    let keys = api_keys::table
+        .filter(api_keys::workspace_id.eq(owner.workspace_id))
+        .filter(api_keys::user_id.eq(owner.user_id))
+        .order((api_keys::created_at.desc(), api_keys::id.desc()))
+        .select(KEY)
+        .load(conn)?;
+    Ok(keys)
+}
+
+pub fn create(
+    conn: &mut Conn,
+    owner: Owner,
+    terms: &KeyTerms,
+    secret: &KeySecret,
+    now: Micros,
+) -> Result<ApiKey, Fault> {
+    let public_id = Uuid::now_v7().to_string();
+    let key = insert(conn, owner, &public_id, terms, secret, now)?;
+    record(conn, owner, &key, "created", None, None, now)?;
+    Ok(key)
+}
+
+fn insert(
+    conn: &mut Conn,
+    owner: Owner,
+    public_id: &str,
+    terms: &KeyTerms,
+    secret: &KeySecret,
+    now: Micros,
+) -> Result<ApiKey, Fault> {
+    let key = diesel::insert_into(api_keys::table)
+        .values(NewKey {
+            public_id,
+            workspace_id: owner.workspace_id,
+            user_id: owner.user_id,
+            name: &terms.name,
+            token_hash: &secret.hash,
+            prefix: &secret.prefix,
+            scopes: terms.scopes.to_json(),
+            allowed_meters: terms.allowed_meters.to_json(),
+            expires_at: terms.expires_at,
+            created_at: now.0,
+        })
+        .returning(KEY)
+        .get_result(conn)?;
+    Ok(key)
+}
+
+/// Ends a key now; answers the hash under which others may remember it. Ending it again changes nothing; 404 when
+/// it is not the owner's.
+pub fn revoke(conn: &mut Conn, owner: Owner, public_id: &str, now: Micros) -> Result<Vec<u8>, Fault> {
+    let Some((hash, key)) = lock(conn, owner, public_id)? else { return Err(no_such_key()) };
+    if key.revoked_at.is_none_or(|at| at > now.0) {
+        set_revoked(conn, key.id, now)?;
+        record(conn, owner, &key, "revoked", None, Some(now), now)?;
+    }
+    Ok(hash)
+}
+
+/// Makes a key on the same terms and lets the old one end at `until`. Answers the new key and the hash of the old
+/// one; 409 when the old one is expired, revoked or already on its way out.
+pub fn rotate(
+    conn: &mut Conn,
+    owner: Owner,
+    public_id: &str,
+    secret: &KeySecret,
+    until: Micros,
+    now: Micros,
+) -> Result<(ApiKey, Vec<u8>), Fault> {
+    let Some((old_hash, old)) = lock(conn, owner, public_id)? else { return Err(no_such_key()) };
+    if old.revoked_at.is_some() {
+        return Err(Error::conflict("the API key is revoked or already being rotated").into());
+    }
+    if old.expires_at.is_some_and(|at| at <= now.0) {
+        return Err(Error::conflict("the API key has expired").into());
+    }
+    let new_id = Uuid::now_v7().to_string();
+    let terms = KeyTerms {
+        name: old.name.clone(),
+        scopes: old.scopes.clone(),
+        allowed_meters: old.allowed_meters.clone(),
+        expires_at: old.expires_at,
+    };
+    let key = insert(conn, owner, &new_id, &terms, secret, now)?;
+    set_revoked(conn, old.id, until)?;
+    record(conn, owner, &key, "created", Some(&old.public_id), None, now)?;
+    record(conn, owner, &old, "rotated", Some(&new_id), Some(until), now)?;
+    Ok((key, old_hash))
+}
+
+/// Reads a key and keeps others from changing it until the transaction ends: the update that changes nothing takes
+/// the row's lock on PostgreSQL, and SQLite has one writer anyway.
+fn lock(conn: &mut Conn, owner: Owner, public_id: &str) -> Result<Option<(Vec<u8>, ApiKey)>, Fault> {
+    let locked = diesel::update(api_keys::table)
+        .filter(api_keys::public_id.eq(public_id))
+        .filter(api_keys::workspace_id.eq(owner.workspace_id))
+        .filter(api_keys::user_id.eq(owner.user_id))
+        .set(api_keys::name.eq(api_keys::name))
+        .returning((api_keys::token_hash, KEY))
+        .get_result(conn);
+    Ok(locked.optional()?)
+}
+
+fn set_revoked(conn: &mut Conn, id: i64, at: Micros) -> Result<(), Fault> {
+    diesel::update(api_keys::table.find(id)).set(api_keys::revoked_at.eq(at.0)).execute(conn)?;
+    Ok(())
+}
+
+fn no_such_key() -> Fault {
+    Error::not_found("API key").into()
+}
+
+fn record(
+    conn: &mut Conn,
+    owner: Owner,
+    key: &ApiKey,
+    event_type: &'static str,
+    related_api_key_id: Option<&str>,
+    effective_at: Option<Micros>,
+    now: Micros,
+) -> Result<(), Fault> {
+    diesel::insert_into(api_key_events::table)
+        .values(NewEvent {
+            id: Uuid::now_v7().to_string(),
+            workspace_id: owner.workspace_id,
+            user_id: owner.user_id,
+            api_key_id: &key.public_id,
+            key_name: &key.name,
+            key_prefix: &key.prefix,
+            event_type,
+            related_api_key_id,
+            effective_at: effective_at.map(|at| at.0),
+            created_at: now.0,
+        })
+        .execute(conn)?;
+    Ok(())
+}
+
+/// The newest `limit` events of the owner's keys, newest first.
+pub fn events(conn: &mut Conn, owner: Owner, limit: i64) -> Result<Vec<KeyEvent>, Fault> {
+    let events = api_key_events::table
+        .filter(api_key_events::workspace_id.eq(owner.workspace_id))
+        .filter(api_key_events::user_id.eq(owner.user_id))
+        .order((api_key_events::created_at.desc(), api_key_events::id.desc()))
+        .limit(limit)
+        .select((
+            api_key_events::id,
+            api_key_events::api_key_id,
+            api_key_events::key_name,
+            api_key_events::key_prefix,
+            api_key_events::event_type,
+            api_key_events::related_api_key_id,
+            api_key_events::effective_at,
+            api_key_events::created_at,
+        ))
+        .load(conn)?;
+    Ok(events)
+}
+
+/// Notes when keys were last used: pairs of key and time. Another server may have noted a later time already.
+pub fn note_use(conn: &mut Conn, uses: &[(i64, Micros)]) -> Result<(), Fault> {
+    for (id, at) in uses {
+        diesel::update(api_keys::table.find(id))
+            .filter(api_keys::last_used_at.is_null().or(api_keys::last_used_at.lt(at.0)))
+            .set(api_keys::last_used_at.eq(at.0))
+            .execute(conn)?;
+    }
+    Ok(())
+}

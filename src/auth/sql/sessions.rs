@@ -1,0 +1,135 @@
+//! Sign-ins: one row per token, known by its hash. Rows that share a `login_id` came from one sign-in and end
+//! together. A session whose user left its workspace is not found.
+
+use diesel::dsl::case_when;
+use diesel::prelude::*;
+use diesel::sql_types::BigInt;
+
+use crate::auth::sql::users::{MEMBER, Member};
+use crate::auth::token::TokenHash;
+use crate::db::schema::{memberships, sessions, users, workspaces};
+use crate::db::{Conn, Fault};
+use crate::metering::time::Micros;
+
+/// The two kinds of token; neither is taken for the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Access,
+    Refresh,
+}
+
+impl Kind {
+    fn as_str(self) -> &'static str {
+        match self {
+            Kind::Access => "access",
+            Kind::Refresh => "refresh",
+        }
+    }
+}
+
+#[derive(Insertable)]
+#[diesel(table_name = sessions, treat_none_as_default_value = false)]
+struct NewSession<'a> {
+    token_hash: &'a [u8],
+    kind: &'static str,
+    login_id: &'a str,
+    user_id: i64,
+    workspace_id: i64,
+    expires_at: i64,
+    created_at: i64,
+}
+
+/// Whose session it is, across refreshes.
+#[derive(Clone, Debug, Queryable)]
+pub struct Login {
+    pub login_id: String,
+    pub user_id: i64,
+    pub workspace_id: i64,
+}
+
+/// The tokens of a session about to begin: hash and expiry of each.
+#[derive(Clone, Copy, Debug)]
+pub struct Pair {
+    pub access: (TokenHash, Micros),
+    pub refresh: (TokenHash, Micros),
+}
+
+/// Stores both tokens of a session.
+pub fn open(conn: &mut Conn, login: &Login, pair: &Pair, now: Micros) -> Result<(), Fault> {
+    for (kind, (hash, expires_at)) in [(Kind::Access, &pair.access), (Kind::Refresh, &pair.refresh)] {
+        diesel::insert_into(sessions::table)
+            .values(NewSession {
+                token_hash: hash,
+                kind: kind.as_str(),
+                login_id: &login.login_id,
+                user_id: login.user_id,
+                workspace_id: login.workspace_id,
+                expires_at: expires_at.0,
+                created_at: now.0,
+            })
+            .execute(conn)?;
+    }
+    Ok(())
+}
+
+/// The member behind an access token and when it expires, which may be past.
+pub fn find(conn: &mut Conn, hash: &TokenHash) -> Result<Option<(Member, i64)>, Fault> {
+    let found = sessions::table
+        .inner_join(users::table.on(users::id.eq(sessions::user_id)))
+        .inner_join(workspaces::table.on(workspaces::id.eq(sessions::workspace_id)))
+        .inner_join(
+            memberships::table.on(memberships::workspace_id
+                .eq(sessions::workspace_id)
+                .and(memberships::user_id.eq(sessions::user_id))),
+        )
+        .filter(sessions::token_hash.eq(hash.as_slice()))
+        .filter(sessions::kind.eq(Kind::Access.as_str()))
+        .select((MEMBER, sessions::expires_at))
+        .first(conn);
+    Ok(found.optional()?)
+}
+
+/// Uses a refresh token up, in one statement: from now on it lives no longer than `until`, the grace for a second
+/// browser tab that sends the same one. None when it is unknown or dead.
+pub fn use_up(conn: &mut Conn, hash: &TokenHash, now: Micros, until: Micros) -> Result<Option<Login>, Fault> {
+    let sooner = case_when(sessions::expires_at.gt(until.0), until.0.into_sql::<BigInt>())
+        .otherwise(sessions::expires_at);
+    let used = diesel::update(sessions::table)
+        .filter(sessions::token_hash.eq(hash.as_slice()))
+        .filter(sessions::kind.eq(Kind::Refresh.as_str()))
+        .filter(sessions::expires_at.gt(now.0))
+        .set(sessions::expires_at.eq(sooner))
+        .returning((sessions::login_id, sessions::user_id, sessions::workspace_id))
+        .get_result(conn);
+    Ok(used.optional()?)
+}
+
+/// Ends the sign-ins that the tokens belong to; answers the hashes of every token that died.
+pub fn close(conn: &mut Conn, hashes: &[TokenHash]) -> Result<Vec<Vec<u8>>, Fault> {
+    let mut ended = Vec::new();
+    for hash in hashes {
+        let login_id: Option<String> =
+            sessions::table.find(hash.as_slice()).select(sessions::login_id).first(conn).optional()?;
+        let Some(login_id) = login_id else { continue };
+        // more than once: a refresh that was under way adds tokens which the first statement did not see
+        loop {
+            let dead: Vec<Vec<u8>> = diesel::delete(sessions::table)
+                .filter(sessions::login_id.eq(&login_id))
+                .returning(sessions::token_hash)
+                .get_results(conn)?;
+            if dead.is_empty() {
+                break;
+            }
+            ended.extend(dead);
+        }
+    }
+    Ok(ended)
+}
+
+/// Deletes at most `limit` expired tokens, the oldest first; answers how many.
+pub fn sweep(conn: &mut Conn, now: Micros, limit: i64) -> Result<usize, Fault> {
+    let text = "-- store::sessions::sweep
+        DELETE FROM sessions WHERE token_hash IN
+            (SELECT token_hash FROM sessions WHERE expires_at <= $1 ORDER BY expires_at LIMIT $2)";
+    Ok(diesel::sql_query(text).bind::<BigInt, _>(now.0).bind::<BigInt, _>(limit).execute(conn)?)
+}

@@ -1,0 +1,136 @@
+//! Users, their workspaces and the memberships between them. Knows no passwords, only their hashes.
+
+use std::cmp::Reverse;
+
+use diesel::prelude::*;
+
+use crate::auth::permission::Role;
+use crate::db::schema::{memberships, users, workspaces};
+use crate::db::{Conn, Fault};
+use crate::error::Error;
+use crate::metering::time::Micros;
+
+/// A user as a member of one workspace: who every authenticated request acts as.
+#[derive(Clone, Debug, Queryable)]
+pub struct Member {
+    pub user_id: i64,
+    pub user_public_id: String,
+    pub email: String,
+    pub created_at: i64,
+    pub workspace_id: i64,
+    pub workspace_public_id: String,
+    pub workspace_name: String,
+    #[diesel(deserialize_as = String)]
+    pub role: Role,
+}
+
+pub type MemberColumns = (
+    users::id,
+    users::public_id,
+    users::email,
+    users::created_at,
+    workspaces::id,
+    workspaces::public_id,
+    workspaces::name,
+    memberships::role,
+);
+pub const MEMBER: MemberColumns = (
+    users::id,
+    users::public_id,
+    users::email,
+    users::created_at,
+    workspaces::id,
+    workspaces::public_id,
+    workspaces::name,
+    memberships::role,
+);
+
+#[derive(Insertable)]
+#[diesel(table_name = users, treat_none_as_default_value = false)]
+struct NewUser<'a> {
+    public_id: String,
+    email: &'a str,
+    password_hash: &'a str,
+    created_at: i64,
+}
+
+#[derive(Insertable)]
+#[diesel(table_name = workspaces, treat_none_as_default_value = false)]
+struct NewWorkspace<'a> {
+    public_id: String,
+    name: &'a str,
+    created_at: i64,
+}
+
+#[derive(Insertable)]
+#[diesel(table_name = memberships, treat_none_as_default_value = false)]
+struct NewMembership {
+    workspace_id: i64,
+    user_id: i64,
+    role: &'static str,
+    created_at: i64,
+}
+
+/// Creates a user with a workspace of their own; 409 when the address is taken.
+pub fn register(conn: &mut Conn, email: &str, password_hash: &str, now: Micros) -> Result<Member, Fault> {
+    let public_id = uuid::Uuid::now_v7().to_string();
+    let user_id = diesel::insert_into(users::table)
+        .values(NewUser { public_id, email, password_hash, created_at: now.0 })
+        .returning(users::id)
+        .get_result(conn)
+        .map_err(|error| match Fault::from(error) {
+            fault if fault.breaks("users_email_key") => {
+                Error::conflict("this email address is registered already").into()
+            }
+            fault => fault,
+        })?;
+    let workspace_id = create_workspace(conn, user_id, email, now)?;
+    member(conn, user_id, workspace_id)?.ok_or_else(|| Error::internal("a new member is missing").into())
+}
+
+/// A user's own workspace, named after the address.
+fn create_workspace(conn: &mut Conn, user_id: i64, email: &str, now: Micros) -> Result<i64, Fault> {
+    let owner = email.split('@').next().unwrap_or_default();
+    let public_id = uuid::Uuid::now_v7().to_string();
+    let workspace_id = diesel::insert_into(workspaces::table)
+        .values(NewWorkspace { public_id, name: &format!("{owner}'s workspace"), created_at: now.0 })
+        .returning(workspaces::id)
+        .get_result(conn)?;
+    diesel::insert_into(memberships::table)
+        .values(NewMembership { workspace_id, user_id, role: Role::Owner.as_str(), created_at: now.0 })
+        .execute(conn)?;
+    Ok(workspace_id)
+}
+
+/// A registered user and the password hash, which is empty when the user has none.
+pub fn credentials(conn: &mut Conn, email: &str) -> Result<Option<(i64, String)>, Fault> {
+    let found =
+        users::table.filter(users::email.eq(email)).select((users::id, users::password_hash)).first(conn);
+    Ok(found.optional()?)
+}
+
+/// The workspace a sign-in leads to: the one with the highest role, then the oldest membership. A user who was
+/// removed from every workspace gets a new one.
+pub fn home(conn: &mut Conn, user_id: i64, now: Micros) -> Result<i64, Fault> {
+    let memberships: Vec<(i64, String, i64)> = memberships::table
+        .filter(memberships::user_id.eq(user_id))
+        .select((memberships::workspace_id, memberships::role, memberships::created_at))
+        .load(conn)?;
+    let first = memberships.iter().min_by_key(|(id, role, since)| (Reverse(Role::parse(role)), *since, *id));
+    if let Some((workspace_id, _, _)) = first {
+        return Ok(*workspace_id);
+    }
+    let email: String = users::table.find(user_id).select(users::email).first(conn)?;
+    create_workspace(conn, user_id, &email, now)
+}
+
+pub fn member(conn: &mut Conn, user_id: i64, workspace_id: i64) -> Result<Option<Member>, Fault> {
+    let found = memberships::table
+        .inner_join(users::table.on(users::id.eq(memberships::user_id)))
+        .inner_join(workspaces::table.on(workspaces::id.eq(memberships::workspace_id)))
+        .filter(memberships::user_id.eq(user_id))
+        .filter(memberships::workspace_id.eq(workspace_id))
+        .select(MEMBER)
+        .first(conn);
+    Ok(found.optional()?)
+}

@@ -1,0 +1,603 @@
+//! The database engine: one enum over both databases, connections, transactions, migrations. No statement of a
+//! domain: those are in the domain's `sql`. They use three rungs, the lowest that will do: plain diesel on [`Conn`];
+//! the same statement compiled for each database with [`both!`]; a `match` with different SQL where it must differ
+//! (the hot insert, claims, aggregates).
+//!
+//! Blocking diesel never runs on an async thread: a permit of the pool's semaphore is awaited, then the work runs
+//! on a blocking thread that finds its connection free.
+
+pub mod leases;
+pub mod migrations;
+mod observe;
+mod postgres;
+pub mod prepared;
+pub mod schema;
+mod sqlite;
+pub mod statement;
+
+use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use diesel::connection::SimpleConnection;
+use diesel::r2d2::{self, ManageConnection};
+use diesel::result::{ConnectionError, DatabaseErrorKind, Error as DieselError};
+use diesel::{Connection, PgConnection, SqliteConnection};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::config::{Db, Driver};
+use crate::error::{Error, Result};
+use crate::logging;
+
+#[derive(diesel::MultiConnection)]
+pub enum Conn {
+    Postgres(PgConnection),
+    Sqlite(SqliteConnection),
+}
+
+/// The same statement, type-checked against each database.
+#[macro_export]
+macro_rules! both {
+    ($conn:expr, $c:ident => $body:expr) => {
+        match $conn {
+            $crate::db::Conn::Postgres($c) => $body,
+            $crate::db::Conn::Sqlite($c) => $body,
+        }
+    };
+}
+
+impl Conn {
+    pub fn is_postgres(&self) -> bool {
+        matches!(self, Conn::Postgres(_))
+    }
+
+    /// Runs `work` in one transaction; on SQLite it takes the write lock at once, so that it cannot fail half-way.
+    /// Never nested: plain BEGIN and COMMIT, because diesel's own would start a deferred one on SQLite.
+    fn transaction<T>(
+        &mut self,
+        limits: Limits,
+        work: impl FnOnce(&mut Conn) -> Result<T, Fault>,
+    ) -> Result<T, Fault> {
+        let begin = match self {
+            Conn::Postgres(_) => format!("BEGIN{}", limits.set_local()),
+            Conn::Sqlite(_) => "BEGIN IMMEDIATE".to_owned(),
+        };
+        self.batch_execute(&begin).map_err(|error| Fault::NotStarted(Box::new(error.into())))?;
+        match work(self) {
+            Ok(_) if limits.are_over() => {
+                let _ = self.batch_execute("ROLLBACK");
+                Err(Fault::Late)
+            }
+            Ok(value) => match self.batch_execute("COMMIT") {
+                Ok(()) => Ok(value),
+                Err(error) => {
+                    // a failed COMMIT may leave SQLite inside the transaction
+                    let _ = self.batch_execute("ROLLBACK");
+                    Err(error.into())
+                }
+            },
+            Err(fault) => {
+                let _ = self.batch_execute("ROLLBACK");
+                Err(fault)
+            }
+        }
+    }
+
+    /// Runs `work` on the database as it is at one instant. On PostgreSQL the lock comes before the instant is
+    /// chosen and keeps months from being dropped in between.
+    fn snapshot<T>(
+        &mut self,
+        limits: Limits,
+        work: impl FnOnce(&mut Conn) -> Result<T, Fault>,
+    ) -> Result<T, Fault> {
+        let begin = match self {
+            Conn::Postgres(_) => format!(
+                "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY{}; LOCK TABLE ONLY events IN ACCESS SHARE MODE",
+                limits.set_local()
+            ),
+            Conn::Sqlite(_) => "BEGIN".to_owned(),
+        };
+        let result = match self.batch_execute(&begin) {
+            Ok(()) => work(self),
+            Err(error) => Err(error.into()),
+        };
+        // nothing was changed; after a failure there may be nothing to end
+        let ended = self.batch_execute("ROLLBACK");
+        let value = result?;
+        ended?;
+        Ok(value)
+    }
+}
+
+/// What a unit of work may take, beyond the limits of the connection itself.
+#[derive(Clone, Copy, Default)]
+struct Limits {
+    /// For each of its statements, where it is more than the connection's own limit.
+    statement: Option<Duration>,
+    /// After this nothing is committed, and nobody waits for the answer any more. Work on PostgreSQL always has one,
+    /// because others can lock and stop it; SQLite has its busy timeout.
+    deadline: Option<Instant>,
+}
+
+impl Limits {
+    const PATIENT: Limits = Limits { statement: Some(PATIENT_STATEMENT_MAX), deadline: None };
+
+    /// The time until the deadline, at most this.
+    fn time(&self, most: Duration) -> Duration {
+        let left = |deadline: Instant| deadline.saturating_duration_since(Instant::now());
+        self.deadline.map_or(most, |deadline| left(deadline).min(most))
+    }
+
+    fn set_local(&self) -> String {
+        let set = |limit| format!("; SET LOCAL statement_timeout = {}", postgres::milliseconds(limit));
+        self.statement.map(set).unwrap_or_default()
+    }
+
+    fn are_over(&self) -> bool {
+        self.deadline.is_some_and(|deadline| deadline <= Instant::now())
+    }
+}
+
+/// Why a unit of work did not succeed: a refusal in the product's words, or the database's own failure.
+#[derive(Debug)]
+pub enum Fault {
+    Refused(Error),
+    Database(DieselError),
+    /// The transaction could not even begin, so repeating it is safe.
+    NotStarted(Box<Fault>),
+    /// What the transaction was built on is no longer true: run it again from the start.
+    Repeat,
+    /// The caller is about to be told that it failed, so it was not committed.
+    Late,
+}
+
+impl From<DieselError> for Fault {
+    fn from(error: DieselError) -> Self {
+        Fault::Database(error)
+    }
+}
+
+impl From<Error> for Fault {
+    fn from(error: Error) -> Self {
+        Fault::Refused(error)
+    }
+}
+
+impl Fault {
+    /// True when the statement broke this named constraint (or, on SQLite, a unique rule on this table).
+    pub fn breaks(&self, constraint: &str) -> bool {
+        let Fault::Database(DieselError::DatabaseError(DatabaseErrorKind::UniqueViolation, info)) = self
+        else {
+            return false;
+        };
+        match info.constraint_name() {
+            Some(name) => name == constraint,
+            // SQLite names columns, not constraints: "UNIQUE constraint failed: users.email"
+            None => constraint.starts_with(info.table_name().unwrap_or_else(|| sqlite_table(info.message()))),
+        }
+    }
+
+    fn lost_connection(&self) -> bool {
+        match self {
+            Fault::NotStarted(inner) => inner.lost_connection(),
+            Fault::Database(DieselError::DatabaseError(kind, info)) => match kind {
+                DatabaseErrorKind::ClosedConnection | DatabaseErrorKind::UnableToSendCommand => true,
+                _ => {
+                    let text = info.message();
+                    [
+                        "server closed the connection",
+                        "terminating connection",
+                        "connection to server",
+                        "no connection",
+                    ]
+                    .iter()
+                    .any(|part| text.contains(part))
+                }
+            },
+            Fault::Database(DieselError::BrokenTransactionManager) => true,
+            _ => false,
+        }
+    }
+
+    /// The database refused for now: locked, full, too slow, shutting down, out of connections.
+    fn is_passing(&self) -> bool {
+        let Fault::Database(DieselError::DatabaseError(kind, info)) = self else {
+            return matches!(self, Fault::NotStarted(inner) if inner.is_passing());
+        };
+        let text = info.message();
+        matches!(kind, DatabaseErrorKind::ReadOnlyTransaction)
+            || [
+                "database is locked",
+                "database or disk is full",
+                "disk I/O error",
+                "attempt to write a readonly database",
+                "No space left on device",
+                "the database system is",
+                "too many clients",
+                "remaining connection slots",
+                // lock_timeout, statement_timeout, or an operator
+                "canceling statement due to",
+            ]
+            .iter()
+            .any(|part| text.contains(part))
+    }
+
+    /// Not the fault of the work: another try may do.
+    pub fn will_pass(&self) -> bool {
+        self.lost_connection() || self.is_passing() || self.is_retryable()
+    }
+
+    fn is_retryable(&self) -> bool {
+        match self {
+            Fault::Database(DieselError::DatabaseError(kind, info)) => {
+                matches!(kind, DatabaseErrorKind::SerializationFailure)
+                    || info.message().contains("deadlock detected")
+            }
+            Fault::Repeat => true,
+            _ => false,
+        }
+    }
+
+    /// What the caller is told; the cause goes to the log here and nowhere else.
+    pub fn into_error(self, operation: &'static str) -> Error {
+        match self {
+            Fault::Refused(error) => error,
+            fault if fault.lost_connection() || fault.is_passing() => {
+                log::warn!(operation, error:? = fault; "database unavailable");
+                Error::unavailable("the database does not answer")
+            }
+            Fault::NotStarted(inner) => inner.into_error(operation),
+            Fault::Repeat => Error::unavailable("too many changes at once"),
+            Fault::Late => {
+                log::warn!(operation; "database too slow");
+                Error::unavailable("the database does not answer in time")
+            }
+            Fault::Database(error) => {
+                log::error!(operation, error:% = error; "database error");
+                Error::new(crate::error::Code::Internal, "internal server error")
+            }
+        }
+    }
+}
+
+fn sqlite_table(message: &str) -> &str {
+    message
+        .rsplit("failed: ")
+        .next()
+        .and_then(|columns| columns.split('.').next())
+        .filter(|table| !table.is_empty())
+        .unwrap_or("\0")
+}
+
+/// A pooled connection that knows whether it may be used again.
+pub struct Pooled {
+    conn: Conn,
+    statements: observe::Statements,
+    broken: bool,
+}
+
+impl Deref for Pooled {
+    type Target = Conn;
+    fn deref(&self) -> &Conn {
+        &self.conn
+    }
+}
+
+impl DerefMut for Pooled {
+    fn deref_mut(&mut self) -> &mut Conn {
+        &mut self.conn
+    }
+}
+
+struct Manager {
+    driver: Driver,
+    /// Longest statement on PostgreSQL, unless its transaction says otherwise.
+    statement_timeout: Duration,
+}
+
+impl ManageConnection for Manager {
+    type Connection = Pooled;
+    type Error = ConnectionError;
+
+    fn connect(&self) -> Result<Pooled, ConnectionError> {
+        let mut conn = open(&self.driver)?;
+        if let Conn::Postgres(conn) = &mut conn {
+            postgres::limit(conn, self.statement_timeout)
+                .map_err(ConnectionError::CouldntSetupConfiguration)?;
+        }
+        let statements = observe::Statements::default();
+        conn.set_instrumentation(statements.clone());
+        Ok(Pooled { conn, statements, broken: false })
+    }
+
+    fn is_valid(&self, _: &mut Pooled) -> Result<(), ConnectionError> {
+        Ok(())
+    }
+
+    fn has_broken(&self, pooled: &mut Pooled) -> bool {
+        pooled.broken
+    }
+}
+
+/// A connection of its own, outside the pools (migrations, notifications): nothing limits its statements.
+pub fn open(driver: &Driver) -> Result<Conn, ConnectionError> {
+    match driver {
+        Driver::Sqlite { path, synchronous } => sqlite::open(path, *synchronous).map(Conn::Sqlite),
+        Driver::Postgres { dsn } => postgres::open(dsn.expose()).map(Conn::Postgres),
+    }
+}
+
+struct Pool {
+    connections: r2d2::Pool<Manager>,
+    permits: Arc<Semaphore>,
+}
+
+impl Pool {
+    fn new(db: &Db, size: u32) -> Self {
+        let connections = r2d2::Pool::builder()
+            .max_size(size)
+            .min_idle(Some(0))
+            // a ping per checkout costs as much as a point read; broken connections are noticed on use
+            .test_on_check_out(false)
+            .connection_timeout(Duration::from_secs(2))
+            .max_lifetime(db.conn_max_lifetime)
+            .idle_timeout(db.conn_max_idle_time)
+            .error_handler(Box::new(LogErrors))
+            .build_unchecked(Manager { driver: db.driver.clone(), statement_timeout: db.statement_timeout });
+        Pool { connections, permits: Arc::new(Semaphore::new(size as usize)) }
+    }
+
+    async fn permit(&self, patience: Duration) -> Result<OwnedSemaphorePermit> {
+        match tokio::time::timeout(patience, self.permits.clone().acquire_owned()).await {
+            Ok(Ok(permit)) => Ok(permit),
+            _ => Err(Error::unavailable("all database connections are busy")),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct LogErrors;
+
+impl r2d2::HandleError<ConnectionError> for LogErrors {
+    fn handle_error(&self, error: ConnectionError) {
+        log::warn!(error:% = error; "database connection failed");
+    }
+}
+
+/// The database, as the rest of the server sees it. Cheap to clone.
+#[derive(Clone)]
+pub struct Store(Arc<Inner>);
+
+struct Inner {
+    readers: Pool,
+    /// SQLite has one writer; PostgreSQL writes through the same pool as it reads.
+    writer: Option<Pool>,
+    postgres: bool,
+    acquire_timeout: Duration,
+    statement_timeout: Duration,
+    runtime: tokio::runtime::Handle,
+}
+
+const SQLITE_READERS: u32 = 4;
+/// Statements of work that nobody waits for.
+const PATIENT_STATEMENT_MAX: Duration = Duration::from_secs(600);
+/// A setting beyond this means "as long as it takes", and must not overflow an instant.
+const TIMEOUT_MAX: Duration = Duration::from_secs(86_400);
+/// A commit that was begun in time is waited for this much longer, so that few outcomes are unknown.
+const LAST_MOMENT: Duration = Duration::from_secs(1);
+/// A restarted PostgreSQL leaves every idle connection dead; each is found out on its first use.
+const TRIES: usize = 3;
+
+impl Store {
+    /// Opens no connection yet: the first use does, so that a server can start before its database.
+    /// Must be called inside the runtime whose blocking threads it will use.
+    pub fn new(db: &Db) -> Self {
+        let (readers, writer, postgres) = match &db.driver {
+            Driver::Postgres { .. } => (Pool::new(db, db.max_open_conns), None, true),
+            // each connection to :memory: is a database of its own
+            Driver::Sqlite { path, .. } if path == ":memory:" => (Pool::new(db, 1), None, false),
+            Driver::Sqlite { .. } => (Pool::new(db, SQLITE_READERS), Some(Pool::new(db, 1)), false),
+        };
+        Store(Arc::new(Inner {
+            readers,
+            writer,
+            postgres,
+            acquire_timeout: db.acquire_timeout.min(TIMEOUT_MAX),
+            statement_timeout: db.statement_timeout.min(TIMEOUT_MAX),
+            runtime: tokio::runtime::Handle::current(),
+        }))
+    }
+
+    pub fn is_postgres(&self) -> bool {
+        self.0.postgres
+    }
+
+    /// Runs statements that change nothing. `operation` names them in metrics and logs. May run more than once.
+    pub async fn read<T: Send + 'static>(
+        &self,
+        operation: &'static str,
+        work: impl Fn(&mut Conn) -> Result<T, Fault> + Send + 'static,
+    ) -> Result<T> {
+        self.run(&self.0.readers, operation, true, Limits::default(), move |conn, _| work(conn)).await
+    }
+
+    /// Like [`Store::read`], for a thread that may wait, without a limit of time. Not for a thread of the runtime.
+    pub fn read_here<T>(
+        &self,
+        operation: &'static str,
+        work: impl Fn(&mut Conn) -> Result<T, Fault>,
+    ) -> Result<T> {
+        let pool = &self.0.readers;
+        let _permit = match pool.permits.clone().try_acquire_owned() {
+            Ok(permit) => permit,
+            Err(_) => self.0.runtime.block_on(pool.permit(self.0.acquire_timeout))?,
+        };
+        attempt(&pool.connections, operation, true, Limits::default(), work)
+    }
+
+    /// Like [`Store::read`], but all statements see the database at one instant.
+    pub async fn read_snapshot<T: Send + 'static>(
+        &self,
+        operation: &'static str,
+        work: impl Fn(&mut Conn) -> Result<T, Fault> + Send + 'static,
+    ) -> Result<T> {
+        self.snapshot_within(Limits::default(), operation, work).await
+    }
+
+    /// Runs one transaction: all of it is committed when this returns `Ok`, nothing of it otherwise (except that a
+    /// connection lost or stuck during COMMIT leaves the outcome unknown). May run more than once before it commits.
+    pub async fn write<T: Send + 'static>(
+        &self,
+        operation: &'static str,
+        work: impl Fn(&mut Conn) -> Result<T, Fault> + Send + 'static,
+    ) -> Result<T> {
+        self.write_within(Limits::default(), operation, work).await
+    }
+
+    /// Like [`Store::write`], but answered by then, also when SQLite is the one that takes long.
+    pub async fn write_by<T: Send + 'static>(
+        &self,
+        deadline: Instant,
+        operation: &'static str,
+        work: impl Fn(&mut Conn) -> Result<T, Fault> + Send + 'static,
+    ) -> Result<T> {
+        let deadline = deadline.checked_sub(LAST_MOMENT);
+        self.write_within(Limits { statement: None, deadline }, operation, work).await
+    }
+
+    /// For work that may take longer than callers wait, such as the pages of an export.
+    pub fn patient(&self) -> Patient<'_> {
+        Patient(self)
+    }
+
+    /// How long a read or write takes to be answered at most, unless it is SQLite that works this long.
+    pub fn answer_timeout(&self) -> Duration {
+        self.0.acquire_timeout + self.0.statement_timeout + LAST_MOMENT
+    }
+
+    async fn snapshot_within<T: Send + 'static>(
+        &self,
+        limits: Limits,
+        operation: &'static str,
+        work: impl Fn(&mut Conn) -> Result<T, Fault> + Send + 'static,
+    ) -> Result<T> {
+        let work = move |conn: &mut Conn, limits| conn.snapshot(limits, &work);
+        self.run(&self.0.readers, operation, true, limits, work).await
+    }
+
+    async fn write_within<T: Send + 'static>(
+        &self,
+        limits: Limits,
+        operation: &'static str,
+        work: impl Fn(&mut Conn) -> Result<T, Fault> + Send + 'static,
+    ) -> Result<T> {
+        let pool = self.0.writer.as_ref().unwrap_or(&self.0.readers);
+        let work = move |conn: &mut Conn, limits| conn.transaction(limits, &work);
+        self.run(pool, operation, false, limits, work).await
+    }
+
+    async fn run<T: Send + 'static>(
+        &self,
+        pool: &Pool,
+        operation: &'static str,
+        idempotent: bool,
+        mut limits: Limits,
+        work: impl Fn(&mut Conn, Limits) -> Result<T, Fault> + Send + 'static,
+    ) -> Result<T> {
+        let waited = Instant::now();
+        let permit = pool.permit(limits.time(self.0.acquire_timeout)).await?;
+        metrics::histogram!("open_spanner_db_pool_wait_seconds").record(waited.elapsed().as_secs_f64());
+        let connections = pool.connections.clone();
+        if self.0.postgres {
+            let time = limits.time(limits.statement.unwrap_or(self.0.statement_timeout));
+            limits.deadline = Some(Instant::now() + time);
+        }
+        let request = logging::current_request();
+        let task = self.0.runtime.spawn_blocking(move || {
+            // kept by a thread that nobody waits for any more: there are never more of them than connections
+            let _permit = permit;
+            logging::resume_request(request, || {
+                attempt(&connections, operation, idempotent, limits, |conn| work(conn, limits))
+            })
+        });
+        let done = match limits.deadline {
+            Some(deadline) => tokio::time::timeout_at((deadline + LAST_MOMENT).into(), task).await,
+            None => Ok(task.await),
+        };
+        match done {
+            Ok(done) => done.unwrap_or_else(|panic| Err(Error::internal(panic))),
+            Err(_) => {
+                metrics::counter!("open_spanner_db_errors_total", "operation" => operation).increment(1);
+                Err(Fault::Late.into_error(operation))
+            }
+        }
+    }
+}
+
+/// [`Store`] for background work with statements that take long.
+pub struct Patient<'a>(&'a Store);
+
+impl Patient<'_> {
+    /// [`Store::read_snapshot`].
+    pub async fn read_snapshot<T: Send + 'static>(
+        &self,
+        operation: &'static str,
+        work: impl Fn(&mut Conn) -> Result<T, Fault> + Send + 'static,
+    ) -> Result<T> {
+        self.0.snapshot_within(Limits::PATIENT, operation, work).await
+    }
+
+    /// [`Store::write`].
+    pub async fn write<T: Send + 'static>(
+        &self,
+        operation: &'static str,
+        work: impl Fn(&mut Conn) -> Result<T, Fault> + Send + 'static,
+    ) -> Result<T> {
+        self.0.write_within(Limits::PATIENT, operation, work).await
+    }
+}
+
+fn attempt<T>(
+    connections: &r2d2::Pool<Manager>,
+    operation: &'static str,
+    idempotent: bool,
+    limits: Limits,
+    work: impl Fn(&mut Conn) -> Result<T, Fault>,
+) -> Result<T> {
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        let mut pooled = connections.get().map_err(|_| Error::unavailable("the database does not answer"))?;
+        let started = Instant::now();
+        // stays true when the work panics, so that a half-done transaction is never handed on
+        pooled.broken = true;
+        let result = work(&mut pooled.conn);
+        metrics::histogram!("open_spanner_db_query_duration_seconds", "operation" => operation)
+            .record(started.elapsed().as_secs_f64());
+        metrics::counter!("open_spanner_db_statements_total", "operation" => operation)
+            .increment(pooled.statements.take());
+        let fault = match result {
+            Ok(value) => {
+                pooled.broken = false;
+                return Ok(value);
+            }
+            Err(fault) => fault,
+        };
+        let lost = fault.lost_connection();
+        pooled.broken = lost;
+        let again = match &fault {
+            Fault::NotStarted(_) => lost,
+            _ => (lost && idempotent) || fault.is_retryable(),
+        };
+        if again
+            && !limits.are_over()
+            && (tries < TRIES || (lost && tries <= connections.max_size() as usize))
+        {
+            continue;
+        }
+        if !matches!(fault, Fault::Refused(_)) {
+            metrics::counter!("open_spanner_db_errors_total", "operation" => operation).increment(1);
+        }
+        return Err(fault.into_error(operation));
+    }
+}

@@ -1,0 +1,580 @@
+//! The one set of table definitions, for both databases. Columns that only hand-written SQL touches are here too,
+//! so that a test can hold this file against the migrated databases.
+
+use diesel::{allow_tables_to_appear_in_same_query, table};
+
+/// An exact decimal: NUMERIC on PostgreSQL, sortable bytes on SQLite (`crate::metering::quantity`).
+#[derive(Clone, Copy, Debug, Default, diesel::sql_types::SqlType, diesel::query_builder::QueryId)]
+#[diesel(postgres_type(oid = 1700, array_oid = 1231))]
+#[diesel(sqlite_type(name = "Binary"))]
+pub struct ExactDecimal;
+
+table! {
+    workspaces (id) {
+        id -> BigInt,
+        public_id -> Text,
+        name -> Text,
+        assignment_version -> BigInt,
+        created_at -> BigInt,
+    }
+}
+
+table! {
+    users (id) {
+        id -> BigInt,
+        public_id -> Text,
+        email -> Text,
+        password_hash -> Text,
+        created_at -> BigInt,
+    }
+}
+
+table! {
+    memberships (workspace_id, user_id) {
+        workspace_id -> BigInt,
+        user_id -> BigInt,
+        role -> Text,
+        created_at -> BigInt,
+    }
+}
+
+table! {
+    sessions (token_hash) {
+        token_hash -> Binary,
+        kind -> Text,
+        login_id -> Text,
+        user_id -> BigInt,
+        workspace_id -> BigInt,
+        expires_at -> BigInt,
+        created_at -> BigInt,
+    }
+}
+
+table! {
+    api_keys (id) {
+        id -> BigInt,
+        public_id -> Text,
+        workspace_id -> BigInt,
+        user_id -> BigInt,
+        name -> Text,
+        token_hash -> Binary,
+        prefix -> Text,
+        scopes -> Text,
+        allowed_meters -> Text,
+        expires_at -> Nullable<BigInt>,
+        revoked_at -> Nullable<BigInt>,
+        created_at -> BigInt,
+        last_used_at -> Nullable<BigInt>,
+    }
+}
+
+table! {
+    api_key_events (id) {
+        id -> Text,
+        workspace_id -> BigInt,
+        user_id -> BigInt,
+        api_key_id -> Text,
+        key_name -> Text,
+        key_prefix -> Text,
+        event_type -> Text,
+        related_api_key_id -> Nullable<Text>,
+        effective_at -> Nullable<BigInt>,
+        created_at -> BigInt,
+    }
+}
+
+table! {
+    meters (id) {
+        id -> BigInt,
+        public_id -> Text,
+        workspace_id -> BigInt,
+        name -> Text,
+        description -> Text,
+        unit -> Text,
+        aggregation -> Text,
+        dimensions -> Text,
+        version -> Integer,
+        event_retention_days -> Integer,
+        pruned_before -> Nullable<BigInt>,
+        has_alerts -> Bool,
+        created_at -> BigInt,
+    }
+}
+
+table! {
+    subjects (id) {
+        id -> BigInt,
+        workspace_id -> BigInt,
+        name -> Text,
+    }
+}
+
+table! {
+    dimension_sets (meter_id, hash) {
+        meter_id -> BigInt,
+        hash -> Binary,
+        version -> Integer,
+        dimensions -> Text,
+    }
+}
+
+table! {
+    idempotency_keys (workspace_id, key) {
+        workspace_id -> BigInt,
+        key -> Binary,
+        event_id -> Binary,
+        subject_id -> BigInt,
+        event_time -> BigInt,
+        fingerprint -> BigInt,
+    }
+}
+
+table! {
+    use diesel::sql_types::*;
+    use crate::db::schema::ExactDecimal;
+    events (subject_id, event_time, id) {
+        id -> Binary,
+        workspace_id -> BigInt,
+        meter_id -> BigInt,
+        subject_id -> BigInt,
+        event_time -> BigInt,
+        received_at -> BigInt,
+        meter_version -> Integer,
+        quantity -> ExactDecimal,
+        idempotency_key -> Nullable<Text>,
+        metadata -> Nullable<Text>,
+    }
+}
+
+table! {
+    use diesel::sql_types::*;
+    use crate::db::schema::ExactDecimal;
+    rollups (meter_id, grain, start, subject_id, dimension_set, lane) {
+        meter_id -> BigInt,
+        grain -> SmallInt,
+        start -> BigInt,
+        subject_id -> BigInt,
+        dimension_set -> Binary,
+        lane -> SmallInt,
+        event_count -> BigInt,
+        quantity_sum -> ExactDecimal,
+        quantity_min -> ExactDecimal,
+        quantity_max -> ExactDecimal,
+        first_at -> BigInt,
+        first_id -> Binary,
+        first_quantity -> ExactDecimal,
+        last_at -> BigInt,
+        last_id -> Binary,
+        last_quantity -> ExactDecimal,
+    }
+}
+
+table! {
+    subject_days (subject_id, day) {
+        subject_id -> BigInt,
+        day -> BigInt,
+    }
+}
+
+table! {
+    day_hours (since_midnight) {
+        since_midnight -> BigInt,
+    }
+}
+
+table! {
+    subject_activity (subject_id, meter_id) {
+        subject_id -> BigInt,
+        meter_id -> BigInt,
+        last_hour -> BigInt,
+    }
+}
+
+table! {
+    bulk_replays (workspace_id, key) {
+        workspace_id -> BigInt,
+        key -> Binary,
+        accepted -> Text,
+        duplicates -> Text,
+        created_at -> BigInt,
+    }
+}
+
+table! {
+    ingestion_runs (workspace_id, id) {
+        workspace_id -> BigInt,
+        id -> Binary,
+        kind -> Text,
+        accepted -> BigInt,
+        duplicates -> BigInt,
+        failed -> BigInt,
+        created_at -> BigInt,
+    }
+}
+
+table! {
+    prune_runs (workspace_id, id) {
+        workspace_id -> BigInt,
+        id -> Binary,
+        deleted -> BigInt,
+        dry_run -> Bool,
+        meters -> Text,
+        created_at -> BigInt,
+    }
+}
+
+table! {
+    leases (name) {
+        name -> Text,
+        holder -> Text,
+        expires_at -> BigInt,
+    }
+}
+
+table! {
+    saved_queries (id) {
+        id -> Text,
+        user_id -> BigInt,
+        name -> Text,
+        query -> Text,
+        group_by -> Text,
+        bucket_size -> Text,
+        row_limit -> BigInt,
+        pinned -> Bool,
+        position -> BigInt,
+        created_at -> BigInt,
+        updated_at -> BigInt,
+    }
+}
+
+table! {
+    plans (id) {
+        id -> BigInt,
+        public_id -> Text,
+        workspace_id -> BigInt,
+        name -> Text,
+        description -> Text,
+        version -> Integer,
+        parent_id -> Nullable<Text>,
+        is_current -> Bool,
+        created_at -> BigInt,
+        updated_at -> BigInt,
+    }
+}
+
+table! {
+    plan_limits (public_id) {
+        public_id -> Text,
+        plan_id -> BigInt,
+        meter_id -> BigInt,
+        period -> Text,
+        quantity -> Text,
+        warning_percent -> Text,
+        enforcement -> Text,
+        failure_policy -> Text,
+        created_at -> BigInt,
+    }
+}
+
+table! {
+    plan_assignments (id) {
+        id -> BigInt,
+        public_id -> Text,
+        workspace_id -> BigInt,
+        subject_id -> BigInt,
+        plan_id -> BigInt,
+        starts_at -> BigInt,
+        ends_at -> Nullable<BigInt>,
+        anchor -> BigInt,
+        updated_at -> BigInt,
+    }
+}
+
+table! {
+    use diesel::sql_types::*;
+    use crate::db::schema::ExactDecimal;
+    quota_counters (subject_id, meter_id, anchor, day_start) {
+        subject_id -> BigInt,
+        meter_id -> BigInt,
+        anchor -> BigInt,
+        day_start -> BigInt,
+        event_count -> BigInt,
+        quantity_sum -> ExactDecimal,
+        quantity_min -> ExactDecimal,
+        quantity_max -> ExactDecimal,
+        first_at -> BigInt,
+        first_id -> Binary,
+        first_quantity -> ExactDecimal,
+        last_at -> BigInt,
+        last_id -> Binary,
+        last_quantity -> ExactDecimal,
+    }
+}
+
+table! {
+    entitlement_states (subject_id, meter_id, period) {
+        subject_id -> BigInt,
+        meter_id -> BigInt,
+        period -> Text,
+        workspace_id -> BigInt,
+        plan_id -> BigInt,
+        state -> Text,
+        current_value -> Text,
+        limit_value -> Text,
+        warning_percent -> Text,
+        evaluated_at -> BigInt,
+        updated_at -> BigInt,
+    }
+}
+
+table! {
+    entitlement_events (id) {
+        id -> Text,
+        workspace_id -> BigInt,
+        subject_id -> BigInt,
+        meter_id -> BigInt,
+        plan_id -> BigInt,
+        period -> Text,
+        previous_state -> Nullable<Text>,
+        state -> Text,
+        kind -> Text,
+        current_value -> Text,
+        limit_value -> Text,
+        warning_percent -> Text,
+        created_at -> BigInt,
+    }
+}
+
+table! {
+    entitlement_periods (subject_id, meter_id, period, starts_at) {
+        subject_id -> BigInt,
+        meter_id -> BigInt,
+        period -> Text,
+        starts_at -> BigInt,
+        ends_at -> BigInt,
+        workspace_id -> BigInt,
+        plan_id -> BigInt,
+        state -> Text,
+        current_value -> Text,
+        limit_value -> Text,
+        warning_percent -> Text,
+        event_count -> BigInt,
+        updated_at -> BigInt,
+    }
+}
+
+table! {
+    consumption_decisions (workspace_id, key) {
+        workspace_id -> BigInt,
+        key -> Binary,
+        idempotency_key -> Text,
+        subject -> Text,
+        meter -> Text,
+        accepted -> Bool,
+        evaluation_failed -> Bool,
+        enforcement -> Text,
+        state -> Text,
+        event_id -> Nullable<Binary>,
+        quota -> Text,
+        created_at -> BigInt,
+    }
+}
+
+table! {
+    jobs (queue, key) {
+        queue -> Text,
+        key -> Text,
+        workspace_id -> BigInt,
+        payload -> Text,
+        generation -> BigInt,
+        run_after -> BigInt,
+        attempts -> Integer,
+        lease_token -> Nullable<Binary>,
+        leased_until -> Nullable<BigInt>,
+        last_error -> Nullable<Text>,
+        created_at -> BigInt,
+    }
+}
+
+table! {
+    dead_letters (id) {
+        id -> Text,
+        workspace_id -> BigInt,
+        queue -> Text,
+        key -> Text,
+        payload -> Text,
+        attempts -> Integer,
+        last_error -> Text,
+        created_at -> BigInt,
+        requeued_at -> Nullable<BigInt>,
+    }
+}
+
+table! {
+    decision_prune_runs (id) {
+        id -> Text,
+        workspace_id -> BigInt,
+        decided_before -> BigInt,
+        deleted -> BigInt,
+        created_at -> BigInt,
+    }
+}
+
+table! {
+    ingestion_refusals (workspace_id) {
+        workspace_id -> BigInt,
+        rejected_events -> BigInt,
+        throttled_events -> BigInt,
+    }
+}
+
+table! {
+    worker_instances (worker, instance_id) {
+        instance_id -> Text,
+        worker -> Text,
+        started_at -> BigInt,
+        last_heartbeat_at -> BigInt,
+        last_success_at -> Nullable<BigInt>,
+        last_failure_at -> Nullable<BigInt>,
+    }
+}
+
+table! {
+    export_jobs (id) {
+        id -> Text,
+        workspace_id -> BigInt,
+        kind -> Text,
+        status -> Text,
+        query -> Text,
+        error -> Nullable<Text>,
+        row_count -> BigInt,
+        artifact_size -> Nullable<BigInt>,
+        artifact_hash -> Nullable<Text>,
+        created_at -> BigInt,
+        updated_at -> BigInt,
+        completed_at -> Nullable<BigInt>,
+        expired_at -> Nullable<BigInt>,
+    }
+}
+
+table! {
+    export_cleanup_runs (id) {
+        id -> Text,
+        workspace_id -> BigInt,
+        expired_before -> BigInt,
+        files_deleted -> BigInt,
+        bytes_reclaimed -> BigInt,
+        failures -> BigInt,
+        created_at -> BigInt,
+    }
+}
+
+table! {
+    alert_destinations (id) {
+        id -> BigInt,
+        public_id -> Text,
+        workspace_id -> BigInt,
+        name -> Text,
+        enabled -> Bool,
+        webhook_url -> Text,
+        secret -> Text,
+        previous_secret -> Nullable<Text>,
+        previous_until -> Nullable<BigInt>,
+        created_at -> BigInt,
+        updated_at -> BigInt,
+    }
+}
+
+table! {
+    alert_rules (id) {
+        id -> BigInt,
+        public_id -> Text,
+        workspace_id -> BigInt,
+        meter_id -> BigInt,
+        destination_id -> BigInt,
+        name -> Text,
+        enabled -> Bool,
+        subject -> Nullable<Text>,
+        metadata -> Text,
+        window_seconds -> BigInt,
+        comparator -> Text,
+        threshold -> Text,
+        evaluation_interval_seconds -> BigInt,
+        group_by -> Nullable<Text>,
+        next_evaluate_at -> BigInt,
+        evaluated_at -> Nullable<BigInt>,
+        revision -> BigInt,
+        created_at -> BigInt,
+        updated_at -> BigInt,
+    }
+}
+
+table! {
+    alert_states (rule_id, group_key, group_value) {
+        rule_id -> BigInt,
+        group_key -> Text,
+        group_value -> Text,
+        status -> Text,
+        firing -> Bool,
+        value -> Text,
+        message -> Text,
+        updated_at -> BigInt,
+    }
+}
+
+table! {
+    alert_events (id) {
+        id -> BigInt,
+        public_id -> Text,
+        workspace_id -> BigInt,
+        rule_id -> BigInt,
+        rule_public_id -> Text,
+        group_key -> Text,
+        group_value -> Text,
+        kind -> Text,
+        value -> Text,
+        message -> Text,
+        created_at -> BigInt,
+    }
+}
+
+table! {
+    alert_deliveries (id) {
+        id -> BigInt,
+        public_id -> Text,
+        workspace_id -> BigInt,
+        rule_id -> BigInt,
+        event_id -> Text,
+        destination_id -> Text,
+        payload -> Text,
+        status -> Text,
+        attempts -> Integer,
+        next_attempt_at -> BigInt,
+        last_error -> Nullable<Text>,
+        created_at -> BigInt,
+        updated_at -> BigInt,
+        delivered_at -> Nullable<BigInt>,
+    }
+}
+
+table! {
+    alert_attempts (id) {
+        id -> BigInt,
+        public_id -> Text,
+        delivery_id -> BigInt,
+        event_id -> Text,
+        status -> Text,
+        status_code -> Nullable<Integer>,
+        error -> Nullable<Text>,
+        response -> Nullable<Text>,
+        duration_ms -> BigInt,
+        attempted_at -> BigInt,
+    }
+}
+
+allow_tables_to_appear_in_same_query!(users, memberships, workspaces, sessions, api_keys);
+allow_tables_to_appear_in_same_query!(meters, subjects, dimension_sets);
+allow_tables_to_appear_in_same_query!(export_jobs, jobs);
+allow_tables_to_appear_in_same_query!(meters, alert_rules, alert_destinations);
+allow_tables_to_appear_in_same_query!(plans, plan_limits, plan_assignments);
+allow_tables_to_appear_in_same_query!(meters, plan_limits);

@@ -1,0 +1,115 @@
+//! Which plan a subject has, and when (jobs.md 4.2). A subject has at most one effective assignment at any instant.
+
+use crate::entitlements::plan::words;
+use crate::metering::time::{Micros, SECOND};
+
+words!(Status { Scheduled = "scheduled", Active = "active", Ended = "ended" });
+
+impl Status {
+    /// One that was canceled before it began has ended.
+    pub fn of(starts_at: Micros, ends_at: Option<Micros>, now: Micros) -> Self {
+        match ends_at {
+            Some(end) if end <= now || end <= starts_at => Status::Ended,
+            _ if starts_at > now => Status::Scheduled,
+            _ => Status::Active,
+        }
+    }
+}
+
+/// One stretch of a subject's history; canceled ones are left out. Histories are in the order of their starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    pub plan_id: i64,
+    pub starts_at: Micros,
+    pub ends_at: Option<Micros>,
+    pub anchor: Micros,
+}
+
+impl Span {
+    fn ends_after(&self, at: Micros) -> bool {
+        self.ends_at.is_none_or(|end| at < end)
+    }
+}
+
+/// The assignment in force at this instant.
+pub fn effective(history: &[Span], at: Micros) -> Option<&Span> {
+    history.iter().rev().find(|span| span.starts_at <= at && span.ends_after(at))
+}
+
+/// The assignment an event of this time counts for. Clients often stamp whole seconds, so an assignment counts from
+/// the second in which it was made (jobs.md 4.4).
+pub fn counting(history: &[Span], event_time: Micros) -> Option<&Span> {
+    history
+        .iter()
+        .rev()
+        .find(|span| span.starts_at.floor(SECOND) <= event_time && span.ends_after(event_time))
+}
+
+/// When the plan of the subject changes next, by a scheduled start or an end.
+pub fn next_change(history: &[Span], now: Micros) -> Option<Micros> {
+    history
+        .iter()
+        .flat_map(|span| [Some(span.starts_at), span.ends_at])
+        .flatten()
+        .filter(|at| *at > now)
+        .min()
+}
+
+/// Where periods of a new assignment are counted from: those of the plan in force go on; else the second of the
+/// start, but never one of `used`, the anchors of all earlier assignments, because counters are kept by anchor.
+pub fn anchor_of_new(history: &[Span], used: &[Micros], now: Micros, starts_at: Micros) -> Micros {
+    if let Some(current) = effective(history, now) {
+        return current.anchor;
+    }
+    let mut anchor = starts_at.floor(SECOND);
+    while used.contains(&anchor) {
+        anchor = anchor.plus(SECOND);
+    }
+    anchor
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn span(plan_id: i64, starts_at: i64, ends_at: Option<i64>) -> Span {
+        Span { plan_id, starts_at: Micros(starts_at), ends_at: ends_at.map(Micros), anchor: Micros(0) }
+    }
+
+    #[test]
+    fn status_moves_with_time() {
+        let status = |start, end: Option<i64>| Status::of(Micros(start), end.map(Micros), Micros(100));
+        assert_eq!(status(100, None), Status::Active);
+        assert_eq!(status(101, None), Status::Scheduled);
+        assert_eq!(status(50, Some(101)), Status::Active);
+        assert_eq!(status(50, Some(100)), Status::Ended);
+        assert_eq!(status(200, Some(100)), Status::Ended);
+        assert_eq!(status(200, Some(150)), Status::Ended);
+    }
+
+    #[test]
+    fn whole_seconds_count_for_the_later_plan() {
+        let history = [span(1, 0, Some(5_700_000)), span(2, 5_700_000, None)];
+        assert_eq!(counting(&history, Micros(5_000_000)).map(|s| s.plan_id), Some(2));
+        assert_eq!(counting(&history, Micros(4_999_999)).map(|s| s.plan_id), Some(1));
+        assert_eq!(effective(&history, Micros(5_699_999)).map(|s| s.plan_id), Some(1));
+        assert_eq!(effective(&history, Micros(5_700_000)).map(|s| s.plan_id), Some(2));
+        assert_eq!(next_change(&history, Micros(10)), Some(Micros(5_700_000)));
+        assert_eq!(next_change(&history, Micros(5_700_000)), None);
+    }
+
+    #[test]
+    fn anchors_are_kept_or_new() {
+        let running = [Span { anchor: Micros(7), ..span(1, 9, None) }];
+        assert_eq!(anchor_of_new(&running, &[], Micros(10), Micros(SECOND * 9 + 5)), Micros(7));
+        let over = [Span { anchor: Micros(SECOND), ..span(1, SECOND, Some(SECOND + 10)) }];
+        assert_eq!(
+            anchor_of_new(&over, &[Micros(SECOND)], Micros(SECOND + 20), Micros(SECOND + 20)),
+            Micros(2 * SECOND)
+        );
+        assert_eq!(
+            anchor_of_new(&over, &[Micros(SECOND)], Micros(SECOND * 9), Micros(SECOND * 9 + 3)),
+            Micros(9 * SECOND)
+        );
+    }
+}

@@ -1,0 +1,349 @@
+//! Who has which plan when. Every change first grows `workspaces.assignment_version`: that row lock makes the changes
+//! of a workspace one after the other, on any number of servers, and tells writers that what they remember of its
+//! subjects is out of date. A write reads the version inside its own transaction, so it cannot miss an assignment
+//! that was committed before the write began; one that commits meanwhile is concurrent, and either order is right.
+
+use diesel::prelude::*;
+use diesel::sql_query;
+use diesel::sql_types::{BigInt, Bool, Integer, Nullable, Text};
+
+use crate::both;
+use crate::db::schema::{plan_assignments, subjects, workspaces};
+use crate::db::{Conn, Fault};
+use crate::entitlements::assignment::{Span, Status, anchor_of_new};
+use crate::entitlements::evaluate::Evaluation;
+use crate::entitlements::plan::Plan;
+use crate::entitlements::sql::plans;
+use crate::error::Error;
+use crate::jobs::queue::{self, NewJob};
+use crate::metering::time::Micros;
+
+/// An assignment as it is listed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Assignment {
+    pub public_id: String,
+    pub subject_id: i64,
+    pub subject: String,
+    pub plan_id: i64,
+    pub plan_public_id: String,
+    pub plan_name: String,
+    pub plan_version: i32,
+    pub starts_at: Micros,
+    pub ends_at: Option<Micros>,
+    pub anchor: Micros,
+    pub updated_at: Micros,
+}
+
+impl Assignment {
+    pub fn status(&self, now: Micros) -> Status {
+        Status::of(self.starts_at, self.ends_at, now)
+    }
+}
+
+#[derive(QueryableByName)]
+struct Row {
+    #[diesel(sql_type = Text)]
+    public_id: String,
+    #[diesel(sql_type = BigInt)]
+    subject_id: i64,
+    #[diesel(sql_type = Text)]
+    subject: String,
+    #[diesel(sql_type = BigInt)]
+    plan_id: i64,
+    #[diesel(sql_type = Text)]
+    plan_public_id: String,
+    #[diesel(sql_type = Text)]
+    plan_name: String,
+    #[diesel(sql_type = Integer)]
+    plan_version: i32,
+    #[diesel(sql_type = BigInt)]
+    starts_at: i64,
+    #[diesel(sql_type = Nullable<BigInt>)]
+    ends_at: Option<i64>,
+    #[diesel(sql_type = BigInt)]
+    anchor: i64,
+    #[diesel(sql_type = BigInt)]
+    updated_at: i64,
+}
+
+impl From<Row> for Assignment {
+    fn from(row: Row) -> Self {
+        Assignment {
+            public_id: row.public_id,
+            subject_id: row.subject_id,
+            subject: row.subject,
+            plan_id: row.plan_id,
+            plan_public_id: row.plan_public_id,
+            plan_name: row.plan_name,
+            plan_version: row.plan_version,
+            starts_at: Micros(row.starts_at),
+            ends_at: row.ends_at.map(Micros),
+            anchor: Micros(row.anchor),
+            updated_at: Micros(row.updated_at),
+        }
+    }
+}
+
+#[derive(Insertable)]
+#[diesel(table_name = plan_assignments, treat_none_as_default_value = false)]
+struct NewRow {
+    public_id: String,
+    workspace_id: i64,
+    subject_id: i64,
+    plan_id: i64,
+    starts_at: i64,
+    ends_at: Option<i64>,
+    anchor: i64,
+    updated_at: i64,
+}
+
+/// Must come first in every transaction that changes assignments of the workspace: one waits for the other. The time
+/// of the change is read after the wait, so that changes follow each other in time as they do in the database.
+pub fn begin_change(
+    conn: &mut Conn,
+    workspace_id: i64,
+    clock: impl FnOnce() -> Micros,
+) -> Result<Micros, Fault> {
+    diesel::update(workspaces::table.find(workspace_id))
+        .set(workspaces::assignment_version.eq(workspaces::assignment_version + 1))
+        .execute(conn)?;
+    Ok(clock())
+}
+
+pub fn find_subject(conn: &mut Conn, workspace_id: i64, name: &str) -> Result<Option<i64>, Fault> {
+    Ok(subjects::table
+        .filter(subjects::workspace_id.eq(workspace_id).and(subjects::name.eq(name)))
+        .select(subjects::id)
+        .first(conn)
+        .optional()?)
+}
+
+fn find_or_add_subject(conn: &mut Conn, workspace_id: i64, name: &str) -> Result<i64, Fault> {
+    if let Some(id) = find_subject(conn, workspace_id, name)? {
+        return Ok(id);
+    }
+    sql_query("INSERT INTO subjects (workspace_id, name) VALUES ($1, $2) ON CONFLICT DO NOTHING")
+        .bind::<BigInt, _>(workspace_id)
+        .bind::<Text, _>(name)
+        .execute(conn)?;
+    find_subject(conn, workspace_id, name)?
+        .ok_or_else(|| Error::internal("a subject that was just added is gone").into())
+}
+
+type SpanRow = (i64, i64, Option<i64>, i64);
+
+fn span(row: SpanRow) -> Span {
+    let (plan_id, starts_at, ends_at, anchor) = row;
+    Span { plan_id, starts_at: Micros(starts_at), ends_at: ends_at.map(Micros), anchor: Micros(anchor) }
+}
+
+/// The history of a subject, in order, without what was canceled before it began.
+pub fn history(conn: &mut Conn, subject_id: i64) -> Result<Vec<Span>, Fault> {
+    Ok(whole_history(conn, subject_id)?.into_iter().filter(|span| !is_void(span)).collect())
+}
+
+fn is_void(span: &Span) -> bool {
+    span.ends_at.is_some_and(|end| end <= span.starts_at)
+}
+
+fn whole_history(conn: &mut Conn, subject_id: i64) -> Result<Vec<Span>, Fault> {
+    let rows: Vec<SpanRow> = plan_assignments::table
+        .filter(plan_assignments::subject_id.eq(subject_id))
+        .order((plan_assignments::starts_at, plan_assignments::id))
+        .select((
+            plan_assignments::plan_id,
+            plan_assignments::starts_at,
+            plan_assignments::ends_at,
+            plan_assignments::anchor,
+        ))
+        .load(conn)?;
+    Ok(rows.into_iter().map(span).collect())
+}
+
+/// Gives a subject a plan from `effective_at` on, or from now when that is past or absent (jobs.md 4.2).
+pub fn assign(
+    conn: &mut Conn,
+    workspace_id: i64,
+    subject: &str,
+    plan_public_id: &str,
+    effective_at: Option<Micros>,
+    clock: impl FnOnce() -> Micros,
+) -> Result<Assignment, Fault> {
+    let now = begin_change(conn, workspace_id, clock)?;
+    let plan = plans::get_current(conn, workspace_id, plan_public_id)?;
+    let subject_id = find_or_add_subject(conn, workspace_id, subject)?;
+    let starts_at = effective_at.filter(|at| *at > now).unwrap_or(now);
+    let whole = whole_history(conn, subject_id)?;
+    let (used, old): (Vec<Micros>, Vec<Span>) =
+        (whole.iter().map(|span| span.anchor).collect(), whole.into_iter().filter(|s| !is_void(s)).collect());
+    let anchor = anchor_of_new(&old, &used, now, starts_at);
+    end_all(conn, subject_id, starts_at, now)?;
+    let row = NewRow {
+        public_id: uuid::Uuid::now_v7().to_string(),
+        workspace_id,
+        subject_id,
+        plan_id: plan.id,
+        starts_at: starts_at.0,
+        ends_at: None,
+        anchor: anchor.0,
+        updated_at: now.0,
+    };
+    both!(conn, c => diesel::insert_into(plan_assignments::table).values(&row).execute(c)?);
+    let before = plan_ids(old.iter().filter(|span| span.ends_at.is_none_or(|end| end > now)));
+    evaluate_plans(conn, workspace_id, &[subject_id], before.into_iter().chain([plan.id]).collect(), now)?;
+    Ok(Assignment {
+        public_id: row.public_id,
+        subject_id,
+        subject: subject.to_owned(),
+        plan_id: plan.id,
+        plan_public_id: plan.public_id,
+        plan_name: plan.name,
+        plan_version: plan.version,
+        starts_at,
+        ends_at: None,
+        anchor,
+        updated_at: now,
+    })
+}
+
+/// Cancels what is scheduled, as of now, and ends what is in force at `ends_at`.
+fn end_all(conn: &mut Conn, subject_id: i64, ends_at: Micros, now: Micros) -> Result<usize, Fault> {
+    let canceled = sql_query(
+        "UPDATE plan_assignments SET ends_at = $1, updated_at = $1
+         WHERE subject_id = $2 AND starts_at > $1 AND (ends_at IS NULL OR ends_at > $1)",
+    )
+    .bind::<BigInt, _>(now.0)
+    .bind::<BigInt, _>(subject_id)
+    .execute(conn)?;
+    let ended = sql_query(
+        "UPDATE plan_assignments SET ends_at = $1, updated_at = $2
+         WHERE subject_id = $3 AND starts_at <= $2 AND (ends_at IS NULL OR ends_at > $2)",
+    )
+    .bind::<BigInt, _>(ends_at.0)
+    .bind::<BigInt, _>(now.0)
+    .bind::<BigInt, _>(subject_id)
+    .execute(conn)?;
+    Ok(canceled + ended)
+}
+
+/// Ends everything that has not ended; 404 when there is nothing.
+pub fn unassign(
+    conn: &mut Conn,
+    workspace_id: i64,
+    subject: &str,
+    clock: impl FnOnce() -> Micros,
+) -> Result<(), Fault> {
+    let nothing = || Fault::from(Error::not_found(format!("assignment of subject {subject:?}")));
+    let now = begin_change(conn, workspace_id, clock)?;
+    let subject_id = find_subject(conn, workspace_id, subject)?.ok_or_else(nothing)?;
+    let old = history(conn, subject_id)?;
+    if end_all(conn, subject_id, now, now)? == 0 {
+        return Err(nothing());
+    }
+    let before = plan_ids(old.iter().filter(|span| span.ends_at.is_none_or(|end| end > now)));
+    evaluate_plans(conn, workspace_id, &[subject_id], before, now)
+}
+
+fn plan_ids<'a>(spans: impl Iterator<Item = &'a Span>) -> Vec<i64> {
+    spans.map(|span| span.plan_id).collect()
+}
+
+/// Rows inserted by one statement; SQLite takes 32,766 parameters.
+const MOVED_AT_ONCE: usize = 1_000;
+
+/// Takes all subjects of a plan version to the next one: what is in force ends now and goes on under the new version
+/// with the same anchor, what is scheduled keeps its start.
+pub fn move_to_version(conn: &mut Conn, old: &Plan, new: &Plan, now: Micros) -> Result<(), Fault> {
+    sql_query(
+        "UPDATE plan_assignments SET plan_id = $1, updated_at = $2
+         WHERE plan_id = $3 AND starts_at > $2 AND (ends_at IS NULL OR ends_at > $2)",
+    )
+    .bind::<BigInt, _>(new.id)
+    .bind::<BigInt, _>(now.0)
+    .bind::<BigInt, _>(old.id)
+    .execute(conn)?;
+    let moving: Vec<(i64, Option<i64>, i64)> = plan_assignments::table
+        .filter(plan_assignments::plan_id.eq(old.id).and(plan_assignments::starts_at.le(now.0)))
+        .filter(plan_assignments::ends_at.is_null().or(plan_assignments::ends_at.gt(now.0)))
+        .select((plan_assignments::subject_id, plan_assignments::ends_at, plan_assignments::anchor))
+        .load(conn)?;
+    sql_query(
+        "UPDATE plan_assignments SET ends_at = $1, updated_at = $1
+         WHERE plan_id = $2 AND starts_at <= $1 AND (ends_at IS NULL OR ends_at > $1)",
+    )
+    .bind::<BigInt, _>(now.0)
+    .bind::<BigInt, _>(old.id)
+    .execute(conn)?;
+    for some in moving.chunks(MOVED_AT_ONCE) {
+        let row = |(subject_id, ends_at, anchor): &(i64, Option<i64>, i64)| NewRow {
+            public_id: uuid::Uuid::now_v7().to_string(),
+            workspace_id: new.workspace_id,
+            subject_id: *subject_id,
+            plan_id: new.id,
+            starts_at: now.0,
+            ends_at: *ends_at,
+            anchor: *anchor,
+            updated_at: now.0,
+        };
+        let rows: Vec<NewRow> = some.iter().map(row).collect();
+        both!(conn, c => diesel::insert_into(plan_assignments::table).values(&rows).execute(c)?);
+    }
+    let subject_ids: Vec<i64> = plan_assignments::table
+        .filter(plan_assignments::plan_id.eq(new.id))
+        .select(plan_assignments::subject_id)
+        .load(conn)?;
+    evaluate_plans(conn, new.workspace_id, &subject_ids, vec![old.id, new.id], now)
+}
+
+/// Asks for the evaluation of the subjects under every meter that these plans limit.
+fn evaluate_plans(
+    conn: &mut Conn,
+    workspace_id: i64,
+    subject_ids: &[i64],
+    plan_ids: Vec<i64>,
+    now: Micros,
+) -> Result<(), Fault> {
+    let plans = plans::by_ids(conn, &plan_ids)?;
+    let meter_ids: std::collections::BTreeSet<i64> =
+        plans.values().flat_map(|plan| plan.limits.iter().map(|limit| limit.meter_id)).collect();
+    let pairs = subject_ids.iter().flat_map(|subject| meter_ids.iter().map(move |meter| (*subject, *meter)));
+    let new: Result<Vec<NewJob>, Error> =
+        pairs.map(|(subject, meter)| Evaluation::now(subject, meter).job(workspace_id, now)).collect();
+    queue::enqueue(conn, new?, now)
+}
+
+/// What narrows a list of assignments; empty texts do not.
+#[derive(Clone, Debug, Default)]
+pub struct Filter {
+    pub subject: String,
+    pub plan_id: String,
+    pub include_history: bool,
+}
+
+/// The latest changed first.
+pub fn list(
+    conn: &mut Conn,
+    workspace_id: i64,
+    filter: &Filter,
+    now: Micros,
+    limit: i64,
+) -> Result<Vec<Assignment>, Fault> {
+    let rows: Vec<Row> = sql_query(
+        "SELECT a.public_id, a.subject_id, s.name AS subject, a.plan_id, p.public_id AS plan_public_id,
+                p.name AS plan_name, p.version AS plan_version, a.starts_at, a.ends_at, a.anchor, a.updated_at
+         FROM plan_assignments a
+         JOIN subjects s ON s.id = a.subject_id
+         JOIN plans p ON p.id = a.plan_id
+         WHERE a.workspace_id = $1 AND ($2 = '' OR s.name = $2) AND ($3 = '' OR p.public_id = $3)
+           AND ($4 OR a.ends_at IS NULL OR a.ends_at > $5)
+         ORDER BY a.updated_at DESC, a.starts_at DESC, s.name LIMIT $6",
+    )
+    .bind::<BigInt, _>(workspace_id)
+    .bind::<Text, _>(&filter.subject)
+    .bind::<Text, _>(&filter.plan_id)
+    .bind::<Bool, _>(filter.include_history)
+    .bind::<BigInt, _>(now.0)
+    .bind::<BigInt, _>(limit)
+    .load(conn)?;
+    Ok(rows.into_iter().map(Assignment::from).collect())
+}

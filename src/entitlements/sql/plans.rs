@@ -1,0 +1,484 @@
+//! Plans and their versions. A stored version never changes, except that it stops being the current one; therefore
+//! plans may be remembered by their id for as long as one likes.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use diesel::prelude::*;
+use diesel::sql_query;
+use diesel::sql_types::{Array, BigInt, Integer, Text};
+use moka::sync::Cache;
+
+use crate::both;
+use crate::db::schema::{meters, plan_assignments, plan_limits, plans};
+use crate::db::{Conn, Fault, Store};
+use crate::entitlements::assignment::Span;
+use crate::entitlements::consume::Unread;
+use crate::entitlements::period::Period;
+use crate::entitlements::plan::{Draft, Enforcement, FailurePolicy, Limit, Plan};
+use crate::entitlements::sql::assignments;
+use crate::error::{Error, Result};
+use crate::ingest::insert::quantity_of;
+use crate::metering::time::Micros;
+use crate::meters::sql::METER_LOCK;
+
+#[derive(Queryable, Selectable)]
+#[diesel(table_name = plans)]
+struct PlanRow {
+    id: i64,
+    public_id: String,
+    workspace_id: i64,
+    name: String,
+    description: String,
+    version: i32,
+    parent_id: Option<String>,
+    is_current: bool,
+    created_at: i64,
+    updated_at: i64,
+}
+
+impl PlanRow {
+    fn into_plan(self, limits: Vec<Limit>) -> Plan {
+        Plan {
+            id: self.id,
+            public_id: self.public_id,
+            workspace_id: self.workspace_id,
+            name: self.name,
+            description: self.description,
+            version: self.version,
+            parent_id: self.parent_id,
+            is_current: self.is_current,
+            limits,
+            created_at: Micros(self.created_at),
+            updated_at: Micros(self.updated_at),
+        }
+    }
+}
+
+#[derive(Insertable)]
+#[diesel(table_name = plans, treat_none_as_default_value = false)]
+struct NewPlan<'a> {
+    public_id: &'a str,
+    workspace_id: i64,
+    name: &'a str,
+    description: &'a str,
+    version: i32,
+    parent_id: Option<&'a str>,
+    is_current: bool,
+    created_at: i64,
+    updated_at: i64,
+}
+
+#[derive(Queryable, Selectable)]
+#[diesel(table_name = plan_limits)]
+struct LimitRow {
+    public_id: String,
+    plan_id: i64,
+    meter_id: i64,
+    period: String,
+    quantity: String,
+    warning_percent: String,
+    enforcement: String,
+    failure_policy: String,
+    created_at: i64,
+}
+
+#[derive(Insertable)]
+// also keeps diesel from opening a transaction of its own on SQLite
+#[diesel(table_name = plan_limits, treat_none_as_default_value = false)]
+struct NewLimit<'a> {
+    public_id: &'a str,
+    plan_id: i64,
+    meter_id: i64,
+    period: &'static str,
+    quantity: String,
+    warning_percent: String,
+    enforcement: &'static str,
+    failure_policy: &'static str,
+    created_at: i64,
+}
+
+/// Reads a word that a CHECK guards.
+pub fn word<T>(parsed: Option<T>, text: &str) -> Result<T, Fault> {
+    parsed.ok_or_else(|| Error::internal(format!("unknown word {text:?} in the database")).into())
+}
+
+impl LimitRow {
+    fn into_limit(self, meter: String) -> Result<Limit, Fault> {
+        Ok(Limit {
+            public_id: self.public_id,
+            meter_id: self.meter_id,
+            meter,
+            period: word(Period::parse(&self.period), &self.period)?,
+            quantity: quantity_of(&self.quantity)?,
+            warning_percent: quantity_of(&self.warning_percent)?,
+            enforcement: word(Enforcement::parse(&self.enforcement), &self.enforcement)?,
+            failure_policy: word(FailurePolicy::parse(&self.failure_policy), &self.failure_policy)?,
+            created_at: Micros(self.created_at),
+        })
+    }
+}
+
+/// Gives plan rows their limits, by meter and period.
+fn with_limits(conn: &mut Conn, rows: Vec<PlanRow>) -> Result<Vec<Plan>, Fault> {
+    let ids: Vec<i64> = rows.iter().map(|row| row.id).collect();
+    let limits: Vec<(LimitRow, String)> = plan_limits::table
+        .inner_join(meters::table.on(meters::id.eq(plan_limits::meter_id)))
+        .filter(plan_limits::plan_id.eq_any(&ids))
+        .order((meters::name, plan_limits::period))
+        .select((LimitRow::as_select(), meters::name))
+        .load(conn)?;
+    let mut by_plan: HashMap<i64, Vec<Limit>> = HashMap::new();
+    for (row, meter) in limits {
+        by_plan.entry(row.plan_id).or_default().push(row.into_limit(meter)?);
+    }
+    let plans = rows.into_iter().map(|row| {
+        let limits = by_plan.remove(&row.id).unwrap_or_default();
+        row.into_plan(limits)
+    });
+    Ok(plans.collect())
+}
+
+/// Any version.
+pub fn by_public_id(conn: &mut Conn, workspace_id: i64, public_id: &str) -> Result<Option<Plan>, Fault> {
+    let row: Option<PlanRow> = plans::table
+        .filter(plans::workspace_id.eq(workspace_id).and(plans::public_id.eq(public_id)))
+        .select(PlanRow::as_select())
+        .first(conn)
+        .optional()?;
+    Ok(with_limits(conn, row.into_iter().collect())?.pop())
+}
+
+/// As [`by_public_id`]; 404 when there is none.
+pub fn get(conn: &mut Conn, workspace_id: i64, public_id: &str) -> Result<Plan, Fault> {
+    by_public_id(conn, workspace_id, public_id)?.ok_or_else(|| Error::not_found("plan").into())
+}
+
+/// As [`get`]; 409 when it is not the current version.
+pub fn get_current(conn: &mut Conn, workspace_id: i64, public_id: &str) -> Result<Plan, Fault> {
+    let plan = get(conn, workspace_id, public_id)?;
+    if !plan.is_current {
+        let (name, version) = (&plan.name, plan.version);
+        return Err(
+            Error::conflict(format!("version {version} of plan {name:?} is not the current one")).into()
+        );
+    }
+    Ok(plan)
+}
+
+pub fn by_ids(conn: &mut Conn, ids: &[i64]) -> Result<HashMap<i64, Arc<Plan>>, Fault> {
+    if ids.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let rows: Vec<PlanRow> =
+        plans::table.filter(plans::id.eq_any(ids)).select(PlanRow::as_select()).load(conn)?;
+    Ok(with_limits(conn, rows)?.into_iter().map(|plan| (plan.id, Arc::new(plan))).collect())
+}
+
+/// A plan that cannot be read as a whole, as far as it can.
+pub struct Damaged {
+    /// With the limits that can be read; `None` when the plan itself is missing.
+    pub plan: Option<Plan>,
+    /// The other limits, each by its meter.
+    pub unread: Vec<(i64, Unread)>,
+}
+
+/// Reads limit by limit what [`by_ids`] could not.
+pub fn damaged(conn: &mut Conn, id: i64) -> Result<Damaged, Fault> {
+    let row: Option<PlanRow> = plans::table.find(id).select(PlanRow::as_select()).first(conn).optional()?;
+    let limits: Vec<(LimitRow, String)> = plan_limits::table
+        .inner_join(meters::table.on(meters::id.eq(plan_limits::meter_id)))
+        .filter(plan_limits::plan_id.eq(id))
+        .order((meters::name, plan_limits::period))
+        .select((LimitRow::as_select(), meters::name))
+        .load(conn)?;
+    let (mut readable, mut unread) = (Vec::new(), Vec::new());
+    for (limit, meter) in limits {
+        let known = Unread {
+            enforcement: Enforcement::parse(&limit.enforcement).unwrap_or(Unread::UNKNOWN.enforcement),
+            failure_policy: FailurePolicy::parse(&limit.failure_policy)
+                .unwrap_or(Unread::UNKNOWN.failure_policy),
+        };
+        let meter_id = limit.meter_id;
+        match limit.into_limit(meter) {
+            Ok(limit) if row.is_some() => readable.push(limit),
+            _ => unread.push((meter_id, known)),
+        }
+    }
+    Ok(Damaged { plan: row.map(|row| row.into_plan(readable)), unread })
+}
+
+/// Whether some subject still has, or had, this plan.
+pub fn is_assigned(conn: &mut Conn, id: i64) -> Result<bool, Fault> {
+    let found = plan_assignments::table
+        .filter(plan_assignments::plan_id.eq(id))
+        .select(plan_assignments::id)
+        .first::<i64>(conn)
+        .optional()?;
+    Ok(found.is_some())
+}
+
+/// Current versions, by name.
+pub fn list(conn: &mut Conn, workspace_id: i64, limit: i64) -> Result<Vec<Plan>, Fault> {
+    let rows: Vec<PlanRow> = plans::table
+        .filter(plans::workspace_id.eq(workspace_id).and(plans::is_current.eq(true)))
+        .order(plans::name)
+        .limit(limit)
+        .select(PlanRow::as_select())
+        .load(conn)?;
+    with_limits(conn, rows)
+}
+
+/// The plan a draft describes, in the order of its limits, not stored yet: version 1, or the one after `old`.
+pub fn resolve(
+    conn: &mut Conn,
+    workspace_id: i64,
+    draft: &Draft,
+    old: Option<&Plan>,
+    now: Micros,
+) -> Result<Plan, Fault> {
+    let names: Vec<&str> = draft.limits.iter().map(|limit| limit.meter.as_str()).collect();
+    let found: Vec<(String, i64)> = meters::table
+        .filter(meters::workspace_id.eq(workspace_id).and(meters::name.eq_any(&names)))
+        .select((meters::name, meters::id))
+        .load(conn)?;
+    let ids: HashMap<String, i64> = found.into_iter().collect();
+    let mut limits = Vec::with_capacity(draft.limits.len());
+    for limit in &draft.limits {
+        let meter_id =
+            *ids.get(&limit.meter).ok_or_else(|| Error::not_found(format!("meter {:?}", limit.meter)))?;
+        limits.push(Limit {
+            public_id: uuid::Uuid::now_v7().to_string(),
+            meter_id,
+            meter: limit.meter.clone(),
+            period: limit.period,
+            quantity: limit.quantity.clone(),
+            warning_percent: limit.warning_percent.clone(),
+            enforcement: limit.enforcement,
+            failure_policy: limit.failure_policy,
+            created_at: now,
+        });
+    }
+    Ok(Plan {
+        id: 0,
+        public_id: uuid::Uuid::now_v7().to_string(),
+        workspace_id,
+        name: draft.name.clone(),
+        description: draft.description.clone(),
+        version: old.map_or(1, |plan| plan.version + 1),
+        parent_id: old.map(|plan| plan.public_id.clone()),
+        is_current: true,
+        limits,
+        created_at: now,
+        updated_at: now,
+    })
+}
+
+/// Keeps the meters of the limits from being deleted until the transaction ends.
+fn hold_meters(conn: &mut Conn, plan: &Plan) -> Result<(), Fault> {
+    if let Conn::Postgres(c) = conn {
+        let mut ids: Vec<i64> = plan.limits.iter().map(|limit| limit.meter_id).collect();
+        ids.sort_unstable();
+        sql_query("SELECT pg_advisory_xact_lock_shared($1, (id % 2147483647)::int) FROM unnest($2) AS id")
+            .bind::<Integer, _>(METER_LOCK)
+            .bind::<Array<BigInt>, _>(ids)
+            .execute(c)?;
+    }
+    Ok(())
+}
+
+fn store(conn: &mut Conn, mut plan: Plan) -> Result<Plan, Fault> {
+    let row = NewPlan {
+        public_id: &plan.public_id,
+        workspace_id: plan.workspace_id,
+        name: &plan.name,
+        description: &plan.description,
+        version: plan.version,
+        parent_id: plan.parent_id.as_deref(),
+        is_current: true,
+        created_at: plan.created_at.0,
+        updated_at: plan.updated_at.0,
+    };
+    let added: Result<i64, Fault> = diesel::insert_into(plans::table)
+        .values(&row)
+        .returning(plans::id)
+        .get_result(conn)
+        .map_err(Fault::from);
+    plan.id = match added {
+        Ok(id) => id,
+        Err(fault) if fault.breaks("plans_current_name_key") => {
+            return Err(Error::conflict(format!("a plan named {:?} exists", plan.name)).into());
+        }
+        Err(fault) => return Err(fault),
+    };
+    let limits: Vec<NewLimit> = plan
+        .limits
+        .iter()
+        .map(|limit| NewLimit {
+            public_id: &limit.public_id,
+            plan_id: plan.id,
+            meter_id: limit.meter_id,
+            period: limit.period.as_str(),
+            quantity: limit.quantity.to_json(),
+            warning_percent: limit.warning_percent.to_json(),
+            enforcement: limit.enforcement.as_str(),
+            failure_policy: limit.failure_policy.as_str(),
+            created_at: limit.created_at.0,
+        })
+        .collect();
+    both!(conn, c => diesel::insert_into(plan_limits::table).values(&limits).execute(c)?);
+    Ok(plan)
+}
+
+/// Stores version 1 of a new plan; 404 for an unknown meter, 409 when the name is taken.
+pub fn add(conn: &mut Conn, workspace_id: i64, draft: &Draft, now: Micros) -> Result<Plan, Fault> {
+    let plan = resolve(conn, workspace_id, draft, None, now)?;
+    hold_meters(conn, &plan)?;
+    // again, now that they cannot go away
+    let plan = Plan { public_id: plan.public_id, ..resolve(conn, workspace_id, draft, None, now)? };
+    store(conn, plan)
+}
+
+/// Stores the next version and takes the subjects along. Returns it with the version before.
+pub fn update(
+    conn: &mut Conn,
+    workspace_id: i64,
+    public_id: &str,
+    draft: &Draft,
+    clock: impl FnOnce() -> Micros,
+) -> Result<Plan, Fault> {
+    let now = assignments::begin_change(conn, workspace_id, clock)?;
+    let old = get_current(conn, workspace_id, public_id)?;
+    let proposed = resolve(conn, workspace_id, draft, Some(&old), now)?;
+    hold_meters(conn, &proposed)?;
+    let proposed = resolve(conn, workspace_id, draft, Some(&old), now)?;
+    diesel::update(plans::table.find(old.id))
+        .set((plans::is_current.eq(false), plans::updated_at.eq(now.0)))
+        .execute(conn)?;
+    let new = store(conn, proposed)?;
+    assignments::move_to_version(conn, &old, &new, now)?;
+    Ok(new)
+}
+
+/// Deletes one version with its limits, ended assignments, states, events and snapshots; 409 while a subject has it.
+pub fn delete(
+    conn: &mut Conn,
+    workspace_id: i64,
+    public_id: &str,
+    clock: impl FnOnce() -> Micros,
+) -> Result<(), Fault> {
+    let now = assignments::begin_change(conn, workspace_id, clock)?;
+    let plan = get(conn, workspace_id, public_id)?;
+    let in_use: Option<i64> = plan_assignments::table
+        .filter(plan_assignments::plan_id.eq(plan.id))
+        .filter(plan_assignments::ends_at.is_null().or(plan_assignments::ends_at.gt(now.0)))
+        .select(plan_assignments::id)
+        .first(conn)
+        .optional()?;
+    if in_use.is_some() {
+        return Err(Error::conflict(format!("plan {:?} is assigned to subjects", plan.name)).into());
+    }
+    diesel::delete(plans::table.find(plan.id)).execute(conn)?;
+    Ok(())
+}
+
+#[derive(QueryableByName)]
+struct Using {
+    #[diesel(sql_type = Text)]
+    name: String,
+    #[diesel(sql_type = Integer)]
+    version: i32,
+}
+
+/// 409 while any version of a plan limits the meter: versions stay readable.
+pub fn refuse_while_limited(conn: &mut Conn, meter_id: i64, meter: &str) -> Result<(), Fault> {
+    let using: Option<Using> = sql_query(
+        "SELECT p.name, p.version FROM plan_limits l JOIN plans p ON p.id = l.plan_id
+         WHERE l.meter_id = $1 ORDER BY p.is_current DESC, p.id DESC LIMIT 1",
+    )
+    .bind::<BigInt, _>(meter_id)
+    .get_result(conn)
+    .optional()?;
+    match using {
+        None => Ok(()),
+        Some(Using { name, version }) => {
+            let problem = format!("meter {meter:?} is limited by plan {name:?} (version {version})");
+            Err(Error::conflict(problem).into())
+        }
+    }
+}
+
+/// What checks need, from memory: histories of subjects for a few seconds, plans for as long as they are used.
+#[derive(Clone)]
+pub struct PlanCache {
+    store: Store,
+    subjects: Cache<(i64, String), Arc<Assigned>>,
+    plans: Cache<i64, Arc<Plan>>,
+    /// Grows with every local change: what was read before must not be remembered after.
+    changes: Arc<AtomicU64>,
+}
+
+/// A subject as checks know it.
+#[derive(Debug, Default)]
+pub struct Assigned {
+    /// 0 for a subject nobody has heard of.
+    pub subject_id: i64,
+    pub history: Vec<Span>,
+}
+
+const CACHED_SUBJECTS_MAX: u64 = 200_000;
+const CACHED_PLANS_MAX: u64 = 10_000;
+
+impl PlanCache {
+    pub fn new(store: Store, lifetime: Duration) -> Self {
+        PlanCache {
+            store,
+            subjects: Cache::builder().max_capacity(CACHED_SUBJECTS_MAX).time_to_live(lifetime).build(),
+            plans: Cache::new(CACHED_PLANS_MAX),
+            changes: Arc::default(),
+        }
+    }
+
+    pub async fn subject(&self, workspace_id: i64, name: &str) -> Result<Arc<Assigned>> {
+        let key = (workspace_id, name.to_owned());
+        if let Some(assigned) = self.subjects.get(&key) {
+            return Ok(assigned);
+        }
+        let before = self.changes.load(Ordering::Acquire);
+        let wanted = name.to_owned();
+        let read = move |conn: &mut Conn| match assignments::find_subject(conn, workspace_id, &wanted)? {
+            None => Ok(Assigned::default()),
+            Some(subject_id) => Ok(Assigned { subject_id, history: assignments::history(conn, subject_id)? }),
+        };
+        let assigned = Arc::new(self.store.read("assignments::history", read).await?);
+        if self.changes.load(Ordering::Acquire) == before {
+            self.subjects.insert(key, assigned.clone());
+        }
+        Ok(assigned)
+    }
+
+    /// `None` when it was deleted.
+    pub async fn plan(&self, id: i64) -> Result<Option<Arc<Plan>>> {
+        if let Some(plan) = self.plans.get(&id) {
+            return Ok(Some(plan));
+        }
+        let found = self.store.read("plans::by_ids", move |conn| by_ids(conn, &[id])).await?.remove(&id);
+        if let Some(plan) = &found {
+            self.plans.insert(id, plan.clone());
+        }
+        Ok(found)
+    }
+
+    /// Something was assigned, unassigned or moved here.
+    pub fn forget_assignments(&self) {
+        self.changes.fetch_add(1, Ordering::Release);
+        self.subjects.invalidate_all();
+    }
+
+    pub fn forget_assignment(&self, workspace_id: i64, subject: &str) {
+        self.changes.fetch_add(1, Ordering::Release);
+        self.subjects.invalidate(&(workspace_id, subject.to_owned()));
+    }
+}

@@ -1,0 +1,428 @@
+//! The HTTP door. One table of routes: path, handler, and what the route demands of its caller; the gate in front of
+//! the handlers enforces it. Handlers parse, call a rule or the store, and answer; no SQL and no rules here.
+
+pub mod alerts;
+pub mod dead_letters;
+pub mod destinations;
+pub mod entitlements;
+pub mod exports;
+pub mod extract;
+pub mod history;
+pub mod keys;
+pub mod meters;
+pub mod openapi;
+pub mod plans;
+pub mod respond;
+pub mod saved_queries;
+pub mod session;
+pub mod stats;
+pub mod subjects;
+pub mod system;
+pub mod usage;
+pub mod usage_events;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use actix_web::body::{BoxBody, MessageBody};
+use actix_web::dev::{Handler, ServiceRequest, ServiceResponse};
+use actix_web::http::{Method, StatusCode, header};
+use actix_web::middleware::Next;
+use actix_web::{FromRequest, HttpMessage, HttpRequest, HttpResponse, Responder, guard, web};
+
+use crate::app::App;
+use crate::auth::permission::{Access, Role, Scope, allow};
+use crate::error::Error;
+use crate::logging;
+
+/// One operation of the interface.
+pub struct Endpoint {
+    pub method: Method,
+    pub path: &'static str,
+    pub access: Access,
+    route: actix_web::Route,
+}
+
+fn endpoint<F, Args>(method: Method, path: &'static str, access: Access, handler: F) -> Endpoint
+where
+    F: Handler<Args>,
+    Args: FromRequest + 'static,
+    F::Output: Responder + 'static,
+{
+    let route = match method {
+        Method::GET => web::route().guard(guard::Any(guard::Get()).or(guard::Head())),
+        _ => web::method(method.clone()),
+    };
+    Endpoint { method, path, access, route: route.to(handler) }
+}
+
+/// Every route there is, fixed paths before patterns that would swallow them. A route cannot be written down
+/// without saying who may call it.
+#[rustfmt::skip]
+pub fn endpoints() -> Vec<Endpoint> {
+    const PUBLIC: Access = Access::Public;
+    const MEMBER: Access = Access::Session(Role::Viewer);
+    const MANAGER: Access = Access::Session(Role::Admin);
+    const fn reads(scopes: &'static [Scope]) -> Access { Access::Key(scopes, Role::Viewer) }
+    const fn writes(scopes: &'static [Scope]) -> Access { Access::Key(scopes, Role::Admin) }
+    vec![
+        endpoint(Method::GET, "/", PUBLIC, system::home),
+        endpoint(Method::GET, "/health", PUBLIC, system::health),
+        endpoint(Method::GET, "/ready", PUBLIC, system::ready),
+
+        endpoint(Method::POST, "/v1/auth/users", PUBLIC, session::register),
+        endpoint(Method::POST, "/v1/auth/sessions", PUBLIC, session::login),
+        endpoint(Method::GET, "/v1/auth/session", MEMBER, session::current),
+        endpoint(Method::DELETE, "/v1/auth/session", PUBLIC, session::logout),
+        endpoint(Method::POST, "/v1/auth/session/refresh", PUBLIC, session::refresh),
+        endpoint(Method::GET, "/v1/auth/providers", PUBLIC, session::providers),
+        endpoint(Method::GET, "/v1/auth/oauth/{provider}", PUBLIC, session::oauth_start),
+        endpoint(Method::GET, "/v1/auth/oauth/{provider}/callback", PUBLIC, session::oauth_callback),
+        endpoint(Method::GET, "/v1/auth/api-keys", MEMBER, keys::list),
+        endpoint(Method::POST, "/v1/auth/api-keys", MANAGER, keys::create),
+        endpoint(Method::DELETE, "/v1/auth/api-keys/{id}", MANAGER, keys::revoke),
+        endpoint(Method::POST, "/v1/auth/api-keys/{id}/rotate", MANAGER, keys::rotate),
+        endpoint(Method::GET, "/v1/auth/api-key-events", MEMBER, keys::events),
+
+        endpoint(Method::POST, "/v1/meters", writes(&[Scope::MetersWrite]), meters::create),
+        endpoint(Method::GET, "/v1/meters", reads(&[Scope::MetersRead]), meters::list),
+        endpoint(Method::GET, "/v1/meters/stats", reads(&[Scope::MetersRead]), history::meter_stats),
+        endpoint(Method::GET, "/v1/meters/{id}", reads(&[Scope::MetersRead]), meters::get),
+        endpoint(Method::PUT, "/v1/meters/{id}", writes(&[Scope::MetersWrite]), meters::update),
+        endpoint(Method::DELETE, "/v1/meters/{id}", writes(&[Scope::MetersWrite]), meters::delete),
+
+        endpoint(Method::POST, "/v1/usages", writes(&[Scope::UsageWrite]), usage::create),
+        endpoint(Method::GET, "/v1/usages", reads(&[Scope::UsageRead]), usage::list),
+        endpoint(Method::POST, "/v1/usages/bulk", writes(&[Scope::UsageWrite]), usage::create_bulk),
+        endpoint(Method::POST, "/v1/usages/search", reads(&[Scope::UsageRead]), usage::search),
+
+        endpoint(Method::GET, "/v1/plans", reads(&[Scope::PlansRead]), plans::list),
+        endpoint(Method::POST, "/v1/plans", writes(&[Scope::PlansWrite]), plans::create),
+        endpoint(Method::GET, "/v1/plans/assignments", reads(&[Scope::PlansRead]), plans::assignments),
+        endpoint(Method::PUT, "/v1/plans/subjects/{subject}", writes(&[Scope::PlansWrite]), plans::assign),
+        endpoint(Method::DELETE, "/v1/plans/subjects/{subject}", writes(&[Scope::PlansWrite]), plans::unassign),
+        endpoint(Method::GET, "/v1/plans/subjects/{subject}/progress", reads(&[Scope::PlansRead]), plans::progress),
+        endpoint(Method::GET, "/v1/plans/{id}", reads(&[Scope::PlansRead]), plans::get),
+        endpoint(Method::PUT, "/v1/plans/{id}", writes(&[Scope::PlansWrite]), plans::update),
+        endpoint(Method::DELETE, "/v1/plans/{id}", writes(&[Scope::PlansWrite]), plans::delete),
+        endpoint(Method::POST, "/v1/plans/{id}/preview", reads(&[Scope::PlansRead]), plans::preview),
+
+        endpoint(Method::POST, "/v1/entitlements/check", reads(&[Scope::PlansRead]), entitlements::check),
+        endpoint(Method::POST, "/v1/entitlements/consume", writes(&[Scope::UsageWrite, Scope::PlansRead]), entitlements::consume),
+        endpoint(Method::GET, "/v1/entitlements/decisions", reads(&[Scope::UsageRead, Scope::PlansRead]), entitlements::decisions),
+        endpoint(Method::GET, "/v1/entitlements/decisions/{idempotency_key}", reads(&[Scope::UsageRead, Scope::PlansRead]), entitlements::decision),
+        endpoint(Method::GET, "/v1/entitlements/states", reads(&[Scope::PlansRead]), entitlements::states),
+        endpoint(Method::GET, "/v1/entitlements/events", reads(&[Scope::PlansRead]), entitlements::events),
+        endpoint(Method::GET, "/v1/entitlements/periods", reads(&[Scope::PlansRead]), entitlements::periods),
+
+        endpoint(Method::POST, "/v1/usages/breakdowns/search", reads(&[Scope::UsageRead]), usage::breakdown),
+        endpoint(Method::GET, "/v1/usages/dimensions", reads(&[Scope::UsageRead]), usage::dimensions),
+        endpoint(Method::GET, "/v1/usages/export", reads(&[Scope::UsageRead, Scope::ExportsRead]), usage::export),
+        endpoint(Method::POST, "/v1/usages/export", reads(&[Scope::UsageRead, Scope::ExportsRead]), usage::export_search),
+
+        endpoint(Method::GET, "/v1/usageevents", reads(&[Scope::UsageRead]), usage_events::list),
+        endpoint(Method::POST, "/v1/usageevents/search", reads(&[Scope::UsageRead]), usage_events::search),
+        endpoint(Method::GET, "/v1/usageevents/export", reads(&[Scope::UsageRead, Scope::ExportsRead]), usage_events::export),
+        endpoint(Method::POST, "/v1/usageevents/export", reads(&[Scope::UsageRead, Scope::ExportsRead]), usage_events::export_search),
+
+        endpoint(Method::POST, "/v1/exports", writes(&[Scope::UsageRead, Scope::ExportsWrite]), exports::create),
+        endpoint(Method::GET, "/v1/exports", reads(&[Scope::ExportsRead]), exports::list),
+        endpoint(Method::GET, "/v1/exports/{id}", reads(&[Scope::ExportsRead]), exports::get),
+        endpoint(Method::POST, "/v1/exports/{id}/cancel", writes(&[Scope::ExportsWrite]), exports::cancel),
+        endpoint(Method::POST, "/v1/exports/{id}/retry", writes(&[Scope::ExportsWrite]), exports::retry),
+        endpoint(Method::GET, "/v1/exports/{id}/download", reads(&[Scope::ExportsRead]), exports::download),
+
+        endpoint(Method::GET, "/v1/alerts", reads(&[Scope::AlertsRead]), alerts::list),
+        endpoint(Method::POST, "/v1/alerts", writes(&[Scope::AlertsWrite]), alerts::create),
+        endpoint(Method::GET, "/v1/alerts/events", reads(&[Scope::AlertsRead]), alerts::events),
+        endpoint(Method::POST, "/v1/alerts/events/{id}/redeliver", writes(&[Scope::AlertsWrite]), alerts::redeliver),
+        endpoint(Method::GET, "/v1/alerts/delivery-jobs", reads(&[Scope::AlertsRead]), alerts::delivery_jobs),
+        endpoint(Method::POST, "/v1/alerts/delivery-jobs/{id}/retry", writes(&[Scope::AlertsWrite]), alerts::retry_delivery),
+        endpoint(Method::GET, "/v1/alerts/destinations", reads(&[Scope::AlertsRead]), destinations::list),
+        endpoint(Method::POST, "/v1/alerts/destinations", writes(&[Scope::AlertsWrite]), destinations::create),
+        endpoint(Method::PUT, "/v1/alerts/destinations/{id}", writes(&[Scope::AlertsWrite]), destinations::update),
+        endpoint(Method::DELETE, "/v1/alerts/destinations/{id}", writes(&[Scope::AlertsWrite]), destinations::delete),
+        endpoint(Method::POST, "/v1/alerts/destinations/{id}/webhook-secret/rotate", writes(&[Scope::AlertsWrite]), destinations::rotate),
+        endpoint(Method::POST, "/v1/alerts/destinations/{id}/test", writes(&[Scope::AlertsWrite]), destinations::test),
+        endpoint(Method::GET, "/v1/alerts/{id}", reads(&[Scope::AlertsRead]), alerts::get),
+        endpoint(Method::PUT, "/v1/alerts/{id}", writes(&[Scope::AlertsWrite]), alerts::update),
+        endpoint(Method::DELETE, "/v1/alerts/{id}", writes(&[Scope::AlertsWrite]), alerts::delete),
+        endpoint(Method::POST, "/v1/alerts/{id}/evaluate", writes(&[Scope::AlertsWrite]), alerts::evaluate_now),
+
+        endpoint(Method::GET, "/v1/system/workers/dead-letters", reads(&[Scope::SystemRead]), dead_letters::list),
+        endpoint(Method::POST, "/v1/system/workers/dead-letters/{id}/retry", writes(&[Scope::SystemWrite]), dead_letters::requeue),
+
+        endpoint(Method::POST, "/v1/usageevents/prune", writes(&[Scope::UsageWrite]), history::prune),
+        endpoint(Method::GET, "/v1/usageevents/prunes", reads(&[Scope::UsageRead]), history::prunes),
+        endpoint(Method::GET, "/v1/usageingestions", reads(&[Scope::UsageRead]), history::ingestions),
+        endpoint(Method::GET, "/v1/subjects", reads(&[Scope::UsageRead]), subjects::list),
+        endpoint(Method::GET, "/v1/subjects/{subject}/usageevents", reads(&[Scope::UsageRead]), subjects::events),
+        endpoint(Method::GET, "/v1/system/stats", reads(&[Scope::SystemRead]), stats::system_stats),
+
+        endpoint(Method::GET, "/v1/usage/saved-queries", Access::Session(Role::Viewer), saved_queries::list),
+        endpoint(Method::POST, "/v1/usage/saved-queries", Access::Session(Role::Admin), saved_queries::create),
+        endpoint(Method::PUT, "/v1/usage/saved-queries/{id}", Access::Session(Role::Admin), saved_queries::update),
+        endpoint(Method::DELETE, "/v1/usage/saved-queries/{id}", Access::Session(Role::Admin), saved_queries::delete),
+    ]
+}
+
+/// The group roots that also answer with a slash at the end (rest.md section 1).
+const SLASH_ALLOWED: [&str; 6] =
+    ["/v1/usages", "/v1/usageevents", "/v1/exports", "/v1/alerts", "/v1/alerts/destinations", "/v1/plans"];
+
+/// What each route demands, by pattern and method.
+pub struct Demands(HashMap<String, Vec<(Method, Access)>>);
+
+/// What the table says about a request.
+enum Demand {
+    Of(String, Access),
+    /// 404, or the description of the interface, which is nobody's secret.
+    Nothing,
+    /// 405 with the methods there are.
+    OtherMethod(Vec<Method>),
+    /// A handler that nobody wrote into the table: it must not be reached.
+    Undeclared,
+}
+
+impl Demands {
+    fn of(&self, request: &ServiceRequest) -> Demand {
+        let Some(pattern) = request.match_pattern() else { return Demand::Nothing };
+        let Some(methods) = self.0.get(&pattern) else {
+            let is_open = openapi::PATTERNS.contains(&pattern.as_str());
+            return if is_open { Demand::Nothing } else { Demand::Undeclared };
+        };
+        let method = if request.method() == Method::HEAD { &Method::GET } else { request.method() };
+        match methods.iter().find(|(declared, _)| declared == method) {
+            Some((_, access)) => Demand::Of(pattern, *access),
+            None => Demand::OtherMethod(methods.iter().map(|(declared, _)| declared.clone()).collect()),
+        }
+    }
+}
+
+impl Default for Demands {
+    fn default() -> Self {
+        let mut demands: HashMap<String, Vec<(Method, Access)>> = HashMap::new();
+        for endpoint in endpoints() {
+            for path in spellings(endpoint.path) {
+                demands.entry(path).or_default().push((endpoint.method.clone(), endpoint.access));
+            }
+        }
+        Demands(demands)
+    }
+}
+
+fn spellings(path: &str) -> Vec<String> {
+    let mut spellings = vec![path.to_owned()];
+    if SLASH_ALLOWED.contains(&path) {
+        spellings.push(format!("{path}/"));
+    }
+    spellings
+}
+
+/// Registers all routes, one resource per path; the gate answers for the methods it does not have.
+pub fn routes(config: &mut web::ServiceConfig) {
+    let mut paths: Vec<(&'static str, Vec<Endpoint>)> = Vec::new();
+    for endpoint in endpoints() {
+        match paths.iter_mut().find(|(path, _)| *path == endpoint.path) {
+            Some((_, same)) => same.push(endpoint),
+            None => paths.push((endpoint.path, vec![endpoint])),
+        }
+    }
+    // a pattern costs a regular expression for every request that goes past it
+    paths.sort_by_key(|(path, _)| path.contains('{'));
+    for (path, endpoints) in paths {
+        let mut resource = web::resource(spellings(path));
+        for endpoint in endpoints {
+            resource = resource.route(endpoint.route);
+        }
+        config.service(resource);
+    }
+    config.default_service(web::to(not_found));
+}
+
+fn method_not_allowed(allowed: &[Method]) -> HttpResponse {
+    let mut response = HttpResponse::MethodNotAllowed();
+    for method in allowed {
+        response.append_header((header::ALLOW, method.as_str()));
+    }
+    response.finish()
+}
+
+async fn not_found() -> HttpResponse {
+    let mut response = HttpResponse::NotFound();
+    response.insert_header((header::CONTENT_ENCODING, respond::UNCOMPRESSED));
+    response.content_type("text/plain; charset=utf-8").body("404 page not found\n")
+}
+
+/// Stands before every handler: request id, start-up state, authentication, permission, one log line, metrics. What
+/// the table does not declare does not get past it.
+pub async fn gate(
+    app: web::Data<App>,
+    demands: web::Data<Demands>,
+    request: ServiceRequest,
+    next: Next<impl MessageBody + 'static>,
+) -> Result<ServiceResponse<BoxBody>, actix_web::Error> {
+    let started = Instant::now();
+    let request_id: Arc<str> = uuid::Uuid::now_v7().to_string().into();
+    let method = request.method().clone();
+    let demand = demands.of(&request);
+    let route = match &demand {
+        Demand::Of(pattern, _) => pattern.clone(),
+        _ => "none".to_owned(),
+    };
+
+    let answer = async {
+        let refused = match &demand {
+            Demand::Of(pattern, access) => {
+                admit(&app, &request, pattern, access).await.err().map(|error| respond::error(&error))
+            }
+            Demand::Nothing => None,
+            Demand::OtherMethod(allowed) => Some(method_not_allowed(allowed)),
+            Demand::Undeclared => {
+                Some(respond::error(&Error::internal("a handler that is not in the table of routes")))
+            }
+        };
+        match refused {
+            Some(refusal) => Ok(request.into_response(refusal).map_into_boxed_body()),
+            None => next.call(request).await.map(ServiceResponse::map_into_boxed_body),
+        }
+    };
+    let mut response = logging::within_request(request_id.clone(), answer).await?;
+
+    let id = header::HeaderValue::from_str(&request_id).map_err(Error::internal)?;
+    response.headers_mut().insert(header::HeaderName::from_static("x-request-id"), id);
+    let content_options = header::HeaderValue::from_static("nosniff");
+    response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, content_options);
+    // says only that an answer is not to be compressed, and that was decided further in
+    if response
+        .headers()
+        .get(header::CONTENT_ENCODING)
+        .is_some_and(|encoding| encoding == respond::UNCOMPRESSED)
+    {
+        response.headers_mut().remove(header::CONTENT_ENCODING);
+    }
+    observe(&method, route, response.status(), started, &request_id);
+    Ok(response)
+}
+
+/// 401, 403 or 503 before any work is done; puts the caller where handlers find it.
+async fn admit(app: &App, request: &ServiceRequest, pattern: &str, access: &Access) -> Result<(), Error> {
+    if app.phase.is_starting() && pattern != "/health" && pattern != "/ready" {
+        return Err(Error::unavailable("the server is starting"));
+    }
+    if request.query_string().contains("%00") || request.path().contains("%00") {
+        return Err(Error::invalid("NUL characters are not allowed"));
+    }
+    if let Some(caller) = extract::authenticate(app, request.request(), access).await? {
+        allow(&caller, access)?;
+        request.extensions_mut().insert(caller);
+    }
+    Ok(())
+}
+
+fn observe(method: &Method, route: String, status: StatusCode, started: Instant, request_id: &str) {
+    let elapsed = started.elapsed();
+    let duration_ms = elapsed.as_secs_f64() * 1000.0;
+    let (method, status) = (method.as_str().to_owned(), status.as_u16());
+    if status >= 500 {
+        log::warn!(method, route, status, duration_ms, request_id; "request failed");
+    } else {
+        log::debug!(method, route, status, duration_ms, request_id; "request");
+    }
+    let labels = [("method", method), ("route", route), ("status", status.to_string())];
+    metrics::histogram!("open_spanner_http_server_request_duration_seconds", &labels)
+        .record(elapsed.as_secs_f64());
+}
+
+/// The address of the peer, as far as the connection tells.
+pub fn peer(request: &HttpRequest) -> std::net::IpAddr {
+    request.peer_addr().map_or(std::net::IpAddr::from([0, 0, 0, 0]), |address| address.ip())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use actix_web::middleware::from_fn;
+    use actix_web::test::{TestRequest, call_service, init_service, read_body};
+
+    use super::*;
+    use crate::alerts::webhook::client::Client;
+    use crate::app::Phase;
+    use crate::auth::{Auth, Options};
+    use crate::config;
+    use crate::db::Store;
+    use crate::entitlements::counter_reader;
+    use crate::entitlements::sql::plans::PlanCache;
+    use crate::ingest::Ingest;
+    use crate::jobs::worker::Wake;
+    use crate::meters::sql::MeterCache;
+
+    /// A server that never gets as far as its database.
+    fn app() -> App {
+        let config = config::load_from(&["open-spanner"], &[]).expect("defaults are good").config;
+        let store = Store::new(&config.db);
+        let meters = MeterCache::new(store.clone(), config.cache_ttl);
+        let plans = PlanCache::new(store.clone(), config.cache_ttl);
+        let counters = counter_reader::Reader::start(&store).expect("threads");
+        let wake = Wake::default();
+        let (ingest, _) = Ingest::start(store.clone(), meters.clone(), &config.ingest, &wake);
+        let options = Options { cache_ttl: config.cache_ttl, registration_enabled: true };
+        let auth = Auth::new(store.clone(), options);
+        let webhooks = Client::new(&[]).expect("a client");
+        let phase = Arc::new(Phase::default());
+        phase.serve();
+        App { config: Arc::new(config), store, auth, meters, plans, counters, ingest, phase, wake, webhooks }
+    }
+
+    #[actix_web::test]
+    async fn a_handler_that_is_not_in_the_table_is_not_reached() {
+        let reached = Arc::new(AtomicBool::new(false));
+        let seen = reached.clone();
+        let forgotten = move || {
+            seen.store(true, Ordering::SeqCst);
+            async { HttpResponse::Ok().body("secret") }
+        };
+        let service = init_service(
+            actix_web::App::new()
+                .app_data(web::Data::new(app()))
+                .app_data(web::Data::new(Demands::default()))
+                .wrap(from_fn(gate))
+                .route("/v1/forgotten", web::get().to(forgotten.clone()))
+                .route("/v1/forgotten/{id}", web::to(forgotten))
+                .configure(routes)
+                .service(openapi::viewer(openapi::document().expect("complete"))),
+        )
+        .await;
+        for (method, path, status) in [
+            (Method::GET, "/v1/forgotten", 500),
+            (Method::HEAD, "/v1/forgotten", 500),
+            (Method::DELETE, "/v1/forgotten/7", 500),
+            (Method::GET, "/v1/meters", 401),
+            (Method::PATCH, "/v1/meters", 405),
+            (Method::GET, "/v1/nosuch", 404),
+            (Method::GET, "/nosuch/page.txt", 404),
+            (Method::GET, "/openapi.json/x", 404),
+            (Method::GET, "/openapi.json", 200),
+            (Method::GET, "/%6fpenapi.json", 404),
+            (Method::GET, "/swagger", 404),
+            (Method::GET, "/swagger/%2e%2e/v1/meters", 404),
+            (Method::GET, "/swagger/", 200),
+            (Method::GET, "/swagger/swagger-ui.css", 200),
+            (Method::GET, "/health", 204),
+        ] {
+            let request = TestRequest::with_uri(path).method(method.clone()).to_request();
+            let response = call_service(&service, request).await;
+            assert_eq!(response.status().as_u16(), status, "{method} {path}");
+            if method == Method::PATCH {
+                let allowed: Vec<_> = response.headers().get_all(header::ALLOW).collect();
+                assert_eq!(allowed, ["POST", "GET"]);
+            }
+            let body = read_body(response).await;
+            assert!(status != 500 || method == Method::HEAD || body.starts_with(b"{\"error\""), "{body:?}");
+        }
+        assert!(!reached.load(Ordering::SeqCst));
+    }
+}

@@ -1,0 +1,725 @@
+//! The hot insert: one transaction stores the events of many callers, their idempotency keys, rollups and ingestion
+//! runs. The only file that writes events. Statements come in a fixed order and every batch of rows is sorted, so
+//! that two writers never wait for each other in a circle.
+
+mod activity;
+mod consume;
+mod postgres;
+mod quota;
+mod sqlite;
+
+pub use consume::replay;
+
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+
+use moka::sync::Cache;
+use uuid::Uuid;
+
+use crate::alerts::sql::rules::MeterJob;
+use crate::db::{Conn, Fault};
+use crate::entitlements::assignment::Span;
+use crate::entitlements::consume::Unread;
+use crate::entitlements::plan::Plan;
+use crate::entitlements::sql::decisions::{Decided, Decision};
+use crate::jobs::queue;
+use crate::metering::event::{self, Event, StoredEvent};
+use crate::metering::quantity::Quantity;
+use crate::metering::rollup;
+use crate::metering::time::{Micros, SECOND};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Single,
+    Bulk,
+    Stream,
+}
+
+impl Kind {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Kind::Single => "single",
+            Kind::Bulk => "bulk",
+            Kind::Stream => "stream",
+        }
+    }
+}
+
+/// What one caller wants stored, all of it or none of it.
+#[derive(Clone, Debug)]
+pub struct Batch {
+    pub workspace_id: i64,
+    pub kind: Kind,
+    /// The ingestion run this is written down as; the parts of one stream share it and are added up.
+    pub run_id: Uuid,
+    pub events: Vec<Event>,
+    /// Items refused before they came here; counted in the ingestion run.
+    pub failed: i64,
+    /// The call's own idempotency key (bulk header, stream metadata).
+    pub replay_key: Option<String>,
+    pub received_at: Micros,
+    /// One event with a key, stored only if the quota allows.
+    pub consumes: bool,
+}
+
+/// What became of one batch.
+#[derive(Clone, Debug)]
+pub enum Outcome {
+    /// One entry per event: `None` when it was stored, else the event that already had its key.
+    Stored(Vec<Option<StoredEvent>>),
+    /// The call was answered before, with these lists.
+    Replayed { accepted: Vec<StoredEvent>, duplicates: Vec<StoredEvent> },
+    /// A consumption was granted or refused, now or before.
+    Decided(Box<Decided>),
+    /// A meter changed since the events were checked: check them again.
+    Stale,
+    /// Another batch of the same transaction uses the same replay key: try again in the next one.
+    Again,
+}
+
+/// Names that were looked up before, so that a write does not have to. Bounded; filled only after a commit.
+pub struct Known {
+    subjects: Cache<(i64, String), i64>,
+    dimension_sets: Cache<(i64, [u8; 16]), ()>,
+    histories: Cache<i64, History>,
+    plans: Cache<i64, Arc<Plan>>,
+    /// The last hour of a subject with a meter, or an earlier one.
+    activity: Cache<activity::Use, i64>,
+    /// SQLite only.
+    recent_keys: sqlite::Recent,
+    /// Until then reads of quotas are expected to fail.
+    careful_until: AtomicI64,
+}
+
+/// What a subject was assigned to, under this version of its workspace's assignments.
+type History = (i64, Arc<[Span]>);
+
+const KNOWN_SUBJECTS_MAX: u64 = 200_000;
+const KNOWN_DIMENSION_SETS_MAX: u64 = 100_000;
+const KNOWN_PLANS_MAX: u64 = 10_000;
+const CAREFUL_FOR: i64 = 600 * SECOND;
+
+impl Default for Known {
+    fn default() -> Self {
+        Known {
+            subjects: Cache::new(KNOWN_SUBJECTS_MAX),
+            dimension_sets: Cache::builder()
+                .max_capacity(KNOWN_DIMENSION_SETS_MAX)
+                .support_invalidation_closures()
+                .build(),
+            histories: Cache::new(KNOWN_SUBJECTS_MAX),
+            plans: Cache::new(KNOWN_PLANS_MAX),
+            activity: Cache::new(KNOWN_SUBJECTS_MAX),
+            recent_keys: sqlite::Recent::default(),
+            careful_until: AtomicI64::new(0),
+        }
+    }
+}
+
+/// What a transaction learned; becomes known once it is committed.
+#[derive(Default)]
+pub struct Learned {
+    subjects: Vec<((i64, String), i64)>,
+    dimension_sets: Vec<(i64, [u8; 16])>,
+    histories: Vec<(i64, History)>,
+    plans: Vec<Arc<Plan>>,
+    activity: Vec<(activity::Use, i64)>,
+    settled_keys: Option<sqlite::Progress>,
+    /// Background work was asked for: wake the workers.
+    pub has_jobs: bool,
+}
+
+impl Known {
+    pub fn remember(&self, learned: Learned) {
+        for (subject, id) in learned.subjects {
+            self.subjects.insert(subject, id);
+        }
+        for set in learned.dimension_sets {
+            self.dimension_sets.insert(set, ());
+        }
+        for (subject_id, history) in learned.histories {
+            self.histories.insert(subject_id, history);
+        }
+        for plan in learned.plans {
+            self.plans.insert(plan.id, plan);
+        }
+        for (one, hour) in learned.activity {
+            self.activity.insert(one, hour);
+        }
+        if let Some(progress) = learned.settled_keys {
+            self.recent_keys.remember(progress);
+        }
+    }
+
+    /// A quota could not be read.
+    fn be_careful(&self) {
+        self.careful_until.store(Micros::now().plus(CAREFUL_FOR).0, Ordering::Relaxed);
+    }
+
+    fn is_careful(&self) -> bool {
+        Micros::now().0 < self.careful_until.load(Ordering::Relaxed)
+    }
+
+    /// A meter was deleted: its dimension sets are gone and must be written again.
+    pub fn forget_meter(&self, meter_id: i64) {
+        self.dimension_sets
+            .invalidate_entries_if(move |(meter, _), ()| *meter == meter_id)
+            .map_or_else(|error| log::error!(error:% = error; "cannot forget a meter"), drop);
+    }
+}
+
+/// Position of an event: batch and place in it.
+type Place = (usize, usize);
+/// Of a meter: id, version, whether alert rules watch it; its workspace and the version of the assignments there.
+type MeterRow = (i64, i32, bool, i64, i64);
+/// Workspace and ledger key.
+type LedgerKey = (i64, Vec<u8>);
+/// Workspace and name.
+type SubjectName = (i64, String);
+
+/// A key that was taken before, with the event it stands for as far as that is still stored.
+struct Taken {
+    key: LedgerKey,
+    event_id: Uuid,
+    event_time: i64,
+    fingerprint: i64,
+    /// `None` when the raw event was pruned.
+    event: Option<StoredEvent>,
+}
+
+/// Stores the batches. `lane` is the writer's own copy of the rollup rows that every subject shares.
+pub fn insert(
+    conn: &mut Conn,
+    batches: &[Arc<Batch>],
+    lane: i16,
+    known: &Known,
+) -> Result<(Vec<Outcome>, Learned), Fault> {
+    let mut work = Work::new(batches, lane);
+    work.drop_stale(conn)?;
+    work.drop_replayed(conn)?;
+    work.find_subjects(conn, known)?;
+    work.find_histories(conn, known)?;
+    work.decide(conn, known)?;
+    work.take_keys(conn, known)?;
+    work.check_decisions()?;
+    work.write_dimension_sets(conn, known)?;
+    work.write_rows(conn, known)?;
+    work.write_replays(conn)?;
+    work.write_counters(conn)?;
+    // last, because others share these rows
+    work.ask_for_alerts(conn)?;
+    Ok(work.finish())
+}
+
+struct Work<'a> {
+    batches: &'a [Arc<Batch>],
+    lane: i16,
+    /// Set once the fate of a whole batch is known.
+    decided: Vec<Option<Outcome>>,
+    subjects: HashMap<(i64, &'a str), i64>,
+    /// By workspace; 0 while nothing was ever assigned.
+    assignment_versions: HashMap<i64, i64>,
+    /// By subject, where the workspace has assignments.
+    histories: HashMap<i64, Arc<[Span]>>,
+    /// All plans of those histories.
+    plans: HashMap<i64, Arc<Plan>>,
+    /// Limits of those plans that cannot be read, by plan; each with its meter.
+    unread: HashMap<i64, Vec<(i64, Unread)>>,
+    /// Of consumptions that go on to be stored, by batch.
+    decisions: HashMap<usize, Decision>,
+    /// Events whose key was taken, with what to answer.
+    duplicates: HashMap<Place, StoredEvent>,
+    learned: Learned,
+    /// Meters that alert rules watch, as of this transaction: whoever adds or enables a rule waits for the meter's
+    /// lock, which is held here.
+    watched: BTreeSet<i64>,
+}
+
+impl<'a> Work<'a> {
+    fn new(batches: &'a [Arc<Batch>], lane: i16) -> Self {
+        Work {
+            batches,
+            lane,
+            decided: batches.iter().map(|_| None).collect(),
+            subjects: HashMap::new(),
+            assignment_versions: HashMap::new(),
+            histories: HashMap::new(),
+            plans: HashMap::new(),
+            unread: HashMap::new(),
+            decisions: HashMap::new(),
+            duplicates: HashMap::new(),
+            learned: Learned::default(),
+            watched: BTreeSet::new(),
+        }
+    }
+
+    /// Batches that are still to be stored.
+    fn open(&self) -> impl Iterator<Item = (usize, &'a Batch)> {
+        let decided = &self.decided;
+        self.batches
+            .iter()
+            .enumerate()
+            .filter(|(at, _)| decided[*at].is_none())
+            .map(|(at, batch)| (at, &**batch))
+    }
+
+    /// All events still to be stored, duplicates included.
+    fn candidates(&self) -> impl Iterator<Item = (Place, i64, &'a Event)> {
+        self.open().flat_map(|(at, batch)| {
+            batch.events.iter().enumerate().map(move |(item, event)| ((at, item), batch.workspace_id, event))
+        })
+    }
+
+    /// New events only.
+    fn accepted(&self) -> impl Iterator<Item = (i64, &'a Event)> {
+        let duplicates = &self.duplicates;
+        self.candidates()
+            .filter(|(place, ..)| !duplicates.contains_key(place))
+            .map(|(_, workspace_id, event)| (workspace_id, event))
+    }
+
+    fn subject_id(&self, workspace_id: i64, name: &str) -> i64 {
+        // every subject of an open batch was looked up by find_subjects
+        self.subjects.get(&(workspace_id, name)).copied().unwrap_or_default()
+    }
+
+    /// Locks the meters against change and deletion until the commit, and sets aside batches that were checked
+    /// against an older definition.
+    fn drop_stale(&mut self, conn: &mut Conn) -> Result<(), Fault> {
+        let meter_ids: BTreeSet<i64> = self.candidates().map(|(.., event)| event.meter.id).collect();
+        let meter_ids: Vec<i64> = meter_ids.into_iter().collect();
+        if meter_ids.is_empty() {
+            return Ok(());
+        }
+        let found = match conn {
+            Conn::Postgres(c) => postgres::hold_meters(c, &meter_ids)?,
+            Conn::Sqlite(c) => sqlite::meter_versions(c, &meter_ids)?,
+        };
+        self.watched = found.iter().filter(|row| row.2).map(|row| row.0).collect();
+        let versions: HashMap<i64, i32> = found.iter().map(|row| (row.0, row.1)).collect();
+        self.assignment_versions =
+            found.into_iter().map(|(.., workspace, version)| (workspace, version)).collect();
+        for (at, batch) in self.batches.iter().enumerate() {
+            let is_stale = |event: &Event| versions.get(&event.meter.id) != Some(&event.meter.version);
+            if batch.events.iter().any(is_stale) {
+                self.decided[at] = Some(Outcome::Stale);
+            }
+        }
+        Ok(())
+    }
+
+    /// Answers batches whose replay key was used before; of several with one new key the first goes on.
+    fn drop_replayed(&mut self, conn: &mut Conn) -> Result<(), Fault> {
+        let mut keys: BTreeMap<LedgerKey, Vec<usize>> = BTreeMap::new();
+        for (at, batch) in self.batches.iter().enumerate() {
+            // without a valid item there is nothing to replay (rest.md 12.4)
+            let counts = self.decided[at].is_none() && !batch.events.is_empty();
+            let Some(key) = batch.replay_key.as_deref().filter(|_| counts) else { continue };
+            keys.entry((batch.workspace_id, event::ledger_key(key))).or_default().push(at);
+        }
+        for (key, same) in keys {
+            let found = match conn {
+                Conn::Postgres(c) => postgres::find_replay(c, &key)?,
+                Conn::Sqlite(c) => sqlite::find_replay(c, &key)?,
+            };
+            match found {
+                Some((accepted, duplicates)) => {
+                    let (accepted, duplicates) = (event::recall(&accepted)?, event::recall(&duplicates)?);
+                    let replayed = Outcome::Replayed { accepted, duplicates };
+                    same.into_iter().for_each(|at| self.decided[at] = Some(replayed.clone()));
+                }
+                None => same.into_iter().skip(1).for_each(|at| self.decided[at] = Some(Outcome::Again)),
+            }
+        }
+        Ok(())
+    }
+
+    fn find_subjects(&mut self, conn: &mut Conn, known: &Known) -> Result<(), Fault> {
+        let names: BTreeSet<(i64, &'a str)> = self
+            .candidates()
+            .map(|(_, workspace_id, event)| (workspace_id, event.subject.as_str()))
+            .collect();
+        let mut missing = Vec::new();
+        for &(workspace_id, name) in &names {
+            let owned = (workspace_id, name.to_owned());
+            match known.subjects.get(&owned) {
+                Some(id) => drop(self.subjects.insert((workspace_id, name), id)),
+                None => missing.push(owned),
+            }
+        }
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let found = match conn {
+            Conn::Postgres(c) => postgres::find_or_add_subjects(c, &missing)?,
+            Conn::Sqlite(c) => sqlite::find_or_add_subjects(c, &missing)?,
+        };
+        let ids: HashMap<(i64, &str), i64> =
+            found.iter().map(|((workspace_id, name), id)| ((*workspace_id, name.as_str()), *id)).collect();
+        self.subjects.extend(names.iter().filter_map(|name| Some((*name, *ids.get(name)?))));
+        self.learned.subjects.extend(found);
+        Ok(())
+    }
+
+    /// Claims the idempotency keys of the batch; whoever comes second gets the event that was first.
+    fn take_keys(&mut self, conn: &mut Conn, known: &Known) -> Result<(), Fault> {
+        let mut first: BTreeMap<LedgerKey, (Place, &Event)> = BTreeMap::new();
+        let mut later: Vec<(LedgerKey, Place)> = Vec::new();
+        for (place, workspace_id, event) in self.candidates() {
+            let Some(key) = &event.key else { continue };
+            let key = (workspace_id, event::ledger_key(key));
+            match first.entry(key) {
+                Entry::Occupied(taken) => later.push((taken.key().clone(), place)),
+                Entry::Vacant(free) => drop(free.insert((place, event))),
+            }
+        }
+        if first.is_empty() {
+            return Ok(());
+        }
+        let rows: Vec<KeyRow> = first
+            .iter()
+            .map(|((workspace_id, key), (_, event))| KeyRow {
+                workspace_id: *workspace_id,
+                key: key.clone(),
+                event_id: event.id,
+                subject_id: self.subject_id(*workspace_id, &event.subject),
+                event_time: event.time.0,
+                fingerprint: event.fingerprint,
+            })
+            .collect();
+        let taken = match conn {
+            Conn::Postgres(c) => postgres::take_keys(c, &rows)?,
+            Conn::Sqlite(c) => {
+                let (taken, progress) = sqlite::take_keys(c, &known.recent_keys, &rows)?;
+                self.learned.settled_keys = Some(progress);
+                taken
+            }
+        };
+        for taken in taken {
+            let Some((place, event)) = first.get(&taken.key) else { continue };
+            let original = original_of(&taken, event);
+            self.duplicates.insert(*place, original);
+        }
+        for (key, place) in later {
+            let Some((first_place, event)) = first.get(&key) else { continue };
+            let original = match self.duplicates.get(first_place) {
+                Some(original) => original.clone(),
+                None => StoredEvent::of(event),
+            };
+            self.duplicates.insert(place, original);
+        }
+        Ok(())
+    }
+
+    fn write_dimension_sets(&mut self, conn: &mut Conn, known: &Known) -> Result<(), Fault> {
+        let mut new: BTreeMap<(i64, [u8; 16]), &Event> = BTreeMap::new();
+        for (_, event) in self.accepted() {
+            let set = (event.meter.id, event.dimension_set.hash);
+            if !known.dimension_sets.contains_key(&set) {
+                new.insert(set, event);
+            }
+        }
+        if new.is_empty() {
+            return Ok(());
+        }
+        match conn {
+            Conn::Postgres(c) => postgres::add_dimension_sets(c, &new)?,
+            Conn::Sqlite(c) => sqlite::add_dimension_sets(c, &new)?,
+        }
+        self.learned.dimension_sets.extend(new.into_keys());
+        Ok(())
+    }
+
+    /// Events, rollups and ingestion runs, and when subjects were last seen.
+    fn write_rows(&mut self, conn: &mut Conn, known: &Known) -> Result<(), Fault> {
+        let rows: Vec<EventRow> = self
+            .accepted()
+            .map(|(workspace_id, event)| EventRow {
+                event,
+                workspace_id,
+                subject_id: self.subject_id(workspace_id, &event.subject),
+            })
+            .collect();
+        let parts = rollup::of_events(rows.iter().map(|row| (row.event, row.subject_id)));
+        let runs = self.runs();
+        if rows.is_empty() && runs.is_empty() {
+            return Ok(());
+        }
+        match conn {
+            Conn::Postgres(c) => postgres::add_rows(c, &rows, &runs, &parts, self.lane)?,
+            Conn::Sqlite(c) => {
+                sqlite::add_events(c, &rows)?;
+                sqlite::add_runs(c, &runs)?;
+                sqlite::add_rollups(c, &parts, self.lane)?;
+            }
+        }
+        self.write_activity(conn, known, parts.keys())
+    }
+
+    /// Remembers the answer of calls with a replay key, unless no item was valid.
+    fn write_replays(&self, conn: &mut Conn) -> Result<(), Fault> {
+        for (at, batch) in self.open() {
+            let Some(key) = batch.replay_key.as_deref().filter(|_| !batch.events.is_empty()) else {
+                continue;
+            };
+            let (mut accepted, mut duplicates) = (Vec::new(), Vec::new());
+            for (item, event) in batch.events.iter().enumerate() {
+                match self.duplicates.get(&(at, item)) {
+                    Some(original) => duplicates.push(original.clone()),
+                    None => accepted.push(StoredEvent::of(event)),
+                }
+            }
+            let row = ReplayRow {
+                workspace_id: batch.workspace_id,
+                key: event::ledger_key(key),
+                accepted: event::keep(accepted)?,
+                duplicates: event::keep(duplicates)?,
+                created_at: batch.received_at.0,
+            };
+            crate::both!(conn, c => {
+                use diesel::RunQueryDsl;
+                diesel::insert_into(crate::db::schema::bulk_replays::table).values(&row).execute(c)?
+            });
+        }
+        Ok(())
+    }
+
+    fn runs(&self) -> Vec<RunRow> {
+        let mut runs: BTreeMap<(i64, Uuid), RunRow> = BTreeMap::new();
+        for (at, batch) in self.batches.iter().enumerate() {
+            let total = batch.events.len() as i64;
+            let duplicates = match &self.decided[at] {
+                Some(Outcome::Replayed { .. }) => total,
+                Some(Outcome::Decided(decided)) if decided.replayed && decided.decision.accepted => total,
+                Some(_) => continue,
+                None => {
+                    let is_duplicate = |item: &usize| self.duplicates.contains_key(&(at, *item));
+                    (0..batch.events.len()).filter(is_duplicate).count() as i64
+                }
+            };
+            let run = runs.entry((batch.workspace_id, batch.run_id)).or_insert_with(|| RunRow::of(batch));
+            run.accepted += total - duplicates;
+            run.duplicates += duplicates;
+            run.failed += batch.failed;
+        }
+        runs.into_values().collect()
+    }
+
+    /// At most one request per watched meter, however many events and rules there are.
+    fn ask_for_alerts(&mut self, conn: &mut Conn) -> Result<(), Fault> {
+        if self.watched.is_empty() {
+            return Ok(());
+        }
+        let now = Micros::now();
+        let mut wanted = BTreeMap::new();
+        for (workspace_id, event) in self.accepted().filter(|(_, e)| self.watched.contains(&e.meter.id)) {
+            let meter = &event.meter;
+            if let std::collections::btree_map::Entry::Vacant(free) = wanted.entry(meter.id) {
+                free.insert(MeterJob::usage(workspace_id, meter.id, &meter.name, self.lane, now)?);
+            }
+        }
+        self.learned.has_jobs = !wanted.is_empty();
+        queue::enqueue(conn, wanted.into_values().collect(), now)
+    }
+
+    fn finish(mut self) -> (Vec<Outcome>, Learned) {
+        let outcomes = self
+            .batches
+            .iter()
+            .enumerate()
+            .map(|(at, batch)| match self.decided[at].take() {
+                Some(outcome) => outcome,
+                None if batch.consumes => {
+                    let event = batch.events.first().map(StoredEvent::of);
+                    let event = self.duplicates.remove(&(at, 0)).or(event);
+                    match self.decisions.remove(&at) {
+                        Some(decision) => {
+                            Outcome::Decided(Box::new(Decided { decision, event, replayed: false }))
+                        }
+                        None => Outcome::Again,
+                    }
+                }
+                None => {
+                    let items = 0..batch.events.len();
+                    Outcome::Stored(items.map(|item| self.duplicates.remove(&(at, item))).collect())
+                }
+            })
+            .collect();
+        (outcomes, self.learned)
+    }
+}
+
+/// The stored event; or, when retention took it, the retry's own fields under the first one's id and time.
+fn original_of(taken: &Taken, retry: &Event) -> StoredEvent {
+    if taken.fingerprint != retry.fingerprint {
+        log::warn!(event_id:% = taken.event_id; "idempotency key used again with another payload");
+    }
+    if let Some(event) = &taken.event {
+        return event.clone();
+    }
+    StoredEvent {
+        id: taken.event_id.to_string(),
+        timestamp: Micros(taken.event_time),
+        received_at: taken.received_at().unwrap_or(retry.received_at),
+        ..StoredEvent::of(retry)
+    }
+}
+
+impl Taken {
+    /// To the millisecond, as the id tells.
+    fn received_at(&self) -> Option<Micros> {
+        let (seconds, nanos) = self.event_id.get_timestamp()?.to_unix();
+        Some(Micros(seconds as i64 * 1_000_000 + i64::from(nanos) / 1_000))
+    }
+}
+
+struct KeyRow {
+    workspace_id: i64,
+    key: Vec<u8>,
+    event_id: Uuid,
+    subject_id: i64,
+    event_time: i64,
+    fingerprint: i64,
+}
+
+struct EventRow<'a> {
+    event: &'a Event,
+    workspace_id: i64,
+    subject_id: i64,
+}
+
+#[derive(diesel::Insertable)]
+#[diesel(table_name = crate::db::schema::bulk_replays, treat_none_as_default_value = false)]
+struct ReplayRow {
+    workspace_id: i64,
+    key: Vec<u8>,
+    accepted: String,
+    duplicates: String,
+    created_at: i64,
+}
+
+struct RunRow {
+    workspace_id: i64,
+    id: Uuid,
+    kind: Kind,
+    accepted: i64,
+    duplicates: i64,
+    failed: i64,
+    created_at: i64,
+}
+
+impl RunRow {
+    fn of(batch: &Batch) -> Self {
+        RunRow {
+            workspace_id: batch.workspace_id,
+            id: batch.run_id,
+            kind: batch.kind,
+            accepted: 0,
+            duplicates: 0,
+            failed: 0,
+            created_at: batch.received_at.0,
+        }
+    }
+}
+
+/// A stored event as both databases return it: quantity as decimal text.
+#[derive(diesel::QueryableByName)]
+pub struct EventText {
+    #[diesel(sql_type = diesel::sql_types::Binary)]
+    pub id: Vec<u8>,
+    #[diesel(sql_type = diesel::sql_types::Text)]
+    pub subject: String,
+    #[diesel(sql_type = diesel::sql_types::Text)]
+    pub meter: String,
+    #[diesel(sql_type = diesel::sql_types::BigInt)]
+    pub event_time: i64,
+    #[diesel(sql_type = diesel::sql_types::BigInt)]
+    pub received_at: i64,
+    #[diesel(sql_type = diesel::sql_types::Text)]
+    pub quantity: String,
+    #[diesel(sql_type = diesel::sql_types::Nullable<diesel::sql_types::Text>)]
+    pub idempotency_key: Option<String>,
+    #[diesel(sql_type = diesel::sql_types::Nullable<diesel::sql_types::Text>)]
+    pub metadata: Option<String>,
+}
+
+impl EventText {
+    /// `is_canonical`: SQLite keeps metadata as it was written, PostgreSQL reorders it.
+    pub fn into_event(self, is_canonical: bool) -> Result<StoredEvent, Fault> {
+        let metadata = match self.metadata {
+            Some(text) if !is_canonical => event::canonical_metadata(&text),
+            metadata => metadata,
+        };
+        Ok(StoredEvent {
+            id: uuid_of(&self.id)?.to_string(),
+            idempotency_key: self.idempotency_key,
+            subject: self.subject,
+            meter: self.meter,
+            quantity: quantity_of(&self.quantity)?,
+            timestamp: Micros(self.event_time),
+            received_at: Micros(self.received_at),
+            metadata: event::raw_metadata(metadata),
+        })
+    }
+}
+
+/// The columns of [`EventText`], of `events e` joined with `meters m` and `subjects s`.
+pub fn event_columns(is_postgres: bool) -> &'static str {
+    if is_postgres {
+        "e.id, s.name AS subject, m.name AS meter, e.event_time, e.received_at, e.quantity::text AS quantity, \
+         e.idempotency_key, e.metadata::text AS metadata"
+    } else {
+        "e.id, s.name AS subject, m.name AS meter, e.event_time, e.received_at, quantity_text(e.quantity) AS quantity, \
+         e.idempotency_key, e.metadata"
+    }
+}
+
+pub fn uuid_of(bytes: &[u8]) -> Result<Uuid, Fault> {
+    Uuid::from_slice(bytes).map_err(|error| Fault::Refused(crate::error::Error::internal(error)))
+}
+
+/// Reads decimal text made by the database.
+pub fn quantity_of(text: &str) -> Result<Quantity, Fault> {
+    let not_a_number = || crate::error::Error::internal("the database holds a quantity that is not a number");
+    Ok(Quantity::from_plain(text).ok_or_else(not_a_number)?)
+}
+
+/// How many of these ledger keys are taken.
+pub fn count_taken(
+    conn: &mut Conn,
+    known: &Known,
+    workspace_id: i64,
+    keys: &[Vec<u8>],
+) -> Result<u64, Fault> {
+    use crate::db::schema::idempotency_keys as ledger;
+    use diesel::prelude::*;
+    let count = match conn {
+        Conn::Postgres(c) => {
+            let ours = ledger::workspace_id.eq(workspace_id);
+            ledger::table
+                .filter(ours.and(ledger::key.eq_any(keys)))
+                .count()
+                .get_result::<i64>(c)?
+                .unsigned_abs()
+        }
+        Conn::Sqlite(c) => {
+            let mut count = 0;
+            for key in keys {
+                let found = known.recent_keys.find(c, &(workspace_id, key.clone()))?;
+                count += u64::from(found.is_some());
+            }
+            count
+        }
+    };
+    Ok(count)
+}
+
+/// Deletes up to a thousand remembered bulk answers older than `before`; returns how many.
+pub fn sweep_replays(conn: &mut Conn, before: Micros) -> Result<usize, Fault> {
+    use diesel::prelude::*;
+    let text = "DELETE FROM bulk_replays WHERE (workspace_id, key) IN (
+                    SELECT workspace_id, key FROM bulk_replays WHERE created_at < $1 LIMIT 1000)";
+    Ok(diesel::sql_query(text).bind::<diesel::sql_types::BigInt, _>(before.0).execute(conn)?)
+}

@@ -1,0 +1,332 @@
+//! Atomic consumption in the hot insert: many decisions in one transaction. The subjects are locked in one order, so
+//! any number of servers decide about a subject one after the other; within the batch the decisions follow in
+//! memory, each seeing what the ones before it took. What is accepted then goes the way of every event.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use diesel::sql_types::{Array, BigInt};
+use diesel::{PgConnection, RunQueryDsl};
+
+use crate::db::prepared::prepared;
+use crate::db::{Conn, Fault};
+use crate::entitlements::assignment::{Span, counting};
+use crate::entitlements::consume::{Counted, Unread, Verdict, judge};
+use crate::entitlements::plan::{Limit, Plan};
+use crate::entitlements::sql::counters::{self, Range};
+use crate::entitlements::sql::decisions::{self, Decided, Decision};
+use crate::error::Error;
+use crate::ingest::insert::quota::{ANY_METER, readable};
+use crate::ingest::insert::{
+    Batch, Known, LedgerKey, Outcome, Taken, Work, original_of, postgres, quantity_of, sqlite, uuid_of,
+};
+use crate::metering::event::{Event, StoredEvent, ledger_key, raw_metadata};
+use crate::metering::rollup::Part;
+use crate::metering::time::{Micros, Window};
+
+prepared!(
+    LockSubjects for PgConnection,
+    (ids: Array<BigInt> = Vec<i64>) -> BigInt,
+    "SELECT id FROM subjects WHERE id = ANY(?) ORDER BY id FOR NO KEY UPDATE"
+);
+
+/// One consumption to decide.
+struct Asked<'a> {
+    /// Place of its batch.
+    at: usize,
+    key: LedgerKey,
+    event: &'a Event,
+    subject_id: i64,
+    now: Micros,
+}
+
+/// Subject, meter, anchor, beginning and end.
+type WindowKey = (i64, i64, Micros, Micros, Micros);
+
+/// What the windows of a batch hold, as it grows with each decision; `None` where that cannot be read.
+type Windows = BTreeMap<WindowKey, Option<Held>>;
+/// Absent while nothing is counted.
+type Held = Option<Part>;
+
+impl<'a> Work<'a> {
+    pub(super) fn decide(&mut self, conn: &mut Conn, known: &Known) -> Result<(), Fault> {
+        let asked = self.asked();
+        if asked.is_empty() {
+            return Ok(());
+        }
+        self.lock_subjects(conn, &asked)?;
+        let mut earlier = earlier_decisions(conn, &asked)?;
+        let taken = taken_keys(conn, known, &asked)?;
+        let mut new = Vec::with_capacity(asked.len());
+        for asked in asked {
+            let Some(decision) = earlier.remove(&asked.key) else {
+                new.push(asked);
+                continue;
+            };
+            let decided = replayed(decision, taken.get(&asked.key), Some(asked.event))?;
+            self.decided[asked.at] = Some(Outcome::Decided(Box::new(decided)));
+        }
+        let asked = new;
+        let mut windows = self.load_windows(conn, known, &asked)?;
+        let mut made: Vec<(usize, Decision)> = Vec::with_capacity(asked.len());
+        for asked in &asked {
+            made.push((asked.at, self.decide_one(asked, taken.get(&asked.key), &mut windows)?));
+        }
+        let mut rows: Vec<&Decision> = made.iter().map(|(_, decision)| decision).collect();
+        rows.sort_by_key(|decision| (decision.workspace_id, &decision.key));
+        if !decisions::add(conn, &rows)? {
+            // a subject without limits is not locked: another server used one of the keys meanwhile
+            return Err(Fault::Repeat);
+        }
+        for (at, decision) in made {
+            if decision.accepted {
+                self.decisions.insert(at, decision);
+            } else {
+                let decided = Decided { decision, event: None, replayed: false };
+                self.decided[at] = Some(Outcome::Decided(Box::new(decided)));
+            }
+        }
+        Ok(())
+    }
+
+    /// What is to be decided; of several with one key the first, the others come again.
+    fn asked(&mut self) -> Vec<Asked<'a>> {
+        let mut asked: Vec<Asked<'a>> = Vec::new();
+        let mut keys: BTreeSet<LedgerKey> = BTreeSet::new();
+        let mut again = Vec::new();
+        for (at, batch) in self.open() {
+            let Batch { workspace_id, received_at, .. } = *batch;
+            let Some(event) = batch.events.first().filter(|_| batch.consumes) else { continue };
+            let Some(key) = &event.key else { continue };
+            let key = (workspace_id, ledger_key(key));
+            if !keys.insert(key.clone()) {
+                again.push(at);
+                continue;
+            }
+            let subject_id = self.subject_id(workspace_id, &event.subject);
+            asked.push(Asked { at, key, event, subject_id, now: received_at });
+        }
+        for at in again {
+            self.decided[at] = Some(Outcome::Again);
+        }
+        asked
+    }
+
+    /// The assignment an event counts for.
+    fn span(&self, asked: &Asked) -> Option<&Span> {
+        counting(self.histories.get(&asked.subject_id)?, asked.event.time)
+    }
+
+    fn plan(&self, asked: &Asked) -> Option<&Plan> {
+        self.plans.get(&self.span(asked)?.plan_id).map(AsRef::as_ref)
+    }
+
+    /// Limits on the event's meter, each with the key of its window.
+    fn limits<'w>(&'w self, asked: &'w Asked) -> impl Iterator<Item = (&'w Limit, WindowKey)> {
+        let limits = self.span(asked).zip(self.plan(asked)).into_iter().flat_map(|(span, plan)| {
+            plan.limits_of(asked.event.meter.id).map(move |limit| (span.anchor, limit))
+        });
+        limits.map(|(anchor, limit)| {
+            let window = limit.period.window(anchor, asked.event.time);
+            (limit, (asked.subject_id, asked.event.meter.id, anchor, window.from, window.to))
+        })
+    }
+
+    /// Limits on the event's meter that cannot be read.
+    fn unread(&self, asked: &Asked) -> impl Iterator<Item = Unread> {
+        let meter_id = asked.event.meter.id;
+        let of_plan = self.span(asked).and_then(|span| self.unread.get(&span.plan_id));
+        let of_meter =
+            of_plan.into_iter().flatten().filter(move |(id, _)| [meter_id, ANY_METER].contains(id));
+        of_meter.map(|(_, unread)| *unread)
+    }
+
+    /// Only where there is something to count; SQLite has one writer anyway.
+    fn lock_subjects(&self, conn: &mut Conn, asked: &[Asked]) -> Result<(), Fault> {
+        let Conn::Postgres(c) = conn else { return Ok(()) };
+        let limited = asked.iter().filter(|asked| self.limits(asked).next().is_some());
+        let ids: BTreeSet<i64> = limited.map(|asked| asked.subject_id).collect();
+        if !ids.is_empty() {
+            let _: Vec<i64> = LockSubjects { ids: &ids.into_iter().collect() }.load(c)?;
+        }
+        Ok(())
+    }
+
+    /// Reads the counters after the lock: a statement of its own sees what was committed while it waited.
+    fn load_windows(&self, conn: &mut Conn, known: &Known, asked: &[Asked]) -> Result<Windows, Fault> {
+        let keys = asked.iter().flat_map(|asked| self.limits(asked).map(|(_, key)| key));
+        let keys: Vec<WindowKey> = keys.collect::<BTreeSet<_>>().into_iter().collect();
+        if keys.is_empty() {
+            return Ok(BTreeMap::new());
+        }
+        let range = |&(subject_id, meter_id, anchor, from, to): &WindowKey| Range {
+            subject_id,
+            meter_id,
+            anchor,
+            window: Window { from, to },
+        };
+        let ranges: Vec<Range> = keys.iter().map(range).collect();
+        let held: Vec<Option<Held>> = match readable(conn, known, |conn| counters::load(conn, &ranges))? {
+            Some(held) => held.into_iter().map(Some).collect(),
+            None => held_one_by_one(conn, known, &ranges)?,
+        };
+        Ok(keys.into_iter().zip(held).collect())
+    }
+
+    fn decide_one(
+        &self,
+        asked: &Asked,
+        taken: Option<&Taken>,
+        windows: &mut Windows,
+    ) -> Result<Decision, Fault> {
+        let event = asked.event;
+        let limits: Vec<_> = self.limits(asked).collect();
+        let mut unread: Vec<Unread> = self.unread(asked).collect();
+        let mut counted: Vec<Counted> = Vec::with_capacity(limits.len());
+        for (limit, key) in &limits {
+            match windows.get(key).and_then(Option::as_ref) {
+                Some(held) => {
+                    let window = Window { from: key.3, to: key.4 };
+                    counted.push(Counted { limit, window, part: held.as_ref() });
+                }
+                None => {
+                    let Limit { enforcement, failure_policy, .. } = **limit;
+                    unread.push(Unread { enforcement, failure_policy });
+                }
+            }
+        }
+        let verdict = judge(event, self.plan(asked), &counted, &unread, asked.now);
+        let accepted = taken.is_some() || !verdict.refuses();
+        if accepted && taken.is_none() {
+            let part = Part::of(event.time, event.id, &event.quantity);
+            for (_, key) in &limits {
+                match windows.get_mut(key).and_then(Option::as_mut) {
+                    Some(Some(whole)) => whole.add(&part),
+                    Some(empty) => *empty = Some(part.clone()),
+                    None => {}
+                }
+            }
+        }
+        let event_id = taken.map_or(event.id, |taken| taken.event_id);
+        decision_of(asked, &verdict, accepted.then_some(event_id))
+    }
+
+    /// An ordinary write may have taken a key between our look at the ledger and our own claim; then what was decided
+    /// here is not what is true.
+    pub(super) fn check_decisions(&self) -> Result<(), Fault> {
+        for (at, decision) in &self.decisions {
+            let is_new = self.batches[*at]
+                .events
+                .first()
+                .is_some_and(|event| decision.event_id.as_deref() == Some(event.id.as_bytes().as_slice()));
+            if is_new == self.duplicates.contains_key(&(*at, 0)) {
+                return Err(Fault::Repeat);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What each range holds; a damaged one must not decide about the others.
+fn held_one_by_one(conn: &mut Conn, known: &Known, ranges: &[Range]) -> Result<Vec<Option<Held>>, Fault> {
+    let mut all = Vec::with_capacity(ranges.len());
+    for range in ranges {
+        let held = readable(conn, known, |conn| counters::load(conn, std::slice::from_ref(range)))?;
+        all.push(held.map(|mut held| held.pop().flatten()));
+    }
+    Ok(all)
+}
+
+fn decision_of(asked: &Asked, verdict: &Verdict, event_id: Option<uuid::Uuid>) -> Result<Decision, Fault> {
+    let quota = &verdict.quota;
+    let (workspace_id, key) = asked.key.clone();
+    Ok(Decision {
+        workspace_id,
+        key,
+        idempotency_key: asked.event.key.clone().unwrap_or_default(),
+        subject: quota.subject.clone(),
+        meter: quota.meter.clone(),
+        accepted: event_id.is_some(),
+        evaluation_failed: verdict.evaluation_failed,
+        enforcement: quota.enforcement.as_str().to_owned(),
+        state: quota.state.to_owned(),
+        event_id: event_id.map(|id| id.as_bytes().to_vec()),
+        quota: serde_json::to_string(quota).map_err(Error::internal)?,
+        created_at: asked.now.0,
+    })
+}
+
+/// The decision that was made for a key, without a new body to go by.
+pub fn replay(conn: &mut Conn, workspace_id: i64, key: &str) -> Result<Option<Decided>, Fault> {
+    let Some(decision) = decisions::find(conn, workspace_id, key)? else { return Ok(None) };
+    let taken = find_taken(conn, None, &[(workspace_id, decision.key.clone())])?.pop();
+    replayed(decision, taken.as_ref(), None).map(Some)
+}
+
+fn replayed(decision: Decision, taken: Option<&Taken>, retry: Option<&Event>) -> Result<Decided, Fault> {
+    let event = match decision.accepted {
+        true => Some(event_of(&decision, taken, retry)?),
+        false => None,
+    };
+    Ok(Decided { decision, event, replayed: true })
+}
+
+/// What an old decision still tells about its event.
+#[derive(serde::Deserialize)]
+struct Consumed {
+    subject: String,
+    meter: String,
+    quantity: Box<serde_json::value::RawValue>,
+}
+
+/// The event of an accepted decision, as it is stored. When retention took it, its fields come from the decision; only
+/// its metadata is gone, unless the same payload comes again.
+fn event_of(decision: &Decision, taken: Option<&Taken>, retry: Option<&Event>) -> Result<StoredEvent, Fault> {
+    if let Some(event) = taken.and_then(|taken| taken.event.clone()) {
+        return Ok(event);
+    }
+    let same = taken.zip(retry).filter(|(taken, retry)| taken.fingerprint == retry.fingerprint);
+    let created_at = Micros(decision.created_at);
+    // the id is a little younger than the decision that made it, or older than one that found it
+    let received_at = taken.and_then(Taken::received_at).map_or(created_at, |at| at.min(created_at));
+    if let Some((taken, retry)) = same {
+        return Ok(StoredEvent { received_at, ..original_of(taken, retry) });
+    }
+    let Consumed { subject, meter, quantity } =
+        serde_json::from_str(&decision.quota).map_err(Error::internal)?;
+    Ok(StoredEvent {
+        id: uuid_of(decision.event_id.as_deref().unwrap_or_default())?.to_string(),
+        idempotency_key: Some(decision.idempotency_key.clone()),
+        subject,
+        meter,
+        quantity: quantity_of(quantity.get())?,
+        timestamp: taken.map_or(received_at, |taken| Micros(taken.event_time)),
+        received_at,
+        metadata: raw_metadata(None),
+    })
+}
+
+fn earlier_decisions(conn: &mut Conn, asked: &[Asked]) -> Result<HashMap<LedgerKey, Decision>, Fault> {
+    let mut keys: BTreeMap<i64, Vec<Vec<u8>>> = BTreeMap::new();
+    for Asked { key: (workspace_id, key), .. } in asked {
+        keys.entry(*workspace_id).or_default().push(key.clone());
+    }
+    let mut found = HashMap::new();
+    for (workspace_id, keys) in keys {
+        for decision in decisions::find_many(conn, workspace_id, &keys)? {
+            found.insert((workspace_id, decision.key.clone()), decision);
+        }
+    }
+    Ok(found)
+}
+
+fn taken_keys(conn: &mut Conn, known: &Known, asked: &[Asked]) -> Result<HashMap<LedgerKey, Taken>, Fault> {
+    let keys: Vec<LedgerKey> = asked.iter().map(|asked| asked.key.clone()).collect();
+    Ok(find_taken(conn, Some(known), &keys)?.into_iter().map(|taken| (taken.key.clone(), taken)).collect())
+}
+
+fn find_taken(conn: &mut Conn, known: Option<&Known>, keys: &[LedgerKey]) -> Result<Vec<Taken>, Fault> {
+    match conn {
+        Conn::Postgres(c) => postgres::find_taken(c, keys),
+        Conn::Sqlite(c) => sqlite::find_taken(c, known.map(|known| &known.recent_keys), keys),
+    }
+}

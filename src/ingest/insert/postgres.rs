@@ -1,0 +1,293 @@
+//! The hot insert on PostgreSQL: one UNNEST statement per table, all of them prepared.
+
+use std::collections::BTreeMap;
+
+use bigdecimal::BigDecimal;
+use diesel::sql_types::{Array, BigInt, Binary, Bool, Integer, Nullable, Numeric, SmallInt, Text};
+use diesel::{PgConnection, RunQueryDsl};
+use serde_json::value::RawValue;
+
+use crate::db::Fault;
+use crate::db::prepared::prepared;
+use crate::ingest::insert::{
+    EventRow, EventText, KeyRow, LedgerKey, MeterRow, RunRow, SubjectName, Taken, uuid_of,
+};
+use crate::metering::event::Event;
+use crate::metering::rollup::{Key, Part};
+use crate::meters::sql::METER_LOCK;
+
+/// First half of the advisory lock on a replay key; the second half is a hash of it.
+const REPLAY_LOCK: i32 = 0x7270_6C00;
+
+prepared!(
+    /// Held shared by writers until they commit, exclusively by whoever changes or deletes a meter.
+    HoldMeters for PgConnection,
+    (class: Integer = i32, ids: Array<BigInt> = Vec<i64>) -> (BigInt, Integer, Bool, BigInt, BigInt),
+    "SELECT * FROM hold_meters(?, ?)"
+);
+prepared!(
+    LockReplay for PgConnection,
+    (class: Integer = i32, hash: Integer = i32),
+    "SELECT pg_advisory_xact_lock(?, ?)"
+);
+prepared!(
+    FindReplay for PgConnection,
+    (workspace_id: BigInt = i64, key: Binary = Vec<u8>) -> (Text, Text),
+    "SELECT accepted, duplicates FROM bulk_replays WHERE workspace_id = ? AND key = ?"
+);
+prepared!(
+    AddSubjects for PgConnection,
+    (workspace_ids: Array<BigInt> = Vec<i64>, names: Array<Text> = Vec<String>),
+    "INSERT INTO subjects (workspace_id, name) SELECT * FROM unnest(?, ?) ON CONFLICT DO NOTHING"
+);
+prepared!(
+    FindSubjects for PgConnection,
+    (workspace_ids: Array<BigInt> = Vec<i64>, names: Array<Text> = Vec<String>) -> (BigInt, Text, BigInt),
+    "SELECT s.workspace_id, s.name, s.id FROM unnest(?, ?) AS wanted (workspace_id, name)
+     JOIN subjects s ON s.workspace_id = wanted.workspace_id AND s.name = wanted.name COLLATE \"C\""
+);
+prepared!(
+    TakeKeys for PgConnection,
+    (workspace_ids: Array<BigInt> = Vec<i64>, keys: Array<Binary> = Vec<Vec<u8>>, event_ids: Array<Binary> = Vec<Vec<u8>>,
+     subject_ids: Array<BigInt> = Vec<i64>, event_times: Array<BigInt> = Vec<i64>,
+     fingerprints: Array<BigInt> = Vec<i64>) -> (BigInt, Binary),
+    "INSERT INTO idempotency_keys (workspace_id, key, event_id, subject_id, event_time, fingerprint)
+     SELECT * FROM unnest(?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING RETURNING workspace_id, key"
+);
+prepared!(
+    FindTaken for PgConnection,
+    (workspace_ids: Array<BigInt> = Vec<i64>, keys: Array<Binary> = Vec<Vec<u8>>)
+        -> (BigInt, Binary, Binary, BigInt, BigInt, Text, Nullable<Text>, Nullable<BigInt>, Nullable<Text>, Nullable<Text>, Nullable<Text>),
+    "SELECT k.workspace_id, k.key, k.event_id, k.event_time, k.fingerprint,
+            s.name, m.name, e.received_at, e.quantity::text, e.idempotency_key, e.metadata::text
+     FROM unnest(?, ?) AS wanted (workspace_id, key)
+     JOIN idempotency_keys k ON k.workspace_id = wanted.workspace_id AND k.key = wanted.key
+     JOIN subjects s ON s.id = k.subject_id
+     LEFT JOIN events e ON e.subject_id = k.subject_id AND e.event_time = k.event_time AND e.id = k.event_id
+     LEFT JOIN meters m ON m.id = e.meter_id"
+);
+prepared!(
+    AddDimensionSets for PgConnection,
+    (meter_ids: Array<BigInt> = Vec<i64>, hashes: Array<Binary> = Vec<Vec<u8>>, versions: Array<Integer> = Vec<i32>,
+     dimensions: Array<Text> = Vec<String>),
+    "INSERT INTO dimension_sets (meter_id, hash, version, dimensions)
+     SELECT * FROM unnest(?, ?, ?, ?) ON CONFLICT DO NOTHING"
+);
+prepared!(
+    /// One statement, because each costs a round trip: with few events a commit those are most of the time.
+    AddRows for PgConnection,
+    (run_workspace_ids: Array<BigInt> = Vec<i64>, run_ids: Array<Binary> = Vec<Vec<u8>>,
+     kinds: Array<Text> = Vec<&'static str>, accepted: Array<BigInt> = Vec<i64>, duplicates: Array<BigInt> = Vec<i64>,
+     failed: Array<BigInt> = Vec<i64>, created_ats: Array<BigInt> = Vec<i64>,
+     rollup_meter_ids: Array<BigInt> = Vec<i64>, rollup_subject_ids: Array<BigInt> = Vec<i64>,
+     grains: Array<SmallInt> = Vec<i16>, starts: Array<BigInt> = Vec<i64>, sets: Array<Binary> = Vec<Vec<u8>>,
+     lanes: Array<SmallInt> = Vec<i16>, counts: Array<BigInt> = Vec<i64>, sums: Array<Numeric> = Vec<&'a BigDecimal>,
+     mins: Array<Numeric> = Vec<&'a BigDecimal>, maxs: Array<Numeric> = Vec<&'a BigDecimal>,
+     first_ats: Array<BigInt> = Vec<i64>, first_ids: Array<Binary> = Vec<Vec<u8>>,
+     firsts: Array<Numeric> = Vec<&'a BigDecimal>, last_ats: Array<BigInt> = Vec<i64>,
+     last_ids: Array<Binary> = Vec<Vec<u8>>, lasts: Array<Numeric> = Vec<&'a BigDecimal>,
+     ids: Array<Binary> = Vec<Vec<u8>>, workspace_ids: Array<BigInt> = Vec<i64>, meter_ids: Array<BigInt> = Vec<i64>,
+     subject_ids: Array<BigInt> = Vec<i64>, event_times: Array<BigInt> = Vec<i64>, received_ats: Array<BigInt> = Vec<i64>,
+     versions: Array<Integer> = Vec<i32>, quantities: Array<Numeric> = Vec<&'a BigDecimal>,
+     keys: Array<Nullable<Text>> = Vec<Option<&'a str>>, metadatas: Array<Nullable<Text>> = Vec<Option<&'a str>>),
+    "WITH runs AS (
+         INSERT INTO ingestion_runs AS r (workspace_id, id, kind, accepted, duplicates, failed, created_at)
+         SELECT * FROM unnest(?, ?, ?, ?, ?, ?, ?)
+         ON CONFLICT (workspace_id, id) DO UPDATE SET
+             accepted = r.accepted + excluded.accepted,
+             duplicates = r.duplicates + excluded.duplicates,
+             failed = r.failed + excluded.failed
+     ), sums AS (
+         INSERT INTO rollups AS r (meter_id, subject_id, grain, start, dimension_set, lane, event_count, quantity_sum,
+                                   quantity_min, quantity_max, first_at, first_id, first_quantity, last_at, last_id,
+                                   last_quantity)
+         SELECT * FROM unnest(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+         ON CONFLICT (meter_id, grain, start, subject_id, dimension_set, lane) DO UPDATE SET
+             event_count = r.event_count + excluded.event_count,
+             quantity_sum = r.quantity_sum + excluded.quantity_sum,
+             quantity_min = least(r.quantity_min, excluded.quantity_min),
+             quantity_max = greatest(r.quantity_max, excluded.quantity_max),
+             first_at = least(r.first_at, excluded.first_at),
+             first_id = CASE WHEN (excluded.first_at, excluded.first_id) < (r.first_at, r.first_id)
+                             THEN excluded.first_id ELSE r.first_id END,
+             first_quantity = CASE WHEN (excluded.first_at, excluded.first_id) < (r.first_at, r.first_id)
+                                   THEN excluded.first_quantity ELSE r.first_quantity END,
+             last_at = greatest(r.last_at, excluded.last_at),
+             last_id = CASE WHEN (excluded.last_at, excluded.last_id) > (r.last_at, r.last_id)
+                            THEN excluded.last_id ELSE r.last_id END,
+             last_quantity = CASE WHEN (excluded.last_at, excluded.last_id) > (r.last_at, r.last_id)
+                                  THEN excluded.last_quantity ELSE r.last_quantity END
+     )
+     INSERT INTO events (id, workspace_id, meter_id, subject_id, event_time, received_at, meter_version, quantity,
+                         idempotency_key, metadata)
+     SELECT id, workspace_id, meter_id, subject_id, event_time, received_at, version, quantity, key, metadata::jsonb
+     FROM unnest(?, ?, ?, ?, ?, ?, ?, ?, ?, ?) AS new (id, workspace_id, meter_id, subject_id, event_time, received_at,
+                                                       version, quantity, key, metadata)"
+);
+
+pub fn hold_meters(conn: &mut PgConnection, ids: &Vec<i64>) -> Result<Vec<MeterRow>, Fault> {
+    Ok(HoldMeters { class: &METER_LOCK, ids }.load(conn)?)
+}
+
+pub fn find_replay(
+    conn: &mut PgConnection,
+    (workspace_id, key): &LedgerKey,
+) -> Result<Option<(String, String)>, Fault> {
+    let hash = crate::metering::event::hash128(&[&workspace_id.to_be_bytes(), key]);
+    let hash = i32::from_be_bytes([hash[0], hash[1], hash[2], hash[3]]);
+    LockReplay { class: &REPLAY_LOCK, hash: &hash }.execute(conn)?;
+    let rows: Vec<(String, String)> = FindReplay { workspace_id, key }.load(conn)?;
+    Ok(rows.into_iter().next())
+}
+
+pub fn find_or_add_subjects(
+    conn: &mut PgConnection,
+    missing: &[SubjectName],
+) -> Result<Vec<(SubjectName, i64)>, Fault> {
+    let (workspace_ids, names): (Vec<i64>, Vec<String>) = missing.iter().cloned().unzip();
+    let (workspace_ids, names) = (&workspace_ids, &names);
+    let mut rows: Vec<(i64, String, i64)> = FindSubjects { workspace_ids, names }.load(conn)?;
+    if rows.len() < missing.len() {
+        AddSubjects { workspace_ids, names }.execute(conn)?;
+        rows = FindSubjects { workspace_ids, names }.load(conn)?;
+    }
+    Ok(rows.into_iter().map(|(workspace_id, name, id)| ((workspace_id, name), id)).collect())
+}
+
+type TakenRow = (
+    i64,
+    Vec<u8>,
+    Vec<u8>,
+    i64,
+    i64,
+    String,
+    Option<String>,
+    Option<i64>,
+    Option<String>,
+    Option<String>,
+    Option<String>,
+);
+
+pub fn take_keys(conn: &mut PgConnection, rows: &[KeyRow]) -> Result<Vec<Taken>, Fault> {
+    let workspace_ids: Vec<i64> = rows.iter().map(|row| row.workspace_id).collect();
+    let keys: Vec<Vec<u8>> = rows.iter().map(|row| row.key.clone()).collect();
+    let new: Vec<(i64, Vec<u8>)> = TakeKeys {
+        workspace_ids: &workspace_ids,
+        keys: &keys,
+        event_ids: &rows.iter().map(|row| row.event_id.as_bytes().to_vec()).collect(),
+        subject_ids: &rows.iter().map(|row| row.subject_id).collect(),
+        event_times: &rows.iter().map(|row| row.event_time).collect(),
+        fingerprints: &rows.iter().map(|row| row.fingerprint).collect(),
+    }
+    .load(conn)?;
+    if new.len() == rows.len() {
+        return Ok(Vec::new());
+    }
+    let new: std::collections::HashSet<(i64, Vec<u8>)> = new.into_iter().collect();
+    let taken: Vec<LedgerKey> =
+        rows.iter().map(|row| (row.workspace_id, row.key.clone())).filter(|key| !new.contains(key)).collect();
+    find_taken(conn, &taken)
+}
+
+/// Those of the keys that are taken.
+pub fn find_taken(conn: &mut PgConnection, keys: &[LedgerKey]) -> Result<Vec<Taken>, Fault> {
+    let (workspace_ids, keys): (Vec<i64>, Vec<Vec<u8>>) = keys.iter().cloned().unzip();
+    let taken: Vec<TakenRow> = FindTaken { workspace_ids: &workspace_ids, keys: &keys }.load(conn)?;
+    taken.into_iter().map(taken_of).collect()
+}
+
+fn taken_of(row: TakenRow) -> Result<Taken, Fault> {
+    let (
+        workspace_id,
+        key,
+        event_id,
+        event_time,
+        fingerprint,
+        subject,
+        meter,
+        received_at,
+        quantity,
+        own_key,
+        metadata,
+    ) = row;
+    let event = match (meter, received_at, quantity) {
+        (Some(meter), Some(received_at), Some(quantity)) => Some(
+            EventText {
+                id: event_id.clone(),
+                subject,
+                meter,
+                event_time,
+                received_at,
+                quantity,
+                idempotency_key: own_key,
+                metadata,
+            }
+            .into_event(false)?,
+        ),
+        _ => None,
+    };
+    Ok(Taken { key: (workspace_id, key), event_id: uuid_of(&event_id)?, event_time, fingerprint, event })
+}
+
+pub fn add_dimension_sets(
+    conn: &mut PgConnection,
+    new: &BTreeMap<(i64, [u8; 16]), &Event>,
+) -> Result<(), Fault> {
+    AddDimensionSets {
+        meter_ids: &new.keys().map(|(meter_id, _)| *meter_id).collect(),
+        hashes: &new.keys().map(|(_, hash)| hash.to_vec()).collect(),
+        versions: &new.values().map(|event| event.meter.version).collect(),
+        dimensions: &new.values().map(|event| event.dimension_set.json.clone()).collect(),
+    }
+    .execute(conn)?;
+    Ok(())
+}
+
+pub fn add_rows(
+    conn: &mut PgConnection,
+    rows: &[EventRow],
+    runs: &[RunRow],
+    parts: &BTreeMap<Key, Part>,
+    lane: i16,
+) -> Result<(), Fault> {
+    let with_edges = || parts.iter().filter_map(|(key, part)| Some((key, part, part.edges.as_ref()?)));
+    AddRows {
+        run_workspace_ids: &runs.iter().map(|run| run.workspace_id).collect(),
+        run_ids: &runs.iter().map(|run| run.id.as_bytes().to_vec()).collect(),
+        kinds: &runs.iter().map(|run| run.kind.as_str()).collect(),
+        accepted: &runs.iter().map(|run| run.accepted).collect(),
+        duplicates: &runs.iter().map(|run| run.duplicates).collect(),
+        failed: &runs.iter().map(|run| run.failed).collect(),
+        created_ats: &runs.iter().map(|run| run.created_at).collect(),
+
+        rollup_meter_ids: &with_edges().map(|(key, ..)| key.meter_id).collect(),
+        rollup_subject_ids: &with_edges().map(|(key, ..)| key.subject_id).collect(),
+        grains: &with_edges().map(|(key, ..)| key.grain as i16).collect(),
+        starts: &with_edges().map(|(key, ..)| key.start.0).collect(),
+        sets: &with_edges().map(|(key, ..)| key.dimension_set.to_vec()).collect(),
+        lanes: &with_edges().map(|(key, ..)| key.lane(lane)).collect(),
+        counts: &with_edges().map(|(_, part, _)| part.count).collect(),
+        sums: &with_edges().map(|(_, part, _)| part.sum.decimal()).collect(),
+        mins: &with_edges().map(|(_, part, _)| part.min.decimal()).collect(),
+        maxs: &with_edges().map(|(_, part, _)| part.max.decimal()).collect(),
+        first_ats: &with_edges().map(|(.., (first, _))| first.at.0).collect(),
+        first_ids: &with_edges().map(|(.., (first, _))| first.id.as_bytes().to_vec()).collect(),
+        firsts: &with_edges().map(|(.., (first, _))| first.quantity.decimal()).collect(),
+        last_ats: &with_edges().map(|(.., (_, last))| last.at.0).collect(),
+        last_ids: &with_edges().map(|(.., (_, last))| last.id.as_bytes().to_vec()).collect(),
+        lasts: &with_edges().map(|(.., (_, last))| last.quantity.decimal()).collect(),
+
+        ids: &rows.iter().map(|row| row.event.id.as_bytes().to_vec()).collect(),
+        workspace_ids: &rows.iter().map(|row| row.workspace_id).collect(),
+        meter_ids: &rows.iter().map(|row| row.event.meter.id).collect(),
+        subject_ids: &rows.iter().map(|row| row.subject_id).collect(),
+        event_times: &rows.iter().map(|row| row.event.time.0).collect(),
+        received_ats: &rows.iter().map(|row| row.event.received_at.0).collect(),
+        versions: &rows.iter().map(|row| row.event.meter.version).collect(),
+        quantities: &rows.iter().map(|row| row.event.quantity.decimal()).collect(),
+        keys: &rows.iter().map(|row| row.event.key.as_deref()).collect(),
+        metadatas: &rows.iter().map(|row| row.event.metadata.as_deref().map(RawValue::get)).collect(),
+    }
+    .execute(conn)?;
+    Ok(())
+}

@@ -1,0 +1,243 @@
+//! Quotas in the hot insert: what the subjects of a batch are assigned to, their counters, and the evaluations that
+//! follow. A workspace without assignments costs nothing here.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use diesel::connection::SimpleConnection;
+use diesel::sql_types::{Array, BigInt, Nullable};
+use diesel::{PgConnection, RunQueryDsl, SqliteConnection};
+
+use crate::db::prepared::prepared;
+use crate::db::{Conn, Fault};
+use crate::entitlements::assignment::{Span, counting};
+use crate::entitlements::consume::Unread;
+use crate::entitlements::evaluate::Evaluation;
+use crate::entitlements::period::{Period, day_start};
+use crate::entitlements::plan::Plan;
+use crate::entitlements::sql::counters::{self, Key};
+use crate::entitlements::sql::plans::{self, Damaged};
+use crate::ingest::insert::{Known, Work};
+use crate::jobs::queue::{self, NewJob};
+use crate::metering::rollup::{Part, add_event};
+use crate::metering::time::{Micros, Window};
+
+prepared!(
+    FindSpans for PgConnection,
+    (subject_ids: Array<BigInt> = Vec<i64>) -> (BigInt, BigInt, BigInt, Nullable<BigInt>, BigInt),
+    "SELECT subject_id, plan_id, starts_at, ends_at, anchor FROM plan_assignments
+     WHERE subject_id = ANY(?) AND (ends_at IS NULL OR ends_at > starts_at)
+     ORDER BY subject_id, starts_at, id"
+);
+prepared!(
+    FindSpansOfOne for SqliteConnection,
+    (subject_id: BigInt = i64) -> (BigInt, BigInt, BigInt, Nullable<BigInt>, BigInt),
+    "SELECT subject_id, plan_id, starts_at, ends_at, anchor FROM plan_assignments
+     WHERE subject_id = ? AND (ends_at IS NULL OR ends_at > starts_at)
+     ORDER BY starts_at, id"
+);
+
+type SpanRow = (i64, i64, i64, Option<i64>, i64);
+
+/// Stands for all meters among the unread limits of a plan that is missing; no meter has this id.
+pub(super) const ANY_METER: i64 = 0;
+
+/// Reads something of which the failure concerns only those who asked for it: `None` when it is damaged, and the
+/// transaction goes on. What another try of the whole transaction may mend stays an error.
+pub(super) fn readable<T>(
+    conn: &mut Conn,
+    known: &Known,
+    read: impl FnOnce(&mut Conn) -> Result<T, Fault>,
+) -> Result<Option<T>, Fault> {
+    // a failed statement costs PostgreSQL the transaction, a savepoint costs two round trips: so only once it happened
+    let careful = conn.is_postgres() && known.is_careful();
+    if careful {
+        conn.batch_execute("SAVEPOINT quota")?;
+    }
+    let fault = match read(conn) {
+        Ok(value) => {
+            if careful {
+                conn.batch_execute("RELEASE SAVEPOINT quota")?;
+            }
+            return Ok(Some(value));
+        }
+        Err(fault) => fault,
+    };
+    if fault.will_pass() {
+        return Err(fault);
+    }
+    log::error!(error:? = fault; "a quota cannot be evaluated");
+    if careful {
+        conn.batch_execute("ROLLBACK TO SAVEPOINT quota; RELEASE SAVEPOINT quota")?;
+    } else if conn.is_postgres() && matches!(fault, Fault::Database(_)) {
+        known.be_careful();
+        return Err(Fault::Repeat);
+    }
+    Ok(None)
+}
+
+/// Where counted events went: one row of counters.
+struct Touched {
+    workspace_id: i64,
+    received_at: Micros,
+}
+
+impl Work<'_> {
+    /// Learns what the subjects are assigned to. What is remembered is right as long as the version of the workspace,
+    /// read in this transaction, is the one it was read under (see `store::assignments`).
+    pub(super) fn find_histories(&mut self, conn: &mut Conn, known: &Known) -> Result<(), Fault> {
+        let mut missing: BTreeMap<i64, i64> = BTreeMap::new();
+        for ((workspace_id, _), subject_id) in &self.subjects {
+            let version = self.assignment_versions.get(workspace_id).copied().unwrap_or_default();
+            if version == 0 {
+                continue;
+            }
+            match known.histories.get(subject_id) {
+                Some((at, history)) if at == version => drop(self.histories.insert(*subject_id, history)),
+                _ => drop(missing.insert(*subject_id, version)),
+            }
+        }
+        if !missing.is_empty() {
+            self.load_histories(conn, &missing)?;
+        }
+        self.find_plans(conn, known)
+    }
+
+    fn load_histories(&mut self, conn: &mut Conn, missing: &BTreeMap<i64, i64>) -> Result<(), Fault> {
+        let rows: Vec<SpanRow> = match conn {
+            Conn::Postgres(c) => FindSpans { subject_ids: &missing.keys().copied().collect() }.load(c)?,
+            Conn::Sqlite(c) => {
+                let mut rows = Vec::new();
+                for subject_id in missing.keys() {
+                    let some: Vec<SpanRow> = FindSpansOfOne { subject_id }.load(c)?;
+                    rows.extend(some);
+                }
+                rows
+            }
+        };
+        let mut found: BTreeMap<i64, Vec<Span>> = BTreeMap::new();
+        for (subject_id, plan_id, starts_at, ends_at, anchor) in rows {
+            let (starts_at, ends_at, anchor) = (Micros(starts_at), ends_at.map(Micros), Micros(anchor));
+            found.entry(subject_id).or_default().push(Span { plan_id, starts_at, ends_at, anchor });
+        }
+        for (subject_id, version) in missing {
+            let history: Arc<[Span]> = found.remove(subject_id).unwrap_or_default().into();
+            self.learned.histories.push((*subject_id, (*version, history.clone())));
+            self.histories.insert(*subject_id, history);
+        }
+        Ok(())
+    }
+
+    /// Plans never change once stored, so what is remembered of them is right.
+    fn find_plans(&mut self, conn: &mut Conn, known: &Known) -> Result<(), Fault> {
+        let ids: BTreeSet<i64> =
+            self.histories.values().flat_map(|h| h.iter().map(|span| span.plan_id)).collect();
+        let mut missing = Vec::new();
+        for id in ids {
+            match known.plans.get(&id) {
+                Some(plan) => drop(self.plans.insert(id, plan)),
+                None => missing.push(id),
+            }
+        }
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let found = match readable(conn, known, |conn| plans::by_ids(conn, &missing))? {
+            Some(found) => found,
+            None => find_one_by_one(conn, known, &missing)?,
+        };
+        self.learned.plans.extend(found.values().cloned());
+        self.plans.extend(found);
+        for id in missing {
+            if !self.plans.contains_key(&id) {
+                self.find_damaged_plan(conn, id)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Not remembered, so that a repair is noticed at once.
+    fn find_damaged_plan(&mut self, conn: &mut Conn, id: i64) -> Result<(), Fault> {
+        let Damaged { plan, mut unread } = plans::damaged(conn, id)?;
+        log::error!(plan_id = id; "a plan cannot be read: its limits fail open or closed");
+        match plan {
+            Some(plan) => drop(self.plans.insert(id, plan.into())),
+            // deleted meanwhile, and its assignments with it: look again at what the subject has
+            None if !plans::is_assigned(conn, id)? => return Err(Fault::Repeat),
+            None => unread.push((ANY_METER, Unread::UNKNOWN)),
+        }
+        self.unread.insert(id, unread);
+        Ok(())
+    }
+
+    /// Counts the new events of assigned subjects, and asks for the evaluation of those whose plans limit the meter.
+    pub(super) fn write_counters(&mut self, conn: &mut Conn) -> Result<(), Fault> {
+        if self.histories.is_empty() {
+            return Ok(());
+        }
+        let mut parts: BTreeMap<Key, Part> = BTreeMap::new();
+        let mut touched: BTreeMap<Key, Touched> = BTreeMap::new();
+        for (workspace_id, event) in self.accepted() {
+            let subject_id = self.subject_id(workspace_id, &event.subject);
+            let Some(history) = self.histories.get(&subject_id) else { continue };
+            let Some(span) = counting(history, event.time) else { continue };
+            let (meter_id, anchor) = (event.meter.id, span.anchor);
+            let key = Key { subject_id, meter_id, anchor, day_start: day_start(anchor, event.time) };
+            add_event(&mut parts, key, event.time, event.id, &event.quantity);
+            touched.insert(key, Touched { workspace_id, received_at: event.received_at });
+        }
+        if parts.is_empty() {
+            return Ok(());
+        }
+        counters::add(conn, &parts)?;
+        self.enqueue_evaluations(conn, &touched)
+    }
+
+    /// Periods for which any plan on this anchor limits the meter: an event may be dated under one version and count
+    /// in a window that another one limits.
+    fn periods(&self, key: &Key) -> BTreeSet<Period> {
+        let history = self.histories.get(&key.subject_id).map(AsRef::as_ref).unwrap_or_default();
+        let plans = history.iter().filter(|span| span.anchor == key.anchor).map(|span| span.plan_id);
+        let plans: BTreeSet<i64> = plans.collect();
+        let limits = plans.iter().filter_map(|id| self.plans.get(id)).flat_map(|p| p.limits_of(key.meter_id));
+        limits.map(|limit| limit.period).collect()
+    }
+
+    fn enqueue_evaluations(
+        &mut self,
+        conn: &mut Conn,
+        touched: &BTreeMap<Key, Touched>,
+    ) -> Result<(), Fault> {
+        let mut new: Vec<NewJob> = Vec::new();
+        let mut now = Micros(0);
+        for (key, Touched { workspace_id, received_at }) in touched {
+            now = now.max(*received_at);
+            for evaluation in evaluations(&self.periods(key), key, *received_at) {
+                new.push(evaluation.job(*workspace_id, *received_at)?);
+            }
+        }
+        self.learned.has_jobs |= !new.is_empty();
+        queue::enqueue(conn, new, now)
+    }
+}
+
+/// Plans, of which one that cannot be read must not keep the others from being read.
+fn find_one_by_one(conn: &mut Conn, known: &Known, ids: &[i64]) -> Result<HashMap<i64, Arc<Plan>>, Fault> {
+    let mut found = HashMap::new();
+    for id in ids {
+        found.extend(readable(conn, known, |conn| plans::by_ids(conn, &[*id]))?.unwrap_or_default());
+    }
+    Ok(found)
+}
+
+/// What has to be looked at again after events of this day: windows that are over, or the state now, which also finds
+/// out when windows to come begin.
+fn evaluations(periods: &BTreeSet<Period>, key: &Key, now: Micros) -> impl Iterator<Item = Evaluation> {
+    let Key { subject_id, meter_id, anchor, day_start } = *key;
+    let is_over = |window: Window| window.to <= now;
+    let windows = || periods.iter().map(|period| period.window(anchor, day_start));
+    let (over, open) = (windows().any(is_over), windows().any(|window| !is_over(window)));
+    let late = Evaluation { late_at: Some(day_start.0), ..Evaluation::now(subject_id, meter_id) };
+    let wanted = [open.then_some(Evaluation::now(subject_id, meter_id)), over.then_some(late)];
+    wanted.into_iter().flatten()
+}

@@ -1,0 +1,8 @@
+//! Background work: the queue, the loop that takes jobs from it, heartbeats, health, the process around a worker.
+//! What the work is, the domains know.
+
+pub mod health;
+pub mod heartbeat;
+pub mod process;
+pub mod queue;
+pub mod worker;

@@ -1,0 +1,80 @@
+//! How operators see that a worker lives: a row that is renewed while it does, and goes when it stops. One that was
+//! killed leaves its row behind, which then is stale.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
+
+use tokio::task::JoinHandle;
+
+use crate::db::{Conn, Store};
+use crate::jobs::queue::{self, Instance};
+use crate::metering::time::Micros;
+
+const INTERVAL: Duration = Duration::from_secs(10);
+
+pub struct Heart {
+    store: Store,
+    worker: &'static str,
+    instance_id: String,
+    started_at: Micros,
+    last_success_at: AtomicI64,
+    last_failure_at: AtomicI64,
+}
+
+impl Heart {
+    pub fn new(store: Store, worker: &'static str) -> Arc<Heart> {
+        Arc::new(Heart {
+            store,
+            worker,
+            instance_id: format!("{}-{}", std::process::id(), uuid::Uuid::new_v4().simple()),
+            started_at: Micros::now(),
+            last_success_at: AtomicI64::new(0),
+            last_failure_at: AtomicI64::new(0),
+        })
+    }
+
+    /// Beats until [`Heart::stop`] ends it.
+    pub fn start(self: &Arc<Self>) -> JoinHandle<()> {
+        let heart = self.clone();
+        tokio::spawn(async move {
+            let mut beats = tokio::time::interval(INTERVAL);
+            loop {
+                beats.tick().await;
+                heart.beat().await;
+            }
+        })
+    }
+
+    pub fn note(&self, is_success: bool) {
+        let last = if is_success { &self.last_success_at } else { &self.last_failure_at };
+        last.store(Micros::now().0, Ordering::Relaxed);
+    }
+
+    async fn beat(&self) {
+        let at = |atomic: &AtomicI64| Some(atomic.load(Ordering::Relaxed)).filter(|at| *at > 0);
+        let instance = Instance {
+            instance_id: self.instance_id.clone(),
+            worker: self.worker.to_owned(),
+            started_at: self.started_at.0,
+            last_heartbeat_at: 0,
+            last_success_at: at(&self.last_success_at),
+            last_failure_at: at(&self.last_failure_at),
+        };
+        let beat = move |conn: &mut Conn| queue::heartbeat(conn, &instance, Micros::now());
+        if let Err(error) = self.store.write("jobs::heartbeat", beat).await {
+            log::warn!(worker = self.worker, error:% = error; "heartbeat failed");
+        }
+    }
+
+    pub async fn stop(&self, beats: JoinHandle<()>) {
+        beats.abort();
+        // a beat that was under way would bring the row back
+        let _ = beats.await;
+        let (worker, instance_id) = (self.worker, self.instance_id.clone());
+        let leave = move |conn: &mut Conn| queue::leave(conn, worker, &instance_id);
+        if let Err(error) = self.store.write("jobs::leave", leave).await {
+            log::warn!(worker = self.worker, error:% = error; "the last heartbeat stays until it is old");
+        }
+    }
+}

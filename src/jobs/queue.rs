@@ -1,0 +1,565 @@
+//! Background work as rows: enqueue inside the transaction that makes it necessary, claim with a lease, finish only
+//! as the holder of the lease. One mechanism for every queue. A job is named by (queue, key); asking for it again
+//! while it waits changes nothing but brings it forward, asking while it runs makes it run once more.
+
+use std::collections::HashMap;
+use std::time::Instant;
+
+use diesel::prelude::*;
+use diesel::sql_query;
+use diesel::sql_types::{Array, BigInt, Binary, Integer, Nullable, Text};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::db::prepared::prepared;
+use crate::db::schema::{dead_letters, jobs, worker_instances};
+use crate::db::statement::Statement;
+use crate::db::{Conn, Fault};
+use crate::error::{Error, Result};
+use crate::metering::time::Micros;
+
+/// Work to be done at `run_after` or soon after.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct NewJob {
+    pub queue: &'static str,
+    /// Unique in the queue; ids, never names that a client chose.
+    pub key: String,
+    pub workspace_id: i64,
+    /// JSON.
+    pub payload: String,
+    pub run_after: Micros,
+}
+
+impl NewJob {
+    pub fn new<P: Serialize>(
+        queue: &'static str,
+        key: impl Into<String>,
+        workspace_id: i64,
+        payload: &P,
+        run_after: Micros,
+    ) -> Result<Self> {
+        let payload = serde_json::to_string(payload).map_err(Error::internal)?;
+        Ok(NewJob { queue, key: key.into(), workspace_id, payload, run_after })
+    }
+}
+
+/// A job as its worker holds it.
+#[derive(Clone, Debug)]
+pub struct Job {
+    pub queue: String,
+    pub key: String,
+    pub workspace_id: i64,
+    pub payload: String,
+    pub generation: i64,
+    /// This one included.
+    pub attempts: i32,
+    pub created_at: i64,
+    /// Whatever was committed with an enqueue that this claim stands for can be read from this moment on.
+    pub claimed: Instant,
+}
+
+#[derive(QueryableByName)]
+struct ClaimedRow {
+    #[diesel(sql_type = Text)]
+    queue: String,
+    #[diesel(sql_type = Text)]
+    key: String,
+    #[diesel(sql_type = BigInt)]
+    workspace_id: i64,
+    #[diesel(sql_type = Text)]
+    payload: String,
+    #[diesel(sql_type = BigInt)]
+    generation: i64,
+    #[diesel(sql_type = Integer)]
+    attempts: i32,
+    #[diesel(sql_type = BigInt)]
+    created_at: i64,
+}
+
+impl From<ClaimedRow> for Job {
+    fn from(row: ClaimedRow) -> Self {
+        let ClaimedRow { queue, key, workspace_id, payload, generation, attempts, created_at } = row;
+        Job { queue, key, workspace_id, payload, generation, attempts, created_at, claimed: Instant::now() }
+    }
+}
+
+impl Job {
+    pub fn payload<P: DeserializeOwned>(&self) -> Result<P> {
+        serde_json::from_str(&self.payload).map_err(Error::internal)
+    }
+}
+
+/// Proves who holds a job; a new one for every claim.
+pub type LeaseToken = [u8; 16];
+
+prepared!(
+    EnqueueMany for PgConnection,
+    (now: BigInt = i64, queues: Array<Text> = Vec<&'a str>, keys: Array<Text> = Vec<&'a str>,
+     workspace_ids: Array<BigInt> = Vec<i64>, payloads: Array<Text> = Vec<&'a str>,
+     run_afters: Array<BigInt> = Vec<i64>),
+    "INSERT INTO jobs AS j (queue, key, workspace_id, payload, run_after, created_at, generation, attempts)
+     SELECT n.*, ?::bigint, 0, 0 FROM (SELECT * FROM unnest(?, ?, ?, ?, ?)) AS n
+     ON CONFLICT (queue, key) DO UPDATE SET
+         generation = j.generation + 1,
+         run_after = CASE WHEN j.leased_until >= excluded.created_at THEN excluded.run_after
+                          ELSE least(j.run_after, excluded.run_after) END,
+         workspace_id = excluded.workspace_id, payload = excluded.payload"
+);
+prepared!(
+    EnqueueOne for SqliteConnection,
+    (queue: Text = &'a str, key: Text = String, workspace_id: BigInt = i64, payload: Text = String,
+     run_after: BigInt = i64, now: BigInt = i64),
+    "INSERT INTO jobs AS j (queue, key, workspace_id, payload, run_after, created_at, generation, attempts)
+     VALUES (?, ?, ?, ?, ?, ?, 0, 0)
+     ON CONFLICT (queue, key) DO UPDATE SET
+         generation = j.generation + 1,
+         run_after = CASE WHEN j.leased_until >= excluded.created_at THEN excluded.run_after
+                          ELSE min(j.run_after, excluded.run_after) END,
+         workspace_id = excluded.workspace_id, payload = excluded.payload"
+);
+
+/// Adds jobs within the caller's transaction; at most one per (queue, key) in one call. Rows are taken in key order,
+/// so that two writers cannot wait for each other in a circle. A job that runs is run again at the time asked for,
+/// which is how a `run_after` in the near future keeps a busy key from running without pause.
+pub fn enqueue(conn: &mut Conn, mut new: Vec<NewJob>, now: Micros) -> Result<(), Fault> {
+    if new.is_empty() {
+        return Ok(());
+    }
+    new.sort();
+    new.dedup_by(|a, b| (a.queue, &a.key) == (b.queue, &b.key));
+    match conn {
+        Conn::Postgres(c) => {
+            EnqueueMany {
+                now: &now.0,
+                queues: &new.iter().map(|job| job.queue).collect(),
+                keys: &new.iter().map(|job| job.key.as_str()).collect(),
+                workspace_ids: &new.iter().map(|job| job.workspace_id).collect(),
+                payloads: &new.iter().map(|job| job.payload.as_str()).collect(),
+                run_afters: &new.iter().map(|job| job.run_after.0).collect(),
+            }
+            .execute(c)?;
+        }
+        Conn::Sqlite(c) => {
+            for NewJob { queue, key, workspace_id, payload, run_after } in &new {
+                EnqueueOne { queue, key, workspace_id, payload, run_after: &run_after.0, now: &now.0 }
+                    .execute(c)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Takes up to `limit` due jobs of a queue until `until`, the longest due first; other workers' jobs are skipped.
+pub fn claim(
+    conn: &mut Conn,
+    queue: &str,
+    token: &LeaseToken,
+    now: Micros,
+    until: Micros,
+    limit: i64,
+) -> Result<Vec<Job>, Fault> {
+    let skip = if conn.is_postgres() { "FOR UPDATE SKIP LOCKED" } else { "" };
+    let text = format!(
+        "WITH due AS MATERIALIZED (
+             SELECT queue, key FROM jobs
+             WHERE queue = $1 AND run_after <= $2 AND (leased_until IS NULL OR leased_until < $2)
+             ORDER BY run_after, created_at LIMIT $3 {skip})
+         UPDATE jobs SET attempts = attempts + 1, lease_token = $4, leased_until = $5
+         FROM due WHERE jobs.queue = due.queue AND jobs.key = due.key
+         RETURNING jobs.queue, jobs.key, workspace_id, payload, generation, attempts, created_at"
+    );
+    let rows: Vec<ClaimedRow> = sql_query(text)
+        .bind::<Text, _>(queue)
+        .bind::<BigInt, _>(now.0)
+        .bind::<BigInt, _>(limit)
+        .bind::<Binary, _>(token.as_slice())
+        .bind::<BigInt, _>(until.0)
+        .load(conn)?;
+    Ok(rows.into_iter().map(Job::from).collect())
+}
+
+/// When the next job that nobody holds is due.
+pub fn next_due(conn: &mut Conn, queue: &str, now: Micros) -> Result<Option<Micros>, Fault> {
+    let due: Option<i64> = jobs::table
+        .filter(jobs::queue.eq(queue))
+        .filter(jobs::leased_until.is_null().or(jobs::leased_until.lt(now.0)))
+        .order(jobs::run_after)
+        .select(jobs::run_after)
+        .first(conn)
+        .optional()?;
+    Ok(due.map(Micros))
+}
+
+/// Holds a job longer; false when somebody else has it by now.
+pub fn renew(conn: &mut Conn, job: &Job, token: &LeaseToken, until: Micros) -> Result<bool, Fault> {
+    let renewed = diesel::update(jobs::table.find((&job.queue, &job.key)))
+        .filter(jobs::lease_token.eq(token.as_slice()))
+        .set(jobs::leased_until.eq(until.0))
+        .execute(conn)?;
+    Ok(renewed == 1)
+}
+
+/// Whether this claim still holds the job. Ask inside the transaction that writes a result which must not be written
+/// twice; on PostgreSQL the row stays locked until its end.
+pub fn holds(conn: &mut Conn, job: &Job, token: &LeaseToken) -> Result<bool, Fault> {
+    let lock = if conn.is_postgres() { "FOR UPDATE" } else { "" };
+    let text =
+        format!("SELECT generation FROM jobs WHERE queue = $1 AND key = $2 AND lease_token = $3 {lock}");
+    let held: Vec<Generation> = sql_query(text)
+        .bind::<Text, _>(&job.queue)
+        .bind::<Text, _>(&job.key)
+        .bind::<Binary, _>(token.as_slice())
+        .load(conn)?;
+    Ok(!held.is_empty())
+}
+
+#[derive(QueryableByName)]
+struct Generation {
+    #[diesel(sql_type = BigInt)]
+    #[expect(dead_code, reason = "only its presence counts")]
+    generation: i64,
+}
+
+/// The job is done: removed, or, when it was asked for again meanwhile, free to be run again. `again_at` keeps it
+/// for a later time in any case (evaluations that recur).
+pub fn finish(conn: &mut Conn, job: &Job, token: &LeaseToken, again_at: Option<Micros>) -> Result<(), Fault> {
+    let mine = jobs::table
+        .find((&job.queue, &job.key))
+        .filter(jobs::lease_token.eq(token.as_slice()).and(jobs::generation.eq(job.generation)));
+    let done = match again_at {
+        None => diesel::delete(mine).execute(conn)?,
+        Some(at) => diesel::update(mine)
+            .set((
+                jobs::run_after.eq(at.0),
+                jobs::attempts.eq(0),
+                jobs::lease_token.eq(None::<Vec<u8>>),
+                jobs::leased_until.eq(None::<i64>),
+                jobs::last_error.eq(None::<String>),
+            ))
+            .execute(conn)?,
+    };
+    if done == 0 {
+        // asked for again while it ran; run_after is the earlier time still
+        free(conn, job, token, None)?;
+    }
+    Ok(())
+}
+
+/// Gives the lease back; with `retry`, a time and the reason.
+fn free(conn: &mut Conn, job: &Job, token: &LeaseToken, retry: Option<(Micros, &str)>) -> Result<(), Fault> {
+    let mine = jobs::table.find((&job.queue, &job.key)).filter(jobs::lease_token.eq(token.as_slice()));
+    let unleased = (jobs::lease_token.eq(None::<Vec<u8>>), jobs::leased_until.eq(None::<i64>));
+    match retry {
+        None => diesel::update(mine).set((unleased, jobs::attempts.eq(0))).execute(conn)?,
+        Some((at, error)) => diesel::update(mine)
+            .set((unleased, jobs::run_after.eq(at.0), jobs::last_error.eq(error)))
+            .execute(conn)?,
+    };
+    Ok(())
+}
+
+/// The job failed and will be tried again at `at`.
+pub fn retry(conn: &mut Conn, job: &Job, token: &LeaseToken, at: Micros, error: &str) -> Result<(), Fault> {
+    free(conn, job, token, Some((at, error)))
+}
+
+/// The worker stops: the job is free at once and the attempt does not count.
+pub fn release(conn: &mut Conn, job: &Job, token: &LeaseToken) -> Result<(), Fault> {
+    diesel::update(jobs::table.find((&job.queue, &job.key)).filter(jobs::lease_token.eq(token.as_slice())))
+        .set((
+            jobs::lease_token.eq(None::<Vec<u8>>),
+            jobs::leased_until.eq(None::<i64>),
+            jobs::attempts.eq(jobs::attempts - 1),
+        ))
+        .execute(conn)?;
+    Ok(())
+}
+
+/// The job used up its attempts: it moves to the dead letters, where an operator sees it and can requeue it. When it
+/// was asked for again meanwhile it lives on with fresh attempts.
+pub fn bury(conn: &mut Conn, job: &Job, token: &LeaseToken, error: &str, now: Micros) -> Result<(), Fault> {
+    let mine = jobs::table
+        .find((&job.queue, &job.key))
+        .filter(jobs::lease_token.eq(token.as_slice()).and(jobs::generation.eq(job.generation)));
+    if diesel::delete(mine).execute(conn)? == 0 {
+        return free(conn, job, token, None);
+    }
+    let letter = DeadLetter {
+        id: uuid::Uuid::now_v7().to_string(),
+        workspace_id: job.workspace_id,
+        queue: job.queue.clone(),
+        key: job.key.clone(),
+        payload: job.payload.clone(),
+        attempts: job.attempts,
+        last_error: error.to_owned(),
+        created_at: now.0,
+        requeued_at: None,
+    };
+    diesel::insert_into(dead_letters::table).values(&letter).execute(conn)?;
+    Ok(())
+}
+
+#[derive(Clone, Debug, Queryable, Selectable, Insertable)]
+#[diesel(table_name = dead_letters, treat_none_as_default_value = false)]
+pub struct DeadLetter {
+    pub id: String,
+    pub workspace_id: i64,
+    pub queue: String,
+    pub key: String,
+    pub payload: String,
+    pub attempts: i32,
+    pub last_error: String,
+    pub created_at: i64,
+    pub requeued_at: Option<i64>,
+}
+
+impl DeadLetter {
+    pub fn payload<P: DeserializeOwned>(&self) -> Result<P> {
+        serde_json::from_str(&self.payload).map_err(Error::internal)
+    }
+}
+
+/// The newest dead letters of a workspace.
+pub fn dead_letters(conn: &mut Conn, workspace_id: i64, limit: i64) -> Result<Vec<DeadLetter>, Fault> {
+    Ok(dead_letters::table
+        .filter(dead_letters::workspace_id.eq(workspace_id))
+        .order((dead_letters::created_at.desc(), dead_letters::id.desc()))
+        .limit(limit)
+        .select(DeadLetter::as_select())
+        .load(conn)?)
+}
+
+/// How many dead letters of a workspace nobody requeued, by queue.
+pub fn count_dead_letters(conn: &mut Conn, workspace_id: i64) -> Result<HashMap<String, i64>, Fault> {
+    let rows: Vec<(String, i64)> = dead_letters::table
+        .filter(dead_letters::workspace_id.eq(workspace_id).and(dead_letters::requeued_at.is_null()))
+        .group_by(dead_letters::queue)
+        .select((dead_letters::queue, diesel::dsl::count_star()))
+        .load(conn)?;
+    Ok(rows.into_iter().collect())
+}
+
+/// One dead letter; 404 when it is unknown.
+pub fn dead_letter(conn: &mut Conn, workspace_id: i64, id: &str) -> Result<DeadLetter, Fault> {
+    dead_letters::table
+        .filter(dead_letters::id.eq(id).and(dead_letters::workspace_id.eq(workspace_id)))
+        .select(DeadLetter::as_select())
+        .first(conn)
+        .optional()?
+        .ok_or_else(|| Error::not_found("dead letter").into())
+}
+
+/// Queues a dead letter anew and keeps the record; 409 already requeued.
+pub fn requeue(conn: &mut Conn, letter: &DeadLetter, now: Micros) -> Result<(), Fault> {
+    let marked =
+        diesel::update(dead_letters::table.find(&letter.id).filter(dead_letters::requeued_at.is_null()))
+            .set(dead_letters::requeued_at.eq(now.0))
+            .execute(conn)?;
+    if marked == 0 {
+        return Err(Error::conflict("the dead letter was requeued already").into());
+    }
+    let text =
+        "INSERT INTO jobs (queue, key, workspace_id, payload, run_after, created_at, generation, attempts)
+                VALUES ($1, $2, $3, $4, $5, $5, 0, 0)
+                ON CONFLICT (queue, key) DO UPDATE SET generation = jobs.generation + 1";
+    sql_query(text)
+        .bind::<Text, _>(&letter.queue)
+        .bind::<Text, _>(&letter.key)
+        .bind::<BigInt, _>(letter.workspace_id)
+        .bind::<Text, _>(&letter.payload)
+        .bind::<BigInt, _>(now.0)
+        .execute(conn)?;
+    Ok(())
+}
+
+/// How a queue stands: what operators see.
+#[derive(Clone, Debug, Default, QueryableByName)]
+pub struct Depth {
+    #[diesel(sql_type = Text)]
+    pub queue: String,
+    #[diesel(sql_type = BigInt)]
+    pub pending: i64,
+    #[diesel(sql_type = BigInt)]
+    pub running: i64,
+    /// Waiting with an error behind them.
+    #[diesel(sql_type = BigInt)]
+    pub failed: i64,
+    #[diesel(sql_type = Nullable<BigInt>)]
+    pub oldest_pending_at: Option<i64>,
+}
+
+/// Due and running jobs of a workspace, by queue; jobs kept for a later time do not count.
+pub fn depths(
+    conn: &mut Conn,
+    queues: &[&str],
+    workspace_id: i64,
+    now: Micros,
+) -> Result<HashMap<String, Depth>, Fault> {
+    let mut statement = Statement::new(conn);
+    let (now, workspace_id) = (statement.int(now.0), statement.int(workspace_id));
+    let queues: Vec<String> = queues.iter().map(|queue| statement.text(*queue)).collect();
+    let count = |what: &str| format!("CAST(SUM(CASE WHEN {what} THEN 1 ELSE 0 END) AS BIGINT)");
+    let is_free = format!("(leased_until IS NULL OR leased_until < {now})");
+    let text = format!(
+        "-- store::jobs::depths
+         SELECT queue, {} AS pending, {} AS running, {} AS failed,
+                MIN(CASE WHEN {is_free} THEN run_after END) AS oldest_pending_at
+         FROM jobs WHERE queue IN ({}) AND run_after <= {now} AND workspace_id = {workspace_id} GROUP BY queue",
+        count(&is_free),
+        count(&format!("leased_until >= {now}")),
+        count("last_error IS NOT NULL"),
+        queues.join(", "),
+    );
+    let mut found = HashMap::new();
+    statement.each(conn, &text, |depth: Depth| {
+        found.insert(depth.queue.clone(), depth);
+        Ok(())
+    })?;
+    Ok(found)
+}
+
+/// One running worker process.
+#[derive(Clone, Debug, Queryable, Selectable)]
+#[diesel(table_name = worker_instances)]
+pub struct Instance {
+    pub instance_id: String,
+    pub worker: String,
+    pub started_at: i64,
+    pub last_heartbeat_at: i64,
+    pub last_success_at: Option<i64>,
+    pub last_failure_at: Option<i64>,
+}
+
+/// Says that a worker lives; forgets instances that have been silent for a day.
+pub fn heartbeat(conn: &mut Conn, instance: &Instance, now: Micros) -> Result<(), Fault> {
+    let text = "INSERT INTO worker_instances AS w
+                    (instance_id, worker, started_at, last_heartbeat_at, last_success_at, last_failure_at)
+                VALUES ($1, $2, $3, $4, $5, $6)
+                ON CONFLICT (worker, instance_id) DO UPDATE SET last_heartbeat_at = excluded.last_heartbeat_at,
+                    last_success_at = excluded.last_success_at, last_failure_at = excluded.last_failure_at";
+    sql_query(text)
+        .bind::<Text, _>(&instance.instance_id)
+        .bind::<Text, _>(&instance.worker)
+        .bind::<BigInt, _>(instance.started_at)
+        .bind::<BigInt, _>(now.0)
+        .bind::<Nullable<BigInt>, _>(instance.last_success_at)
+        .bind::<Nullable<BigInt>, _>(instance.last_failure_at)
+        .execute(conn)?;
+    diesel::delete(
+        worker_instances::table
+            .filter(worker_instances::last_heartbeat_at.lt(now.0 - crate::metering::time::DAY)),
+    )
+    .execute(conn)?;
+    Ok(())
+}
+
+/// Says that a worker is gone.
+pub fn leave(conn: &mut Conn, worker: &str, instance_id: &str) -> Result<(), Fault> {
+    diesel::delete(worker_instances::table.find((worker, instance_id))).execute(conn)?;
+    Ok(())
+}
+
+pub fn instances(conn: &mut Conn) -> Result<Vec<Instance>, Fault> {
+    Ok(worker_instances::table
+        .order((worker_instances::worker, worker_instances::started_at))
+        .select(Instance::as_select())
+        .load(conn)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Driver, Synchronous};
+    use crate::db::{migrations, open};
+
+    fn database() -> (tempfile::TempDir, Conn) {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("jobs.db").to_string_lossy().into_owned();
+        let driver = Driver::Sqlite { path, synchronous: Synchronous::Normal };
+        migrations::run(&driver).expect("migrated");
+        let conn = open(&driver).expect("opened");
+        (folder, conn)
+    }
+
+    fn job(key: &str, run_after: i64) -> NewJob {
+        NewJob::new("q", key, 1, &key, Micros(run_after)).expect("a job")
+    }
+
+    const TOKEN: LeaseToken = [1; 16];
+    const OTHER: LeaseToken = [2; 16];
+
+    fn claim_at(conn: &mut Conn, token: &LeaseToken, now: i64) -> Vec<Job> {
+        claim(conn, "q", token, Micros(now), Micros(now + 10), 10).expect("claimed")
+    }
+
+    #[test]
+    fn a_job_is_claimed_once_and_again_when_the_lease_ends() {
+        let (_folder, mut conn) = database();
+        enqueue(&mut conn, vec![job("a", 5), job("b", 50)], Micros(0)).expect("enqueued");
+        assert!(claim_at(&mut conn, &TOKEN, 4).is_empty(), "not due");
+        let claimed = claim_at(&mut conn, &TOKEN, 5);
+        assert_eq!(claimed.len(), 1);
+        assert!(claim_at(&mut conn, &OTHER, 15).is_empty(), "leased");
+        let second = claim_at(&mut conn, &OTHER, 16);
+        assert_eq!((second.len(), second[0].attempts), (1, 2));
+        finish(&mut conn, &claimed[0], &TOKEN, None).expect("ignored");
+        assert!(!holds(&mut conn, &claimed[0], &TOKEN).expect("asked"));
+        assert!(holds(&mut conn, &second[0], &OTHER).expect("asked"), "a late finish changes nothing");
+        finish(&mut conn, &second[0], &OTHER, None).expect("finished");
+        assert!(claim_at(&mut conn, &TOKEN, 40).is_empty());
+    }
+
+    #[test]
+    fn a_job_asked_for_while_it_runs_runs_again() {
+        let (_folder, mut conn) = database();
+        enqueue(&mut conn, vec![job("a", 5)], Micros(0)).expect("enqueued");
+        let first = claim_at(&mut conn, &TOKEN, 5);
+        enqueue(&mut conn, vec![job("a", 6)], Micros(6)).expect("enqueued");
+        finish(&mut conn, &first[0], &TOKEN, Some(Micros(1_000))).expect("finished");
+        let second = claim_at(&mut conn, &OTHER, 7);
+        assert_eq!((second.len(), second[0].attempts), (1, 1));
+        finish(&mut conn, &second[0], &OTHER, Some(Micros(1_000))).expect("finished");
+        assert!(claim_at(&mut conn, &TOKEN, 999).is_empty());
+        assert_eq!(claim_at(&mut conn, &TOKEN, 1_000).len(), 1);
+    }
+
+    #[test]
+    fn a_running_job_is_run_again_when_asked_not_at_once() {
+        let (_folder, mut conn) = database();
+        enqueue(&mut conn, vec![job("a", 5)], Micros(0)).expect("enqueued");
+        assert_eq!(next_due(&mut conn, "q", Micros(0)).expect("looked"), Some(Micros(5)));
+        let first = claim_at(&mut conn, &TOKEN, 5);
+        assert_eq!(next_due(&mut conn, "q", Micros(6)).expect("looked"), None, "somebody has it");
+        enqueue(&mut conn, vec![job("a", 50)], Micros(6)).expect("enqueued");
+        finish(&mut conn, &first[0], &TOKEN, None).expect("finished");
+        assert!(claim_at(&mut conn, &OTHER, 49).is_empty(), "gathers more first");
+        enqueue(&mut conn, vec![job("a", 90)], Micros(40)).expect("enqueued");
+        assert_eq!(next_due(&mut conn, "q", Micros(49)).expect("looked"), Some(Micros(50)), "never later");
+        assert_eq!(claim_at(&mut conn, &OTHER, 50).len(), 1);
+    }
+
+    #[test]
+    fn the_dead_are_kept_and_can_be_revived() {
+        let (_folder, mut conn) = database();
+        enqueue(&mut conn, vec![job("a", 5)], Micros(0)).expect("enqueued");
+        let first = claim_at(&mut conn, &TOKEN, 5);
+        retry(&mut conn, &first[0], &TOKEN, Micros(20), "broken").expect("freed");
+        let found = depths(&mut conn, &["p", "q"], 1, Micros(30)).expect("counted");
+        let depth = found.get("q").expect("one job");
+        assert_eq!((found.len(), depth.pending, depth.running, depth.failed), (1, 1, 0, 1));
+        assert_eq!(depth.oldest_pending_at, Some(20));
+        assert!(depths(&mut conn, &["q"], 2, Micros(30)).expect("counted").is_empty(), "another workspace");
+        let second = claim_at(&mut conn, &TOKEN, 20);
+        bury(&mut conn, &second[0], &TOKEN, "broken", Micros(21)).expect("buried");
+        assert!(claim_at(&mut conn, &TOKEN, 100).is_empty());
+        let letters = dead_letters(&mut conn, 1, 10).expect("listed");
+        assert_eq!((letters.len(), letters[0].attempts), (1, 2));
+        assert_eq!(count_dead_letters(&mut conn, 1).expect("counted"), HashMap::from([("q".to_owned(), 1)]));
+        assert!(dead_letter(&mut conn, 2, &letters[0].id).is_err(), "another workspace");
+        let letter = dead_letter(&mut conn, 1, &letters[0].id).expect("found");
+        requeue(&mut conn, &letter, Micros(100)).expect("requeued");
+        assert!(requeue(&mut conn, &letter, Micros(100)).is_err(), "once only");
+        assert!(count_dead_letters(&mut conn, 1).expect("counted").is_empty());
+        assert_eq!(claim_at(&mut conn, &TOKEN, 100).len(), 1);
+    }
+}

@@ -1,0 +1,343 @@
+//! The loop that all background work runs in: claim, work with a renewed lease, finish or try again later. What the
+//! work is, the queue's own module says. Workers wake when something was enqueued, and look for themselves every
+//! interval in case nobody could tell them.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Driver;
+use crate::db::{Conn, Store};
+use crate::error::{Error, Result};
+use crate::jobs::heartbeat::Heart;
+use crate::jobs::queue::{self, Job, LeaseToken};
+use crate::metering::time::Micros;
+
+/// When a job is done: for good, or to be looked at again at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Done {
+    Finished,
+    AgainAt(Micros),
+}
+
+pub type Work = Pin<Box<dyn Future<Output = Result<Done>> + Send>>;
+
+/// A queue and how it is worked.
+#[derive(Clone)]
+pub struct Queue {
+    /// Name in the table of jobs.
+    pub name: &'static str,
+    /// The worker it belongs to, as operators see it: `alert`, `entitlement`, `export`, `webhook`.
+    pub worker: &'static str,
+    pub interval: Duration,
+    pub lease: Duration,
+    /// Longest time for one job.
+    pub timeout: Duration,
+    pub retry_after: Duration,
+    pub max_attempts: u32,
+    /// Jobs claimed at once.
+    pub batch_size: usize,
+    /// Jobs worked at once.
+    pub concurrency: usize,
+    /// Does one job. Gets the lease so that it can check it with `jobs::holds` where a result is written.
+    pub handler: Arc<dyn Fn(Job, LeaseToken) -> Work + Send + Sync>,
+}
+
+/// Longest pause before a failed job is tried again.
+const BACKOFF_MAX: Duration = Duration::from_secs(3_600);
+/// Shortest time between two looks while rings come in one after another.
+const RING_PAUSE: Duration = Duration::from_millis(10);
+/// Before looking again when there was less than could have been taken.
+const CLAIM_PAUSE: Duration = Duration::from_millis(50);
+
+/// Tells workers that there may be work: those of this process at once, those of others through the database.
+#[derive(Clone)]
+pub struct Wake {
+    here: Arc<watch::Sender<u64>>,
+    elsewhere: Arc<watch::Sender<u64>>,
+}
+
+impl Default for Wake {
+    fn default() -> Self {
+        Wake { here: Arc::new(watch::Sender::new(0)), elsewhere: Arc::new(watch::Sender::new(0)) }
+    }
+}
+
+const CHANNEL: &str = "open_spanner_jobs";
+/// NOTIFY takes a lock of the whole database at commit, so it is kept out of write transactions and sent seldom.
+const NOTIFY_PAUSE: Duration = Duration::from_millis(50);
+/// How often the listening connection is looked at; costs one system call.
+const LISTEN_PAUSE: Duration = Duration::from_millis(50);
+
+impl Wake {
+    /// Call after the commit that enqueued something.
+    pub fn ring(&self) {
+        self.here.send_modify(|count| *count += 1);
+        self.elsewhere.send_modify(|count| *count += 1);
+    }
+
+    /// Passes rings on to other processes; only PostgreSQL can.
+    pub fn relay(&self, store: Store, stop: CancellationToken) {
+        if !store.is_postgres() {
+            return;
+        }
+        let mut rings = self.elsewhere.subscribe();
+        tokio::spawn(async move {
+            while tokio::select! { changed = rings.changed() => changed.is_ok(), () = stop.cancelled() => false }
+            {
+                let notify = |conn: &mut Conn| {
+                    use diesel::connection::SimpleConnection;
+                    Ok(conn.batch_execute("NOTIFY open_spanner_jobs")?)
+                };
+                // a ring that is lost is made up for by the next look of the worker
+                let _ = store.read("worker::notify", notify).await;
+                tokio::time::sleep(NOTIFY_PAUSE).await;
+            }
+        });
+    }
+
+    /// Hears rings of other processes, on a connection of its own.
+    pub fn listen(&self, driver: Driver, stop: CancellationToken) {
+        if !matches!(driver, Driver::Postgres { .. }) {
+            return;
+        }
+        let here = self.here.clone();
+        std::thread::spawn(move || {
+            while !stop.is_cancelled() {
+                if let Err(error) = hear(&driver, &here, &stop) {
+                    log::warn!(error:% = error; "cannot listen for jobs, polling only");
+                }
+                std::thread::sleep(Duration::from_secs(1));
+            }
+        });
+    }
+}
+
+fn hear(driver: &Driver, here: &watch::Sender<u64>, stop: &CancellationToken) -> Result<(), String> {
+    use diesel::connection::SimpleConnection;
+    let mut conn = crate::db::open(driver).map_err(|error| error.to_string())?;
+    conn.batch_execute(&format!("LISTEN {CHANNEL}")).map_err(|error| error.to_string())?;
+    let Conn::Postgres(conn) = &mut conn else { return Ok(()) };
+    while !stop.is_cancelled() {
+        let mut heard = false;
+        for notification in conn.notifications_iter() {
+            notification.map_err(|error| error.to_string())?;
+            heard = true;
+        }
+        if heard {
+            here.send_modify(|count| *count += 1);
+        }
+        std::thread::sleep(LISTEN_PAUSE);
+    }
+    Ok(())
+}
+
+/// Works one queue until told to stop; then gives back what it holds. Returns when nothing is running any more.
+pub async fn run(store: Store, queue: Queue, wake: Wake, stop: CancellationToken) {
+    let worker = Arc::new(Worker::new(store, queue, stop));
+    log::info!(queue = worker.queue.name, interval:? = worker.queue.interval, lock_ttl:? = worker.queue.lease,
+               max_attempts = worker.queue.max_attempts; "{} worker started:", worker.queue.worker);
+    let beats = worker.heart.start();
+    worker.clone().work_all(wake).await;
+    worker.heart.stop(beats).await;
+    log::info!(queue = worker.queue.name; "{} worker stopped", worker.queue.worker);
+}
+
+/// Works everything that is due now, once, and returns how many jobs that were (tests, and hand-started runs).
+pub async fn run_once(store: &Store, queue: &Queue) -> usize {
+    let worker = Worker::new(store.clone(), queue.clone(), CancellationToken::new());
+    let mut count = 0;
+    loop {
+        let claimed = worker.claim(queue.batch_size).await;
+        if claimed.jobs.is_empty() {
+            return count;
+        }
+        count += claimed.jobs.len();
+        futures_util::stream::iter(claimed.jobs)
+            .for_each_concurrent(queue.concurrency, |job| worker.work(job, claimed.token))
+            .await;
+    }
+}
+
+struct Worker {
+    store: Store,
+    queue: Queue,
+    heart: Arc<Heart>,
+    stop: CancellationToken,
+}
+
+/// What one look at the queue gave.
+struct Claimed {
+    token: LeaseToken,
+    jobs: Vec<Job>,
+    /// Until the next job is due, as far as known.
+    wait: Duration,
+}
+
+impl Worker {
+    fn new(store: Store, queue: Queue, stop: CancellationToken) -> Self {
+        let heart = Heart::new(store.clone(), queue.worker);
+        Worker { store, queue, heart, stop }
+    }
+
+    /// Keeps every free place busy: a job that hangs holds up its own place and nobody else's.
+    async fn work_all(self: Arc<Self>, wake: Wake) {
+        let mut rings = wake.here.subscribe();
+        let mut running = tokio::task::JoinSet::new();
+        while !self.stop.is_cancelled() {
+            while running.try_join_next().is_some() {}
+            rings.mark_unchanged();
+            let room = self.queue.concurrency.saturating_sub(running.len()).min(self.queue.batch_size);
+            let claimed =
+                if room > 0 { self.claim(room).await } else { Claimed::nothing(self.queue.interval) };
+            let is_full = claimed.jobs.len() == room;
+            for job in claimed.jobs {
+                let worker = self.clone();
+                running.spawn(async move { worker.work(job, claimed.token).await });
+            }
+            tokio::select! {
+                () = self.stop.cancelled() => break,
+                _ = running.join_next(), if !running.is_empty() => {}
+                _ = rings.changed(), if !is_full => tokio::time::sleep(RING_PAUSE).await,
+                () = tokio::time::sleep(claimed.wait), if !is_full => {}
+            }
+        }
+        // each of them sees the stop and gives its job back
+        while running.join_next().await.is_some() {}
+    }
+
+    /// Looks before it claims: on SQLite an idle worker must not take the write lock.
+    async fn claim(&self, limit: usize) -> Claimed {
+        let (name, interval) = (self.queue.name, self.queue.interval);
+        let next = move |conn: &mut Conn| queue::next_due(conn, name, Micros::now());
+        let due = match self.store.read("jobs::next_due", next).await {
+            Ok(due) => due,
+            Err(error) => {
+                log::warn!(queue = name, error:% = error; "cannot look for jobs");
+                return Claimed::nothing(interval);
+            }
+        };
+        let pause = due.map_or(i64::MAX, |due| due.0.saturating_sub(Micros::now().0));
+        if pause > 0 {
+            return Claimed::nothing(interval.min(Duration::from_micros(pause as u64)));
+        }
+        let token = *uuid::Uuid::new_v4().as_bytes();
+        let lease = self.queue.lease.as_micros() as i64;
+        let claim = move |conn: &mut Conn| {
+            let now = Micros::now();
+            queue::claim(conn, name, &token, now, now.plus(lease), limit as i64)
+        };
+        match self.store.write("jobs::claim", claim).await {
+            // somebody else was faster; there may be more behind
+            Ok(jobs) if jobs.is_empty() => Claimed::nothing(interval.min(CLAIM_PAUSE)),
+            Ok(jobs) if jobs.len() < limit => Claimed { token, jobs, wait: CLAIM_PAUSE.min(interval) },
+            Ok(jobs) => Claimed { token, jobs, wait: interval },
+            Err(error) => {
+                log::warn!(queue = name, error:% = error; "cannot claim jobs");
+                Claimed::nothing(interval)
+            }
+        }
+    }
+
+    async fn work(&self, job: Job, token: LeaseToken) {
+        let started = std::time::Instant::now();
+        let result = tokio::select! {
+            result = self.attempt(&job, token) => result,
+            () = self.stop.cancelled() => {
+                let release = move |conn: &mut Conn| queue::release(conn, &job, &token);
+                if let Err(error) = self.store.write("jobs::release", release).await {
+                    log::warn!(queue = self.queue.name, error:% = error; "a job could not be given back; its lease will end");
+                }
+                return;
+            }
+        };
+        let outcome = if result.is_ok() { "done" } else { "failed" };
+        let labels = [("queue", self.queue.name), ("outcome", outcome)];
+        metrics::histogram!("open_spanner_worker_job_duration_seconds", &labels)
+            .record(started.elapsed().as_secs_f64());
+        if let Err(error) = self.settle(job, token, result).await {
+            // the lease runs out and the job is done again: handlers must bear that
+            log::warn!(queue = self.queue.name, error:% = error; "the end of a job could not be recorded");
+        }
+    }
+
+    /// One try, with the lease renewed while it lasts.
+    async fn attempt(&self, job: &Job, token: LeaseToken) -> Result<Done> {
+        if job.attempts > self.queue.max_attempts as i32 {
+            return Err(Error::unavailable("the worker died on every attempt"));
+        }
+        // it may have waited long for its turn
+        if job.claimed.elapsed() > self.queue.lease / 3 && !self.renew(job, token).await {
+            return Err(Error::unavailable("another worker has the job"));
+        }
+        let work = tokio::time::timeout(self.queue.timeout, (self.queue.handler)(job.clone(), token));
+        tokio::select! {
+            result = work => result.map_err(|_| Error::unavailable(format!("took longer than {:?}", self.queue.timeout)))?,
+            () = self.keep(job, token) => Err(Error::unavailable("another worker has the job")),
+        }
+    }
+
+    /// Renews the lease until it is lost.
+    async fn keep(&self, job: &Job, token: LeaseToken) {
+        loop {
+            tokio::time::sleep(self.queue.lease / 3).await;
+            if !self.renew(job, token).await {
+                return;
+            }
+        }
+    }
+
+    /// False when the lease is lost. When the database is away for a moment it may still hold: only a clear "no"
+    /// ends the work.
+    async fn renew(&self, job: &Job, token: LeaseToken) -> bool {
+        let (job, lease) = (job.clone(), self.queue.lease);
+        let renew = move |conn: &mut Conn| {
+            queue::renew(conn, &job, &token, Micros::now().plus(lease.as_micros() as i64))
+        };
+        self.store.write("jobs::renew", renew).await.unwrap_or(true)
+    }
+
+    async fn settle(&self, job: Job, token: LeaseToken, result: Result<Done>) -> Result<()> {
+        let now = Micros::now();
+        let name = self.queue.name;
+        match result {
+            Ok(done) => {
+                self.heart.note(true);
+                let again_at = match done {
+                    Done::Finished => None,
+                    Done::AgainAt(at) => Some(at),
+                };
+                let finish = move |conn: &mut Conn| queue::finish(conn, &job, &token, again_at);
+                self.store.write("jobs::finish", finish).await
+            }
+            Err(error) => {
+                self.heart.note(false);
+                log::warn!(queue = name, key = job.key.as_str(), attempts = job.attempts, error:% = error; "job failed");
+                if job.attempts >= self.queue.max_attempts as i32 {
+                    let bury = move |conn: &mut Conn| queue::bury(conn, &job, &token, &error.message, now);
+                    return self.store.write("jobs::bury", bury).await;
+                }
+                let at = now.plus(self.pause(job.attempts).as_micros() as i64);
+                let retry = move |conn: &mut Conn| queue::retry(conn, &job, &token, at, &error.message);
+                self.store.write("jobs::retry", retry).await
+            }
+        }
+    }
+
+    /// `retry_after` doubled per attempt, at most an hour, up to a fifth more or less.
+    fn pause(&self, attempts: i32) -> Duration {
+        let doubled = self.queue.retry_after.saturating_mul(1 << (attempts - 1).clamp(0, 16));
+        doubled.min(BACKOFF_MAX).mul_f64(rand::random_range(0.8..1.2))
+    }
+}
+
+impl Claimed {
+    fn nothing(wait: Duration) -> Self {
+        Claimed { token: [0; 16], jobs: Vec::new(), wait }
+    }
+}

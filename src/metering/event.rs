@@ -1,0 +1,435 @@
+//! Usage events: what REST and gRPC both turn their input into, and the rules an event must keep (rest.md 12.4).
+//! Pure: no SQL, no clock.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Deserializer, Serialize, de};
+use serde_json::value::RawValue;
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use crate::error::{Error, Result};
+use crate::metering::json::{self, Map, Number, Value};
+use crate::metering::meter::{Meter, value_at};
+use crate::metering::quantity::{Quantity, Reject, number_text};
+use crate::metering::time::Micros;
+
+pub const SUBJECT_BYTES_MAX: usize = 128;
+pub const KEY_BYTES_MAX: usize = 255;
+/// Of the canonical text.
+pub const METADATA_BYTES_MAX: usize = 65_536;
+/// Of the text as it is sent: escapes and blanks take up to four times as much.
+const METADATA_TEXT_BYTES_MAX: usize = 4 * METADATA_BYTES_MAX;
+/// Nested lists and objects, the metadata itself included. Lists of events add three levels, and many clients read no
+/// more than 64.
+pub const METADATA_DEPTH_MAX: usize = 60;
+
+/// One event as a client sends it.
+#[derive(Clone, Debug, Default, Deserialize, ToSchema)]
+#[schema(as = UsageEventInput)]
+pub struct Input {
+    pub idempotency_key: Option<String>,
+    #[schema(value_type = String, max_length = 128, pattern = "^[A-Za-z0-9][A-Za-z0-9_.:-]*$")]
+    pub subject: Option<String>,
+    #[schema(value_type = String, min_length = 1)]
+    pub meter: Option<String>,
+    #[schema(value_type = Quantity)]
+    pub quantity: Option<InputQuantity>,
+    #[schema(value_type = Option<Micros>)]
+    pub timestamp: Option<String>,
+    #[schema(value_type = Option<Object>)]
+    pub metadata: Option<Metadata>,
+    /// A time that needs no parsing (gRPC).
+    #[serde(skip)]
+    pub time: Option<Micros>,
+}
+
+impl Input {
+    pub fn meter(&self) -> &str {
+        self.meter.as_deref().unwrap_or_default()
+    }
+}
+
+/// A JSON number. One beyond 64-bit floats is not JSON to the contract; one with too many digits is refused as
+/// the item's own mistake.
+#[derive(Clone, Debug)]
+pub struct InputQuantity(pub Result<Quantity, Reject>);
+
+impl<'de> Deserialize<'de> for InputQuantity {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match Quantity::parse(number_text(deserializer)?) {
+            Err(Reject::OutOfRange) => Err(de::Error::custom("number out of range")),
+            parsed => Ok(InputQuantity(parsed)),
+        }
+    }
+}
+
+/// Metadata as a client sends it. Of JSON only the text is kept: what is too long is refused before it becomes values.
+#[derive(Clone, Debug)]
+pub enum Metadata {
+    Text(Box<RawValue>),
+    Values(Map),
+    /// What the door could not make values of.
+    Wrong(Error),
+}
+
+impl<'de> Deserialize<'de> for Metadata {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = Box::<RawValue>::deserialize(deserializer)?;
+        match text.get().starts_with('{') {
+            true => Ok(Metadata::Text(text)),
+            false => Err(de::Error::custom("metadata is an object")),
+        }
+    }
+}
+
+impl Metadata {
+    /// The values in canonical spelling, on one way for every door: size, depth, NUL, numbers.
+    fn admit(self) -> Result<Map> {
+        let mut fields = match self {
+            Metadata::Values(fields) => fields,
+            Metadata::Wrong(error) => return Err(error),
+            Metadata::Text(text) if text.get().len() > METADATA_TEXT_BYTES_MAX => return Err(too_long()),
+            Metadata::Text(text) => json::parse_object(text.get()).ok_or_else(Error::invalid_json)?,
+        };
+        if 1 + fields.values().map(Value::depth).max().unwrap_or(0) > METADATA_DEPTH_MAX {
+            let most = METADATA_DEPTH_MAX;
+            return Err(Error::invalid(format!("metadata must not be nested deeper than {most} levels")));
+        }
+        fields_canonical(&mut fields)?;
+        Ok(fields)
+    }
+}
+
+fn too_long() -> Error {
+    Error::invalid(format!("metadata must not be longer than {METADATA_BYTES_MAX} bytes"))
+}
+
+/// An event that keeps all rules and only waits to be stored.
+#[derive(Clone, Debug)]
+pub struct Event {
+    pub id: Uuid,
+    pub meter: Arc<Meter>,
+    pub subject: String,
+    pub time: Micros,
+    pub received_at: Micros,
+    pub quantity: Quantity,
+    pub key: Option<String>,
+    /// Canonical JSON object, `None` when empty.
+    pub metadata: Option<Box<RawValue>>,
+    pub dimension_set: DimensionSet,
+    /// Of subject, meter, quantity and metadata, not the time: retries may stamp it anew.
+    pub fingerprint: i64,
+}
+
+impl Event {
+    /// What it was made of, to be checked against another version of its meter.
+    pub fn into_input(self) -> Input {
+        Input {
+            idempotency_key: self.key,
+            subject: Some(self.subject),
+            meter: Some(self.meter.name.clone()),
+            quantity: Some(InputQuantity(Ok(self.quantity))),
+            timestamp: None,
+            metadata: self.metadata.map(Metadata::Text),
+            time: Some(self.time),
+        }
+    }
+}
+
+/// The values of the declared dimensions of one event: a canonical JSON object and its hash.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct DimensionSet {
+    pub hash: [u8; 16],
+    pub json: String,
+}
+
+/// Trims and checks a subject (rest.md section 6).
+pub fn parse_subject(text: &str) -> Result<&str> {
+    let subject = text.trim();
+    let starts_well = subject.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric());
+    let is_plain = subject.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.:-".contains(&b));
+    if !starts_well || !is_plain || subject.len() > SUBJECT_BYTES_MAX {
+        return Err(Error::invalid(
+            "subject must be 1 to 128 letters, digits, _ . : or -, starting with a letter or digit",
+        ));
+    }
+    Ok(subject)
+}
+
+/// Trims an idempotency key; empty means none.
+pub fn parse_key(text: Option<&str>) -> Result<Option<String>> {
+    let key = text.unwrap_or_default().trim();
+    refuse_nul(key)?;
+    if key.len() > KEY_BYTES_MAX {
+        return Err(Error::invalid(format!("idempotency_key must not be longer than {KEY_BYTES_MAX} bytes")));
+    }
+    Ok((!key.is_empty()).then(|| key.to_owned()))
+}
+
+/// RFC 3339; absent, empty and the year-1 instant mean now.
+fn parse_time(input: &Input, now: Micros) -> Result<Micros> {
+    let time = match (&input.time, input.timestamp.as_deref()) {
+        (Some(time), _) => *time,
+        (None, None | Some("")) => return Ok(now),
+        (None, Some(text)) => Micros::parse(text)
+            .ok_or_else(|| Error::parameter("invalid_timestamp", "timestamp must be RFC3339"))?,
+    };
+    Ok(if time == Micros::ABSENT { now } else { time })
+}
+
+/// Makes an event of an input: dimensions, then subject, then quantity, as the contract orders the checks.
+pub fn admit(meter: &Arc<Meter>, input: Input, now: Micros) -> Result<Event> {
+    let time = parse_time(&input, now)?;
+    let mut metadata = input.metadata.map(Metadata::admit).transpose()?.unwrap_or_default();
+    meter.fit_metadata(&mut metadata)?;
+    let subject = parse_subject(input.subject.as_deref().unwrap_or_default())?.to_owned();
+    let quantity = match input.quantity {
+        None => Quantity::zero(),
+        Some(InputQuantity(parsed)) => {
+            parsed.map_err(|reject| Error::invalid(format!("quantity {reject}")))?
+        }
+    };
+    if !quantity.is_positive() {
+        return Err(Error::invalid("quantity must be greater than 0"));
+    }
+    let key = parse_key(input.idempotency_key.as_deref())?;
+    let dimension_set = dimension_set(meter, &metadata);
+    let metadata = metadata_text(&metadata)?;
+    let fingerprint = fingerprint(meter, &subject, &quantity, metadata.as_deref().map(RawValue::get));
+    Ok(Event {
+        id: Uuid::now_v7(),
+        meter: meter.clone(),
+        subject,
+        time,
+        received_at: now,
+        quantity,
+        key,
+        metadata,
+        dimension_set,
+        fingerprint,
+    })
+}
+
+/// PostgreSQL cannot store NUL in a text.
+pub fn refuse_nul(text: &str) -> Result<()> {
+    if text.contains('\0') { Err(Error::invalid("NUL characters are not allowed")) } else { Ok(()) }
+}
+
+/// Rewrites numbers to one spelling (5.0 and 5e0 become 5), so that equal values are equal text everywhere. Refuses
+/// what cannot be stored.
+pub fn canonical(value: &mut Value) -> Result<()> {
+    match value {
+        Value::Number(number) => {
+            *number = canonical_number(number)?;
+        }
+        Value::String(text) => refuse_nul(text)?,
+        Value::Array(items) => items.iter_mut().try_for_each(canonical)?,
+        Value::Object(fields) => fields_canonical(fields)?,
+        _ => {}
+    }
+    Ok(())
+}
+
+fn fields_canonical(fields: &mut Map) -> Result<()> {
+    fields.iter_mut().try_for_each(|(name, value)| refuse_nul(name).and_then(|()| canonical(value)))
+}
+
+fn canonical_number(number: &Number) -> Result<Number> {
+    match Quantity::parse(number.as_str()) {
+        Ok(quantity) => Ok(Number::from(&quantity)),
+        Err(Reject::OutOfRange) => Err(Error::invalid_json()),
+        Err(reject) => Err(Error::invalid(format!("a metadata number {reject}"))),
+    }
+}
+
+fn metadata_text(metadata: &Map) -> Result<Option<Box<RawValue>>> {
+    if metadata.is_empty() {
+        return Ok(None);
+    }
+    let text = serde_json::value::to_raw_value(metadata).map_err(Error::internal)?;
+    if text.get().len() > METADATA_BYTES_MAX {
+        return Err(too_long());
+    }
+    Ok(Some(text))
+}
+
+/// The declared dimension values found in metadata, under the meter version that declares them.
+pub fn dimension_set(meter: &Meter, metadata: &Map) -> DimensionSet {
+    let mut values = Map::new();
+    for dimension in &meter.dimensions {
+        if let Some(value) = value_at(metadata, &dimension.name) {
+            values.insert(dimension.name.clone(), value.clone());
+        }
+    }
+    let json = json::object_text(&values);
+    DimensionSet { hash: hash128(&[&meter.version.to_be_bytes(), json.as_bytes()]), json }
+}
+
+/// The first half of SHA-256 over the parts, each with its length.
+pub fn hash128(parts: &[&[u8]]) -> [u8; 16] {
+    let mut context = ring::digest::Context::new(&ring::digest::SHA256);
+    for part in parts {
+        context.update(&(part.len() as u64).to_be_bytes());
+        context.update(part);
+    }
+    let mut half = [0; 16];
+    half.copy_from_slice(&context.finish().as_ref()[..16]);
+    half
+}
+
+fn fingerprint(meter: &Meter, subject: &str, quantity: &Quantity, metadata: Option<&str>) -> i64 {
+    let parts: [&[u8]; 4] = [
+        &meter.id.to_be_bytes(),
+        subject.as_bytes(),
+        &quantity.to_sortable(),
+        metadata.unwrap_or_default().as_bytes(),
+    ];
+    let mut half = [0; 8];
+    half.copy_from_slice(&hash128(&parts)[..8]);
+    i64::from_be_bytes(half)
+}
+
+/// Longest key that the ledger holds as it is.
+const LEDGER_PLAIN_MAX: usize = 39;
+
+/// No text begins with it.
+const LEDGER_UUID: u8 = 0xFF;
+
+/// What the ledger is unique by. Short keys stand for themselves, because keys that grow with time then land
+/// beside each other in the index; of a UUID in its usual spelling only the number is kept, half as long; a long key
+/// keeps its beginning and gets a hash, 40 bytes in all. So the three kinds never meet.
+pub fn ledger_key(key: &str) -> Vec<u8> {
+    let bytes = key.as_bytes();
+    if let Some(uuid) = usual_uuid(key) {
+        return [&[LEDGER_UUID], uuid.as_bytes().as_slice()].concat();
+    }
+    if bytes.len() <= LEDGER_PLAIN_MAX {
+        return bytes.to_vec();
+    }
+    [&bytes[..24], &hash128(&[bytes])].concat()
+}
+
+/// The UUID that is spelled exactly so: other spellings of it are other keys.
+fn usual_uuid(key: &str) -> Option<Uuid> {
+    let uuid = Uuid::try_parse(key).ok()?;
+    let mut spelled = Uuid::encode_buffer();
+    (uuid.hyphenated().encode_lower(&mut spelled) == key).then_some(uuid)
+}
+
+/// An event as it is answered (rest.md 12.4); fields in wire order.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(as = UsageEvent)]
+pub struct StoredEvent {
+    pub id: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub idempotency_key: Option<String>,
+    pub subject: String,
+    pub meter: String,
+    pub quantity: Quantity,
+    pub timestamp: Micros,
+    pub received_at: Micros,
+    #[schema(value_type = Object)]
+    pub metadata: Box<RawValue>,
+}
+
+impl StoredEvent {
+    pub fn of(event: &Event) -> Self {
+        event.clone().into()
+    }
+}
+
+impl From<Event> for StoredEvent {
+    fn from(event: Event) -> Self {
+        StoredEvent {
+            id: event.id.to_string(),
+            idempotency_key: event.key,
+            subject: event.subject,
+            meter: event.meter.name.clone(),
+            quantity: event.quantity,
+            timestamp: event.time,
+            received_at: event.received_at,
+            metadata: event.metadata.unwrap_or_else(|| raw_metadata(None)),
+        }
+    }
+}
+
+/// A stored event with exact times, the way answers are kept to be given again: REST cuts times, gRPC does not.
+type Kept = (String, Option<String>, String, String, Quantity, i64, i64, Box<RawValue>);
+
+/// The text that [`recall`] reads.
+pub fn keep(events: Vec<StoredEvent>) -> Result<String> {
+    let kept = |e: StoredEvent| -> Kept {
+        let (timestamp, received_at) = (e.timestamp.0, e.received_at.0);
+        (e.id, e.idempotency_key, e.subject, e.meter, e.quantity, timestamp, received_at, e.metadata)
+    };
+    let kept: Vec<Kept> = events.into_iter().map(kept).collect();
+    serde_json::to_string(&kept).map_err(Error::internal)
+}
+
+pub fn recall(text: &str) -> Result<Vec<StoredEvent>> {
+    let kept: Vec<Kept> = serde_json::from_str(text).map_err(Error::internal)?;
+    let event = |(id, idempotency_key, subject, meter, quantity, timestamp, received_at, metadata): Kept| {
+        let (timestamp, received_at) = (Micros(timestamp), Micros(received_at));
+        StoredEvent { id, idempotency_key, subject, meter, quantity, timestamp, received_at, metadata }
+    };
+    Ok(kept.into_iter().map(event).collect())
+}
+
+/// Canonical metadata text as raw JSON; absent is the empty object.
+pub fn raw_metadata(text: Option<String>) -> Box<RawValue> {
+    let text = text.unwrap_or_else(|| "{}".to_owned());
+    RawValue::from_string(text).unwrap_or_else(|_| RawValue::NULL.to_owned())
+}
+
+/// PostgreSQL keeps JSON in an order and a number spelling of its own; this restores the canonical text.
+pub fn canonical_metadata(text: &str) -> Option<String> {
+    let mut metadata = json::parse_object(text)?;
+    metadata.values_mut().try_for_each(canonical).ok()?;
+    Some(json::object_text(&metadata))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn subjects() {
+        for good in ["a", " org_7 ", "ten:west", "A.b-c_d", &"x".repeat(128)] {
+            assert!(parse_subject(good).is_ok(), "{good}");
+        }
+        for bad in ["", " ", "_a", ".a", "a b", "a/b", "ä", &"x".repeat(129)] {
+            assert!(parse_subject(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn ledger_keys_keep_order_and_never_collide() {
+        assert!(ledger_key("evt-0001") < ledger_key("evt-0002"));
+        let (a, b) = ("k".repeat(40), "k".repeat(41));
+        assert_eq!(ledger_key(&a).len(), 40);
+        assert_ne!(ledger_key(&a), ledger_key(&b));
+        assert_eq!(ledger_key(&"k".repeat(39)).len(), 39);
+        let early = "01930000-0000-7000-8000-000000000000";
+        assert!(ledger_key(early) < ledger_key("01930000-0001-7000-8000-000000000000"));
+        assert_eq!(ledger_key(early).len(), 17);
+        let upper = "01930000-0000-7000-8000-00000000000A";
+        let spellings = [
+            upper.to_owned(),
+            upper.to_lowercase(),
+            upper.replace('-', ""),
+            upper.to_lowercase().replace('-', ""),
+            format!("{{{upper}}}"),
+            format!("urn:uuid:{}", upper.to_lowercase()),
+        ];
+        let keys: std::collections::BTreeSet<Vec<u8>> = spellings.iter().map(|key| ledger_key(key)).collect();
+        assert_eq!(keys.len(), spellings.len(), "spelled otherwise it is another key");
+    }
+
+    #[test]
+    fn numbers_have_one_spelling() {
+        let text = r#"{"b":5.0,"a":[1e2,{"z":0.10}],"c":12345678901234567890}"#;
+        let expected = r#"{"a":[100,{"z":0.1}],"b":5,"c":12345678901234567890}"#;
+        assert_eq!(canonical_metadata(text).as_deref(), Some(expected));
+    }
+}

@@ -1,0 +1,434 @@
+//! Meters and their dimensions: the rules of rest.md 12.3, and whether the metadata of an event fits (12.4).
+//! Pure: no SQL, no clock.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::error::{Error, Result};
+use crate::metering::json::{Map, Value};
+use crate::metering::time::Micros;
+
+pub const NAME_BYTES_MAX: usize = 200;
+pub const TEXT_BYTES_MAX: usize = 4_096;
+pub const DIMENSIONS_MAX: usize = 100;
+pub const RETENTION_DAYS_DEFAULT: i32 = 90;
+pub const RETENTION_DAYS_MAX: i64 = 3_650;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Aggregation {
+    Sum,
+    Count,
+    Avg,
+    Min,
+    Max,
+    First,
+    Last,
+    Rate,
+}
+
+impl Aggregation {
+    pub const ALL: [Aggregation; 8] = [
+        Aggregation::Sum,
+        Aggregation::Count,
+        Aggregation::Avg,
+        Aggregation::Min,
+        Aggregation::Max,
+        Aggregation::First,
+        Aggregation::Last,
+        Aggregation::Rate,
+    ];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Aggregation::Sum => "sum",
+            Aggregation::Count => "count",
+            Aggregation::Avg => "avg",
+            Aggregation::Min => "min",
+            Aggregation::Max => "max",
+            Aggregation::First => "first",
+            Aggregation::Last => "last",
+            Aggregation::Rate => "rate",
+        }
+    }
+
+    /// Exact lower-case names only; empty means sum.
+    pub fn parse(text: &str) -> Result<Self> {
+        if text.is_empty() {
+            return Ok(Aggregation::Sum);
+        }
+        Aggregation::ALL.into_iter().find(|aggregation| aggregation.as_str() == text).ok_or_else(|| {
+            Error::invalid("aggregation must be one of sum, count, avg, min, max, first, last, rate")
+        })
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum DimensionType {
+    String,
+    Number,
+    Boolean,
+}
+
+impl DimensionType {
+    fn parse(text: &str) -> Option<Self> {
+        match text {
+            "string" => Some(DimensionType::String),
+            "number" => Some(DimensionType::Number),
+            "boolean" => Some(DimensionType::Boolean),
+            _ => None,
+        }
+    }
+
+    fn holds(self, value: &Value) -> bool {
+        match self {
+            DimensionType::String => matches!(value, Value::String(_)),
+            DimensionType::Number => matches!(value, Value::Number(_)),
+            DimensionType::Boolean => matches!(value, Value::Bool(_)),
+        }
+    }
+
+    fn as_str(self) -> &'static str {
+        match self {
+            DimensionType::String => "string",
+            DimensionType::Number => "number",
+            DimensionType::Boolean => "boolean",
+        }
+    }
+}
+
+/// A declared metadata field that usage can be grouped by.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Dimension {
+    pub name: String,
+    pub display_name: String,
+    pub description: String,
+    #[serde(rename = "type")]
+    pub kind: DimensionType,
+    pub required: bool,
+    pub deprecated: bool,
+    /// Version of the meter that first had it: rollups written before do not hold its values.
+    pub since: i32,
+}
+
+impl Dimension {
+    /// A deprecated dimension is never demanded.
+    pub fn is_demanded(&self) -> bool {
+        self.required && !self.deprecated
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Meter {
+    pub id: i64,
+    pub public_id: String,
+    pub workspace_id: i64,
+    pub name: String,
+    pub description: String,
+    pub unit: String,
+    pub aggregation: Aggregation,
+    pub dimensions: Vec<Dimension>,
+    /// Grows with every change that events in flight must not miss.
+    pub version: i32,
+    pub event_retention_days: i32,
+    /// Raw events before this instant were pruned; rollups still hold their sums.
+    pub pruned_before: Option<Micros>,
+    pub created_at: Micros,
+}
+
+/// A dimension as a client describes it.
+#[derive(Clone, Debug, Default, Deserialize, ToSchema)]
+pub struct DimensionInput {
+    #[schema(value_type = String, pattern = r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$")]
+    pub name: Option<String>,
+    pub display_name: Option<String>,
+    pub description: Option<String>,
+    #[serde(rename = "type")]
+    #[schema(value_type = DimensionType)]
+    pub kind: Option<String>,
+    pub required: Option<bool>,
+    pub deprecated: Option<bool>,
+}
+
+pub fn parse_name(text: &str) -> Result<String> {
+    let name = text.trim();
+    if name.is_empty() {
+        return Err(Error::invalid("name is required"));
+    }
+    if name.len() > NAME_BYTES_MAX {
+        return Err(Error::invalid(format!("name must not be longer than {NAME_BYTES_MAX} bytes")));
+    }
+    Ok(name.to_owned())
+}
+
+pub fn parse_unit(text: &str) -> Result<String> {
+    let unit = text.trim();
+    if unit.is_empty() {
+        return Err(Error::invalid("unit is required"));
+    }
+    if unit.len() > NAME_BYTES_MAX {
+        return Err(Error::invalid(format!("unit must not be longer than {NAME_BYTES_MAX} bytes")));
+    }
+    Ok(unit.to_owned())
+}
+
+pub fn parse_description(text: &str) -> Result<String> {
+    let description = text.trim();
+    if description.len() > TEXT_BYTES_MAX {
+        return Err(Error::invalid(format!("description must not be longer than {TEXT_BYTES_MAX} bytes")));
+    }
+    Ok(description.to_owned())
+}
+
+pub fn parse_retention_days(days: i64) -> Result<i32> {
+    match days {
+        0 => Ok(RETENTION_DAYS_DEFAULT),
+        1..=RETENTION_DAYS_MAX => Ok(days as i32),
+        _ => Err(Error::invalid(format!("event_retention_days must be between 1 and {RETENTION_DAYS_MAX}"))),
+    }
+}
+
+/// Segments of letters, digits, `_` and `-`, joined by single dots.
+pub fn is_dimension_path(name: &str) -> bool {
+    name.len() <= NAME_BYTES_MAX
+        && name.split('.').all(|segment| {
+            !segment.is_empty()
+                && segment.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
+        })
+}
+
+/// Checks a list of dimensions; `since` is the meter version they will belong to.
+pub fn parse_dimensions(inputs: Vec<DimensionInput>, since: i32) -> Result<Vec<Dimension>> {
+    if inputs.len() > DIMENSIONS_MAX {
+        return Err(Error::invalid(format!("a meter must not have more than {DIMENSIONS_MAX} dimensions")));
+    }
+    let mut dimensions: Vec<Dimension> = Vec::with_capacity(inputs.len());
+    for input in inputs {
+        let dimension = parse_dimension(input, since)?;
+        if dimensions.iter().any(|other| other.name == dimension.name) {
+            return Err(Error::invalid(format!("dimension {:?} is listed twice", dimension.name)));
+        }
+        dimensions.push(dimension);
+    }
+    Ok(dimensions)
+}
+
+fn parse_dimension(input: DimensionInput, since: i32) -> Result<Dimension> {
+    let name = input.name.unwrap_or_default().trim().to_owned();
+    if name.is_empty() {
+        return Err(Error::invalid("dimension name is required"));
+    }
+    if !is_dimension_path(&name) || name == "subject" {
+        return Err(Error::invalid(format!(
+            "dimension name {name:?} must be letters, digits, _ and - in segments joined by dots, and not subject"
+        )));
+    }
+    let kind = DimensionType::parse(&input.kind.unwrap_or_default()).ok_or_else(|| {
+        Error::invalid(format!("type of dimension {name:?} must be string, number or boolean"))
+    })?;
+    let display_name = input.display_name.unwrap_or_default().trim().to_owned();
+    let display_name = if display_name.is_empty() { title_of(&name) } else { display_name };
+    if display_name.len() > NAME_BYTES_MAX {
+        return Err(Error::invalid(format!("display_name of dimension {name:?} is too long")));
+    }
+    Ok(Dimension {
+        display_name,
+        description: parse_description(&input.description.unwrap_or_default())?,
+        kind,
+        required: input.required.unwrap_or(true),
+        deprecated: input.deprecated.unwrap_or(false),
+        since,
+        name,
+    })
+}
+
+/// `region-name` becomes `Region Name`.
+fn title_of(name: &str) -> String {
+    let words = name.split(['.', '_', '-']).filter(|word| !word.is_empty()).map(|word| {
+        let (head, tail) = word.split_at(1);
+        head.to_ascii_uppercase() + tail
+    });
+    words.collect::<Vec<_>>().join(" ")
+}
+
+/// The dimensions of a changed meter: known ones keep their `since`, new ones get `version`. Once events are stored
+/// a change must not strand them (rest.md 12.3, `PUT /v1/meters/{id}`).
+pub fn change_dimensions(
+    old: &[Dimension],
+    mut new: Vec<Dimension>,
+    version: i32,
+    has_events: bool,
+) -> Result<Vec<Dimension>> {
+    for dimension in &mut new {
+        let before = old.iter().find(|other| other.name == dimension.name);
+        dimension.since = match before {
+            Some(before) if before.kind == dimension.kind => before.since,
+            _ => version,
+        };
+        let refused = match before {
+            None if dimension.is_demanded() => "cannot be added as required",
+            Some(before) if before.kind != dimension.kind => "cannot change its type",
+            Some(before) if dimension.is_demanded() && !before.is_demanded() => "cannot become required",
+            _ => continue,
+        };
+        if has_events {
+            return Err(Error::conflict(format!(
+                "dimension {:?} {refused}: the meter has events",
+                dimension.name
+            )));
+        }
+    }
+    let removed = old.iter().find(|before| new.iter().all(|dimension| dimension.name != before.name));
+    if let Some(removed) = removed.filter(|_| has_events) {
+        return Err(Error::conflict(format!(
+            "dimension {:?} cannot be removed: the meter has events",
+            removed.name
+        )));
+    }
+    Ok(new)
+}
+
+impl Meter {
+    pub fn dimension(&self, name: &str) -> Option<&Dimension> {
+        self.dimensions.iter().find(|dimension| dimension.name == name)
+    }
+
+    /// Checks metadata against the declared dimensions, in order, and moves flat dotted keys to their nested place.
+    pub fn fit_metadata(&self, metadata: &mut Map) -> Result<()> {
+        for dimension in &self.dimensions {
+            let name = dimension.name.as_str();
+            let found = metadata.get(name).or_else(|| value_at(metadata, name));
+            let Some(value) = found else {
+                if dimension.is_demanded() {
+                    return Err(Error::invalid(format!("metadata.{name} is required")));
+                }
+                continue;
+            };
+            if !dimension.kind.holds(value) {
+                return Err(Error::invalid(format!("metadata.{name} must be a {}", dimension.kind.as_str())));
+            }
+            if name.contains('.')
+                && let Some(flat) = metadata.remove(name)
+            {
+                nest(metadata, name, flat)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The value at a dotted path, through objects only.
+pub fn value_at<'a>(metadata: &'a Map, path: &str) -> Option<&'a Value> {
+    let mut segments = path.split('.');
+    let mut value = metadata.get(segments.next()?)?;
+    for segment in segments {
+        value = value.as_object()?.get(segment)?;
+    }
+    Some(value)
+}
+
+fn nest(metadata: &mut Map, path: &str, value: Value) -> Result<()> {
+    let mut segments: Vec<&str> = path.split('.').collect();
+    let last = segments.pop().unwrap_or(path);
+    let mut object = metadata;
+    for segment in segments {
+        let next = object.entry(segment.to_owned()).or_insert_with(|| Value::Object(Map::new()));
+        let Value::Object(inner) = next else {
+            return Err(Error::invalid(format!(
+                "metadata.{path} cannot be stored: metadata has a plain value at {segment:?}"
+            )));
+        };
+        object = inner;
+    }
+    object.insert(last.to_owned(), value);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn dimension(name: &str, kind: &str, required: bool) -> DimensionInput {
+        DimensionInput {
+            name: Some(name.to_owned()),
+            kind: Some(kind.to_owned()),
+            required: Some(required),
+            ..Default::default()
+        }
+    }
+
+    fn meter(dimensions: Vec<DimensionInput>) -> Meter {
+        Meter {
+            id: 1,
+            public_id: String::new(),
+            workspace_id: 1,
+            name: "m".into(),
+            description: String::new(),
+            unit: "u".into(),
+            aggregation: Aggregation::Sum,
+            dimensions: parse_dimensions(dimensions, 1).expect("dimensions"),
+            version: 1,
+            event_retention_days: 90,
+            pruned_before: None,
+            created_at: Micros(0),
+        }
+    }
+
+    fn fit(meter: &Meter, metadata: serde_json::Value) -> Result<Value> {
+        let Value::Object(mut map) = metadata.into() else { panic!("not an object") };
+        meter.fit_metadata(&mut map).map(|()| Value::Object(map))
+    }
+
+    #[test]
+    fn dimension_names() {
+        for good in ["region", "a.b", "x-y_z.1"] {
+            assert!(is_dimension_path(good), "{good}");
+        }
+        for bad in ["", ".", "a.", ".a", "a..b", "a b", "ä"] {
+            assert!(!is_dimension_path(bad), "{bad}");
+        }
+        assert_eq!(title_of("region-name"), "Region Name");
+        assert!(parse_dimensions(vec![dimension("subject", "string", true)], 1).is_err());
+        assert!(
+            parse_dimensions(vec![dimension("a", "string", true), dimension("a", "number", true)], 1)
+                .is_err()
+        );
+    }
+
+    #[test]
+    fn metadata_must_fit() {
+        let m = meter(vec![dimension("n", "number", true), dimension("a.b", "string", false)]);
+        assert!(fit(&m, json!({})).is_err());
+        assert!(fit(&m, json!({"n": "5"})).is_err());
+        assert!(fit(&m, json!({"n": null})).is_err());
+        assert!(fit(&m, json!({"n": 5, "a.b": 1})).is_err());
+        assert!(fit(&m, json!({"n": 5, "a": 1, "a.b": "x"})).is_err());
+        assert_eq!(fit(&m, json!({"n": 5, "z": [1]})).ok(), Some(json!({"n": 5, "z": [1]}).into()));
+        let nested = json!({"n": 5, "a": {"b": "x", "c": 1}});
+        assert_eq!(fit(&m, json!({"n": 5, "a": {"b": "old", "c": 1}, "a.b": "x"})).ok(), Some(nested.into()));
+    }
+
+    #[test]
+    fn deprecated_dimensions_are_not_demanded() {
+        let mut input = dimension("n", "number", true);
+        input.deprecated = Some(true);
+        assert!(fit(&meter(vec![input]), json!({})).is_ok());
+    }
+
+    #[test]
+    fn changes_that_would_strand_events() {
+        let parse = |inputs| parse_dimensions(inputs, 1).expect("dimensions");
+        let old = parse(vec![dimension("a", "string", false)]);
+        let change = |inputs, has_events| change_dimensions(&old, parse(inputs), 2, has_events);
+        assert!(change(vec![], true).is_err());
+        assert!(change(vec![dimension("a", "number", false)], true).is_err());
+        assert!(change(vec![dimension("a", "string", true)], true).is_err());
+        assert!(change(vec![dimension("a", "string", false), dimension("b", "string", true)], true).is_err());
+        let grown = change(vec![dimension("a", "string", false), dimension("b", "string", false)], true);
+        assert_eq!(grown.map(|d| d.iter().map(|d| d.since).collect::<Vec<_>>()).ok(), Some(vec![1, 2]));
+        assert!(change(vec![], false).is_ok());
+        assert_eq!(change(vec![dimension("a", "number", true)], false).map(|d| d[0].since).ok(), Some(2));
+    }
+}

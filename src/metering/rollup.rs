@@ -1,0 +1,190 @@
+//! Sums of events that can be added up: what a batch adds to the stored rollups, and what a row of an answer is
+//! computed from. Pure.
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+
+use uuid::Uuid;
+
+use crate::metering::event::Event;
+use crate::metering::meter::Aggregation;
+use crate::metering::quantity::Quantity;
+use crate::metering::time::{DAY, HOUR, Micros, SECOND};
+
+/// Stands for "all subjects of the meter" in a rollup key.
+pub const ALL_SUBJECTS: i64 = 0;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Grain {
+    SubjectHour = 0,
+    MeterHour = 1,
+    MeterDay = 2,
+}
+
+impl Grain {
+    pub fn width(self) -> i64 {
+        match self {
+            Grain::SubjectHour | Grain::MeterHour => HOUR,
+            Grain::MeterDay => DAY,
+        }
+    }
+}
+
+/// The earliest or latest event: ties in time are settled by the event id.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Edge {
+    pub at: Micros,
+    pub id: Uuid,
+    pub quantity: Quantity,
+}
+
+impl Edge {
+    fn place(&self) -> (Micros, Uuid) {
+        (self.at, self.id)
+    }
+}
+
+/// What is known of a set of events without the events. Adding two parts in any order gives the same whole.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Part {
+    pub count: i64,
+    pub sum: Quantity,
+    pub min: Quantity,
+    pub max: Quantity,
+    /// First and last event; unknown where a query did not need them.
+    pub edges: Option<(Edge, Edge)>,
+}
+
+impl Part {
+    pub fn of(at: Micros, id: Uuid, quantity: &Quantity) -> Self {
+        let edge = Edge { at, id, quantity: quantity.clone() };
+        Part {
+            count: 1,
+            sum: quantity.clone(),
+            min: quantity.clone(),
+            max: quantity.clone(),
+            edges: Some((edge.clone(), edge)),
+        }
+    }
+
+    pub fn add(&mut self, other: &Part) {
+        self.count += other.count;
+        self.sum += &other.sum;
+        if other.min < self.min {
+            self.min = other.min.clone();
+        }
+        if other.max > self.max {
+            self.max = other.max.clone();
+        }
+        match (&mut self.edges, &other.edges) {
+            (Some((first, last)), Some((other_first, other_last))) => {
+                if other_first.place() < first.place() {
+                    *first = other_first.clone();
+                }
+                if other_last.place() > last.place() {
+                    *last = other_last.clone();
+                }
+            }
+            _ => self.edges = None,
+        }
+    }
+
+    /// The same as adding a part of this one event, with nothing copied that is not kept.
+    pub fn add_event(&mut self, at: Micros, id: Uuid, quantity: &Quantity) {
+        self.count += 1;
+        self.sum += quantity;
+        if *quantity < self.min {
+            self.min = quantity.clone();
+        }
+        if *quantity > self.max {
+            self.max = quantity.clone();
+        }
+        if let Some((first, last)) = &mut self.edges {
+            if (at, id) < first.place() {
+                *first = Edge { at, id, quantity: quantity.clone() };
+            }
+            if (at, id) > last.place() {
+                *last = Edge { at, id, quantity: quantity.clone() };
+            }
+        }
+    }
+
+    /// The value of an answer row; `length` is the divisor of a rate, in microseconds (rest.md 9.2).
+    pub fn value(&self, aggregation: Aggregation, length: i64) -> Quantity {
+        let count = Quantity::from(self.count);
+        match aggregation {
+            Aggregation::Sum => self.sum.clone(),
+            Aggregation::Count => count,
+            Aggregation::Avg => self.sum.divide(&count),
+            Aggregation::Min => self.min.clone(),
+            Aggregation::Max => self.max.clone(),
+            Aggregation::First => {
+                self.edges.as_ref().map_or_else(Quantity::zero, |(first, _)| first.quantity.clone())
+            }
+            Aggregation::Last => {
+                self.edges.as_ref().map_or_else(Quantity::zero, |(_, last)| last.quantity.clone())
+            }
+            Aggregation::Rate => (&count * &Quantity::from(SECOND)).divide(&Quantity::from(length)),
+        }
+    }
+}
+
+/// Adds an event to the part under its key.
+pub fn add_event<K: Ord>(parts: &mut BTreeMap<K, Part>, key: K, at: Micros, id: Uuid, quantity: &Quantity) {
+    match parts.entry(key) {
+        Entry::Vacant(free) => drop(free.insert(Part::of(at, id, quantity))),
+        Entry::Occupied(mut taken) => taken.get_mut().add_event(at, id, quantity),
+    }
+}
+
+/// Adds a part to the one under its key.
+pub fn merge<K: Ord>(parts: &mut BTreeMap<K, Part>, key: K, part: &Part) {
+    match parts.entry(key) {
+        Entry::Vacant(free) => drop(free.insert(part.clone())),
+        Entry::Occupied(mut taken) => taken.get_mut().add(part),
+    }
+}
+
+/// Where a stored rollup lives; ordered as the primary key, so that writers lock rows in one order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Key {
+    pub meter_id: i64,
+    pub grain: Grain,
+    pub start: Micros,
+    pub subject_id: i64,
+    pub dimension_set: [u8; 16],
+}
+
+impl Key {
+    /// Only rows that every subject shares are split into lanes.
+    pub fn lane(&self, lane: i16) -> i16 {
+        if self.subject_id == ALL_SUBJECTS { lane } else { 0 }
+    }
+}
+
+/// What new events add: per subject and hour, and per meter and hour and day.
+pub fn of_events<'a>(events: impl Iterator<Item = (&'a Event, i64)>) -> BTreeMap<Key, Part> {
+    let mut parts = BTreeMap::new();
+    for (event, subject_id) in events {
+        let key = Key {
+            meter_id: event.meter.id,
+            grain: Grain::SubjectHour,
+            start: event.time.floor(HOUR),
+            subject_id,
+            dimension_set: event.dimension_set.hash,
+        };
+        add_event(&mut parts, key, event.time, event.id, &event.quantity);
+    }
+    // each level is added up from the one below, which may be far smaller than the batch
+    let mut hours = BTreeMap::new();
+    for (key, part) in &parts {
+        merge(&mut hours, Key { grain: Grain::MeterHour, subject_id: ALL_SUBJECTS, ..*key }, part);
+    }
+    let mut days = BTreeMap::new();
+    for (key, part) in &hours {
+        merge(&mut days, Key { grain: Grain::MeterDay, start: key.start.floor(DAY), ..*key }, part);
+    }
+    parts.extend(hours);
+    parts.extend(days);
+    parts
+}

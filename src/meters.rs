@@ -1,0 +1,3 @@
+//! Meters as rows, and the memory of them that every door shares.
+
+pub mod sql;

@@ -1,0 +1,271 @@
+//! Meter definitions and the memory of them. Definitions change rarely and are needed by every write, so they are
+//! cached for a moment; a write checks their version again inside its transaction.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use diesel::prelude::*;
+use diesel::sql_types::{BigInt, Integer};
+use moka::sync::Cache;
+
+use crate::both;
+use crate::db::schema::{dimension_sets, events, meters, rollups, subject_activity};
+use crate::db::{Conn, Fault, Store};
+use crate::entitlements::sql::plans;
+use crate::error::{Error, Result};
+use crate::metering::meter::{Aggregation, Dimension, Meter};
+use crate::metering::time::Micros;
+
+/// First half of the PostgreSQL advisory lock on a meter; the second half is its id. Writers share it until they
+/// commit, whoever changes or deletes the meter holds it alone.
+pub const METER_LOCK: i32 = 0x6D74_7200;
+
+#[derive(Queryable, Selectable)]
+#[diesel(table_name = meters)]
+struct Row {
+    id: i64,
+    public_id: String,
+    workspace_id: i64,
+    name: String,
+    description: String,
+    unit: String,
+    aggregation: String,
+    dimensions: String,
+    version: i32,
+    event_retention_days: i32,
+    pruned_before: Option<i64>,
+    created_at: i64,
+}
+
+impl Row {
+    fn into_meter(self) -> Result<Meter, Fault> {
+        let dimensions: Vec<Dimension> = serde_json::from_str(&self.dimensions).map_err(Error::internal)?;
+        Ok(Meter {
+            id: self.id,
+            public_id: self.public_id,
+            workspace_id: self.workspace_id,
+            name: self.name,
+            description: self.description,
+            unit: self.unit,
+            aggregation: Aggregation::parse(&self.aggregation)?,
+            dimensions,
+            version: self.version,
+            event_retention_days: self.event_retention_days,
+            pruned_before: self.pruned_before.map(Micros),
+            created_at: Micros(self.created_at),
+        })
+    }
+}
+
+#[derive(Insertable)]
+#[diesel(table_name = meters, treat_none_as_default_value = false)]
+struct NewRow<'a> {
+    public_id: &'a str,
+    workspace_id: i64,
+    name: &'a str,
+    description: &'a str,
+    unit: &'a str,
+    aggregation: &'static str,
+    dimensions: String,
+    version: i32,
+    event_retention_days: i32,
+    created_at: i64,
+}
+
+fn dimensions_text(dimensions: &[Dimension]) -> Result<String, Fault> {
+    serde_json::to_string(dimensions).map_err(|error| Error::internal(error).into())
+}
+
+/// Stores a new meter (its `id` is ignored) and returns it with its id; 409 when the name is taken.
+pub fn add(conn: &mut Conn, meter: &Meter) -> Result<Meter, Fault> {
+    let row = NewRow {
+        public_id: &meter.public_id,
+        workspace_id: meter.workspace_id,
+        name: &meter.name,
+        description: &meter.description,
+        unit: &meter.unit,
+        aggregation: meter.aggregation.as_str(),
+        dimensions: dimensions_text(&meter.dimensions)?,
+        version: meter.version,
+        event_retention_days: meter.event_retention_days,
+        created_at: meter.created_at.0,
+    };
+    let added: Result<i64, Fault> = diesel::insert_into(meters::table)
+        .values(&row)
+        .returning(meters::id)
+        .get_result(conn)
+        .map_err(Fault::from);
+    match added {
+        Ok(id) => Ok(Meter { id, ..meter.clone() }),
+        Err(fault) if fault.breaks("meters_workspace_name_key") => {
+            Err(Error::conflict(format!("a meter named {:?} exists", meter.name)).into())
+        }
+        Err(fault) => Err(fault),
+    }
+}
+
+pub fn by_name(conn: &mut Conn, workspace_id: i64, name: &str) -> Result<Option<Meter>, Fault> {
+    let row: Option<Row> = meters::table
+        .filter(meters::workspace_id.eq(workspace_id).and(meters::name.eq(name)))
+        .select(Row::as_select())
+        .first(conn)
+        .optional()?;
+    row.map(Row::into_meter).transpose()
+}
+
+pub fn by_id(conn: &mut Conn, workspace_id: i64, public_id: &str) -> Result<Option<Meter>, Fault> {
+    let row: Option<Row> = meters::table
+        .filter(meters::workspace_id.eq(workspace_id).and(meters::public_id.eq(public_id)))
+        .select(Row::as_select())
+        .first(conn)
+        .optional()?;
+    row.map(Row::into_meter).transpose()
+}
+
+/// By the keys that rows of other tables hold, all of one workspace.
+pub fn by_numbers(conn: &mut Conn, workspace_id: i64, ids: &[i64]) -> Result<Vec<Meter>, Fault> {
+    let rows: Vec<Row> = meters::table
+        .filter(meters::workspace_id.eq(workspace_id).and(meters::id.eq_any(ids)))
+        .select(Row::as_select())
+        .load(conn)?;
+    rows.into_iter().map(Row::into_meter).collect()
+}
+
+/// By the key that rows of other tables hold.
+pub fn by_key(conn: &mut Conn, id: i64) -> Result<Option<Meter>, Fault> {
+    let row: Option<Row> = meters::table.find(id).select(Row::as_select()).first(conn).optional()?;
+    row.map(Row::into_meter).transpose()
+}
+
+/// Meters by name, bytewise ascending, after `after`, at most `limit`.
+pub fn list(
+    conn: &mut Conn,
+    workspace_id: i64,
+    name: Option<&str>,
+    after: Option<&str>,
+    limit: i64,
+) -> Result<Vec<Meter>, Fault> {
+    let mut query = meters::table
+        .filter(meters::workspace_id.eq(workspace_id))
+        .order(meters::name)
+        .limit(limit)
+        .select(Row::as_select())
+        .into_boxed();
+    if let Some(name) = name {
+        query = query.filter(meters::name.eq(name));
+    }
+    if let Some(after) = after {
+        query = query.filter(meters::name.gt(after));
+    }
+    let rows: Vec<Row> = query.load(conn)?;
+    rows.into_iter().map(Row::into_meter).collect()
+}
+
+/// Keeps writers of this meter out until the transaction ends; SQLite has one writer anyway.
+pub fn lock(conn: &mut Conn, meter_id: i64) -> Result<(), Fault> {
+    if conn.is_postgres() {
+        diesel::sql_query("SELECT pg_advisory_xact_lock($1, ($2 % 2147483647)::int)")
+            .bind::<Integer, _>(METER_LOCK)
+            .bind::<BigInt, _>(meter_id)
+            .execute(conn)?;
+    }
+    Ok(())
+}
+
+fn has_events(conn: &mut Conn, meter_id: i64) -> Result<bool, Fault> {
+    let any: Option<i64> = events::table
+        .filter(events::meter_id.eq(meter_id))
+        .select(events::event_time)
+        .first(conn)
+        .optional()?;
+    Ok(any.is_some())
+}
+
+/// A meter before and after a change.
+pub struct Changed {
+    pub before: Meter,
+    pub after: Meter,
+}
+
+/// Changes a meter under its lock: `change` gets the current definition and whether events are stored, and returns
+/// the new one. `None` when there is no such meter.
+pub fn update(
+    conn: &mut Conn,
+    workspace_id: i64,
+    public_id: &str,
+    change: impl FnOnce(Meter, bool) -> Result<Meter>,
+) -> Result<Option<Changed>, Fault> {
+    let Some(found) = by_id(conn, workspace_id, public_id)? else { return Ok(None) };
+    lock(conn, found.id)?;
+    // read again: another change may have come between
+    let Some(current) = by_id(conn, workspace_id, public_id)? else { return Ok(None) };
+    let has_events = has_events(conn, current.id)?;
+    let changed = change(current.clone(), has_events)?;
+    diesel::update(meters::table.find(changed.id))
+        .set((
+            meters::description.eq(&changed.description),
+            meters::unit.eq(&changed.unit),
+            meters::aggregation.eq(changed.aggregation.as_str()),
+            meters::dimensions.eq(dimensions_text(&changed.dimensions)?),
+            meters::version.eq(changed.version),
+            meters::event_retention_days.eq(changed.event_retention_days),
+        ))
+        .execute(conn)?;
+    Ok(Some(Changed { before: current, after: changed }))
+}
+
+/// Deletes a meter without events, with its rollups of pruned ones; 409 while events are stored or a plan limits it.
+/// Its quota counters stay behind: numbers of meters are never used again.
+pub fn delete(conn: &mut Conn, workspace_id: i64, public_id: &str) -> Result<Option<Meter>, Fault> {
+    let Some(meter) = by_id(conn, workspace_id, public_id)? else { return Ok(None) };
+    lock(conn, meter.id)?;
+    if has_events(conn, meter.id)? {
+        return Err(Error::conflict(format!("meter {:?} has stored events", meter.name)).into());
+    }
+    plans::refuse_while_limited(conn, meter.id, &meter.name)?;
+    if crate::alerts::sql::rules::watches(conn, meter.id)? {
+        return Err(Error::conflict(format!("alert rules watch the meter {:?}", meter.name)).into());
+    }
+    both!(conn, c => {
+        diesel::delete(rollups::table.filter(rollups::meter_id.eq(meter.id))).execute(c)?;
+        diesel::delete(subject_activity::table.filter(subject_activity::meter_id.eq(meter.id))).execute(c)?;
+        diesel::delete(dimension_sets::table.filter(dimension_sets::meter_id.eq(meter.id))).execute(c)?;
+        diesel::delete(meters::table.find(meter.id)).execute(c)?
+    });
+    Ok(Some(meter))
+}
+
+/// Meters by (workspace, name), remembered for a few seconds at most.
+#[derive(Clone)]
+pub struct MeterCache {
+    store: Store,
+    meters: Cache<(i64, String), Arc<Meter>>,
+}
+
+const CACHED_METERS_MAX: u64 = 50_000;
+
+impl MeterCache {
+    pub fn new(store: Store, lifetime: Duration) -> Self {
+        let meters = Cache::builder().max_capacity(CACHED_METERS_MAX).time_to_live(lifetime).build();
+        MeterCache { store, meters }
+    }
+
+    pub async fn get(&self, workspace_id: i64, name: &str) -> Result<Option<Arc<Meter>>> {
+        let key = (workspace_id, name.to_owned());
+        if let Some(meter) = self.meters.get(&key) {
+            return Ok(Some(meter));
+        }
+        let wanted = name.to_owned();
+        let found =
+            self.store.read("meters::by_name", move |conn| by_name(conn, workspace_id, &wanted)).await?;
+        Ok(found.map(|meter| {
+            let meter = Arc::new(meter);
+            self.meters.insert(key, meter.clone());
+            meter
+        }))
+    }
+
+    pub fn forget(&self, workspace_id: i64, name: &str) {
+        self.meters.invalidate(&(workspace_id, name.to_owned()));
+    }
+}

@@ -1,0 +1,222 @@
+//! Deleting what is past retention, in steps that each fit one short transaction, and the record of it. A step
+//! moves the watermark of its meter together with the rows it deletes: what lies at or after the watermark is
+//! complete in `events` at every instant, and totals of what lies before come from rollups.
+
+use diesel::prelude::*;
+use diesel::sql_query;
+use diesel::sql_types::{BigInt, Bool, Text};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::both;
+use crate::db::schema::{meters, prune_runs};
+use crate::db::{Conn, Fault, leases};
+use crate::error::Error;
+use crate::ingest::insert::uuid_of;
+use crate::metering::time::{DAY, HOUR, Micros};
+use crate::usage::subjects::whole_from;
+
+/// Rows deleted in one transaction.
+pub const BATCH_ROWS: i64 = 1000;
+
+/// A meter and the instant before which its events are past retention.
+#[derive(Clone, Debug, QueryableByName)]
+pub struct Expiring {
+    #[diesel(sql_type = BigInt)]
+    pub id: i64,
+    #[diesel(sql_type = Text)]
+    pub name: String,
+    #[diesel(sql_type = BigInt)]
+    pub before: i64,
+    /// Whether there is anything to delete.
+    #[diesel(sql_type = Bool)]
+    pub is_due: bool,
+}
+
+/// All meters of a workspace by name.
+pub fn expiring(conn: &mut Conn, workspace_id: i64, now: Micros) -> Result<Vec<Expiring>, Fault> {
+    let text = format!(
+        "-- store::retention::expiring
+         SELECT m.id, m.name, $1 - m.event_retention_days * {DAY} AS before,
+                EXISTS (SELECT 1 FROM events e
+                        WHERE e.meter_id = m.id AND e.event_time < $1 - m.event_retention_days * {DAY}) AS is_due
+         FROM meters m WHERE m.workspace_id = $2 ORDER BY m.name"
+    );
+    Ok(sql_query(text).bind::<BigInt, _>(now.0).bind::<BigInt, _>(workspace_id).load(conn)?)
+}
+
+#[derive(QueryableByName)]
+struct Counted {
+    #[diesel(sql_type = BigInt)]
+    meter_id: i64,
+    #[diesel(sql_type = BigInt)]
+    event_count: i64,
+}
+
+/// How many stored events of each meter are past retention: whole hours from rollups, the rest one by one.
+pub fn count(conn: &mut Conn, workspace_id: i64, now: Micros) -> Result<Vec<(i64, i64)>, Fault> {
+    let text = format!(
+        "-- store::retention::count
+         WITH page AS (
+             SELECT id, cutoff, cutoff - ((cutoff % {HOUR}) + {HOUR}) % {HOUR} AS hours_to, hours_from
+             FROM (SELECT id, $1 - event_retention_days * {DAY} AS cutoff, {} AS hours_from
+                   FROM meters WHERE workspace_id = $2) AS m
+         )
+         SELECT p.id AS meter_id, CAST(
+             COALESCE((SELECT SUM(r.event_count) FROM rollups r
+                       WHERE r.meter_id = p.id AND r.grain = 1
+                         AND r.start >= p.hours_from AND r.start < p.hours_to), 0)
+             + (SELECT COUNT(*) FROM events e
+                WHERE e.meter_id = p.id AND e.event_time < p.hours_from AND e.event_time < p.cutoff)
+             + (SELECT COUNT(*) FROM events e
+                WHERE e.meter_id = p.id AND e.event_time >= p.hours_from AND e.event_time >= p.hours_to
+                  AND e.event_time < p.cutoff) AS BIGINT) AS event_count
+         FROM page p",
+        whole_from(HOUR),
+    );
+    let rows: Vec<Counted> =
+        sql_query(text).bind::<BigInt, _>(now.0).bind::<BigInt, _>(workspace_id).load(conn)?;
+    Ok(rows.into_iter().map(|row| (row.meter_id, row.event_count)).collect())
+}
+
+#[derive(QueryableByName)]
+struct Gone {
+    #[diesel(sql_type = BigInt)]
+    event_time: i64,
+}
+
+/// What one step came to.
+pub struct Step {
+    pub deleted: i64,
+    /// Where the next step starts; `None` after the last one.
+    pub next: Option<Micros>,
+}
+
+/// Deletes the oldest events of a meter in `[from, before)`, at most [`BATCH_ROWS`]. 409 when the lease was lost.
+pub fn delete_step(
+    conn: &mut Conn,
+    (lease, holder): (&str, &str),
+    meter_id: i64,
+    from: Micros,
+    before: Micros,
+) -> Result<Step, Fault> {
+    if !leases::renew(conn, lease, holder)? {
+        return Err(Error::conflict("another prune took over").into());
+    }
+    let text = if conn.is_postgres() {
+        "-- store::retention::delete_step
+         WITH old AS (
+             SELECT subject_id, event_time, id FROM events
+             WHERE meter_id = $1 AND event_time >= $2 AND event_time < $3 ORDER BY event_time, id LIMIT $4
+         )
+         DELETE FROM events e USING old
+         WHERE e.subject_id = old.subject_id AND e.event_time = old.event_time AND e.id = old.id
+           AND e.event_time >= $2 AND e.event_time < $3
+         RETURNING e.event_time"
+    } else {
+        "DELETE FROM events WHERE rowid IN (
+             SELECT rowid FROM events
+             WHERE meter_id = $1 AND event_time >= $2 AND event_time < $3 ORDER BY event_time, id LIMIT $4)
+         RETURNING event_time"
+    };
+    let gone: Vec<Gone> = sql_query(text)
+        .bind::<BigInt, _>(meter_id)
+        .bind::<BigInt, _>(from.0)
+        .bind::<BigInt, _>(before.0)
+        .bind::<BigInt, _>(BATCH_ROWS)
+        .load(conn)?;
+    let Some(last) = gone.iter().map(|row| row.event_time).max() else {
+        return Ok(Step { deleted: 0, next: None });
+    };
+    set_pruned_before(conn, &[meter_id], Micros(last.saturating_add(1)))?;
+    let deleted = gone.len() as i64;
+    Ok(Step { deleted, next: (deleted == BATCH_ROWS).then_some(Micros(last)) })
+}
+
+/// Moves the watermark of meters forward, never back.
+pub fn set_pruned_before(conn: &mut Conn, meter_ids: &[i64], at: Micros) -> Result<(), Fault> {
+    let is_earlier = meters::pruned_before.is_null().or(meters::pruned_before.lt(at.0));
+    diesel::update(meters::table.filter(meters::id.eq_any(meter_ids)).filter(is_earlier))
+        .set(meters::pruned_before.eq(at.0))
+        .execute(conn)?;
+    Ok(())
+}
+
+/// Workspaces that have meters, by id.
+pub fn workspaces(conn: &mut Conn) -> Result<Vec<i64>, Fault> {
+    let ids = meters::table.select(meters::workspace_id).distinct().order(meters::workspace_id);
+    Ok(ids.load(conn)?)
+}
+
+/// What one run did to one meter.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PrunedMeter {
+    pub meter: String,
+    /// The cut-off, in microseconds.
+    pub before: i64,
+    pub deleted: i64,
+}
+
+/// A recorded run.
+#[derive(Clone, Debug)]
+pub struct PruneRun {
+    pub id: Uuid,
+    pub deleted: i64,
+    pub dry_run: bool,
+    pub meters: Vec<PrunedMeter>,
+    pub created_at: Micros,
+}
+
+#[derive(Insertable, Queryable, Selectable)]
+#[diesel(table_name = prune_runs, treat_none_as_default_value = false)]
+struct RunRow {
+    workspace_id: i64,
+    id: Vec<u8>,
+    deleted: i64,
+    dry_run: bool,
+    meters: String,
+    created_at: i64,
+}
+
+impl RunRow {
+    fn into_run(self) -> Result<PruneRun, Fault> {
+        Ok(PruneRun {
+            id: uuid_of(&self.id)?,
+            deleted: self.deleted,
+            dry_run: self.dry_run,
+            meters: serde_json::from_str(&self.meters).map_err(Error::internal)?,
+            created_at: Micros(self.created_at),
+        })
+    }
+}
+
+/// Records a run.
+pub fn add_run(conn: &mut Conn, workspace_id: i64, run: &PruneRun) -> Result<(), Fault> {
+    let row = RunRow {
+        workspace_id,
+        id: run.id.as_bytes().to_vec(),
+        deleted: run.deleted,
+        dry_run: run.dry_run,
+        meters: serde_json::to_string(&run.meters).map_err(Error::internal)?,
+        created_at: run.created_at.0,
+    };
+    both!(conn, c => diesel::insert_into(prune_runs::table).values(&row).execute(c)?);
+    Ok(())
+}
+
+/// Runs of a workspace, newest first, older than `before`. The ids grow with time.
+pub fn runs(
+    conn: &mut Conn,
+    workspace_id: i64,
+    before: Option<Uuid>,
+    limit: i64,
+) -> Result<Vec<PruneRun>, Fault> {
+    let before = before.unwrap_or(Uuid::max()).as_bytes().to_vec();
+    let rows: Vec<RunRow> = prune_runs::table
+        .filter(prune_runs::workspace_id.eq(workspace_id).and(prune_runs::id.lt(before)))
+        .order(prune_runs::id.desc())
+        .limit(limit)
+        .select(RunRow::as_select())
+        .load(conn)?;
+    rows.into_iter().map(RunRow::into_run).collect()
+}

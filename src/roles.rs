@@ -1,0 +1,4 @@
+//! What the program can be started as: one file per role that is more than a worker.
+
+pub mod migrate;
+pub mod serve;

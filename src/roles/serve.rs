@@ -1,0 +1,298 @@
+//! The serve role: REST and gRPC over one store. Owns start-up, timers and the way down.
+
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix_web::dev::ServerHandle;
+use actix_web::middleware::{Compress, from_fn};
+use actix_web::{App as HttpApp, HttpServer, web};
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinHandle;
+
+use crate::alerts::webhook::client::Client;
+use crate::app::{App, Phase};
+use crate::auth::Auth;
+use crate::auth::key::Flush;
+use crate::config::{Config, Driver, ListenAddr};
+use crate::db::{Store, migrations};
+use crate::entitlements::sql::plans::PlanCache;
+use crate::entitlements::{self, counter_reader};
+use crate::error::{Code, Error, Result};
+use crate::ingest::Ingest;
+use crate::jobs::worker::Wake;
+use crate::meters::sql::MeterCache;
+use crate::{alerts, exports, grpc, http, retention};
+
+/// Runs until SIGTERM or SIGINT, then drains within `shutdown_timeout`.
+pub async fn run(config: Config, migrate: bool) -> Result<()> {
+    let config = Arc::new(config);
+    let _only_server = lock_database(&config.db.driver)?;
+    let metrics = crate::metrics::install()?;
+    let mut stop = Stop::listen()?;
+
+    let store = Store::new(&config.db);
+    let meters = MeterCache::new(store.clone(), config.cache_ttl);
+    let plans = PlanCache::new(store.clone(), config.cache_ttl);
+    let counters = counter_reader::Reader::start(&store)?;
+    let wake = Wake::default();
+    let (ingest, writers) = Ingest::start(store.clone(), meters.clone(), &config.ingest, &wake);
+    let auth = Auth::new(store.clone(), auth_options(&config));
+    let phase = Arc::new(Phase::default());
+    let webhooks = Client::new(&config.webhook_allowed_networks)?;
+    let app =
+        App { config: config.clone(), store, auth, meters, plans, counters, ingest, phase, wake, webhooks };
+
+    if config.auth.oauth.github.is_some() || config.auth.oauth.google.is_some() {
+        log::warn!("sign-in providers are configured, but this version has none");
+    }
+    let listener = config.http.addr.bind().map_err(|error| cannot_listen(&config.http.addr, error))?;
+    announce("http", &listener);
+    let server = http_server(&app, listener)?;
+    let grpc_listener = config.grpc_addr.as_ref().map(listen_grpc).transpose()?;
+    if let Some(addr) = &config.metrics_addr {
+        listen_metrics(addr, metrics)?;
+    }
+
+    let ready = tokio::select! {
+        prepared = prepare_database(&config, migrate) => prepared.map(|()| true),
+        () = stop.requested() => Ok(false),
+    };
+    if !matches!(ready, Ok(true)) {
+        server.stop(false).await;
+        return ready.map(drop);
+    }
+    if let Err(error) = retention::attach_months(&app.store).await {
+        log::warn!(error:% = error; "months were not attached");
+    }
+    let grpc = grpc_listener.map(|listener| grpc::serve(&app, listener)).transpose()?;
+    app.phase.serve();
+    log::info!(driver = config.db.driver.name(), version = env!("CARGO_PKG_VERSION"); "ready");
+    let mut timers = Timers { cut: start_timers(&app), ending: retention::start(&app) };
+    timers.ending.extend(start_workers(&app)?);
+
+    stop.requested().await;
+    log::info!("stopping");
+    app.phase.drain();
+    let drain = drain(app, server, grpc, writers, timers);
+    let drained = tokio::time::timeout(config.shutdown_timeout, drain).await;
+    if drained.is_err() {
+        log::warn!("stopped before everything was drained");
+    }
+    log::info!("stopped");
+    Ok(())
+}
+
+pub(crate) fn listen_metrics(addr: &ListenAddr, metrics: PrometheusHandle) -> Result<()> {
+    let listener = addr.bind().map_err(|error| cannot_listen(addr, error))?;
+    crate::metrics::listen(listener, metrics).map_err(|error| cannot_listen(addr, error))
+}
+
+/// Takes the port at once, so that a port that is taken ends the start; calls are answered once the server is ready.
+fn listen_grpc(addr: &ListenAddr) -> Result<TcpListener> {
+    let listener = addr.bind().map_err(|error| cannot_listen(addr, error))?;
+    announce("grpc", &listener);
+    Ok(listener)
+}
+
+fn cannot_listen(address: &impl std::fmt::Display, error: std::io::Error) -> Error {
+    Error::new(Code::Unavailable, format!("cannot listen on {address}: {error}"))
+}
+
+/// One server per SQLite file: caches and group commit expect to be alone. Workers may share the file.
+fn lock_database(driver: &Driver) -> Result<Option<std::fs::File>> {
+    let Driver::Sqlite { path, .. } = driver else { return Ok(None) };
+    let Some(lock) = migrations::lock_path(path, "serve.lock") else { return Ok(None) };
+    match migrations::take_lock(&lock, false) {
+        Ok(file) => Ok(Some(file)),
+        Err(error) if error.code == Code::Conflict => {
+            Err(Error::conflict(format!("another open-spanner serve uses the database {path}")))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn auth_options(config: &Config) -> crate::auth::Options {
+    crate::auth::Options {
+        cache_ttl: config.cache_ttl,
+        registration_enabled: config.auth.registration_enabled,
+    }
+}
+
+/// Tells where a listener ended up, which matters for port 0.
+fn announce(kind: &'static str, listener: &TcpListener) {
+    let address = listener.local_addr().map(|address| address.to_string()).unwrap_or_default();
+    match kind {
+        "http" => log::info!(http = address; "listening"),
+        _ => log::info!(grpc = address; "grpc listening"),
+    }
+}
+
+/// Starts accepting at once, before the database is ready: until then all but health checks get 503.
+fn http_server(app: &App, listener: TcpListener) -> Result<ServerHandle> {
+    let data = web::Data::new(app.clone());
+    let demands = web::Data::new(http::Demands::default());
+    let document = http::openapi::document()?;
+    let server = HttpServer::new(move || {
+        HttpApp::new()
+            .app_data(data.clone())
+            .app_data(demands.clone())
+            .wrap(Compress::default())
+            .wrap(from_fn(http::gate))
+            .configure(http::routes)
+            // last: its empty prefix matches every path, and the gate asks for the first pattern that does
+            .service(http::openapi::viewer(document.clone()))
+    })
+    .workers(app.config.http.workers)
+    .keep_alive(Duration::from_secs(120))
+    .client_request_timeout(Duration::from_secs(5))
+    .shutdown_timeout(app.config.shutdown_timeout.as_secs().max(1))
+    .disable_signals()
+    .listen(listener)
+    .map_err(Error::internal)?
+    .run();
+    let handle = server.handle();
+    tokio::spawn(server);
+    Ok(handle)
+}
+
+const DATABASE_RETRY: Duration = Duration::from_secs(1);
+
+/// Waits for the database, then migrates it. A database that is not there yet is waited for; a migration that fails
+/// is final.
+pub(crate) async fn prepare_database(config: &Config, migrate: bool) -> Result<()> {
+    loop {
+        let driver = config.db.driver.clone();
+        let prepared = tokio::task::spawn_blocking(move || {
+            if migrate {
+                return migrations::run(&driver).map(drop);
+            }
+            let pending = migrations::status(&driver)?.iter().any(|step| !step.applied);
+            let message = "the schema is older than this server: run open-spanner migrate";
+            if pending { Err(Error::conflict(message)) } else { Ok(()) }
+        });
+        match prepared.await.map_err(Error::internal)? {
+            Err(error) if error.code == Code::Unavailable => {
+                log::warn!(error = error.message.as_str(); "waiting for the database");
+                tokio::time::sleep(DATABASE_RETRY).await;
+            }
+            result => return result,
+        }
+    }
+}
+
+/// What happens on its own: key use is written down, expired rows are swept.
+fn start_timers(app: &App) -> Vec<JoinHandle<()>> {
+    let (flusher, counter, sweeper) = (app.clone(), app.clone(), app.clone());
+    vec![
+        // writes each key at most once a minute, but a first use soon
+        tokio::spawn(every(Duration::from_secs(5), move || {
+            let app = flusher.clone();
+            async move { app.auth.flush_last_used(Flush::Due).await.map(drop) }
+        })),
+        tokio::spawn(every(Duration::from_secs(5), move || {
+            let app = counter.clone();
+            async move { app.ingest.flush_refusals().await }
+        })),
+        tokio::spawn(every(Duration::from_secs(600), move || {
+            let app = sweeper.clone();
+            async move {
+                app.auth.sweep().await?;
+                app.ingest.sweep_replays(app.config.ingest.bulk_replay_retention).await
+            }
+        })),
+    ]
+}
+
+/// Background work as far as it is done in this process; others are told of new work in any case.
+fn start_workers(app: &App) -> Result<Vec<JoinHandle<()>>> {
+    let stop = app.phase.draining();
+    app.wake.relay(app.store.clone(), stop.clone());
+    if !app.config.workers.in_serve {
+        return Ok(Vec::new());
+    }
+    app.wake.listen(app.config.db.driver.clone(), stop.clone());
+    let all = [
+        exports::worker::duties(&app.store, &app.config)?,
+        alerts::worker::duties(&app.store, &app.config, &app.webhooks, &app.wake),
+        entitlements::worker::duties(&app.store, &app.config),
+    ];
+    Ok(all.into_iter().flat_map(|duties| duties.start(&app.store, &app.wake, &stop)).collect())
+}
+
+async fn every<F: Future<Output = Result<()>>>(interval: Duration, mut work: impl FnMut() -> F) {
+    let mut ticks = tokio::time::interval(interval);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    // the first tick is at once
+    ticks.tick().await;
+    loop {
+        ticks.tick().await;
+        if let Err(error) = work().await {
+            log::warn!(error:% = error; "housekeeping failed");
+        }
+    }
+}
+
+/// What runs on its own.
+struct Timers {
+    /// Can be cut off anywhere.
+    cut: Vec<JoinHandle<()>>,
+    /// Notice that the server drains and end by themselves.
+    ending: Vec<JoinHandle<()>>,
+}
+
+/// Finishes what was accepted: requests, then writes, then notes.
+async fn drain(
+    app: App,
+    server: ServerHandle,
+    grpc: Option<grpc::Server>,
+    writers: Vec<JoinHandle<()>>,
+    timers: Timers,
+) {
+    let stop_grpc = async {
+        if let Some(grpc) = grpc {
+            grpc.stop(app.config.shutdown_timeout).await;
+        }
+    };
+    tokio::join!(server.stop(true), stop_grpc);
+    for timer in timers.cut {
+        timer.abort();
+    }
+    for timer in timers.ending {
+        let _ = timer.await;
+    }
+    if let Err(error) = app.auth.flush_last_used(Flush::All).await {
+        log::warn!(error:% = error; "the last use of API keys was not written down");
+    }
+    if let Err(error) = app.ingest.flush_refusals().await {
+        log::warn!(error:% = error; "the last refused events were not counted");
+    }
+    // the writers end when nobody can send to them any more
+    drop(app);
+    for writer in writers {
+        let _ = writer.await;
+    }
+}
+
+/// SIGTERM or SIGINT.
+pub(crate) struct Stop {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl Stop {
+    pub(crate) fn listen() -> Result<Self> {
+        Ok(Stop {
+            terminate: signal(SignalKind::terminate()).map_err(Error::internal)?,
+            interrupt: signal(SignalKind::interrupt()).map_err(Error::internal)?,
+        })
+    }
+
+    pub(crate) async fn requested(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! SQLite finds what a query sums up by index, never by reading a table.
+
+use super::*;
+use crate::db::statement::plan;
+use crate::metering::filter::Filter;
+use crate::usage::query::GroupField;
+
+fn query() -> Query {
+    let meter = Meter {
+        id: 1,
+        public_id: String::new(),
+        workspace_id: 1,
+        name: "m".to_owned(),
+        description: String::new(),
+        unit: "u".to_owned(),
+        aggregation: Aggregation::Sum,
+        dimensions: Vec::new(),
+        version: 1,
+        event_retention_days: 90,
+        pruned_before: None,
+        created_at: Micros(0),
+    };
+    Query {
+        meter: Arc::new(meter),
+        window: Window { from: Micros(0), to: Micros(30 * DAY) },
+        subject: None,
+        group_by: Vec::new(),
+        filter: None,
+        bucket_size: Some(BucketSize::Day),
+        only_valued: false,
+    }
+}
+
+fn sum(query: &Query, subjects: Subjects) -> Sum<'_> {
+    let named = query.names_subjects();
+    Sum { query, subjects, named, hour_by_hour: false, left_out: None, cells: Cells::first(100) }
+}
+
+fn rollup_plan(query: &Query, subjects: Subjects, grain: Grain) -> String {
+    let (_directory, mut conn) = plan::empty_database();
+    let mut statement = Statement::new(&conn);
+    let sql = sum(query, subjects).rollup_sql(&mut statement, grain, query.window, true);
+    plan::of(statement, &mut conn, &sql)
+}
+
+#[test]
+fn sums_of_a_meter_come_from_one_range_of_rollups() {
+    let range = "SEARCH r USING PRIMARY KEY (meter_id=? AND grain=? AND start>? AND start<?)";
+    for (subjects, grain) in [
+        (Subjects::All, Grain::MeterHour),
+        (Subjects::All, Grain::MeterDay),
+        (Subjects::Each, Grain::SubjectHour),
+    ] {
+        let by_subject = Query { group_by: vec![GroupField::Subject], ..query() };
+        let query = if matches!(subjects, Subjects::Each) { by_subject } else { query() };
+        let plan = rollup_plan(&query, subjects, grain);
+        assert!(plan.contains(range), "{plan}");
+        assert!(!plan.contains("SCAN r"), "{plan}");
+    }
+}
+
+#[test]
+fn sums_of_subjects_come_from_the_hours_they_were_seen_in() {
+    for subjects in [Subjects::Only(vec![5]), Subjects::Only(vec![5, 6])] {
+        let plan = rollup_plan(&query(), subjects, Grain::SubjectHour);
+        let hours = "SEARCH d USING PRIMARY KEY (subject_id=? AND day>? AND day<?)";
+        let range = "SEARCH r USING PRIMARY KEY (meter_id=? AND grain=? AND start=? AND subject_id=?)";
+        assert!(plan.contains(hours) && plan.contains(range), "{plan}");
+    }
+}
+
+#[test]
+fn raw_events_come_by_time() {
+    let filter = Filter::metadata_text("a", "b").ok();
+    let query = Query { filter, group_by: vec![GroupField::Subject], ..query() };
+    let (_directory, mut conn) = plan::empty_database();
+    let ranges = [
+        (Subjects::Each, "events_meter_time (meter_id=? AND event_time>? AND event_time<?)"),
+        (
+            Subjects::Only(vec![5]),
+            "events_subject_time (hour=? AND subject_id=? AND event_time>? AND event_time<?)",
+        ),
+    ];
+    for (subjects, range) in ranges {
+        let mut statement = Statement::new(&conn);
+        let sql = sum(&query, subjects).raw_sql(&mut statement, query.window, None);
+        let plan = plan::of(statement, &mut conn, &sql);
+        assert!(plan.contains(&format!("SEARCH e USING INDEX {range}")), "{plan}");
+        assert!(!plan.contains("SCAN e"), "{plan}");
+    }
+}

@@ -1,0 +1,233 @@
+//! What of a filter the database can check before rows leave it. The text is a condition that every matching event
+//! `e` meets, and maybe others: `Filter::matches` has the last word. So a condition may be left out wherever the
+//! database's idea of it could be narrower.
+
+use crate::db::statement::Statement;
+use crate::metering::event::ledger_key;
+use crate::metering::filter::{Field, Filter, Literal, Order, Test};
+
+/// The condition in SQL; `None` when nothing of it can be said.
+pub fn prefilter(filter: &Filter, workspace_id: i64, statement: &mut Statement) -> Option<String> {
+    match filter {
+        Filter::All(rules) => {
+            let parts: Vec<String> =
+                rules.iter().filter_map(|rule| prefilter(rule, workspace_id, statement)).collect();
+            (!parts.is_empty()).then(|| format!("({})", parts.join(" AND ")))
+        }
+        Filter::Any(rules) => {
+            // checked first, so that no bind is left without its place
+            if !rules.iter().all(is_known) {
+                return None;
+            }
+            let parts: Vec<String> =
+                rules.iter().filter_map(|rule| prefilter(rule, workspace_id, statement)).collect();
+            (parts.len() == rules.len()).then(|| format!("({})", parts.join(" OR ")))
+        }
+        Filter::Condition(field, test) if is_known(filter) => condition(field, test, workspace_id, statement),
+        Filter::Condition(..) => None,
+    }
+}
+
+/// The filter as a condition that the matching events meet and no others, so that the database may add them up.
+/// `None` where its idea of equality could differ from `Filter::matches`: then rows are looked at one by one.
+pub fn exact(filter: &Filter, workspace_id: i64, statement: &mut Statement) -> Option<String> {
+    if !is_exact(filter) {
+        return None;
+    }
+    let mut join = |rules: &[Filter], word: &str| {
+        let parts: Option<Vec<String>> =
+            rules.iter().map(|rule| exact(rule, workspace_id, statement)).collect();
+        Some(format!("({})", parts.filter(|parts| !parts.is_empty())?.join(word)))
+    };
+    match filter {
+        Filter::All(rules) => join(rules, " AND "),
+        Filter::Any(rules) => join(rules, " OR "),
+        Filter::Condition(Field::Metadata(path), test) if !statement.is_postgres => {
+            let written = written(path, test, statement)?;
+            let at = format!("'$.\"{}\"'", path.replace('.', "\".\""));
+            let texts = match test {
+                Test::Text(text) => statement.text(text.as_str()),
+                Test::In(literals) => texts(literals, |text, statement| statement.text(text), statement)?,
+                _ => return None,
+            };
+            Some(format!(
+                "({written} AND json_type(e.metadata, {at}) = 'text' AND json_extract(e.metadata, {at}) IN ({texts}))"
+            ))
+        }
+        Filter::Condition(field, test) => condition(field, test, workspace_id, statement),
+    }
+}
+
+fn is_exact(filter: &Filter) -> bool {
+    let (field, test) = match filter {
+        Filter::All(rules) | Filter::Any(rules) => return !rules.is_empty() && rules.iter().all(is_exact),
+        Filter::Condition(field, test) => (field, test),
+    };
+    match (field, test) {
+        // a number as a step would go into lists on PostgreSQL
+        (Field::Metadata(path), _) if path.split('.').any(|step| step.parse::<i64>().is_ok()) => false,
+        (Field::Metadata(_), Test::Text(text)) => is_only_text(text),
+        (Field::Metadata(_), Test::In(literals)) => {
+            !literals.is_empty() && literals.iter().all(|literal| matches!(literal, Literal::Text(_)))
+        }
+        (Field::Metadata(_), _) => false,
+        _ => is_known(filter),
+    }
+}
+
+/// Whether only a string has this text form: it cannot be how a number, a flag, a list or an object is written.
+fn is_only_text(text: &str) -> bool {
+    serde_json::from_str::<serde::de::IgnoredAny>(text).is_err()
+}
+
+/// Whether [`prefilter`] has something to say.
+fn is_known(filter: &Filter) -> bool {
+    let (field, test) = match filter {
+        Filter::All(rules) => return rules.iter().any(is_known),
+        Filter::Any(rules) => return rules.iter().all(is_known),
+        Filter::Condition(field, test) => (field, test),
+    };
+    match (field, test) {
+        (Field::Subject | Field::IdempotencyKey, Test::In(_)) => true,
+        (Field::Quantity | Field::EventTime | Field::ReceivedAt, Test::In(_) | Test::Compare(..)) => true,
+        (Field::Metadata(_), Test::In(literals)) => {
+            literals.iter().all(|literal| !matches!(literal, Literal::List(_)))
+        }
+        (Field::Metadata(_), Test::Not(_)) => false,
+        (Field::Metadata(_), _) => true,
+        _ => false,
+    }
+}
+
+fn condition(field: &Field, test: &Test, workspace_id: i64, statement: &mut Statement) -> Option<String> {
+    match (field, test) {
+        (Field::Subject, Test::In(literals)) => {
+            let names = texts(literals, |name, statement| statement.text(name), statement)?;
+            Some(format!(
+                "e.subject_id IN (SELECT id FROM subjects WHERE workspace_id = {workspace_id} AND name IN ({names}))"
+            ))
+        }
+        // every stored key is in the ledger, which knows where its event is
+        (Field::IdempotencyKey, Test::In(literals)) => {
+            let keys = texts(literals, |key, statement| statement.bytes(ledger_key(key)), statement)?;
+            Some(format!(
+                "(e.subject_id, e.event_time, e.id) IN (SELECT subject_id, event_time, event_id
+                 FROM idempotency_keys WHERE workspace_id = {workspace_id} AND key IN ({keys}))"
+            ))
+        }
+        (Field::Quantity | Field::EventTime | Field::ReceivedAt, Test::In(literals)) => {
+            let values: Option<Vec<String>> =
+                literals.iter().map(|literal| fixed(literal, statement)).collect();
+            Some(format!("{} IN ({})", column(field), values?.join(", ")))
+        }
+        (Field::Quantity | Field::EventTime | Field::ReceivedAt, Test::Compare(order, literal)) => {
+            let value = fixed(literal, statement)?;
+            Some(format!("{} {} {value}", column(field), order.sql()))
+        }
+        (Field::Metadata(path), test) if statement.is_postgres => metadata(path, test, statement),
+        (Field::Metadata(path), test) => written(path, test, statement),
+        _ => None,
+    }
+}
+
+fn texts(
+    literals: &[Literal],
+    mut bind: impl FnMut(&str, &mut Statement) -> String,
+    statement: &mut Statement,
+) -> Option<String> {
+    let one = |literal: &Literal| match literal {
+        Literal::Text(text) => Some(bind(text, statement)),
+        _ => None,
+    };
+    Some(literals.iter().map(one).collect::<Option<Vec<_>>>()?.join(", "))
+}
+
+fn column(field: &Field) -> &'static str {
+    match field {
+        Field::Quantity => "e.quantity",
+        Field::ReceivedAt => "e.received_at",
+        _ => "e.event_time",
+    }
+}
+
+fn fixed(literal: &Literal, statement: &mut Statement) -> Option<String> {
+    match literal {
+        Literal::Number(number) if statement.is_postgres => {
+            Some(format!("{}::numeric", statement.text(number.to_plain())))
+        }
+        Literal::Number(number) => Some(statement.bytes(number.to_sortable())),
+        Literal::Time(time) => Some(statement.int(time.0)),
+        _ => None,
+    }
+}
+
+/// SQLite only. Metadata is stored as `event::admit` writes it: compact, one spelling of each value. So text can be
+/// looked for instead of parsing JSON, in a tenth of the time; it may also stand elsewhere in the object.
+fn written(path: &str, test: &Test, statement: &mut Statement) -> Option<String> {
+    let name = serde_json::to_string(path.rsplit('.').next()?).ok()?;
+    let values = match test {
+        Test::In(literals) => literals.iter().map(json_text).collect::<Option<Vec<_>>>()?,
+        Test::Text(text) if is_only_text(text) => vec![serde_json::to_string(text).ok()?],
+        Test::Text(text) => vec![serde_json::to_string(text).ok()?, text.clone()],
+        _ => vec![String::new()],
+    };
+    let mut places = values.iter().map(|value| {
+        let text = statement.text(format!("{name}:{value}"));
+        format!("instr(e.metadata, {text}) > 0")
+    });
+    let first = places.next()?;
+    Some(places.fold(first, |all, place| format!("{all} OR {place}"))).map(|all| format!("({all})"))
+}
+
+/// PostgreSQL only. A path is dot-separated words, so it needs no escaping inside the array literal. `#>` would also
+/// step into lists, which finds more than is asked for, never less.
+fn metadata(path: &str, test: &Test, statement: &mut Statement) -> Option<String> {
+    let value = format!("(e.metadata #> '{{{}}}')", path.replace('.', ","));
+    let kind = format!("jsonb_typeof{value}");
+    let text = format!("({value} #>> '{{}}')");
+    match test {
+        Test::Exists => Some(format!("{value} IS NOT NULL")),
+        Test::In(literals) => {
+            let values: Option<Vec<String>> = literals
+                .iter()
+                .map(|literal| json_text(literal).map(|json| format!("{}::jsonb", statement.text(json))))
+                .collect();
+            Some(format!("{value} IN ({})", values?.join(", ")))
+        }
+        Test::Compare(order, Literal::Number(number)) => {
+            let number = statement.text(number.to_plain());
+            Some(format!(
+                "CASE WHEN {kind} = 'number' THEN {value}::numeric {} {number}::numeric ELSE false END",
+                Order::sql(*order)
+            ))
+        }
+        Test::Compare(order, Literal::Text(other)) => {
+            let other = statement.text(other.as_str());
+            Some(format!("({kind} = 'string' AND {text} COLLATE \"C\" {} {other})", order.sql()))
+        }
+        // PostgreSQL spells numbers and lists its own way
+        Test::Contains(part) => {
+            let part = statement.text(part.as_str());
+            Some(format!("({kind} <> 'string' OR strpos({text}, {part}) > 0)"))
+        }
+        Test::Text(whole) if is_only_text(whole) => Some(format!(
+            "e.metadata #>> '{{{}}}' = {}",
+            path.replace('.', ","),
+            statement.text(whole.as_str())
+        )),
+        Test::Text(whole) => {
+            let whole = statement.text(whole.as_str());
+            Some(format!("({kind} <> 'string' OR {text} = {whole})"))
+        }
+        _ => None,
+    }
+}
+
+fn json_text(literal: &Literal) -> Option<String> {
+    match literal {
+        Literal::Text(text) => serde_json::to_string(text).ok(),
+        Literal::Number(number) => Some(number.to_json()),
+        Literal::Bool(flag) => Some(flag.to_string()),
+        Literal::Time(_) | Literal::List(_) => None,
+    }
+}

@@ -1,0 +1,152 @@
+//! The history of write calls: one row per call, written by `events`, read here; and the clean-up of this and all
+//! other history.
+
+use diesel::prelude::*;
+use diesel::sql_query;
+use diesel::sql_types::{BigInt, Binary};
+use uuid::Uuid;
+
+use crate::db::schema::{ingestion_refusals, ingestion_runs};
+use crate::db::{Conn, Fault, leases};
+use crate::error::Error;
+use crate::ingest::insert::uuid_of;
+use crate::metering::time::Micros;
+
+/// One write call.
+#[derive(Clone, Debug)]
+pub struct IngestionRun {
+    pub id: Uuid,
+    pub kind: String,
+    pub accepted: i64,
+    pub duplicates: i64,
+    pub failed: i64,
+    pub created_at: Micros,
+}
+
+/// Write calls of a workspace, newest first, older than `before`. The ids grow with time.
+pub fn runs(
+    conn: &mut Conn,
+    workspace_id: i64,
+    before: Option<Uuid>,
+    limit: i64,
+) -> Result<Vec<IngestionRun>, Fault> {
+    let before = before.unwrap_or(Uuid::max()).as_bytes().to_vec();
+    let rows: Vec<(Vec<u8>, String, i64, i64, i64, i64)> = ingestion_runs::table
+        .filter(ingestion_runs::workspace_id.eq(workspace_id).and(ingestion_runs::id.lt(before)))
+        .order(ingestion_runs::id.desc())
+        .limit(limit)
+        .select((
+            ingestion_runs::id,
+            ingestion_runs::kind,
+            ingestion_runs::accepted,
+            ingestion_runs::duplicates,
+            ingestion_runs::failed,
+            ingestion_runs::created_at,
+        ))
+        .load(conn)?;
+    rows.into_iter()
+        .map(|(id, kind, accepted, duplicates, failed, created_at)| {
+            let (id, created_at) = (uuid_of(&id)?, Micros(created_at));
+            Ok(IngestionRun { id, kind, accepted, duplicates, failed, created_at })
+        })
+        .collect()
+}
+
+/// Rows that are only history. What failed and may still be asked about (dead letters, failed exports) is not.
+#[derive(Clone, Copy, Debug)]
+pub enum Past {
+    IngestionRuns,
+    /// With their attempts.
+    DeliveredAlerts,
+    /// Completed exports whose file is gone.
+    ExpiredExports,
+}
+
+impl Past {
+    pub const ALL: [Past; 3] = [Past::IngestionRuns, Past::DeliveredAlerts, Past::ExpiredExports];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Past::IngestionRuns => "ingestion_runs",
+            Past::DeliveredAlerts => "alert_deliveries",
+            Past::ExpiredExports => "export_jobs",
+        }
+    }
+}
+
+/// Deletes up to `limit` rows from before an instant; returns how many. 409 when the lease was lost.
+pub fn delete_past(
+    conn: &mut Conn,
+    (lease, holder): (&str, &str),
+    past: Past,
+    before: Micros,
+    limit: i64,
+) -> Result<usize, Fault> {
+    if !leases::renew(conn, lease, holder)? {
+        return Err(Error::conflict("another clean-up took over").into());
+    }
+    let text = match past {
+        Past::IngestionRuns => return delete_runs(conn, before, limit),
+        Past::DeliveredAlerts => {
+            "DELETE FROM alert_deliveries WHERE id IN (
+                 SELECT id FROM alert_deliveries WHERE status = 'delivered' AND delivered_at < $1 LIMIT $2)"
+        }
+        Past::ExpiredExports => {
+            "DELETE FROM export_jobs WHERE id IN (
+                 SELECT id FROM export_jobs WHERE status = 'completed' AND expired_at < $1 LIMIT $2)"
+        }
+    };
+    Ok(sql_query(text).bind::<BigInt, _>(before.0).bind::<BigInt, _>(limit).execute(conn)?)
+}
+
+/// Goes through the workspaces, so that the primary key serves and the hot table needs no index for this.
+fn delete_runs(conn: &mut Conn, before: Micros, limit: i64) -> Result<usize, Fault> {
+    let text = "DELETE FROM ingestion_runs WHERE (workspace_id, id) IN (
+                    SELECT r.workspace_id, r.id FROM workspaces w
+                    JOIN ingestion_runs r ON r.workspace_id = w.id AND r.id < $1 LIMIT $2)";
+    let before = first_id(before).as_bytes().to_vec();
+    Ok(sql_query(text).bind::<Binary, _>(before).bind::<BigInt, _>(limit).execute(conn)?)
+}
+
+/// The smallest UUIDv7 of an instant.
+fn first_id(at: Micros) -> Uuid {
+    let millis = at.0.max(0).div_euclid(1000) as u64;
+    uuid::Builder::from_unix_timestamp_millis(millis, &[0; 10]).into_uuid()
+}
+
+/// Events of a workspace that were turned away.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Refused {
+    /// Invalid.
+    pub rejected: i64,
+    /// Over the rate limit.
+    pub throttled: i64,
+}
+
+/// Adds to the totals of each workspace, which come sorted.
+pub fn add_refused(conn: &mut Conn, more: &[(i64, Refused)]) -> Result<(), Fault> {
+    for (workspace_id, refused) in more {
+        // a workspace may have been deleted meanwhile
+        sql_query(
+            "INSERT INTO ingestion_refusals AS r (workspace_id, rejected_events, throttled_events)
+             SELECT id, CAST($1 AS BIGINT), CAST($2 AS BIGINT) FROM workspaces WHERE id = $3
+             ON CONFLICT (workspace_id) DO UPDATE SET
+                 rejected_events = r.rejected_events + excluded.rejected_events,
+                 throttled_events = r.throttled_events + excluded.throttled_events",
+        )
+        .bind::<BigInt, _>(refused.rejected)
+        .bind::<BigInt, _>(refused.throttled)
+        .bind::<BigInt, _>(*workspace_id)
+        .execute(conn)?;
+    }
+    Ok(())
+}
+
+pub fn refused(conn: &mut Conn, workspace_id: i64) -> Result<Refused, Fault> {
+    let row: Option<(i64, i64)> = ingestion_refusals::table
+        .find(workspace_id)
+        .select((ingestion_refusals::rejected_events, ingestion_refusals::throttled_events))
+        .first(conn)
+        .optional()?;
+    Ok(row.map(|(rejected, throttled)| Refused { rejected, throttled }).unwrap_or_default())
+}

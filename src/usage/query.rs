@@ -1,0 +1,364 @@
+//! Usage queries: what a caller may ask, and how parts of rollups and raw events become the rows of an answer
+//! (rest.md sections 9 and 12.5). Pure: no SQL.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use serde::Serialize;
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use crate::error::{Error, Result};
+use crate::metering::event::parse_subject;
+use crate::metering::filter::{Field, Filter, Held, Row, text_of};
+use crate::metering::json::Map;
+use crate::metering::meter::Meter;
+use crate::metering::quantity::Quantity;
+use crate::metering::rollup::{Part, add_event, merge};
+use crate::metering::time::{BucketSize, Micros, SECOND, Window};
+
+pub const GROUP_FIELDS_MAX: usize = 5;
+/// What a group is called whose events lack the dimension; clients have stored it.
+const LACKING: &str = "<nil>";
+
+/// A field rows are grouped by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum GroupField {
+    Subject,
+    Dimension(String),
+}
+
+impl GroupField {
+    pub fn name(&self) -> &str {
+        match self {
+            GroupField::Subject => "subject",
+            GroupField::Dimension(name) => name,
+        }
+    }
+}
+
+/// A checked query over the events of one meter.
+#[derive(Clone, Debug)]
+pub struct Query {
+    pub meter: Arc<Meter>,
+    pub window: Window,
+    pub subject: Option<String>,
+    pub group_by: Vec<GroupField>,
+    pub filter: Option<Filter>,
+    /// How instants are put together: into buckets, or all into one.
+    pub bucket_size: Option<BucketSize>,
+    /// Events that lack a value to group by, or have an empty one, are left out instead of grouped under a name.
+    pub only_valued: bool,
+}
+
+impl Query {
+    /// The start of the row an instant belongs to.
+    pub fn bucket(&self, at: Micros) -> Micros {
+        self.bucket_size.map_or(self.window.from, |size| size.start(at))
+    }
+
+    /// Whether rows must know the subject of their events.
+    pub fn names_subjects(&self) -> bool {
+        self.group_by.contains(&GroupField::Subject) || self.filter_fields().contains(&&Field::Subject)
+    }
+
+    fn filter_fields(&self) -> Vec<&Field> {
+        self.filter.as_ref().map(Filter::fields).unwrap_or_default()
+    }
+
+    /// The only subjects whose events can count; `None` when any can.
+    pub fn only_subjects(&self) -> Option<BTreeSet<&str>> {
+        let filtered = self.filter.as_ref().and_then(|filter| filter.only(&Field::Subject));
+        match (&self.subject, filtered) {
+            (Some(subject), Some(set)) => Some(set.into_iter().filter(|name| name == subject).collect()),
+            (Some(subject), None) => Some(BTreeSet::from([subject.as_str()])),
+            (None, filtered) => filtered,
+        }
+    }
+
+    /// Metadata paths that decide about groups or conditions.
+    pub fn paths(&self) -> BTreeSet<&str> {
+        let grouped = self.group_by.iter().filter_map(|field| match field {
+            GroupField::Subject => None,
+            GroupField::Dimension(name) => Some(name.as_str()),
+        });
+        let filtered = self.filter_fields().into_iter().filter_map(|field| match field {
+            Field::Metadata(path) => Some(path.as_str()),
+            _ => None,
+        });
+        grouped.chain(filtered).collect()
+    }
+
+    /// The meter version from which rollups can answer this query; `None` when only raw events can: a path is no
+    /// declared dimension, or the filter looks at something that rollups have added up.
+    pub fn rollups_since(&self) -> Option<i32> {
+        let added_up = |field: &&Field| {
+            matches!(field, Field::Quantity | Field::EventTime | Field::ReceivedAt | Field::IdempotencyKey)
+        };
+        if self.filter_fields().iter().any(added_up) {
+            return None;
+        }
+        let since = |path| self.meter.dimension(path).map(|dimension| dimension.since);
+        self.paths().into_iter().map(since).try_fold(0, |newest, since| Some(newest.max(since?)))
+    }
+
+    /// The group of a rollup or a raw event, or `None` when it does not count.
+    pub fn group(&self, row: &impl Row) -> Option<Vec<String>> {
+        if self.filter.as_ref().is_some_and(|filter| !filter.matches(row)) {
+            return None;
+        }
+        self.group_by.iter().map(|field| self.group_value(field, row)).collect()
+    }
+
+    fn group_value(&self, field: &GroupField, row: &impl Row) -> Option<String> {
+        let held = match field {
+            GroupField::Subject => row.held(&Field::Subject),
+            GroupField::Dimension(name) => row.held(&Field::Metadata(name.clone())),
+        };
+        let text = match held {
+            Some(Held::Text(text)) => Some(text.to_owned()),
+            Some(Held::Json(value)) if !value.is_null() => Some(text_of(value).into_owned()),
+            _ => None,
+        };
+        match self.only_valued {
+            true => text.filter(|text| !text.is_empty()),
+            false => Some(text.unwrap_or_else(|| LACKING.to_owned())),
+        }
+    }
+}
+
+/// What rollups keep of the events they add up.
+pub struct Summed<'a> {
+    pub meter: &'a str,
+    pub subject: &'a str,
+    /// Dimension values by their full name.
+    pub dimensions: &'a Map,
+}
+
+impl Row for Summed<'_> {
+    fn held(&self, field: &Field) -> Option<Held<'_>> {
+        match field {
+            Field::Subject => Some(Held::Text(self.subject)),
+            Field::Meter => Some(Held::Text(self.meter)),
+            Field::Metadata(path) => self.dimensions.get(path).map(Held::Json),
+            Field::Quantity | Field::EventTime | Field::ReceivedAt | Field::IdempotencyKey => None,
+        }
+    }
+}
+
+/// Trims, splits at commas and de-duplicates `group_by`; each must be `subject` or a declared dimension.
+pub fn parse_group_by<'a>(meter: &Meter, fields: impl Iterator<Item = &'a str>) -> Result<Vec<GroupField>> {
+    let mut parsed: Vec<GroupField> = Vec::new();
+    for name in fields.flat_map(|text| text.split(',')).map(str::trim).filter(|name| !name.is_empty()) {
+        let field = match name {
+            "subject" => GroupField::Subject,
+            name if meter.dimension(name).is_some() => GroupField::Dimension(name.to_owned()),
+            name => {
+                return Err(Error::invalid(format!(
+                    "group_by {name:?} is not subject or a declared dimension"
+                )));
+            }
+        };
+        if !parsed.contains(&field) {
+            parsed.push(field);
+        }
+    }
+    if parsed.len() > GROUP_FIELDS_MAX {
+        return Err(Error::invalid(format!("group_by must not have more than {GROUP_FIELDS_MAX} fields")));
+    }
+    Ok(parsed)
+}
+
+/// The field of a breakdown: `subject` or a declared dimension, with or without `metadata.` before it.
+pub fn parse_breakdown_field(meter: &Meter, text: &str) -> Result<GroupField> {
+    match text.trim() {
+        "subject" => Ok(GroupField::Subject),
+        _ => parse_dimension_field(meter, text),
+    }
+}
+
+/// A declared dimension, with or without `metadata.` before it.
+pub fn parse_dimension_field(meter: &Meter, text: &str) -> Result<GroupField> {
+    let name = text.trim();
+    let name = name.strip_prefix("metadata.").unwrap_or(name);
+    match meter.dimension(name) {
+        Some(dimension) => Ok(GroupField::Dimension(dimension.name.clone())),
+        None => Err(Error::invalid(format!("field {text:?} is not a declared dimension"))),
+    }
+}
+
+/// Trims a subject filter; empty means none.
+pub fn parse_subject_filter(text: &str) -> Result<Option<String>> {
+    match text.trim() {
+        "" => Ok(None),
+        subject => parse_subject(subject).map(|subject| Some(subject.to_owned())),
+    }
+}
+
+/// Where parts are added up: bucket start, then group values in `group_by` order. Holds the first `most` rows only:
+/// a row once pushed out can never come back, because what pushed it out stays.
+#[derive(Debug)]
+pub struct Cells {
+    parts: BTreeMap<(Micros, Vec<String>), Part>,
+    most: usize,
+}
+
+impl Cells {
+    pub fn first(most: usize) -> Self {
+        Cells { parts: BTreeMap::new(), most }
+    }
+
+    pub fn add(&mut self, start: Micros, group: Vec<String>, part: &Part) {
+        merge(&mut self.parts, (start, group), part);
+        self.keep_first();
+    }
+
+    pub fn add_event(
+        &mut self,
+        start: Micros,
+        group: Vec<String>,
+        at: Micros,
+        id: Uuid,
+        quantity: &Quantity,
+    ) {
+        add_event(&mut self.parts, (start, group), at, id, quantity);
+        self.keep_first();
+    }
+
+    /// Whether rows of this bucket or later ones could still be among the first.
+    pub fn wants(&self, start: Micros) -> bool {
+        let last = self.parts.last_key_value().filter(|_| self.parts.len() >= self.most);
+        last.is_none_or(|((last, _), _)| start <= *last)
+    }
+
+    fn keep_first(&mut self) {
+        if self.parts.len() > self.most {
+            self.parts.pop_last();
+        }
+    }
+
+    /// The rows in order: group values, and what was added up.
+    pub fn into_groups(self) -> impl Iterator<Item = (Vec<String>, Part)> {
+        self.parts.into_iter().map(|((_, group), part)| (group, part))
+    }
+}
+
+/// One row of a bucket answer; fields in wire order.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(as = UsageBucket)]
+pub struct Bucket {
+    pub subject: String,
+    pub meter: String,
+    pub bucket_size: &'static str,
+    pub bucket_start: Micros,
+    pub aggregation: &'static str,
+    pub unit: String,
+    pub quantity: Quantity,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub group: BTreeMap<String, String>,
+}
+
+/// The rows by bucket start, then group values bytewise.
+pub fn buckets(query: &Query, cells: Cells) -> Vec<Bucket> {
+    let size = query.bucket_size.unwrap_or(BucketSize::Day);
+    let row = |((start, values), part): ((Micros, Vec<String>), Part)| {
+        let names = query.group_by.iter().map(|field| field.name().to_owned());
+        let group: BTreeMap<String, String> = names.zip(values).collect();
+        let grouped_subject = group.get("subject").filter(|_| query.group_by.contains(&GroupField::Subject));
+        Bucket {
+            subject: query.subject.clone().or_else(|| grouped_subject.cloned()).unwrap_or_default(),
+            meter: query.meter.name.clone(),
+            bucket_size: size.as_str(),
+            bucket_start: start,
+            aggregation: query.meter.aggregation.as_str(),
+            unit: query.meter.unit.clone(),
+            quantity: part.value(query.meter.aggregation, size.seconds(start) * SECOND),
+            group,
+        }
+    };
+    cells.parts.into_iter().map(row).collect()
+}
+
+/// One row of a breakdown; fields in wire order.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(as = BreakdownItem)]
+pub struct Share {
+    pub field: String,
+    pub value: String,
+    pub quantity: Quantity,
+    pub events: i64,
+    pub aggregation: &'static str,
+    pub unit: String,
+}
+
+/// The largest rows of a query that is grouped by one field, then by value.
+pub fn breakdown(query: &Query, cells: Cells, limit: usize) -> Vec<Share> {
+    let field = query.group_by.first().map_or("", GroupField::name);
+    let share = |((_, values), part): ((Micros, Vec<String>), Part)| Share {
+        field: field.to_owned(),
+        value: values.into_iter().next().unwrap_or_default(),
+        quantity: part.value(query.meter.aggregation, query.window.length()),
+        events: part.count,
+        aggregation: query.meter.aggregation.as_str(),
+        unit: query.meter.unit.clone(),
+    };
+    // values come in order, and sorting is stable
+    let mut shares: Vec<Share> = cells.parts.into_iter().map(share).collect();
+    shares.sort_by(|a, b| b.quantity.cmp(&a.quantity));
+    shares.truncate(limit);
+    shares
+}
+
+/// A value that a dimension has taken; fields in wire order.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(as = DimensionValue)]
+pub struct Taken {
+    pub field: String,
+    pub value: String,
+    pub events: i64,
+}
+
+/// The most frequent values of a query that is grouped by one dimension, then by value.
+pub fn values_taken(query: &Query, cells: Cells, limit: usize) -> Vec<Taken> {
+    let field = query.group_by.first().map_or("", GroupField::name);
+    let taken = |((_, values), part): ((Micros, Vec<String>), Part)| Taken {
+        field: field.to_owned(),
+        value: values.into_iter().next().unwrap_or_default(),
+        events: part.count,
+    };
+    let mut all: Vec<Taken> = cells.parts.into_iter().map(taken).collect();
+    all.sort_by_key(|taken| std::cmp::Reverse(taken.events));
+    all.truncate(limit);
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// Parts come bucket by bucket; whoever stops when no more are wanted has the same first rows.
+        #[test]
+        fn what_is_not_wanted_would_not_be_among_the_first(
+            mut parts in proptest::collection::vec((0i64..20, 0u8..6), 0..80),
+            most in 1usize..30,
+        ) {
+            parts.sort_unstable();
+            let (mut all, mut some) = (Cells::first(most), Cells::first(most));
+            let mut is_wanted = true;
+            for (bucket, group) in parts {
+                let start = Micros(bucket);
+                let part = Part::of(start, Uuid::nil(), &Quantity::from(1));
+                all.add(start, vec![group.to_string()], &part);
+                is_wanted = is_wanted && some.wants(start);
+                if is_wanted {
+                    some.add(start, vec![group.to_string()], &part);
+                }
+            }
+            let rows = |cells: Cells| cells.parts.into_iter().map(|(key, part)| (key, part.count)).collect::<Vec<_>>();
+            prop_assert_eq!(rows(all), rows(some));
+        }
+    }
+}

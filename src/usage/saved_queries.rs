@@ -1,0 +1,78 @@
+//! Queries that users keep for themselves, in whatever workspace they are.
+
+use diesel::prelude::*;
+
+use crate::both;
+use crate::db::schema::saved_queries;
+use crate::db::{Conn, Fault};
+use crate::error::Error;
+
+/// A kept query; `query` is a JSON object and `group_by` a JSON list, both as text.
+#[derive(Clone, Debug, Queryable, Selectable, Insertable, AsChangeset)]
+#[diesel(table_name = saved_queries, treat_none_as_default_value = false)]
+pub struct SavedQuery {
+    pub id: String,
+    pub user_id: i64,
+    pub name: String,
+    pub query: String,
+    pub group_by: String,
+    pub bucket_size: String,
+    pub row_limit: i64,
+    pub pinned: bool,
+    pub position: i64,
+    pub created_at: i64,
+    pub updated_at: i64,
+}
+
+fn name_taken(fault: Fault, name: &str) -> Fault {
+    if fault.breaks("saved_queries_user_name_key") {
+        return Error::conflict(format!("a saved query named {name:?} exists")).into();
+    }
+    fault
+}
+
+/// All of a user's queries: pinned first, then by position, then the newest change.
+pub fn list(conn: &mut Conn, user_id: i64) -> Result<Vec<SavedQuery>, Fault> {
+    Ok(saved_queries::table
+        .filter(saved_queries::user_id.eq(user_id))
+        .order((
+            saved_queries::pinned.desc(),
+            saved_queries::position,
+            saved_queries::updated_at.desc(),
+            saved_queries::id.desc(),
+        ))
+        .select(SavedQuery::as_select())
+        .load(conn)?)
+}
+
+/// Keeps a new query; 409 when the user has one of this name.
+pub fn add(conn: &mut Conn, query: &SavedQuery) -> Result<(), Fault> {
+    let added: Result<usize, Fault> = both!(conn, c => {
+        diesel::insert_into(saved_queries::table).values(query).execute(c).map_err(Fault::from)
+    });
+    added.map(drop).map_err(|fault| name_taken(fault, &query.name))
+}
+
+/// Changes a query of a user: `change` gets the current one. `None` when there is none; 409 when the name is taken.
+pub fn update(
+    conn: &mut Conn,
+    user_id: i64,
+    id: &str,
+    change: impl FnOnce(SavedQuery) -> SavedQuery,
+) -> Result<Option<SavedQuery>, Fault> {
+    let own = saved_queries::table.find(id).filter(saved_queries::user_id.eq(user_id));
+    let found: Option<SavedQuery> = own.select(SavedQuery::as_select()).first(conn).optional()?;
+    let Some(found) = found else { return Ok(None) };
+    let changed = change(found);
+    let updated: Result<usize, Fault> = both!(conn, c => {
+        diesel::update(saved_queries::table.find(id)).set(&changed).execute(c).map_err(Fault::from)
+    });
+    updated.map_err(|fault| name_taken(fault, &changed.name))?;
+    Ok(Some(changed))
+}
+
+/// Deletes a query of a user; false when there is none.
+pub fn delete(conn: &mut Conn, user_id: i64, id: &str) -> Result<bool, Fault> {
+    let own = saved_queries::table.find(id).filter(saved_queries::user_id.eq(user_id));
+    Ok(diesel::delete(own).execute(conn)? > 0)
+}

@@ -1,0 +1,140 @@
+//! `/v1/subjects`: who used something, how much of it is stored, and their newest events.
+
+use serde_json::{Value, json};
+
+use crate::support::{Client, Database, Server, on_both_databases};
+
+on_both_databases!(
+    subjects_come_with_their_counts,
+    a_subject_goes_with_its_last_event,
+    events_of_a_subject_are_its_own,
+    names_of_subjects_are_checked,
+    subjects_are_the_workspaces_own,
+    keys_for_some_meters_see_no_subjects,
+);
+
+const SUBJECTS: &str = "/v1/subjects";
+
+async fn record(client: &Client, meter: &str, subject: &str, day: u32) {
+    let event = json!({"meter": meter, "subject": subject, "quantity": day, "timestamp": format!("2026-06-{day:02}T12:00:00Z")});
+    client.post("/v1/usages", &event).await.expect(201);
+}
+
+async fn items(client: &Client, query: &str) -> Vec<Value> {
+    let page = client.get(&format!("{SUBJECTS}?{query}")).await.json(200);
+    page["items"].as_array().expect("a list").clone()
+}
+
+async fn subjects_come_with_their_counts(database: Database) {
+    let server = Server::start(&database);
+    let ws = server.workspace().await;
+    assert_eq!(items(&ws, "").await, [Value::Null; 0]);
+    ws.meter("a", "sum").await;
+    ws.meter("b", "count").await;
+    for (meter, subject, day) in
+        [("a", "ann", 1), ("b", "ann", 9), ("a", "bob", 9), ("a", "ann", 3), ("a", "cid", 2)]
+    {
+        record(&ws, meter, subject, day).await;
+    }
+    let subject = |name: &str, events: u32, meters: u32, day: u32| {
+        json!({"subject": name, "usage_events": events, "meters": meters,
+               "last_event_at": format!("2026-06-{day:02}T12:00:00Z")})
+    };
+    let wanted = [subject("ann", 3, 2, 9), subject("bob", 1, 1, 9), subject("cid", 1, 1, 2)];
+    assert_eq!(items(&ws, "").await, wanted, "the latest event first, then by name");
+    // the same on pages of one, with cursors
+    let (mut seen, mut cursor) = (Vec::new(), String::new());
+    loop {
+        let page = ws.get(&format!("{SUBJECTS}?limit=1&cursor={cursor}")).await.json(200);
+        seen.extend(page["items"].as_array().expect("a list").clone());
+        let Some(next) = page.get("next_cursor") else { break };
+        cursor = next.as_str().expect("a text").to_owned();
+    }
+    assert_eq!(seen, wanted);
+    ws.get(&format!("{SUBJECTS}?limit=0")).await.error(400, "invalid_limit");
+    ws.get(&format!("{SUBJECTS}?cursor=%21")).await.error(400, "invalid_input");
+}
+
+async fn a_subject_goes_with_its_last_event(database: Database) {
+    let server = Server::start(&database);
+    let ws = server.workspace().await;
+    let meter = json!({"name": "short", "unit": "u", "event_retention_days": 1});
+    ws.post("/v1/meters", &meter).await.expect(201);
+    let meter = json!({"name": "long", "unit": "u", "event_retention_days": 3650});
+    ws.post("/v1/meters", &meter).await.expect(201);
+    for (meter, subject) in [("short", "ann"), ("short", "bob"), ("long", "bob")] {
+        record(&ws, meter, subject, 1).await;
+    }
+    ws.post_text("/v1/usageevents/prune", "").await.expect(200);
+    let left = items(&ws, "").await;
+    assert_eq!(left.len(), 1, "{left:?}");
+    assert_eq!(
+        (&left[0]["subject"], &left[0]["usage_events"], &left[0]["meters"]),
+        (&json!("bob"), &json!(1), &json!(1))
+    );
+}
+
+async fn events_of_a_subject_are_its_own(database: Database) {
+    let server = Server::start(&database);
+    let ws = server.workspace().await;
+    ws.meter("a", "sum").await;
+    ws.meter("b", "sum").await;
+    for (meter, subject, day) in [("a", "org:7", 1), ("b", "org:7", 3), ("a", "org:7", 2), ("a", "org:70", 4)]
+    {
+        record(&ws, meter, subject, day).await;
+    }
+    let days = |events: &Value| -> Vec<Value> {
+        events.as_array().expect("a plain array").iter().map(|event| event["quantity"].clone()).collect()
+    };
+    for spelling in ["org:7", "org%3A7"] {
+        let events = ws.get(&format!("{SUBJECTS}/{spelling}/usageevents")).await.json(200);
+        assert_eq!(days(&events), [json!(3), json!(2), json!(1)], "{spelling}: newest first, of all meters");
+    }
+    let events = ws.get(&format!("{SUBJECTS}/org:7/usageevents?limit=1")).await.json(200);
+    assert_eq!(days(&events), [json!(3)]);
+    let nobody = ws.get(&format!("{SUBJECTS}/nobody/usageevents")).await.json(200);
+    assert_eq!(nobody, json!([]));
+}
+
+async fn names_of_subjects_are_checked(database: Database) {
+    let server = Server::start(&database);
+    let ws = server.workspace().await;
+    for bad in ["a%20b", "-a", "%C3%A4", "a%2Fb", &"x".repeat(129)] {
+        ws.get(&format!("{SUBJECTS}/{bad}/usageevents")).await.error(400, "invalid_input");
+    }
+    ws.get(&format!("{SUBJECTS}/{}/usageevents", "x".repeat(128))).await.expect(200);
+    ws.get(&format!("{SUBJECTS}/s/usageevents?limit=x")).await.error(400, "invalid_limit");
+    ws.get(&format!("{SUBJECTS}/s")).await.expect(404);
+}
+
+async fn subjects_are_the_workspaces_own(database: Database) {
+    let server = Server::start(&database);
+    let (mine, theirs) = (server.workspace().await, server.workspace().await);
+    for ws in [&mine, &theirs] {
+        ws.meter("m", "sum").await;
+    }
+    record(&mine, "m", "ann", 1).await;
+    record(&theirs, "m", "ann", 2).await;
+    record(&theirs, "m", "bob", 3).await;
+    let seen = items(&mine, "").await;
+    assert_eq!((seen.len(), &seen[0]["usage_events"]), (1, &json!(1)), "{seen:?}");
+    let events = mine.get(&format!("{SUBJECTS}/bob/usageevents")).await.json(200);
+    assert_eq!(events, json!([]));
+    server.client().get(SUBJECTS).await.error(401, "unauthorized");
+}
+
+async fn keys_for_some_meters_see_no_subjects(database: Database) {
+    let server = Server::start(&database);
+    let ws = server.workspace().await;
+    let key = async |body: Value| {
+        let made = ws.session.post("/v1/auth/api-keys", &body).await.json(201);
+        server.client().with_key(made["key"].as_str().expect("the secret"))
+    };
+    let some = key(json!({"name": "k", "allowed_meters": ["m"]})).await;
+    some.get(SUBJECTS).await.error(403, "forbidden");
+    some.get(&format!("{SUBJECTS}/ann/usageevents")).await.error(403, "forbidden");
+    let writer = key(json!({"name": "w", "scopes": ["usage:write"]})).await;
+    writer.get(SUBJECTS).await.error(403, "forbidden");
+    let reader = key(json!({"name": "r", "scopes": ["usage:read"]})).await;
+    reader.get(SUBJECTS).await.expect(200);
+}
