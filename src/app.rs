@@ -5,15 +5,17 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use tokio_util::sync::CancellationToken;
 
+use crate::alerts::sql::rules;
 use crate::alerts::webhook;
 use crate::auth::Auth;
 use crate::config::Config;
 use crate::db::Store;
 use crate::entitlements::counter_reader;
-use crate::entitlements::sql::plans::PlanCache;
+use crate::entitlements::sql::plans::{self, PlanCache};
+use crate::error::{Error, Result};
 use crate::ingest::Ingest;
 use crate::jobs::worker::Wake;
-use crate::meters::sql::MeterCache;
+use crate::meters::{self, sql::MeterCache};
 
 /// Cheap to clone.
 #[derive(Clone)]
@@ -29,6 +31,23 @@ pub struct App {
     /// Ring after a commit that enqueued background work.
     pub wake: Wake,
     pub webhooks: webhook::client::Client,
+}
+
+impl App {
+    /// Deletes a meter that holds no event and that nothing refers to; 404 and 409 otherwise.
+    pub async fn delete_meter(&self, workspace_id: i64, public_id: String) -> Result<()> {
+        let delete = move |conn: &mut _| {
+            meters::sql::delete(conn, workspace_id, &public_id, |conn, meter| {
+                plans::refuse_while_limited(conn, meter.id, &meter.name)?;
+                rules::refuse_while_watched(conn, meter)
+            })
+        };
+        let deleted = self.store.write("meters::delete", delete).await?;
+        let meter = deleted.ok_or_else(|| Error::not_found("meter"))?;
+        self.meters.forget(meter.workspace_id, &meter.name);
+        self.ingest.forget_meter(meter.id);
+        Ok(())
+    }
 }
 
 /// Where the server is in its life; decides what `/ready` says.

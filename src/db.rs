@@ -6,6 +6,7 @@
 //! Blocking diesel never runs on an async thread: a permit of the pool's semaphore is awaited, then the work runs
 //! on a blocking thread that finds its connection free.
 
+pub mod columns;
 pub mod leases;
 pub mod migrations;
 mod observe;

@@ -29,4 +29,5 @@ pub mod meters;
 pub mod metrics;
 pub mod retention;
 pub mod roles;
+mod string_enum;
 pub mod usage;

@@ -1,6 +1,7 @@
 //! Reading usage: queries, the sums that answer them, events, subjects, ingestion runs, saved queries.
 
 pub mod aggregate;
+pub mod event_row;
 pub mod events;
 pub mod filter_sql;
 pub mod ingestion_runs;

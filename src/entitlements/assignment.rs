@@ -1,9 +1,9 @@
 //! Which plan a subject has, and when (jobs.md 4.2). A subject has at most one effective assignment at any instant.
 
-use crate::entitlements::plan::words;
 use crate::metering::time::{Micros, SECOND};
+use crate::string_enum::string_enum;
 
-words!(Status { Scheduled = "scheduled", Active = "active", Ended = "ended" });
+string_enum!(Status { Scheduled = "scheduled", Active = "active", Ended = "ended" });
 
 impl Status {
     /// One that was canceled before it began has ended.

@@ -9,6 +9,7 @@ use diesel::sql_query;
 use diesel::sql_types::{BigInt, Integer, Nullable, Text};
 use serde::{Deserialize, Serialize};
 
+use crate::db::columns::quantity_of;
 use crate::db::schema::{entitlement_events, entitlement_states, subjects};
 use crate::db::{Conn, Fault};
 use crate::entitlements::assignment::{Span, counting, effective, next_change};
@@ -19,7 +20,6 @@ use crate::entitlements::sql::assignments;
 use crate::entitlements::sql::counters::{self, Range};
 use crate::entitlements::sql::plans::{self, word};
 use crate::error::Result;
-use crate::ingest::insert::quantity_of;
 use crate::jobs::queue::{DeadLetter, NewJob};
 use crate::metering::meter::Meter;
 use crate::metering::rollup::Part;

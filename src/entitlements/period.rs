@@ -1,11 +1,11 @@
 //! Windows of a plan: counted from an anchor, in UTC. The n-th one is computed from the anchor itself, so month ends
 //! never drift: after 31 January come 28 (or 29) February and 31 March.
 
-use crate::entitlements::plan::words;
 use crate::error::{Error, Result};
 use crate::metering::time::{DAY, Micros, Window};
+use crate::string_enum::string_enum;
 
-words!(
+string_enum!(
     /// In alphabetical order, in which limits are listed.
     Period { Day = "day", Month = "month", Week = "week", Year = "year" }
 );

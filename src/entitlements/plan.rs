@@ -12,50 +12,18 @@ use crate::error::{Error, Result};
 use crate::metering::event::InputQuantity;
 use crate::metering::quantity::Quantity;
 use crate::metering::time::Micros;
+use crate::string_enum::string_enum;
 
 pub const NAME_CHARS_MAX: usize = 120;
 pub const LIMITS_MAX: usize = 1_000;
 const DESCRIPTION_BYTES_MAX: usize = 4_096;
 const WARNING_PERCENT_DEFAULT: i64 = 80;
 
-/// A set of words that columns and answers share.
-macro_rules! words {
-    ($(#[$doc:meta])* $name:ident { $($variant:ident = $word:literal),+ $(,)? }) => {
-        $(#[$doc])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
-        pub enum $name { $(#[serde(rename = $word)] $variant),+ }
-
-        impl $name {
-            pub fn as_str(self) -> &'static str {
-                match self { $($name::$variant => $word),+ }
-            }
-
-            /// The word exactly.
-            pub fn parse(word: &str) -> Option<Self> {
-                match word { $($word => Some($name::$variant),)+ _ => None }
-            }
-        }
-
-        // the derive would describe the variants and not their words
-        impl utoipa::PartialSchema for $name {
-            fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {
-                utoipa::openapi::ObjectBuilder::new()
-                    .schema_type(utoipa::openapi::schema::Type::String)
-                    .enum_values(Some([$($word),+]))
-                    .into()
-            }
-        }
-
-        impl utoipa::ToSchema for $name {}
-    };
-}
-pub(crate) use words;
-
-words!(
+string_enum!(
     /// Whether consumption beyond the limit is refused or only reported.
     Enforcement { Advisory = "advisory", Hard = "hard" }
 );
-words!(
+string_enum!(
     /// What to do when the quota cannot be computed.
     FailurePolicy { FailOpen = "fail_open", FailClosed = "fail_closed" }
 );

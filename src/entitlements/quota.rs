@@ -5,17 +5,18 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::entitlements::period::Period;
-use crate::entitlements::plan::{Limit, Plan, words};
+use crate::entitlements::plan::{Limit, Plan};
 use crate::metering::meter::Aggregation;
 use crate::metering::quantity::Quantity;
 use crate::metering::rollup::Part;
 use crate::metering::time::{Micros, SECOND, Window};
+use crate::string_enum::string_enum;
 
-words!(
+string_enum!(
     /// Where a subject stands with a limit; the last two where there is none.
     State { Ok = "ok", Warning = "warning", Exceeded = "exceeded", NoPlan = "no_plan", NotInPlan = "not_in_plan" }
 );
-words!(Transition { Warning = "warning", Exceeded = "exceeded", Recovered = "recovered" });
+string_enum!(Transition { Warning = "warning", Exceeded = "exceeded", Recovered = "recovered" });
 
 /// A value measured against a limit.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -17,11 +17,11 @@ use crate::alerts::webhook::RulePart;
 use crate::app::App;
 use crate::auth::Caller;
 use crate::db::Conn;
+use crate::db::columns::quantity_of;
 use crate::error::{Error, Result};
 use crate::http::destinations::DestinationView;
 use crate::http::extract::{Id, Json, Params, paginate};
 use crate::http::respond::{self, Page};
-use crate::ingest::insert;
 use crate::metering::quantity::Quantity;
 use crate::metering::time::Micros;
 
@@ -125,7 +125,7 @@ pub struct EventView<'a> {
 
 impl<'a> EventView<'a> {
     fn of(event: &'a Event, attempt: Option<&'a Attempt>) -> Result<Self> {
-        let value = insert::quantity_of(&event.value).map_err(|fault| fault.into_error("alerts::events"))?;
+        let value = quantity_of(&event.value).map_err(|fault| fault.into_error("alerts::events"))?;
         Ok(EventView {
             id: &event.public_id,
             rule_id: &event.rule_public_id,

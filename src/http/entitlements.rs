@@ -8,6 +8,8 @@ use utoipa::ToSchema;
 
 use crate::app::App;
 use crate::auth::Caller;
+use crate::db::columns::quantity_of;
+use crate::db::columns::uuid_of;
 use crate::db::{Conn, Fault};
 use crate::entitlements::assignment::effective;
 use crate::entitlements::consume::Quota;
@@ -18,7 +20,7 @@ use crate::entitlements::sql::decisions::{self, Decided, Decision};
 use crate::error::{Error, Result};
 use crate::http::extract::{Id, Json, Params, paginate};
 use crate::http::respond::{self, Page};
-use crate::ingest::insert::{self, uuid_of};
+use crate::ingest::insert;
 use crate::metering::event::{Input, InputQuantity, StoredEvent, parse_key, parse_subject};
 use crate::metering::quantity::Quantity;
 use crate::metering::time::Micros;
@@ -294,7 +296,7 @@ struct Numbers {
 }
 
 fn numbers(entry: &Entry) -> Result<Numbers> {
-    let read = |text: &str| insert::quantity_of(text).map_err(|fault| fault.into_error("entitlements::view"));
+    let read = |text: &str| quantity_of(text).map_err(|fault| fault.into_error("entitlements::view"));
     let measure = entry.measure().map_err(|fault| fault.into_error("entitlements::view"))?;
     Ok(Numbers {
         current: measure.current,

@@ -187,10 +187,6 @@ fn apply(mut meter: Meter, input: &MeterInput, has_events: bool) -> Result<Meter
 
 pub async fn delete(app: web::Data<App>, caller: Caller, Id(id): Id) -> Result<HttpResponse> {
     find(&app, &caller, id.clone()).await?;
-    let workspace_id = caller.workspace_id;
-    let delete = move |conn: &mut _| meters::sql::delete(conn, workspace_id, &id);
-    let meter = app.store.write("meters::delete", delete).await?.ok_or_else(|| Error::not_found("meter"))?;
-    app.meters.forget(meter.workspace_id, &meter.name);
-    app.ingest.forget_meter(meter.id);
+    app.delete_meter(caller.workspace_id, id).await?;
     Ok(respond::no_content())
 }

@@ -26,7 +26,6 @@ use crate::entitlements::plan::Plan;
 use crate::entitlements::sql::decisions::{Decided, Decision};
 use crate::jobs::queue;
 use crate::metering::event::{self, Event, StoredEvent};
-use crate::metering::quantity::Quantity;
 use crate::metering::rollup;
 use crate::metering::time::{Micros, SECOND};
 
@@ -622,68 +621,6 @@ impl RunRow {
             created_at: batch.received_at.0,
         }
     }
-}
-
-/// A stored event as both databases return it: quantity as decimal text.
-#[derive(diesel::QueryableByName)]
-pub struct EventText {
-    #[diesel(sql_type = diesel::sql_types::Binary)]
-    pub id: Vec<u8>,
-    #[diesel(sql_type = diesel::sql_types::Text)]
-    pub subject: String,
-    #[diesel(sql_type = diesel::sql_types::Text)]
-    pub meter: String,
-    #[diesel(sql_type = diesel::sql_types::BigInt)]
-    pub event_time: i64,
-    #[diesel(sql_type = diesel::sql_types::BigInt)]
-    pub received_at: i64,
-    #[diesel(sql_type = diesel::sql_types::Text)]
-    pub quantity: String,
-    #[diesel(sql_type = diesel::sql_types::Nullable<diesel::sql_types::Text>)]
-    pub idempotency_key: Option<String>,
-    #[diesel(sql_type = diesel::sql_types::Nullable<diesel::sql_types::Text>)]
-    pub metadata: Option<String>,
-}
-
-impl EventText {
-    /// `is_canonical`: SQLite keeps metadata as it was written, PostgreSQL reorders it.
-    pub fn into_event(self, is_canonical: bool) -> Result<StoredEvent, Fault> {
-        let metadata = match self.metadata {
-            Some(text) if !is_canonical => event::canonical_metadata(&text),
-            metadata => metadata,
-        };
-        Ok(StoredEvent {
-            id: uuid_of(&self.id)?.to_string(),
-            idempotency_key: self.idempotency_key,
-            subject: self.subject,
-            meter: self.meter,
-            quantity: quantity_of(&self.quantity)?,
-            timestamp: Micros(self.event_time),
-            received_at: Micros(self.received_at),
-            metadata: event::raw_metadata(metadata),
-        })
-    }
-}
-
-/// The columns of [`EventText`], of `events e` joined with `meters m` and `subjects s`.
-pub fn event_columns(is_postgres: bool) -> &'static str {
-    if is_postgres {
-        "e.id, s.name AS subject, m.name AS meter, e.event_time, e.received_at, e.quantity::text AS quantity, \
-         e.idempotency_key, e.metadata::text AS metadata"
-    } else {
-        "e.id, s.name AS subject, m.name AS meter, e.event_time, e.received_at, quantity_text(e.quantity) AS quantity, \
-         e.idempotency_key, e.metadata"
-    }
-}
-
-pub fn uuid_of(bytes: &[u8]) -> Result<Uuid, Fault> {
-    Uuid::from_slice(bytes).map_err(|error| Fault::Refused(crate::error::Error::internal(error)))
-}
-
-/// Reads decimal text made by the database.
-pub fn quantity_of(text: &str) -> Result<Quantity, Fault> {
-    let not_a_number = || crate::error::Error::internal("the database holds a quantity that is not a number");
-    Ok(Quantity::from_plain(text).ok_or_else(not_a_number)?)
 }
 
 /// How many of these ledger keys are taken.

@@ -3,11 +3,11 @@
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::entitlements::plan::words;
 use crate::jobs::queue::{Depth, Instance};
 use crate::metering::time::{Micros, SECOND};
+use crate::string_enum::string_enum;
 
-words!(
+string_enum!(
     /// How a worker, or one process of it, is.
     WorkerStatus {
         Disabled = "disabled",

@@ -11,7 +11,6 @@ use moka::sync::Cache;
 use crate::both;
 use crate::db::schema::{dimension_sets, events, meters, rollups, subject_activity};
 use crate::db::{Conn, Fault, Store};
-use crate::entitlements::sql::plans;
 use crate::error::{Error, Result};
 use crate::metering::meter::{Aggregation, Dimension, Meter};
 use crate::metering::time::Micros;
@@ -214,18 +213,21 @@ pub fn update(
     Ok(Some(Changed { before: current, after: changed }))
 }
 
-/// Deletes a meter without events, with its rollups of pruned ones; 409 while events are stored or a plan limits it.
+/// Deletes a meter without events, with its rollups of pruned ones; 409 while events are stored. `refuse_while_used`
+/// speaks for those who refer to meters and are not known here; it is asked while nobody can begin to.
 /// Its quota counters stay behind: numbers of meters are never used again.
-pub fn delete(conn: &mut Conn, workspace_id: i64, public_id: &str) -> Result<Option<Meter>, Fault> {
+pub fn delete(
+    conn: &mut Conn,
+    workspace_id: i64,
+    public_id: &str,
+    refuse_while_used: impl FnOnce(&mut Conn, &Meter) -> Result<(), Fault>,
+) -> Result<Option<Meter>, Fault> {
     let Some(meter) = by_id(conn, workspace_id, public_id)? else { return Ok(None) };
     lock(conn, meter.id)?;
     if has_events(conn, meter.id)? {
         return Err(Error::conflict(format!("meter {:?} has stored events", meter.name)).into());
     }
-    plans::refuse_while_limited(conn, meter.id, &meter.name)?;
-    if crate::alerts::sql::rules::watches(conn, meter.id)? {
-        return Err(Error::conflict(format!("alert rules watch the meter {:?}", meter.name)).into());
-    }
+    refuse_while_used(conn, &meter)?;
     both!(conn, c => {
         diesel::delete(rollups::table.filter(rollups::meter_id.eq(meter.id))).execute(c)?;
         diesel::delete(subject_activity::table.filter(subject_activity::meter_id.eq(meter.id))).execute(c)?;

@@ -9,10 +9,10 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::both;
+use crate::db::columns::uuid_of;
 use crate::db::schema::{meters, prune_runs};
 use crate::db::{Conn, Fault, leases};
 use crate::error::Error;
-use crate::ingest::insert::uuid_of;
 use crate::metering::time::{DAY, HOUR, Micros};
 use crate::usage::subjects::whole_from;
 

@@ -11,10 +11,10 @@ use diesel::sql_query;
 use diesel::sql_types::{BigInt, Binary, Integer, Nullable, Text};
 use uuid::Uuid;
 
+use crate::db::columns::{quantity_of, uuid_of};
 use crate::db::schema::{meters, subjects};
 use crate::db::statement::{Statement, integers};
 use crate::db::{Conn, Fault};
-use crate::ingest::insert::{quantity_of, uuid_of};
 use crate::metering::filter::{Field, Held, Row};
 use crate::metering::json::{self, Map};
 use crate::metering::meter::{Aggregation, Meter, value_at};

@@ -7,16 +7,17 @@ use diesel::prelude::*;
 use diesel::sql_types::BigInt;
 use uuid::Uuid;
 
+use crate::db::columns::uuid_of;
 use crate::db::schema::meters;
 use crate::db::statement::{Statement, integers};
 use crate::db::{Conn, Fault};
-use crate::ingest::insert::{EventText, event_columns, uuid_of};
 use crate::metering::event::StoredEvent;
 use crate::metering::filter::{Field, Filter, Held, Row};
 use crate::metering::json::Map;
 use crate::metering::meter::value_at;
 use crate::metering::time::{Micros, Window};
 use crate::usage::aggregate::{metadata_of, subject_ids};
+use crate::usage::event_row::{EventText, event_columns};
 use crate::usage::filter_sql::prefilter;
 use crate::usage::subject_days::{self, Events};
 

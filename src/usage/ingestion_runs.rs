@@ -6,10 +6,10 @@ use diesel::sql_query;
 use diesel::sql_types::{BigInt, Binary};
 use uuid::Uuid;
 
+use crate::db::columns::uuid_of;
 use crate::db::schema::{ingestion_refusals, ingestion_runs};
 use crate::db::{Conn, Fault, leases};
 use crate::error::Error;
-use crate::ingest::insert::uuid_of;
 use crate::metering::time::Micros;
 
 /// One write call.

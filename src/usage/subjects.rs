@@ -12,9 +12,9 @@ use diesel::sql_types::{BigInt, Integer, Nullable, Text};
 use crate::db::schema::{prune_runs, subjects};
 use crate::db::statement::{Statement, integers};
 use crate::db::{Conn, Fault};
-use crate::ingest::insert::{EventText, event_columns};
 use crate::metering::event::StoredEvent;
 use crate::metering::time::{DAY, HOUR, Micros, Window};
+use crate::usage::event_row::{EventText, event_columns};
 use crate::usage::subject_days::{self, Events};
 
 /// The activity of one meter.

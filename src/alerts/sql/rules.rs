@@ -16,6 +16,7 @@ use crate::alerts::sql::deliveries;
 use crate::alerts::sql::destinations::{self, Destination};
 use crate::alerts::state::{self, Crossing, Group, State, Status};
 use crate::alerts::webhook::{self, RulePart};
+use crate::db::columns::quantity_of;
 use crate::db::schema::{
     alert_attempts, alert_deliveries, alert_destinations, alert_events, alert_rules, alert_states, meters,
 };
@@ -23,7 +24,6 @@ use crate::db::{Conn, Fault};
 use crate::error::{Error, Result};
 use crate::jobs::queue::{self, DeadLetter, NewJob};
 use crate::metering::meter::Meter;
-use crate::metering::quantity::Quantity;
 use crate::metering::time::Micros;
 use crate::meters::sql as meters_store;
 
@@ -102,10 +102,6 @@ struct Row {
     updated_at: i64,
 }
 
-pub fn quantity(text: &str) -> Result<Quantity, Fault> {
-    crate::ingest::insert::quantity_of(text)
-}
-
 impl Row {
     fn into_rule(self, id: i64, meter: String, destination: Destination) -> Result<Rule, Fault> {
         Ok(Rule {
@@ -122,7 +118,7 @@ impl Row {
                 metadata: serde_json::from_str(&self.metadata).map_err(Error::internal)?,
                 window_seconds: self.window_seconds,
                 comparator: Comparator::parse(&self.comparator)?,
-                threshold: quantity(&self.threshold)?,
+                threshold: quantity_of(&self.threshold)?,
                 evaluation_interval_seconds: self.evaluation_interval_seconds,
                 group_by: self.group_by,
             },
@@ -385,8 +381,7 @@ pub fn delete(conn: &mut Conn, workspace_id: i64, public_id: &str, now: Micros) 
     mark_meter(conn, rule.meter_id)
 }
 
-/// Whether any rule watches this meter.
-pub fn watches(conn: &mut Conn, meter_id: i64) -> Result<bool, Fault> {
+fn is_watched(conn: &mut Conn, meter_id: i64) -> Result<bool, Fault> {
     let any: Option<i64> = alert_rules::table
         .filter(alert_rules::meter_id.eq(meter_id))
         .select(alert_rules::id)
@@ -397,11 +392,19 @@ pub fn watches(conn: &mut Conn, meter_id: i64) -> Result<bool, Fault> {
 
 /// Asks for an evaluation of the rules on a meter whose definition gives the same events another value.
 pub fn enqueue_meter(conn: &mut Conn, meter: &Meter, now: Micros) -> Result<(), Fault> {
-    if !watches(conn, meter.id)? {
+    if !is_watched(conn, meter.id)? {
         return Ok(());
     }
     let job = MeterJob::usage(meter.workspace_id, meter.id, &meter.name, 0, now)?;
     queue::enqueue(conn, vec![job], now)
+}
+
+/// 409 while a rule watches the meter.
+pub fn refuse_while_watched(conn: &mut Conn, meter: &Meter) -> Result<(), Fault> {
+    if is_watched(conn, meter.id)? {
+        return Err(Error::conflict(format!("alert rules watch the meter {:?}", meter.name)).into());
+    }
+    Ok(())
 }
 
 /// What a dead job was about and no longer exists.
@@ -410,7 +413,7 @@ pub fn what_is_gone(conn: &mut Conn, letter: &DeadLetter) -> Result<Option<&'sta
     if meters_store::by_key(conn, job.meter_id)?.is_none() {
         return Ok(Some("the meter is gone"));
     }
-    Ok((!watches(conn, job.meter_id)?).then_some("the rules on the meter are gone"))
+    Ok((!is_watched(conn, job.meter_id)?).then_some("the rules on the meter are gone"))
 }
 
 #[derive(Queryable, Selectable, Insertable)]
@@ -442,7 +445,7 @@ pub fn states(conn: &mut Conn, rule_ids: &[i64]) -> Result<HashMap<i64, Vec<Stat
             status: Status::parse(&row.status)
                 .ok_or_else(|| Error::internal("a state of no known status"))?,
             firing: row.firing,
-            value: quantity(&row.value)?,
+            value: quantity_of(&row.value)?,
             message: row.message,
             updated_at: Micros(row.updated_at),
         });

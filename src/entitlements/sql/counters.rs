@@ -8,10 +8,10 @@ use diesel::prelude::*;
 use diesel::sql_types::{Array, BigInt, Binary, Numeric, Text};
 use diesel::{PgConnection, SqliteConnection};
 
+use crate::db::columns::{quantity_of, uuid_of};
 use crate::db::prepared::prepared;
 use crate::db::schema::quota_counters;
 use crate::db::{Conn, Fault};
-use crate::ingest::insert::{quantity_of, uuid_of};
 use crate::metering::rollup::{Edge, Part};
 use crate::metering::time::{Micros, Window};
 

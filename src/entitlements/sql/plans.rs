@@ -12,6 +12,7 @@ use diesel::sql_types::{Array, BigInt, Integer, Text};
 use moka::sync::Cache;
 
 use crate::both;
+use crate::db::columns::quantity_of;
 use crate::db::schema::{meters, plan_assignments, plan_limits, plans};
 use crate::db::{Conn, Fault, Store};
 use crate::entitlements::assignment::Span;
@@ -20,7 +21,6 @@ use crate::entitlements::period::Period;
 use crate::entitlements::plan::{Draft, Enforcement, FailurePolicy, Limit, Plan};
 use crate::entitlements::sql::assignments;
 use crate::error::{Error, Result};
-use crate::ingest::insert::quantity_of;
 use crate::metering::time::Micros;
 use crate::meters::sql::METER_LOCK;
 

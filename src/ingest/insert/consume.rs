@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use diesel::sql_types::{Array, BigInt};
 use diesel::{PgConnection, RunQueryDsl};
 
+use crate::db::columns::{quantity_of, uuid_of};
 use crate::db::prepared::prepared;
 use crate::db::{Conn, Fault};
 use crate::entitlements::assignment::{Span, counting};
@@ -16,9 +17,7 @@ use crate::entitlements::sql::counters::{self, Range};
 use crate::entitlements::sql::decisions::{self, Decided, Decision};
 use crate::error::Error;
 use crate::ingest::insert::quota::{ANY_METER, readable};
-use crate::ingest::insert::{
-    Batch, Known, LedgerKey, Outcome, Taken, Work, original_of, postgres, quantity_of, sqlite, uuid_of,
-};
+use crate::ingest::insert::{Batch, Known, LedgerKey, Outcome, Taken, Work, original_of, postgres, sqlite};
 use crate::metering::event::{Event, StoredEvent, ledger_key, raw_metadata};
 use crate::metering::rollup::Part;
 use crate::metering::time::{Micros, Window};

@@ -8,13 +8,13 @@ use diesel::{PgConnection, RunQueryDsl};
 use serde_json::value::RawValue;
 
 use crate::db::Fault;
+use crate::db::columns::uuid_of;
 use crate::db::prepared::prepared;
-use crate::ingest::insert::{
-    EventRow, EventText, KeyRow, LedgerKey, MeterRow, RunRow, SubjectName, Taken, uuid_of,
-};
+use crate::ingest::insert::{EventRow, KeyRow, LedgerKey, MeterRow, RunRow, SubjectName, Taken};
 use crate::metering::event::Event;
 use crate::metering::rollup::{Key, Part};
 use crate::meters::sql::METER_LOCK;
+use crate::usage::event_row::EventText;
 
 /// First half of the advisory lock on a replay key; the second half is a hash of it.
 const REPLAY_LOCK: i32 = 0x7270_6C00;

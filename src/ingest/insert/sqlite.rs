@@ -11,9 +11,9 @@ use diesel::sql_types::{BigInt, Binary, Bool, Integer, Nullable, SmallInt, Text}
 use diesel::{OptionalExtension, RunQueryDsl, SqliteConnection, sql_query};
 use serde_json::value::RawValue;
 
-use crate::ingest::insert::{
-    EventRow, EventText, KeyRow, LedgerKey, MeterRow, RunRow, SubjectName, Taken, event_columns, uuid_of,
-};
+use crate::db::columns::uuid_of;
+use crate::ingest::insert::{EventRow, KeyRow, LedgerKey, MeterRow, RunRow, SubjectName, Taken};
+use crate::usage::event_row::{EventText, event_columns};
 use key_ledger::{Row, find_anywhere};
 
 use crate::db::Fault;
