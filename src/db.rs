@@ -8,6 +8,7 @@
 
 pub mod columns;
 pub mod leases;
+pub mod limits;
 pub mod migrations;
 mod observe;
 mod postgres;

@@ -11,12 +11,16 @@ pub enum Code {
     /// `invalid_<parameter>`: a parameter with a code of its own, such as `invalid_limit`.
     InvalidParameter(&'static str),
     RequestTooLarge,
+    /// A content encoding that is not read.
+    UnsupportedEncoding,
     RateLimited,
     RegistrationDisabled,
     Unauthorized,
     Forbidden,
     NotFound,
     Conflict,
+    /// As many of a kind exist as may exist.
+    LimitReached,
     /// The database is away, full or busy: nothing was stored, and a later try may work. Only a commit that was cut
     /// off may have gone through: whoever sends an idempotency key can try again without knowing.
     Unavailable,
@@ -32,12 +36,14 @@ impl Code {
             Code::InvalidInput => "invalid_input",
             Code::InvalidParameter(code) => code,
             Code::RequestTooLarge => "request_too_large",
+            Code::UnsupportedEncoding => "unsupported_content_encoding",
             Code::RateLimited => "rate_limited",
             Code::RegistrationDisabled => "registration_disabled",
             Code::Unauthorized => "unauthorized",
             Code::Forbidden => "forbidden",
             Code::NotFound => "not_found",
             Code::Conflict => "conflict",
+            Code::LimitReached => "limit_reached",
             Code::Unavailable | Code::QueueFull => "unavailable",
             Code::Internal => "internal_error",
         }
@@ -49,8 +55,9 @@ impl Code {
             Code::Unauthorized => 401,
             Code::Forbidden | Code::RegistrationDisabled => 403,
             Code::NotFound => 404,
-            Code::Conflict => 409,
+            Code::Conflict | Code::LimitReached => 409,
             Code::RequestTooLarge => 413,
+            Code::UnsupportedEncoding => 415,
             Code::RateLimited => 429,
             Code::Internal => 500,
             Code::Unavailable | Code::QueueFull => 503,
@@ -66,7 +73,10 @@ impl Code {
             Code::Forbidden | Code::RegistrationDisabled => tonic::Code::PermissionDenied,
             Code::NotFound => tonic::Code::NotFound,
             Code::Conflict => tonic::Code::AlreadyExists,
-            Code::RequestTooLarge | Code::RateLimited | Code::QueueFull => tonic::Code::ResourceExhausted,
+            Code::UnsupportedEncoding => tonic::Code::Unimplemented,
+            Code::RequestTooLarge | Code::LimitReached | Code::RateLimited | Code::QueueFull => {
+                tonic::Code::ResourceExhausted
+            }
             Code::Internal => tonic::Code::Internal,
             Code::Unavailable => tonic::Code::Unavailable,
         }
@@ -86,7 +96,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
     pub fn new(code: Code, message: impl Into<String>) -> Self {
-        Error { code, message: message.into(), retry_after_seconds: None }
+        Error { code, message: shortened(message.into()), retry_after_seconds: None }
     }
 
     /// A value that breaks a rule; the detail names the field.
@@ -118,6 +128,10 @@ impl Error {
         Error::new(Code::Conflict, format!("conflict: {detail}"))
     }
 
+    pub fn limit_reached(detail: impl fmt::Display) -> Self {
+        Error::new(Code::LimitReached, format!("limit reached: {detail}"))
+    }
+
     pub fn rate_limited(retry_after_seconds: u64) -> Self {
         let message = format!("rate limit reached, retry after {retry_after_seconds} seconds");
         Error { retry_after_seconds: Some(retry_after_seconds), ..Error::new(Code::RateLimited, message) }
@@ -139,6 +153,17 @@ impl Error {
         log::error!(error:% = cause; "internal error");
         Error::new(Code::Internal, "internal server error")
     }
+}
+
+/// Messages quote what was sent, and anything may have been sent.
+const MESSAGE_BYTES_MAX: usize = 1_000;
+
+fn shortened(mut message: String) -> String {
+    if message.len() > MESSAGE_BYTES_MAX {
+        message.truncate(message.floor_char_boundary(MESSAGE_BYTES_MAX));
+        message.push('…');
+    }
+    message
 }
 
 impl fmt::Display for Error {

@@ -17,12 +17,11 @@ use crate::db::schema::{alert_rules, alert_states};
 use crate::db::{Conn, Fault, Store};
 use crate::error::{Error, Result};
 use crate::jobs::queue;
-use crate::metering::filter;
 use crate::metering::meter::Meter;
 use crate::metering::time::{Micros, SECOND, Window};
 use crate::meters;
 use crate::usage::aggregate;
-use crate::usage::query::{Cells, GroupField, Query};
+use crate::usage::query::{Cells, GROUPS_MAX, GroupField, Query};
 
 /// Rules evaluated in one transaction; rules of one batch that watch the same numbers share one look at them.
 const BATCH: i64 = 500;
@@ -124,9 +123,10 @@ fn look(conn: &mut Conn, ids: &[i64], now: Micros) -> Result<Vec<Look>, Fault> {
 fn see(conn: &mut Conn, rule: &Rule, meter: Arc<Meter>, now: Micros) -> Result<Seen, Fault> {
     let terms = &rule.terms;
     let length = terms.window_seconds * SECOND;
-    let filter = terms.metadata.iter().try_fold(None, |all, (path, text)| {
-        filter::Filter::metadata_text(path, text).map(|one| filter::Filter::both(all, Some(one)))
-    })?;
+    let filter = match terms.filter() {
+        Ok(filter) => filter,
+        Err(error) => return Ok(Seen::Failed(error.message)),
+    };
     let query = Query {
         meter: meter.clone(),
         window: Window { from: now.plus(-length), to: now },
@@ -136,11 +136,14 @@ fn see(conn: &mut Conn, rule: &Rule, meter: Arc<Meter>, now: Micros) -> Result<S
         bucket_size: None,
         only_valued: terms.group_by.is_some(),
     };
-    let cells: Cells = match aggregate::cells(conn, &query, usize::MAX) {
+    let cells: Cells = match aggregate::cells(conn, &query, GROUPS_MAX + 1) {
         Ok(cells) => cells,
         Err(fault) if fault.will_pass() => return Err(fault),
         Err(fault) => return Ok(Seen::Failed(fault.into_error("alerts::see").message)),
     };
+    if let Err(error) = cells.check_size() {
+        return Ok(Seen::Failed(error.message));
+    }
     let mut values = cells.into_groups().map(|(group, part)| {
         (group.into_iter().next().unwrap_or_default(), part.value(meter.aggregation, length))
     });

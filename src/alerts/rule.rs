@@ -12,6 +12,8 @@ use crate::metering::quantity::Quantity;
 use crate::usage::query::parse_subject_filter;
 
 const NAME_CHARS_MAX: usize = 120;
+pub const METADATA_ENTRIES_MAX: usize = 50;
+const METADATA_TEXT_BYTES_MAX: usize = 512;
 const WINDOW_SECONDS_DEFAULT: i64 = 3_600;
 const WINDOW_SECONDS_MIN: i64 = 60;
 const WINDOW_SECONDS_MAX: i64 = 366 * 86_400;
@@ -169,6 +171,13 @@ impl Terms {
         Ok(terms)
     }
 
+    /// What events must have; an error where a stored rule holds what no rule may.
+    pub fn filter(&self) -> Result<Option<Filter>> {
+        let entries = parse_metadata(&self.metadata)?;
+        let rules = entries.iter().map(|(path, text)| Filter::metadata_text(path, text));
+        Ok(Filter::all(rules.collect::<Result<_>>()?))
+    }
+
     /// The same terms watch the same numbers: one look at them serves all such rules of a meter.
     pub fn scope(&self) -> (i64, Option<&str>, &BTreeMap<String, String>, Option<&str>) {
         (self.window_seconds, self.subject.as_deref(), &self.metadata, self.group_by.as_deref())
@@ -190,6 +199,18 @@ fn without_prefix(path: &str) -> &str {
 }
 
 fn parse_metadata(given: &BTreeMap<String, String>) -> Result<BTreeMap<String, String>> {
+    if given.len() > METADATA_ENTRIES_MAX {
+        return Err(Error::invalid(format!(
+            "metadata must not have more than {METADATA_ENTRIES_MAX} entries"
+        )));
+    }
+    if let Some(path) =
+        given.iter().find(|(_, text)| text.len() > METADATA_TEXT_BYTES_MAX).map(|(path, _)| path)
+    {
+        return Err(Error::invalid(format!(
+            "the value of metadata.{path} must not be longer than {METADATA_TEXT_BYTES_MAX} bytes"
+        )));
+    }
     let entries = given.iter().map(|(path, text)| {
         let (path, text) = (without_prefix(path).trim(), text.trim());
         Filter::metadata_text(path, text)?;

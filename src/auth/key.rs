@@ -13,6 +13,7 @@ use crate::auth::sql::keys::{self, ApiKey, KeyEvent, KeySecret, KeyTerms, Words}
 use crate::auth::token::{KEY_PREFIX, Token};
 use crate::auth::{Auth, Caller};
 use crate::error::{Error, Result};
+use crate::metering::meter::NAME_BYTES_MAX;
 use crate::metering::time::{Micros, SECOND};
 
 const MAX_NAME_CHARACTERS: usize = 255;
@@ -67,6 +68,11 @@ impl Wish {
         for name in self.allowed_meters.iter().map(|name| name.trim()).filter(|name| !name.is_empty()) {
             if meters.iter().any(|known| known == name) {
                 continue;
+            }
+            if name.len() > NAME_BYTES_MAX {
+                return Err(Error::invalid(format_args!(
+                    "names in allowed_meters may have at most {NAME_BYTES_MAX} bytes"
+                )));
             }
             if meters.len() == MAX_ALLOWED_METERS {
                 return Err(Error::invalid(format_args!(

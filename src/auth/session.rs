@@ -78,10 +78,23 @@ impl Fresh {
 /// Trimmed and lower-cased; 400 when it cannot be an address.
 fn normal_email(text: &str) -> Result<String> {
     let email = text.trim().to_lowercase();
-    if !email.contains('@') || email.contains('\0') || email.chars().count() > MAX_EMAIL_CHARACTERS {
+    let has_both_parts =
+        email.rsplit_once('@').is_some_and(|(name, host)| !name.is_empty() && !host.is_empty());
+    if !has_both_parts || email.contains(is_no_address) || email.chars().count() > MAX_EMAIL_CHARACTERS {
         return Err(Error::invalid("email must be an address"));
     }
     Ok(email)
+}
+
+/// Characters that end a mail header, start another address, cannot be seen, or look like others on purpose.
+fn is_no_address(c: char) -> bool {
+    let is_invisible = matches!(c, '\u{ad}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}');
+    let is_full_width = matches!(c, '\u{ff00}'..='\u{ffef}');
+    c.is_control()
+        || c.is_whitespace()
+        || matches!(c, ',' | ';' | '<' | '>' | '"' | '\\')
+        || is_invisible
+        || is_full_width
 }
 
 impl Auth {
@@ -254,7 +267,19 @@ mod tests {
     fn addresses_are_normalised() {
         assert_eq!(normal_email("  Ann@Example.COM ").expect("valid"), "ann@example.com");
         assert_eq!(normal_email("Ü@EXÄMPLE.com").expect("valid"), "ü@exämple.com");
-        for bad in ["", "   ", "nobody.example.com", "a\0@b", &format!("{}@b", "x".repeat(320))] {
+        let long = format!("{}@b", "x".repeat(320));
+        let odd = [
+            "@",
+            "a@",
+            "@b",
+            "a@b\r\nBcc: x@y",
+            "a b@c",
+            "a@b,c@d",
+            "a\u{200b}@b",
+            "\u{ff41}@b.example",
+            "a\u{202e}@b",
+        ];
+        for bad in ["", "   ", "nobody.example.com", "a\0@b", &long].into_iter().chain(odd) {
             let error = normal_email(bad).expect_err("refused");
             assert!(error.code == Code::InvalidInput && error.message.contains("email"), "{bad:?}");
         }

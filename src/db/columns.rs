@@ -1,10 +1,29 @@
 //! Reads what both databases return for a column that diesel has no common type for.
 
+use std::fmt;
+
 use uuid::Uuid;
 
 use crate::db::Fault;
 use crate::error::Error;
 use crate::metering::quantity::Quantity;
+
+/// Leaves out a row that cannot be read, names it in the log and counts it: one damaged row never fails a list of
+/// others.
+pub fn readable<T, E: fmt::Debug>(
+    table: &'static str,
+    id: impl fmt::Display,
+    row: Result<T, E>,
+) -> Option<T> {
+    match row {
+        Ok(row) => Some(row),
+        Err(error) => {
+            log::error!(table, id:% = id, error:? = error; "a row cannot be read and is left out");
+            metrics::counter!("open_spanner_unreadable_rows_total", "table" => table).increment(1);
+            None
+        }
+    }
+}
 
 /// Reads a UUID stored as its sixteen bytes.
 pub fn uuid_of(bytes: &[u8]) -> Result<Uuid, Fault> {

@@ -163,7 +163,7 @@ pub struct Input {
     /// Rows at most; all unless told.
     limit: Option<i64>,
     filter: Option<Node>,
-    /// Cells that a spreadsheet would run as a formula get an apostrophe in front.
+    /// Cells that a spreadsheet would run as a formula get an apostrophe in front, unless told not to.
     formula_guard: Option<bool>,
 }
 
@@ -201,8 +201,18 @@ pub struct Asked {
     pub limit: Option<i64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub filter: Option<Node>,
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    #[serde(default = "guarded", skip_serializing_if = "is_guarded")]
     pub formula_guard: bool,
+}
+
+/// What was not said means guarded.
+fn guarded() -> bool {
+    true
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands over a reference")]
+fn is_guarded(formula_guard: &bool) -> bool {
+    *formula_guard
 }
 
 /// An instant that keeps its fraction in JSON.
@@ -237,7 +247,7 @@ impl Asked {
             group_by: input.group_by.unwrap_or_default(),
             limit: input.limit.filter(|limit| *limit > 0),
             filter: input.filter,
-            formula_guard: input.formula_guard.unwrap_or(false),
+            formula_guard: input.formula_guard.unwrap_or_else(guarded),
         };
         asked.window()?;
         asked.filter()?;

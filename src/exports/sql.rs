@@ -5,8 +5,9 @@ use diesel::prelude::*;
 use diesel::sql_query;
 use diesel::sql_types::{BigInt, Text};
 
+use crate::db::columns::readable;
 use crate::db::schema::{export_cleanup_runs, export_jobs, jobs as work};
-use crate::db::{Conn, Fault};
+use crate::db::{Conn, Fault, limits};
 use crate::error::{Error, Result};
 use crate::exports::job::{Artifact, CANCELED, Export, Kind, Status};
 use crate::jobs::queue::{self, DeadLetter, Job, LeaseToken, NewJob};
@@ -80,6 +81,7 @@ fn enqueue(conn: &mut Conn, id: &str, workspace_id: i64, now: Micros) -> Result<
 
 /// Stores a new job and queues its work.
 pub fn add(conn: &mut Conn, export: &Export) -> Result<(), Fault> {
+    limits::check(conn, limits::Kind::Export, export.workspace_id)?;
     diesel::insert_into(export_jobs::table).values(Row::of(export)?).execute(conn)?;
     enqueue(conn, &export.id, export.workspace_id, export.created_at)
 }
@@ -93,13 +95,34 @@ pub fn by_id(conn: &mut Conn, workspace_id: i64, id: &str) -> Result<Option<Expo
     row.map(Row::into_export).transpose()
 }
 
-/// Newest first, from after a position.
+/// Newest first, from after a position. Jobs that cannot be read are left out; the page is filled up with others.
 pub fn list(
     conn: &mut Conn,
     workspace_id: i64,
     after: Option<&(Micros, String)>,
     limit: i64,
 ) -> Result<Vec<Export>, Fault> {
+    let (mut found, mut after) = (Vec::new(), after.cloned());
+    loop {
+        let wanted = limit - found.len() as i64;
+        let rows = page(conn, workspace_id, after.as_ref(), wanted)?;
+        let is_last = (rows.len() as i64) < wanted;
+        after = rows.last().map(|row| (Micros(row.created_at), row.id.clone()));
+        found.extend(
+            rows.into_iter().filter_map(|row| readable("export_jobs", row.id.clone(), row.into_export())),
+        );
+        if is_last || found.len() as i64 >= limit {
+            return Ok(found);
+        }
+    }
+}
+
+fn page(
+    conn: &mut Conn,
+    workspace_id: i64,
+    after: Option<&(Micros, String)>,
+    limit: i64,
+) -> Result<Vec<Row>, Fault> {
     let mut query = export_jobs::table
         .filter(export_jobs::workspace_id.eq(workspace_id))
         .order((export_jobs::created_at.desc(), export_jobs::id.desc()))
@@ -110,7 +133,7 @@ pub fn list(
         let later = export_jobs::created_at.eq(time.0).and(export_jobs::id.lt(id.clone()));
         query = query.filter(export_jobs::created_at.lt(time.0).or(later));
     }
-    query.load(conn)?.into_iter().map(Row::into_export).collect()
+    Ok(query.load(conn)?)
 }
 
 /// The job as it is now, held against change until the commit.

@@ -62,17 +62,29 @@ fn compress_like_the_client(headers: &mut HeaderMap) {
 /// The status of a call, as far as its headers tell: a refusal has no body and carries it there.
 fn settle(headers: &mut HeaderMap) -> Code {
     let code = Status::from_header_map(headers).map_or(Code::Ok, |status| status.code());
-    if code != Code::OutOfRange {
-        return code;
+    match Status::from_header_map(headers).map(of_message).map(|status| status.code()) {
+        Some(Code::ResourceExhausted) if code == Code::OutOfRange => {
+            headers.insert("grpc-status", HeaderValue::from_static("8"));
+            Code::ResourceExhausted
+        }
+        Some(Code::InvalidArgument) if code == Code::Internal => {
+            headers.insert("grpc-status", HeaderValue::from_static("3"));
+            Code::InvalidArgument
+        }
+        _ => code,
     }
-    headers.insert("grpc-status", HeaderValue::from_static("8"));
-    Code::ResourceExhausted
 }
+
+/// How the library begins when a message is none of ours: cut off, nested too deep, text that is no UTF-8.
+const UNDECODABLE: &str = "failed to decode";
 
 /// The library's status for a message over the limit, in the contract's words; others as they are.
 pub fn of_message(status: Status) -> Status {
     match status.code() {
         Code::OutOfRange => Status::resource_exhausted(status.message()),
+        Code::Internal if status.message().starts_with(UNDECODABLE) => {
+            Status::invalid_argument(status.message())
+        }
         _ => status,
     }
 }

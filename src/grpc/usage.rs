@@ -17,8 +17,10 @@ use crate::metering::event::{Input, StoredEvent, parse_key};
 /// Streams of up to so many events are answered in full, and can be made repeatable as a whole. Among the first so
 /// many messages an impossible one ends the stream, as clients of the contract expect.
 const SMALL_STREAM: u64 = 1000;
-/// What a repeatable stream may hold back, and how large the lists of an answer may become.
+/// What a repeatable stream may hold back.
 const BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Metadata that the lists of an answer repeat: clients take 4 MiB, and a thousand events without metadata fit beside.
+const ECHO_BYTES_MAX: usize = 2 * 1024 * 1024;
 const LINGER: Duration = Duration::from_millis(200);
 
 #[tonic::async_trait]
@@ -274,21 +276,34 @@ struct Answer {
 impl Answer {
     /// Of a call that was stored at once: complete.
     fn of(recorded: Recorded) -> Answer {
-        Answer {
+        let mut answer = Answer {
             accepted_count: recorded.accepted.len() as u64,
             duplicate_count: recorded.duplicates.len() as u64,
             failed_count: recorded.failed.len() as u64,
-            accepted: recorded.accepted.into_iter().map(convert::event).collect(),
-            duplicates: recorded.duplicates.into_iter().map(convert::event).collect(),
             failed: recorded.failed.into_iter().map(convert::failure).collect(),
-            bytes: 0,
+            ..Answer::default()
+        };
+        answer.accepted = recorded.accepted.into_iter().map(|event| answer.echo(event)).collect();
+        answer.duplicates = recorded.duplicates.into_iter().map(|event| answer.echo(event)).collect();
+        answer
+    }
+
+    /// An event as it is answered: without its metadata when the answer would become larger than clients take.
+    fn echo(&mut self, event: StoredEvent) -> v1::UsageEvent {
+        let mut event = convert::event(event);
+        let bytes = event.encoded_len();
+        if self.bytes + bytes > ECHO_BYTES_MAX {
+            event.metadata.clear();
+        } else {
+            self.bytes += bytes;
         }
+        event
     }
 
     fn add(&mut self, done: Vec<Done>) {
         for Done { place, fate } in done {
             let listed = (self.accepted.len() + self.duplicates.len()) as u64;
-            let has_room = listed < SMALL_STREAM && self.bytes < BYTES_MAX;
+            let has_room = listed < SMALL_STREAM;
             match fate {
                 Fate::Accepted(event) => {
                     self.accepted_count += 1;
@@ -315,8 +330,7 @@ impl Answer {
         list: impl Fn(&mut Answer) -> &mut Vec<v1::UsageEvent>,
     ) {
         if has_room {
-            let event = convert::event(event);
-            self.bytes += event.encoded_len();
+            let event = self.echo(event);
             list(self).push(event);
         }
     }

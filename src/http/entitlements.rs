@@ -1,6 +1,6 @@
 //! `/v1/entitlements` (rest.md 12.11, next.md 2 and 3): may a subject use more, what was decided, where it stands.
 
-use actix_web::http::StatusCode;
+use actix_web::http::{StatusCode, header};
 use actix_web::{HttpResponse, web};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -8,8 +8,7 @@ use utoipa::ToSchema;
 
 use crate::app::App;
 use crate::auth::Caller;
-use crate::db::columns::quantity_of;
-use crate::db::columns::uuid_of;
+use crate::db::columns::{quantity_of, readable, uuid_of};
 use crate::db::{Conn, Fault};
 use crate::entitlements::assignment::effective;
 use crate::entitlements::consume::Quota;
@@ -18,7 +17,7 @@ use crate::entitlements::quota::{Candidate, Check, State, state_message};
 use crate::entitlements::sql::counters::Range;
 use crate::entitlements::sql::decisions::{self, Decided, Decision};
 use crate::error::{Error, Result};
-use crate::http::extract::{Id, Json, Params, paginate};
+use crate::http::extract::{CursorTime, Id, Json, Params, paginate};
 use crate::http::respond::{self, Page};
 use crate::ingest::insert;
 use crate::metering::event::{Input, InputQuantity, StoredEvent, parse_key, parse_subject};
@@ -139,7 +138,20 @@ pub async fn consume(app: web::Data<App>, caller: Caller, body: Json<Input>) -> 
         quota: quota_json(&decided.decision)?,
         event: decided.event,
     };
-    respond::json(accepted, &answer)
+    let mut response = respond::json(accepted, &answer)?;
+    if let Some(seconds) = retry_after(&answer.quota).filter(|_| !answer.accepted) {
+        response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
+    }
+    Ok(response)
+}
+
+/// The seconds that a refusal names in its body, for clients that read headers only.
+fn retry_after(quota: &RawValue) -> Option<u64> {
+    #[derive(Deserialize)]
+    struct Refused {
+        retry_after_seconds: Option<u64>,
+    }
+    serde_json::from_str::<Refused>(quota.get()).ok()?.retry_after_seconds
 }
 
 async fn replay(app: &App, workspace_id: i64, key: String) -> Result<Option<Decided>> {
@@ -206,7 +218,8 @@ pub async fn decisions(app: web::Data<App>, caller: Caller, params: Params) -> R
     let rows = app.store.read("decisions::list", list).await?;
     let (rows, next_cursor) =
         paginate(rows, limit, |row| ByTimeAndKey { time: row.created_at, key: row.idempotency_key.clone() })?;
-    let items = rows.into_iter().map(DecisionView::of).collect::<Result<Vec<_>>>()?;
+    let view = |row: Decision| readable("decisions", row.idempotency_key.clone(), DecisionView::of(row));
+    let items: Vec<DecisionView> = rows.into_iter().filter_map(view).collect();
     respond::ok(&Page { items, next_cursor })
 }
 
@@ -391,14 +404,17 @@ pub async fn states(app: web::Data<App>, caller: Caller, params: Params) -> Resu
         evaluate::states(conn, workspace_id, &filter, limit)
     };
     let rows = app.store.read("entitlements::states", list).await?;
-    let items = rows.into_iter().map(state_view).collect::<Result<Vec<_>>>()?;
+    let items: Vec<StateView> = rows
+        .into_iter()
+        .filter_map(|row| readable("entitlement_states", row.subject.clone(), state_view(row)))
+        .collect();
     respond::ok(&Page { items, next_cursor: None })
 }
 
 /// Position in the list of events; both parts must be there.
 #[derive(Serialize, Deserialize)]
 struct ByTimeAndId {
-    time: String,
+    time: CursorTime,
     id: String,
 }
 
@@ -407,16 +423,16 @@ pub async fn events(app: web::Data<App>, caller: Caller, params: Params) -> Resu
     let limit = params.limit(100, 1000)?;
     filter.kind = params.get("type").trim().to_owned();
     if let Some(cursor) = params.cursor::<ByTimeAndId>()? {
-        let time = Micros::parse(&cursor.time).ok_or_else(|| Error::invalid("cursor is not one of ours"))?;
-        filter.after = Some((time, cursor.id));
+        filter.after = Some((cursor.time.0, cursor.id));
     }
     let list = move |conn: &mut Conn| evaluate::events(conn, workspace_id, &filter, limit + 1);
     let rows = app.store.read("entitlements::events", list).await?;
-    let (rows, next_cursor) = paginate(rows, limit, |row| ByTimeAndId {
-        time: Micros(row.at).to_exact_text(),
-        id: row.id.clone(),
-    })?;
-    let items = rows.into_iter().map(event_view).collect::<Result<Vec<_>>>()?;
+    let (rows, next_cursor) =
+        paginate(rows, limit, |row| ByTimeAndId { time: CursorTime(Micros(row.at)), id: row.id.clone() })?;
+    let items: Vec<EventView> = rows
+        .into_iter()
+        .filter_map(|row| readable("entitlement_events", row.id.clone(), event_view(row)))
+        .collect();
     respond::ok(&Page { items, next_cursor })
 }
 
@@ -425,6 +441,9 @@ pub async fn periods(app: web::Data<App>, caller: Caller, params: Params) -> Res
     let limit = params.limit(100, 1000)?;
     let list = move |conn: &mut Conn| evaluate::periods(conn, workspace_id, &filter, limit);
     let rows = app.store.read("entitlements::periods", list).await?;
-    let items = rows.into_iter().map(period_view).collect::<Result<Vec<_>>>()?;
+    let items: Vec<PeriodView> = rows
+        .into_iter()
+        .filter_map(|row| readable("entitlement_periods", row.subject.clone(), period_view(row)))
+        .collect();
     respond::ok(&Page { items, next_cursor: None })
 }

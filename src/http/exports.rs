@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::exports;
 use crate::exports::job::{Asked, Export, Input, Kind, Part, part};
 use crate::exports::storage::{Reader, Storage};
-use crate::http::extract::{Id, Json, Params, paginate};
+use crate::http::extract::{CursorTime, Id, Json, Params, paginate};
 use crate::http::respond::{self, Page};
 use crate::metering::time::Micros;
 
@@ -103,30 +103,29 @@ pub async fn create(app: web::Data<App>, caller: Caller, body: Json<CreateInput>
 /// A position in the list, newest first.
 #[derive(Serialize, Deserialize)]
 struct After {
-    time: Option<String>,
+    time: Option<CursorTime>,
     id: Option<String>,
 }
 
 impl After {
     /// One that lacks a part is none.
-    fn position(self) -> Result<Option<(Micros, String)>> {
-        let Some((time, id)) = self.time.zip(self.id) else { return Ok(None) };
-        let time = Micros::parse(&time).ok_or_else(|| Error::invalid("cursor is not one of ours"))?;
-        Ok(Some((time, id)))
+    fn position(self) -> Option<(Micros, String)> {
+        let (CursorTime(time), id) = self.time.zip(self.id)?;
+        Some((time, id))
     }
 }
 
 pub async fn list(app: web::Data<App>, caller: Caller, params: Params) -> Result<HttpResponse> {
     caller.may_use_meter("")?;
     let limit = params.limit(100, 1000)?;
-    let after = params.cursor::<After>()?.map(After::position).transpose()?.flatten();
+    let after = params.cursor::<After>()?.and_then(After::position);
     let workspace_id = caller.workspace_id;
     let rows = app
         .store
         .read("exports::list", move |conn| exports::sql::list(conn, workspace_id, after.as_ref(), limit + 1))
         .await?;
     let (exports, next_cursor) = paginate(rows, limit, |export: &Export| After {
-        time: Some(export.created_at.to_exact_text()),
+        time: Some(CursorTime(export.created_at)),
         id: Some(export.id.clone()),
     })?;
     respond::ok(&Page { items: exports.iter().map(View::of).collect(), next_cursor })

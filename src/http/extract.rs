@@ -2,6 +2,7 @@
 //! cursors (rest.md sections 2, 6 and 7).
 
 use std::future::{Future, Ready, ready};
+use std::io::Read;
 use std::pin::Pin;
 use std::time::Duration;
 
@@ -10,15 +11,17 @@ use actix_web::http::header;
 use actix_web::{FromRequest, HttpMessage, HttpRequest, web};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use flate2::read::{MultiGzDecoder, ZlibDecoder};
 use futures_util::StreamExt;
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use serde_json::value::RawValue;
 
 use crate::app::App;
 use crate::auth::permission::Access;
 use crate::auth::{self, Caller};
 use crate::error::{Code, Error, Result};
-use crate::metering::time::Micros;
+use crate::metering::time::{Micros, Window};
 
 /// Finds out who calls, by the credentials the route accepts; nobody on public routes.
 pub async fn authenticate(app: &App, request: &HttpRequest, access: &Access) -> Result<Option<Caller>> {
@@ -40,6 +43,80 @@ pub struct Body {
     payload: Payload,
     announced: Option<usize>,
     limit: usize,
+    encoding: Result<Encoding>,
+}
+
+const KIB: usize = 1024;
+/// A larger body is read by a thread that may be kept busy.
+const PARSED_HERE: usize = 64 * KIB;
+/// So much of a body that is too long is taken off the wire at least: a client that is still sending would not read
+/// the answer.
+const DRAINED: usize = 1024 * KIB;
+
+/// The longest body of a route, decoded. Few routes take more than a form; a filter may name thousands of values, and
+/// one event may be as long as its metadata.
+fn body_limit(pattern: &str, most: usize) -> usize {
+    let limit = match pattern.trim_end_matches('/') {
+        "/v1/usages/bulk" => return most,
+        "/v1/usages" | "/v1/entitlements/consume" => 320 * KIB,
+        "/v1/usages/search"
+        | "/v1/usages/export"
+        | "/v1/usages/breakdowns/search"
+        | "/v1/usageevents/search"
+        | "/v1/usageevents/export"
+        | "/v1/exports" => 2048 * KIB,
+        // a hundred dimensions with their descriptions
+        "/v1/meters" | "/v1/meters/{id}" => 512 * KIB,
+        // a thousand limits
+        "/v1/plans" | "/v1/plans/{id}" | "/v1/plans/{id}/preview" => 512 * KIB,
+        // a thousand names of meters
+        "/v1/auth/api-keys" => 256 * KIB,
+        "/v1/auth/users" | "/v1/auth/sessions" | "/v1/auth/session/refresh" => 16 * KIB,
+        _ => 64 * KIB,
+    };
+    limit.min(most)
+}
+
+/// How a body is packed.
+#[derive(Clone, Copy)]
+enum Encoding {
+    Plain,
+    Gzip,
+    Deflate,
+}
+
+impl Encoding {
+    fn of(request: &HttpRequest) -> Result<Self> {
+        let named: Vec<&[u8]> =
+            request.headers().get_all(header::CONTENT_ENCODING).map(|v| v.as_bytes()).collect();
+        let word = named.join(&b","[..]).to_ascii_lowercase();
+        match word.trim_ascii() {
+            b"" | b"identity" => Ok(Encoding::Plain),
+            b"gzip" | b"x-gzip" => Ok(Encoding::Gzip),
+            b"deflate" => Ok(Encoding::Deflate),
+            _ => Err(Error::new(
+                Code::UnsupportedEncoding,
+                "content encoding must be gzip, deflate or identity",
+            )),
+        }
+    }
+
+    /// The bytes that were packed: never more than the limit is kept.
+    fn decode(self, bytes: Vec<u8>, limit: usize) -> Result<Vec<u8>> {
+        let mut decoded = Vec::new();
+        let most = limit as u64 + 1;
+        let read = match self {
+            Encoding::Plain => return Ok(bytes),
+            Encoding::Gzip => MultiGzDecoder::new(&*bytes).take(most).read_to_end(&mut decoded),
+            Encoding::Deflate => ZlibDecoder::new(&*bytes).take(most).read_to_end(&mut decoded),
+        };
+        read.map_err(|_| Error::invalid_json())?;
+        if decoded.len() > limit { Err(too_large(limit)) } else { Ok(decoded) }
+    }
+}
+
+fn too_large(limit: usize) -> Error {
+    Error::new(Code::RequestTooLarge, format!("request body exceeds {limit} bytes"))
 }
 
 /// A client that sends its body slower than this is not waited for.
@@ -52,8 +129,9 @@ impl FromRequest for Body {
     fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
         let announced =
             request.headers().get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok());
-        let limit = request.app_data::<web::Data<App>>().map_or(0, |app| app.config.ingest.max_body_bytes);
-        ready(Ok(Body { payload: payload.take(), announced, limit }))
+        let most = request.app_data::<web::Data<App>>().map_or(0, |app| app.config.ingest.max_body_bytes);
+        let limit = body_limit(&request.match_pattern().unwrap_or_default(), most);
+        ready(Ok(Body { payload: payload.take(), announced, limit, encoding: Encoding::of(request) }))
     }
 }
 
@@ -68,35 +146,44 @@ impl Body {
                 size += chunk.len();
                 if size <= self.limit {
                     bytes.extend_from_slice(&chunk);
-                } else if size > self.limit * 2 {
-                    // a client that is still sending would not read the answer: some of the rest is drained first
+                } else if size > DRAINED.max(self.limit * 2) {
                     break;
                 }
             }
-            if size > self.limit {
-                let message = format!("request body exceeds {} bytes", self.limit);
-                return Err(Error::new(Code::RequestTooLarge, message));
-            }
-            Ok(bytes)
+            if size > self.limit { Err(too_large(self.limit)) } else { Ok(bytes) }
         };
         let late = |_| Error::invalid("the request body took too long");
         tokio::time::timeout(BODY_TIMEOUT, read).await.map_err(late)?
     }
 
-    /// A JSON object; absent fields and `null` become defaults.
-    pub async fn object<T: DeserializeOwned + Default>(self) -> Result<T> {
+    /// Reads the body as a value, away from the other requests of this thread when that may take long.
+    async fn read<T: Send + 'static>(self, parse: fn(&str) -> Result<T>) -> Result<T> {
+        let (encoding, limit) = (self.encoding.clone()?, self.limit);
         let bytes = self.bytes().await?;
-        let text = String::from_utf8_lossy(&bytes);
-        if has_nul(&text) {
-            return Err(Error::invalid("NUL characters are not allowed"));
-        }
-        parse_json(&text, b'{')
+        let is_short = bytes.len() <= PARSED_HERE && matches!(encoding, Encoding::Plain);
+        let read = move || {
+            let bytes = encoding.decode(bytes, limit)?;
+            // bytes that are no text would become the same text as other such bytes
+            parse(std::str::from_utf8(&bytes).map_err(|_| Error::invalid_json())?)
+        };
+        if is_short { read() } else { tokio::task::spawn_blocking(read).await.map_err(Error::internal)? }
+    }
+
+    /// A JSON object; absent fields and `null` become defaults.
+    pub async fn object<T: DeserializeOwned + Default + Send + 'static>(self) -> Result<T> {
+        self.read(|text| {
+            if has_nul(text) {
+                return Err(Error::invalid("NUL characters are not allowed"));
+            }
+            parse_json(text, b'{')
+        })
+        .await
     }
 
     /// A JSON array; `null` is the empty one. NUL characters are left to the handler: an item that holds one fails
     /// alone.
-    pub async fn array<T: DeserializeOwned>(self) -> Result<Vec<T>> {
-        parse_json(&String::from_utf8_lossy(&self.bytes().await?), b'[')
+    pub async fn array<T: DeserializeOwned + Send + 'static>(self) -> Result<Vec<T>> {
+        self.read(|text| parse_json(text, b'[')).await
     }
 }
 
@@ -193,7 +280,7 @@ fn mend_surrogates(json: &str) -> String {
 /// A JSON object as a handler's argument.
 pub struct Json<T>(pub T);
 
-impl<T: DeserializeOwned + Default + 'static> FromRequest for Json<T> {
+impl<T: DeserializeOwned + Default + Send + 'static> FromRequest for Json<T> {
     type Error = Error;
     type Future = Pin<Box<dyn Future<Output = Result<Self>>>>;
 
@@ -206,7 +293,7 @@ impl<T: DeserializeOwned + Default + 'static> FromRequest for Json<T> {
 /// A JSON array as a handler's argument.
 pub struct JsonList<T>(pub Vec<T>);
 
-impl<T: DeserializeOwned + 'static> FromRequest for JsonList<T> {
+impl<T: DeserializeOwned + Send + 'static> FromRequest for JsonList<T> {
     type Error = Error;
     type Future = Pin<Box<dyn Future<Output = Result<Self>>>>;
 
@@ -242,8 +329,25 @@ impl FromRequest for Params {
     type Future = Ready<Result<Self>>;
 
     fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
-        ready(Ok(Params::parse(request.query_string())))
+        let query = request.query_string();
+        let is_text =
+            query.split('&').all(|pair| percent_encoding::percent_decode_str(pair).decode_utf8().is_ok());
+        ready(match is_text {
+            true => Ok(Params::parse(query)),
+            false => Err(Error::invalid("query parameters must be UTF-8")),
+        })
     }
+}
+
+/// A header as text. Bytes that are no text are refused, and so are two different values: never taken for absent.
+pub fn text_header<'r>(request: &'r HttpRequest, name: &str) -> Result<Option<&'r str>> {
+    let mut values = request.headers().get_all(name);
+    let Some(first) = values.next() else { return Ok(None) };
+    if values.any(|other| other != first) {
+        return Err(Error::invalid(format!("the header {name} has several values")));
+    }
+    let text = std::str::from_utf8(first.as_bytes());
+    text.map(Some).map_err(|_| Error::invalid(format!("the header {name} must be UTF-8")))
 }
 
 impl Params {
@@ -339,6 +443,25 @@ pub fn decode_cursor<T: DeserializeOwned>(text: &str) -> Result<Option<T>> {
     }
     let decoded = URL_SAFE_NO_PAD.decode(text).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
     decoded.map(Some).ok_or_else(|| Error::invalid("cursor is not one of ours"))
+}
+
+/// An instant in a cursor: microseconds, so that whatever is stored is found again. Read as RFC 3339 text too.
+#[derive(Clone, Copy, Debug)]
+pub struct CursorTime(pub Micros);
+
+impl Serialize for CursorTime {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_i64(self.0.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for CursorTime {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = <&RawValue>::deserialize(deserializer)?.get();
+        let micros = text.parse().ok().map(Micros).filter(|at| Window::ALWAYS.contains(*at));
+        let time = micros.or_else(|| Micros::parse(text.trim_matches('"')));
+        time.map(CursorTime).ok_or_else(|| de::Error::custom("not an instant"))
+    }
 }
 
 /// Cuts the row that was fetched beyond the page and makes the cursor from the last one that stays.

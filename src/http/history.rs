@@ -8,7 +8,7 @@ use uuid::Uuid;
 use crate::app::App;
 use crate::auth::Caller;
 use crate::error::{Error, Result};
-use crate::http::extract::{Params, paginate};
+use crate::http::extract::{CursorTime, Params, paginate};
 use crate::http::respond::{self, Page};
 use crate::metering::time::Micros;
 use crate::retention::sql::PruneRun;
@@ -51,13 +51,13 @@ pub async fn meter_stats(app: web::Data<App>, caller: Caller, params: Params) ->
 /// Position in a list of runs. The time is in the id as well, which alone decides.
 #[derive(Serialize, Deserialize)]
 struct ByTime {
-    time: Option<String>,
+    time: Option<CursorTime>,
     id: Option<String>,
 }
 
 impl ByTime {
     fn of(id: Uuid, created_at: Micros) -> Self {
-        ByTime { time: Some(created_at.to_exact_text()), id: Some(id.to_string()) }
+        ByTime { time: Some(CursorTime(created_at)), id: Some(id.to_string()) }
     }
 
     fn read(params: &Params) -> Result<Option<Uuid>> {

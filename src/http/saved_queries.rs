@@ -7,16 +7,20 @@ use uuid::Uuid;
 
 use crate::app::App;
 use crate::auth::Caller;
+use crate::db::columns::readable;
 use crate::error::{Error, Result};
 use crate::http::extract::{Id, Json};
 use crate::http::openapi::AnyObject;
 use crate::http::respond::{self, Page};
 use crate::metering::json::Value;
+use crate::metering::meter::NAME_BYTES_MAX;
 use crate::metering::time::{BucketSize, Micros};
 use crate::usage::query::GROUP_FIELDS_MAX;
 use crate::usage::saved_queries::{self, SavedQuery};
 
 const NAME_CHARACTERS_MAX: usize = 120;
+const QUERY_BYTES_MAX: usize = 32_768;
+const QUERY_DEPTH_MAX: usize = 60;
 
 /// A saved query on the wire; fields in contract order.
 #[derive(Serialize, ToSchema)]
@@ -88,9 +92,17 @@ impl Checked {
             return Err(Error::invalid(format!("name must have 1 to {NAME_CHARACTERS_MAX} characters")));
         }
         let query = match input.query {
+            Some(query @ Value::Object(_)) if query.depth() > QUERY_DEPTH_MAX => {
+                return Err(Error::invalid(format!(
+                    "query must not be nested deeper than {QUERY_DEPTH_MAX} levels"
+                )));
+            }
             Some(Value::Object(query)) if !query.is_empty() => Value::Object(query).to_string(),
             _ => return Err(Error::invalid("query must be a JSON object that is not empty")),
         };
+        if query.len() > QUERY_BYTES_MAX {
+            return Err(Error::invalid(format!("query must not be longer than {QUERY_BYTES_MAX} bytes")));
+        }
         let size = input.bucket_size.unwrap_or_default();
         Ok(Checked {
             name,
@@ -128,6 +140,11 @@ fn normalised(fields: Vec<String>) -> Result<Vec<String>> {
             kept.push(name.to_owned());
         }
     }
+    if kept.iter().any(|name| name.len() > NAME_BYTES_MAX) {
+        return Err(Error::invalid(format!(
+            "a field of group_by must not be longer than {NAME_BYTES_MAX} bytes"
+        )));
+    }
     if kept.len() > GROUP_FIELDS_MAX {
         return Err(Error::invalid(format!("group_by must not have more than {GROUP_FIELDS_MAX} fields")));
     }
@@ -137,7 +154,8 @@ fn normalised(fields: Vec<String>) -> Result<Vec<String>> {
 pub async fn list(app: web::Data<App>, caller: Caller) -> Result<HttpResponse> {
     let user_id = caller.user_id;
     let rows = app.store.read("saved_queries::list", move |conn| saved_queries::list(conn, user_id)).await?;
-    let items: Vec<View> = rows.into_iter().map(View::of).collect::<Result<_>>()?;
+    let items: Vec<View> =
+        rows.into_iter().filter_map(|row| readable("saved_queries", row.id.clone(), View::of(row))).collect();
     respond::ok(&Page { items, next_cursor: None })
 }
 

@@ -132,7 +132,11 @@ fn secure(app: &App, request: &HttpRequest) -> bool {
 
 /// Whom attempts are counted against.
 fn address(app: &App, request: &HttpRequest) -> IpAddr {
-    let forwarded_for = sent_header(request, "x-forwarded-for");
+    // a client may send any bytes; what a proxy appended to them still counts
+    let lines =
+        request.headers().get_all("x-forwarded-for").map(|value| String::from_utf8_lossy(value.as_bytes()));
+    let forwarded_for = lines.collect::<Vec<_>>().join(",");
+    let forwarded_for = (!forwarded_for.is_empty()).then_some(forwarded_for.as_str());
     client_address(peer(request), &app.config.http.trusted_proxies, forwarded_for)
 }
 

@@ -7,7 +7,7 @@ use utoipa::ToSchema;
 use crate::app::App;
 use crate::auth::Caller;
 use crate::error::Result;
-use crate::http::extract::{Id, Params, paginate, parse_time};
+use crate::http::extract::{CursorTime, Id, Params, paginate};
 use crate::http::respond::{self, Page};
 use crate::metering::event::parse_subject;
 use crate::metering::time::Micros;
@@ -25,16 +25,15 @@ pub struct SubjectView {
 
 #[derive(Serialize, Deserialize)]
 struct ByActivity {
-    time: Option<String>,
+    time: Option<CursorTime>,
     id: Option<String>,
 }
 
 impl ByActivity {
     /// A cursor without both parts is none.
-    fn position(self) -> Result<Option<SubjectPosition>> {
-        let (Some(time), Some(subject)) = (self.time, self.id) else { return Ok(None) };
-        let time = parse_time(&time, "cursor", "invalid_input")?;
-        Ok(time.map(|last_event_at| SubjectPosition { last_event_at, subject }))
+    fn position(self) -> Option<SubjectPosition> {
+        let (CursorTime(last_event_at), subject) = self.time.zip(self.id)?;
+        Some(SubjectPosition { last_event_at, subject })
     }
 }
 
@@ -42,12 +41,11 @@ pub async fn list(app: web::Data<App>, caller: Caller, params: Params) -> Result
     caller.may_use_meter("")?;
     let limit = params.limit(100, 1000)?;
     let cursor = params.cursor::<ByActivity>()?;
-    let (workspace_id, after) =
-        (caller.workspace_id, cursor.map(ByActivity::position).transpose()?.flatten());
+    let (workspace_id, after) = (caller.workspace_id, cursor.and_then(ByActivity::position));
     let list = move |conn: &mut _| subjects::list(conn, workspace_id, after.as_ref(), limit + 1);
     let rows = app.store.read_snapshot("subjects::list", list).await?;
     let (rows, next_cursor) = paginate(rows, limit, |row| ByActivity {
-        time: Some(Micros(row.last_event_at).to_exact_text()),
+        time: Some(CursorTime(Micros(row.last_event_at))),
         id: Some(row.subject.clone()),
     })?;
     let items = rows.into_iter().map(|row| SubjectView {

@@ -11,7 +11,7 @@ use crate::app::App;
 use crate::auth::Caller;
 use crate::error::{Error, Result};
 use crate::exports::csv::Table;
-use crate::http::extract::{Json, JsonList, Params, required_time};
+use crate::http::extract::{Json, JsonList, Params, required_time, text_header};
 use crate::http::respond::{self, Page};
 use crate::ingest::{Kind, Recorded};
 use crate::metering::event::{Input, StoredEvent, parse_key};
@@ -19,7 +19,7 @@ use crate::metering::filter::{self, Filter};
 use crate::metering::meter::Meter;
 use crate::metering::time::{BucketSize, Micros, Window};
 use crate::usage::aggregate::{cells, needs_snapshot};
-use crate::usage::query::{self, Cells, GroupField, Query};
+use crate::usage::query::{self, Cells, GROUPS_MAX, GroupField, Query};
 
 /// Stores one event; a known idempotency key answers with the event it was first used for.
 pub async fn create(app: web::Data<App>, caller: Caller, body: Json<Input>) -> Result<HttpResponse> {
@@ -57,8 +57,7 @@ pub async fn create_bulk(
         return Err(Error::invalid(format!("at most {most} events may be sent in one call")));
     }
     inputs.iter().try_for_each(|input| caller.may_use_meter(input.meter()))?;
-    let key = request.headers().get("idempotency-key").and_then(|value| value.to_str().ok());
-    let key = parse_key(key)?;
+    let key = parse_key(text_header(&request, "idempotency-key")?)?;
     let recorded = app.ingest.record(caller.workspace_id, Kind::Bulk, inputs, key).await?;
     bulk_answer(recorded)
 }
@@ -117,7 +116,7 @@ pub struct Search {
     group_by: Option<Vec<String>>,
     limit: Option<i64>,
     filter: Option<filter::Node>,
-    /// Downloads only: an apostrophe before cells that a spreadsheet would run as a formula.
+    /// Downloads only: an apostrophe before cells that a spreadsheet would run as a formula; unless told not to.
     formula_guard: Option<bool>,
 }
 
@@ -249,14 +248,14 @@ pub async fn search(app: web::Data<App>, caller: Caller, body: Json<Search>) -> 
 pub async fn export(app: web::Data<App>, caller: Caller, params: Params) -> Result<HttpResponse> {
     caller.may_use_meter(params.get("meter"))?;
     let limit = csv_limit(Some(params.limit(100, i64::MAX)?))?;
-    let guard = params.boolean("formula_guard", "invalid_formula_guard")?.unwrap_or(false);
+    let guard = params.boolean("formula_guard", "invalid_formula_guard")?.unwrap_or(true);
     bucket_csv(&app, &caller, Request::of_params(&params, limit)?, guard).await
 }
 
 pub async fn export_search(app: web::Data<App>, caller: Caller, body: Json<Search>) -> Result<HttpResponse> {
     let Json(search) = body;
     caller.may_use_meter(search.meter.as_deref().unwrap_or_default())?;
-    let (limit, guard) = (csv_limit(search.limit)?, search.formula_guard.unwrap_or(false));
+    let (limit, guard) = (csv_limit(search.limit)?, search.formula_guard.unwrap_or(true));
     bucket_csv(&app, &caller, Request::of_search(search, limit)?, guard).await
 }
 
@@ -318,8 +317,11 @@ pub async fn breakdown(
     let field = query::parse_breakdown_field(&meter, &search.field.unwrap_or_default())?;
     let query = one_field(meter, window, subject, field, filter);
     let limit = body_limit(search.limit) as usize;
-    let rows = move |query: &Query, cells| Ok(query::breakdown(query, cells, limit));
-    let items = answered(&app, query, usize::MAX, rows).await?;
+    let rows = move |query: &Query, cells: Cells| {
+        cells.check_size()?;
+        Ok(query::breakdown(query, cells, limit))
+    };
+    let items = answered(&app, query, GROUPS_MAX + 1, rows).await?;
     respond::ok(&Page { items, next_cursor: None })
 }
 
@@ -334,8 +336,11 @@ pub async fn dimensions(app: web::Data<App>, caller: Caller, params: Params) -> 
     let meter = known_meter(&app, &caller, params.get("meter")).await?;
     let field = query::parse_dimension_field(&meter, params.get("field"))?;
     let query = one_field(meter, window, subject, field, None);
-    let rows = move |query: &Query, cells| Ok(query::values_taken(query, cells, limit));
-    let items = answered(&app, query, usize::MAX, rows).await?;
+    let rows = move |query: &Query, cells: Cells| {
+        cells.check_size()?;
+        Ok(query::values_taken(query, cells, limit))
+    };
+    let items = answered(&app, query, GROUPS_MAX + 1, rows).await?;
     respond::ok(&Page { items, next_cursor: None })
 }
 

@@ -11,11 +11,11 @@ use crate::app::App;
 use crate::auth::Caller;
 use crate::error::{Error, Result};
 use crate::exports::csv::Table;
-use crate::http::extract::{Json, Params, decode_cursor, paginate, parse_time};
+use crate::http::extract::{CursorTime, Json, Params, decode_cursor, paginate, parse_time};
 use crate::http::respond::{self, Page};
 use crate::http::usage::{body_limit, csv_head, csv_limit};
 use crate::metering::filter::{self, Filter};
-use crate::metering::time::{Micros, Window};
+use crate::metering::time::Window;
 use crate::usage::events::{self, Listed, Position};
 use crate::usage::query::parse_subject_filter;
 
@@ -30,7 +30,7 @@ pub struct Search {
     limit: Option<i64>,
     cursor: Option<String>,
     filter: Option<filter::Node>,
-    /// Downloads only: an apostrophe before cells that a spreadsheet would run as a formula.
+    /// Downloads only: an apostrophe before cells that a spreadsheet would run as a formula; unless told not to.
     formula_guard: Option<bool>,
 }
 
@@ -66,13 +66,13 @@ impl Search {
 
 #[derive(Serialize, Deserialize)]
 struct Cursor {
-    time: Option<String>,
+    time: Option<CursorTime>,
     id: Option<String>,
 }
 
 impl Cursor {
     fn of(position: &Position) -> Self {
-        Cursor { time: Some(position.time.to_exact_text()), id: Some(position.id.to_string()) }
+        Cursor { time: Some(CursorTime(position.time)), id: Some(position.id.to_string()) }
     }
 
     /// A cursor without a time is none, unless it has an id.
@@ -81,8 +81,7 @@ impl Cursor {
         match (self.time, self.id) {
             (None, None) | (Some(_), None) => Ok(None),
             (None, Some(_)) => Err(wrong()),
-            (Some(time), Some(id)) => {
-                let time = Micros::parse(&time).ok_or_else(wrong)?;
+            (Some(CursorTime(time)), Some(id)) => {
                 Ok(Some(Position { time, id: Uuid::parse_str(&id).map_err(|_| wrong())? }))
             }
         }
@@ -123,14 +122,14 @@ async fn page(
 pub async fn export(app: web::Data<App>, caller: Caller, params: Params) -> Result<HttpResponse> {
     caller.may_use_meter(params.get("meter"))?;
     let limit = csv_limit(Some(params.limit(100, i64::MAX)?))?;
-    let guard = params.boolean("formula_guard", "invalid_formula_guard")?.unwrap_or(false);
+    let guard = params.boolean("formula_guard", "invalid_formula_guard")?.unwrap_or(true);
     csv(app, &caller, Search::of_params(&params), limit, guard).await
 }
 
 pub async fn export_search(app: web::Data<App>, caller: Caller, body: Json<Search>) -> Result<HttpResponse> {
     let Json(search) = body;
     caller.may_use_meter(search.meter.as_deref().unwrap_or_default())?;
-    let (limit, guard) = (csv_limit(search.limit)?, search.formula_guard.unwrap_or(false));
+    let (limit, guard) = (csv_limit(search.limit)?, search.formula_guard.unwrap_or(true));
     csv(app, &caller, search, limit, guard).await
 }
 

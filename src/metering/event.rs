@@ -161,6 +161,10 @@ pub fn parse_subject(text: &str) -> Result<&str> {
 pub fn parse_key(text: Option<&str>) -> Result<Option<String>> {
     let key = text.unwrap_or_default().trim();
     refuse_nul(key)?;
+    // it stands for any character that was lost on the way: two keys would become one
+    if key.contains(char::REPLACEMENT_CHARACTER) {
+        return Err(Error::invalid("idempotency_key must be valid Unicode, without U+FFFD"));
+    }
     if key.len() > KEY_BYTES_MAX {
         return Err(Error::invalid(format!("idempotency_key must not be longer than {KEY_BYTES_MAX} bytes")));
     }
@@ -349,7 +353,7 @@ impl From<Event> for StoredEvent {
             quantity: event.quantity,
             timestamp: event.time,
             received_at: event.received_at,
-            metadata: event.metadata.unwrap_or_else(|| raw_metadata(None)),
+            metadata: event.metadata.unwrap_or_else(no_metadata),
         }
     }
 }
@@ -376,10 +380,14 @@ pub fn recall(text: &str) -> Result<Vec<StoredEvent>> {
     Ok(kept.into_iter().map(event).collect())
 }
 
-/// Canonical metadata text as raw JSON; absent is the empty object.
-pub fn raw_metadata(text: Option<String>) -> Box<RawValue> {
-    let text = text.unwrap_or_else(|| "{}".to_owned());
-    RawValue::from_string(text).unwrap_or_else(|_| RawValue::NULL.to_owned())
+/// Canonical metadata text as raw JSON; absent is the empty object. `None` for text that is no JSON.
+pub fn raw_metadata(text: Option<String>) -> Option<Box<RawValue>> {
+    text.map_or_else(|| Some(no_metadata()), |text| RawValue::from_string(text).ok())
+}
+
+/// The empty object.
+pub fn no_metadata() -> Box<RawValue> {
+    RawValue::from_string("{}".to_owned()).unwrap_or_else(|_| RawValue::NULL.to_owned())
 }
 
 /// PostgreSQL keeps JSON in an order and a number spelling of its own; this restores the canonical text.

@@ -15,8 +15,13 @@ use crate::metering::meter::is_dimension_path;
 use crate::metering::quantity::Quantity;
 use crate::metering::time::Micros;
 
+/// Levels that may be written.
 pub const DEPTH_MAX: usize = 32;
+/// Levels that count: groups inside groups of the other word.
+pub const GROUP_DEPTH_MAX: usize = 8;
 pub const CONDITIONS_MAX: usize = 500;
+/// Conditions times the levels that count: what a row, and the planner of a database, can be asked to go through.
+pub const COST_MAX: usize = 2_000;
 /// Values of all conditions together; each is one bind of an SQL statement.
 pub const VALUES_MAX: usize = 5_000;
 
@@ -182,7 +187,56 @@ impl Filter {
     }
 
     pub fn parse(node: &Node) -> Result<Filter> {
-        Parser::default().node(node, 1)
+        let mut parser = Parser::default();
+        let filter = parser.node(node, 1)?;
+        let depth = filter.depth();
+        if depth > GROUP_DEPTH_MAX {
+            return Err(Error::invalid(format!(
+                "filter must not have more than {GROUP_DEPTH_MAX} levels of and and or inside each other"
+            )));
+        }
+        if parser.conditions * depth > COST_MAX {
+            return Err(Error::invalid(format!(
+                "filter is too large: conditions times levels must not be above {COST_MAX}"
+            )));
+        }
+        Ok(filter)
+    }
+
+    /// Joins filters flatly: a group inside one of its own kind is its members, and a group of one is that one.
+    fn joined(is_all: bool, rules: Vec<Filter>) -> Filter {
+        let mut flat = Vec::with_capacity(rules.len());
+        for rule in rules {
+            match rule {
+                Filter::All(inner) if is_all => flat.extend(inner),
+                Filter::Any(inner) if !is_all => flat.extend(inner),
+                other => flat.push(other),
+            }
+        }
+        match (flat.len(), is_all) {
+            (1, _) => flat.swap_remove(0),
+            (_, true) => Filter::All(flat),
+            (_, false) => Filter::Any(flat),
+        }
+    }
+
+    /// Groups inside each other, at least 1.
+    fn depth(&self) -> usize {
+        match self {
+            Filter::All(rules) | Filter::Any(rules) => {
+                1 + rules.iter().map(Filter::group_depth).max().unwrap_or(0)
+            }
+            Filter::Condition(..) => 1,
+        }
+    }
+
+    fn group_depth(&self) -> usize {
+        if matches!(self, Filter::Condition(..)) { 0 } else { self.depth() }
+    }
+
+    /// What all of these filters let through.
+    pub fn all(rules: Vec<Filter>) -> Option<Filter> {
+        (!rules.is_empty()).then(|| Filter::joined(true, rules))
     }
 
     /// `metadata.<path>=<text>`: the value at the path has this text form.
@@ -200,7 +254,7 @@ impl Filter {
     /// What both filters let through.
     pub fn both(a: Option<Filter>, b: Option<Filter>) -> Option<Filter> {
         match (a, b) {
-            (Some(a), Some(b)) => Some(Filter::All(vec![a, b])),
+            (Some(a), Some(b)) => Some(Filter::joined(true, vec![a, b])),
             (a, b) => a.or(b),
         }
     }
@@ -334,8 +388,8 @@ impl Parser {
         }
         let rules = rules.iter().map(|rule| self.node(rule, depth + 1)).collect::<Result<Vec<_>>>();
         match node.op.as_str() {
-            "and" => rules.map(Filter::All),
-            "or" => rules.map(Filter::Any),
+            "and" => rules.map(|rules| Filter::joined(true, rules)),
+            "or" => rules.map(|rules| Filter::joined(false, rules)),
             op => Err(Error::invalid(format!("op {op:?} of a filter group must be and or or"))),
         }
     }
@@ -582,6 +636,18 @@ mod tests {
         assert!(parse(nest(DEPTH_MAX)).is_ok());
         assert!(parse(nest(DEPTH_MAX + 1)).is_err());
         assert!(parse(group("or", vec![leaf.clone(); CONDITIONS_MAX])).is_ok());
+        let mixed = |levels: usize, width: usize| {
+            (0..levels).fold(leaf.clone(), |inner, level| {
+                let rules = std::iter::once(inner).chain(std::iter::repeat_n(leaf.clone(), width));
+                group(if level % 2 == 0 { "and" } else { "or" }, rules.collect())
+            })
+        };
+        assert_eq!(parse(mixed(8, 1)).map(|filter| filter.depth()).ok(), Some(8));
+        assert!(parse(mixed(8, 31)).is_ok());
+        assert!(parse(mixed(8, 33)).is_err(), "conditions times levels");
+        assert!(parse(mixed(9, 1)).is_err());
+        assert!(parse(mixed(31, 1)).is_err());
+        assert_eq!(parse(nest(DEPTH_MAX)).ok(), parse(leaf.clone()).ok());
         assert!(parse(group("or", vec![leaf.clone(); CONDITIONS_MAX + 1])).is_err());
         assert!(parse(condition("subject", "in", json!(vec!["a"; VALUES_MAX + 1]))).is_err());
     }

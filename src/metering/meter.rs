@@ -11,6 +11,8 @@ use crate::metering::time::Micros;
 pub const NAME_BYTES_MAX: usize = 200;
 pub const TEXT_BYTES_MAX: usize = 4_096;
 pub const DIMENSIONS_MAX: usize = 100;
+/// Of a text in a declared dimension: rollups are kept, and read, by these.
+pub const DIMENSION_VALUE_BYTES_MAX: usize = 256;
 pub const RETENTION_DAYS_DEFAULT: i32 = 90;
 pub const RETENTION_DAYS_MAX: i64 = 3_650;
 
@@ -307,6 +309,11 @@ impl Meter {
             };
             if !dimension.kind.holds(value) {
                 return Err(Error::invalid(format!("metadata.{name} must be a {}", dimension.kind.as_str())));
+            }
+            if value.as_str().is_some_and(|text| text.len() > DIMENSION_VALUE_BYTES_MAX) {
+                return Err(Error::invalid(format!(
+                    "metadata.{name} must not be longer than {DIMENSION_VALUE_BYTES_MAX} bytes"
+                )));
             }
             if name.contains('.')
                 && let Some(flat) = metadata.remove(name)

@@ -30,7 +30,11 @@ impl Micros {
         Micros(since.as_micros() as i64)
     }
 
-    /// RFC 3339 as the contract reads it: capital `T` and `Z`, a fraction after `.` or `,`, no second 60, years 0–9999.
+    /// The last instant that RFC 3339 can write.
+    pub const LAST: Micros = Micros(253_402_300_800 * SECOND - 1);
+
+    /// RFC 3339 as the contract reads it: capital `T` and `Z`, a fraction after `.` or `,`, no second 60. The instant
+    /// itself, in UTC, lies within the years 1 to 9999: what an offset moves out of them could not be written again.
     pub fn parse(text: &str) -> Option<Self> {
         let bytes = text.as_bytes();
         if bytes.len() < 20 || !text.is_ascii() {
@@ -51,12 +55,14 @@ impl Micros {
         let offset_minutes = offset(rest)?;
         let midnight = Micros::from_civil(date.at(0, 0, 0, 0));
         let seconds = hour * 3_600 + minute * 60 + second - offset_minutes * 60;
-        Some(Micros(midnight.0 + seconds * SECOND + micros))
+        let at = Micros(midnight.0 + seconds * SECOND + micros);
+        (Micros::ABSENT..=Micros::LAST).contains(&at).then_some(at)
     }
 
+    /// Never another year: what cannot be written is written as the nearest that can.
     fn civil(self) -> DateTime {
-        // stored instants lie within the years 0 to 9999 and a day around them, which jiff covers
-        EPOCH.checked_add(SignedDuration::from_micros(self.0)).unwrap_or(EPOCH)
+        let at = self.clamp(Micros::ABSENT, Micros::LAST);
+        EPOCH.checked_add(SignedDuration::from_micros(at.0)).unwrap_or(EPOCH)
     }
 
     fn from_civil(at: DateTime) -> Self {
@@ -202,7 +208,7 @@ impl BucketSize {
         match self {
             BucketSize::Hour => 3_600,
             BucketSize::Day => 86_400,
-            BucketSize::Month => (start.plus_months(1).0 - start.0) / SECOND,
+            BucketSize::Month => i64::from(start.civil().days_in_month()) * 86_400,
         }
     }
 }
@@ -268,7 +274,11 @@ mod tests {
         assert_eq!(at("2026-06-01T10:00:00.5Z").0 - at("2026-06-01T10:00:00Z").0, 500_000);
         assert_eq!(at("2026-06-01T10:00:00,123456789Z").0 % SECOND, 123_456);
         assert_eq!(at("0001-01-01T00:00:00Z"), Micros::ABSENT);
-        assert_eq!(at("0000-01-01T00:00:00Z").to_seconds_text(), "0000-01-01T00:00:00Z");
+        assert_eq!(at("0001-01-01T00:00:00.5Z").to_exact_text(), "0001-01-01T00:00:00.5Z");
+        assert_eq!(at("9999-12-31T23:59:59.999999Z"), Micros::LAST);
+        assert_eq!(BucketSize::Month.seconds(BucketSize::Month.start(Micros::LAST)), 31 * 86_400);
+        assert_eq!(Micros(i64::MAX).to_exact_text().get(..10), Some("9999-12-31"));
+        assert_eq!(Micros(i64::MIN).to_exact_text().get(..10), Some("0001-01-01"));
         assert_eq!(at("9999-12-31T23:59:59.999999Z").to_exact_text(), "9999-12-31T23:59:59.999999Z");
     }
 
@@ -290,6 +300,12 @@ mod tests {
             "+026-06-01T00:00:00Z",
             "2026-06-01T00:00:00Zx",
             "2026-06-0\u{661}T00:00:00Z",
+            "0000-01-01T00:00:00Z",
+            "0000-12-31T23:59:59.999999Z",
+            "0001-01-01T00:00:00+00:01",
+            "0000-01-01T00:00:00+23:59",
+            "9999-12-31T23:59:59-00:01",
+            "9999-12-31T23:59:59-23:59",
         ];
         for text in bad {
             assert_eq!(Micros::parse(text), None, "{text}");

@@ -9,8 +9,9 @@ use diesel::sql_types::{BigInt, Integer};
 use moka::sync::Cache;
 
 use crate::both;
+use crate::db::columns::readable;
 use crate::db::schema::{dimension_sets, events, meters, rollups, subject_activity};
-use crate::db::{Conn, Fault, Store};
+use crate::db::{Conn, Fault, Store, limits};
 use crate::error::{Error, Result};
 use crate::metering::meter::{Aggregation, Dimension, Meter};
 use crate::metering::time::Micros;
@@ -77,6 +78,7 @@ fn dimensions_text(dimensions: &[Dimension]) -> Result<String, Fault> {
 
 /// Stores a new meter (its `id` is ignored) and returns it with its id; 409 when the name is taken.
 pub fn add(conn: &mut Conn, meter: &Meter) -> Result<Meter, Fault> {
+    limits::check(conn, limits::Kind::Meter, meter.workspace_id)?;
     let row = NewRow {
         public_id: &meter.public_id,
         workspace_id: meter.workspace_id,
@@ -144,6 +146,28 @@ pub fn list(
     after: Option<&str>,
     limit: i64,
 ) -> Result<Vec<Meter>, Fault> {
+    let (mut found, mut after) = (Vec::new(), after.map(str::to_owned));
+    loop {
+        let wanted = limit - found.len() as i64;
+        let rows = page(conn, workspace_id, name, after.as_deref(), wanted)?;
+        let is_last = (rows.len() as i64) < wanted;
+        after = rows.last().map(|row| row.name.clone());
+        found.extend(
+            rows.into_iter().filter_map(|row| readable("meters", row.public_id.clone(), row.into_meter())),
+        );
+        if is_last || found.len() as i64 >= limit {
+            return Ok(found);
+        }
+    }
+}
+
+fn page(
+    conn: &mut Conn,
+    workspace_id: i64,
+    name: Option<&str>,
+    after: Option<&str>,
+    limit: i64,
+) -> Result<Vec<Row>, Fault> {
     let mut query = meters::table
         .filter(meters::workspace_id.eq(workspace_id))
         .order(meters::name)
@@ -156,8 +180,7 @@ pub fn list(
     if let Some(after) = after {
         query = query.filter(meters::name.gt(after));
     }
-    let rows: Vec<Row> = query.load(conn)?;
-    rows.into_iter().map(Row::into_meter).collect()
+    Ok(query.load(conn)?)
 }
 
 /// Keeps writers of this meter out until the transaction ends; SQLite has one writer anyway.

@@ -11,7 +11,7 @@ use diesel::sql_query;
 use diesel::sql_types::{BigInt, Binary, Integer, Nullable, Text};
 use uuid::Uuid;
 
-use crate::db::columns::{quantity_of, uuid_of};
+use crate::db::columns::{quantity_of, readable, uuid_of};
 use crate::db::schema::{meters, subjects};
 use crate::db::statement::{Statement, integers};
 use crate::db::{Conn, Fault};
@@ -172,7 +172,9 @@ impl Sum<'_> {
         let meter_id = statement.int(self.query.meter.id);
         let sql = format!("SELECT hash, version, dimensions FROM dimension_sets WHERE meter_id = {meter_id}");
         statement.each(conn, &sql, |row: SetRow| {
-            let mut values = object_of(&row.dimensions)?;
+            // without values the set's events still count
+            let mut values = readable("dimension_sets", self.query.meter.id, object_of(&row.dimensions))
+                .unwrap_or_default();
             values.retain(|name, _| paths.contains(name.as_str()));
             sets.insert(row.hash, Set { version: row.version, values });
             Ok(())
@@ -303,8 +305,10 @@ impl Sum<'_> {
             };
             let subject = row.subject.as_deref().unwrap_or_default();
             let summed = Summed { meter: &query.meter.name, subject, dimensions: values };
-            if let Some(group) = query.group(&summed) {
-                cells.add(query.bucket(start), group, &row.into_part()?);
+            if let Some(group) = query.group(&summed)
+                && let Some(part) = readable("rollups", row.start, row.into_part())
+            {
+                cells.add(query.bucket(start), group, &part);
             }
             Ok(())
         })
@@ -365,7 +369,9 @@ impl Sum<'_> {
         let sql = self.raw_sql(&mut statement, window, before);
         let (query, cells) = (self.query, &mut self.cells);
         statement.each(conn, &sql, |row: RawRow| {
-            let event = RawEvent::of(&query.meter.name, row)?;
+            let id = Uuid::from_slice(&row.id).unwrap_or_default();
+            let event = RawEvent::of(&query.meter.name, row);
+            let Some(event) = readable("events", id, event) else { return Ok(()) };
             if let Some(group) = query.group(&event) {
                 cells.add_event(query.bucket(event.time), group, event.time, event.id, &event.quantity);
             }

@@ -2,6 +2,7 @@
 
 use crate::db::Fault;
 use crate::db::columns::{quantity_of, uuid_of};
+use crate::error::Error;
 use crate::metering::event::{self, StoredEvent};
 use crate::metering::time::Micros;
 
@@ -30,7 +31,7 @@ impl EventText {
     /// `is_canonical`: SQLite keeps metadata as it was written, PostgreSQL reorders it.
     pub fn into_event(self, is_canonical: bool) -> Result<StoredEvent, Fault> {
         let metadata = match self.metadata {
-            Some(text) if !is_canonical => event::canonical_metadata(&text),
+            Some(text) if !is_canonical => Some(event::canonical_metadata(&text).ok_or_else(unreadable)?),
             metadata => metadata,
         };
         Ok(StoredEvent {
@@ -41,9 +42,13 @@ impl EventText {
             quantity: quantity_of(&self.quantity)?,
             timestamp: Micros(self.event_time),
             received_at: Micros(self.received_at),
-            metadata: event::raw_metadata(metadata),
+            metadata: event::raw_metadata(metadata).ok_or_else(unreadable)?,
         })
     }
+}
+
+fn unreadable() -> Error {
+    Error::internal("stored metadata is no JSON")
 }
 
 /// The columns of [`EventText`], of `events e` joined with `meters m` and `subjects s`.

@@ -7,7 +7,7 @@ use diesel::prelude::*;
 use diesel::sql_types::BigInt;
 use uuid::Uuid;
 
-use crate::db::columns::uuid_of;
+use crate::db::columns::{readable, uuid_of};
 use crate::db::schema::meters;
 use crate::db::statement::{Statement, integers};
 use crate::db::{Conn, Fault};
@@ -66,7 +66,8 @@ pub fn page(
         let (rows, is_end) = streams.look(conn, search, after, depth)?;
         let last = rows.last().map(|row| row.0);
         for row in rows {
-            listed.extend(search.matching(row, !conn.is_postgres())?);
+            let id = row.0.id;
+            listed.extend(readable("events", id, search.matching(row, !conn.is_postgres())).flatten());
             if listed.len() == limit {
                 return Ok(listed);
             }
@@ -93,7 +94,8 @@ pub fn step(
     let last = rows.last().map(|row| row.0).filter(|_| !is_end);
     let mut listed = Vec::with_capacity(rows.len());
     for row in rows {
-        listed.extend(search.matching(row, !conn.is_postgres())?);
+        let id = row.0.id;
+        listed.extend(readable("events", id, search.matching(row, !conn.is_postgres())).flatten());
     }
     Ok((listed, last))
 }

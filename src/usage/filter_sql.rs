@@ -12,7 +12,7 @@ pub fn prefilter(filter: &Filter, workspace_id: i64, statement: &mut Statement) 
         Filter::All(rules) => {
             let parts: Vec<String> =
                 rules.iter().filter_map(|rule| prefilter(rule, workspace_id, statement)).collect();
-            (!parts.is_empty()).then(|| format!("({})", parts.join(" AND ")))
+            (!parts.is_empty()).then(|| balanced(&parts, " AND "))
         }
         Filter::Any(rules) => {
             // checked first, so that no bind is left without its place
@@ -21,10 +21,28 @@ pub fn prefilter(filter: &Filter, workspace_id: i64, statement: &mut Statement) 
             }
             let parts: Vec<String> =
                 rules.iter().filter_map(|rule| prefilter(rule, workspace_id, statement)).collect();
-            (parts.len() == rules.len()).then(|| format!("({})", parts.join(" OR ")))
+            (parts.len() == rules.len()).then(|| any(&parts))
         }
         Filter::Condition(field, test) if is_known(filter) => condition(field, test, workspace_id, statement),
         Filter::Condition(..) => None,
+    }
+}
+
+/// One of these conditions. `IS TRUE` keeps PostgreSQL's planner from trying every way through nested groups, which
+/// takes it minutes; no index answers such a group anyway.
+fn any(parts: &[String]) -> String {
+    format!("({} IS TRUE)", balanced(parts, " OR "))
+}
+
+/// Joins conditions as a balanced tree: SQLite refuses trees of more than a thousand levels.
+fn balanced(parts: &[String], word: &str) -> String {
+    match parts {
+        [] => "(1 = 1)".to_owned(),
+        [one] => one.clone(),
+        _ => {
+            let (left, right) = parts.split_at(parts.len() / 2);
+            format!("({}{word}{})", balanced(left, word), balanced(right, word))
+        }
     }
 }
 
@@ -34,14 +52,14 @@ pub fn exact(filter: &Filter, workspace_id: i64, statement: &mut Statement) -> O
     if !is_exact(filter) {
         return None;
     }
-    let mut join = |rules: &[Filter], word: &str| {
+    let mut parts = |rules: &[Filter]| {
         let parts: Option<Vec<String>> =
             rules.iter().map(|rule| exact(rule, workspace_id, statement)).collect();
-        Some(format!("({})", parts.filter(|parts| !parts.is_empty())?.join(word)))
+        parts.filter(|parts| !parts.is_empty())
     };
     match filter {
-        Filter::All(rules) => join(rules, " AND "),
-        Filter::Any(rules) => join(rules, " OR "),
+        Filter::All(rules) => parts(rules).map(|parts| balanced(&parts, " AND ")),
+        Filter::Any(rules) => parts(rules).map(|parts| any(&parts)),
         Filter::Condition(Field::Metadata(path), test) if !statement.is_postgres => {
             let written = written(path, test, statement)?;
             let at = format!("'$.\"{}\"'", path.replace('.', "\".\""));
@@ -166,23 +184,28 @@ fn fixed(literal: &Literal, statement: &mut Statement) -> Option<String> {
 fn written(path: &str, test: &Test, statement: &mut Statement) -> Option<String> {
     let name = serde_json::to_string(path.rsplit('.').next()?).ok()?;
     let values = match test {
+        // looking for each of many texts takes longer than reading the JSON
+        Test::In(literals) if literals.len() > WRITTEN_MAX => vec![String::new()],
         Test::In(literals) => literals.iter().map(json_text).collect::<Option<Vec<_>>>()?,
         Test::Text(text) if is_only_text(text) => vec![serde_json::to_string(text).ok()?],
         Test::Text(text) => vec![serde_json::to_string(text).ok()?, text.clone()],
         _ => vec![String::new()],
     };
-    let mut places = values.iter().map(|value| {
+    let places = values.iter().map(|value| {
         let text = statement.text(format!("{name}:{value}"));
         format!("instr(e.metadata, {text}) > 0")
     });
-    let first = places.next()?;
-    Some(places.fold(first, |all, place| format!("{all} OR {place}"))).map(|all| format!("({all})"))
+    let places: Vec<String> = places.collect();
+    (!places.is_empty()).then(|| balanced(&places, " OR "))
 }
+
+/// Texts that are looked for one by one.
+const WRITTEN_MAX: usize = 16;
 
 /// PostgreSQL only. A path is dot-separated words, so it needs no escaping inside the array literal. `#>` would also
 /// step into lists, which finds more than is asked for, never less.
 fn metadata(path: &str, test: &Test, statement: &mut Statement) -> Option<String> {
-    let value = format!("(e.metadata #> '{{{}}}')", path.replace('.', ","));
+    let value = format!("(e.metadata #> {})", path_literal(path));
     let kind = format!("jsonb_typeof{value}");
     let text = format!("({value} #>> '{{}}')");
     match test {
@@ -210,17 +233,20 @@ fn metadata(path: &str, test: &Test, statement: &mut Statement) -> Option<String
             let part = statement.text(part.as_str());
             Some(format!("({kind} <> 'string' OR strpos({text}, {part}) > 0)"))
         }
-        Test::Text(whole) if is_only_text(whole) => Some(format!(
-            "e.metadata #>> '{{{}}}' = {}",
-            path.replace('.', ","),
-            statement.text(whole.as_str())
-        )),
+        Test::Text(whole) if is_only_text(whole) => {
+            Some(format!("e.metadata #>> {} = {}", path_literal(path), statement.text(whole.as_str())))
+        }
         Test::Text(whole) => {
             let whole = statement.text(whole.as_str());
             Some(format!("({kind} <> 'string' OR {text} = {whole})"))
         }
         _ => None,
     }
+}
+
+/// A path as an array of PostgreSQL. Its words need no escaping, but a bare `null` would be none.
+fn path_literal(path: &str) -> String {
+    format!("'{{\"{}\"}}'", path.replace('.', "\",\""))
 }
 
 fn json_text(literal: &Literal) -> Option<String> {

@@ -18,6 +18,8 @@ use crate::metering::rollup::{Part, add_event, merge};
 use crate::metering::time::{BucketSize, Micros, SECOND, Window};
 
 pub const GROUP_FIELDS_MAX: usize = 5;
+/// Groups that are sorted in memory for one answer.
+pub const GROUPS_MAX: usize = 100_000;
 /// What a group is called whose events lack the dimension; clients have stored it.
 const LACKING: &str = "<nil>";
 
@@ -229,6 +231,16 @@ impl Cells {
     pub fn wants(&self, start: Micros) -> bool {
         let last = self.parts.last_key_value().filter(|_| self.parts.len() >= self.most);
         last.is_none_or(|((last, _), _)| start <= *last)
+    }
+
+    /// 400 when there are more groups than one answer may be made of.
+    pub fn check_size(&self) -> Result<()> {
+        if self.parts.len() <= GROUPS_MAX {
+            return Ok(());
+        }
+        Err(Error::invalid(format!(
+            "the answer would be made of more than {GROUPS_MAX} groups: choose a shorter window, a subject or a filter"
+        )))
     }
 
     fn keep_first(&mut self) {

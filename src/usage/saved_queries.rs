@@ -4,7 +4,7 @@ use diesel::prelude::*;
 
 use crate::both;
 use crate::db::schema::saved_queries;
-use crate::db::{Conn, Fault};
+use crate::db::{Conn, Fault, limits};
 use crate::error::Error;
 
 /// A kept query; `query` is a JSON object and `group_by` a JSON list, both as text.
@@ -47,6 +47,7 @@ pub fn list(conn: &mut Conn, user_id: i64) -> Result<Vec<SavedQuery>, Fault> {
 
 /// Keeps a new query; 409 when the user has one of this name.
 pub fn add(conn: &mut Conn, query: &SavedQuery) -> Result<(), Fault> {
+    limits::check(conn, limits::Kind::SavedQuery, query.user_id)?;
     let added: Result<usize, Fault> = both!(conn, c => {
         diesel::insert_into(saved_queries::table).values(query).execute(c).map_err(Fault::from)
     });

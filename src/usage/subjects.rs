@@ -9,6 +9,7 @@ use diesel::prelude::*;
 use diesel::sql_query;
 use diesel::sql_types::{BigInt, Integer, Nullable, Text};
 
+use crate::db::columns::{readable, uuid_of};
 use crate::db::schema::{prune_runs, subjects};
 use crate::db::statement::{Statement, integers};
 use crate::db::{Conn, Fault};
@@ -338,7 +339,11 @@ pub fn newest_events(
     );
     let rows: Vec<EventText> = statement.load(conn, &text)?;
     let is_canonical = !is_postgres;
-    rows.into_iter().map(|row| row.into_event(is_canonical)).collect()
+    let event = |row: EventText| {
+        let id = uuid_of(&row.id).unwrap_or_default();
+        readable("events", id, row.into_event(is_canonical))
+    };
+    Ok(rows.into_iter().filter_map(event).collect())
 }
 
 /// How often a workspace was pruned, dry runs included.

@@ -123,6 +123,7 @@ async fn csv_is_byte_for_byte(database: Database) {
     }
     let window = "meter=m&from=2026-06-01T00:00:00Z&to=2026-07-01T00:00:00Z";
     let query = format!("{window}&bucket_size=month&group_by=%20d,subject,d");
+    let query = format!("{query}&formula_guard=false");
     let answer = workspace.get(&format!("/v1/usages/export?{query}")).await.expect(200);
     let row = |subject: &str, quantity: &str, cell: &str| {
         format!("2026-06-01T00:00:00Z,{subject},m,month,sum,\"GB, used\",{quantity},{cell}\n")
@@ -143,15 +144,18 @@ async fn csv_is_byte_for_byte(database: Database) {
     assert_eq!(answer.header("content-type"), "text/csv; charset=utf-8");
     assert_eq!(answer.header("content-disposition"), "attachment; filename=\"usage-buckets.csv\"");
 
-    let guarded = workspace.get(&format!("/v1/usages/export?{query}&formula_guard=true")).await.expect(200);
-    assert_eq!(guarded.text, answer.text.replace("=1+1", "'=1+1"));
+    let query = query.replace("&formula_guard=false", "");
+    for query in [query.clone(), format!("{query}&formula_guard=true")] {
+        let guarded = workspace.get(&format!("/v1/usages/export?{query}")).await.expect(200);
+        assert_eq!(guarded.text, answer.text.replace("=1+1", "'=1+1"));
+    }
     workspace
         .get(&format!("/v1/usages/export?{query}&formula_guard=x"))
         .await
         .error(400, "invalid_formula_guard");
 
     let event = workspace.get("/v1/usageevents?subject=s7").await.json(200)["items"][0].clone();
-    let answer = workspace.get("/v1/usageevents/export?subject=s7").await.expect(200);
+    let answer = workspace.get("/v1/usageevents/export?subject=s7&formula_guard=0").await.expect(200);
     let (received, id) =
         (event["received_at"].as_str().expect("a time"), event["id"].as_str().expect("an id"));
     let metadata = r#""{""d"":""\u003c\u0026\u003e"",""z"":7}""#;
@@ -161,9 +165,10 @@ async fn csv_is_byte_for_byte(database: Database) {
     );
     assert_eq!(answer.text, wanted);
     assert_eq!(answer.header("content-disposition"), "attachment; filename=\"usage-events.csv\"");
-    let body = json!({"subject": "s7", "formula_guard": true});
-    let guarded = workspace.post("/v1/usageevents/export", &body).await.expect(200);
-    assert_eq!(guarded.text, wanted.replace("@k7", "'@k7"));
+    for body in [json!({"subject": "s7"}), json!({"subject": "s7", "formula_guard": true})] {
+        let guarded = workspace.post("/v1/usageevents/export", &body).await.expect(200);
+        assert_eq!(guarded.text, wanted.replace("@k7", "'@k7"));
+    }
     for limit in [-1, 1001] {
         let body = json!({"meter": "m", "limit": limit});
         workspace.post("/v1/usageevents/export", &body).await.error(400, "invalid_limit");

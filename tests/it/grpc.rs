@@ -36,6 +36,8 @@ on_both_databases!(
     keyed_streams_are_repeatable,
     refusals_end_a_stream_clearly,
     values_that_cannot_be_stored_are_refused,
+    messages_that_cannot_be_read_are_the_clients_fault,
+    answers_stay_below_what_clients_take,
     push_back_says_when_to_come_again,
 );
 
@@ -416,6 +418,60 @@ async fn refusals_end_a_stream_clearly(database: Database) {
     assert_eq!(refused.code(), Code::PermissionDenied);
     let refused = door.ingest(tokio_stream::pending()).await.expect_err("forbidden");
     assert_eq!(refused.code(), Code::PermissionDenied);
+}
+
+async fn messages_that_cannot_be_read_are_the_clients_fault(database: Database) {
+    let door = Door::open(&database, &[]).await;
+    let metadata =
+        |value: Value| UsageEventInput { metadata: [("k".to_string(), value)].into(), ..keyless(1) };
+    for number in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+        let inner = prost_types::ListValue { values: vec![Value { kind: Some(Kind::NumberValue(number)) }] };
+        for value in [Kind::NumberValue(number), Kind::ListValue(inner)] {
+            let refused = door.create(metadata(Value { kind: Some(value) })).await.expect_err("refused");
+            assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
+        }
+    }
+    let deep = |levels: usize| {
+        (0..levels).fold(Value { kind: Some(Kind::BoolValue(true)) }, |inner, _| Value {
+            kind: Some(Kind::ListValue(prost_types::ListValue { values: vec![inner] })),
+        })
+    };
+    door.create(metadata(deep(30))).await.expect("stored");
+    for levels in [100, 200] {
+        let refused = door.create(metadata(deep(levels))).await.expect_err("refused");
+        assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
+        let refused = door.stream(tokio_stream::iter([metadata(deep(levels))])).await.expect_err("refused");
+        assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
+    }
+    // keys that a library reserves are only keys
+    let reserved = "$serde_json::private::RawValue".to_string();
+    let fields = [(reserved.clone(), Value { kind: Some(Kind::StringValue("[[1]]".into())) })].into();
+    let stored =
+        door.create(metadata(Value { kind: Some(Kind::StructValue(prost_types::Struct { fields })) })).await;
+    let kept = stored.expect("stored").metadata.remove("k").expect("kept");
+    assert!(matches!(kept.kind, Some(Kind::StructValue(fields)) if fields.fields.contains_key(&reserved)));
+    assert_eq!(database.count("events"), 2);
+}
+
+async fn answers_stay_below_what_clients_take(database: Database) {
+    let door = Door::open(&database, &[]).await;
+    let note = Value { kind: Some(Kind::StringValue("x".repeat(60_000))) };
+    let events: Vec<UsageEventInput> = (0..100)
+        .map(|number| UsageEventInput {
+            metadata: [("note".to_string(), note.clone())].into(),
+            ..event(number)
+        })
+        .collect();
+    for duplicates in [0, 100] {
+        let request = v1::CreateUsageBulkRequest { idempotency_key: String::new(), events: events.clone() };
+        let mut client = door.usage().await.max_encoding_message_size(16 << 20);
+        let answer =
+            client.create_usage_bulk(door.request(request)).await.expect("at most 4 MiB").into_inner();
+        assert_eq!((answer.duplicate_count, answer.accepted_count), (duplicates, 100 - duplicates));
+        assert_eq!(answer.accepted.len() + answer.duplicates.len(), 100);
+    }
+    let answer = door.stream(tokio_stream::iter(events)).await.expect("at most 4 MiB");
+    assert_eq!((answer.duplicate_count, answer.duplicates.len()), (100, 100));
 }
 
 async fn values_that_cannot_be_stored_are_refused(database: Database) {

@@ -3,7 +3,7 @@
 use diesel::prelude::*;
 
 use crate::db::schema::{alert_destinations, alert_rules};
-use crate::db::{Conn, Fault};
+use crate::db::{Conn, Fault, limits};
 use crate::error::Error;
 use crate::metering::time::Micros;
 
@@ -59,6 +59,7 @@ pub fn add(
     secret: &str,
     now: Micros,
 ) -> Result<Destination, Fault> {
+    limits::check(conn, limits::Kind::AlertDestination, workspace_id)?;
     let row = NewRow {
         public_id: uuid::Uuid::now_v7().to_string(),
         workspace_id,

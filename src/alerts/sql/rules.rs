@@ -16,11 +16,11 @@ use crate::alerts::sql::deliveries;
 use crate::alerts::sql::destinations::{self, Destination};
 use crate::alerts::state::{self, Crossing, Group, State, Status};
 use crate::alerts::webhook::{self, RulePart};
-use crate::db::columns::quantity_of;
+use crate::db::columns::{quantity_of, readable};
 use crate::db::schema::{
     alert_attempts, alert_deliveries, alert_destinations, alert_events, alert_rules, alert_states, meters,
 };
-use crate::db::{Conn, Fault};
+use crate::db::{Conn, Fault, limits};
 use crate::error::{Error, Result};
 use crate::jobs::queue::{self, DeadLetter, NewJob};
 use crate::metering::meter::Meter;
@@ -167,13 +167,32 @@ pub struct Filter {
     pub after: Option<i64>,
 }
 
-/// Rules of a workspace, or of a meter.
+/// Rules of a workspace, or of a meter. Those that cannot be read are left out; a page is filled up with others.
 pub fn rules(
     conn: &mut Conn,
     workspace_id: Option<i64>,
     filter: &Filter,
     limit: i64,
 ) -> Result<Vec<Rule>, Fault> {
+    let (mut found, mut filter) = (Vec::new(), filter.clone());
+    loop {
+        let wanted = limit - found.len() as i64;
+        let rows = page(conn, workspace_id, &filter, wanted)?;
+        let is_last = (rows.len() as i64) < wanted || filter.after.is_none();
+        filter.after = rows.last().map(|(id, _)| *id);
+        found.extend(rows.into_iter().filter_map(|(id, rule)| readable("alert_rules", id, rule)));
+        if is_last || found.len() as i64 >= limit {
+            return Ok(found);
+        }
+    }
+}
+
+fn page(
+    conn: &mut Conn,
+    workspace_id: Option<i64>,
+    filter: &Filter,
+    limit: i64,
+) -> Result<Vec<(i64, Result<Rule, Fault>)>, Fault> {
     let mut query = alert_rules::table
         .inner_join(meters::table.on(meters::id.eq(alert_rules::meter_id)))
         .inner_join(alert_destinations::table.on(alert_destinations::id.eq(alert_rules::destination_id)))
@@ -203,7 +222,8 @@ pub fn rules(
         None => query.order(alert_rules::id.desc()),
     };
     let rows: Vec<(i64, Row, String, Destination)> = query.load(conn)?;
-    rows.into_iter().map(|(id, row, meter, destination)| row.into_rule(id, meter, destination)).collect()
+    let rule = |(id, row, meter, destination): (i64, Row, _, _)| (id, row.into_rule(id, meter, destination));
+    Ok(rows.into_iter().map(rule).collect())
 }
 
 /// Rules by their internal ids, in that order.
@@ -215,12 +235,15 @@ pub fn rules_by_id(conn: &mut Conn, ids: &[i64]) -> Result<Vec<Rule>, Fault> {
         .filter(alert_rules::id.eq_any(ids).and(alert_rules::enabled.eq(true)))
         .order(alert_rules::id)
         .load(conn)?;
-    rows.into_iter().map(|(id, row, meter, destination)| row.into_rule(id, meter, destination)).collect()
+    let rule = |(id, row, meter, destination): (i64, Row, _, _)| {
+        readable("alert_rules", id, row.into_rule(id, meter, destination))
+    };
+    Ok(rows.into_iter().filter_map(rule).collect())
 }
 
 pub fn rule(conn: &mut Conn, workspace_id: i64, public_id: &str) -> Result<Option<Rule>, Fault> {
     let filter = Filter { public_id: Some(public_id.to_owned()), ..Filter::default() };
-    Ok(rules(conn, Some(workspace_id), &filter, 1)?.pop())
+    page(conn, Some(workspace_id), &filter, 1)?.pop().map(|(_, rule)| rule).transpose()
 }
 
 fn no_such_rule() -> Fault {
@@ -269,6 +292,7 @@ pub struct NewRule {
 }
 
 pub fn add(conn: &mut Conn, new: &NewRule, now: Micros) -> Result<Rule, Fault> {
+    limits::check(conn, limits::Kind::AlertRule, new.workspace_id)?;
     let meter_id = lock_meter(conn, new.workspace_id, &new.meter)?;
     queue::enqueue(conn, vec![MeterJob::timed(new.workspace_id, meter_id, &new.meter, now)?], now)?;
     let destination = destinations::lock(conn, new.workspace_id, &new.destination_id)?;
@@ -438,19 +462,24 @@ pub fn states(conn: &mut Conn, rule_ids: &[i64]) -> Result<HashMap<i64, Vec<Stat
         .load(conn)?;
     let mut states: HashMap<i64, Vec<State>> = HashMap::new();
     for row in rows {
-        let group =
-            (!row.group_key.is_empty()).then_some(Group { key: row.group_key, value: row.group_value });
-        states.entry(row.rule_id).or_default().push(State {
-            group,
-            status: Status::parse(&row.status)
-                .ok_or_else(|| Error::internal("a state of no known status"))?,
-            firing: row.firing,
-            value: quantity_of(&row.value)?,
-            message: row.message,
-            updated_at: Micros(row.updated_at),
-        });
+        let rule_id = row.rule_id;
+        if let Some(state) = readable("alert_states", rule_id, state_of(row)) {
+            states.entry(rule_id).or_default().push(state);
+        }
     }
     Ok(states)
+}
+
+fn state_of(row: StateRow) -> Result<State, Fault> {
+    let group = (!row.group_key.is_empty()).then_some(Group { key: row.group_key, value: row.group_value });
+    Ok(State {
+        group,
+        status: Status::parse(&row.status).ok_or_else(|| Error::internal("a state of no known status"))?,
+        firing: row.firing,
+        value: quantity_of(&row.value)?,
+        message: row.message,
+        updated_at: Micros(row.updated_at),
+    })
 }
 
 /// Something that happened to a rule.

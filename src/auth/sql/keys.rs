@@ -6,8 +6,9 @@ use uuid::Uuid;
 
 use crate::auth::sql::users::{MEMBER, Member};
 use crate::auth::token::TokenHash;
+use crate::db::columns::readable;
 use crate::db::schema::{api_key_events, api_keys, memberships, users, workspaces};
-use crate::db::{Conn, Fault};
+use crate::db::{Conn, Fault, limits};
 use crate::error::Error;
 use crate::metering::time::Micros;
 
@@ -22,11 +23,13 @@ pub struct Owner {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Words(pub Vec<String>);
 
-impl TryFrom<String> for Words {
-    type Error = serde_json::Error;
+/// No meter and no scope is called so: a list that cannot be read allows nothing, and the key stays in lists.
+const UNREADABLE: &str = "\0";
 
-    fn try_from(text: String) -> Result<Words, serde_json::Error> {
-        serde_json::from_str(&text).map(Words)
+impl From<String> for Words {
+    fn from(text: String) -> Words {
+        let words = readable("api_keys", "a list of words", serde_json::from_str(&text));
+        Words(words.unwrap_or_else(|| vec![UNREADABLE.to_owned()]))
     }
 }
 
@@ -170,6 +173,7 @@ pub fn create(
     secret: &KeySecret,
     now: Micros,
 ) -> Result<ApiKey, Fault> {
+    limits::check(conn, limits::Kind::ApiKey, owner.workspace_id)?;
     let public_id = Uuid::now_v7().to_string();
     let key = insert(conn, owner, &public_id, terms, secret, now)?;
     record(conn, owner, &key, "created", None, None, now)?;

@@ -14,7 +14,7 @@ use moka::sync::Cache;
 use crate::both;
 use crate::db::columns::quantity_of;
 use crate::db::schema::{meters, plan_assignments, plan_limits, plans};
-use crate::db::{Conn, Fault, Store};
+use crate::db::{Conn, Fault, Store, limits};
 use crate::entitlements::assignment::Span;
 use crate::entitlements::consume::Unread;
 use crate::entitlements::period::Period;
@@ -334,6 +334,7 @@ fn store(conn: &mut Conn, mut plan: Plan) -> Result<Plan, Fault> {
 
 /// Stores version 1 of a new plan; 404 for an unknown meter, 409 when the name is taken.
 pub fn add(conn: &mut Conn, workspace_id: i64, draft: &Draft, now: Micros) -> Result<Plan, Fault> {
+    limits::check(conn, limits::Kind::Plan, workspace_id)?;
     let plan = resolve(conn, workspace_id, draft, None, now)?;
     hold_meters(conn, &plan)?;
     // again, now that they cannot go away

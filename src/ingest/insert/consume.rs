@@ -18,7 +18,7 @@ use crate::entitlements::sql::decisions::{self, Decided, Decision};
 use crate::error::Error;
 use crate::ingest::insert::quota::{ANY_METER, readable};
 use crate::ingest::insert::{Batch, Known, LedgerKey, Outcome, Taken, Work, original_of, postgres, sqlite};
-use crate::metering::event::{Event, StoredEvent, ledger_key, raw_metadata};
+use crate::metering::event::{Event, StoredEvent, ledger_key, no_metadata};
 use crate::metering::rollup::Part;
 use crate::metering::time::{Micros, Window};
 
@@ -300,7 +300,7 @@ fn event_of(decision: &Decision, taken: Option<&Taken>, retry: Option<&Event>) -
         quantity: quantity_of(quantity.get())?,
         timestamp: taken.map_or(received_at, |taken| Micros(taken.event_time)),
         received_at,
-        metadata: raw_metadata(None),
+        metadata: no_metadata(),
     })
 }
 

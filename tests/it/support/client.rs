@@ -103,6 +103,19 @@ impl Client {
         Client::answered(path, self.send(Method::POST, path, Some(body.into())).await)
     }
 
+    /// A body of any bytes.
+    pub async fn post_bytes(&self, path: &str, body: Vec<u8>) -> Answer {
+        let mut request = self.http.post(format!("{}{path}", self.base)).body(body);
+        for (name, value) in &self.headers {
+            request = request.header(*name, value);
+        }
+        let response =
+            request.send().await.unwrap_or_else(|error| panic!("no answer from {path}: {error:?}"));
+        let (status, headers) = (response.status().as_u16(), response.headers().clone());
+        let text = response.text().await.expect("a whole answer");
+        Answer { request: format!("POST {path}"), status, headers, text }
+    }
+
     pub async fn try_post(&self, path: &str, body: &Value) -> reqwest::Result<Answer> {
         self.send(Method::POST, path, Some(body.to_string())).await
     }

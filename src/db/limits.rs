@@ -1,0 +1,77 @@
+//! How many rows of a kind one workspace may have: so many that nobody meets the limit by using the server, so few that
+//! lists and caches stay bounded.
+
+use diesel::prelude::*;
+use diesel::sql_query;
+use diesel::sql_types::BigInt;
+
+use crate::db::{Conn, Fault};
+use crate::error::Error;
+
+/// A kind of row that callers make at will.
+#[derive(Clone, Copy)]
+pub enum Kind {
+    Meter,
+    /// Not counting revoked ones.
+    ApiKey,
+    /// Not counting older versions.
+    Plan,
+    AlertRule,
+    AlertDestination,
+    /// Of a user.
+    SavedQuery,
+    /// Queued or running.
+    Export,
+}
+
+impl Kind {
+    pub const fn most(self) -> i64 {
+        match self {
+            Kind::Meter | Kind::ApiKey | Kind::Plan | Kind::AlertRule => 1_000,
+            Kind::AlertDestination | Kind::SavedQuery | Kind::Export => 500,
+        }
+    }
+
+    /// The rows that count for the owner.
+    fn rows(self) -> &'static str {
+        match self {
+            Kind::Meter => "meters WHERE workspace_id = $1",
+            Kind::ApiKey => "api_keys WHERE workspace_id = $1 AND revoked_at IS NULL",
+            Kind::Plan => "plans WHERE workspace_id = $1 AND is_current",
+            Kind::AlertRule => "alert_rules WHERE workspace_id = $1",
+            Kind::AlertDestination => "alert_destinations WHERE workspace_id = $1",
+            Kind::SavedQuery => "saved_queries WHERE user_id = $1",
+            Kind::Export => "export_jobs WHERE workspace_id = $1 AND status IN ('queued', 'running')",
+        }
+    }
+
+    fn words(self) -> &'static str {
+        match self {
+            Kind::Meter => "meters",
+            Kind::ApiKey => "API keys that are not revoked",
+            Kind::Plan => "plans",
+            Kind::AlertRule => "alert rules",
+            Kind::AlertDestination => "alert destinations",
+            Kind::SavedQuery => "saved queries",
+            Kind::Export => "exports that are queued or running",
+        }
+    }
+}
+
+#[derive(QueryableByName)]
+struct Held {
+    #[diesel(sql_type = BigInt)]
+    count: i64,
+}
+
+/// 409 when the owner, a workspace or a user, has as many rows as may be. Creations at the same moment may overshoot
+/// by their number; nothing depends on the exact count.
+pub fn check(conn: &mut Conn, kind: Kind, owner: i64) -> Result<(), Fault> {
+    let most = kind.most();
+    let sql = format!("SELECT COUNT(*) AS count FROM (SELECT 1 FROM {} LIMIT {most}) held", kind.rows());
+    let held: Held = sql_query(sql).bind::<BigInt, _>(owner).get_result(conn)?;
+    if held.count < most {
+        return Ok(());
+    }
+    Err(Error::limit_reached(format!("there may be at most {most} {}", kind.words())).into())
+}
