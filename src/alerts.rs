@@ -1,6 +1,8 @@
 //! Alert rules: what they ask for, how a rule's state moves, and the webhooks that tell of it.
 
+pub mod deliver;
 pub mod evaluate;
+pub mod jobs;
 pub mod rule;
 pub mod sql;
 pub mod state;

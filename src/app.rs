@@ -15,7 +15,9 @@ use crate::entitlements::sql::plans::{self, PlanCache};
 use crate::error::{Error, Result};
 use crate::ingest::Ingest;
 use crate::jobs::worker::Wake;
-use crate::meters::{self, sql::MeterCache};
+use crate::meters;
+use crate::meters::sql::MeterCache;
+use crate::net::budget::Budget;
 
 /// Cheap to clone.
 #[derive(Clone)]
@@ -31,6 +33,8 @@ pub struct App {
     /// Ring after a commit that enqueued background work.
     pub wake: Wake,
     pub webhooks: webhook::client::Client,
+    /// Room for request bodies and messages that arrive.
+    pub bodies: Budget,
 }
 
 impl App {

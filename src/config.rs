@@ -37,6 +37,10 @@ pub struct Config {
     pub http: Http,
     /// Where gRPC listens, if it does.
     pub grpc_addr: Option<ListenAddr>,
+    /// gRPC connections at once; 0: as many as the process can afford.
+    pub grpc_max_connections: usize,
+    /// Connections of one address to one port; 0: half of the port's.
+    pub max_connections_per_address: usize,
     /// Private listener for Prometheus, if there is one.
     pub metrics_addr: Option<ListenAddr>,
     pub db: Db,
@@ -248,6 +252,8 @@ impl Config {
             role,
             http: Http::read(v),
             grpc_addr: v.optional_address("GRPC_ADDR"),
+            grpc_max_connections: v.integer("GRPC_MAX_CONNECTIONS"),
+            max_connections_per_address: v.integer("MAX_CONNECTIONS_PER_ADDRESS"),
             metrics_addr: v.optional_address("METRICS_ADDR"),
             db,
             ingest: Ingest::read(v),

@@ -7,6 +7,7 @@
 //! on a blocking thread that finds its connection free.
 
 pub mod columns;
+mod error;
 pub mod leases;
 pub mod limits;
 pub mod migrations;
@@ -15,6 +16,7 @@ mod postgres;
 pub mod prepared;
 pub mod schema;
 mod sqlite;
+mod sqlstate;
 pub mod statement;
 
 use std::ops::{Deref, DerefMut};
@@ -23,13 +25,14 @@ use std::time::{Duration, Instant};
 
 use diesel::connection::SimpleConnection;
 use diesel::r2d2::{self, ManageConnection};
-use diesel::result::{ConnectionError, DatabaseErrorKind, Error as DieselError};
+use diesel::result::ConnectionError;
 use diesel::{Connection, PgConnection, SqliteConnection};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::config::{Db, Driver};
 use crate::error::{Error, Result};
 use crate::logging;
+pub use error::{Fault, Trouble};
 
 #[derive(diesel::MultiConnection)]
 pub enum Conn {
@@ -61,7 +64,8 @@ impl Conn {
         work: impl FnOnce(&mut Conn) -> Result<T, Fault>,
     ) -> Result<T, Fault> {
         let begin = match self {
-            Conn::Postgres(_) => format!("BEGIN{}", limits.set_local()),
+            // named, because a database or a role may have another default
+            Conn::Postgres(_) => format!("BEGIN ISOLATION LEVEL READ COMMITTED{}", limits.set_local()),
             Conn::Sqlite(_) => "BEGIN IMMEDIATE".to_owned(),
         };
         self.batch_execute(&begin).map_err(|error| Fault::NotStarted(Box::new(error.into())))?;
@@ -140,142 +144,12 @@ impl Limits {
     }
 }
 
-/// Why a unit of work did not succeed: a refusal in the product's words, or the database's own failure.
-#[derive(Debug)]
-pub enum Fault {
-    Refused(Error),
-    Database(DieselError),
-    /// The transaction could not even begin, so repeating it is safe.
-    NotStarted(Box<Fault>),
-    /// What the transaction was built on is no longer true: run it again from the start.
-    Repeat,
-    /// The caller is about to be told that it failed, so it was not committed.
-    Late,
-}
-
-impl From<DieselError> for Fault {
-    fn from(error: DieselError) -> Self {
-        Fault::Database(error)
-    }
-}
-
-impl From<Error> for Fault {
-    fn from(error: Error) -> Self {
-        Fault::Refused(error)
-    }
-}
-
-impl Fault {
-    /// True when the statement broke this named constraint (or, on SQLite, a unique rule on this table).
-    pub fn breaks(&self, constraint: &str) -> bool {
-        let Fault::Database(DieselError::DatabaseError(DatabaseErrorKind::UniqueViolation, info)) = self
-        else {
-            return false;
-        };
-        match info.constraint_name() {
-            Some(name) => name == constraint,
-            // SQLite names columns, not constraints: "UNIQUE constraint failed: users.email"
-            None => constraint.starts_with(info.table_name().unwrap_or_else(|| sqlite_table(info.message()))),
-        }
-    }
-
-    fn lost_connection(&self) -> bool {
-        match self {
-            Fault::NotStarted(inner) => inner.lost_connection(),
-            Fault::Database(DieselError::DatabaseError(kind, info)) => match kind {
-                DatabaseErrorKind::ClosedConnection | DatabaseErrorKind::UnableToSendCommand => true,
-                _ => {
-                    let text = info.message();
-                    [
-                        "server closed the connection",
-                        "terminating connection",
-                        "connection to server",
-                        "no connection",
-                    ]
-                    .iter()
-                    .any(|part| text.contains(part))
-                }
-            },
-            Fault::Database(DieselError::BrokenTransactionManager) => true,
-            _ => false,
-        }
-    }
-
-    /// The database refused for now: locked, full, too slow, shutting down, out of connections.
-    fn is_passing(&self) -> bool {
-        let Fault::Database(DieselError::DatabaseError(kind, info)) = self else {
-            return matches!(self, Fault::NotStarted(inner) if inner.is_passing());
-        };
-        let text = info.message();
-        matches!(kind, DatabaseErrorKind::ReadOnlyTransaction)
-            || [
-                "database is locked",
-                "database or disk is full",
-                "disk I/O error",
-                "attempt to write a readonly database",
-                "No space left on device",
-                "the database system is",
-                "too many clients",
-                "remaining connection slots",
-                // lock_timeout, statement_timeout, or an operator
-                "canceling statement due to",
-            ]
-            .iter()
-            .any(|part| text.contains(part))
-    }
-
-    /// Not the fault of the work: another try may do.
-    pub fn will_pass(&self) -> bool {
-        self.lost_connection() || self.is_passing() || self.is_retryable()
-    }
-
-    fn is_retryable(&self) -> bool {
-        match self {
-            Fault::Database(DieselError::DatabaseError(kind, info)) => {
-                matches!(kind, DatabaseErrorKind::SerializationFailure)
-                    || info.message().contains("deadlock detected")
-            }
-            Fault::Repeat => true,
-            _ => false,
-        }
-    }
-
-    /// What the caller is told; the cause goes to the log here and nowhere else.
-    pub fn into_error(self, operation: &'static str) -> Error {
-        match self {
-            Fault::Refused(error) => error,
-            fault if fault.lost_connection() || fault.is_passing() => {
-                log::warn!(operation, error:? = fault; "database unavailable");
-                Error::unavailable("the database does not answer")
-            }
-            Fault::NotStarted(inner) => inner.into_error(operation),
-            Fault::Repeat => Error::unavailable("too many changes at once"),
-            Fault::Late => {
-                log::warn!(operation; "database too slow");
-                Error::unavailable("the database does not answer in time")
-            }
-            Fault::Database(error) => {
-                log::error!(operation, error:% = error; "database error");
-                Error::new(crate::error::Code::Internal, "internal server error")
-            }
-        }
-    }
-}
-
-fn sqlite_table(message: &str) -> &str {
-    message
-        .rsplit("failed: ")
-        .next()
-        .and_then(|columns| columns.split('.').next())
-        .filter(|table| !table.is_empty())
-        .unwrap_or("\0")
-}
-
 /// A pooled connection that knows whether it may be used again.
 pub struct Pooled {
     conn: Conn,
     statements: observe::Statements,
     broken: bool,
+    opened: Instant,
 }
 
 impl Deref for Pooled {
@@ -309,7 +183,7 @@ impl ManageConnection for Manager {
         }
         let statements = observe::Statements::default();
         conn.set_instrumentation(statements.clone());
-        Ok(Pooled { conn, statements, broken: false })
+        Ok(Pooled { conn, statements, broken: false, opened: Instant::now() })
     }
 
     fn is_valid(&self, _: &mut Pooled) -> Result<(), ConnectionError> {
@@ -566,7 +440,7 @@ fn attempt<T>(
     limits: Limits,
     work: impl Fn(&mut Conn) -> Result<T, Fault>,
 ) -> Result<T> {
-    let mut tries = 0;
+    let (began, mut tries) = (Instant::now(), 0);
     loop {
         tries += 1;
         let mut pooled = connections.get().map_err(|_| Error::unavailable("the database does not answer"))?;
@@ -585,15 +459,18 @@ fn attempt<T>(
             }
             Err(fault) => fault,
         };
-        let lost = fault.lost_connection();
-        pooled.broken = lost;
-        let again = match &fault {
-            Fault::NotStarted(_) => lost,
-            _ => (lost && idempotent) || fault.is_retryable(),
+        pooled.broken = fault.spoils_connection();
+        // nothing was done by a transaction that did not begin, nor by one that may not write
+        let elsewhere = match fault.trouble() {
+            Some(Trouble::Disconnected) => idempotent || matches!(fault, Fault::NotStarted(_)),
+            // an older connection may have been made when it was so, a fresh one tells how it is
+            Some(Trouble::ReadOnly) => pooled.opened < began,
+            _ => false,
         };
+        let again = elsewhere || fault.is_retryable();
         if again
             && !limits.are_over()
-            && (tries < TRIES || (lost && tries <= connections.max_size() as usize))
+            && (tries < TRIES || (elsewhere && tries <= connections.max_size() as usize))
         {
             continue;
         }

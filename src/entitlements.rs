@@ -4,6 +4,7 @@ pub mod assignment;
 pub mod consume;
 pub mod counter_reader;
 pub mod evaluate;
+pub mod jobs;
 pub mod period;
 pub mod plan;
 pub mod progress;

@@ -2,6 +2,7 @@
 //! REST's. Streams are stored while they arrive; on shutdown they are given a moment to end by themselves.
 
 mod ack;
+mod admission;
 mod convert;
 mod observe;
 mod parts;
@@ -12,9 +13,8 @@ use std::time::Duration;
 
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use tonic::metadata::MetadataMap;
+use tonic::codegen::http::HeaderMap;
 use tonic::server::NamedService;
-use tonic::transport::server::TcpIncoming;
 use tonic::{Status, codec::CompressionEncoding::Gzip};
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
@@ -24,6 +24,8 @@ use crate::app::App;
 use crate::auth::permission::{Access, Role, Scope, allow};
 use crate::auth::{Caller, credentials_of};
 use crate::error::{Error, Result};
+use crate::net::{self, Port};
+use admission::{Admission, Decoder, ForKeys, event_bytes};
 use observe::Observed;
 use pb::v1::usage_service_server::UsageServiceServer;
 use pb::v2::usage_stream_service_server::UsageStreamServiceServer;
@@ -31,18 +33,20 @@ use pb::v2::usage_stream_service_server::UsageStreamServiceServer;
 /// What every method demands.
 const ACCESS: Access = Access::Key(&[Scope::UsageWrite], Role::Admin);
 
-const PING_INTERVAL: Duration = Duration::from_secs(30);
-const PING_TIMEOUT: Duration = Duration::from_secs(20);
+const PING_INTERVAL: Duration = Duration::from_secs(10);
+const PING_TIMEOUT: Duration = Duration::from_secs(10);
 /// Then new calls must connect anew and find other replicas; streams that are open go on.
 const CONNECTION_AGE_MAX: Duration = Duration::from_secs(3600);
 const STREAMS_PER_CONNECTION: u32 = 256;
 /// What a client may send of one stream, and of all streams of a connection, while the server is busy.
 const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
 const CONNECTION_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
-/// How long streams may go on once the server is asked to stop.
-const STREAM_GRACE_MAX: Duration = Duration::from_secs(10);
+/// How long calls may go on once the server is asked to stop; streams end by themselves before that.
+const STREAM_GRACE_MAX: Duration = Duration::from_secs(1);
 /// What comes after that: last writes and answers.
 const LAST_WORDS: Duration = Duration::from_secs(2);
+/// For the last bytes of a call on their way out, once it is answered.
+const CLOSING_LINGER: Duration = Duration::from_millis(250);
 
 /// The services' common ground. Cheap to clone.
 #[derive(Clone)]
@@ -59,16 +63,18 @@ pub struct Server {
     health: HealthReporter,
     stopping: CancellationToken,
     cut: CancellationToken,
+    port: Port,
     serving: JoinHandle<()>,
 }
 
 /// Serves on a bound port, on the current runtime.
-pub fn serve(app: &App, listener: std::net::TcpListener) -> Result<Server> {
+pub fn serve(app: &App, port: Port, listener: std::net::TcpListener) -> Result<Server> {
     listener.set_nonblocking(true).map_err(Error::internal)?;
     let listener = tokio::net::TcpListener::from_std(listener).map_err(Error::internal)?;
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let incoming = net::grpc::incoming(listener, port.clone());
     let (stopping, cut) = (CancellationToken::new(), CancellationToken::new());
     let door = Door { app: app.clone(), stopping: stopping.clone(), cut: cut.clone() };
+    let decoder = Decoder::start(app.bodies.clone())?;
     let (health, health_service) = tonic_health::server::health_reporter();
     let router = tonic::transport::Server::builder()
         .http2_keepalive_interval(Some(PING_INTERVAL))
@@ -77,11 +83,21 @@ pub fn serve(app: &App, listener: std::net::TcpListener) -> Result<Server> {
         .max_concurrent_streams(STREAMS_PER_CONNECTION)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-        .add_service(health_service)
-        .add_service(reflection().build_v1().map_err(Error::internal)?)
-        .add_service(reflection().build_v1alpha().map_err(Error::internal)?)
-        .add_service(Observed(usage_service(&door)))
-        .add_service(Observed(usage_stream_service(&door)));
+        .add_service(Observed(health_service))
+        .add_service(Observed(ForKeys::new(app, reflection().build_v1().map_err(Error::internal)?)))
+        .add_service(Observed(ForKeys::new(app, reflection().build_v1alpha().map_err(Error::internal)?)))
+        .add_service(Observed(Admission {
+            app: app.clone(),
+            decoder: decoder.clone(),
+            of_events: usage_service(&door, event_bytes(app)),
+            of_bulks: usage_service(&door, app.config.ingest.max_body_bytes),
+        }))
+        .add_service(Observed(Admission {
+            app: app.clone(),
+            decoder,
+            of_events: usage_stream_service(&door),
+            of_bulks: usage_stream_service(&door),
+        }));
     let (reporter, stop) = (health.clone(), stopping.clone());
     let serving = tokio::spawn(async move {
         report(&reporter, ServingStatus::Serving).await;
@@ -89,7 +105,7 @@ pub fn serve(app: &App, listener: std::net::TcpListener) -> Result<Server> {
             log::error!(error:% = error; "grpc server failed");
         }
     });
-    Ok(Server { health, stopping, cut, serving })
+    Ok(Server { health, stopping, cut, port, serving })
 }
 
 fn reflection() -> tonic_reflection::server::Builder<'static> {
@@ -98,16 +114,16 @@ fn reflection() -> tonic_reflection::server::Builder<'static> {
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
 }
 
-fn usage_service(door: &Door) -> UsageServiceServer<Door> {
+fn usage_service(door: &Door, message_bytes: usize) -> UsageServiceServer<Door> {
     UsageServiceServer::new(door.clone())
-        .max_decoding_message_size(door.app.config.ingest.max_body_bytes)
+        .max_decoding_message_size(message_bytes)
         .accept_compressed(Gzip)
         .send_compressed(Gzip)
 }
 
 fn usage_stream_service(door: &Door) -> UsageStreamServiceServer<Door> {
     UsageStreamServiceServer::new(door.clone())
-        .max_decoding_message_size(door.app.config.ingest.max_body_bytes)
+        .max_decoding_message_size(event_bytes(&door.app))
         .accept_compressed(Gzip)
         .send_compressed(Gzip)
 }
@@ -121,17 +137,33 @@ async fn report(health: &HealthReporter, status: ServingStatus) {
 
 impl Server {
     /// Takes no more calls, lets those that are there finish, and ends streams that do not end by themselves.
+    /// Connections without a call are closed whether or not their clients say good-bye.
     pub async fn stop(mut self, shutdown_timeout: Duration) {
         report(&self.health, ServingStatus::NotServing).await;
         self.stopping.cancel();
         let grace = STREAM_GRACE_MAX.min(shutdown_timeout / 2);
-        if tokio::time::timeout(grace, &mut self.serving).await.is_ok() {
+        if self.ends_within(grace).await {
             return;
         }
         self.cut.cancel();
-        if tokio::time::timeout(LAST_WORDS, &mut self.serving).await.is_err() {
+        if !self.ends_within(LAST_WORDS).await {
             log::warn!("some gRPC clients did not take their last answer");
+            self.port.close_all();
             self.serving.abort();
+        }
+    }
+
+    async fn ends_within(&mut self, time: Duration) -> bool {
+        let close_idle = async {
+            loop {
+                self.port.close_idle(CLOSING_LINGER);
+                tokio::time::sleep(CLOSING_LINGER / 5).await;
+            }
+        };
+        tokio::select! {
+            _ = &mut self.serving => true,
+            () = close_idle => false,
+            () = tokio::time::sleep(time) => false,
         }
     }
 }
@@ -144,8 +176,8 @@ struct Pass {
 }
 
 impl Pass {
-    fn of(app: &App, metadata: &MetadataMap) -> Result<Pass> {
-        let credentials = credentials_of(|name| metadata.get(name).map(|value| value.as_bytes()));
+    fn of(app: &App, headers: &HeaderMap) -> Result<Pass> {
+        let credentials = credentials_of(|name| headers.get(name).map(|value| value.as_bytes()));
         let key = credentials.key.ok_or_else(Error::unauthorized)?;
         Ok(Pass { app: app.clone(), key })
     }

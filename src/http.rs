@@ -35,6 +35,7 @@ use crate::app::App;
 use crate::auth::permission::{Access, Role, Scope, allow};
 use crate::error::Error;
 use crate::logging;
+use crate::net::Peer;
 
 /// One operation of the interface.
 pub struct Endpoint {
@@ -272,6 +273,8 @@ pub async fn gate(
         _ => "none".to_owned(),
     };
 
+    // while it is being answered, its connection is not closed to make room for another
+    let _call = request.request().conn_data::<Peer>().map(Peer::begin_call);
     let answer = async {
         let refused = match &demand {
             Demand::Of(pattern, access) => {
@@ -359,6 +362,7 @@ mod tests {
     use crate::ingest::Ingest;
     use crate::jobs::worker::Wake;
     use crate::meters::sql::MeterCache;
+    use crate::net::budget::Budget;
 
     /// A server that never gets as far as its database.
     fn app() -> App {
@@ -374,7 +378,8 @@ mod tests {
         let webhooks = Client::new(&[]).expect("a client");
         let phase = Arc::new(Phase::default());
         phase.serve();
-        App { config: Arc::new(config), store, auth, meters, plans, counters, ingest, phase, wake, webhooks }
+        let (config, bodies) = (Arc::new(config), Budget::new(1024 * 1024));
+        App { config, store, auth, meters, plans, counters, ingest, phase, wake, webhooks, bodies }
     }
 
     #[actix_web::test]

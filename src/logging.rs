@@ -46,6 +46,10 @@ const VALUE_CHARS: usize = 1024;
 /// Longest message, in characters; more than a value, for a backtrace.
 const MESSAGE_CHARS: usize = 8192;
 
+/// Where the HTTP library logs an error for every request that it cannot read, which anybody can send at any rate. Our
+/// own lines say what became of requests that could be read. A filter that names these targets wins.
+const STRANGERS: &str = "actix_http=off";
+
 /// The logger in use; a later `init` replaces it, which `log` itself does not allow.
 static CURRENT: RwLock<Option<Logger>> = RwLock::new(None);
 
@@ -59,7 +63,7 @@ pub fn init(format: LogFormat, filter: &str) {
         LogFormat::Auto => json,
     };
     let logger = Builder::new()
-        .parse_filters(filter)
+        .parse_filters(&format!("{STRANGERS},{filter}"))
         .target(Target::Stderr)
         .write_style(WriteStyle::Never)
         .format(move |out, record| out.write_all(line(Timestamp::now(), record).as_bytes()))

@@ -8,6 +8,10 @@ use open_spanner::error::{Error, Result};
 use open_spanner::roles::{migrate, serve};
 use open_spanner::{alerts, entitlements, exports, logging};
 
+/// One allocator for Rust, SQLite and libpq that gives memory back by itself; the system's keeps each thread's peak.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 /// For blocking work that the role did not wait for.
 const LAST_THREADS: Duration = Duration::from_secs(1);
 

@@ -2,34 +2,45 @@
 //! meter or key ever becomes a label.
 
 use std::net::TcpListener;
+use std::time::Duration;
 
-use actix_web::{App, HttpResponse, HttpServer, web};
+use actix_web::{App, HttpResponse, web};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 
 use crate::error::{Error, Result};
+use crate::net::{self, Port};
 
 const SECONDS: [f64; 12] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 2.5, 10.0];
 const EVENTS: [f64; 8] = [1.0, 4.0, 16.0, 64.0, 128.0, 256.0, 512.0, 1024.0];
 
+/// How often what histograms were given is counted.
+const UPKEEP: Duration = Duration::from_secs(5);
+
 /// Makes every `metrics::…!` in the process count; call once, before the first of them.
 pub fn install() -> Result<PrometheusHandle> {
     use metrics_exporter_prometheus::Matcher::Suffix;
-    PrometheusBuilder::new()
+    let handle = PrometheusBuilder::new()
         .set_buckets_for_metric(Suffix("_seconds".to_owned()), &SECONDS)
         .and_then(|builder| builder.set_buckets_for_metric(Suffix("_events".to_owned()), &EVENTS))
         .and_then(PrometheusBuilder::install_recorder)
-        .map_err(Error::internal)
+        .map_err(Error::internal)?;
+    let recorded = handle.clone();
+    // until somebody counts them, every single value stays in memory: nobody may ever ask for the metrics
+    std::thread::spawn(move || {
+        loop {
+            std::thread::sleep(UPKEEP);
+            recorded.run_upkeep();
+        }
+    });
+    Ok(handle)
 }
 
 /// Serves `GET /metrics` until the process ends.
-pub fn listen(listener: TcpListener, handle: PrometheusHandle) -> std::io::Result<()> {
+pub fn listen(listener: TcpListener, port: Port, handle: PrometheusHandle) -> std::io::Result<()> {
     let answer = move |handle: web::Data<PrometheusHandle>| async move {
         HttpResponse::Ok().content_type("text/plain; version=0.0.4; charset=utf-8").body(handle.render())
     };
-    let server = HttpServer::new(move || {
-        App::new().app_data(web::Data::new(handle.clone())).route("/metrics", web::get().to(answer))
-    });
-    let server = server.workers(1).disable_signals().listen(listener)?.run();
-    tokio::spawn(server);
-    Ok(())
+    let application =
+        move || App::new().app_data(web::Data::new(handle.clone())).route("/metrics", web::get().to(answer));
+    net::http::serve(application, listener, port, 1, Duration::ZERO).map(drop)
 }

@@ -6,14 +6,10 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use diesel::prelude::*;
-use diesel::sql_types::{Array, BigInt, Bool, Text};
-
-use crate::alerts::sql::deliveries;
-use crate::alerts::sql::rules::{self, Event, Filter, Rule, record, rules, states};
+use crate::alerts::sql::events::{self, Event};
+use crate::alerts::sql::rules::{self, Filter, Rule, rules};
+use crate::alerts::sql::{deliveries, states};
 use crate::alerts::state::{self, Seen, State, Step};
-use crate::db::prepared::prepared;
-use crate::db::schema::{alert_rules, alert_states};
 use crate::db::{Conn, Fault, Store};
 use crate::error::{Error, Result};
 use crate::jobs::queue;
@@ -97,7 +93,7 @@ async fn evaluate_batch(store: &Store, mut ids: Vec<i64>, total: &mut Outcome) -
 /// Reads rules, then their states, then the numbers: what changes in between is noticed by the rule's revision.
 fn look(conn: &mut Conn, ids: &[i64], now: Micros) -> Result<Vec<Look>, Fault> {
     let rules = rules::rules_by_id(conn, ids)?;
-    let mut before = states(conn, ids)?;
+    let mut before = states::of_rules(conn, ids)?;
     let mut meters_met: HashMap<i64, Arc<Meter>> = HashMap::new();
     // rules that watch the same numbers look once
     let mut known: BTreeMap<(i64, String), Seen> = BTreeMap::new();
@@ -163,7 +159,7 @@ fn group_field(field: &str) -> GroupField {
 /// Writes states, events and deliveries of the rules that are still as they were; returns the others.
 fn settle(conn: &mut Conn, looks: &[Look], now: Micros) -> Result<(Vec<Evaluated>, Vec<i64>), Fault> {
     let ids: Vec<i64> = looks.iter().map(|look| look.rule.id).collect();
-    let revisions = lock(conn, &ids)?;
+    let revisions = states::lock_revisions(conn, &ids)?;
     let (mut settled, mut missed) = (Vec::new(), Vec::new());
     let (mut changed, mut wanted) = (Vec::new(), Vec::new());
     for look in looks {
@@ -178,153 +174,38 @@ fn settle(conn: &mut Conn, looks: &[Look], now: Micros) -> Result<(Vec<Evaluated
             Some(_) => {}
         }
         let Step { states, crossings } = state::step(&rule.terms, &look.before, look.seen.clone(), now);
-        forget_gone(conn, rule.id, &look.before, &states)?;
+        states::remove_gone(conn, rule.id, &look.before, &states)?;
         changed.extend(
             states.iter().filter(|state| !look.before.contains(state)).map(|state| (rule.id, state.clone())),
         );
-        let mut events = Vec::with_capacity(crossings.len());
+        let mut recorded = Vec::with_capacity(crossings.len());
         for crossing in &crossings {
-            events.push(record(conn, rule, crossing, now)?);
+            recorded.push(events::record(conn, rule, crossing, now)?);
         }
         if crossings.iter().any(|crossing| crossing.kind.is_delivered()) {
             wanted.push(deliveries::job(rule.workspace_id, rule.id, now)?);
         }
         let next_evaluate_at = now.plus(rule.terms.evaluation_interval_seconds * SECOND);
         let rule = Rule { evaluated_at: Some(now), next_evaluate_at, ..rule.clone() };
-        settled.push(Evaluated { rule, states, events });
+        settled.push(Evaluated { rule, states, events: recorded });
     }
-    put_states(conn, &changed)?;
-    advance(conn, &settled, now)?;
+    let has_failed = |done: &&Evaluated| done.events.iter().any(|event| event.kind == "evaluation_failed");
+    let ids_of = |done: Vec<&Evaluated>| done.into_iter().map(|done| done.rule.id).collect::<Vec<_>>();
+    let (failed, evaluated) = settled.iter().partition(has_failed);
+    states::put(conn, &changed)?;
+    states::mark_evaluated(conn, &ids_of(evaluated), &ids_of(failed), now)?;
     queue::enqueue(conn, wanted, now)?;
     Ok((settled, missed))
-}
-
-/// The revisions of the rules that exist and are enabled, locked in one order.
-fn lock(conn: &mut Conn, ids: &[i64]) -> Result<HashMap<i64, i64>, Fault> {
-    let query = alert_rules::table
-        .filter(alert_rules::id.eq_any(ids).and(alert_rules::enabled.eq(true)))
-        .order(alert_rules::id)
-        .select((alert_rules::id, alert_rules::revision));
-    let rows: Vec<(i64, i64)> = match conn {
-        Conn::Postgres(c) => query.for_update().load(c)?,
-        Conn::Sqlite(c) => query.load(c)?,
-    };
-    Ok(rows.into_iter().collect())
-}
-
-/// A failed rule keeps its time, so that the next try of the job evaluates it again.
-fn advance(conn: &mut Conn, settled: &[Evaluated], now: Micros) -> Result<(), Fault> {
-    let has_failed = |done: &&Evaluated| done.events.iter().any(|event| event.kind == "evaluation_failed");
-    let ids: Vec<i64> = settled.iter().filter(|d| !has_failed(d)).map(|done| done.rule.id).collect();
-    let failed: Vec<i64> = settled.iter().filter(has_failed).map(|done| done.rule.id).collect();
-    let moved = alert_rules::table.filter(alert_rules::id.eq_any(&ids));
-    diesel::update(moved)
-        .set((
-            alert_rules::revision.eq(alert_rules::revision + 1),
-            alert_rules::evaluated_at.eq(Some(now.0)),
-            alert_rules::next_evaluate_at
-                .eq(alert_rules::evaluation_interval_seconds * 1_000_000_i64 + now.0),
-        ))
-        .execute(conn)?;
-    if !failed.is_empty() {
-        diesel::update(alert_rules::table.filter(alert_rules::id.eq_any(&failed)))
-            .set((
-                alert_rules::revision.eq(alert_rules::revision + 1),
-                alert_rules::evaluated_at.eq(Some(now.0)),
-            ))
-            .execute(conn)?;
-    }
-    Ok(())
-}
-
-fn key_of(state: &State) -> (&str, &str) {
-    state.group.as_ref().map_or(("", ""), |group| (&group.key, &group.value))
-}
-
-fn forget_gone(conn: &mut Conn, rule_id: i64, before: &[State], after: &[State]) -> Result<(), Fault> {
-    let kept: std::collections::HashSet<(&str, &str)> = after.iter().map(key_of).collect();
-    for (key, value) in before.iter().map(key_of).filter(|key| !kept.contains(key)) {
-        diesel::delete(alert_states::table.find((rule_id, key, value))).execute(conn)?;
-    }
-    Ok(())
-}
-
-prepared!(
-    PutStates for PgConnection,
-    (rule_ids: Array<BigInt> = Vec<i64>, keys: Array<Text> = Vec<&'a str>, values: Array<Text> = Vec<&'a str>,
-     statuses: Array<Text> = Vec<&'a str>, firings: Array<Bool> = Vec<bool>, quantities: Array<Text> = Vec<String>,
-     messages: Array<Text> = Vec<&'a str>, updated_ats: Array<BigInt> = Vec<i64>),
-    "INSERT INTO alert_states (rule_id, group_key, group_value, status, firing, value, message, updated_at)
-     SELECT * FROM unnest(?, ?, ?, ?, ?, ?, ?, ?)
-     ON CONFLICT (rule_id, group_key, group_value) DO UPDATE SET status = excluded.status, firing = excluded.firing,
-         value = excluded.value, message = excluded.message, updated_at = excluded.updated_at"
-);
-prepared!(
-    PutState for SqliteConnection,
-    (rule_id: BigInt = i64, key: Text = str, value: Text = str, status: Text = str, firing: Bool = bool,
-     quantity: Text = String, message: Text = str, updated_at: BigInt = i64),
-    "INSERT INTO alert_states (rule_id, group_key, group_value, status, firing, value, message, updated_at)
-     VALUES (?, ?, ?, ?, ?, ?, ?, ?)
-     ON CONFLICT (rule_id, group_key, group_value) DO UPDATE SET status = excluded.status, firing = excluded.firing,
-         value = excluded.value, message = excluded.message, updated_at = excluded.updated_at"
-);
-
-pub(super) fn put_states(conn: &mut Conn, changed: &[(i64, State)]) -> Result<(), Fault> {
-    if changed.is_empty() {
-        return Ok(());
-    }
-    let each = || changed.iter().map(|(_, state)| state);
-    match conn {
-        Conn::Postgres(c) => {
-            PutStates {
-                rule_ids: &changed.iter().map(|(rule_id, _)| *rule_id).collect(),
-                keys: &each().map(|state| key_of(state).0).collect(),
-                values: &each().map(|state| key_of(state).1).collect(),
-                statuses: &each().map(|state| state.status.as_str()).collect(),
-                firings: &each().map(|state| state.firing).collect(),
-                quantities: &each().map(|state| state.value.to_plain()).collect(),
-                messages: &each().map(|state| state.message.as_str()).collect(),
-                updated_ats: &each().map(|state| state.updated_at.0).collect(),
-            }
-            .execute(c)?;
-        }
-        Conn::Sqlite(c) => {
-            for (rule_id, state) in changed {
-                let (key, value) = key_of(state);
-                PutState {
-                    rule_id,
-                    key,
-                    value,
-                    status: state.status.as_str(),
-                    firing: &state.firing,
-                    quantity: &state.value.to_plain(),
-                    message: &state.message,
-                    updated_at: &state.updated_at.0,
-                }
-                .execute(c)?;
-            }
-        }
-    }
-    Ok(())
 }
 
 /// What evaluating a disabled rule by hand answers, and leaves behind when nothing else is known of it.
 pub fn evaluate_disabled(conn: &mut Conn, rule: &Rule, now: Micros) -> Result<Vec<State>, Fault> {
     rules::lock_row(conn, "alert_rules", rule.id)?;
-    let before = states(conn, &[rule.id])?.remove(&rule.id).unwrap_or_default();
+    let before = states::of_rules(conn, &[rule.id])?.remove(&rule.id).unwrap_or_default();
     if !before.is_empty() {
         return Ok(before);
     }
     let state = state::disabled_state(now);
-    put_states(conn, &[(rule.id, state.clone())])?;
+    states::put(conn, &[(rule.id, state.clone())])?;
     Ok(vec![state])
-}
-
-/// When the earliest rule of a meter is due; `None` when no enabled rule is left.
-pub fn next_time(conn: &mut Conn, meter_id: i64) -> Result<Option<Micros>, Fault> {
-    let next: Option<i64> = alert_rules::table
-        .filter(alert_rules::meter_id.eq(meter_id).and(alert_rules::enabled.eq(true)))
-        .select(diesel::dsl::min(alert_rules::next_evaluate_at))
-        .first(conn)?;
-    Ok(next.map(Micros))
 }

@@ -2,4 +2,6 @@
 
 pub mod deliveries;
 pub mod destinations;
+pub mod events;
 pub mod rules;
+pub mod states;

@@ -7,25 +7,27 @@ use std::time::{Duration, Instant};
 use moka::sync::Cache;
 use tokio::sync::Mutex;
 
-use crate::alerts::evaluate::{self, Outcome, evaluate};
-use crate::alerts::sql::deliveries::{self, Patience};
-use crate::alerts::sql::destinations;
-use crate::alerts::sql::rules::{self, Filter, MeterJob};
-use crate::alerts::webhook::client::{Answer, Client, Letter};
+use crate::alerts::deliver::Sender;
+use crate::alerts::evaluate::{Outcome, evaluate};
+use crate::alerts::jobs::{self, MeterJob};
+use crate::alerts::sql::rules::{self, Filter};
+use crate::alerts::sql::{deliveries, states};
+use crate::alerts::webhook::client::Client;
 use crate::config::Config;
 use crate::db::{Conn, Store};
 use crate::entitlements;
 use crate::error::{Error, Result};
 use crate::jobs::process::{self, Duties};
-use crate::jobs::queue::{Job, LeaseToken};
+use crate::jobs::queue::Job;
 use crate::jobs::worker::{Done, Queue, Wake};
 use crate::metering::time::{Micros, SECOND};
 
 /// A dead worker's jobs are free after this, however long the configured lease: it is renewed while work lasts.
 const LEASE_MAX: Duration = Duration::from_secs(30);
 const EVALUATIONS: usize = 4;
-/// A receiver that hangs keeps one of these busy for ten seconds.
+/// Rules whose webhooks are sent at once, in one process; those of one workspace in all processes.
 const DELIVERIES: usize = 64;
+const DELIVERIES_PER_WORKSPACE: usize = 16;
 /// The table of deliveries has its own end of patience; the job that walks it never dies.
 const NO_END: u32 = 1_000_000;
 /// A timed evaluation is late by up to this when rules come due one after another.
@@ -37,15 +39,14 @@ const CONFLICT_PAUSE: i64 = SECOND / 10;
 const TURN: Duration = Duration::from_millis(50);
 
 const REVIVE_INTERVAL: Duration = Duration::from_secs(60);
+const MEASURE_INTERVAL: Duration = Duration::from_secs(10);
 const OVERDUE: i64 = 900 * SECOND;
 
 /// What both queues work with. Cheap to clone.
 #[derive(Clone)]
 struct Context {
     store: Store,
-    client: Client,
     wake: Wake,
-    timeout: Duration,
     /// Per meter, when the last complete evaluation of all its rules began.
     evaluated: Cache<i64, Arc<Mutex<Option<Instant>>>>,
 }
@@ -53,15 +54,9 @@ struct Context {
 /// The queues of this worker.
 pub fn queues(store: &Store, config: &Config, client: &Client, wake: &Wake) -> Vec<Queue> {
     let settings = &config.workers.alert;
-    let context = Context {
-        store: store.clone(),
-        client: client.clone(),
-        wake: wake.clone(),
-        timeout: settings.timeout,
-        evaluated: Cache::new(100_000),
-    };
+    let context = Context { store: store.clone(), wake: wake.clone(), evaluated: Cache::new(100_000) };
     let queue = Queue {
-        name: rules::QUEUE,
+        name: jobs::QUEUE,
         worker: "alert",
         interval: settings.interval,
         lease: settings.lock_ttl.min(LEASE_MAX),
@@ -70,11 +65,10 @@ pub fn queues(store: &Store, config: &Config, client: &Client, wake: &Wake) -> V
         max_attempts: settings.max_attempts,
         batch_size: settings.batch_size,
         concurrency: EVALUATIONS,
-        handler: {
-            let context = context.clone();
-            Arc::new(move |job, _| Box::pin(answer(context.clone(), job)))
-        },
+        per_workspace: None,
+        handler: Arc::new(move |job, _| Box::pin(answer(context.clone(), job))),
     };
+    let sender = Sender::new(store, client, settings.timeout / 2);
     let webhooks = Queue {
         name: deliveries::QUEUE,
         worker: "webhook",
@@ -82,7 +76,8 @@ pub fn queues(store: &Store, config: &Config, client: &Client, wake: &Wake) -> V
         retry_after: Duration::from_secs(1),
         max_attempts: NO_END,
         concurrency: DELIVERIES,
-        handler: Arc::new(move |job, token| Box::pin(deliver(context.clone(), job, token))),
+        per_workspace: Some(DELIVERIES_PER_WORKSPACE),
+        handler: Arc::new(move |job, token| Box::pin(sender.clone().deliver(job, token))),
         ..queue.clone()
     };
     vec![queue, webhooks]
@@ -90,8 +85,9 @@ pub fn queues(store: &Store, config: &Config, client: &Client, wake: &Wake) -> V
 
 /// All that has to be done about alerts, in a process of its own or inside the server.
 pub fn duties(store: &Store, config: &Config, client: &Client, wake: &Wake) -> Duties {
-    let chore = keep_alive(store.clone(), config.history.retention, wake.clone());
-    Duties { queues: queues(store, config, client, wake), chores: vec![Box::pin(chore)] }
+    let alive = keep_alive(store.clone(), config.history.retention, wake.clone());
+    let owed = measure_owed(store.clone());
+    Duties { queues: queues(store, config, client, wake), chores: vec![Box::pin(alive), Box::pin(owed)] }
 }
 
 /// Asks again for work whose jobs died or were lost, and forgets deliveries that are long done.
@@ -120,6 +116,29 @@ async fn keep_alive(store: Store, retention: Duration, wake: Wake) {
     }
 }
 
+/// Shows what is owed to receivers of the whole installation; every process that sends shows the same.
+async fn measure_owed(store: Store) {
+    loop {
+        match store.read("deliveries::owed", |conn| deliveries::owed(conn, None)).await {
+            Ok(owed) => {
+                let since = owed.oldest_at.map_or(0, |at| (Micros::now().0 - at).max(0));
+                let counts = [
+                    ("pending", owed.pending),
+                    ("failing", owed.failing),
+                    ("dead_letter", owed.dead_letters),
+                ];
+                for (state, count) in counts {
+                    metrics::gauge!("open_spanner_webhooks_owed", "state" => state).set(count as f64);
+                }
+                metrics::gauge!("open_spanner_webhooks_oldest_owed_seconds")
+                    .set(since as f64 / SECOND as f64);
+            }
+            Err(error) => log::warn!(error:% = error; "cannot count what is owed to receivers"),
+        }
+        tokio::time::sleep(MEASURE_INTERVAL).await;
+    }
+}
+
 async fn answer(context: Context, job: Job) -> Result<Done> {
     let wanted: MeterJob = job.payload()?;
     if wanted.due_only {
@@ -134,8 +153,7 @@ async fn follow_clock(context: &Context, wanted: &MeterJob) -> Result<Done> {
     let filter = Filter { meter_id: Some(wanted.meter_id), due_at: Some(Micros::now()), ..Filter::default() };
     let outcome = evaluate_rules(context, filter).await?;
     let meter_id = wanted.meter_id;
-    let next =
-        context.store.read("alerts::next_time", move |conn| evaluate::next_time(conn, meter_id)).await?;
+    let next = context.store.read("alerts::next_time", move |conn| states::next_time(conn, meter_id)).await?;
     let now = Micros::now();
     Ok(match next {
         None => Done::Finished,
@@ -175,55 +193,6 @@ async fn evaluate_rules(context: &Context, filter: Filter) -> Result<Outcome> {
         return Err(Error::unavailable(format!("{} rules have no value", outcome.failed)));
     }
     Ok(outcome)
-}
-
-/// Sends what waits for a rule, oldest first; one that fails keeps those behind it waiting.
-async fn deliver(context: Context, job: Job, token: LeaseToken) -> Result<Done> {
-    let rule_id: i64 = job.payload()?;
-    let started = Instant::now();
-    loop {
-        let head =
-            context.store.read("deliveries::head", move |conn| deliveries::head(conn, rule_id)).await?;
-        let Some((delivery, destination)) = head else { return Ok(Done::Finished) };
-        let at = Micros::now();
-        if delivery.next_attempt_at > at.0 {
-            return Ok(Done::AgainAt(Micros(delivery.next_attempt_at)));
-        }
-        if started.elapsed() > context.timeout / 2 {
-            return Ok(Done::AgainAt(at));
-        }
-        let (answer, patience) = match &destination {
-            None => (Answer::unsent("the destination was deleted"), Patience::GiveUp),
-            Some(to) if !to.enabled => (Answer::unsent("the destination is disabled"), Patience::Retry),
-            Some(to) => {
-                let letter = Letter {
-                    url: to.webhook_url.clone(),
-                    id: delivery.event_id.clone(),
-                    secret: to.secret.clone(),
-                    previous_secret: to.overlapping_secret(at).map(str::to_owned),
-                    body: delivery.payload.clone(),
-                };
-                let answer = context.client.send(&letter).await;
-                let is_gone = answer.status_code == Some(410);
-                (answer, if is_gone { Patience::GiveUp } else { Patience::Retry })
-            }
-        };
-        let outcome = if answer.is_delivered() { "delivered" } else { "failed" };
-        metrics::counter!("open_spanner_webhook_deliveries_total", "outcome" => outcome).increment(1);
-        let gone = destination.filter(|to| to.enabled && answer.status_code == Some(410)).map(|to| to.id);
-        let record = {
-            let (job, answer) = (job.clone(), answer.clone());
-            move |conn: &mut Conn| deliveries::record(conn, (&job, &token), &delivery, &answer, patience, at)
-        };
-        if !context.store.write("deliveries::record", record).await? {
-            return Err(Error::unavailable("another worker has the job"));
-        }
-        if let Some(id) = gone {
-            log::warn!(destination = id; "the receiver is gone: destination disabled");
-            let disable = move |conn: &mut Conn| destinations::disable(conn, id, Micros::now());
-            context.store.write("destinations::disable", disable).await?;
-        }
-    }
 }
 
 /// The role `alert-worker`: drains every queue that follows from a write, until SIGTERM or SIGINT.

@@ -24,6 +24,8 @@ pub struct Http {
     /// Proxies whose forwarding headers are believed.
     pub trusted_proxies: Vec<IpNet>,
     pub secure_cookies: SecureCookies,
+    /// Connections at once; 0: as many as the process can afford.
+    pub max_connections: usize,
 }
 
 impl Http {
@@ -38,7 +40,8 @@ impl Http {
             _ => SecureCookies::Auto,
         };
         let trusted_proxies = v.networks("TRUSTED_PROXIES");
-        Http { addr: v.address("HTTP_ADDR"), workers, trusted_proxies, secure_cookies }
+        let max_connections = v.integer("HTTP_MAX_CONNECTIONS");
+        Http { addr: v.address("HTTP_ADDR"), workers, trusted_proxies, secure_cookies, max_connections }
     }
 }
 
@@ -149,6 +152,8 @@ pub enum Synchronous {
 #[derive(Clone, Debug)]
 pub struct Ingest {
     pub max_body_bytes: usize,
+    /// Request bodies and messages on their way in, over all callers.
+    pub bodies_bytes: usize,
     pub max_bulk_events: usize,
     /// Events in one gRPC stream; 0: no limit.
     pub max_stream_events: u64,
@@ -168,6 +173,7 @@ impl Ingest {
     pub(super) fn read(v: &Values) -> Ingest {
         Ingest {
             max_body_bytes: v.integer("INGESTION_MAX_BODY_BYTES"),
+            bodies_bytes: v.integer("BODIES_MAX_BYTES"),
             max_bulk_events: v.integer("INGESTION_MAX_BULK_EVENTS"),
             max_stream_events: v.integer("INGESTION_MAX_STREAM_EVENTS"),
             rate_limit_events: v.integer("INGESTION_RATE_LIMIT_EVENTS"),

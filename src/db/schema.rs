@@ -546,6 +546,7 @@ table! {
         rule_id -> BigInt,
         event_id -> Text,
         destination_id -> Text,
+        ordering_key -> Text,
         payload -> Text,
         status -> Text,
         attempts -> Integer,

@@ -1,6 +1,8 @@
-//! The rows of entitlements: plans, assignments, quota counters, decisions. No rules.
+//! The rows of entitlements: plans, assignments, quota counters, decisions, states. No rules.
 
 pub mod assignments;
 pub mod counters;
 pub mod decisions;
+pub mod listing;
 pub mod plans;
+pub mod states;

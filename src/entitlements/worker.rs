@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use crate::config::{self, Config};
 use crate::db::{Conn, Store};
-use crate::entitlements::evaluate::{self, Evaluation, QUEUE};
+use crate::entitlements::evaluate;
+use crate::entitlements::jobs::{Evaluation, QUEUE};
 use crate::error::Result;
 use crate::jobs::process::{self, Duties};
 use crate::jobs::queue::{Job, LeaseToken};
@@ -44,6 +45,7 @@ fn queue(store: &Store, settings: &config::Worker) -> Queue {
         max_attempts: settings.max_attempts,
         batch_size: settings.batch_size,
         concurrency,
+        per_workspace: None,
         // a second run writes the same again, so the lease is not asked for
         handler: Arc::new(move |job: Job, _: LeaseToken| Box::pin(evaluate(store.clone(), job))),
     }

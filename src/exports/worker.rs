@@ -59,6 +59,8 @@ pub fn queue(store: &Store, config: &Config) -> Result<Queue> {
         retry_after: RETRY_AFTER,
         batch_size: CONCURRENCY,
         concurrency: CONCURRENCY,
+        // turns between workspaces; one that is alone may use every place
+        per_workspace: Some(1_000),
         handler: Arc::new(handler),
     })
 }

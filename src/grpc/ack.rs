@@ -9,9 +9,10 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::auth::Caller;
 use crate::error::{Error, Result};
+use crate::grpc::admission::Admitted;
 use crate::grpc::parts::{Done, Fate, Item, Parts, Step};
 use crate::grpc::pb::v2;
-use crate::grpc::{Door, Pass, convert, status, stopping};
+use crate::grpc::{Door, convert, status, stopping};
 use crate::metering::event::Input;
 
 /// Enough for events that arrive together to be stored together; load makes parts larger by itself.
@@ -29,8 +30,7 @@ impl v2::usage_stream_service_server::UsageStreamService for Door {
         &self,
         request: Request<Streaming<v2::IngestRequest>>,
     ) -> Result<Response<Self::IngestStream>, Status> {
-        let pass = Pass::of(&self.app, request.metadata()).map_err(status)?;
-        let caller = pass.caller().await.map_err(status)?;
+        let Admitted { pass, caller } = Admitted::of(&request).map_err(status)?;
         let (acks, answers) = mpsc::channel(ACKS_WAITING);
         let stream = Stream {
             door: self.clone(),

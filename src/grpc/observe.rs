@@ -6,11 +6,14 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use futures_util::future::BoxFuture;
+use http_body_util::BodyExt;
 use tonic::body::Body;
 use tonic::codegen::Service;
 use tonic::codegen::http::{HeaderMap, HeaderValue, Request, Response};
 use tonic::server::NamedService;
 use tonic::{Code, Status};
+
+use crate::net::Peer;
 
 const METHODS: [&str; 4] = ["CreateUsage", "CreateUsageBulk", "StreamUsage", "Ingest"];
 
@@ -41,12 +44,20 @@ where
         let name = request.uri().path().rsplit('/').next().unwrap_or_default();
         let method = METHODS.into_iter().find(|method| *method == name).unwrap_or("none");
         compress_like_the_client(request.headers_mut());
+        // until the last byte of the answer: a connection without a call is closed when its place is needed
+        let open_call = request.extensions().get::<Peer>().map(Peer::begin_call);
         let response = self.0.call(request);
         Box::pin(async move {
             let mut response = response.await?;
             let code = settle(response.headers_mut());
             observe(method, code, started);
-            Ok(response)
+            let until_the_end = move |body: Body| {
+                Body::new(body.map_frame(move |frame| {
+                    let _held = &open_call;
+                    frame
+                }))
+            };
+            Ok(response.map(until_the_end))
         })
     }
 }

@@ -8,9 +8,10 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::auth::Caller;
 use crate::error::{Error, Result};
+use crate::grpc::admission::Admitted;
 use crate::grpc::parts::{Done, Fate, Item, Parts, Step};
 use crate::grpc::pb::v1;
-use crate::grpc::{Door, Pass, convert, observe, status, stopping};
+use crate::grpc::{Door, convert, observe, status, stopping};
 use crate::ingest::{Failure, Kind, Recorded};
 use crate::metering::event::{Input, StoredEvent, parse_key};
 
@@ -52,8 +53,7 @@ impl v1::usage_service_server::UsageService for Door {
         &self,
         request: Request<Streaming<v1::StreamUsageRequest>>,
     ) -> Result<Response<v1::StreamUsageResponse>, Status> {
-        let pass = Pass::of(&self.app, request.metadata()).map_err(status)?;
-        let caller = pass.caller().await.map_err(status)?;
+        let Admitted { pass, caller } = Admitted::of(&request).map_err(status)?;
         let key = stream_key(request.metadata()).map_err(status)?;
         let stream = Stream {
             door: self,
@@ -80,7 +80,7 @@ impl v1::usage_service_server::UsageService for Door {
 
 impl Door {
     async fn create(&self, request: Request<v1::CreateUsageRequest>) -> Result<StoredEvent> {
-        let caller = Pass::of(&self.app, request.metadata())?.caller().await?;
+        let Admitted { caller, .. } = Admitted::of(&request)?;
         let input = convert::input(request.into_inner().event)?;
         caller.may_use_meter(input.meter())?;
         let ingest = &self.app.ingest;
@@ -93,7 +93,7 @@ impl Door {
     }
 
     async fn create_bulk(&self, request: Request<v1::CreateUsageBulkRequest>) -> Result<Recorded> {
-        let caller = Pass::of(&self.app, request.metadata())?.caller().await?;
+        let Admitted { caller, .. } = Admitted::of(&request)?;
         let v1::CreateUsageBulkRequest { idempotency_key, events } = request.into_inner();
         let most = self.app.config.ingest.max_bulk_events;
         if events.is_empty() {

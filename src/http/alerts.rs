@@ -11,7 +11,9 @@ use utoipa::ToSchema;
 use crate::alerts::evaluate::{self, Evaluated, evaluate};
 use crate::alerts::rule::{RuleInput, Terms};
 use crate::alerts::sql::deliveries::{self, Delivery};
-use crate::alerts::sql::rules::{self, Attempt, Change, Event, Filter, NewRule, Rule};
+use crate::alerts::sql::events::{self, Attempt, Event};
+use crate::alerts::sql::rules::{self, Change, Filter, NewRule, Rule};
+use crate::alerts::sql::states;
 use crate::alerts::state::{State, primary};
 use crate::alerts::webhook::RulePart;
 use crate::app::App;
@@ -177,7 +179,7 @@ type Rules = (Vec<Rule>, HashMap<i64, Vec<State>>);
 
 fn with_states(conn: &mut Conn, rules: Vec<Rule>) -> Result<Rules, crate::db::Fault> {
     let ids: Vec<i64> = rules.iter().map(|rule| rule.id).collect();
-    let states = rules::states(conn, &ids)?;
+    let states = states::of_rules(conn, &ids)?;
     Ok((rules, states))
 }
 
@@ -314,9 +316,9 @@ pub async fn events(app: web::Data<App>, caller: Caller, params: Params) -> Resu
     let before = params.cursor::<Before>()?.map(|cursor| cursor.before);
     let workspace_id = caller.workspace_id;
     let load = move |conn: &mut Conn| {
-        let rows = rules::events(conn, workspace_id, rule_id, before, limit + 1)?;
+        let rows = events::events(conn, workspace_id, rule_id, before, limit + 1)?;
         let ids: Vec<String> = rows.iter().map(|(_, event)| event.public_id.clone()).collect();
-        let attempts = rules::latest_attempts(conn, &ids)?;
+        let attempts = events::latest_attempts(conn, &ids)?;
         Ok((rows, attempts))
     };
     let (rows, attempts) = app.store.read("alerts::events", load).await?;
@@ -339,10 +341,13 @@ pub struct DeliveryView<'a> {
     created_at: Micros,
     updated_at: Micros,
     delivered_at: Option<Micros>,
+    /// The older delivery of the same group that this one waits for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    blocked_by: Option<&'a str>,
 }
 
 impl<'a> DeliveryView<'a> {
-    fn of(delivery: &'a Delivery) -> Self {
+    fn of(delivery: &'a Delivery, blocked_by: Option<&'a str>) -> Self {
         DeliveryView {
             id: &delivery.public_id,
             event_id: &delivery.event_id,
@@ -354,6 +359,7 @@ impl<'a> DeliveryView<'a> {
             created_at: Micros(delivery.created_at),
             updated_at: Micros(delivery.updated_at),
             delivered_at: delivery.delivered_at.map(Micros),
+            blocked_by,
         }
     }
 }
@@ -365,16 +371,25 @@ pub async fn redeliver(app: web::Data<App>, caller: Caller, Id(id): Id) -> Resul
     let again = move |conn: &mut Conn| deliveries::redeliver(conn, workspace_id, &id, Micros::now());
     let delivery = app.store.write("deliveries::redeliver", again).await?;
     app.wake.ring();
-    respond::json(StatusCode::ACCEPTED, &DeliveryView::of(&delivery))
+    respond::json(StatusCode::ACCEPTED, &DeliveryView::of(&delivery, None))
 }
 
 pub async fn delivery_jobs(app: web::Data<App>, caller: Caller, params: Params) -> Result<HttpResponse> {
     caller.may_use_meter("")?;
     let limit = params.limit(50, 200)?;
+    let status = match params.get("status") {
+        "" => None,
+        known @ ("pending" | "delivered" | "dead_letter") => Some(known.to_owned()),
+        _ => {
+            let message = "status must be pending, delivered or dead_letter";
+            return Err(Error::parameter("invalid_status", message));
+        }
+    };
     let workspace_id = caller.workspace_id;
-    let list = move |conn: &mut Conn| deliveries::list(conn, workspace_id, limit);
+    let list = move |conn: &mut Conn| deliveries::list(conn, workspace_id, status.as_deref(), limit);
     let rows = app.store.read("deliveries::list", list).await?;
-    respond::ok(&Page { items: rows.iter().map(DeliveryView::of).collect(), next_cursor: None })
+    let items = rows.iter().map(|row| DeliveryView::of(&row.delivery, row.blocked_by.as_deref()));
+    respond::ok(&Page { items: items.collect(), next_cursor: None })
 }
 
 pub async fn retry_delivery(app: web::Data<App>, caller: Caller, Id(id): Id) -> Result<HttpResponse> {

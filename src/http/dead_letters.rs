@@ -8,13 +8,13 @@ use crate::alerts::sql::{deliveries, rules};
 use crate::app::App;
 use crate::auth::Caller;
 use crate::db::{Conn, Fault};
-use crate::entitlements::evaluate::{self, Names};
+use crate::entitlements::sql::states::{self, Names};
 use crate::error::{Error, Result};
-use crate::exports;
 use crate::http::extract::{Id, Params};
 use crate::http::respond::{self, Page};
 use crate::jobs::queue::{self, DeadLetter};
 use crate::metering::time::Micros;
+use crate::{alerts, entitlements, exports};
 
 #[derive(Serialize, ToSchema)]
 #[schema(as = DeadLetter)]
@@ -75,7 +75,7 @@ pub async fn list(app: web::Data<App>, caller: Caller, params: Params) -> Result
     let workspace_id = caller.workspace_id;
     let list = move |conn: &mut Conn| {
         let letters = queue::dead_letters(conn, workspace_id, limit)?;
-        let names = evaluate::names(conn, &letters)?;
+        let names = states::names(conn, &letters)?;
         Ok((letters, names))
     };
     let (letters, mut names) = app.store.read("jobs::dead_letters", list).await?;
@@ -108,9 +108,9 @@ pub async fn requeue(app: web::Data<App>, caller: Caller, Id(id): Id) -> Result<
 /// What the job is about and no longer exists, if anything.
 fn what_is_gone(conn: &mut Conn, letter: &DeadLetter) -> Result<Option<&'static str>, Fault> {
     match letter.queue.as_str() {
-        rules::QUEUE => rules::what_is_gone(conn, letter),
+        alerts::jobs::QUEUE => rules::what_is_gone(conn, letter),
         deliveries::QUEUE => deliveries::what_is_gone(conn, letter),
-        evaluate::QUEUE => evaluate::what_is_gone(conn, letter),
+        entitlements::jobs::QUEUE => entitlements::evaluate::what_is_gone(conn, letter),
         exports::sql::QUEUE => exports::sql::what_is_gone(conn, letter),
         _ => Ok(None),
     }

@@ -12,10 +12,10 @@ use crate::db::columns::{quantity_of, readable, uuid_of};
 use crate::db::{Conn, Fault};
 use crate::entitlements::assignment::effective;
 use crate::entitlements::consume::Quota;
-use crate::entitlements::evaluate::{self, Entry, Filter};
 use crate::entitlements::quota::{Candidate, Check, State, state_message};
 use crate::entitlements::sql::counters::Range;
 use crate::entitlements::sql::decisions::{self, Decided, Decision};
+use crate::entitlements::sql::listing::{self, Entry, Filter};
 use crate::error::{Error, Result};
 use crate::http::extract::{CursorTime, Id, Json, Params, paginate};
 use crate::http::respond::{self, Page};
@@ -401,7 +401,7 @@ pub async fn states(app: web::Data<App>, caller: Caller, params: Params) -> Resu
     let list = move |conn: &mut Conn| {
         // the contract does not narrow states by plan
         let filter = Filter { plan_id: String::new(), ..filter.clone() };
-        evaluate::states(conn, workspace_id, &filter, limit)
+        listing::states(conn, workspace_id, &filter, limit)
     };
     let rows = app.store.read("entitlements::states", list).await?;
     let items: Vec<StateView> = rows
@@ -425,7 +425,7 @@ pub async fn events(app: web::Data<App>, caller: Caller, params: Params) -> Resu
     if let Some(cursor) = params.cursor::<ByTimeAndId>()? {
         filter.after = Some((cursor.time.0, cursor.id));
     }
-    let list = move |conn: &mut Conn| evaluate::events(conn, workspace_id, &filter, limit + 1);
+    let list = move |conn: &mut Conn| listing::events(conn, workspace_id, &filter, limit + 1);
     let rows = app.store.read("entitlements::events", list).await?;
     let (rows, next_cursor) =
         paginate(rows, limit, |row| ByTimeAndId { time: CursorTime(Micros(row.at)), id: row.id.clone() })?;
@@ -439,7 +439,7 @@ pub async fn events(app: web::Data<App>, caller: Caller, params: Params) -> Resu
 pub async fn periods(app: web::Data<App>, caller: Caller, params: Params) -> Result<HttpResponse> {
     let (workspace_id, filter) = (caller.workspace_id, filter(&caller, &params)?);
     let limit = params.limit(100, 1000)?;
-    let list = move |conn: &mut Conn| evaluate::periods(conn, workspace_id, &filter, limit);
+    let list = move |conn: &mut Conn| listing::periods(conn, workspace_id, &filter, limit);
     let rows = app.store.read("entitlements::periods", list).await?;
     let items: Vec<PeriodView> = rows
         .into_iter()

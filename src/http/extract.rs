@@ -22,6 +22,8 @@ use crate::auth::permission::Access;
 use crate::auth::{self, Caller};
 use crate::error::{Code, Error, Result};
 use crate::metering::time::{Micros, Window};
+use crate::net::budget::{Budget, Room, Tenant};
+use crate::net::upload::Upload;
 
 /// Finds out who calls, by the credentials the route accepts; nobody on public routes.
 pub async fn authenticate(app: &App, request: &HttpRequest, access: &Access) -> Result<Option<Caller>> {
@@ -44,6 +46,8 @@ pub struct Body {
     announced: Option<usize>,
     limit: usize,
     encoding: Result<Encoding>,
+    request: HttpRequest,
+    budget: Option<Budget>,
 }
 
 const KIB: usize = 1024;
@@ -119,8 +123,10 @@ fn too_large(limit: usize) -> Error {
     Error::new(Code::RequestTooLarge, format!("request body exceeds {limit} bytes"))
 }
 
-/// A client that sends its body slower than this is not waited for.
-const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a body may wait for room in memory.
+const ROOM_TIMEOUT: Duration = Duration::from_secs(2);
+/// What is set aside for a body before any of it is there.
+const FIRST_BYTES: usize = 16 * 1024;
 
 impl FromRequest for Body {
     type Error = Error;
@@ -129,31 +135,54 @@ impl FromRequest for Body {
     fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
         let announced =
             request.headers().get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok());
-        let most = request.app_data::<web::Data<App>>().map_or(0, |app| app.config.ingest.max_body_bytes);
+        let app = request.app_data::<web::Data<App>>();
+        let most = app.map_or(0, |app| app.config.ingest.max_body_bytes);
         let limit = body_limit(&request.match_pattern().unwrap_or_default(), most);
-        ready(Ok(Body { payload: payload.take(), announced, limit, encoding: Encoding::of(request) }))
+        let (request, encoding) = (request.clone(), Encoding::of(request));
+        let budget = app.map(|app| app.bodies.clone());
+        ready(Ok(Body { payload: payload.take(), announced, limit, encoding, request, budget }))
     }
 }
 
 impl Body {
-    /// The whole body, or 413 when it is longer than the server's limit.
+    /// The whole body, or 413 when it is longer than the server's limit. The room that it takes is given back when the
+    /// request is answered.
     async fn bytes(mut self) -> Result<Vec<u8>> {
-        let read = async {
-            let mut bytes = Vec::with_capacity(self.announced.unwrap_or(0).min(self.limit));
-            let mut size = 0usize;
-            while let Some(chunk) = self.payload.next().await {
-                let chunk = chunk.map_err(|_| Error::invalid_json())?;
-                size += chunk.len();
-                if size <= self.limit {
-                    bytes.extend_from_slice(&chunk);
-                } else if size > DRAINED.max(self.limit * 2) {
-                    break;
+        let mut room = self.room();
+        let mut bytes = Vec::with_capacity(self.announced.unwrap_or(0).min(self.limit).min(FIRST_BYTES));
+        let (mut size, mut upload) = (0usize, Upload::default());
+        let late = || Error::invalid("the request body took too long");
+        while let Some(chunk) = upload.wait_for(self.payload.next()).await.ok_or_else(late)? {
+            let chunk = chunk.map_err(|_| Error::invalid_json())?;
+            size += chunk.len();
+            upload.note(chunk.len());
+            if size <= self.limit {
+                if let Some(room) = &mut room {
+                    room.grow_within(ROOM_TIMEOUT, chunk.len()).await?;
                 }
+                bytes.extend_from_slice(&chunk);
+            } else if size > DRAINED.max(self.limit * 2) {
+                break;
             }
-            if size > self.limit { Err(too_large(self.limit)) } else { Ok(bytes) }
-        };
-        let late = |_| Error::invalid("the request body took too long");
-        tokio::time::timeout(BODY_TIMEOUT, read).await.map_err(late)?
+        }
+        if size > self.limit {
+            return Err(too_large(self.limit));
+        }
+        if let Some(mut room) = room {
+            if !matches!(self.encoding, Ok(Encoding::Plain)) {
+                // how much it will be is known when it is unpacked; more than this is rare
+                room.grow_within(ROOM_TIMEOUT, (10 * size).min(self.limit)).await?;
+            }
+            self.request.extensions_mut().insert(room);
+        }
+        Ok(bytes)
+    }
+
+    /// Room in memory, of the caller's share.
+    fn room(&self) -> Option<Room> {
+        let workspace = self.request.extensions().get::<Caller>().map(|caller| caller.workspace_id);
+        let tenant = workspace.map_or(Tenant::Nobody, Tenant::Workspace);
+        self.budget.as_ref().map(|budget| budget.room(tenant))
     }
 
     /// Reads the body as a value, away from the other requests of this thread when that may take long.

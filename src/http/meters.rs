@@ -11,8 +11,8 @@ use crate::http::extract::{Id, Json, Params, paginate};
 use crate::http::respond::{self, Page};
 use crate::metering::meter::{self, Aggregation, DimensionInput, DimensionType, Meter};
 use crate::metering::time::Micros;
-use crate::meters::{self, sql::Changed};
-use crate::{alerts, entitlements};
+use crate::meters::sql::Changed;
+use crate::{alerts, entitlements, meters};
 
 /// A meter on the wire; fields in contract order.
 #[derive(Serialize, ToSchema)]
@@ -148,7 +148,7 @@ pub async fn update(
                 && before.aggregation != after.aggregation
             {
                 // the same events come to another value
-                entitlements::evaluate::enqueue_meter(conn, after, Micros::now())?;
+                entitlements::sql::states::enqueue_meter(conn, after, Micros::now())?;
                 alerts::sql::rules::enqueue_meter(conn, after, Micros::now())?;
             }
             Ok(updated)

@@ -5,11 +5,10 @@ use actix_web::{HttpResponse, web};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::alerts::sql::{deliveries, rules};
+use crate::alerts::sql::deliveries::{self, Owed};
 use crate::app::App;
 use crate::auth::Caller;
 use crate::db::{Conn, Fault};
-use crate::entitlements::evaluate;
 use crate::entitlements::sql::decisions;
 use crate::error::Result;
 use crate::exports::sql::CleanupRun;
@@ -19,7 +18,7 @@ use crate::jobs::queue;
 use crate::metering::time::Micros;
 use crate::retention::sql::PruneRun;
 use crate::usage::{ingestion_runs, subjects};
-use crate::{exports, retention};
+use crate::{alerts, entitlements, exports, retention};
 
 /// Totals of the workspace on the wire; fields in contract order.
 #[derive(Serialize, ToSchema)]
@@ -43,6 +42,38 @@ pub struct SystemStats {
     #[schema(value_type = Option<Object>)]
     rollup_health: (),
     worker_health: Vec<WorkerHealth>,
+    webhooks: OwedWebhooks,
+}
+
+/// What is owed to receivers of the workspace, since when, and why.
+#[derive(Serialize, ToSchema)]
+pub struct OwedWebhooks {
+    /// Neither delivered nor given up.
+    pending: i64,
+    /// Pending, and tried in vain.
+    failing: i64,
+    /// Given up; a retry sends them.
+    dead_letters: i64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    oldest_pending_at: Option<Micros>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next_attempt_at: Option<Micros>,
+    /// Of the oldest that has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last_error: Option<String>,
+}
+
+impl From<Owed> for OwedWebhooks {
+    fn from(owed: Owed) -> Self {
+        OwedWebhooks {
+            pending: owed.pending,
+            failing: owed.failing,
+            dead_letters: owed.dead_letters,
+            oldest_pending_at: owed.oldest_at.map(Micros),
+            next_attempt_at: owed.next_attempt_at.map(Micros),
+            last_error: owed.last_error,
+        }
+    }
 }
 
 #[derive(Serialize, ToSchema)]
@@ -130,8 +161,8 @@ pub struct IngestionSafety {
 /// In contract order, with the queue that each works on; then our own.
 const WORKERS: [(&str, Option<&str>); 7] = [
     ("export", Some(exports::sql::QUEUE)),
-    ("alert", Some(rules::QUEUE)),
-    ("entitlement", Some(evaluate::QUEUE)),
+    ("alert", Some(alerts::jobs::QUEUE)),
+    ("entitlement", Some(entitlements::jobs::QUEUE)),
     ("retention", None),
     ("reconciliation", None),
     ("webhook", Some(deliveries::QUEUE)),
@@ -151,6 +182,7 @@ fn load(conn: &mut Conn, workspace_id: i64, prunes: bool, now: Micros) -> Result
     let (decision_prune_runs, last_decision_prune_run) = decisions::prune_runs(conn, workspace_id)?;
     let (export_cleanup_runs, last_export_cleanup_run) = exports::sql::cleanup_runs(conn, workspace_id)?;
     let refused = ingestion_runs::refused(conn, workspace_id)?;
+    let owed = deliveries::owed(conn, Some(workspace_id))?;
     Ok(SystemStats {
         meters: totals.meters,
         usage_events: totals.usage_events,
@@ -173,7 +205,8 @@ fn load(conn: &mut Conn, workspace_id: i64, prunes: bool, now: Micros) -> Result
             throttled_events: refused.throttled,
         },
         rollup_health: (),
-        worker_health: worker_health(conn, workspace_id, prunes, now)?,
+        worker_health: worker_health(conn, workspace_id, prunes, (&owed, now))?,
+        webhooks: owed.into(),
     })
 }
 
@@ -181,7 +214,7 @@ fn worker_health(
     conn: &mut Conn,
     workspace_id: i64,
     prunes: bool,
-    now: Micros,
+    (owed, now): (&Owed, Micros),
 ) -> Result<Vec<WorkerHealth>, Fault> {
     let instances = queue::instances(conn)?;
     let dead_letters = queue::count_dead_letters(conn, workspace_id)?;
@@ -189,7 +222,13 @@ fn worker_health(
     let mut depths = queue::depths(conn, &queues, workspace_id, now)?;
     let mut all = Vec::with_capacity(WORKERS.len());
     for (name, queue) in WORKERS {
-        let depth = queue.and_then(|queue| depths.remove(queue)).unwrap_or_default();
+        let mut depth = queue.and_then(|queue| depths.remove(queue)).unwrap_or_default();
+        if queue == Some(deliveries::QUEUE) {
+            // what counts is what receivers wait for: its job sleeps while all of it is to be tried again later
+            depth.pending = (owed.pending - depth.running).max(0);
+            depth.failed = owed.failing + owed.dead_letters;
+            depth.oldest_pending_at = owed.oldest_at;
+        }
         let dead = queue.and_then(|queue| dead_letters.get(queue)).copied().unwrap_or_default();
         let is_off = match name {
             "retention" => !prunes,

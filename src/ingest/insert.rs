@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use moka::sync::Cache;
 use uuid::Uuid;
 
-use crate::alerts::sql::rules::MeterJob;
+use crate::alerts::jobs::MeterJob;
 use crate::db::{Conn, Fault};
 use crate::entitlements::assignment::Span;
 use crate::entitlements::consume::Unread;

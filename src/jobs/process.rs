@@ -7,7 +7,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use actix_web::{App, HttpResponse, HttpServer, web};
+use actix_web::{App, HttpResponse, web};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -15,6 +15,7 @@ use crate::config::{Config, ListenAddr};
 use crate::db::{Conn, Store};
 use crate::error::{Code, Error, Result};
 use crate::jobs::worker::{self, Queue, Wake};
+use crate::net::{self, Limits, Patience, Port};
 use crate::roles::serve::{Stop, prepare_database};
 
 /// Something that runs beside the queues until it is told to stop.
@@ -56,14 +57,15 @@ pub async fn run(
     let wake = Wake::default();
     let duties = duties(&store, &config, &wake)?;
     let metrics = crate::metrics::install()?;
+    let limits = Limits::of(&config, net::limits::raise_file_limit());
     if let Some(addr) = &config.metrics_addr {
-        crate::roles::serve::listen_metrics(addr, metrics)?;
+        crate::roles::serve::listen_metrics(addr, &limits, metrics)?;
     }
 
     let listener = health_addr
         .bind()
         .map_err(|error| Error::new(Code::Unavailable, format!("cannot listen on {health_addr}: {error}")))?;
-    let health = serve_health(listener, store.clone(), stop.clone())?;
+    let health = serve_health(listener, &limits, store.clone(), stop.clone())?;
     let prepared = tokio::select! {
         prepared = prepare_database(&config, true) => prepared.map(|()| true),
         () = signals.requested() => Ok(false),
@@ -90,9 +92,10 @@ const PING_TIMEOUT: Duration = Duration::from_secs(2);
 /// `GET /health`: the process lives. `GET /ready`: the database answers and the process is not on its way out.
 fn serve_health(
     listener: TcpListener,
+    limits: &Limits,
     store: Store,
     stop: CancellationToken,
-) -> Result<actix_web::dev::ServerHandle> {
+) -> Result<net::http::Server> {
     if let Ok(address) = listener.local_addr() {
         log::info!(health = address.to_string(); "health listening");
     }
@@ -110,13 +113,12 @@ fn serve_health(
             }
         }
     };
-    let server = HttpServer::new(move || {
+    let application = move || {
         App::new()
             .route("/health", web::get().to(|| async { HttpResponse::NoContent().finish() }))
             .route("/ready", web::get().to(ready.clone()))
-    });
-    let server = server.workers(1).disable_signals().listen(listener).map_err(Error::internal)?.run();
-    let handle = server.handle();
-    tokio::spawn(server);
-    Ok(handle)
+    };
+    let capacity = limits.auxiliary;
+    let port = Port::new("health", capacity, limits.per_address(capacity), &[], Patience::default());
+    net::http::serve(application, listener, port, 1, Duration::ZERO).map_err(Error::internal)
 }

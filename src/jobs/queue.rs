@@ -149,31 +149,53 @@ pub fn enqueue(conn: &mut Conn, mut new: Vec<NewJob>, now: Micros) -> Result<(),
     Ok(())
 }
 
-/// Takes up to `limit` due jobs of a queue until `until`, the longest due first; other workers' jobs are skipped.
-pub fn claim(
-    conn: &mut Conn,
-    queue: &str,
-    token: &LeaseToken,
-    now: Micros,
-    until: Micros,
-    limit: i64,
-) -> Result<Vec<Job>, Fault> {
-    let skip = if conn.is_postgres() { "FOR UPDATE SKIP LOCKED" } else { "" };
+/// How jobs are taken.
+#[derive(Clone, Copy, Debug)]
+pub struct Claim<'a> {
+    pub queue: &'a str,
+    pub token: &'a LeaseToken,
+    pub now: Micros,
+    pub until: Micros,
+    pub limit: i64,
+    /// Workspaces take turns, and at most this many jobs of each are held at once, by all workers together.
+    pub per_workspace: Option<i64>,
+}
+
+/// The longest due first. `$1` is the queue, `$2` the time.
+const BY_AGE: &str = "SELECT jobs.queue, jobs.key FROM jobs
+    WHERE queue = $1 AND run_after <= $2 AND (leased_until IS NULL OR leased_until < $2)
+    ORDER BY run_after, created_at";
+/// First one of each workspace, then a second of each; what a workspace has running counts.
+const BY_TURN: &str = "SELECT jobs.queue, jobs.key FROM jobs JOIN (
+        SELECT f.key, f.run_after, f.created_at, COALESCE(h.held, 0)
+               + ROW_NUMBER() OVER (PARTITION BY f.workspace_id ORDER BY f.run_after, f.created_at) AS turn
+        FROM jobs f LEFT JOIN (
+            SELECT workspace_id, COUNT(*) AS held FROM jobs WHERE queue = $1 AND leased_until >= $2 GROUP BY workspace_id
+        ) h ON h.workspace_id = f.workspace_id
+        WHERE f.queue = $1 AND f.run_after <= $2 AND (f.leased_until IS NULL OR f.leased_until < $2)
+    ) t ON t.key = jobs.key
+    WHERE jobs.queue = $1 AND jobs.run_after <= $2 AND (leased_until IS NULL OR leased_until < $2) AND t.turn <= MOST
+    ORDER BY t.turn, t.run_after, t.created_at";
+
+/// Takes due jobs of a queue; other workers' jobs are skipped.
+pub fn claim(conn: &mut Conn, claim: &Claim) -> Result<Vec<Job>, Fault> {
+    let due = match claim.per_workspace {
+        None => BY_AGE.to_owned(),
+        Some(most) => BY_TURN.replace("MOST", &most.to_string()),
+    };
+    let skip = if conn.is_postgres() { "FOR UPDATE OF jobs SKIP LOCKED" } else { "" };
     let text = format!(
-        "WITH due AS MATERIALIZED (
-             SELECT queue, key FROM jobs
-             WHERE queue = $1 AND run_after <= $2 AND (leased_until IS NULL OR leased_until < $2)
-             ORDER BY run_after, created_at LIMIT $3 {skip})
-         UPDATE jobs SET attempts = attempts + 1, lease_token = $4, leased_until = $5
+        "WITH due AS MATERIALIZED ({due} LIMIT {} {skip})
+         UPDATE jobs SET attempts = attempts + 1, lease_token = $3, leased_until = $4
          FROM due WHERE jobs.queue = due.queue AND jobs.key = due.key
-         RETURNING jobs.queue, jobs.key, workspace_id, payload, generation, attempts, created_at"
+         RETURNING jobs.queue, jobs.key, workspace_id, payload, generation, attempts, created_at",
+        claim.limit,
     );
     let rows: Vec<ClaimedRow> = sql_query(text)
-        .bind::<Text, _>(queue)
-        .bind::<BigInt, _>(now.0)
-        .bind::<BigInt, _>(limit)
-        .bind::<Binary, _>(token.as_slice())
-        .bind::<BigInt, _>(until.0)
+        .bind::<Text, _>(claim.queue)
+        .bind::<BigInt, _>(claim.now.0)
+        .bind::<Binary, _>(claim.token.as_slice())
+        .bind::<BigInt, _>(claim.until.0)
         .load(conn)?;
     Ok(rows.into_iter().map(Job::from).collect())
 }
@@ -489,7 +511,43 @@ mod tests {
     const OTHER: LeaseToken = [2; 16];
 
     fn claim_at(conn: &mut Conn, token: &LeaseToken, now: i64) -> Vec<Job> {
-        claim(conn, "q", token, Micros(now), Micros(now + 10), 10).expect("claimed")
+        claim_some(conn, token, now, 10, None)
+    }
+
+    fn claim_some(
+        conn: &mut Conn,
+        token: &LeaseToken,
+        now: i64,
+        limit: i64,
+        per_workspace: Option<i64>,
+    ) -> Vec<Job> {
+        let (now, until) = (Micros(now), Micros(now + 10));
+        claim(conn, &Claim { queue: "q", token, now, until, limit, per_workspace }).expect("claimed")
+    }
+
+    #[test]
+    fn workspaces_take_turns() {
+        let (_folder, mut conn) = database();
+        let of = |workspace_id: i64, number: i64| NewJob {
+            workspace_id,
+            ..job(&format!("{workspace_id}-{number}"), 100 * workspace_id + number)
+        };
+        // the first workspace was long before all others
+        let mut new: Vec<NewJob> = (0..9).map(|number| of(1, number)).collect();
+        new.extend([of(2, 0), of(2, 1), of(3, 0)]);
+        enqueue(&mut conn, new, Micros(0)).expect("enqueued");
+        let keys = |jobs: Vec<Job>| {
+            let mut keys: Vec<String> = jobs.into_iter().map(|job| job.key).collect();
+            keys.sort();
+            keys
+        };
+        let first = keys(claim_some(&mut conn, &TOKEN, 1_000, 4, Some(3)));
+        assert_eq!(first, ["1-0", "1-1", "2-0", "3-0"]);
+        // what is running counts: two of the first, one of the second
+        assert_eq!(keys(claim_some(&mut conn, &TOKEN, 1_000, 1, Some(3))), ["2-1"]);
+        assert_eq!(keys(claim_some(&mut conn, &OTHER, 1_000, 9, Some(3))), ["1-2"], "three at most");
+        assert!(claim_some(&mut conn, &OTHER, 1_000, 9, Some(3)).is_empty());
+        assert_eq!(claim_some(&mut conn, &OTHER, 1_000, 9, None).len(), 6, "by age nothing is held back");
     }
 
     #[test]

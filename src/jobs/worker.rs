@@ -15,7 +15,7 @@ use crate::config::Driver;
 use crate::db::{Conn, Store};
 use crate::error::{Error, Result};
 use crate::jobs::heartbeat::Heart;
-use crate::jobs::queue::{self, Job, LeaseToken};
+use crate::jobs::queue::{self, Claim, Job, LeaseToken};
 use crate::metering::time::Micros;
 
 /// When a job is done: for good, or to be looked at again at a time.
@@ -44,6 +44,8 @@ pub struct Queue {
     pub batch_size: usize,
     /// Jobs worked at once.
     pub concurrency: usize,
+    /// Workspaces take turns, and at most this many jobs of each are worked at once, by all workers together.
+    pub per_workspace: Option<usize>,
     /// Does one job. Gets the lease so that it can check it with `jobs::holds` where a result is written.
     pub handler: Arc<dyn Fn(Job, LeaseToken) -> Work + Send + Sync>,
 }
@@ -54,6 +56,8 @@ const BACKOFF_MAX: Duration = Duration::from_secs(3_600);
 const RING_PAUSE: Duration = Duration::from_millis(10);
 /// Before looking again when there was less than could have been taken.
 const CLAIM_PAUSE: Duration = Duration::from_millis(50);
+/// Before looking again when what is due has to wait for others of its workspace.
+const TURN_PAUSE: Duration = Duration::from_millis(500);
 
 /// Tells workers that there may be work: those of this process at once, those of others through the database.
 #[derive(Clone)]
@@ -228,11 +232,20 @@ impl Worker {
         }
         let token = *uuid::Uuid::new_v4().as_bytes();
         let lease = self.queue.lease.as_micros() as i64;
+        let per_workspace = self.queue.per_workspace.map(|most| most as i64);
         let claim = move |conn: &mut Conn| {
             let now = Micros::now();
-            queue::claim(conn, name, &token, now, now.plus(lease), limit as i64)
+            let until = now.plus(lease);
+            queue::claim(
+                conn,
+                &Claim { queue: name, token: &token, now, until, limit: limit as i64, per_workspace },
+            )
         };
         match self.store.write("jobs::claim", claim).await {
+            // a workspace has as many as it may
+            Ok(jobs) if jobs.is_empty() && per_workspace.is_some() => {
+                Claimed::nothing(interval.min(TURN_PAUSE))
+            }
             // somebody else was faster; there may be more behind
             Ok(jobs) if jobs.is_empty() => Claimed::nothing(interval.min(CLAIM_PAUSE)),
             Ok(jobs) if jobs.len() < limit => Claimed { token, jobs, wait: CLAIM_PAUSE.min(interval) },

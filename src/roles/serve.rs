@@ -4,9 +4,8 @@ use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::Duration;
 
-use actix_web::dev::ServerHandle;
 use actix_web::middleware::{Compress, from_fn};
-use actix_web::{App as HttpApp, HttpServer, web};
+use actix_web::{App as HttpApp, web};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
@@ -15,7 +14,7 @@ use crate::alerts::webhook::client::Client;
 use crate::app::{App, Phase};
 use crate::auth::Auth;
 use crate::auth::key::Flush;
-use crate::config::{Config, Driver, ListenAddr};
+use crate::config::{self, Config, Driver, ListenAddr};
 use crate::db::{Store, migrations};
 use crate::entitlements::sql::plans::PlanCache;
 use crate::entitlements::{self, counter_reader};
@@ -23,6 +22,8 @@ use crate::error::{Code, Error, Result};
 use crate::ingest::Ingest;
 use crate::jobs::worker::Wake;
 use crate::meters::sql::MeterCache;
+use crate::net::budget::Budget;
+use crate::net::{self, Limits, Patience, Port};
 use crate::{alerts, exports, grpc, http, retention};
 
 /// Runs until SIGTERM or SIGINT, then drains within `shutdown_timeout`.
@@ -31,6 +32,7 @@ pub async fn run(config: Config, migrate: bool) -> Result<()> {
     let _only_server = lock_database(&config.db.driver)?;
     let metrics = crate::metrics::install()?;
     let mut stop = Stop::listen()?;
+    let limits = Limits::of(&config, net::limits::raise_file_limit());
 
     let store = Store::new(&config.db);
     let meters = MeterCache::new(store.clone(), config.cache_ttl);
@@ -41,18 +43,30 @@ pub async fn run(config: Config, migrate: bool) -> Result<()> {
     let auth = Auth::new(store.clone(), auth_options(&config));
     let phase = Arc::new(Phase::default());
     let webhooks = Client::new(&config.webhook_allowed_networks)?;
-    let app =
-        App { config: config.clone(), store, auth, meters, plans, counters, ingest, phase, wake, webhooks };
+    let bodies = Budget::new(config.ingest.bodies_bytes);
+    let app = App {
+        config: config.clone(),
+        store,
+        auth,
+        meters,
+        plans,
+        counters,
+        ingest,
+        phase,
+        wake,
+        webhooks,
+        bodies,
+    };
 
     if config.auth.oauth.github.is_some() || config.auth.oauth.google.is_some() {
         log::warn!("sign-in providers are configured, but this version has none");
     }
     let listener = config.http.addr.bind().map_err(|error| cannot_listen(&config.http.addr, error))?;
     announce("http", &listener);
-    let server = http_server(&app, listener)?;
+    let server = http_server(&app, &limits, listener)?;
     let grpc_listener = config.grpc_addr.as_ref().map(listen_grpc).transpose()?;
     if let Some(addr) = &config.metrics_addr {
-        listen_metrics(addr, metrics)?;
+        listen_metrics(addr, &limits, metrics)?;
     }
 
     let ready = tokio::select! {
@@ -66,7 +80,8 @@ pub async fn run(config: Config, migrate: bool) -> Result<()> {
     if let Err(error) = retention::attach_months(&app.store).await {
         log::warn!(error:% = error; "months were not attached");
     }
-    let grpc = grpc_listener.map(|listener| grpc::serve(&app, listener)).transpose()?;
+    let grpc =
+        grpc_listener.map(|listener| grpc::serve(&app, grpc_port(&config, &limits), listener)).transpose()?;
     app.phase.serve();
     log::info!(driver = config.db.driver.name(), version = env!("CARGO_PKG_VERSION"); "ready");
     let mut timers = Timers { cut: start_timers(&app), ending: retention::start(&app) };
@@ -84,9 +99,16 @@ pub async fn run(config: Config, migrate: bool) -> Result<()> {
     Ok(())
 }
 
-pub(crate) fn listen_metrics(addr: &ListenAddr, metrics: PrometheusHandle) -> Result<()> {
+pub(crate) fn listen_metrics(addr: &ListenAddr, limits: &Limits, metrics: PrometheusHandle) -> Result<()> {
     let listener = addr.bind().map_err(|error| cannot_listen(addr, error))?;
-    crate::metrics::listen(listener, metrics).map_err(|error| cannot_listen(addr, error))
+    let capacity = limits.auxiliary;
+    let port = Port::new("metrics", capacity, limits.per_address(capacity), &[], Patience::default());
+    crate::metrics::listen(listener, port, metrics).map_err(|error| cannot_listen(addr, error))
+}
+
+fn grpc_port(config: &Config, limits: &Limits) -> Port {
+    let per_address = limits.per_address(limits.grpc);
+    Port::new("grpc", limits.grpc, per_address, &config.http.trusted_proxies, net::grpc::PATIENCE)
 }
 
 /// Takes the port at once, so that a port that is taken ends the start; calls are answered once the server is ready.
@@ -130,11 +152,11 @@ fn announce(kind: &'static str, listener: &TcpListener) {
 }
 
 /// Starts accepting at once, before the database is ready: until then all but health checks get 503.
-fn http_server(app: &App, listener: TcpListener) -> Result<ServerHandle> {
+fn http_server(app: &App, limits: &Limits, listener: TcpListener) -> Result<net::http::Server> {
     let data = web::Data::new(app.clone());
     let demands = web::Data::new(http::Demands::default());
     let document = http::openapi::document()?;
-    let server = HttpServer::new(move || {
+    let application = move || {
         HttpApp::new()
             .app_data(data.clone())
             .app_data(demands.clone())
@@ -143,18 +165,11 @@ fn http_server(app: &App, listener: TcpListener) -> Result<ServerHandle> {
             .configure(http::routes)
             // last: its empty prefix matches every path, and the gate asks for the first pattern that does
             .service(http::openapi::viewer(document.clone()))
-    })
-    .workers(app.config.http.workers)
-    .keep_alive(Duration::from_secs(120))
-    .client_request_timeout(Duration::from_secs(5))
-    .shutdown_timeout(app.config.shutdown_timeout.as_secs().max(1))
-    .disable_signals()
-    .listen(listener)
-    .map_err(Error::internal)?
-    .run();
-    let handle = server.handle();
-    tokio::spawn(server);
-    Ok(handle)
+    };
+    let proxies = &app.config.http.trusted_proxies;
+    let port = Port::new("http", limits.http, limits.per_address(limits.http), proxies, Patience::default());
+    let (threads, shutdown_timeout) = (app.config.http.workers, app.config.shutdown_timeout);
+    net::http::serve(application, listener, port, threads, shutdown_timeout).map_err(Error::internal)
 }
 
 const DATABASE_RETRY: Duration = Duration::from_secs(1);
@@ -245,7 +260,7 @@ struct Timers {
 /// Finishes what was accepted: requests, then writes, then notes.
 async fn drain(
     app: App,
-    server: ServerHandle,
+    server: net::http::Server,
     grpc: Option<grpc::Server>,
     writers: Vec<JoinHandle<()>>,
     timers: Timers,
@@ -275,7 +290,19 @@ async fn drain(
     }
 }
 
-/// SIGTERM or SIGINT.
+/// Reads the settings again for what is taken from them at any time: what is logged, and how.
+fn reload() {
+    match config::load() {
+        Ok(loaded) => {
+            crate::logging::init(loaded.config.log_format, &loaded.log_filter);
+            log::info!(filter = loaded.log_filter; "SIGHUP: the log filter was read again, other settings need a restart");
+        }
+        Err(exit) => log::warn!(error = exit.text.trim(); "SIGHUP: the settings were not read again"),
+    }
+}
+
+/// SIGTERM or SIGINT. From when it listens SIGHUP does not end the process either: settings that can change while it
+/// runs are read again.
 pub(crate) struct Stop {
     terminate: tokio::signal::unix::Signal,
     interrupt: tokio::signal::unix::Signal,
@@ -283,6 +310,12 @@ pub(crate) struct Stop {
 
 impl Stop {
     pub(crate) fn listen() -> Result<Self> {
+        let mut hangup = signal(SignalKind::hangup()).map_err(Error::internal)?;
+        tokio::spawn(async move {
+            while hangup.recv().await.is_some() {
+                reload();
+            }
+        });
         Ok(Stop {
             terminate: signal(SignalKind::terminate()).map_err(Error::internal)?,
             interrupt: signal(SignalKind::interrupt()).map_err(Error::internal)?,

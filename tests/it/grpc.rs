@@ -575,8 +575,10 @@ fn health_reflection_and_gzip() {
             ..Default::default()
         };
         let mut client = ServerReflectionClient::new(channel.clone());
-        let mut answers =
-            client.server_reflection_info(tokio_stream::iter([list])).await.expect("it answers").into_inner();
+        let refused = client.server_reflection_info(tokio_stream::iter([list.clone()])).await;
+        assert_eq!(refused.expect_err("no key").code(), Code::Unauthenticated);
+        let request = door.request(tokio_stream::iter([list]));
+        let mut answers = client.server_reflection_info(request).await.expect("it answers").into_inner();
         let answer = answers.message().await.expect("an answer").expect("one").message_response;
         let Some(MessageResponse::ListServicesResponse(list)) = answer else { panic!("{answer:?}") };
         let names: BTreeSet<String> = list.service.into_iter().map(|service| service.name).collect();

@@ -4,10 +4,12 @@
 mod support;
 
 mod alerts;
+mod architecture;
 mod bad_input;
 mod conformance;
 mod consume;
 mod crash;
+mod database_language;
 mod dead_letters;
 mod decimal_exactness;
 mod destinations;
@@ -18,6 +20,7 @@ mod exports;
 mod filter;
 mod grpc;
 mod history;
+mod hostile_connections;
 mod inert;
 mod keys;
 mod lifecycle;
@@ -27,6 +30,7 @@ mod outages;
 mod plans;
 mod quota_model;
 mod readme;
+mod repository;
 mod retention;
 mod saved_queries;
 mod sdk;

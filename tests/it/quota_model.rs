@@ -7,13 +7,15 @@ use std::sync::Arc;
 use diesel::RunQueryDsl;
 use diesel::connection::SimpleConnection;
 use open_spanner::db::{Conn, migrations, open};
-use open_spanner::entitlements::evaluate::{self, Evaluation, Filter};
+use open_spanner::entitlements::evaluate;
+use open_spanner::entitlements::jobs::{self, Evaluation};
 use open_spanner::entitlements::period::Period;
 use open_spanner::entitlements::plan::{Draft, Plan};
 use open_spanner::entitlements::progress;
+use open_spanner::entitlements::sql::listing::{self, Filter};
 use open_spanner::entitlements::sql::{assignments, plans};
 use open_spanner::ingest::insert::{self, Batch, Kind, Known};
-use open_spanner::jobs::queue;
+use open_spanner::jobs::queue::{self, Claim};
 use open_spanner::metering::event::{self, Input, InputQuantity};
 use open_spanner::metering::meter::{Aggregation, Meter};
 use open_spanner::metering::quantity::Quantity;
@@ -264,10 +266,10 @@ impl World {
 
     /// What the worker does, at the model's time.
     fn work(&mut self) {
-        let (token, until) = ([7; 16], self.now.plus(HOUR));
+        let (token, now, until) = ([7; 16], self.now, self.now.plus(HOUR));
+        let claim = Claim { queue: jobs::QUEUE, token: &token, now, until, limit: 100, per_workspace: None };
         loop {
-            let due =
-                queue::claim(&mut self.conn, evaluate::QUEUE, &token, self.now, until, 100).expect("claimed");
+            let due = queue::claim(&mut self.conn, &claim).expect("claimed");
             if due.is_empty() {
                 return;
             }
@@ -318,7 +320,7 @@ impl World {
             let held =
                 self.held[subject].iter().find(|h| h.from <= now && h.to.is_none_or(|to| to > now)).cloned();
             assert_eq!(found.is_some(), held.is_some(), "{subject} at {}", self.now);
-            let states = self.listed(evaluate::states, subject);
+            let states = self.listed(listing::states, subject);
             let Some(((plan, items), held)) = found.zip(held) else {
                 assert!(states.is_empty(), "no plan, no states: {states:?}");
                 continue;
@@ -348,7 +350,7 @@ impl World {
 
     fn compare_snapshots(&mut self) {
         for subject in SUBJECTS {
-            for snapshot in self.listed(evaluate::periods, subject) {
+            for snapshot in self.listed(listing::periods, subject) {
                 let meter =
                     self.meters.iter().find(|meter| meter.name == snapshot.meter).expect("known").clone();
                 let (from, to) = (snapshot.starts_at, snapshot.ends_at);
@@ -399,7 +401,7 @@ impl World {
         version.is_some_and(|(_, limits)| limits.contains(&(meter.name.clone(), period)))
     }
 
-    fn listed(&mut self, list: List, subject: &str) -> Vec<evaluate::Entry> {
+    fn listed(&mut self, list: List, subject: &str) -> Vec<listing::Entry> {
         let filter = Filter { subject: subject.to_owned(), ..Filter::default() };
         list(&mut self.conn, self.workspace_id, &filter, 100_000).expect("listed")
     }
@@ -409,7 +411,7 @@ fn limits_of(plan: &Plan) -> Limited {
     plan.limits.iter().map(|limit| (limit.meter.clone(), limit.period)).collect()
 }
 
-type List = fn(&mut Conn, i64, &Filter, i64) -> Result<Vec<evaluate::Entry>, open_spanner::db::Fault>;
+type List = fn(&mut Conn, i64, &Filter, i64) -> Result<Vec<listing::Entry>, open_spanner::db::Fault>;
 
 /// The window that holds an instant, found by walking from the anchor, with a calendar of its own.
 fn window(period: Period, anchor: i64, instant: i64) -> (i64, i64) {

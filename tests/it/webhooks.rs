@@ -14,6 +14,8 @@ use crate::support::{Database, Receiver, Server, Worker, Workspace, on_both_data
 on_both_databases!(
     receivers_of_all_kinds,
     an_attempt_under_way_is_seen,
+    a_failing_group_holds_up_nobody_else,
+    a_workspace_of_silent_receivers_holds_up_nobody_else,
     signatures_and_rotation,
     private_addresses_are_not_called
 );
@@ -130,6 +132,95 @@ async fn an_attempt_under_way_is_seen(database: Database) {
         (jobs[1]["status"] == "pending" && jobs[1]["attempts"] != 0).then_some(jobs)
     };
     until("the attempt is over", over).await;
+}
+
+/// One receiver that refuses some groups, says nothing to others and takes the rest.
+async fn a_failing_group_holds_up_nobody_else(database: Database) {
+    let server = Server::start_with(&database, &[LOOPBACK, INSIDE]);
+    let (ws, receiver) = (server.workspace().await, Receiver::start().await);
+    ws.meter("load", "last").await;
+    let to = destination(&ws, &receiver.url("group/x")).await;
+    rule(&ws, "load", &to, json!({"group_by": "subject"})).await;
+    let value = async |subject: &str, quantity: u64| {
+        let event = json!({"meter": "load", "subject": subject, "quantity": quantity});
+        ws.post("/v1/usages", &event).await.expect(201);
+    };
+    let told = |group: &str| -> Vec<String> {
+        let calls = receiver.calls("group/x").into_iter().map(|call| call.json()["event"].clone());
+        let own = calls.filter(|event| event["group_value"] == group);
+        own.map(|event| event["type"].as_str().unwrap_or_default().to_owned()).collect()
+    };
+    let until_told = async |group: &str, want: &[&str]| {
+        let look = || async { (told(group) == want).then_some(Value::Null) };
+        until(&format!("{group} is told {want:?}"), look).await;
+    };
+    value("fail", 12).await;
+    value("hang", 12).await;
+    until_told("fail", &["triggered"]).await;
+    until_told("hang", &["triggered"]).await;
+    let started = Instant::now();
+    let others = ["ann", "ben", "cleo", "dora", "emil", "finn", "gus", "hal", "ida", "jo"];
+    for group in others {
+        value(group, 12).await;
+    }
+    for group in others {
+        until_told(group, &["triggered"]).await;
+    }
+    // a call that is not answered is given up after ten seconds
+    assert!(started.elapsed() < Duration::from_secs(8), "{:?}", started.elapsed());
+    // in a group order is kept: that it is over is not told before that it began
+    value("fail", 1).await;
+    value("ann", 1).await;
+    until_told("ann", &["triggered", "resolved"]).await;
+    assert!(!told("fail").contains(&"resolved".to_owned()));
+
+    let jobs = ws.get("/v1/alerts/delivery-jobs?status=pending&limit=200").await.json(200);
+    let jobs = jobs["items"].as_array().expect("a list").clone();
+    let behind: Vec<&Value> = jobs.iter().filter(|job| !job["blocked_by"].is_null()).collect();
+    assert_eq!(behind.len(), 1, "{jobs:#?}");
+    let first = jobs.iter().find(|job| job["id"] == behind[0]["blocked_by"]).expect("it is owed, too");
+    assert!(first["last_error"].as_str().is_some_and(|error| error.contains("500")), "{first}");
+    assert_eq!((&behind[0]["attempts"], &behind[0]["last_error"]), (&json!(0), &Value::Null));
+    ws.get("/v1/alerts/delivery-jobs?status=lost").await.error(400, "invalid_status");
+
+    // what is owed is seen, and why
+    let look = || async {
+        let stats = ws.get("/v1/system/stats").await.json(200);
+        (stats["webhooks"]["failing"] == 2).then_some(stats)
+    };
+    let stats = until("both groups have failed", look).await;
+    let owed = &stats["webhooks"];
+    assert_eq!((&owed["pending"], &owed["dead_letters"]), (&json!(3), &json!(0)), "{owed}");
+    assert!(owed["oldest_pending_at"].is_string() && owed["next_attempt_at"].is_string(), "{owed}");
+    assert!(owed["last_error"].as_str().is_some_and(|error| error.contains("500")), "{owed}");
+    let health = stats["worker_health"].as_array().expect("a list");
+    let health = health.iter().find(|worker| worker["name"] == "webhook").expect("it is listed");
+    assert_eq!((&health["status"], &health["failed_jobs"]), (&json!("degraded"), &json!(2)), "{health}");
+    assert_eq!(health["oldest_pending_at"], owed["oldest_pending_at"]);
+    let stranger = server.workspace().await.get("/v1/system/stats").await.json(200);
+    assert_eq!(stranger["webhooks"], json!({"pending": 0, "failing": 0, "dead_letters": 0}));
+}
+
+/// More rules than one process works on at once, and not one of their receivers answers.
+async fn a_workspace_of_silent_receivers_holds_up_nobody_else(database: Database) {
+    let server = Server::start_with(&database, &[LOOPBACK, INSIDE]);
+    let (silent, ws, receiver) =
+        (server.workspace().await, server.workspace().await, Receiver::start().await);
+    for workspace in [&silent, &ws] {
+        workspace.meter("load", "last").await;
+    }
+    let to = destination(&silent, &receiver.url("hang/x")).await;
+    for _ in 0..70 {
+        rule(&silent, "load", &to, json!({})).await;
+    }
+    let to = destination(&ws, &receiver.url("ok/x")).await;
+    rule(&ws, "load", &to, json!({})).await;
+    use_meter(&silent, "load", 12).await;
+    receiver.wait("hang/x", 16).await;
+    let started = Instant::now();
+    use_meter(&ws, "load", 12).await;
+    receiver.wait("ok/x", 1).await;
+    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
 }
 
 fn contract_signature(secret: &str, call: &Call) -> String {

@@ -612,6 +612,8 @@ CREATE TABLE alert_deliveries (
     -- public ids, as clients and receivers know them
     event_id TEXT NOT NULL CONSTRAINT alert_deliveries_event_id_key UNIQUE,
     destination_id TEXT NOT NULL,
+    -- the group of the rule that it tells of; deliveries with the same key are sent one after another
+    ordering_key TEXT NOT NULL DEFAULT '',
     -- the body as it is sent
     payload TEXT NOT NULL,
     status TEXT NOT NULL CONSTRAINT alert_deliveries_status_check CHECK (status IN ('pending', 'delivered', 'dead_letter')),
@@ -625,7 +627,9 @@ CREATE TABLE alert_deliveries (
 CREATE INDEX alert_deliveries_workspace ON alert_deliveries (workspace_id, id);
 -- for the clean-up of history
 CREATE INDEX alert_deliveries_delivered ON alert_deliveries (delivered_at) WHERE status = 'delivered';
-CREATE INDEX alert_deliveries_pending ON alert_deliveries (rule_id, id) WHERE status = 'pending';
+CREATE INDEX alert_deliveries_pending ON alert_deliveries (rule_id, ordering_key, id) WHERE status = 'pending';
+-- for what is owed
+CREATE INDEX alert_deliveries_owed ON alert_deliveries (workspace_id, status, id) WHERE status <> 'delivered';
 
 CREATE TABLE alert_attempts (
     id INTEGER PRIMARY KEY AUTOINCREMENT,

@@ -1,16 +1,22 @@
-//! The outbox of webhooks: what is to be sent, in the order of each rule, and every attempt. Rows are written with
-//! the event they carry; one job per rule sends them, so that a rule's receiver sees its events in order.
+//! The outbox of webhooks: what is to be sent, in the order of each group of a rule, and every attempt. Rows are written
+//! with the event they carry; one job per rule sends them. The oldest pending delivery of a group is its head: only heads
+//! are sent, so that a receiver sees the events of a group in order, and groups do not wait for each other.
+
+use std::collections::{BTreeSet, HashMap};
 
 use diesel::prelude::*;
 use diesel::sql_query;
-use diesel::sql_types::{BigInt, Text};
+use diesel::sql_types::{BigInt, Nullable, Text};
+use ring::digest;
 use uuid::Uuid;
 
 use crate::alerts::sql::destinations::{self, Destination};
 use crate::alerts::sql::rules::Rule;
+use crate::alerts::state::Group;
 use crate::alerts::webhook::client::Answer;
 use crate::alerts::webhook::{ATTEMPTS_MAX, pause_after};
 use crate::db::schema::{alert_attempts, alert_deliveries};
+use crate::db::statement::{Statement, integers};
 use crate::db::{Conn, Fault};
 use crate::error::{Error, Result};
 use crate::jobs::queue::{self, DeadLetter, Job, LeaseToken, NewJob};
@@ -23,7 +29,7 @@ pub fn job(workspace_id: i64, rule_id: i64, now: Micros) -> Result<NewJob> {
     NewJob::new(QUEUE, rule_id.to_string(), workspace_id, &rule_id, now)
 }
 
-#[derive(Clone, Debug, Queryable, Selectable)]
+#[derive(Clone, Debug, Queryable, QueryableByName, Selectable)]
 #[diesel(table_name = alert_deliveries)]
 pub struct Delivery {
     pub id: i64,
@@ -50,6 +56,7 @@ struct NewRow<'a> {
     rule_id: i64,
     event_id: &'a str,
     destination_id: &'a str,
+    ordering_key: String,
     payload: String,
     status: &'static str,
     attempts: i32,
@@ -58,14 +65,30 @@ struct NewRow<'a> {
     updated_at: i64,
 }
 
+/// What deliveries that must keep their order have in common: the group, in few bytes however long its value is.
+fn ordering_key(group: Option<&Group>) -> String {
+    let Some(group) = group else { return String::new() };
+    let hash = digest::digest(&digest::SHA256, format!("{}\0{}", group.key, group.value).as_bytes());
+    hash.as_ref().iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// An event on its way to the receiver.
+pub struct Outgoing<'a> {
+    pub event_id: &'a str,
+    pub group: Option<&'a Group>,
+    pub payload: String,
+}
+
 /// Puts an event on its way; the caller enqueues [`job`] in the same transaction.
-pub fn add(conn: &mut Conn, rule: &Rule, event_id: &str, payload: String, now: Micros) -> Result<(), Fault> {
+pub fn add(conn: &mut Conn, rule: &Rule, outgoing: Outgoing<'_>, now: Micros) -> Result<(), Fault> {
+    let Outgoing { event_id, group, payload } = outgoing;
     let row = NewRow {
         public_id: Uuid::now_v7().to_string(),
         workspace_id: rule.workspace_id,
         rule_id: rule.id,
         event_id,
         destination_id: &rule.destination.public_id,
+        ordering_key: ordering_key(group),
         payload,
         status: "pending",
         attempts: 0,
@@ -77,17 +100,66 @@ pub fn add(conn: &mut Conn, rule: &Rule, event_id: &str, payload: String, now: M
     Ok(())
 }
 
-/// The oldest delivery that a rule still owes, and where it goes.
-pub fn head(conn: &mut Conn, rule_id: i64) -> Result<Option<(Delivery, Option<Destination>)>, Fault> {
-    let delivery: Option<Delivery> = alert_deliveries::table
+/// What a rule may send now.
+#[derive(Default)]
+pub struct Due {
+    /// Heads of their groups, with where they go: those that were tried least often first.
+    pub heads: Vec<(Delivery, Option<Destination>)>,
+    /// When the next head that is neither busy nor among these is due; `None` when there is none.
+    pub next_at: Option<Micros>,
+}
+
+/// The ids of the heads of a rule's groups.
+const HEADS: &str =
+    "SELECT MIN(id) FROM alert_deliveries WHERE rule_id = $1 AND status = 'pending' GROUP BY ordering_key";
+
+/// Up to `limit` heads that are due, without those that are busy.
+pub fn due_heads(
+    conn: &mut Conn,
+    rule_id: i64,
+    busy: &BTreeSet<i64>,
+    now: Micros,
+    limit: usize,
+) -> Result<Due, Fault> {
+    // one more says whether something is left over
+    let wanted = (limit + busy.len() + 1) as i64;
+    let rows: Vec<Delivery> = sql_query(format!(
+        "SELECT * FROM alert_deliveries WHERE id IN ({HEADS}) 
+         ORDER BY CASE WHEN next_attempt_at > $2 THEN next_attempt_at ELSE 0 END, attempts, next_attempt_at, id LIMIT $3"
+    ))
+    .bind::<BigInt, _>(rule_id)
+    .bind::<BigInt, _>(now.0)
+    .bind::<BigInt, _>(wanted)
+    .load(conn)?;
+    let mut due = Due::default();
+    let mut destinations: HashMap<String, Option<Destination>> = HashMap::new();
+    for delivery in rows.into_iter().filter(|delivery| !busy.contains(&delivery.id)) {
+        if delivery.next_attempt_at > now.0 || due.heads.len() == limit {
+            let at = Micros(delivery.next_attempt_at);
+            due.next_at = Some(due.next_at.map_or(at, |other| other.min(at)));
+            continue;
+        }
+        let destination = match destinations.get(&delivery.destination_id) {
+            Some(known) => known.clone(),
+            None => {
+                let found = destinations::find(conn, delivery.workspace_id, &delivery.destination_id)?;
+                destinations.insert(delivery.destination_id.clone(), found.clone());
+                found
+            }
+        };
+        due.heads.push((delivery, destination));
+    }
+    Ok(due)
+}
+
+/// Whether a rule owes anything at all.
+fn owes(conn: &mut Conn, rule_id: i64) -> Result<bool, Fault> {
+    let any: Option<i64> = alert_deliveries::table
         .filter(alert_deliveries::rule_id.eq(rule_id).and(alert_deliveries::status.eq("pending")))
-        .order(alert_deliveries::id)
-        .select(Delivery::as_select())
+        .select(alert_deliveries::id)
         .first(conn)
         .optional()?;
-    let Some(delivery) = delivery else { return Ok(None) };
-    let destination = destinations::find(conn, delivery.workspace_id, &delivery.destination_id)?;
-    Ok(Some((delivery, destination)))
+    Ok(any.is_some())
 }
 
 #[derive(Insertable)]
@@ -161,28 +233,71 @@ pub fn record(
 
 /// What a dead job was about and no longer exists: deliveries outlive their rule, so only having been sent counts.
 pub fn what_is_gone(conn: &mut Conn, letter: &DeadLetter) -> Result<Option<&'static str>, Fault> {
-    Ok(head(conn, letter.payload()?)?.is_none().then_some("the deliveries of the rule are done"))
+    Ok((!owes(conn, letter.payload()?)?).then_some("the deliveries of the rule are done"))
 }
 
-/// Newest first.
-pub fn list(conn: &mut Conn, workspace_id: i64, limit: i64) -> Result<Vec<Delivery>, Fault> {
-    let mut rows: Vec<Delivery> = alert_deliveries::table
+/// A delivery as clients see it.
+pub struct Listed {
+    pub delivery: Delivery,
+    /// The older delivery of its group that it waits for.
+    pub blocked_by: Option<String>,
+}
+
+/// Newest first; with a status, only those.
+pub fn list(
+    conn: &mut Conn,
+    workspace_id: i64,
+    status: Option<&str>,
+    limit: i64,
+) -> Result<Vec<Listed>, Fault> {
+    let mut query = alert_deliveries::table
         .filter(alert_deliveries::workspace_id.eq(workspace_id))
         .order(alert_deliveries::id.desc())
         .limit(limit)
         .select(Delivery::as_select())
-        .load(conn)?;
-    let running = running(conn, workspace_id, Micros::now())?;
-    for row in &mut rows {
-        if running.contains(&row.id) {
-            RUNNING.clone_into(&mut row.status);
-        }
+        .into_boxed();
+    if let Some(status) = status {
+        query = query.filter(alert_deliveries::status.eq(status.to_owned()));
     }
-    Ok(rows)
+    let rows: Vec<Delivery> = query.load(conn)?;
+    let pending: Vec<i64> = rows.iter().filter(|row| row.status == "pending").map(|row| row.id).collect();
+    if pending.is_empty() {
+        return Ok(rows.into_iter().map(|delivery| Listed { delivery, blocked_by: None }).collect());
+    }
+    let running = running(conn, workspace_id, Micros::now())?;
+    let mut blocked_by = blocked_by(conn, &pending)?;
+    let listed = rows.into_iter().map(|mut delivery| {
+        if running.contains(&delivery.id) {
+            RUNNING.clone_into(&mut delivery.status);
+        }
+        Listed { blocked_by: blocked_by.remove(&delivery.id), delivery }
+    });
+    Ok(listed.collect())
 }
 
-/// What clients are told while an attempt is under way. Never stored, so that a killed worker leaves nothing behind:
-/// it is the oldest delivery a rule owes, while a worker holds the rule's job.
+#[derive(QueryableByName)]
+struct Blocked {
+    #[diesel(sql_type = BigInt)]
+    id: i64,
+    #[diesel(sql_type = Text)]
+    blocked_by: String,
+}
+
+/// The heads that these pending deliveries wait for; those that are heads themselves are left out.
+fn blocked_by(conn: &mut Conn, pending: &[i64]) -> Result<HashMap<i64, String>, Fault> {
+    let rows: Vec<Blocked> = sql_query(format!(
+        "SELECT d.id, e.public_id AS blocked_by FROM alert_deliveries d JOIN alert_deliveries e ON e.id =
+             (SELECT MIN(h.id) FROM alert_deliveries h
+              WHERE h.rule_id = d.rule_id AND h.ordering_key = d.ordering_key AND h.status = 'pending')
+         WHERE d.id IN ({}) AND e.id < d.id",
+        integers(pending)
+    ))
+    .load(conn)?;
+    Ok(rows.into_iter().map(|row| (row.id, row.blocked_by)).collect())
+}
+
+/// What clients are told while a worker has a delivery in hand. Never stored, so that a killed worker leaves nothing
+/// behind: it is a head that is due, while a worker holds the rule's job.
 const RUNNING: &str = "running";
 
 #[derive(QueryableByName)]
@@ -196,14 +311,57 @@ fn running(conn: &mut Conn, workspace_id: i64, now: Micros) -> Result<Vec<i64>, 
         "SELECT d.id FROM jobs j JOIN alert_deliveries d ON CAST(d.rule_id AS TEXT) = j.key
          WHERE j.queue = $1 AND j.workspace_id = $2 AND j.leased_until >= $3
            AND d.workspace_id = $2 AND d.status = 'pending' AND d.next_attempt_at <= $3
-           AND NOT EXISTS (SELECT 1 FROM alert_deliveries e
-                           WHERE e.rule_id = d.rule_id AND e.status = 'pending' AND e.id < d.id)",
+           AND NOT EXISTS (SELECT 1 FROM alert_deliveries e WHERE e.rule_id = d.rule_id
+                           AND e.ordering_key = d.ordering_key AND e.status = 'pending' AND e.id < d.id)",
     )
     .bind::<Text, _>(QUEUE)
     .bind::<BigInt, _>(workspace_id)
     .bind::<BigInt, _>(now.0)
     .load(conn)?;
     Ok(rows.into_iter().map(|row| row.id).collect())
+}
+
+/// What is owed to receivers, since when, and why.
+#[derive(Clone, Debug, Default, QueryableByName)]
+pub struct Owed {
+    /// Neither delivered nor given up.
+    #[diesel(sql_type = BigInt)]
+    pub pending: i64,
+    /// Pending with an error behind them.
+    #[diesel(sql_type = BigInt)]
+    pub failing: i64,
+    /// Given up: only a call to retry them sends them.
+    #[diesel(sql_type = BigInt)]
+    pub dead_letters: i64,
+    /// When the oldest pending one happened.
+    #[diesel(sql_type = Nullable<BigInt>)]
+    pub oldest_at: Option<i64>,
+    #[diesel(sql_type = Nullable<BigInt>)]
+    pub next_attempt_at: Option<i64>,
+    /// Of the oldest that has one.
+    #[diesel(sql_type = Nullable<Text>)]
+    pub last_error: Option<String>,
+}
+
+/// Of a workspace, or of all.
+pub fn owed(conn: &mut Conn, workspace_id: Option<i64>) -> Result<Owed, Fault> {
+    let mut statement = Statement::new(conn);
+    let own = workspace_id.map_or(String::new(), |id| format!("AND workspace_id = {}", statement.int(id)));
+    let count = |what: &str| format!("CAST(COALESCE(SUM(CASE WHEN {what} THEN 1 ELSE 0 END), 0) AS BIGINT)");
+    let least = |column: &str| format!("MIN(CASE WHEN status = 'pending' THEN {column} END)");
+    let text = format!(
+        "-- alerts::sql::deliveries::owed
+         SELECT {} AS pending, {} AS failing, {} AS dead_letters, {} AS oldest_at, {} AS next_attempt_at,
+                (SELECT last_error FROM alert_deliveries WHERE status <> 'delivered' AND last_error IS NOT NULL {own}
+                 ORDER BY id LIMIT 1) AS last_error
+         FROM alert_deliveries WHERE status <> 'delivered' {own}",
+        count("status = 'pending'"),
+        count("status = 'pending' AND last_error IS NOT NULL"),
+        count("status = 'dead_letter'"),
+        least("created_at"),
+        least("next_attempt_at"),
+    );
+    Ok(statement.load(conn, &text)?.pop().unwrap_or_default())
 }
 
 fn send_again(conn: &mut Conn, delivery: &Delivery, now: Micros) -> Result<(), Fault> {

@@ -8,52 +8,22 @@ use std::collections::HashMap;
 use diesel::prelude::*;
 use diesel::sql_query;
 use diesel::sql_types::{BigInt, Bool, Text};
-use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::alerts::jobs::MeterJob;
 use crate::alerts::rule::{Comparator, Terms};
-use crate::alerts::sql::deliveries;
 use crate::alerts::sql::destinations::{self, Destination};
-use crate::alerts::state::{self, Crossing, Group, State, Status};
-use crate::alerts::webhook::{self, RulePart};
+use crate::alerts::sql::{deliveries, events, states};
+use crate::alerts::state;
+use crate::alerts::webhook::RulePart;
 use crate::db::columns::{quantity_of, readable};
-use crate::db::schema::{
-    alert_attempts, alert_deliveries, alert_destinations, alert_events, alert_rules, alert_states, meters,
-};
+use crate::db::schema::{alert_deliveries, alert_destinations, alert_rules, alert_states, meters};
 use crate::db::{Conn, Fault, limits};
 use crate::error::{Error, Result};
 use crate::jobs::queue::{self, DeadLetter, NewJob};
 use crate::metering::meter::Meter;
 use crate::metering::time::Micros;
 use crate::meters::sql as meters_store;
-
-pub const QUEUE: &str = "alerts";
-/// Usage is gathered for a moment before rules look at it, so that a busy meter is not evaluated for every write.
-pub const GATHER: i64 = 250_000;
-
-/// A request to evaluate rules of a meter.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct MeterJob {
-    pub meter_id: i64,
-    /// For operators.
-    pub meter: String,
-    /// Only rules whose time has come; else all of them, because usage was stored.
-    pub due_only: bool,
-}
-
-impl MeterJob {
-    /// The one job of a meter that follows the clock.
-    pub fn timed(workspace_id: i64, meter_id: i64, meter: &str, at: Micros) -> Result<NewJob> {
-        let job = MeterJob { meter_id, meter: meter.to_owned(), due_only: true };
-        NewJob::new(QUEUE, meter_id.to_string(), workspace_id, &job, at)
-    }
-
-    /// What a write asks for; one key per writer, so that writers do not wait for each other's row.
-    pub fn usage(workspace_id: i64, meter_id: i64, meter: &str, lane: i16, now: Micros) -> Result<NewJob> {
-        let job = MeterJob { meter_id, meter: meter.to_owned(), due_only: false };
-        NewJob::new(QUEUE, format!("{meter_id}/{lane}"), workspace_id, &job, now.plus(GATHER))
-    }
-}
 
 /// A rule with what it names.
 #[derive(Clone, Debug)]
@@ -73,7 +43,7 @@ pub struct Rule {
 }
 
 impl Rule {
-    fn part(&self) -> RulePart<'_> {
+    pub fn part(&self) -> RulePart<'_> {
         let destination = (self.destination.public_id.as_str(), self.destination.name.as_str());
         RulePart::new(&self.public_id, &self.meter, &self.terms, destination)
     }
@@ -381,11 +351,11 @@ pub fn update(
 
 /// Resolves what fires and forgets all states. Under the rule's lock.
 fn close(conn: &mut Conn, rule: &Rule, reason: &str, now: Micros) -> Result<(), Fault> {
-    let before = states(conn, &[rule.id])?.remove(&rule.id).unwrap_or_default();
+    let before = states::of_rules(conn, &[rule.id])?.remove(&rule.id).unwrap_or_default();
     let crossings = state::close(&before, reason, now);
     let mut wanted = Vec::new();
     for crossing in &crossings {
-        record(conn, rule, crossing, now)?;
+        events::record(conn, rule, crossing, now)?;
         wanted.push(deliveries::job(rule.workspace_id, rule.id, now)?);
     }
     diesel::delete(alert_states::table.filter(alert_states::rule_id.eq(rule.id))).execute(conn)?;
@@ -438,135 +408,6 @@ pub fn what_is_gone(conn: &mut Conn, letter: &DeadLetter) -> Result<Option<&'sta
         return Ok(Some("the meter is gone"));
     }
     Ok((!is_watched(conn, job.meter_id)?).then_some("the rules on the meter are gone"))
-}
-
-#[derive(Queryable, Selectable, Insertable)]
-#[diesel(table_name = alert_states, treat_none_as_default_value = false)]
-pub struct StateRow {
-    rule_id: i64,
-    group_key: String,
-    group_value: String,
-    status: String,
-    firing: bool,
-    value: String,
-    message: String,
-    updated_at: i64,
-}
-
-/// The states of these rules, by rule.
-pub fn states(conn: &mut Conn, rule_ids: &[i64]) -> Result<HashMap<i64, Vec<State>>, Fault> {
-    let rows: Vec<StateRow> = alert_states::table
-        .filter(alert_states::rule_id.eq_any(rule_ids))
-        .order((alert_states::rule_id, alert_states::group_key, alert_states::group_value))
-        .select(StateRow::as_select())
-        .load(conn)?;
-    let mut states: HashMap<i64, Vec<State>> = HashMap::new();
-    for row in rows {
-        let rule_id = row.rule_id;
-        if let Some(state) = readable("alert_states", rule_id, state_of(row)) {
-            states.entry(rule_id).or_default().push(state);
-        }
-    }
-    Ok(states)
-}
-
-fn state_of(row: StateRow) -> Result<State, Fault> {
-    let group = (!row.group_key.is_empty()).then_some(Group { key: row.group_key, value: row.group_value });
-    Ok(State {
-        group,
-        status: Status::parse(&row.status).ok_or_else(|| Error::internal("a state of no known status"))?,
-        firing: row.firing,
-        value: quantity_of(&row.value)?,
-        message: row.message,
-        updated_at: Micros(row.updated_at),
-    })
-}
-
-/// Something that happened to a rule.
-#[derive(Clone, Debug, Queryable, Selectable, Insertable)]
-#[diesel(table_name = alert_events, treat_none_as_default_value = false)]
-pub struct Event {
-    pub public_id: String,
-    pub workspace_id: i64,
-    pub rule_id: i64,
-    pub rule_public_id: String,
-    pub group_key: String,
-    pub group_value: String,
-    pub kind: String,
-    pub value: String,
-    pub message: String,
-    pub created_at: i64,
-}
-
-/// Writes down a crossing and, when receivers are told, its delivery; one id for all of it.
-pub fn record(conn: &mut Conn, rule: &Rule, crossing: &Crossing, now: Micros) -> Result<Event, Fault> {
-    let group = crossing.state.group.clone();
-    let (group_key, group_value) = group.map(|group| (group.key, group.value)).unwrap_or_default();
-    let event = Event {
-        public_id: Uuid::now_v7().to_string(),
-        workspace_id: rule.workspace_id,
-        rule_id: rule.id,
-        rule_public_id: rule.public_id.clone(),
-        group_key,
-        group_value,
-        kind: crossing.kind.as_str().to_owned(),
-        value: crossing.state.value.to_plain(),
-        message: crossing.state.message.clone(),
-        created_at: now.0,
-    };
-    diesel::insert_into(alert_events::table).values(&event).execute(conn)?;
-    if crossing.kind.is_delivered() {
-        let payload = webhook::payload(&event.public_id, &rule.part(), crossing, now)?;
-        deliveries::add(conn, rule, &event.public_id, payload, now)?;
-    }
-    Ok(event)
-}
-
-/// Events of a workspace, newest first, from before the event with this position.
-pub fn events(
-    conn: &mut Conn,
-    workspace_id: i64,
-    rule_id: Option<i64>,
-    before: Option<i64>,
-    limit: i64,
-) -> Result<Vec<(i64, Event)>, Fault> {
-    let mut query = alert_events::table
-        .filter(alert_events::workspace_id.eq(workspace_id))
-        .order(alert_events::id.desc())
-        .limit(limit)
-        .select((alert_events::id, Event::as_select()))
-        .into_boxed();
-    if let Some(rule_id) = rule_id {
-        query = query.filter(alert_events::rule_id.eq(rule_id));
-    }
-    if let Some(before) = before {
-        query = query.filter(alert_events::id.lt(before));
-    }
-    Ok(query.load(conn)?)
-}
-
-/// An attempt to deliver an event.
-#[derive(Clone, Debug, Queryable, Selectable)]
-#[diesel(table_name = alert_attempts)]
-pub struct Attempt {
-    pub public_id: String,
-    pub event_id: String,
-    pub status: String,
-    pub status_code: Option<i32>,
-    pub error: Option<String>,
-    pub response: Option<String>,
-    pub duration_ms: i64,
-    pub attempted_at: i64,
-}
-
-/// The latest attempt of each of these events.
-pub fn latest_attempts(conn: &mut Conn, event_ids: &[String]) -> Result<HashMap<String, Attempt>, Fault> {
-    let rows: Vec<Attempt> = alert_attempts::table
-        .filter(alert_attempts::event_id.eq_any(event_ids))
-        .order(alert_attempts::id)
-        .select(Attempt::as_select())
-        .load(conn)?;
-    Ok(rows.into_iter().map(|attempt| (attempt.event_id.clone(), attempt)).collect())
 }
 
 #[derive(QueryableByName)]

@@ -11,7 +11,7 @@ use crate::both;
 use crate::db::schema::{plan_assignments, subjects, workspaces};
 use crate::db::{Conn, Fault};
 use crate::entitlements::assignment::{Span, Status, anchor_of_new};
-use crate::entitlements::evaluate::Evaluation;
+use crate::entitlements::jobs::Evaluation;
 use crate::entitlements::plan::Plan;
 use crate::entitlements::sql::plans;
 use crate::error::Error;

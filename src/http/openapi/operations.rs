@@ -423,6 +423,7 @@ fn alert(method: &Method, path: &str) -> Option<Doc> {
 fn delivery(method: &Method, path: &str) -> Option<Doc> {
     let doc = match (method.as_str(), path) {
         ("GET", "/v1/alerts/delivery-jobs") => Doc::new("alerts", "What is or was to be delivered")
+            .text("status", "`pending`, `delivered` or `dead_letter`.")
             .limit(50, 200)
             .page::<alerts::DeliveryView>("Newest first."),
         ("POST", "/v1/alerts/delivery-jobs/{id}/retry") => {

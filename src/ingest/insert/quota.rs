@@ -12,7 +12,7 @@ use crate::db::prepared::prepared;
 use crate::db::{Conn, Fault};
 use crate::entitlements::assignment::{Span, counting};
 use crate::entitlements::consume::Unread;
-use crate::entitlements::evaluate::Evaluation;
+use crate::entitlements::jobs::Evaluation;
 use crate::entitlements::period::{Period, day_start};
 use crate::entitlements::plan::Plan;
 use crate::entitlements::sql::counters::{self, Key};

@@ -64,6 +64,11 @@ impl Database {
         Database::in_cluster(Home::Private(Cluster::private()))
     }
 
+    /// An empty database in a cluster of its own, whose messages are in another language.
+    pub fn postgres_speaking(language: &str) -> Database {
+        Database::in_cluster(Home::Private(Cluster::speaking(language)))
+    }
+
     /// A database of a cluster of its own, with its tables in a directory that the test keeps.
     pub fn postgres_in(directory: &Path) -> Database {
         let cluster = Cluster::private();

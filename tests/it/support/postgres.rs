@@ -21,22 +21,32 @@ pub struct Cluster {
     port: u16,
     /// Whether a commit survives a killed server; costs a disk sync per commit.
     durable: bool,
+    /// The locale of its messages; none: English.
+    language: Option<String>,
     server: Mutex<Option<Child>>,
 }
+
+/// What `localedef` makes a locale of; not every system has them.
+const LOCALE_SOURCES: &str = "/usr/share/i18n/locales";
 
 impl Cluster {
     /// The cluster of this test run: started by the first test that asks, stopped by the guard.
     pub fn shared() -> &'static Cluster {
         static SHARED: OnceLock<Cluster> = OnceLock::new();
-        SHARED.get_or_init(|| Cluster::create(false))
+        SHARED.get_or_init(|| Cluster::create(false, super::env("OPEN_SPANNER_TEST_LANGUAGE")))
+    }
+
+    /// One whose messages are in another language, like `de_DE`.
+    pub fn speaking(language: &str) -> Cluster {
+        Cluster::create(false, Some(language.to_string()))
     }
 
     /// A cluster of one test, with `fsync` on, that may be killed.
     pub fn private() -> Cluster {
-        Cluster::create(true)
+        Cluster::create(true, super::env("OPEN_SPANNER_TEST_LANGUAGE"))
     }
 
-    fn create(durable: bool) -> Cluster {
+    fn create(durable: bool, language: Option<String>) -> Cluster {
         let directory =
             tempfile::Builder::new().prefix("open-spanner-pg-").tempdir().expect("a directory").keep();
         guard::will_remove(&directory);
@@ -49,7 +59,10 @@ impl Cluster {
             .args(["-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "--no-sync", "-D"])
             .arg(data);
         program::finish(initdb, STARTING).succeeded();
-        let cluster = Cluster { directory, port: stable_port(), durable, server: Mutex::new(None) };
+        if let Some(language) = &language {
+            make_locale(&directory, language);
+        }
+        let cluster = Cluster { directory, port: stable_port(), durable, language, server: Mutex::new(None) };
         cluster.start();
         cluster
     }
@@ -61,6 +74,9 @@ impl Cluster {
         command.arg("-D").arg(self.directory.join("data"));
         for setting in self.settings() {
             command.args(["-c", &setting]);
+        }
+        if self.language.is_some() {
+            command.env("LOCPATH", &self.directory);
         }
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         let mut child = command.spawn().expect("postgres starts");
@@ -79,6 +95,7 @@ impl Cluster {
             // tests that look at plans gather statistics themselves
             "autovacuum=off".to_string(),
         ];
+        settings.extend(self.language.iter().map(|language| format!("lc_messages={language}.UTF-8")));
         if !self.durable {
             settings
                 .extend(["fsync=off", "synchronous_commit=off", "full_page_writes=off"].map(String::from));
@@ -179,6 +196,14 @@ impl Drop for Cluster {
         self.kill();
         let _ = fs::remove_dir_all(&self.directory);
     }
+}
+
+/// Compiles a locale into the directory of a cluster: the system need not have it installed.
+fn make_locale(directory: &Path, language: &str) {
+    assert!(Path::new(LOCALE_SOURCES).join(language).exists(), "scripts/test installs the package locales");
+    let mut localedef = Command::new("localedef");
+    localedef.args(["-i", language, "-f", "UTF-8"]).arg(directory.join(format!("{language}.UTF-8")));
+    program::finish(localedef, STARTING).succeeded();
 }
 
 /// One of the PostgreSQL programs, as a user it accepts.

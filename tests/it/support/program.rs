@@ -34,6 +34,19 @@ pub fn command(arguments: &[&str], settings: &[(&str, &str)], directory: &Path) 
     command
 }
 
+/// The same command with fewer files that it may open; it keeps its process id.
+pub fn with_open_files(command: Command, open_files: u32) -> Command {
+    let mut limited = Command::new("sh");
+    limited.args(["-c", &format!("ulimit -n {open_files}; exec \"$0\" \"$@\"")]);
+    limited.arg(command.get_program()).args(command.get_args());
+    limited.env_clear().envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    if let Some(directory) = command.get_current_dir() {
+        limited.current_dir(directory);
+    }
+    limited.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    limited
+}
+
 /// Runs the program to its end.
 pub fn run(arguments: &[&str], settings: &[(&str, &str)], directory: &Path) -> Run {
     finish(command(arguments, settings, directory), PATIENCE)

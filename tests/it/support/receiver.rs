@@ -102,7 +102,14 @@ async fn answer(mut stream: TcpStream, calls: &Mutex<Vec<Call>>, port: u16) -> s
         }
     }
     let body = String::from_utf8_lossy(&bytes[head_end..]).into_owned();
-    let kind = path.trim_start_matches('/').split('/').next().unwrap_or_default().to_string();
+    let kind = match path.trim_start_matches('/').split('/').next().unwrap_or_default() {
+        // the group that it tells of says how it is answered
+        "group" => {
+            let payload: Value = serde_json::from_str(&body).unwrap_or_default();
+            payload["event"]["group_value"].as_str().unwrap_or_default().to_string()
+        }
+        kind => kind.to_string(),
+    };
     calls.lock().expect("no holder panics").push(Call { path, headers, body, at: Instant::now() });
     let (status, more) = match kind.as_str() {
         "fail" => ("500 Internal Server Error", String::new()),

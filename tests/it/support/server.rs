@@ -20,6 +20,8 @@ pub struct Server {
     directory: TempDir,
     log: Arc<Log>,
     http: String,
+    /// Hard limit of open files, if it is not that of the tests.
+    open_files: Option<u32>,
 }
 
 /// Lines of standard error, as they come.
@@ -43,6 +45,17 @@ impl Server {
 
     /// Waits only until the server listens, which it does before its database is in place.
     pub fn start_unready(database: &Database, more: &[(&str, &str)]) -> Server {
+        Server::start_limited(database, more, None)
+    }
+
+    /// Starts a server that may open so few files.
+    pub fn start_with_open_files(database: &Database, more: &[(&str, &str)], open_files: u32) -> Server {
+        let mut server = Server::start_limited(database, more, Some(open_files));
+        server.announced("ready", "version");
+        server
+    }
+
+    fn start_limited(database: &Database, more: &[(&str, &str)], open_files: Option<u32>) -> Server {
         let mut settings = vec![("RUST_LOG".to_string(), "info".to_string())];
         settings.push(("OPEN_SPANNER_HTTP_ADDR".into(), "127.0.0.1:0".into()));
         settings.push(("OPEN_SPANNER_GRPC_ADDR".into(), "127.0.0.1:0".into()));
@@ -50,7 +63,7 @@ impl Server {
         settings.extend(more.iter().map(|(name, value)| (name.to_string(), value.to_string())));
         let directory = tempfile::Builder::new().prefix("open-spanner-").tempdir().expect("a directory");
         let log = Arc::new(Log::default());
-        let mut server = Server { child: None, settings, directory, log, http: String::new() };
+        let mut server = Server { child: None, settings, directory, log, http: String::new(), open_files };
         server.spawn();
         server
     }
@@ -66,8 +79,11 @@ impl Server {
         self.log.lines.lock().expect("no holder panics").clear();
         let settings: Vec<(&str, &str)> =
             self.settings.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
-        let mut child =
-            program::command(&["serve"], &settings, self.directory.path()).spawn().expect("it starts");
+        let mut command = program::command(&["serve"], &settings, self.directory.path());
+        if let Some(open_files) = self.open_files {
+            command = program::with_open_files(command, open_files);
+        }
+        let mut child = command.spawn().expect("it starts");
         guard::will_end(child.id(), "KILL");
         let stderr = child.stderr.take().expect("stderr is piped");
         let stdout = child.stdout.take().expect("stdout is piped");
@@ -119,6 +135,12 @@ impl Server {
         line.chars().filter(char::is_ascii_digit).collect::<String>().parse().expect("a number")
     }
 
+    /// How many files, sockets among them, the server has open.
+    pub fn open_descriptors(&self) -> usize {
+        let pid = self.child.as_ref().expect("the server runs").id();
+        std::fs::read_dir(format!("/proc/{pid}/fd")).expect("it runs").count()
+    }
+
     pub fn url(&self) -> String {
         format!("http://{}", self.http)
     }
@@ -157,10 +179,15 @@ impl Server {
         }
     }
 
+    /// Sends a signal by its name, such as `HUP`.
+    pub fn signal(&self, name: &str) {
+        let child = self.child.as_ref().expect("the server runs");
+        assert!(guard::signal(name, child.id()), "the server is there");
+    }
+
     /// Asks the server to stop (SIGTERM) without waiting for it.
     pub fn ask_to_stop(&self) {
-        let child = self.child.as_ref().expect("the server runs");
-        assert!(guard::signal("TERM", child.id()), "the server is there");
+        self.signal("TERM");
     }
 
     /// Waits until the server has stopped by itself.

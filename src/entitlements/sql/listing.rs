@@ -1,0 +1,147 @@
+//! Entitlement states, events and snapshots as they are listed: three lists of one shape.
+
+use diesel::prelude::*;
+use diesel::sql_query;
+use diesel::sql_types::{BigInt, Integer, Nullable, Text};
+
+use crate::db::columns::quantity_of;
+use crate::db::{Conn, Fault};
+use crate::entitlements::quota::Measure;
+use crate::metering::time::Micros;
+
+/// A state, an event or a snapshot as it is listed; what a kind does not have is empty.
+#[derive(Clone, Debug, QueryableByName)]
+pub struct Entry {
+    #[diesel(sql_type = Text)]
+    pub id: String,
+    #[diesel(sql_type = Text)]
+    pub subject: String,
+    #[diesel(sql_type = Text)]
+    pub meter: String,
+    #[diesel(sql_type = Text)]
+    pub plan_id: String,
+    #[diesel(sql_type = Text)]
+    pub plan_name: String,
+    #[diesel(sql_type = Integer)]
+    pub plan_version: i32,
+    #[diesel(sql_type = Text)]
+    pub period: String,
+    #[diesel(sql_type = BigInt)]
+    pub starts_at: i64,
+    #[diesel(sql_type = BigInt)]
+    pub ends_at: i64,
+    #[diesel(sql_type = Nullable<Text>)]
+    pub previous_state: Option<String>,
+    #[diesel(sql_type = Text)]
+    pub state: String,
+    #[diesel(sql_type = Text)]
+    pub kind: String,
+    #[diesel(sql_type = Text)]
+    pub current_value: String,
+    #[diesel(sql_type = Text)]
+    pub limit_value: String,
+    #[diesel(sql_type = Text)]
+    pub warning_percent: String,
+    #[diesel(sql_type = BigInt)]
+    pub event_count: i64,
+    /// Evaluated, created or updated.
+    #[diesel(sql_type = BigInt)]
+    pub at: i64,
+}
+
+impl Entry {
+    pub fn measure(&self) -> Result<Measure, Fault> {
+        let (limit, warning_percent) = (quantity_of(&self.limit_value)?, quantity_of(&self.warning_percent)?);
+        Ok(Measure::of(quantity_of(&self.current_value)?, &limit, &warning_percent))
+    }
+}
+
+/// What narrows a list; empty texts do not.
+#[derive(Clone, Debug, Default)]
+pub struct Filter {
+    pub subject: String,
+    pub meter: String,
+    pub plan_id: String,
+    pub state: String,
+    /// Events only.
+    pub kind: String,
+    /// Events only: time and id of the last one seen.
+    pub after: Option<(Micros, String)>,
+}
+
+/// One of the three lists: its table, its columns beyond the common ones, its order.
+struct Listing {
+    table: &'static str,
+    columns: &'static str,
+    order: &'static str,
+}
+
+fn read(
+    conn: &mut Conn,
+    workspace_id: i64,
+    listing: &Listing,
+    filter: &Filter,
+    limit: i64,
+) -> Result<Vec<Entry>, Fault> {
+    let Listing { table, columns, order } = listing;
+    let events_only = match *table {
+        "entitlement_events" => "($6 = '' OR e.kind = $6) AND ($7 < 0 OR (e.created_at, e.id) < ($7, $8))",
+        _ => "$6 = '' AND $7 < 0 AND $8 = ''",
+    };
+    let text = format!(
+        "SELECT {columns}, s.name AS subject, m.name AS meter, p.public_id AS plan_id, p.name AS plan_name,
+                p.version AS plan_version, e.period, e.state, e.current_value, e.limit_value, e.warning_percent
+         FROM {table} e
+         JOIN subjects s ON s.id = e.subject_id
+         JOIN meters m ON m.id = e.meter_id
+         JOIN plans p ON p.id = e.plan_id
+         WHERE e.workspace_id = $1 AND ($2 = '' OR s.name = $2) AND ($3 = '' OR m.name = $3)
+           AND ($4 = '' OR p.public_id = $4) AND ($5 = '' OR e.state = $5) AND {events_only}
+         ORDER BY {order} LIMIT $9"
+    );
+    let (after, id) = filter.after.as_ref().map_or((-1, ""), |(at, id)| (at.0, id.as_str()));
+    Ok(sql_query(text)
+        .bind::<BigInt, _>(workspace_id)
+        .bind::<Text, _>(&filter.subject)
+        .bind::<Text, _>(&filter.meter)
+        .bind::<Text, _>(&filter.plan_id)
+        .bind::<Text, _>(&filter.state)
+        .bind::<Text, _>(&filter.kind)
+        .bind::<BigInt, _>(after)
+        .bind::<Text, _>(id)
+        .bind::<BigInt, _>(limit)
+        .load(conn)?)
+}
+
+/// The latest evaluated first.
+pub fn states(conn: &mut Conn, workspace_id: i64, filter: &Filter, limit: i64) -> Result<Vec<Entry>, Fault> {
+    let listing = Listing {
+        table: "entitlement_states",
+        columns: "'' AS id, CAST(0 AS BIGINT) AS starts_at, CAST(0 AS BIGINT) AS ends_at, CAST(NULL AS TEXT) AS previous_state, '' AS kind,
+                  CAST(0 AS BIGINT) AS event_count, e.updated_at AS at",
+        order: "e.updated_at DESC, s.name, m.name, p.public_id, e.period",
+    };
+    read(conn, workspace_id, &listing, filter, limit)
+}
+
+/// The newest first.
+pub fn events(conn: &mut Conn, workspace_id: i64, filter: &Filter, limit: i64) -> Result<Vec<Entry>, Fault> {
+    let listing = Listing {
+        table: "entitlement_events",
+        columns: "e.id, e.created_at AS starts_at, e.created_at AS ends_at, e.previous_state, e.kind,
+                  CAST(0 AS BIGINT) AS event_count, e.created_at AS at",
+        order: "e.created_at DESC, e.id DESC",
+    };
+    read(conn, workspace_id, &listing, filter, limit)
+}
+
+/// The latest window first.
+pub fn periods(conn: &mut Conn, workspace_id: i64, filter: &Filter, limit: i64) -> Result<Vec<Entry>, Fault> {
+    let listing = Listing {
+        table: "entitlement_periods",
+        columns: "'' AS id, e.starts_at, e.ends_at, CAST(NULL AS TEXT) AS previous_state, '' AS kind, e.event_count,
+                  e.updated_at AS at",
+        order: "e.starts_at DESC, e.updated_at DESC, s.name, m.name, p.public_id",
+    };
+    read(conn, workspace_id, &listing, filter, limit)
+}

@@ -1,0 +1,154 @@
+//! Room for what callers send: bytes that are held in memory, over all connections and ports. Each caller gets a
+//! part of it, so that one cannot take the room of all.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::error::{Error, Result};
+
+/// What is counted with one permit.
+const UNIT_BYTES: usize = 1024;
+
+/// Who takes room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Tenant {
+    Workspace(i64),
+    /// Everybody who is not known: all together they get what one workspace gets.
+    Nobody,
+}
+
+/// A bounded number of bytes. Cheap to clone.
+#[derive(Clone)]
+pub struct Budget(Arc<Inner>);
+
+struct Inner {
+    total: Arc<Semaphore>,
+    share_units: usize,
+    shares: Mutex<HashMap<Tenant, Arc<Semaphore>>>,
+}
+
+/// Bytes taken out of a budget until this is dropped.
+pub struct Room {
+    budget: Budget,
+    tenant: Tenant,
+    share: Arc<Semaphore>,
+    taken: Option<(OwnedSemaphorePermit, OwnedSemaphorePermit)>,
+    /// Paid for and not used yet.
+    spare_bytes: usize,
+}
+
+impl Budget {
+    /// Each tenant may have half of it.
+    pub fn new(bytes: usize) -> Self {
+        let units = (bytes / UNIT_BYTES).max(2);
+        Budget(Arc::new(Inner {
+            total: Arc::new(Semaphore::new(units)),
+            share_units: units / 2,
+            shares: Mutex::default(),
+        }))
+    }
+
+    /// No room yet, for this tenant.
+    pub fn room(&self, tenant: Tenant) -> Room {
+        let mut shares = self.0.shares.lock().unwrap_or_else(PoisonError::into_inner);
+        let new = || Arc::new(Semaphore::new(self.0.share_units));
+        let share = shares.entry(tenant).or_insert_with(new).clone();
+        Room { budget: self.clone(), tenant, share, taken: None, spare_bytes: 0 }
+    }
+}
+
+impl Room {
+    /// Makes room for so many more bytes; waits for others to give it back. More than the share of one is cut to it.
+    pub async fn grow(&mut self, bytes: usize) -> Result<()> {
+        if bytes <= self.spare_bytes {
+            self.spare_bytes -= bytes;
+            return Ok(());
+        }
+        let missing = (bytes - self.spare_bytes).div_ceil(UNIT_BYTES);
+        let most = self.budget.0.share_units - self.units().min(self.budget.0.share_units);
+        let units = missing.min(most) as u32;
+        let closed = |_| Error::unavailable("the server is stopping");
+        // one's own share first: whoever waits for that holds nothing of what others need
+        let own = self.share.clone().acquire_many_owned(units).await.map_err(closed)?;
+        let common = self.budget.0.total.clone().acquire_many_owned(units).await.map_err(closed)?;
+        match &mut self.taken {
+            Some((own_taken, common_taken)) => {
+                own_taken.merge(own);
+                common_taken.merge(common);
+            }
+            None => self.taken = Some((own, common)),
+        }
+        self.spare_bytes = (self.spare_bytes + missing * UNIT_BYTES).saturating_sub(bytes);
+        Ok(())
+    }
+
+    /// The same, with 503 when there is none for this long.
+    pub async fn grow_within(&mut self, time: Duration, bytes: usize) -> Result<()> {
+        if bytes <= self.spare_bytes {
+            self.spare_bytes -= bytes;
+            return Ok(());
+        }
+        let full = |_| {
+            metrics::counter!("open_spanner_bodies_refused_total").increment(1);
+            Error::unavailable("too much is being sent at once")
+        };
+        tokio::time::timeout(time, self.grow(bytes)).await.map_err(full)?
+    }
+
+    fn units(&self) -> usize {
+        self.taken.as_ref().map_or(0, |(own, _)| own.num_permits())
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        self.taken = None;
+        let mut shares = self.budget.0.shares.lock().unwrap_or_else(PoisonError::into_inner);
+        // this one and the map's: nobody else of the tenant is here
+        if Arc::strong_count(&self.share) == 2 {
+            shares.remove(&self.tenant);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SHORT: Duration = Duration::from_millis(20);
+    const KIB: usize = 1024;
+
+    #[tokio::test]
+    async fn one_tenant_gets_half_and_others_the_rest() {
+        let budget = Budget::new(8 * KIB);
+        let mut first = budget.room(Tenant::Workspace(1));
+        first.grow_within(SHORT, 4 * KIB).await.expect("its share");
+        let mut more = budget.room(Tenant::Workspace(1));
+        assert!(more.grow_within(SHORT, 1).await.is_err());
+        let mut other = budget.room(Tenant::Workspace(2));
+        other.grow_within(SHORT, 4 * KIB).await.expect("the other half");
+        let mut nobody = budget.room(Tenant::Nobody);
+        assert!(nobody.grow_within(SHORT, 1).await.is_err(), "all is taken");
+        drop(first);
+        more.grow_within(SHORT, 1).await.expect("given back");
+        nobody.grow_within(SHORT, 1).await.expect("given back");
+        drop((more, other, nobody));
+        assert!(budget.0.shares.lock().expect("no holder panics").is_empty());
+        assert_eq!(budget.0.total.available_permits(), 8);
+    }
+
+    #[tokio::test]
+    async fn small_steps_are_counted_together() {
+        let budget = Budget::new(8 * KIB);
+        let mut room = budget.room(Tenant::Nobody);
+        for _ in 0..KIB {
+            room.grow(1).await.expect("room");
+        }
+        assert_eq!(room.units(), 1);
+        room.grow(100 * KIB).await.expect("cut to the share of one");
+        assert_eq!(room.units(), 4);
+    }
+}
