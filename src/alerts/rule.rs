@@ -85,6 +85,7 @@ pub struct RuleInput {
     pub meter: Option<String>,
     pub enabled: Option<bool>,
     pub subject: Option<String>,
+    /// At most 50 entries, of at most 512 bytes each.
     pub metadata: Option<BTreeMap<String, String>>,
     pub window_seconds: Option<i64>,
     #[schema(pattern = "^(gt|gte|lt|lte|eq|neq)?$")]

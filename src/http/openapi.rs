@@ -12,8 +12,7 @@ use actix_web::{guard, web};
 use utoipa::openapi::path::{OperationBuilder, Parameter, ParameterBuilder, ParameterIn};
 use utoipa::openapi::request_body::RequestBodyBuilder;
 use utoipa::openapi::schema::{
-    AdditionalProperties, AllOfBuilder, ArrayBuilder, KnownFormat, ObjectBuilder, OneOfBuilder, SchemaFormat,
-    Type,
+    AdditionalProperties, ArrayBuilder, KnownFormat, Object, ObjectBuilder, OneOfBuilder, SchemaFormat, Type,
 };
 use utoipa::openapi::security::{
     ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme,
@@ -96,11 +95,16 @@ impl Doc {
     /// Texts of the body that this operation needs, where others that take the same body do not.
     fn needs(mut self, names: &[&str]) -> Self {
         self.body = self.body.map(|Shape { schema, components }| {
-            let text = || ObjectBuilder::new().schema_type(Type::String).min_length(Some(1));
-            let needed = names
-                .iter()
-                .fold(ObjectBuilder::new(), |all, name| all.property(*name, text()).required(*name));
-            Shape { schema: AllOfBuilder::new().item(schema).item(needed).into(), components }
+            let text = || ObjectBuilder::new().schema_type(Type::String).min_length(Some(1)).build();
+            let Some(mut object) = components.first().and_then(|(_, schema)| object_of(schema)) else {
+                return Shape { schema, components };
+            };
+            // one flat object: generators make no client of two parts that differ about a field
+            for name in names {
+                object.properties.insert((*name).to_owned(), RefOr::T(Schema::Object(text())));
+                object.required.push((*name).to_owned());
+            }
+            Shape { schema: RefOr::T(Schema::Object(object)), components }
         });
         self
     }
@@ -381,6 +385,13 @@ fn access_words(access: &Access) -> Option<String> {
     }
 }
 
+fn object_of(schema: &RefOr<Schema>) -> Option<Object> {
+    match schema {
+        RefOr::T(Schema::Object(object)) => Some(object.clone()),
+        _ => None,
+    }
+}
+
 /// Errors of the envelope that an operation can answer with, without statuses its own answers use.
 fn error_statuses(endpoint: &Endpoint, doc: &Doc) -> BTreeMap<u16, &'static str> {
     let mut statuses = doc.errors.clone();
@@ -394,15 +405,16 @@ fn error_statuses(endpoint: &Endpoint, doc: &Doc) -> BTreeMap<u16, &'static str>
         statuses.push(404);
     }
     if doc.body.is_some() {
-        statuses.push(413);
+        statuses.extend([413, 415]);
     }
     let words = |status| match status {
         400 => "Malformed or against a rule; the message names the field.",
         401 => "No credentials, or bad ones.",
         403 => "Not allowed.",
         404 => "No such record in this workspace.",
-        409 => "Clashes with what is stored.",
+        409 => "Clashes with what is stored, or as many exist as may exist (`limit_reached`).",
         413 => "The body is too large.",
+        415 => "The body is packed in a way that is not read.",
         429 => "Too much at once; see `Retry-After`.",
         503 => "Nothing was done; try again after `Retry-After`.",
         _ => "A fault of the server.",

@@ -62,7 +62,7 @@ impl View {
 pub struct Input {
     #[schema(value_type = String, min_length = 1, max_length = 120)]
     name: Option<String>,
-    /// At least one field.
+    /// At least one field, at most 32 KiB and 60 levels.
     #[schema(value_type = AnyObject)]
     query: Option<Value>,
     group_by: Option<Vec<String>>,

@@ -37,6 +37,7 @@ pub struct Input {
     pub quantity: Option<InputQuantity>,
     #[schema(value_type = Option<Micros>)]
     pub timestamp: Option<String>,
+    /// At most 64 KiB and 60 levels; texts of declared dimensions at most 256 bytes.
     #[schema(value_type = Option<Object>)]
     pub metadata: Option<Metadata>,
     /// A time that needs no parsing (gRPC).

@@ -54,50 +54,53 @@ pub fn describe(method: &Method, path: &str) -> Option<Doc> {
 }
 
 fn auth(method: &Method, path: &str) -> Option<Doc> {
-    let doc =
-        match (method.as_str(), path) {
-            ("POST", "/v1/auth/users") => Doc::new("auth", "Register")
-                .body::<session::CredentialsInput>()
-                .answer::<User>(201, "The user, with a workspace of their own.")
-                .errors(&[403, 409, 429]),
-            ("POST", "/v1/auth/sessions") => Doc::new("auth", "Sign in")
-                .body::<session::CredentialsInput>()
-                .answer::<session::SessionView>(201, "Signed in; the tokens are in two cookies.")
-                .errors(&[401, 429]),
-            ("GET", "/v1/auth/session") => {
-                Doc::new("auth", "Who is signed in").answer::<session::CurrentView>(200, "The user.")
-            }
-            ("DELETE", "/v1/auth/session") => {
-                Doc::new("auth", "Sign out").empty(204, "Signed out, cookies cleared.")
-            }
-            ("POST", "/v1/auth/session/refresh") => Doc::new("auth", "Renew the session")
-                .answer::<session::SessionView>(200, "Two new cookies.")
-                .errors(&[401]),
-            ("GET", "/v1/auth/providers") => Doc::new("auth", "Sign-in providers")
-                .answer::<session::ProvidersView>(200, "All known providers."),
-            ("GET", "/v1/auth/oauth/{provider}") => {
-                Doc::new("auth", "Start a sign-in with a provider").empty(302, "To the provider.")
-            }
-            ("GET", "/v1/auth/oauth/{provider}/callback") => Doc::new("auth", "Return from a provider")
-                .empty(302, "To the overview, or to the login page on any failure."),
-            ("GET", "/v1/auth/api-keys") => {
-                Doc::new("api keys", "Own API keys").page::<keys::KeyView>("Newest first.")
-            }
-            ("POST", "/v1/auth/api-keys") => Doc::new("api keys", "Create an API key")
-                .body::<keys::KeyInput>()
-                .answer::<keys::KeyView>(201, "The key; its secret is shown only here."),
-            ("DELETE", "/v1/auth/api-keys/{id}") => {
-                Doc::new("api keys", "Revoke an API key").empty(204, "Revoked.")
-            }
-            ("POST", "/v1/auth/api-keys/{id}/rotate") => Doc::new("api keys", "Replace an API key")
-                .body::<keys::RotateInput>()
-                .answer::<keys::KeyView>(201, "The new key; the old one ends after the grace period.")
-                .errors(&[409]),
-            ("GET", "/v1/auth/api-key-events") => {
-                Doc::new("api keys", "History of own API keys").page::<keys::EventView>("The newest 50.")
-            }
-            _ => return None,
-        };
+    let doc = match (method.as_str(), path) {
+        ("POST", "/v1/auth/users") => Doc::new("auth", "Register")
+            .body::<session::CredentialsInput>()
+            .answer::<User>(201, "The user, with a workspace of their own.")
+            .errors(&[403, 409, 429]),
+        ("POST", "/v1/auth/sessions") => Doc::new("auth", "Sign in")
+            .body::<session::CredentialsInput>()
+            .answer::<session::SessionView>(201, "Signed in; the tokens are in two cookies.")
+            .errors(&[401, 429]),
+        ("GET", "/v1/auth/session") => {
+            Doc::new("auth", "Who is signed in").answer::<session::CurrentView>(200, "The user.")
+        }
+        ("DELETE", "/v1/auth/session") => {
+            Doc::new("auth", "Sign out").empty(204, "Signed out, cookies cleared.")
+        }
+        ("POST", "/v1/auth/session/refresh") => Doc::new("auth", "Renew the session")
+            .answer::<session::SessionView>(200, "Two new cookies.")
+            .errors(&[401]),
+        ("GET", "/v1/auth/providers") => Doc::new("auth", "Sign-in providers")
+            .answer::<session::ProvidersView>(200, "All known providers."),
+        ("GET", "/v1/auth/oauth/{provider}") => {
+            Doc::new("auth", "Start a sign-in with a provider").empty(302, "To the provider.")
+        }
+        ("GET", "/v1/auth/oauth/{provider}/callback") => Doc::new("auth", "Return from a provider")
+            .empty(302, "To the overview, or to the login page on any failure."),
+        ("GET", "/v1/auth/api-keys") => {
+            Doc::new("api keys", "Own API keys").page::<keys::KeyView>("Newest first.")
+        }
+        ("POST", "/v1/auth/api-keys") => Doc::new("api keys", "Create an API key")
+            .body::<keys::KeyInput>()
+            .answer::<keys::KeyView>(
+                201,
+                "The key; its secret is shown only here. At most 1,000 that are not revoked.",
+            )
+            .errors(&[409]),
+        ("DELETE", "/v1/auth/api-keys/{id}") => {
+            Doc::new("api keys", "Revoke an API key").empty(204, "Revoked.")
+        }
+        ("POST", "/v1/auth/api-keys/{id}/rotate") => Doc::new("api keys", "Replace an API key")
+            .body::<keys::RotateInput>()
+            .answer::<keys::KeyView>(201, "The new key; the old one ends after the grace period.")
+            .errors(&[409]),
+        ("GET", "/v1/auth/api-key-events") => {
+            Doc::new("api keys", "History of own API keys").page::<keys::EventView>("The newest 50.")
+        }
+        _ => return None,
+    };
     Some(doc)
 }
 
@@ -106,7 +109,7 @@ fn meter(method: &Method, path: &str) -> Option<Doc> {
         ("POST", "/v1/meters") => Doc::new("meters", "Define a meter")
             .body::<meters::MeterInput>()
             .needs(&["name", "unit"])
-            .answer::<meters::MeterView>(201, "The meter.")
+            .answer::<meters::MeterView>(201, "The meter. At most 1,000 in a workspace.")
             .errors(&[409]),
         ("GET", "/v1/meters") => Doc::new("meters", "List meters")
             .text("name", "Exact name.")
@@ -206,11 +209,10 @@ fn event_query(summary: &'static str) -> Doc {
 
 fn export(method: &Method, path: &str) -> Option<Doc> {
     let doc = match (method.as_str(), path) {
-        ("POST", "/v1/exports") => {
-            Doc::new("exports", "Queue an export")
-                .body::<exports::CreateInput>()
-                .answer::<exports::View>(202, "The job. It fails later when the meter turns out not to fit.")
-        }
+        ("POST", "/v1/exports") => Doc::new("exports", "Queue an export")
+            .body::<exports::CreateInput>()
+            .errors(&[409])
+            .answer::<exports::View>(202, "The job. It fails later when the meter turns out not to fit."),
         ("GET", "/v1/exports") => Doc::new("exports", "List export jobs")
             .limit(100, 1000)
             .cursor()
@@ -390,7 +392,11 @@ fn alert(method: &Method, path: &str) -> Option<Doc> {
         ("POST", "/v1/alerts") => Doc::new("alerts", "Create an alert rule")
             .body::<RuleInput>()
             .needs(&["name", "meter", "destination_id"])
-            .answer::<alerts::RuleView>(201, "The rule; it is evaluated at once.")
+            .answer::<alerts::RuleView>(
+                201,
+                "The rule; it is evaluated at once. At most 1,000 in a workspace.",
+            )
+            .errors(&[409])
             .errors(&[404]),
         ("GET", "/v1/alerts/{id}") => Doc::new("alerts", "Read an alert rule")
             .answer::<alerts::RuleView>(200, "The rule and its states."),
@@ -437,7 +443,11 @@ fn delivery(method: &Method, path: &str) -> Option<Doc> {
         ("POST", "/v1/alerts/destinations") => Doc::new("alerts", "Create a destination")
             .body::<destinations::DestinationInput>()
             .needs(&["name", "webhook_url"])
-            .answer::<destinations::DestinationView>(201, "The destination; its secret is shown only here."),
+            .answer::<destinations::DestinationView>(
+                201,
+                "The destination; its secret is shown only here. At most 500 in a workspace.",
+            )
+            .errors(&[409]),
         ("PUT", "/v1/alerts/destinations/{id}") => Doc::new("alerts", "Change a destination")
             .body::<destinations::DestinationInput>()
             .answer::<destinations::DestinationView>(200, "The destination as it is now."),
