@@ -33,11 +33,12 @@ lint:
 ci:
     .ci/run
 
-# write anew what is generated and checked in: OpenAPI document, gRPC code, query plans
+# write anew what is generated and checked in: OpenAPI document, gRPC code, query plans, list of settings
 regenerate:
     OPEN_SPANNER_REGENERATE=1 cargo test --lib openapi
     OPEN_SPANNER_REGENERATE=1 cargo test --lib grpc::pb
     OPEN_SPANNER_REGENERATE=1 cargo test --test it statements::plans
+    OPEN_SPANNER_REGENERATE=1 cargo test --test it repository::
 
 # the load benchmark of docs/performance.md; minutes with `just bench --history 1000000`
 bench *arguments:

@@ -202,9 +202,9 @@ impl Auth {
     /// Must be called inside the runtime whose blocking threads it will use.
     pub fn new(store: Store, options: Options) -> Auth {
         Auth(Arc::new(Inner {
+            keys: Memory::new(store.epochs(), options.cache_ttl, REMEMBERED),
+            sessions: Memory::new(store.epochs(), options.cache_ttl, REMEMBERED),
             store,
-            keys: Memory::new(options.cache_ttl, REMEMBERED),
-            sessions: Memory::new(options.cache_ttl, REMEMBERED),
             last_used: LastUsed::default(),
             passwords: password::Hasher::new(),
             throttle: Throttle::default(),

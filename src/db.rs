@@ -8,12 +8,14 @@
 
 pub mod columns;
 mod error;
+pub mod identity;
 pub mod leases;
 pub mod limits;
 pub mod migrations;
 mod observe;
 mod postgres;
 pub mod prepared;
+pub mod row_cache;
 pub mod schema;
 mod sqlite;
 mod sqlstate;
@@ -30,6 +32,7 @@ use diesel::{Connection, PgConnection, SqliteConnection};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::config::{Db, Driver};
+use crate::db::identity::{Epochs, Link};
 use crate::error::{Error, Result};
 use crate::logging;
 pub use error::{Fault, Trouble};
@@ -147,6 +150,7 @@ impl Limits {
 /// A pooled connection that knows whether it may be used again.
 pub struct Pooled {
     conn: Conn,
+    link: Link,
     statements: observe::Statements,
     broken: bool,
     opened: Instant,
@@ -167,6 +171,7 @@ impl DerefMut for Pooled {
 
 struct Manager {
     driver: Driver,
+    gate: Arc<Gate>,
     /// Longest statement on PostgreSQL, unless its transaction says otherwise.
     statement_timeout: Duration,
 }
@@ -176,14 +181,20 @@ impl ManageConnection for Manager {
     type Error = ConnectionError;
 
     fn connect(&self) -> Result<Pooled, ConnectionError> {
+        if !self.gate.has_its_file() {
+            return Err(ConnectionError::BadConnection(FILE_REPLACED.to_owned()));
+        }
         let mut conn = open(&self.driver)?;
         if let Conn::Postgres(conn) = &mut conn {
             postgres::limit(conn, self.statement_timeout)
                 .map_err(ConnectionError::CouldntSetupConfiguration)?;
         }
+        // the first connection may have made the file
+        self.gate.has_its_file();
+        let link = self.gate.epochs.connected(stamp(&mut conn));
         let statements = observe::Statements::default();
         conn.set_instrumentation(statements.clone());
-        Ok(Pooled { conn, statements, broken: false, opened: Instant::now() })
+        Ok(Pooled { conn, link, statements, broken: false, opened: Instant::now() })
     }
 
     fn is_valid(&self, _: &mut Pooled) -> Result<(), ConnectionError> {
@@ -191,9 +202,25 @@ impl ManageConnection for Manager {
     }
 
     fn has_broken(&self, pooled: &mut Pooled) -> bool {
-        pooled.broken
+        pooled.broken || pooled.link.epoch != self.gate.epochs.current()
     }
 }
+
+/// What decides whether a connection still leads to the right database.
+struct Gate {
+    epochs: Arc<Epochs>,
+    /// Of SQLite; none for PostgreSQL and for databases in memory.
+    file: Option<std::path::PathBuf>,
+}
+
+impl Gate {
+    /// Whether the file is still the one that was opened first.
+    fn has_its_file(&self) -> bool {
+        self.file.as_ref().is_none_or(|file| self.epochs.is_same_file(file))
+    }
+}
+
+const FILE_REPLACED: &str = "the database file was removed or replaced under the server: stop it before a restore, and start it again";
 
 /// A connection of its own, outside the pools (migrations, notifications): nothing limits its statements.
 pub fn open(driver: &Driver) -> Result<Conn, ConnectionError> {
@@ -203,14 +230,33 @@ pub fn open(driver: &Driver) -> Result<Conn, ConnectionError> {
     }
 }
 
+fn stamp(conn: &mut Conn) -> i64 {
+    match conn {
+        Conn::Postgres(conn) => postgres::stamp(conn),
+        Conn::Sqlite(_) => 0,
+    }
+}
+
+/// For work on a connection from [`open`].
+pub fn link(conn: &mut Conn) -> Link {
+    Link { epoch: 0, stamp: stamp(conn), connection: 0 }
+}
+
+/// Cheap to clone.
+#[derive(Clone)]
+struct Connections {
+    pool: r2d2::Pool<Manager>,
+    gate: Arc<Gate>,
+}
+
 struct Pool {
-    connections: r2d2::Pool<Manager>,
+    connections: Connections,
     permits: Arc<Semaphore>,
 }
 
 impl Pool {
-    fn new(db: &Db, size: u32) -> Self {
-        let connections = r2d2::Pool::builder()
+    fn new(db: &Db, size: u32, gate: &Arc<Gate>) -> Self {
+        let pool = r2d2::Pool::builder()
             .max_size(size)
             .min_idle(Some(0))
             // a ping per checkout costs as much as a point read; broken connections are noticed on use
@@ -219,7 +265,12 @@ impl Pool {
             .max_lifetime(db.conn_max_lifetime)
             .idle_timeout(db.conn_max_idle_time)
             .error_handler(Box::new(LogErrors))
-            .build_unchecked(Manager { driver: db.driver.clone(), statement_timeout: db.statement_timeout });
+            .build_unchecked(Manager {
+                driver: db.driver.clone(),
+                gate: gate.clone(),
+                statement_timeout: db.statement_timeout,
+            });
+        let connections = Connections { pool, gate: gate.clone() };
         Pool { connections, permits: Arc::new(Semaphore::new(size as usize)) }
     }
 
@@ -245,6 +296,7 @@ impl r2d2::HandleError<ConnectionError> for LogErrors {
 pub struct Store(Arc<Inner>);
 
 struct Inner {
+    epochs: Arc<Epochs>,
     readers: Pool,
     /// SQLite has one writer; PostgreSQL writes through the same pool as it reads.
     writer: Option<Pool>,
@@ -268,13 +320,21 @@ impl Store {
     /// Opens no connection yet: the first use does, so that a server can start before its database.
     /// Must be called inside the runtime whose blocking threads it will use.
     pub fn new(db: &Db) -> Self {
+        let epochs = Arc::new(Epochs::default());
+        let file = match &db.driver {
+            Driver::Sqlite { path, .. } => migrations::file(path),
+            Driver::Postgres { .. } => None,
+        };
+        let gate = Arc::new(Gate { epochs: epochs.clone(), file });
+        let pool = |size| Pool::new(db, size, &gate);
         let (readers, writer, postgres) = match &db.driver {
-            Driver::Postgres { .. } => (Pool::new(db, db.max_open_conns), None, true),
+            Driver::Postgres { .. } => (pool(db.max_open_conns), None, true),
             // each connection to :memory: is a database of its own
-            Driver::Sqlite { path, .. } if path == ":memory:" => (Pool::new(db, 1), None, false),
-            Driver::Sqlite { .. } => (Pool::new(db, SQLITE_READERS), Some(Pool::new(db, 1)), false),
+            Driver::Sqlite { path, .. } if path == ":memory:" => (pool(1), None, false),
+            Driver::Sqlite { .. } => (pool(SQLITE_READERS), Some(pool(1)), false),
         };
         Store(Arc::new(Inner {
+            epochs,
             readers,
             writer,
             postgres,
@@ -288,13 +348,18 @@ impl Store {
         self.0.postgres
     }
 
+    /// What tells memory that the database behind it is another one.
+    pub fn epochs(&self) -> &Arc<Epochs> {
+        &self.0.epochs
+    }
+
     /// Runs statements that change nothing. `operation` names them in metrics and logs. May run more than once.
     pub async fn read<T: Send + 'static>(
         &self,
         operation: &'static str,
         work: impl Fn(&mut Conn) -> Result<T, Fault> + Send + 'static,
     ) -> Result<T> {
-        self.run(&self.0.readers, operation, true, Limits::default(), move |conn, _| work(conn)).await
+        self.run(&self.0.readers, operation, true, Limits::default(), move |conn, _, _| work(conn)).await
     }
 
     /// Like [`Store::read`], for a thread that may wait, without a limit of time. Not for a thread of the runtime.
@@ -308,7 +373,7 @@ impl Store {
             Ok(permit) => permit,
             Err(_) => self.0.runtime.block_on(pool.permit(self.0.acquire_timeout))?,
         };
-        attempt(&pool.connections, operation, true, Limits::default(), work)
+        attempt(&pool.connections, operation, true, Limits::default(), |conn, _| work(conn))
     }
 
     /// Like [`Store::read`], but all statements see the database at one instant.
@@ -327,15 +392,16 @@ impl Store {
         operation: &'static str,
         work: impl Fn(&mut Conn) -> Result<T, Fault> + Send + 'static,
     ) -> Result<T> {
-        self.write_within(Limits::default(), operation, work).await
+        self.write_within(Limits::default(), operation, move |conn, _| work(conn)).await
     }
 
-    /// Like [`Store::write`], but answered by then, also when SQLite is the one that takes long.
+    /// Like [`Store::write`], but answered by then, also when SQLite is the one that takes long; `work` is told where
+    /// it runs.
     pub async fn write_by<T: Send + 'static>(
         &self,
         deadline: Instant,
         operation: &'static str,
-        work: impl Fn(&mut Conn) -> Result<T, Fault> + Send + 'static,
+        work: impl Fn(&mut Conn, Link) -> Result<T, Fault> + Send + 'static,
     ) -> Result<T> {
         let deadline = deadline.checked_sub(LAST_MOMENT);
         self.write_within(Limits { statement: None, deadline }, operation, work).await
@@ -357,7 +423,7 @@ impl Store {
         operation: &'static str,
         work: impl Fn(&mut Conn) -> Result<T, Fault> + Send + 'static,
     ) -> Result<T> {
-        let work = move |conn: &mut Conn, limits| conn.snapshot(limits, &work);
+        let work = move |conn: &mut Conn, limits, _| conn.snapshot(limits, &work);
         self.run(&self.0.readers, operation, true, limits, work).await
     }
 
@@ -365,10 +431,11 @@ impl Store {
         &self,
         limits: Limits,
         operation: &'static str,
-        work: impl Fn(&mut Conn) -> Result<T, Fault> + Send + 'static,
+        work: impl Fn(&mut Conn, Link) -> Result<T, Fault> + Send + 'static,
     ) -> Result<T> {
         let pool = self.0.writer.as_ref().unwrap_or(&self.0.readers);
-        let work = move |conn: &mut Conn, limits| conn.transaction(limits, &work);
+        let work =
+            move |conn: &mut Conn, limits, link| conn.transaction(limits, |conn: &mut Conn| work(conn, link));
         self.run(pool, operation, false, limits, work).await
     }
 
@@ -378,7 +445,7 @@ impl Store {
         operation: &'static str,
         idempotent: bool,
         mut limits: Limits,
-        work: impl Fn(&mut Conn, Limits) -> Result<T, Fault> + Send + 'static,
+        work: impl Fn(&mut Conn, Limits, Link) -> Result<T, Fault> + Send + 'static,
     ) -> Result<T> {
         let waited = Instant::now();
         let permit = pool.permit(limits.time(self.0.acquire_timeout)).await?;
@@ -393,7 +460,7 @@ impl Store {
             // kept by a thread that nobody waits for any more: there are never more of them than connections
             let _permit = permit;
             logging::resume_request(request, || {
-                attempt(&connections, operation, idempotent, limits, |conn| work(conn, limits))
+                attempt(&connections, operation, idempotent, limits, |conn, link| work(conn, limits, link))
             })
         });
         let done = match limits.deadline {
@@ -429,25 +496,44 @@ impl Patient<'_> {
         operation: &'static str,
         work: impl Fn(&mut Conn) -> Result<T, Fault> + Send + 'static,
     ) -> Result<T> {
-        self.0.write_within(Limits::PATIENT, operation, work).await
+        self.0.write_within(Limits::PATIENT, operation, move |conn, _| work(conn)).await
+    }
+}
+
+impl Connections {
+    /// A connection to the database of the current epoch.
+    fn check_out(&self, operation: &'static str) -> Result<r2d2::PooledConnection<Manager>> {
+        if !self.gate.has_its_file() {
+            return Err(Fault::Replaced.into_error(operation));
+        }
+        for _ in 0..=self.pool.max_size() {
+            let mut pooled =
+                self.pool.get().map_err(|_| Error::unavailable("the database does not answer"))?;
+            if pooled.link.epoch == self.gate.epochs.current() {
+                return Ok(pooled);
+            }
+            pooled.broken = true;
+        }
+        Err(Error::unavailable("the database changes all the time"))
     }
 }
 
 fn attempt<T>(
-    connections: &r2d2::Pool<Manager>,
+    connections: &Connections,
     operation: &'static str,
     idempotent: bool,
     limits: Limits,
-    work: impl Fn(&mut Conn) -> Result<T, Fault>,
+    work: impl Fn(&mut Conn, Link) -> Result<T, Fault>,
 ) -> Result<T> {
     let (began, mut tries) = (Instant::now(), 0);
     loop {
         tries += 1;
-        let mut pooled = connections.get().map_err(|_| Error::unavailable("the database does not answer"))?;
+        let mut pooled = connections.check_out(operation)?;
         let started = Instant::now();
         // stays true when the work panics, so that a half-done transaction is never handed on
         pooled.broken = true;
-        let result = work(&mut pooled.conn);
+        let link = pooled.link;
+        let result = work(&mut pooled.conn, link);
         metrics::histogram!("open_spanner_db_query_duration_seconds", "operation" => operation)
             .record(started.elapsed().as_secs_f64());
         metrics::counter!("open_spanner_db_statements_total", "operation" => operation)
@@ -460,6 +546,9 @@ fn attempt<T>(
             Err(fault) => fault,
         };
         pooled.broken = fault.spoils_connection();
+        if matches!(fault, Fault::AnotherDatabase) {
+            connections.gate.epochs.end(link);
+        }
         // nothing was done by a transaction that did not begin, nor by one that may not write
         let elsewhere = match fault.trouble() {
             Some(Trouble::Disconnected) => idempotent || matches!(fault, Fault::NotStarted(_)),
@@ -470,7 +559,7 @@ fn attempt<T>(
         let again = elsewhere || fault.is_retryable();
         if again
             && !limits.are_over()
-            && (tries < TRIES || (elsewhere && tries <= connections.max_size() as usize))
+            && (tries < TRIES || (elsewhere && tries <= connections.pool.max_size() as usize))
         {
             continue;
         }

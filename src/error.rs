@@ -1,4 +1,4 @@
-//! What can go wrong, in the words of the contract (rest.md section 4): one code table that REST and gRPC share.
+//! What can go wrong, in the words of rest.md 4: one code table that REST and gRPC share.
 //! Never holds a cause, a driver text or a secret: causes are logged where they are met.
 
 use std::fmt;

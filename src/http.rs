@@ -168,7 +168,7 @@ pub fn endpoints() -> Vec<Endpoint> {
     ]
 }
 
-/// The group roots that also answer with a slash at the end (rest.md section 1).
+/// The group roots that also answer with a slash at the end (rest.md 1).
 const SLASH_ALLOWED: [&str; 6] =
     ["/v1/usages", "/v1/usageevents", "/v1/exports", "/v1/alerts", "/v1/alerts/destinations", "/v1/plans"];
 

@@ -19,6 +19,7 @@ use uuid::Uuid;
 use self::insert::{Batch, Known, Outcome};
 use crate::config;
 use crate::db::Store;
+use crate::db::identity::{Link, PerEpoch};
 use crate::entitlements::sql::decisions::Decided;
 use crate::error::{Code, Error, Result};
 use crate::jobs::worker::Wake;
@@ -116,7 +117,7 @@ pub struct Ingest {
     meters: MeterCache,
     store: Store,
     rate: Option<Arc<RateLimit>>,
-    known: Arc<Known>,
+    known: Arc<PerEpoch<Known>>,
     tally: Arc<Tally>,
 }
 
@@ -135,7 +136,7 @@ impl Ingest {
     ) -> (Ingest, Vec<tokio::task::JoinHandle<()>>) {
         // bounded by `room`; the channel itself never blocks
         let (queue, jobs) = flume::unbounded::<Job>();
-        let known = Arc::new(Known::default());
+        let known: Arc<PerEpoch<Known>> = Arc::default();
         let writers = if store.is_postgres() { settings.writers } else { 1 };
         // replicas that share a lane only wait for each other
         let first_lane = rand::random_range(0..LANES);
@@ -183,7 +184,7 @@ impl Ingest {
 
     /// A meter was deleted, and with it what writers believe to be stored of it.
     pub fn forget_meter(&self, meter_id: i64) {
-        self.known.forget_meter(meter_id);
+        self.known.of(self.store.epochs().current()).forget_meter(meter_id);
     }
 
     /// Forgets answers to bulk calls that are older than the lifetime, in small steps.
@@ -412,7 +413,7 @@ impl Ingest {
         let stored = if keys.is_empty() {
             0
         } else {
-            let known = self.known.clone();
+            let known = self.known.of(self.store.epochs().current());
             let count = move |conn: &mut _| insert::count_taken(conn, &known, workspace_id, &keys);
             self.store.read("events::count_taken", count).await?
         };
@@ -503,7 +504,7 @@ fn count(kind: Kind, valid: usize, refused: usize, recorded: &Recorded) {
 struct Writer {
     store: Store,
     jobs: flume::Receiver<Job>,
-    known: Arc<Known>,
+    known: Arc<PerEpoch<Known>>,
     wake: Wake,
     lane: i16,
     events_max: usize,
@@ -588,12 +589,16 @@ impl Writer {
         let events: usize = batches.iter().map(|batch| batch.events.len()).sum();
         metrics::histogram!("open_spanner_ingest_batch_events").record(events as f64);
         let (known, lane) = (self.known.clone(), self.lane);
-        let insert = move |conn: &mut _| insert::insert(conn, &batches, lane, &known);
-        let (outcomes, learned) = self.store.write_by(deadline, "events::insert", insert).await?;
+        let insert = move |conn: &mut _, link: Link| {
+            let known = known.of(link.epoch);
+            let (outcomes, learned) = insert::insert(conn, link, &batches, lane, &known)?;
+            Ok((outcomes, learned, known))
+        };
+        let (outcomes, learned, known) = self.store.write_by(deadline, "events::insert", insert).await?;
         if learned.has_jobs {
             self.wake.ring();
         }
-        self.known.remember(learned);
+        known.remember(learned);
         Ok(outcomes)
     }
 }

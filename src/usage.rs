@@ -8,4 +8,5 @@ pub mod ingestion_runs;
 pub mod query;
 pub mod saved_queries;
 pub mod subject_days;
+pub mod subject_ids;
 pub mod subjects;

@@ -68,7 +68,7 @@ fn mac(secret: &str, parts: &[&str]) -> hmac::Tag {
     context.sign()
 }
 
-/// The value of the contract's signature header: `v1=` and hex over timestamp, dot, body.
+/// The value of our own signature header (jobs.md 3.3): `v1=` and hex over timestamp, dot, body.
 pub fn signature(secret: &str, timestamp: &str, body: &str) -> String {
     let tag = mac(secret, &[timestamp, ".", body]);
     let hex: String = tag.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
@@ -92,7 +92,7 @@ pub fn standard_secret(secret: &str) -> String {
     format!("whsec_{}", STANDARD.encode(secret))
 }
 
-/// The rule as receivers see it; fields in contract order.
+/// The rule as receivers see it; fields in the order of jobs.md 3.3.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 #[schema(as = AlertRuleTerms)]
 pub struct RulePart<'a> {

@@ -1,10 +1,12 @@
 //! What was read about a credential a moment ago: bounded, short-lived, and never older than the last revocation
 //! ordered on this server. Keeps hashes, not credentials, and nothing about credentials that do not exist.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::auth::token::TokenHash;
+use crate::db::identity::Epochs;
+use crate::db::row_cache::RowCache;
 use crate::error::Result;
 
 /// How many look-ups wait for each other only if they are for the same credential, nearly always.
@@ -14,19 +16,15 @@ const LANES: usize = 64;
 const PATIENCE: Duration = Duration::from_millis(100);
 
 pub(super) struct Memory<V> {
-    known: moka::sync::Cache<TokenHash, Arc<V>>,
-    /// Counts revocations, so that an answer read before one is not remembered after it.
-    revocations: Mutex<u64>,
+    known: RowCache<TokenHash, Arc<V>>,
     /// Lets one of many simultaneous requests with the same credential ask the database.
     lanes: [tokio::sync::Mutex<()>; LANES],
 }
 
 impl<V: Send + Sync + 'static> Memory<V> {
-    pub(super) fn new(lifetime: Duration, capacity: u64) -> Self {
-        let capacity = if lifetime.is_zero() { 0 } else { capacity };
+    pub(super) fn new(epochs: &Arc<Epochs>, lifetime: Duration, capacity: u64) -> Self {
         Memory {
-            known: moka::sync::Cache::builder().max_capacity(capacity).time_to_live(lifetime).build(),
-            revocations: Mutex::new(0),
+            known: RowCache::new(epochs, capacity, lifetime),
             lanes: std::array::from_fn(|_| tokio::sync::Mutex::new(())),
         }
     }
@@ -44,25 +42,18 @@ impl<V: Send + Sync + 'static> Memory<V> {
         if let Some(known) = self.known.get(&hash) {
             return Ok(Some(known));
         }
-        let before = *self.revocations.lock().unwrap_or_else(PoisonError::into_inner);
+        let reading = self.known.begin();
         let Some(loaded) = load().await? else { return Ok(None) };
         let loaded = Arc::new(loaded);
-        let revocations = self.revocations.lock().unwrap_or_else(PoisonError::into_inner);
-        if *revocations == before {
-            self.known.insert(hash, loaded.clone());
-        }
+        self.known.insert(reading, hash, loaded.clone());
         Ok(Some(loaded))
     }
 
     /// Forgets credentials whose end, or change, was just committed.
     pub(super) fn forget<'a>(&self, hashes: impl IntoIterator<Item = &'a [u8]>) {
-        let mut revocations = self.revocations.lock().unwrap_or_else(PoisonError::into_inner);
-        *revocations = revocations.wrapping_add(1);
-        for hash in hashes {
-            if let Ok(hash) = TokenHash::try_from(hash) {
-                self.known.invalidate(&hash);
-            }
-        }
+        let hashes: Vec<TokenHash> =
+            hashes.into_iter().filter_map(|hash| TokenHash::try_from(hash).ok()).collect();
+        self.known.forget(&hashes);
     }
 }
 
@@ -75,7 +66,7 @@ mod tests {
 
     #[tokio::test]
     async fn answers_are_remembered_until_forgotten() {
-        let memory = Memory::new(LONG, 10);
+        let memory = Memory::new(&Arc::default(), LONG, 10);
         let read = async |value: i32| {
             memory.get_or_load(HASH, async || Ok(Some(value))).await.expect("ok").map(|v| *v)
         };
@@ -87,14 +78,14 @@ mod tests {
 
     #[tokio::test]
     async fn unknown_credentials_are_not_remembered() {
-        let memory = Memory::new(LONG, 10);
+        let memory = Memory::new(&Arc::default(), LONG, 10);
         assert!(memory.get_or_load(HASH, async || Ok(None::<i32>)).await.expect("ok").is_none());
         assert!(memory.get_or_load(HASH, async || Ok(Some(1))).await.expect("ok").is_some());
     }
 
     #[tokio::test]
     async fn what_was_read_before_a_revocation_is_not_remembered_after_it() {
-        let memory = Memory::new(LONG, 10);
+        let memory = Memory::new(&Arc::default(), LONG, 10);
         let load = async || {
             memory.forget([HASH.as_slice()]);
             Ok(Some(1))
@@ -105,7 +96,7 @@ mod tests {
 
     #[tokio::test]
     async fn without_a_lifetime_nothing_is_remembered() {
-        let memory = Memory::new(Duration::ZERO, 10);
+        let memory = Memory::new(&Arc::default(), Duration::ZERO, 10);
         for value in [1, 2] {
             let read = memory.get_or_load(HASH, async || Ok(Some(value))).await.expect("ok");
             assert_eq!(read.as_deref(), Some(&value));
@@ -114,7 +105,7 @@ mod tests {
 
     #[tokio::test]
     async fn one_of_many_asks() {
-        let memory = Arc::new(Memory::new(LONG, 10));
+        let memory = Arc::new(Memory::new(&Arc::default(), LONG, 10));
         let asked = Arc::new(std::sync::atomic::AtomicU32::new(0));
         let tasks = (0..20).map(|_| {
             let (memory, asked) = (memory.clone(), asked.clone());

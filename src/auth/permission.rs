@@ -1,5 +1,5 @@
-//! Who may do what: roles, scopes, and what a route demands of its caller (auth.md sections 6 and 7, next.md
-//! section 6). Pure rules; the table of routes lives with the routes, the look-up of roles in `store`.
+//! Who may do what: roles, scopes, and what a route demands of its caller (auth.md 6 to 8). Pure rules; the table of
+//! routes lives with the routes, the look-up of roles in `store`.
 
 use std::fmt;
 

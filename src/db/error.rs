@@ -17,6 +17,9 @@ pub enum Fault {
     Repeat,
     /// The caller is about to be told that it failed, so it was not committed.
     Late,
+    /// The database is not the one that the connection was made to (`crate::db::identity`): run it again, with nothing
+    /// remembered.
+    AnotherDatabase,
     /// The SQLite file that is open is no longer the one at its path: what was written there would be lost.
     Replaced,
 }
@@ -146,7 +149,7 @@ impl Fault {
         match self {
             Fault::Database(error) => Trouble::of(error),
             Fault::NotStarted(inner) => inner.trouble(),
-            Fault::Repeat => Some(Trouble::Conflict),
+            Fault::Repeat | Fault::AnotherDatabase => Some(Trouble::Conflict),
             Fault::Late => Some(Trouble::Slow),
             Fault::Replaced => Some(Trouble::Away),
             Fault::Refused(_) => None,
@@ -161,7 +164,7 @@ impl Fault {
     /// A connection that must not be used again, although it answers: what it is connected to takes no writes, and
     /// another connection may lead elsewhere.
     pub(super) fn spoils_connection(&self) -> bool {
-        matches!(self, Fault::Replaced)
+        matches!(self, Fault::Replaced | Fault::AnotherDatabase)
             || matches!(self.trouble(), Some(Trouble::Disconnected | Trouble::ReadOnly))
     }
 
@@ -178,7 +181,7 @@ impl Fault {
                 log::error!(operation; "the SQLite file was moved, deleted or replaced under the server");
                 Error::unavailable("the database file was moved or replaced")
             }
-            (Fault::Repeat, _) => Error::unavailable(Trouble::Conflict.message()),
+            (Fault::Repeat | Fault::AnotherDatabase, _) => Error::unavailable(Trouble::Conflict.message()),
             (Fault::Late, _) => {
                 log::warn!(operation; "database too slow");
                 Error::unavailable(Trouble::Slow.message())

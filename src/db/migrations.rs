@@ -43,12 +43,17 @@ fn locked<T>(driver: &Driver, work: impl FnOnce(&mut Conn) -> Result<T>) -> Resu
     work(&mut conn)
 }
 
-/// The file beside a SQLite database that carries a lock of this name; none for in-memory databases.
-pub fn lock_path(database: &str, name: &str) -> Option<std::path::PathBuf> {
+/// The file of a SQLite database; none for in-memory databases.
+pub fn file(database: &str) -> Option<std::path::PathBuf> {
     let path = database.strip_prefix("file:").unwrap_or(database);
     let path = path.split('?').next().unwrap_or(path);
     let is_memory = path.is_empty() || path.contains(":memory:") || database.contains("mode=memory");
-    (!is_memory).then(|| format!("{path}.{name}").into())
+    (!is_memory).then(|| path.into())
+}
+
+/// The file beside a SQLite database that carries a lock of this name; none for in-memory databases.
+pub fn lock_path(database: &str, name: &str) -> Option<std::path::PathBuf> {
+    file(database).map(|file| format!("{}.{name}", file.display()).into())
 }
 
 /// Holds an exclusive lock as long as the file lives; the operating system releases it when the process dies.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use diesel::connection::SimpleConnection;
 use diesel::result::ConnectionError;
-use diesel::{Connection, PgConnection, QueryResult};
+use diesel::{Connection, PgConnection, QueryResult, RunQueryDsl, sql_query};
 
 /// What libpq is told unless the connection string says otherwise: seconds to connect, and a peer that acknowledges
 /// nothing is gone after 20 to 30 of them.
@@ -43,6 +43,47 @@ pub fn limit(conn: &mut PgConnection, statement: Duration) -> QueryResult<()> {
         milliseconds(LOCK_WAIT_MAX.min(statement)),
         milliseconds(IDLE_IN_TRANSACTION_MAX),
     ))
+}
+
+#[derive(diesel::QueryableByName)]
+struct Found {
+    #[diesel(sql_type = diesel::sql_types::Text)]
+    timeline: String,
+}
+
+#[derive(diesel::QueryableByName)]
+struct Stamp {
+    #[diesel(sql_type = diesel::sql_types::BigInt)]
+    stamp: i64,
+}
+
+/// What tells this database, as it is since the last restart, failover or restore, from any other; 0 while it has no
+/// schema. Writes down a failover where it is the first to notice.
+pub fn stamp(conn: &mut PgConnection) -> i64 {
+    // a standby has no timeline of its own; a role may lack the right to ask for the cluster
+    let timeline = [
+        "SELECT system_identifier || '/' || CASE WHEN pg_is_in_recovery() THEN '' ELSE
+             left(pg_walfile_name(pg_current_wal_lsn()), 8) END AS timeline FROM pg_control_system()",
+        "SELECT CASE WHEN pg_is_in_recovery() THEN '' ELSE left(pg_walfile_name(pg_current_wal_lsn()), 8) END AS timeline",
+    ]
+    .iter()
+    .find_map(|text| sql_query(*text).get_result::<Found>(conn).ok());
+    let timeline = timeline.map(|found| found.timeline).filter(|timeline| !timeline.ends_with('/'));
+    if let Some(timeline) = timeline.filter(|timeline| !timeline.is_empty()) {
+        // the first timeline is no change
+        let note = sql_query(
+            "UPDATE installation SET timeline = $1, epoch = epoch + CASE WHEN timeline = '' THEN 0 ELSE 1 END
+             WHERE timeline <> $1",
+        );
+        match note.bind::<diesel::sql_types::Text, _>(&timeline).execute(conn) {
+            Ok(0) => {}
+            Ok(_) => log::info!(timeline = timeline.as_str(); "the database begins a timeline"),
+            // read-only, or not migrated yet
+            Err(error) => log::debug!(error:% = error; "the timeline was not written down"),
+        }
+    }
+    let found = sql_query("SELECT database_stamp() AS stamp").get_result::<Stamp>(conn);
+    found.map_or(0, |found| found.stamp)
 }
 
 /// 0 would mean "no limit".

@@ -10,6 +10,14 @@ use diesel::{allow_tables_to_appear_in_same_query, table};
 pub struct ExactDecimal;
 
 table! {
+    installation (id) {
+        id -> Text,
+        epoch -> BigInt,
+        timeline -> Text,
+    }
+}
+
+table! {
     workspaces (id) {
         id -> BigInt,
         public_id -> Text,

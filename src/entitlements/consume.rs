@@ -1,4 +1,4 @@
-//! Atomic consumption: whether one more event fits, judged on the value with the event in it (next.md 2), and what
+//! Atomic consumption: whether one more event fits, judged on the value with the event in it (jobs.md 4.10), and what
 //! happens when that cannot be known. The store calls [`judge`] under the subject's lock; nothing here knows of other
 //! callers.
 

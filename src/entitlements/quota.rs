@@ -67,7 +67,7 @@ pub fn transition(before: Option<State>, after: State) -> Option<Transition> {
     }
 }
 
-/// Beside a stored state and its events. Clients of the first server show and compare these texts.
+/// Beside a stored state and its events. Clients show and compare these texts (jobs.md 4.6).
 pub fn state_message(state: State) -> &'static str {
     match state {
         State::Exceeded => "quota exceeded",
@@ -198,7 +198,7 @@ pub fn seconds_until(at: Micros, now: Micros) -> Option<i64> {
     (left > 0).then(|| (left + SECOND - 1) / SECOND)
 }
 
-/// Clients of the first server show and compare these texts.
+/// Clients show and compare these texts (jobs.md 4.6).
 pub fn message(allowed: bool, state: State) -> &'static str {
     match (allowed, state) {
         (false, _) => "quota would be exceeded",

@@ -1,4 +1,4 @@
-//! CSV (rest.md section 10): columns and bytes of bucket and event downloads. Pure.
+//! CSV (rest.md 10): columns and bytes of bucket and event downloads. Pure.
 
 use std::borrow::Cow;
 
@@ -21,7 +21,7 @@ pub struct Table {
 
 impl Table {
     fn new(formula_guard: bool) -> Self {
-        // the contract quotes some fields that the crate would not, so quoting is done here
+        // rest.md 10 quotes some fields that the crate would not, so quoting is done here
         let writer = csv::WriterBuilder::new().quote_style(csv::QuoteStyle::Never).from_writer(Vec::new());
         Table { writer, formula_guard }
     }

@@ -1,4 +1,4 @@
-//! Messages into inputs and stored events into messages (grpc.md section 8). Pure.
+//! Messages into inputs and stored events into messages (grpc.md 8). Pure.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,4 @@
-//! What stands around every call: one log line, metrics, and the status that clients of the contract expect when a
+//! What stands around every call: one log line, metrics, and the status that clients expect (grpc.md 9) when a
 //! message is too large.
 
 use std::convert::Infallible;
@@ -89,7 +89,7 @@ fn settle(headers: &mut HeaderMap) -> Code {
 /// How the library begins when a message is none of ours: cut off, nested too deep, text that is no UTF-8.
 const UNDECODABLE: &str = "failed to decode";
 
-/// The library's status for a message over the limit, in the contract's words; others as they are.
+/// The library's status for a message over the limit, as grpc.md 9 has it; others as they are.
 pub fn of_message(status: Status) -> Status {
     match status.code() {
         Code::OutOfRange => Status::resource_exhausted(status.message()),

@@ -1,7 +1,7 @@
 //! Messages and service traits, generated from `proto/` and checked in, so that a build needs no generator. The test
 //! below generates them afresh and compares; `OPEN_SPANNER_REGENERATE=1 cargo test grpc::pb` writes them anew.
 
-/// Package `open_spanner.v1`: what every client of the contract speaks.
+/// Package `open_spanner.v1`: what every stream SDK speaks (grpc.md 2).
 #[allow(clippy::all, missing_docs)]
 pub mod v1 {
     include!("pb/open_spanner.v1.rs");

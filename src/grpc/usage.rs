@@ -1,4 +1,4 @@
-//! `open_spanner.v1.UsageService` (grpc.md sections 5 to 7).
+//! `open_spanner.v1.UsageService` (grpc.md 5 to 7).
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use crate::ingest::{Failure, Kind, Recorded};
 use crate::metering::event::{Input, StoredEvent, parse_key};
 
 /// Streams of up to so many events are answered in full, and can be made repeatable as a whole. Among the first so
-/// many messages an impossible one ends the stream, as clients of the contract expect.
+/// many messages an impossible one ends the stream (grpc.md 7).
 const SMALL_STREAM: u64 = 1000;
 /// What a repeatable stream may hold back.
 const BYTES_MAX: usize = 16 * 1024 * 1024;

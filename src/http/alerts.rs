@@ -1,4 +1,4 @@
-//! `/v1/alerts`: rules, evaluation on request, events and their delivery (rest.md 12.12, next.md 10).
+//! `/v1/alerts`: rules, evaluation on request, events and their delivery (rest.md 12.12, jobs.md 3.4).
 
 use std::collections::HashMap;
 use std::sync::Arc;

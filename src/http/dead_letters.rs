@@ -1,4 +1,4 @@
-//! Jobs of the workers that used up their attempts: seen here, and queued anew (next.md section 10).
+//! Jobs of the workers that used up their attempts: seen here, and queued anew (rest.md 12.14).
 
 use actix_web::{HttpResponse, web};
 use serde::{Deserialize, Serialize};

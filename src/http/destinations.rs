@@ -167,7 +167,7 @@ pub async fn delete(app: web::Data<App>, caller: Caller, Id(id): Id) -> Result<H
     Ok(respond::no_content())
 }
 
-/// The old secret leaves the contract's header at once and the standard's after the overlap.
+/// The old secret leaves our own header at once and the standard's after the overlap (jobs.md 3.3).
 pub async fn rotate(app: web::Data<App>, caller: Caller, Id(id): Id) -> Result<HttpResponse> {
     caller.may_use_meter("")?;
     let secret = Token::new(SECRET_PREFIX)?;

@@ -1,4 +1,4 @@
-//! `/v1/entitlements` (rest.md 12.11, next.md 2 and 3): may a subject use more, what was decided, where it stands.
+//! `/v1/entitlements` (rest.md 12.11, jobs.md 4.10): may a subject use more, what was decided, where it stands.
 
 use actix_web::http::{StatusCode, header};
 use actix_web::{HttpResponse, web};
@@ -399,7 +399,7 @@ pub async fn states(app: web::Data<App>, caller: Caller, params: Params) -> Resu
     let (workspace_id, filter) = (caller.workspace_id, filter(&caller, &params)?);
     let limit = params.limit(100, 1000)?;
     let list = move |conn: &mut Conn| {
-        // the contract does not narrow states by plan
+        // rest.md 12.11 does not narrow states by plan
         let filter = Filter { plan_id: String::new(), ..filter.clone() };
         listing::states(conn, workspace_id, &filter, limit)
     };

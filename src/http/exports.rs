@@ -1,4 +1,4 @@
-//! `/v1/exports` (rest.md 12.8, next.md 12).
+//! `/v1/exports` (rest.md 12.8, jobs.md 2).
 
 use std::time::{Duration, UNIX_EPOCH};
 

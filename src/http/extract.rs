@@ -1,5 +1,5 @@
 //! What handlers take out of a request: the caller, a JSON body within limits, query parameters, path parameters,
-//! cursors (rest.md sections 2, 6 and 7).
+//! cursors (rest.md 2, 6 and 7).
 
 use std::future::{Future, Ready, ready};
 use std::io::Read;
@@ -276,7 +276,7 @@ fn has_nul(json: &str) -> bool {
     })
 }
 
-/// Escapes of lone surrogates become U+FFFD; valid pairs stay (rest.md section 2).
+/// Escapes of lone surrogates become U+FFFD; valid pairs stay (rest.md 2).
 fn mend_surrogates(json: &str) -> String {
     let unit = |at: usize| -> Option<u32> {
         let digits = json.get(at..at + 6)?.strip_prefix("\\u")?;
@@ -349,7 +349,7 @@ impl FromRequest for Id {
     }
 }
 
-/// Query parameters, in order; pairs with a broken escape or a `;` are dropped (rest.md section 6).
+/// Query parameters, in order; pairs with a broken escape or a `;` are dropped (rest.md 6).
 #[derive(Clone, Debug, Default)]
 pub struct Params(Vec<(String, String)>);
 

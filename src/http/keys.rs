@@ -1,4 +1,4 @@
-//! `/v1/auth/api-keys` and their history (next.md section 7). A secret is shown by the answer that makes it, and
+//! `/v1/auth/api-keys` and their history (auth.md 5). A secret is shown by the answer that makes it, and
 //! never again.
 
 use actix_web::{HttpResponse, web};

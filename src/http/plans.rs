@@ -136,7 +136,7 @@ pub async fn update(
     let draft = Draft::parse(input)?;
     let update = move |conn: &mut Conn| plans::update(conn, workspace_id, &id, &draft, Micros::now);
     let plan = app.store.write("plans::update", update).await?;
-    app.plans.forget_assignments();
+    app.plans.forget_workspace(workspace_id);
     app.wake.ring();
     respond::ok(&PlanView::from(plan))
 }
@@ -146,7 +146,7 @@ pub async fn delete(app: web::Data<App>, caller: Caller, Id(id): Id) -> Result<H
     let workspace_id = caller.workspace_id;
     let delete = move |conn: &mut Conn| plans::delete(conn, workspace_id, &id, Micros::now);
     app.store.write("plans::delete", delete).await?;
-    app.plans.forget_assignments();
+    app.plans.forget_workspace(workspace_id);
     Ok(respond::no_content())
 }
 

@@ -1,4 +1,4 @@
-//! Answers: JSON as the contract writes it, and the one error envelope (rest.md sections 3 and 4).
+//! Answers: JSON as rest.md 3 writes it, and the one error envelope (rest.md 4).
 
 use std::borrow::Cow;
 use std::fmt::Write;

@@ -1,4 +1,4 @@
-//! `/v1/auth/users`, `/v1/auth/session…` and `/v1/auth/providers` (auth.md sections 2 and 3). Tokens travel in
+//! `/v1/auth/users`, `/v1/auth/session…` and `/v1/auth/providers` (auth.md 2 and 3). Tokens travel in
 //! cookies only.
 
 use std::net::IpAddr;

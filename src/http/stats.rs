@@ -1,4 +1,4 @@
-//! `GET /v1/system/stats` (rest.md 12.14, next.md 11): totals of the workspace, and how the background work is. Asks a
+//! `GET /v1/system/stats` (rest.md 12.14): totals of the workspace, and how the background work is. Asks a
 //! fixed number of questions, all but that for decisions small; of events it sees those of a partly pruned hour.
 
 use actix_web::{HttpResponse, web};

@@ -19,6 +19,7 @@ use moka::sync::Cache;
 use uuid::Uuid;
 
 use crate::alerts::jobs::MeterJob;
+use crate::db::identity::Link;
 use crate::db::{Conn, Fault};
 use crate::entitlements::assignment::Span;
 use crate::entitlements::consume::Unread;
@@ -28,6 +29,7 @@ use crate::jobs::queue;
 use crate::metering::event::{self, Event, StoredEvent};
 use crate::metering::rollup;
 use crate::metering::time::{Micros, SECOND};
+use crate::usage::subject_ids;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -78,7 +80,8 @@ pub enum Outcome {
     Again,
 }
 
-/// Names that were looked up before, so that a write does not have to. Bounded; filled only after a commit.
+/// Names that were looked up before, so that a write does not have to. Bounded; filled only after a commit, and of one
+/// epoch of the database (`crate::db::identity`).
 pub struct Known {
     subjects: Cache<(i64, String), i64>,
     dimension_sets: Cache<(i64, [u8; 16]), ()>,
@@ -88,6 +91,8 @@ pub struct Known {
     activity: Cache<activity::Use, i64>,
     /// SQLite only.
     recent_keys: sqlite::Recent,
+    /// SQLite only.
+    watch: sqlite::Watch,
     /// Until then reads of quotas are expected to fail.
     careful_until: AtomicI64,
 }
@@ -112,6 +117,7 @@ impl Default for Known {
             plans: Cache::new(KNOWN_PLANS_MAX),
             activity: Cache::new(KNOWN_SUBJECTS_MAX),
             recent_keys: sqlite::Recent::default(),
+            watch: sqlite::Watch::default(),
             careful_until: AtomicI64::new(0),
         }
     }
@@ -126,6 +132,8 @@ pub struct Learned {
     plans: Vec<Arc<Plan>>,
     activity: Vec<(activity::Use, i64)>,
     settled_keys: Option<sqlite::Progress>,
+    /// SQLite only: as long as this is there, so is all of the above.
+    run: Option<sqlite::LastRun>,
     /// Background work was asked for: wake the workers.
     pub has_jobs: bool,
 }
@@ -150,6 +158,9 @@ impl Known {
         if let Some(progress) = learned.settled_keys {
             self.recent_keys.remember(progress);
         }
+        if let Some(run) = learned.run {
+            self.watch.remember(run);
+        }
     }
 
     /// A quota could not be read.
@@ -171,13 +182,20 @@ impl Known {
 
 /// Position of an event: batch and place in it.
 type Place = (usize, usize);
-/// Of a meter: id, version, whether alert rules watch it; its workspace and the version of the assignments there.
-type MeterRow = (i64, i32, bool, i64, i64);
+/// A meter that is held until the commit.
+struct MeterRow {
+    id: i64,
+    public_id: String,
+    version: i32,
+    /// Alert rules watch it.
+    has_alerts: bool,
+    workspace_id: i64,
+    /// Of the assignments in its workspace.
+    assignment_version: i64,
+}
+
 /// Workspace and ledger key.
 type LedgerKey = (i64, Vec<u8>);
-/// Workspace and name.
-type SubjectName = (i64, String);
-
 /// A key that was taken before, with the event it stands for as far as that is still stored.
 struct Taken {
     key: LedgerKey,
@@ -188,15 +206,17 @@ struct Taken {
     event: Option<StoredEvent>,
 }
 
-/// Stores the batches. `lane` is the writer's own copy of the rollup rows that every subject shares.
+/// Stores the batches. `lane` is the writer's own copy of the rollup rows that every subject shares; `known` is of the
+/// link's epoch.
 pub fn insert(
     conn: &mut Conn,
+    link: Link,
     batches: &[Arc<Batch>],
     lane: i16,
     known: &Known,
 ) -> Result<(Vec<Outcome>, Learned), Fault> {
     let mut work = Work::new(batches, lane);
-    work.drop_stale(conn)?;
+    work.drop_stale(conn, link, known)?;
     work.drop_replayed(conn)?;
     work.find_subjects(conn, known)?;
     work.find_histories(conn, known)?;
@@ -231,6 +251,8 @@ struct Work<'a> {
     /// Events whose key was taken, with what to answer.
     duplicates: HashMap<Place, StoredEvent>,
     learned: Learned,
+    /// Something in the database tells whether what was learned still holds.
+    is_vouched_for: bool,
     /// Meters that alert rules watch, as of this transaction: whoever adds or enables a rule waits for the meter's
     /// lock, which is held here.
     watched: BTreeSet<i64>,
@@ -250,6 +272,7 @@ impl<'a> Work<'a> {
             decisions: HashMap::new(),
             duplicates: HashMap::new(),
             learned: Learned::default(),
+            is_vouched_for: true,
             watched: BTreeSet::new(),
         }
     }
@@ -286,23 +309,29 @@ impl<'a> Work<'a> {
 
     /// Locks the meters against change and deletion until the commit, and sets aside batches that were checked
     /// against an older definition.
-    fn drop_stale(&mut self, conn: &mut Conn) -> Result<(), Fault> {
+    fn drop_stale(&mut self, conn: &mut Conn, link: Link, known: &Known) -> Result<(), Fault> {
         let meter_ids: BTreeSet<i64> = self.candidates().map(|(.., event)| event.meter.id).collect();
         let meter_ids: Vec<i64> = meter_ids.into_iter().collect();
         if meter_ids.is_empty() {
             return Ok(());
         }
         let found = match conn {
-            Conn::Postgres(c) => postgres::hold_meters(c, &meter_ids)?,
-            Conn::Sqlite(c) => sqlite::meter_versions(c, &meter_ids)?,
+            Conn::Postgres(c) => postgres::hold_meters(c, link, &meter_ids)?,
+            Conn::Sqlite(c) => sqlite::meter_versions(c, link, &known.watch, &meter_ids)?,
         };
-        self.watched = found.iter().filter(|row| row.2).map(|row| row.0).collect();
-        let versions: HashMap<i64, i32> = found.iter().map(|row| (row.0, row.1)).collect();
+        self.watched = found.iter().filter(|row| row.has_alerts).map(|row| row.id).collect();
         self.assignment_versions =
-            found.into_iter().map(|(.., workspace, version)| (workspace, version)).collect();
+            found.iter().map(|row| (row.workspace_id, row.assignment_version)).collect();
+        let held: HashMap<i64, MeterRow> = found.into_iter().map(|row| (row.id, row)).collect();
         for (at, batch) in self.batches.iter().enumerate() {
-            let is_stale = |event: &Event| versions.get(&event.meter.id) != Some(&event.meter.version);
-            if batch.events.iter().any(is_stale) {
+            // what is remembered of a meter may be of another database: all that makes it this meter is compared
+            let is_held = |event: &Event| {
+                held.get(&event.meter.id).is_some_and(|row| {
+                    (row.version, row.workspace_id) == (event.meter.version, batch.workspace_id)
+                        && row.public_id == event.meter.public_id
+                })
+            };
+            if !batch.events.iter().all(is_held) {
                 self.decided[at] = Some(Outcome::Stale);
             }
         }
@@ -351,10 +380,7 @@ impl<'a> Work<'a> {
         if missing.is_empty() {
             return Ok(());
         }
-        let found = match conn {
-            Conn::Postgres(c) => postgres::find_or_add_subjects(c, &missing)?,
-            Conn::Sqlite(c) => sqlite::find_or_add_subjects(c, &missing)?,
-        };
+        let found = subject_ids::find_or_add(conn, &missing)?;
         let ids: HashMap<(i64, &str), i64> =
             found.iter().map(|((workspace_id, name), id)| ((*workspace_id, name.as_str()), *id)).collect();
         self.subjects.extend(names.iter().filter_map(|name| Some((*name, *ids.get(name)?))));
@@ -443,6 +469,11 @@ impl<'a> Work<'a> {
             .collect();
         let parts = rollup::of_events(rows.iter().map(|row| (row.event, row.subject_id)));
         let runs = self.runs();
+        if !conn.is_postgres() {
+            self.learned.run = runs.last().map(|run| (run.workspace_id, run.id));
+            // a subject of a refused consumption, which leaves no run: nothing would tell that it is gone
+            self.is_vouched_for = self.learned.run.is_some();
+        }
         if rows.is_empty() && runs.is_empty() {
             return Ok(());
         }
@@ -546,6 +577,10 @@ impl<'a> Work<'a> {
                 }
             })
             .collect();
+        if !self.is_vouched_for {
+            let has_jobs = self.learned.has_jobs;
+            self.learned = Learned { has_jobs, ..Learned::default() };
+        }
         (outcomes, self.learned)
     }
 }

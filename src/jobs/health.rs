@@ -1,4 +1,4 @@
-//! What heartbeats and queues say about a worker (next.md 11). Pure: no clock, no SQL.
+//! What heartbeats and queues say about a worker (rest.md 12.14). Pure: no clock, no SQL.
 
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -23,7 +23,7 @@ const STALE_AFTER: i64 = 30 * SECOND;
 /// Work that waits longer than this waits too long.
 const LATE_AFTER: i64 = 300 * SECOND;
 
-/// A worker on the wire; fields in contract order. Processes are those of the whole installation, jobs those of the
+/// A worker on the wire; fields in the order of rest.md 12.14. Processes are those of the whole installation, jobs those of the
 /// workspace.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct WorkerHealth {

@@ -51,7 +51,7 @@ impl Input {
     }
 }
 
-/// A JSON number. One beyond 64-bit floats is not JSON to the contract; one with too many digits is refused as
+/// A JSON number. One beyond 64-bit floats is not JSON here (rest.md 2); one with too many digits is refused as
 /// the item's own mistake.
 #[derive(Clone, Debug)]
 pub struct InputQuantity(pub Result<Quantity, Reject>);
@@ -145,7 +145,7 @@ pub struct DimensionSet {
     pub json: String,
 }
 
-/// Trims and checks a subject (rest.md section 6).
+/// Trims and checks a subject (rest.md 6).
 pub fn parse_subject(text: &str) -> Result<&str> {
     let subject = text.trim();
     let starts_well = subject.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric());
@@ -183,7 +183,7 @@ fn parse_time(input: &Input, now: Micros) -> Result<Micros> {
     Ok(if time == Micros::ABSENT { now } else { time })
 }
 
-/// Makes an event of an input: dimensions, then subject, then quantity, as the contract orders the checks.
+/// Makes an event of an input: dimensions, then subject, then quantity, in the order of rest.md 12.4.
 pub fn admit(meter: &Arc<Meter>, input: Input, now: Micros) -> Result<Event> {
     let time = parse_time(&input, now)?;
     let mut metadata = input.metadata.map(Metadata::admit).transpose()?.unwrap_or_default();

@@ -1,4 +1,4 @@
-//! The filter language (rest.md section 8): how a filter is written, what it may hold, and [`Filter::matches`], which
+//! The filter language (rest.md 8): how a filter is written, what it may hold, and [`Filter::matches`], which
 //! is the one meaning it has. SQL may leave rows out early, but only rows that this would refuse. Pure.
 
 use std::borrow::Cow;

@@ -288,7 +288,7 @@ impl Reader<'_> {
         unit.ok()
     }
 
-    /// A pair of surrogates is one character; a lone one becomes U+FFFD (rest.md section 2).
+    /// A pair of surrogates is one character; a lone one becomes U+FFFD (rest.md 2).
     fn unicode(&mut self) -> Option<char> {
         let unit = self.hex()?;
         if !(0xD800..0xDC00).contains(&unit) {

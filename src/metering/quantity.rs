@@ -13,7 +13,7 @@ use serde_json::value::RawValue;
 
 /// Most significant digits of one quantity; sums may have more.
 pub const DIGITS_MAX: u64 = 60;
-/// The decimal exponents of 64-bit floats, which is what other clients of the contract can send.
+/// The decimal exponents of 64-bit floats, which is what clients can send (rest.md 2).
 const EXPONENT_MAX: i64 = 308;
 const EXPONENT_MIN: i64 = -330;
 /// Digits kept when a division does not end.
@@ -164,7 +164,7 @@ impl Quantity {
         (digits.sign() == Sign::Minus, text, exponent)
     }
 
-    /// As a JSON number: positional from 1e-6 up to 1e21, exponent form outside (rest.md section 3), all digits kept.
+    /// As a JSON number: positional from 1e-6 up to 1e21, exponent form outside (rest.md 3), all digits kept.
     pub fn to_json(&self) -> String {
         if self.0.is_zero() {
             return "0".to_owned();
@@ -181,7 +181,7 @@ impl Quantity {
         format!("{sign}{head}{dot}{tail}e{plus}{power}")
     }
 
-    /// Positional, never an exponent (CSV, rest.md section 10).
+    /// Positional, never an exponent (CSV, rest.md 10).
     pub fn to_plain(&self) -> String {
         if self.0.is_zero() {
             return "0".to_owned();
@@ -317,8 +317,8 @@ pub fn number_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<&'de st
     }
 }
 
-/// Reads a JSON number; the limits of [`Quantity::parse`] apply. What fits no 64-bit float is not JSON to the
-/// contract (rest.md section 2) and fails as such.
+/// Reads a JSON number; the limits of [`Quantity::parse`] apply. What fits no 64-bit float is not JSON here
+/// (rest.md 2) and fails as such.
 impl<'de> Deserialize<'de> for Quantity {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         Quantity::parse(number_text(deserializer)?).map_err(de::Error::custom)

@@ -1,4 +1,4 @@
-//! Instants, windows and buckets, all in UTC (rest.md sections 6 and 9.1). Pure: no clock but [`Micros::now`],
+//! Instants, windows and buckets, all in UTC (rest.md 6 and 9.1). Pure: no clock but [`Micros::now`],
 //! no SQL. Never a time as text except at the edges of the server.
 
 use std::fmt;
@@ -21,7 +21,7 @@ const EPOCH: DateTime = DateTime::constant(1970, 1, 1, 0, 0, 0, 0);
 pub struct Micros(pub i64);
 
 impl Micros {
-    /// `0001-01-01T00:00:00Z`, which stands for "no time" on the wire (rest.md section 6).
+    /// `0001-01-01T00:00:00Z`, which stands for "no time" on the wire (rest.md 6).
     pub const ABSENT: Micros = Micros(-62_135_596_800 * SECOND);
 
     #[expect(clippy::disallowed_methods, reason = "the one place that asks the clock")]
@@ -33,7 +33,7 @@ impl Micros {
     /// The last instant that RFC 3339 can write.
     pub const LAST: Micros = Micros(253_402_300_800 * SECOND - 1);
 
-    /// RFC 3339 as the contract reads it: capital `T` and `Z`, a fraction after `.` or `,`, no second 60. The instant
+    /// RFC 3339 as rest.md 6 reads it: capital `T` and `Z`, a fraction after `.` or `,`, no second 60. The instant
     /// itself, in UTC, lies within the years 1 to 9999: what an offset moves out of them could not be written again.
     pub fn parse(text: &str) -> Option<Self> {
         let bytes = text.as_bytes();
@@ -69,7 +69,7 @@ impl Micros {
         Micros(at.duration_since(EPOCH).as_micros() as i64)
     }
 
-    /// RFC 3339 in UTC, whole seconds, the fraction cut off (rest.md section 3).
+    /// RFC 3339 in UTC, whole seconds, the fraction cut off (rest.md 3).
     pub fn to_seconds_text(self) -> String {
         let c = self.civil();
         format!(
@@ -221,7 +221,7 @@ pub struct Window {
 }
 
 impl Window {
-    /// Every instant the contract can write, in whole days.
+    /// Every instant that can be written (rest.md 6), in whole days.
     pub const ALWAYS: Window = Window { from: Micros(-719_893 * DAY), to: Micros(2_933_263 * DAY) };
 
     pub fn new(from: Micros, to: Micros) -> Result<Self> {
@@ -236,7 +236,7 @@ impl Window {
         self.to.0 - self.from.0
     }
 
-    /// The longest window of a bucket query (rest.md section 9.1).
+    /// The longest window of a bucket query (rest.md 9.1).
     pub fn check_length(self, size: BucketSize) -> Result<()> {
         let (limit, words) = match size {
             BucketSize::Hour => (self.from.plus(31 * DAY), "31 days for hour buckets"),

@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Integer};
-use moka::sync::Cache;
 
 use crate::both;
 use crate::db::columns::readable;
+use crate::db::identity::new_id;
+use crate::db::row_cache::RowCache;
 use crate::db::schema::{dimension_sets, events, meters, rollups, subject_activity};
 use crate::db::{Conn, Fault, Store, limits};
 use crate::error::{Error, Result};
@@ -60,6 +61,7 @@ impl Row {
 #[derive(Insertable)]
 #[diesel(table_name = meters, treat_none_as_default_value = false)]
 struct NewRow<'a> {
+    id: i64,
     public_id: &'a str,
     workspace_id: i64,
     name: &'a str,
@@ -80,6 +82,7 @@ fn dimensions_text(dimensions: &[Dimension]) -> Result<String, Fault> {
 pub fn add(conn: &mut Conn, meter: &Meter) -> Result<Meter, Fault> {
     limits::check(conn, limits::Kind::Meter, meter.workspace_id)?;
     let row = NewRow {
+        id: new_id(),
         public_id: &meter.public_id,
         workspace_id: meter.workspace_id,
         name: &meter.name,
@@ -264,15 +267,15 @@ pub fn delete(
 #[derive(Clone)]
 pub struct MeterCache {
     store: Store,
-    meters: Cache<(i64, String), Arc<Meter>>,
+    meters: Arc<RowCache<(i64, String), Arc<Meter>>>,
 }
 
 const CACHED_METERS_MAX: u64 = 50_000;
 
 impl MeterCache {
     pub fn new(store: Store, lifetime: Duration) -> Self {
-        let meters = Cache::builder().max_capacity(CACHED_METERS_MAX).time_to_live(lifetime).build();
-        MeterCache { store, meters }
+        let meters = RowCache::new(store.epochs(), CACHED_METERS_MAX, lifetime);
+        MeterCache { store, meters: Arc::new(meters) }
     }
 
     pub async fn get(&self, workspace_id: i64, name: &str) -> Result<Option<Arc<Meter>>> {
@@ -280,17 +283,27 @@ impl MeterCache {
         if let Some(meter) = self.meters.get(&key) {
             return Ok(Some(meter));
         }
+        let reading = self.meters.begin();
         let wanted = name.to_owned();
         let found =
             self.store.read("meters::by_name", move |conn| by_name(conn, workspace_id, &wanted)).await?;
         Ok(found.map(|meter| {
             let meter = Arc::new(meter);
-            self.meters.insert(key, meter.clone());
+            self.meters.insert(reading, key, meter.clone());
             meter
         }))
     }
 
     pub fn forget(&self, workspace_id: i64, name: &str) {
-        self.meters.invalidate(&(workspace_id, name.to_owned()));
+        self.meters.forget([&(workspace_id, name.to_owned())]);
+    }
+
+    /// Something changed on another server.
+    pub fn forget_workspace(&self, workspace_id: i64) {
+        self.meters.forget_those(|(id, _)| *id == workspace_id);
+    }
+
+    pub fn forget_all(&self) {
+        self.meters.forget_all();
     }
 }

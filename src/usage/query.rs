@@ -1,5 +1,5 @@
 //! Usage queries: what a caller may ask, and how parts of rollups and raw events become the rows of an answer
-//! (rest.md sections 9 and 12.5). Pure: no SQL.
+//! (rest.md 9 and 12.5). Pure: no SQL.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

@@ -186,7 +186,7 @@ fn a_meter_is_read_after_it_was_waited_for() {
         let mut changer = database.postgres_connection();
         changer
             .batch_execute(
-                "BEGIN; SELECT pg_advisory_xact_lock(1, id::int) FROM meters;
+                "BEGIN; SELECT pg_advisory_xact_lock(1, (id % 2147483647)::int) FROM meters;
                  UPDATE meters SET version = 7, has_alerts = true",
             )
             .expect("the lock is free");

@@ -17,6 +17,7 @@ mod entitlements;
 mod events;
 mod exactly_once;
 mod exports;
+mod failover;
 mod filter;
 mod grpc;
 mod history;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use diesel::RunQueryDsl;
 use diesel::connection::SimpleConnection;
-use open_spanner::db::{Conn, migrations, open};
+use open_spanner::db::{self, Conn, migrations, open};
 use open_spanner::entitlements::evaluate;
 use open_spanner::entitlements::jobs::{self, Evaluation};
 use open_spanner::entitlements::period::Period;
@@ -149,7 +149,7 @@ impl World {
             }
         }
         let body = serde_json::json!({"name": name, "limits": limits});
-        Draft::parse(serde_json::from_value(body).expect("input")).expect("a draft")
+        Draft::parse(serde_json::from_str(&body.to_string()).expect("input")).expect("a draft")
     }
 
     fn subject(&mut self) -> &'static str {
@@ -257,9 +257,10 @@ impl World {
             consumes: false,
         };
         // as the store does: it needs a transaction around it
+        let link = db::link(&mut self.conn);
         self.conn.batch_execute("BEGIN").expect("begun");
         let (_, learned) =
-            insert::insert(&mut self.conn, &[Arc::new(batch)], 0, &self.known).expect("stored");
+            insert::insert(&mut self.conn, link, &[Arc::new(batch)], 0, &self.known).expect("stored");
         self.conn.batch_execute("COMMIT").expect("committed");
         self.known.remember(learned);
     }

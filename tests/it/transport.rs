@@ -1,4 +1,4 @@
-//! What is true of every answer, whatever was asked (rest.md section 1): HEAD, request ids, compression, and path
+//! What is true of every answer, whatever was asked (rest.md 1): HEAD, request ids, compression, and path
 //! parameters in any spelling.
 
 use std::collections::BTreeSet;

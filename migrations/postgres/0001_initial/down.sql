@@ -40,3 +40,5 @@ DROP TABLE sessions;
 DROP TABLE memberships;
 DROP TABLE users;
 DROP TABLE workspaces;
+DROP FUNCTION database_stamp;
+DROP TABLE installation;

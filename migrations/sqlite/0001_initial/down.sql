@@ -41,3 +41,4 @@ DROP TABLE sessions;
 DROP TABLE memberships;
 DROP TABLE users;
 DROP TABLE workspaces;
+DROP TABLE installation;

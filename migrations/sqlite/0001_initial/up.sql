@@ -1,10 +1,19 @@
 -- Times are microseconds since 1970-01-01 UTC. Quantities are blobs that sort like the numbers they hold
 -- (src/quantity.rs). Ids on the wire are UUIDs; hot tables use the integer ids.
 
+-- One row: which installation this is.
+CREATE TABLE installation (
+    id TEXT NOT NULL PRIMARY KEY,
+    epoch INTEGER NOT NULL,
+    -- PostgreSQL's; empty here
+    timeline TEXT NOT NULL
+) STRICT;
+INSERT INTO installation VALUES (lower(hex(randomblob(16))), 1, '');
+
 -- Who ---------------------------------------------------------------------------------------------
 
 CREATE TABLE workspaces (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    id INTEGER PRIMARY KEY,
     public_id TEXT NOT NULL CONSTRAINT workspaces_public_id_key UNIQUE,
     name TEXT NOT NULL,
     -- grows with every assignment of a plan, so that writers know when to read them again
@@ -13,7 +22,7 @@ CREATE TABLE workspaces (
 ) STRICT;
 
 CREATE TABLE users (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    id INTEGER PRIMARY KEY,
     public_id TEXT NOT NULL CONSTRAINT users_public_id_key UNIQUE,
     email TEXT NOT NULL CONSTRAINT users_email_key UNIQUE,
     -- empty for users who only sign in through a provider
@@ -44,7 +53,7 @@ CREATE INDEX sessions_expiry ON sessions (expires_at);
 CREATE INDEX sessions_login ON sessions (login_id);
 
 CREATE TABLE api_keys (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    id INTEGER PRIMARY KEY,
     public_id TEXT NOT NULL CONSTRAINT api_keys_public_id_key UNIQUE,
     workspace_id INTEGER NOT NULL REFERENCES workspaces (id) ON DELETE CASCADE,
     user_id INTEGER NOT NULL REFERENCES users (id) ON DELETE CASCADE,
@@ -79,7 +88,7 @@ CREATE INDEX api_key_events_owner ON api_key_events (workspace_id, user_id, crea
 -- What is measured --------------------------------------------------------------------------------
 
 CREATE TABLE meters (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    id INTEGER PRIMARY KEY,
     public_id TEXT NOT NULL CONSTRAINT meters_public_id_key UNIQUE,
     workspace_id INTEGER NOT NULL REFERENCES workspaces (id) ON DELETE CASCADE,
     name TEXT NOT NULL,
@@ -99,12 +108,14 @@ CREATE TABLE meters (
     CONSTRAINT meters_workspace_name_key UNIQUE (workspace_id, name)
 ) STRICT;
 
+-- The id is computed from workspace and name (src/usage/subject_ids.rs): no server has to ask for it, and it cannot
+-- become another subject's, whatever a failover loses. It alone keeps names apart.
 CREATE TABLE subjects (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    id INTEGER PRIMARY KEY,
     workspace_id INTEGER NOT NULL,
-    name TEXT NOT NULL,
-    CONSTRAINT subjects_workspace_name_key UNIQUE (workspace_id, name)
+    name TEXT NOT NULL
 ) STRICT;
+CREATE INDEX subjects_name ON subjects (workspace_id, name);
 
 -- One row per distinct combination of declared dimension values of a meter; rollups name it by its hash.
 CREATE TABLE dimension_sets (
@@ -246,7 +257,7 @@ CREATE TABLE ingestion_runs (
 -- One row per version of a plan; a version never changes but for losing is_current. Limits and percentages here and
 -- in the tables about entitlements are exact decimals as text: nothing computes with them in SQL.
 CREATE TABLE plans (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    id INTEGER PRIMARY KEY,
     public_id TEXT NOT NULL CONSTRAINT plans_public_id_key UNIQUE,
     workspace_id INTEGER NOT NULL REFERENCES workspaces (id) ON DELETE CASCADE,
     name TEXT NOT NULL,
@@ -276,7 +287,7 @@ CREATE INDEX plan_limits_meter ON plan_limits (meter_id);
 
 -- Which plan a subject has, and when. Every change grows workspaces.assignment_version.
 CREATE TABLE plan_assignments (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    id INTEGER PRIMARY KEY,
     public_id TEXT NOT NULL CONSTRAINT plan_assignments_public_id_key UNIQUE,
     workspace_id INTEGER NOT NULL REFERENCES workspaces (id) ON DELETE CASCADE,
     subject_id INTEGER NOT NULL,

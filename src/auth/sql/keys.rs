@@ -7,6 +7,7 @@ use uuid::Uuid;
 use crate::auth::sql::users::{MEMBER, Member};
 use crate::auth::token::TokenHash;
 use crate::db::columns::readable;
+use crate::db::identity::new_id;
 use crate::db::schema::{api_key_events, api_keys, memberships, users, workspaces};
 use crate::db::{Conn, Fault, limits};
 use crate::error::Error;
@@ -99,6 +100,7 @@ pub struct KeySecret {
 #[derive(Insertable)]
 #[diesel(table_name = api_keys, treat_none_as_default_value = false)]
 struct NewKey<'a> {
+    id: i64,
     public_id: &'a str,
     workspace_id: i64,
     user_id: i64,
@@ -190,6 +192,7 @@ fn insert(
 ) -> Result<ApiKey, Fault> {
     let key = diesel::insert_into(api_keys::table)
         .values(NewKey {
+            id: new_id(),
             public_id,
             workspace_id: owner.workspace_id,
             user_id: owner.user_id,

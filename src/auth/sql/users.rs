@@ -5,6 +5,7 @@ use std::cmp::Reverse;
 use diesel::prelude::*;
 
 use crate::auth::permission::Role;
+use crate::db::identity::new_id;
 use crate::db::schema::{memberships, users, workspaces};
 use crate::db::{Conn, Fault};
 use crate::error::Error;
@@ -48,6 +49,7 @@ pub const MEMBER: MemberColumns = (
 #[derive(Insertable)]
 #[diesel(table_name = users, treat_none_as_default_value = false)]
 struct NewUser<'a> {
+    id: i64,
     public_id: String,
     email: &'a str,
     password_hash: &'a str,
@@ -57,6 +59,7 @@ struct NewUser<'a> {
 #[derive(Insertable)]
 #[diesel(table_name = workspaces, treat_none_as_default_value = false)]
 struct NewWorkspace<'a> {
+    id: i64,
     public_id: String,
     name: &'a str,
     created_at: i64,
@@ -75,7 +78,7 @@ struct NewMembership {
 pub fn register(conn: &mut Conn, email: &str, password_hash: &str, now: Micros) -> Result<Member, Fault> {
     let public_id = uuid::Uuid::now_v7().to_string();
     let user_id = diesel::insert_into(users::table)
-        .values(NewUser { public_id, email, password_hash, created_at: now.0 })
+        .values(NewUser { id: new_id(), public_id, email, password_hash, created_at: now.0 })
         .returning(users::id)
         .get_result(conn)
         .map_err(|error| match Fault::from(error) {
@@ -93,7 +96,12 @@ fn create_workspace(conn: &mut Conn, user_id: i64, email: &str, now: Micros) -> 
     let owner = email.split('@').next().unwrap_or_default();
     let public_id = uuid::Uuid::now_v7().to_string();
     let workspace_id = diesel::insert_into(workspaces::table)
-        .values(NewWorkspace { public_id, name: &format!("{owner}'s workspace"), created_at: now.0 })
+        .values(NewWorkspace {
+            id: new_id(),
+            public_id,
+            name: &format!("{owner}'s workspace"),
+            created_at: now.0,
+        })
         .returning(workspaces::id)
         .get_result(conn)?;
     diesel::insert_into(memberships::table)

@@ -8,6 +8,7 @@ use diesel::sql_query;
 use diesel::sql_types::{BigInt, Bool, Integer, Nullable, Text};
 
 use crate::both;
+use crate::db::identity::new_id;
 use crate::db::schema::{plan_assignments, subjects, workspaces};
 use crate::db::{Conn, Fault};
 use crate::entitlements::assignment::{Span, Status, anchor_of_new};
@@ -17,6 +18,7 @@ use crate::entitlements::sql::plans;
 use crate::error::Error;
 use crate::jobs::queue::{self, NewJob};
 use crate::metering::time::Micros;
+use crate::usage::subject_ids;
 
 /// An assignment as it is listed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -87,6 +89,7 @@ impl From<Row> for Assignment {
 #[derive(Insertable)]
 #[diesel(table_name = plan_assignments, treat_none_as_default_value = false)]
 struct NewRow {
+    id: i64,
     public_id: String,
     workspace_id: i64,
     subject_id: i64,
@@ -119,15 +122,9 @@ pub fn find_subject(conn: &mut Conn, workspace_id: i64, name: &str) -> Result<Op
 }
 
 fn find_or_add_subject(conn: &mut Conn, workspace_id: i64, name: &str) -> Result<i64, Fault> {
-    if let Some(id) = find_subject(conn, workspace_id, name)? {
-        return Ok(id);
-    }
-    sql_query("INSERT INTO subjects (workspace_id, name) VALUES ($1, $2) ON CONFLICT DO NOTHING")
-        .bind::<BigInt, _>(workspace_id)
-        .bind::<Text, _>(name)
-        .execute(conn)?;
-    find_subject(conn, workspace_id, name)?
-        .ok_or_else(|| Error::internal("a subject that was just added is gone").into())
+    let found = subject_ids::find_or_add(conn, &[(workspace_id, name.to_owned())])?;
+    let id = found.into_iter().next().map(|(_, id)| id);
+    id.ok_or_else(|| Error::internal("a subject that was just added is gone").into())
 }
 
 type SpanRow = (i64, i64, Option<i64>, i64);
@@ -179,6 +176,7 @@ pub fn assign(
     let anchor = anchor_of_new(&old, &used, now, starts_at);
     end_all(conn, subject_id, starts_at, now)?;
     let row = NewRow {
+        id: new_id(),
         public_id: uuid::Uuid::now_v7().to_string(),
         workspace_id,
         subject_id,
@@ -276,6 +274,7 @@ pub fn move_to_version(conn: &mut Conn, old: &Plan, new: &Plan, now: Micros) -> 
     .execute(conn)?;
     for some in moving.chunks(MOVED_AT_ONCE) {
         let row = |(subject_id, ends_at, anchor): &(i64, Option<i64>, i64)| NewRow {
+            id: new_id(),
             public_id: uuid::Uuid::now_v7().to_string(),
             workspace_id: new.workspace_id,
             subject_id: *subject_id,

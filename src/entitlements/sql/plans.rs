@@ -3,7 +3,6 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use diesel::prelude::*;
@@ -13,6 +12,8 @@ use moka::sync::Cache;
 
 use crate::both;
 use crate::db::columns::quantity_of;
+use crate::db::identity::new_id;
+use crate::db::row_cache::RowCache;
 use crate::db::schema::{meters, plan_assignments, plan_limits, plans};
 use crate::db::{Conn, Fault, Store, limits};
 use crate::entitlements::assignment::Span;
@@ -60,6 +61,7 @@ impl PlanRow {
 #[derive(Insertable)]
 #[diesel(table_name = plans, treat_none_as_default_value = false)]
 struct NewPlan<'a> {
+    id: i64,
     public_id: &'a str,
     workspace_id: i64,
     name: &'a str,
@@ -291,6 +293,7 @@ fn hold_meters(conn: &mut Conn, plan: &Plan) -> Result<(), Fault> {
 
 fn store(conn: &mut Conn, mut plan: Plan) -> Result<Plan, Fault> {
     let row = NewPlan {
+        id: new_id(),
         public_id: &plan.public_id,
         workspace_id: plan.workspace_id,
         name: &plan.name,
@@ -415,10 +418,9 @@ pub fn refuse_while_limited(conn: &mut Conn, meter_id: i64, meter: &str) -> Resu
 #[derive(Clone)]
 pub struct PlanCache {
     store: Store,
-    subjects: Cache<(i64, String), Arc<Assigned>>,
+    subjects: Arc<RowCache<(i64, String), Arc<Assigned>>>,
+    /// Numbers of plans are never used again, so these need no epoch.
     plans: Cache<i64, Arc<Plan>>,
-    /// Grows with every local change: what was read before must not be remembered after.
-    changes: Arc<AtomicU64>,
 }
 
 /// A subject as checks know it.
@@ -434,12 +436,8 @@ const CACHED_PLANS_MAX: u64 = 10_000;
 
 impl PlanCache {
     pub fn new(store: Store, lifetime: Duration) -> Self {
-        PlanCache {
-            store,
-            subjects: Cache::builder().max_capacity(CACHED_SUBJECTS_MAX).time_to_live(lifetime).build(),
-            plans: Cache::new(CACHED_PLANS_MAX),
-            changes: Arc::default(),
-        }
+        let subjects = RowCache::new(store.epochs(), CACHED_SUBJECTS_MAX, lifetime);
+        PlanCache { store, subjects: Arc::new(subjects), plans: Cache::new(CACHED_PLANS_MAX) }
     }
 
     pub async fn subject(&self, workspace_id: i64, name: &str) -> Result<Arc<Assigned>> {
@@ -447,16 +445,14 @@ impl PlanCache {
         if let Some(assigned) = self.subjects.get(&key) {
             return Ok(assigned);
         }
-        let before = self.changes.load(Ordering::Acquire);
+        let reading = self.subjects.begin();
         let wanted = name.to_owned();
         let read = move |conn: &mut Conn| match assignments::find_subject(conn, workspace_id, &wanted)? {
             None => Ok(Assigned::default()),
             Some(subject_id) => Ok(Assigned { subject_id, history: assignments::history(conn, subject_id)? }),
         };
         let assigned = Arc::new(self.store.read("assignments::history", read).await?);
-        if self.changes.load(Ordering::Acquire) == before {
-            self.subjects.insert(key, assigned.clone());
-        }
+        self.subjects.insert(reading, key, assigned.clone());
         Ok(assigned)
     }
 
@@ -472,14 +468,16 @@ impl PlanCache {
         Ok(found)
     }
 
-    /// Something was assigned, unassigned or moved here.
-    pub fn forget_assignments(&self) {
-        self.changes.fetch_add(1, Ordering::Release);
-        self.subjects.invalidate_all();
+    /// Something was assigned, unassigned or moved in this workspace.
+    pub fn forget_workspace(&self, workspace_id: i64) {
+        self.subjects.forget_those(|(id, _)| *id == workspace_id);
+    }
+
+    pub fn forget_all(&self) {
+        self.subjects.forget_all();
     }
 
     pub fn forget_assignment(&self, workspace_id: i64, subject: &str) {
-        self.changes.fetch_add(1, Ordering::Release);
-        self.subjects.invalidate(&(workspace_id, subject.to_owned()));
+        self.subjects.forget([&(workspace_id, subject.to_owned())]);
     }
 }

@@ -9,8 +9,9 @@ use serde_json::value::RawValue;
 
 use crate::db::Fault;
 use crate::db::columns::uuid_of;
+use crate::db::identity::Link;
 use crate::db::prepared::prepared;
-use crate::ingest::insert::{EventRow, KeyRow, LedgerKey, MeterRow, RunRow, SubjectName, Taken};
+use crate::ingest::insert::{EventRow, KeyRow, LedgerKey, MeterRow, RunRow, Taken};
 use crate::metering::event::Event;
 use crate::metering::rollup::{Key, Part};
 use crate::meters::sql::METER_LOCK;
@@ -22,7 +23,7 @@ const REPLAY_LOCK: i32 = 0x7270_6C00;
 prepared!(
     /// Held shared by writers until they commit, exclusively by whoever changes or deletes a meter.
     HoldMeters for PgConnection,
-    (class: Integer = i32, ids: Array<BigInt> = Vec<i64>) -> (BigInt, Integer, Bool, BigInt, BigInt),
+    (class: Integer = i32, ids: Array<BigInt> = Vec<i64>) -> (BigInt, BigInt, Text, Integer, Bool, BigInt, BigInt),
     "SELECT * FROM hold_meters(?, ?)"
 );
 prepared!(
@@ -34,17 +35,6 @@ prepared!(
     FindReplay for PgConnection,
     (workspace_id: BigInt = i64, key: Binary = Vec<u8>) -> (Text, Text),
     "SELECT accepted, duplicates FROM bulk_replays WHERE workspace_id = ? AND key = ?"
-);
-prepared!(
-    AddSubjects for PgConnection,
-    (workspace_ids: Array<BigInt> = Vec<i64>, names: Array<Text> = Vec<String>),
-    "INSERT INTO subjects (workspace_id, name) SELECT * FROM unnest(?, ?) ON CONFLICT DO NOTHING"
-);
-prepared!(
-    FindSubjects for PgConnection,
-    (workspace_ids: Array<BigInt> = Vec<i64>, names: Array<Text> = Vec<String>) -> (BigInt, Text, BigInt),
-    "SELECT s.workspace_id, s.name, s.id FROM unnest(?, ?) AS wanted (workspace_id, name)
-     JOIN subjects s ON s.workspace_id = wanted.workspace_id AND s.name = wanted.name COLLATE \"C\""
 );
 prepared!(
     TakeKeys for PgConnection,
@@ -125,8 +115,22 @@ prepared!(
                                                        version, quantity, key, metadata)"
 );
 
-pub fn hold_meters(conn: &mut PgConnection, ids: &Vec<i64>) -> Result<Vec<MeterRow>, Fault> {
-    Ok(HoldMeters { class: &METER_LOCK, ids }.load(conn)?)
+/// Fails when another database answers than the one that the connection was made to.
+pub fn hold_meters(conn: &mut PgConnection, link: Link, ids: &Vec<i64>) -> Result<Vec<MeterRow>, Fault> {
+    let rows: Vec<(i64, i64, String, i32, bool, i64, i64)> =
+        HoldMeters { class: &METER_LOCK, ids }.load(conn)?;
+    if rows.iter().any(|row| row.0 != link.stamp) {
+        return Err(Fault::AnotherDatabase);
+    }
+    let of_row = |(_, id, public_id, version, has_alerts, workspace_id, assignment_version)| MeterRow {
+        id,
+        public_id,
+        version,
+        has_alerts,
+        workspace_id,
+        assignment_version,
+    };
+    Ok(rows.into_iter().map(of_row).collect())
 }
 
 pub fn find_replay(
@@ -138,20 +142,6 @@ pub fn find_replay(
     LockReplay { class: &REPLAY_LOCK, hash: &hash }.execute(conn)?;
     let rows: Vec<(String, String)> = FindReplay { workspace_id, key }.load(conn)?;
     Ok(rows.into_iter().next())
-}
-
-pub fn find_or_add_subjects(
-    conn: &mut PgConnection,
-    missing: &[SubjectName],
-) -> Result<Vec<(SubjectName, i64)>, Fault> {
-    let (workspace_ids, names): (Vec<i64>, Vec<String>) = missing.iter().cloned().unzip();
-    let (workspace_ids, names) = (&workspace_ids, &names);
-    let mut rows: Vec<(i64, String, i64)> = FindSubjects { workspace_ids, names }.load(conn)?;
-    if rows.len() < missing.len() {
-        AddSubjects { workspace_ids, names }.execute(conn)?;
-        rows = FindSubjects { workspace_ids, names }.load(conn)?;
-    }
-    Ok(rows.into_iter().map(|(workspace_id, name, id)| ((workspace_id, name), id)).collect())
 }
 
 type TakenRow = (

@@ -6,26 +6,31 @@ mod key_ledger;
 pub use key_ledger::{Progress, Recent};
 
 use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
 
 use diesel::sql_types::{BigInt, Binary, Bool, Integer, Nullable, SmallInt, Text};
 use diesel::{OptionalExtension, RunQueryDsl, SqliteConnection, sql_query};
 use serde_json::value::RawValue;
+use uuid::Uuid;
 
 use crate::db::columns::uuid_of;
-use crate::ingest::insert::{EventRow, KeyRow, LedgerKey, MeterRow, RunRow, SubjectName, Taken};
+use crate::ingest::insert::{EventRow, KeyRow, LedgerKey, MeterRow, RunRow, Taken};
 use crate::usage::event_row::{EventText, event_columns};
 use key_ledger::{Row, find_anywhere};
 
 use crate::db::Fault;
+use crate::db::identity::Link;
 use crate::db::prepared::prepared;
 use crate::metering::event::Event;
 use crate::metering::rollup::{Key, Part};
 use crate::metering::time::{HOUR, Micros};
 
 prepared!(
+    /// With what SQLite calls the version of the file, in one statement because it is asked for with every commit.
     MeterVersion for SqliteConnection,
-    (id: BigInt = i64) -> (BigInt, Integer, Bool, BigInt, BigInt),
-    "SELECT m.id, m.version, m.has_alerts, w.id, w.assignment_version
+    (id: BigInt = i64) -> (BigInt, BigInt, Text, Integer, Bool, BigInt, BigInt),
+    "SELECT (SELECT data_version FROM pragma_data_version), m.id, m.public_id, m.version, m.has_alerts, w.id,
+            w.assignment_version
      FROM meters m JOIN workspaces w ON w.id = m.workspace_id WHERE m.id = ?"
 );
 prepared!(
@@ -34,14 +39,9 @@ prepared!(
     "SELECT accepted, duplicates FROM bulk_replays WHERE workspace_id = ? AND key = ?"
 );
 prepared!(
-    FindSubject for SqliteConnection,
-    (workspace_id: BigInt = i64, name: Text = String) -> BigInt,
-    "SELECT id FROM subjects WHERE workspace_id = ? AND name = ?"
-);
-prepared!(
-    AddSubject for SqliteConnection,
-    (workspace_id: BigInt = i64, name: Text = String) -> BigInt,
-    "INSERT INTO subjects (workspace_id, name) VALUES (?, ?) RETURNING id"
+    FindRun for SqliteConnection,
+    (workspace_id: BigInt = i64, id: Binary = [u8]) -> BigInt,
+    "SELECT workspace_id FROM ingestion_runs WHERE workspace_id = ? AND id = ?"
 );
 prepared!(
     AddDimensionSet for SqliteConnection,
@@ -94,11 +94,69 @@ prepared!(
                               THEN excluded.last_quantity ELSE r.last_quantity END"
 );
 
-pub fn meter_versions(conn: &mut SqliteConnection, ids: &[i64]) -> Result<Vec<MeterRow>, Fault> {
+/// The run of a committed transaction, by workspace.
+pub type LastRun = (i64, Uuid);
+
+/// What the writer last saw of the file. Nobody else writes events, so as long as the last run is there, so is
+/// everything before it; after a restore in place it is not.
+#[derive(Default)]
+pub struct Watch(Mutex<Seen>);
+
+#[derive(Default)]
+struct Seen {
+    /// Connection and what SQLite called the file's version there: it stays while no other connection writes.
+    at: Option<(u64, i64)>,
+    last_run: Option<LastRun>,
+}
+
+impl Watch {
+    /// Fails when the file went back in time. To be called in a transaction of the writer.
+    fn check(&self, conn: &mut SqliteConnection, link: Link, version: i64) -> Result<(), Fault> {
+        let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if seen.at == Some((link.connection, version)) {
+            return Ok(());
+        }
+        let is_continued = match (&seen.last_run, seen.at) {
+            (Some((workspace_id, id)), _) => {
+                let found: Option<i64> =
+                    FindRun { workspace_id, id: id.as_bytes() }.get_result(conn).optional()?;
+                found.is_some()
+            }
+            // nothing is remembered of the file yet
+            (None, None) => true,
+            (None, Some(_)) => false,
+        };
+        if !is_continued {
+            return Err(Fault::AnotherDatabase);
+        }
+        seen.at = Some((link.connection, version));
+        Ok(())
+    }
+
+    /// To be called once the transaction is committed.
+    pub fn remember(&self, run: LastRun) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).last_run = Some(run);
+    }
+}
+
+/// The meters as they are, and proof that the file is the one that was written before.
+pub fn meter_versions(
+    conn: &mut SqliteConnection,
+    link: Link,
+    watch: &Watch,
+    ids: &[i64],
+) -> Result<Vec<MeterRow>, Fault> {
     let mut versions = Vec::with_capacity(ids.len());
     for id in ids {
-        let row: Option<MeterRow> = MeterVersion { id }.get_result(conn).optional()?;
-        versions.extend(row);
+        let row: Option<(i64, i64, String, i32, bool, i64, i64)> =
+            MeterVersion { id }.get_result(conn).optional()?;
+        let Some((file, id, public_id, version, has_alerts, workspace_id, assignment_version)) = row else {
+            continue;
+        };
+        if versions.is_empty() {
+            watch.check(conn, link, file)?;
+        }
+        versions.push(MeterRow { id, public_id, version, has_alerts, workspace_id, assignment_version });
     }
     Ok(versions)
 }
@@ -108,21 +166,6 @@ pub fn find_replay(
     (workspace_id, key): &LedgerKey,
 ) -> Result<Option<(String, String)>, Fault> {
     Ok(FindReplay { workspace_id, key }.get_result(conn).optional()?)
-}
-
-pub fn find_or_add_subjects(
-    conn: &mut SqliteConnection,
-    missing: &[SubjectName],
-) -> Result<Vec<(SubjectName, i64)>, Fault> {
-    let mut found = Vec::with_capacity(missing.len());
-    for (workspace_id, name) in missing {
-        let id = match (FindSubject { workspace_id, name }).get_result(conn).optional()? {
-            Some(id) => id,
-            None => AddSubject { workspace_id, name }.get_result(conn)?,
-        };
-        found.push(((*workspace_id, name.clone()), id));
-    }
-    Ok(found)
 }
 
 /// Adds the keys that are new to the ledger; returns the others.

@@ -12,15 +12,15 @@ SELECT meter_id, grain, start - month * 2678400000000, subject_id, dimension_set
        last_at - month * 2678400000000, last_id, last_quantity
 FROM rollups, generate_series(1, 48) AS month;
 
-INSERT INTO subjects (workspace_id, name)
-SELECT 1000000 + n % 20, 'other' || n FROM generate_series(1, 300000) AS n;
+INSERT INTO subjects (id, workspace_id, name)
+SELECT n, 1000000 + n % 20, 'other' || n FROM generate_series(1, 300000) AS n;
 
 INSERT INTO subject_activity (subject_id, meter_id, last_hour)
-SELECT id, 1000000 + id % 20, 1780000000000000 - id * 3600000000 FROM subjects WHERE workspace_id >= 1000000 AND id % 5 = 0;
+SELECT id, 1000000 + id % 20, 1780000000000000 - id * 3600000000 FROM subjects WHERE workspace_id BETWEEN 1000000 AND 1000019 AND id % 5 = 0;
 
 INSERT INTO quota_counters
 SELECT s.id, 1000000, 0, day * 86400000000, 1, 1, 1, 1, 0, '', 1, 0, '', 1
-FROM subjects AS s, generate_series(1, 2) AS day WHERE s.workspace_id >= 1000000 AND s.id % 5 = 0;
+FROM subjects AS s, generate_series(1, 2) AS day WHERE s.workspace_id BETWEEN 1000000 AND 1000019 AND s.id % 5 = 0;
 
 INSERT INTO consumption_decisions
 SELECT 1000000 + n % 20, decode(md5(n::text), 'hex'), 'key' || n, 's', 'm', true, false, 'hard', 'ok', NULL, '{}', n
@@ -31,4 +31,4 @@ SELECT 1000000 + n % 20, decode(md5(n::text), 'hex'), 'single', 1, 0, 0, n FROM 
 
 INSERT INTO subject_days
 SELECT s.id, 1780000000000000 - 1780000000000000 % 86400000000 - day * 86400000000
-FROM subjects AS s, generate_series(1, 3) AS day WHERE s.workspace_id >= 1000000 AND s.id % 5 = 0;
+FROM subjects AS s, generate_series(1, 3) AS day WHERE s.workspace_id BETWEEN 1000000 AND 1000019 AND s.id % 5 = 0;

@@ -36,9 +36,9 @@ impl std::ops::Deref for Home {
 }
 
 #[derive(QueryableByName)]
-struct Line {
+pub struct Line {
     #[diesel(sql_type = Text)]
-    line: String,
+    pub line: String,
 }
 
 impl Database {
@@ -163,6 +163,12 @@ impl Database {
             ),
         }
         .expect("a trigger is made");
+    }
+
+    /// The name of the database in its cluster.
+    pub fn name(&self) -> &str {
+        let Database::Postgres { name, .. } = self else { panic!("not a PostgreSQL database") };
+        name
     }
 
     pub fn cluster(&self) -> &Cluster {

@@ -8,7 +8,7 @@ use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use diesel::connection::SimpleConnection;
-use diesel::{Connection, PgConnection};
+use diesel::{Connection, PgConnection, RunQueryDsl, sql_query};
 
 use super::{guard, is_root, program, stable_port, unique};
 
@@ -46,13 +46,87 @@ impl Cluster {
         Cluster::create(true, super::env("OPEN_SPANNER_TEST_LANGUAGE"))
     }
 
-    fn create(durable: bool, language: Option<String>) -> Cluster {
-        let directory =
-            tempfile::Builder::new().prefix("open-spanner-pg-").tempdir().expect("a directory").keep();
-        guard::will_remove(&directory);
-        if is_root() {
-            std::os::unix::fs::chown(&directory, Some(NOBODY), Some(NOBODY)).expect("root may chown");
+    /// A copy of a cluster that follows it, until [`Cluster::stop_following`].
+    pub fn standby_of(primary: &Cluster) -> Cluster {
+        let directory = own_directory();
+        let mut backup = postgres_program("pg_basebackup", &directory);
+        let from = primary.dsn("postgres");
+        backup.args(["-d", &from, "-R", "-X", "stream", "-c", "fast", "--no-sync", "-D"]);
+        backup.arg(directory.join("data"));
+        program::finish(backup, STARTING).succeeded();
+        let standby = Cluster {
+            directory,
+            port: stable_port(),
+            durable: true,
+            language: None,
+            server: Mutex::new(None),
+        };
+        standby.start();
+        standby
+    }
+
+    /// Waits until this standby has everything that the primary has committed.
+    pub fn catch_up_with(&self, primary: &Cluster) {
+        let at = primary.text("SELECT pg_current_wal_lsn()::text AS line");
+        self.wait_for(&format!("SELECT (pg_last_wal_replay_lsn() >= '{at}')::text AS line"), "true");
+    }
+
+    /// From here on the standby lags.
+    pub fn stop_following(&self) {
+        self.execute("ALTER SYSTEM SET primary_conninfo = ''");
+        self.execute("SELECT pg_reload_conf()");
+        self.wait_for("SELECT count(*)::text AS line FROM pg_stat_wal_receiver", "0");
+    }
+
+    pub fn promote(&self) {
+        assert_eq!(self.text("SELECT pg_promote(true, 60)::text AS line"), "true");
+    }
+
+    fn wait_for(&self, sql: &str, value: &str) {
+        let end = Instant::now() + STARTING;
+        while self.text(sql) != value {
+            assert!(Instant::now() < end, "{sql} is not {value}");
+            std::thread::sleep(Duration::from_millis(20));
         }
+    }
+
+    /// The rows of a query with one text column called `line`.
+    pub fn lines(&self, database: &str, sql: &str) -> Vec<String> {
+        let mut connection = PgConnection::establish(&self.dsn(database)).expect("the cluster runs");
+        let rows: Vec<super::database::Line> =
+            sql_query(sql).load(&mut connection).unwrap_or_else(|error| panic!("{sql}: {error}"));
+        rows.into_iter().map(|row| row.line).collect()
+    }
+
+    /// The one row of such a query.
+    fn text(&self, sql: &str) -> String {
+        self.lines("postgres", sql).remove(0)
+    }
+
+    /// `host:port`.
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// Writes a database to a file, or puts it back over what is there now.
+    pub fn dump(&self, database: &str, file: &Path) {
+        let mut dump = postgres_program("pg_dump", &self.directory);
+        dump.args(["-Fc", "-d", &self.dsn(database)]).stdin(Stdio::null()).stdout(Stdio::piped());
+        let dump = dump.output().expect("pg_dump runs");
+        assert!(dump.status.success(), "{}", String::from_utf8_lossy(&dump.stderr));
+        fs::write(file, dump.stdout).expect("the file is written");
+    }
+
+    /// Errors about constraints that partitions inherit are expected: pg_restore goes on.
+    pub fn restore(&self, database: &str, file: &Path) {
+        let mut restore = postgres_program("pg_restore", &self.directory);
+        restore.args(["--clean", "--if-exists", "-d", &self.dsn(database)]).arg(file);
+        let run = program::finish(restore, STARTING);
+        assert!(run.code.is_some(), "{run:#?}");
+    }
+
+    fn create(durable: bool, language: Option<String>) -> Cluster {
+        let directory = own_directory();
         let data = directory.join("data");
         let mut initdb = postgres_program("initdb", &directory);
         initdb
@@ -196,6 +270,17 @@ impl Drop for Cluster {
         self.kill();
         let _ = fs::remove_dir_all(&self.directory);
     }
+}
+
+/// Of the user that runs PostgreSQL, removed at the end.
+fn own_directory() -> PathBuf {
+    let directory =
+        tempfile::Builder::new().prefix("open-spanner-pg-").tempdir().expect("a directory").keep();
+    guard::will_remove(&directory);
+    if is_root() {
+        std::os::unix::fs::chown(&directory, Some(NOBODY), Some(NOBODY)).expect("root may chown");
+    }
+    directory
 }
 
 /// Compiles a locale into the directory of a cluster: the system need not have it installed.
