@@ -23,6 +23,7 @@ use crate::db::columns::quantity_of;
 use crate::error::{Error, Result};
 use crate::http::destinations::DestinationView;
 use crate::http::extract::{Id, Json, Params, paginate};
+use crate::http::openapi::Doc;
 use crate::http::respond::{self, Page};
 use crate::metering::quantity::Quantity;
 use crate::metering::time::Micros;
@@ -161,6 +162,14 @@ fn required<'a>(text: &'a Option<String>, name: &str) -> Result<&'a str> {
     }
 }
 
+pub fn describe_create() -> Doc {
+    Doc::new("alerts", "Create an alert rule")
+        .body::<RuleInput>()
+        .needs(&["name", "meter", "destination_id"])
+        .answer::<RuleView>(201, "The rule; it is evaluated at once. At most 1,000 in a workspace.")
+        .errors(&[404, 409])
+}
+
 pub async fn create(app: web::Data<App>, caller: Caller, body: Json<RuleInput>) -> Result<HttpResponse> {
     let Json(input) = body;
     caller.may_use_meter(input.meter.as_deref().unwrap_or_default())?;
@@ -181,6 +190,14 @@ fn with_states(conn: &mut Conn, rules: Vec<Rule>) -> Result<Rules, crate::db::Fa
     let ids: Vec<i64> = rules.iter().map(|rule| rule.id).collect();
     let states = states::of_rules(conn, &ids)?;
     Ok((rules, states))
+}
+
+pub fn describe_list() -> Doc {
+    Doc::new("alerts", "List alert rules")
+        .text("meter", "Rules of one meter.")
+        .text("enabled", "`true` or `false`.")
+        .limit(100, 1000)
+        .page::<RuleView>("Newest first, with their states.")
 }
 
 pub async fn list(app: web::Data<App>, caller: Caller, params: Params) -> Result<HttpResponse> {
@@ -217,9 +234,19 @@ async fn find(app: &App, caller: &Caller, id: &str) -> Result<(Rule, Vec<State>)
     Ok((rule, states))
 }
 
+pub fn describe_get() -> Doc {
+    Doc::new("alerts", "Read an alert rule").answer::<RuleView>(200, "The rule and its states.")
+}
+
 pub async fn get(app: web::Data<App>, caller: Caller, Id(id): Id) -> Result<HttpResponse> {
     let (rule, states) = find(&app, &caller, &id).await?;
     respond::ok(&RuleView::of(&rule, &states))
+}
+
+pub fn describe_update() -> Doc {
+    Doc::new("alerts", "Change an alert rule")
+        .body::<RuleInput>()
+        .answer::<RuleView>(200, "The rule as it is now.")
 }
 
 pub async fn update(
@@ -253,6 +280,10 @@ pub async fn update(
     respond::ok(&RuleView::of(&rule, &states))
 }
 
+pub fn describe_delete() -> Doc {
+    Doc::new("alerts", "Delete an alert rule").empty(204, "Deleted; what fired is resolved.")
+}
+
 pub async fn delete(app: web::Data<App>, caller: Caller, Id(id): Id) -> Result<HttpResponse> {
     find(&app, &caller, &id).await?;
     let workspace_id = caller.workspace_id;
@@ -271,6 +302,11 @@ pub struct EvaluationView<'a> {
     event: Option<EventView<'a>>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     events: Vec<EventView<'a>>,
+}
+
+pub fn describe_evaluate_now() -> Doc {
+    Doc::new("alerts", "Evaluate an alert rule now")
+        .answer::<EvaluationView>(200, "The states, and what happened.")
 }
 
 /// Does what the worker does, now; deliveries are left to it.
@@ -302,6 +338,15 @@ pub async fn evaluate_now(app: web::Data<App>, caller: Caller, Id(id): Id) -> Re
 #[derive(Serialize, Deserialize)]
 struct Before {
     before: i64,
+}
+
+pub fn describe_events() -> Doc {
+    Doc::new("alerts", "What happened to rules")
+        .text("rule_id", "Events of one rule.")
+        .limit(100, 1000)
+        .cursor()
+        .page::<EventView>("Newest first, each with its latest delivery.")
+        .errors(&[404])
 }
 
 pub async fn events(app: web::Data<App>, caller: Caller, params: Params) -> Result<HttpResponse> {
@@ -364,6 +409,10 @@ impl<'a> DeliveryView<'a> {
     }
 }
 
+pub fn describe_redeliver() -> Doc {
+    Doc::new("alerts", "Send an event again").answer::<DeliveryView>(202, "Queued, under the same id.")
+}
+
 /// Sends an event again under its own id.
 pub async fn redeliver(app: web::Data<App>, caller: Caller, Id(id): Id) -> Result<HttpResponse> {
     caller.may_use_meter("")?;
@@ -372,6 +421,13 @@ pub async fn redeliver(app: web::Data<App>, caller: Caller, Id(id): Id) -> Resul
     let delivery = app.store.write("deliveries::redeliver", again).await?;
     app.wake.ring();
     respond::json(StatusCode::ACCEPTED, &DeliveryView::of(&delivery, None))
+}
+
+pub fn describe_delivery_jobs() -> Doc {
+    Doc::new("alerts", "What is or was to be delivered")
+        .text("status", "`pending`, `delivered` or `dead_letter`.")
+        .limit(50, 200)
+        .page::<DeliveryView>("Newest first.")
 }
 
 pub async fn delivery_jobs(app: web::Data<App>, caller: Caller, params: Params) -> Result<HttpResponse> {
@@ -390,6 +446,10 @@ pub async fn delivery_jobs(app: web::Data<App>, caller: Caller, params: Params) 
     let rows = app.store.read("deliveries::list", list).await?;
     let items = rows.iter().map(|row| DeliveryView::of(&row.delivery, row.blocked_by.as_deref()));
     respond::ok(&Page { items: items.collect(), next_cursor: None })
+}
+
+pub fn describe_retry_delivery() -> Doc {
+    Doc::new("alerts", "Try a dead delivery again").empty(204, "Queued.").errors(&[409])
 }
 
 pub async fn retry_delivery(app: web::Data<App>, caller: Caller, Id(id): Id) -> Result<HttpResponse> {

@@ -11,6 +11,7 @@ use crate::db::{Conn, Fault};
 use crate::entitlements::sql::states::{self, Names};
 use crate::error::{Error, Result};
 use crate::http::extract::{Id, Params};
+use crate::http::openapi::Doc;
 use crate::http::respond::{self, Page};
 use crate::jobs::queue::{self, DeadLetter};
 use crate::metering::time::Micros;
@@ -66,6 +67,12 @@ impl DeadLetterView {
 
 const DEAD_LETTERS_MAX: i64 = 200;
 
+pub fn describe_list() -> Doc {
+    Doc::new("system", "Jobs that used up their attempts")
+        .limit(50, 200)
+        .page::<DeadLetterView>("Newest first.")
+}
+
 pub async fn list(app: web::Data<App>, caller: Caller, params: Params) -> Result<HttpResponse> {
     caller.may_use_meter("")?;
     let limit = params.limit(50, i64::MAX)?;
@@ -85,6 +92,10 @@ pub async fn list(app: web::Data<App>, caller: Caller, params: Params) -> Result
     };
     let items: Vec<DeadLetterView> = letters.into_iter().map(view).collect();
     respond::ok(&Page { items, next_cursor: None })
+}
+
+pub fn describe_requeue() -> Doc {
+    Doc::new("system", "Queue a dead job anew").empty(204, "Queued.").errors(&[409])
 }
 
 pub async fn requeue(app: web::Data<App>, caller: Caller, Id(id): Id) -> Result<HttpResponse> {

@@ -14,6 +14,7 @@ use crate::auth::token::Token;
 use crate::db::Conn;
 use crate::error::{Error, Result};
 use crate::http::extract::{Id, Json, Params};
+use crate::http::openapi::Doc;
 use crate::http::respond::{self, Page};
 use crate::metering::time::Micros;
 
@@ -95,6 +96,17 @@ fn check_kind(kind: &Option<String>) -> Result<()> {
     }
 }
 
+pub fn describe_create() -> Doc {
+    Doc::new("alerts", "Create a destination")
+        .body::<DestinationInput>()
+        .needs(&["name", "webhook_url"])
+        .answer::<DestinationView>(
+            201,
+            "The destination; its secret is shown only here. At most 500 in a workspace.",
+        )
+        .errors(&[409])
+}
+
 pub async fn create(
     app: web::Data<App>,
     caller: Caller,
@@ -116,6 +128,14 @@ pub async fn create(
     respond::created(&DestinationView::with_secret(&destination))
 }
 
+pub fn describe_list() -> Doc {
+    Doc::new("alerts", "List destinations")
+        .text("type", "`webhook`.")
+        .text("enabled", "`true` or `false`.")
+        .limit(100, 1000)
+        .page::<DestinationView>("Newest first.")
+}
+
 pub async fn list(app: web::Data<App>, caller: Caller, params: Params) -> Result<HttpResponse> {
     caller.may_use_meter("")?;
     let enabled = params.boolean("enabled", "invalid_enabled")?;
@@ -125,6 +145,12 @@ pub async fn list(app: web::Data<App>, caller: Caller, params: Params) -> Result
     let list = move |conn: &mut Conn| destinations::list(conn, workspace_id, enabled, limit);
     let rows = if nothing { Vec::new() } else { app.store.read("destinations::list", list).await? };
     respond::ok(&Page { items: rows.iter().map(DestinationView::of).collect(), next_cursor: None })
+}
+
+pub fn describe_update() -> Doc {
+    Doc::new("alerts", "Change a destination")
+        .body::<DestinationInput>()
+        .answer::<DestinationView>(200, "The destination as it is now.")
 }
 
 pub async fn update(
@@ -159,12 +185,21 @@ fn apply(found: &Destination, input: &DestinationInput) -> Result<Terms> {
     })
 }
 
+pub fn describe_delete() -> Doc {
+    Doc::new("alerts", "Delete a destination").empty(204, "Deleted.").errors(&[409])
+}
+
 pub async fn delete(app: web::Data<App>, caller: Caller, Id(id): Id) -> Result<HttpResponse> {
     caller.may_use_meter("")?;
     let workspace_id = caller.workspace_id;
     let delete = move |conn: &mut Conn| destinations::delete(conn, workspace_id, &id);
     app.store.write("destinations::delete", delete).await?;
     Ok(respond::no_content())
+}
+
+pub fn describe_rotate() -> Doc {
+    Doc::new("alerts", "Replace the signing secret")
+        .answer::<DestinationView>(200, "The new secret, shown only here.")
 }
 
 /// The old secret leaves our own header at once and the standard's after the overlap (jobs.md 3.3).
@@ -194,6 +229,10 @@ pub struct TestView {
     response: Option<String>,
     duration_ms: i64,
     attempted_at: Micros,
+}
+
+pub fn describe_test() -> Doc {
+    Doc::new("alerts", "Send a test event").answer::<TestView>(200, "What the receiver answered.")
 }
 
 /// Sends a test event, signed as any other, and answers what the receiver said.

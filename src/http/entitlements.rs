@@ -18,6 +18,7 @@ use crate::entitlements::sql::decisions::{self, Decided, Decision};
 use crate::entitlements::sql::listing::{self, Entry, Filter};
 use crate::error::{Error, Result};
 use crate::http::extract::{CursorTime, Id, Json, Params, paginate};
+use crate::http::openapi::Doc;
 use crate::http::respond::{self, Page};
 use crate::ingest::insert;
 use crate::metering::event::{Input, InputQuantity, StoredEvent, parse_key, parse_subject};
@@ -32,6 +33,12 @@ pub struct CheckInput {
     meter: Option<String>,
     #[schema(value_type = Option<Quantity>)]
     quantity: Option<InputQuantity>,
+}
+
+pub fn describe_check() -> Doc {
+    Doc::new("entitlements", "May a subject use more?")
+        .body::<CheckInput>()
+        .answer::<Check>(200, "Also for no; nothing is reserved.")
 }
 
 /// Says whether a quantity would fit; stores and reserves nothing. Plan and assignment come from memory, the counters
@@ -109,6 +116,15 @@ pub struct ConsumptionView {
 
 fn quota_json(decision: &Decision) -> Result<Box<RawValue>> {
     RawValue::from_string(decision.quota.clone()).map_err(Error::internal)
+}
+
+pub fn describe_consume() -> Doc {
+    Doc::new("entitlements", "Decide and record in one step")
+        .body::<Input>()
+        .needs(&["idempotency_key"])
+        .answer::<ConsumptionView>(201, "Recorded.")
+        .answer::<ConsumptionView>(429, "Refused by a hard limit; nothing is recorded.")
+        .errors(&[404])
 }
 
 /// Decides and records in one transaction.
@@ -194,6 +210,21 @@ struct ByTimeAndKey {
     key: String,
 }
 
+/// The parameters that narrow a list.
+fn narrowed(doc: Doc) -> Doc {
+    doc.text("subject", "One subject only.").text("meter", "One meter only.").text("state", "One state only.")
+}
+
+pub fn describe_decisions() -> Doc {
+    narrowed(Doc::new("entitlements", "List decisions"))
+        .text("enforcement", "`advisory` or `hard`.")
+        .text("outcome", "`accepted`, `rejected` or `all`.")
+        .text("evaluation_failed", "Only those whose quota could (not) be computed.")
+        .limit(50, 200)
+        .cursor()
+        .page::<DecisionView>("Newest first.")
+}
+
 pub async fn decisions(app: web::Data<App>, caller: Caller, params: Params) -> Result<HttpResponse> {
     let (workspace_id, limit) = (caller.workspace_id, params.limit(50, 200)?);
     caller.may_use_meter(params.get("meter"))?;
@@ -221,6 +252,10 @@ pub async fn decisions(app: web::Data<App>, caller: Caller, params: Params) -> R
     let view = |row: Decision| readable("decisions", row.idempotency_key.clone(), DecisionView::of(row));
     let items: Vec<DecisionView> = rows.into_iter().filter_map(view).collect();
     respond::ok(&Page { items, next_cursor })
+}
+
+pub fn describe_decision() -> Doc {
+    Doc::new("entitlements", "Read a decision").answer::<DecisionView>(200, "The decision.")
 }
 
 pub async fn decision(app: web::Data<App>, caller: Caller, Id(key): Id) -> Result<HttpResponse> {
@@ -395,6 +430,12 @@ fn filter(caller: &Caller, params: &Params) -> Result<Filter> {
     })
 }
 
+pub fn describe_states() -> Doc {
+    narrowed(Doc::new("entitlements", "Where subjects stand"))
+        .limit(100, 1000)
+        .page::<StateView>("The latest evaluated first.")
+}
+
 pub async fn states(app: web::Data<App>, caller: Caller, params: Params) -> Result<HttpResponse> {
     let (workspace_id, filter) = (caller.workspace_id, filter(&caller, &params)?);
     let limit = params.limit(100, 1000)?;
@@ -418,6 +459,15 @@ struct ByTimeAndId {
     id: String,
 }
 
+pub fn describe_events() -> Doc {
+    narrowed(Doc::new("entitlements", "Lines that were crossed"))
+        .text("plan_id", "One plan version only.")
+        .text("type", "`warning`, `exceeded` or `recovered`.")
+        .limit(100, 1000)
+        .cursor()
+        .page::<EventView>("Newest first.")
+}
+
 pub async fn events(app: web::Data<App>, caller: Caller, params: Params) -> Result<HttpResponse> {
     let (workspace_id, mut filter) = (caller.workspace_id, filter(&caller, &params)?);
     let limit = params.limit(100, 1000)?;
@@ -434,6 +484,13 @@ pub async fn events(app: web::Data<App>, caller: Caller, params: Params) -> Resu
         .filter_map(|row| readable("entitlement_events", row.id.clone(), event_view(row)))
         .collect();
     respond::ok(&Page { items, next_cursor })
+}
+
+pub fn describe_periods() -> Doc {
+    narrowed(Doc::new("entitlements", "What periods came to"))
+        .text("plan_id", "One plan version only.")
+        .limit(100, 1000)
+        .page::<PeriodView>("The latest period first.")
 }
 
 pub async fn periods(app: web::Data<App>, caller: Caller, params: Params) -> Result<HttpResponse> {

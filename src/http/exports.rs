@@ -18,6 +18,7 @@ use crate::exports;
 use crate::exports::job::{Asked, Export, Input, Kind, Part, part};
 use crate::exports::storage::{Reader, Storage};
 use crate::http::extract::{CursorTime, Id, Json, Params, paginate};
+use crate::http::openapi::Doc;
 use crate::http::respond::{self, Page};
 use crate::metering::time::Micros;
 
@@ -82,6 +83,13 @@ pub struct CreateInput {
     query: Option<Box<RawValue>>,
 }
 
+pub fn describe_create() -> Doc {
+    Doc::new("exports", "Queue an export")
+        .body::<CreateInput>()
+        .answer::<View>(202, "The job. It fails later when the meter turns out not to fit. At most 500 wait.")
+        .errors(&[409])
+}
+
 pub async fn create(app: web::Data<App>, caller: Caller, body: Json<CreateInput>) -> Result<HttpResponse> {
     let Json(input) = body;
     let query = input.query.ok_or_else(|| Error::parameter("invalid_query", "query is required"))?;
@@ -115,6 +123,10 @@ impl After {
     }
 }
 
+pub fn describe_list() -> Doc {
+    Doc::new("exports", "List export jobs").limit(100, 1000).cursor().page::<View>("Newest first.")
+}
+
 pub async fn list(app: web::Data<App>, caller: Caller, params: Params) -> Result<HttpResponse> {
     caller.may_use_meter("")?;
     let limit = params.limit(100, 1000)?;
@@ -140,8 +152,18 @@ async fn find(app: &App, caller: &Caller, id: String) -> Result<Export> {
     Ok(export)
 }
 
+pub fn describe_get() -> Doc {
+    Doc::new("exports", "Read an export job").answer::<View>(200, "The job.")
+}
+
 pub async fn get(app: web::Data<App>, caller: Caller, Id(id): Id) -> Result<HttpResponse> {
     respond::ok(&View::of(&find(&app, &caller, id).await?))
+}
+
+pub fn describe_cancel() -> Doc {
+    Doc::new("exports", "Cancel an export")
+        .answer::<View>(200, "The job, canceled; its work stops within a second.")
+        .errors(&[409])
 }
 
 pub async fn cancel(app: web::Data<App>, caller: Caller, Id(id): Id) -> Result<HttpResponse> {
@@ -150,12 +172,24 @@ pub async fn cancel(app: web::Data<App>, caller: Caller, Id(id): Id) -> Result<H
     respond::ok(&View::of(&app.store.write("exports::cancel", cancel).await?))
 }
 
+pub fn describe_retry() -> Doc {
+    Doc::new("exports", "Queue a failed or canceled export anew")
+        .answer::<View>(200, "The job, queued.")
+        .errors(&[409])
+}
+
 pub async fn retry(app: web::Data<App>, caller: Caller, Id(id): Id) -> Result<HttpResponse> {
     let Export { id, workspace_id, .. } = find(&app, &caller, id).await?;
     let retry = move |conn: &mut _| exports::sql::retry(conn, workspace_id, &id, Micros::now());
     let export = app.store.write("exports::retry", retry).await?;
     app.wake.ring();
     respond::ok(&View::of(&export))
+}
+
+pub fn describe_download() -> Doc {
+    Doc::new("exports", "Download a completed export")
+        .csv("The file, or with `Range: bytes=…` one part of it (206).")
+        .errors(&[409])
 }
 
 /// The finished file, whole or one range of it.

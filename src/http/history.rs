@@ -5,10 +5,13 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+use utoipa::openapi::Required;
+
 use crate::app::App;
 use crate::auth::Caller;
 use crate::error::{Error, Result};
 use crate::http::extract::{CursorTime, Params, paginate};
+use crate::http::openapi::{self, Doc};
 use crate::http::respond::{self, Page};
 use crate::metering::time::Micros;
 use crate::retention::sql::PruneRun;
@@ -29,6 +32,10 @@ pub struct MeterStatsView {
 #[derive(Serialize, Deserialize)]
 struct ByName {
     name: Option<String>,
+}
+
+pub fn describe_meter_stats() -> Doc {
+    Doc::new("meters", "Stored events per meter").limit(50, 500).cursor().page::<MeterStatsView>("By name.")
 }
 
 pub async fn meter_stats(app: web::Data<App>, caller: Caller, params: Params) -> Result<HttpResponse> {
@@ -76,6 +83,13 @@ pub struct IngestionRunView {
     duplicates: i64,
     failed: i64,
     created_at: Micros,
+}
+
+pub fn describe_ingestions() -> Doc {
+    Doc::new("usage", "Write calls so far")
+        .limit(100, 1000)
+        .cursor()
+        .page::<IngestionRunView>("Newest first.")
 }
 
 pub async fn ingestions(app: web::Data<App>, caller: Caller, params: Params) -> Result<HttpResponse> {
@@ -132,6 +146,13 @@ impl From<PruneRun> for PruneRunView {
     }
 }
 
+pub fn describe_prunes() -> Doc {
+    Doc::new("retention", "Prunes so far")
+        .limit(100, 1000)
+        .cursor()
+        .page::<PruneRunView>("Newest first, dry runs included.")
+}
+
 pub async fn prunes(app: web::Data<App>, caller: Caller, params: Params) -> Result<HttpResponse> {
     caller.may_use_meter("")?;
     let (limit, before) = (params.limit(100, 1000)?, ByTime::read(&params)?);
@@ -140,6 +161,18 @@ pub async fn prunes(app: web::Data<App>, caller: Caller, params: Params) -> Resu
     let rows = app.store.read("retention::runs", list).await?;
     let (rows, next_cursor) = paginate(rows, limit, |run| ByTime::of(run.id, run.created_at))?;
     respond::ok(&Page { items: rows.into_iter().map(PruneRunView::from).collect(), next_cursor })
+}
+
+pub fn describe_prune() -> Doc {
+    Doc::new("retention", "Delete events past their retention")
+        .parameter(openapi::query(
+            "dry_run",
+            "Only count.",
+            utoipa::openapi::ObjectBuilder::new().schema_type(utoipa::openapi::schema::Type::Boolean).into(),
+            Required::False,
+        ))
+        .answer::<PruneRunView>(200, "What was deleted, or would be.")
+        .errors(&[409])
 }
 
 /// Prunes the caller's workspace, or only counts.

@@ -11,6 +11,7 @@ use crate::auth::key::{Status, Wish};
 use crate::auth::sql::keys::{ApiKey, KeyEvent};
 use crate::error::Result;
 use crate::http::extract::{Id, Json};
+use crate::http::openapi::Doc;
 use crate::http::respond::{self, Page};
 use crate::metering::time::Micros;
 
@@ -92,6 +93,13 @@ pub struct KeyInput {
     expires_at: Option<String>,
 }
 
+pub fn describe_create() -> Doc {
+    Doc::new("api keys", "Create an API key")
+        .body::<KeyInput>()
+        .answer::<KeyView>(201, "The key; its secret is shown only here. At most 1,000 that are not revoked.")
+        .errors(&[409])
+}
+
 pub async fn create(app: web::Data<App>, caller: Caller, body: Json<KeyInput>) -> Result<HttpResponse> {
     let Json(input) = body;
     let wish = Wish {
@@ -104,10 +112,18 @@ pub async fn create(app: web::Data<App>, caller: Caller, body: Json<KeyInput>) -
     respond::created(&KeyView::of(&key, Some(secret.expose())))
 }
 
+pub fn describe_list() -> Doc {
+    Doc::new("api keys", "Own API keys").page::<KeyView>("Newest first.")
+}
+
 /// The caller's own keys, newest first, revoked and expired ones too; never a page.
 pub async fn list(app: web::Data<App>, caller: Caller) -> Result<HttpResponse> {
     let keys = app.auth.list_keys(&caller).await?;
     respond::ok(&Page { items: keys.iter().map(|key| KeyView::of(key, None)).collect(), next_cursor: None })
+}
+
+pub fn describe_revoke() -> Doc {
+    Doc::new("api keys", "Revoke an API key").empty(204, "Revoked.")
 }
 
 /// Ends a key at once. 204 again for one that was revoked before.
@@ -122,6 +138,13 @@ pub struct RotateInput {
     grace_period_seconds: Option<i64>,
 }
 
+pub fn describe_rotate() -> Doc {
+    Doc::new("api keys", "Replace an API key")
+        .body::<RotateInput>()
+        .answer::<KeyView>(201, "The new key; the old one ends after the grace period.")
+        .errors(&[409])
+}
+
 /// Makes a key on the same terms; the old one ends after the grace period.
 pub async fn rotate(
     app: web::Data<App>,
@@ -133,6 +156,10 @@ pub async fn rotate(
     let grace_seconds = input.grace_period_seconds.unwrap_or_default();
     let (key, secret) = app.auth.rotate_key(&caller, &id, grace_seconds).await?;
     respond::created(&KeyView::of(&key, Some(secret.expose())))
+}
+
+pub fn describe_events() -> Doc {
+    Doc::new("api keys", "History of own API keys").page::<EventView>("The newest 50.")
 }
 
 /// The newest events of the caller's keys.

@@ -8,6 +8,7 @@ use crate::app::App;
 use crate::auth::Caller;
 use crate::error::{Error, Result};
 use crate::http::extract::{Id, Json, Params, paginate};
+use crate::http::openapi::Doc;
 use crate::http::respond::{self, Page};
 use crate::metering::meter::{self, Aggregation, DimensionInput, DimensionType, Meter};
 use crate::metering::time::Micros;
@@ -74,6 +75,14 @@ pub struct MeterInput {
     event_retention_days: Option<i64>,
 }
 
+pub fn describe_create() -> Doc {
+    Doc::new("meters", "Define a meter")
+        .body::<MeterInput>()
+        .needs(&["name", "unit"])
+        .answer::<MeterView>(201, "The meter. At most 1,000 in a workspace.")
+        .errors(&[409])
+}
+
 pub async fn create(app: web::Data<App>, caller: Caller, body: Json<MeterInput>) -> Result<HttpResponse> {
     let Json(input) = body;
     caller.may_use_meter(input.name.as_deref().unwrap_or_default())?;
@@ -99,6 +108,14 @@ pub async fn create(app: web::Data<App>, caller: Caller, body: Json<MeterInput>)
 #[derive(Serialize, Deserialize)]
 struct ByName {
     name: Option<String>,
+}
+
+pub fn describe_list() -> Doc {
+    Doc::new("meters", "List meters")
+        .text("name", "Exact name.")
+        .limit(50, 500)
+        .cursor()
+        .page::<MeterView>("By name.")
 }
 
 pub async fn list(app: web::Data<App>, caller: Caller, params: Params) -> Result<HttpResponse> {
@@ -127,8 +144,19 @@ async fn find(app: &App, caller: &Caller, id: String) -> Result<Meter> {
     Ok(meter)
 }
 
+pub fn describe_get() -> Doc {
+    Doc::new("meters", "Read a meter").answer::<MeterView>(200, "The meter.")
+}
+
 pub async fn get(app: web::Data<App>, caller: Caller, Id(id): Id) -> Result<HttpResponse> {
     respond::ok(&MeterView::of(&find(&app, &caller, id).await?))
+}
+
+pub fn describe_update() -> Doc {
+    Doc::new("meters", "Change a meter")
+        .body::<MeterInput>()
+        .answer::<MeterView>(200, "The meter as it is now.")
+        .errors(&[409])
 }
 
 pub async fn update(
@@ -183,6 +211,10 @@ fn apply(mut meter: Meter, input: &MeterInput, has_events: bool) -> Result<Meter
             meter::change_dimensions(&meter.dimensions, dimensions, meter.version, has_events)?;
     }
     Ok(meter)
+}
+
+pub fn describe_delete() -> Doc {
+    Doc::new("meters", "Delete a meter without events").empty(204, "Deleted.").errors(&[409])
 }
 
 pub async fn delete(app: web::Data<App>, caller: Caller, Id(id): Id) -> Result<HttpResponse> {

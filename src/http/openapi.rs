@@ -1,7 +1,5 @@
-//! The OpenAPI document, made from the route table and the types that handlers read and write. What each operation
-//! does is described in `operations`; who may call it, and which errors follow from that, comes from the table.
-
-mod operations;
+//! The OpenAPI document, made from the route table and the types that handlers read and write. What an operation does is
+//! described beside its handler; who may call it, and which errors follow from that, comes from the table.
 
 use std::collections::BTreeMap;
 
@@ -69,7 +67,7 @@ impl Shape {
 type Answer = (u16, &'static str, Option<(&'static str, Shape)>);
 
 /// What the document says of an operation beyond the route table.
-struct Doc {
+pub struct Doc {
     tag: &'static str,
     summary: &'static str,
     parameters: Vec<Parameter>,
@@ -81,19 +79,21 @@ struct Doc {
 }
 
 const JSON: &str = "application/json";
+/// What `formula_guard` does.
+pub const FORMULA_GUARD: &str = "An apostrophe before cells that a spreadsheet would run as a formula.";
 
 impl Doc {
-    fn new(tag: &'static str, summary: &'static str) -> Self {
+    pub fn new(tag: &'static str, summary: &'static str) -> Self {
         Doc { tag, summary, parameters: Vec::new(), body: None, answers: Vec::new(), errors: Vec::new() }
     }
 
-    fn body<T: ToSchema>(mut self) -> Self {
+    pub fn body<T: ToSchema>(mut self) -> Self {
         self.body = Some(Shape::of::<T>());
         self
     }
 
     /// Texts of the body that this operation needs, where others that take the same body do not.
-    fn needs(mut self, names: &[&str]) -> Self {
+    pub fn needs(mut self, names: &[&str]) -> Self {
         self.body = self.body.map(|Shape { schema, components }| {
             let text = || ObjectBuilder::new().schema_type(Type::String).min_length(Some(1)).build();
             let Some(mut object) = components.first().and_then(|(_, schema)| object_of(schema)) else {
@@ -109,56 +109,56 @@ impl Doc {
         self
     }
 
-    fn body_list<T: ToSchema>(mut self) -> Self {
+    pub fn body_list<T: ToSchema>(mut self) -> Self {
         self.body = Some(Shape::list_of::<T>());
         self
     }
 
-    fn answer<T: ToSchema>(mut self, status: u16, words: &'static str) -> Self {
+    pub fn answer<T: ToSchema>(mut self, status: u16, words: &'static str) -> Self {
         self.answers.push((status, words, Some((JSON, Shape::of::<T>()))));
         self
     }
 
-    fn list<T: ToSchema>(mut self, words: &'static str) -> Self {
+    pub fn list<T: ToSchema>(mut self, words: &'static str) -> Self {
         self.answers.push((200, words, Some((JSON, Shape::list_of::<T>()))));
         self
     }
 
-    fn page<T: ToSchema>(mut self, words: &'static str) -> Self {
+    pub fn page<T: ToSchema>(mut self, words: &'static str) -> Self {
         self.answers.push((200, words, Some((JSON, Shape::page_of::<T>()))));
         self
     }
 
-    fn html(mut self, words: &'static str) -> Self {
+    pub fn html(mut self, words: &'static str) -> Self {
         let text =
             Shape { schema: ObjectBuilder::new().schema_type(Type::String).into(), components: Vec::new() };
         self.answers.push((200, words, Some(("text/html; charset=utf-8", text))));
         self
     }
 
-    fn csv(mut self, words: &'static str) -> Self {
+    pub fn csv(mut self, words: &'static str) -> Self {
         let text =
             Shape { schema: ObjectBuilder::new().schema_type(Type::String).into(), components: Vec::new() };
         self.answers.push((200, words, Some(("text/csv; charset=utf-8", text))));
         self
     }
 
-    fn empty(mut self, status: u16, words: &'static str) -> Self {
+    pub fn empty(mut self, status: u16, words: &'static str) -> Self {
         self.answers.push((status, words, None));
         self
     }
 
-    fn errors(mut self, statuses: &[u16]) -> Self {
+    pub fn errors(mut self, statuses: &[u16]) -> Self {
         self.errors.extend_from_slice(statuses);
         self
     }
 
-    fn parameter(mut self, parameter: Parameter) -> Self {
+    pub fn parameter(mut self, parameter: Parameter) -> Self {
         self.parameters.push(parameter);
         self
     }
 
-    fn text(self, name: &str, words: &str) -> Self {
+    pub fn text(self, name: &str, words: &str) -> Self {
         self.parameter(query(
             name,
             words,
@@ -167,7 +167,7 @@ impl Doc {
         ))
     }
 
-    fn required_text(self, name: &str, words: &str) -> Self {
+    pub fn required_text(self, name: &str, words: &str) -> Self {
         self.parameter(query(
             name,
             words,
@@ -176,16 +176,16 @@ impl Doc {
         ))
     }
 
-    fn time(self, name: &str, words: &str, required: Required) -> Self {
+    pub fn time(self, name: &str, words: &str, required: Required) -> Self {
         self.parameter(query(name, words, Micros::schema(), required))
     }
 
-    fn repeated(self, name: &str, words: &str) -> Self {
+    pub fn repeated(self, name: &str, words: &str) -> Self {
         let list = ArrayBuilder::new().items(ObjectBuilder::new().schema_type(Type::String));
         self.parameter(query(name, words, list.into(), Required::False))
     }
 
-    fn flag(self, name: &str, words: &str) -> Self {
+    pub fn flag(self, name: &str, words: &str) -> Self {
         self.parameter(query(
             name,
             words,
@@ -194,18 +194,18 @@ impl Doc {
         ))
     }
 
-    fn limit(self, default: i64, max: i64) -> Self {
+    pub fn limit(self, default: i64, max: i64) -> Self {
         let schema = ObjectBuilder::new().schema_type(Type::Integer).minimum(Some(1));
         let words = format!("How many rows, {default} unless told, at most {max}.");
         self.parameter(query("limit", &words, schema.into(), Required::False))
     }
 
-    fn cursor(self) -> Self {
+    pub fn cursor(self) -> Self {
         self.text("cursor", "`next_cursor` of the page before.")
     }
 }
 
-fn query(name: &str, words: &str, schema: RefOr<Schema>, required: Required) -> Parameter {
+pub fn query(name: &str, words: &str, schema: RefOr<Schema>, required: Required) -> Parameter {
     ParameterBuilder::new()
         .name(name)
         .parameter_in(ParameterIn::Query)
@@ -271,15 +271,13 @@ impl PartialSchema for BulkOrError {
 
 impl ToSchema for BulkOrError {}
 
-/// The whole document; fails when a route has no description.
+/// The whole document; fails when two types go by one name.
 pub fn document() -> Result<OpenApi> {
     let mut components: BTreeMap<String, RefOr<Schema>> = BTreeMap::new();
     components.extend(Shape::of::<Envelope>().components);
     let mut paths = Paths::new();
     for endpoint in super::endpoints() {
-        let doc = operations::describe(&endpoint.method, endpoint.path).ok_or_else(|| {
-            Error::internal(format!("{} {} is not described", endpoint.method, endpoint.path))
-        })?;
+        let doc = (endpoint.describe)();
         let operation = operation(&endpoint, doc, &mut components)?;
         paths.add_path_operation(endpoint.path, vec![method(&endpoint.method)], operation);
     }
@@ -470,18 +468,6 @@ fn is_viewed(context: &guard::GuardContext<'_>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn every_route_is_described() {
-        for endpoint in crate::http::endpoints() {
-            assert!(
-                operations::describe(&endpoint.method, endpoint.path).is_some(),
-                "{} {} has no description in operations.rs",
-                endpoint.method,
-                endpoint.path
-            );
-        }
-    }
 
     /// The document in docs/ is what clients are generated from: a change of it is a change they must see in review.
     #[test]

@@ -16,6 +16,7 @@ use crate::entitlements::sql::assignments::{self, Assignment, Filter};
 use crate::entitlements::sql::plans;
 use crate::error::{Error, Result};
 use crate::http::extract::{Id, Json, Params, parse_time};
+use crate::http::openapi::Doc;
 use crate::http::respond::{self, Page};
 use crate::metering::event::parse_subject;
 use crate::metering::meter::Aggregation;
@@ -97,12 +98,23 @@ fn meters_of(plan: &Plan) -> impl Iterator<Item = &str> {
     plan.limits.iter().map(|limit| limit.meter.as_str())
 }
 
+pub fn describe_create() -> Doc {
+    Doc::new("plans", "Define a plan")
+        .body::<PlanInput>()
+        .answer::<PlanView>(201, "Version 1 of the plan.")
+        .errors(&[404, 409])
+}
+
 pub async fn create(app: web::Data<App>, caller: Caller, body: Json<PlanInput>) -> Result<HttpResponse> {
     let (Json(input), workspace_id) = (body, caller.workspace_id);
     may_use_all(&caller, input.meters())?;
     let draft = Draft::parse(input)?;
     let add = move |conn: &mut Conn| plans::add(conn, workspace_id, &draft, Micros::now());
     respond::created(&PlanView::from(app.store.write("plans::add", add).await?))
+}
+
+pub fn describe_list() -> Doc {
+    Doc::new("plans", "List plans").limit(100, 1000).page::<PlanView>("Current versions, by name.")
 }
 
 pub async fn list(app: web::Data<App>, caller: Caller, params: Params) -> Result<HttpResponse> {
@@ -120,8 +132,19 @@ async fn find(app: &App, caller: &Caller, id: &str) -> Result<Plan> {
     Ok(plan)
 }
 
+pub fn describe_get() -> Doc {
+    Doc::new("plans", "Read a plan version").answer::<PlanView>(200, "The plan.")
+}
+
 pub async fn get(app: web::Data<App>, caller: Caller, Id(id): Id) -> Result<HttpResponse> {
     respond::ok(&PlanView::from(find(&app, &caller, &id).await?))
+}
+
+pub fn describe_update() -> Doc {
+    Doc::new("plans", "Make the next version of a plan")
+        .body::<PlanInput>()
+        .answer::<PlanView>(200, "The new version; its subjects moved along.")
+        .errors(&[409])
 }
 
 pub async fn update(
@@ -139,6 +162,10 @@ pub async fn update(
     app.plans.forget_workspace(workspace_id);
     app.wake.ring();
     respond::ok(&PlanView::from(plan))
+}
+
+pub fn describe_delete() -> Doc {
+    Doc::new("plans", "Delete a plan version nobody has").empty(204, "Deleted.").errors(&[409])
 }
 
 pub async fn delete(app: web::Data<App>, caller: Caller, Id(id): Id) -> Result<HttpResponse> {
@@ -258,6 +285,13 @@ impl PreviewView {
     }
 }
 
+pub fn describe_preview() -> Doc {
+    Doc::new("plans", "What a change would mean")
+        .body::<PlanInput>()
+        .answer::<PreviewView>(200, "The impact per subject; nothing is stored.")
+        .errors(&[409])
+}
+
 pub async fn preview(
     app: web::Data<App>,
     caller: Caller,
@@ -322,6 +356,13 @@ pub struct AssignInput {
     effective_at: Option<String>,
 }
 
+pub fn describe_assign() -> Doc {
+    Doc::new("plans", "Assign a plan to a subject")
+        .body::<AssignInput>()
+        .answer::<AssignmentView>(200, "The assignment, active or scheduled.")
+        .errors(&[409])
+}
+
 pub async fn assign(
     app: web::Data<App>,
     caller: Caller,
@@ -348,6 +389,10 @@ pub async fn assign(
     respond::ok(&AssignmentView::of(assignment, now))
 }
 
+pub fn describe_unassign() -> Doc {
+    Doc::new("plans", "Take the plan from a subject").empty(204, "Ended.")
+}
+
 pub async fn unassign(app: web::Data<App>, caller: Caller, Id(subject): Id) -> Result<HttpResponse> {
     caller.may_use_meter("")?;
     let (subject, workspace_id) = (parse_subject(&subject)?.to_owned(), caller.workspace_id);
@@ -357,6 +402,15 @@ pub async fn unassign(app: web::Data<App>, caller: Caller, Id(subject): Id) -> R
     app.plans.forget_assignment(workspace_id, &subject);
     app.wake.ring();
     Ok(respond::no_content())
+}
+
+pub fn describe_assignments() -> Doc {
+    Doc::new("plans", "List assignments")
+        .text("subject", "One subject only.")
+        .text("plan_id", "One plan version only.")
+        .text("include_history", "`true`: ended ones too.")
+        .limit(100, 1000)
+        .page::<AssignmentView>("The latest changed first.")
 }
 
 pub async fn assignments(app: web::Data<App>, caller: Caller, params: Params) -> Result<HttpResponse> {
@@ -421,6 +475,11 @@ impl From<Item> for ProgressItemView {
             aggregation: item.meter.aggregation,
         }
     }
+}
+
+pub fn describe_progress() -> Doc {
+    Doc::new("plans", "Where a subject stands")
+        .answer::<ProgressView>(200, "The plan in force and one item per limit.")
 }
 
 pub async fn progress(app: web::Data<App>, caller: Caller, Id(subject): Id) -> Result<HttpResponse> {

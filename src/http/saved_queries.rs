@@ -10,7 +10,7 @@ use crate::auth::Caller;
 use crate::db::columns::readable;
 use crate::error::{Error, Result};
 use crate::http::extract::{Id, Json};
-use crate::http::openapi::AnyObject;
+use crate::http::openapi::{AnyObject, Doc};
 use crate::http::respond::{self, Page};
 use crate::metering::json::Value;
 use crate::metering::meter::NAME_BYTES_MAX;
@@ -151,12 +151,24 @@ fn normalised(fields: Vec<String>) -> Result<Vec<String>> {
     Ok(kept)
 }
 
+pub fn describe_list() -> Doc {
+    Doc::new("saved queries", "Own saved queries")
+        .page::<View>("Pinned first, then by position, then the newest change.")
+}
+
 pub async fn list(app: web::Data<App>, caller: Caller) -> Result<HttpResponse> {
     let user_id = caller.user_id;
     let rows = app.store.read("saved_queries::list", move |conn| saved_queries::list(conn, user_id)).await?;
     let items: Vec<View> =
         rows.into_iter().filter_map(|row| readable("saved_queries", row.id.clone(), View::of(row))).collect();
     respond::ok(&Page { items, next_cursor: None })
+}
+
+pub fn describe_create() -> Doc {
+    Doc::new("saved queries", "Save a query")
+        .body::<Input>()
+        .answer::<View>(201, "The saved query.")
+        .errors(&[409])
 }
 
 pub async fn create(app: web::Data<App>, caller: Caller, body: Json<Input>) -> Result<HttpResponse> {
@@ -181,6 +193,13 @@ pub async fn create(app: web::Data<App>, caller: Caller, body: Json<Input>) -> R
     respond::created(&View::of(saved)?)
 }
 
+pub fn describe_update() -> Doc {
+    Doc::new("saved queries", "Replace a saved query")
+        .body::<Input>()
+        .answer::<View>(200, "The saved query as it is now.")
+        .errors(&[409])
+}
+
 pub async fn update(
     app: web::Data<App>,
     caller: Caller,
@@ -193,6 +212,10 @@ pub async fn update(
         move |conn: &mut _| saved_queries::update(conn, user_id, &id, |saved| checked.clone().apply(saved));
     let saved = app.store.write("saved_queries::update", update).await?;
     respond::ok(&View::of(saved.ok_or_else(|| Error::not_found("saved query"))?)?)
+}
+
+pub fn describe_delete() -> Doc {
+    Doc::new("saved queries", "Delete a saved query").empty(204, "Deleted.")
 }
 
 pub async fn delete(app: web::Data<App>, caller: Caller, Id(id): Id) -> Result<HttpResponse> {

@@ -14,6 +14,7 @@ use crate::auth::throttle::client_address;
 use crate::auth::{Caller, User};
 use crate::error::{Error, Result};
 use crate::http::extract::{Body, Id, Json};
+use crate::http::openapi::Doc;
 use crate::http::{peer, respond};
 use crate::metering::time::Micros;
 
@@ -52,6 +53,13 @@ pub struct ProviderView {
     name: &'static str,
 }
 
+pub fn describe_register() -> Doc {
+    Doc::new("auth", "Register")
+        .body::<CredentialsInput>()
+        .answer::<User>(201, "The user, with a workspace of their own.")
+        .errors(&[403, 409, 429])
+}
+
 /// Creates a user with a workspace; does not sign in.
 pub async fn register(app: web::Data<App>, request: HttpRequest, body: Body) -> Result<HttpResponse> {
     // a closed door does not read what is brought to it
@@ -60,6 +68,13 @@ pub async fn register(app: web::Data<App>, request: HttpRequest, body: Body) -> 
     let (email, password) = (input.email.unwrap_or_default(), input.password.unwrap_or_default());
     let user = app.auth.register(&email, password, address(&app, &request)).await?;
     respond::created(&user)
+}
+
+pub fn describe_login() -> Doc {
+    Doc::new("auth", "Sign in")
+        .body::<CredentialsInput>()
+        .answer::<SessionView>(201, "Signed in; the tokens are in two cookies.")
+        .errors(&[401, 429])
 }
 
 pub async fn login(
@@ -73,8 +88,16 @@ pub async fn login(
     signed_in(&app, &request, StatusCode::CREATED, &session)
 }
 
+pub fn describe_current() -> Doc {
+    Doc::new("auth", "Who is signed in").answer::<CurrentView>(200, "The user.")
+}
+
 pub async fn current(caller: Caller) -> Result<HttpResponse> {
     respond::ok(&CurrentView { user: &caller.user })
+}
+
+pub fn describe_refresh() -> Doc {
+    Doc::new("auth", "Renew the session").answer::<SessionView>(200, "Two new cookies.").errors(&[401])
 }
 
 pub async fn refresh(app: web::Data<App>, request: HttpRequest) -> Result<HttpResponse> {
@@ -83,11 +106,19 @@ pub async fn refresh(app: web::Data<App>, request: HttpRequest) -> Result<HttpRe
     signed_in(&app, &request, StatusCode::OK, &session)
 }
 
+pub fn describe_logout() -> Doc {
+    Doc::new("auth", "Sign out").empty(204, "Signed out, cookies cleared.")
+}
+
 /// Ends the session whose cookies were sent, if any, and clears them in any case.
 pub async fn logout(app: web::Data<App>, request: HttpRequest) -> Result<HttpResponse> {
     let (access, refresh) = (sent_cookie(&request, ACCESS_COOKIE), sent_cookie(&request, REFRESH_COOKIE));
     app.auth.sign_out(access.as_deref(), refresh.as_deref()).await?;
     with_cookies(respond::no_content(), clearing_cookies(secure(&app, &request)))
+}
+
+pub fn describe_providers() -> Doc {
+    Doc::new("auth", "Sign-in providers").answer::<ProvidersView>(200, "All known providers.")
 }
 
 /// The ways to sign in besides a password, and whether newcomers may register.
@@ -140,9 +171,18 @@ fn address(app: &App, request: &HttpRequest) -> IpAddr {
     client_address(peer(request), &app.config.http.trusted_proxies, forwarded_for)
 }
 
+pub fn describe_oauth_start() -> Doc {
+    Doc::new("auth", "Start a sign-in with a provider").empty(302, "To the provider.")
+}
+
 /// Starts a sign-in with a provider. None is part of this version, so each is as unknown as a made-up one.
 pub async fn oauth_start(Id(provider): Id) -> Result<HttpResponse> {
     Err(Error::not_found(format!("sign-in provider {provider:?}")))
+}
+
+pub fn describe_oauth_callback() -> Doc {
+    Doc::new("auth", "Return from a provider")
+        .empty(302, "To the overview, or to the login page on any failure.")
 }
 
 /// Where a provider sends people back to; whatever cannot succeed leads to the login page (auth.md 4.2).

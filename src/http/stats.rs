@@ -12,6 +12,7 @@ use crate::db::{Conn, Fault};
 use crate::entitlements::sql::decisions;
 use crate::error::Result;
 use crate::exports::sql::CleanupRun;
+use crate::http::openapi::Doc;
 use crate::http::respond;
 use crate::jobs::health::{WorkerHealth, WorkerStatus};
 use crate::jobs::queue;
@@ -168,6 +169,11 @@ const WORKERS: [(&str, Option<&str>); 7] = [
     ("webhook", Some(deliveries::QUEUE)),
     ("history", None),
 ];
+
+pub fn describe_system_stats() -> Doc {
+    Doc::new("system", "Totals of the workspace and the health of the workers")
+        .answer::<SystemStats>(200, "Totals of the workspace, workers of the installation.")
+}
 
 pub async fn system_stats(app: web::Data<App>, caller: Caller) -> Result<HttpResponse> {
     caller.may_use_meter("")?;

@@ -8,8 +8,9 @@ use crate::app::App;
 use crate::auth::Caller;
 use crate::error::Result;
 use crate::http::extract::{CursorTime, Id, Params, paginate};
+use crate::http::openapi::Doc;
 use crate::http::respond::{self, Page};
-use crate::metering::event::parse_subject;
+use crate::metering::event::{StoredEvent, parse_subject};
 use crate::metering::time::Micros;
 use crate::usage::subjects::{self, SubjectPosition};
 
@@ -37,6 +38,13 @@ impl ByActivity {
     }
 }
 
+pub fn describe_list() -> Doc {
+    Doc::new("subjects", "Subjects with stored events")
+        .limit(100, 1000)
+        .cursor()
+        .page::<SubjectView>("By their last event, newest first.")
+}
+
 pub async fn list(app: web::Data<App>, caller: Caller, params: Params) -> Result<HttpResponse> {
     caller.may_use_meter("")?;
     let limit = params.limit(100, 1000)?;
@@ -55,6 +63,12 @@ pub async fn list(app: web::Data<App>, caller: Caller, params: Params) -> Result
         last_event_at: Micros(row.last_event_at),
     });
     respond::ok(&Page { items: items.collect(), next_cursor })
+}
+
+pub fn describe_events() -> Doc {
+    Doc::new("subjects", "Newest events of a subject")
+        .limit(100, 1000)
+        .list::<StoredEvent>("Newest first; empty for an unknown subject.")
 }
 
 /// The newest events of one subject, as a plain array.

@@ -7,6 +7,11 @@ use actix_web::{HttpResponse, web};
 use diesel::RunQueryDsl;
 
 use crate::app::App;
+use crate::http::openapi::Doc;
+
+pub fn describe_health() -> Doc {
+    Doc::new("health", "The process lives").empty(204, "Always.")
+}
 
 /// The process serves HTTP. Touches nothing else.
 pub async fn health() -> HttpResponse {
@@ -14,6 +19,12 @@ pub async fn health() -> HttpResponse {
 }
 
 const PING_TIMEOUT: Duration = Duration::from_secs(2);
+
+pub fn describe_ready() -> Doc {
+    Doc::new("health", "The server can do its work")
+        .empty(204, "Ready.")
+        .empty(503, "Not now; the log says why.")
+}
 
 /// The schema is current, the database answers, and the server is not going away.
 pub async fn ready(app: web::Data<App>) -> HttpResponse {
@@ -32,6 +43,10 @@ pub async fn ready(app: web::Data<App>) -> HttpResponse {
             HttpResponse::ServiceUnavailable().finish()
         }
     }
+}
+
+pub fn describe_home() -> Doc {
+    Doc::new("health", "Front page").html("A page with links.")
 }
 
 /// The front page; the dashboard will take its place.

@@ -7,11 +7,14 @@ use actix_web::{HttpRequest, HttpResponse, web};
 use serde::Deserialize;
 use utoipa::ToSchema;
 
+use utoipa::openapi::Required;
+
 use crate::app::App;
 use crate::auth::Caller;
 use crate::error::{Error, Result};
 use crate::exports::csv::Table;
 use crate::http::extract::{Json, JsonList, Params, required_time, text_header};
+use crate::http::openapi::{self, Doc, FORMULA_GUARD};
 use crate::http::respond::{self, Page};
 use crate::ingest::{Kind, Recorded};
 use crate::metering::event::{Input, StoredEvent, parse_key};
@@ -20,6 +23,13 @@ use crate::metering::meter::Meter;
 use crate::metering::time::{BucketSize, Micros, Window};
 use crate::usage::aggregate::{cells, needs_snapshot};
 use crate::usage::query::{self, Cells, GROUPS_MAX, GroupField, Query};
+
+pub fn describe_create() -> Doc {
+    Doc::new("usage", "Record an event")
+        .body::<Input>()
+        .answer::<StoredEvent>(201, "The stored event, or the one that first had the idempotency key.")
+        .errors(&[404, 429])
+}
 
 /// Stores one event; a known idempotency key answers with the event it was first used for.
 pub async fn create(app: web::Data<App>, caller: Caller, body: Json<Input>) -> Result<HttpResponse> {
@@ -39,6 +49,17 @@ pub async fn create(app: web::Data<App>, caller: Caller, body: Json<Input>) -> R
         Some(event) => respond::created(event),
         None => Err(Error::internal("a write without an outcome")),
     }
+}
+
+pub fn describe_create_bulk() -> Doc {
+    Doc::new("usage", "Record up to 1000 events")
+        .body_list::<Input>()
+        .answer::<BulkResult>(201, "At least one item is stored.")
+        .answer::<openapi::BulkOrError>(
+            400,
+            "Every item failed (a bulk result), or the call itself (an error).",
+        )
+        .errors(&[429])
 }
 
 /// Stores up to a thousand events in one transaction, each on its own merits.
@@ -230,11 +251,35 @@ async fn answered<T: Send + 'static>(
     }
 }
 
+fn bucket_query(summary: &'static str) -> Doc {
+    Doc::new("usage", summary)
+        .required_text("meter", "Name of the meter.")
+        .time("from", "Start, inclusive.", Required::True)
+        .time("to", "End, exclusive.", Required::True)
+        .text("subject", "One subject only.")
+        .text("bucket_size", "`hour`, `day` or `month`; `day` unless told.")
+        .repeated("group_by", "`subject` or declared dimensions, up to five.")
+}
+
+pub fn describe_list() -> Doc {
+    bucket_query("Aggregates over time")
+        .limit(100, 1000)
+        .list::<query::Bucket>("By bucket, then group. `metadata.<path>=<value>` parameters filter.")
+        .errors(&[404])
+}
+
 pub async fn list(app: web::Data<App>, caller: Caller, params: Params) -> Result<HttpResponse> {
     caller.may_use_meter(params.get("meter"))?;
     let request = Request::of_params(&params, params.limit(100, 1000)?)?;
     let (query, limit) = request.check(&app, &caller).await?;
     respond::ok(&answered(&app, query, limit, |query, cells| Ok(query::buckets(query, cells))).await?)
+}
+
+pub fn describe_search() -> Doc {
+    Doc::new("usage", "Aggregates over time, with a filter")
+        .body::<Search>()
+        .list::<query::Bucket>("By bucket, then group.")
+        .errors(&[404])
 }
 
 pub async fn search(app: web::Data<App>, caller: Caller, body: Json<Search>) -> Result<HttpResponse> {
@@ -245,11 +290,26 @@ pub async fn search(app: web::Data<App>, caller: Caller, body: Json<Search>) -> 
     respond::ok(&answered(&app, query, limit, |query, cells| Ok(query::buckets(query, cells))).await?)
 }
 
+pub fn describe_export() -> Doc {
+    bucket_query("Download aggregates over time")
+        .limit(100, 1000)
+        .flag("formula_guard", FORMULA_GUARD)
+        .csv("By bucket, then group.")
+        .errors(&[404])
+}
+
 pub async fn export(app: web::Data<App>, caller: Caller, params: Params) -> Result<HttpResponse> {
     caller.may_use_meter(params.get("meter"))?;
     let limit = csv_limit(Some(params.limit(100, i64::MAX)?))?;
     let guard = params.boolean("formula_guard", "invalid_formula_guard")?.unwrap_or(true);
     bucket_csv(&app, &caller, Request::of_params(&params, limit)?, guard).await
+}
+
+pub fn describe_export_search() -> Doc {
+    Doc::new("usage", "Download aggregates over time, with a filter")
+        .body::<Search>()
+        .csv("By bucket, then group.")
+        .errors(&[404])
 }
 
 pub async fn export_search(app: web::Data<App>, caller: Caller, body: Json<Search>) -> Result<HttpResponse> {
@@ -299,6 +359,13 @@ pub struct BreakdownSearch {
     filter: Option<filter::Node>,
 }
 
+pub fn describe_breakdown() -> Doc {
+    Doc::new("usage", "Largest values of a field")
+        .body::<BreakdownSearch>()
+        .page::<query::Share>("By quantity, then value.")
+        .errors(&[404])
+}
+
 /// The largest values of one field.
 pub async fn breakdown(
     app: web::Data<App>,
@@ -323,6 +390,18 @@ pub async fn breakdown(
     };
     let items = answered(&app, query, GROUPS_MAX + 1, rows).await?;
     respond::ok(&Page { items, next_cursor: None })
+}
+
+pub fn describe_dimensions() -> Doc {
+    Doc::new("usage", "Values that a dimension has taken")
+        .required_text("meter", "Name of the meter.")
+        .required_text("field", "A declared dimension.")
+        .text("subject", "One subject only.")
+        .time("from", "Start, inclusive.", Required::False)
+        .time("to", "End, exclusive.", Required::False)
+        .limit(100, 1000)
+        .page::<query::Taken>("By number of events, then value.")
+        .errors(&[404])
 }
 
 /// The values a dimension has taken, the most frequent first.

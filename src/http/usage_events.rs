@@ -7,13 +7,17 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+use utoipa::openapi::Required;
+
 use crate::app::App;
 use crate::auth::Caller;
 use crate::error::{Error, Result};
 use crate::exports::csv::Table;
 use crate::http::extract::{CursorTime, Json, Params, decode_cursor, paginate, parse_time};
+use crate::http::openapi::{Doc, FORMULA_GUARD};
 use crate::http::respond::{self, Page};
 use crate::http::usage::{body_limit, csv_head, csv_limit};
+use crate::metering::event::StoredEvent;
 use crate::metering::filter::{self, Filter};
 use crate::metering::time::Window;
 use crate::usage::events::{self, Listed, Position};
@@ -88,10 +92,28 @@ impl Cursor {
     }
 }
 
+fn event_query(summary: &'static str) -> Doc {
+    Doc::new("usage events", summary)
+        .text("meter", "Name of a meter.")
+        .text("subject", "One subject only.")
+        .time("from", "Start, inclusive.", Required::False)
+        .time("to", "End, exclusive.", Required::False)
+}
+
+pub fn describe_list() -> Doc {
+    event_query("List raw events").limit(100, 1000).cursor().page::<StoredEvent>("Newest first.")
+}
+
 pub async fn list(app: web::Data<App>, caller: Caller, params: Params) -> Result<HttpResponse> {
     caller.may_use_meter(params.get("meter"))?;
     let limit = params.limit(100, 1000)?;
     answer(&app, &caller, Search::of_params(&params), limit).await
+}
+
+pub fn describe_search() -> Doc {
+    Doc::new("usage events", "List raw events, with a filter")
+        .body::<Search>()
+        .page::<StoredEvent>("Newest first.")
 }
 
 pub async fn search(app: web::Data<App>, caller: Caller, body: Json<Search>) -> Result<HttpResponse> {
@@ -119,11 +141,22 @@ async fn page(
     app.store.read("event_list::page", move |conn| events::page(conn, &search, after, limit)).await
 }
 
+pub fn describe_export() -> Doc {
+    event_query("Download raw events")
+        .limit(100, 1000)
+        .flag("formula_guard", FORMULA_GUARD)
+        .csv("Newest first.")
+}
+
 pub async fn export(app: web::Data<App>, caller: Caller, params: Params) -> Result<HttpResponse> {
     caller.may_use_meter(params.get("meter"))?;
     let limit = csv_limit(Some(params.limit(100, i64::MAX)?))?;
     let guard = params.boolean("formula_guard", "invalid_formula_guard")?.unwrap_or(true);
     csv(app, &caller, Search::of_params(&params), limit, guard).await
+}
+
+pub fn describe_export_search() -> Doc {
+    Doc::new("usage events", "Download raw events, with a filter").body::<Search>().csv("Newest first.")
 }
 
 pub async fn export_search(app: web::Data<App>, caller: Caller, body: Json<Search>) -> Result<HttpResponse> {
