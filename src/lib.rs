@@ -21,6 +21,8 @@ pub mod db;
 pub mod entitlements;
 pub mod error;
 pub mod exports;
+#[cfg(test)]
+mod fuzz;
 pub mod grpc;
 pub mod http;
 pub mod ingest;

@@ -1,0 +1,187 @@
+//! Every parser of what strangers send, on made-up text: none panics, none overflows the stack, and what is taken comes
+//! back as it was. `PROPTEST_CASES=100000 cargo test --release --lib fuzz::` for a long run.
+
+use std::sync::Arc;
+
+use proptest::prelude::*;
+
+use crate::alerts::rule::{RuleInput, Terms};
+use crate::entitlements::plan::{Draft, PlanInput};
+use crate::exports::job::{Asked, Input as ExportInput, Kind, owner_of, part};
+use crate::http::extract::{CursorTime, Params, decode_cursor};
+use crate::metering::event::{self, Input};
+use crate::metering::filter::{Filter, Node};
+use crate::metering::json::Value;
+use crate::metering::meter::{Aggregation, DimensionInput, Meter, is_dimension_path, parse_dimensions};
+use crate::metering::quantity::Quantity;
+use crate::metering::time::Micros;
+
+const NOW: Micros = Micros(1_781_524_800_000_000);
+
+/// Text near to what parsers look for.
+fn text() -> impl Strategy<Value = String> {
+    prop_oneof![
+        any::<String>(),
+        r#"[-+0-9eE.,:TZtz]{0,30}"#,
+        r#"[\[\]{}:,"\\ a-z0-9.$_-]{0,60}"#,
+        r#"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}([.,][0-9]{0,12})?([Zz]|[+-][0-9]{2}:[0-9]{2})?"#,
+    ]
+}
+
+/// JSON objects made of the names that inputs have, and of any values.
+fn object() -> impl Strategy<Value = String> {
+    const NAMES: [&str; 22] = [
+        "meter",
+        "subject",
+        "quantity",
+        "timestamp",
+        "metadata",
+        "idempotency_key",
+        "type",
+        "op",
+        "rules",
+        "field",
+        "value",
+        "from",
+        "to",
+        "filter",
+        "limit",
+        "group_by",
+        "name",
+        "limits",
+        "threshold",
+        "period",
+        "$serde_json::private::RawValue",
+        "$serde_json::private::Number",
+    ];
+    const WORDS: [&str; 12] = [
+        "group",
+        "condition",
+        "and",
+        "or",
+        "eq",
+        "in",
+        "metadata.a",
+        "quantity",
+        "m",
+        "month",
+        "2026-06-15T12:00:00Z",
+        "9999-12-31T23:59:59-23:59",
+    ];
+    let leaf = prop_oneof![
+        proptest::sample::select(&WORDS[..]).prop_map(|word| format!("{word:?}")),
+        any::<i64>().prop_map(|number| number.to_string()),
+        r"-?[0-9]{1,30}(\.[0-9]{1,30})?([eE][+-]?[0-9]{1,4})?",
+        any::<String>().prop_map(|text| Value::String(text).to_string()),
+        Just("null".to_owned()),
+        Just("true".to_owned()),
+    ];
+    let value = leaf.prop_recursive(6, 40, 5, |inner| {
+        prop_oneof![
+            proptest::collection::vec(inner.clone(), 0..5).prop_map(|items| format!("[{}]", items.join(","))),
+            fields(&NAMES, inner),
+        ]
+    });
+    fields(&NAMES, value)
+}
+
+fn fields(
+    names: &'static [&'static str],
+    value: impl Strategy<Value = String>,
+) -> impl Strategy<Value = String> {
+    proptest::collection::btree_map(proptest::sample::select(names), value, 0..6).prop_map(|fields| {
+        let fields: Vec<String> = fields.iter().map(|(name, value)| format!("{name:?}:{value}")).collect();
+        format!("{{{}}}", fields.join(","))
+    })
+}
+
+fn meter() -> Arc<Meter> {
+    let dimension = DimensionInput {
+        name: Some("a".to_owned()),
+        kind: Some("string".to_owned()),
+        required: Some(false),
+        ..Default::default()
+    };
+    Arc::new(Meter {
+        id: 1,
+        public_id: String::new(),
+        workspace_id: 1,
+        name: "m".into(),
+        description: String::new(),
+        unit: "u".into(),
+        aggregation: Aggregation::Sum,
+        dimensions: parse_dimensions(vec![dimension], 1).expect("valid"),
+        version: 1,
+        event_retention_days: 90,
+        pruned_before: None,
+        created_at: NOW,
+    })
+}
+
+proptest! {
+    #[test]
+    fn plain_texts(text in text()) {
+        if let Some(at) = Micros::parse(&text) {
+            prop_assert_eq!(Micros::parse(&at.to_exact_text()), Some(at));
+        }
+        if let Ok(quantity) = Quantity::parse(&text) {
+            prop_assert_eq!(Quantity::parse(&quantity.to_json()), Ok(quantity.clone()));
+            prop_assert_eq!(Quantity::from_sortable(&quantity.to_sortable()), Some(quantity));
+        }
+        if let Ok(Some(key)) = event::parse_key(Some(&text)) {
+            prop_assert!(!key.contains(['\0', '\u{fffd}']) && event::ledger_key(&key).len() <= 40);
+        }
+        if let Ok(subject) = event::parse_subject(&text) {
+            prop_assert!(subject.is_ascii());
+        }
+        let _ = (is_dimension_path(&text), owner_of(&text), part(Some(&text), 10), part(Some(&text), 0));
+        let params = Params::parse(&text);
+        let _ = (params.limit(1, 10), params.pairs().count(), params.time("from", "invalid_from"));
+        let _ = decode_cursor::<Vec<CursorTime>>(&text);
+    }
+
+    #[test]
+    fn json_texts(text in text()) {
+        if let Some(value) = Value::parse(&text) {
+            prop_assert_eq!(Value::parse(&value.to_string()), Some(value));
+        }
+        let _ = serde_json::from_str::<Input>(&text);
+        let _ = serde_json::from_str::<Vec<Input>>(&text);
+        let _ = serde_json::from_str::<Node>(&text);
+    }
+
+    /// What is admitted reads back as it was stored.
+    #[test]
+    fn objects(text in object()) {
+        if let Ok(input) = serde_json::from_str::<Input>(&text)
+            && let Ok(event) = event::admit(&meter(), input, NOW)
+        {
+            let kept = event.metadata.as_ref().map(|text| text.get().to_owned());
+            let again = kept.as_deref().map(|text| event::canonical_metadata(text).expect("readable"));
+            prop_assert_eq!(&again, &kept);
+            prop_assert!((Micros::ABSENT..=Micros::LAST).contains(&event.time));
+            let fingerprint = event.fingerprint;
+            let again = event::admit(&meter(), event.into_input(), NOW).expect("admitted again");
+            prop_assert_eq!(again.fingerprint, fingerprint);
+        }
+        if let Ok(node) = serde_json::from_str::<Node>(&text) {
+            let again: Node = serde_json::from_str(&serde_json::to_string(&node).expect("JSON")).expect("a filter");
+            prop_assert_eq!(Filter::parse(&again).ok(), Filter::parse(&node).ok());
+        }
+        let raw = serde_json::value::RawValue::from_string(text.clone()).expect("JSON");
+        for kind in [Kind::UsageEvents, Kind::UsageBuckets] {
+            if let Ok(asked) = ExportInput::read(&raw).and_then(|query| Asked::parse(kind, query)) {
+                let stored = serde_json::to_string(&asked).expect("JSON");
+                prop_assert_eq!(serde_json::from_str::<Asked>(&stored).ok(), Some(asked));
+            }
+        }
+        if let Ok(rule) = serde_json::from_str::<RuleInput>(&text)
+            && let Ok(terms) = Terms::new(&rule)
+        {
+            prop_assert!(terms.filter().is_ok());
+        }
+        if let Ok(plan) = serde_json::from_str::<PlanInput>(&text) {
+            let _ = Draft::parse(plan);
+        }
+    }
+}
