@@ -110,7 +110,9 @@ impl Micros {
     pub fn plus_months(self, months: i32) -> Micros {
         match self.civil().checked_add(months.months()) {
             Ok(at) => Micros::from_civil(at),
-            Err(_) => self,
+            // behind the last month there is: the end of time
+            Err(_) if months > 0 => Micros::LAST.plus(1),
+            Err(_) => Micros::ABSENT,
         }
     }
 

@@ -371,7 +371,7 @@ async fn keys_are_their_bytes(database: Database) {
     for query in ["/v1/usageevents?subject=s%ff", "/v1/meters?name=%ff", "/v1/usages?meter=m%c3&from=x"] {
         workspace.get(query).await.error(400, "invalid_input");
     }
-    workspace.get("/v1/entitlements/decisions/k%ff").await.error(404, "not_found");
+    workspace.get("/v1/entitlements/decisions/k%ff").await.error(400, "invalid_input");
     assert_eq!(workspace.total("m").await, "2");
 }
 
@@ -532,7 +532,7 @@ async fn nested_filters_are_planned_at_once(database: Database) {
         let message = answer.error(400, "invalid_input");
         assert!(message.contains("filter"), "{message}");
     }
-    for (levels, width) in [(8, 1), (8, 30), (2, 400)] {
+    for (levels, width) in [(8, 1), (8, 30), (2, 200)] {
         let started = Instant::now();
         workspace.post("/v1/usages/search", &search(nested(levels, width))).await.expect(200);
         workspace.post("/v1/usageevents/search", &search(nested(levels, width))).await.expect(200);
