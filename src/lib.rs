@@ -1,14 +1,15 @@
-//! Open Spanner: usage metering that is exact and immediate. The rooms, from the ground up; each imports only rooms above it in
-//! this list (`tests/it/architecture.rs` holds it):
+//! Open Spanner: usage metering that is exact and immediate. The rooms, from the ground up; each imports only rooms
+//! above it in this list, and `docs/architecture.md` has the picture:
 //!
-//! - [`error`]: what callers are told; [`config`]: every setting, the only reader of the environment; [`logging`], [`metrics`]
+//! - [`error`]: what callers are told; [`config`]: every setting, the only reader of the environment; [`logging`];
+//!   [`net`]: connections and bodies of callers, how many and for how long; [`metrics`]
 //! - [`metering`]: the rules, without I/O
 //! - [`db`]: the engine of both databases
-//! - [`net`]: connections and bodies of callers, how many and for how long
 //! - [`jobs`]: how background work is done; [`auth`]: who is calling and what they may do; [`meters`]; [`usage`]: reading
 //! - [`entitlements`], [`exports`], [`alerts`]: a domain holds its rules, its work and its SQL
-//! - [`ingest`]: the way in: admission, queue, group commit; [`retention`]: what old rows come to
-//! - [`app`]: what every door is handed; [`http`] and [`grpc`]: the doors
+//! - [`ingest`]: the way in: admission, queue, group commit
+//! - [`app`]: what every door is handed; [`retention`]: what old rows come to
+//! - [`http`] and [`grpc`]: the doors
 //! - [`roles`]: what the program can be started as
 // one file asks libpq for what diesel does not tell: db/sqlstate.rs
 #![deny(unsafe_code)]

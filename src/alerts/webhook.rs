@@ -16,7 +16,7 @@ use utoipa::ToSchema;
 use crate::alerts::rule::Terms;
 use crate::alerts::state::{Crossing, State};
 use crate::error::{Error, Result};
-use crate::http::respond::escape_html;
+use crate::metering::json::escape_html;
 use crate::metering::quantity::Quantity;
 use crate::metering::time::Micros;
 

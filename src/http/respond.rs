@@ -1,14 +1,12 @@
 //! Answers: JSON as rest.md 3 writes it, and the one error envelope (rest.md 4).
 
-use std::borrow::Cow;
-use std::fmt::Write;
-
 use actix_web::http::{StatusCode, header};
 use actix_web::{HttpResponse, ResponseError};
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::error::{Error, Result};
+use crate::metering::json::escape_html;
 
 /// A JSON answer: compact, HTML-escaped, one newline at the end.
 pub fn json<T: Serialize + ?Sized>(status: StatusCode, value: &T) -> Result<HttpResponse> {
@@ -42,24 +40,6 @@ pub fn json_text(status: StatusCode, text: &str) -> HttpResponse {
         response.insert_header((header::CONTENT_ENCODING, UNCOMPRESSED));
     }
     response.insert_header((header::CONTENT_TYPE, "application/json")).body(body)
-}
-
-/// Writes `<`, `>`, `&`, U+2028 and U+2029 of JSON text as escapes. They occur inside strings only.
-pub fn escape_html(json: &str) -> Cow<'_, str> {
-    const SPECIAL: [char; 5] = ['<', '>', '&', '\u{2028}', '\u{2029}'];
-    if !json.contains(SPECIAL) {
-        return Cow::Borrowed(json);
-    }
-    let mut escaped = String::with_capacity(json.len() + 64);
-    for c in json.chars() {
-        if SPECIAL.contains(&c) {
-            // writing to a String cannot fail
-            let _ = write!(escaped, "\\u{:04x}", u32::from(c));
-        } else {
-            escaped.push(c);
-        }
-    }
-    Cow::Owned(escaped)
 }
 
 /// A page of a list: `items`, and a cursor while more rows exist.

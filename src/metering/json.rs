@@ -2,8 +2,9 @@
 //! value it is read into. Keys and texts have no meaning here beyond their own: the library's value type takes some
 //! keys of an object for instructions, so free JSON never becomes one. Pure.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::fmt;
+use std::fmt::{self, Write};
 
 use serde::ser::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
@@ -16,6 +17,24 @@ pub const DEPTH_MAX: usize = 127;
 
 /// The fields of an object, sorted bytewise.
 pub type Map = BTreeMap<String, Value>;
+
+/// Writes `<`, `>`, `&`, U+2028 and U+2029 of JSON text as escapes. They occur inside strings only.
+pub fn escape_html(json: &str) -> Cow<'_, str> {
+    const SPECIAL: [char; 5] = ['<', '>', '&', '\u{2028}', '\u{2029}'];
+    if !json.contains(SPECIAL) {
+        return Cow::Borrowed(json);
+    }
+    let mut escaped = String::with_capacity(json.len() + 64);
+    for c in json.chars() {
+        if SPECIAL.contains(&c) {
+            // writing to a String cannot fail
+            let _ = write!(escaped, "\\u{:04x}", u32::from(c));
+        } else {
+            escaped.push(c);
+        }
+    }
+    Cow::Owned(escaped)
+}
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Value {

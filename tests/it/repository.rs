@@ -1,5 +1,5 @@
-//! What the repository says about itself is so: each table of the schema is described, each setting is listed, and each
-//! mention of the wire contract points at a page and a section that exist.
+//! What the repository says about itself is so: each table of the schema is described, each setting and endpoint is listed,
+//! and each mention of the wire contract points at a page and a section that exist.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -118,6 +118,9 @@ fn references_to_the_contract_resolve() {
         files("benches", &["rs"]),
         files("proto", &["proto"]),
         files("docs", &["md"]),
+        ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"]
+            .map(|name| root().join(name))
+            .to_vec(),
     ];
     let own = Path::new(file!()).file_name();
     let mut wrong = Vec::new();
@@ -140,6 +143,20 @@ fn references_to_the_contract_resolve() {
         }
     }
     assert!(wrong.is_empty(), "docs/contract is referred to wrongly:\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn each_endpoint_is_listed() {
+    let document: serde_json::Value =
+        serde_json::from_str(&read(&root().join("docs/openapi.json"))).expect("JSON");
+    let index = read(&root().join("docs/contract/rest.md"));
+    let paths = document["paths"].as_object().expect("an object").iter();
+    let calls = paths.filter(|(path, _)| path.starts_with("/v1/")).flat_map(|(path, methods)| {
+        let methods = methods.as_object().expect("an object").keys();
+        methods.map(move |method| format!("| `{} {path}` |", method.to_uppercase()))
+    });
+    let missing: Vec<String> = calls.filter(|call| !index.contains(call)).collect();
+    assert!(missing.is_empty(), "docs/contract/rest.md 11 does not list {missing:#?}");
 }
 
 /// The settings as `--help` lists them, one row each.
