@@ -9,14 +9,17 @@ use crate::alerts::sql::rules;
 use crate::alerts::webhook;
 use crate::auth::Auth;
 use crate::config::Config;
-use crate::db::Store;
+use crate::db::{Conn, Store};
 use crate::entitlements::counter_reader;
 use crate::entitlements::sql::plans::{self, PlanCache};
+use crate::entitlements::sql::states;
 use crate::error::{Error, Result};
 use crate::ingest::Ingest;
 use crate::jobs::worker::Wake;
+use crate::metering::meter::{Meter, MeterInput};
+use crate::metering::time::Micros;
 use crate::meters;
-use crate::meters::sql::MeterCache;
+use crate::meters::sql::{Changed, MeterCache};
 use crate::net::budget::Budget;
 
 /// Cheap to clone.
@@ -35,9 +38,38 @@ pub struct App {
     pub webhooks: webhook::client::Client,
     /// Room for request bodies and messages that arrive.
     pub bodies: Budget,
+    /// Room for events of streams, from when they are read until they are stored.
+    pub streams: Budget,
 }
 
 impl App {
+    /// Changes a meter; where the same events come to another value by it, what was judged by them is judged anew.
+    pub async fn change_meter(
+        &self,
+        workspace_id: i64,
+        public_id: String,
+        input: MeterInput,
+    ) -> Result<Meter> {
+        let update = move |conn: &mut Conn| {
+            let change = |meter: Meter, has_events| meter.changed(&input, has_events);
+            let changed = meters::sql::update(conn, workspace_id, &public_id, change)?;
+            if let Some(Changed { before, after }) = &changed
+                && before.aggregation != after.aggregation
+            {
+                states::enqueue_meter(conn, after, Micros::now())?;
+                rules::enqueue_meter(conn, after, Micros::now())?;
+            }
+            Ok(changed)
+        };
+        let changed = self.store.write("meters::update", update).await?;
+        let Changed { before, after } = changed.ok_or_else(|| Error::not_found("meter"))?;
+        self.meters.forget(after.workspace_id, &after.name);
+        if before.aggregation != after.aggregation {
+            self.wake.ring();
+        }
+        Ok(after)
+    }
+
     /// Deletes a meter that holds no event and that nothing refers to; 404 and 409 otherwise.
     pub async fn delete_meter(&self, workspace_id: i64, public_id: String) -> Result<()> {
         let delete = move |conn: &mut _| {

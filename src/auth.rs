@@ -56,6 +56,8 @@ pub struct Identity {
 pub enum Credential {
     Session {
         expires_at: Micros,
+        /// Signs the forms of the dashboard.
+        form_key: Vec<u8>,
     },
     Key {
         id: i64,
@@ -134,7 +136,7 @@ impl Caller {
 
     fn is_alive(&self, now: Micros) -> bool {
         match &self.credential {
-            Credential::Session { expires_at } => *expires_at > now,
+            Credential::Session { expires_at, .. } => *expires_at > now,
             Credential::Key { expires_at, revoked_at, .. } => {
                 expires_at.is_none_or(|at| at > now) && revoked_at.is_none_or(|at| at > now)
             }
@@ -258,7 +260,9 @@ impl Auth {
         let hash = token::hash(text);
         let load = async || {
             let found = self.0.store.read("sessions::find", move |conn| sessions::find(conn, &hash)).await?;
-            Ok(found.map(|(member, at)| Caller::new(member, Credential::Session { expires_at: Micros(at) })))
+            Ok(found.map(|(member, at, form_key)| {
+                Caller::new(member, Credential::Session { expires_at: Micros(at), form_key })
+            }))
         };
         let caller = self.0.sessions.get_or_load(hash, load).await?.ok_or_else(Error::unauthorized)?;
         if !caller.is_alive(Micros::now()) {

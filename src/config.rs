@@ -24,8 +24,8 @@ mod tests;
 mod value;
 
 pub use parts::{
-    Auth, Db, Driver, ExportStorage, ExportWorker, Exports, History, Http, Ingest, OAuth, OAuthClient,
-    Reconciliation, Retention, S3, S3Keys, SecureCookies, Synchronous, Worker, Workers,
+    Auth, Db, Driver, ExportStorage, ExportWorker, Exports, History, Http, Ingest, LogRequests, OAuth,
+    OAuthClient, Reconciliation, Retention, S3, S3Keys, SecureCookies, Synchronous, Worker, Workers,
 };
 use source::{Source, Values};
 pub use value::{ListenAddr, Secret};

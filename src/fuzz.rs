@@ -71,7 +71,7 @@ fn object() -> impl Strategy<Value = String> {
     let leaf = prop_oneof![
         proptest::sample::select(&WORDS[..]).prop_map(|word| format!("{word:?}")),
         any::<i64>().prop_map(|number| number.to_string()),
-        r"-?[0-9]{1,30}(\.[0-9]{1,30})?([eE][+-]?[0-9]{1,4})?",
+        r"-?(0|[1-9][0-9]{0,28})(\.[0-9]{1,30})?([eE][+-]?[0-9]{1,4})?",
         any::<String>().prop_map(|text| Value::String(text).to_string()),
         Just("null".to_owned()),
         Just("true".to_owned()),

@@ -39,8 +39,8 @@ const PING_TIMEOUT: Duration = Duration::from_secs(10);
 const CONNECTION_AGE_MAX: Duration = Duration::from_secs(3600);
 const STREAMS_PER_CONNECTION: u32 = 256;
 /// What a client may send of one stream, and of all streams of a connection, while the server is busy.
-const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
-const CONNECTION_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
+const STREAM_WINDOW_BYTES: u32 = 128 * 1024;
+const CONNECTION_WINDOW_BYTES: u32 = 2 * 1024 * 1024;
 /// How long calls may go on once the server is asked to stop; streams end by themselves before that.
 const STREAM_GRACE_MAX: Duration = Duration::from_secs(1);
 /// What comes after that: last writes and answers.

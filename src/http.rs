@@ -23,16 +23,19 @@ pub mod usage_events;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use actix_web::body::{BoxBody, MessageBody};
 use actix_web::dev::{Handler, ServiceRequest, ServiceResponse};
 use actix_web::http::{Method, StatusCode, header};
 use actix_web::middleware::Next;
 use actix_web::{FromRequest, HttpMessage, HttpRequest, HttpResponse, Responder, guard, web};
+use futures_util::future::LocalBoxFuture;
 
 use crate::app::App;
+use crate::auth::Caller;
 use crate::auth::permission::{Access, Role, Scope, allow};
+use crate::config::{self, LogRequests};
 use crate::error::Error;
 use crate::http::openapi::Doc;
 use crate::logging;
@@ -43,9 +46,38 @@ pub struct Endpoint {
     pub method: Method,
     pub path: &'static str,
     pub access: Access,
+    pub door: Door,
     /// What the OpenAPI document says of it; stands beside the handler.
     pub describe: fn() -> Doc,
     route: actix_web::Route,
+}
+
+/// Who stands at the other end, which decides how callers are known and how refusals look.
+#[derive(Clone, Copy)]
+pub enum Door {
+    /// A program: errors are JSON.
+    Api,
+    /// A person with a browser, received by whoever shows the pages.
+    Page(&'static dyn Reception),
+}
+
+/// What stands before and behind the pages for people.
+pub trait Reception: Sync {
+    /// Finds out who calls and judges them before any work is done; answers the cookies to be set, or the refusal.
+    fn enter<'a>(
+        &'a self,
+        app: &'a App,
+        access: &'a Access,
+        request: &'a ServiceRequest,
+    ) -> LocalBoxFuture<'a, Result<Vec<String>, HttpResponse>>;
+
+    /// Finishes an answer: errors become pages, and every page goes out with its headers.
+    fn leave(
+        &self,
+        app: &App,
+        cookies: Vec<String>,
+        response: ServiceResponse<BoxBody>,
+    ) -> ServiceResponse<BoxBody>;
 }
 
 fn endpoint<F, Args>(
@@ -60,11 +92,43 @@ where
     Args: FromRequest + 'static,
     F::Output: Responder + 'static,
 {
+    row(Door::Api, (method, path, access), handler, describe)
+}
+
+/// A page for people.
+pub fn page<F, Args>(
+    reception: &'static dyn Reception,
+    method: Method,
+    path: &'static str,
+    access: Access,
+    handler: F,
+) -> Endpoint
+where
+    F: Handler<Args>,
+    Args: FromRequest + 'static,
+    F::Output: Responder + 'static,
+{
+    // pages are no part of the interface for programs
+    let describe = || Doc::new("dashboard", "A page");
+    row(Door::Page(reception), (method, path, access), handler, describe)
+}
+
+fn row<F, Args>(
+    door: Door,
+    (method, path, access): (Method, &'static str, Access),
+    handler: F,
+    describe: fn() -> Doc,
+) -> Endpoint
+where
+    F: Handler<Args>,
+    Args: FromRequest + 'static,
+    F::Output: Responder + 'static,
+{
     let route = match method {
         Method::GET => web::route().guard(guard::Any(guard::Get()).or(guard::Head())),
         _ => web::method(method.clone()),
     };
-    Endpoint { method, path, access, describe, route: route.to(handler) }
+    Endpoint { method, path, access, door, describe, route: route.to(handler) }
 }
 
 /// Every route there is, fixed paths before patterns that would swallow them. A route cannot be written down
@@ -77,7 +141,6 @@ pub fn endpoints() -> Vec<Endpoint> {
     const fn reads(scopes: &'static [Scope]) -> Access { Access::Key(scopes, Role::Viewer) }
     const fn writes(scopes: &'static [Scope]) -> Access { Access::Key(scopes, Role::Admin) }
     vec![
-        endpoint(Method::GET, "/", PUBLIC, system::home, system::describe_home),
         endpoint(Method::GET, "/health", PUBLIC, system::health, system::describe_health),
         endpoint(Method::GET, "/ready", PUBLIC, system::ready, system::describe_ready),
 
@@ -182,11 +245,11 @@ const SLASH_ALLOWED: [&str; 6] =
     ["/v1/usages", "/v1/usageevents", "/v1/exports", "/v1/alerts", "/v1/alerts/destinations", "/v1/plans"];
 
 /// What each route demands, by pattern and method.
-pub struct Demands(HashMap<String, Vec<(Method, Access)>>);
+pub struct Demands(HashMap<String, Vec<(Method, Access, Door)>>);
 
 /// What the table says about a request.
 enum Demand {
-    Of(String, Access),
+    Of(String, Access, Door),
     /// 404, or the description of the interface, which is nobody's secret.
     Nothing,
     /// 405 with the methods there are.
@@ -203,19 +266,21 @@ impl Demands {
             return if is_open { Demand::Nothing } else { Demand::Undeclared };
         };
         let method = if request.method() == Method::HEAD { &Method::GET } else { request.method() };
-        match methods.iter().find(|(declared, _)| declared == method) {
-            Some((_, access)) => Demand::Of(pattern, *access),
-            None => Demand::OtherMethod(methods.iter().map(|(declared, _)| declared.clone()).collect()),
+        match methods.iter().find(|(declared, ..)| declared == method) {
+            Some((_, access, door)) => Demand::Of(pattern, *access, *door),
+            None => Demand::OtherMethod(methods.iter().map(|(declared, ..)| declared.clone()).collect()),
         }
     }
 }
 
-impl Default for Demands {
-    fn default() -> Self {
-        let mut demands: HashMap<String, Vec<(Method, Access)>> = HashMap::new();
-        for endpoint in endpoints() {
+impl Demands {
+    /// Those of the interface and of these further rows.
+    pub fn with(pages: Vec<Endpoint>) -> Self {
+        let mut demands: HashMap<String, Vec<(Method, Access, Door)>> = HashMap::new();
+        for endpoint in endpoints().into_iter().chain(pages) {
             for path in spellings(endpoint.path) {
-                demands.entry(path).or_default().push((endpoint.method.clone(), endpoint.access));
+                let demand = (endpoint.method.clone(), endpoint.access, endpoint.door);
+                demands.entry(path).or_default().push(demand);
             }
         }
         Demands(demands)
@@ -230,10 +295,10 @@ fn spellings(path: &str) -> Vec<String> {
     spellings
 }
 
-/// Registers all routes, one resource per path; the gate answers for the methods it does not have.
-pub fn routes(config: &mut web::ServiceConfig) {
+/// Registers all routes and these further rows, one resource per path; the gate answers for the methods it does not have.
+pub fn routes(config: &mut web::ServiceConfig, pages: Vec<Endpoint>) {
     let mut paths: Vec<(&'static str, Vec<Endpoint>)> = Vec::new();
-    for endpoint in endpoints() {
+    for endpoint in endpoints().into_iter().chain(pages) {
         match paths.iter_mut().find(|(path, _)| *path == endpoint.path) {
             Some((_, same)) => same.push(endpoint),
             None => paths.push((endpoint.path, vec![endpoint])),
@@ -278,7 +343,7 @@ pub async fn gate(
     let method = request.method().clone();
     let demand = demands.of(&request);
     let route = match &demand {
-        Demand::Of(pattern, _) => pattern.clone(),
+        Demand::Of(pattern, ..) => pattern.clone(),
         _ => "none".to_owned(),
     };
 
@@ -286,7 +351,16 @@ pub async fn gate(
     let _call = request.request().conn_data::<Peer>().map(Peer::begin_call);
     let answer = async {
         let refused = match &demand {
-            Demand::Of(pattern, access) => {
+            Demand::Of(_, access, Door::Page(reception)) => {
+                match reception.enter(&app, access, &request).await {
+                    Err(refusal) => Some(refusal),
+                    Ok(cookies) => {
+                        let response = next.call(request).await?.map_into_boxed_body();
+                        return Ok(reception.leave(&app, cookies, response));
+                    }
+                }
+            }
+            Demand::Of(pattern, access, Door::Api) => {
                 admit(&app, &request, pattern, access).await.err().map(|error| respond::error(&error))
             }
             Demand::Nothing => None,
@@ -304,8 +378,7 @@ pub async fn gate(
 
     let id = header::HeaderValue::from_str(&request_id).map_err(Error::internal)?;
     response.headers_mut().insert(header::HeaderName::from_static("x-request-id"), id);
-    let content_options = header::HeaderValue::from_static("nosniff");
-    response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, content_options);
+    protect(response.headers_mut(), &route, &app.config.http);
     // says only that an answer is not to be compressed, and that was decided further in
     if response
         .headers()
@@ -314,8 +387,26 @@ pub async fn gate(
     {
         response.headers_mut().remove(header::CONTENT_ENCODING);
     }
-    observe(&method, route, response.status(), started, &request_id);
+    let caller = response.request().extensions().get::<Caller>().cloned();
+    let policy = app.config.http.log_requests;
+    observe(policy, &method, route, response.status(), started, &request_id, caller.as_ref());
     Ok(response)
+}
+
+/// What browsers and caches between are told about every answer.
+fn protect(headers: &mut header::HeaderMap, route: &str, settings: &config::Http) {
+    let fixed = header::HeaderValue::from_static;
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, fixed("nosniff"));
+    headers.insert(header::REFERRER_POLICY, fixed("same-origin"));
+    // answers hold secrets and other people's numbers; `none` stands for those that were refused or not found
+    if (route.starts_with("/v1") || route == "none") && !headers.contains_key(header::CACHE_CONTROL) {
+        headers.insert(header::CACHE_CONTROL, fixed("no-store"));
+    }
+    if let Some(age) = settings.hsts_max_age
+        && let Ok(value) = header::HeaderValue::from_str(&format!("max-age={}", age.as_secs()))
+    {
+        headers.insert(header::STRICT_TRANSPORT_SECURITY, value);
+    }
 }
 
 /// 401, 403 or 503 before any work is done; puts the caller where handlers find it.
@@ -333,15 +424,45 @@ async fn admit(app: &App, request: &ServiceRequest, pattern: &str, access: &Acce
     Ok(())
 }
 
-fn observe(method: &Method, route: String, status: StatusCode, started: Instant, request_id: &str) {
+/// Longer than this is worth a line whatever it was.
+const SLOW: Duration = Duration::from_secs(1);
+
+/// Whether a request that went well has a line at the level of information. What applications send all day has none:
+/// writes of usage, questions about quota, reads, probes.
+fn is_told(policy: LogRequests, method: &Method, route: &str, status: StatusCode, elapsed: Duration) -> bool {
+    const ALL_DAY: [&str; 5] = ["/v1/usages", "/v1/usages/", "/v1/usages/bulk", CONSUME, CHECK];
+    const CONSUME: &str = "/v1/entitlements/consume";
+    const CHECK: &str = "/v1/entitlements/check";
+    let is_change = *method != Method::GET && *method != Method::HEAD && !route.ends_with("/search");
+    match policy {
+        LogRequests::Off => false,
+        LogRequests::All => true,
+        LogRequests::Changes => {
+            elapsed >= SLOW || status.is_success() && is_change && !ALL_DAY.contains(&route)
+        }
+    }
+}
+
+fn observe(
+    policy: LogRequests,
+    method: &Method,
+    route: String,
+    status: StatusCode,
+    started: Instant,
+    request_id: &str,
+    caller: Option<&Caller>,
+) {
     let elapsed = started.elapsed();
     let duration_ms = elapsed.as_secs_f64() * 1000.0;
+    let workspace = caller.map_or("", |caller| caller.user.workspace_id.as_str());
+    let level = match status.as_u16() {
+        500.. => log::Level::Warn,
+        _ if is_told(policy, method, &route, status, elapsed) => log::Level::Info,
+        _ => log::Level::Debug,
+    };
+    let words = if level == log::Level::Warn { "request failed" } else { "request" };
     let (method, status) = (method.as_str().to_owned(), status.as_u16());
-    if status >= 500 {
-        log::warn!(method, route, status, duration_ms, request_id; "request failed");
-    } else {
-        log::debug!(method, route, status, duration_ms, request_id; "request");
-    }
+    log::log!(level, method, route, status, duration_ms, workspace, request_id; "{words}");
     let labels = [("method", method), ("route", route), ("status", status.to_string())];
     metrics::histogram!("open_spanner_http_server_request_duration_seconds", &labels)
         .record(elapsed.as_secs_f64());
@@ -364,7 +485,6 @@ mod tests {
     use crate::alerts::webhook::client::Client;
     use crate::app::Phase;
     use crate::auth::{Auth, Options};
-    use crate::config;
     use crate::db::Store;
     use crate::entitlements::counter_reader;
     use crate::entitlements::sql::plans::PlanCache;
@@ -388,7 +508,8 @@ mod tests {
         let phase = Arc::new(Phase::default());
         phase.serve();
         let (config, bodies) = (Arc::new(config), Budget::new(1024 * 1024));
-        App { config, store, auth, meters, plans, counters, ingest, phase, wake, webhooks, bodies }
+        let streams = bodies.clone();
+        App { config, store, auth, meters, plans, counters, ingest, phase, wake, webhooks, bodies, streams }
     }
 
     #[actix_web::test]
@@ -402,12 +523,12 @@ mod tests {
         let service = init_service(
             actix_web::App::new()
                 .app_data(web::Data::new(app()))
-                .app_data(web::Data::new(Demands::default()))
+                .app_data(web::Data::new(Demands::with(Vec::new())))
                 .wrap(from_fn(gate))
                 .route("/v1/forgotten", web::get().to(forgotten.clone()))
                 .route("/v1/forgotten/{id}", web::to(forgotten))
-                .configure(routes)
-                .service(openapi::viewer(openapi::document().expect("complete"))),
+                .configure(|config| routes(config, Vec::new()))
+                .service(openapi::viewer(openapi::document_text().expect("complete"))),
         )
         .await;
         for (method, path, status) in [

@@ -4,6 +4,7 @@
 
 pub mod insert;
 mod rate;
+mod refusal;
 mod tally;
 
 use std::collections::HashMap;
@@ -17,6 +18,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use uuid::Uuid;
 
 use self::insert::{Batch, Known, Outcome};
+use self::refusal::About;
 use crate::config;
 use crate::db::Store;
 use crate::db::identity::{Link, PerEpoch};
@@ -28,6 +30,7 @@ use crate::metering::meter::Meter;
 use crate::metering::time::Micros;
 use crate::meters::sql::MeterCache;
 use crate::usage::ingestion_runs::{self, Refused};
+use crate::usage::refused;
 use rate::RateLimit;
 use tally::Tally;
 
@@ -200,6 +203,10 @@ impl Ingest {
 
     /// Writes down what was turned away since the last time.
     pub async fn flush_refusals(&self) -> Result<()> {
+        let noted = self.tally.take_noted();
+        if !noted.is_empty() {
+            self.store.write("refused::add", move |conn| refused::add(conn, &noted)).await?;
+        }
         let mut gathered: Vec<(i64, Refused)> = self.tally.take().into_iter().collect();
         if gathered.is_empty() {
             return Ok(());
@@ -212,6 +219,12 @@ impl Ingest {
             gathered.into_iter().for_each(|(workspace_id, refused)| self.tally.add(workspace_id, refused));
         }
         added
+    }
+
+    /// Forgets refused events that are older than this.
+    pub async fn sweep_refused(&self, lifetime: Duration) -> Result<()> {
+        let before = Micros::now().plus(-(lifetime.as_micros() as i64));
+        self.store.write("refused::expire", move |conn| refused::expire(conn, before)).await.map(drop)
     }
 
     /// Stores what is valid of a call, all of it in one transaction, and says what became of each item. Returns
@@ -248,6 +261,7 @@ impl Ingest {
                 Outcome::Stale => admitted = self.admit_again(admitted).await?,
                 outcome => {
                     let (kind, valid) = (admitted.batch.kind, admitted.batch.events.len());
+                    self.note_conflicts(&admitted.batch, &outcome);
                     let recorded = admitted.into_recorded(outcome);
                     count(kind, valid, refused, &recorded);
                     let rejected = (recorded.failed.len() + refused) as i64;
@@ -328,6 +342,7 @@ impl Ingest {
                     meter
                 }
             };
+            let about = About::of(&input);
             let result = match meter {
                 Some(meter) => event::admit(&meter, input, now),
                 None if input.meter().is_empty() => Err(Error::invalid("meter is required")),
@@ -340,12 +355,27 @@ impl Ingest {
                     places.push(place);
                 }
                 Err(error) if error.code == Code::Internal => return Err(error),
-                Err(error) => failed.push(Failure { index: place, error }),
+                Err(error) => {
+                    self.tally.note(about.refused(workspace_id, &error, now));
+                    failed.push(Failure { index: place, error });
+                }
             }
         }
         failed.sort_by_key(|failure| failure.index);
         batch.failed = (failed.len() + refused) as i64;
         Ok(Admitted { batch: Arc::new(batch), places, failed })
+    }
+
+    /// Keys that stand for an event with another payload: the sender is told of the first event, and people of both.
+    fn note_conflicts(&self, batch: &Batch, outcome: &Outcome) {
+        let Outcome::Stored(items) = outcome else { return };
+        for (event, original) in batch.events.iter().zip(items) {
+            if let Some(conflict) =
+                original.as_ref().and_then(|original| refusal::conflict(batch.workspace_id, event, original))
+            {
+                self.tally.note(conflict);
+            }
+        }
     }
 
     async fn find_meter(&self, workspace_id: i64, name: &str) -> Result<Option<Arc<Meter>>> {

@@ -9,7 +9,7 @@
 //! - [`entitlements`], [`exports`], [`alerts`]: a domain holds its rules, its work and its SQL
 //! - [`ingest`]: the way in: admission, queue, group commit
 //! - [`app`]: what every door is handed; [`retention`]: what old rows come to
-//! - [`http`] and [`grpc`]: the doors
+//! - [`http`] and [`grpc`]: the doors for programs; [`dashboard`]: the one for people
 //! - [`roles`]: what the program can be started as
 // one file asks libpq for what diesel does not tell: db/sqlstate.rs
 #![deny(unsafe_code)]
@@ -18,6 +18,7 @@ pub mod alerts;
 pub mod app;
 pub mod auth;
 pub mod config;
+pub mod dashboard;
 pub mod db;
 pub mod entitlements;
 pub mod error;

@@ -6,6 +6,7 @@ pub mod events;
 pub mod filter_sql;
 pub mod ingestion_runs;
 pub mod query;
+pub mod refused;
 pub mod saved_queries;
 pub mod subject_days;
 pub mod subject_ids;

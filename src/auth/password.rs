@@ -22,8 +22,9 @@ const LANES: u32 = 1;
 const DUMMY: &str =
     "$argon2id$v=19$m=19456,t=2,p=1$AAAAAAAAAAAAAAAAAAAAAA$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
 
-/// People who wait for a thread at once, before others are sent away.
-const MAX_WAITING: usize = 128;
+/// People who wait for a thread at once, first come, first served, before others are sent away: as many as are hashed
+/// within some twenty seconds.
+const MAX_WAITING: usize = 1024;
 
 /// The rules for a new password.
 pub fn check(password: &str) -> Result<()> {

@@ -23,6 +23,9 @@ const REFRESH_LIFETIME: i64 = 30 * DAY;
 /// For how long a refresh token that was just used up works once more: two browser tabs wake up together.
 const REFRESH_GRACE: i64 = 10 * SECOND;
 
+/// 128 bits that sign the forms of one sign-in.
+const FORM_KEY_BYTES: usize = 16;
+
 /// Longer addresses cannot receive mail (RFC 5321).
 const MAX_EMAIL_CHARACTERS: usize = 320;
 /// Expired tokens deleted per transaction.
@@ -149,11 +152,12 @@ impl Auth {
     /// A session in the user's home workspace, for a user whose identity is proven.
     pub async fn open_session(&self, user_id: i64) -> Result<SignedIn> {
         let now = Micros::now();
-        let fresh = Fresh::new(now)?;
+        let (fresh, form_key) = (Fresh::new(now)?, token::random::<FORM_KEY_BYTES>()?);
         let pair = fresh.pair;
         let work = move |conn: &mut Conn| {
             let workspace_id = users::home(conn, user_id, now)?;
-            let login = Login { login_id: uuid::Uuid::now_v7().to_string(), user_id, workspace_id };
+            let login_id = uuid::Uuid::now_v7().to_string();
+            let login = Login { login_id, form_key: form_key.to_vec(), user_id, workspace_id };
             sessions::open(conn, &login, &pair, now)?;
             member(conn, &login)
         };

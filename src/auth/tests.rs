@@ -33,7 +33,7 @@ fn member(role: Role) -> Member {
 }
 
 pub(super) fn caller_with_session(role: Role) -> Caller {
-    Caller::new(member(role), Credential::Session { expires_at: Micros(i64::MAX) })
+    Caller::new(member(role), Credential::Session { expires_at: Micros(i64::MAX), form_key: Vec::new() })
 }
 
 pub(super) fn caller_with_key(role: Role, scopes: &[&str], allowed_meters: &[&str]) -> Caller {

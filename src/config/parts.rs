@@ -26,6 +26,9 @@ pub struct Http {
     pub secure_cookies: SecureCookies,
     /// Connections at once; 0: as many as the process can afford.
     pub max_connections: usize,
+    /// How long browsers are told to use https; `None`: they are not.
+    pub hsts_max_age: Option<Duration>,
+    pub log_requests: LogRequests,
 }
 
 impl Http {
@@ -40,9 +43,30 @@ impl Http {
             _ => SecureCookies::Auto,
         };
         let trusted_proxies = v.networks("TRUSTED_PROXIES");
-        let max_connections = v.integer("HTTP_MAX_CONNECTIONS");
-        Http { addr: v.address("HTTP_ADDR"), workers, trusted_proxies, secure_cookies, max_connections }
+        let log_requests = match v.text("LOG_REQUESTS").as_str() {
+            "off" => LogRequests::Off,
+            "all" => LogRequests::All,
+            _ => LogRequests::Changes,
+        };
+        Http {
+            addr: v.address("HTTP_ADDR"),
+            workers,
+            trusted_proxies,
+            secure_cookies,
+            max_connections: v.integer("HTTP_MAX_CONNECTIONS"),
+            hsts_max_age: v.optional_duration("HSTS_MAX_AGE"),
+            log_requests,
+        }
     }
+}
+
+/// Which requests that go well have a line in the log at its default level.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogRequests {
+    Off,
+    /// What changed something besides usage, and what was slow.
+    Changes,
+    All,
 }
 
 /// When cookies are marked `Secure`.
@@ -154,6 +178,8 @@ pub struct Ingest {
     pub max_body_bytes: usize,
     /// Request bodies and messages on their way in, over all callers.
     pub bodies_bytes: usize,
+    /// Events of open streams, over all callers.
+    pub streams_bytes: usize,
     pub max_bulk_events: usize,
     /// Events in one gRPC stream; 0: no limit.
     pub max_stream_events: u64,
@@ -174,6 +200,7 @@ impl Ingest {
         Ingest {
             max_body_bytes: v.integer("INGESTION_MAX_BODY_BYTES"),
             bodies_bytes: v.integer("BODIES_MAX_BYTES"),
+            streams_bytes: v.integer("STREAMS_MAX_BYTES"),
             max_bulk_events: v.integer("INGESTION_MAX_BULK_EVENTS"),
             max_stream_events: v.integer("INGESTION_MAX_STREAM_EVENTS"),
             rate_limit_events: v.integer("INGESTION_RATE_LIMIT_EVENTS"),

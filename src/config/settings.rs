@@ -110,6 +110,7 @@ pub const TABLE: &[Group] = &[
         row("SHUTDOWN_TIMEOUT", "30s",  Duration,                         "time to finish accepted work after SIGTERM"),
         row("CACHE_TTL",        "2s",   DurationUpTo(5),                  "how long keys, meters and plans are served from memory, at most 5s"),
         row("LOG_FORMAT",       "auto", OneOf(&["auto", "text", "json"]), "auto: text on a terminal, JSON otherwise"),
+        row("LOG_REQUESTS",     "changes", OneOf(&["off", "changes", "all"]), "request lines at level info; changes: what changed something besides usage, and what took over 1s"),
         row("RUST_LOG",         "info", Text("FILTER"),                   "what to log, like info,open_spanner::store=debug"),
     ]),
     group("Listeners", &[
@@ -119,6 +120,7 @@ pub const TABLE: &[Group] = &[
         row("METRICS_ADDR",    "",       AddressOrOff,                       "Prometheus metrics, keep it private; empty: off"),
         row("TRUSTED_PROXIES", "",       Networks,                           "proxies whose forwarding headers are believed"),
         row("SECURE_COOKIES",  "auto",   OneOf(&["auto", "always", "never"]), "mark cookies Secure; auto: when the request came by https"),
+        row("HSTS_MAX_AGE",    "0",      DurationOrZero,                     "tell browsers to come by https only, for this long; 0: do not"),
         row("HTTP_MAX_CONNECTIONS",        "0", Integer(0, 1_000_000), "connections to HTTP_ADDR at once; 0: as the limit of open files allows, at most 10000"),
         row("GRPC_MAX_CONNECTIONS",        "0", Integer(0, 1_000_000), "connections to GRPC_ADDR at once; 0: as the limit of open files allows, at most 2000"),
         row("MAX_CONNECTIONS_PER_ADDRESS", "0", Integer(0, 1_000_000), "of these from one address, trusted proxies excepted; 0: half"),
@@ -149,6 +151,7 @@ pub const TABLE: &[Group] = &[
     group("Ingestion", &[
         row("INGESTION_MAX_BODY_BYTES",    "8388608", Integer(1024, 67_108_864), "largest request body and gRPC message"),
         row("BODIES_MAX_BYTES",            "67108864", Integer(1_048_576, ANY),   "request bodies in memory at once, over all callers; one workspace may have half"),
+        row("STREAMS_MAX_BYTES",           "67108864", Integer(1_048_576, ANY),   "events of open gRPC streams in memory at once; one workspace may have half"),
         row("INGESTION_MAX_BULK_EVENTS",   "1000",    Integer(1, 1000),          "events in one bulk call"),
         row("INGESTION_MAX_STREAM_EVENTS", "0",       Integer(0, ANY),           "events in one gRPC stream; 0: no limit"),
         row("INGESTION_RATE_LIMIT_EVENTS", "0",       Integer(0, ANY),           "events per workspace and window; 0: no limit"),

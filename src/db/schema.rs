@@ -51,6 +51,7 @@ table! {
         token_hash -> Binary,
         kind -> Text,
         login_id -> Text,
+        form_key -> Binary,
         user_id -> BigInt,
         workspace_id -> BigInt,
         expires_at -> BigInt,
@@ -433,6 +434,22 @@ table! {
         workspace_id -> BigInt,
         rejected_events -> BigInt,
         throttled_events -> BigInt,
+    }
+}
+
+table! {
+    refused_events (workspace_id, id) {
+        workspace_id -> BigInt,
+        id -> Binary,
+        outcome -> Text,
+        code -> Text,
+        message -> Text,
+        subject -> Text,
+        meter -> Text,
+        idempotency_key -> Nullable<Text>,
+        sent -> Nullable<Text>,
+        stored -> Nullable<Text>,
+        created_at -> BigInt,
     }
 }
 

@@ -31,15 +31,10 @@ impl v2::usage_stream_service_server::UsageStreamService for Door {
         request: Request<Streaming<v2::IngestRequest>>,
     ) -> Result<Response<Self::IngestStream>, Status> {
         let Admitted { pass, caller } = Admitted::of(&request).map_err(status)?;
+        let parts = Parts::open(pass, caller.workspace_id, LINGER).await.map_err(status)?;
         let (acks, answers) = mpsc::channel(ACKS_WAITING);
-        let stream = Stream {
-            door: self.clone(),
-            caller,
-            messages: request.into_inner(),
-            parts: Parts::new(pass, LINGER),
-            sequence: 0,
-            acks,
-        };
+        let stream =
+            Stream { door: self.clone(), caller, messages: request.into_inner(), parts, sequence: 0, acks };
         tokio::spawn(stream.run());
         Ok(Response::new(ReceiverStream::new(answers)))
     }

@@ -1,6 +1,7 @@
 //! A stream on its way into the database, part by part: while one part is being stored the next one fills, and when
 //! both are full nothing more is read, which HTTP/2 flow control hands on to the client. Order is kept; memory is
-//! bounded however long the stream is.
+//! bounded however long the stream is, and all streams together share one budget: a stream without room in it goes on
+//! event by event.
 
 use std::time::{Duration, Instant};
 
@@ -13,9 +14,17 @@ use uuid::Uuid;
 use crate::error::{Error, Result};
 use crate::grpc::{Pass, observe};
 use crate::metering::event::{Input, StoredEvent};
+use crate::net::budget::{Room, Tenant};
 
 const EVENTS_MAX: usize = 500;
-const BYTES_MAX: usize = 1024 * 1024;
+const BYTES_MAX: usize = 512 * 1024;
+/// What an event takes in memory while it waits and is stored, of its size on the wire and on top of it.
+const MEMORY_FACTOR: usize = 3;
+const EVENT_OVERHEAD: usize = 512;
+/// What an open stream takes before anything is sent on it.
+const STREAM_BYTES: usize = 16 * 1024;
+/// How long a new stream, or one that keeps its events to the end, may wait for room.
+const ROOM_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// One event of a stream.
 pub struct Item {
@@ -56,13 +65,25 @@ pub struct Parts {
     waiting: Vec<Item>,
     waiting_bytes: usize,
     waiting_since: Instant,
+    /// Room for what waits, and how much of what waits has none yet: nothing is read meanwhile.
+    room: Room,
+    unpaid_bytes: usize,
+    tenant: Tenant,
+    _overhead: Room,
     storing: Option<BoxFuture<'static, Result<Vec<Done>>>>,
 }
 
 impl Parts {
-    /// `linger`: how long an event may wait for others to be stored with.
-    pub fn new(pass: Pass, linger: Duration) -> Parts {
-        Parts {
+    /// `linger`: how long an event may wait for others to be stored with. Fails when too many streams are open.
+    pub async fn open(pass: Pass, workspace_id: i64, linger: Duration) -> Result<Parts> {
+        let tenant = Tenant::Workspace(workspace_id);
+        let mut overhead = pass.app.streams.room(tenant);
+        overhead.grow_within(ROOM_TIMEOUT, STREAM_BYTES).await?;
+        Ok(Parts {
+            room: pass.app.streams.room(tenant),
+            unpaid_bytes: 0,
+            tenant,
+            _overhead: overhead,
             pass,
             run_id: Uuid::now_v7(),
             linger,
@@ -70,7 +91,12 @@ impl Parts {
             waiting_bytes: 0,
             waiting_since: Instant::now(),
             storing: None,
-        }
+        })
+    }
+
+    /// Adds an event that has room already, or waits for it while others are stored.
+    pub async fn hold(&mut self, bytes: usize) -> Result<()> {
+        self.room.grow_within(ROOM_TIMEOUT, memory(bytes)).await
     }
 
     pub fn add(&mut self, item: Item) {
@@ -78,6 +104,7 @@ impl Parts {
             self.waiting_since = Instant::now();
         }
         self.waiting_bytes += item.bytes;
+        self.unpaid_bytes += memory(item.bytes);
         self.waiting.push(item);
     }
 
@@ -94,7 +121,9 @@ impl Parts {
                 self.store_next();
                 continue;
             }
-            let has_room = !self.is_full();
+            let is_paid = self.unpaid_bytes == 0;
+            let has_room = is_paid && !self.is_full();
+            let unpaid_bytes = self.unpaid_bytes;
             tokio::select! {
                 biased;
                 done = finished(&mut self.storing) => return done.map(Step::Stored).map_err(super::status),
@@ -102,6 +131,10 @@ impl Parts {
                 message = messages.message(), if has_room => {
                     let message = message.map_err(observe::of_message)?;
                     return Ok(message.map_or(Step::Closed, Step::Message));
+                }
+                paid = self.room.grow(unpaid_bytes), if !is_paid => {
+                    paid.map_err(super::status)?;
+                    self.unpaid_bytes = 0;
                 }
                 () = tokio::time::sleep_until(due.into()), if is_idle => {}
             }
@@ -116,7 +149,15 @@ impl Parts {
         let count = self.waiting.len().min(EVENTS_MAX);
         let items: Vec<Item> = self.waiting.drain(..count).collect();
         self.waiting_bytes -= items.iter().map(|item| item.bytes).sum::<usize>();
-        self.storing = Some(Box::pin(store(self.pass.clone(), self.run_id, items)));
+        // what is left behind, which is rare, waits for room of its own
+        let room = std::mem::replace(&mut self.room, self.pass.app.streams.room(self.tenant));
+        self.unpaid_bytes = self.waiting.iter().map(|item| memory(item.bytes)).sum();
+        let store = store(self.pass.clone(), self.run_id, items);
+        self.storing = Some(Box::pin(async move {
+            let done = store.await;
+            drop(room);
+            done
+        }));
     }
 
     /// Waits for the part that is being stored; what only waits is left alone.
@@ -134,6 +175,10 @@ impl Parts {
         }
         Some(finished(&mut self.storing).await)
     }
+}
+
+fn memory(wire_bytes: usize) -> usize {
+    wire_bytes * MEMORY_FACTOR + EVENT_OVERHEAD
 }
 
 /// Never ready while nothing is being stored. Can be dropped and called again.

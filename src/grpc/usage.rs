@@ -19,7 +19,7 @@ use crate::metering::event::{Input, StoredEvent, parse_key};
 /// many messages an impossible one ends the stream (grpc.md 7).
 const SMALL_STREAM: u64 = 1000;
 /// What a repeatable stream may hold back.
-const BYTES_MAX: usize = 16 * 1024 * 1024;
+const BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Metadata that the lists of an answer repeat: clients take 4 MiB, and a thousand events without metadata fit beside.
 const ECHO_BYTES_MAX: usize = 2 * 1024 * 1024;
 const LINGER: Duration = Duration::from_millis(200);
@@ -55,11 +55,12 @@ impl v1::usage_service_server::UsageService for Door {
     ) -> Result<Response<v1::StreamUsageResponse>, Status> {
         let Admitted { pass, caller } = Admitted::of(&request).map_err(status)?;
         let key = stream_key(request.metadata()).map_err(status)?;
+        let parts = Parts::open(pass, caller.workspace_id, LINGER).await.map_err(status)?;
         let stream = Stream {
             door: self,
             caller,
             messages: request.into_inner(),
-            parts: Parts::new(pass, LINGER),
+            parts,
             received: 0,
             answer: Answer::default(),
         };
@@ -147,6 +148,7 @@ impl Stream<'_> {
                 return self.store_held(held, key).await.map_err(status);
             };
             let item = self.accept(message).map_err(status)?;
+            self.parts.hold(item.bytes).await.map_err(status)?;
             bytes += item.bytes;
             held.push(item);
         }

@@ -117,7 +117,7 @@ pub async fn requeue(app: web::Data<App>, caller: Caller, Id(id): Id) -> Result<
 }
 
 /// What the job is about and no longer exists, if anything.
-fn what_is_gone(conn: &mut Conn, letter: &DeadLetter) -> Result<Option<&'static str>, Fault> {
+pub(crate) fn what_is_gone(conn: &mut Conn, letter: &DeadLetter) -> Result<Option<&'static str>, Fault> {
     match letter.queue.as_str() {
         alerts::jobs::QUEUE => rules::what_is_gone(conn, letter),
         deliveries::QUEUE => deliveries::what_is_gone(conn, letter),

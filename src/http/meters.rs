@@ -10,10 +10,9 @@ use crate::error::{Error, Result};
 use crate::http::extract::{Id, Json, Params, paginate};
 use crate::http::openapi::Doc;
 use crate::http::respond::{self, Page};
-use crate::metering::meter::{self, Aggregation, DimensionInput, DimensionType, Meter};
+use crate::metering::meter::{Aggregation, DimensionType, Meter, MeterInput};
 use crate::metering::time::Micros;
-use crate::meters::sql::Changed;
-use crate::{alerts, entitlements, meters};
+use crate::meters;
 
 /// A meter on the wire; fields in contract order.
 #[derive(Serialize, ToSchema)]
@@ -64,17 +63,6 @@ impl<'a> MeterView<'a> {
     }
 }
 
-#[derive(Default, Deserialize, ToSchema)]
-pub struct MeterInput {
-    name: Option<String>,
-    description: Option<String>,
-    unit: Option<String>,
-    #[schema(value_type = Option<Aggregation>)]
-    aggregation: Option<String>,
-    dimensions: Option<Vec<DimensionInput>>,
-    event_retention_days: Option<i64>,
-}
-
 pub fn describe_create() -> Doc {
     Doc::new("meters", "Define a meter")
         .body::<MeterInput>()
@@ -86,20 +74,8 @@ pub fn describe_create() -> Doc {
 pub async fn create(app: web::Data<App>, caller: Caller, body: Json<MeterInput>) -> Result<HttpResponse> {
     let Json(input) = body;
     caller.may_use_meter(input.name.as_deref().unwrap_or_default())?;
-    let meter = Meter {
-        id: 0,
-        public_id: uuid::Uuid::now_v7().to_string(),
-        workspace_id: caller.workspace_id,
-        name: meter::parse_name(&input.name.unwrap_or_default())?,
-        description: meter::parse_description(&input.description.unwrap_or_default())?,
-        unit: meter::parse_unit(&input.unit.unwrap_or_default())?,
-        aggregation: Aggregation::parse(&input.aggregation.unwrap_or_default())?,
-        dimensions: meter::parse_dimensions(input.dimensions.unwrap_or_default(), 1)?,
-        version: 1,
-        event_retention_days: meter::parse_retention_days(input.event_retention_days.unwrap_or_default())?,
-        pruned_before: None,
-        created_at: Micros::now(),
-    };
+    let id = uuid::Uuid::now_v7().to_string();
+    let meter = input.into_meter(id, caller.workspace_id, Micros::now())?;
     let meter = app.store.write("meters::add", move |conn| meters::sql::add(conn, &meter)).await?;
     app.meters.forget(meter.workspace_id, &meter.name);
     respond::created(&MeterView::of(&meter))
@@ -166,51 +142,9 @@ pub async fn update(
     body: Json<MeterInput>,
 ) -> Result<HttpResponse> {
     find(&app, &caller, id.clone()).await?;
-    let (Json(input), workspace_id) = (body, caller.workspace_id);
-    let updated = app
-        .store
-        .write("meters::update", move |conn| {
-            let change = |meter, has_events| apply(meter, &input, has_events);
-            let updated = meters::sql::update(conn, workspace_id, &id, change)?;
-            if let Some(Changed { before, after }) = &updated
-                && before.aggregation != after.aggregation
-            {
-                // the same events come to another value
-                entitlements::sql::states::enqueue_meter(conn, after, Micros::now())?;
-                alerts::sql::rules::enqueue_meter(conn, after, Micros::now())?;
-            }
-            Ok(updated)
-        })
-        .await?;
-    let Changed { before, after: meter } = updated.ok_or_else(|| Error::not_found("meter"))?;
-    app.meters.forget(meter.workspace_id, &meter.name);
-    if before.aggregation != meter.aggregation {
-        app.wake.ring();
-    }
+    let Json(input) = body;
+    let meter = app.change_meter(caller.workspace_id, id, input).await?;
     respond::ok(&MeterView::of(&meter))
-}
-
-/// A partial update: what is absent or `null` stays.
-fn apply(mut meter: Meter, input: &MeterInput, has_events: bool) -> Result<Meter> {
-    meter.version += 1;
-    if let Some(description) = &input.description {
-        meter.description = meter::parse_description(description)?;
-    }
-    if let Some(unit) = &input.unit {
-        meter.unit = meter::parse_unit(unit)?;
-    }
-    if let Some(aggregation) = &input.aggregation {
-        meter.aggregation = Aggregation::parse(aggregation)?;
-    }
-    if let Some(days) = input.event_retention_days {
-        meter.event_retention_days = meter::parse_retention_days(days)?;
-    }
-    if let Some(dimensions) = &input.dimensions {
-        let dimensions = meter::parse_dimensions(dimensions.clone(), meter.version)?;
-        meter.dimensions =
-            meter::change_dimensions(&meter.dimensions, dimensions, meter.version, has_events)?;
-    }
-    Ok(meter)
 }
 
 pub fn describe_delete() -> Doc {

@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 use actix_web::dev::{HttpServiceFactory, Service};
 use actix_web::http::{Method, header};
 use actix_web::middleware::DefaultHeaders;
-use actix_web::{guard, web};
+use actix_web::{HttpResponse, guard, web};
+use bytes::Bytes;
 use utoipa::openapi::path::{OperationBuilder, Parameter, ParameterBuilder, ParameterIn};
 use utoipa::openapi::request_body::RequestBodyBuilder;
 use utoipa::openapi::schema::{
@@ -20,7 +21,7 @@ use utoipa::openapi::{
     Paths, Ref, RefOr, Required, ResponseBuilder, Schema,
 };
 use utoipa::{PartialSchema, ToSchema};
-use utoipa_swagger_ui::SwaggerUi;
+use utoipa_swagger_ui::{Config, SwaggerUi};
 
 use crate::auth::permission::Access;
 use crate::auth::session::{ACCESS_COOKIE, REFRESH_COOKIE};
@@ -126,13 +127,6 @@ impl Doc {
 
     pub fn page<T: ToSchema>(mut self, words: &'static str) -> Self {
         self.answers.push((200, words, Some((JSON, Shape::page_of::<T>()))));
-        self
-    }
-
-    pub fn html(mut self, words: &'static str) -> Self {
-        let text =
-            Shape { schema: ObjectBuilder::new().schema_type(Type::String).into(), components: Vec::new() };
-        self.answers.push((200, words, Some(("text/html; charset=utf-8", text))));
         self
     }
 
@@ -437,18 +431,27 @@ fn operation_id(method: &Method, path: &str) -> String {
     format!("{}_{words}", method.as_str().to_lowercase())
 }
 
+/// The document as it is sent: one text for all threads.
+pub fn document_text() -> Result<Bytes> {
+    document()?.to_json().map(Bytes::from).map_err(Error::internal)
+}
+
 /// What [`viewer`] answers on.
 pub const PATTERNS: [&str; 2] = ["/openapi.json", SWAGGER];
 const SWAGGER: &str = "/swagger/{_:.*}";
 
 /// `GET /openapi.json`, and Swagger UI at `/swagger/` from files inside the binary; the page may load nothing else.
-pub fn viewer(document: OpenApi) -> impl HttpServiceFactory {
+pub fn viewer(document: Bytes) -> impl HttpServiceFactory {
     let policy = (
         header::CONTENT_SECURITY_POLICY,
         "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; \
          connect-src 'self'; font-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     );
-    let swagger = SwaggerUi::new(SWAGGER).url("/openapi.json", document);
+    let swagger = SwaggerUi::new(SWAGGER).config(Config::from("/openapi.json"));
+    let answer = move || {
+        let document = document.clone();
+        async move { HttpResponse::Ok().content_type(JSON).body(document) }
+    };
     let scope = web::scope("").guard(guard::fn_guard(is_viewed)).wrap(DefaultHeaders::new().add(policy));
     // the files answer GET only; the body of an answer to HEAD is left out further out
     let as_get = scope.wrap_fn(|mut request, service| {
@@ -457,7 +460,7 @@ pub fn viewer(document: OpenApi) -> impl HttpServiceFactory {
         }
         service.call(request)
     });
-    as_get.service(swagger)
+    as_get.route("/openapi.json", web::get().to(answer)).service(swagger)
 }
 
 fn is_viewed(context: &guard::GuardContext<'_>) -> bool {

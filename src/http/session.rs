@@ -138,7 +138,7 @@ fn signed_in(
     with_cookies(respond::json(status, &view)?, session.cookies(secure(app, request)))
 }
 
-fn with_cookies(mut response: HttpResponse, cookies: [String; 2]) -> Result<HttpResponse> {
+pub(crate) fn with_cookies(mut response: HttpResponse, cookies: [String; 2]) -> Result<HttpResponse> {
     for cookie in cookies {
         let mut value = header::HeaderValue::from_str(&cookie).map_err(Error::internal)?;
         value.set_sensitive(true);
@@ -147,22 +147,22 @@ fn with_cookies(mut response: HttpResponse, cookies: [String; 2]) -> Result<Http
     Ok(response)
 }
 
-fn sent_cookie(request: &HttpRequest, name: &str) -> Option<String> {
+pub(crate) fn sent_cookie(request: &HttpRequest, name: &str) -> Option<String> {
     cookie(sent_header(request, "cookie")?, name).map(String::from)
 }
 
-fn sent_header<'a>(request: &'a HttpRequest, name: &str) -> Option<&'a str> {
+pub(crate) fn sent_header<'a>(request: &'a HttpRequest, name: &str) -> Option<&'a str> {
     request.headers().get(name).and_then(|value| value.to_str().ok())
 }
 
 /// Whether the browser came over https, as far as the settings trust the word of a proxy.
-fn secure(app: &App, request: &HttpRequest) -> bool {
+pub(crate) fn secure(app: &App, request: &HttpRequest) -> bool {
     let (http, proto) = (&app.config.http, sent_header(request, "x-forwarded-proto"));
     is_secure(http.secure_cookies, peer(request), &http.trusted_proxies, proto)
 }
 
 /// Whom attempts are counted against.
-fn address(app: &App, request: &HttpRequest) -> IpAddr {
+pub(crate) fn address(app: &App, request: &HttpRequest) -> IpAddr {
     // a client may send any bytes; what a proxy appended to them still counts
     let lines =
         request.headers().get_all("x-forwarded-for").map(|value| String::from_utf8_lossy(value.as_bytes()));

@@ -24,25 +24,25 @@ use crate::{alerts, entitlements, exports, retention};
 /// Totals of the workspace on the wire; fields in contract order.
 #[derive(Serialize, ToSchema)]
 pub struct SystemStats {
-    meters: i64,
-    usage_events: i64,
-    prune_runs: i64,
-    last_prune_run: Option<LastPruneRun>,
+    pub(crate) meters: i64,
+    pub(crate) usage_events: i64,
+    pub(crate) prune_runs: i64,
+    pub(crate) last_prune_run: Option<LastPruneRun>,
     /// Decisions that are kept.
-    consumption_decisions: i64,
-    decision_prune_runs: i64,
-    last_decision_prune_run: Option<LastDecisionPruneRun>,
-    export_cleanup_runs: i64,
-    last_export_cleanup_run: Option<LastExportCleanupRun>,
+    pub(crate) consumption_decisions: i64,
+    pub(crate) decision_prune_runs: i64,
+    pub(crate) last_decision_prune_run: Option<LastDecisionPruneRun>,
+    pub(crate) export_cleanup_runs: i64,
+    pub(crate) last_export_cleanup_run: Option<LastExportCleanupRun>,
     /// Always null: this version has no reconciliation.
     #[schema(value_type = Option<Object>)]
-    last_reconciliation_run: (),
-    reconciliation_health: ReconciliationHealth,
-    ingestion_safety: IngestionSafety,
+    pub(crate) last_reconciliation_run: (),
+    pub(crate) reconciliation_health: ReconciliationHealth,
+    pub(crate) ingestion_safety: IngestionSafety,
     /// Always null: rollups are written in the transaction of their events and have nothing to catch up with.
     #[schema(value_type = Option<Object>)]
-    rollup_health: (),
-    worker_health: Vec<WorkerHealth>,
+    pub(crate) rollup_health: (),
+    pub(crate) worker_health: Vec<WorkerHealth>,
     webhooks: OwedWebhooks,
 }
 
@@ -79,10 +79,10 @@ impl From<Owed> for OwedWebhooks {
 
 #[derive(Serialize, ToSchema)]
 pub struct LastPruneRun {
-    id: String,
-    deleted: i64,
-    dry_run: bool,
-    created_at: Micros,
+    pub(crate) id: String,
+    pub(crate) deleted: i64,
+    pub(crate) dry_run: bool,
+    pub(crate) created_at: Micros,
 }
 
 impl From<PruneRun> for LastPruneRun {
@@ -98,11 +98,11 @@ impl From<PruneRun> for LastPruneRun {
 
 #[derive(Serialize, ToSchema)]
 pub struct LastDecisionPruneRun {
-    id: String,
-    before: Micros,
-    deleted: i64,
-    dry_run: bool,
-    created_at: Micros,
+    pub(crate) id: String,
+    pub(crate) before: Micros,
+    pub(crate) deleted: i64,
+    pub(crate) dry_run: bool,
+    pub(crate) created_at: Micros,
 }
 
 impl From<decisions::PruneRun> for LastDecisionPruneRun {
@@ -120,12 +120,12 @@ impl From<decisions::PruneRun> for LastDecisionPruneRun {
 
 #[derive(Serialize, ToSchema)]
 pub struct LastExportCleanupRun {
-    id: String,
-    expired_before: Micros,
-    files_deleted: i64,
-    bytes_reclaimed: i64,
-    failures: i64,
-    created_at: Micros,
+    pub(crate) id: String,
+    pub(crate) expired_before: Micros,
+    pub(crate) files_deleted: i64,
+    pub(crate) bytes_reclaimed: i64,
+    pub(crate) failures: i64,
+    pub(crate) created_at: Micros,
 }
 
 impl From<CleanupRun> for LastExportCleanupRun {
@@ -144,19 +144,19 @@ impl From<CleanupRun> for LastExportCleanupRun {
 /// This version has no reconciliation: it is never more than `not_started`.
 #[derive(Serialize, ToSchema)]
 pub struct ReconciliationHealth {
-    status: WorkerStatus,
-    pending_notifications: i64,
-    dead_letter_notifications: i64,
+    pub(crate) status: WorkerStatus,
+    pub(crate) pending_notifications: i64,
+    pub(crate) dead_letter_notifications: i64,
 }
 
 /// What became of the events that were sent, since the workspace exists.
 #[derive(Serialize, ToSchema)]
 pub struct IngestionSafety {
     /// Stored, pruned ones included.
-    accepted_events: i64,
+    pub(crate) accepted_events: i64,
     /// Invalid. Written down every few seconds, like those over the rate limit.
-    rejected_events: i64,
-    throttled_events: i64,
+    pub(crate) rejected_events: i64,
+    pub(crate) throttled_events: i64,
 }
 
 /// In contract order, with the queue that each works on; then our own.
@@ -183,7 +183,12 @@ pub async fn system_stats(app: web::Data<App>, caller: Caller) -> Result<HttpRes
     respond::ok(&app.store.read("stats::load", load).await?)
 }
 
-fn load(conn: &mut Conn, workspace_id: i64, prunes: bool, now: Micros) -> Result<SystemStats, Fault> {
+pub(crate) fn load(
+    conn: &mut Conn,
+    workspace_id: i64,
+    prunes: bool,
+    now: Micros,
+) -> Result<SystemStats, Fault> {
     let totals = subjects::totals(conn, workspace_id)?;
     let (decision_prune_runs, last_decision_prune_run) = decisions::prune_runs(conn, workspace_id)?;
     let (export_cleanup_runs, last_export_cleanup_run) = exports::sql::cleanup_runs(conn, workspace_id)?;
@@ -216,7 +221,7 @@ fn load(conn: &mut Conn, workspace_id: i64, prunes: bool, now: Micros) -> Result
     })
 }
 
-fn worker_health(
+pub(crate) fn worker_health(
     conn: &mut Conn,
     workspace_id: i64,
     prunes: bool,

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use actix_web::http::header;
 use actix_web::{HttpResponse, web};
 use diesel::RunQueryDsl;
 
@@ -43,22 +42,4 @@ pub async fn ready(app: web::Data<App>) -> HttpResponse {
             HttpResponse::ServiceUnavailable().finish()
         }
     }
-}
-
-pub fn describe_home() -> Doc {
-    Doc::new("health", "Front page").html("A page with links.")
-}
-
-/// The front page; the dashboard will take its place.
-pub async fn home() -> HttpResponse {
-    const PAGE: &str = concat!(
-        "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>Open Spanner</title>",
-        "<h1>Open Spanner ",
-        env!("CARGO_PKG_VERSION"),
-        "</h1><p>Usage metering. <a href=\"/swagger/\">API documentation</a>, <a href=\"/openapi.json\">OpenAPI document</a>.</p></html>\n"
-    );
-    HttpResponse::Ok()
-        .content_type("text/html; charset=utf-8")
-        .insert_header((header::CONTENT_SECURITY_POLICY, "default-src 'none'; frame-ancestors 'none'"))
-        .body(PAGE)
 }

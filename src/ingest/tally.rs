@@ -5,9 +5,13 @@ use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::usage::ingestion_runs::Refused;
+use crate::usage::refused::RefusedEvent;
+
+/// Refused events that wait to be written down; what is more is only counted.
+const WAITING_MAX: usize = 1_000;
 
 #[derive(Default)]
-pub struct Tally(Mutex<HashMap<i64, Refused>>);
+pub struct Tally(Mutex<HashMap<i64, Refused>>, Mutex<Vec<RefusedEvent>>);
 
 impl Tally {
     fn gathered(&self) -> MutexGuard<'_, HashMap<i64, Refused>> {
@@ -21,6 +25,18 @@ impl Tally {
             refused.rejected += more.rejected;
             refused.throttled += more.throttled;
         }
+    }
+
+    /// Keeps an event for those who ask about it, unless too many wait.
+    pub fn note(&self, event: RefusedEvent) {
+        let mut waiting = self.1.lock().unwrap_or_else(PoisonError::into_inner);
+        if waiting.len() < WAITING_MAX {
+            waiting.push(event);
+        }
+    }
+
+    pub fn take_noted(&self) -> Vec<RefusedEvent> {
+        std::mem::take(&mut *self.1.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     pub fn take(&self) -> HashMap<i64, Refused> {

@@ -36,8 +36,9 @@ pub fn escape_html(json: &str) -> Cow<'_, str> {
     Cow::Owned(escaped)
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Value {
+    #[default]
     Null,
     Bool(bool),
     Number(Number),
@@ -90,6 +91,19 @@ impl Value {
         if let Value::Object(fields) = self { Some(fields) } else { None }
     }
 
+    pub fn as_array(&self) -> Option<&[Value]> {
+        if let Value::Array(items) = self { Some(items) } else { None }
+    }
+
+    pub fn as_bool(&self) -> Option<bool> {
+        if let Value::Bool(flag) = self { Some(*flag) } else { None }
+    }
+
+    /// An object of these fields.
+    pub fn object<const N: usize>(fields: [(&str, Value); N]) -> Value {
+        Value::Object(fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
+    }
+
     /// Levels of lists and objects; a plain value has none.
     pub fn depth(&self) -> usize {
         match self {
@@ -97,6 +111,21 @@ impl Value {
             Value::Object(fields) => 1 + fields.values().map(Value::depth).max().unwrap_or(0),
             _ => 0,
         }
+    }
+}
+
+impl From<&str> for Value {
+    fn from(text: &str) -> Self {
+        Value::String(text.to_owned())
+    }
+}
+
+/// A field of an object; null where there is none.
+impl std::ops::Index<&str> for Value {
+    type Output = Value;
+
+    fn index(&self, name: &str) -> &Value {
+        self.as_object().and_then(|fields| fields.get(name)).unwrap_or(&Value::Null)
     }
 }
 
@@ -408,6 +437,7 @@ mod tests {
                         "serde_json::Map",
                         "serde_json::{Map",
                         "Value as Json",
+                        "from_value(",
                     ] {
                         assert!(!code.contains(word), "{name}: {word}");
                     }

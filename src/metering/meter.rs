@@ -91,7 +91,7 @@ impl DimensionType {
         }
     }
 
-    fn as_str(self) -> &'static str {
+    pub fn as_str(self) -> &'static str {
         match self {
             DimensionType::String => "string",
             DimensionType::Number => "number",
@@ -188,6 +188,62 @@ pub fn parse_retention_days(days: i64) -> Result<i32> {
         0 => Ok(RETENTION_DAYS_DEFAULT),
         1..=RETENTION_DAYS_MAX => Ok(days as i32),
         _ => Err(Error::invalid(format!("event_retention_days must be between 1 and {RETENTION_DAYS_MAX}"))),
+    }
+}
+
+/// A meter as it is asked for; of a change, what is absent or `null` stays.
+#[derive(Clone, Debug, Default, Deserialize, ToSchema)]
+pub struct MeterInput {
+    pub name: Option<String>,
+    pub description: Option<String>,
+    pub unit: Option<String>,
+    #[schema(value_type = Option<Aggregation>)]
+    pub aggregation: Option<String>,
+    pub dimensions: Option<Vec<DimensionInput>>,
+    pub event_retention_days: Option<i64>,
+}
+
+impl MeterInput {
+    /// A new meter.
+    pub fn into_meter(self, public_id: String, workspace_id: i64, now: Micros) -> Result<Meter> {
+        Ok(Meter {
+            id: 0,
+            public_id,
+            workspace_id,
+            name: parse_name(&self.name.unwrap_or_default())?,
+            description: parse_description(&self.description.unwrap_or_default())?,
+            unit: parse_unit(&self.unit.unwrap_or_default())?,
+            aggregation: Aggregation::parse(&self.aggregation.unwrap_or_default())?,
+            dimensions: parse_dimensions(self.dimensions.unwrap_or_default(), 1)?,
+            version: 1,
+            event_retention_days: parse_retention_days(self.event_retention_days.unwrap_or_default())?,
+            pruned_before: None,
+            created_at: now,
+        })
+    }
+}
+
+impl Meter {
+    /// The meter with a change made to it.
+    pub fn changed(mut self, input: &MeterInput, has_events: bool) -> Result<Meter> {
+        self.version += 1;
+        if let Some(description) = &input.description {
+            self.description = parse_description(description)?;
+        }
+        if let Some(unit) = &input.unit {
+            self.unit = parse_unit(unit)?;
+        }
+        if let Some(aggregation) = &input.aggregation {
+            self.aggregation = Aggregation::parse(aggregation)?;
+        }
+        if let Some(days) = input.event_retention_days {
+            self.event_retention_days = parse_retention_days(days)?;
+        }
+        if let Some(dimensions) = &input.dimensions {
+            let dimensions = parse_dimensions(dimensions.clone(), self.version)?;
+            self.dimensions = change_dimensions(&self.dimensions, dimensions, self.version, has_events)?;
+        }
+        Ok(self)
     }
 }
 

@@ -15,6 +15,7 @@ use crate::app::{App, Phase};
 use crate::auth::Auth;
 use crate::auth::key::Flush;
 use crate::config::{self, Config, Driver, ListenAddr};
+use crate::dashboard;
 use crate::db::{Store, migrations};
 use crate::entitlements::sql::plans::PlanCache;
 use crate::entitlements::{self, counter_reader};
@@ -44,6 +45,7 @@ pub async fn run(config: Config, migrate: bool) -> Result<()> {
     let phase = Arc::new(Phase::default());
     let webhooks = Client::new(&config.webhook_allowed_networks)?;
     let bodies = Budget::new(config.ingest.bodies_bytes);
+    let streams = Budget::new(config.ingest.streams_bytes);
     let app = App {
         config: config.clone(),
         store,
@@ -56,6 +58,7 @@ pub async fn run(config: Config, migrate: bool) -> Result<()> {
         wake,
         webhooks,
         bodies,
+        streams,
     };
 
     if config.auth.oauth.github.is_some() || config.auth.oauth.google.is_some() {
@@ -154,15 +157,15 @@ fn announce(kind: &'static str, listener: &TcpListener) {
 /// Starts accepting at once, before the database is ready: until then all but health checks get 503.
 fn http_server(app: &App, limits: &Limits, listener: TcpListener) -> Result<net::http::Server> {
     let data = web::Data::new(app.clone());
-    let demands = web::Data::new(http::Demands::default());
-    let document = http::openapi::document()?;
+    let demands = web::Data::new(http::Demands::with(dashboard::endpoints()));
+    let document = http::openapi::document_text()?;
     let application = move || {
         HttpApp::new()
             .app_data(data.clone())
             .app_data(demands.clone())
             .wrap(Compress::default())
             .wrap(from_fn(http::gate))
-            .configure(http::routes)
+            .configure(|config| http::routes(config, dashboard::endpoints()))
             // last: its empty prefix matches every path, and the gate asks for the first pattern that does
             .service(http::openapi::viewer(document.clone()))
     };
@@ -172,6 +175,8 @@ fn http_server(app: &App, limits: &Limits, listener: TcpListener) -> Result<net:
     net::http::serve(application, listener, port, threads, shutdown_timeout).map_err(Error::internal)
 }
 
+/// For how long people can ask about a refused event.
+const REFUSED_LIFETIME: Duration = Duration::from_secs(7 * 86_400);
 const DATABASE_RETRY: Duration = Duration::from_secs(1);
 
 /// Waits for the database, then migrates it. A database that is not there yet is waited for; a migration that fails
@@ -206,7 +211,7 @@ fn start_timers(app: &App) -> Vec<JoinHandle<()>> {
             let app = flusher.clone();
             async move { app.auth.flush_last_used(Flush::Due).await.map(drop) }
         })),
-        tokio::spawn(every(Duration::from_secs(5), move || {
+        tokio::spawn(every(Duration::from_secs(1), move || {
             let app = counter.clone();
             async move { app.ingest.flush_refusals().await }
         })),
@@ -214,6 +219,7 @@ fn start_timers(app: &App) -> Vec<JoinHandle<()>> {
             let app = sweeper.clone();
             async move {
                 app.auth.sweep().await?;
+                app.ingest.sweep_refused(REFUSED_LIFETIME).await?;
                 app.ingest.sweep_replays(app.config.ingest.bulk_replay_retention).await
             }
         })),

@@ -103,11 +103,26 @@ pub fn meter_stats(
     after: &str,
     limit: i64,
 ) -> Result<Vec<MeterStats>, Fault> {
+    stats_where(conn, "name > $2", workspace_id, after, limit)
+}
+
+/// The activity of one meter.
+pub fn stats_of_meter(conn: &mut Conn, workspace_id: i64, name: &str) -> Result<Option<MeterStats>, Fault> {
+    Ok(stats_where(conn, "name = $2", workspace_id, name, 1)?.pop())
+}
+
+fn stats_where(
+    conn: &mut Conn,
+    condition: &'static str,
+    workspace_id: i64,
+    name: &str,
+    limit: i64,
+) -> Result<Vec<MeterStats>, Fault> {
     let text = format!(
         "-- store::subjects::meter_stats
          WITH page AS (
              SELECT id, name, event_retention_days, {} AS hours_from, {} AS days_from
-             FROM meters WHERE workspace_id = $1 AND name > $2 ORDER BY name LIMIT $3
+             FROM meters WHERE workspace_id = $1 AND {condition} ORDER BY name LIMIT $3
          ), counted AS ({})
          SELECT p.name AS meter, CAST(COALESCE(SUM(c.event_count), 0) AS BIGINT) AS usage_events,
                 MAX(c.last_at) AS last_event_at, p.event_retention_days AS retention_days
@@ -117,7 +132,7 @@ pub fn meter_stats(
         whole_from(DAY),
         counted_by_meter(conn.is_postgres()),
     );
-    let query = sql_query(text).bind::<BigInt, _>(workspace_id).bind::<Text, _>(after);
+    let query = sql_query(text).bind::<BigInt, _>(workspace_id).bind::<Text, _>(name);
     Ok(query.bind::<BigInt, _>(limit).load(conn)?)
 }
 
@@ -308,6 +323,24 @@ fn count_events(conn: &mut Conn, workspace_id: i64, subjects: Vec<Seen>) -> Resu
         SubjectStats { subject: one.subject, usage_events, meters, last_event_at: one.last_event_at }
     });
     Ok(with_counts.collect())
+}
+
+/// Names that begin with a text, in their order.
+pub fn with_prefix(
+    conn: &mut Conn,
+    workspace_id: i64,
+    prefix: &str,
+    limit: i64,
+) -> Result<Vec<String>, Fault> {
+    // subjects are ASCII, so a name that begins with the text lies between it and it with the last ASCII sign behind
+    let past = format!("{prefix}\u{7f}");
+    Ok(subjects::table
+        .filter(subjects::workspace_id.eq(workspace_id))
+        .filter(subjects::name.ge(prefix).and(subjects::name.lt(past)))
+        .order(subjects::name)
+        .limit(limit)
+        .select(subjects::name)
+        .load(conn)?)
 }
 
 /// The newest events of a subject; none for an unknown one.

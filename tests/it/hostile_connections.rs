@@ -321,3 +321,79 @@ fn a_body_without_a_caller_is_not_read() {
         }
     });
 }
+
+/// Streams that send more than there is room for are slowed down; all of it is stored in bounded memory.
+#[test]
+fn streams_share_a_bounded_room() {
+    const STREAMS: usize = 40;
+    const EVENTS: u64 = 15;
+    run(async {
+        let database = Database::sqlite();
+        let server = Server::start_with(&database, &[("OPEN_SPANNER_STREAMS_MAX_BYTES", "4194304")]);
+        let workspace = server.workspace().await;
+        workspace.meter("m", "sum").await;
+        let key = workspace.header("authorization");
+        let address = format!("http://{}", server.grpc());
+        let before = server.process_status("VmRSS:");
+        let mut streams = Vec::new();
+        for _ in 0..STREAMS {
+            let channel = Channel::from_shared(address.clone())
+                .expect("an address")
+                .connect()
+                .await
+                .expect("it listens");
+            let text = prost_types::value::Kind::StringValue("x".repeat(50_000));
+            let metadata = [("x".to_string(), prost_types::Value { kind: Some(text) })];
+            let event = UsageEventInput {
+                subject: "s".into(),
+                meter: "m".into(),
+                quantity: 1.0,
+                metadata: metadata.into_iter().collect(),
+                ..Default::default()
+            };
+            let requests =
+                (1..=EVENTS).map(move |sequence| IngestRequest { sequence, event: Some(event.clone()) });
+            let mut request = Request::new(tokio_stream::iter(requests));
+            request.metadata_mut().insert("authorization", key.parse().expect("a header value"));
+            streams.push(tokio::spawn(async move {
+                let mut acks =
+                    UsageStreamServiceClient::new(channel).ingest(request).await.expect("open").into_inner();
+                let mut durable = 0;
+                while let Some(ack) = acks.message().await.expect("an answer") {
+                    durable = ack.durable_sequence;
+                }
+                durable
+            }));
+        }
+        for stream in streams {
+            assert_eq!(stream.await.expect("no panic"), EVENTS);
+        }
+        let grown = server.process_status("VmHWM:").saturating_sub(before);
+        println!("{STREAMS} streams: grew by {grown} KiB");
+        // 600 events of 50 kB are 30 MB on the wire, and several times that when they are all held at once
+        assert!(grown < 100 * 1024, "grew by {grown} KiB");
+        assert_eq!(database.count("events"), STREAMS as u64 * EVENTS);
+    });
+}
+
+/// Sign-ins cost a password hash each: a crowd waits its turn, and others do not notice.
+#[test]
+fn a_crowd_signs_in() {
+    run(async {
+        let database = Database::sqlite();
+        let server = Server::start(&database);
+        let client = server.client();
+        let email = crate::support::client::sign_up(&client).await;
+        let crowd: Vec<_> = (0..140)
+            .map(|_| {
+                let (client, email) = (client.clone(), email.clone());
+                let body = json!({"email": email, "password": crate::support::client::PASSWORD});
+                tokio::spawn(async move { client.post("/v1/auth/sessions", &body).await.status })
+            })
+            .collect();
+        client.get("/ready").await.expect(204);
+        for one in crowd {
+            assert_eq!(one.await.expect("no panic"), 201);
+        }
+    });
+}

@@ -9,6 +9,7 @@ mod bad_input;
 mod conformance;
 mod consume;
 mod crash;
+mod dashboard;
 mod database_language;
 mod dead_letters;
 mod decimal_exactness;

@@ -19,6 +19,7 @@ DROP TABLE dead_letters;
 DROP TABLE jobs;
 DROP TABLE saved_queries;
 DROP TABLE leases;
+DROP TABLE refused_events;
 DROP TABLE ingestion_refusals;
 DROP TABLE decision_prune_runs;
 DROP TABLE prune_runs;

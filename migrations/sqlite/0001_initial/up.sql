@@ -44,6 +44,8 @@ CREATE TABLE sessions (
     kind TEXT NOT NULL CONSTRAINT sessions_kind_check CHECK (kind IN ('access', 'refresh')),
     -- one sign-in and everything refreshed from it: ends as a whole
     login_id TEXT NOT NULL,
+    -- signs the forms of the dashboard; the same for the whole sign-in
+    form_key BLOB NOT NULL,
     user_id INTEGER NOT NULL REFERENCES users (id) ON DELETE CASCADE,
     workspace_id INTEGER NOT NULL REFERENCES workspaces (id) ON DELETE CASCADE,
     expires_at INTEGER NOT NULL,
@@ -428,6 +430,26 @@ CREATE TABLE ingestion_refusals (
     rejected_events INTEGER NOT NULL,
     throttled_events INTEGER NOT NULL
 ) STRICT;
+
+-- Events that were refused, and keys used again for something else: what a person asks about. Few per workspace, and for
+-- days only; written beside the events, so that a killed server may lose the last seconds.
+CREATE TABLE refused_events (
+    workspace_id INTEGER NOT NULL REFERENCES workspaces (id) ON DELETE CASCADE,
+    -- UUIDv7: newest last
+    id BLOB NOT NULL,
+    outcome TEXT NOT NULL CONSTRAINT refused_events_outcome_check CHECK (outcome IN ('rejected', 'conflict')),
+    code TEXT NOT NULL,
+    message TEXT NOT NULL,
+    subject TEXT NOT NULL,
+    meter TEXT NOT NULL,
+    idempotency_key TEXT,
+    -- of a conflict: what was sent and what was stored under the key, JSON
+    sent TEXT,
+    stored TEXT,
+    created_at INTEGER NOT NULL,
+    PRIMARY KEY (workspace_id, id)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX refused_events_time ON refused_events (created_at);
 
 -- Work that one process does at a time; whoever finds a lease expired takes it over.
 CREATE TABLE leases (

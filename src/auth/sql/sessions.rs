@@ -33,6 +33,7 @@ struct NewSession<'a> {
     token_hash: &'a [u8],
     kind: &'static str,
     login_id: &'a str,
+    form_key: &'a [u8],
     user_id: i64,
     workspace_id: i64,
     expires_at: i64,
@@ -43,6 +44,8 @@ struct NewSession<'a> {
 #[derive(Clone, Debug, Queryable)]
 pub struct Login {
     pub login_id: String,
+    /// Signs the forms of the dashboard.
+    pub form_key: Vec<u8>,
     pub user_id: i64,
     pub workspace_id: i64,
 }
@@ -62,6 +65,7 @@ pub fn open(conn: &mut Conn, login: &Login, pair: &Pair, now: Micros) -> Result<
                 token_hash: hash,
                 kind: kind.as_str(),
                 login_id: &login.login_id,
+                form_key: &login.form_key,
                 user_id: login.user_id,
                 workspace_id: login.workspace_id,
                 expires_at: expires_at.0,
@@ -72,8 +76,8 @@ pub fn open(conn: &mut Conn, login: &Login, pair: &Pair, now: Micros) -> Result<
     Ok(())
 }
 
-/// The member behind an access token and when it expires, which may be past.
-pub fn find(conn: &mut Conn, hash: &TokenHash) -> Result<Option<(Member, i64)>, Fault> {
+/// The member behind an access token, when it expires, which may be past, and the form key of the sign-in.
+pub fn find(conn: &mut Conn, hash: &TokenHash) -> Result<Option<(Member, i64, Vec<u8>)>, Fault> {
     let found = sessions::table
         .inner_join(users::table.on(users::id.eq(sessions::user_id)))
         .inner_join(workspaces::table.on(workspaces::id.eq(sessions::workspace_id)))
@@ -84,7 +88,7 @@ pub fn find(conn: &mut Conn, hash: &TokenHash) -> Result<Option<(Member, i64)>, 
         )
         .filter(sessions::token_hash.eq(hash.as_slice()))
         .filter(sessions::kind.eq(Kind::Access.as_str()))
-        .select((MEMBER, sessions::expires_at))
+        .select((MEMBER, sessions::expires_at, sessions::form_key))
         .first(conn);
     Ok(found.optional()?)
 }
@@ -99,7 +103,7 @@ pub fn use_up(conn: &mut Conn, hash: &TokenHash, now: Micros, until: Micros) -> 
         .filter(sessions::kind.eq(Kind::Refresh.as_str()))
         .filter(sessions::expires_at.gt(now.0))
         .set(sessions::expires_at.eq(sooner))
-        .returning((sessions::login_id, sessions::user_id, sessions::workspace_id))
+        .returning((sessions::login_id, sessions::form_key, sessions::user_id, sessions::workspace_id))
         .get_result(conn);
     Ok(used.optional()?)
 }

@@ -73,12 +73,27 @@ impl Client {
 
     /// One request; an error means that no whole answer came.
     pub async fn send(&self, method: Method, path: &str, body: Option<String>) -> reqwest::Result<Answer> {
+        self.send_as("application/json", method, path, body).await
+    }
+
+    /// A form as browsers send it.
+    pub async fn send_form(&self, method: Method, path: &str, form: Option<String>) -> Answer {
+        Client::answered(path, self.send_as("application/x-www-form-urlencoded", method, path, form).await)
+    }
+
+    async fn send_as(
+        &self,
+        content_type: &str,
+        method: Method,
+        path: &str,
+        body: Option<String>,
+    ) -> reqwest::Result<Answer> {
         let mut request = self.http.request(method.clone(), format!("{}{path}", self.base));
         for (name, value) in &self.headers {
             request = request.header(*name, value);
         }
         if let Some(body) = body {
-            request = request.header("content-type", "application/json").body(body);
+            request = request.header("content-type", content_type).body(body);
         }
         let response = request.send().await?;
         let (status, headers) = (response.status().as_u16(), response.headers().clone());

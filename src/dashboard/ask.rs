@@ -1,0 +1,188 @@
+//! What several pages ask of the domains, and how rows of an answer become the series of a chart.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::app::App;
+use crate::auth::Caller;
+use crate::dashboard::chart::{self, SERIES_MAX, Series};
+use crate::dashboard::view::{Link, day, minute};
+use crate::error::{Error, Result};
+use crate::metering::meter::{Aggregation, Meter};
+use crate::metering::quantity::Quantity;
+use crate::metering::time::{BucketSize, DAY, HOUR, Micros, Window};
+use crate::usage::aggregate::{cells, needs_snapshot};
+use crate::usage::query::{self as usage, Bucket, Cells, Query, Share};
+
+/// Meters that lists to choose from hold at most.
+const METERS_MAX: i64 = 500;
+
+/// All meters of the workspace, by name.
+pub async fn meters(app: &App, caller: &Caller) -> Result<Vec<Meter>> {
+    let workspace_id = caller.workspace_id;
+    app.store
+        .read("meters::list", move |conn| {
+            crate::meters::sql::list(conn, workspace_id, None, None, METERS_MAX)
+        })
+        .await
+}
+
+/// A meter by its id or by its name.
+pub async fn meter(app: &App, caller: &Caller, word: &str) -> Result<Meter> {
+    let (workspace_id, wanted) = (caller.workspace_id, word.to_owned());
+    let find = move |conn: &mut _| match crate::meters::sql::by_id(conn, workspace_id, &wanted)? {
+        Some(meter) => Ok(Some(meter)),
+        None => crate::meters::sql::by_name(conn, workspace_id, &wanted),
+    };
+    let found = app.store.read("meters::by_id", find).await?;
+    found.ok_or_else(|| Error::not_found(format!("meter {word:?}")))
+}
+
+/// Adds up the events of a query and makes rows of the sums.
+async fn answered<T: Send + 'static>(
+    app: &App,
+    query: Query,
+    most: usize,
+    rows: impl Fn(&Query, Cells) -> T + Send + 'static,
+) -> Result<T> {
+    let is_snapshot = needs_snapshot(&query);
+    let read = move |conn: &mut _| Ok(rows(&query, cells(conn, &query, most)?));
+    match is_snapshot {
+        true => app.store.read_snapshot("usage::cells", read).await,
+        false => app.store.read("usage::cells", read).await,
+    }
+}
+
+/// The rows of a query with buckets, at most this many.
+pub async fn buckets(app: &App, query: Query, most: usize) -> Result<Vec<Bucket>> {
+    answered(app, query, most, usage::buckets).await
+}
+
+/// The largest values of the one field that a query groups by.
+pub async fn breakdown(app: &App, query: Query, most: usize) -> Result<Vec<Share>> {
+    answered(app, query, usize::MAX, move |query, cells| usage::breakdown(query, cells, most)).await
+}
+
+/// The last days, today included, in whole days.
+pub fn last_days(days: i64, now: Micros) -> Window {
+    let end = now.ceil(DAY).max(now.plus(1).ceil(DAY));
+    Window { from: end.plus(-days * DAY), to: end }
+}
+
+/// A query over everything of a meter.
+pub fn whole(meter: Meter, window: Window, size: BucketSize) -> Query {
+    Query {
+        meter: Arc::new(meter),
+        window,
+        subject: None,
+        group_by: Vec::new(),
+        filter: None,
+        bucket_size: Some(size),
+        only_valued: false,
+    }
+}
+
+/// The starts of the buckets that a window touches.
+pub fn axis(window: Window, size: BucketSize) -> Vec<Micros> {
+    let next = |at: Micros| match size {
+        BucketSize::Hour => at.plus(HOUR),
+        BucketSize::Day => at.plus(DAY),
+        BucketSize::Month => at.plus_months(1),
+    };
+    let mut starts = vec![size.start(window.from)];
+    while let Some(at) = starts.last().map(|last| next(*last)).filter(|at| *at < window.to) {
+        starts.push(at);
+    }
+    starts
+}
+
+pub fn bucket_label(at: Micros, size: BucketSize) -> String {
+    let text = at.to_seconds_text();
+    match size {
+        BucketSize::Hour if &text[11..13] == "00" => text[5..10].to_owned(),
+        BucketSize::Hour => text[11..16].to_owned(),
+        BucketSize::Day => text[5..10].to_owned(),
+        BucketSize::Month => text[..7].to_owned(),
+    }
+}
+
+pub fn bucket_name(at: Micros, size: BucketSize) -> String {
+    match size {
+        BucketSize::Hour => minute(at),
+        BucketSize::Day => day(at),
+        BucketSize::Month => at.to_seconds_text()[..7].to_owned(),
+    }
+}
+
+/// The buckets of a chart, each linked to its events.
+pub fn chart_buckets(window: Window, size: BucketSize, events: &Link) -> Vec<chart::Bucket> {
+    let starts = axis(window, size);
+    let ends = starts.iter().skip(1).copied().chain([window.to]);
+    let of = |(at, end): (&Micros, Micros)| chart::Bucket {
+        label: bucket_label(*at, size),
+        name: bucket_name(*at, size),
+        link: events
+            .clone()
+            .with("from", &(*at).max(window.from).to_exact_text())
+            .with("to", &end.min(window.to).to_exact_text())
+            .to_string(),
+    };
+    starts.iter().zip(ends).map(of).collect()
+}
+
+/// Whether values of different groups or times may be added.
+pub fn is_additive(aggregation: Aggregation) -> bool {
+    matches!(aggregation, Aggregation::Sum | Aggregation::Count)
+}
+
+/// The name of a row's group.
+pub fn group_name(bucket: &Bucket, by_subject: bool) -> String {
+    let mut parts: Vec<String> = Vec::new();
+    if by_subject {
+        parts.push(bucket.subject.clone());
+    }
+    parts.extend(
+        bucket.group.values().map(|value| if value == "<nil>" { "(none)".to_owned() } else { value.clone() }),
+    );
+    if parts.is_empty() { "Total".to_owned() } else { parts.join(" · ") }
+}
+
+/// One series per group, the largest first; what does not fit is added up where adding is right, else left out.
+/// Answers also how many groups were left out or added up.
+pub fn series(
+    rows: &[Bucket],
+    starts: &[Micros],
+    aggregation: Aggregation,
+    by_subject: bool,
+    most: usize,
+) -> (Vec<Series>, usize) {
+    let places: BTreeMap<Micros, usize> = starts.iter().enumerate().map(|(at, start)| (*start, at)).collect();
+    let nothing = is_additive(aggregation).then(Quantity::zero);
+    let mut groups: BTreeMap<String, (Quantity, Vec<Option<Quantity>>)> = BTreeMap::new();
+    for row in rows {
+        let Some(place) = places.get(&row.bucket_start) else { continue };
+        let (total, values) = groups
+            .entry(group_name(row, by_subject))
+            .or_insert_with(|| (Quantity::zero(), vec![nothing.clone(); starts.len()]));
+        *total = &*total + &row.quantity;
+        values[*place] = Some(row.quantity.clone());
+    }
+    let mut ranked: Vec<_> = groups.into_iter().collect();
+    ranked.sort_by(|(_, (a, _)), (_, (b, _))| b.cmp(a));
+    let most = most.clamp(1, SERIES_MAX);
+    let rest = ranked.split_off(ranked.len().min(most));
+    let left_out = rest.len();
+    let mut series: Vec<Series> =
+        ranked.into_iter().map(|(name, (_, values))| Series { name, values, is_other: false }).collect();
+    if left_out > 0 && is_additive(aggregation) {
+        let mut sums = vec![Quantity::zero(); starts.len()];
+        for (_, (_, values)) in &rest {
+            for (sum, value) in sums.iter_mut().zip(values) {
+                *sum = &*sum + value.as_ref().unwrap_or(&Quantity::zero());
+            }
+        }
+        let values = sums.into_iter().map(Some).collect();
+        series.push(Series { name: format!("Other ({left_out})"), values, is_other: true });
+    }
+    (series, left_out)
+}

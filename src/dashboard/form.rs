@@ -1,0 +1,235 @@
+//! Forms: reading what was sent, with the token checked on the way, and keeping what was typed when it has to be
+//! shown again. Never decides what a field may hold.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::time::Duration;
+
+use actix_web::dev::Payload;
+use actix_web::{FromRequest, HttpMessage, HttpRequest};
+use futures_util::StreamExt;
+
+use crate::auth::Caller;
+use crate::dashboard::csrf;
+use crate::error::{Code, Error, Result};
+
+/// The longest form: a plan with a thousand limits fits.
+const BYTES_MAX: usize = 512 * 1024;
+const GUEST_BYTES_MAX: usize = 16 * 1024;
+const TIMEOUT: Duration = Duration::from_secs(30);
+/// The name of the hidden field that holds the token.
+const TOKEN: &str = "form_token";
+
+/// The fields of a form in order, as they were sent or as they are to be shown.
+#[derive(Clone, Debug, Default)]
+pub struct Fields(Vec<(String, String)>);
+
+impl Fields {
+    pub fn of<N: Into<String>, V: Into<String>>(pairs: impl IntoIterator<Item = (N, V)>) -> Fields {
+        Fields(pairs.into_iter().map(|(name, value)| (name.into(), value.into())).collect())
+    }
+
+    fn parse(bytes: &[u8]) -> Fields {
+        Fields(url::form_urlencoded::parse(bytes).into_owned().collect())
+    }
+
+    /// The first value with blanks around it cut off, or the empty text.
+    pub fn get(&self, name: &str) -> &str {
+        self.raw(name).trim()
+    }
+
+    /// The first value as it was typed.
+    pub fn raw(&self, name: &str) -> &str {
+        self.0.iter().find(|(key, _)| key == name).map_or("", |(_, value)| value)
+    }
+
+    pub fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
+        self.0.iter().filter(move |(key, _)| key == name).map(|(_, value)| value.as_str())
+    }
+
+    pub fn has(&self, name: &str, value: &str) -> bool {
+        self.all(name).any(|held| held == value)
+    }
+
+    /// Whether this is the value, for the choice that is shown as made.
+    pub fn is(&self, name: &str, value: &str) -> bool {
+        self.get(name) == value
+    }
+
+    /// A value that is not blank.
+    pub fn some(&self, name: &str) -> Option<String> {
+        Some(self.get(name)).filter(|value| !value.is_empty()).map(str::to_owned)
+    }
+
+    /// A whole number, or the refusal that names the field.
+    pub fn integer(&self, name: &str) -> Result<Option<i64>> {
+        match self.get(name) {
+            "" => Ok(None),
+            text => {
+                text.parse().map(Some).map_err(|_| Error::invalid(format!("{name} must be a whole number")))
+            }
+        }
+    }
+
+    pub fn set(&mut self, name: &str, value: impl Into<String>) {
+        self.0.retain(|(key, _)| key != name);
+        self.0.push((name.to_owned(), value.into()));
+    }
+
+    /// The numbers of repeated rows: 3 for a field `dim.3.name`, in the order in which they were sent.
+    pub fn rows(&self, group: &str) -> Vec<usize> {
+        let mut numbers: Vec<usize> = Vec::new();
+        for (name, _) in &self.0 {
+            let number = name
+                .strip_prefix(group)
+                .and_then(|rest| rest.strip_prefix('.')?.split('.').next()?.parse().ok());
+            if let Some(number) = number.filter(|number| !numbers.contains(number)) {
+                numbers.push(number);
+            }
+        }
+        numbers
+    }
+
+    /// What a button that adds or removes a row of this group asks for; true when it was one of them.
+    pub fn change_rows(&mut self, group: &str, first_field: &str) -> bool {
+        let asked = self.get("do").to_owned();
+        if asked == format!("add {group}") {
+            let next = self.rows(group).into_iter().max().map_or(0, |last| last + 1);
+            self.0.push((format!("{group}.{next}.{first_field}"), String::new()));
+            return true;
+        }
+        let Some(row) = asked.strip_prefix(&format!("remove {group} ")) else { return false };
+        let prefix = format!("{group}.{row}.");
+        self.0.retain(|(name, _)| !name.starts_with(&prefix));
+        true
+    }
+}
+
+/// A form that was sent by one of our own pages, by the caller it was shown to.
+pub struct Form(pub Fields);
+
+/// The form of somebody who has not signed in: there is no token to know yet.
+pub struct GuestForm(pub Fields);
+
+type Read<T> = Pin<Box<dyn Future<Output = Result<T>>>>;
+
+impl FromRequest for Form {
+    type Error = Error;
+    type Future = Read<Form>;
+
+    fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
+        let (caller, payload) = (request.extensions().get::<Caller>().cloned(), payload.take());
+        Box::pin(async move {
+            let fields = Fields::parse(&read(payload, BYTES_MAX).await?);
+            csrf::check_token(&caller.ok_or_else(Error::unauthorized)?, fields.get(TOKEN))?;
+            refuse_nul(&fields)?;
+            Ok(Form(fields))
+        })
+    }
+}
+
+impl FromRequest for GuestForm {
+    type Error = Error;
+    type Future = Read<GuestForm>;
+
+    fn from_request(_: &HttpRequest, payload: &mut Payload) -> Self::Future {
+        let payload = payload.take();
+        Box::pin(async move {
+            let fields = Fields::parse(&read(payload, GUEST_BYTES_MAX).await?);
+            refuse_nul(&fields)?;
+            Ok(GuestForm(fields))
+        })
+    }
+}
+
+async fn read(mut payload: Payload, bytes_max: usize) -> Result<Vec<u8>> {
+    let read = async {
+        let mut bytes = Vec::new();
+        while let Some(chunk) = payload.next().await {
+            let chunk = chunk.map_err(|_| Error::invalid("the form was cut off"))?;
+            if bytes.len() + chunk.len() > bytes_max {
+                return Err(Error::new(
+                    Code::RequestTooLarge,
+                    format!("the form is longer than {bytes_max} bytes"),
+                ));
+            }
+            bytes.extend_from_slice(&chunk);
+        }
+        Ok(bytes)
+    };
+    tokio::time::timeout(TIMEOUT, read).await.map_err(|_| Error::invalid("the form took too long"))?
+}
+
+fn refuse_nul(fields: &Fields) -> Result<()> {
+    match fields.0.iter().any(|(name, value)| name.contains('\0') || value.contains('\0')) {
+        true => Err(Error::invalid("NUL characters are not allowed")),
+        false => Ok(()),
+    }
+}
+
+/// Why a form was not accepted, and at which of its fields.
+#[derive(Clone, Debug, Default)]
+pub struct Complaint {
+    pub message: String,
+    field: String,
+}
+
+impl Complaint {
+    /// Nothing to complain about.
+    pub fn none() -> Complaint {
+        Complaint::default()
+    }
+
+    /// A mistake of the person at the form; anything else is the caller's to answer.
+    pub fn of(error: Error, fields: &[&str]) -> Result<Complaint> {
+        if !matches!(error.code.http_status(), 400 | 404 | 409 | 429) {
+            return Err(error);
+        }
+        let plain = ["invalid input: ", "conflict: ", "not found: "];
+        let text =
+            plain.iter().find_map(|prefix| error.message.strip_prefix(prefix)).unwrap_or(&error.message);
+        let word = |field: &&&str| {
+            text.split(|c: char| !c.is_alphanumeric() && c != '_').any(|word| word == **field)
+        };
+        let field = fields.iter().find(word).map(|field| (*field).to_owned()).unwrap_or_default();
+        let mut message = text.replace('_', " ");
+        if let Some(first) = message.get(..1) {
+            message = first.to_uppercase() + &message[1..];
+        }
+        Ok(Complaint { message, field })
+    }
+
+    pub fn is_some(&self) -> bool {
+        !self.message.is_empty()
+    }
+
+    pub fn at(&self, field: &str) -> bool {
+        self.is_some() && self.field == field
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_added_and_removed() {
+        let mut fields = Fields::parse(b"dim.0.name=a&dim.2.name=b&do=add+dim");
+        assert!(fields.change_rows("dim", "name"));
+        assert_eq!(fields.rows("dim"), [0, 2, 3]);
+        fields.set("do", "remove dim 2");
+        assert!(fields.change_rows("dim", "name"));
+        assert_eq!(fields.rows("dim"), [0, 3]);
+        fields.set("do", "save");
+        assert!(!fields.change_rows("dim", "name"));
+    }
+
+    #[test]
+    fn complaints_name_the_field() {
+        let complaint =
+            Complaint::of(Error::invalid("name is required"), &["unit", "name"]).expect("a mistake");
+        assert!(complaint.at("name") && !complaint.at("unit"));
+        assert_eq!(complaint.message, "Name is required");
+        assert!(Complaint::of(Error::unavailable("away"), &[]).is_err());
+    }
+}

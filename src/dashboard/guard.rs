@@ -1,0 +1,166 @@
+//! What stands before every page: start-up, cross-site refusal, the session and its renewal, the role; and what goes
+//! out with every page: the security headers. Never knows what a page shows.
+
+use actix_web::body::BoxBody;
+use actix_web::dev::{ServiceRequest, ServiceResponse};
+use actix_web::http::Method;
+use actix_web::http::header::{self, HeaderName, HeaderValue};
+use actix_web::{HttpMessage, HttpRequest, HttpResponse};
+use futures_util::future::LocalBoxFuture;
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+
+use crate::app::App;
+use crate::auth::Caller;
+use crate::auth::permission::{Access, allow};
+use crate::auth::session::{ACCESS_COOKIE, REFRESH_COOKIE};
+use crate::dashboard::visit::{FLASH_COOKIE, Visit};
+use crate::dashboard::{csrf, problem};
+use crate::error::{Code, Error, Result};
+use crate::http::Reception;
+use crate::http::session::{secure, sent_cookie, sent_header};
+
+/// Two `Set-Cookie` values, when the session was renewed on the way.
+type Renewed = Option<[String; 2]>;
+
+/// Receives people at the pages.
+pub struct Guard;
+
+impl Reception for Guard {
+    fn enter<'a>(
+        &'a self,
+        app: &'a App,
+        access: &'a Access,
+        request: &'a ServiceRequest,
+    ) -> LocalBoxFuture<'a, Result<Vec<String>, HttpResponse>> {
+        Box::pin(async move {
+            let entered = enter(app, access, request).await;
+            entered.map(|renewed| renewed.into_iter().flatten().collect()).map_err(|error| {
+                let mut refusal = refusal(request.request(), &error);
+                seal(refusal.headers_mut());
+                refusal
+            })
+        })
+    }
+
+    fn leave(
+        &self,
+        app: &App,
+        cookies: Vec<String>,
+        mut response: ServiceResponse<BoxBody>,
+    ) -> ServiceResponse<BoxBody> {
+        let failed = response.response().error().and_then(|error| error.as_error::<Error>()).cloned();
+        if let Some(error) = failed {
+            let page = problem::page(response.request(), &error);
+            response = ServiceResponse::new(response.request().clone(), page);
+        }
+        let is_secure = secure(app, response.request());
+        let had_flash = sent_cookie(response.request(), FLASH_COOKIE).is_some();
+        let shows_page = !response.status().is_redirection();
+        let headers = response.headers_mut();
+        for cookie in cookies {
+            append_cookie(headers, &cookie);
+        }
+        if had_flash && shows_page {
+            append_cookie(headers, &Visit::no_flash(is_secure));
+        }
+        seal(headers);
+        response
+    }
+}
+
+/// Everything that is checked before a page does any work.
+async fn enter(app: &App, access: &Access, request: &ServiceRequest) -> Result<Renewed> {
+    if app.phase.is_starting() {
+        return Err(Error::unavailable("the server is starting"));
+    }
+    if request.query_string().contains("%00") || request.path().contains("%00") {
+        return Err(Error::invalid("NUL characters are not allowed"));
+    }
+    if !matches!(*request.method(), Method::GET | Method::HEAD) {
+        csrf::check_origin(request.request())?;
+    }
+    let found = recognise(app, request.request()).await?;
+    if matches!(access, Access::Public) {
+        let renewed = found.and_then(|(caller, renewed)| {
+            request.extensions_mut().insert(caller);
+            renewed
+        });
+        return Ok(renewed);
+    }
+    let (caller, renewed) = found.ok_or_else(Error::unauthorized)?;
+    request.extensions_mut().insert(caller.clone());
+    allow(&caller, access)?;
+    Ok(renewed)
+}
+
+/// Whose session this is. One whose access token is over goes on with its refresh token, in the same answer.
+async fn recognise(app: &App, request: &HttpRequest) -> Result<Option<(Caller, Renewed)>> {
+    if let Some(token) = sent_cookie(request, ACCESS_COOKIE) {
+        match app.auth.by_access_token(&token).await {
+            Ok(caller) => return Ok(Some((caller, None))),
+            Err(error) if error.code == Code::Unauthorized => {}
+            Err(error) => return Err(error),
+        }
+    }
+    let Some(token) = sent_cookie(request, REFRESH_COOKIE) else { return Ok(None) };
+    let session = match app.auth.refresh(&token).await {
+        Ok(session) => session,
+        Err(error) if error.code == Code::Unauthorized => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let caller = app.auth.by_access_token(session.access.expose()).await?;
+    Ok(Some((caller, Some(session.cookies(secure(app, request))))))
+}
+
+/// The sign-in page for those without a session, else the page that says why not.
+fn refusal(request: &HttpRequest, error: &Error) -> HttpResponse {
+    if error.code != Code::Unauthorized {
+        return problem::page(request, error);
+    }
+    // a script that refreshes a part of a page must not be shown the sign-in page in its place
+    if sent_header(request, "x-fragment").is_some() {
+        return HttpResponse::Unauthorized().finish();
+    }
+    let here = match *request.method() {
+        Method::GET => request.uri().path_and_query().map_or("/", |path| path.as_str()),
+        _ => "/",
+    };
+    let target = match here {
+        "/" => "/login".to_owned(),
+        here => format!("/login?next={}", utf8_percent_encode(here, NON_ALPHANUMERIC)),
+    };
+    HttpResponse::SeeOther().insert_header((header::LOCATION, target)).finish()
+}
+
+fn append_cookie(headers: &mut header::HeaderMap, cookie: &str) {
+    if let Ok(mut value) = HeaderValue::from_str(cookie) {
+        value.set_sensitive(true);
+        headers.append(header::SET_COOKIE, value);
+    }
+}
+
+const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; \
+    connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'; object-src 'none'; \
+    require-trusted-types-for 'script'; trusted-types app";
+
+/// The headers of every page. A page that is not told otherwise may be kept by the browser for Back, and by nobody else.
+fn seal(headers: &mut header::HeaderMap) {
+    let fixed = [
+        (header::CONTENT_SECURITY_POLICY, POLICY),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::REFERRER_POLICY, "same-origin"),
+        (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
+        (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
+        (
+            HeaderName::from_static("permissions-policy"),
+            "camera=(), geolocation=(), microphone=(), payment=()",
+        ),
+    ];
+    for (name, value) in fixed {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
+    if !headers.contains_key(header::CACHE_CONTROL) {
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("private, no-cache"));
+        headers.append(header::VARY, HeaderValue::from_static("cookie"));
+    }
+}

@@ -1,0 +1,432 @@
+//! `/alerts`: rules with their states, what they noticed, and the forms that make and change them.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use actix_web::{HttpResponse, web};
+use askama::Template;
+
+use crate::alerts::evaluate::{evaluate, evaluate_disabled};
+use crate::alerts::rule::{RuleInput, Terms};
+use crate::alerts::sql::destinations::{self, Destination};
+use crate::alerts::sql::events::{self, Attempt, Event};
+use crate::alerts::sql::rules::{self, Change, NewRule, Rule};
+use crate::alerts::sql::states;
+use crate::alerts::state::State;
+use crate::app::App;
+use crate::auth::Caller;
+use crate::dashboard::ask;
+use crate::dashboard::chart::{Chart, Kind};
+use crate::dashboard::form::{Complaint, Fields, Form};
+use crate::dashboard::view::{self, Link};
+use crate::dashboard::visit::{Shell, Visit, ok, rejected};
+use crate::db::{Conn, Fault};
+use crate::error::{Error, Result};
+use crate::http::extract::{Id, Params};
+use crate::metering::event::InputQuantity;
+use crate::metering::meter::Meter;
+use crate::metering::quantity::Quantity;
+use crate::metering::time::{BucketSize, Micros};
+use crate::usage::query::Query;
+
+const LISTED: i64 = 500;
+const EVENTS_LISTED: i64 = 25;
+const WINDOWS: [(&str, &str); 6] = [
+    ("300", "5 minutes"),
+    ("900", "15 minutes"),
+    ("3600", "1 hour"),
+    ("86400", "1 day"),
+    ("604800", "7 days"),
+    ("2592000", "30 days"),
+];
+const INTERVALS: [(&str, &str); 4] =
+    [("30", "30 seconds"), ("60", "1 minute"), ("300", "5 minutes"), ("900", "15 minutes")];
+const COMPARATORS: [(&str, &str); 6] =
+    [("gte", "≥"), ("gt", ">"), ("lte", "≤"), ("lt", "<"), ("eq", "="), ("neq", "≠")];
+
+/// A rule with the states of its groups.
+struct Row {
+    rule: Rule,
+    states: Vec<State>,
+}
+
+impl Row {
+    /// The state that matters most.
+    fn worst(&self) -> &'static str {
+        let rank = |state: &&State| match state.status.as_str() {
+            "alerting" => 3,
+            "error" => 2,
+            "no_data" => 1,
+            _ => 0,
+        };
+        match self.states.iter().max_by_key(rank) {
+            _ if !self.rule.terms.enabled => "disabled",
+            Some(state) => state.status.as_str(),
+            None => "not evaluated yet",
+        }
+    }
+
+    fn condition(&self) -> String {
+        condition(&self.rule)
+    }
+}
+
+fn condition(rule: &Rule) -> String {
+    let terms = &rule.terms;
+    let sign =
+        COMPARATORS.iter().find(|(word, _)| *word == terms.comparator.as_str()).map_or("", |(_, sign)| sign);
+    let per = terms.group_by.as_deref().map(|field| format!(" per {field}")).unwrap_or_default();
+    let of = terms.subject.as_deref().map(|subject| format!(" of {subject}")).unwrap_or_default();
+    let window = view::seconds(terms.window_seconds);
+    format!("{}{of}{per} over {window} {sign} {}", rule.meter, view::number(&terms.threshold))
+}
+
+#[derive(Template)]
+#[template(path = "alerts/list.html")]
+struct ListPage {
+    shell: Shell,
+    rows: Vec<Row>,
+    destinations: Vec<Destination>,
+    events: Vec<(Event, Option<Attempt>)>,
+}
+
+fn with_states(conn: &mut Conn, rules: Vec<Rule>) -> Result<Vec<Row>, Fault> {
+    let ids: Vec<i64> = rules.iter().map(|rule| rule.id).collect();
+    let mut states = states::of_rules(conn, &ids)?;
+    let row = |rule: Rule| Row { states: states.remove(&rule.id).unwrap_or_default(), rule };
+    Ok(rules.into_iter().map(row).collect())
+}
+
+fn with_attempts(conn: &mut Conn, events: Vec<(i64, Event)>) -> Result<Vec<(Event, Option<Attempt>)>, Fault> {
+    let ids: Vec<String> = events.iter().map(|(_, event)| event.public_id.clone()).collect();
+    let mut attempts: HashMap<String, Attempt> = events::latest_attempts(conn, &ids)?;
+    Ok(events
+        .into_iter()
+        .map(|(_, event)| {
+            let attempt = attempts.remove(&event.public_id);
+            (event, attempt)
+        })
+        .collect())
+}
+
+pub async fn list(app: web::Data<App>, caller: Caller, visit: Visit) -> Result<HttpResponse> {
+    let workspace_id = caller.workspace_id;
+    let read = move |conn: &mut Conn| {
+        let rules = rules::rules(conn, Some(workspace_id), &rules::Filter::default(), LISTED)?;
+        let rows = with_states(conn, rules)?;
+        let destinations = destinations::list(conn, workspace_id, None, LISTED)?;
+        let events = events::events(conn, workspace_id, None, None, EVENTS_LISTED)?;
+        Ok((rows, destinations, with_attempts(conn, events)?))
+    };
+    let (rows, destinations, events) = app.store.read("alerts::list", read).await?;
+    ok(&ListPage { shell: visit.shell("alerts", "Alerts"), rows, destinations, events })
+}
+
+#[derive(Template)]
+#[template(path = "alerts/form.html")]
+struct FormPage {
+    shell: Shell,
+    rule: Option<Rule>,
+    meters: Vec<Meter>,
+    destinations: Vec<Destination>,
+    fields: Fields,
+    complaint: Complaint,
+}
+
+impl FormPage {
+    fn windows(&self) -> &'static [(&'static str, &'static str)] {
+        &WINDOWS
+    }
+
+    fn intervals(&self) -> &'static [(&'static str, &'static str)] {
+        &INTERVALS
+    }
+
+    fn comparators(&self) -> &'static [(&'static str, &'static str)] {
+        &COMPARATORS
+    }
+
+    /// A length that a program chose and no select offers.
+    fn odd(&self, name: &str, known: &[(&str, &str)]) -> Option<(String, String)> {
+        let text = self.fields.get(name);
+        let seconds: i64 = text.parse().ok()?;
+        (!known.iter().any(|(value, _)| *value == text)).then(|| (text.to_owned(), view::seconds(seconds)))
+    }
+
+    fn groups(&self) -> Vec<String> {
+        let mut names: Vec<String> = vec!["subject".to_owned()];
+        for meter in &self.meters {
+            for dimension in &meter.dimensions {
+                if !names.contains(&dimension.name) {
+                    names.push(dimension.name.clone());
+                }
+            }
+        }
+        names
+    }
+}
+
+const FIELDS: [&str; 8] =
+    ["name", "meter", "threshold", "destination", "subject", "window_seconds", "group_by", "metadata"];
+
+async fn form_page(
+    app: &App,
+    caller: &Caller,
+    visit: &Visit,
+    rule: Option<Rule>,
+    fields: Fields,
+    complaint: Complaint,
+) -> Result<FormPage> {
+    let workspace_id = caller.workspace_id;
+    let list = move |conn: &mut Conn| destinations::list(conn, workspace_id, None, LISTED);
+    let destinations = app.store.read("destinations::list", list).await?;
+    let title =
+        rule.as_ref().map_or_else(|| "New alert".to_owned(), |rule| format!("Edit {}", rule.terms.name));
+    let meters = ask::meters(app, caller).await?;
+    Ok(FormPage { shell: visit.shell("alerts", title), rule, meters, destinations, fields, complaint })
+}
+
+pub async fn new(app: web::Data<App>, caller: Caller, visit: Visit, params: Params) -> Result<HttpResponse> {
+    let fields = Fields::of([
+        ("meter", params.get("meter")),
+        ("subject", params.get("subject")),
+        ("comparator", "gte"),
+        ("window_seconds", "3600"),
+        ("evaluation_interval_seconds", "60"),
+        ("enabled", "on"),
+    ]);
+    ok(&form_page(&app, &caller, &visit, None, fields, Complaint::none()).await?)
+}
+
+/// What the form asks for.
+fn input(fields: &Fields) -> Result<RuleInput> {
+    let metadata = fields.raw("metadata").lines().filter_map(|line| line.split_once('='));
+    let metadata = metadata.map(|(path, text)| (path.trim().to_owned(), text.trim().to_owned()));
+    let threshold =
+        fields.some("threshold").map(|text| InputQuantity(Quantity::parse(&text.replace([',', ' '], ""))));
+    Ok(RuleInput {
+        name: Some(fields.get("name").to_owned()),
+        meter: Some(fields.get("meter").to_owned()),
+        enabled: Some(!fields.get("enabled").is_empty()),
+        subject: Some(fields.get("subject").to_owned()),
+        metadata: Some(metadata.collect()),
+        window_seconds: fields.integer("window_seconds")?,
+        comparator: fields.some("comparator"),
+        threshold,
+        evaluation_interval_seconds: fields.integer("evaluation_interval_seconds")?,
+        group_by: Some(fields.get("group_by").to_owned()),
+        destination_id: Some(fields.get("destination_id").to_owned()),
+    })
+}
+
+pub async fn create(app: web::Data<App>, caller: Caller, visit: Visit, form: Form) -> Result<HttpResponse> {
+    let Form(fields) = form;
+    match add(&app, &caller, &fields).await {
+        Ok(rule) => Ok(visit
+            .go(&format!("/alerts/{}", rule.public_id), "The alert is on. It is evaluated within seconds.")),
+        Err(error) => {
+            let complaint = Complaint::of(error, &FIELDS)?;
+            rejected(&form_page(&app, &caller, &visit, None, fields, complaint).await?)
+        }
+    }
+}
+
+async fn add(app: &App, caller: &Caller, fields: &Fields) -> Result<Rule> {
+    let input = input(fields)?;
+    if fields.get("destination_id").is_empty() {
+        return Err(Error::invalid("choose a destination: where the alert is sent"));
+    }
+    let new = NewRule {
+        workspace_id: caller.workspace_id,
+        terms: Terms::new(&input)?,
+        meter: fields.get("meter").to_owned(),
+        destination_id: fields.get("destination_id").to_owned(),
+    };
+    let rule = app.store.write("alerts::add", move |conn| rules::add(conn, &new, Micros::now())).await?;
+    app.wake.ring();
+    Ok(rule)
+}
+
+async fn find(app: &App, caller: &Caller, id: &str) -> Result<Row> {
+    let (workspace_id, wanted) = (caller.workspace_id, id.to_owned());
+    let read = move |conn: &mut Conn| {
+        let rules = rules::rule(conn, workspace_id, &wanted)?.into_iter().collect();
+        with_states(conn, rules)
+    };
+    let mut rows = app.store.read("alerts::get", read).await?;
+    rows.pop().ok_or_else(|| Error::not_found(format!("alert rule {id:?}")))
+}
+
+fn fields_of(rule: &Rule) -> Fields {
+    let terms = &rule.terms;
+    let metadata: Vec<String> = terms.metadata.iter().map(|(path, text)| format!("{path}={text}")).collect();
+    Fields::of([
+        ("name", terms.name.clone()),
+        ("meter", rule.meter.clone()),
+        ("enabled", if terms.enabled { "on" } else { "" }.to_owned()),
+        ("subject", terms.subject.clone().unwrap_or_default()),
+        ("metadata", metadata.join("\n")),
+        ("window_seconds", terms.window_seconds.to_string()),
+        ("comparator", terms.comparator.as_str().to_owned()),
+        ("threshold", terms.threshold.to_plain()),
+        ("evaluation_interval_seconds", terms.evaluation_interval_seconds.to_string()),
+        ("group_by", terms.group_by.clone().unwrap_or_default()),
+        ("destination_id", rule.destination.public_id.clone()),
+    ])
+}
+
+pub async fn edit(app: web::Data<App>, caller: Caller, visit: Visit, Id(id): Id) -> Result<HttpResponse> {
+    let rule = find(&app, &caller, &id).await?.rule;
+    let fields = fields_of(&rule);
+    ok(&form_page(&app, &caller, &visit, Some(rule), fields, Complaint::none()).await?)
+}
+
+pub async fn update(
+    app: web::Data<App>,
+    caller: Caller,
+    visit: Visit,
+    Id(id): Id,
+    form: Form,
+) -> Result<HttpResponse> {
+    let Form(fields) = form;
+    let rule = find(&app, &caller, &id).await?.rule;
+    match replace(&app, &caller, &id, &fields).await {
+        Ok(()) => Ok(visit.go(&format!("/alerts/{id}"), "Saved.")),
+        Err(error) => {
+            let complaint = Complaint::of(error, &FIELDS)?;
+            rejected(&form_page(&app, &caller, &visit, Some(rule), fields, complaint).await?)
+        }
+    }
+}
+
+async fn replace(app: &App, caller: &Caller, id: &str, fields: &Fields) -> Result<()> {
+    let (input, workspace_id, id) = (input(fields)?, caller.workspace_id, id.to_owned());
+    let update = move |conn: &mut Conn| {
+        let change = |rule: &Rule| {
+            let (meter, destination_id) = (input.meter.clone(), input.destination_id.clone());
+            Ok(Change { terms: rule.terms.changed(&input)?, meter, destination_id })
+        };
+        rules::update(conn, workspace_id, &id, change, Micros::now())
+    };
+    app.store.write("alerts::update", update).await?;
+    app.wake.ring();
+    Ok(())
+}
+
+#[derive(Template)]
+#[template(path = "alerts/show.html")]
+struct ShowPage {
+    shell: Shell,
+    row: Row,
+    chart: Option<Chart>,
+    events: Vec<(Event, Option<Attempt>)>,
+    next: Option<String>,
+}
+
+pub async fn show(
+    app: web::Data<App>,
+    caller: Caller,
+    visit: Visit,
+    Id(id): Id,
+    params: Params,
+) -> Result<HttpResponse> {
+    let row = find(&app, &caller, &id).await?;
+    let (workspace_id, rule_id, before) =
+        (caller.workspace_id, row.rule.id, params.get("before").parse().ok());
+    let read = move |conn: &mut Conn| {
+        let mut events = events::events(conn, workspace_id, Some(rule_id), before, EVENTS_LISTED + 1)?;
+        let has_more = events.len() as i64 > EVENTS_LISTED;
+        events.truncate(EVENTS_LISTED as usize);
+        let last = events.last().map(|(position, _)| *position).filter(|_| has_more);
+        Ok((with_attempts(conn, events)?, last))
+    };
+    let (events, last) = app.store.read("alerts::events", read).await?;
+    let chart = history(&app, &caller, &row.rule).await?;
+    let next =
+        last.map(|before| Link::to(format!("/alerts/{id}")).with("before", &before.to_string()).to_string());
+    ok(&ShowPage { shell: visit.shell("alerts", row.rule.terms.name.clone()), row, chart, events, next })
+}
+
+/// What the rule would have seen: values per bucket near its window, with the threshold.
+async fn history(app: &App, caller: &Caller, rule: &Rule) -> Result<Option<Chart>> {
+    if !rule.terms.metadata.is_empty() || rule.terms.group_by.is_some() {
+        return Ok(None);
+    }
+    let size = if rule.terms.window_seconds >= 86_400 { BucketSize::Day } else { BucketSize::Hour };
+    let days = if size == BucketSize::Day { 28 } else { 3 };
+    let window = ask::last_days(days, Micros::now());
+    let meter = ask::meter(app, caller, &rule.meter).await?;
+    let query = Query { subject: rule.terms.subject.clone(), ..ask::whole(meter.clone(), window, size) };
+    let starts = ask::axis(window, size);
+    let rows = ask::buckets(app, query, starts.len()).await?;
+    let (series, _) = ask::series(&rows, &starts, meter.aggregation, false, 1);
+    let link = Link::to("/events")
+        .with("meter", &meter.name)
+        .with("subject", rule.terms.subject.as_deref().unwrap_or_default());
+    let threshold = (rule.terms.threshold.clone(), "Threshold".to_owned());
+    Ok(Some(Chart {
+        id: "history",
+        title: format!("{} per {}, with the threshold", meter.name, size.as_str()),
+        unit: meter.unit.clone(),
+        kind: Kind::Bar,
+        buckets: ask::chart_buckets(window, size, &link),
+        series,
+        compare: None,
+        limits: vec![threshold],
+        is_running: true,
+    }))
+}
+
+/// Does now what the worker does at its time.
+pub async fn evaluate_now(
+    app: web::Data<App>,
+    caller: Caller,
+    visit: Visit,
+    Id(id): Id,
+    _form: Form,
+) -> Result<HttpResponse> {
+    let rule = find(&app, &caller, &id).await?.rule;
+    if rule.terms.enabled {
+        let filter = rules::Filter { public_id: Some(id.clone()), ..rules::Filter::default() };
+        let outcome = evaluate(&app.store, Some(caller.workspace_id), filter).await?;
+        if outcome.enqueued {
+            app.wake.ring();
+        }
+    } else {
+        let rule = Arc::new(rule);
+        let write = move |conn: &mut Conn| evaluate_disabled(conn, &rule, Micros::now());
+        app.store.write("alerts::evaluate_disabled", write).await?;
+    }
+    Ok(visit.go(&format!("/alerts/{id}"), "Evaluated just now."))
+}
+
+#[derive(Template)]
+#[template(path = "alerts/delete.html")]
+struct DeletePage {
+    shell: Shell,
+    rule: Rule,
+}
+
+pub async fn confirm_delete(
+    app: web::Data<App>,
+    caller: Caller,
+    visit: Visit,
+    Id(id): Id,
+) -> Result<HttpResponse> {
+    let rule = find(&app, &caller, &id).await?.rule;
+    ok(&DeletePage { shell: visit.shell("alerts", format!("Delete {}", rule.terms.name)), rule })
+}
+
+pub async fn delete(
+    app: web::Data<App>,
+    caller: Caller,
+    visit: Visit,
+    Id(id): Id,
+    _form: Form,
+) -> Result<HttpResponse> {
+    let workspace_id = caller.workspace_id;
+    let delete = move |conn: &mut Conn| rules::delete(conn, workspace_id, &id, Micros::now());
+    app.store.write("alerts::delete", delete).await?;
+    app.wake.ring();
+    Ok(visit.go("/alerts", "The alert is deleted."))
+}

@@ -1,0 +1,315 @@
+//! `/destinations`: the receivers of alerts; `/deliveries`: every webhook that was or is to be sent.
+
+use actix_web::{HttpResponse, web};
+use askama::Template;
+use uuid::Uuid;
+
+use crate::alerts::rule::parse_label;
+use crate::alerts::sql::deliveries::{self, Listed};
+use crate::alerts::sql::destinations::{self, Destination, Terms};
+use crate::alerts::webhook::client::{Answer, Letter};
+use crate::alerts::webhook::{self, SECRET_OVERLAP, SECRET_PREFIX};
+use crate::app::App;
+use crate::auth::Caller;
+use crate::auth::token::Token;
+use crate::dashboard::form::{Complaint, Fields, Form};
+use crate::dashboard::view;
+use crate::dashboard::visit::{Shell, Visit, ok, rejected, secret};
+use crate::db::Conn;
+use crate::error::Result;
+use crate::http::extract::{Id, Params};
+use crate::metering::time::Micros;
+
+#[derive(Template)]
+#[template(path = "alerts/destination_form.html")]
+struct FormPage {
+    shell: Shell,
+    destination: Option<Destination>,
+    fields: Fields,
+    complaint: Complaint,
+}
+
+const FIELDS: [&str; 2] = ["name", "webhook_url"];
+
+fn form_page(
+    visit: &Visit,
+    destination: Option<Destination>,
+    fields: Fields,
+    complaint: Complaint,
+) -> FormPage {
+    let title =
+        destination.as_ref().map_or_else(|| "New destination".to_owned(), |one| format!("Edit {}", one.name));
+    FormPage { shell: visit.shell("alerts", title), destination, fields, complaint }
+}
+
+pub async fn new(visit: Visit) -> Result<HttpResponse> {
+    ok(&form_page(&visit, None, Fields::of([("enabled", "on")]), Complaint::none()))
+}
+
+fn terms(fields: &Fields) -> Result<Terms> {
+    Ok(Terms {
+        name: parse_label(fields.get("name"))?,
+        enabled: !fields.get("enabled").is_empty(),
+        webhook_url: webhook::parse_url(fields.get("webhook_url"))?,
+    })
+}
+
+#[derive(Template)]
+#[template(path = "alerts/destination_secret.html")]
+struct SecretPage {
+    shell: Shell,
+    heading: &'static str,
+    destination: Destination,
+    standard_secret: String,
+    is_rotated: bool,
+}
+
+fn secret_page(
+    visit: &Visit,
+    heading: &'static str,
+    destination: Destination,
+    is_rotated: bool,
+) -> SecretPage {
+    let standard_secret = webhook::standard_secret(&destination.secret);
+    SecretPage { shell: visit.shell("alerts", heading), heading, destination, standard_secret, is_rotated }
+}
+
+pub async fn create(app: web::Data<App>, caller: Caller, visit: Visit, form: Form) -> Result<HttpResponse> {
+    let Form(fields) = form;
+    let (token, workspace_id) = (Token::new(SECRET_PREFIX)?, caller.workspace_id);
+    let made = match terms(&fields) {
+        Ok(terms) => {
+            let add = move |conn: &mut Conn| {
+                destinations::add(conn, workspace_id, &terms, token.expose(), Micros::now())
+            };
+            app.store.write("destinations::add", add).await
+        }
+        Err(error) => Err(error),
+    };
+    match made {
+        Ok(destination) => secret(&secret_page(&visit, "Destination created", destination, false)),
+        Err(error) => rejected(&form_page(&visit, None, fields, Complaint::of(error, &FIELDS)?)),
+    }
+}
+
+async fn find(app: &App, caller: &Caller, id: &str) -> Result<Destination> {
+    let (workspace_id, id) = (caller.workspace_id, id.to_owned());
+    app.store
+        .read("destinations::get", move |conn: &mut Conn| destinations::get(conn, workspace_id, &id))
+        .await
+}
+
+#[derive(Template)]
+#[template(path = "alerts/destination.html")]
+struct ShowPage {
+    shell: Shell,
+    destination: Destination,
+    deliveries: Vec<Listed>,
+    answer: Option<Answer>,
+}
+
+async fn show_page(
+    app: &App,
+    caller: &Caller,
+    visit: &Visit,
+    id: &str,
+    answer: Option<Answer>,
+) -> Result<ShowPage> {
+    let destination = find(app, caller, id).await?;
+    let workspace_id = caller.workspace_id;
+    let list = move |conn: &mut Conn| deliveries::list(conn, workspace_id, None, 200);
+    let all = app.store.read("deliveries::list", list).await?;
+    let deliveries = all.into_iter().filter(|listed| listed.delivery.destination_id == id).take(50).collect();
+    Ok(ShowPage { shell: visit.shell("alerts", destination.name.clone()), destination, deliveries, answer })
+}
+
+pub async fn show(app: web::Data<App>, caller: Caller, visit: Visit, Id(id): Id) -> Result<HttpResponse> {
+    ok(&show_page(&app, &caller, &visit, &id, None).await?)
+}
+
+/// Sends a test and shows what the receiver said.
+pub async fn test(
+    app: web::Data<App>,
+    caller: Caller,
+    visit: Visit,
+    Id(id): Id,
+    _form: Form,
+) -> Result<HttpResponse> {
+    let destination = find(&app, &caller, &id).await?;
+    let (now, event_id) = (Micros::now(), Uuid::now_v7().to_string());
+    let letter = Letter {
+        url: destination.webhook_url.clone(),
+        body: webhook::test_payload(&event_id, (&destination.public_id, &destination.name), now)?,
+        secret: destination.secret.clone(),
+        previous_secret: destination.overlapping_secret(now).map(str::to_owned),
+        id: event_id,
+    };
+    let answer = app.webhooks.send(&letter).await;
+    ok(&show_page(&app, &caller, &visit, &id, Some(answer)).await?)
+}
+
+pub async fn edit(app: web::Data<App>, caller: Caller, visit: Visit, Id(id): Id) -> Result<HttpResponse> {
+    let destination = find(&app, &caller, &id).await?;
+    let fields = Fields::of([
+        ("name", destination.name.clone()),
+        ("webhook_url", destination.webhook_url.clone()),
+        ("enabled", if destination.enabled { "on" } else { "" }.to_owned()),
+    ]);
+    ok(&form_page(&visit, Some(destination), fields, Complaint::none()))
+}
+
+pub async fn update(
+    app: web::Data<App>,
+    caller: Caller,
+    visit: Visit,
+    Id(id): Id,
+    form: Form,
+) -> Result<HttpResponse> {
+    let Form(fields) = form;
+    let (workspace_id, wanted) = (caller.workspace_id, id.clone());
+    let changed = match terms(&fields) {
+        Ok(terms) => {
+            let change = move |_: &Destination| {
+                Ok(Terms {
+                    name: terms.name.clone(),
+                    enabled: terms.enabled,
+                    webhook_url: terms.webhook_url.clone(),
+                })
+            };
+            let update = move |conn: &mut Conn| {
+                destinations::update(conn, workspace_id, &wanted, &change, Micros::now())
+            };
+            app.store.write("destinations::update", update).await
+        }
+        Err(error) => Err(error),
+    };
+    match changed {
+        Ok(_) => {
+            // what waited for a disabled destination may be due
+            app.wake.ring();
+            Ok(visit.go(&format!("/destinations/{id}"), "Saved."))
+        }
+        Err(error) => {
+            let destination = find(&app, &caller, &id).await?;
+            rejected(&form_page(&visit, Some(destination), fields, Complaint::of(error, &FIELDS)?))
+        }
+    }
+}
+
+#[derive(Template)]
+#[template(path = "alerts/destination_confirm.html")]
+struct ConfirmPage {
+    shell: Shell,
+    destination: Destination,
+    rotates: bool,
+    complaint: Complaint,
+}
+
+pub async fn confirm_rotate(
+    app: web::Data<App>,
+    caller: Caller,
+    visit: Visit,
+    Id(id): Id,
+) -> Result<HttpResponse> {
+    let destination = find(&app, &caller, &id).await?;
+    let shell = visit.shell("alerts", format!("Rotate the secret of {}", destination.name));
+    ok(&ConfirmPage { shell, destination, rotates: true, complaint: Complaint::none() })
+}
+
+pub async fn rotate(
+    app: web::Data<App>,
+    caller: Caller,
+    visit: Visit,
+    Id(id): Id,
+    _form: Form,
+) -> Result<HttpResponse> {
+    let (token, workspace_id) = (Token::new(SECRET_PREFIX)?, caller.workspace_id);
+    let rotate = move |conn: &mut Conn| {
+        let now = Micros::now();
+        let until = now.plus(SECRET_OVERLAP.as_micros() as i64);
+        destinations::rotate(conn, workspace_id, &id, token.expose(), until, now)
+    };
+    let destination = app.store.write("destinations::rotate", rotate).await?;
+    secret(&secret_page(&visit, "Secret rotated", destination, true))
+}
+
+pub async fn confirm_delete(
+    app: web::Data<App>,
+    caller: Caller,
+    visit: Visit,
+    Id(id): Id,
+) -> Result<HttpResponse> {
+    let destination = find(&app, &caller, &id).await?;
+    let shell = visit.shell("alerts", format!("Delete {}", destination.name));
+    ok(&ConfirmPage { shell, destination, rotates: false, complaint: Complaint::none() })
+}
+
+pub async fn delete(
+    app: web::Data<App>,
+    caller: Caller,
+    visit: Visit,
+    Id(id): Id,
+    _form: Form,
+) -> Result<HttpResponse> {
+    let destination = find(&app, &caller, &id).await?;
+    let workspace_id = caller.workspace_id;
+    let delete = move |conn: &mut Conn| destinations::delete(conn, workspace_id, &id);
+    match app.store.write("destinations::delete", delete).await {
+        Ok(()) => Ok(visit.go("/alerts", &format!("{} is deleted.", destination.name))),
+        Err(error) => {
+            let shell = visit.shell("alerts", format!("Delete {}", destination.name));
+            rejected(&ConfirmPage {
+                shell,
+                destination,
+                rotates: false,
+                complaint: Complaint::of(error, &[])?,
+            })
+        }
+    }
+}
+
+#[derive(Template)]
+#[template(path = "alerts/deliveries.html")]
+struct DeliveriesPage {
+    shell: Shell,
+    deliveries: Vec<Listed>,
+    status: String,
+}
+
+impl DeliveriesPage {
+    fn is_status(&self, word: &str) -> bool {
+        self.status == word
+    }
+}
+
+pub async fn deliveries(
+    app: web::Data<App>,
+    caller: Caller,
+    visit: Visit,
+    params: Params,
+) -> Result<HttpResponse> {
+    let (workspace_id, status) = (caller.workspace_id, params.get("status").to_owned());
+    let wanted = Some(status.clone()).filter(|status| !status.is_empty());
+    let list = move |conn: &mut Conn| deliveries::list(conn, workspace_id, wanted.as_deref(), 200);
+    let deliveries = app.store.read("deliveries::list", list).await?;
+    ok(&DeliveriesPage { shell: visit.shell("deliveries", "Deliveries"), deliveries, status })
+}
+
+/// Sends again: one that failed at once, one that arrived once more under its own id.
+pub async fn replay(app: web::Data<App>, caller: Caller, visit: Visit, form: Form) -> Result<HttpResponse> {
+    let Form(fields) = form;
+    let (workspace_id, now) = (caller.workspace_id, Micros::now());
+    match fields.some("delivery") {
+        Some(id) => {
+            let retry = move |conn: &mut Conn| deliveries::retry(conn, workspace_id, &id, now);
+            app.store.write("deliveries::retry", retry).await?;
+        }
+        None => {
+            let event = fields.get("event").to_owned();
+            let again = move |conn: &mut Conn| deliveries::redeliver(conn, workspace_id, &event, now);
+            app.store.write("deliveries::redeliver", again).await?;
+        }
+    }
+    app.wake.ring();
+    Ok(visit.go("/deliveries", "It is sent again now."))
+}

@@ -1,0 +1,316 @@
+//! `/events`: what was stored, newest first; one event with everything that is known of it; the write calls.
+
+use actix_web::http::header;
+use actix_web::{HttpResponse, web};
+use askama::Template;
+use uuid::Uuid;
+
+use crate::app::App;
+use crate::auth::Caller;
+use crate::dashboard::ask;
+use crate::dashboard::form::Complaint;
+use crate::dashboard::grammar::{self, Condition, OPERATORS, RANGES, Range};
+use crate::dashboard::view::{self, Link};
+use crate::dashboard::visit::{Shell, Visit, ok, rejected};
+use crate::db::Conn;
+use crate::entitlements::sql::decisions;
+use crate::error::{Error, Result};
+use crate::exports::csv::Table;
+use crate::http::extract::{Id, Params, decode_cursor, encode_cursor};
+use crate::http::respond;
+use crate::metering::event::StoredEvent;
+use crate::metering::json::Value;
+use crate::metering::meter::Meter;
+use crate::metering::time::{Micros, SECOND, Window};
+use crate::usage::events::{self as event_list, Listed, Position};
+use crate::usage::ingestion_runs::{self, IngestionRun};
+use crate::usage::query::parse_subject_filter;
+
+const LISTED: usize = 50;
+const DOWNLOADED: usize = 1_000;
+
+/// What an address asks for.
+struct Asked {
+    meter: String,
+    subject: String,
+    range: Option<Range>,
+    conditions: Vec<Condition>,
+}
+
+impl Asked {
+    fn parse(params: &Params) -> Result<Asked> {
+        let has_time = ["range", "from", "to"].iter().any(|name| !params.get(name).is_empty());
+        Ok(Asked {
+            meter: params.get("meter").to_owned(),
+            subject: parse_subject_filter(params.get("subject"))?.unwrap_or_default(),
+            range: if has_time { Some(Range::parse(params, "", Micros::now())?) } else { None },
+            conditions: grammar::conditions(params)?,
+        })
+    }
+
+    fn link(&self) -> Link {
+        let link = Link::to("/events").with("meter", &self.meter).with("subject", &self.subject);
+        let link = self.range.iter().fold(link, |link, range| range.on(link));
+        self.conditions.iter().fold(link, |link, condition| link.with("f", &condition.text()))
+    }
+
+    fn search(&self, workspace_id: i64, meter: Option<&Meter>) -> Result<event_list::Search> {
+        Ok(event_list::Search {
+            workspace_id,
+            meter: Some(self.meter.clone()).filter(|name| !name.is_empty()),
+            subject: Some(self.subject.clone()).filter(|name| !name.is_empty()),
+            from: self.range.as_ref().map(|range| range.window.from),
+            to: self.range.as_ref().map(|range| range.window.to),
+            filter: grammar::filter(&self.conditions, meter)?,
+        })
+    }
+
+    fn has_filters(&self) -> bool {
+        !self.meter.is_empty()
+            || !self.subject.is_empty()
+            || self.range.is_some()
+            || !self.conditions.is_empty()
+    }
+}
+
+#[derive(Template)]
+#[template(path = "events/list.html")]
+struct ListPage {
+    shell: Shell,
+    meters: Vec<Meter>,
+    asked: Asked,
+    events: Vec<StoredEvent>,
+    next: Option<String>,
+    is_first: bool,
+    complaint: Complaint,
+}
+
+impl ListPage {
+    fn ranges(&self) -> &'static [(&'static str, &'static str)] {
+        &RANGES
+    }
+
+    fn operators(&self) -> &'static [(&'static str, &'static str)] {
+        &OPERATORS
+    }
+
+    fn is_range(&self, word: &str) -> bool {
+        self.asked.range.as_ref().is_some_and(|range| range.word == word)
+    }
+
+    fn fields(&self) -> Vec<(String, String)> {
+        let meter = self.meters.iter().find(|meter| meter.name == self.asked.meter);
+        let dimensions = meter.map(|meter| meter.dimensions.as_slice()).unwrap_or_default();
+        let mut fields: Vec<(String, String)> =
+            dimensions.iter().map(|d| (format!("metadata.{}", d.name), d.display_name.clone())).collect();
+        let fixed =
+            [("idempotency_key", "Idempotency key"), ("quantity", "Quantity"), ("subject", "Subject")];
+        fields.extend(fixed.map(|(a, b)| (a.to_owned(), b.to_owned())));
+        fields
+    }
+
+    fn without(&self, at: &usize) -> String {
+        let mut conditions = self.asked.conditions.clone();
+        conditions.remove(*at);
+        let rest = Asked {
+            meter: self.asked.meter.clone(),
+            subject: self.asked.subject.clone(),
+            range: self.asked.range.clone(),
+            conditions,
+        };
+        rest.link().to_string()
+    }
+}
+
+pub async fn list(app: web::Data<App>, caller: Caller, visit: Visit, params: Params) -> Result<HttpResponse> {
+    let meters = ask::meters(&app, &caller).await?;
+    let mut page = ListPage {
+        shell: visit.shell("events", "Events"),
+        meters,
+        asked: Asked { meter: String::new(), subject: String::new(), range: None, conditions: Vec::new() },
+        events: Vec::new(),
+        next: None,
+        is_first: params.get("cursor").is_empty(),
+        complaint: Complaint::none(),
+    };
+    match answer(&app, &caller, &mut page, &params).await {
+        Ok(Some(response)) => Ok(response),
+        Ok(None) => ok(&page),
+        Err(error) => {
+            page.complaint = Complaint::of(error, &["range", "from", "to", "subject", "f"])?;
+            rejected(&page)
+        }
+    }
+}
+
+async fn answer(
+    app: &App,
+    caller: &Caller,
+    page: &mut ListPage,
+    params: &Params,
+) -> Result<Option<HttpResponse>> {
+    let asked = Asked::parse(params)?;
+    let meter = page.meters.iter().find(|meter| meter.name == asked.meter);
+    if let Some(condition) = new_condition(params)? {
+        let mut wider = asked;
+        wider.conditions.push(condition);
+        wider.search(0, meter)?;
+        let link = wider.link().to_string();
+        return Ok(Some(HttpResponse::SeeOther().insert_header((header::LOCATION, link)).finish()));
+    }
+    let search = asked.search(caller.workspace_id, meter)?;
+    let format = params.get("format");
+    let limit = if matches!(format, "csv" | "json") { DOWNLOADED } else { LISTED };
+    let after = position(params.get("cursor"))?;
+    let read = move |conn: &mut Conn| event_list::page(conn, &search, after, limit + 1);
+    let mut listed = app.store.read("event_list::page", read).await?;
+    let has_more = listed.len() > limit;
+    listed.truncate(limit);
+    match format {
+        "csv" => return csv(&listed).map(Some),
+        "json" => return respond::ok(&listed.iter().map(|one| &one.event).collect::<Vec<_>>()).map(Some),
+        _ => {}
+    }
+    if let Some(last) = listed.last().filter(|_| has_more) {
+        let cursor = encode_cursor(&(last.position.time.0, last.position.id.to_string()))?;
+        page.next = Some(asked.link().with("cursor", &cursor).to_string());
+    }
+    page.events = listed.into_iter().map(|one| one.event).collect();
+    page.asked = asked;
+    Ok(None)
+}
+
+fn new_condition(params: &Params) -> Result<Option<Condition>> {
+    let (field, op, value) = (params.get("ff"), params.get("fo"), params.get("fv").trim());
+    if field.is_empty() || (value.is_empty() && op != "exists") {
+        return Ok(None);
+    }
+    Condition::parse(&format!("{}:{op}:{}", grammar::escape(field), grammar::escape(value))).map(Some)
+}
+
+fn position(cursor: &str) -> Result<Option<Position>> {
+    let Some((time, id)) = decode_cursor::<(i64, String)>(cursor)? else { return Ok(None) };
+    let id = Uuid::parse_str(&id).map_err(|_| Error::invalid("cursor is not one of ours"))?;
+    Ok(Some(Position { time: Micros(time), id }))
+}
+
+fn csv(listed: &[Listed]) -> Result<HttpResponse> {
+    let mut table = Table::of_events(true)?;
+    listed.iter().try_for_each(|one| table.event(&one.event))?;
+    let mut response = HttpResponse::Ok();
+    response.content_type("text/csv; charset=utf-8");
+    response.insert_header((header::CONTENT_DISPOSITION, "attachment; filename=\"usage-events.csv\""));
+    Ok(response.body(table.into_bytes()?))
+}
+
+/// Where one event is shown. Its time tells where to look for it.
+pub fn link(event: &StoredEvent) -> String {
+    Link::to(format!("/events/{}", event.id)).with("at", &event.timestamp.to_exact_text()).to_string()
+}
+
+#[derive(Template)]
+#[template(path = "events/show.html")]
+struct ShowPage {
+    shell: Shell,
+    event: StoredEvent,
+    meter_id: Option<String>,
+    json: String,
+    has_decision: bool,
+    totals: String,
+}
+
+/// How long before it was received an event is looked for when its time is not told.
+const LATE: i64 = 3_600 * SECOND;
+const LOOKED_AT: usize = 5_000;
+
+/// One event by its id.
+pub async fn find(app: &App, caller: &Caller, id: Uuid, at: Option<Micros>) -> Result<Option<StoredEvent>> {
+    let window = match at {
+        Some(at) => Window { from: at, to: at.plus(1) },
+        None => {
+            // the id of an event begins with the time it was received
+            let received = id.get_timestamp().map_or(Micros(0), |time| {
+                let (seconds, nanos) = time.to_unix();
+                Micros((seconds as i64).saturating_mul(SECOND) + i64::from(nanos) / 1_000)
+            });
+            Window { from: received.plus(-LATE), to: received.plus(5 * SECOND) }
+        }
+    };
+    let search = event_list::Search {
+        workspace_id: caller.workspace_id,
+        from: Some(window.from),
+        to: Some(window.to),
+        ..event_list::Search::default()
+    };
+    let read = move |conn: &mut Conn| event_list::page(conn, &search, None, LOOKED_AT);
+    let listed = app.store.read("event_list::find", read).await?;
+    Ok(listed.into_iter().find(|one| one.position.id == id).map(|one| one.event))
+}
+
+pub async fn show(
+    app: web::Data<App>,
+    caller: Caller,
+    visit: Visit,
+    Id(id): Id,
+    params: Params,
+) -> Result<HttpResponse> {
+    let missing = || Error::not_found(format!("event {id:?}"));
+    let uuid = Uuid::parse_str(&id).map_err(|_| missing())?;
+    let at = Micros::parse(params.get("at"));
+    let event = find(&app, &caller, uuid, at).await?.ok_or_else(missing)?;
+    let (workspace_id, key) = (caller.workspace_id, event.idempotency_key.clone());
+    let decided = match key {
+        Some(key) => {
+            let find = move |conn: &mut Conn| decisions::find(conn, workspace_id, &key);
+            app.store.read("decisions::find", find).await?.is_some()
+        }
+        None => false,
+    };
+    let meter = app.meters.get(caller.workspace_id, &event.meter).await?;
+    let hour = event.timestamp.floor(crate::metering::time::HOUR);
+    let totals = Link::to("/usage")
+        .with("meter", &event.meter)
+        .with("subject", &event.subject)
+        .with("from", &hour.to_exact_text())
+        .with("to", &hour.plus(crate::metering::time::HOUR).to_exact_text())
+        .with("bucket", "hour");
+    let json = Value::parse(&serde_json::to_string(&event).map_err(Error::internal)?).unwrap_or_default();
+    ok(&ShowPage {
+        shell: visit.shell("events", format!("Event {}", event.id)),
+        json: serde_json::to_string_pretty(&json).map_err(Error::internal)?,
+        meter_id: meter.map(|meter| meter.public_id.clone()),
+        has_decision: decided,
+        totals: totals.to_string(),
+        event,
+    })
+}
+
+#[derive(Template)]
+#[template(path = "events/ingestion.html")]
+struct IngestionPage {
+    shell: Shell,
+    runs: Vec<IngestionRun>,
+    next: Option<String>,
+}
+
+pub async fn ingestion(
+    app: web::Data<App>,
+    caller: Caller,
+    visit: Visit,
+    params: Params,
+) -> Result<HttpResponse> {
+    let workspace_id = caller.workspace_id;
+    let before = match params.get("before") {
+        "" => None,
+        text => Some(Uuid::parse_str(text).map_err(|_| Error::invalid("before is not one of ours"))?),
+    };
+    let read = move |conn: &mut Conn| ingestion_runs::runs(conn, workspace_id, before, LISTED as i64 + 1);
+    let mut runs = app.store.read("ingestion_runs::runs", read).await?;
+    let has_more = runs.len() > LISTED;
+    runs.truncate(LISTED);
+    let next = runs
+        .last()
+        .filter(|_| has_more)
+        .map(|last| view::link("/ingestion", "before", &last.id.to_string()).to_string());
+    ok(&IngestionPage { shell: visit.shell("events", "Write calls"), runs, next })
+}

@@ -1,0 +1,182 @@
+//! `/explain`: one field, one answer: what became of this key, event or subject. `/search`: where something is.
+
+use actix_web::http::header;
+use actix_web::{HttpResponse, web};
+use askama::Template;
+use uuid::Uuid;
+
+use crate::app::App;
+use crate::auth::Caller;
+use crate::dashboard::ask;
+use crate::dashboard::pages::events::{find, link};
+use crate::dashboard::pages::quota::Told;
+use crate::dashboard::view::{self, segment};
+use crate::dashboard::visit::{Shell, Visit, ok};
+use crate::db::Conn;
+use crate::entitlements::sql::{decisions, plans};
+use crate::error::Result;
+use crate::http::extract::Params;
+use crate::metering::event::{StoredEvent, parse_key, parse_subject};
+use crate::metering::filter::Filter;
+use crate::metering::json::Value;
+use crate::usage::events::{self as event_list, Search};
+use crate::usage::subjects;
+
+/// One thing that is known about what was asked.
+pub struct Finding {
+    pub state: &'static str,
+    pub sentence: String,
+    pub link: String,
+    pub action: &'static str,
+}
+
+#[derive(Template)]
+#[template(path = "explain.html")]
+struct ExplainPage {
+    shell: Shell,
+    wanted: String,
+    findings: Vec<Finding>,
+}
+
+pub async fn show(app: web::Data<App>, caller: Caller, visit: Visit, params: Params) -> Result<HttpResponse> {
+    let wanted = params.get("q").trim().to_owned();
+    let findings = if wanted.is_empty() { Vec::new() } else { explain(&app, &caller, &wanted).await? };
+    ok(&ExplainPage { shell: visit.shell("explain", "Explain"), wanted, findings })
+}
+
+async fn explain(app: &App, caller: &Caller, wanted: &str) -> Result<Vec<Finding>> {
+    let mut findings = Vec::new();
+    for event in events(app, caller, wanted).await? {
+        findings.push(stored(&event));
+    }
+    if let Some(told) = decided(app, caller, wanted).await? {
+        findings.push(Finding {
+            state: told.outcome(),
+            sentence: format!("Decided {} UTC: {}", view::minute(told.decision.created_at), told.sentence()),
+            link: format!("/decisions/{}", segment(&told.decision.idempotency_key)),
+            action: "The decision",
+        });
+    }
+    findings.extend(super::refused::explain(app, caller, wanted).await?);
+    if parse_subject(wanted).is_ok() {
+        let (workspace_id, name) = (caller.workspace_id, wanted.to_owned());
+        let exact = move |conn: &mut Conn| subjects::with_prefix(conn, workspace_id, &name, 1);
+        let found = app.store.read("subjects::with_prefix", exact).await?;
+        if found.first().is_some_and(|name| name == wanted) {
+            findings.push(Finding {
+                state: "subject",
+                sentence: "This is a subject that events name.".to_owned(),
+                link: format!("/subjects/{}", segment(wanted)),
+                action: "Its usage and limits",
+            });
+        }
+    }
+    Ok(findings)
+}
+
+fn stored(event: &StoredEvent) -> Finding {
+    Finding {
+        state: "accepted",
+        sentence: format!(
+            "Stored: {} of {} for {} at {} UTC, received {} UTC. Sending it again counts nothing.",
+            view::number(&event.quantity),
+            event.meter,
+            event.subject,
+            view::minute(event.timestamp),
+            view::minute(event.received_at)
+        ),
+        link: link(event),
+        action: "The event",
+    }
+}
+
+/// The event with this id, or those with this idempotency key.
+async fn events(app: &App, caller: &Caller, wanted: &str) -> Result<Vec<StoredEvent>> {
+    if let Ok(id) = Uuid::parse_str(wanted)
+        && let Some(event) = find(app, caller, id, None).await?
+    {
+        return Ok(vec![event]);
+    }
+    let Ok(Some(key)) = parse_key(Some(wanted)) else { return Ok(Vec::new()) };
+    let node = Value::object([
+        ("type", "condition".into()),
+        ("field", "idempotency_key".into()),
+        ("op", "eq".into()),
+        ("value", key.as_str().into()),
+    ]);
+    let node = serde_json::from_str(&node.to_string()).map_err(crate::error::Error::internal)?;
+    let search = Search {
+        workspace_id: caller.workspace_id,
+        filter: Some(Filter::parse(&node)?),
+        ..Search::default()
+    };
+    let read = move |conn: &mut Conn| event_list::page(conn, &search, None, 1);
+    Ok(app.store.read("event_list::by_key", read).await?.into_iter().map(|listed| listed.event).collect())
+}
+
+async fn decided(app: &App, caller: &Caller, wanted: &str) -> Result<Option<Told>> {
+    let Ok(Some(key)) = parse_key(Some(wanted)) else { return Ok(None) };
+    let workspace_id = caller.workspace_id;
+    let find = move |conn: &mut Conn| decisions::find(conn, workspace_id, &key);
+    app.store.read("decisions::find", find).await?.map(Told::of).transpose()
+}
+
+#[derive(Template)]
+#[template(path = "search.html")]
+struct SearchPage {
+    shell: Shell,
+    wanted: String,
+    /// Kind, name, address.
+    found: Vec<(&'static str, String, String)>,
+}
+
+/// Meters, subjects, plans and keys whose name begins with a text; ids and idempotency keys exactly.
+pub async fn search(
+    app: web::Data<App>,
+    caller: Caller,
+    visit: Visit,
+    params: Params,
+) -> Result<HttpResponse> {
+    let wanted = params.get("q").trim().to_owned();
+    let mut found = Vec::new();
+    if !wanted.is_empty() {
+        for meter in ask::meters(&app, &caller).await? {
+            if meter.public_id == wanted || meter.name.to_lowercase().contains(&wanted.to_lowercase()) {
+                found.push(("Meter", meter.name, format!("/meters/{}", meter.public_id)));
+            }
+        }
+        let (workspace_id, prefix) = (caller.workspace_id, wanted.clone());
+        let read = move |conn: &mut Conn| {
+            Ok((
+                subjects::with_prefix(conn, workspace_id, &prefix, 20)?,
+                plans::list(conn, workspace_id, 500)?,
+            ))
+        };
+        let (names, plans) = app.store.read("search", read).await?;
+        found.extend(names.into_iter().map(|name| {
+            let address = format!("/subjects/{}", segment(&name));
+            ("Subject", name, address)
+        }));
+        for plan in plans {
+            if plan.public_id == wanted || plan.name.to_lowercase().contains(&wanted.to_lowercase()) {
+                found.push((
+                    "Plan",
+                    format!("{} v{}", plan.name, plan.version),
+                    format!("/plans/{}", plan.public_id),
+                ));
+            }
+        }
+        for key in app.auth.list_keys(&caller).await? {
+            if wanted.starts_with(&key.prefix) || key.name.to_lowercase().contains(&wanted.to_lowercase()) {
+                found.push(("API key", key.name, format!("/api-keys/{}", key.public_id)));
+            }
+        }
+        for event in events(&app, &caller, &wanted).await? {
+            found.push(("Event", event.id.clone(), link(&event)));
+        }
+    }
+    if let [(_, _, address)] = found.as_slice() {
+        return Ok(HttpResponse::SeeOther().insert_header((header::LOCATION, address.as_str())).finish());
+    }
+    ok(&SearchPage { shell: visit.shell("", "Search"), wanted, found })
+}

@@ -1,0 +1,533 @@
+//! `/usage`: who used how much, compared with what. The address is the query; the same rows come as CSV and JSON.
+
+use actix_web::http::header;
+use actix_web::{HttpResponse, web};
+use askama::Template;
+use futures_util::future::{join, try_join3};
+
+use crate::app::App;
+use crate::auth::Caller;
+use crate::dashboard::ask;
+use crate::dashboard::chart::{Chart, Kind, Series, Svg, share_bar};
+use crate::dashboard::form::Complaint;
+use crate::dashboard::grammar::{self, Condition, OPERATORS, RANGES, Range};
+use crate::dashboard::view::{self, Link};
+use crate::dashboard::visit::{Shell, Visit, ok, rejected};
+use crate::error::{Error, Result};
+use crate::exports::csv::Table;
+use crate::http::extract::Params;
+use crate::http::respond;
+use crate::metering::json::Value;
+use crate::metering::meter::Meter;
+use crate::metering::quantity::Quantity;
+use crate::metering::time::{BucketSize, DAY, Micros, Window};
+use crate::usage::query::{Bucket, Query, parse_group_by, parse_subject_filter};
+use crate::usage::saved_queries::{self, SavedQuery};
+
+/// Rows that one picture is made of at most.
+const CELLS_MAX: usize = 10_000;
+const DEFAULT_RANGE: &str = "28d+today";
+const COMPARISONS: [(&str, &str); 4] = [
+    ("", "nothing"),
+    ("prev", "the time before"),
+    ("weekday", "the same weekdays before"),
+    ("year", "a year before"),
+];
+const BUCKETS: [(&str, &str); 4] =
+    [("auto", "automatic"), ("hour", "hour"), ("day", "day"), ("month", "month")];
+
+/// What an address asks for.
+pub struct Asked {
+    pub meter: Meter,
+    pub subject: String,
+    pub range: Range,
+    pub size: BucketSize,
+    /// As in the address: `auto` is not yet decided.
+    pub bucket: String,
+    pub group: Vec<String>,
+    pub conditions: Vec<Condition>,
+    compare: String,
+    kind: Kind,
+    is_cumulative: bool,
+    show: String,
+}
+
+impl Asked {
+    pub fn parse(meter: Meter, params: &Params) -> Result<Asked> {
+        let range = Range::parse(params, DEFAULT_RANGE, Micros::now())?;
+        let size = grammar::bucket(params.get("bucket"), range.window)?;
+        range.window.check_length(size)?;
+        let group: Vec<String> = params
+            .all("group")
+            .flat_map(|list| list.split(','))
+            .filter(|name| !name.is_empty())
+            .map(str::to_owned)
+            .collect();
+        let compare = params.get("cmp").to_owned();
+        if !COMPARISONS.iter().any(|(word, _)| *word == compare) {
+            return Err(Error::invalid("cmp must be prev, weekday or year"));
+        }
+        let show = params.get("show").to_owned();
+        let drawn = if ask::is_additive(meter.aggregation) { Kind::Stacked } else { Kind::Line };
+        Ok(Asked {
+            subject: parse_subject_filter(params.get("subject"))?.unwrap_or_default(),
+            conditions: grammar::conditions(params)?,
+            kind: Kind::parse(&show).unwrap_or(drawn),
+            is_cumulative: !params.get("cum").is_empty() && ask::is_additive(meter.aggregation),
+            bucket: params.get("bucket").to_owned(),
+            meter,
+            range,
+            size,
+            group,
+            compare,
+            show,
+        })
+    }
+
+    /// The address of this view.
+    pub fn link(&self, path: &str) -> Link {
+        self.scope(path)
+            .with("cmp", &self.compare)
+            .with("show", &self.show)
+            .with("cum", if self.is_cumulative { "1" } else { "" })
+    }
+
+    /// Meter, subject, range, bucket, groups and filters.
+    pub fn scope(&self, path: &str) -> Link {
+        let link =
+            self.range.on(Link::to(path).with("meter", &self.meter.name).with("subject", &self.subject));
+        let link = link.with("bucket", &self.bucket).with("group", &self.group.join(","));
+        self.conditions.iter().fold(link, |link, condition| link.with("f", &condition.text()))
+    }
+
+    /// The events that the view is made of, without their time.
+    fn events(&self) -> Link {
+        let link = Link::to("/events").with("meter", &self.meter.name).with("subject", &self.subject);
+        self.conditions.iter().fold(link, |link, condition| link.with("f", &condition.text()))
+    }
+
+    pub fn query(&self, window: Window, size: Option<BucketSize>, grouped: bool) -> Result<Query> {
+        let group = if grouped { self.group.as_slice() } else { &[] };
+        Ok(Query {
+            group_by: parse_group_by(&self.meter, group.iter().map(String::as_str))?,
+            meter: std::sync::Arc::new(self.meter.clone()),
+            window,
+            subject: Some(self.subject.clone()).filter(|subject| !subject.is_empty()),
+            filter: grammar::filter(&self.conditions, Some(&self.meter))?,
+            bucket_size: size,
+            only_valued: false,
+        })
+    }
+
+    /// The window that this one is compared with.
+    fn earlier(&self) -> Option<Window> {
+        let window = self.range.window;
+        let shift = |by: i64| Window { from: window.from.plus(-by), to: window.to.plus(-by) };
+        match self.compare.as_str() {
+            "prev" => Some(shift(window.length())),
+            "weekday" => Some(shift(Micros(window.length()).ceil(7 * DAY).0)),
+            "year" => Some(Window { from: window.from.plus_months(-12), to: window.to.plus_months(-12) }),
+            _ => None,
+        }
+    }
+}
+
+/// One row of the table of groups.
+struct GroupRow {
+    name: String,
+    quantity: Quantity,
+    share: Option<String>,
+    bar: Svg,
+    only: String,
+    exclude: String,
+}
+
+/// What was found.
+struct Found {
+    chart: Chart,
+    total: Quantity,
+    earlier: Option<(Quantity, String, String)>,
+    groups: Vec<GroupRow>,
+    rows: usize,
+    left_out: usize,
+}
+
+#[derive(Template)]
+#[template(path = "usage/explore.html")]
+struct ExplorePage {
+    shell: Shell,
+    meters: Vec<Meter>,
+    asked: Option<Asked>,
+    found: Option<Found>,
+    params: Params,
+    complaint: Complaint,
+    saved: Vec<(SavedQuery, String)>,
+    now: Micros,
+    origin: String,
+}
+
+impl ExplorePage {
+    fn ranges(&self) -> &'static [(&'static str, &'static str)] {
+        &RANGES
+    }
+
+    fn buckets(&self) -> &'static [(&'static str, &'static str)] {
+        &BUCKETS
+    }
+
+    fn comparisons(&self) -> &'static [(&'static str, &'static str)] {
+        &COMPARISONS
+    }
+
+    fn operators(&self) -> &'static [(&'static str, &'static str)] {
+        &OPERATORS
+    }
+
+    fn kinds(&self) -> &'static [(&'static str, &'static str)] {
+        &Kind::ALL
+    }
+
+    fn is(&self, name: &str, value: &str) -> bool {
+        match (name, &self.asked) {
+            ("range", Some(asked)) => asked.range.word == value,
+            ("meter", Some(asked)) => asked.meter.name == value,
+            ("show", Some(asked)) => asked.kind.word() == value,
+            _ => self.params.get(name) == value,
+        }
+    }
+
+    fn groups_by(&self, name: &str) -> bool {
+        self.asked.as_ref().is_some_and(|asked| asked.group.iter().any(|field| field == name))
+    }
+
+    /// The address without one of its conditions.
+    fn without(&self, asked: &Asked, at: &usize) -> String {
+        let mut rest = asked.conditions.clone();
+        rest.remove(*at);
+        let bare = Asked { conditions: rest, ..copy(asked) };
+        bare.link("/usage").to_string()
+    }
+
+    fn fields(&self, asked: &Asked) -> Vec<(String, String)> {
+        let mut fields = vec![("subject".to_owned(), "Subject".to_owned())];
+        let active = asked.meter.dimensions.iter().filter(|dimension| !dimension.deprecated);
+        fields.extend(active.map(|d| (format!("metadata.{}", d.name), d.display_name.clone())));
+        fields.extend(
+            [("quantity", "Quantity"), ("idempotency_key", "Idempotency key")]
+                .map(|(a, b)| (a.to_owned(), b.to_owned())),
+        );
+        fields
+    }
+
+    fn is_pruned(&self, asked: &Asked) -> bool {
+        asked.meter.pruned_before.is_some_and(|before| before > asked.range.window.from)
+    }
+
+    fn events_link(&self, asked: &Asked) -> String {
+        asked.range.on(asked.events()).to_string()
+    }
+
+    /// The view with its times instead of words that move on.
+    fn frozen(&self, asked: &Asked) -> String {
+        let range = asked.range.shifted(0);
+        Asked { range, ..copy(asked) }.link("/usage").to_string()
+    }
+
+    /// What is kept of the address.
+    fn saved_text(&self, asked: &Asked) -> String {
+        let link = asked.link("").to_string();
+        link.trim_start_matches('?').to_owned()
+    }
+
+    /// The query as the interface for programs takes it.
+    fn curl(&self, asked: &Asked) -> String {
+        let mut body = serde_json::json!({
+            "meter": asked.meter.name,
+            "from": asked.range.window.from.to_exact_text(),
+            "to": asked.range.window.to.to_exact_text(),
+            "bucket_size": asked.size.as_str(),
+            "group_by": asked.group,
+            "limit": 1000,
+        });
+        if !asked.subject.is_empty() {
+            body["subject"] = asked.subject.clone().into();
+        }
+        if let Ok(Some(node)) = grammar::node(&asked.conditions, Some(&asked.meter)) {
+            body["filter"] = node;
+        }
+        format!(
+            "curl {}/v1/usages/search -H 'Authorization: Bearer YOUR_KEY' -d '{}'",
+            self.origin,
+            body.to_string().replace('\'', "'\\''")
+        )
+    }
+}
+
+fn copy(asked: &Asked) -> Asked {
+    Asked {
+        meter: asked.meter.clone(),
+        subject: asked.subject.clone(),
+        range: asked.range.clone(),
+        size: asked.size,
+        bucket: asked.bucket.clone(),
+        group: asked.group.clone(),
+        conditions: asked.conditions.clone(),
+        compare: asked.compare.clone(),
+        kind: asked.kind,
+        is_cumulative: asked.is_cumulative,
+        show: asked.show.clone(),
+    }
+}
+
+pub async fn show(app: web::Data<App>, caller: Caller, visit: Visit, params: Params) -> Result<HttpResponse> {
+    let (meters, saved) = join(ask::meters(&app, &caller), saved(&app, &caller)).await;
+    let (meters, saved) = (meters?, saved?);
+    let mut page = ExplorePage {
+        shell: visit.shell("usage", "Usage buckets"),
+        meters,
+        asked: None,
+        found: None,
+        params,
+        complaint: Complaint::none(),
+        saved,
+        now: Micros::now(),
+        origin: visit.origin.clone(),
+    };
+    match answer(&app, &caller, &page).await {
+        Ok(Answer::Page(asked, found)) => {
+            page.asked = Some(*asked);
+            page.found = Some(*found);
+            ok(&page)
+        }
+        Ok(Answer::Nothing) => ok(&page),
+        Ok(Answer::Other(response)) => Ok(response),
+        Err(error) => {
+            page.complaint =
+                Complaint::of(error, &["range", "from", "to", "bucket", "group", "subject", "f", "meter"])?;
+            let meter = page.meters.iter().find(|meter| meter.name == page.params.get("meter"));
+            let fallback = meter.or(page.meters.first()).cloned();
+            page.asked = fallback.and_then(|meter| Asked::parse(meter, &Params::parse("")).ok());
+            rejected(&page)
+        }
+    }
+}
+
+enum Answer {
+    Page(Box<Asked>, Box<Found>),
+    Nothing,
+    Other(HttpResponse),
+}
+
+async fn answer(app: &App, caller: &Caller, page: &ExplorePage) -> Result<Answer> {
+    let params = &page.params;
+    let meter = match params.get("meter") {
+        "" => match page.meters.first() {
+            Some(meter) => meter.clone(),
+            None => return Ok(Answer::Nothing),
+        },
+        name => ask::meter(app, caller, name).await?,
+    };
+    let asked = Asked::parse(meter, params)?;
+    if let Some(link) = with_new_condition(&asked, params)? {
+        let response = HttpResponse::SeeOther().insert_header((header::LOCATION, link)).finish();
+        return Ok(Answer::Other(response));
+    }
+    match params.get("format") {
+        "" | "html" => {
+            let found = find(app, &asked).await?;
+            Ok(Answer::Page(Box::new(asked), Box::new(found)))
+        }
+        "csv" => csv(app, &asked).await.map(Answer::Other),
+        "json" => {
+            let query = asked.query(asked.range.window, Some(asked.size), true)?;
+            let rows = ask::buckets(app, query, CELLS_MAX).await?;
+            respond::ok(&rows).map(Answer::Other)
+        }
+        _ => Err(Error::invalid("format must be html, csv or json")),
+    }
+}
+
+/// The three fields of a new filter become one condition of the address.
+fn with_new_condition(asked: &Asked, params: &Params) -> Result<Option<String>> {
+    let (field, op, value) = (params.get("ff"), params.get("fo"), params.get("fv").trim());
+    if field.is_empty() || (value.is_empty() && op != "exists") {
+        return Ok(None);
+    }
+    let value = match op {
+        "in" => value.split(',').map(|part| grammar::escape(part.trim())).collect::<Vec<_>>().join(","),
+        _ => grammar::escape(value),
+    };
+    let text = format!("{}:{op}:{value}", grammar::escape(field));
+    let mut wider = copy(asked);
+    wider.conditions.push(Condition::parse(&text)?);
+    grammar::filter(&wider.conditions, Some(&wider.meter))?;
+    Ok(Some(wider.link("/usage").to_string()))
+}
+
+async fn csv(app: &App, asked: &Asked) -> Result<HttpResponse> {
+    let query = asked.query(asked.range.window, Some(asked.size), true)?;
+    let mut table = Table::of_buckets(&query, true)?;
+    let rows = ask::buckets(app, query.clone(), CELLS_MAX).await?;
+    rows.iter().try_for_each(|bucket| table.bucket(&query, bucket))?;
+    let name: String =
+        asked.meter.name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
+    let disposition = format!("attachment; filename=\"usage-buckets-{name}.csv\"");
+    let mut response = HttpResponse::Ok();
+    response
+        .content_type("text/csv; charset=utf-8")
+        .insert_header((header::CONTENT_DISPOSITION, disposition));
+    Ok(response.body(table.into_bytes()?))
+}
+
+async fn find(app: &App, asked: &Asked) -> Result<Found> {
+    let window = asked.range.window;
+    let buckets = ask::buckets(app, asked.query(window, Some(asked.size), true)?, CELLS_MAX);
+    let groups = ask::buckets(app, asked.query(window, None, true)?, CELLS_MAX);
+    let total = total(app, asked, window);
+    let (rows, groups, total) = try_join3(buckets, groups, total).await?;
+    let earlier = match asked.earlier() {
+        Some(window) => Some((window, earlier(app, asked, window).await?)),
+        None => None,
+    };
+    let starts = ask::axis(window, asked.size);
+    let by_subject = asked.group.iter().any(|name| name == "subject");
+    let (mut series, left_out) = ask::series(&rows, &starts, asked.meter.aggregation, by_subject, 8);
+    let mut compare =
+        earlier.as_ref().map(|(window, (_, rows))| comparison(asked, *window, rows, starts.len()));
+    if asked.is_cumulative {
+        series.iter_mut().chain(compare.as_mut()).for_each(accumulate);
+    }
+    let chart = Chart {
+        id: "usage",
+        title: format!(
+            "{} of {}, {}",
+            asked.meter.aggregation.as_str(),
+            asked.meter.name,
+            asked.range.words()
+        ),
+        unit: asked.meter.unit.clone(),
+        kind: if asked.is_cumulative { Kind::Line } else { asked.kind },
+        buckets: ask::chart_buckets(window, asked.size, &asked.events()),
+        series,
+        compare,
+        limits: Vec::new(),
+        is_running: asked.range.is_running,
+    };
+    let earlier = earlier.map(|(window, (sum, _))| {
+        let words = Range { word: String::new(), window, is_running: false }.words();
+        (sum.clone(), words, change(&total, &sum))
+    });
+    let groups = group_rows(asked, &groups, &total);
+    Ok(Found { chart, total, earlier, groups, rows: rows.len(), left_out })
+}
+
+async fn total(app: &App, asked: &Asked, window: Window) -> Result<Quantity> {
+    let rows = ask::buckets(app, asked.query(window, None, false)?, 1).await?;
+    Ok(rows.into_iter().next().map_or_else(Quantity::zero, |row| row.quantity))
+}
+
+async fn earlier(app: &App, asked: &Asked, window: Window) -> Result<(Quantity, Vec<Bucket>)> {
+    let rows = ask::buckets(app, asked.query(window, Some(asked.size), false)?, CELLS_MAX).await?;
+    Ok((total(app, asked, window).await?, rows))
+}
+
+/// The earlier values, bucket by bucket beside the later ones.
+fn comparison(asked: &Asked, window: Window, rows: &[Bucket], count: usize) -> Series {
+    let starts = ask::axis(window, asked.size);
+    let (mut series, _) = ask::series(rows, &starts, asked.meter.aggregation, false, 1);
+    let mut values = series.pop().map(|series| series.values).unwrap_or_default();
+    values.resize(count, None);
+    let words = Range { word: String::new(), window, is_running: false }.words();
+    Series { name: format!("Before: {words}"), values, is_other: true }
+}
+
+fn accumulate(series: &mut Series) {
+    let mut sum = Quantity::zero();
+    for value in series.values.iter_mut().flatten() {
+        sum += &*value;
+        *value = sum.clone();
+    }
+}
+
+/// `+12.5 %`, or how it is when there was nothing before.
+fn change(now: &Quantity, before: &Quantity) -> String {
+    if before.is_zero() {
+        return if now.is_zero() { "no change".to_owned() } else { "nothing before".to_owned() };
+    }
+    let percent = (&(now - before) * &Quantity::from(100)).divide(before).to_f64();
+    format!("{percent:+.1} %")
+}
+
+fn group_rows(asked: &Asked, groups: &[Bucket], total: &Quantity) -> Vec<GroupRow> {
+    let by_subject = asked.group.iter().any(|name| name == "subject");
+    let mut sorted: Vec<&Bucket> = groups.iter().collect();
+    sorted.sort_by(|a, b| b.quantity.cmp(&a.quantity));
+    let largest = sorted.first().map_or(1.0, |row| row.quantity.to_f64()).max(f64::MIN_POSITIVE);
+    let has_shares = ask::is_additive(asked.meter.aggregation) && total.is_positive();
+    let row = |bucket: &&Bucket| GroupRow {
+        name: ask::group_name(bucket, by_subject),
+        share: has_shares
+            .then(|| format!("{:.1} %", (&bucket.quantity * &Quantity::from(100)).divide(total).to_f64())),
+        bar: share_bar(bucket.quantity.to_f64() / largest),
+        only: narrowed(asked, bucket, "eq"),
+        exclude: if asked.group.len() == 1 { narrowed(asked, bucket, "neq") } else { String::new() },
+        quantity: bucket.quantity.clone(),
+    };
+    if asked.group.is_empty() { Vec::new() } else { sorted.iter().take(100).map(row).collect() }
+}
+
+/// The address with the values of a group as conditions; empty where a value is missing, which no condition says.
+fn narrowed(asked: &Asked, bucket: &Bucket, op: &str) -> String {
+    let mut next = copy(asked);
+    for field in &asked.group {
+        let value = if field == "subject" { Some(&bucket.subject) } else { bucket.group.get(field) };
+        let Some(value) = value.filter(|value| *value != "<nil>") else { return String::new() };
+        let field = if field == "subject" { field.clone() } else { format!("metadata.{field}") };
+        next.conditions.push(Condition { field, op: op.to_owned(), value: grammar::escape(value) });
+    }
+    next.group = if op == "eq" { Vec::new() } else { next.group };
+    next.link("/usage").to_string()
+}
+
+/// The saved queries of the caller, with their addresses.
+pub async fn saved(app: &App, caller: &Caller) -> Result<Vec<(SavedQuery, String)>> {
+    let user_id = caller.user_id;
+    let rows = app.store.read("saved_queries::list", move |conn| saved_queries::list(conn, user_id)).await?;
+    Ok(rows
+        .into_iter()
+        .map(|saved| {
+            let link = saved_link(&saved);
+            (saved, link)
+        })
+        .collect())
+}
+
+/// Where a saved query leads. One that was saved by another program is read as far as it names meter and subject.
+fn saved_link(saved: &SavedQuery) -> String {
+    let query = Value::parse(&saved.query).unwrap_or_default();
+    let mut link = Link::to("/usage").with("saved", &saved.id);
+    if let Some(explore) = query["explore"].as_str() {
+        return format!("{link}&{explore}");
+    }
+    for rule in query["rules"].as_array().unwrap_or_default() {
+        if let (Some(field @ ("meter" | "subject")), Some(value)) =
+            (rule["field"].as_str(), rule["value"].as_str())
+        {
+            link = link.with(field, value);
+        }
+    }
+    link.with("bucket", &saved.bucket_size).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn changes_are_relative() {
+        let q = |n: i64| Quantity::from(n);
+        assert_eq!(change(&q(150), &q(100)), "+50.0 %");
+        assert_eq!(change(&q(50), &q(100)), "-50.0 %");
+        assert_eq!(change(&q(5), &q(0)), "nothing before");
+    }
+}

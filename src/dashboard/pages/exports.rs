@@ -1,0 +1,193 @@
+//! `/exports`: queueing, progress, download. The query comes from the address of the view it was made in.
+
+use actix_web::{HttpResponse, web};
+use askama::Template;
+
+use crate::app::App;
+use crate::auth::Caller;
+use crate::dashboard::ask;
+use crate::dashboard::form::{Complaint, Fields, Form};
+use crate::dashboard::grammar::{self, RANGES};
+use crate::dashboard::pages::explore::Asked as View;
+use crate::dashboard::view::{self, Link};
+use crate::dashboard::visit::{Shell, Visit, ok, rejected};
+use crate::error::{Error, Result};
+use crate::exports::job::{Asked, Export, Input, Kind, Status};
+use crate::http::extract::{Id, Params, decode_cursor, encode_cursor};
+use crate::metering::json::{Map, Value};
+use crate::metering::meter::Meter;
+use crate::metering::time::Micros;
+
+const LISTED: usize = 50;
+
+#[derive(Template)]
+#[template(path = "exports/list.html")]
+struct ListPage {
+    shell: Shell,
+    exports: Vec<Export>,
+    next: Option<String>,
+}
+
+/// The reference's word for a status.
+fn word(status: Status) -> &'static str {
+    status.as_str()
+}
+
+fn may_cancel(export: &Export) -> bool {
+    export.status.check_cancel().is_ok()
+}
+
+fn may_retry(export: &Export) -> bool {
+    export.status.check_retry().is_ok()
+}
+
+pub async fn list(app: web::Data<App>, caller: Caller, visit: Visit, params: Params) -> Result<HttpResponse> {
+    let after = decode_cursor::<(i64, String)>(params.get("cursor"))?.map(|(at, id)| (Micros(at), id));
+    let workspace_id = caller.workspace_id;
+    let read =
+        move |conn: &mut _| crate::exports::sql::list(conn, workspace_id, after.as_ref(), LISTED as i64 + 1);
+    let mut exports: Vec<Export> = app.store.read("exports::list", read).await?;
+    let has_more = exports.len() > LISTED;
+    exports.truncate(LISTED);
+    let next = match exports.last().filter(|_| has_more) {
+        Some(last) => {
+            let cursor = encode_cursor(&(last.created_at.0, last.id.clone()))?;
+            Some(view::link("/exports", "cursor", &cursor).to_string())
+        }
+        None => None,
+    };
+    ok(&ListPage { shell: visit.shell("exports", "Export jobs"), exports, next })
+}
+
+#[derive(Template)]
+#[template(path = "exports/new.html")]
+struct NewPage {
+    shell: Shell,
+    meters: Vec<Meter>,
+    fields: Fields,
+    complaint: Complaint,
+}
+
+impl NewPage {
+    fn ranges(&self) -> &'static [(&'static str, &'static str)] {
+        &RANGES
+    }
+}
+
+const CARRIED: [&str; 8] = ["kind", "meter", "subject", "range", "from", "to", "bucket", "group"];
+
+pub async fn new(app: web::Data<App>, caller: Caller, visit: Visit, params: Params) -> Result<HttpResponse> {
+    let meters = ask::meters(&app, &caller).await?;
+    let mut pairs: Vec<(String, String)> =
+        CARRIED.iter().map(|name| ((*name).to_owned(), params.get(name).to_owned())).collect();
+    pairs.extend(params.all("f").map(|text| ("f".to_owned(), text.to_owned())));
+    let mut fields = Fields::of(pairs);
+    if fields.get("kind").is_empty() {
+        fields.set("kind", "usage_buckets");
+    }
+    let shell = visit.shell("exports", "New export");
+    ok(&NewPage { shell, meters, fields, complaint: Complaint::none() })
+}
+
+pub async fn create(app: web::Data<App>, caller: Caller, visit: Visit, form: Form) -> Result<HttpResponse> {
+    let Form(fields) = form;
+    match queue(&app, &caller, &fields).await {
+        Ok(export) => Ok(visit.go(&format!("/exports/{}", export.id), "Queued. This page follows it.")),
+        Err(error) => {
+            let complaint = Complaint::of(error, &["meter", "from", "to", "subject", "bucket"])?;
+            let meters = ask::meters(&app, &caller).await?;
+            rejected(&NewPage { shell: visit.shell("exports", "New export"), meters, fields, complaint })
+        }
+    }
+}
+
+async fn queue(app: &App, caller: &Caller, fields: &Fields) -> Result<Export> {
+    let kind = Kind::parse(fields.get("kind"))?;
+    // the same words as in the address of a view
+    let link = CARRIED[1..].iter().fold(Link::to(""), |link, name| link.with(name, fields.get(name)));
+    let link = fields.all("f").fold(link, |link, text| link.with("f", text)).to_string();
+    let params = Params::parse(link.trim_start_matches('?'));
+    let asked = View::parse(ask::meter(app, caller, fields.get("meter")).await?, &params)?;
+    let mut query = Map::new();
+    query.insert("meter".to_owned(), asked.meter.name.as_str().into());
+    query.insert("from".to_owned(), asked.range.window.from.to_exact_text().as_str().into());
+    query.insert("to".to_owned(), asked.range.window.to.to_exact_text().as_str().into());
+    query.insert("formula_guard".to_owned(), Value::Bool(true));
+    if !asked.subject.is_empty() {
+        query.insert("subject".to_owned(), asked.subject.as_str().into());
+    }
+    if let Some(node) = grammar::node(&asked.conditions, Some(&asked.meter))? {
+        query.insert("filter".to_owned(), node);
+    }
+    if kind == Kind::UsageBuckets {
+        query.insert("bucket_size".to_owned(), asked.size.as_str().into());
+        query.insert(
+            "group_by".to_owned(),
+            Value::Array(asked.group.iter().map(|field| field.as_str().into()).collect()),
+        );
+    }
+    let query = serde_json::value::to_raw_value(&query).map_err(Error::internal)?;
+    let asked = Asked::parse(kind, Input::read(&query)?)?;
+    let export = Export::queued(caller.workspace_id, kind, asked, Micros::now());
+    let add = move |conn: &mut _| crate::exports::sql::add(conn, &export).map(|()| export.clone());
+    let export = app.store.write("exports::add", add).await?;
+    app.wake.ring();
+    Ok(export)
+}
+
+#[derive(Template)]
+#[template(path = "exports/show.html")]
+struct ShowPage {
+    shell: Shell,
+    export: Export,
+    query: String,
+    is_active: bool,
+}
+
+async fn find(app: &App, caller: &Caller, id: &str) -> Result<Export> {
+    let (workspace_id, wanted) = (caller.workspace_id, id.to_owned());
+    let read = move |conn: &mut _| crate::exports::sql::by_id(conn, workspace_id, &wanted);
+    let found = app.store.read("exports::by_id", read).await?;
+    found.ok_or_else(|| Error::not_found(format!("export {id:?}")))
+}
+
+pub async fn show(app: web::Data<App>, caller: Caller, visit: Visit, Id(id): Id) -> Result<HttpResponse> {
+    let export = find(&app, &caller, &id).await?;
+    let query = serde_json::to_value(&export.asked).and_then(|value| serde_json::to_string_pretty(&value));
+    ok(&ShowPage {
+        shell: visit.shell("exports", format!("Export of {}", export.asked.meter)),
+        query: query.map_err(Error::internal)?,
+        is_active: matches!(export.status, Status::Queued | Status::Running),
+        export,
+    })
+}
+
+/// Cancels or retries.
+pub async fn change(
+    app: web::Data<App>,
+    caller: Caller,
+    visit: Visit,
+    Id(id): Id,
+    form: Form,
+) -> Result<HttpResponse> {
+    let Form(fields) = form;
+    let export = find(&app, &caller, &id).await?;
+    let (workspace_id, wanted) = (caller.workspace_id, export.id);
+    let here = format!("/exports/{id}");
+    match fields.get("do") {
+        "cancel" => {
+            let cancel =
+                move |conn: &mut _| crate::exports::sql::cancel(conn, workspace_id, &wanted, Micros::now());
+            app.store.write("exports::cancel", cancel).await?;
+            Ok(visit.go(&here, "Canceled."))
+        }
+        "retry" => {
+            let retry =
+                move |conn: &mut _| crate::exports::sql::retry(conn, workspace_id, &wanted, Micros::now());
+            app.store.write("exports::retry", retry).await?;
+            app.wake.ring();
+            Ok(visit.go(&here, "Queued again."))
+        }
+        _ => Err(Error::invalid("do must be cancel or retry")),
+    }
+}

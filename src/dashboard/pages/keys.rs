@@ -1,0 +1,256 @@
+//! `/api-keys`: the caller's keys. A secret is shown by the answer that makes it, and never again.
+
+use actix_web::{HttpResponse, web};
+use askama::Template;
+
+use crate::app::App;
+use crate::auth::Caller;
+use crate::auth::key::{Status, Wish};
+use crate::auth::permission::DEFAULT_SCOPES;
+use crate::auth::sql::keys::{ApiKey, KeyEvent};
+use crate::dashboard::form::{Complaint, Fields, Form};
+use crate::dashboard::view;
+use crate::dashboard::visit::{Shell, Visit, ok, rejected, secret};
+use crate::error::{Error, Result};
+use crate::http::extract::Id;
+use crate::metering::time::{DAY, Micros};
+
+/// Scope, and what it opens.
+const SCOPES: [(&str, &str); 12] = [
+    ("usage:write", "Record usage, consume quota, prune"),
+    ("usage:read", "Query usage, events, subjects and write calls"),
+    ("meters:read", "List meters and their activity"),
+    ("meters:write", "Create, change and delete meters"),
+    ("plans:read", "Read plans, assignments, progress and quota states; check quota"),
+    ("plans:write", "Create and change plans, assign subjects"),
+    ("alerts:read", "Read rules, destinations, events and deliveries"),
+    ("alerts:write", "Create and change rules and destinations, send again"),
+    ("exports:read", "List and download exports"),
+    ("exports:write", "Queue, cancel and retry exports"),
+    ("system:read", "Read system health and dead letters"),
+    ("system:write", "Requeue dead letters"),
+];
+
+/// Name, sentence, scopes.
+const PRESETS: [(&str, &str, &str); 4] = [
+    ("ingest", "Ingest only: your services send events", "usage:write"),
+    (
+        "read",
+        "Read only: reports and dashboards",
+        "usage:read meters:read plans:read alerts:read exports:read system:read",
+    ),
+    ("quota", "Check and consume quota", "usage:write plans:read"),
+    ("everything", "Everything: scripts that set up a workspace", "*"),
+];
+
+struct Row {
+    key: ApiKey,
+    status: &'static str,
+    is_live: bool,
+    /// Days until it ends.
+    days_left: Option<i64>,
+    is_unused: bool,
+}
+
+impl Row {
+    fn of(key: ApiKey) -> Row {
+        let now = Micros::now();
+        let status = Status::of(&key, now);
+        let is_live = matches!(status, Status::Active | Status::Revoking);
+        Row {
+            status: match status {
+                Status::Active => "active",
+                Status::Revoking => "revoking",
+                Status::Revoked => "revoked",
+                Status::Expired => "expired",
+            },
+            is_live,
+            days_left: key.expires_at.filter(|at| *at > now.0).map(|at| (at - now.0) / DAY),
+            is_unused: is_live && key.last_used_at.unwrap_or(key.created_at) < now.0 - 90 * DAY,
+            key,
+        }
+    }
+}
+
+#[derive(Template)]
+#[template(path = "keys/list.html")]
+struct ListPage {
+    shell: Shell,
+    rows: Vec<Row>,
+}
+
+#[derive(Template)]
+#[template(path = "keys/new.html")]
+struct NewPage {
+    shell: Shell,
+    fields: Fields,
+    complaint: Complaint,
+    scopes: [(&'static str, &'static str); 12],
+    presets: [(&'static str, &'static str, &'static str); 4],
+}
+
+#[derive(Template)]
+#[template(path = "keys/secret.html")]
+struct SecretPage {
+    shell: Shell,
+    heading: &'static str,
+    key: ApiKey,
+    secret: String,
+    origin: String,
+    /// Until when the key that was replaced still works.
+    grace: String,
+}
+
+#[derive(Template)]
+#[template(path = "keys/show.html")]
+struct ShowPage {
+    shell: Shell,
+    row: Row,
+    events: Vec<KeyEvent>,
+}
+
+#[derive(Template)]
+#[template(path = "keys/confirm.html")]
+struct ConfirmPage {
+    shell: Shell,
+    row: Row,
+    rotates: bool,
+    complaint: Complaint,
+}
+
+pub async fn list(app: web::Data<App>, caller: Caller, visit: Visit) -> Result<HttpResponse> {
+    let mut rows: Vec<Row> = app.auth.list_keys(&caller).await?.into_iter().map(Row::of).collect();
+    rows.sort_by_key(|row| !row.is_live);
+    ok(&ListPage { shell: visit.shell("api-keys", "SDK access"), rows })
+}
+
+async fn find(app: &App, caller: &Caller, id: &str) -> Result<Row> {
+    let keys = app.auth.list_keys(caller).await?;
+    let key = keys.into_iter().find(|key| key.public_id == id);
+    key.map(Row::of).ok_or_else(|| Error::not_found(format!("API key {id:?}")))
+}
+
+fn new_page(visit: &Visit, fields: Fields, complaint: Complaint) -> NewPage {
+    NewPage { shell: visit.shell("api-keys", "New key"), fields, complaint, scopes: SCOPES, presets: PRESETS }
+}
+
+pub async fn new(visit: Visit) -> Result<HttpResponse> {
+    let mut pairs = vec![("preset", "ingest"), ("days", "90")];
+    pairs.extend(DEFAULT_SCOPES.map(|scope| ("scope", scope)));
+    ok(&new_page(&visit, Fields::of(pairs), Complaint::none()))
+}
+
+/// What the form asks for.
+fn wish(fields: &Fields, now: Micros) -> Result<Wish> {
+    let preset = PRESETS.iter().find(|(name, ..)| *name == fields.get("preset"));
+    let scopes: Vec<String> = match preset {
+        Some((.., scopes)) => scopes.split(' ').map(String::from).collect(),
+        None => fields.all("scope").map(String::from).collect(),
+    };
+    if scopes.is_empty() {
+        return Err(Error::invalid("choose at least one scope"));
+    }
+    let expires_at = match fields.get("days") {
+        "never" | "" => String::new(),
+        days => {
+            let days: i64 = days.parse().map_err(|_| Error::invalid("days must be a number of days"))?;
+            now.plus(days.saturating_mul(DAY)).to_exact_text()
+        }
+    };
+    let split = |text: &str| text.split([',', '\n', '\r']).map(str::to_owned).collect();
+    Ok(Wish {
+        name: fields.get("name").to_owned(),
+        scopes,
+        allowed_meters: split(fields.raw("allowed_meters")),
+        expires_at,
+    })
+}
+
+pub async fn create(app: web::Data<App>, caller: Caller, visit: Visit, form: Form) -> Result<HttpResponse> {
+    let Form(fields) = form;
+    let made = match wish(&fields, Micros::now()) {
+        Ok(wish) => app.auth.create_key(&caller, &wish).await,
+        Err(error) => Err(error),
+    };
+    match made {
+        Ok((key, token)) => secret(&SecretPage {
+            shell: visit.shell("api-keys", "Key created"),
+            heading: "Key created",
+            key,
+            secret: token.expose().to_owned(),
+            origin: visit.origin.clone(),
+            grace: String::new(),
+        }),
+        Err(error) => {
+            let complaint = Complaint::of(error, &["name", "scope", "allowed_meters", "days"])?;
+            rejected(&new_page(&visit, fields, complaint))
+        }
+    }
+}
+
+pub async fn show(app: web::Data<App>, caller: Caller, visit: Visit, Id(id): Id) -> Result<HttpResponse> {
+    let row = find(&app, &caller, &id).await?;
+    let events = app.auth.key_events(&caller).await?;
+    let events = events.into_iter().filter(|event| event.api_key_id == id).collect();
+    ok(&ShowPage { shell: visit.shell("api-keys", row.key.name.clone()), row, events })
+}
+
+pub async fn confirm_rotate(
+    app: web::Data<App>,
+    caller: Caller,
+    visit: Visit,
+    Id(id): Id,
+) -> Result<HttpResponse> {
+    let row = find(&app, &caller, &id).await?;
+    let shell = visit.shell("api-keys", format!("Rotate {}", row.key.name));
+    ok(&ConfirmPage { shell, row, rotates: true, complaint: Complaint::none() })
+}
+
+pub async fn rotate(
+    app: web::Data<App>,
+    caller: Caller,
+    visit: Visit,
+    Id(id): Id,
+    form: Form,
+) -> Result<HttpResponse> {
+    let Form(fields) = form;
+    let seconds = fields.integer("grace")?.unwrap_or_default();
+    match app.auth.rotate_key(&caller, &id, seconds).await {
+        Ok((key, token)) => secret(&SecretPage {
+            shell: visit.shell("api-keys", "Key rotated"),
+            heading: "Key rotated",
+            key,
+            secret: token.expose().to_owned(),
+            origin: visit.origin.clone(),
+            grace: view::seconds(seconds),
+        }),
+        Err(error) => {
+            let complaint = Complaint::of(error, &["grace"])?;
+            let row = find(&app, &caller, &id).await?;
+            let shell = visit.shell("api-keys", format!("Rotate {}", row.key.name));
+            rejected(&ConfirmPage { shell, row, rotates: true, complaint })
+        }
+    }
+}
+
+pub async fn confirm_revoke(
+    app: web::Data<App>,
+    caller: Caller,
+    visit: Visit,
+    Id(id): Id,
+) -> Result<HttpResponse> {
+    let row = find(&app, &caller, &id).await?;
+    let shell = visit.shell("api-keys", format!("Revoke {}", row.key.name));
+    ok(&ConfirmPage { shell, row, rotates: false, complaint: Complaint::none() })
+}
+
+pub async fn revoke(
+    app: web::Data<App>,
+    caller: Caller,
+    visit: Visit,
+    Id(id): Id,
+    _form: Form,
+) -> Result<HttpResponse> {
+    app.auth.revoke_key(&caller, &id).await?;
+    Ok(visit.go("/api-keys", "The key is revoked. Calls that use it are refused from now on."))
+}

@@ -1,0 +1,415 @@
+//! `/meters`: what is measured. List, one meter, the forms that make and change it, deletion.
+
+use std::collections::HashMap;
+
+use actix_web::{HttpResponse, web};
+use askama::Template;
+use uuid::Uuid;
+
+use crate::alerts::sql::rules;
+use crate::app::App;
+use crate::auth::Caller;
+use crate::dashboard::ask;
+use crate::dashboard::chart::{Chart, Kind, Svg, share_bar};
+use crate::dashboard::form::{Complaint, Fields, Form};
+use crate::dashboard::view::{self, Link};
+use crate::dashboard::visit::{Shell, Visit, ok, rejected};
+use crate::db::Conn;
+use crate::entitlements::sql::plans;
+use crate::error::Result;
+use crate::http::extract::{Id, Params};
+use crate::metering::event::StoredEvent;
+use crate::metering::json::{Map, Value};
+use crate::metering::meter::{DimensionInput, Meter, MeterInput};
+use crate::metering::time::{BucketSize, Micros};
+use crate::usage::query::{GroupField, Query, Share};
+use crate::usage::subjects::MeterStats;
+use crate::usage::{events as event_list, subjects};
+
+const LISTED: usize = 100;
+
+/// What each aggregation makes of the same three events.
+pub const AGGREGATIONS: [(&str, &str); 8] = [
+    ("sum", "adds quantities: 2, 3 and 5 make 10"),
+    ("count", "counts events: 3"),
+    ("avg", "the average: 3.33…"),
+    ("min", "the smallest: 2"),
+    ("max", "the largest: 5"),
+    ("first", "the earliest in time: 2"),
+    ("last", "the latest in time: 5"),
+    ("rate", "the sum per second of the bucket"),
+];
+
+struct Row {
+    meter: Meter,
+    events: i64,
+    last: Option<i64>,
+}
+
+impl Row {
+    fn of(meter: Meter, stats: Option<&MeterStats>) -> Row {
+        Row {
+            events: stats.map_or(0, |stats| stats.usage_events),
+            last: stats.and_then(|stats| stats.last_event_at),
+            meter,
+        }
+    }
+}
+
+#[derive(Template)]
+#[template(path = "meters/list.html")]
+struct ListPage {
+    shell: Shell,
+    rows: Vec<Row>,
+    next: Option<String>,
+}
+
+pub async fn list(app: web::Data<App>, caller: Caller, visit: Visit, params: Params) -> Result<HttpResponse> {
+    let (workspace_id, after) = (caller.workspace_id, params.get("after").to_owned());
+    let read = move |conn: &mut Conn| {
+        let limit = LISTED as i64 + 1;
+        let meters = crate::meters::sql::list(
+            conn,
+            workspace_id,
+            None,
+            Some(after.as_str()).filter(|a| !a.is_empty()),
+            limit,
+        )?;
+        Ok((meters, subjects::meter_stats(conn, workspace_id, &after, limit)?))
+    };
+    let (mut meters, stats) = app.store.read("meters::list", read).await?;
+    let has_more = meters.len() > LISTED;
+    meters.truncate(LISTED);
+    let last = meters.last().map(|meter| meter.name.clone()).unwrap_or_default();
+    let stats: HashMap<&str, &MeterStats> = stats.iter().map(|stats| (stats.meter.as_str(), stats)).collect();
+    let rows = meters.into_iter().map(|meter| {
+        let found = stats.get(meter.name.as_str()).copied();
+        Row::of(meter, found)
+    });
+    ok(&ListPage {
+        shell: visit.shell("meters", "Meter definitions"),
+        rows: rows.collect(),
+        next: has_more.then(|| Link::to("/meters").with("after", &last).to_string()),
+    })
+}
+
+#[derive(Template)]
+#[template(path = "meters/form.html")]
+struct FormPage {
+    shell: Shell,
+    /// Present when an existing meter is changed.
+    meter: Option<Meter>,
+    events: i64,
+    fields: Fields,
+    complaint: Complaint,
+    aggregations: [(&'static str, &'static str); 8],
+}
+
+impl FormPage {
+    fn new(visit: &Visit, meter: Option<(Meter, i64)>, fields: Fields, complaint: Complaint) -> FormPage {
+        let title = meter
+            .as_ref()
+            .map_or_else(|| "New meter".to_owned(), |(meter, _)| format!("Edit {}", meter.name));
+        let (meter, events) = meter.map_or((None, 0), |(meter, events)| (Some(meter), events));
+        FormPage {
+            shell: visit.shell("meters", title),
+            meter,
+            events,
+            fields,
+            complaint,
+            aggregations: AGGREGATIONS,
+        }
+    }
+
+    fn value(&self, row: &usize, field: &str) -> &str {
+        self.fields.raw(&format!("dim.{row}.{field}"))
+    }
+
+    fn ticked(&self, row: &usize, field: &str) -> bool {
+        !self.value(row, field).is_empty()
+    }
+
+    fn is(&self, row: &usize, field: &str, value: &str) -> bool {
+        self.value(row, field) == value
+    }
+}
+
+/// The fields that a complaint can be about.
+const FIELDS: [&str; 5] = ["name", "unit", "aggregation", "event_retention_days", "description"];
+
+pub async fn new(visit: Visit) -> Result<HttpResponse> {
+    let fields = Fields::of([("aggregation", "sum"), ("event_retention_days", "90")]);
+    ok(&FormPage::new(&visit, None, fields, Complaint::none()))
+}
+
+/// What the form asks for. Rows of dimensions without a name are not there.
+fn input(fields: &Fields) -> Result<MeterInput> {
+    let text = |row: usize, name: &str| fields.get(&format!("dim.{row}.{name}")).to_owned();
+    let dimensions = fields.rows("dim").into_iter().filter(|row| !text(*row, "name").is_empty());
+    let dimensions = dimensions.map(|row| DimensionInput {
+        name: Some(text(row, "name")),
+        display_name: Some(text(row, "display_name")),
+        description: Some(text(row, "description")),
+        kind: Some(text(row, "type")),
+        required: Some(!text(row, "required").is_empty()),
+        deprecated: Some(!text(row, "deprecated").is_empty()),
+    });
+    Ok(MeterInput {
+        name: Some(fields.get("name").to_owned()),
+        description: Some(fields.get("description").to_owned()),
+        unit: Some(fields.get("unit").to_owned()),
+        aggregation: Some(fields.get("aggregation").to_owned()),
+        dimensions: Some(dimensions.collect()),
+        event_retention_days: fields.integer("event_retention_days")?,
+    })
+}
+
+pub async fn create(app: web::Data<App>, caller: Caller, visit: Visit, form: Form) -> Result<HttpResponse> {
+    let Form(mut fields) = form;
+    if fields.change_rows("dim", "name") {
+        return ok(&FormPage::new(&visit, None, fields, Complaint::none()));
+    }
+    match add(&app, &caller, &fields).await {
+        Ok(meter) => Ok(visit.go(
+            &format!("/meters/{}", meter.public_id),
+            &format!("Meter {} is there. Events for it count from now on.", meter.name),
+        )),
+        Err(error) => rejected(&FormPage::new(&visit, None, fields, Complaint::of(error, &FIELDS)?)),
+    }
+}
+
+async fn add(app: &App, caller: &Caller, fields: &Fields) -> Result<Meter> {
+    let meter = input(fields)?.into_meter(Uuid::now_v7().to_string(), caller.workspace_id, Micros::now())?;
+    let meter = app.store.write("meters::add", move |conn| crate::meters::sql::add(conn, &meter)).await?;
+    app.meters.forget(meter.workspace_id, &meter.name);
+    Ok(meter)
+}
+
+/// The meter with the number of its events.
+async fn with_events(app: &App, caller: &Caller, word: &str) -> Result<(Meter, MeterStats)> {
+    let meter = ask::meter(app, caller, word).await?;
+    let (workspace_id, name) = (caller.workspace_id, meter.name.clone());
+    let stats = move |conn: &mut Conn| subjects::stats_of_meter(conn, workspace_id, &name);
+    let stats = app.store.read("subjects::stats_of_meter", stats).await?;
+    let nothing =
+        MeterStats { meter: meter.name.clone(), usage_events: 0, last_event_at: None, retention_days: 0 };
+    Ok((meter, stats.unwrap_or(nothing)))
+}
+
+fn fields_of(meter: &Meter) -> Fields {
+    let mut pairs = vec![
+        ("name".to_owned(), meter.name.clone()),
+        ("unit".to_owned(), meter.unit.clone()),
+        ("aggregation".to_owned(), meter.aggregation.as_str().to_owned()),
+        ("event_retention_days".to_owned(), meter.event_retention_days.to_string()),
+        ("description".to_owned(), meter.description.clone()),
+    ];
+    for (row, dimension) in meter.dimensions.iter().enumerate() {
+        let mut put = |name: &str, value: String| pairs.push((format!("dim.{row}.{name}"), value));
+        put("name", dimension.name.clone());
+        put("display_name", dimension.display_name.clone());
+        put("description", dimension.description.clone());
+        put("type", dimension.kind.as_str().to_owned());
+        put("required", if dimension.required { "on" } else { "" }.to_owned());
+        put("deprecated", if dimension.deprecated { "on" } else { "" }.to_owned());
+    }
+    Fields::of(pairs)
+}
+
+pub async fn edit(app: web::Data<App>, caller: Caller, visit: Visit, Id(word): Id) -> Result<HttpResponse> {
+    let (meter, stats) = with_events(&app, &caller, &word).await?;
+    let fields = fields_of(&meter);
+    ok(&FormPage::new(&visit, Some((meter, stats.usage_events)), fields, Complaint::none()))
+}
+
+pub async fn update(
+    app: web::Data<App>,
+    caller: Caller,
+    visit: Visit,
+    Id(word): Id,
+    form: Form,
+) -> Result<HttpResponse> {
+    let Form(mut fields) = form;
+    let (meter, stats) = with_events(&app, &caller, &word).await?;
+    if fields.change_rows("dim", "name") {
+        return ok(&FormPage::new(&visit, Some((meter, stats.usage_events)), fields, Complaint::none()));
+    }
+    let changed = match input(&fields) {
+        Ok(input) => app.change_meter(caller.workspace_id, meter.public_id.clone(), input).await,
+        Err(error) => Err(error),
+    };
+    match changed {
+        Ok(_) => Ok(visit.go(&format!("/meters/{}", meter.public_id), "Saved.")),
+        Err(error) => {
+            let complaint = Complaint::of(error, &FIELDS)?;
+            rejected(&FormPage::new(&visit, Some((meter, stats.usage_events)), fields, complaint))
+        }
+    }
+}
+
+#[derive(Template)]
+#[template(path = "meters/show.html")]
+struct ShowPage {
+    shell: Shell,
+    meter: Meter,
+    stats: MeterStats,
+    chart: Chart,
+    /// A dimension with its largest values: value, quantity, length of its bar, link.
+    tops: Vec<(String, Vec<(Share, Svg, String)>)>,
+    events: Vec<StoredEvent>,
+    rules: Vec<(String, String)>,
+    plans: Vec<(String, String)>,
+    call: String,
+}
+
+const TOP_DIMENSIONS: usize = 3;
+const TOP_VALUES: usize = 5;
+
+pub async fn show(app: web::Data<App>, caller: Caller, visit: Visit, Id(word): Id) -> Result<HttpResponse> {
+    let (meter, stats) = with_events(&app, &caller, &word).await?;
+    let (chart, tops) = futures_util::future::try_join(month(&app, &meter), tops(&app, &meter)).await?;
+    let (workspace_id, name) = (caller.workspace_id, meter.name.clone());
+    let around = move |conn: &mut Conn| {
+        let search =
+            event_list::Search { workspace_id, meter: Some(name.clone()), ..event_list::Search::default() };
+        let events = event_list::page(conn, &search, None, 10)?;
+        let filter = rules::Filter { meter: Some(name.clone()), ..rules::Filter::default() };
+        let rules = rules::rules(conn, Some(workspace_id), &filter, 100)?;
+        let plans = plans::list(conn, workspace_id, 100)?;
+        Ok((events, rules, plans))
+    };
+    let (events, rules, plans) = app.store.read("meters::around", around).await?;
+    let plans = plans.into_iter().filter(|plan| plan.limits.iter().any(|limit| limit.meter == meter.name));
+    ok(&ShowPage {
+        shell: visit.shell("meters", meter.name.clone()),
+        call: sample_call(&visit.origin, &meter, "$OPEN_SPANNER_KEY"),
+        chart,
+        tops,
+        events: events.into_iter().map(|listed| listed.event).collect(),
+        rules: rules.into_iter().map(|rule| (rule.public_id, rule.terms.name)).collect(),
+        plans: plans.map(|plan| (plan.public_id, format!("{} v{}", plan.name, plan.version))).collect(),
+        meter,
+        stats,
+    })
+}
+
+/// The last 28 days of a meter.
+async fn month(app: &App, meter: &Meter) -> Result<Chart> {
+    let (now, size) = (Micros::now(), BucketSize::Day);
+    let window = ask::last_days(28, now);
+    let starts = ask::axis(window, size);
+    let rows = ask::buckets(app, ask::whole(meter.clone(), window, size), starts.len()).await?;
+    let (series, _) = ask::series(&rows, &starts, meter.aggregation, false, 1);
+    let events = Link::to("/events").with("meter", &meter.name);
+    Ok(Chart {
+        id: "month",
+        title: format!("{} of {}, last 28 days", meter.aggregation.as_str(), meter.name),
+        unit: meter.unit.clone(),
+        kind: if ask::is_additive(meter.aggregation) { Kind::Bar } else { Kind::Line },
+        buckets: ask::chart_buckets(window, size, &events),
+        series,
+        compare: None,
+        limits: Vec::new(),
+        is_running: true,
+    })
+}
+
+/// The largest values of the first dimensions over the last 28 days.
+async fn tops(app: &App, meter: &Meter) -> Result<Vec<(String, Vec<(Share, Svg, String)>)>> {
+    let window = ask::last_days(28, Micros::now());
+    let mut tops = Vec::new();
+    let active = meter.dimensions.iter().filter(|dimension| !dimension.deprecated);
+    for dimension in active.take(TOP_DIMENSIONS) {
+        let group_by = vec![GroupField::Dimension(dimension.name.clone())];
+        let query = Query {
+            group_by,
+            bucket_size: None,
+            only_valued: true,
+            ..ask::whole(meter.clone(), window, BucketSize::Day)
+        };
+        let shares = ask::breakdown(app, query, TOP_VALUES).await?;
+        let largest = shares.first().map_or(1.0, |share| share.quantity.to_f64()).max(f64::MIN_POSITIVE);
+        let rows = shares.into_iter().map(|share| {
+            let condition = format!(
+                "metadata.{}:eq:{}",
+                dimension.name,
+                share.value.replace(':', "\\:").replace(',', "\\,")
+            );
+            let link = Link::to("/usage")
+                .with("meter", &meter.name)
+                .with("range", "28d")
+                .with("f", &condition)
+                .to_string();
+            (share.clone(), share_bar(share.quantity.to_f64() / largest), link)
+        });
+        tops.push((dimension.display_name.clone(), rows.collect()));
+    }
+    Ok(tops)
+}
+
+/// A call that records one event of this meter.
+pub fn sample_call(origin: &str, meter: &Meter, key: &str) -> String {
+    let metadata: Map = meter
+        .dimensions
+        .iter()
+        .filter(|dimension| !dimension.deprecated)
+        .map(|dimension| (dimension.name.clone(), sample_value(dimension.kind.as_str())))
+        .collect();
+    let text = |text: &str| Value::from(text).to_string();
+    let event = format!(
+        r#"{{"idempotency_key": "first-{}", "meter": {}, "subject": "customer-1", "quantity": 1, "metadata": {}}}"#,
+        Uuid::new_v4().simple(),
+        text(&meter.name),
+        Value::Object(metadata),
+    );
+    let event = event.replace('\'', "'\\''");
+    format!(
+        "curl {origin}/v1/usages \\\n  -H 'Authorization: Bearer {key}' \\\n  -H 'Content-Type: application/json' \\\n  -d '{event}'"
+    )
+}
+
+fn sample_value(kind: &str) -> Value {
+    match kind {
+        "number" => Value::parse("1").unwrap_or_default(),
+        "boolean" => Value::Bool(true),
+        _ => "example".into(),
+    }
+}
+
+#[derive(Template)]
+#[template(path = "meters/delete.html")]
+struct DeletePage {
+    shell: Shell,
+    meter: Meter,
+    events: i64,
+    complaint: Complaint,
+}
+
+pub async fn confirm_delete(
+    app: web::Data<App>,
+    caller: Caller,
+    visit: Visit,
+    Id(word): Id,
+) -> Result<HttpResponse> {
+    let (meter, stats) = with_events(&app, &caller, &word).await?;
+    let shell = visit.shell("meters", format!("Delete {}", meter.name));
+    ok(&DeletePage { shell, meter, events: stats.usage_events, complaint: Complaint::none() })
+}
+
+pub async fn delete(
+    app: web::Data<App>,
+    caller: Caller,
+    visit: Visit,
+    Id(word): Id,
+    _form: Form,
+) -> Result<HttpResponse> {
+    let (meter, stats) = with_events(&app, &caller, &word).await?;
+    match app.delete_meter(caller.workspace_id, meter.public_id.clone()).await {
+        Ok(()) => Ok(visit.go("/meters", &format!("Meter {} is deleted.", meter.name))),
+        Err(error) => {
+            let shell = visit.shell("meters", format!("Delete {}", meter.name));
+            let complaint = Complaint::of(error, &[])?;
+            rejected(&DeletePage { shell, meter, events: stats.usage_events, complaint })
+        }
+    }
+}

@@ -1,0 +1,334 @@
+//! `/plans`: limits on meters per period, in versions; who has which; what an edit would mean.
+
+use actix_web::{HttpResponse, web};
+use askama::Template;
+
+use crate::app::App;
+use crate::auth::Caller;
+use crate::dashboard::ask;
+use crate::dashboard::form::{Complaint, Fields, Form};
+use crate::dashboard::pages::subjects::assign;
+use crate::dashboard::view;
+use crate::dashboard::visit::{Shell, Visit, ok, rejected};
+use crate::db::Conn;
+use crate::entitlements::plan::{Draft, LimitInput, Plan, PlanInput};
+use crate::entitlements::progress::{self, Preview};
+use crate::entitlements::sql::assignments::{self, Assignment};
+use crate::entitlements::sql::listing::{self, Entry};
+use crate::entitlements::sql::plans;
+use crate::error::Result;
+use crate::http::extract::Id;
+use crate::metering::event::{InputQuantity, parse_subject};
+use crate::metering::meter::Meter;
+use crate::metering::quantity::Quantity;
+use crate::metering::time::Micros;
+
+const LISTED: i64 = 500;
+
+#[derive(Template)]
+#[template(path = "plans/list.html")]
+struct ListPage {
+    shell: Shell,
+    /// With the number of its subjects.
+    plans: Vec<(Plan, usize)>,
+    has_meters: bool,
+}
+
+pub async fn list(app: web::Data<App>, caller: Caller, visit: Visit) -> Result<HttpResponse> {
+    let (workspace_id, now) = (caller.workspace_id, Micros::now());
+    let read = move |conn: &mut Conn| {
+        let filter =
+            assignments::Filter { subject: String::new(), plan_id: String::new(), include_history: false };
+        Ok((
+            plans::list(conn, workspace_id, LISTED)?,
+            assignments::list(conn, workspace_id, &filter, now, 1_000)?,
+        ))
+    };
+    let (plans, held) = app.store.read("plans::list", read).await?;
+    let has_meters = !ask::meters(&app, &caller).await?.is_empty();
+    let count = |plan: Plan| {
+        let many = held.iter().filter(|one| one.plan_id == plan.id).count();
+        (plan, many)
+    };
+    ok(&ListPage {
+        shell: visit.shell("plans", "Plans"),
+        plans: plans.into_iter().map(count).collect(),
+        has_meters,
+    })
+}
+
+#[derive(Template)]
+#[template(path = "plans/form.html")]
+struct FormPage {
+    shell: Shell,
+    /// Present when a new version is made.
+    plan: Option<Plan>,
+    meters: Vec<Meter>,
+    fields: Fields,
+    complaint: Complaint,
+    preview: Option<Preview>,
+}
+
+impl FormPage {
+    fn value(&self, row: &usize, field: &str) -> &str {
+        self.fields.raw(&format!("limit.{row}.{field}"))
+    }
+
+    fn is(&self, row: &usize, field: &str, value: &str) -> bool {
+        self.value(row, field).trim() == value
+    }
+}
+
+const FIELDS: [&str; 3] = ["name", "description", "limit"];
+
+async fn form_page(
+    app: &App,
+    caller: &Caller,
+    visit: &Visit,
+    plan: Option<Plan>,
+    fields: Fields,
+    complaint: Complaint,
+) -> Result<FormPage> {
+    let meters = ask::meters(app, caller).await?;
+    let title = plan.as_ref().map_or_else(|| "New plan".to_owned(), |plan| format!("Edit {}", plan.name));
+    Ok(FormPage { shell: visit.shell("plans", title), plan, meters, fields, complaint, preview: None })
+}
+
+pub async fn new(app: web::Data<App>, caller: Caller, visit: Visit) -> Result<HttpResponse> {
+    let fields =
+        Fields::of([("limit.0.period", "month"), ("limit.0.warning_percent", "80"), ("limit.0.limit", "")]);
+    ok(&form_page(&app, &caller, &visit, None, fields, Complaint::none()).await?)
+}
+
+/// What the form asks for.
+fn input(fields: &Fields) -> Result<PlanInput> {
+    let limits = fields.rows("limit").into_iter().map(|row| {
+        let text = |name: &str| fields.some(&format!("limit.{row}.{name}"));
+        let quantity =
+            |name: &str| text(name).map(|text| InputQuantity(Quantity::parse(&text.replace([',', ' '], ""))));
+        LimitInput {
+            meter: text("meter"),
+            period: text("period"),
+            limit: quantity("limit"),
+            warning_percent: quantity("warning_percent"),
+            enforcement: text("enforcement"),
+            failure_policy: text("failure_policy"),
+        }
+    });
+    Ok(PlanInput {
+        name: fields.some("name"),
+        description: fields.some("description"),
+        limits: Some(limits.collect()),
+    })
+}
+
+pub async fn create(app: web::Data<App>, caller: Caller, visit: Visit, form: Form) -> Result<HttpResponse> {
+    let Form(mut fields) = form;
+    if fields.change_rows("limit", "meter") {
+        return ok(&form_page(&app, &caller, &visit, None, fields, Complaint::none()).await?);
+    }
+    match add(&app, &caller, &fields).await {
+        Ok(plan) => Ok(visit
+            .go(&format!("/plans/{}", plan.public_id), "The plan is there. Assign it to a subject next.")),
+        Err(error) => {
+            let complaint = Complaint::of(error, &FIELDS)?;
+            rejected(&form_page(&app, &caller, &visit, None, fields, complaint).await?)
+        }
+    }
+}
+
+async fn add(app: &App, caller: &Caller, fields: &Fields) -> Result<Plan> {
+    let (draft, workspace_id) = (Draft::parse(input(fields)?)?, caller.workspace_id);
+    let add = move |conn: &mut Conn| plans::add(conn, workspace_id, &draft, Micros::now());
+    app.store.write("plans::add", add).await
+}
+
+async fn find(app: &App, caller: &Caller, id: &str) -> Result<Plan> {
+    let (workspace_id, id) = (caller.workspace_id, id.to_owned());
+    app.store.read("plans::get", move |conn| plans::get(conn, workspace_id, &id)).await
+}
+
+fn fields_of(plan: &Plan) -> Fields {
+    let mut pairs =
+        vec![("name".to_owned(), plan.name.clone()), ("description".to_owned(), plan.description.clone())];
+    for (row, limit) in plan.limits.iter().enumerate() {
+        let mut put = |name: &str, value: String| pairs.push((format!("limit.{row}.{name}"), value));
+        put("meter", limit.meter.clone());
+        put("period", limit.period.as_str().to_owned());
+        put("limit", limit.quantity.to_plain());
+        put("warning_percent", limit.warning_percent.to_plain());
+        put("enforcement", limit.enforcement.as_str().to_owned());
+        put("failure_policy", limit.failure_policy.as_str().to_owned());
+    }
+    Fields::of(pairs)
+}
+
+pub async fn edit(app: web::Data<App>, caller: Caller, visit: Visit, Id(id): Id) -> Result<HttpResponse> {
+    let plan = find(&app, &caller, &id).await?;
+    let fields = fields_of(&plan);
+    ok(&form_page(&app, &caller, &visit, Some(plan), fields, Complaint::none()).await?)
+}
+
+/// What became of an edit.
+enum Done {
+    Seen(Preview),
+    Replaced(Plan),
+}
+
+/// Adds or removes a row, previews, or makes the new version.
+pub async fn update(
+    app: web::Data<App>,
+    caller: Caller,
+    visit: Visit,
+    Id(id): Id,
+    form: Form,
+) -> Result<HttpResponse> {
+    let Form(mut fields) = form;
+    let plan = find(&app, &caller, &id).await?;
+    if fields.change_rows("limit", "meter") {
+        return ok(&form_page(&app, &caller, &visit, Some(plan), fields, Complaint::none()).await?);
+    }
+    let done = match fields.get("do") {
+        "preview" => preview(&app, &caller, &id, &fields).await.map(Done::Seen),
+        _ => replace(&app, &caller, &id, &fields).await.map(Done::Replaced),
+    };
+    match done {
+        Ok(Done::Seen(preview)) => {
+            let page = form_page(&app, &caller, &visit, Some(plan), fields, Complaint::none()).await?;
+            ok(&FormPage { preview: Some(preview), ..page })
+        }
+        Ok(Done::Replaced(plan)) => Ok(visit
+            .go(&format!("/plans/{}", plan.public_id), &format!("Version {} is in force.", plan.version))),
+        Err(error) => {
+            let complaint = Complaint::of(error, &FIELDS)?;
+            rejected(&form_page(&app, &caller, &visit, Some(plan), fields, complaint).await?)
+        }
+    }
+}
+
+async fn replace(app: &App, caller: &Caller, id: &str, fields: &Fields) -> Result<Plan> {
+    let (draft, workspace_id, id) = (Draft::parse(input(fields)?)?, caller.workspace_id, id.to_owned());
+    let update = move |conn: &mut Conn| plans::update(conn, workspace_id, &id, &draft, Micros::now);
+    let plan = app.store.write("plans::update", update).await?;
+    app.plans.forget_workspace(caller.workspace_id);
+    app.wake.ring();
+    Ok(plan)
+}
+
+async fn preview(app: &App, caller: &Caller, id: &str, fields: &Fields) -> Result<Preview> {
+    let (draft, workspace_id, id) = (Draft::parse(input(fields)?)?, caller.workspace_id, id.to_owned());
+    let now = Micros::now();
+    let preview = move |conn: &mut Conn| {
+        let current = plans::get_current(conn, workspace_id, &id)?;
+        let proposed = plans::resolve(conn, workspace_id, &draft, Some(&current), now)?;
+        progress::preview(conn, current, proposed, now)
+    };
+    app.store.read("plans::preview", preview).await
+}
+
+#[derive(Template)]
+#[template(path = "plans/show.html")]
+struct ShowPage {
+    shell: Shell,
+    plan: Plan,
+    assignments: Vec<Assignment>,
+    states: Vec<Entry>,
+    changes: Vec<Entry>,
+    periods: Vec<Entry>,
+    fields: Fields,
+    complaint: Complaint,
+    now: Micros,
+}
+
+async fn show_page(
+    app: &App,
+    caller: &Caller,
+    visit: &Visit,
+    id: &str,
+    fields: Fields,
+    complaint: Complaint,
+) -> Result<ShowPage> {
+    let (workspace_id, id, now) = (caller.workspace_id, id.to_owned(), Micros::now());
+    let read = move |conn: &mut Conn| {
+        let plan = plans::get(conn, workspace_id, &id)?;
+        let held = assignments::Filter { subject: String::new(), plan_id: id.clone(), include_history: true };
+        let filter = listing::Filter { plan_id: id.clone(), ..listing::Filter::default() };
+        Ok((
+            plan,
+            assignments::list(conn, workspace_id, &held, now, 100)?,
+            listing::states(conn, workspace_id, &filter, 100)?,
+            listing::events(conn, workspace_id, &filter, 20)?,
+            listing::periods(conn, workspace_id, &filter, 20)?,
+        ))
+    };
+    let (plan, assignments, states, changes, periods) = app.store.read("plans::show", read).await?;
+    let shell = visit.shell("plans", plan.name.clone());
+    Ok(ShowPage { shell, plan, assignments, states, changes, periods, fields, complaint, now })
+}
+
+pub async fn show(app: web::Data<App>, caller: Caller, visit: Visit, Id(id): Id) -> Result<HttpResponse> {
+    ok(&show_page(&app, &caller, &visit, &id, Fields::default(), Complaint::none()).await?)
+}
+
+/// Gives the plan to a subject.
+pub async fn assign_subject(
+    app: web::Data<App>,
+    caller: Caller,
+    visit: Visit,
+    Id(id): Id,
+    form: Form,
+) -> Result<HttpResponse> {
+    let Form(fields) = form;
+    let assigned = match parse_subject(fields.get("subject")) {
+        Ok(subject) => assign(&app, &caller, subject, &id, fields.get("effective_at")).await,
+        Err(error) => Err(error),
+    };
+    match assigned {
+        Ok(done) => Ok(visit.go(&format!("/plans/{id}"), &done)),
+        Err(error) => {
+            let complaint = Complaint::of(error, &["subject", "effective_at"])?;
+            rejected(&show_page(&app, &caller, &visit, &id, fields, complaint).await?)
+        }
+    }
+}
+
+#[derive(Template)]
+#[template(path = "plans/delete.html")]
+struct DeletePage {
+    shell: Shell,
+    plan: Plan,
+    complaint: Complaint,
+}
+
+pub async fn confirm_delete(
+    app: web::Data<App>,
+    caller: Caller,
+    visit: Visit,
+    Id(id): Id,
+) -> Result<HttpResponse> {
+    let plan = find(&app, &caller, &id).await?;
+    let shell = visit.shell("plans", format!("Delete {}", plan.name));
+    ok(&DeletePage { shell, plan, complaint: Complaint::none() })
+}
+
+pub async fn delete(
+    app: web::Data<App>,
+    caller: Caller,
+    visit: Visit,
+    Id(id): Id,
+    _form: Form,
+) -> Result<HttpResponse> {
+    let plan = find(&app, &caller, &id).await?;
+    let workspace_id = caller.workspace_id;
+    let delete = move |conn: &mut Conn| plans::delete(conn, workspace_id, &id, Micros::now);
+    match app.store.write("plans::delete", delete).await {
+        Ok(()) => {
+            app.plans.forget_workspace(caller.workspace_id);
+            Ok(visit.go("/plans", &format!("The plan {} is deleted.", plan.name)))
+        }
+        Err(error) => {
+            let shell = visit.shell("plans", format!("Delete {}", plan.name));
+            rejected(&DeletePage { shell, plan, complaint: Complaint::of(error, &[])? })
+        }
+    }
+}

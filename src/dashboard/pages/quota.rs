@@ -1,0 +1,245 @@
+//! `/quota`: who is over a limit, near it, or about to be; the most urgent first. `/decisions`: what was let in.
+
+use actix_web::{HttpResponse, web};
+use askama::Template;
+
+use crate::app::App;
+use crate::auth::Caller;
+use crate::dashboard::ask;
+use crate::dashboard::chart::{self, Svg};
+use crate::dashboard::pace::Pace;
+use crate::dashboard::view;
+use crate::dashboard::visit::{Shell, Visit, ok};
+use crate::db::{Conn, columns};
+use crate::entitlements::quota::Measure;
+use crate::entitlements::sql::decisions::{self, Decision};
+use crate::entitlements::sql::listing::{self, Entry};
+use crate::error::{Error, Result};
+use crate::http::extract::{Id, Params, decode_cursor, encode_cursor};
+use crate::metering::event::parse_key;
+use crate::metering::json::Value;
+use crate::metering::meter::{Aggregation, Meter};
+use crate::metering::quantity::Quantity;
+use crate::metering::time::{Micros, Window};
+
+/// Limits of subjects that are looked at; the worst states come first.
+const STATES_MAX: i64 = 1_000;
+const LISTED: usize = 50;
+
+/// A subject and one of its limits.
+struct Row {
+    entry: Entry,
+    limit: Quantity,
+    measure: Measure,
+    unit: String,
+    bar: Svg,
+    pace: Pace,
+    resets: Micros,
+}
+
+impl Row {
+    fn of(entry: Entry, meters: &[Meter], now: Micros) -> Result<Row> {
+        let failed = |fault: crate::db::Fault| fault.into_error("quota::row");
+        let measure = entry.measure().map_err(failed)?;
+        let limit = columns::quantity_of(&entry.limit_value).map_err(failed)?;
+        let warning = columns::quantity_of(&entry.warning_percent).map_err(failed)?;
+        let window = Window { from: Micros(entry.starts_at), to: Micros(entry.ends_at) };
+        let meter = meters.iter().find(|meter| meter.name == entry.meter);
+        let aggregation = meter.map_or(Aggregation::Max, |meter| meter.aggregation);
+        let pace = Pace::of(&measure.current, &limit, aggregation, window, now);
+        let elapsed = (window.from < window.to).then_some(pace.elapsed_percent);
+        Ok(Row {
+            bar: chart::quota(measure.percent.to_f64(), warning.to_f64(), elapsed, &entry.state),
+            unit: meter.map(|meter| meter.unit.clone()).unwrap_or_default(),
+            resets: window.to,
+            entry,
+            limit,
+            measure,
+            pace,
+        })
+    }
+
+    /// Exceeded, then running out, then warned, then the rest; the fullest first.
+    fn urgency(&self) -> (u8, Quantity) {
+        let runs_out = self.pace.forecast.as_ref().is_some_and(|(_, reached)| reached.is_some());
+        let class = match (self.entry.state.as_str(), runs_out) {
+            ("exceeded", _) => 0,
+            (_, true) => 1,
+            ("warning", _) => 2,
+            _ => 3,
+        };
+        (class, &Quantity::zero() - &self.measure.percent)
+    }
+}
+
+#[derive(Template)]
+#[template(path = "quota/quota.html")]
+struct QuotaPage {
+    shell: Shell,
+    rows: Vec<Row>,
+    meters: Vec<Meter>,
+    params: Params,
+    is_cut: bool,
+}
+
+impl QuotaPage {
+    fn is(&self, name: &str, value: &str) -> bool {
+        self.params.get(name) == value
+    }
+}
+
+pub async fn show(app: web::Data<App>, caller: Caller, visit: Visit, params: Params) -> Result<HttpResponse> {
+    let workspace_id = caller.workspace_id;
+    let filter = listing::Filter {
+        subject: params.get("subject").trim().to_owned(),
+        meter: params.get("meter").trim().to_owned(),
+        state: params.get("state").trim().to_owned(),
+        ..listing::Filter::default()
+    };
+    let read = move |conn: &mut Conn| listing::states(conn, workspace_id, &filter, STATES_MAX);
+    let entries = app.store.read("entitlements::states", read).await?;
+    let (meters, now) = (ask::meters(&app, &caller).await?, Micros::now());
+    let is_cut = entries.len() as i64 == STATES_MAX;
+    let rows: Result<Vec<Row>> = entries.into_iter().map(|entry| Row::of(entry, &meters, now)).collect();
+    let mut rows = rows?;
+    rows.sort_by_key(Row::urgency);
+    rows.truncate(200);
+    ok(&QuotaPage { shell: visit.shell("quota", "Quota"), rows, meters, params, is_cut })
+}
+
+#[derive(Template)]
+#[template(path = "quota/decisions.html")]
+struct DecisionsPage {
+    shell: Shell,
+    decisions: Vec<Told>,
+    params: Params,
+    next: Option<String>,
+}
+
+impl DecisionsPage {
+    fn is(&self, name: &str, value: &str) -> bool {
+        self.params.get(name) == value
+    }
+}
+
+/// A decision with what its answer said.
+pub struct Told {
+    pub decision: Decision,
+    quota: Value,
+    pub event: Option<String>,
+}
+
+impl Told {
+    pub fn of(decision: Decision) -> Result<Told> {
+        let event = decision.event_id.as_deref().map(columns::uuid_of).transpose();
+        let event = event.map_err(|fault| fault.into_error("decisions::view"))?;
+        let unreadable = || Error::internal("a decision that is no JSON");
+        let quota = Value::parse(&decision.quota).ok_or_else(unreadable)?;
+        Ok(Told { decision, quota, event: event.map(|id| id.to_string()) })
+    }
+
+    /// A number of the answer, with its digits grouped.
+    pub fn number(&self, name: &str) -> String {
+        let text = self.quota[name].to_string();
+        Quantity::from_plain(&text).map_or(text, |quantity| view::number(&quantity))
+    }
+
+    pub fn word(&self, name: &str) -> &str {
+        self.quota[name].as_str().unwrap_or_default()
+    }
+
+    pub fn outcome(&self) -> &'static str {
+        if self.decision.accepted { "accepted" } else { "rejected" }
+    }
+
+    /// In numbers, why.
+    pub fn sentence(&self) -> String {
+        if self.decision.evaluation_failed {
+            let policy = self.word("failure_policy");
+            return format!(
+                "The quota could not be computed, so the failure policy of the limit decided: {policy}."
+            );
+        }
+        match self.word("state") {
+            "no_plan" => "The subject has no plan, so nothing limits it.".to_owned(),
+            "not_in_plan" => "The plan of the subject does not limit this meter.".to_owned(),
+            _ => {
+                let sign = if self.quota["allowed"].as_bool().unwrap_or_default() { "≤" } else { ">" };
+                format!(
+                    "current {} + requested {} = {} {sign} limit {} ({}, per {})",
+                    self.number("current"),
+                    self.number("quantity"),
+                    self.number("projected"),
+                    self.number("limit"),
+                    self.word("enforcement"),
+                    self.word("period"),
+                )
+            }
+        }
+    }
+}
+
+pub async fn decisions(
+    app: web::Data<App>,
+    caller: Caller,
+    visit: Visit,
+    params: Params,
+) -> Result<HttpResponse> {
+    let workspace_id = caller.workspace_id;
+    let word = |name: &str| params.get(name).trim().to_owned();
+    let accepted = match params.get("outcome") {
+        "accepted" => Some(true),
+        "rejected" => Some(false),
+        _ => None,
+    };
+    let after = decode_cursor::<(i64, String)>(params.get("cursor"))?;
+    let filter = decisions::Filter {
+        subject: word("subject"),
+        meter: word("meter"),
+        enforcement: word("enforcement"),
+        state: word("state"),
+        accepted,
+        evaluation_failed: (!params.get("failed").is_empty()).then_some(true),
+        after: after.map(|(at, key)| (Micros(at), key)),
+    };
+    let read = move |conn: &mut Conn| decisions::list(conn, workspace_id, &filter, LISTED as i64 + 1);
+    let mut rows = app.store.read("decisions::list", read).await?;
+    let has_more = rows.len() > LISTED;
+    rows.truncate(LISTED);
+    let next = match rows.last().filter(|_| has_more) {
+        Some(last) => {
+            let cursor = encode_cursor(&(last.created_at, last.idempotency_key.clone()))?;
+            let names = ["subject", "meter", "enforcement", "state", "outcome", "failed"];
+            let link = names
+                .iter()
+                .fold(view::Link::to("/decisions"), |link, name| link.with(name, params.get(name)));
+            Some(link.with("cursor", &cursor).to_string())
+        }
+        None => None,
+    };
+    let decisions = rows.into_iter().map(Told::of).collect::<Result<_>>()?;
+    ok(&DecisionsPage { shell: visit.shell("decisions", "Decisions"), decisions, params, next })
+}
+
+#[derive(Template)]
+#[template(path = "quota/decision.html")]
+struct DecisionPage {
+    shell: Shell,
+    told: Told,
+    json: String,
+}
+
+pub async fn decision(
+    app: web::Data<App>,
+    caller: Caller,
+    visit: Visit,
+    Id(key): Id,
+) -> Result<HttpResponse> {
+    let wanted = parse_key(Some(&key))?.ok_or_else(|| Error::not_found("decision"))?;
+    let workspace_id = caller.workspace_id;
+    let find = move |conn: &mut Conn| decisions::find(conn, workspace_id, &wanted);
+    let found = app.store.read("decisions::find", find).await?;
+    let told = Told::of(found.ok_or_else(|| Error::not_found(format!("decision {key:?}")))?)?;
+    let json = serde_json::to_string_pretty(&told.quota).map_err(Error::internal)?;
+    ok(&DecisionPage { shell: visit.shell("decisions", "Decision"), told, json })
+}

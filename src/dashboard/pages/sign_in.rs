@@ -1,0 +1,154 @@
+//! `/login`, `/register`, `/logout`. The rules of sign-in are `auth`'s.
+
+use actix_web::http::header;
+use actix_web::{HttpRequest, HttpResponse, web};
+use askama::Template;
+
+use crate::app::App;
+use crate::auth::session::{ACCESS_COOKIE, REFRESH_COOKIE, SignedIn, clearing_cookies};
+use crate::dashboard::form::{Complaint, Fields, Form, GuestForm};
+use crate::dashboard::visit::{Shell, Visit, ok, rejected};
+use crate::error::{Code, Error, Result};
+use crate::http::extract::Params;
+use crate::http::session::{address, secure, sent_cookie, with_cookies};
+
+#[derive(Template)]
+#[template(path = "login.html")]
+struct LoginPage {
+    shell: Shell,
+    email: String,
+    next: String,
+    complaint: Complaint,
+    may_register: bool,
+}
+
+#[derive(Template)]
+#[template(path = "register.html")]
+struct RegisterPage {
+    shell: Shell,
+    email: String,
+    complaint: Complaint,
+    may_register: bool,
+}
+
+/// A path of this server, or the other one: nobody is sent elsewhere by a link.
+pub fn own_path<'a>(path: &'a str, otherwise: &'a str) -> &'a str {
+    let is_own = path.starts_with('/')
+        && !path.starts_with("//")
+        && !path.contains(['\\', '\r', '\n', '\t'])
+        && path.is_ascii();
+    if is_own { path } else { otherwise }
+}
+
+fn see(path: &str) -> HttpResponse {
+    HttpResponse::SeeOther().insert_header((header::LOCATION, path)).finish()
+}
+
+pub async fn login_form(app: web::Data<App>, visit: Visit, params: Params) -> Result<HttpResponse> {
+    let next = own_path(params.get("next"), "/").to_owned();
+    if visit.caller().is_some() {
+        return Ok(see(&next));
+    }
+    ok(&login_page(&app, &visit, Fields::of([("next", next)]), Complaint::none()))
+}
+
+fn login_page(app: &App, visit: &Visit, fields: Fields, complaint: Complaint) -> LoginPage {
+    LoginPage {
+        shell: visit.shell("", "Sign in"),
+        email: fields.get("email").to_owned(),
+        next: own_path(fields.get("next"), "/").to_owned(),
+        complaint,
+        may_register: app.auth.options().registration_enabled,
+    }
+}
+
+pub async fn login(
+    app: web::Data<App>,
+    request: HttpRequest,
+    visit: Visit,
+    form: GuestForm,
+) -> Result<HttpResponse> {
+    let GuestForm(fields) = form;
+    let password = fields.raw("password").to_owned();
+    match app.auth.sign_in(fields.get("email"), password, address(&app, &request)).await {
+        Ok(session) => signed_in(&app, &request, &session, own_path(fields.get("next"), "/")),
+        Err(error) => {
+            let error = match error.code {
+                Code::Unauthorized => Error::invalid("email or password is incorrect"),
+                _ => error,
+            };
+            rejected(&login_page(&app, &visit, fields, Complaint::of(error, &[])?))
+        }
+    }
+}
+
+fn signed_in(app: &App, request: &HttpRequest, session: &SignedIn, next: &str) -> Result<HttpResponse> {
+    with_cookies(see(next), session.cookies(secure(app, request)))
+}
+
+pub async fn register_form(app: web::Data<App>, visit: Visit) -> Result<HttpResponse> {
+    if visit.caller().is_some() {
+        return Ok(see("/"));
+    }
+    ok(&register_page(&app, &visit, "", Complaint::none()))
+}
+
+fn register_page(app: &App, visit: &Visit, email: &str, complaint: Complaint) -> RegisterPage {
+    let may_register = app.auth.options().registration_enabled;
+    RegisterPage {
+        shell: visit.shell("", "Create account"),
+        email: email.to_owned(),
+        complaint,
+        may_register,
+    }
+}
+
+/// Creates the account and signs in.
+pub async fn register(
+    app: web::Data<App>,
+    request: HttpRequest,
+    visit: Visit,
+    form: GuestForm,
+) -> Result<HttpResponse> {
+    app.auth.check_registration()?;
+    let GuestForm(fields) = form;
+    let (email, password) = (fields.get("email"), fields.raw("password").to_owned());
+    let (address, again) = (address(&app, &request), password.clone());
+    match app.auth.register(email, password, address).await {
+        Ok(_) => signed_in(&app, &request, &app.auth.sign_in(email, again, address).await?, "/welcome"),
+        Err(error) => {
+            let complaint = Complaint::of(error, &["email", "password"])?;
+            rejected(&register_page(&app, &visit, email, complaint))
+        }
+    }
+}
+
+/// Ends the session; what the browser kept of the pages goes with it.
+pub async fn logout(app: web::Data<App>, request: HttpRequest, _form: Form) -> Result<HttpResponse> {
+    let (access, refresh) = (sent_cookie(&request, ACCESS_COOKIE), sent_cookie(&request, REFRESH_COOKIE));
+    app.auth.sign_out(access.as_deref(), refresh.as_deref()).await?;
+    let mut response = with_cookies(see("/login"), clearing_cookies(secure(&app, &request)))?;
+    let cache = header::HeaderValue::from_static("\"cache\"");
+    response.headers_mut().insert(header::HeaderName::from_static("clear-site-data"), cache);
+    Ok(response)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_is_sent_elsewhere() {
+        assert_eq!(own_path("/usage?meter=a", "/"), "/usage?meter=a");
+        for foreign in [
+            "",
+            "//evil.example",
+            "https://evil.example",
+            "/\\evil.example",
+            "javascript:alert(1)",
+            "/a\r\nb",
+        ] {
+            assert_eq!(own_path(foreign, "/"), "/", "{foreign:?}");
+        }
+    }
+}

@@ -1,0 +1,331 @@
+//! `/subjects`: the customers of the workspace, and everything about one of them.
+
+use actix_web::http::header;
+use actix_web::{HttpResponse, web};
+use askama::Template;
+
+use crate::app::App;
+use crate::auth::Caller;
+use crate::dashboard::ask;
+use crate::dashboard::chart::{self, Chart, Kind, Svg};
+use crate::dashboard::form::{Complaint, Fields, Form};
+use crate::dashboard::pace::Pace;
+use crate::dashboard::view::{self, Link, segment};
+use crate::dashboard::visit::{Shell, Visit, ok, rejected};
+use crate::db::Conn;
+use crate::entitlements::plan::Plan;
+use crate::entitlements::progress::{self, Item};
+use crate::entitlements::sql::assignments::{self, Assignment};
+use crate::entitlements::sql::listing::{self, Entry};
+use crate::entitlements::sql::plans;
+use crate::error::{Error, Result};
+use crate::http::extract::{Id, Params, decode_cursor, encode_cursor, parse_time};
+use crate::metering::event::{StoredEvent, parse_subject};
+use crate::metering::quantity::Quantity;
+use crate::metering::time::{BucketSize, DAY, Micros};
+use crate::usage::query::Query;
+use crate::usage::subjects::{self, SubjectPosition, SubjectStats};
+
+const LISTED: usize = 50;
+
+#[derive(Template)]
+#[template(path = "subjects/list.html")]
+struct ListPage {
+    shell: Shell,
+    subjects: Vec<SubjectStats>,
+    /// Names that begin with what was searched for.
+    matches: Vec<String>,
+    wanted: String,
+    next: Option<String>,
+}
+
+pub async fn list(app: web::Data<App>, caller: Caller, visit: Visit, params: Params) -> Result<HttpResponse> {
+    let (workspace_id, wanted) = (caller.workspace_id, params.get("q").trim().to_owned());
+    if !wanted.is_empty() {
+        let prefix = wanted.clone();
+        let find = move |conn: &mut Conn| subjects::with_prefix(conn, workspace_id, &prefix, LISTED as i64);
+        let matches = app.store.read("subjects::with_prefix", find).await?;
+        if matches.len() == 1 {
+            let target = format!("/subjects/{}", segment(&matches[0]));
+            return Ok(HttpResponse::SeeOther().insert_header((header::LOCATION, target)).finish());
+        }
+        let shell = visit.shell("subjects", "Subjects");
+        return ok(&ListPage { shell, subjects: Vec::new(), matches, wanted, next: None });
+    }
+    let after = decode_cursor::<(i64, String)>(params.get("cursor"))?
+        .map(|(at, subject)| SubjectPosition { last_event_at: Micros(at), subject });
+    let read = move |conn: &mut Conn| subjects::list(conn, workspace_id, after.as_ref(), LISTED as i64 + 1);
+    let mut rows = app.store.read_snapshot("subjects::list", read).await?;
+    let has_more = rows.len() > LISTED;
+    rows.truncate(LISTED);
+    let next = match rows.last().filter(|_| has_more) {
+        Some(last) => {
+            let cursor = encode_cursor(&(last.last_event_at, last.subject.clone()))?;
+            Some(view::link("/subjects", "cursor", &cursor).to_string())
+        }
+        None => None,
+    };
+    ok(&ListPage {
+        shell: visit.shell("subjects", "Subjects"),
+        subjects: rows,
+        matches: Vec::new(),
+        wanted,
+        next,
+    })
+}
+
+/// One limit of the plan, as a bar.
+struct LimitRow {
+    item: Item,
+    bar: Svg,
+    pace: Pace,
+    resets: Micros,
+}
+
+impl LimitRow {
+    fn of(item: Item, now: Micros) -> LimitRow {
+        let pace =
+            Pace::of(&item.measure.current, &item.limit.quantity, item.meter.aggregation, item.window, now);
+        let bar = chart::quota(
+            item.measure.percent.to_f64(),
+            item.limit.warning_percent.to_f64(),
+            Some(pace.elapsed_percent),
+            item.measure.state.as_str(),
+        );
+        LimitRow { resets: item.window.to, item, bar, pace }
+    }
+}
+
+#[derive(Template)]
+#[template(path = "subjects/show.html")]
+struct ShowPage {
+    shell: Shell,
+    subject: String,
+    plan: Option<Plan>,
+    limits: Vec<LimitRow>,
+    chart: Option<Chart>,
+    events: Vec<StoredEvent>,
+    /// Of the recent events: meter, number, sum.
+    activity: Vec<(String, usize, Quantity)>,
+    changes: Vec<Entry>,
+    periods: Vec<Entry>,
+    assignments: Vec<Assignment>,
+    now: Micros,
+}
+
+pub async fn show(
+    app: web::Data<App>,
+    caller: Caller,
+    visit: Visit,
+    Id(subject): Id,
+) -> Result<HttpResponse> {
+    let subject =
+        parse_subject(&subject).map_err(|_| Error::not_found(format!("subject {subject:?}")))?.to_owned();
+    let (workspace_id, name, now) = (caller.workspace_id, subject.clone(), Micros::now());
+    let read = move |conn: &mut Conn| {
+        let filter = listing::Filter { subject: name.clone(), ..listing::Filter::default() };
+        let held =
+            assignments::Filter { subject: name.clone(), plan_id: String::new(), include_history: true };
+        Ok((
+            progress::of_subject(conn, workspace_id, &name, now)?,
+            subjects::newest_events(conn, workspace_id, &name, 25)?,
+            listing::events(conn, workspace_id, &filter, 10)?,
+            listing::periods(conn, workspace_id, &filter, 12)?,
+            assignments::list(conn, workspace_id, &held, now, 10)?,
+        ))
+    };
+    let (progress, events, changes, periods, assignments) = app.store.read("subjects::show", read).await?;
+    if events.is_empty() && assignments.is_empty() && changes.is_empty() {
+        let known = {
+            let (name, id) = (subject.clone(), workspace_id);
+            move |conn: &mut Conn| assignments::find_subject(conn, id, &name)
+        };
+        app.store
+            .read("subjects::find", known)
+            .await?
+            .ok_or_else(|| Error::not_found(format!("subject {subject:?}")))?;
+    }
+    let (plan, items) = progress.map_or((None, Vec::new()), |(plan, items)| (Some(plan), items));
+    let limits: Vec<LimitRow> = items.into_iter().map(|item| LimitRow::of(item, now)).collect();
+    let chart = picture(&app, &caller, &subject, &limits, &events).await?;
+    ok(&ShowPage {
+        shell: visit.shell("subjects", subject.clone()),
+        activity: activity(&events),
+        subject,
+        plan,
+        limits,
+        chart,
+        events,
+        changes,
+        periods,
+        assignments,
+        now,
+    })
+}
+
+fn activity(events: &[StoredEvent]) -> Vec<(String, usize, Quantity)> {
+    let mut sums: Vec<(String, usize, Quantity)> = Vec::new();
+    for event in events {
+        match sums.iter_mut().find(|(meter, ..)| *meter == event.meter) {
+            Some((_, count, sum)) => {
+                *count += 1;
+                *sum += &event.quantity;
+            }
+            None => sums.push((event.meter.clone(), 1, event.quantity.clone())),
+        }
+    }
+    sums.sort_by(|a, b| b.1.cmp(&a.1));
+    sums
+}
+
+/// The period so far against the first limit, or the last 28 days of the meter that was used last.
+async fn picture(
+    app: &App,
+    caller: &Caller,
+    subject: &str,
+    limits: &[LimitRow],
+    events: &[StoredEvent],
+) -> Result<Option<Chart>> {
+    let limit = limits.iter().find(|row| ask::is_additive(row.item.meter.aggregation));
+    let (meter, window) = match (limit, events.first()) {
+        (Some(row), _) => ((*row.item.meter).clone(), row.item.window),
+        (None, Some(event)) => {
+            (ask::meter(app, caller, &event.meter).await?, ask::last_days(28, Micros::now()))
+        }
+        (None, None) => return Ok(None),
+    };
+    let size = if window.length() <= 3 * DAY { BucketSize::Hour } else { BucketSize::Day };
+    if window.check_length(size).is_err() {
+        return Ok(None);
+    }
+    let query = Query { subject: Some(subject.to_owned()), ..ask::whole(meter.clone(), window, size) };
+    let starts = ask::axis(window, size);
+    let rows = ask::buckets(app, query, starts.len()).await?;
+    let (mut series, _) = ask::series(&rows, &starts, meter.aggregation, false, 1);
+    let now = Micros::now();
+    if let (Some(_), Some(series)) = (limit, series.first_mut()) {
+        let mut sum = Quantity::zero();
+        for (value, start) in series.values.iter_mut().zip(&starts) {
+            sum += value.as_ref().unwrap_or(&Quantity::zero());
+            *value = (*start <= now).then(|| sum.clone());
+        }
+        series.name = "So far".to_owned();
+    }
+    let link = Link::to("/events").with("meter", &meter.name).with("subject", subject);
+    Ok(Some(Chart {
+        id: "period",
+        title: match limit {
+            Some(row) => format!("{} this {}, against the limit", meter.name, row.item.limit.period.as_str()),
+            None => format!("{} of {}, last 28 days", meter.aggregation.as_str(), meter.name),
+        },
+        unit: meter.unit.clone(),
+        kind: if limit.is_some() { Kind::Area } else { Kind::Bar },
+        buckets: ask::chart_buckets(window, size, &link),
+        series,
+        compare: None,
+        limits: limit.map(|row| (row.item.limit.quantity.clone(), "Limit".to_owned())).into_iter().collect(),
+        is_running: limit.is_none(),
+    }))
+}
+
+#[derive(Template)]
+#[template(path = "subjects/plan.html")]
+struct PlanPage {
+    shell: Shell,
+    subject: String,
+    plans: Vec<Plan>,
+    current: Option<Assignment>,
+    fields: Fields,
+    complaint: Complaint,
+}
+
+async fn plan_page(
+    app: &App,
+    caller: &Caller,
+    visit: &Visit,
+    subject: &str,
+    fields: Fields,
+    complaint: Complaint,
+) -> Result<PlanPage> {
+    let (workspace_id, name, now) = (caller.workspace_id, subject.to_owned(), Micros::now());
+    let read = move |conn: &mut Conn| {
+        let held =
+            assignments::Filter { subject: name.clone(), plan_id: String::new(), include_history: false };
+        Ok((plans::list(conn, workspace_id, 500)?, assignments::list(conn, workspace_id, &held, now, 1)?))
+    };
+    let (plans, mut current) = app.store.read("plans::list", read).await?;
+    let shell = visit.shell("subjects", format!("Plan of {subject}"));
+    Ok(PlanPage { shell, subject: subject.to_owned(), plans, current: current.pop(), fields, complaint })
+}
+
+pub async fn plan(
+    app: web::Data<App>,
+    caller: Caller,
+    visit: Visit,
+    Id(subject): Id,
+) -> Result<HttpResponse> {
+    let subject = parse_subject(&subject)?.to_owned();
+    ok(&plan_page(&app, &caller, &visit, &subject, Fields::default(), Complaint::none()).await?)
+}
+
+/// Gives a plan to a subject, now or from a time on, or takes it away.
+pub async fn change_plan(
+    app: web::Data<App>,
+    caller: Caller,
+    visit: Visit,
+    Id(subject): Id,
+    form: Form,
+) -> Result<HttpResponse> {
+    let Form(fields) = form;
+    let subject = parse_subject(&subject)?.to_owned();
+    let changed = match fields.get("do") {
+        "unassign" => unassign(&app, &caller, &subject).await,
+        _ => assign(&app, &caller, &subject, fields.get("plan_id"), fields.get("effective_at")).await,
+    };
+    match changed {
+        Ok(done) => Ok(visit.go(&format!("/subjects/{}", segment(&subject)), &done)),
+        Err(error) => {
+            let complaint = Complaint::of(error, &["plan_id", "effective_at"])?;
+            rejected(&plan_page(&app, &caller, &visit, &subject, fields, complaint).await?)
+        }
+    }
+}
+
+/// Answers what was done.
+pub async fn assign(
+    app: &App,
+    caller: &Caller,
+    subject: &str,
+    plan_id: &str,
+    effective_at: &str,
+) -> Result<String> {
+    if plan_id.is_empty() {
+        return Err(Error::invalid("choose a plan"));
+    }
+    let at = match effective_at.len() {
+        0 => None,
+        16 => parse_time(&format!("{effective_at}:00Z"), "effective_at", "invalid_effective_at")?,
+        _ => parse_time(effective_at, "effective_at", "invalid_effective_at")?,
+    };
+    let (workspace_id, name, plan_id) = (caller.workspace_id, subject.to_owned(), plan_id.to_owned());
+    let work =
+        move |conn: &mut Conn| assignments::assign(conn, workspace_id, &name, &plan_id, at, Micros::now);
+    let assignment = app.store.write("assignments::assign", work).await?;
+    app.plans.forget_assignment(workspace_id, subject);
+    app.wake.ring();
+    let from = if at.is_some() {
+        format!(" from {} UTC", view::minute(assignment.starts_at))
+    } else {
+        String::new()
+    };
+    Ok(format!("{subject} has {} v{}{from}.", assignment.plan_name, assignment.plan_version))
+}
+
+async fn unassign(app: &App, caller: &Caller, subject: &str) -> Result<String> {
+    let (workspace_id, name) = (caller.workspace_id, subject.to_owned());
+    let work = move |conn: &mut Conn| assignments::unassign(conn, workspace_id, &name, Micros::now);
+    app.store.write("assignments::unassign", work).await?;
+    app.plans.forget_assignment(workspace_id, subject);
+    app.wake.ring();
+    Ok(format!("{subject} has no plan any more."))
+}

@@ -1,0 +1,113 @@
+//! `/welcome`: from nothing to the first counted event. Three steps that turn green by themselves.
+
+use actix_web::{HttpResponse, web};
+use askama::Template;
+use uuid::Uuid;
+
+use crate::app::App;
+use crate::auth::Caller;
+use crate::auth::key::{Status, Wish};
+use crate::dashboard::ask;
+use crate::dashboard::form::{Fields, Form};
+use crate::dashboard::pages::meters::sample_call;
+use crate::dashboard::view;
+use crate::dashboard::visit::{Shell, Visit, ok, secret};
+use crate::db::Conn;
+use crate::error::Result;
+use crate::ingest::Kind;
+use crate::metering::event::{Input, InputQuantity, StoredEvent};
+use crate::metering::meter::{Meter, MeterInput};
+use crate::metering::quantity::Quantity;
+use crate::metering::time::Micros;
+use crate::usage::events as event_list;
+use crate::usage::refused::{self, RefusedEvent};
+
+#[derive(Template)]
+#[template(path = "welcome.html")]
+struct WelcomePage {
+    shell: Shell,
+    meter: Option<Meter>,
+    has_key: bool,
+    /// Shown once, by the answer that made it.
+    secret: String,
+    call: String,
+    event: Option<StoredEvent>,
+    refused: Option<RefusedEvent>,
+}
+
+async fn page(app: &App, caller: &Caller, visit: &Visit, secret: String) -> Result<WelcomePage> {
+    let workspace_id = caller.workspace_id;
+    let read = move |conn: &mut Conn| {
+        let meters = crate::meters::sql::list(conn, workspace_id, None, None, 1)?;
+        let search = event_list::Search { workspace_id, ..event_list::Search::default() };
+        let refused = refused::list(conn, workspace_id, &refused::Filter::default(), 1)?;
+        Ok((meters, event_list::page(conn, &search, None, 1)?, refused))
+    };
+    let (mut meters, mut events, mut refused) = app.store.read("welcome::state", read).await?;
+    let meter = meters.pop();
+    let now = Micros::now();
+    let keys = app.auth.list_keys(caller).await?;
+    let key = if secret.is_empty() { "YOUR_KEY" } else { &secret };
+    Ok(WelcomePage {
+        shell: visit.shell("welcome", "First event"),
+        has_key: keys.iter().any(|key| matches!(Status::of(key, now), Status::Active)),
+        call: meter.as_ref().map(|meter| sample_call(&visit.origin, meter, key)).unwrap_or_default(),
+        refused: refused.pop(),
+        event: events.pop().map(|listed| listed.event),
+        meter,
+        secret,
+    })
+}
+
+pub async fn show(app: web::Data<App>, caller: Caller, visit: Visit) -> Result<HttpResponse> {
+    ok(&page(&app, &caller, &visit, String::new()).await?)
+}
+
+/// Makes what is missing of a meter and a key, and shows the call with both filled in.
+pub async fn prepare(app: web::Data<App>, caller: Caller, visit: Visit, form: Form) -> Result<HttpResponse> {
+    let Form(fields) = form;
+    if ask::meters(&app, &caller).await?.is_empty() {
+        add_meter(&app, &caller, &fields).await?;
+    }
+    let wish = Wish { name: "First key".to_owned(), ..Wish::default() };
+    let (_, token) = app.auth.create_key(&caller, &wish).await?;
+    secret(&page(&app, &caller, &visit, token.expose().to_owned()).await?)
+}
+
+async fn add_meter(app: &App, caller: &Caller, fields: &Fields) -> Result<()> {
+    let name = fields.some("name").unwrap_or_else(|| "api_calls".to_owned());
+    let input = MeterInput {
+        name: Some(name),
+        unit: Some(fields.some("unit").unwrap_or_else(|| "call".to_owned())),
+        aggregation: Some("sum".to_owned()),
+        ..MeterInput::default()
+    };
+    let meter = input.into_meter(Uuid::now_v7().to_string(), caller.workspace_id, Micros::now())?;
+    let meter = app.store.write("meters::add", move |conn| crate::meters::sql::add(conn, &meter)).await?;
+    app.meters.forget(meter.workspace_id, &meter.name);
+    Ok(())
+}
+
+/// Sends one event the way a service would, but for the wire.
+pub async fn send_event(
+    app: web::Data<App>,
+    caller: Caller,
+    visit: Visit,
+    _form: Form,
+) -> Result<HttpResponse> {
+    let Some(meter) = ask::meters(&app, &caller).await?.into_iter().next() else {
+        return Ok(visit.go("/welcome", "Make a meter first."));
+    };
+    let input = Input {
+        idempotency_key: Some(format!("test-{}", Uuid::new_v4().simple())),
+        subject: Some("test-subject".to_owned()),
+        meter: Some(meter.name.clone()),
+        quantity: Some(InputQuantity(Ok(Quantity::from(1)))),
+        ..Input::default()
+    };
+    let recorded = app.ingest.record(caller.workspace_id, Kind::Single, vec![input], None).await?;
+    match recorded.failed.into_iter().next() {
+        Some(failure) => Err(failure.error),
+        None => Ok(visit.go("/welcome", "A test event is counted.")),
+    }
+}

@@ -1,0 +1,245 @@
+//! How numbers, times and addresses are written on pages. Every digit is shown; nothing is rounded but ages.
+
+use std::fmt;
+
+use askama::filters::HtmlSafe;
+use url::form_urlencoded;
+
+use crate::metering::quantity::Quantity;
+use crate::metering::time::{DAY, HOUR, Micros, SECOND};
+
+const MINUTE: i64 = 60 * SECOND;
+
+/// `1234567.5` as `1,234,567.5`.
+pub fn number(quantity: &Quantity) -> String {
+    grouped(&quantity.to_plain())
+}
+
+/// A whole number of any kind.
+pub fn count(number: impl fmt::Display) -> String {
+    grouped(&number.to_string())
+}
+
+fn grouped(text: &str) -> String {
+    let (whole, fraction) = text.split_once('.').map_or((text, None), |(whole, rest)| (whole, Some(rest)));
+    let (sign, digits) = whole.strip_prefix('-').map_or(("", whole), |digits| ("-", digits));
+    let mut grouped = String::with_capacity(text.len() + digits.len() / 3 + 1);
+    grouped.push_str(sign);
+    for (at, digit) in digits.chars().enumerate() {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
+            grouped.push(',');
+        }
+        grouped.push(digit);
+    }
+    if let Some(fraction) = fraction {
+        grouped.push('.');
+        grouped.push_str(fraction);
+    }
+    grouped
+}
+
+/// A percentage with one digit behind the point.
+pub fn percent(percent: &Quantity) -> String {
+    format!("{:.1}", percent.to_f64())
+}
+
+/// The first characters of a long text.
+pub fn short(text: &str, characters: usize) -> String {
+    match text.char_indices().nth(characters) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
+/// `1 event`, `2,000 events`.
+pub fn counted(number: impl fmt::Display, one: &str, many: &str) -> String {
+    let number = count(number);
+    let noun = if number == "1" { one } else { many };
+    format!("{number} {noun}")
+}
+
+pub fn bytes(size: i64) -> String {
+    let units = [(1 << 30, "GB"), (1 << 20, "MB"), (1 << 10, "KB")];
+    match units.into_iter().find(|(unit, _)| size >= *unit) {
+        Some((unit, name)) => format!("{:.1} {name}", size as f64 / unit as f64),
+        None => format!("{size} B"),
+    }
+}
+
+/// The largest unit that divides the seconds: `15 min`, `1 h`, `90 s`.
+pub fn seconds(seconds: i64) -> String {
+    let units = [(86_400, "d"), (3_600, "h"), (60, "min")];
+    match units.into_iter().find(|(unit, _)| seconds >= *unit && seconds % unit == 0) {
+        Some((unit, name)) => format!("{} {name}", seconds / unit),
+        None => format!("{seconds} s"),
+    }
+}
+
+/// How long, in its two largest units: `3 d 4 h`.
+pub fn span(micros: i64) -> String {
+    let micros = micros.abs();
+    let (days, hours, minutes) = (micros / DAY, micros % DAY / HOUR, micros % HOUR / MINUTE);
+    match (days, hours, minutes) {
+        (0, 0, 0) => format!("{} s", micros / SECOND),
+        (0, 0, minutes) => format!("{minutes} min"),
+        (0, hours, minutes) => format!("{hours} h {minutes} min"),
+        (days, hours, _) => format!("{days} d {hours} h"),
+    }
+}
+
+/// `3 min ago`, `in 2 d 4 h`.
+pub fn relative(at: Micros, now: Micros) -> String {
+    let distance = now.0 - at.0;
+    match distance {
+        distance if distance.abs() < 2 * SECOND => "just now".to_owned(),
+        distance if distance >= 0 => format!("{} ago", span(distance)),
+        distance => format!("in {}", span(distance)),
+    }
+}
+
+/// An instant as `2026-11-28 18:18:21`, in UTC, with its age where a pointer rests on it.
+#[derive(Clone, Copy, Debug)]
+pub struct When(pub Micros);
+
+/// An instant in either of the forms that rows have it in.
+pub trait Instant {
+    fn instant(&self) -> Micros;
+}
+
+impl Instant for Micros {
+    fn instant(&self) -> Micros {
+        *self
+    }
+}
+
+impl Instant for i64 {
+    fn instant(&self) -> Micros {
+        Micros(*self)
+    }
+}
+
+impl<T: Instant> Instant for &T {
+    fn instant(&self) -> Micros {
+        (**self).instant()
+    }
+}
+
+pub fn when(at: impl Instant) -> When {
+    When(at.instant())
+}
+
+pub fn age(at: impl Instant) -> Age {
+    Age(at.instant())
+}
+
+impl fmt::Display for When {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = self.0.to_seconds_text();
+        let (date, time) = text.trim_end_matches('Z').split_once('T').unwrap_or((&text, ""));
+        let age = relative(self.0, Micros::now());
+        write!(
+            f,
+            "<time datetime=\"{text}\" title=\"{age}\">{date} <span class=\"clock\">{time}</span></time>"
+        )
+    }
+}
+
+// digits and our own words only
+impl HtmlSafe for When {}
+
+/// An age in the text, with the instant where a pointer rests on it.
+#[derive(Clone, Copy, Debug)]
+pub struct Age(pub Micros);
+
+impl fmt::Display for Age {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = self.0.to_seconds_text();
+        write!(f, "<time datetime=\"{text}\" title=\"{text}\">{}</time>", relative(self.0, Micros::now()))
+    }
+}
+
+// digits and our own words only
+impl HtmlSafe for Age {}
+
+/// `2026-11-28 18:18`, in UTC.
+pub fn minute(at: impl Instant) -> String {
+    at.instant().to_seconds_text()[..16].replace('T', " ")
+}
+
+pub fn day(at: impl Instant) -> String {
+    at.instant().to_seconds_text()[..10].to_owned()
+}
+
+/// An address made of a path and parameters; blank ones are left out.
+#[derive(Clone, Debug)]
+pub struct Link(String);
+
+impl Link {
+    pub fn to(path: impl Into<String>) -> Link {
+        Link(path.into())
+    }
+
+    pub fn with(mut self, name: &str, value: &str) -> Link {
+        if !value.is_empty() {
+            self.0.push(if self.0.contains('?') { '&' } else { '?' });
+            self.0.extend(form_urlencoded::byte_serialize(name.as_bytes()));
+            self.0.push('=');
+            self.0.extend(form_urlencoded::byte_serialize(value.as_bytes()));
+        }
+        self
+    }
+}
+
+impl fmt::Display for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// The list of what belongs to a meter or a subject.
+pub fn link(path: &str, name: &str, value: &str) -> Link {
+    Link::to(path).with(name, value)
+}
+
+/// One segment of a path.
+pub fn segment(text: &str) -> String {
+    use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+    const KEPT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
+    // a segment of dots would be taken for a direction
+    match text {
+        "." => "%2E".to_owned(),
+        ".." => "%2E%2E".to_owned(),
+        text => utf8_percent_encode(text, KEPT).to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn digits_are_grouped_and_kept() {
+        let shown = |text| number(&Quantity::from_plain(text).expect("a number"));
+        assert_eq!(shown("1234567.50001"), "1,234,567.50001");
+        assert_eq!(shown("-1000"), "-1,000");
+        assert_eq!(shown("999"), "999");
+        assert_eq!(count(-12_345), "-12,345");
+    }
+
+    #[test]
+    fn lengths_are_words() {
+        assert_eq!(seconds(900), "15 min");
+        assert_eq!(seconds(90), "90 s");
+        assert_eq!(span(3 * DAY + 4 * HOUR), "3 d 4 h");
+        assert_eq!(relative(Micros(0), Micros(90 * MINUTE)), "1 h 30 min ago");
+        assert_eq!(bytes(1_536), "1.5 KB");
+    }
+
+    #[test]
+    fn addresses_are_encoded() {
+        let link = Link::to("/usage").with("meter", "a b").with("f", "").with("q", "x&y").to_string();
+        assert_eq!(link, "/usage?meter=a+b&q=x%26y");
+        assert_eq!(segment("a/b:c é"), "a%2Fb%3Ac%20%C3%A9");
+        assert_eq!(segment(".."), "%2E%2E");
+    }
+}

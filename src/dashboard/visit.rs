@@ -1,0 +1,181 @@
+//! One visit of a page: who looks, from where, with which theme; and the frame that every page is shown in. Never
+//! knows what a page is about.
+
+use std::future::{Ready, ready};
+
+use actix_web::dev::Payload;
+use actix_web::http::{StatusCode, header};
+use actix_web::{FromRequest, HttpMessage, HttpRequest, HttpResponse, web};
+use askama::Template;
+use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
+
+use crate::app::App;
+use crate::auth::Caller;
+use crate::auth::permission::Role;
+use crate::dashboard::{assets, csrf};
+use crate::error::{Error, Result};
+use crate::http::session::{secure, sent_cookie, sent_header};
+
+/// What the last form did, told by the next page.
+pub const FLASH_COOKIE: &str = "open_spanner_flash";
+pub const THEME_COOKIE: &str = "open_spanner_theme";
+const FLASH_CHARACTERS_MAX: usize = 300;
+
+/// What a page needs to know about the request beside its parameters.
+#[derive(Clone)]
+pub struct Visit {
+    caller: Option<Caller>,
+    theme: &'static str,
+    flash: String,
+    /// Path and query.
+    pub here: String,
+    /// `https://host`, as the browser knows us.
+    pub origin: String,
+    pub is_secure: bool,
+}
+
+impl FromRequest for Visit {
+    type Error = Error;
+    type Future = Ready<Result<Self>>;
+
+    fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
+        ready(Ok(Visit::of(request)))
+    }
+}
+
+impl Visit {
+    pub fn of(request: &HttpRequest) -> Visit {
+        let is_secure = request.app_data::<web::Data<App>>().is_some_and(|app| secure(app, request));
+        let host = sent_header(request, "host").unwrap_or("localhost");
+        let flash = sent_cookie(request, FLASH_COOKIE).unwrap_or_default();
+        let theme = sent_cookie(request, THEME_COOKIE).unwrap_or_default();
+        Visit {
+            caller: request.extensions().get::<Caller>().cloned(),
+            theme: theme_of(&theme),
+            flash: percent_decode_str(&flash).decode_utf8_lossy().into_owned(),
+            here: request.uri().path_and_query().map_or("/", |path| path.as_str()).to_owned(),
+            origin: format!("{}://{host}", if is_secure { "https" } else { "http" }),
+            is_secure,
+        }
+    }
+
+    pub fn caller(&self) -> Option<&Caller> {
+        self.caller.as_ref()
+    }
+
+    /// The frame of a page; `section` is the entry of the navigation it belongs to.
+    pub fn shell(&self, section: &'static str, title: impl Into<String>) -> Shell {
+        Shell {
+            title: title.into(),
+            section,
+            user: self.caller.as_ref().map(|caller| Signed {
+                email: caller.user.email.clone(),
+                workspace: caller.user.workspace_name.clone(),
+                role: caller.role.as_str(),
+                may_write: caller.role >= Role::Admin,
+                token: csrf::token(caller),
+            }),
+            theme: self.theme,
+            flash: self.flash.clone(),
+            here: self.here.clone(),
+            css: assets::url("app.css"),
+            js: assets::url("app.js"),
+            icon: assets::url("favicon.svg"),
+        }
+    }
+
+    /// The address of the next page, with a sentence about what was done.
+    pub fn go(&self, path: &str, done: &str) -> HttpResponse {
+        let done: String = done.chars().take(FLASH_CHARACTERS_MAX).collect();
+        let cookie =
+            self.small_cookie(FLASH_COOKIE, &utf8_percent_encode(&done, NON_ALPHANUMERIC).to_string(), 60);
+        HttpResponse::SeeOther()
+            .insert_header((header::LOCATION, path))
+            .insert_header((header::SET_COOKIE, cookie))
+            .finish()
+    }
+
+    /// A cookie that holds no secret and no state that matters.
+    pub fn small_cookie(&self, name: &str, value: &str, seconds: u32) -> String {
+        let secure = if self.is_secure { "; Secure" } else { "" };
+        format!("{name}={value}; Path=/; Max-Age={seconds}; HttpOnly{secure}; SameSite=Lax")
+    }
+
+    /// Forgets the sentence that a page has shown.
+    pub fn no_flash(is_secure: bool) -> String {
+        let secure = if is_secure { "; Secure" } else { "" };
+        format!("{FLASH_COOKIE}=; Path=/; Max-Age=0; HttpOnly{secure}; SameSite=Lax")
+    }
+}
+
+fn theme_of(word: &str) -> &'static str {
+    match word {
+        "light" => "light",
+        "dark" => "dark",
+        _ => "system",
+    }
+}
+
+/// What every page has around it.
+pub struct Shell {
+    pub title: String,
+    pub section: &'static str,
+    pub user: Option<Signed>,
+    pub theme: &'static str,
+    pub flash: String,
+    pub here: String,
+    pub css: &'static str,
+    pub js: &'static str,
+    pub icon: &'static str,
+}
+
+/// Who is signed in, as the frame shows them.
+pub struct Signed {
+    pub email: String,
+    pub workspace: String,
+    pub role: &'static str,
+    pub may_write: bool,
+    pub token: String,
+}
+
+impl Shell {
+    /// The hidden field of every form.
+    pub fn token(&self) -> &str {
+        self.user.as_ref().map_or("", |user| user.token.as_str())
+    }
+
+    pub fn may_write(&self) -> bool {
+        self.user.as_ref().is_some_and(|user| user.may_write)
+    }
+
+    pub fn has_theme(&self, theme: &str) -> bool {
+        self.theme == theme
+    }
+
+    /// Whether this page belongs to an entry of the navigation.
+    pub fn is(&self, section: &str) -> bool {
+        self.section == section
+    }
+}
+
+/// A page with its status.
+pub fn show(status: StatusCode, page: &impl Template) -> Result<HttpResponse> {
+    let text = page.render().map_err(Error::internal)?;
+    Ok(HttpResponse::build(status).content_type("text/html; charset=utf-8").body(text))
+}
+
+pub fn ok(page: &impl Template) -> Result<HttpResponse> {
+    show(StatusCode::OK, page)
+}
+
+/// A form that was not accepted: shown again with what was typed.
+pub fn rejected(page: &impl Template) -> Result<HttpResponse> {
+    show(StatusCode::UNPROCESSABLE_ENTITY, page)
+}
+
+/// A page that nobody may keep, because a secret is on it.
+pub fn secret(page: &impl Template) -> Result<HttpResponse> {
+    let mut response = show(StatusCode::OK, page)?;
+    response.headers_mut().insert(header::CACHE_CONTROL, header::HeaderValue::from_static("no-store"));
+    Ok(response)
+}

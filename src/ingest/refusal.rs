@@ -1,0 +1,81 @@
+//! What is kept of an event that was refused or that used a key again for something else. Pure.
+
+use uuid::Uuid;
+
+use crate::error::Error;
+use crate::metering::event::{Event, Input, StoredEvent};
+use crate::metering::time::Micros;
+use crate::usage::refused::RefusedEvent;
+
+/// Texts that clients chose are cut here.
+const TEXT_CHARACTERS_MAX: usize = 300;
+const PAYLOAD_BYTES_MAX: usize = 4_096;
+
+/// What tells events apart, kept until it is known whether this one is valid.
+pub struct About {
+    subject: Option<String>,
+    meter: Option<String>,
+    key: Option<String>,
+}
+
+impl About {
+    pub fn of(input: &Input) -> About {
+        About {
+            subject: input.subject.clone(),
+            meter: input.meter.clone(),
+            key: input.idempotency_key.clone(),
+        }
+    }
+
+    pub fn refused(self, workspace_id: i64, error: &Error, now: Micros) -> RefusedEvent {
+        RefusedEvent {
+            workspace_id,
+            id: Uuid::now_v7().into_bytes().to_vec(),
+            outcome: "rejected".to_owned(),
+            code: error.code.as_str().to_owned(),
+            message: cut(&error.message),
+            subject: cut(self.subject.as_deref().unwrap_or_default()),
+            meter: cut(self.meter.as_deref().unwrap_or_default()),
+            idempotency_key: self.key.as_deref().map(cut),
+            sent: None,
+            stored: None,
+            created_at: now.0,
+        }
+    }
+}
+
+/// PostgreSQL keeps no NUL.
+fn cut(text: &str) -> String {
+    text.chars().filter(|c| *c != '\0').take(TEXT_CHARACTERS_MAX).collect()
+}
+
+/// What was sent under a key that stands for another event; `None` for a plain repetition.
+pub fn conflict(workspace_id: i64, sent: &Event, stored: &StoredEvent) -> Option<RefusedEvent> {
+    let sent = StoredEvent::of(sent);
+    let fields = [
+        ("subject", sent.subject != stored.subject),
+        ("meter", sent.meter != stored.meter),
+        ("quantity", sent.quantity != stored.quantity),
+        ("metadata", sent.metadata.get() != stored.metadata.get()),
+    ];
+    let different: Vec<&str> = fields.iter().filter(|(_, differs)| *differs).map(|(name, _)| *name).collect();
+    if different.is_empty() {
+        return None;
+    }
+    let payload = |event: &StoredEvent| {
+        serde_json::to_string(event).ok().filter(|text| text.len() <= PAYLOAD_BYTES_MAX)
+    };
+    Some(RefusedEvent {
+        workspace_id,
+        id: Uuid::now_v7().into_bytes().to_vec(),
+        outcome: "conflict".to_owned(),
+        code: "conflict".to_owned(),
+        message: format!("the idempotency key stands for another event: {} differ", different.join(", ")),
+        subject: cut(&sent.subject),
+        meter: cut(&sent.meter),
+        idempotency_key: sent.idempotency_key.as_deref().map(cut),
+        stored: payload(stored),
+        sent: payload(&sent),
+        created_at: Micros::now().0,
+    })
+}

@@ -1,0 +1,111 @@
+//! Events that were refused, and idempotency keys that were used again for something else: kept for a few days, the
+//! newest of each workspace, for whoever asks why an event did not count. Never part of a total.
+
+use diesel::prelude::*;
+use diesel::sql_query;
+use diesel::sql_types::BigInt;
+use uuid::Uuid;
+
+use crate::db::schema::refused_events;
+use crate::db::{Conn, Fault};
+use crate::metering::time::Micros;
+
+/// Rows that a workspace keeps.
+pub const KEPT: i64 = 10_000;
+
+/// An event that was not counted, and why.
+#[derive(Clone, Debug, Queryable, Insertable, Selectable)]
+#[diesel(table_name = refused_events, treat_none_as_default_value = false)]
+pub struct RefusedEvent {
+    pub workspace_id: i64,
+    pub id: Vec<u8>,
+    /// `rejected`, or `conflict` when its key stands for another event.
+    pub outcome: String,
+    pub code: String,
+    pub message: String,
+    pub subject: String,
+    pub meter: String,
+    pub idempotency_key: Option<String>,
+    /// Of a conflict: what was sent and what was stored, JSON.
+    pub sent: Option<String>,
+    pub stored: Option<String>,
+    pub created_at: i64,
+}
+
+impl RefusedEvent {
+    pub fn public_id(&self) -> String {
+        Uuid::from_slice(&self.id).map(|id| id.to_string()).unwrap_or_default()
+    }
+}
+
+/// Writes them down, and forgets the oldest of workspaces that have too many.
+pub fn add(conn: &mut Conn, events: &[RefusedEvent]) -> Result<(), Fault> {
+    for event in events {
+        diesel::insert_into(refused_events::table).values(event.clone()).execute(conn)?;
+    }
+    let mut workspaces: Vec<i64> = events.iter().map(|event| event.workspace_id).collect();
+    workspaces.sort_unstable();
+    workspaces.dedup();
+    for workspace_id in workspaces {
+        let text = "-- usage::refused::add
+            DELETE FROM refused_events WHERE workspace_id = $1 AND id <=
+                (SELECT id FROM refused_events WHERE workspace_id = $1 ORDER BY id DESC LIMIT 1 OFFSET $2)";
+        sql_query(text).bind::<BigInt, _>(workspace_id).bind::<BigInt, _>(KEPT).execute(conn)?;
+    }
+    Ok(())
+}
+
+/// Deletes those from before an instant.
+pub fn expire(conn: &mut Conn, before: Micros) -> Result<usize, Fault> {
+    Ok(diesel::delete(refused_events::table.filter(refused_events::created_at.lt(before.0))).execute(conn)?)
+}
+
+/// What a list is narrowed to; blank means all.
+#[derive(Clone, Debug, Default)]
+pub struct Filter {
+    pub outcome: String,
+    pub meter: String,
+    pub subject: String,
+    pub idempotency_key: String,
+    /// The id of the last one seen.
+    pub before: Option<Uuid>,
+}
+
+/// Newest first.
+pub fn list(
+    conn: &mut Conn,
+    workspace_id: i64,
+    filter: &Filter,
+    limit: i64,
+) -> Result<Vec<RefusedEvent>, Fault> {
+    let mut query = refused_events::table
+        .filter(refused_events::workspace_id.eq(workspace_id))
+        .order(refused_events::id.desc())
+        .limit(limit)
+        .select(RefusedEvent::as_select())
+        .into_boxed();
+    if let Some(before) = filter.before {
+        query = query.filter(refused_events::id.lt(before.into_bytes().to_vec()));
+    }
+    if !filter.outcome.is_empty() {
+        query = query.filter(refused_events::outcome.eq(filter.outcome.clone()));
+    }
+    if !filter.meter.is_empty() {
+        query = query.filter(refused_events::meter.eq(filter.meter.clone()));
+    }
+    if !filter.subject.is_empty() {
+        query = query.filter(refused_events::subject.eq(filter.subject.clone()));
+    }
+    if !filter.idempotency_key.is_empty() {
+        query = query.filter(refused_events::idempotency_key.eq(filter.idempotency_key.clone()));
+    }
+    Ok(query.load(conn)?)
+}
+
+pub fn find(conn: &mut Conn, workspace_id: i64, id: Uuid) -> Result<Option<RefusedEvent>, Fault> {
+    let found = refused_events::table
+        .find((workspace_id, id.into_bytes().to_vec()))
+        .select(RefusedEvent::as_select())
+        .first(conn);
+    Ok(found.optional()?)
+}

@@ -1,0 +1,248 @@
+// Every page of the dashboard in a real browser: in light, dark, at 320 px and for print; without an error in the
+// console, without a finding of axe, without sideways scrolling; and the ways people take through them.
+//
+//   node tests/browser/pages.mjs http://127.0.0.1:18081 target/browser/pictures
+//
+// Ends with 1 when something is wrong, after it has looked at everything. The pictures are for eyes.
+import { createRequire } from "node:module";
+import { mkdirSync } from "node:fs";
+import path from "node:path";
+
+const [base, pictures, modules = "target/browser"] = process.argv.slice(2);
+const require = createRequire(path.resolve(modules, "package.json"));
+const { chromium } = require("playwright-core");
+const { AxeBuilder } = require("@axe-core/playwright");
+
+const faults = [];
+const fault = (where, what) => { faults.push(`${where}: ${what}`); console.error(`FAULT ${where}: ${what}`); };
+const step = (text) => console.log(`- ${text}`);
+
+mkdirSync(pictures, { recursive: true });
+const browser = await chromium.launch({ executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium", args: ["--no-sandbox", "--force-color-profile=srgb"] });
+const context = await browser.newContext({ viewport: { width: 1280, height: 900 }, colorScheme: "light" });
+context.setDefaultTimeout(15_000);
+const page = await context.newPage();
+// the browser's own words for answers such as 404 are no fault of a page that is meant to answer so
+const isFault = (text) => !/Failed to load resource/.test(text);
+page.on("console", (message) => { if (message.type() === "error" && isFault(message.text())) fault(page.url(), message.text()); });
+page.on("pageerror", (error) => fault(page.url(), String(error)));
+page.on("response", (answer) => { if (answer.status() >= 500) fault(answer.url(), `status ${answer.status()}`); });
+
+const heading = () => page.locator("h1").first().innerText();
+async function open(address, expected = 200) {
+  const answer = await page.goto(base + address);
+  if (answer.status() !== expected) fault(address, `status ${answer.status()} instead of ${expected}`);
+}
+/** Looks at the page that is shown in every way. */
+async function look(name) {
+  const shot = (kind, options = {}) => page.screenshot({ path: path.join(pictures, `${name}-${kind}.png`), fullPage: true, ...options });
+  for (const scheme of ["light", "dark"]) {
+    await page.emulateMedia({ colorScheme: scheme });
+    const found = await new AxeBuilder({ page }).withTags(["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]).analyze();
+    for (const finding of found.violations) {
+      fault(`${name} ${scheme}`, `${finding.id}: ${finding.nodes.slice(0, 3).map((node) => node.target.join(" ")).join("; ")}`);
+    }
+    await shot(scheme);
+  }
+  await page.emulateMedia({ colorScheme: "light" });
+  await page.setViewportSize({ width: 320, height: 700 });
+  const wide = await page.evaluate(() => document.documentElement.scrollWidth);
+  if (wide > 320) {
+    const culprit = await page.evaluate(() => [...document.querySelectorAll("main *")].find((one) => one.getBoundingClientRect().right > 321 && !one.closest(".scroll"))?.outerHTML.slice(0, 120));
+    fault(name, `scrolls sideways at 320 px: ${wide} px, ${culprit}`);
+  }
+  await shot("narrow");
+  await page.setViewportSize({ width: 1280, height: 900 });
+  await page.emulateMedia({ media: "print" });
+  await shot("print");
+  await page.emulateMedia({ media: null });
+  if ((await page.locator("h1").count()) !== 1) fault(name, "not exactly one h1");
+}
+const api = (address, body, key) => fetch(base + address, {
+  method: "POST", headers: { "content-type": "application/json", authorization: `Bearer ${key}` }, body: JSON.stringify(body),
+});
+
+step("register, from nothing");
+const email = `browser-${Date.now()}@example.com`;
+await open("/");
+if (!page.url().endsWith("/login")) fault("/", `led to ${page.url()}`);
+await look("login");
+await page.getByLabel("Email").fill("nobody@example.com");
+await page.getByLabel("Password").fill("wrong password");
+await page.getByRole("button", { name: "Sign in" }).click();
+if (!(await page.getByRole("alert").innerText()).includes("incorrect")) fault("login", "a wrong password is not told");
+await page.getByRole("link", { name: "Create account" }).click();
+await look("register");
+await page.getByLabel("Email").fill(email);
+await page.getByLabel("Password").fill("correct horse battery");
+const began = Date.now();
+await page.getByRole("button", { name: "Create account" }).click();
+
+step("welcome, to the first event");
+await page.waitForURL("**/welcome");
+await look("welcome-empty");
+await page.getByRole("button", { name: "Create meter and key" }).click();
+const key = (await page.locator("#secret").innerText()).trim();
+await look("welcome-key");
+const call = await page.locator("#call").innerText();
+if (!call.includes(key)) fault("welcome", "the call does not hold the key");
+const sent = JSON.parse(call.match(/-d '(.*)'/s)[1]);
+const stored = await api("/v1/usages", sent, key);
+if (stored.status !== 201) fault("welcome", `the call of the page answers ${stored.status}: ${await stored.text()}`);
+await page.locator("#arrival.done, #arrival:has-text('It arrived')").first().waitFor();
+step(`first event after ${Date.now() - began} ms`);
+if (Date.now() - began > 60_000) fault("welcome", "the first event took more than a minute");
+await look("welcome-done");
+
+step("more to look at");
+const made = await context.request.post(base + "/v1/auth/api-keys", { data: { name: "all", scopes: ["*"] } });
+const all = (await made.json()).key;
+await page.goto(base + "/meters/new");
+await page.getByLabel("Name", { exact: true }).fill("tokens");
+await page.getByLabel("Unit").fill("token");
+await page.getByLabel("Description", { exact: true }).fill("Tokens of the language models");
+await page.getByRole("button", { name: "Add" }).click();
+await page.getByLabel("Dimension name").fill("model");
+await page.getByLabel("Dimension display name").fill("Model");
+await page.getByLabel("Required").check();
+await page.getByRole("button", { name: "Add" }).click();
+await page.getByLabel("Dimension name").nth(1).fill("region");
+await look("meter-new");
+await page.getByRole("button", { name: "Create meter" }).click();
+if ((await heading()) !== "tokens") fault("meters", "creating a meter did not lead to it");
+const day = 86_400_000;
+const events = [];
+for (let n = 0; n < 900; n++) {
+  const at = new Date(Date.now() - (n % 30) * day - (n * 7_919_000) % day);
+  events.push({
+    idempotency_key: `seed-${n}`, meter: "tokens", subject: `org_${(n * n) % 7}`, quantity: 10 + (n * 37) % 400,
+    timestamp: at.toISOString(), metadata: { model: ["small", "medium", "large"][n % 3], ...(n % 4 ? { region: n % 2 ? "eu" : "us" } : {}) },
+  });
+}
+const bulk = await api("/v1/usages/bulk", events, all);
+if (bulk.status !== 201) fault("seed", await bulk.text());
+await api("/v1/usages/bulk", [events[0], { ...events[1], quantity: 9999 }, { ...events[2], meter: "nosuch", idempotency_key: "bad-1" }, { ...events[3], quantity: -1, idempotency_key: "bad-2" }, { ...events[4], metadata: {}, idempotency_key: "bad-3" }], all);
+
+const names = ["overview", "usage", "events", "meters", "subjects", "quota", "plans", "decisions", "ingestion", "api-keys", "api-keys/new", "usage/saved"];
+for (const name of names) {
+  await open(`/${name}`);
+  await look(name.replace("/", "-"));
+}
+await open("/usage?meter=tokens&range=28d%2Btoday&group=model&cmp=prev&f=metadata.region:exists:");
+await look("usage-grouped");
+await page.getByLabel("Saved query name").fill("Tokens by model");
+await page.getByRole("button", { name: "Save", exact: true }).click();
+if (!(await page.getByRole("status").first().innerText()).includes("Saved as")) fault("usage", "saving is not told");
+await open("/usage?meter=tokens&range=nonsense", 422);
+await open("/overview");
+await look("overview-pinned");
+await open("/events?meter=tokens");
+await page.getByRole("link", { name: "Details" }).first().click();
+await look("event");
+await open("/meters/tokens");
+await look("meter");
+await open("/meters/nosuch", 404);
+await look("not-found");
+
+step("a plan and who has it");
+await open("/plans/new");
+await page.getByLabel("Name", { exact: true }).fill("Pro");
+await page.getByLabel("Meter", { exact: true }).selectOption("tokens");
+await page.getByLabel("Limit", { exact: true }).fill("26,000");
+await look("plan-new");
+await page.getByRole("button", { name: "Create plan" }).click();
+await page.getByLabel("Subject").fill("org_1");
+await page.getByRole("button", { name: "Assign" }).click();
+const plan = page.url();
+await page.locator("#plan-state tbody tr").first().waitFor();
+await look("plan");
+await page.goto(`${plan}/edit`);
+await page.getByLabel("Limit", { exact: true }).fill("100");
+await page.getByRole("button", { name: "Preview changes" }).click();
+await look("plan-preview");
+await open("/subjects/org_1");
+await look("subject");
+await open("/quota");
+await look("quota-full");
+
+
+step("an alert and where it goes");
+await open("/destinations/new");
+await page.getByLabel("Name", { exact: true }).fill("Operations");
+await page.getByLabel("Webhook URL").fill("https://example.com/hook");
+await look("destination-new");
+await page.getByRole("button", { name: "Create destination" }).click();
+if (!(await page.locator("#secret").innerText()).startsWith("osp_whsec_")) fault("destinations", "no secret is shown");
+await look("destination-secret");
+await page.getByRole("link", { name: "I have stored it" }).click();
+await look("destination");
+await open("/alerts/new?meter=tokens");
+await page.getByLabel("Name", { exact: true }).fill("Many tokens");
+await page.getByLabel("Threshold").fill("5000");
+await page.getByLabel("Over the last").selectOption("86400");
+await look("alert-new");
+await page.getByRole("button", { name: "Create alert" }).click();
+await page.getByRole("button", { name: "Evaluate" }).click();
+await look("alert");
+await open("/alerts");
+await look("alerts");
+await open("/deliveries");
+await look("deliveries");
+
+step("an export, to its file");
+await open("/usage?meter=tokens&range=28d%2Btoday&group=model");
+await page.getByRole("link", { name: "Queue Export" }).click();
+await look("export-new");
+await page.getByRole("button", { name: "Queue Export" }).click();
+await page.getByRole("link", { name: "Download" }).waitFor();
+await look("export");
+const [download] = await Promise.all([page.waitForEvent("download"), page.getByRole("link", { name: "Download" }).click()]);
+if (!download.suggestedFilename().endsWith(".csv")) fault("exports", `the file is called ${download.suggestedFilename()}`);
+await open("/exports");
+await look("exports");
+
+step("why, and is all well");
+await open("/explain?q=seed-7");
+if (!(await page.locator("main").innerText()).includes("Stored:")) fault("explain", "a stored key is not explained");
+await look("explain");
+await open("/explain?q=never-sent");
+await look("explain-nothing");
+for (const name of ["system", "jobs", "settings", "search?q=o", "api-keys"]) {
+  await open(`/${name}`);
+  await look(name.replace(/[?=]/g, "-"));
+}
+await page.goto(base + "/api-keys/new");
+await page.getByLabel("Name", { exact: true }).fill("gateway");
+await page.getByRole("button", { name: "Create key" }).click();
+await look("key-created");
+
+step("without a script");
+const plain = await browser.newContext({ javaScriptEnabled: false, storageState: await context.storageState() });
+const still = await plain.newPage();
+for (const address of ["/overview", "/usage?meter=tokens&group=model", "/events", "/quota", "/plans", "/alerts", "/exports", "/system"]) {
+  const answer = await still.goto(base + address);
+  if (answer.status() !== 200 || (await still.locator("h1").count()) !== 1) fault(address, "does not work without a script");
+}
+await still.goto(base + "/usage?meter=tokens");
+await still.getByLabel("Filter", { exact: true }).selectOption("metadata.model");
+await still.getByLabel("Value").fill("small");
+await still.getByRole("button", { name: "Run Query" }).click();
+if (!still.url().includes("f=metadata.model")) fault("/usage", `a filter without a script led to ${still.url()}`);
+await plain.close();
+
+step("seven tabs at once");
+const tabs = await Promise.all(Array.from({ length: 7 }, () => context.newPage()));
+const opened = Date.now();
+await Promise.all(tabs.map((tab) => tab.goto(base + "/events")));
+if (Date.now() - opened > 15_000) fault("/events", "seven tabs block each other");
+await Promise.all(tabs.map((tab) => tab.close()));
+
+step("dead ends");
+await open("/subjects/nobody", 404);
+await page.context().clearCookies();
+await open("/usage?meter=tokens");
+if (!page.url().includes("/login?next=")) fault("/usage", `without a session it led to ${page.url()}`);
+
+await browser.close();
+console.log(faults.length ? `${faults.length} faults:\n${faults.join("\n")}` : "every page is fine");
+process.exit(faults.length ? 1 : 0);

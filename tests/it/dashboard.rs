@@ -1,0 +1,392 @@
+//! The pages as a browser without a script meets them: every page answers, forms work, strangers and foreign forms
+//! are refused, nothing of another workspace is shown; and, where Node and Chromium are, the same in a real browser.
+
+use std::collections::BTreeSet;
+
+use reqwest::Method;
+use serde_json::json;
+
+use crate::support::client::{PASSWORD, sign_up};
+use crate::support::{Answer, Client, Database, Server, env, on_both_databases, program, skip};
+
+on_both_databases!(
+    people_sign_up_and_in_and_out,
+    every_page_answers_and_every_link_leads_somewhere,
+    foreign_forms_are_refused,
+    another_workspace_is_not_shown,
+    forms_are_told_what_is_wrong,
+    exports_are_those_of_the_page,
+    pages_work_in_a_browser,
+);
+
+/// A browser without a script: it keeps cookies and says where its requests come from.
+struct Browser {
+    client: Client,
+    cookies: Vec<(String, String)>,
+}
+
+impl Browser {
+    fn new(server: &Server) -> Browser {
+        Browser { client: server.client().with("sec-fetch-site", "same-origin"), cookies: Vec::new() }
+    }
+
+    async fn send(&mut self, method: Method, path: &str, form: Option<String>) -> Answer {
+        let jar: Vec<String> = self.cookies.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        let client = self.client.with("cookie", jar.join("; "));
+        let answer = client.send_form(method, path, form).await;
+        for line in answer.headers.get_all("set-cookie") {
+            let line = line.to_str().expect("a cookie is ASCII");
+            let (name, value) = line.split(';').next().and_then(|pair| pair.split_once('=')).expect("a pair");
+            self.cookies.retain(|(known, _)| known != name);
+            if !value.is_empty() {
+                self.cookies.push((name.to_string(), value.to_string()));
+            }
+        }
+        answer
+    }
+
+    async fn get(&mut self, path: &str) -> Answer {
+        self.send(Method::GET, path, None).await
+    }
+
+    /// Sends a form with the token of the page it stands on.
+    async fn post(&mut self, path: &str, fields: &[(&str, &str)]) -> Answer {
+        let token = token_of(&self.get("/settings").await.text);
+        let mut form = url::form_urlencoded::Serializer::new(String::new());
+        form.append_pair("form_token", &token).extend_pairs(fields);
+        self.send(Method::POST, path, Some(form.finish())).await
+    }
+
+    async fn register(server: &Server, email: &str) -> Browser {
+        let mut browser = Browser::new(server);
+        let form = format!("email={}&password={}", email.replace('@', "%40"), PASSWORD.replace(' ', "+"));
+        let answer = browser.send(Method::POST, "/register", Some(form)).await.expect(303);
+        assert_eq!(answer.header("location"), "/welcome");
+        browser
+    }
+}
+
+fn token_of(page: &str) -> String {
+    let (_, rest) = page.split_once("name=\"form_token\" value=\"").unwrap_or_default();
+    rest.split('"').next().unwrap_or_default().to_string()
+}
+
+async fn people_sign_up_and_in_and_out(database: Database) {
+    let server = Server::start(&database);
+    let mut stranger = Browser::new(&server);
+    assert_eq!(stranger.get("/").await.expect(302).header("location"), "/login");
+    let sent_away = stranger.get("/usage?meter=a&range=7d").await.expect(303);
+    assert_eq!(sent_away.header("location"), "/login?next=%2Fusage%3Fmeter%3Da%26range%3D7d");
+
+    let email = format!("{}@example.com", crate::support::unique("person"));
+    let mut browser = Browser::register(&server, &email).await;
+    let page = browser.get("/welcome").await.expect(200);
+    assert!(page.text.contains(&email) && page.text.contains("You are owner here"));
+    for (name, value) in [
+        ("content-security-policy", "default-src 'none'; script-src 'self'"),
+        ("x-content-type-options", "nosniff"),
+        ("referrer-policy", "same-origin"),
+        ("cache-control", "private, no-cache"),
+    ] {
+        assert!(page.header(name).starts_with(value), "{name}: {:?}", page.headers);
+    }
+
+    // a dead access token goes on with the refresh token, in the same answer
+    browser.cookies.retain(|(name, _)| name != "open_spanner_access");
+    let renewed = browser.get("/meters").await.expect(200);
+    assert!(
+        renewed.cookie("open_spanner_access").is_some() && renewed.cookie("open_spanner_refresh").is_some()
+    );
+
+    let out = browser.post("/logout", &[]).await.expect(303);
+    assert_eq!(out.header("location"), "/login");
+    browser.get("/meters").await.expect(303);
+
+    let wrong =
+        browser.send(Method::POST, "/login", Some("email=x%40example.com&password=wrong".into())).await;
+    assert!(wrong.expect(422).text.contains("Email or password is incorrect"));
+    let form =
+        format!("email={}&password={}&next=%2Fplans", email.replace('@', "%40"), PASSWORD.replace(' ', "+"));
+    let back = browser.send(Method::POST, "/login", Some(form)).await.expect(303);
+    assert_eq!(back.header("location"), "/plans");
+    browser.get("/plans").await.expect(200);
+}
+
+/// A workspace with one of everything.
+async fn furnished(server: &Server) -> Browser {
+    let email = sign_up(&server.client()).await;
+    let mut browser = Browser::new(server);
+    let form = format!("email={}&password={}", email.replace('@', "%40"), PASSWORD.replace(' ', "+"));
+    browser.send(Method::POST, "/login", Some(form)).await.expect(303);
+    let made = browser
+        .post(
+            "/meters/new",
+            &[
+                ("name", "tokens"),
+                ("unit", "token"),
+                ("aggregation", "sum"),
+                ("event_retention_days", "90"),
+                ("dim.0.name", "model"),
+                ("dim.0.type", "string"),
+            ],
+        )
+        .await
+        .expect(303);
+    assert!(made.header("location").starts_with("/meters/"));
+    let access = browser.cookies.iter().find(|(name, _)| name == "open_spanner_access").expect("a session");
+    let session = server.client().with("cookie", format!("open_spanner_access={}", access.1));
+    let key =
+        session.post("/v1/auth/api-keys", &json!({"name": "everything", "scopes": ["*"]})).await.json(201);
+    let api = server.client().with_key(key["key"].as_str().expect("a secret"));
+    for n in 0..30 {
+        let event = json!({"idempotency_key": format!("k{n}"), "meter": "tokens", "subject": format!("org_{}", n % 3),
+            "quantity": n + 1, "metadata": {"model": if n % 2 == 0 { "small" } else { "<b>large</b>" }}});
+        api.post("/v1/usages", &event).await.expect(201);
+    }
+    let plan = json!({"name": "Pro", "limits": [{"meter": "tokens", "period": "month", "limit": 100, "enforcement": "hard"}]});
+    let plan = api.post("/v1/plans", &plan).await.json(201);
+    api.put("/v1/plans/subjects/org_1", &json!({"plan_id": plan["id"]})).await.expect(200);
+    let consumed = json!({"idempotency_key": "c1", "meter": "tokens", "subject": "org_1", "quantity": 500});
+    api.post("/v1/entitlements/consume", &consumed).await.expect(429);
+    let destination = json!({"name": "ops", "webhook_url": "https://example.com/hook"});
+    let destination = api.post("/v1/alerts/destinations", &destination).await.json(201);
+    let rule =
+        json!({"name": "Much", "meter": "tokens", "threshold": 1000000, "destination_id": destination["id"]});
+    api.post("/v1/alerts", &rule).await.expect(201);
+    browser
+        .post(
+            "/usage/saved/new",
+            &[("name", "By model"), ("query", "meter=tokens&range=28d%2Btoday&group=model"), ("pinned", "1")],
+        )
+        .await
+        .expect(303);
+    let export = browser
+        .post("/exports/new", &[("kind", "usage_buckets"), ("meter", "tokens"), ("range", "7d+today")])
+        .await;
+    assert!(export.expect(303).header("location").starts_with("/exports/"));
+    browser
+}
+
+/// The addresses that a page links to, without what leaves the pages.
+fn links_of(page: &str) -> Vec<String> {
+    let links = page.split(" href=\"").skip(1).filter_map(|rest| rest.split('"').next());
+    let plain = links.map(|link| link.replace("&amp;", "&").replace("&#38;", "&"));
+    plain.filter(|link| link.starts_with('/')).collect()
+}
+
+async fn every_page_answers_and_every_link_leads_somewhere(database: Database) {
+    let server = Server::start_with(&database, &[("OPEN_SPANNER_SERVE_WORKERS", "on")]);
+    let mut browser = furnished(&server).await;
+    let mut seen: BTreeSet<String> = BTreeSet::new();
+    let mut shapes: BTreeSet<String> = BTreeSet::new();
+    let mut waiting = vec!["/overview".to_string(), "/explain?q=k3".into(), "/search?q=o".into()];
+    while let Some(path) = waiting.pop() {
+        // many addresses of the same shape say nothing new
+        let shape = shape_of(&path);
+        if !seen.insert(path.clone()) || !shapes.insert(shape) {
+            continue;
+        }
+        let answer = browser.get(&path).await;
+        let is_fine =
+            matches!(answer.status, 200 | 302 | 303) || (answer.status == 404 && path.contains("/download"));
+        assert!(is_fine, "{path} answers {}: {}", answer.status, answer.text);
+        if !answer.header("content-type").starts_with("text/html") {
+            continue;
+        }
+        for bad in [" style=", "<style", " onclick=", " onload=", "javascript:", "<b>large</b>"] {
+            assert!(!answer.text.contains(bad), "{path} holds {bad:?}");
+        }
+        assert_eq!(answer.text.matches("<h1").count(), 1, "{path} has one heading");
+        waiting.extend(links_of(&answer.text).into_iter().filter(|link| !link.starts_with("/swagger")));
+    }
+    for wanted in [
+        "/overview",
+        "/usage",
+        "/events",
+        "/meters",
+        "/meters/new",
+        "/subjects",
+        "/quota",
+        "/plans",
+        "/plans/new",
+        "/decisions",
+        "/alerts",
+        "/alerts/new",
+        "/destinations/new",
+        "/deliveries",
+        "/exports",
+        "/exports/new",
+        "/jobs",
+        "/system",
+        "/api-keys",
+        "/api-keys/new",
+        "/settings",
+        "/ingestion",
+        "/welcome",
+        "/explain",
+        "/usage/saved",
+    ] {
+        assert!(
+            seen.iter().any(|path| path.split('?').next() == Some(wanted)),
+            "nothing leads to {wanted}: {seen:?}"
+        );
+    }
+}
+
+/// The address with its ids and values left out.
+fn shape_of(path: &str) -> String {
+    let (path, query) = path.split_once('?').unwrap_or((path, ""));
+    let segments: Vec<&str> = path
+        .split('/')
+        .map(|segment| if segment.len() > 20 || segment.starts_with("org_") { "*" } else { segment })
+        .collect();
+    let mut names: Vec<&str> = query.split('&').filter_map(|pair| pair.split('=').next()).collect();
+    names.sort_unstable();
+    names.dedup();
+    format!("{}?{}", segments.join("/"), names.join("&"))
+}
+
+async fn foreign_forms_are_refused(database: Database) {
+    let server = Server::start(&database);
+    let mut browser = furnished(&server).await;
+    let token = token_of(&browser.get("/settings").await.text);
+    let form = |token: &str| {
+        Some(format!("form_token={token}&name=stolen&unit=u&aggregation=sum&event_retention_days=90"))
+    };
+    let own = browser.client.clone();
+
+    browser.send(Method::POST, "/meters/new", form("")).await.expect(403);
+    browser.send(Method::POST, "/meters/new", form("AAAA")).await.expect(403);
+    let mut other = Browser::register(&server, "other-forms@example.com").await;
+    let foreign = token_of(&other.get("/settings").await.text);
+    assert_ne!(foreign, token);
+    browser.send(Method::POST, "/meters/new", form(&foreign)).await.expect(403);
+
+    browser.client = own.without("sec-fetch-site");
+    browser.send(Method::POST, "/meters/new", form(&token)).await.expect(403);
+    browser.client = own.without("sec-fetch-site").with("origin", "https://evil.example");
+    browser.send(Method::POST, "/meters/new", form(&token)).await.expect(403);
+    browser.client = own.without("sec-fetch-site").with("sec-fetch-site", "cross-site");
+    browser.send(Method::POST, "/meters/new", form(&token)).await.expect(403);
+    browser.send(Method::POST, "/login", Some("email=a%40b&password=x".into())).await.expect(403);
+
+    browser.client = own;
+    assert!(
+        !browser.get("/meters").await.expect(200).text.contains("stolen"),
+        "a refused form changed something"
+    );
+    browser.send(Method::POST, "/meters/new", form(&token)).await.expect(303);
+    // an API key opens no page
+    server.client().with_key("osp_sk_nothing").get("/meters").await.expect(303);
+}
+
+async fn another_workspace_is_not_shown(database: Database) {
+    let server = Server::start_with(&database, &[("OPEN_SPANNER_SERVE_WORKERS", "on")]);
+    let mut owner = furnished(&server).await;
+    let mut other = Browser::register(&server, "neighbour@example.com").await;
+    let mut ids: BTreeSet<String> = BTreeSet::new();
+    for list in
+        ["/meters", "/plans", "/alerts", "/exports", "/api-keys", "/events", "/decisions", "/usage/saved"]
+    {
+        let page = owner.get(list).await.expect(200);
+        ids.extend(
+            links_of(&page.text)
+                .into_iter()
+                .filter(|link| link.split(['/', '?']).any(|part| part.len() == 36)),
+        );
+        let theirs = other.get(list).await.expect(200);
+        for word in ["tokens", "org_1", ">Pro<", ">Much<", "By model", "everything"] {
+            assert!(!theirs.text.contains(word), "{list} shows {word} to a neighbour");
+        }
+    }
+    assert!(ids.len() > 5, "there is something to look for: {ids:?}");
+    for link in ids.iter().filter(|link| link.starts_with('/') && !link.starts_with("/usage")) {
+        let status = other.get(link).await.status;
+        assert_eq!(status, 404, "{link} of another workspace");
+    }
+    other.get("/subjects/org_1").await.expect(404);
+    other.get("/meters/tokens").await.expect(404);
+    assert!(other.get("/explain?q=k3").await.expect(200).text.contains("never seen"));
+}
+
+async fn forms_are_told_what_is_wrong(database: Database) {
+    let server = Server::start(&database);
+    let mut browser = furnished(&server).await;
+    let wrong = browser
+        .post("/meters/new", &[("name", "subject!"), ("unit", "typed unit"), ("aggregation", "sum")])
+        .await;
+    let wrong = wrong.expect(422);
+    assert!(wrong.text.contains("role=\"alert\"") && wrong.text.contains("typed unit"), "{}", wrong.text);
+    let again = browser
+        .post(
+            "/meters/new",
+            &[("name", "tokens"), ("unit", "u"), ("aggregation", "sum"), ("event_retention_days", "90")],
+        )
+        .await;
+    assert!(again.expect(422).text.contains("role=\"alert\""));
+    for (path, fields) in [
+        ("/plans/new", vec![("name", "Bad"), ("limit.0.meter", "tokens"), ("limit.0.limit", "much")]),
+        ("/alerts/new", vec![("name", "Bad"), ("meter", "tokens"), ("threshold", "1")]),
+        ("/destinations/new", vec![("name", "Bad"), ("webhook_url", "ftp://x")]),
+        ("/api-keys/new", vec![("name", ""), ("preset", "ingest"), ("days", "90")]),
+        ("/exports/new", vec![("kind", "usage_buckets"), ("meter", "tokens"), ("range", "nonsense")]),
+        ("/subjects/org_1/plan", vec![("plan_id", "")]),
+    ] {
+        let answer = browser.post(path, &fields).await.expect(422);
+        assert!(answer.text.contains("role=\"alert\""), "{path} does not tell");
+    }
+    // rows are added by a button that sends the form
+    let row = browser.post("/meters/new", &[("name", "kept"), ("do", "add dim")]).await.expect(200);
+    assert!(row.text.contains("Dimension name") && row.text.contains("value=\"kept\""));
+    // a refused query is told on its page
+    assert!(
+        browser.get("/usage?meter=tokens&range=nonsense").await.expect(422).text.contains("role=\"alert\"")
+    );
+    assert!(browser.get("/events?f=nonsense").await.expect(422).text.contains("role=\"alert\""));
+    browser.get("/usage?meter=nosuch").await.expect(422);
+    // a secret is shown by one answer, which nobody may keep
+    let made = browser
+        .post("/api-keys/new", &[("name", "shown"), ("preset", "ingest"), ("days", "7")])
+        .await
+        .expect(200);
+    assert!(made.text.contains("osp_sk_") && made.header("cache-control") == "no-store");
+    // a flash is shown once
+    browser.post("/usage/saved/new", &[("name", "Flash"), ("query", "meter=tokens")]).await.expect(303);
+    assert!(browser.get("/usage?meter=tokens").await.text.contains("Saved as Flash."));
+    assert!(!browser.get("/usage?meter=tokens").await.text.contains("Saved as Flash."));
+}
+
+async fn exports_are_those_of_the_page(database: Database) {
+    let server = Server::start(&database);
+    let mut browser = furnished(&server).await;
+    let view = "/usage?meter=tokens&range=24h&bucket=day&group=model";
+    let page = browser.get(view).await.expect(200).text;
+    // 1 + … + 30, in two groups
+    for number in ["465", "225", "240"] {
+        assert!(page.contains(number), "{number} is not on the page");
+    }
+    let csv = browser.get(&format!("{view}&format=csv")).await.expect(200);
+    assert!(csv.header("content-disposition").contains("usage-buckets-tokens.csv"));
+    assert!(csv.text.starts_with("bucket_start,") || csv.text.contains("quantity"), "{}", csv.text);
+    let rows = browser.get(&format!("{view}&format=json")).await.json(200);
+    let total: f64 =
+        rows.as_array().expect("rows").iter().map(|row| row["quantity"].as_f64().expect("a number")).sum();
+    assert!((total - 465.0).abs() < f64::EPSILON);
+    let events = browser.get("/events?meter=tokens&subject=org_1&format=json").await.json(200);
+    assert_eq!(events.as_array().map(Vec::len), Some(10));
+    let narrowed = browser.get("/events?meter=tokens&f=metadata.model:eq:small&format=json").await.json(200);
+    assert_eq!(narrowed.as_array().map(Vec::len), Some(15));
+}
+
+/// Opens every page in Chromium, with axe. Needs Node, and what `scripts/test` installs.
+async fn pages_work_in_a_browser(database: Database) {
+    let Some(modules) = env("OPEN_SPANNER_TEST_BROWSER").filter(|modules| modules != "0") else {
+        return skip("dashboard::pages_work_in_a_browser", "scripts/test installs what it needs and runs it");
+    };
+    let server = Server::start_with(&database, &[("OPEN_SPANNER_SERVE_WORKERS", "on")]);
+    let name = if matches!(database, Database::Sqlite { .. }) { "sqlite" } else { "postgres" };
+    let mut command = std::process::Command::new("node");
+    command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/browser/pages.mjs"));
+    command.args([format!("http://{}", server.http()), format!("{modules}/pictures-{name}"), modules]);
+    program::finish(command, std::time::Duration::from_secs(600)).succeeded();
+}
