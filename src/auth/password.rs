@@ -34,10 +34,8 @@ pub fn check(password: &str) -> Result<()> {
     if password.len() > MAX_BYTES {
         return Err(Error::invalid(format_args!("password must have at most {MAX_BYTES} bytes")));
     }
-    if password.contains(char::is_control) || password.trim().is_empty() {
-        return Err(Error::invalid(
-            "password must not be blank, nor hold line breaks and control characters",
-        ));
+    if password.contains(char::is_control) {
+        return Err(Error::invalid("password must not hold line breaks or other control characters"));
     }
     Ok(())
 }

@@ -100,7 +100,7 @@ impl Value {
     }
 
     /// An object of these fields.
-    pub fn object<const N: usize>(fields: [(&str, Value); N]) -> Value {
+    pub fn object<'n>(fields: impl IntoIterator<Item = (&'n str, Value)>) -> Value {
         Value::Object(fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
     }
 

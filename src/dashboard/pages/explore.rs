@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::exports::csv::Table;
 use crate::http::extract::Params;
 use crate::http::respond;
-use crate::metering::json::Value;
+use crate::metering::json::{Number, Value};
 use crate::metering::meter::Meter;
 use crate::metering::quantity::Quantity;
 use crate::metering::time::{BucketSize, DAY, Micros, Window};
@@ -241,20 +241,23 @@ impl ExplorePage {
 
     /// The query as the interface for programs takes it.
     fn curl(&self, asked: &Asked) -> String {
-        let mut body = serde_json::json!({
-            "meter": asked.meter.name,
-            "from": asked.range.window.from.to_exact_text(),
-            "to": asked.range.window.to.to_exact_text(),
-            "bucket_size": asked.size.as_str(),
-            "group_by": asked.group,
-            "limit": 1000,
-        });
+        let window = asked.range.window;
+        let group = asked.group.iter().map(|field| field.as_str().into()).collect();
+        let mut body = vec![
+            ("meter", asked.meter.name.as_str().into()),
+            ("from", window.from.to_exact_text().as_str().into()),
+            ("to", window.to.to_exact_text().as_str().into()),
+            ("bucket_size", asked.size.as_str().into()),
+            ("group_by", Value::Array(group)),
+            ("limit", Value::Number(Number::from(&Quantity::from(1000)))),
+        ];
         if !asked.subject.is_empty() {
-            body["subject"] = asked.subject.clone().into();
+            body.push(("subject", asked.subject.as_str().into()));
         }
         if let Ok(Some(node)) = grammar::node(&asked.conditions, Some(&asked.meter)) {
-            body["filter"] = node;
+            body.push(("filter", node));
         }
+        let body = Value::object(body);
         format!(
             "curl {}/v1/usages/search -H 'Authorization: Bearer YOUR_KEY' -d '{}'",
             self.origin,
