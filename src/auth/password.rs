@@ -34,9 +34,6 @@ pub fn check(password: &str) -> Result<()> {
     if password.len() > MAX_BYTES {
         return Err(Error::invalid(format_args!("password must have at most {MAX_BYTES} bytes")));
     }
-    if password.contains(char::is_control) {
-        return Err(Error::invalid("password must not hold line breaks or other control characters"));
-    }
     Ok(())
 }
 
