@@ -9,6 +9,7 @@ use crate::alerts::sql::rules;
 use crate::alerts::webhook;
 use crate::auth::Auth;
 use crate::config::Config;
+use crate::db::readiness::Readiness;
 use crate::db::{Conn, Store};
 use crate::entitlements::counter_reader;
 use crate::entitlements::sql::plans::{self, PlanCache};
@@ -33,6 +34,7 @@ pub struct App {
     pub counters: counter_reader::Reader,
     pub ingest: Ingest,
     pub phase: Arc<Phase>,
+    pub readiness: Readiness,
     /// Ring after a commit that enqueued background work.
     pub wake: Wake,
     pub webhooks: webhook::client::Client,

@@ -34,6 +34,12 @@ pub use value::{ListenAddr, Secret};
 #[derive(Clone, Debug)]
 pub struct Config {
     pub role: Role,
+    /// Whether a server or worker applies pending migrations at its start.
+    pub migrate: bool,
+    /// Whether a schema that a newer version made will do.
+    pub accept_newer_schema: bool,
+    /// The role that `migrate` lets use the tables.
+    pub grant_to: Option<String>,
     pub http: Http,
     /// Where gRPC listens, if it does.
     pub grpc_addr: Option<ListenAddr>,
@@ -63,10 +69,8 @@ pub struct Config {
 /// What this process does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// REST, dashboard and gRPC, after bringing the schema up to date if `migrate`.
-    Serve {
-        migrate: bool,
-    },
+    /// REST, dashboard and gRPC.
+    Serve,
     Migrate(MigrateAction),
     ExportWorker,
     AlertWorker,
@@ -78,7 +82,7 @@ impl Role {
     /// The subcommand.
     pub fn name(self) -> &'static str {
         match self {
-            Role::Serve { .. } => "serve",
+            Role::Serve => "serve",
             Role::Migrate(_) => "migrate",
             Role::ExportWorker => "export-worker",
             Role::AlertWorker => "alert-worker",
@@ -94,7 +98,7 @@ pub enum MigrateAction {
     /// Run what has not run yet.
     Up,
     /// Only show what has run.
-    Status,
+    Status { json: bool },
     /// Undo this many, the newest first.
     Revert(u32),
 }
@@ -207,9 +211,9 @@ fn resolve(
     environment: BTreeMap<String, String>,
     dotenv: BTreeMap<String, String>,
 ) -> Result<Loaded, Exit> {
-    let source = Source { flags: cli.flags, environment, dotenv };
+    let source = Source { flags: cli.flags.clone(), environment, dotenv };
     let values = source.values()?;
-    let config = Config::read(cli.role, &values)?;
+    let config = Config::read(&cli, &values)?;
     let mut warnings = source.unknown();
     warnings.extend(without_effect(&values));
     if cli.print_config {
@@ -245,11 +249,14 @@ fn fault(name: &str, problem: &str, expected: &str) -> ConfigError {
 }
 
 impl Config {
-    fn read(role: Role, v: &Values) -> Result<Config, ConfigError> {
+    fn read(cli: &cli::Cli, v: &Values) -> Result<Config, ConfigError> {
         let db = Db::read(v)?;
         let workers = Workers::read(v, &db.driver);
         Ok(Config {
-            role,
+            role: cli.role,
+            migrate: cli.migrate,
+            accept_newer_schema: cli.accept_newer_schema,
+            grant_to: cli.grant_to.clone(),
             http: Http::read(v),
             grpc_addr: v.optional_address("GRPC_ADDR"),
             grpc_max_connections: v.integer("GRPC_MAX_CONNECTIONS"),

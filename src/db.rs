@@ -9,12 +9,14 @@
 pub mod columns;
 mod error;
 pub mod identity;
+mod inspect;
 pub mod leases;
 pub mod limits;
 pub mod migrations;
 mod observe;
 mod postgres;
 pub mod prepared;
+pub mod readiness;
 pub mod row_cache;
 pub mod schema;
 mod sqlite;
@@ -31,11 +33,15 @@ use diesel::result::ConnectionError;
 use diesel::{Connection, PgConnection, SqliteConnection};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use crate::clock;
 use crate::config::{Db, Driver};
 use crate::db::identity::{Epochs, Link};
 use crate::error::{Error, Result};
 use crate::logging;
 pub use error::{Fault, Trouble};
+use error::{failed, failed_by};
+pub use migrations::Wanted;
+use readiness::Signs;
 
 #[derive(diesel::MultiConnection)]
 pub enum Conn {
@@ -211,6 +217,7 @@ struct Gate {
     epochs: Arc<Epochs>,
     /// Of SQLite; none for PostgreSQL and for databases in memory.
     file: Option<std::path::PathBuf>,
+    signs: Signs,
 }
 
 impl Gate {
@@ -228,6 +235,32 @@ pub fn open(driver: &Driver) -> Result<Conn, ConnectionError> {
         Driver::Sqlite { path, synchronous } => sqlite::open(path, *synchronous).map(Conn::Sqlite),
         Driver::Postgres { dsn } => postgres::open(dsn.expose()).map(Conn::Postgres),
     }
+}
+
+/// What an operator is told about a database that [`open`] does not open; `Unavailable` when that may mend itself.
+fn cannot_open(driver: &Driver, error: ConnectionError) -> Error {
+    match driver {
+        Driver::Sqlite { path, .. } => sqlite::cannot_open(path, error),
+        Driver::Postgres { dsn } => postgres::cannot_open(dsn.expose(), error),
+    }
+}
+
+/// Tells the operator which database that is, without anything secret, and whether it has connections enough.
+pub fn describe(db: &Db) {
+    match &db.driver {
+        Driver::Sqlite { path, .. } => log::info!(driver = "sqlite", database = path.as_str(); "database"),
+        Driver::Postgres { dsn } => {
+            if let Err(error) = postgres::describe(dsn.expose(), &db.driver.target(), db.max_open_conns) {
+                log::warn!(error:%; "the database was not asked for its limits");
+            }
+        }
+    }
+}
+
+/// One transaction on a connection of its own, for a command that ends after it.
+pub fn once<T>(driver: &Driver, work: impl FnOnce(&mut Conn) -> Result<T, Fault>) -> Result<T> {
+    let mut conn = open(driver).map_err(|error| cannot_open(driver, error))?;
+    conn.transaction(Limits::default(), work).map_err(|fault| failed("the database refused", &fault))
 }
 
 fn stamp(conn: &mut Conn) -> i64 {
@@ -264,7 +297,7 @@ impl Pool {
             .connection_timeout(Duration::from_secs(2))
             .max_lifetime(db.conn_max_lifetime)
             .idle_timeout(db.conn_max_idle_time)
-            .error_handler(Box::new(LogErrors))
+            .error_handler(Box::new(LogErrors::default()))
             .build_unchecked(Manager {
                 driver: db.driver.clone(),
                 gate: gate.clone(),
@@ -282,12 +315,12 @@ impl Pool {
     }
 }
 
-#[derive(Debug)]
-struct LogErrors;
+#[derive(Debug, Default)]
+struct LogErrors(logging::Folded);
 
 impl r2d2::HandleError<ConnectionError> for LogErrors {
     fn handle_error(&self, error: ConnectionError) {
-        log::warn!(error:% = error; "database connection failed");
+        self.0.say(|repeats| log::warn!(error:% = error, repeats; "database connection failed"));
     }
 }
 
@@ -300,6 +333,7 @@ struct Inner {
     readers: Pool,
     /// SQLite has one writer; PostgreSQL writes through the same pool as it reads.
     writer: Option<Pool>,
+    gate: Arc<Gate>,
     postgres: bool,
     acquire_timeout: Duration,
     statement_timeout: Duration,
@@ -322,10 +356,10 @@ impl Store {
     pub fn new(db: &Db) -> Self {
         let epochs = Arc::new(Epochs::default());
         let file = match &db.driver {
-            Driver::Sqlite { path, .. } => migrations::file(path),
+            Driver::Sqlite { path, .. } => sqlite::file(path),
             Driver::Postgres { .. } => None,
         };
-        let gate = Arc::new(Gate { epochs: epochs.clone(), file });
+        let gate = Arc::new(Gate { epochs: epochs.clone(), file, signs: Signs::default() });
         let pool = |size| Pool::new(db, size, &gate);
         let (readers, writer, postgres) = match &db.driver {
             Driver::Postgres { .. } => (pool(db.max_open_conns), None, true),
@@ -337,6 +371,7 @@ impl Store {
             epochs,
             readers,
             writer,
+            gate,
             postgres,
             acquire_timeout: db.acquire_timeout.min(TIMEOUT_MAX),
             statement_timeout: db.statement_timeout.min(TIMEOUT_MAX),
@@ -518,6 +553,16 @@ impl Connections {
     }
 }
 
+/// Asks PostgreSQL what time it is, once in a while.
+fn keep_time(pooled: &mut Pooled) {
+    if let Conn::Postgres(conn) = &mut pooled.conn
+        && clock::must_ask()
+    {
+        // a connection that is lost is noticed by the work that follows
+        let _ = pooled.statements.unseen(|| postgres::ask_time(conn));
+    }
+}
+
 fn attempt<T>(
     connections: &Connections,
     operation: &'static str,
@@ -529,6 +574,7 @@ fn attempt<T>(
     loop {
         tries += 1;
         let mut pooled = connections.check_out(operation)?;
+        keep_time(&mut pooled);
         let started = Instant::now();
         // stays true when the work panics, so that a half-done transaction is never handed on
         pooled.broken = true;
@@ -539,12 +585,17 @@ fn attempt<T>(
         metrics::counter!("open_spanner_db_statements_total", "operation" => operation)
             .increment(pooled.statements.take());
         let fault = match result {
+            Ok(_) if !connections.gate.has_its_file() => Fault::Replaced,
             Ok(value) => {
                 pooled.broken = false;
+                if !idempotent {
+                    connections.gate.signs.written();
+                }
                 return Ok(value);
             }
             Err(fault) => fault,
         };
+        connections.gate.signs.note(fault.trouble());
         pooled.broken = fault.spoils_connection();
         if matches!(fault, Fault::AnotherDatabase) {
             connections.gate.epochs.end(link);

@@ -27,6 +27,8 @@ pub enum Code {
     /// More is waiting to be written than may wait: nothing was stored, and a later try may work.
     QueueFull,
     Internal,
+    /// The database or a setting is not one that this program can work with: told to the operator, never to a caller.
+    Unusable,
 }
 
 impl Code {
@@ -45,7 +47,7 @@ impl Code {
             Code::Conflict => "conflict",
             Code::LimitReached => "limit_reached",
             Code::Unavailable | Code::QueueFull => "unavailable",
-            Code::Internal => "internal_error",
+            Code::Internal | Code::Unusable => "internal_error",
         }
     }
 
@@ -59,9 +61,14 @@ impl Code {
             Code::RequestTooLarge => 413,
             Code::UnsupportedEncoding => 415,
             Code::RateLimited => 429,
-            Code::Internal => 500,
+            Code::Internal | Code::Unusable => 500,
             Code::Unavailable | Code::QueueFull => 503,
         }
+    }
+
+    /// What the process ends with: 2 when something has to be set or chosen otherwise, 1 for everything else.
+    pub fn exit_code(self) -> u8 {
+        if self == Code::Unusable { 2 } else { 1 }
     }
 
     pub fn grpc_code(self) -> tonic::Code {
@@ -77,7 +84,7 @@ impl Code {
             Code::RequestTooLarge | Code::LimitReached | Code::RateLimited | Code::QueueFull => {
                 tonic::Code::ResourceExhausted
             }
-            Code::Internal => tonic::Code::Internal,
+            Code::Internal | Code::Unusable => tonic::Code::Internal,
             Code::Unavailable => tonic::Code::Unavailable,
         }
     }

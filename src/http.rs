@@ -33,8 +33,8 @@ use actix_web::{FromRequest, HttpMessage, HttpRequest, HttpResponse, Responder, 
 use futures_util::future::LocalBoxFuture;
 
 use crate::app::App;
-use crate::auth::Caller;
 use crate::auth::permission::{Access, Role, Scope, allow};
+use crate::auth::{Caller, Credential};
 use crate::config::{self, LogRequests};
 use crate::error::Error;
 use crate::http::openapi::Doc;
@@ -143,6 +143,7 @@ pub fn endpoints() -> Vec<Endpoint> {
     vec![
         endpoint(Method::GET, "/health", PUBLIC, system::health, system::describe_health),
         endpoint(Method::GET, "/ready", PUBLIC, system::ready, system::describe_ready),
+        endpoint(Method::GET, "/metrics", PUBLIC, system::metrics, system::describe_metrics),
 
         endpoint(Method::POST, "/v1/auth/users", PUBLIC, session::register, session::describe_register),
         endpoint(Method::POST, "/v1/auth/sessions", PUBLIC, session::login, session::describe_login),
@@ -419,6 +420,11 @@ async fn admit(app: &App, request: &ServiceRequest, pattern: &str, access: &Acce
     }
     if let Some(caller) = extract::authenticate(app, request.request(), access).await? {
         allow(&caller, access)?;
+        let changes = !matches!(*request.method(), Method::GET | Method::HEAD);
+        let is_session = matches!(caller.credential, Credential::Session { .. });
+        if changes && is_session && session::is_foreign(request.request()) {
+            return Err(Error::forbidden("the session belongs to another site"));
+        }
         request.extensions_mut().insert(caller);
     }
     Ok(())
@@ -456,7 +462,8 @@ fn observe(
     let duration_ms = elapsed.as_secs_f64() * 1000.0;
     let workspace = caller.map_or("", |caller| caller.user.workspace_id.as_str());
     let level = match status.as_u16() {
-        500.. => log::Level::Warn,
+        // probes come every few seconds, and whatever makes them fail is in the log already
+        500.. if route != "/ready" => log::Level::Warn,
         _ if is_told(policy, method, &route, status, elapsed) => log::Level::Info,
         _ => log::Level::Debug,
     };
@@ -507,9 +514,24 @@ mod tests {
         let webhooks = Client::new(&[]).expect("a client");
         let phase = Arc::new(Phase::default());
         phase.serve();
+        let readiness = crate::db::readiness::Readiness::default();
         let (config, bodies) = (Arc::new(config), Budget::new(1024 * 1024));
         let streams = bodies.clone();
-        App { config, store, auth, meters, plans, counters, ingest, phase, wake, webhooks, bodies, streams }
+        App {
+            config,
+            store,
+            auth,
+            meters,
+            plans,
+            counters,
+            ingest,
+            phase,
+            readiness,
+            wake,
+            webhooks,
+            bodies,
+            streams,
+        }
     }
 
     #[actix_web::test]

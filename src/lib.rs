@@ -3,7 +3,7 @@
 //!
 //! - [`error`]: what callers are told; [`config`]: every setting, the only reader of the environment; [`logging`];
 //!   [`net`]: connections and bodies of callers, how many and for how long; [`metrics`]
-//! - [`metering`]: the rules, without I/O
+//! - [`metering`]: the rules, without I/O; [`clock`]: what time it is
 //! - [`db`]: the engine of both databases
 //! - [`jobs`]: how background work is done; [`auth`]: who is calling and what they may do; [`meters`]; [`usage`]: reading
 //! - [`entitlements`], [`exports`], [`alerts`]: a domain holds its rules, its work and its SQL
@@ -17,6 +17,7 @@
 pub mod alerts;
 pub mod app;
 pub mod auth;
+pub mod clock;
 pub mod config;
 pub mod dashboard;
 pub mod db;

@@ -6,7 +6,8 @@
 
 use std::fmt::Write as _;
 use std::io::{IsTerminal, Write as _};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 use env_logger::{Builder, Logger, Target, WriteStyle};
 use jiff::Timestamp;
@@ -38,6 +39,28 @@ pub fn resume_request<T>(id: Option<Arc<str>>, work: impl FnOnce() -> T) -> T {
     match id {
         Some(id) => REQUEST.sync_scope(id, work),
         None => work(),
+    }
+}
+
+/// Longest time that repeats of one line are counted instead of written.
+const FOLD: Duration = Duration::from_secs(10);
+
+/// A line that may come again and again: written at once, then at most every 10 s, with the number of those between.
+#[derive(Debug, Default)]
+pub struct Folded(Mutex<(Option<Instant>, u64)>);
+
+impl Folded {
+    pub fn say(&self, line: impl FnOnce(u64)) {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (last, repeats) = &mut *state;
+        if last.is_some_and(|last| last.elapsed() < FOLD) {
+            *repeats += 1;
+            return;
+        }
+        let count = std::mem::take(repeats);
+        *last = Some(Instant::now());
+        drop(state);
+        line(count);
     }
 }
 

@@ -27,7 +27,7 @@ fn main() -> ExitCode {
     let config = loaded.config;
     let result = match config.role {
         Role::Migrate(action) => migrate::run(&config, action),
-        Role::Serve { migrate } => block_on(serve::run(config, migrate)),
+        Role::Serve => block_on(serve::run(config)),
         Role::ExportWorker => block_on(exports::worker::run(config)),
         Role::AlertWorker => block_on(alerts::worker::run(config)),
         Role::EntitlementWorker => block_on(entitlements::worker::run(config)),
@@ -37,7 +37,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("open-spanner: {}", error.message);
-            ExitCode::FAILURE
+            ExitCode::from(error.code.exit_code())
         }
     }
 }

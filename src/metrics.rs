@@ -1,7 +1,9 @@
-//! Prometheus text on a private listener of its own, so that it is never public by accident. No workspace, subject,
+//! Prometheus text on a private listener of its own, so that it is never public by accident; on the API's port as well when
+//! the operator says so. No workspace, subject,
 //! meter or key ever becomes a label.
 
 use std::net::TcpListener;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use actix_web::{App, HttpResponse, web};
@@ -12,6 +14,16 @@ use crate::net::{self, Port};
 
 const SECONDS: [f64; 12] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 2.5, 10.0];
 const EVENTS: [f64; 8] = [1.0, 4.0, 16.0, 64.0, 128.0, 256.0, 512.0, 1024.0];
+
+/// What this process counts, once it does.
+static HANDLE: OnceLock<PrometheusHandle> = OnceLock::new();
+
+pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// Prometheus text of this process; `None` when it counts nothing.
+pub fn text() -> Option<String> {
+    HANDLE.get().map(PrometheusHandle::render)
+}
 
 /// How often what histograms were given is counted.
 const UPKEEP: Duration = Duration::from_secs(5);
@@ -25,6 +37,7 @@ pub fn install() -> Result<PrometheusHandle> {
         .and_then(PrometheusBuilder::install_recorder)
         .map_err(Error::internal)?;
     let recorded = handle.clone();
+    let _ = HANDLE.set(handle.clone());
     // until somebody counts them, every single value stays in memory: nobody may ever ask for the metrics
     std::thread::spawn(move || {
         loop {
@@ -35,12 +48,19 @@ pub fn install() -> Result<PrometheusHandle> {
     Ok(handle)
 }
 
-/// Serves `GET /metrics` until the process ends.
-pub fn listen(listener: TcpListener, port: Port, handle: PrometheusHandle) -> std::io::Result<()> {
+/// Serves `GET /metrics`, and what else is for operators only, until the process ends.
+pub fn listen(
+    listener: TcpListener,
+    port: Port,
+    handle: PrometheusHandle,
+    more: impl Fn(&mut web::ServiceConfig) + Clone + Send + 'static,
+) -> std::io::Result<()> {
     let answer = move |handle: web::Data<PrometheusHandle>| async move {
-        HttpResponse::Ok().content_type("text/plain; version=0.0.4; charset=utf-8").body(handle.render())
+        HttpResponse::Ok().content_type(CONTENT_TYPE).body(handle.render())
     };
-    let application =
-        move || App::new().app_data(web::Data::new(handle.clone())).route("/metrics", web::get().to(answer));
+    let application = move || {
+        let app = App::new().app_data(web::Data::new(handle.clone())).configure(more.clone());
+        app.route("/metrics", web::get().to(answer))
+    };
     net::http::serve(application, listener, port, 1, Duration::ZERO).map(drop)
 }

@@ -15,7 +15,7 @@ use uuid::Uuid;
 use self::partitions::{Attached, Month};
 use self::sql::{Expiring, PruneRun, PrunedMeter};
 use crate::app::App;
-use crate::db::{Store, leases};
+use crate::db::{Conn, Fault, Store, leases};
 use crate::entitlements::sql::decisions;
 use crate::error::{Error, Result};
 use crate::jobs::heartbeat::Heart;
@@ -236,6 +236,9 @@ async fn drop_months(store: &Store, dropped: &mut Dropped) -> Result<()> {
         return Ok(());
     }
     let now = Micros::now();
+    if !store.read("partitions::is_owner", partitions::is_owner).await? {
+        return Ok(());
+    }
     for month in store.read("partitions::droppable", move |conn| partitions::droppable(conn, now)).await? {
         if !store.read("partitions::is_past", move |conn| partitions::is_past(conn, month, now)).await? {
             continue;
@@ -266,8 +269,21 @@ pub async fn attach_months(store: &Store) -> Result<()> {
         return Ok(());
     }
     let now = Micros::now();
+    if !store.read("partitions::is_owner", partitions::is_owner).await? {
+        return Ok(());
+    }
     for month in store.read("partitions::missing", move |conn| partitions::missing(conn, now)).await? {
         attach_month(store, month).await?;
+    }
+    Ok(())
+}
+
+/// For the command that owns the tables: a year ahead, because servers that do not own them cannot attach any.
+pub fn attach_year(conn: &mut Conn) -> Result<(), Fault> {
+    if conn.is_postgres() {
+        for month in partitions::year(Micros::now()) {
+            partitions::attach(conn, month)?;
+        }
     }
     Ok(())
 }

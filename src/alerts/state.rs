@@ -7,8 +7,6 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use bigdecimal::RoundingMode;
-
 use crate::alerts::rule::Terms;
 use crate::metering::quantity::Quantity;
 use crate::metering::time::Micros;
@@ -232,7 +230,7 @@ fn judge(terms: &Terms, group: Option<Group>, value: Option<Quantity>, now: Micr
     let (status, value, message) = match value {
         None => (Status::NoData, Quantity::zero(), "no usage in the window".to_owned()),
         Some(value) => {
-            let (shown, threshold) = (four_decimals(&value), four_decimals(&terms.threshold));
+            let (shown, threshold) = (value.to_plain(), terms.threshold.to_plain());
             if terms.comparator.holds(&value, &terms.threshold) {
                 let message = format!("value {shown} is {} threshold {threshold}", terms.comparator.phrase());
                 (Status::Alerting, value, message)
@@ -242,10 +240,6 @@ fn judge(terms: &Terms, group: Option<Group>, value: Option<Quantity>, now: Micr
         }
     };
     State { group, status, firing: status == Status::Alerting, value, message, updated_at: now }
-}
-
-fn four_decimals(value: &Quantity) -> String {
-    value.decimal().with_scale_round(4, RoundingMode::HalfEven).to_plain_string()
 }
 
 /// What receivers are told when a rule stops looking at what it looked at: it was disabled, deleted or grouped anew.
@@ -275,7 +269,19 @@ pub fn disabled_state(now: Micros) -> State {
     }
 }
 
-/// The state that stands for the whole rule: the most severe, of several the latest.
+/// The most severe first, of several the latest.
+fn rank(state: &State) -> (Status, std::cmp::Reverse<Micros>) {
+    (state.status, std::cmp::Reverse(state.updated_at))
+}
+
+/// The state that stands for the whole rule.
 pub fn primary(states: &[State]) -> Option<&State> {
-    states.iter().min_by_key(|state| (state.status, std::cmp::Reverse(state.updated_at)))
+    states.iter().min_by_key(|state| rank(state))
+}
+
+/// All of them, the one that stands for the rule first.
+pub fn ranked(states: &[State]) -> Vec<&State> {
+    let mut ranked: Vec<&State> = states.iter().collect();
+    ranked.sort_by_key(|state| rank(state));
+    ranked
 }

@@ -255,7 +255,23 @@ pub fn parse_url(text: &str) -> Result<String> {
     if !is_http || !has_host || !is_plain || url.host_str().is_none_or(str::is_empty) || text.len() > 2_048 {
         return Err(refused());
     }
+    if authority(rest).contains('@') {
+        return Err(Error::invalid("webhook_url must not hold a user name or a password"));
+    }
     Ok(text.to_owned())
+}
+
+/// What stands between the scheme and the path.
+fn authority(rest: &str) -> &str {
+    rest.split(['/', '?', '#']).next().unwrap_or_default()
+}
+
+/// Scheme and host of an address, as much as those may see who only read.
+pub fn origin(url: &str) -> &str {
+    let Some((scheme, rest)) = url.split_once("://") else { return "" };
+    // no address with a user name is taken, but one may have been stored by an earlier version
+    let authority = authority(rest);
+    if authority.contains('@') { "" } else { &url[..scheme.len() + 3 + authority.len()] }
 }
 
 #[cfg(test)]
@@ -307,10 +323,28 @@ mod tests {
             "file:///etc/passwd",
             "http://?x",
             "http://@/",
+            "https://user:password@hooks.example.com/x",
+            "https://user@hooks.example.com",
+            "https://:password@hooks.example.com?x",
+            "https://user%40a:b%3ac@hooks.example.com#x",
         ];
         for bad in bad {
             assert!(parse_url(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn readers_see_scheme_and_host_only() {
+        for (url, want) in [
+            ("https://hooks.example.com/services/T0/secret?token=x", "https://hooks.example.com"),
+            ("HTTP://192.0.2.1:8080?token=x", "HTTP://192.0.2.1:8080"),
+            ("https://[2001:db8::1]:8443#x", "https://[2001:db8::1]:8443"),
+            ("https://a@b/c", ""),
+        ] {
+            assert_eq!(origin(url), want);
+        }
+        // an at sign after the host is no user name
+        assert!(parse_url("https://hooks.example.com/@ops?to=a@b").is_ok());
     }
 
     #[test]

@@ -66,6 +66,8 @@ pub fn queues(store: &Store, config: &Config, client: &Client, wake: &Wake) -> V
         batch_size: settings.batch_size,
         concurrency: EVALUATIONS,
         per_workspace: None,
+        rebase: Some(rules::rebase),
+        check: None,
         handler: Arc::new(move |job, _| Box::pin(answer(context.clone(), job))),
     };
     let sender = Sender::new(store, client, settings.timeout / 2);
@@ -77,6 +79,8 @@ pub fn queues(store: &Store, config: &Config, client: &Client, wake: &Wake) -> V
         max_attempts: NO_END,
         concurrency: DELIVERIES,
         per_workspace: Some(DELIVERIES_PER_WORKSPACE),
+        rebase: Some(deliveries::rebase),
+        check: None,
         handler: Arc::new(move |job, token| Box::pin(sender.clone().deliver(job, token))),
         ..queue.clone()
     };
@@ -198,7 +202,7 @@ async fn evaluate_rules(context: &Context, filter: Filter) -> Result<Outcome> {
 /// The role `alert-worker`: drains every queue that follows from a write, until SIGTERM or SIGINT.
 pub async fn run(config: Config) -> Result<()> {
     let health_addr = config.workers.alert.health_addr.clone();
-    process::run(config, health_addr, |store, config, wake| {
+    process::run(config, health_addr, None, |store, config, wake| {
         let client = Client::new(&config.webhook_allowed_networks)?;
         let mut all = duties(store, config, &client, wake);
         // everything that follows from a write
@@ -213,5 +217,6 @@ pub async fn run(config: Config) -> Result<()> {
 pub async fn run_idle(config: Config) -> Result<()> {
     let health_addr = config.workers.usage.health_addr.clone();
     log::info!("usage worker started: writes need none, this process only reports its health");
-    process::run(config, health_addr, |_, _, _| Ok(Duties { queues: Vec::new(), chores: Vec::new() })).await
+    process::run(config, health_addr, None, |_, _, _| Ok(Duties { queues: Vec::new(), chores: Vec::new() }))
+        .await
 }

@@ -30,6 +30,11 @@ const ROLES: &[(&str, &str)] = &[
 /// What the command line said.
 pub struct Cli {
     pub role: Role,
+    /// Apply pending migrations at the start.
+    pub migrate: bool,
+    pub accept_newer_schema: bool,
+    /// `migrate --grant`.
+    pub grant_to: Option<String>,
     pub print_config: bool,
     /// Variable and text of each flag that was given.
     pub flags: BTreeMap<String, String>,
@@ -41,23 +46,34 @@ pub fn parse(argv: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Erro
     if let Some((name, about)) = argv.first().and_then(|program| worker_named(program)) {
         // old container entry points start a worker by the name of its program
         let program = format!("open-spanner-{name}");
-        let matches = with_settings(Command::new(program).about(about)).try_get_matches_from(argv)?;
-        return Ok(cli(role(name, &matches), &matches));
+        let command = with_settings(Command::new(program).about(about)).args(schema_flags());
+        let matches = command.try_get_matches_from(argv)?;
+        return Ok(cli(role(name, &matches), &matches, &matches));
     }
     let mut command = command();
     let matches = command.try_get_matches_from_mut(argv)?;
     let Some((name, matches_of_role)) = matches.subcommand() else {
-        return Ok(cli(role("serve", &matches), &matches));
+        return Ok(cli(role("serve", &matches), &matches, &matches));
     };
-    if matches.get_flag("no-migrate") && name != "serve" {
-        let message = format!("--no-migrate cannot be used with {name}");
-        return Err(command.error(ErrorKind::ArgumentConflict, message));
+    for flag in [NO_MIGRATE, ACCEPT_NEWER] {
+        if matches.get_flag(flag) && name == "migrate" {
+            let message = format!("--{flag} cannot be used with {name}");
+            return Err(command.error(ErrorKind::ArgumentConflict, message));
+        }
     }
-    let role = match role(name, matches_of_role) {
-        Role::Serve { migrate } => Role::Serve { migrate: migrate && !matches.get_flag("no-migrate") },
-        role => role,
-    };
-    Ok(cli(role, matches_of_role))
+    Ok(cli(role(name, matches_of_role), matches_of_role, &matches))
+}
+
+const NO_MIGRATE: &str = "no-migrate";
+const ACCEPT_NEWER: &str = "accept-newer-schema";
+
+/// What a process may be told about the schema that it finds.
+fn schema_flags() -> [Arg; 2] {
+    let flag = |name: &'static str, help| Arg::new(name).long(name).action(ArgAction::SetTrue).help(help);
+    [
+        flag(NO_MIGRATE, "leave the schema alone; end if it is not there: for a role that may not change it"),
+        flag(ACCEPT_NEWER, "work with a schema that a newer version made: for going back to this one"),
+    ]
 }
 
 /// The worker that a program name like `/usr/local/bin/open-spanner-alert-worker` stands for.
@@ -67,10 +83,6 @@ fn worker_named(program: &OsString) -> Option<(&'static str, &'static str)> {
 }
 
 fn command() -> Command {
-    let no_migrate = Arg::new("no-migrate")
-        .long("no-migrate")
-        .action(ArgAction::SetTrue)
-        .help("leave the schema alone; the server is not ready until it fits");
     let status = Arg::new("status")
         .long("status")
         .action(ArgAction::SetTrue)
@@ -80,16 +92,28 @@ fn command() -> Command {
         .long("revert")
         .value_name("N")
         .value_parser(value_parser!(u32).range(1..))
-        .help("undo the last N migrations");
+        .requires("yes-delete-data")
+        .help("undo the last N migrations: drops their tables with all that is in them; refused while a server runs");
+    let sure = Arg::new("yes-delete-data")
+        .long("yes-delete-data")
+        .action(ArgAction::SetTrue)
+        .requires("revert")
+        .help("what --revert cannot do without: data is deleted and only a backup brings it back");
+    let grant = Arg::new("grant")
+        .long("grant")
+        .value_name("ROLE")
+        .conflicts_with_all(["revert", "status"])
+        .help("let this PostgreSQL role read and write the tables, but not change them, after migrating");
+    let json =
+        Arg::new("json").long("json").action(ArgAction::SetTrue).requires("status").help("--status as JSON");
     let roles = ROLES.iter().map(|(name, about)| {
         let role = Command::new(*name).about(*about).after_help(NOTE);
         match *name {
-            "serve" => role.arg(&no_migrate),
-            "migrate" => role.arg(&status).arg(&revert),
-            _ => role,
+            "migrate" => role.args([&status, &json, &revert, &sure, &grant]),
+            _ => role.args(schema_flags()),
         }
     });
-    with_settings(Command::new("open-spanner").about(ABOUT).arg(&no_migrate).subcommands(roles))
+    with_settings(Command::new("open-spanner").about(ABOUT).args(schema_flags()).subcommands(roles))
 }
 
 fn with_settings(command: Command) -> Command {
@@ -126,24 +150,31 @@ fn role(name: &str, matches: &ArgMatches) -> Role {
     match name {
         "migrate" => Role::Migrate(match matches.get_one::<u32>("revert") {
             Some(count) => MigrateAction::Revert(*count),
-            None if matches.get_flag("status") => MigrateAction::Status,
+            None if matches.get_flag("status") => MigrateAction::Status { json: matches.get_flag("json") },
             None => MigrateAction::Up,
         }),
         "export-worker" => Role::ExportWorker,
         "alert-worker" => Role::AlertWorker,
         "entitlement-worker" => Role::EntitlementWorker,
         "usage-worker" => Role::UsageWorker,
-        _ => Role::Serve { migrate: !matches.get_flag("no-migrate") },
+        _ => Role::Serve,
     }
 }
 
-fn cli(role: Role, matches: &ArgMatches) -> Cli {
+/// `outer`: the flags before the subcommand.
+fn cli(role: Role, matches: &ArgMatches, outer: &ArgMatches) -> Cli {
+    let is_set = |flag| {
+        [matches, outer].iter().any(|matches| matches.try_get_one::<bool>(flag).ok().flatten() == Some(&true))
+    };
     let given = |setting: &Setting| {
         let variable = setting.flag_variable();
         matches.get_one::<String>(&variable).map(|text| (variable, text.clone()))
     };
     Cli {
         role,
+        migrate: !is_set(NO_MIGRATE),
+        accept_newer_schema: is_set(ACCEPT_NEWER),
+        grant_to: matches.try_get_one::<String>("grant").ok().flatten().cloned(),
         print_config: matches.get_flag("print-config"),
         flags: settings::all().filter_map(given).collect(),
     }

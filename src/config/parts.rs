@@ -26,6 +26,8 @@ pub struct Http {
     pub secure_cookies: SecureCookies,
     /// Connections at once; 0: as many as the process can afford.
     pub max_connections: usize,
+    /// `/metrics` is answered here, too.
+    pub metrics: bool,
     /// How long browsers are told to use https; `None`: they are not.
     pub hsts_max_age: Option<Duration>,
     pub log_requests: LogRequests,
@@ -56,6 +58,7 @@ impl Http {
             max_connections: v.integer("HTTP_MAX_CONNECTIONS"),
             hsts_max_age: v.optional_duration("HSTS_MAX_AGE"),
             log_requests,
+            metrics: v.boolean("HTTP_METRICS"),
         }
     }
 }

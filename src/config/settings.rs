@@ -118,6 +118,7 @@ pub const TABLE: &[Group] = &[
         row("HTTP_WORKERS",    "0",      Integer(0, 1024),                   "threads that serve HTTP; 0: one per core"),
         row("GRPC_ADDR",       ":18090", AddressOrOff,                       "gRPC; empty: off"),
         row("METRICS_ADDR",    "",       AddressOrOff,                       "Prometheus metrics, keep it private; empty: off"),
+        row("HTTP_METRICS",    "false",  Bool,                               "metrics on the port of REST as well, without a key: /metrics"),
         row("TRUSTED_PROXIES", "",       Networks,                           "proxies whose forwarding headers are believed"),
         row("SECURE_COOKIES",  "auto",   OneOf(&["auto", "always", "never"]), "mark cookies Secure; auto: when the request came by https"),
         row("HSTS_MAX_AGE",    "0",      DurationOrZero,                     "tell browsers to come by https only, for this long; 0: do not"),

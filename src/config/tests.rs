@@ -183,7 +183,7 @@ fn every_default_is_a_good_value() {
         assert!(setting.kind.parse(setting.default).is_ok(), "{}", setting.name);
     }
     let config = with(&[]).config;
-    assert_eq!(config.role, Role::Serve { migrate: true });
+    assert_eq!(config.role, Role::Serve);
     assert_eq!(config.http.addr.to_string(), ":18081");
     assert!(config.http.workers >= 1);
     assert_eq!(config.grpc_addr.map(|addr| addr.to_string()).as_deref(), Some(":18090"));
@@ -392,18 +392,18 @@ fn half_of_a_pair_is_pointed_out() {
 #[test]
 fn roles() {
     let role = |argv: &[&str]| load_from(argv, &[]).map(|loaded| loaded.config.role);
-    let serve = Role::Serve { migrate: true };
+    let serve = Role::Serve;
     for (argv, expected) in [
         (vec!["open-spanner"], serve),
         (vec![], serve),
         (vec!["/usr/local/bin/open-spanner", "serve"], serve),
         (vec!["renamed", "export-worker"], Role::ExportWorker),
-        (vec!["open-spanner", "serve", "--no-migrate"], Role::Serve { migrate: false }),
-        (vec!["open-spanner", "--no-migrate", "serve"], Role::Serve { migrate: false }),
-        (vec!["open-spanner", "--no-migrate"], Role::Serve { migrate: false }),
         (vec!["open-spanner", "migrate"], Role::Migrate(MigrateAction::Up)),
-        (vec!["open-spanner", "migrate", "--status"], Role::Migrate(MigrateAction::Status)),
-        (vec!["open-spanner", "migrate", "--revert", "2"], Role::Migrate(MigrateAction::Revert(2))),
+        (vec!["open-spanner", "migrate", "--status"], Role::Migrate(MigrateAction::Status { json: false })),
+        (
+            vec!["open-spanner", "migrate", "--revert", "2", "--yes-delete-data"],
+            Role::Migrate(MigrateAction::Revert(2)),
+        ),
         (vec!["open-spanner", "export-worker"], Role::ExportWorker),
         (vec!["open-spanner", "alert-worker"], Role::AlertWorker),
         (vec!["open-spanner", "entitlement-worker"], Role::EntitlementWorker),
@@ -420,7 +420,9 @@ fn roles() {
     }
     for argv in [
         vec!["open-spanner", "migrate", "--status", "--revert", "2"],
-        vec!["open-spanner", "migrate", "--revert", "0"],
+        vec!["open-spanner", "migrate", "--revert", "0", "--yes-delete-data"],
+        vec!["open-spanner", "migrate", "--revert", "2"],
+        vec!["open-spanner", "migrate", "--yes-delete-data"],
         vec!["open-spanner", "migrate", "--no-migrate"],
         vec!["open-spanner", "--no-migrate", "migrate"],
         vec!["open-spanner", "nonsense"],
@@ -431,6 +433,25 @@ fn roles() {
     }
     for name in ["serve", "migrate", "export-worker", "alert-worker", "entitlement-worker", "usage-worker"] {
         assert_eq!(role(&["open-spanner", name]).map(Role::name), Ok(name));
+    }
+}
+
+#[test]
+fn schema_may_be_left_alone() {
+    let migrate = |argv: &[&str]| load_from(argv, &[]).map(|loaded| loaded.config.migrate);
+    for argv in [
+        vec!["open-spanner", "serve", "--no-migrate"],
+        vec!["open-spanner", "--no-migrate", "serve"],
+        vec!["open-spanner", "--no-migrate"],
+        vec!["open-spanner", "export-worker", "--no-migrate"],
+        vec!["open-spanner-alert-worker", "--no-migrate"],
+    ] {
+        assert_eq!(migrate(&argv), Ok(false), "{argv:?}");
+    }
+    for argv in
+        [vec!["open-spanner"], vec!["open-spanner", "export-worker"], vec!["open-spanner-alert-worker"]]
+    {
+        assert_eq!(migrate(&argv), Ok(true), "{argv:?}");
     }
 }
 

@@ -98,6 +98,15 @@ impl Trouble {
         WORDS.iter().find(|(words, _)| text.contains(words)).map(|(_, trouble)| *trouble)
     }
 
+    /// Whether that may mend itself before there is a schema to work with. A file of SQLite is what it is.
+    fn may_pass_at_start(self, error: &DieselError) -> bool {
+        match self {
+            Trouble::Disconnected | Trouble::Locked | Trouble::Slow | Trouble::Conflict => true,
+            Trouble::Away | Trouble::ReadOnly | Trouble::Full => state_of(error).is_some(),
+            Trouble::Schema => false,
+        }
+    }
+
     fn of(error: &DieselError) -> Option<Trouble> {
         match error {
             DieselError::BrokenTransactionManager => Some(Trouble::Disconnected),
@@ -196,6 +205,41 @@ impl Fault {
                 Error::new(Code::Internal, "internal server error")
             }
         }
+    }
+}
+
+fn state_of(error: &DieselError) -> Option<SqlState> {
+    match error {
+        DieselError::DatabaseError(_, info) => sqlstate::of_error(&**info),
+        _ => None,
+    }
+}
+
+const PERMISSION_DENIED: &str = "42501";
+const GRANT: &str = "; the role that owns the schema runs `open-spanner migrate`, and `open-spanner migrate --grant ROLE` \
+                     lets this one use it with --no-migrate";
+
+/// What an operator is told when the start fails: `Unavailable` when it may mend itself.
+pub(super) fn failed(what: &str, fault: &Fault) -> Error {
+    match fault {
+        Fault::Database(error) => failed_by(what, error),
+        Fault::NotStarted(inner) => failed(what, inner),
+        fault => Error::new(Code::Internal, format!("{what}: {fault:?}")),
+    }
+}
+
+/// The same for an error that somebody else holds.
+pub(super) fn failed_by(what: &str, error: &DieselError) -> Error {
+    let state = state_of(error);
+    let hint = if state.is_some_and(|state| state.as_str() == PERMISSION_DENIED) { GRANT } else { "" };
+    let message = format!("{what}: {error}{hint}");
+    match Trouble::of(error) {
+        Some(trouble) if trouble.may_pass_at_start(error) => Error::new(Code::Unavailable, message),
+        Some(Trouble::ReadOnly) => Error::new(Code::Unusable, message),
+        _ if state.is_none() && message.contains("file is not a database") => {
+            Error::new(Code::Unusable, message)
+        }
+        _ => Error::new(Code::Internal, message),
     }
 }
 

@@ -11,18 +11,22 @@ use crate::metering::time::{Micros, SECOND};
 
 /// How long a holder may be silent before somebody else may go on.
 const LIFETIME: i64 = 60 * SECOND;
+/// Nobody can have taken a lease that ends later than this after its lifetime, unless the clock was ahead.
+const SKEW: i64 = 5 * SECOND;
 
-/// Takes a lease that is free, has expired or is the holder's already; false when somebody else has it.
+/// Takes a lease that is free, has expired, was taken in the future or is the holder's already; false when somebody else
+/// has it.
 pub fn take(conn: &mut Conn, name: &str, holder: &str) -> Result<bool, Fault> {
     let now = Micros::now();
     let text = "INSERT INTO leases (name, holder, expires_at) VALUES ($1, $2, $3)
                 ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, expires_at = excluded.expires_at
-                WHERE leases.expires_at <= $4 OR leases.holder = excluded.holder";
+                WHERE leases.expires_at <= $4 OR leases.expires_at > $5 OR leases.holder = excluded.holder";
     let taken = diesel::sql_query(text)
         .bind::<Text, _>(name)
         .bind::<Text, _>(holder)
         .bind::<BigInt, _>(now.plus(LIFETIME).0)
         .bind::<BigInt, _>(now.0)
+        .bind::<BigInt, _>(now.plus(LIFETIME + SKEW).0)
         .execute(conn)?;
     Ok(taken == 1)
 }

@@ -1,83 +1,152 @@
-//! The schema: applying, listing and reverting migrations under a lock. diesel takes none of its own, and of four
-//! processes starting together on an empty database three would fail.
+//! The schema: applying and reverting migrations under a lock. diesel takes none of its own, and of four processes
+//! starting together on an empty database three would fail.
 
-use diesel::connection::SimpleConnection;
-use diesel::migration::{Migration, MigrationSource, MigrationVersion};
+use std::fs::File;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use diesel::connection::{Instrumentation, InstrumentationEvent, SimpleConnection};
+use diesel::prelude::*;
+use diesel::sql_types::{BigInt, Bool, Text};
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 
+use super::inspect::{self, Found, Step, unusable};
+use super::{Conn, Fault, cannot_open, failed, failed_by, open, postgres, sqlite};
 use crate::both;
 use crate::config::Driver;
-use crate::db::{Conn, open};
-use crate::error::{Error, Result};
+use crate::error::{Code, Error, Result};
 
-const POSTGRES: EmbeddedMigrations = embed_migrations!("migrations/postgres");
-const SQLITE: EmbeddedMigrations = embed_migrations!("migrations/sqlite");
+pub(super) const POSTGRES: EmbeddedMigrations = embed_migrations!("migrations/postgres");
+pub(super) const SQLITE: EmbeddedMigrations = embed_migrations!("migrations/sqlite");
 
-/// Any number does, as long as no other program on the server uses it: "ospanner" in ASCII.
+/// Advisory lock of whoever changes the schema: "ospanner" in ASCII, which no other program on the server uses.
 const LOCK: i64 = 0x6F73_7061_6E6E_6572;
+/// Advisory lock that every process shares while it uses the database: "ospnuses".
+const IN_USE: i64 = 0x6F73_706E_7573_6573;
+/// How often the lock is tried, and how often it is said that it is waited for.
+const LOCK_PAUSE: Duration = Duration::from_millis(200);
+const LOCK_WORD_EVERY: Duration = Duration::from_secs(10);
 
-/// One migration and whether the database has it.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Step {
-    pub name: String,
-    pub applied: bool,
+/// How a process wants the schema.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted {
+    /// Apply what is pending; otherwise the schema must be there.
+    pub migrate: bool,
+    /// A schema that a newer version made will do.
+    pub accept_newer: bool,
 }
 
-fn failed(cause: impl std::fmt::Display) -> Error {
-    Error::new(crate::error::Code::Unavailable, format!("migration failed: {cause}"))
-}
-
-/// Opens a connection, takes the migration lock, runs `work`, releases the lock by closing the connection.
-fn locked<T>(driver: &Driver, work: impl FnOnce(&mut Conn) -> Result<T>) -> Result<T> {
-    let mut conn = open(driver).map_err(|error| failed(format!("cannot open the database: {error}")))?;
-    if conn.is_postgres() {
-        conn.batch_execute(&format!("SELECT pg_advisory_lock({LOCK})")).map_err(failed)?;
-        return work(&mut conn);
+/// Brings the database to where a process can work with it. `Unavailable` is what mends itself; everything else ends
+/// the process. Nothing is written when nothing is pending.
+pub fn prepare(driver: &Driver, wanted: Wanted, stop: &AtomicBool) -> Result<Vec<String>> {
+    if let Driver::Postgres { dsn } = driver {
+        postgres::check(driver, dsn.expose())?;
     }
-    let Driver::Sqlite { path, .. } = driver else { return work(&mut conn) };
-    // SQLite's own lock is given back between migrations; a lock file spans them
-    let _guard = match lock_path(path, "migrate.lock") {
-        Some(lock) => Some(take_lock(&lock, true)?),
-        None => None,
-    };
-    work(&mut conn)
-}
-
-/// The file of a SQLite database; none for in-memory databases.
-pub fn file(database: &str) -> Option<std::path::PathBuf> {
-    let path = database.strip_prefix("file:").unwrap_or(database);
-    let path = path.split('?').next().unwrap_or(path);
-    let is_memory = path.is_empty() || path.contains(":memory:") || database.contains("mode=memory");
-    (!is_memory).then(|| path.into())
-}
-
-/// The file beside a SQLite database that carries a lock of this name; none for in-memory databases.
-pub fn lock_path(database: &str, name: &str) -> Option<std::path::PathBuf> {
-    file(database).map(|file| format!("{}.{name}", file.display()).into())
-}
-
-/// Holds an exclusive lock as long as the file lives; the operating system releases it when the process dies.
-pub fn take_lock(path: &std::path::Path, wait: bool) -> Result<std::fs::File> {
-    let describe = |error: std::io::Error| failed(format!("cannot lock {}: {error}", path.display()));
-    let file = std::fs::File::create(path).map_err(describe)?;
-    if wait {
-        file.lock().map_err(describe)?;
-        return Ok(file);
+    let found = inspect::look(driver)?;
+    found.refuse_foreign(wanted.accept_newer)?;
+    if !found.is_current()? {
+        return if wanted.migrate {
+            apply(driver, wanted.accept_newer, stop)
+        } else {
+            Err(too_old(driver, &found))
+        };
     }
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(std::fs::TryLockError::WouldBlock) => Err(Error::conflict("another process holds the lock")),
-        Err(std::fs::TryLockError::Error(error)) => Err(describe(error)),
+    if let Driver::Sqlite { path, .. } = driver {
+        sqlite::check_writable(path)?;
     }
+    Ok(Vec::new())
+}
+
+/// A file that belongs to another program is refused before anything is made beside it.
+pub fn refuse_foreign(driver: &Driver, accept_newer: bool) -> Result<()> {
+    match driver {
+        // a lock that is held a little longer is waited for where the schema is prepared
+        Driver::Sqlite { .. } => {
+            match inspect::look(driver).and_then(|found| found.refuse_foreign(accept_newer)) {
+                Err(error) if error.code != Code::Unavailable => Err(error),
+                _ => Ok(()),
+            }
+        }
+        Driver::Postgres { .. } => Ok(()),
+    }
+}
+
+/// Lets a role of PostgreSQL read and write the tables there are and will be, but not change them.
+pub fn grant(driver: &Driver, role: &str) -> Result<()> {
+    let mut conn = open(driver).map_err(|error| cannot_open(driver, error))?;
+    if !conn.is_postgres() {
+        return Err(unusable("--grant is for PostgreSQL: SQLite has no roles"));
+    }
+    let role = format!("\"{}\"", role.replace('"', "\"\""));
+    let schema: Holder = diesel::sql_query("SELECT quote_ident(current_schema()) AS holder")
+        .get_result(&mut conn)
+        .map_err(migration_failed)?;
+    let schema = schema.holder;
+    let rights = "SELECT, INSERT, UPDATE, DELETE ON";
+    conn.batch_execute(&format!(
+        "BEGIN;
+         GRANT USAGE ON SCHEMA {schema} TO {role};
+         GRANT {rights} ALL TABLES IN SCHEMA {schema} TO {role};
+         GRANT USAGE, SELECT ON ALL SEQUENCES IN SCHEMA {schema} TO {role};
+         ALTER DEFAULT PRIVILEGES IN SCHEMA {schema} GRANT {rights} TABLES TO {role};
+         ALTER DEFAULT PRIVILEGES IN SCHEMA {schema} GRANT USAGE, SELECT ON SEQUENCES TO {role};
+         REVOKE INSERT, UPDATE, DELETE ON __diesel_schema_migrations FROM {role};
+         COMMIT"
+    ))
+    .map_err(|error| failed("the role was not let in", &Fault::from(error)))
 }
 
 /// Applies what is pending; returns the names applied.
 pub fn run(driver: &Driver) -> Result<Vec<String>> {
-    locked(driver, |conn| {
+    prepare(driver, Wanted { migrate: true, accept_newer: false }, &AtomicBool::new(false))
+}
+
+/// What the database has of the migrations of this binary. Changes nothing.
+pub fn status(driver: &Driver) -> Result<(Vec<Step>, Vec<String>)> {
+    let found = inspect::look(driver)?;
+    Ok((found.steps()?, found.unknown()?))
+}
+
+fn too_old(driver: &Driver, found: &Found) -> Error {
+    if is_migrating(driver) {
+        return Error::new(Code::Unavailable, "the schema is being migrated by another process");
+    }
+    let what = if found.is_empty() {
+        "the database has no schema yet"
+    } else {
+        "the schema is older than this version"
+    };
+    unusable(format!("{what}: run `open-spanner migrate` first, or start without --no-migrate"))
+}
+
+/// Whether somebody else holds the migration lock.
+fn is_migrating(driver: &Driver) -> bool {
+    match driver {
+        Driver::Sqlite { path, .. } => {
+            lock_path(path, "migrate.lock").filter(|lock| lock.exists()).is_some_and(
+                |lock| matches!(take_lock(&lock, false), Err(error) if error.code == Code::Conflict),
+            )
+        }
+        Driver::Postgres { .. } => open(driver)
+            .is_ok_and(|mut conn| matches!(try_lock(&mut conn, "pg_try_advisory_lock", LOCK), Ok(false))),
+    }
+}
+
+fn apply(driver: &Driver, accept_newer: bool, stop: &AtomicBool) -> Result<Vec<String>> {
+    locked(driver, stop, |conn| {
+        // another process may have been faster
+        let found = Found::of(conn)?;
+        found.refuse_foreign(accept_newer)?;
         let mut applied = Vec::new();
-        for _ in pending(conn)? {
-            let started = std::time::Instant::now();
-            let name = both_run_next(conn)?;
+        for _ in found.steps()?.iter().filter(|step| !step.applied) {
+            if stop.load(Ordering::Relaxed) {
+                return Err(stopped());
+            }
+            let started = Instant::now();
+            let name = run_next(conn)?;
             log::info!(migration = name.as_str(), duration_ms = started.elapsed().as_millis() as u64; "migrated");
             applied.push(name);
         }
@@ -85,62 +154,223 @@ pub fn run(driver: &Driver) -> Result<Vec<String>> {
     })
 }
 
-fn both_run_next(conn: &mut Conn) -> Result<String> {
-    let version: MigrationVersion<'static> = match conn {
-        Conn::Postgres(c) => c.run_next_migration(POSTGRES).map_err(failed)?.as_owned(),
-        Conn::Sqlite(c) => c.run_next_migration(SQLITE).map_err(failed)?.as_owned(),
+fn stopped() -> Error {
+    Error::new(Code::Internal, "stopped before the schema was migrated")
+}
+
+fn run_next(conn: &mut Conn) -> Result<String> {
+    let last = LastError::default();
+    conn.set_instrumentation(last.clone());
+    let version = match conn {
+        Conn::Postgres(c) => c.run_next_migration(POSTGRES).map(|version| version.to_string()),
+        Conn::Sqlite(c) => c.run_next_migration(SQLITE).map(|version| version.to_string()),
     };
-    Ok(version.to_string())
-}
-
-fn pending(conn: &mut Conn) -> Result<Vec<String>> {
-    match conn {
-        Conn::Postgres(c) => Ok(names(&c.pending_migrations(POSTGRES).map_err(failed)?)),
-        Conn::Sqlite(c) => Ok(names(&c.pending_migrations(SQLITE).map_err(failed)?)),
-    }
-}
-
-fn names<DB: diesel::backend::Backend>(migrations: &[Box<dyn Migration<DB>>]) -> Vec<String> {
-    migrations.iter().map(|migration| migration.name().to_string()).collect()
-}
-
-/// Every migration of this binary, oldest first.
-pub fn status(driver: &Driver) -> Result<Vec<Step>> {
-    locked(driver, |conn| {
-        let pending = pending(conn)?;
-        let mut all = match conn {
-            Conn::Postgres(_) => {
-                names(&MigrationSource::<diesel::pg::Pg>::migrations(&POSTGRES).map_err(failed)?)
-            }
-            Conn::Sqlite(_) => {
-                names(&MigrationSource::<diesel::sqlite::Sqlite>::migrations(&SQLITE).map_err(failed)?)
-            }
-        };
-        all.sort();
-        Ok(all.into_iter().map(|name| Step { applied: !pending.contains(&name), name }).collect())
+    version.map_err(|error| {
+        let seen = last.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        seen.unwrap_or_else(|| Error::new(Code::Internal, format!("migration failed: {error}")))
     })
 }
 
-/// Takes back the newest `count` migrations; returns their versions.
+/// Sees the error of a statement before diesel makes a text of it.
+#[derive(Clone, Default)]
+struct LastError(Arc<Mutex<Option<Error>>>);
+
+impl Instrumentation for LastError {
+    fn on_connection_event(&mut self, event: InstrumentationEvent<'_>) {
+        if let InstrumentationEvent::FinishQuery { error: Some(error), .. } = event {
+            let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            *last = Some(failed_by("migration failed", error));
+        }
+    }
+}
+
+fn migration_failed(error: diesel::result::Error) -> Error {
+    failed("migration failed", &Fault::from(error))
+}
+
+/// Opens a connection, takes the migration lock, runs `work`, releases the lock by closing the connection.
+fn locked<T>(driver: &Driver, stop: &AtomicBool, work: impl FnOnce(&mut Conn) -> Result<T>) -> Result<T> {
+    if let Driver::Sqlite { path, .. } = driver {
+        sqlite::create(path)?;
+        // SQLite's own lock is given back between migrations; a lock file spans them
+        let lock = lock_path(path, "migrate.lock");
+        let take = || lock.as_deref().map(|lock| take_lock(lock, false)).transpose();
+        let _guard = wait_for_lock(stop, String::new, || match take() {
+            Ok(guard) => Ok(Some(guard)),
+            Err(error) if error.code == Code::Conflict => Ok(None),
+            Err(error) => Err(error),
+        })?;
+        return work(&mut open(driver).map_err(|error| cannot_open(driver, error))?);
+    }
+    let mut conn = open(driver).map_err(|error| cannot_open(driver, error))?;
+    // a process that is killed in the middle must not leave its statement running
+    conn.batch_execute("SET client_connection_check_interval = '1s'").map_err(migration_failed)?;
+    let mut other = open(driver).map_err(|error| cannot_open(driver, error))?;
+    wait_for_lock(
+        stop,
+        || holder(&mut other),
+        || Ok(try_lock(&mut conn, "pg_try_advisory_lock", LOCK)?.then_some(())),
+    )?;
+    work(&mut conn)
+}
+
+/// Tries until it is taken; says who is waited for.
+fn wait_for_lock<T>(
+    stop: &AtomicBool,
+    mut holder: impl FnMut() -> String,
+    mut take: impl FnMut() -> Result<Option<T>>,
+) -> Result<T> {
+    let mut said: Option<Instant> = None;
+    loop {
+        if let Some(taken) = take()? {
+            return Ok(taken);
+        }
+        if stop.load(Ordering::Relaxed) {
+            return Err(stopped());
+        }
+        if said.is_none_or(|said| said.elapsed() >= LOCK_WORD_EVERY) {
+            log::info!(holder = holder(); "waiting for the migration lock, which another process holds");
+            said = Some(Instant::now());
+        }
+        std::thread::sleep(LOCK_PAUSE);
+    }
+}
+
+#[derive(QueryableByName)]
+struct Answer {
+    #[diesel(sql_type = Bool)]
+    answer: bool,
+}
+
+fn try_lock(conn: &mut Conn, function: &str, lock: i64) -> Result<bool> {
+    let taken: Answer = diesel::sql_query(format!("SELECT {function}($1) AS answer"))
+        .bind::<BigInt, _>(lock)
+        .get_result(conn)
+        .map_err(migration_failed)?;
+    Ok(taken.answer)
+}
+
+#[derive(QueryableByName)]
+struct Holder {
+    #[diesel(sql_type = Text)]
+    holder: String,
+}
+
+/// Who holds the migration lock, as PostgreSQL knows it.
+fn holder(conn: &mut Conn) -> String {
+    holders(conn, LOCK).unwrap_or_default().join(", ")
+}
+
+fn holders(conn: &mut Conn, lock: i64) -> QueryResult<Vec<String>> {
+    let text = "SELECT format('%s (pid %s)', a.application_name, a.pid) AS holder
+                FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid
+                WHERE l.locktype = 'advisory' AND l.granted AND l.database = a.datid AND a.pid <> pg_backend_pid()
+                  AND l.classid = $1::bigint::oid AND l.objid = $2::bigint::oid AND l.objsubid = 1";
+    let rows: Vec<Holder> = diesel::sql_query(text)
+        .bind::<BigInt, _>(lock >> 32)
+        .bind::<BigInt, _>(lock & 0xFFFF_FFFF)
+        .load(conn)?;
+    Ok(rows.into_iter().map(|row| row.holder).collect())
+}
+
+/// Marks the database as used by this process: the lock file for as long as it lives, or the session's lock.
+pub fn mark_in_use(driver: &Driver, conn: &mut Conn) -> Result<Option<File>> {
+    match driver {
+        Driver::Postgres { .. } => try_lock(conn, "pg_try_advisory_lock_shared", IN_USE).map(|_| None),
+        Driver::Sqlite { path, .. } => {
+            let Some(path) = lock_path(path, "use.lock") else { return Ok(None) };
+            let file = lock_file(&path)?;
+            // a revert holds it for a moment only
+            file.lock_shared().map_err(|error| cannot_lock(&path, &error))?;
+            Ok(Some(file))
+        }
+    }
+}
+
+/// How many processes use the database now, this one not counted.
+pub fn users(conn: &mut Conn) -> QueryResult<usize> {
+    Ok(holders(conn, IN_USE)?.len())
+}
+
+/// Takes back the newest `count` migrations, unless somebody uses the database; returns their versions.
 pub fn revert(driver: &Driver, count: u32) -> Result<Vec<String>> {
-    locked(driver, |conn| {
+    let found = inspect::look(driver)?;
+    found.refuse_foreign(false)?;
+    if found.is_empty() {
+        return Ok(Vec::new());
+    }
+    locked(driver, &AtomicBool::new(false), |conn| {
+        let _alone = refuse_while_used(driver, conn)?;
         let mut reverted = Vec::new();
         for _ in 0..count {
-            let applied = both!(conn, c => c.applied_migrations().map_err(failed)?.len());
+            let applied = both!(conn, c => c.applied_migrations().map_err(Error::internal)?.len());
             if applied == 0 {
                 break;
             }
-            let version: MigrationVersion<'static> = match conn {
-                Conn::Postgres(c) => c.revert_last_migration(POSTGRES).map_err(failed)?.as_owned(),
-                Conn::Sqlite(c) => c.revert_last_migration(SQLITE).map_err(failed)?.as_owned(),
+            let version = match conn {
+                Conn::Postgres(c) => c.revert_last_migration(POSTGRES).map(|version| version.to_string()),
+                Conn::Sqlite(c) => c.revert_last_migration(SQLITE).map(|version| version.to_string()),
             };
-            reverted.push(version.to_string());
+            let failed =
+                |error| Error::new(Code::Internal, format!("the migration was not taken back: {error}"));
+            reverted.push(version.map_err(failed)?);
         }
         Ok(reverted)
     })
 }
 
-/// Whether the database has every migration this binary knows; newer ones are tolerated.
-pub fn is_current(conn: &mut Conn) -> Result<bool> {
-    Ok(pending(conn)?.is_empty())
+/// Keeps processes from starting while it lives.
+fn refuse_while_used(driver: &Driver, conn: &mut Conn) -> Result<Option<File>> {
+    let used = |by: String| {
+        Error::conflict(format!("the database is in use{by}: stop every server and worker first"))
+    };
+    match driver {
+        Driver::Sqlite { path, .. } => {
+            let alone = |name| match lock_path(path, name) {
+                Some(lock) => take_lock(&lock, false).map(Some),
+                None => Ok(None),
+            };
+            let in_use =
+                |error: Error| if error.code == Code::Conflict { used(String::new()) } else { error };
+            alone("serve.lock").map_err(in_use)?;
+            alone("use.lock").map_err(in_use)
+        }
+        Driver::Postgres { .. } => {
+            if try_lock(conn, "pg_try_advisory_lock", IN_USE)? {
+                return Ok(None);
+            }
+            let by = holders(conn, IN_USE).unwrap_or_default().join(", ");
+            Err(used(format!(" by {by}")))
+        }
+    }
+}
+
+/// The file beside a SQLite database that carries a lock of this name; none for in-memory databases.
+pub fn lock_path(database: &str, name: &str) -> Option<PathBuf> {
+    let mut path = sqlite::file(database)?.into_os_string();
+    path.push(format!(".{name}"));
+    Some(path.into())
+}
+
+fn cannot_lock(path: &Path, error: &std::io::Error) -> Error {
+    Error::new(Code::Internal, format!("cannot lock {}: {error}", path.display()))
+}
+
+fn lock_file(path: &Path) -> Result<File> {
+    let opened = File::options().create(true).truncate(false).write(true).mode(0o600).open(path);
+    opened.map_err(|error| cannot_lock(path, &error))
+}
+
+/// Holds an exclusive lock as long as the file lives; the operating system releases it when the process dies.
+pub fn take_lock(path: &Path, wait: bool) -> Result<File> {
+    let file = lock_file(path)?;
+    if wait {
+        file.lock().map_err(|error| cannot_lock(path, &error))?;
+        return Ok(file);
+    }
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(std::fs::TryLockError::WouldBlock) => Err(Error::conflict("another process holds the lock")),
+        Err(std::fs::TryLockError::Error(error)) => Err(cannot_lock(path, &error)),
+    }
 }

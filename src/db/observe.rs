@@ -3,7 +3,7 @@
 //! customers' data.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use diesel::connection::{Instrumentation, InstrumentationEvent};
 
@@ -11,9 +11,17 @@ const TARGET: &str = "open_spanner::sql";
 
 /// The statements of one connection since they were last asked for.
 #[derive(Clone, Default)]
-pub struct Statements(Arc<AtomicU64>);
+pub struct Statements(Arc<AtomicU64>, Arc<AtomicBool>);
 
 impl Statements {
+    /// What `work` runs belongs to no operation: it is neither counted nor logged.
+    pub fn unseen<T>(&self, work: impl FnOnce() -> T) -> T {
+        self.1.store(true, Ordering::Relaxed);
+        let done = work();
+        self.1.store(false, Ordering::Relaxed);
+        done
+    }
+
     /// How many there were since the last time of asking.
     pub fn take(&self) -> u64 {
         self.0.swap(0, Ordering::Relaxed)
@@ -23,6 +31,9 @@ impl Statements {
 impl Instrumentation for Statements {
     fn on_connection_event(&mut self, event: InstrumentationEvent<'_>) {
         let InstrumentationEvent::StartQuery { query, .. } = event else { return };
+        if self.1.load(Ordering::Relaxed) {
+            return;
+        }
         self.0.fetch_add(1, Ordering::Relaxed);
         if log::log_enabled!(target: TARGET, log::Level::Trace) {
             log::trace!(target: TARGET, "{}", without_values(&query.to_string()));

@@ -5,12 +5,21 @@
 use std::time::Duration;
 
 use diesel::connection::SimpleConnection;
+use diesel::prelude::*;
 use diesel::result::ConnectionError;
-use diesel::{Connection, PgConnection, QueryResult, RunQueryDsl, sql_query};
+use diesel::sql_types::{BigInt, Text};
+
+use super::inspect::unusable;
+use super::{Conn, Fault, sqlstate};
+use crate::clock;
+use crate::config::Driver;
+use crate::error::{Code, Error, Result};
+use crate::metering::time::Micros;
 
 /// What libpq is told unless the connection string says otherwise: seconds to connect, and a peer that acknowledges
 /// nothing is gone after 20 to 30 of them.
-const PATIENCE: [(&str, &str); 5] = [
+const PATIENCE: [(&str, &str); 6] = [
+    ("fallback_application_name", concat!("open-spanner/", env!("CARGO_PKG_VERSION"))),
     ("connect_timeout", "5"),
     ("keepalives_idle", "15"),
     ("keepalives_interval", "5"),
@@ -23,7 +32,7 @@ const LOCK_WAIT_MAX: Duration = Duration::from_secs(5);
 const IDLE_IN_TRANSACTION_MAX: Duration = Duration::from_secs(60);
 
 /// A connection whose statements may take as long as they like.
-pub fn open(dsn: &str) -> Result<PgConnection, ConnectionError> {
+pub fn open(dsn: &str) -> ConnectionResult<PgConnection> {
     let mut conn = PgConnection::establish(&with_patience(dsn))?;
     // acknowledged means committed: a session default of "off" would break the first promise
     conn.batch_execute(
@@ -32,7 +41,24 @@ pub fn open(dsn: &str) -> Result<PgConnection, ConnectionError> {
          WHERE current_setting('synchronous_commit') = 'off'",
     )
     .map_err(ConnectionError::CouldntSetupConfiguration)?;
+    ask_time(&mut conn).map_err(ConnectionError::CouldntSetupConfiguration)?;
     Ok(conn)
+}
+
+#[derive(QueryableByName)]
+struct Now {
+    #[diesel(sql_type = BigInt)]
+    now: i64,
+}
+
+/// Tells [`clock`] what time it is. The only statement that asks the database: everybody else asks [`clock`], so that one
+/// transaction has one time, and tests can choose it.
+pub fn ask_time(conn: &mut PgConnection) -> QueryResult<()> {
+    let asked = clock::elapsed();
+    let text = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint AS now";
+    let Now { now } = diesel::sql_query(text).get_result(conn)?;
+    clock::heed(asked, Micros(now), clock::elapsed());
+    Ok(())
 }
 
 /// From here on a statement that takes too long fails.
@@ -43,6 +69,128 @@ pub fn limit(conn: &mut PgConnection, statement: Duration) -> QueryResult<()> {
         milliseconds(LOCK_WAIT_MAX.min(statement)),
         milliseconds(IDLE_IN_TRANSACTION_MAX),
     ))
+}
+
+/// Refuses a database that cannot hold every text, and a pooler that gives a session's connection to others.
+pub fn check(driver: &Driver, dsn: &str) -> Result<()> {
+    let mut conn = open(dsn).map_err(|error| cannot_open(dsn, error))?;
+    let encoding = texts(&mut conn, "SELECT current_setting('server_encoding') AS text")?.concat();
+    if encoding != "UTF8" {
+        return Err(unusable(format!(
+            "the encoding of the database must be UTF8, that of {} is {encoding}",
+            driver.target()
+        )));
+    }
+    let mut other = open(dsn).map_err(|error| cannot_open(dsn, error))?;
+    let backend = "SELECT concat_ws(' ', pid, backend_start, inet_server_addr()) AS text
+                   FROM pg_stat_activity WHERE pid = pg_backend_pid()";
+    // two sessions that are open at once have two backends, and keep them
+    let seen = [texts(&mut conn, backend)?, texts(&mut other, backend)?, texts(&mut conn, backend)?];
+    if seen[0] == seen[1] || seen[0] != seen[2] {
+        return Err(unusable(
+            "the connection leads to a pooler that pools transactions or statements (pool_mode of pgbouncer): it must \
+             pool sessions, or open-spanner must connect to PostgreSQL itself",
+        ));
+    }
+    Ok(())
+}
+
+/// Connections of a process beside its pool: the one that watches readiness, and the one that listens for jobs.
+const BESIDE_POOL: i64 = 2;
+
+#[derive(QueryableByName)]
+struct Limits {
+    #[diesel(sql_type = Text)]
+    version: String,
+    #[diesel(sql_type = Text)]
+    role: String,
+    #[diesel(sql_type = BigInt)]
+    max_connections: i64,
+    #[diesel(sql_type = BigInt)]
+    connections: i64,
+}
+
+/// Logs where this process works, and warns when the processes there are, each with a pool like this one, could need
+/// more than four fifths of the connections that PostgreSQL has to give.
+pub fn describe(dsn: &str, target: &str, pool: u32) -> std::result::Result<(), String> {
+    let mut conn = open(dsn).map_err(|error| error.to_string())?;
+    let text = "SELECT current_setting('server_version') AS version, current_user::text AS role,
+                       current_setting('max_connections')::bigint
+                       - current_setting('superuser_reserved_connections')::bigint AS max_connections,
+                       (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend') AS connections";
+    let found: Limits = diesel::sql_query(text).get_result(&mut conn).map_err(|error| error.to_string())?;
+    let Limits { version, role, max_connections, connections } = found;
+    log::info!(driver = "postgres", database = target, role, version, pool, max_connections, connections; "database");
+    // this one counts itself: it is not marked yet
+    let processes =
+        super::migrations::users(&mut Conn::Postgres(conn)).map_err(|error| error.to_string())? as i64 + 1;
+    let needed = processes * (i64::from(pool) + BESIDE_POOL);
+    if needed * 5 > max_connections * 4 {
+        log::warn!(processes, needed, max_connections;
+                   "PostgreSQL has few connections for that many processes: raise max_connections or lower \
+                    OPEN_SPANNER_DB_MAX_OPEN_CONNS");
+    }
+    Ok(())
+}
+
+#[derive(QueryableByName)]
+struct TextRow {
+    #[diesel(sql_type = Text)]
+    text: String,
+}
+
+fn texts(conn: &mut PgConnection, query: &str) -> Result<Vec<String>> {
+    let rows: Result<Vec<TextRow>, _> = diesel::sql_query(query).load(conn);
+    let failed = |error| super::failed("cannot look at the database", &Fault::from(error));
+    Ok(rows.map_err(failed)?.into_iter().map(|row| row.text).collect())
+}
+
+/// What libpq says when nobody answers, or not yet: it is never translated, unlike what a server says.
+const NOBODY_THERE: [&str; 12] = [
+    "Connection refused",
+    "No such file or directory",
+    "could not translate host name",
+    "timeout expired",
+    "timed out",
+    "No route to host",
+    "is unreachable",
+    "reset by peer",
+    "server closed the connection",
+    "session is read-only",
+    "session is not read-only",
+    "server is",
+];
+/// How each message about an attempt to connect begins; others are about the connection string, and may quote it.
+const ATTEMPT: &str = "connection to server";
+
+/// Tells a server that is not there yet from one that will never let us in.
+pub fn cannot_open(dsn: &str, error: ConnectionError) -> Error {
+    let message = match error {
+        ConnectionError::BadConnection(message) => message,
+        ConnectionError::CouldntSetupConfiguration(error) => {
+            return super::failed("cannot open the database", &Fault::from(error));
+        }
+        _ => String::new(),
+    };
+    let waits = |message: &str| {
+        Error::new(Code::Unavailable, format!("cannot open the database: {}", message.trim()))
+    };
+    if !message.contains(ATTEMPT) && !message.contains("could not translate host name") {
+        return unusable("OPEN_SPANNER_POSTGRES_DSN is no connection string that libpq understands");
+    }
+    if NOBODY_THERE.iter().any(|words| message.contains(words)) {
+        return waits(&message);
+    }
+    let Some(state) = sqlstate::of_connecting(dsn) else {
+        let is_tls = message.contains("SSL") || message.contains("certificate");
+        let refused = |message: &str| unusable(format!("cannot open the database: {}", message.trim()));
+        return if is_tls { refused(&message) } else { waits(&message) };
+    };
+    // wrong password or role, no such database, no right to connect
+    if state.class() == "28" || ["3D000", "42501"].contains(&state.as_str()) {
+        return unusable(format!("cannot open the database: {}", message.trim()));
+    }
+    waits(&message)
 }
 
 #[derive(diesel::QueryableByName)]
@@ -67,11 +215,11 @@ pub fn stamp(conn: &mut PgConnection) -> i64 {
         "SELECT CASE WHEN pg_is_in_recovery() THEN '' ELSE left(pg_walfile_name(pg_current_wal_lsn()), 8) END AS timeline",
     ]
     .iter()
-    .find_map(|text| sql_query(*text).get_result::<Found>(conn).ok());
+    .find_map(|text| diesel::sql_query(*text).get_result::<Found>(conn).ok());
     let timeline = timeline.map(|found| found.timeline).filter(|timeline| !timeline.ends_with('/'));
     if let Some(timeline) = timeline.filter(|timeline| !timeline.is_empty()) {
         // the first timeline is no change
-        let note = sql_query(
+        let note = diesel::sql_query(
             "UPDATE installation SET timeline = $1, epoch = epoch + CASE WHEN timeline = '' THEN 0 ELSE 1 END
              WHERE timeline <> $1",
         );
@@ -82,7 +230,7 @@ pub fn stamp(conn: &mut PgConnection) -> i64 {
             Err(error) => log::debug!(error:% = error; "the timeline was not written down"),
         }
     }
-    let found = sql_query("SELECT database_stamp() AS stamp").get_result::<Stamp>(conn);
+    let found = diesel::sql_query("SELECT database_stamp() AS stamp").get_result::<Stamp>(conn);
     found.map_or(0, |found| found.stamp)
 }
 
@@ -119,7 +267,10 @@ mod tests {
 
     #[test]
     fn connection_strings_of_both_forms_get_what_they_do_not_say() {
-        let all = "connect_timeout=5&keepalives_idle=15&keepalives_interval=5&keepalives_count=3&tcp_user_timeout=20000";
+        let name = concat!("fallback_application_name=open-spanner/", env!("CARGO_PKG_VERSION"));
+        let all = format!(
+            "{name}&connect_timeout=5&keepalives_idle=15&keepalives_interval=5&keepalives_count=3&tcp_user_timeout=20000"
+        );
         for (dsn, want) in [
             ("postgres://h/d", format!("postgres://h/d?{all}")),
             ("postgresql://u:p?w@h:1", format!("postgresql://u:p?w@h:1?{all}")),
@@ -132,7 +283,7 @@ mod tests {
         let own = "host=h connect_timeout=60 tcp_user_timeout=1";
         assert_eq!(
             with_patience(own),
-            format!("{own} keepalives_idle=15 keepalives_interval=5 keepalives_count=3")
+            format!("{own} {name} keepalives_idle=15 keepalives_interval=5 keepalives_count=3")
         );
     }
 

@@ -1,13 +1,13 @@
 //! The code that PostgreSQL gives each error. Its words are those of the server's language; diesel passes on the words
-//! and keeps the code to itself. Here libpq is asked for it, by the only unsafe code of the program.
+//! and keeps the code to itself. Both functions here ask libpq for it, and are the only unsafe code of the program.
 #![expect(unsafe_code, reason = "libpq is asked directly for what diesel does not pass on")]
 
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::fmt;
 use std::ptr::NonNull;
 
 use diesel::result::DatabaseErrorInformation;
-use pq_sys::PGresult;
+use pq_sys::{PGVerbosity, PGresult};
 
 /// Five characters; the first two are its class. <https://www.postgresql.org/docs/current/errcodes-appendix.html>
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -52,6 +52,31 @@ pub fn of_error(info: &(dyn DatabaseErrorInformation + Send + Sync)) -> Option<S
     SqlState::parse(text?.to_str().ok()?)
 }
 
+/// Connects anew to learn the code that the server refuses a connection with; none when no server answers.
+pub fn of_connecting(dsn: &str) -> Option<SqlState> {
+    let dsn = CString::new(dsn).ok()?;
+    // SAFETY: the handle is used by this thread only, and not after PQfinish
+    let message = unsafe {
+        let conn = pq_sys::PQconnectdb(dsn.as_ptr());
+        if conn.is_null() {
+            return None;
+        }
+        // can be asked for only when there is a handle, hence the second try
+        pq_sys::PQsetErrorVerbosity(conn, PGVerbosity::PQERRORS_SQLSTATE);
+        pq_sys::PQreset(conn);
+        let message = CStr::from_ptr(pq_sys::PQerrorMessage(conn)).to_string_lossy().into_owned();
+        pq_sys::PQfinish(conn);
+        message
+    };
+    in_message(&message)
+}
+
+/// `connection to server at "::1", port 5432 failed: FATAL:  28P01`
+fn in_message(message: &str) -> Option<SqlState> {
+    let (_, code) = message.trim_end().rsplit_once(":  ")?;
+    SqlState::parse(code)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -59,5 +84,21 @@ mod tests {
     #[test]
     fn errors_of_others_have_no_code() {
         assert_eq!(of_error(&"UNIQUE constraint failed: users.email".to_owned()), None);
+    }
+
+    #[test]
+    fn code_ends_the_message_of_a_refused_connection() {
+        let refused = "connection to server at \"localhost\" (::1), port 5432 failed: ВАЖНО:  28P01\n";
+        assert_eq!(in_message(refused).map(|state| state.class() == "28"), Some(true));
+        for own in
+            ["", "connection to server at \"h\" failed: Connection refused\n\tIs the server running?\n"]
+        {
+            assert_eq!(in_message(own), None);
+        }
+    }
+
+    #[test]
+    fn nobody_listens() {
+        assert_eq!(of_connecting("host=127.0.0.1 port=1 dbname=x user=x"), None);
     }
 }

@@ -25,7 +25,7 @@ const CONCURRENCY: usize = 4;
 /// Runs until told to stop, as a process of its own; the alert worker does this work too.
 pub async fn run(config: Config) -> Result<()> {
     let health_addr = config.workers.entitlement.health_addr.clone();
-    process::run(config, health_addr, |store, config, _| Ok(duties(store, config))).await
+    process::run(config, health_addr, None, |store, config, _| Ok(duties(store, config))).await
 }
 
 /// What this worker works on.
@@ -46,6 +46,8 @@ fn queue(store: &Store, settings: &config::Worker) -> Queue {
         batch_size: settings.batch_size,
         concurrency,
         per_workspace: None,
+        rebase: None,
+        check: None,
         // a second run writes the same again, so the lease is not asked for
         handler: Arc::new(move |job: Job, _: LeaseToken| Box::pin(evaluate(store.clone(), job))),
     }

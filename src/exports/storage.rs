@@ -20,10 +20,11 @@ pub struct Storage {
     directory: PathBuf,
 }
 
-/// Says what failed; the path goes to the log, where operators look, not to the owner of the export.
+/// Says what failed; the path goes to the log, where operators look, not to the owner of the export. A disk that is full or
+/// away may be back: another try is worth it.
 fn failed(what: &str, path: &std::path::Path, error: &io::Error) -> Error {
     log::error!(path:% = path.display(), error:% = error; "export storage failed");
-    Error::new(Code::Internal, format!("cannot {what} the export: {error}"))
+    Error::new(Code::Unavailable, format!("cannot {what} the export: {error}"))
 }
 
 /// A file as the storage lists it.
@@ -52,11 +53,22 @@ impl Storage {
 
     /// Makes the directory; `Err` when nothing can be written there.
     pub fn prepare(&self) -> Result<()> {
+        self.try_to_write().map_err(|error| failed("write to the directory of", &self.directory, &error))
+    }
+
+    /// Whether files can be written now, without a word in the log; the text is for operators.
+    pub fn check(&self) -> Result<(), String> {
+        let described = |error| format!("the export storage {} cannot be written: {error}", self.target());
+        self.try_to_write().map_err(described)
+    }
+
+    fn try_to_write(&self) -> io::Result<()> {
         let probe = self.directory.join(format!(".probe-{}", uuid::Uuid::new_v4().simple()));
-        self.make_directory()
-            .and_then(|()| private_file(&probe))
-            .and_then(|_| fs::remove_file(&probe))
-            .map_err(|error| failed("write to the directory of", &self.directory, &error))
+        self.make_directory()?;
+        let written = private_file(&probe).and_then(|mut file| file.write_all(b"trial"));
+        // a full disk makes the file and refuses its content
+        let removed = fs::remove_file(&probe);
+        written.and(removed)
     }
 
     fn make_directory(&self) -> io::Result<()> {
@@ -109,6 +121,12 @@ impl Storage {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", &path, &error)),
             _ => Ok(()),
         }
+    }
+
+    /// Removes what was begun of a job's file and will never be finished.
+    pub fn remove_drafts(&self, job_id: &str) -> Result<()> {
+        let drafts = self.list()?.into_iter().filter(|file| file.job_id == job_id && !file.is_published);
+        drafts.into_iter().try_for_each(|draft| self.remove(&draft.name))
     }
 
     /// All files of export jobs, finished and not.
@@ -245,6 +263,13 @@ mod tests {
         assert!(!storage.list().expect("listed")[0].is_published);
         drop(draft);
         assert!(storage.list().expect("listed").is_empty());
+        // nor does one whose writer died, once its job is begun again
+        std::mem::forget(storage.create(ID).expect("draft"));
+        let published = storage.create(ID).expect("draft");
+        published.publish().expect("published");
+        storage.remove_drafts(ID).expect("removed");
+        let left: Vec<String> = storage.list().expect("listed").into_iter().map(|file| file.name).collect();
+        assert_eq!(left, [file_name(ID)]);
     }
 
     #[test]
@@ -267,6 +292,6 @@ mod tests {
         let storage = Storage::of(&ExportStorage::Filesystem { path }).expect("storage");
         let error = storage.prepare().expect_err("refused");
         assert!(error.message.starts_with("cannot write to the directory of the export"), "{error}");
-        assert!(storage.create(ID).is_err());
+        assert_eq!(storage.create(ID).err().map(|error| error.code), Some(Code::Unavailable), "for now");
     }
 }

@@ -1,14 +1,17 @@
 //! The export worker: takes a queued job, writes its file, publishes it; removes files when their time is over. Rows
 //! go from page to file, so that memory does not grow with the export.
 //!
-//! Raw events are those received before the job was started: what arrives meanwhile is left out. Buckets are read
-//! slice by slice, each as exact as a query at that moment.
+//! An export of raw events holds every event that was acknowledged before it was asked for, whatever the clocks of those
+//! who stored them: its pages go through all that is committed, newest first, and no time of arrival bounds them. What
+//! arrives while it is written is in it where its place was not passed yet. Buckets are read slice by slice, each as
+//! exact as a query at that moment.
 
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::config::Config;
+use crate::db::readiness::{Check, Obstacle};
 use crate::db::{Conn, Store};
 use crate::error::{Code, Error, Result};
 use crate::exports::csv::Table;
@@ -18,7 +21,6 @@ use crate::exports::storage::{Draft, Storage};
 use crate::jobs::process::{self, Duties};
 use crate::jobs::queue::{Job, LeaseToken};
 use crate::jobs::worker::{Done, Queue, Work};
-use crate::metering::filter::{Field, Filter, Literal, Order, Test};
 use crate::metering::time::{BucketSize, Micros, Window};
 use crate::usage::aggregate::cells;
 use crate::usage::events::{self, Position, Search};
@@ -41,9 +43,10 @@ struct Exporter {
 /// The queue of export jobs and how they are done.
 pub fn queue(store: &Store, config: &Config) -> Result<Queue> {
     let settings = &config.workers.export;
+    let exporter_storage = Storage::of(&config.exports.storage)?;
     let exporter = Arc::new(Exporter {
         store: store.clone(),
-        storage: Storage::of(&config.exports.storage)?,
+        storage: exporter_storage.clone(),
         timeout: settings.timeout,
         max_attempts: settings.max_attempts as i32,
     });
@@ -61,6 +64,8 @@ pub fn queue(store: &Store, config: &Config) -> Result<Queue> {
         concurrency: CONCURRENCY,
         // turns between workspaces; one that is alone may use every place
         per_workspace: Some(1_000),
+        rebase: None,
+        check: Some(check(&exporter_storage)),
         handler: Arc::new(handler),
     })
 }
@@ -68,7 +73,14 @@ pub fn queue(store: &Store, config: &Config) -> Result<Queue> {
 /// The role: export jobs and their clean-up in a process of their own.
 pub async fn run(config: Config) -> Result<()> {
     let health_addr = config.workers.export.health_addr.clone();
-    process::run(config, health_addr, |store, config, _| duties(store, config)).await
+    let storage = Storage::of(&config.exports.storage)?;
+    process::run(config, health_addr, Some(check(&storage)), |store, config, _| duties(store, config)).await
+}
+
+/// A worker that cannot write takes no jobs from those that can.
+fn check(storage: &Storage) -> Check {
+    let storage = storage.clone();
+    Arc::new(move || storage.check().err().map(|error| Obstacle::new("storage", error)))
 }
 
 /// All that has to be done about exports, in a process of its own or inside the server.
@@ -76,7 +88,7 @@ pub fn duties(store: &Store, config: &Arc<Config>) -> Result<Duties> {
     let storage = Storage::of(&config.exports.storage)?;
     log::info!("export storage path: {}", storage.target());
     if let Err(error) = storage.prepare() {
-        // jobs fail with this reason until it is mended, and everything else works
+        // jobs wait until it is mended, and everything else works
         log::error!(error:% = error; "export storage cannot be written to");
     }
     let clean_up = keep_clean(store.clone(), config.clone());
@@ -99,6 +111,9 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + '
 impl Exporter {
     async fn work(self: Arc<Self>, job: Job, token: LeaseToken) -> Result<Done> {
         if job.attempts > self.max_attempts {
+            let (storage, id) = (self.storage.clone(), job.key.clone());
+            // what cannot be removed now is found by the clean-up
+            let _ = blocking(move || storage.remove_drafts(&id)).await;
             let reason = format!("the export worker died {} times at this export", self.max_attempts);
             return self.fail(job, token, reason).await;
         }
@@ -119,7 +134,7 @@ impl Exporter {
         };
         match result {
             Ok(()) => Ok(Done::Finished),
-            // the database is away: another try may find it
+            // the database is away, or the disk is full: another try may find it better
             Err(error) if error.code == Code::Unavailable && job.attempts < self.max_attempts => Err(error),
             Err(error) => self.fail(job, token, error.message).await,
         }
@@ -155,8 +170,7 @@ async fn append(draft: &SharedDraft, bytes: Vec<u8>) -> Result<()> {
 impl Run<'_> {
     async fn write(&self) -> Result<()> {
         let started = std::time::Instant::now();
-        let (storage, id) = (self.exporter.storage.clone(), self.export.id.clone());
-        let draft: SharedDraft = Arc::new(Mutex::new(blocking(move || storage.create(&id)).await?));
+        let draft: SharedDraft = Arc::new(Mutex::new(self.draft().await?));
         match self.export.kind {
             Kind::UsageBuckets => self.write_buckets(&draft).await?,
             Kind::UsageEvents => self.write_events(&draft).await?,
@@ -170,6 +184,19 @@ impl Run<'_> {
             log::info!(export_id = self.export.id.as_str(), rows, size_bytes = size, duration_ms; "export completed");
         }
         Ok(())
+    }
+
+    /// A new draft. Whoever wrote one before has lost the lease, by dying as a rule.
+    async fn draft(&self) -> Result<Draft> {
+        let (storage, id, is_retry) =
+            (self.exporter.storage.clone(), self.export.id.clone(), self.job.attempts > 1);
+        let create = move || {
+            if is_retry {
+                storage.remove_drafts(&id)?;
+            }
+            storage.create(&id)
+        };
+        blocking(create).await
     }
 
     async fn complete(&self, draft: SharedDraft, artifact: Artifact) -> Result<bool> {
@@ -314,18 +341,15 @@ impl Run<'_> {
         }
     }
 
-    /// Only what was received before now.
     fn search(&self) -> Result<Search> {
         let asked = &self.export.asked;
-        let received = Test::Compare(Order::LessOrEqual, Literal::Time(Micros::now()));
-        let received = Filter::Condition(Field::ReceivedAt, received);
         Ok(Search {
             workspace_id: self.export.workspace_id,
             meter: Some(asked.meter.clone()).filter(|meter| !meter.is_empty()),
             subject: query::parse_subject_filter(&asked.subject)?,
             from: asked.from.map(|time| time.0),
             to: asked.to.map(|time| time.0),
-            filter: Filter::both(asked.filter()?, Some(received)),
+            filter: asked.filter()?,
         })
     }
 

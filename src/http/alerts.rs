@@ -14,14 +14,14 @@ use crate::alerts::sql::deliveries::{self, Delivery};
 use crate::alerts::sql::events::{self, Attempt, Event};
 use crate::alerts::sql::rules::{self, Change, Filter, NewRule, Rule};
 use crate::alerts::sql::states;
-use crate::alerts::state::{State, primary};
+use crate::alerts::state::{State, primary, ranked};
 use crate::alerts::webhook::RulePart;
 use crate::app::App;
 use crate::auth::Caller;
 use crate::db::Conn;
 use crate::db::columns::quantity_of;
 use crate::error::{Error, Result};
-use crate::http::destinations::DestinationView;
+use crate::http::destinations::{DestinationView, sees_addresses};
 use crate::http::extract::{Id, Json, Params, paginate};
 use crate::http::openapi::Doc;
 use crate::http::respond::{self, Page};
@@ -75,17 +75,17 @@ pub struct RuleView<'a> {
 }
 
 impl<'a> RuleView<'a> {
-    fn of(rule: &'a Rule, states: &'a [State]) -> Self {
+    fn of(rule: &'a Rule, states: &'a [State], sees_addresses: bool) -> Self {
         RuleView {
             // id and name of the destination stand outside of this part
             part: RulePart::new(&rule.public_id, &rule.meter, &rule.terms, ("", "")),
             destination_id: &rule.destination.public_id,
-            destination: DestinationView::of(&rule.destination),
+            destination: DestinationView::of(&rule.destination, sees_addresses),
             next_evaluate_at: rule.next_evaluate_at,
             created_at: rule.created_at,
             updated_at: rule.updated_at,
             state: primary(states).map(|state| StateView::of(state, rule.evaluated_at)),
-            states: states.iter().map(|state| StateView::of(state, rule.evaluated_at)).collect(),
+            states: ranked(states).into_iter().map(|state| StateView::of(state, rule.evaluated_at)).collect(),
         }
     }
 }
@@ -181,7 +181,7 @@ pub async fn create(app: web::Data<App>, caller: Caller, body: Json<RuleInput>) 
     };
     let rule = app.store.write("alerts::add", move |conn| rules::add(conn, &new, Micros::now())).await?;
     app.wake.ring();
-    respond::created(&RuleView::of(&rule, &[]))
+    respond::created(&RuleView::of(&rule, &[], sees_addresses(&caller)))
 }
 
 type Rules = (Vec<Rule>, HashMap<i64, Vec<State>>);
@@ -217,8 +217,10 @@ pub async fn list(app: web::Data<App>, caller: Caller, params: Params) -> Result
             with_states(conn, rules)
         })
         .await?;
-    let of = |rule| RuleView::of(rule, states.get(&rule.id).map_or(&[], Vec::as_slice));
-    respond::ok(&Page { items: rules.iter().map(of).collect(), next_cursor: None })
+    let sees = sees_addresses(&caller);
+    let items =
+        rules.iter().map(|rule| RuleView::of(rule, states.get(&rule.id).map_or(&[], Vec::as_slice), sees));
+    respond::ok(&Page { items: items.collect(), next_cursor: None })
 }
 
 async fn find(app: &App, caller: &Caller, id: &str) -> Result<(Rule, Vec<State>)> {
@@ -240,7 +242,7 @@ pub fn describe_get() -> Doc {
 
 pub async fn get(app: web::Data<App>, caller: Caller, Id(id): Id) -> Result<HttpResponse> {
     let (rule, states) = find(&app, &caller, &id).await?;
-    respond::ok(&RuleView::of(&rule, &states))
+    respond::ok(&RuleView::of(&rule, &states, sees_addresses(&caller)))
 }
 
 pub fn describe_update() -> Doc {
@@ -277,7 +279,7 @@ pub async fn update(
     app.store.write("alerts::update", update).await?;
     app.wake.ring();
     let (rule, states) = find(&app, &caller, &id).await?;
-    respond::ok(&RuleView::of(&rule, &states))
+    respond::ok(&RuleView::of(&rule, &states, sees_addresses(&caller)))
 }
 
 pub fn describe_delete() -> Doc {
@@ -328,7 +330,7 @@ pub async fn evaluate_now(app: web::Data<App>, caller: Caller, Id(id): Id) -> Re
     };
     let views = || done.events.iter().map(|event| EventView::of(event, None)).collect::<Result<Vec<_>>>();
     respond::ok(&EvaluationView {
-        rule: RuleView::of(&done.rule, &done.states),
+        rule: RuleView::of(&done.rule, &done.states, sees_addresses(&caller)),
         state: primary(&done.states).map(|state| StateView::of(state, done.rule.evaluated_at)),
         event: views()?.into_iter().next(),
         events: views()?,

@@ -10,6 +10,7 @@ use crate::alerts::webhook::client::Letter;
 use crate::alerts::webhook::{self, SECRET_OVERLAP, SECRET_PREFIX, SIGNATURE_HEADER, TIMESTAMP_HEADER};
 use crate::app::App;
 use crate::auth::Caller;
+use crate::auth::permission::{self, Access, Role, Scope};
 use crate::auth::token::Token;
 use crate::db::Conn;
 use crate::error::{Error, Result};
@@ -27,6 +28,7 @@ pub struct DestinationView<'a> {
     #[serde(rename = "type")]
     kind: &'static str,
     enabled: bool,
+    /// Whole for callers who may change destinations, without path and query for all others: those may hold a token.
     webhook_url: &'a str,
     webhook_signing: Signing<'a>,
     created_at: Micros,
@@ -48,14 +50,19 @@ pub struct Signing<'a> {
 }
 
 impl<'a> DestinationView<'a> {
-    pub fn of(destination: &'a Destination) -> Self {
+    /// `sees_all`: the caller may change destinations.
+    pub fn of(destination: &'a Destination, sees_all: bool) -> Self {
         let can_sign = !destination.webhook_url.is_empty() && !destination.secret.is_empty();
         DestinationView {
             id: &destination.public_id,
             name: &destination.name,
             kind: "webhook",
             enabled: destination.enabled,
-            webhook_url: &destination.webhook_url,
+            webhook_url: if sees_all {
+                &destination.webhook_url
+            } else {
+                webhook::origin(&destination.webhook_url)
+            },
             webhook_signing: Signing {
                 enabled: destination.enabled && can_sign,
                 algorithm: "hmac-sha256",
@@ -70,11 +77,16 @@ impl<'a> DestinationView<'a> {
     }
 
     fn with_secret(destination: &'a Destination) -> Self {
-        let mut view = DestinationView::of(destination);
+        let mut view = DestinationView::of(destination, true);
         view.webhook_signing.secret = Some(&destination.secret);
         view.webhook_signing.standard_webhooks_secret = Some(webhook::standard_secret(&destination.secret));
         view
     }
+}
+
+/// Whether the caller may see what stands behind the host of an address: whoever may change destinations may.
+pub fn sees_addresses(caller: &Caller) -> bool {
+    permission::allow(caller, &Access::Key(&[Scope::AlertsWrite], Role::Admin)).is_ok()
 }
 
 #[derive(Default, Deserialize, ToSchema)]
@@ -144,7 +156,9 @@ pub async fn list(app: web::Data<App>, caller: Caller, params: Params) -> Result
     let workspace_id = caller.workspace_id;
     let list = move |conn: &mut Conn| destinations::list(conn, workspace_id, enabled, limit);
     let rows = if nothing { Vec::new() } else { app.store.read("destinations::list", list).await? };
-    respond::ok(&Page { items: rows.iter().map(DestinationView::of).collect(), next_cursor: None })
+    let sees_all = sees_addresses(&caller);
+    let items = rows.iter().map(|row| DestinationView::of(row, sees_all));
+    respond::ok(&Page { items: items.collect(), next_cursor: None })
 }
 
 pub fn describe_update() -> Doc {
@@ -167,7 +181,7 @@ pub async fn update(
     let destination = app.store.write("destinations::update", update).await?;
     // what waited for a disabled destination may be due
     app.wake.ring();
-    respond::ok(&DestinationView::of(&destination))
+    respond::ok(&DestinationView::of(&destination, true))
 }
 
 fn apply(found: &Destination, input: &DestinationInput) -> Result<Terms> {

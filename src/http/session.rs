@@ -155,6 +155,16 @@ pub(crate) fn sent_header<'a>(request: &'a HttpRequest, name: &str) -> Option<&'
     request.headers().get(name).and_then(|value| value.to_str().ok())
 }
 
+/// Whether a browser says that another site sent this. Programs say nothing, and are believed.
+pub fn is_foreign(request: &HttpRequest) -> bool {
+    let host = sent_header(request, "host").unwrap_or_default();
+    match (sent_header(request, "sec-fetch-site"), sent_header(request, "origin")) {
+        (Some(site), _) => !matches!(site, "same-origin" | "none"),
+        (None, Some(origin)) => origin.split_once("://").is_none_or(|(_, named)| named != host),
+        (None, None) => false,
+    }
+}
+
 /// Whether the browser came over https, as far as the settings trust the word of a proxy.
 pub(crate) fn secure(app: &App, request: &HttpRequest) -> bool {
     let (http, proto) = (&app.config.http, sent_header(request, "x-forwarded-proto"));

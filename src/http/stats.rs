@@ -19,7 +19,7 @@ use crate::jobs::queue;
 use crate::metering::time::Micros;
 use crate::retention::sql::PruneRun;
 use crate::usage::{ingestion_runs, subjects};
-use crate::{alerts, entitlements, exports, retention};
+use crate::{alerts, entitlements, exports, meters, retention};
 
 /// Totals of the workspace on the wire; fields in contract order.
 #[derive(Serialize, ToSchema)]
@@ -39,29 +39,66 @@ pub struct SystemStats {
     pub(crate) last_reconciliation_run: (),
     pub(crate) reconciliation_health: ReconciliationHealth,
     pub(crate) ingestion_safety: IngestionSafety,
-    /// Always null: rollups are written in the transaction of their events and have nothing to catch up with.
-    #[schema(value_type = Option<Object>)]
-    pub(crate) rollup_health: (),
+    pub(crate) rollup_health: RollupHealth,
     pub(crate) worker_health: Vec<WorkerHealth>,
-    webhooks: OwedWebhooks,
+    pub(crate) webhooks: OwedWebhooks,
+}
+
+/// Rollups are written in the transaction of their events: they are whole at any time and have nothing to catch up with.
+#[derive(Serialize, ToSchema)]
+pub struct RollupHealth {
+    status: WorkerStatus,
+    finalized_through: Micros,
+    meters: i64,
+    healthy_meters: i64,
+    issues: i64,
+    /// The first by name.
+    items: Vec<MeterRollups>,
+}
+
+#[derive(Serialize, ToSchema)]
+pub struct MeterRollups {
+    meter: String,
+    status: WorkerStatus,
+    expected_through: Micros,
+    finalized_through: Micros,
+}
+
+impl RollupHealth {
+    fn of(names: Vec<String>, meters: i64, now: Micros) -> Self {
+        let item = |meter| MeterRollups {
+            meter,
+            status: WorkerStatus::Healthy,
+            expected_through: now,
+            finalized_through: now,
+        };
+        RollupHealth {
+            status: WorkerStatus::Healthy,
+            finalized_through: now,
+            meters,
+            healthy_meters: meters,
+            issues: 0,
+            items: names.into_iter().map(item).collect(),
+        }
+    }
 }
 
 /// What is owed to receivers of the workspace, since when, and why.
 #[derive(Serialize, ToSchema)]
 pub struct OwedWebhooks {
     /// Neither delivered nor given up.
-    pending: i64,
+    pub(crate) pending: i64,
     /// Pending, and tried in vain.
-    failing: i64,
+    pub(crate) failing: i64,
     /// Given up; a retry sends them.
-    dead_letters: i64,
+    pub(crate) dead_letters: i64,
     #[serde(skip_serializing_if = "Option::is_none")]
-    oldest_pending_at: Option<Micros>,
+    pub(crate) oldest_pending_at: Option<Micros>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    next_attempt_at: Option<Micros>,
+    pub(crate) next_attempt_at: Option<Micros>,
     /// Of the oldest that has one.
     #[serde(skip_serializing_if = "Option::is_none")]
-    last_error: Option<String>,
+    pub(crate) last_error: Option<String>,
 }
 
 impl From<Owed> for OwedWebhooks {
@@ -159,6 +196,9 @@ pub struct IngestionSafety {
     pub(crate) throttled_events: i64,
 }
 
+/// Meters that are listed one by one.
+const ROLLUP_ITEMS: i64 = 1_000;
+
 /// In contract order, with the queue that each works on; then our own.
 const WORKERS: [(&str, Option<&str>); 7] = [
     ("export", Some(exports::sql::QUEUE)),
@@ -194,6 +234,7 @@ pub(crate) fn load(
     let (export_cleanup_runs, last_export_cleanup_run) = exports::sql::cleanup_runs(conn, workspace_id)?;
     let refused = ingestion_runs::refused(conn, workspace_id)?;
     let owed = deliveries::owed(conn, Some(workspace_id))?;
+    let names = meters::sql::names(conn, workspace_id, ROLLUP_ITEMS)?;
     Ok(SystemStats {
         meters: totals.meters,
         usage_events: totals.usage_events,
@@ -215,7 +256,7 @@ pub(crate) fn load(
             rejected_events: refused.rejected,
             throttled_events: refused.throttled,
         },
-        rollup_health: (),
+        rollup_health: RollupHealth::of(names, totals.meters, now),
         worker_health: worker_health(conn, workspace_id, prunes, (&owed, now))?,
         webhooks: owed.into(),
     })

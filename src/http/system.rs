@@ -1,12 +1,10 @@
 //! Health and readiness (rest.md 12.1).
 
-use std::time::Duration;
-
 use actix_web::{HttpResponse, web};
-use diesel::RunQueryDsl;
 
 use crate::app::App;
 use crate::http::openapi::Doc;
+use crate::metrics;
 
 pub fn describe_health() -> Doc {
     Doc::new("health", "The process lives").empty(204, "Always.")
@@ -17,29 +15,31 @@ pub async fn health() -> HttpResponse {
     HttpResponse::NoContent().finish()
 }
 
-const PING_TIMEOUT: Duration = Duration::from_secs(2);
-
 pub fn describe_ready() -> Doc {
     Doc::new("health", "The server can do its work")
         .empty(204, "Ready.")
         .empty(503, "Not now; the log says why.")
 }
 
-/// The schema is current, the database answers, and the server is not going away.
+/// The database is there with its schema and takes writes, and the server is not going away. Why not is told on the
+/// private listener only.
 pub async fn ready(app: web::Data<App>) -> HttpResponse {
-    if !app.phase.is_serving() {
-        return HttpResponse::ServiceUnavailable().finish();
+    match app.readiness.obstacle().await {
+        None if app.phase.is_serving() => HttpResponse::NoContent().finish(),
+        _ => HttpResponse::ServiceUnavailable().finish(),
     }
-    let ping = app.store.read("system::ping", |conn| Ok(diesel::sql_query("SELECT 1").execute(conn)?));
-    match tokio::time::timeout(PING_TIMEOUT, ping).await {
-        Ok(Ok(_)) => HttpResponse::NoContent().finish(),
-        Ok(Err(error)) => {
-            log::warn!(error:% = error; "not ready");
-            HttpResponse::ServiceUnavailable().finish()
-        }
-        Err(_) => {
-            log::warn!("not ready: no answer from the database within 2 s");
-            HttpResponse::ServiceUnavailable().finish()
-        }
+}
+
+pub fn describe_metrics() -> Doc {
+    Doc::new("health", "Prometheus metrics, when `OPEN_SPANNER_HTTP_METRICS` is on")
+        .empty(200, "Prometheus text.")
+        .empty(404, "Not here.")
+}
+
+/// What the private listener for metrics answers, where the operator wants it here as well.
+pub async fn metrics(app: web::Data<App>) -> HttpResponse {
+    match metrics::text().filter(|_| app.config.http.metrics) {
+        Some(text) => HttpResponse::Ok().content_type(metrics::CONTENT_TYPE).body(text),
+        None => super::not_found().await,
     }
 }

@@ -8,7 +8,7 @@ mod postgres;
 mod quota;
 mod sqlite;
 
-pub use consume::replay;
+pub use consume::{KeyUse, find_key, replay};
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};

@@ -61,7 +61,8 @@ pub struct InstanceHealth {
 
 impl InstanceHealth {
     fn of(instance: &Instance, now: Micros) -> Self {
-        let is_alive = instance.last_heartbeat_at >= now.0 - STALE_AFTER;
+        // one from the future was written before the clock was set back, by who knows whom
+        let is_alive = (instance.last_heartbeat_at - now.0).abs() <= STALE_AFTER;
         InstanceHealth {
             instance_id: instance.instance_id.clone(),
             status: if is_alive { WorkerStatus::Healthy } else { WorkerStatus::Stale },
@@ -140,13 +141,14 @@ mod tests {
             ..Depth::default()
         };
         let failed = Depth { failed: 1, ..Depth::default() };
-        let cases: [(bool, Vec<Instance>, Depth, i64, WorkerStatus); 10] = [
+        let cases: [(bool, Vec<Instance>, Depth, i64, WorkerStatus); 11] = [
             (false, vec![], Depth::default(), 0, WorkerStatus::NotStarted),
             (true, vec![], Depth::default(), 0, WorkerStatus::Disabled),
             (true, vec![beat(31)], Depth::default(), 0, WorkerStatus::Disabled),
             (true, vec![beat(1)], Depth::default(), 0, WorkerStatus::Healthy),
             (false, vec![beat(31)], Depth::default(), 0, WorkerStatus::Stale),
             (false, vec![beat(31), beat(30)], Depth::default(), 0, WorkerStatus::Healthy),
+            (false, vec![beat(-7_200)], Depth::default(), 0, WorkerStatus::Stale),
             (false, vec![beat(1)], waiting(300), 0, WorkerStatus::Healthy),
             (false, vec![beat(1)], waiting(301), 0, WorkerStatus::Degraded),
             (false, vec![beat(1)], failed, 0, WorkerStatus::Degraded),

@@ -13,6 +13,13 @@ use crate::metering::time::Micros;
 
 const INTERVAL: Duration = Duration::from_secs(10);
 
+/// Where the process runs and what it is, for people; the rest makes it unique.
+fn instance_id() -> String {
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let unique = uuid::Uuid::new_v4().simple().to_string();
+    format!("{host}/{}/{}-{}", env!("CARGO_PKG_VERSION"), std::process::id(), &unique[..12])
+}
+
 pub struct Heart {
     store: Store,
     worker: &'static str,
@@ -27,7 +34,7 @@ impl Heart {
         Arc::new(Heart {
             store,
             worker,
-            instance_id: format!("{}-{}", std::process::id(), uuid::Uuid::new_v4().simple()),
+            instance_id: instance_id(),
             started_at: Micros::now(),
             last_success_at: AtomicI64::new(0),
             last_failure_at: AtomicI64::new(0),

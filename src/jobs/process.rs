@@ -12,7 +12,8 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, ListenAddr};
-use crate::db::{Conn, Store};
+use crate::db::readiness::{Check, Readiness};
+use crate::db::{Store, migrations};
 use crate::error::{Code, Error, Result};
 use crate::jobs::worker::{self, Queue, Wake};
 use crate::net::{self, Limits, Patience, Port};
@@ -44,38 +45,41 @@ impl Duties {
     }
 }
 
-/// Runs until SIGTERM or SIGINT; what is being worked on is given back within `shutdown_timeout`.
+/// Runs until SIGTERM or SIGINT; what is being worked on is given back within `shutdown_timeout`. `check` looks at what
+/// the process needs beside the database.
 pub async fn run(
     config: Config,
     health_addr: ListenAddr,
+    check: Option<Check>,
     duties: impl FnOnce(&Store, &Arc<Config>, &Wake) -> Result<Duties>,
 ) -> Result<()> {
     let config = Arc::new(config);
+    migrations::refuse_foreign(&config.db.driver, config.accept_newer_schema)?;
     let mut signals = Stop::listen()?;
     let stop = CancellationToken::new();
     let store = Store::new(&config.db);
     let wake = Wake::default();
     let duties = duties(&store, &config, &wake)?;
     let metrics = crate::metrics::install()?;
+    let readiness = Readiness::default();
     let limits = Limits::of(&config, net::limits::raise_file_limit());
     if let Some(addr) = &config.metrics_addr {
-        crate::roles::serve::listen_metrics(addr, &limits, metrics)?;
+        crate::roles::serve::listen_metrics(addr, &limits, metrics, &readiness)?;
     }
 
     let listener = health_addr
         .bind()
         .map_err(|error| Error::new(Code::Unavailable, format!("cannot listen on {health_addr}: {error}")))?;
-    let health = serve_health(listener, &limits, store.clone(), stop.clone())?;
-    let prepared = tokio::select! {
-        prepared = prepare_database(&config, true) => prepared.map(|()| true),
-        () = signals.requested() => Ok(false),
-    };
+    let health = serve_health(listener, &limits, &readiness)?;
+    let prepared = prepare_database(&config, &store, &readiness, check, &mut signals).await;
     if matches!(prepared, Ok(true)) {
+        log::info!(role = config.role.name(), version = env!("CARGO_PKG_VERSION"); "ready");
         wake.relay(store.clone(), stop.clone());
         wake.listen(config.db.driver.clone(), stop.clone());
         let tasks = duties.start(&store, &wake, &stop);
         signals.requested().await;
         log::info!("stopping");
+        readiness.drain();
         stop.cancel();
         let ended = futures_util::future::join_all(tasks);
         if tokio::time::timeout(config.shutdown_timeout, ended).await.is_err() {
@@ -87,37 +91,34 @@ pub async fn run(
     prepared.map(drop)
 }
 
-const PING_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// `GET /health`: the process lives. `GET /ready`: the database answers and the process is not on its way out.
-fn serve_health(
-    listener: TcpListener,
-    limits: &Limits,
-    store: Store,
-    stop: CancellationToken,
-) -> Result<net::http::Server> {
-    if let Ok(address) = listener.local_addr() {
-        log::info!(health = address.to_string(); "health listening");
-    }
+/// `GET /health`: the process lives. `GET /ready`: 204, or 503 with what is in the way. For listeners that only
+/// operators reach.
+pub fn probes(readiness: Readiness) -> impl Fn(&mut web::ServiceConfig) + Clone + Send + 'static {
     let ready = move || {
-        let (store, stop) = (store.clone(), stop.clone());
+        let readiness = readiness.clone();
         async move {
-            let ping = |conn: &mut Conn| {
-                use diesel::connection::SimpleConnection;
-                Ok(conn.batch_execute("SELECT 1")?)
-            };
-            let answers = tokio::time::timeout(PING_TIMEOUT, store.read("worker_role::ready", ping)).await;
-            match answers {
-                Ok(Ok(())) if !stop.is_cancelled() => HttpResponse::NoContent().finish(),
-                _ => HttpResponse::ServiceUnavailable().finish(),
+            match readiness.obstacle().await {
+                None => HttpResponse::NoContent().finish(),
+                Some(obstacle) => {
+                    let reasons = serde_json::json!({"status": "not ready", "reasons": [obstacle]});
+                    HttpResponse::ServiceUnavailable().json(reasons)
+                }
             }
         }
     };
-    let application = move || {
-        App::new()
+    move |routes| {
+        routes
             .route("/health", web::get().to(|| async { HttpResponse::NoContent().finish() }))
-            .route("/ready", web::get().to(ready.clone()))
-    };
+            .route("/ready", web::get().to(ready.clone()));
+    }
+}
+
+fn serve_health(listener: TcpListener, limits: &Limits, readiness: &Readiness) -> Result<net::http::Server> {
+    if let Ok(address) = listener.local_addr() {
+        log::info!(health = address.to_string(); "health listening");
+    }
+    let probes = probes(readiness.clone());
+    let application = move || App::new().configure(probes.clone());
     let capacity = limits.auxiliary;
     let port = Port::new("health", capacity, limits.per_address(capacity), &[], Patience::default());
     net::http::serve(application, listener, port, 1, Duration::ZERO).map_err(Error::internal)

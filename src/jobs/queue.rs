@@ -94,28 +94,28 @@ pub type LeaseToken = [u8; 16];
 
 prepared!(
     EnqueueMany for PgConnection,
-    (now: BigInt = i64, queues: Array<Text> = Vec<&'a str>, keys: Array<Text> = Vec<&'a str>,
+    (now: BigInt = i64, scheduled_at: BigInt = i64, queues: Array<Text> = Vec<&'a str>, keys: Array<Text> = Vec<&'a str>,
      workspace_ids: Array<BigInt> = Vec<i64>, payloads: Array<Text> = Vec<&'a str>,
      run_afters: Array<BigInt> = Vec<i64>),
-    "INSERT INTO jobs AS j (queue, key, workspace_id, payload, run_after, created_at, generation, attempts)
-     SELECT n.*, ?::bigint, 0, 0 FROM (SELECT * FROM unnest(?, ?, ?, ?, ?)) AS n
+    "INSERT INTO jobs AS j (queue, key, workspace_id, payload, run_after, created_at, scheduled_at, generation, attempts)
+     SELECT n.*, ?::bigint, ?::bigint, 0, 0 FROM (SELECT * FROM unnest(?, ?, ?, ?, ?)) AS n
      ON CONFLICT (queue, key) DO UPDATE SET
          generation = j.generation + 1,
          run_after = CASE WHEN j.leased_until >= excluded.created_at THEN excluded.run_after
                           ELSE least(j.run_after, excluded.run_after) END,
-         workspace_id = excluded.workspace_id, payload = excluded.payload"
+         scheduled_at = excluded.scheduled_at, workspace_id = excluded.workspace_id, payload = excluded.payload"
 );
 prepared!(
     EnqueueOne for SqliteConnection,
     (queue: Text = &'a str, key: Text = String, workspace_id: BigInt = i64, payload: Text = String,
-     run_after: BigInt = i64, now: BigInt = i64),
-    "INSERT INTO jobs AS j (queue, key, workspace_id, payload, run_after, created_at, generation, attempts)
-     VALUES (?, ?, ?, ?, ?, ?, 0, 0)
+     run_after: BigInt = i64, now: BigInt = i64, scheduled_at: BigInt = i64),
+    "INSERT INTO jobs AS j (queue, key, workspace_id, payload, run_after, created_at, scheduled_at, generation, attempts)
+     VALUES (?, ?, ?, ?, ?, ?, ?, 0, 0)
      ON CONFLICT (queue, key) DO UPDATE SET
          generation = j.generation + 1,
          run_after = CASE WHEN j.leased_until >= excluded.created_at THEN excluded.run_after
                           ELSE min(j.run_after, excluded.run_after) END,
-         workspace_id = excluded.workspace_id, payload = excluded.payload"
+         scheduled_at = excluded.scheduled_at, workspace_id = excluded.workspace_id, payload = excluded.payload"
 );
 
 /// Adds jobs within the caller's transaction; at most one per (queue, key) in one call. Rows are taken in key order,
@@ -131,6 +131,7 @@ pub fn enqueue(conn: &mut Conn, mut new: Vec<NewJob>, now: Micros) -> Result<(),
         Conn::Postgres(c) => {
             EnqueueMany {
                 now: &now.0,
+                scheduled_at: &now.0,
                 queues: &new.iter().map(|job| job.queue).collect(),
                 keys: &new.iter().map(|job| job.key.as_str()).collect(),
                 workspace_ids: &new.iter().map(|job| job.workspace_id).collect(),
@@ -141,8 +142,8 @@ pub fn enqueue(conn: &mut Conn, mut new: Vec<NewJob>, now: Micros) -> Result<(),
         }
         Conn::Sqlite(c) => {
             for NewJob { queue, key, workspace_id, payload, run_after } in &new {
-                EnqueueOne { queue, key, workspace_id, payload, run_after: &run_after.0, now: &now.0 }
-                    .execute(c)?;
+                let (run_after, now, scheduled_at) = (&run_after.0, &now.0, &now.0);
+                EnqueueOne { queue, key, workspace_id, payload, run_after, now, scheduled_at }.execute(c)?;
             }
         }
     }
@@ -159,12 +160,17 @@ pub struct Claim<'a> {
     pub limit: i64,
     /// Workspaces take turns, and at most this many jobs of each are held at once, by all workers together.
     pub per_workspace: Option<i64>,
+    /// Leases that have ended are left alone.
+    pub only_unleased: bool,
+}
+
+fn is_free(only_unleased: bool) -> &'static str {
+    if only_unleased { "leased_until IS NULL" } else { "(leased_until IS NULL OR leased_until < $2)" }
 }
 
 /// The longest due first. `$1` is the queue, `$2` the time.
 const BY_AGE: &str = "SELECT jobs.queue, jobs.key FROM jobs
-    WHERE queue = $1 AND run_after <= $2 AND (leased_until IS NULL OR leased_until < $2)
-    ORDER BY run_after, created_at";
+    WHERE queue = $1 AND run_after <= $2 AND FREE ORDER BY run_after, created_at";
 /// First one of each workspace, then a second of each; what a workspace has running counts.
 const BY_TURN: &str = "SELECT jobs.queue, jobs.key FROM jobs JOIN (
         SELECT f.key, f.run_after, f.created_at, COALESCE(h.held, 0)
@@ -172,9 +178,9 @@ const BY_TURN: &str = "SELECT jobs.queue, jobs.key FROM jobs JOIN (
         FROM jobs f LEFT JOIN (
             SELECT workspace_id, COUNT(*) AS held FROM jobs WHERE queue = $1 AND leased_until >= $2 GROUP BY workspace_id
         ) h ON h.workspace_id = f.workspace_id
-        WHERE f.queue = $1 AND f.run_after <= $2 AND (f.leased_until IS NULL OR f.leased_until < $2)
+        WHERE f.queue = $1 AND f.run_after <= $2 AND FREE
     ) t ON t.key = jobs.key
-    WHERE jobs.queue = $1 AND jobs.run_after <= $2 AND (leased_until IS NULL OR leased_until < $2) AND t.turn <= MOST
+    WHERE jobs.queue = $1 AND jobs.run_after <= $2 AND FREE AND t.turn <= MOST
     ORDER BY t.turn, t.run_after, t.created_at";
 
 /// Takes due jobs of a queue; other workers' jobs are skipped.
@@ -183,10 +189,11 @@ pub fn claim(conn: &mut Conn, claim: &Claim) -> Result<Vec<Job>, Fault> {
         None => BY_AGE.to_owned(),
         Some(most) => BY_TURN.replace("MOST", &most.to_string()),
     };
+    let due = due.replace("FREE", is_free(claim.only_unleased));
     let skip = if conn.is_postgres() { "FOR UPDATE OF jobs SKIP LOCKED" } else { "" };
     let text = format!(
         "WITH due AS MATERIALIZED ({due} LIMIT {} {skip})
-         UPDATE jobs SET attempts = attempts + 1, lease_token = $3, leased_until = $4
+         UPDATE jobs SET attempts = attempts + 1, lease_token = $3, leased_at = $2, leased_until = $4
          FROM due WHERE jobs.queue = due.queue AND jobs.key = due.key
          RETURNING jobs.queue, jobs.key, workspace_id, payload, generation, attempts, created_at",
         claim.limit,
@@ -201,10 +208,17 @@ pub fn claim(conn: &mut Conn, claim: &Claim) -> Result<Vec<Job>, Fault> {
 }
 
 /// When the next job that nobody holds is due.
-pub fn next_due(conn: &mut Conn, queue: &str, now: Micros) -> Result<Option<Micros>, Fault> {
+pub fn next_due(
+    conn: &mut Conn,
+    queue: &str,
+    now: Micros,
+    only_unleased: bool,
+) -> Result<Option<Micros>, Fault> {
+    // no lease ends before the beginning of time
+    let ended_before = if only_unleased { i64::MIN } else { now.0 };
     let due: Option<i64> = jobs::table
         .filter(jobs::queue.eq(queue))
-        .filter(jobs::leased_until.is_null().or(jobs::leased_until.lt(now.0)))
+        .filter(jobs::leased_until.is_null().or(jobs::leased_until.lt(ended_before)))
         .order(jobs::run_after)
         .select(jobs::run_after)
         .first(conn)
@@ -212,11 +226,40 @@ pub fn next_due(conn: &mut Conn, queue: &str, now: Micros) -> Result<Option<Micr
     Ok(due.map(Micros))
 }
 
+/// Times ahead of the clock by more than this were chosen before it was set back.
+const SKEW: i64 = crate::metering::time::SECOND;
+
+/// The clock was set back: due times and leases that were chosen in what is the future now keep their distance from the
+/// moment they were chosen at, and count from now on. Nobody waits for a time that was never meant. Returns how many.
+pub fn rebase(conn: &mut Conn, queue: &str, now: Micros) -> Result<usize, Fault> {
+    let ahead = now.plus(SKEW).0;
+    let due = sql_query(
+        "UPDATE jobs SET run_after = $1 + run_after - scheduled_at, scheduled_at = $1
+         WHERE queue = $2 AND scheduled_at > $3 AND run_after >= scheduled_at",
+    );
+    let leased = sql_query(
+        "UPDATE jobs SET leased_until = $1 + leased_until - leased_at, leased_at = $1
+         WHERE queue = $2 AND leased_at > $3",
+    );
+    let mut count = 0;
+    for statement in [due, leased] {
+        let bound = statement.bind::<BigInt, _>(now.0).bind::<Text, _>(queue).bind::<BigInt, _>(ahead);
+        count += bound.execute(conn)?;
+    }
+    Ok(count)
+}
+
 /// Holds a job longer; false when somebody else has it by now.
-pub fn renew(conn: &mut Conn, job: &Job, token: &LeaseToken, until: Micros) -> Result<bool, Fault> {
+pub fn renew(
+    conn: &mut Conn,
+    job: &Job,
+    token: &LeaseToken,
+    now: Micros,
+    until: Micros,
+) -> Result<bool, Fault> {
     let renewed = diesel::update(jobs::table.find((&job.queue, &job.key)))
         .filter(jobs::lease_token.eq(token.as_slice()))
-        .set(jobs::leased_until.eq(until.0))
+        .set((jobs::leased_at.eq(now.0), jobs::leased_until.eq(until.0)))
         .execute(conn)?;
     Ok(renewed == 1)
 }
@@ -253,6 +296,7 @@ pub fn finish(conn: &mut Conn, job: &Job, token: &LeaseToken, again_at: Option<M
         Some(at) => diesel::update(mine)
             .set((
                 jobs::run_after.eq(at.0),
+                jobs::scheduled_at.eq(Micros::now().0),
                 jobs::attempts.eq(0),
                 jobs::lease_token.eq(None::<Vec<u8>>),
                 jobs::leased_until.eq(None::<i64>),
@@ -274,7 +318,12 @@ fn free(conn: &mut Conn, job: &Job, token: &LeaseToken, retry: Option<(Micros, &
     match retry {
         None => diesel::update(mine).set((unleased, jobs::attempts.eq(0))).execute(conn)?,
         Some((at, error)) => diesel::update(mine)
-            .set((unleased, jobs::run_after.eq(at.0), jobs::last_error.eq(error)))
+            .set((
+                unleased,
+                jobs::run_after.eq(at.0),
+                jobs::scheduled_at.eq(Micros::now().0),
+                jobs::last_error.eq(error),
+            ))
             .execute(conn)?,
     };
     Ok(())
@@ -381,8 +430,8 @@ pub fn requeue(conn: &mut Conn, letter: &DeadLetter, now: Micros) -> Result<(), 
         return Err(Error::conflict("the dead letter was requeued already").into());
     }
     let text =
-        "INSERT INTO jobs (queue, key, workspace_id, payload, run_after, created_at, generation, attempts)
-                VALUES ($1, $2, $3, $4, $5, $5, 0, 0)
+        "INSERT INTO jobs (queue, key, workspace_id, payload, run_after, created_at, scheduled_at, generation, attempts)
+                VALUES ($1, $2, $3, $4, $5, $5, $5, 0, 0)
                 ON CONFLICT (queue, key) DO UPDATE SET generation = jobs.generation + 1";
     sql_query(text)
         .bind::<Text, _>(&letter.queue)
@@ -522,7 +571,27 @@ mod tests {
         per_workspace: Option<i64>,
     ) -> Vec<Job> {
         let (now, until) = (Micros(now), Micros(now + 10));
-        claim(conn, &Claim { queue: "q", token, now, until, limit, per_workspace }).expect("claimed")
+        let only_unleased = false;
+        claim(conn, &Claim { queue: "q", token, now, until, limit, per_workspace, only_unleased })
+            .expect("claimed")
+    }
+
+    #[test]
+    fn times_that_were_chosen_in_the_future_count_from_now_on() {
+        let (_folder, mut conn) = database();
+        let (hour, ahead) = (crate::metering::time::HOUR, 1_000);
+        enqueue(&mut conn, vec![job("waits", hour + 30)], Micros(hour)).expect("enqueued");
+        enqueue(&mut conn, vec![job("runs", hour)], Micros(hour)).expect("enqueued");
+        assert_eq!(claim_some(&mut conn, &TOKEN, hour, 9, None).len(), 1);
+        enqueue(&mut conn, vec![job("later", 9 * hour)], Micros(ahead)).expect("enqueued");
+        // the clock is set back to where it was
+        assert_eq!(rebase(&mut conn, "q", Micros(ahead)).expect("rebased"), 3);
+        assert_eq!(rebase(&mut conn, "q", Micros(ahead)).expect("rebased"), 0, "once");
+        let keys = |jobs: Vec<Job>| jobs.into_iter().map(|job| job.key).collect::<Vec<_>>();
+        assert!(claim_at(&mut conn, &OTHER, ahead + 10).is_empty(), "leased for ten");
+        assert_eq!(keys(claim_at(&mut conn, &OTHER, ahead + 11)), ["runs"]);
+        assert!(claim_at(&mut conn, &OTHER, ahead + 12).is_empty());
+        assert_eq!(keys(claim_some(&mut conn, &OTHER, ahead + 30, 1, None)), ["runs"]);
     }
 
     #[test]
@@ -585,14 +654,18 @@ mod tests {
     fn a_running_job_is_run_again_when_asked_not_at_once() {
         let (_folder, mut conn) = database();
         enqueue(&mut conn, vec![job("a", 5)], Micros(0)).expect("enqueued");
-        assert_eq!(next_due(&mut conn, "q", Micros(0)).expect("looked"), Some(Micros(5)));
+        assert_eq!(next_due(&mut conn, "q", Micros(0), false).expect("looked"), Some(Micros(5)));
         let first = claim_at(&mut conn, &TOKEN, 5);
-        assert_eq!(next_due(&mut conn, "q", Micros(6)).expect("looked"), None, "somebody has it");
+        assert_eq!(next_due(&mut conn, "q", Micros(6), false).expect("looked"), None, "somebody has it");
         enqueue(&mut conn, vec![job("a", 50)], Micros(6)).expect("enqueued");
         finish(&mut conn, &first[0], &TOKEN, None).expect("finished");
         assert!(claim_at(&mut conn, &OTHER, 49).is_empty(), "gathers more first");
         enqueue(&mut conn, vec![job("a", 90)], Micros(40)).expect("enqueued");
-        assert_eq!(next_due(&mut conn, "q", Micros(49)).expect("looked"), Some(Micros(50)), "never later");
+        assert_eq!(
+            next_due(&mut conn, "q", Micros(49), false).expect("looked"),
+            Some(Micros(50)),
+            "never later"
+        );
         assert_eq!(claim_at(&mut conn, &OTHER, 50).len(), 1);
     }
 

@@ -5,17 +5,21 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures_util::StreamExt;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::clock;
 use crate::config::Driver;
-use crate::db::{Conn, Store};
+use crate::db::readiness::Check;
+use crate::db::{Conn, Fault, Store};
 use crate::error::{Error, Result};
 use crate::jobs::heartbeat::Heart;
 use crate::jobs::queue::{self, Claim, Job, LeaseToken};
+use crate::logging::Folded;
 use crate::metering::time::Micros;
 
 /// When a job is done: for good, or to be looked at again at a time.
@@ -46,6 +50,10 @@ pub struct Queue {
     pub concurrency: usize,
     /// Workspaces take turns, and at most this many jobs of each are worked at once, by all workers together.
     pub per_workspace: Option<usize>,
+    /// The clock was set back: the domain's own times ahead, as [`queue::rebase`] does with those of jobs.
+    pub rebase: Option<fn(&mut Conn, Micros) -> Result<usize, Fault>>,
+    /// Asked before jobs are claimed: what keeps this process from doing any. Others may be able to.
+    pub check: Option<Check>,
     /// Does one job. Gets the lease so that it can check it with `jobs::holds` where a result is written.
     pub handler: Arc<dyn Fn(Job, LeaseToken) -> Work + Send + Sync>,
 }
@@ -172,8 +180,16 @@ struct Worker {
     store: Store,
     queue: Queue,
     heart: Arc<Heart>,
+    refusals: Folded,
     stop: CancellationToken,
+    /// Steps of the clock that were heeded.
+    steps: AtomicU64,
+    /// By [`clock::elapsed`].
+    patient_until: AtomicI64,
 }
+
+/// Of steps: none was heeded, so what lies ahead is looked at once in any case.
+const NEVER: u64 = u64::MAX;
 
 /// What one look at the queue gave.
 struct Claimed {
@@ -186,7 +202,8 @@ struct Claimed {
 impl Worker {
     fn new(store: Store, queue: Queue, stop: CancellationToken) -> Self {
         let heart = Heart::new(store.clone(), queue.worker);
-        Worker { store, queue, heart, stop }
+        let (steps, patient_until) = (AtomicU64::new(NEVER), AtomicI64::new(i64::MIN));
+        Worker { store, queue, heart, refusals: Folded::default(), stop, steps, patient_until }
     }
 
     /// Keeps every free place busy: a job that hangs holds up its own place and nobody else's.
@@ -215,10 +232,40 @@ impl Worker {
         while running.join_next().await.is_some() {}
     }
 
+    /// When the clock was set: times that lie in the future now are mended, and leases are left alone for as long as
+    /// one lasts, because their holders may live and renew them. True during that time.
+    async fn heed_clock(&self) -> bool {
+        let (steps, known) = (clock::steps(), self.steps.load(Ordering::Relaxed));
+        if steps != known {
+            let (name, domain) = (self.queue.name, self.queue.rebase);
+            let rebase = move |conn: &mut Conn| {
+                let now = Micros::now();
+                let own = domain.map_or(Ok(0), |rebase| rebase(conn, now))?;
+                Ok(queue::rebase(conn, name, now)? + own)
+            };
+            match self.store.write("jobs::rebase", rebase).await {
+                Ok(count) => {
+                    if count > 0 {
+                        log::warn!(queue = name, count; "the clock was set back: times ahead count from now on");
+                    }
+                    self.steps.store(steps, Ordering::Relaxed);
+                }
+                Err(error) => log::warn!(queue = name, error:% = error; "times ahead are not mended yet"),
+            }
+            // what others held when this process began was taken by the same clock
+            if known != NEVER {
+                let until = clock::elapsed() + self.queue.lease.as_micros() as i64;
+                self.patient_until.store(until, Ordering::Relaxed);
+            }
+        }
+        clock::elapsed() < self.patient_until.load(Ordering::Relaxed)
+    }
+
     /// Looks before it claims: on SQLite an idle worker must not take the write lock.
     async fn claim(&self, limit: usize) -> Claimed {
         let (name, interval) = (self.queue.name, self.queue.interval);
-        let next = move |conn: &mut Conn| queue::next_due(conn, name, Micros::now());
+        let only_unleased = self.heed_clock().await;
+        let next = move |conn: &mut Conn| queue::next_due(conn, name, Micros::now(), only_unleased);
         let due = match self.store.read("jobs::next_due", next).await {
             Ok(due) => due,
             Err(error) => {
@@ -230,16 +277,23 @@ impl Worker {
         if pause > 0 {
             return Claimed::nothing(interval.min(Duration::from_micros(pause as u64)));
         }
+        if let Some(check) = self.queue.check.clone() {
+            let found = tokio::task::spawn_blocking(move || check()).await;
+            if let Ok(Some(obstacle)) = found {
+                self.refusals.say(|repeats| {
+                    log::error!(queue = name, reason = obstacle.message.as_str(), repeats; "jobs are left to others");
+                });
+                return Claimed::nothing(interval);
+            }
+        }
         let token = *uuid::Uuid::new_v4().as_bytes();
         let lease = self.queue.lease.as_micros() as i64;
         let per_workspace = self.queue.per_workspace.map(|most| most as i64);
         let claim = move |conn: &mut Conn| {
             let now = Micros::now();
-            let until = now.plus(lease);
-            queue::claim(
-                conn,
-                &Claim { queue: name, token: &token, now, until, limit: limit as i64, per_workspace },
-            )
+            let (until, limit) = (now.plus(lease), limit as i64);
+            let claim = Claim { queue: name, token: &token, now, until, limit, per_workspace, only_unleased };
+            queue::claim(conn, &claim)
         };
         match self.store.write("jobs::claim", claim).await {
             // a workspace has as many as it may
@@ -310,7 +364,8 @@ impl Worker {
     async fn renew(&self, job: &Job, token: LeaseToken) -> bool {
         let (job, lease) = (job.clone(), self.queue.lease);
         let renew = move |conn: &mut Conn| {
-            queue::renew(conn, &job, &token, Micros::now().plus(lease.as_micros() as i64))
+            let now = Micros::now();
+            queue::renew(conn, &job, &token, now, now.plus(lease.as_micros() as i64))
         };
         self.store.write("jobs::renew", renew).await.unwrap_or(true)
     }

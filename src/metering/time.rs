@@ -1,8 +1,7 @@
-//! Instants, windows and buckets, all in UTC (rest.md 6 and 9.1). Pure: no clock but [`Micros::now`],
-//! no SQL. Never a time as text except at the edges of the server.
+//! Instants, windows and buckets, all in UTC (rest.md 6 and 9.1). Pure: no SQL, and no clock: that is
+//! `crate::clock`. Never a time as text except at the edges of the server.
 
 use std::fmt;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use jiff::civil::{Date, DateTime};
 use jiff::{SignedDuration, ToSpan};
@@ -23,12 +22,6 @@ pub struct Micros(pub i64);
 impl Micros {
     /// `0001-01-01T00:00:00Z`, which stands for "no time" on the wire (rest.md 6).
     pub const ABSENT: Micros = Micros(-62_135_596_800 * SECOND);
-
-    #[expect(clippy::disallowed_methods, reason = "the one place that asks the clock")]
-    pub fn now() -> Self {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Micros(since.as_micros() as i64)
-    }
 
     /// The last instant that RFC 3339 can write.
     pub const LAST: Micros = Micros(253_402_300_800 * SECOND - 1);

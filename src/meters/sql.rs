@@ -186,6 +186,16 @@ fn page(
     Ok(query.load(conn)?)
 }
 
+/// What the first meters of a workspace are called, by name.
+pub fn names(conn: &mut Conn, workspace_id: i64, limit: i64) -> Result<Vec<String>, Fault> {
+    Ok(meters::table
+        .filter(meters::workspace_id.eq(workspace_id))
+        .order(meters::name)
+        .limit(limit)
+        .select(meters::name)
+        .load(conn)?)
+}
+
 /// Keeps writers of this meter out until the transaction ends; SQLite has one writer anyway.
 pub fn lock(conn: &mut Conn, meter_id: i64) -> Result<(), Fault> {
     if conn.is_postgres() {

@@ -81,6 +81,19 @@ pub fn wanted(now: Micros) -> [Month; 4] {
     [-1, 0, 1, 2].map(|months| Month::of(now).plus(months))
 }
 
+/// Last month to a year from now.
+pub fn year(now: Micros) -> impl Iterator<Item = Month> {
+    (-1..=12).map(move |months| Month::of(now).plus(months))
+}
+
+/// Whether this role may attach and drop months; one that may not leaves it to the owner, and prunes row by row.
+pub fn is_owner(conn: &mut Conn) -> Result<bool, Fault> {
+    let text = "SELECT 'events' AS name, pg_has_role(relowner, 'USAGE') AS is_attached
+                FROM pg_class WHERE oid = 'events'::regclass";
+    let owned: TableRow = sql_query(text).get_result(conn)?;
+    Ok(owned.is_attached)
+}
+
 /// Those of the wanted months that have no partition.
 pub fn missing(conn: &mut Conn, now: Micros) -> Result<Vec<Month>, Fault> {
     let attached = months(conn, true)?;

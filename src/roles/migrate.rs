@@ -1,8 +1,9 @@
-//! The migrate role: apply, show or take back migrations, under the lock that `serve` takes too.
+//! The migrate role: apply, show or take back migrations, under the lock that `serve` takes too; let a role in.
 
 use crate::config::{Config, MigrateAction};
-use crate::db::migrations;
+use crate::db::{self, migrations};
 use crate::error::Result;
+use crate::retention;
 
 pub fn run(config: &Config, action: MigrateAction) -> Result<()> {
     let driver = &config.db.driver;
@@ -10,10 +11,36 @@ pub fn run(config: &Config, action: MigrateAction) -> Result<()> {
         MigrateAction::Up => {
             let applied = migrations::run(driver)?;
             println!("{} applied, schema is up to date", applied.len());
+            // without them events are stored as well, only pruned more slowly
+            if let Err(error) = db::once(driver, retention::attach_year) {
+                eprintln!("the months ahead were not attached: {}", error.message);
+            }
+            if let Some(role) = &config.grant_to {
+                migrations::grant(driver, role)?;
+                println!("{role} may read and write the tables");
+            }
         }
-        MigrateAction::Status => {
-            for step in migrations::status(driver)? {
+        MigrateAction::Status { json } => {
+            let (steps, unknown) = migrations::status(driver)?;
+            if json {
+                let of = |applied| {
+                    steps
+                        .iter()
+                        .filter(|step| step.applied == applied)
+                        .map(|step| &step.name)
+                        .collect::<Vec<_>>()
+                };
+                println!(
+                    "{}",
+                    serde_json::json!({"applied": of(true), "pending": of(false), "unknown": unknown})
+                );
+                return Ok(());
+            }
+            for step in steps {
                 println!("{} {}", if step.applied { "applied" } else { "pending" }, step.name);
+            }
+            for version in unknown {
+                println!("unknown {version}");
             }
         }
         MigrateAction::Revert(count) => {

@@ -2,7 +2,8 @@
 
 use std::net::TcpListener;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use actix_web::middleware::{Compress, from_fn};
 use actix_web::{App as HttpApp, web};
@@ -16,7 +17,8 @@ use crate::auth::Auth;
 use crate::auth::key::Flush;
 use crate::config::{self, Config, Driver, ListenAddr};
 use crate::dashboard;
-use crate::db::{Store, migrations};
+use crate::db::readiness::{Check, Readiness};
+use crate::db::{self, Store, Wanted, migrations};
 use crate::entitlements::sql::plans::PlanCache;
 use crate::entitlements::{self, counter_reader};
 use crate::error::{Code, Error, Result};
@@ -28,8 +30,10 @@ use crate::net::{self, Limits, Patience, Port};
 use crate::{alerts, exports, grpc, http, retention};
 
 /// Runs until SIGTERM or SIGINT, then drains within `shutdown_timeout`.
-pub async fn run(config: Config, migrate: bool) -> Result<()> {
+pub async fn run(config: Config) -> Result<()> {
     let config = Arc::new(config);
+    // before anything is made beside the file
+    migrations::refuse_foreign(&config.db.driver, config.accept_newer_schema)?;
     let _only_server = lock_database(&config.db.driver)?;
     let metrics = crate::metrics::install()?;
     let mut stop = Stop::listen()?;
@@ -43,6 +47,7 @@ pub async fn run(config: Config, migrate: bool) -> Result<()> {
     let (ingest, writers) = Ingest::start(store.clone(), meters.clone(), &config.ingest, &wake);
     let auth = Auth::new(store.clone(), auth_options(&config));
     let phase = Arc::new(Phase::default());
+    let readiness = Readiness::default();
     let webhooks = Client::new(&config.webhook_allowed_networks)?;
     let bodies = Budget::new(config.ingest.bodies_bytes);
     let streams = Budget::new(config.ingest.streams_bytes);
@@ -55,6 +60,7 @@ pub async fn run(config: Config, migrate: bool) -> Result<()> {
         counters,
         ingest,
         phase,
+        readiness,
         wake,
         webhooks,
         bodies,
@@ -69,16 +75,15 @@ pub async fn run(config: Config, migrate: bool) -> Result<()> {
     let server = http_server(&app, &limits, listener)?;
     let grpc_listener = config.grpc_addr.as_ref().map(listen_grpc).transpose()?;
     if let Some(addr) = &config.metrics_addr {
-        listen_metrics(addr, &limits, metrics)?;
+        listen_metrics(addr, &limits, metrics, &app.readiness)?;
     }
 
-    let ready = tokio::select! {
-        prepared = prepare_database(&config, migrate) => prepared.map(|()| true),
-        () = stop.requested() => Ok(false),
-    };
-    if !matches!(ready, Ok(true)) {
-        server.stop(false).await;
-        return ready.map(drop);
+    match prepare_database(&config, &app.store, &app.readiness, None, &mut stop).await {
+        Ok(true) => {}
+        ended => {
+            server.stop(false).await;
+            return ended.map(drop);
+        }
     }
     if let Err(error) = retention::attach_months(&app.store).await {
         log::warn!(error:% = error; "months were not attached");
@@ -93,6 +98,7 @@ pub async fn run(config: Config, migrate: bool) -> Result<()> {
     stop.requested().await;
     log::info!("stopping");
     app.phase.drain();
+    app.readiness.drain();
     let drain = drain(app, server, grpc, writers, timers);
     let drained = tokio::time::timeout(config.shutdown_timeout, drain).await;
     if drained.is_err() {
@@ -102,11 +108,17 @@ pub async fn run(config: Config, migrate: bool) -> Result<()> {
     Ok(())
 }
 
-pub(crate) fn listen_metrics(addr: &ListenAddr, limits: &Limits, metrics: PrometheusHandle) -> Result<()> {
+pub(crate) fn listen_metrics(
+    addr: &ListenAddr,
+    limits: &Limits,
+    metrics: PrometheusHandle,
+    readiness: &Readiness,
+) -> Result<()> {
     let listener = addr.bind().map_err(|error| cannot_listen(addr, error))?;
     let capacity = limits.auxiliary;
     let port = Port::new("metrics", capacity, limits.per_address(capacity), &[], Patience::default());
-    crate::metrics::listen(listener, port, metrics).map_err(|error| cannot_listen(addr, error))
+    let probes = crate::jobs::process::probes(readiness.clone());
+    crate::metrics::listen(listener, port, metrics, probes).map_err(|error| cannot_listen(addr, error))
 }
 
 fn grpc_port(config: &Config, limits: &Limits) -> Port {
@@ -178,26 +190,72 @@ fn http_server(app: &App, limits: &Limits, listener: TcpListener) -> Result<net:
 /// For how long people can ask about a refused event.
 const REFUSED_LIFETIME: Duration = Duration::from_secs(7 * 86_400);
 const DATABASE_RETRY: Duration = Duration::from_secs(1);
+/// How long a migration that is under way is waited for on the way out.
+const MIGRATION_GRACE: Duration = Duration::from_secs(1);
 
-/// Waits for the database, then migrates it. A database that is not there yet is waited for; a migration that fails
-/// is final.
-pub(crate) async fn prepare_database(config: &Config, migrate: bool) -> Result<()> {
+/// Waits for the database, brings it to the schema that is needed, and begins to watch it; false when the process was
+/// told to stop meanwhile. Only what mends itself is waited for.
+pub(crate) async fn prepare_database(
+    config: &Config,
+    store: &Store,
+    readiness: &Readiness,
+    check: Option<Check>,
+    stop: &mut Stop,
+) -> Result<bool> {
+    let mut said: Option<(String, Instant)> = None;
     loop {
-        let driver = config.db.driver.clone();
-        let prepared = tokio::task::spawn_blocking(move || {
-            if migrate {
-                return migrations::run(&driver).map(drop);
-            }
-            let pending = migrations::status(&driver)?.iter().any(|step| !step.applied);
-            let message = "the schema is older than this server: run open-spanner migrate";
-            if pending { Err(Error::conflict(message)) } else { Ok(()) }
-        });
-        match prepared.await.map_err(Error::internal)? {
+        let watch = {
+            let (readiness, store, check) = (readiness.clone(), store.clone(), check.clone());
+            let driver = config.db.driver.clone();
+            move || readiness.watch(&store, &driver, check)
+        };
+        let Some(result) = prepare_once(config, watch, stop).await? else { return Ok(false) };
+        match result {
+            Ok(()) => return Ok(true),
             Err(error) if error.code == Code::Unavailable => {
-                log::warn!(error = error.message.as_str(); "waiting for the database");
-                tokio::time::sleep(DATABASE_RETRY).await;
+                readiness.waits(&error.message);
+                let is_known =
+                    |(text, at): &(String, Instant)| *text == error.message && at.elapsed() < WORD_EVERY;
+                if !said.as_ref().is_some_and(is_known) {
+                    log::warn!(error = error.message.as_str(); "waiting for the database");
+                    said = Some((error.message, Instant::now()));
+                }
             }
-            result => return result,
+            Err(error) => return Err(error),
+        }
+        tokio::select! {
+            () = tokio::time::sleep(DATABASE_RETRY) => {}
+            () = stop.requested() => return Ok(false),
+        }
+    }
+}
+
+/// How often the same reason for waiting is told again.
+const WORD_EVERY: Duration = Duration::from_secs(10);
+
+/// One try; none when the process was told to stop.
+async fn prepare_once(
+    config: &Config,
+    watch: impl FnOnce() -> Result<()> + Send + 'static,
+    stop: &mut Stop,
+) -> Result<Option<Result<()>>> {
+    let stopped = Arc::new(AtomicBool::new(false));
+    let wanted = Wanted { migrate: config.migrate, accept_newer: config.accept_newer_schema };
+    let (db, seen) = (config.db.clone(), stopped.clone());
+    let mut task = tokio::task::spawn_blocking(move || {
+        migrations::prepare(&db.driver, wanted, &seen)?;
+        db::describe(&db);
+        watch()
+    });
+    tokio::select! {
+        done = &mut task => done.map(Some).map_err(Error::internal),
+        () = stop.requested() => {
+            log::info!("stopping before the database was ready");
+            stopped.store(true, Ordering::Relaxed);
+            if tokio::time::timeout(MIGRATION_GRACE, task).await.is_err() {
+                log::warn!("what was under way is cut off; the database takes a migration back that is not whole");
+            }
+            Ok(None)
         }
     }
 }

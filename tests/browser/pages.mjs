@@ -205,6 +205,15 @@ step("why, and is all well");
 await open("/explain?q=seed-7");
 if (!(await page.locator("main").innerText()).includes("Stored:")) fault("explain", "a stored key is not explained");
 await look("explain");
+await open("/events/refused");
+await page.getByText("the idempotency key stands for another event").first().waitFor();
+await look("refused");
+await open("/events/refused?outcome=conflict");
+await page.locator("tbody a").first().click();
+if (!(await page.locator("tr.diff").innerText()).includes("quantity")) fault("refused", "the difference is not marked");
+await look("refused-conflict");
+await open("/explain?q=bad-1");
+if (!(await page.locator("main").innerText()).includes("nosuch")) fault("explain", "a refused key is not explained");
 await open("/explain?q=never-sent");
 await look("explain-nothing");
 for (const name of ["system", "jobs", "settings", "search?q=o", "api-keys"]) {

@@ -13,6 +13,7 @@ const FLOORS: &[&str] = &[
     "net",
     "metrics",
     "metering",
+    "clock",
     "db",
     "jobs",
     "auth",

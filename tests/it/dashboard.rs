@@ -307,14 +307,14 @@ async fn another_workspace_is_not_shown(database: Database) {
     other.get("/subjects/org_1").await.expect(404);
     other.get("/meters/tokens").await.expect(404);
     assert!(other.get("/explain?q=k3").await.expect(200).text.contains("never seen"));
+    assert!(owner.get("/explain?q=k3").await.expect(200).text.contains("Stored:"));
 }
 
 async fn forms_are_told_what_is_wrong(database: Database) {
     let server = Server::start(&database);
     let mut browser = furnished(&server).await;
-    let wrong = browser
-        .post("/meters/new", &[("name", "subject!"), ("unit", "typed unit"), ("aggregation", "sum")])
-        .await;
+    let wrong =
+        browser.post("/meters/new", &[("name", ""), ("unit", "typed unit"), ("aggregation", "sum")]).await;
     let wrong = wrong.expect(422);
     assert!(wrong.text.contains("role=\"alert\"") && wrong.text.contains("typed unit"), "{}", wrong.text);
     let again = browser

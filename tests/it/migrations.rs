@@ -54,7 +54,7 @@ async fn up_down_up_is_the_same(database: Database) {
     assert!(first.contains("idempotency_keys"), "the dump holds the schema: {first}");
     let count =
         std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/migrations/sqlite")).expect("there").count();
-    migrate(&database, &["--revert", &count.to_string()]).succeeded();
+    migrate(&database, &["--revert", &count.to_string(), "--yes-delete-data"]).succeeded();
     let tables = tables(&database);
     assert!(tables.is_empty(), "left behind: {tables:?}");
     migrate(&database, &[]).succeeded();

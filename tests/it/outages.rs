@@ -122,11 +122,13 @@ fn full_disk(test: &str, megabytes: u32, database_in: impl FnOnce(&Path) -> Data
         let filler = disk.fill();
         let (stored, refused) = write_until_refused(&workspace.key).await;
         server.client().get("/health").await.expect(204);
+        server.client().get("/ready").await.expect(503);
         assert_eq!(database.count("events"), stored as u64, "whole batches only");
         assert_eq!(database.count("idempotency_keys"), stored as u64, "no key without its event");
         assert_eq!(workspace.total("calls").await, stored.to_string());
 
         std::fs::remove_file(&filler).expect("the filler is ours");
+        server.client().get("/ready").await.expect(204);
         let after = until_accepted(&workspace, "/v1/usages/bulk", &refused).await;
         assert_eq!(after["accepted"], refused.as_array().map(Vec::len).expect("a batch"), "{after}");
         assert_eq!(workspace.total("calls").await, (stored + 100).to_string());

@@ -268,7 +268,15 @@ impl World {
     /// What the worker does, at the model's time.
     fn work(&mut self) {
         let (token, now, until) = ([7; 16], self.now, self.now.plus(HOUR));
-        let claim = Claim { queue: jobs::QUEUE, token: &token, now, until, limit: 100, per_workspace: None };
+        let claim = Claim {
+            queue: jobs::QUEUE,
+            token: &token,
+            now,
+            until,
+            limit: 100,
+            per_workspace: None,
+            only_unleased: false,
+        };
         loop {
             let due = queue::claim(&mut self.conn, &claim).expect("claimed");
             if due.is_empty() {

@@ -62,7 +62,7 @@ fn calls() -> Vec<(&'static str, Call, [u64; 2])> {
         ("meters", Get("/v1/meters?limit=10"), [1, 1]),
         ("meter", Get("/v1/meters/METER"), [1, 1]),
         ("meter stats", Get("/v1/meters/stats?limit=10"), [1, 1]),
-        ("system stats", Get("/v1/system/stats"), [13, 13]),
+        ("system stats", Get("/v1/system/stats"), [14, 14]),
         ("alert rules", Get("/v1/alerts?limit=10"), [2, 2]),
         ("alert events", Get("/v1/alerts/events?limit=10"), [2, 2]),
         ("destinations", Get("/v1/alerts/destinations?limit=10"), [1, 1]),

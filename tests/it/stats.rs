@@ -7,7 +7,11 @@ use serde_json::{Value, json};
 use crate::support::client::NOON;
 use crate::support::{Database, Server, Worker, Workspace, on_both_databases};
 
-on_both_databases!(totals_are_kept_of_what_came_and_went, workers_and_their_queues_are_seen);
+on_both_databases!(
+    totals_are_kept_of_what_came_and_went,
+    workers_and_their_queues_are_seen,
+    metrics_are_on_the_port_of_the_api_when_asked_for,
+);
 
 const OFF: (&str, &str) = ("OPEN_SPANNER_SERVE_WORKERS", "off");
 
@@ -104,6 +108,22 @@ async fn totals_are_kept_of_what_came_and_went(database: Database) {
     server.terminate();
     let total = database.lines("SELECT CAST(SUM(rejected_events) AS TEXT) AS line FROM ingestion_refusals");
     assert_eq!(total, ["3"]);
+}
+
+async fn metrics_are_on_the_port_of_the_api_when_asked_for(database: Database) {
+    let server = Server::start_with(&database, &[OFF]);
+    server.client().get("/metrics").await.expect(404);
+    drop(server);
+    let server = Server::start_with(&database, &[OFF, ("OPEN_SPANNER_HTTP_METRICS", "true")]);
+    // rollups are whole as soon as there is a meter
+    let workspace = server.workspace().await;
+    workspace.meter("calls", "sum").await;
+    let health = stats(&workspace).await["rollup_health"].clone();
+    assert_eq!((&health["status"], &health["meters"]), (&json!("healthy"), &json!(1)), "{health}");
+    let item = &health["items"][0];
+    assert_eq!((&item["meter"], &item["status"]), (&json!("calls"), &json!("healthy")), "{item}");
+    let text = server.client().get("/metrics").await.expect(200).text;
+    assert!(text.contains("open_spanner_db_statements_total"), "{text}");
 }
 
 async fn workers_and_their_queues_are_seen(database: Database) {

@@ -498,8 +498,12 @@ CREATE TABLE jobs (
     -- grows with every enqueue: a job that was asked for again while it ran is run again
     generation BIGINT NOT NULL,
     run_after BIGINT NOT NULL,
+    -- when run_after was chosen: a time ahead means that the clock was set back since
+    scheduled_at BIGINT NOT NULL DEFAULT 0,
     attempts INTEGER NOT NULL,
     lease_token BYTEA,
+    -- the same of leased_until
+    leased_at BIGINT,
     leased_until BIGINT,
     last_error TEXT,
     created_at BIGINT NOT NULL,

@@ -489,8 +489,12 @@ CREATE TABLE jobs (
     -- grows with every enqueue: a job that was asked for again while it ran is run again
     generation INTEGER NOT NULL,
     run_after INTEGER NOT NULL,
+    -- when run_after was chosen: a time ahead means that the clock was set back since
+    scheduled_at INTEGER NOT NULL DEFAULT 0,
     attempts INTEGER NOT NULL,
     lease_token BLOB,
+    -- the same of leased_until
+    leased_at INTEGER,
     leased_until INTEGER,
     last_error TEXT,
     created_at INTEGER NOT NULL,

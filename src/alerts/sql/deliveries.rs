@@ -436,6 +436,18 @@ pub fn revive(conn: &mut Conn, overdue_since: Micros, now: Micros) -> Result<usi
     Ok(rows.len())
 }
 
+/// Times ahead of the clock by more than this were chosen before it was set back.
+const SKEW: i64 = crate::metering::time::SECOND;
+
+/// The clock was set back: attempts that were put off in what is the future now wait as long as was meant, from now on.
+pub fn rebase(conn: &mut Conn, now: Micros) -> Result<usize, Fault> {
+    let text =
+        "UPDATE alert_deliveries SET next_attempt_at = $1 + next_attempt_at - updated_at, updated_at = $1
+                WHERE status = 'pending' AND updated_at > $2";
+    let ahead = now.plus(SKEW).0;
+    Ok(sql_query(text).bind::<BigInt, _>(now.0).bind::<BigInt, _>(ahead).execute(conn)?)
+}
+
 /// Deletes up to a thousand delivered rows, with their attempts, from before `before`; returns how many.
 pub fn sweep(conn: &mut Conn, before: Micros) -> Result<usize, Fault> {
     let text = "DELETE FROM alert_deliveries WHERE id IN (

@@ -420,6 +420,13 @@ struct Overdue {
     name: String,
 }
 
+/// The clock was set back: rules whose next evaluation is further away than their interval are due now.
+pub fn rebase(conn: &mut Conn, now: Micros) -> Result<usize, Fault> {
+    let text = "UPDATE alert_rules SET next_evaluate_at = $1
+                WHERE next_evaluate_at > $1 + evaluation_interval_seconds * 1000000";
+    Ok(sql_query(text).bind::<BigInt, _>(now.0).execute(conn)?)
+}
+
 /// Asks again for evaluations that are long overdue and that nobody is asked for: their jobs died.
 pub fn revive(conn: &mut Conn, overdue_since: Micros, now: Micros) -> Result<usize, Fault> {
     let rows: Vec<Overdue> = sql_query(

@@ -142,7 +142,7 @@ fn unchanged_states_keep_their_time() {
     let first = step(&terms, &[], Seen::Total(Some(q("12"))), Micros(1));
     let second = step(&terms, &first.states, Seen::Total(Some(q("12"))), Micros(2));
     assert_eq!(second.states[0].updated_at, Micros(1));
-    assert_eq!(first.states[0].message, "value 12.0000 is at or above threshold 10.0000");
+    assert_eq!(first.states[0].message, "value 12 is at or above threshold 10");
 }
 
 #[test]

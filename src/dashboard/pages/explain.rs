@@ -10,16 +10,14 @@ use crate::auth::Caller;
 use crate::dashboard::ask;
 use crate::dashboard::pages::events::{find, link};
 use crate::dashboard::pages::quota::Told;
-use crate::dashboard::view::{self, segment};
+use crate::dashboard::view::{self, Link, segment};
 use crate::dashboard::visit::{Shell, Visit, ok};
 use crate::db::Conn;
 use crate::entitlements::sql::{decisions, plans};
 use crate::error::Result;
 use crate::http::extract::Params;
+use crate::ingest::insert::{KeyUse, find_key};
 use crate::metering::event::{StoredEvent, parse_key, parse_subject};
-use crate::metering::filter::Filter;
-use crate::metering::json::Value;
-use crate::usage::events::{self as event_list, Search};
 use crate::usage::subjects;
 
 /// One thing that is known about what was asked.
@@ -46,8 +44,11 @@ pub async fn show(app: web::Data<App>, caller: Caller, visit: Visit, params: Par
 
 async fn explain(app: &App, caller: &Caller, wanted: &str) -> Result<Vec<Finding>> {
     let mut findings = Vec::new();
-    for event in events(app, caller, wanted).await? {
-        findings.push(stored(&event));
+    if let Some(used) = key_use(app, caller, wanted).await? {
+        findings.push(match &used.event {
+            Some(event) => stored(event),
+            None => pruned(&used),
+        });
     }
     if let Some(told) = decided(app, caller, wanted).await? {
         findings.push(Finding {
@@ -90,28 +91,33 @@ fn stored(event: &StoredEvent) -> Finding {
     }
 }
 
-/// The event with this id, or those with this idempotency key.
-async fn events(app: &App, caller: &Caller, wanted: &str) -> Result<Vec<StoredEvent>> {
+fn pruned(used: &KeyUse) -> Finding {
+    let at = view::minute(used.event_time);
+    Finding {
+        state: "accepted",
+        sentence: format!(
+            "Stored for {at} UTC, and since pruned: it is part of every total, its fields are gone."
+        ),
+        link: Link::to("/meters").to_string(),
+        action: "Retention of each meter",
+    }
+}
+
+/// What is stored under this id or this idempotency key.
+async fn key_use(app: &App, caller: &Caller, wanted: &str) -> Result<Option<KeyUse>> {
     if let Ok(id) = Uuid::parse_str(wanted)
         && let Some(event) = find(app, caller, id, None).await?
     {
-        return Ok(vec![event]);
+        return Ok(Some(KeyUse {
+            event_id: event.id.clone(),
+            event_time: event.timestamp,
+            event: Some(event),
+        }));
     }
-    let Ok(Some(key)) = parse_key(Some(wanted)) else { return Ok(Vec::new()) };
-    let node = Value::object([
-        ("type", "condition".into()),
-        ("field", "idempotency_key".into()),
-        ("op", "eq".into()),
-        ("value", key.as_str().into()),
-    ]);
-    let node = serde_json::from_str(&node.to_string()).map_err(crate::error::Error::internal)?;
-    let search = Search {
-        workspace_id: caller.workspace_id,
-        filter: Some(Filter::parse(&node)?),
-        ..Search::default()
-    };
-    let read = move |conn: &mut Conn| event_list::page(conn, &search, None, 1);
-    Ok(app.store.read("event_list::by_key", read).await?.into_iter().map(|listed| listed.event).collect())
+    let Ok(Some(key)) = parse_key(Some(wanted)) else { return Ok(None) };
+    let workspace_id = caller.workspace_id;
+    let read = move |conn: &mut Conn| find_key(conn, workspace_id, &key);
+    app.store.read("events::find_key", read).await
 }
 
 async fn decided(app: &App, caller: &Caller, wanted: &str) -> Result<Option<Told>> {
@@ -171,7 +177,7 @@ pub async fn search(
                 found.push(("API key", key.name, format!("/api-keys/{}", key.public_id)));
             }
         }
-        for event in events(&app, &caller, &wanted).await? {
+        if let Some(event) = key_use(&app, &caller, &wanted).await?.and_then(|used| used.event) {
             found.push(("Event", event.id.clone(), link(&event)));
         }
     }

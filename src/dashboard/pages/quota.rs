@@ -1,5 +1,7 @@
 //! `/quota`: who is over a limit, near it, or about to be; the most urgent first. `/decisions`: what was let in.
 
+use std::collections::HashMap;
+
 use actix_web::{HttpResponse, web};
 use askama::Template;
 
@@ -33,25 +35,25 @@ struct Row {
     measure: Measure,
     unit: String,
     bar: Svg,
-    pace: Pace,
-    resets: Micros,
+    pace: Option<Pace>,
+    /// The end of the period, once one is written down.
+    resets: Option<Micros>,
 }
 
 impl Row {
-    fn of(entry: Entry, meters: &[Meter], now: Micros) -> Result<Row> {
+    fn of(entry: Entry, window: Option<Window>, meters: &[Meter], now: Micros) -> Result<Row> {
         let failed = |fault: crate::db::Fault| fault.into_error("quota::row");
         let measure = entry.measure().map_err(failed)?;
         let limit = columns::quantity_of(&entry.limit_value).map_err(failed)?;
         let warning = columns::quantity_of(&entry.warning_percent).map_err(failed)?;
-        let window = Window { from: Micros(entry.starts_at), to: Micros(entry.ends_at) };
         let meter = meters.iter().find(|meter| meter.name == entry.meter);
         let aggregation = meter.map_or(Aggregation::Max, |meter| meter.aggregation);
-        let pace = Pace::of(&measure.current, &limit, aggregation, window, now);
-        let elapsed = (window.from < window.to).then_some(pace.elapsed_percent);
+        let pace = window.map(|window| Pace::of(&measure.current, &limit, aggregation, window, now));
+        let elapsed = pace.as_ref().map(|pace| pace.elapsed_percent);
         Ok(Row {
             bar: chart::quota(measure.percent.to_f64(), warning.to_f64(), elapsed, &entry.state),
             unit: meter.map(|meter| meter.unit.clone()).unwrap_or_default(),
-            resets: window.to,
+            resets: window.map(|window| window.to),
             entry,
             limit,
             measure,
@@ -59,9 +61,13 @@ impl Row {
         })
     }
 
+    fn forecast(&self) -> Option<&(Quantity, Option<Micros>)> {
+        self.pace.as_ref().and_then(|pace| pace.forecast.as_ref())
+    }
+
     /// Exceeded, then running out, then warned, then the rest; the fullest first.
     fn urgency(&self) -> (u8, Quantity) {
-        let runs_out = self.pace.forecast.as_ref().is_some_and(|(_, reached)| reached.is_some());
+        let runs_out = self.forecast().is_some_and(|(_, reached)| reached.is_some());
         let class = match (self.entry.state.as_str(), runs_out) {
             ("exceeded", _) => 0,
             (_, true) => 1,
@@ -88,6 +94,18 @@ impl QuotaPage {
     }
 }
 
+/// Subject, meter and kind of period.
+fn key_of(entry: &Entry) -> (String, String, String) {
+    (entry.subject.clone(), entry.meter.clone(), entry.period.clone())
+}
+
+/// The periods that run now.
+fn windows(periods: &[Entry], now: Micros) -> HashMap<(String, String, String), Window> {
+    let window = |entry: &Entry| Window { from: Micros(entry.starts_at), to: Micros(entry.ends_at) };
+    let running = periods.iter().filter(|entry| window(entry).contains(now));
+    running.map(|entry| (key_of(entry), window(entry))).collect()
+}
+
 pub async fn show(app: web::Data<App>, caller: Caller, visit: Visit, params: Params) -> Result<HttpResponse> {
     let workspace_id = caller.workspace_id;
     let filter = listing::Filter {
@@ -96,11 +114,22 @@ pub async fn show(app: web::Data<App>, caller: Caller, visit: Visit, params: Par
         state: params.get("state").trim().to_owned(),
         ..listing::Filter::default()
     };
-    let read = move |conn: &mut Conn| listing::states(conn, workspace_id, &filter, STATES_MAX);
-    let entries = app.store.read("entitlements::states", read).await?;
+    let read = move |conn: &mut Conn| {
+        let states = listing::states(conn, workspace_id, &filter, STATES_MAX)?;
+        let every = listing::Filter { state: String::new(), ..filter.clone() };
+        Ok((states, listing::periods(conn, workspace_id, &every, STATES_MAX)?))
+    };
+    let (entries, periods) = app.store.read("entitlements::states", read).await?;
     let (meters, now) = (ask::meters(&app, &caller).await?, Micros::now());
+    let windows = windows(&periods, now);
     let is_cut = entries.len() as i64 == STATES_MAX;
-    let rows: Result<Vec<Row>> = entries.into_iter().map(|entry| Row::of(entry, &meters, now)).collect();
+    let rows: Result<Vec<Row>> = entries
+        .into_iter()
+        .map(|entry| {
+            let window = windows.get(&key_of(&entry)).copied();
+            Row::of(entry, window, &meters, now)
+        })
+        .collect();
     let mut rows = rows?;
     rows.sort_by_key(Row::urgency);
     rows.truncate(200);

@@ -261,6 +261,24 @@ pub fn replay(conn: &mut Conn, workspace_id: i64, key: &str) -> Result<Option<De
     replayed(decision, taken.as_ref(), None).map(Some)
 }
 
+/// What an idempotency key stands for.
+pub struct KeyUse {
+    pub event_id: String,
+    pub event_time: Micros,
+    /// `None` once retention took the event.
+    pub event: Option<StoredEvent>,
+}
+
+/// What a key was used for, however long ago; one look into the ledger.
+pub fn find_key(conn: &mut Conn, workspace_id: i64, key: &str) -> Result<Option<KeyUse>, Fault> {
+    let taken = find_taken(conn, None, &[(workspace_id, ledger_key(key))])?.pop();
+    Ok(taken.map(|taken| KeyUse {
+        event_id: taken.event_id.to_string(),
+        event_time: Micros(taken.event_time),
+        event: taken.event,
+    }))
+}
+
 fn replayed(decision: Decision, taken: Option<&Taken>, retry: Option<&Event>) -> Result<Decided, Fault> {
     let event = match decision.accepted {
         true => Some(event_of(&decision, taken, retry)?),

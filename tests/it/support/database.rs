@@ -116,6 +116,15 @@ impl Database {
         done.unwrap_or_else(|error| panic!("{sql}: {error}"));
     }
 
+    /// Runs statements on a database that may not exist yet, as another program would.
+    pub fn make(&self, sql: &str) {
+        let done = match self {
+            Database::Sqlite { .. } => self.sqlite_connection().batch_execute(sql),
+            Database::Postgres { .. } => self.postgres_connection().batch_execute(sql),
+        };
+        done.unwrap_or_else(|error| panic!("{sql}: {error}"));
+    }
+
     /// How many rows a table holds.
     pub fn count(&self, table: &str) -> u64 {
         let lines = self.lines(&format!("SELECT CAST(count(*) AS TEXT) AS line FROM {table}"));
