@@ -65,7 +65,7 @@ impl App {
         };
         let changed = self.store.write("meters::update", update).await?;
         let Changed { before, after } = changed.ok_or_else(|| Error::not_found("meter"))?;
-        self.meters.forget(after.workspace_id, &after.name);
+        self.meters.changed(after.workspace_id, &after.name);
         if before.aggregation != after.aggregation {
             self.wake.ring();
         }
@@ -82,7 +82,7 @@ impl App {
         };
         let deleted = self.store.write("meters::delete", delete).await?;
         let meter = deleted.ok_or_else(|| Error::not_found("meter"))?;
-        self.meters.forget(meter.workspace_id, &meter.name);
+        self.meters.changed(meter.workspace_id, &meter.name);
         self.ingest.forget_meter(meter.id);
         Ok(())
     }

@@ -27,6 +27,7 @@ use crate::auth::sql::users::Member;
 use crate::auth::sql::{keys, sessions};
 use crate::auth::throttle::Throttle;
 use crate::db::Store;
+use crate::db::changes::Change;
 use crate::error::{Error, Result};
 use crate::metering::time::Micros;
 
@@ -212,6 +213,19 @@ impl Auth {
             throttle: Throttle::default(),
             options,
         }))
+    }
+
+    /// Forgets what another server changed.
+    pub fn forget(&self, change: &Change) {
+        match change {
+            Change::Key(hash) => self.0.keys.forget([hash.as_slice()]),
+            Change::Session(hash) => self.0.sessions.forget([hash.as_slice()]),
+            Change::Anything => {
+                self.0.keys.forget_all();
+                self.0.sessions.forget_all();
+            }
+            Change::Meters(_) | Change::Plans(_) => {}
+        }
     }
 
     pub fn options(&self) -> &Options {

@@ -6,6 +6,7 @@
 //! Blocking diesel never runs on an async thread: a permit of the pool's semaphore is awaited, then the work runs
 //! on a blocking thread that finds its connection free.
 
+pub mod changes;
 pub mod columns;
 mod error;
 pub mod identity;
@@ -35,6 +36,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::clock;
 use crate::config::{Db, Driver};
+use crate::db::changes::Changes;
 use crate::db::identity::{Epochs, Link};
 use crate::error::{Error, Result};
 use crate::logging;
@@ -329,6 +331,7 @@ impl r2d2::HandleError<ConnectionError> for LogErrors {
 pub struct Store(Arc<Inner>);
 
 struct Inner {
+    changes: Arc<Changes>,
     epochs: Arc<Epochs>,
     readers: Pool,
     /// SQLite has one writer; PostgreSQL writes through the same pool as it reads.
@@ -368,6 +371,7 @@ impl Store {
             Driver::Sqlite { .. } => (pool(SQLITE_READERS), Some(pool(1)), false),
         };
         Store(Arc::new(Inner {
+            changes: Arc::default(),
             epochs,
             readers,
             writer,
@@ -381,6 +385,11 @@ impl Store {
 
     pub fn is_postgres(&self) -> bool {
         self.0.postgres
+    }
+
+    /// What other servers are told.
+    pub fn changes(&self) -> &Arc<Changes> {
+        &self.0.changes
     }
 
     /// What tells memory that the database behind it is another one.

@@ -17,7 +17,7 @@ use serde::ser::SerializeStruct;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use uuid::Uuid;
 
-use self::insert::{Batch, Known, Outcome};
+use self::insert::{Batch, DecidedAt, Known, Outcome};
 use self::refusal::About;
 use crate::config;
 use crate::db::Store;
@@ -25,8 +25,9 @@ use crate::db::identity::{Link, PerEpoch};
 use crate::entitlements::sql::decisions::Decided;
 use crate::error::{Code, Error, Result};
 use crate::jobs::worker::Wake;
-use crate::metering::event::{self, Event, Input, StoredEvent};
+use crate::metering::event::{self, Event, Input, Original, StoredEvent};
 use crate::metering::meter::Meter;
+use crate::metering::rollup::Lanes;
 use crate::metering::time::Micros;
 use crate::meters::sql::MeterCache;
 use crate::usage::ingestion_runs::{self, Refused};
@@ -61,8 +62,41 @@ pub struct Recorded {
     pub failed: Vec<Failure>,
     /// Position in the call, of each duplicate.
     pub duplicate_places: Vec<usize>,
+    /// Positions in the call of those whose key was used with another payload.
+    pub conflict_places: Vec<usize>,
     /// The call's own key was used before: accepted and duplicates are the lists answered then.
     pub is_replay: bool,
+    /// It was used for other events.
+    pub is_conflict: bool,
+}
+
+impl Recorded {
+    /// A used key must not be said to be new, nor for the same thing when it is not.
+    pub fn has_conflict(&self) -> bool {
+        self.is_conflict || !self.conflict_places.is_empty()
+    }
+
+    /// Takes out what a caller may not see: a used key leads to the event that used it, whatever its meter.
+    pub fn confined(mut self, may_use: impl Fn(&str) -> Result<()>) -> Result<Recorded> {
+        let forbidden =
+            || Error::forbidden("the idempotency key belongs to an event that the API key may not read");
+        if self.is_replay {
+            let mut all = self.accepted.iter().chain(&self.duplicates);
+            return if all.all(|event| may_use(&event.meter).is_ok()) { Ok(self) } else { Err(forbidden()) };
+        }
+        let places = std::mem::take(&mut self.duplicate_places);
+        for (index, event) in places.into_iter().zip(std::mem::take(&mut self.duplicates)) {
+            if may_use(&event.meter).is_ok() {
+                self.duplicates.push(event);
+                self.duplicate_places.push(index);
+            } else {
+                self.failed.push(Failure { index, error: forbidden() });
+            }
+        }
+        self.failed.sort_by_key(|failure| failure.index);
+        self.conflict_places.retain(|place| self.duplicate_places.contains(place));
+        Ok(self)
+    }
 }
 
 /// What belongs to a call as a whole.
@@ -76,13 +110,13 @@ struct Call {
     /// A part of a stream: waits for room in the queue.
     is_part: bool,
     /// Stored only if the quota allows it.
-    consumes: bool,
+    consumes: Option<DecidedAt>,
 }
 
 impl Call {
     fn new(workspace_id: i64, kind: Kind) -> Self {
         let run_id = Uuid::now_v7();
-        Call { workspace_id, kind, run_id, refused: 0, replay_key: None, is_part: false, consumes: false }
+        Call { workspace_id, kind, run_id, refused: 0, replay_key: None, is_part: false, consumes: None }
     }
 }
 
@@ -120,6 +154,7 @@ pub struct Ingest {
     meters: MeterCache,
     store: Store,
     rate: Option<Arc<RateLimit>>,
+    decided_at: DecidedAt,
     known: Arc<PerEpoch<Known>>,
     tally: Arc<Tally>,
 }
@@ -143,12 +178,14 @@ impl Ingest {
         let writers = if store.is_postgres() { settings.writers } else { 1 };
         // replicas that share a lane only wait for each other
         let first_lane = rand::random_range(0..LANES);
+        // SQLite has one server
+        let subject_lane = if store.is_postgres() { first_lane } else { 0 };
         let start = |number: usize, jobs: flume::Receiver<Job>, turn: Arc<Semaphore>| {
             let writer = Writer {
                 store: store.clone(),
                 jobs,
                 known: known.clone(),
-                lane: (first_lane + number as i16) % LANES,
+                lanes: Lanes { meter: (first_lane + number as i16) % LANES, subject: subject_lane },
                 events_max: settings.batch_events,
                 wake: wake.clone(),
                 turn,
@@ -178,6 +215,10 @@ impl Ingest {
                 meters,
                 store,
                 rate,
+                decided_at: match settings.consumption_by_timestamp {
+                    true => DecidedAt::EventTime,
+                    false => DecidedAt::Now,
+                },
                 known,
                 tally: Arc::default(),
             },
@@ -264,6 +305,7 @@ impl Ingest {
                     self.note_conflicts(&admitted.batch, &outcome);
                     let recorded = admitted.into_recorded(outcome);
                     count(kind, valid, refused, &recorded);
+                    tell_conflicts(workspace_id, kind, &recorded);
                     let rejected = (recorded.failed.len() + refused) as i64;
                     self.tally.add(workspace_id, Refused { rejected, throttled: 0 });
                     return Ok(recorded);
@@ -276,14 +318,19 @@ impl Ingest {
     /// Decides whether an event with an idempotency key may be consumed, and stores it if so, in one transaction. A
     /// key that was decided before gets that decision again.
     pub async fn consume(&self, workspace_id: i64, input: Input) -> Result<Decided> {
-        let call = Call { consumes: true, ..Call::new(workspace_id, Kind::Single) };
+        let call = Call { consumes: Some(self.decided_at), ..Call::new(workspace_id, Kind::Single) };
         let mut admitted = self.admit(call, vec![input]).await?;
         for _ in 0..STALE_TRIES {
             if let Some(failure) = admitted.failed.pop() {
                 return Err(failure.error);
             }
             match self.submit(&admitted.batch, false).await? {
-                Outcome::Decided(decided) => return Ok(*decided),
+                Outcome::Decided(decided) => {
+                    if decided.conflict {
+                        note_conflicts(workspace_id, "consume", 1);
+                    }
+                    return Ok(*decided);
+                }
                 Outcome::Stale => admitted = self.admit_again(admitted).await?,
                 _ => {}
             }
@@ -370,8 +417,9 @@ impl Ingest {
     fn note_conflicts(&self, batch: &Batch, outcome: &Outcome) {
         let Outcome::Stored(items) = outcome else { return };
         for (event, original) in batch.events.iter().zip(items) {
-            if let Some(conflict) =
-                original.as_ref().and_then(|original| refusal::conflict(batch.workspace_id, event, original))
+            if let Some(conflict) = original
+                .as_ref()
+                .and_then(|original| refusal::conflict(batch.workspace_id, event, &original.event))
             {
                 self.tally.note(conflict);
             }
@@ -423,7 +471,9 @@ impl Ingest {
     }
 
     fn queue_of(&self, batch: &Batch) -> &flume::Sender<Job> {
-        let Some(event) = batch.events.first().filter(|_| batch.consumes) else { return &self.queue };
+        let Some(event) = batch.events.first().filter(|_| batch.consumes.is_some()) else {
+            return &self.queue;
+        };
         let mut hasher = std::hash::DefaultHasher::new();
         (batch.workspace_id, &event.subject).hash(&mut hasher);
         let place = hasher.finish() % self.consumptions.len().max(1) as u64;
@@ -491,11 +541,13 @@ impl Admitted {
             duplicates: Vec::new(),
             failed: self.failed,
             duplicate_places: Vec::new(),
+            conflict_places: Vec::new(),
             is_replay: false,
+            is_conflict: false,
         };
         match outcome {
-            Outcome::Replayed { accepted, duplicates } => {
-                recorded = Recorded { accepted, duplicates, is_replay: true, ..recorded }
+            Outcome::Replayed { accepted, duplicates, conflict: is_conflict } => {
+                recorded = Recorded { accepted, duplicates, is_replay: true, is_conflict, ..recorded }
             }
             Outcome::Stored(items) => {
                 // the writer lets go of a batch before it answers, so this copies nothing
@@ -503,8 +555,9 @@ impl Admitted {
                 recorded.accepted.reserve(events.len());
                 for ((event, place), duplicate) in events.into_iter().zip(self.places).zip(items) {
                     match duplicate {
-                        Some(original) => {
-                            recorded.duplicates.push(original);
+                        Some(Original { event, conflict }) => {
+                            recorded.duplicates.push(event);
+                            recorded.conflict_places.extend(conflict.then_some(place));
                             recorded.duplicate_places.push(place);
                         }
                         None => recorded.accepted.push(event.into()),
@@ -515,6 +568,19 @@ impl Admitted {
         }
         recorded
     }
+}
+
+/// A client that uses a key twice loses events: somebody should know.
+fn tell_conflicts(workspace_id: i64, kind: Kind, recorded: &Recorded) {
+    let count = recorded.conflict_places.len() + usize::from(recorded.is_conflict);
+    if count > 0 {
+        note_conflicts(workspace_id, kind.as_str(), count);
+    }
+}
+
+fn note_conflicts(workspace_id: i64, kind: &'static str, count: usize) {
+    metrics::counter!("open_spanner_idempotency_conflicts_total", "kind" => kind).increment(count as u64);
+    log::warn!(workspace_id, kind, count; "idempotency keys were used again with another payload");
 }
 
 fn count(kind: Kind, valid: usize, refused: usize, recorded: &Recorded) {
@@ -536,7 +602,7 @@ struct Writer {
     jobs: flume::Receiver<Job>,
     known: Arc<PerEpoch<Known>>,
     wake: Wake,
-    lane: i16,
+    lanes: Lanes,
     events_max: usize,
     /// Held during a small commit, by one of the writers that share a queue.
     turn: Arc<Semaphore>,
@@ -618,10 +684,10 @@ impl Writer {
     async fn store_batches(&self, batches: Vec<Arc<Batch>>, deadline: Instant) -> Result<Vec<Outcome>> {
         let events: usize = batches.iter().map(|batch| batch.events.len()).sum();
         metrics::histogram!("open_spanner_ingest_batch_events").record(events as f64);
-        let (known, lane) = (self.known.clone(), self.lane);
+        let (known, lanes) = (self.known.clone(), self.lanes);
         let insert = move |conn: &mut _, link: Link| {
             let known = known.of(link.epoch);
-            let (outcomes, learned) = insert::insert(conn, link, &batches, lane, &known)?;
+            let (outcomes, learned) = insert::insert(conn, link, &batches, lanes, &known)?;
             Ok((outcomes, learned, known))
         };
         let (outcomes, learned, known) = self.store.write_by(deadline, "events::insert", insert).await?;

@@ -49,6 +49,10 @@ impl<V: Send + Sync + 'static> Memory<V> {
         Ok(Some(loaded))
     }
 
+    pub(super) fn forget_all(&self) {
+        self.known.forget_all();
+    }
+
     /// Forgets credentials whose end, or change, was just committed.
     pub(super) fn forget<'a>(&self, hashes: impl IntoIterator<Item = &'a [u8]>) {
         let hashes: Vec<TokenHash> =

@@ -12,6 +12,7 @@ use crate::auth::permission::normal_scopes;
 use crate::auth::sql::keys::{self, ApiKey, KeyEvent, KeySecret, KeyTerms, Words};
 use crate::auth::token::{KEY_PREFIX, Token};
 use crate::auth::{Auth, Caller};
+use crate::db::changes::Change;
 use crate::error::{Error, Result};
 use crate::metering::meter::NAME_BYTES_MAX;
 use crate::metering::time::{Micros, SECOND};
@@ -137,6 +138,7 @@ impl Auth {
         let hash =
             self.0.store.write("keys::revoke", move |conn| keys::revoke(conn, owner, &id, now)).await?;
         self.0.keys.forget([hash.as_slice()]);
+        self.0.store.changes().tell(Change::Key(hash));
         Ok(())
     }
 
@@ -152,6 +154,7 @@ impl Auth {
         let work = move |conn: &mut _| keys::rotate(conn, owner, &id, &secret, until, now);
         let (key, old_hash) = self.0.store.write("keys::rotate", work).await?;
         self.0.keys.forget([old_hash.as_slice()]);
+        self.0.store.changes().tell(Change::Key(old_hash));
         Ok((key, token))
     }
 

@@ -11,6 +11,7 @@ use crate::auth::throttle::is_trusted;
 use crate::auth::token::{self, ACCESS_PREFIX, REFRESH_PREFIX, Token};
 use crate::auth::{Auth, User, password};
 use crate::config::SecureCookies;
+use crate::db::changes::Change;
 use crate::db::{Conn, Fault};
 use crate::error::{Code, Error, Result};
 use crate::metering::time::{DAY, Micros, SECOND};
@@ -191,6 +192,7 @@ impl Auth {
         }
         let ended = self.0.store.write("sessions::close", move |conn| sessions::close(conn, &hashes)).await?;
         self.0.sessions.forget(ended.iter().map(Vec::as_slice));
+        ended.into_iter().for_each(|hash| self.0.store.changes().tell(Change::Session(hash)));
         Ok(())
     }
 

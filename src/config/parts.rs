@@ -196,6 +196,8 @@ pub struct Ingest {
     /// Concurrent writers on PostgreSQL.
     pub writers: usize,
     pub bulk_replay_retention: Duration,
+    /// The timestamp of a consumption decides which plan and period it counts for, not the time it is made.
+    pub consumption_by_timestamp: bool,
 }
 
 impl Ingest {
@@ -212,6 +214,7 @@ impl Ingest {
             batch_events: v.integer("INGEST_BATCH_EVENTS"),
             writers: v.integer("INGEST_WRITERS"),
             bulk_replay_retention: v.duration("BULK_REPLAY_RETENTION"),
+            consumption_by_timestamp: v.text("CONSUMPTION_TIME") == "event",
         }
     }
 }

@@ -157,6 +157,7 @@ pub const TABLE: &[Group] = &[
         row("INGESTION_MAX_STREAM_EVENTS", "0",       Integer(0, ANY),           "events in one gRPC stream; 0: no limit"),
         row("INGESTION_RATE_LIMIT_EVENTS", "0",       Integer(0, ANY),           "events per workspace and window; 0: no limit"),
         row("INGESTION_RATE_LIMIT_WINDOW", "1m",      Duration,                  "length of that window"),
+        row("CONSUMPTION_TIME",            "server",  OneOf(&["server", "event"]), "what decides the plan and period of a consumption; event: its timestamp, as in the first server"),
         row("INGEST_QUEUE_EVENTS",         "20000",   Integer(1000, 1_000_000),  "events waiting to be written before calls get 503"),
         row("INGEST_BATCH_EVENTS",         "4000",    Integer(1, 10_000),        "events in one write"),
         row("INGEST_WRITERS",              "2",       Integer(1, 16),            "concurrent writers on PostgreSQL; SQLite has one"),

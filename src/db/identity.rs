@@ -6,7 +6,8 @@
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
+
+use crate::metering::time::Micros;
 
 /// Where a unit of work runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,6 +87,23 @@ impl FileId {
     }
 }
 
+/// Where the time of a change comes from. Clocks of servers differ: what binds all of them goes by the database's.
+#[derive(Clone, Copy, Debug)]
+pub enum Clock {
+    Database,
+    At(Micros),
+}
+
+impl Clock {
+    /// On this machine, which is the database's with SQLite.
+    pub fn here(self) -> Micros {
+        match self {
+            Clock::Database => Micros::now(),
+            Clock::At(time) => time,
+        }
+    }
+}
+
 /// What is remembered of the database of one epoch, empty at the beginning of each.
 #[derive(Default)]
 pub struct PerEpoch<T>(Mutex<(u64, Arc<T>)>);
@@ -108,9 +126,8 @@ const RANDOM_BITS: u32 = 21;
 /// went back in time, gives the same one again, as a sequence would.
 pub fn new_id() -> i64 {
     static LAST: AtomicI64 = AtomicI64::new(0);
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let random = rand::random_range(0..1i64 << RANDOM_BITS);
-    let id = (since.as_millis() as i64) << RANDOM_BITS | random;
+    let id = (Micros::now().0 / 1_000) << RANDOM_BITS | random;
     let next = |last: i64| Some(id.max(last + 1));
     let last = LAST.fetch_update(Ordering::AcqRel, Ordering::Acquire, next).unwrap_or_else(|last| last);
     id.max(last + 1)

@@ -205,6 +205,7 @@ table! {
         key -> Binary,
         accepted -> Text,
         duplicates -> Text,
+        payload -> BigInt,
         created_at -> BigInt,
     }
 }
@@ -386,6 +387,7 @@ table! {
         event_id -> Nullable<Binary>,
         quota -> Text,
         created_at -> BigInt,
+        metadata -> Nullable<Text>,
     }
 }
 

@@ -137,9 +137,13 @@ fn outcome(done: Done) -> v2::Outcome {
         Fate::Accepted(event) => {
             v2::Outcome { sequence, result: Word::Accepted.into(), event_id: event.id, ..Default::default() }
         }
-        Fate::Duplicate(event) => {
-            v2::Outcome { sequence, result: Word::Duplicate.into(), event_id: event.id, ..Default::default() }
-        }
+        Fate::Duplicate(event, conflict) => v2::Outcome {
+            sequence,
+            result: Word::Duplicate.into(),
+            event_id: event.id,
+            conflict,
+            ..Default::default()
+        },
         Fate::Failed(error) => v2::Outcome {
             sequence,
             result: Word::Failed.into(),

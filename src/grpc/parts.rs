@@ -3,6 +3,7 @@
 //! bounded however long the stream is, and all streams together share one budget: a stream without room in it goes on
 //! event by event.
 
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
@@ -44,7 +45,8 @@ pub struct Done {
 
 pub enum Fate {
     Accepted(StoredEvent),
-    Duplicate(StoredEvent),
+    /// The event that used the key first; with another payload?
+    Duplicate(StoredEvent, bool),
     Failed(Error),
 }
 
@@ -205,11 +207,13 @@ async fn store(pass: Pass, run_id: Uuid, items: Vec<Item>) -> Result<Vec<Done>> 
     }
     let refused = fates.len() - inputs.len();
     let recorded = pass.app.ingest.record_part(caller.workspace_id, run_id, inputs, refused).await?;
+    let recorded = recorded.confined(|meter| caller.may_use_meter(meter))?;
+    let conflicts: HashSet<usize> = recorded.conflict_places.into_iter().collect();
     for failure in recorded.failed {
         fates[places[failure.index]].1 = Some(Fate::Failed(failure.error));
     }
     for (place, original) in recorded.duplicate_places.into_iter().zip(recorded.duplicates) {
-        fates[places[place]].1 = Some(Fate::Duplicate(original));
+        fates[places[place]].1 = Some(Fate::Duplicate(original, conflicts.contains(&place)));
     }
     // what neither failed nor was a duplicate was accepted, in order
     let mut accepted = recorded.accepted.into_iter();

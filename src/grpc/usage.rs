@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use prost::Message;
-use tonic::metadata::MetadataMap;
+use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::auth::Caller;
@@ -30,8 +30,8 @@ impl v1::usage_service_server::UsageService for Door {
         &self,
         request: Request<v1::CreateUsageRequest>,
     ) -> Result<Response<v1::CreateUsageResponse>, Status> {
-        let event = self.create(request).await.map_err(status)?;
-        Ok(Response::new(v1::CreateUsageResponse { event: Some(convert::event(event)) }))
+        let (event, key) = self.create(request).await.map_err(status)?;
+        Ok(key.respond(v1::CreateUsageResponse { event: Some(convert::event(event)) }))
     }
 
     async fn create_usage_bulk(
@@ -39,7 +39,7 @@ impl v1::usage_service_server::UsageService for Door {
         request: Request<v1::CreateUsageBulkRequest>,
     ) -> Result<Response<v1::CreateUsageBulkResponse>, Status> {
         let answer = Answer::of(self.create_bulk(request).await.map_err(status)?);
-        Ok(Response::new(v1::CreateUsageBulkResponse {
+        Ok(answer.key.respond(v1::CreateUsageBulkResponse {
             accepted_count: convert::count(answer.accepted_count),
             duplicate_count: convert::count(answer.duplicate_count),
             failed_count: convert::count(answer.failed_count),
@@ -68,7 +68,7 @@ impl v1::usage_service_server::UsageService for Door {
             Some(key) => stream.store_at_once(key).await?,
             None => stream.store_in_parts(false).await?,
         };
-        Ok(Response::new(v1::StreamUsageResponse {
+        Ok(answer.key.respond(v1::StreamUsageResponse {
             accepted_count: convert::count(answer.accepted_count),
             duplicate_count: convert::count(answer.duplicate_count),
             failed_count: convert::count(answer.failed_count),
@@ -80,17 +80,19 @@ impl v1::usage_service_server::UsageService for Door {
 }
 
 impl Door {
-    async fn create(&self, request: Request<v1::CreateUsageRequest>) -> Result<StoredEvent> {
+    async fn create(&self, request: Request<v1::CreateUsageRequest>) -> Result<(StoredEvent, UsedKey)> {
         let Admitted { caller, .. } = Admitted::of(&request)?;
         let input = convert::input(request.into_inner().event)?;
         caller.may_use_meter(input.meter())?;
         let ingest = &self.app.ingest;
         let recorded = ingest.record(caller.workspace_id, Kind::Single, vec![input], None).await?;
+        let recorded = recorded.confined(|meter| caller.may_use_meter(meter))?;
+        let key = UsedKey { replayed: !recorded.duplicates.is_empty(), conflict: recorded.has_conflict() };
         if let Some(failure) = recorded.failed.into_iter().next() {
             return Err(failure.error);
         }
         let stored = recorded.accepted.into_iter().chain(recorded.duplicates).next();
-        stored.ok_or_else(|| Error::internal("a write without an outcome"))
+        stored.map(|event| (event, key)).ok_or_else(|| Error::internal("a write without an outcome"))
     }
 
     async fn create_bulk(&self, request: Request<v1::CreateUsageBulkRequest>) -> Result<Recorded> {
@@ -110,17 +112,44 @@ impl Door {
             inputs.push(input);
         }
         let key = parse_key(Some(&idempotency_key))?;
-        self.app.ingest.record(caller.workspace_id, Kind::Bulk, inputs, key).await
+        let recorded = self.app.ingest.record(caller.workspace_id, Kind::Bulk, inputs, key).await?;
+        recorded.confined(|meter| caller.may_use_meter(meter))
+    }
+}
+
+/// What an answer tells of an idempotency key that was used before, in its metadata.
+#[derive(Clone, Copy, Default)]
+struct UsedKey {
+    replayed: bool,
+    conflict: bool,
+}
+
+impl UsedKey {
+    fn respond<T>(self, answer: T) -> Response<T> {
+        let mut response = Response::new(answer);
+        for (name, is_so) in
+            [("idempotency-replayed", self.replayed), ("idempotency-conflict", self.conflict)]
+        {
+            if is_so {
+                response.metadata_mut().insert(name, MetadataValue::from_static("true"));
+            }
+        }
+        response
     }
 }
 
 fn stream_key(metadata: &MetadataMap) -> Result<Option<String>> {
     let named = |name| {
-        let text = metadata.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
-        text.filter(|text| !text.trim().is_empty())
+        let Some(value) = metadata.get(name) else { return Ok(None) };
+        let text = std::str::from_utf8(value.as_bytes());
+        let text = text.map_err(|_| Error::invalid(format_args!("{name} must be UTF-8")))?;
+        Ok::<_, Error>(Some(text).filter(|text| !text.trim().is_empty()))
     };
-    let key = named("idempotency-key").or_else(|| named("x-open-spanner-idempotency-key"));
-    parse_key(key.as_deref())
+    let key = match named("idempotency-key")? {
+        None => named("x-open-spanner-idempotency-key")?,
+        key => key,
+    };
+    parse_key(key)
 }
 
 /// The same error, with the position of its event.
@@ -176,7 +205,7 @@ impl Stream<'_> {
         let inputs = held.into_iter().map(|item| item.input).collect::<Result<Vec<Input>>>()?;
         let ingest = &self.door.app.ingest;
         let recorded = ingest.record(self.caller.workspace_id, Kind::Stream, inputs, Some(key)).await?;
-        Ok(Answer::of(recorded))
+        Ok(Answer::of(recorded.confined(|meter| self.caller.may_use_meter(meter))?))
     }
 
     async fn store_in_parts(mut self, keys_needed: bool) -> Result<Answer, Status> {
@@ -273,12 +302,15 @@ struct Answer {
     duplicates: Vec<v1::UsageEvent>,
     failed: Vec<v1::BulkFailure>,
     bytes: usize,
+    key: UsedKey,
 }
 
 impl Answer {
     /// Of a call that was stored at once: complete.
     fn of(recorded: Recorded) -> Answer {
+        let key = UsedKey { replayed: recorded.is_replay, conflict: recorded.has_conflict() };
         let mut answer = Answer {
+            key,
             accepted_count: recorded.accepted.len() as u64,
             duplicate_count: recorded.duplicates.len() as u64,
             failed_count: recorded.failed.len() as u64,
@@ -311,7 +343,8 @@ impl Answer {
                     self.accepted_count += 1;
                     self.list(event, has_room, |answer| &mut answer.accepted);
                 }
-                Fate::Duplicate(event) => {
+                Fate::Duplicate(event, conflict) => {
+                    self.key.conflict |= conflict;
                     self.duplicate_count += 1;
                     self.list(event, has_room, |answer| &mut answer.duplicates);
                 }

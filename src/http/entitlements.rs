@@ -12,10 +12,12 @@ use crate::db::columns::{quantity_of, readable, uuid_of};
 use crate::db::{Conn, Fault};
 use crate::entitlements::assignment::effective;
 use crate::entitlements::consume::Quota;
+use crate::entitlements::plan::Plan;
 use crate::entitlements::quota::{Candidate, Check, State, state_message};
 use crate::entitlements::sql::counters::Range;
 use crate::entitlements::sql::decisions::{self, Decided, Decision};
 use crate::entitlements::sql::listing::{self, Entry, Filter};
+use crate::entitlements::sql::plans::Assigned;
 use crate::error::{Error, Result};
 use crate::http::extract::{CursorTime, Id, Json, Params, paginate};
 use crate::http::openapi::Doc;
@@ -53,16 +55,40 @@ pub async fn check(app: web::Data<App>, caller: Caller, body: Json<CheckInput>) 
         return Err(Error::invalid("meter is required"));
     }
     let quantity = check_quantity(input.quantity)?;
-    let (now, assigned) = (Micros::now(), app.plans.subject(workspace_id, &subject).await?);
-    let plan = match effective(&assigned.history, now) {
+    let asked = Asked { workspace_id, subject, meter, quantity, now: Micros::now() };
+    let assigned = app.plans.subject(workspace_id, &asked.subject).await?;
+    let answer = assess(&app, &asked, &assigned).await?;
+    if answer.allowed {
+        return respond::ok(&answer);
+    }
+    // nobody is refused for what was changed on another server a moment ago
+    let fresh = app.plans.read_subject(workspace_id, &asked.subject).await?;
+    match fresh == assigned {
+        true => respond::ok(&answer),
+        false => respond::ok(&assess(&app, &asked, &fresh).await?),
+    }
+}
+
+/// A question whether more may be used.
+struct Asked {
+    workspace_id: i64,
+    subject: String,
+    meter: String,
+    quantity: Quantity,
+    now: Micros,
+}
+
+async fn assess(app: &App, asked: &Asked, assigned: &Assigned) -> Result<Check> {
+    let Asked { workspace_id, subject, meter, quantity, now } = asked;
+    let without_limit =
+        |plan: Option<&Plan>| Check::without_limit(subject.clone(), meter.clone(), quantity.clone(), plan);
+    let plan = match effective(&assigned.history, *now) {
         Some(span) => app.plans.plan(span.plan_id).await?.map(|plan| (span, plan)),
         None => None,
     };
-    let Some((span, plan)) = plan else {
-        return respond::ok(&Check::without_limit(subject, meter, quantity, None));
-    };
-    let Some(found) = app.meters.get(workspace_id, &meter).await? else {
-        return respond::ok(&Check::without_limit(subject, meter, quantity, Some(&plan)));
+    let Some((span, plan)) = plan else { return Ok(without_limit(None)) };
+    let Some(found) = app.meters.get(*workspace_id, meter).await? else {
+        return Ok(without_limit(Some(&plan)));
     };
     let ranges: Vec<Range> = plan
         .limits_of(found.id)
@@ -70,7 +96,7 @@ pub async fn check(app: web::Data<App>, caller: Caller, body: Json<CheckInput>) 
             subject_id: assigned.subject_id,
             meter_id: found.id,
             anchor: span.anchor,
-            window: limit.period.window(span.anchor, now),
+            window: limit.period.window(span.anchor, *now),
         })
         .collect();
     let counted = app.counters.load(ranges.clone()).await?;
@@ -80,7 +106,8 @@ pub async fn check(app: web::Data<App>, caller: Caller, body: Json<CheckInput>) 
         .zip(counted)
         .map(|((limit, range), counted)| Candidate { limit, window: range.window, counted })
         .collect();
-    respond::ok(&Check::of(subject, meter, quantity, &plan, found.aggregation, &candidates, now))
+    let (subject, meter, quantity) = (subject.clone(), meter.clone(), quantity.clone());
+    Ok(Check::of(subject, meter, quantity, &plan, found.aggregation, &candidates, *now))
 }
 
 /// 0 and absent mean 1.
@@ -112,6 +139,10 @@ pub struct ConsumptionView {
     event: Option<StoredEvent>,
     #[schema(value_type = Quota)]
     quota: Box<RawValue>,
+    /// The key was used before, with another payload.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    #[schema(required = false)]
+    conflict: bool,
 }
 
 fn quota_json(decision: &Decision) -> Result<Box<RawValue>> {
@@ -142,6 +173,9 @@ pub async fn consume(app: web::Data<App>, caller: Caller, body: Json<Input>) -> 
     };
     // the key of a decision may lead to a meter that the caller did not name
     caller.may_use_meter(&decided.decision.meter)?;
+    if let Some(event) = &decided.event {
+        caller.may_use_meter(&event.meter)?;
+    }
     let (accepted, outcome) = match decided.decision.accepted {
         true => (StatusCode::CREATED, "accepted"),
         false => (StatusCode::TOO_MANY_REQUESTS, "rejected"),
@@ -153,11 +187,13 @@ pub async fn consume(app: web::Data<App>, caller: Caller, body: Json<Input>) -> 
         evaluation_failed: decided.decision.evaluation_failed,
         quota: quota_json(&decided.decision)?,
         event: decided.event,
+        conflict: decided.conflict,
     };
     let mut response = respond::json(accepted, &answer)?;
     if let Some(seconds) = retry_after(&answer.quota).filter(|_| !answer.accepted) {
         response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
     }
+    respond::about_key(&mut response, answer.replayed, answer.conflict);
     Ok(response)
 }
 

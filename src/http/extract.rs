@@ -368,17 +368,6 @@ impl FromRequest for Params {
     }
 }
 
-/// A header as text. Bytes that are no text are refused, and so are two different values: never taken for absent.
-pub fn text_header<'r>(request: &'r HttpRequest, name: &str) -> Result<Option<&'r str>> {
-    let mut values = request.headers().get_all(name);
-    let Some(first) = values.next() else { return Ok(None) };
-    if values.any(|other| other != first) {
-        return Err(Error::invalid(format!("the header {name} has several values")));
-    }
-    let text = std::str::from_utf8(first.as_bytes());
-    text.map(Some).map_err(|_| Error::invalid(format!("the header {name} must be UTF-8")))
-}
-
 impl Params {
     pub fn parse(query: &str) -> Self {
         let pairs = query

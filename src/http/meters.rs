@@ -77,7 +77,7 @@ pub async fn create(app: web::Data<App>, caller: Caller, body: Json<MeterInput>)
     let id = uuid::Uuid::now_v7().to_string();
     let meter = input.into_meter(id, caller.workspace_id, Micros::now())?;
     let meter = app.store.write("meters::add", move |conn| meters::sql::add(conn, &meter)).await?;
-    app.meters.forget(meter.workspace_id, &meter.name);
+    app.meters.changed(meter.workspace_id, &meter.name);
     respond::created(&MeterView::of(&meter))
 }
 

@@ -7,6 +7,7 @@ use utoipa::ToSchema;
 use crate::app::App;
 use crate::auth::Caller;
 use crate::db::Conn;
+use crate::db::identity::Clock;
 use crate::entitlements::assignment::Status;
 use crate::entitlements::period::Period;
 use crate::entitlements::plan::{Draft, Enforcement, FailurePolicy, Limit, Plan, PlanInput};
@@ -157,9 +158,9 @@ pub async fn update(
     find(&app, &caller, &id).await?;
     may_use_all(&caller, input.meters())?;
     let draft = Draft::parse(input)?;
-    let update = move |conn: &mut Conn| plans::update(conn, workspace_id, &id, &draft, Micros::now);
+    let update = move |conn: &mut Conn| plans::update(conn, workspace_id, &id, &draft, Clock::Database);
     let plan = app.store.write("plans::update", update).await?;
-    app.plans.forget_workspace(workspace_id);
+    app.plans.changed(workspace_id);
     app.wake.ring();
     respond::ok(&PlanView::from(plan))
 }
@@ -171,9 +172,9 @@ pub fn describe_delete() -> Doc {
 pub async fn delete(app: web::Data<App>, caller: Caller, Id(id): Id) -> Result<HttpResponse> {
     find(&app, &caller, &id).await?;
     let workspace_id = caller.workspace_id;
-    let delete = move |conn: &mut Conn| plans::delete(conn, workspace_id, &id, Micros::now);
+    let delete = move |conn: &mut Conn| plans::delete(conn, workspace_id, &id, Clock::Database);
     app.store.write("plans::delete", delete).await?;
-    app.plans.forget_workspace(workspace_id);
+    app.plans.changed(workspace_id);
     Ok(respond::no_content())
 }
 
@@ -380,7 +381,7 @@ pub async fn assign(
     let effective_at = parse_time(&effective_at, "effective_at", "invalid_effective_at")?;
     let name = subject.clone();
     let assign = move |conn: &mut Conn| {
-        assignments::assign(conn, workspace_id, &name, &plan_id, effective_at, Micros::now)
+        assignments::assign(conn, workspace_id, &name, &plan_id, effective_at, Clock::Database)
     };
     let assignment = app.store.write("assignments::assign", assign).await?;
     app.plans.forget_assignment(workspace_id, &subject);
@@ -397,7 +398,7 @@ pub async fn unassign(app: web::Data<App>, caller: Caller, Id(subject): Id) -> R
     caller.may_use_meter("")?;
     let (subject, workspace_id) = (parse_subject(&subject)?.to_owned(), caller.workspace_id);
     let name = subject.clone();
-    let unassign = move |conn: &mut Conn| assignments::unassign(conn, workspace_id, &name, Micros::now);
+    let unassign = move |conn: &mut Conn| assignments::unassign(conn, workspace_id, &name, Clock::Database);
     app.store.write("assignments::unassign", unassign).await?;
     app.plans.forget_assignment(workspace_id, &subject);
     app.wake.ring();

@@ -42,6 +42,16 @@ pub fn json_text(status: StatusCode, text: &str) -> HttpResponse {
     response.insert_header((header::CONTENT_TYPE, "application/json")).body(body)
 }
 
+/// Tells of a used idempotency key: that the answer was given before, and that it was given to another payload.
+pub fn about_key(response: &mut HttpResponse, replayed: bool, conflict: bool) {
+    for (name, is_so) in [("idempotency-replayed", replayed), ("idempotency-conflict", conflict)] {
+        if is_so {
+            let name = header::HeaderName::from_static(name);
+            response.headers_mut().insert(name, header::HeaderValue::from_static("true"));
+        }
+    }
+}
+
 /// A page of a list: `items`, and a cursor while more rows exist.
 #[derive(Serialize)]
 pub struct Page<T> {

@@ -13,7 +13,7 @@ use crate::app::App;
 use crate::auth::Caller;
 use crate::error::{Error, Result};
 use crate::exports::csv::Table;
-use crate::http::extract::{Json, JsonList, Params, required_time, text_header};
+use crate::http::extract::{Json, JsonList, Params, required_time};
 use crate::http::openapi::{self, Doc, FORMULA_GUARD};
 use crate::http::respond::{self, Page};
 use crate::ingest::{Kind, Recorded};
@@ -36,13 +36,14 @@ pub async fn create(app: web::Data<App>, caller: Caller, body: Json<Input>) -> R
     let Json(input) = body;
     caller.may_use_meter(input.meter())?;
     let recorded = app.ingest.record(caller.workspace_id, Kind::Single, vec![input], None).await?;
+    let recorded = recorded.confined(|meter| caller.may_use_meter(meter))?;
+    let has_conflict = recorded.has_conflict();
     if let Some(failure) = recorded.failed.into_iter().next() {
         return Err(failure.error);
     }
     if let Some(original) = recorded.duplicates.first() {
         let mut response = respond::created(original)?;
-        let replayed = header::HeaderName::from_static("idempotency-replayed");
-        response.headers_mut().insert(replayed, header::HeaderValue::from_static("true"));
+        respond::about_key(&mut response, true, has_conflict);
         return Ok(response);
     }
     match recorded.accepted.first() {
@@ -78,9 +79,20 @@ pub async fn create_bulk(
         return Err(Error::invalid(format!("at most {most} events may be sent in one call")));
     }
     inputs.iter().try_for_each(|input| caller.may_use_meter(input.meter()))?;
-    let key = parse_key(text_header(&request, "idempotency-key")?)?;
+    let key = key_header(&request)?;
     let recorded = app.ingest.record(caller.workspace_id, Kind::Bulk, inputs, key).await?;
-    bulk_answer(recorded)
+    bulk_answer(recorded.confined(|meter| caller.may_use_meter(meter))?)
+}
+
+/// A key that cannot be read is refused: ignored, it would let a retry count twice.
+fn key_header(request: &HttpRequest) -> Result<Option<String>> {
+    let mut values = request.headers().get_all("idempotency-key");
+    let Some(value) = values.next() else { return Ok(None) };
+    if values.next().is_some() {
+        return Err(Error::invalid("the Idempotency-Key header is given more than once"));
+    }
+    let text = std::str::from_utf8(value.as_bytes());
+    parse_key(Some(text.map_err(|_| Error::invalid("the Idempotency-Key header must be UTF-8"))?))
 }
 
 fn bulk_answer(recorded: Recorded) -> Result<HttpResponse> {
@@ -88,7 +100,9 @@ fn bulk_answer(recorded: Recorded) -> Result<HttpResponse> {
         0 => StatusCode::BAD_REQUEST,
         _ => StatusCode::CREATED,
     };
+    let (is_replay, has_conflict) = (recorded.is_replay, recorded.has_conflict());
     let answer = BulkResult {
+        conflict_items: recorded.conflict_places,
         accepted: recorded.accepted.len(),
         duplicates: recorded.duplicates.len(),
         failed: recorded.failed.len(),
@@ -96,7 +110,9 @@ fn bulk_answer(recorded: Recorded) -> Result<HttpResponse> {
         duplicate_items: recorded.duplicates,
         failed_items: recorded.failed,
     };
-    respond::json(status, &answer)
+    let mut response = respond::json(status, &answer)?;
+    respond::about_key(&mut response, is_replay, has_conflict);
+    Ok(response)
 }
 
 #[derive(serde::Serialize, ToSchema)]
@@ -109,6 +125,10 @@ pub struct BulkResult {
     duplicate_items: Vec<StoredEvent>,
     #[schema(value_type = Vec<BulkFailure>)]
     failed_items: Vec<crate::ingest::Failure>,
+    /// Positions in the request, from 0, of duplicates whose key was first used with another payload.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(required = false)]
+    conflict_items: Vec<usize>,
 }
 
 /// How a failed item is written.

@@ -26,8 +26,9 @@ use crate::entitlements::consume::Unread;
 use crate::entitlements::plan::Plan;
 use crate::entitlements::sql::decisions::{Decided, Decision};
 use crate::jobs::queue;
-use crate::metering::event::{self, Event, StoredEvent};
-use crate::metering::rollup;
+use crate::metering::event::{self, Event, Original, StoredEvent};
+use crate::metering::quantity::Quantity;
+use crate::metering::rollup::{self, Lanes};
 use crate::metering::time::{Micros, SECOND};
 use crate::usage::subject_ids;
 
@@ -48,6 +49,15 @@ impl Kind {
     }
 }
 
+/// Whose time decides about a consumption: which plan is in force, and which period it counts in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DecidedAt {
+    /// The database's, so that no timestamp leads around a limit.
+    Now,
+    /// The event's own.
+    EventTime,
+}
+
 /// What one caller wants stored, all of it or none of it.
 #[derive(Clone, Debug)]
 pub struct Batch {
@@ -62,16 +72,32 @@ pub struct Batch {
     pub replay_key: Option<String>,
     pub received_at: Micros,
     /// One event with a key, stored only if the quota allows.
-    pub consumes: bool,
+    pub consumes: Option<DecidedAt>,
+}
+
+impl Batch {
+    /// Tells calls with the same events from others; times only where they were given.
+    fn payload(&self) -> i64 {
+        let mut parts = Vec::with_capacity(self.events.len() * 32);
+        for event in &self.events {
+            parts.extend(event.fingerprint.to_be_bytes());
+            parts.extend(if event.time == event.received_at { 0 } else { event.time.0 }.to_be_bytes());
+            parts.extend(event.key.as_deref().unwrap_or_default().as_bytes());
+            // in no key
+            parts.push(0);
+        }
+        let hash = event::hash128(&[&parts]);
+        i64::from_be_bytes([0, 1, 2, 3, 4, 5, 6, 7].map(|at| hash[at]))
+    }
 }
 
 /// What became of one batch.
 #[derive(Clone, Debug)]
 pub enum Outcome {
     /// One entry per event: `None` when it was stored, else the event that already had its key.
-    Stored(Vec<Option<StoredEvent>>),
-    /// The call was answered before, with these lists.
-    Replayed { accepted: Vec<StoredEvent>, duplicates: Vec<StoredEvent> },
+    Stored(Vec<Option<Original>>),
+    /// The call was answered before, with these lists; `conflict`: to other events.
+    Replayed { accepted: Vec<StoredEvent>, duplicates: Vec<StoredEvent>, conflict: bool },
     /// A consumption was granted or refused, now or before.
     Decided(Box<Decided>),
     /// A meter changed since the events were checked: check them again.
@@ -202,20 +228,21 @@ struct Taken {
     event_id: Uuid,
     event_time: i64,
     fingerprint: i64,
+    subject: Option<String>,
     /// `None` when the raw event was pruned.
     event: Option<StoredEvent>,
 }
 
-/// Stores the batches. `lane` is the writer's own copy of the rollup rows that every subject shares; `known` is of the
+/// Stores the batches. `lanes` are the writer's own copies of shared rollup rows; `known` is of the
 /// link's epoch.
 pub fn insert(
     conn: &mut Conn,
     link: Link,
     batches: &[Arc<Batch>],
-    lane: i16,
+    lanes: Lanes,
     known: &Known,
 ) -> Result<(Vec<Outcome>, Learned), Fault> {
-    let mut work = Work::new(batches, lane);
+    let mut work = Work::new(batches, lanes);
     work.drop_stale(conn, link, known)?;
     work.drop_replayed(conn)?;
     work.find_subjects(conn, known)?;
@@ -234,7 +261,7 @@ pub fn insert(
 
 struct Work<'a> {
     batches: &'a [Arc<Batch>],
-    lane: i16,
+    lanes: Lanes,
     /// Set once the fate of a whole batch is known.
     decided: Vec<Option<Outcome>>,
     subjects: HashMap<(i64, &'a str), i64>,
@@ -249,8 +276,10 @@ struct Work<'a> {
     /// Of consumptions that go on to be stored, by batch.
     decisions: HashMap<usize, Decision>,
     /// Events whose key was taken, with what to answer.
-    duplicates: HashMap<Place, StoredEvent>,
+    duplicates: HashMap<Place, Original>,
     learned: Learned,
+    /// PostgreSQL: what time it is there. Its servers' clocks may differ, and what they decide must not.
+    now: Option<Micros>,
     /// Something in the database tells whether what was learned still holds.
     is_vouched_for: bool,
     /// Meters that alert rules watch, as of this transaction: whoever adds or enables a rule waits for the meter's
@@ -259,10 +288,10 @@ struct Work<'a> {
 }
 
 impl<'a> Work<'a> {
-    fn new(batches: &'a [Arc<Batch>], lane: i16) -> Self {
+    fn new(batches: &'a [Arc<Batch>], lanes: Lanes) -> Self {
         Work {
             batches,
-            lane,
+            lanes,
             decided: batches.iter().map(|_| None).collect(),
             subjects: HashMap::new(),
             assignment_versions: HashMap::new(),
@@ -272,6 +301,7 @@ impl<'a> Work<'a> {
             decisions: HashMap::new(),
             duplicates: HashMap::new(),
             learned: Learned::default(),
+            now: None,
             is_vouched_for: true,
             watched: BTreeSet::new(),
         }
@@ -316,7 +346,11 @@ impl<'a> Work<'a> {
             return Ok(());
         }
         let found = match conn {
-            Conn::Postgres(c) => postgres::hold_meters(c, link, &meter_ids)?,
+            Conn::Postgres(c) => {
+                let (found, now) = postgres::hold_meters(c, link, &meter_ids)?;
+                self.now = now;
+                found
+            }
             Conn::Sqlite(c) => sqlite::meter_versions(c, link, &known.watch, &meter_ids)?,
         };
         self.watched = found.iter().filter(|row| row.has_alerts).map(|row| row.id).collect();
@@ -353,10 +387,13 @@ impl<'a> Work<'a> {
                 Conn::Sqlite(c) => sqlite::find_replay(c, &key)?,
             };
             match found {
-                Some((accepted, duplicates)) => {
+                Some((accepted, duplicates, payload)) => {
                     let (accepted, duplicates) = (event::recall(&accepted)?, event::recall(&duplicates)?);
-                    let replayed = Outcome::Replayed { accepted, duplicates };
-                    same.into_iter().for_each(|at| self.decided[at] = Some(replayed.clone()));
+                    for at in same {
+                        let conflict = self.batches[at].payload() != payload;
+                        let (accepted, duplicates) = (accepted.clone(), duplicates.clone());
+                        self.decided[at] = Some(Outcome::Replayed { accepted, duplicates, conflict });
+                    }
                 }
                 None => same.into_iter().skip(1).for_each(|at| self.decided[at] = Some(Outcome::Again)),
             }
@@ -391,12 +428,12 @@ impl<'a> Work<'a> {
     /// Claims the idempotency keys of the batch; whoever comes second gets the event that was first.
     fn take_keys(&mut self, conn: &mut Conn, known: &Known) -> Result<(), Fault> {
         let mut first: BTreeMap<LedgerKey, (Place, &Event)> = BTreeMap::new();
-        let mut later: Vec<(LedgerKey, Place)> = Vec::new();
+        let mut later: Vec<(LedgerKey, Place, &Event)> = Vec::new();
         for (place, workspace_id, event) in self.candidates() {
             let Some(key) = &event.key else { continue };
             let key = (workspace_id, event::ledger_key(key));
             match first.entry(key) {
-                Entry::Occupied(taken) => later.push((taken.key().clone(), place)),
+                Entry::Occupied(taken) => later.push((taken.key().clone(), place, event)),
                 Entry::Vacant(free) => drop(free.insert((place, event))),
             }
         }
@@ -422,16 +459,20 @@ impl<'a> Work<'a> {
                 taken
             }
         };
-        for taken in taken {
-            let Some((place, event)) = first.get(&taken.key) else { continue };
-            let original = original_of(&taken, event);
-            self.duplicates.insert(*place, original);
+        let taken: HashMap<&LedgerKey, &Taken> = taken.iter().map(|taken| (&taken.key, taken)).collect();
+        for (key, (place, event)) in &first {
+            if let Some(taken) = taken.get(key) {
+                self.duplicates.insert(*place, original_of(taken, event));
+            }
         }
-        for (key, place) in later {
-            let Some((first_place, event)) = first.get(&key) else { continue };
-            let original = match self.duplicates.get(first_place) {
-                Some(original) => original.clone(),
-                None => StoredEvent::of(event),
+        for (key, place, event) in later {
+            let Some((_, first)) = first.get(&key) else { continue };
+            let original = match taken.get(&key) {
+                Some(taken) => original_of(taken, event),
+                None => Original {
+                    event: StoredEvent::of(first),
+                    conflict: first.fingerprint != event.fingerprint,
+                },
             };
             self.duplicates.insert(place, original);
         }
@@ -478,11 +519,11 @@ impl<'a> Work<'a> {
             return Ok(());
         }
         match conn {
-            Conn::Postgres(c) => postgres::add_rows(c, &rows, &runs, &parts, self.lane)?,
+            Conn::Postgres(c) => postgres::add_rows(c, &rows, &runs, &parts, self.lanes)?,
             Conn::Sqlite(c) => {
                 sqlite::add_events(c, &rows)?;
                 sqlite::add_runs(c, &runs)?;
-                sqlite::add_rollups(c, &parts, self.lane)?;
+                sqlite::add_rollups(c, &parts, self.lanes)?;
             }
         }
         self.write_activity(conn, known, parts.keys())
@@ -497,7 +538,7 @@ impl<'a> Work<'a> {
             let (mut accepted, mut duplicates) = (Vec::new(), Vec::new());
             for (item, event) in batch.events.iter().enumerate() {
                 match self.duplicates.get(&(at, item)) {
-                    Some(original) => duplicates.push(original.clone()),
+                    Some(original) => duplicates.push(original.event.clone()),
                     None => accepted.push(StoredEvent::of(event)),
                 }
             }
@@ -506,6 +547,7 @@ impl<'a> Work<'a> {
                 key: event::ledger_key(key),
                 accepted: event::keep(accepted)?,
                 duplicates: event::keep(duplicates)?,
+                payload: batch.payload(),
                 created_at: batch.received_at.0,
             };
             crate::both!(conn, c => {
@@ -547,7 +589,7 @@ impl<'a> Work<'a> {
         for (workspace_id, event) in self.accepted().filter(|(_, e)| self.watched.contains(&e.meter.id)) {
             let meter = &event.meter;
             if let std::collections::btree_map::Entry::Vacant(free) = wanted.entry(meter.id) {
-                free.insert(MeterJob::usage(workspace_id, meter.id, &meter.name, self.lane, now)?);
+                free.insert(MeterJob::usage(workspace_id, meter.id, &meter.name, self.lanes.meter, now)?);
             }
         }
         self.learned.has_jobs = !wanted.is_empty();
@@ -561,12 +603,14 @@ impl<'a> Work<'a> {
             .enumerate()
             .map(|(at, batch)| match self.decided[at].take() {
                 Some(outcome) => outcome,
-                None if batch.consumes => {
+                None if batch.consumes.is_some() => {
                     let event = batch.events.first().map(StoredEvent::of);
-                    let event = self.duplicates.remove(&(at, 0)).or(event);
+                    let original = self.duplicates.remove(&(at, 0));
+                    let conflict = original.as_ref().is_some_and(|original| original.conflict);
+                    let event = original.map(|original| original.event).or(event);
                     match self.decisions.remove(&at) {
                         Some(decision) => {
-                            Outcome::Decided(Box::new(Decided { decision, event, replayed: false }))
+                            Outcome::Decided(Box::new(Decided { decision, event, replayed: false, conflict }))
                         }
                         None => Outcome::Again,
                     }
@@ -585,20 +629,31 @@ impl<'a> Work<'a> {
     }
 }
 
-/// The stored event; or, when retention took it, the retry's own fields under the first one's id and time.
-fn original_of(taken: &Taken, retry: &Event) -> StoredEvent {
-    if taken.fingerprint != retry.fingerprint {
-        log::warn!(event_id:% = taken.event_id; "idempotency key used again with another payload");
-    }
+/// The event that a used key stands for. When retention took it, only the ledger is left: the retry's own fields are
+/// the event's where the payload is the same, else what is not known stays empty.
+fn original_of(taken: &Taken, retry: &Event) -> Original {
+    let conflict = taken.fingerprint != retry.fingerprint;
     if let Some(event) = &taken.event {
-        return event.clone();
+        return Original { event: event.clone(), conflict };
     }
-    StoredEvent {
+    let known = StoredEvent {
         id: taken.event_id.to_string(),
         timestamp: Micros(taken.event_time),
         received_at: taken.received_at().unwrap_or(retry.received_at),
         ..StoredEvent::of(retry)
+    };
+    if !conflict {
+        return Original { event: known, conflict };
     }
+    let event = StoredEvent {
+        subject: taken.subject.clone().unwrap_or_default(),
+        meter: String::new(),
+        quantity: Quantity::zero(),
+        metadata: event::no_metadata(),
+        pruned: true,
+        ..known
+    };
+    Original { event, conflict }
 }
 
 impl Taken {
@@ -631,6 +686,7 @@ struct ReplayRow {
     key: Vec<u8>,
     accepted: String,
     duplicates: String,
+    payload: i64,
     created_at: i64,
 }
 

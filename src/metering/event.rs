@@ -336,12 +336,25 @@ pub struct StoredEvent {
     pub received_at: Micros,
     #[schema(value_type = Object)]
     pub metadata: Box<RawValue>,
+    /// Only with a used idempotency key whose event was pruned, when another payload comes with it: what is not known
+    /// any more is left empty, meter, quantity and metadata.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    #[schema(required = false)]
+    pub pruned: bool,
 }
 
 impl StoredEvent {
     pub fn of(event: &Event) -> Self {
         event.clone().into()
     }
+}
+
+/// The event that a used idempotency key stands for.
+#[derive(Clone, Debug)]
+pub struct Original {
+    pub event: StoredEvent,
+    /// The payload that comes with the key now is another one.
+    pub conflict: bool,
 }
 
 impl From<Event> for StoredEvent {
@@ -355,18 +368,29 @@ impl From<Event> for StoredEvent {
             timestamp: event.time,
             received_at: event.received_at,
             metadata: event.metadata.unwrap_or_else(no_metadata),
+            pruned: false,
         }
     }
 }
 
 /// A stored event with exact times, the way answers are kept to be given again: REST cuts times, gRPC does not.
-type Kept = (String, Option<String>, String, String, Quantity, i64, i64, Box<RawValue>);
+type Kept = (String, Option<String>, String, String, Quantity, i64, i64, Box<RawValue>, bool);
 
 /// The text that [`recall`] reads.
 pub fn keep(events: Vec<StoredEvent>) -> Result<String> {
     let kept = |e: StoredEvent| -> Kept {
         let (timestamp, received_at) = (e.timestamp.0, e.received_at.0);
-        (e.id, e.idempotency_key, e.subject, e.meter, e.quantity, timestamp, received_at, e.metadata)
+        (
+            e.id,
+            e.idempotency_key,
+            e.subject,
+            e.meter,
+            e.quantity,
+            timestamp,
+            received_at,
+            e.metadata,
+            e.pruned,
+        )
     };
     let kept: Vec<Kept> = events.into_iter().map(kept).collect();
     serde_json::to_string(&kept).map_err(Error::internal)
@@ -374,9 +398,20 @@ pub fn keep(events: Vec<StoredEvent>) -> Result<String> {
 
 pub fn recall(text: &str) -> Result<Vec<StoredEvent>> {
     let kept: Vec<Kept> = serde_json::from_str(text).map_err(Error::internal)?;
-    let event = |(id, idempotency_key, subject, meter, quantity, timestamp, received_at, metadata): Kept| {
+    let event = |kept: Kept| {
+        let (id, idempotency_key, subject, meter, quantity, timestamp, received_at, metadata, pruned) = kept;
         let (timestamp, received_at) = (Micros(timestamp), Micros(received_at));
-        StoredEvent { id, idempotency_key, subject, meter, quantity, timestamp, received_at, metadata }
+        StoredEvent {
+            id,
+            idempotency_key,
+            subject,
+            meter,
+            quantity,
+            timestamp,
+            received_at,
+            metadata,
+            pruned,
+        }
     };
     Ok(kept.into_iter().map(event).collect())
 }

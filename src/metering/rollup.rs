@@ -145,6 +145,16 @@ pub fn merge<K: Ord>(parts: &mut BTreeMap<K, Part>, key: K, part: &Part) {
     }
 }
 
+/// A writer's own copies of rows that others write too: two commits that share a row run one after the other, through
+/// the sync of the first. Readers add the copies up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Lanes {
+    /// Of rows that every subject shares: one for each writer.
+    pub meter: i16,
+    /// Of a subject's rows: one for each server, so that there are more of them only where servers share a subject.
+    pub subject: i16,
+}
+
 /// Where a stored rollup lives; ordered as the primary key, so that writers lock rows in one order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Key {
@@ -156,9 +166,8 @@ pub struct Key {
 }
 
 impl Key {
-    /// Only rows that every subject shares are split into lanes.
-    pub fn lane(&self, lane: i16) -> i16 {
-        if self.subject_id == ALL_SUBJECTS { lane } else { 0 }
+    pub fn lane(&self, lanes: Lanes) -> i16 {
+        if self.subject_id == ALL_SUBJECTS { lanes.meter } else { lanes.subject }
     }
 }
 

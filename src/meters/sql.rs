@@ -8,6 +8,7 @@ use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Integer};
 
 use crate::both;
+use crate::db::changes::Change;
 use crate::db::columns::readable;
 use crate::db::identity::new_id;
 use crate::db::row_cache::RowCache;
@@ -306,6 +307,12 @@ impl MeterCache {
 
     pub fn forget(&self, workspace_id: i64, name: &str) {
         self.meters.forget([&(workspace_id, name.to_owned())]);
+    }
+
+    /// A meter was changed here: other servers forget it too.
+    pub fn changed(&self, workspace_id: i64, name: &str) {
+        self.forget(workspace_id, name);
+        self.store.changes().tell(Change::Meters(workspace_id));
     }
 
     /// Something changed on another server.

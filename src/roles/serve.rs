@@ -17,6 +17,7 @@ use crate::auth::Auth;
 use crate::auth::key::Flush;
 use crate::config::{self, Config, Driver, ListenAddr};
 use crate::dashboard;
+use crate::db::changes::{self, Change};
 use crate::db::readiness::{Check, Readiness};
 use crate::db::{self, Store, Wanted, migrations};
 use crate::entitlements::sql::plans::PlanCache;
@@ -284,9 +285,29 @@ fn start_timers(app: &App) -> Vec<JoinHandle<()>> {
     ]
 }
 
+/// Forgets what another server changed. Holds no more of the app than that takes: the writers end when the last `Ingest`
+/// is dropped, and a thread that listens ends when it comes to it.
+fn forgetful(app: &App) -> impl Fn(Change) + Send + use<> {
+    let (meters, plans, auth) = (app.meters.clone(), app.plans.clone(), app.auth.clone());
+    move |change| {
+        auth.forget(&change);
+        match change {
+            Change::Meters(workspace_id) => meters.forget_workspace(workspace_id),
+            Change::Plans(workspace_id) => plans.forget_workspace(workspace_id),
+            Change::Anything => {
+                meters.forget_all();
+                plans.forget_all();
+            }
+            Change::Key(_) | Change::Session(_) => {}
+        }
+    }
+}
+
 /// Background work as far as it is done in this process; others are told of new work in any case.
 fn start_workers(app: &App) -> Result<Vec<JoinHandle<()>>> {
     let stop = app.phase.draining();
+    changes::relay(app.store.clone(), stop.clone());
+    changes::listen(app.config.db.driver.clone(), stop.clone(), forgetful(app));
     app.wake.relay(app.store.clone(), stop.clone());
     if !app.config.workers.in_serve {
         return Ok(Vec::new());

@@ -43,6 +43,7 @@ impl EventText {
             timestamp: Micros(self.event_time),
             received_at: Micros(self.received_at),
             metadata: event::raw_metadata(metadata).ok_or_else(unreadable)?,
+            pruned: false,
         })
     }
 }

@@ -22,7 +22,10 @@ on_both_databases!(
     a_damaged_limit_is_left_to_the_failure_policy,
     a_missing_plan_is_left_to_the_failure_policy,
     what_can_be_read_still_refuses,
-    a_decision_outlives_its_event
+    a_decision_outlives_its_event,
+    no_timestamp_leads_around_a_limit,
+    timestamps_decide_where_a_setting_says_so,
+    another_body_under_a_decided_key_is_told
 );
 
 /// A meter `units`, a plan with these limits on it, and a subject who has the plan.
@@ -481,15 +484,79 @@ async fn a_decision_outlives_its_event(database: Database) {
     for part in ["accepted", "evaluation_failed", "event", "quota"] {
         assert_eq!(again[part], first[part], "{part}");
     }
-    // another body under the same key: the decision's own event, of which only the metadata is gone
-    let mut known = first["event"].clone();
-    known["metadata"] = json!({});
+    assert_eq!(again["conflict"], Value::Null);
+    // another body under the same key: the decision's own event
     for other in [
         json!({"idempotency_key": "old", "meter": meter, "subject": "somebody", "quantity": 1}),
         json!({"idempotency_key": "old", "meter": meter, "subject": "a b", "quantity": -1}),
         json!({"idempotency_key": "old", "meter": "unheard", "subject": "s", "quantity": 1}),
     ] {
         let again = workspace.post(path, &other).await.json(201);
-        assert_eq!((&again["event"], &again["quota"]), (&known, &first["quota"]), "{other}");
+        assert_eq!((&again["event"], &again["quota"]), (&first["event"], &first["quota"]), "{other}");
+        assert_eq!(again["conflict"], true, "{other}");
     }
+}
+
+/// RFC 3339, some hours from now.
+fn hours_ahead(hours: i64) -> String {
+    (jiff::Timestamp::now() + jiff::SignedDuration::from_hours(hours)).to_string()
+}
+
+async fn no_timestamp_leads_around_a_limit(database: Database) {
+    let server = Server::start(&database);
+    let workspace = server.workspace().await;
+    let limits = json!([{"limit": 3, "period": "day", "enforcement": "hard"}]);
+    let (meter, subject) = quota(&workspace, limits).await;
+    let mut granted = 0;
+    for (n, hours) in [-1, -30, 24 * 400, -24 * 400, 30, 48, 72, 96, -1, 0].into_iter().enumerate() {
+        let body = json!({"idempotency_key": format!("k{n}"), "meter": meter, "subject": subject, "quantity": 1,
+                          "timestamp": hours_ahead(hours)});
+        let answer = workspace.post("/v1/entitlements/consume", &body).await;
+        granted += usize::from(answer.status == 201);
+        let answer = answer.expect(if n < 3 { 201 } else { 429 });
+        assert!(answer.text.contains(r#""plan_id""#), "an assigned subject has a plan: {}", answer.text);
+    }
+    assert_eq!(granted, 3);
+    assert_eq!(current(&workspace, &subject).await, "3", "all of it counts in the period of the decision");
+}
+
+/// As the first server did.
+async fn timestamps_decide_where_a_setting_says_so(database: Database) {
+    let server = Server::start_with(&database, &[("OPEN_SPANNER_CONSUMPTION_TIME", "event")]);
+    let workspace = server.workspace().await;
+    let (meter, subject) = quota(&workspace, hard(1)).await;
+    let at = |key: &str, hours| {
+        json!({"idempotency_key": key, "meter": meter, "subject": subject, "quantity": 1,
+               "timestamp": hours_ahead(hours)})
+    };
+    let before = workspace.post("/v1/entitlements/consume", &at("before", -30)).await.json(201);
+    assert_eq!(before["quota"]["state"], "no_plan");
+    workspace.post("/v1/entitlements/consume", &at("now", 0)).await.expect(201);
+    workspace.post("/v1/entitlements/consume", &at("more", 0)).await.expect(429);
+    workspace.post("/v1/entitlements/consume", &at("later", 24 * 40)).await.expect(201);
+}
+
+async fn another_body_under_a_decided_key_is_told(database: Database) {
+    let server = Server::start(&database);
+    let workspace = server.workspace().await;
+    let (meter, subject) = quota(&workspace, hard(5)).await;
+    for (key, quantity, status) in [("yes", "2", 201), ("no", "9", 429)] {
+        consume(&workspace, &meter, &subject, key, quantity).await.expect(status);
+        let same = consume(&workspace, &meter, &subject, key, quantity).await;
+        assert_eq!(
+            (same.header("idempotency-replayed"), same.header("idempotency-conflict")),
+            ("true".into(), String::new())
+        );
+        let other = consume(&workspace, &meter, &subject, key, "1").await;
+        assert_eq!(other.header("idempotency-conflict"), "true", "{}", other.text);
+        assert_eq!(other.json(status)["conflict"], true);
+    }
+    // an event of another meter had the key: a key for this meter does not get to see it
+    workspace.meter("secret", "sum").await;
+    let event = json!({"meter": "secret", "subject": "x", "quantity": 42, "idempotency_key": "taken"});
+    workspace.post("/v1/usages", &event).await.expect(201);
+    let body = json!({"name": "narrow", "scopes": ["*"], "allowed_meters": [meter]});
+    let made = workspace.session.post("/v1/auth/api-keys", &body).await.json(201);
+    let narrow = server.client().with_key(made["key"].as_str().expect("the secret"));
+    consume(&narrow, &meter, &subject, "taken", "1").await.error(403, "forbidden");
 }

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tokio::sync::Barrier;
 
 use crate::support::client::NOON;
-use crate::support::{Client, Database, Server, on_both_databases, run, unique};
+use crate::support::{Answer, Client, Database, Server, on_both_databases, run, unique};
 
 on_both_databases!(
     one_key_from_sixteen_writers,
@@ -16,7 +16,11 @@ on_both_databases!(
     bulk_header_replays,
     one_bulk_header_from_eight_writers,
     keys_belong_to_their_workspace,
-    key_repeated_within_one_batch
+    key_repeated_within_one_batch,
+    a_key_used_for_something_else_says_so,
+    keys_of_other_meters_are_not_shown,
+    headers_that_are_no_keys_are_refused,
+    a_pruned_event_is_not_made_up
 );
 
 fn event(key: &str, quantity: u64) -> Value {
@@ -133,6 +137,123 @@ async fn bulk_header_replays(database: Database) {
     bulk_with_header(&workspace, "call-2").post("/v1/usages/bulk", &json!([unkeyed])).await.expect(201);
     workspace.post("/v1/usages/bulk", &json!([unkeyed])).await.expect(201);
     assert_eq!(workspace.total("calls").await, "4", "two, one with another header, one without");
+}
+
+/// Whether an answer says that it was given before, and that it was given to something else.
+fn said(answer: &Answer) -> (bool, bool) {
+    let is_true = |name| answer.header(name) == "true";
+    (is_true("idempotency-replayed"), is_true("idempotency-conflict"))
+}
+
+async fn a_key_used_for_something_else_says_so(database: Database) {
+    let server = Server::start(&database);
+    let workspace = server.workspace().await;
+    workspace.meter("calls", "sum").await;
+    let write = async |body: &Value| workspace.post("/v1/usages", body).await.expect(201);
+    assert_eq!(said(&write(&event("k", 1)).await), (false, false));
+    assert_eq!(said(&write(&event("k", 1)).await), (true, false));
+    let other = write(&event("k", 2)).await;
+    assert_eq!(said(&other), (true, true));
+    assert_eq!(other.json(201)["quantity"], 1);
+
+    let call = bulk_with_header(&workspace, "b1");
+    let bulk = async |body: Value| call.post("/v1/usages/bulk", &body).await.expect(201);
+    let first = bulk(json!([event("q1", 1)])).await;
+    assert_eq!(said(&first), (false, false));
+    assert_eq!(said(&bulk(json!([event("q1", 1)])).await), (true, false));
+    let other = bulk(json!([event("q2", 1), event("q3", 1)])).await;
+    assert_eq!(said(&other), (true, true));
+    assert_eq!(other.json(201), first.json(201));
+
+    // items with used keys, one of them with another payload, and one key twice in a call
+    let answer = workspace
+        .post(
+            "/v1/usages/bulk",
+            &json!([event("k", 1), event("k", 3), event("n", 1), event("n", 2), event("n", 1)]),
+        )
+        .await;
+    assert_eq!(said(&answer), (false, true));
+    let answer = answer.json(201);
+    assert_eq!((&answer["accepted"], &answer["duplicates"]), (&json!(1), &json!(4)), "{answer}");
+    assert_eq!(answer["conflict_items"], json!([1, 3]));
+    assert_eq!(workspace.total("calls").await, "3");
+}
+
+async fn keys_of_other_meters_are_not_shown(database: Database) {
+    let server = Server::start(&database);
+    let workspace = server.workspace().await;
+    workspace.meter("calls", "sum").await;
+    workspace.meter("mine", "sum").await;
+    workspace.post("/v1/usages", &event("ik", 42)).await.expect(201);
+    bulk_with_header(&workspace, "call").post("/v1/usages/bulk", &json!([event("b", 42)])).await.expect(201);
+    let body = json!({"name": "narrow", "scopes": ["*"], "allowed_meters": ["mine"]});
+    let made = workspace.session.post("/v1/auth/api-keys", &body).await.json(201);
+    let narrow = server.client().with_key(made["key"].as_str().expect("the secret"));
+    let mine = |key: &str| json!({"meter": "mine", "subject": "s", "quantity": 1, "timestamp": NOON, "idempotency_key": key});
+    narrow.post("/v1/usages", &mine("ik")).await.error(403, "forbidden");
+    bulk_with_header(&narrow, "call")
+        .post("/v1/usages/bulk", &json!([mine("x")]))
+        .await
+        .error(403, "forbidden");
+    let answer = narrow.post("/v1/usages/bulk", &json!([mine("ik"), mine("y")])).await.expect(201);
+    assert!(!answer.text.contains("42"), "{}", answer.text);
+    let answer = answer.json(201);
+    assert_eq!((&answer["accepted"], &answer["duplicates"]), (&json!(1), &json!(0)), "{answer}");
+    assert_eq!(
+        (&answer["failed_items"][0]["index"], &answer["failed_items"][0]["code"]),
+        (&json!(0), &json!("forbidden"))
+    );
+}
+
+async fn headers_that_are_no_keys_are_refused(database: Database) {
+    let server = Server::start(&database);
+    let workspace = server.workspace().await;
+    workspace.meter("calls", "sum").await;
+    let unkeyed = json!([{"meter": "calls", "subject": "s", "quantity": 1, "timestamp": NOON}]);
+    let client = reqwest::Client::builder().no_proxy().build().expect("a client");
+    let send = async |key: &[u8]| {
+        let key = reqwest::header::HeaderValue::from_bytes(key).expect("no control characters");
+        let request = client.post(format!("{}/v1/usages/bulk", server.url())).header("idempotency-key", key);
+        let request = request.header("authorization", workspace.header("authorization"));
+        let request = request.header("content-type", "application/json").body(unkeyed.to_string());
+        let answer = request.send().await.expect("an answer");
+        (answer.status().as_u16(), answer.text().await.expect("a text"))
+    };
+    let first = send("café-1".as_bytes()).await;
+    assert_eq!(first.0, 201);
+    assert_eq!(send("café-1".as_bytes()).await, first, "bytes are bytes");
+    for bad in [b"k\xff".as_slice(), b"k\xfe"] {
+        assert_eq!(send(bad).await.0, 400, "never taken for no key, nor for another");
+    }
+    assert_eq!(workspace.total("calls").await, "1");
+}
+
+async fn a_pruned_event_is_not_made_up(database: Database) {
+    let server = Server::start(&database);
+    let workspace = server.workspace().await;
+    workspace.meter("calls", "sum").await;
+    workspace.meter("nope", "sum").await;
+    let first = workspace.post("/v1/usages", &event("dead", 1)).await.json(201);
+    database.execute("DELETE FROM events");
+    let same = workspace.post("/v1/usages", &event("dead", 1)).await;
+    assert_eq!(said(&same), (true, false));
+    let same = same.json(201);
+    for field in ["id", "subject", "meter", "quantity", "timestamp", "idempotency_key"] {
+        assert_eq!(same[field], first[field], "{field}");
+    }
+    let other = json!({"meter": "nope", "subject": "s2", "quantity": 999, "idempotency_key": "dead",
+                       "metadata": {"a": 1}});
+    let answer = workspace.post("/v1/usages", &other).await;
+    assert_eq!(said(&answer), (true, true));
+    let answer = answer.json(201);
+    for field in ["id", "subject", "timestamp", "idempotency_key"] {
+        assert_eq!(answer[field], first[field], "{field}");
+    }
+    assert_eq!(
+        (&answer["meter"], &answer["quantity"], &answer["metadata"]),
+        (&json!(""), &json!(0), &json!({}))
+    );
+    assert_eq!(answer["pruned"], true);
 }
 
 async fn one_bulk_header_from_eight_writers(database: Database) {

@@ -35,6 +35,7 @@ mod pooler;
 mod quota_model;
 mod readiness;
 mod readme;
+mod replicas;
 mod repository;
 mod retention;
 mod saved_queries;

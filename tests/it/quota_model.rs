@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use diesel::RunQueryDsl;
 use diesel::connection::SimpleConnection;
+use open_spanner::db::identity::Clock;
 use open_spanner::db::{self, Conn, migrations, open};
 use open_spanner::entitlements::evaluate;
 use open_spanner::entitlements::jobs::{self, Evaluation};
@@ -19,6 +20,7 @@ use open_spanner::jobs::queue::{self, Claim};
 use open_spanner::metering::event::{self, Input, InputQuantity};
 use open_spanner::metering::meter::{Aggregation, Meter};
 use open_spanner::metering::quantity::Quantity;
+use open_spanner::metering::rollup::Lanes;
 use open_spanner::metering::time::{DAY, HOUR, Micros, SECOND};
 use open_spanner::{config, meters};
 use rand::rngs::StdRng;
@@ -174,7 +176,7 @@ impl World {
         let (subject, plan) = (self.subject(), self.rng.random_range(0..self.plans.len()));
         let later = self.rng.random_bool(0.3).then(|| self.now.plus(self.rng.random_range(1..20 * DAY)));
         let (id, now) = (self.plans[plan].public_id.clone(), self.now.0);
-        assignments::assign(&mut self.conn, self.workspace_id, subject, &id, later, || self.now)
+        assignments::assign(&mut self.conn, self.workspace_id, subject, &id, later, Clock::At(self.now))
             .expect("assigned");
         let from = later.map_or(now, |later| later.0);
         let held = self.held.get_mut(subject).expect("known");
@@ -193,7 +195,7 @@ impl World {
         let (subject, now) = (self.subject(), self.now.0);
         let held = self.held.get_mut(subject).expect("known");
         let any = held.iter().any(|held| held.to.is_none_or(|to| to > now));
-        let done = assignments::unassign(&mut self.conn, self.workspace_id, subject, || self.now);
+        let done = assignments::unassign(&mut self.conn, self.workspace_id, subject, Clock::At(self.now));
         assert_eq!(done.is_ok(), any, "{subject}");
         held.iter_mut().filter(|held| held.to.is_none_or(|to| to > now)).for_each(|held| held.to = Some(now));
     }
@@ -203,8 +205,8 @@ impl World {
         let (name, id) = (self.plans[plan].name.clone(), self.plans[plan].public_id.clone());
         let draft = self.draft(&name);
         // the model's assignments name lineages, and the current version of a lineage is in force
-        self.plans[plan] =
-            plans::update(&mut self.conn, self.workspace_id, &id, &draft, || self.now).expect("updated");
+        self.plans[plan] = plans::update(&mut self.conn, self.workspace_id, &id, &draft, Clock::At(self.now))
+            .expect("updated");
         self.limited[plan].push((self.now.0, limits_of(&self.plans[plan])));
     }
 
@@ -254,13 +256,14 @@ impl World {
             failed: 0,
             replay_key: None,
             received_at: self.now,
-            consumes: false,
+            consumes: None,
         };
         // as the store does: it needs a transaction around it
         let link = db::link(&mut self.conn);
         self.conn.batch_execute("BEGIN").expect("begun");
         let (_, learned) =
-            insert::insert(&mut self.conn, link, &[Arc::new(batch)], 0, &self.known).expect("stored");
+            insert::insert(&mut self.conn, link, &[Arc::new(batch)], Lanes::default(), &self.known)
+                .expect("stored");
         self.conn.batch_execute("COMMIT").expect("committed");
         self.known.remember(learned);
     }

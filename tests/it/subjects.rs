@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{Client, Database, Server, on_both_databases};
+use crate::support::{Client, Database, Server, on_both_databases, run};
 
 on_both_databases!(
     subjects_come_with_their_counts,
@@ -137,4 +137,48 @@ async fn keys_for_some_meters_see_no_subjects(database: Database) {
     writer.get(SUBJECTS).await.error(403, "forbidden");
     let reader = key(json!({"name": "r", "scopes": ["usage:read"]})).await;
     reader.get(SUBJECTS).await.expect(200);
+}
+
+/// Servers keep sums of a subject apart from each other's, so that neither waits for the other's commit.
+#[test]
+fn a_subject_of_two_servers_adds_up() {
+    run(async {
+        let database = Database::postgres();
+        let (first, second) = (Server::start(&database), Server::start(&database));
+        let ws = first.workspace().await;
+        let other = ws.at(&second.url());
+        let wanted = [
+            ("sum", json!(18)),
+            ("count", json!(4)),
+            ("avg", json!(4.5)),
+            ("min", json!(1)),
+            ("max", json!(9)),
+            ("first", json!(5)),
+            ("last", json!(3)),
+        ];
+        for (aggregation, _) in &wanted {
+            ws.meter(aggregation, aggregation).await;
+            for (n, quantity) in [5, 1, 9, 3].into_iter().enumerate() {
+                let client = if n % 2 == 0 { &ws.key } else { &other };
+                let event = json!({"meter": aggregation, "subject": "s", "quantity": quantity,
+                                   "timestamp": format!("2026-06-01T12:00:0{n}Z")});
+                client.post("/v1/usages", &event).await.expect(201);
+            }
+            for narrowed in ["subject=s", "group_by=subject", "bucket_size=hour&subject=s"] {
+                let path = format!(
+                    "/v1/usages?meter={aggregation}&from=2026-06-01T00:00:00Z&to=2026-06-02T00:00:00Z&{narrowed}"
+                );
+                let path = if narrowed.contains("bucket_size") { path } else { path + "&bucket_size=day" };
+                for client in [&ws.key, &other] {
+                    let found = client.get(&path).await.json(200);
+                    let value = wanted.iter().find(|(name, _)| name == aggregation).map(|(_, value)| value);
+                    assert_eq!(found.as_array().map(Vec::len), Some(1), "{path}: {found}");
+                    assert_eq!(Some(&found[0]["quantity"]), value, "{path}: {found}");
+                }
+            }
+        }
+        let rows = items(&other, "").await;
+        assert_eq!(rows.len(), 1, "{rows:?}");
+        assert_eq!((&rows[0]["usage_events"], &rows[0]["meters"]), (&json!(28), &json!(7)));
+    });
 }

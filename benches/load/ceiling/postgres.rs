@@ -124,7 +124,9 @@ impl Writer {
             grains: parts().map(|(key, ..)| key.grain as i16).collect(),
             starts: parts().map(|(key, ..)| key.start.0).collect(),
             sets: parts().map(|(key, ..)| key.dimension_set.to_vec()).collect(),
-            lanes: parts().map(|(key, ..)| key.lane(lane)).collect(),
+            lanes: parts()
+                .map(|(key, ..)| key.lane(open_spanner::metering::rollup::Lanes { meter: lane, subject: 0 }))
+                .collect(),
             counts: parts().map(|(_, part, _)| part.count).collect(),
             sums: parts().map(|(_, part, _)| number(&part.sum)).collect(),
             mins: parts().map(|(_, part, _)| number(&part.min)).collect(),

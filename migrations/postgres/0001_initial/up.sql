@@ -174,7 +174,7 @@ CREATE TABLE events_default PARTITION OF events DEFAULT;
 -- Holds meters against change and deletion until the commit, and reads them as they are then: what was committed
 -- while waiting for the lock is seen, because each statement of a volatile function sees the database anew.
 CREATE FUNCTION hold_meters(class INTEGER, ids BIGINT[])
-RETURNS TABLE (stamp BIGINT, id BIGINT, public_id TEXT, version INTEGER, has_alerts BOOLEAN, workspace_id BIGINT,
+RETURNS TABLE (stamp BIGINT, now BIGINT, id BIGINT, public_id TEXT, version INTEGER, has_alerts BOOLEAN, workspace_id BIGINT,
                assignment_version BIGINT)
 LANGUAGE plpgsql VOLATILE AS $$
 DECLARE
@@ -186,7 +186,7 @@ BEGIN
     END LOOP;
     -- one by one, because a statement about all of them is planned anew each time: a tenth of a small commit
     FOREACH wanted IN ARRAY ids LOOP
-        RETURN QUERY SELECT here, m.id, m.public_id, m.version, m.has_alerts, w.id, w.assignment_version
+        RETURN QUERY SELECT here, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint, m.id, m.public_id, m.version, m.has_alerts, w.id, w.assignment_version
                      FROM meters m JOIN workspaces w ON w.id = m.workspace_id WHERE m.id = wanted;
     END LOOP;
 END
@@ -201,7 +201,8 @@ CREATE TABLE rollups (
     start BIGINT NOT NULL,
     subject_id BIGINT NOT NULL,
     dimension_set BYTEA NOT NULL,
-    -- writers that share a row would wait for each other's commit: each has its own, readers add them up
+    -- writers that share a row would wait for each other's commit: each writer has its own row of a meter, each server
+    -- of a subject; readers add them up
     lane SMALLINT NOT NULL,
     event_count BIGINT NOT NULL,
     quantity_sum NUMERIC NOT NULL,
@@ -246,6 +247,8 @@ CREATE TABLE bulk_replays (
     -- JSON: the accepted and duplicate items as they were answered
     accepted TEXT NOT NULL,
     duplicates TEXT NOT NULL,
+    -- a hash of the events, to notice a key used again for others
+    payload BIGINT NOT NULL,
     created_at BIGINT NOT NULL,
     PRIMARY KEY (workspace_id, key)
 );
@@ -405,6 +408,8 @@ CREATE TABLE consumption_decisions (
     -- JSON object
     quota TEXT NOT NULL,
     created_at BIGINT NOT NULL,
+    -- of the event, canonical JSON object; absent when nothing was stored for this call
+    metadata TEXT,
     PRIMARY KEY (workspace_id, key)
 );
 CREATE INDEX consumption_decisions_recent ON consumption_decisions (workspace_id, created_at, idempotency_key);

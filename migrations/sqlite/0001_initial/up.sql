@@ -188,7 +188,8 @@ CREATE TABLE rollups (
     start INTEGER NOT NULL,
     subject_id INTEGER NOT NULL,
     dimension_set BLOB NOT NULL,
-    -- writers that share a row would wait for each other's commit: each has its own, readers add them up
+    -- writers that share a row would wait for each other's commit: each writer has its own row of a meter, each server
+    -- of a subject; readers add them up
     lane INTEGER NOT NULL,
     event_count INTEGER NOT NULL,
     quantity_sum BLOB NOT NULL,
@@ -237,6 +238,8 @@ CREATE TABLE bulk_replays (
     -- JSON: the accepted and duplicate items as they were answered
     accepted TEXT NOT NULL,
     duplicates TEXT NOT NULL,
+    -- a hash of the events, to notice a key used again for others
+    payload INTEGER NOT NULL,
     created_at INTEGER NOT NULL,
     PRIMARY KEY (workspace_id, key)
 ) STRICT;
@@ -396,6 +399,8 @@ CREATE TABLE consumption_decisions (
     -- JSON object
     quota TEXT NOT NULL,
     created_at INTEGER NOT NULL,
+    -- of the event, canonical JSON object; absent when nothing was stored for this call
+    metadata TEXT,
     PRIMARY KEY (workspace_id, key)
 ) STRICT;
 CREATE INDEX consumption_decisions_recent ON consumption_decisions (workspace_id, created_at, idempotency_key);

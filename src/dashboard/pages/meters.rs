@@ -181,7 +181,7 @@ pub async fn create(app: web::Data<App>, caller: Caller, visit: Visit, form: For
 async fn add(app: &App, caller: &Caller, fields: &Fields) -> Result<Meter> {
     let meter = input(fields)?.into_meter(Uuid::now_v7().to_string(), caller.workspace_id, Micros::now())?;
     let meter = app.store.write("meters::add", move |conn| crate::meters::sql::add(conn, &meter)).await?;
-    app.meters.forget(meter.workspace_id, &meter.name);
+    app.meters.changed(meter.workspace_id, &meter.name);
     Ok(meter)
 }
 

@@ -11,6 +11,7 @@ use crate::dashboard::pages::subjects::assign;
 use crate::dashboard::view;
 use crate::dashboard::visit::{Shell, Visit, ok, rejected};
 use crate::db::Conn;
+use crate::db::identity::Clock;
 use crate::entitlements::plan::{Draft, LimitInput, Plan, PlanInput};
 use crate::entitlements::progress::{self, Preview};
 use crate::entitlements::sql::assignments::{self, Assignment};
@@ -208,9 +209,9 @@ pub async fn update(
 
 async fn replace(app: &App, caller: &Caller, id: &str, fields: &Fields) -> Result<Plan> {
     let (draft, workspace_id, id) = (Draft::parse(input(fields)?)?, caller.workspace_id, id.to_owned());
-    let update = move |conn: &mut Conn| plans::update(conn, workspace_id, &id, &draft, Micros::now);
+    let update = move |conn: &mut Conn| plans::update(conn, workspace_id, &id, &draft, Clock::Database);
     let plan = app.store.write("plans::update", update).await?;
-    app.plans.forget_workspace(caller.workspace_id);
+    app.plans.changed(caller.workspace_id);
     app.wake.ring();
     Ok(plan)
 }
@@ -320,10 +321,10 @@ pub async fn delete(
 ) -> Result<HttpResponse> {
     let plan = find(&app, &caller, &id).await?;
     let workspace_id = caller.workspace_id;
-    let delete = move |conn: &mut Conn| plans::delete(conn, workspace_id, &id, Micros::now);
+    let delete = move |conn: &mut Conn| plans::delete(conn, workspace_id, &id, Clock::Database);
     match app.store.write("plans::delete", delete).await {
         Ok(()) => {
-            app.plans.forget_workspace(caller.workspace_id);
+            app.plans.changed(caller.workspace_id);
             Ok(visit.go("/plans", &format!("The plan {} is deleted.", plan.name)))
         }
         Err(error) => {

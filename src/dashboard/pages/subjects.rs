@@ -13,6 +13,7 @@ use crate::dashboard::pace::Pace;
 use crate::dashboard::view::{self, Link, segment};
 use crate::dashboard::visit::{Shell, Visit, ok, rejected};
 use crate::db::Conn;
+use crate::db::identity::Clock;
 use crate::entitlements::plan::Plan;
 use crate::entitlements::progress::{self, Item};
 use crate::entitlements::sql::assignments::{self, Assignment};
@@ -309,7 +310,7 @@ pub async fn assign(
     };
     let (workspace_id, name, plan_id) = (caller.workspace_id, subject.to_owned(), plan_id.to_owned());
     let work =
-        move |conn: &mut Conn| assignments::assign(conn, workspace_id, &name, &plan_id, at, Micros::now);
+        move |conn: &mut Conn| assignments::assign(conn, workspace_id, &name, &plan_id, at, Clock::Database);
     let assignment = app.store.write("assignments::assign", work).await?;
     app.plans.forget_assignment(workspace_id, subject);
     app.wake.ring();
@@ -323,7 +324,7 @@ pub async fn assign(
 
 async fn unassign(app: &App, caller: &Caller, subject: &str) -> Result<String> {
     let (workspace_id, name) = (caller.workspace_id, subject.to_owned());
-    let work = move |conn: &mut Conn| assignments::unassign(conn, workspace_id, &name, Micros::now);
+    let work = move |conn: &mut Conn| assignments::unassign(conn, workspace_id, &name, Clock::Database);
     app.store.write("assignments::unassign", work).await?;
     app.plans.forget_assignment(workspace_id, subject);
     app.wake.ring();

@@ -84,7 +84,7 @@ async fn add_meter(app: &App, caller: &Caller, fields: &Fields) -> Result<()> {
     };
     let meter = input.into_meter(Uuid::now_v7().to_string(), caller.workspace_id, Micros::now())?;
     let meter = app.store.write("meters::add", move |conn| crate::meters::sql::add(conn, &meter)).await?;
-    app.meters.forget(meter.workspace_id, &meter.name);
+    app.meters.changed(meter.workspace_id, &meter.name);
     Ok(())
 }
 

@@ -3,12 +3,13 @@
 //! subjects is out of date. A write reads the version inside its own transaction, so it cannot miss an assignment
 //! that was committed before the write began; one that commits meanwhile is concurrent, and either order is right.
 
+use diesel::dsl::sql;
 use diesel::prelude::*;
 use diesel::sql_query;
 use diesel::sql_types::{BigInt, Bool, Integer, Nullable, Text};
 
 use crate::both;
-use crate::db::identity::new_id;
+use crate::db::identity::{Clock, new_id};
 use crate::db::schema::{plan_assignments, subjects, workspaces};
 use crate::db::{Conn, Fault};
 use crate::entitlements::assignment::{Span, Status, anchor_of_new};
@@ -102,15 +103,21 @@ struct NewRow {
 
 /// Must come first in every transaction that changes assignments of the workspace: one waits for the other. The time
 /// of the change is read after the wait, so that changes follow each other in time as they do in the database.
-pub fn begin_change(
-    conn: &mut Conn,
-    workspace_id: i64,
-    clock: impl FnOnce() -> Micros,
-) -> Result<Micros, Fault> {
-    diesel::update(workspaces::table.find(workspace_id))
-        .set(workspaces::assignment_version.eq(workspaces::assignment_version + 1))
-        .execute(conn)?;
-    Ok(clock())
+pub fn begin_change(conn: &mut Conn, workspace_id: i64, clock: Clock) -> Result<Micros, Fault> {
+    let change = diesel::update(workspaces::table.find(workspace_id))
+        .set(workspaces::assignment_version.eq(workspaces::assignment_version + 1));
+    match (conn, clock) {
+        // what is returned is computed once the row is ours
+        (Conn::Postgres(c), Clock::Database) => {
+            let now = sql::<BigInt>("(extract(epoch FROM clock_timestamp()) * 1000000)::bigint");
+            let now: Option<i64> = change.returning(now).get_result(c).optional()?;
+            Ok(now.map_or_else(Micros::now, Micros))
+        }
+        (conn, clock) => {
+            change.execute(conn)?;
+            Ok(clock.here())
+        }
+    }
 }
 
 pub fn find_subject(conn: &mut Conn, workspace_id: i64, name: &str) -> Result<Option<i64>, Fault> {
@@ -164,7 +171,7 @@ pub fn assign(
     subject: &str,
     plan_public_id: &str,
     effective_at: Option<Micros>,
-    clock: impl FnOnce() -> Micros,
+    clock: Clock,
 ) -> Result<Assignment, Fault> {
     let now = begin_change(conn, workspace_id, clock)?;
     let plan = plans::get_current(conn, workspace_id, plan_public_id)?;
@@ -225,12 +232,7 @@ fn end_all(conn: &mut Conn, subject_id: i64, ends_at: Micros, now: Micros) -> Re
 }
 
 /// Ends everything that has not ended; 404 when there is nothing.
-pub fn unassign(
-    conn: &mut Conn,
-    workspace_id: i64,
-    subject: &str,
-    clock: impl FnOnce() -> Micros,
-) -> Result<(), Fault> {
+pub fn unassign(conn: &mut Conn, workspace_id: i64, subject: &str, clock: Clock) -> Result<(), Fault> {
     let nothing = || Fault::from(Error::not_found(format!("assignment of subject {subject:?}")));
     let now = begin_change(conn, workspace_id, clock)?;
     let subject_id = find_subject(conn, workspace_id, subject)?.ok_or_else(nothing)?;

@@ -40,6 +40,10 @@ pub struct Decision {
     pub quota: String,
     #[diesel(sql_type = BigInt)]
     pub created_at: i64,
+    /// Of the event, canonical JSON. Absent when the call stored none: it was refused, or its key already stood for
+    /// another event.
+    #[diesel(sql_type = Nullable<Text>)]
+    pub metadata: Option<String>,
 }
 
 /// The answer to a consumption.
@@ -50,6 +54,8 @@ pub struct Decided {
     pub event: Option<StoredEvent>,
     /// Decided by an earlier call.
     pub replayed: bool,
+    /// The key was used before, with another payload.
+    pub conflict: bool,
 }
 
 /// Decisions already made for these ledger keys of a workspace.

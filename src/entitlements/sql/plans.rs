@@ -11,8 +11,9 @@ use diesel::sql_types::{Array, BigInt, Integer, Text};
 use moka::sync::Cache;
 
 use crate::both;
+use crate::db::changes::Change;
 use crate::db::columns::quantity_of;
-use crate::db::identity::new_id;
+use crate::db::identity::{Clock, new_id};
 use crate::db::row_cache::RowCache;
 use crate::db::schema::{meters, plan_assignments, plan_limits, plans};
 use crate::db::{Conn, Fault, Store, limits};
@@ -351,7 +352,7 @@ pub fn update(
     workspace_id: i64,
     public_id: &str,
     draft: &Draft,
-    clock: impl FnOnce() -> Micros,
+    clock: Clock,
 ) -> Result<Plan, Fault> {
     let now = assignments::begin_change(conn, workspace_id, clock)?;
     let old = get_current(conn, workspace_id, public_id)?;
@@ -367,12 +368,7 @@ pub fn update(
 }
 
 /// Deletes one version with its limits, ended assignments, states, events and snapshots; 409 while a subject has it.
-pub fn delete(
-    conn: &mut Conn,
-    workspace_id: i64,
-    public_id: &str,
-    clock: impl FnOnce() -> Micros,
-) -> Result<(), Fault> {
+pub fn delete(conn: &mut Conn, workspace_id: i64, public_id: &str, clock: Clock) -> Result<(), Fault> {
     let now = assignments::begin_change(conn, workspace_id, clock)?;
     let plan = get(conn, workspace_id, public_id)?;
     let in_use: Option<i64> = plan_assignments::table
@@ -424,7 +420,7 @@ pub struct PlanCache {
 }
 
 /// A subject as checks know it.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub struct Assigned {
     /// 0 for a subject nobody has heard of.
     pub subject_id: i64,
@@ -442,9 +438,15 @@ impl PlanCache {
 
     pub async fn subject(&self, workspace_id: i64, name: &str) -> Result<Arc<Assigned>> {
         let key = (workspace_id, name.to_owned());
-        if let Some(assigned) = self.subjects.get(&key) {
-            return Ok(assigned);
+        match self.subjects.get(&key) {
+            Some(assigned) => Ok(assigned),
+            None => self.read_subject(workspace_id, name).await,
         }
+    }
+
+    /// As it is in the database now: another server may have changed it a moment ago.
+    pub async fn read_subject(&self, workspace_id: i64, name: &str) -> Result<Arc<Assigned>> {
+        let key = (workspace_id, name.to_owned());
         let reading = self.subjects.begin();
         let wanted = name.to_owned();
         let read = move |conn: &mut Conn| match assignments::find_subject(conn, workspace_id, &wanted)? {
@@ -468,6 +470,12 @@ impl PlanCache {
         Ok(found)
     }
 
+    /// Something was assigned, unassigned or moved here: other servers forget it too.
+    pub fn changed(&self, workspace_id: i64) {
+        self.forget_workspace(workspace_id);
+        self.store.changes().tell(Change::Plans(workspace_id));
+    }
+
     /// Something was assigned, unassigned or moved in this workspace.
     pub fn forget_workspace(&self, workspace_id: i64) {
         self.subjects.forget_those(|(id, _)| *id == workspace_id);
@@ -479,5 +487,6 @@ impl PlanCache {
 
     pub fn forget_assignment(&self, workspace_id: i64, subject: &str) {
         self.subjects.forget([&(workspace_id, subject.to_owned())]);
+        self.store.changes().tell(Change::Plans(workspace_id));
     }
 }

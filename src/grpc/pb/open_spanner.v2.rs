@@ -30,6 +30,9 @@ pub struct Outcome {
     pub code: ::prost::alloc::string::String,
     #[prost(string, tag = "5")]
     pub message: ::prost::alloc::string::String,
+    /// Of a duplicate: the key was first used with another payload, so this event is not stored anywhere.
+    #[prost(bool, tag = "6")]
+    pub conflict: bool,
 }
 /// Nested message and enum types in `Outcome`.
 pub mod outcome {

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use diesel::sql_types::{Array, BigInt};
 use diesel::{PgConnection, RunQueryDsl};
+use serde_json::value::RawValue;
 
 use crate::db::columns::{quantity_of, uuid_of};
 use crate::db::prepared::prepared;
@@ -17,8 +18,11 @@ use crate::entitlements::sql::counters::{self, Range};
 use crate::entitlements::sql::decisions::{self, Decided, Decision};
 use crate::error::Error;
 use crate::ingest::insert::quota::{ANY_METER, readable};
-use crate::ingest::insert::{Batch, Known, LedgerKey, Outcome, Taken, Work, original_of, postgres, sqlite};
-use crate::metering::event::{Event, StoredEvent, ledger_key, no_metadata};
+use crate::ingest::insert::{
+    Batch, DecidedAt, Known, LedgerKey, Outcome, Taken, Work, original_of, postgres, sqlite,
+};
+use crate::metering::event::{Event, StoredEvent, ledger_key, no_metadata, raw_metadata};
+use crate::metering::quantity::Quantity;
 use crate::metering::rollup::Part;
 use crate::metering::time::{Micros, Window};
 
@@ -36,6 +40,8 @@ struct Asked<'a> {
     event: &'a Event,
     subject_id: i64,
     now: Micros,
+    /// Decides about plan and period.
+    at_time: Micros,
 }
 
 /// Subject, meter, anchor, beginning and end.
@@ -80,7 +86,7 @@ impl<'a> Work<'a> {
             if decision.accepted {
                 self.decisions.insert(at, decision);
             } else {
-                let decided = Decided { decision, event: None, replayed: false };
+                let decided = Decided { decision, event: None, replayed: false, conflict: false };
                 self.decided[at] = Some(Outcome::Decided(Box::new(decided)));
             }
         }
@@ -94,7 +100,7 @@ impl<'a> Work<'a> {
         let mut again = Vec::new();
         for (at, batch) in self.open() {
             let Batch { workspace_id, received_at, .. } = *batch;
-            let Some(event) = batch.events.first().filter(|_| batch.consumes) else { continue };
+            let (Some(event), Some(decided_at)) = (batch.events.first(), batch.consumes) else { continue };
             let Some(key) = &event.key else { continue };
             let key = (workspace_id, ledger_key(key));
             if !keys.insert(key.clone()) {
@@ -102,7 +108,12 @@ impl<'a> Work<'a> {
                 continue;
             }
             let subject_id = self.subject_id(workspace_id, &event.subject);
-            asked.push(Asked { at, key, event, subject_id, now: received_at });
+            let now = self.now.unwrap_or(received_at);
+            let at_time = match decided_at {
+                DecidedAt::Now => now,
+                DecidedAt::EventTime => event.time,
+            };
+            asked.push(Asked { at, key, event, subject_id, now, at_time });
         }
         for at in again {
             self.decided[at] = Some(Outcome::Again);
@@ -110,9 +121,9 @@ impl<'a> Work<'a> {
         asked
     }
 
-    /// The assignment an event counts for.
+    /// The assignment a consumption counts for.
     fn span(&self, asked: &Asked) -> Option<&Span> {
-        counting(self.histories.get(&asked.subject_id)?, asked.event.time)
+        counting(self.histories.get(&asked.subject_id)?, asked.at_time)
     }
 
     fn plan(&self, asked: &Asked) -> Option<&Plan> {
@@ -125,7 +136,7 @@ impl<'a> Work<'a> {
             plan.limits_of(asked.event.meter.id).map(move |limit| (span.anchor, limit))
         });
         limits.map(|(anchor, limit)| {
-            let window = limit.period.window(anchor, asked.event.time);
+            let window = limit.period.window(anchor, asked.at_time);
             (limit, (asked.subject_id, asked.event.meter.id, anchor, window.from, window.to))
         })
     }
@@ -206,7 +217,8 @@ impl<'a> Work<'a> {
             }
         }
         let event_id = taken.map_or(event.id, |taken| taken.event_id);
-        decision_of(asked, &verdict, accepted.then_some(event_id))
+        let is_own = taken.is_none_or(|taken| taken.fingerprint == event.fingerprint);
+        decision_of(asked, &verdict, accepted.then_some(event_id), is_own)
     }
 
     /// An ordinary write may have taken a key between our look at the ledger and our own claim; then what was decided
@@ -235,7 +247,14 @@ fn held_one_by_one(conn: &mut Conn, known: &Known, ranges: &[Range]) -> Result<V
     Ok(all)
 }
 
-fn decision_of(asked: &Asked, verdict: &Verdict, event_id: Option<uuid::Uuid>) -> Result<Decision, Fault> {
+/// `is_own`: the event is the one that was asked for.
+fn decision_of(
+    asked: &Asked,
+    verdict: &Verdict,
+    event_id: Option<uuid::Uuid>,
+    is_own: bool,
+) -> Result<Decision, Fault> {
+    let metadata = || asked.event.metadata.as_deref().map_or("{}", RawValue::get).to_owned();
     let quota = &verdict.quota;
     let (workspace_id, key) = asked.key.clone();
     Ok(Decision {
@@ -251,6 +270,7 @@ fn decision_of(asked: &Asked, verdict: &Verdict, event_id: Option<uuid::Uuid>) -
         event_id: event_id.map(|id| id.as_bytes().to_vec()),
         quota: serde_json::to_string(quota).map_err(Error::internal)?,
         created_at: asked.now.0,
+        metadata: (event_id.is_some() && is_own).then(metadata),
     })
 }
 
@@ -284,7 +304,24 @@ fn replayed(decision: Decision, taken: Option<&Taken>, retry: Option<&Event>) ->
         true => Some(event_of(&decision, taken, retry)?),
         false => None,
     };
-    Ok(Decided { decision, event, replayed: true })
+    let conflict = match retry {
+        Some(retry) => !is_same(&decision, taken, retry)?,
+        // its body is not even an event
+        None => true,
+    };
+    Ok(Decided { decision, event, replayed: true, conflict })
+}
+
+/// Whether a retry asks for what was decided, as far as that is still known.
+fn is_same(decision: &Decision, taken: Option<&Taken>, retry: &Event) -> Result<bool, Fault> {
+    if let Some(taken) = taken.filter(|_| decision.accepted) {
+        return Ok(taken.fingerprint == retry.fingerprint);
+    }
+    let Consumed { subject, meter, quantity } =
+        serde_json::from_str(&decision.quota).map_err(Error::internal)?;
+    Ok(subject == retry.subject
+        && meter == retry.meter.name
+        && quantity_of(quantity.get())? == retry.quantity)
 }
 
 /// What an old decision still tells about its event.
@@ -292,25 +329,25 @@ fn replayed(decision: Decision, taken: Option<&Taken>, retry: Option<&Event>) ->
 struct Consumed {
     subject: String,
     meter: String,
-    quantity: Box<serde_json::value::RawValue>,
+    quantity: Box<RawValue>,
 }
 
-/// The event of an accepted decision, as it is stored. When retention took it, its fields come from the decision; only
-/// its metadata is gone, unless the same payload comes again.
+/// The event of an accepted decision, as it is stored. When retention took it, its fields come from the decision, if
+/// that stored it; an event that had the key before is not known any more.
 fn event_of(decision: &Decision, taken: Option<&Taken>, retry: Option<&Event>) -> Result<StoredEvent, Fault> {
     if let Some(event) = taken.and_then(|taken| taken.event.clone()) {
         return Ok(event);
     }
-    let same = taken.zip(retry).filter(|(taken, retry)| taken.fingerprint == retry.fingerprint);
+    let earlier = taken.zip(retry).filter(|_| decision.metadata.is_none());
     let created_at = Micros(decision.created_at);
     // the id is a little younger than the decision that made it, or older than one that found it
     let received_at = taken.and_then(Taken::received_at).map_or(created_at, |at| at.min(created_at));
-    if let Some((taken, retry)) = same {
-        return Ok(StoredEvent { received_at, ..original_of(taken, retry) });
+    if let Some((taken, retry)) = earlier {
+        return Ok(StoredEvent { received_at, ..original_of(taken, retry).event });
     }
     let Consumed { subject, meter, quantity } =
         serde_json::from_str(&decision.quota).map_err(Error::internal)?;
-    Ok(StoredEvent {
+    let event = StoredEvent {
         id: uuid_of(decision.event_id.as_deref().unwrap_or_default())?.to_string(),
         idempotency_key: Some(decision.idempotency_key.clone()),
         subject,
@@ -318,7 +355,18 @@ fn event_of(decision: &Decision, taken: Option<&Taken>, retry: Option<&Event>) -
         quantity: quantity_of(quantity.get())?,
         timestamp: taken.map_or(received_at, |taken| Micros(taken.event_time)),
         received_at,
-        metadata: no_metadata(),
+        metadata: raw_metadata(decision.metadata.clone()).unwrap_or_else(no_metadata),
+        pruned: false,
+    };
+    Ok(match decision.metadata {
+        Some(_) => event,
+        None => StoredEvent {
+            subject: taken.and_then(|taken| taken.subject.clone()).unwrap_or_default(),
+            meter: String::new(),
+            quantity: Quantity::zero(),
+            pruned: true,
+            ..event
+        },
     })
 }
 

@@ -13,7 +13,8 @@ use crate::db::identity::Link;
 use crate::db::prepared::prepared;
 use crate::ingest::insert::{EventRow, KeyRow, LedgerKey, MeterRow, RunRow, Taken};
 use crate::metering::event::Event;
-use crate::metering::rollup::{Key, Part};
+use crate::metering::rollup::{Key, Lanes, Part};
+use crate::metering::time::Micros;
 use crate::meters::sql::METER_LOCK;
 use crate::usage::event_row::EventText;
 
@@ -23,7 +24,7 @@ const REPLAY_LOCK: i32 = 0x7270_6C00;
 prepared!(
     /// Held shared by writers until they commit, exclusively by whoever changes or deletes a meter.
     HoldMeters for PgConnection,
-    (class: Integer = i32, ids: Array<BigInt> = Vec<i64>) -> (BigInt, BigInt, Text, Integer, Bool, BigInt, BigInt),
+    (class: Integer = i32, ids: Array<BigInt> = Vec<i64>) -> (BigInt, BigInt, BigInt, Text, Integer, Bool, BigInt, BigInt),
     "SELECT * FROM hold_meters(?, ?)"
 );
 prepared!(
@@ -33,8 +34,8 @@ prepared!(
 );
 prepared!(
     FindReplay for PgConnection,
-    (workspace_id: BigInt = i64, key: Binary = Vec<u8>) -> (Text, Text),
-    "SELECT accepted, duplicates FROM bulk_replays WHERE workspace_id = ? AND key = ?"
+    (workspace_id: BigInt = i64, key: Binary = Vec<u8>) -> (Text, Text, BigInt),
+    "SELECT accepted, duplicates, payload FROM bulk_replays WHERE workspace_id = ? AND key = ?"
 );
 prepared!(
     TakeKeys for PgConnection,
@@ -115,14 +116,20 @@ prepared!(
                                                        version, quantity, key, metadata)"
 );
 
-/// Fails when another database answers than the one that the connection was made to.
-pub fn hold_meters(conn: &mut PgConnection, link: Link, ids: &Vec<i64>) -> Result<Vec<MeterRow>, Fault> {
-    let rows: Vec<(i64, i64, String, i32, bool, i64, i64)> =
+/// The meters, and what time it is for the database. Fails when another database answers than the one that the
+/// connection was made to.
+pub fn hold_meters(
+    conn: &mut PgConnection,
+    link: Link,
+    ids: &Vec<i64>,
+) -> Result<(Vec<MeterRow>, Option<Micros>), Fault> {
+    let rows: Vec<(i64, i64, i64, String, i32, bool, i64, i64)> =
         HoldMeters { class: &METER_LOCK, ids }.load(conn)?;
     if rows.iter().any(|row| row.0 != link.stamp) {
         return Err(Fault::AnotherDatabase);
     }
-    let of_row = |(_, id, public_id, version, has_alerts, workspace_id, assignment_version)| MeterRow {
+    let now = rows.last().map(|row| Micros(row.1));
+    let of_row = |(_, _, id, public_id, version, has_alerts, workspace_id, assignment_version)| MeterRow {
         id,
         public_id,
         version,
@@ -130,17 +137,17 @@ pub fn hold_meters(conn: &mut PgConnection, link: Link, ids: &Vec<i64>) -> Resul
         workspace_id,
         assignment_version,
     };
-    Ok(rows.into_iter().map(of_row).collect())
+    Ok((rows.into_iter().map(of_row).collect(), now))
 }
 
 pub fn find_replay(
     conn: &mut PgConnection,
     (workspace_id, key): &LedgerKey,
-) -> Result<Option<(String, String)>, Fault> {
+) -> Result<Option<(String, String, i64)>, Fault> {
     let hash = crate::metering::event::hash128(&[&workspace_id.to_be_bytes(), key]);
     let hash = i32::from_be_bytes([hash[0], hash[1], hash[2], hash[3]]);
     LockReplay { class: &REPLAY_LOCK, hash: &hash }.execute(conn)?;
-    let rows: Vec<(String, String)> = FindReplay { workspace_id, key }.load(conn)?;
+    let rows: Vec<(String, String, i64)> = FindReplay { workspace_id, key }.load(conn)?;
     Ok(rows.into_iter().next())
 }
 
@@ -204,7 +211,7 @@ fn taken_of(row: TakenRow) -> Result<Taken, Fault> {
         (Some(meter), Some(received_at), Some(quantity)) => Some(
             EventText {
                 id: event_id.clone(),
-                subject,
+                subject: subject.clone(),
                 meter,
                 event_time,
                 received_at,
@@ -216,7 +223,8 @@ fn taken_of(row: TakenRow) -> Result<Taken, Fault> {
         ),
         _ => None,
     };
-    Ok(Taken { key: (workspace_id, key), event_id: uuid_of(&event_id)?, event_time, fingerprint, event })
+    let (key, event_id, subject) = ((workspace_id, key), uuid_of(&event_id)?, Some(subject));
+    Ok(Taken { key, event_id, event_time, fingerprint, subject, event })
 }
 
 pub fn add_dimension_sets(
@@ -238,7 +246,7 @@ pub fn add_rows(
     rows: &[EventRow],
     runs: &[RunRow],
     parts: &BTreeMap<Key, Part>,
-    lane: i16,
+    lanes: Lanes,
 ) -> Result<(), Fault> {
     let with_edges = || parts.iter().filter_map(|(key, part)| Some((key, part, part.edges.as_ref()?)));
     AddRows {
@@ -255,7 +263,7 @@ pub fn add_rows(
         grains: &with_edges().map(|(key, ..)| key.grain as i16).collect(),
         starts: &with_edges().map(|(key, ..)| key.start.0).collect(),
         sets: &with_edges().map(|(key, ..)| key.dimension_set.to_vec()).collect(),
-        lanes: &with_edges().map(|(key, ..)| key.lane(lane)).collect(),
+        lanes: &with_edges().map(|(key, ..)| key.lane(lanes)).collect(),
         counts: &with_edges().map(|(_, part, _)| part.count).collect(),
         sums: &with_edges().map(|(_, part, _)| part.sum.decimal()).collect(),
         mins: &with_edges().map(|(_, part, _)| part.min.decimal()).collect(),

@@ -17,7 +17,7 @@ use crate::entitlements::period::{Period, day_start};
 use crate::entitlements::plan::Plan;
 use crate::entitlements::sql::counters::{self, Key};
 use crate::entitlements::sql::plans::{self, Damaged};
-use crate::ingest::insert::{Known, Work};
+use crate::ingest::insert::{DecidedAt, Known, Work};
 use crate::jobs::queue::{self, NewJob};
 use crate::metering::rollup::{Part, add_event};
 use crate::metering::time::{Micros, Window};
@@ -177,12 +177,20 @@ impl Work<'_> {
         }
         let mut parts: BTreeMap<Key, Part> = BTreeMap::new();
         let mut touched: BTreeMap<Key, Touched> = BTreeMap::new();
-        for (workspace_id, event) in self.accepted() {
+        for ((at, item), workspace_id, event) in self.candidates() {
+            if self.duplicates.contains_key(&(at, item)) {
+                continue;
+            }
             let subject_id = self.subject_id(workspace_id, &event.subject);
             let Some(history) = self.histories.get(&subject_id) else { continue };
-            let Some(span) = counting(history, event.time) else { continue };
+            // a consumption counts where it was decided, or a timestamp would leave the period its limit is for
+            let time = match self.batches[at].consumes {
+                Some(DecidedAt::Now) => self.now.unwrap_or(event.received_at),
+                _ => event.time,
+            };
+            let Some(span) = counting(history, time) else { continue };
             let (meter_id, anchor) = (event.meter.id, span.anchor);
-            let key = Key { subject_id, meter_id, anchor, day_start: day_start(anchor, event.time) };
+            let key = Key { subject_id, meter_id, anchor, day_start: day_start(anchor, time) };
             add_event(&mut parts, key, event.time, event.id, &event.quantity);
             touched.insert(key, Touched { workspace_id, received_at: event.received_at });
         }

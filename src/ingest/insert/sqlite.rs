@@ -22,7 +22,7 @@ use crate::db::Fault;
 use crate::db::identity::Link;
 use crate::db::prepared::prepared;
 use crate::metering::event::Event;
-use crate::metering::rollup::{Key, Part};
+use crate::metering::rollup::{Key, Lanes, Part};
 use crate::metering::time::{HOUR, Micros};
 
 prepared!(
@@ -35,13 +35,18 @@ prepared!(
 );
 prepared!(
     FindReplay for SqliteConnection,
-    (workspace_id: BigInt = i64, key: Binary = Vec<u8>) -> (Text, Text),
-    "SELECT accepted, duplicates FROM bulk_replays WHERE workspace_id = ? AND key = ?"
+    (workspace_id: BigInt = i64, key: Binary = Vec<u8>) -> (Text, Text, BigInt),
+    "SELECT accepted, duplicates, payload FROM bulk_replays WHERE workspace_id = ? AND key = ?"
 );
 prepared!(
     FindRun for SqliteConnection,
     (workspace_id: BigInt = i64, id: Binary = [u8]) -> BigInt,
     "SELECT workspace_id FROM ingestion_runs WHERE workspace_id = ? AND id = ?"
+);
+prepared!(
+    FindName for SqliteConnection,
+    (id: BigInt = i64) -> Text,
+    "SELECT name FROM subjects WHERE id = ?"
 );
 prepared!(
     AddDimensionSet for SqliteConnection,
@@ -164,7 +169,7 @@ pub fn meter_versions(
 pub fn find_replay(
     conn: &mut SqliteConnection,
     (workspace_id, key): &LedgerKey,
-) -> Result<Option<(String, String)>, Fault> {
+) -> Result<Option<(String, String, i64)>, Fault> {
     Ok(FindReplay { workspace_id, key }.get_result(conn).optional()?)
 }
 
@@ -215,11 +220,16 @@ fn taken_of(
         .bind::<Binary, _>(&event_id)
         .get_result(conn)
         .optional()?;
+    let subject = match event {
+        Some(_) => None,
+        None => FindName { id: &subject_id }.get_result(conn).optional()?,
+    };
     Ok(Taken {
         key,
         event_id: uuid_of(&event_id)?,
         event_time,
         fingerprint,
+        subject,
         event: event.map(|event| event.into_event(true)).transpose()?,
     })
 }
@@ -270,7 +280,11 @@ pub fn add_runs(conn: &mut SqliteConnection, runs: &[RunRow]) -> Result<(), Faul
     Ok(())
 }
 
-pub fn add_rollups(conn: &mut SqliteConnection, parts: &BTreeMap<Key, Part>, lane: i16) -> Result<(), Fault> {
+pub fn add_rollups(
+    conn: &mut SqliteConnection,
+    parts: &BTreeMap<Key, Part>,
+    lanes: Lanes,
+) -> Result<(), Fault> {
     for (key, part) in parts {
         let Some((first, last)) = &part.edges else { continue };
         AddRollup {
@@ -279,7 +293,7 @@ pub fn add_rollups(conn: &mut SqliteConnection, parts: &BTreeMap<Key, Part>, lan
             grain: &(key.grain as i16),
             start: &key.start.0,
             set: &key.dimension_set,
-            lane: &key.lane(lane),
+            lane: &key.lane(lanes),
             count: &part.count,
             sum: &part.sum.to_sortable(),
             min: &part.min.to_sortable(),

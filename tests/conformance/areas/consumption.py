@@ -259,11 +259,11 @@ def consumption_is_ingestion(t):
 
 
 @case
-def past_events_are_judged_in_their_period(t):
-    """The window of the event time decides."""
+def the_plan_of_now_decides(t):
+    """A timestamp before the assignment leads to no other plan, and to no other period."""
     meter, subject, _ = quota(t, 5, **HARD)
     body = consume(t.ws, meter, subject, 1, timestamp=ago(hours=3)).data(201)
-    has(body["quota"], "state", "enforcement", label="quota")
+    like(body["quota"], {"state": "ok", "enforcement": "hard", "projected": 1, "limit": 5}, "quota")
 
 
 # ---------------------------------------------------------------- who may

@@ -1,0 +1,76 @@
+//! Two servers on one database: what one changes, the other does not go on remembering.
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::support::{Answer, Client, Database, Server, run};
+
+/// As long as it may be, so that only being told makes a server forget.
+const REMEMBER: &[(&str, &str)] = &[("OPEN_SPANNER_CACHE_TTL", "5s")];
+const SOON: Duration = Duration::from_secs(2);
+
+/// Asks until the answer satisfies, for less long than things are remembered.
+async fn soon(what: &str, ask: impl AsyncFn() -> Answer, good: impl Fn(&Answer) -> bool) {
+    let end = Instant::now() + SOON;
+    loop {
+        let answer = ask().await;
+        if good(&answer) {
+            return;
+        }
+        assert!(Instant::now() < end, "{what}: {} {}", answer.status, answer.text);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+async fn plan(client: &Client, limit: i64) -> Value {
+    let limits = json!([{"meter": "m", "limit": limit, "period": "day"}]);
+    client.post("/v1/plans", &json!({"name": "p", "limits": limits})).await.json(201)
+}
+
+#[test]
+fn what_one_server_changes_the_other_forgets() {
+    run(async {
+        let database = Database::postgres();
+        let (first, second) =
+            (Server::start_with(&database, REMEMBER), Server::start_with(&database, REMEMBER));
+        let ws = first.workspace().await;
+        let other = ws.at(&second.url());
+        let meter = ws.meter("m", "sum").await;
+        let event = json!({"meter": "m", "subject": "s", "quantity": 7, "timestamp": "2026-06-01T12:00:00Z",
+                           "metadata": {"region": "eu"}});
+        other.post("/v1/usages", &event).await.expect(201);
+        let buckets = "/v1/usages?meter=m&bucket_size=day&from=2026-06-01T00:00:00Z&to=2026-06-02T00:00:00Z";
+        assert_eq!(other.get(buckets).await.json(200)[0]["quantity"], 7);
+        let ask = json!({"meter": "m", "subject": "s"});
+        let check = async || other.post("/v1/entitlements/check", &ask).await.json(200);
+        assert_eq!(check().await["state"], "no_plan");
+
+        // a plan assigned elsewhere counts with the very next question, a changed limit as soon as it is told
+        let made = plan(&ws, 1).await;
+        ws.put("/v1/plans/subjects/s", &json!({"plan_id": made["id"]})).await.expect(200);
+        assert_eq!(check().await["allowed"], true, "a customer who has a plan is not refused");
+        let path = format!("/v1/plans/{}", made["id"].as_str().expect("an id"));
+        let limits = json!([{"meter": "m", "limit": 0.5, "period": "day"}]);
+        ws.put(&path, &json!({"name": "p", "limits": limits})).await.expect(200);
+        let checked = async || other.post("/v1/entitlements/check", &ask).await;
+        soon("a lower limit", checked, |answer| answer.text.contains(r#""allowed":false"#)).await;
+
+        // a meter
+        let changed = json!({"aggregation": "count", "dimensions": [{"name": "region", "type": "string", "required": false}]});
+        ws.put(&format!("/v1/meters/{meter}"), &changed).await.expect(200);
+        let count = async || other.get(buckets).await;
+        soon("another aggregation", count, |answer| answer.text.contains(r#""quantity":1"#)).await;
+        let grouped = async || other.get(&format!("{buckets}&group_by=region")).await;
+        soon("a new dimension", grouped, |answer| answer.status == 200).await;
+
+        // a key
+        let key =
+            ws.session.post("/v1/auth/api-keys", &json!({"name": "k", "scopes": ["*"]})).await.json(201);
+        let client = second.client().with_key(key["key"].as_str().expect("the secret"));
+        client.get("/v1/meters").await.expect(200);
+        let id = key["id"].as_str().expect("an id");
+        ws.session.delete(&format!("/v1/auth/api-keys/{id}")).await.expect(204);
+        soon("a revoked key", async || client.get("/v1/meters").await, |answer| answer.status == 401).await;
+    });
+}
