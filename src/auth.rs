@@ -28,6 +28,7 @@ use crate::auth::sql::{keys, sessions};
 use crate::auth::throttle::Throttle;
 use crate::db::Store;
 use crate::db::changes::Change;
+use crate::db::pool::{self, Reader};
 use crate::error::{Error, Result};
 use crate::metering::time::Micros;
 
@@ -97,6 +98,15 @@ impl From<Member> for User {
 }
 
 impl Caller {
+    /// Whose share of the database's connections this caller reads from.
+    pub fn reader(&self) -> Reader {
+        let credential = match &self.credential {
+            Credential::Key { id, .. } => pool::Credential::Key(*id),
+            Credential::Session { .. } => pool::Credential::User(self.user_id),
+        };
+        Reader { workspace_id: self.workspace_id, credential }
+    }
+
     fn new(member: Member, credential: Credential) -> Caller {
         let (workspace_id, user_id, role) = (member.workspace_id, member.user_id, member.role);
         Caller(Arc::new(Identity { workspace_id, user_id, role, user: member.into(), credential }))
@@ -251,7 +261,7 @@ impl Auth {
         }
         let hash = token::hash(text);
         let load = async || {
-            let found = self.0.store.read("keys::find", move |conn| keys::find(conn, &hash)).await?;
+            let found = self.0.store.vital().read("keys::find", move |conn| keys::find(conn, &hash)).await?;
             Ok(found.map(|(member, key)| {
                 let last_used = self.0.last_used.of(key.id, key.last_used_at.map(Micros));
                 KnownKey { caller: Caller::with_key(member, key), last_used }
@@ -273,7 +283,8 @@ impl Auth {
         }
         let hash = token::hash(text);
         let load = async || {
-            let found = self.0.store.read("sessions::find", move |conn| sessions::find(conn, &hash)).await?;
+            let found =
+                self.0.store.vital().read("sessions::find", move |conn| sessions::find(conn, &hash)).await?;
             Ok(found.map(|(member, at, form_key)| {
                 Caller::new(member, Credential::Session { expires_at: Micros(at), form_key })
             }))

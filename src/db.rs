@@ -3,18 +3,20 @@
 //! the same statement compiled for each database with [`both!`]; a `match` with different SQL where it must differ
 //! (the hot insert, claims, aggregates).
 //!
-//! Blocking diesel never runs on an async thread: a permit of the pool's semaphore is awaited, then the work runs
-//! on a blocking thread that finds its connection free.
+//! Blocking diesel never runs on an async thread: a permit of the pool is awaited, then the work runs on a blocking
+//! thread that finds its connection free.
 
 pub mod changes;
 pub mod columns;
 mod error;
 pub mod identity;
 mod inspect;
+mod interrupt;
 pub mod leases;
 pub mod limits;
 pub mod migrations;
 mod observe;
+pub mod pool;
 mod postgres;
 pub mod prepared;
 pub mod readiness;
@@ -23,6 +25,7 @@ pub mod schema;
 mod sqlite;
 mod sqlstate;
 pub mod statement;
+pub mod wal;
 
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
@@ -32,18 +35,19 @@ use diesel::connection::SimpleConnection;
 use diesel::r2d2::{self, ManageConnection};
 use diesel::result::ConnectionError;
 use diesel::{Connection, PgConnection, SqliteConnection};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::clock;
 use crate::config::{Db, Driver};
 use crate::db::changes::Changes;
 use crate::db::identity::{Epochs, Link};
-use crate::error::{Error, Result};
+use crate::error::{Code, Error, Result};
 use crate::logging;
 pub use error::{Fault, Trouble};
 use error::{failed, failed_by};
 pub use migrations::Wanted;
 use readiness::Signs;
+
+use pool::{Class, Pool};
 
 #[derive(diesel::MultiConnection)]
 pub enum Conn {
@@ -131,8 +135,8 @@ impl Conn {
 struct Limits {
     /// For each of its statements, where it is more than the connection's own limit.
     statement: Option<Duration>,
-    /// After this nothing is committed, and nobody waits for the answer any more. Work on PostgreSQL always has one,
-    /// because others can lock and stop it; SQLite has its busy timeout.
+    /// After this nothing is committed, statements of SQLite are stopped, and nobody waits for the answer any more
+    /// (but for the end of a commit of SQLite, which others cannot stop).
     deadline: Option<Instant>,
 }
 
@@ -284,39 +288,6 @@ struct Connections {
     gate: Arc<Gate>,
 }
 
-struct Pool {
-    connections: Connections,
-    permits: Arc<Semaphore>,
-}
-
-impl Pool {
-    fn new(db: &Db, size: u32, gate: &Arc<Gate>) -> Self {
-        let pool = r2d2::Pool::builder()
-            .max_size(size)
-            .min_idle(Some(0))
-            // a ping per checkout costs as much as a point read; broken connections are noticed on use
-            .test_on_check_out(false)
-            .connection_timeout(Duration::from_secs(2))
-            .max_lifetime(db.conn_max_lifetime)
-            .idle_timeout(db.conn_max_idle_time)
-            .error_handler(Box::new(LogErrors::default()))
-            .build_unchecked(Manager {
-                driver: db.driver.clone(),
-                gate: gate.clone(),
-                statement_timeout: db.statement_timeout,
-            });
-        let connections = Connections { pool, gate: gate.clone() };
-        Pool { connections, permits: Arc::new(Semaphore::new(size as usize)) }
-    }
-
-    async fn permit(&self, patience: Duration) -> Result<OwnedSemaphorePermit> {
-        match tokio::time::timeout(patience, self.permits.clone().acquire_owned()).await {
-            Ok(Ok(permit)) => Ok(permit),
-            _ => Err(Error::unavailable("all database connections are busy")),
-        }
-    }
-}
-
 #[derive(Debug, Default)]
 struct LogErrors(logging::Folded);
 
@@ -343,7 +314,7 @@ struct Inner {
     runtime: tokio::runtime::Handle,
 }
 
-const SQLITE_READERS: u32 = 4;
+const SQLITE_READERS: u32 = 6;
 /// Statements of work that nobody waits for.
 const PATIENT_STATEMENT_MAX: Duration = Duration::from_secs(600);
 /// A setting beyond this means "as long as it takes", and must not overflow an instant.
@@ -357,6 +328,7 @@ impl Store {
     /// Opens no connection yet: the first use does, so that a server can start before its database.
     /// Must be called inside the runtime whose blocking threads it will use.
     pub fn new(db: &Db) -> Self {
+        interrupt::watch_connections();
         let epochs = Arc::new(Epochs::default());
         let file = match &db.driver {
             Driver::Sqlite { path, .. } => sqlite::file(path),
@@ -403,7 +375,27 @@ impl Store {
         operation: &'static str,
         work: impl Fn(&mut Conn) -> Result<T, Fault> + Send + 'static,
     ) -> Result<T> {
-        self.run(&self.0.readers, operation, true, Limits::default(), move |conn, _, _| work(conn)).await
+        self.read_as(pool::class_of_read(), operation, work).await
+    }
+
+    async fn read_as<T: Send + 'static>(
+        &self,
+        class: Class,
+        operation: &'static str,
+        work: impl Fn(&mut Conn) -> Result<T, Fault> + Send + 'static,
+    ) -> Result<T> {
+        let work = move |conn: &mut Conn, _, _| work(conn);
+        self.run(&self.0.readers, class, operation, true, Limits::default(), work).await
+    }
+
+    /// For credentials and readiness: a connection is kept back for them.
+    pub fn vital(&self) -> Kept<'_> {
+        Kept(self, Class::Vital)
+    }
+
+    /// For what usage needs on its way in: connections are kept back for it.
+    pub fn ingestion(&self) -> Kept<'_> {
+        Kept(self, Class::Ingestion)
     }
 
     /// Like [`Store::read`], for a thread that may wait, without a limit of time. Not for a thread of the runtime.
@@ -413,10 +405,7 @@ impl Store {
         work: impl Fn(&mut Conn) -> Result<T, Fault>,
     ) -> Result<T> {
         let pool = &self.0.readers;
-        let _permit = match pool.permits.clone().try_acquire_owned() {
-            Ok(permit) => permit,
-            Err(_) => self.0.runtime.block_on(pool.permit(self.0.acquire_timeout))?,
-        };
+        let _permit = self.0.runtime.block_on(pool.permit(Class::Ingestion, self.0.acquire_timeout))?;
         attempt(&pool.connections, operation, true, Limits::default(), |conn, _| work(conn))
     }
 
@@ -436,11 +425,11 @@ impl Store {
         operation: &'static str,
         work: impl Fn(&mut Conn) -> Result<T, Fault> + Send + 'static,
     ) -> Result<T> {
-        self.write_within(Limits::default(), operation, move |conn, _| work(conn)).await
+        self.write_within(Class::Ordinary, Limits::default(), operation, move |conn, _| work(conn)).await
     }
 
-    /// Like [`Store::write`], but answered by then, also when SQLite is the one that takes long; `work` is told where
-    /// it runs.
+    /// Like [`Store::write`] for usage on its way in, but answered by then, also when SQLite is the one that takes long;
+    /// `work` is told where it runs.
     pub async fn write_by<T: Send + 'static>(
         &self,
         deadline: Instant,
@@ -448,7 +437,7 @@ impl Store {
         work: impl Fn(&mut Conn, Link) -> Result<T, Fault> + Send + 'static,
     ) -> Result<T> {
         let deadline = deadline.checked_sub(LAST_MOMENT);
-        self.write_within(Limits { statement: None, deadline }, operation, work).await
+        self.write_within(Class::Ingestion, Limits { statement: None, deadline }, operation, work).await
     }
 
     /// For work that may take longer than callers wait, such as the pages of an export.
@@ -468,11 +457,12 @@ impl Store {
         work: impl Fn(&mut Conn) -> Result<T, Fault> + Send + 'static,
     ) -> Result<T> {
         let work = move |conn: &mut Conn, limits, _| conn.snapshot(limits, &work);
-        self.run(&self.0.readers, operation, true, limits, work).await
+        self.run(&self.0.readers, pool::class_of_read(), operation, true, limits, work).await
     }
 
     async fn write_within<T: Send + 'static>(
         &self,
+        class: Class,
         limits: Limits,
         operation: &'static str,
         work: impl Fn(&mut Conn, Link) -> Result<T, Fault> + Send + 'static,
@@ -480,25 +470,25 @@ impl Store {
         let pool = self.0.writer.as_ref().unwrap_or(&self.0.readers);
         let work =
             move |conn: &mut Conn, limits, link| conn.transaction(limits, |conn: &mut Conn| work(conn, link));
-        self.run(pool, operation, false, limits, work).await
+        self.run(pool, class, operation, false, limits, work).await
     }
 
     async fn run<T: Send + 'static>(
         &self,
         pool: &Pool,
+        class: Class,
         operation: &'static str,
         idempotent: bool,
         mut limits: Limits,
         work: impl Fn(&mut Conn, Limits, Link) -> Result<T, Fault> + Send + 'static,
     ) -> Result<T> {
         let waited = Instant::now();
-        let permit = pool.permit(limits.time(self.0.acquire_timeout)).await?;
+        let permit = pool.permit(class, limits.time(self.0.acquire_timeout)).await?;
         metrics::histogram!("open_spanner_db_pool_wait_seconds").record(waited.elapsed().as_secs_f64());
         let connections = pool.connections.clone();
-        if self.0.postgres {
-            let time = limits.time(limits.statement.unwrap_or(self.0.statement_timeout));
-            limits.deadline = Some(Instant::now() + time);
-        }
+        let commits_here = !self.0.postgres && !idempotent && limits.deadline.is_none();
+        let time = limits.time(limits.statement.unwrap_or(self.0.statement_timeout));
+        limits.deadline = Some(Instant::now() + time);
         let request = logging::current_request();
         let task = self.0.runtime.spawn_blocking(move || {
             // kept by a thread that nobody waits for any more: there are never more of them than connections
@@ -507,17 +497,47 @@ impl Store {
                 attempt(&connections, operation, idempotent, limits, |conn, link| work(conn, limits, link))
             })
         });
-        let done = match limits.deadline {
+        let done = match limits.deadline.filter(|_| !commits_here) {
             Some(deadline) => tokio::time::timeout_at((deadline + LAST_MOMENT).into(), task).await,
             None => Ok(task.await),
         };
-        match done {
+        let outcome = match done {
             Ok(done) => done.unwrap_or_else(|panic| Err(Error::internal(panic))),
             Err(_) => {
                 metrics::counter!("open_spanner_db_errors_total", "operation" => operation).increment(1);
                 Err(Fault::Late.into_error(operation))
             }
+        };
+        match outcome {
+            // what was asked is the cause, as far as anybody can tell
+            Err(error) if error.code == Code::Unavailable && class == Class::Query && limits.are_over() => {
+                Err(Error::query_timeout())
+            }
+            outcome => outcome,
         }
+    }
+}
+
+/// [`Store`] for work that has connections of its own.
+pub struct Kept<'a>(&'a Store, Class);
+
+impl Kept<'_> {
+    /// [`Store::read`].
+    pub async fn read<T: Send + 'static>(
+        &self,
+        operation: &'static str,
+        work: impl Fn(&mut Conn) -> Result<T, Fault> + Send + 'static,
+    ) -> Result<T> {
+        self.0.read_as(self.1, operation, work).await
+    }
+
+    /// [`Store::write`].
+    pub async fn write<T: Send + 'static>(
+        &self,
+        operation: &'static str,
+        work: impl Fn(&mut Conn) -> Result<T, Fault> + Send + 'static,
+    ) -> Result<T> {
+        self.0.write_within(self.1, Limits::default(), operation, move |conn, _| work(conn)).await
     }
 }
 
@@ -540,7 +560,7 @@ impl Patient<'_> {
         operation: &'static str,
         work: impl Fn(&mut Conn) -> Result<T, Fault> + Send + 'static,
     ) -> Result<T> {
-        self.0.write_within(Limits::PATIENT, operation, move |conn, _| work(conn)).await
+        self.0.write_within(Class::Ordinary, Limits::PATIENT, operation, move |conn, _| work(conn)).await
     }
 }
 
@@ -588,7 +608,7 @@ fn attempt<T>(
         // stays true when the work panics, so that a half-done transaction is never handed on
         pooled.broken = true;
         let link = pooled.link;
-        let result = work(&mut pooled.conn, link);
+        let result = interrupt::until(limits.deadline, || work(&mut pooled.conn, link));
         metrics::histogram!("open_spanner_db_query_duration_seconds", "operation" => operation)
             .record(started.elapsed().as_secs_f64());
         metrics::counter!("open_spanner_db_statements_total", "operation" => operation)

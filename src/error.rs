@@ -14,6 +14,8 @@ pub enum Code {
     /// A content encoding that is not read.
     UnsupportedEncoding,
     RateLimited,
+    /// The workspace or the credential has as many queries under way as it may have.
+    TooManyQueries,
     RegistrationDisabled,
     Unauthorized,
     Forbidden,
@@ -26,6 +28,8 @@ pub enum Code {
     Unavailable,
     /// More is waiting to be written than may wait: nothing was stored, and a later try may work.
     QueueFull,
+    /// A read took longer than reads may; the same one would again.
+    QueryTimeout,
     Internal,
     /// The database or a setting is not one that this program can work with: told to the operator, never to a caller.
     Unusable,
@@ -40,6 +44,8 @@ impl Code {
             Code::RequestTooLarge => "request_too_large",
             Code::UnsupportedEncoding => "unsupported_content_encoding",
             Code::RateLimited => "rate_limited",
+            Code::TooManyQueries => "too_many_queries",
+            Code::QueryTimeout => "query_timeout",
             Code::RegistrationDisabled => "registration_disabled",
             Code::Unauthorized => "unauthorized",
             Code::Forbidden => "forbidden",
@@ -60,9 +66,9 @@ impl Code {
             Code::Conflict | Code::LimitReached => 409,
             Code::RequestTooLarge => 413,
             Code::UnsupportedEncoding => 415,
-            Code::RateLimited => 429,
+            Code::RateLimited | Code::TooManyQueries => 429,
             Code::Internal | Code::Unusable => 500,
-            Code::Unavailable | Code::QueueFull => 503,
+            Code::Unavailable | Code::QueueFull | Code::QueryTimeout => 503,
         }
     }
 
@@ -81,11 +87,14 @@ impl Code {
             Code::NotFound => tonic::Code::NotFound,
             Code::Conflict => tonic::Code::AlreadyExists,
             Code::UnsupportedEncoding => tonic::Code::Unimplemented,
-            Code::RequestTooLarge | Code::LimitReached | Code::RateLimited | Code::QueueFull => {
-                tonic::Code::ResourceExhausted
-            }
+            Code::RequestTooLarge
+            | Code::LimitReached
+            | Code::RateLimited
+            | Code::TooManyQueries
+            | Code::QueueFull => tonic::Code::ResourceExhausted,
             Code::Internal | Code::Unusable => tonic::Code::Internal,
             Code::Unavailable => tonic::Code::Unavailable,
+            Code::QueryTimeout => tonic::Code::DeadlineExceeded,
         }
     }
 }
@@ -142,6 +151,25 @@ impl Error {
     pub fn rate_limited(retry_after_seconds: u64) -> Self {
         let message = format!("rate limit reached, retry after {retry_after_seconds} seconds");
         Error { retry_after_seconds: Some(retry_after_seconds), ..Error::new(Code::RateLimited, message) }
+    }
+
+    /// A share of the database's connections is in use.
+    pub fn too_many_queries(of_workspace: usize, of_credential: usize) -> Self {
+        let message = format!(
+            "too many queries at once: a workspace may have {of_workspace} under way, a key or user {of_credential}"
+        );
+        Error { retry_after_seconds: Some(1), ..Error::new(Code::TooManyQueries, message) }
+    }
+
+    /// An answer, or what it is made of, that does not fit in memory.
+    pub fn query_too_large() -> Self {
+        Error::parameter("query_too_large", "the query meets too many different values: ask for less at once")
+    }
+
+    pub fn query_timeout() -> Self {
+        let message =
+            "the query takes longer than OPEN_SPANNER_DB_STATEMENT_TIMEOUT allows: ask for less at once";
+        Error { retry_after_seconds: Some(1), ..Error::new(Code::QueryTimeout, message) }
     }
 
     pub fn unavailable(detail: impl fmt::Display) -> Self {

@@ -36,6 +36,7 @@ use crate::app::App;
 use crate::auth::permission::{Access, Role, Scope, allow};
 use crate::auth::{Caller, Credential};
 use crate::config::{self, LogRequests};
+use crate::db::pool;
 use crate::error::Error;
 use crate::http::openapi::Doc;
 use crate::logging;
@@ -372,7 +373,11 @@ pub async fn gate(
         };
         match refused {
             Some(refusal) => Ok(request.into_response(refusal).map_into_boxed_body()),
-            None => next.call(request).await.map(ServiceResponse::map_into_boxed_body),
+            None => {
+                let reader = request.extensions().get::<Caller>().map(Caller::reader);
+                let answer = pool::read_by(reader, next.call(request)).await;
+                answer.map(ServiceResponse::map_into_boxed_body)
+            }
         }
     };
     let mut response = logging::within_request(request_id.clone(), answer).await?;

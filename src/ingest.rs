@@ -1,20 +1,22 @@
 //! The one way in for usage: admission, a bounded queue, group commit, answers. REST, gRPC and the dashboard call
 //! [`Ingest::record`]. Writers take what waits while the last commit ran, so that load makes batches larger instead
-//! of queues longer; nobody waits for a timer. No SQL here.
+//! of queues longer; nobody waits for a timer. Workspaces take turns. No SQL here.
 
 pub mod insert;
 mod rate;
 mod refusal;
+mod room;
 mod tally;
+mod turns;
 
 use std::collections::HashMap;
 use std::hash::{Hash, Hasher};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use serde::ser::SerializeStruct;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::{Semaphore, oneshot};
 use uuid::Uuid;
 
 use self::insert::{Batch, DecidedAt, Known, Outcome};
@@ -33,7 +35,9 @@ use crate::meters::sql::MeterCache;
 use crate::usage::ingestion_runs::{self, Refused};
 use crate::usage::refused;
 use rate::RateLimit;
+use room::{Place, Room};
 use tally::Tally;
+use turns::Turns;
 
 pub use crate::ingest::insert::Kind;
 
@@ -127,8 +131,10 @@ struct Job {
     begin_by: Instant,
     /// Later than this it is not stored any more: the caller is told that it failed.
     deadline: Instant,
-    /// Held until the job is answered: what the queue may hold is counted in events.
-    room: OwnedSemaphorePermit,
+    /// See [`room::units`].
+    units: usize,
+    /// Held until the job is answered.
+    room: Place,
 }
 
 impl Job {
@@ -141,16 +147,66 @@ impl Job {
     }
 }
 
+/// Where jobs wait. The channel tells writers that there is one, and when no more will come; it holds a token for
+/// each job.
+#[derive(Clone)]
+struct Queue {
+    turns: Arc<Mutex<Turns<Job>>>,
+    tokens: flume::Sender<()>,
+}
+
+/// The writers' end.
+#[derive(Clone)]
+struct Waiting {
+    turns: Arc<Mutex<Turns<Job>>>,
+    tokens: flume::Receiver<()>,
+}
+
+impl Queue {
+    fn new() -> (Queue, Waiting) {
+        // bounded by the room; the channel itself never blocks
+        let (sender, receiver) = flume::unbounded();
+        let turns = Arc::new(Mutex::new(Turns::default()));
+        (Queue { turns: turns.clone(), tokens: sender }, Waiting { turns, tokens: receiver })
+    }
+
+    fn send(&self, job: Job, is_part: bool) -> Result<()> {
+        let (workspace_id, units) = (job.batch.workspace_id, job.units);
+        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        turns.push(workspace_id, is_part, units, job);
+        drop(turns);
+        self.tokens.send(()).map_err(|_| Error::unavailable("the server is stopping"))
+    }
+}
+
+impl Waiting {
+    /// `None` when no more will come.
+    async fn next(&self) -> Option<Job> {
+        self.tokens.recv_async().await.ok()?;
+        self.pop()
+    }
+
+    /// `None` when none waits now.
+    fn try_next(&self) -> Option<Job> {
+        self.tokens.try_recv().ok()?;
+        self.pop()
+    }
+
+    fn pop(&self) -> Option<Job> {
+        self.turns.lock().unwrap_or_else(PoisonError::into_inner).pop()
+    }
+}
+
 /// Cheap to clone.
 #[derive(Clone)]
 pub struct Ingest {
-    queue: flume::Sender<Job>,
+    queue: Queue,
     /// Consumptions: each subject always goes to the same one, so that writers of one server do not wait for each
     /// other's lock on a hot subject, and its decisions are made in large groups.
-    consumptions: Arc<[flume::Sender<Job>]>,
-    room: Arc<Semaphore>,
+    consumptions: Arc<[Queue]>,
+    room: Room,
     /// Streams wait for room instead of being refused. Theirs is apart, or calls that cannot wait would find none.
-    stream_room: Arc<Semaphore>,
+    stream_room: Room,
     meters: MeterCache,
     store: Store,
     rate: Option<Arc<RateLimit>>,
@@ -162,6 +218,8 @@ pub struct Ingest {
 /// A meter that changes faster than its events can be checked is not worth more tries than this.
 const STALE_TRIES: usize = 5;
 const LANES: i16 = 64;
+/// A call that waited this long in the queue is told to come again: its caller is about to give up, or has.
+const CALL_AGE_MAX: Duration = Duration::from_secs(5);
 
 impl Ingest {
     /// Starts the writers on the current runtime. They end when the last `Ingest` is dropped and the queue is empty;
@@ -172,21 +230,20 @@ impl Ingest {
         settings: &config::Ingest,
         wake: &Wake,
     ) -> (Ingest, Vec<tokio::task::JoinHandle<()>>) {
-        // bounded by `room`; the channel itself never blocks
-        let (queue, jobs) = flume::unbounded::<Job>();
+        let (queue, jobs) = Queue::new();
         let known: Arc<PerEpoch<Known>> = Arc::default();
         let writers = if store.is_postgres() { settings.writers } else { 1 };
         // replicas that share a lane only wait for each other
         let first_lane = rand::random_range(0..LANES);
         // SQLite has one server
         let subject_lane = if store.is_postgres() { first_lane } else { 0 };
-        let start = |number: usize, jobs: flume::Receiver<Job>, turn: Arc<Semaphore>| {
+        let start = |number: usize, jobs: Waiting, turn: Arc<Semaphore>| {
             let writer = Writer {
                 store: store.clone(),
                 jobs,
                 known: known.clone(),
                 lanes: Lanes { meter: (first_lane + number as i16) % LANES, subject: subject_lane },
-                events_max: settings.batch_events,
+                units_max: settings.batch_events,
                 wake: wake.clone(),
                 turn,
             };
@@ -197,14 +254,14 @@ impl Ingest {
             (0..writers).map(|number| start(number, jobs.clone(), turn.clone())).collect();
         let mut consumptions = Vec::with_capacity(writers);
         for number in writers..2 * writers {
-            let (queue, jobs) = flume::unbounded::<Job>();
+            let (queue, jobs) = Queue::new();
             handles.push(start(number, jobs, Arc::new(Semaphore::new(1))));
             consumptions.push(queue);
         }
         let rate = (settings.rate_limit_events > 0)
             .then(|| Arc::new(RateLimit::new(settings.rate_limit_events, settings.rate_limit_window)));
-        let room = Arc::new(Semaphore::new(settings.queue_events));
-        let stream_room = Arc::new(Semaphore::new(settings.queue_events));
+        let room = Room::new(settings.queue_events);
+        let stream_room = Room::new(settings.queue_events);
         let consumptions = consumptions.into();
         (
             Ingest {
@@ -438,7 +495,7 @@ impl Ingest {
         if batch.events.is_empty() && batch.kind == Kind::Single {
             return Ok(Outcome::Stored(Vec::new()));
         }
-        let charged = self.charge(batch.workspace_id, &batch.events).await?;
+        let charged = self.charge(batch, waits).await?;
         let outcome = self.enqueue(batch.clone(), waits).await;
         self.refund(batch.workspace_id, charged, &outcome);
         outcome
@@ -452,25 +509,24 @@ impl Ingest {
 
     async fn wait_for(&self, batch: Arc<Batch>, waits: bool) -> Result<Outcome> {
         let (now, time) = (Instant::now(), self.store.answer_timeout());
-        let (begin_by, deadline) = (now + time.mul_f64(0.7), now + time.mul_f64(0.95));
-        let stopped = |_| Error::unavailable("the server is stopping");
-        let weight = batch.events.len().max(1) as u32;
-        let room = if waits {
-            self.stream_room.clone().acquire_many_owned(weight).await.map_err(|_| Error::queue_full())?
-        } else {
-            self.room.clone().try_acquire_many_owned(weight).map_err(|_| {
-                metrics::counter!("open_spanner_ingest_queue_full_total").increment(1);
-                Error::queue_full()
-            })?
+        let age_max = if waits { time.mul_f64(0.7) } else { CALL_AGE_MAX.min(time.mul_f64(0.7)) };
+        let (begin_by, deadline) = (now + age_max, now + time.mul_f64(0.95));
+        let (workspace_id, units) = (batch.workspace_id, room::units(&batch.events));
+        let place = match waits {
+            true => self.stream_room.place(workspace_id, units).await,
+            false => self.room.try_place(workspace_id, units),
+        };
+        let Some(room) = place else {
+            metrics::counter!("open_spanner_ingest_queue_full_total").increment(1);
+            return Err(Error::queue_full());
         };
         let (answer, answered) = oneshot::channel();
         let queue = self.queue_of(&batch);
-        let job = Job { batch, answer, begin_by, deadline, room };
-        queue.send(job).map_err(|_| Error::unavailable("the server is stopping"))?;
-        answered.await.map_err(stopped)?
+        queue.send(Job { batch, answer, begin_by, deadline, units, room }, waits)?;
+        answered.await.map_err(|_| Error::unavailable("the server is stopping"))?
     }
 
-    fn queue_of(&self, batch: &Batch) -> &flume::Sender<Job> {
+    fn queue_of(&self, batch: &Batch) -> &Queue {
         let Some(event) = batch.events.first().filter(|_| batch.consumes.is_some()) else {
             return &self.queue;
         };
@@ -480,31 +536,23 @@ impl Ingest {
         self.consumptions.get(place as usize).unwrap_or(&self.queue)
     }
 
-    /// Takes the events out of the workspace's allowance. When that does not suffice, keys that are stored already
-    /// are looked up first: a retry costs nothing.
-    async fn charge(&self, workspace_id: i64, events: &[Event]) -> Result<u64> {
+    /// Takes the events out of the workspace's allowance. When that does not suffice, what is stored already is looked
+    /// up first: a retry costs nothing, and is never refused.
+    async fn charge(&self, batch: &Arc<Batch>, is_part: bool) -> Result<u64> {
         let Some(rate) = &self.rate else { return Ok(0) };
-        let wanted = events.len() as u64;
-        if rate.take(workspace_id, wanted).is_ok() {
+        let (workspace_id, wanted) = (batch.workspace_id, batch.events.len() as u64);
+        if rate.take(workspace_id, wanted, is_part).is_ok() {
             return Ok(wanted);
         }
-        let keys: Vec<Vec<u8>> =
-            events.iter().filter_map(|e| e.key.as_deref()).map(event::ledger_key).collect();
-        let stored = if keys.is_empty() {
-            0
-        } else {
-            let known = self.known.of(self.store.epochs().current());
-            let count = move |conn: &mut _| insert::count_taken(conn, &known, workspace_id, &keys);
-            self.store.read("events::count_taken", count).await?
-        };
-        let wanted = wanted.saturating_sub(stored);
-        match rate.take(workspace_id, wanted) {
+        let (known, asked) = (self.known.of(self.store.epochs().current()), batch.clone());
+        let count = move |conn: &mut _| insert::count_new(conn, &known, &asked);
+        let wanted = self.store.ingestion().read("events::count_new", count).await?;
+        match rate.take(workspace_id, wanted, is_part) {
             Ok(()) => Ok(wanted),
             Err(retry_after_seconds) => {
                 metrics::counter!("open_spanner_ingestion_events_total", "outcome" => "throttled")
                     .increment(wanted);
-                let throttled = wanted as i64;
-                self.tally.add(workspace_id, Refused { rejected: 0, throttled });
+                self.tally.add(workspace_id, Refused { rejected: 0, throttled: wanted as i64 });
                 Err(Error::rate_limited(retry_after_seconds))
             }
         }
@@ -599,11 +647,11 @@ fn count(kind: Kind, valid: usize, refused: usize, recorded: &Recorded) {
 /// One writer: takes what waits, commits it, answers.
 struct Writer {
     store: Store,
-    jobs: flume::Receiver<Job>,
+    jobs: Waiting,
     known: Arc<PerEpoch<Known>>,
     wake: Wake,
     lanes: Lanes,
-    events_max: usize,
+    units_max: usize,
     /// Held during a small commit, by one of the writers that share a queue.
     turn: Arc<Semaphore>,
 }
@@ -625,7 +673,7 @@ fn in_time(group: Vec<Job>) -> Vec<Job> {
 
 impl Writer {
     async fn run(self) {
-        while let Ok(first) = self.jobs.recv_async().await {
+        while let Some(first) = self.jobs.next().await {
             let mut group = vec![first];
             let _turn = if self.gather(&mut group) < SMALL_EVENTS {
                 let turn = tokio::time::timeout(TURN_WAIT, self.turn.acquire()).await;
@@ -640,13 +688,13 @@ impl Writer {
 
     /// Adds what waits, as far as one commit may hold it. Returns how many events the group has.
     fn gather(&self, group: &mut Vec<Job>) -> usize {
-        let mut size = group.iter().map(|job| job.batch.events.len()).sum();
-        while size < self.events_max {
-            let Ok(job) = self.jobs.try_recv() else { break };
-            size += job.batch.events.len();
+        let mut units: usize = group.iter().map(|job| job.units).sum();
+        while units < self.units_max {
+            let Some(job) = self.jobs.try_next() else { break };
+            units += job.units;
             group.push(job);
         }
-        size
+        group.iter().map(|job| job.batch.events.len()).sum()
     }
 
     async fn commit(&self, group: Vec<Job>) {

@@ -11,7 +11,7 @@
 //! - [`app`]: what every door is handed; [`retention`]: what old rows come to
 //! - [`http`] and [`grpc`]: the doors for programs; [`dashboard`]: the one for people
 //! - [`roles`]: what the program can be started as
-// one file asks libpq for what diesel does not tell: db/sqlstate.rs
+// two files have to call C: db/sqlstate.rs asks libpq for what diesel does not tell, db/interrupt.rs limits SQLite's time
 #![deny(unsafe_code)]
 
 pub mod alerts;

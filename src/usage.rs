@@ -8,6 +8,7 @@ pub mod ingestion_runs;
 pub mod query;
 pub mod refused;
 pub mod saved_queries;
+pub mod subject_counts;
 pub mod subject_days;
 pub mod subject_ids;
 pub mod subjects;

@@ -133,8 +133,12 @@ impl Auth {
             return Err(Error::unauthorized());
         }
         let wanted = email.clone();
-        let known =
-            self.0.store.read("users::credentials", move |conn| users::credentials(conn, &wanted)).await?;
+        let known = self
+            .0
+            .store
+            .vital()
+            .read("users::credentials", move |conn| users::credentials(conn, &wanted))
+            .await?;
         let (user_id, stored) = match known {
             Some((user_id, hash)) if !hash.is_empty() => (user_id, Some(hash)),
             _ => (0, None),
@@ -162,7 +166,7 @@ impl Auth {
             sessions::open(conn, &login, &pair, now)?;
             member(conn, &login)
         };
-        let member = self.0.store.write("sessions::open", work).await?;
+        let member = self.0.store.vital().write("sessions::open", work).await?;
         Ok(fresh.given_to(member.into()))
     }
 
@@ -180,7 +184,7 @@ impl Auth {
             sessions::open(conn, &login, &pair, now)?;
             member(conn, &login)
         };
-        let member = self.0.store.write("sessions::refresh", work).await?;
+        let member = self.0.store.vital().write("sessions::refresh", work).await?;
         Ok(fresh.given_to(member.into()))
     }
 
@@ -190,7 +194,8 @@ impl Auth {
         if hashes.is_empty() {
             return Ok(());
         }
-        let ended = self.0.store.write("sessions::close", move |conn| sessions::close(conn, &hashes)).await?;
+        let ended =
+            self.0.store.vital().write("sessions::close", move |conn| sessions::close(conn, &hashes)).await?;
         self.0.sessions.forget(ended.iter().map(Vec::as_slice));
         ended.into_iter().for_each(|hash| self.0.store.changes().tell(Change::Session(hash)));
         Ok(())

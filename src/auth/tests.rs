@@ -110,6 +110,7 @@ async fn office(ttl: Duration) -> Office {
     let store = Store::new(&Db {
         driver,
         max_open_conns: 4,
+        queries_per_workspace: 0,
         max_idle_conns: None,
         acquire_timeout: Duration::from_secs(5),
         statement_timeout: Duration::from_secs(15),

@@ -89,9 +89,11 @@ pub struct Db {
     pub max_open_conns: u32,
     /// Connections kept while idle; `None`: as many as may be open.
     pub max_idle_conns: Option<u32>,
+    /// Queries of one workspace at the same time; 0: a share of the connections.
+    pub queries_per_workspace: u32,
     /// Longest wait for a free connection.
     pub acquire_timeout: Duration,
-    /// Longest work of a call in PostgreSQL.
+    /// Longest work of a call in the database.
     pub statement_timeout: Duration,
     pub conn_max_lifetime: Option<Duration>,
     pub conn_max_idle_time: Option<Duration>,
@@ -110,6 +112,7 @@ impl Db {
             driver: Driver::read(v)?,
             max_open_conns: if max_open == 0 { DEFAULT_CONNS } else { max_open },
             max_idle_conns: (max_idle > 0).then_some(max_idle),
+            queries_per_workspace: v.integer("DB_QUERIES_PER_WORKSPACE"),
             acquire_timeout: v.duration("DB_ACQUIRE_TIMEOUT"),
             statement_timeout: v.duration("DB_STATEMENT_TIMEOUT"),
             conn_max_lifetime: v.optional_duration("DB_CONN_MAX_LIFETIME"),

@@ -196,6 +196,10 @@ table! {
         subject_id -> BigInt,
         meter_id -> BigInt,
         last_hour -> BigInt,
+        counted -> BigInt,
+        counted_from -> BigInt,
+        counted_before -> BigInt,
+        counted_of -> BigInt,
     }
 }
 

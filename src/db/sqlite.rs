@@ -44,7 +44,8 @@ pub fn open(path: &str, synchronous: Synchronous) -> Result<SqliteConnection, Co
     let pragmas = format!(
         "PRAGMA busy_timeout = 10000; PRAGMA journal_mode = WAL; PRAGMA synchronous = {synchronous};
          PRAGMA foreign_keys = ON; PRAGMA temp_store = MEMORY; PRAGMA cache_size = -32768;
-         PRAGMA wal_autocheckpoint = 16000;"
+         PRAGMA wal_autocheckpoint = 16000; PRAGMA journal_size_limit = {};",
+        super::wal::KEPT_BYTES
     );
     conn.batch_execute(&pragmas).map_err(ConnectionError::CouldntSetupConfiguration)?;
     register(&mut conn).map_err(ConnectionError::CouldntSetupConfiguration)?;

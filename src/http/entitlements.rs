@@ -207,7 +207,10 @@ fn retry_after(quota: &RawValue) -> Option<u64> {
 }
 
 async fn replay(app: &App, workspace_id: i64, key: String) -> Result<Option<Decided>> {
-    app.store.read("events::replay", move |conn: &mut Conn| insert::replay(conn, workspace_id, &key)).await
+    app.store
+        .ingestion()
+        .read("events::replay", move |conn: &mut Conn| insert::replay(conn, workspace_id, &key))
+        .await
 }
 
 /// A decision as it is kept.

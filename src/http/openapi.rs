@@ -391,7 +391,7 @@ fn error_statuses(endpoint: &Endpoint, doc: &Doc) -> BTreeMap<u16, &'static str>
         statuses.extend([400, 500, 503]);
     }
     if !matches!(endpoint.access, Access::Public) {
-        statuses.extend([401, 403]);
+        statuses.extend([401, 403, 429]);
     }
     if endpoint.path.contains('{') {
         statuses.push(404);

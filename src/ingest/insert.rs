@@ -24,7 +24,7 @@ use crate::db::{Conn, Fault};
 use crate::entitlements::assignment::Span;
 use crate::entitlements::consume::Unread;
 use crate::entitlements::plan::Plan;
-use crate::entitlements::sql::decisions::{Decided, Decision};
+use crate::entitlements::sql::decisions::{self, Decided, Decision};
 use crate::jobs::queue;
 use crate::metering::event::{self, Event, Original, StoredEvent};
 use crate::metering::quantity::Quantity;
@@ -714,13 +714,37 @@ impl RunRow {
     }
 }
 
+/// How many events of a batch would be stored: not those of a call that was answered before, nor those whose key is
+/// taken, or comes twice.
+pub fn count_new(conn: &mut Conn, known: &Known, batch: &Batch) -> Result<u64, Fault> {
+    if is_replay(conn, batch)? {
+        return Ok(0);
+    }
+    let keyless = batch.events.iter().filter(|event| event.key.is_none()).count() as u64;
+    let keys: BTreeSet<Vec<u8>> =
+        batch.events.iter().filter_map(|event| event.key.as_deref()).map(event::ledger_key).collect();
+    let keys: Vec<Vec<u8>> = keys.into_iter().collect();
+    if batch.consumes.is_some() && !decisions::find_many(conn, batch.workspace_id, &keys)?.is_empty() {
+        return Ok(0);
+    }
+    let taken = count_taken(conn, known, batch.workspace_id, &keys)?;
+    Ok(keyless + (keys.len() as u64).saturating_sub(taken))
+}
+
+fn is_replay(conn: &mut Conn, batch: &Batch) -> Result<bool, Fault> {
+    use crate::db::schema::bulk_replays as replays;
+    use diesel::prelude::*;
+    let Some(key) = batch.replay_key.as_deref() else { return Ok(false) };
+    let answered: Option<i64> = replays::table
+        .find((batch.workspace_id, event::ledger_key(key)))
+        .select(replays::created_at)
+        .first(conn)
+        .optional()?;
+    Ok(answered.is_some())
+}
+
 /// How many of these ledger keys are taken.
-pub fn count_taken(
-    conn: &mut Conn,
-    known: &Known,
-    workspace_id: i64,
-    keys: &[Vec<u8>],
-) -> Result<u64, Fault> {
+fn count_taken(conn: &mut Conn, known: &Known, workspace_id: i64, keys: &[Vec<u8>]) -> Result<u64, Fault> {
     use crate::db::schema::idempotency_keys as ledger;
     use diesel::prelude::*;
     let count = match conn {

@@ -1,4 +1,6 @@
-//! How many new events a workspace may store per window: a token bucket in memory, per server. Off unless set.
+//! How many new events a workspace may store: a token bucket that holds the allowance of one window and fills up within
+//! one. On average no more than the allowance is stored per window; after a quiet time up to twice as much in one window.
+//! In memory: each server counts for itself, and starts with full buckets. Off unless set.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -26,15 +28,19 @@ impl RateLimit {
     }
 
     /// Takes `count` at once or nothing; `Err` is the whole seconds until it could work. A call larger than the
-    /// whole allowance waits for a full bucket and then overdraws it.
-    pub fn take(&self, workspace_id: i64, count: u64) -> Result<(), u64> {
+    /// whole allowance waits for a full bucket and then overdraws it; a part of a stream waits for half of one, or a
+    /// client that comes again when it is told to would find buckets that have been full for a while.
+    pub fn take(&self, workspace_id: i64, count: u64, is_part: bool) -> Result<(), u64> {
+        if count == 0 {
+            return Ok(());
+        }
         let bucket = self.bucket(workspace_id);
         let mut bucket = bucket.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
         let earned = now.duration_since(bucket.filled_at).as_secs_f64() * self.per_second;
         bucket.tokens = (bucket.tokens + earned).min(self.capacity);
         bucket.filled_at = now;
-        let needed = (count as f64).min(self.capacity);
+        let needed = (count as f64).min(if is_part { (self.capacity / 2.0).max(1.0) } else { self.capacity });
         if bucket.tokens < needed {
             return Err((((needed - bucket.tokens) / self.per_second).ceil() as u64).max(1));
         }
@@ -61,20 +67,32 @@ mod tests {
     #[test]
     fn takes_whole_calls_only() {
         let rate = RateLimit::new(10, Duration::from_secs(60));
-        assert_eq!(rate.take(1, 8), Ok(()));
-        let wait = rate.take(1, 5).expect_err("only two left");
+        assert_eq!(rate.take(1, 8, false), Ok(()));
+        let wait = rate.take(1, 5, false).expect_err("only two left");
         assert!((17..=19).contains(&wait), "{wait}");
-        assert_eq!(rate.take(1, 2), Ok(()));
-        assert_eq!(rate.take(2, 10), Ok(()), "another workspace has its own");
+        assert_eq!(rate.take(1, 2, false), Ok(()));
+        assert_eq!(rate.take(2, 10, false), Ok(()), "another workspace has its own");
         rate.give_back(1, 5);
-        assert_eq!(rate.take(1, 5), Ok(()));
+        assert_eq!(rate.take(1, 5, false), Ok(()));
     }
 
     #[test]
     fn a_call_over_the_allowance_is_granted_once_the_bucket_is_full() {
         let rate = RateLimit::new(10, Duration::from_secs(60));
-        assert_eq!(rate.take(1, 50), Ok(()));
-        let wait = rate.take(1, 1).expect_err("overdrawn");
+        assert_eq!(rate.take(1, 50, false), Ok(()));
+        let wait = rate.take(1, 1, false).expect_err("overdrawn");
         assert!((240..=246).contains(&wait), "{wait}");
+    }
+
+    #[test]
+    fn nothing_new_is_never_refused_and_parts_do_not_wait_for_a_full_bucket() {
+        let rate = RateLimit::new(100, Duration::from_secs(100));
+        assert_eq!(rate.take(1, 300, false), Ok(()));
+        assert_eq!(rate.take(1, 0, false), Ok(()), "overdrawn");
+        assert_eq!(rate.take(2, 60, false), Ok(()));
+        assert!((59..=61).contains(&rate.take(2, 100, false).expect_err("40 left")));
+        assert!((9..=11).contains(&rate.take(2, 100, true).expect_err("40 left")));
+        rate.give_back(2, 10);
+        assert_eq!(rate.take(2, 100, true), Ok(()), "on credit");
     }
 }

@@ -142,6 +142,8 @@ impl Event {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct DimensionSet {
     pub hash: [u8; 16],
+    /// [`Meter::dimensions_version`] when it was made.
+    pub version: i32,
     pub json: String,
 }
 
@@ -268,7 +270,9 @@ pub fn dimension_set(meter: &Meter, metadata: &Map) -> DimensionSet {
         }
     }
     let json = json::object_text(&values);
-    DimensionSet { hash: hash128(&[&meter.version.to_be_bytes(), json.as_bytes()]), json }
+    // not the version of the meter: most changes of a meter leave the meaning of its sets as it is
+    let version = meter.dimensions_version();
+    DimensionSet { hash: hash128(&[&version.to_be_bytes(), json.as_bytes()]), version, json }
 }
 
 /// The first half of SHA-256 over the parts, each with its length.

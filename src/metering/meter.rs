@@ -348,6 +348,12 @@ pub fn change_dimensions(
 }
 
 impl Meter {
+    /// The newest version of the meter that declared a dimension. A set of values written now holds every declared
+    /// dimension up to this version; one written before a dimension was declared has an older version than it.
+    pub fn dimensions_version(&self) -> i32 {
+        self.dimensions.iter().map(|dimension| dimension.since).max().unwrap_or_default()
+    }
+
     pub fn dimension(&self, name: &str) -> Option<&Dimension> {
         self.dimensions.iter().find(|dimension| dimension.name == name)
     }

@@ -296,8 +296,11 @@ impl MeterCache {
         }
         let reading = self.meters.begin();
         let wanted = name.to_owned();
-        let found =
-            self.store.read("meters::by_name", move |conn| by_name(conn, workspace_id, &wanted)).await?;
+        let found = self
+            .store
+            .ingestion()
+            .read("meters::by_name", move |conn| by_name(conn, workspace_id, &wanted))
+            .await?;
         Ok(found.map(|meter| {
             let meter = Arc::new(meter);
             self.meters.insert(reading, key, meter.clone());

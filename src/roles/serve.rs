@@ -19,7 +19,7 @@ use crate::config::{self, Config, Driver, ListenAddr};
 use crate::dashboard;
 use crate::db::changes::{self, Change};
 use crate::db::readiness::{Check, Readiness};
-use crate::db::{self, Store, Wanted, migrations};
+use crate::db::{self, Store, Wanted, migrations, wal};
 use crate::entitlements::sql::plans::PlanCache;
 use crate::entitlements::{self, counter_reader};
 use crate::error::{Code, Error, Result};
@@ -264,7 +264,7 @@ async fn prepare_once(
 /// What happens on its own: key use is written down, expired rows are swept.
 fn start_timers(app: &App) -> Vec<JoinHandle<()>> {
     let (flusher, counter, sweeper) = (app.clone(), app.clone(), app.clone());
-    vec![
+    let mut timers = vec![
         // writes each key at most once a minute, but a first use soon
         tokio::spawn(every(Duration::from_secs(5), move || {
             let app = flusher.clone();
@@ -282,7 +282,17 @@ fn start_timers(app: &App) -> Vec<JoinHandle<()>> {
                 app.ingest.sweep_replays(app.config.ingest.bulk_replay_retention).await
             }
         })),
-    ]
+    ];
+    if let Some(log) = wal::path(&app.config.db.driver) {
+        let driver = app.config.db.driver.clone();
+        timers.push(tokio::spawn(every(Duration::from_secs(10), move || {
+            let (driver, log) = (driver.clone(), log.clone());
+            async move {
+                tokio::task::spawn_blocking(move || wal::watch(&driver, &log)).await.map_err(Error::internal)
+            }
+        })));
+    }
+    timers
 }
 
 /// Forgets what another server changed. Holds no more of the app than that takes: the writers end when the last `Ingest`

@@ -15,8 +15,9 @@ use crate::db::columns::{quantity_of, readable, uuid_of};
 use crate::db::schema::{meters, subjects};
 use crate::db::statement::{Statement, integers};
 use crate::db::{Conn, Fault};
+use crate::error::Error;
 use crate::metering::filter::{Field, Held, Row};
-use crate::metering::json::{self, Map};
+use crate::metering::json::{self, Map, Value};
 use crate::metering::meter::{Aggregation, Meter, value_at};
 use crate::metering::quantity::Quantity;
 use crate::metering::rollup::{Edge, Grain, Part};
@@ -107,6 +108,15 @@ enum Subjects {
 /// Dimension values by the hash that rollups carry.
 type Sets = HashMap<Vec<u8>, Set>;
 
+/// What the dimension sets of a query may take in memory, about.
+const SETS_BYTES_MAX: usize = 128 << 20;
+/// Of a set, without the texts in it.
+const SET_BYTES: usize = 250;
+
+fn text_bytes(value: &Value) -> usize {
+    value.as_str().map_or(0, str::len)
+}
+
 struct Set {
     version: i32,
     values: Map,
@@ -171,11 +181,16 @@ impl Sum<'_> {
         let mut statement = Statement::new(conn);
         let meter_id = statement.int(self.query.meter.id);
         let sql = format!("SELECT hash, version, dimensions FROM dimension_sets WHERE meter_id = {meter_id}");
+        let mut bytes = 0;
         statement.each(conn, &sql, |row: SetRow| {
             // without values the set's events still count
             let mut values = readable("dimension_sets", self.query.meter.id, object_of(&row.dimensions))
                 .unwrap_or_default();
             values.retain(|name, _| paths.contains(name.as_str()));
+            bytes += SET_BYTES + values.values().map(text_bytes).sum::<usize>();
+            if bytes > SETS_BYTES_MAX {
+                return Err(Error::query_too_large().into());
+            }
             sets.insert(row.hash, Set { version: row.version, values });
             Ok(())
         })?;
@@ -308,7 +323,7 @@ impl Sum<'_> {
             if let Some(group) = query.group(&summed)
                 && let Some(part) = readable("rollups", row.start, row.into_part())
             {
-                cells.add(query.bucket(start), group, &part);
+                cells.add(query.bucket(start), group, &part)?;
             }
             Ok(())
         })
@@ -361,8 +376,7 @@ impl Sum<'_> {
             let (query, cells) = (self.query, &mut self.cells);
             return statement.each(conn, &sql, |row: RollupRow| {
                 let group = row.subject.iter().cloned().collect();
-                cells.add(query.bucket(Micros(row.start)), group, &row.into_part()?);
-                Ok(())
+                Ok(cells.add(query.bucket(Micros(row.start)), group, &row.into_part()?)?)
             });
         }
         let mut statement = Statement::new(conn);
@@ -373,7 +387,7 @@ impl Sum<'_> {
             let event = RawEvent::of(&query.meter.name, row);
             let Some(event) = readable("events", id, event) else { return Ok(()) };
             if let Some(group) = query.group(&event) {
-                cells.add_event(query.bucket(event.time), group, event.time, event.id, &event.quantity);
+                cells.add_event(query.bucket(event.time), group, event.time, event.id, &event.quantity)?;
             }
             Ok(())
         })

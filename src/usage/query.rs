@@ -203,16 +203,28 @@ pub fn parse_subject_filter(text: &str) -> Result<Option<String>> {
 pub struct Cells {
     parts: BTreeMap<(Micros, Vec<String>), Part>,
     most: usize,
+    /// What the rows take in memory, about.
+    bytes: usize,
+}
+
+/// Of rows that one query may hold at a time: some 150,000 groups with names of usual length.
+const CELL_BYTES_MAX: usize = 64 << 20;
+/// Of a row, without the text of its group.
+const CELL_BYTES: usize = 400;
+
+fn bytes_of(group: &[String]) -> usize {
+    CELL_BYTES + group.iter().map(String::len).sum::<usize>()
 }
 
 impl Cells {
     pub fn first(most: usize) -> Self {
-        Cells { parts: BTreeMap::new(), most }
+        Cells { parts: BTreeMap::new(), most, bytes: 0 }
     }
 
-    pub fn add(&mut self, start: Micros, group: Vec<String>, part: &Part) {
+    pub fn add(&mut self, start: Micros, group: Vec<String>, part: &Part) -> Result<()> {
+        let (rows, bytes) = (self.parts.len(), bytes_of(&group));
         merge(&mut self.parts, (start, group), part);
-        self.keep_first();
+        self.keep_first(rows, bytes)
     }
 
     pub fn add_event(
@@ -222,9 +234,10 @@ impl Cells {
         at: Micros,
         id: Uuid,
         quantity: &Quantity,
-    ) {
+    ) -> Result<()> {
+        let (rows, bytes) = (self.parts.len(), bytes_of(&group));
         add_event(&mut self.parts, (start, group), at, id, quantity);
-        self.keep_first();
+        self.keep_first(rows, bytes)
     }
 
     /// Whether rows of this bucket or later ones could still be among the first.
@@ -243,9 +256,20 @@ impl Cells {
         )))
     }
 
-    fn keep_first(&mut self) {
-        if self.parts.len() > self.most {
-            self.parts.pop_last();
+    /// After a row was added to what were `rows` before, or was not.
+    fn keep_first(&mut self, rows: usize, bytes: usize) -> Result<()> {
+        if self.parts.len() == rows {
+            return Ok(());
+        }
+        self.bytes += bytes;
+        if self.parts.len() > self.most
+            && let Some(((_, group), _)) = self.parts.pop_last()
+        {
+            self.bytes -= bytes_of(&group);
+        }
+        match self.bytes > CELL_BYTES_MAX {
+            true => Err(Error::query_too_large()),
+            false => Ok(()),
         }
     }
 
@@ -350,6 +374,17 @@ mod tests {
 
     use super::*;
 
+    #[test]
+    fn groups_are_bounded_in_bytes_and_those_pushed_out_do_not_count() {
+        let part = Part::of(Micros(0), Uuid::nil(), &Quantity::from(1));
+        let name = |n: usize| vec![format!("{n:08}{}", "x".repeat(1 << 20))];
+        let mut first = Cells::first(10);
+        (0..200).for_each(|n| first.add(Micros(0), name(n), &part).expect("ten at a time"));
+        let mut all = Cells::first(usize::MAX);
+        let refused = (0..200).find_map(|n| all.add(Micros(0), name(n), &part).err()).expect("200 MB");
+        assert_eq!((refused.code.as_str(), refused.code.http_status()), ("query_too_large", 400));
+    }
+
     proptest! {
         /// Parts come bucket by bucket; whoever stops when no more are wanted has the same first rows.
         #[test]
@@ -363,10 +398,10 @@ mod tests {
             for (bucket, group) in parts {
                 let start = Micros(bucket);
                 let part = Part::of(start, Uuid::nil(), &Quantity::from(1));
-                all.add(start, vec![group.to_string()], &part);
+                all.add(start, vec![group.to_string()], &part).expect("few");
                 is_wanted = is_wanted && some.wants(start);
                 if is_wanted {
-                    some.add(start, vec![group.to_string()], &part);
+                    some.add(start, vec![group.to_string()], &part).expect("few");
                 }
             }
             let rows = |cells: Cells| cells.parts.into_iter().map(|(key, part)| (key, part.count)).collect::<Vec<_>>();

@@ -3,19 +3,18 @@
 //! what was pruned of a meter; the few raw events before that are counted one by one. The watermark of a meter moves
 //! in the transactions that delete, and an answer is read at one instant, so it is always exact.
 
-use std::collections::HashMap;
-
 use diesel::prelude::*;
 use diesel::sql_query;
 use diesel::sql_types::{BigInt, Integer, Nullable, Text};
 
 use crate::db::columns::{readable, uuid_of};
 use crate::db::schema::{prune_runs, subjects};
-use crate::db::statement::{Statement, integers};
+use crate::db::statement::Statement;
 use crate::db::{Conn, Fault};
 use crate::metering::event::StoredEvent;
 use crate::metering::time::{DAY, HOUR, Micros, Window};
 use crate::usage::event_row::{EventText, event_columns};
+use crate::usage::subject_counts::{self, Count, Kept};
 use crate::usage::subject_days::{self, Events};
 
 /// The activity of one meter.
@@ -61,7 +60,7 @@ pub fn whole_from(width: i64) -> String {
 /// The rows of `table` that belong to each meter of `page`, named `p` in `condition`. On PostgreSQL each meter gets
 /// an index scan of its own: joined freely, the planner reads the whole table instead, for it cannot know how few
 /// rows lie before a watermark.
-fn of_each_meter(is_postgres: bool, columns: &str, table: &str, condition: &str) -> String {
+pub(super) fn of_each_meter(is_postgres: bool, columns: &str, table: &str, condition: &str) -> String {
     if is_postgres {
         let rows = format!("SELECT {columns} FROM {table} WHERE {condition} OFFSET 0");
         return format!("SELECT x.* FROM page p CROSS JOIN LATERAL ({rows}) AS x");
@@ -164,17 +163,27 @@ pub struct SubjectPosition {
 }
 
 /// Subjects with stored events, by their last event, newest first, then by name. A page reads the subjects last seen
-/// in the hours that it covers, however many come before and after. To be read at one instant.
+/// in the hours that it covers, however many come before and after. With the counts that are worth keeping. To be read
+/// at one instant.
 pub fn list(
     conn: &mut Conn,
     workspace_id: i64,
     after: Option<&SubjectPosition>,
     limit: i64,
-) -> Result<Vec<SubjectStats>, Fault> {
+) -> Result<(Vec<SubjectStats>, Vec<Kept>), Fault> {
     let until = after.map_or(Micros(i64::MAX), |after| after.last_event_at.floor(HOUR));
     let since = hours_of_page(conn, workspace_id, until, limit)?;
     let subjects = last_seen(conn, workspace_id, since, until, after, limit)?;
-    count_events(conn, workspace_id, subjects)
+    if subjects.is_empty() {
+        return Ok((Vec::new(), Vec::new()));
+    }
+    let ids: Vec<i64> = subjects.iter().map(|one| one.subject_id).collect();
+    let (counts, kept) = subject_counts::of(conn, workspace_id, &ids, Micros::now())?;
+    let with_counts = subjects.into_iter().map(|one| {
+        let Count { events, meters } = counts.get(&one.subject_id).copied().unwrap_or_default();
+        SubjectStats { subject: one.subject, usage_events: events, meters, last_event_at: one.last_event_at }
+    });
+    Ok((with_counts.collect(), kept))
 }
 
 /// SQL for the last hour in which a subject used any meter, of what is still stored in whole hours. In words of its
@@ -274,55 +283,6 @@ fn last_seen(
     let query = sql_query(text).bind::<BigInt, _>(since.0).bind::<BigInt, _>(until.0);
     let query = query.bind::<BigInt, _>(workspace_id).bind::<BigInt, _>(last_event_at);
     Ok(query.bind::<Text, _>(subject).bind::<BigInt, _>(limit).load(conn)?)
-}
-
-#[derive(QueryableByName)]
-struct Counted {
-    #[diesel(sql_type = BigInt)]
-    subject_id: i64,
-    #[diesel(sql_type = BigInt)]
-    usage_events: i64,
-    #[diesel(sql_type = BigInt)]
-    meters: i64,
-}
-
-/// Adds the counts to a page of subjects, in one statement for all of them.
-fn count_events(conn: &mut Conn, workspace_id: i64, subjects: Vec<Seen>) -> Result<Vec<SubjectStats>, Fault> {
-    if subjects.is_empty() {
-        return Ok(Vec::new());
-    }
-    let is_postgres = conn.is_postgres();
-    let ids: Vec<i64> = subjects.iter().map(|one| one.subject_id).collect();
-    let (tables, condition) = subject_days::rollups(is_postgres, "p.id", &ids, "p.hours_from", None);
-    let text = format!(
-        "-- store::subjects::count_events
-         WITH page AS (
-             SELECT id, {} AS hours_from FROM meters WHERE workspace_id = $1
-         ), counted AS ({} UNION ALL {})
-         SELECT subject_id, CAST(SUM(event_count) AS BIGINT) AS usage_events, COUNT(DISTINCT meter_id) AS meters
-         FROM counted GROUP BY subject_id",
-        whole_from(HOUR),
-        of_each_meter(
-            is_postgres,
-            "r.subject_id, r.meter_id, r.event_count",
-            &tables,
-            &condition,
-        ),
-        of_each_meter(
-            is_postgres,
-            "e.subject_id, e.meter_id, 1 AS event_count",
-            "events e",
-            &format!("e.meter_id = p.id AND e.event_time < p.hours_from AND e.subject_id IN ({})", integers(&ids)),
-        ),
-    );
-    let rows: Vec<Counted> = sql_query(text).bind::<BigInt, _>(workspace_id).load(conn)?;
-    let counts: HashMap<i64, (i64, i64)> =
-        rows.into_iter().map(|row| (row.subject_id, (row.usage_events, row.meters))).collect();
-    let with_counts = subjects.into_iter().map(|one| {
-        let (usage_events, meters) = counts.get(&one.subject_id).copied().unwrap_or_default();
-        SubjectStats { subject: one.subject, usage_events, meters, last_event_at: one.last_event_at }
-    });
-    Ok(with_counts.collect())
 }
 
 /// Names that begin with a text, in their order.

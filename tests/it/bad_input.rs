@@ -15,7 +15,8 @@ on_both_databases!(
     nul_characters_never_break_anything,
     other_workspaces_do_not_exist,
     bad_queries_are_refused,
-    rate_limit_charges_new_events_only
+    rate_limit_charges_new_events_only,
+    rate_limit_never_refuses_what_is_stored,
 );
 
 /// A valid event with one field replaced; `null` stands for itself.
@@ -362,6 +363,48 @@ async fn bad_queries_are_refused(database: Database) {
     workspace.get("/v1/meters/nosuch").await.error(404, "not_found");
     workspace.get("/v1/meters?limit=-1").await.error(400, "invalid_limit");
     workspace.get("/v1/meters?cursor=%21%21").await.error(400, "invalid_input");
+}
+
+async fn rate_limit_never_refuses_what_is_stored(database: Database) {
+    let settings = [
+        ("OPEN_SPANNER_INGESTION_RATE_LIMIT_EVENTS", "10"),
+        ("OPEN_SPANNER_INGESTION_RATE_LIMIT_WINDOW", "1h"),
+    ];
+    let server = Server::start_with(&database, &settings);
+    let workspace = server.workspace().await;
+    workspace.meter("calls", "sum").await;
+    let limits = json!([{"meter": "calls", "limit": 3, "enforcement": "hard"}]);
+    let plan = workspace.post("/v1/plans", &json!({"name": "p", "limits": limits})).await.json(201);
+    workspace.put("/v1/plans/subjects/c", &json!({"plan_id": plan["id"]})).await.expect(200);
+    let consume = |key: &str, quantity: u32| json!({"meter": "calls", "subject": "c", "quantity": quantity, "idempotency_key": key});
+    let granted = workspace.post("/v1/entitlements/consume", &consume("granted", 2)).await.json(201);
+    let refused = workspace.post("/v1/entitlements/consume", &consume("refused", 5)).await.json(429);
+
+    let other = server.workspace().await;
+    other.meter("calls", "sum").await;
+    let item = |key: Option<String>| json!({"meter": "calls", "subject": "s", "quantity": 1, "timestamp": NOON, "idempotency_key": key});
+    let keyless: Vec<Value> = (0..10).map(|_| item(None)).collect();
+    let named = other.with("idempotency-key", "whole call");
+    let first = named.post("/v1/usages/bulk", &json!(keyless)).await.json(201);
+    other.post("/v1/usages", &item(None)).await.error(429, "rate_limited");
+    assert_eq!(named.post("/v1/usages/bulk", &json!(keyless)).await.json(201), first, "an empty bucket");
+
+    let keyed: Vec<Value> = (0..30).map(|n| item(Some(format!("k{n}")))).collect();
+    // nine are left of the allowance: not a full bucket yet
+    workspace.post("/v1/usages/bulk", &json!(keyed)).await.error(429, "rate_limited");
+    workspace.post("/v1/usages/bulk", &json!(keyed[..9])).await.expect(201);
+    workspace.post("/v1/usages", &item(None)).await.error(429, "rate_limited");
+    for _ in 0..3 {
+        let again = workspace.post("/v1/usages/bulk", &json!(keyed[..9])).await.json(201);
+        assert_eq!(again["duplicates"], 9, "{again}");
+        workspace.post("/v1/usages", &keyed[0]).await.expect(201);
+        let twice = json!([keyed[1], keyed[1], keyed[2]]);
+        assert_eq!(workspace.post("/v1/usages/bulk", &twice).await.json(201)["duplicates"], 3);
+        let replay = workspace.post("/v1/entitlements/consume", &consume("granted", 2)).await;
+        assert_eq!(replay.json(201)["event"], granted["event"]);
+        let replay = workspace.post("/v1/entitlements/consume", &consume("refused", 5)).await.json(429);
+        assert_eq!(replay["quota"], refused["quota"], "the decision, not the limit of the rate");
+    }
 }
 
 async fn rate_limit_charges_new_events_only(database: Database) {

@@ -39,6 +39,7 @@ on_both_databases!(
     messages_that_cannot_be_read_are_the_clients_fault,
     answers_stay_below_what_clients_take,
     push_back_says_when_to_come_again,
+    what_is_stored_is_not_pushed_back,
 );
 
 /// How much the server may grow during a long stream, once a stream of a fifth of its length has gone before.
@@ -532,6 +533,41 @@ async fn push_back_says_when_to_come_again(database: Database) {
     }
     assert!(pushed_back > 0);
     assert_eq!(database.count("events"), 3000);
+}
+
+async fn what_is_stored_is_not_pushed_back(database: Database) {
+    let settings = [
+        ("OPEN_SPANNER_INGESTION_RATE_LIMIT_EVENTS", "10"),
+        ("OPEN_SPANNER_INGESTION_RATE_LIMIT_WINDOW", "1h"),
+    ];
+    let door = Door::open(&database, &settings).await;
+    let stored: Vec<_> = (0..30).map(event).collect();
+    let bulk = || v1::CreateUsageBulkRequest { idempotency_key: "bulk".into(), events: stored.clone() };
+    door.usage()
+        .await
+        .create_usage_bulk(door.request(bulk()))
+        .await
+        .expect("on credit: the allowance was whole");
+    let refused = door.create(event(30)).await.expect_err("overdrawn");
+    assert_eq!(refused.code(), Code::ResourceExhausted);
+    for _ in 0..3 {
+        door.create(event(7)).await.expect("the event that is stored");
+        door.usage().await.create_usage_bulk(door.request(bulk())).await.expect("a replay");
+        let keyless = v1::CreateUsageBulkRequest { idempotency_key: "other".into(), events: stored.clone() };
+        let again = door.usage().await.create_usage_bulk(door.request(keyless)).await.expect("duplicates");
+        assert_eq!(again.into_inner().duplicate_count, 30);
+        let stream = door.stream(tokio_stream::iter(stored.clone())).await.expect("duplicates");
+        assert_eq!(counts(&stream), (0, 30, 0));
+        let requests = stored.clone().into_iter().zip(1..);
+        let requests = requests.map(|(event, sequence)| IngestRequest { sequence, event: Some(event) });
+        let mut acks = door.ingest(tokio_stream::iter(requests.collect::<Vec<_>>())).await.expect("it opens");
+        let mut durable = 0;
+        while let Some(ack) = acks.message().await.expect("never pushed back") {
+            durable = ack.durable_sequence;
+        }
+        assert_eq!(durable, 30);
+    }
+    assert_eq!(database.count("events"), 30);
 }
 
 #[test]

@@ -20,6 +20,7 @@ mod events;
 mod exactly_once;
 mod exports;
 mod failover;
+mod fairness;
 mod filter;
 mod grpc;
 mod history;

@@ -128,12 +128,20 @@ fn full_disk(test: &str, megabytes: u32, database_in: impl FnOnce(&Path) -> Data
         assert_eq!(workspace.total("calls").await, stored.to_string());
 
         std::fs::remove_file(&filler).expect("the filler is ours");
-        server.client().get("/ready").await.expect(204);
+        until_ready(&server).await;
         let after = until_accepted(&workspace, "/v1/usages/bulk", &refused).await;
         assert_eq!(after["accepted"], refused.as_array().map(Vec::len).expect("a batch"), "{after}");
         assert_eq!(workspace.total("calls").await, (stored + 100).to_string());
     });
     assert!(!Path::new(&disk.path).join("filler").exists());
+}
+
+async fn until_ready(server: &Server) {
+    let end = Instant::now() + Duration::from_secs(2);
+    while server.client().get("/ready").await.status != 204 {
+        assert!(Instant::now() < end, "not ready again");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
 
 /// Sends a call again until it is accepted.

@@ -11,6 +11,7 @@ on_both_databases!(
     names_of_subjects_are_checked,
     subjects_are_the_workspaces_own,
     keys_for_some_meters_see_no_subjects,
+    counts_stay_exact,
 );
 
 const SUBJECTS: &str = "/v1/subjects";
@@ -137,6 +138,60 @@ async fn keys_for_some_meters_see_no_subjects(database: Database) {
     writer.get(SUBJECTS).await.error(403, "forbidden");
     let reader = key(json!({"name": "r", "scopes": ["usage:read"]})).await;
     reader.get(SUBJECTS).await.expect(200);
+}
+
+/// Counts are kept between requests; whatever is stored or pruned in between, they are those of a recount.
+async fn counts_stay_exact(database: Database) {
+    let server = Server::start(&database);
+    let ws = server.workspace().await;
+    for meter in ["a", "b", "c"] {
+        ws.post("/v1/meters", &json!({"name": meter, "unit": "u", "event_retention_days": 30}))
+            .await
+            .expect(201);
+    }
+    let now = jiff::Timestamp::now();
+    let event = |n: i64, hours_ago: i64| {
+        let at = now - jiff::SignedDuration::from_hours(hours_ago);
+        let meter = ["a", "b", "c"][(n % 3) as usize];
+        json!({"meter": meter, "subject": format!("s{}", n % 7), "quantity": 1, "timestamp": at.to_string()})
+    };
+    // early and late ones in no order, over a hundred days up to this hour
+    let rounds: [&dyn Fn(i64) -> i64; 4] =
+        [&|n| n * 24, &|n| n * 7 % 60, &|n| 2_400 - n * 11, &|n| 40 + n % 20];
+    let mut stored = 0;
+    for (round, hours_ago) in rounds.iter().enumerate() {
+        let events: Vec<Value> = (0..100).map(|n| event(n + round as i64, hours_ago(n))).collect();
+        ws.post("/v1/usages/bulk", &json!(events)).await.expect(201);
+        stored += events.len();
+        for _ in 0..2 {
+            assert_counted(&database, &ws, stored as u64).await;
+        }
+    }
+    ws.post("/v1/usageevents/prune", &json!({})).await.expect(200);
+    let left = database.count("events");
+    assert!(left < stored as u64, "something was pruned");
+    for _ in 0..2 {
+        assert_counted(&database, &ws, left).await;
+    }
+    ws.post("/v1/usages/bulk", &json!([event(1, 2_399), event(2, 1_000), event(3, 5)])).await.expect(201);
+    for _ in 0..2 {
+        assert_counted(&database, &ws, left + 3).await;
+    }
+}
+
+async fn assert_counted(database: &Database, client: &Client, stored: u64) {
+    let recount = "SELECT s.name || ' ' || COUNT(*) || ' ' || COUNT(DISTINCT e.meter_id) AS line
+                   FROM events e JOIN subjects s ON s.id = e.subject_id GROUP BY s.name ORDER BY s.name";
+    let mut listed: Vec<String> = items(client, "limit=50")
+        .await
+        .iter()
+        .map(|row| {
+            format!("{} {} {}", row["subject"].as_str().expect("a name"), row["usage_events"], row["meters"])
+        })
+        .collect();
+    listed.sort();
+    assert_eq!(listed, database.lines(recount));
+    assert_eq!(database.count("events"), stored);
 }
 
 /// Servers keep sums of a subject apart from each other's, so that neither waits for the other's commit.

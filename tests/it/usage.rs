@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 use crate::filter::{self, Event, at_path, matches, number, text_of};
 use crate::support::{Database, Server, Workspace, env, on_both_databases};
 
-on_both_databases!(answers_equal_a_recount, hot_queries_use_indexes);
+on_both_databases!(answers_equal_a_recount, hot_queries_use_indexes, changes_without_meaning_make_no_sets,);
 
 const AGGREGATIONS: [&str; 8] = ["sum", "count", "avg", "min", "max", "first", "last", "rate"];
 const SECOND: i64 = 1_000_000;
@@ -477,4 +477,52 @@ async fn until_alone(database: &Database) {
         tokio::time::sleep(std::time::Duration::from_millis(50)).await;
     }
     panic!("connections of a server that has gone stay open");
+}
+
+/// A service that writes its meters anew at each start must not make its rollups grow.
+async fn changes_without_meaning_make_no_sets(database: Database) {
+    let server = Server::start(&database);
+    let workspace = server.workspace().await;
+    let mut dimensions = vec![dimension("region", &json!("x"))];
+    let body = json!({"name": "a", "unit": "u", "dimensions": dimensions});
+    let made = workspace.post("/v1/meters", &body).await.json(201);
+    let path = format!("/v1/meters/{}", made["id"].as_str().expect("an id"));
+    let changes = [
+        json!({"description": "d"}),
+        json!({"unit": "v"}),
+        json!({"aggregation": "max"}),
+        json!({"event_retention_days": 9}),
+        json!({"dimensions": dimensions}),
+        json!({"aggregation": "sum"}),
+    ];
+    for change in &changes {
+        let events: Vec<Value> = (0..3).map(|n| sized_event(n, 1)).collect();
+        workspace.post("/v1/usages/bulk", &json!(events)).await.expect(201);
+        workspace.put(&path, change).await.expect(200);
+    }
+    let sets = "SELECT CAST(COUNT(DISTINCT dimension_set) AS TEXT) AS line FROM rollups";
+    assert_eq!(database.count("dimension_sets"), 3);
+    assert_eq!(database.lines(sets), ["3"]);
+
+    dimensions.push(dimension("size", &json!(1)));
+    workspace.put(&path, &json!({"dimensions": dimensions})).await.expect(200);
+    workspace.post("/v1/usages/bulk", &json!([sized_event(0, 1), sized_event(0, 2)])).await.expect(201);
+    assert_eq!(database.count("dimension_sets"), 5, "a new dimension is a new meaning");
+    for (field, wanted) in
+        [("region", json!({"r0": 8, "r1": 6, "r2": 6})), ("size", json!({"1": 19, "2": 1}))]
+    {
+        let june = json!({"meter": "a", "from": "2026-06-01T00:00:00Z", "to": "2026-07-01T00:00:00Z", "field": field});
+        let answer = workspace.post("/v1/usages/breakdowns/search", &june).await.json(200);
+        let items = answer["items"].as_array().expect("items");
+        let got: Map<String, Value> = items
+            .iter()
+            .map(|item| (item["value"].as_str().expect("text").to_string(), item["events"].clone()))
+            .collect();
+        assert_eq!(Value::Object(got), wanted, "{field}");
+    }
+}
+
+fn sized_event(region: usize, size: usize) -> Value {
+    json!({"meter": "a", "subject": "s", "quantity": 1, "timestamp": "2026-06-05T10:00:00Z",
+        "metadata": {"region": format!("r{region}"), "size": size}})
 }

@@ -123,7 +123,7 @@ CREATE INDEX subjects_name ON subjects (workspace_id, name);
 CREATE TABLE dimension_sets (
     meter_id INTEGER NOT NULL,
     hash BLOB NOT NULL,
-    -- version of the meter that wrote it: dimensions declared later are not in it
+    -- newest version of the meter that declared a dimension of it: dimensions declared later are not in it
     version INTEGER NOT NULL,
     -- canonical JSON object
     dimensions TEXT NOT NULL,
@@ -227,6 +227,12 @@ CREATE TABLE subject_activity (
     subject_id INTEGER NOT NULL,
     meter_id INTEGER NOT NULL,
     last_hour INTEGER NOT NULL,
+    -- events in whole hours from counted_from to counted_before, when somebody asked last
+    counted INTEGER NOT NULL DEFAULT 0,
+    counted_from INTEGER NOT NULL DEFAULT 0,
+    counted_before INTEGER NOT NULL DEFAULT 0,
+    -- all events of the meter before counted_before, then: as long as it has no more, the count holds
+    counted_of INTEGER NOT NULL DEFAULT -1,
     PRIMARY KEY (subject_id, meter_id)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX subject_activity_recent ON subject_activity (meter_id, last_hour, subject_id);

@@ -453,7 +453,7 @@ impl PlanCache {
             None => Ok(Assigned::default()),
             Some(subject_id) => Ok(Assigned { subject_id, history: assignments::history(conn, subject_id)? }),
         };
-        let assigned = Arc::new(self.store.read("assignments::history", read).await?);
+        let assigned = Arc::new(self.store.ingestion().read("assignments::history", read).await?);
         self.subjects.insert(reading, key, assigned.clone());
         Ok(assigned)
     }
@@ -463,7 +463,8 @@ impl PlanCache {
         if let Some(plan) = self.plans.get(&id) {
             return Ok(Some(plan));
         }
-        let found = self.store.read("plans::by_ids", move |conn| by_ids(conn, &[id])).await?.remove(&id);
+        let found =
+            self.store.ingestion().read("plans::by_ids", move |conn| by_ids(conn, &[id])).await?.remove(&id);
         if let Some(plan) = &found {
             self.plans.insert(id, plan.clone());
         }

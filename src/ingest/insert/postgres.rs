@@ -234,7 +234,7 @@ pub fn add_dimension_sets(
     AddDimensionSets {
         meter_ids: &new.keys().map(|(meter_id, _)| *meter_id).collect(),
         hashes: &new.keys().map(|(_, hash)| hash.to_vec()).collect(),
-        versions: &new.values().map(|event| event.meter.version).collect(),
+        versions: &new.values().map(|event| event.dimension_set.version).collect(),
         dimensions: &new.values().map(|event| event.dimension_set.json.clone()).collect(),
     }
     .execute(conn)?;

@@ -239,7 +239,7 @@ pub fn add_dimension_sets(
     new: &BTreeMap<(i64, [u8; 16]), &Event>,
 ) -> Result<(), Fault> {
     for ((meter_id, hash), event) in new {
-        let (version, dimensions) = (&event.meter.version, &event.dimension_set.json);
+        let (version, dimensions) = (&event.dimension_set.version, &event.dimension_set.json);
         AddDimensionSet { meter_id, hash, version, dimensions }.execute(conn)?;
     }
     Ok(())

@@ -1,0 +1,246 @@
+//! Who gets a connection, and when. Connections are few and shared by all workspaces, so that one caller must not hold
+//! them all: some are kept back for work that everybody depends on, and each workspace and each of its credentials has
+//! a share of the others. Who is over the share waits for a moment and is then told so (429). No SQL here.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::hash::Hash;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use diesel::r2d2;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::{Connections, Gate, LogErrors, Manager};
+use crate::config::Db;
+use crate::error::{Error, Result};
+
+/// What a connection is wanted for. Each class leaves connections to the ones before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// Credentials and readiness: few and short statements that everything waits for.
+    Vital,
+    /// The way in for usage, with the meters and plans that it needs.
+    Ingestion,
+    Ordinary,
+    /// What a caller reads.
+    Query,
+}
+
+/// Of a pool of `size` connections, how many each class may hold together with those after it.
+fn bounds(size: usize) -> [usize; 4] {
+    let all_but_vital = (size - 1).max(1);
+    let ordinary = (size - 1).saturating_sub(size / 5).max(1);
+    [size, all_but_vital, ordinary, (size * 3).div_ceil(5).min(ordinary)]
+}
+
+pub(super) struct Pool {
+    pub(super) connections: Connections,
+    classes: [Arc<Semaphore>; 4],
+    shares: Shares,
+}
+
+/// Held while a connection is in use.
+pub(super) struct Permit {
+    _share: Option<Seat>,
+    _classes: Vec<OwnedSemaphorePermit>,
+}
+
+impl Pool {
+    pub(super) fn new(db: &Db, size: u32, gate: &Arc<Gate>) -> Self {
+        let pool = r2d2::Pool::builder()
+            .max_size(size)
+            .min_idle(Some(0))
+            // a ping per checkout costs as much as a point read; broken connections are noticed on use
+            .test_on_check_out(false)
+            .connection_timeout(Duration::from_secs(2))
+            .max_lifetime(db.conn_max_lifetime)
+            .idle_timeout(db.conn_max_idle_time)
+            .error_handler(Box::new(LogErrors::default()))
+            .build_unchecked(Manager {
+                driver: db.driver.clone(),
+                gate: gate.clone(),
+                statement_timeout: db.statement_timeout,
+            });
+        let connections = Connections { pool, gate: gate.clone() };
+        let bounds = bounds(size as usize);
+        let shares = Shares::new(bounds[Class::Query as usize], db.queries_per_workspace as usize);
+        Pool { connections, classes: bounds.map(|bound| Arc::new(Semaphore::new(bound))), shares }
+    }
+
+    /// Waits for a connection to be free for this class.
+    pub(super) async fn permit(&self, class: Class, patience: Duration) -> Result<Permit> {
+        let end = tokio::time::Instant::now() + patience;
+        let share = match READER.try_with(|reader| *reader).ok().filter(|_| class == Class::Query) {
+            Some(reader) => Some(self.shares.seat(reader, end).await?),
+            None => None,
+        };
+        // from the last class to the first, so that nobody holds what others may have while it waits for its own
+        let all = async {
+            let mut permits = Vec::with_capacity(4);
+            for semaphore in self.classes[..=class as usize].iter().rev() {
+                permits.extend(semaphore.clone().acquire_owned().await);
+            }
+            permits
+        };
+        match tokio::time::timeout_at(end, all).await {
+            Ok(permits) => Ok(Permit { _share: share, _classes: permits }),
+            Err(_) => Err(Error::unavailable("all database connections are busy")),
+        }
+    }
+}
+
+/// Who reads: the workspace, and which credential of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Reader {
+    pub workspace_id: i64,
+    pub credential: Credential,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Credential {
+    Key(i64),
+    User(i64),
+}
+
+tokio::task_local! {
+    static READER: Reader;
+}
+
+/// What `answer` reads comes out of the reader's share.
+pub async fn read_by<F: Future>(reader: Option<Reader>, answer: F) -> F::Output {
+    match reader {
+        Some(reader) => READER.scope(reader, answer).await,
+        None => answer.await,
+    }
+}
+
+/// [`Class::Query`] while a caller is answered; work of the server itself has no share.
+pub(super) fn class_of_read() -> Class {
+    READER.try_with(|_| Class::Query).unwrap_or(Class::Ordinary)
+}
+
+/// Reads of one workspace or credential that may wait for their turn. More would only fail later.
+const WAITING_MAX: usize = 64;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Holder {
+    Workspace(i64),
+    Credential(Credential),
+}
+
+/// How many queries each workspace and each credential has under way. Only who has any is remembered.
+struct Shares {
+    workspace_max: usize,
+    credential_max: usize,
+    turns: Arc<Mutex<HashMap<Holder, Turns>>>,
+}
+
+struct Turns {
+    free: Arc<Semaphore>,
+    /// Seats taken and waited for.
+    users: usize,
+}
+
+/// A query under way.
+struct Seat {
+    _turns: [OwnedSemaphorePermit; 2],
+    _places: [Place; 2],
+}
+
+/// Among those who have a turn or wait for one.
+struct Place {
+    holder: Holder,
+    turns: Arc<Mutex<HashMap<Holder, Turns>>>,
+}
+
+fn locked(turns: &Mutex<HashMap<Holder, Turns>>) -> MutexGuard<'_, HashMap<Holder, Turns>> {
+    turns.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut turns = locked(&self.turns);
+        if let Some(own) = turns.get_mut(&self.holder) {
+            own.users -= 1;
+            if own.users == 0 {
+                turns.remove(&self.holder);
+            }
+        }
+    }
+}
+
+impl Shares {
+    /// A workspace leaves some of the connections for queries to others, a credential some of its workspace's.
+    fn new(queries: usize, per_workspace: usize) -> Self {
+        let workspace_max = match per_workspace {
+            0 => (queries * 3 / 4).max(1),
+            set => set,
+        };
+        let credential_max = (workspace_max - 1).max(1);
+        Shares { workspace_max, credential_max, turns: Arc::default() }
+    }
+
+    async fn seat(&self, reader: Reader, end: tokio::time::Instant) -> Result<Seat> {
+        let (own, own_place) = self.place(Holder::Credential(reader.credential), self.credential_max)?;
+        let (all, place) = self.place(Holder::Workspace(reader.workspace_id), self.workspace_max)?;
+        let both = async { (own.acquire_owned().await, all.acquire_owned().await) };
+        match tokio::time::timeout_at(end, both).await {
+            Ok((Ok(own), Ok(all))) => Ok(Seat { _turns: [own, all], _places: [own_place, place] }),
+            _ => Err(self.refused()),
+        }
+    }
+
+    fn place(&self, holder: Holder, turns_max: usize) -> Result<(Arc<Semaphore>, Place)> {
+        let mut turns = locked(&self.turns);
+        let own = turns
+            .entry(holder)
+            .or_insert_with(|| Turns { free: Arc::new(Semaphore::new(turns_max)), users: 0 });
+        if own.users >= turns_max + WAITING_MAX {
+            return Err(self.refused());
+        }
+        own.users += 1;
+        Ok((own.free.clone(), Place { holder, turns: self.turns.clone() }))
+    }
+
+    fn refused(&self) -> Error {
+        metrics::counter!("open_spanner_db_queries_refused_total").increment(1);
+        Error::too_many_queries(self.workspace_max, self.credential_max)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_class_has_a_connection_and_leaves_some_to_the_ones_before() {
+        assert_eq!(bounds(10), [10, 9, 7, 6]);
+        assert_eq!(bounds(6), [6, 5, 4, 4]);
+        for size in 1..200 {
+            let bounds = bounds(size);
+            assert!(bounds.is_sorted_by(|a, b| a >= b) && bounds[3] >= 1, "{bounds:?}");
+            assert!(size < 3 || bounds[1] < bounds[0], "{bounds:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_workspace_and_a_credential_have_their_share_and_no_more() {
+        let shares = Shares::new(6, 0);
+        let reader = |workspace_id, key| Reader { workspace_id, credential: Credential::Key(key) };
+        let soon = || tokio::time::Instant::now() + Duration::from_millis(20);
+        let mut seats = Vec::new();
+        for _ in 0..3 {
+            seats.push(shares.seat(reader(1, 1), soon()).await.expect("of its share"));
+        }
+        let refused = shares.seat(reader(1, 1), soon()).await.err().expect("over its share");
+        assert_eq!((refused.code.as_str(), refused.code.http_status()), ("too_many_queries", 429));
+        seats.push(shares.seat(reader(1, 2), soon()).await.expect("another key"));
+        assert!(shares.seat(reader(1, 3), soon()).await.is_err(), "the workspace has no more");
+        seats.push(shares.seat(reader(2, 4), soon()).await.expect("another workspace"));
+        let waiting = shares.seat(reader(1, 1), soon());
+        drop(seats);
+        waiting.await.expect("a seat became free");
+        assert!(locked(&shares.turns).is_empty(), "nobody is remembered");
+    }
+}

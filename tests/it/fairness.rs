@@ -1,0 +1,185 @@
+//! One workspace may ask what it likes, as often as it likes: the others go on.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use diesel::connection::SimpleConnection;
+use serde_json::{Value, json};
+
+use crate::support::client::{JUNE, NOON};
+use crate::support::{Client, Database, Server, on_both_databases, stable_port};
+
+on_both_databases!(
+    costly_queries_leave_the_others_alone,
+    a_query_ends_at_its_limit_of_time,
+    a_single_write_does_not_wait_for_the_queue_of_another_workspace,
+);
+
+/// Events enough that a costly question takes seconds.
+async fn many_events(client: &Client) {
+    client.meter("calls", "sum").await;
+    for batch in 0..20 {
+        let events: Vec<Value> = (0..1000)
+            .map(|n| {
+                json!({"meter": "calls", "subject": format!("s{n}"), "quantity": 1, "timestamp": NOON,
+                    "metadata": {"note": format!("{batch} {n} of the notes that are searched for what they never hold")}})
+            })
+            .collect();
+        client.post("/v1/usages/bulk", &json!(events)).await.expect(201);
+    }
+}
+
+/// Looks at every event a hundred times and finds nothing.
+fn costly() -> Value {
+    let condition = |n: usize| json!({"type": "condition", "field": "metadata.note", "op": "contains", "value": format!("no{n}")});
+    let conditions: Vec<Value> = (0..100).map(condition).collect();
+    let (from, to) = JUNE;
+    json!({"meter": "calls", "from": from, "to": to, "group_by": ["subject"],
+        "filter": {"type": "group", "op": "or", "rules": conditions}})
+}
+
+async fn costly_queries_leave_the_others_alone(database: Database) {
+    let server = Server::start(&database);
+    let (noisy, quiet) = (server.workspace().await, server.workspace().await);
+    many_events(&noisy).await;
+    quiet.meter("calls", "sum").await;
+    let is_over = Arc::new(AtomicBool::new(false));
+    let attackers: Vec<_> = (0..14)
+        .map(|_| {
+            let (client, is_over) = (noisy.key.clone(), is_over.clone());
+            tokio::spawn(async move {
+                let mut answers = Vec::new();
+                while !is_over.load(Ordering::Relaxed) {
+                    answers.push(client.post("/v1/usages/search", &costly()).await);
+                }
+                answers
+            })
+        })
+        .collect();
+    for n in 0..10 {
+        server.client().get("/ready").await.expect(204);
+        let event = json!({"meter": "calls", "subject": format!("s{n}"), "quantity": 1, "timestamp": NOON});
+        quiet.post("/v1/usages", &event).await.expect(201);
+        assert_eq!(quiet.total("calls").await, (n + 1).to_string());
+        // a key that nobody has seen yet is looked up
+        let fresh = server.workspace().await;
+        fresh.get("/v1/meters").await.expect(200);
+    }
+    noisy.session.get("/v1/meters").await.expect(200);
+    is_over.store(true, Ordering::Relaxed);
+    let mut seen = Vec::new();
+    for attacker in attackers {
+        seen.extend(attacker.await.expect("it does not panic"));
+    }
+    assert!(seen.len() >= 14);
+    for answer in seen {
+        let (status, request) = (answer.status, answer.request.clone());
+        let code = serde_json::from_str::<Value>(&answer.text).map(|body| body["error"]["code"].clone());
+        match status {
+            200 => {}
+            429 => {
+                assert_eq!(code.expect("JSON"), "too_many_queries", "{request}");
+                assert!(answer.headers.contains_key("retry-after"));
+            }
+            503 => assert_eq!(code.expect("JSON"), "query_timeout", "{request}"),
+            other => panic!("{other} from {request}: {}", answer.text),
+        }
+    }
+}
+
+async fn a_query_ends_at_its_limit_of_time(database: Database) {
+    let address = format!("127.0.0.1:{}", stable_port());
+    let mut server = Server::start_with(&database, &[("OPEN_SPANNER_HTTP_ADDR", &address)]);
+    let workspace = server.workspace().await;
+    many_events(&workspace).await;
+    server.terminate();
+    let settings =
+        [("OPEN_SPANNER_HTTP_ADDR", address.as_str()), ("OPEN_SPANNER_DB_STATEMENT_TIMEOUT", "500ms")];
+    let _server = Server::start_with(&database, &settings);
+    for _ in 0..3 {
+        let answer = workspace.post("/v1/usages/search", &costly()).await.expect(503);
+        assert!(answer.text.contains("query_timeout"), "{}", answer.text);
+        assert!(answer.text.contains("DB_STATEMENT_TIMEOUT"), "{}", answer.text);
+    }
+    assert_eq!(workspace.total("calls").await, "20000", "the connections go on");
+}
+
+/// Fourteen thousand events of one workspace wait when another one sends a single event: it is in the next commit.
+async fn a_single_write_does_not_wait_for_the_queue_of_another_workspace(database: Database) {
+    let server = Server::start_with(&database, &[("OPEN_SPANNER_CACHE_TTL", "5s")]);
+    let (noisy, quiet) = (server.workspace().await, server.workspace().await);
+    for workspace in [&noisy, &quiet] {
+        workspace.meter("calls", "sum").await;
+        workspace
+            .post("/v1/usages", &json!({"meter": "calls", "subject": "s", "quantity": 1, "timestamp": NOON}))
+            .await
+            .expect(201);
+    }
+    let events: Vec<Value> = (0..1000)
+        .map(|n| json!({"meter": "calls", "subject": format!("noisy{n}"), "quantity": 1, "timestamp": NOON}))
+        .collect();
+    let events = Arc::new(json!(events));
+    let mut holder = Holder::of(&database);
+    let flood: Vec<_> = (0..14)
+        .map(|_| {
+            let (client, events) = (noisy.key.clone(), events.clone());
+            tokio::spawn(async move { client.post("/v1/usages/bulk", &events).await })
+        })
+        .collect();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let single = json!({"meter": "calls", "subject": "gentle", "quantity": 1, "timestamp": NOON});
+    let client = quiet.key.clone();
+    let gentle = tokio::spawn(async move { client.post("/v1/usages", &single).await });
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    holder.release();
+    gentle.await.expect("no panic").expect(201);
+    for call in flood {
+        call.await.expect("no panic").expect(201);
+    }
+    // rows in the order of commits on SQLite, of transactions on PostgreSQL
+    let place = if matches!(database, Database::Sqlite { .. }) {
+        "e.rowid"
+    } else {
+        "CAST(CAST(e.xmin AS text) AS bigint)"
+    };
+    let later = format!(
+        "SELECT CAST(COUNT(*) AS text) AS line FROM events e WHERE {place} > (
+             SELECT {place} FROM events e JOIN subjects s ON s.id = e.subject_id WHERE s.name = 'gentle')"
+    );
+    let later: u64 = database.lines(&later)[0].parse().expect("a number");
+    assert!(later >= 4000, "only {later} of 14000 were stored after it");
+}
+
+/// Keeps writers from committing until it lets go.
+enum Holder {
+    Sqlite(diesel::SqliteConnection),
+    Postgres(diesel::PgConnection),
+}
+
+impl Holder {
+    fn of(database: &Database) -> Holder {
+        match database {
+            Database::Sqlite { .. } => {
+                let mut holder = database.sqlite_connection();
+                holder.batch_execute("BEGIN IMMEDIATE").expect("the lock is free");
+                Holder::Sqlite(holder)
+            }
+            Database::Postgres { .. } => {
+                let mut holder = database.postgres_connection();
+                holder
+                    .batch_execute("BEGIN; LOCK TABLE rollups IN ACCESS EXCLUSIVE MODE")
+                    .expect("the lock is free");
+                Holder::Postgres(holder)
+            }
+        }
+    }
+
+    fn release(&mut self) {
+        match self {
+            Holder::Sqlite(holder) => holder.batch_execute("COMMIT"),
+            Holder::Postgres(holder) => holder.batch_execute("COMMIT"),
+        }
+        .expect("the lock is ours");
+    }
+}
