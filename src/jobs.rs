@@ -3,6 +3,7 @@
 
 pub mod health;
 pub mod heartbeat;
+pub mod lifecycle;
 pub mod process;
 pub mod queue;
 pub mod worker;

@@ -15,9 +15,9 @@ use crate::config::{Config, ListenAddr};
 use crate::db::readiness::{Check, Readiness};
 use crate::db::{Store, migrations};
 use crate::error::{Code, Error, Result};
+use crate::jobs::lifecycle::{self, Stop, prepare_database};
 use crate::jobs::worker::{self, Queue, Wake};
 use crate::net::{self, Limits, Patience, Port};
-use crate::roles::serve::{Stop, prepare_database};
 
 /// Something that runs beside the queues until it is told to stop.
 pub type Chore = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -64,7 +64,7 @@ pub async fn run(
     let readiness = Readiness::default();
     let limits = Limits::of(&config, net::limits::raise_file_limit());
     if let Some(addr) = &config.metrics_addr {
-        crate::roles::serve::listen_metrics(addr, &limits, metrics, &readiness)?;
+        lifecycle::listen_metrics(addr, &limits, metrics, &readiness)?;
     }
 
     let listener = health_addr

@@ -2,28 +2,26 @@
 
 use std::net::TcpListener;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use actix_web::middleware::{Compress, from_fn};
 use actix_web::{App as HttpApp, web};
-use metrics_exporter_prometheus::PrometheusHandle;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
 
 use crate::alerts::webhook::client::Client;
 use crate::app::{App, Phase};
 use crate::auth::Auth;
 use crate::auth::key::Flush;
-use crate::config::{self, Config, Driver, ListenAddr};
+use crate::config::{Config, Driver, ListenAddr};
 use crate::dashboard;
 use crate::db::changes::{self, Change};
-use crate::db::readiness::{Check, Readiness};
-use crate::db::{self, Store, Wanted, migrations, wal};
+use crate::db::readiness::Readiness;
+use crate::db::{Store, migrations, wal};
 use crate::entitlements::sql::plans::PlanCache;
 use crate::entitlements::{self, counter_reader};
 use crate::error::{Code, Error, Result};
 use crate::ingest::Ingest;
+use crate::jobs::lifecycle::{Stop, cannot_listen, listen_metrics, prepare_database};
 use crate::jobs::worker::Wake;
 use crate::meters::sql::MeterCache;
 use crate::net::budget::Budget;
@@ -109,19 +107,6 @@ pub async fn run(config: Config) -> Result<()> {
     Ok(())
 }
 
-pub(crate) fn listen_metrics(
-    addr: &ListenAddr,
-    limits: &Limits,
-    metrics: PrometheusHandle,
-    readiness: &Readiness,
-) -> Result<()> {
-    let listener = addr.bind().map_err(|error| cannot_listen(addr, error))?;
-    let capacity = limits.auxiliary;
-    let port = Port::new("metrics", capacity, limits.per_address(capacity), &[], Patience::default());
-    let probes = crate::jobs::process::probes(readiness.clone());
-    crate::metrics::listen(listener, port, metrics, probes).map_err(|error| cannot_listen(addr, error))
-}
-
 fn grpc_port(config: &Config, limits: &Limits) -> Port {
     let per_address = limits.per_address(limits.grpc);
     Port::new("grpc", limits.grpc, per_address, &config.http.trusted_proxies, net::grpc::PATIENCE)
@@ -132,10 +117,6 @@ fn listen_grpc(addr: &ListenAddr) -> Result<TcpListener> {
     let listener = addr.bind().map_err(|error| cannot_listen(addr, error))?;
     announce("grpc", &listener);
     Ok(listener)
-}
-
-fn cannot_listen(address: &impl std::fmt::Display, error: std::io::Error) -> Error {
-    Error::new(Code::Unavailable, format!("cannot listen on {address}: {error}"))
 }
 
 /// One server per SQLite file: caches and group commit expect to be alone. Workers may share the file.
@@ -190,76 +171,6 @@ fn http_server(app: &App, limits: &Limits, listener: TcpListener) -> Result<net:
 
 /// For how long people can ask about a refused event.
 const REFUSED_LIFETIME: Duration = Duration::from_secs(7 * 86_400);
-const DATABASE_RETRY: Duration = Duration::from_secs(1);
-/// How long a migration that is under way is waited for on the way out.
-const MIGRATION_GRACE: Duration = Duration::from_secs(1);
-
-/// Waits for the database, brings it to the schema that is needed, and begins to watch it; false when the process was
-/// told to stop meanwhile. Only what mends itself is waited for.
-pub(crate) async fn prepare_database(
-    config: &Config,
-    store: &Store,
-    readiness: &Readiness,
-    check: Option<Check>,
-    stop: &mut Stop,
-) -> Result<bool> {
-    let mut said: Option<(String, Instant)> = None;
-    loop {
-        let watch = {
-            let (readiness, store, check) = (readiness.clone(), store.clone(), check.clone());
-            let driver = config.db.driver.clone();
-            move || readiness.watch(&store, &driver, check)
-        };
-        let Some(result) = prepare_once(config, watch, stop).await? else { return Ok(false) };
-        match result {
-            Ok(()) => return Ok(true),
-            Err(error) if error.code == Code::Unavailable => {
-                readiness.waits(&error.message);
-                let is_known =
-                    |(text, at): &(String, Instant)| *text == error.message && at.elapsed() < WORD_EVERY;
-                if !said.as_ref().is_some_and(is_known) {
-                    log::warn!(error = error.message.as_str(); "waiting for the database");
-                    said = Some((error.message, Instant::now()));
-                }
-            }
-            Err(error) => return Err(error),
-        }
-        tokio::select! {
-            () = tokio::time::sleep(DATABASE_RETRY) => {}
-            () = stop.requested() => return Ok(false),
-        }
-    }
-}
-
-/// How often the same reason for waiting is told again.
-const WORD_EVERY: Duration = Duration::from_secs(10);
-
-/// One try; none when the process was told to stop.
-async fn prepare_once(
-    config: &Config,
-    watch: impl FnOnce() -> Result<()> + Send + 'static,
-    stop: &mut Stop,
-) -> Result<Option<Result<()>>> {
-    let stopped = Arc::new(AtomicBool::new(false));
-    let wanted = Wanted { migrate: config.migrate, accept_newer: config.accept_newer_schema };
-    let (db, seen) = (config.db.clone(), stopped.clone());
-    let mut task = tokio::task::spawn_blocking(move || {
-        migrations::prepare(&db.driver, wanted, &seen)?;
-        db::describe(&db);
-        watch()
-    });
-    tokio::select! {
-        done = &mut task => done.map(Some).map_err(Error::internal),
-        () = stop.requested() => {
-            log::info!("stopping before the database was ready");
-            stopped.store(true, Ordering::Relaxed);
-            if tokio::time::timeout(MIGRATION_GRACE, task).await.is_err() {
-                log::warn!("what was under way is cut off; the database takes a migration back that is not whole");
-            }
-            Ok(None)
-        }
-    }
-}
 
 /// What happens on its own: key use is written down, expired rows are swept.
 fn start_timers(app: &App) -> Vec<JoinHandle<()>> {
@@ -382,45 +293,5 @@ async fn drain(
     drop(app);
     for writer in writers {
         let _ = writer.await;
-    }
-}
-
-/// Reads the settings again for what is taken from them at any time: what is logged, and how.
-fn reload() {
-    match config::load() {
-        Ok(loaded) => {
-            crate::logging::init(loaded.config.log_format, &loaded.log_filter);
-            log::info!(filter = loaded.log_filter; "SIGHUP: the log filter was read again, other settings need a restart");
-        }
-        Err(exit) => log::warn!(error = exit.text.trim(); "SIGHUP: the settings were not read again"),
-    }
-}
-
-/// SIGTERM or SIGINT. From when it listens SIGHUP does not end the process either: settings that can change while it
-/// runs are read again.
-pub(crate) struct Stop {
-    terminate: tokio::signal::unix::Signal,
-    interrupt: tokio::signal::unix::Signal,
-}
-
-impl Stop {
-    pub(crate) fn listen() -> Result<Self> {
-        let mut hangup = signal(SignalKind::hangup()).map_err(Error::internal)?;
-        tokio::spawn(async move {
-            while hangup.recv().await.is_some() {
-                reload();
-            }
-        });
-        Ok(Stop {
-            terminate: signal(SignalKind::terminate()).map_err(Error::internal)?,
-            interrupt: signal(SignalKind::interrupt()).map_err(Error::internal)?,
-        })
-    }
-
-    pub(crate) async fn requested(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
-        }
     }
 }
