@@ -16,9 +16,9 @@ use crate::entitlements::sql::plans::{self, PlanCache};
 use crate::entitlements::sql::states;
 use crate::error::{Error, Result};
 use crate::ingest::Ingest;
-use crate::jobs::worker::Wake;
+use crate::jobs::worker::JobNotifier;
 use crate::metering::meter::{Meter, MeterInput};
-use crate::metering::time::Micros;
+use crate::metering::time::Timestamp;
 use crate::meters;
 use crate::meters::sql::{Changed, MeterCache};
 use crate::net::budget::Budget;
@@ -36,7 +36,7 @@ pub struct App {
     pub phase: Arc<Phase>,
     pub readiness: Readiness,
     /// Ring after a commit that enqueued background work.
-    pub wake: Wake,
+    pub wake: JobNotifier,
     pub webhooks: webhook::client::Client,
     /// Room for request bodies and messages that arrive.
     pub bodies: Budget,
@@ -58,8 +58,8 @@ impl App {
             if let Some(Changed { before, after }) = &changed
                 && before.aggregation != after.aggregation
             {
-                states::enqueue_meter(conn, after, Micros::now())?;
-                rules::enqueue_meter(conn, after, Micros::now())?;
+                states::enqueue_meter(conn, after, Timestamp::now())?;
+                rules::enqueue_meter(conn, after, Timestamp::now())?;
             }
             Ok(changed)
         };
@@ -67,7 +67,7 @@ impl App {
         let Changed { before, after } = changed.ok_or_else(|| Error::not_found("meter"))?;
         self.meters.changed(after.workspace_id, &after.name);
         if before.aggregation != after.aggregation {
-            self.wake.ring();
+            self.wake.notify();
         }
         Ok(after)
     }

@@ -20,7 +20,7 @@ use std::time::Duration;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::auth::cache::Memory;
+use crate::auth::cache::CredentialCache;
 use crate::auth::key::LastUsed;
 use crate::auth::permission::{Access, Grants, Role};
 use crate::auth::sql::users::Member;
@@ -30,7 +30,7 @@ use crate::db::Store;
 use crate::db::changes::Change;
 use crate::db::pool::{self, Reader};
 use crate::error::{Error, Result};
-use crate::metering::time::Micros;
+use crate::metering::time::Timestamp;
 
 /// Whoever was authenticated, as every handler sees them. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -57,7 +57,7 @@ pub struct Identity {
 #[derive(Debug)]
 pub enum Credential {
     Session {
-        expires_at: Micros,
+        expires_at: Timestamp,
         /// Signs the forms of the dashboard.
         form_key: Vec<u8>,
     },
@@ -67,8 +67,8 @@ pub enum Credential {
         grants: Grants,
         /// Empty: every meter.
         allowed_meters: HashSet<String>,
-        expires_at: Option<Micros>,
-        revoked_at: Option<Micros>,
+        expires_at: Option<Timestamp>,
+        revoked_at: Option<Timestamp>,
     },
 }
 
@@ -81,7 +81,7 @@ pub struct User {
     pub workspace_name: String,
     #[schema(value_type = String)]
     pub role: Role,
-    pub created_at: Micros,
+    pub created_at: Timestamp,
 }
 
 impl From<Member> for User {
@@ -92,7 +92,7 @@ impl From<Member> for User {
             workspace_id: member.workspace_public_id,
             workspace_name: member.workspace_name,
             role: member.role,
-            created_at: Micros(member.created_at),
+            created_at: Timestamp(member.created_at),
         }
     }
 }
@@ -118,8 +118,8 @@ impl Caller {
             public_id: key.public_id,
             grants: Grants::of(key.scopes.0.iter().map(String::as_str)),
             allowed_meters: key.allowed_meters.0.into_iter().collect(),
-            expires_at: key.expires_at.map(Micros),
-            revoked_at: key.revoked_at.map(Micros),
+            expires_at: key.expires_at.map(Timestamp),
+            revoked_at: key.revoked_at.map(Timestamp),
         };
         Caller::new(member, credential)
     }
@@ -131,7 +131,7 @@ impl Caller {
 
     /// 403 when the API key is confined to other meters. The name is compared as it was sent; a request that names
     /// no meter (`""`) is out of reach of every confined key, even of one that lists `*`.
-    pub fn may_use_meter(&self, name: &str) -> Result<()> {
+    pub fn ensure_meter_allowed(&self, name: &str) -> Result<()> {
         let Credential::Key { allowed_meters, .. } = &self.credential else { return Ok(()) };
         if allowed_meters.is_empty() {
             return Ok(());
@@ -145,7 +145,7 @@ impl Caller {
         Err(Error::forbidden(format_args!("the API key may not use the meter {name:?}")))
     }
 
-    fn is_alive(&self, now: Micros) -> bool {
+    fn is_alive(&self, now: Timestamp) -> bool {
         match &self.credential {
             Credential::Session { expires_at, .. } => *expires_at > now,
             Credential::Key { expires_at, revoked_at, .. } => {
@@ -196,8 +196,8 @@ pub struct Auth(Arc<Inner>);
 struct Inner {
     store: Store,
     options: Options,
-    keys: Memory<KnownKey>,
-    sessions: Memory<Caller>,
+    keys: CredentialCache<KnownKey>,
+    sessions: CredentialCache<Caller>,
     last_used: LastUsed,
     passwords: password::Hasher,
     throttle: Throttle,
@@ -215,8 +215,8 @@ impl Auth {
     /// Must be called inside the runtime whose blocking threads it will use.
     pub fn new(store: Store, options: Options) -> Auth {
         Auth(Arc::new(Inner {
-            keys: Memory::new(store.epochs(), options.cache_ttl, REMEMBERED),
-            sessions: Memory::new(store.epochs(), options.cache_ttl, REMEMBERED),
+            keys: CredentialCache::new(store.epochs(), options.cache_ttl, REMEMBERED),
+            sessions: CredentialCache::new(store.epochs(), options.cache_ttl, REMEMBERED),
             store,
             last_used: LastUsed::default(),
             passwords: password::Hasher::new(),
@@ -263,12 +263,12 @@ impl Auth {
         let load = async || {
             let found = self.0.store.vital().read("keys::find", move |conn| keys::find(conn, &hash)).await?;
             Ok(found.map(|(member, key)| {
-                let last_used = self.0.last_used.of(key.id, key.last_used_at.map(Micros));
+                let last_used = self.0.last_used.of(key.id, key.last_used_at.map(Timestamp));
                 KnownKey { caller: Caller::with_key(member, key), last_used }
             }))
         };
         let known = self.0.keys.get_or_load(hash, load).await?.ok_or_else(Error::unauthorized)?;
-        let now = Micros::now();
+        let now = Timestamp::now();
         if !known.caller.is_alive(now) {
             return Err(Error::unauthorized());
         }
@@ -286,11 +286,11 @@ impl Auth {
             let found =
                 self.0.store.vital().read("sessions::find", move |conn| sessions::find(conn, &hash)).await?;
             Ok(found.map(|(member, at, form_key)| {
-                Caller::new(member, Credential::Session { expires_at: Micros(at), form_key })
+                Caller::new(member, Credential::Session { expires_at: Timestamp(at), form_key })
             }))
         };
         let caller = self.0.sessions.get_or_load(hash, load).await?.ok_or_else(Error::unauthorized)?;
-        if !caller.is_alive(Micros::now()) {
+        if !caller.is_alive(Timestamp::now()) {
             return Err(Error::unauthorized());
         }
         Ok((*caller).clone())

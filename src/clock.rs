@@ -1,4 +1,4 @@
-//! What time it is, asked for here and nowhere else. [`Micros::now`] is the wall clock: times that are written down and times
+//! What time it is, asked for here and nowhere else. [`Timestamp::now`] is the wall clock: times that are written down and times
 //! that others compare. [`elapsed`] is the monotonic clock: how long something takes.
 //!
 //! On PostgreSQL the wall clock is the database's: processes on several machines agree on leases, due times and limits,
@@ -12,7 +12,7 @@ use std::sync::LazyLock;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use crate::metering::time::{Micros, SECOND};
+use crate::metering::time::{SECOND, Timestamp};
 
 static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 const UNKNOWN: i64 = i64::MIN;
@@ -35,16 +35,16 @@ pub fn elapsed() -> i64 {
 }
 
 #[expect(clippy::disallowed_methods, reason = "the one place that asks the machine's clock")]
-fn machine() -> Micros {
+fn machine() -> Timestamp {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    Micros(since.as_micros() as i64)
+    Timestamp(since.as_micros() as i64)
 }
 
-impl Micros {
+impl Timestamp {
     pub fn now() -> Self {
         match DATABASE.load(Ordering::Relaxed) {
             UNKNOWN => machine(),
-            ahead => Micros(elapsed() + ahead),
+            ahead => Timestamp(elapsed() + ahead),
         }
     }
 }
@@ -77,7 +77,7 @@ pub fn must_ask() -> bool {
 }
 
 /// The database said what time it is, at some moment between these two.
-pub fn heed(asked: i64, database: Micros, answered: i64) {
+pub fn heed(asked: i64, database: Timestamp, answered: i64) {
     ASKED.store(answered, Ordering::Relaxed);
     let before = DATABASE.load(Ordering::Relaxed);
     let after = corrected(before, asked, database, answered);
@@ -88,7 +88,7 @@ pub fn heed(asked: i64, database: Micros, answered: i64) {
 }
 
 /// What was believed stays, as far as the answer allows: how long it took is no news about the time.
-fn corrected(before: i64, asked: i64, database: Micros, answered: i64) -> i64 {
+fn corrected(before: i64, asked: i64, database: Timestamp, answered: i64) -> i64 {
     let (least, most) = (database.0 - answered, database.0 - asked);
     match before {
         UNKNOWN => least + (most - least) / 2,
@@ -102,12 +102,12 @@ mod tests {
 
     #[test]
     fn an_answer_corrects_what_it_contradicts_and_nothing_else() {
-        let first = corrected(UNKNOWN, 1_000, Micros(50_001_500), 2_000);
+        let first = corrected(UNKNOWN, 1_000, Timestamp(50_001_500), 2_000);
         assert_eq!(first, 50_000_000);
         // a slow answer that agrees
-        assert_eq!(corrected(first, 5_000, Micros(50_009_000), 905_000), first);
+        assert_eq!(corrected(first, 5_000, Timestamp(50_009_000), 905_000), first);
         // the database's clock runs a little faster, or was set
-        assert_eq!(corrected(first, 5_000, Micros(50_006_100), 6_000), first + 100);
-        assert_eq!(corrected(first, 5_000, Micros(40_005_500), 6_000), 40_000_500);
+        assert_eq!(corrected(first, 5_000, Timestamp(50_006_100), 6_000), first + 100);
+        assert_eq!(corrected(first, 5_000, Timestamp(40_005_500), 6_000), 40_000_500);
     }
 }

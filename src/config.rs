@@ -16,14 +16,14 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 mod cli;
-mod parts;
+mod sections;
 mod settings;
 mod source;
 #[cfg(test)]
 mod tests;
 mod value;
 
-pub use parts::{
+pub use sections::{
     Auth, Db, Driver, ExportStorage, ExportWorker, Exports, History, Http, Ingest, LogRequests, OAuth,
     OAuthClient, Reconciliation, Retention, S3, S3Keys, SecureCookies, Synchronous, Worker, Workers,
 };

@@ -42,7 +42,7 @@ use crate::db::changes::Changes;
 use crate::db::identity::{Epochs, Link};
 use crate::error::{Code, Error, Result};
 use crate::logging;
-pub use error::{Fault, Trouble};
+pub use error::{DbError, Trouble};
 use error::{failed, failed_by};
 pub use migrations::Wanted;
 use readiness::Signs;
@@ -76,18 +76,18 @@ impl Conn {
     fn transaction<T>(
         &mut self,
         limits: Limits,
-        work: impl FnOnce(&mut Conn) -> Result<T, Fault>,
-    ) -> Result<T, Fault> {
+        work: impl FnOnce(&mut Conn) -> Result<T, DbError>,
+    ) -> Result<T, DbError> {
         let begin = match self {
             // named, because a database or a role may have another default
             Conn::Postgres(_) => format!("BEGIN ISOLATION LEVEL READ COMMITTED{}", limits.set_local()),
             Conn::Sqlite(_) => "BEGIN IMMEDIATE".to_owned(),
         };
-        self.batch_execute(&begin).map_err(|error| Fault::NotStarted(Box::new(error.into())))?;
+        self.batch_execute(&begin).map_err(|error| DbError::NotStarted(Box::new(error.into())))?;
         match work(self) {
             Ok(_) if limits.are_over() => {
                 let _ = self.batch_execute("ROLLBACK");
-                Err(Fault::Late)
+                Err(DbError::DeadlineExceeded)
             }
             Ok(value) => match self.batch_execute("COMMIT") {
                 Ok(()) => Ok(value),
@@ -109,8 +109,8 @@ impl Conn {
     fn snapshot<T>(
         &mut self,
         limits: Limits,
-        work: impl FnOnce(&mut Conn) -> Result<T, Fault>,
-    ) -> Result<T, Fault> {
+        work: impl FnOnce(&mut Conn) -> Result<T, DbError>,
+    ) -> Result<T, DbError> {
         let begin = match self {
             Conn::Postgres(_) => format!(
                 "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY{}; LOCK TABLE ONLY events IN ACCESS SHARE MODE",
@@ -141,7 +141,7 @@ struct Limits {
 }
 
 impl Limits {
-    const PATIENT: Limits = Limits { statement: Some(PATIENT_STATEMENT_MAX), deadline: None };
+    const PATIENT: Limits = Limits { statement: Some(LONG_STATEMENT_MAX), deadline: None };
 
     /// The time until the deadline, at most this.
     fn time(&self, most: Duration) -> Duration {
@@ -264,7 +264,7 @@ pub fn describe(db: &Db) {
 }
 
 /// One transaction on a connection of its own, for a command that ends after it.
-pub fn once<T>(driver: &Driver, work: impl FnOnce(&mut Conn) -> Result<T, Fault>) -> Result<T> {
+pub fn once<T>(driver: &Driver, work: impl FnOnce(&mut Conn) -> Result<T, DbError>) -> Result<T> {
     let mut conn = open(driver).map_err(|error| cannot_open(driver, error))?;
     conn.transaction(Limits::default(), work).map_err(|fault| failed("the database refused", &fault))
 }
@@ -316,11 +316,11 @@ struct Inner {
 
 const SQLITE_READERS: u32 = 6;
 /// Statements of work that nobody waits for.
-const PATIENT_STATEMENT_MAX: Duration = Duration::from_secs(600);
+const LONG_STATEMENT_MAX: Duration = Duration::from_secs(600);
 /// A setting beyond this means "as long as it takes", and must not overflow an instant.
 const TIMEOUT_MAX: Duration = Duration::from_secs(86_400);
 /// A commit that was begun in time is waited for this much longer, so that few outcomes are unknown.
-const LAST_MOMENT: Duration = Duration::from_secs(1);
+const COMMIT_GRACE: Duration = Duration::from_secs(1);
 /// A restarted PostgreSQL leaves every idle connection dead; each is found out on its first use.
 const TRIES: usize = 3;
 
@@ -373,7 +373,7 @@ impl Store {
     pub async fn read<T: Send + 'static>(
         &self,
         operation: &'static str,
-        work: impl Fn(&mut Conn) -> Result<T, Fault> + Send + 'static,
+        work: impl Fn(&mut Conn) -> Result<T, DbError> + Send + 'static,
     ) -> Result<T> {
         self.read_as(pool::class_of_read(), operation, work).await
     }
@@ -382,7 +382,7 @@ impl Store {
         &self,
         class: Class,
         operation: &'static str,
-        work: impl Fn(&mut Conn) -> Result<T, Fault> + Send + 'static,
+        work: impl Fn(&mut Conn) -> Result<T, DbError> + Send + 'static,
     ) -> Result<T> {
         let work = move |conn: &mut Conn, _, _| work(conn);
         self.run(&self.0.readers, class, operation, true, Limits::default(), work).await
@@ -399,10 +399,10 @@ impl Store {
     }
 
     /// Like [`Store::read`], for a thread that may wait, without a limit of time. Not for a thread of the runtime.
-    pub fn read_here<T>(
+    pub fn read_blocking<T>(
         &self,
         operation: &'static str,
-        work: impl Fn(&mut Conn) -> Result<T, Fault>,
+        work: impl Fn(&mut Conn) -> Result<T, DbError>,
     ) -> Result<T> {
         let pool = &self.0.readers;
         let _permit = self.0.runtime.block_on(pool.permit(Class::Ingestion, self.0.acquire_timeout))?;
@@ -413,7 +413,7 @@ impl Store {
     pub async fn read_snapshot<T: Send + 'static>(
         &self,
         operation: &'static str,
-        work: impl Fn(&mut Conn) -> Result<T, Fault> + Send + 'static,
+        work: impl Fn(&mut Conn) -> Result<T, DbError> + Send + 'static,
     ) -> Result<T> {
         self.snapshot_within(Limits::default(), operation, work).await
     }
@@ -423,38 +423,38 @@ impl Store {
     pub async fn write<T: Send + 'static>(
         &self,
         operation: &'static str,
-        work: impl Fn(&mut Conn) -> Result<T, Fault> + Send + 'static,
+        work: impl Fn(&mut Conn) -> Result<T, DbError> + Send + 'static,
     ) -> Result<T> {
         self.write_within(Class::Ordinary, Limits::default(), operation, move |conn, _| work(conn)).await
     }
 
     /// Like [`Store::write`] for usage on its way in, but answered by then, also when SQLite is the one that takes long;
     /// `work` is told where it runs.
-    pub async fn write_by<T: Send + 'static>(
+    pub async fn write_before<T: Send + 'static>(
         &self,
         deadline: Instant,
         operation: &'static str,
-        work: impl Fn(&mut Conn, Link) -> Result<T, Fault> + Send + 'static,
+        work: impl Fn(&mut Conn, Link) -> Result<T, DbError> + Send + 'static,
     ) -> Result<T> {
-        let deadline = deadline.checked_sub(LAST_MOMENT);
+        let deadline = deadline.checked_sub(COMMIT_GRACE);
         self.write_within(Class::Ingestion, Limits { statement: None, deadline }, operation, work).await
     }
 
     /// For work that may take longer than callers wait, such as the pages of an export.
-    pub fn patient(&self) -> Patient<'_> {
-        Patient(self)
+    pub fn long_running(&self) -> LongRunning<'_> {
+        LongRunning(self)
     }
 
     /// How long a read or write takes to be answered at most, unless it is SQLite that works this long.
     pub fn answer_timeout(&self) -> Duration {
-        self.0.acquire_timeout + self.0.statement_timeout + LAST_MOMENT
+        self.0.acquire_timeout + self.0.statement_timeout + COMMIT_GRACE
     }
 
     async fn snapshot_within<T: Send + 'static>(
         &self,
         limits: Limits,
         operation: &'static str,
-        work: impl Fn(&mut Conn) -> Result<T, Fault> + Send + 'static,
+        work: impl Fn(&mut Conn) -> Result<T, DbError> + Send + 'static,
     ) -> Result<T> {
         let work = move |conn: &mut Conn, limits, _| conn.snapshot(limits, &work);
         self.run(&self.0.readers, pool::class_of_read(), operation, true, limits, work).await
@@ -465,7 +465,7 @@ impl Store {
         class: Class,
         limits: Limits,
         operation: &'static str,
-        work: impl Fn(&mut Conn, Link) -> Result<T, Fault> + Send + 'static,
+        work: impl Fn(&mut Conn, Link) -> Result<T, DbError> + Send + 'static,
     ) -> Result<T> {
         let pool = self.0.writer.as_ref().unwrap_or(&self.0.readers);
         let work =
@@ -480,7 +480,7 @@ impl Store {
         operation: &'static str,
         idempotent: bool,
         mut limits: Limits,
-        work: impl Fn(&mut Conn, Limits, Link) -> Result<T, Fault> + Send + 'static,
+        work: impl Fn(&mut Conn, Limits, Link) -> Result<T, DbError> + Send + 'static,
     ) -> Result<T> {
         let waited = Instant::now();
         let permit = pool.permit(class, limits.time(self.0.acquire_timeout)).await?;
@@ -498,14 +498,14 @@ impl Store {
             })
         });
         let done = match limits.deadline.filter(|_| !commits_here) {
-            Some(deadline) => tokio::time::timeout_at((deadline + LAST_MOMENT).into(), task).await,
+            Some(deadline) => tokio::time::timeout_at((deadline + COMMIT_GRACE).into(), task).await,
             None => Ok(task.await),
         };
         let outcome = match done {
             Ok(done) => done.unwrap_or_else(|panic| Err(Error::internal(panic))),
             Err(_) => {
                 metrics::counter!("open_spanner_db_errors_total", "operation" => operation).increment(1);
-                Err(Fault::Late.into_error(operation))
+                Err(DbError::DeadlineExceeded.into_error(operation))
             }
         };
         match outcome {
@@ -526,7 +526,7 @@ impl Kept<'_> {
     pub async fn read<T: Send + 'static>(
         &self,
         operation: &'static str,
-        work: impl Fn(&mut Conn) -> Result<T, Fault> + Send + 'static,
+        work: impl Fn(&mut Conn) -> Result<T, DbError> + Send + 'static,
     ) -> Result<T> {
         self.0.read_as(self.1, operation, work).await
     }
@@ -535,21 +535,21 @@ impl Kept<'_> {
     pub async fn write<T: Send + 'static>(
         &self,
         operation: &'static str,
-        work: impl Fn(&mut Conn) -> Result<T, Fault> + Send + 'static,
+        work: impl Fn(&mut Conn) -> Result<T, DbError> + Send + 'static,
     ) -> Result<T> {
         self.0.write_within(self.1, Limits::default(), operation, move |conn, _| work(conn)).await
     }
 }
 
 /// [`Store`] for background work with statements that take long.
-pub struct Patient<'a>(&'a Store);
+pub struct LongRunning<'a>(&'a Store);
 
-impl Patient<'_> {
+impl LongRunning<'_> {
     /// [`Store::read_snapshot`].
     pub async fn read_snapshot<T: Send + 'static>(
         &self,
         operation: &'static str,
-        work: impl Fn(&mut Conn) -> Result<T, Fault> + Send + 'static,
+        work: impl Fn(&mut Conn) -> Result<T, DbError> + Send + 'static,
     ) -> Result<T> {
         self.0.snapshot_within(Limits::PATIENT, operation, work).await
     }
@@ -558,7 +558,7 @@ impl Patient<'_> {
     pub async fn write<T: Send + 'static>(
         &self,
         operation: &'static str,
-        work: impl Fn(&mut Conn) -> Result<T, Fault> + Send + 'static,
+        work: impl Fn(&mut Conn) -> Result<T, DbError> + Send + 'static,
     ) -> Result<T> {
         self.0.write_within(Class::Ordinary, Limits::PATIENT, operation, move |conn, _| work(conn)).await
     }
@@ -568,7 +568,7 @@ impl Connections {
     /// A connection to the database of the current epoch.
     fn check_out(&self, operation: &'static str) -> Result<r2d2::PooledConnection<Manager>> {
         if !self.gate.has_its_file() {
-            return Err(Fault::Replaced.into_error(operation));
+            return Err(DbError::Replaced.into_error(operation));
         }
         for _ in 0..=self.pool.max_size() {
             let mut pooled =
@@ -597,7 +597,7 @@ fn attempt<T>(
     operation: &'static str,
     idempotent: bool,
     limits: Limits,
-    work: impl Fn(&mut Conn, Link) -> Result<T, Fault>,
+    work: impl Fn(&mut Conn, Link) -> Result<T, DbError>,
 ) -> Result<T> {
     let (began, mut tries) = (Instant::now(), 0);
     loop {
@@ -614,7 +614,7 @@ fn attempt<T>(
         metrics::counter!("open_spanner_db_statements_total", "operation" => operation)
             .increment(pooled.statements.take());
         let fault = match result {
-            Ok(_) if !connections.gate.has_its_file() => Fault::Replaced,
+            Ok(_) if !connections.gate.has_its_file() => DbError::Replaced,
             Ok(value) => {
                 pooled.broken = false;
                 if !idempotent {
@@ -626,12 +626,12 @@ fn attempt<T>(
         };
         connections.gate.signs.note(fault.trouble());
         pooled.broken = fault.spoils_connection();
-        if matches!(fault, Fault::AnotherDatabase) {
+        if matches!(fault, DbError::AnotherDatabase) {
             connections.gate.epochs.end(link);
         }
         // nothing was done by a transaction that did not begin, nor by one that may not write
         let elsewhere = match fault.trouble() {
-            Some(Trouble::Disconnected) => idempotent || matches!(fault, Fault::NotStarted(_)),
+            Some(Trouble::Disconnected) => idempotent || matches!(fault, DbError::NotStarted(_)),
             // an older connection may have been made when it was so, a fresh one tells how it is
             Some(Trouble::ReadOnly) => pooled.opened < began,
             _ => false,
@@ -643,7 +643,7 @@ fn attempt<T>(
         {
             continue;
         }
-        if !matches!(fault, Fault::Refused(_)) {
+        if !matches!(fault, DbError::Rejected(_)) {
             metrics::counter!("open_spanner_db_errors_total", "operation" => operation).increment(1);
         }
         return Err(fault.into_error(operation));

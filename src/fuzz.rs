@@ -5,18 +5,18 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 
-use crate::alerts::rule::{RuleInput, Terms};
+use crate::alerts::rule::{RuleInput, RuleSpec};
 use crate::entitlements::plan::{Draft, PlanInput};
-use crate::exports::job::{Asked, Input as ExportInput, Kind, owner_of, part};
+use crate::exports::job::{ExportQuery, Input as ExportInput, Kind, owner_of, part};
 use crate::http::extract::{CursorTime, Params, decode_cursor};
 use crate::metering::event::{self, Input};
 use crate::metering::filter::{Filter, Node};
 use crate::metering::json::Value;
 use crate::metering::meter::{Aggregation, DimensionInput, Meter, is_dimension_path, parse_dimensions};
 use crate::metering::quantity::Quantity;
-use crate::metering::time::Micros;
+use crate::metering::time::Timestamp;
 
-const NOW: Micros = Micros(1_781_524_800_000_000);
+const NOW: Timestamp = Timestamp(1_781_524_800_000_000);
 
 /// Text near to what parsers look for.
 fn text() -> impl Strategy<Value = String> {
@@ -121,8 +121,8 @@ fn meter() -> Arc<Meter> {
 proptest! {
     #[test]
     fn plain_texts(text in text()) {
-        if let Some(at) = Micros::parse(&text) {
-            prop_assert_eq!(Micros::parse(&at.to_exact_text()), Some(at));
+        if let Some(at) = Timestamp::parse(&text) {
+            prop_assert_eq!(Timestamp::parse(&at.to_exact_text()), Some(at));
         }
         if let Ok(quantity) = Quantity::parse(&text) {
             prop_assert_eq!(Quantity::parse(&quantity.to_json()), Ok(quantity.clone()));
@@ -155,14 +155,14 @@ proptest! {
     #[test]
     fn objects(text in object()) {
         if let Ok(input) = serde_json::from_str::<Input>(&text)
-            && let Ok(event) = event::admit(&meter(), input, NOW)
+            && let Ok(event) = event::validate(&meter(), input, NOW)
         {
             let kept = event.metadata.as_ref().map(|text| text.get().to_owned());
             let again = kept.as_deref().map(|text| event::canonical_metadata(text).expect("readable"));
             prop_assert_eq!(&again, &kept);
-            prop_assert!((Micros::ABSENT..=Micros::LAST).contains(&event.time));
+            prop_assert!((Timestamp::ABSENT..=Timestamp::LAST).contains(&event.time));
             let fingerprint = event.fingerprint;
-            let again = event::admit(&meter(), event.into_input(), NOW).expect("admitted again");
+            let again = event::validate(&meter(), event.into_input(), NOW).expect("admitted again");
             prop_assert_eq!(again.fingerprint, fingerprint);
         }
         if let Ok(node) = serde_json::from_str::<Node>(&text) {
@@ -171,13 +171,13 @@ proptest! {
         }
         let raw = serde_json::value::RawValue::from_string(text.clone()).expect("JSON");
         for kind in [Kind::UsageEvents, Kind::UsageBuckets] {
-            if let Ok(asked) = ExportInput::read(&raw).and_then(|query| Asked::parse(kind, query)) {
+            if let Ok(asked) = ExportInput::read(&raw).and_then(|query| ExportQuery::parse(kind, query)) {
                 let stored = serde_json::to_string(&asked).expect("JSON");
-                prop_assert_eq!(serde_json::from_str::<Asked>(&stored).ok(), Some(asked));
+                prop_assert_eq!(serde_json::from_str::<ExportQuery>(&stored).ok(), Some(asked));
             }
         }
         if let Ok(rule) = serde_json::from_str::<RuleInput>(&text)
-            && let Ok(terms) = Terms::new(&rule)
+            && let Ok(terms) = RuleSpec::new(&rule)
         {
             prop_assert!(terms.filter().is_ok());
         }

@@ -44,13 +44,13 @@ const CONNECTION_WINDOW_BYTES: u32 = 2 * 1024 * 1024;
 /// How long calls may go on once the server is asked to stop; streams end by themselves before that.
 const STREAM_GRACE_MAX: Duration = Duration::from_secs(1);
 /// What comes after that: last writes and answers.
-const LAST_WORDS: Duration = Duration::from_secs(2);
+const FINAL_RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// For the last bytes of a call on their way out, once it is answered.
 const CLOSING_LINGER: Duration = Duration::from_millis(250);
 
 /// The services' common ground. Cheap to clone.
 #[derive(Clone)]
-struct Door {
+struct UsageServer {
     app: App,
     /// The server was asked to stop.
     stopping: CancellationToken,
@@ -73,7 +73,7 @@ pub fn serve(app: &App, port: Port, listener: std::net::TcpListener) -> Result<S
     let listener = tokio::net::TcpListener::from_std(listener).map_err(Error::internal)?;
     let incoming = net::grpc::incoming(listener, port.clone());
     let (stopping, cut) = (CancellationToken::new(), CancellationToken::new());
-    let door = Door { app: app.clone(), stopping: stopping.clone(), cut: cut.clone() };
+    let door = UsageServer { app: app.clone(), stopping: stopping.clone(), cut: cut.clone() };
     let decoder = Decoder::start(app.bodies.clone())?;
     let (health, health_service) = tonic_health::server::health_reporter();
     let router = tonic::transport::Server::builder()
@@ -114,14 +114,14 @@ fn reflection() -> tonic_reflection::server::Builder<'static> {
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
 }
 
-fn usage_service(door: &Door, message_bytes: usize) -> UsageServiceServer<Door> {
+fn usage_service(door: &UsageServer, message_bytes: usize) -> UsageServiceServer<UsageServer> {
     UsageServiceServer::new(door.clone())
         .max_decoding_message_size(message_bytes)
         .accept_compressed(Gzip)
         .send_compressed(Gzip)
 }
 
-fn usage_stream_service(door: &Door) -> UsageStreamServiceServer<Door> {
+fn usage_stream_service(door: &UsageServer) -> UsageStreamServiceServer<UsageServer> {
     UsageStreamServiceServer::new(door.clone())
         .max_decoding_message_size(event_bytes(&door.app))
         .accept_compressed(Gzip)
@@ -130,7 +130,7 @@ fn usage_stream_service(door: &Door) -> UsageStreamServiceServer<Door> {
 
 /// Tells health checks about the server as a whole and about each service.
 async fn report(health: &HealthReporter, status: ServingStatus) {
-    for name in ["", UsageServiceServer::<Door>::NAME, UsageStreamServiceServer::<Door>::NAME] {
+    for name in ["", UsageServiceServer::<UsageServer>::NAME, UsageStreamServiceServer::<UsageServer>::NAME] {
         health.set_service_status(name, status).await;
     }
 }
@@ -146,7 +146,7 @@ impl Server {
             return;
         }
         self.cut.cancel();
-        if !self.ends_within(LAST_WORDS).await {
+        if !self.ends_within(FINAL_RESPONSE_TIMEOUT).await {
             log::warn!("some gRPC clients did not take their last answer");
             self.port.close_all();
             self.serving.abort();
@@ -170,16 +170,16 @@ impl Server {
 
 /// The API key of a call; asked again for every part of a stream, because keys expire and are revoked.
 #[derive(Clone)]
-struct Pass {
+struct ApiKeyAuth {
     app: App,
     key: String,
 }
 
-impl Pass {
-    fn of(app: &App, headers: &HeaderMap) -> Result<Pass> {
+impl ApiKeyAuth {
+    fn of(app: &App, headers: &HeaderMap) -> Result<ApiKeyAuth> {
         let credentials = credentials_of(|name| headers.get(name).map(|value| value.as_bytes()));
         let key = credentials.key.ok_or_else(Error::unauthorized)?;
-        Ok(Pass { app: app.clone(), key })
+        Ok(ApiKeyAuth { app: app.clone(), key })
     }
 
     async fn caller(&self) -> Result<Caller> {

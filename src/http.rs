@@ -247,25 +247,25 @@ const SLASH_ALLOWED: [&str; 6] =
     ["/v1/usages", "/v1/usageevents", "/v1/exports", "/v1/alerts", "/v1/alerts/destinations", "/v1/plans"];
 
 /// What each route demands, by pattern and method.
-pub struct Demands(HashMap<String, Vec<(Method, Access, Door)>>);
+pub struct RoutePolicies(HashMap<String, Vec<(Method, Access, Door)>>);
 
 /// What the table says about a request.
 enum Demand {
     Of(String, Access, Door),
     /// 404, or the description of the interface, which is nobody's secret.
-    Nothing,
+    Unrestricted,
     /// 405 with the methods there are.
     OtherMethod(Vec<Method>),
     /// A handler that nobody wrote into the table: it must not be reached.
     Undeclared,
 }
 
-impl Demands {
+impl RoutePolicies {
     fn of(&self, request: &ServiceRequest) -> Demand {
-        let Some(pattern) = request.match_pattern() else { return Demand::Nothing };
+        let Some(pattern) = request.match_pattern() else { return Demand::Unrestricted };
         let Some(methods) = self.0.get(&pattern) else {
             let is_open = openapi::PATTERNS.contains(&pattern.as_str());
-            return if is_open { Demand::Nothing } else { Demand::Undeclared };
+            return if is_open { Demand::Unrestricted } else { Demand::Undeclared };
         };
         let method = if request.method() == Method::HEAD { &Method::GET } else { request.method() };
         match methods.iter().find(|(declared, ..)| declared == method) {
@@ -275,26 +275,26 @@ impl Demands {
     }
 }
 
-impl Demands {
+impl RoutePolicies {
     /// Those of the interface and of these further rows.
     pub fn with(pages: Vec<Endpoint>) -> Self {
         let mut demands: HashMap<String, Vec<(Method, Access, Door)>> = HashMap::new();
         for endpoint in endpoints().into_iter().chain(pages) {
-            for path in spellings(endpoint.path) {
+            for path in path_variants(endpoint.path) {
                 let demand = (endpoint.method.clone(), endpoint.access, endpoint.door);
                 demands.entry(path).or_default().push(demand);
             }
         }
-        Demands(demands)
+        RoutePolicies(demands)
     }
 }
 
-fn spellings(path: &str) -> Vec<String> {
-    let mut spellings = vec![path.to_owned()];
+fn path_variants(path: &str) -> Vec<String> {
+    let mut path_variants = vec![path.to_owned()];
     if SLASH_ALLOWED.contains(&path) {
-        spellings.push(format!("{path}/"));
+        path_variants.push(format!("{path}/"));
     }
-    spellings
+    path_variants
 }
 
 /// Registers all routes and these further rows, one resource per path; the gate answers for the methods it does not have.
@@ -309,7 +309,7 @@ pub fn routes(config: &mut web::ServiceConfig, pages: Vec<Endpoint>) {
     // a pattern costs a regular expression for every request that goes past it
     paths.sort_by_key(|(path, _)| path.contains('{'));
     for (path, endpoints) in paths {
-        let mut resource = web::resource(spellings(path));
+        let mut resource = web::resource(path_variants(path));
         for endpoint in endpoints {
             resource = resource.route(endpoint.route);
         }
@@ -336,7 +336,7 @@ async fn not_found() -> HttpResponse {
 /// the table does not declare does not get past it.
 pub async fn gate(
     app: web::Data<App>,
-    demands: web::Data<Demands>,
+    demands: web::Data<RoutePolicies>,
     request: ServiceRequest,
     next: Next<impl MessageBody + 'static>,
 ) -> Result<ServiceResponse<BoxBody>, actix_web::Error> {
@@ -365,7 +365,7 @@ pub async fn gate(
             Demand::Of(pattern, access, Door::Api) => {
                 admit(&app, &request, pattern, access).await.err().map(|error| respond::error(&error))
             }
-            Demand::Nothing => None,
+            Demand::Unrestricted => None,
             Demand::OtherMethod(allowed) => Some(method_not_allowed(allowed)),
             Demand::Undeclared => {
                 Some(respond::error(&Error::internal("a handler that is not in the table of routes")))
@@ -501,7 +501,7 @@ mod tests {
     use crate::entitlements::counter_reader;
     use crate::entitlements::sql::plans::PlanCache;
     use crate::ingest::Ingest;
-    use crate::jobs::worker::Wake;
+    use crate::jobs::worker::JobNotifier;
     use crate::meters::sql::MeterCache;
     use crate::net::budget::Budget;
 
@@ -512,7 +512,7 @@ mod tests {
         let meters = MeterCache::new(store.clone(), config.cache_ttl);
         let plans = PlanCache::new(store.clone(), config.cache_ttl);
         let counters = counter_reader::Reader::start(&store).expect("threads");
-        let wake = Wake::default();
+        let wake = JobNotifier::default();
         let (ingest, _) = Ingest::start(store.clone(), meters.clone(), &config.ingest, &wake);
         let options = Options { cache_ttl: config.cache_ttl, registration_enabled: true };
         let auth = Auth::new(store.clone(), options);
@@ -550,7 +550,7 @@ mod tests {
         let service = init_service(
             actix_web::App::new()
                 .app_data(web::Data::new(app()))
-                .app_data(web::Data::new(Demands::with(Vec::new())))
+                .app_data(web::Data::new(RoutePolicies::with(Vec::new())))
                 .wrap(from_fn(gate))
                 .route("/v1/forgotten", web::get().to(forgotten.clone()))
                 .route("/v1/forgotten/{id}", web::to(forgotten))

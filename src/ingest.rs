@@ -19,18 +19,18 @@ use serde::ser::SerializeStruct;
 use tokio::sync::{Semaphore, oneshot};
 use uuid::Uuid;
 
-use self::insert::{Batch, DecidedAt, Known, Outcome};
+use self::insert::{Batch, DecidedAt, Outcome, WriteCache};
 use self::refusal::About;
 use crate::config;
 use crate::db::Store;
 use crate::db::identity::{Link, PerEpoch};
 use crate::entitlements::sql::decisions::Decided;
 use crate::error::{Code, Error, Result};
-use crate::jobs::worker::Wake;
+use crate::jobs::worker::JobNotifier;
 use crate::metering::event::{self, Event, Input, Original, StoredEvent};
 use crate::metering::meter::Meter;
 use crate::metering::rollup::Lanes;
-use crate::metering::time::Micros;
+use crate::metering::time::Timestamp;
 use crate::meters::sql::MeterCache;
 use crate::usage::ingestion_runs::{self, Refused};
 use crate::usage::refused;
@@ -211,7 +211,7 @@ pub struct Ingest {
     store: Store,
     rate: Option<Arc<RateLimit>>,
     decided_at: DecidedAt,
-    known: Arc<PerEpoch<Known>>,
+    known: Arc<PerEpoch<WriteCache>>,
     tally: Arc<Tally>,
 }
 
@@ -228,10 +228,10 @@ impl Ingest {
         store: Store,
         meters: MeterCache,
         settings: &config::Ingest,
-        wake: &Wake,
+        wake: &JobNotifier,
     ) -> (Ingest, Vec<tokio::task::JoinHandle<()>>) {
         let (queue, jobs) = Queue::new();
-        let known: Arc<PerEpoch<Known>> = Arc::default();
+        let known: Arc<PerEpoch<WriteCache>> = Arc::default();
         let writers = if store.is_postgres() { settings.writers } else { 1 };
         // replicas that share a lane only wait for each other
         let first_lane = rand::random_range(0..LANES);
@@ -290,7 +290,7 @@ impl Ingest {
 
     /// Forgets answers to bulk calls that are older than the lifetime, in small steps.
     pub async fn sweep_replays(&self, lifetime: std::time::Duration) -> Result<()> {
-        let before = Micros::now().plus(-(lifetime.as_micros() as i64));
+        let before = Timestamp::now().plus(-(lifetime.as_micros() as i64));
         loop {
             let sweep = move |conn: &mut _| insert::sweep_replays(conn, before);
             if self.store.write("events::sweep_replays", sweep).await? == 0 {
@@ -321,7 +321,7 @@ impl Ingest {
 
     /// Forgets refused events that are older than this.
     pub async fn sweep_refused(&self, lifetime: Duration) -> Result<()> {
-        let before = Micros::now().plus(-(lifetime.as_micros() as i64));
+        let before = Timestamp::now().plus(-(lifetime.as_micros() as i64));
         self.store.write("refused::expire", move |conn| refused::expire(conn, before)).await.map(drop)
     }
 
@@ -355,7 +355,7 @@ impl Ingest {
         let mut admitted = self.admit(call, inputs).await?;
         for _ in 0..STALE_TRIES {
             match self.submit(&admitted.batch, is_part).await? {
-                Outcome::Again => {}
+                Outcome::Retry => {}
                 Outcome::Stale => admitted = self.admit_again(admitted).await?,
                 outcome => {
                     let (kind, valid) = (admitted.batch.kind, admitted.batch.events.len());
@@ -397,7 +397,7 @@ impl Ingest {
 
     /// Checks every item against its meter.
     async fn admit(&self, call: Call, inputs: Vec<Input>) -> Result<Admitted> {
-        let now = Micros::now();
+        let now = Timestamp::now();
         let batch = Batch {
             workspace_id: call.workspace_id,
             kind: call.kind,
@@ -448,9 +448,9 @@ impl Ingest {
             };
             let about = About::of(&input);
             let result = match meter {
-                Some(meter) => event::admit(&meter, input, now),
+                Some(meter) => event::validate(&meter, input, now),
                 None if input.meter().is_empty() => Err(Error::invalid("meter is required")),
-                None => event::refuse_nul(input.meter())
+                None => event::reject_nul(input.meter())
                     .and_then(|()| Err(Error::not_found(format!("meter {:?}", input.meter())))),
             };
             match result {
@@ -612,7 +612,7 @@ impl Admitted {
                     }
                 }
             }
-            Outcome::Stale | Outcome::Again | Outcome::Decided(_) => {}
+            Outcome::Stale | Outcome::Retry | Outcome::Decided(_) => {}
         }
         recorded
     }
@@ -648,8 +648,8 @@ fn count(kind: Kind, valid: usize, refused: usize, recorded: &Recorded) {
 struct Writer {
     store: Store,
     jobs: Waiting,
-    known: Arc<PerEpoch<Known>>,
-    wake: Wake,
+    known: Arc<PerEpoch<WriteCache>>,
+    wake: JobNotifier,
     lanes: Lanes,
     units_max: usize,
     /// Held during a small commit, by one of the writers that share a queue.
@@ -738,9 +738,9 @@ impl Writer {
             let (outcomes, learned) = insert::insert(conn, link, &batches, lanes, &known)?;
             Ok((outcomes, learned, known))
         };
-        let (outcomes, learned, known) = self.store.write_by(deadline, "events::insert", insert).await?;
+        let (outcomes, learned, known) = self.store.write_before(deadline, "events::insert", insert).await?;
         if learned.has_jobs {
-            self.wake.ring();
+            self.wake.notify();
         }
         known.remember(learned);
         Ok(outcomes)

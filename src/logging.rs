@@ -329,7 +329,7 @@ mod tests {
             log::logger().enabled(&Metadata::builder().level(level).target(target).build())
         };
         assert_eq!(log::max_level(), LevelFilter::Debug);
-        assert!(enabled(Level::Debug, "open_spanner::store::events"));
+        assert!(enabled(Level::Debug, "open_spanner::ingest::insert"));
         assert!(enabled(Level::Info, "open_spanner::http"));
         assert!(!enabled(Level::Debug, "open_spanner::http"));
         // the other tests of this process stay quiet

@@ -15,26 +15,26 @@ use uuid::Uuid;
 use self::partitions::{Attached, Month};
 use self::sql::{Expiring, PruneRun, PrunedMeter};
 use crate::app::App;
-use crate::db::{Conn, Fault, Store, leases};
+use crate::db::{Conn, DbError, Store, leases};
 use crate::entitlements::sql::decisions;
 use crate::error::{Error, Result};
-use crate::jobs::heartbeat::Heart;
-use crate::metering::time::Micros;
-use crate::usage::ingestion_runs::{self, Past};
+use crate::jobs::heartbeat::Heartbeat;
+use crate::metering::time::Timestamp;
+use crate::usage::ingestion_runs::{self, HistoryTable};
 
 const KEEP_INTERVAL: Duration = Duration::from_secs(15);
 
 /// Work that only one process does at a time.
-struct Turn {
+struct LeaseGuard {
     store: Store,
     name: String,
     holder: String,
 }
 
-impl Turn {
+impl LeaseGuard {
     /// `None` when somebody else is at it.
-    async fn take(store: &Store, name: String) -> Result<Option<Turn>> {
-        let turn = Turn { store: store.clone(), name, holder: Uuid::new_v4().to_string() };
+    async fn take(store: &Store, name: String) -> Result<Option<LeaseGuard>> {
+        let turn = LeaseGuard { store: store.clone(), name, holder: Uuid::new_v4().to_string() };
         let (name, holder) = (turn.name.clone(), turn.holder.clone());
         let taken = store.write("leases::take", move |conn| leases::take(conn, &name, &holder)).await?;
         Ok(taken.then_some(turn))
@@ -62,12 +62,12 @@ impl Turn {
 
 /// How long work may go on.
 #[derive(Clone)]
-struct Until {
+struct StopCondition {
     stop: CancellationToken,
     deadline: Option<Instant>,
 }
 
-impl Until {
+impl StopCondition {
     fn is_over(&self) -> bool {
         self.stop.is_cancelled() || self.deadline.is_some_and(|deadline| Instant::now() >= deadline)
     }
@@ -76,7 +76,7 @@ impl Until {
 /// Deletes what is past retention in one workspace and records it; 409 while somebody else does. Goes on when the
 /// caller goes away.
 pub async fn prune(app: &App, workspace_id: i64) -> Result<PruneRun> {
-    let until = Until { stop: app.phase.draining(), deadline: None };
+    let until = StopCondition { stop: app.phase.draining(), deadline: None };
     let store = app.store.clone();
     let task = tokio::spawn(async move {
         let run = prune_workspace(&store, workspace_id, HashMap::new(), true, &until).await?;
@@ -88,7 +88,7 @@ pub async fn prune(app: &App, workspace_id: i64) -> Result<PruneRun> {
 /// Counts what a prune would delete, and records that.
 pub async fn dry_run(store: &Store, workspace_id: i64) -> Result<PruneRun> {
     let count = move |conn: &mut _| {
-        let now = Micros::now();
+        let now = Timestamp::now();
         let counts: HashMap<i64, i64> = sql::count(conn, workspace_id, now)?.into_iter().collect();
         let run = run_of(&sql::expiring(conn, workspace_id, now)?, &counts, true, now);
         sql::add_run(conn, workspace_id, &run)?;
@@ -97,7 +97,7 @@ pub async fn dry_run(store: &Store, workspace_id: i64) -> Result<PruneRun> {
     store.write("retention::dry_run", count).await
 }
 
-fn run_of(meters: &[Expiring], counts: &HashMap<i64, i64>, dry_run: bool, now: Micros) -> PruneRun {
+fn run_of(meters: &[Expiring], counts: &HashMap<i64, i64>, dry_run: bool, now: Timestamp) -> PruneRun {
     let meters: Vec<PrunedMeter> = meters
         .iter()
         .map(|meter| {
@@ -116,10 +116,10 @@ async fn prune_workspace(
     workspace_id: i64,
     dropped: HashMap<i64, i64>,
     record_nothing: bool,
-    until: &Until,
+    until: &StopCondition,
 ) -> Result<Option<PruneRun>> {
-    let Some(turn) = Turn::take(store, format!("prune:{workspace_id}")).await? else { return Ok(None) };
-    let now = Micros::now();
+    let Some(turn) = LeaseGuard::take(store, format!("prune:{workspace_id}")).await? else { return Ok(None) };
+    let now = Timestamp::now();
     let list = move |conn: &mut _| sql::expiring(conn, workspace_id, now);
     let meters = match store.read("retention::expiring", list).await {
         Ok(meters) => meters,
@@ -151,14 +151,14 @@ async fn prune_workspace(
 }
 
 /// Deletes step by step; returns how many are gone even when it could not finish.
-async fn prune_meter(turn: &Turn, meter: &Expiring, until: &Until) -> (i64, Result<()>) {
-    let (mut deleted, mut from) = (0, Micros(i64::MIN));
+async fn prune_meter(turn: &LeaseGuard, meter: &Expiring, until: &StopCondition) -> (i64, Result<()>) {
+    let (mut deleted, mut from) = (0, Timestamp(i64::MIN));
     loop {
         if until.is_over() {
             return (deleted, Err(Error::unavailable("the prune was cut short and can be continued")));
         }
         let (name, holder) = (turn.name.clone(), turn.holder.clone());
-        let (meter_id, before) = (meter.id, Micros(meter.before));
+        let (meter_id, before) = (meter.id, Timestamp(meter.before));
         let delete = move |conn: &mut _| sql::delete_step(conn, (&name, &holder), meter_id, from, before);
         match turn.store.write("retention::delete_step", delete).await {
             Err(error) => return (deleted, Err(error)),
@@ -186,9 +186,9 @@ struct Pruner {
 }
 
 impl Pruner {
-    async fn round(&mut self, store: &Store, until: &Until) -> Result<()> {
-        let Some(turn) = Turn::take(store, "prune".to_owned()).await? else { return Ok(()) };
-        let until = Until { stop: until.stop.child_token(), deadline: until.deadline };
+    async fn round(&mut self, store: &Store, until: &StopCondition) -> Result<()> {
+        let Some(turn) = LeaseGuard::take(store, "prune".to_owned()).await? else { return Ok(()) };
+        let until = StopCondition { stop: until.stop.child_token(), deadline: until.deadline };
         let result = tokio::select! {
             result = self.prune_all(store, &until) => result,
             () = turn.keep(&until.stop) => Ok(()),
@@ -197,7 +197,7 @@ impl Pruner {
         result
     }
 
-    async fn prune_all(&mut self, store: &Store, until: &Until) -> Result<()> {
+    async fn prune_all(&mut self, store: &Store, until: &StopCondition) -> Result<()> {
         if let Err(error) = drop_months(store, &mut self.dropped).await {
             log::warn!(error:% = error; "old months were not dropped");
         }
@@ -235,7 +235,7 @@ async fn drop_months(store: &Store, dropped: &mut Dropped) -> Result<()> {
     if !store.is_postgres() {
         return Ok(());
     }
-    let now = Micros::now();
+    let now = Timestamp::now();
     if !store.read("partitions::is_owner", partitions::is_owner).await? {
         return Ok(());
     }
@@ -250,7 +250,7 @@ async fn drop_months(store: &Store, dropped: &mut Dropped) -> Result<()> {
     }
     for month in store.read("partitions::detached", partitions::detached).await? {
         let rows = store
-            .patient()
+            .long_running()
             .write("partitions::drop", move |conn| partitions::drop_detached(conn, month))
             .await?;
         let events: i64 = rows.iter().map(|row| row.event_count).sum();
@@ -268,7 +268,7 @@ pub async fn attach_months(store: &Store) -> Result<()> {
     if !store.is_postgres() {
         return Ok(());
     }
-    let now = Micros::now();
+    let now = Timestamp::now();
     if !store.read("partitions::is_owner", partitions::is_owner).await? {
         return Ok(());
     }
@@ -279,9 +279,9 @@ pub async fn attach_months(store: &Store) -> Result<()> {
 }
 
 /// For the command that owns the tables: a year ahead, because servers that do not own them cannot attach any.
-pub fn attach_year(conn: &mut Conn) -> Result<(), Fault> {
+pub fn attach_year(conn: &mut Conn) -> Result<(), DbError> {
     if conn.is_postgres() {
-        for month in partitions::year(Micros::now()) {
+        for month in partitions::year(Timestamp::now()) {
             partitions::attach(conn, month)?;
         }
     }
@@ -300,10 +300,10 @@ async fn attach_month(store: &Store, month: Month) -> Result<()> {
 }
 
 /// Deletes history that is older than the lifetime, one replica at a time.
-async fn clean_history(app: &App, until: &Until) -> Result<()> {
-    let Some(turn) = Turn::take(&app.store, "history".to_owned()).await? else { return Ok(()) };
+async fn clean_history(app: &App, until: &StopCondition) -> Result<()> {
+    let Some(turn) = LeaseGuard::take(&app.store, "history".to_owned()).await? else { return Ok(()) };
     let mut result = Ok(());
-    for past in Past::ALL {
+    for past in HistoryTable::ALL {
         result = delete_past(app, &turn, past, until).await;
         if result.is_err() {
             break;
@@ -317,8 +317,8 @@ async fn clean_history(app: &App, until: &Until) -> Result<()> {
 }
 
 /// Deletes consumption decisions that are older than their own lifetime, and records it for each workspace.
-async fn prune_decisions(app: &App, turn: &Turn, until: &Until) -> Result<()> {
-    let now = Micros::now();
+async fn prune_decisions(app: &App, turn: &LeaseGuard, until: &StopCondition) -> Result<()> {
+    let now = Timestamp::now();
     let before = now.plus(-(app.config.retention.decisions.as_micros() as i64));
     let limit = app.config.history.batch_size as i64;
     let list = move |conn: &mut _| decisions::outdated(conn, before);
@@ -347,9 +347,9 @@ async fn prune_decisions(app: &App, turn: &Turn, until: &Until) -> Result<()> {
     Ok(())
 }
 
-async fn delete_past(app: &App, turn: &Turn, past: Past, until: &Until) -> Result<()> {
+async fn delete_past(app: &App, turn: &LeaseGuard, past: HistoryTable, until: &StopCondition) -> Result<()> {
     let settings = &app.config.history;
-    let before = Micros::now().plus(-(settings.retention.as_micros() as i64));
+    let before = Timestamp::now().plus(-(settings.retention.as_micros() as i64));
     let limit = settings.batch_size as i64;
     while !until.is_over() {
         let (name, holder) = (turn.name.clone(), turn.holder.clone());
@@ -394,11 +394,11 @@ async fn tick(interval: Duration, stop: &CancellationToken) -> bool {
 async fn prune_forever(app: App, stop: CancellationToken) {
     let settings = app.config.retention.clone();
     let mut pruner = Pruner::default();
-    let heart = Heart::new(app.store.clone(), "retention");
+    let heart = Heartbeat::new(app.store.clone(), "retention");
     let beats = heart.start();
     while tick(settings.prune_interval, &stop).await {
         let deadline = Instant::now().checked_add(settings.prune_timeout);
-        let until = Until { stop: stop.clone(), deadline };
+        let until = StopCondition { stop: stop.clone(), deadline };
         let round = pruner.round(&app.store, &until).await;
         heart.note(round.is_ok());
         if let Err(error) = round {
@@ -410,11 +410,11 @@ async fn prune_forever(app: App, stop: CancellationToken) {
 
 async fn clean_history_forever(app: App, stop: CancellationToken) {
     let settings = app.config.history.clone();
-    let heart = Heart::new(app.store.clone(), "history");
+    let heart = Heartbeat::new(app.store.clone(), "history");
     let beats = heart.start();
     while tick(settings.interval, &stop).await {
         let deadline = Instant::now().checked_add(settings.timeout);
-        let until = Until { stop: stop.clone(), deadline };
+        let until = StopCondition { stop: stop.clone(), deadline };
         let cleaned = clean_history(&app, &until).await;
         heart.note(cleaned.is_ok());
         if let Err(error) = cleaned {

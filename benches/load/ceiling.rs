@@ -13,7 +13,7 @@ use open_spanner::db::Conn;
 use open_spanner::metering::event::{self, Event, Input};
 use open_spanner::metering::meter::{Aggregation, DimensionInput, Meter, parse_dimensions};
 use open_spanner::metering::rollup::{self, Key, Part};
-use open_spanner::metering::time::Micros;
+use open_spanner::metering::time::Timestamp;
 
 use crate::Outcome;
 use crate::database::Place;
@@ -49,7 +49,7 @@ fn meter(name: &str) -> Outcome<Meter> {
         version: 1,
         event_retention_days: 90,
         pruned_before: None,
-        created_at: Micros(0),
+        created_at: Timestamp(0),
     })
 }
 
@@ -58,7 +58,7 @@ fn rows(workload: &Workload, meter: &Arc<Meter>, batch: u64) -> Outcome<Rows> {
     let inputs: Vec<Input> = serde_json::from_str(&text)?;
     let mut events = Vec::with_capacity(inputs.len());
     for input in inputs {
-        let event = event::admit(meter, input, Micros::now()).map_err(|error| error.message)?;
+        let event = event::validate(meter, input, Timestamp::now()).map_err(|error| error.message)?;
         let number = event.subject.rsplit('-').next().unwrap_or_default().parse::<i64>()?;
         events.push((event, number + 1));
     }

@@ -167,7 +167,7 @@ pub async fn doors(suite: &mut Suite<'_>, server: &Server, account: &Account) ->
             subjects: 1,
             models: 1,
             seed: 0,
-            from: open_spanner::metering::time::Micros::now(),
+            from: open_spanner::metering::time::Timestamp::now(),
             step: 1,
         };
         account.create_meter(&workload.meter).await?;

@@ -9,7 +9,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use open_spanner::config::Driver;
-use open_spanner::metering::time::Micros;
+use open_spanner::metering::time::Timestamp;
 use serde_json::{Value, json};
 
 use crate::Outcome;
@@ -150,7 +150,7 @@ impl Account {
     }
 
     /// What the server says a meter has counted in all, in hundredths.
-    pub async fn total(&self, meter: &str, around: Micros) -> Outcome<u64> {
+    pub async fn total(&self, meter: &str, around: Timestamp) -> Outcome<u64> {
         let (from, to) = (around.plus_months(-24), around.plus_months(24));
         let target = format!("/v1/usages?meter={meter}&from={from}&to={to}&bucket_size=month&limit=1000");
         let answer = self.call("GET", &target, "").await?;

@@ -59,7 +59,7 @@ const ANSWER_BYTES_MAX: usize = 1 << 30;
 fn message(event: &serde_json::Value) -> Outcome<StreamRequest> {
     let text = |name: &str| event[name].as_str().unwrap_or_default().to_owned();
     let at =
-        open_spanner::metering::time::Micros::parse(&text("timestamp")).ok_or("a timestamp of our own")?.0;
+        open_spanner::metering::time::Timestamp::parse(&text("timestamp")).ok_or("a timestamp of our own")?.0;
     let value = |value: &serde_json::Value| prost_types::Value {
         kind: Some(prost_types::value::Kind::StringValue(value.as_str().unwrap_or_default().to_owned())),
     };

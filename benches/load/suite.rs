@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use open_spanner::metering::time::{DAY, Micros, SECOND};
+use open_spanner::metering::time::{DAY, SECOND, Timestamp};
 use serde_json::json;
 
 use crate::client::{self, Load, Request};
@@ -161,7 +161,7 @@ impl<'a> Suite<'a> {
             subjects: self.size.subjects,
             models: MODELS,
             seed: crate::workload::mix(self.meters),
-            from: Micros::now().plus(-60 * SECOND),
+            from: Timestamp::now().plus(-60 * SECOND),
             step: 100,
         }
     }
@@ -370,7 +370,7 @@ impl<'a> Suite<'a> {
         let account = Account::create(&server).await?;
         let last = self.size.history.last().copied().unwrap_or(0) + self.size.history_sample;
         let mut workload = self.workload(keys);
-        workload.from = Micros::now().plus(-30 * DAY);
+        workload.from = Timestamp::now().plus(-30 * DAY);
         workload.step = 30 * DAY / last as i64;
         account.create_meter(&workload.meter).await?;
 

@@ -3,7 +3,7 @@
 
 use std::fmt::Write;
 
-use open_spanner::metering::time::Micros;
+use open_spanner::metering::time::Timestamp;
 
 /// What idempotency keys look like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,7 +37,7 @@ pub struct Workload {
     /// Distinguishes the keys of two workloads.
     pub seed: u64,
     /// Time of the first event.
-    pub from: Micros,
+    pub from: Timestamp,
     /// Microseconds between two events.
     pub step: i64,
 }
@@ -51,7 +51,7 @@ impl Workload {
         mix(mix(self.seed ^ salt.wrapping_mul(0x9E37_79B9_7F4A_7C15)).wrapping_add(i))
     }
 
-    pub fn at(&self, i: u64) -> Micros {
+    pub fn at(&self, i: u64) -> Timestamp {
         self.from.plus(self.step * i as i64)
     }
 

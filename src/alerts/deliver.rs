@@ -12,12 +12,12 @@ use tokio::sync::Semaphore;
 
 use crate::alerts::sql::deliveries::{self, Delivery, Patience};
 use crate::alerts::sql::destinations::{self, Destination};
-use crate::alerts::webhook::client::{Answer, Client, Letter};
+use crate::alerts::webhook::client::{Client, WebhookRequest, WebhookResponse};
 use crate::db::{Conn, Store};
 use crate::error::{Error, Result};
 use crate::jobs::queue::{Job, LeaseToken};
 use crate::jobs::worker::Done;
-use crate::metering::time::Micros;
+use crate::metering::time::Timestamp;
 
 /// Groups of one rule that are called at once.
 const CALLS_PER_RULE: usize = 8;
@@ -52,7 +52,7 @@ impl Sender {
         loop {
             let is_over = failure.is_some() || started.elapsed() > self.turn;
             let room = if is_over { 0 } else { CALLS_PER_RULE - busy.len() };
-            let mut next_at = Some(Micros::now());
+            let mut next_at = Some(Timestamp::now());
             if room > 0 {
                 let found = self.due_heads(rule_id, &busy, room).await?;
                 next_at = found.next_at;
@@ -65,7 +65,7 @@ impl Sender {
                 return match (failure, next_at) {
                     (Some(error), _) => Err(error),
                     (None, None) => Ok(Done::Finished),
-                    (None, Some(at)) => Ok(Done::AgainAt(at)),
+                    (None, Some(at)) => Ok(Done::Reschedule(at)),
                 };
             }
             tokio::select! {
@@ -81,7 +81,7 @@ impl Sender {
 
     async fn due_heads(&self, rule_id: i64, busy: &BTreeSet<i64>, room: usize) -> Result<deliveries::Due> {
         let busy = busy.clone();
-        let look = move |conn: &mut Conn| deliveries::due_heads(conn, rule_id, &busy, Micros::now(), room);
+        let look = move |conn: &mut Conn| deliveries::due_heads(conn, rule_id, &busy, Timestamp::now(), room);
         self.store.read("deliveries::due_heads", look).await
     }
 
@@ -96,7 +96,7 @@ impl Sender {
         let Ok(_call) = self.calls.acquire().await else {
             return (id, Err(Error::internal("the calls are counted by a semaphore that is closed")));
         };
-        let at = Micros::now();
+        let at = Timestamp::now();
         let (answer, patience) = self.call(&delivery, destination.as_ref(), at).await;
         let outcome = if answer.is_delivered() { "delivered" } else { "failed" };
         metrics::counter!("open_spanner_webhook_deliveries_total", "outcome" => outcome).increment(1);
@@ -108,16 +108,16 @@ impl Sender {
         &self,
         delivery: &Delivery,
         destination: Option<&Destination>,
-        at: Micros,
-    ) -> (Answer, Patience) {
+        at: Timestamp,
+    ) -> (WebhookResponse, Patience) {
         let to = match destination {
-            None => return (Answer::unsent("the destination was deleted"), Patience::GiveUp),
+            None => return (WebhookResponse::unsent("the destination was deleted"), Patience::GiveUp),
             Some(to) if !to.enabled => {
-                return (Answer::unsent("the destination is disabled"), Patience::Retry);
+                return (WebhookResponse::unsent("the destination is disabled"), Patience::Retry);
             }
             Some(to) => to,
         };
-        let letter = Letter {
+        let letter = WebhookRequest {
             url: to.webhook_url.clone(),
             id: delivery.event_id.clone(),
             secret: to.secret.clone(),
@@ -133,7 +133,7 @@ impl Sender {
         &self,
         (job, token): (Job, LeaseToken),
         delivery: Delivery,
-        (answer, patience, at): (Answer, Patience, Micros),
+        (answer, patience, at): (WebhookResponse, Patience, Timestamp),
         gone: Option<i64>,
     ) -> Result<()> {
         let record =
@@ -143,7 +143,7 @@ impl Sender {
         }
         if let Some(id) = gone {
             log::warn!(destination = id; "the receiver is gone: destination disabled");
-            let disable = move |conn: &mut Conn| destinations::disable(conn, id, Micros::now());
+            let disable = move |conn: &mut Conn| destinations::disable(conn, id, Timestamp::now());
             self.store.write("destinations::disable", disable).await?;
         }
         Ok(())

@@ -9,15 +9,15 @@ use std::sync::Arc;
 use crate::alerts::sql::events::{self, Event};
 use crate::alerts::sql::rules::{self, Filter, Rule, rules};
 use crate::alerts::sql::{deliveries, states};
-use crate::alerts::state::{self, Seen, State, Step};
-use crate::db::{Conn, Fault, Store};
+use crate::alerts::state::{self, Observation, State, Step};
+use crate::db::{Conn, DbError, Store};
 use crate::error::{Error, Result};
 use crate::jobs::queue;
 use crate::metering::meter::Meter;
-use crate::metering::time::{Micros, SECOND, Window};
+use crate::metering::time::{SECOND, Timestamp, Window};
 use crate::meters;
 use crate::usage::aggregate;
-use crate::usage::query::{Cells, GROUPS_MAX, GroupField, Query};
+use crate::usage::query::{GROUPS_MAX, GroupField, GroupedAggregates, Query};
 
 /// Rules evaluated in one transaction; rules of one batch that watch the same numbers share one look at them.
 const BATCH: i64 = 500;
@@ -26,10 +26,10 @@ const TRIES: usize = 5;
 
 /// A rule, how it stood, and what the numbers say now.
 #[derive(Clone, Debug)]
-struct Look {
+struct RuleSnapshot {
     rule: Rule,
     before: Vec<State>,
-    seen: Seen,
+    seen: Observation,
 }
 
 /// What evaluating some rules came to.
@@ -72,7 +72,7 @@ pub async fn evaluate(store: &Store, workspace_id: Option<i64>, filter: Filter) 
 async fn evaluate_batch(store: &Store, mut ids: Vec<i64>, total: &mut Outcome) -> Result<()> {
     for _ in 0..TRIES {
         let wanted = ids.clone();
-        let now = Micros::now();
+        let now = Timestamp::now();
         let looks = store.read("alerts::look", move |conn| look(conn, &wanted, now)).await?;
         let looks = Arc::new(looks);
         let (settled, missed) = store.write("alerts::settle", move |conn| settle(conn, &looks, now)).await?;
@@ -91,18 +91,18 @@ async fn evaluate_batch(store: &Store, mut ids: Vec<i64>, total: &mut Outcome) -
 }
 
 /// Reads rules, then their states, then the numbers: what changes in between is noticed by the rule's revision.
-fn look(conn: &mut Conn, ids: &[i64], now: Micros) -> Result<Vec<Look>, Fault> {
+fn look(conn: &mut Conn, ids: &[i64], now: Timestamp) -> Result<Vec<RuleSnapshot>, DbError> {
     let rules = rules::rules_by_id(conn, ids)?;
     let mut before = states::of_rules(conn, ids)?;
     let mut meters_met: HashMap<i64, Arc<Meter>> = HashMap::new();
     // rules that watch the same numbers look once
-    let mut known: BTreeMap<(i64, String), Seen> = BTreeMap::new();
+    let mut known: BTreeMap<(i64, String), Observation> = BTreeMap::new();
     let mut looks = Vec::with_capacity(rules.len());
     for rule in rules {
         let meter = match meters_met.get(&rule.meter_id) {
             Some(meter) => meter.clone(),
             None => {
-                let Some(meter) = meters::sql::by_key(conn, rule.meter_id)? else { continue };
+                let Some(meter) = meters::sql::find_by_id(conn, rule.meter_id)? else { continue };
                 meters_met.entry(rule.meter_id).or_insert(Arc::new(meter)).clone()
             }
         };
@@ -111,17 +111,17 @@ fn look(conn: &mut Conn, ids: &[i64], now: Micros) -> Result<Vec<Look>, Fault> {
             Some(seen) => seen.clone(),
             None => known.entry(scope).or_insert(see(conn, &rule, meter, now)?).clone(),
         };
-        looks.push(Look { before: before.remove(&rule.id).unwrap_or_default(), rule, seen });
+        looks.push(RuleSnapshot { before: before.remove(&rule.id).unwrap_or_default(), rule, seen });
     }
     Ok(looks)
 }
 
-fn see(conn: &mut Conn, rule: &Rule, meter: Arc<Meter>, now: Micros) -> Result<Seen, Fault> {
+fn see(conn: &mut Conn, rule: &Rule, meter: Arc<Meter>, now: Timestamp) -> Result<Observation, DbError> {
     let terms = &rule.terms;
     let length = terms.window_seconds * SECOND;
     let filter = match terms.filter() {
         Ok(filter) => filter,
-        Err(error) => return Ok(Seen::Failed(error.message)),
+        Err(error) => return Ok(Observation::Failed(error.message)),
     };
     let query = Query {
         meter: meter.clone(),
@@ -130,22 +130,22 @@ fn see(conn: &mut Conn, rule: &Rule, meter: Arc<Meter>, now: Micros) -> Result<S
         group_by: terms.group_by.iter().map(|field| group_field(field)).collect(),
         filter,
         bucket_size: None,
-        only_valued: terms.group_by.is_some(),
+        skip_missing: terms.group_by.is_some(),
     };
-    let cells: Cells = match aggregate::cells(conn, &query, GROUPS_MAX + 1) {
+    let cells: GroupedAggregates = match aggregate::cells(conn, &query, GROUPS_MAX + 1) {
         Ok(cells) => cells,
         Err(fault) if fault.will_pass() => return Err(fault),
-        Err(fault) => return Ok(Seen::Failed(fault.into_error("alerts::see").message)),
+        Err(fault) => return Ok(Observation::Failed(fault.into_error("alerts::see").message)),
     };
     if let Err(error) = cells.check_size() {
-        return Ok(Seen::Failed(error.message));
+        return Ok(Observation::Failed(error.message));
     }
     let mut values = cells.into_groups().map(|(group, part)| {
         (group.into_iter().next().unwrap_or_default(), part.value(meter.aggregation, length))
     });
     Ok(match terms.group_by {
-        Some(_) => Seen::Groups(values.collect()),
-        None => Seen::Total(values.next().map(|(_, value)| value)),
+        Some(_) => Observation::Groups(values.collect()),
+        None => Observation::Total(values.next().map(|(_, value)| value)),
     })
 }
 
@@ -157,7 +157,11 @@ fn group_field(field: &str) -> GroupField {
 }
 
 /// Writes states, events and deliveries of the rules that are still as they were; returns the others.
-fn settle(conn: &mut Conn, looks: &[Look], now: Micros) -> Result<(Vec<Evaluated>, Vec<i64>), Fault> {
+fn settle(
+    conn: &mut Conn,
+    looks: &[RuleSnapshot],
+    now: Timestamp,
+) -> Result<(Vec<Evaluated>, Vec<i64>), DbError> {
     let ids: Vec<i64> = looks.iter().map(|look| look.rule.id).collect();
     let revisions = states::lock_revisions(conn, &ids)?;
     let (mut settled, mut missed) = (Vec::new(), Vec::new());
@@ -199,7 +203,7 @@ fn settle(conn: &mut Conn, looks: &[Look], now: Micros) -> Result<(Vec<Evaluated
 }
 
 /// What evaluating a disabled rule by hand answers, and leaves behind when nothing else is known of it.
-pub fn evaluate_disabled(conn: &mut Conn, rule: &Rule, now: Micros) -> Result<Vec<State>, Fault> {
+pub fn evaluate_disabled(conn: &mut Conn, rule: &Rule, now: Timestamp) -> Result<Vec<State>, DbError> {
     rules::lock_row(conn, "alert_rules", rule.id)?;
     let before = states::of_rules(conn, &[rule.id])?.remove(&rule.id).unwrap_or_default();
     if !before.is_empty() {

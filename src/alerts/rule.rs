@@ -99,7 +99,7 @@ pub struct RuleInput {
 
 /// What a rule watches and when it fires; meter and destination are named elsewhere.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Terms {
+pub struct RuleSpec {
     pub name: String,
     pub enabled: bool,
     pub subject: Option<String>,
@@ -113,10 +113,10 @@ pub struct Terms {
     pub group_by: Option<String>,
 }
 
-impl Terms {
+impl RuleSpec {
     /// A new rule; what is absent gets its default.
-    pub fn new(input: &RuleInput) -> Result<Terms> {
-        let blank = Terms {
+    pub fn new(input: &RuleInput) -> Result<RuleSpec> {
+        let blank = RuleSpec {
             name: String::new(),
             enabled: true,
             subject: None,
@@ -128,12 +128,12 @@ impl Terms {
             group_by: None,
         };
         let name = parse_label(input.name.as_deref().unwrap_or_default())?;
-        Ok(Terms { name, ..blank.changed(input)? })
+        Ok(RuleSpec { name, ..blank.changed(input)? })
     }
 
     /// A partial change: what is absent stays; empty texts and times that are not positive mean unchanged, except
     /// where empty can only mean none.
-    pub fn changed(&self, input: &RuleInput) -> Result<Terms> {
+    pub fn changed(&self, input: &RuleInput) -> Result<RuleSpec> {
         let mut terms = self.clone();
         if let Some(name) = input.name.as_deref().filter(|name| !name.is_empty()) {
             terms.name = parse_label(name)?;

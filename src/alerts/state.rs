@@ -7,9 +7,9 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::alerts::rule::Terms;
+use crate::alerts::rule::RuleSpec;
 use crate::metering::quantity::Quantity;
-use crate::metering::time::Micros;
+use crate::metering::time::Timestamp;
 
 /// States kept per rule. Groups that fire are kept before all others, so that none is cut off while it does.
 pub const GROUPS_MAX: usize = 1_000;
@@ -55,7 +55,7 @@ pub struct State {
     pub value: Quantity,
     pub message: String,
     /// When any of the above changed last.
-    pub updated_at: Micros,
+    pub updated_at: Timestamp,
 }
 
 impl State {
@@ -90,14 +90,14 @@ impl Kind {
 
 /// Something that happened, with the state it led to.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Crossing {
+pub struct Transition {
     pub kind: Kind,
     pub state: State,
 }
 
 /// What an evaluation found in the window.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Seen {
+pub enum Observation {
     /// The value over all events; `None` without events.
     Total(Option<Quantity>),
     /// The value of each group that has events.
@@ -110,12 +110,12 @@ pub enum Seen {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Step {
     pub states: Vec<State>,
-    pub crossings: Vec<Crossing>,
+    pub crossings: Vec<Transition>,
 }
 
 impl Step {
     fn cross(&mut self, kind: Kind, state: &State) {
-        self.crossings.push(Crossing { kind, state: state.clone() });
+        self.crossings.push(Transition { kind, state: state.clone() });
     }
 
     /// Adds a state and what it means against the one before.
@@ -134,15 +134,15 @@ impl Step {
 }
 
 /// Moves the states of an enabled rule on.
-pub fn step(terms: &Terms, before: &[State], seen: Seen, now: Micros) -> Step {
+pub fn step(terms: &RuleSpec, before: &[State], seen: Observation, now: Timestamp) -> Step {
     match (&terms.group_by, seen) {
-        (_, Seen::Failed(reason)) => fail(before, &reason, now),
-        (Some(key), Seen::Groups(groups)) => step_groups(terms, key, before, groups, now),
-        (_, Seen::Groups(groups)) => {
+        (_, Observation::Failed(reason)) => fail(before, &reason, now),
+        (Some(key), Observation::Groups(groups)) => step_groups(terms, key, before, groups, now),
+        (_, Observation::Groups(groups)) => {
             let total = groups.into_iter().next().map(|(_, value)| value);
             step_total(terms, before, total, now)
         }
-        (_, Seen::Total(total)) => step_total(terms, before, total, now),
+        (_, Observation::Total(total)) => step_total(terms, before, total, now),
     }
 }
 
@@ -151,7 +151,7 @@ fn ungrouped(before: &[State]) -> Option<&State> {
 }
 
 /// Remembers what was firing, so that the next success neither triggers again nor forgets to resolve.
-fn fail(before: &[State], reason: &str, now: Micros) -> Step {
+fn fail(before: &[State], reason: &str, now: Timestamp) -> Step {
     let mut step = Step::default();
     step.states.extend(before.iter().filter(|state| state.group.is_some()).cloned());
     let state = State {
@@ -167,7 +167,7 @@ fn fail(before: &[State], reason: &str, now: Micros) -> Step {
     step
 }
 
-fn step_total(terms: &Terms, before: &[State], total: Option<Quantity>, now: Micros) -> Step {
+fn step_total(terms: &RuleSpec, before: &[State], total: Option<Quantity>, now: Timestamp) -> Step {
     let mut step = Step::default();
     step.enter(ungrouped(before), judge(terms, None, total, now));
     // groups of an earlier shape of the rule: normally closed by the change itself
@@ -178,11 +178,11 @@ fn step_total(terms: &Terms, before: &[State], total: Option<Quantity>, now: Mic
 }
 
 fn step_groups(
-    terms: &Terms,
+    terms: &RuleSpec,
     key: &str,
     before: &[State],
     groups: Vec<(String, Quantity)>,
-    now: Micros,
+    now: Timestamp,
 ) -> Step {
     let group_of = |value: &str| Some(Group { key: key.to_owned(), value: value.to_owned() });
     let known: BTreeMap<&str, &State> = before
@@ -226,7 +226,7 @@ fn step_groups(
 }
 
 /// The state that a value means.
-fn judge(terms: &Terms, group: Option<Group>, value: Option<Quantity>, now: Micros) -> State {
+fn judge(terms: &RuleSpec, group: Option<Group>, value: Option<Quantity>, now: Timestamp) -> State {
     let (status, value, message) = match value {
         None => (Status::NoData, Quantity::zero(), "no usage in the window".to_owned()),
         Some(value) => {
@@ -243,8 +243,8 @@ fn judge(terms: &Terms, group: Option<Group>, value: Option<Quantity>, now: Micr
 }
 
 /// What receivers are told when a rule stops looking at what it looked at: it was disabled, deleted or grouped anew.
-pub fn close(before: &[State], reason: &str, now: Micros) -> Vec<Crossing> {
-    let resolved = |state: &State| Crossing {
+pub fn close(before: &[State], reason: &str, now: Timestamp) -> Vec<Transition> {
+    let resolved = |state: &State| Transition {
         kind: Kind::Resolved,
         state: State {
             status: Status::Ok,
@@ -258,7 +258,7 @@ pub fn close(before: &[State], reason: &str, now: Micros) -> Vec<Crossing> {
 }
 
 /// The state of a rule that nobody evaluates.
-pub fn disabled_state(now: Micros) -> State {
+pub fn disabled_state(now: Timestamp) -> State {
     State {
         group: None,
         status: Status::Ok,
@@ -270,7 +270,7 @@ pub fn disabled_state(now: Micros) -> State {
 }
 
 /// The most severe first, of several the latest.
-fn rank(state: &State) -> (Status, std::cmp::Reverse<Micros>) {
+fn rank(state: &State) -> (Status, std::cmp::Reverse<Timestamp>) {
     (state.status, std::cmp::Reverse(state.updated_at))
 }
 

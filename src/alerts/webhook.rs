@@ -13,12 +13,12 @@ use ring::hmac;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::alerts::rule::Terms;
-use crate::alerts::state::{Crossing, State};
+use crate::alerts::rule::RuleSpec;
+use crate::alerts::state::{State, Transition};
 use crate::error::{Error, Result};
 use crate::metering::json::escape_html;
 use crate::metering::quantity::Quantity;
-use crate::metering::time::Micros;
+use crate::metering::time::Timestamp;
 
 pub const SECRET_PREFIX: &str = "osp_whsec_";
 /// How long a replaced secret still signs beside the new one.
@@ -50,7 +50,7 @@ pub fn pause_after(attempts: i32, retry_after: Option<Duration>, jitter: f64) ->
 }
 
 /// Seconds or an HTTP date, as the time still to wait.
-pub fn parse_retry_after(text: &str, now: Micros) -> Option<Duration> {
+pub fn parse_retry_after(text: &str, now: Timestamp) -> Option<Duration> {
     let text = text.trim();
     if let Ok(seconds) = text.parse::<u64>() {
         return Some(Duration::from_secs(seconds.min(RETRY_AFTER_MAX.as_secs())));
@@ -117,7 +117,7 @@ pub struct RulePart<'a> {
 }
 
 impl<'a> RulePart<'a> {
-    pub fn new(id: &'a str, meter: &'a str, terms: &'a Terms, destination: (&'a str, &'a str)) -> Self {
+    pub fn new(id: &'a str, meter: &'a str, terms: &'a RuleSpec, destination: (&'a str, &'a str)) -> Self {
         RulePart {
             id,
             name: &terms.name,
@@ -146,7 +146,7 @@ struct EventPart<'a> {
     kind: &'a str,
     value: &'a Quantity,
     message: &'a str,
-    created_at: Micros,
+    created_at: Timestamp,
 }
 
 #[derive(Serialize)]
@@ -156,8 +156,8 @@ struct StatePart<'a> {
     group: GroupPart<'a>,
     value: &'a Quantity,
     message: &'a str,
-    evaluated_at: Micros,
-    updated_at: Micros,
+    evaluated_at: Timestamp,
+    updated_at: Timestamp,
 }
 
 #[derive(Serialize)]
@@ -190,7 +190,7 @@ fn text(payload: &Payload) -> Result<String> {
 }
 
 /// The body for a crossing, finished: what is sent later, and again, is this text.
-pub fn payload(event_id: &str, rule: &RulePart, crossing: &Crossing, now: Micros) -> Result<String> {
+pub fn payload(event_id: &str, rule: &RulePart, crossing: &Transition, now: Timestamp) -> Result<String> {
     let state = &crossing.state;
     text(&Payload {
         event: EventPart {
@@ -215,9 +215,11 @@ pub fn payload(event_id: &str, rule: &RulePart, crossing: &Crossing, now: Micros
 }
 
 /// A body of the usual shape that says it is only a test.
-pub fn test_payload(event_id: &str, destination: (&str, &str), now: Micros) -> Result<String> {
-    let terms =
-        Terms::new(&crate::alerts::rule::RuleInput { name: Some("Test".to_owned()), ..Default::default() })?;
+pub fn test_payload(event_id: &str, destination: (&str, &str), now: Timestamp) -> Result<String> {
+    let terms = RuleSpec::new(&crate::alerts::rule::RuleInput {
+        name: Some("Test".to_owned()),
+        ..Default::default()
+    })?;
     let (value, message) = (Quantity::zero(), "this is a test delivery");
     let group = || GroupPart { group_key: "", group_value: "" };
     text(&Payload {
@@ -294,7 +296,7 @@ mod tests {
         assert_eq!(after(1), Some(5), "never sooner than the schedule");
         assert_eq!(after(120), Some(120));
         assert_eq!(after(10_000_000), Some(86_400));
-        let now = Micros::parse("1994-11-06T08:49:07Z").expect("a time");
+        let now = Timestamp::parse("1994-11-06T08:49:07Z").expect("a time");
         let parse = |text| parse_retry_after(text, now).map(|d| d.as_secs());
         assert_eq!(parse(" 30 "), Some(30));
         assert_eq!(parse("Sun, 06 Nov 1994 08:49:37 GMT"), Some(30));

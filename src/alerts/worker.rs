@@ -17,10 +17,10 @@ use crate::config::Config;
 use crate::db::{Conn, Store};
 use crate::entitlements;
 use crate::error::{Error, Result};
-use crate::jobs::process::{self, Duties};
+use crate::jobs::process::{self, WorkerTasks};
 use crate::jobs::queue::Job;
-use crate::jobs::worker::{Done, Queue, Wake};
-use crate::metering::time::{Micros, SECOND};
+use crate::jobs::worker::{Done, JobNotifier, Queue};
+use crate::metering::time::{SECOND, Timestamp};
 
 /// A dead worker's jobs are free after this, however long the configured lease: it is renewed while work lasts.
 const LEASE_MAX: Duration = Duration::from_secs(30);
@@ -46,13 +46,13 @@ const OVERDUE: i64 = 900 * SECOND;
 #[derive(Clone)]
 struct Context {
     store: Store,
-    wake: Wake,
+    wake: JobNotifier,
     /// Per meter, when the last complete evaluation of all its rules began.
     evaluated: Cache<i64, Arc<Mutex<Option<Instant>>>>,
 }
 
 /// The queues of this worker.
-pub fn queues(store: &Store, config: &Config, client: &Client, wake: &Wake) -> Vec<Queue> {
+pub fn queues(store: &Store, config: &Config, client: &Client, wake: &JobNotifier) -> Vec<Queue> {
     let settings = &config.workers.alert;
     let context = Context { store: store.clone(), wake: wake.clone(), evaluated: Cache::new(100_000) };
     let queue = Queue {
@@ -88,18 +88,18 @@ pub fn queues(store: &Store, config: &Config, client: &Client, wake: &Wake) -> V
 }
 
 /// All that has to be done about alerts, in a process of its own or inside the server.
-pub fn duties(store: &Store, config: &Config, client: &Client, wake: &Wake) -> Duties {
+pub fn duties(store: &Store, config: &Config, client: &Client, wake: &JobNotifier) -> WorkerTasks {
     let alive = keep_alive(store.clone(), config.history.retention, wake.clone());
     let owed = measure_owed(store.clone());
-    Duties { queues: queues(store, config, client, wake), chores: vec![Box::pin(alive), Box::pin(owed)] }
+    WorkerTasks { queues: queues(store, config, client, wake), chores: vec![Box::pin(alive), Box::pin(owed)] }
 }
 
 /// Asks again for work whose jobs died or were lost, and forgets deliveries that are long done.
-async fn keep_alive(store: Store, retention: Duration, wake: Wake) {
+async fn keep_alive(store: Store, retention: Duration, wake: JobNotifier) {
     loop {
         tokio::time::sleep(REVIVE_INTERVAL).await;
         let revive = |conn: &mut Conn| {
-            let now = Micros::now();
+            let now = Timestamp::now();
             let overdue = now.plus(-OVERDUE);
             Ok(rules::revive(conn, overdue, now)? + deliveries::revive(conn, overdue, now)?)
         };
@@ -107,11 +107,11 @@ async fn keep_alive(store: Store, retention: Duration, wake: Wake) {
             Ok(0) => {}
             Ok(count) => {
                 log::warn!(count; "overdue work was asked for again");
-                wake.ring();
+                wake.notify();
             }
             Err(error) => log::warn!(error:% = error; "cannot look for overdue work"),
         }
-        let before = Micros::now().plus(-(retention.as_micros() as i64));
+        let before = Timestamp::now().plus(-(retention.as_micros() as i64));
         if let Err(error) =
             store.write("deliveries::sweep", move |conn| deliveries::sweep(conn, before)).await
         {
@@ -125,7 +125,7 @@ async fn measure_owed(store: Store) {
     loop {
         match store.read("deliveries::owed", |conn| deliveries::owed(conn, None)).await {
             Ok(owed) => {
-                let since = owed.oldest_at.map_or(0, |at| (Micros::now().0 - at).max(0));
+                let since = owed.oldest_at.map_or(0, |at| (Timestamp::now().0 - at).max(0));
                 let counts = [
                     ("pending", owed.pending),
                     ("failing", owed.failing),
@@ -154,16 +154,17 @@ async fn answer(context: Context, job: Job) -> Result<Done> {
 
 /// Evaluates the rules whose time has come, and comes back for the next.
 async fn follow_clock(context: &Context, wanted: &MeterJob) -> Result<Done> {
-    let filter = Filter { meter_id: Some(wanted.meter_id), due_at: Some(Micros::now()), ..Filter::default() };
+    let filter =
+        Filter { meter_id: Some(wanted.meter_id), due_at: Some(Timestamp::now()), ..Filter::default() };
     let outcome = evaluate_rules(context, filter).await?;
     let meter_id = wanted.meter_id;
     let next = context.store.read("alerts::next_time", move |conn| states::next_time(conn, meter_id)).await?;
-    let now = Micros::now();
+    let now = Timestamp::now();
     Ok(match next {
         None => Done::Finished,
-        Some(_) if outcome.conflicts > 0 => Done::AgainAt(now.plus(CONFLICT_PAUSE)),
-        Some(next) if outcome.evaluated.is_empty() => Done::AgainAt(next),
-        Some(next) => Done::AgainAt(next.max(now.plus(TIMED_PAUSE))),
+        Some(_) if outcome.conflicts > 0 => Done::Reschedule(now.plus(CONFLICT_PAUSE)),
+        Some(next) if outcome.evaluated.is_empty() => Done::Reschedule(next),
+        Some(next) => Done::Reschedule(next.max(now.plus(TIMED_PAUSE))),
     })
 }
 
@@ -173,7 +174,7 @@ async fn follow_usage(context: &Context, wanted: &MeterJob, job: &Job) -> Result
     let last = context.evaluated.get_with(wanted.meter_id, Arc::default);
     // a long evaluation of one meter must not take the places of all others
     let Ok(mut last) = tokio::time::timeout(TURN, last.lock()).await else {
-        return Ok(Done::AgainAt(Micros::now().plus(CONFLICT_PAUSE)));
+        return Ok(Done::Reschedule(Timestamp::now().plus(CONFLICT_PAUSE)));
     };
     if last.is_some_and(|began| began >= job.claimed) {
         return Ok(Done::Finished);
@@ -182,7 +183,7 @@ async fn follow_usage(context: &Context, wanted: &MeterJob, job: &Job) -> Result
     let outcome =
         evaluate_rules(context, Filter { meter_id: Some(wanted.meter_id), ..Filter::default() }).await?;
     if outcome.conflicts > 0 {
-        return Ok(Done::AgainAt(Micros::now().plus(CONFLICT_PAUSE)));
+        return Ok(Done::Reschedule(Timestamp::now().plus(CONFLICT_PAUSE)));
     }
     *last = Some(began);
     Ok(Done::Finished)
@@ -191,7 +192,7 @@ async fn follow_usage(context: &Context, wanted: &MeterJob, job: &Job) -> Result
 async fn evaluate_rules(context: &Context, filter: Filter) -> Result<Outcome> {
     let outcome = evaluate(&context.store, None, filter).await?;
     if outcome.enqueued {
-        context.wake.ring();
+        context.wake.notify();
     }
     if outcome.failed > 0 {
         return Err(Error::unavailable(format!("{} rules have no value", outcome.failed)));
@@ -217,6 +218,8 @@ pub async fn run(config: Config) -> Result<()> {
 pub async fn run_idle(config: Config) -> Result<()> {
     let health_addr = config.workers.usage.health_addr.clone();
     log::info!("usage worker started: writes need none, this process only reports its health");
-    process::run(config, health_addr, None, |_, _, _| Ok(Duties { queues: Vec::new(), chores: Vec::new() }))
-        .await
+    process::run(config, health_addr, None, |_, _, _| {
+        Ok(WorkerTasks { queues: Vec::new(), chores: Vec::new() })
+    })
+    .await
 }

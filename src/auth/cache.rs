@@ -10,20 +10,20 @@ use crate::db::row_cache::RowCache;
 use crate::error::Result;
 
 /// How many look-ups wait for each other only if they are for the same credential, nearly always.
-const LANES: usize = 64;
+const STRIPES: usize = 64;
 /// A look-up that takes this long is not waited for: its waiters ask for themselves, rather than queue up behind a
 /// database that does not answer.
 const PATIENCE: Duration = Duration::from_millis(100);
 
-pub(super) struct Memory<V> {
+pub(super) struct CredentialCache<V> {
     known: RowCache<TokenHash, Arc<V>>,
     /// Lets one of many simultaneous requests with the same credential ask the database.
-    lanes: [tokio::sync::Mutex<()>; LANES],
+    lanes: [tokio::sync::Mutex<()>; STRIPES],
 }
 
-impl<V: Send + Sync + 'static> Memory<V> {
+impl<V: Send + Sync + 'static> CredentialCache<V> {
     pub(super) fn new(epochs: &Arc<Epochs>, lifetime: Duration, capacity: u64) -> Self {
-        Memory {
+        CredentialCache {
             known: RowCache::new(epochs, capacity, lifetime),
             lanes: std::array::from_fn(|_| tokio::sync::Mutex::new(())),
         }
@@ -37,7 +37,7 @@ impl<V: Send + Sync + 'static> Memory<V> {
         if let Some(known) = self.known.get(&hash) {
             return Ok(Some(known));
         }
-        let lane = &self.lanes[usize::from(hash[0]) % LANES];
+        let lane = &self.lanes[usize::from(hash[0]) % STRIPES];
         let _turn = tokio::time::timeout(PATIENCE, lane.lock()).await;
         if let Some(known) = self.known.get(&hash) {
             return Ok(Some(known));
@@ -70,7 +70,7 @@ mod tests {
 
     #[tokio::test]
     async fn answers_are_remembered_until_forgotten() {
-        let memory = Memory::new(&Arc::default(), LONG, 10);
+        let memory = CredentialCache::new(&Arc::default(), LONG, 10);
         let read = async |value: i32| {
             memory.get_or_load(HASH, async || Ok(Some(value))).await.expect("ok").map(|v| *v)
         };
@@ -82,14 +82,14 @@ mod tests {
 
     #[tokio::test]
     async fn unknown_credentials_are_not_remembered() {
-        let memory = Memory::new(&Arc::default(), LONG, 10);
+        let memory = CredentialCache::new(&Arc::default(), LONG, 10);
         assert!(memory.get_or_load(HASH, async || Ok(None::<i32>)).await.expect("ok").is_none());
         assert!(memory.get_or_load(HASH, async || Ok(Some(1))).await.expect("ok").is_some());
     }
 
     #[tokio::test]
     async fn what_was_read_before_a_revocation_is_not_remembered_after_it() {
-        let memory = Memory::new(&Arc::default(), LONG, 10);
+        let memory = CredentialCache::new(&Arc::default(), LONG, 10);
         let load = async || {
             memory.forget([HASH.as_slice()]);
             Ok(Some(1))
@@ -100,7 +100,7 @@ mod tests {
 
     #[tokio::test]
     async fn without_a_lifetime_nothing_is_remembered() {
-        let memory = Memory::new(&Arc::default(), Duration::ZERO, 10);
+        let memory = CredentialCache::new(&Arc::default(), Duration::ZERO, 10);
         for value in [1, 2] {
             let read = memory.get_or_load(HASH, async || Ok(Some(value))).await.expect("ok");
             assert_eq!(read.as_deref(), Some(&value));
@@ -109,7 +109,7 @@ mod tests {
 
     #[tokio::test]
     async fn one_of_many_asks() {
-        let memory = Arc::new(Memory::new(&Arc::default(), LONG, 10));
+        let memory = Arc::new(CredentialCache::new(&Arc::default(), LONG, 10));
         let asked = Arc::new(std::sync::atomic::AtomicU32::new(0));
         let tasks = (0..20).map(|_| {
             let (memory, asked) = (memory.clone(), asked.clone());

@@ -15,7 +15,7 @@ use crate::auth::{Auth, Caller};
 use crate::db::changes::Change;
 use crate::error::{Error, Result};
 use crate::metering::meter::NAME_BYTES_MAX;
-use crate::metering::time::{Micros, SECOND};
+use crate::metering::time::{SECOND, Timestamp};
 
 const MAX_NAME_CHARACTERS: usize = 255;
 const MAX_ALLOWED_METERS: usize = 1000;
@@ -26,7 +26,7 @@ const LISTED_EVENTS: i64 = 50;
 
 /// What somebody asks of a new key.
 #[derive(Debug, Default)]
-pub struct Wish {
+pub struct NewKeyRequest {
     pub name: String,
     pub scopes: Vec<String>,
     pub allowed_meters: Vec<String>,
@@ -34,12 +34,12 @@ pub struct Wish {
     pub expires_at: String,
 }
 
-impl Wish {
-    fn terms(&self, now: Micros) -> Result<KeyTerms> {
+impl NewKeyRequest {
+    fn terms(&self, now: Timestamp) -> Result<KeyTerms> {
         let expires_at = match self.expires_at.as_str() {
             "" => None,
             text => Some(
-                Micros::parse(text)
+                Timestamp::parse(text)
                     .ok_or_else(|| Error::parameter("invalid_expires_at", "expires_at must be RFC3339"))?,
             ),
         };
@@ -99,7 +99,7 @@ pub enum Status {
 }
 
 impl Status {
-    pub fn of(key: &ApiKey, now: Micros) -> Status {
+    pub fn of(key: &ApiKey, now: Timestamp) -> Status {
         match (key.revoked_at, key.expires_at) {
             (Some(revoked), _) if revoked <= now.0 => Status::Revoked,
             (_, Some(expires)) if expires <= now.0 => Status::Expired,
@@ -118,8 +118,8 @@ fn new_secret() -> Result<(Token, KeySecret)> {
 
 impl Auth {
     /// The new key and its secret.
-    pub async fn create_key(&self, caller: &Caller, wish: &Wish) -> Result<(ApiKey, Token)> {
-        let (owner, now) = (caller.key_owner(), Micros::now());
+    pub async fn create_key(&self, caller: &Caller, wish: &NewKeyRequest) -> Result<(ApiKey, Token)> {
+        let (owner, now) = (caller.key_owner(), Timestamp::now());
         let terms = wish.terms(now)?;
         let (token, secret) = new_secret()?;
         let work = move |conn: &mut _| keys::create(conn, owner, &terms, &secret, now);
@@ -134,7 +134,7 @@ impl Auth {
 
     /// Ends a key at once. Ending one that has ended already is fine; 404 for a key the caller does not have.
     pub async fn revoke_key(&self, caller: &Caller, id: &str) -> Result<()> {
-        let (owner, id, now) = (caller.key_owner(), key_id(id)?, Micros::now());
+        let (owner, id, now) = (caller.key_owner(), key_id(id)?, Timestamp::now());
         let hash =
             self.0.store.write("keys::revoke", move |conn| keys::revoke(conn, owner, &id, now)).await?;
         self.0.keys.forget([hash.as_slice()]);
@@ -148,7 +148,7 @@ impl Auth {
             let rule = format_args!("grace_period_seconds must be between 0 and {MAX_GRACE_SECONDS}");
             return Err(Error::invalid(rule));
         }
-        let (owner, id, now) = (caller.key_owner(), key_id(id)?, Micros::now());
+        let (owner, id, now) = (caller.key_owner(), key_id(id)?, Timestamp::now());
         let until = now.plus(grace_seconds * SECOND);
         let (token, secret) = new_secret()?;
         let work = move |conn: &mut _| keys::rotate(conn, owner, &id, &secret, until, now);
@@ -167,10 +167,10 @@ impl Auth {
     /// Writes down when keys were last used. To be called every few seconds, and with [`Flush::All`] at shutdown.
     /// What could not be written is tried again next time.
     pub async fn flush_last_used(&self, flush: Flush) -> Result<()> {
-        let now = Micros::now();
+        let now = Timestamp::now();
         let due = self.0.last_used.due(flush, now);
         for batch in due.chunks(FLUSH_BATCH) {
-            let uses: Vec<(i64, Micros)> = batch.iter().map(|(one, at)| (one.key_id, *at)).collect();
+            let uses: Vec<(i64, Timestamp)> = batch.iter().map(|(one, at)| (one.key_id, *at)).collect();
             self.0.store.write("keys::note_use", move |conn| keys::note_use(conn, &uses)).await?;
             for (one, at) in batch {
                 one.written.store(at.0, Ordering::Relaxed);
@@ -215,7 +215,7 @@ pub(super) struct Use {
 }
 
 impl Use {
-    pub(super) fn note(&self, now: Micros) {
+    pub(super) fn note(&self, now: Timestamp) {
         if now.0 - self.at.load(Ordering::Relaxed) >= RESOLUTION {
             self.at.store(now.0, Ordering::Relaxed);
         }
@@ -228,7 +228,7 @@ impl Use {
 
 impl LastUsed {
     /// The note of a key just read from the database, which knows `written`.
-    pub(super) fn of(&self, key_id: i64, written: Option<Micros>) -> Arc<Use> {
+    pub(super) fn of(&self, key_id: i64, written: Option<Timestamp>) -> Arc<Use> {
         let mut uses = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let fresh = || {
             let written = written.map_or(0, |at| at.0);
@@ -238,7 +238,7 @@ impl LastUsed {
     }
 
     /// What is to be written, by key so that two servers lock rows in one order; forgets keys that nobody holds.
-    fn due(&self, flush: Flush, now: Micros) -> Vec<(Arc<Use>, Micros)> {
+    fn due(&self, flush: Flush, now: Timestamp) -> Vec<(Arc<Use>, Timestamp)> {
         let mut uses = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         uses.retain(|_, one| !one.is_written() || Arc::strong_count(one) > 1);
         let is_due =
@@ -246,7 +246,7 @@ impl LastUsed {
         let mut due: Vec<_> = uses
             .values()
             .filter(|one| !one.is_written() && is_due(one))
-            .map(|one| (one.clone(), Micros(one.at.load(Ordering::Relaxed))))
+            .map(|one| (one.clone(), Timestamp(one.at.load(Ordering::Relaxed))))
             .collect();
         due.sort_by_key(|(one, _)| one.key_id);
         due
@@ -258,7 +258,7 @@ mod tests {
     use super::*;
     use crate::error::Code;
 
-    const NOW: Micros = Micros(1_800_000_000 * SECOND);
+    const NOW: Timestamp = Timestamp(1_800_000_000 * SECOND);
 
     fn key(expires: Option<i64>, revoked: Option<i64>) -> ApiKey {
         ApiKey {
@@ -290,8 +290,8 @@ mod tests {
         }
     }
 
-    fn wish(change: impl FnOnce(&mut Wish)) -> Result<KeyTerms> {
-        let mut wish = Wish { name: " backend ".into(), ..Wish::default() };
+    fn wish(change: impl FnOnce(&mut NewKeyRequest)) -> Result<KeyTerms> {
+        let mut wish = NewKeyRequest { name: " backend ".into(), ..NewKeyRequest::default() };
         change(&mut wish);
         wish.terms(NOW)
     }
@@ -307,14 +307,14 @@ mod tests {
         assert_eq!(terms.scopes.0.len(), 5);
         assert_eq!(terms.allowed_meters.0, ["a", "ghost", "*"]);
         assert_eq!(
-            terms.expires_at.map(|at| Micros(at).to_string()).as_deref(),
+            terms.expires_at.map(|at| Timestamp(at).to_string()).as_deref(),
             Some("2098-12-31T22:00:00Z")
         );
     }
 
     #[test]
     fn bad_wishes_are_refused() {
-        let code = |change: &dyn Fn(&mut Wish)| wish(|wish| change(wish)).expect_err("refused").code;
+        let code = |change: &dyn Fn(&mut NewKeyRequest)| wish(|wish| change(wish)).expect_err("refused").code;
         assert_eq!(code(&|wish| wish.name = " ".into()), Code::InvalidInput);
         assert_eq!(code(&|wish| wish.name = "x".repeat(256)), Code::InvalidInput);
         assert_eq!(code(&|wish| wish.name = "a\0b".into()), Code::InvalidInput);
@@ -328,7 +328,7 @@ mod tests {
     #[test]
     fn use_is_written_at_once_and_then_once_a_minute() {
         let uses = LastUsed::default();
-        let written = |flush, now: Micros| {
+        let written = |flush, now: Timestamp| {
             let due = uses.due(flush, now);
             for (one, at) in &due {
                 one.written.store(at.0, Ordering::Relaxed);

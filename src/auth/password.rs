@@ -16,7 +16,7 @@ pub const MAX_BYTES: usize = 1024;
 /// OWASP's first choice of 2023: 19 MiB, two passes, one lane; about 20 ms.
 const MEMORY_KIB: u32 = 19_456;
 const PASSES: u32 = 2;
-const LANES: u32 = 1;
+const STRIPES: u32 = 1;
 
 /// What an unknown user is checked against, so that the time taken tells nothing. No password fits it.
 const DUMMY: &str =
@@ -115,7 +115,7 @@ impl Turn {
 }
 
 fn argon2() -> Result<Argon2<'static>> {
-    let params = Params::new(MEMORY_KIB, PASSES, LANES, None).map_err(Error::internal)?;
+    let params = Params::new(MEMORY_KIB, PASSES, STRIPES, None).map_err(Error::internal)?;
     Ok(Argon2::new(Algorithm::Argon2id, Version::V0x13, params))
 }
 

@@ -12,9 +12,9 @@ use crate::auth::token::{self, ACCESS_PREFIX, REFRESH_PREFIX, Token};
 use crate::auth::{Auth, User, password};
 use crate::config::SecureCookies;
 use crate::db::changes::Change;
-use crate::db::{Conn, Fault};
+use crate::db::{Conn, DbError};
 use crate::error::{Code, Error, Result};
-use crate::metering::time::{DAY, Micros, SECOND};
+use crate::metering::time::{DAY, SECOND, Timestamp};
 
 pub const ACCESS_COOKIE: &str = "open_spanner_access";
 pub const REFRESH_COOKIE: &str = "open_spanner_refresh";
@@ -36,9 +36,9 @@ const SWEEP_BATCH: usize = 1000;
 pub struct SignedIn {
     pub user: User,
     pub access: Token,
-    pub access_expires_at: Micros,
+    pub access_expires_at: Timestamp,
     pub refresh: Token,
-    pub refresh_expires_at: Micros,
+    pub refresh_expires_at: Timestamp,
 }
 
 impl SignedIn {
@@ -52,20 +52,20 @@ impl SignedIn {
 }
 
 /// Tokens on their way out, before it is known to whom.
-struct Fresh {
+struct NewTokenPair {
     access: Token,
     refresh: Token,
     pair: Pair,
 }
 
-impl Fresh {
-    fn new(now: Micros) -> Result<Fresh> {
+impl NewTokenPair {
+    fn new(now: Timestamp) -> Result<NewTokenPair> {
         let (access, refresh) = (Token::new(ACCESS_PREFIX)?, Token::new(REFRESH_PREFIX)?);
         let pair = Pair {
             access: (access.hash(), now.plus(ACCESS_LIFETIME)),
             refresh: (refresh.hash(), now.plus(REFRESH_LIFETIME)),
         };
-        Ok(Fresh { access, refresh, pair })
+        Ok(NewTokenPair { access, refresh, pair })
     }
 
     fn given_to(self, user: User) -> SignedIn {
@@ -115,7 +115,7 @@ impl Auth {
         self.check_registration()?;
         let email = normal_email(email)?;
         password::check(&password)?;
-        let now = Micros::now();
+        let now = Timestamp::now();
         self.0.throttle.register(address, now)?;
         let password_hash = self.0.passwords.turn().await?.hash(password).await?;
         let work = move |conn: &mut Conn| users::register(conn, &email, &password_hash, now);
@@ -127,9 +127,9 @@ impl Auth {
     pub async fn sign_in(&self, email: &str, password: String, address: IpAddr) -> Result<SignedIn> {
         let throttle = &self.0.throttle;
         let email = normal_email(email).unwrap_or_default();
-        throttle.check_login(&email, address, Micros::now())?;
+        throttle.check_login(&email, address, Timestamp::now())?;
         if email.is_empty() || password.is_empty() || password.len() > password::MAX_BYTES {
-            throttle.login_failed(None, address, Micros::now());
+            throttle.login_failed(None, address, Timestamp::now());
             return Err(Error::unauthorized());
         }
         let wanted = email.clone();
@@ -145,9 +145,9 @@ impl Auth {
         };
         let turn = self.0.passwords.turn().await?;
         // once more: while this one waited, others for the same account may have failed
-        throttle.check_login(&email, address, Micros::now())?;
+        throttle.check_login(&email, address, Timestamp::now())?;
         if !turn.verify(password, stored).await? {
-            throttle.login_failed(Some(&email), address, Micros::now());
+            throttle.login_failed(Some(&email), address, Timestamp::now());
             return Err(Error::unauthorized());
         }
         throttle.login_succeeded(&email);
@@ -156,8 +156,8 @@ impl Auth {
 
     /// A session in the user's home workspace, for a user whose identity is proven.
     pub async fn open_session(&self, user_id: i64) -> Result<SignedIn> {
-        let now = Micros::now();
-        let (fresh, form_key) = (Fresh::new(now)?, token::random::<FORM_KEY_BYTES>()?);
+        let now = Timestamp::now();
+        let (fresh, form_key) = (NewTokenPair::new(now)?, token::random::<FORM_KEY_BYTES>()?);
         let pair = fresh.pair;
         let work = move |conn: &mut Conn| {
             let workspace_id = users::home(conn, user_id, now)?;
@@ -175,8 +175,8 @@ impl Auth {
         if !refresh_token.starts_with(REFRESH_PREFIX) {
             return Err(Error::unauthorized());
         }
-        let (now, hash) = (Micros::now(), token::hash(refresh_token));
-        let fresh = Fresh::new(now)?;
+        let (now, hash) = (Timestamp::now(), token::hash(refresh_token));
+        let fresh = NewTokenPair::new(now)?;
         let pair = fresh.pair;
         let work = move |conn: &mut Conn| {
             let until = now.plus(REFRESH_GRACE);
@@ -205,7 +205,7 @@ impl Auth {
     pub async fn sweep(&self) -> Result<usize> {
         let mut swept = 0;
         loop {
-            let now = Micros::now();
+            let now = Timestamp::now();
             let work = move |conn: &mut Conn| sessions::sweep(conn, now, SWEEP_BATCH as i64);
             let count = self.0.store.write("sessions::sweep", work).await?;
             swept += count;
@@ -217,11 +217,11 @@ impl Auth {
 }
 
 /// 401 when the user left the workspace of the session.
-fn member(conn: &mut Conn, login: &Login) -> Result<users::Member, Fault> {
+fn member(conn: &mut Conn, login: &Login) -> Result<users::Member, DbError> {
     users::member(conn, login.user_id, login.workspace_id)?.ok_or_else(unauthorized)
 }
 
-fn unauthorized() -> Fault {
+fn unauthorized() -> DbError {
     Error::unauthorized().into()
 }
 
@@ -248,7 +248,7 @@ pub fn cookie<'a>(header: &'a str, name: &str) -> Option<&'a str> {
         .filter(|value| !value.is_empty())
 }
 
-fn set_cookie(name: &str, value: &str, expires_at: Micros, secure: bool) -> String {
+fn set_cookie(name: &str, value: &str, expires_at: Timestamp, secure: bool) -> String {
     let secure = if secure { "; Secure" } else { "" };
     format!("{name}={value}; Path=/; Expires={}; HttpOnly{secure}; SameSite=Lax", http_date(expires_at))
 }
@@ -259,13 +259,13 @@ pub fn clearing_cookies(secure: bool) -> [String; 2] {
     [ACCESS_COOKIE, REFRESH_COOKIE].map(|name| {
         format!(
             "{name}=; Path=/; Expires={}; Max-Age=0; HttpOnly{secure}; SameSite=Lax",
-            http_date(Micros(0))
+            http_date(Timestamp(0))
         )
     })
 }
 
 /// `Thu, 01 Jan 1970 00:00:00 GMT`.
-fn http_date(at: Micros) -> String {
+fn http_date(at: Timestamp) -> String {
     let at = jiff::Timestamp::from_microsecond(at.0).unwrap_or(jiff::Timestamp::UNIX_EPOCH);
     at.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string()
 }
@@ -308,7 +308,7 @@ mod tests {
 
     #[test]
     fn cookies_are_written_as_browsers_expect() {
-        let at = Micros::parse("2026-06-01T12:00:00.9Z").expect("time");
+        let at = Timestamp::parse("2026-06-01T12:00:00.9Z").expect("time");
         assert_eq!(
             set_cookie(ACCESS_COOKIE, "osp_at_x", at, false),
             "open_spanner_access=osp_at_x; Path=/; Expires=Mon, 01 Jun 2026 12:00:00 GMT; HttpOnly; SameSite=Lax"

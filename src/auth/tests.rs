@@ -8,11 +8,11 @@ use diesel::prelude::*;
 use tempfile::TempDir;
 
 use super::*;
-use crate::auth::key::{Flush, Wish};
+use crate::auth::key::{Flush, NewKeyRequest};
 use crate::auth::session::SignedIn;
 use crate::config::{Db, Driver, Synchronous};
 use crate::db::schema::{api_keys, memberships, sessions as session_rows, workspaces};
-use crate::db::{Fault, migrations};
+use crate::db::{DbError, migrations};
 use crate::error::Code;
 use crate::metering::time::{DAY, SECOND};
 
@@ -33,7 +33,7 @@ fn member(role: Role) -> Member {
 }
 
 pub(super) fn caller_with_session(role: Role) -> Caller {
-    Caller::new(member(role), Credential::Session { expires_at: Micros(i64::MAX), form_key: Vec::new() })
+    Caller::new(member(role), Credential::Session { expires_at: Timestamp(i64::MAX), form_key: Vec::new() })
 }
 
 pub(super) fn caller_with_key(role: Role, scopes: &[&str], allowed_meters: &[&str]) -> Caller {
@@ -50,8 +50,9 @@ pub(super) fn caller_with_key(role: Role, scopes: &[&str], allowed_meters: &[&st
 
 #[test]
 fn allow_lists_confine_keys_to_named_meters() {
-    let may =
-        |list: &[&str], name: &str| caller_with_key(Role::Owner, &["*"], list).may_use_meter(name).is_ok();
+    let may = |list: &[&str], name: &str| {
+        caller_with_key(Role::Owner, &["*"], list).ensure_meter_allowed(name).is_ok()
+    };
     assert!(may(&[], "") && may(&[], "calls"));
     assert!(may(&["calls"], "calls") && may(&["*"], "calls"));
     for (list, name) in
@@ -59,7 +60,7 @@ fn allow_lists_confine_keys_to_named_meters() {
     {
         assert!(!may(list, name), "{list:?} {name:?}");
     }
-    assert!(caller_with_session(Role::Viewer).may_use_meter("").is_ok());
+    assert!(caller_with_session(Role::Viewer).ensure_meter_allowed("").is_ok());
 }
 
 #[test]
@@ -138,7 +139,7 @@ impl Office {
         Auth::new(self.store.clone(), *self.auth.options())
     }
 
-    async fn change(&self, work: impl Fn(&mut crate::db::Conn) -> Result<usize, Fault> + Send + 'static) {
+    async fn change(&self, work: impl Fn(&mut crate::db::Conn) -> Result<usize, DbError> + Send + 'static) {
         assert!(self.store.write("test", work).await.expect("changed") > 0, "nothing to change");
     }
 
@@ -156,8 +157,8 @@ fn code<T>(result: Result<T>) -> Option<Code> {
     result.err().map(|error| error.code)
 }
 
-fn wish(name: &str) -> Wish {
-    Wish { name: name.into(), ..Wish::default() }
+fn wish(name: &str) -> NewKeyRequest {
+    NewKeyRequest { name: name.into(), ..NewKeyRequest::default() }
 }
 
 #[tokio::test]
@@ -320,8 +321,8 @@ async fn keys_work_until_they_are_revoked() {
 async fn expiry_is_checked_on_every_use() {
     let office = office(MINUTE).await;
     let caller = office.caller(&office.newcomer("ann@example.com").await).await;
-    let soon = Micros::now().plus(2 * SECOND);
-    let wish = Wish { expires_at: soon.to_string(), ..wish("short-lived") };
+    let soon = Timestamp::now().plus(2 * SECOND);
+    let wish = NewKeyRequest { expires_at: soon.to_string(), ..wish("short-lived") };
     let (_, secret) = office.auth.create_key(&caller, &wish).await.expect("created");
     office.auth.by_key(secret.expose()).await.expect("alive, and remembered for a minute");
     tokio::time::sleep(Duration::from_millis(2100)).await;
@@ -332,7 +333,7 @@ async fn expiry_is_checked_on_every_use() {
 async fn rotation_replaces_a_key_on_the_same_terms() {
     let office = office(MINUTE).await;
     let caller = office.caller(&office.newcomer("ann@example.com").await).await;
-    let wish = Wish {
+    let wish = NewKeyRequest {
         scopes: vec!["usage:*".into()],
         allowed_meters: vec!["calls".into()],
         expires_at: "2099-01-01T00:00:00Z".into(),
@@ -515,7 +516,7 @@ async fn last_use_reaches_the_database() {
     office.auth.by_key(secret.expose()).await.expect("used");
     office.auth.flush_last_used(Flush::Due).await.expect("flushed");
     let at = office.auth.list_keys(&caller).await.expect("keys")[0].last_used_at.expect("noted");
-    assert!((Micros::now().0 - at).abs() < 10 * SECOND);
+    assert!((Timestamp::now().0 - at).abs() < 10 * SECOND);
 }
 
 #[tokio::test]

@@ -11,7 +11,7 @@ use std::sync::{Mutex, PoisonError};
 use ipnet::IpNet;
 
 use crate::error::{Error, Result};
-use crate::metering::time::{HOUR, Micros, SECOND};
+use crate::metering::time::{HOUR, SECOND, Timestamp};
 
 /// An account survives a forgetful person, not a dictionary.
 const FAILURES_PER_ACCOUNT: u32 = 10;
@@ -42,13 +42,13 @@ impl Default for Throttle {
 
 impl Throttle {
     /// Refuses while the account or the address has too many failures behind it, whatever the password.
-    pub fn check_login(&self, account: &str, address: IpAddr, now: Micros) -> Result<()> {
+    pub fn check_login(&self, account: &str, address: IpAddr, now: Timestamp) -> Result<()> {
         self.failures_by_account.check(account.as_bytes(), now)?;
         self.failures_by_address.check(&network(address), now)
     }
 
     /// A sign-in failed; `account` is absent when the attempt could not have been right for anybody.
-    pub fn login_failed(&self, account: Option<&str>, address: IpAddr, now: Micros) {
+    pub fn login_failed(&self, account: Option<&str>, address: IpAddr, now: Timestamp) {
         if let Some(account) = account {
             self.failures_by_account.add(account.as_bytes(), now);
         }
@@ -61,7 +61,7 @@ impl Throttle {
     }
 
     /// Every attempt counts, because every attempt costs a password hash.
-    pub fn register(&self, address: IpAddr, now: Micros) -> Result<()> {
+    pub fn register(&self, address: IpAddr, now: Timestamp) -> Result<()> {
         let network = network(address);
         self.registrations.check(&network, now)?;
         self.registrations.add(&network, now);
@@ -81,7 +81,7 @@ struct Counter {
 
 struct Count {
     events: u32,
-    until: Micros,
+    until: Timestamp,
 }
 
 impl Counter {
@@ -89,7 +89,7 @@ impl Counter {
         Counter { limit, window, capacity, hasher: RandomState::new(), counts: Mutex::default() }
     }
 
-    fn check(&self, name: &[u8], now: Micros) -> Result<()> {
+    fn check(&self, name: &[u8], now: Timestamp) -> Result<()> {
         let counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         match counts.get(&self.hasher.hash_one(name)) {
             Some(count) if count.until > now && count.events >= self.limit => {
@@ -100,7 +100,7 @@ impl Counter {
         }
     }
 
-    fn add(&self, name: &[u8], now: Micros) {
+    fn add(&self, name: &[u8], now: Timestamp) {
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         if counts.len() >= self.capacity {
             self.make_room(&mut counts, now);
@@ -118,7 +118,7 @@ impl Counter {
     }
 
     /// Drops what is over, and then any others down to half, so that a flood pays for a sweep only now and then.
-    fn make_room(&self, counts: &mut HashMap<u64, Count>, now: Micros) {
+    fn make_room(&self, counts: &mut HashMap<u64, Count>, now: Timestamp) {
         counts.retain(|_, count| count.until > now);
         let mut excess = counts.len().saturating_sub(self.capacity / 2);
         counts.retain(|_, _| {
@@ -163,7 +163,7 @@ mod tests {
     use super::*;
     use crate::error::Code;
 
-    const NOW: Micros = Micros(1_000 * SECOND);
+    const NOW: Timestamp = Timestamp(1_000 * SECOND);
 
     fn ip(text: &str) -> IpAddr {
         text.parse().expect("address")

@@ -10,9 +10,9 @@ use crate::dashboard::view::{Link, day, minute};
 use crate::error::{Error, Result};
 use crate::metering::meter::{Aggregation, Meter};
 use crate::metering::quantity::Quantity;
-use crate::metering::time::{BucketSize, DAY, HOUR, Micros, Window};
+use crate::metering::time::{BucketSize, DAY, HOUR, Timestamp, Window};
 use crate::usage::aggregate::{cells, needs_snapshot};
-use crate::usage::query::{self as usage, Bucket, Cells, Query, Share};
+use crate::usage::query::{self as usage, BreakdownItem, Bucket, GroupedAggregates, Query};
 
 /// Meters that lists to choose from hold at most.
 const METERS_MAX: i64 = 500;
@@ -30,9 +30,9 @@ pub async fn meters(app: &App, caller: &Caller) -> Result<Vec<Meter>> {
 /// A meter by its id or by its name.
 pub async fn meter(app: &App, caller: &Caller, word: &str) -> Result<Meter> {
     let (workspace_id, wanted) = (caller.workspace_id, word.to_owned());
-    let find = move |conn: &mut _| match crate::meters::sql::by_id(conn, workspace_id, &wanted)? {
+    let find = move |conn: &mut _| match crate::meters::sql::find_by_public_id(conn, workspace_id, &wanted)? {
         Some(meter) => Ok(Some(meter)),
-        None => crate::meters::sql::by_name(conn, workspace_id, &wanted),
+        None => crate::meters::sql::find_by_name(conn, workspace_id, &wanted),
     };
     let found = app.store.read("meters::by_id", find).await?;
     found.ok_or_else(|| Error::not_found(format!("meter {word:?}")))
@@ -43,7 +43,7 @@ async fn answered<T: Send + 'static>(
     app: &App,
     query: Query,
     most: usize,
-    rows: impl Fn(&Query, Cells) -> T + Send + 'static,
+    rows: impl Fn(&Query, GroupedAggregates) -> T + Send + 'static,
 ) -> Result<T> {
     let is_snapshot = needs_snapshot(&query);
     let read = move |conn: &mut _| Ok(rows(&query, cells(conn, &query, most)?));
@@ -59,12 +59,12 @@ pub async fn buckets(app: &App, query: Query, most: usize) -> Result<Vec<Bucket>
 }
 
 /// The largest values of the one field that a query groups by.
-pub async fn breakdown(app: &App, query: Query, most: usize) -> Result<Vec<Share>> {
+pub async fn breakdown(app: &App, query: Query, most: usize) -> Result<Vec<BreakdownItem>> {
     answered(app, query, usize::MAX, move |query, cells| usage::breakdown(query, cells, most)).await
 }
 
 /// The last days, today included, in whole days.
-pub fn last_days(days: i64, now: Micros) -> Window {
+pub fn last_days(days: i64, now: Timestamp) -> Window {
     let end = now.ceil(DAY).max(now.plus(1).ceil(DAY));
     Window { from: end.plus(-days * DAY), to: end }
 }
@@ -78,13 +78,13 @@ pub fn whole(meter: Meter, window: Window, size: BucketSize) -> Query {
         group_by: Vec::new(),
         filter: None,
         bucket_size: Some(size),
-        only_valued: false,
+        skip_missing: false,
     }
 }
 
 /// The starts of the buckets that a window touches.
-pub fn axis(window: Window, size: BucketSize) -> Vec<Micros> {
-    let next = |at: Micros| match size {
+pub fn axis(window: Window, size: BucketSize) -> Vec<Timestamp> {
+    let next = |at: Timestamp| match size {
         BucketSize::Hour => at.plus(HOUR),
         BucketSize::Day => at.plus(DAY),
         BucketSize::Month => at.plus_months(1),
@@ -96,7 +96,7 @@ pub fn axis(window: Window, size: BucketSize) -> Vec<Micros> {
     starts
 }
 
-pub fn bucket_label(at: Micros, size: BucketSize) -> String {
+pub fn bucket_label(at: Timestamp, size: BucketSize) -> String {
     let text = at.to_seconds_text();
     match size {
         BucketSize::Hour if &text[11..13] == "00" => text[5..10].to_owned(),
@@ -106,7 +106,7 @@ pub fn bucket_label(at: Micros, size: BucketSize) -> String {
     }
 }
 
-pub fn bucket_name(at: Micros, size: BucketSize) -> String {
+pub fn bucket_name(at: Timestamp, size: BucketSize) -> String {
     match size {
         BucketSize::Hour => minute(at),
         BucketSize::Day => day(at),
@@ -118,7 +118,7 @@ pub fn bucket_name(at: Micros, size: BucketSize) -> String {
 pub fn chart_buckets(window: Window, size: BucketSize, events: &Link) -> Vec<chart::Bucket> {
     let starts = axis(window, size);
     let ends = starts.iter().skip(1).copied().chain([window.to]);
-    let of = |(at, end): (&Micros, Micros)| chart::Bucket {
+    let of = |(at, end): (&Timestamp, Timestamp)| chart::Bucket {
         label: bucket_label(*at, size),
         name: bucket_name(*at, size),
         link: events
@@ -151,12 +151,13 @@ pub fn group_name(bucket: &Bucket, by_subject: bool) -> String {
 /// Answers also how many groups were left out or added up.
 pub fn series(
     rows: &[Bucket],
-    starts: &[Micros],
+    starts: &[Timestamp],
     aggregation: Aggregation,
     by_subject: bool,
     most: usize,
 ) -> (Vec<Series>, usize) {
-    let places: BTreeMap<Micros, usize> = starts.iter().enumerate().map(|(at, start)| (*start, at)).collect();
+    let places: BTreeMap<Timestamp, usize> =
+        starts.iter().enumerate().map(|(at, start)| (*start, at)).collect();
     let nothing = is_additive(aggregation).then(Quantity::zero);
     let mut groups: BTreeMap<String, (Quantity, Vec<Option<Quantity>>)> = BTreeMap::new();
     for row in rows {

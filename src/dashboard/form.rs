@@ -122,7 +122,7 @@ impl FromRequest for Form {
         Box::pin(async move {
             let fields = Fields::parse(&read(payload, BYTES_MAX).await?);
             csrf::check_token(&caller.ok_or_else(Error::unauthorized)?, fields.get(TOKEN))?;
-            refuse_nul(&fields)?;
+            reject_nul(&fields)?;
             Ok(Form(fields))
         })
     }
@@ -136,7 +136,7 @@ impl FromRequest for GuestForm {
         let payload = payload.take();
         Box::pin(async move {
             let fields = Fields::parse(&read(payload, GUEST_BYTES_MAX).await?);
-            refuse_nul(&fields)?;
+            reject_nul(&fields)?;
             Ok(GuestForm(fields))
         })
     }
@@ -160,7 +160,7 @@ async fn read(mut payload: Payload, bytes_max: usize) -> Result<Vec<u8>> {
     tokio::time::timeout(TIMEOUT, read).await.map_err(|_| Error::invalid("the form took too long"))?
 }
 
-fn refuse_nul(fields: &Fields) -> Result<()> {
+fn reject_nul(fields: &Fields) -> Result<()> {
     match fields.0.iter().any(|(name, value)| name.contains('\0') || value.contains('\0')) {
         true => Err(Error::invalid("NUL characters are not allowed")),
         false => Ok(()),

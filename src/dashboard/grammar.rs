@@ -8,7 +8,7 @@ use crate::metering::filter::{Filter, Node};
 use crate::metering::json::{Number, Value};
 use crate::metering::meter::Meter;
 use crate::metering::quantity::Quantity;
-use crate::metering::time::{BucketSize, DAY, HOUR, Micros, SECOND, Window};
+use crate::metering::time::{BucketSize, DAY, HOUR, SECOND, Timestamp, Window};
 
 /// Ranges to choose from, with their words.
 pub const RANGES: [(&str, &str); 12] = [
@@ -38,10 +38,10 @@ pub struct Range {
 
 impl Range {
     /// `from` and `to` win over `range`; nothing at all is the default.
-    pub fn parse(params: &Params, default: &str, now: Micros) -> Result<Range> {
+    pub fn parse(params: &Params, default: &str, now: Timestamp) -> Result<Range> {
         let (from, to) = (params.get("from").trim(), params.get("to").trim());
         if !from.is_empty() || !to.is_empty() {
-            let from = if from.is_empty() { Micros(0) } else { instant(from, "from", now)? };
+            let from = if from.is_empty() { Timestamp(0) } else { instant(from, "from", now)? };
             let to = if to.is_empty() { now } else { instant(to, "to", now)? };
             let window = Window::new(from, to)?;
             return Ok(Range { word: String::new(), window, is_running: to > now });
@@ -76,17 +76,17 @@ impl Range {
 }
 
 /// An instant in RFC 3339, a date, the value of a date-time field, `now`, or `-3d`.
-fn instant(text: &str, name: &str, now: Micros) -> Result<Micros> {
+fn instant(text: &str, name: &str, now: Timestamp) -> Result<Timestamp> {
     let ago = |text: &str| Some(now.plus(-length(text.strip_prefix('-')?)?));
     let date = |text: &str| match text.len() {
-        10 => Micros::parse(&format!("{text}T00:00:00Z")),
-        16 => Micros::parse(&format!("{text}:00Z")),
-        19 => Micros::parse(&format!("{text}Z")),
+        10 => Timestamp::parse(&format!("{text}T00:00:00Z")),
+        16 => Timestamp::parse(&format!("{text}:00Z")),
+        19 => Timestamp::parse(&format!("{text}Z")),
         _ => None,
     };
     let found = match text {
         "now" => Some(now),
-        text => Micros::parse(text).or_else(|| ago(text)).or_else(|| date(text)),
+        text => Timestamp::parse(text).or_else(|| ago(text)).or_else(|| date(text)),
     };
     found.ok_or_else(|| {
         Error::invalid(format!(
@@ -108,7 +108,7 @@ fn length(text: &str) -> Option<i64> {
     number.checked_mul(unit)
 }
 
-fn relative(word: &str, now: Micros) -> Result<Window> {
+fn relative(word: &str, now: Timestamp) -> Result<Window> {
     let wrong = || Error::invalid(format!("range {word:?} is not known"));
     let today = now.floor(DAY);
     let month = BucketSize::Month.start(now);
@@ -137,12 +137,12 @@ fn relative(word: &str, now: Micros) -> Result<Window> {
 }
 
 /// Days since Monday.
-fn week_day(at: Micros) -> i64 {
+fn week_day(at: Timestamp) -> i64 {
     (at.floor(DAY).0 / DAY + 3).rem_euclid(7)
 }
 
 /// 1 for January.
-fn month_number(at: Micros) -> i32 {
+fn month_number(at: Timestamp) -> i32 {
     at.to_seconds_text().get(5..7).and_then(|month| month.parse().ok()).unwrap_or(1)
 }
 
@@ -310,7 +310,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn range(query: &str, now: &str) -> String {
-        let now = Micros::parse(now).expect("time");
+        let now = Timestamp::parse(now).expect("time");
         match Range::parse(&Params::parse(query), "24h", now) {
             Ok(range) => range.words(),
             Err(error) => error.message,
@@ -376,8 +376,8 @@ mod tests {
         #[test]
         fn no_text_breaks_the_grammar(text in "\\PC{0,40}") {
             let _ = Condition::parse(&text).map(|condition| condition.words());
-            let _ = relative(&text, Micros(1_800_000_000_000_000));
-            let _ = instant(&text, "from", Micros(1_800_000_000_000_000));
+            let _ = relative(&text, Timestamp(1_800_000_000_000_000));
+            let _ = instant(&text, "from", Timestamp(1_800_000_000_000_000));
         }
     }
 }

@@ -3,7 +3,7 @@
 
 use crate::metering::meter::Aggregation;
 use crate::metering::quantity::Quantity;
-use crate::metering::time::{DAY, Micros, Window};
+use crate::metering::time::{DAY, Timestamp, Window};
 
 /// Where a period is and where it goes.
 #[derive(Clone, Debug, PartialEq)]
@@ -11,7 +11,7 @@ pub struct Pace {
     /// How much of the period is over, in percent.
     pub elapsed_percent: f64,
     /// The value at the end of the period, and when the limit is reached if it is before that.
-    pub forecast: Option<(Quantity, Option<Micros>)>,
+    pub forecast: Option<(Quantity, Option<Timestamp>)>,
 }
 
 impl Pace {
@@ -20,7 +20,7 @@ impl Pace {
         limit: &Quantity,
         aggregation: Aggregation,
         window: Window,
-        now: Micros,
+        now: Timestamp,
     ) -> Pace {
         let elapsed = now.0.clamp(window.from.0, window.to.0) - window.from.0;
         let length = window.length().max(1);
@@ -49,13 +49,19 @@ mod tests {
 
     #[test]
     fn the_pace_so_far_goes_on() {
-        let window = Window { from: Micros(0), to: Micros(30 * DAY) };
+        let window = Window { from: Timestamp(0), to: Timestamp(30 * DAY) };
         let at = |day: i64, current: i64, aggregation| {
-            Pace::of(&Quantity::from(current), &Quantity::from(100), aggregation, window, Micros(day * DAY))
+            Pace::of(
+                &Quantity::from(current),
+                &Quantity::from(100),
+                aggregation,
+                window,
+                Timestamp(day * DAY),
+            )
         };
         let pace = at(15, 60, Aggregation::Sum);
         assert_eq!(pace.elapsed_percent, 50.0);
-        assert_eq!(pace.forecast, Some((Quantity::from(120), Some(Micros(25 * DAY)))));
+        assert_eq!(pace.forecast, Some((Quantity::from(120), Some(Timestamp(25 * DAY)))));
         assert_eq!(at(15, 40, Aggregation::Sum).forecast, Some((Quantity::from(80), None)));
         assert_eq!(at(15, 130, Aggregation::Sum).forecast, Some((Quantity::from(260), None)));
         assert_eq!(at(2, 40, Aggregation::Sum).forecast, None, "too soon");

@@ -6,7 +6,7 @@ use askama::filters::HtmlSafe;
 use url::form_urlencoded;
 
 use crate::metering::quantity::Quantity;
-use crate::metering::time::{DAY, HOUR, Micros, SECOND};
+use crate::metering::time::{DAY, HOUR, SECOND, Timestamp};
 
 const MINUTE: i64 = 60 * SECOND;
 
@@ -88,7 +88,7 @@ pub fn span(micros: i64) -> String {
 }
 
 /// `3 min ago`, `in 2 d 4 h`.
-pub fn relative(at: Micros, now: Micros) -> String {
+pub fn relative(at: Timestamp, now: Timestamp) -> String {
     let distance = now.0 - at.0;
     match distance {
         distance if distance.abs() < 2 * SECOND => "just now".to_owned(),
@@ -99,27 +99,27 @@ pub fn relative(at: Micros, now: Micros) -> String {
 
 /// An instant as `2026-11-28 18:18:21`, in UTC, with its age where a pointer rests on it.
 #[derive(Clone, Copy, Debug)]
-pub struct When(pub Micros);
+pub struct When(pub Timestamp);
 
 /// An instant in either of the forms that rows have it in.
 pub trait Instant {
-    fn instant(&self) -> Micros;
+    fn instant(&self) -> Timestamp;
 }
 
-impl Instant for Micros {
-    fn instant(&self) -> Micros {
+impl Instant for Timestamp {
+    fn instant(&self) -> Timestamp {
         *self
     }
 }
 
 impl Instant for i64 {
-    fn instant(&self) -> Micros {
-        Micros(*self)
+    fn instant(&self) -> Timestamp {
+        Timestamp(*self)
     }
 }
 
 impl<T: Instant> Instant for &T {
-    fn instant(&self) -> Micros {
+    fn instant(&self) -> Timestamp {
         (**self).instant()
     }
 }
@@ -136,7 +136,7 @@ impl fmt::Display for When {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let text = self.0.to_seconds_text();
         let (date, time) = text.trim_end_matches('Z').split_once('T').unwrap_or((&text, ""));
-        let age = relative(self.0, Micros::now());
+        let age = relative(self.0, Timestamp::now());
         write!(
             f,
             "<time datetime=\"{text}\" title=\"{age}\">{date} <span class=\"clock\">{time}</span></time>"
@@ -149,12 +149,12 @@ impl HtmlSafe for When {}
 
 /// An age in the text, with the instant where a pointer rests on it.
 #[derive(Clone, Copy, Debug)]
-pub struct Age(pub Micros);
+pub struct Age(pub Timestamp);
 
 impl fmt::Display for Age {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let text = self.0.to_seconds_text();
-        write!(f, "<time datetime=\"{text}\" title=\"{text}\">{}</time>", relative(self.0, Micros::now()))
+        write!(f, "<time datetime=\"{text}\" title=\"{text}\">{}</time>", relative(self.0, Timestamp::now()))
     }
 }
 
@@ -231,7 +231,7 @@ mod tests {
         assert_eq!(seconds(900), "15 min");
         assert_eq!(seconds(90), "90 s");
         assert_eq!(span(3 * DAY + 4 * HOUR), "3 d 4 h");
-        assert_eq!(relative(Micros(0), Micros(90 * MINUTE)), "1 h 30 min ago");
+        assert_eq!(relative(Timestamp(0), Timestamp(90 * MINUTE)), "1 h 30 min ago");
         assert_eq!(bytes(1_536), "1.5 KB");
     }
 

@@ -4,7 +4,7 @@ use std::fmt;
 
 use uuid::Uuid;
 
-use crate::db::Fault;
+use crate::db::DbError;
 use crate::error::Error;
 use crate::metering::quantity::Quantity;
 
@@ -26,12 +26,12 @@ pub fn readable<T, E: fmt::Debug>(
 }
 
 /// Reads a UUID stored as its sixteen bytes.
-pub fn uuid_of(bytes: &[u8]) -> Result<Uuid, Fault> {
-    Uuid::from_slice(bytes).map_err(|error| Fault::Refused(Error::internal(error)))
+pub fn uuid_of(bytes: &[u8]) -> Result<Uuid, DbError> {
+    Uuid::from_slice(bytes).map_err(|error| DbError::Rejected(Error::internal(error)))
 }
 
 /// Reads decimal text made by the database.
-pub fn quantity_of(text: &str) -> Result<Quantity, Fault> {
+pub fn quantity_of(text: &str) -> Result<Quantity, DbError> {
     let not_a_number = || Error::internal("the database holds a quantity that is not a number");
     Ok(Quantity::from_plain(text).ok_or_else(not_a_number)?)
 }

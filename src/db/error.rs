@@ -8,15 +8,15 @@ use crate::error::{Code, Error};
 
 /// Why a unit of work did not succeed: a refusal in the product's words, or the database's own failure.
 #[derive(Debug)]
-pub enum Fault {
-    Refused(Error),
+pub enum DbError {
+    Rejected(Error),
     Database(DieselError),
     /// The transaction could not even begin, so repeating it is safe.
-    NotStarted(Box<Fault>),
+    NotStarted(Box<DbError>),
     /// What the transaction was built on is no longer true: run it again from the start.
-    Repeat,
+    Retry,
     /// The caller is about to be told that it failed, so it was not committed.
-    Late,
+    DeadlineExceeded,
     /// The database is not the one that the connection was made to (`crate::db::identity`): run it again, with nothing
     /// remembered.
     AnotherDatabase,
@@ -127,22 +127,22 @@ impl Trouble {
     }
 }
 
-impl From<DieselError> for Fault {
+impl From<DieselError> for DbError {
     fn from(error: DieselError) -> Self {
-        Fault::Database(error)
+        DbError::Database(error)
     }
 }
 
-impl From<Error> for Fault {
+impl From<Error> for DbError {
     fn from(error: Error) -> Self {
-        Fault::Refused(error)
+        DbError::Rejected(error)
     }
 }
 
-impl Fault {
+impl DbError {
     /// True when the statement broke this named constraint (or, on SQLite, a unique rule on this table).
-    pub fn breaks(&self, constraint: &str) -> bool {
-        let Fault::Database(DieselError::DatabaseError(DatabaseErrorKind::UniqueViolation, info)) = self
+    pub fn violates(&self, constraint: &str) -> bool {
+        let DbError::Database(DieselError::DatabaseError(DatabaseErrorKind::UniqueViolation, info)) = self
         else {
             return false;
         };
@@ -156,12 +156,12 @@ impl Fault {
     /// What is the matter with the database, when it is the database's fault and not for good.
     pub fn trouble(&self) -> Option<Trouble> {
         match self {
-            Fault::Database(error) => Trouble::of(error),
-            Fault::NotStarted(inner) => inner.trouble(),
-            Fault::Repeat | Fault::AnotherDatabase => Some(Trouble::Conflict),
-            Fault::Late => Some(Trouble::Slow),
-            Fault::Replaced => Some(Trouble::Away),
-            Fault::Refused(_) => None,
+            DbError::Database(error) => Trouble::of(error),
+            DbError::NotStarted(inner) => inner.trouble(),
+            DbError::Retry | DbError::AnotherDatabase => Some(Trouble::Conflict),
+            DbError::DeadlineExceeded => Some(Trouble::Slow),
+            DbError::Replaced => Some(Trouble::Away),
+            DbError::Rejected(_) => None,
         }
     }
 
@@ -173,7 +173,7 @@ impl Fault {
     /// A connection that must not be used again, although it answers: what it is connected to takes no writes, and
     /// another connection may lead elsewhere.
     pub(super) fn spoils_connection(&self) -> bool {
-        matches!(self, Fault::Replaced | Fault::AnotherDatabase)
+        matches!(self, DbError::Replaced | DbError::AnotherDatabase)
             || matches!(self.trouble(), Some(Trouble::Disconnected | Trouble::ReadOnly))
     }
 
@@ -185,22 +185,22 @@ impl Fault {
     pub fn into_error(self, operation: &'static str) -> Error {
         let trouble = self.trouble();
         match (self, trouble) {
-            (Fault::Refused(error), _) => error,
-            (Fault::Replaced, _) => {
+            (DbError::Rejected(error), _) => error,
+            (DbError::Replaced, _) => {
                 log::error!(operation; "the SQLite file was moved, deleted or replaced under the server");
                 Error::unavailable("the database file was moved or replaced")
             }
-            (Fault::Repeat | Fault::AnotherDatabase, _) => Error::unavailable(Trouble::Conflict.message()),
-            (Fault::Late, _) => {
+            (DbError::Retry | DbError::AnotherDatabase, _) => Error::unavailable(Trouble::Conflict.message()),
+            (DbError::DeadlineExceeded, _) => {
                 log::warn!(operation; "database too slow");
                 Error::unavailable(Trouble::Slow.message())
             }
-            (Fault::NotStarted(inner), _) => inner.into_error(operation),
-            (Fault::Database(error), Some(trouble)) => {
+            (DbError::NotStarted(inner), _) => inner.into_error(operation),
+            (DbError::Database(error), Some(trouble)) => {
                 log::warn!(operation, trouble:?, error:% = error; "database unavailable");
                 Error::unavailable(trouble.message())
             }
-            (Fault::Database(error), None) => {
+            (DbError::Database(error), None) => {
                 log::error!(operation, error:% = error; "database error");
                 Error::new(Code::Internal, "internal server error")
             }
@@ -220,10 +220,10 @@ const GRANT: &str = "; the role that owns the schema runs `open-spanner migrate`
                      lets this one use it with --no-migrate";
 
 /// What an operator is told when the start fails: `Unavailable` when it may mend itself.
-pub(super) fn failed(what: &str, fault: &Fault) -> Error {
+pub(super) fn failed(what: &str, fault: &DbError) -> Error {
     match fault {
-        Fault::Database(error) => failed_by(what, error),
-        Fault::NotStarted(inner) => failed(what, inner),
+        DbError::Database(error) => failed_by(what, error),
+        DbError::NotStarted(inner) => failed(what, inner),
         fault => Error::new(Code::Internal, format!("{what}: {fault:?}")),
     }
 }
@@ -266,8 +266,8 @@ fn table_name(info: &(dyn DatabaseErrorInformation + Send + Sync)) -> &str {
 mod tests {
     use super::*;
 
-    fn fault(kind: DatabaseErrorKind, message: &str) -> Fault {
-        Fault::Database(DieselError::DatabaseError(kind, Box::new(message.to_owned())))
+    fn fault(kind: DatabaseErrorKind, message: &str) -> DbError {
+        DbError::Database(DieselError::DatabaseError(kind, Box::new(message.to_owned())))
     }
 
     #[test]
@@ -323,9 +323,9 @@ mod tests {
     #[test]
     fn unique_rules_of_sqlite_are_known_by_their_table() {
         let broken = fault(DatabaseErrorKind::UniqueViolation, "UNIQUE constraint failed: users.email");
-        assert!(broken.breaks("users_email_key"));
-        assert!(!broken.breaks("meters_name_key"));
-        assert!(!fault(DatabaseErrorKind::UniqueViolation, "").breaks("users_email_key"));
+        assert!(broken.violates("users_email_key"));
+        assert!(!broken.violates("meters_name_key"));
+        assert!(!fault(DatabaseErrorKind::UniqueViolation, "").violates("users_email_key"));
     }
 
     #[test]
@@ -333,6 +333,6 @@ mod tests {
         let conflict = fault(DatabaseErrorKind::SerializationFailure, "could not serialize access");
         assert!(conflict.is_retryable());
         assert_eq!(conflict.into_error("x").code, Code::Unavailable);
-        assert_eq!(Fault::Repeat.into_error("x").code, Code::Unavailable);
+        assert_eq!(DbError::Retry.into_error("x").code, Code::Unavailable);
     }
 }

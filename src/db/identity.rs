@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use crate::metering::time::Micros;
+use crate::metering::time::Timestamp;
 
 /// Where a unit of work runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,14 +91,14 @@ impl FileId {
 #[derive(Clone, Copy, Debug)]
 pub enum Clock {
     Database,
-    At(Micros),
+    At(Timestamp),
 }
 
 impl Clock {
     /// On this machine, which is the database's with SQLite.
-    pub fn here(self) -> Micros {
+    pub fn here(self) -> Timestamp {
         match self {
-            Clock::Database => Micros::now(),
+            Clock::Database => Timestamp::now(),
             Clock::At(time) => time,
         }
     }
@@ -127,7 +127,7 @@ const RANDOM_BITS: u32 = 21;
 pub fn new_id() -> i64 {
     static LAST: AtomicI64 = AtomicI64::new(0);
     let random = rand::random_range(0..1i64 << RANDOM_BITS);
-    let id = (Micros::now().0 / 1_000) << RANDOM_BITS | random;
+    let id = (Timestamp::now().0 / 1_000) << RANDOM_BITS | random;
     let next = |last: i64| Some(id.max(last + 1));
     let last = LAST.fetch_update(Ordering::AcqRel, Ordering::Acquire, next).unwrap_or_else(|last| last);
     id.max(last + 1)

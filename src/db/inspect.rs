@@ -9,7 +9,7 @@ use diesel::sql_query;
 use diesel::sql_types::Text;
 
 use super::migrations::{POSTGRES, SQLITE};
-use super::{Conn, Fault, open, sqlite};
+use super::{Conn, DbError, open, sqlite};
 use crate::config::Driver;
 use crate::error::{Code, Error, Result};
 
@@ -19,7 +19,7 @@ const MIGRATIONS: &str = "__diesel_schema_migrations";
 const REFERENCE_TABLES: [&str; 3] = ["auth_workspaces", "usage_events", "schema_migrations"];
 
 /// One migration of this binary.
-struct Known {
+struct WriteCache {
     version: String,
     name: String,
 }
@@ -103,7 +103,8 @@ impl Found {
 
     /// Every migration of this binary, oldest first, and whether the database has it.
     pub fn steps(&self) -> Result<Vec<Step>> {
-        let step = |known: Known| Step { applied: self.applied.contains(&known.version), name: known.name };
+        let step =
+            |known: WriteCache| Step { applied: self.applied.contains(&known.version), name: known.name };
         Ok(self.known()?.into_iter().map(step).collect())
     }
 
@@ -122,7 +123,7 @@ impl Found {
         self.applied.is_empty()
     }
 
-    fn known(&self) -> Result<Vec<Known>> {
+    fn known(&self) -> Result<Vec<WriteCache>> {
         let mut all = match self.is_postgres {
             true => known(MigrationSource::<diesel::pg::Pg>::migrations(&POSTGRES)),
             false => known(MigrationSource::<diesel::sqlite::Sqlite>::migrations(&SQLITE)),
@@ -147,17 +148,17 @@ pub fn versions(is_postgres: bool) -> Result<Vec<String>> {
 
 fn known<DB: diesel::backend::Backend>(
     migrations: diesel::migration::Result<Vec<Box<dyn Migration<DB>>>>,
-) -> Result<Vec<Known>> {
+) -> Result<Vec<WriteCache>> {
     let named = |migration: Box<dyn Migration<DB>>| {
         let name = migration.name();
-        Known { version: name.version().to_string(), name: name.to_string() }
+        WriteCache { version: name.version().to_string(), name: name.to_string() }
     };
     Ok(migrations.map_err(Error::internal)?.into_iter().map(named).collect())
 }
 
 fn names(conn: &mut Conn, text: &str) -> Result<Vec<String>> {
     let rows: Result<Vec<Name>, _> = sql_query(text).load(conn);
-    let cannot_read = |error| super::failed("cannot read the schema of the database", &Fault::from(error));
+    let cannot_read = |error| super::failed("cannot read the schema of the database", &DbError::from(error));
     Ok(rows.map_err(cannot_read)?.into_iter().map(|row| row.name).collect())
 }
 

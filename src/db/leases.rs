@@ -6,8 +6,8 @@ use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Text};
 
 use crate::db::schema::leases;
-use crate::db::{Conn, Fault};
-use crate::metering::time::{Micros, SECOND};
+use crate::db::{Conn, DbError};
+use crate::metering::time::{SECOND, Timestamp};
 
 /// How long a holder may be silent before somebody else may go on.
 const LIFETIME: i64 = 60 * SECOND;
@@ -16,8 +16,8 @@ const SKEW: i64 = 5 * SECOND;
 
 /// Takes a lease that is free, has expired, was taken in the future or is the holder's already; false when somebody else
 /// has it.
-pub fn take(conn: &mut Conn, name: &str, holder: &str) -> Result<bool, Fault> {
-    let now = Micros::now();
+pub fn take(conn: &mut Conn, name: &str, holder: &str) -> Result<bool, DbError> {
+    let now = Timestamp::now();
     let text = "INSERT INTO leases (name, holder, expires_at) VALUES ($1, $2, $3)
                 ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, expires_at = excluded.expires_at
                 WHERE leases.expires_at <= $4 OR leases.expires_at > $5 OR leases.holder = excluded.holder";
@@ -32,8 +32,8 @@ pub fn take(conn: &mut Conn, name: &str, holder: &str) -> Result<bool, Fault> {
 }
 
 /// Moves the end on; false when the lease was lost.
-pub fn renew(conn: &mut Conn, name: &str, holder: &str) -> Result<bool, Fault> {
-    let expires_at = Micros::now().plus(LIFETIME).0;
+pub fn renew(conn: &mut Conn, name: &str, holder: &str) -> Result<bool, DbError> {
+    let expires_at = Timestamp::now().plus(LIFETIME).0;
     let renewed = diesel::update(leases::table.find(name).filter(leases::holder.eq(holder)))
         .set(leases::expires_at.eq(expires_at))
         .execute(conn)?;
@@ -41,7 +41,7 @@ pub fn renew(conn: &mut Conn, name: &str, holder: &str) -> Result<bool, Fault> {
 }
 
 /// Gives a lease back before its end.
-pub fn release(conn: &mut Conn, name: &str, holder: &str) -> Result<(), Fault> {
+pub fn release(conn: &mut Conn, name: &str, holder: &str) -> Result<(), DbError> {
     diesel::delete(leases::table.find(name).filter(leases::holder.eq(holder))).execute(conn)?;
     Ok(())
 }

@@ -5,7 +5,7 @@ use diesel::prelude::*;
 use diesel::sql_query;
 use diesel::sql_types::BigInt;
 
-use crate::db::{Conn, Fault};
+use crate::db::{Conn, DbError};
 use crate::error::Error;
 
 /// A kind of row that callers make at will.
@@ -66,7 +66,7 @@ struct Held {
 
 /// 409 when the owner, a workspace or a user, has as many rows as may be. Creations at the same moment may overshoot
 /// by their number; nothing depends on the exact count.
-pub fn check(conn: &mut Conn, kind: Kind, owner: i64) -> Result<(), Fault> {
+pub fn check(conn: &mut Conn, kind: Kind, owner: i64) -> Result<(), DbError> {
     let most = kind.most();
     let sql = format!("SELECT COUNT(*) AS count FROM (SELECT 1 FROM {} LIMIT {most}) held", kind.rows());
     let held: Held = sql_query(sql).bind::<BigInt, _>(owner).get_result(conn)?;

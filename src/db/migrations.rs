@@ -14,7 +14,7 @@ use diesel::sql_types::{BigInt, Bool, Text};
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 
 use super::inspect::{self, Found, Step, unusable};
-use super::{Conn, Fault, cannot_open, failed, failed_by, open, postgres, sqlite};
+use super::{Conn, DbError, cannot_open, failed, failed_by, open, postgres, sqlite};
 use crate::both;
 use crate::config::Driver;
 use crate::error::{Code, Error, Result};
@@ -96,7 +96,7 @@ pub fn grant(driver: &Driver, role: &str) -> Result<()> {
          REVOKE INSERT, UPDATE, DELETE ON __diesel_schema_migrations FROM {role};
          COMMIT"
     ))
-    .map_err(|error| failed("the role was not let in", &Fault::from(error)))
+    .map_err(|error| failed("the role was not let in", &DbError::from(error)))
 }
 
 /// Applies what is pending; returns the names applied.
@@ -185,7 +185,7 @@ impl Instrumentation for LastError {
 }
 
 fn migration_failed(error: diesel::result::Error) -> Error {
-    failed("migration failed", &Fault::from(error))
+    failed("migration failed", &DbError::from(error))
 }
 
 /// Opens a connection, takes the migration lock, runs `work`, releases the lock by closing the connection.

@@ -10,11 +10,11 @@ use diesel::result::ConnectionError;
 use diesel::sql_types::{BigInt, Text};
 
 use super::inspect::unusable;
-use super::{Conn, Fault, sqlstate};
+use super::{Conn, DbError, sqlstate};
 use crate::clock;
 use crate::config::Driver;
 use crate::error::{Code, Error, Result};
-use crate::metering::time::Micros;
+use crate::metering::time::Timestamp;
 
 /// What libpq is told unless the connection string says otherwise: seconds to connect, and a peer that acknowledges
 /// nothing is gone after 20 to 30 of them.
@@ -57,7 +57,7 @@ pub fn ask_time(conn: &mut PgConnection) -> QueryResult<()> {
     let asked = clock::elapsed();
     let text = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint AS now";
     let Now { now } = diesel::sql_query(text).get_result(conn)?;
-    clock::heed(asked, Micros(now), clock::elapsed());
+    clock::heed(asked, Timestamp(now), clock::elapsed());
     Ok(())
 }
 
@@ -141,7 +141,7 @@ struct TextRow {
 
 fn texts(conn: &mut PgConnection, query: &str) -> Result<Vec<String>> {
     let rows: Result<Vec<TextRow>, _> = diesel::sql_query(query).load(conn);
-    let failed = |error| super::failed("cannot look at the database", &Fault::from(error));
+    let failed = |error| super::failed("cannot look at the database", &DbError::from(error));
     Ok(rows.map_err(failed)?.into_iter().map(|row| row.text).collect())
 }
 
@@ -168,7 +168,7 @@ pub fn cannot_open(dsn: &str, error: ConnectionError) -> Error {
     let message = match error {
         ConnectionError::BadConnection(message) => message,
         ConnectionError::CouldntSetupConfiguration(error) => {
-            return super::failed("cannot open the database", &Fault::from(error));
+            return super::failed("cannot open the database", &DbError::from(error));
         }
         _ => String::new(),
     };

@@ -16,7 +16,7 @@ use diesel::sql_types::{Array, BigInt, Bool, Text};
 use serde::Serialize;
 use tokio::sync::watch;
 
-use super::{Conn, Fault, Gate, Store, Trouble, cannot_open, inspect, migrations, open};
+use super::{Conn, DbError, Gate, Store, Trouble, cannot_open, inspect, migrations, open};
 use crate::config::Driver;
 use crate::error::{Code, Error, Result};
 
@@ -55,7 +55,7 @@ impl Obstacle {
         Obstacle::new(kind, trouble.message())
     }
 
-    fn of_fault(fault: Fault) -> Obstacle {
+    fn of_fault(fault: DbError) -> Obstacle {
         match fault.trouble() {
             Some(trouble) => Obstacle::of(trouble),
             None => Obstacle::new("damaged", fault.into_error("readiness::look").message),
@@ -320,7 +320,7 @@ fn try_to_fill(conn: &mut PgConnection, signs: &Signs) -> Result<(), Obstacle> {
                 SELECT repeat(md5(n::text), 40) AS filler FROM generate_series(1, 500) AS n",
     );
     let _ = conn.batch_execute("ROLLBACK");
-    let trouble = grown.err().and_then(|error| Fault::from(error).trouble());
+    let trouble = grown.err().and_then(|error| DbError::from(error).trouble());
     if trouble == Some(Trouble::Full) {
         return Err(Obstacle::of(Trouble::Full));
     }

@@ -13,7 +13,7 @@ use diesel::{Connection, SqliteConnection};
 
 use percent_encoding::AsciiSet;
 
-use super::Fault;
+use super::DbError;
 use super::inspect::unusable;
 use crate::config::Synchronous;
 use crate::error::{Code, Error, Result as Checked};
@@ -130,7 +130,8 @@ pub fn open_to_look(path: &str) -> Checked<Option<SqliteConnection>> {
 /// Refuses a file, or a URI, that can only be read.
 pub fn check_writable(path: &str) -> Checked<()> {
     create(path)?;
-    let failed = |error| super::failed(&format!("cannot write to the database {path}"), &Fault::from(error));
+    let failed =
+        |error| super::failed(&format!("cannot write to the database {path}"), &DbError::from(error));
     let mut conn = open(path, Synchronous::Full).map_err(|error| cannot_open(path, error))?;
     // on a file that is read-only BEGIN IMMEDIATE alone is no error
     let nothing = "BEGIN IMMEDIATE; DELETE FROM __diesel_schema_migrations WHERE false; ROLLBACK";
@@ -140,7 +141,7 @@ pub fn check_writable(path: &str) -> Checked<()> {
 pub fn cannot_open(path: &str, error: ConnectionError) -> Error {
     let what = format!("cannot open the database {path}");
     match error {
-        ConnectionError::CouldntSetupConfiguration(error) => super::failed(&what, &Fault::from(error)),
+        ConnectionError::CouldntSetupConfiguration(error) => super::failed(&what, &DbError::from(error)),
         error => Error::new(Code::Internal, format!("{what}: {error}")),
     }
 }

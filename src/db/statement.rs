@@ -9,7 +9,7 @@ use diesel::sql_query;
 use diesel::sql_types::{BigInt, Binary, Text};
 use diesel::sqlite::Sqlite;
 
-use crate::db::{Conn, Fault};
+use crate::db::{Conn, DbError};
 
 enum Bind {
     Int(i64),
@@ -52,8 +52,8 @@ impl Statement {
         self,
         conn: &mut Conn,
         sql: &str,
-        mut row: impl FnMut(T) -> Result<(), Fault>,
-    ) -> Result<(), Fault>
+        mut row: impl FnMut(T) -> Result<(), DbError>,
+    ) -> Result<(), DbError>
     where
         T: QueryableByName<Pg> + QueryableByName<Sqlite> + 'static,
     {
@@ -88,7 +88,7 @@ impl Statement {
         Ok(())
     }
 
-    pub fn load<T>(self, conn: &mut Conn, sql: &str) -> Result<Vec<T>, Fault>
+    pub fn load<T>(self, conn: &mut Conn, sql: &str) -> Result<Vec<T>, DbError>
     where
         T: QueryableByName<Pg> + QueryableByName<Sqlite> + 'static,
     {

@@ -7,11 +7,11 @@ use utoipa::ToSchema;
 
 use crate::entitlements::period::Period;
 use crate::entitlements::plan::{Enforcement, FailurePolicy, Limit, Plan};
-use crate::entitlements::quota::{Measure, State, message, seconds_until, tightness, value};
+use crate::entitlements::quota::{QuotaUsage, State, message, seconds_until, tightness, value};
 use crate::metering::event::Event;
 use crate::metering::quantity::Quantity;
 use crate::metering::rollup::Part;
-use crate::metering::time::{Micros, Window};
+use crate::metering::time::{Timestamp, Window};
 
 /// What is known of the quota when a decision is made; fields in wire order.
 #[derive(Clone, Debug, Serialize, ToSchema)]
@@ -35,11 +35,11 @@ pub struct Quota {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub period: Option<Period>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub from: Option<Micros>,
+    pub from: Option<Timestamp>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub to: Option<Micros>,
+    pub to: Option<Timestamp>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub period_reset_at: Option<Micros>,
+    pub period_reset_at: Option<Timestamp>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retry_after_seconds: Option<i64>,
     pub enforcement: Enforcement,
@@ -56,15 +56,15 @@ impl Quota {
 
 /// What is known of a limit that, or whose counter, cannot be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Unread {
+pub struct UnreadableLimit {
     pub enforcement: Enforcement,
     pub failure_policy: FailurePolicy,
 }
 
-impl Unread {
+impl UnreadableLimit {
     /// Nothing but that there may be a limit.
-    pub const UNKNOWN: Unread =
-        Unread { enforcement: Enforcement::Advisory, failure_policy: FailurePolicy::FailOpen };
+    pub const UNKNOWN: UnreadableLimit =
+        UnreadableLimit { enforcement: Enforcement::Advisory, failure_policy: FailurePolicy::FailOpen };
 }
 
 /// The outcome for one event.
@@ -96,8 +96,8 @@ pub fn judge(
     event: &Event,
     plan: Option<&Plan>,
     limits: &[Counted],
-    unread: &[Unread],
-    now: Micros,
+    unread: &[UnreadableLimit],
+    now: Timestamp,
 ) -> Verdict {
     let quota = assess(event, plan, limits, now);
     if unread.is_empty() || quota.refuses() {
@@ -120,7 +120,7 @@ pub fn judge(
 
 /// Judges an event against all limits of its meter and reports the tightest: a hard one that refuses, then an
 /// advisory one that would, then the one that is used up most. Without limits everything is allowed.
-fn assess(event: &Event, plan: Option<&Plan>, limits: &[Counted], now: Micros) -> Quota {
+fn assess(event: &Event, plan: Option<&Plan>, limits: &[Counted], now: Timestamp) -> Quota {
     let aggregation = event.meter.aggregation;
     let judged = limits.iter().map(|counted| {
         let mut with_event = Part::of(event.time, event.id, &event.quantity);
@@ -128,9 +128,9 @@ fn assess(event: &Event, plan: Option<&Plan>, limits: &[Counted], now: Micros) -
             with_event.add(part);
         }
         let projected = value(Some(&with_event), aggregation, counted.window);
-        (counted, Measure::against(counted.limit, projected))
+        (counted, QuotaUsage::against(counted.limit, projected))
     });
-    let rank = |(counted, measure): &(&Counted, Measure)| {
+    let rank = |(counted, measure): &(&Counted, QuotaUsage)| {
         let refuses = measure.overage.is_positive();
         let is_hard = counted.limit.enforcement == Enforcement::Hard;
         (refuses && is_hard, tightness(refuses, counted.window, &measure.percent))

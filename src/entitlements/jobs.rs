@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
 use crate::jobs::queue::NewJob;
-use crate::metering::time::Micros;
+use crate::metering::time::Timestamp;
 
 pub const QUEUE: &str = "entitlements";
 
@@ -21,7 +21,7 @@ impl Evaluation {
         Evaluation { subject_id, meter_id, late_at: None }
     }
 
-    pub fn job(&self, workspace_id: i64, now: Micros) -> Result<NewJob> {
+    pub fn job(&self, workspace_id: i64, now: Timestamp) -> Result<NewJob> {
         let Evaluation { subject_id, meter_id, late_at } = self;
         let key = match late_at {
             None => format!("{subject_id}/{meter_id}"),

@@ -2,7 +2,7 @@
 //! never drift: after 31 January come 28 (or 29) February and 31 March.
 
 use crate::error::{Error, Result};
-use crate::metering::time::{DAY, Micros, Window};
+use crate::metering::time::{DAY, Timestamp, Window};
 use crate::string_enum::string_enum;
 
 string_enum!(
@@ -22,7 +22,7 @@ impl Period {
     }
 
     /// The window that holds the instant; before the anchor, the first one.
-    pub fn window(self, anchor: Micros, at: Micros) -> Window {
+    pub fn window(self, anchor: Timestamp, at: Timestamp) -> Window {
         let since = at.0.saturating_sub(anchor.0).max(0);
         match self {
             Period::Day => fixed(anchor, since, DAY),
@@ -33,12 +33,12 @@ impl Period {
     }
 }
 
-fn fixed(anchor: Micros, since: i64, width: i64) -> Window {
+fn fixed(anchor: Timestamp, since: i64, width: i64) -> Window {
     let from = anchor.plus(since / width * width);
     Window { from, to: from.plus(width) }
 }
 
-fn calendar(anchor: Micros, at: Micros, months: i32) -> Window {
+fn calendar(anchor: Timestamp, at: Timestamp, months: i32) -> Window {
     let start = |n: i32| anchor.plus_months(n * months);
     // clamping moves a boundary within its month, so the count of calendar months is off by one at most
     let mut n = (at.months_since(anchor) / months).max(0);
@@ -52,7 +52,7 @@ fn calendar(anchor: Micros, at: Micros, months: i32) -> Window {
 
 /// Start of the day, counted from the anchor, that holds the instant. Every window is a whole number of such days:
 /// all boundaries fall on the anchor's time of day.
-pub fn day_start(anchor: Micros, at: Micros) -> Micros {
+pub fn day_start(anchor: Timestamp, at: Timestamp) -> Timestamp {
     Period::Day.window(anchor, at).from
 }
 
@@ -61,8 +61,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn at(text: &str) -> Micros {
-        Micros::parse(text).expect(text)
+    fn at(text: &str) -> Timestamp {
+        Timestamp::parse(text).expect(text)
     }
 
     fn starts(period: Period, anchor: &str, instants: &[&str]) -> Vec<String> {
@@ -116,12 +116,12 @@ mod tests {
             after in 0i64..4_000_000_000,
             period in prop::sample::select(vec![Period::Day, Period::Week, Period::Month, Period::Year]),
         ) {
-            let (anchor, at) = (Micros(anchor * 1_000_000), Micros((anchor + after) * 1_000_000 + 7));
+            let (anchor, at) = (Timestamp(anchor * 1_000_000), Timestamp((anchor + after) * 1_000_000 + 7));
             let window = period.window(anchor, at);
             prop_assert!(window.contains(at));
             prop_assert_eq!(period.window(anchor, window.to).from, window.to);
             if window.from > anchor {
-                prop_assert_eq!(period.window(anchor, Micros(window.from.0 - 1)).to, window.from);
+                prop_assert_eq!(period.window(anchor, Timestamp(window.from.0 - 1)).to, window.from);
             }
             prop_assert_eq!((window.from.0 - anchor.0) % DAY, 0);
             prop_assert_eq!(window.length() % DAY, 0);

@@ -11,7 +11,7 @@ use crate::entitlements::period::Period;
 use crate::error::{Error, Result};
 use crate::metering::event::InputQuantity;
 use crate::metering::quantity::Quantity;
-use crate::metering::time::Micros;
+use crate::metering::time::Timestamp;
 use crate::string_enum::string_enum;
 
 pub const NAME_CHARS_MAX: usize = 120;
@@ -41,8 +41,8 @@ pub struct Plan {
     pub is_current: bool,
     /// By meter, then period; in the order of the request right after a save.
     pub limits: Vec<Limit>,
-    pub created_at: Micros,
-    pub updated_at: Micros,
+    pub created_at: Timestamp,
+    pub updated_at: Timestamp,
 }
 
 impl Plan {
@@ -65,7 +65,7 @@ pub struct Limit {
     pub warning_percent: Quantity,
     pub enforcement: Enforcement,
     pub failure_policy: FailurePolicy,
-    pub created_at: Micros,
+    pub created_at: Timestamp,
 }
 
 /// A plan as a client describes it.

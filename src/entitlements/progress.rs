@@ -2,17 +2,17 @@
 
 use std::collections::HashMap;
 
-use crate::db::{Conn, Fault};
+use crate::db::{Conn, DbError};
 use crate::entitlements::assignment::effective;
 use crate::entitlements::plan::{Limit, Plan};
-use crate::entitlements::quota::{Measure, State, value};
+use crate::entitlements::quota::{QuotaUsage, State, value};
 use crate::entitlements::sql::assignments::{self, Assignment, Filter};
 use crate::entitlements::sql::counters::{self, Range};
 use crate::entitlements::sql::plans;
 use crate::error::Error;
 use crate::metering::meter::Meter;
 use crate::metering::rollup::Part;
-use crate::metering::time::{Micros, Window};
+use crate::metering::time::{Timestamp, Window};
 use crate::meters;
 
 /// One limit, measured in the window that holds an instant.
@@ -20,23 +20,23 @@ use crate::meters;
 pub struct Item {
     pub limit: Limit,
     pub window: Window,
-    pub measure: Measure,
+    pub measure: QuotaUsage,
     pub meter: std::sync::Arc<Meter>,
     pub event_count: i64,
 }
 
 type Meters = HashMap<i64, std::sync::Arc<Meter>>;
 
-fn meters_of(conn: &mut Conn, plans: &[&Plan]) -> Result<Meters, Fault> {
+fn meters_of(conn: &mut Conn, plans: &[&Plan]) -> Result<Meters, DbError> {
     let Some(plan) = plans.first() else { return Ok(Meters::new()) };
     let ids: Vec<i64> =
         plans.iter().flat_map(|plan| plan.limits.iter().map(|limit| limit.meter_id)).collect();
-    let found = meters::sql::by_numbers(conn, plan.workspace_id, &ids)?;
+    let found = meters::sql::find_by_ids(conn, plan.workspace_id, &ids)?;
     Ok(found.into_iter().map(|meter| (meter.id, meter.into())).collect())
 }
 
 /// Measures limits for a subject whose periods are counted from `anchor`.
-fn ranges(subject_id: i64, anchor: Micros, limits: &[Limit], at: Micros) -> Vec<Range> {
+fn ranges(subject_id: i64, anchor: Timestamp, limits: &[Limit], at: Timestamp) -> Vec<Range> {
     let range = |limit: &Limit| Range {
         subject_id,
         meter_id: limit.meter_id,
@@ -46,14 +46,14 @@ fn ranges(subject_id: i64, anchor: Micros, limits: &[Limit], at: Micros) -> Vec<
     limits.iter().map(range).collect()
 }
 
-fn item(limit: &Limit, range: &Range, part: Option<&Part>, meters: &Meters) -> Result<Item, Fault> {
+fn item(limit: &Limit, range: &Range, part: Option<&Part>, meters: &Meters) -> Result<Item, DbError> {
     let gone = || Error::internal("a plan limits a meter that is gone");
     let meter = meters.get(&limit.meter_id).ok_or_else(gone)?.clone();
     let current = value(part, meter.aggregation, range.window);
     Ok(Item {
         limit: limit.clone(),
         window: range.window,
-        measure: Measure::against(limit, current),
+        measure: QuotaUsage::against(limit, current),
         meter,
         event_count: part.map_or(0, |part| part.count),
     })
@@ -64,18 +64,20 @@ pub fn of_subject(
     conn: &mut Conn,
     workspace_id: i64,
     subject: &str,
-    now: Micros,
-) -> Result<Option<(Plan, Vec<Item>)>, Fault> {
+    now: Timestamp,
+) -> Result<Option<(Plan, Vec<Item>)>, DbError> {
     let Some(subject_id) = assignments::find_subject(conn, workspace_id, subject)? else { return Ok(None) };
     let history = assignments::history(conn, subject_id)?;
     let Some(span) = effective(&history, now) else { return Ok(None) };
-    let Some(plan) = plans::by_ids(conn, &[span.plan_id])?.remove(&span.plan_id) else { return Ok(None) };
+    let Some(plan) = plans::find_by_ids(conn, &[span.plan_id])?.remove(&span.plan_id) else {
+        return Ok(None);
+    };
     let plan = Plan::clone(&plan);
     let meters = meters_of(conn, &[&plan])?;
     let ranges = ranges(subject_id, span.anchor, &plan.limits, now);
     let counted = counters::load(conn, &ranges)?;
     let items = plan.limits.iter().zip(&ranges).zip(&counted);
-    let items: Result<Vec<Item>, Fault> =
+    let items: Result<Vec<Item>, DbError> =
         items.map(|((limit, range), part)| item(limit, range, part.as_ref(), &meters)).collect();
     Ok(Some((plan, items?)))
 }
@@ -114,7 +116,7 @@ const ASSIGNMENTS_MAX: i64 = i64::MAX;
 /// Windows read with one statement: a year of one is up to 366 rows.
 const RANGES_AT_ONCE: usize = 1_000;
 
-pub fn preview(conn: &mut Conn, current: Plan, proposed: Plan, now: Micros) -> Result<Preview, Fault> {
+pub fn preview(conn: &mut Conn, current: Plan, proposed: Plan, now: Timestamp) -> Result<Preview, DbError> {
     let filter = Filter { plan_id: current.public_id.clone(), ..Filter::default() };
     let assignments = assignments::list(conn, current.workspace_id, &filter, now, ASSIGNMENTS_MAX)?;
     let meters = meters_of(conn, &[&current, &proposed])?;
@@ -171,6 +173,6 @@ fn change(preview: &Preview, item: Item) -> Change {
     let existing = preview
         .current
         .limit(meter_id, period)
-        .map(|limit| (limit.clone(), Measure::against(limit, item.measure.current.clone()).state));
+        .map(|limit| (limit.clone(), QuotaUsage::against(limit, item.measure.current.clone()).state));
     Change { removed: preview.proposed.limit(meter_id, period).is_none(), existing, item }
 }

@@ -9,7 +9,7 @@ use crate::entitlements::plan::{Limit, Plan};
 use crate::metering::meter::Aggregation;
 use crate::metering::quantity::Quantity;
 use crate::metering::rollup::Part;
-use crate::metering::time::{Micros, SECOND, Window};
+use crate::metering::time::{SECOND, Timestamp, Window};
 use crate::string_enum::string_enum;
 
 string_enum!(
@@ -20,7 +20,7 @@ string_enum!(Transition { Warning = "warning", Exceeded = "exceeded", Recovered 
 
 /// A value measured against a limit.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Measure {
+pub struct QuotaUsage {
     pub state: State,
     pub current: Quantity,
     pub remaining: Quantity,
@@ -28,7 +28,7 @@ pub struct Measure {
     pub percent: Quantity,
 }
 
-impl Measure {
+impl QuotaUsage {
     pub fn of(current: Quantity, limit: &Quantity, warning_percent: &Quantity) -> Self {
         let rest = limit - &current;
         let (remaining, overage) =
@@ -43,11 +43,11 @@ impl Measure {
             State::Ok
         };
         let percent = (&current * &hundred).divide(limit);
-        Measure { state, current, remaining, overage, percent }
+        QuotaUsage { state, current, remaining, overage, percent }
     }
 
     pub fn against(limit: &Limit, current: Quantity) -> Self {
-        Measure::of(current, &limit.quantity, &limit.warning_percent)
+        QuotaUsage::of(current, &limit.quantity, &limit.warning_percent)
     }
 }
 
@@ -102,11 +102,11 @@ pub struct Check {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub period: Option<Period>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub from: Option<Micros>,
+    pub from: Option<Timestamp>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub to: Option<Micros>,
+    pub to: Option<Timestamp>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub period_reset_at: Option<Micros>,
+    pub period_reset_at: Option<Timestamp>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retry_after_seconds: Option<i64>,
     pub message: &'static str,
@@ -150,12 +150,12 @@ impl Check {
         plan: &Plan,
         aggregation: Aggregation,
         candidates: &[Candidate],
-        now: Micros,
+        now: Timestamp,
     ) -> Self {
         let judged = candidates.iter().map(|candidate| {
             let current = value(candidate.counted.as_ref(), aggregation, candidate.window);
             let projected = asked_for(aggregation, candidate, &current, &quantity);
-            (candidate, current, Measure::against(candidate.limit, projected))
+            (candidate, current, QuotaUsage::against(candidate.limit, projected))
         });
         let tightest = judged.max_by(|(a, _, x), (b, _, y)| {
             tightness(x.overage.is_positive(), a.window, &x.percent).cmp(&tightness(
@@ -188,12 +188,12 @@ impl Check {
 }
 
 /// Orders limits, the one to report last. Among refusing ones only the reset of the last tells when to try again.
-pub fn tightness(refuses: bool, window: Window, percent: &Quantity) -> (bool, Option<Micros>, Quantity) {
+pub fn tightness(refuses: bool, window: Window, percent: &Quantity) -> (bool, Option<Timestamp>, Quantity) {
     (refuses, refuses.then_some(window.to), percent.clone())
 }
 
 /// Whole seconds until then, rounded up; `None` for the past.
-pub fn seconds_until(at: Micros, now: Micros) -> Option<i64> {
+pub fn seconds_until(at: Timestamp, now: Timestamp) -> Option<i64> {
     let left = at.0 - now.0;
     (left > 0).then(|| (left + SECOND - 1) / SECOND)
 }
@@ -261,8 +261,8 @@ mod tests {
             ("12.5", State::Exceeded, "0", "2.5", "125"),
         ];
         for (current, state, remaining, overage, percent) in cases {
-            let measure = Measure::of(q(current), &q("10"), &q("80"));
-            let want = Measure {
+            let measure = QuotaUsage::of(q(current), &q("10"), &q("80"));
+            let want = QuotaUsage {
                 state,
                 current: q(current),
                 remaining: q(remaining),
@@ -273,7 +273,7 @@ mod tests {
         }
         // a third of the limit rounds down, but is no less than a third
         assert_eq!(
-            Measure::of(q("1"), &q("3"), &q("33.333333333333333333333333333333333333")).state,
+            QuotaUsage::of(q("1"), &q("3"), &q("33.333333333333333333333333333333333333")).state,
             State::Warning
         );
     }
@@ -310,7 +310,7 @@ mod tests {
             warning_percent: q("80"),
             enforcement: Enforcement::Advisory,
             failure_policy: FailurePolicy::FailOpen,
-            created_at: Micros(0),
+            created_at: Timestamp(0),
         }
     }
 
@@ -325,8 +325,8 @@ mod tests {
             parent_id: None,
             is_current: true,
             limits: Vec::new(),
-            created_at: Micros(0),
-            updated_at: Micros(0),
+            created_at: Timestamp(0),
+            updated_at: Timestamp(0),
         }
     }
 
@@ -338,16 +338,16 @@ mod tests {
             .map(|(limit, used)| {
                 let mut counted: Option<Part> = None;
                 for (at, used) in used.iter().enumerate() {
-                    let part = Part::of(Micros(at as i64), Uuid::from_u128(at as u128), &q(used));
+                    let part = Part::of(Timestamp(at as i64), Uuid::from_u128(at as u128), &q(used));
                     match &mut counted {
                         Some(whole) => whole.add(&part),
                         None => counted = Some(part),
                     }
                 }
-                Candidate { limit, window: limit.period.window(Micros(0), Micros(10)), counted }
+                Candidate { limit, window: limit.period.window(Timestamp(0), Timestamp(10)), counted }
             })
             .collect();
-        Check::of("s".into(), "m".into(), q(quantity), &plan(), aggregation, &candidates, Micros(10))
+        Check::of("s".into(), "m".into(), q(quantity), &plan(), aggregation, &candidates, Timestamp(10))
     }
 
     #[test]

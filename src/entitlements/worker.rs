@@ -9,10 +9,10 @@ use crate::db::{Conn, Store};
 use crate::entitlements::evaluate;
 use crate::entitlements::jobs::{Evaluation, QUEUE};
 use crate::error::Result;
-use crate::jobs::process::{self, Duties};
+use crate::jobs::process::{self, WorkerTasks};
 use crate::jobs::queue::{Job, LeaseToken};
 use crate::jobs::worker::{Done, Queue};
-use crate::metering::time::Micros;
+use crate::metering::time::Timestamp;
 
 /// What a killed worker held is taken over after this: an evaluation takes milliseconds and may be done twice, so the
 /// lease need not outlive a slow one (the alert worker's does).
@@ -29,8 +29,8 @@ pub async fn run(config: Config) -> Result<()> {
 }
 
 /// What this worker works on.
-pub fn duties(store: &Store, config: &Config) -> Duties {
-    Duties { queues: vec![queue(store, &config.workers.entitlement)], chores: Vec::new() }
+pub fn duties(store: &Store, config: &Config) -> WorkerTasks {
+    WorkerTasks { queues: vec![queue(store, &config.workers.entitlement)], chores: Vec::new() }
 }
 
 fn queue(store: &Store, settings: &config::Worker) -> Queue {
@@ -62,10 +62,10 @@ async fn evaluate(store: Store, job: Job) -> Result<Done> {
     let evaluation: Evaluation = job.payload()?;
     let began = Instant::now();
     let workspace_id = job.workspace_id;
-    let work = move |conn: &mut Conn| evaluate::evaluate(conn, workspace_id, &evaluation, Micros::now());
+    let work = move |conn: &mut Conn| evaluate::evaluate(conn, workspace_id, &evaluation, Timestamp::now());
     let next = store.write("entitlements::evaluate", work).await?;
     if !store.is_postgres() {
         tokio::time::sleep((began.elapsed() * REST).min(REST_MAX)).await;
     }
-    Ok(next.map_or(Done::Finished, Done::AgainAt))
+    Ok(next.map_or(Done::Finished, Done::Reschedule))
 }

@@ -7,7 +7,7 @@ use utoipa::ToSchema;
 
 use crate::error::{Error, Result};
 use crate::metering::filter::{Filter, Node};
-use crate::metering::time::{BucketSize, Micros, Window};
+use crate::metering::time::{BucketSize, Timestamp, Window};
 use crate::usage::query::parse_subject_filter;
 
 /// What a job exports.
@@ -99,15 +99,15 @@ pub struct Export {
     pub workspace_id: i64,
     pub kind: Kind,
     pub status: Status,
-    pub asked: Asked,
+    pub asked: ExportQuery,
     pub error: Option<String>,
     /// Rows written so far, without the header.
     pub row_count: i64,
     pub artifact: Option<Artifact>,
-    pub created_at: Micros,
-    pub updated_at: Micros,
-    pub completed_at: Option<Micros>,
-    pub expired_at: Option<Micros>,
+    pub created_at: Timestamp,
+    pub updated_at: Timestamp,
+    pub completed_at: Option<Timestamp>,
+    pub expired_at: Option<Timestamp>,
 }
 
 /// The finished file.
@@ -119,7 +119,7 @@ pub struct Artifact {
 }
 
 impl Export {
-    pub fn queued(workspace_id: i64, kind: Kind, asked: Asked, now: Micros) -> Self {
+    pub fn queued(workspace_id: i64, kind: Kind, asked: ExportQuery, now: Timestamp) -> Self {
         Export {
             id: uuid::Uuid::now_v7().to_string(),
             workspace_id,
@@ -151,10 +151,10 @@ pub struct Input {
     /// Required for buckets.
     meter: Option<String>,
     /// Required for buckets.
-    #[schema(value_type = Option<Micros>)]
+    #[schema(value_type = Option<Timestamp>)]
     from: Option<String>,
     /// Required for buckets.
-    #[schema(value_type = Option<Micros>)]
+    #[schema(value_type = Option<Timestamp>)]
     to: Option<String>,
     /// `hour`, `day` or `month`; `day` unless told.
     bucket_size: Option<String>,
@@ -184,15 +184,15 @@ impl Input {
 /// The query of a job: stored, and echoed as it is stored.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[schema(as = ExportQuery)]
-pub struct Asked {
+pub struct ExportQuery {
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub subject: String,
     pub meter: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<Micros>)]
+    #[schema(value_type = Option<Timestamp>)]
     pub from: Option<Time>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<Micros>)]
+    #[schema(value_type = Option<Timestamp>)]
     pub to: Option<Time>,
     pub bucket_size: String,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -217,7 +217,7 @@ fn is_guarded(formula_guard: &bool) -> bool {
 
 /// An instant that keeps its fraction in JSON.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Time(pub Micros);
+pub struct Time(pub Timestamp);
 
 impl Serialize for Time {
     fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
@@ -228,17 +228,17 @@ impl Serialize for Time {
 impl<'de> Deserialize<'de> for Time {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
-        Micros::parse(&text).map(Time).ok_or_else(|| de::Error::custom("not a time"))
+        Timestamp::parse(&text).map(Time).ok_or_else(|| de::Error::custom("not a time"))
     }
 }
 
-impl Asked {
+impl ExportQuery {
     /// Refuses what can never be exported. What depends on the meter is decided when the job runs: the meter may
     /// come to be, and clients expect such a job to fail, not its creation.
     pub fn parse(kind: Kind, input: Input) -> Result<Self> {
         let from = time(input.from.as_deref(), "from", "invalid_from", kind)?;
         let to = time(input.to.as_deref(), "to", "invalid_to", kind)?;
-        let asked = Asked {
+        let asked = ExportQuery {
             subject: input.subject.unwrap_or_default(),
             meter: input.meter.unwrap_or_default(),
             from,
@@ -290,7 +290,7 @@ fn time(text: Option<&str>, name: &str, code: &'static str, kind: Kind) -> Resul
     let bad = || Error::parameter(code, format!("{name} must be RFC3339"));
     let parsed = match text.unwrap_or_default() {
         "" => None,
-        text => Some(Micros::parse(text).ok_or_else(bad)?).filter(|at| *at != Micros::ABSENT),
+        text => Some(Timestamp::parse(text).ok_or_else(bad)?).filter(|at| *at != Timestamp::ABSENT),
     };
     if parsed.is_none() && kind == Kind::UsageBuckets {
         return Err(bad());
@@ -358,9 +358,9 @@ mod tests {
     use crate::error::Code;
     use serde_json::{Value, json};
 
-    fn asked(kind: Kind, query: Value) -> Result<Asked> {
+    fn asked(kind: Kind, query: Value) -> Result<ExportQuery> {
         let query = serde_json::value::to_raw_value(&query).expect("JSON");
-        Asked::parse(kind, Input::read(&query)?)
+        ExportQuery::parse(kind, Input::read(&query)?)
     }
 
     const FROM: &str = "2026-06-01T00:00:00Z";
@@ -374,7 +374,7 @@ mod tests {
         let stored = serde_json::to_string(&asked(Kind::UsageBuckets, full.clone()).expect("valid"));
         let stored = stored.expect("json");
         assert_eq!(serde_json::from_str::<Value>(&stored).expect("json"), full);
-        let again: Asked = serde_json::from_str(&stored).expect("read back");
+        let again: ExportQuery = serde_json::from_str(&stored).expect("read back");
         assert_eq!(again.window().expect("a window").to.0 % 1_000_000, 250_000);
 
         let small = json!({"meter": "m", "from": "2026-06-01T02:00:00+02:00", "to": TO, "limit": -1});

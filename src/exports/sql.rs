@@ -7,11 +7,11 @@ use diesel::sql_types::{BigInt, Text};
 
 use crate::db::columns::readable;
 use crate::db::schema::{export_cleanup_runs, export_jobs, jobs as work};
-use crate::db::{Conn, Fault, limits};
+use crate::db::{Conn, DbError, limits};
 use crate::error::{Error, Result};
 use crate::exports::job::{Artifact, CANCELED, Export, Kind, Status};
 use crate::jobs::queue::{self, DeadLetter, Job, LeaseToken, NewJob};
-use crate::metering::time::Micros;
+use crate::metering::time::Timestamp;
 
 /// Where the workers find the jobs; a job's key is the id of the export.
 pub const QUEUE: &str = "export";
@@ -53,7 +53,7 @@ impl Row {
         })
     }
 
-    fn into_export(self) -> Result<Export, Fault> {
+    fn into_export(self) -> Result<Export, DbError> {
         let strange = || Error::internal(format!("export job {} has an unknown status", self.id));
         let status = Status::parse(&self.status).ok_or_else(strange)?;
         let artifact = self.artifact_size.zip(self.artifact_hash);
@@ -66,27 +66,27 @@ impl Row {
             error: self.error,
             row_count: self.row_count,
             artifact: artifact.map(|(size_bytes, hash)| Artifact { size_bytes, hash }),
-            created_at: Micros(self.created_at),
-            updated_at: Micros(self.updated_at),
-            completed_at: self.completed_at.map(Micros),
-            expired_at: self.expired_at.map(Micros),
+            created_at: Timestamp(self.created_at),
+            updated_at: Timestamp(self.updated_at),
+            completed_at: self.completed_at.map(Timestamp),
+            expired_at: self.expired_at.map(Timestamp),
         })
     }
 }
 
-fn enqueue(conn: &mut Conn, id: &str, workspace_id: i64, now: Micros) -> Result<(), Fault> {
+fn enqueue(conn: &mut Conn, id: &str, workspace_id: i64, now: Timestamp) -> Result<(), DbError> {
     let job = NewJob::new(QUEUE, id, workspace_id, &serde_json::json!({}), now)?;
     queue::enqueue(conn, vec![job], now)
 }
 
 /// Stores a new job and queues its work.
-pub fn add(conn: &mut Conn, export: &Export) -> Result<(), Fault> {
+pub fn add(conn: &mut Conn, export: &Export) -> Result<(), DbError> {
     limits::check(conn, limits::Kind::Export, export.workspace_id)?;
     diesel::insert_into(export_jobs::table).values(Row::of(export)?).execute(conn)?;
     enqueue(conn, &export.id, export.workspace_id, export.created_at)
 }
 
-pub fn by_id(conn: &mut Conn, workspace_id: i64, id: &str) -> Result<Option<Export>, Fault> {
+pub fn find_by_public_id(conn: &mut Conn, workspace_id: i64, id: &str) -> Result<Option<Export>, DbError> {
     let row: Option<Row> = export_jobs::table
         .filter(export_jobs::id.eq(id).and(export_jobs::workspace_id.eq(workspace_id)))
         .select(Row::as_select())
@@ -99,15 +99,15 @@ pub fn by_id(conn: &mut Conn, workspace_id: i64, id: &str) -> Result<Option<Expo
 pub fn list(
     conn: &mut Conn,
     workspace_id: i64,
-    after: Option<&(Micros, String)>,
+    after: Option<&(Timestamp, String)>,
     limit: i64,
-) -> Result<Vec<Export>, Fault> {
+) -> Result<Vec<Export>, DbError> {
     let (mut found, mut after) = (Vec::new(), after.cloned());
     loop {
         let wanted = limit - found.len() as i64;
         let rows = page(conn, workspace_id, after.as_ref(), wanted)?;
         let is_last = (rows.len() as i64) < wanted;
-        after = rows.last().map(|row| (Micros(row.created_at), row.id.clone()));
+        after = rows.last().map(|row| (Timestamp(row.created_at), row.id.clone()));
         found.extend(
             rows.into_iter().filter_map(|row| readable("export_jobs", row.id.clone(), row.into_export())),
         );
@@ -120,9 +120,9 @@ pub fn list(
 fn page(
     conn: &mut Conn,
     workspace_id: i64,
-    after: Option<&(Micros, String)>,
+    after: Option<&(Timestamp, String)>,
     limit: i64,
-) -> Result<Vec<Row>, Fault> {
+) -> Result<Vec<Row>, DbError> {
     let mut query = export_jobs::table
         .filter(export_jobs::workspace_id.eq(workspace_id))
         .order((export_jobs::created_at.desc(), export_jobs::id.desc()))
@@ -137,7 +137,7 @@ fn page(
 }
 
 /// The job as it is now, held against change until the commit.
-fn locked(conn: &mut Conn, id: &str) -> Result<Option<Export>, Fault> {
+fn locked(conn: &mut Conn, id: &str) -> Result<Option<Export>, DbError> {
     let row: Option<Row> = match conn {
         Conn::Postgres(c) => {
             export_jobs::table.find(id).select(Row::as_select()).for_update().first(c).optional()?
@@ -147,7 +147,7 @@ fn locked(conn: &mut Conn, id: &str) -> Result<Option<Export>, Fault> {
     row.map(Row::into_export).transpose()
 }
 
-fn store(conn: &mut Conn, export: &Export) -> Result<(), Fault> {
+fn store(conn: &mut Conn, export: &Export) -> Result<(), DbError> {
     diesel::update(export_jobs::table.find(&export.id))
         .set((
             export_jobs::status.eq(export.status.as_str()),
@@ -165,7 +165,7 @@ fn store(conn: &mut Conn, export: &Export) -> Result<(), Fault> {
 
 /// The job of a workspace for a change by its owner. The order of locks is that of the workers: the work, then the
 /// job.
-fn owned(conn: &mut Conn, workspace_id: i64, id: &str) -> Result<Export, Fault> {
+fn owned(conn: &mut Conn, workspace_id: i64, id: &str) -> Result<Export, DbError> {
     if conn.is_postgres() {
         sql_query("SELECT 1 FROM jobs WHERE queue = $1 AND key = $2 FOR UPDATE")
             .bind::<Text, _>(QUEUE)
@@ -177,7 +177,7 @@ fn owned(conn: &mut Conn, workspace_id: i64, id: &str) -> Result<Export, Fault> 
 }
 
 /// Ends a job that is waiting or running. Its work is withdrawn: the worker loses the lease and stops.
-pub fn cancel(conn: &mut Conn, workspace_id: i64, id: &str, now: Micros) -> Result<Export, Fault> {
+pub fn cancel(conn: &mut Conn, workspace_id: i64, id: &str, now: Timestamp) -> Result<Export, DbError> {
     let mut export = owned(conn, workspace_id, id)?;
     export.status.check_cancel()?;
     export.status = Status::Canceled;
@@ -190,7 +190,7 @@ pub fn cancel(conn: &mut Conn, workspace_id: i64, id: &str, now: Micros) -> Resu
 }
 
 /// Queues a failed or canceled job anew, with all its attempts.
-pub fn retry(conn: &mut Conn, workspace_id: i64, id: &str, now: Micros) -> Result<Export, Fault> {
+pub fn retry(conn: &mut Conn, workspace_id: i64, id: &str, now: Timestamp) -> Result<Export, DbError> {
     let mut export = owned(conn, workspace_id, id)?;
     export.status.check_retry()?;
     export.status = Status::Queued;
@@ -205,7 +205,7 @@ pub fn retry(conn: &mut Conn, workspace_id: i64, id: &str, now: Micros) -> Resul
 }
 
 /// The job of a claim, while this claim holds it and somebody wants it.
-fn held(conn: &mut Conn, job: &Job, token: &LeaseToken) -> Result<Option<Export>, Fault> {
+fn held(conn: &mut Conn, job: &Job, token: &LeaseToken) -> Result<Option<Export>, DbError> {
     if !queue::holds(conn, job, token)? {
         return Ok(None);
     }
@@ -213,7 +213,12 @@ fn held(conn: &mut Conn, job: &Job, token: &LeaseToken) -> Result<Option<Export>
 }
 
 /// Marks the job of a claim as running; `None` when there is nothing to do any more.
-pub fn start(conn: &mut Conn, job: &Job, token: &LeaseToken, now: Micros) -> Result<Option<Export>, Fault> {
+pub fn start(
+    conn: &mut Conn,
+    job: &Job,
+    token: &LeaseToken,
+    now: Timestamp,
+) -> Result<Option<Export>, DbError> {
     let Some(mut export) = held(conn, job, token)? else { return Ok(None) };
     export.status = Status::Running;
     export.error = None;
@@ -224,7 +229,7 @@ pub fn start(conn: &mut Conn, job: &Job, token: &LeaseToken, now: Micros) -> Res
 }
 
 /// Whether this claim still holds the job and nobody canceled it.
-pub fn is_wanted(conn: &mut Conn, id: &str, token: &LeaseToken) -> Result<bool, Fault> {
+pub fn is_wanted(conn: &mut Conn, id: &str, token: &LeaseToken) -> Result<bool, DbError> {
     let wanted: i64 = export_jobs::table
         .filter(export_jobs::id.eq(id).and(export_jobs::status.eq(Status::Running.as_str())))
         .filter(diesel::dsl::exists(
@@ -241,8 +246,8 @@ pub fn advance(
     job: &Job,
     token: &LeaseToken,
     row_count: i64,
-    now: Micros,
-) -> Result<bool, Fault> {
+    now: Timestamp,
+) -> Result<bool, DbError> {
     let Some(mut export) = held(conn, job, token)? else { return Ok(false) };
     export.row_count = row_count;
     export.updated_at = now;
@@ -258,8 +263,8 @@ pub fn complete(
     token: &LeaseToken,
     outcome: (&Artifact, i64),
     publish: impl FnOnce() -> Result<()>,
-    now: Micros,
-) -> Result<bool, Fault> {
+    now: Timestamp,
+) -> Result<bool, DbError> {
     let Some(mut export) = held(conn, job, token)? else { return Ok(false) };
     export.status = Status::Completed;
     export.artifact = Some(outcome.0.clone());
@@ -272,7 +277,13 @@ pub fn complete(
 }
 
 /// Marks the job as failed for good, with a reason for its owner.
-pub fn fail(conn: &mut Conn, job: &Job, token: &LeaseToken, reason: &str, now: Micros) -> Result<(), Fault> {
+pub fn fail(
+    conn: &mut Conn,
+    job: &Job,
+    token: &LeaseToken,
+    reason: &str,
+    now: Timestamp,
+) -> Result<(), DbError> {
     let Some(mut export) = held(conn, job, token)? else { return Ok(()) };
     export.status = Status::Failed;
     export.error = Some(reason.to_owned());
@@ -282,7 +293,7 @@ pub fn fail(conn: &mut Conn, job: &Job, token: &LeaseToken, reason: &str, now: M
 }
 
 /// Finished exports from before an instant whose files are still there, the oldest first.
-pub fn outdated(conn: &mut Conn, before: Micros, limit: i64) -> Result<Vec<Export>, Fault> {
+pub fn outdated(conn: &mut Conn, before: Timestamp, limit: i64) -> Result<Vec<Export>, DbError> {
     let rows: Vec<Row> = export_jobs::table
         .filter(export_jobs::status.eq(Status::Completed.as_str()))
         .filter(export_jobs::expired_at.is_null().and(export_jobs::completed_at.lt(before.0)))
@@ -307,7 +318,7 @@ pub struct CleanupRun {
 }
 
 /// How often exports of a workspace were cleaned up, and the last time.
-pub fn cleanup_runs(conn: &mut Conn, workspace_id: i64) -> Result<(i64, Option<CleanupRun>), Fault> {
+pub fn cleanup_runs(conn: &mut Conn, workspace_id: i64) -> Result<(i64, Option<CleanupRun>), DbError> {
     let own = export_cleanup_runs::workspace_id.eq(workspace_id);
     let count = export_cleanup_runs::table.filter(own).count().get_result(conn)?;
     let last = export_cleanup_runs::table
@@ -320,14 +331,14 @@ pub fn cleanup_runs(conn: &mut Conn, workspace_id: i64) -> Result<(i64, Option<C
 }
 
 /// What a dead job was about and no longer exists.
-pub fn what_is_gone(conn: &mut Conn, letter: &DeadLetter) -> Result<Option<&'static str>, Fault> {
-    let export = by_id(conn, letter.workspace_id, &letter.key)?;
+pub fn what_is_gone(conn: &mut Conn, letter: &DeadLetter) -> Result<Option<&'static str>, DbError> {
+    let export = find_by_public_id(conn, letter.workspace_id, &letter.key)?;
     let may_run = export.is_some_and(|export| export.status.may_run());
     Ok((!may_run).then_some("the export is over"))
 }
 
 /// Marks exports whose files were removed, and remembers the runs that did it.
-pub fn expire(conn: &mut Conn, ids: &[String], runs: &[CleanupRun], now: Micros) -> Result<(), Fault> {
+pub fn expire(conn: &mut Conn, ids: &[String], runs: &[CleanupRun], now: Timestamp) -> Result<(), DbError> {
     diesel::update(export_jobs::table.filter(export_jobs::id.eq_any(ids)))
         .filter(export_jobs::expired_at.is_null())
         .set((export_jobs::expired_at.eq(now.0), export_jobs::updated_at.eq(now.0)))
@@ -340,7 +351,7 @@ pub fn expire(conn: &mut Conn, ids: &[String], runs: &[CleanupRun], now: Micros)
 
 /// Which of these jobs may have a file under its final name, and which a draft. Unknown ids are in neither: their
 /// files may belong to another database.
-pub fn file_owners(conn: &mut Conn, ids: &[String], now: Micros) -> Result<Vec<Owner>, Fault> {
+pub fn file_owners(conn: &mut Conn, ids: &[String], now: Timestamp) -> Result<Vec<Owner>, DbError> {
     let leased: Vec<String> = work::table
         .filter(work::queue.eq(QUEUE).and(work::key.eq_any(ids)).and(work::leased_until.ge(now.0)))
         .select(work::key)
@@ -365,7 +376,7 @@ pub struct Owner {
 }
 
 /// Jobs that wait for work that is not queued any more would wait for ever: they have failed. Returns how many.
-pub fn fail_abandoned(conn: &mut Conn, now: Micros) -> Result<usize, Fault> {
+pub fn fail_abandoned(conn: &mut Conn, now: Timestamp) -> Result<usize, DbError> {
     let text = "UPDATE export_jobs SET status = 'failed', error = $1, updated_at = $2, completed_at = $2
                 WHERE status IN ('queued', 'running')
                 AND NOT EXISTS (SELECT 1 FROM jobs WHERE queue = 'export' AND key = export_jobs.id)";

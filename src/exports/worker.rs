@@ -18,10 +18,10 @@ use crate::exports::csv::Table;
 use crate::exports::job::{Artifact, Export, Kind, file_name};
 use crate::exports::sql::CleanupRun;
 use crate::exports::storage::{Draft, Storage};
-use crate::jobs::process::{self, Duties};
+use crate::jobs::process::{self, WorkerTasks};
 use crate::jobs::queue::{Job, LeaseToken};
 use crate::jobs::worker::{Done, Queue, Work};
-use crate::metering::time::{BucketSize, Micros, Window};
+use crate::metering::time::{BucketSize, Timestamp, Window};
 use crate::usage::aggregate::cells;
 use crate::usage::events::{self, Position, Search};
 use crate::usage::query::{self, Bucket, Query};
@@ -84,7 +84,7 @@ fn check(storage: &Storage) -> Check {
 }
 
 /// All that has to be done about exports, in a process of its own or inside the server.
-pub fn duties(store: &Store, config: &Arc<Config>) -> Result<Duties> {
+pub fn duties(store: &Store, config: &Arc<Config>) -> Result<WorkerTasks> {
     let storage = Storage::of(&config.exports.storage)?;
     log::info!("export storage path: {}", storage.target());
     if let Err(error) = storage.prepare() {
@@ -92,7 +92,7 @@ pub fn duties(store: &Store, config: &Arc<Config>) -> Result<Duties> {
         log::error!(error:% = error; "export storage cannot be written to");
     }
     let clean_up = keep_clean(store.clone(), config.clone());
-    Ok(Duties { queues: vec![queue(store, config)?], chores: vec![Box::pin(clean_up)] })
+    Ok(WorkerTasks { queues: vec![queue(store, config)?], chores: vec![Box::pin(clean_up)] })
 }
 
 async fn keep_clean(store: Store, config: Arc<Config>) {
@@ -119,7 +119,7 @@ impl Exporter {
         }
         let start = {
             let job = job.clone();
-            move |conn: &mut Conn| exports::sql::start(conn, &job, &token, Micros::now())
+            move |conn: &mut Conn| exports::sql::start(conn, &job, &token, Timestamp::now())
         };
         let Some(export) = self.store.write("exports::start", start).await? else {
             return Ok(Done::Finished);
@@ -130,7 +130,7 @@ impl Exporter {
                 let late = |_| Err(Error::new(Code::Internal, format!("took longer than {:?}", self.timeout)));
                 result.unwrap_or_else(late)
             }
-            () = run.until_unwanted() => return Ok(Done::Finished),
+            () = run.watch_cancellation() => return Ok(Done::Finished),
         };
         match result {
             Ok(()) => Ok(Done::Finished),
@@ -143,7 +143,7 @@ impl Exporter {
     /// Ends the job with a reason that its owner reads.
     async fn fail(&self, job: Job, token: LeaseToken, reason: String) -> Result<Done> {
         log::warn!(export_id = job.key.as_str(), reason = reason.as_str(); "export failed");
-        let fail = move |conn: &mut Conn| exports::sql::fail(conn, &job, &token, &reason, Micros::now());
+        let fail = move |conn: &mut Conn| exports::sql::fail(conn, &job, &token, &reason, Timestamp::now());
         self.store.write("exports::fail", fail).await?;
         Ok(Done::Finished)
     }
@@ -203,7 +203,7 @@ impl Run<'_> {
         let (job, token, rows) = (self.job.clone(), self.token, self.written.load(Ordering::Relaxed));
         let complete = move |conn: &mut Conn| {
             let publish = || draft.lock().unwrap_or_else(PoisonError::into_inner).publish();
-            exports::sql::complete(conn, &job, &token, (&artifact, rows), publish, Micros::now())
+            exports::sql::complete(conn, &job, &token, (&artifact, rows), publish, Timestamp::now())
         };
         self.exporter.store.write("exports::complete", complete).await
     }
@@ -216,7 +216,7 @@ impl Run<'_> {
     }
 
     /// Returns when the job was canceled or another worker has it; says meanwhile how far the work is.
-    async fn until_unwanted(&self) {
+    async fn watch_cancellation(&self) {
         let mut shown = 0;
         loop {
             tokio::time::sleep(WATCH_PAUSE).await;
@@ -227,8 +227,9 @@ impl Run<'_> {
                 store.read("exports::is_wanted", move |conn| exports::sql::is_wanted(conn, &id, &token)).await
             } else {
                 let job = self.job.clone();
-                let advance =
-                    move |conn: &mut Conn| exports::sql::advance(conn, &job, &token, written, Micros::now());
+                let advance = move |conn: &mut Conn| {
+                    exports::sql::advance(conn, &job, &token, written, Timestamp::now())
+                };
                 store.write("exports::advance", advance).await
             };
             match wanted {
@@ -269,7 +270,7 @@ impl Run<'_> {
         let asked = &self.export.asked;
         let size = asked.bucket_size()?;
         let (workspace_id, name) = (self.export.workspace_id, asked.meter.clone());
-        let by_name = move |conn: &mut Conn| meters::sql::by_name(conn, workspace_id, &name);
+        let by_name = move |conn: &mut Conn| meters::sql::find_by_name(conn, workspace_id, &name);
         let meter = self.exporter.store.read("meters::by_name", by_name).await?;
         let meter = meter.ok_or_else(|| Error::not_found(format!("meter {:?}", asked.meter)))?;
         let group_by = query::parse_group_by(&meter, asked.group_by.iter().map(String::as_str))?;
@@ -280,7 +281,7 @@ impl Run<'_> {
             group_by,
             filter: asked.filter()?,
             bucket_size: Some(size),
-            only_valued: false,
+            skip_missing: false,
         };
         Ok((query, size))
     }
@@ -291,7 +292,7 @@ impl Run<'_> {
             let cells = cells(conn, &query, most)?;
             Ok(query::buckets(&query, cells))
         };
-        self.exporter.store.patient().read_snapshot("usage::cells", read).await
+        self.exporter.store.long_running().read_snapshot("usage::cells", read).await
     }
 
     async fn append_buckets(&self, draft: &SharedDraft, query: &Query, rows: Vec<Bucket>) -> Result<()> {
@@ -309,7 +310,7 @@ impl Run<'_> {
 }
 
 /// Where a slice of this many buckets ends.
-fn slice_end(size: BucketSize, from: Micros, buckets: usize) -> Micros {
+fn slice_end(size: BucketSize, from: Timestamp, buckets: usize) -> Timestamp {
     let start = size.start(from);
     let buckets = i32::try_from(buckets).unwrap_or(i32::MAX).min(1_000);
     match size {
@@ -363,7 +364,7 @@ impl Run<'_> {
             listed.iter().try_for_each(|listed| table.event(&listed.event))?;
             Ok(Page { count: listed.len(), csv: table.into_bytes()?, after })
         };
-        self.exporter.store.patient().read_snapshot("event_list::step", read).await
+        self.exporter.store.long_running().read_snapshot("event_list::step", read).await
     }
 }
 
@@ -378,7 +379,7 @@ struct Page {
 /// that came to nothing. Several processes may do this at once.
 pub async fn clean_up(store: &Store, config: &Config) -> Result<()> {
     let storage = Storage::of(&config.exports.storage)?;
-    let now = Micros::now();
+    let now = Timestamp::now();
     let abandoned =
         store.write("exports::fail_abandoned", move |conn| exports::sql::fail_abandoned(conn, now)).await?;
     if abandoned > 0 {
@@ -390,7 +391,7 @@ pub async fn clean_up(store: &Store, config: &Config) -> Result<()> {
 }
 
 /// Removes the files of one batch of expired exports; true when there are more.
-async fn expire_some(store: &Store, storage: &Storage, before: Micros, batch_size: usize) -> Result<bool> {
+async fn expire_some(store: &Store, storage: &Storage, before: Timestamp, batch_size: usize) -> Result<bool> {
     let outdated = move |conn: &mut Conn| exports::sql::outdated(conn, before, batch_size as i64);
     let outdated = store.read("exports::outdated", outdated).await?;
     if outdated.is_empty() {
@@ -406,7 +407,7 @@ async fn expire_some(store: &Store, storage: &Storage, before: Micros, batch_siz
         Ok((total, removed.collect::<Vec<_>>()))
     })
     .await?;
-    let now = Micros::now();
+    let now = Timestamp::now();
     let runs = cleanup_runs(&removed, before, now);
     let ids: Vec<String> =
         removed.into_iter().filter(|(_, is_gone)| *is_gone).map(|(export, _)| export.id).collect();
@@ -418,7 +419,7 @@ async fn expire_some(store: &Store, storage: &Storage, before: Micros, batch_siz
 }
 
 /// One record for each workspace.
-fn cleanup_runs(removed: &[(Export, bool)], before: Micros, now: Micros) -> Vec<CleanupRun> {
+fn cleanup_runs(removed: &[(Export, bool)], before: Timestamp, now: Timestamp) -> Vec<CleanupRun> {
     let mut runs: Vec<CleanupRun> = Vec::new();
     for (export, is_gone) in removed {
         let at = runs.iter().position(|run| run.workspace_id == export.workspace_id).unwrap_or_else(|| {
@@ -450,7 +451,7 @@ async fn remove_leftovers(store: &Store, storage: &Storage) -> Result<()> {
     for files in files.chunks(1_000) {
         let ids: Vec<String> = files.iter().map(|file| file.job_id.clone()).collect();
         // a file that appeared after the list was made is not looked at, so a draft here has an owner by now
-        let owners = move |conn: &mut Conn| exports::sql::file_owners(conn, &ids, Micros::now());
+        let owners = move |conn: &mut Conn| exports::sql::file_owners(conn, &ids, Timestamp::now());
         let owners = store.read("exports::file_owners", owners).await?;
         let is_leftover = |file: &&crate::exports::storage::Stored| {
             let owner = owners.iter().find(|owner| owner.id == file.job_id);
@@ -469,7 +470,7 @@ mod tests {
 
     #[test]
     fn slices_end_where_buckets_end() {
-        let at = |text: &str| Micros::parse(text).expect(text);
+        let at = |text: &str| Timestamp::parse(text).expect(text);
         let cases = [
             (BucketSize::Hour, "2026-06-01T10:30:00Z", 1, "2026-06-01T11:00:00Z"),
             (BucketSize::Hour, "2026-06-01T10:00:00Z", 24, "2026-06-02T10:00:00Z"),

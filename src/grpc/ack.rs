@@ -10,9 +10,9 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::auth::Caller;
 use crate::error::{Error, Result};
 use crate::grpc::admission::Admitted;
-use crate::grpc::parts::{Done, Fate, Item, Parts, Step};
+use crate::grpc::parts::{Item, ItemOutcome, ItemResult, Step, StreamBatcher};
 use crate::grpc::pb::v2;
-use crate::grpc::{Door, convert, status, stopping};
+use crate::grpc::{UsageServer, convert, status, stopping};
 use crate::metering::event::Input;
 
 /// Enough for events that arrive together to be stored together; load makes parts larger by itself.
@@ -23,7 +23,7 @@ const ACKS_WAITING: usize = 4;
 type Acks = mpsc::Sender<Result<v2::IngestAck, Status>>;
 
 #[tonic::async_trait]
-impl v2::usage_stream_service_server::UsageStreamService for Door {
+impl v2::usage_stream_service_server::UsageStreamService for UsageServer {
     type IngestStream = ReceiverStream<Result<v2::IngestAck, Status>>;
 
     async fn ingest(
@@ -31,7 +31,7 @@ impl v2::usage_stream_service_server::UsageStreamService for Door {
         request: Request<Streaming<v2::IngestRequest>>,
     ) -> Result<Response<Self::IngestStream>, Status> {
         let Admitted { pass, caller } = Admitted::of(&request).map_err(status)?;
-        let parts = Parts::open(pass, caller.workspace_id, LINGER).await.map_err(status)?;
+        let parts = StreamBatcher::open(pass, caller.workspace_id, LINGER).await.map_err(status)?;
         let (acks, answers) = mpsc::channel(ACKS_WAITING);
         let stream =
             Stream { door: self.clone(), caller, messages: request.into_inner(), parts, sequence: 0, acks };
@@ -42,10 +42,10 @@ impl v2::usage_stream_service_server::UsageStreamService for Door {
 
 /// One open `Ingest` call.
 struct Stream {
-    door: Door,
+    door: UsageServer,
     caller: Caller,
     messages: Streaming<v2::IngestRequest>,
-    parts: Parts,
+    parts: StreamBatcher,
     sequence: u64,
     acks: Acks,
 }
@@ -91,7 +91,7 @@ impl Stream {
             return Err(Error::invalid(detail));
         }
         self.sequence = place;
-        let permitted = |input: Input| self.caller.may_use_meter(input.meter()).map(|()| input);
+        let permitted = |input: Input| self.caller.ensure_meter_allowed(input.meter()).map(|()| input);
         let input = convert::input(request.event).and_then(permitted);
         Ok(Item { place, input, bytes })
     }
@@ -114,7 +114,7 @@ impl Stream {
         Ok(Some(why))
     }
 
-    async fn acknowledge(&mut self, done: Vec<Done>) -> Result<(), Gone> {
+    async fn acknowledge(&mut self, done: Vec<ItemResult>) -> Result<(), Gone> {
         let Some(last) = done.last() else { return Ok(()) };
         let durable_sequence = last.place;
         let outcomes = done.into_iter().map(outcome).collect();
@@ -130,21 +130,21 @@ impl Stream {
     }
 }
 
-fn outcome(done: Done) -> v2::Outcome {
+fn outcome(done: ItemResult) -> v2::Outcome {
     use v2::outcome::Result as Word;
     let sequence = done.place;
     match done.fate {
-        Fate::Accepted(event) => {
+        ItemOutcome::Accepted(event) => {
             v2::Outcome { sequence, result: Word::Accepted.into(), event_id: event.id, ..Default::default() }
         }
-        Fate::Duplicate(event, conflict) => v2::Outcome {
+        ItemOutcome::Duplicate(event, conflict) => v2::Outcome {
             sequence,
             result: Word::Duplicate.into(),
             event_id: event.id,
             conflict,
             ..Default::default()
         },
-        Fate::Failed(error) => v2::Outcome {
+        ItemOutcome::Failed(error) => v2::Outcome {
             sequence,
             result: Word::Failed.into(),
             code: error.code.as_str().to_owned(),

@@ -23,7 +23,7 @@ use tonic::server::NamedService;
 use crate::app::App;
 use crate::auth::Caller;
 use crate::error::{Error, Result};
-use crate::grpc::{Pass, status};
+use crate::grpc::{ApiKeyAuth, status};
 use crate::net::Peer;
 use crate::net::budget::{Budget, Room, Tenant};
 use crate::net::upload::Upload;
@@ -47,7 +47,7 @@ pub fn event_bytes(app: &App) -> usize {
 /// Who calls, as methods find it in the extensions of a request.
 #[derive(Clone)]
 pub struct Admitted {
-    pub pass: Pass,
+    pub pass: ApiKeyAuth,
     pub caller: Caller,
 }
 
@@ -124,7 +124,7 @@ where
 
 /// Finds out who calls and whether they may.
 async fn admit(app: &App, request: &mut Request<Body>) -> Result<Tenant> {
-    let pass = Pass::of(app, request.headers())?;
+    let pass = ApiKeyAuth::of(app, request.headers())?;
     let caller = pass.caller().await?;
     if let Some(peer) = request.extensions().get::<Peer>() {
         peer.note_known();
@@ -177,7 +177,7 @@ where
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let (app, service) = (self.app.clone(), self.service.clone());
         Box::pin(async move {
-            let pass = Pass::of(&app, request.headers());
+            let pass = ApiKeyAuth::of(&app, request.headers());
             let known = match pass {
                 Ok(pass) => app.auth.by_key(&pass.key).await,
                 Err(error) => Err(error),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use prost_types::value::Kind;
-use prost_types::{ListValue, Struct, Timestamp, Value as PbValue};
+use prost_types::{ListValue, Struct, Timestamp as ProtoTimestamp, Value as PbValue};
 
 use crate::error::{Error, Result};
 use crate::grpc::pb::v1;
@@ -11,7 +11,7 @@ use crate::ingest::Failure;
 use crate::metering::event::{Input, InputQuantity, Metadata, StoredEvent};
 use crate::metering::json::{self, Map, Number, Value};
 use crate::metering::quantity::Quantity;
-use crate::metering::time::{Micros, SECOND};
+use crate::metering::time::{SECOND, Timestamp};
 
 const YEAR_1: i64 = -62_135_596_800;
 const YEAR_9999_END: i64 = 253_402_300_799;
@@ -31,14 +31,14 @@ pub fn input(event: Option<v1::UsageEventInput>) -> Result<Input> {
     })
 }
 
-fn time(timestamp: Timestamp) -> Result<Micros> {
-    let Timestamp { seconds, nanos } = timestamp;
+fn time(timestamp: ProtoTimestamp) -> Result<Timestamp> {
+    let ProtoTimestamp { seconds, nanos } = timestamp;
     if !(YEAR_1..=YEAR_9999_END).contains(&seconds) || !(0..1_000_000_000).contains(&nanos) {
         return Err(Error::invalid(
             "timestamp must lie within the years 1 to 9999, nanos within 0 to 999999999",
         ));
     }
-    Ok(Micros(seconds * SECOND + i64::from(nanos) / 1000))
+    Ok(Timestamp(seconds * SECOND + i64::from(nanos) / 1000))
 }
 
 fn object(fields: BTreeMap<String, PbValue>) -> Result<Map> {
@@ -79,9 +79,9 @@ pub fn event(stored: StoredEvent) -> v1::UsageEvent {
     }
 }
 
-fn timestamp(time: Micros) -> Timestamp {
+fn timestamp(time: Timestamp) -> ProtoTimestamp {
     let nanos = time.0.rem_euclid(SECOND) * 1000;
-    Timestamp { seconds: time.0.div_euclid(SECOND), nanos: nanos as i32 }
+    ProtoTimestamp { seconds: time.0.div_euclid(SECOND), nanos: nanos as i32 }
 }
 
 fn message(value: Value) -> PbValue {
@@ -130,7 +130,7 @@ mod tests {
         };
         assert!(input(None).is_err());
         for (seconds, nanos) in [(YEAR_1 - 1, 0), (YEAR_9999_END + 1, 0), (0, -1), (0, 1_000_000_000)] {
-            let message = refused(&|event| event.timestamp = Some(Timestamp { seconds, nanos }));
+            let message = refused(&|event| event.timestamp = Some(ProtoTimestamp { seconds, nanos }));
             assert!(message.contains("timestamp"), "{message}");
         }
     }
@@ -138,13 +138,13 @@ mod tests {
     #[test]
     fn times_keep_microseconds() {
         for (seconds, nanos, micros) in
-            [(0, 0, 0), (-1, 500_000_000, -500_000), (YEAR_1, 0, Micros::ABSENT.0)]
+            [(0, 0, 0), (-1, 500_000_000, -500_000), (YEAR_1, 0, Timestamp::ABSENT.0)]
         {
-            let at = time(Timestamp { seconds, nanos }).expect("possible");
+            let at = time(ProtoTimestamp { seconds, nanos }).expect("possible");
             assert_eq!(at.0, micros);
-            assert_eq!(timestamp(at), Timestamp { seconds, nanos });
+            assert_eq!(timestamp(at), ProtoTimestamp { seconds, nanos });
         }
-        assert_eq!(time(Timestamp { seconds: 1, nanos: 1_999 }).expect("possible").0, 1_000_001);
+        assert_eq!(time(ProtoTimestamp { seconds: 1, nanos: 1_999 }).expect("possible").0, 1_000_001);
     }
 
     #[test]

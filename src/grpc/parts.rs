@@ -13,7 +13,7 @@ use tonic::{Status, Streaming};
 use uuid::Uuid;
 
 use crate::error::{Error, Result};
-use crate::grpc::{Pass, observe};
+use crate::grpc::{ApiKeyAuth, observe};
 use crate::metering::event::{Input, StoredEvent};
 use crate::net::budget::{Room, Tenant};
 
@@ -38,12 +38,12 @@ pub struct Item {
 }
 
 /// What became of one item.
-pub struct Done {
+pub struct ItemResult {
     pub place: u64,
-    pub fate: Fate,
+    pub fate: ItemOutcome,
 }
 
-pub enum Fate {
+pub enum ItemOutcome {
     Accepted(StoredEvent),
     /// The event that used the key first; with another payload?
     Duplicate(StoredEvent, bool),
@@ -53,15 +53,15 @@ pub enum Fate {
 /// What happened next on a stream.
 pub enum Step<M> {
     Message(M),
-    Stored(Vec<Done>),
+    Stored(Vec<ItemResult>),
     /// The client closed its side.
     Closed,
     /// The token asked for the end.
     Cut,
 }
 
-pub struct Parts {
-    pass: Pass,
+pub struct StreamBatcher {
+    pass: ApiKeyAuth,
     run_id: Uuid,
     linger: Duration,
     waiting: Vec<Item>,
@@ -72,16 +72,16 @@ pub struct Parts {
     unpaid_bytes: usize,
     tenant: Tenant,
     _overhead: Room,
-    storing: Option<BoxFuture<'static, Result<Vec<Done>>>>,
+    storing: Option<BoxFuture<'static, Result<Vec<ItemResult>>>>,
 }
 
-impl Parts {
+impl StreamBatcher {
     /// `linger`: how long an event may wait for others to be stored with. Fails when too many streams are open.
-    pub async fn open(pass: Pass, workspace_id: i64, linger: Duration) -> Result<Parts> {
+    pub async fn open(pass: ApiKeyAuth, workspace_id: i64, linger: Duration) -> Result<StreamBatcher> {
         let tenant = Tenant::Workspace(workspace_id);
         let mut overhead = pass.app.streams.room(tenant);
         overhead.grow_within(ROOM_TIMEOUT, STREAM_BYTES).await?;
-        Ok(Parts {
+        Ok(StreamBatcher {
             room: pass.app.streams.room(tenant),
             unpaid_bytes: 0,
             tenant,
@@ -163,12 +163,12 @@ impl Parts {
     }
 
     /// Waits for the part that is being stored; what only waits is left alone.
-    pub async fn settle(&mut self) -> Result<Vec<Done>> {
+    pub async fn settle(&mut self) -> Result<Vec<ItemResult>> {
         if self.storing.is_none() { Ok(Vec::new()) } else { finished(&mut self.storing).await }
     }
 
     /// Stores the next part of what is left; `None` when nothing is.
-    pub async fn finish_next(&mut self) -> Option<Result<Vec<Done>>> {
+    pub async fn finish_next(&mut self) -> Option<Result<Vec<ItemResult>>> {
         if self.storing.is_none() {
             if self.waiting.is_empty() {
                 return None;
@@ -184,17 +184,19 @@ fn memory(wire_bytes: usize) -> usize {
 }
 
 /// Never ready while nothing is being stored. Can be dropped and called again.
-async fn finished(storing: &mut Option<BoxFuture<'static, Result<Vec<Done>>>>) -> Result<Vec<Done>> {
+async fn finished(
+    storing: &mut Option<BoxFuture<'static, Result<Vec<ItemResult>>>>,
+) -> Result<Vec<ItemResult>> {
     let Some(store) = storing else { return std::future::pending().await };
     let done = store.await;
     *storing = None;
     done
 }
 
-async fn store(pass: Pass, run_id: Uuid, items: Vec<Item>) -> Result<Vec<Done>> {
+async fn store(pass: ApiKeyAuth, run_id: Uuid, items: Vec<Item>) -> Result<Vec<ItemResult>> {
     let caller = pass.caller().await?;
     let (mut inputs, mut places) = (Vec::with_capacity(items.len()), Vec::with_capacity(items.len()));
-    let mut fates: Vec<(u64, Option<Fate>)> = Vec::with_capacity(items.len());
+    let mut fates: Vec<(u64, Option<ItemOutcome>)> = Vec::with_capacity(items.len());
     for item in items {
         match item.input {
             Ok(input) => {
@@ -202,24 +204,25 @@ async fn store(pass: Pass, run_id: Uuid, items: Vec<Item>) -> Result<Vec<Done>> 
                 inputs.push(input);
                 fates.push((item.place, None));
             }
-            Err(error) => fates.push((item.place, Some(Fate::Failed(error)))),
+            Err(error) => fates.push((item.place, Some(ItemOutcome::Failed(error)))),
         }
     }
     let refused = fates.len() - inputs.len();
     let recorded = pass.app.ingest.record_part(caller.workspace_id, run_id, inputs, refused).await?;
-    let recorded = recorded.confined(|meter| caller.may_use_meter(meter))?;
+    let recorded = recorded.confined(|meter| caller.ensure_meter_allowed(meter))?;
     let conflicts: HashSet<usize> = recorded.conflict_places.into_iter().collect();
     for failure in recorded.failed {
-        fates[places[failure.index]].1 = Some(Fate::Failed(failure.error));
+        fates[places[failure.index]].1 = Some(ItemOutcome::Failed(failure.error));
     }
     for (place, original) in recorded.duplicate_places.into_iter().zip(recorded.duplicates) {
-        fates[places[place]].1 = Some(Fate::Duplicate(original, conflicts.contains(&place)));
+        fates[places[place]].1 = Some(ItemOutcome::Duplicate(original, conflicts.contains(&place)));
     }
     // what neither failed nor was a duplicate was accepted, in order
     let mut accepted = recorded.accepted.into_iter();
-    let decide = |(place, fate): (u64, Option<Fate>)| {
-        let fate = fate.or_else(|| accepted.next().map(Fate::Accepted));
-        fate.map(|fate| Done { place, fate }).ok_or_else(|| Error::internal("a write without an outcome"))
+    let decide = |(place, fate): (u64, Option<ItemOutcome>)| {
+        let fate = fate.or_else(|| accepted.next().map(ItemOutcome::Accepted));
+        fate.map(|fate| ItemResult { place, fate })
+            .ok_or_else(|| Error::internal("a write without an outcome"))
     };
     fates.into_iter().map(decide).collect()
 }

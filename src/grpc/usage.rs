@@ -9,9 +9,9 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::auth::Caller;
 use crate::error::{Error, Result};
 use crate::grpc::admission::Admitted;
-use crate::grpc::parts::{Done, Fate, Item, Parts, Step};
+use crate::grpc::parts::{Item, ItemOutcome, ItemResult, Step, StreamBatcher};
 use crate::grpc::pb::v1;
-use crate::grpc::{Door, convert, observe, status, stopping};
+use crate::grpc::{UsageServer, convert, observe, status, stopping};
 use crate::ingest::{Failure, Kind, Recorded};
 use crate::metering::event::{Input, StoredEvent, parse_key};
 
@@ -25,7 +25,7 @@ const ECHO_BYTES_MAX: usize = 2 * 1024 * 1024;
 const LINGER: Duration = Duration::from_millis(200);
 
 #[tonic::async_trait]
-impl v1::usage_service_server::UsageService for Door {
+impl v1::usage_service_server::UsageService for UsageServer {
     async fn create_usage(
         &self,
         request: Request<v1::CreateUsageRequest>,
@@ -55,7 +55,7 @@ impl v1::usage_service_server::UsageService for Door {
     ) -> Result<Response<v1::StreamUsageResponse>, Status> {
         let Admitted { pass, caller } = Admitted::of(&request).map_err(status)?;
         let key = stream_key(request.metadata()).map_err(status)?;
-        let parts = Parts::open(pass, caller.workspace_id, LINGER).await.map_err(status)?;
+        let parts = StreamBatcher::open(pass, caller.workspace_id, LINGER).await.map_err(status)?;
         let stream = Stream {
             door: self,
             caller,
@@ -79,14 +79,14 @@ impl v1::usage_service_server::UsageService for Door {
     }
 }
 
-impl Door {
+impl UsageServer {
     async fn create(&self, request: Request<v1::CreateUsageRequest>) -> Result<(StoredEvent, UsedKey)> {
         let Admitted { caller, .. } = Admitted::of(&request)?;
         let input = convert::input(request.into_inner().event)?;
-        caller.may_use_meter(input.meter())?;
+        caller.ensure_meter_allowed(input.meter())?;
         let ingest = &self.app.ingest;
         let recorded = ingest.record(caller.workspace_id, Kind::Single, vec![input], None).await?;
-        let recorded = recorded.confined(|meter| caller.may_use_meter(meter))?;
+        let recorded = recorded.confined(|meter| caller.ensure_meter_allowed(meter))?;
         let key = UsedKey { replayed: !recorded.duplicates.is_empty(), conflict: recorded.has_conflict() };
         if let Some(failure) = recorded.failed.into_iter().next() {
             return Err(failure.error);
@@ -108,12 +108,12 @@ impl Door {
         let mut inputs = Vec::with_capacity(events.len());
         for (index, event) in events.into_iter().enumerate() {
             let input = convert::input(Some(event)).map_err(|error| at(index as u64, error))?;
-            caller.may_use_meter(input.meter())?;
+            caller.ensure_meter_allowed(input.meter())?;
             inputs.push(input);
         }
         let key = parse_key(Some(&idempotency_key))?;
         let recorded = self.app.ingest.record(caller.workspace_id, Kind::Bulk, inputs, key).await?;
-        recorded.confined(|meter| caller.may_use_meter(meter))
+        recorded.confined(|meter| caller.ensure_meter_allowed(meter))
     }
 }
 
@@ -159,10 +159,10 @@ fn at(index: u64, error: Error) -> Error {
 
 /// One open `StreamUsage` call.
 struct Stream<'a> {
-    door: &'a Door,
+    door: &'a UsageServer,
     caller: Caller,
     messages: Streaming<v1::StreamUsageRequest>,
-    parts: Parts,
+    parts: StreamBatcher,
     received: u64,
     answer: Answer,
 }
@@ -205,7 +205,7 @@ impl Stream<'_> {
         let inputs = held.into_iter().map(|item| item.input).collect::<Result<Vec<Input>>>()?;
         let ingest = &self.door.app.ingest;
         let recorded = ingest.record(self.caller.workspace_id, Kind::Stream, inputs, Some(key)).await?;
-        Ok(Answer::of(recorded.confined(|meter| self.caller.may_use_meter(meter))?))
+        Ok(Answer::of(recorded.confined(|meter| self.caller.ensure_meter_allowed(meter))?))
     }
 
     async fn store_in_parts(mut self, keys_needed: bool) -> Result<Answer, Status> {
@@ -243,7 +243,7 @@ impl Stream<'_> {
         }
         let input = convert::input(message.event);
         match &input {
-            Ok(input) => self.caller.may_use_meter(input.meter())?,
+            Ok(input) => self.caller.ensure_meter_allowed(input.meter())?,
             Err(error) if place < SMALL_STREAM => return Err(at(place, error.clone())),
             Err(_) => {}
         }
@@ -334,21 +334,21 @@ impl Answer {
         event
     }
 
-    fn add(&mut self, done: Vec<Done>) {
-        for Done { place, fate } in done {
+    fn add(&mut self, done: Vec<ItemResult>) {
+        for ItemResult { place, fate } in done {
             let listed = (self.accepted.len() + self.duplicates.len()) as u64;
             let has_room = listed < SMALL_STREAM;
             match fate {
-                Fate::Accepted(event) => {
+                ItemOutcome::Accepted(event) => {
                     self.accepted_count += 1;
                     self.list(event, has_room, |answer| &mut answer.accepted);
                 }
-                Fate::Duplicate(event, conflict) => {
+                ItemOutcome::Duplicate(event, conflict) => {
                     self.key.conflict |= conflict;
                     self.duplicate_count += 1;
                     self.list(event, has_room, |answer| &mut answer.duplicates);
                 }
-                Fate::Failed(error) => {
+                ItemOutcome::Failed(error) => {
                     self.failed_count += 1;
                     if (self.failed.len() as u64) < SMALL_STREAM {
                         self.failed.push(convert::failure(Failure { index: place as usize, error }));

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::alerts::evaluate::{self, Evaluated, evaluate};
-use crate::alerts::rule::{RuleInput, Terms};
+use crate::alerts::rule::{RuleInput, RuleSpec};
 use crate::alerts::sql::deliveries::{self, Delivery};
 use crate::alerts::sql::events::{self, Attempt, Event};
 use crate::alerts::sql::rules::{self, Change, Filter, NewRule, Rule};
@@ -26,7 +26,7 @@ use crate::http::extract::{Id, Json, Params, paginate};
 use crate::http::openapi::Doc;
 use crate::http::respond::{self, Page};
 use crate::metering::quantity::Quantity;
-use crate::metering::time::Micros;
+use crate::metering::time::Timestamp;
 
 #[derive(Serialize, ToSchema)]
 #[schema(as = AlertState)]
@@ -39,12 +39,12 @@ pub struct StateView<'a> {
     value: &'a Quantity,
     message: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
-    evaluated_at: Option<Micros>,
-    updated_at: Micros,
+    evaluated_at: Option<Timestamp>,
+    updated_at: Timestamp,
 }
 
 impl<'a> StateView<'a> {
-    fn of(state: &'a State, evaluated_at: Option<Micros>) -> Self {
+    fn of(state: &'a State, evaluated_at: Option<Timestamp>) -> Self {
         let group = state.group.as_ref();
         StateView {
             status: state.status.as_str(),
@@ -65,9 +65,9 @@ pub struct RuleView<'a> {
     part: RulePart<'a>,
     destination_id: &'a str,
     destination: DestinationView<'a>,
-    next_evaluate_at: Micros,
-    created_at: Micros,
-    updated_at: Micros,
+    next_evaluate_at: Timestamp,
+    created_at: Timestamp,
+    updated_at: Timestamp,
     #[serde(skip_serializing_if = "Option::is_none")]
     state: Option<StateView<'a>>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -104,8 +104,8 @@ pub struct AttemptView<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     response: Option<&'a str>,
     duration_ms: i64,
-    attempted_at: Micros,
-    created_at: Micros,
+    attempted_at: Timestamp,
+    created_at: Timestamp,
 }
 
 #[derive(Serialize, ToSchema)]
@@ -121,7 +121,7 @@ pub struct EventView<'a> {
     kind: &'a str,
     value: Quantity,
     message: &'a str,
-    created_at: Micros,
+    created_at: Timestamp,
     #[serde(skip_serializing_if = "Option::is_none")]
     delivery: Option<AttemptView<'a>>,
 }
@@ -137,7 +137,7 @@ impl<'a> EventView<'a> {
             kind: &event.kind,
             value,
             message: &event.message,
-            created_at: Micros(event.created_at),
+            created_at: Timestamp(event.created_at),
             delivery: attempt.map(|attempt| AttemptView {
                 id: &attempt.public_id,
                 event_id: &attempt.event_id,
@@ -147,8 +147,8 @@ impl<'a> EventView<'a> {
                 error: attempt.error.as_deref(),
                 response: attempt.response.as_deref(),
                 duration_ms: attempt.duration_ms,
-                attempted_at: Micros(attempt.attempted_at),
-                created_at: Micros(attempt.attempted_at),
+                attempted_at: Timestamp(attempt.attempted_at),
+                created_at: Timestamp(attempt.attempted_at),
             }),
         })
     }
@@ -172,21 +172,21 @@ pub fn describe_create() -> Doc {
 
 pub async fn create(app: web::Data<App>, caller: Caller, body: Json<RuleInput>) -> Result<HttpResponse> {
     let Json(input) = body;
-    caller.may_use_meter(input.meter.as_deref().unwrap_or_default())?;
+    caller.ensure_meter_allowed(input.meter.as_deref().unwrap_or_default())?;
     let new = NewRule {
         workspace_id: caller.workspace_id,
-        terms: Terms::new(&input)?,
+        terms: RuleSpec::new(&input)?,
         meter: required(&input.meter, "meter")?.to_owned(),
         destination_id: required(&input.destination_id, "destination_id")?.to_owned(),
     };
-    let rule = app.store.write("alerts::add", move |conn| rules::add(conn, &new, Micros::now())).await?;
-    app.wake.ring();
+    let rule = app.store.write("alerts::add", move |conn| rules::add(conn, &new, Timestamp::now())).await?;
+    app.wake.notify();
     respond::created(&RuleView::of(&rule, &[], sees_addresses(&caller)))
 }
 
 type Rules = (Vec<Rule>, HashMap<i64, Vec<State>>);
 
-fn with_states(conn: &mut Conn, rules: Vec<Rule>) -> Result<Rules, crate::db::Fault> {
+fn with_states(conn: &mut Conn, rules: Vec<Rule>) -> Result<Rules, crate::db::DbError> {
     let ids: Vec<i64> = rules.iter().map(|rule| rule.id).collect();
     let states = states::of_rules(conn, &ids)?;
     Ok((rules, states))
@@ -202,7 +202,7 @@ pub fn describe_list() -> Doc {
 
 pub async fn list(app: web::Data<App>, caller: Caller, params: Params) -> Result<HttpResponse> {
     let meter = params.get("meter").to_owned();
-    caller.may_use_meter(&meter)?;
+    caller.ensure_meter_allowed(&meter)?;
     let filter = Filter {
         enabled: params.boolean("enabled", "invalid_enabled")?,
         meter: Some(meter).filter(|meter| !meter.is_empty()),
@@ -231,7 +231,7 @@ async fn find(app: &App, caller: &Caller, id: &str) -> Result<(Rule, Vec<State>)
     };
     let (mut rules, mut states) = app.store.read("alerts::get", load).await?;
     let rule = rules.pop().ok_or_else(|| Error::not_found("alert rule"))?;
-    caller.may_use_meter(&rule.meter)?;
+    caller.ensure_meter_allowed(&rule.meter)?;
     let states = states.remove(&rule.id).unwrap_or_default();
     Ok((rule, states))
 }
@@ -260,7 +260,7 @@ pub async fn update(
     find(&app, &caller, &id).await?;
     let (Json(input), workspace_id) = (body, caller.workspace_id);
     if let Some(meter) = input.meter.as_deref().filter(|meter| !meter.is_empty()) {
-        caller.may_use_meter(meter)?;
+        caller.ensure_meter_allowed(meter)?;
     }
     if input.destination_id.as_deref().is_some_and(|id| id.trim().is_empty()) {
         return Err(Error::invalid("destination_id must not be empty"));
@@ -274,10 +274,10 @@ pub async fn update(
                 destination_id: input.destination_id.clone(),
             })
         };
-        rules::update(conn, workspace_id, &public_id, change, Micros::now())
+        rules::update(conn, workspace_id, &public_id, change, Timestamp::now())
     };
     app.store.write("alerts::update", update).await?;
-    app.wake.ring();
+    app.wake.notify();
     let (rule, states) = find(&app, &caller, &id).await?;
     respond::ok(&RuleView::of(&rule, &states, sees_addresses(&caller)))
 }
@@ -289,9 +289,9 @@ pub fn describe_delete() -> Doc {
 pub async fn delete(app: web::Data<App>, caller: Caller, Id(id): Id) -> Result<HttpResponse> {
     find(&app, &caller, &id).await?;
     let workspace_id = caller.workspace_id;
-    let delete = move |conn: &mut Conn| rules::delete(conn, workspace_id, &id, Micros::now());
+    let delete = move |conn: &mut Conn| rules::delete(conn, workspace_id, &id, Timestamp::now());
     app.store.write("alerts::delete", delete).await?;
-    app.wake.ring();
+    app.wake.notify();
     Ok(respond::no_content())
 }
 
@@ -318,13 +318,13 @@ pub async fn evaluate_now(app: web::Data<App>, caller: Caller, Id(id): Id) -> Re
         let filter = Filter { public_id: Some(id), ..Filter::default() };
         let mut outcome = evaluate(&app.store, Some(caller.workspace_id), filter).await?;
         if outcome.enqueued {
-            app.wake.ring();
+            app.wake.notify();
         }
         let busy = || Error::unavailable("the rule is being evaluated by others");
         outcome.evaluated.pop().ok_or_else(busy)?
     } else {
         let disabled = Arc::new(rule.clone());
-        let write = move |conn: &mut Conn| evaluate::evaluate_disabled(conn, &disabled, Micros::now());
+        let write = move |conn: &mut Conn| evaluate::evaluate_disabled(conn, &disabled, Timestamp::now());
         let states = app.store.write("alerts::evaluate_disabled", write).await?;
         Evaluated { rule, states, events: Vec::new() }
     };
@@ -354,7 +354,7 @@ pub fn describe_events() -> Doc {
 pub async fn events(app: web::Data<App>, caller: Caller, params: Params) -> Result<HttpResponse> {
     let rule_id = match params.get("rule_id") {
         "" => {
-            caller.may_use_meter("")?;
+            caller.ensure_meter_allowed("")?;
             None
         }
         id => Some(find(&app, &caller, id).await?.0.id),
@@ -383,11 +383,11 @@ pub struct DeliveryView<'a> {
     destination_id: &'a str,
     status: &'a str,
     attempts: i32,
-    next_attempt_at: Micros,
+    next_attempt_at: Timestamp,
     last_error: Option<&'a str>,
-    created_at: Micros,
-    updated_at: Micros,
-    delivered_at: Option<Micros>,
+    created_at: Timestamp,
+    updated_at: Timestamp,
+    delivered_at: Option<Timestamp>,
     /// The older delivery of the same group that this one waits for.
     #[serde(skip_serializing_if = "Option::is_none")]
     blocked_by: Option<&'a str>,
@@ -401,11 +401,11 @@ impl<'a> DeliveryView<'a> {
             destination_id: &delivery.destination_id,
             status: &delivery.status,
             attempts: delivery.attempts,
-            next_attempt_at: Micros(delivery.next_attempt_at),
+            next_attempt_at: Timestamp(delivery.next_attempt_at),
             last_error: delivery.last_error.as_deref(),
-            created_at: Micros(delivery.created_at),
-            updated_at: Micros(delivery.updated_at),
-            delivered_at: delivery.delivered_at.map(Micros),
+            created_at: Timestamp(delivery.created_at),
+            updated_at: Timestamp(delivery.updated_at),
+            delivered_at: delivery.delivered_at.map(Timestamp),
             blocked_by,
         }
     }
@@ -417,11 +417,11 @@ pub fn describe_redeliver() -> Doc {
 
 /// Sends an event again under its own id.
 pub async fn redeliver(app: web::Data<App>, caller: Caller, Id(id): Id) -> Result<HttpResponse> {
-    caller.may_use_meter("")?;
+    caller.ensure_meter_allowed("")?;
     let workspace_id = caller.workspace_id;
-    let again = move |conn: &mut Conn| deliveries::redeliver(conn, workspace_id, &id, Micros::now());
+    let again = move |conn: &mut Conn| deliveries::redeliver(conn, workspace_id, &id, Timestamp::now());
     let delivery = app.store.write("deliveries::redeliver", again).await?;
-    app.wake.ring();
+    app.wake.notify();
     respond::json(StatusCode::ACCEPTED, &DeliveryView::of(&delivery, None))
 }
 
@@ -433,7 +433,7 @@ pub fn describe_delivery_jobs() -> Doc {
 }
 
 pub async fn delivery_jobs(app: web::Data<App>, caller: Caller, params: Params) -> Result<HttpResponse> {
-    caller.may_use_meter("")?;
+    caller.ensure_meter_allowed("")?;
     let limit = params.limit(50, 200)?;
     let status = match params.get("status") {
         "" => None,
@@ -455,10 +455,10 @@ pub fn describe_retry_delivery() -> Doc {
 }
 
 pub async fn retry_delivery(app: web::Data<App>, caller: Caller, Id(id): Id) -> Result<HttpResponse> {
-    caller.may_use_meter("")?;
+    caller.ensure_meter_allowed("")?;
     let workspace_id = caller.workspace_id;
-    let retry = move |conn: &mut Conn| deliveries::retry(conn, workspace_id, &id, Micros::now());
+    let retry = move |conn: &mut Conn| deliveries::retry(conn, workspace_id, &id, Timestamp::now());
     app.store.write("deliveries::retry", retry).await?;
-    app.wake.ring();
+    app.wake.notify();
     Ok(respond::no_content())
 }

@@ -7,14 +7,14 @@ use utoipa::ToSchema;
 use crate::alerts::sql::{deliveries, rules};
 use crate::app::App;
 use crate::auth::Caller;
-use crate::db::{Conn, Fault};
+use crate::db::{Conn, DbError};
 use crate::entitlements::sql::states::{self, Names};
 use crate::error::{Error, Result};
 use crate::http::extract::{Id, Params};
 use crate::http::openapi::Doc;
 use crate::http::respond::{self, Page};
 use crate::jobs::queue::{self, DeadLetter};
-use crate::metering::time::Micros;
+use crate::metering::time::Timestamp;
 use crate::{alerts, entitlements, exports};
 
 #[derive(Serialize, ToSchema)]
@@ -28,9 +28,9 @@ pub struct DeadLetterView {
     attempts: i32,
     last_error: String,
     status: &'static str,
-    created_at: Micros,
+    created_at: Timestamp,
     #[serde(skip_serializing_if = "Option::is_none")]
-    requeued_at: Option<Micros>,
+    requeued_at: Option<Timestamp>,
 }
 
 /// What the payload of a job tells about it.
@@ -59,8 +59,8 @@ impl DeadLetterView {
             attempts: letter.attempts,
             last_error: letter.last_error,
             status: if letter.requeued_at.is_some() { "requeued" } else { "dead_letter" },
-            created_at: Micros(letter.created_at),
-            requeued_at: letter.requeued_at.map(Micros),
+            created_at: Timestamp(letter.created_at),
+            requeued_at: letter.requeued_at.map(Timestamp),
         }
     }
 }
@@ -74,7 +74,7 @@ pub fn describe_list() -> Doc {
 }
 
 pub async fn list(app: web::Data<App>, caller: Caller, params: Params) -> Result<HttpResponse> {
-    caller.may_use_meter("")?;
+    caller.ensure_meter_allowed("")?;
     let limit = params.limit(50, i64::MAX)?;
     if limit > DEAD_LETTERS_MAX {
         return Err(Error::parameter("invalid_limit", "limit must be between 1 and 200"));
@@ -99,7 +99,7 @@ pub fn describe_requeue() -> Doc {
 }
 
 pub async fn requeue(app: web::Data<App>, caller: Caller, Id(id): Id) -> Result<HttpResponse> {
-    caller.may_use_meter("")?;
+    caller.ensure_meter_allowed("")?;
     if uuid::Uuid::try_parse(&id).is_err() {
         return Err(Error::invalid("the id is not a UUID"));
     }
@@ -109,15 +109,15 @@ pub async fn requeue(app: web::Data<App>, caller: Caller, Id(id): Id) -> Result<
         if let Some(gone) = what_is_gone(conn, &letter)? {
             return Err(Error::conflict(format!("{gone}: there is nothing left to do")).into());
         }
-        queue::requeue(conn, &letter, Micros::now())
+        queue::requeue(conn, &letter, Timestamp::now())
     };
     app.store.write("jobs::requeue", requeue).await?;
-    app.wake.ring();
+    app.wake.notify();
     Ok(respond::no_content())
 }
 
 /// What the job is about and no longer exists, if anything.
-pub(crate) fn what_is_gone(conn: &mut Conn, letter: &DeadLetter) -> Result<Option<&'static str>, Fault> {
+pub(crate) fn what_is_gone(conn: &mut Conn, letter: &DeadLetter) -> Result<Option<&'static str>, DbError> {
     match letter.queue.as_str() {
         alerts::jobs::QUEUE => rules::what_is_gone(conn, letter),
         deliveries::QUEUE => deliveries::what_is_gone(conn, letter),

@@ -5,8 +5,8 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::alerts::rule::parse_label;
-use crate::alerts::sql::destinations::{self, Destination, Terms};
-use crate::alerts::webhook::client::Letter;
+use crate::alerts::sql::destinations::{self, Destination, DestinationSpec};
+use crate::alerts::webhook::client::WebhookRequest;
 use crate::alerts::webhook::{self, SECRET_OVERLAP, SECRET_PREFIX, SIGNATURE_HEADER, TIMESTAMP_HEADER};
 use crate::app::App;
 use crate::auth::Caller;
@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::http::extract::{Id, Json, Params};
 use crate::http::openapi::Doc;
 use crate::http::respond::{self, Page};
-use crate::metering::time::Micros;
+use crate::metering::time::Timestamp;
 
 /// A destination on the wire; fields in contract order.
 #[derive(Serialize, ToSchema)]
@@ -31,8 +31,8 @@ pub struct DestinationView<'a> {
     /// Whole for callers who may change destinations, without path and query for all others: those may hold a token.
     webhook_url: &'a str,
     webhook_signing: Signing<'a>,
-    created_at: Micros,
-    updated_at: Micros,
+    created_at: Timestamp,
+    updated_at: Timestamp,
 }
 
 #[derive(Serialize, ToSchema)]
@@ -71,8 +71,8 @@ impl<'a> DestinationView<'a> {
                 secret: None,
                 standard_webhooks_secret: None,
             },
-            created_at: Micros(destination.created_at),
-            updated_at: Micros(destination.updated_at),
+            created_at: Timestamp(destination.created_at),
+            updated_at: Timestamp(destination.updated_at),
         }
     }
 
@@ -124,9 +124,9 @@ pub async fn create(
     caller: Caller,
     body: Json<DestinationInput>,
 ) -> Result<HttpResponse> {
-    caller.may_use_meter("")?;
+    caller.ensure_meter_allowed("")?;
     let Json(input) = body;
-    let terms = Terms {
+    let terms = DestinationSpec {
         name: parse_label(input.name.as_deref().unwrap_or_default())?,
         enabled: input.enabled.unwrap_or(true),
         webhook_url: webhook::parse_url(input.webhook_url.as_deref().unwrap_or_default())?,
@@ -134,8 +134,9 @@ pub async fn create(
     check_kind(&input.kind)?;
     let secret = Token::new(SECRET_PREFIX)?;
     let workspace_id = caller.workspace_id;
-    let add =
-        move |conn: &mut Conn| destinations::add(conn, workspace_id, &terms, secret.expose(), Micros::now());
+    let add = move |conn: &mut Conn| {
+        destinations::add(conn, workspace_id, &terms, secret.expose(), Timestamp::now())
+    };
     let destination = app.store.write("destinations::add", add).await?;
     respond::created(&DestinationView::with_secret(&destination))
 }
@@ -149,7 +150,7 @@ pub fn describe_list() -> Doc {
 }
 
 pub async fn list(app: web::Data<App>, caller: Caller, params: Params) -> Result<HttpResponse> {
-    caller.may_use_meter("")?;
+    caller.ensure_meter_allowed("")?;
     let enabled = params.boolean("enabled", "invalid_enabled")?;
     let limit = params.limit(100, 1000)?;
     let nothing = !matches!(params.get("type"), "" | "webhook");
@@ -173,20 +174,20 @@ pub async fn update(
     Id(id): Id,
     body: Json<DestinationInput>,
 ) -> Result<HttpResponse> {
-    caller.may_use_meter("")?;
+    caller.ensure_meter_allowed("")?;
     let (Json(input), workspace_id) = (body, caller.workspace_id);
     let update = move |conn: &mut Conn| {
-        destinations::update(conn, workspace_id, &id, |found| apply(found, &input), Micros::now())
+        destinations::update(conn, workspace_id, &id, |found| apply(found, &input), Timestamp::now())
     };
     let destination = app.store.write("destinations::update", update).await?;
     // what waited for a disabled destination may be due
-    app.wake.ring();
+    app.wake.notify();
     respond::ok(&DestinationView::of(&destination, true))
 }
 
-fn apply(found: &Destination, input: &DestinationInput) -> Result<Terms> {
+fn apply(found: &Destination, input: &DestinationInput) -> Result<DestinationSpec> {
     check_kind(&input.kind)?;
-    Ok(Terms {
+    Ok(DestinationSpec {
         name: match input.name.as_deref() {
             None | Some("") => found.name.clone(),
             Some(name) => parse_label(name)?,
@@ -204,7 +205,7 @@ pub fn describe_delete() -> Doc {
 }
 
 pub async fn delete(app: web::Data<App>, caller: Caller, Id(id): Id) -> Result<HttpResponse> {
-    caller.may_use_meter("")?;
+    caller.ensure_meter_allowed("")?;
     let workspace_id = caller.workspace_id;
     let delete = move |conn: &mut Conn| destinations::delete(conn, workspace_id, &id);
     app.store.write("destinations::delete", delete).await?;
@@ -218,11 +219,11 @@ pub fn describe_rotate() -> Doc {
 
 /// The old secret leaves our own header at once and the standard's after the overlap (jobs.md 3.3).
 pub async fn rotate(app: web::Data<App>, caller: Caller, Id(id): Id) -> Result<HttpResponse> {
-    caller.may_use_meter("")?;
+    caller.ensure_meter_allowed("")?;
     let secret = Token::new(SECRET_PREFIX)?;
     let workspace_id = caller.workspace_id;
     let rotate = move |conn: &mut Conn| {
-        let now = Micros::now();
+        let now = Timestamp::now();
         let until = now.plus(SECRET_OVERLAP.as_micros() as i64);
         destinations::rotate(conn, workspace_id, &id, secret.expose(), until, now)
     };
@@ -242,7 +243,7 @@ pub struct TestView {
     #[serde(skip_serializing_if = "Option::is_none")]
     response: Option<String>,
     duration_ms: i64,
-    attempted_at: Micros,
+    attempted_at: Timestamp,
 }
 
 pub fn describe_test() -> Doc {
@@ -251,12 +252,12 @@ pub fn describe_test() -> Doc {
 
 /// Sends a test event, signed as any other, and answers what the receiver said.
 pub async fn test(app: web::Data<App>, caller: Caller, Id(id): Id) -> Result<HttpResponse> {
-    caller.may_use_meter("")?;
+    caller.ensure_meter_allowed("")?;
     let workspace_id = caller.workspace_id;
     let get = move |conn: &mut Conn| destinations::get(conn, workspace_id, &id);
     let destination = app.store.read("destinations::get", get).await?;
-    let (now, event_id) = (Micros::now(), uuid::Uuid::now_v7().to_string());
-    let letter = Letter {
+    let (now, event_id) = (Timestamp::now(), uuid::Uuid::now_v7().to_string());
+    let letter = WebhookRequest {
         url: destination.webhook_url.clone(),
         body: webhook::test_payload(&event_id, (&destination.public_id, &destination.name), now)?,
         secret: destination.secret.clone(),

@@ -9,7 +9,7 @@ use utoipa::ToSchema;
 use crate::app::App;
 use crate::auth::Caller;
 use crate::db::columns::{quantity_of, readable, uuid_of};
-use crate::db::{Conn, Fault};
+use crate::db::{Conn, DbError};
 use crate::entitlements::assignment::effective;
 use crate::entitlements::consume::Quota;
 use crate::entitlements::plan::Plan;
@@ -25,7 +25,7 @@ use crate::http::respond::{self, Page};
 use crate::ingest::insert;
 use crate::metering::event::{Input, InputQuantity, StoredEvent, parse_key, parse_subject};
 use crate::metering::quantity::Quantity;
-use crate::metering::time::Micros;
+use crate::metering::time::Timestamp;
 
 #[derive(Default, Deserialize, ToSchema)]
 pub struct CheckInput {
@@ -48,14 +48,14 @@ pub fn describe_check() -> Doc {
 pub async fn check(app: web::Data<App>, caller: Caller, body: Json<CheckInput>) -> Result<HttpResponse> {
     let (Json(input), workspace_id) = (body, caller.workspace_id);
     let meter = input.meter.as_deref().unwrap_or_default();
-    caller.may_use_meter(meter)?;
+    caller.ensure_meter_allowed(meter)?;
     let subject = parse_subject(input.subject.as_deref().unwrap_or_default())?.to_owned();
     let meter = meter.trim().to_owned();
     if meter.is_empty() {
         return Err(Error::invalid("meter is required"));
     }
     let quantity = check_quantity(input.quantity)?;
-    let asked = Asked { workspace_id, subject, meter, quantity, now: Micros::now() };
+    let asked = Asked { workspace_id, subject, meter, quantity, now: Timestamp::now() };
     let assigned = app.plans.subject(workspace_id, &asked.subject).await?;
     let answer = assess(&app, &asked, &assigned).await?;
     if answer.allowed {
@@ -75,7 +75,7 @@ struct Asked {
     subject: String,
     meter: String,
     quantity: Quantity,
-    now: Micros,
+    now: Timestamp,
 }
 
 async fn assess(app: &App, asked: &Asked, assigned: &Assigned) -> Result<Check> {
@@ -161,7 +161,7 @@ pub fn describe_consume() -> Doc {
 /// Decides and records in one transaction.
 pub async fn consume(app: web::Data<App>, caller: Caller, body: Json<Input>) -> Result<HttpResponse> {
     let Json(input) = body;
-    caller.may_use_meter(input.meter())?;
+    caller.ensure_meter_allowed(input.meter())?;
     let key = parse_key(input.idempotency_key.as_deref())?
         .ok_or_else(|| Error::invalid("idempotency_key is required"))?;
     let decided = match app.ingest.consume(caller.workspace_id, input).await {
@@ -172,9 +172,9 @@ pub async fn consume(app: web::Data<App>, caller: Caller, body: Json<Input>) -> 
         decided => decided?,
     };
     // the key of a decision may lead to a meter that the caller did not name
-    caller.may_use_meter(&decided.decision.meter)?;
+    caller.ensure_meter_allowed(&decided.decision.meter)?;
     if let Some(event) = &decided.event {
-        caller.may_use_meter(&event.meter)?;
+        caller.ensure_meter_allowed(&event.meter)?;
     }
     let (accepted, outcome) = match decided.decision.accepted {
         true => (StatusCode::CREATED, "accepted"),
@@ -222,7 +222,7 @@ pub struct DecisionView {
     evaluation_failed: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     event_id: Option<String>,
-    created_at: Micros,
+    created_at: Timestamp,
     #[schema(value_type = Quota)]
     quota: Box<RawValue>,
 }
@@ -230,14 +230,14 @@ pub struct DecisionView {
 impl DecisionView {
     fn of(decision: Decision) -> Result<Self> {
         let event_id = decision.event_id.as_deref().map(uuid_of).transpose();
-        let event_id = event_id.map_err(|fault: Fault| fault.into_error("decisions::view"))?;
+        let event_id = event_id.map_err(|fault: DbError| fault.into_error("decisions::view"))?;
         Ok(DecisionView {
             quota: quota_json(&decision)?,
             idempotency_key: decision.idempotency_key,
             accepted: decision.accepted,
             evaluation_failed: decision.evaluation_failed,
             event_id: event_id.map(|id| id.to_string()),
-            created_at: Micros(decision.created_at),
+            created_at: Timestamp(decision.created_at),
         })
     }
 }
@@ -266,7 +266,7 @@ pub fn describe_decisions() -> Doc {
 
 pub async fn decisions(app: web::Data<App>, caller: Caller, params: Params) -> Result<HttpResponse> {
     let (workspace_id, limit) = (caller.workspace_id, params.limit(50, 200)?);
-    caller.may_use_meter(params.get("meter"))?;
+    caller.ensure_meter_allowed(params.get("meter"))?;
     let word = |name| params.get(name).trim().to_owned();
     let accepted = match word("outcome").to_lowercase().as_str() {
         "" | "all" => None,
@@ -282,7 +282,7 @@ pub async fn decisions(app: web::Data<App>, caller: Caller, params: Params) -> R
         state: word("state"),
         accepted,
         evaluation_failed: params.boolean("evaluation_failed", "invalid_evaluation_failed")?,
-        after: after.map(|cursor| (Micros(cursor.time), cursor.key)),
+        after: after.map(|cursor| (Timestamp(cursor.time), cursor.key)),
     };
     let list = move |conn: &mut Conn| decisions::list(conn, workspace_id, &filter, limit + 1);
     let rows = app.store.read("decisions::list", list).await?;
@@ -303,7 +303,7 @@ pub async fn decision(app: web::Data<App>, caller: Caller, Id(key): Id) -> Resul
     let find = move |conn: &mut Conn| decisions::find(conn, workspace_id, &key);
     let found = app.store.read("decisions::find", find).await?;
     let decision = found.ok_or_else(|| Error::not_found("decision"))?;
-    caller.may_use_meter(&decision.meter)?;
+    caller.ensure_meter_allowed(&decision.meter)?;
     respond::ok(&DecisionView::of(decision)?)
 }
 
@@ -322,8 +322,8 @@ pub struct StateView {
     remaining: Quantity,
     warning_percent: Quantity,
     message: &'static str,
-    evaluated_at: Micros,
-    updated_at: Micros,
+    evaluated_at: Timestamp,
+    updated_at: Timestamp,
 }
 
 /// A line that a subject crossed.
@@ -346,7 +346,7 @@ pub struct EventView {
     remaining: Quantity,
     warning_percent: Quantity,
     message: &'static str,
-    created_at: Micros,
+    created_at: Timestamp,
 }
 
 /// What a period came to.
@@ -359,8 +359,8 @@ pub struct PeriodView {
     plan_name: String,
     plan_version: i32,
     period: String,
-    from: Micros,
-    to: Micros,
+    from: Timestamp,
+    to: Timestamp,
     state: String,
     current: Quantity,
     limit: Quantity,
@@ -369,7 +369,7 @@ pub struct PeriodView {
     remaining: Quantity,
     warning_percent: Quantity,
     event_count: i64,
-    updated_at: Micros,
+    updated_at: Timestamp,
 }
 
 /// The numbers that all three show.
@@ -409,8 +409,8 @@ fn state_view(entry: Entry) -> Result<StateView> {
         remaining,
         warning_percent,
         message,
-        evaluated_at: Micros(entry.at),
-        updated_at: Micros(entry.at),
+        evaluated_at: Timestamp(entry.at),
+        updated_at: Timestamp(entry.at),
     })
 }
 
@@ -431,7 +431,7 @@ fn event_view(entry: Entry) -> Result<EventView> {
         remaining,
         warning_percent,
         message,
-        created_at: Micros(entry.at),
+        created_at: Timestamp(entry.at),
     })
 }
 
@@ -444,8 +444,8 @@ fn period_view(entry: Entry) -> Result<PeriodView> {
         plan_name: entry.plan_name,
         plan_version: entry.plan_version,
         period: entry.period,
-        from: Micros(entry.starts_at),
-        to: Micros(entry.ends_at),
+        from: Timestamp(entry.starts_at),
+        to: Timestamp(entry.ends_at),
         state: entry.state,
         included: current.clone().min(limit.clone()),
         current,
@@ -454,12 +454,12 @@ fn period_view(entry: Entry) -> Result<PeriodView> {
         remaining,
         warning_percent,
         event_count: entry.event_count,
-        updated_at: Micros(entry.at),
+        updated_at: Timestamp(entry.at),
     })
 }
 
 fn filter(caller: &Caller, params: &Params) -> Result<Filter> {
-    caller.may_use_meter(params.get("meter"))?;
+    caller.ensure_meter_allowed(params.get("meter"))?;
     Ok(Filter {
         subject: crate::usage::query::parse_subject_filter(params.get("subject"))?.unwrap_or_default(),
         meter: params.get("meter").trim().to_owned(),
@@ -517,7 +517,7 @@ pub async fn events(app: web::Data<App>, caller: Caller, params: Params) -> Resu
     let list = move |conn: &mut Conn| listing::events(conn, workspace_id, &filter, limit + 1);
     let rows = app.store.read("entitlements::events", list).await?;
     let (rows, next_cursor) =
-        paginate(rows, limit, |row| ByTimeAndId { time: CursorTime(Micros(row.at)), id: row.id.clone() })?;
+        paginate(rows, limit, |row| ByTimeAndId { time: CursorTime(Timestamp(row.at)), id: row.id.clone() })?;
     let items: Vec<EventView> = rows
         .into_iter()
         .filter_map(|row| readable("entitlement_events", row.id.clone(), event_view(row)))

@@ -15,12 +15,12 @@ use crate::app::App;
 use crate::auth::Caller;
 use crate::error::{Error, Result};
 use crate::exports;
-use crate::exports::job::{Asked, Export, Input, Kind, Part, part};
+use crate::exports::job::{Export, ExportQuery, Input, Kind, Part, part};
 use crate::exports::storage::{Reader, Storage};
 use crate::http::extract::{CursorTime, Id, Json, Params, paginate};
 use crate::http::openapi::Doc;
 use crate::http::respond::{self, Page};
-use crate::metering::time::Micros;
+use crate::metering::time::Timestamp;
 
 /// A job on the wire; fields in contract order, what was added to it last.
 #[derive(Serialize, ToSchema)]
@@ -30,7 +30,7 @@ pub struct View<'a> {
     kind: &'static str,
     status: &'static str,
     format: &'static str,
-    query: &'a Asked,
+    query: &'a ExportQuery,
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -42,13 +42,13 @@ pub struct View<'a> {
     download_url: Option<String>,
     /// Rows written so far, without the header.
     row_count: i64,
-    created_at: Micros,
-    updated_at: Micros,
+    created_at: Timestamp,
+    updated_at: Timestamp,
     #[serde(skip_serializing_if = "Option::is_none")]
-    completed_at: Option<Micros>,
+    completed_at: Option<Timestamp>,
     /// When the file was removed because its time was over.
     #[serde(skip_serializing_if = "Option::is_none")]
-    expired_at: Option<Micros>,
+    expired_at: Option<Timestamp>,
 }
 
 impl<'a> View<'a> {
@@ -94,17 +94,18 @@ pub async fn create(app: web::Data<App>, caller: Caller, body: Json<CreateInput>
     let Json(input) = body;
     let query = input.query.ok_or_else(|| Error::parameter("invalid_query", "query is required"))?;
     let query = Input::read(&query)?;
-    caller.may_use_meter(query.meter())?;
+    caller.ensure_meter_allowed(query.meter())?;
     let kind = Kind::parse(input.kind.as_deref().unwrap_or_default())?;
     if !matches!(input.format.as_deref().unwrap_or_default(), "" | "csv") {
         return Err(Error::invalid("format must be csv"));
     }
-    let export = Export::queued(caller.workspace_id, kind, Asked::parse(kind, query)?, Micros::now());
+    let export =
+        Export::queued(caller.workspace_id, kind, ExportQuery::parse(kind, query)?, Timestamp::now());
     let export = app
         .store
         .write("exports::add", move |conn| exports::sql::add(conn, &export).map(|()| export.clone()))
         .await?;
-    app.wake.ring();
+    app.wake.notify();
     respond::json(StatusCode::ACCEPTED, &View::of(&export))
 }
 
@@ -117,7 +118,7 @@ struct After {
 
 impl After {
     /// One that lacks a part is none.
-    fn position(self) -> Option<(Micros, String)> {
+    fn position(self) -> Option<(Timestamp, String)> {
         let (CursorTime(time), id) = self.time.zip(self.id)?;
         Some((time, id))
     }
@@ -128,7 +129,7 @@ pub fn describe_list() -> Doc {
 }
 
 pub async fn list(app: web::Data<App>, caller: Caller, params: Params) -> Result<HttpResponse> {
-    caller.may_use_meter("")?;
+    caller.ensure_meter_allowed("")?;
     let limit = params.limit(100, 1000)?;
     let after = params.cursor::<After>()?.and_then(After::position);
     let workspace_id = caller.workspace_id;
@@ -145,10 +146,12 @@ pub async fn list(app: web::Data<App>, caller: Caller, params: Params) -> Result
 
 async fn find(app: &App, caller: &Caller, id: String) -> Result<Export> {
     let workspace_id = caller.workspace_id;
-    let found =
-        app.store.read("exports::by_id", move |conn| exports::sql::by_id(conn, workspace_id, &id)).await?;
+    let found = app
+        .store
+        .read("exports::by_id", move |conn| exports::sql::find_by_public_id(conn, workspace_id, &id))
+        .await?;
     let export = found.ok_or_else(|| Error::not_found("export"))?;
-    caller.may_use_meter(&export.asked.meter)?;
+    caller.ensure_meter_allowed(&export.asked.meter)?;
     Ok(export)
 }
 
@@ -168,7 +171,7 @@ pub fn describe_cancel() -> Doc {
 
 pub async fn cancel(app: web::Data<App>, caller: Caller, Id(id): Id) -> Result<HttpResponse> {
     let Export { id, workspace_id, .. } = find(&app, &caller, id).await?;
-    let cancel = move |conn: &mut _| exports::sql::cancel(conn, workspace_id, &id, Micros::now());
+    let cancel = move |conn: &mut _| exports::sql::cancel(conn, workspace_id, &id, Timestamp::now());
     respond::ok(&View::of(&app.store.write("exports::cancel", cancel).await?))
 }
 
@@ -180,9 +183,9 @@ pub fn describe_retry() -> Doc {
 
 pub async fn retry(app: web::Data<App>, caller: Caller, Id(id): Id) -> Result<HttpResponse> {
     let Export { id, workspace_id, .. } = find(&app, &caller, id).await?;
-    let retry = move |conn: &mut _| exports::sql::retry(conn, workspace_id, &id, Micros::now());
+    let retry = move |conn: &mut _| exports::sql::retry(conn, workspace_id, &id, Timestamp::now());
     let export = app.store.write("exports::retry", retry).await?;
-    app.wake.ring();
+    app.wake.notify();
     respond::ok(&View::of(&export))
 }
 
@@ -256,7 +259,7 @@ fn head(export: &Export, tag: &str, modified: &str) -> actix_web::HttpResponseBu
     response
 }
 
-fn http_date(at: Micros) -> String {
+fn http_date(at: Timestamp) -> String {
     let since = Duration::from_secs(at.0.max(0).unsigned_abs() / 1_000_000);
     header::HttpDate::from(UNIX_EPOCH + since).to_string()
 }

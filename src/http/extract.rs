@@ -21,7 +21,7 @@ use crate::app::App;
 use crate::auth::permission::Access;
 use crate::auth::{self, Caller};
 use crate::error::{Code, Error, Result};
-use crate::metering::time::{Micros, Window};
+use crate::metering::time::{Timestamp, Window};
 use crate::net::budget::{Budget, Room, Tenant};
 use crate::net::upload::Upload;
 
@@ -402,11 +402,11 @@ impl Params {
     }
 
     /// A time that must be there; `code` is `invalid_<name>`.
-    pub fn time(&self, name: &str, code: &'static str) -> Result<Micros> {
+    pub fn time(&self, name: &str, code: &'static str) -> Result<Timestamp> {
         parse_time(self.get(name), name, code)?.ok_or_else(|| bad_time(name, code))
     }
 
-    pub fn optional_time(&self, name: &str, code: &'static str) -> Result<Option<Micros>> {
+    pub fn optional_time(&self, name: &str, code: &'static str) -> Result<Option<Timestamp>> {
         parse_time(self.get(name), name, code)
     }
 
@@ -438,16 +438,16 @@ fn bad_time(name: &str, code: &'static str) -> Error {
 }
 
 /// RFC 3339; empty and the year-1 instant are absent.
-pub fn parse_time(text: &str, name: &str, code: &'static str) -> Result<Option<Micros>> {
+pub fn parse_time(text: &str, name: &str, code: &'static str) -> Result<Option<Timestamp>> {
     if text.is_empty() {
         return Ok(None);
     }
-    let time = Micros::parse(text).ok_or_else(|| bad_time(name, code))?;
-    Ok((time != Micros::ABSENT).then_some(time))
+    let time = Timestamp::parse(text).ok_or_else(|| bad_time(name, code))?;
+    Ok((time != Timestamp::ABSENT).then_some(time))
 }
 
 /// A time of a JSON body that must be there.
-pub fn required_time(text: Option<&str>, name: &str, code: &'static str) -> Result<Micros> {
+pub fn required_time(text: Option<&str>, name: &str, code: &'static str) -> Result<Timestamp> {
     parse_time(text.unwrap_or_default(), name, code)?.ok_or_else(|| bad_time(name, code))
 }
 
@@ -465,7 +465,7 @@ pub fn decode_cursor<T: DeserializeOwned>(text: &str) -> Result<Option<T>> {
 
 /// An instant in a cursor: microseconds, so that whatever is stored is found again. Read as RFC 3339 text too.
 #[derive(Clone, Copy, Debug)]
-pub struct CursorTime(pub Micros);
+pub struct CursorTime(pub Timestamp);
 
 impl Serialize for CursorTime {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -476,8 +476,8 @@ impl Serialize for CursorTime {
 impl<'de> Deserialize<'de> for CursorTime {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = <&RawValue>::deserialize(deserializer)?.get();
-        let micros = text.parse().ok().map(Micros).filter(|at| Window::ALWAYS.contains(*at));
-        let time = micros.or_else(|| Micros::parse(text.trim_matches('"')));
+        let micros = text.parse().ok().map(Timestamp).filter(|at| Window::ALWAYS.contains(*at));
+        let time = micros.or_else(|| Timestamp::parse(text.trim_matches('"')));
         time.map(CursorTime).ok_or_else(|| de::Error::custom("not an instant"))
     }
 }

@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::http::extract::{CursorTime, Params, paginate};
 use crate::http::openapi::{self, Doc};
 use crate::http::respond::{self, Page};
-use crate::metering::time::Micros;
+use crate::metering::time::Timestamp;
 use crate::retention::sql::PruneRun;
 use crate::retention::{self, sql as prunes};
 use crate::usage::{ingestion_runs, subjects};
@@ -25,7 +25,7 @@ pub struct MeterStatsView {
     meter: String,
     usage_events: i64,
     #[serde(skip_serializing_if = "Option::is_none")]
-    last_event_at: Option<Micros>,
+    last_event_at: Option<Timestamp>,
     retention_days: i32,
 }
 
@@ -39,7 +39,7 @@ pub fn describe_meter_stats() -> Doc {
 }
 
 pub async fn meter_stats(app: web::Data<App>, caller: Caller, params: Params) -> Result<HttpResponse> {
-    caller.may_use_meter("")?;
+    caller.ensure_meter_allowed("")?;
     let limit = params.limit(50, 500)?;
     let after = params.cursor::<ByName>()?.and_then(|cursor| cursor.name).unwrap_or_default();
     let workspace_id = caller.workspace_id;
@@ -49,7 +49,7 @@ pub async fn meter_stats(app: web::Data<App>, caller: Caller, params: Params) ->
     let items = rows.into_iter().map(|row| MeterStatsView {
         meter: row.meter,
         usage_events: row.usage_events,
-        last_event_at: row.last_event_at.map(Micros),
+        last_event_at: row.last_event_at.map(Timestamp),
         retention_days: row.retention_days,
     });
     respond::ok(&Page { items: items.collect(), next_cursor })
@@ -63,7 +63,7 @@ struct ByTime {
 }
 
 impl ByTime {
-    fn of(id: Uuid, created_at: Micros) -> Self {
+    fn of(id: Uuid, created_at: Timestamp) -> Self {
         ByTime { time: Some(CursorTime(created_at)), id: Some(id.to_string()) }
     }
 
@@ -82,7 +82,7 @@ pub struct IngestionRunView {
     accepted: i64,
     duplicates: i64,
     failed: i64,
-    created_at: Micros,
+    created_at: Timestamp,
 }
 
 pub fn describe_ingestions() -> Doc {
@@ -93,7 +93,7 @@ pub fn describe_ingestions() -> Doc {
 }
 
 pub async fn ingestions(app: web::Data<App>, caller: Caller, params: Params) -> Result<HttpResponse> {
-    caller.may_use_meter("")?;
+    caller.ensure_meter_allowed("")?;
     let (limit, before) = (params.limit(100, 1000)?, ByTime::read(&params)?);
     let workspace_id = caller.workspace_id;
     let list = move |conn: &mut _| ingestion_runs::runs(conn, workspace_id, before, limit + 1);
@@ -118,14 +118,14 @@ pub struct PruneRunView {
     deleted: i64,
     dry_run: bool,
     meters: Vec<PrunedMeterView>,
-    created_at: Micros,
+    created_at: Timestamp,
 }
 
 #[derive(Serialize, ToSchema)]
 #[schema(as = PrunedMeter)]
 pub struct PrunedMeterView {
     meter: String,
-    before: Micros,
+    before: Timestamp,
     deleted: i64,
 }
 
@@ -133,7 +133,7 @@ impl From<PruneRun> for PruneRunView {
     fn from(run: PruneRun) -> Self {
         let meters = run.meters.into_iter().map(|pruned| PrunedMeterView {
             meter: pruned.meter,
-            before: Micros(pruned.before),
+            before: Timestamp(pruned.before),
             deleted: pruned.deleted,
         });
         PruneRunView {
@@ -154,7 +154,7 @@ pub fn describe_prunes() -> Doc {
 }
 
 pub async fn prunes(app: web::Data<App>, caller: Caller, params: Params) -> Result<HttpResponse> {
-    caller.may_use_meter("")?;
+    caller.ensure_meter_allowed("")?;
     let (limit, before) = (params.limit(100, 1000)?, ByTime::read(&params)?);
     let workspace_id = caller.workspace_id;
     let list = move |conn: &mut _| prunes::runs(conn, workspace_id, before, limit + 1);
@@ -177,7 +177,7 @@ pub fn describe_prune() -> Doc {
 
 /// Prunes the caller's workspace, or only counts.
 pub async fn prune(app: web::Data<App>, caller: Caller, params: Params) -> Result<HttpResponse> {
-    caller.may_use_meter("")?;
+    caller.ensure_meter_allowed("")?;
     let run = match params.boolean("dry_run", "invalid_dry_run")?.unwrap_or_default() {
         true => retention::dry_run(&app.store, caller.workspace_id).await?,
         false => retention::prune(&app, caller.workspace_id).await?,

@@ -7,13 +7,13 @@ use utoipa::ToSchema;
 
 use crate::app::App;
 use crate::auth::Caller;
-use crate::auth::key::{Status, Wish};
+use crate::auth::key::{NewKeyRequest, Status};
 use crate::auth::sql::keys::{ApiKey, KeyEvent};
 use crate::error::Result;
 use crate::http::extract::{Id, Json};
 use crate::http::openapi::Doc;
 use crate::http::respond::{self, Page};
-use crate::metering::time::Micros;
+use crate::metering::time::Timestamp;
 
 /// A key on the wire; fields in contract order.
 #[derive(Serialize, ToSchema)]
@@ -25,12 +25,12 @@ pub struct KeyView<'a> {
     scopes: &'a [String],
     allowed_meters: &'a [String],
     #[serde(skip_serializing_if = "Option::is_none")]
-    expires_at: Option<Micros>,
+    expires_at: Option<Timestamp>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    revoked_at: Option<Micros>,
-    created_at: Micros,
+    revoked_at: Option<Timestamp>,
+    created_at: Timestamp,
     #[serde(skip_serializing_if = "Option::is_none")]
-    last_used_at: Option<Micros>,
+    last_used_at: Option<Timestamp>,
     status: Status,
     #[serde(skip_serializing_if = "Option::is_none")]
     key: Option<&'a str>,
@@ -44,11 +44,11 @@ impl<'a> KeyView<'a> {
             prefix: &key.prefix,
             scopes: &key.scopes.0,
             allowed_meters: &key.allowed_meters.0,
-            expires_at: key.expires_at.map(Micros),
-            revoked_at: key.revoked_at.map(Micros),
-            created_at: Micros(key.created_at),
-            last_used_at: key.last_used_at.map(Micros),
-            status: Status::of(key, Micros::now()),
+            expires_at: key.expires_at.map(Timestamp),
+            revoked_at: key.revoked_at.map(Timestamp),
+            created_at: Timestamp(key.created_at),
+            last_used_at: key.last_used_at.map(Timestamp),
+            status: Status::of(key, Timestamp::now()),
             key: secret,
         }
     }
@@ -65,8 +65,8 @@ pub struct EventView<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     related_api_key_id: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    effective_at: Option<Micros>,
-    created_at: Micros,
+    effective_at: Option<Timestamp>,
+    created_at: Timestamp,
 }
 
 impl<'a> EventView<'a> {
@@ -78,8 +78,8 @@ impl<'a> EventView<'a> {
             key_prefix: &event.key_prefix,
             event_type: &event.event_type,
             related_api_key_id: event.related_api_key_id.as_deref(),
-            effective_at: event.effective_at.map(Micros),
-            created_at: Micros(event.created_at),
+            effective_at: event.effective_at.map(Timestamp),
+            created_at: Timestamp(event.created_at),
         }
     }
 }
@@ -102,7 +102,7 @@ pub fn describe_create() -> Doc {
 
 pub async fn create(app: web::Data<App>, caller: Caller, body: Json<KeyInput>) -> Result<HttpResponse> {
     let Json(input) = body;
-    let wish = Wish {
+    let wish = NewKeyRequest {
         name: input.name.unwrap_or_default(),
         scopes: input.scopes.unwrap_or_default(),
         allowed_meters: input.allowed_meters.unwrap_or_default(),

@@ -11,7 +11,7 @@ use crate::http::extract::{Id, Json, Params, paginate};
 use crate::http::openapi::Doc;
 use crate::http::respond::{self, Page};
 use crate::metering::meter::{Aggregation, DimensionType, Meter, MeterInput};
-use crate::metering::time::Micros;
+use crate::metering::time::Timestamp;
 use crate::meters;
 
 /// A meter on the wire; fields in contract order.
@@ -25,7 +25,7 @@ pub struct MeterView<'a> {
     aggregation: Aggregation,
     dimensions: Vec<DimensionView<'a>>,
     event_retention_days: i32,
-    created_at: Micros,
+    created_at: Timestamp,
 }
 
 #[derive(Serialize, ToSchema)]
@@ -73,9 +73,9 @@ pub fn describe_create() -> Doc {
 
 pub async fn create(app: web::Data<App>, caller: Caller, body: Json<MeterInput>) -> Result<HttpResponse> {
     let Json(input) = body;
-    caller.may_use_meter(input.name.as_deref().unwrap_or_default())?;
+    caller.ensure_meter_allowed(input.name.as_deref().unwrap_or_default())?;
     let id = uuid::Uuid::now_v7().to_string();
-    let meter = input.into_meter(id, caller.workspace_id, Micros::now())?;
+    let meter = input.into_meter(id, caller.workspace_id, Timestamp::now())?;
     let meter = app.store.write("meters::add", move |conn| meters::sql::add(conn, &meter)).await?;
     app.meters.changed(meter.workspace_id, &meter.name);
     respond::created(&MeterView::of(&meter))
@@ -96,7 +96,7 @@ pub fn describe_list() -> Doc {
 
 pub async fn list(app: web::Data<App>, caller: Caller, params: Params) -> Result<HttpResponse> {
     let name = params.get("name").to_owned();
-    caller.may_use_meter(&name)?;
+    caller.ensure_meter_allowed(&name)?;
     let limit = params.limit(50, 500)?;
     let after = params.cursor::<ByName>()?.and_then(|cursor| cursor.name);
     let workspace_id = caller.workspace_id;
@@ -113,10 +113,12 @@ pub async fn list(app: web::Data<App>, caller: Caller, params: Params) -> Result
 
 async fn find(app: &App, caller: &Caller, id: String) -> Result<Meter> {
     let workspace_id = caller.workspace_id;
-    let found =
-        app.store.read("meters::by_id", move |conn| meters::sql::by_id(conn, workspace_id, &id)).await?;
+    let found = app
+        .store
+        .read("meters::by_id", move |conn| meters::sql::find_by_public_id(conn, workspace_id, &id))
+        .await?;
     let meter = found.ok_or_else(|| Error::not_found("meter"))?;
-    caller.may_use_meter(&meter.name)?;
+    caller.ensure_meter_allowed(&meter.name)?;
     Ok(meter)
 }
 

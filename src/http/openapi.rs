@@ -30,7 +30,7 @@ use crate::http::Endpoint;
 use crate::http::respond::Envelope;
 use crate::http::usage::BulkResult;
 use crate::metering::quantity::Quantity;
-use crate::metering::time::Micros;
+use crate::metering::time::Timestamp;
 
 type Component = (String, RefOr<Schema>);
 
@@ -171,7 +171,7 @@ impl Doc {
     }
 
     pub fn time(self, name: &str, words: &str, required: Required) -> Self {
-        self.parameter(query(name, words, Micros::schema(), required))
+        self.parameter(query(name, words, Timestamp::schema(), required))
     }
 
     pub fn repeated(self, name: &str, words: &str) -> Self {
@@ -223,7 +223,7 @@ fn path_parameters(path: &str) -> Vec<Parameter> {
         .collect()
 }
 
-impl PartialSchema for Micros {
+impl PartialSchema for Timestamp {
     fn schema() -> RefOr<Schema> {
         ObjectBuilder::new()
             .schema_type(Type::String)
@@ -232,7 +232,7 @@ impl PartialSchema for Micros {
     }
 }
 
-impl ToSchema for Micros {}
+impl ToSchema for Timestamp {}
 
 impl PartialSchema for Quantity {
     fn schema() -> RefOr<Schema> {

@@ -22,7 +22,7 @@ use crate::http::respond::{self, Page};
 use crate::metering::event::parse_subject;
 use crate::metering::meter::Aggregation;
 use crate::metering::quantity::Quantity;
-use crate::metering::time::Micros;
+use crate::metering::time::Timestamp;
 
 /// A plan on the wire; fields in contract order.
 #[derive(Serialize, ToSchema)]
@@ -36,8 +36,8 @@ pub struct PlanView {
     parent_plan_id: Option<String>,
     is_current: bool,
     limits: Vec<LimitView>,
-    created_at: Micros,
-    updated_at: Micros,
+    created_at: Timestamp,
+    updated_at: Timestamp,
 }
 
 #[derive(Serialize, ToSchema)]
@@ -50,8 +50,8 @@ pub struct LimitView {
     warning_percent: Quantity,
     enforcement: Enforcement,
     failure_policy: FailurePolicy,
-    created_at: Micros,
-    updated_at: Micros,
+    created_at: Timestamp,
+    updated_at: Timestamp,
 }
 
 impl From<Limit> for LimitView {
@@ -90,9 +90,9 @@ impl From<Plan> for PlanView {
 fn may_use_all<'a>(caller: &Caller, meters: impl Iterator<Item = &'a str>) -> Result<()> {
     let mut meters = meters.peekable();
     if meters.peek().is_none() {
-        return caller.may_use_meter("");
+        return caller.ensure_meter_allowed("");
     }
-    meters.try_for_each(|meter| caller.may_use_meter(meter))
+    meters.try_for_each(|meter| caller.ensure_meter_allowed(meter))
 }
 
 fn meters_of(plan: &Plan) -> impl Iterator<Item = &str> {
@@ -110,7 +110,7 @@ pub async fn create(app: web::Data<App>, caller: Caller, body: Json<PlanInput>) 
     let (Json(input), workspace_id) = (body, caller.workspace_id);
     may_use_all(&caller, input.meters())?;
     let draft = Draft::parse(input)?;
-    let add = move |conn: &mut Conn| plans::add(conn, workspace_id, &draft, Micros::now());
+    let add = move |conn: &mut Conn| plans::add(conn, workspace_id, &draft, Timestamp::now());
     respond::created(&PlanView::from(app.store.write("plans::add", add).await?))
 }
 
@@ -119,7 +119,7 @@ pub fn describe_list() -> Doc {
 }
 
 pub async fn list(app: web::Data<App>, caller: Caller, params: Params) -> Result<HttpResponse> {
-    caller.may_use_meter("")?;
+    caller.ensure_meter_allowed("")?;
     let (limit, workspace_id) = (params.limit(100, 1000)?, caller.workspace_id);
     let list = move |conn: &mut Conn| plans::list(conn, workspace_id, limit);
     let items = app.store.read("plans::list", list).await?.into_iter().map(PlanView::from).collect();
@@ -161,7 +161,7 @@ pub async fn update(
     let update = move |conn: &mut Conn| plans::update(conn, workspace_id, &id, &draft, Clock::Database);
     let plan = app.store.write("plans::update", update).await?;
     app.plans.changed(workspace_id);
-    app.wake.ring();
+    app.wake.notify();
     respond::ok(&PlanView::from(plan))
 }
 
@@ -225,9 +225,9 @@ pub struct ChangeView {
     overage: Quantity,
     percent: Quantity,
     warning_percent: Quantity,
-    from: Micros,
-    to: Micros,
-    period_reset_at: Micros,
+    from: Timestamp,
+    to: Timestamp,
+    period_reset_at: Timestamp,
     unit: String,
     aggregation: Aggregation,
     event_count: i64,
@@ -267,7 +267,7 @@ impl From<Change> for ChangeView {
 }
 
 impl PreviewView {
-    fn of(preview: Preview, now: Micros) -> Self {
+    fn of(preview: Preview, now: Timestamp) -> Self {
         let (current, proposed) = (&preview.current, &preview.proposed);
         let subjects = preview.impacts.into_iter().map(|impact| ImpactView {
             assignment_status: impact.assignment.status(now),
@@ -302,7 +302,7 @@ pub async fn preview(
     let (Json(input), workspace_id) = (body, caller.workspace_id);
     find(&app, &caller, &id).await?;
     may_use_all(&caller, input.meters())?;
-    let (draft, now) = (Draft::parse(input)?, Micros::now());
+    let (draft, now) = (Draft::parse(input)?, Timestamp::now());
     let preview = move |conn: &mut Conn| {
         let current = plans::get_current(conn, workspace_id, &id)?;
         let proposed = plans::resolve(conn, workspace_id, &draft, Some(&current), now)?;
@@ -323,15 +323,15 @@ pub struct AssignmentView {
     plan_version: i32,
     status: Status,
     active: bool,
-    assigned_at: Micros,
-    period_anchor_at: Micros,
+    assigned_at: Timestamp,
+    period_anchor_at: Timestamp,
     #[serde(skip_serializing_if = "Option::is_none")]
-    unassigned_at: Option<Micros>,
-    updated_at: Micros,
+    unassigned_at: Option<Timestamp>,
+    updated_at: Timestamp,
 }
 
 impl AssignmentView {
-    fn of(assignment: Assignment, now: Micros) -> Self {
+    fn of(assignment: Assignment, now: Timestamp) -> Self {
         let status = assignment.status(now);
         AssignmentView {
             id: assignment.public_id,
@@ -353,7 +353,7 @@ impl AssignmentView {
 pub struct AssignInput {
     #[schema(value_type = String, min_length = 1)]
     plan_id: Option<String>,
-    #[schema(value_type = Option<Micros>)]
+    #[schema(value_type = Option<Timestamp>)]
     effective_at: Option<String>,
 }
 
@@ -371,7 +371,7 @@ pub async fn assign(
     body: Json<AssignInput>,
 ) -> Result<HttpResponse> {
     let (Json(input), workspace_id) = (body, caller.workspace_id);
-    caller.may_use_meter("")?;
+    caller.ensure_meter_allowed("")?;
     let subject = parse_subject(&subject)?.to_owned();
     let plan_id = input.plan_id.unwrap_or_default().trim().to_owned();
     if plan_id.is_empty() {
@@ -385,7 +385,7 @@ pub async fn assign(
     };
     let assignment = app.store.write("assignments::assign", assign).await?;
     app.plans.forget_assignment(workspace_id, &subject);
-    app.wake.ring();
+    app.wake.notify();
     let now = assignment.updated_at;
     respond::ok(&AssignmentView::of(assignment, now))
 }
@@ -395,13 +395,13 @@ pub fn describe_unassign() -> Doc {
 }
 
 pub async fn unassign(app: web::Data<App>, caller: Caller, Id(subject): Id) -> Result<HttpResponse> {
-    caller.may_use_meter("")?;
+    caller.ensure_meter_allowed("")?;
     let (subject, workspace_id) = (parse_subject(&subject)?.to_owned(), caller.workspace_id);
     let name = subject.clone();
     let unassign = move |conn: &mut Conn| assignments::unassign(conn, workspace_id, &name, Clock::Database);
     app.store.write("assignments::unassign", unassign).await?;
     app.plans.forget_assignment(workspace_id, &subject);
-    app.wake.ring();
+    app.wake.notify();
     Ok(respond::no_content())
 }
 
@@ -415,8 +415,8 @@ pub fn describe_assignments() -> Doc {
 }
 
 pub async fn assignments(app: web::Data<App>, caller: Caller, params: Params) -> Result<HttpResponse> {
-    caller.may_use_meter("")?;
-    let (now, limit, workspace_id) = (Micros::now(), params.limit(100, 1000)?, caller.workspace_id);
+    caller.ensure_meter_allowed("")?;
+    let (now, limit, workspace_id) = (Timestamp::now(), params.limit(100, 1000)?, caller.workspace_id);
     let include_history = params.boolean("include_history", "invalid_include_history")?.unwrap_or(false);
     let filter = Filter {
         subject: crate::usage::query::parse_subject_filter(params.get("subject"))?.unwrap_or_default(),
@@ -450,9 +450,9 @@ pub struct ProgressItemView {
     overage: Quantity,
     percent: Quantity,
     warning_percent: Quantity,
-    from: Micros,
-    to: Micros,
-    period_reset_at: Micros,
+    from: Timestamp,
+    to: Timestamp,
+    period_reset_at: Timestamp,
     unit: String,
     aggregation: Aggregation,
 }
@@ -484,10 +484,10 @@ pub fn describe_progress() -> Doc {
 }
 
 pub async fn progress(app: web::Data<App>, caller: Caller, Id(subject): Id) -> Result<HttpResponse> {
-    caller.may_use_meter("")?;
+    caller.ensure_meter_allowed("")?;
     let (subject, workspace_id) = (parse_subject(&subject)?.to_owned(), caller.workspace_id);
     let name = subject.clone();
-    let read = move |conn: &mut Conn| progress::of_subject(conn, workspace_id, &name, Micros::now());
+    let read = move |conn: &mut Conn| progress::of_subject(conn, workspace_id, &name, Timestamp::now());
     let found = app.store.read("progress::of_subject", read).await?;
     let (plan, items) =
         found.ok_or_else(|| Error::not_found(format!("active assignment of subject {subject:?}")))?;

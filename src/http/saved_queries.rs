@@ -14,7 +14,7 @@ use crate::http::openapi::{AnyObject, Doc};
 use crate::http::respond::{self, Page};
 use crate::metering::json::Value;
 use crate::metering::meter::NAME_BYTES_MAX;
-use crate::metering::time::{BucketSize, Micros};
+use crate::metering::time::{BucketSize, Timestamp};
 use crate::usage::query::GROUP_FIELDS_MAX;
 use crate::usage::saved_queries::{self, SavedQuery};
 
@@ -35,8 +35,8 @@ pub struct View {
     limit: i64,
     pinned: bool,
     position: i64,
-    created_at: Micros,
-    updated_at: Micros,
+    created_at: Timestamp,
+    updated_at: Timestamp,
 }
 
 impl View {
@@ -50,8 +50,8 @@ impl View {
             limit: saved.row_limit,
             pinned: saved.pinned,
             position: saved.position,
-            created_at: Micros(saved.created_at),
-            updated_at: Micros(saved.updated_at),
+            created_at: Timestamp(saved.created_at),
+            updated_at: Timestamp(saved.updated_at),
         })
     }
 }
@@ -125,7 +125,7 @@ impl Checked {
             row_limit: self.row_limit,
             pinned: self.pinned.unwrap_or(saved.pinned),
             position: self.position.unwrap_or(saved.position),
-            updated_at: Micros::now().0,
+            updated_at: Timestamp::now().0,
             ..saved
         }
     }
@@ -173,7 +173,7 @@ pub fn describe_create() -> Doc {
 
 pub async fn create(app: web::Data<App>, caller: Caller, body: Json<Input>) -> Result<HttpResponse> {
     let Json(input) = body;
-    let now = Micros::now().0;
+    let now = Timestamp::now().0;
     let blank = SavedQuery {
         id: Uuid::now_v7().to_string(),
         user_id: caller.user_id,

@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::http::extract::{Body, Id, Json};
 use crate::http::openapi::Doc;
 use crate::http::{peer, respond};
-use crate::metering::time::Micros;
+use crate::metering::time::Timestamp;
 
 #[derive(Default, Deserialize, ToSchema)]
 #[schema(as = Credentials)]
@@ -28,7 +28,7 @@ pub struct CredentialsInput {
 #[derive(Serialize, ToSchema)]
 #[schema(as = Session)]
 pub struct SessionView<'a> {
-    expires_at: Micros,
+    expires_at: Timestamp,
     user: &'a User,
 }
 

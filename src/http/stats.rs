@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 use crate::alerts::sql::deliveries::{self, Owed};
 use crate::app::App;
 use crate::auth::Caller;
-use crate::db::{Conn, Fault};
+use crate::db::{Conn, DbError};
 use crate::entitlements::sql::decisions;
 use crate::error::Result;
 use crate::exports::sql::CleanupRun;
@@ -16,7 +16,7 @@ use crate::http::openapi::Doc;
 use crate::http::respond;
 use crate::jobs::health::{WorkerHealth, WorkerStatus};
 use crate::jobs::queue;
-use crate::metering::time::Micros;
+use crate::metering::time::Timestamp;
 use crate::retention::sql::PruneRun;
 use crate::usage::{ingestion_runs, subjects};
 use crate::{alerts, entitlements, exports, meters, retention};
@@ -48,7 +48,7 @@ pub struct SystemStats {
 #[derive(Serialize, ToSchema)]
 pub struct RollupHealth {
     status: WorkerStatus,
-    finalized_through: Micros,
+    finalized_through: Timestamp,
     meters: i64,
     healthy_meters: i64,
     issues: i64,
@@ -60,12 +60,12 @@ pub struct RollupHealth {
 pub struct MeterRollups {
     meter: String,
     status: WorkerStatus,
-    expected_through: Micros,
-    finalized_through: Micros,
+    expected_through: Timestamp,
+    finalized_through: Timestamp,
 }
 
 impl RollupHealth {
-    fn of(names: Vec<String>, meters: i64, now: Micros) -> Self {
+    fn of(names: Vec<String>, meters: i64, now: Timestamp) -> Self {
         let item = |meter| MeterRollups {
             meter,
             status: WorkerStatus::Healthy,
@@ -93,9 +93,9 @@ pub struct OwedWebhooks {
     /// Given up; a retry sends them.
     pub(crate) dead_letters: i64,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) oldest_pending_at: Option<Micros>,
+    pub(crate) oldest_pending_at: Option<Timestamp>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) next_attempt_at: Option<Micros>,
+    pub(crate) next_attempt_at: Option<Timestamp>,
     /// Of the oldest that has one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) last_error: Option<String>,
@@ -107,8 +107,8 @@ impl From<Owed> for OwedWebhooks {
             pending: owed.pending,
             failing: owed.failing,
             dead_letters: owed.dead_letters,
-            oldest_pending_at: owed.oldest_at.map(Micros),
-            next_attempt_at: owed.next_attempt_at.map(Micros),
+            oldest_pending_at: owed.oldest_at.map(Timestamp),
+            next_attempt_at: owed.next_attempt_at.map(Timestamp),
             last_error: owed.last_error,
         }
     }
@@ -119,7 +119,7 @@ pub struct LastPruneRun {
     pub(crate) id: String,
     pub(crate) deleted: i64,
     pub(crate) dry_run: bool,
-    pub(crate) created_at: Micros,
+    pub(crate) created_at: Timestamp,
 }
 
 impl From<PruneRun> for LastPruneRun {
@@ -136,21 +136,21 @@ impl From<PruneRun> for LastPruneRun {
 #[derive(Serialize, ToSchema)]
 pub struct LastDecisionPruneRun {
     pub(crate) id: String,
-    pub(crate) before: Micros,
+    pub(crate) before: Timestamp,
     pub(crate) deleted: i64,
     pub(crate) dry_run: bool,
-    pub(crate) created_at: Micros,
+    pub(crate) created_at: Timestamp,
 }
 
 impl From<decisions::PruneRun> for LastDecisionPruneRun {
     fn from(run: decisions::PruneRun) -> Self {
         LastDecisionPruneRun {
             id: run.id,
-            before: Micros(run.decided_before),
+            before: Timestamp(run.decided_before),
             deleted: run.deleted,
             // there is no way to ask for one
             dry_run: false,
-            created_at: Micros(run.created_at),
+            created_at: Timestamp(run.created_at),
         }
     }
 }
@@ -158,22 +158,22 @@ impl From<decisions::PruneRun> for LastDecisionPruneRun {
 #[derive(Serialize, ToSchema)]
 pub struct LastExportCleanupRun {
     pub(crate) id: String,
-    pub(crate) expired_before: Micros,
+    pub(crate) expired_before: Timestamp,
     pub(crate) files_deleted: i64,
     pub(crate) bytes_reclaimed: i64,
     pub(crate) failures: i64,
-    pub(crate) created_at: Micros,
+    pub(crate) created_at: Timestamp,
 }
 
 impl From<CleanupRun> for LastExportCleanupRun {
     fn from(run: CleanupRun) -> Self {
         LastExportCleanupRun {
             id: run.id,
-            expired_before: Micros(run.expired_before),
+            expired_before: Timestamp(run.expired_before),
             files_deleted: run.files_deleted,
             bytes_reclaimed: run.bytes_reclaimed,
             failures: run.failures,
-            created_at: Micros(run.created_at),
+            created_at: Timestamp(run.created_at),
         }
     }
 }
@@ -216,10 +216,10 @@ pub fn describe_system_stats() -> Doc {
 }
 
 pub async fn system_stats(app: web::Data<App>, caller: Caller) -> Result<HttpResponse> {
-    caller.may_use_meter("")?;
+    caller.ensure_meter_allowed("")?;
     let workspace_id = caller.workspace_id;
     let prunes = app.config.retention.prune_enabled;
-    let load = move |conn: &mut Conn| load(conn, workspace_id, prunes, Micros::now());
+    let load = move |conn: &mut Conn| load(conn, workspace_id, prunes, Timestamp::now());
     respond::ok(&app.store.read("stats::load", load).await?)
 }
 
@@ -227,8 +227,8 @@ pub(crate) fn load(
     conn: &mut Conn,
     workspace_id: i64,
     prunes: bool,
-    now: Micros,
-) -> Result<SystemStats, Fault> {
+    now: Timestamp,
+) -> Result<SystemStats, DbError> {
     let totals = subjects::totals(conn, workspace_id)?;
     let (decision_prune_runs, last_decision_prune_run) = decisions::prune_runs(conn, workspace_id)?;
     let (export_cleanup_runs, last_export_cleanup_run) = exports::sql::cleanup_runs(conn, workspace_id)?;
@@ -266,8 +266,8 @@ pub(crate) fn worker_health(
     conn: &mut Conn,
     workspace_id: i64,
     prunes: bool,
-    (owed, now): (&Owed, Micros),
-) -> Result<Vec<WorkerHealth>, Fault> {
+    (owed, now): (&Owed, Timestamp),
+) -> Result<Vec<WorkerHealth>, DbError> {
     let instances = queue::instances(conn)?;
     let dead_letters = queue::count_dead_letters(conn, workspace_id)?;
     let queues: Vec<&str> = WORKERS.iter().filter_map(|(_, queue)| *queue).collect();

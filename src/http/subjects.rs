@@ -11,7 +11,7 @@ use crate::http::extract::{CursorTime, Id, Params, paginate};
 use crate::http::openapi::Doc;
 use crate::http::respond::{self, Page};
 use crate::metering::event::{StoredEvent, parse_subject};
-use crate::metering::time::Micros;
+use crate::metering::time::Timestamp;
 use crate::usage::subject_counts;
 use crate::usage::subjects::{self, SubjectPosition};
 
@@ -22,7 +22,7 @@ pub struct SubjectView {
     subject: String,
     usage_events: i64,
     meters: i64,
-    last_event_at: Micros,
+    last_event_at: Timestamp,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -47,7 +47,7 @@ pub fn describe_list() -> Doc {
 }
 
 pub async fn list(app: web::Data<App>, caller: Caller, params: Params) -> Result<HttpResponse> {
-    caller.may_use_meter("")?;
+    caller.ensure_meter_allowed("")?;
     let limit = params.limit(100, 1000)?;
     let cursor = params.cursor::<ByActivity>()?;
     let (workspace_id, after) = (caller.workspace_id, cursor.and_then(ByActivity::position));
@@ -59,14 +59,14 @@ pub async fn list(app: web::Data<App>, caller: Caller, params: Params) -> Result
         let _ = app.store.write("subjects::keep_counts", keep).await;
     }
     let (rows, next_cursor) = paginate(rows, limit, |row| ByActivity {
-        time: Some(CursorTime(Micros(row.last_event_at))),
+        time: Some(CursorTime(Timestamp(row.last_event_at))),
         id: Some(row.subject.clone()),
     })?;
     let items = rows.into_iter().map(|row| SubjectView {
         subject: row.subject,
         usage_events: row.usage_events,
         meters: row.meters,
-        last_event_at: Micros(row.last_event_at),
+        last_event_at: Timestamp(row.last_event_at),
     });
     respond::ok(&Page { items: items.collect(), next_cursor })
 }
@@ -84,7 +84,7 @@ pub async fn events(
     Id(subject): Id,
     params: Params,
 ) -> Result<HttpResponse> {
-    caller.may_use_meter("")?;
+    caller.ensure_meter_allowed("")?;
     let subject = parse_subject(&subject)?.to_owned();
     let limit = params.limit(100, 1000)?;
     let workspace_id = caller.workspace_id;

@@ -20,9 +20,9 @@ use crate::ingest::{Kind, Recorded};
 use crate::metering::event::{Input, StoredEvent, parse_key};
 use crate::metering::filter::{self, Filter};
 use crate::metering::meter::Meter;
-use crate::metering::time::{BucketSize, Micros, Window};
+use crate::metering::time::{BucketSize, Timestamp, Window};
 use crate::usage::aggregate::{cells, needs_snapshot};
-use crate::usage::query::{self, Cells, GROUPS_MAX, GroupField, Query};
+use crate::usage::query::{self, GROUPS_MAX, GroupField, GroupedAggregates, Query};
 
 pub fn describe_create() -> Doc {
     Doc::new("usage", "Record an event")
@@ -34,9 +34,9 @@ pub fn describe_create() -> Doc {
 /// Stores one event; a known idempotency key answers with the event it was first used for.
 pub async fn create(app: web::Data<App>, caller: Caller, body: Json<Input>) -> Result<HttpResponse> {
     let Json(input) = body;
-    caller.may_use_meter(input.meter())?;
+    caller.ensure_meter_allowed(input.meter())?;
     let recorded = app.ingest.record(caller.workspace_id, Kind::Single, vec![input], None).await?;
-    let recorded = recorded.confined(|meter| caller.may_use_meter(meter))?;
+    let recorded = recorded.confined(|meter| caller.ensure_meter_allowed(meter))?;
     let has_conflict = recorded.has_conflict();
     if let Some(failure) = recorded.failed.into_iter().next() {
         return Err(failure.error);
@@ -78,10 +78,10 @@ pub async fn create_bulk(
     if inputs.len() > most {
         return Err(Error::invalid(format!("at most {most} events may be sent in one call")));
     }
-    inputs.iter().try_for_each(|input| caller.may_use_meter(input.meter()))?;
+    inputs.iter().try_for_each(|input| caller.ensure_meter_allowed(input.meter()))?;
     let key = key_header(&request)?;
     let recorded = app.ingest.record(caller.workspace_id, Kind::Bulk, inputs, key).await?;
-    bulk_answer(recorded.confined(|meter| caller.may_use_meter(meter))?)
+    bulk_answer(recorded.confined(|meter| caller.ensure_meter_allowed(meter))?)
 }
 
 /// A key that cannot be read is refused: ignored, it would let a retry count twice.
@@ -148,9 +148,9 @@ pub struct Search {
     subject: Option<String>,
     #[schema(value_type = String, min_length = 1)]
     meter: Option<String>,
-    #[schema(value_type = Micros)]
+    #[schema(value_type = Timestamp)]
     from: Option<String>,
-    #[schema(value_type = Micros)]
+    #[schema(value_type = Timestamp)]
     to: Option<String>,
     #[schema(pattern = "^(hour|day|month)?$")]
     bucket_size: Option<String>,
@@ -165,8 +165,8 @@ pub struct Search {
 struct Request {
     meter: String,
     subject: String,
-    from: Micros,
-    to: Micros,
+    from: Timestamp,
+    to: Timestamp,
     bucket_size: String,
     group_by: Vec<String>,
     filter: Option<Filter>,
@@ -209,7 +209,7 @@ impl Request {
         let group_by = query::parse_group_by(&meter, self.group_by.iter().map(String::as_str))?;
         let filter = self.filter;
         let bucket_size = Some(size);
-        let query = Query { meter, window, subject, group_by, filter, bucket_size, only_valued: false };
+        let query = Query { meter, window, subject, group_by, filter, bucket_size, skip_missing: false };
         Ok((query, self.limit as usize))
     }
 }
@@ -257,11 +257,11 @@ async fn known_meter(app: &App, caller: &Caller, name: &str) -> Result<Arc<Meter
 }
 
 /// Adds up the events of a query and makes rows of the sums.
-async fn answered<T: Send + 'static>(
+async fn run_query<T: Send + 'static>(
     app: &App,
     query: Query,
     most: usize,
-    rows: impl Fn(&Query, Cells) -> Result<T> + Send + 'static,
+    rows: impl Fn(&Query, GroupedAggregates) -> Result<T> + Send + 'static,
 ) -> Result<T> {
     let is_snapshot = needs_snapshot(&query);
     let read = move |conn: &mut _| Ok(rows(&query, cells(conn, &query, most)?)?);
@@ -289,10 +289,10 @@ pub fn describe_list() -> Doc {
 }
 
 pub async fn list(app: web::Data<App>, caller: Caller, params: Params) -> Result<HttpResponse> {
-    caller.may_use_meter(params.get("meter"))?;
+    caller.ensure_meter_allowed(params.get("meter"))?;
     let request = Request::of_params(&params, params.limit(100, 1000)?)?;
     let (query, limit) = request.check(&app, &caller).await?;
-    respond::ok(&answered(&app, query, limit, |query, cells| Ok(query::buckets(query, cells))).await?)
+    respond::ok(&run_query(&app, query, limit, |query, cells| Ok(query::buckets(query, cells))).await?)
 }
 
 pub fn describe_search() -> Doc {
@@ -304,10 +304,10 @@ pub fn describe_search() -> Doc {
 
 pub async fn search(app: web::Data<App>, caller: Caller, body: Json<Search>) -> Result<HttpResponse> {
     let Json(search) = body;
-    caller.may_use_meter(search.meter.as_deref().unwrap_or_default())?;
+    caller.ensure_meter_allowed(search.meter.as_deref().unwrap_or_default())?;
     let limit = body_limit(search.limit);
     let (query, limit) = Request::of_search(search, limit)?.check(&app, &caller).await?;
-    respond::ok(&answered(&app, query, limit, |query, cells| Ok(query::buckets(query, cells))).await?)
+    respond::ok(&run_query(&app, query, limit, |query, cells| Ok(query::buckets(query, cells))).await?)
 }
 
 pub fn describe_export() -> Doc {
@@ -319,7 +319,7 @@ pub fn describe_export() -> Doc {
 }
 
 pub async fn export(app: web::Data<App>, caller: Caller, params: Params) -> Result<HttpResponse> {
-    caller.may_use_meter(params.get("meter"))?;
+    caller.ensure_meter_allowed(params.get("meter"))?;
     let limit = csv_limit(Some(params.limit(100, i64::MAX)?))?;
     let guard = params.boolean("formula_guard", "invalid_formula_guard")?.unwrap_or(true);
     bucket_csv(&app, &caller, Request::of_params(&params, limit)?, guard).await
@@ -334,7 +334,7 @@ pub fn describe_export_search() -> Doc {
 
 pub async fn export_search(app: web::Data<App>, caller: Caller, body: Json<Search>) -> Result<HttpResponse> {
     let Json(search) = body;
-    caller.may_use_meter(search.meter.as_deref().unwrap_or_default())?;
+    caller.ensure_meter_allowed(search.meter.as_deref().unwrap_or_default())?;
     let (limit, guard) = (csv_limit(search.limit)?, search.formula_guard.unwrap_or(true));
     bucket_csv(&app, &caller, Request::of_search(search, limit)?, guard).await
 }
@@ -351,7 +351,7 @@ async fn bucket_csv(
         query::buckets(query, cells).iter().try_for_each(|bucket| table.bucket(query, bucket))?;
         table.into_bytes()
     };
-    let bytes = answered(app, query, limit, write).await?;
+    let bytes = run_query(app, query, limit, write).await?;
     Ok(csv_head("usage-buckets.csv").body(bytes))
 }
 
@@ -371,9 +371,9 @@ pub struct BreakdownSearch {
     meter: Option<String>,
     #[schema(value_type = String, min_length = 1)]
     field: Option<String>,
-    #[schema(value_type = Micros)]
+    #[schema(value_type = Timestamp)]
     from: Option<String>,
-    #[schema(value_type = Micros)]
+    #[schema(value_type = Timestamp)]
     to: Option<String>,
     limit: Option<i64>,
     filter: Option<filter::Node>,
@@ -382,7 +382,7 @@ pub struct BreakdownSearch {
 pub fn describe_breakdown() -> Doc {
     Doc::new("usage", "Largest values of a field")
         .body::<BreakdownSearch>()
-        .page::<query::Share>("By quantity, then value.")
+        .page::<query::BreakdownItem>("By quantity, then value.")
         .errors(&[404])
 }
 
@@ -394,7 +394,7 @@ pub async fn breakdown(
 ) -> Result<HttpResponse> {
     let Json(search) = body;
     let name = search.meter.unwrap_or_default();
-    caller.may_use_meter(&name)?;
+    caller.ensure_meter_allowed(&name)?;
     let from = required_time(search.from.as_deref(), "from", "invalid_from")?;
     let to = required_time(search.to.as_deref(), "to", "invalid_to")?;
     let window = Window::new(from, to)?;
@@ -404,11 +404,11 @@ pub async fn breakdown(
     let field = query::parse_breakdown_field(&meter, &search.field.unwrap_or_default())?;
     let query = one_field(meter, window, subject, field, filter);
     let limit = body_limit(search.limit) as usize;
-    let rows = move |query: &Query, cells: Cells| {
+    let rows = move |query: &Query, cells: GroupedAggregates| {
         cells.check_size()?;
         Ok(query::breakdown(query, cells, limit))
     };
-    let items = answered(&app, query, GROUPS_MAX + 1, rows).await?;
+    let items = run_query(&app, query, GROUPS_MAX + 1, rows).await?;
     respond::ok(&Page { items, next_cursor: None })
 }
 
@@ -420,13 +420,13 @@ pub fn describe_dimensions() -> Doc {
         .time("from", "Start, inclusive.", Required::False)
         .time("to", "End, exclusive.", Required::False)
         .limit(100, 1000)
-        .page::<query::Taken>("By number of events, then value.")
+        .page::<query::DimensionValue>("By number of events, then value.")
         .errors(&[404])
 }
 
 /// The values a dimension has taken, the most frequent first.
 pub async fn dimensions(app: web::Data<App>, caller: Caller, params: Params) -> Result<HttpResponse> {
-    caller.may_use_meter(params.get("meter"))?;
+    caller.ensure_meter_allowed(params.get("meter"))?;
     let limit = params.limit(100, 1000)? as usize;
     let from = params.optional_time("from", "invalid_from")?.unwrap_or(Window::ALWAYS.from);
     let to = params.optional_time("to", "invalid_to")?.unwrap_or(Window::ALWAYS.to);
@@ -435,11 +435,11 @@ pub async fn dimensions(app: web::Data<App>, caller: Caller, params: Params) -> 
     let meter = known_meter(&app, &caller, params.get("meter")).await?;
     let field = query::parse_dimension_field(&meter, params.get("field"))?;
     let query = one_field(meter, window, subject, field, None);
-    let rows = move |query: &Query, cells: Cells| {
+    let rows = move |query: &Query, cells: GroupedAggregates| {
         cells.check_size()?;
         Ok(query::values_taken(query, cells, limit))
     };
-    let items = answered(&app, query, GROUPS_MAX + 1, rows).await?;
+    let items = run_query(&app, query, GROUPS_MAX + 1, rows).await?;
     respond::ok(&Page { items, next_cursor: None })
 }
 
@@ -451,5 +451,5 @@ fn one_field(
     field: GroupField,
     filter: Option<Filter>,
 ) -> Query {
-    Query { meter, window, subject, group_by: vec![field], filter, bucket_size: None, only_valued: true }
+    Query { meter, window, subject, group_by: vec![field], filter, bucket_size: None, skip_missing: true }
 }

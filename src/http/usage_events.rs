@@ -105,7 +105,7 @@ pub fn describe_list() -> Doc {
 }
 
 pub async fn list(app: web::Data<App>, caller: Caller, params: Params) -> Result<HttpResponse> {
-    caller.may_use_meter(params.get("meter"))?;
+    caller.ensure_meter_allowed(params.get("meter"))?;
     let limit = params.limit(100, 1000)?;
     answer(&app, &caller, Search::of_params(&params), limit).await
 }
@@ -118,7 +118,7 @@ pub fn describe_search() -> Doc {
 
 pub async fn search(app: web::Data<App>, caller: Caller, body: Json<Search>) -> Result<HttpResponse> {
     let Json(search) = body;
-    caller.may_use_meter(search.meter.as_deref().unwrap_or_default())?;
+    caller.ensure_meter_allowed(search.meter.as_deref().unwrap_or_default())?;
     let limit = body_limit(search.limit);
     answer(&app, &caller, search, limit).await
 }
@@ -149,7 +149,7 @@ pub fn describe_export() -> Doc {
 }
 
 pub async fn export(app: web::Data<App>, caller: Caller, params: Params) -> Result<HttpResponse> {
-    caller.may_use_meter(params.get("meter"))?;
+    caller.ensure_meter_allowed(params.get("meter"))?;
     let limit = csv_limit(Some(params.limit(100, i64::MAX)?))?;
     let guard = params.boolean("formula_guard", "invalid_formula_guard")?.unwrap_or(true);
     csv(app, &caller, Search::of_params(&params), limit, guard).await
@@ -161,7 +161,7 @@ pub fn describe_export_search() -> Doc {
 
 pub async fn export_search(app: web::Data<App>, caller: Caller, body: Json<Search>) -> Result<HttpResponse> {
     let Json(search) = body;
-    caller.may_use_meter(search.meter.as_deref().unwrap_or_default())?;
+    caller.ensure_meter_allowed(search.meter.as_deref().unwrap_or_default())?;
     let (limit, guard) = (csv_limit(search.limit)?, search.formula_guard.unwrap_or(true));
     csv(app, &caller, search, limit, guard).await
 }

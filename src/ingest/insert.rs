@@ -20,16 +20,16 @@ use uuid::Uuid;
 
 use crate::alerts::jobs::MeterJob;
 use crate::db::identity::Link;
-use crate::db::{Conn, Fault};
-use crate::entitlements::assignment::Span;
-use crate::entitlements::consume::Unread;
+use crate::db::{Conn, DbError};
+use crate::entitlements::assignment::AssignmentPeriod;
+use crate::entitlements::consume::UnreadableLimit;
 use crate::entitlements::plan::Plan;
 use crate::entitlements::sql::decisions::{self, Decided, Decision};
 use crate::jobs::queue;
 use crate::metering::event::{self, Event, Original, StoredEvent};
 use crate::metering::quantity::Quantity;
 use crate::metering::rollup::{self, Lanes};
-use crate::metering::time::{Micros, SECOND};
+use crate::metering::time::{SECOND, Timestamp};
 use crate::usage::subject_ids;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,7 +70,7 @@ pub struct Batch {
     pub failed: i64,
     /// The call's own idempotency key (bulk header, stream metadata).
     pub replay_key: Option<String>,
-    pub received_at: Micros,
+    pub received_at: Timestamp,
     /// One event with a key, stored only if the quota allows.
     pub consumes: Option<DecidedAt>,
 }
@@ -103,12 +103,12 @@ pub enum Outcome {
     /// A meter changed since the events were checked: check them again.
     Stale,
     /// Another batch of the same transaction uses the same replay key: try again in the next one.
-    Again,
+    Retry,
 }
 
 /// Names that were looked up before, so that a write does not have to. Bounded; filled only after a commit, and of one
 /// epoch of the database (`crate::db::identity`).
-pub struct Known {
+pub struct WriteCache {
     subjects: Cache<(i64, String), i64>,
     dimension_sets: Cache<(i64, [u8; 16]), ()>,
     histories: Cache<i64, History>,
@@ -124,16 +124,16 @@ pub struct Known {
 }
 
 /// What a subject was assigned to, under this version of its workspace's assignments.
-type History = (i64, Arc<[Span]>);
+type History = (i64, Arc<[AssignmentPeriod]>);
 
 const KNOWN_SUBJECTS_MAX: u64 = 200_000;
 const KNOWN_DIMENSION_SETS_MAX: u64 = 100_000;
 const KNOWN_PLANS_MAX: u64 = 10_000;
 const CAREFUL_FOR: i64 = 600 * SECOND;
 
-impl Default for Known {
+impl Default for WriteCache {
     fn default() -> Self {
-        Known {
+        WriteCache {
             subjects: Cache::new(KNOWN_SUBJECTS_MAX),
             dimension_sets: Cache::builder()
                 .max_capacity(KNOWN_DIMENSION_SETS_MAX)
@@ -151,7 +151,7 @@ impl Default for Known {
 
 /// What a transaction learned; becomes known once it is committed.
 #[derive(Default)]
-pub struct Learned {
+pub struct CacheUpdates {
     subjects: Vec<((i64, String), i64)>,
     dimension_sets: Vec<(i64, [u8; 16])>,
     histories: Vec<(i64, History)>,
@@ -164,8 +164,8 @@ pub struct Learned {
     pub has_jobs: bool,
 }
 
-impl Known {
-    pub fn remember(&self, learned: Learned) {
+impl WriteCache {
+    pub fn remember(&self, learned: CacheUpdates) {
         for (subject, id) in learned.subjects {
             self.subjects.insert(subject, id);
         }
@@ -191,11 +191,11 @@ impl Known {
 
     /// A quota could not be read.
     fn be_careful(&self) {
-        self.careful_until.store(Micros::now().plus(CAREFUL_FOR).0, Ordering::Relaxed);
+        self.careful_until.store(Timestamp::now().plus(CAREFUL_FOR).0, Ordering::Relaxed);
     }
 
     fn is_careful(&self) -> bool {
-        Micros::now().0 < self.careful_until.load(Ordering::Relaxed)
+        Timestamp::now().0 < self.careful_until.load(Ordering::Relaxed)
     }
 
     /// A meter was deleted: its dimension sets are gone and must be written again.
@@ -223,7 +223,7 @@ struct MeterRow {
 /// Workspace and ledger key.
 type LedgerKey = (i64, Vec<u8>);
 /// A key that was taken before, with the event it stands for as far as that is still stored.
-struct Taken {
+struct ExistingKey {
     key: LedgerKey,
     event_id: Uuid,
     event_time: i64,
@@ -240,15 +240,15 @@ pub fn insert(
     link: Link,
     batches: &[Arc<Batch>],
     lanes: Lanes,
-    known: &Known,
-) -> Result<(Vec<Outcome>, Learned), Fault> {
-    let mut work = Work::new(batches, lanes);
+    known: &WriteCache,
+) -> Result<(Vec<Outcome>, CacheUpdates), DbError> {
+    let mut work = InsertBatch::new(batches, lanes);
     work.drop_stale(conn, link, known)?;
     work.drop_replayed(conn)?;
     work.find_subjects(conn, known)?;
     work.find_histories(conn, known)?;
     work.decide(conn, known)?;
-    work.take_keys(conn, known)?;
+    work.claim_keys(conn, known)?;
     work.check_decisions()?;
     work.write_dimension_sets(conn, known)?;
     work.write_rows(conn, known)?;
@@ -259,7 +259,7 @@ pub fn insert(
     Ok(work.finish())
 }
 
-struct Work<'a> {
+struct InsertBatch<'a> {
     batches: &'a [Arc<Batch>],
     lanes: Lanes,
     /// Set once the fate of a whole batch is known.
@@ -268,18 +268,18 @@ struct Work<'a> {
     /// By workspace; 0 while nothing was ever assigned.
     assignment_versions: HashMap<i64, i64>,
     /// By subject, where the workspace has assignments.
-    histories: HashMap<i64, Arc<[Span]>>,
+    histories: HashMap<i64, Arc<[AssignmentPeriod]>>,
     /// All plans of those histories.
     plans: HashMap<i64, Arc<Plan>>,
     /// Limits of those plans that cannot be read, by plan; each with its meter.
-    unread: HashMap<i64, Vec<(i64, Unread)>>,
+    unread: HashMap<i64, Vec<(i64, UnreadableLimit)>>,
     /// Of consumptions that go on to be stored, by batch.
     decisions: HashMap<usize, Decision>,
     /// Events whose key was taken, with what to answer.
     duplicates: HashMap<Place, Original>,
-    learned: Learned,
+    learned: CacheUpdates,
     /// PostgreSQL: what time it is there. Its servers' clocks may differ, and what they decide must not.
-    now: Option<Micros>,
+    now: Option<Timestamp>,
     /// Something in the database tells whether what was learned still holds.
     is_vouched_for: bool,
     /// Meters that alert rules watch, as of this transaction: whoever adds or enables a rule waits for the meter's
@@ -287,9 +287,9 @@ struct Work<'a> {
     watched: BTreeSet<i64>,
 }
 
-impl<'a> Work<'a> {
+impl<'a> InsertBatch<'a> {
     fn new(batches: &'a [Arc<Batch>], lanes: Lanes) -> Self {
-        Work {
+        InsertBatch {
             batches,
             lanes,
             decided: batches.iter().map(|_| None).collect(),
@@ -300,7 +300,7 @@ impl<'a> Work<'a> {
             unread: HashMap::new(),
             decisions: HashMap::new(),
             duplicates: HashMap::new(),
-            learned: Learned::default(),
+            learned: CacheUpdates::default(),
             now: None,
             is_vouched_for: true,
             watched: BTreeSet::new(),
@@ -318,7 +318,7 @@ impl<'a> Work<'a> {
     }
 
     /// All events still to be stored, duplicates included.
-    fn candidates(&self) -> impl Iterator<Item = (Place, i64, &'a Event)> {
+    fn pending_events(&self) -> impl Iterator<Item = (Place, i64, &'a Event)> {
         self.open().flat_map(|(at, batch)| {
             batch.events.iter().enumerate().map(move |(item, event)| ((at, item), batch.workspace_id, event))
         })
@@ -327,7 +327,7 @@ impl<'a> Work<'a> {
     /// New events only.
     fn accepted(&self) -> impl Iterator<Item = (i64, &'a Event)> {
         let duplicates = &self.duplicates;
-        self.candidates()
+        self.pending_events()
             .filter(|(place, ..)| !duplicates.contains_key(place))
             .map(|(_, workspace_id, event)| (workspace_id, event))
     }
@@ -339,8 +339,8 @@ impl<'a> Work<'a> {
 
     /// Locks the meters against change and deletion until the commit, and sets aside batches that were checked
     /// against an older definition.
-    fn drop_stale(&mut self, conn: &mut Conn, link: Link, known: &Known) -> Result<(), Fault> {
-        let meter_ids: BTreeSet<i64> = self.candidates().map(|(.., event)| event.meter.id).collect();
+    fn drop_stale(&mut self, conn: &mut Conn, link: Link, known: &WriteCache) -> Result<(), DbError> {
+        let meter_ids: BTreeSet<i64> = self.pending_events().map(|(.., event)| event.meter.id).collect();
         let meter_ids: Vec<i64> = meter_ids.into_iter().collect();
         if meter_ids.is_empty() {
             return Ok(());
@@ -373,7 +373,7 @@ impl<'a> Work<'a> {
     }
 
     /// Answers batches whose replay key was used before; of several with one new key the first goes on.
-    fn drop_replayed(&mut self, conn: &mut Conn) -> Result<(), Fault> {
+    fn drop_replayed(&mut self, conn: &mut Conn) -> Result<(), DbError> {
         let mut keys: BTreeMap<LedgerKey, Vec<usize>> = BTreeMap::new();
         for (at, batch) in self.batches.iter().enumerate() {
             // without a valid item there is nothing to replay (rest.md 12.4)
@@ -388,22 +388,23 @@ impl<'a> Work<'a> {
             };
             match found {
                 Some((accepted, duplicates, payload)) => {
-                    let (accepted, duplicates) = (event::recall(&accepted)?, event::recall(&duplicates)?);
+                    let (accepted, duplicates) =
+                        (event::decode_replay(&accepted)?, event::decode_replay(&duplicates)?);
                     for at in same {
                         let conflict = self.batches[at].payload() != payload;
                         let (accepted, duplicates) = (accepted.clone(), duplicates.clone());
                         self.decided[at] = Some(Outcome::Replayed { accepted, duplicates, conflict });
                     }
                 }
-                None => same.into_iter().skip(1).for_each(|at| self.decided[at] = Some(Outcome::Again)),
+                None => same.into_iter().skip(1).for_each(|at| self.decided[at] = Some(Outcome::Retry)),
             }
         }
         Ok(())
     }
 
-    fn find_subjects(&mut self, conn: &mut Conn, known: &Known) -> Result<(), Fault> {
+    fn find_subjects(&mut self, conn: &mut Conn, known: &WriteCache) -> Result<(), DbError> {
         let names: BTreeSet<(i64, &'a str)> = self
-            .candidates()
+            .pending_events()
             .map(|(_, workspace_id, event)| (workspace_id, event.subject.as_str()))
             .collect();
         let mut missing = Vec::new();
@@ -426,10 +427,10 @@ impl<'a> Work<'a> {
     }
 
     /// Claims the idempotency keys of the batch; whoever comes second gets the event that was first.
-    fn take_keys(&mut self, conn: &mut Conn, known: &Known) -> Result<(), Fault> {
+    fn claim_keys(&mut self, conn: &mut Conn, known: &WriteCache) -> Result<(), DbError> {
         let mut first: BTreeMap<LedgerKey, (Place, &Event)> = BTreeMap::new();
         let mut later: Vec<(LedgerKey, Place, &Event)> = Vec::new();
-        for (place, workspace_id, event) in self.candidates() {
+        for (place, workspace_id, event) in self.pending_events() {
             let Some(key) = &event.key else { continue };
             let key = (workspace_id, event::ledger_key(key));
             match first.entry(key) {
@@ -452,14 +453,15 @@ impl<'a> Work<'a> {
             })
             .collect();
         let taken = match conn {
-            Conn::Postgres(c) => postgres::take_keys(c, &rows)?,
+            Conn::Postgres(c) => postgres::claim_keys(c, &rows)?,
             Conn::Sqlite(c) => {
-                let (taken, progress) = sqlite::take_keys(c, &known.recent_keys, &rows)?;
+                let (taken, progress) = sqlite::claim_keys(c, &known.recent_keys, &rows)?;
                 self.learned.settled_keys = Some(progress);
                 taken
             }
         };
-        let taken: HashMap<&LedgerKey, &Taken> = taken.iter().map(|taken| (&taken.key, taken)).collect();
+        let taken: HashMap<&LedgerKey, &ExistingKey> =
+            taken.iter().map(|taken| (&taken.key, taken)).collect();
         for (key, (place, event)) in &first {
             if let Some(taken) = taken.get(key) {
                 self.duplicates.insert(*place, original_of(taken, event));
@@ -479,7 +481,7 @@ impl<'a> Work<'a> {
         Ok(())
     }
 
-    fn write_dimension_sets(&mut self, conn: &mut Conn, known: &Known) -> Result<(), Fault> {
+    fn write_dimension_sets(&mut self, conn: &mut Conn, known: &WriteCache) -> Result<(), DbError> {
         let mut new: BTreeMap<(i64, [u8; 16]), &Event> = BTreeMap::new();
         for (_, event) in self.accepted() {
             let set = (event.meter.id, event.dimension_set.hash);
@@ -499,7 +501,7 @@ impl<'a> Work<'a> {
     }
 
     /// Events, rollups and ingestion runs, and when subjects were last seen.
-    fn write_rows(&mut self, conn: &mut Conn, known: &Known) -> Result<(), Fault> {
+    fn write_rows(&mut self, conn: &mut Conn, known: &WriteCache) -> Result<(), DbError> {
         let rows: Vec<EventRow> = self
             .accepted()
             .map(|(workspace_id, event)| EventRow {
@@ -530,7 +532,7 @@ impl<'a> Work<'a> {
     }
 
     /// Remembers the answer of calls with a replay key, unless no item was valid.
-    fn write_replays(&self, conn: &mut Conn) -> Result<(), Fault> {
+    fn write_replays(&self, conn: &mut Conn) -> Result<(), DbError> {
         for (at, batch) in self.open() {
             let Some(key) = batch.replay_key.as_deref().filter(|_| !batch.events.is_empty()) else {
                 continue;
@@ -545,8 +547,8 @@ impl<'a> Work<'a> {
             let row = ReplayRow {
                 workspace_id: batch.workspace_id,
                 key: event::ledger_key(key),
-                accepted: event::keep(accepted)?,
-                duplicates: event::keep(duplicates)?,
+                accepted: event::encode_replay(accepted)?,
+                duplicates: event::encode_replay(duplicates)?,
                 payload: batch.payload(),
                 created_at: batch.received_at.0,
             };
@@ -580,11 +582,11 @@ impl<'a> Work<'a> {
     }
 
     /// At most one request per watched meter, however many events and rules there are.
-    fn ask_for_alerts(&mut self, conn: &mut Conn) -> Result<(), Fault> {
+    fn ask_for_alerts(&mut self, conn: &mut Conn) -> Result<(), DbError> {
         if self.watched.is_empty() {
             return Ok(());
         }
-        let now = Micros::now();
+        let now = Timestamp::now();
         let mut wanted = BTreeMap::new();
         for (workspace_id, event) in self.accepted().filter(|(_, e)| self.watched.contains(&e.meter.id)) {
             let meter = &event.meter;
@@ -596,7 +598,7 @@ impl<'a> Work<'a> {
         queue::enqueue(conn, wanted.into_values().collect(), now)
     }
 
-    fn finish(mut self) -> (Vec<Outcome>, Learned) {
+    fn finish(mut self) -> (Vec<Outcome>, CacheUpdates) {
         let outcomes = self
             .batches
             .iter()
@@ -612,7 +614,7 @@ impl<'a> Work<'a> {
                         Some(decision) => {
                             Outcome::Decided(Box::new(Decided { decision, event, replayed: false, conflict }))
                         }
-                        None => Outcome::Again,
+                        None => Outcome::Retry,
                     }
                 }
                 None => {
@@ -623,7 +625,7 @@ impl<'a> Work<'a> {
             .collect();
         if !self.is_vouched_for {
             let has_jobs = self.learned.has_jobs;
-            self.learned = Learned { has_jobs, ..Learned::default() };
+            self.learned = CacheUpdates { has_jobs, ..CacheUpdates::default() };
         }
         (outcomes, self.learned)
     }
@@ -631,14 +633,14 @@ impl<'a> Work<'a> {
 
 /// The event that a used key stands for. When retention took it, only the ledger is left: the retry's own fields are
 /// the event's where the payload is the same, else what is not known stays empty.
-fn original_of(taken: &Taken, retry: &Event) -> Original {
+fn original_of(taken: &ExistingKey, retry: &Event) -> Original {
     let conflict = taken.fingerprint != retry.fingerprint;
     if let Some(event) = &taken.event {
         return Original { event: event.clone(), conflict };
     }
     let known = StoredEvent {
         id: taken.event_id.to_string(),
-        timestamp: Micros(taken.event_time),
+        timestamp: Timestamp(taken.event_time),
         received_at: taken.received_at().unwrap_or(retry.received_at),
         ..StoredEvent::of(retry)
     };
@@ -656,11 +658,11 @@ fn original_of(taken: &Taken, retry: &Event) -> Original {
     Original { event, conflict }
 }
 
-impl Taken {
+impl ExistingKey {
     /// To the millisecond, as the id tells.
-    fn received_at(&self) -> Option<Micros> {
+    fn received_at(&self) -> Option<Timestamp> {
         let (seconds, nanos) = self.event_id.get_timestamp()?.to_unix();
-        Some(Micros(seconds as i64 * 1_000_000 + i64::from(nanos) / 1_000))
+        Some(Timestamp(seconds as i64 * 1_000_000 + i64::from(nanos) / 1_000))
     }
 }
 
@@ -716,7 +718,7 @@ impl RunRow {
 
 /// How many events of a batch would be stored: not those of a call that was answered before, nor those whose key is
 /// taken, or comes twice.
-pub fn count_new(conn: &mut Conn, known: &Known, batch: &Batch) -> Result<u64, Fault> {
+pub fn count_new(conn: &mut Conn, known: &WriteCache, batch: &Batch) -> Result<u64, DbError> {
     if is_replay(conn, batch)? {
         return Ok(0);
     }
@@ -731,7 +733,7 @@ pub fn count_new(conn: &mut Conn, known: &Known, batch: &Batch) -> Result<u64, F
     Ok(keyless + (keys.len() as u64).saturating_sub(taken))
 }
 
-fn is_replay(conn: &mut Conn, batch: &Batch) -> Result<bool, Fault> {
+fn is_replay(conn: &mut Conn, batch: &Batch) -> Result<bool, DbError> {
     use crate::db::schema::bulk_replays as replays;
     use diesel::prelude::*;
     let Some(key) = batch.replay_key.as_deref() else { return Ok(false) };
@@ -744,7 +746,12 @@ fn is_replay(conn: &mut Conn, batch: &Batch) -> Result<bool, Fault> {
 }
 
 /// How many of these ledger keys are taken.
-fn count_taken(conn: &mut Conn, known: &Known, workspace_id: i64, keys: &[Vec<u8>]) -> Result<u64, Fault> {
+fn count_taken(
+    conn: &mut Conn,
+    known: &WriteCache,
+    workspace_id: i64,
+    keys: &[Vec<u8>],
+) -> Result<u64, DbError> {
     use crate::db::schema::idempotency_keys as ledger;
     use diesel::prelude::*;
     let count = match conn {
@@ -769,7 +776,7 @@ fn count_taken(conn: &mut Conn, known: &Known, workspace_id: i64, keys: &[Vec<u8
 }
 
 /// Deletes up to a thousand remembered bulk answers older than `before`; returns how many.
-pub fn sweep_replays(conn: &mut Conn, before: Micros) -> Result<usize, Fault> {
+pub fn sweep_replays(conn: &mut Conn, before: Timestamp) -> Result<usize, DbError> {
     use diesel::prelude::*;
     let text = "DELETE FROM bulk_replays WHERE (workspace_id, key) IN (
                     SELECT workspace_id, key FROM bulk_replays WHERE created_at < $1 LIMIT 1000)";

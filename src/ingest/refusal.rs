@@ -4,7 +4,7 @@ use uuid::Uuid;
 
 use crate::error::Error;
 use crate::metering::event::{Event, Input, StoredEvent};
-use crate::metering::time::Micros;
+use crate::metering::time::Timestamp;
 use crate::usage::refused::RefusedEvent;
 
 /// Texts that clients chose are cut here.
@@ -27,7 +27,7 @@ impl About {
         }
     }
 
-    pub fn refused(self, workspace_id: i64, error: &Error, now: Micros) -> RefusedEvent {
+    pub fn refused(self, workspace_id: i64, error: &Error, now: Timestamp) -> RefusedEvent {
         RefusedEvent {
             workspace_id,
             id: Uuid::now_v7().into_bytes().to_vec(),
@@ -76,6 +76,6 @@ pub fn conflict(workspace_id: i64, sent: &Event, stored: &StoredEvent) -> Option
         idempotency_key: sent.idempotency_key.as_deref().map(cut),
         stored: payload(stored),
         sent: payload(&sent),
-        created_at: Micros::now().0,
+        created_at: Timestamp::now().0,
     })
 }

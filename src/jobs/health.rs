@@ -4,7 +4,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::jobs::queue::{Depth, Instance};
-use crate::metering::time::{Micros, SECOND};
+use crate::metering::time::{SECOND, Timestamp};
 use crate::string_enum::string_enum;
 
 string_enum!(
@@ -30,20 +30,20 @@ pub struct WorkerHealth {
     pub name: &'static str,
     pub status: WorkerStatus,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub started_at: Option<Micros>,
+    pub started_at: Option<Timestamp>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub last_heartbeat_at: Option<Micros>,
+    pub last_heartbeat_at: Option<Timestamp>,
     /// Due, and not begun.
     pub pending_jobs: i64,
     pub running_jobs: i64,
     /// Due again after a failure, or given up and waiting among the dead letters.
     pub failed_jobs: i64,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub oldest_pending_at: Option<Micros>,
+    pub oldest_pending_at: Option<Timestamp>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub last_success_at: Option<Micros>,
+    pub last_success_at: Option<Timestamp>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub last_failure_at: Option<Micros>,
+    pub last_failure_at: Option<Timestamp>,
     pub replica_count: usize,
     pub healthy_replicas: usize,
     pub stale_replicas: usize,
@@ -55,19 +55,19 @@ pub struct WorkerHealth {
 pub struct InstanceHealth {
     pub instance_id: String,
     pub status: WorkerStatus,
-    pub started_at: Micros,
-    pub last_heartbeat_at: Micros,
+    pub started_at: Timestamp,
+    pub last_heartbeat_at: Timestamp,
 }
 
 impl InstanceHealth {
-    fn of(instance: &Instance, now: Micros) -> Self {
+    fn of(instance: &Instance, now: Timestamp) -> Self {
         // one from the future was written before the clock was set back, by who knows whom
         let is_alive = (instance.last_heartbeat_at - now.0).abs() <= STALE_AFTER;
         InstanceHealth {
             instance_id: instance.instance_id.clone(),
             status: if is_alive { WorkerStatus::Healthy } else { WorkerStatus::Stale },
-            started_at: Micros(instance.started_at),
-            last_heartbeat_at: Micros(instance.last_heartbeat_at),
+            started_at: Timestamp(instance.started_at),
+            last_heartbeat_at: Timestamp(instance.last_heartbeat_at),
         }
     }
 }
@@ -80,7 +80,7 @@ impl WorkerHealth {
         instances: &[Instance],
         depth: &Depth,
         dead_letters: i64,
-        now: Micros,
+        now: Timestamp,
     ) -> Self {
         let own: Vec<&Instance> = instances.iter().filter(|instance| instance.worker == name).collect();
         let newest = own.iter().max_by_key(|instance| instance.last_heartbeat_at);
@@ -100,14 +100,14 @@ impl WorkerHealth {
         WorkerHealth {
             name,
             status,
-            started_at: newest.map(|instance| Micros(instance.started_at)),
-            last_heartbeat_at: newest.map(|instance| Micros(instance.last_heartbeat_at)),
+            started_at: newest.map(|instance| Timestamp(instance.started_at)),
+            last_heartbeat_at: newest.map(|instance| Timestamp(instance.last_heartbeat_at)),
             pending_jobs: depth.pending,
             running_jobs: depth.running,
             failed_jobs,
-            oldest_pending_at: depth.oldest_pending_at.map(Micros),
-            last_success_at: own.iter().filter_map(|instance| instance.last_success_at).max().map(Micros),
-            last_failure_at: own.iter().filter_map(|instance| instance.last_failure_at).max().map(Micros),
+            oldest_pending_at: depth.oldest_pending_at.map(Timestamp),
+            last_success_at: own.iter().filter_map(|instance| instance.last_success_at).max().map(Timestamp),
+            last_failure_at: own.iter().filter_map(|instance| instance.last_failure_at).max().map(Timestamp),
             replica_count: replicas.len(),
             healthy_replicas: healthy,
             stale_replicas: replicas.len() - healthy,
@@ -120,7 +120,7 @@ impl WorkerHealth {
 mod tests {
     use super::*;
 
-    const NOW: Micros = Micros(1_000 * SECOND);
+    const NOW: Timestamp = Timestamp(1_000 * SECOND);
 
     fn beat(seconds_ago: i64) -> Instance {
         Instance {
@@ -167,7 +167,7 @@ mod tests {
         assert_eq!((found.status, found.replica_count), (WorkerStatus::NotStarted, 0));
         let found = WorkerHealth::of("alert", false, &[beat(40), beat(2)], &Depth::default(), 0, NOW);
         assert_eq!((found.healthy_replicas, found.stale_replicas), (1, 1));
-        assert_eq!(found.last_heartbeat_at, Some(Micros(NOW.0 - 2 * SECOND)));
-        assert_eq!(found.last_success_at, Some(Micros(40)));
+        assert_eq!(found.last_heartbeat_at, Some(Timestamp(NOW.0 - 2 * SECOND)));
+        assert_eq!(found.last_success_at, Some(Timestamp(40)));
     }
 }

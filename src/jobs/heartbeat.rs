@@ -9,7 +9,7 @@ use tokio::task::JoinHandle;
 
 use crate::db::{Conn, Store};
 use crate::jobs::queue::{self, Instance};
-use crate::metering::time::Micros;
+use crate::metering::time::Timestamp;
 
 const INTERVAL: Duration = Duration::from_secs(10);
 
@@ -20,28 +20,28 @@ fn instance_id() -> String {
     format!("{host}/{}/{}-{}", env!("CARGO_PKG_VERSION"), std::process::id(), &unique[..12])
 }
 
-pub struct Heart {
+pub struct Heartbeat {
     store: Store,
     worker: &'static str,
     instance_id: String,
-    started_at: Micros,
+    started_at: Timestamp,
     last_success_at: AtomicI64,
     last_failure_at: AtomicI64,
 }
 
-impl Heart {
-    pub fn new(store: Store, worker: &'static str) -> Arc<Heart> {
-        Arc::new(Heart {
+impl Heartbeat {
+    pub fn new(store: Store, worker: &'static str) -> Arc<Heartbeat> {
+        Arc::new(Heartbeat {
             store,
             worker,
             instance_id: instance_id(),
-            started_at: Micros::now(),
+            started_at: Timestamp::now(),
             last_success_at: AtomicI64::new(0),
             last_failure_at: AtomicI64::new(0),
         })
     }
 
-    /// Beats until [`Heart::stop`] ends it.
+    /// Beats until [`Heartbeat::stop`] ends it.
     pub fn start(self: &Arc<Self>) -> JoinHandle<()> {
         let heart = self.clone();
         tokio::spawn(async move {
@@ -55,7 +55,7 @@ impl Heart {
 
     pub fn note(&self, is_success: bool) {
         let last = if is_success { &self.last_success_at } else { &self.last_failure_at };
-        last.store(Micros::now().0, Ordering::Relaxed);
+        last.store(Timestamp::now().0, Ordering::Relaxed);
     }
 
     async fn beat(&self) {
@@ -68,7 +68,7 @@ impl Heart {
             last_success_at: at(&self.last_success_at),
             last_failure_at: at(&self.last_failure_at),
         };
-        let beat = move |conn: &mut Conn| queue::heartbeat(conn, &instance, Micros::now());
+        let beat = move |conn: &mut Conn| queue::heartbeat(conn, &instance, Timestamp::now());
         if let Err(error) = self.store.write("jobs::heartbeat", beat).await {
             log::warn!(worker = self.worker, error:% = error; "heartbeat failed");
         }

@@ -16,21 +16,21 @@ use crate::db::readiness::{Check, Readiness};
 use crate::db::{Store, migrations};
 use crate::error::{Code, Error, Result};
 use crate::jobs::lifecycle::{self, Stop, prepare_database};
-use crate::jobs::worker::{self, Queue, Wake};
+use crate::jobs::worker::{self, JobNotifier, Queue};
 use crate::net::{self, Limits, Patience, Port};
 
 /// Something that runs beside the queues until it is told to stop.
-pub type Chore = Pin<Box<dyn Future<Output = ()> + Send>>;
+pub type BackgroundTask = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// What a process works on.
-pub struct Duties {
+pub struct WorkerTasks {
     pub queues: Vec<Queue>,
-    pub chores: Vec<Chore>,
+    pub chores: Vec<BackgroundTask>,
 }
 
-impl Duties {
+impl WorkerTasks {
     /// Starts all of it in this process; the tasks end when told to stop.
-    pub fn start(self, store: &Store, wake: &Wake, stop: &CancellationToken) -> Vec<JoinHandle<()>> {
+    pub fn start(self, store: &Store, wake: &JobNotifier, stop: &CancellationToken) -> Vec<JoinHandle<()>> {
         let queues = self
             .queues
             .into_iter()
@@ -51,14 +51,14 @@ pub async fn run(
     config: Config,
     health_addr: ListenAddr,
     check: Option<Check>,
-    duties: impl FnOnce(&Store, &Arc<Config>, &Wake) -> Result<Duties>,
+    duties: impl FnOnce(&Store, &Arc<Config>, &JobNotifier) -> Result<WorkerTasks>,
 ) -> Result<()> {
     let config = Arc::new(config);
     migrations::refuse_foreign(&config.db.driver, config.accept_newer_schema)?;
     let mut signals = Stop::listen()?;
     let stop = CancellationToken::new();
     let store = Store::new(&config.db);
-    let wake = Wake::default();
+    let wake = JobNotifier::default();
     let duties = duties(&store, &config, &wake)?;
     let metrics = crate::metrics::install()?;
     let readiness = Readiness::default();

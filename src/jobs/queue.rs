@@ -14,9 +14,9 @@ use serde::de::DeserializeOwned;
 use crate::db::prepared::prepared;
 use crate::db::schema::{dead_letters, jobs, worker_instances};
 use crate::db::statement::Statement;
-use crate::db::{Conn, Fault};
+use crate::db::{Conn, DbError};
 use crate::error::{Error, Result};
-use crate::metering::time::Micros;
+use crate::metering::time::Timestamp;
 
 /// Work to be done at `run_after` or soon after.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -27,7 +27,7 @@ pub struct NewJob {
     pub workspace_id: i64,
     /// JSON.
     pub payload: String,
-    pub run_after: Micros,
+    pub run_after: Timestamp,
 }
 
 impl NewJob {
@@ -36,7 +36,7 @@ impl NewJob {
         key: impl Into<String>,
         workspace_id: i64,
         payload: &P,
-        run_after: Micros,
+        run_after: Timestamp,
     ) -> Result<Self> {
         let payload = serde_json::to_string(payload).map_err(Error::internal)?;
         Ok(NewJob { queue, key: key.into(), workspace_id, payload, run_after })
@@ -121,7 +121,7 @@ prepared!(
 /// Adds jobs within the caller's transaction; at most one per (queue, key) in one call. Rows are taken in key order,
 /// so that two writers cannot wait for each other in a circle. A job that runs is run again at the time asked for,
 /// which is how a `run_after` in the near future keeps a busy key from running without pause.
-pub fn enqueue(conn: &mut Conn, mut new: Vec<NewJob>, now: Micros) -> Result<(), Fault> {
+pub fn enqueue(conn: &mut Conn, mut new: Vec<NewJob>, now: Timestamp) -> Result<(), DbError> {
     if new.is_empty() {
         return Ok(());
     }
@@ -155,8 +155,8 @@ pub fn enqueue(conn: &mut Conn, mut new: Vec<NewJob>, now: Micros) -> Result<(),
 pub struct Claim<'a> {
     pub queue: &'a str,
     pub token: &'a LeaseToken,
-    pub now: Micros,
-    pub until: Micros,
+    pub now: Timestamp,
+    pub until: Timestamp,
     pub limit: i64,
     /// Workspaces take turns, and at most this many jobs of each are held at once, by all workers together.
     pub per_workspace: Option<i64>,
@@ -184,7 +184,7 @@ const BY_TURN: &str = "SELECT jobs.queue, jobs.key FROM jobs JOIN (
     ORDER BY t.turn, t.run_after, t.created_at";
 
 /// Takes due jobs of a queue; other workers' jobs are skipped.
-pub fn claim(conn: &mut Conn, claim: &Claim) -> Result<Vec<Job>, Fault> {
+pub fn claim(conn: &mut Conn, claim: &Claim) -> Result<Vec<Job>, DbError> {
     let due = match claim.per_workspace {
         None => BY_AGE.to_owned(),
         Some(most) => BY_TURN.replace("MOST", &most.to_string()),
@@ -211,9 +211,9 @@ pub fn claim(conn: &mut Conn, claim: &Claim) -> Result<Vec<Job>, Fault> {
 pub fn next_due(
     conn: &mut Conn,
     queue: &str,
-    now: Micros,
+    now: Timestamp,
     only_unleased: bool,
-) -> Result<Option<Micros>, Fault> {
+) -> Result<Option<Timestamp>, DbError> {
     // no lease ends before the beginning of time
     let ended_before = if only_unleased { i64::MIN } else { now.0 };
     let due: Option<i64> = jobs::table
@@ -223,7 +223,7 @@ pub fn next_due(
         .select(jobs::run_after)
         .first(conn)
         .optional()?;
-    Ok(due.map(Micros))
+    Ok(due.map(Timestamp))
 }
 
 /// Times ahead of the clock by more than this were chosen before it was set back.
@@ -231,7 +231,7 @@ const SKEW: i64 = crate::metering::time::SECOND;
 
 /// The clock was set back: due times and leases that were chosen in what is the future now keep their distance from the
 /// moment they were chosen at, and count from now on. Nobody waits for a time that was never meant. Returns how many.
-pub fn rebase(conn: &mut Conn, queue: &str, now: Micros) -> Result<usize, Fault> {
+pub fn rebase(conn: &mut Conn, queue: &str, now: Timestamp) -> Result<usize, DbError> {
     let ahead = now.plus(SKEW).0;
     let due = sql_query(
         "UPDATE jobs SET run_after = $1 + run_after - scheduled_at, scheduled_at = $1
@@ -254,9 +254,9 @@ pub fn renew(
     conn: &mut Conn,
     job: &Job,
     token: &LeaseToken,
-    now: Micros,
-    until: Micros,
-) -> Result<bool, Fault> {
+    now: Timestamp,
+    until: Timestamp,
+) -> Result<bool, DbError> {
     let renewed = diesel::update(jobs::table.find((&job.queue, &job.key)))
         .filter(jobs::lease_token.eq(token.as_slice()))
         .set((jobs::leased_at.eq(now.0), jobs::leased_until.eq(until.0)))
@@ -266,7 +266,7 @@ pub fn renew(
 
 /// Whether this claim still holds the job. Ask inside the transaction that writes a result which must not be written
 /// twice; on PostgreSQL the row stays locked until its end.
-pub fn holds(conn: &mut Conn, job: &Job, token: &LeaseToken) -> Result<bool, Fault> {
+pub fn holds(conn: &mut Conn, job: &Job, token: &LeaseToken) -> Result<bool, DbError> {
     let lock = if conn.is_postgres() { "FOR UPDATE" } else { "" };
     let text =
         format!("SELECT generation FROM jobs WHERE queue = $1 AND key = $2 AND lease_token = $3 {lock}");
@@ -287,7 +287,12 @@ struct Generation {
 
 /// The job is done: removed, or, when it was asked for again meanwhile, free to be run again. `again_at` keeps it
 /// for a later time in any case (evaluations that recur).
-pub fn finish(conn: &mut Conn, job: &Job, token: &LeaseToken, again_at: Option<Micros>) -> Result<(), Fault> {
+pub fn finish(
+    conn: &mut Conn,
+    job: &Job,
+    token: &LeaseToken,
+    again_at: Option<Timestamp>,
+) -> Result<(), DbError> {
     let mine = jobs::table
         .find((&job.queue, &job.key))
         .filter(jobs::lease_token.eq(token.as_slice()).and(jobs::generation.eq(job.generation)));
@@ -296,7 +301,7 @@ pub fn finish(conn: &mut Conn, job: &Job, token: &LeaseToken, again_at: Option<M
         Some(at) => diesel::update(mine)
             .set((
                 jobs::run_after.eq(at.0),
-                jobs::scheduled_at.eq(Micros::now().0),
+                jobs::scheduled_at.eq(Timestamp::now().0),
                 jobs::attempts.eq(0),
                 jobs::lease_token.eq(None::<Vec<u8>>),
                 jobs::leased_until.eq(None::<i64>),
@@ -312,7 +317,12 @@ pub fn finish(conn: &mut Conn, job: &Job, token: &LeaseToken, again_at: Option<M
 }
 
 /// Gives the lease back; with `retry`, a time and the reason.
-fn free(conn: &mut Conn, job: &Job, token: &LeaseToken, retry: Option<(Micros, &str)>) -> Result<(), Fault> {
+fn free(
+    conn: &mut Conn,
+    job: &Job,
+    token: &LeaseToken,
+    retry: Option<(Timestamp, &str)>,
+) -> Result<(), DbError> {
     let mine = jobs::table.find((&job.queue, &job.key)).filter(jobs::lease_token.eq(token.as_slice()));
     let unleased = (jobs::lease_token.eq(None::<Vec<u8>>), jobs::leased_until.eq(None::<i64>));
     match retry {
@@ -321,7 +331,7 @@ fn free(conn: &mut Conn, job: &Job, token: &LeaseToken, retry: Option<(Micros, &
             .set((
                 unleased,
                 jobs::run_after.eq(at.0),
-                jobs::scheduled_at.eq(Micros::now().0),
+                jobs::scheduled_at.eq(Timestamp::now().0),
                 jobs::last_error.eq(error),
             ))
             .execute(conn)?,
@@ -330,12 +340,18 @@ fn free(conn: &mut Conn, job: &Job, token: &LeaseToken, retry: Option<(Micros, &
 }
 
 /// The job failed and will be tried again at `at`.
-pub fn retry(conn: &mut Conn, job: &Job, token: &LeaseToken, at: Micros, error: &str) -> Result<(), Fault> {
+pub fn retry(
+    conn: &mut Conn,
+    job: &Job,
+    token: &LeaseToken,
+    at: Timestamp,
+    error: &str,
+) -> Result<(), DbError> {
     free(conn, job, token, Some((at, error)))
 }
 
 /// The worker stops: the job is free at once and the attempt does not count.
-pub fn release(conn: &mut Conn, job: &Job, token: &LeaseToken) -> Result<(), Fault> {
+pub fn release(conn: &mut Conn, job: &Job, token: &LeaseToken) -> Result<(), DbError> {
     diesel::update(jobs::table.find((&job.queue, &job.key)).filter(jobs::lease_token.eq(token.as_slice())))
         .set((
             jobs::lease_token.eq(None::<Vec<u8>>),
@@ -348,7 +364,13 @@ pub fn release(conn: &mut Conn, job: &Job, token: &LeaseToken) -> Result<(), Fau
 
 /// The job used up its attempts: it moves to the dead letters, where an operator sees it and can requeue it. When it
 /// was asked for again meanwhile it lives on with fresh attempts.
-pub fn bury(conn: &mut Conn, job: &Job, token: &LeaseToken, error: &str, now: Micros) -> Result<(), Fault> {
+pub fn bury(
+    conn: &mut Conn,
+    job: &Job,
+    token: &LeaseToken,
+    error: &str,
+    now: Timestamp,
+) -> Result<(), DbError> {
     let mine = jobs::table
         .find((&job.queue, &job.key))
         .filter(jobs::lease_token.eq(token.as_slice()).and(jobs::generation.eq(job.generation)));
@@ -391,7 +413,7 @@ impl DeadLetter {
 }
 
 /// The newest dead letters of a workspace.
-pub fn dead_letters(conn: &mut Conn, workspace_id: i64, limit: i64) -> Result<Vec<DeadLetter>, Fault> {
+pub fn dead_letters(conn: &mut Conn, workspace_id: i64, limit: i64) -> Result<Vec<DeadLetter>, DbError> {
     Ok(dead_letters::table
         .filter(dead_letters::workspace_id.eq(workspace_id))
         .order((dead_letters::created_at.desc(), dead_letters::id.desc()))
@@ -401,7 +423,7 @@ pub fn dead_letters(conn: &mut Conn, workspace_id: i64, limit: i64) -> Result<Ve
 }
 
 /// How many dead letters of a workspace nobody requeued, by queue.
-pub fn count_dead_letters(conn: &mut Conn, workspace_id: i64) -> Result<HashMap<String, i64>, Fault> {
+pub fn count_dead_letters(conn: &mut Conn, workspace_id: i64) -> Result<HashMap<String, i64>, DbError> {
     let rows: Vec<(String, i64)> = dead_letters::table
         .filter(dead_letters::workspace_id.eq(workspace_id).and(dead_letters::requeued_at.is_null()))
         .group_by(dead_letters::queue)
@@ -411,7 +433,7 @@ pub fn count_dead_letters(conn: &mut Conn, workspace_id: i64) -> Result<HashMap<
 }
 
 /// One dead letter; 404 when it is unknown.
-pub fn dead_letter(conn: &mut Conn, workspace_id: i64, id: &str) -> Result<DeadLetter, Fault> {
+pub fn dead_letter(conn: &mut Conn, workspace_id: i64, id: &str) -> Result<DeadLetter, DbError> {
     dead_letters::table
         .filter(dead_letters::id.eq(id).and(dead_letters::workspace_id.eq(workspace_id)))
         .select(DeadLetter::as_select())
@@ -421,7 +443,7 @@ pub fn dead_letter(conn: &mut Conn, workspace_id: i64, id: &str) -> Result<DeadL
 }
 
 /// Queues a dead letter anew and keeps the record; 409 already requeued.
-pub fn requeue(conn: &mut Conn, letter: &DeadLetter, now: Micros) -> Result<(), Fault> {
+pub fn requeue(conn: &mut Conn, letter: &DeadLetter, now: Timestamp) -> Result<(), DbError> {
     let marked =
         diesel::update(dead_letters::table.find(&letter.id).filter(dead_letters::requeued_at.is_null()))
             .set(dead_letters::requeued_at.eq(now.0))
@@ -464,15 +486,15 @@ pub fn depths(
     conn: &mut Conn,
     queues: &[&str],
     workspace_id: i64,
-    now: Micros,
-) -> Result<HashMap<String, Depth>, Fault> {
+    now: Timestamp,
+) -> Result<HashMap<String, Depth>, DbError> {
     let mut statement = Statement::new(conn);
     let (now, workspace_id) = (statement.int(now.0), statement.int(workspace_id));
     let queues: Vec<String> = queues.iter().map(|queue| statement.text(*queue)).collect();
     let count = |what: &str| format!("CAST(SUM(CASE WHEN {what} THEN 1 ELSE 0 END) AS BIGINT)");
     let is_free = format!("(leased_until IS NULL OR leased_until < {now})");
     let text = format!(
-        "-- store::jobs::depths
+        "-- jobs::queue::depths
          SELECT queue, {} AS pending, {} AS running, {} AS failed,
                 MIN(CASE WHEN {is_free} THEN run_after END) AS oldest_pending_at
          FROM jobs WHERE queue IN ({}) AND run_after <= {now} AND workspace_id = {workspace_id} GROUP BY queue",
@@ -502,7 +524,7 @@ pub struct Instance {
 }
 
 /// Says that a worker lives; forgets instances that have been silent for a day.
-pub fn heartbeat(conn: &mut Conn, instance: &Instance, now: Micros) -> Result<(), Fault> {
+pub fn heartbeat(conn: &mut Conn, instance: &Instance, now: Timestamp) -> Result<(), DbError> {
     let text = "INSERT INTO worker_instances AS w
                     (instance_id, worker, started_at, last_heartbeat_at, last_success_at, last_failure_at)
                 VALUES ($1, $2, $3, $4, $5, $6)
@@ -525,12 +547,12 @@ pub fn heartbeat(conn: &mut Conn, instance: &Instance, now: Micros) -> Result<()
 }
 
 /// Says that a worker is gone.
-pub fn leave(conn: &mut Conn, worker: &str, instance_id: &str) -> Result<(), Fault> {
+pub fn leave(conn: &mut Conn, worker: &str, instance_id: &str) -> Result<(), DbError> {
     diesel::delete(worker_instances::table.find((worker, instance_id))).execute(conn)?;
     Ok(())
 }
 
-pub fn instances(conn: &mut Conn) -> Result<Vec<Instance>, Fault> {
+pub fn instances(conn: &mut Conn) -> Result<Vec<Instance>, DbError> {
     Ok(worker_instances::table
         .order((worker_instances::worker, worker_instances::started_at))
         .select(Instance::as_select())
@@ -553,7 +575,7 @@ mod tests {
     }
 
     fn job(key: &str, run_after: i64) -> NewJob {
-        NewJob::new("q", key, 1, &key, Micros(run_after)).expect("a job")
+        NewJob::new("q", key, 1, &key, Timestamp(run_after)).expect("a job")
     }
 
     const TOKEN: LeaseToken = [1; 16];
@@ -570,7 +592,7 @@ mod tests {
         limit: i64,
         per_workspace: Option<i64>,
     ) -> Vec<Job> {
-        let (now, until) = (Micros(now), Micros(now + 10));
+        let (now, until) = (Timestamp(now), Timestamp(now + 10));
         let only_unleased = false;
         claim(conn, &Claim { queue: "q", token, now, until, limit, per_workspace, only_unleased })
             .expect("claimed")
@@ -580,13 +602,13 @@ mod tests {
     fn times_that_were_chosen_in_the_future_count_from_now_on() {
         let (_folder, mut conn) = database();
         let (hour, ahead) = (crate::metering::time::HOUR, 1_000);
-        enqueue(&mut conn, vec![job("waits", hour + 30)], Micros(hour)).expect("enqueued");
-        enqueue(&mut conn, vec![job("runs", hour)], Micros(hour)).expect("enqueued");
+        enqueue(&mut conn, vec![job("waits", hour + 30)], Timestamp(hour)).expect("enqueued");
+        enqueue(&mut conn, vec![job("runs", hour)], Timestamp(hour)).expect("enqueued");
         assert_eq!(claim_some(&mut conn, &TOKEN, hour, 9, None).len(), 1);
-        enqueue(&mut conn, vec![job("later", 9 * hour)], Micros(ahead)).expect("enqueued");
+        enqueue(&mut conn, vec![job("later", 9 * hour)], Timestamp(ahead)).expect("enqueued");
         // the clock is set back to where it was
-        assert_eq!(rebase(&mut conn, "q", Micros(ahead)).expect("rebased"), 3);
-        assert_eq!(rebase(&mut conn, "q", Micros(ahead)).expect("rebased"), 0, "once");
+        assert_eq!(rebase(&mut conn, "q", Timestamp(ahead)).expect("rebased"), 3);
+        assert_eq!(rebase(&mut conn, "q", Timestamp(ahead)).expect("rebased"), 0, "once");
         let keys = |jobs: Vec<Job>| jobs.into_iter().map(|job| job.key).collect::<Vec<_>>();
         assert!(claim_at(&mut conn, &OTHER, ahead + 10).is_empty(), "leased for ten");
         assert_eq!(keys(claim_at(&mut conn, &OTHER, ahead + 11)), ["runs"]);
@@ -604,7 +626,7 @@ mod tests {
         // the first workspace was long before all others
         let mut new: Vec<NewJob> = (0..9).map(|number| of(1, number)).collect();
         new.extend([of(2, 0), of(2, 1), of(3, 0)]);
-        enqueue(&mut conn, new, Micros(0)).expect("enqueued");
+        enqueue(&mut conn, new, Timestamp(0)).expect("enqueued");
         let keys = |jobs: Vec<Job>| {
             let mut keys: Vec<String> = jobs.into_iter().map(|job| job.key).collect();
             keys.sort();
@@ -622,7 +644,7 @@ mod tests {
     #[test]
     fn a_job_is_claimed_once_and_again_when_the_lease_ends() {
         let (_folder, mut conn) = database();
-        enqueue(&mut conn, vec![job("a", 5), job("b", 50)], Micros(0)).expect("enqueued");
+        enqueue(&mut conn, vec![job("a", 5), job("b", 50)], Timestamp(0)).expect("enqueued");
         assert!(claim_at(&mut conn, &TOKEN, 4).is_empty(), "not due");
         let claimed = claim_at(&mut conn, &TOKEN, 5);
         assert_eq!(claimed.len(), 1);
@@ -639,13 +661,13 @@ mod tests {
     #[test]
     fn a_job_asked_for_while_it_runs_runs_again() {
         let (_folder, mut conn) = database();
-        enqueue(&mut conn, vec![job("a", 5)], Micros(0)).expect("enqueued");
+        enqueue(&mut conn, vec![job("a", 5)], Timestamp(0)).expect("enqueued");
         let first = claim_at(&mut conn, &TOKEN, 5);
-        enqueue(&mut conn, vec![job("a", 6)], Micros(6)).expect("enqueued");
-        finish(&mut conn, &first[0], &TOKEN, Some(Micros(1_000))).expect("finished");
+        enqueue(&mut conn, vec![job("a", 6)], Timestamp(6)).expect("enqueued");
+        finish(&mut conn, &first[0], &TOKEN, Some(Timestamp(1_000))).expect("finished");
         let second = claim_at(&mut conn, &OTHER, 7);
         assert_eq!((second.len(), second[0].attempts), (1, 1));
-        finish(&mut conn, &second[0], &OTHER, Some(Micros(1_000))).expect("finished");
+        finish(&mut conn, &second[0], &OTHER, Some(Timestamp(1_000))).expect("finished");
         assert!(claim_at(&mut conn, &TOKEN, 999).is_empty());
         assert_eq!(claim_at(&mut conn, &TOKEN, 1_000).len(), 1);
     }
@@ -653,17 +675,17 @@ mod tests {
     #[test]
     fn a_running_job_is_run_again_when_asked_not_at_once() {
         let (_folder, mut conn) = database();
-        enqueue(&mut conn, vec![job("a", 5)], Micros(0)).expect("enqueued");
-        assert_eq!(next_due(&mut conn, "q", Micros(0), false).expect("looked"), Some(Micros(5)));
+        enqueue(&mut conn, vec![job("a", 5)], Timestamp(0)).expect("enqueued");
+        assert_eq!(next_due(&mut conn, "q", Timestamp(0), false).expect("looked"), Some(Timestamp(5)));
         let first = claim_at(&mut conn, &TOKEN, 5);
-        assert_eq!(next_due(&mut conn, "q", Micros(6), false).expect("looked"), None, "somebody has it");
-        enqueue(&mut conn, vec![job("a", 50)], Micros(6)).expect("enqueued");
+        assert_eq!(next_due(&mut conn, "q", Timestamp(6), false).expect("looked"), None, "somebody has it");
+        enqueue(&mut conn, vec![job("a", 50)], Timestamp(6)).expect("enqueued");
         finish(&mut conn, &first[0], &TOKEN, None).expect("finished");
         assert!(claim_at(&mut conn, &OTHER, 49).is_empty(), "gathers more first");
-        enqueue(&mut conn, vec![job("a", 90)], Micros(40)).expect("enqueued");
+        enqueue(&mut conn, vec![job("a", 90)], Timestamp(40)).expect("enqueued");
         assert_eq!(
-            next_due(&mut conn, "q", Micros(49), false).expect("looked"),
-            Some(Micros(50)),
+            next_due(&mut conn, "q", Timestamp(49), false).expect("looked"),
+            Some(Timestamp(50)),
             "never later"
         );
         assert_eq!(claim_at(&mut conn, &OTHER, 50).len(), 1);
@@ -672,24 +694,27 @@ mod tests {
     #[test]
     fn the_dead_are_kept_and_can_be_revived() {
         let (_folder, mut conn) = database();
-        enqueue(&mut conn, vec![job("a", 5)], Micros(0)).expect("enqueued");
+        enqueue(&mut conn, vec![job("a", 5)], Timestamp(0)).expect("enqueued");
         let first = claim_at(&mut conn, &TOKEN, 5);
-        retry(&mut conn, &first[0], &TOKEN, Micros(20), "broken").expect("freed");
-        let found = depths(&mut conn, &["p", "q"], 1, Micros(30)).expect("counted");
+        retry(&mut conn, &first[0], &TOKEN, Timestamp(20), "broken").expect("freed");
+        let found = depths(&mut conn, &["p", "q"], 1, Timestamp(30)).expect("counted");
         let depth = found.get("q").expect("one job");
         assert_eq!((found.len(), depth.pending, depth.running, depth.failed), (1, 1, 0, 1));
         assert_eq!(depth.oldest_pending_at, Some(20));
-        assert!(depths(&mut conn, &["q"], 2, Micros(30)).expect("counted").is_empty(), "another workspace");
+        assert!(
+            depths(&mut conn, &["q"], 2, Timestamp(30)).expect("counted").is_empty(),
+            "another workspace"
+        );
         let second = claim_at(&mut conn, &TOKEN, 20);
-        bury(&mut conn, &second[0], &TOKEN, "broken", Micros(21)).expect("buried");
+        bury(&mut conn, &second[0], &TOKEN, "broken", Timestamp(21)).expect("buried");
         assert!(claim_at(&mut conn, &TOKEN, 100).is_empty());
         let letters = dead_letters(&mut conn, 1, 10).expect("listed");
         assert_eq!((letters.len(), letters[0].attempts), (1, 2));
         assert_eq!(count_dead_letters(&mut conn, 1).expect("counted"), HashMap::from([("q".to_owned(), 1)]));
         assert!(dead_letter(&mut conn, 2, &letters[0].id).is_err(), "another workspace");
         let letter = dead_letter(&mut conn, 1, &letters[0].id).expect("found");
-        requeue(&mut conn, &letter, Micros(100)).expect("requeued");
-        assert!(requeue(&mut conn, &letter, Micros(100)).is_err(), "once only");
+        requeue(&mut conn, &letter, Timestamp(100)).expect("requeued");
+        assert!(requeue(&mut conn, &letter, Timestamp(100)).is_err(), "once only");
         assert!(count_dead_letters(&mut conn, 1).expect("counted").is_empty());
         assert_eq!(claim_at(&mut conn, &TOKEN, 100).len(), 1);
     }

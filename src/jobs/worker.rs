@@ -15,18 +15,18 @@ use tokio_util::sync::CancellationToken;
 use crate::clock;
 use crate::config::Driver;
 use crate::db::readiness::Check;
-use crate::db::{Conn, Fault, Store};
+use crate::db::{Conn, DbError, Store};
 use crate::error::{Error, Result};
-use crate::jobs::heartbeat::Heart;
+use crate::jobs::heartbeat::Heartbeat;
 use crate::jobs::queue::{self, Claim, Job, LeaseToken};
 use crate::logging::Folded;
-use crate::metering::time::Micros;
+use crate::metering::time::Timestamp;
 
 /// When a job is done: for good, or to be looked at again at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Done {
     Finished,
-    AgainAt(Micros),
+    Reschedule(Timestamp),
 }
 
 pub type Work = Pin<Box<dyn Future<Output = Result<Done>> + Send>>;
@@ -51,7 +51,7 @@ pub struct Queue {
     /// Workspaces take turns, and at most this many jobs of each are worked at once, by all workers together.
     pub per_workspace: Option<usize>,
     /// The clock was set back: the domain's own times ahead, as [`queue::rebase`] does with those of jobs.
-    pub rebase: Option<fn(&mut Conn, Micros) -> Result<usize, Fault>>,
+    pub rebase: Option<fn(&mut Conn, Timestamp) -> Result<usize, DbError>>,
     /// Asked before jobs are claimed: what keeps this process from doing any. Others may be able to.
     pub check: Option<Check>,
     /// Does one job. Gets the lease so that it can check it with `jobs::holds` where a result is written.
@@ -69,14 +69,14 @@ const TURN_PAUSE: Duration = Duration::from_millis(500);
 
 /// Tells workers that there may be work: those of this process at once, those of others through the database.
 #[derive(Clone)]
-pub struct Wake {
+pub struct JobNotifier {
     here: Arc<watch::Sender<u64>>,
     elsewhere: Arc<watch::Sender<u64>>,
 }
 
-impl Default for Wake {
+impl Default for JobNotifier {
     fn default() -> Self {
-        Wake { here: Arc::new(watch::Sender::new(0)), elsewhere: Arc::new(watch::Sender::new(0)) }
+        JobNotifier { here: Arc::new(watch::Sender::new(0)), elsewhere: Arc::new(watch::Sender::new(0)) }
     }
 }
 
@@ -86,9 +86,9 @@ const NOTIFY_PAUSE: Duration = Duration::from_millis(50);
 /// How often the listening connection is looked at; costs one system call.
 const LISTEN_PAUSE: Duration = Duration::from_millis(50);
 
-impl Wake {
+impl JobNotifier {
     /// Call after the commit that enqueued something.
-    pub fn ring(&self) {
+    pub fn notify(&self) {
         self.here.send_modify(|count| *count += 1);
         self.elsewhere.send_modify(|count| *count += 1);
     }
@@ -150,7 +150,7 @@ fn hear(driver: &Driver, here: &watch::Sender<u64>, stop: &CancellationToken) ->
 }
 
 /// Works one queue until told to stop; then gives back what it holds. Returns when nothing is running any more.
-pub async fn run(store: Store, queue: Queue, wake: Wake, stop: CancellationToken) {
+pub async fn run(store: Store, queue: Queue, wake: JobNotifier, stop: CancellationToken) {
     let worker = Arc::new(Worker::new(store, queue, stop));
     log::info!(queue = worker.queue.name, interval:? = worker.queue.interval, lock_ttl:? = worker.queue.lease,
                max_attempts = worker.queue.max_attempts; "{} worker started:", worker.queue.worker);
@@ -179,7 +179,7 @@ pub async fn run_once(store: &Store, queue: &Queue) -> usize {
 struct Worker {
     store: Store,
     queue: Queue,
-    heart: Arc<Heart>,
+    heart: Arc<Heartbeat>,
     refusals: Folded,
     stop: CancellationToken,
     /// Steps of the clock that were heeded.
@@ -201,13 +201,13 @@ struct Claimed {
 
 impl Worker {
     fn new(store: Store, queue: Queue, stop: CancellationToken) -> Self {
-        let heart = Heart::new(store.clone(), queue.worker);
+        let heart = Heartbeat::new(store.clone(), queue.worker);
         let (steps, patient_until) = (AtomicU64::new(NEVER), AtomicI64::new(i64::MIN));
         Worker { store, queue, heart, refusals: Folded::default(), stop, steps, patient_until }
     }
 
     /// Keeps every free place busy: a job that hangs holds up its own place and nobody else's.
-    async fn work_all(self: Arc<Self>, wake: Wake) {
+    async fn work_all(self: Arc<Self>, wake: JobNotifier) {
         let mut rings = wake.here.subscribe();
         let mut running = tokio::task::JoinSet::new();
         while !self.stop.is_cancelled() {
@@ -239,7 +239,7 @@ impl Worker {
         if steps != known {
             let (name, domain) = (self.queue.name, self.queue.rebase);
             let rebase = move |conn: &mut Conn| {
-                let now = Micros::now();
+                let now = Timestamp::now();
                 let own = domain.map_or(Ok(0), |rebase| rebase(conn, now))?;
                 Ok(queue::rebase(conn, name, now)? + own)
             };
@@ -265,7 +265,7 @@ impl Worker {
     async fn claim(&self, limit: usize) -> Claimed {
         let (name, interval) = (self.queue.name, self.queue.interval);
         let only_unleased = self.heed_clock().await;
-        let next = move |conn: &mut Conn| queue::next_due(conn, name, Micros::now(), only_unleased);
+        let next = move |conn: &mut Conn| queue::next_due(conn, name, Timestamp::now(), only_unleased);
         let due = match self.store.read("jobs::next_due", next).await {
             Ok(due) => due,
             Err(error) => {
@@ -273,7 +273,7 @@ impl Worker {
                 return Claimed::nothing(interval);
             }
         };
-        let pause = due.map_or(i64::MAX, |due| due.0.saturating_sub(Micros::now().0));
+        let pause = due.map_or(i64::MAX, |due| due.0.saturating_sub(Timestamp::now().0));
         if pause > 0 {
             return Claimed::nothing(interval.min(Duration::from_micros(pause as u64)));
         }
@@ -290,7 +290,7 @@ impl Worker {
         let lease = self.queue.lease.as_micros() as i64;
         let per_workspace = self.queue.per_workspace.map(|most| most as i64);
         let claim = move |conn: &mut Conn| {
-            let now = Micros::now();
+            let now = Timestamp::now();
             let (until, limit) = (now.plus(lease), limit as i64);
             let claim = Claim { queue: name, token: &token, now, until, limit, per_workspace, only_unleased };
             queue::claim(conn, &claim)
@@ -364,21 +364,21 @@ impl Worker {
     async fn renew(&self, job: &Job, token: LeaseToken) -> bool {
         let (job, lease) = (job.clone(), self.queue.lease);
         let renew = move |conn: &mut Conn| {
-            let now = Micros::now();
+            let now = Timestamp::now();
             queue::renew(conn, &job, &token, now, now.plus(lease.as_micros() as i64))
         };
         self.store.write("jobs::renew", renew).await.unwrap_or(true)
     }
 
     async fn settle(&self, job: Job, token: LeaseToken, result: Result<Done>) -> Result<()> {
-        let now = Micros::now();
+        let now = Timestamp::now();
         let name = self.queue.name;
         match result {
             Ok(done) => {
                 self.heart.note(true);
                 let again_at = match done {
                     Done::Finished => None,
-                    Done::AgainAt(at) => Some(at),
+                    Done::Reschedule(at) => Some(at),
                 };
                 let finish = move |conn: &mut Conn| queue::finish(conn, &job, &token, again_at);
                 self.store.write("jobs::finish", finish).await

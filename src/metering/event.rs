@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::metering::json::{self, Map, Number, Value};
 use crate::metering::meter::{Meter, value_at};
 use crate::metering::quantity::{Quantity, Reject, number_text};
-use crate::metering::time::Micros;
+use crate::metering::time::Timestamp;
 
 pub const SUBJECT_BYTES_MAX: usize = 128;
 pub const KEY_BYTES_MAX: usize = 255;
@@ -35,14 +35,14 @@ pub struct Input {
     pub meter: Option<String>,
     #[schema(value_type = Quantity)]
     pub quantity: Option<InputQuantity>,
-    #[schema(value_type = Option<Micros>)]
+    #[schema(value_type = Option<Timestamp>)]
     pub timestamp: Option<String>,
     /// At most 64 KiB and 60 levels; texts of declared dimensions at most 256 bytes.
     #[schema(value_type = Option<Object>)]
     pub metadata: Option<Metadata>,
     /// A time that needs no parsing (gRPC).
     #[serde(skip)]
-    pub time: Option<Micros>,
+    pub time: Option<Timestamp>,
 }
 
 impl Input {
@@ -86,7 +86,7 @@ impl<'de> Deserialize<'de> for Metadata {
 
 impl Metadata {
     /// The values in canonical spelling, on one way for every door: size, depth, NUL, numbers.
-    fn admit(self) -> Result<Map> {
+    fn validate(self) -> Result<Map> {
         let mut fields = match self {
             Metadata::Values(fields) => fields,
             Metadata::Wrong(error) => return Err(error),
@@ -112,8 +112,8 @@ pub struct Event {
     pub id: Uuid,
     pub meter: Arc<Meter>,
     pub subject: String,
-    pub time: Micros,
-    pub received_at: Micros,
+    pub time: Timestamp,
+    pub received_at: Timestamp,
     pub quantity: Quantity,
     pub key: Option<String>,
     /// Canonical JSON object, `None` when empty.
@@ -163,7 +163,7 @@ pub fn parse_subject(text: &str) -> Result<&str> {
 /// Trims an idempotency key; empty means none.
 pub fn parse_key(text: Option<&str>) -> Result<Option<String>> {
     let key = text.unwrap_or_default().trim();
-    refuse_nul(key)?;
+    reject_nul(key)?;
     // it stands for any character that was lost on the way: two keys would become one
     if key.contains(char::REPLACEMENT_CHARACTER) {
         return Err(Error::invalid("idempotency_key must be valid Unicode, without U+FFFD"));
@@ -175,20 +175,20 @@ pub fn parse_key(text: Option<&str>) -> Result<Option<String>> {
 }
 
 /// RFC 3339; absent, empty and the year-1 instant mean now.
-fn parse_time(input: &Input, now: Micros) -> Result<Micros> {
+fn parse_time(input: &Input, now: Timestamp) -> Result<Timestamp> {
     let time = match (&input.time, input.timestamp.as_deref()) {
         (Some(time), _) => *time,
         (None, None | Some("")) => return Ok(now),
-        (None, Some(text)) => Micros::parse(text)
+        (None, Some(text)) => Timestamp::parse(text)
             .ok_or_else(|| Error::parameter("invalid_timestamp", "timestamp must be RFC3339"))?,
     };
-    Ok(if time == Micros::ABSENT { now } else { time })
+    Ok(if time == Timestamp::ABSENT { now } else { time })
 }
 
 /// Makes an event of an input: dimensions, then subject, then quantity, in the order of rest.md 12.4.
-pub fn admit(meter: &Arc<Meter>, input: Input, now: Micros) -> Result<Event> {
+pub fn validate(meter: &Arc<Meter>, input: Input, now: Timestamp) -> Result<Event> {
     let time = parse_time(&input, now)?;
-    let mut metadata = input.metadata.map(Metadata::admit).transpose()?.unwrap_or_default();
+    let mut metadata = input.metadata.map(Metadata::validate).transpose()?.unwrap_or_default();
     meter.fit_metadata(&mut metadata)?;
     let subject = parse_subject(input.subject.as_deref().unwrap_or_default())?.to_owned();
     let quantity = match input.quantity {
@@ -219,7 +219,7 @@ pub fn admit(meter: &Arc<Meter>, input: Input, now: Micros) -> Result<Event> {
 }
 
 /// PostgreSQL cannot store NUL in a text.
-pub fn refuse_nul(text: &str) -> Result<()> {
+pub fn reject_nul(text: &str) -> Result<()> {
     if text.contains('\0') { Err(Error::invalid("NUL characters are not allowed")) } else { Ok(()) }
 }
 
@@ -230,7 +230,7 @@ pub fn canonical(value: &mut Value) -> Result<()> {
         Value::Number(number) => {
             *number = canonical_number(number)?;
         }
-        Value::String(text) => refuse_nul(text)?,
+        Value::String(text) => reject_nul(text)?,
         Value::Array(items) => items.iter_mut().try_for_each(canonical)?,
         Value::Object(fields) => fields_canonical(fields)?,
         _ => {}
@@ -239,7 +239,7 @@ pub fn canonical(value: &mut Value) -> Result<()> {
 }
 
 fn fields_canonical(fields: &mut Map) -> Result<()> {
-    fields.iter_mut().try_for_each(|(name, value)| refuse_nul(name).and_then(|()| canonical(value)))
+    fields.iter_mut().try_for_each(|(name, value)| reject_nul(name).and_then(|()| canonical(value)))
 }
 
 fn canonical_number(number: &Number) -> Result<Number> {
@@ -336,8 +336,8 @@ pub struct StoredEvent {
     pub subject: String,
     pub meter: String,
     pub quantity: Quantity,
-    pub timestamp: Micros,
-    pub received_at: Micros,
+    pub timestamp: Timestamp,
+    pub received_at: Timestamp,
     #[schema(value_type = Object)]
     pub metadata: Box<RawValue>,
     /// Only with a used idempotency key whose event was pruned, when another payload comes with it: what is not known
@@ -381,7 +381,7 @@ impl From<Event> for StoredEvent {
 type Kept = (String, Option<String>, String, String, Quantity, i64, i64, Box<RawValue>, bool);
 
 /// The text that [`recall`] reads.
-pub fn keep(events: Vec<StoredEvent>) -> Result<String> {
+pub fn encode_replay(events: Vec<StoredEvent>) -> Result<String> {
     let kept = |e: StoredEvent| -> Kept {
         let (timestamp, received_at) = (e.timestamp.0, e.received_at.0);
         (
@@ -400,11 +400,11 @@ pub fn keep(events: Vec<StoredEvent>) -> Result<String> {
     serde_json::to_string(&kept).map_err(Error::internal)
 }
 
-pub fn recall(text: &str) -> Result<Vec<StoredEvent>> {
+pub fn decode_replay(text: &str) -> Result<Vec<StoredEvent>> {
     let kept: Vec<Kept> = serde_json::from_str(text).map_err(Error::internal)?;
     let event = |kept: Kept| {
         let (id, idempotency_key, subject, meter, quantity, timestamp, received_at, metadata, pruned) = kept;
-        let (timestamp, received_at) = (Micros(timestamp), Micros(received_at));
+        let (timestamp, received_at) = (Timestamp(timestamp), Timestamp(received_at));
         StoredEvent {
             id,
             idempotency_key,
@@ -462,7 +462,7 @@ mod tests {
         assert!(ledger_key(early) < ledger_key("01930000-0001-7000-8000-000000000000"));
         assert_eq!(ledger_key(early).len(), 17);
         let upper = "01930000-0000-7000-8000-00000000000A";
-        let spellings = [
+        let path_variants = [
             upper.to_owned(),
             upper.to_lowercase(),
             upper.replace('-', ""),
@@ -470,8 +470,9 @@ mod tests {
             format!("{{{upper}}}"),
             format!("urn:uuid:{}", upper.to_lowercase()),
         ];
-        let keys: std::collections::BTreeSet<Vec<u8>> = spellings.iter().map(|key| ledger_key(key)).collect();
-        assert_eq!(keys.len(), spellings.len(), "spelled otherwise it is another key");
+        let keys: std::collections::BTreeSet<Vec<u8>> =
+            path_variants.iter().map(|key| ledger_key(key)).collect();
+        assert_eq!(keys.len(), path_variants.len(), "spelled otherwise it is another key");
     }
 
     #[test]

@@ -13,7 +13,7 @@ use crate::metering::event::canonical;
 use crate::metering::json::{Map, Value};
 use crate::metering::meter::is_dimension_path;
 use crate::metering::quantity::Quantity;
-use crate::metering::time::Micros;
+use crate::metering::time::Timestamp;
 
 /// Levels that may be written.
 pub const DEPTH_MAX: usize = 32;
@@ -151,7 +151,7 @@ pub enum Literal {
     Text(String),
     Number(Quantity),
     Bool(bool),
-    Time(Micros),
+    Time(Timestamp),
     /// Metadata only: a list that holds all of these.
     List(Vec<Literal>),
 }
@@ -170,7 +170,7 @@ impl Literal {
 pub enum Held<'a> {
     Text(&'a str),
     Number(&'a Quantity),
-    Time(Micros),
+    Time(Timestamp),
     Json(&'a Value),
 }
 
@@ -484,7 +484,7 @@ impl Parser {
                     .map_err(|reject| Error::invalid(format!("the value for {name} {reject}")))
             }
             Field::EventTime | Field::ReceivedAt => {
-                let time = value.as_str().and_then(Micros::parse);
+                let time = value.as_str().and_then(Timestamp::parse);
                 time.map(Literal::Time).ok_or_else(|| wrong("an RFC3339 time"))
             }
             Field::Metadata(_) => match value {

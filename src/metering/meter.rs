@@ -6,7 +6,7 @@ use utoipa::ToSchema;
 
 use crate::error::{Error, Result};
 use crate::metering::json::{Map, Value};
-use crate::metering::time::Micros;
+use crate::metering::time::Timestamp;
 
 pub const NAME_BYTES_MAX: usize = 200;
 pub const TEXT_BYTES_MAX: usize = 4_096;
@@ -135,8 +135,8 @@ pub struct Meter {
     pub version: i32,
     pub event_retention_days: i32,
     /// Raw events before this instant were pruned; rollups still hold their sums.
-    pub pruned_before: Option<Micros>,
-    pub created_at: Micros,
+    pub pruned_before: Option<Timestamp>,
+    pub created_at: Timestamp,
 }
 
 /// A dimension as a client describes it.
@@ -205,7 +205,7 @@ pub struct MeterInput {
 
 impl MeterInput {
     /// A new meter.
-    pub fn into_meter(self, public_id: String, workspace_id: i64, now: Micros) -> Result<Meter> {
+    pub fn into_meter(self, public_id: String, workspace_id: i64, now: Timestamp) -> Result<Meter> {
         Ok(Meter {
             id: 0,
             public_id,
@@ -441,7 +441,7 @@ mod tests {
             version: 1,
             event_retention_days: 90,
             pruned_before: None,
-            created_at: Micros(0),
+            created_at: Timestamp(0),
         }
     }
 

@@ -9,7 +9,7 @@ use uuid::Uuid;
 use crate::metering::event::Event;
 use crate::metering::meter::Aggregation;
 use crate::metering::quantity::Quantity;
-use crate::metering::time::{DAY, HOUR, Micros, SECOND};
+use crate::metering::time::{DAY, HOUR, SECOND, Timestamp};
 
 /// Stands for "all subjects of the meter" in a rollup key.
 pub const ALL_SUBJECTS: i64 = 0;
@@ -33,13 +33,13 @@ impl Grain {
 /// The earliest or latest event: ties in time are settled by the event id.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Edge {
-    pub at: Micros,
+    pub at: Timestamp,
     pub id: Uuid,
     pub quantity: Quantity,
 }
 
 impl Edge {
-    fn place(&self) -> (Micros, Uuid) {
+    fn place(&self) -> (Timestamp, Uuid) {
         (self.at, self.id)
     }
 }
@@ -56,7 +56,7 @@ pub struct Part {
 }
 
 impl Part {
-    pub fn of(at: Micros, id: Uuid, quantity: &Quantity) -> Self {
+    pub fn of(at: Timestamp, id: Uuid, quantity: &Quantity) -> Self {
         let edge = Edge { at, id, quantity: quantity.clone() };
         Part {
             count: 1,
@@ -90,7 +90,7 @@ impl Part {
     }
 
     /// The same as adding a part of this one event, with nothing copied that is not kept.
-    pub fn add_event(&mut self, at: Micros, id: Uuid, quantity: &Quantity) {
+    pub fn add_event(&mut self, at: Timestamp, id: Uuid, quantity: &Quantity) {
         self.count += 1;
         self.sum += quantity;
         if *quantity < self.min {
@@ -130,7 +130,13 @@ impl Part {
 }
 
 /// Adds an event to the part under its key.
-pub fn add_event<K: Ord>(parts: &mut BTreeMap<K, Part>, key: K, at: Micros, id: Uuid, quantity: &Quantity) {
+pub fn add_event<K: Ord>(
+    parts: &mut BTreeMap<K, Part>,
+    key: K,
+    at: Timestamp,
+    id: Uuid,
+    quantity: &Quantity,
+) {
     match parts.entry(key) {
         Entry::Vacant(free) => drop(free.insert(Part::of(at, id, quantity))),
         Entry::Occupied(mut taken) => taken.get_mut().add_event(at, id, quantity),
@@ -160,7 +166,7 @@ pub struct Lanes {
 pub struct Key {
     pub meter_id: i64,
     pub grain: Grain,
-    pub start: Micros,
+    pub start: Timestamp,
     pub subject_id: i64,
     pub dimension_set: [u8; 16],
 }

@@ -17,14 +17,14 @@ const EPOCH: DateTime = DateTime::constant(1970, 1, 1, 0, 0, 0, 0);
 
 /// An instant: microseconds since 1970-01-01T00:00:00Z. Finer fractions are cut off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Micros(pub i64);
+pub struct Timestamp(pub i64);
 
-impl Micros {
+impl Timestamp {
     /// `0001-01-01T00:00:00Z`, which stands for "no time" on the wire (rest.md 6).
-    pub const ABSENT: Micros = Micros(-62_135_596_800 * SECOND);
+    pub const ABSENT: Timestamp = Timestamp(-62_135_596_800 * SECOND);
 
     /// The last instant that RFC 3339 can write.
-    pub const LAST: Micros = Micros(253_402_300_800 * SECOND - 1);
+    pub const LAST: Timestamp = Timestamp(253_402_300_800 * SECOND - 1);
 
     /// RFC 3339 as rest.md 6 reads it: capital `T` and `Z`, a fraction after `.` or `,`, no second 60. The instant
     /// itself, in UTC, lies within the years 1 to 9999: what an offset moves out of them could not be written again.
@@ -46,20 +46,20 @@ impl Micros {
         }
         let (micros, rest) = fraction(&text[19..])?;
         let offset_minutes = offset(rest)?;
-        let midnight = Micros::from_civil(date.at(0, 0, 0, 0));
+        let midnight = Timestamp::from_civil(date.at(0, 0, 0, 0));
         let seconds = hour * 3_600 + minute * 60 + second - offset_minutes * 60;
-        let at = Micros(midnight.0 + seconds * SECOND + micros);
-        (Micros::ABSENT..=Micros::LAST).contains(&at).then_some(at)
+        let at = Timestamp(midnight.0 + seconds * SECOND + micros);
+        (Timestamp::ABSENT..=Timestamp::LAST).contains(&at).then_some(at)
     }
 
     /// Never another year: what cannot be written is written as the nearest that can.
     fn civil(self) -> DateTime {
-        let at = self.clamp(Micros::ABSENT, Micros::LAST);
+        let at = self.clamp(Timestamp::ABSENT, Timestamp::LAST);
         EPOCH.checked_add(SignedDuration::from_micros(at.0)).unwrap_or(EPOCH)
     }
 
     fn from_civil(at: DateTime) -> Self {
-        Micros(at.duration_since(EPOCH).as_micros() as i64)
+        Timestamp(at.duration_since(EPOCH).as_micros() as i64)
     }
 
     /// RFC 3339 in UTC, whole seconds, the fraction cut off (rest.md 3).
@@ -88,41 +88,41 @@ impl Micros {
         }
     }
 
-    pub fn floor(self, width: i64) -> Micros {
-        Micros(self.0 - self.0.rem_euclid(width))
+    pub fn floor(self, width: i64) -> Timestamp {
+        Timestamp(self.0 - self.0.rem_euclid(width))
     }
 
-    pub fn ceil(self, width: i64) -> Micros {
-        Micros(self.0 + (-self.0).rem_euclid(width))
+    pub fn ceil(self, width: i64) -> Timestamp {
+        Timestamp(self.0 + (-self.0).rem_euclid(width))
     }
 
-    pub fn plus(self, micros: i64) -> Micros {
-        Micros(self.0.saturating_add(micros))
+    pub fn plus(self, micros: i64) -> Timestamp {
+        Timestamp(self.0.saturating_add(micros))
     }
 
-    pub fn plus_months(self, months: i32) -> Micros {
+    pub fn plus_months(self, months: i32) -> Timestamp {
         match self.civil().checked_add(months.months()) {
-            Ok(at) => Micros::from_civil(at),
+            Ok(at) => Timestamp::from_civil(at),
             // behind the last month there is: the end of time
-            Err(_) if months > 0 => Micros::LAST.plus(1),
-            Err(_) => Micros::ABSENT,
+            Err(_) if months > 0 => Timestamp::LAST.plus(1),
+            Err(_) => Timestamp::ABSENT,
         }
     }
 
     /// Calendar months from the month of `start` to the month of this instant, whatever the days.
-    pub fn months_since(self, start: Micros) -> i32 {
-        let count = |at: Micros| i32::from(at.civil().year()) * 12 + i32::from(at.civil().month());
+    pub fn months_since(self, start: Timestamp) -> i32 {
+        let count = |at: Timestamp| i32::from(at.civil().year()) * 12 + i32::from(at.civil().month());
         count(self) - count(start)
     }
 }
 
-impl fmt::Display for Micros {
+impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.to_seconds_text())
     }
 }
 
-impl Serialize for Micros {
+impl Serialize for Timestamp {
     fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
         serializer.serialize_str(&self.to_seconds_text())
     }
@@ -190,16 +190,16 @@ impl BucketSize {
     }
 
     /// Start of the bucket that holds the instant.
-    pub fn start(self, at: Micros) -> Micros {
+    pub fn start(self, at: Timestamp) -> Timestamp {
         match self {
             BucketSize::Hour => at.floor(HOUR),
             BucketSize::Day => at.floor(DAY),
-            BucketSize::Month => Micros::from_civil(at.civil().date().first_of_month().at(0, 0, 0, 0)),
+            BucketSize::Month => Timestamp::from_civil(at.civil().date().first_of_month().at(0, 0, 0, 0)),
         }
     }
 
     /// Length in seconds of the whole bucket that starts here, the divisor of a rate.
-    pub fn seconds(self, start: Micros) -> i64 {
+    pub fn seconds(self, start: Timestamp) -> i64 {
         match self {
             BucketSize::Hour => 3_600,
             BucketSize::Day => 86_400,
@@ -211,15 +211,15 @@ impl BucketSize {
 /// From inclusive, to exclusive, never empty.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Window {
-    pub from: Micros,
-    pub to: Micros,
+    pub from: Timestamp,
+    pub to: Timestamp,
 }
 
 impl Window {
     /// Every instant that can be written (rest.md 6), in whole days.
-    pub const ALWAYS: Window = Window { from: Micros(-719_893 * DAY), to: Micros(2_933_263 * DAY) };
+    pub const ALWAYS: Window = Window { from: Timestamp(-719_893 * DAY), to: Timestamp(2_933_263 * DAY) };
 
-    pub fn new(from: Micros, to: Micros) -> Result<Self> {
+    pub fn new(from: Timestamp, to: Timestamp) -> Result<Self> {
         if from >= to {
             return Err(Error::invalid("from must be before to"));
         }
@@ -244,7 +244,7 @@ impl Window {
         Ok(())
     }
 
-    pub fn contains(self, at: Micros) -> bool {
+    pub fn contains(self, at: Timestamp) -> bool {
         self.from <= at && at < self.to
     }
 
@@ -258,22 +258,22 @@ impl Window {
 mod tests {
     use super::*;
 
-    fn at(text: &str) -> Micros {
-        Micros::parse(text).expect(text)
+    fn at(text: &str) -> Timestamp {
+        Timestamp::parse(text).expect(text)
     }
 
     #[test]
     fn reads_the_times_of_the_contract() {
-        assert_eq!(at("1970-01-01T00:00:00Z"), Micros(0));
+        assert_eq!(at("1970-01-01T00:00:00Z"), Timestamp(0));
         assert_eq!(at("2026-06-01T10:00:00+02:00"), at("2026-06-01T08:00:00Z"));
         assert_eq!(at("2026-06-01T10:00:00.5Z").0 - at("2026-06-01T10:00:00Z").0, 500_000);
         assert_eq!(at("2026-06-01T10:00:00,123456789Z").0 % SECOND, 123_456);
-        assert_eq!(at("0001-01-01T00:00:00Z"), Micros::ABSENT);
+        assert_eq!(at("0001-01-01T00:00:00Z"), Timestamp::ABSENT);
         assert_eq!(at("0001-01-01T00:00:00.5Z").to_exact_text(), "0001-01-01T00:00:00.5Z");
-        assert_eq!(at("9999-12-31T23:59:59.999999Z"), Micros::LAST);
-        assert_eq!(BucketSize::Month.seconds(BucketSize::Month.start(Micros::LAST)), 31 * 86_400);
-        assert_eq!(Micros(i64::MAX).to_exact_text().get(..10), Some("9999-12-31"));
-        assert_eq!(Micros(i64::MIN).to_exact_text().get(..10), Some("0001-01-01"));
+        assert_eq!(at("9999-12-31T23:59:59.999999Z"), Timestamp::LAST);
+        assert_eq!(BucketSize::Month.seconds(BucketSize::Month.start(Timestamp::LAST)), 31 * 86_400);
+        assert_eq!(Timestamp(i64::MAX).to_exact_text().get(..10), Some("9999-12-31"));
+        assert_eq!(Timestamp(i64::MIN).to_exact_text().get(..10), Some("0001-01-01"));
         assert_eq!(at("9999-12-31T23:59:59.999999Z").to_exact_text(), "9999-12-31T23:59:59.999999Z");
     }
 
@@ -303,7 +303,7 @@ mod tests {
             "9999-12-31T23:59:59-23:59",
         ];
         for text in bad {
-            assert_eq!(Micros::parse(text), None, "{text}");
+            assert_eq!(Timestamp::parse(text), None, "{text}");
         }
     }
 
@@ -342,6 +342,6 @@ mod tests {
                 .check_length(BucketSize::Month)
                 .is_err()
         );
-        assert!(Window::new(Micros(1), Micros(1)).is_err());
+        assert!(Window::new(Timestamp(1), Timestamp(1)).is_err());
     }
 }

@@ -13,10 +13,10 @@ use crate::db::columns::readable;
 use crate::db::identity::new_id;
 use crate::db::row_cache::RowCache;
 use crate::db::schema::{dimension_sets, events, meters, rollups, subject_activity};
-use crate::db::{Conn, Fault, Store, limits};
+use crate::db::{Conn, DbError, Store, limits};
 use crate::error::{Error, Result};
 use crate::metering::meter::{Aggregation, Dimension, Meter};
-use crate::metering::time::Micros;
+use crate::metering::time::Timestamp;
 
 /// First half of the PostgreSQL advisory lock on a meter; the second half is its id. Writers share it until they
 /// commit, whoever changes or deletes the meter holds it alone.
@@ -40,7 +40,7 @@ struct Row {
 }
 
 impl Row {
-    fn into_meter(self) -> Result<Meter, Fault> {
+    fn into_meter(self) -> Result<Meter, DbError> {
         let dimensions: Vec<Dimension> = serde_json::from_str(&self.dimensions).map_err(Error::internal)?;
         Ok(Meter {
             id: self.id,
@@ -53,8 +53,8 @@ impl Row {
             dimensions,
             version: self.version,
             event_retention_days: self.event_retention_days,
-            pruned_before: self.pruned_before.map(Micros),
-            created_at: Micros(self.created_at),
+            pruned_before: self.pruned_before.map(Timestamp),
+            created_at: Timestamp(self.created_at),
         })
     }
 }
@@ -75,12 +75,12 @@ struct NewRow<'a> {
     created_at: i64,
 }
 
-fn dimensions_text(dimensions: &[Dimension]) -> Result<String, Fault> {
+fn dimensions_text(dimensions: &[Dimension]) -> Result<String, DbError> {
     serde_json::to_string(dimensions).map_err(|error| Error::internal(error).into())
 }
 
 /// Stores a new meter (its `id` is ignored) and returns it with its id; 409 when the name is taken.
-pub fn add(conn: &mut Conn, meter: &Meter) -> Result<Meter, Fault> {
+pub fn add(conn: &mut Conn, meter: &Meter) -> Result<Meter, DbError> {
     limits::check(conn, limits::Kind::Meter, meter.workspace_id)?;
     let row = NewRow {
         id: new_id(),
@@ -95,21 +95,21 @@ pub fn add(conn: &mut Conn, meter: &Meter) -> Result<Meter, Fault> {
         event_retention_days: meter.event_retention_days,
         created_at: meter.created_at.0,
     };
-    let added: Result<i64, Fault> = diesel::insert_into(meters::table)
+    let added: Result<i64, DbError> = diesel::insert_into(meters::table)
         .values(&row)
         .returning(meters::id)
         .get_result(conn)
-        .map_err(Fault::from);
+        .map_err(DbError::from);
     match added {
         Ok(id) => Ok(Meter { id, ..meter.clone() }),
-        Err(fault) if fault.breaks("meters_workspace_name_key") => {
+        Err(fault) if fault.violates("meters_workspace_name_key") => {
             Err(Error::conflict(format!("a meter named {:?} exists", meter.name)).into())
         }
         Err(fault) => Err(fault),
     }
 }
 
-pub fn by_name(conn: &mut Conn, workspace_id: i64, name: &str) -> Result<Option<Meter>, Fault> {
+pub fn find_by_name(conn: &mut Conn, workspace_id: i64, name: &str) -> Result<Option<Meter>, DbError> {
     let row: Option<Row> = meters::table
         .filter(meters::workspace_id.eq(workspace_id).and(meters::name.eq(name)))
         .select(Row::as_select())
@@ -118,7 +118,11 @@ pub fn by_name(conn: &mut Conn, workspace_id: i64, name: &str) -> Result<Option<
     row.map(Row::into_meter).transpose()
 }
 
-pub fn by_id(conn: &mut Conn, workspace_id: i64, public_id: &str) -> Result<Option<Meter>, Fault> {
+pub fn find_by_public_id(
+    conn: &mut Conn,
+    workspace_id: i64,
+    public_id: &str,
+) -> Result<Option<Meter>, DbError> {
     let row: Option<Row> = meters::table
         .filter(meters::workspace_id.eq(workspace_id).and(meters::public_id.eq(public_id)))
         .select(Row::as_select())
@@ -128,7 +132,7 @@ pub fn by_id(conn: &mut Conn, workspace_id: i64, public_id: &str) -> Result<Opti
 }
 
 /// By the keys that rows of other tables hold, all of one workspace.
-pub fn by_numbers(conn: &mut Conn, workspace_id: i64, ids: &[i64]) -> Result<Vec<Meter>, Fault> {
+pub fn find_by_ids(conn: &mut Conn, workspace_id: i64, ids: &[i64]) -> Result<Vec<Meter>, DbError> {
     let rows: Vec<Row> = meters::table
         .filter(meters::workspace_id.eq(workspace_id).and(meters::id.eq_any(ids)))
         .select(Row::as_select())
@@ -137,7 +141,7 @@ pub fn by_numbers(conn: &mut Conn, workspace_id: i64, ids: &[i64]) -> Result<Vec
 }
 
 /// By the key that rows of other tables hold.
-pub fn by_key(conn: &mut Conn, id: i64) -> Result<Option<Meter>, Fault> {
+pub fn find_by_id(conn: &mut Conn, id: i64) -> Result<Option<Meter>, DbError> {
     let row: Option<Row> = meters::table.find(id).select(Row::as_select()).first(conn).optional()?;
     row.map(Row::into_meter).transpose()
 }
@@ -149,7 +153,7 @@ pub fn list(
     name: Option<&str>,
     after: Option<&str>,
     limit: i64,
-) -> Result<Vec<Meter>, Fault> {
+) -> Result<Vec<Meter>, DbError> {
     let (mut found, mut after) = (Vec::new(), after.map(str::to_owned));
     loop {
         let wanted = limit - found.len() as i64;
@@ -171,7 +175,7 @@ fn page(
     name: Option<&str>,
     after: Option<&str>,
     limit: i64,
-) -> Result<Vec<Row>, Fault> {
+) -> Result<Vec<Row>, DbError> {
     let mut query = meters::table
         .filter(meters::workspace_id.eq(workspace_id))
         .order(meters::name)
@@ -188,7 +192,7 @@ fn page(
 }
 
 /// What the first meters of a workspace are called, by name.
-pub fn names(conn: &mut Conn, workspace_id: i64, limit: i64) -> Result<Vec<String>, Fault> {
+pub fn names(conn: &mut Conn, workspace_id: i64, limit: i64) -> Result<Vec<String>, DbError> {
     Ok(meters::table
         .filter(meters::workspace_id.eq(workspace_id))
         .order(meters::name)
@@ -198,7 +202,7 @@ pub fn names(conn: &mut Conn, workspace_id: i64, limit: i64) -> Result<Vec<Strin
 }
 
 /// Keeps writers of this meter out until the transaction ends; SQLite has one writer anyway.
-pub fn lock(conn: &mut Conn, meter_id: i64) -> Result<(), Fault> {
+pub fn lock(conn: &mut Conn, meter_id: i64) -> Result<(), DbError> {
     if conn.is_postgres() {
         diesel::sql_query("SELECT pg_advisory_xact_lock($1, ($2 % 2147483647)::int)")
             .bind::<Integer, _>(METER_LOCK)
@@ -208,7 +212,7 @@ pub fn lock(conn: &mut Conn, meter_id: i64) -> Result<(), Fault> {
     Ok(())
 }
 
-fn has_events(conn: &mut Conn, meter_id: i64) -> Result<bool, Fault> {
+fn has_events(conn: &mut Conn, meter_id: i64) -> Result<bool, DbError> {
     let any: Option<i64> = events::table
         .filter(events::meter_id.eq(meter_id))
         .select(events::event_time)
@@ -230,11 +234,11 @@ pub fn update(
     workspace_id: i64,
     public_id: &str,
     change: impl FnOnce(Meter, bool) -> Result<Meter>,
-) -> Result<Option<Changed>, Fault> {
-    let Some(found) = by_id(conn, workspace_id, public_id)? else { return Ok(None) };
+) -> Result<Option<Changed>, DbError> {
+    let Some(found) = find_by_public_id(conn, workspace_id, public_id)? else { return Ok(None) };
     lock(conn, found.id)?;
     // read again: another change may have come between
-    let Some(current) = by_id(conn, workspace_id, public_id)? else { return Ok(None) };
+    let Some(current) = find_by_public_id(conn, workspace_id, public_id)? else { return Ok(None) };
     let has_events = has_events(conn, current.id)?;
     let changed = change(current.clone(), has_events)?;
     diesel::update(meters::table.find(changed.id))
@@ -257,9 +261,9 @@ pub fn delete(
     conn: &mut Conn,
     workspace_id: i64,
     public_id: &str,
-    refuse_while_used: impl FnOnce(&mut Conn, &Meter) -> Result<(), Fault>,
-) -> Result<Option<Meter>, Fault> {
-    let Some(meter) = by_id(conn, workspace_id, public_id)? else { return Ok(None) };
+    refuse_while_used: impl FnOnce(&mut Conn, &Meter) -> Result<(), DbError>,
+) -> Result<Option<Meter>, DbError> {
+    let Some(meter) = find_by_public_id(conn, workspace_id, public_id)? else { return Ok(None) };
     lock(conn, meter.id)?;
     if has_events(conn, meter.id)? {
         return Err(Error::conflict(format!("meter {:?} has stored events", meter.name)).into());
@@ -299,7 +303,7 @@ impl MeterCache {
         let found = self
             .store
             .ingestion()
-            .read("meters::by_name", move |conn| by_name(conn, workspace_id, &wanted))
+            .read("meters::by_name", move |conn| find_by_name(conn, workspace_id, &wanted))
             .await?;
         Ok(found.map(|meter| {
             let meter = Arc::new(meter);

@@ -7,8 +7,8 @@ use diesel::prelude::*;
 use diesel::sql_query;
 use diesel::sql_types::{BigInt, Bool, Text};
 
-use crate::db::{Conn, Fault};
-use crate::metering::time::{BucketSize, DAY, Micros};
+use crate::db::{Conn, DbError};
+use crate::metering::time::{BucketSize, DAY, Timestamp};
 use crate::retention::sql::set_pruned_before;
 
 /// Advisory lock of everything that changes partitions: "ospnmnth" in ASCII.
@@ -21,10 +21,10 @@ const MOVED_ROWS_MAX: i64 = 10_000;
 
 /// A calendar month in UTC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Month(Micros);
+pub struct Month(Timestamp);
 
 impl Month {
-    pub fn of(at: Micros) -> Month {
+    pub fn of(at: Timestamp) -> Month {
         Month(BucketSize::Month.start(at))
     }
 
@@ -32,11 +32,11 @@ impl Month {
         Month(self.0.plus_months(months))
     }
 
-    pub fn start(self) -> Micros {
+    pub fn start(self) -> Timestamp {
         self.0
     }
 
-    pub fn end(self) -> Micros {
+    pub fn end(self) -> Timestamp {
         self.plus(1).0
     }
 
@@ -48,7 +48,7 @@ impl Month {
 
     fn parse(table: &str) -> Option<Month> {
         let digits = table.strip_prefix("events_").filter(|digits| digits.len() == 6 && digits.is_ascii())?;
-        let start = Micros::parse(&format!("{}-{}-01T00:00:00Z", &digits[..4], &digits[4..]))?;
+        let start = Timestamp::parse(&format!("{}-{}-01T00:00:00Z", &digits[..4], &digits[4..]))?;
         Some(Month(start))
     }
 }
@@ -62,7 +62,7 @@ struct TableRow {
 }
 
 /// Month tables there are: attached ones, and ones that were detached but not dropped yet.
-fn months(conn: &mut Conn, attached: bool) -> Result<Vec<Month>, Fault> {
+fn months(conn: &mut Conn, attached: bool) -> Result<Vec<Month>, DbError> {
     let text = "SELECT c.relname::text AS name, i.inhrelid IS NOT NULL AS is_attached
                 FROM pg_class parent JOIN pg_class c ON c.relnamespace = parent.relnamespace
                 LEFT JOIN pg_inherits i ON i.inhrelid = c.oid AND i.inhparent = parent.oid
@@ -77,17 +77,17 @@ fn months(conn: &mut Conn, attached: bool) -> Result<Vec<Month>, Fault> {
 }
 
 /// The months that should be attached: last month to two months from now.
-pub fn wanted(now: Micros) -> [Month; 4] {
+pub fn wanted(now: Timestamp) -> [Month; 4] {
     [-1, 0, 1, 2].map(|months| Month::of(now).plus(months))
 }
 
 /// Last month to a year from now.
-pub fn year(now: Micros) -> impl Iterator<Item = Month> {
+pub fn year(now: Timestamp) -> impl Iterator<Item = Month> {
     (-1..=12).map(move |months| Month::of(now).plus(months))
 }
 
 /// Whether this role may attach and drop months; one that may not leaves it to the owner, and prunes row by row.
-pub fn is_owner(conn: &mut Conn) -> Result<bool, Fault> {
+pub fn is_owner(conn: &mut Conn) -> Result<bool, DbError> {
     let text = "SELECT 'events' AS name, pg_has_role(relowner, 'USAGE') AS is_attached
                 FROM pg_class WHERE oid = 'events'::regclass";
     let owned: TableRow = sql_query(text).get_result(conn)?;
@@ -95,13 +95,13 @@ pub fn is_owner(conn: &mut Conn) -> Result<bool, Fault> {
 }
 
 /// Those of the wanted months that have no partition.
-pub fn missing(conn: &mut Conn, now: Micros) -> Result<Vec<Month>, Fault> {
+pub fn missing(conn: &mut Conn, now: Timestamp) -> Result<Vec<Month>, DbError> {
     let attached = months(conn, true)?;
     Ok(wanted(now).into_iter().filter(|month| !attached.contains(month)).collect())
 }
 
 /// Keeps everybody else out of `events` until the transaction ends.
-fn lock(conn: &mut Conn) -> Result<(), Fault> {
+fn lock(conn: &mut Conn) -> Result<(), DbError> {
     conn.batch_execute(PATIENCE)?;
     // whoever waits here for a slow neighbour gives up as well, and finds its work done the next time
     sql_query("SELECT pg_advisory_xact_lock($1)").bind::<BigInt, _>(LOCK).execute(conn)?;
@@ -128,7 +128,7 @@ pub enum Attached {
 }
 
 /// Attaches a month. Rows of it that the default partition holds already are moved when they are few.
-pub fn attach(conn: &mut Conn, month: Month) -> Result<Attached, Fault> {
+pub fn attach(conn: &mut Conn, month: Month) -> Result<Attached, DbError> {
     lock(conn)?;
     if months(conn, true)?.contains(&month) {
         return Ok(Attached::Already);
@@ -163,14 +163,14 @@ pub fn attach(conn: &mut Conn, month: Month) -> Result<Attached, Fault> {
 
 /// Attached months that may be old enough to go: all that ended before last month began, and more than a day ago,
 /// which is the shortest retention.
-pub fn droppable(conn: &mut Conn, now: Micros) -> Result<Vec<Month>, Fault> {
+pub fn droppable(conn: &mut Conn, now: Timestamp) -> Result<Vec<Month>, DbError> {
     let kept = wanted(now)[0];
     let is_old = |month: &Month| *month < kept && month.end() <= now.plus(-DAY);
     Ok(months(conn, true)?.into_iter().filter(is_old).collect())
 }
 
 /// Months that were taken out but not dropped, because a server stopped in between.
-pub fn detached(conn: &mut Conn) -> Result<Vec<Month>, Fault> {
+pub fn detached(conn: &mut Conn) -> Result<Vec<Month>, DbError> {
     months(conn, false)
 }
 
@@ -183,7 +183,7 @@ struct Present {
 }
 
 /// The meters with events in a month, and whether their retention is over for all of it. One index probe per meter.
-fn present(conn: &mut Conn, month: Month, now: Micros) -> Result<Vec<Present>, Fault> {
+fn present(conn: &mut Conn, month: Month, now: Timestamp) -> Result<Vec<Present>, DbError> {
     let text = format!(
         "WITH RECURSIVE present AS (
              (SELECT meter_id FROM {table} ORDER BY meter_id LIMIT 1)
@@ -199,13 +199,13 @@ fn present(conn: &mut Conn, month: Month, now: Micros) -> Result<Vec<Present>, F
 }
 
 /// Whether every event of a month is past its meter's retention.
-pub fn is_past(conn: &mut Conn, month: Month, now: Micros) -> Result<bool, Fault> {
+pub fn is_past(conn: &mut Conn, month: Month, now: Timestamp) -> Result<bool, DbError> {
     Ok(present(conn, month, now)?.iter().all(|meter| meter.is_past))
 }
 
 /// Takes a month out of `events` and moves the watermarks of its meters behind it, in one transaction; false when
 /// some event of it has to stay after all.
-pub fn detach(conn: &mut Conn, month: Month, now: Micros) -> Result<bool, Fault> {
+pub fn detach(conn: &mut Conn, month: Month, now: Timestamp) -> Result<bool, DbError> {
     lock(conn)?;
     if !months(conn, true)?.contains(&month) {
         return Ok(false);
@@ -233,7 +233,7 @@ pub struct Dropped {
 }
 
 /// Drops a month that was taken out; tells what was in it.
-pub fn drop_detached(conn: &mut Conn, month: Month) -> Result<Vec<Dropped>, Fault> {
+pub fn drop_detached(conn: &mut Conn, month: Month) -> Result<Vec<Dropped>, DbError> {
     sql_query("SELECT pg_advisory_xact_lock($1)").bind::<BigInt, _>(LOCK).execute(conn)?;
     if !months(conn, false)?.contains(&month) {
         return Ok(Vec::new());
@@ -251,7 +251,7 @@ mod tests {
 
     #[test]
     fn months_have_names_and_bounds() {
-        let month = Month::of(Micros::parse("2026-12-31T23:59:59.999999Z").expect("a time"));
+        let month = Month::of(Timestamp::parse("2026-12-31T23:59:59.999999Z").expect("a time"));
         assert_eq!(month.table(), "events_202612");
         assert_eq!(month.end().to_seconds_text(), "2027-01-01T00:00:00Z");
         assert_eq!(Month::parse("events_202612"), Some(month));

@@ -11,9 +11,9 @@ use uuid::Uuid;
 use crate::both;
 use crate::db::columns::{readable, uuid_of};
 use crate::db::schema::{meters, prune_runs};
-use crate::db::{Conn, Fault, leases};
+use crate::db::{Conn, DbError, leases};
 use crate::error::Error;
-use crate::metering::time::{DAY, HOUR, Micros};
+use crate::metering::time::{DAY, HOUR, Timestamp};
 use crate::usage::subjects::whole_from;
 
 /// Rows deleted in one transaction.
@@ -34,9 +34,9 @@ pub struct Expiring {
 }
 
 /// All meters of a workspace by name.
-pub fn expiring(conn: &mut Conn, workspace_id: i64, now: Micros) -> Result<Vec<Expiring>, Fault> {
+pub fn expiring(conn: &mut Conn, workspace_id: i64, now: Timestamp) -> Result<Vec<Expiring>, DbError> {
     let text = format!(
-        "-- store::retention::expiring
+        "-- retention::expiring
          SELECT m.id, m.name, $1 - m.event_retention_days * {DAY} AS before,
                 EXISTS (SELECT 1 FROM events e
                         WHERE e.meter_id = m.id AND e.event_time < $1 - m.event_retention_days * {DAY}) AS is_due
@@ -54,9 +54,9 @@ struct Counted {
 }
 
 /// How many stored events of each meter are past retention: whole hours from rollups, the rest one by one.
-pub fn count(conn: &mut Conn, workspace_id: i64, now: Micros) -> Result<Vec<(i64, i64)>, Fault> {
+pub fn count(conn: &mut Conn, workspace_id: i64, now: Timestamp) -> Result<Vec<(i64, i64)>, DbError> {
     let text = format!(
-        "-- store::retention::count
+        "-- retention::count
          WITH page AS (
              SELECT id, cutoff, cutoff - ((cutoff % {HOUR}) + {HOUR}) % {HOUR} AS hours_to, hours_from
              FROM (SELECT id, $1 - event_retention_days * {DAY} AS cutoff, {} AS hours_from
@@ -89,7 +89,7 @@ struct Gone {
 pub struct Step {
     pub deleted: i64,
     /// Where the next step starts; `None` after the last one.
-    pub next: Option<Micros>,
+    pub next: Option<Timestamp>,
 }
 
 /// Deletes the oldest events of a meter in `[from, before)`, at most [`BATCH_ROWS`]. 409 when the lease was lost.
@@ -97,14 +97,14 @@ pub fn delete_step(
     conn: &mut Conn,
     (lease, holder): (&str, &str),
     meter_id: i64,
-    from: Micros,
-    before: Micros,
-) -> Result<Step, Fault> {
+    from: Timestamp,
+    before: Timestamp,
+) -> Result<Step, DbError> {
     if !leases::renew(conn, lease, holder)? {
         return Err(Error::conflict("another prune took over").into());
     }
     let text = if conn.is_postgres() {
-        "-- store::retention::delete_step
+        "-- retention::delete_step
          WITH old AS (
              SELECT subject_id, event_time, id FROM events
              WHERE meter_id = $1 AND event_time >= $2 AND event_time < $3 ORDER BY event_time, id LIMIT $4
@@ -128,13 +128,13 @@ pub fn delete_step(
     let Some(last) = gone.iter().map(|row| row.event_time).max() else {
         return Ok(Step { deleted: 0, next: None });
     };
-    set_pruned_before(conn, &[meter_id], Micros(last.saturating_add(1)))?;
+    set_pruned_before(conn, &[meter_id], Timestamp(last.saturating_add(1)))?;
     let deleted = gone.len() as i64;
-    Ok(Step { deleted, next: (deleted == BATCH_ROWS).then_some(Micros(last)) })
+    Ok(Step { deleted, next: (deleted == BATCH_ROWS).then_some(Timestamp(last)) })
 }
 
 /// Moves the watermark of meters forward, never back.
-pub fn set_pruned_before(conn: &mut Conn, meter_ids: &[i64], at: Micros) -> Result<(), Fault> {
+pub fn set_pruned_before(conn: &mut Conn, meter_ids: &[i64], at: Timestamp) -> Result<(), DbError> {
     let is_earlier = meters::pruned_before.is_null().or(meters::pruned_before.lt(at.0));
     diesel::update(meters::table.filter(meters::id.eq_any(meter_ids)).filter(is_earlier))
         .set(meters::pruned_before.eq(at.0))
@@ -143,7 +143,7 @@ pub fn set_pruned_before(conn: &mut Conn, meter_ids: &[i64], at: Micros) -> Resu
 }
 
 /// Workspaces that have meters, by id.
-pub fn workspaces(conn: &mut Conn) -> Result<Vec<i64>, Fault> {
+pub fn workspaces(conn: &mut Conn) -> Result<Vec<i64>, DbError> {
     let ids = meters::table.select(meters::workspace_id).distinct().order(meters::workspace_id);
     Ok(ids.load(conn)?)
 }
@@ -164,7 +164,7 @@ pub struct PruneRun {
     pub deleted: i64,
     pub dry_run: bool,
     pub meters: Vec<PrunedMeter>,
-    pub created_at: Micros,
+    pub created_at: Timestamp,
 }
 
 #[derive(Insertable, Queryable, Selectable)]
@@ -179,7 +179,7 @@ struct RunRow {
 }
 
 impl RunRow {
-    fn into_run(self) -> Result<PruneRun, Fault> {
+    fn into_run(self) -> Result<PruneRun, DbError> {
         Ok(PruneRun {
             id: uuid_of(&self.id)?,
             deleted: self.deleted,
@@ -187,13 +187,13 @@ impl RunRow {
             // what was deleted is known all the same
             meters: readable("prune_runs", self.created_at, serde_json::from_str(&self.meters))
                 .unwrap_or_default(),
-            created_at: Micros(self.created_at),
+            created_at: Timestamp(self.created_at),
         })
     }
 }
 
 /// Records a run.
-pub fn add_run(conn: &mut Conn, workspace_id: i64, run: &PruneRun) -> Result<(), Fault> {
+pub fn add_run(conn: &mut Conn, workspace_id: i64, run: &PruneRun) -> Result<(), DbError> {
     let row = RunRow {
         workspace_id,
         id: run.id.as_bytes().to_vec(),
@@ -212,7 +212,7 @@ pub fn runs(
     workspace_id: i64,
     before: Option<Uuid>,
     limit: i64,
-) -> Result<Vec<PruneRun>, Fault> {
+) -> Result<Vec<PruneRun>, DbError> {
     let before = before.unwrap_or(Uuid::max()).as_bytes().to_vec();
     let rows: Vec<RunRow> = prune_runs::table
         .filter(prune_runs::workspace_id.eq(workspace_id).and(prune_runs::id.lt(before)))

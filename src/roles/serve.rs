@@ -22,7 +22,7 @@ use crate::entitlements::{self, counter_reader};
 use crate::error::{Code, Error, Result};
 use crate::ingest::Ingest;
 use crate::jobs::lifecycle::{Stop, cannot_listen, listen_metrics, prepare_database};
-use crate::jobs::worker::Wake;
+use crate::jobs::worker::JobNotifier;
 use crate::meters::sql::MeterCache;
 use crate::net::budget::Budget;
 use crate::net::{self, Limits, Patience, Port};
@@ -42,7 +42,7 @@ pub async fn run(config: Config) -> Result<()> {
     let meters = MeterCache::new(store.clone(), config.cache_ttl);
     let plans = PlanCache::new(store.clone(), config.cache_ttl);
     let counters = counter_reader::Reader::start(&store)?;
-    let wake = Wake::default();
+    let wake = JobNotifier::default();
     let (ingest, writers) = Ingest::start(store.clone(), meters.clone(), &config.ingest, &wake);
     let auth = Auth::new(store.clone(), auth_options(&config));
     let phase = Arc::new(Phase::default());
@@ -151,7 +151,7 @@ fn announce(kind: &'static str, listener: &TcpListener) {
 /// Starts accepting at once, before the database is ready: until then all but health checks get 503.
 fn http_server(app: &App, limits: &Limits, listener: TcpListener) -> Result<net::http::Server> {
     let data = web::Data::new(app.clone());
-    let demands = web::Data::new(http::Demands::with(dashboard::endpoints()));
+    let demands = web::Data::new(http::RoutePolicies::with(dashboard::endpoints()));
     let document = http::openapi::document_text()?;
     let application = move || {
         HttpApp::new()

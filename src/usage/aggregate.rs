@@ -14,23 +14,23 @@ use uuid::Uuid;
 use crate::db::columns::{quantity_of, readable, uuid_of};
 use crate::db::schema::{meters, subjects};
 use crate::db::statement::{Statement, integers};
-use crate::db::{Conn, Fault};
+use crate::db::{Conn, DbError};
 use crate::error::Error;
 use crate::metering::filter::{Field, Held, Row};
 use crate::metering::json::{self, Map, Value};
 use crate::metering::meter::{Aggregation, Meter, value_at};
 use crate::metering::quantity::Quantity;
 use crate::metering::rollup::{Edge, Grain, Part};
-use crate::metering::time::{BucketSize, DAY, HOUR, Micros, Window};
+use crate::metering::time::{BucketSize, DAY, HOUR, Timestamp, Window};
 use crate::usage::filter_sql::{exact, prefilter};
-use crate::usage::query::{Cells, GroupField, Query, Summed};
+use crate::usage::query::{AggregatedRow, GroupField, GroupedAggregates, Query};
 use crate::usage::subject_days::{self, Events};
 
 /// Whether the statements of this query must all see one state of the database
 /// ([`crate::db::Store::read_snapshot`]): an event stored, or pruned, between two of them would be counted wrong
 /// where a cut hour is weighed against its rollup, or rollups against the dimension sets that they name.
 pub fn needs_snapshot(query: &Query) -> bool {
-    let is_cut = |at: Micros| at != at.floor(HOUR);
+    let is_cut = |at: Timestamp| at != at.floor(HOUR);
     query.rollups_since().is_some()
         && (is_cut(query.window.from) || is_cut(query.window.to) || !query.paths().is_empty())
 }
@@ -38,19 +38,19 @@ pub fn needs_snapshot(query: &Query) -> bool {
 /// Whether retention may be at work where this query reads raw events beside rollups. No event younger than a day
 /// is ever pruned.
 fn may_meet_pruning(query: &Query) -> bool {
-    let young = Micros::now().plus(HOUR - DAY);
+    let young = Timestamp::now().plus(HOUR - DAY);
     let Window { from, to } = query.window;
-    let is_cut = |at: Micros| at != at.floor(HOUR) && at < young;
+    let is_cut = |at: Timestamp| at != at.floor(HOUR) && at < young;
     query.rollups_since().is_some()
         && (is_cut(from) || is_cut(to) || (from < young && !query.paths().is_empty()))
 }
 
 /// The query with the watermark of its meter as it is now: the meter may have been remembered for a while.
-fn with_watermark(conn: &mut Conn, query: &Query) -> Result<Query, Fault> {
+fn with_watermark(conn: &mut Conn, query: &Query) -> Result<Query, DbError> {
     let pruned_before: Option<Option<i64>> =
         meters::table.find(query.meter.id).select(meters::pruned_before).first(conn).optional()?;
     let mut query = query.clone();
-    let pruned_before = pruned_before.flatten().map(Micros);
+    let pruned_before = pruned_before.flatten().map(Timestamp);
     if pruned_before != query.meter.pruned_before {
         query.meter = Arc::new(Meter { pruned_before, ..(*query.meter).clone() });
     }
@@ -59,14 +59,14 @@ fn with_watermark(conn: &mut Conn, query: &Query) -> Result<Query, Fault> {
 
 /// Adds up the events of a query, per bucket and group, and keeps the first `most` rows. Read at one instant when
 /// [`needs_snapshot`].
-pub fn cells(conn: &mut Conn, query: &Query, most: usize) -> Result<Cells, Fault> {
+pub fn cells(conn: &mut Conn, query: &Query, most: usize) -> Result<GroupedAggregates, DbError> {
     let query = if may_meet_pruning(query) { &with_watermark(conn, query)? } else { query };
     let subjects = match query.only_subjects() {
         Some(names) => {
             let names: Vec<&str> = names.into_iter().collect();
             let ids = subject_ids(conn, query.meter.workspace_id, &names)?;
             if ids.is_empty() {
-                return Ok(Cells::first(most));
+                return Ok(GroupedAggregates::first(most));
             }
             Subjects::Only(ids)
         }
@@ -79,7 +79,7 @@ pub fn cells(conn: &mut Conn, query: &Query, most: usize) -> Result<Cells, Fault
         named: query.names_subjects(),
         hour_by_hour: false,
         left_out: None,
-        cells: Cells::first(most),
+        cells: GroupedAggregates::first(most),
     };
     match query.rollups_since() {
         None => sum.add_raw(conn, query.window, None)?,
@@ -89,7 +89,7 @@ pub fn cells(conn: &mut Conn, query: &Query, most: usize) -> Result<Cells, Fault
 }
 
 /// The ids of those subjects that are known.
-pub fn subject_ids(conn: &mut Conn, workspace_id: i64, names: &[&str]) -> Result<Vec<i64>, Fault> {
+pub fn subject_ids(conn: &mut Conn, workspace_id: i64, names: &[&str]) -> Result<Vec<i64>, DbError> {
     Ok(subjects::table
         .filter(subjects::workspace_id.eq(workspace_id).and(subjects::name.eq_any(names)))
         .select(subjects::id)
@@ -132,13 +132,13 @@ struct Sum<'q> {
     hour_by_hour: bool,
     /// Where rollups were too old and their events must be read instead.
     left_out: Option<Window>,
-    cells: Cells,
+    cells: GroupedAggregates,
 }
 
 impl Sum<'_> {
     /// Rollups for what lies wholly inside the window, raw events for the rest. `since` is the meter version from
     /// which rollups know the dimensions of the query; events stored before it are read one by one.
-    fn add_all(&mut self, conn: &mut Conn, since: i32) -> Result<(), Fault> {
+    fn add_all(&mut self, conn: &mut Conn, since: i32) -> Result<(), DbError> {
         let sets = self.sets(conn)?;
         let has_old_sets = sets.values().any(|set| set.version < since);
         self.hour_by_hour = has_old_sets && self.query.meter.pruned_before.is_some();
@@ -168,12 +168,12 @@ impl Sum<'_> {
         Ok(())
     }
 
-    fn pruned_before(&self) -> Micros {
-        self.query.meter.pruned_before.map_or(Micros(i64::MIN), |at| at.ceil(HOUR))
+    fn pruned_before(&self) -> Timestamp {
+        self.query.meter.pruned_before.map_or(Timestamp(i64::MIN), |at| at.ceil(HOUR))
     }
 
     /// The dimension sets of the meter, when the query looks at dimensions at all, with the values it looks at.
-    fn sets(&self, conn: &mut Conn) -> Result<Sets, Fault> {
+    fn sets(&self, conn: &mut Conn) -> Result<Sets, DbError> {
         let (mut sets, paths) = (Sets::new(), self.query.paths());
         if paths.is_empty() {
             return Ok(sets);
@@ -199,7 +199,7 @@ impl Sum<'_> {
 
     /// Cuts the window into whole hours and up to two edges of less than an hour. An edge whose hour holds no event
     /// on the far side of the cut counts as a whole hour: the usual "until now" needs no raw events.
-    fn whole_hours(&self, conn: &mut Conn) -> Result<Whole, Fault> {
+    fn whole_hours(&self, conn: &mut Conn) -> Result<Whole, DbError> {
         let Window { from, to } = self.query.window;
         let (mut first, mut last) = (from.ceil(HOUR), to.floor(HOUR));
         let mut edges = Vec::new();
@@ -231,13 +231,13 @@ impl Sum<'_> {
 
     /// Whether the hour that ends here was pruned. It then belongs to the window that it starts in, late events that
     /// are still stored included.
-    fn is_gone(&self, end: Micros) -> bool {
+    fn is_gone(&self, end: Timestamp) -> bool {
         self.query.meter.pruned_before.is_some_and(|pruned_before| end <= pruned_before)
     }
 
     /// Whether all events of this hour, as far as the query sees them, are inside the window. The raw events of a
     /// pruned hour are gone: such an hour belongs to the window that it starts in.
-    fn hour_lies_inside(&self, conn: &mut Conn, hour: Micros) -> Result<bool, Fault> {
+    fn hour_lies_inside(&self, conn: &mut Conn, hour: Timestamp) -> Result<bool, DbError> {
         let Window { from, to } = self.query.window;
         let rows = match &self.subjects {
             Subjects::Only(ids) => format!("grain = 0 AND subject_id IN ({})", integers(ids)),
@@ -247,7 +247,7 @@ impl Sum<'_> {
             "SELECT MIN(first_at) AS first_at, MAX(last_at) AS last_at FROM rollups
              WHERE meter_id = $1 AND start = $2 AND {rows}"
         );
-        let span: Span = sql_query(text)
+        let span: AssignmentPeriod = sql_query(text)
             .bind::<BigInt, _>(self.query.meter.id)
             .bind::<BigInt, _>(hour.0)
             .get_result(conn)?;
@@ -275,7 +275,7 @@ impl Sum<'_> {
 
     /// Every subject of a meter may be millions of rows: reads them piece by piece, so that the database sorts little
     /// at once, and no more than the first rows of the answer need.
-    fn add_each(&mut self, conn: &mut Conn, hours: Window, sets: &Sets, since: i32) -> Result<(), Fault> {
+    fn add_each(&mut self, conn: &mut Conn, hours: Window, sets: &Sets, since: i32) -> Result<(), DbError> {
         let days: Vec<DayRow> = sql_query(
             "SELECT start, CAST(SUM(event_count) AS BIGINT) AS event_count FROM rollups
              WHERE meter_id = $1 AND grain = 2 AND start >= $2 AND start < $3 GROUP BY start ORDER BY start",
@@ -284,7 +284,8 @@ impl Sum<'_> {
         .bind::<BigInt, _>(hours.from.floor(DAY).0)
         .bind::<BigInt, _>(hours.to.0)
         .load(conn)?;
-        let days: Vec<(Micros, i64)> = days.iter().map(|day| (Micros(day.start), day.event_count)).collect();
+        let days: Vec<(Timestamp, i64)> =
+            days.iter().map(|day| (Timestamp(day.start), day.event_count)).collect();
         for piece in slices::of(hours, &days) {
             if self.cells.wants(self.query.bucket(piece.from)) {
                 self.add_rollups(conn, Grain::SubjectHour, piece, sets, since)?;
@@ -300,18 +301,19 @@ impl Sum<'_> {
         window: Window,
         sets: &Sets,
         since: i32,
-    ) -> Result<(), Fault> {
+    ) -> Result<(), DbError> {
         let mut statement = Statement::new(conn);
         let sql = self.rollup_sql(&mut statement, grain, window, !sets.is_empty());
         let pruned_before = self.pruned_before();
         let nothing = Map::new();
         let (query, cells, left_out) = (self.query, &mut self.cells, &mut self.left_out);
         statement.each(conn, &sql, |row: RollupRow| {
-            let start = Micros(row.start);
+            let start = Timestamp(row.start);
             let values = match sets.get(&row.dimension_set) {
                 // read from raw events instead, unless those are gone
                 Some(set) if set.version < since && start >= pruned_before => {
-                    let span = Window { from: Micros(row.low), to: Micros(row.high).plus(grain.width()) };
+                    let span =
+                        Window { from: Timestamp(row.low), to: Timestamp(row.high).plus(grain.width()) };
                     *left_out = Some(left_out.map_or(span, |other| other.hull(span)));
                     return Ok(());
                 }
@@ -319,7 +321,7 @@ impl Sum<'_> {
                 None => &nothing,
             };
             let subject = row.subject.as_deref().unwrap_or_default();
-            let summed = Summed { meter: &query.meter.name, subject, dimensions: values };
+            let summed = AggregatedRow { meter: &query.meter.name, subject, dimensions: values };
             if let Some(group) = query.group(&summed)
                 && let Some(part) = readable("rollups", row.start, row.into_part())
             {
@@ -370,13 +372,13 @@ impl Sum<'_> {
     }
 
     /// Raw events, added up by the database where it can and one by one where not; `before` limits them to those checked under an older version of the meter.
-    fn add_raw(&mut self, conn: &mut Conn, window: Window, before: Option<i32>) -> Result<(), Fault> {
+    fn add_raw(&mut self, conn: &mut Conn, window: Window, before: Option<i32>) -> Result<(), DbError> {
         let mut statement = Statement::new(conn);
         if let Some(sql) = self.raw_sums_sql(&mut statement, window, before) {
             let (query, cells) = (self.query, &mut self.cells);
             return statement.each(conn, &sql, |row: RollupRow| {
                 let group = row.subject.iter().cloned().collect();
-                Ok(cells.add(query.bucket(Micros(row.start)), group, &row.into_part()?)?)
+                Ok(cells.add(query.bucket(Timestamp(row.start)), group, &row.into_part()?)?)
             });
         }
         let mut statement = Statement::new(conn);
@@ -539,7 +541,7 @@ fn summed_events(postgres: bool, bucket: &str, source: &str, by_subject: bool) -
 }
 
 #[derive(QueryableByName)]
-struct Span {
+struct AssignmentPeriod {
     #[diesel(sql_type = Nullable<BigInt>)]
     first_at: Option<i64>,
     #[diesel(sql_type = Nullable<BigInt>)]
@@ -600,10 +602,10 @@ struct RollupRow {
 }
 
 impl RollupRow {
-    fn into_part(self) -> Result<Part, Fault> {
+    fn into_part(self) -> Result<Part, DbError> {
         let edge = |at: Option<i64>, id: Option<Vec<u8>>, quantity: Option<String>| match (at, id, quantity) {
-            (Some(at), Some(id), Some(quantity)) => Ok::<_, Fault>(Some(Edge {
-                at: Micros(at),
+            (Some(at), Some(id), Some(quantity)) => Ok::<_, DbError>(Some(Edge {
+                at: Timestamp(at),
                 id: uuid_of(&id)?,
                 quantity: quantity_of(&quantity)?,
             })),
@@ -644,21 +646,21 @@ struct RawEvent<'q> {
     id: Uuid,
     meter: &'q str,
     subject: String,
-    time: Micros,
-    received_at: Micros,
+    time: Timestamp,
+    received_at: Timestamp,
     quantity: Quantity,
     key: Option<String>,
     metadata: Map,
 }
 
 impl<'q> RawEvent<'q> {
-    fn of(meter: &'q str, row: RawRow) -> Result<Self, Fault> {
+    fn of(meter: &'q str, row: RawRow) -> Result<Self, DbError> {
         Ok(RawEvent {
             id: uuid_of(&row.id)?,
             meter,
             subject: row.subject.unwrap_or_default(),
-            time: Micros(row.event_time),
-            received_at: Micros(row.received_at),
+            time: Timestamp(row.event_time),
+            received_at: Timestamp(row.received_at),
             quantity: quantity_of(&row.quantity)?,
             key: row.idempotency_key,
             metadata: metadata_of(row.metadata.as_deref())?,
@@ -667,14 +669,14 @@ impl<'q> RawEvent<'q> {
 }
 
 /// Stored metadata; absent is the empty object.
-pub fn metadata_of(text: Option<&str>) -> Result<Map, Fault> {
+pub fn metadata_of(text: Option<&str>) -> Result<Map, DbError> {
     match text {
         None => Ok(Map::new()),
         Some(text) => object_of(text),
     }
 }
 
-fn object_of(text: &str) -> Result<Map, Fault> {
+fn object_of(text: &str) -> Result<Map, DbError> {
     json::parse_object(text).ok_or_else(|| crate::error::Error::internal("stored JSON cannot be read").into())
 }
 

@@ -1,10 +1,10 @@
 //! A stored event as the lists, exports and replays read it; the columns are named once for both databases.
 
-use crate::db::Fault;
+use crate::db::DbError;
 use crate::db::columns::{quantity_of, uuid_of};
 use crate::error::Error;
 use crate::metering::event::{self, StoredEvent};
-use crate::metering::time::Micros;
+use crate::metering::time::Timestamp;
 
 /// A stored event as both databases return it: quantity as decimal text.
 #[derive(diesel::QueryableByName)]
@@ -29,7 +29,7 @@ pub struct EventText {
 
 impl EventText {
     /// `is_canonical`: SQLite keeps metadata as it was written, PostgreSQL reorders it.
-    pub fn into_event(self, is_canonical: bool) -> Result<StoredEvent, Fault> {
+    pub fn into_event(self, is_canonical: bool) -> Result<StoredEvent, DbError> {
         let metadata = match self.metadata {
             Some(text) if !is_canonical => Some(event::canonical_metadata(&text).ok_or_else(unreadable)?),
             metadata => metadata,
@@ -40,8 +40,8 @@ impl EventText {
             subject: self.subject,
             meter: self.meter,
             quantity: quantity_of(&self.quantity)?,
-            timestamp: Micros(self.event_time),
-            received_at: Micros(self.received_at),
+            timestamp: Timestamp(self.event_time),
+            received_at: Timestamp(self.received_at),
             metadata: event::raw_metadata(metadata).ok_or_else(unreadable)?,
             pruned: false,
         })

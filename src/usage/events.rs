@@ -10,12 +10,12 @@ use uuid::Uuid;
 use crate::db::columns::{readable, uuid_of};
 use crate::db::schema::meters;
 use crate::db::statement::{Statement, integers};
-use crate::db::{Conn, Fault};
+use crate::db::{Conn, DbError};
 use crate::metering::event::StoredEvent;
 use crate::metering::filter::{Field, Filter, Held, Row};
 use crate::metering::json::Map;
 use crate::metering::meter::value_at;
-use crate::metering::time::{Micros, Window};
+use crate::metering::time::{Timestamp, Window};
 use crate::usage::aggregate::{metadata_of, subject_ids};
 use crate::usage::event_row::{EventText, event_columns};
 use crate::usage::filter_sql::prefilter;
@@ -27,15 +27,15 @@ pub struct Search {
     pub workspace_id: i64,
     pub meter: Option<String>,
     pub subject: Option<String>,
-    pub from: Option<Micros>,
-    pub to: Option<Micros>,
+    pub from: Option<Timestamp>,
+    pub to: Option<Timestamp>,
     pub filter: Option<Filter>,
 }
 
 /// Where a page ended. Ties in time are settled by the id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Position {
-    pub time: Micros,
+    pub time: Timestamp,
     pub id: Uuid,
 }
 
@@ -57,7 +57,7 @@ pub fn page(
     search: &Search,
     after: Option<Position>,
     limit: usize,
-) -> Result<Vec<Listed>, Fault> {
+) -> Result<Vec<Listed>, DbError> {
     let mut listed = Vec::new();
     let Some(streams) = Streams::find(conn, search)? else { return Ok(listed) };
     let mut after = after;
@@ -87,7 +87,7 @@ pub fn step(
     search: &Search,
     after: Option<Position>,
     count: usize,
-) -> Result<(Vec<Listed>, Option<Position>), Fault> {
+) -> Result<(Vec<Listed>, Option<Position>), DbError> {
     let Some(mut streams) = Streams::find(conn, search)? else { return Ok((Vec::new(), None)) };
     streams.prefiltered = false;
     let (rows, is_end) = streams.look(conn, search, after, streams.depth(count))?;
@@ -105,7 +105,7 @@ impl Search {
         &self,
         (position, text): (Position, EventText),
         is_canonical: bool,
-    ) -> Result<Option<Listed>, Fault> {
+    ) -> Result<Option<Listed>, DbError> {
         let Some(filter) = &self.filter else {
             return Ok(Some(Listed { position, event: text.into_event(is_canonical)? }));
         };
@@ -148,7 +148,7 @@ struct Streams {
 
 impl Streams {
     /// `None` when nothing can match.
-    fn find(conn: &mut Conn, search: &Search) -> Result<Option<Self>, Fault> {
+    fn find(conn: &mut Conn, search: &Search) -> Result<Option<Self>, DbError> {
         let filter = search.filter.as_ref();
         let given = |name: &Option<String>, field: Field| -> Option<Vec<String>> {
             let filtered = filter.and_then(|filter| filter.only(&field));
@@ -197,7 +197,7 @@ impl Streams {
         search: &Search,
         after: Option<Position>,
         depth: usize,
-    ) -> Result<(Vec<(Position, EventText)>, bool), Fault> {
+    ) -> Result<(Vec<(Position, EventText)>, bool), DbError> {
         let mut rows = Vec::new();
         for ids in self.ids.chunks(STREAMS_MAX) {
             let mut statement = Statement::new(conn);
@@ -207,7 +207,7 @@ impl Streams {
         let mut merged = Vec::with_capacity(rows.len());
         let mut counts: HashMap<i64, (usize, Position)> = HashMap::new();
         for row in rows {
-            let position = Position { time: Micros(row.event.event_time), id: uuid_of(&row.event.id)? };
+            let position = Position { time: Timestamp(row.event.event_time), id: uuid_of(&row.event.id)? };
             let (count, oldest) = counts.entry(row.stream).or_insert((0, position));
             *count += 1;
             *oldest = position.min(*oldest);
@@ -281,7 +281,7 @@ impl Streams {
             }
         };
         format!(
-            "-- store::event_list::look
+            "-- usage::events::look
              SELECT {}, e.{} AS stream FROM ({source}) e
              JOIN meters m ON m.id = e.meter_id JOIN subjects s ON s.id = e.subject_id",
             event_columns(statement.is_postgres),

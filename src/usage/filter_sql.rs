@@ -179,7 +179,7 @@ fn fixed(literal: &Literal, statement: &mut Statement) -> Option<String> {
     }
 }
 
-/// SQLite only. Metadata is stored as `event::admit` writes it: compact, one spelling of each value. So text can be
+/// SQLite only. Metadata is stored as `event::validate` writes it: compact, one spelling of each value. So text can be
 /// looked for instead of parsing JSON, in a tenth of the time; it may also stand elsewhere in the object.
 fn written(path: &str, test: &Test, statement: &mut Statement) -> Option<String> {
     let name = serde_json::to_string(path.rsplit('.').next()?).ok()?;

@@ -8,9 +8,9 @@ use uuid::Uuid;
 
 use crate::db::columns::uuid_of;
 use crate::db::schema::{ingestion_refusals, ingestion_runs};
-use crate::db::{Conn, Fault, leases};
+use crate::db::{Conn, DbError, leases};
 use crate::error::Error;
-use crate::metering::time::Micros;
+use crate::metering::time::Timestamp;
 
 /// One write call.
 #[derive(Clone, Debug)]
@@ -20,7 +20,7 @@ pub struct IngestionRun {
     pub accepted: i64,
     pub duplicates: i64,
     pub failed: i64,
-    pub created_at: Micros,
+    pub created_at: Timestamp,
 }
 
 /// Write calls of a workspace, newest first, older than `before`. The ids grow with time.
@@ -29,7 +29,7 @@ pub fn runs(
     workspace_id: i64,
     before: Option<Uuid>,
     limit: i64,
-) -> Result<Vec<IngestionRun>, Fault> {
+) -> Result<Vec<IngestionRun>, DbError> {
     let before = before.unwrap_or(Uuid::max()).as_bytes().to_vec();
     let rows: Vec<(Vec<u8>, String, i64, i64, i64, i64)> = ingestion_runs::table
         .filter(ingestion_runs::workspace_id.eq(workspace_id).and(ingestion_runs::id.lt(before)))
@@ -46,7 +46,7 @@ pub fn runs(
         .load(conn)?;
     rows.into_iter()
         .map(|(id, kind, accepted, duplicates, failed, created_at)| {
-            let (id, created_at) = (uuid_of(&id)?, Micros(created_at));
+            let (id, created_at) = (uuid_of(&id)?, Timestamp(created_at));
             Ok(IngestionRun { id, kind, accepted, duplicates, failed, created_at })
         })
         .collect()
@@ -54,7 +54,7 @@ pub fn runs(
 
 /// Rows that are only history. What failed and may still be asked about (dead letters, failed exports) is not.
 #[derive(Clone, Copy, Debug)]
-pub enum Past {
+pub enum HistoryTable {
     IngestionRuns,
     /// With their attempts.
     DeliveredAlerts,
@@ -62,14 +62,15 @@ pub enum Past {
     ExpiredExports,
 }
 
-impl Past {
-    pub const ALL: [Past; 3] = [Past::IngestionRuns, Past::DeliveredAlerts, Past::ExpiredExports];
+impl HistoryTable {
+    pub const ALL: [HistoryTable; 3] =
+        [HistoryTable::IngestionRuns, HistoryTable::DeliveredAlerts, HistoryTable::ExpiredExports];
 
     pub fn name(self) -> &'static str {
         match self {
-            Past::IngestionRuns => "ingestion_runs",
-            Past::DeliveredAlerts => "alert_deliveries",
-            Past::ExpiredExports => "export_jobs",
+            HistoryTable::IngestionRuns => "ingestion_runs",
+            HistoryTable::DeliveredAlerts => "alert_deliveries",
+            HistoryTable::ExpiredExports => "export_jobs",
         }
     }
 }
@@ -78,20 +79,20 @@ impl Past {
 pub fn delete_past(
     conn: &mut Conn,
     (lease, holder): (&str, &str),
-    past: Past,
-    before: Micros,
+    past: HistoryTable,
+    before: Timestamp,
     limit: i64,
-) -> Result<usize, Fault> {
+) -> Result<usize, DbError> {
     if !leases::renew(conn, lease, holder)? {
         return Err(Error::conflict("another clean-up took over").into());
     }
     let text = match past {
-        Past::IngestionRuns => return delete_runs(conn, before, limit),
-        Past::DeliveredAlerts => {
+        HistoryTable::IngestionRuns => return delete_runs(conn, before, limit),
+        HistoryTable::DeliveredAlerts => {
             "DELETE FROM alert_deliveries WHERE id IN (
                  SELECT id FROM alert_deliveries WHERE status = 'delivered' AND delivered_at < $1 LIMIT $2)"
         }
-        Past::ExpiredExports => {
+        HistoryTable::ExpiredExports => {
             "DELETE FROM export_jobs WHERE id IN (
                  SELECT id FROM export_jobs WHERE status = 'completed' AND expired_at < $1 LIMIT $2)"
         }
@@ -100,7 +101,7 @@ pub fn delete_past(
 }
 
 /// Goes through the workspaces, so that the primary key serves and the hot table needs no index for this.
-fn delete_runs(conn: &mut Conn, before: Micros, limit: i64) -> Result<usize, Fault> {
+fn delete_runs(conn: &mut Conn, before: Timestamp, limit: i64) -> Result<usize, DbError> {
     let text = "DELETE FROM ingestion_runs WHERE (workspace_id, id) IN (
                     SELECT r.workspace_id, r.id FROM workspaces w
                     JOIN ingestion_runs r ON r.workspace_id = w.id AND r.id < $1 LIMIT $2)";
@@ -109,7 +110,7 @@ fn delete_runs(conn: &mut Conn, before: Micros, limit: i64) -> Result<usize, Fau
 }
 
 /// The smallest UUIDv7 of an instant.
-fn first_id(at: Micros) -> Uuid {
+fn first_id(at: Timestamp) -> Uuid {
     let millis = at.0.max(0).div_euclid(1000) as u64;
     uuid::Builder::from_unix_timestamp_millis(millis, &[0; 10]).into_uuid()
 }
@@ -124,7 +125,7 @@ pub struct Refused {
 }
 
 /// Adds to the totals of each workspace, which come sorted.
-pub fn add_refused(conn: &mut Conn, more: &[(i64, Refused)]) -> Result<(), Fault> {
+pub fn add_refused(conn: &mut Conn, more: &[(i64, Refused)]) -> Result<(), DbError> {
     for (workspace_id, refused) in more {
         // a workspace may have been deleted meanwhile
         sql_query(
@@ -142,7 +143,7 @@ pub fn add_refused(conn: &mut Conn, more: &[(i64, Refused)]) -> Result<(), Fault
     Ok(())
 }
 
-pub fn refused(conn: &mut Conn, workspace_id: i64) -> Result<Refused, Fault> {
+pub fn refused(conn: &mut Conn, workspace_id: i64) -> Result<Refused, DbError> {
     let row: Option<(i64, i64)> = ingestion_refusals::table
         .find(workspace_id)
         .select((ingestion_refusals::rejected_events, ingestion_refusals::throttled_events))

@@ -15,7 +15,7 @@ use crate::metering::json::Map;
 use crate::metering::meter::Meter;
 use crate::metering::quantity::Quantity;
 use crate::metering::rollup::{Part, add_event, merge};
-use crate::metering::time::{BucketSize, Micros, SECOND, Window};
+use crate::metering::time::{BucketSize, SECOND, Timestamp, Window};
 
 pub const GROUP_FIELDS_MAX: usize = 5;
 /// Groups that are sorted in memory for one answer.
@@ -50,12 +50,12 @@ pub struct Query {
     /// How instants are put together: into buckets, or all into one.
     pub bucket_size: Option<BucketSize>,
     /// Events that lack a value to group by, or have an empty one, are left out instead of grouped under a name.
-    pub only_valued: bool,
+    pub skip_missing: bool,
 }
 
 impl Query {
     /// The start of the row an instant belongs to.
-    pub fn bucket(&self, at: Micros) -> Micros {
+    pub fn bucket(&self, at: Timestamp) -> Timestamp {
         self.bucket_size.map_or(self.window.from, |size| size.start(at))
     }
 
@@ -122,7 +122,7 @@ impl Query {
             Some(Held::Json(value)) if !value.is_null() => Some(text_of(value).into_owned()),
             _ => None,
         };
-        match self.only_valued {
+        match self.skip_missing {
             true => text.filter(|text| !text.is_empty()),
             false => Some(text.unwrap_or_else(|| LACKING.to_owned())),
         }
@@ -130,14 +130,14 @@ impl Query {
 }
 
 /// What rollups keep of the events they add up.
-pub struct Summed<'a> {
+pub struct AggregatedRow<'a> {
     pub meter: &'a str,
     pub subject: &'a str,
     /// Dimension values by their full name.
     pub dimensions: &'a Map,
 }
 
-impl Row for Summed<'_> {
+impl Row for AggregatedRow<'_> {
     fn held(&self, field: &Field) -> Option<Held<'_>> {
         match field {
             Field::Subject => Some(Held::Text(self.subject)),
@@ -200,8 +200,8 @@ pub fn parse_subject_filter(text: &str) -> Result<Option<String>> {
 /// Where parts are added up: bucket start, then group values in `group_by` order. Holds the first `most` rows only:
 /// a row once pushed out can never come back, because what pushed it out stays.
 #[derive(Debug)]
-pub struct Cells {
-    parts: BTreeMap<(Micros, Vec<String>), Part>,
+pub struct GroupedAggregates {
+    parts: BTreeMap<(Timestamp, Vec<String>), Part>,
     most: usize,
     /// What the rows take in memory, about.
     bytes: usize,
@@ -216,12 +216,12 @@ fn bytes_of(group: &[String]) -> usize {
     CELL_BYTES + group.iter().map(String::len).sum::<usize>()
 }
 
-impl Cells {
+impl GroupedAggregates {
     pub fn first(most: usize) -> Self {
-        Cells { parts: BTreeMap::new(), most, bytes: 0 }
+        GroupedAggregates { parts: BTreeMap::new(), most, bytes: 0 }
     }
 
-    pub fn add(&mut self, start: Micros, group: Vec<String>, part: &Part) -> Result<()> {
+    pub fn add(&mut self, start: Timestamp, group: Vec<String>, part: &Part) -> Result<()> {
         let (rows, bytes) = (self.parts.len(), bytes_of(&group));
         merge(&mut self.parts, (start, group), part);
         self.keep_first(rows, bytes)
@@ -229,9 +229,9 @@ impl Cells {
 
     pub fn add_event(
         &mut self,
-        start: Micros,
+        start: Timestamp,
         group: Vec<String>,
-        at: Micros,
+        at: Timestamp,
         id: Uuid,
         quantity: &Quantity,
     ) -> Result<()> {
@@ -241,7 +241,7 @@ impl Cells {
     }
 
     /// Whether rows of this bucket or later ones could still be among the first.
-    pub fn wants(&self, start: Micros) -> bool {
+    pub fn wants(&self, start: Timestamp) -> bool {
         let last = self.parts.last_key_value().filter(|_| self.parts.len() >= self.most);
         last.is_none_or(|((last, _), _)| start <= *last)
     }
@@ -286,7 +286,7 @@ pub struct Bucket {
     pub subject: String,
     pub meter: String,
     pub bucket_size: &'static str,
-    pub bucket_start: Micros,
+    pub bucket_start: Timestamp,
     pub aggregation: &'static str,
     pub unit: String,
     pub quantity: Quantity,
@@ -295,9 +295,9 @@ pub struct Bucket {
 }
 
 /// The rows by bucket start, then group values bytewise.
-pub fn buckets(query: &Query, cells: Cells) -> Vec<Bucket> {
+pub fn buckets(query: &Query, cells: GroupedAggregates) -> Vec<Bucket> {
     let size = query.bucket_size.unwrap_or(BucketSize::Day);
-    let row = |((start, values), part): ((Micros, Vec<String>), Part)| {
+    let row = |((start, values), part): ((Timestamp, Vec<String>), Part)| {
         let names = query.group_by.iter().map(|field| field.name().to_owned());
         let group: BTreeMap<String, String> = names.zip(values).collect();
         let grouped_subject = group.get("subject").filter(|_| query.group_by.contains(&GroupField::Subject));
@@ -318,7 +318,7 @@ pub fn buckets(query: &Query, cells: Cells) -> Vec<Bucket> {
 /// One row of a breakdown; fields in wire order.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 #[schema(as = BreakdownItem)]
-pub struct Share {
+pub struct BreakdownItem {
     pub field: String,
     pub value: String,
     pub quantity: Quantity,
@@ -328,9 +328,9 @@ pub struct Share {
 }
 
 /// The largest rows of a query that is grouped by one field, then by value.
-pub fn breakdown(query: &Query, cells: Cells, limit: usize) -> Vec<Share> {
+pub fn breakdown(query: &Query, cells: GroupedAggregates, limit: usize) -> Vec<BreakdownItem> {
     let field = query.group_by.first().map_or("", GroupField::name);
-    let share = |((_, values), part): ((Micros, Vec<String>), Part)| Share {
+    let share = |((_, values), part): ((Timestamp, Vec<String>), Part)| BreakdownItem {
         field: field.to_owned(),
         value: values.into_iter().next().unwrap_or_default(),
         quantity: part.value(query.meter.aggregation, query.window.length()),
@@ -339,7 +339,7 @@ pub fn breakdown(query: &Query, cells: Cells, limit: usize) -> Vec<Share> {
         unit: query.meter.unit.clone(),
     };
     // values come in order, and sorting is stable
-    let mut shares: Vec<Share> = cells.parts.into_iter().map(share).collect();
+    let mut shares: Vec<BreakdownItem> = cells.parts.into_iter().map(share).collect();
     shares.sort_by(|a, b| b.quantity.cmp(&a.quantity));
     shares.truncate(limit);
     shares
@@ -348,21 +348,21 @@ pub fn breakdown(query: &Query, cells: Cells, limit: usize) -> Vec<Share> {
 /// A value that a dimension has taken; fields in wire order.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 #[schema(as = DimensionValue)]
-pub struct Taken {
+pub struct DimensionValue {
     pub field: String,
     pub value: String,
     pub events: i64,
 }
 
 /// The most frequent values of a query that is grouped by one dimension, then by value.
-pub fn values_taken(query: &Query, cells: Cells, limit: usize) -> Vec<Taken> {
+pub fn values_taken(query: &Query, cells: GroupedAggregates, limit: usize) -> Vec<DimensionValue> {
     let field = query.group_by.first().map_or("", GroupField::name);
-    let taken = |((_, values), part): ((Micros, Vec<String>), Part)| Taken {
+    let taken = |((_, values), part): ((Timestamp, Vec<String>), Part)| DimensionValue {
         field: field.to_owned(),
         value: values.into_iter().next().unwrap_or_default(),
         events: part.count,
     };
-    let mut all: Vec<Taken> = cells.parts.into_iter().map(taken).collect();
+    let mut all: Vec<DimensionValue> = cells.parts.into_iter().map(taken).collect();
     all.sort_by_key(|taken| std::cmp::Reverse(taken.events));
     all.truncate(limit);
     all
@@ -376,12 +376,12 @@ mod tests {
 
     #[test]
     fn groups_are_bounded_in_bytes_and_those_pushed_out_do_not_count() {
-        let part = Part::of(Micros(0), Uuid::nil(), &Quantity::from(1));
+        let part = Part::of(Timestamp(0), Uuid::nil(), &Quantity::from(1));
         let name = |n: usize| vec![format!("{n:08}{}", "x".repeat(1 << 20))];
-        let mut first = Cells::first(10);
-        (0..200).for_each(|n| first.add(Micros(0), name(n), &part).expect("ten at a time"));
-        let mut all = Cells::first(usize::MAX);
-        let refused = (0..200).find_map(|n| all.add(Micros(0), name(n), &part).err()).expect("200 MB");
+        let mut first = GroupedAggregates::first(10);
+        (0..200).for_each(|n| first.add(Timestamp(0), name(n), &part).expect("ten at a time"));
+        let mut all = GroupedAggregates::first(usize::MAX);
+        let refused = (0..200).find_map(|n| all.add(Timestamp(0), name(n), &part).err()).expect("200 MB");
         assert_eq!((refused.code.as_str(), refused.code.http_status()), ("query_too_large", 400));
     }
 
@@ -393,10 +393,10 @@ mod tests {
             most in 1usize..30,
         ) {
             parts.sort_unstable();
-            let (mut all, mut some) = (Cells::first(most), Cells::first(most));
+            let (mut all, mut some) = (GroupedAggregates::first(most), GroupedAggregates::first(most));
             let mut is_wanted = true;
             for (bucket, group) in parts {
-                let start = Micros(bucket);
+                let start = Timestamp(bucket);
                 let part = Part::of(start, Uuid::nil(), &Quantity::from(1));
                 all.add(start, vec![group.to_string()], &part).expect("few");
                 is_wanted = is_wanted && some.wants(start);
@@ -404,7 +404,7 @@ mod tests {
                     some.add(start, vec![group.to_string()], &part).expect("few");
                 }
             }
-            let rows = |cells: Cells| cells.parts.into_iter().map(|(key, part)| (key, part.count)).collect::<Vec<_>>();
+            let rows = |cells: GroupedAggregates| cells.parts.into_iter().map(|(key, part)| (key, part.count)).collect::<Vec<_>>();
             prop_assert_eq!(rows(all), rows(some));
         }
     }

@@ -7,8 +7,8 @@ use diesel::sql_types::BigInt;
 use uuid::Uuid;
 
 use crate::db::schema::refused_events;
-use crate::db::{Conn, Fault};
-use crate::metering::time::Micros;
+use crate::db::{Conn, DbError};
+use crate::metering::time::Timestamp;
 
 /// Rows that a workspace keeps.
 pub const KEPT: i64 = 10_000;
@@ -39,7 +39,7 @@ impl RefusedEvent {
 }
 
 /// Writes them down, and forgets the oldest of workspaces that have too many.
-pub fn add(conn: &mut Conn, events: &[RefusedEvent]) -> Result<(), Fault> {
+pub fn add(conn: &mut Conn, events: &[RefusedEvent]) -> Result<(), DbError> {
     for event in events {
         diesel::insert_into(refused_events::table).values(event.clone()).execute(conn)?;
     }
@@ -56,7 +56,7 @@ pub fn add(conn: &mut Conn, events: &[RefusedEvent]) -> Result<(), Fault> {
 }
 
 /// Deletes those from before an instant.
-pub fn expire(conn: &mut Conn, before: Micros) -> Result<usize, Fault> {
+pub fn expire(conn: &mut Conn, before: Timestamp) -> Result<usize, DbError> {
     Ok(diesel::delete(refused_events::table.filter(refused_events::created_at.lt(before.0))).execute(conn)?)
 }
 
@@ -77,7 +77,7 @@ pub fn list(
     workspace_id: i64,
     filter: &Filter,
     limit: i64,
-) -> Result<Vec<RefusedEvent>, Fault> {
+) -> Result<Vec<RefusedEvent>, DbError> {
     let mut query = refused_events::table
         .filter(refused_events::workspace_id.eq(workspace_id))
         .order(refused_events::id.desc())
@@ -102,7 +102,7 @@ pub fn list(
     Ok(query.load(conn)?)
 }
 
-pub fn find(conn: &mut Conn, workspace_id: i64, id: Uuid) -> Result<Option<RefusedEvent>, Fault> {
+pub fn find(conn: &mut Conn, workspace_id: i64, id: Uuid) -> Result<Option<RefusedEvent>, DbError> {
     let found = refused_events::table
         .find((workspace_id, id.into_bytes().to_vec()))
         .select(RefusedEvent::as_select())

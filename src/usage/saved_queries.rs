@@ -4,7 +4,7 @@ use diesel::prelude::*;
 
 use crate::both;
 use crate::db::schema::saved_queries;
-use crate::db::{Conn, Fault, limits};
+use crate::db::{Conn, DbError, limits};
 use crate::error::Error;
 
 /// A kept query; `query` is a JSON object and `group_by` a JSON list, both as text.
@@ -24,15 +24,15 @@ pub struct SavedQuery {
     pub updated_at: i64,
 }
 
-fn name_taken(fault: Fault, name: &str) -> Fault {
-    if fault.breaks("saved_queries_user_name_key") {
+fn name_taken(fault: DbError, name: &str) -> DbError {
+    if fault.violates("saved_queries_user_name_key") {
         return Error::conflict(format!("a saved query named {name:?} exists")).into();
     }
     fault
 }
 
 /// All of a user's queries: pinned first, then by position, then the newest change.
-pub fn list(conn: &mut Conn, user_id: i64) -> Result<Vec<SavedQuery>, Fault> {
+pub fn list(conn: &mut Conn, user_id: i64) -> Result<Vec<SavedQuery>, DbError> {
     Ok(saved_queries::table
         .filter(saved_queries::user_id.eq(user_id))
         .order((
@@ -46,10 +46,10 @@ pub fn list(conn: &mut Conn, user_id: i64) -> Result<Vec<SavedQuery>, Fault> {
 }
 
 /// Keeps a new query; 409 when the user has one of this name.
-pub fn add(conn: &mut Conn, query: &SavedQuery) -> Result<(), Fault> {
+pub fn add(conn: &mut Conn, query: &SavedQuery) -> Result<(), DbError> {
     limits::check(conn, limits::Kind::SavedQuery, query.user_id)?;
-    let added: Result<usize, Fault> = both!(conn, c => {
-        diesel::insert_into(saved_queries::table).values(query).execute(c).map_err(Fault::from)
+    let added: Result<usize, DbError> = both!(conn, c => {
+        diesel::insert_into(saved_queries::table).values(query).execute(c).map_err(DbError::from)
     });
     added.map(drop).map_err(|fault| name_taken(fault, &query.name))
 }
@@ -60,20 +60,20 @@ pub fn update(
     user_id: i64,
     id: &str,
     change: impl FnOnce(SavedQuery) -> SavedQuery,
-) -> Result<Option<SavedQuery>, Fault> {
+) -> Result<Option<SavedQuery>, DbError> {
     let own = saved_queries::table.find(id).filter(saved_queries::user_id.eq(user_id));
     let found: Option<SavedQuery> = own.select(SavedQuery::as_select()).first(conn).optional()?;
     let Some(found) = found else { return Ok(None) };
     let changed = change(found);
-    let updated: Result<usize, Fault> = both!(conn, c => {
-        diesel::update(saved_queries::table.find(id)).set(&changed).execute(c).map_err(Fault::from)
+    let updated: Result<usize, DbError> = both!(conn, c => {
+        diesel::update(saved_queries::table.find(id)).set(&changed).execute(c).map_err(DbError::from)
     });
     updated.map_err(|fault| name_taken(fault, &changed.name))?;
     Ok(Some(changed))
 }
 
 /// Deletes a query of a user; false when there is none.
-pub fn delete(conn: &mut Conn, user_id: i64, id: &str) -> Result<bool, Fault> {
+pub fn delete(conn: &mut Conn, user_id: i64, id: &str) -> Result<bool, DbError> {
     let own = saved_queries::table.find(id).filter(saved_queries::user_id.eq(user_id));
     Ok(diesel::delete(own).execute(conn)? > 0)
 }

@@ -14,8 +14,8 @@ use diesel::sql_types::{Array, BigInt, Integer};
 
 use crate::db::prepared::prepared;
 use crate::db::statement::integers;
-use crate::db::{Conn, Fault};
-use crate::metering::time::{DAY, HOUR, Micros};
+use crate::db::{Conn, DbError};
+use crate::metering::time::{DAY, HOUR, Timestamp};
 use crate::usage::subject_days;
 use crate::usage::subjects::{of_each_meter, whole_from};
 
@@ -65,7 +65,7 @@ struct PairRow {
     settled: i64,
 }
 
-fn settled(now: Micros) -> i64 {
+fn settled(now: Timestamp) -> i64 {
     now.floor(DAY).0 - SETTLED_AFTER
 }
 
@@ -74,8 +74,8 @@ pub fn of(
     conn: &mut Conn,
     workspace_id: i64,
     subject_ids: &[i64],
-    now: Micros,
-) -> Result<(BTreeMap<i64, Count>, Vec<Kept>), Fault> {
+    now: Timestamp,
+) -> Result<(BTreeMap<i64, Count>, Vec<Kept>), DbError> {
     let mut pairs = pairs(conn, workspace_id, subject_ids, now)?;
     recount_stale(conn, &mut pairs, now)?;
     let mut counts: BTreeMap<i64, Count> = BTreeMap::new();
@@ -105,8 +105,8 @@ fn pairs(
     conn: &mut Conn,
     workspace_id: i64,
     subject_ids: &[i64],
-    now: Micros,
-) -> Result<Vec<PairRow>, Fault> {
+    now: Timestamp,
+) -> Result<Vec<PairRow>, DbError> {
     let is_postgres = conn.is_postgres();
     let (ids, settled) = (integers(subject_ids), settled(now));
     let greatest = if is_postgres { "greatest" } else { "max" };
@@ -185,7 +185,7 @@ struct Total {
 }
 
 /// Events of meters in rollups: all, and those before an instant, which begins a day.
-fn totals(conn: &mut Conn, meter_ids: &BTreeSet<i64>, before: i64) -> Result<BTreeMap<i64, Total>, Fault> {
+fn totals(conn: &mut Conn, meter_ids: &BTreeSet<i64>, before: i64) -> Result<BTreeMap<i64, Total>, DbError> {
     if meter_ids.is_empty() {
         return Ok(BTreeMap::new());
     }
@@ -218,7 +218,7 @@ struct Recounted {
 }
 
 /// Adds up what no kept count stands for, meter by meter.
-fn recount_stale(conn: &mut Conn, pairs: &mut [PairRow], now: Micros) -> Result<(), Fault> {
+fn recount_stale(conn: &mut Conn, pairs: &mut [PairRow], now: Timestamp) -> Result<(), DbError> {
     let mut stale: BTreeMap<i64, Vec<usize>> = BTreeMap::new();
     for (at, pair) in pairs.iter().enumerate().filter(|(_, pair)| pair.state == IS_STALE) {
         stale.entry(pair.meter_id).or_default().push(at);
@@ -259,7 +259,7 @@ fn recount(
     subject_ids: &[i64],
     before: i64,
     reads_meter: bool,
-) -> Result<BTreeMap<i64, Recounted>, Fault> {
+) -> Result<BTreeMap<i64, Recounted>, DbError> {
     let is_postgres = conn.is_postgres();
     let (meter, from) = (format!("CAST({meter_id} AS BIGINT)"), format!("CAST({hours_from} AS BIGINT)"));
     let (tables, condition) = match reads_meter {
@@ -309,7 +309,7 @@ prepared!(
 );
 
 /// Keeps counts; rows that a writer is at are left for the next time.
-pub fn keep(conn: &mut Conn, counts: &[Kept]) -> Result<(), Fault> {
+pub fn keep(conn: &mut Conn, counts: &[Kept]) -> Result<(), DbError> {
     match conn {
         Conn::Postgres(c) => {
             KeepAll {

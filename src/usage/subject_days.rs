@@ -1,6 +1,6 @@
 //! How the rollups and events of single subjects are found. Both lie by time, so that what is written at one time
 //! changes few pages (docs/performance.md); a subject's are read hour by hour, on the days it was seen. On PostgreSQL
-//! events are partitioned by time instead, and have an index by subject. Written by `store::events`.
+//! events are partitioned by time instead, and have an index by subject. Written by `ingest::insert`.
 
 use crate::db::statement::{Statement, integers};
 use crate::metering::time::{DAY, HOUR, Window};

@@ -8,7 +8,7 @@ use diesel::sql_types::{Array, BigInt, Text};
 use diesel::{OptionalExtension, PgConnection, RunQueryDsl, SqliteConnection};
 
 use crate::db::prepared::prepared;
-use crate::db::{Conn, Fault};
+use crate::db::{Conn, DbError};
 use crate::error::Error;
 use crate::metering::event::hash128;
 
@@ -59,7 +59,7 @@ fn nth(first: i64, n: i64) -> i64 {
 }
 
 /// The ids of subjects, with new ones for those that have none, in the caller's transaction.
-pub fn find_or_add(conn: &mut Conn, wanted: &[SubjectName]) -> Result<Vec<(SubjectName, i64)>, Fault> {
+pub fn find_or_add(conn: &mut Conn, wanted: &[SubjectName]) -> Result<Vec<(SubjectName, i64)>, DbError> {
     find_or_add_by(conn, wanted, hash64)
 }
 
@@ -67,7 +67,7 @@ fn find_or_add_by(
     conn: &mut Conn,
     wanted: &[SubjectName],
     hash: Hash,
-) -> Result<Vec<(SubjectName, i64)>, Fault> {
+) -> Result<Vec<(SubjectName, i64)>, DbError> {
     match conn {
         Conn::Postgres(c) => find_or_add_many(c, wanted, hash),
         Conn::Sqlite(c) => {
@@ -81,7 +81,7 @@ fn find_or_add_many(
     conn: &mut PgConnection,
     wanted: &[SubjectName],
     hash: Hash,
-) -> Result<Vec<(SubjectName, i64)>, Fault> {
+) -> Result<Vec<(SubjectName, i64)>, DbError> {
     let mut missing: Vec<&SubjectName> = wanted.iter().collect();
     let mut all = Vec::with_capacity(wanted.len());
     for n in 0..NUMBERS_MAX {
@@ -97,7 +97,7 @@ fn find_or_add_many(
     Err(Error::internal("a subject finds no number").into())
 }
 
-fn find_many(conn: &mut PgConnection, names: &[&SubjectName]) -> Result<Vec<(SubjectName, i64)>, Fault> {
+fn find_many(conn: &mut PgConnection, names: &[&SubjectName]) -> Result<Vec<(SubjectName, i64)>, DbError> {
     let workspace_ids = &names.iter().map(|(workspace_id, _)| *workspace_id).collect();
     let names = &names.iter().map(|(_, name)| name.as_str()).collect();
     let rows: Vec<(i64, String, i64)> = FindMany { workspace_ids, names }.load(conn)?;
@@ -109,7 +109,7 @@ fn add_many(
     conn: &mut PgConnection,
     names: &[&SubjectName],
     id_of: impl Fn(&SubjectName) -> i64,
-) -> Result<(), Fault> {
+) -> Result<(), DbError> {
     let mut rows: Vec<(i64, &SubjectName)> = names.iter().map(|name| (id_of(name), *name)).collect();
     rows.sort_unstable();
     AddMany {
@@ -121,7 +121,7 @@ fn add_many(
     Ok(())
 }
 
-fn find_or_add_one(conn: &mut SqliteConnection, wanted: &SubjectName, hash: Hash) -> Result<i64, Fault> {
+fn find_or_add_one(conn: &mut SqliteConnection, wanted: &SubjectName, hash: Hash) -> Result<i64, DbError> {
     let (workspace_id, name) = wanted;
     if let Some(id) = (FindOne { workspace_id, name }).get_result(conn).optional()? {
         return Ok(id);

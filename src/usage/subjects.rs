@@ -10,9 +10,9 @@ use diesel::sql_types::{BigInt, Integer, Nullable, Text};
 use crate::db::columns::{readable, uuid_of};
 use crate::db::schema::{prune_runs, subjects};
 use crate::db::statement::Statement;
-use crate::db::{Conn, Fault};
+use crate::db::{Conn, DbError};
 use crate::metering::event::StoredEvent;
-use crate::metering::time::{DAY, HOUR, Micros, Window};
+use crate::metering::time::{DAY, HOUR, Timestamp, Window};
 use crate::usage::event_row::{EventText, event_columns};
 use crate::usage::subject_counts::{self, Count, Kept};
 use crate::usage::subject_days::{self, Events};
@@ -101,12 +101,12 @@ pub fn meter_stats(
     workspace_id: i64,
     after: &str,
     limit: i64,
-) -> Result<Vec<MeterStats>, Fault> {
+) -> Result<Vec<MeterStats>, DbError> {
     stats_where(conn, "name > $2", workspace_id, after, limit)
 }
 
 /// The activity of one meter.
-pub fn stats_of_meter(conn: &mut Conn, workspace_id: i64, name: &str) -> Result<Option<MeterStats>, Fault> {
+pub fn stats_of_meter(conn: &mut Conn, workspace_id: i64, name: &str) -> Result<Option<MeterStats>, DbError> {
     Ok(stats_where(conn, "name = $2", workspace_id, name, 1)?.pop())
 }
 
@@ -116,9 +116,9 @@ fn stats_where(
     workspace_id: i64,
     name: &str,
     limit: i64,
-) -> Result<Vec<MeterStats>, Fault> {
+) -> Result<Vec<MeterStats>, DbError> {
     let text = format!(
-        "-- store::subjects::meter_stats
+        "-- usage::subjects::meter_stats
          WITH page AS (
              SELECT id, name, event_retention_days, {} AS hours_from, {} AS days_from
              FROM meters WHERE workspace_id = $1 AND {condition} ORDER BY name LIMIT $3
@@ -136,11 +136,11 @@ fn stats_where(
 }
 
 /// How many meters and events a workspace has.
-pub fn totals(conn: &mut Conn, workspace_id: i64) -> Result<Totals, Fault> {
+pub fn totals(conn: &mut Conn, workspace_id: i64) -> Result<Totals, DbError> {
     let is_postgres = conn.is_postgres();
     let ever = "r.meter_id = p.id AND r.grain = 2";
     let text = format!(
-        "-- store::subjects::totals
+        "-- usage::subjects::totals
          WITH page AS (
              SELECT id, {} AS hours_from, {} AS days_from FROM meters WHERE workspace_id = $1
          ), counted AS ({})
@@ -158,7 +158,7 @@ pub fn totals(conn: &mut Conn, workspace_id: i64) -> Result<Totals, Fault> {
 /// Where a page of subjects starts.
 #[derive(Clone)]
 pub struct SubjectPosition {
-    pub last_event_at: Micros,
+    pub last_event_at: Timestamp,
     pub subject: String,
 }
 
@@ -170,15 +170,15 @@ pub fn list(
     workspace_id: i64,
     after: Option<&SubjectPosition>,
     limit: i64,
-) -> Result<(Vec<SubjectStats>, Vec<Kept>), Fault> {
-    let until = after.map_or(Micros(i64::MAX), |after| after.last_event_at.floor(HOUR));
+) -> Result<(Vec<SubjectStats>, Vec<Kept>), DbError> {
+    let until = after.map_or(Timestamp(i64::MAX), |after| after.last_event_at.floor(HOUR));
     let since = hours_of_page(conn, workspace_id, until, limit)?;
     let subjects = last_seen(conn, workspace_id, since, until, after, limit)?;
     if subjects.is_empty() {
         return Ok((Vec::new(), Vec::new()));
     }
     let ids: Vec<i64> = subjects.iter().map(|one| one.subject_id).collect();
-    let (counts, kept) = subject_counts::of(conn, workspace_id, &ids, Micros::now())?;
+    let (counts, kept) = subject_counts::of(conn, workspace_id, &ids, Timestamp::now())?;
     let with_counts = subjects.into_iter().map(|one| {
         let Count { events, meters } = counts.get(&one.subject_id).copied().unwrap_or_default();
         SubjectStats { subject: one.subject, usage_events: events, meters, last_event_at: one.last_event_at }
@@ -203,10 +203,15 @@ struct FirstHour {
 }
 
 /// The hour from which up to `until` at least `limit` subjects were last seen; the far past when there are fewer.
-fn hours_of_page(conn: &mut Conn, workspace_id: i64, until: Micros, limit: i64) -> Result<Micros, Fault> {
+fn hours_of_page(
+    conn: &mut Conn,
+    workspace_id: i64,
+    until: Timestamp,
+    limit: i64,
+) -> Result<Timestamp, DbError> {
     // the latest of the hours in which each meter alone would fill the page
     let text = format!(
-        "-- store::subjects::hours_of_page
+        "-- usage::subjects::hours_of_page
          WITH page AS (SELECT id, {} AS hours_from FROM meters WHERE workspace_id = $1)
          SELECT MAX(hour) AS hour FROM (
              SELECT (SELECT a.last_hour FROM subject_activity a
@@ -219,7 +224,7 @@ fn hours_of_page(conn: &mut Conn, workspace_id: i64, until: Micros, limit: i64) 
     );
     let query = sql_query(text).bind::<BigInt, _>(workspace_id).bind::<BigInt, _>(until.0);
     let first: FirstHour = query.bind::<BigInt, _>(limit - 1).get_result(conn)?;
-    Ok(first.hour.map_or(Micros(i64::MIN), Micros))
+    Ok(first.hour.map_or(Timestamp(i64::MIN), Timestamp))
 }
 
 #[derive(QueryableByName)]
@@ -237,14 +242,14 @@ struct Seen {
 fn last_seen(
     conn: &mut Conn,
     workspace_id: i64,
-    since: Micros,
-    until: Micros,
+    since: Timestamp,
+    until: Timestamp,
     after: Option<&SubjectPosition>,
     limit: i64,
-) -> Result<Vec<Seen>, Fault> {
+) -> Result<Vec<Seen>, DbError> {
     let is_postgres = conn.is_postgres();
     let text = format!(
-        "-- store::subjects::last_seen
+        "-- usage::subjects::last_seen
          WITH page AS (
              SELECT id, {} AS hours_from, $1 AS since, $2 AS until FROM meters WHERE workspace_id = $3
          ), seen AS ({} UNION ALL {}), latest AS (
@@ -291,7 +296,7 @@ pub fn with_prefix(
     workspace_id: i64,
     prefix: &str,
     limit: i64,
-) -> Result<Vec<String>, Fault> {
+) -> Result<Vec<String>, DbError> {
     // subjects are ASCII, so a name that begins with the text lies between it and it with the last ASCII sign behind
     let past = format!("{prefix}\u{7f}");
     Ok(subjects::table
@@ -309,7 +314,7 @@ pub fn newest_events(
     workspace_id: i64,
     subject: &str,
     limit: i64,
-) -> Result<Vec<StoredEvent>, Fault> {
+) -> Result<Vec<StoredEvent>, DbError> {
     let subject_id: Option<i64> = subjects::table
         .filter(subjects::workspace_id.eq(workspace_id).and(subjects::name.eq(subject)))
         .select(subjects::id)
@@ -322,7 +327,7 @@ pub fn newest_events(
     let Events { tables, condition, order, .. } =
         subject_days::events(&mut statement, &subject, Window::ALWAYS);
     let text = format!(
-        "-- store::subjects::newest_events
+        "-- usage::subjects::newest_events
          SELECT {}
          FROM (SELECT e.* FROM {tables} WHERE {condition} ORDER BY {order} LIMIT {}) e
          JOIN meters m ON m.id = e.meter_id JOIN subjects s ON s.id = e.subject_id
@@ -340,6 +345,6 @@ pub fn newest_events(
 }
 
 /// How often a workspace was pruned, dry runs included.
-pub fn count_prune_runs(conn: &mut Conn, workspace_id: i64) -> Result<i64, Fault> {
+pub fn count_prune_runs(conn: &mut Conn, workspace_id: i64) -> Result<i64, DbError> {
     Ok(prune_runs::table.filter(prune_runs::workspace_id.eq(workspace_id)).count().get_result(conn)?)
 }

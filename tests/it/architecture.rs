@@ -56,7 +56,10 @@ fn sources() -> Vec<Source> {
                 folders.push(path);
             } else if name.ends_with(".rs") && !name.ends_with("tests.rs") && !name.contains("/pb/") {
                 let text = fs::read_to_string(&path).expect("a source file");
-                let text = text.split("#[cfg(test)]\nmod ").next().unwrap_or_default().to_owned();
+                let code = text.split("#[cfg(test)]\nmod ").next().unwrap_or_default();
+                let is_comment = |line: &&str| line.trim_start().starts_with("//");
+                let lines: Vec<&str> = code.lines().filter(|line| !is_comment(line)).collect();
+                let text = lines.join("\n");
                 sources.push(Source { path: name, text });
             }
         }

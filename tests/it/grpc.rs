@@ -599,7 +599,8 @@ fn health_reflection_and_gzip() {
         use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
         use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
 
-        let door = Door::open(&Database::sqlite(), &[]).await;
+        let database = Database::sqlite();
+        let door = Door::open(&database, &[]).await;
         let channel = door.channel().await;
         for service in ["", "open_spanner.v1.UsageService", "open_spanner.v2.UsageStreamService"] {
             let request = HealthCheckRequest { service: service.into() };

@@ -149,7 +149,7 @@ async fn what_failed_outlives_the_clean_up(database: Database) {
     server.workspace().await;
     drop(server);
     let workspace_id = database.lines("SELECT CAST(id AS TEXT) AS line FROM workspaces").remove(0);
-    let young = open_spanner::metering::time::Micros::now().0;
+    let young = open_spanner::metering::time::Timestamp::now().0;
     let deliveries = [
         ("old", "delivered", "1000"),
         ("older", "delivered", "1"),

@@ -15,13 +15,13 @@ use open_spanner::entitlements::plan::{Draft, Plan};
 use open_spanner::entitlements::progress;
 use open_spanner::entitlements::sql::listing::{self, Filter};
 use open_spanner::entitlements::sql::{assignments, plans};
-use open_spanner::ingest::insert::{self, Batch, Kind, Known};
+use open_spanner::ingest::insert::{self, Batch, Kind, WriteCache};
 use open_spanner::jobs::queue::{self, Claim};
 use open_spanner::metering::event::{self, Input, InputQuantity};
 use open_spanner::metering::meter::{Aggregation, Meter};
 use open_spanner::metering::quantity::Quantity;
 use open_spanner::metering::rollup::Lanes;
-use open_spanner::metering::time::{DAY, HOUR, Micros, SECOND};
+use open_spanner::metering::time::{DAY, HOUR, SECOND, Timestamp};
 use open_spanner::{config, meters};
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
@@ -60,10 +60,10 @@ struct Counted {
 struct World {
     conn: Conn,
     rng: StdRng,
-    now: Micros,
+    now: Timestamp,
     workspace_id: i64,
     meters: Vec<Arc<Meter>>,
-    known: Known,
+    known: WriteCache,
     /// Current versions by lineage.
     plans: Vec<Plan>,
     /// What each lineage limited, and since when.
@@ -88,8 +88,8 @@ async fn quotas_equal_a_recount(database: Database) {
     tokio::task::spawn_blocking(work).await.expect("no panic");
 }
 
-fn at(text: &str) -> Micros {
-    Micros::parse(text).expect(text)
+fn at(text: &str) -> Timestamp {
+    Timestamp::parse(text).expect(text)
 }
 
 impl World {
@@ -116,7 +116,7 @@ impl World {
             };
             Arc::new(meters::sql::add(&mut conn, &meter).expect("a meter"))
         });
-        let (rng, known) = (StdRng::seed_from_u64(seed), Known::default());
+        let (rng, known) = (StdRng::seed_from_u64(seed), WriteCache::default());
         let mut world = World {
             conn,
             rng,
@@ -161,7 +161,7 @@ impl World {
     fn step(&mut self) {
         let pause =
             *[SECOND / 3, 40 * SECOND, HOUR, 7 * HOUR, DAY, 9 * DAY].choose(&mut self.rng).expect("some");
-        self.now = Micros(self.now.0 + self.rng.random_range(1..=pause));
+        self.now = Timestamp(self.now.0 + self.rng.random_range(1..=pause));
         match self.rng.random_range(0..20) {
             0 => self.assign(),
             1 if self.rng.random_bool(0.5) => self.unassign(),
@@ -228,7 +228,7 @@ impl World {
                 time: Some(self.now.plus(offset)),
                 ..Input::default()
             };
-            batch.push(event::admit(&meter, input, self.now).expect("a good event"));
+            batch.push(event::validate(&meter, input, self.now).expect("a good event"));
         }
         for event in &batch {
             let subject = SUBJECTS.into_iter().find(|subject| *subject == event.subject).expect("known");
@@ -423,7 +423,7 @@ fn limits_of(plan: &Plan) -> Limited {
     plan.limits.iter().map(|limit| (limit.meter.clone(), limit.period)).collect()
 }
 
-type List = fn(&mut Conn, i64, &Filter, i64) -> Result<Vec<listing::Entry>, open_spanner::db::Fault>;
+type List = fn(&mut Conn, i64, &Filter, i64) -> Result<Vec<listing::Entry>, open_spanner::db::DbError>;
 
 /// The window that holds an instant, found by walking from the anchor, with a calendar of its own.
 fn window(period: Period, anchor: i64, instant: i64) -> (i64, i64) {

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use open_spanner::metering::time::{DAY, HOUR, Micros, SECOND};
+use open_spanner::metering::time::{DAY, HOUR, SECOND, Timestamp};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde_json::{Value, json};
@@ -27,10 +27,10 @@ const REGIONS: [&str; 3] = ["eu", "us", "ap"];
 
 /// What the tests know of an event.
 #[derive(Clone, Debug)]
-struct Known {
+struct WriteCache {
     meter: usize,
     subject: &'static str,
-    at: Micros,
+    at: Timestamp,
 }
 
 /// Days of retention of the meter with this number.
@@ -51,14 +51,14 @@ async fn make_meters(client: &Client) {
     }
 }
 
-fn event(rng: &mut StdRng, known: &Known) -> Value {
+fn event(rng: &mut StdRng, known: &WriteCache) -> Value {
     let quantity = f64::from(rng.random_range(1..100_000)) / 1000.0;
     json!({"meter": meter_name(known.meter), "subject": known.subject, "quantity": quantity,
            "timestamp": known.at.to_exact_text(), "metadata": {"region": REGIONS[rng.random_range(0..3)]}})
 }
 
 /// Stores random events from the last 200 days, some of them within the same hour, none near a cut-off.
-async fn record_random(client: &Client, rng: &mut StdRng, now: Micros, count: usize) -> Vec<Known> {
+async fn record_random(client: &Client, rng: &mut StdRng, now: Timestamp, count: usize) -> Vec<WriteCache> {
     let mut known = Vec::with_capacity(count);
     while known.len() < count {
         let meter = rng.random_range(0..AGGREGATIONS.len());
@@ -66,7 +66,7 @@ async fn record_random(client: &Client, rng: &mut StdRng, now: Micros, count: us
         let at = now.plus(-days * DAY + rng.random_range(0..3) * HOUR + rng.random_range(0..HOUR));
         let cutoff = now.plus(-retention_days(meter) * DAY);
         if (at.0 - cutoff.0).abs() > 60 * SECOND && at < now {
-            known.push(Known { meter, subject: SUBJECTS[rng.random_range(0..4)], at });
+            known.push(WriteCache { meter, subject: SUBJECTS[rng.random_range(0..4)], at });
         }
     }
     let events: Vec<Value> = known.iter().map(|one| event(rng, one)).collect();
@@ -78,12 +78,12 @@ async fn record_random(client: &Client, rng: &mut StdRng, now: Micros, count: us
 }
 
 /// Queries over windows of whole hours, in every form that rollups or raw events may answer.
-fn whole_hour_queries(rng: &mut StdRng, now: Micros) -> Vec<String> {
+fn whole_hour_queries(rng: &mut StdRng, now: Timestamp) -> Vec<String> {
     let mut queries = Vec::new();
     let end = now.ceil(HOUR);
     for number in 0..AGGREGATIONS.len() {
         let meter = meter_name(number);
-        let mut add = |from: Micros, to: Micros, more: &str| {
+        let mut add = |from: Timestamp, to: Timestamp, more: &str| {
             queries.push(format!("/v1/usages?meter={meter}&from={from}&to={to}&limit=1000&{more}"));
         };
         add(end.plus(-210 * DAY), end, "bucket_size=day");
@@ -120,7 +120,7 @@ async fn totals_outlive_pruning(database: Database) {
     let server = Server::start(&database);
     for seed in 1..=3 {
         let workspace = server.workspace().await;
-        let (mut rng, now) = (StdRng::seed_from_u64(seed), Micros::now());
+        let (mut rng, now) = (StdRng::seed_from_u64(seed), Timestamp::now());
         make_meters(&workspace).await;
         record_random(&workspace, &mut rng, now, 400).await;
         let queries = whole_hour_queries(&mut rng, now);
@@ -144,10 +144,10 @@ async fn totals_outlive_pruning(database: Database) {
 }
 
 /// What the statistics must say of these events.
-async fn assert_statistics(workspace: &Workspace, stored: &[Known], context: &str) {
-    let mut meters: BTreeMap<String, (i64, Option<Micros>)> =
+async fn assert_statistics(workspace: &Workspace, stored: &[WriteCache], context: &str) {
+    let mut meters: BTreeMap<String, (i64, Option<Timestamp>)> =
         (0..AGGREGATIONS.len()).map(|meter| (meter_name(meter), (0, None))).collect();
-    let mut subjects: BTreeMap<&str, (i64, BTreeSet<usize>, Micros)> = BTreeMap::new();
+    let mut subjects: BTreeMap<&str, (i64, BTreeSet<usize>, Timestamp)> = BTreeMap::new();
     for one in stored {
         let entry = meters.get_mut(&meter_name(one.meter)).expect("all meters are there");
         *entry = (entry.0 + 1, entry.1.max(Some(one.at)));
@@ -197,10 +197,10 @@ async fn statistics_follow_the_stored_events(database: Database) {
     let server = Server::start(&database);
     for seed in 11..=13 {
         let workspace = server.workspace().await;
-        let (mut rng, now) = (StdRng::seed_from_u64(seed), Micros::now());
+        let (mut rng, now) = (StdRng::seed_from_u64(seed), Timestamp::now());
         make_meters(&workspace).await;
         assert_statistics(&workspace, &[], "nothing stored").await;
-        let is_kept = |one: &Known| one.at >= now.plus(-retention_days(one.meter) * DAY);
+        let is_kept = |one: &WriteCache| one.at >= now.plus(-retention_days(one.meter) * DAY);
         let mut stored = record_random(&workspace, &mut rng, now, 300).await;
         assert_statistics(&workspace, &stored, "before pruning").await;
         prune(&workspace).await;
@@ -214,8 +214,8 @@ async fn statistics_follow_the_stored_events(database: Database) {
     }
 }
 
-fn days_ago(days: i64) -> Micros {
-    Micros::now().plus(-days * DAY)
+fn days_ago(days: i64) -> Timestamp {
+    Timestamp::now().plus(-days * DAY)
 }
 
 async fn a_late_retry_of_a_pruned_event_is_a_duplicate(database: Database) {
@@ -253,7 +253,7 @@ async fn a_dry_run_counts_what_a_prune_deletes(database: Database) {
     let mut rng = StdRng::seed_from_u64(21);
     make_meters(&workspace).await;
     for _ in 0..3 {
-        record_random(&workspace, &mut rng, Micros::now(), 150).await;
+        record_random(&workspace, &mut rng, Timestamp::now(), 150).await;
         let dry = workspace.post_text("/v1/usageevents/prune?dry_run=true", "").await.json(200);
         let real = prune(&workspace).await;
         assert!(real["deleted"].as_i64() > Some(0));
@@ -271,7 +271,7 @@ async fn a_dry_run_counts_what_a_prune_deletes(database: Database) {
 async fn fill(workspace: &Workspace, old: usize) -> usize {
     let body = json!({"name": "much", "unit": "u", "event_retention_days": 10});
     workspace.post("/v1/meters", &body).await.expect(201);
-    let (now, young) = (Micros::now(), 500);
+    let (now, young) = (Timestamp::now(), 500);
     let at = |number: usize| match number < old {
         true => now.plus(-60 * DAY + number as i64 * 40 * DAY / old as i64),
         false => now.plus(-5 * DAY + number as i64 * SECOND),
@@ -299,13 +299,13 @@ async fn nothing_is_wrong_while_a_prune_runs(database: Database) {
     let old = 20_000;
     let young = fill(&workspace, old).await;
     database.slow_deletes();
-    let end = Micros::now().ceil(HOUR).plus(HOUR);
+    let end = Timestamp::now().ceil(HOUR).plus(HOUR);
     let everything = format!(
         "/v1/usages?meter=much&bucket_size=day&limit=1000&group_by=subject&from={}&to={end}",
         end.plus(-70 * DAY)
     );
     // cut in the middle of hours that are being pruned: adjacent windows add up all the same
-    let cut = Micros::now().plus(-40 * DAY).floor(HOUR).plus(HOUR / 2);
+    let cut = Timestamp::now().plus(-40 * DAY).floor(HOUR).plus(HOUR / 2);
     let window = |from, to| format!("/v1/usages?meter=much&bucket_size=month&from={from}&to={to}");
     let halves = [window(end.plus(-70 * DAY), cut), window(cut, end)];
 
@@ -350,7 +350,7 @@ async fn one_prune_of_a_workspace_at_a_time(database: Database) {
              SELECT 'prune:' || workspace_id, 'somebody', {expires_at} FROM meters ORDER BY id LIMIT 1"
         )
     };
-    database.lines(&lease(Micros::now().plus(HOUR).0));
+    database.lines(&lease(Timestamp::now().plus(HOUR).0));
     one.post_text("/v1/usageevents/prune", "").await.error(409, "conflict");
     assert_eq!(prune(&other).await["deleted"], 10);
     assert_eq!(one.post_text("/v1/usageevents/prune?dry_run=1", "").await.json(200)["deleted"], 10);
@@ -442,7 +442,7 @@ fn months(database: &Database) -> Vec<String> {
     )
 }
 
-fn month_of(at: Micros) -> String {
+fn month_of(at: Timestamp) -> String {
     let text = at.to_string();
     format!("events_{}{}", &text[..4], &text[5..7])
 }
@@ -460,13 +460,13 @@ fn months_are_attached_once_by_many_servers() {
         };
         until("four months are attached", async || months(&database).len() == 4).await;
         let attached = months(&database);
-        assert!(attached.contains(&month_of(Micros::now())), "{attached:?}");
+        assert!(attached.contains(&month_of(Timestamp::now())), "{attached:?}");
         workspace.meter("calls", "sum").await;
         workspace
             .post("/v1/usages", &json!({"meter": "calls", "subject": "s", "quantity": 1}))
             .await
             .expect(201);
-        assert_eq!(database.count(&month_of(Micros::now())), 1);
+        assert_eq!(database.count(&month_of(Timestamp::now())), 1);
         assert_eq!(database.count("events_default"), 0);
     });
 }
@@ -478,7 +478,7 @@ fn events_outside_of_months_are_moved_into_them() {
         let mut server = Server::start(&database);
         let workspace = server.workspace().await;
         workspace.meter("calls", "sum").await;
-        let month = month_of(Micros::now());
+        let month = month_of(Timestamp::now());
         server.terminate();
         database.lines(&format!("DROP TABLE {month}"));
         // a server that finds the month missing, and gets events for it before it attaches it the next time
@@ -507,10 +507,10 @@ fn months_past_every_retention_are_dropped() {
         let mut server = Server::start(&database);
         let (one, other) = (server.workspace().await, server.workspace().await);
         // two old months, attached as they would be had the server run then
-        let (empty_soon, kept) = (Micros::now().plus(-200 * DAY), Micros::now().plus(-330 * DAY));
+        let (empty_soon, kept) = (Timestamp::now().plus(-200 * DAY), Timestamp::now().plus(-330 * DAY));
         for at in [empty_soon, kept] {
             let text = at.to_string();
-            let from = Micros::parse(&format!("{}-01T00:00:00Z", &text[..7])).expect("a time");
+            let from = Timestamp::parse(&format!("{}-01T00:00:00Z", &text[..7])).expect("a time");
             database.lines(&format!(
                 "CREATE TABLE {} PARTITION OF events FOR VALUES FROM ({}) TO ({})",
                 month_of(at),
@@ -523,13 +523,13 @@ fn months_past_every_retention_are_dropped() {
                 let body = json!({"name": name, "unit": "u", "event_retention_days": days});
                 workspace.post("/v1/meters", &body).await.expect(201);
             }
-            let event = |meter: &str, at: Micros| json!({"meter": meter, "subject": "s", "quantity": 2, "timestamp": at.to_exact_text()});
+            let event = |meter: &str, at: Timestamp| json!({"meter": meter, "subject": "s", "quantity": 2, "timestamp": at.to_exact_text()});
             let events = json!([
                 event("short", empty_soon),
                 event("short", empty_soon),
                 event("short", kept),
                 event("long", kept),
-                event("short", Micros::now())
+                event("short", Timestamp::now())
             ]);
             workspace.post("/v1/usages/bulk", &events).await.expect(201);
         }
@@ -537,7 +537,7 @@ fn months_past_every_retention_are_dropped() {
         let total = |workspace: &Workspace| {
             let client = workspace.session.clone();
             async move {
-                let (from, to) = (Micros::now().plus(-350 * DAY).floor(DAY), Micros::now().ceil(DAY));
+                let (from, to) = (Timestamp::now().plus(-350 * DAY).floor(DAY), Timestamp::now().ceil(DAY));
                 let path = format!("/v1/usages?meter=short&bucket_size=month&from={from}&to={to}");
                 sum_of(&client.get(&path).await.json(200))
             }
@@ -559,7 +559,7 @@ fn months_past_every_retention_are_dropped() {
             let rows = client.get("/v1/meters/stats").await.json(200);
             assert_eq!(rows["items"][0]["usage_events"], 1, "{rows}");
             assert_eq!(rows["items"][1]["usage_events"], 1, "{rows}");
-            let (from, to) = (Micros::now().plus(-350 * DAY).floor(DAY), Micros::now().ceil(DAY));
+            let (from, to) = (Timestamp::now().plus(-350 * DAY).floor(DAY), Timestamp::now().ceil(DAY));
             let path = format!("/v1/usages?meter=short&bucket_size=month&from={from}&to={to}");
             assert_eq!(sum_of(&client.get(&path).await.json(200)), 8.0);
         }

@@ -13,19 +13,19 @@ use uuid::Uuid;
 use crate::alerts::sql::destinations::{self, Destination};
 use crate::alerts::sql::rules::Rule;
 use crate::alerts::state::Group;
-use crate::alerts::webhook::client::Answer;
+use crate::alerts::webhook::client::WebhookResponse;
 use crate::alerts::webhook::{ATTEMPTS_MAX, pause_after};
 use crate::db::schema::{alert_attempts, alert_deliveries};
 use crate::db::statement::{Statement, integers};
-use crate::db::{Conn, Fault};
+use crate::db::{Conn, DbError};
 use crate::error::{Error, Result};
 use crate::jobs::queue::{self, DeadLetter, Job, LeaseToken, NewJob};
-use crate::metering::time::Micros;
+use crate::metering::time::Timestamp;
 
 pub const QUEUE: &str = "webhooks";
 
 /// The job that sends what waits for a rule; its payload is the rule's id.
-pub fn job(workspace_id: i64, rule_id: i64, now: Micros) -> Result<NewJob> {
+pub fn job(workspace_id: i64, rule_id: i64, now: Timestamp) -> Result<NewJob> {
     NewJob::new(QUEUE, rule_id.to_string(), workspace_id, &rule_id, now)
 }
 
@@ -80,7 +80,7 @@ pub struct Outgoing<'a> {
 }
 
 /// Puts an event on its way; the caller enqueues [`job`] in the same transaction.
-pub fn add(conn: &mut Conn, rule: &Rule, outgoing: Outgoing<'_>, now: Micros) -> Result<(), Fault> {
+pub fn add(conn: &mut Conn, rule: &Rule, outgoing: Outgoing<'_>, now: Timestamp) -> Result<(), DbError> {
     let Outgoing { event_id, group, payload } = outgoing;
     let row = NewRow {
         public_id: Uuid::now_v7().to_string(),
@@ -106,7 +106,7 @@ pub struct Due {
     /// Heads of their groups, with where they go: those that were tried least often first.
     pub heads: Vec<(Delivery, Option<Destination>)>,
     /// When the next head that is neither busy nor among these is due; `None` when there is none.
-    pub next_at: Option<Micros>,
+    pub next_at: Option<Timestamp>,
 }
 
 /// The ids of the heads of a rule's groups.
@@ -118,9 +118,9 @@ pub fn due_heads(
     conn: &mut Conn,
     rule_id: i64,
     busy: &BTreeSet<i64>,
-    now: Micros,
+    now: Timestamp,
     limit: usize,
-) -> Result<Due, Fault> {
+) -> Result<Due, DbError> {
     // one more says whether something is left over
     let wanted = (limit + busy.len() + 1) as i64;
     let rows: Vec<Delivery> = sql_query(format!(
@@ -135,7 +135,7 @@ pub fn due_heads(
     let mut destinations: HashMap<String, Option<Destination>> = HashMap::new();
     for delivery in rows.into_iter().filter(|delivery| !busy.contains(&delivery.id)) {
         if delivery.next_attempt_at > now.0 || due.heads.len() == limit {
-            let at = Micros(delivery.next_attempt_at);
+            let at = Timestamp(delivery.next_attempt_at);
             due.next_at = Some(due.next_at.map_or(at, |other| other.min(at)));
             continue;
         }
@@ -153,7 +153,7 @@ pub fn due_heads(
 }
 
 /// Whether a rule owes anything at all.
-fn owes(conn: &mut Conn, rule_id: i64) -> Result<bool, Fault> {
+fn owes(conn: &mut Conn, rule_id: i64) -> Result<bool, DbError> {
     let any: Option<i64> = alert_deliveries::table
         .filter(alert_deliveries::rule_id.eq(rule_id).and(alert_deliveries::status.eq("pending")))
         .select(alert_deliveries::id)
@@ -188,10 +188,10 @@ pub fn record(
     conn: &mut Conn,
     (job, token): (&Job, &LeaseToken),
     delivery: &Delivery,
-    answer: &Answer,
+    answer: &WebhookResponse,
     patience: Patience,
-    at: Micros,
-) -> Result<bool, Fault> {
+    at: Timestamp,
+) -> Result<bool, DbError> {
     if !queue::holds(conn, job, token)? {
         return Ok(false);
     }
@@ -207,7 +207,7 @@ pub fn record(
         attempted_at: at.0,
     };
     diesel::insert_into(alert_attempts::table).values(&row).execute(conn)?;
-    let now = Micros::now();
+    let now = Timestamp::now();
     let attempts = delivery.attempts + 1;
     let pause = match patience {
         Patience::Retry => pause_after(attempts, answer.retry_after, rand::random_range(0.9..1.1)),
@@ -232,7 +232,7 @@ pub fn record(
 }
 
 /// What a dead job was about and no longer exists: deliveries outlive their rule, so only having been sent counts.
-pub fn what_is_gone(conn: &mut Conn, letter: &DeadLetter) -> Result<Option<&'static str>, Fault> {
+pub fn what_is_gone(conn: &mut Conn, letter: &DeadLetter) -> Result<Option<&'static str>, DbError> {
     Ok((!owes(conn, letter.payload()?)?).then_some("the deliveries of the rule are done"))
 }
 
@@ -249,7 +249,7 @@ pub fn list(
     workspace_id: i64,
     status: Option<&str>,
     limit: i64,
-) -> Result<Vec<Listed>, Fault> {
+) -> Result<Vec<Listed>, DbError> {
     let mut query = alert_deliveries::table
         .filter(alert_deliveries::workspace_id.eq(workspace_id))
         .order(alert_deliveries::id.desc())
@@ -264,7 +264,7 @@ pub fn list(
     if pending.is_empty() {
         return Ok(rows.into_iter().map(|delivery| Listed { delivery, blocked_by: None }).collect());
     }
-    let running = running(conn, workspace_id, Micros::now())?;
+    let running = running(conn, workspace_id, Timestamp::now())?;
     let mut blocked_by = blocked_by(conn, &pending)?;
     let listed = rows.into_iter().map(|mut delivery| {
         if running.contains(&delivery.id) {
@@ -284,7 +284,7 @@ struct Blocked {
 }
 
 /// The heads that these pending deliveries wait for; those that are heads themselves are left out.
-fn blocked_by(conn: &mut Conn, pending: &[i64]) -> Result<HashMap<i64, String>, Fault> {
+fn blocked_by(conn: &mut Conn, pending: &[i64]) -> Result<HashMap<i64, String>, DbError> {
     let rows: Vec<Blocked> = sql_query(format!(
         "SELECT d.id, e.public_id AS blocked_by FROM alert_deliveries d JOIN alert_deliveries e ON e.id =
              (SELECT MIN(h.id) FROM alert_deliveries h
@@ -306,7 +306,7 @@ struct Running {
     id: i64,
 }
 
-fn running(conn: &mut Conn, workspace_id: i64, now: Micros) -> Result<Vec<i64>, Fault> {
+fn running(conn: &mut Conn, workspace_id: i64, now: Timestamp) -> Result<Vec<i64>, DbError> {
     let rows: Vec<Running> = sql_query(
         "SELECT d.id FROM jobs j JOIN alert_deliveries d ON CAST(d.rule_id AS TEXT) = j.key
          WHERE j.queue = $1 AND j.workspace_id = $2 AND j.leased_until >= $3
@@ -344,7 +344,7 @@ pub struct Owed {
 }
 
 /// Of a workspace, or of all.
-pub fn owed(conn: &mut Conn, workspace_id: Option<i64>) -> Result<Owed, Fault> {
+pub fn owed(conn: &mut Conn, workspace_id: Option<i64>) -> Result<Owed, DbError> {
     let mut statement = Statement::new(conn);
     let own = workspace_id.map_or(String::new(), |id| format!("AND workspace_id = {}", statement.int(id)));
     let count = |what: &str| format!("CAST(COALESCE(SUM(CASE WHEN {what} THEN 1 ELSE 0 END), 0) AS BIGINT)");
@@ -364,7 +364,7 @@ pub fn owed(conn: &mut Conn, workspace_id: Option<i64>) -> Result<Owed, Fault> {
     Ok(statement.load(conn, &text)?.pop().unwrap_or_default())
 }
 
-fn send_again(conn: &mut Conn, delivery: &Delivery, now: Micros) -> Result<(), Fault> {
+fn send_again(conn: &mut Conn, delivery: &Delivery, now: Timestamp) -> Result<(), DbError> {
     // first the job, as the worker takes them
     queue::enqueue(conn, vec![job(delivery.workspace_id, delivery.rule_id, now)?], now)?;
     diesel::update(alert_deliveries::table.find(delivery.id))
@@ -380,7 +380,7 @@ fn send_again(conn: &mut Conn, delivery: &Delivery, now: Micros) -> Result<(), F
 }
 
 /// Tries a dead delivery again from the start; 409 in any other state.
-pub fn retry(conn: &mut Conn, workspace_id: i64, public_id: &str, now: Micros) -> Result<(), Fault> {
+pub fn retry(conn: &mut Conn, workspace_id: i64, public_id: &str, now: Timestamp) -> Result<(), DbError> {
     let delivery: Delivery = alert_deliveries::table
         .filter(alert_deliveries::workspace_id.eq(workspace_id))
         .filter(alert_deliveries::public_id.eq(public_id))
@@ -397,7 +397,12 @@ pub fn retry(conn: &mut Conn, workspace_id: i64, public_id: &str, now: Micros) -
 }
 
 /// Sends an event again, whatever became of it before, under the same id.
-pub fn redeliver(conn: &mut Conn, workspace_id: i64, event_id: &str, now: Micros) -> Result<Delivery, Fault> {
+pub fn redeliver(
+    conn: &mut Conn,
+    workspace_id: i64,
+    event_id: &str,
+    now: Timestamp,
+) -> Result<Delivery, DbError> {
     let find = |conn: &mut Conn| {
         alert_deliveries::table
             .filter(alert_deliveries::workspace_id.eq(workspace_id))
@@ -420,7 +425,7 @@ struct Stuck {
 }
 
 /// Asks again for deliveries that are overdue and that nobody is asked for.
-pub fn revive(conn: &mut Conn, overdue_since: Micros, now: Micros) -> Result<usize, Fault> {
+pub fn revive(conn: &mut Conn, overdue_since: Timestamp, now: Timestamp) -> Result<usize, DbError> {
     let rows: Vec<Stuck> = sql_query(
         "SELECT DISTINCT d.workspace_id, d.rule_id FROM alert_deliveries d
          WHERE d.status = 'pending' AND d.next_attempt_at < $1
@@ -440,7 +445,7 @@ pub fn revive(conn: &mut Conn, overdue_since: Micros, now: Micros) -> Result<usi
 const SKEW: i64 = crate::metering::time::SECOND;
 
 /// The clock was set back: attempts that were put off in what is the future now wait as long as was meant, from now on.
-pub fn rebase(conn: &mut Conn, now: Micros) -> Result<usize, Fault> {
+pub fn rebase(conn: &mut Conn, now: Timestamp) -> Result<usize, DbError> {
     let text =
         "UPDATE alert_deliveries SET next_attempt_at = $1 + next_attempt_at - updated_at, updated_at = $1
                 WHERE status = 'pending' AND updated_at > $2";
@@ -449,7 +454,7 @@ pub fn rebase(conn: &mut Conn, now: Micros) -> Result<usize, Fault> {
 }
 
 /// Deletes up to a thousand delivered rows, with their attempts, from before `before`; returns how many.
-pub fn sweep(conn: &mut Conn, before: Micros) -> Result<usize, Fault> {
+pub fn sweep(conn: &mut Conn, before: Timestamp) -> Result<usize, DbError> {
     let text = "DELETE FROM alert_deliveries WHERE id IN (
                     SELECT id FROM alert_deliveries WHERE status = 'delivered' AND created_at < $1 LIMIT 1000)";
     Ok(sql_query(text).bind::<BigInt, _>(before.0).execute(conn)?)

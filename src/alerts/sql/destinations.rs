@@ -3,9 +3,9 @@
 use diesel::prelude::*;
 
 use crate::db::schema::{alert_destinations, alert_rules};
-use crate::db::{Conn, Fault, limits};
+use crate::db::{Conn, DbError, limits};
 use crate::error::Error;
-use crate::metering::time::Micros;
+use crate::metering::time::Timestamp;
 
 #[derive(Clone, Debug, Queryable, Selectable)]
 #[diesel(table_name = alert_destinations)]
@@ -25,7 +25,7 @@ pub struct Destination {
 
 impl Destination {
     /// The replaced secret, while it still signs.
-    pub fn overlapping_secret(&self, now: Micros) -> Option<&str> {
+    pub fn overlapping_secret(&self, now: Timestamp) -> Option<&str> {
         let still = self.previous_until.is_some_and(|until| now.0 < until);
         self.previous_secret.as_deref().filter(|_| still)
     }
@@ -46,7 +46,7 @@ struct NewRow<'a> {
 
 /// Name, address and whether it is used at all.
 #[derive(Clone, Debug)]
-pub struct Terms {
+pub struct DestinationSpec {
     pub name: String,
     pub enabled: bool,
     pub webhook_url: String,
@@ -55,10 +55,10 @@ pub struct Terms {
 pub fn add(
     conn: &mut Conn,
     workspace_id: i64,
-    terms: &Terms,
+    terms: &DestinationSpec,
     secret: &str,
-    now: Micros,
-) -> Result<Destination, Fault> {
+    now: Timestamp,
+) -> Result<Destination, DbError> {
     limits::check(conn, limits::Kind::AlertDestination, workspace_id)?;
     let row = NewRow {
         public_id: uuid::Uuid::now_v7().to_string(),
@@ -80,7 +80,7 @@ pub fn list(
     workspace_id: i64,
     enabled: Option<bool>,
     limit: i64,
-) -> Result<Vec<Destination>, Fault> {
+) -> Result<Vec<Destination>, DbError> {
     let mut query = alert_destinations::table
         .filter(alert_destinations::workspace_id.eq(workspace_id))
         .order(alert_destinations::id.desc())
@@ -93,7 +93,7 @@ pub fn list(
     Ok(query.load(conn)?)
 }
 
-pub fn find(conn: &mut Conn, workspace_id: i64, public_id: &str) -> Result<Option<Destination>, Fault> {
+pub fn find(conn: &mut Conn, workspace_id: i64, public_id: &str) -> Result<Option<Destination>, DbError> {
     Ok(alert_destinations::table
         .filter(alert_destinations::workspace_id.eq(workspace_id))
         .filter(alert_destinations::public_id.eq(public_id))
@@ -103,12 +103,12 @@ pub fn find(conn: &mut Conn, workspace_id: i64, public_id: &str) -> Result<Optio
 }
 
 /// 404 when there is none.
-pub fn get(conn: &mut Conn, workspace_id: i64, public_id: &str) -> Result<Destination, Fault> {
+pub fn get(conn: &mut Conn, workspace_id: i64, public_id: &str) -> Result<Destination, DbError> {
     find(conn, workspace_id, public_id)?.ok_or_else(|| Error::not_found("alert destination").into())
 }
 
 /// As [`get`], and nobody else changes or deletes it until the transaction ends.
-pub fn lock(conn: &mut Conn, workspace_id: i64, public_id: &str) -> Result<Destination, Fault> {
+pub fn lock(conn: &mut Conn, workspace_id: i64, public_id: &str) -> Result<Destination, DbError> {
     let found = get(conn, workspace_id, public_id)?;
     super::rules::lock_row(conn, "alert_destinations", found.id)?;
     get(conn, workspace_id, public_id)
@@ -118,9 +118,9 @@ pub fn update(
     conn: &mut Conn,
     workspace_id: i64,
     public_id: &str,
-    change: impl Fn(&Destination) -> Result<Terms, Error>,
-    now: Micros,
-) -> Result<Destination, Fault> {
+    change: impl Fn(&Destination) -> Result<DestinationSpec, Error>,
+    now: Timestamp,
+) -> Result<Destination, DbError> {
     let found = lock(conn, workspace_id, public_id)?;
     let terms = change(&found)?;
     diesel::update(alert_destinations::table.find(found.id))
@@ -140,9 +140,9 @@ pub fn rotate(
     workspace_id: i64,
     public_id: &str,
     secret: &str,
-    until: Micros,
-    now: Micros,
-) -> Result<Destination, Fault> {
+    until: Timestamp,
+    now: Timestamp,
+) -> Result<Destination, DbError> {
     let found = lock(conn, workspace_id, public_id)?;
     diesel::update(alert_destinations::table.find(found.id))
         .set((
@@ -156,7 +156,7 @@ pub fn rotate(
 }
 
 /// 409 while a rule uses it.
-pub fn delete(conn: &mut Conn, workspace_id: i64, public_id: &str) -> Result<(), Fault> {
+pub fn delete(conn: &mut Conn, workspace_id: i64, public_id: &str) -> Result<(), DbError> {
     let found = lock(conn, workspace_id, public_id)?;
     let used: Option<i64> = alert_rules::table
         .filter(alert_rules::destination_id.eq(found.id))
@@ -171,7 +171,7 @@ pub fn delete(conn: &mut Conn, workspace_id: i64, public_id: &str) -> Result<(),
 }
 
 /// The receiver said that it is gone.
-pub fn disable(conn: &mut Conn, id: i64, now: Micros) -> Result<(), Fault> {
+pub fn disable(conn: &mut Conn, id: i64, now: Timestamp) -> Result<(), DbError> {
     diesel::update(alert_destinations::table.find(id))
         .set((alert_destinations::enabled.eq(false), alert_destinations::updated_at.eq(now.0)))
         .execute(conn)?;

@@ -7,11 +7,11 @@ use uuid::Uuid;
 
 use crate::alerts::sql::deliveries;
 use crate::alerts::sql::rules::Rule;
-use crate::alerts::state::Crossing;
+use crate::alerts::state::Transition;
 use crate::alerts::webhook;
 use crate::db::schema::{alert_attempts, alert_events};
-use crate::db::{Conn, Fault};
-use crate::metering::time::Micros;
+use crate::db::{Conn, DbError};
+use crate::metering::time::Timestamp;
 
 /// Something that happened to a rule.
 #[derive(Clone, Debug, Queryable, Selectable, Insertable)]
@@ -30,7 +30,7 @@ pub struct Event {
 }
 
 /// Writes down a crossing and, when receivers are told, its delivery; one id for all of it.
-pub fn record(conn: &mut Conn, rule: &Rule, crossing: &Crossing, now: Micros) -> Result<Event, Fault> {
+pub fn record(conn: &mut Conn, rule: &Rule, crossing: &Transition, now: Timestamp) -> Result<Event, DbError> {
     let group = crossing.state.group.clone();
     let (group_key, group_value) = group.map(|group| (group.key, group.value)).unwrap_or_default();
     let event = Event {
@@ -62,7 +62,7 @@ pub fn events(
     rule_id: Option<i64>,
     before: Option<i64>,
     limit: i64,
-) -> Result<Vec<(i64, Event)>, Fault> {
+) -> Result<Vec<(i64, Event)>, DbError> {
     let mut query = alert_events::table
         .filter(alert_events::workspace_id.eq(workspace_id))
         .order(alert_events::id.desc())
@@ -93,7 +93,7 @@ pub struct Attempt {
 }
 
 /// The latest attempt of each of these events.
-pub fn latest_attempts(conn: &mut Conn, event_ids: &[String]) -> Result<HashMap<String, Attempt>, Fault> {
+pub fn latest_attempts(conn: &mut Conn, event_ids: &[String]) -> Result<HashMap<String, Attempt>, DbError> {
     let rows: Vec<Attempt> = alert_attempts::table
         .filter(alert_attempts::event_id.eq_any(event_ids))
         .order(alert_attempts::id)

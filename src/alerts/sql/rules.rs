@@ -11,18 +11,18 @@ use diesel::sql_types::{BigInt, Bool, Text};
 use uuid::Uuid;
 
 use crate::alerts::jobs::MeterJob;
-use crate::alerts::rule::{Comparator, Terms};
+use crate::alerts::rule::{Comparator, RuleSpec};
 use crate::alerts::sql::destinations::{self, Destination};
 use crate::alerts::sql::{deliveries, events, states};
 use crate::alerts::state;
 use crate::alerts::webhook::RulePart;
 use crate::db::columns::{quantity_of, readable};
 use crate::db::schema::{alert_deliveries, alert_destinations, alert_rules, alert_states, meters};
-use crate::db::{Conn, Fault, limits};
+use crate::db::{Conn, DbError, limits};
 use crate::error::{Error, Result};
 use crate::jobs::queue::{self, DeadLetter, NewJob};
 use crate::metering::meter::Meter;
-use crate::metering::time::Micros;
+use crate::metering::time::Timestamp;
 use crate::meters::sql as meters_store;
 
 /// A rule with what it names.
@@ -34,12 +34,12 @@ pub struct Rule {
     pub meter_id: i64,
     pub meter: String,
     pub destination: Destination,
-    pub terms: Terms,
-    pub next_evaluate_at: Micros,
-    pub evaluated_at: Option<Micros>,
+    pub terms: RuleSpec,
+    pub next_evaluate_at: Timestamp,
+    pub evaluated_at: Option<Timestamp>,
     pub revision: i64,
-    pub created_at: Micros,
-    pub updated_at: Micros,
+    pub created_at: Timestamp,
+    pub updated_at: Timestamp,
 }
 
 impl Rule {
@@ -73,7 +73,7 @@ struct Row {
 }
 
 impl Row {
-    fn into_rule(self, id: i64, meter: String, destination: Destination) -> Result<Rule, Fault> {
+    fn into_rule(self, id: i64, meter: String, destination: Destination) -> Result<Rule, DbError> {
         Ok(Rule {
             id,
             public_id: self.public_id,
@@ -81,7 +81,7 @@ impl Row {
             meter_id: self.meter_id,
             meter,
             destination,
-            terms: Terms {
+            terms: RuleSpec {
                 name: self.name,
                 enabled: self.enabled,
                 subject: self.subject,
@@ -92,15 +92,15 @@ impl Row {
                 evaluation_interval_seconds: self.evaluation_interval_seconds,
                 group_by: self.group_by,
             },
-            next_evaluate_at: Micros(self.next_evaluate_at),
-            evaluated_at: self.evaluated_at.map(Micros),
+            next_evaluate_at: Timestamp(self.next_evaluate_at),
+            evaluated_at: self.evaluated_at.map(Timestamp),
             revision: self.revision,
-            created_at: Micros(self.created_at),
-            updated_at: Micros(self.updated_at),
+            created_at: Timestamp(self.created_at),
+            updated_at: Timestamp(self.updated_at),
         })
     }
 
-    fn of(rule: &Rule) -> Result<Row, Fault> {
+    fn of(rule: &Rule) -> Result<Row, DbError> {
         let terms = &rule.terms;
         Ok(Row {
             public_id: rule.public_id.clone(),
@@ -132,7 +132,7 @@ pub struct Filter {
     pub meter: Option<String>,
     pub enabled: Option<bool>,
     pub meter_id: Option<i64>,
-    pub due_at: Option<Micros>,
+    pub due_at: Option<Timestamp>,
     /// Rules after this one, oldest first; newest first without.
     pub after: Option<i64>,
 }
@@ -143,7 +143,7 @@ pub fn rules(
     workspace_id: Option<i64>,
     filter: &Filter,
     limit: i64,
-) -> Result<Vec<Rule>, Fault> {
+) -> Result<Vec<Rule>, DbError> {
     let (mut found, mut filter) = (Vec::new(), filter.clone());
     loop {
         let wanted = limit - found.len() as i64;
@@ -162,7 +162,7 @@ fn page(
     workspace_id: Option<i64>,
     filter: &Filter,
     limit: i64,
-) -> Result<Vec<(i64, Result<Rule, Fault>)>, Fault> {
+) -> Result<Vec<(i64, Result<Rule, DbError>)>, DbError> {
     let mut query = alert_rules::table
         .inner_join(meters::table.on(meters::id.eq(alert_rules::meter_id)))
         .inner_join(alert_destinations::table.on(alert_destinations::id.eq(alert_rules::destination_id)))
@@ -197,7 +197,7 @@ fn page(
 }
 
 /// Rules by their internal ids, in that order.
-pub fn rules_by_id(conn: &mut Conn, ids: &[i64]) -> Result<Vec<Rule>, Fault> {
+pub fn rules_by_id(conn: &mut Conn, ids: &[i64]) -> Result<Vec<Rule>, DbError> {
     let rows: Vec<(i64, Row, String, Destination)> = alert_rules::table
         .inner_join(meters::table.on(meters::id.eq(alert_rules::meter_id)))
         .inner_join(alert_destinations::table.on(alert_destinations::id.eq(alert_rules::destination_id)))
@@ -211,17 +211,17 @@ pub fn rules_by_id(conn: &mut Conn, ids: &[i64]) -> Result<Vec<Rule>, Fault> {
     Ok(rows.into_iter().filter_map(rule).collect())
 }
 
-pub fn rule(conn: &mut Conn, workspace_id: i64, public_id: &str) -> Result<Option<Rule>, Fault> {
+pub fn rule(conn: &mut Conn, workspace_id: i64, public_id: &str) -> Result<Option<Rule>, DbError> {
     let filter = Filter { public_id: Some(public_id.to_owned()), ..Filter::default() };
     page(conn, Some(workspace_id), &filter, 1)?.pop().map(|(_, rule)| rule).transpose()
 }
 
-fn no_such_rule() -> Fault {
+fn no_such_rule() -> DbError {
     Error::not_found("alert rule").into()
 }
 
 /// Keeps others from changing a row until the transaction ends; SQLite has one writer anyway.
-pub fn lock_row(conn: &mut Conn, table: &str, id: i64) -> Result<(), Fault> {
+pub fn lock_row(conn: &mut Conn, table: &str, id: i64) -> Result<(), DbError> {
     if conn.is_postgres() {
         sql_query(format!("SELECT id FROM {table} WHERE id = $1 FOR UPDATE"))
             .bind::<BigInt, _>(id)
@@ -231,16 +231,16 @@ pub fn lock_row(conn: &mut Conn, table: &str, id: i64) -> Result<(), Fault> {
 }
 
 /// Locks a meter against writers and says what it is called.
-fn lock_meter(conn: &mut Conn, workspace_id: i64, name: &str) -> Result<i64, Fault> {
-    let gone = || Fault::from(Error::not_found(format!("meter {name:?}")));
-    let found = crate::meters::sql::by_name(conn, workspace_id, name)?.ok_or_else(gone)?;
+fn lock_meter(conn: &mut Conn, workspace_id: i64, name: &str) -> Result<i64, DbError> {
+    let gone = || DbError::from(Error::not_found(format!("meter {name:?}")));
+    let found = crate::meters::sql::find_by_name(conn, workspace_id, name)?.ok_or_else(gone)?;
     crate::meters::sql::lock(conn, found.id)?;
     let exists: Option<i64> = meters::table.find(found.id).select(meters::id).first(conn).optional()?;
     exists.ok_or_else(gone)
 }
 
 /// Tells writers whether the meter is watched. Under the meter's lock.
-fn mark_meter(conn: &mut Conn, meter_id: i64) -> Result<(), Fault> {
+fn mark_meter(conn: &mut Conn, meter_id: i64) -> Result<(), DbError> {
     sql_query(
         "UPDATE meters SET has_alerts = EXISTS
              (SELECT 1 FROM alert_rules WHERE alert_rules.meter_id = meters.id AND alert_rules.enabled = $1)
@@ -258,10 +258,10 @@ pub struct NewRule {
     pub workspace_id: i64,
     pub meter: String,
     pub destination_id: String,
-    pub terms: Terms,
+    pub terms: RuleSpec,
 }
 
-pub fn add(conn: &mut Conn, new: &NewRule, now: Micros) -> Result<Rule, Fault> {
+pub fn add(conn: &mut Conn, new: &NewRule, now: Timestamp) -> Result<Rule, DbError> {
     limits::check(conn, limits::Kind::AlertRule, new.workspace_id)?;
     let meter_id = lock_meter(conn, new.workspace_id, &new.meter)?;
     queue::enqueue(conn, vec![MeterJob::timed(new.workspace_id, meter_id, &new.meter, now)?], now)?;
@@ -291,7 +291,7 @@ pub fn add(conn: &mut Conn, new: &NewRule, now: Micros) -> Result<Rule, Fault> {
 /// A change as the handler makes it from the rule: new terms, and other names where those change.
 #[derive(Clone, Debug)]
 pub struct Change {
-    pub terms: Terms,
+    pub terms: RuleSpec,
     pub meter: Option<String>,
     pub destination_id: Option<String>,
 }
@@ -303,8 +303,8 @@ pub fn update(
     workspace_id: i64,
     public_id: &str,
     change: impl Fn(&Rule) -> Result<Change>,
-    now: Micros,
-) -> Result<Rule, Fault> {
+    now: Timestamp,
+) -> Result<Rule, DbError> {
     let found = rule(conn, workspace_id, public_id)?.ok_or_else(no_such_rule)?;
     let asked = change(&found)?;
     let meter = asked.meter.clone().unwrap_or_else(|| found.meter.clone());
@@ -350,7 +350,7 @@ pub fn update(
 }
 
 /// Resolves what fires and forgets all states. Under the rule's lock.
-fn close(conn: &mut Conn, rule: &Rule, reason: &str, now: Micros) -> Result<(), Fault> {
+fn close(conn: &mut Conn, rule: &Rule, reason: &str, now: Timestamp) -> Result<(), DbError> {
     let before = states::of_rules(conn, &[rule.id])?.remove(&rule.id).unwrap_or_default();
     let crossings = state::close(&before, reason, now);
     let mut wanted = Vec::new();
@@ -363,7 +363,7 @@ fn close(conn: &mut Conn, rule: &Rule, reason: &str, now: Micros) -> Result<(), 
 }
 
 /// Deletes a rule with its events. What is on its way to the receiver is still delivered, and what fires is resolved.
-pub fn delete(conn: &mut Conn, workspace_id: i64, public_id: &str, now: Micros) -> Result<(), Fault> {
+pub fn delete(conn: &mut Conn, workspace_id: i64, public_id: &str, now: Timestamp) -> Result<(), DbError> {
     let found = rule(conn, workspace_id, public_id)?.ok_or_else(no_such_rule)?;
     lock_meter(conn, workspace_id, &found.meter)?;
     lock_row(conn, "alert_rules", found.id)?;
@@ -375,7 +375,7 @@ pub fn delete(conn: &mut Conn, workspace_id: i64, public_id: &str, now: Micros) 
     mark_meter(conn, rule.meter_id)
 }
 
-fn is_watched(conn: &mut Conn, meter_id: i64) -> Result<bool, Fault> {
+fn is_watched(conn: &mut Conn, meter_id: i64) -> Result<bool, DbError> {
     let any: Option<i64> = alert_rules::table
         .filter(alert_rules::meter_id.eq(meter_id))
         .select(alert_rules::id)
@@ -385,7 +385,7 @@ fn is_watched(conn: &mut Conn, meter_id: i64) -> Result<bool, Fault> {
 }
 
 /// Asks for an evaluation of the rules on a meter whose definition gives the same events another value.
-pub fn enqueue_meter(conn: &mut Conn, meter: &Meter, now: Micros) -> Result<(), Fault> {
+pub fn enqueue_meter(conn: &mut Conn, meter: &Meter, now: Timestamp) -> Result<(), DbError> {
     if !is_watched(conn, meter.id)? {
         return Ok(());
     }
@@ -394,7 +394,7 @@ pub fn enqueue_meter(conn: &mut Conn, meter: &Meter, now: Micros) -> Result<(), 
 }
 
 /// 409 while a rule watches the meter.
-pub fn refuse_while_watched(conn: &mut Conn, meter: &Meter) -> Result<(), Fault> {
+pub fn refuse_while_watched(conn: &mut Conn, meter: &Meter) -> Result<(), DbError> {
     if is_watched(conn, meter.id)? {
         return Err(Error::conflict(format!("alert rules watch the meter {:?}", meter.name)).into());
     }
@@ -402,9 +402,9 @@ pub fn refuse_while_watched(conn: &mut Conn, meter: &Meter) -> Result<(), Fault>
 }
 
 /// What a dead job was about and no longer exists.
-pub fn what_is_gone(conn: &mut Conn, letter: &DeadLetter) -> Result<Option<&'static str>, Fault> {
+pub fn what_is_gone(conn: &mut Conn, letter: &DeadLetter) -> Result<Option<&'static str>, DbError> {
     let job: MeterJob = letter.payload()?;
-    if meters_store::by_key(conn, job.meter_id)?.is_none() {
+    if meters_store::find_by_id(conn, job.meter_id)?.is_none() {
         return Ok(Some("the meter is gone"));
     }
     Ok((!is_watched(conn, job.meter_id)?).then_some("the rules on the meter are gone"))
@@ -421,14 +421,14 @@ struct Overdue {
 }
 
 /// The clock was set back: rules whose next evaluation is further away than their interval are due now.
-pub fn rebase(conn: &mut Conn, now: Micros) -> Result<usize, Fault> {
+pub fn rebase(conn: &mut Conn, now: Timestamp) -> Result<usize, DbError> {
     let text = "UPDATE alert_rules SET next_evaluate_at = $1
                 WHERE next_evaluate_at > $1 + evaluation_interval_seconds * 1000000";
     Ok(sql_query(text).bind::<BigInt, _>(now.0).execute(conn)?)
 }
 
 /// Asks again for evaluations that are long overdue and that nobody is asked for: their jobs died.
-pub fn revive(conn: &mut Conn, overdue_since: Micros, now: Micros) -> Result<usize, Fault> {
+pub fn revive(conn: &mut Conn, overdue_since: Timestamp, now: Timestamp) -> Result<usize, DbError> {
     let rows: Vec<Overdue> = sql_query(
         "SELECT DISTINCT r.meter_id, m.workspace_id, m.name FROM alert_rules r JOIN meters m ON m.id = r.meter_id
          WHERE r.enabled = $1 AND r.next_evaluate_at < $2

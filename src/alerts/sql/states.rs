@@ -9,9 +9,9 @@ use crate::alerts::state::{Group, State, Status};
 use crate::db::columns::{quantity_of, readable};
 use crate::db::prepared::prepared;
 use crate::db::schema::{alert_rules, alert_states};
-use crate::db::{Conn, Fault};
+use crate::db::{Conn, DbError};
 use crate::error::Error;
-use crate::metering::time::Micros;
+use crate::metering::time::Timestamp;
 
 #[derive(Queryable, Selectable, Insertable)]
 #[diesel(table_name = alert_states, treat_none_as_default_value = false)]
@@ -27,7 +27,7 @@ struct StateRow {
 }
 
 /// The states of these rules, by rule.
-pub fn of_rules(conn: &mut Conn, rule_ids: &[i64]) -> Result<HashMap<i64, Vec<State>>, Fault> {
+pub fn of_rules(conn: &mut Conn, rule_ids: &[i64]) -> Result<HashMap<i64, Vec<State>>, DbError> {
     let rows: Vec<StateRow> = alert_states::table
         .filter(alert_states::rule_id.eq_any(rule_ids))
         .order((alert_states::rule_id, alert_states::group_key, alert_states::group_value))
@@ -43,7 +43,7 @@ pub fn of_rules(conn: &mut Conn, rule_ids: &[i64]) -> Result<HashMap<i64, Vec<St
     Ok(states)
 }
 
-fn state_of(row: StateRow) -> Result<State, Fault> {
+fn state_of(row: StateRow) -> Result<State, DbError> {
     let group = (!row.group_key.is_empty()).then_some(Group { key: row.group_key, value: row.group_value });
     Ok(State {
         group,
@@ -51,12 +51,12 @@ fn state_of(row: StateRow) -> Result<State, Fault> {
         firing: row.firing,
         value: quantity_of(&row.value)?,
         message: row.message,
-        updated_at: Micros(row.updated_at),
+        updated_at: Timestamp(row.updated_at),
     })
 }
 
 /// The revisions of the rules that exist and are enabled, locked in one order.
-pub fn lock_revisions(conn: &mut Conn, ids: &[i64]) -> Result<HashMap<i64, i64>, Fault> {
+pub fn lock_revisions(conn: &mut Conn, ids: &[i64]) -> Result<HashMap<i64, i64>, DbError> {
     let query = alert_rules::table
         .filter(alert_rules::id.eq_any(ids).and(alert_rules::enabled.eq(true)))
         .order(alert_rules::id)
@@ -70,7 +70,7 @@ pub fn lock_revisions(conn: &mut Conn, ids: &[i64]) -> Result<HashMap<i64, i64>,
 
 /// Notes that these rules were evaluated. A failed rule keeps its time, so that the next try of the job evaluates it
 /// again.
-pub fn mark_evaluated(conn: &mut Conn, ids: &[i64], failed: &[i64], now: Micros) -> Result<(), Fault> {
+pub fn mark_evaluated(conn: &mut Conn, ids: &[i64], failed: &[i64], now: Timestamp) -> Result<(), DbError> {
     let moved = alert_rules::table.filter(alert_rules::id.eq_any(ids));
     diesel::update(moved)
         .set((
@@ -96,7 +96,7 @@ fn key_of(state: &State) -> (&str, &str) {
 }
 
 /// Removes the states of groups that are no longer there.
-pub fn remove_gone(conn: &mut Conn, rule_id: i64, before: &[State], after: &[State]) -> Result<(), Fault> {
+pub fn remove_gone(conn: &mut Conn, rule_id: i64, before: &[State], after: &[State]) -> Result<(), DbError> {
     let kept: HashSet<(&str, &str)> = after.iter().map(key_of).collect();
     for (key, value) in before.iter().map(key_of).filter(|key| !kept.contains(key)) {
         diesel::delete(alert_states::table.find((rule_id, key, value))).execute(conn)?;
@@ -124,7 +124,7 @@ prepared!(
          value = excluded.value, message = excluded.message, updated_at = excluded.updated_at"
 );
 
-pub fn put(conn: &mut Conn, changed: &[(i64, State)]) -> Result<(), Fault> {
+pub fn put(conn: &mut Conn, changed: &[(i64, State)]) -> Result<(), DbError> {
     if changed.is_empty() {
         return Ok(());
     }
@@ -164,10 +164,10 @@ pub fn put(conn: &mut Conn, changed: &[(i64, State)]) -> Result<(), Fault> {
 }
 
 /// When the earliest rule of a meter is due; `None` when no enabled rule is left.
-pub fn next_time(conn: &mut Conn, meter_id: i64) -> Result<Option<Micros>, Fault> {
+pub fn next_time(conn: &mut Conn, meter_id: i64) -> Result<Option<Timestamp>, DbError> {
     let next: Option<i64> = alert_rules::table
         .filter(alert_rules::meter_id.eq(meter_id).and(alert_rules::enabled.eq(true)))
         .select(diesel::dsl::min(alert_rules::next_evaluate_at))
         .first(conn)?;
-    Ok(next.map(Micros))
+    Ok(next.map(Timestamp))
 }

@@ -4,18 +4,18 @@ fn q(text: &str) -> Quantity {
     Quantity::parse(text).expect(text)
 }
 
-fn terms(comparator: &str, threshold: &str, group_by: &str) -> Terms {
+fn terms(comparator: &str, threshold: &str, group_by: &str) -> RuleSpec {
     let input = format!(
         r#"{{"name":"r","comparator":"{comparator}","threshold":{threshold},"group_by":"{group_by}"}}"#
     );
-    Terms::new(&serde_json::from_str(&input).expect("json")).expect("valid")
+    RuleSpec::new(&serde_json::from_str(&input).expect("json")).expect("valid")
 }
 
 fn kinds(step: &Step) -> Vec<Kind> {
     step.crossings.iter().map(|crossing| crossing.kind).collect()
 }
 
-const T: Micros = Micros(0);
+const T: Timestamp = Timestamp(0);
 
 #[test]
 fn comparators_on_both_sides_of_the_threshold() {
@@ -34,7 +34,7 @@ fn comparators_on_both_sides_of_the_threshold() {
         ("neq", "12", false),
     ];
     for (comparator, threshold, fires) in cases {
-        let step = step(&terms(comparator, threshold, ""), &[], Seen::Total(Some(q("12"))), T);
+        let step = step(&terms(comparator, threshold, ""), &[], Observation::Total(Some(q("12"))), T);
         assert_eq!(step.states[0].firing, fires, "{comparator} {threshold}");
         assert_eq!(kinds(&step), if fires { vec![Kind::Triggered] } else { vec![] });
     }
@@ -63,11 +63,11 @@ fn an_ungrouped_rule_moves_as_the_table_says() {
         let mut states: Vec<State> = Vec::new();
         for (at, (value, status, events)) in rows.iter().enumerate() {
             let seen = match *value {
-                "-" => Seen::Total(None),
-                "!" => Seen::Failed("broken".to_owned()),
-                value => Seen::Total(Some(q(value))),
+                "-" => Observation::Total(None),
+                "!" => Observation::Failed("broken".to_owned()),
+                value => Observation::Total(Some(q(value))),
             };
-            let next = step(&terms, &states, seen, Micros(at as i64));
+            let next = step(&terms, &states, seen, Timestamp(at as i64));
             assert_eq!((next.states.len(), next.states[0].status), (1, *status), "{rows:?} at {at}");
             assert_eq!(kinds(&next), *events, "{rows:?} at {at}");
             states = next.states;
@@ -75,8 +75,8 @@ fn an_ungrouped_rule_moves_as_the_table_says() {
     }
 }
 
-fn groups(pairs: &[(&str, &str)]) -> Seen {
-    Seen::Groups(pairs.iter().map(|(group, value)| ((*group).to_owned(), q(value))).collect())
+fn groups(pairs: &[(&str, &str)]) -> Observation {
+    Observation::Groups(pairs.iter().map(|(group, value)| ((*group).to_owned(), q(value))).collect())
 }
 
 fn shape(states: &[State]) -> Vec<(String, Status)> {
@@ -103,7 +103,7 @@ fn groups_live_their_own_lives() {
         (resolved.state.group.as_ref().map(|g| g.value.as_str()), &resolved.state.value),
         (Some("a"), &q("0"))
     );
-    let failed = step(&terms, &third.states, Seen::Failed("broken".to_owned()), T);
+    let failed = step(&terms, &third.states, Observation::Failed("broken".to_owned()), T);
     assert_eq!((failed.states.len(), kinds(&failed)), (3, vec![Kind::EvaluationFailed]));
     let after = step(&terms, &failed.states, groups(&[("b", "10")]), T);
     assert_eq!((after.states.len(), kinds(&after)), (2, vec![]), "the error is gone, b fired all along");
@@ -128,26 +128,26 @@ fn a_firing_group_is_never_cut_off() {
 fn closing_resolves_what_fires_and_nothing_else() {
     let terms = terms("gte", "10", "subject");
     let states = step(&terms, &[], groups(&[("a", "12"), ("b", "3")]), T).states;
-    let closed = close(&states, "the rule was disabled", Micros(7));
+    let closed = close(&states, "the rule was disabled", Timestamp(7));
     assert_eq!(closed.len(), 1);
     assert_eq!((closed[0].kind, closed[0].state.status), (Kind::Resolved, Status::Ok));
     assert_eq!(primary(&states).map(|state| state.status), Some(Status::Alerting));
-    let regrouped = step(&Terms { group_by: None, ..terms }, &states, Seen::Total(Some(q("1"))), T);
+    let regrouped = step(&RuleSpec { group_by: None, ..terms }, &states, Observation::Total(Some(q("1"))), T);
     assert_eq!((regrouped.states.len(), kinds(&regrouped)), (1, vec![Kind::Resolved]));
 }
 
 #[test]
 fn unchanged_states_keep_their_time() {
     let terms = terms("gte", "10", "");
-    let first = step(&terms, &[], Seen::Total(Some(q("12"))), Micros(1));
-    let second = step(&terms, &first.states, Seen::Total(Some(q("12"))), Micros(2));
-    assert_eq!(second.states[0].updated_at, Micros(1));
+    let first = step(&terms, &[], Observation::Total(Some(q("12"))), Timestamp(1));
+    let second = step(&terms, &first.states, Observation::Total(Some(q("12"))), Timestamp(2));
+    assert_eq!(second.states[0].updated_at, Timestamp(1));
     assert_eq!(first.states[0].message, "value 12 is at or above threshold 10");
 }
 
 #[test]
 fn rules_are_checked() {
-    let with = |json: &str| Terms::new(&serde_json::from_str(json).expect("json"));
+    let with = |json: &str| RuleSpec::new(&serde_json::from_str(json).expect("json"));
     for bad in [
         r#"{}"#,
         r#"{"name":" "}"#,

@@ -15,7 +15,7 @@ use crate::alerts::webhook::{
     SIGNATURE_HEADER, TIMESTAMP_HEADER, parse_retry_after, signature, standard_signature,
 };
 use crate::error::{Error, Result};
-use crate::metering::time::{Micros, SECOND};
+use crate::metering::time::{SECOND, Timestamp};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -30,7 +30,7 @@ pub struct Client {
 
 /// One call to be made.
 #[derive(Clone, Debug)]
-pub struct Letter {
+pub struct WebhookRequest {
     pub url: String,
     /// The event: the same for every attempt.
     pub id: String,
@@ -42,7 +42,7 @@ pub struct Letter {
 
 /// What came of a call.
 #[derive(Clone, Debug, Default)]
-pub struct Answer {
+pub struct WebhookResponse {
     pub status_code: Option<u16>,
     /// `None` when it was delivered.
     pub error: Option<String>,
@@ -52,10 +52,10 @@ pub struct Answer {
     pub duration_ms: i64,
 }
 
-impl Answer {
+impl WebhookResponse {
     /// A call that was not made.
     pub fn unsent(reason: impl Into<String>) -> Self {
-        Answer { error: Some(reason.into()), ..Answer::default() }
+        WebhookResponse { error: Some(reason.into()), ..WebhookResponse::default() }
     }
 
     pub fn is_delivered(&self) -> bool {
@@ -115,17 +115,17 @@ impl Client {
     }
 
     /// Makes one call. Any 2xx is success.
-    pub async fn send(&self, letter: &Letter) -> Answer {
+    pub async fn send(&self, letter: &WebhookRequest) -> WebhookResponse {
         let started = Instant::now();
         let mut answer = match self.call(letter).await {
             Ok(answer) => answer,
-            Err(reason) => Answer::unsent(reason),
+            Err(reason) => WebhookResponse::unsent(reason),
         };
         answer.duration_ms = started.elapsed().as_millis() as i64;
         answer
     }
 
-    async fn call(&self, letter: &Letter) -> Result<Answer, String> {
+    async fn call(&self, letter: &WebhookRequest) -> Result<WebhookResponse, String> {
         let url = url::Url::parse(&letter.url).map_err(|error| error.to_string())?;
         // names go through the resolver, literal addresses do not
         let literal = match url.host() {
@@ -136,9 +136,9 @@ impl Client {
         if let Some(address) = literal.filter(|address| !permits(&self.allowed, *address)) {
             return Err(refusal(address));
         }
-        let now = Micros::now();
+        let now = Timestamp::now();
         let timestamp = (now.0 / SECOND).to_string();
-        let Letter { id, secret, body, .. } = letter;
+        let WebhookRequest { id, secret, body, .. } = letter;
         let secrets = std::iter::once(secret.as_str()).chain(letter.previous_secret.as_deref());
         let sent = self
             .http
@@ -155,7 +155,7 @@ impl Client {
         let mut response = sent.map_err(describe)?;
         let status = response.status();
         let retry_after = response.headers().get("retry-after").and_then(|value| value.to_str().ok());
-        Ok(Answer {
+        Ok(WebhookResponse {
             status_code: Some(status.as_u16()),
             error: (!status.is_success()).then(|| format!("the receiver answered {status}")),
             retry_after: retry_after.and_then(|text| parse_retry_after(text, now)),

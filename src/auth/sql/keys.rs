@@ -9,9 +9,9 @@ use crate::auth::token::TokenHash;
 use crate::db::columns::readable;
 use crate::db::identity::new_id;
 use crate::db::schema::{api_key_events, api_keys, memberships, users, workspaces};
-use crate::db::{Conn, Fault, limits};
+use crate::db::{Conn, DbError, limits};
 use crate::error::Error;
-use crate::metering::time::Micros;
+use crate::metering::time::Timestamp;
 
 /// Whose keys: those one user made in one workspace.
 #[derive(Clone, Copy, Debug)]
@@ -142,7 +142,7 @@ pub struct KeyEvent {
 }
 
 /// The member behind a key and the key itself, dead or alive; nobody when the user left the workspace.
-pub fn find(conn: &mut Conn, hash: &TokenHash) -> Result<Option<(Member, ApiKey)>, Fault> {
+pub fn find(conn: &mut Conn, hash: &TokenHash) -> Result<Option<(Member, ApiKey)>, DbError> {
     let found = api_keys::table
         .inner_join(users::table.on(users::id.eq(api_keys::user_id)))
         .inner_join(workspaces::table.on(workspaces::id.eq(api_keys::workspace_id)))
@@ -158,7 +158,7 @@ pub fn find(conn: &mut Conn, hash: &TokenHash) -> Result<Option<(Member, ApiKey)
 }
 
 /// Newest first.
-pub fn list(conn: &mut Conn, owner: Owner) -> Result<Vec<ApiKey>, Fault> {
+pub fn list(conn: &mut Conn, owner: Owner) -> Result<Vec<ApiKey>, DbError> {
     let keys = api_keys::table
         .filter(api_keys::workspace_id.eq(owner.workspace_id))
         .filter(api_keys::user_id.eq(owner.user_id))
@@ -173,8 +173,8 @@ pub fn create(
     owner: Owner,
     terms: &KeyTerms,
     secret: &KeySecret,
-    now: Micros,
-) -> Result<ApiKey, Fault> {
+    now: Timestamp,
+) -> Result<ApiKey, DbError> {
     limits::check(conn, limits::Kind::ApiKey, owner.workspace_id)?;
     let public_id = Uuid::now_v7().to_string();
     let key = insert(conn, owner, &public_id, terms, secret, now)?;
@@ -188,8 +188,8 @@ fn insert(
     public_id: &str,
     terms: &KeyTerms,
     secret: &KeySecret,
-    now: Micros,
-) -> Result<ApiKey, Fault> {
+    now: Timestamp,
+) -> Result<ApiKey, DbError> {
     let key = diesel::insert_into(api_keys::table)
         .values(NewKey {
             id: new_id(),
@@ -211,7 +211,7 @@ fn insert(
 
 /// Ends a key now; answers the hash under which others may remember it. Ending it again changes nothing; 404 when
 /// it is not the owner's.
-pub fn revoke(conn: &mut Conn, owner: Owner, public_id: &str, now: Micros) -> Result<Vec<u8>, Fault> {
+pub fn revoke(conn: &mut Conn, owner: Owner, public_id: &str, now: Timestamp) -> Result<Vec<u8>, DbError> {
     let Some((hash, key)) = lock(conn, owner, public_id)? else { return Err(no_such_key()) };
     if key.revoked_at.is_none_or(|at| at > now.0) {
         set_revoked(conn, key.id, now)?;
@@ -227,9 +227,9 @@ pub fn rotate(
     owner: Owner,
     public_id: &str,
     secret: &KeySecret,
-    until: Micros,
-    now: Micros,
-) -> Result<(ApiKey, Vec<u8>), Fault> {
+    until: Timestamp,
+    now: Timestamp,
+) -> Result<(ApiKey, Vec<u8>), DbError> {
     let Some((old_hash, old)) = lock(conn, owner, public_id)? else { return Err(no_such_key()) };
     if old.revoked_at.is_some() {
         return Err(Error::conflict("the API key is revoked or already being rotated").into());
@@ -253,7 +253,7 @@ pub fn rotate(
 
 /// Reads a key and keeps others from changing it until the transaction ends: the update that changes nothing takes
 /// the row's lock on PostgreSQL, and SQLite has one writer anyway.
-fn lock(conn: &mut Conn, owner: Owner, public_id: &str) -> Result<Option<(Vec<u8>, ApiKey)>, Fault> {
+fn lock(conn: &mut Conn, owner: Owner, public_id: &str) -> Result<Option<(Vec<u8>, ApiKey)>, DbError> {
     let locked = diesel::update(api_keys::table)
         .filter(api_keys::public_id.eq(public_id))
         .filter(api_keys::workspace_id.eq(owner.workspace_id))
@@ -264,12 +264,12 @@ fn lock(conn: &mut Conn, owner: Owner, public_id: &str) -> Result<Option<(Vec<u8
     Ok(locked.optional()?)
 }
 
-fn set_revoked(conn: &mut Conn, id: i64, at: Micros) -> Result<(), Fault> {
+fn set_revoked(conn: &mut Conn, id: i64, at: Timestamp) -> Result<(), DbError> {
     diesel::update(api_keys::table.find(id)).set(api_keys::revoked_at.eq(at.0)).execute(conn)?;
     Ok(())
 }
 
-fn no_such_key() -> Fault {
+fn no_such_key() -> DbError {
     Error::not_found("API key").into()
 }
 
@@ -279,9 +279,9 @@ fn record(
     key: &ApiKey,
     event_type: &'static str,
     related_api_key_id: Option<&str>,
-    effective_at: Option<Micros>,
-    now: Micros,
-) -> Result<(), Fault> {
+    effective_at: Option<Timestamp>,
+    now: Timestamp,
+) -> Result<(), DbError> {
     diesel::insert_into(api_key_events::table)
         .values(NewEvent {
             id: Uuid::now_v7().to_string(),
@@ -300,7 +300,7 @@ fn record(
 }
 
 /// The newest `limit` events of the owner's keys, newest first.
-pub fn events(conn: &mut Conn, owner: Owner, limit: i64) -> Result<Vec<KeyEvent>, Fault> {
+pub fn events(conn: &mut Conn, owner: Owner, limit: i64) -> Result<Vec<KeyEvent>, DbError> {
     let events = api_key_events::table
         .filter(api_key_events::workspace_id.eq(owner.workspace_id))
         .filter(api_key_events::user_id.eq(owner.user_id))
@@ -321,7 +321,7 @@ pub fn events(conn: &mut Conn, owner: Owner, limit: i64) -> Result<Vec<KeyEvent>
 }
 
 /// Notes when keys were last used: pairs of key and time. Another server may have noted a later time already.
-pub fn note_use(conn: &mut Conn, uses: &[(i64, Micros)]) -> Result<(), Fault> {
+pub fn note_use(conn: &mut Conn, uses: &[(i64, Timestamp)]) -> Result<(), DbError> {
     for (id, at) in uses {
         diesel::update(api_keys::table.find(id))
             .filter(api_keys::last_used_at.is_null().or(api_keys::last_used_at.lt(at.0)))

@@ -8,8 +8,8 @@ use diesel::sql_types::BigInt;
 use crate::auth::sql::users::{MEMBER, Member};
 use crate::auth::token::TokenHash;
 use crate::db::schema::{memberships, sessions, users, workspaces};
-use crate::db::{Conn, Fault};
-use crate::metering::time::Micros;
+use crate::db::{Conn, DbError};
+use crate::metering::time::Timestamp;
 
 /// The two kinds of token; neither is taken for the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,12 +53,12 @@ pub struct Login {
 /// The tokens of a session about to begin: hash and expiry of each.
 #[derive(Clone, Copy, Debug)]
 pub struct Pair {
-    pub access: (TokenHash, Micros),
-    pub refresh: (TokenHash, Micros),
+    pub access: (TokenHash, Timestamp),
+    pub refresh: (TokenHash, Timestamp),
 }
 
 /// Stores both tokens of a session.
-pub fn open(conn: &mut Conn, login: &Login, pair: &Pair, now: Micros) -> Result<(), Fault> {
+pub fn open(conn: &mut Conn, login: &Login, pair: &Pair, now: Timestamp) -> Result<(), DbError> {
     for (kind, (hash, expires_at)) in [(Kind::Access, &pair.access), (Kind::Refresh, &pair.refresh)] {
         diesel::insert_into(sessions::table)
             .values(NewSession {
@@ -77,7 +77,7 @@ pub fn open(conn: &mut Conn, login: &Login, pair: &Pair, now: Micros) -> Result<
 }
 
 /// The member behind an access token, when it expires, which may be past, and the form key of the sign-in.
-pub fn find(conn: &mut Conn, hash: &TokenHash) -> Result<Option<(Member, i64, Vec<u8>)>, Fault> {
+pub fn find(conn: &mut Conn, hash: &TokenHash) -> Result<Option<(Member, i64, Vec<u8>)>, DbError> {
     let found = sessions::table
         .inner_join(users::table.on(users::id.eq(sessions::user_id)))
         .inner_join(workspaces::table.on(workspaces::id.eq(sessions::workspace_id)))
@@ -95,7 +95,12 @@ pub fn find(conn: &mut Conn, hash: &TokenHash) -> Result<Option<(Member, i64, Ve
 
 /// Uses a refresh token up, in one statement: from now on it lives no longer than `until`, the grace for a second
 /// browser tab that sends the same one. None when it is unknown or dead.
-pub fn use_up(conn: &mut Conn, hash: &TokenHash, now: Micros, until: Micros) -> Result<Option<Login>, Fault> {
+pub fn use_up(
+    conn: &mut Conn,
+    hash: &TokenHash,
+    now: Timestamp,
+    until: Timestamp,
+) -> Result<Option<Login>, DbError> {
     let sooner = case_when(sessions::expires_at.gt(until.0), until.0.into_sql::<BigInt>())
         .otherwise(sessions::expires_at);
     let used = diesel::update(sessions::table)
@@ -109,7 +114,7 @@ pub fn use_up(conn: &mut Conn, hash: &TokenHash, now: Micros, until: Micros) -> 
 }
 
 /// Ends the sign-ins that the tokens belong to; answers the hashes of every token that died.
-pub fn close(conn: &mut Conn, hashes: &[TokenHash]) -> Result<Vec<Vec<u8>>, Fault> {
+pub fn close(conn: &mut Conn, hashes: &[TokenHash]) -> Result<Vec<Vec<u8>>, DbError> {
     let mut ended = Vec::new();
     for hash in hashes {
         let login_id: Option<String> =
@@ -131,8 +136,8 @@ pub fn close(conn: &mut Conn, hashes: &[TokenHash]) -> Result<Vec<Vec<u8>>, Faul
 }
 
 /// Deletes at most `limit` expired tokens, the oldest first; answers how many.
-pub fn sweep(conn: &mut Conn, now: Micros, limit: i64) -> Result<usize, Fault> {
-    let text = "-- store::sessions::sweep
+pub fn sweep(conn: &mut Conn, now: Timestamp, limit: i64) -> Result<usize, DbError> {
+    let text = "-- auth::sessions::sweep
         DELETE FROM sessions WHERE token_hash IN
             (SELECT token_hash FROM sessions WHERE expires_at <= $1 ORDER BY expires_at LIMIT $2)";
     Ok(diesel::sql_query(text).bind::<BigInt, _>(now.0).bind::<BigInt, _>(limit).execute(conn)?)

@@ -7,9 +7,9 @@ use diesel::prelude::*;
 use crate::auth::permission::Role;
 use crate::db::identity::new_id;
 use crate::db::schema::{memberships, users, workspaces};
-use crate::db::{Conn, Fault};
+use crate::db::{Conn, DbError};
 use crate::error::Error;
-use crate::metering::time::Micros;
+use crate::metering::time::Timestamp;
 
 /// A user as a member of one workspace: who every authenticated request acts as.
 #[derive(Clone, Debug, Queryable)]
@@ -75,14 +75,19 @@ struct NewMembership {
 }
 
 /// Creates a user with a workspace of their own; 409 when the address is taken.
-pub fn register(conn: &mut Conn, email: &str, password_hash: &str, now: Micros) -> Result<Member, Fault> {
+pub fn register(
+    conn: &mut Conn,
+    email: &str,
+    password_hash: &str,
+    now: Timestamp,
+) -> Result<Member, DbError> {
     let public_id = uuid::Uuid::now_v7().to_string();
     let user_id = diesel::insert_into(users::table)
         .values(NewUser { id: new_id(), public_id, email, password_hash, created_at: now.0 })
         .returning(users::id)
         .get_result(conn)
-        .map_err(|error| match Fault::from(error) {
-            fault if fault.breaks("users_email_key") => {
+        .map_err(|error| match DbError::from(error) {
+            fault if fault.violates("users_email_key") => {
                 Error::conflict("this email address is registered already").into()
             }
             fault => fault,
@@ -92,7 +97,7 @@ pub fn register(conn: &mut Conn, email: &str, password_hash: &str, now: Micros) 
 }
 
 /// A user's own workspace, named after the address.
-fn create_workspace(conn: &mut Conn, user_id: i64, email: &str, now: Micros) -> Result<i64, Fault> {
+fn create_workspace(conn: &mut Conn, user_id: i64, email: &str, now: Timestamp) -> Result<i64, DbError> {
     let owner = email.split('@').next().unwrap_or_default();
     let public_id = uuid::Uuid::now_v7().to_string();
     let workspace_id = diesel::insert_into(workspaces::table)
@@ -111,7 +116,7 @@ fn create_workspace(conn: &mut Conn, user_id: i64, email: &str, now: Micros) -> 
 }
 
 /// A registered user and the password hash, which is empty when the user has none.
-pub fn credentials(conn: &mut Conn, email: &str) -> Result<Option<(i64, String)>, Fault> {
+pub fn credentials(conn: &mut Conn, email: &str) -> Result<Option<(i64, String)>, DbError> {
     let found =
         users::table.filter(users::email.eq(email)).select((users::id, users::password_hash)).first(conn);
     Ok(found.optional()?)
@@ -119,7 +124,7 @@ pub fn credentials(conn: &mut Conn, email: &str) -> Result<Option<(i64, String)>
 
 /// The workspace a sign-in leads to: the one with the highest role, then the oldest membership. A user who was
 /// removed from every workspace gets a new one.
-pub fn home(conn: &mut Conn, user_id: i64, now: Micros) -> Result<i64, Fault> {
+pub fn home(conn: &mut Conn, user_id: i64, now: Timestamp) -> Result<i64, DbError> {
     let memberships: Vec<(i64, String, i64)> = memberships::table
         .filter(memberships::user_id.eq(user_id))
         .select((memberships::workspace_id, memberships::role, memberships::created_at))
@@ -132,7 +137,7 @@ pub fn home(conn: &mut Conn, user_id: i64, now: Micros) -> Result<i64, Fault> {
     create_workspace(conn, user_id, &email, now)
 }
 
-pub fn member(conn: &mut Conn, user_id: i64, workspace_id: i64) -> Result<Option<Member>, Fault> {
+pub fn member(conn: &mut Conn, user_id: i64, workspace_id: i64) -> Result<Option<Member>, DbError> {
     let found = memberships::table
         .inner_join(users::table.on(users::id.eq(memberships::user_id)))
         .inner_join(workspaces::table.on(workspaces::id.eq(memberships::workspace_id)))

@@ -7,7 +7,7 @@ use actix_web::{HttpResponse, web};
 use askama::Template;
 
 use crate::alerts::evaluate::{evaluate, evaluate_disabled};
-use crate::alerts::rule::{RuleInput, Terms};
+use crate::alerts::rule::{RuleInput, RuleSpec};
 use crate::alerts::sql::destinations::{self, Destination};
 use crate::alerts::sql::events::{self, Attempt, Event};
 use crate::alerts::sql::rules::{self, Change, NewRule, Rule};
@@ -20,13 +20,13 @@ use crate::dashboard::chart::{Chart, Kind};
 use crate::dashboard::form::{Complaint, Fields, Form};
 use crate::dashboard::view::{self, Link};
 use crate::dashboard::visit::{Shell, Visit, ok, rejected};
-use crate::db::{Conn, Fault};
+use crate::db::{Conn, DbError};
 use crate::error::{Error, Result};
 use crate::http::extract::{Id, Params};
 use crate::metering::event::InputQuantity;
 use crate::metering::meter::Meter;
 use crate::metering::quantity::Quantity;
-use crate::metering::time::{BucketSize, Micros};
+use crate::metering::time::{BucketSize, Timestamp};
 use crate::usage::query::Query;
 
 const LISTED: i64 = 500;
@@ -90,14 +90,17 @@ struct ListPage {
     events: Vec<(Event, Option<Attempt>)>,
 }
 
-fn with_states(conn: &mut Conn, rules: Vec<Rule>) -> Result<Vec<Row>, Fault> {
+fn with_states(conn: &mut Conn, rules: Vec<Rule>) -> Result<Vec<Row>, DbError> {
     let ids: Vec<i64> = rules.iter().map(|rule| rule.id).collect();
     let mut states = states::of_rules(conn, &ids)?;
     let row = |rule: Rule| Row { states: states.remove(&rule.id).unwrap_or_default(), rule };
     Ok(rules.into_iter().map(row).collect())
 }
 
-fn with_attempts(conn: &mut Conn, events: Vec<(i64, Event)>) -> Result<Vec<(Event, Option<Attempt>)>, Fault> {
+fn with_attempts(
+    conn: &mut Conn,
+    events: Vec<(i64, Event)>,
+) -> Result<Vec<(Event, Option<Attempt>)>, DbError> {
     let ids: Vec<String> = events.iter().map(|(_, event)| event.public_id.clone()).collect();
     let mut attempts: HashMap<String, Attempt> = events::latest_attempts(conn, &ids)?;
     Ok(events
@@ -238,12 +241,12 @@ async fn add(app: &App, caller: &Caller, fields: &Fields) -> Result<Rule> {
     }
     let new = NewRule {
         workspace_id: caller.workspace_id,
-        terms: Terms::new(&input)?,
+        terms: RuleSpec::new(&input)?,
         meter: fields.get("meter").to_owned(),
         destination_id: fields.get("destination_id").to_owned(),
     };
-    let rule = app.store.write("alerts::add", move |conn| rules::add(conn, &new, Micros::now())).await?;
-    app.wake.ring();
+    let rule = app.store.write("alerts::add", move |conn| rules::add(conn, &new, Timestamp::now())).await?;
+    app.wake.notify();
     Ok(rule)
 }
 
@@ -306,10 +309,10 @@ async fn replace(app: &App, caller: &Caller, id: &str, fields: &Fields) -> Resul
             let (meter, destination_id) = (input.meter.clone(), input.destination_id.clone());
             Ok(Change { terms: rule.terms.changed(&input)?, meter, destination_id })
         };
-        rules::update(conn, workspace_id, &id, change, Micros::now())
+        rules::update(conn, workspace_id, &id, change, Timestamp::now())
     };
     app.store.write("alerts::update", update).await?;
-    app.wake.ring();
+    app.wake.notify();
     Ok(())
 }
 
@@ -354,7 +357,7 @@ async fn history(app: &App, caller: &Caller, rule: &Rule) -> Result<Option<Chart
     }
     let size = if rule.terms.window_seconds >= 86_400 { BucketSize::Day } else { BucketSize::Hour };
     let days = if size == BucketSize::Day { 28 } else { 3 };
-    let window = ask::last_days(days, Micros::now());
+    let window = ask::last_days(days, Timestamp::now());
     let meter = ask::meter(app, caller, &rule.meter).await?;
     let query = Query { subject: rule.terms.subject.clone(), ..ask::whole(meter.clone(), window, size) };
     let starts = ask::axis(window, size);
@@ -390,11 +393,11 @@ pub async fn evaluate_now(
         let filter = rules::Filter { public_id: Some(id.clone()), ..rules::Filter::default() };
         let outcome = evaluate(&app.store, Some(caller.workspace_id), filter).await?;
         if outcome.enqueued {
-            app.wake.ring();
+            app.wake.notify();
         }
     } else {
         let rule = Arc::new(rule);
-        let write = move |conn: &mut Conn| evaluate_disabled(conn, &rule, Micros::now());
+        let write = move |conn: &mut Conn| evaluate_disabled(conn, &rule, Timestamp::now());
         app.store.write("alerts::evaluate_disabled", write).await?;
     }
     Ok(visit.go(&format!("/alerts/{id}"), "Evaluated just now."))
@@ -425,8 +428,8 @@ pub async fn delete(
     _form: Form,
 ) -> Result<HttpResponse> {
     let workspace_id = caller.workspace_id;
-    let delete = move |conn: &mut Conn| rules::delete(conn, workspace_id, &id, Micros::now());
+    let delete = move |conn: &mut Conn| rules::delete(conn, workspace_id, &id, Timestamp::now());
     app.store.write("alerts::delete", delete).await?;
-    app.wake.ring();
+    app.wake.notify();
     Ok(visit.go("/alerts", "The alert is deleted."))
 }

@@ -6,8 +6,8 @@ use uuid::Uuid;
 
 use crate::alerts::rule::parse_label;
 use crate::alerts::sql::deliveries::{self, Listed};
-use crate::alerts::sql::destinations::{self, Destination, Terms};
-use crate::alerts::webhook::client::{Answer, Letter};
+use crate::alerts::sql::destinations::{self, Destination, DestinationSpec};
+use crate::alerts::webhook::client::{WebhookRequest, WebhookResponse};
 use crate::alerts::webhook::{self, SECRET_OVERLAP, SECRET_PREFIX};
 use crate::app::App;
 use crate::auth::Caller;
@@ -18,7 +18,7 @@ use crate::dashboard::visit::{Shell, Visit, ok, rejected, secret};
 use crate::db::Conn;
 use crate::error::Result;
 use crate::http::extract::{Id, Params};
-use crate::metering::time::Micros;
+use crate::metering::time::Timestamp;
 
 #[derive(Template)]
 #[template(path = "alerts/destination_form.html")]
@@ -46,8 +46,8 @@ pub async fn new(visit: Visit) -> Result<HttpResponse> {
     ok(&form_page(&visit, None, Fields::of([("enabled", "on")]), Complaint::none()))
 }
 
-fn terms(fields: &Fields) -> Result<Terms> {
-    Ok(Terms {
+fn terms(fields: &Fields) -> Result<DestinationSpec> {
+    Ok(DestinationSpec {
         name: parse_label(fields.get("name"))?,
         enabled: !fields.get("enabled").is_empty(),
         webhook_url: webhook::parse_url(fields.get("webhook_url"))?,
@@ -80,7 +80,7 @@ pub async fn create(app: web::Data<App>, caller: Caller, visit: Visit, form: For
     let made = match terms(&fields) {
         Ok(terms) => {
             let add = move |conn: &mut Conn| {
-                destinations::add(conn, workspace_id, &terms, token.expose(), Micros::now())
+                destinations::add(conn, workspace_id, &terms, token.expose(), Timestamp::now())
             };
             app.store.write("destinations::add", add).await
         }
@@ -105,7 +105,7 @@ struct ShowPage {
     shell: Shell,
     destination: Destination,
     deliveries: Vec<Listed>,
-    answer: Option<Answer>,
+    answer: Option<WebhookResponse>,
 }
 
 async fn show_page(
@@ -113,7 +113,7 @@ async fn show_page(
     caller: &Caller,
     visit: &Visit,
     id: &str,
-    answer: Option<Answer>,
+    answer: Option<WebhookResponse>,
 ) -> Result<ShowPage> {
     let destination = find(app, caller, id).await?;
     let workspace_id = caller.workspace_id;
@@ -136,8 +136,8 @@ pub async fn test(
     _form: Form,
 ) -> Result<HttpResponse> {
     let destination = find(&app, &caller, &id).await?;
-    let (now, event_id) = (Micros::now(), Uuid::now_v7().to_string());
-    let letter = Letter {
+    let (now, event_id) = (Timestamp::now(), Uuid::now_v7().to_string());
+    let letter = WebhookRequest {
         url: destination.webhook_url.clone(),
         body: webhook::test_payload(&event_id, (&destination.public_id, &destination.name), now)?,
         secret: destination.secret.clone(),
@@ -170,14 +170,14 @@ pub async fn update(
     let changed = match terms(&fields) {
         Ok(terms) => {
             let change = move |_: &Destination| {
-                Ok(Terms {
+                Ok(DestinationSpec {
                     name: terms.name.clone(),
                     enabled: terms.enabled,
                     webhook_url: terms.webhook_url.clone(),
                 })
             };
             let update = move |conn: &mut Conn| {
-                destinations::update(conn, workspace_id, &wanted, &change, Micros::now())
+                destinations::update(conn, workspace_id, &wanted, &change, Timestamp::now())
             };
             app.store.write("destinations::update", update).await
         }
@@ -186,7 +186,7 @@ pub async fn update(
     match changed {
         Ok(_) => {
             // what waited for a disabled destination may be due
-            app.wake.ring();
+            app.wake.notify();
             Ok(visit.go(&format!("/destinations/{id}"), "Saved."))
         }
         Err(error) => {
@@ -225,7 +225,7 @@ pub async fn rotate(
 ) -> Result<HttpResponse> {
     let (token, workspace_id) = (Token::new(SECRET_PREFIX)?, caller.workspace_id);
     let rotate = move |conn: &mut Conn| {
-        let now = Micros::now();
+        let now = Timestamp::now();
         let until = now.plus(SECRET_OVERLAP.as_micros() as i64);
         destinations::rotate(conn, workspace_id, &id, token.expose(), until, now)
     };
@@ -298,7 +298,7 @@ pub async fn deliveries(
 /// Sends again: one that failed at once, one that arrived once more under its own id.
 pub async fn replay(app: web::Data<App>, caller: Caller, visit: Visit, form: Form) -> Result<HttpResponse> {
     let Form(fields) = form;
-    let (workspace_id, now) = (caller.workspace_id, Micros::now());
+    let (workspace_id, now) = (caller.workspace_id, Timestamp::now());
     match fields.some("delivery") {
         Some(id) => {
             let retry = move |conn: &mut Conn| deliveries::retry(conn, workspace_id, &id, now);
@@ -310,6 +310,6 @@ pub async fn replay(app: web::Data<App>, caller: Caller, visit: Visit, form: For
             app.store.write("deliveries::redeliver", again).await?;
         }
     }
-    app.wake.ring();
+    app.wake.notify();
     Ok(visit.go("/deliveries", "It is sent again now."))
 }

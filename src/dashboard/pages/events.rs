@@ -21,7 +21,7 @@ use crate::http::respond;
 use crate::metering::event::StoredEvent;
 use crate::metering::json::Value;
 use crate::metering::meter::Meter;
-use crate::metering::time::{Micros, SECOND, Window};
+use crate::metering::time::{SECOND, Timestamp, Window};
 use crate::usage::events::{self as event_list, Listed, Position};
 use crate::usage::ingestion_runs::{self, IngestionRun};
 use crate::usage::query::parse_subject_filter;
@@ -30,20 +30,20 @@ const LISTED: usize = 50;
 const DOWNLOADED: usize = 1_000;
 
 /// What an address asks for.
-struct Asked {
+struct ExportQuery {
     meter: String,
     subject: String,
     range: Option<Range>,
     conditions: Vec<Condition>,
 }
 
-impl Asked {
-    fn parse(params: &Params) -> Result<Asked> {
+impl ExportQuery {
+    fn parse(params: &Params) -> Result<ExportQuery> {
         let has_time = ["range", "from", "to"].iter().any(|name| !params.get(name).is_empty());
-        Ok(Asked {
+        Ok(ExportQuery {
             meter: params.get("meter").to_owned(),
             subject: parse_subject_filter(params.get("subject"))?.unwrap_or_default(),
-            range: if has_time { Some(Range::parse(params, "", Micros::now())?) } else { None },
+            range: if has_time { Some(Range::parse(params, "", Timestamp::now())?) } else { None },
             conditions: grammar::conditions(params)?,
         })
     }
@@ -78,7 +78,7 @@ impl Asked {
 struct ListPage {
     shell: Shell,
     meters: Vec<Meter>,
-    asked: Asked,
+    asked: ExportQuery,
     events: Vec<StoredEvent>,
     next: Option<String>,
     is_first: bool,
@@ -112,7 +112,7 @@ impl ListPage {
     fn without(&self, at: &usize) -> String {
         let mut conditions = self.asked.conditions.clone();
         conditions.remove(*at);
-        let rest = Asked {
+        let rest = ExportQuery {
             meter: self.asked.meter.clone(),
             subject: self.asked.subject.clone(),
             range: self.asked.range.clone(),
@@ -127,7 +127,12 @@ pub async fn list(app: web::Data<App>, caller: Caller, visit: Visit, params: Par
     let mut page = ListPage {
         shell: visit.shell("events", "Events"),
         meters,
-        asked: Asked { meter: String::new(), subject: String::new(), range: None, conditions: Vec::new() },
+        asked: ExportQuery {
+            meter: String::new(),
+            subject: String::new(),
+            range: None,
+            conditions: Vec::new(),
+        },
         events: Vec::new(),
         next: None,
         is_first: params.get("cursor").is_empty(),
@@ -149,7 +154,7 @@ async fn answer(
     page: &mut ListPage,
     params: &Params,
 ) -> Result<Option<HttpResponse>> {
-    let asked = Asked::parse(params)?;
+    let asked = ExportQuery::parse(params)?;
     let meter = page.meters.iter().find(|meter| meter.name == asked.meter);
     if let Some(condition) = new_condition(params)? {
         let mut wider = asked;
@@ -191,7 +196,7 @@ fn new_condition(params: &Params) -> Result<Option<Condition>> {
 fn position(cursor: &str) -> Result<Option<Position>> {
     let Some((time, id)) = decode_cursor::<(i64, String)>(cursor)? else { return Ok(None) };
     let id = Uuid::parse_str(&id).map_err(|_| Error::invalid("cursor is not one of ours"))?;
-    Ok(Some(Position { time: Micros(time), id }))
+    Ok(Some(Position { time: Timestamp(time), id }))
 }
 
 fn csv(listed: &[Listed]) -> Result<HttpResponse> {
@@ -224,14 +229,19 @@ const LATE: i64 = 3_600 * SECOND;
 const LOOKED_AT: usize = 5_000;
 
 /// One event by its id.
-pub async fn find(app: &App, caller: &Caller, id: Uuid, at: Option<Micros>) -> Result<Option<StoredEvent>> {
+pub async fn find(
+    app: &App,
+    caller: &Caller,
+    id: Uuid,
+    at: Option<Timestamp>,
+) -> Result<Option<StoredEvent>> {
     let window = match at {
         Some(at) => Window { from: at, to: at.plus(1) },
         None => {
             // the id of an event begins with the time it was received
-            let received = id.get_timestamp().map_or(Micros(0), |time| {
+            let received = id.get_timestamp().map_or(Timestamp(0), |time| {
                 let (seconds, nanos) = time.to_unix();
-                Micros((seconds as i64).saturating_mul(SECOND) + i64::from(nanos) / 1_000)
+                Timestamp((seconds as i64).saturating_mul(SECOND) + i64::from(nanos) / 1_000)
             });
             Window { from: received.plus(-LATE), to: received.plus(5 * SECOND) }
         }
@@ -256,7 +266,7 @@ pub async fn show(
 ) -> Result<HttpResponse> {
     let missing = || Error::not_found(format!("event {id:?}"));
     let uuid = Uuid::parse_str(&id).map_err(|_| missing())?;
-    let at = Micros::parse(params.get("at"));
+    let at = Timestamp::parse(params.get("at"));
     let event = find(&app, &caller, uuid, at).await?.ok_or_else(missing)?;
     let (workspace_id, key) = (caller.workspace_id, event.idempotency_key.clone());
     let decided = match key {

@@ -20,7 +20,7 @@ use crate::http::respond;
 use crate::metering::json::{Number, Value};
 use crate::metering::meter::Meter;
 use crate::metering::quantity::Quantity;
-use crate::metering::time::{BucketSize, DAY, Micros, Window};
+use crate::metering::time::{BucketSize, DAY, Timestamp, Window};
 use crate::usage::query::{Bucket, Query, parse_group_by, parse_subject_filter};
 use crate::usage::saved_queries::{self, SavedQuery};
 
@@ -37,7 +37,7 @@ const BUCKETS: [(&str, &str); 4] =
     [("auto", "automatic"), ("hour", "hour"), ("day", "day"), ("month", "month")];
 
 /// What an address asks for.
-pub struct Asked {
+pub struct ExportQuery {
     pub meter: Meter,
     pub subject: String,
     pub range: Range,
@@ -52,9 +52,9 @@ pub struct Asked {
     show: String,
 }
 
-impl Asked {
-    pub fn parse(meter: Meter, params: &Params) -> Result<Asked> {
-        let range = Range::parse(params, DEFAULT_RANGE, Micros::now())?;
+impl ExportQuery {
+    pub fn parse(meter: Meter, params: &Params) -> Result<ExportQuery> {
+        let range = Range::parse(params, DEFAULT_RANGE, Timestamp::now())?;
         let size = grammar::bucket(params.get("bucket"), range.window)?;
         range.window.check_length(size)?;
         let group: Vec<String> = params
@@ -69,7 +69,7 @@ impl Asked {
         }
         let show = params.get("show").to_owned();
         let drawn = if ask::is_additive(meter.aggregation) { Kind::Stacked } else { Kind::Line };
-        Ok(Asked {
+        Ok(ExportQuery {
             subject: parse_subject_filter(params.get("subject"))?.unwrap_or_default(),
             conditions: grammar::conditions(params)?,
             kind: Kind::parse(&show).unwrap_or(drawn),
@@ -115,7 +115,7 @@ impl Asked {
             subject: Some(self.subject.clone()).filter(|subject| !subject.is_empty()),
             filter: grammar::filter(&self.conditions, Some(&self.meter))?,
             bucket_size: size,
-            only_valued: false,
+            skip_missing: false,
         })
     }
 
@@ -125,7 +125,7 @@ impl Asked {
         let shift = |by: i64| Window { from: window.from.plus(-by), to: window.to.plus(-by) };
         match self.compare.as_str() {
             "prev" => Some(shift(window.length())),
-            "weekday" => Some(shift(Micros(window.length()).ceil(7 * DAY).0)),
+            "weekday" => Some(shift(Timestamp(window.length()).ceil(7 * DAY).0)),
             "year" => Some(Window { from: window.from.plus_months(-12), to: window.to.plus_months(-12) }),
             _ => None,
         }
@@ -157,12 +157,12 @@ struct Found {
 struct ExplorePage {
     shell: Shell,
     meters: Vec<Meter>,
-    asked: Option<Asked>,
+    asked: Option<ExportQuery>,
     found: Option<Found>,
     params: Params,
     complaint: Complaint,
     saved: Vec<(SavedQuery, String)>,
-    now: Micros,
+    now: Timestamp,
     origin: String,
 }
 
@@ -201,14 +201,14 @@ impl ExplorePage {
     }
 
     /// The address without one of its conditions.
-    fn without(&self, asked: &Asked, at: &usize) -> String {
+    fn without(&self, asked: &ExportQuery, at: &usize) -> String {
         let mut rest = asked.conditions.clone();
         rest.remove(*at);
-        let bare = Asked { conditions: rest, ..copy(asked) };
+        let bare = ExportQuery { conditions: rest, ..copy(asked) };
         bare.link("/usage").to_string()
     }
 
-    fn fields(&self, asked: &Asked) -> Vec<(String, String)> {
+    fn fields(&self, asked: &ExportQuery) -> Vec<(String, String)> {
         let mut fields = vec![("subject".to_owned(), "Subject".to_owned())];
         let active = asked.meter.dimensions.iter().filter(|dimension| !dimension.deprecated);
         fields.extend(active.map(|d| (format!("metadata.{}", d.name), d.display_name.clone())));
@@ -219,28 +219,28 @@ impl ExplorePage {
         fields
     }
 
-    fn is_pruned(&self, asked: &Asked) -> bool {
+    fn is_pruned(&self, asked: &ExportQuery) -> bool {
         asked.meter.pruned_before.is_some_and(|before| before > asked.range.window.from)
     }
 
-    fn events_link(&self, asked: &Asked) -> String {
+    fn events_link(&self, asked: &ExportQuery) -> String {
         asked.range.on(asked.events()).to_string()
     }
 
     /// The view with its times instead of words that move on.
-    fn frozen(&self, asked: &Asked) -> String {
+    fn frozen(&self, asked: &ExportQuery) -> String {
         let range = asked.range.shifted(0);
-        Asked { range, ..copy(asked) }.link("/usage").to_string()
+        ExportQuery { range, ..copy(asked) }.link("/usage").to_string()
     }
 
     /// What is kept of the address.
-    fn saved_text(&self, asked: &Asked) -> String {
+    fn saved_text(&self, asked: &ExportQuery) -> String {
         let link = asked.link("").to_string();
         link.trim_start_matches('?').to_owned()
     }
 
     /// The query as the interface for programs takes it.
-    fn curl(&self, asked: &Asked) -> String {
+    fn curl(&self, asked: &ExportQuery) -> String {
         let window = asked.range.window;
         let group = asked.group.iter().map(|field| field.as_str().into()).collect();
         let mut body = vec![
@@ -266,8 +266,8 @@ impl ExplorePage {
     }
 }
 
-fn copy(asked: &Asked) -> Asked {
-    Asked {
+fn copy(asked: &ExportQuery) -> ExportQuery {
+    ExportQuery {
         meter: asked.meter.clone(),
         subject: asked.subject.clone(),
         range: asked.range.clone(),
@@ -293,7 +293,7 @@ pub async fn show(app: web::Data<App>, caller: Caller, visit: Visit, params: Par
         params,
         complaint: Complaint::none(),
         saved,
-        now: Micros::now(),
+        now: Timestamp::now(),
         origin: visit.origin.clone(),
     };
     match answer(&app, &caller, &page).await {
@@ -309,14 +309,14 @@ pub async fn show(app: web::Data<App>, caller: Caller, visit: Visit, params: Par
                 Complaint::of(error, &["range", "from", "to", "bucket", "group", "subject", "f", "meter"])?;
             let meter = page.meters.iter().find(|meter| meter.name == page.params.get("meter"));
             let fallback = meter.or(page.meters.first()).cloned();
-            page.asked = fallback.and_then(|meter| Asked::parse(meter, &Params::parse("")).ok());
+            page.asked = fallback.and_then(|meter| ExportQuery::parse(meter, &Params::parse("")).ok());
             rejected(&page)
         }
     }
 }
 
 enum Answer {
-    Page(Box<Asked>, Box<Found>),
+    Page(Box<ExportQuery>, Box<Found>),
     Nothing,
     Other(HttpResponse),
 }
@@ -330,7 +330,7 @@ async fn answer(app: &App, caller: &Caller, page: &ExplorePage) -> Result<Answer
         },
         name => ask::meter(app, caller, name).await?,
     };
-    let asked = Asked::parse(meter, params)?;
+    let asked = ExportQuery::parse(meter, params)?;
     if let Some(link) = with_new_condition(&asked, params)? {
         let response = HttpResponse::SeeOther().insert_header((header::LOCATION, link)).finish();
         return Ok(Answer::Other(response));
@@ -351,7 +351,7 @@ async fn answer(app: &App, caller: &Caller, page: &ExplorePage) -> Result<Answer
 }
 
 /// The three fields of a new filter become one condition of the address.
-fn with_new_condition(asked: &Asked, params: &Params) -> Result<Option<String>> {
+fn with_new_condition(asked: &ExportQuery, params: &Params) -> Result<Option<String>> {
     let (field, op, value) = (params.get("ff"), params.get("fo"), params.get("fv").trim());
     if field.is_empty() || (value.is_empty() && op != "exists") {
         return Ok(None);
@@ -367,7 +367,7 @@ fn with_new_condition(asked: &Asked, params: &Params) -> Result<Option<String>> 
     Ok(Some(wider.link("/usage").to_string()))
 }
 
-async fn csv(app: &App, asked: &Asked) -> Result<HttpResponse> {
+async fn csv(app: &App, asked: &ExportQuery) -> Result<HttpResponse> {
     let query = asked.query(asked.range.window, Some(asked.size), true)?;
     let mut table = Table::of_buckets(&query, true)?;
     let rows = ask::buckets(app, query.clone(), CELLS_MAX).await?;
@@ -382,7 +382,7 @@ async fn csv(app: &App, asked: &Asked) -> Result<HttpResponse> {
     Ok(response.body(table.into_bytes()?))
 }
 
-async fn find(app: &App, asked: &Asked) -> Result<Found> {
+async fn find(app: &App, asked: &ExportQuery) -> Result<Found> {
     let window = asked.range.window;
     let buckets = ask::buckets(app, asked.query(window, Some(asked.size), true)?, CELLS_MAX);
     let groups = ask::buckets(app, asked.query(window, None, true)?, CELLS_MAX);
@@ -424,18 +424,18 @@ async fn find(app: &App, asked: &Asked) -> Result<Found> {
     Ok(Found { chart, total, earlier, groups, rows: rows.len(), left_out })
 }
 
-async fn total(app: &App, asked: &Asked, window: Window) -> Result<Quantity> {
+async fn total(app: &App, asked: &ExportQuery, window: Window) -> Result<Quantity> {
     let rows = ask::buckets(app, asked.query(window, None, false)?, 1).await?;
     Ok(rows.into_iter().next().map_or_else(Quantity::zero, |row| row.quantity))
 }
 
-async fn earlier(app: &App, asked: &Asked, window: Window) -> Result<(Quantity, Vec<Bucket>)> {
+async fn earlier(app: &App, asked: &ExportQuery, window: Window) -> Result<(Quantity, Vec<Bucket>)> {
     let rows = ask::buckets(app, asked.query(window, Some(asked.size), false)?, CELLS_MAX).await?;
     Ok((total(app, asked, window).await?, rows))
 }
 
 /// The earlier values, bucket by bucket beside the later ones.
-fn comparison(asked: &Asked, window: Window, rows: &[Bucket], count: usize) -> Series {
+fn comparison(asked: &ExportQuery, window: Window, rows: &[Bucket], count: usize) -> Series {
     let starts = ask::axis(window, asked.size);
     let (mut series, _) = ask::series(rows, &starts, asked.meter.aggregation, false, 1);
     let mut values = series.pop().map(|series| series.values).unwrap_or_default();
@@ -461,7 +461,7 @@ fn change(now: &Quantity, before: &Quantity) -> String {
     format!("{percent:+.1} %")
 }
 
-fn group_rows(asked: &Asked, groups: &[Bucket], total: &Quantity) -> Vec<GroupRow> {
+fn group_rows(asked: &ExportQuery, groups: &[Bucket], total: &Quantity) -> Vec<GroupRow> {
     let by_subject = asked.group.iter().any(|name| name == "subject");
     let mut sorted: Vec<&Bucket> = groups.iter().collect();
     sorted.sort_by(|a, b| b.quantity.cmp(&a.quantity));
@@ -480,7 +480,7 @@ fn group_rows(asked: &Asked, groups: &[Bucket], total: &Quantity) -> Vec<GroupRo
 }
 
 /// The address with the values of a group as conditions; empty where a value is missing, which no condition says.
-fn narrowed(asked: &Asked, bucket: &Bucket, op: &str) -> String {
+fn narrowed(asked: &ExportQuery, bucket: &Bucket, op: &str) -> String {
     let mut next = copy(asked);
     for field in &asked.group {
         let value = if field == "subject" { Some(&bucket.subject) } else { bucket.group.get(field) };

@@ -8,15 +8,15 @@ use crate::auth::Caller;
 use crate::dashboard::ask;
 use crate::dashboard::form::{Complaint, Fields, Form};
 use crate::dashboard::grammar::{self, RANGES};
-use crate::dashboard::pages::explore::Asked as View;
+use crate::dashboard::pages::explore::ExportQuery as View;
 use crate::dashboard::view::{self, Link};
 use crate::dashboard::visit::{Shell, Visit, ok, rejected};
 use crate::error::{Error, Result};
-use crate::exports::job::{Asked, Export, Input, Kind, Status};
+use crate::exports::job::{Export, ExportQuery, Input, Kind, Status};
 use crate::http::extract::{Id, Params, decode_cursor, encode_cursor};
 use crate::metering::json::{Map, Value};
 use crate::metering::meter::Meter;
-use crate::metering::time::Micros;
+use crate::metering::time::Timestamp;
 
 const LISTED: usize = 50;
 
@@ -42,7 +42,7 @@ fn may_retry(export: &Export) -> bool {
 }
 
 pub async fn list(app: web::Data<App>, caller: Caller, visit: Visit, params: Params) -> Result<HttpResponse> {
-    let after = decode_cursor::<(i64, String)>(params.get("cursor"))?.map(|(at, id)| (Micros(at), id));
+    let after = decode_cursor::<(i64, String)>(params.get("cursor"))?.map(|(at, id)| (Timestamp(at), id));
     let workspace_id = caller.workspace_id;
     let read =
         move |conn: &mut _| crate::exports::sql::list(conn, workspace_id, after.as_ref(), LISTED as i64 + 1);
@@ -127,11 +127,11 @@ async fn queue(app: &App, caller: &Caller, fields: &Fields) -> Result<Export> {
         );
     }
     let query = serde_json::value::to_raw_value(&query).map_err(Error::internal)?;
-    let asked = Asked::parse(kind, Input::read(&query)?)?;
-    let export = Export::queued(caller.workspace_id, kind, asked, Micros::now());
+    let asked = ExportQuery::parse(kind, Input::read(&query)?)?;
+    let export = Export::queued(caller.workspace_id, kind, asked, Timestamp::now());
     let add = move |conn: &mut _| crate::exports::sql::add(conn, &export).map(|()| export.clone());
     let export = app.store.write("exports::add", add).await?;
-    app.wake.ring();
+    app.wake.notify();
     Ok(export)
 }
 
@@ -146,7 +146,7 @@ struct ShowPage {
 
 async fn find(app: &App, caller: &Caller, id: &str) -> Result<Export> {
     let (workspace_id, wanted) = (caller.workspace_id, id.to_owned());
-    let read = move |conn: &mut _| crate::exports::sql::by_id(conn, workspace_id, &wanted);
+    let read = move |conn: &mut _| crate::exports::sql::find_by_public_id(conn, workspace_id, &wanted);
     let found = app.store.read("exports::by_id", read).await?;
     found.ok_or_else(|| Error::not_found(format!("export {id:?}")))
 }
@@ -176,16 +176,17 @@ pub async fn change(
     let here = format!("/exports/{id}");
     match fields.get("do") {
         "cancel" => {
-            let cancel =
-                move |conn: &mut _| crate::exports::sql::cancel(conn, workspace_id, &wanted, Micros::now());
+            let cancel = move |conn: &mut _| {
+                crate::exports::sql::cancel(conn, workspace_id, &wanted, Timestamp::now())
+            };
             app.store.write("exports::cancel", cancel).await?;
             Ok(visit.go(&here, "Canceled."))
         }
         "retry" => {
             let retry =
-                move |conn: &mut _| crate::exports::sql::retry(conn, workspace_id, &wanted, Micros::now());
+                move |conn: &mut _| crate::exports::sql::retry(conn, workspace_id, &wanted, Timestamp::now());
             app.store.write("exports::retry", retry).await?;
-            app.wake.ring();
+            app.wake.notify();
             Ok(visit.go(&here, "Queued again."))
         }
         _ => Err(Error::invalid("do must be cancel or retry")),

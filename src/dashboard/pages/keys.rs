@@ -5,7 +5,7 @@ use askama::Template;
 
 use crate::app::App;
 use crate::auth::Caller;
-use crate::auth::key::{Status, Wish};
+use crate::auth::key::{NewKeyRequest, Status};
 use crate::auth::permission::DEFAULT_SCOPES;
 use crate::auth::sql::keys::{ApiKey, KeyEvent};
 use crate::dashboard::form::{Complaint, Fields, Form};
@@ -13,7 +13,7 @@ use crate::dashboard::view;
 use crate::dashboard::visit::{Shell, Visit, ok, rejected, secret};
 use crate::error::{Error, Result};
 use crate::http::extract::Id;
-use crate::metering::time::{DAY, Micros};
+use crate::metering::time::{DAY, Timestamp};
 
 /// Scope, and what it opens.
 const SCOPES: [(&str, &str); 12] = [
@@ -54,7 +54,7 @@ struct Row {
 
 impl Row {
     fn of(key: ApiKey) -> Row {
-        let now = Micros::now();
+        let now = Timestamp::now();
         let status = Status::of(&key, now);
         let is_live = matches!(status, Status::Active | Status::Revoking);
         Row {
@@ -141,7 +141,7 @@ pub async fn new(visit: Visit) -> Result<HttpResponse> {
 }
 
 /// What the form asks for.
-fn wish(fields: &Fields, now: Micros) -> Result<Wish> {
+fn wish(fields: &Fields, now: Timestamp) -> Result<NewKeyRequest> {
     let preset = PRESETS.iter().find(|(name, ..)| *name == fields.get("preset"));
     let scopes: Vec<String> = match preset {
         Some((.., scopes)) => scopes.split(' ').map(String::from).collect(),
@@ -158,7 +158,7 @@ fn wish(fields: &Fields, now: Micros) -> Result<Wish> {
         }
     };
     let split = |text: &str| text.split([',', '\n', '\r']).map(str::to_owned).collect();
-    Ok(Wish {
+    Ok(NewKeyRequest {
         name: fields.get("name").to_owned(),
         scopes,
         allowed_meters: split(fields.raw("allowed_meters")),
@@ -168,7 +168,7 @@ fn wish(fields: &Fields, now: Micros) -> Result<Wish> {
 
 pub async fn create(app: web::Data<App>, caller: Caller, visit: Visit, form: Form) -> Result<HttpResponse> {
     let Form(fields) = form;
-    let made = match wish(&fields, Micros::now()) {
+    let made = match wish(&fields, Timestamp::now()) {
         Ok(wish) => app.auth.create_key(&caller, &wish).await,
         Err(error) => Err(error),
     };

@@ -21,8 +21,8 @@ use crate::http::extract::{Id, Params};
 use crate::metering::event::StoredEvent;
 use crate::metering::json::{Map, Value};
 use crate::metering::meter::{DimensionInput, Meter, MeterInput};
-use crate::metering::time::{BucketSize, Micros};
-use crate::usage::query::{GroupField, Query, Share};
+use crate::metering::time::{BucketSize, Timestamp};
+use crate::usage::query::{BreakdownItem, GroupField, Query};
 use crate::usage::subjects::MeterStats;
 use crate::usage::{events as event_list, subjects};
 
@@ -179,7 +179,8 @@ pub async fn create(app: web::Data<App>, caller: Caller, visit: Visit, form: For
 }
 
 async fn add(app: &App, caller: &Caller, fields: &Fields) -> Result<Meter> {
-    let meter = input(fields)?.into_meter(Uuid::now_v7().to_string(), caller.workspace_id, Micros::now())?;
+    let meter =
+        input(fields)?.into_meter(Uuid::now_v7().to_string(), caller.workspace_id, Timestamp::now())?;
     let meter = app.store.write("meters::add", move |conn| crate::meters::sql::add(conn, &meter)).await?;
     app.meters.changed(meter.workspace_id, &meter.name);
     Ok(meter)
@@ -255,7 +256,7 @@ struct ShowPage {
     stats: MeterStats,
     chart: Chart,
     /// A dimension with its largest values: value, quantity, length of its bar, link.
-    tops: Vec<(String, Vec<(Share, Svg, String)>)>,
+    tops: Vec<(String, Vec<(BreakdownItem, Svg, String)>)>,
     events: Vec<StoredEvent>,
     rules: Vec<(String, String)>,
     plans: Vec<(String, String)>,
@@ -295,7 +296,7 @@ pub async fn show(app: web::Data<App>, caller: Caller, visit: Visit, Id(word): I
 
 /// The last 28 days of a meter.
 async fn month(app: &App, meter: &Meter) -> Result<Chart> {
-    let (now, size) = (Micros::now(), BucketSize::Day);
+    let (now, size) = (Timestamp::now(), BucketSize::Day);
     let window = ask::last_days(28, now);
     let starts = ask::axis(window, size);
     let rows = ask::buckets(app, ask::whole(meter.clone(), window, size), starts.len()).await?;
@@ -315,8 +316,8 @@ async fn month(app: &App, meter: &Meter) -> Result<Chart> {
 }
 
 /// The largest values of the first dimensions over the last 28 days.
-async fn tops(app: &App, meter: &Meter) -> Result<Vec<(String, Vec<(Share, Svg, String)>)>> {
-    let window = ask::last_days(28, Micros::now());
+async fn tops(app: &App, meter: &Meter) -> Result<Vec<(String, Vec<(BreakdownItem, Svg, String)>)>> {
+    let window = ask::last_days(28, Timestamp::now());
     let mut tops = Vec::new();
     let active = meter.dimensions.iter().filter(|dimension| !dimension.deprecated);
     for dimension in active.take(TOP_DIMENSIONS) {
@@ -324,7 +325,7 @@ async fn tops(app: &App, meter: &Meter) -> Result<Vec<(String, Vec<(Share, Svg, 
         let query = Query {
             group_by,
             bucket_size: None,
-            only_valued: true,
+            skip_missing: true,
             ..ask::whole(meter.clone(), window, BucketSize::Day)
         };
         let shares = ask::breakdown(app, query, TOP_VALUES).await?;

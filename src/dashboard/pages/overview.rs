@@ -11,10 +11,10 @@ use crate::auth::key::Status;
 use crate::dashboard::ask;
 use crate::dashboard::chart::{Chart, Kind, Series, Svg, sparkline};
 use crate::dashboard::grammar::Range;
-use crate::dashboard::pages::explore::{Asked, saved};
+use crate::dashboard::pages::explore::{ExportQuery, saved};
 use crate::dashboard::view::{self, Link};
 use crate::dashboard::visit::{Shell, Visit, ok};
-use crate::db::{Conn, Fault};
+use crate::db::{Conn, DbError};
 use crate::entitlements::quota::State;
 use crate::entitlements::sql::listing;
 use crate::error::Result;
@@ -24,7 +24,7 @@ use crate::jobs::health::WorkerStatus;
 use crate::jobs::queue;
 use crate::metering::meter::{Aggregation, Meter};
 use crate::metering::quantity::Quantity;
-use crate::metering::time::{BucketSize, DAY, Micros};
+use crate::metering::time::{BucketSize, DAY, Timestamp};
 use crate::usage::ingestion_runs::{self, IngestionRun};
 use crate::usage::subjects::{self, SubjectStats, Totals};
 
@@ -76,12 +76,12 @@ struct OverviewPage {
     chart: Chart,
     attention: Vec<Attention>,
     tiles: Vec<Tile>,
-    now: Micros,
+    now: Timestamp,
 }
 
 pub async fn show(app: web::Data<App>, caller: Caller, visit: Visit) -> Result<HttpResponse> {
     let (workspace_id, prunes, now) =
-        (caller.workspace_id, app.config.retention.prune_enabled, Micros::now());
+        (caller.workspace_id, app.config.retention.prune_enabled, Timestamp::now());
     let read = move |conn: &mut Conn| read(conn, workspace_id, prunes, now);
     let facts = app.store.read_snapshot("overview::read", read);
     let (facts, saved) = try_join(facts, saved(&app, &caller)).await?;
@@ -110,7 +110,7 @@ pub async fn show(app: web::Data<App>, caller: Caller, visit: Visit) -> Result<H
     })
 }
 
-fn read(conn: &mut Conn, workspace_id: i64, prunes: bool, now: Micros) -> Result<Facts, Fault> {
+fn read(conn: &mut Conn, workspace_id: i64, prunes: bool, now: Timestamp) -> Result<Facts, DbError> {
     let count = |conn: &mut Conn, state: State| {
         let filter = listing::Filter { state: state.as_str().to_owned(), ..listing::Filter::default() };
         listing::states(conn, workspace_id, &filter, STATES_COUNTED).map(|rows| rows.len())
@@ -134,7 +134,7 @@ fn read(conn: &mut Conn, workspace_id: i64, prunes: bool, now: Micros) -> Result
 }
 
 /// Events per day of the largest meters, over 28 days.
-async fn picture(app: &App, facts: &Facts, now: Micros) -> Result<Chart> {
+async fn picture(app: &App, facts: &Facts, now: Timestamp) -> Result<Chart> {
     let (window, size) = (ask::last_days(28, now), BucketSize::Day);
     let starts = ask::axis(window, size);
     let mut sizes: Vec<_> = facts.sizes.iter().filter(|stats| stats.usage_events > 0).collect();
@@ -167,7 +167,7 @@ async fn picture(app: &App, facts: &Facts, now: Micros) -> Result<Chart> {
     })
 }
 
-async fn attention(app: &App, caller: &Caller, facts: &Facts, now: Micros) -> Result<Vec<Attention>> {
+async fn attention(app: &App, caller: &Caller, facts: &Facts, now: Timestamp) -> Result<Vec<Attention>> {
     let mut all = Vec::new();
     let mut push = |state, words: String, link: &str, action| {
         all.push(Attention { state, words, link: link.to_owned(), action });
@@ -190,7 +190,7 @@ async fn attention(app: &App, caller: &Caller, facts: &Facts, now: Micros) -> Re
     for key in app.auth.list_keys(caller).await? {
         let ends_soon = key.expires_at.is_some_and(|at| at - now.0 < 7 * DAY);
         if matches!(Status::of(&key, now), Status::Active) && ends_soon {
-            let at = key.expires_at.map_or(now, Micros);
+            let at = key.expires_at.map_or(now, Timestamp);
             push(
                 "warning",
                 format!("The key {} ends {}", key.name, view::relative(at, now)),
@@ -221,7 +221,7 @@ async fn tile(app: &App, caller: &Caller, name: String, link: String) -> Tile {
 
 async fn fill(app: &App, caller: &Caller, tile: &mut Tile) -> Result<()> {
     let params = Params::parse(tile.link.split_once('?').map_or("", |(_, query)| query));
-    let asked = Asked::parse(ask::meter(app, caller, params.get("meter")).await?, &params)?;
+    let asked = ExportQuery::parse(ask::meter(app, caller, params.get("meter")).await?, &params)?;
     let window = asked.range.window;
     let whole = ask::buckets(app, asked.query(window, None, false)?, 1).await?;
     let total = whole.into_iter().next().map_or_else(Quantity::zero, |row| row.quantity);

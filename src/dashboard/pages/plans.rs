@@ -22,7 +22,7 @@ use crate::http::extract::Id;
 use crate::metering::event::{InputQuantity, parse_subject};
 use crate::metering::meter::Meter;
 use crate::metering::quantity::Quantity;
-use crate::metering::time::Micros;
+use crate::metering::time::Timestamp;
 
 const LISTED: i64 = 500;
 
@@ -36,7 +36,7 @@ struct ListPage {
 }
 
 pub async fn list(app: web::Data<App>, caller: Caller, visit: Visit) -> Result<HttpResponse> {
-    let (workspace_id, now) = (caller.workspace_id, Micros::now());
+    let (workspace_id, now) = (caller.workspace_id, Timestamp::now());
     let read = move |conn: &mut Conn| {
         let filter =
             assignments::Filter { subject: String::new(), plan_id: String::new(), include_history: false };
@@ -140,7 +140,7 @@ pub async fn create(app: web::Data<App>, caller: Caller, visit: Visit, form: For
 
 async fn add(app: &App, caller: &Caller, fields: &Fields) -> Result<Plan> {
     let (draft, workspace_id) = (Draft::parse(input(fields)?)?, caller.workspace_id);
-    let add = move |conn: &mut Conn| plans::add(conn, workspace_id, &draft, Micros::now());
+    let add = move |conn: &mut Conn| plans::add(conn, workspace_id, &draft, Timestamp::now());
     app.store.write("plans::add", add).await
 }
 
@@ -212,13 +212,13 @@ async fn replace(app: &App, caller: &Caller, id: &str, fields: &Fields) -> Resul
     let update = move |conn: &mut Conn| plans::update(conn, workspace_id, &id, &draft, Clock::Database);
     let plan = app.store.write("plans::update", update).await?;
     app.plans.changed(caller.workspace_id);
-    app.wake.ring();
+    app.wake.notify();
     Ok(plan)
 }
 
 async fn preview(app: &App, caller: &Caller, id: &str, fields: &Fields) -> Result<Preview> {
     let (draft, workspace_id, id) = (Draft::parse(input(fields)?)?, caller.workspace_id, id.to_owned());
-    let now = Micros::now();
+    let now = Timestamp::now();
     let preview = move |conn: &mut Conn| {
         let current = plans::get_current(conn, workspace_id, &id)?;
         let proposed = plans::resolve(conn, workspace_id, &draft, Some(&current), now)?;
@@ -238,7 +238,7 @@ struct ShowPage {
     periods: Vec<Entry>,
     fields: Fields,
     complaint: Complaint,
-    now: Micros,
+    now: Timestamp,
 }
 
 async fn show_page(
@@ -249,7 +249,7 @@ async fn show_page(
     fields: Fields,
     complaint: Complaint,
 ) -> Result<ShowPage> {
-    let (workspace_id, id, now) = (caller.workspace_id, id.to_owned(), Micros::now());
+    let (workspace_id, id, now) = (caller.workspace_id, id.to_owned(), Timestamp::now());
     let read = move |conn: &mut Conn| {
         let plan = plans::get(conn, workspace_id, &id)?;
         let held = assignments::Filter { subject: String::new(), plan_id: id.clone(), include_history: true };

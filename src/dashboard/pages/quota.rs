@@ -13,7 +13,7 @@ use crate::dashboard::pace::Pace;
 use crate::dashboard::view;
 use crate::dashboard::visit::{Shell, Visit, ok};
 use crate::db::{Conn, columns};
-use crate::entitlements::quota::Measure;
+use crate::entitlements::quota::QuotaUsage;
 use crate::entitlements::sql::decisions::{self, Decision};
 use crate::entitlements::sql::listing::{self, Entry};
 use crate::error::{Error, Result};
@@ -22,7 +22,7 @@ use crate::metering::event::parse_key;
 use crate::metering::json::Value;
 use crate::metering::meter::{Aggregation, Meter};
 use crate::metering::quantity::Quantity;
-use crate::metering::time::{Micros, Window};
+use crate::metering::time::{Timestamp, Window};
 
 /// Limits of subjects that are looked at; the worst states come first.
 const STATES_MAX: i64 = 1_000;
@@ -32,17 +32,17 @@ const LISTED: usize = 50;
 struct Row {
     entry: Entry,
     limit: Quantity,
-    measure: Measure,
+    measure: QuotaUsage,
     unit: String,
     bar: Svg,
     pace: Option<Pace>,
     /// The end of the period, once one is written down.
-    resets: Option<Micros>,
+    resets: Option<Timestamp>,
 }
 
 impl Row {
-    fn of(entry: Entry, window: Option<Window>, meters: &[Meter], now: Micros) -> Result<Row> {
-        let failed = |fault: crate::db::Fault| fault.into_error("quota::row");
+    fn of(entry: Entry, window: Option<Window>, meters: &[Meter], now: Timestamp) -> Result<Row> {
+        let failed = |fault: crate::db::DbError| fault.into_error("quota::row");
         let measure = entry.measure().map_err(failed)?;
         let limit = columns::quantity_of(&entry.limit_value).map_err(failed)?;
         let warning = columns::quantity_of(&entry.warning_percent).map_err(failed)?;
@@ -61,7 +61,7 @@ impl Row {
         })
     }
 
-    fn forecast(&self) -> Option<&(Quantity, Option<Micros>)> {
+    fn forecast(&self) -> Option<&(Quantity, Option<Timestamp>)> {
         self.pace.as_ref().and_then(|pace| pace.forecast.as_ref())
     }
 
@@ -100,8 +100,8 @@ fn key_of(entry: &Entry) -> (String, String, String) {
 }
 
 /// The periods that run now.
-fn windows(periods: &[Entry], now: Micros) -> HashMap<(String, String, String), Window> {
-    let window = |entry: &Entry| Window { from: Micros(entry.starts_at), to: Micros(entry.ends_at) };
+fn windows(periods: &[Entry], now: Timestamp) -> HashMap<(String, String, String), Window> {
+    let window = |entry: &Entry| Window { from: Timestamp(entry.starts_at), to: Timestamp(entry.ends_at) };
     let running = periods.iter().filter(|entry| window(entry).contains(now));
     running.map(|entry| (key_of(entry), window(entry))).collect()
 }
@@ -120,7 +120,7 @@ pub async fn show(app: web::Data<App>, caller: Caller, visit: Visit, params: Par
         Ok((states, listing::periods(conn, workspace_id, &every, STATES_MAX)?))
     };
     let (entries, periods) = app.store.read("entitlements::states", read).await?;
-    let (meters, now) = (ask::meters(&app, &caller).await?, Micros::now());
+    let (meters, now) = (ask::meters(&app, &caller).await?, Timestamp::now());
     let windows = windows(&periods, now);
     let is_cut = entries.len() as i64 == STATES_MAX;
     let rows: Result<Vec<Row>> = entries
@@ -229,7 +229,7 @@ pub async fn decisions(
         state: word("state"),
         accepted,
         evaluation_failed: (!params.get("failed").is_empty()).then_some(true),
-        after: after.map(|(at, key)| (Micros(at), key)),
+        after: after.map(|(at, key)| (Timestamp(at), key)),
     };
     let read = move |conn: &mut Conn| decisions::list(conn, workspace_id, &filter, LISTED as i64 + 1);
     let mut rows = app.store.read("decisions::list", read).await?;

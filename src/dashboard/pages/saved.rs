@@ -13,7 +13,7 @@ use crate::dashboard::view;
 use crate::dashboard::visit::{Shell, Visit, ok};
 use crate::error::{Error, Result};
 use crate::http::extract::Params;
-use crate::metering::time::Micros;
+use crate::metering::time::Timestamp;
 use crate::usage::saved_queries::{self, SavedQuery};
 
 const NAME_CHARACTERS_MAX: usize = 120;
@@ -44,7 +44,7 @@ pub async fn create(app: web::Data<App>, caller: Caller, visit: Visit, form: For
     let params = Params::parse(&query);
     let bucket = Some(params.get("bucket")).filter(|word| matches!(*word, "hour" | "day" | "month"));
     let group: Vec<&str> = params.get("group").split(',').filter(|name| !name.is_empty()).take(5).collect();
-    let now = Micros::now().0;
+    let now = Timestamp::now().0;
     let row = SavedQuery {
         id: Uuid::now_v7().to_string(),
         user_id: caller.user_id,
@@ -74,7 +74,8 @@ pub async fn change(app: web::Data<App>, caller: Caller, visit: Visit, form: For
             Ok(visit.go("/usage/saved", "Deleted."))
         }
         "pin" | "unpin" => {
-            let change = move |saved: SavedQuery| SavedQuery { pinned, updated_at: Micros::now().0, ..saved };
+            let change =
+                move |saved: SavedQuery| SavedQuery { pinned, updated_at: Timestamp::now().0, ..saved };
             let update = move |conn: &mut _| saved_queries::update(conn, user_id, &id, change);
             app.store.write("saved_queries::update", update).await?.ok_or_else(missing)?;
             Ok(visit.go("/usage/saved", if pinned { "Pinned to the overview." } else { "Unpinned." }))

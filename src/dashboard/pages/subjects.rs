@@ -23,7 +23,7 @@ use crate::error::{Error, Result};
 use crate::http::extract::{Id, Params, decode_cursor, encode_cursor, parse_time};
 use crate::metering::event::{StoredEvent, parse_subject};
 use crate::metering::quantity::Quantity;
-use crate::metering::time::{BucketSize, DAY, Micros};
+use crate::metering::time::{BucketSize, DAY, Timestamp};
 use crate::usage::query::Query;
 use crate::usage::subjects::{self, SubjectPosition, SubjectStats};
 
@@ -54,7 +54,7 @@ pub async fn list(app: web::Data<App>, caller: Caller, visit: Visit, params: Par
         return ok(&ListPage { shell, subjects: Vec::new(), matches, wanted, next: None });
     }
     let after = decode_cursor::<(i64, String)>(params.get("cursor"))?
-        .map(|(at, subject)| SubjectPosition { last_event_at: Micros(at), subject });
+        .map(|(at, subject)| SubjectPosition { last_event_at: Timestamp(at), subject });
     let read = move |conn: &mut Conn| subjects::list(conn, workspace_id, after.as_ref(), LISTED as i64 + 1);
     let (mut rows, _) = app.store.read_snapshot("subjects::list", read).await?;
     let has_more = rows.len() > LISTED;
@@ -80,11 +80,11 @@ struct LimitRow {
     item: Item,
     bar: Svg,
     pace: Pace,
-    resets: Micros,
+    resets: Timestamp,
 }
 
 impl LimitRow {
-    fn of(item: Item, now: Micros) -> LimitRow {
+    fn of(item: Item, now: Timestamp) -> LimitRow {
         let pace =
             Pace::of(&item.measure.current, &item.limit.quantity, item.meter.aggregation, item.window, now);
         let bar = chart::quota(
@@ -111,7 +111,7 @@ struct ShowPage {
     changes: Vec<Entry>,
     periods: Vec<Entry>,
     assignments: Vec<Assignment>,
-    now: Micros,
+    now: Timestamp,
 }
 
 pub async fn show(
@@ -122,7 +122,7 @@ pub async fn show(
 ) -> Result<HttpResponse> {
     let subject =
         parse_subject(&subject).map_err(|_| Error::not_found(format!("subject {subject:?}")))?.to_owned();
-    let (workspace_id, name, now) = (caller.workspace_id, subject.clone(), Micros::now());
+    let (workspace_id, name, now) = (caller.workspace_id, subject.clone(), Timestamp::now());
     let read = move |conn: &mut Conn| {
         let filter = listing::Filter { subject: name.clone(), ..listing::Filter::default() };
         let held =
@@ -191,7 +191,7 @@ async fn picture(
     let (meter, window) = match (limit, events.first()) {
         (Some(row), _) => ((*row.item.meter).clone(), row.item.window),
         (None, Some(event)) => {
-            (ask::meter(app, caller, &event.meter).await?, ask::last_days(28, Micros::now()))
+            (ask::meter(app, caller, &event.meter).await?, ask::last_days(28, Timestamp::now()))
         }
         (None, None) => return Ok(None),
     };
@@ -203,7 +203,7 @@ async fn picture(
     let starts = ask::axis(window, size);
     let rows = ask::buckets(app, query, starts.len()).await?;
     let (mut series, _) = ask::series(&rows, &starts, meter.aggregation, false, 1);
-    let now = Micros::now();
+    let now = Timestamp::now();
     if let (Some(_), Some(series)) = (limit, series.first_mut()) {
         let mut sum = Quantity::zero();
         for (value, start) in series.values.iter_mut().zip(&starts) {
@@ -248,7 +248,7 @@ async fn plan_page(
     fields: Fields,
     complaint: Complaint,
 ) -> Result<PlanPage> {
-    let (workspace_id, name, now) = (caller.workspace_id, subject.to_owned(), Micros::now());
+    let (workspace_id, name, now) = (caller.workspace_id, subject.to_owned(), Timestamp::now());
     let read = move |conn: &mut Conn| {
         let held =
             assignments::Filter { subject: name.clone(), plan_id: String::new(), include_history: false };
@@ -313,7 +313,7 @@ pub async fn assign(
         move |conn: &mut Conn| assignments::assign(conn, workspace_id, &name, &plan_id, at, Clock::Database);
     let assignment = app.store.write("assignments::assign", work).await?;
     app.plans.forget_assignment(workspace_id, subject);
-    app.wake.ring();
+    app.wake.notify();
     let from = if at.is_some() {
         format!(" from {} UTC", view::minute(assignment.starts_at))
     } else {
@@ -327,6 +327,6 @@ async fn unassign(app: &App, caller: &Caller, subject: &str) -> Result<String> {
     let work = move |conn: &mut Conn| assignments::unassign(conn, workspace_id, &name, Clock::Database);
     app.store.write("assignments::unassign", work).await?;
     app.plans.forget_assignment(workspace_id, subject);
-    app.wake.ring();
+    app.wake.notify();
     Ok(format!("{subject} has no plan any more."))
 }

@@ -17,7 +17,7 @@ use crate::http::stats::{self, SystemStats};
 use crate::jobs::health::WorkerHealth;
 use crate::jobs::queue::{self, DeadLetter};
 use crate::metering::json::Value;
-use crate::metering::time::Micros;
+use crate::metering::time::Timestamp;
 use crate::retention;
 use crate::retention::sql::{self as prunes, PruneRun};
 
@@ -32,7 +32,7 @@ struct SystemPage {
     is_ready: bool,
     version: &'static str,
     database: &'static str,
-    now: Micros,
+    now: Timestamp,
 }
 
 impl SystemPage {
@@ -43,7 +43,7 @@ impl SystemPage {
 
 pub async fn show(app: web::Data<App>, caller: Caller, visit: Visit) -> Result<HttpResponse> {
     let (workspace_id, prunes_enabled, now) =
-        (caller.workspace_id, app.config.retention.prune_enabled, Micros::now());
+        (caller.workspace_id, app.config.retention.prune_enabled, Timestamp::now());
     let read = move |conn: &mut Conn| {
         Ok((
             stats::load(conn, workspace_id, prunes_enabled, now)?,
@@ -85,12 +85,12 @@ struct JobsPage {
     workers: Vec<WorkerHealth>,
     letters: Vec<DeadLetter>,
     queue: String,
-    now: Micros,
+    now: Timestamp,
 }
 
 pub async fn jobs(app: web::Data<App>, caller: Caller, visit: Visit, params: Params) -> Result<HttpResponse> {
     let (workspace_id, prunes_enabled, now) =
-        (caller.workspace_id, app.config.retention.prune_enabled, Micros::now());
+        (caller.workspace_id, app.config.retention.prune_enabled, Timestamp::now());
     let read = move |conn: &mut Conn| {
         let owed = deliveries::owed(conn, Some(workspace_id))?;
         let workers = stats::worker_health(conn, workspace_id, prunes_enabled, (&owed, now))?;
@@ -136,7 +136,7 @@ pub async fn requeue(app: web::Data<App>, caller: Caller, visit: Visit, form: Fo
             match what_is_gone(conn, letter)? {
                 Some(_) => gone += 1,
                 None => {
-                    queue::requeue(conn, letter, Micros::now())?;
+                    queue::requeue(conn, letter, Timestamp::now())?;
                     queued += 1;
                 }
             }
@@ -144,7 +144,7 @@ pub async fn requeue(app: web::Data<App>, caller: Caller, visit: Visit, form: Fo
         Ok((queued, gone))
     };
     let (queued, gone) = app.store.write("jobs::requeue", requeue).await?;
-    app.wake.ring();
+    app.wake.notify();
     let mut done = format!("{} queued again.", view::counted(queued, "job is", "jobs are"));
     if gone > 0 {
         done = format!(

@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use crate::app::App;
 use crate::auth::Caller;
-use crate::auth::key::{Status, Wish};
+use crate::auth::key::{NewKeyRequest, Status};
 use crate::dashboard::ask;
 use crate::dashboard::form::{Fields, Form};
 use crate::dashboard::pages::meters::sample_call;
@@ -18,7 +18,7 @@ use crate::ingest::Kind;
 use crate::metering::event::{Input, InputQuantity, StoredEvent};
 use crate::metering::meter::{Meter, MeterInput};
 use crate::metering::quantity::Quantity;
-use crate::metering::time::Micros;
+use crate::metering::time::Timestamp;
 use crate::usage::events as event_list;
 use crate::usage::refused::{self, RefusedEvent};
 
@@ -45,7 +45,7 @@ async fn page(app: &App, caller: &Caller, visit: &Visit, secret: String) -> Resu
     };
     let (mut meters, mut events, mut refused) = app.store.read("welcome::state", read).await?;
     let meter = meters.pop();
-    let now = Micros::now();
+    let now = Timestamp::now();
     let keys = app.auth.list_keys(caller).await?;
     let key = if secret.is_empty() { "YOUR_KEY" } else { &secret };
     Ok(WelcomePage {
@@ -69,7 +69,7 @@ pub async fn prepare(app: web::Data<App>, caller: Caller, visit: Visit, form: Fo
     if ask::meters(&app, &caller).await?.is_empty() {
         add_meter(&app, &caller, &fields).await?;
     }
-    let wish = Wish { name: "First key".to_owned(), ..Wish::default() };
+    let wish = NewKeyRequest { name: "First key".to_owned(), ..NewKeyRequest::default() };
     let (_, token) = app.auth.create_key(&caller, &wish).await?;
     secret(&page(&app, &caller, &visit, token.expose().to_owned()).await?)
 }
@@ -82,7 +82,7 @@ async fn add_meter(app: &App, caller: &Caller, fields: &Fields) -> Result<()> {
         aggregation: Some("sum".to_owned()),
         ..MeterInput::default()
     };
-    let meter = input.into_meter(Uuid::now_v7().to_string(), caller.workspace_id, Micros::now())?;
+    let meter = input.into_meter(Uuid::now_v7().to_string(), caller.workspace_id, Timestamp::now())?;
     let meter = app.store.write("meters::add", move |conn| crate::meters::sql::add(conn, &meter)).await?;
     app.meters.changed(meter.workspace_id, &meter.name);
     Ok(())

@@ -11,14 +11,14 @@ use diesel::sql_types::{BigInt, Bool, Integer, Nullable, Text};
 use crate::both;
 use crate::db::identity::{Clock, new_id};
 use crate::db::schema::{plan_assignments, subjects, workspaces};
-use crate::db::{Conn, Fault};
-use crate::entitlements::assignment::{Span, Status, anchor_of_new};
+use crate::db::{Conn, DbError};
+use crate::entitlements::assignment::{AssignmentPeriod, Status, anchor_of_new};
 use crate::entitlements::jobs::Evaluation;
 use crate::entitlements::plan::Plan;
 use crate::entitlements::sql::plans;
 use crate::error::Error;
 use crate::jobs::queue::{self, NewJob};
-use crate::metering::time::Micros;
+use crate::metering::time::Timestamp;
 use crate::usage::subject_ids;
 
 /// An assignment as it is listed.
@@ -31,14 +31,14 @@ pub struct Assignment {
     pub plan_public_id: String,
     pub plan_name: String,
     pub plan_version: i32,
-    pub starts_at: Micros,
-    pub ends_at: Option<Micros>,
-    pub anchor: Micros,
-    pub updated_at: Micros,
+    pub starts_at: Timestamp,
+    pub ends_at: Option<Timestamp>,
+    pub anchor: Timestamp,
+    pub updated_at: Timestamp,
 }
 
 impl Assignment {
-    pub fn status(&self, now: Micros) -> Status {
+    pub fn status(&self, now: Timestamp) -> Status {
         Status::of(self.starts_at, self.ends_at, now)
     }
 }
@@ -79,10 +79,10 @@ impl From<Row> for Assignment {
             plan_public_id: row.plan_public_id,
             plan_name: row.plan_name,
             plan_version: row.plan_version,
-            starts_at: Micros(row.starts_at),
-            ends_at: row.ends_at.map(Micros),
-            anchor: Micros(row.anchor),
-            updated_at: Micros(row.updated_at),
+            starts_at: Timestamp(row.starts_at),
+            ends_at: row.ends_at.map(Timestamp),
+            anchor: Timestamp(row.anchor),
+            updated_at: Timestamp(row.updated_at),
         }
     }
 }
@@ -103,7 +103,7 @@ struct NewRow {
 
 /// Must come first in every transaction that changes assignments of the workspace: one waits for the other. The time
 /// of the change is read after the wait, so that changes follow each other in time as they do in the database.
-pub fn begin_change(conn: &mut Conn, workspace_id: i64, clock: Clock) -> Result<Micros, Fault> {
+pub fn begin_change(conn: &mut Conn, workspace_id: i64, clock: Clock) -> Result<Timestamp, DbError> {
     let change = diesel::update(workspaces::table.find(workspace_id))
         .set(workspaces::assignment_version.eq(workspaces::assignment_version + 1));
     match (conn, clock) {
@@ -111,7 +111,7 @@ pub fn begin_change(conn: &mut Conn, workspace_id: i64, clock: Clock) -> Result<
         (Conn::Postgres(c), Clock::Database) => {
             let now = sql::<BigInt>("(extract(epoch FROM clock_timestamp()) * 1000000)::bigint");
             let now: Option<i64> = change.returning(now).get_result(c).optional()?;
-            Ok(now.map_or_else(Micros::now, Micros))
+            Ok(now.map_or_else(Timestamp::now, Timestamp))
         }
         (conn, clock) => {
             change.execute(conn)?;
@@ -120,7 +120,7 @@ pub fn begin_change(conn: &mut Conn, workspace_id: i64, clock: Clock) -> Result<
     }
 }
 
-pub fn find_subject(conn: &mut Conn, workspace_id: i64, name: &str) -> Result<Option<i64>, Fault> {
+pub fn find_subject(conn: &mut Conn, workspace_id: i64, name: &str) -> Result<Option<i64>, DbError> {
     Ok(subjects::table
         .filter(subjects::workspace_id.eq(workspace_id).and(subjects::name.eq(name)))
         .select(subjects::id)
@@ -128,7 +128,7 @@ pub fn find_subject(conn: &mut Conn, workspace_id: i64, name: &str) -> Result<Op
         .optional()?)
 }
 
-fn find_or_add_subject(conn: &mut Conn, workspace_id: i64, name: &str) -> Result<i64, Fault> {
+fn find_or_add_subject(conn: &mut Conn, workspace_id: i64, name: &str) -> Result<i64, DbError> {
     let found = subject_ids::find_or_add(conn, &[(workspace_id, name.to_owned())])?;
     let id = found.into_iter().next().map(|(_, id)| id);
     id.ok_or_else(|| Error::internal("a subject that was just added is gone").into())
@@ -136,21 +136,26 @@ fn find_or_add_subject(conn: &mut Conn, workspace_id: i64, name: &str) -> Result
 
 type SpanRow = (i64, i64, Option<i64>, i64);
 
-fn span(row: SpanRow) -> Span {
+fn span(row: SpanRow) -> AssignmentPeriod {
     let (plan_id, starts_at, ends_at, anchor) = row;
-    Span { plan_id, starts_at: Micros(starts_at), ends_at: ends_at.map(Micros), anchor: Micros(anchor) }
+    AssignmentPeriod {
+        plan_id,
+        starts_at: Timestamp(starts_at),
+        ends_at: ends_at.map(Timestamp),
+        anchor: Timestamp(anchor),
+    }
 }
 
 /// The history of a subject, in order, without what was canceled before it began.
-pub fn history(conn: &mut Conn, subject_id: i64) -> Result<Vec<Span>, Fault> {
+pub fn history(conn: &mut Conn, subject_id: i64) -> Result<Vec<AssignmentPeriod>, DbError> {
     Ok(whole_history(conn, subject_id)?.into_iter().filter(|span| !is_void(span)).collect())
 }
 
-fn is_void(span: &Span) -> bool {
+fn is_void(span: &AssignmentPeriod) -> bool {
     span.ends_at.is_some_and(|end| end <= span.starts_at)
 }
 
-fn whole_history(conn: &mut Conn, subject_id: i64) -> Result<Vec<Span>, Fault> {
+fn whole_history(conn: &mut Conn, subject_id: i64) -> Result<Vec<AssignmentPeriod>, DbError> {
     let rows: Vec<SpanRow> = plan_assignments::table
         .filter(plan_assignments::subject_id.eq(subject_id))
         .order((plan_assignments::starts_at, plan_assignments::id))
@@ -170,15 +175,15 @@ pub fn assign(
     workspace_id: i64,
     subject: &str,
     plan_public_id: &str,
-    effective_at: Option<Micros>,
+    effective_at: Option<Timestamp>,
     clock: Clock,
-) -> Result<Assignment, Fault> {
+) -> Result<Assignment, DbError> {
     let now = begin_change(conn, workspace_id, clock)?;
     let plan = plans::get_current(conn, workspace_id, plan_public_id)?;
     let subject_id = find_or_add_subject(conn, workspace_id, subject)?;
     let starts_at = effective_at.filter(|at| *at > now).unwrap_or(now);
     let whole = whole_history(conn, subject_id)?;
-    let (used, old): (Vec<Micros>, Vec<Span>) =
+    let (used, old): (Vec<Timestamp>, Vec<AssignmentPeriod>) =
         (whole.iter().map(|span| span.anchor).collect(), whole.into_iter().filter(|s| !is_void(s)).collect());
     let anchor = anchor_of_new(&old, &used, now, starts_at);
     end_all(conn, subject_id, starts_at, now)?;
@@ -212,7 +217,7 @@ pub fn assign(
 }
 
 /// Cancels what is scheduled, as of now, and ends what is in force at `ends_at`.
-fn end_all(conn: &mut Conn, subject_id: i64, ends_at: Micros, now: Micros) -> Result<usize, Fault> {
+fn end_all(conn: &mut Conn, subject_id: i64, ends_at: Timestamp, now: Timestamp) -> Result<usize, DbError> {
     let canceled = sql_query(
         "UPDATE plan_assignments SET ends_at = $1, updated_at = $1
          WHERE subject_id = $2 AND starts_at > $1 AND (ends_at IS NULL OR ends_at > $1)",
@@ -232,8 +237,8 @@ fn end_all(conn: &mut Conn, subject_id: i64, ends_at: Micros, now: Micros) -> Re
 }
 
 /// Ends everything that has not ended; 404 when there is nothing.
-pub fn unassign(conn: &mut Conn, workspace_id: i64, subject: &str, clock: Clock) -> Result<(), Fault> {
-    let nothing = || Fault::from(Error::not_found(format!("assignment of subject {subject:?}")));
+pub fn unassign(conn: &mut Conn, workspace_id: i64, subject: &str, clock: Clock) -> Result<(), DbError> {
+    let nothing = || DbError::from(Error::not_found(format!("assignment of subject {subject:?}")));
     let now = begin_change(conn, workspace_id, clock)?;
     let subject_id = find_subject(conn, workspace_id, subject)?.ok_or_else(nothing)?;
     let old = history(conn, subject_id)?;
@@ -244,7 +249,7 @@ pub fn unassign(conn: &mut Conn, workspace_id: i64, subject: &str, clock: Clock)
     evaluate_plans(conn, workspace_id, &[subject_id], before, now)
 }
 
-fn plan_ids<'a>(spans: impl Iterator<Item = &'a Span>) -> Vec<i64> {
+fn plan_ids<'a>(spans: impl Iterator<Item = &'a AssignmentPeriod>) -> Vec<i64> {
     spans.map(|span| span.plan_id).collect()
 }
 
@@ -253,7 +258,7 @@ const MOVED_AT_ONCE: usize = 1_000;
 
 /// Takes all subjects of a plan version to the next one: what is in force ends now and goes on under the new version
 /// with the same anchor, what is scheduled keeps its start.
-pub fn move_to_version(conn: &mut Conn, old: &Plan, new: &Plan, now: Micros) -> Result<(), Fault> {
+pub fn move_to_version(conn: &mut Conn, old: &Plan, new: &Plan, now: Timestamp) -> Result<(), DbError> {
     sql_query(
         "UPDATE plan_assignments SET plan_id = $1, updated_at = $2
          WHERE plan_id = $3 AND starts_at > $2 AND (ends_at IS NULL OR ends_at > $2)",
@@ -302,9 +307,9 @@ fn evaluate_plans(
     workspace_id: i64,
     subject_ids: &[i64],
     plan_ids: Vec<i64>,
-    now: Micros,
-) -> Result<(), Fault> {
-    let plans = plans::by_ids(conn, &plan_ids)?;
+    now: Timestamp,
+) -> Result<(), DbError> {
+    let plans = plans::find_by_ids(conn, &plan_ids)?;
     let meter_ids: std::collections::BTreeSet<i64> =
         plans.values().flat_map(|plan| plan.limits.iter().map(|limit| limit.meter_id)).collect();
     let pairs = subject_ids.iter().flat_map(|subject| meter_ids.iter().map(move |meter| (*subject, *meter)));
@@ -326,9 +331,9 @@ pub fn list(
     conn: &mut Conn,
     workspace_id: i64,
     filter: &Filter,
-    now: Micros,
+    now: Timestamp,
     limit: i64,
-) -> Result<Vec<Assignment>, Fault> {
+) -> Result<Vec<Assignment>, DbError> {
     let rows: Vec<Row> = sql_query(
         "SELECT a.public_id, a.subject_id, s.name AS subject, a.plan_id, p.public_id AS plan_public_id,
                 p.name AS plan_name, p.version AS plan_version, a.starts_at, a.ends_at, a.anchor, a.updated_at

@@ -11,17 +11,17 @@ use diesel::{PgConnection, SqliteConnection};
 use crate::db::columns::{quantity_of, uuid_of};
 use crate::db::prepared::prepared;
 use crate::db::schema::quota_counters;
-use crate::db::{Conn, Fault};
+use crate::db::{Conn, DbError};
 use crate::metering::rollup::{Edge, Part};
-use crate::metering::time::{Micros, Window};
+use crate::metering::time::{Timestamp, Window};
 
 /// Where a counter lives; ordered as the primary key, so that writers lock rows in one order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Key {
     pub subject_id: i64,
     pub meter_id: i64,
-    pub anchor: Micros,
-    pub day_start: Micros,
+    pub anchor: Timestamp,
+    pub day_start: Timestamp,
 }
 
 /// The counters of one window.
@@ -29,7 +29,7 @@ pub struct Key {
 pub struct Range {
     pub subject_id: i64,
     pub meter_id: i64,
-    pub anchor: Micros,
+    pub anchor: Timestamp,
     pub window: Window,
 }
 
@@ -106,7 +106,7 @@ prepared!(
 );
 
 /// Adds what new events count.
-pub fn add(conn: &mut Conn, parts: &BTreeMap<Key, Part>) -> Result<(), Fault> {
+pub fn add(conn: &mut Conn, parts: &BTreeMap<Key, Part>) -> Result<(), DbError> {
     let with_edges = || parts.iter().filter_map(|(key, part)| Some((key, part, part.edges.as_ref()?)));
     match conn {
         Conn::Postgres(c) => {
@@ -157,12 +157,12 @@ pub fn add(conn: &mut Conn, parts: &BTreeMap<Key, Part>) -> Result<(), Fault> {
 type Row = (i64, i64, String, String, String, i64, Vec<u8>, String, i64, Vec<u8>, String);
 
 /// What is counted in each range; `None` where nothing is.
-pub fn load(conn: &mut Conn, ranges: &[Range]) -> Result<Vec<Option<Part>>, Fault> {
+pub fn load(conn: &mut Conn, ranges: &[Range]) -> Result<Vec<Option<Part>>, DbError> {
     let mut counted: Vec<Option<Part>> = vec![None; ranges.len()];
     if ranges.is_empty() {
         return Ok(counted);
     }
-    for (place, part) in rows(conn, ranges)?.into_iter().map(part_of).collect::<Result<Vec<_>, Fault>>()? {
+    for (place, part) in rows(conn, ranges)?.into_iter().map(part_of).collect::<Result<Vec<_>, DbError>>()? {
         match &mut counted[place] {
             Some(whole) => whole.add(&part),
             empty => *empty = Some(part),
@@ -171,7 +171,7 @@ pub fn load(conn: &mut Conn, ranges: &[Range]) -> Result<Vec<Option<Part>>, Faul
     Ok(counted)
 }
 
-fn rows(conn: &mut Conn, ranges: &[Range]) -> Result<Vec<Row>, Fault> {
+fn rows(conn: &mut Conn, ranges: &[Range]) -> Result<Vec<Row>, DbError> {
     match conn {
         Conn::Postgres(c) => Ok(LoadMany {
             subject_ids: &ranges.iter().map(|range| range.subject_id).collect(),
@@ -194,10 +194,10 @@ fn rows(conn: &mut Conn, ranges: &[Range]) -> Result<Vec<Row>, Fault> {
     }
 }
 
-fn part_of(row: Row) -> Result<(usize, Part), Fault> {
+fn part_of(row: Row) -> Result<(usize, Part), DbError> {
     let (place, count, sum, min, max, first_at, first_id, first, last_at, last_id, last) = row;
-    let edge = |at: i64, id: &[u8], quantity: &str| -> Result<Edge, Fault> {
-        Ok(Edge { at: Micros(at), id: uuid_of(id)?, quantity: quantity_of(quantity)? })
+    let edge = |at: i64, id: &[u8], quantity: &str| -> Result<Edge, DbError> {
+        Ok(Edge { at: Timestamp(at), id: uuid_of(id)?, quantity: quantity_of(quantity)? })
     };
     let edges = Some((edge(first_at, &first_id, &first)?, edge(last_at, &last_id, &last)?));
     let part =
@@ -210,9 +210,9 @@ pub fn first_day(
     conn: &mut Conn,
     subject_id: i64,
     meter_id: i64,
-    anchor: Micros,
-    from: Micros,
-) -> Result<Option<Micros>, Fault> {
+    anchor: Timestamp,
+    from: Timestamp,
+) -> Result<Option<Timestamp>, DbError> {
     let day: Option<i64> = quota_counters::table
         .filter(quota_counters::subject_id.eq(subject_id).and(quota_counters::meter_id.eq(meter_id)))
         .filter(quota_counters::anchor.eq(anchor.0).and(quota_counters::day_start.ge(from.0)))
@@ -220,5 +220,5 @@ pub fn first_day(
         .select(quota_counters::day_start)
         .first(conn)
         .optional()?;
-    Ok(day.map(Micros))
+    Ok(day.map(Timestamp))
 }

@@ -6,10 +6,10 @@ use diesel::sql_types::{BigInt, Binary, Bool, Nullable, Text};
 
 use crate::both;
 use crate::db::schema::{consumption_decisions as decisions, decision_prune_runs};
-use crate::db::{Conn, Fault, leases};
+use crate::db::{Conn, DbError, leases};
 use crate::error::Error;
 use crate::metering::event::{StoredEvent, ledger_key};
-use crate::metering::time::Micros;
+use crate::metering::time::Timestamp;
 
 #[derive(Clone, Debug, Queryable, Selectable, Insertable, QueryableByName)]
 #[diesel(table_name = decisions, treat_none_as_default_value = false)]
@@ -59,14 +59,14 @@ pub struct Decided {
 }
 
 /// Decisions already made for these ledger keys of a workspace.
-pub fn find_many(conn: &mut Conn, workspace_id: i64, keys: &[Vec<u8>]) -> Result<Vec<Decision>, Fault> {
+pub fn find_many(conn: &mut Conn, workspace_id: i64, keys: &[Vec<u8>]) -> Result<Vec<Decision>, DbError> {
     Ok(decisions::table
         .filter(decisions::workspace_id.eq(workspace_id).and(decisions::key.eq_any(keys)))
         .select(Decision::as_select())
         .load(conn)?)
 }
 
-pub fn find(conn: &mut Conn, workspace_id: i64, key: &str) -> Result<Option<Decision>, Fault> {
+pub fn find(conn: &mut Conn, workspace_id: i64, key: &str) -> Result<Option<Decision>, DbError> {
     Ok(decisions::table
         .find((workspace_id, ledger_key(key)))
         .select(Decision::as_select())
@@ -75,7 +75,7 @@ pub fn find(conn: &mut Conn, workspace_id: i64, key: &str) -> Result<Option<Deci
 }
 
 /// Records decisions, which come sorted by key; false when another server decided one of the keys meanwhile.
-pub fn add(conn: &mut Conn, new: &[&Decision]) -> Result<bool, Fault> {
+pub fn add(conn: &mut Conn, new: &[&Decision]) -> Result<bool, DbError> {
     if new.is_empty() {
         return Ok(true);
     }
@@ -100,11 +100,16 @@ pub struct Filter {
     pub accepted: Option<bool>,
     pub evaluation_failed: Option<bool>,
     /// Time and idempotency key of the last one seen.
-    pub after: Option<(Micros, String)>,
+    pub after: Option<(Timestamp, String)>,
 }
 
 /// The newest first.
-pub fn list(conn: &mut Conn, workspace_id: i64, filter: &Filter, limit: i64) -> Result<Vec<Decision>, Fault> {
+pub fn list(
+    conn: &mut Conn,
+    workspace_id: i64,
+    filter: &Filter,
+    limit: i64,
+) -> Result<Vec<Decision>, DbError> {
     let mut query = decisions::table
         .filter(decisions::workspace_id.eq(workspace_id))
         .order((decisions::created_at.desc(), decisions::idempotency_key.desc()))
@@ -137,7 +142,7 @@ pub fn list(conn: &mut Conn, workspace_id: i64, filter: &Filter, limit: i64) -> 
     Ok(query.load(conn)?)
 }
 
-pub fn count(conn: &mut Conn, workspace_id: i64) -> Result<i64, Fault> {
+pub fn count(conn: &mut Conn, workspace_id: i64) -> Result<i64, DbError> {
     Ok(decisions::table.filter(decisions::workspace_id.eq(workspace_id)).count().get_result(conn)?)
 }
 
@@ -148,7 +153,7 @@ struct Workspace {
 }
 
 /// Workspaces with decisions from before `before`.
-pub fn outdated(conn: &mut Conn, before: Micros) -> Result<Vec<i64>, Fault> {
+pub fn outdated(conn: &mut Conn, before: Timestamp) -> Result<Vec<i64>, DbError> {
     let rows: Vec<Workspace> = sql_query(
         "SELECT w.id FROM workspaces w WHERE EXISTS (
              SELECT 1 FROM consumption_decisions d WHERE d.workspace_id = w.id AND d.created_at < $1) ORDER BY w.id",
@@ -163,9 +168,9 @@ pub fn prune(
     conn: &mut Conn,
     (lease, holder): (&str, &str),
     workspace_id: i64,
-    before: Micros,
+    before: Timestamp,
     limit: i64,
-) -> Result<i64, Fault> {
+) -> Result<i64, DbError> {
     if !leases::renew(conn, lease, holder)? {
         return Err(Error::conflict("another clean-up took over").into());
     }
@@ -192,13 +197,13 @@ pub struct PruneRun {
     pub created_at: i64,
 }
 
-pub fn add_prune_run(conn: &mut Conn, run: &PruneRun) -> Result<(), Fault> {
+pub fn add_prune_run(conn: &mut Conn, run: &PruneRun) -> Result<(), DbError> {
     diesel::insert_into(decision_prune_runs::table).values(run).execute(conn)?;
     Ok(())
 }
 
 /// How often decisions of a workspace were pruned, and the last time.
-pub fn prune_runs(conn: &mut Conn, workspace_id: i64) -> Result<(i64, Option<PruneRun>), Fault> {
+pub fn prune_runs(conn: &mut Conn, workspace_id: i64) -> Result<(i64, Option<PruneRun>), DbError> {
     let own = decision_prune_runs::workspace_id.eq(workspace_id);
     let count = decision_prune_runs::table.filter(own).count().get_result(conn)?;
     let last = decision_prune_runs::table

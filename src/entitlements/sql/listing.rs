@@ -5,9 +5,9 @@ use diesel::sql_query;
 use diesel::sql_types::{BigInt, Integer, Nullable, Text};
 
 use crate::db::columns::quantity_of;
-use crate::db::{Conn, Fault};
-use crate::entitlements::quota::Measure;
-use crate::metering::time::Micros;
+use crate::db::{Conn, DbError};
+use crate::entitlements::quota::QuotaUsage;
+use crate::metering::time::Timestamp;
 
 /// A state, an event or a snapshot as it is listed; what a kind does not have is empty.
 #[derive(Clone, Debug, QueryableByName)]
@@ -50,9 +50,9 @@ pub struct Entry {
 }
 
 impl Entry {
-    pub fn measure(&self) -> Result<Measure, Fault> {
+    pub fn measure(&self) -> Result<QuotaUsage, DbError> {
         let (limit, warning_percent) = (quantity_of(&self.limit_value)?, quantity_of(&self.warning_percent)?);
-        Ok(Measure::of(quantity_of(&self.current_value)?, &limit, &warning_percent))
+        Ok(QuotaUsage::of(quantity_of(&self.current_value)?, &limit, &warning_percent))
     }
 }
 
@@ -66,7 +66,7 @@ pub struct Filter {
     /// Events only.
     pub kind: String,
     /// Events only: time and id of the last one seen.
-    pub after: Option<(Micros, String)>,
+    pub after: Option<(Timestamp, String)>,
 }
 
 /// One of the three lists: its table, its columns beyond the common ones, its order.
@@ -82,7 +82,7 @@ fn read(
     listing: &Listing,
     filter: &Filter,
     limit: i64,
-) -> Result<Vec<Entry>, Fault> {
+) -> Result<Vec<Entry>, DbError> {
     let Listing { table, columns, order } = listing;
     let events_only = match *table {
         "entitlement_events" => "($6 = '' OR e.kind = $6) AND ($7 < 0 OR (e.created_at, e.id) < ($7, $8))",
@@ -114,7 +114,12 @@ fn read(
 }
 
 /// The latest evaluated first.
-pub fn states(conn: &mut Conn, workspace_id: i64, filter: &Filter, limit: i64) -> Result<Vec<Entry>, Fault> {
+pub fn states(
+    conn: &mut Conn,
+    workspace_id: i64,
+    filter: &Filter,
+    limit: i64,
+) -> Result<Vec<Entry>, DbError> {
     let listing = Listing {
         table: "entitlement_states",
         columns: "'' AS id, CAST(0 AS BIGINT) AS starts_at, CAST(0 AS BIGINT) AS ends_at, CAST(NULL AS TEXT) AS previous_state, '' AS kind,
@@ -125,7 +130,12 @@ pub fn states(conn: &mut Conn, workspace_id: i64, filter: &Filter, limit: i64) -
 }
 
 /// The newest first.
-pub fn events(conn: &mut Conn, workspace_id: i64, filter: &Filter, limit: i64) -> Result<Vec<Entry>, Fault> {
+pub fn events(
+    conn: &mut Conn,
+    workspace_id: i64,
+    filter: &Filter,
+    limit: i64,
+) -> Result<Vec<Entry>, DbError> {
     let listing = Listing {
         table: "entitlement_events",
         columns: "e.id, e.created_at AS starts_at, e.created_at AS ends_at, e.previous_state, e.kind,
@@ -136,7 +146,12 @@ pub fn events(conn: &mut Conn, workspace_id: i64, filter: &Filter, limit: i64) -
 }
 
 /// The latest window first.
-pub fn periods(conn: &mut Conn, workspace_id: i64, filter: &Filter, limit: i64) -> Result<Vec<Entry>, Fault> {
+pub fn periods(
+    conn: &mut Conn,
+    workspace_id: i64,
+    filter: &Filter,
+    limit: i64,
+) -> Result<Vec<Entry>, DbError> {
     let listing = Listing {
         table: "entitlement_periods",
         columns: "'' AS id, e.starts_at, e.ends_at, CAST(NULL AS TEXT) AS previous_state, '' AS kind, e.event_count,

@@ -16,14 +16,14 @@ use crate::db::columns::quantity_of;
 use crate::db::identity::{Clock, new_id};
 use crate::db::row_cache::RowCache;
 use crate::db::schema::{meters, plan_assignments, plan_limits, plans};
-use crate::db::{Conn, Fault, Store, limits};
-use crate::entitlements::assignment::Span;
-use crate::entitlements::consume::Unread;
+use crate::db::{Conn, DbError, Store, limits};
+use crate::entitlements::assignment::AssignmentPeriod;
+use crate::entitlements::consume::UnreadableLimit;
 use crate::entitlements::period::Period;
 use crate::entitlements::plan::{Draft, Enforcement, FailurePolicy, Limit, Plan};
 use crate::entitlements::sql::assignments;
 use crate::error::{Error, Result};
-use crate::metering::time::Micros;
+use crate::metering::time::Timestamp;
 use crate::meters::sql::METER_LOCK;
 
 #[derive(Queryable, Selectable)]
@@ -53,8 +53,8 @@ impl PlanRow {
             parent_id: self.parent_id,
             is_current: self.is_current,
             limits,
-            created_at: Micros(self.created_at),
-            updated_at: Micros(self.updated_at),
+            created_at: Timestamp(self.created_at),
+            updated_at: Timestamp(self.updated_at),
         }
     }
 }
@@ -104,12 +104,12 @@ struct NewLimit<'a> {
 }
 
 /// Reads a word that a CHECK guards.
-pub fn word<T>(parsed: Option<T>, text: &str) -> Result<T, Fault> {
+pub fn word<T>(parsed: Option<T>, text: &str) -> Result<T, DbError> {
     parsed.ok_or_else(|| Error::internal(format!("unknown word {text:?} in the database")).into())
 }
 
 impl LimitRow {
-    fn into_limit(self, meter: String) -> Result<Limit, Fault> {
+    fn into_limit(self, meter: String) -> Result<Limit, DbError> {
         Ok(Limit {
             public_id: self.public_id,
             meter_id: self.meter_id,
@@ -119,13 +119,13 @@ impl LimitRow {
             warning_percent: quantity_of(&self.warning_percent)?,
             enforcement: word(Enforcement::parse(&self.enforcement), &self.enforcement)?,
             failure_policy: word(FailurePolicy::parse(&self.failure_policy), &self.failure_policy)?,
-            created_at: Micros(self.created_at),
+            created_at: Timestamp(self.created_at),
         })
     }
 }
 
 /// Gives plan rows their limits, by meter and period.
-fn with_limits(conn: &mut Conn, rows: Vec<PlanRow>) -> Result<Vec<Plan>, Fault> {
+fn with_limits(conn: &mut Conn, rows: Vec<PlanRow>) -> Result<Vec<Plan>, DbError> {
     let ids: Vec<i64> = rows.iter().map(|row| row.id).collect();
     let limits: Vec<(LimitRow, String)> = plan_limits::table
         .inner_join(meters::table.on(meters::id.eq(plan_limits::meter_id)))
@@ -145,7 +145,7 @@ fn with_limits(conn: &mut Conn, rows: Vec<PlanRow>) -> Result<Vec<Plan>, Fault> 
 }
 
 /// Any version.
-pub fn by_public_id(conn: &mut Conn, workspace_id: i64, public_id: &str) -> Result<Option<Plan>, Fault> {
+pub fn by_public_id(conn: &mut Conn, workspace_id: i64, public_id: &str) -> Result<Option<Plan>, DbError> {
     let row: Option<PlanRow> = plans::table
         .filter(plans::workspace_id.eq(workspace_id).and(plans::public_id.eq(public_id)))
         .select(PlanRow::as_select())
@@ -155,12 +155,12 @@ pub fn by_public_id(conn: &mut Conn, workspace_id: i64, public_id: &str) -> Resu
 }
 
 /// As [`by_public_id`]; 404 when there is none.
-pub fn get(conn: &mut Conn, workspace_id: i64, public_id: &str) -> Result<Plan, Fault> {
+pub fn get(conn: &mut Conn, workspace_id: i64, public_id: &str) -> Result<Plan, DbError> {
     by_public_id(conn, workspace_id, public_id)?.ok_or_else(|| Error::not_found("plan").into())
 }
 
 /// As [`get`]; 409 when it is not the current version.
-pub fn get_current(conn: &mut Conn, workspace_id: i64, public_id: &str) -> Result<Plan, Fault> {
+pub fn get_current(conn: &mut Conn, workspace_id: i64, public_id: &str) -> Result<Plan, DbError> {
     let plan = get(conn, workspace_id, public_id)?;
     if !plan.is_current {
         let (name, version) = (&plan.name, plan.version);
@@ -171,7 +171,7 @@ pub fn get_current(conn: &mut Conn, workspace_id: i64, public_id: &str) -> Resul
     Ok(plan)
 }
 
-pub fn by_ids(conn: &mut Conn, ids: &[i64]) -> Result<HashMap<i64, Arc<Plan>>, Fault> {
+pub fn find_by_ids(conn: &mut Conn, ids: &[i64]) -> Result<HashMap<i64, Arc<Plan>>, DbError> {
     if ids.is_empty() {
         return Ok(HashMap::new());
     }
@@ -185,11 +185,11 @@ pub struct Damaged {
     /// With the limits that can be read; `None` when the plan itself is missing.
     pub plan: Option<Plan>,
     /// The other limits, each by its meter.
-    pub unread: Vec<(i64, Unread)>,
+    pub unread: Vec<(i64, UnreadableLimit)>,
 }
 
-/// Reads limit by limit what [`by_ids`] could not.
-pub fn damaged(conn: &mut Conn, id: i64) -> Result<Damaged, Fault> {
+/// Reads limit by limit what [`find_by_ids`] could not.
+pub fn damaged(conn: &mut Conn, id: i64) -> Result<Damaged, DbError> {
     let row: Option<PlanRow> = plans::table.find(id).select(PlanRow::as_select()).first(conn).optional()?;
     let limits: Vec<(LimitRow, String)> = plan_limits::table
         .inner_join(meters::table.on(meters::id.eq(plan_limits::meter_id)))
@@ -199,10 +199,11 @@ pub fn damaged(conn: &mut Conn, id: i64) -> Result<Damaged, Fault> {
         .load(conn)?;
     let (mut readable, mut unread) = (Vec::new(), Vec::new());
     for (limit, meter) in limits {
-        let known = Unread {
-            enforcement: Enforcement::parse(&limit.enforcement).unwrap_or(Unread::UNKNOWN.enforcement),
+        let known = UnreadableLimit {
+            enforcement: Enforcement::parse(&limit.enforcement)
+                .unwrap_or(UnreadableLimit::UNKNOWN.enforcement),
             failure_policy: FailurePolicy::parse(&limit.failure_policy)
-                .unwrap_or(Unread::UNKNOWN.failure_policy),
+                .unwrap_or(UnreadableLimit::UNKNOWN.failure_policy),
         };
         let meter_id = limit.meter_id;
         match limit.into_limit(meter) {
@@ -214,7 +215,7 @@ pub fn damaged(conn: &mut Conn, id: i64) -> Result<Damaged, Fault> {
 }
 
 /// Whether some subject still has, or had, this plan.
-pub fn is_assigned(conn: &mut Conn, id: i64) -> Result<bool, Fault> {
+pub fn is_assigned(conn: &mut Conn, id: i64) -> Result<bool, DbError> {
     let found = plan_assignments::table
         .filter(plan_assignments::plan_id.eq(id))
         .select(plan_assignments::id)
@@ -224,7 +225,7 @@ pub fn is_assigned(conn: &mut Conn, id: i64) -> Result<bool, Fault> {
 }
 
 /// Current versions, by name.
-pub fn list(conn: &mut Conn, workspace_id: i64, limit: i64) -> Result<Vec<Plan>, Fault> {
+pub fn list(conn: &mut Conn, workspace_id: i64, limit: i64) -> Result<Vec<Plan>, DbError> {
     let rows: Vec<PlanRow> = plans::table
         .filter(plans::workspace_id.eq(workspace_id).and(plans::is_current.eq(true)))
         .order(plans::name)
@@ -240,8 +241,8 @@ pub fn resolve(
     workspace_id: i64,
     draft: &Draft,
     old: Option<&Plan>,
-    now: Micros,
-) -> Result<Plan, Fault> {
+    now: Timestamp,
+) -> Result<Plan, DbError> {
     let names: Vec<&str> = draft.limits.iter().map(|limit| limit.meter.as_str()).collect();
     let found: Vec<(String, i64)> = meters::table
         .filter(meters::workspace_id.eq(workspace_id).and(meters::name.eq_any(&names)))
@@ -280,7 +281,7 @@ pub fn resolve(
 }
 
 /// Keeps the meters of the limits from being deleted until the transaction ends.
-fn hold_meters(conn: &mut Conn, plan: &Plan) -> Result<(), Fault> {
+fn hold_meters(conn: &mut Conn, plan: &Plan) -> Result<(), DbError> {
     if let Conn::Postgres(c) = conn {
         let mut ids: Vec<i64> = plan.limits.iter().map(|limit| limit.meter_id).collect();
         ids.sort_unstable();
@@ -292,7 +293,7 @@ fn hold_meters(conn: &mut Conn, plan: &Plan) -> Result<(), Fault> {
     Ok(())
 }
 
-fn store(conn: &mut Conn, mut plan: Plan) -> Result<Plan, Fault> {
+fn store(conn: &mut Conn, mut plan: Plan) -> Result<Plan, DbError> {
     let row = NewPlan {
         id: new_id(),
         public_id: &plan.public_id,
@@ -305,14 +306,14 @@ fn store(conn: &mut Conn, mut plan: Plan) -> Result<Plan, Fault> {
         created_at: plan.created_at.0,
         updated_at: plan.updated_at.0,
     };
-    let added: Result<i64, Fault> = diesel::insert_into(plans::table)
+    let added: Result<i64, DbError> = diesel::insert_into(plans::table)
         .values(&row)
         .returning(plans::id)
         .get_result(conn)
-        .map_err(Fault::from);
+        .map_err(DbError::from);
     plan.id = match added {
         Ok(id) => id,
-        Err(fault) if fault.breaks("plans_current_name_key") => {
+        Err(fault) if fault.violates("plans_current_name_key") => {
             return Err(Error::conflict(format!("a plan named {:?} exists", plan.name)).into());
         }
         Err(fault) => return Err(fault),
@@ -337,7 +338,7 @@ fn store(conn: &mut Conn, mut plan: Plan) -> Result<Plan, Fault> {
 }
 
 /// Stores version 1 of a new plan; 404 for an unknown meter, 409 when the name is taken.
-pub fn add(conn: &mut Conn, workspace_id: i64, draft: &Draft, now: Micros) -> Result<Plan, Fault> {
+pub fn add(conn: &mut Conn, workspace_id: i64, draft: &Draft, now: Timestamp) -> Result<Plan, DbError> {
     limits::check(conn, limits::Kind::Plan, workspace_id)?;
     let plan = resolve(conn, workspace_id, draft, None, now)?;
     hold_meters(conn, &plan)?;
@@ -353,7 +354,7 @@ pub fn update(
     public_id: &str,
     draft: &Draft,
     clock: Clock,
-) -> Result<Plan, Fault> {
+) -> Result<Plan, DbError> {
     let now = assignments::begin_change(conn, workspace_id, clock)?;
     let old = get_current(conn, workspace_id, public_id)?;
     let proposed = resolve(conn, workspace_id, draft, Some(&old), now)?;
@@ -368,7 +369,7 @@ pub fn update(
 }
 
 /// Deletes one version with its limits, ended assignments, states, events and snapshots; 409 while a subject has it.
-pub fn delete(conn: &mut Conn, workspace_id: i64, public_id: &str, clock: Clock) -> Result<(), Fault> {
+pub fn delete(conn: &mut Conn, workspace_id: i64, public_id: &str, clock: Clock) -> Result<(), DbError> {
     let now = assignments::begin_change(conn, workspace_id, clock)?;
     let plan = get(conn, workspace_id, public_id)?;
     let in_use: Option<i64> = plan_assignments::table
@@ -393,7 +394,7 @@ struct Using {
 }
 
 /// 409 while any version of a plan limits the meter: versions stay readable.
-pub fn refuse_while_limited(conn: &mut Conn, meter_id: i64, meter: &str) -> Result<(), Fault> {
+pub fn refuse_while_limited(conn: &mut Conn, meter_id: i64, meter: &str) -> Result<(), DbError> {
     let using: Option<Using> = sql_query(
         "SELECT p.name, p.version FROM plan_limits l JOIN plans p ON p.id = l.plan_id
          WHERE l.meter_id = $1 ORDER BY p.is_current DESC, p.id DESC LIMIT 1",
@@ -424,7 +425,7 @@ pub struct PlanCache {
 pub struct Assigned {
     /// 0 for a subject nobody has heard of.
     pub subject_id: i64,
-    pub history: Vec<Span>,
+    pub history: Vec<AssignmentPeriod>,
 }
 
 const CACHED_SUBJECTS_MAX: u64 = 200_000;
@@ -463,8 +464,12 @@ impl PlanCache {
         if let Some(plan) = self.plans.get(&id) {
             return Ok(Some(plan));
         }
-        let found =
-            self.store.ingestion().read("plans::by_ids", move |conn| by_ids(conn, &[id])).await?.remove(&id);
+        let found = self
+            .store
+            .ingestion()
+            .read("plans::by_ids", move |conn| find_by_ids(conn, &[id]))
+            .await?
+            .remove(&id);
         if let Some(plan) = &found {
             self.plans.insert(id, plan.clone());
         }

@@ -8,13 +8,13 @@ use diesel::sql_query;
 use diesel::sql_types::{BigInt, Integer, Text};
 
 use crate::db::schema::{entitlement_events, entitlement_states, subjects};
-use crate::db::{Conn, Fault};
+use crate::db::{Conn, DbError};
 use crate::entitlements::jobs::{Evaluation, QUEUE};
 use crate::entitlements::plan::Limit;
-use crate::entitlements::quota::{Measure, State, Transition};
+use crate::entitlements::quota::{QuotaUsage, State, Transition};
 use crate::jobs::queue::DeadLetter;
 use crate::metering::meter::Meter;
-use crate::metering::time::Micros;
+use crate::metering::time::Timestamp;
 use crate::{both, meters};
 
 /// First half of the PostgreSQL advisory lock on a subject and meter under evaluation.
@@ -27,12 +27,12 @@ pub struct Standing<'a> {
     pub meter_id: i64,
     pub plan_id: i64,
     pub limit: &'a Limit,
-    pub measure: &'a Measure,
-    pub at: Micros,
+    pub measure: &'a QuotaUsage,
+    pub at: Timestamp,
 }
 
 /// Keeps others from evaluating the subject and meter until the transaction ends.
-pub fn lock(conn: &mut Conn, subject_id: i64, meter_id: i64) -> Result<(), Fault> {
+pub fn lock(conn: &mut Conn, subject_id: i64, meter_id: i64) -> Result<(), DbError> {
     if conn.is_postgres() {
         let hash = crate::metering::event::hash128(&[&subject_id.to_be_bytes(), &meter_id.to_be_bytes()]);
         sql_query("SELECT pg_advisory_xact_lock($1, $2)")
@@ -47,10 +47,10 @@ pub fn lock(conn: &mut Conn, subject_id: i64, meter_id: i64) -> Result<(), Fault
 pub fn put_snapshot(
     conn: &mut Conn,
     standing: &Standing,
-    from: Micros,
-    to: Micros,
+    from: Timestamp,
+    to: Timestamp,
     event_count: i64,
-) -> Result<(), Fault> {
+) -> Result<(), DbError> {
     let Standing { limit, measure, .. } = standing;
     sql_query(
         "INSERT INTO entitlement_periods (subject_id, meter_id, period, starts_at, ends_at, workspace_id,
@@ -78,7 +78,7 @@ pub fn put_snapshot(
     Ok(())
 }
 
-pub fn put_state(conn: &mut Conn, standing: &Standing) -> Result<(), Fault> {
+pub fn put_state(conn: &mut Conn, standing: &Standing) -> Result<(), DbError> {
     let Standing { limit, measure, .. } = standing;
     sql_query(
         "INSERT INTO entitlement_states (subject_id, meter_id, period, workspace_id, plan_id, state,
@@ -109,7 +109,7 @@ pub fn add_event(
     standing: &Standing,
     previous: Option<State>,
     kind: Transition,
-) -> Result<(), Fault> {
+) -> Result<(), DbError> {
     let Standing { limit, measure, .. } = standing;
     let row = NewEvent {
         id: uuid::Uuid::now_v7().to_string(),
@@ -138,7 +138,7 @@ pub struct StateRow {
     pub evaluated_at: i64,
 }
 
-pub fn load(conn: &mut Conn, subject_id: i64, meter_id: i64) -> Result<Vec<StateRow>, Fault> {
+pub fn load(conn: &mut Conn, subject_id: i64, meter_id: i64) -> Result<Vec<StateRow>, DbError> {
     Ok(entitlement_states::table
         .filter(entitlement_states::subject_id.eq(subject_id).and(entitlement_states::meter_id.eq(meter_id)))
         .select(StateRow::as_select())
@@ -146,7 +146,7 @@ pub fn load(conn: &mut Conn, subject_id: i64, meter_id: i64) -> Result<Vec<State
 }
 
 /// Removes the states of limits that are no longer in force.
-pub fn remove(conn: &mut Conn, subject_id: i64, meter_id: i64, kept: &[&str]) -> Result<(), Fault> {
+pub fn remove(conn: &mut Conn, subject_id: i64, meter_id: i64, kept: &[&str]) -> Result<(), DbError> {
     let stale = entitlement_states::table
         .filter(entitlement_states::subject_id.eq(subject_id).and(entitlement_states::meter_id.eq(meter_id)))
         .filter(entitlement_states::period.ne_all(kept));
@@ -174,7 +174,7 @@ struct NewEvent {
 
 /// Asks for the evaluation of every subject with a state of this meter: the same events come to another value now. In
 /// one statement, because there may be very many.
-pub fn enqueue_meter(conn: &mut Conn, meter: &Meter, now: Micros) -> Result<(), Fault> {
+pub fn enqueue_meter(conn: &mut Conn, meter: &Meter, now: Timestamp) -> Result<(), DbError> {
     let earlier = if conn.is_postgres() { "least" } else { "min" };
     // the same key and payload as `Evaluation::job`
     let text = format!(
@@ -196,7 +196,7 @@ pub fn enqueue_meter(conn: &mut Conn, meter: &Meter, now: Micros) -> Result<(), 
 }
 
 /// Subject and meter of each dead job, as far as they exist, by the letter's id.
-pub fn names(conn: &mut Conn, letters: &[DeadLetter]) -> Result<HashMap<String, Names>, Fault> {
+pub fn names(conn: &mut Conn, letters: &[DeadLetter]) -> Result<HashMap<String, Names>, DbError> {
     let own = letters.iter().filter(|letter| letter.queue == QUEUE);
     let jobs: Vec<(&DeadLetter, Evaluation)> =
         own.filter_map(|letter| Some((letter, letter.payload().ok()?))).collect();
@@ -206,7 +206,7 @@ pub fn names(conn: &mut Conn, letters: &[DeadLetter]) -> Result<HashMap<String, 
     let found =
         subjects::table.filter(subjects::id.eq_any(subject_ids)).select((subjects::id, subjects::name));
     let subjects: HashMap<i64, String> = found.load(conn)?.into_iter().collect();
-    let meters = meters::sql::by_numbers(conn, first.workspace_id, &meter_ids)?;
+    let meters = meters::sql::find_by_ids(conn, first.workspace_id, &meter_ids)?;
     let meters: HashMap<i64, String> = meters.into_iter().map(|meter| (meter.id, meter.name)).collect();
     let names = |job: &Evaluation| Names {
         subject: subjects.get(&job.subject_id).cloned(),

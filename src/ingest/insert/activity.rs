@@ -1,5 +1,5 @@
 //! When subjects were seen, in the hot insert: rows are written when a subject enters an hour of a meter, or a day, never with
-//! every event, so that no row is fought over. `store::subjects` lists by the last hour, `store::subject_days` finds
+//! every event, so that no row is fought over. `usage::subjects` lists by the last hour, `usage::subject_days` finds
 //! rollups and events by the days.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -8,10 +8,10 @@ use diesel::sql_types::{Array, BigInt};
 use diesel::{PgConnection, RunQueryDsl, SqliteConnection};
 
 use crate::db::prepared::prepared;
-use crate::db::{Conn, Fault};
-use crate::ingest::insert::{Known, Work};
+use crate::db::{Conn, DbError};
+use crate::ingest::insert::{InsertBatch, WriteCache};
 use crate::metering::rollup::{Grain, Key};
-use crate::metering::time::{DAY, Micros};
+use crate::metering::time::{DAY, Timestamp};
 
 prepared!(
     Enter for PgConnection,
@@ -40,21 +40,21 @@ prepared!(
 /// Subject and meter.
 pub(super) type Use = (i64, i64);
 
-impl Work<'_> {
+impl InsertBatch<'_> {
     /// What is known is never later than what is stored, and whoever knows an hour knows that its day was written
     /// down; so nothing is left out.
     pub(super) fn write_activity<'k>(
         &mut self,
         conn: &mut Conn,
-        known: &Known,
+        known: &WriteCache,
         rollups: impl Iterator<Item = &'k Key>,
-    ) -> Result<(), Fault> {
+    ) -> Result<(), DbError> {
         let mut entered: BTreeSet<(i64, i64)> = BTreeSet::new();
         let mut newer: BTreeMap<Use, i64> = BTreeMap::new();
         for key in rollups.filter(|key| key.grain == Grain::SubjectHour) {
             let (one, hour, day) = ((key.subject_id, key.meter_id), key.start.0, key.start.floor(DAY).0);
             let last = known.activity.get(&one);
-            if last.is_none_or(|last| Micros(last).floor(DAY).0 != day) {
+            if last.is_none_or(|last| Timestamp(last).floor(DAY).0 != day) {
                 entered.insert((key.subject_id, day));
             }
             if last.is_none_or(|last| last < hour) {
@@ -85,7 +85,7 @@ fn enter(
     conn: &mut PgConnection,
     entered: &BTreeSet<(i64, i64)>,
     newer: &BTreeMap<Use, i64>,
-) -> Result<(), Fault> {
+) -> Result<(), DbError> {
     Enter {
         entering: &entered.iter().map(|(subject_id, _)| *subject_id).collect(),
         days: &entered.iter().map(|(_, day)| *day).collect(),

@@ -10,21 +10,21 @@ use serde_json::value::RawValue;
 
 use crate::db::columns::{quantity_of, uuid_of};
 use crate::db::prepared::prepared;
-use crate::db::{Conn, Fault};
-use crate::entitlements::assignment::{Span, counting};
-use crate::entitlements::consume::{Counted, Unread, Verdict, judge};
+use crate::db::{Conn, DbError};
+use crate::entitlements::assignment::{AssignmentPeriod, assignment_for_event};
+use crate::entitlements::consume::{Counted, UnreadableLimit, Verdict, judge};
 use crate::entitlements::plan::{Limit, Plan};
 use crate::entitlements::sql::counters::{self, Range};
 use crate::entitlements::sql::decisions::{self, Decided, Decision};
 use crate::error::Error;
 use crate::ingest::insert::quota::{ANY_METER, readable};
 use crate::ingest::insert::{
-    Batch, DecidedAt, Known, LedgerKey, Outcome, Taken, Work, original_of, postgres, sqlite,
+    Batch, DecidedAt, ExistingKey, InsertBatch, LedgerKey, Outcome, WriteCache, original_of, postgres, sqlite,
 };
 use crate::metering::event::{Event, StoredEvent, ledger_key, no_metadata, raw_metadata};
 use crate::metering::quantity::Quantity;
 use crate::metering::rollup::Part;
-use crate::metering::time::{Micros, Window};
+use crate::metering::time::{Timestamp, Window};
 
 prepared!(
     LockSubjects for PgConnection,
@@ -39,21 +39,21 @@ struct Asked<'a> {
     key: LedgerKey,
     event: &'a Event,
     subject_id: i64,
-    now: Micros,
+    now: Timestamp,
     /// Decides about plan and period.
-    at_time: Micros,
+    at_time: Timestamp,
 }
 
 /// Subject, meter, anchor, beginning and end.
-type WindowKey = (i64, i64, Micros, Micros, Micros);
+type WindowKey = (i64, i64, Timestamp, Timestamp, Timestamp);
 
 /// What the windows of a batch hold, as it grows with each decision; `None` where that cannot be read.
 type Windows = BTreeMap<WindowKey, Option<Held>>;
 /// Absent while nothing is counted.
 type Held = Option<Part>;
 
-impl<'a> Work<'a> {
-    pub(super) fn decide(&mut self, conn: &mut Conn, known: &Known) -> Result<(), Fault> {
+impl<'a> InsertBatch<'a> {
+    pub(super) fn decide(&mut self, conn: &mut Conn, known: &WriteCache) -> Result<(), DbError> {
         let asked = self.asked();
         if asked.is_empty() {
             return Ok(());
@@ -80,7 +80,7 @@ impl<'a> Work<'a> {
         rows.sort_by_key(|decision| (decision.workspace_id, &decision.key));
         if !decisions::add(conn, &rows)? {
             // a subject without limits is not locked: another server used one of the keys meanwhile
-            return Err(Fault::Repeat);
+            return Err(DbError::Retry);
         }
         for (at, decision) in made {
             if decision.accepted {
@@ -116,14 +116,14 @@ impl<'a> Work<'a> {
             asked.push(Asked { at, key, event, subject_id, now, at_time });
         }
         for at in again {
-            self.decided[at] = Some(Outcome::Again);
+            self.decided[at] = Some(Outcome::Retry);
         }
         asked
     }
 
     /// The assignment a consumption counts for.
-    fn span(&self, asked: &Asked) -> Option<&Span> {
-        counting(self.histories.get(&asked.subject_id)?, asked.at_time)
+    fn span(&self, asked: &Asked) -> Option<&AssignmentPeriod> {
+        assignment_for_event(self.histories.get(&asked.subject_id)?, asked.at_time)
     }
 
     fn plan(&self, asked: &Asked) -> Option<&Plan> {
@@ -142,7 +142,7 @@ impl<'a> Work<'a> {
     }
 
     /// Limits on the event's meter that cannot be read.
-    fn unread(&self, asked: &Asked) -> impl Iterator<Item = Unread> {
+    fn unread(&self, asked: &Asked) -> impl Iterator<Item = UnreadableLimit> {
         let meter_id = asked.event.meter.id;
         let of_plan = self.span(asked).and_then(|span| self.unread.get(&span.plan_id));
         let of_meter =
@@ -151,7 +151,7 @@ impl<'a> Work<'a> {
     }
 
     /// Only where there is something to count; SQLite has one writer anyway.
-    fn lock_subjects(&self, conn: &mut Conn, asked: &[Asked]) -> Result<(), Fault> {
+    fn lock_subjects(&self, conn: &mut Conn, asked: &[Asked]) -> Result<(), DbError> {
         let Conn::Postgres(c) = conn else { return Ok(()) };
         let limited = asked.iter().filter(|asked| self.limits(asked).next().is_some());
         let ids: BTreeSet<i64> = limited.map(|asked| asked.subject_id).collect();
@@ -162,7 +162,7 @@ impl<'a> Work<'a> {
     }
 
     /// Reads the counters after the lock: a statement of its own sees what was committed while it waited.
-    fn load_windows(&self, conn: &mut Conn, known: &Known, asked: &[Asked]) -> Result<Windows, Fault> {
+    fn load_windows(&self, conn: &mut Conn, known: &WriteCache, asked: &[Asked]) -> Result<Windows, DbError> {
         let keys = asked.iter().flat_map(|asked| self.limits(asked).map(|(_, key)| key));
         let keys: Vec<WindowKey> = keys.collect::<BTreeSet<_>>().into_iter().collect();
         if keys.is_empty() {
@@ -185,12 +185,12 @@ impl<'a> Work<'a> {
     fn decide_one(
         &self,
         asked: &Asked,
-        taken: Option<&Taken>,
+        taken: Option<&ExistingKey>,
         windows: &mut Windows,
-    ) -> Result<Decision, Fault> {
+    ) -> Result<Decision, DbError> {
         let event = asked.event;
         let limits: Vec<_> = self.limits(asked).collect();
-        let mut unread: Vec<Unread> = self.unread(asked).collect();
+        let mut unread: Vec<UnreadableLimit> = self.unread(asked).collect();
         let mut counted: Vec<Counted> = Vec::with_capacity(limits.len());
         for (limit, key) in &limits {
             match windows.get(key).and_then(Option::as_ref) {
@@ -200,7 +200,7 @@ impl<'a> Work<'a> {
                 }
                 None => {
                     let Limit { enforcement, failure_policy, .. } = **limit;
-                    unread.push(Unread { enforcement, failure_policy });
+                    unread.push(UnreadableLimit { enforcement, failure_policy });
                 }
             }
         }
@@ -223,14 +223,14 @@ impl<'a> Work<'a> {
 
     /// An ordinary write may have taken a key between our look at the ledger and our own claim; then what was decided
     /// here is not what is true.
-    pub(super) fn check_decisions(&self) -> Result<(), Fault> {
+    pub(super) fn check_decisions(&self) -> Result<(), DbError> {
         for (at, decision) in &self.decisions {
             let is_new = self.batches[*at]
                 .events
                 .first()
                 .is_some_and(|event| decision.event_id.as_deref() == Some(event.id.as_bytes().as_slice()));
             if is_new == self.duplicates.contains_key(&(*at, 0)) {
-                return Err(Fault::Repeat);
+                return Err(DbError::Retry);
             }
         }
         Ok(())
@@ -238,7 +238,11 @@ impl<'a> Work<'a> {
 }
 
 /// What each range holds; a damaged one must not decide about the others.
-fn held_one_by_one(conn: &mut Conn, known: &Known, ranges: &[Range]) -> Result<Vec<Option<Held>>, Fault> {
+fn held_one_by_one(
+    conn: &mut Conn,
+    known: &WriteCache,
+    ranges: &[Range],
+) -> Result<Vec<Option<Held>>, DbError> {
     let mut all = Vec::with_capacity(ranges.len());
     for range in ranges {
         let held = readable(conn, known, |conn| counters::load(conn, std::slice::from_ref(range)))?;
@@ -253,7 +257,7 @@ fn decision_of(
     verdict: &Verdict,
     event_id: Option<uuid::Uuid>,
     is_own: bool,
-) -> Result<Decision, Fault> {
+) -> Result<Decision, DbError> {
     let metadata = || asked.event.metadata.as_deref().map_or("{}", RawValue::get).to_owned();
     let quota = &verdict.quota;
     let (workspace_id, key) = asked.key.clone();
@@ -275,7 +279,7 @@ fn decision_of(
 }
 
 /// The decision that was made for a key, without a new body to go by.
-pub fn replay(conn: &mut Conn, workspace_id: i64, key: &str) -> Result<Option<Decided>, Fault> {
+pub fn replay(conn: &mut Conn, workspace_id: i64, key: &str) -> Result<Option<Decided>, DbError> {
     let Some(decision) = decisions::find(conn, workspace_id, key)? else { return Ok(None) };
     let taken = find_taken(conn, None, &[(workspace_id, decision.key.clone())])?.pop();
     replayed(decision, taken.as_ref(), None).map(Some)
@@ -284,22 +288,26 @@ pub fn replay(conn: &mut Conn, workspace_id: i64, key: &str) -> Result<Option<De
 /// What an idempotency key stands for.
 pub struct KeyUse {
     pub event_id: String,
-    pub event_time: Micros,
+    pub event_time: Timestamp,
     /// `None` once retention took the event.
     pub event: Option<StoredEvent>,
 }
 
 /// What a key was used for, however long ago; one look into the ledger.
-pub fn find_key(conn: &mut Conn, workspace_id: i64, key: &str) -> Result<Option<KeyUse>, Fault> {
+pub fn find_key(conn: &mut Conn, workspace_id: i64, key: &str) -> Result<Option<KeyUse>, DbError> {
     let taken = find_taken(conn, None, &[(workspace_id, ledger_key(key))])?.pop();
     Ok(taken.map(|taken| KeyUse {
         event_id: taken.event_id.to_string(),
-        event_time: Micros(taken.event_time),
+        event_time: Timestamp(taken.event_time),
         event: taken.event,
     }))
 }
 
-fn replayed(decision: Decision, taken: Option<&Taken>, retry: Option<&Event>) -> Result<Decided, Fault> {
+fn replayed(
+    decision: Decision,
+    taken: Option<&ExistingKey>,
+    retry: Option<&Event>,
+) -> Result<Decided, DbError> {
     let event = match decision.accepted {
         true => Some(event_of(&decision, taken, retry)?),
         false => None,
@@ -313,7 +321,7 @@ fn replayed(decision: Decision, taken: Option<&Taken>, retry: Option<&Event>) ->
 }
 
 /// Whether a retry asks for what was decided, as far as that is still known.
-fn is_same(decision: &Decision, taken: Option<&Taken>, retry: &Event) -> Result<bool, Fault> {
+fn is_same(decision: &Decision, taken: Option<&ExistingKey>, retry: &Event) -> Result<bool, DbError> {
     if let Some(taken) = taken.filter(|_| decision.accepted) {
         return Ok(taken.fingerprint == retry.fingerprint);
     }
@@ -334,14 +342,18 @@ struct Consumed {
 
 /// The event of an accepted decision, as it is stored. When retention took it, its fields come from the decision, if
 /// that stored it; an event that had the key before is not known any more.
-fn event_of(decision: &Decision, taken: Option<&Taken>, retry: Option<&Event>) -> Result<StoredEvent, Fault> {
+fn event_of(
+    decision: &Decision,
+    taken: Option<&ExistingKey>,
+    retry: Option<&Event>,
+) -> Result<StoredEvent, DbError> {
     if let Some(event) = taken.and_then(|taken| taken.event.clone()) {
         return Ok(event);
     }
     let earlier = taken.zip(retry).filter(|_| decision.metadata.is_none());
-    let created_at = Micros(decision.created_at);
+    let created_at = Timestamp(decision.created_at);
     // the id is a little younger than the decision that made it, or older than one that found it
-    let received_at = taken.and_then(Taken::received_at).map_or(created_at, |at| at.min(created_at));
+    let received_at = taken.and_then(ExistingKey::received_at).map_or(created_at, |at| at.min(created_at));
     if let Some((taken, retry)) = earlier {
         return Ok(StoredEvent { received_at, ..original_of(taken, retry).event });
     }
@@ -353,7 +365,7 @@ fn event_of(decision: &Decision, taken: Option<&Taken>, retry: Option<&Event>) -
         subject,
         meter,
         quantity: quantity_of(quantity.get())?,
-        timestamp: taken.map_or(received_at, |taken| Micros(taken.event_time)),
+        timestamp: taken.map_or(received_at, |taken| Timestamp(taken.event_time)),
         received_at,
         metadata: raw_metadata(decision.metadata.clone()).unwrap_or_else(no_metadata),
         pruned: false,
@@ -370,7 +382,7 @@ fn event_of(decision: &Decision, taken: Option<&Taken>, retry: Option<&Event>) -
     })
 }
 
-fn earlier_decisions(conn: &mut Conn, asked: &[Asked]) -> Result<HashMap<LedgerKey, Decision>, Fault> {
+fn earlier_decisions(conn: &mut Conn, asked: &[Asked]) -> Result<HashMap<LedgerKey, Decision>, DbError> {
     let mut keys: BTreeMap<i64, Vec<Vec<u8>>> = BTreeMap::new();
     for Asked { key: (workspace_id, key), .. } in asked {
         keys.entry(*workspace_id).or_default().push(key.clone());
@@ -384,12 +396,20 @@ fn earlier_decisions(conn: &mut Conn, asked: &[Asked]) -> Result<HashMap<LedgerK
     Ok(found)
 }
 
-fn taken_keys(conn: &mut Conn, known: &Known, asked: &[Asked]) -> Result<HashMap<LedgerKey, Taken>, Fault> {
+fn taken_keys(
+    conn: &mut Conn,
+    known: &WriteCache,
+    asked: &[Asked],
+) -> Result<HashMap<LedgerKey, ExistingKey>, DbError> {
     let keys: Vec<LedgerKey> = asked.iter().map(|asked| asked.key.clone()).collect();
     Ok(find_taken(conn, Some(known), &keys)?.into_iter().map(|taken| (taken.key.clone(), taken)).collect())
 }
 
-fn find_taken(conn: &mut Conn, known: Option<&Known>, keys: &[LedgerKey]) -> Result<Vec<Taken>, Fault> {
+fn find_taken(
+    conn: &mut Conn,
+    known: Option<&WriteCache>,
+    keys: &[LedgerKey],
+) -> Result<Vec<ExistingKey>, DbError> {
     match conn {
         Conn::Postgres(c) => postgres::find_taken(c, keys),
         Conn::Sqlite(c) => sqlite::find_taken(c, known.map(|known| &known.recent_keys), keys),

@@ -7,14 +7,14 @@ use diesel::sql_types::{Array, BigInt, Binary, Bool, Integer, Nullable, Numeric,
 use diesel::{PgConnection, RunQueryDsl};
 use serde_json::value::RawValue;
 
-use crate::db::Fault;
+use crate::db::DbError;
 use crate::db::columns::uuid_of;
 use crate::db::identity::Link;
 use crate::db::prepared::prepared;
-use crate::ingest::insert::{EventRow, KeyRow, LedgerKey, MeterRow, RunRow, Taken};
+use crate::ingest::insert::{EventRow, ExistingKey, KeyRow, LedgerKey, MeterRow, RunRow};
 use crate::metering::event::Event;
 use crate::metering::rollup::{Key, Lanes, Part};
-use crate::metering::time::Micros;
+use crate::metering::time::Timestamp;
 use crate::meters::sql::METER_LOCK;
 use crate::usage::event_row::EventText;
 
@@ -122,13 +122,13 @@ pub fn hold_meters(
     conn: &mut PgConnection,
     link: Link,
     ids: &Vec<i64>,
-) -> Result<(Vec<MeterRow>, Option<Micros>), Fault> {
+) -> Result<(Vec<MeterRow>, Option<Timestamp>), DbError> {
     let rows: Vec<(i64, i64, i64, String, i32, bool, i64, i64)> =
         HoldMeters { class: &METER_LOCK, ids }.load(conn)?;
     if rows.iter().any(|row| row.0 != link.stamp) {
-        return Err(Fault::AnotherDatabase);
+        return Err(DbError::AnotherDatabase);
     }
-    let now = rows.last().map(|row| Micros(row.1));
+    let now = rows.last().map(|row| Timestamp(row.1));
     let of_row = |(_, _, id, public_id, version, has_alerts, workspace_id, assignment_version)| MeterRow {
         id,
         public_id,
@@ -143,7 +143,7 @@ pub fn hold_meters(
 pub fn find_replay(
     conn: &mut PgConnection,
     (workspace_id, key): &LedgerKey,
-) -> Result<Option<(String, String, i64)>, Fault> {
+) -> Result<Option<(String, String, i64)>, DbError> {
     let hash = crate::metering::event::hash128(&[&workspace_id.to_be_bytes(), key]);
     let hash = i32::from_be_bytes([hash[0], hash[1], hash[2], hash[3]]);
     LockReplay { class: &REPLAY_LOCK, hash: &hash }.execute(conn)?;
@@ -165,7 +165,7 @@ type TakenRow = (
     Option<String>,
 );
 
-pub fn take_keys(conn: &mut PgConnection, rows: &[KeyRow]) -> Result<Vec<Taken>, Fault> {
+pub fn claim_keys(conn: &mut PgConnection, rows: &[KeyRow]) -> Result<Vec<ExistingKey>, DbError> {
     let workspace_ids: Vec<i64> = rows.iter().map(|row| row.workspace_id).collect();
     let keys: Vec<Vec<u8>> = rows.iter().map(|row| row.key.clone()).collect();
     let new: Vec<(i64, Vec<u8>)> = TakeKeys {
@@ -187,13 +187,13 @@ pub fn take_keys(conn: &mut PgConnection, rows: &[KeyRow]) -> Result<Vec<Taken>,
 }
 
 /// Those of the keys that are taken.
-pub fn find_taken(conn: &mut PgConnection, keys: &[LedgerKey]) -> Result<Vec<Taken>, Fault> {
+pub fn find_taken(conn: &mut PgConnection, keys: &[LedgerKey]) -> Result<Vec<ExistingKey>, DbError> {
     let (workspace_ids, keys): (Vec<i64>, Vec<Vec<u8>>) = keys.iter().cloned().unzip();
     let taken: Vec<TakenRow> = FindTaken { workspace_ids: &workspace_ids, keys: &keys }.load(conn)?;
     taken.into_iter().map(taken_of).collect()
 }
 
-fn taken_of(row: TakenRow) -> Result<Taken, Fault> {
+fn taken_of(row: TakenRow) -> Result<ExistingKey, DbError> {
     let (
         workspace_id,
         key,
@@ -224,13 +224,13 @@ fn taken_of(row: TakenRow) -> Result<Taken, Fault> {
         _ => None,
     };
     let (key, event_id, subject) = ((workspace_id, key), uuid_of(&event_id)?, Some(subject));
-    Ok(Taken { key, event_id, event_time, fingerprint, subject, event })
+    Ok(ExistingKey { key, event_id, event_time, fingerprint, subject, event })
 }
 
 pub fn add_dimension_sets(
     conn: &mut PgConnection,
     new: &BTreeMap<(i64, [u8; 16]), &Event>,
-) -> Result<(), Fault> {
+) -> Result<(), DbError> {
     AddDimensionSets {
         meter_ids: &new.keys().map(|(meter_id, _)| *meter_id).collect(),
         hashes: &new.keys().map(|(_, hash)| hash.to_vec()).collect(),
@@ -247,7 +247,7 @@ pub fn add_rows(
     runs: &[RunRow],
     parts: &BTreeMap<Key, Part>,
     lanes: Lanes,
-) -> Result<(), Fault> {
+) -> Result<(), DbError> {
     let with_edges = || parts.iter().filter_map(|(key, part)| Some((key, part, part.edges.as_ref()?)));
     AddRows {
         run_workspace_ids: &runs.iter().map(|run| run.workspace_id).collect(),

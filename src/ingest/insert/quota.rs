@@ -9,18 +9,18 @@ use diesel::sql_types::{Array, BigInt, Nullable};
 use diesel::{PgConnection, RunQueryDsl, SqliteConnection};
 
 use crate::db::prepared::prepared;
-use crate::db::{Conn, Fault};
-use crate::entitlements::assignment::{Span, counting};
-use crate::entitlements::consume::Unread;
+use crate::db::{Conn, DbError};
+use crate::entitlements::assignment::{AssignmentPeriod, assignment_for_event};
+use crate::entitlements::consume::UnreadableLimit;
 use crate::entitlements::jobs::Evaluation;
 use crate::entitlements::period::{Period, day_start};
 use crate::entitlements::plan::Plan;
 use crate::entitlements::sql::counters::{self, Key};
 use crate::entitlements::sql::plans::{self, Damaged};
-use crate::ingest::insert::{DecidedAt, Known, Work};
+use crate::ingest::insert::{DecidedAt, InsertBatch, WriteCache};
 use crate::jobs::queue::{self, NewJob};
 use crate::metering::rollup::{Part, add_event};
-use crate::metering::time::{Micros, Window};
+use crate::metering::time::{Timestamp, Window};
 
 prepared!(
     FindSpans for PgConnection,
@@ -46,9 +46,9 @@ pub(super) const ANY_METER: i64 = 0;
 /// transaction goes on. What another try of the whole transaction may mend stays an error.
 pub(super) fn readable<T>(
     conn: &mut Conn,
-    known: &Known,
-    read: impl FnOnce(&mut Conn) -> Result<T, Fault>,
-) -> Result<Option<T>, Fault> {
+    known: &WriteCache,
+    read: impl FnOnce(&mut Conn) -> Result<T, DbError>,
+) -> Result<Option<T>, DbError> {
     // a failed statement costs PostgreSQL the transaction, a savepoint costs two round trips: so only once it happened
     let careful = conn.is_postgres() && known.is_careful();
     if careful {
@@ -69,9 +69,9 @@ pub(super) fn readable<T>(
     log::error!(error:? = fault; "a quota cannot be evaluated");
     if careful {
         conn.batch_execute("ROLLBACK TO SAVEPOINT quota; RELEASE SAVEPOINT quota")?;
-    } else if conn.is_postgres() && matches!(fault, Fault::Database(_)) {
+    } else if conn.is_postgres() && matches!(fault, DbError::Database(_)) {
         known.be_careful();
-        return Err(Fault::Repeat);
+        return Err(DbError::Retry);
     }
     Ok(None)
 }
@@ -79,13 +79,13 @@ pub(super) fn readable<T>(
 /// Where counted events went: one row of counters.
 struct Touched {
     workspace_id: i64,
-    received_at: Micros,
+    received_at: Timestamp,
 }
 
-impl Work<'_> {
+impl InsertBatch<'_> {
     /// Learns what the subjects are assigned to. What is remembered is right as long as the version of the workspace,
-    /// read in this transaction, is the one it was read under (see `store::assignments`).
-    pub(super) fn find_histories(&mut self, conn: &mut Conn, known: &Known) -> Result<(), Fault> {
+    /// read in this transaction, is the one it was read under (see `entitlements::sql::assignments`).
+    pub(super) fn find_histories(&mut self, conn: &mut Conn, known: &WriteCache) -> Result<(), DbError> {
         let mut missing: BTreeMap<i64, i64> = BTreeMap::new();
         for ((workspace_id, _), subject_id) in &self.subjects {
             let version = self.assignment_versions.get(workspace_id).copied().unwrap_or_default();
@@ -103,7 +103,7 @@ impl Work<'_> {
         self.find_plans(conn, known)
     }
 
-    fn load_histories(&mut self, conn: &mut Conn, missing: &BTreeMap<i64, i64>) -> Result<(), Fault> {
+    fn load_histories(&mut self, conn: &mut Conn, missing: &BTreeMap<i64, i64>) -> Result<(), DbError> {
         let rows: Vec<SpanRow> = match conn {
             Conn::Postgres(c) => FindSpans { subject_ids: &missing.keys().copied().collect() }.load(c)?,
             Conn::Sqlite(c) => {
@@ -115,13 +115,19 @@ impl Work<'_> {
                 rows
             }
         };
-        let mut found: BTreeMap<i64, Vec<Span>> = BTreeMap::new();
+        let mut found: BTreeMap<i64, Vec<AssignmentPeriod>> = BTreeMap::new();
         for (subject_id, plan_id, starts_at, ends_at, anchor) in rows {
-            let (starts_at, ends_at, anchor) = (Micros(starts_at), ends_at.map(Micros), Micros(anchor));
-            found.entry(subject_id).or_default().push(Span { plan_id, starts_at, ends_at, anchor });
+            let (starts_at, ends_at, anchor) =
+                (Timestamp(starts_at), ends_at.map(Timestamp), Timestamp(anchor));
+            found.entry(subject_id).or_default().push(AssignmentPeriod {
+                plan_id,
+                starts_at,
+                ends_at,
+                anchor,
+            });
         }
         for (subject_id, version) in missing {
-            let history: Arc<[Span]> = found.remove(subject_id).unwrap_or_default().into();
+            let history: Arc<[AssignmentPeriod]> = found.remove(subject_id).unwrap_or_default().into();
             self.learned.histories.push((*subject_id, (*version, history.clone())));
             self.histories.insert(*subject_id, history);
         }
@@ -129,7 +135,7 @@ impl Work<'_> {
     }
 
     /// Plans never change once stored, so what is remembered of them is right.
-    fn find_plans(&mut self, conn: &mut Conn, known: &Known) -> Result<(), Fault> {
+    fn find_plans(&mut self, conn: &mut Conn, known: &WriteCache) -> Result<(), DbError> {
         let ids: BTreeSet<i64> =
             self.histories.values().flat_map(|h| h.iter().map(|span| span.plan_id)).collect();
         let mut missing = Vec::new();
@@ -142,7 +148,7 @@ impl Work<'_> {
         if missing.is_empty() {
             return Ok(());
         }
-        let found = match readable(conn, known, |conn| plans::by_ids(conn, &missing))? {
+        let found = match readable(conn, known, |conn| plans::find_by_ids(conn, &missing))? {
             Some(found) => found,
             None => find_one_by_one(conn, known, &missing)?,
         };
@@ -157,27 +163,27 @@ impl Work<'_> {
     }
 
     /// Not remembered, so that a repair is noticed at once.
-    fn find_damaged_plan(&mut self, conn: &mut Conn, id: i64) -> Result<(), Fault> {
+    fn find_damaged_plan(&mut self, conn: &mut Conn, id: i64) -> Result<(), DbError> {
         let Damaged { plan, mut unread } = plans::damaged(conn, id)?;
         log::error!(plan_id = id; "a plan cannot be read: its limits fail open or closed");
         match plan {
             Some(plan) => drop(self.plans.insert(id, plan.into())),
             // deleted meanwhile, and its assignments with it: look again at what the subject has
-            None if !plans::is_assigned(conn, id)? => return Err(Fault::Repeat),
-            None => unread.push((ANY_METER, Unread::UNKNOWN)),
+            None if !plans::is_assigned(conn, id)? => return Err(DbError::Retry),
+            None => unread.push((ANY_METER, UnreadableLimit::UNKNOWN)),
         }
         self.unread.insert(id, unread);
         Ok(())
     }
 
     /// Counts the new events of assigned subjects, and asks for the evaluation of those whose plans limit the meter.
-    pub(super) fn write_counters(&mut self, conn: &mut Conn) -> Result<(), Fault> {
+    pub(super) fn write_counters(&mut self, conn: &mut Conn) -> Result<(), DbError> {
         if self.histories.is_empty() {
             return Ok(());
         }
         let mut parts: BTreeMap<Key, Part> = BTreeMap::new();
         let mut touched: BTreeMap<Key, Touched> = BTreeMap::new();
-        for ((at, item), workspace_id, event) in self.candidates() {
+        for ((at, item), workspace_id, event) in self.pending_events() {
             if self.duplicates.contains_key(&(at, item)) {
                 continue;
             }
@@ -188,7 +194,7 @@ impl Work<'_> {
                 Some(DecidedAt::Now) => self.now.unwrap_or(event.received_at),
                 _ => event.time,
             };
-            let Some(span) = counting(history, time) else { continue };
+            let Some(span) = assignment_for_event(history, time) else { continue };
             let (meter_id, anchor) = (event.meter.id, span.anchor);
             let key = Key { subject_id, meter_id, anchor, day_start: day_start(anchor, time) };
             add_event(&mut parts, key, event.time, event.id, &event.quantity);
@@ -215,9 +221,9 @@ impl Work<'_> {
         &mut self,
         conn: &mut Conn,
         touched: &BTreeMap<Key, Touched>,
-    ) -> Result<(), Fault> {
+    ) -> Result<(), DbError> {
         let mut new: Vec<NewJob> = Vec::new();
-        let mut now = Micros(0);
+        let mut now = Timestamp(0);
         for (key, Touched { workspace_id, received_at }) in touched {
             now = now.max(*received_at);
             for evaluation in evaluations(&self.periods(key), key, *received_at) {
@@ -230,17 +236,21 @@ impl Work<'_> {
 }
 
 /// Plans, of which one that cannot be read must not keep the others from being read.
-fn find_one_by_one(conn: &mut Conn, known: &Known, ids: &[i64]) -> Result<HashMap<i64, Arc<Plan>>, Fault> {
+fn find_one_by_one(
+    conn: &mut Conn,
+    known: &WriteCache,
+    ids: &[i64],
+) -> Result<HashMap<i64, Arc<Plan>>, DbError> {
     let mut found = HashMap::new();
     for id in ids {
-        found.extend(readable(conn, known, |conn| plans::by_ids(conn, &[*id]))?.unwrap_or_default());
+        found.extend(readable(conn, known, |conn| plans::find_by_ids(conn, &[*id]))?.unwrap_or_default());
     }
     Ok(found)
 }
 
 /// What has to be looked at again after events of this day: windows that are over, or the state now, which also finds
 /// out when windows to come begin.
-fn evaluations(periods: &BTreeSet<Period>, key: &Key, now: Micros) -> impl Iterator<Item = Evaluation> {
+fn evaluations(periods: &BTreeSet<Period>, key: &Key, now: Timestamp) -> impl Iterator<Item = Evaluation> {
     let Key { subject_id, meter_id, anchor, day_start } = *key;
     let is_over = |window: Window| window.to <= now;
     let windows = || periods.iter().map(|period| period.window(anchor, day_start));

@@ -14,16 +14,16 @@ use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use crate::db::columns::uuid_of;
-use crate::ingest::insert::{EventRow, KeyRow, LedgerKey, MeterRow, RunRow, Taken};
+use crate::ingest::insert::{EventRow, ExistingKey, KeyRow, LedgerKey, MeterRow, RunRow};
 use crate::usage::event_row::{EventText, event_columns};
 use key_ledger::{Row, find_anywhere};
 
-use crate::db::Fault;
+use crate::db::DbError;
 use crate::db::identity::Link;
 use crate::db::prepared::prepared;
 use crate::metering::event::Event;
 use crate::metering::rollup::{Key, Lanes, Part};
-use crate::metering::time::{HOUR, Micros};
+use crate::metering::time::{HOUR, Timestamp};
 
 prepared!(
     /// With what SQLite calls the version of the file, in one statement because it is asked for with every commit.
@@ -116,7 +116,7 @@ struct Seen {
 
 impl Watch {
     /// Fails when the file went back in time. To be called in a transaction of the writer.
-    fn check(&self, conn: &mut SqliteConnection, link: Link, version: i64) -> Result<(), Fault> {
+    fn check(&self, conn: &mut SqliteConnection, link: Link, version: i64) -> Result<(), DbError> {
         let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if seen.at == Some((link.connection, version)) {
             return Ok(());
@@ -132,7 +132,7 @@ impl Watch {
             (None, Some(_)) => false,
         };
         if !is_continued {
-            return Err(Fault::AnotherDatabase);
+            return Err(DbError::AnotherDatabase);
         }
         seen.at = Some((link.connection, version));
         Ok(())
@@ -150,7 +150,7 @@ pub fn meter_versions(
     link: Link,
     watch: &Watch,
     ids: &[i64],
-) -> Result<Vec<MeterRow>, Fault> {
+) -> Result<Vec<MeterRow>, DbError> {
     let mut versions = Vec::with_capacity(ids.len());
     for id in ids {
         let row: Option<(i64, i64, String, i32, bool, i64, i64)> =
@@ -169,16 +169,16 @@ pub fn meter_versions(
 pub fn find_replay(
     conn: &mut SqliteConnection,
     (workspace_id, key): &LedgerKey,
-) -> Result<Option<(String, String, i64)>, Fault> {
+) -> Result<Option<(String, String, i64)>, DbError> {
     Ok(FindReplay { workspace_id, key }.get_result(conn).optional()?)
 }
 
 /// Adds the keys that are new to the ledger; returns the others.
-pub fn take_keys(
+pub fn claim_keys(
     conn: &mut SqliteConnection,
     recent: &Recent,
     rows: &[KeyRow],
-) -> Result<(Vec<Taken>, Progress), Fault> {
+) -> Result<(Vec<ExistingKey>, Progress), DbError> {
     let (found, progress) = recent.take(conn, rows)?;
     let taken = found.into_iter().map(|(key, row)| taken_of(conn, key, row)).collect::<Result<_, _>>()?;
     Ok((taken, progress))
@@ -189,7 +189,7 @@ pub fn find_taken(
     conn: &mut SqliteConnection,
     recent: Option<&Recent>,
     keys: &[LedgerKey],
-) -> Result<Vec<Taken>, Fault> {
+) -> Result<Vec<ExistingKey>, DbError> {
     let mut taken = Vec::new();
     for key in keys {
         let found = match recent {
@@ -207,14 +207,14 @@ fn taken_of(
     conn: &mut SqliteConnection,
     key: LedgerKey,
     (event_id, subject_id, event_time, fingerprint): Row,
-) -> Result<Taken, Fault> {
+) -> Result<ExistingKey, DbError> {
     let text = format!(
         "SELECT {} FROM events e JOIN meters m ON m.id = e.meter_id JOIN subjects s ON s.id = e.subject_id
          WHERE e.hour = $1 AND e.subject_id = $2 AND e.event_time = $3 AND e.id = $4",
         event_columns(false)
     );
     let event: Option<EventText> = sql_query(text)
-        .bind::<BigInt, _>(Micros(event_time).floor(HOUR).0)
+        .bind::<BigInt, _>(Timestamp(event_time).floor(HOUR).0)
         .bind::<BigInt, _>(subject_id)
         .bind::<BigInt, _>(event_time)
         .bind::<Binary, _>(&event_id)
@@ -224,7 +224,7 @@ fn taken_of(
         Some(_) => None,
         None => FindName { id: &subject_id }.get_result(conn).optional()?,
     };
-    Ok(Taken {
+    Ok(ExistingKey {
         key,
         event_id: uuid_of(&event_id)?,
         event_time,
@@ -237,7 +237,7 @@ fn taken_of(
 pub fn add_dimension_sets(
     conn: &mut SqliteConnection,
     new: &BTreeMap<(i64, [u8; 16]), &Event>,
-) -> Result<(), Fault> {
+) -> Result<(), DbError> {
     for ((meter_id, hash), event) in new {
         let (version, dimensions) = (&event.dimension_set.version, &event.dimension_set.json);
         AddDimensionSet { meter_id, hash, version, dimensions }.execute(conn)?;
@@ -245,7 +245,7 @@ pub fn add_dimension_sets(
     Ok(())
 }
 
-pub fn add_events(conn: &mut SqliteConnection, rows: &[EventRow]) -> Result<(), Fault> {
+pub fn add_events(conn: &mut SqliteConnection, rows: &[EventRow]) -> Result<(), DbError> {
     for EventRow { event, workspace_id, subject_id } in rows {
         AddEvent {
             id: event.id.as_bytes(),
@@ -264,7 +264,7 @@ pub fn add_events(conn: &mut SqliteConnection, rows: &[EventRow]) -> Result<(), 
     Ok(())
 }
 
-pub fn add_runs(conn: &mut SqliteConnection, runs: &[RunRow]) -> Result<(), Fault> {
+pub fn add_runs(conn: &mut SqliteConnection, runs: &[RunRow]) -> Result<(), DbError> {
     for run in runs {
         AddRun {
             workspace_id: &run.workspace_id,
@@ -284,7 +284,7 @@ pub fn add_rollups(
     conn: &mut SqliteConnection,
     parts: &BTreeMap<Key, Part>,
     lanes: Lanes,
-) -> Result<(), Fault> {
+) -> Result<(), DbError> {
     for (key, part) in parts {
         let Some((first, last)) = &part.edges else { continue };
         AddRollup {

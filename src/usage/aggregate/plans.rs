@@ -18,22 +18,22 @@ fn query() -> Query {
         version: 1,
         event_retention_days: 90,
         pruned_before: None,
-        created_at: Micros(0),
+        created_at: Timestamp(0),
     };
     Query {
         meter: Arc::new(meter),
-        window: Window { from: Micros(0), to: Micros(30 * DAY) },
+        window: Window { from: Timestamp(0), to: Timestamp(30 * DAY) },
         subject: None,
         group_by: Vec::new(),
         filter: None,
         bucket_size: Some(BucketSize::Day),
-        only_valued: false,
+        skip_missing: false,
     }
 }
 
 fn sum(query: &Query, subjects: Subjects) -> Sum<'_> {
     let named = query.names_subjects();
-    Sum { query, subjects, named, hour_by_hour: false, left_out: None, cells: Cells::first(100) }
+    Sum { query, subjects, named, hour_by_hour: false, left_out: None, cells: GroupedAggregates::first(100) }
 }
 
 fn rollup_plan(query: &Query, subjects: Subjects, grain: Grain) -> String {

@@ -1,13 +1,13 @@
 //! How the hours of a window are read when every subject counts: as few pieces as keep each of them small. Pure.
 
-use crate::metering::time::{DAY, HOUR, Micros, Window};
+use crate::metering::time::{DAY, HOUR, Timestamp, Window};
 
 /// Rows of every subject are at most as many as events. So many at once are grouped in some ten megabytes.
 const EVENTS_AT_ONCE: i64 = 100_000;
 
 /// Whole hours that together hold every event of the window, in order, each at most once. `days` are the days with
 /// events, in order, and how many each has.
-pub fn of(hours: Window, days: &[(Micros, i64)]) -> Vec<Window> {
+pub fn of(hours: Window, days: &[(Timestamp, i64)]) -> Vec<Window> {
     let mut pieces: Vec<(Window, i64)> = Vec::new();
     for (day, events) in days {
         let from = hours.from.max(*day);
@@ -42,8 +42,8 @@ mod tests {
 
     #[test]
     fn few_events_are_one_piece() {
-        let hours = Window { from: Micros(5 * HOUR), to: Micros(29 * DAY + HOUR) };
-        let days: Vec<(Micros, i64)> = (0..30).map(|day| (Micros(day * DAY), 3_000)).collect();
+        let hours = Window { from: Timestamp(5 * HOUR), to: Timestamp(29 * DAY + HOUR) };
+        let days: Vec<(Timestamp, i64)> = (0..30).map(|day| (Timestamp(day * DAY), 3_000)).collect();
         assert_eq!(of(hours, &days), [hours]);
         assert_eq!(of(hours, &[]), []);
     }
@@ -54,18 +54,18 @@ mod tests {
             counts in proptest::collection::vec(0i64..1_000_000, 1..40),
             from in 0i64..100, length in 1i64..1_000,
         ) {
-            let hours = Window { from: Micros(from * HOUR), to: Micros((from + length) * HOUR) };
-            let days: Vec<(Micros, i64)> = (0..).map(|day| Micros(day * DAY)).zip(counts).filter(|day| day.1 > 0).collect();
+            let hours = Window { from: Timestamp(from * HOUR), to: Timestamp((from + length) * HOUR) };
+            let days: Vec<(Timestamp, i64)> = (0..).map(|day| Timestamp(day * DAY)).zip(counts).filter(|day| day.1 > 0).collect();
             let pieces = of(hours, &days);
             prop_assert!(pieces.is_sorted_by(|a, b| a.to <= b.from), "{pieces:?}");
-            for hour in (0..from + length + 50).map(|hour| Micros(hour * HOUR)) {
+            for hour in (0..from + length + 50).map(|hour| Timestamp(hour * HOUR)) {
                 let has_events = days.iter().any(|(day, _)| *day == hour.floor(DAY));
                 let is_inside = hours.from <= hour && hour < hours.to;
                 let reads = pieces.iter().filter(|piece| piece.from <= hour && hour < piece.to).count();
                 prop_assert!(reads <= usize::from(is_inside));
                 prop_assert!(!(has_events && is_inside) || reads == 1, "{hour:?} {pieces:?}");
             }
-            let of_a_day = |day: Micros| pieces.iter().filter(|p| p.from.floor(DAY) == day).count();
+            let of_a_day = |day: Timestamp| pieces.iter().filter(|p| p.from.floor(DAY) == day).count();
             prop_assert!(days.iter().all(|(day, events)| of_a_day(*day) as i64 <= events / EVENTS_AT_ONCE * 2 + 2));
         }
     }

@@ -6,7 +6,7 @@ use crate::db::statement::plan;
 #[test]
 fn pages_come_sorted_from_an_index() {
     let (_directory, mut conn) = plan::empty_database();
-    let after = Some(Position { time: Micros(5), id: Uuid::nil() });
+    let after = Some(Position { time: Timestamp(5), id: Uuid::nil() });
     let ranges = [
         (Of::Meter, "SEARCH e USING INDEX events_meter_time (meter_id=?"),
         (Of::Subject, "SEARCH e USING INDEX events_subject_time (hour=? AND subject_id=?"),

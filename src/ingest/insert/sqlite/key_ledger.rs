@@ -14,7 +14,7 @@ use diesel::connection::DefaultLoadingMode;
 use diesel::sql_types::{BigInt, Binary};
 use diesel::{OptionalExtension, RunQueryDsl, SqliteConnection};
 
-use crate::db::Fault;
+use crate::db::DbError;
 use crate::db::prepared::prepared;
 use crate::ingest::insert::{KeyRow, LedgerKey};
 use crate::metering::event::hash128;
@@ -179,7 +179,7 @@ impl Recent {
     }
 
     /// Finds keys from any connection. One that is being settled is found in one place or the other.
-    pub fn find(&self, conn: &mut SqliteConnection, key: &LedgerKey) -> Result<Option<Row>, Fault> {
+    pub fn find(&self, conn: &mut SqliteConnection, key: &LedgerKey) -> Result<Option<Row>, DbError> {
         let (is_loaded, number) = {
             let index = lock(&self.index);
             (index.is_loaded, index.numbers.get(&Place::of(key.0, &key.1)).copied())
@@ -195,7 +195,7 @@ impl Recent {
         &self,
         conn: &mut SqliteConnection,
         rows: &[KeyRow],
-    ) -> Result<(Vec<(LedgerKey, Row)>, Progress), Fault> {
+    ) -> Result<(Vec<(LedgerKey, Row)>, Progress), DbError> {
         let mut index = lock(&self.index);
         index.load(conn)?;
         std::mem::take(&mut *lock(&self.committed)).into_iter().for_each(|progress| index.remember(progress));
@@ -241,7 +241,7 @@ impl Index {
 
     /// What an earlier process left. Keys that it settled without deleting them here are settled again, which changes
     /// nothing.
-    fn load(&mut self, conn: &mut SqliteConnection) -> Result<(), Fault> {
+    fn load(&mut self, conn: &mut SqliteConnection) -> Result<(), DbError> {
         if self.is_loaded {
             return Ok(());
         }
@@ -262,7 +262,7 @@ impl Index {
 
     /// Whether a key lies beyond what was settled of its series one batch ago, as keys do that begin with the time:
     /// those land beside each other without help.
-    fn is_in_order(&mut self, conn: &mut SqliteConnection, row: &KeyRow) -> Result<bool, Fault> {
+    fn is_in_order(&mut self, conn: &mut SqliteConnection, row: &KeyRow) -> Result<bool, DbError> {
         let series = series(row);
         if !self.highest.contains_key(&series) {
             let (from, to) = ([series.1], [&[series.1], [0xFF; 40].as_slice()].concat());
@@ -293,7 +293,7 @@ impl Index {
         }
     }
 
-    fn add(&mut self, conn: &mut SqliteConnection, place: Place, row: &KeyRow) -> Result<(), Fault> {
+    fn add(&mut self, conn: &mut SqliteConnection, place: Place, row: &KeyRow) -> Result<(), DbError> {
         let number = self.next;
         self.next += 1;
         AddRecent {
@@ -312,7 +312,7 @@ impl Index {
 
     /// Settles the next keys when too many are not, and deletes rows that are of no use any more: each time some more
     /// than were added, so that neither ever has to catch up.
-    fn settle(&self, conn: &mut SqliteConnection, added: usize) -> Result<Progress, Fault> {
+    fn settle(&self, conn: &mut SqliteConnection, added: usize) -> Result<Progress, DbError> {
         let mut progress = Progress::default();
         let Sizes { least, most, step } = self.sizes;
         let kept = ((self.events / EVENTS_PER_RECENT) as usize).clamp(least, most);
@@ -367,7 +367,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn add_settled(conn: &mut SqliteConnection, row: &KeyRow) -> Result<bool, Fault> {
+fn add_settled(conn: &mut SqliteConnection, row: &KeyRow) -> Result<bool, DbError> {
     let added = AddSettled {
         workspace_id: &row.workspace_id,
         key: &row.key,
@@ -381,7 +381,7 @@ fn add_settled(conn: &mut SqliteConnection, row: &KeyRow) -> Result<bool, Fault>
 }
 
 /// A key that is settled, or recent under this number.
-fn find(conn: &mut SqliteConnection, key: &LedgerKey, number: Option<i64>) -> Result<Option<Row>, Fault> {
+fn find(conn: &mut SqliteConnection, key: &LedgerKey, number: Option<i64>) -> Result<Option<Row>, DbError> {
     let (workspace_id, key) = (&key.0, &key.1);
     if let Some(number) = &number {
         let recent = FindRecent { number, workspace_id, key }.get_result(conn).optional()?;
@@ -396,11 +396,11 @@ fn find(conn: &mut SqliteConnection, key: &LedgerKey, number: Option<i64>) -> Re
 pub fn find_anywhere(
     conn: &mut SqliteConnection,
     (workspace_id, key): &LedgerKey,
-) -> Result<Option<Row>, Fault> {
+) -> Result<Option<Row>, DbError> {
     Ok(FindAnywhere { workspace_id, key }.get_result(conn).optional()?)
 }
 
-fn is_row(conn: &mut SqliteConnection, number: Option<i64>) -> Result<bool, Fault> {
+fn is_row(conn: &mut SqliteConnection, number: Option<i64>) -> Result<bool, DbError> {
     let Some(number) = &number else { return Ok(false) };
     let found: Option<i64> = Exists { number }.get_result(conn).optional()?;
     Ok(found.is_some())
