@@ -30,7 +30,7 @@ const UNASKED: Duration = Duration::from_secs(5);
 const CONNECTION_AGE: Duration = Duration::from_secs(10);
 /// With less room than this on the disk of SQLite, writing is tried.
 const ROOM: u64 = 1 << 20;
-const TRIAL: [u8; 1 << 16] = [0; 1 << 16];
+static TRIAL: [u8; 1 << 16] = [0; 1 << 16];
 
 /// What keeps a process from working.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

@@ -31,6 +31,9 @@ pub enum Done {
 
 pub type Work = Pin<Box<dyn Future<Output = Result<Done>> + Send>>;
 
+/// Moves times ahead that a domain keeps back to what the clock says now; returns how many.
+pub type Rebase = fn(&mut Conn, Timestamp) -> Result<usize, DbError>;
+
 /// A queue and how it is worked.
 #[derive(Clone)]
 pub struct Queue {
@@ -51,7 +54,7 @@ pub struct Queue {
     /// Workspaces take turns, and at most this many jobs of each are worked at once, by all workers together.
     pub per_workspace: Option<usize>,
     /// The clock was set back: the domain's own times ahead, as [`queue::rebase`] does with those of jobs.
-    pub rebase: Option<fn(&mut Conn, Timestamp) -> Result<usize, DbError>>,
+    pub rebase: Option<Rebase>,
     /// Asked before jobs are claimed: what keeps this process from doing any. Others may be able to.
     pub check: Option<Check>,
     /// Does one job. Gets the lease so that it can check it with `jobs::holds` where a result is written.

@@ -123,8 +123,8 @@ async fn states_are_right_soon_after_a_kill(database: Database) {
     );
     let held = database.lines("SELECT subject_id || '/' || meter_id AS line FROM entitlement_states");
     let (subject, meter) = held[0].split_once('/').expect("two ids");
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970");
-    let lease = now.as_micros() + 600_000;
+    let now = open_spanner::metering::time::Timestamp::now();
+    let lease = now.0 + 600_000;
     database.execute(&format!(
         r#"INSERT INTO jobs (queue, key, workspace_id, payload, generation, run_after, attempts, leased_until, created_at)
            SELECT 'entitlements', '{subject}/{meter}', workspace_id,

@@ -157,12 +157,15 @@ pub fn rules(
     }
 }
 
+/// A rule by its id, or why its row cannot be read.
+type MaybeRead = (i64, Result<Rule, DbError>);
+
 fn page(
     conn: &mut Conn,
     workspace_id: Option<i64>,
     filter: &Filter,
     limit: i64,
-) -> Result<Vec<(i64, Result<Rule, DbError>)>, DbError> {
+) -> Result<Vec<MaybeRead>, DbError> {
     let mut query = alert_rules::table
         .inner_join(meters::table.on(meters::id.eq(alert_rules::meter_id)))
         .inner_join(alert_destinations::table.on(alert_destinations::id.eq(alert_rules::destination_id)))

@@ -248,6 +248,9 @@ pub async fn update(
     }
 }
 
+/// A dimension with its largest values: value and quantity, bar, link.
+type Top = (String, Vec<(BreakdownItem, Svg, String)>);
+
 #[derive(Template)]
 #[template(path = "meters/show.html")]
 struct ShowPage {
@@ -255,8 +258,7 @@ struct ShowPage {
     meter: Meter,
     stats: MeterStats,
     chart: Chart,
-    /// A dimension with its largest values: value, quantity, length of its bar, link.
-    tops: Vec<(String, Vec<(BreakdownItem, Svg, String)>)>,
+    tops: Vec<Top>,
     events: Vec<StoredEvent>,
     rules: Vec<(String, String)>,
     plans: Vec<(String, String)>,

@@ -172,7 +172,7 @@ pub async fn edit(app: web::Data<App>, caller: Caller, visit: Visit, Id(id): Id)
 
 /// What became of an edit.
 enum Done {
-    Seen(Preview),
+    Seen(Box<Preview>),
     Replaced(Plan),
 }
 
@@ -190,13 +190,13 @@ pub async fn update(
         return ok(&form_page(&app, &caller, &visit, Some(plan), fields, Complaint::none()).await?);
     }
     let done = match fields.get("do") {
-        "preview" => preview(&app, &caller, &id, &fields).await.map(Done::Seen),
+        "preview" => preview(&app, &caller, &id, &fields).await.map(|seen| Done::Seen(Box::new(seen))),
         _ => replace(&app, &caller, &id, &fields).await.map(Done::Replaced),
     };
     match done {
         Ok(Done::Seen(preview)) => {
             let page = form_page(&app, &caller, &visit, Some(plan), fields, Complaint::none()).await?;
-            ok(&FormPage { preview: Some(preview), ..page })
+            ok(&FormPage { preview: Some(*preview), ..page })
         }
         Ok(Done::Replaced(plan)) => Ok(visit
             .go(&format!("/plans/{}", plan.public_id), &format!("Version {} is in force.", plan.version))),

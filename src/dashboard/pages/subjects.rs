@@ -175,7 +175,7 @@ fn activity(events: &[StoredEvent]) -> Vec<(String, usize, Quantity)> {
             None => sums.push((event.meter.clone(), 1, event.quantity.clone())),
         }
     }
-    sums.sort_by(|a, b| b.1.cmp(&a.1));
+    sums.sort_by_key(|sum| std::cmp::Reverse(sum.1));
     sums
 }
 

@@ -116,6 +116,9 @@ prepared!(
                                                        version, quantity, key, metadata)"
 );
 
+/// Stamp and time of the database, then the columns of [`MeterRow`].
+type HeldRow = (i64, i64, i64, String, i32, bool, i64, i64);
+
 /// The meters, and what time it is for the database. Fails when another database answers than the one that the
 /// connection was made to.
 pub fn hold_meters(
@@ -123,8 +126,7 @@ pub fn hold_meters(
     link: Link,
     ids: &Vec<i64>,
 ) -> Result<(Vec<MeterRow>, Option<Timestamp>), DbError> {
-    let rows: Vec<(i64, i64, i64, String, i32, bool, i64, i64)> =
-        HoldMeters { class: &METER_LOCK, ids }.load(conn)?;
+    let rows: Vec<HeldRow> = HoldMeters { class: &METER_LOCK, ids }.load(conn)?;
     if rows.iter().any(|row| row.0 != link.stamp) {
         return Err(DbError::AnotherDatabase);
     }
