@@ -15,7 +15,6 @@ use flate2::read::{MultiGzDecoder, ZlibDecoder};
 use futures_util::StreamExt;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
-use serde_json::value::RawValue;
 
 use crate::app::App;
 use crate::auth::permission::Access;
@@ -62,7 +61,7 @@ const DRAINED: usize = 1024 * KIB;
 fn body_limit(pattern: &str, most: usize) -> usize {
     let limit = match pattern.trim_end_matches('/') {
         "/v1/usages/bulk" => return most,
-        "/v1/usages" | "/v1/entitlements/consume" => 320 * KIB,
+        "/v1/usages" | "/v1/entitlements/consume" => 1024 * KIB,
         "/v1/usages/search"
         | "/v1/usages/export"
         | "/v1/usages/breakdowns/search"
@@ -70,7 +69,7 @@ fn body_limit(pattern: &str, most: usize) -> usize {
         | "/v1/usageevents/export"
         | "/v1/exports" => 2048 * KIB,
         // a hundred dimensions with their descriptions
-        "/v1/meters" | "/v1/meters/{id}" => 512 * KIB,
+        "/v1/meters" | "/v1/meters/{id}" => 1024 * KIB,
         // a thousand limits
         "/v1/plans" | "/v1/plans/{id}" | "/v1/plans/{id}/preview" => 512 * KIB,
         // a thousand names of meters
@@ -463,21 +462,21 @@ pub fn decode_cursor<T: DeserializeOwned>(text: &str) -> Result<Option<T>> {
     decoded.map(Some).ok_or_else(|| Error::invalid("cursor is not one of ours"))
 }
 
-/// An instant in a cursor: microseconds, so that whatever is stored is found again. Read as RFC 3339 text too.
+/// An instant in a cursor: a text of microseconds, so that whatever is stored is found again; or RFC 3339.
 #[derive(Clone, Copy, Debug)]
 pub struct CursorTime(pub Timestamp);
 
 impl Serialize for CursorTime {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_i64(self.0.0)
+        serializer.collect_str(&self.0.0)
     }
 }
 
 impl<'de> Deserialize<'de> for CursorTime {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = <&RawValue>::deserialize(deserializer)?.get();
+        let text = String::deserialize(deserializer)?;
         let micros = text.parse().ok().map(Timestamp).filter(|at| Window::ALWAYS.contains(*at));
-        let time = micros.or_else(|| Timestamp::parse(text.trim_matches('"')));
+        let time = micros.or_else(|| Timestamp::parse(&text));
         time.map(CursorTime).ok_or_else(|| de::Error::custom("not an instant"))
     }
 }

@@ -390,7 +390,7 @@ async fn bodies_have_limits_by_route(database: Database) {
         ("/v1/alerts", 64 << 10),
         ("/v1/usage/saved-queries", 64 << 10),
         ("/v1/entitlements/check", 64 << 10),
-        ("/v1/usages", 320 << 10),
+        ("/v1/usages", 1 << 20),
         ("/v1/usages/search", 2 << 20),
     ] {
         let client = if path.starts_with("/v1/usage/") { &workspace.session } else { &workspace.key };
