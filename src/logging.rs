@@ -324,7 +324,7 @@ mod tests {
     #[test]
     fn a_second_init_changes_the_filter() {
         init(LogFormat::Text, "warn");
-        init(LogFormat::Json, "info,open_spanner::store=debug");
+        init(LogFormat::Json, "info,open_spanner::ingest=debug");
         let enabled = |level, target: &str| {
             log::logger().enabled(&Metadata::builder().level(level).target(target).build())
         };
