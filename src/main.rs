@@ -8,7 +8,8 @@ use open_spanner::error::{Error, Result};
 use open_spanner::roles::{migrate, serve};
 use open_spanner::{alerts, entitlements, exports, logging};
 
-/// One allocator for Rust, SQLite and libpq that gives memory back by itself; the system's keeps each thread's peak.
+/// Gives memory back by itself, where the system's keeps each thread's peak. For Rust only: in the place of libc's
+/// malloc it would hang under tools that are loaded before it and ask for the time, such as libfaketime.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 

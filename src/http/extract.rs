@@ -75,7 +75,7 @@ fn body_limit(pattern: &str, most: usize) -> usize {
         // a thousand names of meters
         "/v1/auth/api-keys" => 256 * KIB,
         "/v1/auth/users" | "/v1/auth/sessions" | "/v1/auth/session/refresh" => 16 * KIB,
-        _ => 64 * KIB,
+        _ => 128 * KIB,
     };
     limit.min(most)
 }
