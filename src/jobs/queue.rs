@@ -193,7 +193,7 @@ pub fn claim(conn: &mut Conn, claim: &Claim) -> Result<Vec<Job>, DbError> {
     let skip = if conn.is_postgres() { "FOR UPDATE OF jobs SKIP LOCKED" } else { "" };
     let text = format!(
         "WITH due AS MATERIALIZED ({due} LIMIT {} {skip})
-         UPDATE jobs SET attempts = attempts + 1, lease_token = $3, leased_at = $2, leased_until = $4
+         UPDATE jobs SET attempts = attempts + 1, leased_at = $2, lease_token = $3, leased_until = $4
          FROM due WHERE jobs.queue = due.queue AND jobs.key = due.key
          RETURNING jobs.queue, jobs.key, workspace_id, payload, generation, attempts, created_at",
         claim.limit,

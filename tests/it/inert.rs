@@ -387,9 +387,9 @@ async fn bodies_have_limits_by_route(database: Database) {
     for (path, most) in [
         ("/v1/auth/sessions", 16 << 10),
         ("/v1/auth/users", 16 << 10),
-        ("/v1/alerts", 64 << 10),
-        ("/v1/usage/saved-queries", 64 << 10),
-        ("/v1/entitlements/check", 64 << 10),
+        ("/v1/alerts", 128 << 10),
+        ("/v1/usage/saved-queries", 128 << 10),
+        ("/v1/entitlements/check", 128 << 10),
         ("/v1/usages", 1 << 20),
         ("/v1/usages/search", 2 << 20),
     ] {

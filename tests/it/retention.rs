@@ -350,7 +350,7 @@ async fn one_prune_of_a_workspace_at_a_time(database: Database) {
              SELECT 'prune:' || workspace_id, 'somebody', {expires_at} FROM meters ORDER BY id LIMIT 1"
         )
     };
-    database.lines(&lease(Timestamp::now().plus(HOUR).0));
+    database.lines(&lease(Timestamp::now().plus(30 * SECOND).0));
     one.post_text("/v1/usageevents/prune", "").await.error(409, "conflict");
     assert_eq!(prune(&other).await["deleted"], 10);
     assert_eq!(one.post_text("/v1/usageevents/prune?dry_run=1", "").await.json(200)["deleted"], 10);

@@ -195,7 +195,7 @@ async fn path_parameters_are_decoded(database: Database) {
         let found = workspace.get(&format!("/v1/entitlements/decisions/{spelt}")).await.json(200);
         assert_eq!(found["idempotency_key"], json!(key), "{spelt}");
     }
-    workspace.get("/v1/entitlements/decisions/%FF").await.error(404, "not_found");
+    workspace.get("/v1/entitlements/decisions/%FF").await.error(400, "invalid_input");
     workspace.get("/v1/entitlements/decisions/a%00b").await.error(400, "invalid_input");
     for path in ["/v1//meters", "/v1/meters/", "/v1/meters%2F", "/V1/meters", "/v1/usageevents/export/"] {
         let answer = workspace.get(path).await.expect(404);
