@@ -59,16 +59,20 @@ impl<'a> InsertBatch<'a> {
             return Ok(());
         }
         self.lock_subjects(conn, &asked)?;
-        let mut earlier = earlier_decisions(conn, &asked)?;
+        let earlier = earlier_decisions(conn, &asked)?;
         let taken = taken_keys(conn, known, &asked)?;
         let mut new = Vec::with_capacity(asked.len());
+        let mut keys: BTreeSet<LedgerKey> = BTreeSet::new();
         for asked in asked {
-            let Some(decision) = earlier.remove(&asked.key) else {
+            if let Some(decision) = earlier.get(&asked.key) {
+                let decided = replayed(decision.clone(), taken.get(&asked.key), Some(asked.event))?;
+                self.decided[asked.at] = Some(Outcome::Decided(Box::new(decided)));
+            } else if keys.insert(asked.key.clone()) {
                 new.push(asked);
-                continue;
-            };
-            let decided = replayed(decision, taken.get(&asked.key), Some(asked.event))?;
-            self.decided[asked.at] = Some(Outcome::Decided(Box::new(decided)));
+            } else {
+                // the first of a key is decided now; the others come again and all find its decision
+                self.decided[asked.at] = Some(Outcome::Retry);
+            }
         }
         let asked = new;
         let mut windows = self.load_windows(conn, known, &asked)?;
@@ -93,20 +97,14 @@ impl<'a> InsertBatch<'a> {
         Ok(())
     }
 
-    /// What is to be decided; of several with one key the first, the others come again.
-    fn asked(&mut self) -> Vec<Asked<'a>> {
+    /// What is to be decided or answered again.
+    fn asked(&self) -> Vec<Asked<'a>> {
         let mut asked: Vec<Asked<'a>> = Vec::new();
-        let mut keys: BTreeSet<LedgerKey> = BTreeSet::new();
-        let mut again = Vec::new();
         for (at, batch) in self.open() {
             let Batch { workspace_id, received_at, .. } = *batch;
             let (Some(event), Some(decided_at)) = (batch.events.first(), batch.consumes) else { continue };
             let Some(key) = &event.key else { continue };
             let key = (workspace_id, ledger_key(key));
-            if !keys.insert(key.clone()) {
-                again.push(at);
-                continue;
-            }
             let subject_id = self.subject_id(workspace_id, &event.subject);
             let now = self.now.unwrap_or(received_at);
             let at_time = match decided_at {
@@ -114,9 +112,6 @@ impl<'a> InsertBatch<'a> {
                 DecidedAt::EventTime => event.time,
             };
             asked.push(Asked { at, key, event, subject_id, now, at_time });
-        }
-        for at in again {
-            self.decided[at] = Some(Outcome::Retry);
         }
         asked
     }
