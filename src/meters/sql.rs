@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::metering::meter::{Aggregation, Dimension, Meter};
 use crate::metering::time::Timestamp;
 
-/// First half of the PostgreSQL advisory lock on a meter; the second half is its id. Writers share it until they
+/// First half of the PostgreSQL advisory lock on a meter; the second half is made of its id. Writers share it until they
 /// commit, whoever changes or deletes the meter holds it alone.
 pub const METER_LOCK: i32 = 0x6D74_7200;
 
