@@ -5,6 +5,7 @@
 
 mod cache;
 pub mod key;
+pub mod members;
 pub mod password;
 pub mod permission;
 pub mod session;

@@ -22,8 +22,8 @@ use crate::auth::permission::{Access, Role};
 use crate::dashboard::guard::Guard;
 use crate::http::{self, Endpoint};
 use pages::{
-    alerts, destinations, events, explain, explore, exports, home, keys, meters, overview, plans, quota,
-    refused, saved, settings, sign_in, subjects, system, welcome,
+    alerts, destinations, events, explain, explore, exports, home, keys, members, meters, overview, plans,
+    quota, refused, saved, settings, sign_in, subjects, system, welcome,
 };
 
 fn get<F, Args>(path: &'static str, access: Access, handler: F) -> Endpoint
@@ -50,6 +50,7 @@ pub fn endpoints() -> Vec<Endpoint> {
     const PUBLIC: Access = Access::Public;
     const VIEWER: Access = Access::Session(Role::Viewer);
     const ADMIN: Access = Access::Session(Role::Admin);
+    const OWNER: Access = Access::Session(Role::Owner);
     vec![
         get("/", PUBLIC, home::home),
         get("/static/{hash}/{name}", PUBLIC, assets::get),
@@ -148,5 +149,15 @@ pub fn endpoints() -> Vec<Endpoint> {
         post("/api-keys/{id}/rotate", ADMIN, keys::rotate),
         get("/api-keys/{id}/revoke", ADMIN, keys::confirm_revoke),
         post("/api-keys/{id}/revoke", ADMIN, keys::revoke),
+
+        get("/members", VIEWER, members::list),
+        post("/members/invite", ADMIN, members::invite),
+        post("/members/invitations/{id}", ADMIN, members::revoke_invitation),
+        post("/members/workspace", OWNER, members::rename),
+        post("/members/leave", VIEWER, members::leave),
+        post("/members/{user_id}", OWNER, members::change),
+        post("/workspaces", VIEWER, members::switch),
+        get("/invitations/{token}", PUBLIC, members::invitation),
+        post("/invitations/{token}", VIEWER, members::accept),
     ]
 }

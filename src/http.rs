@@ -9,6 +9,7 @@ pub mod exports;
 pub mod extract;
 pub mod history;
 pub mod keys;
+pub mod members;
 pub mod meters;
 pub mod openapi;
 pub mod plans;
@@ -139,6 +140,7 @@ pub fn endpoints() -> Vec<Endpoint> {
     const PUBLIC: Access = Access::Public;
     const MEMBER: Access = Access::Session(Role::Viewer);
     const MANAGER: Access = Access::Session(Role::Admin);
+    const OWNER: Access = Access::Session(Role::Owner);
     const fn reads(scopes: &'static [Scope]) -> Access { Access::Key(scopes, Role::Viewer) }
     const fn writes(scopes: &'static [Scope]) -> Access { Access::Key(scopes, Role::Admin) }
     vec![
@@ -159,6 +161,20 @@ pub fn endpoints() -> Vec<Endpoint> {
         endpoint(Method::DELETE, "/v1/auth/api-keys/{id}", MANAGER, keys::revoke, keys::describe_revoke),
         endpoint(Method::POST, "/v1/auth/api-keys/{id}/rotate", MANAGER, keys::rotate, keys::describe_rotate),
         endpoint(Method::GET, "/v1/auth/api-key-events", MEMBER, keys::events, keys::describe_events),
+
+        endpoint(Method::GET, "/v1/auth/workspaces", MEMBER, members::workspaces, members::describe_workspaces),
+        endpoint(Method::POST, "/v1/auth/session/workspace", MEMBER, members::switch, members::describe_switch),
+        endpoint(Method::PATCH, "/v1/auth/workspace", OWNER, members::rename, members::describe_rename),
+        endpoint(Method::POST, "/v1/auth/workspace/leave", MEMBER, members::leave, members::describe_leave),
+        endpoint(Method::POST, "/v1/auth/workspace/owner", OWNER, members::hand_over, members::describe_hand_over),
+        endpoint(Method::GET, "/v1/auth/workspace/members", MANAGER, members::list, members::describe_list),
+        endpoint(Method::PATCH, "/v1/auth/workspace/members/{user_id}", OWNER, members::change_role, members::describe_change_role),
+        endpoint(Method::DELETE, "/v1/auth/workspace/members/{user_id}", OWNER, members::remove, members::describe_remove),
+        endpoint(Method::GET, "/v1/auth/workspace/invitations", MANAGER, members::invitations, members::describe_invitations),
+        endpoint(Method::POST, "/v1/auth/workspace/invitations", MANAGER, members::invite, members::describe_invite),
+        endpoint(Method::DELETE, "/v1/auth/workspace/invitations/{id}", MANAGER, members::revoke_invitation, members::describe_revoke_invitation),
+        endpoint(Method::GET, "/v1/auth/workspace-invitations/{token}", PUBLIC, members::preview, members::describe_preview),
+        endpoint(Method::POST, "/v1/auth/workspace-invitations/{token}/accept", MEMBER, members::accept, members::describe_accept),
 
         endpoint(Method::POST, "/v1/meters", writes(&[Scope::MetersWrite]), meters::create, meters::describe_create),
         endpoint(Method::GET, "/v1/meters", reads(&[Scope::MetersRead]), meters::list, meters::describe_list),

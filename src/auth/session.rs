@@ -5,13 +5,13 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+use crate::auth::sql::members::Touched;
 use crate::auth::sql::sessions::{self, Login, Pair};
 use crate::auth::sql::users;
 use crate::auth::throttle::is_trusted;
-use crate::auth::token::{self, ACCESS_PREFIX, REFRESH_PREFIX, Token};
+use crate::auth::token::{self, ACCESS_PREFIX, REFRESH_PREFIX, Token, TokenHash};
 use crate::auth::{Auth, User, password};
 use crate::config::SecureCookies;
-use crate::db::changes::Change;
 use crate::db::{Conn, DbError};
 use crate::error::{Code, Error, Result};
 use crate::metering::time::{DAY, SECOND, Timestamp};
@@ -51,6 +51,19 @@ impl SignedIn {
     }
 }
 
+/// The tokens that a request shows: what they belong to ends when another session begins.
+#[derive(Clone, Debug, Default)]
+pub struct Tokens {
+    pub access: Option<String>,
+    pub refresh: Option<String>,
+}
+
+impl Tokens {
+    fn hashes(&self) -> Vec<TokenHash> {
+        self.access.iter().chain(&self.refresh).map(|token| token::hash(token)).collect()
+    }
+}
+
 /// Tokens on their way out, before it is known to whom.
 struct NewTokenPair {
     access: Token,
@@ -80,7 +93,7 @@ impl NewTokenPair {
 }
 
 /// Trimmed and lower-cased; 400 when it cannot be an address.
-fn normal_email(text: &str) -> Result<String> {
+pub(super) fn normal_email(text: &str) -> Result<String> {
     let email = text.trim().to_lowercase();
     let has_both_parts =
         email.rsplit_once('@').is_some_and(|(name, host)| !name.is_empty() && !host.is_empty());
@@ -170,6 +183,31 @@ impl Auth {
         Ok(fresh.given_to(member.into()))
     }
 
+    /// A session in the workspace that `find` names, in the same transaction; the one that is shown ends. Its forms
+    /// end with it, so that none is sent to another workspace than the one it was shown in.
+    pub(super) async fn move_session(
+        &self,
+        operation: &'static str,
+        user_id: i64,
+        shown: Tokens,
+        find: impl Fn(&mut Conn) -> Result<i64, DbError> + Send + 'static,
+    ) -> Result<SignedIn> {
+        let now = Timestamp::now();
+        let (fresh, form_key) = (NewTokenPair::new(now)?, token::random::<FORM_KEY_BYTES>()?);
+        let (pair, hashes) = (fresh.pair, shown.hashes());
+        let work = move |conn: &mut Conn| {
+            let workspace_id = find(conn)?;
+            let ended = sessions::close(conn, &hashes)?;
+            let login_id = uuid::Uuid::now_v7().to_string();
+            let login = Login { login_id, form_key: form_key.to_vec(), user_id, workspace_id };
+            sessions::open(conn, &login, &pair, now)?;
+            Ok((member(conn, &login)?, ended))
+        };
+        let (member, ended) = self.0.store.write(operation, work).await?;
+        self.tell(Touched { sessions: ended, keys: Vec::new() });
+        Ok(fresh.given_to(member.into()))
+    }
+
     /// New tokens for a refresh token, which is used up by it.
     pub async fn refresh(&self, refresh_token: &str) -> Result<SignedIn> {
         if !refresh_token.starts_with(REFRESH_PREFIX) {
@@ -189,15 +227,14 @@ impl Auth {
     }
 
     /// Ends the sign-ins whose tokens are shown, and everything refreshed from them. Unknown tokens are fine.
-    pub async fn sign_out(&self, access_token: Option<&str>, refresh_token: Option<&str>) -> Result<()> {
-        let hashes: Vec<_> = access_token.into_iter().chain(refresh_token).map(token::hash).collect();
+    pub async fn sign_out(&self, shown: Tokens) -> Result<()> {
+        let hashes = shown.hashes();
         if hashes.is_empty() {
             return Ok(());
         }
         let ended =
             self.0.store.vital().write("sessions::close", move |conn| sessions::close(conn, &hashes)).await?;
-        self.0.sessions.forget(ended.iter().map(Vec::as_slice));
-        ended.into_iter().for_each(|hash| self.0.store.changes().tell(Change::Session(hash)));
+        self.tell(Touched { sessions: ended, keys: Vec::new() });
         Ok(())
     }
 

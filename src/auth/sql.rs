@@ -1,5 +1,7 @@
-//! The rows of callers: users and memberships, sessions, API keys. No rules.
+//! The rows of callers: users and memberships, invitations, sessions, API keys. No rules.
 
+pub mod invitations;
 pub mod keys;
+pub mod members;
 pub mod sessions;
 pub mod users;

@@ -9,7 +9,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::auth::key::{Flush, NewKeyRequest};
-use crate::auth::session::SignedIn;
+use crate::auth::session::{SignedIn, Tokens};
 use crate::config::{Db, Driver, Synchronous};
 use crate::db::schema::{api_keys, memberships, sessions as session_rows, workspaces};
 use crate::db::{DbError, migrations};
@@ -18,6 +18,10 @@ use crate::metering::time::{DAY, SECOND};
 
 const HOME: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
 const PASSWORD: &str = "correct horse";
+
+fn shown(access: &str) -> Tokens {
+    Tokens { access: Some(access.to_owned()), refresh: None }
+}
 
 fn member(role: Role) -> Member {
     Member {
@@ -271,14 +275,14 @@ async fn signing_out_ends_all_that_came_from_one_sign_in() {
     let other = office.auth.sign_in("ann@example.com", PASSWORD.into(), HOME).await.expect("another browser");
     let second = office.auth.refresh(first.refresh.expose()).await.expect("refreshed");
     office.caller(&first).await;
-    office.auth.sign_out(Some(second.access.expose()), None).await.expect("signed out");
+    office.auth.sign_out(shown(second.access.expose())).await.expect("signed out");
     for dead in [&first, &second] {
         assert_eq!(code(office.auth.by_access_token(dead.access.expose()).await), Some(Code::Unauthorized));
         assert_eq!(code(office.auth.refresh(dead.refresh.expose()).await), Some(Code::Unauthorized));
     }
     office.caller(&other).await;
-    office.auth.sign_out(Some("osp_at_unknown"), None).await.expect("nothing to do");
-    office.auth.sign_out(None, None).await.expect("nothing to do");
+    office.auth.sign_out(shown("osp_at_unknown")).await.expect("nothing to do");
+    office.auth.sign_out(Tokens::default()).await.expect("nothing to do");
 }
 
 #[tokio::test]
@@ -469,7 +473,7 @@ async fn a_refresh_under_way_does_not_outlive_the_sign_out() {
         let session = office.newcomer(&format!("user{at}@example.com")).await;
         let (auth, token) = (office.auth.clone(), session.refresh.expose().to_string());
         let refreshing = tokio::spawn(async move { auth.refresh(&token).await });
-        office.auth.sign_out(Some(session.access.expose()), None).await.expect("signed out");
+        office.auth.sign_out(shown(session.access.expose())).await.expect("signed out");
         let Ok(late) = refreshing.await.expect("task") else { continue };
         assert_eq!(code(office.auth.by_access_token(late.access.expose()).await), Some(Code::Unauthorized));
         assert_eq!(code(office.auth.refresh(late.refresh.expose()).await), Some(Code::Unauthorized));

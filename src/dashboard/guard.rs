@@ -58,7 +58,10 @@ impl Reception for Guard {
         let shows_page = !response.status().is_redirection();
         let headers = response.headers_mut();
         for cookie in cookies {
-            append_cookie(headers, &cookie);
+            // a page that began or ended a session has the last word about it
+            if !sets_cookie(headers, &cookie) {
+                append_cookie(headers, &cookie);
+            }
         }
         if had_flash && shows_page {
             append_cookie(headers, &Visit::no_flash(is_secure));
@@ -130,6 +133,13 @@ fn refusal(request: &HttpRequest, error: &Error) -> HttpResponse {
         here => format!("/login?next={}", utf8_percent_encode(here, NON_ALPHANUMERIC)),
     };
     HttpResponse::SeeOther().insert_header((header::LOCATION, target)).finish()
+}
+
+/// Whether a cookie of this name is among the headers already.
+fn sets_cookie(headers: &header::HeaderMap, cookie: &str) -> bool {
+    let name = cookie.split('=').next().unwrap_or_default();
+    let mut set = headers.get_all(header::SET_COOKIE).filter_map(|value| value.to_str().ok());
+    set.any(|line| line.split('=').next() == Some(name))
 }
 
 fn append_cookie(headers: &mut header::HeaderMap, cookie: &str) {

@@ -8,6 +8,7 @@ pub mod explore;
 pub mod exports;
 pub mod home;
 pub mod keys;
+pub mod members;
 pub mod meters;
 pub mod overview;
 pub mod plans;

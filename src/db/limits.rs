@@ -22,6 +22,10 @@ pub enum Kind {
     SavedQuery,
     /// Queued or running.
     Export,
+    /// Neither accepted nor revoked.
+    Invitation,
+    /// Of a workspace.
+    Member,
 }
 
 impl Kind {
@@ -29,6 +33,8 @@ impl Kind {
         match self {
             Kind::Meter | Kind::ApiKey | Kind::Plan | Kind::AlertRule => 1_000,
             Kind::AlertDestination | Kind::SavedQuery | Kind::Export => 500,
+            Kind::Invitation => 200,
+            Kind::Member => 1_000,
         }
     }
 
@@ -42,6 +48,10 @@ impl Kind {
             Kind::AlertDestination => "alert_destinations WHERE workspace_id = $1",
             Kind::SavedQuery => "saved_queries WHERE user_id = $1",
             Kind::Export => "export_jobs WHERE workspace_id = $1 AND status IN ('queued', 'running')",
+            Kind::Invitation => {
+                "invitations WHERE workspace_id = $1 AND accepted_at IS NULL AND revoked_at IS NULL"
+            }
+            Kind::Member => "memberships WHERE workspace_id = $1",
         }
     }
 
@@ -54,6 +64,8 @@ impl Kind {
             Kind::AlertDestination => "alert destinations",
             Kind::SavedQuery => "saved queries",
             Kind::Export => "exports that are queued or running",
+            Kind::Invitation => "open invitations",
+            Kind::Member => "members",
         }
     }
 }

@@ -93,6 +93,22 @@ table! {
 }
 
 table! {
+    invitations (id) {
+        id -> BigInt,
+        public_id -> Text,
+        workspace_id -> BigInt,
+        email -> Text,
+        role -> Text,
+        token_hash -> Binary,
+        invited_by -> BigInt,
+        expires_at -> BigInt,
+        accepted_at -> Nullable<BigInt>,
+        revoked_at -> Nullable<BigInt>,
+        created_at -> BigInt,
+    }
+}
+
+table! {
     meters (id) {
         id -> BigInt,
         public_id -> Text,
@@ -606,7 +622,7 @@ table! {
     }
 }
 
-allow_tables_to_appear_in_same_query!(users, memberships, workspaces, sessions, api_keys);
+allow_tables_to_appear_in_same_query!(users, memberships, workspaces, sessions, api_keys, invitations);
 allow_tables_to_appear_in_same_query!(meters, subjects, dimension_sets);
 allow_tables_to_appear_in_same_query!(export_jobs, jobs);
 allow_tables_to_appear_in_same_query!(meters, alert_rules, alert_destinations);

@@ -9,7 +9,9 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::app::App;
-use crate::auth::session::{ACCESS_COOKIE, REFRESH_COOKIE, SignedIn, clearing_cookies, cookie, is_secure};
+use crate::auth::session::{
+    ACCESS_COOKIE, REFRESH_COOKIE, SignedIn, Tokens, clearing_cookies, cookie, is_secure,
+};
 use crate::auth::throttle::client_address;
 use crate::auth::{Caller, User};
 use crate::error::{Error, Result};
@@ -112,8 +114,7 @@ pub fn describe_logout() -> Doc {
 
 /// Ends the session whose cookies were sent, if any, and clears them in any case.
 pub async fn logout(app: web::Data<App>, request: HttpRequest) -> Result<HttpResponse> {
-    let (access, refresh) = (sent_cookie(&request, ACCESS_COOKIE), sent_cookie(&request, REFRESH_COOKIE));
-    app.auth.sign_out(access.as_deref(), refresh.as_deref()).await?;
+    app.auth.sign_out(shown_tokens(&request)).await?;
     with_cookies(respond::no_content(), clearing_cookies(secure(&app, &request)))
 }
 
@@ -128,7 +129,7 @@ pub async fn providers(app: web::Data<App>) -> Result<HttpResponse> {
     respond::ok(&ProvidersView { items, registration_enabled: app.auth.options().registration_enabled })
 }
 
-fn signed_in(
+pub(crate) fn signed_in(
     app: &App,
     request: &HttpRequest,
     status: StatusCode,
@@ -145,6 +146,11 @@ pub(crate) fn with_cookies(mut response: HttpResponse, cookies: [String; 2]) -> 
         response.headers_mut().append(header::SET_COOKIE, value);
     }
     Ok(response)
+}
+
+/// The tokens of the session that a request shows.
+pub(crate) fn shown_tokens(request: &HttpRequest) -> Tokens {
+    Tokens { access: sent_cookie(request, ACCESS_COOKIE), refresh: sent_cookie(request, REFRESH_COOKIE) }
 }
 
 pub(crate) fn sent_cookie(request: &HttpRequest, name: &str) -> Option<String> {

@@ -28,6 +28,7 @@ mod hostile_connections;
 mod inert;
 mod keys;
 mod lifecycle;
+mod members;
 mod meters;
 mod migrations;
 mod outages;

@@ -96,6 +96,24 @@ CREATE TABLE api_key_events (
 );
 CREATE INDEX api_key_events_owner ON api_key_events (workspace_id, user_id, created_at);
 
+-- Who is asked to join a workspace. What became of it is told by its times, the first that holds: accepted, revoked,
+-- expired.
+CREATE TABLE invitations (
+    id BIGINT PRIMARY KEY,
+    public_id TEXT NOT NULL CONSTRAINT invitations_public_id_key UNIQUE,
+    workspace_id BIGINT NOT NULL REFERENCES workspaces (id) ON DELETE CASCADE,
+    email TEXT NOT NULL,
+    role TEXT NOT NULL CONSTRAINT invitations_role_check CHECK (role IN ('admin', 'viewer')),
+    token_hash BYTEA NOT NULL CONSTRAINT invitations_token_hash_key UNIQUE,
+    invited_by BIGINT NOT NULL REFERENCES users (id) ON DELETE CASCADE,
+    expires_at BIGINT NOT NULL,
+    accepted_at BIGINT,
+    revoked_at BIGINT,
+    created_at BIGINT NOT NULL
+);
+CREATE INDEX invitations_workspace ON invitations (workspace_id, created_at);
+CREATE UNIQUE INDEX invitations_open ON invitations (workspace_id, email) WHERE accepted_at IS NULL AND revoked_at IS NULL;
+
 -- What is measured --------------------------------------------------------------------------------
 
 CREATE TABLE meters (

@@ -36,6 +36,7 @@ DROP TABLE settled_keys;
 DROP TABLE dimension_sets;
 DROP TABLE subjects;
 DROP TABLE meters;
+DROP TABLE invitations;
 DROP TABLE api_key_events;
 DROP TABLE api_keys;
 DROP TABLE sessions;

@@ -220,6 +220,38 @@ pub fn revoke(conn: &mut Conn, owner: Owner, public_id: &str, now: Timestamp) ->
     Ok(hash)
 }
 
+/// Ends all keys of the owner now; answers the hashes of those that could still be used.
+pub fn revoke_all(conn: &mut Conn, owner: Owner, now: Timestamp) -> Result<Vec<Vec<u8>>, DbError> {
+    let is_live = api_keys::revoked_at.is_null().or(api_keys::revoked_at.gt(now.0));
+    let ended: Vec<(Vec<u8>, ApiKey)> = diesel::update(api_keys::table)
+        .filter(api_keys::workspace_id.eq(owner.workspace_id))
+        .filter(api_keys::user_id.eq(owner.user_id))
+        .filter(is_live)
+        .set(api_keys::revoked_at.eq(now.0))
+        .returning((api_keys::token_hash, KEY))
+        .get_results(conn)?;
+    for (_, key) in &ended {
+        record(conn, owner, key, "revoked", None, Some(now), now)?;
+    }
+    Ok(ended.into_iter().map(|(hash, _)| hash).collect())
+}
+
+/// Hands all keys of the owner to another member, with their history; answers their hashes.
+pub fn give(conn: &mut Conn, owner: Owner, heir: i64) -> Result<Vec<Vec<u8>>, DbError> {
+    diesel::update(api_key_events::table)
+        .filter(api_key_events::workspace_id.eq(owner.workspace_id))
+        .filter(api_key_events::user_id.eq(owner.user_id))
+        .set(api_key_events::user_id.eq(heir))
+        .execute(conn)?;
+    let hashes = diesel::update(api_keys::table)
+        .filter(api_keys::workspace_id.eq(owner.workspace_id))
+        .filter(api_keys::user_id.eq(owner.user_id))
+        .set(api_keys::user_id.eq(heir))
+        .returning(api_keys::token_hash)
+        .get_results(conn)?;
+    Ok(hashes)
+}
+
 /// Makes a key on the same terms and lets the old one end at `until`. Answers the new key and the hash of the old
 /// one; 409 when the old one is expired, revoked or already on its way out.
 pub fn rotate(

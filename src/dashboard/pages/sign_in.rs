@@ -5,12 +5,12 @@ use actix_web::{HttpRequest, HttpResponse, web};
 use askama::Template;
 
 use crate::app::App;
-use crate::auth::session::{ACCESS_COOKIE, REFRESH_COOKIE, SignedIn, clearing_cookies};
+use crate::auth::session::{SignedIn, clearing_cookies};
 use crate::dashboard::form::{Complaint, Fields, Form, GuestForm};
 use crate::dashboard::visit::{Shell, Visit, ok, rejected};
 use crate::error::{Code, Error, Result};
 use crate::http::extract::Params;
-use crate::http::session::{address, secure, sent_cookie, with_cookies};
+use crate::http::session::{address, secure, shown_tokens, with_cookies};
 
 #[derive(Template)]
 #[template(path = "login.html")]
@@ -27,6 +27,7 @@ struct LoginPage {
 struct RegisterPage {
     shell: Shell,
     email: String,
+    next: String,
     complaint: Complaint,
     may_register: bool,
 }
@@ -86,18 +87,20 @@ fn signed_in(app: &App, request: &HttpRequest, session: &SignedIn, next: &str) -
     with_cookies(see(next), session.cookies(secure(app, request)))
 }
 
-pub async fn register_form(app: web::Data<App>, visit: Visit) -> Result<HttpResponse> {
+pub async fn register_form(app: web::Data<App>, visit: Visit, params: Params) -> Result<HttpResponse> {
+    let next = own_path(params.get("next"), "/welcome").to_owned();
     if visit.caller().is_some() {
         return Ok(see("/"));
     }
-    ok(&register_page(&app, &visit, "", Complaint::none()))
+    ok(&register_page(&app, &visit, &Fields::of([("next", next)]), Complaint::none()))
 }
 
-fn register_page(app: &App, visit: &Visit, email: &str, complaint: Complaint) -> RegisterPage {
+fn register_page(app: &App, visit: &Visit, fields: &Fields, complaint: Complaint) -> RegisterPage {
     let may_register = app.auth.options().registration_enabled;
     RegisterPage {
         shell: visit.shell("", "Create account"),
-        email: email.to_owned(),
+        email: fields.get("email").to_owned(),
+        next: own_path(fields.get("next"), "/welcome").to_owned(),
         complaint,
         may_register,
     }
@@ -115,18 +118,20 @@ pub async fn register(
     let (email, password) = (fields.get("email"), fields.raw("password").to_owned());
     let (address, again) = (address(&app, &request), password.clone());
     match app.auth.register(email, password, address).await {
-        Ok(_) => signed_in(&app, &request, &app.auth.sign_in(email, again, address).await?, "/welcome"),
+        Ok(_) => {
+            let session = app.auth.sign_in(email, again, address).await?;
+            signed_in(&app, &request, &session, own_path(fields.get("next"), "/welcome"))
+        }
         Err(error) => {
             let complaint = Complaint::of(error, &["email", "password"])?;
-            rejected(&register_page(&app, &visit, email, complaint))
+            rejected(&register_page(&app, &visit, &fields, complaint))
         }
     }
 }
 
 /// Ends the session; what the browser kept of the pages goes with it.
 pub async fn logout(app: web::Data<App>, request: HttpRequest, _form: Form) -> Result<HttpResponse> {
-    let (access, refresh) = (sent_cookie(&request, ACCESS_COOKIE), sent_cookie(&request, REFRESH_COOKIE));
-    app.auth.sign_out(access.as_deref(), refresh.as_deref()).await?;
+    app.auth.sign_out(shown_tokens(&request)).await?;
     let mut response = with_cookies(see("/login"), clearing_cookies(secure(&app, &request)))?;
     let cache = header::HeaderValue::from_static("\"cache\"");
     response.headers_mut().insert(header::HeaderName::from_static("clear-site-data"), cache);

@@ -139,6 +139,10 @@ impl Client {
         Client::answered(path, self.send(Method::PUT, path, Some(body.to_string())).await)
     }
 
+    pub async fn patch(&self, path: &str, body: &Value) -> Answer {
+        Client::answered(path, self.send(Method::PATCH, path, Some(body.to_string())).await)
+    }
+
     pub async fn delete(&self, path: &str) -> Answer {
         Client::answered(path, self.send(Method::DELETE, path, None).await)
     }

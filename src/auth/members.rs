@@ -1,0 +1,333 @@
+//! Who belongs to a workspace, and who is asked to: roles, the last owner who cannot go, invitations. What a change
+//! means for keys and sessions is felt at once on this server, and told to others.
+
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::auth::permission::Role;
+use crate::auth::session::{SignedIn, Tokens, normal_email};
+use crate::auth::sql::invitations::{self, Invitation, NewInvitation};
+use crate::auth::sql::keys::Owner;
+use crate::auth::sql::members::{self, Colleague, Place, Touched};
+use crate::auth::token::{self, INVITATION_PREFIX, Token};
+use crate::auth::{Auth, Caller};
+use crate::db::changes::Change;
+use crate::db::{Conn, DbError};
+use crate::error::{Error, Result};
+use crate::metering::time::{DAY, Timestamp};
+
+const INVITATION_LIFETIME: i64 = 7 * DAY;
+const LISTED_INVITATIONS: i64 = 500;
+const MAX_WORKSPACE_NAME_CHARACTERS: usize = 255;
+
+/// What becomes of the keys that a removed member made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KeyFate {
+    /// They end at once.
+    #[default]
+    Revoke,
+    /// They belong to whoever removes the member, and go on working.
+    Transfer,
+}
+
+impl KeyFate {
+    /// The word of a request; empty is the default.
+    pub fn parse(word: &str) -> Result<KeyFate> {
+        match word {
+            "" | "revoke" => Ok(KeyFate::Revoke),
+            "transfer" => Ok(KeyFate::Transfer),
+            _ => Err(Error::invalid("keys must be revoke or transfer")),
+        }
+    }
+}
+
+/// Where an invitation is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+#[schema(as = InvitationStatus)]
+pub enum Status {
+    Pending,
+    Accepted,
+    Revoked,
+    Expired,
+}
+
+impl Status {
+    pub fn of(invitation: &Invitation, now: Timestamp) -> Status {
+        match (invitation.accepted_at, invitation.revoked_at) {
+            (Some(_), _) => Status::Accepted,
+            (None, Some(_)) => Status::Revoked,
+            (None, None) if invitation.expires_at <= now.0 => Status::Expired,
+            (None, None) => Status::Pending,
+        }
+    }
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Status::Pending => "pending",
+            Status::Accepted => "accepted",
+            Status::Revoked => "revoked",
+            Status::Expired => "expired",
+        }
+    }
+}
+
+fn role(word: &str) -> Result<Role> {
+    Role::parse(word).ok_or_else(|| Error::invalid("role must be owner, admin or viewer"))
+}
+
+/// Nobody is made an owner by a link.
+fn invitable_role(word: &str) -> Result<Role> {
+    role(word)
+        .ok()
+        .filter(|role| *role != Role::Owner)
+        .ok_or_else(|| Error::invalid("role must be admin or viewer"))
+}
+
+/// The lock first; then the caller's role once more, because the remembered one may be seconds old.
+fn as_owner(conn: &mut Conn, caller: Owner) -> Result<(), DbError> {
+    members::lock(conn, caller.workspace_id)?;
+    match members::role_of(conn, caller.workspace_id, caller.user_id)? {
+        Some(Role::Owner) => Ok(()),
+        _ => Err(Error::forbidden("only an owner may do this").into()),
+    }
+}
+
+/// 409 when nobody would be left who decides about members.
+fn keep_an_owner(conn: &mut Conn, workspace_id: i64, going: Role) -> Result<(), DbError> {
+    if going == Role::Owner && members::owners(conn, workspace_id)? <= 1 {
+        return Err(Error::conflict("a workspace needs an owner: hand it over first").into());
+    }
+    Ok(())
+}
+
+impl Auth {
+    /// The caller's workspaces, the oldest membership first.
+    pub async fn workspaces(&self, caller: &Caller) -> Result<Vec<Place>> {
+        let user_id = caller.user_id;
+        self.0.store.read("members::places", move |conn| members::places(conn, user_id)).await
+    }
+
+    /// A session in another of the caller's workspaces; the one that is shown ends. 403 where the caller is no member.
+    pub async fn switch_workspace(
+        &self,
+        caller: &Caller,
+        workspace: &str,
+        shown: Tokens,
+    ) -> Result<SignedIn> {
+        let workspace = workspace.trim().to_owned();
+        if workspace.is_empty() {
+            return Err(Error::invalid("workspace_id is required"));
+        }
+        let user_id = caller.user_id;
+        let find = move |conn: &mut Conn| {
+            let found = members::place_of(conn, user_id, &workspace)?;
+            found.ok_or_else(|| Error::forbidden("you are no member of this workspace").into())
+        };
+        self.move_session("sessions::switch", user_id, shown, find).await
+    }
+
+    pub async fn members(&self, caller: &Caller) -> Result<Vec<Colleague>> {
+        let workspace_id = caller.workspace_id;
+        self.0.store.read("members::list", move |conn| members::list(conn, workspace_id)).await
+    }
+
+    /// Gives a member another role; 409 for the last owner.
+    pub async fn change_role(&self, caller: &Caller, user: &str, word: &str) -> Result<()> {
+        let (own, user, role) = (caller.key_owner(), user.to_owned(), role(word)?);
+        let work = move |conn: &mut Conn| {
+            as_owner(conn, own)?;
+            let member = members::find(conn, own.workspace_id, &user)?;
+            if role != Role::Owner {
+                keep_an_owner(conn, own.workspace_id, member.role)?;
+            }
+            members::set_role(conn, own.workspace_id, member.user_id, role)
+        };
+        self.tell(self.0.store.write("members::set_role", work).await?);
+        Ok(())
+    }
+
+    /// Makes another member the owner, and the caller an admin, in one step.
+    pub async fn hand_over(&self, caller: &Caller, user: &str) -> Result<()> {
+        let (own, user) = (caller.key_owner(), user.trim().to_owned());
+        let work = move |conn: &mut Conn| {
+            as_owner(conn, own)?;
+            let heir = members::find(conn, own.workspace_id, &user)?;
+            if heir.user_id == own.user_id {
+                return Err(Error::invalid("user_id must be another member").into());
+            }
+            let mut touched = members::set_role(conn, own.workspace_id, heir.user_id, Role::Owner)?;
+            let own = members::set_role(conn, own.workspace_id, own.user_id, Role::Admin)?;
+            touched.keys.extend(own.keys);
+            touched.sessions.extend(own.sessions);
+            Ok(touched)
+        };
+        self.tell(self.0.store.write("members::hand_over", work).await?);
+        Ok(())
+    }
+
+    /// Ends a membership, with its sessions; 409 for the last owner.
+    pub async fn remove_member(&self, caller: &Caller, user: &str, fate: KeyFate) -> Result<()> {
+        let (own, user, now) = (caller.key_owner(), user.to_owned(), Timestamp::now());
+        let work = move |conn: &mut Conn| {
+            as_owner(conn, own)?;
+            let member = members::find(conn, own.workspace_id, &user)?;
+            keep_an_owner(conn, own.workspace_id, member.role)?;
+            let heir = (fate == KeyFate::Transfer && member.user_id != own.user_id).then_some(own.user_id);
+            let gone = Owner { user_id: member.user_id, ..own };
+            members::remove(conn, gone, heir, now)
+        };
+        self.tell(self.0.store.write("members::remove", work).await?);
+        Ok(())
+    }
+
+    /// Ends the caller's own membership; their keys end with it. 409 for the last owner.
+    pub async fn leave_workspace(&self, caller: &Caller) -> Result<()> {
+        let (own, now) = (caller.key_owner(), Timestamp::now());
+        let work = move |conn: &mut Conn| {
+            members::lock(conn, own.workspace_id)?;
+            let role = members::role_of(conn, own.workspace_id, own.user_id)?;
+            keep_an_owner(conn, own.workspace_id, role.ok_or_else(Error::unauthorized)?)?;
+            members::remove(conn, own, None, now)
+        };
+        self.tell(self.0.store.write("members::leave", work).await?);
+        Ok(())
+    }
+
+    /// Another name for the caller's workspace.
+    pub async fn rename_workspace(&self, caller: &Caller, name: &str) -> Result<()> {
+        let (own, name) = (caller.key_owner(), name.trim().to_owned());
+        let characters = name.chars().count();
+        if characters == 0 || characters > MAX_WORKSPACE_NAME_CHARACTERS || name.contains(char::is_control) {
+            return Err(Error::invalid(format_args!(
+                "name must have 1 to {MAX_WORKSPACE_NAME_CHARACTERS} characters"
+            )));
+        }
+        let work = move |conn: &mut Conn| {
+            as_owner(conn, own)?;
+            members::rename(conn, own.workspace_id, &name)?;
+            Ok(Touched { sessions: members::sessions_of(conn, own.workspace_id)?, keys: Vec::new() })
+        };
+        self.tell(self.0.store.write("workspaces::rename", work).await?);
+        Ok(())
+    }
+
+    /// Lets caches forget credentials here, and then elsewhere.
+    pub(super) fn tell(&self, touched: Touched) {
+        self.0.keys.forget(touched.keys.iter().map(Vec::as_slice));
+        self.0.sessions.forget(touched.sessions.iter().map(Vec::as_slice));
+        let changes = self.0.store.changes();
+        touched.keys.into_iter().for_each(|hash| changes.tell(Change::Key(hash)));
+        touched.sessions.into_iter().for_each(|hash| changes.tell(Change::Session(hash)));
+    }
+
+    // Invitations -------------------------------------------------------------------------------------
+
+    /// The invitation, and the token that accepts it; shown once.
+    pub async fn invite(&self, caller: &Caller, email: &str, word: &str) -> Result<(Invitation, Token)> {
+        let (own, now) = (caller.key_owner(), Timestamp::now());
+        let (email, role, token) =
+            (normal_email(email)?, invitable_role(word)?, Token::new(INVITATION_PREFIX)?);
+        let new = NewInvitation {
+            workspace_id: own.workspace_id,
+            invited_by: own.user_id,
+            email,
+            role,
+            token_hash: token.hash(),
+            expires_at: now.plus(INVITATION_LIFETIME),
+        };
+        let work = move |conn: &mut Conn| {
+            members::lock(conn, new.workspace_id)?;
+            invitations::create(conn, &new, now)
+        };
+        Ok((self.0.store.write("invitations::create", work).await?, token))
+    }
+
+    /// The newest invitations of the workspace, whatever became of them.
+    pub async fn invitations(&self, caller: &Caller) -> Result<Vec<Invitation>> {
+        let id = caller.workspace_id;
+        let work = move |conn: &mut Conn| invitations::list(conn, id, LISTED_INVITATIONS);
+        self.0.store.read("invitations::list", work).await
+    }
+
+    /// Takes an open invitation back; 404 for any other.
+    pub async fn revoke_invitation(&self, caller: &Caller, id: &str) -> Result<()> {
+        let (workspace_id, id, now) = (caller.workspace_id, id.to_owned(), Timestamp::now());
+        let work = move |conn: &mut Conn| match invitations::revoke(conn, workspace_id, &id, now)? {
+            true => Ok(()),
+            false => Err(Error::not_found("open invitation").into()),
+        };
+        self.0.store.write("invitations::revoke", work).await
+    }
+
+    /// What whoever holds the token may see, in every state.
+    pub async fn invitation(&self, token: &str) -> Result<Invitation> {
+        let missing = || Error::not_found("invitation");
+        if !token.starts_with(INVITATION_PREFIX) {
+            return Err(missing());
+        }
+        let hash = token::hash(token);
+        let work = move |conn: &mut Conn| invitations::by_token(conn, &hash);
+        self.0.store.vital().read("invitations::by_token", work).await?.ok_or_else(missing)
+    }
+
+    /// Makes the caller a member; the new session is in that workspace, and the one that is shown ends.
+    pub async fn accept_invitation(&self, caller: &Caller, token: &str, shown: Tokens) -> Result<SignedIn> {
+        let (user_id, email) = (caller.user_id, caller.user.email.clone());
+        let (invitation, now) = (self.invitation(token).await?, Timestamp::now());
+        if invitation.email != email {
+            return Err(Error::forbidden("the invitation is for another address"));
+        }
+        let join = move |conn: &mut Conn| {
+            members::lock(conn, invitation.workspace_id)?;
+            if !invitations::accept(conn, invitation.id, now)? {
+                return Err(Error::conflict("the invitation is not open any more").into());
+            }
+            members::join(conn, invitation.workspace_id, user_id, invitation.role, now)?;
+            Ok(invitation.workspace_id)
+        };
+        self.move_session("invitations::accept", user_id, shown, join).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: Timestamp = Timestamp(1_800_000_000_000_000);
+
+    #[test]
+    fn roles_of_invitations_are_admin_and_viewer() {
+        assert_eq!(invitable_role(" Admin ").ok(), Some(Role::Admin));
+        assert_eq!(invitable_role("viewer").ok(), Some(Role::Viewer));
+        for bad in ["owner", "", "god"] {
+            assert!(invitable_role(bad).is_err(), "{bad}");
+        }
+        assert_eq!(role("OWNER").ok(), Some(Role::Owner));
+    }
+
+    #[test]
+    fn a_status_is_the_most_final_thing() {
+        let status = |accepted: Option<i64>, revoked: Option<i64>, left: i64| {
+            let invitation = Invitation {
+                id: 1,
+                public_id: String::new(),
+                workspace_id: 1,
+                workspace_public_id: String::new(),
+                workspace_name: String::new(),
+                email: String::new(),
+                role: Role::Viewer,
+                invited_by: String::new(),
+                expires_at: NOW.0 + left,
+                accepted_at: accepted,
+                revoked_at: revoked,
+                created_at: 0,
+            };
+            Status::of(&invitation, NOW)
+        };
+        assert_eq!(status(None, None, 1), Status::Pending);
+        assert_eq!(status(None, None, 0), Status::Expired);
+        assert_eq!(status(None, Some(1), 0), Status::Revoked);
+        assert_eq!(status(Some(1), Some(1), 0), Status::Accepted);
+    }
+}

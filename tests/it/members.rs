@@ -1,0 +1,312 @@
+//! Workspaces with more than one person: invitations, roles, switching, removal; and what each means for keys and
+//! sessions that exist already.
+
+use serde_json::{Value, json};
+
+use crate::support::client::{PASSWORD, sign_up};
+use crate::support::{Answer, Client, Database, Server, on_both_databases};
+
+on_both_databases!(
+    somebody_is_invited_and_joins,
+    invitations_that_cannot_be_accepted,
+    a_role_is_felt_at_once_by_keys_and_sessions,
+    a_removed_member_has_nothing_left,
+    keys_of_a_removed_member_can_stay,
+    the_last_owner_stays,
+    a_session_moves_between_workspaces,
+    roles_decide_who_manages_members,
+    two_owners_do_not_both_go,
+);
+
+const MEMBERS: &str = "/v1/auth/workspace/members";
+const INVITATIONS: &str = "/v1/auth/workspace/invitations";
+const SESSION: &str = "/v1/auth/session";
+
+/// A person with an address and a session.
+struct Person {
+    email: String,
+    session: Client,
+}
+
+impl Person {
+    async fn new(server: &Server) -> Person {
+        let email = sign_up(&server.client()).await;
+        let body = json!({"email": email, "password": PASSWORD});
+        let answer = server.client().post("/v1/auth/sessions", &body).await.expect(201);
+        Person { email, session: with_session(server, &answer) }
+    }
+
+    async fn user(&self) -> Value {
+        self.session.get(SESSION).await.json(200)["user"].clone()
+    }
+
+    async fn id(&self) -> String {
+        self.user().await["id"].as_str().expect("an id").to_owned()
+    }
+
+    async fn invite(&self, email: &str, role: &str) -> Answer {
+        self.session.post(INVITATIONS, &json!({"email": email, "role": role})).await
+    }
+
+    async fn accept(&self, token: &str) -> Answer {
+        self.session.post_text(&format!("/v1/auth/workspace-invitations/{token}/accept"), "").await
+    }
+
+    async fn key(&self) -> Client {
+        let made = self.session.post("/v1/auth/api-keys", &json!({"name": "k", "scopes": ["*"]})).await;
+        let made = made.json(201);
+        self.session.without("cookie").with_key(made["key"].as_str().expect("a secret"))
+    }
+}
+
+/// A client with both cookies of an answer.
+fn with_session(server: &Server, answer: &Answer) -> Client {
+    let cookie = |name: &str| format!("{name}={}", answer.cookie(name).expect("a cookie"));
+    let jar = format!("{}; {}", cookie("open_spanner_access"), cookie("open_spanner_refresh"));
+    server.client().with("cookie", jar)
+}
+
+/// Somebody who joined the host's workspace, with a session in it.
+async fn joined(server: &Server, host: &Person, role: &str) -> Person {
+    let guest = Person::new(server).await;
+    let invitation = host.invite(&guest.email, role).await.json(201);
+    let answer = guest.accept(invitation["token"].as_str().expect("a token")).await.expect(200);
+    Person { session: with_session(server, &answer), email: guest.email }
+}
+
+async fn somebody_is_invited_and_joins(database: Database) {
+    let server = Server::start(&database);
+    let (host, guest) = (Person::new(&server).await, Person::new(&server).await);
+    let made = host.invite(&format!("  {} ", guest.email.to_uppercase()), " Viewer ").await.json(201);
+    let token = made["token"].as_str().expect("a token").to_owned();
+    assert!(token.starts_with("osp_wsi_") && token.len() == 51, "{token}");
+    assert_eq!(
+        (&made["email"], &made["role"], &made["status"]),
+        (&json!(guest.email), &json!("viewer"), &json!("pending"))
+    );
+    let listed = host.session.get(INVITATIONS).await.expect(200).text;
+    assert!(listed.contains(made["id"].as_str().expect("an id")) && !listed.contains(&token));
+
+    let preview = server.client().get(&format!("/v1/auth/workspace-invitations/{token}")).await.json(200);
+    assert_eq!(preview["workspace_name"], host.user().await["workspace_name"]);
+    assert!(preview.get("token").is_none());
+
+    let answer = guest.accept(&token).await.expect(200);
+    let moved = with_session(&server, &answer);
+    let user = moved.get(SESSION).await.json(200)["user"].clone();
+    assert_eq!(user["workspace_id"], host.user().await["workspace_id"]);
+    assert_eq!(user["role"], json!("viewer"));
+    assert_eq!(answer.json(200)["user"], user);
+    // the session that accepted has ended
+    guest.session.get(SESSION).await.error(401, "unauthorized");
+
+    let members = host.session.get(MEMBERS).await.json(200);
+    let emails: Vec<&Value> =
+        members["items"].as_array().expect("a list").iter().map(|m| &m["email"]).collect();
+    assert_eq!(emails, [&json!(host.email), &json!(guest.email)]);
+    let places = moved.get("/v1/auth/workspaces").await.json(200);
+    assert_eq!(places["items"].as_array().expect("a list").len(), 2);
+    let preview = server.client().get(&format!("/v1/auth/workspace-invitations/{token}")).await.json(200);
+    assert_eq!(preview["status"], json!("accepted"));
+}
+
+async fn invitations_that_cannot_be_accepted(database: Database) {
+    let server = Server::start(&database);
+    let (host, guest, other) =
+        (Person::new(&server).await, Person::new(&server).await, Person::new(&server).await);
+    for (email, role) in
+        [("", "admin"), ("nobody", "admin"), (guest.email.as_str(), "owner"), (guest.email.as_str(), "")]
+    {
+        host.invite(email, role).await.error(400, "invalid_input");
+    }
+    host.invite(&host.email, "admin").await.error(409, "conflict");
+    let made = host.invite(&guest.email, "admin").await.json(201);
+    let token = made["token"].as_str().expect("a token");
+    host.invite(&guest.email, "viewer").await.error(409, "conflict");
+    other.accept(token).await.error(403, "forbidden");
+    server
+        .client()
+        .post_text(&format!("/v1/auth/workspace-invitations/{token}/accept"), "")
+        .await
+        .error(401, "unauthorized");
+    for unknown in ["osp_wsi_x", "x", "osp_at_x"] {
+        guest.accept(unknown).await.error(404, "not_found");
+        server
+            .client()
+            .get(&format!("/v1/auth/workspace-invitations/{unknown}"))
+            .await
+            .error(404, "not_found");
+    }
+    let path = format!("{INVITATIONS}/{}", made["id"].as_str().expect("an id"));
+    other.session.delete(&path).await.error(404, "not_found");
+    host.session.delete(&path).await.expect(204);
+    host.session.delete(&path).await.error(404, "not_found");
+    guest.accept(token).await.error(409, "conflict");
+
+    // one that expired makes room for another
+    let made = host.invite(&guest.email, "admin").await.json(201);
+    database.execute("UPDATE invitations SET expires_at = 1");
+    guest.accept(made["token"].as_str().expect("a token")).await.error(409, "conflict");
+    let listed = host.session.get(INVITATIONS).await.json(200);
+    assert_eq!(listed["items"][0]["status"], json!("expired"));
+    let made = host.invite(&guest.email, "admin").await.json(201);
+    let token = made["token"].as_str().expect("a token");
+    guest.accept(token).await.expect(200);
+    host.invite(&guest.email, "admin").await.error(409, "conflict");
+}
+
+async fn a_role_is_felt_at_once_by_keys_and_sessions(database: Database) {
+    let server = Server::start_with(&database, &[("OPEN_SPANNER_CACHE_TTL", "5s")]);
+    let host = Person::new(&server).await;
+    let guest = joined(&server, &host, "admin").await;
+    let key = guest.key().await;
+    let meter = |name: &str| json!({"name": name, "unit": "u"});
+    key.post("/v1/meters", &meter("a")).await.expect(201);
+    guest.session.post("/v1/meters", &meter("b")).await.expect(201);
+    let path = format!("{MEMBERS}/{}", guest.id().await);
+    host.session.patch(&path, &json!({"role": "viewer"})).await.expect(204);
+    key.post("/v1/meters", &meter("c")).await.error(403, "forbidden");
+    guest.session.post("/v1/meters", &meter("c")).await.error(403, "forbidden");
+    key.get("/v1/meters").await.expect(200);
+    host.session.patch(&path, &json!({"role": " ADMIN "})).await.expect(204);
+    key.post("/v1/meters", &meter("c")).await.expect(201);
+    for bad in [json!({"role": "god"}), json!({})] {
+        host.session.patch(&path, &bad).await.error(400, "invalid_input");
+    }
+    let stranger = Person::new(&server).await;
+    for nobody in [stranger.id().await, "nosuch".to_owned()] {
+        host.session
+            .patch(&format!("{MEMBERS}/{nobody}"), &json!({"role": "viewer"}))
+            .await
+            .error(404, "not_found");
+    }
+}
+
+async fn a_removed_member_has_nothing_left(database: Database) {
+    let server = Server::start_with(&database, &[("OPEN_SPANNER_CACHE_TTL", "5s")]);
+    let host = Person::new(&server).await;
+    let guest = joined(&server, &host, "admin").await;
+    let key = guest.key().await;
+    key.get("/v1/meters").await.expect(200);
+    let path = format!("{MEMBERS}/{}", guest.id().await);
+    host.session.delete(&format!("{path}?keys=keep")).await.error(400, "invalid_input");
+    host.session.delete(&path).await.expect(204);
+    key.get("/v1/meters").await.error(401, "unauthorized");
+    guest.session.get(SESSION).await.error(401, "unauthorized");
+    guest.session.post_text("/v1/auth/session/refresh", "").await.error(401, "unauthorized");
+    host.session.delete(&path).await.error(404, "not_found");
+    // who is invited back does not find old keys alive
+    let invitation = host.invite(&guest.email, "admin").await.json(201);
+    let body = json!({"email": guest.email, "password": PASSWORD});
+    let answer = server.client().post("/v1/auth/sessions", &body).await.expect(201);
+    let back = Person { session: with_session(&server, &answer), email: guest.email };
+    assert_eq!(back.user().await["role"], json!("owner"), "home is the own workspace");
+    back.accept(invitation["token"].as_str().expect("a token")).await.expect(200);
+    key.get("/v1/meters").await.error(401, "unauthorized");
+}
+
+async fn keys_of_a_removed_member_can_stay(database: Database) {
+    let server = Server::start_with(&database, &[("OPEN_SPANNER_CACHE_TTL", "5s")]);
+    let host = Person::new(&server).await;
+    let guest = joined(&server, &host, "admin").await;
+    let key = guest.key().await;
+    key.get("/v1/meters").await.expect(200);
+    host.session.delete(&format!("{MEMBERS}/{}?keys=transfer", guest.id().await)).await.expect(204);
+    key.get("/v1/meters").await.expect(200);
+    guest.session.get(SESSION).await.error(401, "unauthorized");
+    let keys = host.session.get("/v1/auth/api-keys").await.json(200);
+    assert_eq!(keys["items"].as_array().expect("a list").len(), 1, "it is the owner's now");
+}
+
+async fn the_last_owner_stays(database: Database) {
+    let server = Server::start(&database);
+    let host = Person::new(&server).await;
+    let guest = joined(&server, &host, "viewer").await;
+    let (host_id, guest_id) = (host.id().await, guest.id().await);
+    let own = format!("{MEMBERS}/{host_id}");
+    host.session.delete(&own).await.error(409, "conflict");
+    host.session.patch(&own, &json!({"role": "admin"})).await.error(409, "conflict");
+    host.session.patch(&own, &json!({"role": "owner"})).await.expect(204);
+    host.session.post_text("/v1/auth/workspace/leave", "").await.error(409, "conflict");
+    let hand_over =
+        async |to: &str| host.session.post("/v1/auth/workspace/owner", &json!({"user_id": to})).await;
+    hand_over(&host_id).await.error(400, "invalid_input");
+    hand_over("nosuch").await.error(404, "not_found");
+    hand_over(&guest_id).await.expect(204);
+    assert_eq!(host.user().await["role"], json!("admin"));
+    assert_eq!(guest.user().await["role"], json!("owner"));
+    guest.session.post_text("/v1/auth/workspace/leave", "").await.error(409, "conflict");
+    let left = host.session.post_text("/v1/auth/workspace/leave", "").await.expect(204);
+    assert!(left.headers.get_all("set-cookie").iter().count() >= 2);
+    host.session.get(SESSION).await.error(401, "unauthorized");
+    let members = guest.session.get(MEMBERS).await.json(200);
+    assert_eq!(members["items"].as_array().expect("a list").len(), 1);
+}
+
+async fn a_session_moves_between_workspaces(database: Database) {
+    let server = Server::start(&database);
+    let host = Person::new(&server).await;
+    let guest = joined(&server, &host, "viewer").await;
+    host.session.post("/v1/meters", &json!({"name": "hosts", "unit": "u"})).await.expect(201);
+    let places = guest.session.get("/v1/auth/workspaces").await.json(200);
+    let own = places["items"].as_array().expect("a list").iter().find(|place| place["role"] == "owner");
+    let own = own.expect("an own workspace")["id"].clone();
+    let switch = async |client: &Client, body: Value| client.post("/v1/auth/session/workspace", &body).await;
+    for bad in [json!({}), json!({"workspace_id": "  "})] {
+        switch(&guest.session, bad).await.error(400, "invalid_input");
+    }
+    let stranger = Person::new(&server).await.user().await["workspace_id"].clone();
+    for foreign in [stranger, json!("nosuch")] {
+        switch(&guest.session, json!({"workspace_id": foreign})).await.error(403, "forbidden");
+    }
+    let answer = switch(&guest.session, json!({"workspace_id": own})).await.expect(200);
+    let moved = with_session(&server, &answer);
+    assert_eq!(moved.get(SESSION).await.json(200)["user"]["workspace_id"], own);
+    assert_eq!(moved.get("/v1/meters").await.json(200)["items"], json!([]));
+    guest.session.get(SESSION).await.error(401, "unauthorized");
+    guest.session.post_text("/v1/auth/session/refresh", "").await.error(401, "unauthorized");
+}
+
+async fn roles_decide_who_manages_members(database: Database) {
+    let server = Server::start(&database);
+    let host = Person::new(&server).await;
+    let admin = joined(&server, &host, "admin").await;
+    let viewer = joined(&server, &host, "viewer").await;
+    let path = format!("{MEMBERS}/{}", viewer.id().await);
+    for reads in [MEMBERS, INVITATIONS] {
+        viewer.session.get(reads).await.error(403, "forbidden");
+        admin.session.get(reads).await.expect(200);
+    }
+    viewer.invite("x@example.com", "viewer").await.error(403, "forbidden");
+    admin.invite("x@example.com", "viewer").await.expect(201);
+    for person in [&viewer, &admin] {
+        person.session.patch(&path, &json!({"role": "admin"})).await.error(403, "forbidden");
+        person.session.delete(&path).await.error(403, "forbidden");
+        person.session.patch("/v1/auth/workspace", &json!({"name": "x"})).await.error(403, "forbidden");
+    }
+    host.session.patch("/v1/auth/workspace", &json!({"name": " "})).await.error(400, "invalid_input");
+    host.session.patch("/v1/auth/workspace", &json!({"name": " Acme "})).await.expect(204);
+    assert_eq!(viewer.user().await["workspace_name"], json!("Acme"));
+    let key = admin.key().await;
+    for path in [MEMBERS, INVITATIONS, "/v1/auth/workspaces"] {
+        key.get(path).await.error(401, "unauthorized");
+    }
+}
+
+/// Each removes the other: one must stay.
+async fn two_owners_do_not_both_go(database: Database) {
+    let server = Server::start(&database);
+    let host = Person::new(&server).await;
+    let second = joined(&server, &host, "admin").await;
+    let (host_id, second_id) = (host.id().await, second.id().await);
+    let second_path = format!("{MEMBERS}/{second_id}");
+    host.session.patch(&second_path, &json!({"role": "owner"})).await.expect(204);
+    let host_path = format!("{MEMBERS}/{host_id}");
+    let demote = json!({"role": "viewer"});
+    let (one, two) =
+        tokio::join!(host.session.patch(&second_path, &demote), second.session.patch(&host_path, &demote));
+    let statuses = [one.status, two.status];
+    assert!(statuses.contains(&204) && statuses.contains(&403), "{statuses:?}");
+    let owners = database.lines("SELECT CAST(count(*) AS TEXT) AS line FROM memberships m JOIN workspaces w ON w.id = m.workspace_id WHERE m.role = 'owner' AND w.id IN (SELECT workspace_id FROM memberships GROUP BY workspace_id HAVING count(*) = 2)");
+    assert_eq!(owners, ["1"]);
+}
