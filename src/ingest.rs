@@ -2,6 +2,7 @@
 //! [`Ingest::record`]. Writers take what waits while the last commit ran, so that load makes batches larger instead
 //! of queues longer; nobody waits for a timer. Workspaces take turns. No SQL here.
 
+mod folding;
 pub mod insert;
 mod rate;
 mod refusal;
@@ -34,6 +35,7 @@ use crate::metering::time::Timestamp;
 use crate::meters::sql::MeterCache;
 use crate::usage::ingestion_runs::{self, Refused};
 use crate::usage::refused;
+use folding::Folding;
 use rate::RateLimit;
 use room::{Place, Room};
 use tally::Tally;
@@ -213,6 +215,7 @@ pub struct Ingest {
     decided_at: DecidedAt,
     known: Arc<PerEpoch<WriteCache>>,
     tally: Arc<Tally>,
+    folding: Arc<Folding>,
 }
 
 /// A meter that changes faster than its events can be checked is not worth more tries than this.
@@ -232,6 +235,7 @@ impl Ingest {
     ) -> (Ingest, Vec<tokio::task::JoinHandle<()>>) {
         let (queue, jobs) = Queue::new();
         let known: Arc<PerEpoch<WriteCache>> = Arc::default();
+        let folding: Arc<Folding> = Arc::default();
         let writers = if store.is_postgres() { settings.writers } else { 1 };
         // replicas that share a lane only wait for each other
         let first_lane = rand::random_range(0..LANES);
@@ -245,6 +249,7 @@ impl Ingest {
                 lanes: Lanes { meter: (first_lane + number as i16) % LANES, subject: subject_lane },
                 units_max: settings.batch_events,
                 wake: wake.clone(),
+                folding: folding.clone(),
                 turn,
             };
             tokio::spawn(writer.run())
@@ -277,6 +282,7 @@ impl Ingest {
                     false => DecidedAt::Now,
                 },
                 known,
+                folding,
                 tally: Arc::default(),
             },
             handles,
@@ -286,6 +292,11 @@ impl Ingest {
     /// A meter was deleted, and with it what writers believe to be stored of it.
     pub fn forget_meter(&self, meter_id: i64) {
         self.known.of(self.store.epochs().current()).forget_meter(meter_id);
+    }
+
+    /// Folds the sums that commits leave, for ever.
+    pub fn fold(&self) -> impl Future<Output = ()> + use<> {
+        self.folding.clone().run(self.store.clone())
     }
 
     /// Forgets answers to bulk calls that are older than the lifetime, in small steps.
@@ -650,6 +661,7 @@ struct Writer {
     jobs: Waiting,
     known: Arc<PerEpoch<WriteCache>>,
     wake: JobNotifier,
+    folding: Arc<Folding>,
     lanes: Lanes,
     units_max: usize,
     /// Held during a small commit, by one of the writers that share a queue.
@@ -738,10 +750,12 @@ impl Writer {
             let (outcomes, learned) = insert::insert(conn, link, &batches, lanes, &known)?;
             Ok((outcomes, learned, known))
         };
-        let (outcomes, learned, known) = self.store.write_before(deadline, "events::insert", insert).await?;
+        let (outcomes, mut learned, known) =
+            self.store.write_before(deadline, "events::insert", insert).await?;
         if learned.has_jobs {
             self.wake.notify();
         }
+        self.folding.note(std::mem::take(&mut learned.unfolded));
         known.remember(learned);
         Ok(outcomes)
     }

@@ -3,7 +3,9 @@
 pub mod aggregate;
 pub mod event_row;
 pub mod events;
+pub mod facets;
 pub mod filter_sql;
+pub mod fold;
 pub mod ingestion_runs;
 pub mod query;
 pub mod refused;

@@ -195,6 +195,24 @@ table! {
 }
 
 table! {
+    rollup_deltas (meter_id, id) {
+        meter_id -> BigInt,
+        id -> BigInt,
+        cells -> Binary,
+    }
+}
+
+table! {
+    rollup_facets (meter_id, facet, day) {
+        meter_id -> BigInt,
+        facet -> Text,
+        day -> BigInt,
+        day_cells -> Nullable<Binary>,
+        hour_cells -> Nullable<Binary>,
+    }
+}
+
+table! {
     subject_days (subject_id, day) {
         subject_id -> BigInt,
         day -> BigInt,

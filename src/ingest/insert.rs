@@ -19,7 +19,7 @@ use moka::sync::Cache;
 use uuid::Uuid;
 
 use crate::alerts::jobs::MeterJob;
-use crate::db::identity::Link;
+use crate::db::identity::{Link, new_id};
 use crate::db::{Conn, DbError};
 use crate::entitlements::assignment::AssignmentPeriod;
 use crate::entitlements::consume::UnreadableLimit;
@@ -27,6 +27,7 @@ use crate::entitlements::plan::Plan;
 use crate::entitlements::sql::decisions::{self, Decided, Decision};
 use crate::jobs::queue;
 use crate::metering::event::{self, Event, Original, StoredEvent};
+use crate::metering::facet::{self, Cells};
 use crate::metering::quantity::Quantity;
 use crate::metering::rollup::{self, Lanes};
 use crate::metering::time::{SECOND, Timestamp};
@@ -162,6 +163,8 @@ pub struct CacheUpdates {
     run: Option<sqlite::LastRun>,
     /// Background work was asked for: wake the workers.
     pub has_jobs: bool,
+    /// Sums that wait to be folded: how many, by meter.
+    pub unfolded: Vec<(i64, usize)>,
 }
 
 impl WriteCache {
@@ -511,6 +514,8 @@ impl<'a> InsertBatch<'a> {
             })
             .collect();
         let parts = rollup::of_events(rows.iter().map(|row| (row.event, row.subject_id)));
+        let deltas = DeltaRow::of_events(rows.iter().map(|row| row.event));
+        self.learned.unfolded = deltas.iter().map(|delta| (delta.meter_id, delta.count)).collect();
         let runs = self.runs();
         if !conn.is_postgres() {
             self.learned.run = runs.last().map(|run| (run.workspace_id, run.id));
@@ -521,11 +526,12 @@ impl<'a> InsertBatch<'a> {
             return Ok(());
         }
         match conn {
-            Conn::Postgres(c) => postgres::add_rows(c, &rows, &runs, &parts, self.lanes)?,
+            Conn::Postgres(c) => postgres::add_rows(c, &rows, &runs, &parts, &deltas, self.lanes)?,
             Conn::Sqlite(c) => {
                 sqlite::add_events(c, &rows)?;
                 sqlite::add_runs(c, &runs)?;
                 sqlite::add_rollups(c, &parts, self.lanes)?;
+                sqlite::add_deltas(c, &deltas)?;
             }
         }
         self.write_activity(conn, known, parts.keys())
@@ -624,8 +630,8 @@ impl<'a> InsertBatch<'a> {
             })
             .collect();
         if !self.is_vouched_for {
-            let has_jobs = self.learned.has_jobs;
-            self.learned = CacheUpdates { has_jobs, ..CacheUpdates::default() };
+            let CacheUpdates { has_jobs, unfolded, .. } = self.learned;
+            self.learned = CacheUpdates { has_jobs, unfolded, ..CacheUpdates::default() };
         }
         (outcomes, self.learned)
     }
@@ -679,6 +685,26 @@ struct EventRow<'a> {
     event: &'a Event,
     workspace_id: i64,
     subject_id: i64,
+}
+
+/// What a commit adds to a meter by its dimensions.
+struct DeltaRow {
+    meter_id: i64,
+    id: i64,
+    cells: Vec<u8>,
+    count: usize,
+}
+
+impl DeltaRow {
+    fn of_events<'a>(events: impl Iterator<Item = &'a Event>) -> Vec<DeltaRow> {
+        let row = |(meter_id, cells): (i64, Cells)| DeltaRow {
+            meter_id,
+            id: new_id(),
+            cells: facet::pack(&cells),
+            count: facet::count(&cells),
+        };
+        facet::of_events(events).into_iter().map(row).collect()
+    }
 }
 
 #[derive(diesel::Insertable)]

@@ -415,7 +415,7 @@ fn nest(metadata: &mut Map, path: &str, value: Value) -> Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use super::*;
     use serde_json::json;
 
@@ -428,7 +428,7 @@ mod tests {
         }
     }
 
-    fn meter(dimensions: Vec<DimensionInput>) -> Meter {
+    pub fn meter(dimensions: Vec<DimensionInput>) -> Meter {
         Meter {
             id: 1,
             public_id: String::new(),

@@ -57,6 +57,11 @@ impl Quantity {
         Quantity(BigDecimal::new(BigInt::from_biguint(sign, mantissa.into()), scale))
     }
 
+    /// `digits / 10^scale`.
+    pub fn of_digits(digits: i64, scale: i64) -> Self {
+        Quantity::of_small(digits.unsigned_abs(), scale, digits < 0)
+    }
+
     /// Reads up to 18 digits with or without a point, which nearly every quantity is: a fifth of the time of the
     /// general way. `None` for all other text.
     fn parse_small(text: &str) -> Option<Self> {

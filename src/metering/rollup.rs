@@ -13,6 +13,8 @@ use crate::metering::time::{DAY, HOUR, SECOND, Timestamp};
 
 /// Stands for "all subjects of the meter" in a rollup key.
 pub const ALL_SUBJECTS: i64 = 0;
+/// Stands for all dimension sets in the key of a rollup of all subjects: their sums by dimensions are facets.
+pub const ALL_SETS: [u8; 16] = [0; 16];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Grain {
@@ -193,7 +195,9 @@ pub fn of_events<'a>(events: impl Iterator<Item = (&'a Event, i64)>) -> BTreeMap
     // each level is added up from the one below, which may be far smaller than the batch
     let mut hours = BTreeMap::new();
     for (key, part) in &parts {
-        merge(&mut hours, Key { grain: Grain::MeterHour, subject_id: ALL_SUBJECTS, ..*key }, part);
+        let of_meter =
+            Key { grain: Grain::MeterHour, subject_id: ALL_SUBJECTS, dimension_set: ALL_SETS, ..*key };
+        merge(&mut hours, of_meter, part);
     }
     let mut days = BTreeMap::new();
     for (key, part) in &hours {

@@ -12,7 +12,9 @@ use crate::db::changes::Change;
 use crate::db::columns::readable;
 use crate::db::identity::new_id;
 use crate::db::row_cache::RowCache;
-use crate::db::schema::{dimension_sets, events, meters, rollups, subject_activity};
+use crate::db::schema::{
+    dimension_sets, events, meters, rollup_deltas, rollup_facets, rollups, subject_activity,
+};
 use crate::db::{Conn, DbError, Store, limits};
 use crate::error::{Error, Result};
 use crate::metering::meter::{Aggregation, Dimension, Meter};
@@ -271,6 +273,8 @@ pub fn delete(
     refuse_while_used(conn, &meter)?;
     both!(conn, c => {
         diesel::delete(rollups::table.filter(rollups::meter_id.eq(meter.id))).execute(c)?;
+        diesel::delete(rollup_deltas::table.filter(rollup_deltas::meter_id.eq(meter.id))).execute(c)?;
+        diesel::delete(rollup_facets::table.filter(rollup_facets::meter_id.eq(meter.id))).execute(c)?;
         diesel::delete(subject_activity::table.filter(subject_activity::meter_id.eq(meter.id))).execute(c)?;
         diesel::delete(dimension_sets::table.filter(dimension_sets::meter_id.eq(meter.id))).execute(c)?;
         diesel::delete(meters::table.find(meter.id)).execute(c)?

@@ -194,6 +194,7 @@ fn start_timers(app: &App) -> Vec<JoinHandle<()>> {
             }
         })),
     ];
+    timers.push(tokio::spawn(app.ingest.fold()));
     if let Some(log) = wal::path(&app.config.db.driver) {
         let driver = app.config.db.driver.clone();
         timers.push(tokio::spawn(every(Duration::from_secs(10), move || {

@@ -3,7 +3,7 @@
 
 mod slices;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use diesel::prelude::*;
@@ -12,7 +12,7 @@ use diesel::sql_types::{BigInt, Binary, Integer, Nullable, Text};
 use uuid::Uuid;
 
 use crate::db::columns::{quantity_of, readable, uuid_of};
-use crate::db::schema::{meters, subjects};
+use crate::db::schema::{dimension_sets, meters, subjects};
 use crate::db::statement::{Statement, integers};
 use crate::db::{Conn, DbError};
 use crate::error::Error;
@@ -22,6 +22,7 @@ use crate::metering::meter::{Aggregation, Meter, value_at};
 use crate::metering::quantity::Quantity;
 use crate::metering::rollup::{Edge, Grain, Part};
 use crate::metering::time::{BucketSize, DAY, HOUR, Timestamp, Window};
+use crate::usage::facets::Facets;
 use crate::usage::filter_sql::{exact, prefilter};
 use crate::usage::query::{AggregatedRow, GroupField, GroupedAggregates, Query};
 use crate::usage::subject_days::{self, Events};
@@ -136,23 +137,13 @@ struct Sum<'q> {
 }
 
 impl Sum<'_> {
-    /// Rollups for what lies wholly inside the window, raw events for the rest. `since` is the meter version from
-    /// which rollups know the dimensions of the query; events stored before it are read one by one.
+    /// Sums for what lies wholly inside the window, raw events for the rest. `since` is the meter version from
+    /// which sums know the dimensions of the query; events stored before it are read one by one.
     fn add_all(&mut self, conn: &mut Conn, since: i32) -> Result<(), DbError> {
-        let sets = self.sets(conn)?;
-        let has_old_sets = sets.values().any(|set| set.version < since);
-        self.hour_by_hour = has_old_sets && self.query.meter.pruned_before.is_some();
+        self.hour_by_hour = self.query.meter.pruned_before.is_some() && self.has_old_sets(conn, since)?;
         let whole = self.whole_hours(conn)?;
-        if let Some(whole) = whole.hours {
-            match self.subjects {
-                Subjects::Each => self.add_each(conn, whole, &sets, since)?,
-                Subjects::All => {
-                    for (grain, part) in self.split_days(whole) {
-                        self.add_rollups(conn, grain, part, &sets, since)?;
-                    }
-                }
-                Subjects::Only(_) => self.add_rollups(conn, Grain::SubjectHour, whole, &sets, since)?,
-            }
+        if let Some(hours) = whole.hours {
+            self.add_hours(conn, hours, since)?;
         }
         for edge in whole.edges {
             self.add_raw(conn, edge, None)?;
@@ -166,6 +157,59 @@ impl Sum<'_> {
             }
         }
         Ok(())
+    }
+
+    fn add_hours(&mut self, conn: &mut Conn, hours: Window, since: i32) -> Result<(), DbError> {
+        let asks_dimensions = !self.query.paths().is_empty();
+        match self.subjects {
+            Subjects::All if asks_dimensions => self.add_facets(conn, hours, since),
+            Subjects::All => {
+                for (grain, part) in self.split_days(hours) {
+                    self.add_rollups(conn, grain, part, &Sets::new(), since)?;
+                }
+                Ok(())
+            }
+            Subjects::Each => {
+                let sets = self.sets(conn)?;
+                self.add_each(conn, hours, &sets, since)
+            }
+            Subjects::Only(_) => {
+                let sets = self.sets(conn)?;
+                self.add_rollups(conn, Grain::SubjectHour, hours, &sets, since)
+            }
+        }
+    }
+
+    /// By dimensions of all subjects. Days with too many sets for facets are read from the rows of every subject.
+    fn add_facets(&mut self, conn: &mut Conn, hours: Window, since: i32) -> Result<(), DbError> {
+        let facets = Facets {
+            query: self.query,
+            since,
+            pruned_before: self.pruned_before(),
+            hours,
+            by_hour: self.hour_by_hour || self.query.bucket_size == Some(BucketSize::Hour),
+            cells: &mut self.cells,
+            lost: BTreeSet::new(),
+        };
+        let rest = facets.add(conn)?;
+        self.left_out = rest.left_out;
+        if rest.too_large.is_empty() {
+            return Ok(());
+        }
+        let sets = self.sets(conn)?;
+        for day in rest.too_large {
+            self.add_rollups(conn, Grain::SubjectHour, day, &sets, since)?;
+        }
+        Ok(())
+    }
+
+    /// Whether anything is stored from before a dimension of the query was declared.
+    fn has_old_sets(&self, conn: &mut Conn, since: i32) -> Result<bool, DbError> {
+        let oldest: Option<i32> = dimension_sets::table
+            .filter(dimension_sets::meter_id.eq(self.query.meter.id))
+            .select(diesel::dsl::min(dimension_sets::version))
+            .first(conn)?;
+        Ok(!self.query.paths().is_empty() && oldest.is_some_and(|oldest| oldest < since))
     }
 
     fn pruned_before(&self) -> Timestamp {

@@ -19,6 +19,7 @@ mod entitlements;
 mod events;
 mod exactly_once;
 mod exports;
+mod facets;
 mod failover;
 mod fairness;
 mod filter;

@@ -210,7 +210,7 @@ BEGIN
 END
 $$;
 
--- Sums of events per subject and hour, and per meter (subject_id 0) and hour and day. Time comes before the subject:
+-- Sums of events per subject, dimension set and hour, and of a meter (subject_id 0, a set of zeros) per hour and day. Time comes before the subject:
 -- events of one time, of however many subjects, then change pages that lie together.
 CREATE TABLE rollups (
     meter_id BIGINT NOT NULL,
@@ -234,6 +234,27 @@ CREATE TABLE rollups (
     last_quantity NUMERIC NOT NULL,
     PRIMARY KEY (meter_id, grain, start, subject_id, dimension_set, lane)
 ) WITH (fillfactor = 80);
+
+-- What each commit added to a meter, packed (src/metering/facet.rs): per hour and dimension set. A row lives until it is
+-- folded into rollup_facets; readers add both up.
+CREATE TABLE rollup_deltas (
+    meter_id BIGINT NOT NULL,
+    id BIGINT NOT NULL,
+    cells BYTEA NOT NULL,
+    PRIMARY KEY (meter_id, id)
+);
+
+-- Sums of all events of a meter and UTC day by some of its dimensions, packed the same way.
+CREATE TABLE rollup_facets (
+    meter_id BIGINT NOT NULL,
+    -- the dimensions, joined by commas; * stands for all
+    facet TEXT COLLATE "C" NOT NULL,
+    day BIGINT NOT NULL,
+    -- the sums of the whole day, and of its hours; absent where there are too many to keep
+    day_cells BYTEA,
+    hour_cells BYTEA,
+    PRIMARY KEY (meter_id, facet, day)
+);
 
 -- The days on which a subject used any meter: in their hours are its rollups, and on SQLite its events. Written when a
 -- subject enters a day, not with every event.

@@ -28,6 +28,8 @@ DROP TABLE bulk_replays;
 DROP TABLE subject_activity;
 DROP TABLE day_hours;
 DROP TABLE subject_days;
+DROP TABLE rollup_facets;
+DROP TABLE rollup_deltas;
 DROP TABLE rollups;
 DROP TABLE events;
 DROP VIEW idempotency_keys;

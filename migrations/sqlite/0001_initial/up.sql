@@ -197,7 +197,7 @@ CREATE TABLE events (
 CREATE UNIQUE INDEX events_subject_time ON events (hour, subject_id, event_time, id);
 CREATE INDEX events_meter_time ON events (meter_id, event_time, id);
 
--- Sums of events per subject and hour, and per meter (subject_id 0) and hour and day. Time comes before the subject:
+-- Sums of events per subject, dimension set and hour, and of a meter (subject_id 0, a set of zeros) per hour and day. Time comes before the subject:
 -- events of one time, of however many subjects, then change pages that lie together.
 CREATE TABLE rollups (
     meter_id INTEGER NOT NULL,
@@ -220,6 +220,27 @@ CREATE TABLE rollups (
     last_id BLOB NOT NULL,
     last_quantity BLOB NOT NULL,
     PRIMARY KEY (meter_id, grain, start, subject_id, dimension_set, lane)
+) STRICT, WITHOUT ROWID;
+
+-- What each commit added to a meter, packed (src/metering/facet.rs): per hour and dimension set. A row lives until it is
+-- folded into rollup_facets; readers add both up.
+CREATE TABLE rollup_deltas (
+    meter_id INTEGER NOT NULL,
+    id INTEGER NOT NULL,
+    cells BLOB NOT NULL,
+    PRIMARY KEY (meter_id, id)
+) STRICT, WITHOUT ROWID;
+
+-- Sums of all events of a meter and UTC day by some of its dimensions, packed the same way.
+CREATE TABLE rollup_facets (
+    meter_id INTEGER NOT NULL,
+    -- the dimensions, joined by commas; * stands for all
+    facet TEXT NOT NULL,
+    day INTEGER NOT NULL,
+    -- the sums of the whole day, and of its hours; absent where there are too many to keep
+    day_cells BLOB,
+    hour_cells BLOB,
+    PRIMARY KEY (meter_id, facet, day)
 ) STRICT, WITHOUT ROWID;
 
 -- The days on which a subject used any meter: in their hours are its rollups, and on SQLite its events. Written when a

@@ -11,7 +11,7 @@ use crate::db::DbError;
 use crate::db::columns::uuid_of;
 use crate::db::identity::Link;
 use crate::db::prepared::prepared;
-use crate::ingest::insert::{EventRow, ExistingKey, KeyRow, LedgerKey, MeterRow, RunRow};
+use crate::ingest::insert::{DeltaRow, EventRow, ExistingKey, KeyRow, LedgerKey, MeterRow, RunRow};
 use crate::metering::event::Event;
 use crate::metering::rollup::{Key, Lanes, Part};
 use crate::metering::time::Timestamp;
@@ -77,6 +77,7 @@ prepared!(
      first_ats: Array<BigInt> = Vec<i64>, first_ids: Array<Binary> = Vec<Vec<u8>>,
      firsts: Array<Numeric> = Vec<&'a BigDecimal>, last_ats: Array<BigInt> = Vec<i64>,
      last_ids: Array<Binary> = Vec<Vec<u8>>, lasts: Array<Numeric> = Vec<&'a BigDecimal>,
+     delta_meter_ids: Array<BigInt> = Vec<i64>, delta_ids: Array<BigInt> = Vec<i64>, deltas: Array<Binary> = Vec<&'a [u8]>,
      ids: Array<Binary> = Vec<Vec<u8>>, workspace_ids: Array<BigInt> = Vec<i64>, meter_ids: Array<BigInt> = Vec<i64>,
      subject_ids: Array<BigInt> = Vec<i64>, event_times: Array<BigInt> = Vec<i64>, received_ats: Array<BigInt> = Vec<i64>,
      versions: Array<Integer> = Vec<i32>, quantities: Array<Numeric> = Vec<&'a BigDecimal>,
@@ -108,6 +109,8 @@ prepared!(
                             THEN excluded.last_id ELSE r.last_id END,
              last_quantity = CASE WHEN (excluded.last_at, excluded.last_id) > (r.last_at, r.last_id)
                                   THEN excluded.last_quantity ELSE r.last_quantity END
+     ), deltas AS (
+         INSERT INTO rollup_deltas (meter_id, id, cells) SELECT * FROM unnest(?, ?, ?)
      )
      INSERT INTO events (id, workspace_id, meter_id, subject_id, event_time, received_at, meter_version, quantity,
                          idempotency_key, metadata)
@@ -248,6 +251,7 @@ pub fn add_rows(
     rows: &[EventRow],
     runs: &[RunRow],
     parts: &BTreeMap<Key, Part>,
+    deltas: &[DeltaRow],
     lanes: Lanes,
 ) -> Result<(), DbError> {
     let with_edges = || parts.iter().filter_map(|(key, part)| Some((key, part, part.edges.as_ref()?)));
@@ -276,6 +280,10 @@ pub fn add_rows(
         last_ats: &with_edges().map(|(.., (_, last))| last.at.0).collect(),
         last_ids: &with_edges().map(|(.., (_, last))| last.id.as_bytes().to_vec()).collect(),
         lasts: &with_edges().map(|(.., (_, last))| last.quantity.decimal()).collect(),
+
+        delta_meter_ids: &deltas.iter().map(|delta| delta.meter_id).collect(),
+        delta_ids: &deltas.iter().map(|delta| delta.id).collect(),
+        deltas: &deltas.iter().map(|delta| delta.cells.as_slice()).collect(),
 
         ids: &rows.iter().map(|row| row.event.id.as_bytes().to_vec()).collect(),
         workspace_ids: &rows.iter().map(|row| row.workspace_id).collect(),

@@ -14,7 +14,7 @@ use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use crate::db::columns::uuid_of;
-use crate::ingest::insert::{EventRow, ExistingKey, KeyRow, LedgerKey, MeterRow, RunRow};
+use crate::ingest::insert::{DeltaRow, EventRow, ExistingKey, KeyRow, LedgerKey, MeterRow, RunRow};
 use crate::usage::event_row::{EventText, event_columns};
 use key_ledger::{Row, find_anywhere};
 
@@ -97,6 +97,12 @@ prepared!(
                         THEN excluded.last_id ELSE r.last_id END,
          last_quantity = CASE WHEN (excluded.last_at, excluded.last_id) > (r.last_at, r.last_id)
                               THEN excluded.last_quantity ELSE r.last_quantity END"
+);
+
+prepared!(
+    AddDelta for SqliteConnection,
+    (meter_id: BigInt = i64, id: BigInt = i64, cells: Binary = Vec<u8>),
+    "INSERT INTO rollup_deltas (meter_id, id, cells) VALUES (?, ?, ?)"
 );
 
 /// The run of a committed transaction, by workspace.
@@ -306,6 +312,13 @@ pub fn add_rollups(
             last: &last.quantity.to_sortable(),
         }
         .execute(conn)?;
+    }
+    Ok(())
+}
+
+pub fn add_deltas(conn: &mut SqliteConnection, deltas: &[DeltaRow]) -> Result<(), DbError> {
+    for DeltaRow { meter_id, id, cells, .. } in deltas {
+        AddDelta { meter_id, id, cells }.execute(conn)?;
     }
     Ok(())
 }

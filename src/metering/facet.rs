@@ -1,0 +1,454 @@
+//! Sums of all events of a meter by some of its dimensions, packed. A facet is a choice of dimensions; its cells are
+//! the sums per values of those dimensions and hour or day. What a commit adds travels in the same form, by all
+//! dimensions. Pure: which rows hold them is known in `usage::facets`.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use num_traits::ToPrimitive;
+use uuid::Uuid;
+
+use crate::metering::event::Event;
+use crate::metering::json::{self, Map};
+use crate::metering::meter::{Aggregation, Meter};
+use crate::metering::quantity::Quantity;
+use crate::metering::rollup::{Edge, Part, add_event, merge};
+use crate::metering::time::{DAY, HOUR, Timestamp};
+
+/// Pairs are kept of meters with at most so many dimensions: of six there are 15.
+const PAIRED_DIMENSIONS_MAX: usize = 6;
+/// Cells of a facet and day. With more it no longer pays, and the rows of every subject answer instead.
+pub const CELLS_MAX: usize = 16_384;
+
+/// Which dimensions cells are told apart by.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Facet {
+    /// Every dimension that was declared when the event came.
+    All,
+    Of(BTreeSet<String>),
+}
+
+impl Facet {
+    /// As it is stored. No name of a dimension has a comma or a star in it.
+    pub fn name(&self) -> String {
+        match self {
+            Facet::All => "*".to_owned(),
+            Facet::Of(names) => names.iter().map(String::as_str).collect::<Vec<_>>().join(","),
+        }
+    }
+
+    /// Reverses [`Facet::name`].
+    pub fn named(name: &str) -> Facet {
+        match name {
+            "*" => Facet::All,
+            names => Facet::Of(names.split(',').map(str::to_owned).collect()),
+        }
+    }
+
+    /// What is kept of a meter, `All` first.
+    pub fn kept(meter: &Meter) -> Vec<Facet> {
+        let names: BTreeSet<&String> = meter.dimensions.iter().map(|dimension| &dimension.name).collect();
+        let names: Vec<&String> = names.into_iter().collect();
+        let mut facets = vec![Facet::All];
+        if names.len() > 1 {
+            facets.extend(names.iter().map(|name| Facet::Of(BTreeSet::from([(*name).clone()]))));
+        }
+        if (3..=PAIRED_DIMENSIONS_MAX).contains(&names.len()) {
+            for (at, one) in names.iter().enumerate() {
+                let pair = |other: &&String| Facet::Of(BTreeSet::from([(*one).clone(), (*other).clone()]));
+                facets.extend(names[at + 1..].iter().map(pair));
+            }
+        }
+        facets
+    }
+
+    /// The smallest that is kept and knows these dimensions.
+    pub fn for_paths(meter: &Meter, paths: &BTreeSet<&str>) -> Facet {
+        let wanted = Facet::Of(paths.iter().map(|path| (*path).to_owned()).collect());
+        if Facet::kept(meter).contains(&wanted) { wanted } else { Facet::All }
+    }
+
+    fn project(&self, values: &Map) -> String {
+        match self {
+            Facet::All => json::object_text(values),
+            Facet::Of(names) => {
+                let mut values = values.clone();
+                values.retain(|name, _| names.contains(name.as_str()));
+                json::object_text(&values)
+            }
+        }
+    }
+}
+
+/// What the events of a cell have in common beside their time.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Group {
+    /// Of the dimension set: dimensions declared later are not in it.
+    pub version: i32,
+    /// Canonical JSON object.
+    pub values: String,
+}
+
+/// Sums by group and start.
+pub type Cells = BTreeMap<Group, BTreeMap<Timestamp, Part>>;
+
+pub fn count(cells: &Cells) -> usize {
+    cells.values().map(BTreeMap::len).sum()
+}
+
+/// Adds all of `more`, with starts rounded down to `width`.
+pub fn add_all(cells: &mut Cells, more: &Cells, width: i64) {
+    for (group, parts) in more {
+        if !cells.contains_key(group) {
+            cells.insert(group.clone(), BTreeMap::new());
+        }
+        let Some(sums) = cells.get_mut(group) else { continue };
+        for (start, part) in parts {
+            merge(sums, start.floor(width), part);
+        }
+    }
+}
+
+/// The same sums by fewer dimensions; `None` when values cannot be read.
+pub fn project(cells: &Cells, facet: &Facet) -> Option<Cells> {
+    if *facet == Facet::All {
+        return Some(cells.clone());
+    }
+    let mut projected = Cells::new();
+    for (group, parts) in cells {
+        let values = facet.project(&json::parse_object(&group.values)?);
+        let sums = projected.entry(Group { version: group.version, values }).or_default();
+        for (start, part) in parts {
+            merge(sums, *start, part);
+        }
+    }
+    Some(projected)
+}
+
+/// By the day that they lie in.
+pub fn by_day(cells: Cells) -> BTreeMap<Timestamp, Cells> {
+    let mut days: BTreeMap<Timestamp, Cells> = BTreeMap::new();
+    for (group, parts) in cells {
+        for (start, part) in parts {
+            let day = days.entry(start.floor(DAY)).or_default();
+            day.entry(group.clone()).or_default().insert(start, part);
+        }
+    }
+    days
+}
+
+/// What new events add, by meter: per hour and dimension set.
+pub fn of_events<'a>(events: impl Iterator<Item = &'a Event>) -> BTreeMap<i64, Cells> {
+    type Sums<'a> = (&'a Event, BTreeMap<Timestamp, Part>);
+    let mut sets: HashMap<(i64, [u8; 16]), Sums> = HashMap::new();
+    for event in events {
+        let key = (event.meter.id, event.dimension_set.hash);
+        let (_, sums) = sets.entry(key).or_insert_with(|| (event, BTreeMap::new()));
+        add_event(sums, event.time.floor(HOUR), event.time, event.id, &event.quantity);
+    }
+    let mut meters: BTreeMap<i64, Cells> = BTreeMap::new();
+    for (event, mut sums) in sets.into_values() {
+        if !needs_edges(event.meter.aggregation) {
+            sums.values_mut().for_each(|part| part.edges = None);
+        }
+        let set = &event.dimension_set;
+        let group = Group { version: set.version, values: set.json.clone() };
+        meters.entry(event.meter.id).or_default().insert(group, sums);
+    }
+    meters
+}
+
+/// First and last events take most of the room: they are packed for meters that answer with them.
+pub fn needs_edges(aggregation: Aggregation) -> bool {
+    matches!(aggregation, Aggregation::First | Aggregation::Last)
+}
+
+/// First byte of packed cells.
+const FORMAT: u8 = 1;
+const HAS_EDGES: u8 = 1;
+/// All quantities are the same one.
+const IS_EVEN: u8 = 2;
+/// Instead of a scale: the number follows as text.
+const LONG: u8 = 0xFF;
+/// Scales are negative where numbers end in zeros.
+const SCALE_SHIFT: i64 = 64;
+
+/// Packs cells; groups and starts in order.
+pub fn pack(cells: &Cells) -> Vec<u8> {
+    let mut bytes = vec![FORMAT];
+    put_unsigned(&mut bytes, cells.len() as u64);
+    let mut body = Vec::new();
+    for (group, parts) in cells {
+        put_signed(&mut bytes, i64::from(group.version));
+        put_bytes(&mut bytes, group.values.as_bytes());
+        body.clear();
+        let mut before = 0;
+        for (start, part) in parts {
+            put_signed(&mut body, start.0 / HOUR - before);
+            before = start.0 / HOUR;
+            put_part(&mut body, *start, part);
+        }
+        put_unsigned(&mut bytes, parts.len() as u64);
+        put_bytes(&mut bytes, &body);
+    }
+    bytes
+}
+
+fn put_unsigned(bytes: &mut Vec<u8>, mut number: u64) {
+    while number >= 0x80 {
+        bytes.push(number as u8 | 0x80);
+        number >>= 7;
+    }
+    bytes.push(number as u8);
+}
+
+/// Small numbers of either sign are short.
+fn put_signed(bytes: &mut Vec<u8>, number: i64) {
+    put_unsigned(bytes, ((number << 1) ^ (number >> 63)) as u64);
+}
+
+fn put_bytes(bytes: &mut Vec<u8>, more: &[u8]) {
+    put_unsigned(bytes, more.len() as u64);
+    bytes.extend_from_slice(more);
+}
+
+fn put_quantity(bytes: &mut Vec<u8>, quantity: &Quantity) {
+    let (digits, scale) = quantity.decimal().as_bigint_and_scale();
+    match (u8::try_from(scale + SCALE_SHIFT), digits.to_i64()) {
+        (Ok(scale), Some(digits)) if scale < LONG => {
+            bytes.push(scale);
+            put_signed(bytes, digits);
+        }
+        _ => {
+            bytes.push(LONG);
+            put_bytes(bytes, quantity.to_plain().as_bytes());
+        }
+    }
+}
+
+fn put_part(bytes: &mut Vec<u8>, start: Timestamp, part: &Part) {
+    let is_even = part.min == part.max;
+    let edges = if part.edges.is_some() { HAS_EDGES } else { 0 };
+    bytes.push(edges | if is_even { IS_EVEN } else { 0 });
+    put_unsigned(bytes, part.count.unsigned_abs());
+    put_quantity(bytes, &part.min);
+    if !is_even {
+        put_quantity(bytes, &part.max);
+        put_quantity(bytes, &part.sum);
+    }
+    for edge in part.edges.iter().flat_map(|(first, last)| [first, last]) {
+        put_signed(bytes, edge.at.0 - start.0);
+        bytes.extend_from_slice(edge.id.as_bytes());
+        put_quantity(bytes, &edge.quantity);
+    }
+}
+
+/// The groups of packed cells, each with its sums still packed; `None` for bytes that [`pack`] did not make.
+pub fn groups(bytes: &[u8]) -> Option<Vec<PackedGroup<'_>>> {
+    let mut input = Input(bytes);
+    if input.byte()? != FORMAT {
+        return None;
+    }
+    let mut groups = Vec::new();
+    for _ in 0..input.unsigned()? {
+        let version = i32::try_from(input.signed()?).ok()?;
+        let values = std::str::from_utf8(input.bytes()?).ok()?;
+        let count = input.unsigned()?;
+        groups.push(PackedGroup { version, values, count, parts: input.bytes()? });
+    }
+    Some(groups)
+}
+
+/// All of it at once.
+pub fn unpack(bytes: &[u8]) -> Option<Cells> {
+    let mut cells = Cells::new();
+    for packed in groups(bytes)? {
+        let group = Group { version: packed.version, values: packed.values.to_owned() };
+        cells.insert(group, packed.parts().collect::<Option<_>>()?);
+    }
+    Some(cells)
+}
+
+pub struct PackedGroup<'a> {
+    pub version: i32,
+    pub values: &'a str,
+    count: u64,
+    parts: &'a [u8],
+}
+
+impl<'a> PackedGroup<'a> {
+    /// Start and sum in order; ends with `None` where the bytes are not what they should be.
+    pub fn parts(&self) -> impl Iterator<Item = Option<(Timestamp, Part)>> + use<'a> {
+        let (mut input, mut hour, mut left) = (Input(self.parts), 0i64, self.count);
+        std::iter::from_fn(move || {
+            left = left.checked_sub(1)?;
+            let next = input.part(&mut hour);
+            if next.is_none() {
+                left = 0;
+            }
+            Some(next)
+        })
+    }
+}
+
+struct Input<'a>(&'a [u8]);
+
+impl<'a> Input<'a> {
+    fn byte(&mut self) -> Option<u8> {
+        let (first, rest) = self.0.split_first()?;
+        self.0 = rest;
+        Some(*first)
+    }
+
+    fn take(&mut self, length: usize) -> Option<&'a [u8]> {
+        let (taken, rest) = self.0.split_at_checked(length)?;
+        self.0 = rest;
+        Some(taken)
+    }
+
+    fn unsigned(&mut self) -> Option<u64> {
+        let mut number = 0;
+        for shift in (0..64).step_by(7) {
+            let byte = self.byte()?;
+            number |= u64::from(byte & 0x7F) << shift;
+            if byte < 0x80 {
+                return Some(number);
+            }
+        }
+        None
+    }
+
+    fn signed(&mut self) -> Option<i64> {
+        let number = self.unsigned()?;
+        Some((number >> 1) as i64 ^ -((number & 1) as i64))
+    }
+
+    fn bytes(&mut self) -> Option<&'a [u8]> {
+        let length = usize::try_from(self.unsigned()?).ok()?;
+        self.take(length)
+    }
+
+    fn quantity(&mut self) -> Option<Quantity> {
+        match self.byte()? {
+            LONG => Quantity::from_plain(std::str::from_utf8(self.bytes()?).ok()?),
+            scale => Some(Quantity::of_digits(self.signed()?, i64::from(scale) - SCALE_SHIFT)),
+        }
+    }
+
+    fn edge(&mut self, start: Timestamp) -> Option<Edge> {
+        let at = start.plus(self.signed()?);
+        let id = Uuid::from_slice(self.take(16)?).ok()?;
+        Some(Edge { at, id, quantity: self.quantity()? })
+    }
+
+    fn part(&mut self, hour: &mut i64) -> Option<(Timestamp, Part)> {
+        *hour = hour.checked_add(self.signed()?)?;
+        let start = Timestamp(hour.checked_mul(HOUR)?);
+        let flags = self.byte()?;
+        let count = i64::try_from(self.unsigned()?).ok()?;
+        let min = self.quantity()?;
+        let (max, sum) = match flags & IS_EVEN {
+            0 => (self.quantity()?, self.quantity()?),
+            _ if count == 1 => (min.clone(), min.clone()),
+            _ => (min.clone(), &min * &Quantity::from(count)),
+        };
+        let edges = match flags & HAS_EDGES {
+            0 => None,
+            _ => Some((self.edge(start)?, self.edge(start)?)),
+        };
+        Some((start, Part { count, sum, min, max, edges }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn events() -> impl Strategy<Value = Vec<(i64, i64, String, u8, u8, u128)>> {
+        let quantity = prop_oneof![
+            "[1-9][0-9]{0,3}(\\.[0-9]{1,3})?",
+            "[1-9][0-9]{30,58}",
+            "0\\.0{0,300}[1-9]",
+            Just("1".to_owned()),
+        ];
+        let event = (-60i64..60, 0..HOUR, quantity, 0u8..4, 1u8..3, any::<u128>());
+        proptest::collection::vec(event, 0..60)
+    }
+
+    fn cells_of(events: &[(i64, i64, String, u8, u8, u128)], with_edges: bool) -> Cells {
+        let mut cells = Cells::new();
+        for (hour, offset, quantity, value, version, id) in events {
+            let values = format!(r#"{{"a":"{value}","b":{version}}}"#);
+            let group = Group { version: i32::from(*version), values };
+            let at = Timestamp(hour * HOUR + offset);
+            let quantity = Quantity::parse(quantity).expect("a quantity");
+            add_event(cells.entry(group).or_default(), at.floor(HOUR), at, Uuid::from_u128(*id), &quantity);
+        }
+        if !with_edges {
+            cells.values_mut().flat_map(BTreeMap::values_mut).for_each(|part| part.edges = None);
+        }
+        cells
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_packed_comes_back(events in events(), with_edges: bool) {
+            let cells = cells_of(&events, with_edges);
+            prop_assert_eq!(unpack(&pack(&cells)), Some(cells));
+        }
+
+        /// No bytes make it panic, or answer with what was not packed.
+        #[test]
+        fn other_bytes_are_refused_or_read(events in events(), cut in 0usize..4_000, flip: u8) {
+            let mut bytes = pack(&cells_of(&events, true));
+            let at = cut % bytes.len();
+            let _ = unpack(&bytes[..at]);
+            bytes[at] ^= flip;
+            let _ = unpack(&bytes);
+        }
+
+        /// In any order and through any number of packings, sums are those of all events at once.
+        #[test]
+        fn packing_on_the_way_changes_no_sum(events in events(), cut in 0usize..60, with_edges: bool) {
+            let whole = cells_of(&events, with_edges);
+            let (one, two) = events.split_at(cut.min(events.len()));
+            let mut sums = unpack(&pack(&cells_of(two, with_edges))).expect("just packed");
+            add_all(&mut sums, &cells_of(one, with_edges), HOUR);
+            prop_assert_eq!(&sums, &whole);
+            for facet in [Facet::All, Facet::Of(BTreeSet::from(["a".to_owned()])), Facet::Of(BTreeSet::new())] {
+                let projected = project(&sums, &facet).expect("JSON");
+                let (mut days, mut days_of_whole) = (Cells::new(), Cells::new());
+                add_all(&mut days, &projected, DAY);
+                add_all(&mut days_of_whole, &whole, DAY);
+                prop_assert_eq!(days, project(&days_of_whole, &facet).expect("JSON"));
+            }
+            let again = by_day(whole.clone()).into_values().fold(Cells::new(), |mut all, day| {
+                add_all(&mut all, &day, HOUR);
+                all
+            });
+            prop_assert_eq!(again, whole);
+        }
+    }
+
+    #[test]
+    fn facets_are_singles_pairs_and_all() {
+        let meter = |names: &[&str]| {
+            let inputs = names.iter().map(|name| {
+                serde_json::from_value(serde_json::json!({"name": name, "type": "string"}))
+                    .expect("a dimension")
+            });
+            let dimensions =
+                crate::metering::meter::parse_dimensions(inputs.collect(), 1).expect("dimensions");
+            Meter { dimensions, ..crate::metering::meter::tests::meter(Vec::new()) }
+        };
+        let names = |meter: &Meter| Facet::kept(meter).iter().map(Facet::name).collect::<Vec<_>>();
+        assert_eq!(names(&meter(&[])), ["*"]);
+        assert_eq!(names(&meter(&["b"])), ["*"]);
+        assert_eq!(names(&meter(&["b", "a"])), ["*", "a", "b"]);
+        assert_eq!(names(&meter(&["b", "a", "c"])), ["*", "a", "b", "c", "a,b", "a,c", "b,c"]);
+        let three = meter(&["b", "a", "c"]);
+        let chosen = |paths: &[&str]| Facet::for_paths(&three, &paths.iter().copied().collect()).name();
+        assert_eq!([chosen(&["a"]), chosen(&["c", "a"]), chosen(&["a", "b", "c"])], ["a", "a,c", "*"]);
+    }
+}

@@ -1,0 +1,267 @@
+//! Sums of all events of a meter by some of its dimensions, as they are stored: a row for each day and facet, and what
+//! recent commits added and nobody has folded in yet (`usage::fold`). Both are read at one instant.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use diesel::sql_types::{BigInt, Binary, Nullable};
+
+use crate::db::columns::readable;
+use crate::db::statement::{Statement, integers};
+use crate::db::{Conn, DbError};
+use crate::error::Error;
+use crate::metering::facet::{self, Facet};
+use crate::metering::json;
+use crate::metering::rollup::{Part, merge};
+use crate::metering::time::{DAY, HOUR, Timestamp, Window};
+use crate::usage::query::{AggregatedRow, GroupedAggregates, Query};
+
+/// What is read, and where it is added up.
+pub struct Facets<'a> {
+    pub query: &'a Query,
+    /// The meter version from which sums know the dimensions of the query.
+    pub since: i32,
+    /// Raw events before it may be gone: then old sums must do.
+    pub pruned_before: Timestamp,
+    /// Whole hours.
+    pub hours: Window,
+    /// Hours must be told apart, also of whole days.
+    pub by_hour: bool,
+    pub cells: &'a mut GroupedAggregates,
+    /// Days that no facet answers for.
+    pub lost: BTreeSet<i64>,
+}
+
+/// What could not be answered from facets.
+#[derive(Default)]
+pub struct Unanswered {
+    /// Where sums are too old to know a dimension: its events must be read instead.
+    pub left_out: Option<Window>,
+    /// Days with so many sets that they are not kept: the rows of every subject must be read instead.
+    pub too_large: Vec<Window>,
+}
+
+#[derive(diesel::QueryableByName)]
+struct FacetRow {
+    #[diesel(sql_type = BigInt)]
+    day: i64,
+    #[diesel(sql_type = Nullable<Binary>)]
+    cells: Option<Vec<u8>>,
+}
+
+#[derive(diesel::QueryableByName)]
+struct DayRow {
+    #[diesel(sql_type = BigInt)]
+    day: i64,
+}
+
+#[derive(diesel::QueryableByName)]
+struct DeltaRow {
+    #[diesel(sql_type = BigInt)]
+    id: i64,
+    #[diesel(sql_type = Binary)]
+    cells: Vec<u8>,
+}
+
+impl Facets<'_> {
+    /// Adds everything of the meter in these hours. Must run in a snapshot.
+    pub fn add(mut self, conn: &mut Conn) -> Result<Unanswered, DbError> {
+        let mut rest = Unanswered::default();
+        let facet = Facet::for_paths(&self.query.meter, &self.query.paths());
+        self.lost = self.days_without_edges(conn)?;
+        let mut found = self.add_rows(conn, &facet, None, &mut rest)?;
+        if facet != Facet::All {
+            // a facet that was not kept yet has no row
+            let answered = found.answered;
+            found.missing.extend(self.days(conn)?.into_iter().filter(|day| !answered.contains(day)));
+            if !found.missing.is_empty() {
+                found = self.add_rows(conn, &Facet::All, Some(&found.missing), &mut rest)?;
+            }
+        }
+        let mut lost = found.missing;
+        lost.append(&mut self.lost);
+        self.add_deltas(conn, &lost, &mut rest)?;
+        let within = |day: &i64| {
+            let day = Timestamp(*day);
+            Window { from: self.hours.from.max(day), to: self.hours.to.min(day.plus(DAY)) }
+        };
+        rest.too_large = lost.iter().map(within).collect();
+        Ok(rest)
+    }
+
+    /// Days to which a commit added sums without first and last events, before the meter was one that answers with
+    /// them.
+    fn days_without_edges(&self, conn: &mut Conn) -> Result<BTreeSet<i64>, DbError> {
+        let mut days = BTreeSet::new();
+        if !facet::needs_edges(self.query.meter.aggregation) {
+            return Ok(days);
+        }
+        self.each_delta(conn, |row| {
+            for packed in facet::groups(&row.cells).unwrap_or_default() {
+                let without = packed.parts().flatten().filter(|(_, part)| part.edges.is_none());
+                days.extend(without.filter(|(at, _)| self.is_inside(*at)).map(|(at, _)| at.floor(DAY).0));
+            }
+            Ok(())
+        })?;
+        Ok(days)
+    }
+
+    fn is_inside(&self, at: Timestamp) -> bool {
+        self.hours.from <= at && at < self.hours.to
+    }
+
+    /// Adds the rows of a facet; returns the days whose row has no use.
+    fn add_rows(
+        &mut self,
+        conn: &mut Conn,
+        facet: &Facet,
+        days: Option<&BTreeSet<i64>>,
+        rest: &mut Unanswered,
+    ) -> Result<Found, DbError> {
+        let mut statement = Statement::new(conn);
+        let meter_id = statement.int(self.query.meter.id);
+        let name = statement.text(facet.name());
+        let (from, to) = (statement.int(self.hours.from.floor(DAY).0), statement.int(self.hours.to.0));
+        let whole = self.whole_days();
+        let (first, last) = (statement.int(whole.from.0), statement.int(whole.to.0));
+        let only = days.map_or(String::new(), |days| {
+            let days: Vec<i64> = days.iter().copied().collect();
+            format!("AND day IN ({})", integers(&days))
+        });
+        let sql = format!(
+            "SELECT day, CASE WHEN day >= {first} AND day < {last} THEN day_cells ELSE hour_cells END AS cells
+             FROM rollup_facets
+             WHERE meter_id = {meter_id} AND facet = {name} AND day >= {from} AND day < {to} {only}"
+        );
+        let mut found = Found::default();
+        statement.each(conn, &sql, |row: FacetRow| {
+            if self.lost.contains(&row.day) {
+                return Ok(());
+            }
+            let unpacked = row.cells.as_deref().map(|cells| self.unpacked(cells, |_| true));
+            let sums = unpacked.and_then(|sums| readable("rollup_facets", row.day, sums));
+            match sums.filter(|sums| self.is_enough(sums)) {
+                Some(sums) => {
+                    found.answered.insert(row.day);
+                    self.add_sums(sums, rest)
+                }
+                None => {
+                    found.missing.insert(row.day);
+                    Ok(())
+                }
+            }
+        })?;
+        Ok(found)
+    }
+
+    /// First and last events are packed for meters that answer with them, and a meter can become one of those.
+    fn is_enough(&self, sums: &Sums) -> bool {
+        !facet::needs_edges(self.query.meter.aggregation)
+            || sums.parts.iter().all(|(.., part)| part.edges.is_some())
+    }
+
+    /// Days whose sums are read by the day.
+    fn whole_days(&self) -> Window {
+        let days = Window { from: self.hours.from.ceil(DAY), to: self.hours.to.floor(DAY) };
+        if self.by_hour { Window { to: days.from, ..days } } else { days }
+    }
+
+    /// Days with folded sums, for meters whose facets were others before.
+    fn days(&self, conn: &mut Conn) -> Result<Vec<i64>, DbError> {
+        if self.query.meter.version == 1 {
+            return Ok(Vec::new());
+        }
+        let mut statement = Statement::new(conn);
+        let meter_id = statement.int(self.query.meter.id);
+        let (from, to) = (statement.int(self.hours.from.floor(DAY).0), statement.int(self.hours.to.0));
+        let sql = format!(
+            "SELECT day FROM rollup_facets
+             WHERE meter_id = {meter_id} AND facet = '*' AND day >= {from} AND day < {to}"
+        );
+        let rows: Vec<DayRow> = statement.load(conn, &sql)?;
+        Ok(rows.into_iter().map(|row| row.day).collect())
+    }
+
+    fn each_delta(
+        &self,
+        conn: &mut Conn,
+        row: impl FnMut(DeltaRow) -> Result<(), DbError>,
+    ) -> Result<(), DbError> {
+        let mut statement = Statement::new(conn);
+        let meter_id = statement.int(self.query.meter.id);
+        statement.each(conn, &format!("SELECT id, cells FROM rollup_deltas WHERE meter_id = {meter_id}"), row)
+    }
+
+    fn add_deltas(
+        &mut self,
+        conn: &mut Conn,
+        without: &BTreeSet<i64>,
+        rest: &mut Unanswered,
+    ) -> Result<(), DbError> {
+        let mut all = Vec::new();
+        self.each_delta(conn, |row| {
+            let sums = self.unpacked(&row.cells, |day| !without.contains(&day.0));
+            all.extend(readable("rollup_deltas", row.id, sums));
+            Ok(())
+        })?;
+        all.into_iter().try_for_each(|sums| self.add_sums(sums, rest))
+    }
+
+    /// What packed cells say of the query: wanted days, as far as they lie in the window.
+    fn unpacked(&self, bytes: &[u8], wants: impl Fn(Timestamp) -> bool) -> Result<Sums, DbError> {
+        let unreadable = || DbError::from(Error::internal("packed sums cannot be read"));
+        let mut found = Sums::default();
+        for packed in facet::groups(bytes).ok_or_else(unreadable)? {
+            let dimensions = json::parse_object(packed.values).ok_or_else(unreadable)?;
+            let row = AggregatedRow { meter: &self.query.meter.name, subject: "", dimensions: &dimensions };
+            let group = self.query.group(&row);
+            let mut buckets: BTreeMap<Timestamp, Part> = BTreeMap::new();
+            for part in packed.parts() {
+                let (start, part) = part.ok_or_else(unreadable)?;
+                if !self.is_inside(start) || !wants(start.floor(DAY)) {
+                    continue;
+                }
+                if packed.version < self.since && start >= self.pruned_before {
+                    found.too_old.push(start);
+                } else if group.is_some() {
+                    merge(&mut buckets, self.query.bucket(start), &part);
+                }
+            }
+            if let Some(group) = group {
+                found.parts.extend(buckets.into_iter().map(|(bucket, part)| (bucket, group.clone(), part)));
+            }
+        }
+        Ok(found)
+    }
+
+    fn add_sums(&mut self, sums: Sums, rest: &mut Unanswered) -> Result<(), DbError> {
+        sums.too_old.into_iter().for_each(|start| rest.leave_out(start));
+        for (bucket, group, part) in sums.parts {
+            self.cells.add(bucket, group, &part)?;
+        }
+        Ok(())
+    }
+}
+
+/// What packed cells say of a query.
+#[derive(Default)]
+struct Sums {
+    parts: Vec<(Timestamp, Vec<String>, Part)>,
+    /// Starts of sums that do not know a dimension of the query.
+    too_old: Vec<Timestamp>,
+}
+
+impl Unanswered {
+    /// A day at a time: what was added up by the day begins anywhere in it.
+    fn leave_out(&mut self, start: Timestamp) {
+        let span = Window { from: start, to: start.floor(DAY).plus(DAY).max(start.plus(HOUR)) };
+        self.left_out = Some(self.left_out.map_or(span, |other| other.hull(span)));
+    }
+}
+
+/// What the rows of a facet came to.
+#[derive(Default)]
+struct Found {
+    /// Days whose sums are not kept, or not as they are needed.
+    missing: BTreeSet<i64>,
+    answered: BTreeSet<i64>,
+}

@@ -1,0 +1,257 @@
+//! Sums by dimensions, folded or not: always what a recount of the raw events gives, at once, through changes of the
+//! meter, late events, days with too many values, and servers that are killed.
+
+use std::time::{Duration, Instant};
+
+use rand::rngs::StdRng;
+use rand::seq::{IndexedRandom, SliceRandom};
+use rand::{Rng, SeedableRng};
+use serde_json::{Value, json};
+
+use crate::support::{Client, Database, Server, on_both_databases};
+
+on_both_databases!(
+    sums_are_those_of_a_recount_folded_or_not,
+    what_is_acknowledged_counts_at_once_while_folding,
+    a_day_with_too_many_values_is_still_right,
+    sums_that_a_killed_server_left_are_folded_by_the_next,
+    sums_that_cannot_be_read_are_given_up_and_the_rest_goes_on,
+);
+
+const DIMENSIONS: [&str; 4] = ["endpoint", "status", "region", "tier"];
+const ROUNDS: usize = 8;
+
+fn dimension(name: &str) -> Value {
+    let kind = if name == "status" { "number" } else { "string" };
+    json!({"name": name, "type": kind, "required": false})
+}
+
+fn value(rng: &mut StdRng, name: &str) -> Value {
+    match name {
+        "status" => json!([200, 404, 500][rng.random_range(0..3)]),
+        name => json!(format!("{name}{}", rng.random_range(0..4))),
+    }
+}
+
+fn event(rng: &mut StdRng, meter: &str) -> Value {
+    let mut metadata = serde_json::Map::new();
+    for name in DIMENSIONS {
+        if rng.random_bool(0.8) {
+            metadata.insert(name.to_owned(), value(rng, name));
+        }
+    }
+    let time = format!(
+        "2026-06-{:02}T{:02}:{:02}:{:02}.{:06}Z",
+        rng.random_range(1..5),
+        rng.random_range(0..24),
+        rng.random_range(0..60),
+        rng.random_range(0..60),
+        rng.random_range(0..1_000_000)
+    );
+    json!({"meter": meter, "subject": format!("s{}", rng.random_range(0..5)), "timestamp": time,
+           "quantity": f64::from(rng.random_range(1..10_000)) / 100.0, "metadata": metadata})
+}
+
+async fn record(client: &Client, rng: &mut StdRng, meters: &[&str], count: usize) {
+    for meter in meters {
+        let events: Vec<Value> = (0..count).map(|_| event(rng, meter)).collect();
+        let answer = client.post("/v1/usages/bulk", &json!(events)).await.json(201);
+        assert_eq!(answer["accepted"], count, "{answer}");
+    }
+}
+
+/// Waits until nothing is left to fold.
+async fn folded(database: &Database) {
+    let began = Instant::now();
+    while database.count("rollup_deltas") > 0 {
+        assert!(began.elapsed() < Duration::from_secs(30), "sums stay unfolded");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+fn instant(rng: &mut StdRng) -> String {
+    let (day, hour) = (rng.random_range(1..6), rng.random_range(0..24));
+    match rng.random_range(0..3) {
+        0 => format!("2026-06-{day:02}T00:00:00Z"),
+        1 => format!("2026-06-{day:02}T{hour:02}:00:00Z"),
+        _ => format!("2026-06-{day:02}T{hour:02}:{:02}:00Z", rng.random_range(0..60)),
+    }
+}
+
+/// A question about the declared dimensions, and the same in a form that only raw events can answer.
+fn question(rng: &mut StdRng, meter: &str, declared: &[&str]) -> (Value, Value) {
+    let mut fields = declared.to_vec();
+    fields.shuffle(rng);
+    fields.truncate(rng.random_range(0..=fields.len()));
+    let mut rules = Vec::new();
+    for _ in 0..rng.random_range(0..3) {
+        let Some(name) = declared.choose(rng) else { break };
+        rules.push(json!({"type": "condition", "field": format!("metadata.{name}"), "op": "eq", "value": value(rng, name)}));
+    }
+    let (one, two) = (instant(rng), instant(rng));
+    let (from, to) = if one < two { (one, two) } else { (two, one) };
+    let to = if from == to { "2026-06-07T00:00:00Z".to_owned() } else { to };
+    let size = ["hour", "day", "month"].choose(rng).expect("some");
+    let filter = |rules: &[Value]| json!({"type": "group", "op": "and", "rules": rules});
+    let mut folded = json!({"meter": meter, "from": from, "to": to, "bucket_size": size, "group_by": fields, "limit": 1000});
+    let mut raw = folded.clone();
+    if !rules.is_empty() {
+        folded["filter"] = filter(&rules);
+    }
+    rules.push(json!({"type": "condition", "field": "quantity", "op": "exists"}));
+    raw["filter"] = filter(&rules);
+    (folded, raw)
+}
+
+async fn ask(client: &Client, rng: &mut StdRng, meters: &[&str], declared: &[&str], count: usize) {
+    for _ in 0..count {
+        let meter = meters.choose(rng).expect("some");
+        let (folded, raw) = question(rng, meter, declared);
+        let by_sums = client.post("/v1/usages/search", &folded).await.expect(200).text;
+        let by_events = client.post("/v1/usages/search", &raw).await.expect(200).text;
+        assert_eq!(by_sums, by_events, "{folded}");
+    }
+}
+
+async fn sums_are_those_of_a_recount_folded_or_not(database: Database) {
+    let server = Server::start(&database);
+    for seed in 1..=2 {
+        let workspace = server.workspace().await;
+        let mut rng = StdRng::seed_from_u64(seed);
+        let meters = ["sum", "last", "max"];
+        let mut paths = Vec::new();
+        for meter in meters {
+            let dimensions = json!([dimension("endpoint")]);
+            let body = json!({"name": meter, "unit": "u", "aggregation": meter, "dimensions": dimensions});
+            let made = workspace.post("/v1/meters", &body).await.json(201);
+            paths.push(format!("/v1/meters/{}", made["id"].as_str().expect("an id")));
+        }
+        let mut declared = vec!["endpoint"];
+        for round in 0..ROUNDS {
+            record(&workspace, &mut rng, &meters, 60).await;
+            ask(&workspace, &mut rng, &meters, &declared, 15).await;
+            if round % 2 == 0 {
+                folded(&database).await;
+                ask(&workspace, &mut rng, &meters, &declared, 15).await;
+                record(&workspace, &mut rng, &meters, 20).await;
+                ask(&workspace, &mut rng, &meters, &declared, 15).await;
+            }
+            // dimensions come late, and the wish for the last event comes and goes
+            if round % 3 == 1 {
+                declared = DIMENSIONS[..(declared.len() + 1).min(DIMENSIONS.len())].to_vec();
+            }
+            let dimensions: Vec<Value> = declared.iter().map(|name| dimension(name)).collect();
+            let aggregation = ["sum", "last", "first", "avg"].choose(&mut rng).expect("some");
+            let change = json!({"dimensions": dimensions, "aggregation": aggregation});
+            for path in &paths {
+                workspace.put(path, &change).await.expect(200);
+            }
+            ask(&workspace, &mut rng, &meters, &declared, 15).await;
+        }
+    }
+}
+
+async fn meter_with(client: &Client, names: &[&str]) {
+    let dimensions: Vec<Value> = names.iter().map(|name| dimension(name)).collect();
+    let body = json!({"name": "m", "unit": "u", "dimensions": dimensions});
+    client.post("/v1/meters", &body).await.expect(201);
+}
+
+async fn what_is_acknowledged_counts_at_once_while_folding(database: Database) {
+    let server = Server::start(&database);
+    let workspace = server.workspace().await;
+    meter_with(&workspace, &["endpoint", "region"]).await;
+    let began = Instant::now();
+    let mut sent = 0;
+    // folded every two seconds: some questions fall into a fold
+    while began.elapsed() < Duration::from_secs(5) {
+        sent += 1;
+        let event = json!({"meter": "m", "subject": "s", "quantity": 1, "timestamp": "2026-06-02T12:00:00Z",
+                           "metadata": {"endpoint": format!("e{}", sent % 3), "region": "eu"}});
+        workspace.post("/v1/usages", &event).await.expect(201);
+        let body = json!({"meter": "m", "from": "2026-06-02T00:00:00Z", "to": "2026-06-03T00:00:00Z", "field": "endpoint"});
+        let answer = workspace.post("/v1/usages/breakdowns/search", &body).await.json(200);
+        let items = answer["items"].as_array().expect("items");
+        let counted: i64 = items.iter().map(|item| item["events"].as_i64().expect("a number")).sum();
+        assert_eq!(counted, sent, "{answer}");
+    }
+    assert!(database.count("rollup_facets") > 0, "nothing was folded meanwhile");
+}
+
+async fn a_day_with_too_many_values_is_still_right(database: Database) {
+    let server = Server::start(&database);
+    let workspace = server.workspace().await;
+    meter_with(&workspace, &["endpoint", "region"]).await;
+    let (mut number, mut rng) = (0, StdRng::seed_from_u64(5));
+    for _ in 0..20 {
+        let events: Vec<Value> = (0..1_000)
+            .map(|_| {
+                number += 1;
+                json!({"meter": "m", "subject": "s", "quantity": 1, "timestamp": format!("2026-06-02T{:02}:00:00Z", number % 24),
+                       "metadata": {"endpoint": format!("e{number}"), "region": format!("r{}", number % 3)}})
+            })
+            .collect();
+        workspace.post("/v1/usages/bulk", &json!(events)).await.expect(201);
+    }
+    let other = json!({"meter": "m", "subject": "s", "quantity": 5, "timestamp": "2026-06-03T01:00:00Z",
+                       "metadata": {"endpoint": "e7", "region": "r1"}});
+    workspace.post("/v1/usages", &other).await.expect(201);
+    folded(&database).await;
+    let given_up = "SELECT facet AS line FROM rollup_facets WHERE hour_cells IS NULL ORDER BY facet";
+    assert_eq!(database.lines(given_up), ["*", "endpoint"]);
+    // the counted events, by few values and by one of many
+    for (filter, wanted) in [("r1", 6_667), ("r2", 6_667)] {
+        let body = json!({"meter": "m", "from": "2026-06-02T00:00:00Z", "to": "2026-06-03T00:00:00Z", "field": "region"});
+        let answer = workspace.post("/v1/usages/breakdowns/search", &body).await.json(200);
+        let items = answer["items"].as_array().expect("items");
+        assert!(items.iter().any(|item| item["value"] == filter && item["events"] == wanted), "{answer}");
+    }
+    for field in ["endpoint", "region"] {
+        let condition = json!({"type": "condition", "field": "metadata.endpoint", "op": "eq", "value": "e7"});
+        let body = json!({"meter": "m", "from": "2026-06-01T00:00:00Z", "to": "2026-06-05T00:00:00Z", "bucket_size": "hour",
+                          "group_by": [field], "filter": condition});
+        let rows = workspace.post("/v1/usages/search", &body).await.json(200);
+        let sums: Vec<(&str, i64)> = rows
+            .as_array()
+            .expect("rows")
+            .iter()
+            .map(|row| {
+                (row["bucket_start"].as_str().expect("a time"), row["quantity"].as_i64().expect("a number"))
+            })
+            .collect();
+        assert_eq!(sums, [("2026-06-02T07:00:00Z", 1), ("2026-06-03T01:00:00Z", 5)]);
+    }
+    ask(&workspace, &mut rng, &["m"], &["region"], 10).await;
+}
+
+async fn sums_that_a_killed_server_left_are_folded_by_the_next(database: Database) {
+    let mut server = Server::start_to_be_restarted(&database);
+    let workspace = server.workspace().await;
+    meter_with(&workspace, &["endpoint", "region", "status"]).await;
+    let mut rng = StdRng::seed_from_u64(9);
+    for _ in 0..3 {
+        record(&workspace, &mut rng, &["m"], 50).await;
+        server.kill();
+        assert!(database.count("rollup_deltas") > 0, "folded before it was killed");
+        server.restart();
+        ask(&workspace, &mut rng, &["m"], &["endpoint", "region", "status"], 10).await;
+        folded(&database).await;
+        ask(&workspace, &mut rng, &["m"], &["endpoint", "region", "status"], 10).await;
+    }
+}
+
+async fn sums_that_cannot_be_read_are_given_up_and_the_rest_goes_on(database: Database) {
+    let server = Server::start(&database);
+    let workspace = server.workspace().await;
+    meter_with(&workspace, &["endpoint", "region"]).await;
+    let mut rng = StdRng::seed_from_u64(11);
+    record(&workspace, &mut rng, &["m"], 50).await;
+    folded(&database).await;
+    let garbage = if matches!(database, Database::Postgres { .. }) { "'\\xffff'::bytea" } else { "x'ffff'" };
+    database.execute(&format!("UPDATE rollup_facets SET day_cells = {garbage}, hour_cells = {garbage}"));
+    // the rows of every subject answer instead
+    ask(&workspace, &mut rng, &["m"], &["endpoint", "region"], 20).await;
+    record(&workspace, &mut rng, &["m"], 200).await;
+    folded(&database).await;
+    ask(&workspace, &mut rng, &["m"], &["endpoint", "region"], 20).await;
+}
