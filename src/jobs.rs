@@ -6,4 +6,5 @@ pub mod heartbeat;
 pub mod lifecycle;
 pub mod process;
 pub mod queue;
+pub mod supervisor;
 pub mod worker;

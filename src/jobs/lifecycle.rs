@@ -12,7 +12,7 @@ use crate::config::{self, Config, ListenAddr};
 use crate::db::readiness::{Check, Readiness};
 use crate::db::{self, Store, Wanted, migrations};
 use crate::error::{Code, Error, Result};
-use crate::jobs::process;
+use crate::jobs::{process, supervisor};
 use crate::net::{Limits, Patience, Port};
 
 const DATABASE_RETRY: Duration = Duration::from_secs(1);
@@ -44,6 +44,7 @@ pub async fn prepare_database(
                     |(text, at): &(String, Instant)| *text == error.message && at.elapsed() < WORD_EVERY;
                 if !said.as_ref().is_some_and(is_known) {
                     log::warn!(error = error.message.as_str(); "waiting for the database");
+                    supervisor::waiting(&error.message);
                     said = Some((error.message, Instant::now()));
                 }
             }

@@ -16,6 +16,7 @@ use crate::db::readiness::{Check, Readiness};
 use crate::db::{Store, migrations};
 use crate::error::{Code, Error, Result};
 use crate::jobs::lifecycle::{self, Stop, prepare_database};
+use crate::jobs::supervisor;
 use crate::jobs::worker::{self, JobNotifier, Queue};
 use crate::net::{self, Limits, Patience, Port};
 
@@ -77,8 +78,10 @@ pub async fn run(
         wake.relay(store.clone(), stop.clone());
         wake.listen(config.db.driver.clone(), stop.clone());
         let tasks = duties.start(&store, &wake, &stop);
+        supervisor::ready();
         signals.requested().await;
         log::info!("stopping");
+        supervisor::stopping();
         readiness.drain();
         stop.cancel();
         let ended = futures_util::future::join_all(tasks);

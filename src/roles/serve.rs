@@ -22,6 +22,7 @@ use crate::entitlements::{self, counter_reader};
 use crate::error::{Code, Error, Result};
 use crate::ingest::Ingest;
 use crate::jobs::lifecycle::{Stop, cannot_listen, listen_metrics, prepare_database};
+use crate::jobs::supervisor;
 use crate::jobs::worker::JobNotifier;
 use crate::meters::sql::MeterCache;
 use crate::net::budget::Budget;
@@ -93,9 +94,11 @@ pub async fn run(config: Config) -> Result<()> {
     log::info!(driver = config.db.driver.name(), version = env!("CARGO_PKG_VERSION"); "ready");
     let mut timers = Timers { cut: start_timers(&app), ending: retention::start(&app) };
     timers.ending.extend(start_workers(&app)?);
+    supervisor::ready();
 
     stop.requested().await;
     log::info!("stopping");
+    supervisor::stopping();
     app.phase.drain();
     app.readiness.drain();
     let drain = drain(app, server, grpc, writers, timers);

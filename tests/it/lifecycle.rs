@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use crate::support::client::NOON;
-use crate::support::{Database, Server, on_both_databases, program, run, stable_port};
+use crate::support::{Database, Server, Worker, on_both_databases, program, run, stable_port};
 
 on_both_databases!(
     health_and_readiness,
@@ -232,4 +232,41 @@ fn help_and_version_are_answered() {
     let version = program::run(&["--version"], &[], directory.path()).succeeded();
     assert!(version.stdout.contains(env!("CARGO_PKG_VERSION")), "{version:#?}");
     assert_eq!(program::run(&["nonsense"], &[], directory.path()).code, Some(2));
+}
+
+/// What systemd hears from `Type=notify` with a watchdog, from a server and from a worker.
+#[test]
+fn service_manager_is_told() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("notify");
+    let socket = std::os::unix::net::UnixDatagram::bind(&path).expect("a socket");
+    socket.set_read_timeout(Some(Duration::from_secs(60))).expect("a time limit");
+    let heard_until = |wanted: &str| {
+        let mut bytes = [0; 4096];
+        loop {
+            let size = socket.recv(&mut bytes).unwrap_or_else(|error| panic!("{wanted} never came: {error}"));
+            let heard = String::from_utf8_lossy(&bytes[..size]);
+            if heard.lines().any(|line| line == wanted) {
+                return;
+            }
+        }
+    };
+    let address = path.display().to_string();
+    let settings = [
+        ("NOTIFY_SOCKET", address.as_str()),
+        ("WATCHDOG_USEC", "100000"),
+        ("OPEN_SPANNER_ALERT_WORKER_HEALTH_ADDR", "127.0.0.1:0"),
+    ];
+    let database = Database::sqlite();
+    let mut server = Server::start_with(&database, &settings);
+    heard_until("READY=1");
+    heard_until("WATCHDOG=1");
+    heard_until("WATCHDOG=1");
+    server.terminate();
+    heard_until("STOPPING=1");
+    let mut worker = Worker::start("alert-worker", &database, directory.path(), &settings);
+    heard_until("READY=1");
+    heard_until("WATCHDOG=1");
+    worker.terminate();
+    heard_until("STOPPING=1");
 }
