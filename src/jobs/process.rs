@@ -64,8 +64,11 @@ pub async fn run(
     let metrics = crate::metrics::install()?;
     let readiness = Readiness::default();
     let limits = Limits::of(&config, net::limits::raise_file_limit());
-    if let Some(addr) = &config.metrics_addr {
-        lifecycle::listen_metrics(addr, &limits, metrics, &readiness)?;
+    if let Some(addr) = &config.metrics_addr
+        && let Err(error) = lifecycle::listen_metrics(addr, &limits, metrics, &readiness)
+    {
+        // one environment may serve all roles of a host; the health port has the same numbers
+        log::warn!(error = error.message.as_str(); "metrics are on the health port only");
     }
 
     let listener = health_addr
@@ -121,7 +124,11 @@ fn serve_health(listener: TcpListener, limits: &Limits, readiness: &Readiness) -
         log::info!(health = address.to_string(); "health listening");
     }
     let probes = probes(readiness.clone());
-    let application = move || App::new().configure(probes.clone());
+    let numbers = || async {
+        let text = crate::metrics::text().unwrap_or_default();
+        HttpResponse::Ok().content_type(crate::metrics::CONTENT_TYPE).body(text)
+    };
+    let application = move || App::new().configure(probes.clone()).route("/metrics", web::get().to(numbers));
     let capacity = limits.auxiliary;
     let port = Port::new("health", capacity, limits.per_address(capacity), &[], Patience::default());
     net::http::serve(application, listener, port, 1, Duration::ZERO).map_err(Error::internal)

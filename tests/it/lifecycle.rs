@@ -270,3 +270,32 @@ fn service_manager_is_told() {
     worker.terminate();
     heard_until("STOPPING=1");
 }
+
+/// One environment file serves a server and a worker of a host: who comes second has its metrics on its health port.
+#[test]
+fn metrics_of_a_worker_are_on_its_health_port_too() {
+    run(async {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (metrics, health) = (stable_port(), stable_port());
+        let (metrics, health) = (format!("127.0.0.1:{metrics}"), format!("127.0.0.1:{health}"));
+        let settings = [
+            ("OPEN_SPANNER_METRICS_ADDR", metrics.as_str()),
+            ("OPEN_SPANNER_ALERT_WORKER_HEALTH_ADDR", health.as_str()),
+        ];
+        let database = Database::sqlite();
+        let _server = Server::start_with(&database, &settings);
+        let mut worker = Worker::start("alert-worker", &database, directory.path(), &settings);
+        for address in [metrics, health] {
+            let client = crate::support::Client::new(&format!("http://{address}"));
+            let end = Instant::now() + Duration::from_secs(30);
+            loop {
+                match client.send(reqwest::Method::GET, "/metrics", None).await {
+                    Ok(answer) if answer.status == 200 && answer.text.contains("open_spanner_db_") => break,
+                    _ => assert!(Instant::now() < end, "no metrics at {address}"),
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        }
+        worker.terminate();
+    });
+}
