@@ -16,6 +16,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 mod cli;
+pub mod commands;
 mod sections;
 mod settings;
 mod source;
@@ -23,9 +24,10 @@ mod source;
 mod tests;
 mod value;
 
+pub use cli::{VERSION, command_line};
 pub use sections::{
-    Auth, Db, Driver, ExportStorage, ExportWorker, Exports, History, Http, Ingest, LogRequests, OAuth,
-    OAuthClient, Reconciliation, Retention, S3, S3Keys, SecureCookies, Synchronous, Worker, Workers,
+    Auth, Client, Db, Driver, ExportStorage, ExportWorker, Exports, History, Http, Ingest, LogRequests,
+    OAuth, OAuthClient, Reconciliation, Retention, S3, S3Keys, SecureCookies, Synchronous, Worker, Workers,
 };
 use source::{Source, Values};
 pub use value::{ListenAddr, Secret};
@@ -64,6 +66,8 @@ pub struct Config {
     /// Time to finish accepted work after a signal to stop.
     pub shutdown_timeout: Duration,
     pub log_format: LogFormat,
+    /// What commands that are clients talk to.
+    pub client: Client,
 }
 
 /// What this process does.
@@ -76,6 +80,8 @@ pub enum Role {
     AlertWorker,
     EntitlementWorker,
     UsageWorker,
+    /// Something else that ends by itself, by its name; [`Loaded::command`] has the rest.
+    Command(&'static str),
 }
 
 impl Role {
@@ -88,6 +94,7 @@ impl Role {
             Role::AlertWorker => "alert-worker",
             Role::EntitlementWorker => "entitlement-worker",
             Role::UsageWorker => "usage-worker",
+            Role::Command(name) => name,
         }
     }
 }
@@ -116,6 +123,8 @@ pub enum LogFormat {
 #[derive(Clone, Debug)]
 pub struct Loaded {
     pub config: Config,
+    /// What to do when the role is [`Role::Command`].
+    pub command: Option<commands::Command>,
     /// What to log, in the syntax of `RUST_LOG`.
     pub log_filter: String,
     /// Worth a line in the log: variables nobody reads, settings without effect.
@@ -179,6 +188,10 @@ impl From<clap::Error> for Exit {
 pub fn load() -> Result<Loaded, Exit> {
     // first of all, so that --help works next to a broken .env
     let cli = cli::parse(std::env::args_os())?;
+    if let Some(commands::Command::Completions { .. } | commands::Command::Man { .. }) = cli.command {
+        // about the program and not about this machine
+        return resolve(cli, BTreeMap::new(), BTreeMap::new());
+    }
     let environment = utf8(std::env::vars_os())?;
     let dotenv = source::read_dotenv(Path::new(".env"))?;
     resolve(cli, environment, dotenv)
@@ -222,7 +235,7 @@ fn resolve(
         let text = format!("# role: {role}\n{}{}", String::from_iter(warnings), values.print());
         return Err(Exit { code: 0, text });
     }
-    Ok(Loaded { config, log_filter: values.text("RUST_LOG"), warnings })
+    Ok(Loaded { config, command: cli.command, log_filter: values.text("RUST_LOG"), warnings })
 }
 
 /// Settings that are half of a pair, which leaves something off that was probably meant to be on.
@@ -278,6 +291,7 @@ impl Config {
                 "json" => LogFormat::Json,
                 _ => LogFormat::Auto,
             },
+            client: Client::read(v),
         })
     }
 }

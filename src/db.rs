@@ -266,7 +266,10 @@ pub fn describe(db: &Db) {
 /// One transaction on a connection of its own, for a command that ends after it.
 pub fn once<T>(driver: &Driver, work: impl FnOnce(&mut Conn) -> Result<T, DbError>) -> Result<T> {
     let mut conn = open(driver).map_err(|error| cannot_open(driver, error))?;
-    conn.transaction(Limits::default(), work).map_err(|fault| failed("the database refused", &fault))
+    conn.transaction(Limits::default(), work).map_err(|fault| match fault {
+        DbError::Rejected(error) => error,
+        fault => failed("the database refused", &fault),
+    })
 }
 
 fn stamp(conn: &mut Conn) -> i64 {

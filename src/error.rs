@@ -74,7 +74,10 @@ impl Code {
 
     /// What the process ends with: 2 when something has to be set or chosen otherwise, 1 for everything else.
     pub fn exit_code(self) -> u8 {
-        if self == Code::Unusable { 2 } else { 1 }
+        match self {
+            Code::Unusable | Code::InvalidJson | Code::InvalidInput | Code::InvalidParameter(_) => 2,
+            _ => 1,
+        }
     }
 
     pub fn grpc_code(self) -> tonic::Code {

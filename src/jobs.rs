@@ -7,4 +7,5 @@ pub mod lifecycle;
 pub mod process;
 pub mod queue;
 pub mod supervisor;
+pub mod sql;
 pub mod worker;

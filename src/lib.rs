@@ -10,13 +10,14 @@
 //! - [`ingest`]: the way in: admission, queue, group commit
 //! - [`app`]: what every door is handed; [`retention`]: what old rows come to
 //! - [`http`] and [`grpc`]: the doors for programs; [`dashboard`]: the one for people
-//! - [`roles`]: what the program can be started as
+//! - [`roles`]: what the program can be started as; [`cli`]: commands that end by themselves
 // two files have to call C: db/sqlstate.rs asks libpq for what diesel does not tell, db/interrupt.rs limits SQLite's time
 #![deny(unsafe_code)]
 
 pub mod alerts;
 pub mod app;
 pub mod auth;
+pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod dashboard;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use open_spanner::config::{self, Role};
 use open_spanner::error::{Error, Result};
 use open_spanner::roles::{migrate, serve};
-use open_spanner::{alerts, entitlements, exports, logging};
+use open_spanner::{alerts, cli, entitlements, exports, logging};
 
 /// Gives memory back by itself, where the system's keeps each thread's peak. For Rust only: in the place of libc's
 /// malloc it would hang under tools that are loaded before it and ask for the time, such as libfaketime.
@@ -26,6 +26,9 @@ fn main() -> ExitCode {
         log::warn!("{warning}");
     }
     let config = loaded.config;
+    if let Some(command) = loaded.command {
+        return ended(cli::run(&config, command));
+    }
     let result = match config.role {
         Role::Migrate(action) => migrate::run(&config, action),
         Role::Serve => block_on(serve::run(config)),
@@ -33,9 +36,15 @@ fn main() -> ExitCode {
         Role::AlertWorker => block_on(alerts::worker::run(config)),
         Role::EntitlementWorker => block_on(entitlements::worker::run(config)),
         Role::UsageWorker => block_on(alerts::worker::run_idle(config)),
+        // there is no role without something to do
+        Role::Command(_) => Ok(()),
     };
+    ended(result.map(|()| cli::Outcome::Done))
+}
+
+fn ended(result: Result<cli::Outcome>) -> ExitCode {
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(outcome) => outcome.into(),
         Err(error) => {
             eprintln!("open-spanner: {}", error.message);
             ExitCode::from(error.code.exit_code())

@@ -13,6 +13,7 @@ use crate::auth::sql::keys::{self, ApiKey, KeyEvent, KeySecret, KeyTerms, Words}
 use crate::auth::token::{KEY_PREFIX, Token};
 use crate::auth::{Auth, Caller};
 use crate::db::changes::Change;
+use crate::db::{Conn, DbError};
 use crate::error::{Error, Result};
 use crate::metering::meter::NAME_BYTES_MAX;
 use crate::metering::time::{SECOND, Timestamp};
@@ -114,6 +115,18 @@ fn new_secret() -> Result<(Token, KeySecret)> {
     let secret =
         KeySecret { hash: token.hash(), prefix: token.expose().chars().take(SHOWN_CHARACTERS).collect() };
     Ok((token, secret))
+}
+
+/// Makes a key in a transaction of the caller's own: for whoever has the database and no server.
+pub fn make(
+    conn: &mut Conn,
+    owner: keys::Owner,
+    wish: &NewKeyRequest,
+    now: Timestamp,
+) -> Result<(ApiKey, Token), DbError> {
+    let terms = wish.terms(now)?;
+    let (token, secret) = new_secret()?;
+    Ok((keys::create(conn, owner, &terms, &secret, now)?, token))
 }
 
 impl Auth {

@@ -93,7 +93,7 @@ impl NewTokenPair {
 }
 
 /// Trimmed and lower-cased; 400 when it cannot be an address.
-pub(super) fn normal_email(text: &str) -> Result<String> {
+pub fn normal_email(text: &str) -> Result<String> {
     let email = text.trim().to_lowercase();
     let has_both_parts =
         email.rsplit_once('@').is_some_and(|(name, host)| !name.is_empty() && !host.is_empty());

@@ -3,5 +3,6 @@
 pub mod invitations;
 pub mod keys;
 pub mod members;
+pub mod operator;
 pub mod sessions;
 pub mod users;

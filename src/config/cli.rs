@@ -7,15 +7,32 @@ use std::ffi::OsString;
 use std::path::Path;
 
 use clap::error::ErrorKind;
-use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+use clap::{Arg, ArgAction, ArgMatches, Command, FromArgMatches, Subcommand, value_parser};
 
-use crate::config::settings::{self, Setting, TABLE};
+use crate::config::commands;
+use crate::config::settings::{self, Group, Setting, TABLE};
 use crate::config::{MigrateAction, Role};
 
 const ABOUT: &str = "Usage metering: exact, immediate, one binary";
 const NOTE: &str = "Every setting is also an environment variable, given in brackets, and may stand \
 in a file .env in the working directory. A flag wins over the environment, the environment over \
 .env. A secret is a variable NAME, or a file named by NAME_FILE.";
+const SHORT_NOTE: &str =
+    "Every setting is a flag, an environment variable and a line of .env: --help lists them.";
+const EXAMPLES: &str = "\
+Examples:
+  open-spanner serve                                     # SQLite in the working directory, port 18081
+  open-spanner serve --db-driver postgres --postgres-dsn-file /run/secrets/dsn
+  open-spanner admin key create --email me@example.com   # the first API key
+  open-spanner serve --print-config                      # every setting and where its value came from
+
+Exit codes:
+  0  done
+  1  failed; the same may succeed later
+  2  cannot succeed before arguments, settings or files are changed
+  3  done, and something was found that needs a look (doctor)";
+/// Name of the version: which release, built from which commit.
+pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("BUILD_COMMIT"), ")");
 
 /// Subcommand, what starts it when it is the name of the program, and what it does.
 const ROLES: &[(&str, &str)] = &[
@@ -30,6 +47,8 @@ const ROLES: &[(&str, &str)] = &[
 /// What the command line said.
 pub struct Cli {
     pub role: Role,
+    /// What to do instead of a role.
+    pub command: Option<commands::Command>,
     /// Apply pending migrations at the start.
     pub migrate: bool,
     pub accept_newer_schema: bool,
@@ -43,29 +62,49 @@ pub struct Cli {
 /// Reads the command line; the error also covers `--help` and `--version`.
 pub fn parse(argv: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
     let argv: Vec<OsString> = argv.into_iter().collect();
-    if let Some((name, about)) = argv.first().and_then(|program| worker_named(program)) {
+    if let Some(name) = argv.first().and_then(|program| name_behind_dash(program)) {
         // old container entry points start a worker by the name of its program
         let program = format!("open-spanner-{name}");
-        let command = with_settings(Command::new(program).about(about)).args(schema_flags());
+        let worker = ROLES.iter().find(|(role, _)| *role == name && role.ends_with("-worker"));
+        let Some((name, about)) = worker else {
+            let message = format!("there is no program {program}: use open-spanner, or the name of a worker");
+            return Err(command_line().error(ErrorKind::InvalidSubcommand, message));
+        };
+        let command = with_settings(Command::new(program).about(*about)).args(schema_flags());
         let matches = command.try_get_matches_from(argv)?;
-        return Ok(cli(role(name, &matches), &matches, &matches));
+        return Ok(cli(role(name, &matches), &[&matches]));
     }
-    let mut command = command();
+    let mut command = command_line();
     let matches = command.try_get_matches_from_mut(argv)?;
-    let Some((name, matches_of_role)) = matches.subcommand() else {
-        return Ok(cli(role("serve", &matches), &matches, &matches));
+    let Some((name, inner)) = matches.subcommand() else {
+        return Ok(cli(role("serve", &matches), &[&matches]));
     };
+    if !ROLES.iter().any(|(role, _)| *role == name) {
+        let asked = commands::Command::from_arg_matches(&matches)?;
+        let role = Role::Command(asked.name());
+        return Ok(Cli { command: Some(asked), ..cli(role, &chain(&matches)) });
+    }
     for flag in [NO_MIGRATE, ACCEPT_NEWER] {
         if matches.get_flag(flag) && name == "migrate" {
             let message = format!("--{flag} cannot be used with {name}");
             return Err(command.error(ErrorKind::ArgumentConflict, message));
         }
     }
-    Ok(cli(role(name, matches_of_role), matches_of_role, &matches))
+    Ok(cli(role(name, inner), &[inner, &matches]))
+}
+
+/// The flags of each level, the innermost first.
+fn chain(matches: &ArgMatches) -> Vec<&ArgMatches> {
+    let mut levels = vec![matches];
+    while let Some((_, inner)) = levels[0].subcommand() {
+        levels.insert(0, inner);
+    }
+    levels
 }
 
 const NO_MIGRATE: &str = "no-migrate";
 const ACCEPT_NEWER: &str = "accept-newer-schema";
+const PRINT_CONFIG: &str = "print-config";
 
 /// What a process may be told about the schema that it finds.
 fn schema_flags() -> [Arg; 2] {
@@ -76,13 +115,14 @@ fn schema_flags() -> [Arg; 2] {
     ]
 }
 
-/// The worker that a program name like `/usr/local/bin/open-spanner-alert-worker` stands for.
-fn worker_named(program: &OsString) -> Option<(&'static str, &'static str)> {
+/// What stands behind `open-spanner-` in the name of a program like `/usr/local/bin/open-spanner-alert-worker`.
+fn name_behind_dash(program: &OsString) -> Option<&str> {
     let name = Path::new(program).file_name()?.to_str()?.strip_prefix("open-spanner-")?;
-    ROLES.iter().find(|(role, _)| *role == name && role.ends_with("-worker")).copied()
+    // open-spanner-0.2.0 is a version of the whole program
+    (!name.starts_with(|first: char| first.is_ascii_digit())).then_some(name)
 }
 
-fn command() -> Command {
+fn migrate_flags() -> [Arg; 5] {
     let status = Arg::new("status")
         .long("status")
         .action(ArgAction::SetTrue)
@@ -106,29 +146,52 @@ fn command() -> Command {
         .help("let this PostgreSQL role read and write the tables, but not change them, after migrating");
     let json =
         Arg::new("json").long("json").action(ArgAction::SetTrue).requires("status").help("--status as JSON");
+    [status, json, revert, sure, grant]
+}
+
+/// All of it, also for completions and manual pages.
+pub fn command_line() -> Command {
     let roles = ROLES.iter().map(|(name, about)| {
-        let role = Command::new(*name).about(*about).after_help(NOTE);
+        let role = with_settings(Command::new(*name).about(*about));
         match *name {
-            "migrate" => role.args([&status, &json, &revert, &sure, &grant]),
+            "migrate" => role.args(migrate_flags()),
             _ => role.args(schema_flags()),
         }
     });
-    with_settings(Command::new("open-spanner").about(ABOUT).args(schema_flags()).subcommands(roles))
+    let program = with_settings(Command::new("open-spanner").about(ABOUT).args(schema_flags()));
+    let program = program
+        .version(VERSION)
+        .propagate_version(true)
+        .after_help(format!("{SHORT_NOTE}\n\n{EXAMPLES}"))
+        .after_long_help(format!("{NOTE}\n\n{EXAMPLES}"))
+        .subcommands(roles);
+    let program = commands::Command::augment_subcommands(program);
+    COMMAND_SETTINGS.iter().fold(program, |program, (name, wanted)| {
+        program.mut_subcommand(*name, |command| {
+            let groups = TABLE.iter().filter(|group| wanted.contains(&group.title));
+            command.args(groups.flat_map(|group| flags(group).map(|flag| flag.global(true))))
+        })
+    })
 }
 
+/// The groups of settings that each command takes flags for; variables are read by all.
+const COMMAND_SETTINGS: &[(&str, &[&str])] = &[
+    ("probe", &["Listeners", "Export worker", "Alert worker", "Entitlement worker", "Usage worker"]),
+    ("doctor", &["Listeners", "Database", "Exports"]),
+    ("admin", &["Database"]),
+];
+
 fn with_settings(command: Command) -> Command {
-    let print_config = Arg::new("print-config")
-        .long("print-config")
-        .global(true)
+    let print_config = Arg::new(PRINT_CONFIG)
+        .long(PRINT_CONFIG)
         .action(ArgAction::SetTrue)
         .help("show every setting, its value and where it came from, then exit");
-    let flags = TABLE.iter().flat_map(|group| group.rows.iter().map(|row| flag(row, group.title)));
-    command
-        .version(env!("CARGO_PKG_VERSION"))
-        .propagate_version(true)
-        .after_help(NOTE)
-        .arg(print_config)
-        .args(flags)
+    let command = command.version(VERSION).after_help(SHORT_NOTE).after_long_help(NOTE);
+    command.arg(print_config).args(TABLE.iter().flat_map(flags))
+}
+
+fn flags(group: &'static Group) -> impl Iterator<Item = Arg> {
+    group.rows.iter().map(|row| flag(row, group.title))
 }
 
 fn flag(setting: &Setting, heading: &'static str) -> Arg {
@@ -141,8 +204,8 @@ fn flag(setting: &Setting, heading: &'static str) -> Arg {
     Arg::new(setting.flag_variable())
         .long(setting.flag())
         .value_name(setting.kind.placeholder())
-        .global(true)
         .help_heading(heading)
+        .hide_short_help(true)
         .help(help)
 }
 
@@ -161,21 +224,24 @@ fn role(name: &str, matches: &ArgMatches) -> Role {
     }
 }
 
-/// `outer`: the flags before the subcommand.
-fn cli(role: Role, matches: &ArgMatches, outer: &ArgMatches) -> Cli {
-    let is_set = |flag| {
-        [matches, outer].iter().any(|matches| matches.try_get_one::<bool>(flag).ok().flatten() == Some(&true))
+/// `levels`: the flags behind the subcommand, then those before it.
+fn cli(role: Role, levels: &[&ArgMatches]) -> Cli {
+    let is_set =
+        |flag| levels.iter().any(|matches| matches.try_get_one::<bool>(flag).ok().flatten() == Some(&true));
+    let text = |name: &str| {
+        levels.iter().find_map(|matches| matches.try_get_one::<String>(name).ok().flatten()).cloned()
     };
     let given = |setting: &Setting| {
         let variable = setting.flag_variable();
-        matches.get_one::<String>(&variable).map(|text| (variable, text.clone()))
+        text(&variable).map(|text| (variable, text))
     };
     Cli {
         role,
+        command: None,
         migrate: !is_set(NO_MIGRATE),
         accept_newer_schema: is_set(ACCEPT_NEWER),
-        grant_to: matches.try_get_one::<String>("grant").ok().flatten().cloned(),
-        print_config: matches.get_flag("print-config"),
+        grant_to: text("grant"),
+        print_config: is_set(PRINT_CONFIG),
         flags: settings::all().filter_map(given).collect(),
     }
 }

@@ -514,3 +514,16 @@ impl Reconciliation {
         }
     }
 }
+
+/// The server that commands such as `events import` talk to, and what they show it.
+#[derive(Clone, Debug)]
+pub struct Client {
+    pub url: String,
+    pub api_key: Option<Secret>,
+}
+
+impl Client {
+    pub(super) fn read(v: &Values) -> Client {
+        Client { url: v.text("URL"), api_key: v.secret("API_KEY") }
+    }
+}

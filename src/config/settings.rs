@@ -238,4 +238,8 @@ pub const TABLE: &[Group] = &[
         row("RECONCILIATION_WEBHOOK_URL",    "",      Url,                   "told about differences"),
         row("RECONCILIATION_WEBHOOK_SECRET", "",      Secret,                "signs that webhook; empty: unsigned"),
     ]),
+    group("Client commands", &[
+        row("URL",     "http://127.0.0.1:18081", Url,    "server that commands such as usage query talk to"),
+        row("API_KEY", "",                       Secret, "key that they show it"),
+    ]),
 ];

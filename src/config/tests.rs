@@ -13,6 +13,7 @@ const SECRETS: &[(&str, &str)] = &[
     ("OPEN_SPANNER_EXPORT_S3_SECRET_ACCESS_KEY", "hidden3"),
     ("OPEN_SPANNER_EXPORT_S3_SESSION_TOKEN", "hidden4"),
     ("OPEN_SPANNER_RECONCILIATION_WEBHOOK_SECRET", "hidden5"),
+    ("OPEN_SPANNER_API_KEY", "hidden6"),
 ];
 /// What the secrets, and the settings beside them, need to have an effect.
 const COMPANIONS: &[(&str, &str)] = &[
@@ -75,6 +76,7 @@ fn fingerprint(loaded: &Loaded) -> String {
         secrets.extend(&keys.session_token);
     }
     secrets.extend(&config.reconciliation.webhook_secret);
+    secrets.extend(&config.client.api_key);
     let secrets: Vec<_> = secrets.into_iter().map(Secret::expose).collect();
     format!("{config:?} {} {secrets:?}", loaded.log_filter)
 }
@@ -412,8 +414,7 @@ fn roles() {
         (vec!["open-spanner-alert-worker", "--alert-worker-interval=1s"], Role::AlertWorker),
         (vec!["./open-spanner-entitlement-worker"], Role::EntitlementWorker),
         (vec!["open-spanner-usage-worker"], Role::UsageWorker),
-        // not names of programs we ship
-        (vec!["open-spanner-migrate"], serve),
+        // a version of the program
         (vec!["open-spanner-0.2.0"], serve),
     ] {
         assert_eq!(role(&argv), Ok(expected), "{argv:?}");
@@ -428,6 +429,8 @@ fn roles() {
         vec!["open-spanner", "nonsense"],
         vec!["open-spanner", "--postgres-dsn", "x"],
         vec!["open-spanner-alert-worker", "serve"],
+        // not the name of a program we ship
+        vec!["open-spanner-migrate"],
     ] {
         assert_eq!(role(&argv).map_err(|exit| exit.code), Err(2), "{argv:?}");
     }

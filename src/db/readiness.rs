@@ -355,8 +355,13 @@ fn directory_of(path: &Path) -> &Path {
 
 /// Bytes that are free on the disk of a file.
 fn room_beside(path: &Path) -> u64 {
-    rustix::fs::statvfs(directory_of(path))
-        .map_or(u64::MAX, |disk| disk.f_bavail.saturating_mul(disk.f_frsize))
+    free_bytes(directory_of(path)).unwrap_or(u64::MAX)
+}
+
+/// Bytes that this process may still write on the disk of a folder or file; none when it cannot be asked.
+pub fn free_bytes(path: &Path) -> Option<u64> {
+    let disk = rustix::fs::statvfs(path).ok()?;
+    Some(disk.f_bavail.saturating_mul(disk.f_frsize))
 }
 
 fn has_room(path: &Path) -> bool {

@@ -29,6 +29,7 @@ const FLOORS: &[&str] = &[
     "http",
     "dashboard",
     "roles",
+    "cli",
 ];
 
 /// What stands at the door, or tests what stands everywhere, and may use everything.

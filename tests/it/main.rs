@@ -7,6 +7,7 @@ mod alerts;
 mod architecture;
 mod bad_input;
 mod clocks;
+mod commands;
 mod conformance;
 mod consume;
 mod crash;

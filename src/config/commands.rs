@@ -1,0 +1,162 @@
+//! The commands of operators and clients, as the command line has them: everything but the roles. What they do stands
+//! in `crate::cli`.
+
+use clap::{Args, Subcommand, ValueEnum};
+
+pub use clap_complete::Shell;
+
+#[derive(Clone, Debug, Subcommand)]
+pub enum Command {
+    /// Ask a running process whether it lives, or is ready: for health checks
+    Probe(Probe),
+    /// Look for what is wrong with settings, database, disks, workers and queues
+    Doctor(Json),
+    /// What an operator does to users' things, with the server stopped or running
+    #[command(subcommand)]
+    Admin(Admin),
+    /// Print the completions of a shell
+    #[command(after_help = "Example:\n  open-spanner completions bash > /etc/bash_completion.d/open-spanner")]
+    Completions { shell: Shell },
+    /// Print a manual page
+    #[command(after_help = "Example:\n  open-spanner man > open-spanner.1")]
+    Man {
+        /// Of this command; without it, of the program
+        command: Option<String>,
+    },
+}
+
+#[derive(Clone, Copy, Debug, Args)]
+pub struct Json {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "\
+The address comes from the settings of the process that is asked, so that a probe needs none of its own.
+
+Examples:
+  open-spanner probe                             # lives: for HEALTHCHECK and liveness
+  open-spanner probe --ready                     # takes traffic
+  open-spanner probe --role alert-worker --ready")]
+pub struct Probe {
+    /// What the process was started as
+    #[arg(long, value_enum, default_value = "serve")]
+    pub role: ProbedRole,
+    /// Ask whether it can do its work, not only whether it lives
+    #[arg(long)]
+    pub ready: bool,
+    /// Longest wait for the answer, in seconds
+    #[arg(long, value_name = "SECONDS", default_value = "5", value_parser = clap::value_parser!(u64).range(1..=600))]
+    pub timeout: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ProbedRole {
+    Serve,
+    ExportWorker,
+    AlertWorker,
+    EntitlementWorker,
+    UsageWorker,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub enum Admin {
+    /// API keys
+    #[command(subcommand)]
+    Key(Key),
+    /// Workspaces
+    #[command(subcommand)]
+    Workspace(Workspace),
+    /// Background work
+    #[command(subcommand)]
+    Queue(Queue),
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub enum Key {
+    /// Make an API key and print it; it is shown only here
+    Create(KeyCreate),
+    /// The keys of a workspace
+    List {
+        #[command(flatten)]
+        of: Of,
+        #[command(flatten)]
+        json: Json,
+    },
+    /// End a key; running servers notice within the time of OPEN_SPANNER_CACHE_TTL
+    Revoke {
+        /// Its id, as `list` shows it
+        id: String,
+    },
+}
+
+/// Whose things are meant.
+#[derive(Clone, Debug, Default, Args)]
+pub struct Of {
+    /// The workspace with this id; without it, the only one there is
+    #[arg(long, value_name = "ID")]
+    pub workspace: Option<String>,
+    /// The user with this address
+    #[arg(long, value_name = "EMAIL")]
+    pub email: Option<String>,
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "\
+In a database without users, --email makes the first one, who has no password.
+
+Examples:
+  KEY=$(open-spanner admin key create --email me@example.com)
+  open-spanner admin key create --workspace 0198… --name reader --scope usage:read --json")]
+pub struct KeyCreate {
+    #[command(flatten)]
+    pub of: Of,
+    /// What it is called in lists
+    #[arg(long, default_value = "command line")]
+    pub name: String,
+    /// What it may do; can be repeated; without it, what a key may do by default
+    #[arg(long = "scope", value_name = "SCOPE")]
+    pub scopes: Vec<String>,
+    /// A meter it is confined to; can be repeated
+    #[arg(long = "meter", value_name = "NAME")]
+    pub meters: Vec<String>,
+    /// When it ends, like 2027-01-01T00:00:00Z
+    #[arg(long, value_name = "TIME", default_value = "", hide_default_value = true)]
+    pub expires: String,
+    #[command(flatten)]
+    pub json: Json,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub enum Workspace {
+    /// All workspaces and who owns them
+    List(Json),
+    /// Give a workspace another name
+    Rename { id: String, name: String },
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub enum Queue {
+    /// What waits, runs and failed in each queue, and the newest jobs that were given up
+    List(Json),
+    /// Queue a job anew that was given up
+    Retry {
+        /// Its id, as `list` shows it
+        id: String,
+    },
+}
+
+impl Command {
+    /// The name as it is typed.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Command::Probe(_) => "probe",
+            Command::Doctor(_) => "doctor",
+            Command::Admin(_) => "admin",
+            Command::Completions { .. } => "completions",
+            Command::Man { .. } => "man",
+        }
+    }
+}

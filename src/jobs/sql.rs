@@ -1,0 +1,72 @@
+//! How background work stands over all workspaces: for metrics and for operators.
+
+use diesel::prelude::*;
+use diesel::sql_types::{BigInt, Nullable, Text};
+
+use crate::db::schema::dead_letters;
+use crate::db::{Conn, DbError};
+use crate::error::Error;
+use crate::jobs::queue::DeadLetter;
+use crate::metering::time::Timestamp;
+
+/// How one queue stands.
+#[derive(Clone, Debug, Default, QueryableByName)]
+pub struct Standing {
+    #[diesel(sql_type = Text)]
+    pub queue: String,
+    /// Free to be taken now.
+    #[diesel(sql_type = BigInt)]
+    pub due: i64,
+    #[diesel(sql_type = BigInt)]
+    pub running: i64,
+    /// Waiting with an error behind them, due or not.
+    #[diesel(sql_type = BigInt)]
+    pub failed: i64,
+    /// Kept for a later time.
+    #[diesel(sql_type = BigInt)]
+    pub later: i64,
+    #[diesel(sql_type = Nullable<BigInt>)]
+    pub oldest_due_at: Option<i64>,
+    /// Given up and not queued anew.
+    #[diesel(sql_type = BigInt)]
+    pub dead: i64,
+}
+
+/// Queues that hold a job or a dead letter, by name.
+pub fn standings(conn: &mut Conn, now: Timestamp) -> Result<Vec<Standing>, DbError> {
+    let text = "-- jobs::sql::standings
+        SELECT queue, CAST(SUM(due) AS BIGINT) AS due, CAST(SUM(running) AS BIGINT) AS running,
+               CAST(SUM(failed) AS BIGINT) AS failed, CAST(SUM(later) AS BIGINT) AS later,
+               MIN(due_at) AS oldest_due_at, CAST(SUM(dead) AS BIGINT) AS dead
+        FROM (
+            SELECT queue,
+                   CASE WHEN run_after <= $1 AND (leased_until IS NULL OR leased_until < $1) THEN 1 ELSE 0 END AS due,
+                   CASE WHEN leased_until >= $1 THEN 1 ELSE 0 END AS running,
+                   CASE WHEN last_error IS NOT NULL THEN 1 ELSE 0 END AS failed,
+                   CASE WHEN run_after > $1 AND (leased_until IS NULL OR leased_until < $1) THEN 1 ELSE 0 END AS later,
+                   CASE WHEN run_after <= $1 AND (leased_until IS NULL OR leased_until < $1) THEN run_after END AS due_at,
+                   0 AS dead
+            FROM jobs
+            UNION ALL
+            SELECT queue, 0, 0, 0, 0, NULL, 1 FROM dead_letters WHERE requeued_at IS NULL
+        ) AS work
+        GROUP BY queue ORDER BY queue";
+    Ok(diesel::sql_query(text).bind::<BigInt, _>(now.0).load(conn)?)
+}
+
+/// The newest jobs that were given up and not queued anew.
+pub fn dead_letters(conn: &mut Conn, limit: i64) -> Result<Vec<DeadLetter>, DbError> {
+    let letters = dead_letters::table
+        .filter(dead_letters::requeued_at.is_null())
+        .order((dead_letters::created_at.desc(), dead_letters::id.desc()))
+        .limit(limit)
+        .select(DeadLetter::as_select())
+        .load(conn)?;
+    Ok(letters)
+}
+
+/// One of them, of whatever workspace; 404 when it is unknown.
+pub fn dead_letter(conn: &mut Conn, id: &str) -> Result<DeadLetter, DbError> {
+    let found = dead_letters::table.find(id).select(DeadLetter::as_select()).first(conn).optional()?;
+    found.ok_or_else(|| Error::not_found("dead letter").into())
+}

@@ -1,0 +1,257 @@
+//! Commands that end by themselves: what they print, what they do to a database with and without a server on it, and
+//! how they end.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::support::client::NOON;
+use crate::support::program::{self, Run};
+use crate::support::{Database, Server, Worker, env, on_both_databases, run, stable_port};
+
+on_both_databases!(
+    probe_tells_how_a_process_is,
+    first_key_needs_no_server_and_no_user,
+    keys_are_listed_and_ended,
+    workspaces_are_listed_and_renamed,
+    jobs_that_were_given_up_are_queued_anew,
+    doctor_finds_what_is_wrong,
+);
+
+/// A command on a database, run to its end.
+fn on(database: &Database, arguments: &[&str]) -> Run {
+    with(database, arguments, &[])
+}
+
+fn with(database: &Database, arguments: &[&str], more: &[(&str, &str)]) -> Run {
+    let own = database.settings();
+    let mut settings: Vec<(&str, &str)> = own.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    settings.extend_from_slice(more);
+    let directory = tempfile::tempdir().expect("a directory");
+    program::run(arguments, &settings, directory.path())
+}
+
+#[track_caller]
+fn json(run: Run) -> Value {
+    let run = run.succeeded();
+    serde_json::from_str(&run.stdout).unwrap_or_else(|error| panic!("{error}: {run:#?}"))
+}
+
+#[track_caller]
+fn ended(run: Run, code: i32, words: &str) {
+    assert_eq!(run.code, Some(code), "{run:#?}");
+    assert!(run.stderr.contains(words) || run.stdout.contains(words), "{words:?}: {run:#?}");
+}
+
+/// Every command and subcommand, as it is typed.
+fn commands() -> Vec<Vec<String>> {
+    let (mut found, mut ahead) = (Vec::new(), vec![Vec::new()]);
+    while let Some(path) = ahead.pop() {
+        let help = help(&path, "-h");
+        let list = help.split("Commands:\n").nth(1).unwrap_or_default();
+        let names = list.lines().take_while(|line| line.starts_with("  "));
+        let names = names.filter_map(|line| line.split_whitespace().next()).filter(|name| *name != "help");
+        ahead.extend(names.map(|name| [path.clone(), vec![name.to_owned()]].concat()));
+        found.push(path);
+    }
+    found.sort();
+    found
+}
+
+fn help(path: &[String], flag: &str) -> String {
+    let directory = tempfile::tempdir().expect("a directory");
+    let arguments: Vec<&str> = path.iter().map(String::as_str).chain([flag]).collect();
+    program::run(&arguments, &[], directory.path()).succeeded().stdout
+}
+
+#[test]
+fn help_is_as_recorded() {
+    let mut text = String::new();
+    for path in commands() {
+        text += &format!(
+            "$ open-spanner {}\n{}\n",
+            [path.clone(), vec!["-h".to_owned()]].concat().join(" "),
+            help(&path, "-h")
+        );
+    }
+    let text: String = text.lines().map(|line| format!("{}\n", line.trim_end())).collect();
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/commands/help.txt");
+    if env("OPEN_SPANNER_REGENERATE").as_deref() == Some("1") {
+        fs::write(&path, &text).expect("it can be written");
+    }
+    let recorded = fs::read_to_string(&path).unwrap_or_default();
+    assert!(
+        text == recorded,
+        "the help changed: OPEN_SPANNER_REGENERATE=1 cargo test --test it commands::help\n{text}"
+    );
+    assert!(text.lines().count() < 600, "-h is short");
+}
+
+#[test]
+fn program_says_what_it_is() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let here = |arguments: &[&str]| {
+        program::run(arguments, &[("OPEN_SPANNER_HTTP_ADDR", "wrong")], directory.path())
+    };
+    let version = here(&["--version"]).succeeded().stdout;
+    assert_eq!(version, concat!("open-spanner ", env!("CARGO_PKG_VERSION"), " (development)\n"));
+    for shell in ["bash", "zsh", "fish"] {
+        let script = here(&["completions", shell]).succeeded().stdout;
+        assert!(script.contains("alert-worker") && script.contains("doctor"), "{shell}");
+    }
+    let page = here(&["man"]).succeeded().stdout;
+    assert!(page.starts_with(".ie") && page.contains(".TH"), "{page}");
+    let page = here(&["man", "migrate"]).succeeded().stdout;
+    assert!(page.contains("yes\\-delete\\-data"), "{page}");
+    ended(here(&["man", "nosuch"]), 2, "nosuch");
+    ended(here(&["nosuch"]), 2, "unrecognized subcommand");
+
+    // old entry points name a worker; any other name is a mistake
+    let other = directory.path().join("open-spanner-migrate");
+    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_open-spanner"), &other).expect("a link");
+    let mut command = Command::new(&other);
+    command.env_clear().current_dir(directory.path());
+    ended(program::finish(command, Duration::from_secs(60)), 2, "no program open-spanner-migrate");
+}
+
+async fn probe_tells_how_a_process_is(database: Database) {
+    let metrics = format!("127.0.0.1:{}", stable_port());
+    let mut server = Server::start_with(&database, &[("OPEN_SPANNER_METRICS_ADDR", &metrics)]);
+    let address = server.http().to_owned();
+    let settings = [("OPEN_SPANNER_HTTP_ADDR", address.as_str()), ("OPEN_SPANNER_METRICS_ADDR", &metrics)];
+    ended(with(&database, &["probe"], &settings), 0, "alive");
+    ended(with(&database, &["probe", "--ready"], &settings), 0, "ready");
+    ended(with(&database, &["probe", "--ready", "--http-addr", &address], &[]), 0, "ready");
+
+    let directory = tempfile::tempdir().expect("a directory");
+    let health = format!("127.0.0.1:{}", stable_port());
+    let worker = ["probe", "--role", "alert-worker", "--ready"];
+    let own = [("OPEN_SPANNER_ALERT_WORKER_HEALTH_ADDR", health.as_str())];
+    ended(with(&database, &worker, &own), 1, "refused");
+    let _worker = Worker::start("alert-worker", &database, directory.path(), &own);
+    let end = Instant::now() + Duration::from_secs(30);
+    while with(&database, &worker, &own).code != Some(0) {
+        assert!(Instant::now() < end, "the worker is not ready");
+    }
+
+    database.execute("DROP TABLE dead_letters");
+    database.execute("ALTER TABLE events RENAME TO gone");
+    let end = Instant::now() + Duration::from_secs(30);
+    while with(&database, &["probe", "--ready"], &settings).code == Some(0) {
+        assert!(Instant::now() < end, "the server is still ready");
+    }
+    ended(with(&database, &["probe", "--ready"], &settings), 1, "schema");
+    ended(with(&database, &["probe"], &settings), 0, "alive");
+    server.kill();
+    ended(with(&database, &["probe"], &settings), 1, "refused");
+}
+
+async fn first_key_needs_no_server_and_no_user(database: Database) {
+    ended(on(&database, &["admin", "key", "create"]), 2, "--email");
+    ended(on(&database, &["admin", "key", "create", "--email", "nobody"]), 2, "email");
+    let made = on(&database, &["admin", "key", "create", "--email", "Me@Example.com"]).succeeded();
+    let key = made.stdout.trim_end();
+    assert!(key.starts_with("osp_sk_") && !made.stderr.contains(key), "{made:#?}");
+
+    let server = Server::start(&database);
+    let client = server.client().with_key(key);
+    client.meter("calls", "count").await;
+    let event = serde_json::json!({"meter": "calls", "subject": "s", "quantity": 1, "timestamp": NOON});
+    client.post("/v1/usages", &event).await.expect(201);
+
+    // another one while the server runs, with less rights; and nobody comes into being by a slip of the finger
+    let create = ["admin", "key", "create", "--scope", "meters:read", "--json"];
+    let second = json(on(&database, &create));
+    assert_eq!(second["scopes"], serde_json::json!(["meters:read"]));
+    let reader = server.client().with_key(second["key"].as_str().expect("the secret"));
+    reader.get("/v1/meters").await.expect(200);
+    reader.post("/v1/usages", &event).await.expect(403);
+    ended(on(&database, &["admin", "key", "create", "--email", "you@example.com"]), 1, "not found");
+    ended(on(&database, &["admin", "key", "create", "--scope", "everything"]), 2, "everything");
+    assert_eq!((database.count("users"), database.count("api_keys")), (1, 2));
+}
+
+async fn keys_are_listed_and_ended(database: Database) {
+    let server = Server::start(&database);
+    let workspace = server.workspace().await;
+    workspace.get("/v1/meters").await.expect(200);
+    let keys = json(on(&database, &["admin", "key", "list", "--json"]));
+    assert_eq!((keys[0]["name"].as_str(), keys[0]["status"].as_str()), (Some("everything"), Some("active")));
+    let id = keys[0]["id"].as_str().expect("an id");
+    on(&database, &["admin", "key", "revoke", id]).succeeded();
+    let end = Instant::now() + Duration::from_secs(30);
+    while workspace.get("/v1/meters").await.status != 401 {
+        assert!(Instant::now() < end, "the key still works");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let list = on(&database, &["admin", "key", "list"]).succeeded().stdout;
+    assert!(list.contains(id) && list.contains("revoked"), "{list}");
+    ended(on(&database, &["admin", "key", "revoke", "nosuch"]), 1, "not found");
+}
+
+async fn workspaces_are_listed_and_renamed(database: Database) {
+    let server = Server::start(&database);
+    server.workspace().await;
+    let all = json(on(&database, &["admin", "workspace", "list", "--json"]));
+    let id = all[0]["id"].as_str().expect("an id");
+    on(&database, &["admin", "workspace", "rename", id, "Acme"]).succeeded();
+    assert!(on(&database, &["admin", "workspace", "list"]).succeeded().stdout.contains("Acme"));
+    ended(on(&database, &["admin", "workspace", "rename", id, " "]), 2, "characters");
+    ended(on(&database, &["admin", "workspace", "rename", "nosuch", "x"]), 1, "not found");
+    server.workspace().await;
+    ended(on(&database, &["admin", "key", "create"]), 1, "--workspace");
+    on(&database, &["admin", "key", "create", "--workspace", id]).succeeded();
+}
+
+async fn jobs_that_were_given_up_are_queued_anew(database: Database) {
+    on(&database, &["migrate"]).succeeded();
+    database.execute(
+        "INSERT INTO dead_letters (id, workspace_id, queue, key, payload, attempts, last_error, created_at)
+         VALUES ('0198c000-0000-7000-8000-000000000001', 1, 'others', 'k', '{}', 3, 'broken', 1)",
+    );
+    let found = json(on(&database, &["admin", "queue", "list", "--json"]));
+    assert_eq!(found["queues"][0]["dead"], 1);
+    let id = found["dead_letters"][0]["id"].as_str().expect("an id");
+    assert!(on(&database, &["admin", "queue", "list"]).succeeded().stdout.contains("broken"));
+    on(&database, &["admin", "queue", "retry", id]).succeeded();
+    ended(on(&database, &["admin", "queue", "retry", id]), 1, "already");
+    let found = json(on(&database, &["admin", "queue", "list", "--json"]));
+    assert_eq!((&found["queues"][0]["due"], &found["queues"][0]["dead"]), (&1.into(), &0.into()));
+}
+
+async fn doctor_finds_what_is_wrong(database: Database) {
+    let closed = [("OPEN_SPANNER_REGISTRATION_ENABLED", "false"), ("OPEN_SPANNER_SERVE_WORKERS", "on")];
+    let look = || with(&database, &["doctor", "--json"], &closed);
+    ended(look(), 3, "pending");
+    on(&database, &["migrate"]).succeeded();
+    let found = json(look());
+    assert!(found.as_array().is_some_and(|found| found.len() >= 4), "{found}");
+    // whoever may register, and whoever was given up
+    ended(on(&database, &["doctor"]), 3, "OPEN_SPANNER_REGISTRATION_ENABLED");
+    database.execute(
+        "INSERT INTO dead_letters (id, workspace_id, queue, key, payload, attempts, last_error, created_at)
+         VALUES ('1', 1, 'others', 'k', '{}', 3, 'broken', 1)",
+    );
+    ended(look(), 3, "1 given up");
+    database.execute("DELETE FROM dead_letters");
+    database.execute(
+        "INSERT INTO worker_instances (instance_id, worker, started_at, last_heartbeat_at)
+         VALUES ('host/0.1.0/7-x', 'alert', 1, 1)",
+    );
+    ended(look(), 3, "no alert worker lives");
+}
+
+#[test]
+fn doctor_tells_of_a_database_that_is_not_there() {
+    run(async {
+        let settings = [
+            ("OPEN_SPANNER_DB_DRIVER", "postgres"),
+            ("OPEN_SPANNER_POSTGRES_DSN", "postgres://nobody@127.0.0.1:1/nothing"),
+        ];
+        let directory = tempfile::tempdir().expect("a directory");
+        ended(program::run(&["doctor"], &settings, directory.path()), 3, "refused");
+    });
+}
