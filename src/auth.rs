@@ -28,6 +28,7 @@ use crate::auth::sql::users::Member;
 use crate::auth::sql::{keys, sessions};
 use crate::auth::throttle::Throttle;
 use crate::db::Store;
+use crate::db::audit::Actor;
 use crate::db::changes::Change;
 use crate::db::pool::{self, Reader};
 use crate::error::{Error, Result};
@@ -65,6 +66,7 @@ pub enum Credential {
     Key {
         id: i64,
         public_id: String,
+        name: String,
         grants: Grants,
         /// Empty: every meter.
         allowed_meters: HashSet<String>,
@@ -108,6 +110,18 @@ impl Caller {
         Reader { workspace_id: self.workspace_id, credential }
     }
 
+    /// Who is put down for what the caller changes.
+    pub fn actor(&self) -> Actor {
+        match &self.credential {
+            Credential::Session { .. } => {
+                Actor { kind: "user", id: self.user.id.clone(), name: self.user.email.clone() }
+            }
+            Credential::Key { public_id, name, .. } => {
+                Actor { kind: "api_key", id: public_id.clone(), name: name.clone() }
+            }
+        }
+    }
+
     fn new(member: Member, credential: Credential) -> Caller {
         let (workspace_id, user_id, role) = (member.workspace_id, member.user_id, member.role);
         Caller(Arc::new(Identity { workspace_id, user_id, role, user: member.into(), credential }))
@@ -117,6 +131,7 @@ impl Caller {
         let credential = Credential::Key {
             id: key.id,
             public_id: key.public_id,
+            name: key.name,
             grants: Grants::of(key.scopes.0.iter().map(String::as_str)),
             allowed_meters: key.allowed_meters.0.into_iter().collect(),
             expires_at: key.expires_at.map(Timestamp),

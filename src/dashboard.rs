@@ -22,8 +22,8 @@ use crate::auth::permission::{Access, Role};
 use crate::dashboard::guard::Guard;
 use crate::http::{self, Endpoint};
 use pages::{
-    alerts, destinations, events, explain, explore, exports, home, keys, members, meters, overview, plans,
-    quota, refused, saved, settings, sign_in, subjects, system, welcome,
+    alerts, audit, destinations, events, explain, explore, exports, home, keys, members, meters, overview,
+    plans, quota, refused, saved, settings, sign_in, subjects, system, welcome,
 };
 
 fn get<F, Args>(path: &'static str, access: Access, handler: F) -> Endpoint
@@ -150,6 +150,7 @@ pub fn endpoints() -> Vec<Endpoint> {
         get("/api-keys/{id}/revoke", ADMIN, keys::confirm_revoke),
         post("/api-keys/{id}/revoke", ADMIN, keys::revoke),
 
+        get("/audit", ADMIN, audit::show),
         get("/members", VIEWER, members::list),
         post("/members/invite", ADMIN, members::invite),
         post("/members/invitations/{id}", ADMIN, members::revoke_invitation),

@@ -6,6 +6,7 @@
 //! Blocking diesel never runs on an async thread: a permit of the pool is awaited, then the work runs on a blocking
 //! thread that finds its connection free.
 
+pub mod audit;
 pub mod changes;
 pub mod columns;
 mod error;
@@ -471,8 +472,12 @@ impl Store {
         work: impl Fn(&mut Conn, Link) -> Result<T, DbError> + Send + 'static,
     ) -> Result<T> {
         let pool = self.0.writer.as_ref().unwrap_or(&self.0.readers);
-        let work =
-            move |conn: &mut Conn, limits, link| conn.transaction(limits, |conn: &mut Conn| work(conn, link));
+        let scene = audit::scene();
+        let work = move |conn: &mut Conn, limits, link| {
+            conn.transaction(limits, |conn: &mut Conn| {
+                audit::witnessed(conn, operation, scene.as_deref(), |conn| work(conn, link))
+            })
+        };
         self.run(pool, class, operation, false, limits, work).await
     }
 

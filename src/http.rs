@@ -2,6 +2,7 @@
 //! the handlers enforces it. Handlers parse, call a rule or the store, and answer; no SQL and no rules here.
 
 pub mod alerts;
+pub mod audit;
 pub mod dead_letters;
 pub mod destinations;
 pub mod entitlements;
@@ -37,6 +38,7 @@ use crate::app::App;
 use crate::auth::permission::{Access, Role, Scope, allow};
 use crate::auth::{Caller, Credential};
 use crate::config::{self, LogRequests};
+use crate::db::audit::{self as trail, Actor, Scene};
 use crate::db::pool;
 use crate::error::Error;
 use crate::http::openapi::Doc;
@@ -241,6 +243,9 @@ pub fn endpoints() -> Vec<Endpoint> {
         endpoint(Method::DELETE, "/v1/alerts/{id}", writes(&[Scope::AlertsWrite]), alerts::delete, alerts::describe_delete),
         endpoint(Method::POST, "/v1/alerts/{id}/evaluate", writes(&[Scope::AlertsWrite]), alerts::evaluate_now, alerts::describe_evaluate_now),
 
+        endpoint(Method::GET, "/v1/audit-events", Access::Key(&[Scope::AuditRead], Role::Admin), audit::list, audit::describe_list),
+        endpoint(Method::GET, "/v1/audit-events/export", Access::Key(&[Scope::AuditRead], Role::Admin), audit::export, audit::describe_export),
+
         endpoint(Method::GET, "/v1/system/workers/dead-letters", reads(&[Scope::SystemRead]), dead_letters::list, dead_letters::describe_list),
         endpoint(Method::POST, "/v1/system/workers/dead-letters/{id}/retry", writes(&[Scope::SystemWrite]), dead_letters::requeue, dead_letters::describe_requeue),
 
@@ -373,7 +378,8 @@ pub async fn gate(
                 match reception.enter(&app, access, &request).await {
                     Err(refusal) => Some(refusal),
                     Ok(cookies) => {
-                        let response = next.call(request).await?.map_into_boxed_body();
+                        let scene = scene(&app, &request, &request_id);
+                        let response = trail::within(scene, next.call(request)).await?.map_into_boxed_body();
                         return Ok(reception.leave(&app, cookies, response));
                     }
                 }
@@ -391,7 +397,8 @@ pub async fn gate(
             Some(refusal) => Ok(request.into_response(refusal).map_into_boxed_body()),
             None => {
                 let reader = request.extensions().get::<Caller>().map(Caller::reader);
-                let answer = pool::read_by(reader, next.call(request)).await;
+                let scene = scene(&app, &request, &request_id);
+                let answer = trail::within(scene, pool::read_by(reader, next.call(request))).await;
                 answer.map(ServiceResponse::map_into_boxed_body)
             }
         }
@@ -413,6 +420,20 @@ pub async fn gate(
     let policy = app.config.http.log_requests;
     observe(policy, &method, route, response.status(), started, &request_id, caller.as_ref());
     Ok(response)
+}
+
+/// Who is put down for what the request changes.
+fn scene(app: &App, request: &ServiceRequest, request_id: &str) -> Scene {
+    let caller = request.extensions().get::<Caller>().cloned();
+    let agent = session::sent_header(request.request(), "user-agent").unwrap_or_default();
+    Scene {
+        workspace_id: caller.as_ref().map_or(trail::SERVER, |caller| caller.workspace_id),
+        actor: caller.as_ref().map_or_else(Actor::nobody, Caller::actor),
+        address: session::address(app, request.request()).to_string(),
+        user_agent: agent.to_owned(),
+        request_id: request_id.to_owned(),
+        target: extract::last_segment(request.request()),
+    }
 }
 
 /// What browsers and caches between are told about every answer.

@@ -5,7 +5,7 @@
 //!   [`net`]: connections and bodies of callers, how many and for how long; [`metrics`]
 //! - [`metering`]: the rules, without I/O; [`clock`]: what time it is
 //! - [`db`]: the engine of both databases
-//! - [`jobs`]: how background work is done; [`auth`]: who is calling and what they may do; [`meters`]; [`usage`]: reading
+//! - [`audit`]: who changed what; [`jobs`]: how background work is done; [`auth`]: who is calling and what they may do; [`meters`]; [`usage`]: reading
 //! - [`entitlements`], [`exports`], [`alerts`]: a domain holds its rules, its work and its SQL
 //! - [`ingest`]: the way in: admission, queue, group commit
 //! - [`app`]: what every door is handed; [`retention`]: what old rows come to
@@ -16,6 +16,7 @@
 
 pub mod alerts;
 pub mod app;
+pub mod audit;
 pub mod auth;
 pub mod cli;
 pub mod clock;

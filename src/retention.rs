@@ -15,7 +15,7 @@ use uuid::Uuid;
 use self::partitions::{Attached, Month};
 use self::sql::{Expiring, PruneRun, PrunedMeter};
 use crate::app::App;
-use crate::db::{Conn, DbError, Store, leases};
+use crate::db::{Conn, DbError, Store, audit, leases};
 use crate::entitlements::sql::decisions;
 use crate::error::{Error, Result};
 use crate::jobs::heartbeat::Heartbeat;
@@ -143,7 +143,11 @@ async fn prune_workspace(
     let mut recorded = Ok(());
     if run.deleted > 0 || (record_nothing && outcome.is_ok()) {
         let row = run.clone();
-        let add = move |conn: &mut _| sql::add_run(conn, workspace_id, &row);
+        let add = move |conn: &mut _| {
+            audit::in_workspace(workspace_id);
+            audit::about(&row.id.to_string(), "");
+            sql::add_run(conn, workspace_id, &row)
+        };
         recorded = store.write("retention::add_run", add).await;
     }
     turn.end().await;

@@ -2,6 +2,7 @@
 //! means for keys and sessions is felt at once on this server, and told to others.
 
 use serde::Serialize;
+use serde_json::json;
 use utoipa::ToSchema;
 
 use crate::auth::permission::Role;
@@ -12,7 +13,7 @@ use crate::auth::sql::members::{self, Colleague, Place, Touched};
 use crate::auth::token::{self, INVITATION_PREFIX, Token};
 use crate::auth::{Auth, Caller};
 use crate::db::changes::Change;
-use crate::db::{Conn, DbError};
+use crate::db::{Conn, DbError, audit};
 use crate::error::{Error, Result};
 use crate::metering::time::{DAY, Timestamp};
 
@@ -141,6 +142,8 @@ impl Auth {
             if role != Role::Owner {
                 keep_an_owner(conn, own.workspace_id, member.role)?;
             }
+            audit::about(&member.public_id, &member.email);
+            audit::states(Some(json!({"role": member.role})), Some(json!({"role": role})));
             members::set_role(conn, own.workspace_id, member.user_id, role)
         };
         self.tell(self.0.store.write("members::set_role", work).await?);
@@ -156,6 +159,7 @@ impl Auth {
             if heir.user_id == own.user_id {
                 return Err(Error::invalid("user_id must be another member").into());
             }
+            audit::about(&heir.public_id, &heir.email);
             let mut touched = members::set_role(conn, own.workspace_id, heir.user_id, Role::Owner)?;
             let own = members::set_role(conn, own.workspace_id, own.user_id, Role::Admin)?;
             touched.keys.extend(own.keys);
@@ -175,6 +179,8 @@ impl Auth {
             keep_an_owner(conn, own.workspace_id, member.role)?;
             let heir = (fate == KeyFate::Transfer && member.user_id != own.user_id).then_some(own.user_id);
             let gone = Owner { user_id: member.user_id, ..own };
+            audit::about(&member.public_id, &member.email);
+            audit::states(Some(json!({"role": member.role})), Some(json!({"keys_kept": heir.is_some()})));
             members::remove(conn, gone, heir, now)
         };
         self.tell(self.0.store.write("members::remove", work).await?);
@@ -205,6 +211,7 @@ impl Auth {
         }
         let work = move |conn: &mut Conn| {
             as_owner(conn, own)?;
+            audit::about("", &name);
             members::rename(conn, own.workspace_id, &name)?;
             Ok(Touched { sessions: members::sessions_of(conn, own.workspace_id)?, keys: Vec::new() })
         };
@@ -238,7 +245,10 @@ impl Auth {
         };
         let work = move |conn: &mut Conn| {
             members::lock(conn, new.workspace_id)?;
-            invitations::create(conn, &new, now)
+            let made = invitations::create(conn, &new, now)?;
+            audit::about(&made.public_id, &made.email);
+            audit::states(None, Some(json!({"role": made.role})));
+            Ok(made)
         };
         Ok((self.0.store.write("invitations::create", work).await?, token))
     }
@@ -284,6 +294,7 @@ impl Auth {
                 return Err(Error::conflict("the invitation is not open any more").into());
             }
             members::join(conn, invitation.workspace_id, user_id, invitation.role, now)?;
+            audit::about(&invitation.public_id, &invitation.email);
             Ok(invitation.workspace_id)
         };
         self.move_session("invitations::accept", user_id, shown, join).await

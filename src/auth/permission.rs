@@ -72,10 +72,11 @@ pub enum Scope {
     PlansWrite = 1 << 9,
     SystemRead = 1 << 10,
     SystemWrite = 1 << 11,
+    AuditRead = 1 << 12,
 }
 
 impl Scope {
-    pub const ALL: [Scope; 12] = [
+    pub const ALL: [Scope; 13] = [
         Scope::UsageRead,
         Scope::UsageWrite,
         Scope::MetersRead,
@@ -88,6 +89,7 @@ impl Scope {
         Scope::PlansWrite,
         Scope::SystemRead,
         Scope::SystemWrite,
+        Scope::AuditRead,
     ];
 
     pub fn as_str(self) -> &'static str {
@@ -104,6 +106,7 @@ impl Scope {
             Scope::PlansWrite => "plans:write",
             Scope::SystemRead => "system:read",
             Scope::SystemWrite => "system:write",
+            Scope::AuditRead => "audit:read",
         }
     }
 
@@ -228,7 +231,7 @@ mod tests {
     fn wildcards_cover_their_family() {
         assert_eq!(granted(&["usage:*"]), ["usage:read", "usage:write"]);
         assert_eq!(granted(&["system:*"]), ["system:read", "system:write"]);
-        assert_eq!(granted(&["*"]).len(), 12);
+        assert_eq!(granted(&["*"]).len(), 13);
         for unknown in ["", ":*", "billing:*", "usage:delete", "usage", "usage:", "*:*", "**", "*:read"] {
             assert!(granted(&[unknown]).is_empty(), "{unknown:?} grants something");
         }

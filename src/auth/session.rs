@@ -12,7 +12,7 @@ use crate::auth::throttle::is_trusted;
 use crate::auth::token::{self, ACCESS_PREFIX, REFRESH_PREFIX, Token, TokenHash};
 use crate::auth::{Auth, User, password};
 use crate::config::SecureCookies;
-use crate::db::{Conn, DbError};
+use crate::db::{Conn, DbError, audit};
 use crate::error::{Code, Error, Result};
 use crate::metering::time::{DAY, SECOND, Timestamp};
 
@@ -161,10 +161,28 @@ impl Auth {
         throttle.check_login(&email, address, Timestamp::now())?;
         if !turn.verify(password, stored).await? {
             throttle.login_failed(Some(&email), address, Timestamp::now());
+            self.record_failure(user_id).await;
             return Err(Error::unauthorized());
         }
         throttle.login_succeeded(&email);
         self.open_session(user_id).await
+    }
+
+    /// Leaves a row in the trail of a known user; strangers who guess names leave none.
+    async fn record_failure(&self, user_id: i64) {
+        let work = move |conn: &mut Conn| {
+            match users::anywhere(conn, user_id)? {
+                Some(member) => users::tell(&member),
+                None => audit::nothing_changed(),
+            }
+            audit::by(audit::Actor::nobody());
+            Ok(())
+        };
+        if user_id != 0
+            && let Err(error) = self.0.store.write("sessions::fail", work).await
+        {
+            log::warn!(error:%; "a failed sign-in was not recorded");
+        }
     }
 
     /// A session in the user's home workspace, for a user whose identity is proven.
@@ -177,7 +195,9 @@ impl Auth {
             let login_id = uuid::Uuid::now_v7().to_string();
             let login = Login { login_id, form_key: form_key.to_vec(), user_id, workspace_id };
             sessions::open(conn, &login, &pair, now)?;
-            member(conn, &login)
+            let member = member(conn, &login)?;
+            users::tell(&member);
+            Ok(member)
         };
         let member = self.0.store.vital().write("sessions::open", work).await?;
         Ok(fresh.given_to(member.into()))
@@ -196,8 +216,10 @@ impl Auth {
         let (fresh, form_key) = (NewTokenPair::new(now)?, token::random::<FORM_KEY_BYTES>()?);
         let (pair, hashes) = (fresh.pair, shown.hashes());
         let work = move |conn: &mut Conn| {
-            let workspace_id = find(conn)?;
             let ended = sessions::close(conn, &hashes)?;
+            audit::something_changed();
+            let workspace_id = find(conn)?;
+            audit::in_workspace(workspace_id);
             let login_id = uuid::Uuid::now_v7().to_string();
             let login = Login { login_id, form_key: form_key.to_vec(), user_id, workspace_id };
             sessions::open(conn, &login, &pair, now)?;

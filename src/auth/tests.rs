@@ -44,6 +44,7 @@ pub(super) fn caller_with_key(role: Role, scopes: &[&str], allowed_meters: &[&st
     let credential = Credential::Key {
         id: 1,
         public_id: "k".into(),
+        name: "k".into(),
         grants: Grants::of(scopes.iter().copied()),
         allowed_meters: allowed_meters.iter().map(|name| name.to_string()).collect(),
         expires_at: None,

@@ -445,6 +445,8 @@ pub struct Retention {
     pub prune_timeout: Duration,
     /// Age at which consumption decisions are pruned.
     pub decisions: Duration,
+    /// Age at which rows of the audit trail are pruned; none: never.
+    pub audit: Option<Duration>,
 }
 
 impl Retention {
@@ -454,6 +456,7 @@ impl Retention {
             prune_interval: v.duration("RETENTION_PRUNE_INTERVAL"),
             prune_timeout: v.duration("RETENTION_PRUNE_TIMEOUT"),
             decisions: v.duration("CONSUMPTION_DECISION_RETENTION"),
+            audit: v.optional_duration("AUDIT_RETENTION"),
         }
     }
 }

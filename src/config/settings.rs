@@ -219,6 +219,7 @@ pub const TABLE: &[Group] = &[
         row("RETENTION_PRUNE_INTERVAL",       "1h",    Duration,           "time between two runs"),
         row("RETENTION_PRUNE_TIMEOUT",        "30m",   Duration,           "longest run"),
         row("CONSUMPTION_DECISION_RETENTION", "720h",  Duration,           "age at which consumption decisions are deleted"),
+        row("AUDIT_RETENTION",                "17520h", DurationOrZero,    "age at which rows of the audit trail are deleted; 0: never"),
         row("OPERATIONAL_HISTORY_RETENTION",  "720h",  Duration,           "age at which finished runs and deliveries are deleted"),
         row("OPERATIONAL_HISTORY_INTERVAL",   "1h",    Duration,           "time between two such deletions"),
         row("OPERATIONAL_HISTORY_TIMEOUT",    "5m",    Duration,           "longest such deletion"),

@@ -1,6 +1,7 @@
 //! The pages, one file per group.
 
 pub mod alerts;
+pub mod audit;
 pub mod destinations;
 pub mod events;
 pub mod explain;

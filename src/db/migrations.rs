@@ -94,6 +94,7 @@ pub fn grant(driver: &Driver, role: &str) -> Result<()> {
          ALTER DEFAULT PRIVILEGES IN SCHEMA {schema} GRANT {rights} TABLES TO {role};
          ALTER DEFAULT PRIVILEGES IN SCHEMA {schema} GRANT USAGE, SELECT ON SEQUENCES TO {role};
          REVOKE INSERT, UPDATE, DELETE ON __diesel_schema_migrations FROM {role};
+         REVOKE UPDATE, DELETE ON audit_events FROM {role};
          COMMIT"
     ))
     .map_err(|error| failed("the role was not let in", &DbError::from(error)))

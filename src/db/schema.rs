@@ -109,6 +109,38 @@ table! {
 }
 
 table! {
+    audit_heads (workspace_id) {
+        workspace_id -> BigInt,
+        sequence -> BigInt,
+        hash -> Binary,
+        pruned_sequence -> BigInt,
+        pruned_hash -> Binary,
+    }
+}
+
+table! {
+    audit_events (workspace_id, sequence) {
+        workspace_id -> BigInt,
+        sequence -> BigInt,
+        id -> Text,
+        time -> BigInt,
+        actor_kind -> Text,
+        actor_id -> Text,
+        actor_name -> Text,
+        action -> Text,
+        target_kind -> Text,
+        target_id -> Text,
+        target_name -> Text,
+        state_before -> Text,
+        state_after -> Text,
+        address -> Text,
+        user_agent -> Text,
+        request_id -> Text,
+        hash -> Binary,
+    }
+}
+
+table! {
     meters (id) {
         id -> BigInt,
         public_id -> Text,

@@ -331,6 +331,13 @@ impl<T: DeserializeOwned + Send + 'static> FromRequest for JsonList<T> {
     }
 }
 
+/// The last parameter of the path, unless it is a secret that opens something.
+pub(crate) fn last_segment(request: &HttpRequest) -> String {
+    let last = request.match_info().iter().filter(|(name, _)| *name != "token").last();
+    let raw = last.map_or("", |(_, value)| value);
+    percent_encoding::percent_decode_str(raw).decode_utf8_lossy().into_owned()
+}
+
 /// The one path parameter of a route, percent-decoded.
 pub struct Id(pub String);
 

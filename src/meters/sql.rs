@@ -15,7 +15,7 @@ use crate::db::row_cache::RowCache;
 use crate::db::schema::{
     dimension_sets, events, meters, rollup_deltas, rollup_facets, rollups, subject_activity,
 };
-use crate::db::{Conn, DbError, Store, limits};
+use crate::db::{Conn, DbError, Store, audit, limits};
 use crate::error::{Error, Result};
 use crate::metering::meter::{Aggregation, Dimension, Meter};
 use crate::metering::time::Timestamp;
@@ -81,6 +81,13 @@ fn dimensions_text(dimensions: &[Dimension]) -> Result<String, DbError> {
     serde_json::to_string(dimensions).map_err(|error| Error::internal(error).into())
 }
 
+/// What the audit trail keeps of a meter.
+fn shown(meter: &Meter) -> serde_json::Value {
+    serde_json::json!({"name": meter.name, "description": meter.description, "unit": meter.unit,
+        "aggregation": meter.aggregation, "dimensions": meter.dimensions,
+        "event_retention_days": meter.event_retention_days})
+}
+
 /// Stores a new meter (its `id` is ignored) and returns it with its id; 409 when the name is taken.
 pub fn add(conn: &mut Conn, meter: &Meter) -> Result<Meter, DbError> {
     limits::check(conn, limits::Kind::Meter, meter.workspace_id)?;
@@ -103,7 +110,11 @@ pub fn add(conn: &mut Conn, meter: &Meter) -> Result<Meter, DbError> {
         .get_result(conn)
         .map_err(DbError::from);
     match added {
-        Ok(id) => Ok(Meter { id, ..meter.clone() }),
+        Ok(id) => {
+            audit::about(&meter.public_id, &meter.name);
+            audit::states(None, Some(shown(meter)));
+            Ok(Meter { id, ..meter.clone() })
+        }
         Err(fault) if fault.violates("meters_workspace_name_key") => {
             Err(Error::conflict(format!("a meter named {:?} exists", meter.name)).into())
         }
@@ -253,6 +264,8 @@ pub fn update(
             meters::event_retention_days.eq(changed.event_retention_days),
         ))
         .execute(conn)?;
+    audit::about(&changed.public_id, &changed.name);
+    audit::states(Some(shown(&current)), Some(shown(&changed)));
     Ok(Some(Changed { before: current, after: changed }))
 }
 
@@ -271,6 +284,8 @@ pub fn delete(
         return Err(Error::conflict(format!("meter {:?} has stored events", meter.name)).into());
     }
     refuse_while_used(conn, &meter)?;
+    audit::about(&meter.public_id, &meter.name);
+    audit::states(Some(shown(&meter)), None);
     both!(conn, c => {
         diesel::delete(rollups::table.filter(rollups::meter_id.eq(meter.id))).execute(c)?;
         diesel::delete(rollup_deltas::table.filter(rollup_deltas::meter_id.eq(meter.id))).execute(c)?;

@@ -198,6 +198,13 @@ fn start_timers(app: &App) -> Vec<JoinHandle<()>> {
         })),
     ];
     timers.push(tokio::spawn(app.ingest.fold()));
+    if let Some(lifetime) = app.config.retention.audit {
+        let store = app.store.clone();
+        timers.push(tokio::spawn(every(Duration::from_secs(3600), move || {
+            let store = store.clone();
+            async move { crate::audit::prune(&store, lifetime).await.map(drop) }
+        })));
+    }
     if let Some(log) = wal::path(&app.config.db.driver) {
         let driver = app.config.db.driver.clone();
         timers.push(tokio::spawn(every(Duration::from_secs(10), move || {

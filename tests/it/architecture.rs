@@ -15,6 +15,7 @@ const FLOORS: &[&str] = &[
     "metering",
     "clock",
     "db",
+    "audit",
     "jobs",
     "auth",
     "meters",
@@ -165,4 +166,34 @@ fn sql_stands_in_its_places() {
         .map(|source| format!("{}: SQL belongs to the `sql` of its domain", source.path))
         .collect();
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// The names of the transactions in a text: what stands behind `.write(` and its like.
+fn operations(text: &str) -> Vec<&str> {
+    let mut found = Vec::new();
+    for call in [".write(", ".write_before(", ".move_session("] {
+        for (at, _) in text.match_indices(call) {
+            let arguments = &text[at + call.len()..];
+            let name = arguments.split('"').nth(1).filter(|name| name.contains("::"));
+            let is_near = arguments.find('"').is_some_and(|quote| quote < 40);
+            found.extend(name.filter(|_| is_near));
+        }
+    }
+    found
+}
+
+#[test]
+fn each_transaction_is_a_change_or_is_none() {
+    use open_spanner::db::audit::{CHANGES, NO_CHANGES};
+    let sources = sources();
+    let found: std::collections::BTreeSet<&str> =
+        sources.iter().flat_map(|source| operations(&source.text)).collect();
+    let is_known =
+        |name: &&&str| CHANGES.iter().any(|(known, ..)| known == *name) || NO_CHANGES.contains(*name);
+    let unknown: Vec<&&str> = found.iter().filter(|name| !is_known(name)).collect();
+    assert!(unknown.is_empty(), "in neither list of src/db/audit.rs: {unknown:?}");
+    assert!(found.len() > 50, "the sources are understood: {found:?}");
+    let gone: Vec<&str> =
+        CHANGES.iter().map(|(name, ..)| *name).filter(|name| !found.contains(name)).collect();
+    assert!(gone.is_empty(), "no transaction is called so: {gone:?}");
 }

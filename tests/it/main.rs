@@ -5,6 +5,7 @@ mod support;
 
 mod alerts;
 mod architecture;
+mod audit;
 mod bad_input;
 mod clocks;
 mod commands;

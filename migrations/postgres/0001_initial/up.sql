@@ -114,6 +114,49 @@ CREATE TABLE invitations (
 CREATE INDEX invitations_workspace ON invitations (workspace_id, created_at);
 CREATE UNIQUE INDEX invitations_open ON invitations (workspace_id, email) WHERE accepted_at IS NULL AND revoked_at IS NULL;
 
+-- Who changed what: one row per change, never changed; a chain of hashes per workspace, 0 for what belongs to none.
+-- Rows outlive what they tell of.
+CREATE TABLE audit_heads (
+    workspace_id BIGINT PRIMARY KEY,
+    sequence BIGINT NOT NULL,
+    hash BYTEA NOT NULL,
+    -- the newest row that was pruned: the chain begins behind it
+    pruned_sequence BIGINT NOT NULL,
+    pruned_hash BYTEA NOT NULL
+);
+CREATE TABLE audit_events (
+    workspace_id BIGINT NOT NULL,
+    sequence BIGINT NOT NULL,
+    id TEXT NOT NULL,
+    time BIGINT NOT NULL,
+    actor_kind TEXT NOT NULL,
+    actor_id TEXT NOT NULL,
+    actor_name TEXT NOT NULL,
+    action TEXT NOT NULL,
+    target_kind TEXT NOT NULL,
+    target_id TEXT NOT NULL,
+    target_name TEXT NOT NULL,
+    -- JSON, or empty
+    state_before TEXT NOT NULL,
+    state_after TEXT NOT NULL,
+    address TEXT NOT NULL,
+    user_agent TEXT NOT NULL,
+    request_id TEXT NOT NULL,
+    hash BYTEA NOT NULL,
+    PRIMARY KEY (workspace_id, sequence)
+);
+CREATE FUNCTION keep_audit_event() RETURNS TRIGGER LANGUAGE plpgsql AS $$
+BEGIN
+    IF TG_OP = 'UPDATE' THEN
+        RAISE EXCEPTION 'audit events are never changed';
+    END IF;
+    IF OLD.sequence > COALESCE((SELECT pruned_sequence FROM audit_heads WHERE workspace_id = OLD.workspace_id), 0) THEN
+        RAISE EXCEPTION 'audit events are pruned, never deleted';
+    END IF;
+    RETURN OLD;
+END $$;
+CREATE TRIGGER audit_events_keep BEFORE UPDATE OR DELETE ON audit_events FOR EACH ROW EXECUTE FUNCTION keep_audit_event();
+
 -- What is measured --------------------------------------------------------------------------------
 
 CREATE TABLE meters (

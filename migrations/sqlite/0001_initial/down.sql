@@ -38,6 +38,8 @@ DROP TABLE settled_keys;
 DROP TABLE dimension_sets;
 DROP TABLE subjects;
 DROP TABLE meters;
+DROP TABLE audit_events;
+DROP TABLE audit_heads;
 DROP TABLE invitations;
 DROP TABLE api_key_events;
 DROP TABLE api_keys;

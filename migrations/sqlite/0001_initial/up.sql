@@ -105,6 +105,43 @@ CREATE TABLE invitations (
 CREATE INDEX invitations_workspace ON invitations (workspace_id, created_at);
 CREATE UNIQUE INDEX invitations_open ON invitations (workspace_id, email) WHERE accepted_at IS NULL AND revoked_at IS NULL;
 
+-- Who changed what: one row per change, never changed; a chain of hashes per workspace, 0 for what belongs to none.
+-- Rows outlive what they tell of.
+CREATE TABLE audit_heads (
+    workspace_id INTEGER PRIMARY KEY,
+    sequence INTEGER NOT NULL,
+    hash BLOB NOT NULL,
+    -- the newest row that was pruned: the chain begins behind it
+    pruned_sequence INTEGER NOT NULL,
+    pruned_hash BLOB NOT NULL
+) STRICT;
+CREATE TABLE audit_events (
+    workspace_id INTEGER NOT NULL,
+    sequence INTEGER NOT NULL,
+    id TEXT NOT NULL,
+    time INTEGER NOT NULL,
+    actor_kind TEXT NOT NULL,
+    actor_id TEXT NOT NULL,
+    actor_name TEXT NOT NULL,
+    action TEXT NOT NULL,
+    target_kind TEXT NOT NULL,
+    target_id TEXT NOT NULL,
+    target_name TEXT NOT NULL,
+    -- JSON, or empty
+    state_before TEXT NOT NULL,
+    state_after TEXT NOT NULL,
+    address TEXT NOT NULL,
+    user_agent TEXT NOT NULL,
+    request_id TEXT NOT NULL,
+    hash BLOB NOT NULL,
+    PRIMARY KEY (workspace_id, sequence)
+) STRICT, WITHOUT ROWID;
+CREATE TRIGGER audit_events_change BEFORE UPDATE ON audit_events
+BEGIN SELECT RAISE(ABORT, 'audit events are never changed'); END;
+CREATE TRIGGER audit_events_delete BEFORE DELETE ON audit_events
+WHEN OLD.sequence > COALESCE((SELECT pruned_sequence FROM audit_heads WHERE workspace_id = OLD.workspace_id), 0)
+BEGIN SELECT RAISE(ABORT, 'audit events are pruned, never deleted'); END;
+
 -- What is measured --------------------------------------------------------------------------------
 
 CREATE TABLE meters (

@@ -3,7 +3,7 @@
 use diesel::prelude::*;
 
 use crate::db::schema::{alert_destinations, alert_rules};
-use crate::db::{Conn, DbError, limits};
+use crate::db::{Conn, DbError, audit, limits};
 use crate::error::Error;
 use crate::metering::time::Timestamp;
 
@@ -71,7 +71,15 @@ pub fn add(
         updated_at: now.0,
     };
     diesel::insert_into(alert_destinations::table).values(&row).execute(conn)?;
+    audit::about(&row.public_id, &terms.name);
+    audit::states(None, Some(shown(terms)));
     get(conn, workspace_id, &row.public_id)
+}
+
+/// What the audit trail keeps of a destination: not the path of its address, which may be a secret.
+fn shown(terms: &DestinationSpec) -> serde_json::Value {
+    let host = url::Url::parse(&terms.webhook_url).ok().and_then(|url| url.host_str().map(str::to_owned));
+    serde_json::json!({"name": terms.name, "enabled": terms.enabled, "host": host})
 }
 
 /// Newest first.
@@ -131,6 +139,8 @@ pub fn update(
             alert_destinations::updated_at.eq(now.0),
         ))
         .execute(conn)?;
+    audit::about(public_id, &terms.name);
+    audit::states(None, Some(shown(&terms)));
     get(conn, workspace_id, public_id)
 }
 
@@ -152,6 +162,7 @@ pub fn rotate(
             alert_destinations::updated_at.eq(now.0),
         ))
         .execute(conn)?;
+    audit::about(public_id, &found.name);
     get(conn, workspace_id, public_id)
 }
 
@@ -167,13 +178,27 @@ pub fn delete(conn: &mut Conn, workspace_id: i64, public_id: &str) -> Result<(),
         return Err(Error::conflict("alert rules use this destination").into());
     }
     diesel::delete(alert_destinations::table.find(found.id)).execute(conn)?;
+    audit::about(public_id, &found.name);
     Ok(())
 }
 
 /// The receiver said that it is gone.
 pub fn disable(conn: &mut Conn, id: i64, now: Timestamp) -> Result<(), DbError> {
-    diesel::update(alert_destinations::table.find(id))
+    let disabled: Option<(i64, String, String)> = diesel::update(alert_destinations::table.find(id))
         .set((alert_destinations::enabled.eq(false), alert_destinations::updated_at.eq(now.0)))
-        .execute(conn)?;
+        .returning((
+            alert_destinations::workspace_id,
+            alert_destinations::public_id,
+            alert_destinations::name,
+        ))
+        .get_result(conn)
+        .optional()?;
+    match disabled {
+        Some((workspace_id, public_id, name)) => {
+            audit::in_workspace(workspace_id);
+            audit::about(&public_id, &name);
+        }
+        None => audit::nothing_changed(),
+    }
     Ok(())
 }

@@ -18,7 +18,7 @@ use crate::alerts::state;
 use crate::alerts::webhook::RulePart;
 use crate::db::columns::{quantity_of, readable};
 use crate::db::schema::{alert_deliveries, alert_destinations, alert_rules, alert_states, meters};
-use crate::db::{Conn, DbError, limits};
+use crate::db::{Conn, DbError, audit, limits};
 use crate::error::{Error, Result};
 use crate::jobs::queue::{self, DeadLetter, NewJob};
 use crate::metering::meter::Meter;
@@ -288,7 +288,17 @@ pub fn add(conn: &mut Conn, new: &NewRule, now: Timestamp) -> Result<Rule, DbErr
         .returning(alert_rules::id)
         .get_result(conn)?;
     mark_meter(conn, meter_id)?;
+    audit::about(&rule.public_id, &rule.terms.name);
+    audit::states(None, Some(shown(&rule.meter, &rule.terms)));
     Ok(rule)
+}
+
+/// What the audit trail keeps of a rule.
+fn shown(meter: &str, terms: &RuleSpec) -> serde_json::Value {
+    serde_json::json!({"name": terms.name, "meter": meter, "enabled": terms.enabled, "subject": terms.subject,
+        "metadata": terms.metadata, "window_seconds": terms.window_seconds, "comparator": terms.comparator.as_str(),
+        "threshold": terms.threshold, "group_by": terms.group_by,
+        "evaluation_interval_seconds": terms.evaluation_interval_seconds})
 }
 
 /// A change as the handler makes it from the rule: new terms, and other names where those change.
@@ -329,6 +339,8 @@ pub fn update(
     // again, now that nobody else can change it
     let old = rule(conn, workspace_id, public_id)?.ok_or_else(no_such_rule)?;
     let terms = change(&old)?.terms;
+    audit::about(public_id, &terms.name);
+    audit::states(Some(shown(&old.meter, &old.terms)), Some(shown(&meter, &terms)));
     let keeps_states = terms.enabled && terms.group_by == old.terms.group_by;
     if !keeps_states {
         let reason = if terms.enabled { "the grouping was changed" } else { "the rule was disabled" };
@@ -372,6 +384,8 @@ pub fn delete(conn: &mut Conn, workspace_id: i64, public_id: &str, now: Timestam
     lock_row(conn, "alert_rules", found.id)?;
     let rule = rule(conn, workspace_id, public_id)?.ok_or_else(no_such_rule)?;
     close(conn, &rule, "the rule was deleted", now)?;
+    audit::about(&rule.public_id, &rule.terms.name);
+    audit::states(Some(shown(&rule.meter, &rule.terms)), None);
     let settled = alert_deliveries::rule_id.eq(rule.id).and(alert_deliveries::status.ne("pending"));
     diesel::delete(alert_deliveries::table.filter(settled)).execute(conn)?;
     diesel::delete(alert_rules::table.find(rule.id)).execute(conn)?;

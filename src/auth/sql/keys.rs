@@ -2,6 +2,7 @@
 //! look-up by hash is confined to one user's keys in one workspace.
 
 use diesel::prelude::*;
+use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::auth::sql::users::{MEMBER, Member};
@@ -9,7 +10,7 @@ use crate::auth::token::TokenHash;
 use crate::db::columns::readable;
 use crate::db::identity::new_id;
 use crate::db::schema::{api_key_events, api_keys, memberships, users, workspaces};
-use crate::db::{Conn, DbError, limits};
+use crate::db::{Conn, DbError, audit, limits};
 use crate::error::Error;
 use crate::metering::time::Timestamp;
 
@@ -179,6 +180,8 @@ pub fn create(
     let public_id = Uuid::now_v7().to_string();
     let key = insert(conn, owner, &public_id, terms, secret, now)?;
     record(conn, owner, &key, "created", None, None, now)?;
+    audit::about(&key.public_id, &key.name);
+    audit::states(None, Some(terms_shown(&key)));
     Ok(key)
 }
 
@@ -209,11 +212,20 @@ fn insert(
     Ok(key)
 }
 
+/// What the audit trail keeps of a key.
+fn terms_shown(key: &ApiKey) -> Value {
+    json!({"prefix": key.prefix, "scopes": key.scopes.0, "allowed_meters": key.allowed_meters.0,
+           "expires_at": key.expires_at.map(Timestamp)})
+}
+
 /// Ends a key now; answers the hash under which others may remember it. Ending it again changes nothing; 404 when
 /// it is not the owner's.
 pub fn revoke(conn: &mut Conn, owner: Owner, public_id: &str, now: Timestamp) -> Result<Vec<u8>, DbError> {
     let Some((hash, key)) = lock(conn, owner, public_id)? else { return Err(no_such_key()) };
-    if key.revoked_at.is_none_or(|at| at > now.0) {
+    audit::about(&key.public_id, &key.name);
+    if key.revoked_at.is_some_and(|at| at <= now.0) {
+        audit::nothing_changed();
+    } else {
         set_revoked(conn, key.id, now)?;
         record(conn, owner, &key, "revoked", None, Some(now), now)?;
     }
@@ -280,6 +292,8 @@ pub fn rotate(
     set_revoked(conn, old.id, until)?;
     record(conn, owner, &key, "created", Some(&old.public_id), None, now)?;
     record(conn, owner, &old, "rotated", Some(&new_id), Some(until), now)?;
+    audit::about(&old.public_id, &old.name);
+    audit::states(None, Some(json!({"new_key": new_id, "old_key_ends_at": until})));
     Ok((key, old_hash))
 }
 

@@ -5,10 +5,10 @@ use diesel::dsl::case_when;
 use diesel::prelude::*;
 use diesel::sql_types::BigInt;
 
-use crate::auth::sql::users::{MEMBER, Member};
+use crate::auth::sql::users::{self, MEMBER, Member};
 use crate::auth::token::TokenHash;
-use crate::db::schema::{memberships, sessions, users, workspaces};
-use crate::db::{Conn, DbError};
+use crate::db::schema::{memberships, sessions, workspaces};
+use crate::db::{Conn, DbError, audit, schema};
 use crate::metering::time::Timestamp;
 
 /// The two kinds of token; neither is taken for the other.
@@ -79,7 +79,7 @@ pub fn open(conn: &mut Conn, login: &Login, pair: &Pair, now: Timestamp) -> Resu
 /// The member behind an access token, when it expires, which may be past, and the form key of the sign-in.
 pub fn find(conn: &mut Conn, hash: &TokenHash) -> Result<Option<(Member, i64, Vec<u8>)>, DbError> {
     let found = sessions::table
-        .inner_join(users::table.on(users::id.eq(sessions::user_id)))
+        .inner_join(schema::users::table.on(schema::users::id.eq(sessions::user_id)))
         .inner_join(workspaces::table.on(workspaces::id.eq(sessions::workspace_id)))
         .inner_join(
             memberships::table.on(memberships::workspace_id
@@ -117,9 +117,15 @@ pub fn use_up(
 pub fn close(conn: &mut Conn, hashes: &[TokenHash]) -> Result<Vec<Vec<u8>>, DbError> {
     let mut ended = Vec::new();
     for hash in hashes {
-        let login_id: Option<String> =
-            sessions::table.find(hash.as_slice()).select(sessions::login_id).first(conn).optional()?;
-        let Some(login_id) = login_id else { continue };
+        let login: Option<Login> = sessions::table
+            .find(hash.as_slice())
+            .select((sessions::login_id, sessions::form_key, sessions::user_id, sessions::workspace_id))
+            .first(conn)
+            .optional()?;
+        let Some(Login { login_id, user_id, workspace_id, .. }) = login else { continue };
+        if let Some(member) = users::member(conn, user_id, workspace_id)? {
+            users::tell(&member);
+        }
         // more than once: a refresh that was under way adds tokens which the first statement did not see
         loop {
             let dead: Vec<Vec<u8>> = diesel::delete(sessions::table)
@@ -131,6 +137,9 @@ pub fn close(conn: &mut Conn, hashes: &[TokenHash]) -> Result<Vec<Vec<u8>>, DbEr
             }
             ended.extend(dead);
         }
+    }
+    if ended.is_empty() {
+        audit::nothing_changed();
     }
     Ok(ended)
 }

@@ -5,6 +5,7 @@ use std::cmp::Reverse;
 use diesel::prelude::*;
 
 use crate::auth::permission::Role;
+use crate::db::audit::{self, Actor};
 use crate::db::identity::new_id;
 use crate::db::schema::{memberships, users, workspaces};
 use crate::db::{Conn, DbError};
@@ -93,7 +94,18 @@ pub fn register(
             fault => fault,
         })?;
     let workspace_id = create_workspace(conn, user_id, email, now)?;
-    member(conn, user_id, workspace_id)?.ok_or_else(|| Error::internal("a new member is missing").into())
+    let member =
+        member(conn, user_id, workspace_id)?.ok_or_else(|| Error::internal("a new member is missing"))?;
+    tell(&member);
+    Ok(member)
+}
+
+/// Puts what is being changed down to this member, where the call does not tell who it is.
+pub fn tell(member: &Member) {
+    audit::in_workspace(member.workspace_id);
+    let (id, name) = (member.user_public_id.clone(), member.email.clone());
+    audit::about(&id, &name);
+    audit::by(Actor { kind: "user", id, name });
 }
 
 /// A user's own workspace, named after the address.
@@ -135,6 +147,18 @@ pub fn home(conn: &mut Conn, user_id: i64, now: Timestamp) -> Result<i64, DbErro
     }
     let email: String = users::table.find(user_id).select(users::email).first(conn)?;
     create_workspace(conn, user_id, &email, now)
+}
+
+/// The user in the oldest of their workspaces.
+pub fn anywhere(conn: &mut Conn, user_id: i64) -> Result<Option<Member>, DbError> {
+    let found = memberships::table
+        .inner_join(users::table.on(users::id.eq(memberships::user_id)))
+        .inner_join(workspaces::table.on(workspaces::id.eq(memberships::workspace_id)))
+        .filter(memberships::user_id.eq(user_id))
+        .order((memberships::created_at, memberships::workspace_id))
+        .select(MEMBER)
+        .first(conn);
+    Ok(found.optional()?)
 }
 
 pub fn member(conn: &mut Conn, user_id: i64, workspace_id: i64) -> Result<Option<Member>, DbError> {

@@ -11,7 +11,7 @@ use diesel::sql_types::{BigInt, Bool, Integer, Nullable, Text};
 use crate::both;
 use crate::db::identity::{Clock, new_id};
 use crate::db::schema::{plan_assignments, subjects, workspaces};
-use crate::db::{Conn, DbError};
+use crate::db::{Conn, DbError, audit};
 use crate::entitlements::assignment::{AssignmentPeriod, Status, anchor_of_new};
 use crate::entitlements::jobs::Evaluation;
 use crate::entitlements::plan::Plan;
@@ -201,6 +201,11 @@ pub fn assign(
     both!(conn, c => diesel::insert_into(plan_assignments::table).values(&row).execute(c)?);
     let before = plan_ids(old.iter().filter(|span| span.ends_at.is_none_or(|end| end > now)));
     evaluate_plans(conn, workspace_id, &[subject_id], before.into_iter().chain([plan.id]).collect(), now)?;
+    audit::about("", subject);
+    audit::states(
+        None,
+        Some(serde_json::json!({"plan_id": plan.public_id, "plan": plan.name, "starts_at": starts_at})),
+    );
     Ok(Assignment {
         public_id: row.public_id,
         subject_id,
@@ -245,6 +250,7 @@ pub fn unassign(conn: &mut Conn, workspace_id: i64, subject: &str, clock: Clock)
     if end_all(conn, subject_id, now, now)? == 0 {
         return Err(nothing());
     }
+    audit::about("", subject);
     let before = plan_ids(old.iter().filter(|span| span.ends_at.is_none_or(|end| end > now)));
     evaluate_plans(conn, workspace_id, &[subject_id], before, now)
 }

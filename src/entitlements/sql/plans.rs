@@ -16,7 +16,7 @@ use crate::db::columns::quantity_of;
 use crate::db::identity::{Clock, new_id};
 use crate::db::row_cache::RowCache;
 use crate::db::schema::{meters, plan_assignments, plan_limits, plans};
-use crate::db::{Conn, DbError, Store, limits};
+use crate::db::{Conn, DbError, Store, audit, limits};
 use crate::entitlements::assignment::AssignmentPeriod;
 use crate::entitlements::consume::UnreadableLimit;
 use crate::entitlements::period::Period;
@@ -344,7 +344,22 @@ pub fn add(conn: &mut Conn, workspace_id: i64, draft: &Draft, now: Timestamp) ->
     hold_meters(conn, &plan)?;
     // again, now that they cannot go away
     let plan = Plan { public_id: plan.public_id, ..resolve(conn, workspace_id, draft, None, now)? };
-    store(conn, plan)
+    let plan = store(conn, plan)?;
+    audit::about(&plan.public_id, &plan.name);
+    audit::states(None, Some(shown(&plan)));
+    Ok(plan)
+}
+
+/// What the audit trail keeps of a plan.
+fn shown(plan: &Plan) -> serde_json::Value {
+    let limits: Vec<_> = plan
+        .limits
+        .iter()
+        .map(|limit| {
+            serde_json::json!({"meter": limit.meter, "period": limit.period.as_str(), "limit": limit.quantity})
+        })
+        .collect();
+    serde_json::json!({"name": plan.name, "version": plan.version, "limits": limits})
 }
 
 /// Stores the next version and takes the subjects along. Returns it with the version before.
@@ -365,6 +380,8 @@ pub fn update(
         .execute(conn)?;
     let new = store(conn, proposed)?;
     assignments::move_to_version(conn, &old, &new, now)?;
+    audit::about(&new.public_id, &new.name);
+    audit::states(Some(shown(&old)), Some(shown(&new)));
     Ok(new)
 }
 
@@ -382,6 +399,8 @@ pub fn delete(conn: &mut Conn, workspace_id: i64, public_id: &str, clock: Clock)
         return Err(Error::conflict(format!("plan {:?} is assigned to subjects", plan.name)).into());
     }
     diesel::delete(plans::table.find(plan.id)).execute(conn)?;
+    audit::about(&plan.public_id, &plan.name);
+    audit::states(Some(shown(&plan)), None);
     Ok(())
 }
 
