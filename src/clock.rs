@@ -1,5 +1,5 @@
 //! What time it is, asked for here and nowhere else. [`Timestamp::now`] is the wall clock: times that are written down and times
-//! that others compare. [`elapsed`] is the monotonic clock: how long something takes.
+//! that others compare. [`moment`], [`since`] and [`elapsed`] are the monotonic clock: how long something takes.
 //!
 //! On PostgreSQL the wall clock is the database's: processes on several machines agree on leases, due times and limits,
 //! however wrong their own clocks are and whenever those are set. It is not asked for each time: the monotonic clock carries
@@ -10,11 +10,11 @@
 
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::metering::time::{SECOND, Timestamp};
 
-static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+static START: LazyLock<Instant> = LazyLock::new(moment);
 const UNKNOWN: i64 = i64::MIN;
 /// What the database's clock is ahead of [`elapsed`].
 static DATABASE: AtomicI64 = AtomicI64::new(UNKNOWN);
@@ -29,13 +29,25 @@ const ASK_INTERVAL: i64 = 10 * SECOND;
 /// A clock that jumps by more was set.
 const STEP: i64 = SECOND;
 
-/// Microseconds since the process first asked.
-pub fn elapsed() -> i64 {
-    START.elapsed().as_micros() as i64
+/// A moment of the monotonic clock.
+#[expect(clippy::disallowed_methods, reason = "the one place that asks it")]
+pub fn moment() -> Instant {
+    Instant::now()
 }
 
+/// How long ago that moment was.
+pub fn since(moment: Instant) -> Duration {
+    self::moment().saturating_duration_since(moment)
+}
+
+/// Microseconds since the process first asked.
+pub fn elapsed() -> i64 {
+    since(*START).as_micros() as i64
+}
+
+/// The machine's own, which other programs of the machine write into their logs.
 #[expect(clippy::disallowed_methods, reason = "the one place that asks the machine's clock")]
-fn machine() -> Timestamp {
+pub fn machine() -> Timestamp {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Timestamp(since.as_micros() as i64)
 }

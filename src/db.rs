@@ -37,6 +37,7 @@ use diesel::r2d2::{self, ManageConnection};
 use diesel::result::ConnectionError;
 use diesel::{Connection, PgConnection, SqliteConnection};
 
+use crate::blocking;
 use crate::clock;
 use crate::config::{Db, Driver};
 use crate::db::changes::Changes;
@@ -146,7 +147,7 @@ impl Limits {
 
     /// The time until the deadline, at most this.
     fn time(&self, most: Duration) -> Duration {
-        let left = |deadline: Instant| deadline.saturating_duration_since(Instant::now());
+        let left = |deadline: Instant| deadline.saturating_duration_since(clock::moment());
         self.deadline.map_or(most, |deadline| left(deadline).min(most))
     }
 
@@ -156,7 +157,7 @@ impl Limits {
     }
 
     fn are_over(&self) -> bool {
-        self.deadline.is_some_and(|deadline| deadline <= Instant::now())
+        self.deadline.is_some_and(|deadline| deadline <= clock::moment())
     }
 }
 
@@ -207,7 +208,7 @@ impl ManageConnection for Manager {
         let link = self.gate.epochs.connected(stamp(&mut conn));
         let statements = observe::Statements::default();
         conn.set_instrumentation(statements.clone());
-        Ok(Pooled { conn, link, statements, broken: false, opened: Instant::now() })
+        Ok(Pooled { conn, link, statements, broken: false, opened: clock::moment() })
     }
 
     fn is_valid(&self, _: &mut Pooled) -> Result<(), ConnectionError> {
@@ -490,15 +491,15 @@ impl Store {
         mut limits: Limits,
         work: impl Fn(&mut Conn, Limits, Link) -> Result<T, DbError> + Send + 'static,
     ) -> Result<T> {
-        let waited = Instant::now();
+        let waited = clock::moment();
         let permit = pool.permit(class, limits.time(self.0.acquire_timeout)).await?;
-        metrics::histogram!("open_spanner_db_pool_wait_seconds").record(waited.elapsed().as_secs_f64());
+        metrics::histogram!("open_spanner_db_pool_wait_seconds").record(clock::since(waited).as_secs_f64());
         let connections = pool.connections.clone();
         let commits_here = !self.0.postgres && !idempotent && limits.deadline.is_none();
         let time = limits.time(limits.statement.unwrap_or(self.0.statement_timeout));
-        limits.deadline = Some(Instant::now() + time);
+        limits.deadline = Some(clock::moment() + time);
         let request = logging::current_request();
-        let task = self.0.runtime.spawn_blocking(move || {
+        let task = blocking::begin_on(&self.0.runtime, move || {
             // kept by a thread that nobody waits for any more: there are never more of them than connections
             let _permit = permit;
             logging::resume_request(request, || {
@@ -607,18 +608,18 @@ fn attempt<T>(
     limits: Limits,
     work: impl Fn(&mut Conn, Link) -> Result<T, DbError>,
 ) -> Result<T> {
-    let (began, mut tries) = (Instant::now(), 0);
+    let (began, mut tries) = (clock::moment(), 0);
     loop {
         tries += 1;
         let mut pooled = connections.check_out(operation)?;
         keep_time(&mut pooled);
-        let started = Instant::now();
+        let started = clock::moment();
         // stays true when the work panics, so that a half-done transaction is never handed on
         pooled.broken = true;
         let link = pooled.link;
         let result = interrupt::until(limits.deadline, || work(&mut pooled.conn, link));
         metrics::histogram!("open_spanner_db_query_duration_seconds", "operation" => operation)
-            .record(started.elapsed().as_secs_f64());
+            .record(clock::since(started).as_secs_f64());
         metrics::counter!("open_spanner_db_statements_total", "operation" => operation)
             .increment(pooled.statements.take());
         let fault = match result {

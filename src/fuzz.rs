@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use proptest::prelude::*;
+use uuid::Uuid;
 
 use crate::alerts::rule::{RuleInput, RuleSpec};
 use crate::entitlements::plan::{Draft, PlanInput};
@@ -155,14 +156,14 @@ proptest! {
     #[test]
     fn objects(text in object()) {
         if let Ok(input) = serde_json::from_str::<Input>(&text)
-            && let Ok(event) = event::validate(&meter(), input, NOW)
+            && let Ok(event) = event::validate(&meter(), input, NOW, Uuid::nil())
         {
             let kept = event.metadata.as_ref().map(|text| text.get().to_owned());
             let again = kept.as_deref().map(|text| event::canonical_metadata(text).expect("readable"));
             prop_assert_eq!(&again, &kept);
             prop_assert!((Timestamp::ABSENT..=Timestamp::LAST).contains(&event.time));
             let fingerprint = event.fingerprint;
-            let again = event::validate(&meter(), event.into_input(), NOW).expect("admitted again");
+            let again = event::validate(&meter(), event.into_input(), NOW, Uuid::nil()).expect("admitted again");
             prop_assert_eq!(again.fingerprint, fingerprint);
         }
         if let Ok(node) = serde_json::from_str::<Node>(&text) {

@@ -37,6 +37,8 @@ use futures_util::future::LocalBoxFuture;
 use crate::app::App;
 use crate::auth::permission::{Access, Role, Scope, allow};
 use crate::auth::{Caller, Credential};
+use crate::chance;
+use crate::clock;
 use crate::config::{self, LogRequests};
 use crate::db::audit::{self as trail, Actor, Scene};
 use crate::db::pool;
@@ -361,8 +363,8 @@ pub async fn gate(
     request: ServiceRequest,
     next: Next<impl MessageBody + 'static>,
 ) -> Result<ServiceResponse<BoxBody>, actix_web::Error> {
-    let started = Instant::now();
-    let request_id: Arc<str> = uuid::Uuid::now_v7().to_string().into();
+    let started = clock::moment();
+    let request_id: Arc<str> = chance::id().to_string().into();
     let method = request.method().clone();
     let demand = demands.of(&request);
     let route = match &demand {
@@ -500,7 +502,7 @@ fn observe(
     request_id: &str,
     caller: Option<&Caller>,
 ) {
-    let elapsed = started.elapsed();
+    let elapsed = clock::since(started);
     let duration_ms = elapsed.as_secs_f64() * 1000.0;
     let workspace = caller.map_or("", |caller| caller.user.workspace_id.as_str());
     let level = match status.as_u16() {

@@ -22,6 +22,8 @@ use uuid::Uuid;
 
 use self::insert::{Batch, DecidedAt, Outcome, WriteCache};
 use self::refusal::About;
+use crate::chance;
+use crate::clock;
 use crate::config;
 use crate::db::Store;
 use crate::db::identity::{Link, PerEpoch};
@@ -121,7 +123,7 @@ struct Call {
 
 impl Call {
     fn new(workspace_id: i64, kind: Kind) -> Self {
-        let run_id = Uuid::now_v7();
+        let run_id = chance::id();
         Call { workspace_id, kind, run_id, refused: 0, replay_key: None, is_part: false, consumes: None }
     }
 }
@@ -238,7 +240,7 @@ impl Ingest {
         let folding: Arc<Folding> = Arc::default();
         let writers = if store.is_postgres() { settings.writers } else { 1 };
         // replicas that share a lane only wait for each other
-        let first_lane = rand::random_range(0..LANES);
+        let first_lane = chance::within(0..LANES);
         // SQLite has one server
         let subject_lane = if store.is_postgres() { first_lane } else { 0 };
         let start = |number: usize, jobs: Waiting, turn: Arc<Semaphore>| {
@@ -459,7 +461,7 @@ impl Ingest {
             };
             let about = About::of(&input);
             let result = match meter {
-                Some(meter) => event::validate(&meter, input, now),
+                Some(meter) => event::validate(&meter, input, now, chance::id()),
                 None if input.meter().is_empty() => Err(Error::invalid("meter is required")),
                 None => event::reject_nul(input.meter())
                     .and_then(|()| Err(Error::not_found(format!("meter {:?}", input.meter())))),
@@ -519,7 +521,7 @@ impl Ingest {
     }
 
     async fn wait_for(&self, batch: Arc<Batch>, waits: bool) -> Result<Outcome> {
-        let (now, time) = (Instant::now(), self.store.answer_timeout());
+        let (now, time) = (clock::moment(), self.store.answer_timeout());
         let age_max = if waits { time.mul_f64(0.7) } else { CALL_AGE_MAX.min(time.mul_f64(0.7)) };
         let (begin_by, deadline) = (now + age_max, now + time.mul_f64(0.95));
         let (workspace_id, units) = (batch.workspace_id, room::units(&batch.events));
@@ -675,7 +677,7 @@ const TURN_WAIT: Duration = Duration::from_millis(20);
 
 /// Those that can still be stored in time; the others are refused.
 fn in_time(group: Vec<Job>) -> Vec<Job> {
-    let now = Instant::now();
+    let now = clock::moment();
     let (given_up, group): (Vec<Job>, Vec<Job>) = group.into_iter().partition(|job| job.begin_by <= now);
     for job in given_up {
         job.answer(Err(late()));

@@ -6,6 +6,6 @@ pub mod heartbeat;
 pub mod lifecycle;
 pub mod process;
 pub mod queue;
-pub mod supervisor;
 pub mod sql;
+pub mod supervisor;
 pub mod worker;

@@ -1,9 +1,10 @@
 //! Open Spanner: usage metering that is exact and immediate. The rooms, from the ground up; each imports only rooms
 //! above it in this list, and `docs/architecture.md` has the picture:
 //!
-//! - [`error`]: what callers are told; [`config`]: every setting, the only reader of the environment; [`logging`];
+//! - [`error`]: what callers are told; [`metering`]: the rules, without I/O
+//! - [`clock`]: what time it is; [`chance`]: ids and dice; [`blocking`]: work that blocks
+//! - [`config`]: every setting, the only reader of the environment; [`logging`];
 //!   [`net`]: connections and bodies of callers, how many and for how long; [`metrics`]
-//! - [`metering`]: the rules, without I/O; [`clock`]: what time it is
 //! - [`db`]: the engine of both databases
 //! - [`audit`]: who changed what; [`jobs`]: how background work is done; [`auth`]: who is calling and what they may do; [`meters`]; [`usage`]: reading
 //! - [`entitlements`], [`exports`], [`alerts`]: a domain holds its rules, its work and its SQL
@@ -13,11 +14,17 @@
 //! - [`roles`]: what the program can be started as; [`cli`]: commands that end by themselves
 // two files have to call C: db/sqlstate.rs asks libpq for what diesel does not tell, db/interrupt.rs limits SQLite's time
 #![deny(unsafe_code)]
+#![cfg_attr(
+    test,
+    expect(clippy::disallowed_methods, reason = "tests ask clocks, dice and databases as they like")
+)]
 
 pub mod alerts;
 pub mod app;
 pub mod audit;
 pub mod auth;
+pub mod blocking;
+pub mod chance;
 pub mod cli;
 pub mod clock;
 pub mod config;

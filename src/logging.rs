@@ -15,6 +15,7 @@ use log::kv::{Error, Key, Value, VisitSource};
 use log::{Log, Metadata, Record};
 use serde_json::value::Value as Json;
 
+use crate::clock;
 use crate::config::LogFormat;
 
 const REQUEST_ID: &str = "request_id";
@@ -53,15 +54,19 @@ impl Folded {
     pub fn say(&self, line: impl FnOnce(u64)) {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let (last, repeats) = &mut *state;
-        if last.is_some_and(|last| last.elapsed() < FOLD) {
+        if last.is_some_and(|last| clock::since(last) < FOLD) {
             *repeats += 1;
             return;
         }
         let count = std::mem::take(repeats);
-        *last = Some(Instant::now());
+        *last = Some(clock::moment());
         drop(state);
         line(count);
     }
+}
+
+fn written_at() -> Timestamp {
+    Timestamp::from_microsecond(clock::machine().0).unwrap_or_default()
 }
 
 /// Longest value of a key, in characters.
@@ -89,7 +94,7 @@ pub fn init(format: LogFormat, filter: &str) {
         .parse_filters(&format!("{STRANGERS},{filter}"))
         .target(Target::Stderr)
         .write_style(WriteStyle::Never)
-        .format(move |out, record| out.write_all(line(Timestamp::now(), record).as_bytes()))
+        .format(move |out, record| out.write_all(line(written_at(), record).as_bytes()))
         .build();
     let level = logger.filter();
     *CURRENT.write().unwrap_or_else(PoisonError::into_inner) = Some(logger);

@@ -9,6 +9,7 @@ use std::time::Duration;
 use actix_web::{App, HttpResponse, web};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 
+use crate::blocking;
 use crate::error::{Error, Result};
 use crate::net::{self, Port};
 
@@ -39,12 +40,12 @@ pub fn install() -> Result<PrometheusHandle> {
     let recorded = handle.clone();
     let _ = HANDLE.set(handle.clone());
     // until somebody counts them, every single value stays in memory: nobody may ever ask for the metrics
-    std::thread::spawn(move || {
+    blocking::thread("metrics", move || {
         loop {
-            std::thread::sleep(UPKEEP);
+            blocking::pause(UPKEEP);
             recorded.run_upkeep();
         }
-    });
+    })?;
     Ok(handle)
 }
 

@@ -10,11 +10,12 @@ use std::time::{Duration, Instant};
 
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use uuid::Uuid;
 
 use self::partitions::{Attached, Month};
 use self::sql::{Expiring, PruneRun, PrunedMeter};
 use crate::app::App;
+use crate::chance;
+use crate::clock;
 use crate::db::{Conn, DbError, Store, audit, leases};
 use crate::entitlements::sql::decisions;
 use crate::error::{Error, Result};
@@ -34,7 +35,7 @@ struct LeaseGuard {
 impl LeaseGuard {
     /// `None` when somebody else is at it.
     async fn take(store: &Store, name: String) -> Result<Option<LeaseGuard>> {
-        let turn = LeaseGuard { store: store.clone(), name, holder: Uuid::new_v4().to_string() };
+        let turn = LeaseGuard { store: store.clone(), name, holder: chance::name().to_string() };
         let (name, holder) = (turn.name.clone(), turn.holder.clone());
         let taken = store.write("leases::take", move |conn| leases::take(conn, &name, &holder)).await?;
         Ok(taken.then_some(turn))
@@ -69,7 +70,7 @@ struct StopCondition {
 
 impl StopCondition {
     fn is_over(&self) -> bool {
-        self.stop.is_cancelled() || self.deadline.is_some_and(|deadline| Instant::now() >= deadline)
+        self.stop.is_cancelled() || self.deadline.is_some_and(|deadline| clock::moment() >= deadline)
     }
 }
 
@@ -106,7 +107,7 @@ fn run_of(meters: &[Expiring], counts: &HashMap<i64, i64>, dry_run: bool, now: T
         })
         .collect();
     let deleted = meters.iter().map(|meter| meter.deleted).sum();
-    PruneRun { id: Uuid::now_v7(), deleted, dry_run, meters, created_at: now }
+    PruneRun { id: chance::id(), deleted, dry_run, meters, created_at: now }
 }
 
 /// One whole prune: `None` when another one of the workspace is running. `dropped` is what already went with whole
@@ -337,7 +338,7 @@ async fn prune_decisions(app: &App, turn: &LeaseGuard, until: &StopCondition) ->
         }
         if deleted > 0 {
             let run = decisions::PruneRun {
-                id: Uuid::now_v7().to_string(),
+                id: chance::id().to_string(),
                 workspace_id,
                 decided_before: before.0,
                 deleted,
@@ -401,7 +402,7 @@ async fn prune_forever(app: App, stop: CancellationToken) {
     let heart = Heartbeat::new(app.store.clone(), "retention");
     let beats = heart.start();
     while tick(settings.prune_interval, &stop).await {
-        let deadline = Instant::now().checked_add(settings.prune_timeout);
+        let deadline = clock::moment().checked_add(settings.prune_timeout);
         let until = StopCondition { stop: stop.clone(), deadline };
         let round = pruner.round(&app.store, &until).await;
         heart.note(round.is_ok());
@@ -417,7 +418,7 @@ async fn clean_history_forever(app: App, stop: CancellationToken) {
     let heart = Heartbeat::new(app.store.clone(), "history");
     let beats = heart.start();
     while tick(settings.interval, &stop).await {
-        let deadline = Instant::now().checked_add(settings.timeout);
+        let deadline = clock::moment().checked_add(settings.timeout);
         let until = StopCondition { stop: stop.clone(), deadline };
         let cleaned = clean_history(&app, &until).await;
         heart.note(cleaned.is_ok());

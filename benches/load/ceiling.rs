@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use diesel::RunQueryDsl;
+use open_spanner::chance;
 use open_spanner::db::Conn;
 use open_spanner::metering::event::{self, Event, Input};
 use open_spanner::metering::meter::{Aggregation, DimensionInput, Meter, parse_dimensions};
@@ -58,7 +59,8 @@ fn rows(workload: &Workload, meter: &Arc<Meter>, batch: u64) -> Outcome<Rows> {
     let inputs: Vec<Input> = serde_json::from_str(&text)?;
     let mut events = Vec::with_capacity(inputs.len());
     for input in inputs {
-        let event = event::validate(meter, input, Timestamp::now()).map_err(|error| error.message)?;
+        let event =
+            event::validate(meter, input, Timestamp::now(), chance::id()).map_err(|error| error.message)?;
         let number = event.subject.rsplit('-').next().unwrap_or_default().parse::<i64>()?;
         events.push((event, number + 1));
     }

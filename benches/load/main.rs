@@ -5,6 +5,8 @@
 //! `cargo test --bench load` runs everything once, tiny, in less than two minutes: it checks the totals and the kit
 //! itself, and no times.
 
+#![expect(clippy::disallowed_methods, reason = "a benchmark measures real time with threads of its own")]
+
 mod ceiling;
 mod client;
 mod database;

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
@@ -13,6 +13,7 @@ use tokio::sync::Semaphore;
 use crate::alerts::sql::deliveries::{self, Delivery, Patience};
 use crate::alerts::sql::destinations::{self, Destination};
 use crate::alerts::webhook::client::{Client, WebhookRequest, WebhookResponse};
+use crate::clock;
 use crate::db::{Conn, Store};
 use crate::error::{Error, Result};
 use crate::jobs::queue::{Job, LeaseToken};
@@ -45,12 +46,12 @@ impl Sender {
     /// Sends what a rule owes and is due, until nothing is or its turn is over.
     pub async fn deliver(self, job: Job, token: LeaseToken) -> Result<Done> {
         let rule_id: i64 = job.payload()?;
-        let started = Instant::now();
+        let started = clock::moment();
         let mut under_way = FuturesUnordered::new();
         let mut busy: BTreeSet<i64> = BTreeSet::new();
         let mut failure = None;
         loop {
-            let is_over = failure.is_some() || started.elapsed() > self.turn;
+            let is_over = failure.is_some() || clock::since(started) > self.turn;
             let room = if is_over { 0 } else { CALLS_PER_RULE - busy.len() };
             let mut next_at = Some(Timestamp::now());
             if room > 0 {

@@ -13,6 +13,7 @@ use crate::alerts::jobs::{self, MeterJob};
 use crate::alerts::sql::rules::{self, Filter};
 use crate::alerts::sql::{deliveries, states};
 use crate::alerts::webhook::client::Client;
+use crate::clock;
 use crate::config::Config;
 use crate::db::{Conn, Store};
 use crate::entitlements;
@@ -179,7 +180,7 @@ async fn follow_usage(context: &Context, wanted: &MeterJob, job: &Job) -> Result
     if last.is_some_and(|began| began >= job.claimed) {
         return Ok(Done::Finished);
     }
-    let began = Instant::now();
+    let began = clock::moment();
     let outcome =
         evaluate_rules(context, Filter { meter_id: Some(wanted.meter_id), ..Filter::default() }).await?;
     if outcome.conflicts > 0 {

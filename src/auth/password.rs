@@ -8,6 +8,7 @@ use argon2::password_hash::{PasswordHasher, PasswordVerifier};
 use argon2::{Algorithm, Argon2, Params, Version};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use crate::blocking;
 use crate::error::{Error, Result};
 
 const MIN_CHARACTERS: usize = 8;
@@ -105,7 +106,7 @@ impl Turn {
 
     async fn run<T: Send + 'static>(self, work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
         let permits = self.permits;
-        let task = self.runtime.spawn_blocking(move || {
+        let task = blocking::begin_on(&self.runtime, move || {
             // given back by the thread, not by the request, which may be gone before the work is done
             let _permits = permits;
             work()

@@ -11,6 +11,7 @@ use crate::auth::sql::users;
 use crate::auth::throttle::is_trusted;
 use crate::auth::token::{self, ACCESS_PREFIX, REFRESH_PREFIX, Token, TokenHash};
 use crate::auth::{Auth, User, password};
+use crate::chance;
 use crate::config::SecureCookies;
 use crate::db::{Conn, DbError, audit};
 use crate::error::{Code, Error, Result};
@@ -188,11 +189,11 @@ impl Auth {
     /// A session in the user's home workspace, for a user whose identity is proven.
     pub async fn open_session(&self, user_id: i64) -> Result<SignedIn> {
         let now = Timestamp::now();
-        let (fresh, form_key) = (NewTokenPair::new(now)?, token::random::<FORM_KEY_BYTES>()?);
+        let (fresh, form_key) = (NewTokenPair::new(now)?, chance::secret::<FORM_KEY_BYTES>()?);
         let pair = fresh.pair;
         let work = move |conn: &mut Conn| {
             let workspace_id = users::home(conn, user_id, now)?;
-            let login_id = uuid::Uuid::now_v7().to_string();
+            let login_id = chance::id().to_string();
             let login = Login { login_id, form_key: form_key.to_vec(), user_id, workspace_id };
             sessions::open(conn, &login, &pair, now)?;
             let member = member(conn, &login)?;
@@ -213,14 +214,14 @@ impl Auth {
         find: impl Fn(&mut Conn) -> Result<i64, DbError> + Send + 'static,
     ) -> Result<SignedIn> {
         let now = Timestamp::now();
-        let (fresh, form_key) = (NewTokenPair::new(now)?, token::random::<FORM_KEY_BYTES>()?);
+        let (fresh, form_key) = (NewTokenPair::new(now)?, chance::secret::<FORM_KEY_BYTES>()?);
         let (pair, hashes) = (fresh.pair, shown.hashes());
         let work = move |conn: &mut Conn| {
             let ended = sessions::close(conn, &hashes)?;
             audit::something_changed();
             let workspace_id = find(conn)?;
             audit::in_workspace(workspace_id);
-            let login_id = uuid::Uuid::now_v7().to_string();
+            let login_id = chance::id().to_string();
             let login = Login { login_id, form_key: form_key.to_vec(), user_id, workspace_id };
             sessions::open(conn, &login, &pair, now)?;
             Ok((member(conn, &login)?, ended))

@@ -10,6 +10,7 @@ use std::sync::{Mutex, PoisonError};
 
 use ipnet::IpNet;
 
+use crate::chance;
 use crate::error::{Error, Result};
 use crate::metering::time::{HOUR, SECOND, Timestamp};
 
@@ -86,7 +87,7 @@ struct Count {
 
 impl Counter {
     fn new(limit: u32, window: i64, capacity: usize) -> Self {
-        Counter { limit, window, capacity, hasher: RandomState::new(), counts: Mutex::default() }
+        Counter { limit, window, capacity, hasher: chance::hash_key(), counts: Mutex::default() }
     }
 
     fn check(&self, name: &[u8], now: Timestamp) -> Result<()> {

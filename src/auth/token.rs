@@ -4,9 +4,9 @@
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ring::digest;
-use ring::rand::{SecureRandom, SystemRandom};
 
-use crate::error::{Error, Result};
+use crate::chance;
+use crate::error::Result;
 
 pub const ACCESS_PREFIX: &str = "osp_at_";
 pub const REFRESH_PREFIX: &str = "osp_rt_";
@@ -18,19 +18,12 @@ const RANDOM_BYTES: usize = 32;
 /// SHA-256 of the whole text of a token: what the database and the caches know it by.
 pub type TokenHash = [u8; digest::SHA256_OUTPUT_LEN];
 
-/// Bytes that nobody can guess.
-pub fn random<const N: usize>() -> Result<[u8; N]> {
-    let mut random = [0; N];
-    SystemRandom::new().fill(&mut random).map_err(|_| Error::internal("the system has no random bytes"))?;
-    Ok(random)
-}
-
 /// A fresh secret: the prefix and 43 random characters.
 pub struct Token(String);
 
 impl Token {
     pub fn new(prefix: &str) -> Result<Token> {
-        let random = random::<RANDOM_BYTES>()?;
+        let random = chance::secret::<RANDOM_BYTES>()?;
         Ok(Token(format!("{prefix}{}", URL_SAFE_NO_PAD.encode(random))))
     }
 

@@ -12,8 +12,8 @@ use diesel::sql_query;
 use diesel::sql_types::{BigInt, Binary, Text};
 use ring::digest;
 use serde_json::Value;
-use uuid::Uuid;
 
+use crate::chance;
 use crate::db::{Conn, DbError};
 use crate::metering::time::Timestamp;
 
@@ -292,7 +292,7 @@ impl Entry {
         let (id, name) = notes.target.unwrap_or_else(|| (scene.target.clone(), String::new()));
         Entry {
             workspace_id: notes.workspace_id.unwrap_or(scene.workspace_id),
-            id: Uuid::now_v7().to_string(),
+            id: chance::id().to_string(),
             time: Timestamp::now().0,
             actor: [actor.kind.to_owned(), cut(&actor.id), cut(&actor.name)],
             action: action.to_owned(),

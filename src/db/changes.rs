@@ -9,6 +9,7 @@ use diesel::{RunQueryDsl, sql_query};
 use tokio::sync::{Mutex, mpsc};
 use tokio_util::sync::CancellationToken;
 
+use crate::blocking;
 use crate::config::Driver;
 use crate::db::{Conn, Store, open};
 
@@ -113,18 +114,22 @@ pub fn relay(store: Store, stop: CancellationToken) {
 }
 
 /// Hears of changes elsewhere, on a connection of its own, until told to stop.
-pub fn listen(driver: Driver, stop: CancellationToken, forget: impl Fn(Change) + Send + 'static) {
+pub fn listen(
+    driver: Driver,
+    stop: CancellationToken,
+    forget: impl Fn(Change) + Send + 'static,
+) -> crate::error::Result<()> {
     if !matches!(driver, Driver::Postgres { .. }) {
-        return;
+        return Ok(());
     }
-    std::thread::spawn(move || {
+    blocking::thread("changes", move || {
         while !stop.is_cancelled() {
             if let Err(error) = hear(&driver, &stop, &forget) {
                 log::warn!(error = error.as_str(); "cannot listen for changes: they are noticed after CACHE_TTL");
             }
-            std::thread::sleep(RECONNECT_PAUSE);
+            blocking::pause(RECONNECT_PAUSE);
         }
-    });
+    })
 }
 
 fn hear(driver: &Driver, stop: &CancellationToken, forget: &impl Fn(Change)) -> Result<(), String> {
@@ -137,7 +142,7 @@ fn hear(driver: &Driver, stop: &CancellationToken, forget: &impl Fn(Change)) -> 
         for notification in conn.notifications_iter() {
             forget(Change::parse(&notification.map_err(|error| error.to_string())?.payload));
         }
-        std::thread::sleep(LISTEN_PAUSE);
+        blocking::pause(LISTEN_PAUSE);
     }
     Ok(())
 }

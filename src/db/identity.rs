@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
+use crate::chance;
 use crate::metering::time::Timestamp;
 
 /// Where a unit of work runs.
@@ -126,7 +127,7 @@ const RANDOM_BITS: u32 = 21;
 /// went back in time, gives the same one again, as a sequence would.
 pub fn new_id() -> i64 {
     static LAST: AtomicI64 = AtomicI64::new(0);
-    let random = rand::random_range(0..1i64 << RANDOM_BITS);
+    let random = chance::within(0..1i64 << RANDOM_BITS);
     let id = (Timestamp::now().0 / 1_000) << RANDOM_BITS | random;
     let next = |last: i64| Some(id.max(last + 1));
     let last = LAST.fetch_update(Ordering::AcqRel, Ordering::Acquire, next).unwrap_or_else(|last| last);

@@ -13,6 +13,8 @@ use std::time::Instant;
 
 use libsqlite3_sys as sqlite;
 
+use crate::clock;
+
 thread_local! {
     static DEADLINE: Cell<Option<Instant>> = const { Cell::new(None) };
 }
@@ -60,7 +62,7 @@ unsafe extern "C" fn watch(
 /// Anything but 0 makes the running statement fail with SQLITE_INTERRUPT.
 unsafe extern "C" fn is_over(_: *mut c_void) -> c_int {
     let deadline = DEADLINE.try_with(Cell::get).unwrap_or_default();
-    c_int::from(deadline.is_some_and(|deadline| deadline <= Instant::now()))
+    c_int::from(deadline.is_some_and(|deadline| deadline <= clock::moment()))
 }
 
 #[cfg(test)]

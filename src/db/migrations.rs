@@ -15,7 +15,9 @@ use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 
 use super::inspect::{self, Found, Step, unusable};
 use super::{Conn, DbError, cannot_open, failed, failed_by, open, postgres, sqlite};
+use crate::blocking;
 use crate::both;
+use crate::clock;
 use crate::config::Driver;
 use crate::error::{Code, Error, Result};
 
@@ -146,9 +148,9 @@ fn apply(driver: &Driver, accept_newer: bool, stop: &AtomicBool) -> Result<Vec<S
             if stop.load(Ordering::Relaxed) {
                 return Err(stopped());
             }
-            let started = Instant::now();
+            let started = clock::moment();
             let name = run_next(conn)?;
-            log::info!(migration = name.as_str(), duration_ms = started.elapsed().as_millis() as u64; "migrated");
+            log::info!(migration = name.as_str(), duration_ms = clock::since(started).as_millis() as u64; "migrated");
             applied.push(name);
         }
         Ok(applied)
@@ -229,11 +231,11 @@ fn wait_for_lock<T>(
         if stop.load(Ordering::Relaxed) {
             return Err(stopped());
         }
-        if said.is_none_or(|said| said.elapsed() >= LOCK_WORD_EVERY) {
+        if said.is_none_or(|said| clock::since(said) >= LOCK_WORD_EVERY) {
             log::info!(holder = holder(); "waiting for the migration lock, which another process holds");
-            said = Some(Instant::now());
+            said = Some(clock::moment());
         }
-        std::thread::sleep(LOCK_PAUSE);
+        blocking::pause(LOCK_PAUSE);
     }
 }
 

@@ -12,6 +12,7 @@ use diesel::r2d2;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::{Connections, Gate, LogErrors, Manager};
+use crate::clock;
 use crate::config::Db;
 use crate::error::{Error, Result};
 
@@ -70,7 +71,7 @@ impl Pool {
 
     /// Waits for a connection to be free for this class.
     pub(super) async fn permit(&self, class: Class, patience: Duration) -> Result<Permit> {
-        let end = tokio::time::Instant::now() + patience;
+        let end = (clock::moment() + patience).into();
         let share = match READER.try_with(|reader| *reader).ok().filter(|_| class == Class::Query) {
             Some(reader) => Some(self.shares.seat(reader, end).await?),
             None => None,

@@ -51,10 +51,11 @@ struct Now {
     now: i64,
 }
 
-/// Tells [`clock`] what time it is. The only statement that asks the database: everybody else asks [`clock`], so that one
-/// transaction has one time, and tests can choose it.
+/// Tells [`clock`] what time it is. Everybody else asks [`clock`], so that one transaction has one time, and tests can
+/// choose it; two statements that wait for a lock first ask for the time after the wait.
 pub fn ask_time(conn: &mut PgConnection) -> QueryResult<()> {
     let asked = clock::elapsed();
+    // the database's clock is what `clock` goes by
     let text = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint AS now";
     let Now { now } = diesel::sql_query(text).get_result(conn)?;
     clock::heed(asked, Timestamp(now), clock::elapsed());

@@ -17,6 +17,8 @@ use serde::Serialize;
 use tokio::sync::watch;
 
 use super::{Conn, DbError, Gate, Store, Trouble, cannot_open, inspect, migrations, open};
+use crate::blocking;
+use crate::clock;
 use crate::config::Driver;
 use crate::error::{Code, Error, Result};
 
@@ -158,17 +160,16 @@ impl Readiness {
         // before anybody may take the database for unused
         looker.look_at_database().map_err(|obstacle| Error::new(Code::Unavailable, obstacle.message))?;
         let seen = self.0.seen.clone();
-        let thread = std::thread::Builder::new().name("readiness".to_owned());
         let watch = move || loop {
             if asked.recv_timeout(UNASKED) == Err(mpsc::RecvTimeoutError::Disconnected) {
                 return;
             }
-            let began = Instant::now();
+            let began = clock::moment();
             let found = looker.look().err();
             let before = seen.send_replace(Some(Seen { began, found: found.clone() }));
             tell(before.and_then(|before| before.found), found);
         };
-        thread.spawn(watch).map_err(Error::internal)?;
+        blocking::thread("readiness", watch)?;
         let _ = self.0.asks.set(asks);
         self.hold(None);
         Ok(())
@@ -178,7 +179,7 @@ impl Readiness {
     pub async fn obstacle(&self) -> Option<Obstacle> {
         let not_yet = self.0.not_yet.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let Some(asks) = self.0.asks.get().filter(|_| not_yet.is_none()) else { return not_yet };
-        let since = Instant::now().checked_sub(FRESH).unwrap_or_else(Instant::now);
+        let since = clock::moment().checked_sub(FRESH).unwrap_or_else(clock::moment);
         let mut seen = self.0.seen.subscribe();
         let is_fresh = |seen: &Option<Seen>| seen.as_ref().is_some_and(|seen| seen.began >= since);
         let answer = async {
@@ -253,12 +254,12 @@ impl Looker {
         if !self.gate.has_its_file() {
             return Err(Obstacle::moved());
         }
-        let is_old = |opened: &Instant| opened.elapsed() > CONNECTION_AGE;
+        let is_old = |opened: &Instant| clock::since(*opened) > CONNECTION_AGE;
         let is_suspect = self.gate.signs.read_only.swap(false, Ordering::Relaxed);
         if is_suspect || self.conn.as_ref().is_none_or(|(conn, opened)| conn.is_postgres() && is_old(opened))
         {
             // the old one is closed after the new one has marked the database as in use
-            self.conn = Some((self.connect()?, Instant::now()));
+            self.conn = Some((self.connect()?, clock::moment()));
         }
         let Some((conn, _)) = &mut self.conn else { return Ok(()) };
         let state = match conn {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
+use crate::blocking;
 use crate::db::Store;
 use crate::entitlements::sql::counters::{self, Range};
 use crate::error::{Code, Error, Result};
@@ -38,7 +39,7 @@ impl Reader {
         // one, because a second halves the groups: 62,000 checks/s instead of 46,000 on PostgreSQL with 64 callers
         let work =
             move || while catch_unwind(AssertUnwindSafe(|| answer_all(&store, &questions))).is_err() {};
-        std::thread::Builder::new().name("quota-counters".to_owned()).spawn(work).map_err(Error::internal)?;
+        blocking::thread("quota-counters", work)?;
         Ok(Reader { questions: sender, patience })
     }
 

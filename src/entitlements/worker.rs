@@ -2,8 +2,9 @@
 //! changes and assignments, and when a window with usage in it ends.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use crate::clock;
 use crate::config::{self, Config};
 use crate::db::{Conn, Store};
 use crate::entitlements::evaluate;
@@ -60,12 +61,12 @@ const REST_MAX: Duration = Duration::from_millis(100);
 
 async fn evaluate(store: Store, job: Job) -> Result<Done> {
     let evaluation: Evaluation = job.payload()?;
-    let began = Instant::now();
+    let began = clock::moment();
     let workspace_id = job.workspace_id;
     let work = move |conn: &mut Conn| evaluate::evaluate(conn, workspace_id, &evaluation, Timestamp::now());
     let next = store.write("entitlements::evaluate", work).await?;
     if !store.is_postgres() {
-        tokio::time::sleep((began.elapsed() * REST).min(REST_MAX)).await;
+        tokio::time::sleep((clock::since(began) * REST).min(REST_MAX)).await;
     }
     Ok(next.map_or(Done::Finished, Done::Reschedule))
 }

@@ -5,6 +5,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
+use crate::chance;
 use crate::error::{Error, Result};
 use crate::metering::filter::{Filter, Node};
 use crate::metering::time::{BucketSize, Timestamp, Window};
@@ -121,7 +122,7 @@ pub struct Artifact {
 impl Export {
     pub fn queued(workspace_id: i64, kind: Kind, asked: ExportQuery, now: Timestamp) -> Self {
         Export {
-            id: uuid::Uuid::now_v7().to_string(),
+            id: chance::id().to_string(),
             workspace_id,
             kind,
             status: Status::Queued,

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use ring::digest;
 
+use crate::chance;
 use crate::config::ExportStorage;
 use crate::error::{Code, Error, Result};
 use crate::exports::job::{Artifact, file_name, owner_of};
@@ -63,7 +64,7 @@ impl Storage {
     }
 
     fn try_to_write(&self) -> io::Result<()> {
-        let probe = self.directory.join(format!(".probe-{}", uuid::Uuid::new_v4().simple()));
+        let probe = self.directory.join(format!(".probe-{}", chance::name().simple()));
         self.make_directory()?;
         let written = private_file(&probe).and_then(|mut file| file.write_all(b"trial"));
         // a full disk makes the file and refuses its content
@@ -82,7 +83,7 @@ impl Storage {
             return Err(Error::internal("an export job with a strange id"));
         }
         let published = self.directory.join(&name);
-        let path = self.directory.join(format!("{name}.{}.tmp", uuid::Uuid::new_v4().simple()));
+        let path = self.directory.join(format!("{name}.{}.tmp", chance::name().simple()));
         let file = self.make_directory().and_then(|()| private_file(&path));
         let file = file.map_err(|error| failed("write", &path, &error))?;
         let is_published = AtomicBool::new(false);

@@ -10,6 +10,9 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use crate::blocking;
+use crate::chance;
+use crate::clock;
 use crate::config::Config;
 use crate::db::readiness::{Check, Obstacle};
 use crate::db::{Conn, Store};
@@ -105,7 +108,7 @@ async fn keep_clean(store: Store, config: Arc<Config>) {
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    tokio::task::spawn_blocking(work).await.map_err(Error::internal)?
+    blocking::begin(work).await.map_err(Error::internal)?
 }
 
 impl Exporter {
@@ -169,7 +172,7 @@ async fn append(draft: &SharedDraft, bytes: Vec<u8>) -> Result<()> {
 
 impl Run<'_> {
     async fn write(&self) -> Result<()> {
-        let started = std::time::Instant::now();
+        let started = clock::moment();
         let draft: SharedDraft = Arc::new(Mutex::new(self.draft().await?));
         match self.export.kind {
             Kind::UsageBuckets => self.write_buckets(&draft).await?,
@@ -180,7 +183,7 @@ impl Run<'_> {
             blocking(move || finished.lock().unwrap_or_else(PoisonError::into_inner).sync()).await?;
         let (size, rows) = (artifact.size_bytes, self.written.load(Ordering::Relaxed));
         if self.complete(draft, artifact).await? {
-            let duration_ms = started.elapsed().as_millis() as u64;
+            let duration_ms = clock::since(started).as_millis() as u64;
             log::info!(export_id = self.export.id.as_str(), rows, size_bytes = size, duration_ms; "export completed");
         }
         Ok(())
@@ -424,7 +427,7 @@ fn cleanup_runs(removed: &[(Export, bool)], before: Timestamp, now: Timestamp) -
     for (export, is_gone) in removed {
         let at = runs.iter().position(|run| run.workspace_id == export.workspace_id).unwrap_or_else(|| {
             runs.push(CleanupRun {
-                id: uuid::Uuid::now_v7().to_string(),
+                id: chance::id().to_string(),
                 workspace_id: export.workspace_id,
                 expired_before: before.0,
                 files_deleted: 0,

@@ -13,6 +13,7 @@ use tonic::codegen::http::{HeaderMap, HeaderValue, Request, Response};
 use tonic::server::NamedService;
 use tonic::{Code, Status};
 
+use crate::clock;
 use crate::net::Peer;
 
 const METHODS: [&str; 4] = ["CreateUsage", "CreateUsageBulk", "StreamUsage", "Ingest"];
@@ -39,7 +40,7 @@ where
     }
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
-        let started = Instant::now();
+        let started = clock::moment();
         // clients choose the path; labels must not grow with it
         let name = request.uri().path().rsplit('/').next().unwrap_or_default();
         let method = METHODS.into_iter().find(|method| *method == name).unwrap_or("none");
@@ -101,7 +102,7 @@ pub fn of_message(status: Status) -> Status {
 }
 
 fn observe(method: &'static str, code: Code, started: Instant) {
-    let elapsed = started.elapsed();
+    let elapsed = clock::since(started);
     let duration_ms = elapsed.as_secs_f64() * 1000.0;
     let status = code as i32;
     if matches!(code, Code::Internal | Code::Unavailable | Code::Unknown) {

@@ -12,6 +12,8 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 use uuid::Uuid;
 
+use crate::chance;
+use crate::clock;
 use crate::error::{Error, Result};
 use crate::grpc::{ApiKeyAuth, observe};
 use crate::metering::event::{Input, StoredEvent};
@@ -87,11 +89,11 @@ impl StreamBatcher {
             tenant,
             _overhead: overhead,
             pass,
-            run_id: Uuid::now_v7(),
+            run_id: chance::id(),
             linger,
             waiting: Vec::new(),
             waiting_bytes: 0,
-            waiting_since: Instant::now(),
+            waiting_since: clock::moment(),
             storing: None,
         })
     }
@@ -103,7 +105,7 @@ impl StreamBatcher {
 
     pub fn add(&mut self, item: Item) {
         if self.waiting.is_empty() {
-            self.waiting_since = Instant::now();
+            self.waiting_since = clock::moment();
         }
         self.waiting_bytes += item.bytes;
         self.unpaid_bytes += memory(item.bytes);
@@ -119,7 +121,7 @@ impl StreamBatcher {
         loop {
             let due = self.waiting_since + self.linger;
             let is_idle = self.storing.is_none() && !self.waiting.is_empty();
-            if is_idle && (self.is_full() || due <= Instant::now()) {
+            if is_idle && (self.is_full() || due <= clock::moment()) {
                 self.store_next();
                 continue;
             }

@@ -12,6 +12,7 @@ use crate::app::App;
 use crate::auth::Caller;
 use crate::auth::permission::{self, Access, Role, Scope};
 use crate::auth::token::Token;
+use crate::chance;
 use crate::db::Conn;
 use crate::error::{Error, Result};
 use crate::http::extract::{Id, Json, Params};
@@ -256,7 +257,7 @@ pub async fn test(app: web::Data<App>, caller: Caller, Id(id): Id) -> Result<Htt
     let workspace_id = caller.workspace_id;
     let get = move |conn: &mut Conn| destinations::get(conn, workspace_id, &id);
     let destination = app.store.read("destinations::get", get).await?;
-    let (now, event_id) = (Timestamp::now(), uuid::Uuid::now_v7().to_string());
+    let (now, event_id) = (Timestamp::now(), chance::id().to_string());
     let letter = WebhookRequest {
         url: destination.webhook_url.clone(),
         body: webhook::test_payload(&event_id, (&destination.public_id, &destination.name), now)?,

@@ -13,6 +13,7 @@ use utoipa::ToSchema;
 
 use crate::app::App;
 use crate::auth::Caller;
+use crate::blocking;
 use crate::error::{Error, Result};
 use crate::exports;
 use crate::exports::job::{Export, ExportQuery, Input, Kind, Part, part};
@@ -208,7 +209,7 @@ pub async fn download(
     let artifact = export.downloadable().ok_or_else(gone)?;
     let storage = Storage::of(&app.config.exports.storage)?;
     let job_id = export.id.clone();
-    let opened = tokio::task::spawn_blocking(move || storage.open(&job_id)).await.map_err(Error::internal)?;
+    let opened = blocking::begin(move || storage.open(&job_id)).await.map_err(Error::internal)?;
     // of another length it is not the file that was finished
     let reader = opened?.filter(|reader| reader.size == artifact.size_bytes as u64).ok_or_else(gone)?;
 
@@ -274,7 +275,7 @@ fn chunks(reader: Reader, from: u64, to: u64) -> impl Stream<Item = std::io::Res
         }
         let length = CHUNK_BYTES.min((to - at) as usize);
         let read = move || reader.read(at, length).map(|bytes| (reader, bytes));
-        let (reader, bytes) = tokio::task::spawn_blocking(read).await.map_err(std::io::Error::other)??;
+        let (reader, bytes) = blocking::begin(read).await.map_err(std::io::Error::other)??;
         if bytes.len() < length {
             return Err(std::io::Error::from(std::io::ErrorKind::UnexpectedEof));
         }

@@ -19,6 +19,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use crate::app::App;
 use crate::auth::permission::Access;
 use crate::auth::{self, Caller};
+use crate::blocking;
 use crate::error::{Code, Error, Result};
 use crate::metering::time::{Timestamp, Window};
 use crate::net::budget::{Budget, Room, Tenant};
@@ -194,7 +195,7 @@ impl Body {
             // bytes that are no text would become the same text as other such bytes
             parse(std::str::from_utf8(&bytes).map_err(|_| Error::invalid_json())?)
         };
-        if is_short { read() } else { tokio::task::spawn_blocking(read).await.map_err(Error::internal)? }
+        if is_short { read() } else { blocking::begin(read).await.map_err(Error::internal)? }
     }
 
     /// A JSON object; absent fields and `null` become defaults.

@@ -6,6 +6,7 @@ use utoipa::ToSchema;
 
 use crate::app::App;
 use crate::auth::Caller;
+use crate::chance;
 use crate::error::{Error, Result};
 use crate::http::extract::{Id, Json, Params, paginate};
 use crate::http::openapi::Doc;
@@ -74,7 +75,7 @@ pub fn describe_create() -> Doc {
 pub async fn create(app: web::Data<App>, caller: Caller, body: Json<MeterInput>) -> Result<HttpResponse> {
     let Json(input) = body;
     caller.ensure_meter_allowed(input.name.as_deref().unwrap_or_default())?;
-    let id = uuid::Uuid::now_v7().to_string();
+    let id = chance::id().to_string();
     let meter = input.into_meter(id, caller.workspace_id, Timestamp::now())?;
     let meter = app.store.write("meters::add", move |conn| meters::sql::add(conn, &meter)).await?;
     app.meters.changed(meter.workspace_id, &meter.name);

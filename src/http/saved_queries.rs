@@ -3,10 +3,10 @@
 use actix_web::{HttpResponse, web};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
-use uuid::Uuid;
 
 use crate::app::App;
 use crate::auth::Caller;
+use crate::chance;
 use crate::db::columns::readable;
 use crate::error::{Error, Result};
 use crate::http::extract::{Id, Json};
@@ -175,7 +175,7 @@ pub async fn create(app: web::Data<App>, caller: Caller, body: Json<Input>) -> R
     let Json(input) = body;
     let now = Timestamp::now().0;
     let blank = SavedQuery {
-        id: Uuid::now_v7().to_string(),
+        id: chance::id().to_string(),
         user_id: caller.user_id,
         name: String::new(),
         query: String::new(),

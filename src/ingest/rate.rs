@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use moka::sync::Cache;
 
+use crate::clock;
+
 pub struct RateLimit {
     capacity: f64,
     per_second: f64,
@@ -36,7 +38,7 @@ impl RateLimit {
         }
         let bucket = self.bucket(workspace_id);
         let mut bucket = bucket.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = Instant::now();
+        let now = clock::moment();
         let earned = now.duration_since(bucket.filled_at).as_secs_f64() * self.per_second;
         bucket.tokens = (bucket.tokens + earned).min(self.capacity);
         bucket.filled_at = now;
@@ -55,7 +57,7 @@ impl RateLimit {
     }
 
     fn bucket(&self, workspace_id: i64) -> Arc<Mutex<Bucket>> {
-        let full = || Arc::new(Mutex::new(Bucket { tokens: self.capacity, filled_at: Instant::now() }));
+        let full = || Arc::new(Mutex::new(Bucket { tokens: self.capacity, filled_at: clock::moment() }));
         self.buckets.get_with(workspace_id, full)
     }
 }

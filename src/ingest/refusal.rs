@@ -1,7 +1,6 @@
 //! What is kept of an event that was refused or that used a key again for something else. Pure.
 
-use uuid::Uuid;
-
+use crate::chance;
 use crate::error::Error;
 use crate::metering::event::{Event, Input, StoredEvent};
 use crate::metering::time::Timestamp;
@@ -30,7 +29,7 @@ impl About {
     pub fn refused(self, workspace_id: i64, error: &Error, now: Timestamp) -> RefusedEvent {
         RefusedEvent {
             workspace_id,
-            id: Uuid::now_v7().into_bytes().to_vec(),
+            id: chance::id().into_bytes().to_vec(),
             outcome: "rejected".to_owned(),
             code: error.code.as_str().to_owned(),
             message: cut(&error.message),
@@ -67,7 +66,7 @@ pub fn conflict(workspace_id: i64, sent: &Event, stored: &StoredEvent) -> Option
     };
     Some(RefusedEvent {
         workspace_id,
-        id: Uuid::now_v7().into_bytes().to_vec(),
+        id: chance::id().into_bytes().to_vec(),
         outcome: "conflict".to_owned(),
         code: "conflict".to_owned(),
         message: format!("the idempotency key stands for another event: {} differ", different.join(", ")),

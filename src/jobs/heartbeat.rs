@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio::task::JoinHandle;
 
+use crate::chance;
 use crate::db::{Conn, Store};
 use crate::jobs::queue::{self, Instance};
 use crate::metering::time::Timestamp;
@@ -16,7 +17,7 @@ const INTERVAL: Duration = Duration::from_secs(10);
 /// Where the process runs and what it is, for people; the rest makes it unique.
 fn instance_id() -> String {
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    let unique = uuid::Uuid::new_v4().simple().to_string();
+    let unique = chance::name().simple().to_string();
     format!("{host}/{}/{}-{}", env!("CARGO_PKG_VERSION"), std::process::id(), &unique[..12])
 }
 

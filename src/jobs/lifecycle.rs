@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::blocking;
+use crate::clock;
 use crate::config::{self, Config, ListenAddr};
 use crate::db::readiness::{Check, Readiness};
 use crate::db::{self, Store, Wanted, migrations};
@@ -41,11 +43,11 @@ pub async fn prepare_database(
             Err(error) if error.code == Code::Unavailable => {
                 readiness.waits(&error.message);
                 let is_known =
-                    |(text, at): &(String, Instant)| *text == error.message && at.elapsed() < WORD_EVERY;
+                    |(text, at): &(String, Instant)| *text == error.message && clock::since(*at) < WORD_EVERY;
                 if !said.as_ref().is_some_and(is_known) {
                     log::warn!(error = error.message.as_str(); "waiting for the database");
                     supervisor::waiting(&error.message);
-                    said = Some((error.message, Instant::now()));
+                    said = Some((error.message, clock::moment()));
                 }
             }
             Err(error) => return Err(error),
@@ -69,7 +71,7 @@ async fn prepare_once(
     let stopped = Arc::new(AtomicBool::new(false));
     let wanted = Wanted { migrate: config.migrate, accept_newer: config.accept_newer_schema };
     let (db, seen) = (config.db.clone(), stopped.clone());
-    let mut task = tokio::task::spawn_blocking(move || {
+    let mut task = blocking::begin(move || {
         migrations::prepare(&db.driver, wanted, &seen)?;
         db::describe(&db);
         watch()

@@ -79,7 +79,7 @@ pub async fn run(
     if matches!(prepared, Ok(true)) {
         log::info!(role = config.role.name(), version = env!("CARGO_PKG_VERSION"); "ready");
         wake.relay(store.clone(), stop.clone());
-        wake.listen(config.db.driver.clone(), stop.clone());
+        wake.listen(config.db.driver.clone(), stop.clone())?;
         let tasks = duties.start(&store, &wake, &stop);
         supervisor::ready();
         signals.requested().await;

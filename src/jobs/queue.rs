@@ -11,6 +11,8 @@ use diesel::sql_types::{Array, BigInt, Binary, Integer, Nullable, Text};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::chance;
+use crate::clock;
 use crate::db::prepared::prepared;
 use crate::db::schema::{dead_letters, jobs, worker_instances};
 use crate::db::statement::Statement;
@@ -79,7 +81,7 @@ struct ClaimedRow {
 impl From<ClaimedRow> for Job {
     fn from(row: ClaimedRow) -> Self {
         let ClaimedRow { queue, key, workspace_id, payload, generation, attempts, created_at } = row;
-        Job { queue, key, workspace_id, payload, generation, attempts, created_at, claimed: Instant::now() }
+        Job { queue, key, workspace_id, payload, generation, attempts, created_at, claimed: clock::moment() }
     }
 }
 
@@ -378,7 +380,7 @@ pub fn bury(
         return free(conn, job, token, None);
     }
     let letter = DeadLetter {
-        id: uuid::Uuid::now_v7().to_string(),
+        id: chance::id().to_string(),
         workspace_id: job.workspace_id,
         queue: job.queue.clone(),
         key: job.key.clone(),

@@ -12,6 +12,8 @@ use futures_util::StreamExt;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::blocking;
+use crate::chance;
 use crate::clock;
 use crate::config::Driver;
 use crate::db::readiness::Check;
@@ -117,19 +119,19 @@ impl JobNotifier {
     }
 
     /// Hears rings of other processes, on a connection of its own.
-    pub fn listen(&self, driver: Driver, stop: CancellationToken) {
+    pub fn listen(&self, driver: Driver, stop: CancellationToken) -> Result<()> {
         if !matches!(driver, Driver::Postgres { .. }) {
-            return;
+            return Ok(());
         }
         let here = self.here.clone();
-        std::thread::spawn(move || {
+        blocking::thread("job-rings", move || {
             while !stop.is_cancelled() {
                 if let Err(error) = hear(&driver, &here, &stop) {
                     log::warn!(error:% = error; "cannot listen for jobs, polling only");
                 }
-                std::thread::sleep(Duration::from_secs(1));
+                blocking::pause(Duration::from_secs(1));
             }
-        });
+        })
     }
 }
 
@@ -147,7 +149,7 @@ fn hear(driver: &Driver, here: &watch::Sender<u64>, stop: &CancellationToken) ->
         if heard {
             here.send_modify(|count| *count += 1);
         }
-        std::thread::sleep(LISTEN_PAUSE);
+        blocking::pause(LISTEN_PAUSE);
     }
     Ok(())
 }
@@ -281,7 +283,7 @@ impl Worker {
             return Claimed::nothing(interval.min(Duration::from_micros(pause as u64)));
         }
         if let Some(check) = self.queue.check.clone() {
-            let found = tokio::task::spawn_blocking(move || check()).await;
+            let found = blocking::begin(move || check()).await;
             if let Ok(Some(obstacle)) = found {
                 self.refusals.say(|repeats| {
                     log::error!(queue = name, reason = obstacle.message.as_str(), repeats; "jobs are left to others");
@@ -289,7 +291,7 @@ impl Worker {
                 return Claimed::nothing(interval);
             }
         }
-        let token = *uuid::Uuid::new_v4().as_bytes();
+        let token = *chance::name().as_bytes();
         let lease = self.queue.lease.as_micros() as i64;
         let per_workspace = self.queue.per_workspace.map(|most| most as i64);
         let claim = move |conn: &mut Conn| {
@@ -315,7 +317,7 @@ impl Worker {
     }
 
     async fn work(&self, job: Job, token: LeaseToken) {
-        let started = std::time::Instant::now();
+        let started = clock::moment();
         let result = tokio::select! {
             result = self.attempt(&job, token) => result,
             () = self.stop.cancelled() => {
@@ -329,7 +331,7 @@ impl Worker {
         let outcome = if result.is_ok() { "done" } else { "failed" };
         let labels = [("queue", self.queue.name), ("outcome", outcome)];
         metrics::histogram!("open_spanner_worker_job_duration_seconds", &labels)
-            .record(started.elapsed().as_secs_f64());
+            .record(clock::since(started).as_secs_f64());
         if let Err(error) = self.settle(job, token, result).await {
             // the lease runs out and the job is done again: handlers must bear that
             log::warn!(queue = self.queue.name, error:% = error; "the end of a job could not be recorded");
@@ -342,7 +344,7 @@ impl Worker {
             return Err(Error::unavailable("the worker died on every attempt"));
         }
         // it may have waited long for its turn
-        if job.claimed.elapsed() > self.queue.lease / 3 && !self.renew(job, token).await {
+        if clock::since(job.claimed) > self.queue.lease / 3 && !self.renew(job, token).await {
             return Err(Error::unavailable("another worker has the job"));
         }
         let work = tokio::time::timeout(self.queue.timeout, (self.queue.handler)(job.clone(), token));
@@ -403,7 +405,7 @@ impl Worker {
     /// `retry_after` doubled per attempt, at most an hour, up to a fifth more or less.
     fn pause(&self, attempts: i32) -> Duration {
         let doubled = self.queue.retry_after.saturating_mul(1 << (attempts - 1).clamp(0, 16));
-        doubled.min(BACKOFF_MAX).mul_f64(rand::random_range(0.8..1.2))
+        doubled.min(BACKOFF_MAX).mul_f64(chance::within(0.8..1.2))
     }
 }
 

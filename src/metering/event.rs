@@ -185,8 +185,8 @@ fn parse_time(input: &Input, now: Timestamp) -> Result<Timestamp> {
     Ok(if time == Timestamp::ABSENT { now } else { time })
 }
 
-/// Makes an event of an input: dimensions, then subject, then quantity, in the order of rest.md 12.4.
-pub fn validate(meter: &Arc<Meter>, input: Input, now: Timestamp) -> Result<Event> {
+/// Makes an event of an input, under an id that nobody has: dimensions, then subject, then quantity, in the order of rest.md 12.4.
+pub fn validate(meter: &Arc<Meter>, input: Input, now: Timestamp, id: Uuid) -> Result<Event> {
     let time = parse_time(&input, now)?;
     let mut metadata = input.metadata.map(Metadata::validate).transpose()?.unwrap_or_default();
     meter.fit_metadata(&mut metadata)?;
@@ -205,7 +205,7 @@ pub fn validate(meter: &Arc<Meter>, input: Input, now: Timestamp) -> Result<Even
     let metadata = metadata_text(&metadata)?;
     let fingerprint = fingerprint(meter, &subject, &quantity, metadata.as_deref().map(RawValue::get));
     Ok(Event {
-        id: Uuid::now_v7(),
+        id,
         meter: meter.clone(),
         subject,
         time,

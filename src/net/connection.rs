@@ -15,6 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
+use crate::clock;
 use crate::net::{Patience, Port};
 
 /// A client that takes nothing of what is sent for this long has its connection cut.
@@ -37,8 +38,8 @@ struct State {
 
 /// Milliseconds of this process, for comparing idle times.
 fn now_ms() -> u64 {
-    static START: LazyLock<Instant> = LazyLock::new(Instant::now);
-    START.elapsed().as_millis() as u64
+    static START: LazyLock<Instant> = LazyLock::new(clock::moment);
+    clock::since(*START).as_millis() as u64
 }
 
 impl Peer {
@@ -127,7 +128,7 @@ impl Connection {
     pub(super) fn new(stream: TcpStream, peer: Peer, port: Port, patience: Patience) -> Self {
         let first = patience.handshake.map(|(_, time)| time).or(patience.first_call);
         let deadline = first.map(|time| Box::pin(tokio::time::sleep(time)));
-        let accepted_at = Instant::now();
+        let accepted_at = clock::moment();
         Connection { stream, peer, port, patience, received: 0, accepted_at, deadline, stalled: None }
     }
 

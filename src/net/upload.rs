@@ -3,6 +3,8 @@
 
 use std::time::{Duration, Instant};
 
+use crate::clock;
+
 /// Networks hesitate.
 const GRACE: Duration = Duration::from_secs(5);
 const BYTES_PER_SECOND: usize = 4096;
@@ -17,7 +19,7 @@ pub struct Upload {
 
 impl Default for Upload {
     fn default() -> Self {
-        Upload { started: Instant::now(), received: 0 }
+        Upload { started: clock::moment(), received: 0 }
     }
 }
 

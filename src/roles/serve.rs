@@ -12,6 +12,7 @@ use crate::alerts::webhook::client::Client;
 use crate::app::{App, Phase};
 use crate::auth::Auth;
 use crate::auth::key::Flush;
+use crate::blocking;
 use crate::config::{Config, Driver, ListenAddr};
 use crate::dashboard;
 use crate::db::changes::{self, Change};
@@ -209,9 +210,7 @@ fn start_timers(app: &App) -> Vec<JoinHandle<()>> {
         let driver = app.config.db.driver.clone();
         timers.push(tokio::spawn(every(Duration::from_secs(10), move || {
             let (driver, log) = (driver.clone(), log.clone());
-            async move {
-                tokio::task::spawn_blocking(move || wal::watch(&driver, &log)).await.map_err(Error::internal)
-            }
+            async move { blocking::begin(move || wal::watch(&driver, &log)).await.map_err(Error::internal) }
         })));
     }
     timers
@@ -239,12 +238,12 @@ fn forgetful(app: &App) -> impl Fn(Change) + Send + use<> {
 fn start_workers(app: &App) -> Result<Vec<JoinHandle<()>>> {
     let stop = app.phase.draining();
     changes::relay(app.store.clone(), stop.clone());
-    changes::listen(app.config.db.driver.clone(), stop.clone(), forgetful(app));
+    changes::listen(app.config.db.driver.clone(), stop.clone(), forgetful(app))?;
     app.wake.relay(app.store.clone(), stop.clone());
     if !app.config.workers.in_serve {
         return Ok(Vec::new());
     }
-    app.wake.listen(app.config.db.driver.clone(), stop.clone());
+    app.wake.listen(app.config.db.driver.clone(), stop.clone())?;
     let all = [
         exports::worker::duties(&app.store, &app.config)?,
         alerts::worker::duties(&app.store, &app.config, &app.webhooks, &app.wake),

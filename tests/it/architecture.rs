@@ -8,12 +8,14 @@ use std::path::{Path, PathBuf};
 const FLOORS: &[&str] = &[
     "error",
     "string_enum",
+    "metering",
+    "clock",
+    "chance",
+    "blocking",
     "config",
     "logging",
     "net",
     "metrics",
-    "metering",
-    "clock",
     "db",
     "audit",
     "jobs",
@@ -196,4 +198,112 @@ fn each_transaction_is_a_change_or_is_none() {
     let gone: Vec<&str> =
         CHANGES.iter().map(|(name, ..)| *name).filter(|name| !found.contains(name)).collect();
     assert!(gone.is_empty(), "no transaction is called so: {gone:?}");
+}
+
+/// What a simulator has to choose, and the one place that asks the world for it.
+const SEAMS: &[(&str, &[&str], &[&str])] = &[
+    (
+        "the time",
+        &["clock.rs"],
+        &["Instant::now", "SystemTime::now", ".elapsed()", "jiff::Timestamp::now", "Zoned::now"],
+    ),
+    (
+        "chance",
+        &["chance.rs"],
+        &["now_v7()", "new_v4()", "rand::r", "rand::rng", "RandomState::new", "SystemRandom", "getrandom"],
+    ),
+    (
+        "threads and work that blocks",
+        &["blocking.rs"],
+        &[
+            "spawn_blocking",
+            "block_in_place",
+            "web::block(",
+            "thread::spawn",
+            "thread::Builder",
+            "thread::sleep",
+        ],
+    ),
+    (
+        "a connection to the database",
+        &["db/sqlite.rs", "db/postgres.rs", "db/sqlstate.rs"],
+        &["::establish(", "PQconnect"],
+    ),
+];
+
+#[test]
+fn the_world_is_asked_in_one_place_each() {
+    let mut wrong = Vec::new();
+    for source in sources() {
+        for (what, places, words) in SEAMS {
+            if places.contains(&source.path.as_str()) || source.path == "fuzz.rs" {
+                continue;
+            }
+            for word in words.iter().filter(|word| source.text.contains(**word)) {
+                wrong.push(format!("{}: `{word}`: ask {} for {what}", source.path, places[0]));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// How SQL asks the database what time it is.
+const DATABASE_CLOCKS: &[&str] = &[
+    "now()",
+    "clock_timestamp",
+    "statement_timestamp",
+    "transaction_timestamp",
+    "current_timestamp",
+    "current_date",
+    "localtimestamp",
+    "unixepoch(",
+    "julianday(",
+    "datetime('",
+    "strftime('",
+];
+
+/// Rust files with their comments, and the migrations.
+fn texts_with_comments() -> Vec<(String, String)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut folders = vec![root.join("src"), root.join("migrations")];
+    let mut found = Vec::new();
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).expect("a folder") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|end| end == "rs" || end == "sql") {
+                let name = path.strip_prefix(root).expect("below the root").display().to_string();
+                found.push((name, fs::read_to_string(&path).expect("a text")));
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn sql_asks_the_databases_clock_only_where_a_comment_says_why() {
+    let is_comment = |line: &str| ["//", "--"].iter().any(|mark| line.trim_start().starts_with(mark));
+    let mut wrong = Vec::new();
+    for (name, text) in texts_with_comments() {
+        let lines: Vec<&str> = text.lines().collect();
+        for (at, line) in lines.iter().enumerate() {
+            // `Timestamp::now()` and its like are Rust
+            let sql = ["::now()", "fn now()", "_now()"]
+                .iter()
+                .fold(line.to_lowercase(), |line, rust| line.replace(rust, ""));
+            let asks = DATABASE_CLOCKS.iter().any(|clock| sql.contains(clock));
+            let says_why = (at.saturating_sub(3)..at)
+                .any(|above| is_comment(lines[above]) && lines[above].contains("database's clock"));
+            if asks && !is_comment(line) && !says_why {
+                wrong.push(format!(
+                    "{name}:{}: `{}`: bind a time of clock.rs, or say in a comment of at most three lines above why \
+                     it is the database's clock",
+                    at + 1,
+                    line.trim()
+                ));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }

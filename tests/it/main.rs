@@ -1,6 +1,8 @@
 //! The integration tests, in one binary: each starts the real program on a fresh SQLite file or a fresh PostgreSQL
 //! database and talks to it over the wire. `scripts/test` installs what they need; `scripts/test it::NAME` runs some.
 
+#![expect(clippy::disallowed_methods, reason = "tests ask clocks, dice and databases as they like")]
+
 mod support;
 
 mod alerts;

@@ -228,7 +228,7 @@ impl World {
                 time: Some(self.now.plus(offset)),
                 ..Input::default()
             };
-            batch.push(event::validate(&meter, input, self.now).expect("a good event"));
+            batch.push(event::validate(&meter, input, self.now, uuid::Uuid::now_v7()).expect("a good event"));
         }
         for event in &batch {
             let subject = SUBJECTS.into_iter().find(|subject| *subject == event.subject).expect("known");

@@ -245,7 +245,8 @@ BEGIN
     FOREACH wanted IN ARRAY ids LOOP
         PERFORM pg_advisory_xact_lock_shared(class, (wanted % 2147483647)::int);
     END LOOP;
-    -- one by one, because a statement about all of them is planned anew each time: a tenth of a small commit
+    -- one by one, because a statement about all of them is planned anew each time: a tenth of a small commit;
+    -- the database's clock, because the time of a decision is the time after the wait for the meter
     FOREACH wanted IN ARRAY ids LOOP
         RETURN QUERY SELECT here, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint, m.id, m.public_id, m.version, m.has_alerts, w.id, w.assignment_version
                      FROM meters m JOIN workspaces w ON w.id = m.workspace_id WHERE m.id = wanted;

@@ -8,13 +8,13 @@ use diesel::prelude::*;
 use diesel::sql_query;
 use diesel::sql_types::{BigInt, Nullable, Text};
 use ring::digest;
-use uuid::Uuid;
 
 use crate::alerts::sql::destinations::{self, Destination};
 use crate::alerts::sql::rules::Rule;
 use crate::alerts::state::Group;
 use crate::alerts::webhook::client::WebhookResponse;
 use crate::alerts::webhook::{ATTEMPTS_MAX, pause_after};
+use crate::chance;
 use crate::db::schema::{alert_attempts, alert_deliveries};
 use crate::db::statement::{Statement, integers};
 use crate::db::{Conn, DbError};
@@ -83,7 +83,7 @@ pub struct Outgoing<'a> {
 pub fn add(conn: &mut Conn, rule: &Rule, outgoing: Outgoing<'_>, now: Timestamp) -> Result<(), DbError> {
     let Outgoing { event_id, group, payload } = outgoing;
     let row = NewRow {
-        public_id: Uuid::now_v7().to_string(),
+        public_id: chance::id().to_string(),
         workspace_id: rule.workspace_id,
         rule_id: rule.id,
         event_id,
@@ -196,7 +196,7 @@ pub fn record(
         return Ok(false);
     }
     let row = AttemptRow {
-        public_id: Uuid::now_v7().to_string(),
+        public_id: chance::id().to_string(),
         delivery_id: delivery.id,
         event_id: &delivery.event_id,
         status: if answer.is_delivered() { "delivered" } else { "failed" },
@@ -210,7 +210,7 @@ pub fn record(
     let now = Timestamp::now();
     let attempts = delivery.attempts + 1;
     let pause = match patience {
-        Patience::Retry => pause_after(attempts, answer.retry_after, rand::random_range(0.9..1.1)),
+        Patience::Retry => pause_after(attempts, answer.retry_after, chance::within(0.9..1.1)),
         Patience::GiveUp => None,
     };
     let (status, next) = match (answer.is_delivered(), pause) {

@@ -2,6 +2,7 @@
 
 use diesel::prelude::*;
 
+use crate::chance;
 use crate::db::schema::{alert_destinations, alert_rules};
 use crate::db::{Conn, DbError, audit, limits};
 use crate::error::Error;
@@ -61,7 +62,7 @@ pub fn add(
 ) -> Result<Destination, DbError> {
     limits::check(conn, limits::Kind::AlertDestination, workspace_id)?;
     let row = NewRow {
-        public_id: uuid::Uuid::now_v7().to_string(),
+        public_id: chance::id().to_string(),
         workspace_id,
         name: &terms.name,
         enabled: terms.enabled,

@@ -3,12 +3,12 @@
 use std::collections::HashMap;
 
 use diesel::prelude::*;
-use uuid::Uuid;
 
 use crate::alerts::sql::deliveries;
 use crate::alerts::sql::rules::Rule;
 use crate::alerts::state::Transition;
 use crate::alerts::webhook;
+use crate::chance;
 use crate::db::schema::{alert_attempts, alert_events};
 use crate::db::{Conn, DbError};
 use crate::metering::time::Timestamp;
@@ -34,7 +34,7 @@ pub fn record(conn: &mut Conn, rule: &Rule, crossing: &Transition, now: Timestam
     let group = crossing.state.group.clone();
     let (group_key, group_value) = group.map(|group| (group.key, group.value)).unwrap_or_default();
     let event = Event {
-        public_id: Uuid::now_v7().to_string(),
+        public_id: chance::id().to_string(),
         workspace_id: rule.workspace_id,
         rule_id: rule.id,
         rule_public_id: rule.public_id.clone(),

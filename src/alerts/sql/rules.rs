@@ -8,7 +8,6 @@ use std::collections::HashMap;
 use diesel::prelude::*;
 use diesel::sql_query;
 use diesel::sql_types::{BigInt, Bool, Text};
-use uuid::Uuid;
 
 use crate::alerts::jobs::MeterJob;
 use crate::alerts::rule::{Comparator, RuleSpec};
@@ -16,6 +15,7 @@ use crate::alerts::sql::destinations::{self, Destination};
 use crate::alerts::sql::{deliveries, events, states};
 use crate::alerts::state;
 use crate::alerts::webhook::RulePart;
+use crate::chance;
 use crate::db::columns::{quantity_of, readable};
 use crate::db::schema::{alert_deliveries, alert_destinations, alert_rules, alert_states, meters};
 use crate::db::{Conn, DbError, audit, limits};
@@ -271,7 +271,7 @@ pub fn add(conn: &mut Conn, new: &NewRule, now: Timestamp) -> Result<Rule, DbErr
     let destination = destinations::lock(conn, new.workspace_id, &new.destination_id)?;
     let mut rule = Rule {
         id: 0,
-        public_id: Uuid::now_v7().to_string(),
+        public_id: chance::id().to_string(),
         workspace_id: new.workspace_id,
         meter_id,
         meter: new.meter.clone(),

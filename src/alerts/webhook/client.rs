@@ -5,7 +5,7 @@
 use std::error::Error as _;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ipnet::IpNet;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
@@ -14,6 +14,7 @@ use crate::alerts::webhook::guard::permits;
 use crate::alerts::webhook::{
     SIGNATURE_HEADER, TIMESTAMP_HEADER, parse_retry_after, signature, standard_signature,
 };
+use crate::clock;
 use crate::error::{Error, Result};
 use crate::metering::time::{SECOND, Timestamp};
 
@@ -116,12 +117,12 @@ impl Client {
 
     /// Makes one call. Any 2xx is success.
     pub async fn send(&self, letter: &WebhookRequest) -> WebhookResponse {
-        let started = Instant::now();
+        let started = clock::moment();
         let mut answer = match self.call(letter).await {
             Ok(answer) => answer,
             Err(reason) => WebhookResponse::unsent(reason),
         };
-        answer.duration_ms = started.elapsed().as_millis() as i64;
+        answer.duration_ms = clock::since(started).as_millis() as i64;
         answer
     }
 

@@ -1,10 +1,10 @@
 //! Invitations, known by the hash of their token. Those of a workspace, but for the look-up by token.
 
 use diesel::prelude::*;
-use uuid::Uuid;
 
 use crate::auth::permission::Role;
 use crate::auth::token::TokenHash;
+use crate::chance;
 use crate::db::identity::new_id;
 use crate::db::schema::{invitations, memberships, users, workspaces};
 use crate::db::{Conn, DbError, limits};
@@ -121,7 +121,7 @@ pub fn create(conn: &mut Conn, new: &NewInvitation, now: Timestamp) -> Result<In
     refuse_asked(conn, new)?;
     let row = Row {
         id: new_id(),
-        public_id: Uuid::now_v7().to_string(),
+        public_id: chance::id().to_string(),
         workspace_id: new.workspace_id,
         email: &new.email,
         role: new.role.as_str(),

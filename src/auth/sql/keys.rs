@@ -3,10 +3,10 @@
 
 use diesel::prelude::*;
 use serde_json::{Value, json};
-use uuid::Uuid;
 
 use crate::auth::sql::users::{MEMBER, Member};
 use crate::auth::token::TokenHash;
+use crate::chance;
 use crate::db::columns::readable;
 use crate::db::identity::new_id;
 use crate::db::schema::{api_key_events, api_keys, memberships, users, workspaces};
@@ -177,7 +177,7 @@ pub fn create(
     now: Timestamp,
 ) -> Result<ApiKey, DbError> {
     limits::check(conn, limits::Kind::ApiKey, owner.workspace_id)?;
-    let public_id = Uuid::now_v7().to_string();
+    let public_id = chance::id().to_string();
     let key = insert(conn, owner, &public_id, terms, secret, now)?;
     record(conn, owner, &key, "created", None, None, now)?;
     audit::about(&key.public_id, &key.name);
@@ -281,7 +281,7 @@ pub fn rotate(
     if old.expires_at.is_some_and(|at| at <= now.0) {
         return Err(Error::conflict("the API key has expired").into());
     }
-    let new_id = Uuid::now_v7().to_string();
+    let new_id = chance::id().to_string();
     let terms = KeyTerms {
         name: old.name.clone(),
         scopes: old.scopes.clone(),
@@ -330,7 +330,7 @@ fn record(
 ) -> Result<(), DbError> {
     diesel::insert_into(api_key_events::table)
         .values(NewEvent {
-            id: Uuid::now_v7().to_string(),
+            id: chance::id().to_string(),
             workspace_id: owner.workspace_id,
             user_id: owner.user_id,
             api_key_id: &key.public_id,

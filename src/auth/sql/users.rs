@@ -5,6 +5,7 @@ use std::cmp::Reverse;
 use diesel::prelude::*;
 
 use crate::auth::permission::Role;
+use crate::chance;
 use crate::db::audit::{self, Actor};
 use crate::db::identity::new_id;
 use crate::db::schema::{memberships, users, workspaces};
@@ -82,7 +83,7 @@ pub fn register(
     password_hash: &str,
     now: Timestamp,
 ) -> Result<Member, DbError> {
-    let public_id = uuid::Uuid::now_v7().to_string();
+    let public_id = chance::id().to_string();
     let user_id = diesel::insert_into(users::table)
         .values(NewUser { id: new_id(), public_id, email, password_hash, created_at: now.0 })
         .returning(users::id)
@@ -111,7 +112,7 @@ pub fn tell(member: &Member) {
 /// A user's own workspace, named after the address.
 fn create_workspace(conn: &mut Conn, user_id: i64, email: &str, now: Timestamp) -> Result<i64, DbError> {
     let owner = email.split('@').next().unwrap_or_default();
-    let public_id = uuid::Uuid::now_v7().to_string();
+    let public_id = chance::id().to_string();
     let workspace_id = diesel::insert_into(workspaces::table)
         .values(NewWorkspace {
             id: new_id(),

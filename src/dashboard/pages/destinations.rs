@@ -2,7 +2,6 @@
 
 use actix_web::{HttpResponse, web};
 use askama::Template;
-use uuid::Uuid;
 
 use crate::alerts::rule::parse_label;
 use crate::alerts::sql::deliveries::{self, Listed};
@@ -12,6 +11,7 @@ use crate::alerts::webhook::{self, SECRET_OVERLAP, SECRET_PREFIX};
 use crate::app::App;
 use crate::auth::Caller;
 use crate::auth::token::Token;
+use crate::chance;
 use crate::dashboard::form::{Complaint, Fields, Form};
 use crate::dashboard::view;
 use crate::dashboard::visit::{Shell, Visit, ok, rejected, secret};
@@ -136,7 +136,7 @@ pub async fn test(
     _form: Form,
 ) -> Result<HttpResponse> {
     let destination = find(&app, &caller, &id).await?;
-    let (now, event_id) = (Timestamp::now(), Uuid::now_v7().to_string());
+    let (now, event_id) = (Timestamp::now(), chance::id().to_string());
     let letter = WebhookRequest {
         url: destination.webhook_url.clone(),
         body: webhook::test_payload(&event_id, (&destination.public_id, &destination.name), now)?,

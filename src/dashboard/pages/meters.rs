@@ -4,11 +4,11 @@ use std::collections::HashMap;
 
 use actix_web::{HttpResponse, web};
 use askama::Template;
-use uuid::Uuid;
 
 use crate::alerts::sql::rules;
 use crate::app::App;
 use crate::auth::Caller;
+use crate::chance;
 use crate::dashboard::ask;
 use crate::dashboard::chart::{Chart, Kind, Svg, share_bar};
 use crate::dashboard::form::{Complaint, Fields, Form};
@@ -179,8 +179,7 @@ pub async fn create(app: web::Data<App>, caller: Caller, visit: Visit, form: For
 }
 
 async fn add(app: &App, caller: &Caller, fields: &Fields) -> Result<Meter> {
-    let meter =
-        input(fields)?.into_meter(Uuid::now_v7().to_string(), caller.workspace_id, Timestamp::now())?;
+    let meter = input(fields)?.into_meter(chance::id().to_string(), caller.workspace_id, Timestamp::now())?;
     let meter = app.store.write("meters::add", move |conn| crate::meters::sql::add(conn, &meter)).await?;
     app.meters.changed(meter.workspace_id, &meter.name);
     Ok(meter)
@@ -361,7 +360,7 @@ pub fn sample_call(origin: &str, meter: &Meter, key: &str) -> String {
     let text = |text: &str| Value::from(text).to_string();
     let event = format!(
         r#"{{"idempotency_key": "first-{}", "meter": {}, "subject": "customer-1", "quantity": 1, "metadata": {}}}"#,
-        Uuid::new_v4().simple(),
+        chance::name().simple(),
         text(&meter.name),
         Value::Object(metadata),
     );

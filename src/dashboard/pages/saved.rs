@@ -3,10 +3,10 @@
 use actix_web::{HttpResponse, web};
 use askama::Template;
 use serde_json::json;
-use uuid::Uuid;
 
 use crate::app::App;
 use crate::auth::Caller;
+use crate::chance;
 use crate::dashboard::form::Form;
 use crate::dashboard::pages::explore::saved;
 use crate::dashboard::view;
@@ -46,7 +46,7 @@ pub async fn create(app: web::Data<App>, caller: Caller, visit: Visit, form: For
     let group: Vec<&str> = params.get("group").split(',').filter(|name| !name.is_empty()).take(5).collect();
     let now = Timestamp::now().0;
     let row = SavedQuery {
-        id: Uuid::now_v7().to_string(),
+        id: chance::id().to_string(),
         user_id: caller.user_id,
         name: name.clone(),
         query: json!({"explore": query, "meter": params.get("meter")}).to_string(),

@@ -2,11 +2,11 @@
 
 use actix_web::{HttpResponse, web};
 use askama::Template;
-use uuid::Uuid;
 
 use crate::app::App;
 use crate::auth::Caller;
 use crate::auth::key::{NewKeyRequest, Status};
+use crate::chance;
 use crate::dashboard::ask;
 use crate::dashboard::form::{Fields, Form};
 use crate::dashboard::pages::meters::sample_call;
@@ -82,7 +82,7 @@ async fn add_meter(app: &App, caller: &Caller, fields: &Fields) -> Result<()> {
         aggregation: Some("sum".to_owned()),
         ..MeterInput::default()
     };
-    let meter = input.into_meter(Uuid::now_v7().to_string(), caller.workspace_id, Timestamp::now())?;
+    let meter = input.into_meter(chance::id().to_string(), caller.workspace_id, Timestamp::now())?;
     let meter = app.store.write("meters::add", move |conn| crate::meters::sql::add(conn, &meter)).await?;
     app.meters.changed(meter.workspace_id, &meter.name);
     Ok(())
@@ -99,7 +99,7 @@ pub async fn send_event(
         return Ok(visit.go("/welcome", "Make a meter first."));
     };
     let input = Input {
-        idempotency_key: Some(format!("test-{}", Uuid::new_v4().simple())),
+        idempotency_key: Some(format!("test-{}", chance::name().simple())),
         subject: Some("test-subject".to_owned()),
         meter: Some(meter.name.clone()),
         quantity: Some(InputQuantity(Ok(Quantity::from(1)))),

@@ -9,6 +9,7 @@ use diesel::sql_query;
 use diesel::sql_types::{BigInt, Bool, Integer, Nullable, Text};
 
 use crate::both;
+use crate::chance;
 use crate::db::identity::{Clock, new_id};
 use crate::db::schema::{plan_assignments, subjects, workspaces};
 use crate::db::{Conn, DbError, audit};
@@ -107,7 +108,7 @@ pub fn begin_change(conn: &mut Conn, workspace_id: i64, clock: Clock) -> Result<
     let change = diesel::update(workspaces::table.find(workspace_id))
         .set(workspaces::assignment_version.eq(workspaces::assignment_version + 1));
     match (conn, clock) {
-        // what is returned is computed once the row is ours
+        // the database's clock, because what is returned is computed once the row is ours: after the wait
         (Conn::Postgres(c), Clock::Database) => {
             let now = sql::<BigInt>("(extract(epoch FROM clock_timestamp()) * 1000000)::bigint");
             let now: Option<i64> = change.returning(now).get_result(c).optional()?;
@@ -189,7 +190,7 @@ pub fn assign(
     end_all(conn, subject_id, starts_at, now)?;
     let row = NewRow {
         id: new_id(),
-        public_id: uuid::Uuid::now_v7().to_string(),
+        public_id: chance::id().to_string(),
         workspace_id,
         subject_id,
         plan_id: plan.id,
@@ -288,7 +289,7 @@ pub fn move_to_version(conn: &mut Conn, old: &Plan, new: &Plan, now: Timestamp) 
     for some in moving.chunks(MOVED_AT_ONCE) {
         let row = |(subject_id, ends_at, anchor): &(i64, Option<i64>, i64)| NewRow {
             id: new_id(),
-            public_id: uuid::Uuid::now_v7().to_string(),
+            public_id: chance::id().to_string(),
             workspace_id: new.workspace_id,
             subject_id: *subject_id,
             plan_id: new.id,

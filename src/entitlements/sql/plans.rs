@@ -11,6 +11,7 @@ use diesel::sql_types::{Array, BigInt, Integer, Text};
 use moka::sync::Cache;
 
 use crate::both;
+use crate::chance;
 use crate::db::changes::Change;
 use crate::db::columns::quantity_of;
 use crate::db::identity::{Clock, new_id};
@@ -254,7 +255,7 @@ pub fn resolve(
         let meter_id =
             *ids.get(&limit.meter).ok_or_else(|| Error::not_found(format!("meter {:?}", limit.meter)))?;
         limits.push(Limit {
-            public_id: uuid::Uuid::now_v7().to_string(),
+            public_id: chance::id().to_string(),
             meter_id,
             meter: limit.meter.clone(),
             period: limit.period,
@@ -267,7 +268,7 @@ pub fn resolve(
     }
     Ok(Plan {
         id: 0,
-        public_id: uuid::Uuid::now_v7().to_string(),
+        public_id: chance::id().to_string(),
         workspace_id,
         name: draft.name.clone(),
         description: draft.description.clone(),

@@ -7,6 +7,7 @@ use diesel::prelude::*;
 use diesel::sql_query;
 use diesel::sql_types::{BigInt, Integer, Text};
 
+use crate::chance;
 use crate::db::schema::{entitlement_events, entitlement_states, subjects};
 use crate::db::{Conn, DbError};
 use crate::entitlements::jobs::{Evaluation, QUEUE};
@@ -112,7 +113,7 @@ pub fn add_event(
 ) -> Result<(), DbError> {
     let Standing { limit, measure, .. } = standing;
     let row = NewEvent {
-        id: uuid::Uuid::now_v7().to_string(),
+        id: chance::id().to_string(),
         workspace_id: standing.workspace_id,
         subject_id: standing.subject_id,
         meter_id: standing.meter_id,
