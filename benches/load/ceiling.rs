@@ -147,7 +147,7 @@ struct Count {
 fn verify(conn: &mut Conn, events: u64) -> Outcome<()> {
     let text =
         "SELECT (SELECT COUNT(*) FROM idempotency_keys) AS ledger, (SELECT COUNT(*) FROM events) AS events,
-                (SELECT CAST(SUM(event_count) AS BIGINT) FROM rollups WHERE subject_id > 0) AS rollups";
+                (SELECT CAST(SUM(event_count) AS BIGINT) FROM rollups WHERE grain = 0) AS rollups";
     let count: Count = diesel::sql_query(text).get_result(conn)?;
     let stored = [count.ledger, count.events, count.rollups];
     if stored != [events as i64; 3] {

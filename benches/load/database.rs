@@ -93,6 +93,20 @@ impl Place {
         Ok(())
     }
 
+    /// Rows that hold aggregates, in a database of this place.
+    pub fn rollup_rows(&self, name: &str) -> Outcome<i64> {
+        #[derive(diesel::QueryableByName)]
+        struct Count {
+            #[diesel(sql_type = diesel::sql_types::BigInt)]
+            rows: i64,
+        }
+        let text = "SELECT (SELECT COUNT(*) FROM rollups) + (SELECT COUNT(*) FROM rollup_deltas)
+                         + (SELECT COUNT(*) FROM rollup_facets) AS rows";
+        let count: Count =
+            diesel::RunQueryDsl::get_result(diesel::sql_query(text), &mut open(&self.driver(name))?)?;
+        Ok(count.rows)
+    }
+
     /// Processor time of the database's own processes; SQLite has none.
     pub fn cpu(&self) -> u64 {
         match self {

@@ -46,6 +46,9 @@ struct Options {
     /// Events of the largest history
     #[arg(long, default_value_t = 10_000_000)]
     history: u64,
+    /// Events with hundreds of dimension sets, over 30 days
+    #[arg(long, default_value_t = 100_000)]
+    wide: u64,
     /// Given by cargo bench, and not by cargo test
     #[arg(long, hide = true)]
     bench: bool,
@@ -66,7 +69,7 @@ fn run() -> Outcome<()> {
     let size = if options.short || !options.bench {
         suite::Size::short()
     } else {
-        suite::Size::full(options.history)
+        suite::Size::full(options.history, options.wide)
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let mut report = report::Report::default();

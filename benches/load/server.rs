@@ -140,10 +140,14 @@ impl Account {
 
     /// A meter with the two dimensions that workloads fill.
     pub async fn create_meter(&self, name: &str) -> Outcome<()> {
-        let dimension = |name: &str| json!({"name": name, "type": "string"});
+        self.create_meter_with(name, &["region", "model"]).await
+    }
+
+    pub async fn create_meter_with(&self, name: &str, dimensions: &[&str]) -> Outcome<()> {
+        let dimension = |name: &&str| json!({"name": name, "type": "string"});
+        let dimensions: Vec<_> = dimensions.iter().map(dimension).collect();
         let meter = json!({
-            "name": name, "unit": "unit", "aggregation": "sum", "event_retention_days": 3650,
-            "dimensions": [dimension("region"), dimension("model")],
+            "name": name, "unit": "unit", "aggregation": "sum", "event_retention_days": 3650, "dimensions": dimensions,
         });
         let answer = self.call("POST", "/v1/meters", &meter.to_string()).await?;
         if answer.status == 201 { Ok(()) } else { Err(answer.text().into()) }

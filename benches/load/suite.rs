@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use open_spanner::metering::time::{DAY, SECOND, Timestamp};
+use open_spanner::metering::time::{DAY, HOUR, SECOND, Timestamp};
 use serde_json::json;
 
 use crate::client::{self, Load, Request};
@@ -29,6 +29,8 @@ pub struct Size {
     /// Sizes of the history at which rates and queries are measured, and how many events such a measurement takes.
     pub history: Vec<u64>,
     pub history_sample: u64,
+    /// Events with hundreds of dimension sets.
+    pub wide: u64,
     /// How often each query is asked.
     pub questions: usize,
     pub idle: Duration,
@@ -46,12 +48,13 @@ impl Size {
             ceiling_connections: vec![2],
             history: vec![0, 4_000],
             history_sample: 2_000,
+            wide: 4_000,
             questions: 2,
             idle: Duration::ZERO,
         }
     }
 
-    pub fn full(history: u64) -> Size {
+    pub fn full(history: u64, wide: u64) -> Size {
         let points = [0, 1_000_000, 3_000_000, 10_000_000];
         Size {
             time: Duration::from_secs(5),
@@ -63,6 +66,7 @@ impl Size {
             ceiling_connections: vec![1, 2, 4],
             history: points.into_iter().filter(|point| *point <= history).collect(),
             history_sample: 300_000,
+            wide,
             questions: 100,
             idle: Duration::from_secs(2),
         }
@@ -125,10 +129,57 @@ impl<'a> Suite<'a> {
         queries::doors(self, &server, &account).await?;
         server.stop()?;
         self.place.remove("main")?;
+        self.wide().await?;
         for keys in Keys::BOTH {
             self.grow(keys).await?;
         }
         Ok(())
+    }
+
+    /// What users have: hundreds of dimension sets. Written over 30 days, beside the same with twelve, and within an
+    /// hour; then asked.
+    async fn wide(&mut self) -> Outcome<()> {
+        if !self.wants("wide") {
+            return Ok(());
+        }
+        let driver = self.place.create("history")?;
+        let server = Server::start(self.program, &driver, self.place.dir())?;
+        let account = Account::create(&server).await?;
+        let total = self.size.wide;
+        let mut rate_of_few = None;
+        for (label, wide, span) in
+            [("12 sets", false, 30 * DAY), ("480 sets, an hour", true, HOUR), ("480 sets", true, 30 * DAY)]
+        {
+            let mut workload = self.workload(Keys::Random);
+            workload.wide = wide;
+            workload.from = Timestamp::now().plus(-span);
+            workload.step = span / total as i64;
+            let dimensions: &[&str] =
+                if wide { &["endpoint", "status", "region"] } else { &["region", "model"] };
+            account.create_meter_with(&workload.meter, dimensions).await?;
+            let before = self.place.rollup_rows("history")?;
+            self.place.settle()?;
+            let mut gauge = Gauge::start(self.place, &server)?;
+            let lists = self.bulk_lists(&account, &workload, 0..total, 1_000, 4);
+            gauge.resume();
+            let mut load = client::run(server.http, lists, Duration::from_secs(600)).await?;
+            gauge.pause();
+            let mut row =
+                gauge.finish(&format!("wide: bulk 1000 c4, {label}, 1000 subjects"), Unit::Events, &mut load);
+            // here the ceiling is the rate with few sets
+            row.ceiling = rate_of_few;
+            rate_of_few = rate_of_few.or(Some((row.rate, row.server + row.db)));
+            let rows = (self.place.rollup_rows("history")? - before) as f64 / load.events.max(1) as f64;
+            row.note = format!("{rows:.3} rollup rows an event");
+            self.report.row(row);
+            self.verify(&account, &workload, &load).await?;
+            if span > HOUR && wide {
+                tokio::time::sleep(self.size.idle * 2).await;
+                queries::ask_wide(self, &server, &account, &workload, load.events).await?;
+            }
+        }
+        server.stop()?;
+        self.place.remove("history")
     }
 
     /// Start to ready on an empty and on a migrated database, and the memory of a server that does nothing.
@@ -160,6 +211,7 @@ impl<'a> Suite<'a> {
             keys,
             subjects: self.size.subjects,
             models: MODELS,
+            wide: false,
             seed: crate::workload::mix(self.meters),
             from: Timestamp::now().plus(-60 * SECOND),
             step: 100,

@@ -34,6 +34,8 @@ pub struct Workload {
     pub subjects: u64,
     /// How many values the declared dimension `model` has; `region` has three.
     pub models: u64,
+    /// What users have: 20 endpoints, 6 statuses and 4 regions instead.
+    pub wide: bool,
     /// Distinguishes the keys of two workloads.
     pub seed: u64,
     /// Time of the first event.
@@ -43,6 +45,10 @@ pub struct Workload {
 }
 
 pub const REGIONS: [&str; 3] = ["eu", "us", "ap"];
+/// Of the wide workload.
+pub const STATUSES: [&str; 6] = ["200", "201", "400", "404", "429", "500"];
+pub const WIDE_REGIONS: [&str; 4] = ["eu", "us", "ap", "sa"];
+pub const ENDPOINTS: u64 = 20;
 /// How many values the undeclared field `class` has.
 pub const CLASSES: u64 = 20;
 
@@ -82,17 +88,34 @@ impl Workload {
         let _ = write!(out, "-{:04x}-{:012x}", low >> 48, low & 0xFFFF_FFFF_FFFF);
         let _ = write!(
             out,
-            "\",\"subject\":\"{}\",\"meter\":\"{}\",\"quantity\":{}.{:02},\"timestamp\":\"{}\",\"metadata\":\
-             {{\"class\":\"c{}\",\"model\":\"model-{}\",\"region\":\"{}\"}}}}",
+            "\",\"subject\":\"{}\",\"meter\":\"{}\",\"quantity\":{}.{:02},\"timestamp\":\"{}\",\"metadata\":{{",
             Workload::subject(self.dice(i, 4) % self.subjects),
             self.meter,
             cents / 100,
             cents % 100,
             at.to_exact_text(),
-            self.dice(i, 5) % CLASSES,
-            self.dice(i, 6) % self.models,
-            REGIONS[self.dice(i, 7) as usize % REGIONS.len()],
         );
+        self.write_metadata(i, out);
+        out.push_str("}}");
+    }
+
+    fn write_metadata(&self, i: u64, out: &mut String) {
+        let (class, kind, place) = (self.dice(i, 5) % CLASSES, self.dice(i, 6), self.dice(i, 7) as usize);
+        let _ = match self.wide {
+            false => write!(
+                out,
+                "\"class\":\"c{class}\",\"model\":\"model-{}\",\"region\":\"{}\"",
+                kind % self.models,
+                REGIONS[place % REGIONS.len()],
+            ),
+            true => write!(
+                out,
+                "\"class\":\"c{class}\",\"endpoint\":\"/v1/things/{}\",\"status\":\"{}\",\"region\":\"{}\"",
+                kind % ENDPOINTS,
+                STATUSES[(kind >> 16) as usize % STATUSES.len()],
+                WIDE_REGIONS[place % WIDE_REGIONS.len()],
+            ),
+        };
     }
 
     /// The events of a bulk call as a JSON array, and the sum of their amounts.

@@ -357,7 +357,7 @@ table! {
 }
 
 table! {
-    plan_assignments (id) {
+    plan_assignments (subject_id, id) {
         id -> BigInt,
         public_id -> Text,
         workspace_id -> BigInt,
@@ -408,7 +408,7 @@ table! {
 }
 
 table! {
-    entitlement_events (id) {
+    entitlement_events (subject_id, id) {
         id -> Text,
         workspace_id -> BigInt,
         subject_id -> BigInt,

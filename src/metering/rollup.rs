@@ -177,6 +177,12 @@ impl Key {
     pub fn lane(&self, lanes: Lanes) -> i16 {
         if self.subject_id == ALL_SUBJECTS { lanes.meter } else { lanes.subject }
     }
+
+    /// The subject as it is stored. Each lane of a meter has one of its own, so that they need not all lie on the
+    /// node of one subject.
+    pub fn stored_subject(&self, lanes: Lanes) -> i64 {
+        if self.subject_id == ALL_SUBJECTS { -1 - i64::from(lanes.meter) } else { self.subject_id }
+    }
 }
 
 /// What new events add: per subject and hour, and per meter and hour and day.

@@ -346,8 +346,17 @@ impl Sum<'_> {
         sets: &Sets,
         since: i32,
     ) -> Result<(), DbError> {
+        let hours = match &self.subjects {
+            Subjects::Only(ids) if let [id] = ids.as_slice() => {
+                match subject_days::hours(conn, *id, window)? {
+                    hours if hours.is_empty() => return Ok(()),
+                    hours => hours,
+                }
+            }
+            _ => Vec::new(),
+        };
         let mut statement = Statement::new(conn);
-        let sql = self.rollup_sql(&mut statement, grain, window, !sets.is_empty());
+        let sql = self.rollup_sql(&mut statement, grain, window, &hours, !sets.is_empty());
         let pruned_before = self.pruned_before();
         let nothing = Map::new();
         let (query, cells, left_out) = (self.query, &mut self.cells, &mut self.left_out);
@@ -387,20 +396,35 @@ impl Sum<'_> {
 
     /// Rollup rows, added up by the database as far as the query allows: per bucket, and per subject and dimension
     /// set when it looks at them. First and last events cannot be added up in SQL and come row by row.
-    fn rollup_sql(&self, statement: &mut Statement, grain: Grain, window: Window, with_sets: bool) -> String {
+    fn rollup_sql(
+        &self,
+        statement: &mut Statement,
+        grain: Grain,
+        window: Window,
+        hours: &[i64],
+        with_sets: bool,
+    ) -> String {
         let postgres = statement.is_postgres;
         let meter_id = statement.int(self.query.meter.id);
-        let (from, to) = (statement.int(window.from.0), statement.int(window.to.0));
-        let condition = match &self.subjects {
-            Subjects::All | Subjects::Each => format!(
-                "FROM rollups r WHERE r.meter_id = {meter_id} AND r.grain = {} AND r.start >= {from} AND r.start < {to}",
-                grain as i16,
-            ),
-            Subjects::Only(ids) => {
-                let (tables, condition) = subject_days::rollups(postgres, &meter_id, ids, &from, Some(&to));
-                format!("FROM {tables} WHERE {condition}")
+        let mut bounds = || (statement.int(window.from.0), statement.int(window.to.0));
+        let (tables, condition) = match &self.subjects {
+            Subjects::All | Subjects::Each => {
+                let (from, to) = bounds();
+                let grain = grain as i16;
+                let condition = format!(
+                    "r.meter_id = {meter_id} AND r.grain = {grain} AND r.start >= {from} AND r.start < {to}"
+                );
+                ("rollups r".to_owned(), condition)
             }
+            Subjects::Only(ids) => match ids.as_slice() {
+                [id] => subject_days::rollups_at(postgres, &meter_id, *id, hours),
+                ids => {
+                    let (from, to) = bounds();
+                    subject_days::rollups(postgres, &meter_id, ids, &from, Some(&to))
+                }
+            },
         };
+        let condition = format!("FROM {tables} WHERE {condition}");
         let needs_edges = matches!(self.query.meter.aggregation, Aggregation::First | Aggregation::Last);
         let bucket = self.bucket_sql();
         let rows = match needs_edges {

@@ -118,7 +118,7 @@ fn pairs(
              FROM kept k
              CROSS JOIN LATERAL (SELECT day FROM subject_days
                                  WHERE subject_id = k.subject_id AND day > k.since - {DAY} OFFSET 0) d
-             CROSS JOIN day_hours h
+             CROSS JOIN generate_series(0, 82800000000, 3600000000) h (since_midnight)
              CROSS JOIN LATERAL (SELECT start, event_count FROM rollups
                                  WHERE meter_id = k.meter_id AND grain = 0 AND start = d.day + h.since_midnight
                                    AND subject_id = k.subject_id OFFSET 0) r

@@ -254,7 +254,8 @@ BEGIN
 END
 $$;
 
--- Sums of events per subject, dimension set and hour, and of a meter (subject_id 0, a set of zeros) per hour and day. Time comes before the subject:
+-- Sums of events per subject, dimension set and hour, and of a meter per hour and day (a set of zeros, and -1 - lane for
+-- a subject: lanes of one meter may then lie on several nodes). Time comes before the subject:
 -- events of one time, of however many subjects, then change pages that lie together.
 CREATE TABLE rollups (
     meter_id BIGINT NOT NULL,
@@ -307,11 +308,6 @@ CREATE TABLE subject_days (
     day BIGINT NOT NULL,
     PRIMARY KEY (subject_id, day)
 );
--- The hours of any day, to go from a day to its hours; never changes.
-CREATE TABLE day_hours (
-    since_midnight BIGINT PRIMARY KEY
-);
-INSERT INTO day_hours SELECT generate_series(0, 82800000000, 3600000000);
 
 -- The last hour in which a subject used a meter, pruned since or not: the order in which subjects are listed. Written
 -- when a subject enters a newer hour, not with every event.
@@ -390,17 +386,18 @@ CREATE INDEX plan_limits_meter ON plan_limits (meter_id);
 
 -- Which plan a subject has, and when. Every change grows workspaces.assignment_version.
 CREATE TABLE plan_assignments (
-    id BIGINT PRIMARY KEY,
-    public_id TEXT NOT NULL CONSTRAINT plan_assignments_public_id_key UNIQUE,
+    id BIGINT NOT NULL,
+    public_id TEXT NOT NULL,
     workspace_id BIGINT NOT NULL REFERENCES workspaces (id) ON DELETE CASCADE,
     subject_id BIGINT NOT NULL,
-    plan_id BIGINT NOT NULL REFERENCES plans (id) ON DELETE CASCADE,
+    plan_id BIGINT NOT NULL,
     starts_at BIGINT NOT NULL,
     -- not after starts_at when it was canceled before it began
     ends_at BIGINT,
     -- periods are counted from here
     anchor BIGINT NOT NULL,
-    updated_at BIGINT NOT NULL
+    updated_at BIGINT NOT NULL,
+    PRIMARY KEY (subject_id, id)
 );
 CREATE INDEX plan_assignments_subject ON plan_assignments (subject_id, starts_at);
 CREATE INDEX plan_assignments_recent ON plan_assignments (workspace_id, updated_at);
@@ -431,7 +428,7 @@ CREATE TABLE entitlement_states (
     meter_id BIGINT NOT NULL,
     period TEXT NOT NULL,
     workspace_id BIGINT NOT NULL,
-    plan_id BIGINT NOT NULL REFERENCES plans (id) ON DELETE CASCADE,
+    plan_id BIGINT NOT NULL,
     state TEXT NOT NULL,
     current_value TEXT NOT NULL,
     limit_value TEXT NOT NULL,
@@ -444,11 +441,11 @@ CREATE INDEX entitlement_states_recent ON entitlement_states (workspace_id, upda
 CREATE INDEX entitlement_states_plan ON entitlement_states (plan_id);
 
 CREATE TABLE entitlement_events (
-    id TEXT PRIMARY KEY,
+    id TEXT NOT NULL,
     workspace_id BIGINT NOT NULL,
     subject_id BIGINT NOT NULL,
     meter_id BIGINT NOT NULL,
-    plan_id BIGINT NOT NULL REFERENCES plans (id) ON DELETE CASCADE,
+    plan_id BIGINT NOT NULL,
     period TEXT NOT NULL,
     previous_state TEXT,
     state TEXT NOT NULL,
@@ -456,7 +453,8 @@ CREATE TABLE entitlement_events (
     current_value TEXT NOT NULL,
     limit_value TEXT NOT NULL,
     warning_percent TEXT NOT NULL,
-    created_at BIGINT NOT NULL
+    created_at BIGINT NOT NULL,
+    PRIMARY KEY (subject_id, id)
 );
 CREATE INDEX entitlement_events_recent ON entitlement_events (workspace_id, created_at, id);
 CREATE INDEX entitlement_events_plan ON entitlement_events (plan_id);
@@ -469,7 +467,7 @@ CREATE TABLE entitlement_periods (
     starts_at BIGINT NOT NULL,
     ends_at BIGINT NOT NULL,
     workspace_id BIGINT NOT NULL,
-    plan_id BIGINT NOT NULL REFERENCES plans (id) ON DELETE CASCADE,
+    plan_id BIGINT NOT NULL,
     state TEXT NOT NULL,
     current_value TEXT NOT NULL,
     limit_value TEXT NOT NULL,

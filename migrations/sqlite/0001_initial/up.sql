@@ -234,7 +234,8 @@ CREATE TABLE events (
 CREATE UNIQUE INDEX events_subject_time ON events (hour, subject_id, event_time, id);
 CREATE INDEX events_meter_time ON events (meter_id, event_time, id);
 
--- Sums of events per subject, dimension set and hour, and of a meter (subject_id 0, a set of zeros) per hour and day. Time comes before the subject:
+-- Sums of events per subject, dimension set and hour, and of a meter per hour and day (a set of zeros, and -1 - lane for
+-- a subject: lanes of one meter may then lie on several nodes). Time comes before the subject:
 -- events of one time, of however many subjects, then change pages that lie together.
 CREATE TABLE rollups (
     meter_id INTEGER NOT NULL,
@@ -374,17 +375,18 @@ CREATE INDEX plan_limits_meter ON plan_limits (meter_id);
 
 -- Which plan a subject has, and when. Every change grows workspaces.assignment_version.
 CREATE TABLE plan_assignments (
-    id INTEGER PRIMARY KEY,
-    public_id TEXT NOT NULL CONSTRAINT plan_assignments_public_id_key UNIQUE,
+    id INTEGER NOT NULL,
+    public_id TEXT NOT NULL,
     workspace_id INTEGER NOT NULL REFERENCES workspaces (id) ON DELETE CASCADE,
     subject_id INTEGER NOT NULL,
-    plan_id INTEGER NOT NULL REFERENCES plans (id) ON DELETE CASCADE,
+    plan_id INTEGER NOT NULL,
     starts_at INTEGER NOT NULL,
     -- not after starts_at when it was canceled before it began
     ends_at INTEGER,
     -- periods are counted from here
     anchor INTEGER NOT NULL,
-    updated_at INTEGER NOT NULL
+    updated_at INTEGER NOT NULL,
+    PRIMARY KEY (subject_id, id)
 ) STRICT;
 CREATE INDEX plan_assignments_subject ON plan_assignments (subject_id, starts_at);
 CREATE INDEX plan_assignments_recent ON plan_assignments (workspace_id, updated_at);
@@ -415,7 +417,7 @@ CREATE TABLE entitlement_states (
     meter_id INTEGER NOT NULL,
     period TEXT NOT NULL,
     workspace_id INTEGER NOT NULL,
-    plan_id INTEGER NOT NULL REFERENCES plans (id) ON DELETE CASCADE,
+    plan_id INTEGER NOT NULL,
     state TEXT NOT NULL,
     current_value TEXT NOT NULL,
     limit_value TEXT NOT NULL,
@@ -428,11 +430,11 @@ CREATE INDEX entitlement_states_recent ON entitlement_states (workspace_id, upda
 CREATE INDEX entitlement_states_plan ON entitlement_states (plan_id);
 
 CREATE TABLE entitlement_events (
-    id TEXT PRIMARY KEY,
+    id TEXT NOT NULL,
     workspace_id INTEGER NOT NULL,
     subject_id INTEGER NOT NULL,
     meter_id INTEGER NOT NULL,
-    plan_id INTEGER NOT NULL REFERENCES plans (id) ON DELETE CASCADE,
+    plan_id INTEGER NOT NULL,
     period TEXT NOT NULL,
     previous_state TEXT,
     state TEXT NOT NULL,
@@ -440,7 +442,8 @@ CREATE TABLE entitlement_events (
     current_value TEXT NOT NULL,
     limit_value TEXT NOT NULL,
     warning_percent TEXT NOT NULL,
-    created_at INTEGER NOT NULL
+    created_at INTEGER NOT NULL,
+    PRIMARY KEY (subject_id, id)
 ) STRICT;
 CREATE INDEX entitlement_events_recent ON entitlement_events (workspace_id, created_at, id);
 CREATE INDEX entitlement_events_plan ON entitlement_events (plan_id);
@@ -453,7 +456,7 @@ CREATE TABLE entitlement_periods (
     starts_at INTEGER NOT NULL,
     ends_at INTEGER NOT NULL,
     workspace_id INTEGER NOT NULL,
-    plan_id INTEGER NOT NULL REFERENCES plans (id) ON DELETE CASCADE,
+    plan_id INTEGER NOT NULL,
     state TEXT NOT NULL,
     current_value TEXT NOT NULL,
     limit_value TEXT NOT NULL,

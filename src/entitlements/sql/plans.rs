@@ -16,7 +16,9 @@ use crate::db::changes::Change;
 use crate::db::columns::quantity_of;
 use crate::db::identity::{Clock, new_id};
 use crate::db::row_cache::RowCache;
-use crate::db::schema::{meters, plan_assignments, plan_limits, plans};
+use crate::db::schema::{
+    entitlement_events, entitlement_periods, entitlement_states, meters, plan_assignments, plan_limits, plans,
+};
 use crate::db::{Conn, DbError, Store, audit, limits};
 use crate::entitlements::assignment::AssignmentPeriod;
 use crate::entitlements::consume::UnreadableLimit;
@@ -399,7 +401,13 @@ pub fn delete(conn: &mut Conn, workspace_id: i64, public_id: &str, clock: Clock)
     if in_use.is_some() {
         return Err(Error::conflict(format!("plan {:?} is assigned to subjects", plan.name)).into());
     }
-    diesel::delete(plans::table.find(plan.id)).execute(conn)?;
+    both!(conn, c => {
+        diesel::delete(entitlement_states::table.filter(entitlement_states::plan_id.eq(plan.id))).execute(c)?;
+        diesel::delete(entitlement_events::table.filter(entitlement_events::plan_id.eq(plan.id))).execute(c)?;
+        diesel::delete(entitlement_periods::table.filter(entitlement_periods::plan_id.eq(plan.id))).execute(c)?;
+        diesel::delete(plan_assignments::table.filter(plan_assignments::plan_id.eq(plan.id))).execute(c)?;
+        diesel::delete(plans::table.find(plan.id)).execute(c)?
+    });
     audit::about(&plan.public_id, &plan.name);
     audit::states(Some(shown(&plan)), None);
     Ok(())

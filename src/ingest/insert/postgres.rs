@@ -265,7 +265,7 @@ pub fn add_rows(
         created_ats: &runs.iter().map(|run| run.created_at).collect(),
 
         rollup_meter_ids: &with_edges().map(|(key, ..)| key.meter_id).collect(),
-        rollup_subject_ids: &with_edges().map(|(key, ..)| key.subject_id).collect(),
+        rollup_subject_ids: &with_edges().map(|(key, ..)| key.stored_subject(lanes)).collect(),
         grains: &with_edges().map(|(key, ..)| key.grain as i16).collect(),
         starts: &with_edges().map(|(key, ..)| key.start.0).collect(),
         sets: &with_edges().map(|(key, ..)| key.dimension_set.to_vec()).collect(),

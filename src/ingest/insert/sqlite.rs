@@ -295,7 +295,7 @@ pub fn add_rollups(
         let Some((first, last)) = &part.edges else { continue };
         AddRollup {
             meter_id: &key.meter_id,
-            subject_id: &key.subject_id,
+            subject_id: &key.stored_subject(lanes),
             grain: &(key.grain as i16),
             start: &key.start.0,
             set: &key.dimension_set,
