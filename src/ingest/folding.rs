@@ -14,9 +14,10 @@ use crate::error::Result;
 use crate::metering::time::SECOND;
 use crate::usage::fold;
 
-/// A meter with so many unfolded sums or commits is folded at once: a query reads them in about a millisecond.
-const CELLS_DUE: usize = 8_192;
-const COMMITS_DUE: usize = 128;
+/// A meter with so many unfolded sums or commits is folded at once: a query reads them in some milliseconds. Fewer would
+/// make folds too frequent for events of many days, each of which has rows of its own.
+const CELLS_DUE: usize = 65_536;
+const COMMITS_DUE: usize = 512;
 /// Others wait this long for more.
 const DUE_AFTER: i64 = 2 * SECOND;
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
