@@ -5,6 +5,7 @@
 
 mod cache;
 pub mod key;
+pub mod link_token;
 pub mod members;
 pub mod password;
 pub mod permission;

@@ -2,6 +2,7 @@
 
 pub mod invitations;
 pub mod keys;
+pub mod links;
 pub mod members;
 pub mod operator;
 pub mod sessions;

@@ -21,6 +21,9 @@ const FAILURES_PER_ADDRESS: u32 = 300;
 const FAILURE_WINDOW: i64 = 300 * SECOND;
 const REGISTRATIONS_PER_ADDRESS: u32 = 1000;
 const REGISTRATION_WINDOW: i64 = HOUR;
+/// A page that refreshes itself, in a few browsers.
+const USES_PER_LINK: u32 = 60;
+const LINK_WINDOW: i64 = 60 * SECOND;
 
 /// Names remembered at once, per counter: about 2 MB.
 const CAPACITY: usize = 65_536;
@@ -29,6 +32,7 @@ pub struct Throttle {
     failures_by_account: Counter,
     failures_by_address: Counter,
     registrations: Counter,
+    link_uses: Counter,
 }
 
 impl Default for Throttle {
@@ -37,6 +41,7 @@ impl Default for Throttle {
             failures_by_account: Counter::new(FAILURES_PER_ACCOUNT, FAILURE_WINDOW, CAPACITY),
             failures_by_address: Counter::new(FAILURES_PER_ADDRESS, FAILURE_WINDOW, CAPACITY),
             registrations: Counter::new(REGISTRATIONS_PER_ADDRESS, REGISTRATION_WINDOW, CAPACITY),
+            link_uses: Counter::new(USES_PER_LINK, LINK_WINDOW, CAPACITY),
         }
     }
 }
@@ -59,6 +64,14 @@ impl Throttle {
     /// A right password clears the account. The address keeps its count: its other guesses were at other accounts.
     pub fn login_succeeded(&self, account: &str) {
         self.failures_by_account.forget(account.as_bytes());
+    }
+
+    /// A customer's link was opened.
+    pub fn use_link(&self, link_id: i64, now: Timestamp) -> Result<()> {
+        let name = link_id.to_be_bytes();
+        self.link_uses.check(&name, now)?;
+        self.link_uses.add(&name, now);
+        Ok(())
     }
 
     /// Every attempt counts, because every attempt costs a password hash.

@@ -26,6 +26,8 @@ pub enum Kind {
     Invitation,
     /// Of a workspace.
     Member,
+    /// Not counting revoked ones.
+    SubjectLink,
 }
 
 impl Kind {
@@ -35,6 +37,7 @@ impl Kind {
             Kind::AlertDestination | Kind::SavedQuery | Kind::Export => 500,
             Kind::Invitation => 200,
             Kind::Member => 1_000,
+            Kind::SubjectLink => 100_000,
         }
     }
 
@@ -52,6 +55,7 @@ impl Kind {
                 "invitations WHERE workspace_id = $1 AND accepted_at IS NULL AND revoked_at IS NULL"
             }
             Kind::Member => "memberships WHERE workspace_id = $1",
+            Kind::SubjectLink => "subject_links WHERE workspace_id = $1 AND revoked_at IS NULL",
         }
     }
 
@@ -66,6 +70,7 @@ impl Kind {
             Kind::Export => "exports that are queued or running",
             Kind::Invitation => "open invitations",
             Kind::Member => "members",
+            Kind::SubjectLink => "links of subjects that are not revoked",
         }
     }
 }

@@ -109,6 +109,23 @@ table! {
 }
 
 table! {
+    subject_links (id) {
+        id -> BigInt,
+        public_id -> Text,
+        workspace_id -> BigInt,
+        subject -> Text,
+        meters -> Text,
+        origins -> Text,
+        token_hash -> Binary,
+        created_by -> BigInt,
+        expires_at -> BigInt,
+        revoked_at -> Nullable<BigInt>,
+        created_at -> BigInt,
+        last_used_at -> Nullable<BigInt>,
+    }
+}
+
+table! {
     audit_heads (workspace_id) {
         workspace_id -> BigInt,
         sequence -> BigInt,

@@ -356,6 +356,26 @@ impl FromRequest for Id {
     }
 }
 
+/// The two path parameters of a route, percent-decoded.
+pub struct Ids(pub String, pub String);
+
+impl FromRequest for Ids {
+    type Error = Error;
+    type Future = Ready<Result<Self>>;
+
+    fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
+        let decode = |raw: &str| {
+            let decoded = percent_encoding::percent_decode_str(raw).decode_utf8();
+            decoded.map(|text| text.into_owned()).map_err(|_| Error::not_found("no such resource"))
+        };
+        let raw: Vec<&str> = request.match_info().iter().map(|(_, value)| value).collect();
+        ready(match raw[..] {
+            [first, second] => decode(first).and_then(|first| Ok(Ids(first, decode(second)?))),
+            _ => Err(Error::not_found("no such resource")),
+        })
+    }
+}
+
 /// Query parameters, in order; pairs with a broken escape or a `;` are dropped (rest.md 6).
 #[derive(Clone, Debug, Default)]
 pub struct Params(Vec<(String, String)>);

@@ -128,7 +128,7 @@ async fn every_changing_route_leaves_a_row(database: Database) {
     let secrets = database
         .lines("SELECT state_before || state_after || target_id || target_name AS line FROM audit_events");
     let secrets = secrets.join("\n");
-    for secret in ["osp_sk_", "osp_at_", "osp_rt_", "osp_wsi_", "osp_whsec_", PASSWORD] {
+    for secret in ["osp_sk_", "osp_at_", "osp_rt_", "osp_wsi_", "osp_share_", "osp_whsec_", PASSWORD] {
         let shown = secrets
             .match_indices(secret)
             .any(|(at, _)| secrets[at..].chars().take_while(|c| *c != '"').count() > 18);
@@ -213,6 +213,9 @@ async fn things(database: &Database, trial: &mut Trial<'_>, owner: &Client, key:
     let made = trial.call(owner, "POST /v1/usage/saved-queries", &[], saved.clone()).await.json(201);
     trial.call(owner, "PUT /v1/usage/saved-queries/{id}", &[&id(&made)], saved).await;
     trial.call(owner, "DELETE /v1/usage/saved-queries/{id}", &[&id(&made)], json!({})).await;
+    let made = trial.call(key, "POST /v1/subjects/{subject}/links", &["s"], json!({})).await.json(201);
+    let revoke = "DELETE /v1/subjects/{subject}/links/{id}";
+    trial.call(key, revoke, &["s", &id(&made)], json!({})).await;
     trial.call(key, "POST /v1/usageevents/prune", &[], json!({})).await;
     kept
 }

@@ -34,6 +34,7 @@ mod hostile_connections;
 mod inert;
 mod keys;
 mod lifecycle;
+mod links;
 mod members;
 mod meters;
 mod migrations;

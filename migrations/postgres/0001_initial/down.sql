@@ -36,6 +36,7 @@ DROP TABLE idempotency_keys;
 DROP TABLE dimension_sets;
 DROP TABLE subjects;
 DROP TABLE meters;
+DROP TABLE subject_links;
 DROP TABLE audit_events;
 DROP TABLE audit_heads;
 DROP FUNCTION keep_audit_event;

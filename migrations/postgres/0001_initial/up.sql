@@ -114,6 +114,24 @@ CREATE TABLE invitations (
 CREATE INDEX invitations_workspace ON invitations (workspace_id, created_at);
 CREATE UNIQUE INDEX invitations_open ON invitations (workspace_id, email) WHERE accepted_at IS NULL AND revoked_at IS NULL;
 
+-- Links with which a customer sees the usage of one subject.
+CREATE TABLE subject_links (
+    id BIGINT PRIMARY KEY,
+    public_id TEXT NOT NULL CONSTRAINT subject_links_public_id_key UNIQUE,
+    workspace_id BIGINT NOT NULL REFERENCES workspaces (id) ON DELETE CASCADE,
+    subject TEXT NOT NULL,
+    -- JSON lists of strings
+    meters TEXT NOT NULL,
+    origins TEXT NOT NULL,
+    token_hash BYTEA NOT NULL CONSTRAINT subject_links_token_hash_key UNIQUE,
+    created_by BIGINT NOT NULL REFERENCES users (id) ON DELETE CASCADE,
+    expires_at BIGINT NOT NULL,
+    revoked_at BIGINT,
+    created_at BIGINT NOT NULL,
+    last_used_at BIGINT
+);
+CREATE INDEX subject_links_subject ON subject_links (workspace_id, subject, created_at);
+
 -- Who changed what: one row per change, never changed; a chain of hashes per workspace, 0 for what belongs to none.
 -- Rows outlive what they tell of.
 CREATE TABLE audit_heads (

@@ -38,6 +38,7 @@ DROP TABLE settled_keys;
 DROP TABLE dimension_sets;
 DROP TABLE subjects;
 DROP TABLE meters;
+DROP TABLE subject_links;
 DROP TABLE audit_events;
 DROP TABLE audit_heads;
 DROP TABLE invitations;

@@ -36,7 +36,7 @@ impl From<String> for Words {
 }
 
 impl Words {
-    fn to_json(&self) -> String {
+    pub(super) fn to_json(&self) -> String {
         serde_json::to_string(&self.0).unwrap_or_default()
     }
 }
