@@ -3,6 +3,7 @@
 //! a few seconds at most, so removal, demotion and revocation are felt everywhere within that time, and at once on
 //! the server where they were ordered. Expiry is checked on every use.
 
+pub mod account;
 mod cache;
 pub mod key;
 pub mod link_token;
@@ -63,6 +64,7 @@ pub enum Credential {
         expires_at: Timestamp,
         /// Signs the forms of the dashboard.
         form_key: Vec<u8>,
+        login_id: String,
     },
     Key {
         id: i64,
@@ -204,6 +206,8 @@ pub struct Options {
     /// How long a credential may be believed without asking the database again.
     pub cache_ttl: Duration,
     pub registration_enabled: bool,
+    /// How long a sign-in lasts at most, however often it is refreshed.
+    pub session_max_age: Duration,
 }
 
 /// The office that knows callers. Cheap to clone.
@@ -302,8 +306,8 @@ impl Auth {
         let load = async || {
             let found =
                 self.0.store.vital().read("sessions::find", move |conn| sessions::find(conn, &hash)).await?;
-            Ok(found.map(|(member, at, form_key)| {
-                Caller::new(member, Credential::Session { expires_at: Timestamp(at), form_key })
+            Ok(found.map(|(member, at, form_key, login_id)| {
+                Caller::new(member, Credential::Session { expires_at: Timestamp(at), form_key, login_id })
             }))
         };
         let caller = self.0.sessions.get_or_load(hash, load).await?.ok_or_else(Error::unauthorized)?;

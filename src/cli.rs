@@ -5,6 +5,7 @@ mod admin;
 mod doctor;
 mod http;
 mod pages;
+mod people;
 mod probe;
 
 use std::io::Write;
@@ -38,6 +39,7 @@ pub fn run(config: &Config, command: Command) -> Result<Outcome> {
         Command::Probe(probe) => wait_for(probe::run(config, &probe)),
         Command::Doctor(json) => doctor::run(config, json.json),
         Command::Admin(admin) => admin::run(config, &admin),
+        Command::Audit(asked) => people::audit(&config.db.driver, &asked),
         Command::Completions { shell } => pages::completions(shell),
         Command::Man { command } => pages::man(command.as_deref()),
     }

@@ -22,8 +22,8 @@ use crate::auth::permission::{Access, Role};
 use crate::dashboard::guard::Guard;
 use crate::http::{self, Endpoint};
 use pages::{
-    alerts, audit, destinations, events, explain, explore, exports, home, keys, members, meters, overview,
-    plans, quota, refused, saved, settings, sign_in, subjects, system, welcome,
+    account, alerts, audit, destinations, events, explain, explore, exports, home, keys, members, meters,
+    overview, plans, quota, refused, saved, settings, sign_in, subjects, system, welcome,
 };
 
 fn get<F, Args>(path: &'static str, access: Access, handler: F) -> Endpoint
@@ -150,6 +150,11 @@ pub fn endpoints() -> Vec<Endpoint> {
         get("/api-keys/{id}/revoke", ADMIN, keys::confirm_revoke),
         post("/api-keys/{id}/revoke", ADMIN, keys::revoke),
 
+        get("/settings/sessions", VIEWER, account::sessions),
+        post("/settings/sessions", VIEWER, account::end),
+        post("/settings/password", VIEWER, account::change_password),
+        get("/reset/{token}", PUBLIC, account::reset_form),
+        post("/reset/{token}", PUBLIC, account::reset),
         get("/audit", ADMIN, audit::show),
         get("/members", VIEWER, members::list),
         post("/members/invite", ADMIN, members::invite),

@@ -274,6 +274,16 @@ pub fn once<T>(driver: &Driver, work: impl FnOnce(&mut Conn) -> Result<T, DbErro
     })
 }
 
+/// Like [`once`], for what an operator changes: put down to them in the audit trail.
+pub fn once_as_operator<T>(
+    driver: &Driver,
+    operation: &'static str,
+    work: impl FnOnce(&mut Conn) -> Result<T, DbError>,
+) -> Result<T> {
+    let scene = audit::Scene::of(audit::Actor::operator());
+    once(driver, |conn| audit::witnessed(conn, operation, Some(&scene), work))
+}
+
 fn stamp(conn: &mut Conn) -> i64 {
     match conn {
         Conn::Postgres(conn) => postgres::stamp(conn),

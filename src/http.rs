@@ -1,6 +1,7 @@
 //! The HTTP door. One table of routes: path, handler, and what the route demands of its caller; the gate in front of
 //! the handlers enforces it. Handlers parse, call a rule or the store, and answer; no SQL and no rules here.
 
+pub mod account;
 pub mod alerts;
 pub mod audit;
 pub mod dead_letters;
@@ -158,6 +159,11 @@ pub fn endpoints() -> Vec<Endpoint> {
         endpoint(Method::GET, "/v1/auth/session", MEMBER, session::current, session::describe_current),
         endpoint(Method::DELETE, "/v1/auth/session", PUBLIC, session::logout, session::describe_logout),
         endpoint(Method::POST, "/v1/auth/session/refresh", PUBLIC, session::refresh, session::describe_refresh),
+        endpoint(Method::GET, "/v1/auth/sessions", MEMBER, account::sign_ins, account::describe_sign_ins),
+        endpoint(Method::DELETE, "/v1/auth/sessions", MEMBER, account::end_all, account::describe_end_all),
+        endpoint(Method::DELETE, "/v1/auth/sessions/{id}", MEMBER, account::end_one, account::describe_end_one),
+        endpoint(Method::PUT, "/v1/auth/password", MEMBER, account::change_password, account::describe_change_password),
+        endpoint(Method::POST, "/v1/auth/password-resets/{token}", PUBLIC, account::reset_password, account::describe_reset_password),
         endpoint(Method::GET, "/v1/auth/providers", PUBLIC, session::providers, session::describe_providers),
         endpoint(Method::GET, "/v1/auth/oauth/{provider}", PUBLIC, session::oauth_start, session::describe_oauth_start),
         endpoint(Method::GET, "/v1/auth/oauth/{provider}/callback", PUBLIC, session::oauth_callback, session::describe_oauth_callback),
@@ -557,7 +563,11 @@ mod tests {
         let counters = counter_reader::Reader::start(&store).expect("threads");
         let wake = JobNotifier::default();
         let (ingest, _) = Ingest::start(store.clone(), meters.clone(), &config.ingest, &wake);
-        let options = Options { cache_ttl: config.cache_ttl, registration_enabled: true };
+        let options = Options {
+            cache_ttl: config.cache_ttl,
+            registration_enabled: true,
+            session_max_age: config.auth.session_max_age,
+        };
         let auth = Auth::new(store.clone(), options);
         let webhooks = Client::new(&[]).expect("a client");
         let phase = Arc::new(Phase::default());

@@ -6,8 +6,9 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use crate::auth::sql::members::Touched;
-use crate::auth::sql::sessions::{self, Login, Pair};
-use crate::auth::sql::users;
+use crate::auth::sql::sessions::{self, Login, Pair, Shown};
+use crate::auth::sql::sign_ins::{self, Device};
+use crate::auth::sql::{resets, users};
 use crate::auth::throttle::is_trusted;
 use crate::auth::token::{self, ACCESS_PREFIX, REFRESH_PREFIX, Token, TokenHash};
 use crate::auth::{Auth, User, password};
@@ -24,6 +25,9 @@ const ACCESS_LIFETIME: i64 = 15 * 60 * SECOND;
 const REFRESH_LIFETIME: i64 = 30 * DAY;
 /// For how long a refresh token that was just used up works once more: two browser tabs wake up together.
 const REFRESH_GRACE: i64 = 10 * SECOND;
+
+/// For how long a refresh token that was used up is known, so that its second use is noticed.
+const REUSE_MEMORY: i64 = DAY;
 
 /// 128 bits that sign the forms of one sign-in.
 const FORM_KEY_BYTES: usize = 16;
@@ -73,6 +77,11 @@ struct NewTokenPair {
 }
 
 impl NewTokenPair {
+    /// Neither outlives the sign-in.
+    fn within(self, ends_at: Timestamp) -> NewTokenPair {
+        NewTokenPair { pair: self.pair.within(ends_at), ..self }
+    }
+
     fn new(now: Timestamp) -> Result<NewTokenPair> {
         let (access, refresh) = (Token::new(ACCESS_PREFIX)?, Token::new(REFRESH_PREFIX)?);
         let pair = Pair {
@@ -189,12 +198,14 @@ impl Auth {
     /// A session in the user's home workspace, for a user whose identity is proven.
     pub async fn open_session(&self, user_id: i64) -> Result<SignedIn> {
         let now = Timestamp::now();
-        let (fresh, form_key) = (NewTokenPair::new(now)?, chance::secret::<FORM_KEY_BYTES>()?);
-        let pair = fresh.pair;
+        let ends_at = self.sign_in_ends_at(now);
+        let (fresh, form_key) = (NewTokenPair::new(now)?.within(ends_at), chance::secret::<FORM_KEY_BYTES>()?);
+        let (pair, device) = (fresh.pair, device());
         let work = move |conn: &mut Conn| {
             let workspace_id = users::home(conn, user_id, now)?;
             let login_id = chance::id().to_string();
             let login = Login { login_id, form_key: form_key.to_vec(), user_id, workspace_id };
+            sign_ins::begin(conn, &login, &device, now, ends_at)?;
             sessions::open(conn, &login, &pair, now)?;
             let member = member(conn, &login)?;
             users::tell(&member);
@@ -214,8 +225,9 @@ impl Auth {
         find: impl Fn(&mut Conn) -> Result<i64, DbError> + Send + 'static,
     ) -> Result<SignedIn> {
         let now = Timestamp::now();
-        let (fresh, form_key) = (NewTokenPair::new(now)?, chance::secret::<FORM_KEY_BYTES>()?);
-        let (pair, hashes) = (fresh.pair, shown.hashes());
+        let ends_at = self.sign_in_ends_at(now);
+        let (fresh, form_key) = (NewTokenPair::new(now)?.within(ends_at), chance::secret::<FORM_KEY_BYTES>()?);
+        let (pair, hashes, device) = (fresh.pair, shown.hashes(), device());
         let work = move |conn: &mut Conn| {
             let ended = sessions::close(conn, &hashes)?;
             audit::something_changed();
@@ -223,6 +235,7 @@ impl Auth {
             audit::in_workspace(workspace_id);
             let login_id = chance::id().to_string();
             let login = Login { login_id, form_key: form_key.to_vec(), user_id, workspace_id };
+            sign_ins::begin(conn, &login, &device, now, ends_at)?;
             sessions::open(conn, &login, &pair, now)?;
             Ok((member(conn, &login)?, ended))
         };
@@ -240,13 +253,33 @@ impl Auth {
         let fresh = NewTokenPair::new(now)?;
         let pair = fresh.pair;
         let work = move |conn: &mut Conn| {
-            let until = now.plus(REFRESH_GRACE);
-            let Some(login) = sessions::use_up(conn, &hash, now, until)? else { return Err(unauthorized()) };
-            sessions::open(conn, &login, &pair, now)?;
-            member(conn, &login)
+            let login = match sessions::use_up(conn, &hash, now, REFRESH_GRACE, REUSE_MEMORY)? {
+                Shown::Good(login) => login,
+                Shown::Again(_) => return Ok(None),
+                Shown::Unknown => return Err(unauthorized()),
+            };
+            let Some(ends_at) = sign_ins::go_on(conn, &login.login_id, now)? else {
+                return Err(unauthorized());
+            };
+            sessions::open(conn, &login, &pair.within(ends_at), now)?;
+            Ok(Some((member(conn, &login)?, ends_at)))
         };
-        let member = self.0.store.vital().write("sessions::refresh", work).await?;
-        Ok(fresh.given_to(member.into()))
+        match self.0.store.vital().write("sessions::refresh", work).await? {
+            Some((member, ends_at)) => Ok(fresh.within(ends_at).given_to(member.into())),
+            None => Err(self.end_stolen(hash).await?),
+        }
+    }
+
+    /// A refresh token came a second time: its sign-in ends, for the thief and for the other.
+    async fn end_stolen(&self, hash: TokenHash) -> Result<Error> {
+        let work = move |conn: &mut Conn| sessions::close(conn, &[hash]);
+        let sessions = self.0.store.write("sessions::reuse", work).await?;
+        self.tell(Touched { sessions, keys: Vec::new() });
+        Ok(Error::unauthorized())
+    }
+
+    fn sign_in_ends_at(&self, now: Timestamp) -> Timestamp {
+        now.plus(self.0.options.session_max_age.as_micros().min(i64::MAX as u128 / 2) as i64)
     }
 
     /// Ends the sign-ins whose tokens are shown, and everything refreshed from them. Unknown tokens are fine.
@@ -270,10 +303,23 @@ impl Auth {
             let count = self.0.store.write("sessions::sweep", work).await?;
             swept += count;
             if count < SWEEP_BATCH {
-                return Ok(swept);
+                break;
             }
         }
+        let now = Timestamp::now();
+        let work = move |conn: &mut Conn| {
+            resets::sweep(conn, now)?;
+            sign_ins::sweep(conn, now)
+        };
+        self.0.store.write("sign_ins::sweep", work).await?;
+        Ok(swept)
     }
+}
+
+/// Where the call that signs in comes from.
+fn device() -> Device {
+    let (address, user_agent) = audit::origin();
+    Device { address, user_agent }
 }
 
 /// 401 when the user left the workspace of the session.

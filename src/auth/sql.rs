@@ -5,5 +5,7 @@ pub mod keys;
 pub mod links;
 pub mod members;
 pub mod operator;
+pub mod resets;
 pub mod sessions;
+pub mod sign_ins;
 pub mod users;

@@ -37,7 +37,14 @@ fn member(role: Role) -> Member {
 }
 
 pub(super) fn caller_with_session(role: Role) -> Caller {
-    Caller::new(member(role), Credential::Session { expires_at: Timestamp(i64::MAX), form_key: Vec::new() })
+    Caller::new(
+        member(role),
+        Credential::Session {
+            expires_at: Timestamp(i64::MAX),
+            form_key: Vec::new(),
+            login_id: String::new(),
+        },
+    )
 }
 
 pub(super) fn caller_with_key(role: Role, scopes: &[&str], allowed_meters: &[&str]) -> Caller {
@@ -123,7 +130,8 @@ async fn office(ttl: Duration) -> Office {
         conn_max_lifetime: None,
         conn_max_idle_time: None,
     });
-    let options = Options { cache_ttl: ttl, registration_enabled: true };
+    let session_max_age = Duration::from_secs(90 * 86_400);
+    let options = Options { cache_ttl: ttl, registration_enabled: true, session_max_age };
     Office { auth: Auth::new(store.clone(), options), store, _dir: dir }
 }
 

@@ -11,6 +11,7 @@ use crate::error::Result;
 pub const ACCESS_PREFIX: &str = "osp_at_";
 pub const REFRESH_PREFIX: &str = "osp_rt_";
 pub const KEY_PREFIX: &str = "osp_sk_";
+pub const RESET_PREFIX: &str = "osp_rst_";
 pub const LINK_PREFIX: &str = "osp_share_";
 pub const INVITATION_PREFIX: &str = "osp_wsi_";
 

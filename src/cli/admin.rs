@@ -8,11 +8,11 @@ use crate::auth::key::{self, NewKeyRequest, Status};
 use crate::auth::session::normal_email;
 use crate::auth::sql::users::Member;
 use crate::auth::sql::{keys, operator};
-use crate::cli::{Outcome, print, print_json, table};
+use crate::cli::{Outcome, people, print, print_json, table};
 use crate::config::commands::{Admin, Json, Key, KeyCreate, Of, Queue, Workspace};
 use crate::config::{Config, Driver};
 use crate::db::migrations::{self, Wanted};
-use crate::db::{self, Conn, DbError};
+use crate::db::{self, Conn, DbError, audit};
 use crate::error::{Error, Result};
 use crate::http::dead_letters::what_is_gone;
 use crate::jobs::{queue, sql};
@@ -22,6 +22,7 @@ pub fn run(config: &Config, admin: &Admin) -> Result<Outcome> {
     let driver = &config.db.driver;
     prepare(driver)?;
     match admin {
+        Admin::User(asked) => people::user(driver, asked),
         Admin::Key(Key::Create(wish)) => create_key(driver, wish),
         Admin::Key(Key::List { of, json }) => list_keys(driver, of, *json),
         Admin::Key(Key::Revoke { id }) => revoke_key(driver, id),
@@ -58,10 +59,11 @@ fn create_key(driver: &Driver, wish: &KeyCreate) -> Result<()> {
         allowed_meters: wish.meters.clone(),
         expires_at: wish.expires.clone(),
     };
-    let (member, key, secret) = db::once(driver, |conn| {
+    let (member, key, secret) = db::once_as_operator(driver, "keys::create", |conn| {
         let member = member(conn, &wish.of)?;
         let owner = keys::Owner { workspace_id: member.workspace_id, user_id: member.user_id };
         let (key, secret) = key::make(conn, owner, &request, Timestamp::now())?;
+        audit::by(audit::Actor::operator());
         Ok((member, key, secret))
     })?;
     if !wish.json.json {
@@ -102,7 +104,7 @@ fn list_keys(driver: &Driver, of: &Of, as_json: Json) -> Result<()> {
 }
 
 fn revoke_key(driver: &Driver, id: &str) -> Result<()> {
-    db::once(driver, |conn| {
+    db::once_as_operator(driver, "keys::revoke", |conn| {
         let owner = operator::key_owner(conn, id)?;
         keys::revoke(conn, owner, id, Timestamp::now()).map(drop)
     })?;
@@ -132,7 +134,7 @@ fn rename_workspace(driver: &Driver, id: &str, name: &str) -> Result<()> {
             "a name has 1 to {WORKSPACE_NAME_MAX} characters, none of them a control character"
         )));
     }
-    db::once(driver, |conn| operator::rename_workspace(conn, id, name))?;
+    db::once_as_operator(driver, "workspaces::rename", |conn| operator::rename_workspace(conn, id, name))?;
     print(&format!("renamed {id}\n"));
     Ok(())
 }
@@ -181,8 +183,10 @@ fn list_queues(driver: &Driver, as_json: Json) -> Result<()> {
 }
 
 fn retry(driver: &Driver, id: &str) -> Result<()> {
-    db::once(driver, |conn| {
+    db::once_as_operator(driver, "jobs::requeue", |conn| {
         let letter = sql::dead_letter(conn, id)?;
+        audit::in_workspace(letter.workspace_id);
+        audit::about(&letter.id, "");
         if let Some(gone) = what_is_gone(conn, &letter)? {
             return Err(Error::conflict(format!("{gone}: there is nothing left to do")).into());
         }

@@ -179,6 +179,7 @@ const COMMAND_SETTINGS: &[(&str, &[&str])] = &[
     ("probe", &["Listeners", "Export worker", "Alert worker", "Entitlement worker", "Usage worker"]),
     ("doctor", &["Listeners", "Database", "Exports"]),
     ("admin", &["Database"]),
+    ("audit", &["Database"]),
 ];
 
 fn with_settings(command: Command) -> Command {

@@ -14,6 +14,9 @@ pub enum Command {
     /// What an operator does to users' things, with the server stopped or running
     #[command(subcommand)]
     Admin(Admin),
+    /// The audit trail
+    #[command(subcommand)]
+    Audit(Audit),
     /// Print the completions of a shell
     #[command(after_help = "Example:\n  open-spanner completions bash > /etc/bash_completion.d/open-spanner")]
     Completions { shell: Shell },
@@ -63,6 +66,9 @@ pub enum ProbedRole {
 
 #[derive(Clone, Debug, Subcommand)]
 pub enum Admin {
+    /// People: who cannot get in, and who should not be in any more
+    #[command(subcommand)]
+    User(User),
     /// API keys
     #[command(subcommand)]
     Key(Key),
@@ -72,6 +78,37 @@ pub enum Admin {
     /// Background work
     #[command(subcommand)]
     Queue(Queue),
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub enum Audit {
+    /// Compute every hash anew; ends with 3 when a row was changed or is missing
+    Verify(Json),
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub enum User {
+    /// Make a user with a workspace of their own, and print a link with which they set their password
+    Create(UserLink),
+    /// Print a link with which a user sets another password; using it ends their sessions
+    ResetPassword(UserLink),
+    /// Everybody
+    List(Json),
+    /// End every session of a user; running servers notice within the time of OPEN_SPANNER_CACHE_TTL
+    EndSessions {
+        /// Their address
+        #[arg(long)]
+        email: String,
+    },
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct UserLink {
+    /// Their address
+    #[arg(long)]
+    pub email: String,
+    #[command(flatten)]
+    pub json: Json,
 }
 
 #[derive(Clone, Debug, Subcommand)]
@@ -155,6 +192,7 @@ impl Command {
             Command::Probe(_) => "probe",
             Command::Doctor(_) => "doctor",
             Command::Admin(_) => "admin",
+            Command::Audit(_) => "audit",
             Command::Completions { .. } => "completions",
             Command::Man { .. } => "man",
         }

@@ -226,6 +226,7 @@ impl Ingest {
 #[derive(Clone, Debug)]
 pub struct Auth {
     pub registration_enabled: bool,
+    pub session_max_age: Duration,
     pub oauth: OAuth,
 }
 
@@ -233,6 +234,7 @@ impl Auth {
     pub(super) fn read(v: &Values) -> Auth {
         Auth {
             registration_enabled: v.boolean("REGISTRATION_ENABLED"),
+            session_max_age: v.duration("SESSION_MAX_AGE"),
             oauth: OAuth { github: OAuthClient::read(v, "GITHUB"), google: OAuthClient::read(v, "GOOGLE") },
         }
     }

@@ -141,6 +141,7 @@ pub const TABLE: &[Group] = &[
     ]),
     group("Sign-in", &[
         row("REGISTRATION_ENABLED",       "true", Bool,       "let new users register"),
+        row("SESSION_MAX_AGE",            "2160h", Duration,  "how long a sign-in lasts at most, however often it is refreshed"),
         row("GITHUB_OAUTH_ENABLED",       "true", Bool,       "off switch for GitHub; it also needs the two settings below"),
         row("GITHUB_OAUTH_CLIENT_ID",     "",     Text("ID"), "client id at GitHub"),
         row("GITHUB_OAUTH_CLIENT_SECRET", "",     Secret,     "client secret at GitHub"),

@@ -1,5 +1,6 @@
 //! The pages, one file per group.
 
+pub mod account;
 pub mod alerts;
 pub mod audit;
 pub mod destinations;

@@ -84,6 +84,11 @@ impl Visit {
         }
     }
 
+    /// The frame of a page that is the same for whoever looks.
+    pub fn guest_shell(&self, title: impl Into<String>) -> Shell {
+        Shell { user: None, ..self.shell("", title) }
+    }
+
     /// The address of the next page, with a sentence about what was done.
     pub fn go(&self, path: &str, done: &str) -> HttpResponse {
         let done: String = done.chars().take(FLASH_CHARACTERS_MAX).collect();

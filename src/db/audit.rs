@@ -50,6 +50,11 @@ pub const CHANGES: &[(&str, &str, &str)] = &[
     ("meters::add", "meter.created", "meter"),
     ("meters::delete", "meter.deleted", "meter"),
     ("meters::update", "meter.updated", "meter"),
+    ("operator::create_user", "user.created", "user"),
+    ("operator::end_sign_ins", "session.ended", "user"),
+    ("operator::reset_password", "operator.password_reset", "user"),
+    ("passwords::change", "user.password_changed", "user"),
+    ("passwords::reset", "user.password_reset", "user"),
     ("plans::add", "plan.created", "plan"),
     ("plans::delete", "plan.deleted", "plan"),
     ("plans::update", "plan.updated", "plan"),
@@ -60,7 +65,9 @@ pub const CHANGES: &[(&str, &str, &str)] = &[
     ("sessions::close", "session.ended", "session"),
     ("sessions::fail", "session.failed", "user"),
     ("sessions::open", "session.created", "user"),
+    ("sessions::reuse", "session.reused", "user"),
     ("sessions::switch", "session.moved", "workspace"),
+    ("sign_ins::end", "session.ended", "user"),
     ("users::register", "user.registered", "user"),
     ("workspaces::rename", "workspace.renamed", "workspace"),
 ];
@@ -111,6 +118,7 @@ pub const NO_CHANGES: &[&str] = &[
     "retention::dry_run",
     "sessions::refresh",
     "sessions::sweep",
+    "sign_ins::sweep",
     "subjects::keep_counts",
 ];
 
@@ -176,6 +184,11 @@ tokio::task_local! {
 /// Does the work of a call; its changes are put down to whoever is in the scene.
 pub async fn within<F: Future>(scene: Scene, work: F) -> F::Output {
     SCENE.scope(Arc::new(scene), work).await
+}
+
+/// Where the call of this task comes from: address and program.
+pub fn origin() -> (String, String) {
+    scene().map(|scene| (cut(&scene.address), cut(&scene.user_agent))).unwrap_or_default()
 }
 
 /// The scene of this task; what happens without one happens by itself.

@@ -56,6 +56,28 @@ table! {
         workspace_id -> BigInt,
         expires_at -> BigInt,
         created_at -> BigInt,
+        used_at -> Nullable<BigInt>,
+    }
+}
+
+table! {
+    sign_ins (login_id) {
+        login_id -> Text,
+        user_id -> BigInt,
+        workspace_id -> BigInt,
+        address -> Text,
+        user_agent -> Text,
+        created_at -> BigInt,
+        seen_at -> BigInt,
+        ends_at -> BigInt,
+    }
+}
+
+table! {
+    password_resets (token_hash) {
+        token_hash -> Binary,
+        user_id -> BigInt,
+        expires_at -> BigInt,
     }
 }
 
@@ -689,7 +711,15 @@ table! {
     }
 }
 
-allow_tables_to_appear_in_same_query!(users, memberships, workspaces, sessions, api_keys, invitations);
+allow_tables_to_appear_in_same_query!(
+    users,
+    memberships,
+    workspaces,
+    sessions,
+    api_keys,
+    invitations,
+    sign_ins
+);
 allow_tables_to_appear_in_same_query!(meters, subjects, dimension_sets);
 allow_tables_to_appear_in_same_query!(export_jobs, jobs);
 allow_tables_to_appear_in_same_query!(meters, alert_rules, alert_destinations);

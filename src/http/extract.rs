@@ -75,7 +75,11 @@ fn body_limit(pattern: &str, most: usize) -> usize {
         "/v1/plans" | "/v1/plans/{id}" | "/v1/plans/{id}/preview" => 512 * KIB,
         // a thousand names of meters
         "/v1/auth/api-keys" => 256 * KIB,
-        "/v1/auth/users" | "/v1/auth/sessions" | "/v1/auth/session/refresh" => 16 * KIB,
+        "/v1/auth/users"
+        | "/v1/auth/sessions"
+        | "/v1/auth/session/refresh"
+        | "/v1/auth/password"
+        | "/v1/auth/password-resets/{token}" => 16 * KIB,
         _ => 128 * KIB,
     };
     limit.min(most)

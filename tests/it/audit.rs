@@ -118,7 +118,23 @@ async fn every_changing_route_leaves_a_row(database: Database) {
     let (owner, key) = (owner.at(&server.url()), key.at(&server.url()));
     deliveries(&mut trial, &key, &rule).await;
     trial.call(&owner, "DELETE /v1/auth/api-keys/{id}", &[&id(&made)], json!({})).await;
+    let me = owner.get("/v1/auth/session").await.json(200)["user"]["email"].clone();
+    let body = json!({"email": me, "password": PASSWORD});
+    owner.post("/v1/auth/sessions", &body).await.expect(201);
+    let others = owner.get("/v1/auth/sessions").await.json(200);
+    let other =
+        others["items"].as_array().expect("a list").iter().find(|item| item["current"] == json!(false));
+    let other = other.expect("another sign-in").clone();
+    trial.call(&owner, "DELETE /v1/auth/sessions/{id}", &[&id(&other)], json!({})).await;
+    let change = json!({"current_password": PASSWORD, "password": "another password"});
+    trial.call(&owner, "PUT /v1/auth/password", &[], change).await;
     trial.call(&owner, "DELETE /v1/auth/session", &[], json!({})).await;
+    let again = json!({"email": me, "password": "another password"});
+    let again = trial.call(&client.at(&server.url()), "POST /v1/auth/sessions", &[], again).await;
+    trial.call(&session_of(&server, &again), "DELETE /v1/auth/sessions", &[], json!({})).await;
+    let token = crate::account::token_for(&database, me.as_str().expect("a text"));
+    let reset = "POST /v1/auth/password-resets/{token}";
+    trial.call(&client.at(&server.url()), reset, &[&token], json!({"password": PASSWORD})).await;
 
     let missing: Vec<String> = changing_routes().difference(&trial.seen).cloned().collect();
     assert!(

@@ -14,6 +14,8 @@ use crate::support::{Database, Server, Worker, env, on_both_databases, run, stab
 
 on_both_databases!(
     probe_tells_how_a_process_is,
+    people_are_let_in_again,
+    the_trail_is_checked,
     first_key_needs_no_server_and_no_user,
     keys_are_listed_and_ended,
     workspaces_are_listed_and_renamed,
@@ -190,6 +192,60 @@ async fn keys_are_listed_and_ended(database: Database) {
     let list = on(&database, &["admin", "key", "list"]).succeeded().stdout;
     assert!(list.contains(id) && list.contains("revoked"), "{list}");
     ended(on(&database, &["admin", "key", "revoke", "nosuch"]), 1, "not found");
+}
+
+/// The path of a link that a command prints, as a route of the interface.
+fn reset_route(printed: &str) -> String {
+    let token = printed.trim_end().strip_prefix("/reset/").expect("a path");
+    format!("/v1/auth/password-resets/{token}")
+}
+
+async fn people_are_let_in_again(database: Database) {
+    let create = ["admin", "user", "create", "--email", "First@example.com"];
+    let made = on(&database, &create).succeeded();
+    assert!(!made.stderr.contains("osp_rst_"), "{made:#?}");
+    ended(on(&database, &create), 1, "registered already");
+    let server = Server::start_with(&database, &[("OPEN_SPANNER_REGISTRATION_ENABLED", "false")]);
+    let client = server.client();
+    let password = |text: &str| serde_json::json!({"password": text});
+    client.post(&reset_route(&made.stdout), &password("a first password")).await.expect(204);
+    client.get(made.stdout.trim_end()).await.expect(404);
+    let sign_in = async |text: &str| {
+        let body = serde_json::json!({"email": "first@example.com", "password": text});
+        client.post("/v1/auth/sessions", &body).await
+    };
+    let access =
+        sign_in("a first password").await.expect(201).cookie("open_spanner_access").expect("a cookie");
+    let session = client.with("cookie", format!("open_spanner_access={access}"));
+    let again =
+        on(&database, &["admin", "user", "reset-password", "--email", "first@example.com"]).succeeded();
+    assert!(client.get(again.stdout.trim_end()).await.expect(200).text.contains("New password"));
+    session.get("/v1/auth/session").await.expect(200);
+    client.post(&reset_route(&again.stdout), &password("a second password")).await.expect(204);
+    session.get("/v1/auth/session").await.error(401, "unauthorized");
+    sign_in("a first password").await.error(401, "unauthorized");
+    sign_in("a second password").await.expect(201);
+    let ended_now = ["admin", "user", "end-sessions", "--email", "first@example.com"];
+    assert_eq!(on(&database, &ended_now).succeeded().stdout, "ended 1\n");
+    let users = json(on(&database, &["admin", "user", "list", "--json"]));
+    assert_eq!(
+        (&users[0]["has_password"], &users[0]["workspaces"]),
+        (&serde_json::json!(true), &serde_json::json!(1))
+    );
+    for command in ["reset-password", "end-sessions"] {
+        ended(on(&database, &["admin", "user", command, "--email", "no@example.com"]), 1, "not found");
+    }
+    let rows =
+        "SELECT action AS line FROM audit_events WHERE actor_kind = 'operator' ORDER BY time, sequence";
+    assert_eq!(database.lines(rows), ["user.created", "operator.password_reset", "session.ended"]);
+}
+
+async fn the_trail_is_checked(database: Database) {
+    on(&database, &["admin", "key", "create", "--email", "me@example.com"]).succeeded();
+    let verdict = json(on(&database, &["audit", "verify", "--json"]));
+    assert_eq!((&verdict["rows"], &verdict["broken"]), (&serde_json::json!(1), &serde_json::json!([])));
+    database.execute("UPDATE audit_heads SET sequence = 2");
+    ended(on(&database, &["audit", "verify"]), 3, "");
 }
 
 async fn workspaces_are_listed_and_renamed(database: Database) {

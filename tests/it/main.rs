@@ -5,6 +5,7 @@
 
 mod support;
 
+mod account;
 mod alerts;
 mod architecture;
 mod audit;
@@ -39,6 +40,7 @@ mod members;
 mod meters;
 mod migrations;
 mod outages;
+mod permissions;
 mod plans;
 mod pooler;
 mod quota_model;

@@ -58,10 +58,34 @@ CREATE TABLE sessions (
     user_id BIGINT NOT NULL REFERENCES users (id) ON DELETE CASCADE,
     workspace_id BIGINT NOT NULL REFERENCES workspaces (id) ON DELETE CASCADE,
     expires_at BIGINT NOT NULL,
-    created_at BIGINT NOT NULL
+    created_at BIGINT NOT NULL,
+    -- of a refresh token: when it was first used up
+    used_at BIGINT
 );
 CREATE INDEX sessions_expiry ON sessions (expires_at);
 CREATE INDEX sessions_login ON sessions (login_id);
+
+-- One sign-in and everything refreshed from it. Texts are those of whoever signed in.
+CREATE TABLE sign_ins (
+    login_id TEXT NOT NULL PRIMARY KEY,
+    user_id BIGINT NOT NULL REFERENCES users (id) ON DELETE CASCADE,
+    workspace_id BIGINT NOT NULL REFERENCES workspaces (id) ON DELETE CASCADE,
+    address TEXT NOT NULL,
+    user_agent TEXT NOT NULL,
+    created_at BIGINT NOT NULL,
+    seen_at BIGINT NOT NULL,
+    -- for good, however often it was refreshed
+    ends_at BIGINT NOT NULL
+);
+CREATE INDEX sign_ins_user ON sign_ins (user_id);
+CREATE INDEX sign_ins_end ON sign_ins (ends_at);
+
+CREATE TABLE password_resets (
+    token_hash BYTEA NOT NULL PRIMARY KEY,
+    user_id BIGINT NOT NULL REFERENCES users (id) ON DELETE CASCADE,
+    expires_at BIGINT NOT NULL
+);
+CREATE INDEX password_resets_user ON password_resets (user_id);
 
 CREATE TABLE api_keys (
     id BIGINT PRIMARY KEY,

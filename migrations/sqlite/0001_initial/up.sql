@@ -49,10 +49,34 @@ CREATE TABLE sessions (
     user_id INTEGER NOT NULL REFERENCES users (id) ON DELETE CASCADE,
     workspace_id INTEGER NOT NULL REFERENCES workspaces (id) ON DELETE CASCADE,
     expires_at INTEGER NOT NULL,
-    created_at INTEGER NOT NULL
+    created_at INTEGER NOT NULL,
+    -- of a refresh token: when it was first used up
+    used_at INTEGER
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX sessions_expiry ON sessions (expires_at);
 CREATE INDEX sessions_login ON sessions (login_id);
+
+-- One sign-in and everything refreshed from it. Texts are those of whoever signed in.
+CREATE TABLE sign_ins (
+    login_id TEXT NOT NULL PRIMARY KEY,
+    user_id INTEGER NOT NULL REFERENCES users (id) ON DELETE CASCADE,
+    workspace_id INTEGER NOT NULL REFERENCES workspaces (id) ON DELETE CASCADE,
+    address TEXT NOT NULL,
+    user_agent TEXT NOT NULL,
+    created_at INTEGER NOT NULL,
+    seen_at INTEGER NOT NULL,
+    -- for good, however often it was refreshed
+    ends_at INTEGER NOT NULL
+) STRICT;
+CREATE INDEX sign_ins_user ON sign_ins (user_id);
+CREATE INDEX sign_ins_end ON sign_ins (ends_at);
+
+CREATE TABLE password_resets (
+    token_hash BLOB NOT NULL PRIMARY KEY,
+    user_id INTEGER NOT NULL REFERENCES users (id) ON DELETE CASCADE,
+    expires_at INTEGER NOT NULL
+) STRICT;
+CREATE INDEX password_resets_user ON password_resets (user_id);
 
 CREATE TABLE api_keys (
     id INTEGER PRIMARY KEY,

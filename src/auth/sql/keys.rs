@@ -180,6 +180,7 @@ pub fn create(
     let public_id = chance::id().to_string();
     let key = insert(conn, owner, &public_id, terms, secret, now)?;
     record(conn, owner, &key, "created", None, None, now)?;
+    audit::in_workspace(owner.workspace_id);
     audit::about(&key.public_id, &key.name);
     audit::states(None, Some(terms_shown(&key)));
     Ok(key)
@@ -222,6 +223,7 @@ fn terms_shown(key: &ApiKey) -> Value {
 /// it is not the owner's.
 pub fn revoke(conn: &mut Conn, owner: Owner, public_id: &str, now: Timestamp) -> Result<Vec<u8>, DbError> {
     let Some((hash, key)) = lock(conn, owner, public_id)? else { return Err(no_such_key()) };
+    audit::in_workspace(owner.workspace_id);
     audit::about(&key.public_id, &key.name);
     if key.revoked_at.is_some_and(|at| at <= now.0) {
         audit::nothing_changed();

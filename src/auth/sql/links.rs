@@ -4,6 +4,7 @@ use diesel::prelude::*;
 
 use crate::auth::sql::keys::Words;
 use crate::auth::token::TokenHash;
+use crate::chance;
 use crate::db::identity::new_id;
 use crate::db::schema::subject_links;
 use crate::db::{Conn, DbError, audit, limits};
@@ -87,7 +88,7 @@ pub fn create(
     limits::check(conn, limits::Kind::SubjectLink, workspace_id)?;
     let row = Row {
         id: new_id(),
-        public_id: uuid::Uuid::now_v7().to_string(),
+        public_id: chance::id().to_string(),
         workspace_id,
         subject: &terms.subject,
         meters: terms.meters.to_json(),

@@ -5,7 +5,7 @@ use diesel::prelude::*;
 
 use crate::auth::permission::Role;
 use crate::auth::sql::keys;
-use crate::db::schema::{api_keys, memberships, sessions, users, workspaces};
+use crate::db::schema::{api_keys, memberships, sessions, sign_ins, users, workspaces};
 use crate::db::{Conn, DbError, limits};
 use crate::error::Error;
 use crate::metering::time::Timestamp;
@@ -172,6 +172,10 @@ pub fn remove(
         .filter(sessions::user_id.eq(member.user_id))
         .returning(sessions::token_hash)
         .get_results(conn)?;
+    diesel::delete(sign_ins::table)
+        .filter(sign_ins::workspace_id.eq(member.workspace_id))
+        .filter(sign_ins::user_id.eq(member.user_id))
+        .execute(conn)?;
     Ok(Touched { keys, sessions })
 }
 

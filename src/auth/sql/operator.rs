@@ -6,7 +6,7 @@ use crate::auth::permission::Role;
 use crate::auth::sql::keys::Owner;
 use crate::auth::sql::users::{self, MEMBER, Member};
 use crate::db::schema::{api_keys, memberships, users as user_rows, workspaces};
-use crate::db::{Conn, DbError};
+use crate::db::{Conn, DbError, audit};
 use crate::error::Error;
 use crate::metering::time::Timestamp;
 
@@ -71,11 +71,46 @@ pub fn key_owner(conn: &mut Conn, key: &str) -> Result<Owner, DbError> {
 
 /// Gives a workspace another name; 404 when there is none with this id.
 pub fn rename_workspace(conn: &mut Conn, id: &str, name: &str) -> Result<(), DbError> {
-    let renamed = diesel::update(workspaces::table.filter(workspaces::public_id.eq(id)))
+    let renamed: Option<i64> = diesel::update(workspaces::table.filter(workspaces::public_id.eq(id)))
         .set(workspaces::name.eq(name))
-        .execute(conn)?;
-    if renamed == 0 {
-        return Err(Error::not_found("workspace").into());
-    }
+        .returning(workspaces::id)
+        .get_result(conn)
+        .optional()?;
+    audit::in_workspace(renamed.ok_or_else(|| Error::not_found("workspace"))?);
+    audit::about(id, name);
     Ok(())
+}
+
+/// A user as an operator sees them.
+pub struct KnownUser {
+    pub public_id: String,
+    pub email: String,
+    pub created_at: i64,
+    pub has_password: bool,
+    pub workspaces: usize,
+}
+
+/// Every user, the oldest first.
+pub fn users(conn: &mut Conn) -> Result<Vec<KnownUser>, DbError> {
+    let rows: Vec<(i64, String, String, i64, String)> = user_rows::table
+        .order((user_rows::created_at, user_rows::id))
+        .select((
+            user_rows::id,
+            user_rows::public_id,
+            user_rows::email,
+            user_rows::created_at,
+            user_rows::password_hash,
+        ))
+        .load(conn)?;
+    let members: Vec<i64> = memberships::table.select(memberships::user_id).load(conn)?;
+    let mut counts = std::collections::HashMap::new();
+    members.into_iter().for_each(|id| *counts.entry(id).or_default() += 1);
+    let known = rows.into_iter().map(|(id, public_id, email, created_at, hash)| KnownUser {
+        public_id,
+        email,
+        created_at,
+        has_password: !hash.is_empty(),
+        workspaces: counts.get(&id).copied().unwrap_or_default(),
+    });
+    Ok(known.collect())
 }

@@ -3,7 +3,7 @@
 
 use diesel::dsl::case_when;
 use diesel::prelude::*;
-use diesel::sql_types::BigInt;
+use diesel::sql_types::{BigInt, Nullable};
 
 use crate::auth::sql::users::{self, MEMBER, Member};
 use crate::auth::token::TokenHash;
@@ -57,6 +57,16 @@ pub struct Pair {
     pub refresh: (TokenHash, Timestamp),
 }
 
+impl Pair {
+    /// Neither outlives the sign-in.
+    pub fn within(mut self, ends_at: Timestamp) -> Pair {
+        for (_, expires_at) in [&mut self.access, &mut self.refresh] {
+            expires_at.0 = expires_at.0.min(ends_at.0);
+        }
+        self
+    }
+}
+
 /// Stores both tokens of a session.
 pub fn open(conn: &mut Conn, login: &Login, pair: &Pair, now: Timestamp) -> Result<(), DbError> {
     for (kind, (hash, expires_at)) in [(Kind::Access, &pair.access), (Kind::Refresh, &pair.refresh)] {
@@ -76,8 +86,8 @@ pub fn open(conn: &mut Conn, login: &Login, pair: &Pair, now: Timestamp) -> Resu
     Ok(())
 }
 
-/// The member behind an access token, when it expires, which may be past, and the form key of the sign-in.
-pub fn find(conn: &mut Conn, hash: &TokenHash) -> Result<Option<(Member, i64, Vec<u8>)>, DbError> {
+/// The member behind an access token, when it expires, which may be past, the form key and the id of the sign-in.
+pub fn find(conn: &mut Conn, hash: &TokenHash) -> Result<Option<(Member, i64, Vec<u8>, String)>, DbError> {
     let found = sessions::table
         .inner_join(schema::users::table.on(schema::users::id.eq(sessions::user_id)))
         .inner_join(workspaces::table.on(workspaces::id.eq(sessions::workspace_id)))
@@ -88,29 +98,52 @@ pub fn find(conn: &mut Conn, hash: &TokenHash) -> Result<Option<(Member, i64, Ve
         )
         .filter(sessions::token_hash.eq(hash.as_slice()))
         .filter(sessions::kind.eq(Kind::Access.as_str()))
-        .select((MEMBER, sessions::expires_at, sessions::form_key))
+        .select((MEMBER, sessions::expires_at, sessions::form_key, sessions::login_id))
         .first(conn);
     Ok(found.optional()?)
 }
 
-/// Uses a refresh token up, in one statement: from now on it lives no longer than `until`, the grace for a second
-/// browser tab that sends the same one. None when it is unknown or dead.
+/// What came of showing a refresh token.
+#[derive(Debug)]
+pub enum Shown {
+    /// It is good, or was used up a moment ago by a second browser tab.
+    Good(Login),
+    /// It was used up before: whoever shows it now, or whoever did then, has stolen it.
+    Again(Login),
+    Unknown,
+}
+
+/// Uses a refresh token up, in one statement. It works again until the grace is over, and is known for a day, so that a
+/// thief is noticed.
 pub fn use_up(
     conn: &mut Conn,
     hash: &TokenHash,
     now: Timestamp,
-    until: Timestamp,
-) -> Result<Option<Login>, DbError> {
-    let sooner = case_when(sessions::expires_at.gt(until.0), until.0.into_sql::<BigInt>())
-        .otherwise(sessions::expires_at);
+    grace: i64,
+    remembered: i64,
+) -> Result<Shown, DbError> {
+    let until = now.plus(remembered).0;
+    let sooner =
+        case_when(sessions::expires_at.gt(until), until.into_sql::<BigInt>()).otherwise(sessions::expires_at);
+    let first = case_when(sessions::used_at.is_null(), now.0.into_sql::<Nullable<BigInt>>())
+        .otherwise(sessions::used_at);
     let used = diesel::update(sessions::table)
         .filter(sessions::token_hash.eq(hash.as_slice()))
         .filter(sessions::kind.eq(Kind::Refresh.as_str()))
         .filter(sessions::expires_at.gt(now.0))
-        .set(sessions::expires_at.eq(sooner))
-        .returning((sessions::login_id, sessions::form_key, sessions::user_id, sessions::workspace_id))
-        .get_result(conn);
-    Ok(used.optional()?)
+        .set((sessions::expires_at.eq(sooner), sessions::used_at.eq(first)))
+        .returning((
+            (sessions::login_id, sessions::form_key, sessions::user_id, sessions::workspace_id),
+            sessions::used_at,
+        ))
+        .get_result(conn)
+        .optional()?;
+    let used: Option<(Login, Option<i64>)> = used;
+    Ok(match used {
+        Some((login, used_at)) if used_at.is_some_and(|at| at + grace <= now.0) => Shown::Again(login),
+        Some((login, _)) => Shown::Good(login),
+        None => Shown::Unknown,
+    })
 }
 
 /// Ends the sign-ins that the tokens belong to; answers the hashes of every token that died.
@@ -132,6 +165,7 @@ pub fn close(conn: &mut Conn, hashes: &[TokenHash]) -> Result<Vec<Vec<u8>>, DbEr
                 .filter(sessions::login_id.eq(&login_id))
                 .returning(sessions::token_hash)
                 .get_results(conn)?;
+            diesel::delete(schema::sign_ins::table.find(&login_id)).execute(conn)?;
             if dead.is_empty() {
                 break;
             }

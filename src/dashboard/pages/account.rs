@@ -1,0 +1,117 @@
+//! `/settings/sessions` and `/reset/{token}`: where a person is signed in, and another password. The rules are
+//! `auth::account`'s.
+
+use actix_web::{HttpRequest, HttpResponse, web};
+use askama::Template;
+
+use crate::app::App;
+use crate::auth::Caller;
+use crate::auth::session::clearing_cookies;
+use crate::auth::sql::sign_ins::{SignIn, Which};
+use crate::dashboard::form::{Complaint, Form, GuestForm};
+use crate::dashboard::view;
+use crate::dashboard::visit::{Shell, Visit, ok, rejected, secret};
+use crate::error::{Error, Result};
+use crate::http::extract::Id;
+use crate::http::session::{address, secure, with_cookies};
+
+struct Row {
+    sign_in: SignIn,
+    is_own: bool,
+}
+
+#[derive(Template)]
+#[template(path = "account/sessions.html")]
+struct SessionsPage {
+    shell: Shell,
+    rows: Vec<Row>,
+    complaint: Complaint,
+}
+
+async fn sessions_page(
+    app: &App,
+    caller: &Caller,
+    visit: &Visit,
+    complaint: Complaint,
+) -> Result<SessionsPage> {
+    let (found, own) = app.auth.sign_ins(caller).await?;
+    let rows = found.into_iter().map(|sign_in| Row { is_own: sign_in.login_id == own, sign_in }).collect();
+    Ok(SessionsPage { shell: visit.shell("settings", "Sign-ins and password"), rows, complaint })
+}
+
+pub async fn sessions(app: web::Data<App>, caller: Caller, visit: Visit) -> Result<HttpResponse> {
+    ok(&sessions_page(&app, &caller, &visit, Complaint::none()).await?)
+}
+
+/// Ends one sign-in, the others, or all of them.
+pub async fn end(
+    app: web::Data<App>,
+    request: HttpRequest,
+    caller: Caller,
+    visit: Visit,
+    form: Form,
+) -> Result<HttpResponse> {
+    let Form(fields) = form;
+    match fields.get("end") {
+        "others" => app.auth.end_other_sign_ins(&caller).await?,
+        "all" => {
+            app.auth.end_sign_ins(&caller, Which::All).await?;
+            let out = visit.go("/login", "You are signed out everywhere.");
+            return with_cookies(out, clearing_cookies(secure(&app, &request)));
+        }
+        id => app.auth.end_sign_ins(&caller, Which::One(id.to_owned())).await?,
+    }
+    Ok(visit.go("/settings/sessions", "Ended."))
+}
+
+pub async fn change_password(
+    app: web::Data<App>,
+    request: HttpRequest,
+    caller: Caller,
+    visit: Visit,
+    form: Form,
+) -> Result<HttpResponse> {
+    let Form(fields) = form;
+    let (current, new) = (fields.raw("current_password").to_owned(), fields.raw("password").to_owned());
+    match app.auth.change_password(&caller, current, new, address(&app, &request)).await {
+        Ok(()) => {
+            Ok(visit.go("/settings/sessions", "The password is changed; every other sign-in has ended."))
+        }
+        Err(error) => {
+            let complaint = Complaint::of(error, &["current_password", "password"])?;
+            rejected(&sessions_page(&app, &caller, &visit, complaint).await?)
+        }
+    }
+}
+
+#[derive(Template)]
+#[template(path = "account/reset.html")]
+struct ResetPage {
+    shell: Shell,
+    complaint: Complaint,
+}
+
+fn reset_page(visit: &Visit, complaint: Complaint) -> ResetPage {
+    ResetPage { shell: visit.guest_shell("New password"), complaint }
+}
+
+/// Where a one-time link leads: a new password, once.
+pub async fn reset_form(app: web::Data<App>, visit: Visit, Id(token): Id) -> Result<HttpResponse> {
+    if !app.auth.may_reset(&token).await? {
+        return Err(Error::not_found("this link, which was used or is over"));
+    }
+    secret(&reset_page(&visit, Complaint::none()))
+}
+
+pub async fn reset(
+    app: web::Data<App>,
+    visit: Visit,
+    Id(token): Id,
+    form: GuestForm,
+) -> Result<HttpResponse> {
+    let GuestForm(fields) = form;
+    match app.auth.reset_password(&token, fields.raw("password").to_owned()).await {
+        Ok(()) => Ok(visit.go("/login", "The password is set. Sign in with it.")),
+        Err(error) => rejected(&reset_page(&visit, Complaint::of(error, &["password"])?)),
+    }
+}

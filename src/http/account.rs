@@ -1,0 +1,119 @@
+//! `/v1/auth/sessions`, `/v1/auth/password` and `/v1/auth/password-resets/…`: a person and their own account. Signing in
+//! and out is `session`'s.
+
+use actix_web::{HttpRequest, HttpResponse, web};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::app::App;
+use crate::auth::Caller;
+use crate::auth::session::clearing_cookies;
+use crate::auth::sql::sign_ins::{SignIn, Which};
+use crate::error::Result;
+use crate::http::extract::{Body, Id, Json};
+use crate::http::openapi::Doc;
+use crate::http::respond::{self, Page};
+use crate::http::session::{address, secure, with_cookies};
+use crate::metering::time::Timestamp;
+
+#[derive(Serialize, ToSchema)]
+#[schema(as = SignIn)]
+pub struct SignInView<'a> {
+    id: &'a str,
+    /// Whether it is the one that asks.
+    current: bool,
+    workspace_name: &'a str,
+    address: &'a str,
+    user_agent: &'a str,
+    created_at: Timestamp,
+    last_seen_at: Timestamp,
+    expires_at: Timestamp,
+}
+
+impl<'a> SignInView<'a> {
+    fn of(sign_in: &'a SignIn, own: &str) -> Self {
+        SignInView {
+            id: &sign_in.login_id,
+            current: sign_in.login_id == own,
+            workspace_name: &sign_in.workspace_name,
+            address: &sign_in.address,
+            user_agent: &sign_in.user_agent,
+            created_at: Timestamp(sign_in.created_at),
+            last_seen_at: Timestamp(sign_in.seen_at),
+            expires_at: Timestamp(sign_in.ends_at),
+        }
+    }
+}
+
+pub fn describe_sign_ins() -> Doc {
+    Doc::new("auth", "Own sign-ins").page::<SignInView>("At most 100, the one seen last first.")
+}
+
+pub async fn sign_ins(app: web::Data<App>, caller: Caller) -> Result<HttpResponse> {
+    let (found, own) = app.auth.sign_ins(&caller).await?;
+    let items = found.iter().map(|sign_in| SignInView::of(sign_in, &own)).collect();
+    respond::ok(&Page { items, next_cursor: None })
+}
+
+pub fn describe_end_all() -> Doc {
+    Doc::new("auth", "Sign out everywhere").empty(204, "Every own sign-in has ended, cookies cleared.")
+}
+
+pub async fn end_all(app: web::Data<App>, request: HttpRequest, caller: Caller) -> Result<HttpResponse> {
+    app.auth.end_sign_ins(&caller, Which::All).await?;
+    with_cookies(respond::no_content(), clearing_cookies(secure(&app, &request)))
+}
+
+pub fn describe_end_one() -> Doc {
+    Doc::new("auth", "End one sign-in").empty(204, "It has ended.")
+}
+
+pub async fn end_one(app: web::Data<App>, caller: Caller, Id(id): Id) -> Result<HttpResponse> {
+    app.auth.end_sign_ins(&caller, Which::One(id)).await?;
+    Ok(respond::no_content())
+}
+
+#[derive(Default, Deserialize, ToSchema)]
+#[schema(as = PasswordChange)]
+pub struct PasswordInput {
+    current_password: Option<String>,
+    password: Option<String>,
+}
+
+pub fn describe_change_password() -> Doc {
+    Doc::new("auth", "Change the password")
+        .body::<PasswordInput>()
+        .empty(204, "Changed; every other sign-in has ended.")
+        .errors(&[429])
+}
+
+pub async fn change_password(
+    app: web::Data<App>,
+    request: HttpRequest,
+    caller: Caller,
+    body: Json<PasswordInput>,
+) -> Result<HttpResponse> {
+    let Json(input) = body;
+    let (current, new) = (input.current_password.unwrap_or_default(), input.password.unwrap_or_default());
+    app.auth.change_password(&caller, current, new, address(&app, &request)).await?;
+    Ok(respond::no_content())
+}
+
+#[derive(Default, Deserialize, ToSchema)]
+#[schema(as = PasswordReset)]
+pub struct ResetInput {
+    password: Option<String>,
+}
+
+pub fn describe_reset_password() -> Doc {
+    Doc::new("auth", "Set a password with a one-time token")
+        .body::<ResetInput>()
+        .empty(204, "Set; every sign-in of the user has ended.")
+        .errors(&[404])
+}
+
+pub async fn reset_password(app: web::Data<App>, Id(token): Id, body: Body) -> Result<HttpResponse> {
+    let input: ResetInput = body.object().await?;
+    app.auth.reset_password(&token, input.password.unwrap_or_default()).await?;
+    Ok(respond::no_content())
+}
