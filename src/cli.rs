@@ -4,6 +4,7 @@
 mod admin;
 mod doctor;
 mod http;
+mod keys;
 mod pages;
 mod people;
 mod probe;
@@ -40,6 +41,7 @@ pub fn run(config: &Config, command: Command) -> Result<Outcome> {
         Command::Doctor(json) => doctor::run(config, json.json),
         Command::Admin(admin) => admin::run(config, &admin),
         Command::Audit(asked) => people::audit(&config.db.driver, &asked),
+        Command::Keys(asked) => keys::run(&config.db.driver, &asked),
         Command::Completions { shell } => pages::completions(shell),
         Command::Man { command } => pages::man(command.as_deref()),
     }

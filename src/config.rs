@@ -63,6 +63,8 @@ pub struct Config {
     pub webhook_allowed_networks: Vec<IpNet>,
     /// How long keys, meters and plans may be served from memory.
     pub cache_ttl: Duration,
+    /// Keys that seal stored secrets, as `vault` reads them.
+    pub encryption_keys: Option<Secret>,
     /// Time to finish accepted work after a signal to stop.
     pub shutdown_timeout: Duration,
     pub log_format: LogFormat,
@@ -285,6 +287,7 @@ impl Config {
             reconciliation: Reconciliation::read(v),
             webhook_allowed_networks: v.networks("WEBHOOK_ALLOWED_NETWORKS"),
             cache_ttl: v.duration("CACHE_TTL"),
+            encryption_keys: v.secret("ENCRYPTION_KEYS"),
             shutdown_timeout: v.duration("SHUTDOWN_TIMEOUT"),
             log_format: match v.text("LOG_FORMAT").as_str() {
                 "text" => LogFormat::Text,

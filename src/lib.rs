@@ -48,3 +48,4 @@ pub mod retention;
 pub mod roles;
 mod string_enum;
 pub mod usage;
+pub mod vault;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use open_spanner::config::{self, Role};
 use open_spanner::error::{Error, Result};
 use open_spanner::roles::{migrate, serve};
-use open_spanner::{alerts, cli, entitlements, exports, logging};
+use open_spanner::{alerts, cli, entitlements, exports, logging, vault};
 
 /// Gives memory back by itself, where the system's keeps each thread's peak. For Rust only: in the place of libc's
 /// malloc it would hang under tools that are loaded before it and ask for the time, such as libfaketime.
@@ -26,6 +26,9 @@ fn main() -> ExitCode {
         log::warn!("{warning}");
     }
     let config = loaded.config;
+    if let Err(error) = vault::install(config.encryption_keys.as_ref().map(|keys| keys.expose())) {
+        return ended(Err(error));
+    }
     if let Some(command) = loaded.command {
         return ended(cli::run(&config, command));
     }

@@ -118,11 +118,15 @@ impl Sender {
             }
             Some(to) => to,
         };
+        let (Ok(secret), Ok(previous_secret)) = (to.secret(), to.overlapping_secret(at)) else {
+            // the log says why; another process may have the key
+            return (WebhookResponse::unsent("the signing secret cannot be opened"), Patience::Retry);
+        };
         let letter = WebhookRequest {
             url: to.webhook_url.clone(),
             id: delivery.event_id.clone(),
-            secret: to.secret.clone(),
-            previous_secret: to.overlapping_secret(at).map(str::to_owned),
+            secret,
+            previous_secret,
             body: delivery.payload.clone(),
         };
         let answer = self.client.send(&letter).await;

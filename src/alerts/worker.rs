@@ -11,17 +11,18 @@ use crate::alerts::deliver::Sender;
 use crate::alerts::evaluate::{Outcome, evaluate};
 use crate::alerts::jobs::{self, MeterJob};
 use crate::alerts::sql::rules::{self, Filter};
-use crate::alerts::sql::{deliveries, states};
+use crate::alerts::sql::{deliveries, destinations, states};
 use crate::alerts::webhook::client::Client;
 use crate::clock;
 use crate::config::Config;
 use crate::db::{Conn, Store};
 use crate::entitlements;
-use crate::error::{Error, Result};
+use crate::error::{Code, Error, Result};
 use crate::jobs::process::{self, WorkerTasks};
 use crate::jobs::queue::Job;
 use crate::jobs::worker::{Done, JobNotifier, Queue};
 use crate::metering::time::{SECOND, Timestamp};
+use crate::vault;
 
 /// A dead worker's jobs are free after this, however long the configured lease: it is renewed while work lasts.
 const LEASE_MAX: Duration = Duration::from_secs(30);
@@ -212,6 +213,23 @@ pub async fn run(config: Config) -> Result<()> {
         Ok(all)
     })
     .await
+}
+
+/// Refuses to go on when a stored secret is sealed with a key that this process does not have.
+pub async fn check_keys(store: &Store) -> Result<()> {
+    let mut after = i64::MIN;
+    loop {
+        let read = move |conn: &mut Conn| destinations::stored_secrets(conn, after, 1_000);
+        let page = store.read("destinations::stored_secrets", read).await?;
+        let Some(last) = page.last() else { return Ok(()) };
+        after = last.id;
+        let stored = page.iter().flat_map(|row| [Some(&row.secret), row.previous_secret.as_ref()]).flatten();
+        if let Some(id) = stored.filter_map(|text| vault::key_id(text)).find(|id| !vault::ring().has(id)) {
+            let problem =
+                "stored secrets are sealed with a key that OPEN_SPANNER_ENCRYPTION_KEYS does not have";
+            return Err(Error::new(Code::Unusable, format!("{problem}: {id}")));
+        }
+    }
 }
 
 /// The role `usage-worker`, for installations that start it: writes ask for what follows from them in their own

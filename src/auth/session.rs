@@ -199,7 +199,8 @@ impl Auth {
     pub async fn open_session(&self, user_id: i64) -> Result<SignedIn> {
         let now = Timestamp::now();
         let ends_at = self.sign_in_ends_at(now);
-        let (fresh, form_key) = (NewTokenPair::new(now)?.within(ends_at), chance::secret::<FORM_KEY_BYTES>()?);
+        let (fresh, form_key) =
+            (NewTokenPair::new(now)?.within(ends_at), chance::secret::<FORM_KEY_BYTES>()?);
         let (pair, device) = (fresh.pair, device());
         let work = move |conn: &mut Conn| {
             let workspace_id = users::home(conn, user_id, now)?;
@@ -226,7 +227,8 @@ impl Auth {
     ) -> Result<SignedIn> {
         let now = Timestamp::now();
         let ends_at = self.sign_in_ends_at(now);
-        let (fresh, form_key) = (NewTokenPair::new(now)?.within(ends_at), chance::secret::<FORM_KEY_BYTES>()?);
+        let (fresh, form_key) =
+            (NewTokenPair::new(now)?.within(ends_at), chance::secret::<FORM_KEY_BYTES>()?);
         let (pair, hashes, device) = (fresh.pair, shown.hashes(), device());
         let work = move |conn: &mut Conn| {
             let ended = sessions::close(conn, &hashes)?;

@@ -180,6 +180,7 @@ const COMMAND_SETTINGS: &[(&str, &[&str])] = &[
     ("doctor", &["Listeners", "Database", "Exports"]),
     ("admin", &["Database"]),
     ("audit", &["Database"]),
+    ("keys", &["Database"]),
 ];
 
 fn with_settings(command: Command) -> Command {

@@ -14,6 +14,9 @@ pub enum Command {
     /// What an operator does to users' things, with the server stopped or running
     #[command(subcommand)]
     Admin(Admin),
+    /// The keys that seal stored secrets
+    #[command(subcommand)]
+    Keys(Keys),
     /// The audit trail
     #[command(subcommand)]
     Audit(Audit),
@@ -78,6 +81,14 @@ pub enum Admin {
     /// Background work
     #[command(subcommand)]
     Queue(Queue),
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub enum Keys {
+    /// How many secrets lie under which key; ends with 3 when a key is missing
+    Status(Json),
+    /// Seal every secret with the first key of OPEN_SPANNER_ENCRYPTION_KEYS, also those that lie in clear text
+    Rotate,
 }
 
 #[derive(Clone, Debug, Subcommand)]
@@ -192,6 +203,7 @@ impl Command {
             Command::Probe(_) => "probe",
             Command::Doctor(_) => "doctor",
             Command::Admin(_) => "admin",
+            Command::Keys(_) => "keys",
             Command::Audit(_) => "audit",
             Command::Completions { .. } => "completions",
             Command::Man { .. } => "man",

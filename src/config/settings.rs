@@ -131,6 +131,7 @@ pub const TABLE: &[Group] = &[
         row("SQLITE_PATH",           "open-spanner.db", PATH,                           "database file, or a file: URI"),
         row("SQLITE_SYNCHRONOUS",    "full",            OneOf(&["full", "normal"]),     "normal is faster; a power cut may then lose the last writes"),
         row("POSTGRES_DSN",          "",                Secret,                         "connection string for postgres, as libpq takes it"),
+        row("ENCRYPTION_KEYS",       "",                Secret,                         "keys that seal stored secrets: k2:BASE64,k1:BASE64, 32 bytes each, the first one seals; empty: they are kept as they are"),
         row("DB_MAX_OPEN_CONNS",     "0",               Integer(0, 1000),               "connections of this process; 0: 10"),
         row("DB_MAX_IDLE_CONNS",     "0",               Integer(0, 1000),               "connections kept while idle; 0: as many as may be open"),
         row("DB_CONN_MAX_LIFETIME",  "0",               DurationOrZero,                 "replace a connection of this age; 0: never"),

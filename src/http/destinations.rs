@@ -31,20 +31,20 @@ pub struct DestinationView<'a> {
     enabled: bool,
     /// Whole for callers who may change destinations, without path and query for all others: those may hold a token.
     webhook_url: &'a str,
-    webhook_signing: Signing<'a>,
+    webhook_signing: Signing,
     created_at: Timestamp,
     updated_at: Timestamp,
 }
 
 #[derive(Serialize, ToSchema)]
 #[schema(as = WebhookSigning)]
-pub struct Signing<'a> {
+pub struct Signing {
     enabled: bool,
     algorithm: &'static str,
     signature_header: &'static str,
     timestamp_header: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
-    secret: Option<&'a str>,
+    secret: Option<String>,
     /// The same key as the libraries of Standard Webhooks take it.
     #[serde(skip_serializing_if = "Option::is_none")]
     standard_webhooks_secret: Option<String>,
@@ -53,7 +53,7 @@ pub struct Signing<'a> {
 impl<'a> DestinationView<'a> {
     /// `sees_all`: the caller may change destinations.
     pub fn of(destination: &'a Destination, sees_all: bool) -> Self {
-        let can_sign = !destination.webhook_url.is_empty() && !destination.secret.is_empty();
+        let can_sign = !destination.webhook_url.is_empty() && destination.has_secret();
         DestinationView {
             id: &destination.public_id,
             name: &destination.name,
@@ -77,11 +77,11 @@ impl<'a> DestinationView<'a> {
         }
     }
 
-    fn with_secret(destination: &'a Destination) -> Self {
-        let mut view = DestinationView::of(destination, true);
-        view.webhook_signing.secret = Some(&destination.secret);
-        view.webhook_signing.standard_webhooks_secret = Some(webhook::standard_secret(&destination.secret));
-        view
+    fn with_secret(destination: &'a Destination) -> Result<Self> {
+        let (mut view, secret) = (DestinationView::of(destination, true), destination.secret()?);
+        view.webhook_signing.standard_webhooks_secret = Some(webhook::standard_secret(&secret));
+        view.webhook_signing.secret = Some(secret);
+        Ok(view)
     }
 }
 
@@ -139,7 +139,7 @@ pub async fn create(
         destinations::add(conn, workspace_id, &terms, secret.expose(), Timestamp::now())
     };
     let destination = app.store.write("destinations::add", add).await?;
-    respond::created(&DestinationView::with_secret(&destination))
+    respond::created(&DestinationView::with_secret(&destination)?)
 }
 
 pub fn describe_list() -> Doc {
@@ -229,7 +229,7 @@ pub async fn rotate(app: web::Data<App>, caller: Caller, Id(id): Id) -> Result<H
         destinations::rotate(conn, workspace_id, &id, secret.expose(), until, now)
     };
     let destination = app.store.write("destinations::rotate", rotate).await?;
-    respond::ok(&DestinationView::with_secret(&destination))
+    respond::ok(&DestinationView::with_secret(&destination)?)
 }
 
 #[derive(Serialize, ToSchema)]
@@ -261,8 +261,8 @@ pub async fn test(app: web::Data<App>, caller: Caller, Id(id): Id) -> Result<Htt
     let letter = WebhookRequest {
         url: destination.webhook_url.clone(),
         body: webhook::test_payload(&event_id, (&destination.public_id, &destination.name), now)?,
-        secret: destination.secret.clone(),
-        previous_secret: destination.overlapping_secret(now).map(str::to_owned),
+        secret: destination.secret()?,
+        previous_secret: destination.overlapping_secret(now)?,
         id: event_id.clone(),
     };
     let answer = app.webhooks.send(&letter).await;

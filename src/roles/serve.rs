@@ -86,6 +86,10 @@ pub async fn run(config: Config) -> Result<()> {
             return ended.map(drop);
         }
     }
+    if let Err(error) = alerts::worker::check_keys(&app.store).await {
+        server.stop(false).await;
+        return Err(error);
+    }
     if let Err(error) = retention::attach_months(&app.store).await {
         log::warn!(error:% = error; "months were not attached");
     }

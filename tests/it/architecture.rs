@@ -12,6 +12,7 @@ const FLOORS: &[&str] = &[
     "clock",
     "chance",
     "blocking",
+    "vault",
     "config",
     "logging",
     "net",

@@ -59,4 +59,5 @@ mod subjects;
 mod system;
 mod transport;
 mod usage;
+mod vault;
 mod webhooks;

@@ -1,7 +1,6 @@
 //! Who may call what: each route of the table × each kind of caller, and each id of one workspace tried by another. The
 //! routes come from the document that is made from the table, so that a new one is tried by itself.
 
-
 use reqwest::Method;
 use serde_json::{Value, json};
 

@@ -223,7 +223,7 @@ async fn a_workspace_of_silent_receivers_holds_up_nobody_else(database: Database
     assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
 }
 
-fn contract_signature(secret: &str, call: &Call) -> String {
+pub fn contract_signature(secret: &str, call: &Call) -> String {
     let key = hmac::Key::new(hmac::HMAC_SHA256, secret.as_bytes());
     let message = format!("{}.{}", call.header("x-open-spanner-timestamp"), call.body);
     let tag = hmac::sign(&key, message.as_bytes());

@@ -7,6 +7,7 @@ use crate::db::schema::{alert_destinations, alert_rules};
 use crate::db::{Conn, DbError, audit, limits};
 use crate::error::Error;
 use crate::metering::time::Timestamp;
+use crate::vault::{self, Place};
 
 #[derive(Clone, Debug, Queryable, Selectable)]
 #[diesel(table_name = alert_destinations)]
@@ -17,19 +18,98 @@ pub struct Destination {
     pub name: String,
     pub enabled: bool,
     pub webhook_url: String,
-    pub secret: String,
-    pub previous_secret: Option<String>,
+    /// As they are stored: opened by whoever needs them.
+    secret: String,
+    previous_secret: Option<String>,
     pub previous_until: Option<i64>,
     pub created_at: i64,
     pub updated_at: i64,
 }
 
 impl Destination {
-    /// The replaced secret, while it still signs.
-    pub fn overlapping_secret(&self, now: Timestamp) -> Option<&str> {
-        let still = self.previous_until.is_some_and(|until| now.0 < until);
-        self.previous_secret.as_deref().filter(|_| still)
+    pub fn has_secret(&self) -> bool {
+        !self.secret.is_empty()
     }
+
+    /// What signs.
+    pub fn secret(&self) -> Result<String, Error> {
+        vault::ring().open(place("secret", &self.public_id, self.workspace_id), &self.secret)
+    }
+
+    /// The replaced secret, while it still signs.
+    pub fn overlapping_secret(&self, now: Timestamp) -> Result<Option<String>, Error> {
+        let still = self.previous_until.is_some_and(|until| now.0 < until);
+        let place = place("previous_secret", &self.public_id, self.workspace_id);
+        let stored = self.previous_secret.as_deref().filter(|_| still);
+        stored.map(|stored| vault::ring().open(place, stored)).transpose()
+    }
+}
+
+/// What a secret of a destination is bound to.
+fn place<'a>(column: &'static str, public_id: &'a str, workspace_id: i64) -> Place<'a> {
+    Place { table: "alert_destinations", column, row: public_id, workspace_id }
+}
+
+/// The secrets of a destination as they are stored, for sealing them anew.
+#[derive(Clone, Debug, Queryable)]
+pub struct StoredSecrets {
+    pub id: i64,
+    pub public_id: String,
+    pub workspace_id: i64,
+    pub secret: String,
+    pub previous_secret: Option<String>,
+}
+
+impl StoredSecrets {
+    /// Both as the key that seals now seals them.
+    pub fn sealed_anew(&self) -> Result<(String, Option<String>), Error> {
+        let anew = |column: &'static str, stored: &str| {
+            let place = place(column, &self.public_id, self.workspace_id);
+            if vault::key_id(stored) == vault::ring().current() {
+                return Ok(stored.to_owned());
+            }
+            vault::ring().seal(place, &vault::ring().open(place, stored)?)
+        };
+        let previous = self.previous_secret.as_deref().map(|stored| anew("previous_secret", stored));
+        Ok((anew("secret", &self.secret)?, previous.transpose()?))
+    }
+}
+
+/// The secrets behind this place, in order.
+pub fn stored_secrets(conn: &mut Conn, after: i64, limit: i64) -> Result<Vec<StoredSecrets>, DbError> {
+    let rows = alert_destinations::table
+        .filter(alert_destinations::id.gt(after))
+        .order(alert_destinations::id)
+        .limit(limit)
+        .select((
+            alert_destinations::id,
+            alert_destinations::public_id,
+            alert_destinations::workspace_id,
+            alert_destinations::secret,
+            alert_destinations::previous_secret,
+        ))
+        .load(conn)?;
+    Ok(rows)
+}
+
+/// Puts secrets in the place of those that were read, unless somebody changed them meanwhile; answers whether.
+pub fn replace_secrets(
+    conn: &mut Conn,
+    read: &StoredSecrets,
+    (secret, previous): &(String, Option<String>),
+) -> Result<bool, DbError> {
+    let mut row = diesel::update(alert_destinations::table.find(read.id))
+        .set((
+            alert_destinations::secret.eq(secret),
+            alert_destinations::previous_secret.eq(previous.as_deref()),
+        ))
+        .filter(alert_destinations::secret.eq(&read.secret))
+        .into_boxed();
+    row = match &read.previous_secret {
+        Some(previous) => row.filter(alert_destinations::previous_secret.eq(previous)),
+        None => row.filter(alert_destinations::previous_secret.is_null()),
+    };
+    Ok(row.execute(conn)? > 0)
 }
 
 #[derive(Insertable)]
@@ -61,13 +141,15 @@ pub fn add(
     now: Timestamp,
 ) -> Result<Destination, DbError> {
     limits::check(conn, limits::Kind::AlertDestination, workspace_id)?;
+    let public_id = chance::id().to_string();
+    let sealed = vault::ring().seal(place("secret", &public_id, workspace_id), secret)?;
     let row = NewRow {
-        public_id: chance::id().to_string(),
+        public_id,
         workspace_id,
         name: &terms.name,
         enabled: terms.enabled,
         webhook_url: &terms.webhook_url,
-        secret,
+        secret: &sealed,
         created_at: now.0,
         updated_at: now.0,
     };
@@ -155,10 +237,12 @@ pub fn rotate(
     now: Timestamp,
 ) -> Result<Destination, DbError> {
     let found = lock(conn, workspace_id, public_id)?;
+    let sealed = vault::ring().seal(place("secret", public_id, workspace_id), secret)?;
+    let previous = vault::ring().seal(place("previous_secret", public_id, workspace_id), &found.secret()?)?;
     diesel::update(alert_destinations::table.find(found.id))
         .set((
-            alert_destinations::secret.eq(secret),
-            alert_destinations::previous_secret.eq(Some(&found.secret)),
+            alert_destinations::secret.eq(sealed),
+            alert_destinations::previous_secret.eq(Some(previous)),
             alert_destinations::previous_until.eq(Some(until.0)),
             alert_destinations::updated_at.eq(now.0),
         ))

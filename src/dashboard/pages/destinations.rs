@@ -60,6 +60,7 @@ struct SecretPage {
     shell: Shell,
     heading: &'static str,
     destination: Destination,
+    secret: String,
     standard_secret: String,
     is_rotated: bool,
 }
@@ -69,9 +70,11 @@ fn secret_page(
     heading: &'static str,
     destination: Destination,
     is_rotated: bool,
-) -> SecretPage {
-    let standard_secret = webhook::standard_secret(&destination.secret);
-    SecretPage { shell: visit.shell("alerts", heading), heading, destination, standard_secret, is_rotated }
+) -> Result<SecretPage> {
+    let secret = destination.secret()?;
+    let standard_secret = webhook::standard_secret(&secret);
+    let shell = visit.shell("alerts", heading);
+    Ok(SecretPage { shell, heading, destination, secret, standard_secret, is_rotated })
 }
 
 pub async fn create(app: web::Data<App>, caller: Caller, visit: Visit, form: Form) -> Result<HttpResponse> {
@@ -87,7 +90,7 @@ pub async fn create(app: web::Data<App>, caller: Caller, visit: Visit, form: For
         Err(error) => Err(error),
     };
     match made {
-        Ok(destination) => secret(&secret_page(&visit, "Destination created", destination, false)),
+        Ok(destination) => secret(&secret_page(&visit, "Destination created", destination, false)?),
         Err(error) => rejected(&form_page(&visit, None, fields, Complaint::of(error, &FIELDS)?)),
     }
 }
@@ -140,8 +143,8 @@ pub async fn test(
     let letter = WebhookRequest {
         url: destination.webhook_url.clone(),
         body: webhook::test_payload(&event_id, (&destination.public_id, &destination.name), now)?,
-        secret: destination.secret.clone(),
-        previous_secret: destination.overlapping_secret(now).map(str::to_owned),
+        secret: destination.secret()?,
+        previous_secret: destination.overlapping_secret(now)?,
         id: event_id,
     };
     let answer = app.webhooks.send(&letter).await;
@@ -230,7 +233,7 @@ pub async fn rotate(
         destinations::rotate(conn, workspace_id, &id, token.expose(), until, now)
     };
     let destination = app.store.write("destinations::rotate", rotate).await?;
-    secret(&secret_page(&visit, "Secret rotated", destination, true))
+    secret(&secret_page(&visit, "Secret rotated", destination, true)?)
 }
 
 pub async fn confirm_delete(

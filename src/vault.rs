@@ -1,0 +1,192 @@
+//! Secrets at rest: sealed with AES-256-GCM under a key of the ring in `OPEN_SPANNER_ENCRYPTION_KEYS`, bound to table,
+//! column, row and workspace, so that a sealed text is worth nothing in another place. The first key of the ring seals, all
+//! of them open. Never logs a key or what was sealed.
+
+use std::fmt;
+use std::sync::OnceLock;
+
+use base64::Engine;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
+
+use crate::chance;
+use crate::error::{Code, Error, Result};
+
+/// What a sealed text begins with; the id of its key follows. No secret that this program makes begins so.
+const SEALED: &str = "sealed:1:";
+const KEY_BYTES: usize = 32;
+const ID_CHARACTERS_MAX: usize = 32;
+
+/// The place of a secret, to which it is bound.
+#[derive(Clone, Copy, Debug)]
+pub struct Place<'a> {
+    pub table: &'a str,
+    pub column: &'a str,
+    pub row: &'a str,
+    pub workspace_id: i64,
+}
+
+impl Place<'_> {
+    fn bytes(&self) -> Vec<u8> {
+        let mut bytes = self.workspace_id.to_be_bytes().to_vec();
+        for text in [self.table, self.column, self.row] {
+            bytes.extend((text.len() as u64).to_be_bytes());
+            bytes.extend(text.as_bytes());
+        }
+        bytes
+    }
+}
+
+/// Keys by their ids, the one that seals first. Empty: secrets are kept as they are.
+#[derive(Default)]
+pub struct KeyRing(Vec<(String, LessSafeKey)>);
+
+impl fmt::Debug for KeyRing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.ids()).finish()
+    }
+}
+
+fn unusable(detail: impl fmt::Display) -> Error {
+    Error::new(Code::Unusable, format!("OPEN_SPANNER_ENCRYPTION_KEYS: {detail}"))
+}
+
+impl KeyRing {
+    /// `k2:BASE64,k1:BASE64`: ids and keys of 32 bytes, the one that seals first. The words of a refusal hold no key.
+    pub fn parse(text: &str) -> Result<KeyRing> {
+        let mut keys: Vec<(String, LessSafeKey)> = Vec::new();
+        for part in text.split([',', '\n']).map(str::trim).filter(|part| !part.is_empty()) {
+            let (id, key) = part.split_once(':').ok_or_else(|| unusable("must be like k1:BASE64"))?;
+            let is_id = !id.is_empty()
+                && id.len() <= ID_CHARACTERS_MAX
+                && id.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'));
+            if !is_id {
+                return Err(unusable("ids are 1 to 32 letters, digits, dots, dashes and underscores"));
+            }
+            if keys.iter().any(|(known, _)| known == id) {
+                return Err(unusable(format_args!("two keys are called {id}")));
+            }
+            let bytes = STANDARD.decode(key.trim()).or_else(|_| URL_SAFE_NO_PAD.decode(key.trim()));
+            let bytes = bytes.ok().filter(|bytes| bytes.len() == KEY_BYTES);
+            let bytes = bytes.ok_or_else(|| unusable(format_args!("key {id} is not 32 bytes in Base64")))?;
+            let key = UnboundKey::new(&AES_256_GCM, &bytes).map_err(|_| unusable("a key was not taken"))?;
+            keys.push((id.to_owned(), LessSafeKey::new(key)));
+        }
+        Ok(KeyRing(keys))
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The id of the key that seals.
+    pub fn current(&self) -> Option<&str> {
+        self.0.first().map(|(id, _)| id.as_str())
+    }
+
+    pub fn ids(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(|(id, _)| id.as_str())
+    }
+
+    pub fn has(&self, id: &str) -> bool {
+        self.ids().any(|known| known == id)
+    }
+
+    /// What is stored of a secret.
+    pub fn seal(&self, place: Place<'_>, secret: &str) -> Result<String> {
+        let Some((id, key)) = self.0.first() else { return Ok(secret.to_owned()) };
+        let nonce = chance::secret::<NONCE_LEN>()?;
+        let mut bytes = secret.as_bytes().to_vec();
+        let aad = Aad::from(place.bytes());
+        key.seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), aad, &mut bytes)
+            .map_err(|_| Error::internal("a secret was not sealed"))?;
+        let sealed: Vec<u8> = nonce.into_iter().chain(bytes).collect();
+        Ok(format!("{SEALED}{id}:{}", URL_SAFE_NO_PAD.encode(sealed)))
+    }
+
+    /// The secret behind what is stored; what was stored before there was a key is the secret itself.
+    pub fn open(&self, place: Place<'_>, stored: &str) -> Result<String> {
+        let Some(id) = key_id(stored) else { return Ok(stored.to_owned()) };
+        let broken =
+            || Error::internal(format_args!("the secret of {} {} cannot be opened", place.table, place.row));
+        let Some((_, key)) = self.0.iter().find(|(known, _)| known == id) else {
+            return Err(Error::internal(format_args!("key {id} is not in OPEN_SPANNER_ENCRYPTION_KEYS")));
+        };
+        let text = stored[SEALED.len() + id.len()..].strip_prefix(':').ok_or_else(broken)?;
+        let mut bytes = URL_SAFE_NO_PAD.decode(text).map_err(|_| broken())?;
+        let mut sealed = bytes.split_off(NONCE_LEN.min(bytes.len()));
+        let nonce = Nonce::try_assume_unique_for_key(&bytes).map_err(|_| broken())?;
+        let opened = key.open_in_place(nonce, Aad::from(place.bytes()), &mut sealed).map_err(|_| broken())?;
+        String::from_utf8(opened.to_vec()).map_err(|_| broken())
+    }
+}
+
+/// The id of the key that sealed what is stored; none when it is not sealed.
+pub fn key_id(stored: &str) -> Option<&str> {
+    Some(stored.strip_prefix(SEALED)?.split(':').next().unwrap_or_default())
+}
+
+static RING: OnceLock<KeyRing> = OnceLock::new();
+
+/// Gives this process its keys, once, before any work.
+pub fn install(keys: Option<&str>) -> Result<()> {
+    let _ = RING.set(KeyRing::parse(keys.unwrap_or_default())?);
+    Ok(())
+}
+
+/// The keys of this process.
+pub fn ring() -> &'static KeyRing {
+    RING.get_or_init(KeyRing::default)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ONE: &str = "k1:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
+    const TWO: &str = "k2:AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=";
+    const HERE: Place<'_> = Place { table: "t", column: "c", row: "r", workspace_id: 1 };
+
+    #[test]
+    fn a_secret_is_opened_only_in_its_place() {
+        let ring = KeyRing::parse(ONE).expect("a ring");
+        let stored = ring.seal(HERE, "osp_whsec_x").expect("sealed");
+        assert!(stored.starts_with("sealed:1:k1:") && !stored.contains("whsec"), "{stored}");
+        assert_ne!(stored, ring.seal(HERE, "osp_whsec_x").expect("sealed"), "the same text twice");
+        assert_eq!(ring.open(HERE, &stored).expect("opened"), "osp_whsec_x");
+        for elsewhere in [
+            Place { table: "u", ..HERE },
+            Place { column: "d", ..HERE },
+            Place { row: "s", ..HERE },
+            Place { workspace_id: 2, ..HERE },
+        ] {
+            assert!(ring.open(elsewhere, &stored).is_err());
+        }
+        let mut bent = stored.clone();
+        bent.pop();
+        for broken in [bent.as_str(), "sealed:1:k1:", "sealed:1:k1", "sealed:1:", "sealed:1:k1:!"] {
+            assert!(ring.open(HERE, broken).is_err(), "{broken}");
+        }
+    }
+
+    #[test]
+    fn the_first_key_seals_and_all_open() {
+        let old = KeyRing::parse(ONE).expect("a ring");
+        let both = KeyRing::parse(&format!(" {TWO} ,\n{ONE}")).expect("a ring");
+        let stored = old.seal(HERE, "s").expect("sealed");
+        assert_eq!(both.open(HERE, &stored).expect("opened"), "s");
+        assert_eq!(key_id(&both.seal(HERE, "s").expect("sealed")), Some("k2"));
+        assert!(KeyRing::parse(TWO).expect("a ring").open(HERE, &stored).is_err());
+        let none = KeyRing::default();
+        assert_eq!(none.seal(HERE, "s").expect("kept"), "s");
+        assert_eq!(both.open(HERE, "osp_whsec_old").expect("opened"), "osp_whsec_old");
+    }
+
+    #[test]
+    fn bad_rings_are_refused_without_a_word_of_them() {
+        for bad in ["x", "k1:short", "k 1:AAAA", ":AAAA", &format!("{ONE},{ONE}")] {
+            let message = KeyRing::parse(bad).expect_err("refused").message;
+            assert!(!message.contains("AAAA") && !message.contains("short"), "{message}");
+        }
+    }
+}

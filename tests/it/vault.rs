@@ -1,0 +1,104 @@
+//! Secrets at rest: sealed when there is a key, sealed anew by a command that can be killed, and never missing silently.
+
+use serde_json::{Value, json};
+
+use crate::support::program::{Run, run};
+use crate::support::{Database, Receiver, Server, Workspace, on_both_databases};
+
+on_both_databases!(
+    secrets_are_sealed_and_still_sign,
+    rotation_can_be_killed_and_run_twice,
+    a_missing_key_ends_the_server
+);
+
+const ONE: &str = "k1:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
+const TWO: &str = "k2:AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=";
+const KEYS: &str = "OPEN_SPANNER_ENCRYPTION_KEYS";
+
+fn keys(database: &Database, arguments: &[&str], ring: &str) -> Run {
+    let owned = database.settings();
+    let mut settings: Vec<(&str, &str)> = owned.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    settings.push((KEYS, ring));
+    let folder = tempfile::tempdir().expect("a directory");
+    run(&[&["keys"], arguments].concat(), &settings, folder.path())
+}
+
+fn stored(database: &Database) -> Vec<String> {
+    database.lines("SELECT secret || ' ' || COALESCE(previous_secret, '') AS line FROM alert_destinations")
+}
+
+async fn destinations(ws: &Workspace, count: usize) -> Vec<Value> {
+    let mut made = Vec::new();
+    for n in 0..count {
+        let body = json!({"name": format!("d{n}"), "webhook_url": "https://example.com/hook"});
+        made.push(ws.post("/v1/alerts/destinations", &body).await.json(201));
+    }
+    made
+}
+
+async fn secrets_are_sealed_and_still_sign(database: Database) {
+    let settings = [(KEYS, ONE), ("OPEN_SPANNER_WEBHOOK_ALLOWED_NETWORKS", "127.0.0.0/8")];
+    let server = Server::start_with(&database, &settings);
+    let (ws, receiver) = (server.workspace().await, Receiver::start().await);
+    let body = json!({"name": "d", "webhook_url": receiver.url("ok/x")});
+    let made = ws.post("/v1/alerts/destinations", &body).await.json(201);
+    let secret = made["webhook_signing"]["secret"].as_str().expect("shown once");
+    assert!(secret.starts_with("osp_whsec_"), "{secret}");
+    let path = format!("/v1/alerts/destinations/{}", made["id"].as_str().expect("an id"));
+    let rotated = ws.post(&format!("{path}/webhook-secret/rotate"), &json!({})).await.json(200);
+    let rows = stored(&database);
+    assert!(
+        rows.iter().all(|row| !row.contains("whsec") && row.matches("sealed:1:k1:").count() == 2),
+        "{rows:?}"
+    );
+    let answer = ws.post_text(&format!("{path}/test"), "").await.json(200);
+    assert_eq!(answer["status"], json!("delivered"));
+    let call = receiver.wait("ok/x", 1).await.remove(0);
+    let secret = rotated["webhook_signing"]["secret"].as_str().expect("shown once");
+    assert_eq!(call.header("x-open-spanner-signature"), crate::webhooks::contract_signature(secret, &call));
+    let list = ws.get("/v1/alerts/destinations").await.expect(200).text;
+    assert!(!list.contains("sealed") && !list.contains("whsec"), "{list}");
+}
+
+async fn rotation_can_be_killed_and_run_twice(database: Database) {
+    let mut server = Server::start(&database);
+    let ws = server.workspace().await;
+    destinations(&ws, 30).await;
+    assert!(stored(&database).iter().all(|row| row.starts_with("osp_whsec_")), "no key, nothing sealed");
+    server.terminate();
+    // two at once, and one that is killed
+    let both = std::thread::scope(|threads| {
+        let runs: Vec<_> = (0..2).map(|_| threads.spawn(|| keys(&database, &["rotate"], ONE))).collect();
+        runs.into_iter().map(|run| run.join().expect("it ran")).collect::<Vec<_>>()
+    });
+    assert!(both.iter().all(|run| matches!(run.code, Some(0 | 3))), "{both:#?}");
+    assert!(stored(&database).iter().all(|row| row.starts_with("sealed:1:k1:")));
+    let ring = format!("{TWO},{ONE}");
+    // as a rotation that was killed half-way leaves it
+    assert_eq!(keys(&database, &["rotate"], &ring).code, Some(0));
+    let again = keys(&database, &["rotate"], &ring);
+    assert!(again.stdout.starts_with("0 sealed"), "{again:#?}");
+    let status = keys(&database, &["status", "--json"], &ring);
+    let status: Value = serde_json::from_str(&status.stdout).expect("JSON");
+    assert_eq!((&status["seals"], &status["secrets"]), (&json!("k2"), &json!({"k2": 30})));
+    // a row that cannot be opened stops it, and is named
+    let broken = "UPDATE alert_destinations SET secret = 'sealed:1:k2:AAAA' WHERE name = 'd7'";
+    database.execute(broken);
+    let ring = format!("{ONE},{TWO}");
+    let stopped = keys(&database, &["rotate"], &ring);
+    let id = database.lines("SELECT public_id AS line FROM alert_destinations WHERE name = 'd7'").remove(0);
+    assert!(stopped.code == Some(2) && stopped.stderr.contains(&id), "{stopped:#?}");
+}
+
+async fn a_missing_key_ends_the_server(database: Database) {
+    let mut server = Server::start_with(&database, &[(KEYS, ONE)]);
+    destinations(&server.workspace().await, 1).await;
+    server.terminate();
+    assert_eq!(keys(&database, &["status"], TWO).code, Some(3));
+    assert_eq!(keys(&database, &["rotate"], "").code, Some(2));
+    assert_eq!(keys(&database, &["status"], "k1:short").code, Some(2));
+    let mut without = Server::start_unready(&database, &[(KEYS, TWO)]);
+    let ended = without.stopped();
+    assert_eq!(ended.code(), Some(2));
+    assert!(without.log().iter().any(|line| line.contains("k1")), "{:#?}", without.log());
+}
