@@ -111,7 +111,8 @@ async fn a_sign_in_ends_for_good(database: Database) {
     database.execute("UPDATE sign_ins SET ends_at = 1");
     client.post_text(REFRESH, "").await.error(401, "unauthorized");
     // no token outlives it
-    let short = Server::start_with(&Database::sqlite(), &[("OPEN_SPANNER_SESSION_MAX_AGE", "60s")]);
+    let another = Database::sqlite();
+    let short = Server::start_with(&another, &[("OPEN_SPANNER_SESSION_MAX_AGE", "60s")]);
     let email = sign_up(&short.client()).await;
     let body = json!({"email": email, "password": PASSWORD});
     let answer = short.client().post(SESSIONS, &body).await.json(201);

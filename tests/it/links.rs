@@ -18,16 +18,16 @@ async fn a_link_is_shown_once_and_can_be_revoked(database: Database) {
     let server = Server::start(&database);
     let ws = server.workspace().await;
     let body = json!({"meters": ["tokens", "tokens", " "], "origins": ["https://App.example.com"], "expires_in_seconds": 3600});
-    let made = ws.post(&path("org%2F7"), &body).await.json(201);
+    let made = ws.post(&path("org:7"), &body).await.json(201);
     let token = made["token"].as_str().expect("a token");
     assert!(token.starts_with("osp_share_") && token.len() == 53, "{token}");
     assert!(made["url"].as_str().is_some_and(|url| url.ends_with(&format!("/share/{token}"))), "{made}");
-    assert_eq!((&made["subject"], &made["status"]), (&json!("org/7"), &json!("active")));
+    assert_eq!((&made["subject"], &made["status"]), (&json!("org:7"), &json!("active")));
     assert_eq!(
         (&made["meters"], &made["origins"]),
         (&json!(["tokens"]), &json!(["https://app.example.com"]))
     );
-    let listed = ws.get(&path("org%2F7")).await.expect(200).text;
+    let listed = ws.get(&path("org:7")).await.expect(200).text;
     assert!(!listed.contains(token) && listed.contains(made["id"].as_str().expect("an id")));
     assert_eq!(ws.get(&path("other")).await.json(200)["items"], json!([]));
     let hash = match database {
@@ -35,12 +35,12 @@ async fn a_link_is_shown_once_and_can_be_revoked(database: Database) {
         Database::Postgres { .. } => "SELECT CAST(length(token_hash) AS TEXT) AS line FROM subject_links",
     };
     assert_eq!(database.lines(hash), ["32"]);
-    let one = format!("{}/{}", path("org%2F7"), made["id"].as_str().expect("an id"));
+    let one = format!("{}/{}", path("org:7"), made["id"].as_str().expect("an id"));
     let elsewhere = format!("{}/{}", path("other"), made["id"].as_str().expect("an id"));
     ws.delete(&elsewhere).await.error(404, "not_found");
     ws.delete(&one).await.expect(204);
     ws.delete(&one).await.expect(204);
-    assert_eq!(ws.get(&path("org%2F7")).await.json(200)["items"][0]["status"], json!("revoked"));
+    assert_eq!(ws.get(&path("org:7")).await.json(200)["items"][0]["status"], json!("revoked"));
     let rows = database.lines(
         "SELECT action AS line FROM audit_events WHERE target_kind = 'subject_link' ORDER BY sequence",
     );

@@ -173,13 +173,18 @@ fn ids_in(value: &Value, found: &mut Vec<String>) {
     }
 }
 
+/// A subject need not exist to be given a link: the answer is new every time.
+fn makes_links(route: &Route) -> bool {
+    route.method == Method::POST && route.path.ends_with("/links")
+}
+
 async fn nothing_of_another_workspace_is_there(database: Database) {
     let server = Server::start(&database);
     let (ours, theirs) = (server.workspace().await, server.workspace().await);
     ours.meter("m", "sum").await;
     let plan = json!({"name": "p", "limits": [{"meter": "m", "limit": 10}]});
     let plan = ours.post("/v1/plans", &plan).await.json(201);
-    ours.put("/v1/plans/subjects/s", &json!({"plan_id": plan["id"]})).await.expect(200);
+    ours.put("/v1/plans/subjects/subject-of-ours", &json!({"plan_id": plan["id"]})).await.expect(200);
     let to = json!({"name": "d", "webhook_url": "https://example.com/hook"});
     let to = ours.post("/v1/alerts/destinations", &to).await.json(201);
     let rule = json!({"name": "r", "meter": "m", "destination_id": to["id"], "threshold": 1});
@@ -187,16 +192,17 @@ async fn nothing_of_another_workspace_is_there(database: Database) {
     let query =
         json!({"query": {"meter": "m", "from": "2026-06-01T00:00:00Z", "to": "2026-07-01T00:00:00Z"}});
     ours.post("/v1/exports", &query).await.expect(202);
-    let event = json!({"meter": "m", "subject": "s", "quantity": 1, "idempotency_key": "e"});
+    let event =
+        json!({"meter": "m", "subject": "subject-of-ours", "quantity": 1, "idempotency_key": "key-of-ours"});
     ours.post("/v1/entitlements/consume", &event).await.expect(201);
-    ours.post("/v1/subjects/s/links", &json!({})).await.expect(201);
+    ours.post("/v1/subjects/subject-of-ours/links", &json!({})).await.expect(201);
     ours.session
         .post("/v1/usage/saved-queries", &json!({"name": "q", "query": {"meter": "m"}}))
         .await
         .expect(201);
     let invitation = json!({"email": "x@example.com", "role": "viewer"});
     ours.session.post("/v1/auth/workspace/invitations", &invitation).await.expect(201);
-    let mut ids = vec!["s".to_owned(), "e".to_owned()];
+    let mut ids = vec!["subject-of-ours".to_owned(), "key-of-ours".to_owned()];
     for route in routes().iter().filter(|route| route.method == Method::GET && !route.path.contains('{')) {
         let client = if route.takes_keys { &ours.key } else { &ours.session };
         let answer = client.get(&route.path).await;
@@ -204,12 +210,15 @@ async fn nothing_of_another_workspace_is_there(database: Database) {
             ids_in(&value, &mut ids);
         }
     }
+    // ids of processes and of requests are no rows, and some have slashes
+    ids.retain(|id| id.len() > 5 && !id.contains('/'));
     ids.sort();
     ids.dedup();
     assert!(ids.len() > 15, "{ids:?}");
     let mut wrong = Vec::new();
-    for route in
-        routes().iter().filter(|route| route.path.contains('{') && !route.path.contains("{provider}"))
+    for route in routes()
+        .iter()
+        .filter(|route| route.path.contains('{') && !route.path.contains("{provider}") && !makes_links(route))
     {
         let client = if route.takes_keys { &theirs.key } else { &theirs.session };
         let body = (route.method != Method::GET).then(|| "{}".to_owned());
@@ -227,9 +236,7 @@ async fn nothing_of_another_workspace_is_there(database: Database) {
                 "nosuch"
             };
             let (real, made_up) = (try_one(id).await, try_one(nowhere).await);
-            // a subject need not exist to be given a link, whose answer is new every time
-            let is_told = if real.0 == 201 { made_up.0 != 201 } else { real != made_up };
-            if is_told {
+            if real != made_up {
                 wrong.push(format!(
                     "{} {} tells {id} from {nowhere}: {real:?} {made_up:?}",
                     route.method, route.path
