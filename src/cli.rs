@@ -2,12 +2,16 @@
 //! arguments. They print their answer to standard output and everything else to standard error; no SQL here.
 
 mod admin;
+mod backup;
+mod client;
 mod doctor;
 mod http;
+mod import;
 mod keys;
 mod pages;
 mod people;
 mod probe;
+mod usage;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -15,7 +19,7 @@ use std::process::ExitCode;
 use serde::Serialize;
 
 use crate::config::Config;
-use crate::config::commands::Command;
+use crate::config::commands::{Command, Events, Usage};
 use crate::error::{Error, Result};
 
 /// How a command ended that did what it was asked for.
@@ -42,6 +46,11 @@ pub fn run(config: &Config, command: Command) -> Result<Outcome> {
         Command::Admin(admin) => admin::run(config, &admin),
         Command::Audit(asked) => people::audit(&config.db.driver, &asked),
         Command::Keys(asked) => keys::run(&config.db.driver, &asked),
+        Command::Backup(asked) => backup::backup(config, &asked),
+        Command::Restore(asked) => backup::restore(config, &asked),
+        Command::Events(Events::Import(asked)) => wait_for(import::run(config, &asked)),
+        Command::Events(Events::Tail(asked)) => wait_for(usage::tail(config, &asked)),
+        Command::Usage(Usage::Query(asked)) => wait_for(usage::query(config, &asked)),
         Command::Completions { shell } => pages::completions(shell),
         Command::Man { command } => pages::man(command.as_deref()),
     }

@@ -30,12 +30,14 @@ pub use sections::{
     OAuth, OAuthClient, Reconciliation, Retention, S3, S3Keys, SecureCookies, Synchronous, Worker, Workers,
 };
 use source::{Source, Values};
-pub use value::{ListenAddr, Secret};
+pub use value::{ListenAddr, Secret, without_password};
 
 /// Everything a role needs to know, fixed for the life of the process.
 #[derive(Clone, Debug)]
 pub struct Config {
     pub role: Role,
+    /// Whether a workspace is filled with something to look at.
+    pub demo: bool,
     /// Whether a server or worker applies pending migrations at its start.
     pub migrate: bool,
     /// Whether a schema that a newer version made will do.
@@ -269,6 +271,7 @@ impl Config {
         let workers = Workers::read(v, &db.driver);
         Ok(Config {
             role: cli.role,
+            demo: cli.demo,
             migrate: cli.migrate,
             accept_newer_schema: cli.accept_newer_schema,
             grant_to: cli.grant_to.clone(),

@@ -50,6 +50,7 @@ pub use migrations::Wanted;
 use readiness::Signs;
 
 use pool::{Class, Pool};
+pub use postgres::call_process;
 
 #[derive(diesel::MultiConnection)]
 pub enum Conn {
@@ -253,6 +254,14 @@ fn cannot_open(driver: &Driver, error: ConnectionError) -> Error {
     }
 }
 
+/// The file of a SQLite database; none for PostgreSQL and for one in memory.
+pub fn file_of(driver: &Driver) -> Option<std::path::PathBuf> {
+    match driver {
+        Driver::Sqlite { path, .. } => sqlite::file(path),
+        Driver::Postgres { .. } => None,
+    }
+}
+
 /// Tells the operator which database that is, without anything secret, and whether it has connections enough.
 pub fn describe(db: &Db) {
     match &db.driver {
@@ -350,12 +359,12 @@ impl Store {
             Driver::Postgres { .. } => None,
         };
         let gate = Arc::new(Gate { epochs: epochs.clone(), file, signs: Signs::default() });
-        let pool = |size| Pool::new(db, size, &gate);
+        let pool = |name, size| Pool::new(name, db, size, &gate);
         let (readers, writer, postgres) = match &db.driver {
-            Driver::Postgres { .. } => (pool(db.max_open_conns), None, true),
+            Driver::Postgres { .. } => (pool("all", db.max_open_conns), None, true),
             // each connection to :memory: is a database of its own
-            Driver::Sqlite { path, .. } if path == ":memory:" => (pool(1), None, false),
-            Driver::Sqlite { .. } => (pool(SQLITE_READERS), Some(pool(1)), false),
+            Driver::Sqlite { path, .. } if path == ":memory:" => (pool("all", 1), None, false),
+            Driver::Sqlite { .. } => (pool("readers", SQLITE_READERS), Some(pool("writer", 1)), false),
         };
         Store(Arc::new(Inner {
             changes: Arc::default(),

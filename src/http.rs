@@ -26,10 +26,9 @@ pub mod usage;
 pub mod usage_events;
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use actix_web::body::{BoxBody, MessageBody};
+use actix_web::body::{BodySize, BoxBody, MessageBody};
 use actix_web::dev::{Handler, ServiceRequest, ServiceResponse};
 use actix_web::http::{Method, StatusCode, header};
 use actix_web::middleware::Next;
@@ -374,7 +373,9 @@ pub async fn gate(
     next: Next<impl MessageBody + 'static>,
 ) -> Result<ServiceResponse<BoxBody>, actix_web::Error> {
     let started = clock::moment();
-    let request_id: Arc<str> = chance::id().to_string().into();
+    let ids = identify(request.headers());
+    let bytes_in = length(&request);
+    let _counted = InFlight::begin();
     let method = request.method().clone();
     let demand = demands.of(&request);
     let route = match &demand {
@@ -390,7 +391,7 @@ pub async fn gate(
                 match reception.enter(&app, access, &request).await {
                     Err(refusal) => Some(refusal),
                     Ok(cookies) => {
-                        let scene = scene(&app, &request, &request_id);
+                        let scene = scene(&app, &request, ids.id());
                         let response = trail::within(scene, next.call(request)).await?.map_into_boxed_body();
                         return Ok(reception.leave(&app, cookies, response));
                     }
@@ -409,16 +410,15 @@ pub async fn gate(
             Some(refusal) => Ok(request.into_response(refusal).map_into_boxed_body()),
             None => {
                 let reader = request.extensions().get::<Caller>().map(Caller::reader);
-                let scene = scene(&app, &request, &request_id);
+                let scene = scene(&app, &request, ids.id());
                 let answer = trail::within(scene, pool::read_by(reader, next.call(request))).await;
                 answer.map(ServiceResponse::map_into_boxed_body)
             }
         }
     };
-    let mut response = logging::within_request(request_id.clone(), answer).await?;
+    let mut response = logging::within_request(ids.clone(), answer).await?;
 
-    let id = header::HeaderValue::from_str(&request_id).map_err(Error::internal)?;
-    response.headers_mut().insert(header::HeaderName::from_static("x-request-id"), id);
+    tell(response.headers_mut(), &ids)?;
     protect(response.headers_mut(), &route, &app.config.http);
     // says only that an answer is not to be compressed, and that was decided further in
     if response
@@ -429,8 +429,14 @@ pub async fn gate(
         response.headers_mut().remove(header::CONTENT_ENCODING);
     }
     let caller = response.request().extensions().get::<Caller>().cloned();
-    let policy = app.config.http.log_requests;
-    observe(policy, &method, route, response.status(), started, &request_id, caller.as_ref());
+    let bytes_out = match response.response().body().size() {
+        BodySize::Sized(bytes) => bytes,
+        // sent while it is made
+        BodySize::None | BodySize::Stream => 0,
+    };
+    let said = Said { method, route, status: response.status(), bytes_in, bytes_out };
+    let within = async { observe(app.config.http.log_requests, said, started, caller.as_ref()) };
+    logging::within_request(ids, within).await;
     Ok(response)
 }
 
@@ -445,6 +451,51 @@ fn scene(app: &App, request: &ServiceRequest, request_id: &str) -> Scene {
         user_agent: agent.to_owned(),
         request_id: request_id.to_owned(),
         target: extract::last_segment(request.request()),
+    }
+}
+
+/// The id by which a request is known, its sender's where that is harmless, and the sender's trace.
+fn identify(headers: &header::HeaderMap) -> logging::Request {
+    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+    let is_harmless = |id: &&str| {
+        (8..=128).contains(&id.len()) && id.bytes().all(|c| c.is_ascii_alphanumeric() || b"-_.:".contains(&c))
+    };
+    let own = || chance::id().to_string();
+    let id = text(REQUEST_ID).filter(is_harmless).map_or_else(own, str::to_owned);
+    logging::Request::new(id, text(TRACEPARENT).and_then(logging::Trace::parse))
+}
+
+const REQUEST_ID: &str = "x-request-id";
+const TRACEPARENT: &str = "traceparent";
+
+fn tell(headers: &mut header::HeaderMap, ids: &logging::Request) -> Result<(), Error> {
+    let value = |text: &str| header::HeaderValue::from_str(text).map_err(Error::internal);
+    headers.insert(header::HeaderName::from_static(REQUEST_ID), value(ids.id())?);
+    if let Some(trace) = ids.trace() {
+        headers.insert(header::HeaderName::from_static(TRACEPARENT), value(&trace.answer())?);
+    }
+    Ok(())
+}
+
+/// What a caller says that the body has; 0 where nothing is said.
+fn length(request: &ServiceRequest) -> u64 {
+    let said = request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok());
+    said.and_then(|text| text.parse().ok()).unwrap_or(0)
+}
+
+/// A request that is counted as being answered until this is dropped.
+struct InFlight;
+
+impl InFlight {
+    fn begin() -> Self {
+        metrics::gauge!("open_spanner_http_requests_in_flight").increment(1);
+        InFlight
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        metrics::gauge!("open_spanner_http_requests_in_flight").decrement(1);
     }
 }
 
@@ -503,30 +554,44 @@ fn is_told(policy: LogRequests, method: &Method, route: &str, status: StatusCode
     }
 }
 
-fn observe(
-    policy: LogRequests,
-    method: &Method,
+/// What a line about a request says.
+struct Said {
+    method: Method,
     route: String,
     status: StatusCode,
-    started: Instant,
-    request_id: &str,
-    caller: Option<&Caller>,
-) {
+    bytes_in: u64,
+    bytes_out: u64,
+}
+
+fn observe(policy: LogRequests, said: Said, started: Instant, caller: Option<&Caller>) {
+    let Said { method, route, status, bytes_in, bytes_out } = said;
     let elapsed = clock::since(started);
     let duration_ms = elapsed.as_secs_f64() * 1000.0;
     let workspace = caller.map_or("", |caller| caller.user.workspace_id.as_str());
+    let principal = caller.map(principal).unwrap_or_default();
     let level = match status.as_u16() {
         // probes come every few seconds, and whatever makes them fail is in the log already
         500.. if route != "/ready" => log::Level::Warn,
-        _ if is_told(policy, method, &route, status, elapsed) => log::Level::Info,
+        _ if is_told(policy, &method, &route, status, elapsed) => log::Level::Info,
         _ => log::Level::Debug,
     };
     let words = if level == log::Level::Warn { "request failed" } else { "request" };
     let (method, status) = (method.as_str().to_owned(), status.as_u16());
-    log::log!(level, method, route, status, duration_ms, workspace, request_id; "{words}");
+    log::log!(
+        level, method, route, status, duration_ms, bytes_in, bytes_out, workspace, principal;
+        "{words}"
+    );
     let labels = [("method", method), ("route", route), ("status", status.to_string())];
     metrics::histogram!("open_spanner_http_server_request_duration_seconds", &labels)
         .record(elapsed.as_secs_f64());
+}
+
+/// Who called, as lists of keys and members name them.
+fn principal(caller: &Caller) -> String {
+    match &caller.credential {
+        Credential::Key { public_id, .. } => format!("key:{public_id}"),
+        Credential::Session { .. } => format!("user:{}", caller.user.id),
+    }
 }
 
 /// The address of the peer, as far as the connection tells.

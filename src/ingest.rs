@@ -268,6 +268,7 @@ impl Ingest {
         let rate = (settings.rate_limit_events > 0)
             .then(|| Arc::new(RateLimit::new(settings.rate_limit_events, settings.rate_limit_window)));
         let room = Room::new(settings.queue_events);
+        room.measure();
         let stream_room = Room::new(settings.queue_events);
         let consumptions = consumptions.into();
         (

@@ -4,6 +4,7 @@
 pub mod health;
 pub mod heartbeat;
 pub mod lifecycle;
+pub mod measure;
 pub mod process;
 pub mod queue;
 pub mod sql;

@@ -5,7 +5,7 @@
 //! - [`clock`]: what time it is; [`chance`]: ids and dice; [`blocking`]: work that blocks
 //! - [`config`]: every setting, the only reader of the environment; [`logging`];
 //!   [`net`]: connections and bodies of callers, how many and for how long; [`metrics`]
-//! - [`db`]: the engine of both databases
+//! - [`db`]: the engine of both databases; [`backup`]: all of it in a file, and back
 //! - [`audit`]: who changed what; [`jobs`]: how background work is done; [`auth`]: who is calling and what they may do; [`meters`]; [`usage`]: reading
 //! - [`entitlements`], [`exports`], [`alerts`]: a domain holds its rules, its work and its SQL
 //! - [`ingest`]: the way in: admission, queue, group commit
@@ -23,6 +23,7 @@ pub mod alerts;
 pub mod app;
 pub mod audit;
 pub mod auth;
+pub mod backup;
 pub mod blocking;
 pub mod chance;
 pub mod cli;

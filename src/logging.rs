@@ -4,6 +4,8 @@
 //! is being answered. A line is one line: control characters are escaped, so nobody can forge a second one. What is worth
 //! logging, and which key-values go with it, is decided where it happens, never here.
 
+mod trace;
+
 use std::fmt::Write as _;
 use std::io::{IsTerminal, Write as _};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -18,27 +20,54 @@ use serde_json::value::Value as Json;
 use crate::clock;
 use crate::config::LogFormat;
 
+pub use trace::Trace;
+
 const REQUEST_ID: &str = "request_id";
+const TRACE_ID: &str = "trace_id";
+
+/// How a request is known: in the log, and in the tools of who sent it. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Request(Arc<Ids>);
+
+#[derive(Debug)]
+struct Ids {
+    id: String,
+    trace: Option<Trace>,
+}
+
+impl Request {
+    pub fn new(id: String, trace: Option<Trace>) -> Self {
+        Request(Arc::new(Ids { id, trace }))
+    }
+
+    pub fn id(&self) -> &str {
+        &self.0.id
+    }
+
+    pub fn trace(&self) -> Option<&Trace> {
+        self.0.trace.as_ref()
+    }
+}
 
 tokio::task_local! {
     /// The request that is being answered.
-    static REQUEST: Arc<str>;
+    static REQUEST: Request;
 }
 
 /// Every line that `work` logs names this request.
-pub async fn within_request<F: Future>(id: Arc<str>, work: F) -> F::Output {
-    REQUEST.scope(id, work).await
+pub async fn within_request<F: Future>(request: Request, work: F) -> F::Output {
+    REQUEST.scope(request, work).await
 }
 
 /// The request that is being answered, to be taken along to another thread.
-pub fn current_request() -> Option<Arc<str>> {
-    REQUEST.try_with(Arc::clone).ok()
+pub fn current_request() -> Option<Request> {
+    REQUEST.try_with(Request::clone).ok()
 }
 
 /// Goes on with a request on this thread.
-pub fn resume_request<T>(id: Option<Arc<str>>, work: impl FnOnce() -> T) -> T {
-    match id {
-        Some(id) => REQUEST.sync_scope(id, work),
+pub fn resume_request<T>(request: Option<Request>, work: impl FnOnce() -> T) -> T {
+    match request {
+        Some(request) => REQUEST.sync_scope(request, work),
         None => work(),
     }
 }
@@ -187,7 +216,10 @@ fn each(record: &Record<'_>, act: impl FnMut(&str, Json)) {
     let _ = record.key_values().visit(&mut visitor);
     let names_one = record.key_values().get(Key::from(REQUEST_ID)).is_some();
     if let Some(request) = current_request().filter(|_| !names_one) {
-        (visitor.0)(REQUEST_ID, Json::from(&*request));
+        (visitor.0)(REQUEST_ID, Json::from(request.id()));
+        if let Some(trace) = request.trace() {
+            (visitor.0)(TRACE_ID, Json::from(trace.trace_id.as_str()));
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use open_spanner::config::{self, Role};
 use open_spanner::error::{Error, Result};
 use open_spanner::roles::{migrate, serve};
-use open_spanner::{alerts, cli, entitlements, exports, logging, vault};
+use open_spanner::{alerts, cli, db, entitlements, exports, logging, vault};
 
 /// Gives memory back by itself, where the system's keeps each thread's peak. For Rust only: in the place of libc's
 /// malloc it would hang under tools that are loaded before it and ask for the time, such as libfaketime.
@@ -29,6 +29,7 @@ fn main() -> ExitCode {
     if let Err(error) = vault::install(config.encryption_keys.as_ref().map(|keys| keys.expose())) {
         return ended(Err(error));
     }
+    db::call_process(config.role.name());
     if let Some(command) = loaded.command {
         return ended(cli::run(&config, command));
     }

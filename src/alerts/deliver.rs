@@ -98,7 +98,10 @@ impl Sender {
             return (id, Err(Error::internal("the calls are counted by a semaphore that is closed")));
         };
         let at = Timestamp::now();
+        let began = clock::moment();
         let (answer, patience) = self.call(&delivery, destination.as_ref(), at).await;
+        metrics::histogram!("open_spanner_webhook_attempt_duration_seconds")
+            .record(clock::since(began).as_secs_f64());
         let outcome = if answer.is_delivered() { "delivered" } else { "failed" };
         metrics::counter!("open_spanner_webhook_deliveries_total", "outcome" => outcome).increment(1);
         let gone = destination.filter(|to| to.enabled && answer.status_code == Some(410)).map(|to| to.id);

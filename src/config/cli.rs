@@ -30,7 +30,7 @@ Exit codes:
   0  done
   1  failed; the same may succeed later
   2  cannot succeed before arguments, settings or files are changed
-  3  done, and something was found that needs a look (doctor)";
+  3  done, and something was found that needs a look (doctor, backup verify, events import)";
 /// Name of the version: which release, built from which commit.
 pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("BUILD_COMMIT"), ")");
 
@@ -49,6 +49,8 @@ pub struct Cli {
     pub role: Role,
     /// What to do instead of a role.
     pub command: Option<commands::Command>,
+    /// Fill a workspace with something to look at.
+    pub demo: bool,
     /// Apply pending migrations at the start.
     pub migrate: bool,
     pub accept_newer_schema: bool,
@@ -104,6 +106,7 @@ fn chain(matches: &ArgMatches) -> Vec<&ArgMatches> {
 
 const NO_MIGRATE: &str = "no-migrate";
 const ACCEPT_NEWER: &str = "accept-newer-schema";
+const DEMO: &str = "demo";
 const PRINT_CONFIG: &str = "print-config";
 
 /// What a process may be told about the schema that it finds.
@@ -120,6 +123,12 @@ fn name_behind_dash(program: &OsString) -> Option<&str> {
     let name = Path::new(program).file_name()?.to_str()?.strip_prefix("open-spanner-")?;
     // open-spanner-0.2.0 is a version of the whole program
     (!name.starts_with(|first: char| first.is_ascii_digit())).then_some(name)
+}
+
+fn demo_flag() -> Arg {
+    Arg::new(DEMO).long(DEMO).action(ArgAction::SetTrue).help(
+        "fill a workspace of its own with three weeks of usage, plans and alerts, and print how to get in",
+    )
 }
 
 fn migrate_flags() -> [Arg; 5] {
@@ -155,6 +164,7 @@ pub fn command_line() -> Command {
         let role = with_settings(Command::new(*name).about(*about));
         match *name {
             "migrate" => role.args(migrate_flags()),
+            "serve" => role.args(schema_flags()).arg(demo_flag()),
             _ => role.args(schema_flags()),
         }
     });
@@ -181,6 +191,10 @@ const COMMAND_SETTINGS: &[(&str, &[&str])] = &[
     ("admin", &["Database"]),
     ("audit", &["Database"]),
     ("keys", &["Database"]),
+    ("backup", &["Database"]),
+    ("restore", &["Database"]),
+    ("events", &["Client commands"]),
+    ("usage", &["Client commands"]),
 ];
 
 fn with_settings(command: Command) -> Command {
@@ -240,6 +254,7 @@ fn cli(role: Role, levels: &[&ArgMatches]) -> Cli {
     Cli {
         role,
         command: None,
+        demo: is_set(DEMO),
         migrate: !is_set(NO_MIGRATE),
         accept_newer_schema: is_set(ACCEPT_NEWER),
         grant_to: text("grant"),

@@ -1,6 +1,8 @@
 //! The commands of operators and clients, as the command line has them: everything but the roles. What they do stands
 //! in `crate::cli`.
 
+use std::path::PathBuf;
+
 use clap::{Args, Subcommand, ValueEnum};
 
 pub use clap_complete::Shell;
@@ -20,6 +22,16 @@ pub enum Command {
     /// The audit trail
     #[command(subcommand)]
     Audit(Audit),
+    /// Write a backup of the database while it is in use, or verify one
+    Backup(Backup),
+    /// Bring a backup back into an empty database
+    Restore(Restore),
+    /// Send events to a server, or watch them come
+    #[command(subcommand)]
+    Events(Events),
+    /// Ask a server what was used
+    #[command(subcommand)]
+    Usage(Usage),
     /// Print the completions of a shell
     #[command(after_help = "Example:\n  open-spanner completions bash > /etc/bash_completion.d/open-spanner")]
     Completions { shell: Shell },
@@ -196,6 +208,173 @@ pub enum Queue {
     },
 }
 
+#[derive(Clone, Debug, Args)]
+#[command(
+    args_conflicts_with_subcommands = true,
+    arg_required_else_help = true,
+    after_help = "\
+Beside FILE stands FILE.manifest.json: rows of each table, events and exact sums per meter and month, a checksum.
+On SQLite FILE is a SQLite database; on PostgreSQL it is made by pg_dump, which must be installed. Files of exports are
+not in it.
+
+Examples:
+  open-spanner backup /backups/monday
+  open-spanner backup verify /backups/monday      # restores it into a database that is thrown away
+  open-spanner restore /backups/monday"
+)]
+pub struct Backup {
+    /// Where to write it; nothing is overwritten
+    pub file: Option<PathBuf>,
+    #[command(flatten)]
+    pub json: Json,
+    #[command(subcommand)]
+    pub action: Option<BackupAction>,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub enum BackupAction {
+    /// Restore a backup into a database that is thrown away, and compare all numbers with the manifest
+    Verify {
+        file: PathBuf,
+        #[command(flatten)]
+        json: Json,
+    },
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub enum Events {
+    /// Store the events of a file, exactly once
+    Import(EventsImport),
+    /// Print events as they come, one JSON object per line
+    Tail(EventsTail),
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "\
+NDJSON: an event per line, as POST /v1/usages takes it. CSV: the first row names the columns meter, subject, quantity,
+timestamp, idempotency_key; any other column is metadata. An event without a key gets one made of the file's content and
+its line, so that a file that is sent again counts once; a file with one more line is another file.
+
+An import that was cut off goes on where it was (FILE.progress.json). Lines that are refused are written to
+FILE.errors.ndjson with the reason; the others are stored, and the exit code is 3.
+
+Examples:
+  open-spanner events import june.csv --meter tokens --dry-run
+  open-spanner events import june.ndjson --url https://usage.example.com --api-key-file key")]
+pub struct EventsImport {
+    pub file: PathBuf,
+    /// What the file is; without it, by its name
+    #[arg(long, value_enum)]
+    pub format: Option<EventsFormat>,
+    /// The meter of lines that name none
+    #[arg(long, value_name = "NAME")]
+    pub meter: Option<String>,
+    /// Events of one call
+    #[arg(long, value_name = "EVENTS", default_value = "500", value_parser = batch)]
+    pub batch: usize,
+    /// Look at every line, send nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Begin anew where an import was cut off
+    #[arg(long)]
+    pub restart: bool,
+    /// Where refused lines are written
+    #[arg(long, value_name = "FILE")]
+    pub errors: Option<PathBuf>,
+    #[command(flatten)]
+    pub json: Json,
+}
+
+fn batch(text: &str) -> Result<usize, String> {
+    text.parse()
+        .ok()
+        .filter(|count| (1..=1000).contains(count))
+        .ok_or_else(|| "not from 1 to 1000".to_owned())
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum EventsFormat {
+    Csv,
+    Ndjson,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct EventsTail {
+    /// Of this meter
+    #[arg(long, value_name = "NAME")]
+    pub meter: Option<String>,
+    /// Of this subject
+    #[arg(long, value_name = "NAME")]
+    pub subject: Option<String>,
+    /// Begin with the newest 200 that are there already
+    #[arg(long)]
+    pub all: bool,
+    /// End after so many
+    #[arg(long, value_name = "EVENTS", value_parser = clap::value_parser!(u64).range(1..))]
+    pub count: Option<u64>,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub enum Usage {
+    /// Sums of a meter by hour, day or month
+    Query(UsageQuery),
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "\
+Example:
+  open-spanner usage query tokens --bucket month --group-by model --from 2026-01-01T00:00:00Z")]
+pub struct UsageQuery {
+    pub meter: String,
+    /// Begin of the window; without it, 30 days ago
+    #[arg(long, value_name = "TIME")]
+    pub from: Option<String>,
+    /// End of the window; without it, now
+    #[arg(long, value_name = "TIME")]
+    pub to: Option<String>,
+    #[arg(long, value_enum, default_value = "day")]
+    pub bucket: Bucket,
+    /// Of this subject
+    #[arg(long, value_name = "NAME")]
+    pub subject: Option<String>,
+    /// A dimension, or subject; can be repeated
+    #[arg(long = "group-by", value_name = "FIELD")]
+    pub group_by: Vec<String>,
+    #[command(flatten)]
+    pub json: Json,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Bucket {
+    Hour,
+    Day,
+    Month,
+}
+
+impl Bucket {
+    pub fn name(self) -> &'static str {
+        match self {
+            Bucket::Hour => "hour",
+            Bucket::Day => "day",
+            Bucket::Month => "month",
+        }
+    }
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "\
+The database that the settings name must not exist yet (SQLite) or be empty (PostgreSQL, with pg_restore installed). The
+restored one begins a new epoch: servers forget what they remember of another.
+
+Example:
+  open-spanner restore /backups/monday --sqlite-path /data/open-spanner.db")]
+pub struct Restore {
+    /// What `backup` wrote, with its manifest beside it
+    pub file: PathBuf,
+    #[command(flatten)]
+    pub json: Json,
+}
+
 impl Command {
     /// The name as it is typed.
     pub fn name(&self) -> &'static str {
@@ -205,6 +384,10 @@ impl Command {
             Command::Admin(_) => "admin",
             Command::Keys(_) => "keys",
             Command::Audit(_) => "audit",
+            Command::Backup(_) => "backup",
+            Command::Restore(_) => "restore",
+            Command::Events(_) => "events",
+            Command::Usage(_) => "usage",
             Command::Completions { .. } => "completions",
             Command::Man { .. } => "man",
         }

@@ -255,6 +255,44 @@ pub fn dsn_target(dsn: &str) -> Option<String> {
     }
 }
 
+/// A connection string for the arguments of another program, which every user of the machine can read, and the password
+/// that goes another way.
+pub fn without_password(dsn: &str) -> (String, Option<Secret>) {
+    let uri =
+        ["postgres://", "postgresql://"].iter().find_map(|scheme| Some((scheme, dsn.strip_prefix(scheme)?)));
+    let Some((scheme, rest)) = uri else { return pairs_without_password(dsn) };
+    let (rest, query) = match rest.rsplit_once('?').filter(|(_, query)| !query.contains('@')) {
+        Some((rest, query)) => (rest, query),
+        None => (rest, ""),
+    };
+    let decoded = |text: &str| Secret::new(percent_encoding::percent_decode_str(text).decode_utf8_lossy());
+    let (login, place) = rest.rsplit_once('@').map_or((None, rest), |(login, place)| (Some(login), place));
+    let (user, of_login) = match login.map(|login| login.split_once(':').unwrap_or((login, ""))) {
+        Some((user, password)) => (format!("{user}@"), (!password.is_empty()).then(|| decoded(password))),
+        None => (String::new(), None),
+    };
+    let (secret, plain): (Vec<&str>, Vec<&str>) =
+        query.split('&').filter(|pair| !pair.is_empty()).partition(|pair| pair.starts_with("password="));
+    let of_query = secret.last().and_then(|pair| pair.strip_prefix("password=")).map(decoded);
+    let query = if plain.is_empty() { String::new() } else { format!("?{}", plain.join("&")) };
+    (format!("{scheme}{user}{place}{query}"), of_query.or(of_login))
+}
+
+fn pairs_without_password(dsn: &str) -> (String, Option<Secret>) {
+    let (mut kept, mut password, mut rest) = (String::new(), None, dsn.trim_start());
+    while let Some((key, after)) = rest.split_once('=') {
+        let Some((value, after)) = pair_value(after.trim_start()) else { break };
+        if key.trim_end() == "password" {
+            password = Some(Secret::new(&value));
+        } else {
+            let value = value.replace('\\', r"\\").replace('\'', r"\'");
+            kept += &format!("{}='{value}' ", key.trim_end());
+        }
+        rest = after.trim_start();
+    }
+    (kept.trim_end().to_owned(), password)
+}
+
 fn uri_target(rest: &str) -> Option<String> {
     let (login, place) = rest.rsplit_once('@').unwrap_or(("", rest));
     let place = place.split(['?', '#']).next()?;
@@ -389,6 +427,20 @@ mod tests {
         assert_eq!(url("https://a.example/cb").as_deref(), Ok("https://a.example/cb"));
         for text in ["a.example/cb", "/cb", "ftp://a.example", "https://", "https://u:p@a.example"] {
             assert!(url(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn passwords_do_not_become_arguments() {
+        for (dsn, want, password) in [
+            ("postgres://u:p%20w@h:1/d?sslmode=require", "postgres://u@h:1/d?sslmode=require", Some("p w")),
+            ("postgresql://u:p?w@h/d", "postgresql://u@h/d", Some("p?w")),
+            ("postgres://u@h/d?password=pw&sslmode=require", "postgres://u@h/d?sslmode=require", Some("pw")),
+            ("postgres:///d?host=/run", "postgres:///d?host=/run", None),
+            (r"host=h user='a b' password='p\' w' dbname=d", "host='h' user='a b' dbname='d'", Some("p' w")),
+        ] {
+            let (found, secret) = without_password(dsn);
+            assert_eq!((found.as_str(), secret.as_ref().map(Secret::expose)), (want, password), "{dsn}");
         }
     }
 

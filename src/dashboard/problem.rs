@@ -31,7 +31,7 @@ pub fn page(request: &HttpRequest, error: &Error) -> HttpResponse {
         heading,
         error,
         advice,
-        request_id: logging::current_request().map(|id| id.to_string()).unwrap_or_default(),
+        request_id: logging::current_request().map(|request| request.id().to_owned()).unwrap_or_default(),
         retry,
     };
     let mut response = show(status, &page).unwrap_or_else(|_| HttpResponse::build(status).body(heading));

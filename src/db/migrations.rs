@@ -31,6 +31,10 @@ const IN_USE: i64 = 0x6F73_706E_7573_6573;
 /// How often the lock is tried, and how often it is said that it is waited for.
 const LOCK_PAUSE: Duration = Duration::from_millis(200);
 const LOCK_WORD_EVERY: Duration = Duration::from_secs(10);
+/// How long a statement of a migration waits for locks of others, how often, and how long others may pass in between.
+const TABLE_LOCK_WAIT: &str = "SET lock_timeout = '3s'";
+const TABLE_LOCK_TRIES: u32 = 60;
+const TABLE_LOCK_PAUSE: Duration = Duration::from_secs(1);
 
 /// How a process wants the schema.
 #[derive(Clone, Copy, Debug)]
@@ -149,7 +153,7 @@ fn apply(driver: &Driver, accept_newer: bool, stop: &AtomicBool) -> Result<Vec<S
                 return Err(stopped());
             }
             let started = clock::moment();
-            let name = run_next(conn)?;
+            let name = run_next_patiently(conn, stop)?;
             log::info!(migration = name.as_str(), duration_ms = clock::since(started).as_millis() as u64; "migrated");
             applied.push(name);
         }
@@ -159,6 +163,28 @@ fn apply(driver: &Driver, accept_newer: bool, stop: &AtomicBool) -> Result<Vec<S
 
 fn stopped() -> Error {
     Error::new(Code::Internal, "stopped before the schema was migrated")
+}
+
+/// A statement that waits for a lock keeps everybody waiting who comes after it: so it gives way after a moment, lets
+/// them pass, and is tried again.
+fn run_next_patiently(conn: &mut Conn, stop: &AtomicBool) -> Result<String> {
+    if conn.is_postgres() {
+        conn.batch_execute(TABLE_LOCK_WAIT).map_err(migration_failed)?;
+    }
+    let mut tries = 1;
+    loop {
+        match run_next(conn) {
+            Err(error) if error.code == Code::Unavailable && tries < TABLE_LOCK_TRIES => {
+                log::warn!(error = error.message.as_str(), tries; "the migration gives way and is tried again");
+                tries += 1;
+                blocking::pause(TABLE_LOCK_PAUSE);
+                if stop.load(Ordering::Relaxed) {
+                    return Err(stopped());
+                }
+            }
+            done => return done,
+        }
+    }
 }
 
 fn run_next(conn: &mut Conn) -> Result<String> {

@@ -5,6 +5,7 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::hash::Hash;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -36,6 +37,8 @@ fn bounds(size: usize) -> [usize; 4] {
 }
 
 pub(super) struct Pool {
+    /// Units of work without a connection yet.
+    waiting: Arc<AtomicUsize>,
     pub(super) connections: Connections,
     classes: [Arc<Semaphore>; 4],
     shares: Shares,
@@ -48,7 +51,7 @@ pub(super) struct Permit {
 }
 
 impl Pool {
-    pub(super) fn new(db: &Db, size: u32, gate: &Arc<Gate>) -> Self {
+    pub(super) fn new(name: &'static str, db: &Db, size: u32, gate: &Arc<Gate>) -> Self {
         let pool = r2d2::Pool::builder()
             .max_size(size)
             .min_idle(Some(0))
@@ -66,12 +69,15 @@ impl Pool {
         let connections = Connections { pool, gate: gate.clone() };
         let bounds = bounds(size as usize);
         let shares = Shares::new(bounds[Class::Query as usize], db.queries_per_workspace as usize);
-        Pool { connections, classes: bounds.map(|bound| Arc::new(Semaphore::new(bound))), shares }
+        let waiting: Arc<AtomicUsize> = Arc::default();
+        measure(name, connections.pool.clone(), waiting.clone());
+        Pool { waiting, connections, classes: bounds.map(|bound| Arc::new(Semaphore::new(bound))), shares }
     }
 
     /// Waits for a connection to be free for this class.
     pub(super) async fn permit(&self, class: Class, patience: Duration) -> Result<Permit> {
         let end = (clock::moment() + patience).into();
+        let _waits = Waits::begin(&self.waiting);
         let share = match READER.try_with(|reader| *reader).ok().filter(|_| class == Class::Query) {
             Some(reader) => Some(self.shares.seat(reader, end).await?),
             None => None,
@@ -89,6 +95,39 @@ impl Pool {
             Err(_) => Err(Error::unavailable("all database connections are busy")),
         }
     }
+}
+
+/// Counts one who waits, until it is dropped.
+struct Waits<'a>(&'a AtomicUsize);
+
+impl<'a> Waits<'a> {
+    fn begin(waiting: &'a AtomicUsize) -> Self {
+        waiting.fetch_add(1, Ordering::Relaxed);
+        Waits(waiting)
+    }
+}
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Shows how a pool stands whenever somebody asks.
+fn measure(name: &'static str, pool: r2d2::Pool<Manager>, waiting: Arc<AtomicUsize>) {
+    crate::metrics::at_every_look(move || {
+        let state = pool.state();
+        let counts = [
+            ("in_use", state.connections.saturating_sub(state.idle_connections)),
+            ("idle", state.idle_connections),
+            ("max", pool.max_size()),
+        ];
+        for (state, count) in counts {
+            metrics::gauge!("open_spanner_db_pool_connections", "pool" => name, "state" => state).set(count);
+        }
+        metrics::gauge!("open_spanner_db_pool_waiting", "pool" => name)
+            .set(waiting.load(Ordering::Relaxed) as f64);
+    });
 }
 
 /// Who reads: the workspace, and which credential of it.

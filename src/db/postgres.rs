@@ -2,6 +2,7 @@
 //! is gone is noticed by the operating system, a lock or a statement that takes too long is cut off by the server. One
 //! that is frozen does neither: for that, `Store` gives up waiting for the answer.
 
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use diesel::connection::SimpleConnection;
@@ -18,8 +19,7 @@ use crate::metering::time::Timestamp;
 
 /// What libpq is told unless the connection string says otherwise: seconds to connect, and a peer that acknowledges
 /// nothing is gone after 20 to 30 of them.
-const PATIENCE: [(&str, &str); 6] = [
-    ("fallback_application_name", concat!("open-spanner/", env!("CARGO_PKG_VERSION"))),
+const PATIENCE: [(&str, &str); 5] = [
     ("connect_timeout", "5"),
     ("keepalives_idle", "15"),
     ("keepalives_interval", "5"),
@@ -30,6 +30,19 @@ const PATIENCE: [(&str, &str); 6] = [
 const LOCK_WAIT_MAX: Duration = Duration::from_secs(5);
 /// A server that was stopped in the middle of a transaction must not keep its locks for ever.
 const IDLE_IN_TRANSACTION_MAX: Duration = Duration::from_secs(60);
+
+/// What this process is, for `pg_stat_activity`.
+static ROLE: OnceLock<&'static str> = OnceLock::new();
+
+/// Connections from here on say what this process is.
+pub fn call_process(role: &'static str) {
+    let _ = ROLE.set(role);
+}
+
+fn application_name() -> String {
+    let role = ROLE.get().map(|role| format!("{role}/")).unwrap_or_default();
+    format!("open-spanner/{role}{}", env!("CARGO_PKG_VERSION"))
+}
 
 /// A connection whose statements may take as long as they like.
 pub fn open(dsn: &str) -> ConnectionResult<PgConnection> {
@@ -244,7 +257,9 @@ pub fn milliseconds(time: Duration) -> i32 {
 fn with_patience(dsn: &str) -> String {
     let is_uri = dsn.starts_with("postgres://") || dsn.starts_with("postgresql://");
     let mut text = dsn.to_owned();
-    for (name, value) in PATIENCE.iter().filter(|(name, _)| !dsn.contains(name)) {
+    let name = application_name();
+    let all = std::iter::once(("fallback_application_name", name.as_str())).chain(PATIENCE);
+    for (name, value) in all.filter(|(name, _)| !dsn.contains(name)) {
         let separator = match is_uri {
             true if has_parameters(&text) => '&',
             true => '?',

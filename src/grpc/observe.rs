@@ -46,7 +46,7 @@ where
         let method = METHODS.into_iter().find(|method| *method == name).unwrap_or("none");
         compress_like_the_client(request.headers_mut());
         // until the last byte of the answer: a connection without a call is closed when its place is needed
-        let open_call = request.extensions().get::<Peer>().map(Peer::begin_call);
+        let open_call = (request.extensions().get::<Peer>().map(Peer::begin_call), OpenCall::begin());
         let response = self.0.call(request);
         Box::pin(async move {
             let mut response = response.await?;
@@ -60,6 +60,22 @@ where
             };
             Ok(response.map(until_the_end))
         })
+    }
+}
+
+/// A call that is counted as open until this is dropped.
+struct OpenCall;
+
+impl OpenCall {
+    fn begin() -> Self {
+        metrics::gauge!("open_spanner_grpc_calls_open").increment(1);
+        OpenCall
+    }
+}
+
+impl Drop for OpenCall {
+    fn drop(&mut self) {
+        metrics::gauge!("open_spanner_grpc_calls_open").decrement(1);
     }
 }
 

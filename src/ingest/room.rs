@@ -69,6 +69,16 @@ impl Room {
         Room { whole: Arc::new(Semaphore::new(units)), share_units, shares: Arc::default() }
     }
 
+    /// Shows how much waits whenever somebody asks.
+    pub fn measure(&self) {
+        let (whole, limit) = (self.whole.clone(), self.whole.available_permits());
+        crate::metrics::at_every_look(move || {
+            let waits = limit.saturating_sub(whole.available_permits());
+            metrics::gauge!("open_spanner_ingest_queue_events").set(waits as f64);
+            metrics::gauge!("open_spanner_ingest_queue_limit").set(limit as f64);
+        });
+    }
+
     /// A place for so many units, or `None` when there is none now. What is larger than a share takes the whole share.
     pub fn try_place(&self, workspace_id: i64, units: usize) -> Option<Place> {
         let (free, user) = self.share(workspace_id);

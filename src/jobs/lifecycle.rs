@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::blocking;
@@ -89,17 +88,12 @@ async fn prepare_once(
     }
 }
 
-pub fn listen_metrics(
-    addr: &ListenAddr,
-    limits: &Limits,
-    metrics: PrometheusHandle,
-    readiness: &Readiness,
-) -> Result<()> {
+pub fn listen_metrics(addr: &ListenAddr, limits: &Limits, readiness: &Readiness) -> Result<()> {
     let listener = addr.bind().map_err(|error| cannot_listen(addr, error))?;
     let capacity = limits.auxiliary;
     let port = Port::new("metrics", capacity, limits.per_address(capacity), &[], Patience::default());
     let probes = process::probes(readiness.clone());
-    crate::metrics::listen(listener, port, metrics, probes).map_err(|error| cannot_listen(addr, error))
+    crate::metrics::listen(listener, port, probes).map_err(|error| cannot_listen(addr, error))
 }
 
 pub fn cannot_listen(address: &impl std::fmt::Display, error: std::io::Error) -> Error {

@@ -16,6 +16,7 @@ use crate::db::readiness::{Check, Readiness};
 use crate::db::{Store, migrations};
 use crate::error::{Code, Error, Result};
 use crate::jobs::lifecycle::{self, Stop, prepare_database};
+use crate::jobs::measure;
 use crate::jobs::supervisor;
 use crate::jobs::worker::{self, JobNotifier, Queue};
 use crate::net::{self, Limits, Patience, Port};
@@ -61,11 +62,11 @@ pub async fn run(
     let store = Store::new(&config.db);
     let wake = JobNotifier::default();
     let duties = duties(&store, &config, &wake)?;
-    let metrics = crate::metrics::install()?;
+    crate::metrics::install(config.role)?;
     let readiness = Readiness::default();
     let limits = Limits::of(&config, net::limits::raise_file_limit());
     if let Some(addr) = &config.metrics_addr
-        && let Err(error) = lifecycle::listen_metrics(addr, &limits, metrics, &readiness)
+        && let Err(error) = lifecycle::listen_metrics(addr, &limits, &readiness)
     {
         // one environment may serve all roles of a host; the health port has the same numbers
         log::warn!(error = error.message.as_str(); "metrics are on the health port only");
@@ -78,6 +79,7 @@ pub async fn run(
     let prepared = prepare_database(&config, &store, &readiness, check, &mut signals).await;
     if matches!(prepared, Ok(true)) {
         log::info!(role = config.role.name(), version = env!("CARGO_PKG_VERSION"); "ready");
+        measure::start(&store, &config, &stop);
         wake.relay(store.clone(), stop.clone());
         wake.listen(config.db.driver.clone(), stop.clone())?;
         let tasks = duties.start(&store, &wake, &stop);

@@ -70,3 +70,19 @@ pub fn dead_letter(conn: &mut Conn, id: &str) -> Result<DeadLetter, DbError> {
     let found = dead_letters::table.find(id).select(DeadLetter::as_select()).first(conn).optional()?;
     found.ok_or_else(|| Error::not_found("dead letter").into())
 }
+
+#[derive(QueryableByName)]
+struct Bytes {
+    #[diesel(sql_type = BigInt)]
+    bytes: i64,
+}
+
+/// How large the database is; none when the role may not ask.
+pub fn database_bytes(conn: &mut Conn) -> Result<Option<i64>, DbError> {
+    let text = match conn {
+        Conn::Postgres(_) => "SELECT pg_database_size(current_database()) AS bytes",
+        Conn::Sqlite(_) => "SELECT page_count * page_size AS bytes FROM pragma_page_count, pragma_page_size",
+    };
+    let found: QueryResult<Bytes> = diesel::sql_query(text).get_result(conn);
+    Ok(found.ok().map(|found| found.bytes))
+}

@@ -23,11 +23,13 @@ use crate::entitlements::{self, counter_reader};
 use crate::error::{Code, Error, Result};
 use crate::ingest::Ingest;
 use crate::jobs::lifecycle::{Stop, cannot_listen, listen_metrics, prepare_database};
+use crate::jobs::measure;
 use crate::jobs::supervisor;
 use crate::jobs::worker::JobNotifier;
 use crate::meters::sql::MeterCache;
 use crate::net::budget::Budget;
 use crate::net::{self, Limits, Patience, Port};
+use crate::roles::demo;
 use crate::{alerts, exports, grpc, http, retention};
 
 /// Runs until SIGTERM or SIGINT, then drains within `shutdown_timeout`.
@@ -36,7 +38,7 @@ pub async fn run(config: Config) -> Result<()> {
     // before anything is made beside the file
     migrations::refuse_foreign(&config.db.driver, config.accept_newer_schema)?;
     let _only_server = lock_database(&config.db.driver)?;
-    let metrics = crate::metrics::install()?;
+    crate::metrics::install(config.role)?;
     let mut stop = Stop::listen()?;
     let limits = Limits::of(&config, net::limits::raise_file_limit());
 
@@ -73,10 +75,11 @@ pub async fn run(config: Config) -> Result<()> {
     }
     let listener = config.http.addr.bind().map_err(|error| cannot_listen(&config.http.addr, error))?;
     announce("http", &listener);
+    let address = listener.local_addr().map_err(Error::internal)?;
     let server = http_server(&app, &limits, listener)?;
     let grpc_listener = config.grpc_addr.as_ref().map(listen_grpc).transpose()?;
     if let Some(addr) = &config.metrics_addr {
-        listen_metrics(addr, &limits, metrics, &app.readiness)?;
+        listen_metrics(addr, &limits, &app.readiness)?;
     }
 
     match prepare_database(&config, &app.store, &app.readiness, None, &mut stop).await {
@@ -99,6 +102,9 @@ pub async fn run(config: Config) -> Result<()> {
     log::info!(driver = config.db.driver.name(), version = env!("CARGO_PKG_VERSION"); "ready");
     let mut timers = Timers { cut: start_timers(&app), ending: retention::start(&app) };
     timers.ending.extend(start_workers(&app)?);
+    if app.config.demo {
+        timers.cut.push(tokio::spawn(demo::fill(address)));
+    }
     supervisor::ready();
 
     stop.requested().await;
@@ -242,6 +248,7 @@ fn forgetful(app: &App) -> impl Fn(Change) + Send + use<> {
 /// Background work as far as it is done in this process; others are told of new work in any case.
 fn start_workers(app: &App) -> Result<Vec<JoinHandle<()>>> {
     let stop = app.phase.draining();
+    measure::start(&app.store, &app.config, &stop);
     changes::relay(app.store.clone(), stop.clone());
     changes::listen(app.config.db.driver.clone(), stop.clone(), forgetful(app))?;
     app.wake.relay(app.store.clone(), stop.clone());

@@ -18,6 +18,7 @@ const FLOORS: &[&str] = &[
     "net",
     "metrics",
     "db",
+    "backup",
     "audit",
     "jobs",
     "auth",

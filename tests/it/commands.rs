@@ -311,3 +311,49 @@ fn doctor_tells_of_a_database_that_is_not_there() {
         ended(program::run(&["doctor"], &settings, directory.path()), 3, "refused");
     });
 }
+
+/// A workspace that shows something, once; with its key it is read like any other.
+#[test]
+fn demo_fills_a_workspace_once() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let settings = [
+        ("OPEN_SPANNER_HTTP_ADDR", "127.0.0.1:0"),
+        ("OPEN_SPANNER_GRPC_ADDR", ""),
+        ("OPEN_SPANNER_LOG_FORMAT", "json"),
+    ];
+    for words in ["the demo is filled", "the demo is there already"] {
+        let mut command = program::command(&["serve", "--demo"], &settings, directory.path());
+        let said = directory.path().join("said");
+        let log = directory.path().join("log");
+        command
+            .stdout(fs::File::create(&said).expect("a file"))
+            .stderr(fs::File::create(&log).expect("a file"));
+        let mut child = command.spawn().expect("it starts");
+        crate::support::guard::will_end(child.id(), "KILL");
+        let end = Instant::now() + Duration::from_secs(90);
+        let text = || fs::read_to_string(&log).unwrap_or_default();
+        while !text().contains(words) && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        let (log, said) = (text(), fs::read_to_string(&said).unwrap_or_default());
+        if said.contains("osp_sk_") {
+            let base =
+                said.split("http://").nth(1).and_then(|rest| rest.split('/').next()).expect("an address");
+            let key =
+                said.split_whitespace().find(|word| word.starts_with("osp_sk_")).expect("a key").to_owned();
+            let client = crate::support::Client::new(&format!("http://{base}")).with_key(&key);
+            run(async {
+                let meters = client.get("/v1/meters").await.json(200);
+                assert_eq!(meters["items"].as_array().map(Vec::len), Some(3), "{meters}");
+                let events = client.get("/v1/usageevents?limit=5").await.json(200);
+                assert_eq!(events["items"].as_array().map(Vec::len), Some(5), "{events}");
+                let rules = client.get("/v1/alerts").await.json(200);
+                assert_eq!(rules["items"].as_array().map(Vec::len), Some(2), "{rules}");
+            });
+        }
+        assert!(crate::support::guard::signal("TERM", child.id()));
+        program::wait(&mut child, Duration::from_secs(30)).expect("it ends");
+        crate::support::guard::has_ended(child.id(), "KILL");
+        assert!(log.contains(words), "{words}: {log}\n{said}");
+    }
+}

@@ -1,0 +1,131 @@
+//! Backups of a database that is in use, what proves that one is whole, and the way back. A backup is a file that the
+//! database's own tools read (a SQLite database, or `pg_dump`'s custom format) and a manifest beside it, which says what
+//! must be in it.
+
+mod archive;
+pub mod manifest;
+mod sql;
+
+use std::path::{Path, PathBuf};
+
+use crate::config::Driver;
+use crate::db::migrations::{self, Wanted};
+use crate::db::{self, Conn, DbError};
+use crate::error::{Code, Error, Result};
+use manifest::{Contents, Manifest};
+
+/// Writes a backup of what the database holds at one instant, while it is in use.
+pub fn create(driver: &Driver, file: &Path) -> Result<Manifest> {
+    let manifest_file = manifest::beside(file);
+    for taken in [file, &manifest_file] {
+        if taken.exists() {
+            return Err(Error::conflict(format_args!("{} is there already", taken.display())));
+        }
+    }
+    require_schema(driver)?;
+    let part = part_of(file);
+    let contents = match driver {
+        Driver::Sqlite { .. } => {
+            let copied = archive::copy_sqlite(driver, &part);
+            copied.and_then(|()| contents(&archive::sqlite_at(&part)))
+        }
+        Driver::Postgres { dsn } => archive::dump_postgres(driver, dsn.expose(), &part),
+    };
+    let made = contents.and_then(|contents| Manifest::of(driver.name(), contents, &part));
+    let made = made.and_then(|manifest| {
+        manifest.write(&manifest_file)?;
+        std::fs::rename(&part, file).map_err(|error| cannot("write", file, &error))?;
+        Ok(manifest)
+    });
+    if made.is_err() {
+        archive::remove(&part);
+        let _ = std::fs::remove_file(&manifest_file);
+    }
+    made
+}
+
+/// Restores a backup into a database that is thrown away, and compares what is there with the manifest; the differences.
+/// A backup of PostgreSQL needs a server: the one of the settings, and the right to make a database on it.
+pub fn verify(driver: &Driver, file: &Path) -> Result<(Manifest, Vec<String>)> {
+    let manifest = Manifest::read(&manifest::beside(file))?;
+    manifest.check_file(file)?;
+    let found = match manifest.driver.as_str() {
+        "sqlite" => {
+            let folder = tempfile::tempdir().map_err(|error| cannot("make a copy of", file, &error))?;
+            let copy = folder.path().join("verify.db");
+            std::fs::copy(file, &copy).map_err(|error| cannot("copy", file, &error))?;
+            contents(&archive::sqlite_at(&copy))?
+        }
+        _ => archive::in_throw_away_database(driver, file, contents)?,
+    };
+    let differences = manifest.contents.differences(&found);
+    Ok((manifest, differences))
+}
+
+/// Brings a backup back into a database that does not exist yet or is empty, in a new epoch: what anybody remembers of
+/// the database before is not true of this one.
+pub fn restore(driver: &Driver, file: &Path) -> Result<Manifest> {
+    let manifest = Manifest::read(&manifest::beside(file))?;
+    manifest.check_file(file)?;
+    if manifest.driver != driver.name() {
+        return Err(Error::invalid(format_args!(
+            "the backup is one of {}, and OPEN_SPANNER_DB_DRIVER says {}",
+            manifest.driver,
+            driver.name()
+        )));
+    }
+    match driver {
+        Driver::Sqlite { .. } => archive::place_sqlite(driver, file)?,
+        Driver::Postgres { dsn } => {
+            refuse_full(driver)?;
+            archive::load_postgres(dsn.expose(), file)?;
+        }
+    }
+    let found = contents(driver)?;
+    let differences = manifest.contents.differences(&found);
+    if let Some(first) = differences.first() {
+        return Err(Error::new(Code::Unusable, format!("what was restored is not what was saved: {first}")));
+    }
+    db::once(driver, sql::begin_epoch)?;
+    Ok(manifest)
+}
+
+/// What is owed to receivers of webhooks by a database: a restored one sends it again.
+pub fn webhooks_owed(driver: &Driver) -> Result<i64> {
+    db::once(driver, sql::webhooks_owed)
+}
+
+fn refuse_full(driver: &Driver) -> Result<()> {
+    let tables = db::once(driver, sql::tables)?;
+    if tables.is_empty() {
+        return Ok(());
+    }
+    let target = driver.target();
+    Err(Error::conflict(format_args!("the database {target} is not empty: restore into a new one")))
+}
+
+fn require_schema(driver: &Driver) -> Result<()> {
+    let wanted = Wanted { migrate: false, accept_newer: true };
+    migrations::prepare(driver, wanted, &std::sync::atomic::AtomicBool::new(false)).map(drop)
+}
+
+fn contents(driver: &Driver) -> Result<Contents> {
+    let mut conn = db::open(driver)
+        .map_err(|error| Error::new(Code::Internal, format!("cannot open the backup: {error}")))?;
+    contents_of(&mut conn)
+}
+
+fn contents_of(conn: &mut Conn) -> Result<Contents> {
+    sql::contents(conn).map_err(|fault: DbError| fault.into_error("backup::contents"))
+}
+
+/// Where a file is written before it is whole.
+fn part_of(file: &Path) -> PathBuf {
+    let mut name = file.as_os_str().to_owned();
+    name.push(".part");
+    name.into()
+}
+
+fn cannot(what: &str, file: &Path, error: &std::io::Error) -> Error {
+    Error::new(Code::Internal, format!("cannot {what} {}: {error}", file.display()))
+}

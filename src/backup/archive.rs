@@ -1,0 +1,149 @@
+//! The files: copied from a database and brought back into one. PostgreSQL's own tools do it for PostgreSQL.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use crate::backup::manifest::Contents;
+use crate::backup::{cannot, contents_of, sql};
+use crate::config::{Driver, Secret, Synchronous, without_password};
+use crate::db::{self, migrations};
+use crate::error::{Code, Error, Result};
+
+pub fn sqlite_at(file: &Path) -> Driver {
+    Driver::Sqlite { path: file.display().to_string(), synchronous: Synchronous::Full }
+}
+
+fn open(driver: &Driver) -> Result<db::Conn> {
+    db::open(driver).map_err(|error| {
+        Error::unavailable(format_args!("cannot open the database {}: {error}", driver.target()))
+    })
+}
+
+/// Removes a file, and what SQLite leaves beside one.
+pub fn remove(file: &Path) {
+    for end in ["", "-wal", "-shm", "-journal"] {
+        let mut name = file.as_os_str().to_owned();
+        name.push(end);
+        let _ = std::fs::remove_file(name);
+    }
+}
+
+pub fn copy_sqlite(driver: &Driver, to: &Path) -> Result<()> {
+    remove(to);
+    let file = to.to_str().ok_or_else(|| Error::invalid("the name of the file is no UTF-8"))?;
+    let mut conn = open(driver)?;
+    sql::copy_into(&mut conn, file).map_err(|fault| fault.into_error("backup::copy"))?;
+    for_owner_only(to)
+}
+
+fn for_owner_only(file: &Path) -> Result<()> {
+    std::fs::set_permissions(file, std::fs::Permissions::from_mode(0o600))
+        .map_err(|error| cannot("write", file, &error))
+}
+
+/// Puts a backup where no database is.
+pub fn place_sqlite(driver: &Driver, file: &Path) -> Result<()> {
+    let Some(target) = db::file_of(driver) else {
+        return Err(Error::invalid("OPEN_SPANNER_SQLITE_PATH names no file"));
+    };
+    // a server or worker that starts meanwhile finds no file, or the whole one
+    let alone = ["serve.lock", "use.lock"].map(|name| {
+        let lock = migrations::lock_path(&driver.target(), name);
+        lock.map(|lock| migrations::take_lock(&lock, false)).transpose()
+    });
+    if alone.iter().any(|taken| taken.is_err()) {
+        return Err(Error::conflict("the database is in use: stop every server and worker first"));
+    }
+    if target.exists() {
+        return Err(Error::conflict(format_args!(
+            "{} is there already: move it away first",
+            target.display()
+        )));
+    }
+    let part = super::part_of(&target);
+    let placed = std::fs::copy(file, &part)
+        .and_then(|_| std::fs::set_permissions(&part, std::fs::Permissions::from_mode(0o600)))
+        .and_then(|()| std::fs::File::open(&part)?.sync_all())
+        .and_then(|()| std::fs::rename(&part, &target));
+    placed.map_err(|error| cannot("restore", &target, &error))
+}
+
+/// Dumps one instant, and counts in the same.
+pub fn dump_postgres(driver: &Driver, dsn: &str, to: &Path) -> Result<Contents> {
+    let mut conn = open(driver)?;
+    let instant = sql::share_instant(&mut conn).map_err(|fault| fault.into_error("backup::instant"))?;
+    let mut command = tool("pg_dump", dsn);
+    command
+        .args(["--format=custom", "--no-owner", "--no-privileges", "--snapshot", &instant, "--file"])
+        .arg(to);
+    run(command, "pg_dump")?;
+    for_owner_only(to)?;
+    contents_of(&mut conn)
+}
+
+pub fn load_postgres(dsn: &str, file: &Path) -> Result<()> {
+    let mut command = tool("pg_restore", dsn);
+    command.args(["--no-owner", "--no-privileges", "--exit-on-error", "--single-transaction"]).arg(file);
+    run(command, "pg_restore")
+}
+
+/// Restores a dump into a database of its own, looks at it, and drops it.
+pub fn in_throw_away_database(
+    driver: &Driver,
+    file: &Path,
+    look: impl FnOnce(&Driver) -> Result<Contents>,
+) -> Result<Contents> {
+    let Driver::Postgres { dsn } = driver else {
+        return Err(Error::invalid(
+            "a backup of PostgreSQL is verified on a PostgreSQL server: set OPEN_SPANNER_DB_DRIVER and the DSN",
+        ));
+    };
+    let name = format!("open_spanner_verify_{}", crate::chance::name().simple());
+    let mut conn = open(driver)?;
+    sql::create_database(&mut conn, &name).map_err(|fault| fault.into_error("backup::create_database"))?;
+    let other = format!("{}{}dbname={name}", dsn.expose(), separator(dsn.expose()));
+    let loaded = load_postgres(&other, file);
+    let found = loaded.and_then(|()| look(&Driver::Postgres { dsn: Secret::new(other) }));
+    if let Err(fault) = sql::drop_database(&mut conn, &name) {
+        let error = fault.into_error("backup::drop_database");
+        log::warn!(database = name.as_str(), error:% = error; "the throw-away database was not dropped");
+    }
+    found
+}
+
+/// What stands before another parameter of a connection string; the last one of a name wins.
+fn separator(dsn: &str) -> &'static str {
+    match (dsn.contains("://"), dsn.contains('?')) {
+        (true, true) => "&",
+        (true, false) => "?",
+        (false, _) => " ",
+    }
+}
+
+/// A program of PostgreSQL's; the password goes through the environment, where other users of the machine do not see it.
+fn tool(program: &str, dsn: &str) -> Command {
+    let (dsn, password) = without_password(dsn);
+    let mut command = Command::new(program);
+    command.arg("--dbname").arg(dsn);
+    if let Some(password) = password {
+        command.env("PGPASSWORD", password.expose());
+    }
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    command
+}
+
+fn run(mut command: Command, name: &str) -> Result<()> {
+    let output = command.output().map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => Error::new(
+            Code::Unusable,
+            format!("{name} is not installed: it comes with the client programs of PostgreSQL"),
+        ),
+        _ => Error::new(Code::Internal, format!("{name} cannot be started: {error}")),
+    })?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    Err(Error::new(Code::Internal, format!("{name} failed: {}", said.trim())))
+}

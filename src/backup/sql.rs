@@ -1,0 +1,134 @@
+//! What a database holds, counted by the database itself.
+
+use diesel::connection::SimpleConnection;
+use diesel::prelude::*;
+use diesel::sql_types::{BigInt, Text};
+
+use crate::backup::manifest::{Contents, Total};
+use crate::db::{Conn, DbError};
+
+#[derive(QueryableByName)]
+struct Name {
+    #[diesel(sql_type = Text)]
+    name: String,
+}
+
+#[derive(QueryableByName)]
+struct Count {
+    #[diesel(sql_type = BigInt)]
+    count: i64,
+}
+
+#[derive(QueryableByName)]
+struct Installation {
+    #[diesel(sql_type = Text)]
+    id: String,
+    #[diesel(sql_type = BigInt)]
+    epoch: i64,
+}
+
+#[derive(QueryableByName)]
+struct Line {
+    #[diesel(sql_type = Text)]
+    meter: String,
+    #[diesel(sql_type = Text)]
+    month: String,
+    #[diesel(sql_type = BigInt)]
+    events: i64,
+    #[diesel(sql_type = Text)]
+    quantity: String,
+}
+
+/// Every table there is; months of a partitioned one are part of it.
+pub fn tables(conn: &mut Conn) -> Result<Vec<String>, DbError> {
+    let text = match conn {
+        Conn::Postgres(_) => {
+            "SELECT c.relname::text AS name FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+             WHERE n.nspname = current_schema() AND c.relkind IN ('r', 'p') AND NOT c.relispartition ORDER BY 1"
+        }
+        Conn::Sqlite(_) => {
+            "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\' ORDER BY 1"
+        }
+    };
+    let rows: Vec<Name> = diesel::sql_query(text).load(conn)?;
+    Ok(rows.into_iter().map(|row| row.name).collect())
+}
+
+pub fn contents(conn: &mut Conn) -> Result<Contents, DbError> {
+    let Installation { id, epoch } =
+        diesel::sql_query("SELECT id, epoch FROM installation").get_result(conn)?;
+    let migrations: Vec<Name> =
+        diesel::sql_query("SELECT version AS name FROM __diesel_schema_migrations ORDER BY version")
+            .load(conn)?;
+    let mut found = Contents {
+        installation: id,
+        epoch,
+        migrations: migrations.into_iter().map(|row| row.name).collect(),
+        ..Contents::default()
+    };
+    for table in tables(conn)? {
+        let quoted = table.replace('"', "\"\"");
+        let Count { count } =
+            diesel::sql_query(format!("SELECT count(*) AS count FROM \"{quoted}\"")).get_result(conn)?;
+        found.rows.insert(table, count);
+    }
+    found.totals = totals(conn)?;
+    Ok(found)
+}
+
+fn totals(conn: &mut Conn) -> Result<Vec<Total>, DbError> {
+    let (month, sum) = match conn {
+        Conn::Postgres(_) => (
+            "to_char(timestamp 'epoch' + e.event_time / 1000000 * interval '1 second', 'YYYY-MM')",
+            "trim_scale(SUM(e.quantity))::text",
+        ),
+        Conn::Sqlite(_) => (
+            // not the database's clock: the month of a stored time; whole seconds, rounded down before 1970 as well
+            "strftime('%Y-%m', (e.event_time - ((e.event_time % 1000000) + 1000000) % 1000000) / 1000000, 'unixepoch')",
+            "quantity_text(quantity_total(e.quantity))",
+        ),
+    };
+    let text = format!(
+        "SELECT m.public_id AS meter, {month} AS month, count(*) AS events, {sum} AS quantity
+         FROM events e JOIN meters m ON m.id = e.meter_id GROUP BY 1, 2 ORDER BY 1, 2"
+    );
+    let rows: Vec<Line> = diesel::sql_query(text).load(conn)?;
+    let total = |Line { meter, month, events, quantity }| Total { meter, month, events, quantity };
+    Ok(rows.into_iter().map(total).collect())
+}
+
+/// From here on the database is another one than all that was remembered of it.
+pub fn begin_epoch(conn: &mut Conn) -> Result<(), DbError> {
+    diesel::sql_query("UPDATE installation SET epoch = epoch + 1").execute(conn)?;
+    // who was alive then is not now
+    diesel::sql_query("DELETE FROM worker_instances").execute(conn)?;
+    Ok(())
+}
+
+pub fn webhooks_owed(conn: &mut Conn) -> Result<i64, DbError> {
+    let Count { count } =
+        diesel::sql_query("SELECT count(*) AS count FROM jobs WHERE queue = 'webhooks'").get_result(conn)?;
+    Ok(count)
+}
+
+/// Copies the database as it is at one instant into a new file.
+pub fn copy_into(conn: &mut Conn, file: &str) -> Result<(), DbError> {
+    diesel::sql_query("VACUUM INTO $1").bind::<Text, _>(file).execute(conn)?;
+    Ok(())
+}
+
+/// From here on this connection sees one instant, which others can be given by the name that is returned.
+pub fn share_instant(conn: &mut Conn) -> Result<String, DbError> {
+    conn.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")?;
+    let Name { name } = diesel::sql_query("SELECT pg_export_snapshot() AS name").get_result(conn)?;
+    Ok(name)
+}
+
+/// A new and empty database on the server.
+pub fn create_database(conn: &mut Conn, name: &str) -> Result<(), DbError> {
+    Ok(conn.batch_execute(&format!("CREATE DATABASE {name} TEMPLATE template0 ENCODING 'UTF8'"))?)
+}
+
+pub fn drop_database(conn: &mut Conn, name: &str) -> Result<(), DbError> {
+    Ok(conn.batch_execute(&format!("DROP DATABASE {name} WITH (FORCE)"))?)
+}

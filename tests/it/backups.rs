@@ -1,0 +1,148 @@
+//! The drill: a backup of a server under load, verified, damaged, restored; totals are equal and a new epoch begins.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::support::client::NOON;
+use crate::support::program::{self, Run};
+use crate::support::{Database, Server, on_both_databases, run};
+
+on_both_databases!(a_backup_of_a_busy_server_comes_back_whole, restore_overwrites_nothing);
+
+fn on(database: &Database, arguments: &[&str]) -> Run {
+    let own = database.settings();
+    let settings: Vec<(&str, &str)> = own.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let directory = tempfile::tempdir().expect("a directory");
+    program::run(arguments, &settings, directory.path())
+}
+
+#[track_caller]
+fn ended(run: Run, code: i32, words: &str) {
+    assert_eq!(run.code, Some(code), "{run:#?}");
+    assert!(run.stderr.contains(words) || run.stdout.contains(words), "{words:?}: {run:#?}");
+}
+
+fn another(database: &Database) -> Database {
+    match database {
+        Database::Sqlite { .. } => Database::sqlite(),
+        Database::Postgres { .. } => Database::postgres(),
+    }
+}
+
+fn manifest(file: &Path) -> Value {
+    let text = std::fs::read_to_string(format!("{}.manifest.json", file.display())).expect("a manifest");
+    serde_json::from_str(&text).expect("JSON")
+}
+
+async fn a_backup_of_a_busy_server_comes_back_whole(database: Database) {
+    let server = Server::start(&database);
+    let workspace = server.workspace().await;
+    workspace.meter("calls", "sum").await;
+    let (stop, sent) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let writer = {
+        let (client, stop, sent) = (workspace.key.clone(), stop.clone(), sent.clone());
+        tokio::spawn(async move {
+            while !stop.load(Ordering::Relaxed) {
+                let number = sent.fetch_add(1, Ordering::Relaxed);
+                let key = format!("k{number}");
+                let event = json!({"meter": "calls", "subject": format!("s{}", number % 7), "quantity": 0.1,
+                                   "timestamp": NOON, "idempotency_key": key});
+                client.post("/v1/usages", &event).await.expect(201);
+            }
+        })
+    };
+    while sent.load(Ordering::Relaxed) < 50 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let folder = tempfile::tempdir().expect("a directory");
+    let file = folder.path().join("backup");
+    let name = file.display().to_string();
+    let arguments = ["backup", &name, "--json"].map(str::to_owned);
+    let saved = {
+        let database = database.clone();
+        let task =
+            tokio::task::spawn_blocking(move || on(&database, &arguments.each_ref().map(String::as_str)));
+        task.await.expect("no panic").succeeded()
+    };
+    stop.store(true, Ordering::Relaxed);
+    writer.await.expect("the writer does not fail");
+    let saved: Value = serde_json::from_str(&saved.stdout).expect("JSON");
+    let events = saved["manifest"]["rows"]["events"].as_u64().expect("a number");
+    assert!(events >= 49 && events <= sent.load(Ordering::Relaxed), "{saved}");
+
+    ended(on(&database, &["backup", "verify", &name]), 0, "whole");
+    ended(on(&database, &["backup", &name]), 1, "there already");
+    // whoever counts wrong is told so
+    let text = std::fs::read_to_string(format!("{name}.manifest.json")).expect("a manifest");
+    let wrong = text.replace(&format!("\"events\": {events},"), "\"events\": 1,");
+    assert_ne!(wrong, text);
+    std::fs::write(format!("{name}.manifest.json"), wrong).expect("written");
+    ended(on(&database, &["backup", "verify", &name]), 3, "saved");
+    std::fs::write(format!("{name}.manifest.json"), text).expect("written");
+
+    let restored = another(&database);
+    ended(on(&restored, &["restore", &name]), 0, "RTO");
+    let epochs = "SELECT CAST(epoch AS TEXT) AS line FROM installation";
+    let (before, after): (i64, i64) = (
+        manifest(&file)["epoch"].as_i64().expect("a number"),
+        restored.lines(epochs)[0].parse().expect("a number"),
+    );
+    assert!(after > before, "{before} {after}");
+    let second = Server::start(&restored);
+    let there = workspace.at(&second.url());
+    assert_eq!(restored.count("events"), events);
+    let expected = format!("{}.{}", events / 10, events % 10);
+    assert_eq!(there.total("calls").await.trim_end_matches(".0"), expected.trim_end_matches(".0"));
+    // what is there already counts once; what was lost comes again
+    let all = sent.load(Ordering::Relaxed);
+    for number in 0..all {
+        let event = json!({"meter": "calls", "subject": format!("s{}", number % 7), "quantity": 0.1,
+                           "timestamp": NOON, "idempotency_key": format!("k{number}")});
+        there.post("/v1/usages", &event).await.expect(201);
+    }
+    assert_eq!(restored.count("events"), all);
+}
+
+async fn restore_overwrites_nothing(database: Database) {
+    on(&database, &["migrate"]).succeeded();
+    let folder = tempfile::tempdir().expect("a directory");
+    let name = folder.path().join("backup").display().to_string();
+    on(&database, &["backup", &name]).succeeded();
+    let refusal = match &database {
+        Database::Sqlite { .. } => "there already",
+        Database::Postgres { .. } => "not empty",
+    };
+    ended(on(&database, &["restore", &name]), 1, refusal);
+    // a file for no eyes but the owner's, and none that is damaged
+    use std::os::unix::fs::PermissionsExt;
+    for file in [name.clone(), format!("{name}.manifest.json")] {
+        assert_eq!(std::fs::metadata(&file).expect("there").permissions().mode() & 0o077, 0, "{file}");
+    }
+    let mut bytes = std::fs::read(&name).expect("there");
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&name, bytes).expect("written");
+    let empty = another(&database);
+    ended(on(&empty, &["restore", &name]), 2, "damaged");
+    ended(on(&database, &["backup", "verify", &name]), 2, "damaged");
+    ended(on(&empty, &["restore", "/nowhere/at/all"]), 1, "No such file");
+    let other = folder.path().join("second").display().to_string();
+    ended(on(&another(&database), &["backup", &other]), 2, "no schema");
+    assert!(!Path::new(&other).exists());
+}
+
+#[test]
+fn backup_of_one_kind_is_not_restored_into_the_other() {
+    run(async {
+        let sqlite = Database::sqlite();
+        on(&sqlite, &["migrate"]).succeeded();
+        let folder = tempfile::tempdir().expect("a directory");
+        let name = folder.path().join("backup").display().to_string();
+        on(&sqlite, &["backup", &name]).succeeded();
+        ended(on(&Database::postgres(), &["restore", &name]), 2, "sqlite");
+    });
+}
