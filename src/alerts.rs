@@ -1,5 +1,6 @@
 //! Alert rules: what they ask for, how a rule's state moves, and the webhooks that tell of it.
 
+pub mod backtest;
 pub mod deliver;
 pub mod evaluate;
 pub mod jobs;

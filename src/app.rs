@@ -1,10 +1,15 @@
 //! What every door is handed: settings, store, callers, meters, the way in. Put together once by the serve role.
 
+pub mod changes;
+pub mod check;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use tokio_util::sync::CancellationToken;
 
+use crate::alerts::backtest::{self, Backtest};
+use crate::alerts::rule::RuleSpec;
 use crate::alerts::sql::rules;
 use crate::alerts::webhook;
 use crate::auth::Auth;
@@ -37,6 +42,8 @@ pub struct App {
     pub readiness: Readiness,
     /// Ring after a commit that enqueued background work.
     pub wake: JobNotifier,
+    /// What open pages are told about.
+    pub changes: changes::Changes,
     pub webhooks: webhook::client::Client,
     /// Room for request bodies and messages that arrive.
     pub bodies: Budget,
@@ -70,6 +77,14 @@ impl App {
             self.wake.notify();
         }
         Ok(after)
+    }
+
+    /// What a rule would have done; 404 for an unknown meter.
+    pub async fn backtest(&self, workspace_id: i64, meter: &str, terms: RuleSpec) -> Result<Backtest> {
+        let meter = self.meters.get(workspace_id, meter).await?;
+        let meter = meter.ok_or_else(|| Error::not_found("meter"))?;
+        let run = move |conn: &mut Conn| backtest::run(conn, meter.clone(), &terms, Timestamp::now());
+        self.store.read_snapshot("alerts::backtest", run).await
     }
 
     /// Deletes a meter that holds no event and that nothing refers to; 404 and 409 otherwise.

@@ -11,8 +11,10 @@ pub mod guard;
 pub mod pace;
 pub mod pages;
 pub mod problem;
+pub mod snippets;
 pub mod view;
 pub mod visit;
+pub mod zone;
 
 use actix_web::dev::Handler;
 use actix_web::http::Method;
@@ -22,8 +24,9 @@ use crate::auth::permission::{Access, Role};
 use crate::dashboard::guard::Guard;
 use crate::http::{self, Endpoint};
 use pages::{
-    account, alerts, audit, destinations, events, explain, explore, exports, home, keys, members, meters,
-    overview, plans, quota, refused, saved, settings, sign_in, subjects, system, welcome,
+    account, alerts, audit, destinations, events, explain, explore, exports, home, keys, links, live,
+    members, meters, overview, plans, quota, refused, saved, settings, share, sign_in, subjects, system,
+    welcome,
 };
 
 fn get<F, Args>(path: &'static str, access: Access, handler: F) -> Endpoint
@@ -64,6 +67,9 @@ pub fn endpoints() -> Vec<Endpoint> {
         post("/register", PUBLIC, sign_in::register),
         post("/logout", VIEWER, sign_in::logout),
         post("/settings/theme", VIEWER, settings::theme),
+        post("/settings/zone", VIEWER, settings::zone),
+
+        get("/live", VIEWER, live::stream),
 
         get("/welcome", VIEWER, welcome::show),
         post("/welcome", ADMIN, welcome::prepare),
@@ -83,6 +89,10 @@ pub fn endpoints() -> Vec<Endpoint> {
         get("/subjects/{subject}", VIEWER, subjects::show),
         get("/subjects/{subject}/plan", ADMIN, subjects::plan),
         post("/subjects/{subject}/plan", ADMIN, subjects::change_plan),
+        get("/subjects/{subject}/links", VIEWER, links::show),
+        post("/subjects/{subject}/links", ADMIN, links::change),
+        get("/share/{token}", PUBLIC, share::page),
+        get("/share/{token}/usage.csv", PUBLIC, share::csv),
         get("/quota", VIEWER, quota::show),
         get("/decisions", VIEWER, quota::decisions),
         get("/decisions/{key}", VIEWER, quota::decision),

@@ -236,6 +236,7 @@ pub fn endpoints() -> Vec<Endpoint> {
 
         endpoint(Method::GET, "/v1/alerts", reads(&[Scope::AlertsRead]), alerts::list, alerts::describe_list),
         endpoint(Method::POST, "/v1/alerts", writes(&[Scope::AlertsWrite]), alerts::create, alerts::describe_create),
+        endpoint(Method::POST, "/v1/alerts/backtest", reads(&[Scope::AlertsRead, Scope::UsageRead]), alerts::backtest, alerts::describe_backtest),
         endpoint(Method::GET, "/v1/alerts/events", reads(&[Scope::AlertsRead]), alerts::events, alerts::describe_events),
         endpoint(Method::POST, "/v1/alerts/events/{id}/redeliver", writes(&[Scope::AlertsWrite]), alerts::redeliver, alerts::describe_redeliver),
         endpoint(Method::GET, "/v1/alerts/delivery-jobs", reads(&[Scope::AlertsRead]), alerts::delivery_jobs, alerts::describe_delivery_jobs),
@@ -255,6 +256,7 @@ pub fn endpoints() -> Vec<Endpoint> {
         endpoint(Method::GET, "/v1/audit-events/export", Access::Key(&[Scope::AuditRead], Role::Admin), audit::export, audit::describe_export),
 
         endpoint(Method::GET, "/v1/system/workers/dead-letters", reads(&[Scope::SystemRead]), dead_letters::list, dead_letters::describe_list),
+        endpoint(Method::POST, "/v1/system/workers/dead-letters/retry", writes(&[Scope::SystemWrite]), dead_letters::requeue_all, dead_letters::describe_requeue_all),
         endpoint(Method::POST, "/v1/system/workers/dead-letters/{id}/retry", writes(&[Scope::SystemWrite]), dead_letters::requeue, dead_letters::describe_requeue),
 
         endpoint(Method::POST, "/v1/usageevents/prune", writes(&[Scope::UsageWrite]), history::prune, history::describe_prune),
@@ -503,7 +505,10 @@ impl Drop for InFlight {
 fn protect(headers: &mut header::HeaderMap, route: &str, settings: &config::Http) {
     let fixed = header::HeaderValue::from_static;
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, fixed("nosniff"));
-    headers.insert(header::REFERRER_POLICY, fixed("same-origin"));
+    // a page that others may show is stricter
+    if !headers.contains_key(header::REFERRER_POLICY) {
+        headers.insert(header::REFERRER_POLICY, fixed("same-origin"));
+    }
     // answers hold secrets and other people's numbers; `none` stands for those that were refused or not found
     if (route.starts_with("/v1") || route == "none") && !headers.contains_key(header::CACHE_CONTROL) {
         headers.insert(header::CACHE_CONTROL, fixed("no-store"));
@@ -641,6 +646,7 @@ mod tests {
         let (config, bodies) = (Arc::new(config), Budget::new(1024 * 1024));
         let streams = bodies.clone();
         App {
+            changes: crate::app::changes::Changes::new(store.clone()),
             config,
             store,
             auth,

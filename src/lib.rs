@@ -9,7 +9,7 @@
 //! - [`audit`]: who changed what; [`jobs`]: how background work is done; [`auth`]: who is calling and what they may do; [`meters`]; [`usage`]: reading
 //! - [`entitlements`], [`exports`], [`alerts`]: a domain holds its rules, its work and its SQL
 //! - [`ingest`]: the way in: admission, queue, group commit
-//! - [`app`]: what every door is handed; [`retention`]: what old rows come to
+//! - [`app`]: what every door is handed; [`retention`]: what old rows come to; [`operations`]: what an operator looks at
 //! - [`http`] and [`grpc`]: the doors for programs; [`dashboard`]: the one for people
 //! - [`roles`]: what the program can be started as; [`cli`]: commands that end by themselves
 // two files have to call C: db/sqlstate.rs asks libpq for what diesel does not tell, db/interrupt.rs limits SQLite's time
@@ -45,6 +45,7 @@ pub mod metering;
 pub mod meters;
 pub mod metrics;
 pub mod net;
+pub mod operations;
 pub mod retention;
 pub mod roles;
 mod string_enum;

@@ -32,6 +32,17 @@ for (const field of document.querySelectorAll("[data-send]")) {
   field.addEventListener("change", () => field.form.requestSubmit());
 }
 
+// The browser's own zone is offered, never assumed.
+for (const button of document.querySelectorAll("[data-zone]")) {
+  const own = Intl.DateTimeFormat().resolvedOptions().timeZone;
+  button.hidden = !own;
+  button.textContent = `Use ${own}`;
+  button.addEventListener("click", () => {
+    document.getElementById(button.dataset.zone).value = own;
+    button.form.requestSubmit();
+  });
+}
+
 // An account menu closes like a menu.
 document.addEventListener("click", (event) => {
   for (const menu of document.querySelectorAll("details.account[open]")) {
@@ -39,14 +50,29 @@ document.addEventListener("click", (event) => {
   }
 });
 
-// Live regions: a region is fetched anew by its page's own address while somebody looks, and swapped when it changed.
-// Nothing moves under a pointer or a focus inside the region; one request at a time for the whole page.
+// Live regions: a region names its topics; when one of them changed, the page's own address is fetched anew and the
+// region swapped. Nothing moves under a pointer or a focus inside the region; one request at a time for the whole page.
 const regions = [...document.querySelectorAll("[data-live]")];
+const topics = new Set(regions.flatMap((region) => region.dataset.live.split(" ")));
 let paused = false;
+let asking = false;
+let again = false;
 const busy = (region) => region.matches(":hover, :focus-within") && !region.dataset.eager;
 async function refresh() {
   const due = regions.filter((region) => region.isConnected && !busy(region));
   if (paused || document.hidden || due.length === 0) return;
+  if (asking) { again = true; return; }
+  asking = true;
+  try {
+    await swap(due);
+  } finally {
+    asking = false;
+    const soon = again;
+    again = false;
+    if (soon) setTimeout(refresh, 1000);
+  }
+}
+async function swap(due) {
   let answer;
   try {
     answer = await fetch(location.href, { headers: { "X-Fragment": "1" }, cache: "no-cache" });
@@ -83,13 +109,63 @@ if (pause) {
     if (!paused) refresh();
   });
 }
+
+// One stream of changes for all tabs of a browser: a lock elects the tab that holds it, a channel hands its words on,
+// and a hidden tab lets go. More streams would use up the few connections that a browser opens to one server.
+let leave;
+let heard = 0;
+function hear(names) {
+  heard = Date.now();
+  if (names.some((name) => topics.has(name))) refresh();
+}
+function join() {
+  if (leave || document.hidden) return;
+  const channel = new BroadcastChannel("open-spanner-live");
+  const leaving = new AbortController();
+  let end = () => {};
+  channel.onmessage = (event) => hear(event.data);
+  const hold = () => new Promise((resolve) => {
+    const source = new EventSource("/live");
+    const pass = (names) => { channel.postMessage(names); hear(names); };
+    source.addEventListener("change", (event) => pass(event.data.split(" ")));
+    source.addEventListener("beat", () => pass([]));
+    // a stream that the server refuses is not opened again by the browser
+    source.addEventListener("error", () => {
+      if (source.readyState === EventSource.CLOSED) setTimeout(() => { leave?.(); join(); }, 15_000);
+    });
+    end = () => { source.close(); resolve(); };
+  });
+  navigator.locks.request("open-spanner-live", { signal: leaving.signal }, hold).catch(() => {});
+  leave = () => { leave = undefined; leaving.abort(); end(); channel.close(); };
+  // what changed while nobody listened
+  refresh();
+}
 if (regions.length) {
-  const wait = Number(regions[0].dataset.live) || 5;
+  const canShare = globalThis.EventSource && globalThis.BroadcastChannel && navigator.locks;
+  // ages move on by themselves; without a stream this is all there is
   const turn = async () => {
     await refresh();
-    setTimeout(turn, wait * 1000);
+    if (canShare && heard && Date.now() - heard > 30_000) tell("No word from the server for a while. What is shown may be old.");
+    setTimeout(turn, canShare ? 30_000 : 5_000);
   };
-  addEventListener("load", () => setTimeout(turn, 2000));
+  addEventListener("load", () => setTimeout(() => {
+    if (canShare) {
+      join();
+      document.addEventListener("visibilitychange", () => { if (document.hidden) leave?.(); else join(); });
+      addEventListener("pagehide", () => leave?.());
+      addEventListener("pageshow", (event) => { if (event.persisted) join(); });
+    }
+    turn();
+  }, 2000));
+}
+
+// A page in a frame tells its height to the sites that may show it, and to nobody else.
+const sites = document.body.dataset.tellHeight;
+if (sites && parent !== globalThis) {
+  new ResizeObserver(() => {
+    const height = document.documentElement.offsetHeight;
+    for (const site of sites.split(" ")) parent.postMessage({ type: "open-spanner:height", height }, site);
+  }).observe(document.body);
 }
 
 // Keys: "/" to search, "g" and a letter for pages. Never with a modifier, never while typing.

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use crate::alerts::rule::RuleSpec;
 use crate::alerts::sql::events::{self, Event};
 use crate::alerts::sql::rules::{self, Filter, Rule, rules};
 use crate::alerts::sql::{deliveries, states};
@@ -116,21 +117,26 @@ fn look(conn: &mut Conn, ids: &[i64], now: Timestamp) -> Result<Vec<RuleSnapshot
     Ok(looks)
 }
 
+/// What a rule asks of a window.
+pub(super) fn query(terms: &RuleSpec, meter: Arc<Meter>, window: Window) -> Result<Query> {
+    Ok(Query {
+        meter,
+        window,
+        subject: terms.subject.clone(),
+        group_by: terms.group_by.iter().map(|field| group_field(field)).collect(),
+        filter: terms.filter()?,
+        bucket_size: None,
+        skip_missing: terms.group_by.is_some(),
+    })
+}
+
 fn see(conn: &mut Conn, rule: &Rule, meter: Arc<Meter>, now: Timestamp) -> Result<Observation, DbError> {
     let terms = &rule.terms;
     let length = terms.window_seconds * SECOND;
-    let filter = match terms.filter() {
-        Ok(filter) => filter,
+    let window = Window { from: now.plus(-length), to: now };
+    let query = match query(terms, meter.clone(), window) {
+        Ok(query) => query,
         Err(error) => return Ok(Observation::Failed(error.message)),
-    };
-    let query = Query {
-        meter: meter.clone(),
-        window: Window { from: now.plus(-length), to: now },
-        subject: terms.subject.clone(),
-        group_by: terms.group_by.iter().map(|field| group_field(field)).collect(),
-        filter,
-        bucket_size: None,
-        skip_missing: terms.group_by.is_some(),
     };
     let cells: GroupedAggregates = match aggregate::cells(conn, &query, GROUPS_MAX + 1) {
         Ok(cells) => cells,

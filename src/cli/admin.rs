@@ -14,9 +14,9 @@ use crate::config::{Config, Driver};
 use crate::db::migrations::{self, Wanted};
 use crate::db::{self, Conn, DbError, audit};
 use crate::error::{Error, Result};
-use crate::http::dead_letters::what_is_gone;
 use crate::jobs::{queue, sql};
 use crate::metering::time::Timestamp;
+use crate::operations::dead_letters::what_is_gone;
 
 pub fn run(config: &Config, admin: &Admin) -> Result<Outcome> {
     let driver = &config.db.driver;

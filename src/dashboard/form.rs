@@ -38,6 +38,10 @@ impl Fields {
         self.raw(name).trim()
     }
 
+    pub fn pairs(&self) -> &[(String, String)] {
+        &self.0
+    }
+
     /// The first value as it was typed.
     pub fn raw(&self, name: &str) -> &str {
         self.0.iter().find(|(key, _)| key == name).map_or("", |(_, value)| value)
@@ -105,6 +109,10 @@ impl Fields {
     }
 }
 
+/// What a form held, for the page that offers to send it again. Forms with a password are those of guests, and not kept.
+#[derive(Clone)]
+pub struct Sent(pub Fields);
+
 /// A form that was sent by one of our own pages, by the caller it was shown to.
 pub struct Form(pub Fields);
 
@@ -118,11 +126,13 @@ impl FromRequest for Form {
     type Future = Read<Form>;
 
     fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
-        let (caller, payload) = (request.extensions().get::<Caller>().cloned(), payload.take());
+        let (request, payload) = (request.clone(), payload.take());
+        let caller = request.extensions().get::<Caller>().cloned();
         Box::pin(async move {
             let fields = Fields::parse(&read(payload, BYTES_MAX).await?);
             csrf::check_token(&caller.ok_or_else(Error::unauthorized)?, fields.get(TOKEN))?;
             reject_nul(&fields)?;
+            request.extensions_mut().insert(Sent(fields.clone()));
             Ok(Form(fields))
         })
     }

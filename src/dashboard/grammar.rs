@@ -4,7 +4,7 @@
 use crate::dashboard::view::{Link, minute};
 use crate::error::{Error, Result};
 use crate::http::extract::Params;
-use crate::metering::filter::{Filter, Node};
+use crate::metering::filter::{Filter, GROUP_DEPTH_MAX, Node};
 use crate::metering::json::{Number, Value};
 use crate::metering::meter::Meter;
 use crate::metering::quantity::Quantity;
@@ -171,7 +171,12 @@ pub const OPERATORS: [(&str, &str); 9] = [
     ("exists", "exists"),
 ];
 
-/// One condition, as in the address: `field:op:value`, with `\:` and `\,` for the signs themselves.
+/// Groups inside groups at most; as many as the interface for programs takes.
+const DEPTH_MAX: usize = GROUP_DEPTH_MAX - 1;
+
+/// One condition, as in the address: `field:op:value`, with `\:` and `\,` for the signs themselves. Or a group of them,
+/// `and(…,…)` or `or(…,…)`: then there is no field, `op` is the word and `value` what stands between the brackets, where
+/// a backslash before `,`, `(`, `)` or `\` keeps the sign for the condition inside.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Condition {
     pub field: String,
@@ -181,6 +186,21 @@ pub struct Condition {
 
 impl Condition {
     pub fn parse(text: &str) -> Result<Condition> {
+        Condition::parse_within(text, 0)
+    }
+
+    fn parse_within(text: &str, depth: usize) -> Result<Condition> {
+        let Some((op, inner)) = group_of(text) else { return Condition::parse_one(text) };
+        if depth >= DEPTH_MAX {
+            return Err(Error::invalid("q has too many groups inside each other"));
+        }
+        let group = Condition { field: String::new(), op: op.to_owned(), value: inner.to_owned() };
+        let members = members(inner);
+        members.iter().try_for_each(|member| Condition::parse_within(member, depth + 1).map(drop))?;
+        if members.is_empty() { Err(Error::invalid("q has an empty group")) } else { Ok(group) }
+    }
+
+    fn parse_one(text: &str) -> Result<Condition> {
         let mut parts = split(text, ':', 3).into_iter();
         let (field, op) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
         let value = parts.next().unwrap_or_default();
@@ -191,11 +211,32 @@ impl Condition {
     }
 
     pub fn text(&self) -> String {
-        format!("{}:{}:{}", escape(&self.field), self.op, self.value)
+        match self.is_group() {
+            true => format!("{}({})", self.op, self.value),
+            false => format!("{}:{}:{}", escape(&self.field), self.op, self.value),
+        }
+    }
+
+    /// The parameter of an address that it stands in.
+    pub fn parameter(&self) -> &'static str {
+        if self.is_group() { "q" } else { "f" }
+    }
+
+    fn is_group(&self) -> bool {
+        self.field.is_empty()
+    }
+
+    /// What a group holds.
+    fn members(&self) -> impl Iterator<Item = Condition> {
+        members(&self.value).into_iter().filter_map(|text| Condition::parse(&text).ok())
     }
 
     /// In the words of the page.
     pub fn words(&self) -> String {
+        if self.is_group() {
+            let words: Vec<String> = self.members().map(|member| member.words()).collect();
+            return format!("({})", words.join(&format!(" {} ", self.op)));
+        }
         let op = OPERATORS.iter().find(|(known, _)| *known == self.op).map_or("", |(_, words)| words);
         let field = self.field.strip_prefix("metadata.").unwrap_or(&self.field);
         let value = match self.op.as_str() {
@@ -212,6 +253,10 @@ impl Condition {
 
     /// As the interface for programs writes it.
     fn json(&self, meter: Option<&Meter>) -> Result<Value> {
+        if self.is_group() {
+            let rules = self.members().map(|member| member.json(meter)).collect::<Result<Vec<_>>>()?;
+            return Ok(group(&self.op, rules));
+        }
         let typed = |text: &str| self.typed(&unescape(text), meter);
         let value = match self.op.as_str() {
             "exists" => Value::Bool(true),
@@ -285,7 +330,7 @@ fn split(text: &str, sign: char, most: usize) -> Vec<String> {
 
 /// All conditions of an address, each of which must hold.
 pub fn conditions(params: &Params) -> Result<Vec<Condition>> {
-    params.all("f").filter(|text| !text.is_empty()).map(Condition::parse).collect()
+    params.all("f").chain(params.all("q")).filter(|text| !text.is_empty()).map(Condition::parse).collect()
 }
 
 /// The conditions as one node of a filter; none without any.
@@ -294,8 +339,50 @@ pub fn node(conditions: &[Condition], meter: Option<&Meter>) -> Result<Option<Va
         return Ok(None);
     }
     let rules = conditions.iter().map(|condition| condition.json(meter)).collect::<Result<Vec<_>>>()?;
-    let group = [("type", "group".into()), ("op", "and".into()), ("rules", Value::Array(rules))];
-    Ok(Some(Value::object(group)))
+    Ok(Some(group("and", rules)))
+}
+
+fn group(op: &str, rules: Vec<Value>) -> Value {
+    Value::object([("type", "group".into()), ("op", op.into()), ("rules", Value::Array(rules))])
+}
+
+/// The word of a group and what stands between its brackets.
+fn group_of(text: &str) -> Option<(&'static str, &str)> {
+    let inner = |word: &str| text.strip_prefix(word)?.strip_prefix('(')?.strip_suffix(')');
+    inner("and").map(|inner| ("and", inner)).or_else(|| inner("or").map(|inner| ("or", inner)))
+}
+
+/// The parts of a group: groups as they stand, conditions without the backslashes that the brackets asked for.
+fn members(inner: &str) -> Vec<String> {
+    let (mut parts, mut depth, mut is_escaped) = (vec![String::new()], 0_usize, false);
+    for c in inner.chars() {
+        match c {
+            ',' if depth == 0 && !is_escaped => {
+                parts.push(String::new());
+                continue;
+            }
+            '(' if !is_escaped => depth += 1,
+            ')' if !is_escaped => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        is_escaped = c == '\\' && !is_escaped;
+        if let Some(last) = parts.last_mut() {
+            last.push(c);
+        }
+    }
+    let plain = |part: String| if group_of(&part).is_some() { part } else { unescape(&part) };
+    parts.into_iter().filter(|part| !part.is_empty()).map(plain).collect()
+}
+
+/// A group of conditions and groups.
+pub fn group_text(op: &str, members: &[Condition]) -> String {
+    let text = |member: &Condition| match member.is_group() {
+        true => member.text(),
+        false => {
+            member.text().replace('\\', "\\\\").replace(',', "\\,").replace('(', "\\(").replace(')', "\\)")
+        }
+    };
+    format!("{op}({})", members.iter().map(text).collect::<Vec<_>>().join(","))
 }
 
 pub fn filter(conditions: &[Condition], meter: Option<&Meter>) -> Result<Option<Filter>> {
@@ -361,7 +448,34 @@ mod tests {
         assert!(Condition::parse("subject").is_err() && Condition::parse("a:b:c").is_err());
     }
 
+    #[test]
+    fn groups_hold_groups() {
+        let text = "or(subject:eq:a,and(quantity:gt:5,metadata.region:in:eu\\,us))";
+        let group = Condition::parse(text).expect("valid");
+        assert_eq!((group.text().as_str(), group.parameter()), (text, "q"));
+        assert_eq!(group.words(), "(subject is a or (quantity > 5 and region is one of eu, us))");
+        let node = node(&[group], None).expect("valid").expect("one").to_string();
+        assert!(node.contains(r#""op":"or""#) && node.contains(r#"["eu","us"]"#), "{node}");
+        assert!(filter(&[Condition::parse(text).expect("valid")], None).expect("valid").is_some());
+        let deep = format!("{}subject:eq:a{}", "and(".repeat(40), ")".repeat(40));
+        for bad in ["or()", "or(x)", "and(subject:eq:a,b)", "or(", &deep] {
+            assert!(Condition::parse(bad).is_err(), "{bad}");
+        }
+    }
+
     proptest! {
+        #[test]
+        fn groups_survive_the_address(fields in proptest::collection::vec(("[a-z.:]{1,8}", "[a-z:,()\\\\ é]{0,8}"), 1..5)) {
+            let leaves: Vec<Condition> = fields
+                .iter()
+                .map(|(field, value)| Condition { field: field.clone(), op: "eq".to_owned(), value: escape(value) })
+                .collect();
+            let inner = Condition::parse(&group_text("or", &leaves)).expect("valid");
+            prop_assert_eq!(inner.members().collect::<Vec<_>>(), leaves.clone());
+            let mixed = [vec![inner], leaves].concat();
+            let outer = Condition::parse(&group_text("and", &mixed)).expect("valid");
+            prop_assert_eq!(outer.members().collect::<Vec<_>>(), mixed);
+        }
         #[test]
         fn conditions_survive_the_address(field in "[a-z.:\\\\]{1,12}", value in "[a-z:,\\\\ é]{0,12}") {
             let text = equals(&field, &value);

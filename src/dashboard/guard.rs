@@ -82,6 +82,10 @@ async fn enter(app: &App, access: &Access, request: &ServiceRequest) -> Result<R
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         csrf::check_origin(request.request())?;
     }
+    // whoever holds a link is shown the same, signed in or not, and gets no cookie
+    if request.path().starts_with("/share/") {
+        return Ok(None);
+    }
     let found = recognise(app, request.request()).await?;
     if matches!(access, Access::Public) {
         let renewed = found.and_then(|(caller, renewed)| {
@@ -149,7 +153,7 @@ fn append_cookie(headers: &mut header::HeaderMap, cookie: &str) {
     }
 }
 
-const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; \
+pub const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; \
     connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'; object-src 'none'; \
     require-trusted-types-for 'script'; trusted-types app";
 
@@ -167,7 +171,10 @@ fn seal(headers: &mut header::HeaderMap) {
         ),
     ];
     for (name, value) in fixed {
-        headers.insert(name, HeaderValue::from_static(value));
+        // what a link for customers opens has its own
+        if !headers.contains_key(&name) {
+            headers.insert(name, HeaderValue::from_static(value));
+        }
     }
     if !headers.contains_key(header::CACHE_CONTROL) {
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("private, no-cache"));

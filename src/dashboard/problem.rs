@@ -1,9 +1,10 @@
 //! The page that says why not: the error's code and words, what to do next, the request id.
 
-use actix_web::http::{StatusCode, header};
-use actix_web::{HttpRequest, HttpResponse};
+use actix_web::http::{Method, StatusCode, header};
+use actix_web::{HttpMessage, HttpRequest, HttpResponse};
 use askama::Template;
 
+use crate::dashboard::form::{Fields, Sent};
 use crate::dashboard::visit::{Shell, Visit, show};
 use crate::error::{Code, Error};
 use crate::logging;
@@ -18,14 +19,26 @@ struct ProblemPage<'a> {
     request_id: String,
     /// Seconds after which the page tries again by itself.
     retry: Option<u64>,
+    /// A form that failed by no fault of its own, to be sent again.
+    sent: Option<Fields>,
 }
 
 /// The page of an error. Never fails: without its template it is one line of text.
 pub fn page(request: &HttpRequest, error: &Error) -> HttpResponse {
     let status = StatusCode::from_u16(error.code.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    let (heading, advice) = words(error.code);
-    let retry = matches!(error.code, Code::Unavailable | Code::QueueFull)
-        .then_some(error.retry_after_seconds.unwrap_or(1).max(3));
+    let (heading, mut advice) = words(error.code);
+    let is_away = matches!(error.code, Code::Unavailable | Code::QueueFull);
+    let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
+    let retry = (is_away && is_read).then_some(error.retry_after_seconds.unwrap_or(1).max(3));
+    let sent = request.extensions().get::<Sent>().filter(|_| is_away).map(|Sent(fields)| fields.clone());
+    if is_away && !is_read {
+        advice = match sent {
+            Some(_) => {
+                "The database does not answer. What you typed is kept here: send it again in a moment."
+            }
+            None => "The database does not answer. Go back: what you typed is still in the form.",
+        };
+    }
     let page = ProblemPage {
         shell: Visit::of(request).shell("", heading),
         heading,
@@ -33,6 +46,7 @@ pub fn page(request: &HttpRequest, error: &Error) -> HttpResponse {
         advice,
         request_id: logging::current_request().map(|request| request.id().to_owned()).unwrap_or_default(),
         retry,
+        sent,
     };
     let mut response = show(status, &page).unwrap_or_else(|_| HttpResponse::build(status).body(heading));
     if let Some(seconds) = error.retry_after_seconds {

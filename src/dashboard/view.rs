@@ -5,6 +5,8 @@ use std::fmt;
 use askama::filters::HtmlSafe;
 use url::form_urlencoded;
 
+use crate::dashboard::zone::Zone;
+use crate::metering::json::Value;
 use crate::metering::quantity::Quantity;
 use crate::metering::time::{DAY, HOUR, SECOND, Timestamp};
 
@@ -97,9 +99,12 @@ pub fn relative(at: Timestamp, now: Timestamp) -> String {
     }
 }
 
-/// An instant as `2026-11-28 18:18:21`, in UTC, with its age where a pointer rests on it.
-#[derive(Clone, Copy, Debug)]
-pub struct When(pub Timestamp);
+/// An instant as `2026-11-28 18:18:21`, in a zone, with its age where a pointer rests on it.
+#[derive(Clone, Debug)]
+pub struct When {
+    pub at: Timestamp,
+    pub zone: Zone,
+}
 
 /// An instant in either of the forms that rows have it in.
 pub trait Instant {
@@ -124,22 +129,17 @@ impl<T: Instant> Instant for &T {
     }
 }
 
-pub fn when(at: impl Instant) -> When {
-    When(at.instant())
-}
-
 pub fn age(at: impl Instant) -> Age {
     Age(at.instant())
 }
 
 impl fmt::Display for When {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let text = self.0.to_seconds_text();
-        let (date, time) = text.trim_end_matches('Z').split_once('T').unwrap_or((&text, ""));
-        let age = relative(self.0, Timestamp::now());
+        let (text, age) = (self.at.to_seconds_text(), relative(self.at, Timestamp::now()));
+        let (date, time) = self.zone.local(self.at);
         write!(
             f,
-            "<time datetime=\"{text}\" title=\"{age}\">{date} <span class=\"clock\">{time}</span></time>"
+            "<time datetime=\"{text}\" title=\"{age}, {text}\">{date} <span class=\"clock\">{time}</span></time>"
         )
     }
 }
@@ -168,6 +168,29 @@ pub fn minute(at: impl Instant) -> String {
 
 pub fn day(at: impl Instant) -> String {
     at.instant().to_seconds_text()[..10].to_owned()
+}
+
+/// The first dimensions of an event, and how many more there are.
+pub struct Dimensions {
+    pub shown: Vec<(String, String)>,
+    pub more: usize,
+}
+
+const DIMENSIONS_SHOWN: usize = 4;
+
+/// What metadata says, cut to what fits a row. An object in an object is shown as its JSON.
+pub fn dimensions(json: &str) -> Dimensions {
+    let parsed = Value::parse(json).unwrap_or_default();
+    let entries = parsed.as_object().map(|map| map.iter().collect::<Vec<_>>()).unwrap_or_default();
+    let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    Dimensions {
+        more: entries.len().saturating_sub(DIMENSIONS_SHOWN),
+        shown: entries
+            .into_iter()
+            .take(DIMENSIONS_SHOWN)
+            .map(|(name, value)| (short(name, 40), short(&text(value), 60)))
+            .collect(),
+    }
 }
 
 /// An address made of a path and parameters; blank ones are left out.
@@ -233,6 +256,14 @@ mod tests {
         assert_eq!(span(3 * DAY + 4 * HOUR), "3 d 4 h");
         assert_eq!(relative(Timestamp(0), Timestamp(90 * MINUTE)), "1 h 30 min ago");
         assert_eq!(bytes(1_536), "1.5 KB");
+    }
+
+    #[test]
+    fn dimensions_are_cut_to_a_row() {
+        let cut = dimensions(r#"{"a": "x", "b": 1.50, "c": true, "d": {"e": null}, "f": "y"}"#);
+        let pairs: Vec<String> = cut.shown.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        assert_eq!((pairs.join(" ").as_str(), cut.more), (r#"a=x b=1.50 c=true d={"e":null}"#, 1));
+        assert_eq!(dimensions("{}").shown.len() + dimensions("no").shown.len(), 0);
     }
 
     #[test]

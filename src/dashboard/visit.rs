@@ -12,6 +12,8 @@ use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode
 use crate::app::App;
 use crate::auth::Caller;
 use crate::auth::permission::Role;
+use crate::dashboard::view::{Instant, When};
+use crate::dashboard::zone::Zone;
 use crate::dashboard::{assets, csrf};
 use crate::error::{Error, Result};
 use crate::http::session::{secure, sent_cookie, sent_header};
@@ -19,6 +21,7 @@ use crate::http::session::{secure, sent_cookie, sent_header};
 /// What the last form did, told by the next page.
 pub const FLASH_COOKIE: &str = "open_spanner_flash";
 pub const THEME_COOKIE: &str = "open_spanner_theme";
+pub const ZONE_COOKIE: &str = "open_spanner_zone";
 const FLASH_CHARACTERS_MAX: usize = 300;
 
 /// What a page needs to know about the request beside its parameters.
@@ -26,6 +29,7 @@ const FLASH_CHARACTERS_MAX: usize = 300;
 pub struct Visit {
     caller: Option<Caller>,
     theme: &'static str,
+    zone: Zone,
     flash: String,
     /// Path and query.
     pub here: String,
@@ -49,9 +53,12 @@ impl Visit {
         let host = sent_header(request, "host").unwrap_or("localhost");
         let flash = sent_cookie(request, FLASH_COOKIE).unwrap_or_default();
         let theme = sent_cookie(request, THEME_COOKIE).unwrap_or_default();
+        let zone = sent_cookie(request, ZONE_COOKIE).unwrap_or_default();
+        let zone = percent_decode_str(&zone).decode_utf8_lossy();
         Visit {
             caller: request.extensions().get::<Caller>().cloned(),
             theme: theme_of(&theme),
+            zone: Zone::parse(&zone).unwrap_or_else(Zone::utc),
             flash: percent_decode_str(&flash).decode_utf8_lossy().into_owned(),
             here: request.uri().path_and_query().map_or("/", |path| path.as_str()).to_owned(),
             origin: format!("{}://{host}", if is_secure { "https" } else { "http" }),
@@ -76,6 +83,7 @@ impl Visit {
                 token: csrf::token(caller),
             }),
             theme: self.theme,
+            zone: self.zone.clone(),
             flash: self.flash.clone(),
             here: self.here.clone(),
             css: assets::url("app.css"),
@@ -127,6 +135,7 @@ pub struct Shell {
     pub section: &'static str,
     pub user: Option<Signed>,
     pub theme: &'static str,
+    pub zone: Zone,
     pub flash: String,
     pub here: String,
     pub css: &'static str,
@@ -155,6 +164,11 @@ impl Shell {
 
     pub fn has_theme(&self, theme: &str) -> bool {
         self.theme == theme
+    }
+
+    /// An instant in the zone of the viewer.
+    pub fn when(&self, at: impl Instant) -> When {
+        When { at: at.instant(), zone: self.zone.clone() }
     }
 
     /// Whether this page belongs to an entry of the navigation.

@@ -39,6 +39,7 @@ pub const CHANGES: &[(&str, &str, &str)] = &[
     ("invitations::revoke", "invitation.revoked", "invitation"),
     ("jobs::requeue", "dead_letter.requeued", "dead_letter"),
     ("key_ring::rotate", "key_ring.rotated", "key_ring"),
+    ("jobs::requeue_all", "dead_letters.requeued", "dead_letter"),
     ("keys::create", "api_key.created", "api_key"),
     ("keys::revoke", "api_key.revoked", "api_key"),
     ("keys::rotate", "api_key.rotated", "api_key"),

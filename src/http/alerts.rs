@@ -8,6 +8,7 @@ use actix_web::{HttpResponse, web};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::alerts::backtest::{Backtest, Firing};
 use crate::alerts::evaluate::{self, Evaluated, evaluate};
 use crate::alerts::rule::{RuleInput, RuleSpec};
 use crate::alerts::sql::deliveries::{self, Delivery};
@@ -182,6 +183,69 @@ pub async fn create(app: web::Data<App>, caller: Caller, body: Json<RuleInput>) 
     let rule = app.store.write("alerts::add", move |conn| rules::add(conn, &new, Timestamp::now())).await?;
     app.wake.notify();
     respond::created(&RuleView::of(&rule, &[], sees_addresses(&caller)))
+}
+
+/// From when until when a rule would have fired.
+#[derive(Serialize, ToSchema)]
+#[schema(as = BacktestFiring)]
+pub struct FiringView {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    group_key: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    group_value: Option<String>,
+    value: Quantity,
+    triggered_at: Timestamp,
+    /// Absent while it would be firing now.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    resolved_at: Option<Timestamp>,
+}
+
+#[derive(Serialize, ToSchema)]
+#[schema(as = Backtest)]
+pub struct BacktestView {
+    from: Timestamp,
+    to: Timestamp,
+    /// From look to look; the rule itself looks at its own interval.
+    step_seconds: i64,
+    /// The oldest first, at most 1,000.
+    firings: Vec<FiringView>,
+    has_more: bool,
+}
+
+impl From<Backtest> for BacktestView {
+    fn from(done: Backtest) -> Self {
+        let firing = |firing: Firing| {
+            let (group_key, group_value) = firing.group.map(|group| (group.key, group.value)).unzip();
+            let (value, triggered_at, resolved_at) = (firing.value, firing.from, firing.until);
+            FiringView { group_key, group_value, value, triggered_at, resolved_at }
+        };
+        BacktestView {
+            from: done.from,
+            to: done.to,
+            step_seconds: done.step_seconds,
+            firings: done.firings.into_iter().map(firing).collect(),
+            has_more: done.has_more,
+        }
+    }
+}
+
+pub fn describe_backtest() -> Doc {
+    Doc::new("alerts", "What a rule would have done in the last 28 days")
+        .body::<RuleInput>()
+        .needs(&["name", "meter"])
+        .answer::<BacktestView>(
+            200,
+            "Nothing is stored. For windows of whole hours, above two days of whole days.",
+        )
+        .errors(&[404])
+}
+
+pub async fn backtest(app: web::Data<App>, caller: Caller, body: Json<RuleInput>) -> Result<HttpResponse> {
+    let Json(input) = body;
+    let meter = required(&input.meter, "meter")?.to_owned();
+    caller.ensure_meter_allowed(&meter)?;
+    let done = app.backtest(caller.workspace_id, &meter, RuleSpec::new(&input)?).await?;
+    respond::ok(&BacktestView::from(done))
 }
 
 type Rules = (Vec<Rule>, HashMap<i64, Vec<State>>);

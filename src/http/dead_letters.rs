@@ -4,18 +4,17 @@ use actix_web::{HttpResponse, web};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::alerts::sql::{deliveries, rules};
 use crate::app::App;
 use crate::auth::Caller;
-use crate::db::{Conn, DbError};
+use crate::db::Conn;
 use crate::entitlements::sql::states::{self, Names};
 use crate::error::{Error, Result};
-use crate::http::extract::{Id, Params};
+use crate::http::extract::{Id, Json, Params};
 use crate::http::openapi::Doc;
 use crate::http::respond::{self, Page};
 use crate::jobs::queue::{self, DeadLetter};
 use crate::metering::time::Timestamp;
-use crate::{alerts, entitlements, exports};
+use crate::operations::dead_letters::{self, Requeued};
 
 #[derive(Serialize, ToSchema)]
 #[schema(as = DeadLetter)]
@@ -81,7 +80,7 @@ pub async fn list(app: web::Data<App>, caller: Caller, params: Params) -> Result
     }
     let workspace_id = caller.workspace_id;
     let list = move |conn: &mut Conn| {
-        let letters = queue::dead_letters(conn, workspace_id, limit)?;
+        let letters = queue::dead_letters(conn, workspace_id, queue::LetterFilter::default(), limit)?;
         let names = states::names(conn, &letters)?;
         Ok((letters, names))
     };
@@ -103,26 +102,52 @@ pub async fn requeue(app: web::Data<App>, caller: Caller, Id(id): Id) -> Result<
     if uuid::Uuid::try_parse(&id).is_err() {
         return Err(Error::invalid("the id is not a UUID"));
     }
-    let workspace_id = caller.workspace_id;
-    let requeue = move |conn: &mut Conn| {
-        let letter = queue::dead_letter(conn, workspace_id, &id)?;
-        if let Some(gone) = what_is_gone(conn, &letter)? {
-            return Err(Error::conflict(format!("{gone}: there is nothing left to do")).into());
-        }
-        queue::requeue(conn, &letter, Timestamp::now())
-    };
-    app.store.write("jobs::requeue", requeue).await?;
-    app.wake.notify();
+    dead_letters::requeue(&app, caller.workspace_id, id).await?;
     Ok(respond::no_content())
 }
 
-/// What the job is about and no longer exists, if anything.
-pub(crate) fn what_is_gone(conn: &mut Conn, letter: &DeadLetter) -> Result<Option<&'static str>, DbError> {
-    match letter.queue.as_str() {
-        alerts::jobs::QUEUE => rules::what_is_gone(conn, letter),
-        deliveries::QUEUE => deliveries::what_is_gone(conn, letter),
-        entitlements::jobs::QUEUE => entitlements::evaluate::what_is_gone(conn, letter),
-        exports::sql::QUEUE => exports::sql::what_is_gone(conn, letter),
-        _ => Ok(None),
-    }
+/// Which jobs are queued anew.
+#[derive(Default, Deserialize, ToSchema)]
+pub struct RequeueInput {
+    /// As the list names it; absent: all workers.
+    worker_name: Option<String>,
+}
+
+#[derive(Serialize, ToSchema)]
+#[schema(as = Requeued)]
+pub struct RequeuedView {
+    requeued: usize,
+    /// About something that no longer exists: they stay as they are.
+    gone: usize,
+    /// There are more than one call looks at: call again.
+    has_more: bool,
+}
+
+pub fn describe_requeue_all() -> Doc {
+    Doc::new("system", "Queue all dead jobs anew, of one worker or of all")
+        .body::<RequeueInput>()
+        .answer::<RequeuedView>(200, "Newest first, at most 10000 a call.")
+}
+
+pub async fn requeue_all(
+    app: web::Data<App>,
+    caller: Caller,
+    body: Json<RequeueInput>,
+) -> Result<HttpResponse> {
+    caller.ensure_meter_allowed("")?;
+    let Json(input) = body;
+    let queue = match input.worker_name.as_deref() {
+        None | Some("") => None,
+        Some(name) => Some(queue_of(name)?),
+    };
+    let Requeued { queued, gone, has_more } =
+        dead_letters::requeue_all(&app, caller.workspace_id, queue).await?;
+    respond::ok(&RequeuedView { requeued: queued, gone, has_more })
+}
+
+/// The queue of a worker: some queues are named in the plural, workers are not.
+fn queue_of(worker: &str) -> Result<String> {
+    let known = crate::operations::stats::WORKERS.iter().find(|(name, _)| *name == worker);
+    let queue = known.and_then(|(_, queue)| *queue);
+    queue.map(str::to_owned).ok_or_else(|| Error::invalid("worker_name must name a worker that has jobs"))
 }

@@ -7,23 +7,20 @@ use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 use crate::app::App;
+use crate::app::check::Asked;
 use crate::auth::Caller;
 use crate::db::columns::{quantity_of, readable, uuid_of};
 use crate::db::{Conn, DbError};
-use crate::entitlements::assignment::effective;
 use crate::entitlements::consume::Quota;
-use crate::entitlements::plan::Plan;
-use crate::entitlements::quota::{Candidate, Check, State, state_message};
-use crate::entitlements::sql::counters::Range;
+use crate::entitlements::quota::{Check, State, state_message};
 use crate::entitlements::sql::decisions::{self, Decided, Decision};
 use crate::entitlements::sql::listing::{self, Entry, Filter};
-use crate::entitlements::sql::plans::Assigned;
 use crate::error::{Error, Result};
 use crate::http::extract::{CursorTime, Id, Json, Params, paginate};
 use crate::http::openapi::Doc;
 use crate::http::respond::{self, Page};
 use crate::ingest::insert;
-use crate::metering::event::{Input, InputQuantity, StoredEvent, parse_key, parse_subject};
+use crate::metering::event::{Input, InputQuantity, StoredEvent, parse_key};
 use crate::metering::quantity::Quantity;
 use crate::metering::time::Timestamp;
 
@@ -43,88 +40,14 @@ pub fn describe_check() -> Doc {
         .answer::<Check>(200, "Also for no; nothing is reserved.")
 }
 
-/// Says whether a quantity would fit; stores and reserves nothing. Plan and assignment come from memory, the counters
-/// from one indexed read.
+/// Says whether a quantity would fit; stores and reserves nothing.
 pub async fn check(app: web::Data<App>, caller: Caller, body: Json<CheckInput>) -> Result<HttpResponse> {
-    let (Json(input), workspace_id) = (body, caller.workspace_id);
+    let Json(input) = body;
     let meter = input.meter.as_deref().unwrap_or_default();
     caller.ensure_meter_allowed(meter)?;
-    let subject = parse_subject(input.subject.as_deref().unwrap_or_default())?.to_owned();
-    let meter = meter.trim().to_owned();
-    if meter.is_empty() {
-        return Err(Error::invalid("meter is required"));
-    }
-    let quantity = check_quantity(input.quantity)?;
-    let asked = Asked { workspace_id, subject, meter, quantity, now: Timestamp::now() };
-    let assigned = app.plans.subject(workspace_id, &asked.subject).await?;
-    let answer = assess(&app, &asked, &assigned).await?;
-    if answer.allowed {
-        return respond::ok(&answer);
-    }
-    // nobody is refused for what was changed on another server a moment ago
-    let fresh = app.plans.read_subject(workspace_id, &asked.subject).await?;
-    match fresh == assigned {
-        true => respond::ok(&answer),
-        false => respond::ok(&assess(&app, &asked, &fresh).await?),
-    }
-}
-
-/// A question whether more may be used.
-struct Asked {
-    workspace_id: i64,
-    subject: String,
-    meter: String,
-    quantity: Quantity,
-    now: Timestamp,
-}
-
-async fn assess(app: &App, asked: &Asked, assigned: &Assigned) -> Result<Check> {
-    let Asked { workspace_id, subject, meter, quantity, now } = asked;
-    let without_limit =
-        |plan: Option<&Plan>| Check::without_limit(subject.clone(), meter.clone(), quantity.clone(), plan);
-    let plan = match effective(&assigned.history, *now) {
-        Some(span) => app.plans.plan(span.plan_id).await?.map(|plan| (span, plan)),
-        None => None,
-    };
-    let Some((span, plan)) = plan else { return Ok(without_limit(None)) };
-    let Some(found) = app.meters.get(*workspace_id, meter).await? else {
-        return Ok(without_limit(Some(&plan)));
-    };
-    let ranges: Vec<Range> = plan
-        .limits_of(found.id)
-        .map(|limit| Range {
-            subject_id: assigned.subject_id,
-            meter_id: found.id,
-            anchor: span.anchor,
-            window: limit.period.window(span.anchor, *now),
-        })
-        .collect();
-    let counted = app.counters.load(ranges.clone()).await?;
-    let candidates: Vec<Candidate> = plan
-        .limits_of(found.id)
-        .zip(ranges)
-        .zip(counted)
-        .map(|((limit, range), counted)| Candidate { limit, window: range.window, counted })
-        .collect();
-    let (subject, meter, quantity) = (subject.clone(), meter.clone(), quantity.clone());
-    Ok(Check::of(subject, meter, quantity, &plan, found.aggregation, &candidates, *now))
-}
-
-/// 0 and absent mean 1.
-fn check_quantity(input: Option<InputQuantity>) -> Result<Quantity> {
-    let quantity = match input {
-        None => return Ok(Quantity::from(1)),
-        Some(InputQuantity(parsed)) => {
-            parsed.map_err(|reject| Error::invalid(format!("quantity {reject}")))?
-        }
-    };
-    if quantity.is_zero() {
-        return Ok(Quantity::from(1));
-    }
-    if !quantity.is_positive() {
-        return Err(Error::invalid("quantity must not be negative"));
-    }
-    Ok(quantity)
+    let subject = input.subject.as_deref().unwrap_or_default();
+    let asked = Asked::new(caller.workspace_id, subject, meter, input.quantity)?;
+    respond::ok(&app.check(&asked).await?)
 }
 
 /// The answer to a consumption, with 201 and with 429.

@@ -414,10 +414,47 @@ impl DeadLetter {
     }
 }
 
-/// The newest dead letters of a workspace.
-pub fn dead_letters(conn: &mut Conn, workspace_id: i64, limit: i64) -> Result<Vec<DeadLetter>, DbError> {
-    Ok(dead_letters::table
-        .filter(dead_letters::workspace_id.eq(workspace_id))
+/// Where a list of dead letters goes on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LetterPosition {
+    pub created_at: i64,
+    pub id: String,
+}
+
+impl DeadLetter {
+    pub fn position(&self) -> LetterPosition {
+        LetterPosition { created_at: self.created_at, id: self.id.clone() }
+    }
+}
+
+/// Which dead letters are meant; all of the workspace by default.
+#[derive(Clone, Copy, Default)]
+pub struct LetterFilter<'a> {
+    pub queue: Option<&'a str>,
+    /// Only those that nobody requeued.
+    pub is_open: bool,
+    pub after: Option<&'a LetterPosition>,
+}
+
+/// Dead letters of a workspace, newest first.
+pub fn dead_letters(
+    conn: &mut Conn,
+    workspace_id: i64,
+    filter: LetterFilter<'_>,
+    limit: i64,
+) -> Result<Vec<DeadLetter>, DbError> {
+    let mut query = dead_letters::table.filter(dead_letters::workspace_id.eq(workspace_id)).into_boxed();
+    if let Some(queue) = filter.queue {
+        query = query.filter(dead_letters::queue.eq(queue.to_owned()));
+    }
+    if filter.is_open {
+        query = query.filter(dead_letters::requeued_at.is_null());
+    }
+    if let Some(LetterPosition { created_at, id }) = filter.after.cloned() {
+        let same = dead_letters::created_at.eq(created_at).and(dead_letters::id.lt(id));
+        query = query.filter(dead_letters::created_at.lt(created_at).or(same));
+    }
+    Ok(query
         .order((dead_letters::created_at.desc(), dead_letters::id.desc()))
         .limit(limit)
         .select(DeadLetter::as_select())
@@ -710,7 +747,7 @@ mod tests {
         let second = claim_at(&mut conn, &TOKEN, 20);
         bury(&mut conn, &second[0], &TOKEN, "broken", Timestamp(21)).expect("buried");
         assert!(claim_at(&mut conn, &TOKEN, 100).is_empty());
-        let letters = dead_letters(&mut conn, 1, 10).expect("listed");
+        let letters = dead_letters(&mut conn, 1, LetterFilter::default(), 10).expect("listed");
         assert_eq!((letters.len(), letters[0].attempts), (1, 2));
         assert_eq!(count_dead_letters(&mut conn, 1).expect("counted"), HashMap::from([("q".to_owned(), 1)]));
         assert!(dead_letter(&mut conn, 2, &letters[0].id).is_err(), "another workspace");

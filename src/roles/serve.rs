@@ -9,6 +9,7 @@ use actix_web::{App as HttpApp, web};
 use tokio::task::JoinHandle;
 
 use crate::alerts::webhook::client::Client;
+use crate::app::changes::Changes;
 use crate::app::{App, Phase};
 use crate::auth::Auth;
 use crate::auth::key::Flush;
@@ -56,6 +57,7 @@ pub async fn run(config: Config) -> Result<()> {
     let streams = Budget::new(config.ingest.streams_bytes);
     let app = App {
         config: config.clone(),
+        changes: Changes::new(store.clone()),
         store,
         auth,
         meters,

@@ -273,6 +273,11 @@ impl GroupedAggregates {
         }
     }
 
+    /// The rows in order: bucket start and group values, and what was added up.
+    pub fn into_cells(self) -> impl Iterator<Item = ((Timestamp, Vec<String>), Part)> {
+        self.parts.into_iter()
+    }
+
     /// The rows in order: group values, and what was added up.
     pub fn into_groups(self) -> impl Iterator<Item = (Vec<String>, Part)> {
         self.parts.into_iter().map(|((_, group), part)| (group, part))

@@ -5,6 +5,7 @@
 //
 // Ends with 1 when something is wrong, after it has looked at everything. The pictures are for eyes.
 import { createRequire } from "node:module";
+import { spawnSync } from "node:child_process";
 import { mkdirSync } from "node:fs";
 import path from "node:path";
 
@@ -87,6 +88,14 @@ await look("welcome-key");
 const call = await page.locator("#call").innerText();
 if (!call.includes(key)) fault("welcome", "the call does not hold the key");
 const sent = JSON.parse(call.match(/-d '(.*)'/s)[1]);
+// the snippets are run as they stand, each with the event of the page
+const unescape = (id) => page.locator(`#call-${id}`).evaluate((element) => element.textContent);
+for (const [id, program, flags] of [["python", "python3", ["-"]], ["typescript", process.execPath, ["--input-type=module", "-"]]]) {
+  const text = await unescape(id);
+  if (!text.includes(key)) fault("welcome", `the call in ${id} does not hold the key`);
+  const run = spawnSync(program, flags, { input: text.replaceAll("first-", `${id}-`), encoding: "utf8" });
+  if (!run.error && !run.stdout.includes("idempotency_key")) fault("welcome", `the call in ${id} says ${run.stdout} ${run.stderr}`);
+}
 const stored = await api("/v1/usages", sent, key);
 if (stored.status !== 201) fault("welcome", `the call of the page answers ${stored.status}: ${await stored.text()}`);
 await page.locator("#arrival.done, #arrival:has-text('It arrived')").first().waitFor();
@@ -133,6 +142,12 @@ await look("usage-grouped");
 await page.getByLabel("Saved query name").fill("Tokens by model");
 await page.getByRole("button", { name: "Save", exact: true }).click();
 if (!(await page.getByRole("status").first().innerText()).includes("Saved as")) fault("usage", "saving is not told");
+await open("/usage?meter=tokens&range=28d%2Btoday");
+await page.getByRole("link", { name: "Filter by Region: eu" }).click();
+if (!page.url().includes("f=metadata.region%3Aeq%3Aeu")) fault("usage", `a breakdown led to ${page.url()}`);
+await open("/usage?meter=tokens&q=or(subject:eq:org_1,and(quantity:gt:400,metadata.model:eq:small))");
+if (!(await page.locator("main").innerText()).includes("(subject is org_1 or (quantity > 400 and model is small))")) fault("usage", "a nested filter is not shown");
+await look("usage-nested");
 await open("/usage?meter=tokens&range=nonsense", 422);
 await open("/overview");
 await look("overview-pinned");
@@ -180,6 +195,8 @@ await open("/alerts/new?meter=tokens");
 await page.getByLabel("Name", { exact: true }).fill("Many tokens");
 await page.getByLabel("Threshold").fill("5000");
 await page.getByLabel("Over the last").selectOption("86400");
+await page.getByRole("button", { name: "Test on the last 28 days" }).click();
+if (!/fired \d+ times? in 28 days/.test(await page.locator("#tested h2").innerText())) fault("alerts", "the test of a rule tells nothing");
 await look("alert-new");
 await page.getByRole("button", { name: "Create alert" }).click();
 await page.getByRole("button", { name: "Evaluate" }).click();
@@ -216,7 +233,10 @@ await open("/explain?q=bad-1");
 if (!(await page.locator("main").innerText()).includes("nosuch")) fault("explain", "a refused key is not explained");
 await open("/explain?q=never-sent");
 await look("explain-nothing");
-for (const name of ["system", "jobs", "settings", "search?q=o", "api-keys"]) {
+await open("/decisions?try_subject=org_1&try_meter=tokens&try_quantity=30000");
+if (!(await page.locator("#try").innerText()).includes("would not be let in")) fault("decisions", "a try is not answered");
+await look("decisions-try");
+for (const name of ["system", "jobs", "settings", "search?q=o", "api-keys", "members"]) {
   await open(`/${name}`);
   await look(name.replace(/[?=]/g, "-"));
 }
@@ -224,6 +244,34 @@ await page.goto(base + "/api-keys/new");
 await page.getByLabel("Name", { exact: true }).fill("gateway");
 await page.getByRole("button", { name: "Create key" }).click();
 await look("key-created");
+
+step("a link for a customer");
+await open("/subjects/org_1/links");
+await page.getByLabel("Sites that may show it in a frame").fill("https://app.example.com");
+await page.getByRole("button", { name: "Make link" }).click();
+const link = (await page.locator("#secret").innerText()).trim();
+await look("links");
+{
+  const guest = await browser.newContext();
+  const customer = await guest.newPage();
+  customer.on("console", (message) => { if (message.type() === "error" && isFault(message.text())) fault("share", message.text()); });
+  const shown = await customer.goto(link);
+  if (shown.status() !== 200) fault("share", `status ${shown.status()}`);
+  const text = await customer.locator("main").innerText();
+  if (!text.includes("org_1") || /org_[02-9]/.test(text)) fault("share", "it shows another subject, or not its own");
+  if ((await guest.cookies()).length) fault("share", "it sets a cookie");
+  const links = await customer.$$eval("a[href]", (all) => all.map((one) => one.getAttribute("href")));
+  if (links.some((href) => !/^\?days|^\/share\//.test(href))) fault("share", `it links to ${links}`);
+  await guest.close();
+}
+await page.goto(link);
+await look("share");
+await page.goto(`${link}?embed=1&days=90`);
+await look("share-embedded");
+await open("/subjects/org_1/links");
+await page.getByRole("button", { name: "Take back" }).click();
+const over = await page.goto(link);
+if (over.status() !== 404) fault("share", `a link that was taken back answers ${over.status()}`);
 
 step("without a script");
 const plain = await browser.newContext({ javaScriptEnabled: false, storageState: await context.storageState() });
@@ -239,12 +287,108 @@ await still.getByRole("button", { name: "Run Query" }).click();
 if (!still.url().includes("f=metadata.model")) fault("/usage", `a filter without a script led to ${still.url()}`);
 await plain.close();
 
-step("seven tabs at once");
+step("by keyboard alone");
+await open("/overview");
+await page.keyboard.press("Tab");
+if ((await page.evaluate(() => document.activeElement.textContent)) !== "Skip to the content") fault("keyboard", "the first stop is not the skip link");
+await page.keyboard.press("Enter");
+if ((await page.evaluate(() => document.activeElement.id)) !== "main") fault("keyboard", "the skip link leads nowhere");
+await page.keyboard.press("g");
+await page.keyboard.press("u");
+await page.waitForURL("**/usage");
+await page.keyboard.press("/");
+await page.keyboard.type("org_1");
+await page.keyboard.press("Enter");
+await page.waitForURL("**/subjects/org_1");
+/** Walks with Tab until the element that is focused is this one. */
+async function walk(selector) {
+  for (let stops = 0; stops < 120; stops++) {
+    await page.keyboard.press("Tab");
+    const there = await page.evaluate((wanted) => document.activeElement.matches(wanted), selector);
+    if (!there) continue;
+    const ring = await page.evaluate(() => getComputedStyle(document.activeElement).outlineStyle);
+    if (ring === "none") fault("keyboard", `${selector} shows no focus`);
+    return;
+  }
+  fault("keyboard", `${selector} cannot be reached`);
+}
+await open("/usage?meter=tokens&group=model");
+await walk("#cmp");
+await page.keyboard.press("ArrowDown");
+await walk("main form button.primary");
+await page.keyboard.press("Enter");
+await page.waitForURL(/cmp=prev/);
+await open("/meters/new");
+await walk("#name");
+await page.keyboard.type("by_keys");
+await walk("#unit");
+await page.keyboard.type("key");
+await walk("main button.primary");
+await page.keyboard.press("Enter");
+await page.waitForURL(/\/meters\/[^n]/);
+if ((await heading()) !== "by_keys") fault("keyboard", "a meter cannot be made by keys");
+
+step("zones");
+await open("/settings");
+await page.getByLabel("Times are shown in").fill("Asia/Kolkata");
+await page.getByRole("button", { name: "Save the zone" }).click();
+await open("/events");
+if (!(await page.locator("thead").innerText()).includes("Asia/Kolkata")) fault("zones", "the zone is not shown");
+await look("events-zone");
+await context.clearCookies({ name: "open_spanner_zone" });
+
+step("seven tabs at once, and one stream for all");
+let streams = 0;
+context.on("request", (request) => { if (request.url().endsWith("/live")) streams++; });
 const tabs = await Promise.all(Array.from({ length: 7 }, () => context.newPage()));
 const opened = Date.now();
 await Promise.all(tabs.map((tab) => tab.goto(base + "/events")));
 if (Date.now() - opened > 15_000) fault("/events", "seven tabs block each other");
+await page.waitForTimeout(4000);
+if (streams > 2) fault("/events", `seven tabs hold ${streams} streams`);
+const late = `late-${Date.now()}`;
+await api("/v1/usages", { idempotency_key: late, meter: "tokens", subject: "org_1", quantity: 1, metadata: { model: "small" } }, all);
+const told = Date.now();
+await Promise.all(tabs.map((tab) => tab.getByText(late).waitFor().catch(() => fault("/events", "a tab is not told of an event"))));
+step(`an event is in seven tabs after ${Date.now() - told} ms`);
 await Promise.all(tabs.map((tab) => tab.close()));
+
+step("every link, as owner, admin and viewer");
+/** Follows the links of the pages, one address of each shape. */
+async function crawl(who, visitor) {
+  const shapes = new Set();
+  const waiting = ["/overview"];
+  let visited = 0;
+  while (waiting.length) {
+    const address = waiting.pop();
+    const { pathname, searchParams } = new URL(address, base);
+    const shape = pathname.replace(/[0-9a-f-]{20,}|org_\d+/g, "*") + [...new Set(searchParams.keys())].sort().join("&");
+    if (shapes.has(shape) || /^\/(static|swagger|v1|openapi)/.test(pathname) || searchParams.has("format")) continue;
+    shapes.add(shape);
+    const answer = await visitor.goto(base + address).catch((error) => fault(address, String(error)));
+    if (!answer) continue;
+    visited++;
+    if (answer.status() >= 400) fault(address, `answers ${answer.status()} to the ${who}`);
+    waiting.push(...(await visitor.$$eval("a[href^='/']", (links) => links.map((link) => link.getAttribute("href")))));
+  }
+  step(`${visited} addresses as ${who}`);
+}
+await crawl("owner", page);
+for (const role of ["admin", "viewer"]) {
+  const address = `${role}-${Date.now()}@example.com`;
+  const invited = await context.request.post(base + "/v1/auth/workspace/invitations", { data: { email: address, role } });
+  const { token } = await invited.json();
+  const other = await browser.newContext();
+  other.setDefaultTimeout(15_000);
+  const visitor = await other.newPage();
+  visitor.on("console", (message) => { if (message.type() === "error" && isFault(message.text())) fault(visitor.url(), message.text()); });
+  await other.request.post(base + "/v1/auth/users", { data: { email: address, password: "correct horse battery" } });
+  await other.request.post(base + "/v1/auth/sessions", { data: { email: address, password: "correct horse battery" } });
+  const accepted = await other.request.post(`${base}/v1/auth/workspace-invitations/${token}/accept`);
+  if (!accepted.ok()) fault("invitations", `the ${role} is not let in: ${await accepted.text()}`);
+  await crawl(role, visitor);
+  await other.close();
+}
 
 step("dead ends");
 await open("/subjects/nobody", 404);

@@ -30,6 +30,7 @@ const FLOORS: &[&str] = &[
     "ingest",
     "app",
     "retention",
+    "operations",
     "grpc",
     "http",
     "dashboard",

@@ -3,11 +3,13 @@
 
 use std::collections::BTreeSet;
 
+use diesel::connection::SimpleConnection;
+use open_spanner::metering::time::{HOUR, Timestamp};
 use reqwest::Method;
 use serde_json::json;
 
 use crate::support::client::{PASSWORD, sign_up};
-use crate::support::{Answer, Client, Database, Server, env, on_both_databases, program, skip};
+use crate::support::{Answer, Client, Database, Server, env, on_both_databases, program, run, skip};
 
 on_both_databases!(
     people_sign_up_and_in_and_out,
@@ -16,6 +18,12 @@ on_both_databases!(
     another_workspace_is_not_shown,
     forms_are_told_what_is_wrong,
     exports_are_those_of_the_page,
+    a_view_keeps_what_it_asks_for_when_its_time_moves,
+    a_decision_is_tried_without_being_taken,
+    all_dead_letters_are_queued_again_however_many,
+    a_rule_is_tested_on_the_past,
+    times_are_shown_in_the_zone_of_the_viewer,
+    open_pages_are_told_what_changed,
     pages_work_in_a_browser,
 );
 
@@ -379,6 +387,213 @@ async fn exports_are_those_of_the_page(database: Database) {
 }
 
 /// Opens every page in Chromium, with axe. Needs Node, and what `scripts/test` installs.
+async fn a_view_keeps_what_it_asks_for_when_its_time_moves(database: Database) {
+    let server = Server::start(&database);
+    let mut browser = furnished(&server).await;
+    let view = "/usage?meter=tokens&subject=org_1&range=7d%2Btoday&group=model&cmp=prev&f=quantity%3Agt%3A1&show=line";
+    let page = browser.get(view).await.expect(200).text;
+    let moved: Vec<&str> =
+        page.split("rel=\"").skip(1).filter_map(|part| part.split("href=\"").nth(1)).collect();
+    let moved: Vec<&str> = moved.into_iter().filter_map(|part| part.split('"').next()).collect();
+    let times: Vec<&&str> = moved.iter().filter(|link| link.starts_with("/usage")).collect();
+    assert_eq!(times.len(), 2, "{moved:?}");
+    for link in times {
+        for part in ["subject=org_1", "group=model", "cmp=prev", "f=quantity", "show=line", "from=", "to="] {
+            assert!(link.contains(part), "{link} lost {part}");
+        }
+        browser.get(&link.replace("&#38;", "&").replace("&amp;", "&")).await.expect(200);
+    }
+}
+
+async fn a_decision_is_tried_without_being_taken(database: Database) {
+    let server = Server::start(&database);
+    let mut browser = furnished(&server).await;
+    let tried = async |browser: &mut Browser, quantity: &str| {
+        let path = format!("/decisions?try_subject=org_1&try_meter=tokens&try_quantity={quantity}");
+        browser.get(&path).await
+    };
+    // the period of a plan begins when it is given, so nothing is used yet
+    let allowed = tried(&mut browser, "100").await.expect(200).text;
+    assert!(allowed.contains("would be let in") && allowed.contains("limit 100 per month"), "{allowed}");
+    let refused = tried(&mut browser, "100.5").await.expect(200).text;
+    assert!(refused.contains("would not be let in") && refused.contains("requested 100.5"), "{refused}");
+    let wrong = tried(&mut browser, "-1").await;
+    assert!(wrong.expect(422).text.contains("quantity"));
+    let none = browser.get("/decisions?try_subject=org_2&try_meter=tokens").await.expect(200).text;
+    assert!(none.contains("has no plan"), "{none}");
+    let kept = browser.get("/decisions?format=html").await.expect(200).text;
+    assert_eq!(kept.matches("<tr><th scope=\"row\">").count(), 1, "trying is not deciding");
+}
+
+async fn all_dead_letters_are_queued_again_however_many(database: Database) {
+    let server = Server::start_with(&database, &[("OPEN_SPANNER_SERVE_WORKERS", "off")]);
+    let mut browser = furnished(&server).await;
+    let payload =
+        "(SELECT '{\"meter_id\":' || id || ',\"meter\":\"tokens\",\"due_only\":false}' FROM meters)";
+    let bury = |n: usize, queue: &str, payload: &str| {
+        let id = uuid::Uuid::now_v7();
+        database.execute(&format!(
+            "INSERT INTO dead_letters (id, workspace_id, queue, key, payload, attempts, last_error, created_at)
+             SELECT '{id}', id, '{queue}', 'k{n}', {payload}, 3, 'no', {} FROM workspaces",
+            n / 3
+        ));
+    };
+    (0..230).for_each(|n| bury(n, "alerts", payload));
+    (0..3).for_each(|n| bury(n, "export", "'{}'"));
+    let page = browser.get("/jobs").await.expect(200).text;
+    assert!(page.contains("Requeue 233 jobs"), "{page}");
+    assert_eq!(page.matches("/jobs/dead/").count(), 50, "a page of them");
+    assert!(browser.get("/jobs?queue=alerts").await.text.contains("Requeue 230 jobs of alerts"));
+
+    browser.post("/jobs", &[("queue", "alerts")]).await.expect(303);
+    let told = browser.get("/jobs").await.text;
+    assert!(told.contains("230 jobs are queued again.") && told.contains("Requeue 3 jobs"), "{told}");
+    browser.post("/jobs", &[]).await.expect(303);
+    let told = browser.get("/jobs").await.text;
+    assert!(told.contains("0 jobs are queued again. 3 others are about something that no longer exists."));
+}
+
+async fn a_rule_is_tested_on_the_past(database: Database) {
+    let server = Server::start(&database);
+    let workspace = server.workspace().await;
+    workspace.meter("m", "sum").await;
+    let hour = HOUR;
+    let now = Timestamp::now().floor(hour);
+    let at = |hours_ago: i64| now.plus(hour / 2 - hours_ago * hour).to_exact_text();
+    for (n, (ago, subject, quantity)) in
+        [(100, "a", 6), (100, "b", 6), (99, "a", 1), (50, "a", 30)].into_iter().enumerate()
+    {
+        let event = json!({"idempotency_key": format!("e{n}"), "meter": "m", "subject": subject,
+            "quantity": quantity, "timestamp": at(ago)});
+        workspace.post("/v1/usages", &event).await.expect(201);
+    }
+    let test = async |rule: serde_json::Value| workspace.post("/v1/alerts/backtest", &rule).await;
+    let rule = json!({"name": "r", "meter": "m", "threshold": 10});
+    let done = test(rule.clone()).await.json(200);
+    let values: Vec<&serde_json::Value> =
+        done["firings"].as_array().expect("a list").iter().map(|firing| &firing["value"]).collect();
+    assert_eq!(values, [&json!(12), &json!(30)], "{done}");
+    assert_eq!((&done["step_seconds"], &done["has_more"]), (&json!(3600), &json!(false)));
+    assert!(done["firings"][0]["resolved_at"].is_string(), "{done}");
+    let mut grouped = rule.clone();
+    grouped["group_by"] = json!("subject");
+    let done = test(grouped).await.json(200);
+    assert_eq!(done["firings"].as_array().expect("a list").len(), 1, "{done}");
+    assert_eq!(done["firings"][0]["group_value"], "a");
+    let mut short = rule.clone();
+    short["window_seconds"] = json!(300);
+    assert!(test(short).await.error(400, "invalid_input").contains("whole hours"));
+    test(json!({"name": "r", "meter": "nosuch", "threshold": 1})).await.error(404, "not_found");
+    let stranger = server.workspace().await;
+    stranger.post("/v1/alerts/backtest", &rule).await.error(404, "not_found");
+
+    let mut browser = furnished(&server).await;
+    let page = browser
+        .post(
+            "/alerts/new",
+            &[
+                ("do", "test"),
+                ("meter", "tokens"),
+                ("threshold", "1,000,000"),
+                ("comparator", "gte"),
+                ("window_seconds", "86400"),
+                ("evaluation_interval_seconds", "60"),
+            ],
+        )
+        .await
+        .expect(200)
+        .text;
+    assert!(page.contains("It would not have fired in 28 days"), "{page}");
+    assert!(page.contains("1,000,000"), "what was typed is kept");
+    let wrong = browser.post("/alerts/new", &[("do", "test"), ("meter", "tokens"), ("threshold", "x")]).await;
+    assert!(wrong.expect(422).text.contains("threshold"));
+}
+
+async fn times_are_shown_in_the_zone_of_the_viewer(database: Database) {
+    let server = Server::start(&database);
+    let mut browser = furnished(&server).await;
+    assert!(browser.get("/events").await.expect(200).text.contains("Time (UTC)"));
+    let wrong = browser.post("/settings/zone", &[("zone", "Mars/Base")]).await.expect(422);
+    assert!(wrong.text.contains("is not known") && wrong.text.contains("Mars/Base"));
+    browser.post("/settings/zone", &[("zone", "asia/kolkata")]).await.expect(303);
+    let page = browser.get("/events").await.expect(200).text;
+    assert!(page.contains("Time (Asia/Kolkata)"), "{page}");
+    // half an hour off, so no hour of UTC is mistaken for one of there
+    let (utc, rest) =
+        page.split_once("<time datetime=\"").and_then(|(_, rest)| rest.split_once('"')).expect("a time");
+    let clock = rest.split_once("\"clock\">").expect("a clock").1;
+    let minute = |text: &str| text[3..5].parse::<u32>().expect("minutes");
+    assert_eq!((minute(&utc[11..]) + 30) % 60, minute(clock), "{utc} {clock}");
+}
+
+async fn open_pages_are_told_what_changed(database: Database) {
+    let server = Server::start(&database);
+    let mut browser = furnished(&server).await;
+    browser.client.get("/live").await.expect(303);
+    let jar: Vec<String> = browser.cookies.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    let open = async || {
+        let request = reqwest::Client::new().get(format!("http://{}/live", server.http()));
+        request.header("cookie", jar.join("; ")).send().await.expect("an answer")
+    };
+    let mut stream = open().await;
+    assert_eq!(stream.headers()["content-type"], "text/event-stream");
+    assert_eq!(stream.headers()["cache-control"], "no-cache");
+    let mut text = String::new();
+    while !text.contains("event: beat") {
+        text.push_str(&String::from_utf8_lossy(&stream.chunk().await.expect("words").expect("more")));
+    }
+    browser.post("/welcome/event", &[]).await.expect(303);
+    while !text.contains("ingest quota") {
+        text.push_str(&String::from_utf8_lossy(&stream.chunk().await.expect("words").expect("more")));
+    }
+    // one browser needs one; a fifth of one user is told not to come back
+    let others = [open().await, open().await, open().await];
+    assert!(others.iter().all(|answer| answer.status() == 200));
+    assert_eq!(open().await.status(), 204);
+}
+
+/// The values of the hidden fields of a page.
+fn hidden_fields(page: &str) -> Vec<(String, String)> {
+    let part = |text: &str, from: &str| text.split_once(from)?.1.split('"').next().map(str::to_string);
+    page.split("<input type=\"hidden\"")
+        .skip(1)
+        .filter_map(|input| Some((part(input, "name=\"")?, part(input, "value=\"")?)))
+        .collect()
+}
+
+#[test]
+fn a_form_outlives_a_database_that_is_away() {
+    run(async {
+        let database = Database::sqlite();
+        let server = Server::start(&database);
+        let mut browser = furnished(&server).await;
+        let mut holder = database.sqlite_connection();
+        holder.batch_execute("BEGIN IMMEDIATE").expect("the lock is free");
+        let typed = [
+            ("name", "slow_meter"),
+            ("unit", "call"),
+            ("aggregation", "sum"),
+            ("event_retention_days", "90"),
+            ("description", "typed \"with\" care"),
+        ];
+        let away = browser.post("/meters/new", &typed).await.expect(503);
+        assert!(
+            away.text.contains("What you typed is kept") && !away.text.contains("http-equiv=\"refresh\"")
+        );
+        holder.batch_execute("COMMIT").expect("the lock is ours");
+        let kept = hidden_fields(away.text.split_once("Send again").expect("an offer").0);
+        let kept: Vec<(String, String)> =
+            kept.into_iter().map(|(name, value)| (name, value.replace("&#34;", "\""))).collect();
+        let mut form = url::form_urlencoded::Serializer::new(String::new());
+        kept.iter().filter(|(name, _)| name != "next" && name != "theme").for_each(|(name, value)| {
+            form.append_pair(name, value);
+        });
+        let sent = browser.send(Method::POST, "/meters/new", Some(form.finish())).await.expect(303);
+        let page = browser.get(&sent.header("location")).await.expect(200).text;
+        assert!(page.contains("slow_meter") && page.contains("with"), "{page}");
+    });
+}
+
 async fn pages_work_in_a_browser(database: Database) {
     let Some(modules) = env("OPEN_SPANNER_TEST_BROWSER").filter(|modules| modules != "0") else {
         return skip("dashboard::pages_work_in_a_browser", "scripts/test installs what it needs and runs it");

@@ -125,6 +125,12 @@ async fn dead_letters_are_the_workspaces_own(database: Database) {
     };
     let reader = key(json!({"name": "r", "scopes": ["system:read"]})).await;
     reader.get(PATH).await.expect(200);
+    let all = format!("{PATH}/retry");
+    reader.post(&all, &json!({})).await.error(403, "forbidden");
+    workspace.post(&all, &json!({"worker_name": "nosuch"})).await.error(400, "invalid_input");
+    let none = json!({"requeued": 0, "gone": 0, "has_more": false});
+    assert_eq!(stranger.post(&all, &json!({})).await.json(200), none);
+    assert_eq!(workspace.post(&all, &json!({"worker_name": "export"})).await.json(200), none);
     reader.post_text(&retry, "").await.error(403, "forbidden");
     let some = key(json!({"name": "s", "scopes": ["system:*"], "allowed_meters": ["m"]})).await;
     some.get(PATH).await.error(403, "forbidden");

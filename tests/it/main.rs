@@ -53,6 +53,7 @@ mod retention;
 mod saved_queries;
 mod sdk;
 mod sessions;
+mod share;
 mod shell_client;
 mod sql_parameter_order;
 mod startup;

@@ -9,7 +9,6 @@ use crate::auth::Caller;
 use crate::auth::session::clearing_cookies;
 use crate::auth::sql::sign_ins::{SignIn, Which};
 use crate::dashboard::form::{Complaint, Form, GuestForm};
-use crate::dashboard::view;
 use crate::dashboard::visit::{Shell, Visit, ok, rejected, secret};
 use crate::error::{Error, Result};
 use crate::http::extract::Id;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use actix_web::{HttpResponse, web};
 use askama::Template;
 
+use crate::alerts::backtest::Backtest;
 use crate::alerts::evaluate::{evaluate, evaluate_disabled};
 use crate::alerts::rule::{RuleInput, RuleSpec};
 use crate::alerts::sql::destinations::{self, Destination};
@@ -16,7 +17,7 @@ use crate::alerts::state::State;
 use crate::app::App;
 use crate::auth::Caller;
 use crate::dashboard::ask;
-use crate::dashboard::chart::{Chart, Kind};
+use crate::dashboard::chart::{self, Chart, Kind, Series};
 use crate::dashboard::form::{Complaint, Fields, Form};
 use crate::dashboard::view::{self, Link};
 use crate::dashboard::visit::{Shell, Visit, ok, rejected};
@@ -134,6 +135,13 @@ struct FormPage {
     destinations: Vec<Destination>,
     fields: Fields,
     complaint: Complaint,
+    tested: Option<Tested>,
+}
+
+/// What the rule would have done.
+struct Tested {
+    done: Backtest,
+    chart: Option<Chart>,
 }
 
 impl FormPage {
@@ -186,7 +194,8 @@ async fn form_page(
     let title =
         rule.as_ref().map_or_else(|| "New alert".to_owned(), |rule| format!("Edit {}", rule.terms.name));
     let meters = ask::meters(app, caller).await?;
-    Ok(FormPage { shell: visit.shell("alerts", title), rule, meters, destinations, fields, complaint })
+    let shell = visit.shell("alerts", title);
+    Ok(FormPage { shell, rule, meters, destinations, fields, complaint, tested: None })
 }
 
 pub async fn new(app: web::Data<App>, caller: Caller, visit: Visit, params: Params) -> Result<HttpResponse> {
@@ -224,6 +233,9 @@ fn input(fields: &Fields) -> Result<RuleInput> {
 
 pub async fn create(app: web::Data<App>, caller: Caller, visit: Visit, form: Form) -> Result<HttpResponse> {
     let Form(fields) = form;
+    if fields.is("do", "test") {
+        return test(&app, &caller, &visit, None, fields).await;
+    }
     match add(&app, &caller, &fields).await {
         Ok(rule) => Ok(visit
             .go(&format!("/alerts/{}", rule.public_id), "The alert is on. It is evaluated within seconds.")),
@@ -232,6 +244,57 @@ pub async fn create(app: web::Data<App>, caller: Caller, visit: Visit, form: For
             rejected(&form_page(&app, &caller, &visit, None, fields, complaint).await?)
         }
     }
+}
+
+/// Shows what the rule of the form would have done in the last weeks; nothing is stored.
+async fn test(
+    app: &App,
+    caller: &Caller,
+    visit: &Visit,
+    rule: Option<Rule>,
+    fields: Fields,
+) -> Result<HttpResponse> {
+    let tested = tested(app, caller, &fields).await;
+    let mut page = form_page(app, caller, visit, rule, fields, Complaint::none()).await?;
+    match tested {
+        Ok(tested) => {
+            page.tested = Some(tested);
+            ok(&page)
+        }
+        Err(error) => {
+            page.complaint = Complaint::of(error, &FIELDS)?;
+            rejected(&page)
+        }
+    }
+}
+
+async fn tested(app: &App, caller: &Caller, fields: &Fields) -> Result<Tested> {
+    let mut input = input(fields)?;
+    // a rule is often tried before it is named
+    input.name = input.name.filter(|name| !name.is_empty()).or_else(|| Some("test".to_owned()));
+    let terms = RuleSpec::new(&input)?;
+    let meter = ask::meter(app, caller, fields.get("meter")).await?;
+    let threshold = terms.threshold.clone();
+    let done = app.backtest(caller.workspace_id, &meter.name, terms).await?;
+    let size = if done.step_seconds == 3_600 { BucketSize::Hour } else { BucketSize::Day };
+    let bucket = |(at, _): &(Timestamp, Option<Quantity>)| chart::Bucket {
+        label: ask::bucket_label(*at, size),
+        name: ask::bucket_name(*at, size),
+        link: String::new(),
+    };
+    let values = done.values.iter().map(|(_, value)| value.clone()).collect();
+    let chart = (!done.values.is_empty()).then(|| Chart {
+        id: "backtest",
+        title: format!("What the rule would have seen of {}", meter.name),
+        unit: meter.unit.clone(),
+        kind: Kind::Line,
+        buckets: done.values.iter().map(bucket).collect(),
+        series: vec![Series { name: "Value at each look".to_owned(), values, is_other: false }],
+        compare: None,
+        limits: vec![(threshold, "Threshold".to_owned())],
+        is_running: false,
+    });
+    Ok(Tested { done, chart })
 }
 
 async fn add(app: &App, caller: &Caller, fields: &Fields) -> Result<Rule> {
@@ -293,6 +356,9 @@ pub async fn update(
 ) -> Result<HttpResponse> {
     let Form(fields) = form;
     let rule = find(&app, &caller, &id).await?.rule;
+    if fields.is("do", "test") {
+        return test(&app, &caller, &visit, Some(rule), fields).await;
+    }
     match replace(&app, &caller, &id, &fields).await {
         Ok(()) => Ok(visit.go(&format!("/alerts/{id}"), "Saved.")),
         Err(error) => {

@@ -6,7 +6,7 @@ use askama::Template;
 use crate::app::App;
 use crate::audit::sql::AuditEvent;
 use crate::auth::Caller;
-use crate::dashboard::view::{self, Link};
+use crate::dashboard::view::Link;
 use crate::dashboard::visit::{Shell, Visit, ok};
 use crate::db::audit::CHANGES;
 use crate::error::Result;

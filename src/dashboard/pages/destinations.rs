@@ -13,7 +13,6 @@ use crate::auth::Caller;
 use crate::auth::token::Token;
 use crate::chance;
 use crate::dashboard::form::{Complaint, Fields, Form};
-use crate::dashboard::view;
 use crate::dashboard::visit::{Shell, Visit, ok, rejected, secret};
 use crate::db::Conn;
 use crate::error::Result;

@@ -51,7 +51,9 @@ impl ExportQuery {
     fn link(&self) -> Link {
         let link = Link::to("/events").with("meter", &self.meter).with("subject", &self.subject);
         let link = self.range.iter().fold(link, |link, range| range.on(link));
-        self.conditions.iter().fold(link, |link, condition| link.with("f", &condition.text()))
+        self.conditions
+            .iter()
+            .fold(link, |link, condition| link.with(condition.parameter(), &condition.text()))
     }
 
     fn search(&self, workspace_id: i64, meter: Option<&Meter>) -> Result<event_list::Search> {

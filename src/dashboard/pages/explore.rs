@@ -3,7 +3,7 @@
 use actix_web::http::header;
 use actix_web::{HttpResponse, web};
 use askama::Template;
-use futures_util::future::{join, try_join3};
+use futures_util::future::{join, try_join4};
 
 use crate::app::App;
 use crate::auth::Caller;
@@ -11,6 +11,7 @@ use crate::dashboard::ask;
 use crate::dashboard::chart::{Chart, Kind, Series, Svg, share_bar};
 use crate::dashboard::form::Complaint;
 use crate::dashboard::grammar::{self, Condition, OPERATORS, RANGES, Range};
+use crate::dashboard::pages::breakdowns::{self, Breakdown};
 use crate::dashboard::view::{self, Link};
 use crate::dashboard::visit::{Shell, Visit, ok, rejected};
 use crate::error::{Error, Result};
@@ -97,13 +98,17 @@ impl ExportQuery {
         let link =
             self.range.on(Link::to(path).with("meter", &self.meter.name).with("subject", &self.subject));
         let link = link.with("bucket", &self.bucket).with("group", &self.group.join(","));
-        self.conditions.iter().fold(link, |link, condition| link.with("f", &condition.text()))
+        self.conditions
+            .iter()
+            .fold(link, |link, condition| link.with(condition.parameter(), &condition.text()))
     }
 
     /// The events that the view is made of, without their time.
     fn events(&self) -> Link {
         let link = Link::to("/events").with("meter", &self.meter.name).with("subject", &self.subject);
-        self.conditions.iter().fold(link, |link, condition| link.with("f", &condition.text()))
+        self.conditions
+            .iter()
+            .fold(link, |link, condition| link.with(condition.parameter(), &condition.text()))
     }
 
     pub fn query(&self, window: Window, size: Option<BucketSize>, grouped: bool) -> Result<Query> {
@@ -117,6 +122,18 @@ impl ExportQuery {
             bucket_size: size,
             skip_missing: false,
         })
+    }
+
+    /// The address with these values as conditions too, and these groups.
+    pub fn narrowed(&self, values: &[(&str, &str)], op: &str, group: Vec<String>) -> String {
+        let mut next = copy(self);
+        next.conditions.extend(values.iter().map(|(field, value)| Condition {
+            field: (*field).to_owned(),
+            op: op.to_owned(),
+            value: grammar::escape(value),
+        }));
+        next.group = group;
+        next.link("/usage").to_string()
     }
 
     /// The window that this one is compared with.
@@ -148,6 +165,7 @@ struct Found {
     total: Quantity,
     earlier: Option<(Quantity, String, String)>,
     groups: Vec<GroupRow>,
+    breakdowns: Vec<Breakdown>,
     rows: usize,
     left_out: usize,
 }
@@ -227,9 +245,9 @@ impl ExplorePage {
         asked.range.on(asked.events()).to_string()
     }
 
-    /// The view with its times instead of words that move on.
-    fn frozen(&self, asked: &ExportQuery) -> String {
-        let range = asked.range.shifted(0);
+    /// The view some of its lengths later, with times instead of words that move on.
+    fn shifted(&self, asked: &ExportQuery, lengths: i64) -> String {
+        let range = asked.range.shifted(lengths);
         ExportQuery { range, ..copy(asked) }.link("/usage").to_string()
     }
 
@@ -387,7 +405,8 @@ async fn find(app: &App, asked: &ExportQuery) -> Result<Found> {
     let buckets = ask::buckets(app, asked.query(window, Some(asked.size), true)?, CELLS_MAX);
     let groups = ask::buckets(app, asked.query(window, None, true)?, CELLS_MAX);
     let total = total(app, asked, window);
-    let (rows, groups, total) = try_join3(buckets, groups, total).await?;
+    let breakdowns = breakdowns::find(app, asked);
+    let (rows, groups, total, breakdowns) = try_join4(buckets, groups, total, breakdowns).await?;
     let earlier = match asked.earlier() {
         Some(window) => Some((window, earlier(app, asked, window).await?)),
         None => None,
@@ -421,7 +440,7 @@ async fn find(app: &App, asked: &ExportQuery) -> Result<Found> {
         (sum.clone(), words, change(&total, &sum))
     });
     let groups = group_rows(asked, &groups, &total);
-    Ok(Found { chart, total, earlier, groups, rows: rows.len(), left_out })
+    Ok(Found { chart, total, earlier, groups, breakdowns, rows: rows.len(), left_out })
 }
 
 async fn total(app: &App, asked: &ExportQuery, window: Window) -> Result<Quantity> {
@@ -481,15 +500,17 @@ fn group_rows(asked: &ExportQuery, groups: &[Bucket], total: &Quantity) -> Vec<G
 
 /// The address with the values of a group as conditions; empty where a value is missing, which no condition says.
 fn narrowed(asked: &ExportQuery, bucket: &Bucket, op: &str) -> String {
-    let mut next = copy(asked);
+    let mut values: Vec<(String, &str)> = Vec::with_capacity(asked.group.len());
     for field in &asked.group {
-        let value = if field == "subject" { Some(&bucket.subject) } else { bucket.group.get(field) };
+        let is_subject = field == "subject";
+        let value = if is_subject { Some(&bucket.subject) } else { bucket.group.get(field) };
         let Some(value) = value.filter(|value| *value != "<nil>") else { return String::new() };
-        let field = if field == "subject" { field.clone() } else { format!("metadata.{field}") };
-        next.conditions.push(Condition { field, op: op.to_owned(), value: grammar::escape(value) });
+        values.push((if is_subject { field.clone() } else { format!("metadata.{field}") }, value));
     }
-    next.group = if op == "eq" { Vec::new() } else { next.group };
-    next.link("/usage").to_string()
+    let values: Vec<(&str, &str)> = values.iter().map(|(field, value)| (field.as_str(), *value)).collect();
+    // one group alone needs no grouping
+    let group = if op == "eq" { Vec::new() } else { asked.group.clone() };
+    asked.narrowed(&values, op, group)
 }
 
 /// The saved queries of the caller, with their addresses.

@@ -80,7 +80,7 @@ pub async fn new(app: web::Data<App>, caller: Caller, visit: Visit, params: Para
     let meters = ask::meters(&app, &caller).await?;
     let mut pairs: Vec<(String, String)> =
         CARRIED.iter().map(|name| ((*name).to_owned(), params.get(name).to_owned())).collect();
-    pairs.extend(params.all("f").map(|text| ("f".to_owned(), text.to_owned())));
+    pairs.extend(params.all("f").chain(params.all("q")).map(|text| ("f".to_owned(), text.to_owned())));
     let mut fields = Fields::of(pairs);
     if fields.get("kind").is_empty() {
         fields.set("kind", "usage_buckets");

@@ -12,6 +12,7 @@ use crate::chance;
 use crate::dashboard::ask;
 use crate::dashboard::chart::{Chart, Kind, Svg, share_bar};
 use crate::dashboard::form::{Complaint, Fields, Form};
+use crate::dashboard::snippets;
 use crate::dashboard::view::{self, Link};
 use crate::dashboard::visit::{Shell, Visit, ok, rejected};
 use crate::db::Conn;
@@ -19,7 +20,6 @@ use crate::entitlements::sql::plans;
 use crate::error::Result;
 use crate::http::extract::{Id, Params};
 use crate::metering::event::StoredEvent;
-use crate::metering::json::{Map, Value};
 use crate::metering::meter::{DimensionInput, Meter, MeterInput};
 use crate::metering::time::{BucketSize, Timestamp};
 use crate::usage::query::{BreakdownItem, GroupField, Query};
@@ -284,7 +284,7 @@ pub async fn show(app: web::Data<App>, caller: Caller, visit: Visit, Id(word): I
     let plans = plans.into_iter().filter(|plan| plan.limits.iter().any(|limit| limit.meter == meter.name));
     ok(&ShowPage {
         shell: visit.shell("meters", meter.name.clone()),
-        call: sample_call(&visit.origin, &meter, "$OPEN_SPANNER_KEY"),
+        call: snippets::curl(&visit.origin, "$OPEN_SPANNER_KEY", &snippets::event(&meter)),
         chart,
         tops,
         events: events.into_iter().map(|listed| listed.event).collect(),
@@ -347,35 +347,6 @@ async fn tops(app: &App, meter: &Meter) -> Result<Vec<(String, Vec<(BreakdownIte
         tops.push((dimension.display_name.clone(), rows.collect()));
     }
     Ok(tops)
-}
-
-/// A call that records one event of this meter.
-pub fn sample_call(origin: &str, meter: &Meter, key: &str) -> String {
-    let metadata: Map = meter
-        .dimensions
-        .iter()
-        .filter(|dimension| !dimension.deprecated)
-        .map(|dimension| (dimension.name.clone(), sample_value(dimension.kind.as_str())))
-        .collect();
-    let text = |text: &str| Value::from(text).to_string();
-    let event = format!(
-        r#"{{"idempotency_key": "first-{}", "meter": {}, "subject": "customer-1", "quantity": 1, "metadata": {}}}"#,
-        chance::name().simple(),
-        text(&meter.name),
-        Value::Object(metadata),
-    );
-    let event = event.replace('\'', "'\\''");
-    format!(
-        "curl {origin}/v1/usages \\\n  -H 'Authorization: Bearer {key}' \\\n  -H 'Content-Type: application/json' \\\n  -d '{event}'"
-    )
-}
-
-fn sample_value(kind: &str) -> Value {
-    match kind {
-        "number" => Value::parse("1").unwrap_or_default(),
-        "boolean" => Value::Bool(true),
-        _ => "example".into(),
-    }
 }
 
 #[derive(Template)]

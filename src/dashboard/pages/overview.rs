@@ -19,12 +19,12 @@ use crate::entitlements::quota::State;
 use crate::entitlements::sql::listing;
 use crate::error::Result;
 use crate::http::extract::Params;
-use crate::http::stats::worker_health;
 use crate::jobs::health::WorkerStatus;
 use crate::jobs::queue;
 use crate::metering::meter::{Aggregation, Meter};
 use crate::metering::quantity::Quantity;
 use crate::metering::time::{BucketSize, DAY, Timestamp};
+use crate::operations::stats::worker_health;
 use crate::usage::ingestion_runs::{self, IngestionRun};
 use crate::usage::subjects::{self, SubjectStats, Totals};
 

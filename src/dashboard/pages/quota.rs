@@ -6,19 +6,21 @@ use actix_web::{HttpResponse, web};
 use askama::Template;
 
 use crate::app::App;
+use crate::app::check::Asked;
 use crate::auth::Caller;
 use crate::dashboard::ask;
 use crate::dashboard::chart::{self, Svg};
+use crate::dashboard::form::Complaint;
 use crate::dashboard::pace::Pace;
 use crate::dashboard::view;
-use crate::dashboard::visit::{Shell, Visit, ok};
+use crate::dashboard::visit::{Shell, Visit, ok, rejected};
 use crate::db::{Conn, columns};
-use crate::entitlements::quota::QuotaUsage;
+use crate::entitlements::quota::{Check, QuotaUsage, State};
 use crate::entitlements::sql::decisions::{self, Decision};
 use crate::entitlements::sql::listing::{self, Entry};
 use crate::error::{Error, Result};
 use crate::http::extract::{Id, Params, decode_cursor, encode_cursor};
-use crate::metering::event::parse_key;
+use crate::metering::event::{InputQuantity, parse_key};
 use crate::metering::json::Value;
 use crate::metering::meter::{Aggregation, Meter};
 use crate::metering::quantity::Quantity;
@@ -141,6 +143,10 @@ pub async fn show(app: web::Data<App>, caller: Caller, visit: Visit, params: Par
 struct DecisionsPage {
     shell: Shell,
     decisions: Vec<Told>,
+    meters: Vec<Meter>,
+    /// What would be decided now, if that was asked.
+    tried: Option<Tried>,
+    complaint: Complaint,
     params: Params,
     next: Option<String>,
 }
@@ -246,8 +252,59 @@ pub async fn decisions(
         }
         None => None,
     };
-    let decisions = rows.into_iter().map(Told::of).collect::<Result<_>>()?;
-    ok(&DecisionsPage { shell: visit.shell("decisions", "Decisions"), decisions, params, next })
+    let mut page = DecisionsPage {
+        shell: visit.shell("decisions", "Decisions"),
+        decisions: rows.into_iter().map(Told::of).collect::<Result<_>>()?,
+        meters: ask::meters(&app, &caller).await?,
+        tried: None,
+        complaint: Complaint::none(),
+        params,
+        next,
+    };
+    match try_it(&app, &caller, &page.params).await {
+        Ok(tried) => {
+            page.tried = tried;
+            ok(&page)
+        }
+        Err(error) => {
+            page.complaint = Complaint::of(error, &["subject", "quantity", "meter"])?;
+            rejected(&page)
+        }
+    }
+}
+
+/// What a check answers, in words.
+struct Tried {
+    check: Check,
+    outcome: &'static str,
+    sentence: String,
+}
+
+/// Asks what would be decided; nothing is counted and nothing is kept.
+async fn try_it(app: &App, caller: &Caller, params: &Params) -> Result<Option<Tried>> {
+    let (subject, meter) = (params.get("try_subject").trim(), params.get("try_meter"));
+    if subject.is_empty() {
+        return Ok(None);
+    }
+    let quantity = match params.get("try_quantity").trim() {
+        "" => None,
+        text => Some(InputQuantity(Quantity::parse(&text.replace([',', ' '], "")))),
+    };
+    let check = app.check(&Asked::new(caller.workspace_id, subject, meter, quantity)?).await?;
+    let outcome = if check.allowed { "accepted" } else { "rejected" };
+    let sentence = match check.state {
+        State::NoPlan => "The subject has no plan, so no limit can allow it.".to_owned(),
+        State::NotInPlan => "The plan of the subject does not limit this meter.".to_owned(),
+        _ => format!(
+            "current {} + requested {} {} limit {} per {}",
+            view::number(&check.current),
+            view::number(&check.quantity),
+            if check.allowed { "≤" } else { ">" },
+            view::number(&check.limit),
+            check.period.map_or("period", |period| period.as_str()),
+        ),
+    };
+    Ok(Some(Tried { check, outcome, sentence }))
 }
 
 #[derive(Template)]

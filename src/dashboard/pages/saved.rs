@@ -9,7 +9,6 @@ use crate::auth::Caller;
 use crate::chance;
 use crate::dashboard::form::Form;
 use crate::dashboard::pages::explore::saved;
-use crate::dashboard::view;
 use crate::dashboard::visit::{Shell, Visit, ok};
 use crate::error::{Error, Result};
 use crate::http::extract::Params;

@@ -3,10 +3,12 @@
 use actix_web::HttpResponse;
 use actix_web::http::header;
 use askama::Template;
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
-use crate::dashboard::form::Form;
+use crate::dashboard::form::{Complaint, Form};
 use crate::dashboard::pages::sign_in::own_path;
-use crate::dashboard::visit::{Shell, THEME_COOKIE, Visit, ok};
+use crate::dashboard::visit::{Shell, THEME_COOKIE, Visit, ZONE_COOKIE, ok, rejected};
+use crate::dashboard::zone::{OFFERED, Zone};
 use crate::error::{Error, Result};
 
 const YEAR_SECONDS: u32 = 365 * 86_400;
@@ -28,8 +30,37 @@ pub async fn theme(visit: Visit, form: Form) -> Result<HttpResponse> {
 #[template(path = "settings.html")]
 struct SettingsPage {
     shell: Shell,
+    /// As chosen, or as it was typed.
+    zone: String,
+    complaint: Complaint,
+}
+
+impl SettingsPage {
+    fn zones(&self) -> &'static [&'static str] {
+        &OFFERED
+    }
 }
 
 pub async fn show(visit: Visit) -> Result<HttpResponse> {
-    ok(&SettingsPage { shell: visit.shell("settings", "Settings") })
+    let shell = visit.shell("settings", "Settings");
+    ok(&SettingsPage { zone: shell.zone.to_string(), shell, complaint: Complaint::none() })
+}
+
+/// Keeps the zone in the browser, like the theme.
+pub async fn zone(visit: Visit, form: Form) -> Result<HttpResponse> {
+    let Form(fields) = form;
+    let typed = fields.get("zone");
+    let Some(zone) = Zone::parse(typed) else {
+        let shell = visit.shell("settings", "Settings");
+        let error = Error::invalid(format!("zone {typed:?} is not known: name one such as Europe/Berlin"));
+        let complaint = Complaint::of(error, &["zone"])?;
+        return rejected(&SettingsPage { shell, zone: typed.to_owned(), complaint });
+    };
+    let name = zone.to_string();
+    let encoded = utf8_percent_encode(&name, NON_ALPHANUMERIC).to_string();
+    let cookie = visit.small_cookie(ZONE_COOKIE, &encoded, YEAR_SECONDS);
+    let mut response = visit.go("/settings", &format!("Times are shown in {name}."));
+    let cookie = header::HeaderValue::from_str(&cookie).map_err(Error::internal)?;
+    response.headers_mut().append(header::SET_COOKIE, cookie);
+    Ok(response)
 }

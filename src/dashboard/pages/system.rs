@@ -11,17 +11,17 @@ use crate::dashboard::view;
 use crate::dashboard::visit::{Shell, Visit, ok};
 use crate::db::Conn;
 use crate::error::{Error, Result};
-use crate::http::dead_letters::what_is_gone;
-use crate::http::extract::{Id, Params};
-use crate::http::stats::{self, SystemStats};
+use crate::http::extract::{Id, Params, decode_cursor, encode_cursor};
 use crate::jobs::health::WorkerHealth;
-use crate::jobs::queue::{self, DeadLetter};
+use crate::jobs::queue::{self, DeadLetter, LetterFilter, LetterPosition};
 use crate::metering::json::Value;
 use crate::metering::time::Timestamp;
+use crate::operations::dead_letters::{self, Requeued};
+use crate::operations::stats::{self, SystemStats};
 use crate::retention;
 use crate::retention::sql::{self as prunes, PruneRun};
 
-const LETTERS_LISTED: i64 = 200;
+const LETTERS_LISTED: usize = 50;
 
 #[derive(Template)]
 #[template(path = "system/system.html")]
@@ -84,22 +84,42 @@ struct JobsPage {
     shell: Shell,
     workers: Vec<WorkerHealth>,
     letters: Vec<DeadLetter>,
+    /// Those that nobody queued anew, in the queue that is shown or in all.
+    open: i64,
     queue: String,
+    next: Option<String>,
     now: Timestamp,
 }
 
 pub async fn jobs(app: web::Data<App>, caller: Caller, visit: Visit, params: Params) -> Result<HttpResponse> {
     let (workspace_id, prunes_enabled, now) =
         (caller.workspace_id, app.config.retention.prune_enabled, Timestamp::now());
+    let queue = params.get("queue").to_owned();
+    let wanted = Some(queue.clone()).filter(|queue| !queue.is_empty());
+    let after = decode_cursor::<(i64, String)>(params.get("cursor"))?
+        .map(|(created_at, id)| LetterPosition { created_at, id });
     let read = move |conn: &mut Conn| {
         let owed = deliveries::owed(conn, Some(workspace_id))?;
         let workers = stats::worker_health(conn, workspace_id, prunes_enabled, (&owed, now))?;
-        Ok((workers, queue::dead_letters(conn, workspace_id, LETTERS_LISTED)?))
+        let filter = LetterFilter { queue: wanted.as_deref(), is_open: false, after: after.as_ref() };
+        let letters = queue::dead_letters(conn, workspace_id, filter, LETTERS_LISTED as i64 + 1)?;
+        Ok((workers, letters, queue::count_dead_letters(conn, workspace_id)?))
     };
-    let (workers, mut letters) = app.store.read("jobs::overview", read).await?;
-    let queue = params.get("queue").to_owned();
-    letters.retain(|letter| queue.is_empty() || letter.queue == queue);
-    ok(&JobsPage { shell: visit.shell("jobs", "Jobs"), workers, letters, queue, now })
+    let (workers, mut letters, counts) = app.store.read("jobs::overview", read).await?;
+    let has_more = letters.len() > LETTERS_LISTED;
+    letters.truncate(LETTERS_LISTED);
+    let next = match letters.last().filter(|_| has_more).map(DeadLetter::position) {
+        Some(LetterPosition { created_at, id }) => {
+            let link = view::link("/jobs", "queue", &queue);
+            Some(link.with("cursor", &encode_cursor(&(created_at, id))?).to_string())
+        }
+        None => None,
+    };
+    let open = match queue.as_str() {
+        "" => counts.values().sum(),
+        queue => counts.get(queue).copied().unwrap_or_default(),
+    };
+    ok(&JobsPage { shell: visit.shell("jobs", "Jobs"), workers, letters, open, queue, next, now })
 }
 
 #[derive(Template)]
@@ -119,38 +139,22 @@ pub async fn letter(app: web::Data<App>, caller: Caller, visit: Visit, Id(id): I
     ok(&LetterPage { shell: visit.shell("jobs", "Dead letter"), letter, payload })
 }
 
-/// Queues one dead letter again, or all of a queue.
+/// Queues one dead letter again, or all that nobody queued yet, of one queue or of all.
 pub async fn requeue(app: web::Data<App>, caller: Caller, visit: Visit, form: Form) -> Result<HttpResponse> {
     let Form(fields) = form;
-    let (workspace_id, id, queue) = (caller.workspace_id, fields.some("id"), fields.get("queue").to_owned());
-    let requeue = move |conn: &mut Conn| {
-        let letters = match &id {
-            Some(id) => vec![queue::dead_letter(conn, workspace_id, id)?],
-            None => queue::dead_letters(conn, workspace_id, LETTERS_LISTED)?,
-        };
-        let (mut queued, mut gone) = (0, 0);
-        let wanted = |letter: &&DeadLetter| {
-            letter.requeued_at.is_none() && (queue.is_empty() || letter.queue == queue)
-        };
-        for letter in letters.iter().filter(wanted) {
-            match what_is_gone(conn, letter)? {
-                Some(_) => gone += 1,
-                None => {
-                    queue::requeue(conn, letter, Timestamp::now())?;
-                    queued += 1;
-                }
-            }
-        }
-        Ok((queued, gone))
-    };
-    let (queued, gone) = app.store.write("jobs::requeue", requeue).await?;
-    app.wake.notify();
+    if let Some(id) = fields.some("id") {
+        dead_letters::requeue(&app, caller.workspace_id, id).await?;
+        return Ok(visit.go("/jobs", "1 job is queued again."));
+    }
+    let Requeued { queued, gone, has_more } =
+        dead_letters::requeue_all(&app, caller.workspace_id, fields.some("queue")).await?;
     let mut done = format!("{} queued again.", view::counted(queued, "job is", "jobs are"));
     if gone > 0 {
-        done = format!(
-            "{done} {} about something that no longer exists.",
-            view::counted(gone, "other is", "others are")
-        );
+        let others = view::counted(gone, "other is", "others are");
+        done = format!("{done} {others} about something that no longer exists.");
     }
-    Ok(visit.go("/jobs", &done))
+    if has_more {
+        done.push_str(" There are more: press again.");
+    }
+    Ok(visit.go(&view::link("/jobs", "queue", fields.get("queue")).to_string(), &done))
 }

@@ -9,7 +9,7 @@ use crate::auth::key::{NewKeyRequest, Status};
 use crate::chance;
 use crate::dashboard::ask;
 use crate::dashboard::form::{Fields, Form};
-use crate::dashboard::pages::meters::sample_call;
+use crate::dashboard::snippets::{self, Snippet};
 use crate::dashboard::view;
 use crate::dashboard::visit::{Shell, Visit, ok, secret};
 use crate::db::Conn;
@@ -31,6 +31,7 @@ struct WelcomePage {
     /// Shown once, by the answer that made it.
     secret: String,
     call: String,
+    snippets: Vec<Snippet>,
     event: Option<StoredEvent>,
     refused: Option<RefusedEvent>,
 }
@@ -48,10 +49,13 @@ async fn page(app: &App, caller: &Caller, visit: &Visit, secret: String) -> Resu
     let now = Timestamp::now();
     let keys = app.auth.list_keys(caller).await?;
     let key = if secret.is_empty() { "YOUR_KEY" } else { &secret };
+    let sample = meter.as_ref().map(snippets::event);
+    let origin = &visit.origin;
     Ok(WelcomePage {
         shell: visit.shell("welcome", "First event"),
         has_key: keys.iter().any(|key| matches!(Status::of(key, now), Status::Active)),
-        call: meter.as_ref().map(|meter| sample_call(&visit.origin, meter, key)).unwrap_or_default(),
+        call: sample.as_ref().map(|event| snippets::curl(origin, key, event)).unwrap_or_default(),
+        snippets: sample.map(|event| snippets::others(origin, key, &event)).unwrap_or_default(),
         refused: refused.pop(),
         event: events.pop().map(|listed| listed.event),
         meter,

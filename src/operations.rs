@@ -1,0 +1,5 @@
+//! What an operator of a workspace looks at and presses: its numbers, its workers, and the jobs that were given up.
+//! Reads all domains; knows no door.
+
+pub mod dead_letters;
+pub mod stats;
