@@ -4,11 +4,16 @@
 use std::sync::Arc;
 
 use proptest::prelude::*;
+use prost::Message;
+use prost_types::value::Kind as PbKind;
+use prost_types::{ListValue, Struct, Value as PbValue};
 use uuid::Uuid;
 
 use crate::alerts::rule::{RuleInput, RuleSpec};
 use crate::entitlements::plan::{Draft, PlanInput};
 use crate::exports::job::{ExportQuery, Input as ExportInput, Kind, owner_of, part};
+use crate::grpc::pb::v1;
+use crate::grpc::{convert, weight};
 use crate::http::extract::{CursorTime, Params, decode_cursor};
 use crate::metering::event::{self, Input};
 use crate::metering::filter::{Filter, Node};
@@ -96,6 +101,67 @@ fn fields(
     })
 }
 
+/// Values as gRPC has them.
+fn pb_value() -> impl Strategy<Value = PbValue> {
+    let leaf = prop_oneof![
+        Just(None),
+        any::<i32>().prop_map(|number| Some(PbKind::NullValue(number))),
+        any::<f64>().prop_map(|number| Some(PbKind::NumberValue(number))),
+        any::<bool>().prop_map(|flag| Some(PbKind::BoolValue(flag))),
+        text().prop_map(|text| Some(PbKind::StringValue(text))),
+    ];
+    leaf.prop_map(|kind| PbValue { kind }).prop_recursive(8, 60, 6, |inner| {
+        let list = proptest::collection::vec(inner.clone(), 0..6)
+            .prop_map(|values| PbKind::ListValue(ListValue { values }));
+        let fields = proptest::collection::btree_map(text(), inner, 0..6)
+            .prop_map(|fields| PbKind::StructValue(Struct { fields }));
+        prop_oneof![list, fields].prop_map(|kind| PbValue { kind: Some(kind) })
+    })
+}
+
+/// Calls with events, whole or with some bytes changed, left out or cut off.
+fn call() -> impl Strategy<Value = Vec<u8>> {
+    let metadata = proptest::collection::btree_map(text(), pb_value(), 0..5);
+    let timestamp = proptest::option::of((any::<i64>(), any::<i32>()));
+    let event =
+        (text(), any::<f64>(), timestamp, metadata).prop_map(|(text, quantity, timestamp, metadata)| {
+            v1::UsageEventInput {
+                idempotency_key: text,
+                subject: "s".to_owned(),
+                meter: "m".to_owned(),
+                quantity,
+                timestamp: timestamp.map(|(seconds, nanos)| prost_types::Timestamp { seconds, nanos }),
+                metadata,
+            }
+        });
+    let whole = proptest::collection::vec(event, 0..4).prop_map(|events| {
+        v1::CreateUsageBulkRequest { idempotency_key: String::new(), events }.encode_to_vec()
+    });
+    let change = (any::<proptest::sample::Index>(), proptest::option::of(any::<u8>()));
+    (whole, proptest::collection::vec(change, 0..4), any::<bool>()).prop_map(
+        |(mut bytes, changes, is_cut)| {
+            for (at, change) in changes.into_iter().filter(|_| !bytes.is_empty()).collect::<Vec<_>>() {
+                let at = at.index(bytes.len().max(1));
+                match change {
+                    Some(byte) if at < bytes.len() => bytes[at] = byte,
+                    _ if is_cut => bytes.truncate(at),
+                    _ if at < bytes.len() => drop(bytes.remove(at)),
+                    _ => {}
+                }
+            }
+            bytes
+        },
+    )
+}
+
+fn count(value: &PbValue) -> usize {
+    1 + match &value.kind {
+        Some(PbKind::ListValue(list)) => list.values.iter().map(count).sum(),
+        Some(PbKind::StructValue(fields)) => fields.fields.values().map(count).sum(),
+        _ => 0,
+    }
+}
+
 fn meter() -> Arc<Meter> {
     let dimension = DimensionInput {
         name: Some("a".to_owned()),
@@ -150,6 +216,26 @@ proptest! {
         let _ = serde_json::from_str::<Input>(&text);
         let _ = serde_json::from_str::<Vec<Input>>(&text);
         let _ = serde_json::from_str::<Node>(&text);
+    }
+
+    /// A message weighs at least what its values take; what is admitted of it reads back as it was stored.
+    #[test]
+    fn grpc_messages(bytes in prop_oneof![call(), proptest::collection::vec(any::<u8>(), 0..200)]) {
+        let weight = weight::decoded(&bytes);
+        let _ = v1::CreateUsageRequest::decode(&bytes[..]);
+        let call = v1::CreateUsageBulkRequest::decode(&bytes[..]).unwrap_or_default();
+        let values: usize = call.events.iter().flat_map(|event| event.metadata.values().map(count)).sum();
+        prop_assert!(weight >= values * size_of::<PbValue>(), "{} values in {}", values, weight);
+        for event in call.events {
+            if let Ok(input) = convert::input(Some(event))
+                && let Ok(event) = event::validate(&meter(), input, NOW, Uuid::nil())
+            {
+                let kept = event.metadata.as_ref().map(|text| text.get().to_owned());
+                let again = kept.as_deref().map(|text| event::canonical_metadata(text).expect("readable"));
+                prop_assert_eq!(&again, &kept);
+                prop_assert!((Timestamp::ABSENT..=Timestamp::LAST).contains(&event.time));
+            }
+        }
     }
 
     /// What is admitted reads back as it was stored.

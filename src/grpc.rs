@@ -3,11 +3,12 @@
 
 mod ack;
 mod admission;
-mod convert;
+pub(crate) mod convert;
 mod observe;
 mod parts;
 pub mod pb;
 mod usage;
+pub(crate) mod weight;
 
 use std::time::Duration;
 
@@ -74,7 +75,7 @@ pub fn serve(app: &App, port: Port, listener: std::net::TcpListener) -> Result<S
     let incoming = net::grpc::incoming(listener, port.clone());
     let (stopping, cut) = (CancellationToken::new(), CancellationToken::new());
     let door = UsageServer { app: app.clone(), stopping: stopping.clone(), cut: cut.clone() };
-    let decoder = Decoder::start(app.bodies.clone())?;
+    let decoder = Decoder::start(app.bodies.clone(), app.config.ingest.max_body_bytes)?;
     let (health, health_service) = tonic_health::server::health_reporter();
     let router = tonic::transport::Server::builder()
         .http2_keepalive_interval(Some(PING_INTERVAL))

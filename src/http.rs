@@ -45,7 +45,7 @@ use crate::db::audit::{self as trail, Actor, Scene};
 use crate::db::pool;
 use crate::error::Error;
 use crate::http::openapi::Doc;
-use crate::logging;
+use crate::logging::{self, FoldedKinds};
 use crate::net::Peer;
 
 /// One operation of the interface.
@@ -580,13 +580,23 @@ fn observe(policy: LogRequests, said: Said, started: Instant, caller: Option<&Ca
         _ if is_told(policy, &method, &route, status, elapsed) => log::Level::Info,
         _ => log::Level::Debug,
     };
-    let words = if level == log::Level::Warn { "request failed" } else { "request" };
-    let (method, status) = (method.as_str().to_owned(), status.as_u16());
-    log::log!(
-        level, method, route, status, duration_ms, bytes_in, bytes_out, workspace, principal;
-        "{words}"
-    );
-    let labels = [("method", method), ("route", route), ("status", status.to_string())];
+    let (method, status) = (known(&method), status.as_u16());
+    if level == log::Level::Warn {
+        // whoever makes a call fail can do so a thousand times a second
+        static FAILED: FoldedKinds<(String, u16)> = FoldedKinds::new();
+        FAILED.say((route.clone(), status), |repeats| {
+            log::warn!(
+                method, route, status, duration_ms, bytes_in, bytes_out, workspace, principal, repeats;
+                "request failed"
+            );
+        });
+    } else {
+        log::log!(
+            level, method, route, status, duration_ms, bytes_in, bytes_out, workspace, principal;
+            "request"
+        );
+    }
+    let labels = [("method", method.to_owned()), ("route", route), ("status", status.to_string())];
     metrics::histogram!("open_spanner_http_server_request_duration_seconds", &labels)
         .record(elapsed.as_secs_f64());
 }
@@ -596,6 +606,23 @@ fn principal(caller: &Caller) -> String {
     match &caller.credential {
         Credential::Key { public_id, .. } => format!("key:{public_id}"),
         Credential::Session { .. } => format!("user:{}", caller.user.id),
+    }
+}
+
+/// What a method is counted under: of those that callers make up there is no end.
+fn known(method: &Method) -> &'static str {
+    const KNOWN: [Method; 7] = [
+        Method::GET,
+        Method::HEAD,
+        Method::POST,
+        Method::PUT,
+        Method::PATCH,
+        Method::DELETE,
+        Method::OPTIONS,
+    ];
+    match KNOWN.iter().position(|known| known == method) {
+        Some(at) => ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"][at],
+        None => "other",
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod trace;
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::{IsTerminal, Write as _};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -96,6 +97,29 @@ impl Folded {
 
 fn written_at() -> Timestamp {
     Timestamp::from_microsecond(clock::machine().0).unwrap_or_default()
+}
+
+/// Lines of a few kinds, each folded by itself. A kind is never made of what a caller sends: there is one counter for each.
+#[derive(Debug)]
+pub struct FoldedKinds<K>(Mutex<BTreeMap<K, Arc<Folded>>>);
+
+impl<K: Ord> FoldedKinds<K> {
+    pub const fn new() -> Self {
+        FoldedKinds(Mutex::new(BTreeMap::new()))
+    }
+
+    pub fn say(&self, kind: K, line: impl FnOnce(u64)) {
+        let mut kinds = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let folded = kinds.entry(kind).or_default().clone();
+        drop(kinds);
+        folded.say(line);
+    }
+}
+
+impl<K: Ord> Default for FoldedKinds<K> {
+    fn default() -> Self {
+        FoldedKinds::new()
+    }
 }
 
 /// Longest value of a key, in characters.

@@ -23,7 +23,7 @@ use tonic::server::NamedService;
 use crate::app::App;
 use crate::auth::Caller;
 use crate::error::{Error, Result};
-use crate::grpc::{ApiKeyAuth, status};
+use crate::grpc::{ApiKeyAuth, status, weight};
 use crate::net::Peer;
 use crate::net::budget::{Budget, Room, Tenant};
 use crate::net::upload::Upload;
@@ -32,8 +32,10 @@ use crate::net::upload::Upload;
 const EVENT_BYTES_MAX: usize = 1024 * 1024;
 /// Larger messages are not decoded on the threads that serve connections.
 const INLINE_BYTES: usize = 32 * 1024;
-/// What is being decoded at once, unpacked. Decoded it can be 18 times as much.
-const DECODING_BYTES: usize = 32 * 1024 * 1024;
+/// What is decoded at once weighs as much as so many messages of the largest size; those of one caller half of it. Events
+/// with the most values there may be weigh thirteen times their size; empty values, which nobody needs, more than any
+/// caller may have.
+const DECODED_MESSAGES: usize = 32;
 /// How long a message may wait for room.
 const ROOM_TIMEOUT: Duration = Duration::from_secs(5);
 /// Of a message: a flag and its length.
@@ -196,6 +198,8 @@ pub struct Decoder {
     threads: Arc<Threads>,
     in_flight: Budget,
     decoding: Budget,
+    /// What one message may weigh.
+    heaviest: usize,
 }
 
 /// A runtime that may be dropped anywhere.
@@ -210,8 +214,8 @@ impl Drop for Threads {
 }
 
 impl Decoder {
-    /// `in_flight`: the room for bytes that arrive, shared with other ports.
-    pub fn start(in_flight: Budget) -> Result<Decoder> {
+    /// `in_flight`: the room for bytes that arrive, shared with other ports; `largest`: the size of a message at most.
+    pub fn start(in_flight: Budget, largest: usize) -> Result<Decoder> {
         // half of the processors, so that a flood of large messages leaves the other half to everybody else
         let count = std::thread::available_parallelism().map_or(1, |count| (count.get() / 2).max(1));
         let runtime = Builder::new_multi_thread()
@@ -220,8 +224,9 @@ impl Decoder {
             .enable_all()
             .build()
             .map_err(Error::internal)?;
-        let decoding = Budget::new(DECODING_BYTES);
-        Ok(Decoder { threads: Arc::new(Threads(Some(runtime))), in_flight, decoding })
+        let bytes = largest.saturating_mul(DECODED_MESSAGES);
+        let (decoding, heaviest) = (Budget::new(bytes), bytes / 2);
+        Ok(Decoder { threads: Arc::new(Threads(Some(runtime))), in_flight, decoding, heaviest })
     }
 
     async fn call<S>(
@@ -246,9 +251,17 @@ impl Decoder {
         let size = if is_packed { unpacked_size(&message, limit)? } else { message.len() };
         let mut room = self.decoding.room(tenant);
         room.grow_within(ROOM_TIMEOUT, size).await.map_err(status)?;
+        let heaviest = self.heaviest;
         let work = async move {
             let message = if is_packed { unpack(&message, size)? } else { message };
             drop(in_flight);
+            let weight = weight::decoded(message.get(PREFIX_BYTES..).unwrap_or_default());
+            if weight > heaviest {
+                return Err(Status::resource_exhausted(
+                    "the message holds too many values: send fewer events in one",
+                ));
+            }
+            room.grow_within(ROOM_TIMEOUT, weight.saturating_sub(size)).await.map_err(status)?;
             let request = Request::from_parts(parts, Body::new(Full::new(message)));
             let response = forward(service, request).await;
             drop(room);

@@ -14,6 +14,7 @@ use tonic::server::NamedService;
 use tonic::{Code, Status};
 
 use crate::clock;
+use crate::logging::FoldedKinds;
 use crate::net::Peer;
 
 const METHODS: [&str; 4] = ["CreateUsage", "CreateUsageBulk", "StreamUsage", "Ingest"];
@@ -122,7 +123,10 @@ fn observe(method: &'static str, code: Code, started: Instant) {
     let duration_ms = elapsed.as_secs_f64() * 1000.0;
     let status = code as i32;
     if matches!(code, Code::Internal | Code::Unavailable | Code::Unknown) {
-        log::warn!(method, status, duration_ms; "grpc call failed");
+        static FAILED: FoldedKinds<(&str, i32)> = FoldedKinds::new();
+        FAILED.say((method, status), |repeats| {
+            log::warn!(method, status, duration_ms, repeats; "grpc call failed");
+        });
     } else {
         log::debug!(method, status, duration_ms; "grpc call");
     }

@@ -144,13 +144,17 @@ pub fn find_by_public_id(
     row.map(Row::into_meter).transpose()
 }
 
-/// By the keys that rows of other tables hold, all of one workspace.
+/// By the keys that rows of other tables hold, all of one workspace. One that cannot be read is left out like one that is
+/// gone.
 pub fn find_by_ids(conn: &mut Conn, workspace_id: i64, ids: &[i64]) -> Result<Vec<Meter>, DbError> {
     let rows: Vec<Row> = meters::table
         .filter(meters::workspace_id.eq(workspace_id).and(meters::id.eq_any(ids)))
         .select(Row::as_select())
         .load(conn)?;
-    rows.into_iter().map(Row::into_meter).collect()
+    Ok(rows
+        .into_iter()
+        .filter_map(|row| readable("meters", row.public_id.clone(), row.into_meter()))
+        .collect())
 }
 
 /// By the key that rows of other tables hold.

@@ -408,6 +408,13 @@ async fn what_can_be_read_still_refuses(database: Database) {
                         {"limit": 500, "period": "month", "enforcement": "hard"}]);
     let (meter, subject) = quota(&workspace, limits).await;
     database.execute("UPDATE plan_limits SET quantity = 'many' WHERE quantity = '500'");
+    // the damaged plan does not take the others' list with it
+    let healthy = json!({"name": "healthy", "limits": [{"meter": meter, "period": "day", "limit": 1}]});
+    workspace.post("/v1/plans", &healthy).await.json(201);
+    let listed = workspace.get("/v1/plans").await.json(200);
+    let names: Vec<&str> =
+        listed["items"].as_array().into_iter().flatten().filter_map(|plan| plan["name"].as_str()).collect();
+    assert_eq!(names, ["healthy"]);
     assert!(left_to_policy(consume(&workspace, &meter, &subject, "k-1", "2").await, "fail_open"));
     let refused = consume(&workspace, &meter, &subject, "k-2", "1").await.json(429);
     assert_eq!((&refused["evaluation_failed"], &refused["quota"]["period"]), (&json!(false), &json!("day")));

@@ -316,9 +316,7 @@ fn evaluate_plans(
     plan_ids: Vec<i64>,
     now: Timestamp,
 ) -> Result<(), DbError> {
-    let plans = plans::find_by_ids(conn, &plan_ids)?;
-    let meter_ids: std::collections::BTreeSet<i64> =
-        plans.values().flat_map(|plan| plan.limits.iter().map(|limit| limit.meter_id)).collect();
+    let meter_ids = plans::limited_meters(conn, &plan_ids)?;
     let pairs = subject_ids.iter().flat_map(|subject| meter_ids.iter().map(move |meter| (*subject, *meter)));
     let new: Result<Vec<NewJob>, Error> =
         pairs.map(|(subject, meter)| Evaluation::now(subject, meter).job(workspace_id, now)).collect();

@@ -13,7 +13,7 @@ use moka::sync::Cache;
 use crate::both;
 use crate::chance;
 use crate::db::changes::Change;
-use crate::db::columns::quantity_of;
+use crate::db::columns::{quantity_of, readable};
 use crate::db::identity::{Clock, new_id};
 use crate::db::row_cache::RowCache;
 use crate::db::schema::{
@@ -127,8 +127,11 @@ impl LimitRow {
     }
 }
 
-/// Gives plan rows their limits, by meter and period.
-fn with_limits(conn: &mut Conn, rows: Vec<PlanRow>) -> Result<Vec<Plan>, DbError> {
+/// Gives plan rows their limits, by meter and period; an error for a plan of which one cannot be read.
+fn each_with_limits(
+    conn: &mut Conn,
+    rows: Vec<PlanRow>,
+) -> Result<Vec<(String, Result<Plan, DbError>)>, DbError> {
     let ids: Vec<i64> = rows.iter().map(|row| row.id).collect();
     let limits: Vec<(LimitRow, String)> = plan_limits::table
         .inner_join(meters::table.on(meters::id.eq(plan_limits::meter_id)))
@@ -136,15 +139,20 @@ fn with_limits(conn: &mut Conn, rows: Vec<PlanRow>) -> Result<Vec<Plan>, DbError
         .order((meters::name, plan_limits::period))
         .select((LimitRow::as_select(), meters::name))
         .load(conn)?;
-    let mut by_plan: HashMap<i64, Vec<Limit>> = HashMap::new();
+    let mut by_plan: HashMap<i64, Vec<Result<Limit, DbError>>> = HashMap::new();
     for (row, meter) in limits {
-        by_plan.entry(row.plan_id).or_default().push(row.into_limit(meter)?);
+        by_plan.entry(row.plan_id).or_default().push(row.into_limit(meter));
     }
     let plans = rows.into_iter().map(|row| {
-        let limits = by_plan.remove(&row.id).unwrap_or_default();
-        row.into_plan(limits)
+        let limits = by_plan.remove(&row.id).unwrap_or_default().into_iter().collect::<Result<_, _>>();
+        (row.public_id.clone(), limits.map(|limits| row.into_plan(limits)))
     });
     Ok(plans.collect())
+}
+
+/// Gives plan rows their limits; all of them, or none.
+fn with_limits(conn: &mut Conn, rows: Vec<PlanRow>) -> Result<Vec<Plan>, DbError> {
+    each_with_limits(conn, rows)?.into_iter().map(|(_, plan)| plan).collect()
 }
 
 /// Any version.
@@ -200,7 +208,7 @@ pub fn damaged(conn: &mut Conn, id: i64) -> Result<Damaged, DbError> {
         .order((meters::name, plan_limits::period))
         .select((LimitRow::as_select(), meters::name))
         .load(conn)?;
-    let (mut readable, mut unread) = (Vec::new(), Vec::new());
+    let (mut limits_read, mut unread) = (Vec::new(), Vec::new());
     for (limit, meter) in limits {
         let known = UnreadableLimit {
             enforcement: Enforcement::parse(&limit.enforcement)
@@ -210,11 +218,17 @@ pub fn damaged(conn: &mut Conn, id: i64) -> Result<Damaged, DbError> {
         };
         let meter_id = limit.meter_id;
         match limit.into_limit(meter) {
-            Ok(limit) if row.is_some() => readable.push(limit),
+            Ok(limit) if row.is_some() => limits_read.push(limit),
             _ => unread.push((meter_id, known)),
         }
     }
-    Ok(Damaged { plan: row.map(|row| row.into_plan(readable)), unread })
+    Ok(Damaged { plan: row.map(|row| row.into_plan(limits_read)), unread })
+}
+
+/// The meters that these plans limit, whether the limits can be read or not.
+pub fn limited_meters(conn: &mut Conn, ids: &[i64]) -> Result<Vec<i64>, DbError> {
+    let meters = plan_limits::table.filter(plan_limits::plan_id.eq_any(ids));
+    Ok(meters.select(plan_limits::meter_id).distinct().load(conn)?)
 }
 
 /// Whether some subject still has, or had, this plan.
@@ -227,7 +241,7 @@ pub fn is_assigned(conn: &mut Conn, id: i64) -> Result<bool, DbError> {
     Ok(found.is_some())
 }
 
-/// Current versions, by name.
+/// Current versions, by name. One that cannot be read is named, counted and left out.
 pub fn list(conn: &mut Conn, workspace_id: i64, limit: i64) -> Result<Vec<Plan>, DbError> {
     let rows: Vec<PlanRow> = plans::table
         .filter(plans::workspace_id.eq(workspace_id).and(plans::is_current.eq(true)))
@@ -235,7 +249,8 @@ pub fn list(conn: &mut Conn, workspace_id: i64, limit: i64) -> Result<Vec<Plan>,
         .limit(limit)
         .select(PlanRow::as_select())
         .load(conn)?;
-    with_limits(conn, rows)
+    let plans = each_with_limits(conn, rows)?.into_iter();
+    Ok(plans.filter_map(|(id, plan)| readable("plans", id, plan)).collect())
 }
 
 /// The plan a draft describes, in the order of its limits, not stored yet: version 1, or the one after `old`.
