@@ -206,6 +206,8 @@ pub struct Options {
     /// How long a credential may be believed without asking the database again.
     pub cache_ttl: Duration,
     pub registration_enabled: bool,
+    /// Where registration is not open: whether an invitation opens it.
+    pub invited_may_register: bool,
     /// How long a sign-in lasts at most, however often it is refreshed.
     pub session_max_age: Duration,
 }

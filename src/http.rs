@@ -663,6 +663,7 @@ mod tests {
         let options = Options {
             cache_ttl: config.cache_ttl,
             registration_enabled: true,
+            invited_may_register: false,
             session_max_age: config.auth.session_max_age,
         };
         let auth = Auth::new(store.clone(), options);

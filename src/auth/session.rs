@@ -11,7 +11,7 @@ use crate::auth::sql::sign_ins::{self, Device};
 use crate::auth::sql::{resets, users};
 use crate::auth::throttle::is_trusted;
 use crate::auth::token::{self, ACCESS_PREFIX, REFRESH_PREFIX, Token, TokenHash};
-use crate::auth::{Auth, User, password};
+use crate::auth::{Auth, User, members, password};
 use crate::chance;
 use crate::config::SecureCookies;
 use crate::db::{Conn, DbError, audit};
@@ -127,10 +127,33 @@ fn is_no_address(c: char) -> bool {
 impl Auth {
     /// 403 while nobody may register. To be asked before the body is read.
     pub fn check_registration(&self) -> Result<()> {
-        if self.0.options.registration_enabled {
+        if self.0.options.registration_enabled || self.0.options.invited_may_register {
             return Ok(());
         }
         Err(Error::new(Code::RegistrationDisabled, "registration is disabled on this server"))
+    }
+
+    /// Like [`Auth::register`]; where registration is not open, with an open invitation for this address.
+    pub async fn register_invited(
+        &self,
+        email: &str,
+        password: String,
+        address: IpAddr,
+        invitation: &str,
+    ) -> Result<User> {
+        if !self.0.options.registration_enabled && self.0.options.invited_may_register {
+            let uninvited =
+                || Error::new(Code::RegistrationDisabled, "registration on this server needs an invitation");
+            let found = self.invitation(invitation).await.map_err(|error| match error.code {
+                Code::NotFound => uninvited(),
+                _ => error,
+            })?;
+            let is_open = members::Status::of(&found, Timestamp::now()) == members::Status::Pending;
+            if !is_open || found.email != normal_email(email)? {
+                return Err(uninvited());
+            }
+        }
+        self.register(email, password, address).await
     }
 
     /// A new user with a workspace of their own. Does not sign in.

@@ -225,7 +225,10 @@ impl Ingest {
 /// Who may sign in, and how.
 #[derive(Clone, Debug)]
 pub struct Auth {
+    /// Anybody may register.
     pub registration_enabled: bool,
+    /// Whoever has an invitation may register.
+    pub invited_may_register: bool,
     pub session_max_age: Duration,
     pub oauth: OAuth,
 }
@@ -233,7 +236,8 @@ pub struct Auth {
 impl Auth {
     pub(super) fn read(v: &Values) -> Auth {
         Auth {
-            registration_enabled: v.boolean("REGISTRATION_ENABLED"),
+            registration_enabled: v.boolean("REGISTRATION_ENABLED") && v.text("REGISTRATION") == "open",
+            invited_may_register: v.text("REGISTRATION") == "invite",
             session_max_age: v.duration("SESSION_MAX_AGE"),
             oauth: OAuth { github: OAuthClient::read(v, "GITHUB"), google: OAuthClient::read(v, "GOOGLE") },
         }

@@ -141,7 +141,8 @@ pub const TABLE: &[Group] = &[
         row("DB_STATEMENT_TIMEOUT",  "15s",             Duration,                       "longest work of a call in the database before it gets 503"),
     ]),
     group("Sign-in", &[
-        row("REGISTRATION_ENABLED",       "true", Bool,       "let new users register"),
+        row("REGISTRATION",               "open", OneOf(&["open", "invite", "closed"]), "who may register: anybody, whoever has an invitation, nobody"),
+        row("REGISTRATION_ENABLED",       "true", Bool,       "false: nobody registers without an invitation"),
         row("SESSION_MAX_AGE",            "2160h", Duration,  "how long a sign-in lasts at most, however often it is refreshed"),
         row("GITHUB_OAUTH_ENABLED",       "true", Bool,       "off switch for GitHub; it also needs the two settings below"),
         row("GITHUB_OAUTH_CLIENT_ID",     "",     Text("ID"), "client id at GitHub"),

@@ -27,6 +27,15 @@ pub struct CredentialsInput {
     password: Option<String>,
 }
 
+#[derive(Default, Deserialize, ToSchema)]
+#[schema(as = Registration)]
+pub struct RegistrationInput {
+    email: Option<String>,
+    password: Option<String>,
+    /// Of an invitation for this address, where registration needs one.
+    invitation_token: Option<String>,
+}
+
 #[derive(Serialize, ToSchema)]
 #[schema(as = Session)]
 pub struct SessionView<'a> {
@@ -57,7 +66,7 @@ pub struct ProviderView {
 
 pub fn describe_register() -> Doc {
     Doc::new("auth", "Register")
-        .body::<CredentialsInput>()
+        .body::<RegistrationInput>()
         .answer::<User>(201, "The user, with a workspace of their own.")
         .errors(&[403, 409, 429])
 }
@@ -66,9 +75,10 @@ pub fn describe_register() -> Doc {
 pub async fn register(app: web::Data<App>, request: HttpRequest, body: Body) -> Result<HttpResponse> {
     // a closed door does not read what is brought to it
     app.auth.check_registration()?;
-    let input: CredentialsInput = body.object().await?;
+    let input: RegistrationInput = body.object().await?;
     let (email, password) = (input.email.unwrap_or_default(), input.password.unwrap_or_default());
-    let user = app.auth.register(&email, password, address(&app, &request)).await?;
+    let (invitation, address) = (input.invitation_token.unwrap_or_default(), address(&app, &request));
+    let user = app.auth.register_invited(&email, password, address, &invitation).await?;
     respond::created(&user)
 }
 

@@ -152,6 +152,7 @@ fn auth_options(config: &Config) -> crate::auth::Options {
     crate::auth::Options {
         cache_ttl: config.cache_ttl,
         registration_enabled: config.auth.registration_enabled,
+        invited_may_register: config.auth.invited_may_register,
         session_max_age: config.auth.session_max_age,
     }
 }

@@ -16,6 +16,7 @@ on_both_databases!(
     a_session_moves_between_workspaces,
     roles_decide_who_manages_members,
     two_owners_do_not_both_go,
+    registration_can_need_an_invitation,
 );
 
 const MEMBERS: &str = "/v1/auth/workspace/members";
@@ -309,4 +310,34 @@ async fn two_owners_do_not_both_go(database: Database) {
     assert!(statuses.contains(&204) && statuses.contains(&403), "{statuses:?}");
     let owners = database.lines("SELECT CAST(count(*) AS TEXT) AS line FROM memberships m JOIN workspaces w ON w.id = m.workspace_id WHERE m.role = 'owner' AND w.id IN (SELECT workspace_id FROM memberships GROUP BY workspace_id HAVING count(*) = 2)");
     assert_eq!(owners, ["1"]);
+}
+
+async fn registration_can_need_an_invitation(database: Database) {
+    let mut server = Server::start(&database);
+    let host = Person::new(&server).await;
+    let made = host.invite("new@example.com", "viewer").await.json(201);
+    let token = made["token"].as_str().expect("a token").to_owned();
+    server.terminate();
+    let server = Server::start_with(&database, &[("OPEN_SPANNER_REGISTRATION", "invite")]);
+    let register = async |email: &str, token: &str| {
+        let body = json!({"email": email, "password": PASSWORD, "invitation_token": token});
+        server.client().post("/v1/auth/users", &body).await
+    };
+    register("new@example.com", "").await.error(403, "registration_disabled");
+    register("new@example.com", "osp_wsi_x").await.error(403, "registration_disabled");
+    register("other@example.com", &token).await.error(403, "registration_disabled");
+    let page = server.client().get("/register").await.expect(200).text;
+    assert!(page.contains("New accounts are closed"), "{page}");
+    let page =
+        server.client().get(&format!("/register?next=%2Finvitations%2F{token}")).await.expect(200).text;
+    assert!(page.contains("Create account") && !page.contains("New accounts are closed"), "{page}");
+    register(" New@example.com", &token).await.expect(201);
+    let body = json!({"email": "new@example.com", "password": PASSWORD});
+    let answer = server.client().post("/v1/auth/sessions", &body).await.expect(201);
+    let person = Person { session: with_session(&server, &answer), email: "new@example.com".into() };
+    person.accept(&token).await.expect(200);
+    // once it is used, it opens nothing more
+    register("new@example.com", &token).await.error(403, "registration_disabled");
+    let providers = server.client().get("/v1/auth/providers").await.json(200);
+    assert_eq!(providers["registration_enabled"], json!(false));
 }

@@ -96,7 +96,9 @@ pub async fn register_form(app: web::Data<App>, visit: Visit, params: Params) ->
 }
 
 fn register_page(app: &App, visit: &Visit, fields: &Fields, complaint: Complaint) -> RegisterPage {
-    let may_register = app.auth.options().registration_enabled;
+    let options = app.auth.options();
+    let is_invited = options.invited_may_register && !invitation_of(fields.get("next")).is_empty();
+    let may_register = options.registration_enabled || is_invited;
     RegisterPage {
         shell: visit.shell("", "Create account"),
         email: fields.get("email").to_owned(),
@@ -104,6 +106,11 @@ fn register_page(app: &App, visit: &Visit, fields: &Fields, complaint: Complaint
         complaint,
         may_register,
     }
+}
+
+/// The token of the invitation that somebody comes from.
+fn invitation_of(next: &str) -> &str {
+    next.strip_prefix("/invitations/").unwrap_or_default()
 }
 
 /// Creates the account and signs in.
@@ -117,7 +124,8 @@ pub async fn register(
     let GuestForm(fields) = form;
     let (email, password) = (fields.get("email"), fields.raw("password").to_owned());
     let (address, again) = (address(&app, &request), password.clone());
-    match app.auth.register(email, password, address).await {
+    let invitation = invitation_of(fields.get("next"));
+    match app.auth.register_invited(email, password, address, invitation).await {
         Ok(_) => {
             let session = app.auth.sign_in(email, again, address).await?;
             signed_in(&app, &request, &session, own_path(fields.get("next"), "/welcome"))
