@@ -25,6 +25,7 @@ const EVENTS: &str = "/v1/audit-events";
 const NO_CHANGES: &[(&str, &str)] = &[
     ("POST /v1/auth/session/refresh", "goes on with a session"),
     ("POST /v1/alerts/{id}/evaluate", "looks at numbers"),
+    ("POST /v1/alerts/backtest", "a question"),
     ("POST /v1/alerts/destinations/{id}/test", "sends a message"),
     ("POST /v1/entitlements/check", "a question"),
     ("POST /v1/entitlements/consume", "usage is its own record"),
@@ -220,6 +221,7 @@ async fn things(database: &Database, trial: &mut Trial<'_>, owner: &Client, key:
     ));
     let retry = "POST /v1/system/workers/dead-letters/{id}/retry";
     trial.call(key, retry, &[&letter.to_string()], json!({})).await;
+    trial.call(key, "POST /v1/system/workers/dead-letters/retry", &[], json!({})).await;
     trial.call(key, "DELETE /v1/alerts/{id}", &[&id(&gone)], json!({})).await;
     let query = json!({"query": {"meter": "m", "from": "2026-06-01T00:00:00Z", "to": "2026-07-01T00:00:00Z", "bucket_size": "day"}});
     let export = trial.call(key, "POST /v1/exports", &[], query).await.json(202);
