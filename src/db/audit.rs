@@ -94,6 +94,7 @@ pub const NO_CHANGES: &[&str] = &[
     "exports::fail",
     "exports::fail_abandoned",
     "exports::start",
+    "fold::apply",
     "fold::fold",
     "history::add_refused",
     "history::delete_past",

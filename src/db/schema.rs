@@ -278,6 +278,7 @@ table! {
         meter_id -> BigInt,
         facet -> Text,
         day -> BigInt,
+        is_alone -> Bool,
         day_cells -> Nullable<Binary>,
         hour_cells -> Nullable<Binary>,
     }

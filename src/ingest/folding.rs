@@ -104,8 +104,10 @@ impl Folding {
 
     async fn fold(&self, store: &Store, meter_id: i64) {
         let began = clock::elapsed();
-        let fold = move |conn: &mut _| fold::fold(conn, meter_id);
-        let folded: Result<bool> = store.write("fold::fold", fold).await;
+        let folded = match store.is_postgres() {
+            true => store.write("fold::fold", move |conn| fold::fold(conn, meter_id)).await,
+            false => fold_in_two(store, meter_id).await,
+        };
         match folded {
             Ok(false) => {}
             Ok(true) => self.note(vec![(meter_id, CELLS_DUE)]),
@@ -117,4 +119,14 @@ impl Folding {
         let took = Duration::from_micros((clock::elapsed() - began).unsigned_abs());
         tokio::time::sleep((took * REST).min(LOOK_INTERVAL)).await;
     }
+}
+
+/// On SQLite nobody may write while sums are added up, so that is done before. It has one server, which folds one meter
+/// at a time.
+async fn fold_in_two(store: &Store, meter_id: i64) -> Result<bool> {
+    let prepare = move |conn: &mut _| fold::prepare(conn, meter_id);
+    let Some(folded) = store.read_snapshot("fold::prepare", prepare).await? else { return Ok(false) };
+    let is_part = folded.is_part;
+    store.write("fold::apply", move |conn| fold::apply(conn, &folded)).await?;
+    Ok(is_part)
 }

@@ -49,12 +49,6 @@ struct FacetRow {
 }
 
 #[derive(diesel::QueryableByName)]
-struct DayRow {
-    #[diesel(sql_type = BigInt)]
-    day: i64,
-}
-
-#[derive(diesel::QueryableByName)]
 struct DeltaRow {
     #[diesel(sql_type = BigInt)]
     id: i64,
@@ -68,16 +62,11 @@ impl Facets<'_> {
         let mut rest = Unanswered::default();
         let facet = Facet::for_paths(&self.query.meter, &self.query.paths());
         self.lost = self.days_without_edges(conn)?;
-        let mut found = self.add_rows(conn, &facet, None, &mut rest)?;
-        if facet != Facet::All {
-            // a facet that was not kept yet has no row
-            let answered = found.answered;
-            found.missing.extend(self.days(conn)?.into_iter().filter(|day| !answered.contains(day)));
-            if !found.missing.is_empty() {
-                found = self.add_rows(conn, &Facet::All, Some(&found.missing), &mut rest)?;
-            }
+        let mut missing = self.add_rows(conn, &facet, None, &mut rest)?;
+        if facet != Facet::All && !missing.is_empty() {
+            missing = self.add_rows(conn, &Facet::All, Some(&missing), &mut rest)?;
         }
-        let mut lost = found.missing;
+        let mut lost = missing;
         lost.append(&mut self.lost);
         self.add_deltas(conn, &lost, &mut rest)?;
         let within = |day: &i64| {
@@ -109,48 +98,50 @@ impl Facets<'_> {
         self.hours.from <= at && at < self.hours.to
     }
 
-    /// Adds the rows of a facet; returns the days whose row has no use.
+    /// Adds the rows of a facet, and those of days that have no other; returns the days without a row of use. `days`
+    /// limits it.
     fn add_rows(
         &mut self,
         conn: &mut Conn,
         facet: &Facet,
         days: Option<&BTreeSet<i64>>,
         rest: &mut Unanswered,
-    ) -> Result<Found, DbError> {
+    ) -> Result<BTreeSet<i64>, DbError> {
         let mut statement = Statement::new(conn);
-        let meter_id = statement.int(self.query.meter.id);
-        let name = statement.text(facet.name());
-        let (from, to) = (statement.int(self.hours.from.floor(DAY).0), statement.int(self.hours.to.0));
-        let whole = self.whole_days();
-        let (first, last) = (statement.int(whole.from.0), statement.int(whole.to.0));
-        let only = days.map_or(String::new(), |days| {
-            let days: Vec<i64> = days.iter().copied().collect();
-            format!("AND day IN ({})", integers(&days))
-        });
-        let sql = format!(
-            "SELECT day, CASE WHEN day >= {first} AND day < {last} THEN day_cells ELSE hour_cells END AS cells
-             FROM rollup_facets
-             WHERE meter_id = {meter_id} AND facet = {name} AND day >= {from} AND day < {to} {only}"
-        );
-        let mut found = Found::default();
+        let sql = self.rows_sql(&mut statement, facet, days);
+        let (mut seen, mut answered) = (BTreeSet::new(), BTreeSet::new());
         statement.each(conn, &sql, |row: FacetRow| {
             if self.lost.contains(&row.day) {
                 return Ok(());
             }
+            seen.insert(row.day);
             let unpacked = row.cells.as_deref().map(|cells| self.unpacked(cells, |_| true));
             let sums = unpacked.and_then(|sums| readable("rollup_facets", row.day, sums));
-            match sums.filter(|sums| self.is_enough(sums)) {
-                Some(sums) => {
-                    found.answered.insert(row.day);
-                    self.add_sums(sums, rest)
-                }
-                None => {
-                    found.missing.insert(row.day);
-                    Ok(())
-                }
-            }
+            let Some(sums) = sums.filter(|sums| self.is_enough(sums)) else { return Ok(()) };
+            answered.insert(row.day);
+            self.add_sums(sums, rest)
         })?;
-        Ok(found)
+        Ok(&seen - &answered)
+    }
+
+    /// A row for each day and facet, so that days are seen whose facet was not kept yet; cells only of those that count.
+    fn rows_sql(&self, statement: &mut Statement, facet: &Facet, days: Option<&BTreeSet<i64>>) -> String {
+        let whole = self.whole_days();
+        let (first, last) = (statement.int(whole.from.0), statement.int(whole.to.0));
+        let (counting, meter_id) = (statement.text(facet.name()), statement.int(self.query.meter.id));
+        let wanted = statement.text(facet.name());
+        let (from, to) = (statement.int(self.hours.from.floor(DAY).0), statement.int(self.hours.to.0));
+        let only = days.map_or(String::new(), |days| {
+            let days: Vec<i64> = days.iter().copied().collect();
+            format!("AND day IN ({})", integers(&days))
+        });
+        format!(
+            "SELECT day, CASE WHEN day >= {first} AND day < {last} THEN day_cells ELSE hour_cells END AS cells
+             FROM (SELECT day, CASE WHEN is_alone OR facet = {counting} THEN day_cells END AS day_cells,
+                          CASE WHEN is_alone OR facet = {counting} THEN hour_cells END AS hour_cells
+                   FROM rollup_facets
+                   WHERE meter_id = {meter_id} AND facet IN ({wanted}, '*') AND day >= {from} AND day < {to} {only}) AS kept"
+        )
     }
 
     /// First and last events are packed for meters that answer with them, and a meter can become one of those.
@@ -163,22 +154,6 @@ impl Facets<'_> {
     fn whole_days(&self) -> Window {
         let days = Window { from: self.hours.from.ceil(DAY), to: self.hours.to.floor(DAY) };
         if self.by_hour { Window { to: days.from, ..days } } else { days }
-    }
-
-    /// Days with folded sums, for meters whose facets were others before.
-    fn days(&self, conn: &mut Conn) -> Result<Vec<i64>, DbError> {
-        if self.query.meter.version == 1 {
-            return Ok(Vec::new());
-        }
-        let mut statement = Statement::new(conn);
-        let meter_id = statement.int(self.query.meter.id);
-        let (from, to) = (statement.int(self.hours.from.floor(DAY).0), statement.int(self.hours.to.0));
-        let sql = format!(
-            "SELECT day FROM rollup_facets
-             WHERE meter_id = {meter_id} AND facet = '*' AND day >= {from} AND day < {to}"
-        );
-        let rows: Vec<DayRow> = statement.load(conn, &sql)?;
-        Ok(rows.into_iter().map(|row| row.day).collect())
     }
 
     fn each_delta(
@@ -256,12 +231,4 @@ impl Unanswered {
         let span = Window { from: start, to: start.floor(DAY).plus(DAY).max(start.plus(HOUR)) };
         self.left_out = Some(self.left_out.map_or(span, |other| other.hull(span)));
     }
-}
-
-/// What the rows of a facet came to.
-#[derive(Default)]
-struct Found {
-    /// Days whose sums are not kept, or not as they are needed.
-    missing: BTreeSet<i64>,
-    answered: BTreeSet<i64>,
 }

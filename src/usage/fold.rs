@@ -16,8 +16,12 @@ use crate::metering::facet::{self, CELLS_MAX, Cells, Facet};
 use crate::metering::time::{DAY, HOUR, Timestamp};
 use crate::meters;
 
-/// Commits that are folded in one go.
+/// Commits, and cells of them, that are folded in one go: each may touch rows of a day of its own.
 const DELTAS_AT_ONCE: i64 = 256;
+const CELLS_AT_ONCE: usize = 65_536;
+/// A day with fewer cells is kept by all dimensions only: projecting them while reading costs no more than finding a
+/// smaller row, and rows of few cells do not pay.
+const CELLS_OF_A_LONE_DAY: usize = 64;
 /// First half of the PostgreSQL advisory lock of whoever folds a meter; the second half is made of its id.
 const FOLD_LOCK: i32 = 0x666F_6C00;
 
@@ -53,18 +57,20 @@ struct MeterRow {
 
 prepared!(
     PutFacets for diesel::PgConnection,
-    (meter_id: BigInt = i64, day: BigInt = i64, facets: Array<Text> = Vec<&'a str>,
-     day_cells: Array<Nullable<Binary>> = Vec<Option<Vec<u8>>>, hour_cells: Array<Nullable<Binary>> = Vec<Option<Vec<u8>>>),
-    "INSERT INTO rollup_facets (meter_id, day, facet, day_cells, hour_cells)
-     SELECT ?, ?, facet, day_cells, hour_cells FROM unnest(?, ?, ?) AS new (facet, day_cells, hour_cells)
-     ON CONFLICT (meter_id, facet, day) DO UPDATE SET day_cells = excluded.day_cells, hour_cells = excluded.hour_cells"
+    (meter_id: BigInt = i64, day: BigInt = i64, is_alone: Bool = bool, facets: Array<Text> = Vec<&'a str>,
+     day_cells: Array<Nullable<Binary>> = Vec<Option<&'a [u8]>>, hour_cells: Array<Nullable<Binary>> = Vec<Option<&'a [u8]>>),
+    "INSERT INTO rollup_facets (meter_id, day, is_alone, facet, day_cells, hour_cells)
+     SELECT ?, ?, ?, facet, day_cells, hour_cells FROM unnest(?, ?, ?) AS new (facet, day_cells, hour_cells)
+     ON CONFLICT (meter_id, facet, day) DO UPDATE SET
+         is_alone = excluded.is_alone, day_cells = excluded.day_cells, hour_cells = excluded.hour_cells"
 );
 prepared!(
     PutFacet for diesel::SqliteConnection,
-    (meter_id: BigInt = i64, day: BigInt = i64, facet: Text = &'a str, day_cells: Nullable<Binary> = Option<Vec<u8>>,
+    (meter_id: BigInt = i64, day: BigInt = i64, is_alone: Bool = bool, facet: Text = String, day_cells: Nullable<Binary> = Option<Vec<u8>>,
      hour_cells: Nullable<Binary> = Option<Vec<u8>>),
-    "INSERT INTO rollup_facets (meter_id, day, facet, day_cells, hour_cells) VALUES (?, ?, ?, ?, ?)
-     ON CONFLICT (meter_id, facet, day) DO UPDATE SET day_cells = excluded.day_cells, hour_cells = excluded.hour_cells"
+    "INSERT INTO rollup_facets (meter_id, day, is_alone, facet, day_cells, hour_cells) VALUES (?, ?, ?, ?, ?, ?)
+     ON CONFLICT (meter_id, facet, day) DO UPDATE SET
+         is_alone = excluded.is_alone, day_cells = excluded.day_cells, hour_cells = excluded.hour_cells"
 );
 
 /// Meters with something to fold.
@@ -73,39 +79,78 @@ pub fn waiting(conn: &mut Conn) -> Result<Vec<i64>, DbError> {
     Ok(rows.into_iter().map(|row| row.meter_id).collect())
 }
 
-/// Folds the oldest commits of a meter; whether there may be more. Somebody else at it counts as done.
+/// What folding the oldest commits of a meter comes to.
+pub struct Folded {
+    meter_id: i64,
+    deltas: Vec<i64>,
+    days: Vec<Day>,
+    /// There may be more.
+    pub is_part: bool,
+}
+
+/// The rows of one day as they will be.
+struct Day {
+    start: Timestamp,
+    is_alone: bool,
+    rows: Vec<(String, Packed)>,
+}
+
+struct Packed {
+    day_cells: Option<Vec<u8>>,
+    hour_cells: Option<Vec<u8>>,
+}
+
+/// Folds the oldest commits of a meter in one transaction; whether there may be more. Somebody else at it counts as
+/// done. For PostgreSQL: on SQLite the others would wait while sums are added up.
 pub fn fold(conn: &mut Conn, meter_id: i64) -> Result<bool, DbError> {
     if !lock(conn, meter_id)? {
         return Ok(false);
     }
-    let Some(meter) = meters::sql::find_by_id(conn, meter_id)? else {
-        sql_query("DELETE FROM rollup_deltas WHERE meter_id = $1")
-            .bind::<BigInt, _>(meter_id)
-            .execute(conn)?;
-        return Ok(false);
-    };
+    match prepare(conn, meter_id)? {
+        Some(folded) => apply(conn, &folded).map(|()| folded.is_part),
+        None => Ok(false),
+    }
+}
+
+/// Adds up; `None` when there is nothing to fold. Whoever applies it must be the only one who folds this meter.
+pub fn prepare(conn: &mut Conn, meter_id: i64) -> Result<Option<Folded>, DbError> {
+    let Some(meter) = meters::sql::find_by_id(conn, meter_id)? else { return Ok(None) };
     let text = "SELECT id, cells FROM rollup_deltas WHERE meter_id = $1 ORDER BY id LIMIT $2";
     let query = sql_query(text).bind::<BigInt, _>(meter_id);
     let deltas: Vec<DeltaRow> = query.bind::<BigInt, _>(DELTAS_AT_ONCE).load(conn)?;
-    let mut added = Cells::new();
+    let (mut added, mut count) = (Cells::new(), 0);
     let mut folded = Vec::with_capacity(deltas.len());
     for delta in &deltas {
         // what cannot be read stays where it is, to be named by whoever reads it
         if let Some(cells) = readable("rollup_deltas", delta.id, unpacked(&delta.cells)) {
             facet::add_all(&mut added, &cells, HOUR);
+            count += facet::count(&cells);
             folded.push(delta.id);
+        }
+        if count > CELLS_AT_ONCE {
+            break;
         }
     }
     if folded.is_empty() {
-        return Ok(false);
+        return Ok(None);
     }
     let kept = Facet::kept(&meter);
-    for (day, cells) in facet::by_day(added) {
-        fold_day(conn, meter_id, day, &kept, &cells)?;
+    let days = facet::by_day(added).into_iter();
+    let days = days.map(|(day, cells)| fold_day(conn, meter_id, day, &kept, &cells));
+    let days = days.collect::<Result<Vec<Day>, DbError>>()?;
+    let is_part = count > CELLS_AT_ONCE || deltas.len() as i64 == DELTAS_AT_ONCE;
+    Ok(Some(Folded { meter_id, deltas: folded, days, is_part }))
+}
+
+/// Moves the sums, unless their commits are gone: the meter was deleted.
+pub fn apply(conn: &mut Conn, folded: &Folded) -> Result<(), DbError> {
+    let ids = integers(&folded.deltas);
+    let delete = format!("DELETE FROM rollup_deltas WHERE meter_id = $1 AND id IN ({ids})");
+    let gone = sql_query(delete).bind::<BigInt, _>(folded.meter_id).execute(conn)?;
+    if gone == folded.deltas.len() {
+        folded.days.iter().try_for_each(|day| put(conn, folded.meter_id, day))?;
     }
-    let delete = format!("DELETE FROM rollup_deltas WHERE meter_id = $1 AND id IN ({})", integers(&folded));
-    sql_query(delete).bind::<BigInt, _>(meter_id).execute(conn)?;
-    Ok(deltas.len() as i64 == DELTAS_AT_ONCE)
+    Ok(())
 }
 
 /// One at a time per meter; and nobody deletes the meter meanwhile. SQLite has one writer anyway.
@@ -125,12 +170,17 @@ fn unpacked(bytes: &[u8]) -> Result<Cells, DbError> {
 }
 
 /// Sums of a day by one facet; `None` where there are too many to keep.
+#[derive(Clone)]
 struct Sums {
     by_day: Option<Cells>,
     by_hour: Option<Cells>,
 }
 
 impl Sums {
+    fn nothing() -> Sums {
+        Sums { by_day: Some(Cells::new()), by_hour: Some(Cells::new()) }
+    }
+
     /// What cannot be read is given up: the rows of every subject answer instead.
     fn of(row: &FacetRow, day: Timestamp) -> Sums {
         let cells = |bytes: &Option<Vec<u8>>| readable("rollup_facets", day.0, unpacked(bytes.as_deref()?));
@@ -148,6 +198,11 @@ impl Sums {
         }
     }
 
+    fn packed(&self) -> Packed {
+        let packed = |cells: &Option<Cells>| cells.as_ref().map(facet::pack);
+        Packed { day_cells: packed(&self.by_day), hour_cells: packed(&self.by_hour) }
+    }
+
     fn project(&self, facet: &Facet) -> Sums {
         let project = |cells: &Option<Cells>| facet::project(cells.as_ref()?, facet);
         Sums { by_day: project(&self.by_day), by_hour: project(&self.by_hour) }
@@ -162,7 +217,7 @@ fn fold_day(
     day: Timestamp,
     kept: &[Facet],
     added: &Cells,
-) -> Result<(), DbError> {
+) -> Result<Day, DbError> {
     let mut statement = Statement::new(conn);
     let (meter, start) = (statement.int(meter_id), statement.int(day.0));
     let sql = format!(
@@ -174,13 +229,18 @@ fn fold_day(
         sums.insert(row.facet.clone(), Sums::of(row, day));
     }
     let all = Facet::All.name();
+    if rows.iter().all(|row| row.facet == all)
+        && let Some(alone) = lone_day(sums.get(&all), added)
+    {
+        return Ok(Day { start: day, is_alone: true, rows: vec![(all, alone.packed())] });
+    }
     let mut facets: Vec<Facet> = rows.iter().map(|row| Facet::named(&row.facet)).collect();
     for facet in kept {
         let name = facet.name();
         if !sums.contains_key(&name) {
             let begun = match sums.get(&all) {
                 Some(before) => before.project(facet),
-                None => Sums { by_day: Some(Cells::new()), by_hour: Some(Cells::new()) },
+                None => Sums::nothing(),
             };
             // never the sums that this fold adds: `All` is added to last
             sums.insert(name, begun);
@@ -194,32 +254,36 @@ fn fold_day(
             None => *sums = Sums { by_day: None, by_hour: None },
         }
     }
-    put(conn, meter_id, day, &sums)
+    let rows = sums.into_iter().map(|(facet, sums)| (facet, sums.packed())).collect();
+    Ok(Day { start: day, is_alone: false, rows })
 }
 
-fn put(conn: &mut Conn, meter_id: i64, day: Timestamp, sums: &BTreeMap<String, Sums>) -> Result<(), DbError> {
-    let packed = |cells: &Option<Cells>| cells.as_ref().map(facet::pack);
+/// The sums of a day by all dimensions, when that is all that it has and they stay few.
+fn lone_day(before: Option<&Sums>, added: &Cells) -> Option<Sums> {
+    let mut sums = before.map_or_else(Sums::nothing, Sums::clone);
+    sums.add(added);
+    let is_small = sums.by_hour.as_ref().is_some_and(|cells| facet::count(cells) <= CELLS_OF_A_LONE_DAY);
+    is_small.then_some(sums)
+}
+
+fn put(conn: &mut Conn, meter_id: i64, day: &Day) -> Result<(), DbError> {
+    let Day { start: Timestamp(start), is_alone, rows } = day;
     match conn {
         Conn::Postgres(c) => {
             PutFacets {
                 meter_id: &meter_id,
-                day: &day.0,
-                facets: &sums.keys().map(String::as_str).collect(),
-                day_cells: &sums.values().map(|sums| packed(&sums.by_day)).collect(),
-                hour_cells: &sums.values().map(|sums| packed(&sums.by_hour)).collect(),
+                day: start,
+                is_alone,
+                facets: &rows.iter().map(|(facet, _)| facet.as_str()).collect(),
+                day_cells: &rows.iter().map(|(_, packed)| packed.day_cells.as_deref()).collect(),
+                hour_cells: &rows.iter().map(|(_, packed)| packed.hour_cells.as_deref()).collect(),
             }
             .execute(c)?;
         }
         Conn::Sqlite(c) => {
-            for (facet, sums) in sums {
-                PutFacet {
-                    meter_id: &meter_id,
-                    day: &day.0,
-                    facet: &facet.as_str(),
-                    day_cells: &packed(&sums.by_day),
-                    hour_cells: &packed(&sums.by_hour),
-                }
-                .execute(c)?;
+            for (facet, Packed { day_cells, hour_cells }) in rows {
+                PutFacet { meter_id: &meter_id, day: start, is_alone, facet, day_cells, hour_cells }
+                    .execute(c)?;
             }
         }
     }

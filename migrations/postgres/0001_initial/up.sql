@@ -337,6 +337,8 @@ CREATE TABLE rollup_facets (
     -- the dimensions, joined by commas; * stands for all
     facet TEXT COLLATE "C" NOT NULL,
     day BIGINT NOT NULL,
+    -- of *: the day has so few sums that it has no other row
+    is_alone BOOLEAN NOT NULL,
     -- the sums of the whole day, and of its hours; absent where there are too many to keep
     day_cells BYTEA,
     hour_cells BYTEA,

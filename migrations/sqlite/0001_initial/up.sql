@@ -317,6 +317,8 @@ CREATE TABLE rollup_facets (
     -- the dimensions, joined by commas; * stands for all
     facet TEXT NOT NULL,
     day INTEGER NOT NULL,
+    -- of *: the day has so few sums that it has no other row
+    is_alone INTEGER NOT NULL,
     -- the sums of the whole day, and of its hours; absent where there are too many to keep
     day_cells BLOB,
     hour_cells BLOB,
