@@ -63,6 +63,8 @@ pub struct Config {
     pub reconciliation: Reconciliation,
     /// Private networks that webhooks may reach.
     pub webhook_allowed_networks: Vec<IpNet>,
+    /// Plain http is refused.
+    pub webhook_https_only: bool,
     /// How long keys, meters and plans may be served from memory.
     pub cache_ttl: Duration,
     /// Keys that seal stored secrets, as `vault` reads them.
@@ -289,6 +291,7 @@ impl Config {
             history: History::read(v),
             reconciliation: Reconciliation::read(v),
             webhook_allowed_networks: v.networks("WEBHOOK_ALLOWED_NETWORKS"),
+            webhook_https_only: v.boolean("WEBHOOK_HTTPS_ONLY"),
             cache_ttl: v.duration("CACHE_TTL"),
             encryption_keys: v.secret("ENCRYPTION_KEYS"),
             shutdown_timeout: v.duration("SHUTDOWN_TIMEOUT"),

@@ -667,7 +667,7 @@ mod tests {
             session_max_age: config.auth.session_max_age,
         };
         let auth = Auth::new(store.clone(), options);
-        let webhooks = Client::new(&[]).expect("a client");
+        let webhooks = Client::new(&[], false).expect("a client");
         let phase = Arc::new(Phase::default());
         phase.serve();
         let readiness = crate::db::readiness::Readiness::default();

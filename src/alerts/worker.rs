@@ -206,7 +206,7 @@ async fn evaluate_rules(context: &Context, filter: Filter) -> Result<Outcome> {
 pub async fn run(config: Config) -> Result<()> {
     let health_addr = config.workers.alert.health_addr.clone();
     process::run(config, health_addr, None, |store, config, wake| {
-        let client = Client::new(&config.webhook_allowed_networks)?;
+        let client = Client::new(&config.webhook_allowed_networks, config.webhook_https_only)?;
         let mut all = duties(store, config, &client, wake);
         // everything that follows from a write
         all.queues.extend(entitlements::worker::duties(store, config).queues);

@@ -127,7 +127,7 @@ impl Import<'_> {
         let (good, bad): (Vec<Line>, Vec<Line>) = batch.into_iter().partition(|line| line.event.is_ok());
         for line in &bad {
             let message = line.event.as_ref().err().cloned().unwrap_or_default();
-            self.fail(line, "invalid_line", &message)?;
+            self.fail(line, "unreadable", &message)?;
         }
         // what a call as a whole is refused for is found by sending its halves
         let mut ahead = if good.is_empty() { Vec::new() } else { vec![good] };

@@ -198,6 +198,7 @@ pub const TABLE: &[Group] = &[
         row("ALERT_WORKER_BATCH_SIZE",   "100",    Integer(1, 1_000_000), "jobs claimed at a time"),
         row("ALERT_WORKER_HEALTH_ADDR",  ":18083", Address,               "health of the separate process"),
         row("WEBHOOK_ALLOWED_NETWORKS",  "",       Networks,              "private networks that webhooks may reach"),
+        row("WEBHOOK_HTTPS_ONLY",        "false",  Bool,                  "refuse webhooks over plain http, new and old ones"),
     ]),
     group("Entitlement worker", &[
         row("ENTITLEMENT_WORKER_INTERVAL",     "5s",     Duration,              "time between two looks for work"),

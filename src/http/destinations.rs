@@ -132,6 +132,7 @@ pub async fn create(
         enabled: input.enabled.unwrap_or(true),
         webhook_url: webhook::parse_url(input.webhook_url.as_deref().unwrap_or_default())?,
     };
+    app.webhooks.accept(&terms.webhook_url)?;
     check_kind(&input.kind)?;
     let secret = Token::new(SECRET_PREFIX)?;
     let workspace_id = caller.workspace_id;
@@ -177,6 +178,9 @@ pub async fn update(
 ) -> Result<HttpResponse> {
     caller.ensure_meter_allowed("")?;
     let (Json(input), workspace_id) = (body, caller.workspace_id);
+    if let Some(url) = &input.webhook_url {
+        app.webhooks.accept(url)?;
+    }
     let update = move |conn: &mut Conn| {
         destinations::update(conn, workspace_id, &id, |found| apply(found, &input), Timestamp::now())
     };

@@ -52,7 +52,7 @@ pub async fn run(config: Config) -> Result<()> {
     let auth = Auth::new(store.clone(), auth_options(&config));
     let phase = Arc::new(Phase::default());
     let readiness = Readiness::default();
-    let webhooks = Client::new(&config.webhook_allowed_networks)?;
+    let webhooks = Client::new(&config.webhook_allowed_networks, config.webhook_https_only)?;
     let bodies = Budget::new(config.ingest.bodies_bytes);
     let streams = Budget::new(config.ingest.streams_bytes);
     let app = App {

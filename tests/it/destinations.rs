@@ -11,6 +11,7 @@ on_both_databases!(
     a_destination_in_use_stays,
     destinations_are_the_workspaces_own,
     keys_need_the_scope_of_alerts,
+    plain_http_is_refused_where_the_operator_says_so,
 );
 
 const PATH: &str = "/v1/alerts/destinations";
@@ -169,4 +170,19 @@ async fn keys_need_the_scope_of_alerts(database: Database) {
         .await
         .error(403, "forbidden");
     server.client().get(PATH).await.error(401, "unauthorized");
+}
+
+async fn plain_http_is_refused_where_the_operator_says_so(database: Database) {
+    let server = Server::start_with(&database, &[("OPEN_SPANNER_WEBHOOK_HTTPS_ONLY", "true")]);
+    let workspace = server.workspace().await;
+    let body = |url: &str| json!({"name": "d", "webhook_url": url});
+    let message = workspace.post(PATH, &body("http://example.com/x")).await.error(400, "invalid_input");
+    assert!(message.contains("https only"), "{message}");
+    let made = make(&workspace, body("HTTPS://example.com/x")).await;
+    workspace.put(&path(&made), &body("http://example.com/y")).await.error(400, "invalid_input");
+    // one from before
+    database.execute("UPDATE alert_destinations SET webhook_url = 'http://example.com/old'");
+    let test = workspace.post(&format!("{}/test", path(&made)), &json!({})).await.json(200);
+    assert_eq!(test["status"], json!("failed"), "{test}");
+    assert!(test["error"].as_str().is_some_and(|error| error.contains("https only")), "{test}");
 }

@@ -27,7 +27,10 @@ const EXCERPT_BYTES: usize = 1_024;
 pub struct Client {
     http: reqwest::Client,
     allowed: Arc<[IpNet]>,
+    https_only: bool,
 }
+
+const HTTPS_ONLY: &str = "webhooks go over https only on this server";
 
 /// One call to be made.
 #[derive(Clone, Debug)]
@@ -96,7 +99,7 @@ fn refusal(address: IpAddr) -> String {
 }
 
 impl Client {
-    pub fn new(allowed: &[IpNet]) -> Result<Self> {
+    pub fn new(allowed: &[IpNet], https_only: bool) -> Result<Self> {
         // fails when somebody was first, which is as good
         let _ = rustls::crypto::ring::default_provider().install_default();
         let allowed: Arc<[IpNet]> = allowed.into();
@@ -117,7 +120,21 @@ impl Client {
                 builder().tls_certs_only([]).build().map_err(Error::internal)?
             }
         };
-        Ok(Client { http, allowed })
+        Ok(Client { http, allowed, https_only })
+    }
+
+    /// 400 for an address that this server would not call.
+    pub fn accept(&self, url: &str) -> Result<()> {
+        if self.is_forbidden(url) {
+            Err(Error::invalid(format_args!("webhook_url: {HTTPS_ONLY}")))
+        } else {
+            Ok(())
+        }
+    }
+
+    fn is_forbidden(&self, url: &str) -> bool {
+        let is_https = url.trim().get(..8).is_some_and(|scheme| scheme.eq_ignore_ascii_case("https://"));
+        self.https_only && !is_https
     }
 
     /// Makes one call. Any 2xx is success.
@@ -132,6 +149,10 @@ impl Client {
     }
 
     async fn call(&self, letter: &WebhookRequest) -> Result<WebhookResponse, String> {
+        // one that was made before the setting was
+        if self.is_forbidden(&letter.url) {
+            return Err(HTTPS_ONLY.to_owned());
+        }
         let url = url::Url::parse(&letter.url).map_err(|error| error.to_string())?;
         // names go through the resolver, literal addresses do not
         let literal = match url.host() {

@@ -45,11 +45,13 @@ pub async fn new(visit: Visit) -> Result<HttpResponse> {
     ok(&form_page(&visit, None, Fields::of([("enabled", "on")]), Complaint::none()))
 }
 
-fn terms(fields: &Fields) -> Result<DestinationSpec> {
+fn terms(app: &App, fields: &Fields) -> Result<DestinationSpec> {
+    let webhook_url = webhook::parse_url(fields.get("webhook_url"))?;
+    app.webhooks.accept(&webhook_url)?;
     Ok(DestinationSpec {
         name: parse_label(fields.get("name"))?,
         enabled: !fields.get("enabled").is_empty(),
-        webhook_url: webhook::parse_url(fields.get("webhook_url"))?,
+        webhook_url,
     })
 }
 
@@ -79,7 +81,7 @@ fn secret_page(
 pub async fn create(app: web::Data<App>, caller: Caller, visit: Visit, form: Form) -> Result<HttpResponse> {
     let Form(fields) = form;
     let (token, workspace_id) = (Token::new(SECRET_PREFIX)?, caller.workspace_id);
-    let made = match terms(&fields) {
+    let made = match terms(&app, &fields) {
         Ok(terms) => {
             let add = move |conn: &mut Conn| {
                 destinations::add(conn, workspace_id, &terms, token.expose(), Timestamp::now())
@@ -169,7 +171,7 @@ pub async fn update(
 ) -> Result<HttpResponse> {
     let Form(fields) = form;
     let (workspace_id, wanted) = (caller.workspace_id, id.clone());
-    let changed = match terms(&fields) {
+    let changed = match terms(&app, &fields) {
         Ok(terms) => {
             let change = move |_: &Destination| {
                 Ok(DestinationSpec {
