@@ -4,6 +4,7 @@
 pub mod account;
 pub mod alerts;
 pub mod audit;
+pub mod cloudevents;
 pub mod dead_letters;
 pub mod destinations;
 pub mod entitlements;
@@ -14,6 +15,7 @@ pub mod keys;
 pub mod links;
 pub mod members;
 pub mod meters;
+pub mod ndjson;
 pub mod openapi;
 pub mod plans;
 pub mod respond;
@@ -196,6 +198,8 @@ pub fn endpoints() -> Vec<Endpoint> {
         endpoint(Method::POST, "/v1/usages", writes(&[Scope::UsageWrite]), usage::create, usage::describe_create),
         endpoint(Method::GET, "/v1/usages", reads(&[Scope::UsageRead]), usage::list, usage::describe_list),
         endpoint(Method::POST, "/v1/usages/bulk", writes(&[Scope::UsageWrite]), usage::create_bulk, usage::describe_create_bulk),
+        endpoint(Method::POST, "/v1/cloudevents", writes(&[Scope::UsageWrite]), cloudevents::create, cloudevents::describe_create),
+        endpoint(Method::POST, "/api/v1/events", writes(&[Scope::UsageWrite]), cloudevents::openmeter, cloudevents::describe_openmeter),
         endpoint(Method::POST, "/v1/usages/search", reads(&[Scope::UsageRead]), usage::search, usage::describe_search),
 
         endpoint(Method::GET, "/v1/plans", reads(&[Scope::PlansRead]), plans::list, plans::describe_list),

@@ -68,6 +68,8 @@ pub struct Recorded {
     pub accepted: Vec<StoredEvent>,
     pub duplicates: Vec<StoredEvent>,
     pub failed: Vec<Failure>,
+    /// Position in the call, of each accepted event; of a replay not known.
+    pub accepted_places: Vec<usize>,
     /// Position in the call, of each duplicate.
     pub duplicate_places: Vec<usize>,
     /// Positions in the call of those whose key was used with another payload.
@@ -82,6 +84,32 @@ impl Recorded {
     /// A used key must not be said to be new, nor for the same thing when it is not.
     pub fn has_conflict(&self) -> bool {
         self.is_conflict || !self.conflict_places.is_empty()
+    }
+
+    /// Of a call without anything that could be stored.
+    pub fn nothing() -> Recorded {
+        Recorded {
+            accepted: Vec::new(),
+            duplicates: Vec::new(),
+            failed: Vec::new(),
+            accepted_places: Vec::new(),
+            duplicate_places: Vec::new(),
+            conflict_places: Vec::new(),
+            is_replay: false,
+            is_conflict: false,
+        }
+    }
+
+    /// In the positions of the door, which sent on only some items, and refused `more`.
+    pub fn moved(mut self, places: &[usize], more: Vec<Failure>) -> Recorded {
+        let moved = |place: &usize| places.get(*place).copied().unwrap_or(*place);
+        for list in [&mut self.accepted_places, &mut self.duplicate_places, &mut self.conflict_places] {
+            list.iter_mut().for_each(|place| *place = moved(place));
+        }
+        self.failed.iter_mut().for_each(|failure| failure.index = moved(&failure.index));
+        self.failed.extend(more);
+        self.failed.sort_by_key(|failure| failure.index);
+        self
     }
 
     /// Takes out what a caller may not see: a used key leads to the event that used it, whatever its meter.
@@ -598,15 +626,7 @@ struct Admitted {
 
 impl Admitted {
     fn into_recorded(self, outcome: Outcome) -> Recorded {
-        let mut recorded = Recorded {
-            accepted: Vec::new(),
-            duplicates: Vec::new(),
-            failed: self.failed,
-            duplicate_places: Vec::new(),
-            conflict_places: Vec::new(),
-            is_replay: false,
-            is_conflict: false,
-        };
+        let mut recorded = Recorded { failed: self.failed, ..Recorded::nothing() };
         match outcome {
             Outcome::Replayed { accepted, duplicates, conflict: is_conflict } => {
                 recorded = Recorded { accepted, duplicates, is_replay: true, is_conflict, ..recorded }
@@ -622,7 +642,10 @@ impl Admitted {
                             recorded.conflict_places.extend(conflict.then_some(place));
                             recorded.duplicate_places.push(place);
                         }
-                        None => recorded.accepted.push(event.into()),
+                        None => {
+                            recorded.accepted.push(event.into());
+                            recorded.accepted_places.push(place);
+                        }
                     }
                 }
             }

@@ -13,6 +13,7 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use flate2::read::{MultiGzDecoder, ZlibDecoder};
 use futures_util::StreamExt;
+use ruzstd::decoding::StreamingDecoder;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
@@ -61,7 +62,7 @@ const DRAINED: usize = 1024 * KIB;
 /// one event may be as long as its metadata.
 fn body_limit(pattern: &str, most: usize) -> usize {
     let limit = match pattern.trim_end_matches('/') {
-        "/v1/usages/bulk" => return most,
+        "/v1/usages/bulk" | "/v1/cloudevents" | "/api/v1/events" => return most,
         "/v1/usages" | "/v1/entitlements/consume" => 1024 * KIB,
         "/v1/usages/search"
         | "/v1/usages/export"
@@ -85,12 +86,34 @@ fn body_limit(pattern: &str, most: usize) -> usize {
     limit.min(most)
 }
 
+/// Of a body whose items are lines, whatever the limit of other bodies.
+const LINES_LIMIT: usize = 32 * KIB * KIB;
+
+/// How a body is divided into items.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// One JSON text.
+    Whole,
+    /// One on each line.
+    Lines,
+}
+
+pub fn content_of(request: &HttpRequest) -> Content {
+    let value = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let name = value.unwrap_or_default().split(';').next().unwrap_or_default().trim();
+    let is_lines = ["application/x-ndjson", "application/ndjson", "application/jsonl"]
+        .iter()
+        .any(|lines| name.eq_ignore_ascii_case(lines));
+    if is_lines { Content::Lines } else { Content::Whole }
+}
+
 /// How a body is packed.
 #[derive(Clone, Copy)]
 enum Encoding {
     Plain,
     Gzip,
     Deflate,
+    Zstd,
 }
 
 impl Encoding {
@@ -102,9 +125,10 @@ impl Encoding {
             b"" | b"identity" => Ok(Encoding::Plain),
             b"gzip" | b"x-gzip" => Ok(Encoding::Gzip),
             b"deflate" => Ok(Encoding::Deflate),
+            b"zstd" => Ok(Encoding::Zstd),
             _ => Err(Error::new(
                 Code::UnsupportedEncoding,
-                "content encoding must be gzip, deflate or identity",
+                "content encoding must be gzip, deflate, zstd or identity",
             )),
         }
     }
@@ -117,6 +141,10 @@ impl Encoding {
             Encoding::Plain => return Ok(bytes),
             Encoding::Gzip => MultiGzDecoder::new(&*bytes).take(most).read_to_end(&mut decoded),
             Encoding::Deflate => ZlibDecoder::new(&*bytes).take(most).read_to_end(&mut decoded),
+            Encoding::Zstd => {
+                let frames = StreamingDecoder::new(&*bytes).map_err(|_| Error::invalid_json())?;
+                frames.take(most).read_to_end(&mut decoded)
+            }
         };
         read.map_err(|_| Error::invalid_json())?;
         if decoded.len() > limit { Err(too_large(limit)) } else { Ok(decoded) }
@@ -141,7 +169,9 @@ impl FromRequest for Body {
             request.headers().get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok());
         let app = request.app_data::<web::Data<App>>();
         let most = app.map_or(0, |app| app.config.ingest.max_body_bytes);
-        let limit = body_limit(&request.match_pattern().unwrap_or_default(), most);
+        let pattern = request.match_pattern().unwrap_or_default();
+        let is_lines = pattern == "/v1/usages/bulk" && content_of(request) == Content::Lines;
+        let limit = if is_lines { LINES_LIMIT } else { body_limit(&pattern, most) };
         let (request, encoding) = (request.clone(), Encoding::of(request));
         let budget = app.map(|app| app.bodies.clone());
         ready(Ok(Body { payload: payload.take(), announced, limit, encoding, request, budget }))
@@ -218,6 +248,33 @@ impl Body {
     pub async fn array<T: DeserializeOwned + Send + 'static>(self) -> Result<Vec<T>> {
         self.read(|text| parse_json(text, b'[')).await
     }
+
+    /// The body as it is.
+    pub async fn text(self) -> Result<String> {
+        self.read(|text| Ok(text.to_owned())).await
+    }
+
+    /// One object or an array of them.
+    pub async fn events<T: DeserializeOwned + Default + Send + 'static>(self) -> Result<Events<T>> {
+        self.read(|text| {
+            let events = match text.trim_start().starts_with('[') {
+                true => parse_json(text, b'[')?,
+                false => vec![parse_json(text, b'{')?],
+            };
+            Ok(Events { events })
+        })
+        .await
+    }
+}
+
+/// What a body of one or several holds.
+pub struct Events<T> {
+    pub events: Vec<T>,
+}
+
+/// One line of a body.
+pub fn parse_line<T: DeserializeOwned + Default>(line: &str) -> Result<T> {
+    parse_json(line, b'{')
 }
 
 fn parse_json<T: DeserializeOwned + Default>(text: &str, opening: u8) -> Result<T> {
@@ -320,19 +377,6 @@ impl<T: DeserializeOwned + Default + Send + 'static> FromRequest for Json<T> {
     fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
         let body = Body::from_request(request, payload).into_inner();
         Box::pin(async move { body?.object().await.map(Json) })
-    }
-}
-
-/// A JSON array as a handler's argument.
-pub struct JsonList<T>(pub Vec<T>);
-
-impl<T: DeserializeOwned + Send + 'static> FromRequest for JsonList<T> {
-    type Error = Error;
-    type Future = Pin<Box<dyn Future<Output = Result<Self>>>>;
-
-    fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
-        let body = Body::from_request(request, payload).into_inner();
-        Box::pin(async move { body?.array().await.map(JsonList) })
     }
 }
 

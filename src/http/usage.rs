@@ -13,7 +13,8 @@ use crate::app::App;
 use crate::auth::Caller;
 use crate::error::{Error, Result};
 use crate::exports::csv::Table;
-use crate::http::extract::{Json, JsonList, Params, required_time};
+use crate::http::extract::{Body, Json, Params, required_time};
+use crate::http::ndjson;
 use crate::http::openapi::{self, Doc, FORMULA_GUARD};
 use crate::http::respond::{self, Page};
 use crate::ingest::{Kind, Recorded};
@@ -53,7 +54,7 @@ pub async fn create(app: web::Data<App>, caller: Caller, body: Json<Input>) -> R
 }
 
 pub fn describe_create_bulk() -> Doc {
-    Doc::new("usage", "Record up to 1000 events")
+    Doc::new("usage", "Record up to 1000 events; as `application/x-ndjson` up to 100,000, one a line, answered line by line")
         .body_list::<Input>()
         .answer::<BulkResult>(201, "At least one item is stored.")
         .answer::<openapi::BulkOrError>(
@@ -68,9 +69,12 @@ pub async fn create_bulk(
     app: web::Data<App>,
     caller: Caller,
     request: HttpRequest,
-    body: JsonList<Input>,
+    body: Body,
 ) -> Result<HttpResponse> {
-    let JsonList(inputs) = body;
+    if ndjson::is_asked(&request) {
+        return ndjson::record(app, caller, body).await;
+    }
+    let inputs: Vec<Input> = body.array().await?;
     let most = app.config.ingest.max_bulk_events;
     if inputs.is_empty() {
         return Err(Error::invalid("at least one event is required"));
@@ -95,7 +99,7 @@ fn key_header(request: &HttpRequest) -> Result<Option<String>> {
     parse_key(Some(text.map_err(|_| Error::invalid("the Idempotency-Key header must be UTF-8"))?))
 }
 
-fn bulk_answer(recorded: Recorded) -> Result<HttpResponse> {
+pub(super) fn bulk_answer(recorded: Recorded) -> Result<HttpResponse> {
     let status = match recorded.accepted.len() + recorded.duplicates.len() {
         0 => StatusCode::BAD_REQUEST,
         _ => StatusCode::CREATED,

@@ -121,9 +121,20 @@ pub struct Event {
     pub dimension_set: DimensionSet,
     /// Of subject, meter, quantity and metadata, not the time: retries may stamp it anew.
     pub fingerprint: i64,
+    /// It was stored elsewhere before, under this very id, and may be brought in again.
+    pub is_imported: bool,
 }
 
 impl Event {
+    /// What the ledger is unique by: the key; of an event that was brought in without one, its id.
+    pub fn ledger_key(&self) -> Option<Vec<u8>> {
+        match &self.key {
+            Some(key) => Some(ledger_key(key)),
+            None if self.is_imported => Some([&[LEDGER_ID], self.id.as_bytes().as_slice()].concat()),
+            None => None,
+        }
+    }
+
     /// What it was made of, to be checked against another version of its meter.
     pub fn into_input(self) -> Input {
         Input {
@@ -215,6 +226,51 @@ pub fn validate(meter: &Arc<Meter>, input: Input, now: Timestamp, id: Uuid) -> R
         metadata,
         dimension_set,
         fingerprint,
+        is_imported: false,
+    })
+}
+
+/// An event as another database has it.
+#[derive(Clone, Debug)]
+pub struct Foreign {
+    pub id: Uuid,
+    pub subject: String,
+    pub time: Timestamp,
+    pub received_at: Timestamp,
+    pub quantity: Quantity,
+    /// As it was stored there: of any length.
+    pub key: Option<String>,
+    pub metadata: Map,
+}
+
+/// Takes over an event that was valid where it comes from, under dimensions that may have changed since: they are not
+/// demanded again. What could not be read or stored here is refused.
+pub fn take_over(meter: &Arc<Meter>, foreign: Foreign) -> Result<Event> {
+    let Foreign { id, subject, time, received_at, quantity, key, metadata } = foreign;
+    if parse_subject(&subject)? != subject {
+        return Err(Error::invalid("subject has blanks around it"));
+    }
+    if !quantity.is_positive() {
+        return Err(Error::invalid("quantity is not greater than 0"));
+    }
+    reject_nul(key.as_deref().unwrap_or_default())?;
+    let metadata = Metadata::Values(metadata).validate()?;
+    let dimension_set = dimension_set(meter, &metadata);
+    let metadata = metadata_text(&metadata)?;
+    let fingerprint = fingerprint(meter, &subject, &quantity, metadata.as_deref().map(RawValue::get));
+    let (meter, key) = (meter.clone(), key.filter(|key| !key.is_empty()));
+    Ok(Event {
+        id,
+        meter,
+        subject,
+        time,
+        received_at,
+        quantity,
+        key,
+        metadata,
+        dimension_set,
+        fingerprint,
+        is_imported: true,
     })
 }
 
@@ -304,6 +360,8 @@ const LEDGER_PLAIN_MAX: usize = 39;
 
 /// No text begins with it.
 const LEDGER_UUID: u8 = 0xFF;
+/// Nor with this: the id of an event without a key.
+const LEDGER_ID: u8 = 0xFE;
 
 /// What the ledger is unique by. Short keys stand for themselves, because keys that grow with time then land
 /// beside each other in the index; of a UUID in its usual spelling only the number is kept, half as long; a long key

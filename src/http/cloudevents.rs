@@ -1,0 +1,142 @@
+//! Doors for events of other formats: CloudEvents 1.0 over HTTP, and OpenMeter's. What an event comes to stands in
+//! `metering::cloudevent`; from there on it is an event like any other.
+
+use actix_web::http::{StatusCode, header};
+use actix_web::{HttpRequest, HttpResponse, web};
+
+use crate::app::App;
+use crate::auth::Caller;
+use crate::error::{Error, Result};
+use crate::http::extract::{Body, Events};
+use crate::http::openapi::Doc;
+use crate::http::respond;
+use crate::http::usage::{BulkResult, bulk_answer};
+use crate::ingest::{Failure, Kind, Recorded};
+use crate::metering::cloudevent::CloudEvent;
+use crate::metering::event::{Input, StoredEvent};
+
+pub fn describe_create() -> Doc {
+    Doc::new("usage", "Record CloudEvents: one (structured or binary) or a batch, by content type")
+        .body::<CloudEvent>()
+        .answer::<StoredEvent>(
+            201,
+            "The stored event, or the one that first had this source and id; of a batch, a bulk result.",
+        )
+        .errors(&[404, 429])
+}
+
+/// `application/cloudevents+json`, `application/cloudevents-batch+json`, or attributes in headers.
+pub async fn create(
+    app: web::Data<App>,
+    caller: Caller,
+    request: HttpRequest,
+    body: Body,
+) -> Result<HttpResponse> {
+    let content_type = content_type(&request);
+    if content_type.starts_with("application/cloudevents-batch+json") {
+        let Events { events } = body.events().await?;
+        return bulk_answer(record(&app, &caller, Kind::Bulk, events).await?);
+    }
+    let event = match content_type.starts_with("application/cloudevents+json") {
+        true => body.object().await?,
+        false => binary(&request, body.text().await?)?,
+    };
+    one_answer(record(&app, &caller, Kind::Single, vec![event]).await?)
+}
+
+pub fn describe_openmeter() -> Doc {
+    Doc::new("usage", "Record events as OpenMeter takes them: one or a list")
+        .body::<CloudEvent>()
+        .empty(204, "Everything is stored.")
+        .answer::<BulkResult>(400, "What is valid is stored; the rest is named.")
+        .errors(&[429])
+}
+
+pub async fn openmeter(app: web::Data<App>, caller: Caller, body: Body) -> Result<HttpResponse> {
+    let Events { events } = body.events().await?;
+    let recorded = record(&app, &caller, Kind::Bulk, events).await?;
+    if recorded.failed.is_empty() {
+        return Ok(respond::no_content());
+    }
+    let mut answer = bulk_answer(recorded)?;
+    *answer.status_mut() = StatusCode::BAD_REQUEST;
+    Ok(answer)
+}
+
+fn content_type(request: &HttpRequest) -> String {
+    let value = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    value.unwrap_or_default().trim().to_ascii_lowercase()
+}
+
+/// Attributes stand in headers, percent-encoded; the body is the data.
+fn binary(request: &HttpRequest, data: String) -> Result<CloudEvent> {
+    let attribute = |name: &str| -> Result<Option<String>> {
+        let Some(value) = request.headers().get(name) else { return Ok(None) };
+        let decoded = percent_encoding::percent_decode(value.as_bytes()).decode_utf8();
+        let text = decoded.map_err(|_| Error::invalid(format!("the header {name} must be UTF-8")))?;
+        Ok(Some(text.into_owned()))
+    };
+    let specversion = attribute("ce-specversion")?;
+    if specversion.is_none() {
+        return Err(Error::invalid(
+            "a CloudEvent has the header ce-specversion, or content type application/cloudevents+json",
+        ));
+    }
+    let data = match data.trim() {
+        "" => None,
+        text => Some(serde_json::from_str(text).map_err(|_| Error::invalid_json())?),
+    };
+    Ok(CloudEvent {
+        specversion,
+        id: attribute("ce-id")?,
+        source: attribute("ce-source")?,
+        kind: attribute("ce-type")?,
+        subject: attribute("ce-subject")?,
+        time: attribute("ce-time")?,
+        data,
+        ..CloudEvent::default()
+    })
+}
+
+/// Each on its own merits, in one transaction.
+async fn record(app: &App, caller: &Caller, kind: Kind, events: Vec<CloudEvent>) -> Result<Recorded> {
+    let most = app.config.ingest.max_bulk_events;
+    if events.is_empty() {
+        return Err(Error::invalid("at least one event is required"));
+    }
+    if events.len() > most {
+        return Err(Error::invalid(format!("at most {most} events may be sent in one call")));
+    }
+    let (mut inputs, mut places, mut failed) = (Vec::<Input>::new(), Vec::new(), Vec::new());
+    for (index, event) in events.into_iter().enumerate() {
+        match event.into_input() {
+            Ok(input) => {
+                caller.ensure_meter_allowed(input.meter())?;
+                inputs.push(input);
+                places.push(index);
+            }
+            Err(error) => failed.push(Failure { index, error }),
+        }
+    }
+    let recorded = if inputs.is_empty() {
+        Recorded::nothing()
+    } else {
+        app.ingest.record(caller.workspace_id, kind, inputs, None).await?
+    };
+    let recorded = recorded.moved(&places, failed);
+    recorded.confined(|meter| caller.ensure_meter_allowed(meter))
+}
+
+fn one_answer(recorded: Recorded) -> Result<HttpResponse> {
+    let has_conflict = recorded.has_conflict();
+    if let Some(failure) = recorded.failed.into_iter().next() {
+        return Err(failure.error);
+    }
+    if let Some(original) = recorded.duplicates.first() {
+        let mut response = respond::created(original)?;
+        respond::about_key(&mut response, true, has_conflict);
+        return Ok(response);
+    }
+    let stored = recorded.accepted.first().ok_or_else(|| Error::internal("a write without an outcome"))?;
+    respond::created(stored)
+}

@@ -1,0 +1,144 @@
+//! CloudEvents 1.0 read as usage, the same at every door and in every file: the type names the meter, `source` and `id`
+//! together are the idempotency key, `data` holds the quantity and the dimensions. Pure.
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use utoipa::ToSchema;
+
+use crate::error::{Error, Result};
+use crate::metering::event::{Input, InputQuantity, KEY_BYTES_MAX, Metadata, hash128};
+use crate::metering::json::{self, Map, Value};
+use crate::metering::quantity::Quantity;
+
+/// One event as it is sent. Attributes that are not named here are read over.
+#[derive(Clone, Debug, Default, Deserialize, ToSchema)]
+pub struct CloudEvent {
+    #[schema(value_type = String, pattern = "^1\\.0$")]
+    pub specversion: Option<String>,
+    #[schema(value_type = String, min_length = 1)]
+    pub id: Option<String>,
+    #[schema(value_type = String, min_length = 1)]
+    pub source: Option<String>,
+    /// Name of the meter.
+    #[serde(rename = "type")]
+    #[schema(value_type = String, min_length = 1)]
+    pub kind: Option<String>,
+    /// Whose use it is; without it, `subject` in the data.
+    pub subject: Option<String>,
+    pub time: Option<String>,
+    pub datacontenttype: Option<String>,
+    /// An object: `quantity` or `value` is the quantity, a number or a text of one, 1 without it; the rest is metadata.
+    #[schema(value_type = Option<Object>)]
+    pub data: Option<Box<RawValue>>,
+    pub data_base64: Option<String>,
+}
+
+/// Fields of the data that hold the quantity, the first that is there.
+const QUANTITY_FIELDS: [&str; 2] = ["quantity", "value"];
+
+impl CloudEvent {
+    pub fn into_input(self) -> Result<Input> {
+        let version = self.specversion.as_deref().unwrap_or("1.0");
+        if version != "1.0" {
+            return Err(Error::invalid("specversion must be 1.0"));
+        }
+        let id = required(self.id, "id")?;
+        let source = required(self.source, "source")?;
+        let mut data = match (self.data, self.data_base64) {
+            (_, Some(_)) => return Err(Error::invalid("data must be JSON")),
+            (None, None) => Map::new(),
+            (Some(text), None) if text.get() == "null" => Map::new(),
+            (Some(text), None) => {
+                json::parse_object(text.get()).ok_or_else(|| Error::invalid("data must be a JSON object"))?
+            }
+        };
+        let quantity = take_quantity(&mut data)?;
+        let subject = match (self.subject, data.remove("subject")) {
+            (Some(subject), inner) => {
+                data.extend(inner.map(|inner| ("subject".to_owned(), inner)));
+                Some(subject)
+            }
+            (None, Some(Value::String(subject))) => Some(subject),
+            _ => None,
+        };
+        Ok(Input {
+            idempotency_key: Some(key(&source, &id)),
+            subject,
+            meter: Some(required(self.kind, "type")?),
+            quantity: Some(quantity),
+            timestamp: self.time,
+            metadata: Some(Metadata::Values(data)),
+            time: None,
+        })
+    }
+}
+
+fn required(text: Option<String>, name: &str) -> Result<String> {
+    text.filter(|text| !text.is_empty()).ok_or_else(|| Error::invalid(format!("{name} is required")))
+}
+
+/// Takes the quantity out of the fields of an event; 1 where there is none.
+pub fn take_quantity(data: &mut Map) -> Result<InputQuantity> {
+    let name = QUANTITY_FIELDS.into_iter().find(|name| data.contains_key(*name));
+    match name.and_then(|name| data.remove(name)) {
+        None => Ok(InputQuantity(Ok(1.into()))),
+        Some(Value::Number(number)) => Ok(InputQuantity(Quantity::parse(number.as_str()))),
+        Some(Value::String(text)) => Ok(InputQuantity(Quantity::parse(text.trim()))),
+        Some(_) => Err(Error::invalid("the quantity in data must be a number")),
+    }
+}
+
+/// No source holds a blank, so that two pairs never become one key. What would be too long is hashed.
+fn key(source: &str, id: &str) -> String {
+    let plain = format!("{source} {id}");
+    if plain.len() <= KEY_BYTES_MAX && !source.contains(' ') && plain.trim() == plain {
+        return plain;
+    }
+    let hash = hash128(&[source.as_bytes(), id.as_bytes()]);
+    format!("cloudevent {}", hash.iter().map(|byte| format!("{byte:02x}")).collect::<String>())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<Input> {
+        serde_json::from_str::<CloudEvent>(text).expect("an event").into_input()
+    }
+
+    #[test]
+    fn an_event_is_usage() {
+        let text = r#"{"specversion":"1.0","id":"a-1","source":"/app","type":"calls","subject":"acme","extra":1,
+            "time":"2026-01-01T00:00:00Z","data":{"value":"0.10","region":"eu","subject":"inner"}}"#;
+        let input = read(text).expect("usable");
+        assert_eq!(input.idempotency_key.as_deref(), Some("/app a-1"));
+        assert_eq!((input.meter(), input.subject.as_deref()), ("calls", Some("acme")));
+        let quantity = input.quantity.and_then(|quantity| quantity.0.ok()).map(|quantity| quantity.to_json());
+        assert_eq!(quantity.as_deref(), Some("0.1"));
+        let Some(Metadata::Values(fields)) = input.metadata else { panic!("no metadata") };
+        assert_eq!(json::object_text(&fields), r#"{"region":"eu","subject":"inner"}"#);
+    }
+
+    #[test]
+    fn what_is_missing_is_said() {
+        for (text, word) in [
+            (r#"{"id":"1","source":"s","type":"m","specversion":"0.3"}"#, "specversion"),
+            (r#"{"source":"s","type":"m"}"#, "id"),
+            (r#"{"id":"1","type":"m"}"#, "source"),
+            (r#"{"id":"1","source":"s"}"#, "type"),
+            (r#"{"id":"1","source":"s","type":"m","data":[1]}"#, "data"),
+            (r#"{"id":"1","source":"s","type":"m","data_base64":"AA=="}"#, "data"),
+            (r#"{"id":"1","source":"s","type":"m","data":{"value":true}}"#, "quantity"),
+        ] {
+            let error = read(text).expect_err("refused");
+            assert!(error.message.contains(word), "{text}: {}", error.message);
+        }
+    }
+
+    #[test]
+    fn keys_never_meet() {
+        assert_ne!(key("a b", "c"), key("a", "b c"));
+        assert_ne!(key("a", " b"), key("a", "b"));
+        assert!(key(&"s".repeat(300), "1").len() < KEY_BYTES_MAX);
+    }
+}
