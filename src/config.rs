@@ -17,6 +17,7 @@ use ipnet::IpNet;
 
 mod cli;
 pub mod commands;
+pub mod import;
 mod sections;
 mod settings;
 mod source;

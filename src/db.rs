@@ -23,6 +23,7 @@ pub mod prepared;
 pub mod readiness;
 pub mod row_cache;
 pub mod schema;
+pub mod session;
 mod sqlite;
 mod sqlstate;
 pub mod statement;
@@ -259,6 +260,17 @@ pub fn file_of(driver: &Driver) -> Option<std::path::PathBuf> {
     match driver {
         Driver::Sqlite { path, .. } => sqlite::file(path),
         Driver::Postgres { .. } => None,
+    }
+}
+
+/// Another program's database, which is only read. Nothing limits its statements.
+pub fn open_foreign(driver: &Driver) -> Result<Conn> {
+    match driver {
+        Driver::Sqlite { path, .. } => match sqlite::open_to_look(path)? {
+            Some(conn) => Ok(Conn::Sqlite(conn)),
+            None => Err(inspect::unusable(format!("there is no database {path}"))),
+        },
+        Driver::Postgres { .. } => open(driver).map_err(|error| cannot_open(driver, error)),
     }
 }
 

@@ -1,4 +1,4 @@
-//! Password rules and hashing (Argon2id, PHC strings). Hashing is slow on purpose, so it runs on blocking threads, a
+//! Password rules and hashing (Argon2id, PHC strings; bcrypt of users that were brought in is only checked). Hashing is slow on purpose, so it runs on blocking threads, a
 //! few at once, and refuses when too many wait. Never logs or keeps a password.
 
 use std::sync::Arc;
@@ -36,6 +36,11 @@ pub fn check(password: &str) -> Result<()> {
         return Err(Error::invalid(format_args!("password must have at most {MAX_BYTES} bytes")));
     }
     Ok(())
+}
+
+/// Whether this is a hash of the reference server (bcrypt), to be replaced when its user next signs in.
+pub fn is_outdated(stored: &str) -> bool {
+    stored.starts_with("$2")
 }
 
 /// The threads that hash. Cheap to clone.
@@ -95,11 +100,17 @@ impl Turn {
     /// and takes as long.
     pub async fn verify(self, password: String, stored: Option<String>) -> Result<bool> {
         self.run(move || {
-            let is_known = stored.is_some();
-            let stored = stored.as_deref().unwrap_or(DUMMY);
-            let stored =
-                PasswordHash::new(stored).map_err(|_| Error::internal("unreadable password hash"))?;
-            Ok(argon2()?.verify_password(password.as_bytes(), &stored).is_ok() && is_known)
+            if let Some(stored) = stored.as_deref().filter(|stored| is_outdated(stored)) {
+                return Ok(bcrypt::verify(password, stored).unwrap_or(false));
+            }
+            let parsed = stored.as_deref().and_then(|stored| PasswordHash::new(stored).ok());
+            if stored.is_some() && parsed.is_none() {
+                log::error!("a stored password hash cannot be read: its user cannot sign in");
+            }
+            let is_known = parsed.is_some();
+            let dummy = || PasswordHash::new(DUMMY).map_err(|_| Error::internal("unreadable password hash"));
+            let hash = parsed.map_or_else(dummy, Ok)?;
+            Ok(argon2()?.verify_password(password.as_bytes(), &hash).is_ok() && is_known)
         })
         .await
     }
@@ -157,6 +168,22 @@ mod tests {
         let long = "x".repeat(1024);
         assert!(verify(&long, Some(&hash(&long).await)).await);
         assert!(!verify(&long[..1023], Some(&hash(&long).await)).await);
+    }
+
+    #[tokio::test]
+    async fn hashes_of_the_reference_are_checked_and_outdated() {
+        let hasher = Hasher::new();
+        let verify = async |password: &str, stored: &str| {
+            let turn = hasher.turn().await.expect("turn");
+            turn.verify(password.to_string(), Some(stored.to_string())).await.expect("verify")
+        };
+        let stored = bcrypt::hash("correct horse battery 1", 4).expect("a hash");
+        assert!(is_outdated(&stored) && !is_outdated(DUMMY));
+        assert!(verify("correct horse battery 1", &stored).await);
+        assert!(!verify("correct horse battery 2", &stored).await);
+        for unreadable in ["$2a$10$short", "plain", "$argon2id$v=19$nonsense"] {
+            assert!(!verify("plain", unreadable).await, "{unreadable}");
+        }
     }
 
     #[test]

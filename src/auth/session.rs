@@ -192,12 +192,15 @@ impl Auth {
         let turn = self.0.passwords.turn().await?;
         // once more: while this one waited, others for the same account may have failed
         throttle.check_login(&email, address, Timestamp::now())?;
-        if !turn.verify(password, stored).await? {
+        if !turn.verify(password.clone(), stored.clone()).await? {
             throttle.login_failed(Some(&email), address, Timestamp::now());
             self.record_failure(user_id).await;
             return Err(Error::unauthorized());
         }
         throttle.login_succeeded(&email);
+        if let Some(outdated) = stored.filter(|stored| password::is_outdated(stored)) {
+            self.renew_hash(user_id, password, outdated).await;
+        }
         self.open_session(user_id).await
     }
 
@@ -215,6 +218,18 @@ impl Auth {
             && let Err(error) = self.0.store.write("sessions::fail", work).await
         {
             log::warn!(error:%; "a failed sign-in was not recorded");
+        }
+    }
+
+    /// The password is known for this moment only. Whoever cannot be helped now is at the next sign-in.
+    async fn renew_hash(&self, user_id: i64, password: String, outdated: String) {
+        let renewed = async {
+            let hash = self.0.passwords.turn().await?.hash(password).await?;
+            let work = move |conn: &mut Conn| users::replace_hash(conn, user_id, &outdated, &hash);
+            self.0.store.write("users::replace_hash", work).await
+        };
+        if let Err(error) = renewed.await {
+            log::warn!(error:% = error.message; "an old password hash stays for now");
         }
     }
 

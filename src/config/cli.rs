@@ -195,6 +195,7 @@ const COMMAND_SETTINGS: &[(&str, &[&str])] = &[
     ("restore", &["Database"]),
     ("events", &["Client commands"]),
     ("usage", &["Client commands"]),
+    ("import", &["Database"]),
 ];
 
 fn with_settings(command: Command) -> Command {

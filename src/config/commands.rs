@@ -7,6 +7,8 @@ use clap::{Args, Subcommand, ValueEnum};
 
 pub use clap_complete::Shell;
 
+use crate::config::import::Import;
+
 #[derive(Clone, Debug, Subcommand)]
 pub enum Command {
     /// Ask a running process whether it lives, or is ready: for health checks
@@ -32,6 +34,9 @@ pub enum Command {
     /// Ask a server what was used
     #[command(subcommand)]
     Usage(Usage),
+    /// Bring in what other programs hold
+    #[command(subcommand)]
+    Import(Import),
     /// Print the completions of a shell
     #[command(after_help = "Example:\n  open-spanner completions bash > /etc/bash_completion.d/open-spanner")]
     Completions { shell: Shell },
@@ -388,6 +393,7 @@ impl Command {
             Command::Restore(_) => "restore",
             Command::Events(_) => "events",
             Command::Usage(_) => "usage",
+            Command::Import(_) => "import",
             Command::Completions { .. } => "completions",
             Command::Man { .. } => "man",
         }

@@ -123,6 +123,7 @@ pub const NO_CHANGES: &[&str] = &[
     "sessions::sweep",
     "sign_ins::sweep",
     "subjects::keep_counts",
+    "users::replace_hash",
 ];
 
 /// The chain of what belongs to no workspace.

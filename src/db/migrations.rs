@@ -348,6 +348,18 @@ pub fn revert(driver: &Driver, count: u32) -> Result<Vec<String>> {
     })
 }
 
+/// SQLite: keeps servers and workers from starting while it lives, because each believes that nobody else writes events;
+/// refuses while one runs. PostgreSQL's share it.
+pub fn use_alone(driver: &Driver) -> Result<Option<File>> {
+    match driver {
+        Driver::Postgres { .. } => Ok(None),
+        Driver::Sqlite { .. } => {
+            let mut conn = open(driver).map_err(|error| cannot_open(driver, error))?;
+            refuse_while_used(driver, &mut conn)
+        }
+    }
+}
+
 /// Keeps processes from starting while it lives.
 fn refuse_while_used(driver: &Driver, conn: &mut Conn) -> Result<Option<File>> {
     let used = |by: String| {

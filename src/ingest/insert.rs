@@ -76,6 +76,9 @@ pub struct Batch {
     pub consumes: Option<DecidedAt>,
 }
 
+/// Of a remembered answer that came from another program: what was sent is not known, and nothing is compared with it.
+pub const PAYLOAD_UNKNOWN: i64 = 0;
+
 impl Batch {
     /// Tells calls with the same events from others; times only where they were given.
     fn payload(&self) -> i64 {
@@ -394,7 +397,7 @@ impl<'a> InsertBatch<'a> {
                     let (accepted, duplicates) =
                         (event::decode_replay(&accepted)?, event::decode_replay(&duplicates)?);
                     for at in same {
-                        let conflict = self.batches[at].payload() != payload;
+                        let conflict = payload != PAYLOAD_UNKNOWN && self.batches[at].payload() != payload;
                         let (accepted, duplicates) = (accepted.clone(), duplicates.clone());
                         self.decided[at] = Some(Outcome::Replayed { accepted, duplicates, conflict });
                     }
@@ -434,8 +437,8 @@ impl<'a> InsertBatch<'a> {
         let mut first: BTreeMap<LedgerKey, (Place, &Event)> = BTreeMap::new();
         let mut later: Vec<(LedgerKey, Place, &Event)> = Vec::new();
         for (place, workspace_id, event) in self.pending_events() {
-            let Some(key) = &event.key else { continue };
-            let key = (workspace_id, event::ledger_key(key));
+            let Some(key) = event.ledger_key() else { continue };
+            let key = (workspace_id, key);
             match first.entry(key) {
                 Entry::Occupied(taken) => later.push((taken.key().clone(), place, event)),
                 Entry::Vacant(free) => drop(free.insert((place, event))),

@@ -35,6 +35,7 @@ const FLOORS: &[&str] = &[
     "http",
     "dashboard",
     "roles",
+    "import",
     "cli",
 ];
 
@@ -52,6 +53,7 @@ const SQL_PLACES: &[&str] = &[
     "ingest/insert",
     "usage/",
     "retention/",
+    "import/reference/",
 ];
 
 struct Source {

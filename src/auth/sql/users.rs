@@ -128,6 +128,13 @@ fn create_workspace(conn: &mut Conn, user_id: i64, email: &str, now: Timestamp) 
     Ok(workspace_id)
 }
 
+/// Takes a new hash of the same password, unless the password was changed meanwhile.
+pub fn replace_hash(conn: &mut Conn, user_id: i64, old: &str, new: &str) -> Result<(), DbError> {
+    let is_same = users::id.eq(user_id).and(users::password_hash.eq(old));
+    diesel::update(users::table.filter(is_same)).set(users::password_hash.eq(new)).execute(conn)?;
+    Ok(())
+}
+
 /// A registered user and the password hash, which is empty when the user has none.
 pub fn credentials(conn: &mut Conn, email: &str) -> Result<Option<(i64, String)>, DbError> {
     let found =

@@ -1,0 +1,68 @@
+//! The command line of `open-spanner import`. What it does stands in `crate::import`.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+
+use crate::config::{Driver, Secret, Synchronous};
+
+#[derive(Clone, Debug, Subcommand)]
+pub enum Import {
+    /// Bring over everything from a database of the Go server that open-spanner replaces
+    Reference(Reference),
+    /// Bring in events of OpenMeter: CloudEvents, one a line, or a CSV with their attributes
+    Openmeter(Files),
+    /// Bring in events of Lago: JSON, one a line, or a CSV
+    Lago(Files),
+    /// Bring in billing meter events of Stripe: JSON, one a line
+    Stripe(Files),
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "\
+The old server may go on meanwhile: its database is only read. Every run brings what is new since the last one, so
+run it once at leisure, stop the old server, run it again, and let clients talk to the new one.
+
+Examples:
+  open-spanner import reference --from old.db --dry-run
+  open-spanner import reference --from postgres://old@db/spanner --rejected left-out.jsonl")]
+pub struct Reference {
+    /// A SQLite file, or postgres://…; libpq's variables and password file are read, too
+    #[arg(long, value_name = "FILE|DSN")]
+    pub from: String,
+    #[command(flatten)]
+    pub how: How,
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "\
+The meter is found by its name: OpenMeter's type, Lago's code, Stripe's event_name. The other side's id is the idempotency
+key, so a file can be brought in twice. A file that ends in .csv is a table with a head, any other has one JSON object a line.")]
+pub struct Files {
+    #[arg(required = true, value_name = "FILE")]
+    pub files: Vec<PathBuf>,
+    /// The workspace with this id; without it, the only one there is
+    #[arg(long, value_name = "ID")]
+    pub workspace: Option<String>,
+    #[command(flatten)]
+    pub how: How,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct How {
+    /// Do everything and take it back: nothing is stored
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Where to list what is left out, one JSON object a line
+    #[arg(long, value_name = "FILE", default_value = "import-rejected.jsonl")]
+    pub rejected: PathBuf,
+}
+
+/// The database that a text names: a connection string of PostgreSQL, else a file.
+pub fn driver_of(from: &str) -> Driver {
+    let is_dsn = ["postgres://", "postgresql://"].iter().any(|scheme| from.starts_with(scheme));
+    match is_dsn {
+        true => Driver::Postgres { dsn: Secret::new(from) },
+        false => Driver::Sqlite { path: from.to_owned(), synchronous: Synchronous::Full },
+    }
+}

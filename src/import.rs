@@ -1,0 +1,36 @@
+//! Moving in: brings what other programs hold into a database of ours. A command, not a server: it works on one
+//! connection, in order, and ends. Events go the way of all events (`crate::ingest::insert`); no event, roll-up or key
+//! is written here.
+
+mod files;
+mod progress;
+mod reference;
+mod report;
+mod sql;
+
+use std::sync::atomic::AtomicBool;
+
+use crate::config::import::{How, Import, driver_of};
+use crate::config::{Config, Driver};
+use crate::db::migrations::{self, Wanted};
+use crate::db::session::Session;
+use crate::error::Result;
+use crate::import::files::Format;
+
+pub fn run(config: &Config, import: &Import) -> Result<()> {
+    let driver = &config.db.driver;
+    migrations::prepare(driver, Wanted { migrate: true, accept_newer: false }, &AtomicBool::new(false))?;
+    let _alone = migrations::use_alone(driver)?;
+    match import {
+        Import::Reference(asked) => {
+            reference::run(ours(driver, &asked.how)?, &driver_of(&asked.from), &asked.how)
+        }
+        Import::Openmeter(asked) => files::run(ours(driver, &asked.how)?, asked, Format::Openmeter),
+        Import::Lago(asked) => files::run(ours(driver, &asked.how)?, asked, Format::Lago),
+        Import::Stripe(asked) => files::run(ours(driver, &asked.how)?, asked, Format::Stripe),
+    }
+}
+
+fn ours(driver: &Driver, how: &How) -> Result<Session> {
+    Session::open(driver, how.dry_run)
+}

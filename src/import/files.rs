@@ -1,0 +1,241 @@
+//! Events from files that other meters write: OpenMeter, Lago, Stripe. Each line or row becomes an input as if it had been
+//! sent here, so the rules of every door hold; the other side's id is the idempotency key, so a file can be brought in
+//! again and again. What is refused is listed with its line.
+
+mod formats;
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+pub use formats::Format;
+
+use crate::chance;
+use crate::config::import::{Files, How};
+use crate::db::session::Session;
+use crate::error::{Code, Error, Result};
+use crate::import::progress::Progress;
+use crate::import::report::Report;
+use crate::import::sql::ours::{self, Put};
+use crate::ingest::insert::{self, Batch, Kind, Outcome, WriteCache};
+use crate::metering::event::{self, Event, Input};
+use crate::metering::json::{self, Map};
+use crate::metering::meter::Meter;
+use crate::metering::rollup::Lanes;
+use crate::metering::time::Timestamp;
+use crate::meters::sql as meters;
+use crate::usage::fold;
+
+const EVENTS_AT_ONCE: usize = 4_000;
+/// Of one line; an event is as long as its metadata.
+const LINE_BYTES_MAX: u64 = 1 << 20;
+const TABLE: &str = "events";
+
+struct Import {
+    ours: Session,
+    report: Report,
+    workspace_id: i64,
+    now: Timestamp,
+    run_id: Uuid,
+    known: WriteCache,
+    meters: HashMap<String, Option<Arc<Meter>>>,
+    waiting: Vec<(String, Event)>,
+    progress: Progress,
+}
+
+pub fn run(mut session: Session, asked: &Files, format: Format) -> Result<()> {
+    let How { dry_run, rejected } = &asked.how;
+    let workspace_id = workspace(&mut session, asked.workspace.as_deref())?;
+    let total = asked.files.iter().filter_map(|file| Some(file.metadata().ok()?.len())).sum();
+    let mut import = Import {
+        ours: session,
+        report: Report::new(rejected)?,
+        workspace_id,
+        now: Timestamp::now(),
+        run_id: chance::id(),
+        known: WriteCache::default(),
+        meters: HashMap::new(),
+        waiting: Vec::with_capacity(EVENTS_AT_ONCE),
+        progress: Progress::new("bytes", total),
+    };
+    for file in &asked.files {
+        import.file(file, format)?;
+    }
+    import.store()?;
+    import.fold()?;
+    print!("{}", import.report.finish()?);
+    println!("what is left out is listed in {}", rejected.display());
+    if *dry_run {
+        println!("this was a dry run: nothing was stored");
+    }
+    Ok(())
+}
+
+/// The workspace with this id, or the only one.
+fn workspace(session: &mut Session, public_id: Option<&str>) -> Result<i64> {
+    let unusable = |message: &str| Error::new(Code::Unusable, message);
+    match public_id {
+        Some(id) => {
+            let found = session.read(|conn| ours::find(conn, "workspaces", id))?;
+            found.ok_or_else(|| unusable(&format!("there is no workspace {id}")))
+        }
+        None => session
+            .read(ours::only_workspace)?
+            .ok_or_else(|| unusable("there is not exactly one workspace: choose one with --workspace")),
+    }
+}
+
+impl Import {
+    fn file(&mut self, path: &Path, format: Format) -> Result<()> {
+        let unreadable = |error: std::io::Error| {
+            Error::new(Code::Unusable, format!("cannot read {}: {error}", path.display()))
+        };
+        let file = File::open(path).map_err(unreadable)?;
+        let name = path.display().to_string();
+        if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("csv")) {
+            return self.rows(&name, file, format);
+        }
+        let mut reader = BufReader::with_capacity(1 << 16, file);
+        let (mut number, mut line) = (0, Vec::new());
+        loop {
+            line.clear();
+            let read =
+                reader.by_ref().take(LINE_BYTES_MAX).read_until(b'\n', &mut line).map_err(unreadable)?;
+            if read == 0 {
+                return Ok(());
+            }
+            number += 1;
+            let is_whole = line.ends_with(b"\n") || (read as u64) < LINE_BYTES_MAX;
+            if !is_whole {
+                reader.skip_until(b'\n').map_err(unreadable)?;
+            }
+            self.progress.add(read);
+            let text = std::str::from_utf8(&line).map(str::trim);
+            let place = format!("{name}:{number}");
+            match text {
+                Ok("") => {}
+                Ok(text) if is_whole => {
+                    let fields =
+                        json::parse_object(text).ok_or_else(|| Error::invalid("the line is no JSON object"));
+                    self.take(place, fields.and_then(|fields| format.input(fields)))?;
+                }
+                Ok(_) => self.take(place, Err(Error::invalid("the line is too long")))?,
+                Err(_) => self.take(place, Err(Error::invalid("the line is not UTF-8")))?,
+            }
+        }
+    }
+
+    /// A table with a head: each row is the object of its cells, those that are JSON objects read as such.
+    fn rows(&mut self, name: &str, file: File, format: Format) -> Result<()> {
+        let unreadable =
+            |error: csv::Error| Error::new(Code::Unusable, format!("cannot read {name}: {error}"));
+        let mut reader = csv::ReaderBuilder::new().flexible(true).from_reader(file);
+        let head = reader.headers().map_err(unreadable)?.clone();
+        let mut before = 0;
+        let mut row = csv::StringRecord::new();
+        loop {
+            let read = reader.read_record(&mut row);
+            let at = reader.position().clone();
+            self.progress.add((at.byte() - before) as usize);
+            before = at.byte();
+            let place = format!("{name}:{}", row.position().map_or_else(|| at.line(), csv::Position::line));
+            match read {
+                Ok(false) => return Ok(()),
+                Ok(true) => {
+                    let fields: Map = head
+                        .iter()
+                        .zip(&row)
+                        .map(|(name, cell)| (name.to_owned(), formats::cell(cell)))
+                        .collect();
+                    self.take(place, format.input(fields))?;
+                }
+                Err(error) if error.is_io_error() => return Err(unreadable(error)),
+                Err(error) => {
+                    self.take(place, Err(Error::invalid(format!("the row cannot be read: {error}"))))?
+                }
+            }
+        }
+    }
+
+    /// Checks an event as every door does.
+    fn take(&mut self, place: String, input: Result<Input>) -> Result<()> {
+        let checked = match input {
+            Ok(input) => self.check(input)?,
+            Err(error) => Err(error),
+        };
+        match checked {
+            Ok(event) => {
+                self.waiting.push((place, event));
+                if self.waiting.len() >= EVENTS_AT_ONCE { self.store() } else { Ok(()) }
+            }
+            Err(error) => self.report.left_out(TABLE, &place, &error.message),
+        }
+    }
+
+    fn check(&mut self, input: Input) -> Result<Result<Event>> {
+        let name = input.meter().to_owned();
+        if !self.meters.contains_key(&name) {
+            let workspace_id = self.workspace_id;
+            let is_possible = !name.contains('\0');
+            let found = match is_possible {
+                true => self.ours.read(|conn| meters::find_by_name(conn, workspace_id, &name))?,
+                false => None,
+            };
+            self.meters.insert(name.clone(), found.map(Arc::new));
+        }
+        Ok(match self.meters.get(&name) {
+            Some(Some(meter)) if input.idempotency_key.is_some() => {
+                event::validate(meter, input, self.now, chance::id())
+            }
+            Some(Some(_)) => Err(Error::invalid("it has no id, so it could be counted twice")),
+            _ => Err(Error::not_found(format!("meter {name:?}"))),
+        })
+    }
+
+    fn store(&mut self) -> Result<()> {
+        let (places, events): (Vec<String>, Vec<Event>) =
+            std::mem::take(&mut self.waiting).into_iter().unzip();
+        if events.is_empty() {
+            return Ok(());
+        }
+        let batches = [Arc::new(Batch {
+            workspace_id: self.workspace_id,
+            kind: Kind::Bulk,
+            run_id: self.run_id,
+            events,
+            failed: 0,
+            replay_key: None,
+            received_at: self.now,
+            consumes: None,
+        })];
+        let (link, lanes, known) = (self.ours.link(), Lanes { meter: 0, subject: 0 }, &self.known);
+        let (outcomes, learned) =
+            self.ours.write(|conn| insert::insert(conn, link, &batches, lanes, known))?;
+        self.known.remember(learned);
+        let Some(Outcome::Stored(originals)) = outcomes.into_iter().next() else {
+            return Err(Error::conflict("a meter was changed meanwhile: run the import again"));
+        };
+        for (place, original) in places.iter().zip(originals) {
+            match original {
+                Some(original) if original.conflict => {
+                    self.report.left_out(TABLE, place, "its id was used for another event")?;
+                }
+                original => {
+                    self.report.taken(TABLE, if original.is_some() { Put::Known } else { Put::New }, 1)
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn fold(&mut self) -> Result<()> {
+        for meter in self.meters.values().flatten() {
+            while self.ours.write(|conn| fold::fold(conn, meter.id))? {}
+        }
+        Ok(())
+    }
+}

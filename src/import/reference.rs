@@ -1,0 +1,259 @@
+//! From a database of the Go server: what its tables mean, in the order in which rows refer to each other. Rows keep
+//! their ids; each is written so that the next run finds it. A row that cannot be taken is listed, and the rest goes on.
+
+mod alerts;
+mod compare;
+mod events;
+mod history;
+mod meters;
+mod plans;
+mod who;
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+use self::compare::Tally;
+use crate::config::Driver;
+use crate::config::import::How;
+use crate::db::session::Session;
+use crate::db::{Conn, DbError};
+use crate::error::{Code, Error, Result};
+use crate::import::report::Report;
+use crate::import::sql::foreign::{Foreign, Odd, Row, Table};
+use crate::import::sql::ours::Put;
+use crate::metering::meter::Meter;
+use crate::metering::time::Timestamp;
+
+/// Why a row is not taken over, or why nothing can be.
+enum Refusal {
+    Odd(Odd),
+    Db(DbError),
+}
+
+impl From<Odd> for Refusal {
+    fn from(odd: Odd) -> Refusal {
+        Refusal::Odd(odd)
+    }
+}
+
+impl From<DbError> for Refusal {
+    fn from(fault: DbError) -> Refusal {
+        Refusal::Db(fault)
+    }
+}
+
+impl From<Error> for Refusal {
+    /// A rule of ours that the row breaks.
+    fn from(error: Error) -> Refusal {
+        Refusal::Odd(error.message.strip_prefix("invalid input: ").unwrap_or(&error.message).to_owned())
+    }
+}
+
+/// What one row comes to.
+type Step = fn(&mut Conn, &mut Ids, &Row) -> Result<Put, Refusal>;
+
+/// A plan, of which states and assignments speak.
+struct PlanOf {
+    id: i64,
+    is_current: bool,
+}
+
+/// What the numbers of ours are, by the ids of theirs. As large as the catalogue, not as the history.
+struct Ids {
+    now: Timestamp,
+    workspaces: HashMap<String, i64>,
+    users: HashMap<String, i64>,
+    /// By workspace and name.
+    meters: HashMap<(i64, String), Arc<Meter>>,
+    plans: HashMap<String, PlanOf>,
+    destinations: HashMap<String, i64>,
+    rules: BTreeSet<String>,
+    keys: BTreeSet<String>,
+    notes: Vec<String>,
+}
+
+impl Ids {
+    fn new() -> Ids {
+        Ids {
+            now: Timestamp::now(),
+            workspaces: HashMap::new(),
+            users: HashMap::new(),
+            meters: HashMap::new(),
+            plans: HashMap::new(),
+            destinations: HashMap::new(),
+            rules: BTreeSet::new(),
+            keys: BTreeSet::new(),
+            notes: Vec::new(),
+        }
+    }
+
+    fn workspace(&self, row: &Row) -> Result<i64, Odd> {
+        let id = row.text("workspace_id")?;
+        self.workspaces.get(&id).copied().ok_or_else(|| "its workspace is not there".to_owned())
+    }
+
+    fn user(&self, row: &Row) -> Result<i64, Odd> {
+        let id = row.text("user_id")?;
+        self.users.get(&id).copied().ok_or_else(|| "its user is not there".to_owned())
+    }
+
+    fn meter(&self, workspace_id: i64, row: &Row) -> Result<Arc<Meter>, Odd> {
+        let name = row.text("meter_name")?;
+        let key = (workspace_id, name);
+        self.meters.get(&key).cloned().ok_or_else(|| format!("its meter is not there: {:?}", key.1))
+    }
+
+    fn plan(&self, row: &Row) -> Result<&PlanOf, Odd> {
+        let id = row.text("plan_id")?;
+        self.plans.get(&id).ok_or_else(|| "its plan is not there".to_owned())
+    }
+}
+
+struct Import {
+    theirs: Foreign,
+    ours: Session,
+    report: Report,
+    ids: Ids,
+    tally: Tally,
+}
+
+/// Rows of the catalogue that are written in one transaction.
+const ROWS_AT_ONCE: usize = 500;
+
+pub fn run(ours: Session, from: &Driver, how: &How) -> Result<()> {
+    let theirs = Foreign::open(from)?;
+    let mut import = Import {
+        theirs,
+        ours,
+        report: Report::new(&how.rejected)?,
+        ids: Ids::new(),
+        tally: Tally::default(),
+    };
+    import.recognise()?;
+    import.catalogue()?;
+    import.events()?;
+    import.past()?;
+    import.settle()?;
+    let text = import.finish()?;
+    print!("{text}");
+    println!("what is left out is listed in {}", how.rejected.display());
+    if how.dry_run {
+        println!("this was a dry run: nothing was stored");
+    }
+    Ok(())
+}
+
+impl Import {
+    /// Refuses what is no database of the reference, or not whole.
+    fn recognise(&mut self) -> Result<()> {
+        let unusable = |message: &str| Error::new(Code::Unusable, message);
+        let has = |table: &str| self.theirs.has_table(table);
+        if !["usage_events", "meters", "schema_migrations"].iter().all(|table| has(table)) {
+            return Err(unusable(
+                "this is no database of the Go server: usage_events, meters or schema_migrations is missing",
+            ));
+        }
+        if !has("auth_workspaces") || !self.theirs.has_column("usage_events", "workspace_id") {
+            return Err(unusable(
+                "this database is of a Go server before 0.1.10, which had no workspaces: it cannot be imported",
+            ));
+        }
+        if has("plans") {
+            let missing = [plans::LIMITS.name, plans::ASSIGNMENTS.name].into_iter().find(|table| !has(table));
+            if let Some(table) = missing {
+                return Err(unusable(&format!("the table {table} is missing: this database is not whole")));
+            }
+        }
+        match self.theirs.version()? {
+            Some((version, true)) => Err(unusable(&format!(
+                "a migration of this database broke off (version {version}, dirty): let the Go server mend it first"
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    /// What events refer to.
+    fn catalogue(&mut self) -> Result<()> {
+        self.rows(&who::WORKSPACES, who::workspace)?;
+        self.rows(&who::USERS, who::user)?;
+        self.rows(&who::MEMBERSHIPS, who::membership)?;
+        self.rows(&who::IDENTITIES, who::identity)?;
+        self.rows(&who::SESSIONS, who::session)?;
+        self.rows(&who::API_KEYS, who::api_key)?;
+        self.rows(&who::API_KEY_EVENTS, who::api_key_event)?;
+        self.rows(&who::INVITATIONS, who::invitation)?;
+        self.rows(&meters::METERS, meters::meter)?;
+        self.rows(&meters::SAVED_QUERIES, meters::saved_query)?;
+        self.rows(&plans::PLANS, plans::plan)?;
+        self.rows(&plans::LIMITS, plans::limit)?;
+        self.rows(&plans::ASSIGNMENTS, plans::assignment)?;
+        self.end_overlaps()
+    }
+
+    /// What refers to events, or is about them.
+    fn past(&mut self) -> Result<()> {
+        self.rows(&history::PRUNE_RUNS, history::prune_run)?;
+        self.rows(&history::INGESTIONS, history::ingestion)?;
+        self.rows(&history::BULK, history::bulk)?;
+        self.rows(&history::EXPORTS, history::export)?;
+        self.rows(&history::DECISIONS, history::decision)?;
+        self.rows(&history::ROLLUPS, history::rollup)?;
+        self.rows(&plans::STATES, plans::state)?;
+        self.rows(&plans::EVENTS, plans::event)?;
+        self.rows(&plans::SNAPSHOTS, plans::snapshot)?;
+        self.rows(&alerts::DESTINATIONS, alerts::destination)?;
+        self.rows(&alerts::RULES, alerts::rule)?;
+        self.rows(&alerts::EVENTS, alerts::event)?;
+        self.rows(&alerts::STATES, alerts::state)?;
+        self.rows(&alerts::DELIVERIES, alerts::delivery)
+    }
+
+    /// Brings over a table, row by row.
+    fn rows(&mut self, table: &'static Table, step: Step) -> Result<()> {
+        let unread: Vec<String> = self.theirs.unread(table).map(str::to_owned).collect();
+        if !unread.is_empty() {
+            self.report.note(format!("{} has columns that are not read: {}", table.name, unread.join(", ")));
+        }
+        let Import { theirs, ours, report, ids, .. } = self;
+        theirs.each(table, ROWS_AT_ONCE, |rows| {
+            let done = ours.write(|conn| {
+                let mut done = Vec::with_capacity(rows.len());
+                for row in &rows {
+                    match step(conn, ids, row) {
+                        Ok(put) => done.push(Ok(put)),
+                        Err(Refusal::Odd(odd)) => done.push(Err(odd)),
+                        Err(Refusal::Db(DbError::Rejected(error))) => done.push(Err(error.message)),
+                        Err(Refusal::Db(fault)) => return Err(fault),
+                    }
+                }
+                Ok(done)
+            })?;
+            for (row, done) in rows.iter().zip(done) {
+                match done {
+                    Ok(Put::Taken) => {
+                        report.left_out(table.name, &id_of(table, row), "another row has its name")?
+                    }
+                    Ok(put) => report.taken(table.name, put, 1),
+                    Err(odd) => report.left_out(table.name, &id_of(table, row), &odd)?,
+                }
+            }
+            Ok(())
+        })
+    }
+
+    fn finish(&mut self) -> Result<String> {
+        self.compare()?;
+        for note in std::mem::take(&mut self.ids.notes) {
+            self.report.note(note);
+        }
+        self.report.finish()
+    }
+}
+
+/// What tells a row from the others of its table.
+fn id_of(table: &Table, row: &Row) -> String {
+    let has_id = table.columns.iter().any(|(name, _)| *name == "id");
+    let names: Vec<&str> =
+        if has_id { vec!["id"] } else { table.columns.iter().take(3).map(|(name, _)| *name).collect() };
+    names.into_iter().map(|name| row.shown(name)).collect::<Vec<_>>().join("/")
+}

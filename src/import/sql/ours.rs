@@ -1,0 +1,194 @@
+//! Writes rows of ours that came from elsewhere, and asks what is there. Each row is found by its public id, so that
+//! writing it twice changes nothing.
+
+use diesel::sql_types::{BigInt, Binary, Bool, Nullable, Text};
+use diesel::{OptionalExtension, RunQueryDsl, sql_query};
+
+use crate::both;
+use crate::db::identity::new_id;
+use crate::db::{Conn, DbError};
+
+#[derive(Clone, Debug)]
+pub enum Value {
+    Int(i64),
+    OptInt(Option<i64>),
+    Text(String),
+    OptText(Option<String>),
+    Blob(Vec<u8>),
+    Bool(bool),
+}
+
+impl From<i64> for Value {
+    fn from(value: i64) -> Value {
+        Value::Int(value)
+    }
+}
+
+impl From<Option<i64>> for Value {
+    fn from(value: Option<i64>) -> Value {
+        Value::OptInt(value)
+    }
+}
+
+impl From<String> for Value {
+    fn from(value: String) -> Value {
+        Value::Text(value)
+    }
+}
+
+impl From<&str> for Value {
+    fn from(value: &str) -> Value {
+        Value::Text(value.to_owned())
+    }
+}
+
+impl From<Option<String>> for Value {
+    fn from(value: Option<String>) -> Value {
+        Value::OptText(value)
+    }
+}
+
+impl From<Vec<u8>> for Value {
+    fn from(value: Vec<u8>) -> Value {
+        Value::Blob(value)
+    }
+}
+
+impl From<bool> for Value {
+    fn from(value: bool) -> Value {
+        Value::Bool(value)
+    }
+}
+
+/// Names and values of a row.
+pub type Columns = Vec<(&'static str, Value)>;
+
+/// What became of a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Put {
+    New,
+    /// It was there and is what it should be now.
+    Known,
+    /// Another row has what only one may have.
+    Taken,
+}
+
+#[derive(diesel::QueryableByName)]
+struct Number {
+    #[diesel(sql_type = BigInt)]
+    value: i64,
+}
+
+/// Runs a statement whose placeholders are `$1` and so on, in order.
+pub fn execute(conn: &mut Conn, text: String, values: &[Value]) -> Result<usize, DbError> {
+    Ok(both!(conn, c => {
+        let mut query = sql_query(text).into_boxed();
+        for value in values.iter().cloned() {
+            query = match value {
+                Value::Int(value) => query.bind::<BigInt, _>(value),
+                Value::OptInt(value) => query.bind::<Nullable<BigInt>, _>(value),
+                Value::Text(value) => query.bind::<Text, _>(value),
+                Value::OptText(value) => query.bind::<Nullable<Text>, _>(value),
+                Value::Blob(value) => query.bind::<Binary, _>(value),
+                Value::Bool(value) => query.bind::<Bool, _>(value),
+            };
+        }
+        query.execute(c)?
+    }))
+}
+
+/// The number of the row with this public id.
+pub fn find(conn: &mut Conn, table: &str, public_id: &str) -> Result<Option<i64>, DbError> {
+    let text = format!("SELECT id AS value FROM {table} WHERE public_id = $1");
+    let found: Option<Number> =
+        both!(conn, c => sql_query(text).bind::<Text, _>(public_id).get_result(c).optional()?);
+    Ok(found.map(|number| number.value))
+}
+
+/// Adds a row, unless it or another with the same key is there.
+pub fn add(conn: &mut Conn, table: &str, row: &Columns) -> Result<bool, DbError> {
+    upsert(conn, table, row, "DO NOTHING")
+}
+
+/// Adds a row or does what `on_conflict` says.
+pub fn upsert(conn: &mut Conn, table: &str, row: &Columns, on_conflict: &str) -> Result<bool, DbError> {
+    let names: Vec<&str> = row.iter().map(|(name, _)| *name).collect();
+    let places: Vec<String> = (1..=row.len()).map(|at| format!("${at}")).collect();
+    let text = format!(
+        "INSERT INTO {table} ({}) VALUES ({}) ON CONFLICT {on_conflict}",
+        names.join(", "),
+        places.join(", ")
+    );
+    let values: Vec<Value> = row.iter().map(|(_, value)| value.clone()).collect();
+    Ok(execute(conn, text, &values)? > 0)
+}
+
+/// A row that others refer to by a number of ours: adds it, or brings `changing` of its columns up to date.
+pub fn put(
+    conn: &mut Conn,
+    table: &str,
+    public_id: &str,
+    row: &Columns,
+    changing: &[&str],
+    makes_id: bool,
+) -> Result<(Put, i64), DbError> {
+    if let Some(id) = find(conn, table, public_id)? {
+        let changed: Vec<&(&str, Value)> = row.iter().filter(|(name, _)| changing.contains(name)).collect();
+        if !changed.is_empty() {
+            let sets: Vec<String> =
+                changed.iter().enumerate().map(|(at, (name, _))| format!("{name} = ${}", at + 1)).collect();
+            let mut values: Vec<Value> = changed.iter().map(|(_, value)| value.clone()).collect();
+            values.push(id.into());
+            let text = format!("UPDATE {table} SET {} WHERE id = ${}", sets.join(", "), values.len());
+            execute(conn, text, &values)?;
+        }
+        return Ok((Put::Known, id));
+    }
+    let mut full: Columns = vec![("public_id", public_id.into())];
+    if makes_id {
+        full.push(("id", new_id().into()));
+    }
+    full.extend(row.iter().cloned());
+    if !add(conn, table, &full)? {
+        return Ok((Put::Taken, 0));
+    }
+    let id = find(conn, table, public_id)?;
+    Ok((Put::New, id.ok_or(DbError::Retry)?))
+}
+
+#[derive(diesel::QueryableByName)]
+struct PublicId {
+    #[diesel(sql_type = Text)]
+    public_id: String,
+}
+
+/// Does `change` to rows of a workspace that came from there and are gone there. Ids made here are of version 7, theirs
+/// of version 4.
+pub fn end_missing(
+    conn: &mut Conn,
+    table: &str,
+    change: &str,
+    value: Value,
+    workspace_id: i64,
+    present: &std::collections::BTreeSet<String>,
+) -> Result<usize, DbError> {
+    let column = change.split(' ').next().unwrap_or_default();
+    let still = if column == "enabled" { "enabled" } else { "revoked_at IS NULL" };
+    let text = format!(
+        "SELECT public_id FROM {table} WHERE workspace_id = $1 AND {still} AND substr(public_id, 15, 1) = '4'"
+    );
+    let rows: Vec<PublicId> = both!(conn, c => sql_query(text).bind::<BigInt, _>(workspace_id).load(c)?);
+    let mut ended = 0;
+    for row in rows.into_iter().filter(|row| !present.contains(&row.public_id)) {
+        let text = format!("UPDATE {table} SET {change} WHERE public_id = $2");
+        ended += execute(conn, text, &[value.clone(), row.public_id.into()])?;
+    }
+    Ok(ended)
+}
+
+/// The number of the only workspace; none when there are several, or none.
+pub fn only_workspace(conn: &mut Conn) -> Result<Option<i64>, DbError> {
+    let rows: Vec<Number> =
+        both!(conn, c => sql_query("SELECT id AS value FROM workspaces LIMIT 2").load(c)?);
+    Ok(if let [one] = rows.as_slice() { Some(one.value) } else { None })
+}

@@ -1,0 +1,482 @@
+//! Moving in from the Go server: its database, of either engine, comes into ours, of either engine, whole, again and
+//! again. `moving/reference.sql` is a small one; with OPEN_SPANNER_REFERENCE_DATA a folder with real ones is used, too.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use base64::Engine;
+use serde_json::{Value, json};
+
+use crate::support::client::NOON;
+use crate::support::program::{self, Run};
+use crate::support::{Client, Database, Server, Workspace, env, on_both_databases, skip};
+
+on_both_databases!(
+    everything_comes_over,
+    the_second_run_brings_what_is_new,
+    a_killed_import_is_run_again,
+    a_dry_run_stores_nothing,
+    the_page_can_be_followed,
+    files_of_other_meters_come_in_once,
+    what_is_no_database_of_the_reference_is_refused,
+    a_real_database_comes_over,
+);
+
+const WORKSPACE: &str = "11111111-0000-4000-8000-000000000001";
+const KEY: &str = "osp_sk_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
+const OTHER_KEY: &str = "osp_sk_BBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBB";
+const PASSWORD: &str = "correct horse battery 1";
+
+/// A database of the Go server, on each engine.
+fn theirs() -> [Database; 2] {
+    [Database::sqlite(), Database::postgres()].map(|database| {
+        database.make(include_str!("moving/reference.sql"));
+        let hash = bcrypt::hash(PASSWORD, 4).expect("a hash");
+        database.make(&format!(
+            "INSERT INTO auth_users VALUES ('22222222-0000-4000-8000-000000000001', 'ada@example.com', '{hash}', '2026-01-01T00:00:00Z'),
+                 ('22222222-0000-4000-8000-000000000002', 'Ada@example.com', '', '2026-01-01T00:00:00Z')"
+        ));
+        for (id, key) in [("aaaaaaaa-0000-4000-8000-000000000001", KEY), ("aaaaaaaa-0000-4000-8000-000000000002", OTHER_KEY)] {
+            database.make(&format!(
+                "INSERT INTO auth_api_keys VALUES ('{id}', '22222222-0000-4000-8000-000000000001', '{WORKSPACE}', 'all', '{}', '{}',
+                     '[\"usage:read\",\"usage:write\",\"meters:read\",\"plans:read\",\"alerts:read\",\"system:read\"]', '[]', NULL, NULL,
+                     '2026-01-01T00:00:00Z', NULL)",
+                hash_of(key),
+                &key[..18]
+            ));
+        }
+        database
+    })
+}
+
+fn hash_of(token: &str) -> String {
+    let digest = ring::digest::digest(&ring::digest::SHA256, token.as_bytes());
+    base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(digest)
+}
+
+/// What `--from` says.
+fn place(theirs: &Database) -> String {
+    match theirs {
+        Database::Sqlite { path, .. } => path.display().to_string(),
+        Database::Postgres { dsn, .. } => dsn.clone(),
+    }
+}
+
+struct Imported {
+    run: Run,
+    left_out: Vec<Value>,
+}
+
+fn import(ours: &Database, from: &str, more: &[&str]) -> Imported {
+    let directory = tempfile::tempdir().expect("a directory");
+    let run = program::finish(command(ours, from, more, directory.path()), Duration::from_secs(300));
+    let listed = std::fs::read_to_string(directory.path().join("left-out.jsonl")).unwrap_or_default();
+    let left_out = listed.lines().map(|line| serde_json::from_str(line).expect("a line of JSON")).collect();
+    Imported { run, left_out }
+}
+
+fn command(ours: &Database, from: &str, more: &[&str], directory: &Path) -> std::process::Command {
+    let settings = ours.settings();
+    let settings: Vec<(&str, &str)> = settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let arguments = [&["import", "reference", "--from", from, "--rejected", "left-out.jsonl"], more].concat();
+    program::command(&arguments, &settings, directory)
+}
+
+/// The new, known and left out rows of a table, as they are told.
+fn counts(run: &Run, table: &str) -> [u64; 3] {
+    let line = run.stdout.lines().find(|line| line.split(' ').next() == Some(table));
+    let line = line.unwrap_or_else(|| panic!("no line of {table}: {run:#?}"));
+    let numbers: Vec<u64> =
+        line.split_whitespace().skip(1).map(|word| word.parse().expect("a number")).collect();
+    numbers.try_into().expect("three numbers")
+}
+
+async fn months(client: &Client) -> Vec<(String, String)> {
+    let path = "/v1/usages?meter=calls&bucket_size=month&from=2026-01-01T00:00:00Z&to=2026-04-01T00:00:00Z";
+    let rows = client.get(path).await.json(200);
+    let of = |row: &Value| {
+        (row["bucket_start"].as_str().unwrap_or_default()[..7].to_owned(), row["quantity"].to_string())
+    };
+    rows.as_array().expect("a list").iter().map(of).collect()
+}
+
+async fn everything_comes_over(ours: Database) {
+    for theirs in theirs() {
+        let ours = ours_again(&ours);
+        let Imported { run, left_out } = import(&ours, &place(&theirs), &[]);
+        let run = run.succeeded();
+        assert_eq!(counts(&run, "usage_events"), [3, 0, 6], "{}", run.stdout);
+        assert!(
+            run.stdout.contains("calls: 3 events, sum 1000000000000000000000.3: equal on both sides"),
+            "{}",
+            run.stdout
+        );
+        assert!(run.stdout.contains("not read: colour_of_a_newer_version"), "{}", run.stdout);
+        for (table, id, why) in [
+            ("auth_users", "22222222-0000-4000-8000-000000000002", "lower case"),
+            (
+                "auth_workspace_memberships",
+                "11111111-0000-4000-8000-000000000001/22222222-0000-4000-8000-000000000001/superuser",
+                "role",
+            ),
+            ("auth_identities", "22222222-0000-4000-8000-000000000009", "github"),
+            ("meters", "33333333-0000-4000-8000-000000000002", "aggregation"),
+            ("plan_limits", "44444444-0000-4000-8000-000000000012", "decade"),
+            ("alert_rules", "66666666-0000-4000-8000-000000000012", "no destination"),
+            ("usage_events", "99999999-0000-4000-8000-000000000001", "gone"),
+            ("usage_events", "99999999-0000-4000-8000-000000000002", "10000"),
+            ("usage_events", "99999999-0000-4000-8000-000000000003", "subject"),
+            ("usage_events", "99999999-0000-4000-8000-000000000004", "greater than 0"),
+            ("usage_events", "99999999-0000-4000-8000-000000000005", "NUL"),
+            ("usage_events", "99999999-0000-4000-8000-000000000006", "median"),
+        ] {
+            let is_it = |line: &&Value| line["table"] == table && line["id"] == id;
+            let line = left_out.iter().find(is_it).unwrap_or_else(|| panic!("{table} {id}: {left_out:#?}"));
+            assert!(line["reason"].as_str().is_some_and(|reason| reason.contains(why)), "{line}");
+        }
+        let server = Server::start(&ours);
+        let key = server.client().with_key(KEY);
+        assert_eq!(
+            months(&key).await,
+            [("2026-01".into(), "0.3".into()), ("2026-02".into(), "1e+21".into())]
+        );
+        passwords_work(&server).await;
+        the_past_is_there(&key).await;
+        assert_eq!(ours.count("plan_assignments"), 3);
+    }
+}
+
+/// Another empty database of the same engine.
+fn ours_again(ours: &Database) -> Database {
+    match ours {
+        Database::Sqlite { .. } => Database::sqlite(),
+        Database::Postgres { .. } => Database::postgres(),
+    }
+}
+
+async fn passwords_work(server: &Server) {
+    let sign_in = async |password: &str| {
+        let body = json!({"email": "ada@example.com", "password": password});
+        server.client().post("/v1/auth/sessions", &body).await.status
+    };
+    // the second time with the hash that took the place of the first
+    assert_eq!(
+        [sign_in(PASSWORD).await, sign_in(PASSWORD).await, sign_in("wrong horse").await],
+        [201, 201, 401]
+    );
+}
+
+async fn the_past_is_there(key: &Client) {
+    let retry = json!({"meter": "calls", "subject": "acme", "quantity": 0.1, "idempotency_key": "k-1", "metadata": {"region": "eu"}});
+    let again = key.post("/v1/usages", &retry).await;
+    assert!(again.text.contains("88888888-0000-4000-8000-000000000001"), "{}", again.text);
+    let call = key.with("idempotency-key", "call-1").post("/v1/usages/bulk", &json!([retry])).await;
+    assert!(
+        call.text.contains(r#""accepted":1"#) && call.text.contains("88888888-0000-4000-8000-000000000001"),
+        "{}",
+        call.text
+    );
+    let runs = key.get("/v1/usages/ingestions").await;
+    if runs.status == 200 {
+        assert!(!runs.text.contains(r#""accepted":9"#), "{}", runs.text);
+    }
+    let rules = key.get("/v1/alerts").await.expect(200).text;
+    assert!(rules.contains("66666666-0000-4000-8000-000000000011") && rules.contains("1e+21"), "{rules}");
+    let plans = key.get("/v1/plans").await.expect(200).text;
+    assert!(plans.contains("44444444-0000-4000-8000-000000000001") && plans.contains("1000.5"), "{plans}");
+}
+
+async fn the_second_run_brings_what_is_new(ours: Database) {
+    let [theirs, _] = theirs();
+    import(&ours, &place(&theirs), &[]).run.succeeded();
+    theirs.execute(&format!(
+        "INSERT INTO usage_events VALUES ('88888888-0000-4000-8000-000000000004', '{WORKSPACE}', NULL, 'acme', 'calls', 0.7,
+             '2026-01-05T00:00:00Z', '2026-03-01T00:00:00Z', '{{}}');
+         DELETE FROM auth_api_keys WHERE id = 'aaaaaaaa-0000-4000-8000-000000000002'"
+    ));
+    let run = import(&ours, &place(&theirs), &[]).run.succeeded();
+    assert_eq!(counts(&run, "usage_events"), [1, 3, 6], "{}", run.stdout);
+    for table in [
+        "meters",
+        "plans",
+        "plan_subject_assignments",
+        "auth_api_keys",
+        "usage_ingestions",
+        "bulk_usage_ingestions",
+    ] {
+        assert_eq!(counts(&run, table)[0], 0, "{table}: {}", run.stdout);
+    }
+    let server = Server::start(&ours);
+    let key = server.client().with_key(KEY);
+    assert_eq!(months(&key).await[0], ("2026-01".into(), "1".into()));
+    // withdrawn there
+    server.client().with_key(OTHER_KEY).get("/v1/meters").await.expect(401);
+    assert_eq!((ours.count("events"), ours.count("ingestion_runs")), (4, 1));
+}
+
+async fn a_killed_import_is_run_again(ours: Database) {
+    let [theirs, _] = theirs();
+    for block in 0..24 {
+        let rows: Vec<String> = (block * 1000..block * 1000 + 1000).map(event).collect();
+        theirs.make(&format!("INSERT INTO usage_events VALUES {}", rows.join(",")));
+    }
+    // the first run makes the schema, so that the tables can be looked at
+    import(&ours, &place(&theirs), &["--dry-run"]).run.succeeded();
+    let directory = tempfile::tempdir().expect("a directory");
+    for more_than in [0, 4_000, 12_000] {
+        let mut child = command(&ours, &place(&theirs), &[], directory.path())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("it starts");
+        let end = Instant::now() + Duration::from_secs(120);
+        while ours.count("events") <= more_than && child.try_wait().expect("our child").is_none() {
+            assert!(Instant::now() < end, "it does not get on");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+    let run = import(&ours, &place(&theirs), &[]).run.succeeded();
+    let [new, known, _] = counts(&run, "usage_events");
+    assert_eq!(new + known, 24_003, "{}", run.stdout);
+    assert!(known > 12_000, "{}", run.stdout);
+    let server = Server::start(&ours);
+    // 24,000 times 0.1, and 1e21
+    assert_eq!(months(&server.client().with_key(KEY)).await[1].1, "1.0000000000000000024e+21");
+    assert_eq!((ours.count("events"), ours.count("ingestion_runs")), (24_003, 1));
+}
+
+/// Half of them have a key.
+fn event(at: i32) -> String {
+    let key = if at % 2 == 0 { format!("'key-{at}'") } else { "NULL".to_owned() };
+    format!(
+        "('bbbbbbbb-0000-4000-8000-{at:012}', '{WORKSPACE}', {key}, 's-{}', 'calls', 0.1, '2026-02-{:02}T10:00:00Z',
+          '2026-03-01T00:00:00Z', '{{\"region\":\"eu\"}}')",
+        at % 50,
+        1 + at % 28
+    )
+}
+
+async fn a_dry_run_stores_nothing(ours: Database) {
+    let [theirs, _] = theirs();
+    let Imported { run, left_out } = import(&ours, &place(&theirs), &["--dry-run"]);
+    let run = run.succeeded();
+    assert_eq!(counts(&run, "usage_events"), [3, 0, 6], "{}", run.stdout);
+    assert!(run.stdout.contains("equal on both sides") && !left_out.is_empty(), "{}", run.stdout);
+    for table in ["events", "users", "workspaces", "meters", "subjects", "rollups", "idempotency_keys"] {
+        assert_eq!(ours.count(table), 0, "{table}");
+    }
+}
+
+async fn what_is_no_database_of_the_reference_is_refused(ours: Database) {
+    let empty = Database::sqlite();
+    empty.make("CREATE TABLE something (a INTEGER)");
+    let run = import(&ours, &place(&empty), &[]).run;
+    assert_eq!(run.code, Some(2), "{run:#?}");
+    assert!(run.stderr.contains("no database of the Go server"), "{run:#?}");
+    let [theirs, _] = theirs();
+    theirs.execute("UPDATE schema_migrations SET dirty = true");
+    let run = import(&ours, &place(&theirs), &[]).run;
+    assert!(run.code == Some(2) && run.stderr.contains("broke off"), "{run:#?}");
+    assert_eq!(ours.count("workspaces"), 0);
+}
+
+/// `docs/moving.md`, command by command; the old server writes on until it is stopped before the second import.
+async fn the_page_can_be_followed(ours: Database) {
+    let [theirs, _] = theirs();
+    let Database::Sqlite { path, .. } = &theirs else { panic!("the first is SQLite") };
+    let directory = path.parent().expect("a directory").to_path_buf();
+    std::fs::hard_link(path, directory.join("old.db")).expect("a second name");
+    let page = include_str!("../../docs/moving.md");
+    let lines = page.lines().map(str::trim).filter_map(|line| line.strip_prefix("open-spanner "));
+    let commands: Vec<Vec<&str>> = lines.map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(commands.len(), 4, "{commands:?}");
+    let settings = ours.settings();
+    let settings: Vec<(&str, &str)> = settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let imports = commands.iter().filter(|command| command[0] == "import");
+    for (at, command) in imports.enumerate() {
+        if at == 2 {
+            theirs.execute(&format!(
+                "INSERT INTO usage_events VALUES ('88888888-0000-4000-8000-000000000004', '{WORKSPACE}', NULL, 'acme', 'calls', 0.7,
+                     '2026-01-05T00:00:00Z', '2026-03-01T00:00:00Z', '{{}}')"
+            ));
+        }
+        let run = program::run(command, &settings, &directory).succeeded();
+        assert!(
+            run.stdout.contains("equal on both sides") && !run.stdout.contains("differs"),
+            "{}",
+            run.stdout
+        );
+        let listed = std::fs::read_to_string(directory.join("import-rejected.jsonl")).expect("the list");
+        assert!(listed.contains("99999999-0000-4000-8000-000000000001"), "{listed}");
+    }
+    let server = Server::start(&ours);
+    assert_eq!(months(&server.client().with_key(KEY)).await[0], ("2026-01".into(), "1".into()));
+}
+
+async fn files_of_other_meters_come_in_once(ours: Database) {
+    let mut server = Server::start(&ours);
+    let workspace = Workspace::create(&server.client()).await;
+    workspace.meter("calls", "sum").await;
+    server.terminate();
+    let directory = tempfile::tempdir().expect("a directory");
+    let write = |name: &str, text: String| std::fs::write(directory.path().join(name), text).expect("a file");
+    let event = |id: &str| {
+        format!(
+            r#"{{"specversion":"1.0","id":"{id}","source":"s","type":"calls","subject":"acme","time":"{NOON}","data":{{"value":"0.1"}}}}"#
+        )
+    };
+    write(
+        "openmeter.jsonl",
+        [event("1"), event("1"), "no JSON".into(), event("2").replace("calls", "unknown")].join("\n"),
+    );
+    write(
+        "openmeter.csv",
+        format!("id,source,type,subject,time,data\n3,s,calls,acme,{NOON},\"{{\"\"value\"\":0.2}}\"\n"),
+    );
+    write(
+        "lago.csv",
+        format!(
+            "transaction_id,external_subscription_id,code,timestamp,properties\n4,acme,calls,{NOON},\"{{\"\"value\"\":0.3}}\"\n"
+        ),
+    );
+    write("stripe.jsonl", r#"{"event_name":"calls","identifier":"5","payload":{"stripe_customer_id":"acme","value":"0.4"},"timestamp":1781524800}"#.into());
+    let settings = ours.settings();
+    let settings: Vec<(&str, &str)> = settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    for (round, arguments) in [
+        (0, vec!["openmeter", "openmeter.jsonl", "openmeter.csv"]),
+        (0, vec!["lago", "lago.csv"]),
+        (0, vec!["stripe", "stripe.jsonl"]),
+        (1, vec!["openmeter", "openmeter.jsonl", "openmeter.csv"]),
+        (1, vec!["lago", "lago.csv"]),
+        (1, vec!["stripe", "stripe.jsonl"]),
+    ] {
+        let run = program::run(&[vec!["import"], arguments.clone()].concat(), &settings, directory.path())
+            .succeeded();
+        let expected = match (arguments[0], round) {
+            ("openmeter", 0) => [2, 1, 2],
+            ("openmeter", _) => [0, 3, 2],
+            (_, 0) => [1, 0, 0],
+            _ => [0, 1, 0],
+        };
+        assert_eq!(counts(&run, "events"), expected, "{arguments:?} {}", run.stdout);
+    }
+    let server = Server::start(&ours);
+    assert_eq!(workspace.at(&server.url()).total("calls").await, "1");
+}
+
+// the real ones
+
+async fn a_real_database_comes_over(ours: Database) {
+    let Some(folder) = env("OPEN_SPANNER_REFERENCE_DATA").map(PathBuf::from) else {
+        return skip("moving::a_real_database_comes_over", "OPEN_SPANNER_REFERENCE_DATA is not set");
+    };
+    let expected = std::fs::read_to_string(folder.join("expected.json")).expect("expected.json");
+    let expected: Value = serde_json::from_str(&expected).expect("JSON");
+    for (theirs, kind) in [(real_sqlite(&folder), "sqlite"), (real_postgres(&folder), "postgres")] {
+        let ours = ours_again(&ours);
+        let run = import(&ours, &place(&theirs), &[]).run.succeeded();
+        assert!(!run.stdout.contains("differs"), "{}", run.stdout);
+        let server = Server::start(&ours);
+        let known = &expected["databases"][kind];
+        credentials_work(&server, known).await;
+        for (owner, meters) in expected["totals"].as_object().expect("owners") {
+            let key = server.client().with_key(key_of(known, owner));
+            for (meter, totals) in meters.as_object().expect("meters") {
+                let workspace = known["workspaces"][owner].as_str().expect("an id");
+                let line = format!(
+                    "{workspace} {meter}: {} events, sum {}: equal on both sides in every month",
+                    totals["events"],
+                    totals["sum"].as_str().expect("a number")
+                );
+                assert!(run.stdout.contains(&line), "{line}\n{}", run.stdout);
+                months_are(&key, meter, &totals["months"]).await;
+            }
+        }
+        replay_is(&server, known).await;
+    }
+}
+
+fn key_of<'a>(known: &'a Value, owner: &str) -> &'a str {
+    let keys = known["api_keys"].as_array().expect("keys");
+    let full = keys.iter().find(|key| key["user"] == owner && key["label"] == "full");
+    full.and_then(|key| key["key"].as_str()).expect("a key that may do everything")
+}
+
+async fn credentials_work(server: &Server, known: &Value) {
+    for key in known["api_keys"].as_array().expect("keys") {
+        let status =
+            server.client().with_key(key["key"].as_str().expect("a key")).get("/v1/meters").await.status;
+        assert_eq!(status != 401, key["works"] == true, "{key}");
+    }
+    for user in known["users"].as_array().expect("users") {
+        for _ in 0..2 {
+            let body = json!({"email": user["email"], "password": user["password"]});
+            server.client().post("/v1/auth/sessions", &body).await.expect(201);
+        }
+    }
+}
+
+/// Events and, for sums and counts, the value of each month.
+async fn months_are(key: &Client, meter: &str, months: &Value) {
+    for (month, expected) in months.as_object().expect("months") {
+        let subjects = expected["subjects"].as_object().expect("subjects");
+        let body = json!({"meter": meter, "from": format!("{month}-01T00:00:00Z"), "to": next(month), "bucket_size": "month",
+                          "group_by": ["subject"], "limit": 1000});
+        let rows = key.post("/v1/usages/search", &body).await.json(200);
+        let rows = rows.as_array().expect("a list");
+        assert_eq!(rows.len(), subjects.len(), "{meter} {month}");
+        for row in rows {
+            let expected = &subjects[row["subject"].as_str().expect("a subject")];
+            let wanted = match row["aggregation"].as_str() {
+                Some("sum") => expected.as_array().and_then(|of| of.last()).and_then(Value::as_str),
+                _ => None,
+            };
+            if let Some(wanted) = wanted {
+                assert_eq!(number(&row["quantity"].to_string()), number(wanted), "{meter} {month} {row}");
+            }
+        }
+    }
+}
+
+fn number(text: &str) -> bigdecimal::BigDecimal {
+    text.parse().expect("a number")
+}
+
+fn next(month: &str) -> String {
+    let (year, month): (i32, i32) =
+        (month[..4].parse().expect("a year"), month[5..].parse().expect("a month"));
+    format!("{:04}-{:02}-01T00:00:00Z", year + month / 12, month % 12 + 1)
+}
+
+async fn replay_is(server: &Server, known: &Value) {
+    let replay = &known["bulk_replay"];
+    let header = replay["header"].as_str().expect("a key");
+    let client = server.client().with_key(key_of(known, "ada")).with("idempotency-key", header);
+    let answer = client.post("/v1/usages/bulk", &replay["body"]).await.json(201);
+    for field in ["accepted", "duplicates", "accepted_items", "duplicate_items"] {
+        assert_eq!(answer[field], replay["answer"][field], "{field}");
+    }
+}
+
+fn real_sqlite(folder: &Path) -> Database {
+    let database = Database::sqlite();
+    let Database::Sqlite { path, .. } = &database else { return database };
+    let file = std::fs::File::create(path).expect("a file");
+    let mut unpack = std::process::Command::new("xz");
+    unpack.arg("-dc").arg(folder.join("reference.db.xz")).stdout(file);
+    assert!(unpack.status().expect("xz runs").success());
+    database
+}
+
+fn real_postgres(folder: &Path) -> Database {
+    let database = Database::postgres();
+    let Database::Postgres { dsn, .. } = &database else { return database };
+    let script = r#"gzip -dc "$0" | psql -q -v ON_ERROR_STOP=1 "$1" > /dev/null"#;
+    let mut fill = std::process::Command::new("sh");
+    fill.args(["-c", script]).arg(folder.join("reference.pg.sql.gz")).arg(dsn);
+    assert!(fill.status().expect("psql runs").success());
+    database
+}
