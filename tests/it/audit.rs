@@ -221,6 +221,7 @@ async fn things(database: &Database, trial: &mut Trial<'_>, owner: &Client, key:
     ));
     let retry = "POST /v1/system/workers/dead-letters/{id}/retry";
     trial.call(key, retry, &[&letter.to_string()], json!({})).await;
+    trial.database.execute("UPDATE dead_letters SET requeued_at = NULL");
     trial.call(key, "POST /v1/system/workers/dead-letters/retry", &[], json!({})).await;
     trial.call(key, "DELETE /v1/alerts/{id}", &[&id(&gone)], json!({})).await;
     let query = json!({"query": {"meter": "m", "from": "2026-06-01T00:00:00Z", "to": "2026-07-01T00:00:00Z", "bucket_size": "day"}});
