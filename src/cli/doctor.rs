@@ -107,7 +107,7 @@ fn room(what: &'static str, folder: &Path) -> Finding {
     let message = format!("{} MiB free at {}", free >> 20, folder.display());
     let verdict = match free {
         ..ROOM_OUT => Fail,
-        ..ROOM_LOW => Warn,
+        ROOM_OUT..ROOM_LOW => Warn,
         _ => Good,
     };
     finding(verdict, what, message)

@@ -62,8 +62,10 @@ fn parts(mut rest: &[u8], shape: Shape, depth: usize) -> usize {
     bytes
 }
 
+type Field<'a> = (u64, Option<&'a [u8]>, &'a [u8]);
+
 /// The first field: its number, what is in it when it has a length, and what follows.
-fn field(bytes: &[u8]) -> Option<(u64, Option<&[u8]>, &[u8])> {
+fn field(bytes: &[u8]) -> Option<Field<'_>> {
     let (tag, rest) = varint(bytes)?;
     let number = tag >> 3;
     match tag & 7 {

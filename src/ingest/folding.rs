@@ -71,8 +71,11 @@ impl Folding {
             .map(|(meter_id, waiting)| (waiting.cells, *meter_id))
             .collect();
         due.sort_unstable_by_key(|(cells, _)| std::cmp::Reverse(*cells));
-        due.iter().for_each(|(_, meter_id)| drop(meters.remove(meter_id)));
-        due.into_iter().map(|(_, meter_id)| meter_id).collect()
+        let due: Vec<i64> = due.into_iter().map(|(_, meter_id)| meter_id).collect();
+        for meter_id in &due {
+            meters.remove(meter_id);
+        }
+        due
     }
 
     /// Folds for ever.

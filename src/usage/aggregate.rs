@@ -191,7 +191,7 @@ impl Sum<'_> {
             cells: &mut self.cells,
             lost: BTreeSet::new(),
         };
-        let rest = facets.add(conn)?;
+        let rest = facets.add_up(conn)?;
         self.left_out = rest.left_out;
         if rest.too_large.is_empty() {
             return Ok(());

@@ -58,7 +58,7 @@ struct DeltaRow {
 
 impl Facets<'_> {
     /// Adds everything of the meter in these hours. Must run in a snapshot.
-    pub fn add(mut self, conn: &mut Conn) -> Result<Unanswered, DbError> {
+    pub fn add_up(mut self, conn: &mut Conn) -> Result<Unanswered, DbError> {
         let mut rest = Unanswered::default();
         let facet = Facet::for_paths(&self.query.meter, &self.query.paths());
         self.lost = self.days_without_edges(conn)?;

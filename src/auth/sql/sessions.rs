@@ -86,8 +86,11 @@ pub fn open(conn: &mut Conn, login: &Login, pair: &Pair, now: Timestamp) -> Resu
     Ok(())
 }
 
+/// What [`find`] answers.
+pub type Found = (Member, i64, Vec<u8>, String);
+
 /// The member behind an access token, when it expires, which may be past, the form key and the id of the sign-in.
-pub fn find(conn: &mut Conn, hash: &TokenHash) -> Result<Option<(Member, i64, Vec<u8>, String)>, DbError> {
+pub fn find(conn: &mut Conn, hash: &TokenHash) -> Result<Option<Found>, DbError> {
     let found = sessions::table
         .inner_join(schema::users::table.on(schema::users::id.eq(sessions::user_id)))
         .inner_join(workspaces::table.on(workspaces::id.eq(sessions::workspace_id)))

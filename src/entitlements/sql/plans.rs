@@ -127,11 +127,11 @@ impl LimitRow {
     }
 }
 
+/// A plan by the id that callers know, as far as it can be read.
+type ReadPlan = (String, Result<Plan, DbError>);
+
 /// Gives plan rows their limits, by meter and period; an error for a plan of which one cannot be read.
-fn each_with_limits(
-    conn: &mut Conn,
-    rows: Vec<PlanRow>,
-) -> Result<Vec<(String, Result<Plan, DbError>)>, DbError> {
+fn each_with_limits(conn: &mut Conn, rows: Vec<PlanRow>) -> Result<Vec<ReadPlan>, DbError> {
     let ids: Vec<i64> = rows.iter().map(|row| row.id).collect();
     let limits: Vec<(LimitRow, String)> = plan_limits::table
         .inner_join(meters::table.on(meters::id.eq(plan_limits::meter_id)))

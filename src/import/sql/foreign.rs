@@ -256,8 +256,8 @@ impl Foreign {
             let value = match (self.has_column(table.name, name), self.conn.is_postgres()) {
                 (false, true) => format!("NULL::{}", kind.postgres_type()),
                 (false, false) => "NULL".to_owned(),
-                (true, true) => kind.from_postgres(&column),
-                (true, false) => kind.from_sqlite(&column),
+                (true, true) => kind.in_postgres(&column),
+                (true, false) => kind.in_sqlite(&column),
             };
             text.push_str(&format!(", {value} AS c{at}"));
         }
@@ -287,7 +287,7 @@ impl Kind {
         }
     }
 
-    fn from_postgres(self, column: &str) -> String {
+    fn in_postgres(self, column: &str) -> String {
         match self {
             Kind::Text => format!("convert_to({column}::text, 'UTF8')"),
             // through int, which flags become too
@@ -298,7 +298,7 @@ impl Kind {
         }
     }
 
-    fn from_sqlite(self, column: &str) -> String {
+    fn in_sqlite(self, column: &str) -> String {
         match self {
             Kind::Text => format!("CAST({column} AS BLOB)"),
             Kind::Int => format!("CASE typeof({column}) WHEN 'integer' THEN {column} END"),
