@@ -14,6 +14,7 @@ const SECRETS: &[(&str, &str)] = &[
     ("OPEN_SPANNER_EXPORT_S3_SESSION_TOKEN", "hidden4"),
     ("OPEN_SPANNER_RECONCILIATION_WEBHOOK_SECRET", "hidden5"),
     ("OPEN_SPANNER_API_KEY", "hidden6"),
+    ("OPEN_SPANNER_ENCRYPTION_KEYS", "hidden7"),
 ];
 /// What the secrets, and the settings beside them, need to have an effect.
 const COMPANIONS: &[(&str, &str)] = &[
@@ -77,6 +78,7 @@ fn fingerprint(loaded: &Loaded) -> String {
     }
     secrets.extend(&config.reconciliation.webhook_secret);
     secrets.extend(&config.client.api_key);
+    secrets.extend(&config.encryption_keys);
     let secrets: Vec<_> = secrets.into_iter().map(Secret::expose).collect();
     format!("{config:?} {} {secrets:?}", loaded.log_filter)
 }

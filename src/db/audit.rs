@@ -11,7 +11,8 @@ use diesel::prelude::*;
 use diesel::sql_query;
 use diesel::sql_types::{BigInt, Binary, Text};
 use ring::digest;
-use serde_json::Value;
+/// What a thing was or is, to be written down.
+pub use serde_json::Value as Shown;
 
 use crate::chance;
 use crate::db::{Conn, DbError};
@@ -229,8 +230,8 @@ pub fn about(id: &str, name: &str) {
 }
 
 /// Inside of a transaction: the thing as it was and as it is; never with a secret.
-pub fn states(before: Option<Value>, after: Option<Value>) {
-    let text = |value: Option<Value>| value.map(|value| value.to_string()).unwrap_or_default();
+pub fn states(before: Option<Shown>, after: Option<Shown>) {
+    let text = |value: Option<Shown>| value.map(|value| value.to_string()).unwrap_or_default();
     note(|notes| (notes.before, notes.after) = (text(before), text(after)));
 }
 

@@ -44,10 +44,10 @@ pub struct View<'a> {
     actor: ActorView<'a>,
     action: &'a str,
     target: TargetView<'a>,
-    #[schema(value_type = Option<serde_json::Value>)]
+    #[schema(value_type = Option<Object>)]
     #[serde(skip_serializing_if = "Option::is_none")]
     before: Option<&'a RawValue>,
-    #[schema(value_type = Option<serde_json::Value>)]
+    #[schema(value_type = Option<Object>)]
     #[serde(skip_serializing_if = "Option::is_none")]
     after: Option<&'a RawValue>,
     address: &'a str,

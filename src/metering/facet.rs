@@ -440,7 +440,7 @@ mod tests {
             });
             let dimensions =
                 crate::metering::meter::parse_dimensions(inputs.collect(), 1).expect("dimensions");
-            Meter { dimensions, ..crate::metering::meter::tests::meter(Vec::new()) }
+            Meter { dimensions, ..Meter::with(Vec::new()) }
         };
         let names = |meter: &Meter| Facet::kept(meter).iter().map(Facet::name).collect::<Vec<_>>();
         assert_eq!(names(&meter(&[])), ["*"]);

@@ -413,8 +413,8 @@ mod tests {
         assert_eq!(read, Some(Value::String("\u{fffd}x\u{1F600}\\ud800\n\u{fffd}\u{fffd}A".to_owned())));
     }
 
-    /// The library's value takes some keys for instructions, so nothing outside of tests reads into it; the log only
-    /// writes with it.
+    /// The library's value takes some keys for instructions, so nothing outside of tests reads into it; the log and the
+    /// trail of changes only write with it.
     #[test]
     fn nothing_is_read_into_the_librarys_value() {
         let mut folders = vec![std::path::PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/src"))];
@@ -426,6 +426,9 @@ mod tests {
                     folders.push(path);
                 } else if name.ends_with(".rs")
                     && !name.ends_with("logging.rs")
+                    && !name.ends_with("db/audit.rs")
+                    // a client, of answers that this program made
+                    && !name.ends_with("roles/demo.rs")
                     && !name.ends_with("tests.rs")
                 {
                     let text = std::fs::read_to_string(&path).expect("text");

@@ -415,20 +415,9 @@ fn nest(metadata: &mut Map, path: &str, value: Value) -> Result<()> {
 }
 
 #[cfg(test)]
-pub mod tests {
-    use super::*;
-    use serde_json::json;
-
-    fn dimension(name: &str, kind: &str, required: bool) -> DimensionInput {
-        DimensionInput {
-            name: Some(name.to_owned()),
-            kind: Some(kind.to_owned()),
-            required: Some(required),
-            ..Default::default()
-        }
-    }
-
-    pub fn meter(dimensions: Vec<DimensionInput>) -> Meter {
+impl Meter {
+    /// For tests.
+    pub fn with(dimensions: Vec<DimensionInput>) -> Meter {
         Meter {
             id: 1,
             public_id: String::new(),
@@ -443,6 +432,25 @@ pub mod tests {
             pruned_before: None,
             created_at: Timestamp(0),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn dimension(name: &str, kind: &str, required: bool) -> DimensionInput {
+        DimensionInput {
+            name: Some(name.to_owned()),
+            kind: Some(kind.to_owned()),
+            required: Some(required),
+            ..Default::default()
+        }
+    }
+
+    fn meter(dimensions: Vec<DimensionInput>) -> Meter {
+        Meter::with(dimensions)
     }
 
     fn fit(meter: &Meter, metadata: serde_json::Value) -> Result<Value> {

@@ -82,7 +82,7 @@ fn dimensions_text(dimensions: &[Dimension]) -> Result<String, DbError> {
 }
 
 /// What the audit trail keeps of a meter.
-fn shown(meter: &Meter) -> serde_json::Value {
+fn shown(meter: &Meter) -> audit::Shown {
     serde_json::json!({"name": meter.name, "description": meter.description, "unit": meter.unit,
         "aggregation": meter.aggregation, "dimensions": meter.dimensions,
         "event_retention_days": meter.event_retention_days})

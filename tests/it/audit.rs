@@ -32,6 +32,8 @@ const NO_CHANGES: &[(&str, &str)] = &[
     ("POST /v1/plans/{id}/preview", "a question"),
     ("POST /v1/usageevents/export", "a question"),
     ("POST /v1/usageevents/search", "a question"),
+    ("POST /api/v1/events", "usage is its own record"),
+    ("POST /v1/cloudevents", "usage is its own record"),
     ("POST /v1/usages", "usage is its own record"),
     ("POST /v1/usages/breakdowns/search", "a question"),
     ("POST /v1/usages/bulk", "usage is its own record"),

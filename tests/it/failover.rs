@@ -230,14 +230,19 @@ fn put_back(database: &Database, copy: &std::path::Path) {
          FROM sqlite_master m, pragma_table_info(m.name) c
          WHERE m.type = 'table' AND m.name NOT LIKE 'sqlite%' GROUP BY m.name",
     );
+    // the audit trail lets nobody put it back row by row; whoever restores puts the whole file back
+    let guards = database.lines("SELECT sql AS line FROM sqlite_master WHERE type = 'trigger'");
+    let names = database.lines("SELECT name AS line FROM sqlite_master WHERE type = 'trigger'");
     let mut sql = format!("ATTACH '{}' AS copy; BEGIN IMMEDIATE;", copy.display());
+    names.iter().for_each(|name| sql += &format!("DROP TRIGGER {name};"));
     for table in tables {
         let (table, columns) = table.split_once('|').expect("two parts");
         sql += &format!(
             "DELETE FROM main.{table}; INSERT INTO main.{table} ({columns}) SELECT {columns} FROM copy.{table};"
         );
     }
-    database.execute(&format!("{sql} COMMIT; DETACH copy"));
+    let guards = guards.join(";");
+    database.execute(&format!("{sql} {guards}; COMMIT; DETACH copy"));
 }
 
 #[test]

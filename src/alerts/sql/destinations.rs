@@ -160,7 +160,7 @@ pub fn add(
 }
 
 /// What the audit trail keeps of a destination: not the path of its address, which may be a secret.
-fn shown(terms: &DestinationSpec) -> serde_json::Value {
+fn shown(terms: &DestinationSpec) -> audit::Shown {
     let host = url::Url::parse(&terms.webhook_url).ok().and_then(|url| url.host_str().map(str::to_owned));
     serde_json::json!({"name": terms.name, "enabled": terms.enabled, "host": host})
 }

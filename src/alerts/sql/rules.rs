@@ -294,7 +294,7 @@ pub fn add(conn: &mut Conn, new: &NewRule, now: Timestamp) -> Result<Rule, DbErr
 }
 
 /// What the audit trail keeps of a rule.
-fn shown(meter: &str, terms: &RuleSpec) -> serde_json::Value {
+fn shown(meter: &str, terms: &RuleSpec) -> audit::Shown {
     serde_json::json!({"name": terms.name, "meter": meter, "enabled": terms.enabled, "subject": terms.subject,
         "metadata": terms.metadata, "window_seconds": terms.window_seconds, "comparator": terms.comparator.as_str(),
         "threshold": terms.threshold, "group_by": terms.group_by,

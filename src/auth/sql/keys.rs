@@ -2,7 +2,7 @@
 //! look-up by hash is confined to one user's keys in one workspace.
 
 use diesel::prelude::*;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::auth::sql::users::{MEMBER, Member};
 use crate::auth::token::TokenHash;
@@ -214,7 +214,7 @@ fn insert(
 }
 
 /// What the audit trail keeps of a key.
-fn terms_shown(key: &ApiKey) -> Value {
+fn terms_shown(key: &ApiKey) -> audit::Shown {
     json!({"prefix": key.prefix, "scopes": key.scopes.0, "allowed_meters": key.allowed_meters.0,
            "expires_at": key.expires_at.map(Timestamp)})
 }

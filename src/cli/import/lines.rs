@@ -6,11 +6,11 @@ use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 
 use serde_json::value::RawValue;
-use serde_json::{Map, Value};
 
 use super::cannot;
 use crate::config::commands::{EventsFormat, EventsImport};
 use crate::error::{Error, Result};
+use crate::metering::json::{Map, Value};
 
 /// Longer than this no event is.
 const LINE_BYTES_MAX: usize = 1 << 20;

@@ -369,7 +369,7 @@ pub fn add(conn: &mut Conn, workspace_id: i64, draft: &Draft, now: Timestamp) ->
 }
 
 /// What the audit trail keeps of a plan.
-fn shown(plan: &Plan) -> serde_json::Value {
+fn shown(plan: &Plan) -> audit::Shown {
     let limits: Vec<_> = plan
         .limits
         .iter()
