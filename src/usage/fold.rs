@@ -19,6 +19,10 @@ use crate::meters;
 /// Commits, and cells of them, that are folded in one go: each may touch rows of a day of its own.
 const DELTAS_AT_ONCE: i64 = 256;
 const CELLS_AT_ONCE: usize = 65_536;
+/// Packed, of commits: callers choose how long the values of dimensions are.
+const BYTES_AT_ONCE: i64 = 16 << 20;
+/// Of one row of packed cells; with more it is given up as if it had too many.
+const PACKED_BYTES_MAX: usize = 1 << 20;
 /// A day with fewer cells is kept by all dimensions only: projecting them while reading costs no more than finding a
 /// smaller row, and rows of few cells do not pay.
 const CELLS_OF_A_LONE_DAY: usize = 64;
@@ -29,6 +33,14 @@ const FOLD_LOCK: i32 = 0x666F_6C00;
 struct Lock {
     #[diesel(sql_type = Bool)]
     taken: bool,
+}
+
+#[derive(QueryableByName)]
+struct DeltaSize {
+    #[diesel(sql_type = BigInt)]
+    id: i64,
+    #[diesel(sql_type = BigInt)]
+    bytes: i64,
 }
 
 #[derive(QueryableByName)]
@@ -115,9 +127,7 @@ pub fn fold(conn: &mut Conn, meter_id: i64) -> Result<bool, DbError> {
 /// Adds up; `None` when there is nothing to fold. Whoever applies it must be the only one who folds this meter.
 pub fn prepare(conn: &mut Conn, meter_id: i64) -> Result<Option<Folded>, DbError> {
     let Some(meter) = meters::sql::find_by_id(conn, meter_id)? else { return Ok(None) };
-    let text = "SELECT id, cells FROM rollup_deltas WHERE meter_id = $1 ORDER BY id LIMIT $2";
-    let query = sql_query(text).bind::<BigInt, _>(meter_id);
-    let deltas: Vec<DeltaRow> = query.bind::<BigInt, _>(DELTAS_AT_ONCE).load(conn)?;
+    let (deltas, has_more) = oldest_deltas(conn, meter_id)?;
     let (mut added, mut count) = (Cells::new(), 0);
     let mut folded = Vec::with_capacity(deltas.len());
     for delta in &deltas {
@@ -138,19 +148,47 @@ pub fn prepare(conn: &mut Conn, meter_id: i64) -> Result<Option<Folded>, DbError
     let days = facet::by_day(added).into_iter();
     let days = days.map(|(day, cells)| fold_day(conn, meter_id, day, &kept, &cells));
     let days = days.collect::<Result<Vec<Day>, DbError>>()?;
-    let is_part = count > CELLS_AT_ONCE || deltas.len() as i64 == DELTAS_AT_ONCE;
+    let is_part = count > CELLS_AT_ONCE || has_more;
     Ok(Some(Folded { meter_id, deltas: folded, days, is_part }))
 }
 
-/// Moves the sums, unless their commits are gone: the meter was deleted.
+/// As many commits as are folded in one go, and whether there are more.
+fn oldest_deltas(conn: &mut Conn, meter_id: i64) -> Result<(Vec<DeltaRow>, bool), DbError> {
+    let text = "SELECT id, CAST(length(cells) AS BIGINT) AS bytes FROM rollup_deltas
+                WHERE meter_id = $1 ORDER BY id LIMIT $2";
+    let query = sql_query(text).bind::<BigInt, _>(meter_id);
+    let found: Vec<DeltaSize> = query.bind::<BigInt, _>(DELTAS_AT_ONCE).load(conn)?;
+    let mut bytes = 0;
+    let mut fits = |delta: &&DeltaSize| {
+        // the first always, however large
+        let fits = bytes == 0 || bytes + delta.bytes <= BYTES_AT_ONCE;
+        bytes += delta.bytes;
+        fits
+    };
+    let ids: Vec<i64> = found.iter().take_while(&mut fits).map(|delta| delta.id).collect();
+    if ids.is_empty() {
+        return Ok((Vec::new(), false));
+    }
+    let has_more = ids.len() < found.len() || found.len() as i64 == DELTAS_AT_ONCE;
+    let ids = integers(&ids);
+    let text =
+        format!("SELECT id, cells FROM rollup_deltas WHERE meter_id = $1 AND id IN ({ids}) ORDER BY id");
+    Ok((sql_query(text).bind::<BigInt, _>(meter_id).load(conn)?, has_more))
+}
+
+/// Moves the sums; nothing at all when their commits are gone with their meter. When only some are, another state of
+/// the database was put back since they were added up, and nothing is changed.
 pub fn apply(conn: &mut Conn, folded: &Folded) -> Result<(), DbError> {
     let ids = integers(&folded.deltas);
     let delete = format!("DELETE FROM rollup_deltas WHERE meter_id = $1 AND id IN ({ids})");
     let gone = sql_query(delete).bind::<BigInt, _>(folded.meter_id).execute(conn)?;
-    if gone == folded.deltas.len() {
-        folded.days.iter().try_for_each(|day| put(conn, folded.meter_id, day))?;
+    match gone {
+        0 => Ok(()),
+        all if all == folded.deltas.len() => {
+            folded.days.iter().try_for_each(|day| put(conn, folded.meter_id, day))
+        }
+        _ => Err(Error::unavailable("the sums to fold are others than before").into()),
     }
-    Ok(())
 }
 
 /// One at a time per meter; and nobody deletes the meter meanwhile. SQLite has one writer anyway.
@@ -199,7 +237,9 @@ impl Sums {
     }
 
     fn packed(&self) -> Packed {
-        let packed = |cells: &Option<Cells>| cells.as_ref().map(facet::pack);
+        let packed = |cells: &Option<Cells>| {
+            cells.as_ref().map(facet::pack).filter(|bytes| bytes.len() <= PACKED_BYTES_MAX)
+        };
         Packed { day_cells: packed(&self.by_day), hour_cells: packed(&self.by_hour) }
     }
 

@@ -14,6 +14,7 @@ on_both_databases!(
     sums_are_those_of_a_recount_folded_or_not,
     what_is_acknowledged_counts_at_once_while_folding,
     a_day_with_too_many_values_is_still_right,
+    a_day_with_long_values_is_still_right,
     sums_that_a_killed_server_left_are_folded_by_the_next,
     sums_that_cannot_be_read_are_given_up_and_the_rest_goes_on,
 );
@@ -222,6 +223,32 @@ async fn a_day_with_too_many_values_is_still_right(database: Database) {
         assert_eq!(sums, [("2026-06-02T07:00:00Z", 1), ("2026-06-03T01:00:00Z", 5)]);
     }
     ask(&workspace, &mut rng, &["m"], &["region"], 10).await;
+}
+
+/// Fewer values than are kept, but a row of them would have more than a mebibyte.
+async fn a_day_with_long_values_is_still_right(database: Database) {
+    let server = Server::start(&database);
+    let workspace = server.workspace().await;
+    meter_with(&workspace, &["endpoint", "region"]).await;
+    let mut number = 0;
+    for _ in 0..6 {
+        let events: Vec<Value> = (0..1_000)
+            .map(|_| {
+                number += 1;
+                json!({"meter": "m", "subject": "s", "quantity": 1, "timestamp": "2026-06-02T08:00:00Z",
+                       "metadata": {"endpoint": format!("{number:0>250}"), "region": format!("r{}", number % 2)}})
+            })
+            .collect();
+        workspace.post("/v1/usages/bulk", &json!(events)).await.expect(201);
+    }
+    folded(&database).await;
+    let given_up = "SELECT facet AS line FROM rollup_facets WHERE hour_cells IS NULL ORDER BY facet";
+    assert_eq!(database.lines(given_up), ["*", "endpoint"]);
+    let mut rng = StdRng::seed_from_u64(3);
+    ask(&workspace, &mut rng, &["m"], &["region"], 5).await;
+    let body = json!({"meter": "m", "from": "2026-06-02T00:00:00Z", "to": "2026-06-03T00:00:00Z", "field": "endpoint"});
+    let answer = workspace.post("/v1/usages/breakdowns/search", &body).await.json(200);
+    assert_eq!(answer["items"][0]["events"], 1, "{answer}");
 }
 
 async fn sums_that_a_killed_server_left_are_folded_by_the_next(database: Database) {
