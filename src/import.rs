@@ -10,12 +10,12 @@ mod sql;
 
 use std::sync::atomic::AtomicBool;
 
-use crate::config::import::{How, Import, driver_of};
+use crate::config::import::{How, Import, Mapped, driver_of};
 use crate::config::{Config, Driver};
 use crate::db::migrations::{self, Wanted};
 use crate::db::session::Session;
 use crate::error::Result;
-use crate::import::files::Format;
+use crate::import::files::{Format, Mapping, Reader};
 
 pub fn run(config: &Config, import: &Import) -> Result<()> {
     let driver = &config.db.driver;
@@ -25,10 +25,19 @@ pub fn run(config: &Config, import: &Import) -> Result<()> {
         Import::Reference(asked) => {
             reference::run(ours(driver, &asked.how)?, &driver_of(&asked.from), &asked.how)
         }
-        Import::Openmeter(asked) => files::run(ours(driver, &asked.how)?, asked, Format::Openmeter),
-        Import::Lago(asked) => files::run(ours(driver, &asked.how)?, asked, Format::Lago),
-        Import::Stripe(asked) => files::run(ours(driver, &asked.how)?, asked, Format::Stripe),
+        Import::Openmeter(asked) => {
+            files::run(ours(driver, &asked.how)?, asked, Reader::Of(Format::Openmeter))
+        }
+        Import::Lago(asked) => files::run(ours(driver, &asked.how)?, asked, Reader::Of(Format::Lago)),
+        Import::Stripe(asked) => files::run(ours(driver, &asked.how)?, asked, Reader::Of(Format::Stripe)),
+        Import::Csv(asked) => mapped(driver, asked, Reader::Csv),
+        Import::Ndjson(asked) => mapped(driver, asked, Reader::Ndjson),
     }
+}
+
+fn mapped(driver: &Driver, asked: &Mapped, reader: fn(Mapping) -> Reader) -> Result<()> {
+    let mapping = Mapping::read(&asked.map)?;
+    files::run(ours(driver, &asked.files.how)?, &asked.files, reader(mapping))
 }
 
 fn ours(driver: &Driver, how: &How) -> Result<Session> {

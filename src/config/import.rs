@@ -16,6 +16,10 @@ pub enum Import {
     Lago(Files),
     /// Bring in billing meter events of Stripe: JSON, one a line
     Stripe(Files),
+    /// Bring in the rows of any table, by a mapping
+    Csv(Mapped),
+    /// Bring in any JSON objects, one a line, by a mapping
+    Ndjson(Mapped),
 }
 
 #[derive(Clone, Debug, Args)]
@@ -46,6 +50,33 @@ pub struct Files {
     pub workspace: Option<String>,
     #[command(flatten)]
     pub how: How,
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "\
+The mapping says which column is what, what is the same for every event, and what the key is made of:
+
+  key = \"{order}-{position}\"        # {@line} and {@file} are known, too
+  time_zone = \"Europe/Berlin\"       # of times that name none
+  [columns]
+  subject = \"customer\"
+  quantity = \"amount\"
+  timestamp = \"booked at\"
+  metadata.region = \"area\"
+  [constants]
+  meter = \"calls\"
+
+Events are found by their keys, so that a file can be brought in twice, and again after it was cut off.
+
+Examples:
+  open-spanner import csv june.csv --map mapping.toml --dry-run
+  open-spanner import ndjson june.ndjson --map mapping.toml --rejected left-out.jsonl")]
+pub struct Mapped {
+    #[command(flatten)]
+    pub files: Files,
+    /// What is what: docs/moving.md has everything that it may hold
+    #[arg(long, value_name = "FILE")]
+    pub map: PathBuf,
 }
 
 #[derive(Clone, Debug, Args)]

@@ -1,8 +1,9 @@
-//! Events from files that other meters write: OpenMeter, Lago, Stripe. Each line or row becomes an input as if it had been
+//! Events from files: those that other meters write (OpenMeter, Lago, Stripe), and any other by a mapping. Each line or row becomes an input as if it had been
 //! sent here, so the rules of every door hold; the other side's id is the idempotency key, so a file can be brought in
 //! again and again. What is refused is listed with its line.
 
 mod formats;
+mod mapping;
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -13,7 +14,9 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 pub use formats::Format;
+pub use mapping::Mapping;
 
+use self::mapping::At;
 use crate::chance;
 use crate::config::import::{Files, How};
 use crate::db::session::Session;
@@ -22,9 +25,9 @@ use crate::import::progress::Progress;
 use crate::import::report::Report;
 use crate::import::sql::ours::{self, Put};
 use crate::ingest::insert::{self, Batch, Kind, Outcome, WriteCache};
-use crate::metering::event::{self, Event, Input};
-use crate::metering::json::{self, Map};
-use crate::metering::meter::Meter;
+use crate::metering::event::{self, Event, Input, Metadata};
+use crate::metering::json::{self, Map, Number, Value};
+use crate::metering::meter::{DimensionType, Meter};
 use crate::metering::rollup::Lanes;
 use crate::metering::time::Timestamp;
 use crate::meters::sql as meters;
@@ -35,8 +38,38 @@ const EVENTS_AT_ONCE: usize = 4_000;
 const LINE_BYTES_MAX: u64 = 1 << 20;
 const TABLE: &str = "events";
 
+/// What the lines of a file mean.
+pub enum Reader {
+    /// A table when the name ends in .csv, else JSON.
+    Of(Format),
+    Csv(Mapping),
+    Ndjson(Mapping),
+}
+
+impl Reader {
+    fn is_table(&self, path: &Path) -> bool {
+        match self {
+            Reader::Of(_) => path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("csv")),
+            Reader::Csv(_) => true,
+            Reader::Ndjson(_) => false,
+        }
+    }
+
+    fn delimiter(&self) -> u8 {
+        if let Reader::Csv(mapping) = self { mapping.delimiter } else { b',' }
+    }
+
+    fn input(&self, fields: Map, at: &At) -> Result<Input> {
+        match self {
+            Reader::Of(format) => format.input(fields),
+            Reader::Csv(mapping) | Reader::Ndjson(mapping) => mapping.input(&fields, at),
+        }
+    }
+}
+
 struct Import {
     ours: Session,
+    reader: Reader,
     report: Report,
     workspace_id: i64,
     now: Timestamp,
@@ -47,12 +80,13 @@ struct Import {
     progress: Progress,
 }
 
-pub fn run(mut session: Session, asked: &Files, format: Format) -> Result<()> {
+pub fn run(mut session: Session, asked: &Files, reader: Reader) -> Result<()> {
     let How { dry_run, rejected } = &asked.how;
     let workspace_id = workspace(&mut session, asked.workspace.as_deref())?;
     let total = asked.files.iter().filter_map(|file| Some(file.metadata().ok()?.len())).sum();
     let mut import = Import {
         ours: session,
+        reader,
         report: Report::new(rejected)?,
         workspace_id,
         now: Timestamp::now(),
@@ -63,7 +97,7 @@ pub fn run(mut session: Session, asked: &Files, format: Format) -> Result<()> {
         progress: Progress::new("bytes", total),
     };
     for file in &asked.files {
-        import.file(file, format)?;
+        import.file(file)?;
     }
     import.store()?;
     import.fold()?;
@@ -90,14 +124,14 @@ fn workspace(session: &mut Session, public_id: Option<&str>) -> Result<i64> {
 }
 
 impl Import {
-    fn file(&mut self, path: &Path, format: Format) -> Result<()> {
+    fn file(&mut self, path: &Path) -> Result<()> {
         let unreadable = |error: std::io::Error| {
             Error::new(Code::Unusable, format!("cannot read {}: {error}", path.display()))
         };
         let file = File::open(path).map_err(unreadable)?;
         let name = path.display().to_string();
-        if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("csv")) {
-            return self.rows(&name, file, format);
+        if self.reader.is_table(path) {
+            return self.rows(&name, file);
         }
         let mut reader = BufReader::with_capacity(1 << 16, file);
         let (mut number, mut line) = (0, Vec::new());
@@ -121,7 +155,9 @@ impl Import {
                 Ok(text) if is_whole => {
                     let fields =
                         json::parse_object(text).ok_or_else(|| Error::invalid("the line is no JSON object"));
-                    self.take(place, fields.and_then(|fields| format.input(fields)))?;
+                    let at = At { file: &name, line: number };
+                    let input = fields.and_then(|fields| self.reader.input(fields, &at));
+                    self.take(place, input)?;
                 }
                 Ok(_) => self.take(place, Err(Error::invalid("the line is too long")))?,
                 Err(_) => self.take(place, Err(Error::invalid("the line is not UTF-8")))?,
@@ -130,11 +166,13 @@ impl Import {
     }
 
     /// A table with a head: each row is the object of its cells, those that are JSON objects read as such.
-    fn rows(&mut self, name: &str, file: File, format: Format) -> Result<()> {
+    fn rows(&mut self, name: &str, file: File) -> Result<()> {
         let unreadable =
             |error: csv::Error| Error::new(Code::Unusable, format!("cannot read {name}: {error}"));
-        let mut reader = csv::ReaderBuilder::new().flexible(true).from_reader(file);
+        let mut reader =
+            csv::ReaderBuilder::new().flexible(true).delimiter(self.reader.delimiter()).from_reader(file);
         let head = reader.headers().map_err(unreadable)?.clone();
+        self.check_head(name, &head)?;
         let mut before = 0;
         let mut row = csv::StringRecord::new();
         loop {
@@ -142,7 +180,8 @@ impl Import {
             let at = reader.position().clone();
             self.progress.add((at.byte() - before) as usize);
             before = at.byte();
-            let place = format!("{name}:{}", row.position().map_or_else(|| at.line(), csv::Position::line));
+            let line = row.position().map_or_else(|| at.line(), csv::Position::line);
+            let place = format!("{name}:{line}");
             match read {
                 Ok(false) => return Ok(()),
                 Ok(true) => {
@@ -151,13 +190,26 @@ impl Import {
                         .zip(&row)
                         .map(|(name, cell)| (name.to_owned(), formats::cell(cell)))
                         .collect();
-                    self.take(place, format.input(fields))?;
+                    let input = self.reader.input(fields, &At { file: name, line });
+                    self.take(place, input)?;
                 }
                 Err(error) if error.is_io_error() => return Err(unreadable(error)),
                 Err(error) => {
                     self.take(place, Err(Error::invalid(format!("the row cannot be read: {error}"))))?
                 }
             }
+        }
+    }
+
+    /// A column that is missing is missing in every row: nothing is begun.
+    fn check_head(&self, name: &str, head: &csv::StringRecord) -> Result<()> {
+        let Reader::Csv(mapping) = &self.reader else { return Ok(()) };
+        match mapping.missing(|column| head.iter().any(|name| name == column)) {
+            None => Ok(()),
+            Some(column) => Err(Error::new(
+                Code::Unusable,
+                format!("{name} has no column {column:?}, which the mapping names"),
+            )),
         }
     }
 
@@ -172,7 +224,10 @@ impl Import {
                 self.waiting.push((place, event));
                 if self.waiting.len() >= EVENTS_AT_ONCE { self.store() } else { Ok(()) }
             }
-            Err(error) => self.report.left_out(TABLE, &place, &error.message),
+            Err(error) => {
+                let reason = error.message.strip_prefix("invalid input: ").unwrap_or(&error.message);
+                self.report.left_out(TABLE, &place, reason)
+            }
         }
     }
 
@@ -189,6 +244,7 @@ impl Import {
         }
         Ok(match self.meters.get(&name) {
             Some(Some(meter)) if input.idempotency_key.is_some() => {
+                let input = if matches!(self.reader, Reader::Csv(_)) { typed(meter, input) } else { input };
                 event::validate(meter, input, self.now, chance::id())
             }
             Some(Some(_)) => Err(Error::invalid("it has no id, so it could be counted twice")),
@@ -238,4 +294,21 @@ impl Import {
         }
         Ok(())
     }
+}
+
+/// Cells are texts: those of dimensions that are numbers or flags are read as such.
+fn typed(meter: &Meter, mut input: Input) -> Input {
+    let Some(Metadata::Values(fields)) = &mut input.metadata else { return input };
+    for dimension in &meter.dimensions {
+        let Some(Value::String(text)) = fields.get(&dimension.name) else { continue };
+        let value = match dimension.kind {
+            DimensionType::String => None,
+            DimensionType::Number => Number::parse(text.trim()).map(Value::Number),
+            DimensionType::Boolean => text.trim().to_ascii_lowercase().parse().ok().map(Value::Bool),
+        };
+        if let Some(value) = value {
+            fields.insert(dimension.name.clone(), value);
+        }
+    }
+    input
 }

@@ -1,6 +1,8 @@
 //! Moving in from the Go server: its database, of either engine, comes into ours, of either engine, whole, again and
 //! again. `moving/reference.sql` is a small one; with OPEN_SPANNER_REFERENCE_DATA a folder with real ones is used, too.
 
+mod mapped;
+
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};

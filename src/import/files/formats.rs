@@ -114,7 +114,8 @@ fn time_of(value: Option<Value>) -> Result<Timestamp> {
     read.ok_or_else(|| Error::invalid("timestamp must be RFC 3339 or seconds since 1970"))
 }
 
-fn seconds(text: &str) -> Option<Timestamp> {
+/// Seconds since 1970, with a fraction or without.
+pub fn seconds(text: &str) -> Option<Timestamp> {
     let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
     if !fraction.bytes().all(|byte| byte.is_ascii_digit()) {
         return None;
