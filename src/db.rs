@@ -82,12 +82,7 @@ impl Conn {
         limits: Limits,
         work: impl FnOnce(&mut Conn) -> Result<T, DbError>,
     ) -> Result<T, DbError> {
-        let begin = match self {
-            // named, because a database or a role may have another default
-            Conn::Postgres(_) => format!("BEGIN ISOLATION LEVEL READ COMMITTED{}", limits.set_local()),
-            Conn::Sqlite(_) => "BEGIN IMMEDIATE".to_owned(),
-        };
-        self.batch_execute(&begin).map_err(|error| DbError::NotStarted(Box::new(error.into())))?;
+        self.begin(limits)?;
         match work(self) {
             Ok(_) if limits.are_over() => {
                 let _ = self.batch_execute("ROLLBACK");
@@ -106,6 +101,27 @@ impl Conn {
                 Err(fault)
             }
         }
+    }
+
+    fn begin(&mut self, limits: Limits) -> Result<(), DbError> {
+        let begin = match self {
+            // named, because a database or a role may have another default
+            Conn::Postgres(_) => format!("BEGIN ISOLATION LEVEL READ COMMITTED{}", limits.set_local()),
+            Conn::Sqlite(_) => "BEGIN IMMEDIATE".to_owned(),
+        };
+        self.batch_execute(&begin).map_err(|error| DbError::NotStarted(Box::new(error.into())))
+    }
+
+    /// Runs `work` in a transaction that is rolled back whatever becomes of it.
+    fn rehearsal<T>(
+        &mut self,
+        limits: Limits,
+        work: impl FnOnce(&mut Conn) -> Result<T, DbError>,
+    ) -> Result<T, DbError> {
+        self.begin(limits)?;
+        let seen = work(self);
+        self.batch_execute("ROLLBACK")?;
+        seen
     }
 
     /// Runs `work` on the database as it is at one instant. On PostgreSQL the lock comes before the instant is
@@ -462,6 +478,18 @@ impl Store {
         work: impl Fn(&mut Conn) -> Result<T, DbError> + Send + 'static,
     ) -> Result<T> {
         self.write_within(Class::Ordinary, Limits::default(), operation, move |conn, _| work(conn)).await
+    }
+
+    /// Runs what would be a write and takes all of it back: `work` sees what it would have done. A caller's read, as far
+    /// as shares go; on SQLite the one writer's connection.
+    pub async fn rehearse<T: Send + 'static>(
+        &self,
+        operation: &'static str,
+        work: impl Fn(&mut Conn, Link) -> Result<T, DbError> + Send + 'static,
+    ) -> Result<T> {
+        let pool = self.0.writer.as_ref().unwrap_or(&self.0.readers);
+        let work = move |conn: &mut Conn, limits, link| conn.rehearsal(limits, |conn| work(conn, link));
+        self.run(pool, pool::class_of_read(), operation, true, Limits::default(), work).await
     }
 
     /// Like [`Store::write`] for usage on its way in, but answered by then, also when SQLite is the one that takes long;

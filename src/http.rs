@@ -7,6 +7,7 @@ pub mod audit;
 pub mod cloudevents;
 pub mod dead_letters;
 pub mod destinations;
+pub mod dry_run;
 pub mod entitlements;
 pub mod exports;
 pub mod extract;

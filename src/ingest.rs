@@ -4,8 +4,10 @@
 
 mod folding;
 pub mod insert;
+pub mod preview;
 mod rate;
 mod refusal;
+mod rehearsal;
 mod room;
 mod tally;
 mod turns;
@@ -44,6 +46,7 @@ use tally::Tally;
 use turns::Turns;
 
 pub use crate::ingest::insert::Kind;
+pub use crate::ingest::rehearsal::Rehearsed;
 
 /// An item that was not stored, by its position in the request.
 #[derive(Clone, Debug)]
@@ -147,12 +150,23 @@ struct Call {
     is_part: bool,
     /// Stored only if the quota allows it.
     consumes: Option<DecidedAt>,
+    /// Leaves no trace, not even of what is refused.
+    is_rehearsal: bool,
 }
 
 impl Call {
     fn new(workspace_id: i64, kind: Kind) -> Self {
         let run_id = chance::id();
-        Call { workspace_id, kind, run_id, refused: 0, replay_key: None, is_part: false, consumes: None }
+        Call {
+            workspace_id,
+            kind,
+            run_id,
+            refused: 0,
+            replay_key: None,
+            is_part: false,
+            consumes: None,
+            is_rehearsal: false,
+        }
     }
 }
 
@@ -451,13 +465,15 @@ impl Ingest {
             consumes: call.consumes,
         };
         let items = inputs.into_iter().enumerate().collect();
-        let refused = call.refused;
-        self.admit_items(batch, items, Vec::new(), refused).await
+        let (refused, is_rehearsal) = (call.refused, call.is_rehearsal);
+        let admitted =
+            Admitted { batch: Arc::new(batch), places: Vec::new(), failed: Vec::new(), is_rehearsal };
+        self.admit_items(admitted, items, refused).await
     }
 
     /// The meters changed since: checks what was valid against what they are now.
     async fn admit_again(&self, admitted: Admitted) -> Result<Admitted> {
-        let Admitted { batch, places, failed } = admitted;
+        let Admitted { batch, places, failed, is_rehearsal } = admitted;
         let refused = (batch.failed as usize).saturating_sub(failed.len());
         let mut batch = Arc::unwrap_or_clone(batch);
         let events = std::mem::take(&mut batch.events);
@@ -466,18 +482,20 @@ impl Ingest {
         }
         let inputs = events.into_iter().map(Event::into_input);
         let items = places.into_iter().zip(inputs).collect();
-        self.admit_items(batch, items, failed, refused).await
+        let admitted = Admitted { batch: Arc::new(batch), places: Vec::new(), failed, is_rehearsal };
+        self.admit_items(admitted, items, refused).await
     }
 
+    /// Adds what is valid of the items to the batch.
     async fn admit_items(
         &self,
-        mut batch: Batch,
+        admitted: Admitted,
         items: Vec<(usize, Input)>,
-        mut failed: Vec<Failure>,
         refused: usize,
     ) -> Result<Admitted> {
+        let Admitted { batch, mut places, mut failed, is_rehearsal } = admitted;
+        let mut batch = Arc::unwrap_or_clone(batch);
         let (workspace_id, now) = (batch.workspace_id, batch.received_at);
-        let mut places = Vec::with_capacity(items.len());
         let mut meters: HashMap<String, Option<Arc<Meter>>> = HashMap::new();
         for (place, input) in items {
             let meter = match meters.get(input.meter()) {
@@ -502,14 +520,16 @@ impl Ingest {
                 }
                 Err(error) if error.code == Code::Internal => return Err(error),
                 Err(error) => {
-                    self.tally.note(about.refused(workspace_id, &error, now));
+                    if !is_rehearsal {
+                        self.tally.note(about.refused(workspace_id, &error, now));
+                    }
                     failed.push(Failure { index: place, error });
                 }
             }
         }
         failed.sort_by_key(|failure| failure.index);
         batch.failed = (failed.len() + refused) as i64;
-        Ok(Admitted { batch: Arc::new(batch), places, failed })
+        Ok(Admitted { batch: Arc::new(batch), places, failed, is_rehearsal })
     }
 
     /// Keys that stand for an event with another payload: the sender is told of the first event, and people of both.
@@ -622,6 +642,7 @@ struct Admitted {
     /// Position in the request, of each event.
     places: Vec<usize>,
     failed: Vec<Failure>,
+    is_rehearsal: bool,
 }
 
 impl Admitted {

@@ -13,6 +13,7 @@ use crate::grpc::admission::Admitted;
 use crate::grpc::parts::{Item, ItemOutcome, ItemResult, Step, StreamBatcher};
 use crate::grpc::pb::v2;
 use crate::grpc::{UsageServer, convert, status, stopping};
+use crate::ingest::preview::{Fate, PreviewItem};
 use crate::metering::event::Input;
 
 /// Enough for events that arrive together to be stored together; load makes parts larger by itself.
@@ -90,6 +91,11 @@ impl Stream {
             let detail = format_args!("sequence {place} does not come after {}", self.sequence).to_string();
             return Err(Error::invalid(detail));
         }
+        if self.sequence == 0 {
+            self.parts.is_rehearsal = request.dry_run;
+        } else if self.parts.is_rehearsal != request.dry_run {
+            return Err(Error::invalid("dry_run must be the same in all requests of a stream"));
+        }
         self.sequence = place;
         let permitted = |input: Input| self.caller.ensure_meter_allowed(input.meter()).map(|()| input);
         let input = convert::input(request.event).and_then(permitted);
@@ -144,6 +150,7 @@ fn outcome(done: ItemResult) -> v2::Outcome {
             conflict,
             ..Default::default()
         },
+        ItemOutcome::Rehearsed(item) => rehearsed(sequence, *item),
         ItemOutcome::Failed(error) => v2::Outcome {
             sequence,
             result: Word::Failed.into(),
@@ -151,5 +158,29 @@ fn outcome(done: ItemResult) -> v2::Outcome {
             message: error.message,
             ..Default::default()
         },
+    }
+}
+
+fn rehearsed(sequence: u64, item: PreviewItem) -> v2::Outcome {
+    use v2::outcome::Result as Word;
+    let (result, conflict) = match item.outcome {
+        Fate::Accepted => (Word::Accepted, false),
+        Fate::Duplicate => (Word::Duplicate, false),
+        Fate::Conflict => (Word::Duplicate, true),
+        Fate::Rejected => (Word::Failed, false),
+    };
+    let first = item.event.filter(|_| result == Word::Duplicate);
+    let windows = item.windows.into_iter().map(convert::window_move);
+    let changes = windows.chain(item.quotas.into_iter().map(convert::quota_move)).collect();
+    let dimension_set = item.dimension_set.map(|set| set.get().to_owned()).unwrap_or_default();
+    v2::Outcome {
+        sequence,
+        result: result.into(),
+        event_id: first.map(|event| event.id).unwrap_or_default(),
+        code: item.code.unwrap_or_default(),
+        message: item.message.unwrap_or_default(),
+        conflict,
+        conflict_fields: item.conflict_fields.into_iter().map(str::to_owned).collect(),
+        preview: Some(v2::Preview { dimension_set, changes }),
     }
 }

@@ -6,8 +6,9 @@ use prost_types::value::Kind;
 use prost_types::{ListValue, Struct, Timestamp as ProtoTimestamp, Value as PbValue};
 
 use crate::error::{Error, Result};
-use crate::grpc::pb::v1;
+use crate::grpc::pb::{v1, v2};
 use crate::ingest::Failure;
+use crate::ingest::preview::{QuotaMove, WindowMove};
 use crate::metering::event::{Input, InputQuantity, Metadata, StoredEvent};
 use crate::metering::json::{self, Map, Number, Value};
 use crate::metering::quantity::Quantity;
@@ -105,6 +106,31 @@ pub fn failure(failure: Failure) -> v1::BulkFailure {
         index: count(failure.index as u64),
         code: failure.error.code.as_str().to_owned(),
         message: failure.error.message,
+    }
+}
+
+pub fn window_move(moved: WindowMove) -> v2::Change {
+    let text = |value: Option<Quantity>| value.map(|value| value.to_string()).unwrap_or_default();
+    v2::Change {
+        window: moved.bucket_size.to_owned(),
+        from: Some(timestamp(moved.from)),
+        to: Some(timestamp(moved.to)),
+        before: text(moved.before),
+        after: text(moved.after),
+        ..Default::default()
+    }
+}
+
+pub fn quota_move(moved: QuotaMove) -> v2::Change {
+    v2::Change {
+        window: moved.period.as_str().to_owned(),
+        from: Some(timestamp(moved.from)),
+        to: Some(timestamp(moved.to)),
+        before: moved.before.to_string(),
+        after: moved.after.to_string(),
+        plan_id: moved.plan_id,
+        limit: moved.limit.to_string(),
+        enforcement: moved.enforcement.as_str().to_owned(),
     }
 }
 

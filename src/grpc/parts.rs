@@ -16,6 +16,8 @@ use crate::chance;
 use crate::clock;
 use crate::error::{Error, Result};
 use crate::grpc::{ApiKeyAuth, observe};
+use crate::ingest::Rehearsed;
+use crate::ingest::preview::PreviewItem;
 use crate::metering::event::{Input, StoredEvent};
 use crate::net::budget::{Room, Tenant};
 
@@ -50,6 +52,8 @@ pub enum ItemOutcome {
     /// The event that used the key first; with another payload?
     Duplicate(StoredEvent, bool),
     Failed(Error),
+    /// Of a stream that stores nothing.
+    Rehearsed(Box<PreviewItem>),
 }
 
 /// What happened next on a stream.
@@ -72,6 +76,8 @@ pub struct StreamBatcher {
     /// Room for what waits, and how much of what waits has none yet: nothing is read meanwhile.
     room: Room,
     unpaid_bytes: usize,
+    /// Nothing is stored: only what would become of it is said.
+    pub is_rehearsal: bool,
     tenant: Tenant,
     _overhead: Room,
     storing: Option<BoxFuture<'static, Result<Vec<ItemResult>>>>,
@@ -86,6 +92,7 @@ impl StreamBatcher {
         Ok(StreamBatcher {
             room: pass.app.streams.room(tenant),
             unpaid_bytes: 0,
+            is_rehearsal: false,
             tenant,
             _overhead: overhead,
             pass,
@@ -156,9 +163,12 @@ impl StreamBatcher {
         // what is left behind, which is rare, waits for room of its own
         let room = std::mem::replace(&mut self.room, self.pass.app.streams.room(self.tenant));
         self.unpaid_bytes = self.waiting.iter().map(|item| memory(item.bytes)).sum();
-        let store = store(self.pass.clone(), self.run_id, items);
+        let (pass, run_id, is_rehearsal) = (self.pass.clone(), self.run_id, self.is_rehearsal);
         self.storing = Some(Box::pin(async move {
-            let done = store.await;
+            let done = match is_rehearsal {
+                true => rehearse(pass, items).await,
+                false => store(pass, run_id, items).await,
+            };
             drop(room);
             done
         }));
@@ -195,20 +205,50 @@ async fn finished(
     done
 }
 
+/// Items that may be stored, and where each of them is among all.
+struct Sorted {
+    inputs: Vec<Input>,
+    places: Vec<usize>,
+    fates: Vec<(u64, Option<ItemOutcome>)>,
+}
+
+impl Sorted {
+    fn of(items: Vec<Item>) -> Sorted {
+        let (inputs, places) = (Vec::with_capacity(items.len()), Vec::with_capacity(items.len()));
+        let mut sorted = Sorted { inputs, places, fates: Vec::with_capacity(items.len()) };
+        for item in items {
+            match item.input {
+                Ok(input) => {
+                    sorted.places.push(sorted.fates.len());
+                    sorted.inputs.push(input);
+                    sorted.fates.push((item.place, None));
+                }
+                Err(error) => sorted.fates.push((item.place, Some(ItemOutcome::Failed(error)))),
+            }
+        }
+        sorted
+    }
+}
+
+/// What [`store`] would do.
+async fn rehearse(pass: ApiKeyAuth, items: Vec<Item>) -> Result<Vec<ItemResult>> {
+    let caller = pass.caller().await?;
+    let Sorted { inputs, places, mut fates } = Sorted::of(items);
+    let (preview, _) = pass.app.ingest.rehearse(caller.workspace_id, Rehearsed::Write, inputs, None).await?;
+    for item in preview.confined(|meter| caller.ensure_meter_allowed(meter)).items {
+        let place = places[item.index];
+        fates[place].1 = Some(ItemOutcome::Rehearsed(Box::new(item)));
+    }
+    let done = |(place, fate): (u64, Option<ItemOutcome>)| {
+        let fate = fate.ok_or_else(|| Error::internal("a dry run without an outcome"))?;
+        Ok(ItemResult { place, fate })
+    };
+    fates.into_iter().map(done).collect()
+}
+
 async fn store(pass: ApiKeyAuth, run_id: Uuid, items: Vec<Item>) -> Result<Vec<ItemResult>> {
     let caller = pass.caller().await?;
-    let (mut inputs, mut places) = (Vec::with_capacity(items.len()), Vec::with_capacity(items.len()));
-    let mut fates: Vec<(u64, Option<ItemOutcome>)> = Vec::with_capacity(items.len());
-    for item in items {
-        match item.input {
-            Ok(input) => {
-                places.push(fates.len());
-                inputs.push(input);
-                fates.push((item.place, None));
-            }
-            Err(error) => fates.push((item.place, Some(ItemOutcome::Failed(error)))),
-        }
-    }
+    let Sorted { inputs, places, mut fates } = Sorted::of(items);
     let refused = fates.len() - inputs.len();
     let recorded = pass.app.ingest.record_part(caller.workspace_id, run_id, inputs, refused).await?;
     let recorded = recorded.confined(|meter| caller.ensure_meter_allowed(meter))?;

@@ -348,6 +348,8 @@ impl Answer {
                     self.duplicate_count += 1;
                     self.list(event, has_room, |answer| &mut answer.duplicates);
                 }
+                // streams of v1 have no dry run
+                ItemOutcome::Rehearsed(_) => {}
                 ItemOutcome::Failed(error) => {
                     self.failed_count += 1;
                     if (self.failed.len() as u64) < SMALL_STREAM {

@@ -7,7 +7,8 @@ use actix_web::{HttpRequest, HttpResponse, web};
 use crate::app::App;
 use crate::auth::Caller;
 use crate::error::{Error, Result};
-use crate::http::extract::{Body, Events};
+use crate::http::dry_run;
+use crate::http::extract::{Body, Events, Params};
 use crate::http::openapi::Doc;
 use crate::http::respond;
 use crate::http::usage::{BulkResult, bulk_answer};
@@ -30,8 +31,10 @@ pub async fn create(
     app: web::Data<App>,
     caller: Caller,
     request: HttpRequest,
+    params: Params,
     body: Body,
 ) -> Result<HttpResponse> {
+    dry_run::refuse(&params)?;
     let content_type = content_type(&request);
     if content_type.starts_with("application/cloudevents-batch+json") {
         let Events { events } = body.events().await?;
@@ -52,7 +55,13 @@ pub fn describe_openmeter() -> Doc {
         .errors(&[429])
 }
 
-pub async fn openmeter(app: web::Data<App>, caller: Caller, body: Body) -> Result<HttpResponse> {
+pub async fn openmeter(
+    app: web::Data<App>,
+    caller: Caller,
+    params: Params,
+    body: Body,
+) -> Result<HttpResponse> {
+    dry_run::refuse(&params)?;
     let Events { events } = body.events().await?;
     let recorded = record(&app, &caller, Kind::Bulk, events).await?;
     if recorded.failed.is_empty() {

@@ -16,10 +16,11 @@ use crate::entitlements::quota::{Check, State, state_message};
 use crate::entitlements::sql::decisions::{self, Decided, Decision};
 use crate::entitlements::sql::listing::{self, Entry, Filter};
 use crate::error::{Error, Result};
+use crate::http::dry_run::{self, DryRun};
 use crate::http::extract::{CursorTime, Id, Json, Params, paginate};
 use crate::http::openapi::Doc;
 use crate::http::respond::{self, Page};
-use crate::ingest::insert;
+use crate::ingest::{Rehearsed, insert};
 use crate::metering::event::{Input, InputQuantity, StoredEvent, parse_key};
 use crate::metering::quantity::Quantity;
 use crate::metering::time::Timestamp;
@@ -73,20 +74,29 @@ fn quota_json(decision: &Decision) -> Result<Box<RawValue>> {
 }
 
 pub fn describe_consume() -> Doc {
-    Doc::new("entitlements", "Decide and record in one step")
+    dry_run::described(Doc::new("entitlements", "Decide and record in one step"))
         .body::<Input>()
         .needs(&["idempotency_key"])
+        .answer::<ConsumptionDryRun>(200, "Of a dry run.")
         .answer::<ConsumptionView>(201, "Recorded.")
         .answer::<ConsumptionView>(429, "Refused by a hard limit; nothing is recorded.")
         .errors(&[404])
 }
 
 /// Decides and records in one transaction.
-pub async fn consume(app: web::Data<App>, caller: Caller, body: Json<Input>) -> Result<HttpResponse> {
+pub async fn consume(
+    app: web::Data<App>,
+    caller: Caller,
+    params: Params,
+    body: Json<Input>,
+) -> Result<HttpResponse> {
     let Json(input) = body;
     caller.ensure_meter_allowed(input.meter())?;
     let key = parse_key(input.idempotency_key.as_deref())?
         .ok_or_else(|| Error::invalid("idempotency_key is required"))?;
+    if dry_run::is_asked(&params)? {
+        return rehearse(&app, &caller, input, key).await;
+    }
     let decided = match app.ingest.consume(caller.workspace_id, input).await {
         // a key that was decided before is answered whatever else the body says
         Err(error) if matches!(error.code.http_status(), 400 | 404) => {
@@ -94,30 +104,66 @@ pub async fn consume(app: web::Data<App>, caller: Caller, body: Json<Input>) -> 
         }
         decided => decided?,
     };
-    // the key of a decision may lead to a meter that the caller did not name
-    caller.ensure_meter_allowed(&decided.decision.meter)?;
-    if let Some(event) = &decided.event {
-        caller.ensure_meter_allowed(&event.meter)?;
-    }
+    ensure_may_see(&caller, &decided)?;
     let (accepted, outcome) = match decided.decision.accepted {
         true => (StatusCode::CREATED, "accepted"),
         false => (StatusCode::TOO_MANY_REQUESTS, "rejected"),
     };
     metrics::counter!("open_spanner_consumption_decisions_total", "outcome" => outcome).increment(1);
-    let answer = ConsumptionView {
-        accepted: decided.decision.accepted,
-        replayed: decided.replayed,
-        evaluation_failed: decided.decision.evaluation_failed,
-        quota: quota_json(&decided.decision)?,
-        event: decided.event,
-        conflict: decided.conflict,
-    };
+    let answer = ConsumptionView::of(decided)?;
     let mut response = respond::json(accepted, &answer)?;
     if let Some(seconds) = retry_after(&answer.quota).filter(|_| !answer.accepted) {
         response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
     }
     respond::about_key(&mut response, answer.replayed, answer.conflict);
     Ok(response)
+}
+
+impl ConsumptionView {
+    fn of(decided: Decided) -> Result<Self> {
+        Ok(ConsumptionView {
+            accepted: decided.decision.accepted,
+            replayed: decided.replayed,
+            evaluation_failed: decided.decision.evaluation_failed,
+            quota: quota_json(&decided.decision)?,
+            event: decided.event,
+            conflict: decided.conflict,
+        })
+    }
+}
+
+/// The key of a decision may lead to a meter that the caller did not name.
+fn ensure_may_see(caller: &Caller, decided: &Decided) -> Result<()> {
+    caller.ensure_meter_allowed(&decided.decision.meter)?;
+    decided.event.as_ref().map_or(Ok(()), |event| caller.ensure_meter_allowed(&event.meter))
+}
+
+/// A dry run of a consumption: what every dry run answers, and the decision.
+#[derive(Serialize, ToSchema)]
+pub struct ConsumptionDryRun {
+    #[serde(flatten)]
+    run: DryRun,
+    /// Absent when the event is invalid and nothing is decided.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    decision: Option<ConsumptionView>,
+}
+
+async fn rehearse(app: &App, caller: &Caller, input: Input, key: String) -> Result<HttpResponse> {
+    let workspace_id = caller.workspace_id;
+    let (preview, decided) =
+        app.ingest.rehearse(workspace_id, Rehearsed::Consumption, vec![input], None).await?;
+    let decided = match decided {
+        Some(decided) => Some(*decided),
+        // as the call itself: a key that was decided before is answered whatever else the body says
+        None => replay(app, workspace_id, key).await?,
+    };
+    let mut status = preview.items.first().map_or(201, |item| item.status);
+    if let Some(decided) = &decided {
+        ensure_may_see(caller, decided)?;
+        status = if decided.decision.accepted { 201 } else { 429 };
+    }
+    let run = DryRun::of(preview.confined(|meter| caller.ensure_meter_allowed(meter)), status);
+    respond::ok(&ConsumptionDryRun { run, decision: decided.map(ConsumptionView::of).transpose()? })
 }
 
 /// The seconds that a refusal names in its body, for clients that read headers only.

@@ -13,6 +13,7 @@ use crate::app::App;
 use crate::auth::Caller;
 use crate::error::{Error, Result};
 use crate::exports::csv::Table;
+use crate::http::dry_run::{self, DryRun};
 use crate::http::extract::{Body, Json, Params, required_time};
 use crate::http::ndjson;
 use crate::http::openapi::{self, Doc, FORMULA_GUARD};
@@ -26,16 +27,25 @@ use crate::usage::aggregate::{cells, needs_snapshot};
 use crate::usage::query::{self, GROUPS_MAX, GroupField, GroupedAggregates, Query};
 
 pub fn describe_create() -> Doc {
-    Doc::new("usage", "Record an event")
+    dry_run::described(Doc::new("usage", "Record an event"))
         .body::<Input>()
+        .answer::<DryRun>(200, "Of a dry run.")
         .answer::<StoredEvent>(201, "The stored event, or the one that first had the idempotency key.")
         .errors(&[404, 429])
 }
 
 /// Stores one event; a known idempotency key answers with the event it was first used for.
-pub async fn create(app: web::Data<App>, caller: Caller, body: Json<Input>) -> Result<HttpResponse> {
+pub async fn create(
+    app: web::Data<App>,
+    caller: Caller,
+    params: Params,
+    body: Json<Input>,
+) -> Result<HttpResponse> {
     let Json(input) = body;
     caller.ensure_meter_allowed(input.meter())?;
+    if dry_run::is_asked(&params)? {
+        return dry_run::one(&app, &caller, input).await;
+    }
     let recorded = app.ingest.record(caller.workspace_id, Kind::Single, vec![input], None).await?;
     let recorded = recorded.confined(|meter| caller.ensure_meter_allowed(meter))?;
     let has_conflict = recorded.has_conflict();
@@ -54,8 +64,10 @@ pub async fn create(app: web::Data<App>, caller: Caller, body: Json<Input>) -> R
 }
 
 pub fn describe_create_bulk() -> Doc {
-    Doc::new("usage", "Record up to 1000 events; as `application/x-ndjson` up to 100,000, one a line, answered line by line")
+    let summary = "Record up to 1000 events; as `application/x-ndjson` up to 100,000, one a line, answered line by line";
+    dry_run::described(Doc::new("usage", summary))
         .body_list::<Input>()
+        .answer::<DryRun>(200, "Of a dry run.")
         .answer::<BulkResult>(201, "At least one item is stored.")
         .answer::<openapi::BulkOrError>(
             400,
@@ -69,9 +81,11 @@ pub async fn create_bulk(
     app: web::Data<App>,
     caller: Caller,
     request: HttpRequest,
+    params: Params,
     body: Body,
 ) -> Result<HttpResponse> {
     if ndjson::is_asked(&request) {
+        dry_run::refuse(&params)?;
         return ndjson::record(app, caller, body).await;
     }
     let inputs: Vec<Input> = body.array().await?;
@@ -84,6 +98,9 @@ pub async fn create_bulk(
     }
     inputs.iter().try_for_each(|input| caller.ensure_meter_allowed(input.meter()))?;
     let key = key_header(&request)?;
+    if dry_run::is_asked(&params)? {
+        return dry_run::many(&app, &caller, inputs, key).await;
+    }
     let recorded = app.ingest.record(caller.workspace_id, Kind::Bulk, inputs, key).await?;
     bulk_answer(recorded.confined(|meter| caller.ensure_meter_allowed(meter))?)
 }

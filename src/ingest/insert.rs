@@ -6,9 +6,11 @@ mod activity;
 mod consume;
 mod postgres;
 mod quota;
+mod rehearsal;
 mod sqlite;
 
 pub use consume::{KeyUse, find_key, replay};
+pub use rehearsal::{Seen, rehearse};
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -249,19 +251,8 @@ pub fn insert(
     known: &WriteCache,
 ) -> Result<(Vec<Outcome>, CacheUpdates), DbError> {
     let mut work = InsertBatch::new(batches, lanes);
-    work.drop_stale(conn, link, known)?;
-    work.drop_replayed(conn)?;
-    work.find_subjects(conn, known)?;
-    work.find_histories(conn, known)?;
-    work.decide(conn, known)?;
-    work.claim_keys(conn, known)?;
-    work.check_decisions()?;
-    work.write_dimension_sets(conn, known)?;
-    work.write_rows(conn, known)?;
-    work.write_replays(conn)?;
-    work.write_counters(conn)?;
-    // last, because others share these rows
-    work.ask_for_alerts(conn)?;
+    work.prepare(conn, link, known)?;
+    work.store(conn, known)?;
     Ok(work.finish())
 }
 
@@ -311,6 +302,26 @@ impl<'a> InsertBatch<'a> {
             is_vouched_for: true,
             watched: BTreeSet::new(),
         }
+    }
+
+    /// What has to be known before anything is decided.
+    fn prepare(&mut self, conn: &mut Conn, link: Link, known: &WriteCache) -> Result<(), DbError> {
+        self.drop_stale(conn, link, known)?;
+        self.drop_replayed(conn)?;
+        self.find_subjects(conn, known)?;
+        self.find_histories(conn, known)
+    }
+
+    fn store(&mut self, conn: &mut Conn, known: &WriteCache) -> Result<(), DbError> {
+        self.decide(conn, known)?;
+        self.claim_keys(conn, known)?;
+        self.check_decisions()?;
+        self.write_dimension_sets(conn, known)?;
+        self.write_rows(conn, known)?;
+        self.write_replays(conn)?;
+        self.write_counters(conn)?;
+        // last, because others share these rows
+        self.ask_for_alerts(conn)
     }
 
     /// Batches that are still to be stored.

@@ -209,7 +209,7 @@ impl BucketSize {
 }
 
 /// From inclusive, to exclusive, never empty.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Window {
     pub from: Timestamp,
     pub to: Timestamp,

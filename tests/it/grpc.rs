@@ -29,6 +29,7 @@ use crate::support::{Database, Server, Workspace, env, on_both_databases};
 on_both_databases!(
     long_stream_is_stored_in_flat_memory,
     stream_is_resumed_after_a_kill,
+    dry_stream_tells_and_stores_nothing,
     bad_events_far_into_a_stream_fail_alone,
     slow_reader_holds_only_itself,
     stream_that_never_ends_is_stored_all_the_same,
@@ -188,8 +189,11 @@ async fn long_stream_is_stored_in_flat_memory(database: Database) {
 
 /// Sends `first..count` until the stream breaks or is done; returns the highest acknowledged sequence.
 async fn ingest_from(door: &Door, first: u64, count: u64, acked: &AtomicU64) -> Result<(), Status> {
-    let requests =
-        (first..count).map(|number| IngestRequest { sequence: number + 1, event: Some(event(number)) });
+    let requests = (first..count).map(|number| IngestRequest {
+        sequence: number + 1,
+        event: Some(event(number)),
+        ..Default::default()
+    });
     let mut acks = door.ingest(tokio_stream::iter(requests)).await?;
     while let Some(ack) = acks.message().await? {
         let mut expected = acked.load(Ordering::Relaxed);
@@ -264,6 +268,7 @@ async fn slow_reader_holds_only_itself(database: Database) {
         IngestRequest {
             sequence: number + 1,
             event: Some(UsageEventInput { meter: "x".repeat(200), ..keyless(number) }),
+            ..Default::default()
         }
     });
     let mut client = UsageStreamServiceClient::new(channel);
@@ -302,7 +307,7 @@ async fn stream_that_never_ends_is_stored_all_the_same(database: Database) {
             sender.send(event(number)).await.expect("the stream is open");
         }
         until("what was sent is stored", || database.count("events") == 30).await;
-        let request = IngestRequest { sequence: 7, event: Some(event(100)) };
+        let request = IngestRequest { sequence: 7, event: Some(event(100)), ..Default::default() };
         ingest_sender.send(request).await.expect("the stream is open");
         let ack = acks.message().await.expect("acknowledged").expect("one");
         assert_eq!((ack.durable_sequence, ack.outcomes[0].result()), (7, Fate::Accepted));
@@ -397,14 +402,19 @@ async fn refusals_end_a_stream_clearly(database: Database) {
     let refused = door.stream(tokio_stream::iter([event(0), foreign(1)])).await.expect_err("forbidden");
     assert_eq!(refused.code(), Code::PermissionDenied);
     let requests = [event(0), foreign(1), event(2)].into_iter().zip(1..);
-    let requests = requests.map(|(event, sequence)| IngestRequest { sequence, event: Some(event) });
+    let requests = requests.map(|(event, sequence)| IngestRequest {
+        sequence,
+        event: Some(event),
+        ..Default::default()
+    });
     let mut acks = door.ingest(tokio_stream::iter(requests)).await.expect("it opens");
     let mut codes = Vec::new();
     while let Some(ack) = acks.message().await.expect("it goes on") {
         codes.extend(ack.outcomes.into_iter().map(|outcome| outcome.code));
     }
     assert_eq!(codes, ["", "forbidden", ""]);
-    let backwards = [5, 5].map(|sequence| IngestRequest { sequence, event: Some(event(0)) });
+    let backwards =
+        [5, 5].map(|sequence| IngestRequest { sequence, event: Some(event(0)), ..Default::default() });
     let mut acks = door.ingest(tokio_stream::iter(backwards)).await.expect("it opens");
     let refused = loop {
         if let Err(status) = acks.message().await {
@@ -419,6 +429,41 @@ async fn refusals_end_a_stream_clearly(database: Database) {
     assert_eq!(refused.code(), Code::PermissionDenied);
     let refused = door.ingest(tokio_stream::pending()).await.expect_err("forbidden");
     assert_eq!(refused.code(), Code::PermissionDenied);
+}
+
+async fn dry_stream_tells_and_stores_nothing(database: Database) {
+    let door = Door::open(&database, &[]).await;
+    door.create(event(1)).await.expect("it is stored");
+    let refused = UsageEventInput { quantity: -1.0, ..keyless(9) };
+    let other = UsageEventInput { quantity: 2.0, ..event(1) };
+    let requests = [event(0), event(1), other, refused].into_iter().zip(1..);
+    let requests =
+        requests.map(|(event, sequence)| IngestRequest { sequence, event: Some(event), dry_run: true });
+    let mut acks = door.ingest(tokio_stream::iter(requests)).await.expect("it opens");
+    let mut outcomes = Vec::new();
+    while let Some(ack) = acks.message().await.expect("it goes on") {
+        outcomes.extend(ack.outcomes);
+    }
+    let fates: Vec<(Fate, bool)> = outcomes.iter().map(|o| (o.result(), o.conflict)).collect();
+    let expected =
+        [(Fate::Accepted, false), (Fate::Duplicate, false), (Fate::Duplicate, true), (Fate::Failed, false)];
+    assert_eq!(fates, expected);
+    assert_eq!(outcomes[2].conflict_fields, ["quantity"]);
+    let preview = outcomes[0].preview.as_ref().expect("a preview");
+    assert_eq!((preview.dimension_set.as_str(), preview.changes[0].window.as_str()), ("{}", "hour"));
+    assert_eq!(database.count("events"), 1);
+
+    let mixed = [true, false].into_iter().zip(1..);
+    let mixed =
+        mixed.map(|(dry_run, sequence)| IngestRequest { sequence, event: Some(event(sequence)), dry_run });
+    let mut acks = door.ingest(tokio_stream::iter(mixed)).await.expect("it opens");
+    let refused = loop {
+        if let Err(status) = acks.message().await {
+            break status;
+        }
+    };
+    assert_eq!(refused.code(), Code::InvalidArgument);
+    assert_eq!(database.count("events"), 1);
 }
 
 async fn messages_that_cannot_be_read_are_the_clients_fault(database: Database) {
@@ -515,8 +560,11 @@ async fn push_back_says_when_to_come_again(database: Database) {
     let mut pushed_back = 0;
     // the client of the documentation: after a push-back, wait and send what is not durable yet
     while from < 3000 {
-        let requests =
-            (from..3000).map(|number| IngestRequest { sequence: number + 1, event: Some(event(number)) });
+        let requests = (from..3000).map(|number| IngestRequest {
+            sequence: number + 1,
+            event: Some(event(number)),
+            ..Default::default()
+        });
         let mut acks = door.ingest(tokio_stream::iter(requests)).await.expect("it opens");
         let end = loop {
             match acks.message().await {
@@ -559,7 +607,11 @@ async fn what_is_stored_is_not_pushed_back(database: Database) {
         let stream = door.stream(tokio_stream::iter(stored.clone())).await.expect("duplicates");
         assert_eq!(counts(&stream), (0, 30, 0));
         let requests = stored.clone().into_iter().zip(1..);
-        let requests = requests.map(|(event, sequence)| IngestRequest { sequence, event: Some(event) });
+        let requests = requests.map(|(event, sequence)| IngestRequest {
+            sequence,
+            event: Some(event),
+            ..Default::default()
+        });
         let mut acks = door.ingest(tokio_stream::iter(requests.collect::<Vec<_>>())).await.expect("it opens");
         let mut durable = 0;
         while let Some(ack) = acks.message().await.expect("never pushed back") {

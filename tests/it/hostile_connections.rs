@@ -209,7 +209,7 @@ async fn stopping_does_not_wait_for_silent_peers_or_open_streams(database: Datab
     let mut request = Request::new(ReceiverStream::new(new_events));
     request.metadata_mut().insert("authorization", key.parse().expect("a header value"));
     let mut acks = UsageStreamServiceClient::new(channel).ingest(request).await.expect("open").into_inner();
-    new.send(IngestRequest { sequence: 1, event: Some(event()) }).await.expect("open");
+    new.send(IngestRequest { sequence: 1, event: Some(event()), ..Default::default() }).await.expect("open");
     let ack = acks.message().await.expect("an answer").expect("one");
     assert_eq!(ack.durable_sequence, 1);
 
@@ -351,8 +351,11 @@ fn streams_share_a_bounded_room() {
                 metadata: metadata.into_iter().collect(),
                 ..Default::default()
             };
-            let requests =
-                (1..=EVENTS).map(move |sequence| IngestRequest { sequence, event: Some(event.clone()) });
+            let requests = (1..=EVENTS).map(move |sequence| IngestRequest {
+                sequence,
+                event: Some(event.clone()),
+                ..Default::default()
+            });
             let mut request = Request::new(tokio_stream::iter(requests));
             request.metadata_mut().insert("authorization", key.parse().expect("a header value"));
             streams.push(tokio::spawn(async move {

@@ -22,6 +22,7 @@ mod dead_letters;
 mod decimal_exactness;
 mod destinations;
 mod doors;
+mod dry_run;
 mod entitlements;
 mod events;
 mod exactly_once;

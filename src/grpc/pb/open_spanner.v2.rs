@@ -6,6 +6,11 @@ pub struct IngestRequest {
     pub sequence: u64,
     #[prost(message, optional, tag = "2")]
     pub event: ::core::option::Option<super::v1::UsageEventInput>,
+    /// Say what would become of the event, and store nothing. All requests of a stream say the same; INVALID_ARGUMENT
+    /// otherwise. Events that are looked at together see each other as a bulk call's would; later ones of the stream do
+    /// not see them, for nothing was stored.
+    #[prost(bool, tag = "3")]
+    pub dry_run: bool,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct IngestAck {
@@ -16,7 +21,7 @@ pub struct IngestAck {
     #[prost(message, repeated, tag = "2")]
     pub outcomes: ::prost::alloc::vec::Vec<Outcome>,
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Outcome {
     #[prost(uint64, tag = "1")]
     pub sequence: u64,
@@ -33,6 +38,12 @@ pub struct Outcome {
     /// Of a duplicate: the key was first used with another payload, so this event is not stored anywhere.
     #[prost(bool, tag = "6")]
     pub conflict: bool,
+    /// Of a conflict: what differs, as far as it is known: subject, meter, quantity, metadata.
+    #[prost(string, repeated, tag = "7")]
+    pub conflict_fields: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Of a dry run. event_id is then of the event that first used the key, or empty.
+    #[prost(message, optional, tag = "8")]
+    pub preview: ::core::option::Option<Preview>,
 }
 /// Nested message and enum types in `Outcome`.
 pub mod outcome {
@@ -80,6 +91,38 @@ pub mod outcome {
             }
         }
     }
+}
+/// What an event would move.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Preview {
+    /// The values under the meter's declared dimensions, as JSON.
+    #[prost(string, tag = "1")]
+    pub dimension_set: ::prost::alloc::string::String,
+    /// The subject's hour, day and month with the meter, then the limits that the event counts against.
+    #[prost(message, repeated, tag = "2")]
+    pub changes: ::prost::alloc::vec::Vec<Change>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Change {
+    /// hour, day or month; of a limit its period.
+    #[prost(string, tag = "1")]
+    pub window: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "2")]
+    pub from: ::core::option::Option<::prost_types::Timestamp>,
+    #[prost(message, optional, tag = "3")]
+    pub to: ::core::option::Option<::prost_types::Timestamp>,
+    /// Exact decimals; empty while the window holds nothing.
+    #[prost(string, tag = "4")]
+    pub before: ::prost::alloc::string::String,
+    #[prost(string, tag = "5")]
+    pub after: ::prost::alloc::string::String,
+    /// Of a limit.
+    #[prost(string, tag = "6")]
+    pub plan_id: ::prost::alloc::string::String,
+    #[prost(string, tag = "7")]
+    pub limit: ::prost::alloc::string::String,
+    #[prost(string, tag = "8")]
+    pub enforcement: ::prost::alloc::string::String,
 }
 /// Generated client implementations.
 pub mod usage_stream_service_client {

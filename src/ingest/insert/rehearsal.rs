@@ -1,0 +1,174 @@
+//! A write that is taken back: the very steps of the hot insert, in a transaction that the caller rolls back, and what
+//! the windows and limits of its events would come to. What is read here is read before the first row is written; what
+//! follows is added up in memory, as the counters add it up. No rule of admission or of consumption is here.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::db::identity::Link;
+use crate::db::{Conn, DbError};
+use crate::entitlements::assignment::assignment_for_event;
+use crate::entitlements::sql::counters::{self, Range};
+use crate::ingest::insert::{Batch, DecidedAt, InsertBatch, Outcome, Place, WriteCache};
+use crate::ingest::preview::{QuotaMove, WindowMove};
+use crate::metering::event::Event;
+use crate::metering::meter::Meter;
+use crate::metering::rollup::{Lanes, Part};
+use crate::metering::time::{BucketSize, Window};
+use crate::usage::aggregate::cells;
+use crate::usage::query::Query;
+
+/// What a batch would have come to.
+#[derive(Debug)]
+pub struct Seen {
+    pub outcome: Outcome,
+    /// By event.
+    pub windows: Vec<Vec<WindowMove>>,
+    /// By event.
+    pub quotas: Vec<Vec<QuotaMove>>,
+}
+
+/// Windows that are read for one call. Of more, those of the first events are told.
+const WINDOWS_MAX: usize = 300;
+
+/// A subject's use of a meter in a window.
+type Use = (i64, String, Window);
+
+/// To be run in a transaction that is rolled back ([`crate::db::Store::rehearse`]).
+pub fn rehearse(
+    conn: &mut Conn,
+    link: Link,
+    batch: &Arc<Batch>,
+    known: &WriteCache,
+) -> Result<Seen, DbError> {
+    let batches = std::slice::from_ref(batch);
+    let mut work = InsertBatch::new(batches, Lanes::default());
+    work.prepare(conn, link, known)?;
+    let mut windows = Windows::read(conn, &work)?;
+    let mut quotas = Quotas::read(conn, &work)?;
+    work.store(conn, known)?;
+    let mut seen = Seen { windows: Vec::new(), quotas: Vec::new(), outcome: Outcome::Retry };
+    for (item, event) in batch.events.iter().enumerate() {
+        let is_stored = work.decided[0].is_none() && !work.duplicates.contains_key(&(0, item));
+        seen.windows.push(windows.add(event, is_stored));
+        seen.quotas.push(quotas.add((0, item), event, is_stored));
+    }
+    let (mut outcomes, _) = work.finish();
+    seen.outcome = outcomes.pop().unwrap_or(Outcome::Retry);
+    Ok(seen)
+}
+
+/// Usage windows as queries know them, each with what it holds.
+struct Windows(HashMap<Use, Option<Part>>);
+
+const SIZES: [BucketSize; 3] = [BucketSize::Hour, BucketSize::Day, BucketSize::Month];
+
+fn window_of(size: BucketSize, event: &Event) -> Window {
+    let from = size.start(event.time);
+    Window { from, to: from.plus(size.seconds(from) * crate::metering::time::SECOND) }
+}
+
+impl Windows {
+    fn read(conn: &mut Conn, work: &InsertBatch) -> Result<Windows, DbError> {
+        let mut held: HashMap<Use, Option<Part>> = HashMap::new();
+        for (.., event) in work.pending_events() {
+            for window in SIZES.map(|size| window_of(size, event)) {
+                let key = (event.meter.id, event.subject.clone(), window);
+                if held.len() >= WINDOWS_MAX || held.contains_key(&key) {
+                    continue;
+                }
+                let part = used(conn, &event.meter, &event.subject, window)?;
+                held.insert(key, part);
+            }
+        }
+        Ok(Windows(held))
+    }
+
+    fn add(&mut self, event: &Event, is_stored: bool) -> Vec<WindowMove> {
+        let mut moves = Vec::new();
+        for size in SIZES.into_iter().filter(|_| is_stored) {
+            let window = window_of(size, event);
+            let Some(part) = self.0.get_mut(&(event.meter.id, event.subject.clone(), window)) else {
+                continue;
+            };
+            let value = |part: &Option<Part>| {
+                part.as_ref().map(|part| part.value(event.meter.aggregation, window.length()))
+            };
+            let before = value(part);
+            grow(part, event);
+            let (bucket_size, after) = (size.as_str(), value(part));
+            moves.push(WindowMove { bucket_size, from: window.from, to: window.to, before, after });
+        }
+        moves
+    }
+}
+
+fn used(conn: &mut Conn, meter: &Arc<Meter>, subject: &str, window: Window) -> Result<Option<Part>, DbError> {
+    let query = Query {
+        meter: meter.clone(),
+        window,
+        subject: Some(subject.to_owned()),
+        group_by: Vec::new(),
+        filter: None,
+        bucket_size: None,
+        skip_missing: false,
+    };
+    Ok(cells(conn, &query, 1)?.into_groups().next().map(|(_, part)| part))
+}
+
+fn grow(part: &mut Option<Part>, event: &Event) {
+    match part {
+        Some(whole) => whole.add_event(event.time, event.id, &event.quantity),
+        None => *part = Some(Part::of(event.time, event.id, &event.quantity)),
+    }
+}
+
+/// The limits that each event counts against, and what the window of each holds.
+struct Quotas {
+    moves: HashMap<Place, Vec<(usize, QuotaMove)>>,
+    held: Vec<Option<Part>>,
+}
+
+impl Quotas {
+    fn read(conn: &mut Conn, work: &InsertBatch) -> Result<Quotas, DbError> {
+        let mut moves: HashMap<Place, Vec<(usize, QuotaMove)>> = HashMap::new();
+        let mut ranges: Vec<Range> = Vec::new();
+        let mut places: HashMap<(i64, i64, i64, Window), usize> = HashMap::new();
+        for (place, workspace_id, event) in work.pending_events() {
+            let subject_id = work.subject_id(workspace_id, &event.subject);
+            let time = match work.batches[place.0].consumes {
+                Some(DecidedAt::Now) => work.now.unwrap_or(event.received_at),
+                _ => event.time,
+            };
+            let span = work.histories.get(&subject_id).and_then(|h| assignment_for_event(h, time));
+            let Some((span, plan)) = span.and_then(|span| Some((span, work.plans.get(&span.plan_id)?)))
+            else {
+                continue;
+            };
+            for limit in plan.limits_of(event.meter.id) {
+                let (meter_id, anchor) = (event.meter.id, span.anchor);
+                let window = limit.period.window(anchor, time);
+                let at = *places.entry((subject_id, meter_id, anchor.0, window)).or_insert_with(|| {
+                    ranges.push(Range { subject_id, meter_id, anchor, window });
+                    ranges.len() - 1
+                });
+                moves.entry(place).or_default().push((at, QuotaMove::of(plan, limit, window)));
+            }
+        }
+        let held = if ranges.is_empty() { Vec::new() } else { counters::load(conn, &ranges)? };
+        Ok(Quotas { moves, held })
+    }
+
+    fn add(&mut self, place: Place, event: &Event, is_stored: bool) -> Vec<QuotaMove> {
+        let moves = self.moves.remove(&place).unwrap_or_default();
+        let told = moves.into_iter().map(|(at, quota)| {
+            let mut held = self.held.get_mut(at);
+            let before = held.as_deref().cloned().flatten();
+            if let Some(part) = held.as_deref_mut().filter(|_| is_stored) {
+                grow(part, event);
+            }
+            quota.between(event.meter.aggregation, before.as_ref(), held.and_then(|part| part.as_ref()))
+        });
+        told.collect()
+    }
+}
