@@ -10,6 +10,7 @@ pub mod link_token;
 pub mod members;
 pub mod password;
 pub mod permission;
+pub mod providers;
 pub mod session;
 pub mod sql;
 pub mod throttle;
@@ -26,6 +27,7 @@ use utoipa::ToSchema;
 use crate::auth::cache::CredentialCache;
 use crate::auth::key::LastUsed;
 use crate::auth::permission::{Access, Grants, Role};
+use crate::auth::providers::Providers;
 use crate::auth::sql::users::Member;
 use crate::auth::sql::{keys, sessions};
 use crate::auth::throttle::Throttle;
@@ -208,6 +210,8 @@ pub struct Options {
     pub registration_enabled: bool,
     /// Where registration is not open: whether an invitation opens it.
     pub invited_may_register: bool,
+    /// Off: people come in with a provider only.
+    pub password_sign_in: bool,
     /// How long a sign-in lasts at most, however often it is refreshed.
     pub session_max_age: Duration,
 }
@@ -224,6 +228,7 @@ struct Inner {
     last_used: LastUsed,
     passwords: password::Hasher,
     throttle: Throttle,
+    providers: Providers,
 }
 
 struct KnownKey {
@@ -237,6 +242,11 @@ const REMEMBERED: u64 = 20_000;
 impl Auth {
     /// Must be called inside the runtime whose blocking threads it will use.
     pub fn new(store: Store, options: Options) -> Auth {
+        Auth::with_providers(store, options, Providers::default())
+    }
+
+    /// Like [`Auth::new`], with further ways to sign in.
+    pub fn with_providers(store: Store, options: Options, providers: Providers) -> Auth {
         Auth(Arc::new(Inner {
             keys: CredentialCache::new(store.epochs(), options.cache_ttl, REMEMBERED),
             sessions: CredentialCache::new(store.epochs(), options.cache_ttl, REMEMBERED),
@@ -244,6 +254,7 @@ impl Auth {
             last_used: LastUsed::default(),
             passwords: password::Hasher::new(),
             throttle: Throttle::default(),
+            providers,
             options,
         }))
     }

@@ -28,7 +28,8 @@ mod value;
 pub use cli::{VERSION, command_line};
 pub use sections::{
     Auth, Client, Db, Driver, ExportStorage, ExportWorker, Exports, History, Http, Ingest, LogRequests,
-    OAuth, OAuthClient, Reconciliation, Retention, S3, S3Keys, SecureCookies, Synchronous, Worker, Workers,
+    OAuth, OAuthClient, Oidc, Reconciliation, Retention, S3, S3Keys, SecureCookies, Synchronous, Worker,
+    Workers,
 };
 use source::{Source, Values};
 pub use value::{ListenAddr, Secret, without_password};
@@ -250,6 +251,7 @@ fn without_effect(v: &Values) -> Vec<String> {
     let pairs = [
         ("GITHUB_OAUTH_CLIENT_ID", "GITHUB_OAUTH_CLIENT_SECRET"),
         ("GOOGLE_OAUTH_CLIENT_ID", "GOOGLE_OAUTH_CLIENT_SECRET"),
+        ("OIDC_ISSUER", "OIDC_CLIENT_ID"),
         ("RECONCILIATION_WEBHOOK_URL", "RECONCILIATION_WEBHOOK_SECRET"),
     ];
     let halves = pairs.into_iter().filter_map(|(a, b)| match (v.has(a), v.has(b)) {
@@ -285,7 +287,7 @@ impl Config {
             metrics_addr: v.optional_address("METRICS_ADDR"),
             db,
             ingest: Ingest::read(v),
-            auth: Auth::read(v),
+            auth: Auth::read(v)?,
             exports: Exports::read(v)?,
             workers,
             retention: Retention::read(v),

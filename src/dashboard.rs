@@ -162,6 +162,7 @@ pub fn endpoints() -> Vec<Endpoint> {
 
         get("/settings/sessions", VIEWER, account::sessions),
         post("/settings/sessions", VIEWER, account::end),
+        post("/settings/identities", VIEWER, account::disconnect),
         post("/settings/password", VIEWER, account::change_password),
         get("/reset/{token}", PUBLIC, account::reset_form),
         post("/reset/{token}", PUBLIC, account::reset),

@@ -19,6 +19,7 @@ pub mod meters;
 pub mod ndjson;
 pub mod openapi;
 pub mod plans;
+pub mod providers;
 pub mod respond;
 pub mod saved_queries;
 pub mod session;
@@ -166,9 +167,11 @@ pub fn endpoints() -> Vec<Endpoint> {
         endpoint(Method::DELETE, "/v1/auth/sessions/{id}", MEMBER, account::end_one, account::describe_end_one),
         endpoint(Method::PUT, "/v1/auth/password", MEMBER, account::change_password, account::describe_change_password),
         endpoint(Method::POST, "/v1/auth/password-resets/{token}", PUBLIC, account::reset_password, account::describe_reset_password),
-        endpoint(Method::GET, "/v1/auth/providers", PUBLIC, session::providers, session::describe_providers),
-        endpoint(Method::GET, "/v1/auth/oauth/{provider}", PUBLIC, session::oauth_start, session::describe_oauth_start),
-        endpoint(Method::GET, "/v1/auth/oauth/{provider}/callback", PUBLIC, session::oauth_callback, session::describe_oauth_callback),
+        endpoint(Method::GET, "/v1/auth/providers", PUBLIC, providers::list, providers::describe_list),
+        endpoint(Method::GET, "/v1/auth/oauth/{provider}", PUBLIC, providers::start, providers::describe_start),
+        endpoint(Method::GET, "/v1/auth/oauth/{provider}/callback", PUBLIC, providers::callback, providers::describe_callback),
+        endpoint(Method::GET, "/v1/auth/identities", MEMBER, providers::identities, providers::describe_identities),
+        endpoint(Method::DELETE, "/v1/auth/identities/{id}", MEMBER, providers::disconnect, providers::describe_disconnect),
         endpoint(Method::GET, "/v1/auth/api-keys", MEMBER, keys::list, keys::describe_list),
         endpoint(Method::POST, "/v1/auth/api-keys", MANAGER, keys::create, keys::describe_create),
         endpoint(Method::DELETE, "/v1/auth/api-keys/{id}", MANAGER, keys::revoke, keys::describe_revoke),
@@ -669,6 +672,7 @@ mod tests {
             cache_ttl: config.cache_ttl,
             registration_enabled: true,
             invited_may_register: false,
+            password_sign_in: true,
             session_max_age: config.auth.session_max_age,
         };
         let auth = Auth::new(store.clone(), options);

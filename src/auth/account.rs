@@ -35,6 +35,7 @@ impl Auth {
         new: String,
         address: IpAddr,
     ) -> Result<()> {
+        self.check_password_sign_in()?;
         password::check(&new)?;
         let (email, user_id) = (caller.user.email.clone(), caller.user_id);
         let (throttle, now) = (&self.0.throttle, Timestamp::now());
@@ -105,6 +106,7 @@ impl Auth {
     /// Sets the password of whoever the token was made for, and ends all of their sign-ins; 404 for a token that is
     /// unknown, used or over.
     pub async fn reset_password(&self, token: &str, new: String) -> Result<()> {
+        self.check_password_sign_in()?;
         password::check(&new)?;
         let missing = || Error::not_found("password reset");
         // before the dear part

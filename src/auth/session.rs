@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use crate::auth::sql::members::Touched;
 use crate::auth::sql::sessions::{self, Login, Pair, Shown};
 use crate::auth::sql::sign_ins::{self, Device};
-use crate::auth::sql::{resets, users};
+use crate::auth::sql::{identities, resets, users};
 use crate::auth::throttle::is_trusted;
 use crate::auth::token::{self, ACCESS_PREFIX, REFRESH_PREFIX, Token, TokenHash};
 use crate::auth::{Auth, User, members, password};
@@ -133,6 +133,16 @@ impl Auth {
         Err(Error::new(Code::RegistrationDisabled, "registration is disabled on this server"))
     }
 
+    /// 403 where passwords open nothing.
+    pub(super) fn check_password_sign_in(&self) -> Result<()> {
+        match self.0.options.password_sign_in {
+            true => Ok(()),
+            false => {
+                Err(Error::forbidden("people sign in with a provider on this server, not with a password"))
+            }
+        }
+    }
+
     /// Like [`Auth::register`]; where registration is not open, with an open invitation for this address.
     pub async fn register_invited(
         &self,
@@ -159,6 +169,7 @@ impl Auth {
     /// A new user with a workspace of their own. Does not sign in.
     pub async fn register(&self, email: &str, password: String, address: IpAddr) -> Result<User> {
         self.check_registration()?;
+        self.check_password_sign_in()?;
         let email = normal_email(email)?;
         password::check(&password)?;
         let now = Timestamp::now();
@@ -171,6 +182,7 @@ impl Auth {
     /// A session for whoever knows the password. Everything that does not fit is the same 401, after about the same
     /// time; too many failures are 429, for right passwords too.
     pub async fn sign_in(&self, email: &str, password: String, address: IpAddr) -> Result<SignedIn> {
+        self.check_password_sign_in()?;
         let throttle = &self.0.throttle;
         let email = normal_email(email).unwrap_or_default();
         throttle.check_login(&email, address, Timestamp::now())?;
@@ -235,13 +247,18 @@ impl Auth {
 
     /// A session in the user's home workspace, for a user whose identity is proven.
     pub async fn open_session(&self, user_id: i64) -> Result<SignedIn> {
+        self.open_session_in(user_id, None).await
+    }
+
+    /// Like [`Auth::open_session`], in this workspace of theirs.
+    pub(super) async fn open_session_in(&self, user_id: i64, wanted: Option<i64>) -> Result<SignedIn> {
         let now = Timestamp::now();
         let ends_at = self.sign_in_ends_at(now);
         let (fresh, form_key) =
             (NewTokenPair::new(now)?.within(ends_at), chance::secret::<FORM_KEY_BYTES>()?);
         let (pair, device) = (fresh.pair, device());
         let work = move |conn: &mut Conn| {
-            let workspace_id = users::home(conn, user_id, now)?;
+            let workspace_id = wanted.map_or_else(|| users::home(conn, user_id, now), Ok)?;
             let login_id = chance::id().to_string();
             let login = Login { login_id, form_key: form_key.to_vec(), user_id, workspace_id };
             sign_ins::begin(conn, &login, &device, now, ends_at)?;
@@ -349,6 +366,7 @@ impl Auth {
         let now = Timestamp::now();
         let work = move |conn: &mut Conn| {
             resets::sweep(conn, now)?;
+            identities::sweep(conn, now)?;
             sign_ins::sweep(conn, now)
         };
         self.0.store.write("sign_ins::sweep", work).await?;

@@ -131,8 +131,13 @@ async fn office(ttl: Duration) -> Office {
         conn_max_idle_time: None,
     });
     let session_max_age = Duration::from_secs(90 * 86_400);
-    let options =
-        Options { cache_ttl: ttl, registration_enabled: true, invited_may_register: false, session_max_age };
+    let options = Options {
+        cache_ttl: ttl,
+        registration_enabled: true,
+        invited_may_register: false,
+        password_sign_in: true,
+        session_max_age,
+    };
     Office { auth: Auth::new(store.clone(), options), store, _dir: dir }
 }
 

@@ -24,6 +24,10 @@ const REGISTRATION_WINDOW: i64 = HOUR;
 /// A page that refreshes itself, in a few browsers.
 const USES_PER_LINK: u32 = 60;
 const LINK_WINDOW: i64 = 60 * SECOND;
+/// Sign-ins with a provider that one address, and all together, may begin: each is a row.
+const STARTS_PER_ADDRESS: u32 = 100;
+const STARTS: u32 = 20_000;
+const START_WINDOW: i64 = 600 * SECOND;
 
 /// Names remembered at once, per counter: about 2 MB.
 const CAPACITY: usize = 65_536;
@@ -33,6 +37,8 @@ pub struct Throttle {
     failures_by_address: Counter,
     registrations: Counter,
     link_uses: Counter,
+    starts_by_address: Counter,
+    starts: Counter,
 }
 
 impl Default for Throttle {
@@ -42,6 +48,8 @@ impl Default for Throttle {
             failures_by_address: Counter::new(FAILURES_PER_ADDRESS, FAILURE_WINDOW, CAPACITY),
             registrations: Counter::new(REGISTRATIONS_PER_ADDRESS, REGISTRATION_WINDOW, CAPACITY),
             link_uses: Counter::new(USES_PER_LINK, LINK_WINDOW, CAPACITY),
+            starts_by_address: Counter::new(STARTS_PER_ADDRESS, START_WINDOW, CAPACITY),
+            starts: Counter::new(STARTS, START_WINDOW, 1),
         }
     }
 }
@@ -71,6 +79,16 @@ impl Throttle {
         let name = link_id.to_be_bytes();
         self.link_uses.check(&name, now)?;
         self.link_uses.add(&name, now);
+        Ok(())
+    }
+
+    /// A sign-in with a provider begins.
+    pub fn start_with_provider(&self, address: IpAddr, now: Timestamp) -> Result<()> {
+        let network = network(address);
+        self.starts_by_address.check(&network, now)?;
+        self.starts.check(b"", now)?;
+        self.starts_by_address.add(&network, now);
+        self.starts.add(b"", now);
         Ok(())
     }
 

@@ -21,6 +21,8 @@ pub struct Http {
     pub addr: ListenAddr,
     /// Threads that serve requests, at least one.
     pub workers: usize,
+    /// Where people find this server, without a slash at its end; `None`: as each request says.
+    pub public_url: Option<String>,
     /// Proxies whose forwarding headers are believed.
     pub trusted_proxies: Vec<IpNet>,
     pub secure_cookies: SecureCookies,
@@ -53,6 +55,7 @@ impl Http {
         Http {
             addr: v.address("HTTP_ADDR"),
             workers,
+            public_url: v.optional_text("PUBLIC_URL").map(|url| url.trim_end_matches('/').to_owned()),
             trusted_proxies,
             secure_cookies,
             max_connections: v.integer("HTTP_MAX_CONNECTIONS"),
@@ -229,33 +232,124 @@ pub struct Auth {
     pub registration_enabled: bool,
     /// Whoever has an invitation may register.
     pub invited_may_register: bool,
+    pub password_sign_in: bool,
     pub session_max_age: Duration,
     pub oauth: OAuth,
 }
 
 impl Auth {
-    pub(super) fn read(v: &Values) -> Auth {
-        Auth {
+    pub(super) fn read(v: &Values) -> Result<Auth, ConfigError> {
+        let oauth = OAuth::read(v)?;
+        let password_sign_in = v.boolean("PASSWORD_SIGN_IN");
+        if !password_sign_in && oauth.is_empty() {
+            let problem = "is false while no provider is set up, so that nobody could sign in";
+            return Err(fault("PASSWORD_SIGN_IN", problem, "a provider beside it, or true"));
+        }
+        Ok(Auth {
             registration_enabled: v.boolean("REGISTRATION_ENABLED") && v.text("REGISTRATION") == "open",
             invited_may_register: v.text("REGISTRATION") == "invite",
+            password_sign_in,
             session_max_age: v.duration("SESSION_MAX_AGE"),
-            oauth: OAuth { github: OAuthClient::read(v, "GITHUB"), google: OAuthClient::read(v, "GOOGLE") },
-        }
+            oauth,
+        })
     }
 }
 
-/// The OAuth providers; one that is off is not there.
+/// The sign-in providers; one that is off is not there.
 #[derive(Clone, Debug)]
 pub struct OAuth {
     pub github: Option<OAuthClient>,
+    /// GitHub itself, or an Enterprise server.
+    pub github_url: String,
     pub google: Option<OAuthClient>,
+    pub oidc: Option<Oidc>,
+    /// Whose addresses may sign in with any of them, in lower case; empty: everybody's.
+    pub domains: Vec<String>,
+    /// Where a provider may send people besides to this server.
+    pub redirect_origins: Vec<String>,
+}
+
+impl OAuth {
+    fn read(v: &Values) -> Result<OAuth, ConfigError> {
+        Ok(OAuth {
+            github: OAuthClient::read(v, "GITHUB"),
+            github_url: v.text("GITHUB_URL").trim_end_matches('/').to_owned(),
+            google: OAuthClient::read(v, "GOOGLE"),
+            oidc: Oidc::read(v)?,
+            domains: words(v, "SIGN_IN_DOMAINS", ',').map(|domain| domain.to_lowercase()).collect(),
+            redirect_origins: words(v, "OAUTH_REDIRECT_ORIGINS", ',').collect(),
+        })
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.github.is_none() && self.google.is_none() && self.oidc.is_none()
+    }
+}
+
+/// The parts of a list that are not blank.
+fn words(v: &Values, name: &str, separator: char) -> impl Iterator<Item = String> {
+    let text = v.optional_text(name).unwrap_or_default();
+    let words = text.split(separator).map(|word| word.trim().to_owned()).filter(|word| !word.is_empty());
+    words.collect::<Vec<_>>().into_iter()
+}
+
+/// A provider that is found by its issuer.
+#[derive(Clone, Debug)]
+pub struct Oidc {
+    pub issuer: String,
+    pub name: String,
+    pub client: OAuthClient,
+    pub scopes: String,
+    pub groups_claim: String,
+    /// Which group gives which role, in the words of the settings; they are checked.
+    pub roles: Vec<(String, String)>,
+    /// The public id of the workspace of these roles.
+    pub workspace: Option<String>,
+}
+
+impl Oidc {
+    fn read(v: &Values) -> Result<Option<Oidc>, ConfigError> {
+        let (Some(issuer), Some(client_id)) =
+            (v.optional_text("OIDC_ISSUER"), v.optional_text("OIDC_CLIENT_ID"))
+        else {
+            return Ok(None);
+        };
+        let expected = "GROUP=ROLE with a role of owner, admin or viewer, separated by commas";
+        let pair = |text: String| {
+            let (group, role) = text.rsplit_once('=')?;
+            let role = role.trim().to_lowercase();
+            let is_role = matches!(role.as_str(), "owner" | "admin" | "viewer");
+            is_role.then(|| (group.trim().to_owned(), role))
+        };
+        let roles: Option<Vec<_>> = words(v, "OIDC_ROLES", ',').map(pair).collect();
+        let roles = roles.ok_or_else(|| fault("OIDC_ROLES", "has a part that is no pair", expected))?;
+        let workspace = v.optional_text("OIDC_WORKSPACE");
+        if !roles.is_empty() && workspace.is_none() {
+            let problem = "is not set while OPEN_SPANNER_OIDC_ROLES is";
+            return Err(fault("OIDC_WORKSPACE", problem, "the id of a workspace"));
+        }
+        Ok(Some(Oidc {
+            issuer,
+            name: v.text("OIDC_NAME"),
+            client: OAuthClient {
+                client_id,
+                client_secret: v.secret("OIDC_CLIENT_SECRET"),
+                redirect_url: v.optional_text("OIDC_REDIRECT_URL"),
+            },
+            scopes: v.text("OIDC_SCOPES"),
+            groups_claim: v.text("OIDC_GROUPS_CLAIM"),
+            roles,
+            workspace,
+        }))
+    }
 }
 
 /// Our registration at an OAuth provider.
 #[derive(Clone, Debug)]
 pub struct OAuthClient {
     pub client_id: String,
-    pub client_secret: Secret,
+    /// `None`: a public client.
+    pub client_secret: Option<Secret>,
     /// Fixed callback URL, instead of one made from the request.
     pub redirect_url: Option<String>,
 }
@@ -264,7 +358,7 @@ impl OAuthClient {
     pub(super) fn read(v: &Values, provider: &str) -> Option<OAuthClient> {
         let client = OAuthClient {
             client_id: v.optional_text(&format!("{provider}_OAUTH_CLIENT_ID"))?,
-            client_secret: v.secret(&format!("{provider}_OAUTH_CLIENT_SECRET"))?,
+            client_secret: Some(v.secret(&format!("{provider}_OAUTH_CLIENT_SECRET"))?),
             redirect_url: v.optional_text(&format!("{provider}_OAUTH_REDIRECT_URL")),
         };
         v.boolean(&format!("{provider}_OAUTH_ENABLED")).then_some(client)

@@ -15,12 +15,16 @@ const SECRETS: &[(&str, &str)] = &[
     ("OPEN_SPANNER_RECONCILIATION_WEBHOOK_SECRET", "hidden5"),
     ("OPEN_SPANNER_API_KEY", "hidden6"),
     ("OPEN_SPANNER_ENCRYPTION_KEYS", "hidden7"),
+    ("OPEN_SPANNER_OIDC_CLIENT_SECRET", "hidden8"),
 ];
 /// What the secrets, and the settings beside them, need to have an effect.
 const COMPANIONS: &[(&str, &str)] = &[
     ("OPEN_SPANNER_DB_DRIVER", "postgres"),
     ("OPEN_SPANNER_GITHUB_OAUTH_CLIENT_ID", "id"),
     ("OPEN_SPANNER_GOOGLE_OAUTH_CLIENT_ID", "id"),
+    ("OPEN_SPANNER_OIDC_ISSUER", "https://a.example"),
+    ("OPEN_SPANNER_OIDC_CLIENT_ID", "id"),
+    ("OPEN_SPANNER_OIDC_WORKSPACE", "id"),
     ("OPEN_SPANNER_EXPORT_STORAGE_DRIVER", "s3"),
     ("OPEN_SPANNER_EXPORT_S3_BUCKET", "bucket"),
     ("OPEN_SPANNER_EXPORT_S3_ACCESS_KEY_ID", "id"),
@@ -69,9 +73,9 @@ fn fingerprint(loaded: &Loaded) -> String {
     if let Driver::Postgres { dsn } = &config.db.driver {
         secrets.push(dsn);
     }
-    secrets.extend(
-        config.auth.oauth.github.iter().chain(&config.auth.oauth.google).map(|client| &client.client_secret),
-    );
+    let oauth = &config.auth.oauth;
+    let clients = oauth.github.iter().chain(&oauth.google).chain(oauth.oidc.iter().map(|oidc| &oidc.client));
+    secrets.extend(clients.filter_map(|client| client.client_secret.as_ref()));
     if let ExportStorage::S3(S3 { keys: Some(keys), .. }) = &config.exports.storage {
         secrets.push(&keys.secret_access_key);
         secrets.extend(&keys.session_token);
@@ -86,6 +90,7 @@ fn fingerprint(loaded: &Loaded) -> String {
 /// Good texts, of which at least one is not the default.
 fn good(setting: &Setting) -> Vec<String> {
     let texts: &[&str] = match setting.kind {
+        _ if setting.name == "OIDC_ROLES" => &["staff=viewer, admins=Admin"],
         Kind::Text(_) | Kind::Secret => &["sample"],
         Kind::Url => &["https://sample.example/path"],
         Kind::OneOf(words) => words,

@@ -13,11 +13,11 @@ use crate::app::App;
 use crate::auth::Caller;
 use crate::auth::permission::{Access, allow};
 use crate::auth::session::{ACCESS_COOKIE, REFRESH_COOKIE};
-use crate::dashboard::visit::{FLASH_COOKIE, Visit};
+use crate::dashboard::visit::Visit;
 use crate::dashboard::{csrf, problem};
 use crate::error::{Code, Error, Result};
 use crate::http::Reception;
-use crate::http::session::{secure, sent_cookie, sent_header};
+use crate::http::session::{FLASH_COOKIE, secure, sent_cookie, sent_header};
 
 /// Two `Set-Cookie` values, when the session was renewed on the way.
 type Renewed = Option<[String; 2]>;

@@ -7,7 +7,7 @@ use actix_web::dev::Payload;
 use actix_web::http::{StatusCode, header};
 use actix_web::{FromRequest, HttpMessage, HttpRequest, HttpResponse, web};
 use askama::Template;
-use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
+use percent_encoding::percent_decode_str;
 
 use crate::app::App;
 use crate::auth::Caller;
@@ -16,13 +16,10 @@ use crate::dashboard::view::{Instant, When};
 use crate::dashboard::zone::Zone;
 use crate::dashboard::{assets, csrf};
 use crate::error::{Error, Result};
-use crate::http::session::{secure, sent_cookie, sent_header};
+use crate::http::session::{FLASH_COOKIE, flash_cookie, secure, sent_cookie, sent_header};
 
-/// What the last form did, told by the next page.
-pub const FLASH_COOKIE: &str = "open_spanner_flash";
 pub const THEME_COOKIE: &str = "open_spanner_theme";
 pub const ZONE_COOKIE: &str = "open_spanner_zone";
-const FLASH_CHARACTERS_MAX: usize = 300;
 
 /// What a page needs to know about the request beside its parameters.
 #[derive(Clone)]
@@ -99,9 +96,7 @@ impl Visit {
 
     /// The address of the next page, with a sentence about what was done.
     pub fn go(&self, path: &str, done: &str) -> HttpResponse {
-        let done: String = done.chars().take(FLASH_CHARACTERS_MAX).collect();
-        let cookie =
-            self.small_cookie(FLASH_COOKIE, &utf8_percent_encode(&done, NON_ALPHANUMERIC).to_string(), 60);
+        let cookie = flash_cookie(done, self.is_secure);
         HttpResponse::SeeOther()
             .insert_header((header::LOCATION, path))
             .insert_header((header::SET_COOKIE, cookie))

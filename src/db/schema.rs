@@ -34,6 +34,7 @@ table! {
         email -> Text,
         password_hash -> Text,
         created_at -> BigInt,
+        email_verified_at -> Nullable<BigInt>,
     }
 }
 
@@ -77,6 +78,32 @@ table! {
     password_resets (token_hash) {
         token_hash -> Binary,
         user_id -> BigInt,
+        expires_at -> BigInt,
+    }
+}
+
+table! {
+    identities (id) {
+        id -> BigInt,
+        public_id -> Text,
+        user_id -> BigInt,
+        provider -> Text,
+        issuer -> Text,
+        subject -> Text,
+        email -> Text,
+        created_at -> BigInt,
+    }
+}
+
+table! {
+    provider_flows (state_hash) {
+        state_hash -> Binary,
+        provider -> Text,
+        nonce -> Text,
+        verifier -> Text,
+        redirect_url -> Text,
+        next -> Text,
+        user_id -> Nullable<BigInt>,
         expires_at -> BigInt,
     }
 }

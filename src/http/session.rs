@@ -1,10 +1,11 @@
-//! `/v1/auth/users`, `/v1/auth/session…` and `/v1/auth/providers` (auth.md 2 and 3). Tokens travel in
+//! `/v1/auth/users` and `/v1/auth/session…` (auth.md 2 and 3). Providers are in `providers`. Tokens travel in
 //! cookies only.
 
 use std::net::IpAddr;
 
 use actix_web::http::{StatusCode, header};
 use actix_web::{HttpRequest, HttpResponse, web};
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -15,7 +16,7 @@ use crate::auth::session::{
 use crate::auth::throttle::client_address;
 use crate::auth::{Caller, User};
 use crate::error::{Error, Result};
-use crate::http::extract::{Body, Id, Json};
+use crate::http::extract::{Body, Json};
 use crate::http::openapi::Doc;
 use crate::http::{peer, respond};
 use crate::metering::time::Timestamp;
@@ -47,21 +48,6 @@ pub struct SessionView<'a> {
 #[schema(as = CurrentSession)]
 pub struct CurrentView<'a> {
     user: &'a User,
-}
-
-#[derive(Serialize, ToSchema)]
-#[schema(as = Providers)]
-pub struct ProvidersView {
-    items: [ProviderView; 2],
-    registration_enabled: bool,
-}
-
-#[derive(Serialize, ToSchema)]
-#[schema(as = Provider)]
-pub struct ProviderView {
-    enabled: bool,
-    id: &'static str,
-    name: &'static str,
 }
 
 pub fn describe_register() -> Doc {
@@ -128,17 +114,6 @@ pub async fn logout(app: web::Data<App>, request: HttpRequest) -> Result<HttpRes
     with_cookies(respond::no_content(), clearing_cookies(secure(&app, &request)))
 }
 
-pub fn describe_providers() -> Doc {
-    Doc::new("auth", "Sign-in providers").answer::<ProvidersView>(200, "All known providers.")
-}
-
-/// The ways to sign in besides a password, and whether newcomers may register.
-pub async fn providers(app: web::Data<App>) -> Result<HttpResponse> {
-    let items = [("google", "Google"), ("github", "GitHub")];
-    let items = items.map(|(id, name)| ProviderView { enabled: false, id, name });
-    respond::ok(&ProvidersView { items, registration_enabled: app.auth.options().registration_enabled })
-}
-
 pub(crate) fn signed_in(
     app: &App,
     request: &HttpRequest,
@@ -197,21 +172,43 @@ pub(crate) fn address(app: &App, request: &HttpRequest) -> IpAddr {
     client_address(peer(request), &app.config.http.trusted_proxies, forwarded_for)
 }
 
-pub fn describe_oauth_start() -> Doc {
-    Doc::new("auth", "Start a sign-in with a provider").empty(302, "To the provider.")
+/// What the last call did, told by the next page.
+pub const FLASH_COOKIE: &str = "open_spanner_flash";
+const FLASH_CHARACTERS_MAX: usize = 300;
+
+/// Has the next page of the dashboard say this.
+pub fn flash_cookie(said: &str, is_secure: bool) -> String {
+    let said: String = said.chars().take(FLASH_CHARACTERS_MAX).collect();
+    let (said, secure) =
+        (utf8_percent_encode(&said, NON_ALPHANUMERIC), if is_secure { "; Secure" } else { "" });
+    format!("{FLASH_COOKIE}={said}; Path=/; Max-Age=60; HttpOnly{secure}; SameSite=Lax")
 }
 
-/// Starts a sign-in with a provider. None is part of this version, so each is as unknown as a made-up one.
-pub async fn oauth_start(Id(provider): Id) -> Result<HttpResponse> {
-    Err(Error::not_found(format!("sign-in provider {provider:?}")))
+/// A path of this server, or the other one: nobody is sent elsewhere by a link.
+pub fn own_path<'a>(path: &'a str, otherwise: &'a str) -> &'a str {
+    let is_own = path.starts_with('/')
+        && !path.starts_with("//")
+        && !path.contains(['\\', '\r', '\n', '\t'])
+        && path.is_ascii();
+    if is_own { path } else { otherwise }
 }
 
-pub fn describe_oauth_callback() -> Doc {
-    Doc::new("auth", "Return from a provider")
-        .empty(302, "To the overview, or to the login page on any failure.")
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// Where a provider sends people back to; whatever cannot succeed leads to the login page (auth.md 4.2).
-pub async fn oauth_callback() -> HttpResponse {
-    HttpResponse::Found().insert_header((header::LOCATION, "/login")).finish()
+    #[test]
+    fn nobody_is_sent_elsewhere() {
+        assert_eq!(own_path("/usage?meter=a", "/"), "/usage?meter=a");
+        for foreign in [
+            "",
+            "//evil.example",
+            "https://evil.example",
+            "/\\evil.example",
+            "javascript:alert(1)",
+            "/a\r\nb",
+        ] {
+            assert_eq!(own_path(foreign, "/"), "/", "{foreign:?}");
+        }
+    }
 }

@@ -13,6 +13,7 @@ use crate::app::changes::Changes;
 use crate::app::{App, Phase};
 use crate::auth::Auth;
 use crate::auth::key::Flush;
+use crate::auth::providers::Providers;
 use crate::blocking;
 use crate::config::{Config, Driver, ListenAddr};
 use crate::dashboard;
@@ -49,7 +50,8 @@ pub async fn run(config: Config) -> Result<()> {
     let counters = counter_reader::Reader::start(&store)?;
     let wake = JobNotifier::default();
     let (ingest, writers) = Ingest::start(store.clone(), meters.clone(), &config.ingest, &wake);
-    let auth = Auth::new(store.clone(), auth_options(&config));
+    let providers = Providers::new(&config.auth.oauth)?;
+    let auth = Auth::with_providers(store.clone(), auth_options(&config), providers);
     let phase = Arc::new(Phase::default());
     let readiness = Readiness::default();
     let webhooks = Client::new(&config.webhook_allowed_networks, config.webhook_https_only)?;
@@ -72,9 +74,6 @@ pub async fn run(config: Config) -> Result<()> {
         streams,
     };
 
-    if config.auth.oauth.github.is_some() || config.auth.oauth.google.is_some() {
-        log::warn!("sign-in providers are configured, but this version has none");
-    }
     let listener = config.http.addr.bind().map_err(|error| cannot_listen(&config.http.addr, error))?;
     announce("http", &listener);
     let address = listener.local_addr().map_err(Error::internal)?;
@@ -153,6 +152,7 @@ fn auth_options(config: &Config) -> crate::auth::Options {
         cache_ttl: config.cache_ttl,
         registration_enabled: config.auth.registration_enabled,
         invited_may_register: config.auth.invited_may_register,
+        password_sign_in: config.auth.password_sign_in,
         session_max_age: config.auth.session_max_age,
     }
 }

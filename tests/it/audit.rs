@@ -129,6 +129,10 @@ async fn every_changing_route_leaves_a_row(database: Database) {
         others["items"].as_array().expect("a list").iter().find(|item| item["current"] == json!(false));
     let other = other.expect("another sign-in").clone();
     trial.call(&owner, "DELETE /v1/auth/sessions/{id}", &[&id(&other)], json!({})).await;
+    let connect = "INSERT INTO identities (id, public_id, user_id, provider, issuer, subject, email, created_at)
+                   SELECT 1, 'connected', id, 'oidc', 'i', 's', email, 1 FROM users WHERE email = 'owner@example.com'";
+    database.execute(connect);
+    trial.call(&owner, "DELETE /v1/auth/identities/{id}", &["connected"], json!({})).await;
     let change = json!({"current_password": PASSWORD, "password": "another password"});
     trial.call(&owner, "PUT /v1/auth/password", &[], change).await;
     trial.call(&owner, "DELETE /v1/auth/session", &[], json!({})).await;

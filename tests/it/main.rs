@@ -48,6 +48,7 @@ mod outages;
 mod permissions;
 mod plans;
 mod pooler;
+mod providers;
 mod quota_model;
 mod readiness;
 mod replicas;

@@ -43,6 +43,8 @@ DROP FUNCTION keep_audit_event;
 DROP TABLE invitations;
 DROP TABLE api_key_events;
 DROP TABLE api_keys;
+DROP TABLE provider_flows;
+DROP TABLE identities;
 DROP TABLE password_resets;
 DROP TABLE sign_ins;
 DROP TABLE sessions;

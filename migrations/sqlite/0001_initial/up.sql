@@ -27,7 +27,9 @@ CREATE TABLE users (
     email TEXT NOT NULL CONSTRAINT users_email_key UNIQUE,
     -- empty for users who only sign in through a provider
     password_hash TEXT NOT NULL,
-    created_at INTEGER NOT NULL
+    created_at INTEGER NOT NULL,
+    -- when the address was proven to be theirs, by mail or by a provider
+    email_verified_at INTEGER
 ) STRICT;
 
 CREATE TABLE memberships (
@@ -77,6 +79,35 @@ CREATE TABLE password_resets (
     expires_at INTEGER NOT NULL
 ) STRICT;
 CREATE INDEX password_resets_user ON password_resets (user_id);
+
+CREATE TABLE identities (
+    id INTEGER PRIMARY KEY,
+    public_id TEXT NOT NULL CONSTRAINT identities_public_id_key UNIQUE,
+    user_id INTEGER NOT NULL REFERENCES users (id) ON DELETE CASCADE,
+    provider TEXT NOT NULL,
+    issuer TEXT NOT NULL,
+    subject TEXT NOT NULL,
+    -- what the provider said when it was connected
+    email TEXT NOT NULL,
+    created_at INTEGER NOT NULL,
+    CONSTRAINT identities_subject_key UNIQUE (issuer, subject)
+) STRICT;
+CREATE INDEX identities_user ON identities (user_id);
+
+CREATE TABLE provider_flows (
+    state_hash BLOB NOT NULL PRIMARY KEY,
+    provider TEXT NOT NULL,
+    nonce TEXT NOT NULL,
+    -- what proves to the provider that the code is ours (RFC 7636)
+    verifier TEXT NOT NULL,
+    redirect_url TEXT NOT NULL,
+    -- where the browser goes in the end
+    next TEXT NOT NULL,
+    -- whose account it is connected to, when somebody who is signed in began it
+    user_id INTEGER REFERENCES users (id) ON DELETE CASCADE,
+    expires_at INTEGER NOT NULL
+) STRICT;
+CREATE INDEX provider_flows_expiry ON provider_flows (expires_at);
 
 CREATE TABLE api_keys (
     id INTEGER PRIMARY KEY,

@@ -7,6 +7,7 @@ use askama::Template;
 use crate::app::App;
 use crate::auth::Caller;
 use crate::auth::session::clearing_cookies;
+use crate::auth::sql::identities::Identity;
 use crate::auth::sql::sign_ins::{SignIn, Which};
 use crate::dashboard::form::{Complaint, Form, GuestForm};
 use crate::dashboard::visit::{Shell, Visit, ok, rejected, secret};
@@ -19,11 +20,23 @@ struct Row {
     is_own: bool,
 }
 
+/// An account at a provider.
+struct Connected {
+    name: String,
+    identity: Identity,
+}
+
 #[derive(Template)]
 #[template(path = "account/sessions.html")]
 struct SessionsPage {
     shell: Shell,
     rows: Vec<Row>,
+    /// Whether passwords open anything, and whether this person has one.
+    by_password: bool,
+    has_password: bool,
+    connected: Vec<Connected>,
+    /// Id and name of what could be connected.
+    offered: Vec<(&'static str, String)>,
     complaint: Complaint,
 }
 
@@ -35,7 +48,21 @@ async fn sessions_page(
 ) -> Result<SessionsPage> {
     let (found, own) = app.auth.sign_ins(caller).await?;
     let rows = found.into_iter().map(|sign_in| Row { is_own: sign_in.login_id == own, sign_in }).collect();
-    Ok(SessionsPage { shell: visit.shell("settings", "Sign-ins and password"), rows, complaint })
+    let (identities, has_password) = app.auth.identities(caller).await?;
+    let providers = app.auth.providers();
+    let offered = providers.iter().map(|provider| (provider.id, provider.name.clone())).collect();
+    let connected = identities.into_iter();
+    let connected =
+        connected.map(|identity| Connected { name: providers.name(&identity.provider), identity });
+    Ok(SessionsPage {
+        shell: visit.shell("settings", "Sign-ins and password"),
+        rows,
+        by_password: app.auth.options().password_sign_in,
+        has_password,
+        connected: connected.collect(),
+        offered,
+        complaint,
+    })
 }
 
 pub async fn sessions(app: web::Data<App>, caller: Caller, visit: Visit) -> Result<HttpResponse> {
@@ -78,6 +105,23 @@ pub async fn change_password(
         }
         Err(error) => {
             let complaint = Complaint::of(error, &["current_password", "password"])?;
+            rejected(&sessions_page(&app, &caller, &visit, complaint).await?)
+        }
+    }
+}
+
+/// Disconnects a provider.
+pub async fn disconnect(
+    app: web::Data<App>,
+    caller: Caller,
+    visit: Visit,
+    form: Form,
+) -> Result<HttpResponse> {
+    let Form(fields) = form;
+    match app.auth.disconnect(&caller, fields.get("identity")).await {
+        Ok(()) => Ok(visit.go("/settings/sessions", "Disconnected.")),
+        Err(error) => {
+            let complaint = Complaint::of(error, &[])?;
             rejected(&sessions_page(&app, &caller, &visit, complaint).await?)
         }
     }

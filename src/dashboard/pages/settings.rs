@@ -6,10 +6,10 @@ use askama::Template;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
 use crate::dashboard::form::{Complaint, Form};
-use crate::dashboard::pages::sign_in::own_path;
 use crate::dashboard::visit::{Shell, THEME_COOKIE, Visit, ZONE_COOKIE, ok, rejected};
 use crate::dashboard::zone::{OFFERED, Zone};
 use crate::error::{Error, Result};
+use crate::http::session::own_path;
 
 const YEAR_SECONDS: u32 = 365 * 86_400;
 

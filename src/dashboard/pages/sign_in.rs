@@ -3,14 +3,16 @@
 use actix_web::http::header;
 use actix_web::{HttpRequest, HttpResponse, web};
 use askama::Template;
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
 use crate::app::App;
+use crate::auth::providers::Provider;
 use crate::auth::session::{SignedIn, clearing_cookies};
 use crate::dashboard::form::{Complaint, Fields, Form, GuestForm};
 use crate::dashboard::visit::{Shell, Visit, ok, rejected};
 use crate::error::{Code, Error, Result};
 use crate::http::extract::Params;
-use crate::http::session::{address, secure, shown_tokens, with_cookies};
+use crate::http::session::{address, own_path, secure, shown_tokens, with_cookies};
 
 #[derive(Template)]
 #[template(path = "login.html")]
@@ -20,6 +22,8 @@ struct LoginPage {
     next: String,
     complaint: Complaint,
     may_register: bool,
+    has_password: bool,
+    doors: Vec<Door>,
 }
 
 #[derive(Template)]
@@ -30,15 +34,24 @@ struct RegisterPage {
     next: String,
     complaint: Complaint,
     may_register: bool,
+    has_password: bool,
+    doors: Vec<Door>,
 }
 
-/// A path of this server, or the other one: nobody is sent elsewhere by a link.
-pub fn own_path<'a>(path: &'a str, otherwise: &'a str) -> &'a str {
-    let is_own = path.starts_with('/')
-        && !path.starts_with("//")
-        && !path.contains(['\\', '\r', '\n', '\t'])
-        && path.is_ascii();
-    if is_own { path } else { otherwise }
+/// A button that leads to a provider.
+struct Door {
+    name: String,
+    href: String,
+}
+
+/// The providers, each leading back to this page.
+fn doors(app: &App, next: &str) -> Vec<Door> {
+    let next = utf8_percent_encode(next, NON_ALPHANUMERIC).to_string();
+    let door = |provider: &Provider| Door {
+        name: provider.name.clone(),
+        href: format!("/v1/auth/oauth/{}?next={next}", provider.id),
+    };
+    app.auth.providers().iter().map(door).collect()
 }
 
 fn see(path: &str) -> HttpResponse {
@@ -54,11 +67,14 @@ pub async fn login_form(app: web::Data<App>, visit: Visit, params: Params) -> Re
 }
 
 fn login_page(app: &App, visit: &Visit, fields: Fields, complaint: Complaint) -> LoginPage {
+    let next = own_path(fields.get("next"), "/").to_owned();
     LoginPage {
         shell: visit.shell("", "Sign in"),
         email: fields.get("email").to_owned(),
-        next: own_path(fields.get("next"), "/").to_owned(),
+        doors: doors(app, if next == "/" { "/overview" } else { &next }),
+        next,
         complaint,
+        has_password: app.auth.options().password_sign_in,
         may_register: app.auth.options().registration_enabled,
     }
 }
@@ -99,11 +115,14 @@ fn register_page(app: &App, visit: &Visit, fields: &Fields, complaint: Complaint
     let options = app.auth.options();
     let is_invited = options.invited_may_register && !invitation_of(fields.get("next")).is_empty();
     let may_register = options.registration_enabled || is_invited;
+    let next = own_path(fields.get("next"), "/welcome").to_owned();
     RegisterPage {
         shell: visit.shell("", "Create account"),
         email: fields.get("email").to_owned(),
-        next: own_path(fields.get("next"), "/welcome").to_owned(),
+        doors: doors(app, &next),
+        next,
         complaint,
+        has_password: options.password_sign_in,
         may_register,
     }
 }
@@ -144,24 +163,4 @@ pub async fn logout(app: web::Data<App>, request: HttpRequest, _form: Form) -> R
     let cache = header::HeaderValue::from_static("\"cache\"");
     response.headers_mut().insert(header::HeaderName::from_static("clear-site-data"), cache);
     Ok(response)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn nobody_is_sent_elsewhere() {
-        assert_eq!(own_path("/usage?meter=a", "/"), "/usage?meter=a");
-        for foreign in [
-            "",
-            "//evil.example",
-            "https://evil.example",
-            "/\\evil.example",
-            "javascript:alert(1)",
-            "/a\r\nb",
-        ] {
-            assert_eq!(own_path(foreign, "/"), "/", "{foreign:?}");
-        }
-    }
 }

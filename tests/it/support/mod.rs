@@ -6,6 +6,7 @@ pub mod database;
 pub mod guard;
 pub mod postgres;
 pub mod program;
+pub mod provider;
 pub mod receiver;
 pub mod server;
 pub mod worker;
