@@ -34,7 +34,6 @@ use crate::error::{Code, Error, Result};
 use crate::jobs::worker::JobNotifier;
 use crate::metering::event::{self, Event, Input, Original, StoredEvent};
 use crate::metering::meter::Meter;
-use crate::metering::rollup::Lanes;
 use crate::metering::time::Timestamp;
 use crate::meters::sql::MeterCache;
 use crate::usage::ingestion_runs::{self, Refused};
@@ -279,18 +278,16 @@ impl Ingest {
     ) -> (Ingest, Vec<tokio::task::JoinHandle<()>>) {
         let (queue, jobs) = Queue::new();
         let known: Arc<PerEpoch<WriteCache>> = Arc::default();
-        let folding: Arc<Folding> = Arc::default();
+        let folding = Arc::new(Folding::new(settings.settle_after));
         let writers = if store.is_postgres() { settings.writers } else { 1 };
-        // replicas that share a lane only wait for each other
-        let first_lane = chance::within(0..LANES);
-        // SQLite has one server
-        let subject_lane = if store.is_postgres() { first_lane } else { 0 };
+        // replicas that share a lane only wait for each other; SQLite has one writer
+        let first_lane = if store.is_postgres() { chance::within(0..LANES) } else { 0 };
         let start = |number: usize, jobs: Waiting, turn: Arc<Semaphore>| {
             let writer = Writer {
                 store: store.clone(),
                 jobs,
                 known: known.clone(),
-                lanes: Lanes { meter: (first_lane + number as i16) % LANES, subject: subject_lane },
+                lane: (first_lane + number as i16) % LANES,
                 units_max: settings.batch_events,
                 wake: wake.clone(),
                 folding: folding.clone(),
@@ -709,7 +706,8 @@ struct Writer {
     known: Arc<PerEpoch<WriteCache>>,
     wake: JobNotifier,
     folding: Arc<Folding>,
-    lanes: Lanes,
+    /// Of its own rollup rows.
+    lane: i16,
     units_max: usize,
     /// Held during a small commit, by one of the writers that share a queue.
     turn: Arc<Semaphore>,
@@ -791,10 +789,10 @@ impl Writer {
     async fn store_batches(&self, batches: Vec<Arc<Batch>>, deadline: Instant) -> Result<Vec<Outcome>> {
         let events: usize = batches.iter().map(|batch| batch.events.len()).sum();
         metrics::histogram!("open_spanner_ingest_batch_events").record(events as f64);
-        let (known, lanes) = (self.known.clone(), self.lanes);
+        let (known, lane) = (self.known.clone(), self.lane);
         let insert = move |conn: &mut _, link: Link| {
             let known = known.of(link.epoch);
-            let (outcomes, learned) = insert::insert(conn, link, &batches, lanes, &known)?;
+            let (outcomes, learned) = insert::insert(conn, link, &batches, lane, &known)?;
             Ok((outcomes, learned, known))
         };
         let (outcomes, mut learned, known) =

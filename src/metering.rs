@@ -2,6 +2,7 @@
 //! window begins. No I/O, no SQL, no clock but the one a caller hands in; imports nothing of the house but `error`.
 
 pub mod cloudevent;
+pub mod delta;
 pub mod event;
 pub mod facet;
 pub mod filter;

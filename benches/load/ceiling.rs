@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 use diesel::RunQueryDsl;
 use open_spanner::chance;
 use open_spanner::db::Conn;
+use open_spanner::db::identity::new_id;
+use open_spanner::metering::delta::{self, Delta};
 use open_spanner::metering::event::{self, Event, Input};
 use open_spanner::metering::meter::{Aggregation, DimensionInput, Meter, parse_dimensions};
 use open_spanner::metering::rollup::{self, Key, Part};
@@ -27,6 +29,7 @@ pub struct Rows {
     pub ledger: Vec<(Vec<u8>, usize)>,
     pub events: Vec<(Event, i64)>,
     pub rollups: Vec<(Key, Part)>,
+    pub deltas: Vec<(i64, i64, Delta)>,
 }
 
 const WORKSPACE: i64 = 1;
@@ -68,8 +71,10 @@ fn rows(workload: &Workload, meter: &Arc<Meter>, batch: u64) -> Outcome<Rows> {
         events.iter().map(|(event, _)| event.key.as_deref().map(event::ledger_key).unwrap_or_default());
     let mut ledger: Vec<(Vec<u8>, usize)> = keys.enumerate().map(|(at, key)| (key, at)).collect();
     ledger.sort();
-    let rollups = rollup::of_events(events.iter().map(|(event, subject)| (event, *subject)));
-    Ok(Rows { ledger, events, rollups: rollups.into_iter().collect() })
+    let rollups = rollup::of_events(events.iter().map(|(event, _)| event)).into_iter().collect();
+    let deltas = delta::of_events(events.iter().map(|(event, subject)| (event, *subject)));
+    let deltas = deltas.into_iter().map(|(meter_id, delta)| (meter_id, new_id(), delta)).collect();
+    Ok(Rows { ledger, events, rollups, deltas })
 }
 
 pub struct Ceiling {
@@ -147,7 +152,7 @@ struct Count {
 fn verify(conn: &mut Conn, events: u64) -> Outcome<()> {
     let text =
         "SELECT (SELECT COUNT(*) FROM idempotency_keys) AS ledger, (SELECT COUNT(*) FROM events) AS events,
-                (SELECT CAST(SUM(event_count) AS BIGINT) FROM rollups WHERE grain = 0) AS rollups";
+                (SELECT CAST(SUM(event_count) AS BIGINT) FROM rollups WHERE grain = 1) AS rollups";
     let count: Count = diesel::sql_query(text).get_result(conn)?;
     let stored = [count.ledger, count.events, count.rollups];
     if stored != [events as i64; 3] {

@@ -101,7 +101,7 @@ impl Place {
             rows: i64,
         }
         let text = "SELECT (SELECT COUNT(*) FROM rollups) + (SELECT COUNT(*) FROM rollup_deltas)
-                         + (SELECT COUNT(*) FROM rollup_facets) AS rows";
+                         + (SELECT COUNT(*) FROM rollup_facets) + (SELECT COUNT(*) FROM rollup_subjects) AS rows";
         let count: Count =
             diesel::RunQueryDsl::get_result(diesel::sql_query(text), &mut open(&self.driver(name))?)?;
         Ok(count.rows)

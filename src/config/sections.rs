@@ -201,6 +201,8 @@ pub struct Ingest {
     pub batch_events: usize,
     /// Concurrent writers on PostgreSQL.
     pub writers: usize,
+    /// What subjects used waits at most so long to be settled.
+    pub settle_after: Duration,
     pub bulk_replay_retention: Duration,
     /// The timestamp of a consumption decides which plan and period it counts for, not the time it is made.
     pub consumption_by_timestamp: bool,
@@ -219,6 +221,7 @@ impl Ingest {
             queue_events: v.integer("INGEST_QUEUE_EVENTS"),
             batch_events: v.integer("INGEST_BATCH_EVENTS"),
             writers: v.integer("INGEST_WRITERS"),
+            settle_after: v.duration("INGEST_SETTLE_AFTER"),
             bulk_replay_retention: v.duration("BULK_REPLAY_RETENTION"),
             consumption_by_timestamp: v.text("CONSUMPTION_TIME") == "event",
         }

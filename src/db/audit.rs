@@ -99,7 +99,9 @@ pub const NO_CHANGES: &[&str] = &[
     "exports::fail_abandoned",
     "exports::start",
     "fold::apply",
+    "settle::apply",
     "fold::fold",
+    "settle::settle",
     "history::add_refused",
     "history::delete_past",
     "jobs::bury",
@@ -128,7 +130,6 @@ pub const NO_CHANGES: &[&str] = &[
     "sessions::refresh",
     "sessions::sweep",
     "sign_ins::sweep",
-    "subjects::keep_counts",
     "users::replace_hash",
 ];
 

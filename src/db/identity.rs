@@ -134,6 +134,11 @@ pub fn new_id() -> i64 {
     id.max(last + 1)
 }
 
+/// When an id was made, to the millisecond.
+pub fn made_at(id: i64) -> Timestamp {
+    Timestamp((id >> RANDOM_BITS) * 1_000)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

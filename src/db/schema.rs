@@ -229,6 +229,8 @@ table! {
         id -> BigInt,
         workspace_id -> BigInt,
         name -> Text,
+        last_event_at -> Nullable<BigInt>,
+        usage_counts -> Nullable<Binary>,
     }
 }
 
@@ -272,12 +274,10 @@ table! {
 table! {
     use diesel::sql_types::*;
     use crate::db::schema::ExactDecimal;
-    rollups (meter_id, grain, start, subject_id, dimension_set, lane) {
+    rollups (meter_id, grain, start, lane) {
         meter_id -> BigInt,
         grain -> SmallInt,
         start -> BigInt,
-        subject_id -> BigInt,
-        dimension_set -> Binary,
         lane -> SmallInt,
         event_count -> BigInt,
         quantity_sum -> ExactDecimal,
@@ -296,7 +296,9 @@ table! {
     rollup_deltas (meter_id, id) {
         meter_id -> BigInt,
         id -> BigInt,
-        cells -> Binary,
+        cells -> Nullable<Binary>,
+        subjects -> Binary,
+        counts -> Binary,
     }
 }
 
@@ -312,6 +314,19 @@ table! {
 }
 
 table! {
+    rollup_subjects (meter_id, period, subject_id, id) {
+        meter_id -> BigInt,
+        period -> BigInt,
+        subject_id -> BigInt,
+        id -> BigInt,
+        first_start -> BigInt,
+        last_start -> BigInt,
+        cell_count -> BigInt,
+        cells -> Binary,
+    }
+}
+
+table! {
     subject_days (subject_id, day) {
         subject_id -> BigInt,
         day -> BigInt,
@@ -321,18 +336,6 @@ table! {
 table! {
     day_hours (since_midnight) {
         since_midnight -> BigInt,
-    }
-}
-
-table! {
-    subject_activity (subject_id, meter_id) {
-        subject_id -> BigInt,
-        meter_id -> BigInt,
-        last_hour -> BigInt,
-        counted -> BigInt,
-        counted_from -> BigInt,
-        counted_before -> BigInt,
-        counted_of -> BigInt,
     }
 }
 

@@ -12,7 +12,6 @@ use crate::http::openapi::Doc;
 use crate::http::respond::{self, Page};
 use crate::metering::event::{StoredEvent, parse_subject};
 use crate::metering::time::Timestamp;
-use crate::usage::subject_counts;
 use crate::usage::subjects::{self, SubjectPosition};
 
 /// A subject on the wire; fields in contract order.
@@ -52,12 +51,7 @@ pub async fn list(app: web::Data<App>, caller: Caller, params: Params) -> Result
     let cursor = params.cursor::<ByActivity>()?;
     let (workspace_id, after) = (caller.workspace_id, cursor.and_then(ByActivity::position));
     let list = move |conn: &mut _| subjects::list(conn, workspace_id, after.as_ref(), limit + 1);
-    let (rows, counts) = app.store.read_snapshot("subjects::list", list).await?;
-    if !counts.is_empty() {
-        // only saves work later: an answer is right without it
-        let keep = move |conn: &mut _| subject_counts::keep(conn, &counts);
-        let _ = app.store.write("subjects::keep_counts", keep).await;
-    }
+    let rows = app.store.read_snapshot("subjects::list", list).await?;
     let (rows, next_cursor) = paginate(rows, limit, |row| ByActivity {
         time: Some(CursorTime(Timestamp(row.last_event_at))),
         id: Some(row.subject.clone()),

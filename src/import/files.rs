@@ -28,10 +28,9 @@ use crate::ingest::insert::{self, Batch, Kind, Outcome, WriteCache};
 use crate::metering::event::{self, Event, Input, Metadata};
 use crate::metering::json::{self, Map, Number, Value};
 use crate::metering::meter::{DimensionType, Meter};
-use crate::metering::rollup::Lanes;
 use crate::metering::time::Timestamp;
 use crate::meters::sql as meters;
-use crate::usage::fold;
+use crate::usage::{fold, settle};
 
 const EVENTS_AT_ONCE: usize = 4_000;
 /// Of one line; an event is as long as its metadata.
@@ -268,9 +267,8 @@ impl Import {
             received_at: self.now,
             consumes: None,
         })];
-        let (link, lanes, known) = (self.ours.link(), Lanes { meter: 0, subject: 0 }, &self.known);
-        let (outcomes, learned) =
-            self.ours.write(|conn| insert::insert(conn, link, &batches, lanes, known))?;
+        let (link, known) = (self.ours.link(), &self.known);
+        let (outcomes, learned) = self.ours.write(|conn| insert::insert(conn, link, &batches, 0, known))?;
         self.known.remember(learned);
         let Some(Outcome::Stored(originals)) = outcomes.into_iter().next() else {
             return Err(Error::conflict("a meter was changed meanwhile: run the import again"));
@@ -291,6 +289,7 @@ impl Import {
     fn fold(&mut self) -> Result<()> {
         for meter in self.meters.values().flatten() {
             while self.ours.write(|conn| fold::fold(conn, meter.id))? {}
+            while self.ours.write(|conn| settle::settle(conn, meter.id))? {}
         }
         Ok(())
     }

@@ -1,5 +1,5 @@
-//! When the sums that commits leave are folded (`usage::fold`): soon, so that queries find few of them, but many
-//! commits at once, so that each row is written seldom. Nothing depends on it but the time that queries take: what a
+//! When the sums that commits leave are folded (`usage::fold`) and settled (`usage::settle`): soon, so that queries find
+//! few of them, but many commits at once, so that each row is written seldom. Nothing depends on it but the time that queries take: what a
 //! killed server left is folded by the next one.
 
 use std::collections::HashMap;
@@ -12,7 +12,7 @@ use crate::clock;
 use crate::db::Store;
 use crate::error::Result;
 use crate::metering::time::SECOND;
-use crate::usage::fold;
+use crate::usage::{fold, settle};
 
 /// A meter with so many unfolded sums or commits is folded at once: a query reads them in some milliseconds. Fewer would
 /// make folds too frequent for events of many days, each of which has rows of its own.
@@ -39,13 +39,19 @@ impl Unfolded {
     }
 }
 
-#[derive(Default)]
 pub struct Folding {
     meters: Mutex<HashMap<i64, Unfolded>>,
     much: Notify,
+    /// In microseconds.
+    settle_after: i64,
 }
 
 impl Folding {
+    pub fn new(settle_after: Duration) -> Folding {
+        let settle_after = i64::try_from(settle_after.as_micros()).unwrap_or(i64::MAX);
+        Folding { meters: Mutex::default(), much: Notify::new(), settle_after }
+    }
+
     /// A commit left sums of these meters.
     pub fn note(&self, unfolded: Vec<(i64, usize)>) {
         let mut meters = self.meters.lock().unwrap_or_else(PoisonError::into_inner);
@@ -83,7 +89,7 @@ impl Folding {
         let mut searched = None;
         loop {
             let now = clock::elapsed();
-            if searched.is_none_or(|at: i64| at + SEARCH_INTERVAL <= now) {
+            if searched.is_none_or(|at: i64| at + SEARCH_INTERVAL.min(self.settle_after) <= now) {
                 searched = Some(now);
                 self.search(&store).await;
             }
@@ -111,6 +117,10 @@ impl Folding {
             true => store.write("fold::fold", move |conn| fold::fold(conn, meter_id)).await,
             false => fold_in_two(store, meter_id).await,
         };
+        let folded = match folded {
+            Ok(false) => settle_when_due(store, meter_id, self.settle_after).await,
+            other => other,
+        };
         match folded {
             Ok(false) => {}
             Ok(true) => self.note(vec![(meter_id, CELLS_DUE)]),
@@ -122,6 +132,22 @@ impl Folding {
         let took = Duration::from_micros((clock::elapsed() - began).unsigned_abs());
         tokio::time::sleep((took * REST).min(LOOK_INTERVAL)).await;
     }
+}
+
+/// Whether there is more to settle at once.
+async fn settle_when_due(store: &Store, meter_id: i64, settle_after: i64) -> Result<bool> {
+    let is_due = move |conn: &mut _| settle::is_due(conn, meter_id, settle_after);
+    if !store.read("settle::is_due", is_due).await? {
+        return Ok(false);
+    }
+    if store.is_postgres() {
+        return store.write("settle::settle", move |conn| settle::settle(conn, meter_id)).await;
+    }
+    let prepare = move |conn: &mut _| settle::prepare(conn, meter_id);
+    let Some(settled) = store.read_snapshot("settle::prepare", prepare).await? else { return Ok(false) };
+    let is_part = settled.is_part;
+    store.write("settle::apply", move |conn| settle::apply(conn, &settled)).await?;
+    Ok(is_part)
 }
 
 /// On SQLite nobody may write while sums are added up, so that is done before. It has one server, which folds one meter

@@ -28,10 +28,10 @@ use crate::entitlements::consume::UnreadableLimit;
 use crate::entitlements::plan::Plan;
 use crate::entitlements::sql::decisions::{self, Decided, Decision};
 use crate::jobs::queue;
+use crate::metering::delta::{self, Delta};
 use crate::metering::event::{self, Event, Original, StoredEvent};
-use crate::metering::facet::{self, Cells};
 use crate::metering::quantity::Quantity;
-use crate::metering::rollup::{self, Lanes};
+use crate::metering::rollup;
 use crate::metering::time::{SECOND, Timestamp};
 use crate::usage::subject_ids;
 
@@ -119,8 +119,7 @@ pub struct WriteCache {
     dimension_sets: Cache<(i64, [u8; 16]), ()>,
     histories: Cache<i64, History>,
     plans: Cache<i64, Arc<Plan>>,
-    /// The last hour of a subject with a meter, or an earlier one.
-    activity: Cache<activity::Use, i64>,
+    activity: Cache<activity::SubjectDay, ()>,
     /// SQLite only.
     recent_keys: sqlite::Recent,
     /// SQLite only.
@@ -162,7 +161,7 @@ pub struct CacheUpdates {
     dimension_sets: Vec<(i64, [u8; 16])>,
     histories: Vec<(i64, History)>,
     plans: Vec<Arc<Plan>>,
-    activity: Vec<(activity::Use, i64)>,
+    activity: Vec<activity::SubjectDay>,
     settled_keys: Option<sqlite::Progress>,
     /// SQLite only: as long as this is there, so is all of the above.
     run: Option<sqlite::LastRun>,
@@ -186,8 +185,8 @@ impl WriteCache {
         for plan in learned.plans {
             self.plans.insert(plan.id, plan);
         }
-        for (one, hour) in learned.activity {
-            self.activity.insert(one, hour);
+        for day in learned.activity {
+            self.activity.insert(day, ());
         }
         if let Some(progress) = learned.settled_keys {
             self.recent_keys.remember(progress);
@@ -241,16 +240,15 @@ struct ExistingKey {
     event: Option<StoredEvent>,
 }
 
-/// Stores the batches. `lanes` are the writer's own copies of shared rollup rows; `known` is of the
-/// link's epoch.
+/// Stores the batches. `lane` is that of the writer's own rollup rows; `known` is of the link's epoch.
 pub fn insert(
     conn: &mut Conn,
     link: Link,
     batches: &[Arc<Batch>],
-    lanes: Lanes,
+    lane: i16,
     known: &WriteCache,
 ) -> Result<(Vec<Outcome>, CacheUpdates), DbError> {
-    let mut work = InsertBatch::new(batches, lanes);
+    let mut work = InsertBatch::new(batches, lane);
     work.prepare(conn, link, known)?;
     work.store(conn, known)?;
     Ok(work.finish())
@@ -258,7 +256,7 @@ pub fn insert(
 
 struct InsertBatch<'a> {
     batches: &'a [Arc<Batch>],
-    lanes: Lanes,
+    lane: i16,
     /// Set once the fate of a whole batch is known.
     decided: Vec<Option<Outcome>>,
     subjects: HashMap<(i64, &'a str), i64>,
@@ -285,10 +283,10 @@ struct InsertBatch<'a> {
 }
 
 impl<'a> InsertBatch<'a> {
-    fn new(batches: &'a [Arc<Batch>], lanes: Lanes) -> Self {
+    fn new(batches: &'a [Arc<Batch>], lane: i16) -> Self {
         InsertBatch {
             batches,
-            lanes,
+            lane,
             decided: batches.iter().map(|_| None).collect(),
             subjects: HashMap::new(),
             assignment_versions: HashMap::new(),
@@ -527,9 +525,9 @@ impl<'a> InsertBatch<'a> {
                 subject_id: self.subject_id(workspace_id, &event.subject),
             })
             .collect();
-        let parts = rollup::of_events(rows.iter().map(|row| (row.event, row.subject_id)));
-        let deltas = DeltaRow::of_events(rows.iter().map(|row| row.event));
-        self.learned.unfolded = deltas.iter().map(|delta| (delta.meter_id, delta.count)).collect();
+        let parts = rollup::of_events(rows.iter().map(|row| row.event));
+        let deltas = DeltaRow::of_events(&rows);
+        self.learned.unfolded = deltas.iter().map(|row| (row.meter_id, row.delta.size)).collect();
         let runs = self.runs();
         if !conn.is_postgres() {
             self.learned.run = runs.last().map(|run| (run.workspace_id, run.id));
@@ -540,15 +538,15 @@ impl<'a> InsertBatch<'a> {
             return Ok(());
         }
         match conn {
-            Conn::Postgres(c) => postgres::add_rows(c, &rows, &runs, &parts, &deltas, self.lanes)?,
+            Conn::Postgres(c) => postgres::add_rows(c, &rows, &runs, &parts, &deltas, self.lane)?,
             Conn::Sqlite(c) => {
                 sqlite::add_events(c, &rows)?;
                 sqlite::add_runs(c, &runs)?;
-                sqlite::add_rollups(c, &parts, self.lanes)?;
+                sqlite::add_rollups(c, &parts, self.lane)?;
                 sqlite::add_deltas(c, &deltas)?;
             }
         }
-        self.write_activity(conn, known, parts.keys())
+        self.write_activity(conn, known, &rows)
     }
 
     /// Remembers the answer of calls with a replay key, unless no item was valid.
@@ -611,7 +609,7 @@ impl<'a> InsertBatch<'a> {
         for (workspace_id, event) in self.accepted().filter(|(_, e)| self.watched.contains(&e.meter.id)) {
             let meter = &event.meter;
             if let std::collections::btree_map::Entry::Vacant(free) = wanted.entry(meter.id) {
-                free.insert(MeterJob::usage(workspace_id, meter.id, &meter.name, self.lanes.meter, now)?);
+                free.insert(MeterJob::usage(workspace_id, meter.id, &meter.name, self.lane, now)?);
             }
         }
         self.learned.has_jobs = !wanted.is_empty();
@@ -701,23 +699,17 @@ struct EventRow<'a> {
     subject_id: i64,
 }
 
-/// What a commit adds to a meter by its dimensions.
+/// What a commit adds to a meter.
 struct DeltaRow {
     meter_id: i64,
     id: i64,
-    cells: Vec<u8>,
-    count: usize,
+    delta: Delta,
 }
 
 impl DeltaRow {
-    fn of_events<'a>(events: impl Iterator<Item = &'a Event>) -> Vec<DeltaRow> {
-        let row = |(meter_id, cells): (i64, Cells)| DeltaRow {
-            meter_id,
-            id: new_id(),
-            cells: facet::pack(&cells),
-            count: facet::count(&cells),
-        };
-        facet::of_events(events).into_iter().map(row).collect()
+    fn of_events(rows: &[EventRow]) -> Vec<DeltaRow> {
+        let deltas = delta::of_events(rows.iter().map(|row| (row.event, row.subject_id)));
+        deltas.into_iter().map(|(meter_id, delta)| DeltaRow { meter_id, id: new_id(), delta }).collect()
     }
 }
 

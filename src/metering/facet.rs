@@ -1,18 +1,20 @@
-//! Sums of all events of a meter by some of its dimensions, packed. A facet is a choice of dimensions; its cells are
-//! the sums per values of those dimensions and hour or day. What a commit adds travels in the same form, by all
-//! dimensions. Pure: which rows hold them is known in `usage::facets`.
+//! Sums of events of a meter by some of its dimensions, packed. A facet is a choice of dimensions; its cells are
+//! the sums per values of those dimensions and hour or day. What a commit adds (`metering::delta`) and what each subject
+//! used travel in the same form, by all dimensions. Pure: which rows hold them is known in `usage::{facets, runs}`.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 
 use num_traits::ToPrimitive;
 use uuid::Uuid;
 
-use crate::metering::event::Event;
 use crate::metering::json::{self, Map};
 use crate::metering::meter::{Aggregation, Meter};
 use crate::metering::quantity::Quantity;
-use crate::metering::rollup::{Edge, Part, add_event, merge};
+use crate::metering::rollup::{Edge, Part, merge};
 use crate::metering::time::{DAY, HOUR, Timestamp};
+
+/// The finest sums that are kept begin on quarters of an hour: no time zone of today is off by less.
+pub const QUARTER: i64 = HOUR / 4;
 
 /// Pairs are kept of meters with at most so many dimensions: of six there are 15.
 const PAIRED_DIMENSIONS_MAX: usize = 6;
@@ -136,56 +138,47 @@ pub fn by_day(cells: Cells) -> BTreeMap<Timestamp, Cells> {
     days
 }
 
-/// What new events add, by meter: per hour and dimension set.
-pub fn of_events<'a>(events: impl Iterator<Item = &'a Event>) -> BTreeMap<i64, Cells> {
-    type Sums<'a> = (&'a Event, BTreeMap<Timestamp, Part>);
-    let mut sets: HashMap<(i64, [u8; 16]), Sums> = HashMap::new();
-    for event in events {
-        let key = (event.meter.id, event.dimension_set.hash);
-        let (_, sums) = sets.entry(key).or_insert_with(|| (event, BTreeMap::new()));
-        add_event(sums, event.time.floor(HOUR), event.time, event.id, &event.quantity);
-    }
-    let mut meters: BTreeMap<i64, Cells> = BTreeMap::new();
-    for (event, mut sums) in sets.into_values() {
-        if !needs_edges(event.meter.aggregation) {
-            sums.values_mut().for_each(|part| part.edges = None);
-        }
-        let set = &event.dimension_set;
-        let group = Group { version: set.version, values: set.json.clone() };
-        meters.entry(event.meter.id).or_default().insert(group, sums);
-    }
-    meters
-}
-
 /// First and last events take most of the room: they are packed for meters that answer with them.
 pub fn needs_edges(aggregation: Aggregation) -> bool {
     matches!(aggregation, Aggregation::First | Aggregation::Last)
 }
 
 /// First byte of packed cells.
-const FORMAT: u8 = 1;
+const FORMAT: u8 = 2;
 const HAS_EDGES: u8 = 1;
 /// All quantities are the same one.
 const IS_EVEN: u8 = 2;
+/// First and last event are the same one.
+const IS_SINGLE: u8 = 4;
 /// Instead of a scale: the number follows as text.
 const LONG: u8 = 0xFF;
 /// Scales are negative where numbers end in zeros.
 const SCALE_SHIFT: i64 = 64;
 
-/// Packs cells; groups and starts in order.
+/// Packs cells; starts in order.
 pub fn pack(cells: &Cells) -> Vec<u8> {
+    let groups = cells.iter().map(|(group, parts)| (group.version, group.values.as_str(), parts));
+    pack_groups(cells.len(), groups, true)
+}
+
+/// Packs so many groups: version and values of a dimension set, and its sums.
+pub fn pack_groups<'a>(
+    count: usize,
+    groups: impl Iterator<Item = (i32, &'a str, &'a BTreeMap<Timestamp, Part>)>,
+    with_edges: bool,
+) -> Vec<u8> {
     let mut bytes = vec![FORMAT];
-    put_unsigned(&mut bytes, cells.len() as u64);
+    put_unsigned(&mut bytes, count as u64);
     let mut body = Vec::new();
-    for (group, parts) in cells {
-        put_signed(&mut bytes, i64::from(group.version));
-        put_bytes(&mut bytes, group.values.as_bytes());
+    for (version, values, parts) in groups {
+        put_signed(&mut bytes, i64::from(version));
+        put_bytes(&mut bytes, values.as_bytes());
         body.clear();
         let mut before = 0;
         for (start, part) in parts {
-            put_signed(&mut body, start.0 / HOUR - before);
-            before = start.0 / HOUR;
-            put_part(&mut body, *start, part);
+            put_signed(&mut body, start.0.div_euclid(QUARTER) - before);
+            before = start.0.div_euclid(QUARTER);
+            put_part(&mut body, *start, part, with_edges);
         }
         put_unsigned(&mut bytes, parts.len() as u64);
         put_bytes(&mut bytes, &body);
@@ -193,7 +186,7 @@ pub fn pack(cells: &Cells) -> Vec<u8> {
     bytes
 }
 
-fn put_unsigned(bytes: &mut Vec<u8>, mut number: u64) {
+pub(super) fn put_unsigned(bytes: &mut Vec<u8>, mut number: u64) {
     while number >= 0x80 {
         bytes.push(number as u8 | 0x80);
         number >>= 7;
@@ -202,11 +195,11 @@ fn put_unsigned(bytes: &mut Vec<u8>, mut number: u64) {
 }
 
 /// Small numbers of either sign are short.
-fn put_signed(bytes: &mut Vec<u8>, number: i64) {
+pub(super) fn put_signed(bytes: &mut Vec<u8>, number: i64) {
     put_unsigned(bytes, ((number << 1) ^ (number >> 63)) as u64);
 }
 
-fn put_bytes(bytes: &mut Vec<u8>, more: &[u8]) {
+pub(super) fn put_bytes(bytes: &mut Vec<u8>, more: &[u8]) {
     put_unsigned(bytes, more.len() as u64);
     bytes.extend_from_slice(more);
 }
@@ -225,19 +218,29 @@ fn put_quantity(bytes: &mut Vec<u8>, quantity: &Quantity) {
     }
 }
 
-fn put_part(bytes: &mut Vec<u8>, start: Timestamp, part: &Part) {
+fn put_part(bytes: &mut Vec<u8>, start: Timestamp, part: &Part, with_edges: bool) {
     let is_even = part.min == part.max;
-    let edges = if part.edges.is_some() { HAS_EDGES } else { 0 };
-    bytes.push(edges | if is_even { IS_EVEN } else { 0 });
+    let edges = part.edges.as_ref().filter(|_| with_edges);
+    let is_single = edges.is_some_and(|(first, last)| first.id == last.id);
+    let flag = |is_set: bool, flag: u8| if is_set { flag } else { 0 };
+    bytes.push(flag(edges.is_some(), HAS_EDGES) | flag(is_even, IS_EVEN) | flag(is_single, IS_SINGLE));
     put_unsigned(bytes, part.count.unsigned_abs());
     put_quantity(bytes, &part.min);
     if !is_even {
         put_quantity(bytes, &part.max);
         put_quantity(bytes, &part.sum);
     }
-    for edge in part.edges.iter().flat_map(|(first, last)| [first, last]) {
-        put_signed(bytes, edge.at.0 - start.0);
-        bytes.extend_from_slice(edge.id.as_bytes());
+    let Some((first, last)) = edges else { return };
+    put_edge(bytes, start, first, is_even);
+    if !is_single {
+        put_edge(bytes, start, last, is_even);
+    }
+}
+
+fn put_edge(bytes: &mut Vec<u8>, start: Timestamp, edge: &Edge, is_even: bool) {
+    put_signed(bytes, edge.at.0 - start.0);
+    bytes.extend_from_slice(edge.id.as_bytes());
+    if !is_even {
         put_quantity(bytes, &edge.quantity);
     }
 }
@@ -263,7 +266,7 @@ pub fn unpack(bytes: &[u8]) -> Option<Cells> {
     let mut cells = Cells::new();
     for packed in groups(bytes)? {
         let group = Group { version: packed.version, values: packed.values.to_owned() };
-        cells.insert(group, packed.parts().collect::<Option<_>>()?);
+        cells.insert(group, packed.parts(true).collect::<Option<_>>()?);
     }
     Some(cells)
 }
@@ -277,11 +280,11 @@ pub struct PackedGroup<'a> {
 
 impl<'a> PackedGroup<'a> {
     /// Start and sum in order; ends with `None` where the bytes are not what they should be.
-    pub fn parts(&self) -> impl Iterator<Item = Option<(Timestamp, Part)>> + use<'a> {
-        let (mut input, mut hour, mut left) = (Input(self.parts), 0i64, self.count);
+    pub fn parts(&self, with_edges: bool) -> impl Iterator<Item = Option<(Timestamp, Part)>> + use<'a> {
+        let (mut input, mut quarter, mut left) = (Input(self.parts), 0i64, self.count);
         std::iter::from_fn(move || {
             left = left.checked_sub(1)?;
-            let next = input.part(&mut hour);
+            let next = input.part(&mut quarter, with_edges);
             if next.is_none() {
                 left = 0;
             }
@@ -290,22 +293,23 @@ impl<'a> PackedGroup<'a> {
     }
 }
 
-struct Input<'a>(&'a [u8]);
+/// What is left of packed bytes.
+pub(super) struct Input<'a>(pub(super) &'a [u8]);
 
 impl<'a> Input<'a> {
-    fn byte(&mut self) -> Option<u8> {
+    pub(super) fn byte(&mut self) -> Option<u8> {
         let (first, rest) = self.0.split_first()?;
         self.0 = rest;
         Some(*first)
     }
 
-    fn take(&mut self, length: usize) -> Option<&'a [u8]> {
+    pub(super) fn take(&mut self, length: usize) -> Option<&'a [u8]> {
         let (taken, rest) = self.0.split_at_checked(length)?;
         self.0 = rest;
         Some(taken)
     }
 
-    fn unsigned(&mut self) -> Option<u64> {
+    pub(super) fn unsigned(&mut self) -> Option<u64> {
         let mut number = 0;
         for shift in (0..64).step_by(7) {
             let byte = self.byte()?;
@@ -317,12 +321,12 @@ impl<'a> Input<'a> {
         None
     }
 
-    fn signed(&mut self) -> Option<i64> {
+    pub(super) fn signed(&mut self) -> Option<i64> {
         let number = self.unsigned()?;
         Some((number >> 1) as i64 ^ -((number & 1) as i64))
     }
 
-    fn bytes(&mut self) -> Option<&'a [u8]> {
+    pub(super) fn bytes(&mut self) -> Option<&'a [u8]> {
         let length = usize::try_from(self.unsigned()?).ok()?;
         self.take(length)
     }
@@ -334,26 +338,57 @@ impl<'a> Input<'a> {
         }
     }
 
-    fn edge(&mut self, start: Timestamp) -> Option<Edge> {
-        let at = start.plus(self.signed()?);
+    fn edge(&mut self, start: Timestamp, even: Option<&Quantity>) -> Option<Edge> {
+        let at = Timestamp(start.0.checked_add(self.signed()?)?);
         let id = Uuid::from_slice(self.take(16)?).ok()?;
-        Some(Edge { at, id, quantity: self.quantity()? })
+        let quantity = match even {
+            Some(quantity) => quantity.clone(),
+            None => self.quantity()?,
+        };
+        Some(Edge { at, id, quantity })
     }
 
-    fn part(&mut self, hour: &mut i64) -> Option<(Timestamp, Part)> {
-        *hour = hour.checked_add(self.signed()?)?;
-        let start = Timestamp(hour.checked_mul(HOUR)?);
+    /// Most readers want no edges: those are stepped over.
+    fn step_over_edge(&mut self, is_even: bool) -> Option<()> {
+        self.signed()?;
+        self.take(16)?;
+        if !is_even {
+            match self.byte()? {
+                LONG => drop(self.bytes()?),
+                _ => drop(self.signed()?),
+            }
+        }
+        Some(())
+    }
+
+    fn edges(&mut self, start: Timestamp, is_single: bool, even: Option<&Quantity>) -> Option<(Edge, Edge)> {
+        let first = self.edge(start, even)?;
+        let last = if is_single { first.clone() } else { self.edge(start, even)? };
+        Some((first, last))
+    }
+
+    fn part(&mut self, quarter: &mut i64, with_edges: bool) -> Option<(Timestamp, Part)> {
+        *quarter = quarter.checked_add(self.signed()?)?;
+        let start = Timestamp(quarter.checked_mul(QUARTER)?);
         let flags = self.byte()?;
+        let (is_even, is_single) = (flags & IS_EVEN != 0, flags & IS_SINGLE != 0);
         let count = i64::try_from(self.unsigned()?).ok()?;
         let min = self.quantity()?;
-        let (max, sum) = match flags & IS_EVEN {
-            0 => (self.quantity()?, self.quantity()?),
-            _ if count == 1 => (min.clone(), min.clone()),
-            _ => (min.clone(), &min * &Quantity::from(count)),
+        let (max, sum) = match is_even {
+            false => (self.quantity()?, self.quantity()?),
+            true if count == 1 => (min.clone(), min.clone()),
+            true => (min.clone(), &min * &Quantity::from(count)),
         };
-        let edges = match flags & HAS_EDGES {
-            0 => None,
-            _ => Some((self.edge(start)?, self.edge(start)?)),
+        let edges = match flags & HAS_EDGES != 0 {
+            false => None,
+            true if with_edges => Some(self.edges(start, is_single, is_even.then_some(&min))?),
+            true => {
+                self.step_over_edge(is_even)?;
+                if !is_single {
+                    self.step_over_edge(is_even)?;
+                }
+                None
+            }
         };
         Some((start, Part { count, sum, min, max, edges }))
     }
@@ -364,6 +399,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::metering::rollup::add_event;
 
     fn events() -> impl Strategy<Value = Vec<(i64, i64, String, u8, u8, u128)>> {
         let quantity = prop_oneof![

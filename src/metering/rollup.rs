@@ -1,4 +1,4 @@
-//! Sums of events that can be added up: what a batch adds to the stored rollups, and what a row of an answer is
+//! Sums of events that can be added up: what a batch adds to the stored totals of meters, and what a row of an answer is
 //! computed from. Pure.
 
 use std::collections::BTreeMap;
@@ -11,14 +11,8 @@ use crate::metering::meter::Aggregation;
 use crate::metering::quantity::Quantity;
 use crate::metering::time::{DAY, HOUR, SECOND, Timestamp};
 
-/// Stands for "all subjects of the meter" in a rollup key.
-pub const ALL_SUBJECTS: i64 = 0;
-/// Stands for all dimension sets in the key of a rollup of all subjects: their sums by dimensions are facets.
-pub const ALL_SETS: [u8; 16] = [0; 16];
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Grain {
-    SubjectHour = 0,
     MeterHour = 1,
     MeterDay = 2,
 }
@@ -26,7 +20,7 @@ pub enum Grain {
 impl Grain {
     pub fn width(self) -> i64 {
         match self {
-            Grain::SubjectHour | Grain::MeterHour => HOUR,
+            Grain::MeterHour => HOUR,
             Grain::MeterDay => DAY,
         }
     }
@@ -153,63 +147,26 @@ pub fn merge<K: Ord>(parts: &mut BTreeMap<K, Part>, key: K, part: &Part) {
     }
 }
 
-/// A writer's own copies of rows that others write too: two commits that share a row run one after the other, through
-/// the sync of the first. Readers add the copies up.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Lanes {
-    /// Of rows that every subject shares: one for each writer.
-    pub meter: i16,
-    /// Of a subject's rows: one for each server, so that there are more of them only where servers share a subject.
-    pub subject: i16,
-}
-
-/// Where a stored rollup lives; ordered as the primary key, so that writers lock rows in one order.
+/// Where a stored rollup lives; ordered as the primary key, so that writers lock rows in one order. Each writer has its
+/// own row, its lane: two commits that share one run one after the other, through the sync of the first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Key {
     pub meter_id: i64,
     pub grain: Grain,
     pub start: Timestamp,
-    pub subject_id: i64,
-    pub dimension_set: [u8; 16],
 }
 
-impl Key {
-    pub fn lane(&self, lanes: Lanes) -> i16 {
-        if self.subject_id == ALL_SUBJECTS { lanes.meter } else { lanes.subject }
-    }
-
-    /// The subject as it is stored. Each lane of a meter has one of its own, so that they need not all lie on the
-    /// node of one subject.
-    pub fn stored_subject(&self, lanes: Lanes) -> i64 {
-        if self.subject_id == ALL_SUBJECTS { -1 - i64::from(lanes.meter) } else { self.subject_id }
-    }
-}
-
-/// What new events add: per subject and hour, and per meter and hour and day.
-pub fn of_events<'a>(events: impl Iterator<Item = (&'a Event, i64)>) -> BTreeMap<Key, Part> {
+/// What new events add per meter and hour and day.
+pub fn of_events<'a>(events: impl Iterator<Item = &'a Event>) -> BTreeMap<Key, Part> {
     let mut parts = BTreeMap::new();
-    for (event, subject_id) in events {
-        let key = Key {
-            meter_id: event.meter.id,
-            grain: Grain::SubjectHour,
-            start: event.time.floor(HOUR),
-            subject_id,
-            dimension_set: event.dimension_set.hash,
-        };
+    for event in events {
+        let key = Key { meter_id: event.meter.id, grain: Grain::MeterHour, start: event.time.floor(HOUR) };
         add_event(&mut parts, key, event.time, event.id, &event.quantity);
     }
-    // each level is added up from the one below, which may be far smaller than the batch
-    let mut hours = BTreeMap::new();
-    for (key, part) in &parts {
-        let of_meter =
-            Key { grain: Grain::MeterHour, subject_id: ALL_SUBJECTS, dimension_set: ALL_SETS, ..*key };
-        merge(&mut hours, of_meter, part);
-    }
     let mut days = BTreeMap::new();
-    for (key, part) in &hours {
+    for (key, part) in &parts {
         merge(&mut days, Key { grain: Grain::MeterDay, start: key.start.floor(DAY), ..*key }, part);
     }
-    parts.extend(hours);
     parts.extend(days);
     parts
 }

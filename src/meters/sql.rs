@@ -13,7 +13,7 @@ use crate::db::columns::readable;
 use crate::db::identity::new_id;
 use crate::db::row_cache::RowCache;
 use crate::db::schema::{
-    dimension_sets, events, meters, rollup_deltas, rollup_facets, rollups, subject_activity,
+    dimension_sets, events, meters, rollup_deltas, rollup_facets, rollup_subjects, rollups,
 };
 use crate::db::{Conn, DbError, Store, audit, limits};
 use crate::error::{Error, Result};
@@ -294,7 +294,7 @@ pub fn delete(
         diesel::delete(rollups::table.filter(rollups::meter_id.eq(meter.id))).execute(c)?;
         diesel::delete(rollup_deltas::table.filter(rollup_deltas::meter_id.eq(meter.id))).execute(c)?;
         diesel::delete(rollup_facets::table.filter(rollup_facets::meter_id.eq(meter.id))).execute(c)?;
-        diesel::delete(subject_activity::table.filter(subject_activity::meter_id.eq(meter.id))).execute(c)?;
+        diesel::delete(rollup_subjects::table.filter(rollup_subjects::meter_id.eq(meter.id))).execute(c)?;
         diesel::delete(dimension_sets::table.filter(dimension_sets::meter_id.eq(meter.id))).execute(c)?;
         diesel::delete(meters::table.find(meter.id)).execute(c)?
     });

@@ -2,14 +2,18 @@
 //! retention. Whatever lies outside the attached months is in `events_default` and works the same, only slower to
 //! prune. All of it runs under one lock, so that several servers may start at once.
 
+use std::collections::BTreeMap;
+
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel::sql_query;
 use diesel::sql_types::{BigInt, Bool, Text};
 
 use crate::db::{Conn, DbError};
+use crate::metering::delta::{Count, Counts};
 use crate::metering::time::{BucketSize, DAY, Timestamp};
 use crate::retention::sql::set_pruned_before;
+use crate::usage::fold;
 
 /// Advisory lock of everything that changes partitions: "ospnmnth" in ASCII.
 const LOCK: i64 = 0x6F73_706E_6D6E_7468;
@@ -232,6 +236,27 @@ pub struct Dropped {
     pub event_count: i64,
 }
 
+#[derive(QueryableByName)]
+struct OfSubject {
+    #[diesel(sql_type = BigInt)]
+    meter_id: i64,
+    #[diesel(sql_type = BigInt)]
+    subject_id: i64,
+    #[diesel(sql_type = BigInt)]
+    event_count: i64,
+}
+
+/// Takes the events of a month off the counts of their subjects.
+fn uncount(conn: &mut Conn, table: &str) -> Result<(), DbError> {
+    let text = format!("SELECT meter_id, subject_id, COUNT(*) AS event_count FROM {table} GROUP BY 1, 2");
+    let mut pruned: BTreeMap<i64, Counts> = BTreeMap::new();
+    for row in sql_query(text).load::<OfSubject>(conn)? {
+        let counts = pruned.entry(row.meter_id).or_default();
+        counts.insert(row.subject_id, Count { events: -row.event_count, last_at: None });
+    }
+    pruned.iter().try_for_each(|(meter_id, counts)| fold::uncount(conn, *meter_id, counts))
+}
+
 /// Drops a month that was taken out; tells what was in it.
 pub fn drop_detached(conn: &mut Conn, month: Month) -> Result<Vec<Dropped>, DbError> {
     sql_query("SELECT pg_advisory_xact_lock($1)").bind::<BigInt, _>(LOCK).execute(conn)?;
@@ -241,6 +266,7 @@ pub fn drop_detached(conn: &mut Conn, month: Month) -> Result<Vec<Dropped>, DbEr
     let table = month.table();
     let text = format!("SELECT workspace_id, meter_id, COUNT(*) AS event_count FROM {table} GROUP BY 1, 2");
     let dropped = sql_query(text).load(conn)?;
+    uncount(conn, &table)?;
     conn.batch_execute(&format!("DROP TABLE {table}"))?;
     Ok(dropped)
 }

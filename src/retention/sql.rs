@@ -13,7 +13,9 @@ use crate::db::columns::{readable, uuid_of};
 use crate::db::schema::{meters, prune_runs};
 use crate::db::{Conn, DbError, leases};
 use crate::error::Error;
+use crate::metering::delta::Counts;
 use crate::metering::time::{DAY, HOUR, Timestamp};
+use crate::usage::fold;
 use crate::usage::subjects::whole_from;
 
 /// Rows deleted in one transaction.
@@ -82,6 +84,8 @@ pub fn count(conn: &mut Conn, workspace_id: i64, now: Timestamp) -> Result<Vec<(
 #[derive(QueryableByName)]
 struct Gone {
     #[diesel(sql_type = BigInt)]
+    subject_id: i64,
+    #[diesel(sql_type = BigInt)]
     event_time: i64,
 }
 
@@ -112,12 +116,12 @@ pub fn delete_step(
          DELETE FROM events e USING old
          WHERE e.subject_id = old.subject_id AND e.event_time = old.event_time AND e.id = old.id
            AND e.event_time >= $2 AND e.event_time < $3
-         RETURNING e.event_time"
+         RETURNING e.subject_id, e.event_time"
     } else {
         "DELETE FROM events WHERE rowid IN (
              SELECT rowid FROM events
              WHERE meter_id = $1 AND event_time >= $2 AND event_time < $3 ORDER BY event_time, id LIMIT $4)
-         RETURNING event_time"
+         RETURNING subject_id, event_time"
     };
     let gone: Vec<Gone> = sql_query(text)
         .bind::<BigInt, _>(meter_id)
@@ -129,6 +133,11 @@ pub fn delete_step(
         return Ok(Step { deleted: 0, next: None });
     };
     set_pruned_before(conn, &[meter_id], Timestamp(last.saturating_add(1)))?;
+    let mut pruned = Counts::new();
+    for row in &gone {
+        pruned.entry(row.subject_id).or_default().events -= 1;
+    }
+    fold::uncount(conn, meter_id, &pruned)?;
     let deleted = gone.len() as i64;
     Ok(Step { deleted, next: (deleted == BATCH_ROWS).then_some(Timestamp(last)) })
 }

@@ -1,30 +1,29 @@
 //! Sums over windows: full hours and days from rollups, the rest from raw events. Any window, any grouping and any
 //! filter gives what a recount of all events would give; rollups only make it fast. Rows are added up as they arrive.
 
-mod slices;
-
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use diesel::prelude::*;
 use diesel::sql_query;
-use diesel::sql_types::{BigInt, Binary, Integer, Nullable, Text};
+use diesel::sql_types::{BigInt, Binary, Nullable, Text};
 use uuid::Uuid;
 
 use crate::db::columns::{quantity_of, readable, uuid_of};
 use crate::db::schema::{dimension_sets, meters, subjects};
 use crate::db::statement::{Statement, integers};
 use crate::db::{Conn, DbError};
-use crate::error::Error;
 use crate::metering::filter::{Field, Held, Row};
-use crate::metering::json::{self, Map, Value};
+use crate::metering::json::{self, Map};
 use crate::metering::meter::{Aggregation, Meter, value_at};
 use crate::metering::quantity::Quantity;
 use crate::metering::rollup::{Edge, Grain, Part};
 use crate::metering::time::{BucketSize, DAY, HOUR, Timestamp, Window};
 use crate::usage::facets::Facets;
 use crate::usage::filter_sql::{exact, prefilter};
-use crate::usage::query::{AggregatedRow, GroupField, GroupedAggregates, Query};
+use crate::usage::packed::Asked;
+use crate::usage::query::{GroupField, GroupedAggregates, Query};
+use crate::usage::runs::Runs;
 use crate::usage::subject_days::{self, Events};
 
 /// Whether the statements of this query must all see one state of the database
@@ -106,23 +105,6 @@ enum Subjects {
     Only(Vec<i64>),
 }
 
-/// Dimension values by the hash that rollups carry.
-type Sets = HashMap<Vec<u8>, Set>;
-
-/// What the dimension sets of a query may take in memory, about.
-const SETS_BYTES_MAX: usize = 128 << 20;
-/// Of a set, without the texts in it.
-const SET_BYTES: usize = 250;
-
-fn text_bytes(value: &Value) -> usize {
-    value.as_str().map_or(0, str::len)
-}
-
-struct Set {
-    version: i32,
-    values: Map,
-}
-
 struct Sum<'q> {
     query: &'q Query,
     subjects: Subjects,
@@ -160,47 +142,42 @@ impl Sum<'_> {
     }
 
     fn add_hours(&mut self, conn: &mut Conn, hours: Window, since: i32) -> Result<(), DbError> {
-        let asks_dimensions = !self.query.paths().is_empty();
-        match self.subjects {
-            Subjects::All if asks_dimensions => self.add_facets(conn, hours, since),
-            Subjects::All => {
-                for (grain, part) in self.split_days(hours) {
-                    self.add_rollups(conn, grain, part, &Sets::new(), since)?;
-                }
-                Ok(())
+        let asked = Asked { query: self.query, since, pruned_before: self.pruned_before(), window: hours };
+        if !matches!(self.subjects, Subjects::All) {
+            return self.add_runs(conn, asked, None);
+        }
+        if self.query.paths().is_empty() {
+            for (grain, part) in self.split_days(hours) {
+                self.add_totals(conn, grain, part)?;
             }
-            Subjects::Each => {
-                let sets = self.sets(conn)?;
-                self.add_each(conn, hours, &sets, since)
-            }
-            Subjects::Only(_) => {
-                let sets = self.sets(conn)?;
-                self.add_rollups(conn, Grain::SubjectHour, hours, &sets, since)
-            }
+            return Ok(());
+        }
+        let facets = Facets {
+            asked,
+            by_hour: self.hour_by_hour || self.query.bucket_size == Some(BucketSize::Hour),
+            cells: &mut self.cells,
+            left_out: &mut self.left_out,
+            lost: BTreeSet::new(),
+        };
+        match facets.add_up(conn)? {
+            lost if lost.is_empty() => Ok(()),
+            lost => self.add_runs(conn, asked, Some(&lost)),
         }
     }
 
-    /// By dimensions of all subjects. Days with too many sets for facets are read from the rows of every subject.
-    fn add_facets(&mut self, conn: &mut Conn, hours: Window, since: i32) -> Result<(), DbError> {
-        let facets = Facets {
-            query: self.query,
-            since,
-            pruned_before: self.pruned_before(),
-            hours,
-            by_hour: self.hour_by_hour || self.query.bucket_size == Some(BucketSize::Hour),
-            cells: &mut self.cells,
-            lost: BTreeSet::new(),
+    /// From what is kept of each subject.
+    fn add_runs(
+        &mut self,
+        conn: &mut Conn,
+        asked: Asked,
+        days: Option<&BTreeSet<i64>>,
+    ) -> Result<(), DbError> {
+        let subject_ids = match &self.subjects {
+            Subjects::Only(ids) => Some(ids.as_slice()),
+            Subjects::All | Subjects::Each => None,
         };
-        let rest = facets.add_up(conn)?;
-        self.left_out = rest.left_out;
-        if rest.too_large.is_empty() {
-            return Ok(());
-        }
-        let sets = self.sets(conn)?;
-        for day in rest.too_large {
-            self.add_rollups(conn, Grain::SubjectHour, day, &sets, since)?;
-        }
-        Ok(())
+        let (cells, left_out) = (&mut self.cells, &mut self.left_out);
+        Runs { asked, subject_ids, days, with_names: self.named, cells, left_out }.add_up(conn)
     }
 
     /// Whether anything is stored from before a dimension of the query was declared.
@@ -216,54 +193,35 @@ impl Sum<'_> {
         self.query.meter.pruned_before.map_or(Timestamp(i64::MIN), |at| at.ceil(HOUR))
     }
 
-    /// The dimension sets of the meter, when the query looks at dimensions at all, with the values it looks at.
-    fn sets(&self, conn: &mut Conn) -> Result<Sets, DbError> {
-        let (mut sets, paths) = (Sets::new(), self.query.paths());
-        if paths.is_empty() {
-            return Ok(sets);
-        }
-        let mut statement = Statement::new(conn);
-        let meter_id = statement.int(self.query.meter.id);
-        let sql = format!("SELECT hash, version, dimensions FROM dimension_sets WHERE meter_id = {meter_id}");
-        let mut bytes = 0;
-        statement.each(conn, &sql, |row: SetRow| {
-            // without values the set's events still count
-            let mut values = readable("dimension_sets", self.query.meter.id, object_of(&row.dimensions))
-                .unwrap_or_default();
-            values.retain(|name, _| paths.contains(name.as_str()));
-            bytes += SET_BYTES + values.values().map(text_bytes).sum::<usize>();
-            if bytes > SETS_BYTES_MAX {
-                return Err(Error::query_too_large().into());
-            }
-            sets.insert(row.hash, Set { version: row.version, values });
-            Ok(())
-        })?;
-        Ok(sets)
-    }
-
     /// Cuts the window into whole hours and up to two edges of less than an hour. An edge whose hour holds no event
     /// on the far side of the cut counts as a whole hour: the usual "until now" needs no raw events.
     fn whole_hours(&self, conn: &mut Conn) -> Result<Whole, DbError> {
         let Window { from, to } = self.query.window;
         let (mut first, mut last) = (from.ceil(HOUR), to.floor(HOUR));
+        let cut: Vec<i64> = [(from, first.plus(-HOUR)), (to, last)]
+            .into_iter()
+            .filter(|(at, _)| *at != at.floor(HOUR))
+            .map(|(_, hour)| hour.0)
+            .collect();
+        let inside = self.hours_that_lie_inside(conn, &cut)?;
         let mut edges = Vec::new();
         if first > last {
             // the window lies inside one hour
-            if self.hour_lies_inside(conn, last)? {
+            if inside.contains(&last.0) {
                 return Ok(Whole { hours: Some(Window { from: last, to: first }), edges });
             }
             let edges = if self.is_gone(first) { Vec::new() } else { vec![self.query.window] };
             return Ok(Whole { hours: None, edges });
         }
         if from < first {
-            if self.hour_lies_inside(conn, first.plus(-HOUR))? {
+            if inside.contains(&first.plus(-HOUR).0) {
                 first = first.plus(-HOUR);
             } else if !self.is_gone(first) {
                 edges.push(Window { from, to: first });
             }
         }
         if last < to {
-            if self.hour_lies_inside(conn, last)? {
+            if inside.contains(&last.0) {
                 last = last.plus(HOUR);
             } else {
                 edges.push(Window { from: last, to });
@@ -279,27 +237,29 @@ impl Sum<'_> {
         self.query.meter.pruned_before.is_some_and(|pruned_before| end <= pruned_before)
     }
 
-    /// Whether all events of this hour, as far as the query sees them, are inside the window. The raw events of a
-    /// pruned hour are gone: such an hour belongs to the window that it starts in.
-    fn hour_lies_inside(&self, conn: &mut Conn, hour: Timestamp) -> Result<bool, DbError> {
-        let Window { from, to } = self.query.window;
-        let rows = match &self.subjects {
-            Subjects::Only(ids) => format!("grain = 0 AND subject_id IN ({})", integers(ids)),
-            Subjects::All | Subjects::Each => "grain = 1".to_owned(),
-        };
+    /// Those of these hours whose events are all inside the window. The raw events of a pruned hour are gone: such an
+    /// hour belongs to the window that it starts in.
+    fn hours_that_lie_inside(&self, conn: &mut Conn, hours: &[i64]) -> Result<BTreeSet<i64>, DbError> {
+        let mut inside: BTreeSet<i64> = hours.iter().copied().collect();
+        if hours.is_empty() {
+            return Ok(inside);
+        }
+        // of the meter, also where the query is about a subject: of those only their sums are kept
         let text = format!(
-            "SELECT MIN(first_at) AS first_at, MAX(last_at) AS last_at FROM rollups
-             WHERE meter_id = $1 AND start = $2 AND {rows}"
+            "SELECT start, MIN(first_at) AS first_at, MAX(last_at) AS last_at FROM rollups
+             WHERE meter_id = $1 AND grain = 1 AND start IN ({}) GROUP BY start",
+            integers(hours)
         );
-        let span: AssignmentPeriod = sql_query(text)
-            .bind::<BigInt, _>(self.query.meter.id)
-            .bind::<BigInt, _>(hour.0)
-            .get_result(conn)?;
-        let inside = match (span.first_at, span.last_at) {
-            (Some(first), Some(last)) => first >= from.0 && last < to.0,
-            _ => true,
-        };
-        Ok(inside || (hour < self.pruned_before() && from <= hour && hour < to))
+        let spans: Vec<HourSpan> = sql_query(text).bind::<BigInt, _>(self.query.meter.id).load(conn)?;
+        let Window { from, to } = self.query.window;
+        for span in spans {
+            let hour = Timestamp(span.start);
+            let is_gone = hour < self.pruned_before() && from <= hour && hour < to;
+            if !is_gone && (span.first_at < from.0 || span.last_at >= to.0) {
+                inside.remove(&span.start);
+            }
+        }
+        Ok(inside)
     }
 
     /// Whole days come from day rows, which are kept per meter.
@@ -317,70 +277,16 @@ impl Sum<'_> {
         parts.into_iter().filter(|(_, window)| window.from < window.to).collect()
     }
 
-    /// Every subject of a meter may be millions of rows: reads them piece by piece, so that the database sorts little
-    /// at once, and no more than the first rows of the answer need.
-    fn add_each(&mut self, conn: &mut Conn, hours: Window, sets: &Sets, since: i32) -> Result<(), DbError> {
-        let days: Vec<DayRow> = sql_query(
-            "SELECT start, CAST(SUM(event_count) AS BIGINT) AS event_count FROM rollups
-             WHERE meter_id = $1 AND grain = 2 AND start >= $2 AND start < $3 GROUP BY start ORDER BY start",
-        )
-        .bind::<BigInt, _>(self.query.meter.id)
-        .bind::<BigInt, _>(hours.from.floor(DAY).0)
-        .bind::<BigInt, _>(hours.to.0)
-        .load(conn)?;
-        let days: Vec<(Timestamp, i64)> =
-            days.iter().map(|day| (Timestamp(day.start), day.event_count)).collect();
-        for piece in slices::of(hours, &days) {
-            if self.cells.wants(self.query.bucket(piece.from)) {
-                self.add_rollups(conn, Grain::SubjectHour, piece, sets, since)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn add_rollups(
-        &mut self,
-        conn: &mut Conn,
-        grain: Grain,
-        window: Window,
-        sets: &Sets,
-        since: i32,
-    ) -> Result<(), DbError> {
-        let hours = match &self.subjects {
-            Subjects::Only(ids) if let [id] = ids.as_slice() => {
-                match subject_days::hours(conn, *id, window)? {
-                    hours if hours.is_empty() => return Ok(()),
-                    hours => hours,
-                }
-            }
-            _ => Vec::new(),
-        };
+    fn add_totals(&mut self, conn: &mut Conn, grain: Grain, window: Window) -> Result<(), DbError> {
         let mut statement = Statement::new(conn);
-        let sql = self.rollup_sql(&mut statement, grain, window, &hours, !sets.is_empty());
-        let pruned_before = self.pruned_before();
-        let nothing = Map::new();
-        let (query, cells, left_out) = (self.query, &mut self.cells, &mut self.left_out);
+        let sql = self.totals_sql(&mut statement, grain, window);
+        let (query, cells) = (self.query, &mut self.cells);
         statement.each(conn, &sql, |row: RollupRow| {
             let start = Timestamp(row.start);
-            let values = match sets.get(&row.dimension_set) {
-                // read from raw events instead, unless those are gone
-                Some(set) if set.version < since && start >= pruned_before => {
-                    let span =
-                        Window { from: Timestamp(row.low), to: Timestamp(row.high).plus(grain.width()) };
-                    *left_out = Some(left_out.map_or(span, |other| other.hull(span)));
-                    return Ok(());
-                }
-                Some(set) => &set.values,
-                None => &nothing,
-            };
-            let subject = row.subject.as_deref().unwrap_or_default();
-            let summed = AggregatedRow { meter: &query.meter.name, subject, dimensions: values };
-            if let Some(group) = query.group(&summed)
-                && let Some(part) = readable("rollups", row.start, row.into_part())
-            {
-                cells.add(query.bucket(start), group, &part)?;
+            match readable("rollups", row.start, row.into_part()) {
+                Some(part) => Ok(cells.add(query.bucket(start), Vec::new(), &part)?),
+                None => Ok(()),
             }
-            Ok(())
         })
     }
 
@@ -394,48 +300,18 @@ impl Sum<'_> {
         }
     }
 
-    /// Rollup rows, added up by the database as far as the query allows: per bucket, and per subject and dimension
-    /// set when it looks at them. First and last events cannot be added up in SQL and come row by row.
-    fn rollup_sql(
-        &self,
-        statement: &mut Statement,
-        grain: Grain,
-        window: Window,
-        hours: &[i64],
-        with_sets: bool,
-    ) -> String {
-        let postgres = statement.is_postgres;
-        let meter_id = statement.int(self.query.meter.id);
-        let mut bounds = || (statement.int(window.from.0), statement.int(window.to.0));
-        let (tables, condition) = match &self.subjects {
-            Subjects::All | Subjects::Each => {
-                let (from, to) = bounds();
-                let grain = grain as i16;
-                let condition = format!(
-                    "r.meter_id = {meter_id} AND r.grain = {grain} AND r.start >= {from} AND r.start < {to}"
-                );
-                ("rollups r".to_owned(), condition)
-            }
-            Subjects::Only(ids) => match ids.as_slice() {
-                [id] => subject_days::rollups_at(postgres, &meter_id, *id, hours),
-                ids => {
-                    let (from, to) = bounds();
-                    subject_days::rollups(postgres, &meter_id, ids, &from, Some(&to))
-                }
-            },
-        };
-        let condition = format!("FROM {tables} WHERE {condition}");
-        let needs_edges = matches!(self.query.meter.aggregation, Aggregation::First | Aggregation::Last);
-        let bucket = self.bucket_sql();
-        let rows = match needs_edges {
-            true => single_rows(postgres, &bucket, &condition),
-            false => grouped_rows(postgres, &bucket, &condition, self.named, with_sets),
-        };
-        match self.named {
-            true => format!(
-                "SELECT sums.*, s.name AS subject FROM ({rows}) sums JOIN subjects s ON s.id = sums.subject_id"
-            ),
-            false => format!("SELECT sums.*, NULL AS subject FROM ({rows}) sums"),
+    /// Totals of the meter, added up by the database per bucket. First and last events cannot be added up in SQL and
+    /// come row by row.
+    fn totals_sql(&self, statement: &mut Statement, grain: Grain, window: Window) -> String {
+        let (meter_id, from, to) =
+            (statement.int(self.query.meter.id), statement.int(window.from.0), statement.int(window.to.0));
+        let source = format!(
+            "FROM rollups r WHERE r.meter_id = {meter_id} AND r.grain = {} AND r.start >= {from} AND r.start < {to}",
+            grain as i16
+        );
+        match matches!(self.query.meter.aggregation, Aggregation::First | Aggregation::Last) {
+            true => single_rows(statement.is_postgres, &self.bucket_sql(), &source),
+            false => grouped_rows(statement.is_postgres, &self.bucket_sql(), &source),
         }
     }
 
@@ -539,7 +415,7 @@ impl Sum<'_> {
                     "SELECT sums.*, s.name AS subject FROM ({rows}) sums JOIN subjects s ON s.id = sums.subject_id"
                 )
             }
-            false => format!("SELECT sums.*, NULL AS subject FROM ({rows}) sums"),
+            false => rows,
         })
     }
 }
@@ -554,13 +430,13 @@ fn quantity_text(postgres: bool, column: &str) -> String {
 }
 
 /// Rollups with their first and last events, one by one.
-fn single_rows(postgres: bool, bucket: &str, condition: &str) -> String {
+fn single_rows(postgres: bool, bucket: &str, source: &str) -> String {
     let text = |column: &str| quantity_text(postgres, column);
     format!(
-        "SELECT {bucket} AS start, r.subject_id, r.dimension_set, r.event_count, {} AS quantity_sum,
-                {} AS quantity_min, {} AS quantity_max, r.first_at, r.first_id, {} AS first_quantity,
-                r.last_at, r.last_id, {} AS last_quantity, r.start AS low, r.start AS high
-         {condition}",
+        "SELECT {bucket} AS start, NULL AS subject, r.event_count, {} AS quantity_sum, {} AS quantity_min,
+                {} AS quantity_max, r.first_at, r.first_id, {} AS first_quantity, r.last_at, r.last_id,
+                {} AS last_quantity
+         {source}",
         text("r.quantity_sum"),
         text("r.quantity_min"),
         text("r.quantity_max"),
@@ -569,38 +445,30 @@ fn single_rows(postgres: bool, bucket: &str, condition: &str) -> String {
     )
 }
 
-fn grouped_rows(postgres: bool, bucket: &str, condition: &str, by_subject: bool, by_set: bool) -> String {
+/// Stands for the first and last event where they are not asked for.
+const NO_EDGES: &str = "CAST(NULL AS BIGINT) AS first_at, NULL AS first_id, NULL AS first_quantity,
+                        CAST(NULL AS BIGINT) AS last_at, NULL AS last_id, NULL AS last_quantity";
+
+fn grouped_rows(postgres: bool, bucket: &str, source: &str) -> String {
     let total = if postgres { "SUM" } else { "quantity_total" };
     let count = if postgres { "SUM(r.event_count)::bigint" } else { "SUM(r.event_count)" };
-    let empty_set = if postgres { "''::bytea" } else { "x''" };
-    let (subject, subject_key) =
-        if by_subject { ("r.subject_id", ", 2") } else { ("CAST(0 AS BIGINT) AS subject_id", "") };
-    let (set, set_key) = if by_set { ("r.dimension_set", ", 3") } else { (empty_set, "") };
     format!(
-        "SELECT {bucket} AS start, {subject}, {set} AS dimension_set, {count} AS event_count,
-                {} AS quantity_sum, {} AS quantity_min, {} AS quantity_max,
-                CAST(NULL AS BIGINT) AS first_at, NULL AS first_id, NULL AS first_quantity,
-                CAST(NULL AS BIGINT) AS last_at, NULL AS last_id, NULL AS last_quantity,
-                MIN(r.start) AS low, MAX(r.start) AS high
-         {condition} GROUP BY 1{subject_key}{set_key}",
+        "SELECT {bucket} AS start, NULL AS subject, {count} AS event_count, {} AS quantity_sum, {} AS quantity_min,
+                {} AS quantity_max, {NO_EDGES}
+         {source} GROUP BY 1",
         quantity_text(postgres, &format!("{total}(r.quantity_sum)")),
         quantity_text(postgres, "MIN(r.quantity_min)"),
         quantity_text(postgres, "MAX(r.quantity_max)"),
     )
 }
 
-/// Events in the shape of [`grouped_rows`].
+/// Events in the shape of [`grouped_rows`]; with the id of their subject where they are added up by it.
 fn summed_events(postgres: bool, bucket: &str, source: &str, by_subject: bool) -> String {
     let total = if postgres { "SUM" } else { "quantity_total" };
-    let empty_set = if postgres { "''::bytea" } else { "x''" };
-    let (subject, subject_key) =
-        if by_subject { ("e.subject_id", ", 2") } else { ("CAST(0 AS BIGINT) AS subject_id", "") };
+    let (subject, subject_key) = if by_subject { ("e.subject_id,", ", 2") } else { ("NULL AS subject,", "") };
     format!(
-        "SELECT {bucket} AS start, {subject}, {empty_set} AS dimension_set, COUNT(*) AS event_count,
-                {} AS quantity_sum, {} AS quantity_min, {} AS quantity_max,
-                CAST(NULL AS BIGINT) AS first_at, NULL AS first_id, NULL AS first_quantity,
-                CAST(NULL AS BIGINT) AS last_at, NULL AS last_id, NULL AS last_quantity,
-                CAST(0 AS BIGINT) AS low, CAST(0 AS BIGINT) AS high
+        "SELECT {bucket} AS start, {subject} COUNT(*) AS event_count, {} AS quantity_sum, {} AS quantity_min,
+                {} AS quantity_max, {NO_EDGES}
          {source} GROUP BY 1{subject_key}",
         quantity_text(postgres, &format!("{total}(e.quantity)")),
         quantity_text(postgres, "MIN(e.quantity)"),
@@ -609,29 +477,13 @@ fn summed_events(postgres: bool, bucket: &str, source: &str, by_subject: bool) -
 }
 
 #[derive(QueryableByName)]
-struct AssignmentPeriod {
-    #[diesel(sql_type = Nullable<BigInt>)]
-    first_at: Option<i64>,
-    #[diesel(sql_type = Nullable<BigInt>)]
-    last_at: Option<i64>,
-}
-
-#[derive(QueryableByName)]
-struct DayRow {
+struct HourSpan {
     #[diesel(sql_type = BigInt)]
     start: i64,
     #[diesel(sql_type = BigInt)]
-    event_count: i64,
-}
-
-#[derive(QueryableByName)]
-struct SetRow {
-    #[diesel(sql_type = Binary)]
-    hash: Vec<u8>,
-    #[diesel(sql_type = Integer)]
-    version: i32,
-    #[diesel(sql_type = Text)]
-    dimensions: String,
+    first_at: i64,
+    #[diesel(sql_type = BigInt)]
+    last_at: i64,
 }
 
 #[derive(QueryableByName)]
@@ -640,8 +492,6 @@ struct RollupRow {
     start: i64,
     #[diesel(sql_type = Nullable<Text>)]
     subject: Option<String>,
-    #[diesel(sql_type = Binary)]
-    dimension_set: Vec<u8>,
     #[diesel(sql_type = BigInt)]
     event_count: i64,
     #[diesel(sql_type = Text)]
@@ -662,11 +512,6 @@ struct RollupRow {
     last_id: Option<Vec<u8>>,
     #[diesel(sql_type = Nullable<Text>)]
     last_quantity: Option<String>,
-    /// Starts of the first and the last rollup in this row.
-    #[diesel(sql_type = BigInt)]
-    low: i64,
-    #[diesel(sql_type = BigInt)]
-    high: i64,
 }
 
 impl RollupRow {

@@ -1,5 +1,6 @@
-//! Folds what commits added to a meter into its rows per day and facet. A transaction moves sums from one table to the
-//! other, so whoever reads both at one instant finds everything once, folded or not; nobody waits for it.
+//! Folds what commits added to a meter into its rows per day and facet, and puts what they added to subjects together in
+//! fewer rows, to be settled (`usage::settle`). A transaction moves sums from one table to the other, so whoever reads both
+//! at one instant finds everything once, folded or not; nobody waits for it.
 
 use std::collections::BTreeMap;
 
@@ -8,10 +9,13 @@ use diesel::sql_query;
 use diesel::sql_types::{Array, BigInt, Binary, Bool, Integer, Nullable, Text};
 
 use crate::db::columns::readable;
+use crate::db::identity::new_id;
 use crate::db::prepared::prepared;
+use crate::db::schema::rollup_deltas;
 use crate::db::statement::{Statement, integers};
 use crate::db::{Conn, DbError};
 use crate::error::Error;
+use crate::metering::delta::{self, Counts, SubjectCells};
 use crate::metering::facet::{self, CELLS_MAX, Cells, Facet};
 use crate::metering::time::{DAY, HOUR, Timestamp};
 use crate::meters;
@@ -49,6 +53,10 @@ struct DeltaRow {
     id: i64,
     #[diesel(sql_type = Binary)]
     cells: Vec<u8>,
+    #[diesel(sql_type = Binary)]
+    subjects: Vec<u8>,
+    #[diesel(sql_type = Binary)]
+    counts: Vec<u8>,
 }
 
 #[derive(QueryableByName)]
@@ -85,7 +93,7 @@ prepared!(
          is_alone = excluded.is_alone, day_cells = excluded.day_cells, hour_cells = excluded.hour_cells"
 );
 
-/// Meters with something to fold.
+/// Meters with something to fold or to settle.
 pub fn waiting(conn: &mut Conn) -> Result<Vec<i64>, DbError> {
     let rows: Vec<MeterRow> = sql_query("SELECT DISTINCT meter_id FROM rollup_deltas").load(conn)?;
     Ok(rows.into_iter().map(|row| row.meter_id).collect())
@@ -96,6 +104,7 @@ pub struct Folded {
     meter_id: i64,
     deltas: Vec<i64>,
     days: Vec<Day>,
+    unsettled: Vec<Unsettled>,
     /// There may be more.
     pub is_part: bool,
 }
@@ -129,13 +138,14 @@ pub fn prepare(conn: &mut Conn, meter_id: i64) -> Result<Option<Folded>, DbError
     let Some(meter) = meters::sql::find_by_id(conn, meter_id)? else { return Ok(None) };
     let (deltas, has_more) = oldest_deltas(conn, meter_id)?;
     let (mut added, mut count) = (Cells::new(), 0);
-    let mut folded = Vec::with_capacity(deltas.len());
+    let (mut folded, mut unsettled) = (Vec::with_capacity(deltas.len()), Pieces::default());
     for delta in &deltas {
         // what cannot be read stays where it is, to be named by whoever reads it
-        if let Some(cells) = readable("rollup_deltas", delta.id, unpacked(&delta.cells)) {
+        if let Some((cells, counts)) = readable("rollup_deltas", delta.id, unpacked_delta(delta)) {
             facet::add_all(&mut added, &cells, HOUR);
             count += facet::count(&cells);
             folded.push(delta.id);
+            unsettled.add(&delta.subjects, &counts);
         }
         if count > CELLS_AT_ONCE {
             break;
@@ -149,13 +159,60 @@ pub fn prepare(conn: &mut Conn, meter_id: i64) -> Result<Option<Folded>, DbError
     let days = days.map(|(day, cells)| fold_day(conn, meter_id, day, &kept, &cells));
     let days = days.collect::<Result<Vec<Day>, DbError>>()?;
     let is_part = count > CELLS_AT_ONCE || has_more;
-    Ok(Some(Folded { meter_id, deltas: folded, days, is_part }))
+    Ok(Some(Folded { meter_id, deltas: folded, days, unsettled: unsettled.into_rows(), is_part }))
+}
+
+fn unpacked_delta(delta: &DeltaRow) -> Result<(Cells, Counts), DbError> {
+    let unreadable = || DbError::from(Error::internal("packed counts cannot be read"));
+    if SubjectCells::each(&delta.subjects).any(|entry| entry.is_none()) {
+        return Err(unreadable());
+    }
+    Ok((unpacked(&delta.cells)?, delta::unpack_counts(&delta.counts).ok_or_else(unreadable)?))
+}
+
+/// What commits added to subjects, in a row that takes the place of many.
+struct Unsettled {
+    id: i64,
+    subjects: Vec<u8>,
+    counts: Vec<u8>,
+}
+
+/// Rows of so many bytes are settled one by one.
+const UNSETTLED_BYTES: usize = 256 << 10;
+
+#[derive(Default)]
+struct Pieces {
+    full: Vec<Vec<u8>>,
+    last: Vec<u8>,
+    counts: Counts,
+}
+
+impl Pieces {
+    fn add(&mut self, subjects: &[u8], counts: &Counts) {
+        self.last.extend_from_slice(subjects);
+        if self.last.len() >= UNSETTLED_BYTES {
+            self.full.push(std::mem::take(&mut self.last));
+        }
+        delta::add_counts(&mut self.counts, counts);
+    }
+
+    /// All counts go with the first.
+    fn into_rows(mut self) -> Vec<Unsettled> {
+        self.full.push(self.last);
+        let mut counts = delta::pack_counts(&self.counts);
+        let row = |subjects| Unsettled { id: new_id(), subjects, counts: std::mem::take(&mut counts) };
+        self.full
+            .into_iter()
+            .map(row)
+            .filter(|row| !row.subjects.is_empty() || !row.counts.is_empty())
+            .collect()
+    }
 }
 
 /// As many commits as are folded in one go, and whether there are more.
 fn oldest_deltas(conn: &mut Conn, meter_id: i64) -> Result<(Vec<DeltaRow>, bool), DbError> {
     let text = "SELECT id, CAST(length(cells) AS BIGINT) AS bytes FROM rollup_deltas
-                WHERE meter_id = $1 ORDER BY id LIMIT $2";
+                WHERE meter_id = $1 AND cells IS NOT NULL ORDER BY id LIMIT $2";
     let query = sql_query(text).bind::<BigInt, _>(meter_id);
     let found: Vec<DeltaSize> = query.bind::<BigInt, _>(DELTAS_AT_ONCE).load(conn)?;
     let mut bytes = 0;
@@ -171,8 +228,9 @@ fn oldest_deltas(conn: &mut Conn, meter_id: i64) -> Result<(Vec<DeltaRow>, bool)
     }
     let has_more = ids.len() < found.len() || found.len() as i64 == DELTAS_AT_ONCE;
     let ids = integers(&ids);
-    let text =
-        format!("SELECT id, cells FROM rollup_deltas WHERE meter_id = $1 AND id IN ({ids}) ORDER BY id");
+    let text = format!(
+        "SELECT id, cells, subjects, counts FROM rollup_deltas WHERE meter_id = $1 AND id IN ({ids}) ORDER BY id"
+    );
     Ok((sql_query(text).bind::<BigInt, _>(meter_id).load(conn)?, has_more))
 }
 
@@ -185,14 +243,35 @@ pub fn apply(conn: &mut Conn, folded: &Folded) -> Result<(), DbError> {
     match gone {
         0 => Ok(()),
         all if all == folded.deltas.len() => {
-            folded.days.iter().try_for_each(|day| put(conn, folded.meter_id, day))
+            folded.days.iter().try_for_each(|day| put(conn, folded.meter_id, day))?;
+            add_unsettled(conn, folded.meter_id, &folded.unsettled)
         }
         _ => Err(Error::unavailable("the sums to fold are others than before").into()),
     }
 }
 
+fn add_unsettled(conn: &mut Conn, meter_id: i64, rows: &[Unsettled]) -> Result<(), DbError> {
+    for Unsettled { id, subjects, counts } in rows {
+        let row = (
+            rollup_deltas::meter_id.eq(meter_id),
+            rollup_deltas::id.eq(id),
+            rollup_deltas::subjects.eq(subjects),
+            rollup_deltas::counts.eq(counts),
+        );
+        crate::both!(conn, c => diesel::insert_into(rollup_deltas::table).values(row).execute(c)?);
+    }
+    Ok(())
+}
+
+/// Of events that were pruned: what is kept of their subjects says how many are stored. In the transaction that deletes
+/// them.
+pub fn uncount(conn: &mut Conn, meter_id: i64, pruned: &Counts) -> Result<(), DbError> {
+    let counts = delta::pack_counts(pruned);
+    add_unsettled(conn, meter_id, &[Unsettled { id: new_id(), subjects: Vec::new(), counts }])
+}
+
 /// One at a time per meter; and nobody deletes the meter meanwhile. SQLite has one writer anyway.
-fn lock(conn: &mut Conn, meter_id: i64) -> Result<bool, DbError> {
+pub(super) fn lock(conn: &mut Conn, meter_id: i64) -> Result<bool, DbError> {
     if !conn.is_postgres() {
         return Ok(true);
     }

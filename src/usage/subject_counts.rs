@@ -1,333 +1,295 @@
-//! How many events of a subject are stored, per meter. Writing counts nothing: a count is added up from rollups when
-//! somebody asks, and kept with what it is based on. Whether it still holds can be told without a look at the history of
-//! the subject: rollups only ever grow, so as long as the meter as a whole has as many events before an instant as it had
-//! then, no subject of it has any more. What came after that instant is added to it.
-//!
-//! Rollups outlive pruning: they count from the first whole hour after the watermark of a meter, and the raw events
-//! before that one by one. To be read at one instant.
+//! How many events of a subject are stored, per meter, and when the last one was. Commits leave counts with their deltas,
+//! and pruning leaves negative ones; settling (`usage::settle`) adds them to the row of the subject. Both are read at one
+//! instant, so a count is that of a recount, whatever history a subject has.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use diesel::prelude::*;
 use diesel::sql_query;
-use diesel::sql_types::{Array, BigInt, Integer};
+use diesel::sql_types::{Array, BigInt, Binary, Nullable, Text};
 
+use crate::db::columns::readable;
 use crate::db::prepared::prepared;
+use crate::db::schema::meters;
 use crate::db::statement::integers;
 use crate::db::{Conn, DbError};
-use crate::metering::time::{DAY, HOUR, Timestamp};
-use crate::usage::subject_days;
-use crate::usage::subjects::{of_each_meter, whole_from};
+use crate::metering::delta::{self, Count, Counts};
+use crate::metering::time::Timestamp;
+use crate::usage::packed::unreadable;
 
-/// Counts are kept for what lies this long back: later hours still change with every event.
-const SETTLED_AFTER: i64 = 2 * DAY;
-/// A kept count is brought forward when more than this came after it.
-const RENEWED_AFTER: i64 = 7 * DAY;
-
-/// Of one subject.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Count {
-    pub events: i64,
-    pub meters: i64,
+/// What is needed of a workspace to count its subjects.
+pub struct Activity {
+    /// Its meters, and before what each is pruned.
+    pub watermarks: BTreeMap<i64, Option<Timestamp>>,
+    /// What waits to be settled: by subject, then by meter.
+    pub waiting: BTreeMap<i64, Counts>,
+    /// Months that were taken out of `events` and are about to be dropped.
+    detached: Vec<String>,
 }
 
-/// A count to be kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Kept {
-    subject_id: i64,
-    meter_id: i64,
-    /// Events in whole hours from `counted_from` to `counted_before`, both in microseconds.
-    counted: i64,
-    counted_from: i64,
-    counted_before: i64,
-    /// All events of the meter before `counted_before`, in rollups.
-    counted_of: i64,
-}
-
-const HOLDS: i32 = 0;
-const AGES: i32 = 1;
-const IS_STALE: i32 = 2;
-
-#[derive(QueryableByName)]
-struct PairRow {
-    #[diesel(sql_type = BigInt)]
-    subject_id: i64,
-    #[diesel(sql_type = BigInt)]
-    meter_id: i64,
-    #[diesel(sql_type = BigInt)]
-    hours_from: i64,
-    #[diesel(sql_type = Integer)]
-    state: i32,
-    #[diesel(sql_type = BigInt)]
-    events: i64,
-    /// Of these, in whole hours before [`settled`].
-    #[diesel(sql_type = BigInt)]
-    settled: i64,
-}
-
-fn settled(now: Timestamp) -> i64 {
-    now.floor(DAY).0 - SETTLED_AFTER
-}
-
-/// The counts of these subjects of a workspace, and what is worth keeping of the work.
-pub fn of(
-    conn: &mut Conn,
-    workspace_id: i64,
-    subject_ids: &[i64],
-    now: Timestamp,
-) -> Result<(BTreeMap<i64, Count>, Vec<Kept>), DbError> {
-    let mut pairs = pairs(conn, workspace_id, subject_ids, now)?;
-    recount_stale(conn, &mut pairs, now)?;
-    let mut counts: BTreeMap<i64, Count> = BTreeMap::new();
-    for pair in pairs.iter().filter(|pair| pair.events > 0) {
-        let count = counts.entry(pair.subject_id).or_default();
-        count.events += pair.events;
-        count.meters += 1;
-    }
-    let renewed: Vec<&PairRow> = pairs.iter().filter(|pair| pair.state != HOLDS).collect();
-    let meter_ids: BTreeSet<i64> = renewed.iter().map(|pair| pair.meter_id).collect();
-    let counted_before = settled(now);
-    let totals = totals(conn, &meter_ids, counted_before)?;
-    let kept = renewed.into_iter().map(|pair| Kept {
-        subject_id: pair.subject_id,
-        meter_id: pair.meter_id,
-        counted: pair.settled,
-        counted_from: pair.hours_from,
-        counted_before,
-        counted_of: totals.get(&pair.meter_id).map_or(0, |total| total.settled),
-    });
-    Ok((counts, kept.collect()))
-}
-
-/// Every meter that each subject ever used. Where a kept count holds, with what came after it; else with the raw events
-/// only.
-fn pairs(
-    conn: &mut Conn,
-    workspace_id: i64,
-    subject_ids: &[i64],
-    now: Timestamp,
-) -> Result<Vec<PairRow>, DbError> {
-    let is_postgres = conn.is_postgres();
-    let (ids, settled) = (integers(subject_ids), settled(now));
-    let greatest = if is_postgres { "greatest" } else { "max" };
-    // later hours of a subject one by one, by the days it was seen; the planners must not read the whole meter instead
-    let later = if is_postgres {
-        format!(
-            "SELECT k.subject_id, k.meter_id, r.event_count AS events,
-                    CASE WHEN r.start < {settled} THEN r.event_count ELSE 0 END AS settled
-             FROM kept k
-             CROSS JOIN LATERAL (SELECT day FROM subject_days
-                                 WHERE subject_id = k.subject_id AND day > k.since - {DAY} OFFSET 0) d
-             CROSS JOIN generate_series(0, 82800000000, 3600000000) h (since_midnight)
-             CROSS JOIN LATERAL (SELECT start, event_count FROM rollups
-                                 WHERE meter_id = k.meter_id AND grain = 0 AND start = d.day + h.since_midnight
-                                   AND subject_id = k.subject_id OFFSET 0) r
-             WHERE k.state < {IS_STALE} AND d.day + h.since_midnight >= k.since"
-        )
-    } else {
-        format!(
-            "SELECT k.subject_id, k.meter_id, r.event_count, CASE WHEN r.start < {settled} THEN r.event_count ELSE 0 END
-             FROM kept k CROSS JOIN subject_days d CROSS JOIN day_hours h CROSS JOIN rollups r
-             WHERE k.state < {IS_STALE} AND d.subject_id = k.subject_id AND d.day > k.since - {DAY}
-               AND d.day + h.since_midnight >= k.since AND r.meter_id = k.meter_id AND r.grain = 0
-               AND r.start = d.day + h.since_midnight AND r.subject_id = +d.subject_id"
-        )
-    };
-    let raw = of_each_meter(
-        is_postgres,
-        "e.subject_id, e.meter_id, 1 AS events, 0 AS settled",
-        "events e",
-        &format!("e.meter_id = p.id AND e.event_time < p.hours_from AND e.subject_id IN ({ids})"),
-    );
-    let text = format!(
-        "-- usage::subject_counts::pairs
-         WITH page AS (
-             SELECT id, {} AS hours_from FROM meters WHERE workspace_id = $1
-         ), used AS (
-             SELECT a.subject_id, a.meter_id, a.counted, a.counted_from, a.counted_before, a.counted_of, p.hours_from
-             FROM subject_activity a JOIN page p ON p.id = a.meter_id WHERE a.subject_id IN ({ids})
-         ), bases AS (
-             SELECT meter_id, counted_before, CAST(COALESCE((
-                        SELECT SUM(r.event_count) FROM rollups r
-                        WHERE r.meter_id = b.meter_id AND r.grain = 2 AND r.start < b.counted_before), 0) AS BIGINT) AS events
-             FROM (SELECT DISTINCT meter_id, counted_before FROM used WHERE counted_of >= 0) b
-         ), kept AS (
-             SELECT u.subject_id, u.meter_id, u.counted, u.hours_from,
-                    {greatest}(u.counted_before, u.hours_from) AS since,
-                    CASE WHEN b.events IS NULL OR u.counted_of <> b.events OR u.counted_from <> u.hours_from THEN {IS_STALE}
-                         WHEN u.counted_before < {} THEN {AGES} ELSE {HOLDS} END AS state
-             FROM used u LEFT JOIN bases b ON b.meter_id = u.meter_id AND b.counted_before = u.counted_before
-         ), found AS (
-             SELECT subject_id, meter_id, counted AS events, counted AS settled FROM kept WHERE state < {IS_STALE}
-             UNION ALL {later}
-             UNION ALL {raw}
-         ), sums AS (
-             SELECT subject_id, meter_id, SUM(events) AS events, SUM(settled) AS settled
-             FROM found GROUP BY subject_id, meter_id
-         )
-         SELECT k.subject_id, k.meter_id, k.hours_from, k.state, CAST(COALESCE(s.events, 0) AS BIGINT) AS events,
-                CAST(COALESCE(s.settled, 0) AS BIGINT) AS settled
-         FROM kept k LEFT JOIN sums s ON s.subject_id = k.subject_id AND s.meter_id = k.meter_id",
-        whole_from(HOUR),
-        settled - RENEWED_AFTER,
-    );
-    Ok(sql_query(text).bind::<BigInt, _>(workspace_id).load(conn)?)
+/// A subject with its settled counts by meter.
+#[derive(Debug)]
+pub struct Settled {
+    pub subject_id: i64,
+    pub name: String,
+    /// As far as it was settled; never earlier than it says, but for what waits.
+    pub last_event_at: Option<i64>,
+    pub counts: Counts,
 }
 
 #[derive(QueryableByName)]
-struct Total {
+struct SubjectRow {
     #[diesel(sql_type = BigInt)]
     id: i64,
-    #[diesel(sql_type = BigInt)]
-    events: i64,
-    #[diesel(sql_type = BigInt)]
-    settled: i64,
+    #[diesel(sql_type = Text)]
+    name: String,
+    #[diesel(sql_type = Nullable<BigInt>)]
+    last_event_at: Option<i64>,
+    #[diesel(sql_type = Nullable<Binary>)]
+    usage_counts: Option<Vec<u8>>,
 }
 
-/// Events of meters in rollups: all, and those before an instant, which begins a day.
-fn totals(conn: &mut Conn, meter_ids: &BTreeSet<i64>, before: i64) -> Result<BTreeMap<i64, Total>, DbError> {
-    if meter_ids.is_empty() {
-        return Ok(BTreeMap::new());
+impl SubjectRow {
+    fn into_settled(self) -> Settled {
+        let counts = match &self.usage_counts {
+            Some(bytes) => readable("subjects", self.id, delta::unpack_counts(bytes).ok_or_else(unreadable))
+                .unwrap_or_default(),
+            None => Counts::new(),
+        };
+        Settled { subject_id: self.id, name: self.name, last_event_at: self.last_event_at, counts }
     }
-    let ids: Vec<i64> = meter_ids.iter().copied().collect();
-    let text = format!(
-        "-- usage::subject_counts::totals
-         SELECT r.meter_id AS id, CAST(SUM(r.event_count) AS BIGINT) AS events,
-                CAST(SUM(CASE WHEN r.start < {before} THEN r.event_count ELSE 0 END) AS BIGINT) AS settled
-         FROM rollups r WHERE r.meter_id IN ({}) AND r.grain = 2 GROUP BY r.meter_id",
-        integers(&ids)
-    );
-    let rows: Vec<Total> = sql_query(text).load(conn)?;
-    Ok(rows.into_iter().map(|total| (total.id, total)).collect())
 }
 
 #[derive(QueryableByName)]
-struct Days {
+struct MeterRow {
     #[diesel(sql_type = BigInt)]
-    days: i64,
+    meter_id: i64,
+    #[diesel(sql_type = Nullable<BigInt>)]
+    pruned_before: Option<i64>,
+    #[diesel(sql_type = BigInt)]
+    id: i64,
+    #[diesel(sql_type = Nullable<Binary>)]
+    counts: Option<Vec<u8>>,
+    #[diesel(sql_type = Nullable<Text>)]
+    detached: Option<String>,
+}
+
+/// In one statement.
+pub fn activity(conn: &mut Conn, workspace_id: i64) -> Result<Activity, DbError> {
+    let detached = match conn.is_postgres() {
+        true => {
+            "(SELECT string_agg(c.relname, ',') FROM pg_class parent JOIN pg_class c ON c.relnamespace = parent.relnamespace
+              WHERE parent.oid = 'events'::regclass AND c.relkind = 'r' AND c.relname ~ '^events_[0-9]{6}$'
+                AND NOT EXISTS (SELECT 1 FROM pg_inherits i WHERE i.inhrelid = c.oid AND i.inhparent = parent.oid))"
+        }
+        false => "NULL",
+    };
+    let rows: Vec<MeterRow> = sql_query(format!(
+        "-- usage::subject_counts::activity
+         SELECT m.id AS meter_id, m.pruned_before, COALESCE(d.id, 0) AS id, d.counts, {detached} AS detached
+         FROM meters m LEFT JOIN rollup_deltas d ON d.meter_id = m.id WHERE m.workspace_id = $1"
+    ))
+    .bind::<BigInt, _>(workspace_id)
+    .load(conn)?;
+    let names = rows.first().and_then(|row| row.detached.as_deref()).unwrap_or_default();
+    let detached = names.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect();
+    let mut found = Activity { watermarks: BTreeMap::new(), waiting: BTreeMap::new(), detached };
+    for row in rows {
+        found.watermarks.insert(row.meter_id, row.pruned_before.map(Timestamp));
+        let counts = row.counts.map(|counts| delta::unpack_counts(&counts).ok_or_else(unreadable));
+        let counts = counts.and_then(|counts| readable("rollup_deltas", row.id, counts));
+        for (subject_id, count) in counts.unwrap_or_default() {
+            found.waiting.entry(subject_id).or_default().entry(row.meter_id).or_default().add(count);
+        }
+    }
+    Ok(found)
+}
+
+/// Where a page of subjects starts: those with a later last event, or the same and a name up to this one, are before it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SubjectPosition {
+    pub last_event_at: Timestamp,
+    pub subject: String,
+}
+
+/// Subjects after a position by what is settled of their last event, newest first, then by name.
+pub fn recent(
+    conn: &mut Conn,
+    workspace_id: i64,
+    after: Option<&SubjectPosition>,
+    limit: i64,
+) -> Result<Vec<Settled>, DbError> {
+    let text = "-- usage::subject_counts::recent
+                SELECT id, name, last_event_at, usage_counts FROM subjects
+                WHERE workspace_id = $1 AND last_event_at IS NOT NULL AND last_event_at <= $2
+                  AND (last_event_at < $2 OR name > $3)
+                ORDER BY last_event_at DESC, name LIMIT $4";
+    let (at, name) = after.map_or((i64::MAX, ""), |after| (after.last_event_at.0, after.subject.as_str()));
+    let query = sql_query(text).bind::<BigInt, _>(workspace_id).bind::<BigInt, _>(at).bind::<Text, _>(name);
+    let rows: Vec<SubjectRow> = query.bind::<BigInt, _>(limit).load(conn)?;
+    Ok(rows.into_iter().map(SubjectRow::into_settled).collect())
+}
+
+/// These subjects.
+pub fn of(conn: &mut Conn, subject_ids: &[i64]) -> Result<Vec<Settled>, DbError> {
+    let rows: Vec<SubjectRow> = sql_query(format!(
+        "-- usage::subject_counts::of
+         SELECT id, name, last_event_at, usage_counts FROM subjects WHERE id IN ({})",
+        integers(subject_ids)
+    ))
+    .load(conn)?;
+    Ok(rows.into_iter().map(SubjectRow::into_settled).collect())
 }
 
 #[derive(QueryableByName)]
-struct Recounted {
+struct LastRow {
     #[diesel(sql_type = BigInt)]
     subject_id: i64,
     #[diesel(sql_type = BigInt)]
-    events: i64,
-    #[diesel(sql_type = BigInt)]
-    settled: i64,
+    last_at: i64,
 }
 
-/// Adds up what no kept count stands for, meter by meter.
-fn recount_stale(conn: &mut Conn, pairs: &mut [PairRow], now: Timestamp) -> Result<(), DbError> {
-    let mut stale: BTreeMap<i64, Vec<usize>> = BTreeMap::new();
-    for (at, pair) in pairs.iter().enumerate().filter(|(_, pair)| pair.state == IS_STALE) {
-        stale.entry(pair.meter_id).or_default().push(at);
-    }
-    if stale.is_empty() {
+/// A last event before the watermark of its meter may be gone: the last of those that came late is looked up. `of_meter`
+/// has the counts of subjects with one meter.
+pub fn correct_last(
+    conn: &mut Conn,
+    meter_id: i64,
+    watermark: Option<Timestamp>,
+    of_meter: &mut Counts,
+) -> Result<(), DbError> {
+    let Some(watermark) = watermark else { return Ok(()) };
+    let is_unsure = |count: &Count| count.events > 0 && count.last_at.is_none_or(|at| at < watermark);
+    let unsure: Vec<i64> = of_meter.iter().filter(|(_, count)| is_unsure(count)).map(|(id, _)| *id).collect();
+    if unsure.is_empty() {
         return Ok(());
     }
-    let meter_ids: BTreeSet<i64> = stale.keys().copied().collect();
-    let totals = totals(conn, &meter_ids, settled(now))?;
-    let subject_ids: BTreeSet<i64> = stale.values().flatten().map(|at| pairs[*at].subject_id).collect();
-    let subject_ids: Vec<i64> = subject_ids.into_iter().collect();
-    let days: Days = sql_query(format!(
-        "SELECT COUNT(*) AS days FROM subject_days WHERE subject_id IN ({})",
-        integers(&subject_ids)
-    ))
-    .get_result(conn)?;
-    for (meter_id, places) in stale {
-        let of_meter = totals.get(&meter_id).map_or(0, |total| total.events);
-        // the meter's rollups are at most as many as its events, the hours of the subjects 24 times their days
-        let reads_meter = of_meter <= days.days * (DAY / HOUR);
-        let Some(hours_from) = places.first().map(|at| pairs[*at].hours_from) else { continue };
-        let ids: Vec<i64> = places.iter().map(|at| pairs[*at].subject_id).collect();
-        let found = recount(conn, meter_id, hours_from, &ids, settled(now), reads_meter)?;
-        for at in places {
-            if let Some(found) = found.get(&pairs[at].subject_id) {
-                pairs[at].events += found.events;
-                pairs[at].settled += found.settled;
+    let text = format!(
+        "-- usage::subject_counts::correct_last
+         SELECT subject_id, MAX(event_time) AS last_at FROM events
+         WHERE meter_id = $1 AND event_time < $2 AND subject_id IN ({}) GROUP BY subject_id",
+        integers(&unsure)
+    );
+    let rows: Vec<LastRow> =
+        sql_query(text).bind::<BigInt, _>(meter_id).bind::<BigInt, _>(watermark.0).load(conn)?;
+    for row in rows {
+        if let Some(count) = of_meter.get_mut(&row.subject_id) {
+            count.last_at = Some(Timestamp(row.last_at));
+        }
+    }
+    Ok(())
+}
+
+prepared!(
+    HoldSubjects for diesel::PgConnection,
+    (ids: Array<BigInt> = Vec<i64>) -> (BigInt, Nullable<Binary>),
+    "SELECT id, usage_counts FROM subjects WHERE id = ANY(?) ORDER BY id FOR NO KEY UPDATE"
+);
+prepared!(
+    PutMany for diesel::PgConnection,
+    (ids: Array<BigInt> = Vec<i64>, last_event_ats: Array<Nullable<BigInt>> = Vec<Option<i64>>,
+     usage_counts: Array<Binary> = Vec<Vec<u8>>),
+    "UPDATE subjects s SET last_event_at = new.last_event_at, usage_counts = new.usage_counts
+     FROM unnest(?, ?, ?) AS new (id, last_event_at, usage_counts) WHERE s.id = new.id"
+);
+prepared!(
+    FindSubject for diesel::SqliteConnection,
+    (id: BigInt = i64) -> (BigInt, Nullable<Binary>),
+    "SELECT id, usage_counts FROM subjects WHERE id = ?"
+);
+prepared!(
+    PutSubject for diesel::SqliteConnection,
+    (last_event_at: Nullable<BigInt> = Option<i64>, usage_counts: Binary = Vec<u8>, id: BigInt = i64),
+    "UPDATE subjects SET last_event_at = ?, usage_counts = ? WHERE id = ?"
+);
+
+/// Adds counts of subjects with a meter to their rows. These are held in the order of their ids: meters are settled at the
+/// same time.
+pub fn settle(conn: &mut Conn, meter_id: i64, added: &Counts) -> Result<(), DbError> {
+    if added.is_empty() {
+        return Ok(());
+    }
+    let mut held = hold(conn, &added.keys().copied().collect())?;
+    let mut of_meter = Counts::new();
+    for (subject_id, counts) in &mut held {
+        let mut count = counts.remove(&meter_id).unwrap_or_default();
+        count.add(added.get(subject_id).copied().unwrap_or_default());
+        of_meter.insert(*subject_id, count);
+    }
+    let watermark: Option<Option<i64>> =
+        meters::table.find(meter_id).select(meters::pruned_before).first(conn).optional()?;
+    correct_last(conn, meter_id, watermark.flatten().map(Timestamp), &mut of_meter)?;
+    for (subject_id, count) in of_meter.into_iter().filter(|(_, count)| count.events != 0) {
+        held.entry(subject_id).or_default().insert(meter_id, count);
+    }
+    put(conn, &held)
+}
+
+fn hold(conn: &mut Conn, subject_ids: &Vec<i64>) -> Result<BTreeMap<i64, Counts>, DbError> {
+    let rows: Vec<(i64, Option<Vec<u8>>)> = match conn {
+        Conn::Postgres(c) => HoldSubjects { ids: subject_ids }.load(c)?,
+        Conn::Sqlite(c) => {
+            let mut rows = Vec::with_capacity(subject_ids.len());
+            for id in subject_ids {
+                rows.extend(FindSubject { id }.get_result(c).optional()?);
+            }
+            rows
+        }
+    };
+    let counts = |(id, bytes): (i64, Option<Vec<u8>>)| {
+        let counts = bytes.map(|bytes| delta::unpack_counts(&bytes).ok_or_else(unreadable));
+        (id, counts.and_then(|counts| readable("subjects", id, counts)).unwrap_or_default())
+    };
+    Ok(rows.into_iter().map(counts).collect())
+}
+
+fn put(conn: &mut Conn, held: &BTreeMap<i64, Counts>) -> Result<(), DbError> {
+    let last = |counts: &Counts| {
+        counts.values().filter(|count| count.events > 0).filter_map(|count| count.last_at).max()
+    };
+    match conn {
+        Conn::Postgres(c) => {
+            PutMany {
+                ids: &held.keys().copied().collect(),
+                last_event_ats: &held.values().map(|counts| last(counts).map(|at| at.0)).collect(),
+                usage_counts: &held.values().map(delta::pack_counts).collect(),
+            }
+            .execute(c)?;
+        }
+        Conn::Sqlite(c) => {
+            for (id, counts) in held {
+                let (last_event_at, usage_counts) = (last(counts).map(|at| at.0), delta::pack_counts(counts));
+                PutSubject { last_event_at: &last_event_at, usage_counts: &usage_counts, id }.execute(c)?;
             }
         }
     }
     Ok(())
 }
 
-fn recount(
-    conn: &mut Conn,
+#[derive(QueryableByName)]
+struct TakenOut {
+    #[diesel(sql_type = BigInt)]
+    subject_id: i64,
+    #[diesel(sql_type = BigInt)]
     meter_id: i64,
-    hours_from: i64,
-    subject_ids: &[i64],
-    before: i64,
-    reads_meter: bool,
-) -> Result<BTreeMap<i64, Recounted>, DbError> {
-    let is_postgres = conn.is_postgres();
-    let (meter, from) = (format!("CAST({meter_id} AS BIGINT)"), format!("CAST({hours_from} AS BIGINT)"));
-    let (tables, condition) = match reads_meter {
-        true => {
-            let ids = integers(subject_ids);
-            let sign = if is_postgres { "" } else { "+" };
-            let condition = format!(
-                "r.meter_id = {meter} AND r.grain = 0 AND r.start >= {from} AND {sign}r.subject_id IN ({ids})"
-            );
-            ("rollups r".to_owned(), condition)
-        }
-        false => subject_days::rollups(is_postgres, &meter, subject_ids, &from, None),
-    };
-    let text = format!(
-        "-- usage::subject_counts::recount
-         SELECT r.subject_id, CAST(SUM(r.event_count) AS BIGINT) AS events,
-                CAST(SUM(CASE WHEN r.start < {before} THEN r.event_count ELSE 0 END) AS BIGINT) AS settled
-         FROM {tables} WHERE {condition} GROUP BY r.subject_id"
-    );
-    let rows: Vec<Recounted> = sql_query(text).load(conn)?;
-    Ok(rows.into_iter().map(|found| (found.subject_id, found)).collect())
+    #[diesel(sql_type = BigInt)]
+    events: i64,
 }
 
-prepared!(
-    KeepAll for diesel::PgConnection,
-    (subject_ids: Array<BigInt> = Vec<i64>, meter_ids: Array<BigInt> = Vec<i64>, counted: Array<BigInt> = Vec<i64>,
-     counted_from: Array<BigInt> = Vec<i64>, counted_before: Array<BigInt> = Vec<i64>,
-     counted_of: Array<BigInt> = Vec<i64>),
-    "WITH new AS (
-         SELECT * FROM unnest(?, ?, ?, ?, ?, ?)
-             AS n (subject_id, meter_id, counted, counted_from, counted_before, counted_of)
-     ), free AS (
-         SELECT a.subject_id, a.meter_id FROM subject_activity a JOIN new n USING (subject_id, meter_id)
-         FOR UPDATE OF a SKIP LOCKED
-     )
-     UPDATE subject_activity a SET counted = n.counted, counted_from = n.counted_from,
-                                   counted_before = n.counted_before, counted_of = n.counted_of
-     FROM new n JOIN free f USING (subject_id, meter_id)
-     WHERE a.subject_id = n.subject_id AND a.meter_id = n.meter_id"
-);
-prepared!(
-    KeepOne for diesel::SqliteConnection,
-    (counted: BigInt = i64, counted_from: BigInt = i64, counted_before: BigInt = i64, counted_of: BigInt = i64,
-     subject_id: BigInt = i64, meter_id: BigInt = i64),
-    "UPDATE subject_activity SET counted = ?, counted_from = ?, counted_before = ?, counted_of = ?
-     WHERE subject_id = ? AND meter_id = ?"
-);
-
-/// Keeps counts; rows that a writer is at are left for the next time.
-pub fn keep(conn: &mut Conn, counts: &[Kept]) -> Result<(), DbError> {
-    match conn {
-        Conn::Postgres(c) => {
-            KeepAll {
-                subject_ids: &counts.iter().map(|kept| kept.subject_id).collect(),
-                meter_ids: &counts.iter().map(|kept| kept.meter_id).collect(),
-                counted: &counts.iter().map(|kept| kept.counted).collect(),
-                counted_from: &counts.iter().map(|kept| kept.counted_from).collect(),
-                counted_before: &counts.iter().map(|kept| kept.counted_before).collect(),
-                counted_of: &counts.iter().map(|kept| kept.counted_of).collect(),
-            }
-            .execute(c)?;
-        }
-        Conn::Sqlite(c) => {
-            for kept in counts {
-                let Kept { subject_id, meter_id, counted, counted_from, counted_before, counted_of } = kept;
-                KeepOne { counted, counted_from, counted_before, counted_of, subject_id, meter_id }
-                    .execute(c)?;
-            }
+/// Takes off what lies in months that were taken out of `events`: once they are dropped, counts say so themselves.
+pub fn take_off_detached(
+    conn: &mut Conn,
+    activity: &Activity,
+    counts: &mut BTreeMap<i64, Counts>,
+) -> Result<(), DbError> {
+    let ids = integers(&counts.keys().copied().collect::<Vec<_>>());
+    for table in activity.detached.iter().filter(|_| !counts.is_empty()).cloned().collect::<Vec<_>>() {
+        let rows: Vec<TakenOut> = sql_query(format!(
+            "SELECT subject_id, meter_id, COUNT(*) AS events FROM {table} WHERE subject_id IN ({ids}) GROUP BY 1, 2"
+        ))
+        .load(conn)?;
+        for row in rows {
+            let gone = Count { events: -row.events, last_at: None };
+            counts.entry(row.subject_id).or_default().entry(row.meter_id).or_default().add(gone);
         }
     }
     Ok(())

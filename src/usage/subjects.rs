@@ -1,7 +1,10 @@
-//! What the stored events of a workspace come to, per meter and per subject. Nothing is counted while writing:
-//! rollups are added up on reading. Because they outlive pruning, they count only from the first whole hour after
-//! what was pruned of a meter; the few raw events before that are counted one by one. The watermark of a meter moves
-//! in the transactions that delete, and an answer is read at one instant, so it is always exact.
+//! What the stored events of a workspace come to, per meter and per subject. Per meter they are added up from totals on
+//! reading. Because those outlive pruning, they count only from the first whole hour after what was pruned of a meter; the
+//! few raw events before that are counted one by one. The watermark of a meter moves in the transactions that delete, and
+//! an answer is read at one instant, so it is always exact. Subjects have counts (`usage::subject_counts`).
+
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
 
 use diesel::prelude::*;
 use diesel::sql_query;
@@ -11,10 +14,12 @@ use crate::db::columns::{readable, uuid_of};
 use crate::db::schema::{prune_runs, subjects};
 use crate::db::statement::Statement;
 use crate::db::{Conn, DbError};
+use crate::metering::delta::{self, Count, Counts};
 use crate::metering::event::StoredEvent;
 use crate::metering::time::{DAY, HOUR, Timestamp, Window};
 use crate::usage::event_row::{EventText, event_columns};
-use crate::usage::subject_counts::{self, Count, Kept};
+pub use crate::usage::subject_counts::SubjectPosition;
+use crate::usage::subject_counts::{self, Activity, Settled};
 use crate::usage::subject_days::{self, Events};
 
 /// The activity of one meter.
@@ -155,139 +160,121 @@ pub fn totals(conn: &mut Conn, workspace_id: i64) -> Result<Totals, DbError> {
     Ok(sql_query(text).bind::<BigInt, _>(workspace_id).get_result(conn)?)
 }
 
-/// Where a page of subjects starts.
-#[derive(Clone)]
-pub struct SubjectPosition {
-    pub last_event_at: Timestamp,
-    pub subject: String,
-}
-
-/// Subjects with stored events, by their last event, newest first, then by name. A page reads the subjects last seen
-/// in the hours that it covers, however many come before and after. With the counts that are worth keeping. To be read
-/// at one instant.
+/// Subjects with stored events, by their last event, newest first, then by name. A page reads the rows of its subjects and
+/// what waits to be settled, whatever history they have. To be read at one instant.
 pub fn list(
     conn: &mut Conn,
     workspace_id: i64,
     after: Option<&SubjectPosition>,
     limit: i64,
-) -> Result<(Vec<SubjectStats>, Vec<Kept>), DbError> {
-    let until = after.map_or(Timestamp(i64::MAX), |after| after.last_event_at.floor(HOUR));
-    let since = hours_of_page(conn, workspace_id, until, limit)?;
-    let subjects = last_seen(conn, workspace_id, since, until, after, limit)?;
-    if subjects.is_empty() {
-        return Ok((Vec::new(), Vec::new()));
+) -> Result<Vec<SubjectStats>, DbError> {
+    let mut page = Page {
+        activity: subject_counts::activity(conn, workspace_id)?,
+        after: after.cloned(),
+        found: BTreeMap::new(),
+    };
+    let newest = page.newest_waiting(limit as usize);
+    if !newest.is_empty() {
+        let subjects = subject_counts::of(conn, &newest)?;
+        page.add(conn, subjects)?;
     }
-    let ids: Vec<i64> = subjects.iter().map(|one| one.subject_id).collect();
-    let (counts, kept) = subject_counts::of(conn, workspace_id, &ids, Timestamp::now())?;
-    let with_counts = subjects.into_iter().map(|one| {
-        let Count { events, meters } = counts.get(&one.subject_id).copied().unwrap_or_default();
-        SubjectStats { subject: one.subject, usage_events: events, meters, last_event_at: one.last_event_at }
-    });
-    Ok((with_counts.collect(), kept))
+    // the first of the page are among the first by what is settled and the first by what waits
+    let (mut from, mut settled) = (after.cloned(), 0);
+    loop {
+        let rows = subject_counts::recent(conn, workspace_id, from.as_ref(), limit)?;
+        let is_last = (rows.len() as i64) < limit;
+        from = rows.last().and_then(|row| {
+            Some(SubjectPosition { last_event_at: Timestamp(row.last_event_at?), subject: row.name.clone() })
+        });
+        settled += page.add(conn, rows)?;
+        if is_last || settled >= limit {
+            break;
+        }
+    }
+    Ok(page.found.into_values().take(limit as usize).collect())
 }
 
-/// SQL for the last hour in which a subject used any meter, of what is still stored in whole hours. In words of its
-/// own rather than a join, so that it is looked up for each subject that is met and never for all of them.
-fn last_hour_of(subject_id: &str) -> String {
-    format!(
-        "(SELECT MAX(b.last_hour) FROM subject_activity b JOIN meters m ON m.id = b.meter_id
-          WHERE b.subject_id = {subject_id} AND b.last_hour >= {})",
-        whole_from(HOUR)
-    )
+/// A page of subjects while it is put together.
+struct Page {
+    activity: Activity,
+    after: Option<SubjectPosition>,
+    found: BTreeMap<(Reverse<i64>, String), SubjectStats>,
 }
 
-#[derive(QueryableByName)]
-struct FirstHour {
-    #[diesel(sql_type = Nullable<BigInt>)]
-    hour: Option<i64>,
-}
+impl Page {
+    /// So many subjects with the newest events of those that wait, with all that are as new as the last of them.
+    fn newest_waiting(&self, most: usize) -> Vec<i64> {
+        let upper = self.after.as_ref().map_or(Timestamp(i64::MAX), |after| after.last_event_at);
+        let last = |counts: &Counts| counts.values().filter_map(|count| count.last_at).max();
+        let mut newest: Vec<(Timestamp, i64)> = self
+            .activity
+            .waiting
+            .iter()
+            .filter_map(|(subject_id, counts)| Some((last(counts)?, *subject_id)))
+            .filter(|(at, _)| *at <= upper)
+            .collect();
+        newest.sort_unstable_by_key(|one| Reverse(*one));
+        let oldest = newest.get(most).map_or(Timestamp(i64::MIN), |(at, _)| *at);
+        newest.into_iter().take_while(|(at, _)| *at >= oldest).map(|(_, subject_id)| subject_id).collect()
+    }
 
-/// The hour from which up to `until` at least `limit` subjects were last seen; the far past when there are fewer.
-fn hours_of_page(
-    conn: &mut Conn,
-    workspace_id: i64,
-    until: Timestamp,
-    limit: i64,
-) -> Result<Timestamp, DbError> {
-    // the latest of the hours in which each meter alone would fill the page
-    let text = format!(
-        "-- usage::subjects::hours_of_page
-         WITH page AS (SELECT id, {} AS hours_from FROM meters WHERE workspace_id = $1)
-         SELECT MAX(hour) AS hour FROM (
-             SELECT (SELECT a.last_hour FROM subject_activity a
-                     WHERE a.meter_id = p.id AND a.last_hour >= p.hours_from AND a.last_hour < $2
-                       AND a.last_hour = {}
-                     ORDER BY a.last_hour DESC LIMIT 1 OFFSET $3) AS hour
-             FROM page p) AS filled",
-        whole_from(HOUR),
-        last_hour_of("a.subject_id"),
-    );
-    let query = sql_query(text).bind::<BigInt, _>(workspace_id).bind::<BigInt, _>(until.0);
-    let first: FirstHour = query.bind::<BigInt, _>(limit - 1).get_result(conn)?;
-    Ok(first.hour.map_or(Timestamp(i64::MIN), Timestamp))
-}
+    /// Adds those that belong on the page or a later one; returns how many.
+    fn add(&mut self, conn: &mut Conn, subjects: Vec<Settled>) -> Result<i64, DbError> {
+        let mut counts: BTreeMap<i64, Counts> = BTreeMap::new();
+        for subject in &subjects {
+            let of_subject = counts.entry(subject.subject_id).or_default();
+            delta::add_counts(of_subject, &subject.counts);
+            if let Some(waiting) = self.activity.waiting.get(&subject.subject_id) {
+                delta::add_counts(of_subject, waiting);
+            }
+        }
+        subject_counts::take_off_detached(conn, &self.activity, &mut counts)?;
+        self.correct_last(conn, &mut counts)?;
+        let mut added = 0;
+        for Settled { subject_id, name, .. } in subjects {
+            let stored = counts.get(&subject_id).into_iter().flatten();
+            let stored: Vec<&Count> = stored
+                .filter(|(meter_id, count)| {
+                    count.events > 0 && self.activity.watermarks.contains_key(meter_id)
+                })
+                .map(|(_, count)| count)
+                .collect();
+            let Some(last_event_at) = stored.iter().filter_map(|count| count.last_at).max() else { continue };
+            let place = (Reverse(last_event_at.0), name.clone());
+            if self
+                .after
+                .as_ref()
+                .is_some_and(|after| place <= (Reverse(after.last_event_at.0), after.subject.clone()))
+            {
+                continue;
+            }
+            let stats = SubjectStats {
+                subject: name,
+                usage_events: stored.iter().map(|count| count.events).sum(),
+                meters: stored.len() as i64,
+                last_event_at: last_event_at.0,
+            };
+            self.found.insert(place, stats);
+            added += 1;
+        }
+        Ok(added)
+    }
 
-#[derive(QueryableByName)]
-struct Seen {
-    #[diesel(sql_type = BigInt)]
-    subject_id: i64,
-    #[diesel(sql_type = Text)]
-    subject: String,
-    #[diesel(sql_type = BigInt)]
-    last_event_at: i64,
-}
-
-/// The first subjects after a position, of those last seen in these hours (both included). What lies before the
-/// watermark of a meter is looked for among its raw events, and counts only for subjects not seen later.
-fn last_seen(
-    conn: &mut Conn,
-    workspace_id: i64,
-    since: Timestamp,
-    until: Timestamp,
-    after: Option<&SubjectPosition>,
-    limit: i64,
-) -> Result<Vec<Seen>, DbError> {
-    let is_postgres = conn.is_postgres();
-    let text = format!(
-        "-- usage::subjects::last_seen
-         WITH page AS (
-             SELECT id, {} AS hours_from, $1 AS since, $2 AS until FROM meters WHERE workspace_id = $3
-         ), seen AS ({} UNION ALL {}), latest AS (
-             SELECT subject_id, MAX(last_at) AS last_event_at FROM seen GROUP BY subject_id
-         )
-         SELECT l.subject_id, s.name AS subject, l.last_event_at
-         FROM latest l JOIN subjects s ON s.id = l.subject_id
-         WHERE l.last_event_at < $4 OR (l.last_event_at = $4 AND s.name > $5)
-         ORDER BY l.last_event_at DESC, s.name LIMIT $6",
-        whole_from(HOUR),
-        of_each_meter(
-            is_postgres,
-            "a.subject_id, (SELECT MAX(r.last_at) FROM rollups r
-                            WHERE r.meter_id = a.meter_id AND r.subject_id = a.subject_id AND r.grain = 0
-                              AND r.start = a.last_hour) AS last_at",
-            "subject_activity a",
-            &format!(
-                "a.meter_id = p.id AND a.last_hour >= p.hours_from AND a.last_hour >= p.since
-                 AND a.last_hour <= p.until AND a.last_hour = {}",
-                last_hour_of("a.subject_id")
-            ),
-        ),
-        of_each_meter(
-            is_postgres,
-            "e.subject_id, e.event_time AS last_at",
-            "events e",
-            &format!(
-                "e.meter_id = p.id AND e.event_time < p.hours_from AND e.event_time >= p.since
-                 AND COALESCE({}, p.until) <= p.until",
-                last_hour_of("e.subject_id")
-            ),
-        ),
-    );
-    let (last_event_at, subject) =
-        after.map_or((i64::MAX, ""), |after| (after.last_event_at.0, after.subject.as_str()));
-    let query = sql_query(text).bind::<BigInt, _>(since.0).bind::<BigInt, _>(until.0);
-    let query = query.bind::<BigInt, _>(workspace_id).bind::<BigInt, _>(last_event_at);
-    Ok(query.bind::<Text, _>(subject).bind::<BigInt, _>(limit).load(conn)?)
+    fn correct_last(&self, conn: &mut Conn, counts: &mut BTreeMap<i64, Counts>) -> Result<(), DbError> {
+        for (meter_id, watermark) in
+            self.activity.watermarks.iter().filter(|(_, watermark)| watermark.is_some())
+        {
+            let mut of_meter: Counts = counts
+                .iter()
+                .filter_map(|(subject_id, counts)| Some((*subject_id, *counts.get(meter_id)?)))
+                .collect();
+            subject_counts::correct_last(conn, *meter_id, *watermark, &mut of_meter)?;
+            for (subject_id, count) in of_meter {
+                counts.entry(subject_id).or_default().insert(*meter_id, count);
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Names that begin with a text, in their order.

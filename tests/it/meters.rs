@@ -190,7 +190,7 @@ async fn a_deleted_meter_leaves_no_total_behind(database: Database) {
     ws.delete(&path(&made)).await.expect(204);
     make(&ws, json!({"name": "m", "unit": "u"})).await;
     assert_eq!(ws.total("m").await, "0");
-    for table in ["rollups", "subject_activity"] {
+    for table in ["rollups", "rollup_deltas", "rollup_facets", "rollup_subjects"] {
         assert_eq!(database.count(table), 0, "{table}");
     }
 }

@@ -20,7 +20,6 @@ use open_spanner::jobs::queue::{self, Claim};
 use open_spanner::metering::event::{self, Input, InputQuantity};
 use open_spanner::metering::meter::{Aggregation, Meter};
 use open_spanner::metering::quantity::Quantity;
-use open_spanner::metering::rollup::Lanes;
 use open_spanner::metering::time::{DAY, HOUR, SECOND, Timestamp};
 use open_spanner::{config, meters};
 use rand::rngs::StdRng;
@@ -262,8 +261,7 @@ impl World {
         let link = db::link(&mut self.conn);
         self.conn.batch_execute("BEGIN").expect("begun");
         let (_, learned) =
-            insert::insert(&mut self.conn, link, &[Arc::new(batch)], Lanes::default(), &self.known)
-                .expect("stored");
+            insert::insert(&mut self.conn, link, &[Arc::new(batch)], 0, &self.known).expect("stored");
         self.conn.batch_execute("COMMIT").expect("committed");
         self.known.remember(learned);
     }

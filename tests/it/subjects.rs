@@ -1,5 +1,9 @@
 //! `/v1/subjects`: who used something, how much of it is stored, and their newest events.
 
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
 use serde_json::{Value, json};
 
 use crate::support::{Client, Database, Server, on_both_databases, run};
@@ -140,58 +144,59 @@ async fn keys_for_some_meters_see_no_subjects(database: Database) {
     reader.get(SUBJECTS).await.expect(200);
 }
 
-/// Counts are kept between requests; whatever is stored or pruned in between, they are those of a recount.
+/// Counts wait, are settled, and are taken off by pruning in the background; at every instant they are those of a recount.
 async fn counts_stay_exact(database: Database) {
-    let server = Server::start(&database);
-    let ws = server.workspace().await;
-    for meter in ["a", "b", "c"] {
-        ws.post("/v1/meters", &json!({"name": meter, "unit": "u", "event_retention_days": 30}))
-            .await
-            .expect(201);
-    }
-    let now = jiff::Timestamp::now();
-    let event = |n: i64, hours_ago: i64| {
-        let at = now - jiff::SignedDuration::from_hours(hours_ago);
-        let meter = ["a", "b", "c"][(n % 3) as usize];
-        json!({"meter": meter, "subject": format!("s{}", n % 7), "quantity": 1, "timestamp": at.to_string()})
-    };
-    // early and late ones in no order, over a hundred days up to this hour
-    let rounds: [&dyn Fn(i64) -> i64; 4] =
-        [&|n| n * 24, &|n| n * 7 % 60, &|n| 2_400 - n * 11, &|n| 40 + n % 20];
-    let mut stored = 0;
-    for (round, hours_ago) in rounds.iter().enumerate() {
-        let events: Vec<Value> = (0..100).map(|n| event(n + round as i64, hours_ago(n))).collect();
-        ws.post("/v1/usages/bulk", &json!(events)).await.expect(201);
-        stored += events.len();
-        for _ in 0..2 {
-            assert_counted(&database, &ws, stored as u64).await;
+    for (seed, settle_after) in [(1, "300ms"), (2, "1h")] {
+        let server = Server::start_with(&database, &[("OPEN_SPANNER_INGEST_SETTLE_AFTER", settle_after)]);
+        let ws = server.workspace().await;
+        let mut rng = StdRng::seed_from_u64(seed);
+        for (meter, days) in [("a", 20), ("b", 40), ("c", 90)] {
+            let body = json!({"name": meter, "unit": "u", "event_retention_days": days});
+            ws.post("/v1/meters", &body).await.expect(201);
         }
-    }
-    ws.post("/v1/usageevents/prune", &json!({})).await.expect(200);
-    let left = database.count("events");
-    assert!(left < stored as u64, "something was pruned");
-    for _ in 0..2 {
-        assert_counted(&database, &ws, left).await;
-    }
-    ws.post("/v1/usages/bulk", &json!([event(1, 2_399), event(2, 1_000), event(3, 5)])).await.expect(201);
-    for _ in 0..2 {
-        assert_counted(&database, &ws, left + 3).await;
+        // answers have whole seconds
+        let now = jiff::Timestamp::from_second(jiff::Timestamp::now().as_second()).expect("in range");
+        for round in 0..8 {
+            // early and late ones in no order, over a hundred days up to this hour; some at the same instant
+            let events: Vec<Value> = (0..40)
+                .map(|_| {
+                    let at = now - jiff::SignedDuration::from_hours(rng.random_range(0..2_400));
+                    let (meter, subject) = (["a", "b", "c"][rng.random_range(0..3)], rng.random_range(0..9));
+                    json!({"meter": meter, "subject": format!("w{seed}s{subject}"), "quantity": 1, "timestamp": at.to_string()})
+                })
+                .collect();
+            ws.post("/v1/usages/bulk", &json!(events)).await.expect(201);
+            assert_counted(&database, &ws, seed).await;
+            if round % 3 == 2 {
+                ws.post("/v1/usageevents/prune", &json!({})).await.expect(200);
+                assert_counted(&database, &ws, seed).await;
+                tokio::time::sleep(Duration::from_millis(rng.random_range(0..1_500))).await;
+                assert_counted(&database, &ws, seed).await;
+            }
+        }
     }
 }
 
-async fn assert_counted(database: &Database, client: &Client, stored: u64) {
-    let recount = "SELECT s.name || ' ' || COUNT(*) || ' ' || COUNT(DISTINCT e.meter_id) AS line
-                   FROM events e JOIN subjects s ON s.id = e.subject_id GROUP BY s.name ORDER BY s.name";
-    let mut listed: Vec<String> = items(client, "limit=50")
-        .await
-        .iter()
-        .map(|row| {
-            format!("{} {} {}", row["subject"].as_str().expect("a name"), row["usage_events"], row["meters"])
-        })
-        .collect();
-    listed.sort();
-    assert_eq!(listed, database.lines(recount));
-    assert_eq!(database.count("events"), stored);
+/// All of the list, in its order, by pages of three.
+async fn assert_counted(database: &Database, client: &Client, seed: u64) {
+    let recount = format!(
+        "SELECT s.name || ' ' || COUNT(*) || ' ' || COUNT(DISTINCT e.meter_id) || ' ' || MAX(e.event_time) AS line
+         FROM events e JOIN subjects s ON s.id = e.subject_id
+         WHERE s.name LIKE 'w{seed}s%'
+         GROUP BY s.name ORDER BY MAX(e.event_time) DESC, s.name"
+    );
+    let (mut listed, mut cursor) = (Vec::new(), String::new());
+    loop {
+        let page = client.get(&format!("{SUBJECTS}?limit=3&cursor={cursor}")).await.json(200);
+        for row in page["items"].as_array().expect("a list") {
+            let at: jiff::Timestamp = row["last_event_at"].as_str().expect("a time").parse().expect("a time");
+            let name = row["subject"].as_str().expect("a name");
+            listed.push(format!("{name} {} {} {}", row["usage_events"], row["meters"], at.as_microsecond()));
+        }
+        let Some(next) = page.get("next_cursor") else { break };
+        cursor = next.as_str().expect("a text").to_owned();
+    }
+    assert_eq!(listed, database.lines(&recount));
 }
 
 /// Servers keep sums of a subject apart from each other's, so that neither waits for the other's commit.

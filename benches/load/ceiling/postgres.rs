@@ -57,20 +57,23 @@ statement!(
 );
 statement!(
     AddRollups,
-    (meters: BigInt = i64, subjects: BigInt = i64, grains: SmallInt = i16, starts: BigInt = i64,
-     sets: Binary = Vec<u8>, lanes: SmallInt = i16, counts: BigInt = i64, sums: Numeric = BigDecimal,
+    (meters: BigInt = i64, grains: SmallInt = i16, starts: BigInt = i64, lanes: SmallInt = i16, counts: BigInt = i64, sums: Numeric = BigDecimal,
      mins: Numeric = BigDecimal, maxs: Numeric = BigDecimal, first_ats: BigInt = i64, first_ids: Binary = Vec<u8>,
      firsts: Numeric = BigDecimal, last_ats: BigInt = i64, last_ids: Binary = Vec<u8>, lasts: Numeric = BigDecimal),
-    "INSERT INTO rollups AS r (meter_id, subject_id, grain, start, dimension_set, lane, event_count, quantity_sum,
-                               quantity_min, quantity_max, first_at, first_id, first_quantity, last_at, last_id,
-                               last_quantity)
-     SELECT * FROM unnest(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-     ON CONFLICT (meter_id, grain, start, subject_id, dimension_set, lane) DO UPDATE SET
+    "INSERT INTO rollups AS r (meter_id, grain, start, lane, event_count, quantity_sum, quantity_min, quantity_max,
+                               first_at, first_id, first_quantity, last_at, last_id, last_quantity)
+     SELECT * FROM unnest(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+     ON CONFLICT (meter_id, grain, start, lane) DO UPDATE SET
          event_count = r.event_count + excluded.event_count,
          quantity_sum = r.quantity_sum + excluded.quantity_sum,
          quantity_min = least(r.quantity_min, excluded.quantity_min),
          quantity_max = greatest(r.quantity_max, excluded.quantity_max),
          last_at = excluded.last_at, last_id = excluded.last_id, last_quantity = excluded.last_quantity"
+);
+statement!(
+    AddDeltas,
+    (meters: BigInt = i64, ids: BigInt = i64, cells: Binary = Vec<u8>, subjects: Binary = Vec<u8>, counts: Binary = Vec<u8>),
+    "INSERT INTO rollup_deltas (meter_id, id, cells, subjects, counts) SELECT * FROM unnest(?, ?, ?, ?, ?)"
 );
 
 pub struct Writer(PgConnection);
@@ -113,6 +116,14 @@ impl Writer {
         }
         .execute(conn)?;
         self.add_rollups(rows, lane)?;
+        AddDeltas {
+            meters: rows.deltas.iter().map(|(meter_id, ..)| *meter_id).collect(),
+            ids: rows.deltas.iter().map(|(_, id, _)| *id).collect(),
+            cells: rows.deltas.iter().map(|(.., delta)| delta.cells.clone()).collect(),
+            subjects: rows.deltas.iter().map(|(.., delta)| delta.subjects.clone()).collect(),
+            counts: rows.deltas.iter().map(|(.., delta)| delta.counts.clone()).collect(),
+        }
+        .execute(&mut self.0)?;
         Ok(self.0.batch_execute("COMMIT")?)
     }
 
@@ -120,13 +131,9 @@ impl Writer {
         let parts = || rows.rollups.iter().filter_map(|(key, part)| Some((key, part, part.edges.as_ref()?)));
         AddRollups {
             meters: parts().map(|(key, ..)| key.meter_id).collect(),
-            subjects: parts().map(|(key, ..)| key.subject_id).collect(),
             grains: parts().map(|(key, ..)| key.grain as i16).collect(),
             starts: parts().map(|(key, ..)| key.start.0).collect(),
-            sets: parts().map(|(key, ..)| key.dimension_set.to_vec()).collect(),
-            lanes: parts()
-                .map(|(key, ..)| key.lane(open_spanner::metering::rollup::Lanes { meter: lane, subject: 0 }))
-                .collect(),
+            lanes: parts().map(|_| lane).collect(),
             counts: parts().map(|(_, part, _)| part.count).collect(),
             sums: parts().map(|(_, part, _)| number(&part.sum)).collect(),
             mins: parts().map(|(_, part, _)| number(&part.min)).collect(),

@@ -16,18 +16,21 @@ const ADD_EVENT: &CStr =
     c"INSERT INTO events (id, workspace_id, meter_id, subject_id, event_time, received_at,
     meter_version, quantity, idempotency_key, metadata) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)";
 // as large a write as the server's, without its exact arithmetic
-const ADD_ROLLUP: &CStr = c"INSERT INTO rollups AS r (meter_id, subject_id, grain, start, dimension_set, lane,
-    event_count, quantity_sum, quantity_min, quantity_max, first_at, first_id, first_quantity, last_at, last_id,
-    last_quantity) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-    ON CONFLICT (meter_id, grain, start, subject_id, dimension_set, lane) DO UPDATE SET
+const ADD_ROLLUP: &CStr =
+    c"INSERT INTO rollups AS r (meter_id, grain, start, lane, event_count, quantity_sum,
+    quantity_min, quantity_max, first_at, first_id, first_quantity, last_at, last_id, last_quantity)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+    ON CONFLICT (meter_id, grain, start, lane) DO UPDATE SET
     event_count = r.event_count + excluded.event_count, quantity_sum = excluded.quantity_sum,
     quantity_min = min(r.quantity_min, excluded.quantity_min),
     quantity_max = max(r.quantity_max, excluded.quantity_max),
     last_at = excluded.last_at, last_id = excluded.last_id, last_quantity = excluded.last_quantity";
+const ADD_DELTA: &CStr =
+    c"INSERT INTO rollup_deltas (meter_id, id, cells, subjects, counts) VALUES (?, ?, ?, ?, ?)";
 
 pub struct Writer {
     db: *mut ffi::sqlite3,
-    statements: [*mut ffi::sqlite3_stmt; 3],
+    statements: [*mut ffi::sqlite3_stmt; 4],
 }
 
 /// A value to bind; borrowed until the statement has run.
@@ -40,13 +43,13 @@ enum Value<'a> {
 impl Writer {
     pub fn open(path: &str) -> Outcome<Writer> {
         let path = CString::new(path)?;
-        let mut writer = Writer { db: null_mut(), statements: [null_mut(); 3] };
+        let mut writer = Writer { db: null_mut(), statements: [null_mut(); 4] };
         // SAFETY: the path ends with a NUL, the handle is valid for as long as `writer` lives
         let opened = unsafe { ffi::sqlite3_open(path.as_ptr(), &mut writer.db) };
         writer.check(opened)?;
         writer
             .execute(c"PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA cache_size = -32768")?;
-        for (at, text) in [ADD_KEY, ADD_EVENT, ADD_ROLLUP].into_iter().enumerate() {
+        for (at, text) in [ADD_KEY, ADD_EVENT, ADD_ROLLUP, ADD_DELTA].into_iter().enumerate() {
             // SAFETY: the text ends with a NUL, which -1 says
             let prepared = unsafe {
                 ffi::sqlite3_prepare_v2(writer.db, text.as_ptr(), -1, &mut writer.statements[at], null_mut())
@@ -125,10 +128,8 @@ impl Writer {
             let Some((first, last)) = &part.edges else { continue };
             let values = [
                 Number(key.meter_id),
-                Number(key.subject_id),
                 Number(key.grain as i64),
                 Number(key.start.0),
-                Bytes(&key.dimension_set),
                 Number(0),
                 Number(part.count),
                 Bytes(&part.sum.to_sortable()),
@@ -142,6 +143,11 @@ impl Writer {
                 Bytes(&last.quantity.to_sortable()),
             ];
             self.run(2, &values)?;
+        }
+        for (meter_id, id, delta) in &rows.deltas {
+            let (cells, subjects, counts) =
+                (Bytes(&delta.cells), Bytes(&delta.subjects), Bytes(&delta.counts));
+            self.run(3, &[Number(*meter_id), Number(*id), cells, subjects, counts])?;
         }
         self.execute(c"COMMIT")
     }

@@ -258,9 +258,14 @@ CREATE TABLE meters (
 CREATE TABLE subjects (
     id BIGINT PRIMARY KEY,
     workspace_id BIGINT NOT NULL,
-    name TEXT COLLATE "C" NOT NULL
+    name TEXT COLLATE "C" NOT NULL,
+    -- of its stored events, as far as they are settled (rollup_deltas): when the last one was, and packed by meter how
+    -- many there are and when the last one was
+    last_event_at BIGINT,
+    usage_counts BYTEA
 );
 CREATE INDEX subjects_name ON subjects (workspace_id, name);
+CREATE INDEX subjects_recent ON subjects (workspace_id, last_event_at DESC, name) WHERE last_event_at IS NOT NULL;
 
 -- One row per distinct combination of declared dimension values of a meter; rollups name it by its hash.
 CREATE TABLE dimension_sets (
@@ -327,18 +332,13 @@ BEGIN
 END
 $$;
 
--- Sums of events per subject, dimension set and hour, and of a meter per hour and day (a set of zeros, and -1 - lane for
--- a subject: lanes of one meter may then lie on several nodes). Time comes before the subject:
--- events of one time, of however many subjects, then change pages that lie together.
+-- Sums of all events of a meter per hour and day.
 CREATE TABLE rollups (
     meter_id BIGINT NOT NULL,
-    -- 0 = UTC hour of a subject, 1 = UTC hour of the meter, 2 = UTC day of the meter
+    -- 1 = UTC hour, 2 = UTC day
     grain SMALLINT NOT NULL,
     start BIGINT NOT NULL,
-    subject_id BIGINT NOT NULL,
-    dimension_set BYTEA NOT NULL,
-    -- writers that share a row would wait for each other's commit: each writer has its own row of a meter, each server
-    -- of a subject; readers add them up
+    -- writers that share a row would wait for each other's commit: each has its own; readers add them up
     lane SMALLINT NOT NULL,
     event_count BIGINT NOT NULL,
     quantity_sum NUMERIC NOT NULL,
@@ -350,15 +350,20 @@ CREATE TABLE rollups (
     last_at BIGINT NOT NULL,
     last_id BYTEA NOT NULL,
     last_quantity NUMERIC NOT NULL,
-    PRIMARY KEY (meter_id, grain, start, subject_id, dimension_set, lane)
+    PRIMARY KEY (meter_id, grain, start, lane)
 ) WITH (fillfactor = 80);
 
--- What each commit added to a meter, packed (src/metering/facet.rs): per hour and dimension set. A row lives until it is
--- folded into rollup_facets; readers add both up.
+-- What each commit added to a meter, packed (src/metering/delta.rs). Folding puts cells into rollup_facets and leaves one
+-- row for many; settling puts the rest into rollup_subjects and subjects, and deletes the row. Readers add all up.
 CREATE TABLE rollup_deltas (
     meter_id BIGINT NOT NULL,
     id BIGINT NOT NULL,
-    cells BYTEA NOT NULL,
+    -- per quarter of an hour and dimension set; absent once they are folded
+    cells BYTEA,
+    -- per subject, quarter of an hour and dimension set
+    subjects BYTEA NOT NULL,
+    -- events of each subject; negative for events that were pruned
+    counts BYTEA NOT NULL,
     PRIMARY KEY (meter_id, id)
 );
 
@@ -376,29 +381,28 @@ CREATE TABLE rollup_facets (
     PRIMARY KEY (meter_id, facet, day)
 );
 
--- The days on which a subject used any meter: in their hours are its rollups, and on SQLite its events. Written when a
--- subject enters a day, not with every event.
+-- What a subject used of a meter in a period of thirty days, packed by quarter of an hour and dimension set. Several rows
+-- of one key but for the last column are added up; settling keeps them few by putting small ones together.
+CREATE TABLE rollup_subjects (
+    meter_id BIGINT NOT NULL,
+    period BIGINT NOT NULL,
+    subject_id BIGINT NOT NULL,
+    id BIGINT NOT NULL,
+    -- of the first and the last of its sums
+    first_start BIGINT NOT NULL,
+    last_start BIGINT NOT NULL,
+    cell_count BIGINT NOT NULL,
+    cells BYTEA NOT NULL,
+    PRIMARY KEY (meter_id, period, subject_id, id)
+);
+
+-- The days on which a subject used any meter: on SQLite its events are in their hours. Written when a subject enters a
+-- day, not with every event.
 CREATE TABLE subject_days (
     subject_id BIGINT NOT NULL,
     day BIGINT NOT NULL,
     PRIMARY KEY (subject_id, day)
 );
-
--- The last hour in which a subject used a meter, pruned since or not: the order in which subjects are listed. Written
--- when a subject enters a newer hour, not with every event.
-CREATE TABLE subject_activity (
-    subject_id BIGINT NOT NULL,
-    meter_id BIGINT NOT NULL,
-    last_hour BIGINT NOT NULL,
-    -- events in whole hours from counted_from to counted_before, when somebody asked last
-    counted BIGINT NOT NULL DEFAULT 0,
-    counted_from BIGINT NOT NULL DEFAULT 0,
-    counted_before BIGINT NOT NULL DEFAULT 0,
-    -- all events of the meter before counted_before, then: as long as it has no more, the count holds
-    counted_of BIGINT NOT NULL DEFAULT -1,
-    PRIMARY KEY (subject_id, meter_id)
-);
-CREATE INDEX subject_activity_recent ON subject_activity (meter_id, last_hour, subject_id);
 
 -- What was answered to a bulk call with an Idempotency-Key header.
 CREATE TABLE bulk_replays (

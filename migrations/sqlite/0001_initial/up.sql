@@ -243,9 +243,14 @@ CREATE TABLE meters (
 CREATE TABLE subjects (
     id INTEGER PRIMARY KEY,
     workspace_id INTEGER NOT NULL,
-    name TEXT NOT NULL
+    name TEXT NOT NULL,
+    -- of its stored events, as far as they are settled (rollup_deltas): when the last one was, and packed by meter how
+    -- many there are and when the last one was
+    last_event_at INTEGER,
+    usage_counts BLOB
 ) STRICT;
 CREATE INDEX subjects_name ON subjects (workspace_id, name);
+CREATE INDEX subjects_recent ON subjects (workspace_id, last_event_at DESC, name) WHERE last_event_at IS NOT NULL;
 
 -- One row per distinct combination of declared dimension values of a meter; rollups name it by its hash.
 CREATE TABLE dimension_sets (
@@ -307,18 +312,13 @@ CREATE TABLE events (
 CREATE UNIQUE INDEX events_subject_time ON events (hour, subject_id, event_time, id);
 CREATE INDEX events_meter_time ON events (meter_id, event_time, id);
 
--- Sums of events per subject, dimension set and hour, and of a meter per hour and day (a set of zeros, and -1 - lane for
--- a subject: lanes of one meter may then lie on several nodes). Time comes before the subject:
--- events of one time, of however many subjects, then change pages that lie together.
+-- Sums of all events of a meter per hour and day.
 CREATE TABLE rollups (
     meter_id INTEGER NOT NULL,
-    -- 0 = UTC hour of a subject, 1 = UTC hour of the meter, 2 = UTC day of the meter
+    -- 1 = UTC hour, 2 = UTC day
     grain INTEGER NOT NULL,
     start INTEGER NOT NULL,
-    subject_id INTEGER NOT NULL,
-    dimension_set BLOB NOT NULL,
-    -- writers that share a row would wait for each other's commit: each writer has its own row of a meter, each server
-    -- of a subject; readers add them up
+    -- writers that share a row would wait for each other's commit: each has its own; readers add them up
     lane INTEGER NOT NULL,
     event_count INTEGER NOT NULL,
     quantity_sum BLOB NOT NULL,
@@ -330,15 +330,20 @@ CREATE TABLE rollups (
     last_at INTEGER NOT NULL,
     last_id BLOB NOT NULL,
     last_quantity BLOB NOT NULL,
-    PRIMARY KEY (meter_id, grain, start, subject_id, dimension_set, lane)
+    PRIMARY KEY (meter_id, grain, start, lane)
 ) STRICT, WITHOUT ROWID;
 
--- What each commit added to a meter, packed (src/metering/facet.rs): per hour and dimension set. A row lives until it is
--- folded into rollup_facets; readers add both up.
+-- What each commit added to a meter, packed (src/metering/delta.rs). Folding puts cells into rollup_facets and leaves one
+-- row for many; settling puts the rest into rollup_subjects and subjects, and deletes the row. Readers add all up.
 CREATE TABLE rollup_deltas (
     meter_id INTEGER NOT NULL,
     id INTEGER NOT NULL,
-    cells BLOB NOT NULL,
+    -- per quarter of an hour and dimension set; absent once they are folded
+    cells BLOB,
+    -- per subject, quarter of an hour and dimension set
+    subjects BLOB NOT NULL,
+    -- events of each subject; negative for events that were pruned
+    counts BLOB NOT NULL,
     PRIMARY KEY (meter_id, id)
 ) STRICT, WITHOUT ROWID;
 
@@ -356,8 +361,23 @@ CREATE TABLE rollup_facets (
     PRIMARY KEY (meter_id, facet, day)
 ) STRICT, WITHOUT ROWID;
 
--- The days on which a subject used any meter: in their hours are its rollups, and on SQLite its events. Written when a
--- subject enters a day, not with every event.
+-- What a subject used of a meter in a period of thirty days, packed by quarter of an hour and dimension set. Several rows
+-- of one key but for the last column are added up; settling keeps them few by putting small ones together.
+CREATE TABLE rollup_subjects (
+    meter_id INTEGER NOT NULL,
+    period INTEGER NOT NULL,
+    subject_id INTEGER NOT NULL,
+    id INTEGER NOT NULL,
+    -- of the first and the last of its sums
+    first_start INTEGER NOT NULL,
+    last_start INTEGER NOT NULL,
+    cell_count INTEGER NOT NULL,
+    cells BLOB NOT NULL,
+    PRIMARY KEY (meter_id, period, subject_id, id)
+) STRICT, WITHOUT ROWID;
+
+-- The days on which a subject used any meter: on SQLite its events are in their hours. Written when a subject enters a
+-- day, not with every event.
 CREATE TABLE subject_days (
     subject_id INTEGER NOT NULL,
     day INTEGER NOT NULL,
@@ -372,22 +392,6 @@ WITH RECURSIVE hours (since_midnight) AS (
     VALUES (0) UNION ALL SELECT since_midnight + 3600000000 FROM hours WHERE since_midnight < 82800000000
 )
 SELECT since_midnight FROM hours;
-
--- The last hour in which a subject used a meter, pruned since or not: the order in which subjects are listed. Written
--- when a subject enters a newer hour, not with every event.
-CREATE TABLE subject_activity (
-    subject_id INTEGER NOT NULL,
-    meter_id INTEGER NOT NULL,
-    last_hour INTEGER NOT NULL,
-    -- events in whole hours from counted_from to counted_before, when somebody asked last
-    counted INTEGER NOT NULL DEFAULT 0,
-    counted_from INTEGER NOT NULL DEFAULT 0,
-    counted_before INTEGER NOT NULL DEFAULT 0,
-    -- all events of the meter before counted_before, then: as long as it has no more, the count holds
-    counted_of INTEGER NOT NULL DEFAULT -1,
-    PRIMARY KEY (subject_id, meter_id)
-) STRICT, WITHOUT ROWID;
-CREATE INDEX subject_activity_recent ON subject_activity (meter_id, last_hour, subject_id);
 
 -- What was answered to a bulk call with an Idempotency-Key header.
 CREATE TABLE bulk_replays (

@@ -123,7 +123,7 @@ fn read(conn: &mut Conn, workspace_id: i64, prunes: bool, now: Timestamp) -> Res
         totals: subjects::totals(conn, workspace_id)?,
         refused: ingestion_runs::refused(conn, workspace_id)?,
         runs: ingestion_runs::runs(conn, workspace_id, None, LISTED)?,
-        subjects: subjects::list(conn, workspace_id, None, LISTED)?.0,
+        subjects: subjects::list(conn, workspace_id, None, LISTED)?,
         meters: crate::meters::sql::list(conn, workspace_id, None, None, 500)?,
         sizes: subjects::meter_stats(conn, workspace_id, "", 500)?,
         exceeded,

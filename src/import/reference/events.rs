@@ -16,9 +16,8 @@ use crate::import::sql::ours::{self, Put};
 use crate::ingest::insert::{self, Batch, Kind, Outcome, WriteCache};
 use crate::metering::event::{self, Event, Foreign as ForeignEvent, hash128};
 use crate::metering::json;
-use crate::metering::rollup::Lanes;
 use crate::metering::time::Timestamp;
-use crate::usage::fold;
+use crate::usage::{fold, settle};
 
 pub const EVENTS: Table = Table {
     name: "usage_events",
@@ -97,9 +96,8 @@ impl Import {
                 }
             }
             let batches: Vec<Arc<Batch>> = batches.into_values().map(Arc::new).collect();
-            let (link, lanes) = (ours.link(), Lanes { meter: 0, subject: 0 });
-            let (outcomes, learned) =
-                ours.write(|conn| insert::insert(conn, link, &batches, lanes, &known))?;
+            let link = ours.link();
+            let (outcomes, learned) = ours.write(|conn| insert::insert(conn, link, &batches, 0, &known))?;
             known.remember(learned);
             for (batch, outcome) in batches.iter().zip(outcomes) {
                 let Outcome::Stored(originals) = outcome else {
@@ -134,6 +132,7 @@ impl Import {
     fn fold(&mut self) -> Result<()> {
         for meter in self.ids.meters.values() {
             while self.ours.write(|conn| fold::fold(conn, meter.id))? {}
+            while self.ours.write(|conn| settle::settle(conn, meter.id))? {}
         }
         Ok(())
     }

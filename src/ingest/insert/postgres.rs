@@ -13,7 +13,7 @@ use crate::db::identity::Link;
 use crate::db::prepared::prepared;
 use crate::ingest::insert::{DeltaRow, EventRow, ExistingKey, KeyRow, LedgerKey, MeterRow, RunRow};
 use crate::metering::event::Event;
-use crate::metering::rollup::{Key, Lanes, Part};
+use crate::metering::rollup::{Key, Part};
 use crate::metering::time::Timestamp;
 use crate::meters::sql::METER_LOCK;
 use crate::usage::event_row::EventText;
@@ -70,14 +70,14 @@ prepared!(
     (run_workspace_ids: Array<BigInt> = Vec<i64>, run_ids: Array<Binary> = Vec<Vec<u8>>,
      kinds: Array<Text> = Vec<&'static str>, accepted: Array<BigInt> = Vec<i64>, duplicates: Array<BigInt> = Vec<i64>,
      failed: Array<BigInt> = Vec<i64>, created_ats: Array<BigInt> = Vec<i64>,
-     rollup_meter_ids: Array<BigInt> = Vec<i64>, rollup_subject_ids: Array<BigInt> = Vec<i64>,
-     grains: Array<SmallInt> = Vec<i16>, starts: Array<BigInt> = Vec<i64>, sets: Array<Binary> = Vec<Vec<u8>>,
+     rollup_meter_ids: Array<BigInt> = Vec<i64>, grains: Array<SmallInt> = Vec<i16>, starts: Array<BigInt> = Vec<i64>,
      lanes: Array<SmallInt> = Vec<i16>, counts: Array<BigInt> = Vec<i64>, sums: Array<Numeric> = Vec<&'a BigDecimal>,
      mins: Array<Numeric> = Vec<&'a BigDecimal>, maxs: Array<Numeric> = Vec<&'a BigDecimal>,
      first_ats: Array<BigInt> = Vec<i64>, first_ids: Array<Binary> = Vec<Vec<u8>>,
      firsts: Array<Numeric> = Vec<&'a BigDecimal>, last_ats: Array<BigInt> = Vec<i64>,
      last_ids: Array<Binary> = Vec<Vec<u8>>, lasts: Array<Numeric> = Vec<&'a BigDecimal>,
      delta_meter_ids: Array<BigInt> = Vec<i64>, delta_ids: Array<BigInt> = Vec<i64>, deltas: Array<Binary> = Vec<&'a [u8]>,
+     delta_subjects: Array<Binary> = Vec<&'a [u8]>, delta_counts: Array<Binary> = Vec<&'a [u8]>,
      ids: Array<Binary> = Vec<Vec<u8>>, workspace_ids: Array<BigInt> = Vec<i64>, meter_ids: Array<BigInt> = Vec<i64>,
      subject_ids: Array<BigInt> = Vec<i64>, event_times: Array<BigInt> = Vec<i64>, received_ats: Array<BigInt> = Vec<i64>,
      versions: Array<Integer> = Vec<i32>, quantities: Array<Numeric> = Vec<&'a BigDecimal>,
@@ -90,11 +90,10 @@ prepared!(
              duplicates = r.duplicates + excluded.duplicates,
              failed = r.failed + excluded.failed
      ), sums AS (
-         INSERT INTO rollups AS r (meter_id, subject_id, grain, start, dimension_set, lane, event_count, quantity_sum,
-                                   quantity_min, quantity_max, first_at, first_id, first_quantity, last_at, last_id,
-                                   last_quantity)
-         SELECT * FROM unnest(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-         ON CONFLICT (meter_id, grain, start, subject_id, dimension_set, lane) DO UPDATE SET
+         INSERT INTO rollups AS r (meter_id, grain, start, lane, event_count, quantity_sum, quantity_min, quantity_max,
+                                   first_at, first_id, first_quantity, last_at, last_id, last_quantity)
+         SELECT * FROM unnest(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+         ON CONFLICT (meter_id, grain, start, lane) DO UPDATE SET
              event_count = r.event_count + excluded.event_count,
              quantity_sum = r.quantity_sum + excluded.quantity_sum,
              quantity_min = least(r.quantity_min, excluded.quantity_min),
@@ -110,7 +109,7 @@ prepared!(
              last_quantity = CASE WHEN (excluded.last_at, excluded.last_id) > (r.last_at, r.last_id)
                                   THEN excluded.last_quantity ELSE r.last_quantity END
      ), deltas AS (
-         INSERT INTO rollup_deltas (meter_id, id, cells) SELECT * FROM unnest(?, ?, ?)
+         INSERT INTO rollup_deltas (meter_id, id, cells, subjects, counts) SELECT * FROM unnest(?, ?, ?, ?, ?)
      )
      INSERT INTO events (id, workspace_id, meter_id, subject_id, event_time, received_at, meter_version, quantity,
                          idempotency_key, metadata)
@@ -252,7 +251,7 @@ pub fn add_rows(
     runs: &[RunRow],
     parts: &BTreeMap<Key, Part>,
     deltas: &[DeltaRow],
-    lanes: Lanes,
+    lane: i16,
 ) -> Result<(), DbError> {
     let with_edges = || parts.iter().filter_map(|(key, part)| Some((key, part, part.edges.as_ref()?)));
     AddRows {
@@ -265,11 +264,9 @@ pub fn add_rows(
         created_ats: &runs.iter().map(|run| run.created_at).collect(),
 
         rollup_meter_ids: &with_edges().map(|(key, ..)| key.meter_id).collect(),
-        rollup_subject_ids: &with_edges().map(|(key, ..)| key.stored_subject(lanes)).collect(),
         grains: &with_edges().map(|(key, ..)| key.grain as i16).collect(),
         starts: &with_edges().map(|(key, ..)| key.start.0).collect(),
-        sets: &with_edges().map(|(key, ..)| key.dimension_set.to_vec()).collect(),
-        lanes: &with_edges().map(|(key, ..)| key.lane(lanes)).collect(),
+        lanes: &with_edges().map(|_| lane).collect(),
         counts: &with_edges().map(|(_, part, _)| part.count).collect(),
         sums: &with_edges().map(|(_, part, _)| part.sum.decimal()).collect(),
         mins: &with_edges().map(|(_, part, _)| part.min.decimal()).collect(),
@@ -281,9 +278,11 @@ pub fn add_rows(
         last_ids: &with_edges().map(|(.., (_, last))| last.id.as_bytes().to_vec()).collect(),
         lasts: &with_edges().map(|(.., (_, last))| last.quantity.decimal()).collect(),
 
-        delta_meter_ids: &deltas.iter().map(|delta| delta.meter_id).collect(),
-        delta_ids: &deltas.iter().map(|delta| delta.id).collect(),
-        deltas: &deltas.iter().map(|delta| delta.cells.as_slice()).collect(),
+        delta_meter_ids: &deltas.iter().map(|row| row.meter_id).collect(),
+        delta_ids: &deltas.iter().map(|row| row.id).collect(),
+        deltas: &deltas.iter().map(|row| row.delta.cells.as_slice()).collect(),
+        delta_subjects: &deltas.iter().map(|row| row.delta.subjects.as_slice()).collect(),
+        delta_counts: &deltas.iter().map(|row| row.delta.counts.as_slice()).collect(),
 
         ids: &rows.iter().map(|row| row.event.id.as_bytes().to_vec()).collect(),
         workspace_ids: &rows.iter().map(|row| row.workspace_id).collect(),

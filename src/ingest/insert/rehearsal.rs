@@ -13,7 +13,7 @@ use crate::ingest::insert::{Batch, DecidedAt, InsertBatch, Outcome, Place, Write
 use crate::ingest::preview::{QuotaMove, WindowMove};
 use crate::metering::event::Event;
 use crate::metering::meter::Meter;
-use crate::metering::rollup::{Lanes, Part};
+use crate::metering::rollup::Part;
 use crate::metering::time::{BucketSize, Window};
 use crate::usage::aggregate::cells;
 use crate::usage::query::Query;
@@ -42,7 +42,7 @@ pub fn rehearse(
     known: &WriteCache,
 ) -> Result<Seen, DbError> {
     let batches = std::slice::from_ref(batch);
-    let mut work = InsertBatch::new(batches, Lanes::default());
+    let mut work = InsertBatch::new(batches, 0);
     work.prepare(conn, link, known)?;
     let mut windows = Windows::read(conn, &work)?;
     let mut quotas = Quotas::read(conn, &work)?;

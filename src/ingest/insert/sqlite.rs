@@ -21,8 +21,9 @@ use key_ledger::{Row, find_anywhere};
 use crate::db::DbError;
 use crate::db::identity::Link;
 use crate::db::prepared::prepared;
+use crate::metering::delta::Delta;
 use crate::metering::event::Event;
-use crate::metering::rollup::{Key, Lanes, Part};
+use crate::metering::rollup::{Key, Part};
 use crate::metering::time::{HOUR, Timestamp};
 
 prepared!(
@@ -74,15 +75,13 @@ prepared!(
 );
 prepared!(
     AddRollup for SqliteConnection,
-    (meter_id: BigInt = i64, subject_id: BigInt = i64, grain: SmallInt = i16, start: BigInt = i64, set: Binary = [u8],
-     lane: SmallInt = i16, count: BigInt = i64, sum: Binary = Vec<u8>, min: Binary = Vec<u8>, max: Binary = Vec<u8>,
+    (meter_id: BigInt = i64, grain: SmallInt = i16, start: BigInt = i64, lane: SmallInt = i16, count: BigInt = i64, sum: Binary = Vec<u8>, min: Binary = Vec<u8>, max: Binary = Vec<u8>,
      first_at: BigInt = i64, first_id: Binary = [u8], first: Binary = Vec<u8>, last_at: BigInt = i64,
      last_id: Binary = [u8], last: Binary = Vec<u8>),
-    "INSERT INTO rollups AS r (meter_id, subject_id, grain, start, dimension_set, lane, event_count, quantity_sum,
-                               quantity_min, quantity_max, first_at, first_id, first_quantity, last_at, last_id,
-                               last_quantity)
-     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-     ON CONFLICT (meter_id, grain, start, subject_id, dimension_set, lane) DO UPDATE SET
+    "INSERT INTO rollups AS r (meter_id, grain, start, lane, event_count, quantity_sum, quantity_min, quantity_max,
+                               first_at, first_id, first_quantity, last_at, last_id, last_quantity)
+     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+     ON CONFLICT (meter_id, grain, start, lane) DO UPDATE SET
          event_count = r.event_count + excluded.event_count,
          quantity_sum = quantity_add(r.quantity_sum, excluded.quantity_sum),
          quantity_min = min(r.quantity_min, excluded.quantity_min),
@@ -101,8 +100,8 @@ prepared!(
 
 prepared!(
     AddDelta for SqliteConnection,
-    (meter_id: BigInt = i64, id: BigInt = i64, cells: Binary = Vec<u8>),
-    "INSERT INTO rollup_deltas (meter_id, id, cells) VALUES (?, ?, ?)"
+    (meter_id: BigInt = i64, id: BigInt = i64, cells: Binary = Vec<u8>, subjects: Binary = Vec<u8>, counts: Binary = Vec<u8>),
+    "INSERT INTO rollup_deltas (meter_id, id, cells, subjects, counts) VALUES (?, ?, ?, ?, ?)"
 );
 
 /// The run of a committed transaction, by workspace.
@@ -289,17 +288,15 @@ pub fn add_runs(conn: &mut SqliteConnection, runs: &[RunRow]) -> Result<(), DbEr
 pub fn add_rollups(
     conn: &mut SqliteConnection,
     parts: &BTreeMap<Key, Part>,
-    lanes: Lanes,
+    lane: i16,
 ) -> Result<(), DbError> {
     for (key, part) in parts {
         let Some((first, last)) = &part.edges else { continue };
         AddRollup {
             meter_id: &key.meter_id,
-            subject_id: &key.stored_subject(lanes),
             grain: &(key.grain as i16),
             start: &key.start.0,
-            set: &key.dimension_set,
-            lane: &key.lane(lanes),
+            lane: &lane,
             count: &part.count,
             sum: &part.sum.to_sortable(),
             min: &part.min.to_sortable(),
@@ -317,8 +314,9 @@ pub fn add_rollups(
 }
 
 pub fn add_deltas(conn: &mut SqliteConnection, deltas: &[DeltaRow]) -> Result<(), DbError> {
-    for DeltaRow { meter_id, id, cells, .. } in deltas {
-        AddDelta { meter_id, id, cells }.execute(conn)?;
+    for DeltaRow { meter_id, id, delta } in deltas {
+        let Delta { cells, subjects, counts, .. } = delta;
+        AddDelta { meter_id, id, cells, subjects, counts }.execute(conn)?;
     }
     Ok(())
 }

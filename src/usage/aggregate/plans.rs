@@ -36,37 +36,17 @@ fn sum(query: &Query, subjects: Subjects) -> Sum<'_> {
     Sum { query, subjects, named, hour_by_hour: false, left_out: None, cells: GroupedAggregates::first(100) }
 }
 
-fn rollup_plan(query: &Query, subjects: Subjects, grain: Grain) -> String {
-    let (_directory, mut conn) = plan::empty_database();
-    let mut statement = Statement::new(&conn);
-    let sql = sum(query, subjects).rollup_sql(&mut statement, grain, query.window, &[0, HOUR], true);
-    plan::of(statement, &mut conn, &sql)
-}
-
 #[test]
-fn sums_of_a_meter_come_from_one_range_of_rollups() {
+fn totals_of_a_meter_come_from_one_range_of_rollups() {
     let range = "SEARCH r USING PRIMARY KEY (meter_id=? AND grain=? AND start>? AND start<?)";
-    for (subjects, grain) in [
-        (Subjects::All, Grain::MeterHour),
-        (Subjects::All, Grain::MeterDay),
-        (Subjects::Each, Grain::SubjectHour),
-    ] {
-        let by_subject = Query { group_by: vec![GroupField::Subject], ..query() };
-        let query = if matches!(subjects, Subjects::Each) { by_subject } else { query() };
-        let plan = rollup_plan(&query, subjects, grain);
+    for grain in [Grain::MeterHour, Grain::MeterDay] {
+        let (_directory, mut conn) = plan::empty_database();
+        let (mut statement, query) = (Statement::new(&conn), query());
+        let sql = sum(&query, Subjects::All).totals_sql(&mut statement, grain, query.window);
+        let plan = plan::of(statement, &mut conn, &sql);
         assert!(plan.contains(range), "{plan}");
         assert!(!plan.contains("SCAN r"), "{plan}");
     }
-}
-
-#[test]
-fn sums_of_subjects_come_from_the_hours_they_were_seen_in() {
-    let range = "SEARCH r USING PRIMARY KEY (meter_id=? AND grain=? AND start=? AND subject_id=?)";
-    let hours = "SEARCH d USING PRIMARY KEY (subject_id=? AND day>? AND day<?)";
-    let plan = rollup_plan(&query(), Subjects::Only(vec![5]), Grain::SubjectHour);
-    assert!(plan.contains(range), "{plan}");
-    let plan = rollup_plan(&query(), Subjects::Only(vec![5, 6]), Grain::SubjectHour);
-    assert!(plan.contains(hours) && plan.contains(range), "{plan}");
 }
 
 #[test]

@@ -20,9 +20,9 @@ const LARGE: [&str; 11] = [
     "ingestion_runs",
     "quota_counters",
     "recent_keys",
+    "rollup_subjects",
     "rollups",
     "settled_keys",
-    "subject_activity",
     "subject_days",
     "subjects",
 ];

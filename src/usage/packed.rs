@@ -1,0 +1,96 @@
+//! How packed sums (`metering::facet`) are read for a query: by bucket and group, wherever they are stored. Without SQL.
+
+use std::collections::BTreeMap;
+
+use crate::db::DbError;
+use crate::error::Error;
+use crate::metering::facet;
+use crate::metering::json;
+use crate::metering::rollup::{Part, merge};
+use crate::metering::time::{DAY, HOUR, Timestamp, Window};
+use crate::usage::query::{AggregatedRow, GroupedAggregates, Query};
+
+/// What is asked of packed sums.
+#[derive(Clone, Copy)]
+pub struct Asked<'q> {
+    pub query: &'q Query,
+    /// The meter version from which sums know the dimensions of the query.
+    pub since: i32,
+    /// Raw events before it may be gone: then old sums must do.
+    pub pruned_before: Timestamp,
+    /// What begins in it counts.
+    pub window: Window,
+}
+
+/// What packed sums say of a query.
+#[derive(Default)]
+pub struct Sums {
+    pub parts: Vec<(Timestamp, Vec<String>, Part)>,
+    /// Starts of sums that do not know a dimension of the query.
+    too_old: Vec<Timestamp>,
+}
+
+pub fn unreadable() -> DbError {
+    Error::internal("packed sums cannot be read").into()
+}
+
+impl Asked<'_> {
+    pub fn is_inside(&self, start: Timestamp) -> bool {
+        self.window.from <= start && start < self.window.to
+    }
+
+    pub fn needs_edges(&self) -> bool {
+        facet::needs_edges(self.query.meter.aggregation)
+    }
+
+    /// The sums of one subject, or of all (then its name is empty), as far as they lie in the window and in wanted days.
+    pub fn read(
+        &self,
+        bytes: &[u8],
+        subject: &str,
+        wants: impl Fn(Timestamp) -> bool,
+    ) -> Result<Sums, DbError> {
+        let mut found = Sums::default();
+        let with_dimensions = !self.query.paths().is_empty();
+        let nothing = json::Map::new();
+        for packed in facet::groups(bytes).ok_or_else(unreadable)? {
+            let dimensions = match with_dimensions {
+                true => &json::parse_object(packed.values).ok_or_else(unreadable)?,
+                false => &nothing,
+            };
+            let row = AggregatedRow { meter: &self.query.meter.name, subject, dimensions };
+            let group = self.query.group(&row);
+            let mut buckets: BTreeMap<Timestamp, Part> = BTreeMap::new();
+            for part in packed.parts(self.needs_edges()) {
+                let (start, part) = part.ok_or_else(unreadable)?;
+                if !self.is_inside(start) || !wants(start.floor(DAY)) {
+                    continue;
+                }
+                if packed.version < self.since && start >= self.pruned_before {
+                    found.too_old.push(start);
+                } else if group.is_some() {
+                    merge(&mut buckets, self.query.bucket(start), &part);
+                }
+            }
+            if let Some(group) = group {
+                found.parts.extend(buckets.into_iter().map(|(bucket, part)| (bucket, group.clone(), part)));
+            }
+        }
+        Ok(found)
+    }
+}
+
+impl Sums {
+    /// Adds them to an answer. Where some are too old to know a dimension, `left_out` grows: there the events must be
+    /// read instead. A day at a time, for what was added up by the day begins anywhere in it.
+    pub fn add_to(self, cells: &mut GroupedAggregates, left_out: &mut Option<Window>) -> Result<(), DbError> {
+        for start in self.too_old {
+            let span = Window { from: start, to: start.floor(DAY).plus(DAY).max(start.plus(HOUR)) };
+            *left_out = Some(left_out.map_or(span, |other| other.hull(span)));
+        }
+        for (bucket, group, part) in self.parts {
+            cells.add(bucket, group, &part)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,333 @@
+//! Settles what was added to subjects of a meter: into runs of each subject and period, and into how many events each has.
+//! Small runs are put together with the next larger one, so that a subject has few of them and each of its sums is
+//! written few times. As with folding (`usage::fold`), a transaction moves sums, and nobody waits for it.
+
+use std::collections::BTreeMap;
+
+use diesel::prelude::*;
+use diesel::sql_query;
+use diesel::sql_types::{Array, BigInt, Binary};
+
+use crate::db::columns::readable;
+use crate::db::identity::{made_at, new_id};
+use crate::db::prepared::prepared;
+use crate::db::statement::integers;
+use crate::db::{Conn, DbError};
+use crate::error::Error;
+use crate::metering::delta::{self, Counts};
+use crate::metering::facet::{self, Cells, QUARTER};
+use crate::metering::time::Timestamp;
+use crate::usage::packed::unreadable;
+use crate::usage::runs::PERIOD;
+use crate::usage::{fold, subject_counts};
+
+/// So much waits at most for a query to step through, per meter.
+const BYTES_DUE: i64 = 4 << 20;
+const ROWS_DUE: i64 = 256;
+/// Subjects and periods that are written in one transaction, about.
+const KEYS_AT_ONCE: usize = 4_096;
+const ROWS_AT_ONCE: i64 = 512;
+/// Runs of so many sums are put together with no other; longer ones are cut by days.
+const RUN_CELLS_MAX: i64 = 16_384;
+
+#[derive(QueryableByName)]
+struct Waiting {
+    #[diesel(sql_type = BigInt)]
+    waiting: i64,
+    #[diesel(sql_type = BigInt)]
+    bytes: i64,
+    #[diesel(sql_type = BigInt)]
+    oldest: i64,
+}
+
+/// Whether enough waits to be settled, or for so many microseconds.
+pub fn is_due(conn: &mut Conn, meter_id: i64, settle_after: i64) -> Result<bool, DbError> {
+    let text = "SELECT COUNT(*) AS waiting, CAST(COALESCE(SUM(length(subjects) + length(counts)), 0) AS BIGINT) AS bytes,
+                       COALESCE(MIN(id), 0) AS oldest
+                FROM rollup_deltas WHERE meter_id = $1 AND cells IS NULL";
+    let found: Waiting = sql_query(text).bind::<BigInt, _>(meter_id).get_result(conn)?;
+    let is_old = || made_at(found.oldest).plus(settle_after) <= Timestamp::now();
+    Ok(found.bytes >= BYTES_DUE || found.waiting >= ROWS_DUE || (found.waiting > 0 && is_old()))
+}
+
+#[derive(QueryableByName)]
+struct UnsettledRow {
+    #[diesel(sql_type = BigInt)]
+    id: i64,
+    #[diesel(sql_type = Binary)]
+    subjects: Vec<u8>,
+    #[diesel(sql_type = Binary)]
+    counts: Vec<u8>,
+}
+
+#[derive(QueryableByName)]
+struct RunSize {
+    #[diesel(sql_type = BigInt)]
+    subject_id: i64,
+    #[diesel(sql_type = BigInt)]
+    id: i64,
+    #[diesel(sql_type = BigInt)]
+    cell_count: i64,
+}
+
+#[derive(QueryableByName)]
+struct RunCells {
+    #[diesel(sql_type = BigInt)]
+    subject_id: i64,
+    #[diesel(sql_type = BigInt)]
+    id: i64,
+    #[diesel(sql_type = Binary)]
+    cells: Vec<u8>,
+}
+
+/// Period and subject.
+type Owner = (i64, i64);
+
+/// What settling the oldest of a meter comes to.
+pub struct Settled {
+    meter_id: i64,
+    deltas: Vec<i64>,
+    replaced: Vec<(Owner, i64)>,
+    runs: Vec<Run>,
+    counts: Counts,
+    /// There may be more.
+    pub is_part: bool,
+}
+
+struct Run {
+    owner: Owner,
+    id: i64,
+    first_start: i64,
+    last_start: i64,
+    cell_count: i64,
+    cells: Vec<u8>,
+}
+
+impl Run {
+    fn of(owner: Owner, cells: &Cells) -> Run {
+        let starts = || cells.values().flat_map(BTreeMap::keys).map(|start| start.0);
+        Run {
+            owner,
+            id: new_id(),
+            first_start: starts().min().unwrap_or_default(),
+            last_start: starts().max().unwrap_or_default(),
+            cell_count: facet::count(cells) as i64,
+            cells: facet::pack(cells),
+        }
+    }
+}
+
+/// Settles the oldest of a meter in one transaction; whether there may be more. For PostgreSQL, as [`fold::fold`].
+pub fn settle(conn: &mut Conn, meter_id: i64) -> Result<bool, DbError> {
+    if !fold::lock(conn, meter_id)? {
+        return Ok(false);
+    }
+    match prepare(conn, meter_id)? {
+        Some(settled) => apply(conn, &settled).map(|()| settled.is_part),
+        None => Ok(false),
+    }
+}
+
+/// Adds up; `None` when there is nothing to settle. Whoever applies it must be the only one who does.
+pub fn prepare(conn: &mut Conn, meter_id: i64) -> Result<Option<Settled>, DbError> {
+    let text = "SELECT id, subjects, counts FROM rollup_deltas
+                WHERE meter_id = $1 AND cells IS NULL ORDER BY id LIMIT $2";
+    let query = sql_query(text).bind::<BigInt, _>(meter_id);
+    let rows: Vec<UnsettledRow> = query.bind::<BigInt, _>(ROWS_AT_ONCE).load(conn)?;
+    let mut added: BTreeMap<Owner, Cells> = BTreeMap::new();
+    let (mut deltas, mut counts) = (Vec::new(), Counts::new());
+    for row in &rows {
+        // what cannot be read stays where it is, to be named by whoever reads it
+        if let Some((subjects, more)) = readable("rollup_deltas", row.id, unpacked(row)) {
+            subjects.into_iter().for_each(|(subject_id, cells)| spread(&mut added, subject_id, &cells));
+            delta::add_counts(&mut counts, &more);
+            deltas.push(row.id);
+        }
+        if added.len() >= KEYS_AT_ONCE {
+            break;
+        }
+    }
+    if deltas.is_empty() {
+        return Ok(None);
+    }
+    let is_part = deltas.len() < rows.len() || rows.len() as i64 == ROWS_AT_ONCE;
+    let mut settled = Settled { meter_id, deltas, replaced: Vec::new(), runs: Vec::new(), counts, is_part };
+    let mut periods: BTreeMap<i64, BTreeMap<i64, Cells>> = BTreeMap::new();
+    for ((period, subject_id), cells) in added {
+        periods.entry(period).or_default().insert(subject_id, cells);
+    }
+    for (period, subjects) in periods {
+        settled.add_period(conn, period, subjects)?;
+    }
+    Ok(Some(settled))
+}
+
+fn unpacked(row: &UnsettledRow) -> Result<(BTreeMap<i64, Cells>, Counts), DbError> {
+    let subjects = delta::unpack_subjects(&row.subjects).ok_or_else(unreadable)?;
+    Ok((subjects, delta::unpack_counts(&row.counts).ok_or_else(unreadable)?))
+}
+
+fn spread(added: &mut BTreeMap<Owner, Cells>, subject_id: i64, cells: &Cells) {
+    for (group, parts) in cells {
+        for (start, part) in parts {
+            let sums = added.entry((start.floor(PERIOD).0, subject_id)).or_default();
+            let one = BTreeMap::from([(group.clone(), BTreeMap::from([(*start, part.clone())]))]);
+            facet::add_all(sums, &one, QUARTER);
+        }
+    }
+}
+
+impl Settled {
+    fn add_period(
+        &mut self,
+        conn: &mut Conn,
+        period: i64,
+        mut subjects: BTreeMap<i64, Cells>,
+    ) -> Result<(), DbError> {
+        let merged = self.to_merge(conn, period, &subjects)?;
+        for run in merged {
+            // one that cannot be read is left alone
+            let Some(cells) =
+                readable("rollup_subjects", run.id, facet::unpack(&run.cells).ok_or_else(unreadable))
+            else {
+                continue;
+            };
+            facet::add_all(subjects.entry(run.subject_id).or_default(), &cells, QUARTER);
+            self.replaced.push(((period, run.subject_id), run.id));
+        }
+        for (subject_id, cells) in subjects {
+            let pieces = pieces(cells);
+            self.runs.extend(pieces.iter().map(|cells| Run::of((period, subject_id), cells)));
+        }
+        Ok(())
+    }
+
+    /// Runs that are at most twice as long as what is put together before them: their lengths then at least double, and
+    /// of a million sums there are some ten.
+    fn to_merge(
+        &self,
+        conn: &mut Conn,
+        period: i64,
+        subjects: &BTreeMap<i64, Cells>,
+    ) -> Result<Vec<RunCells>, DbError> {
+        let subject_ids: Vec<i64> = subjects.keys().copied().collect();
+        let of_period = format!(
+            "FROM rollup_subjects WHERE meter_id = $1 AND period = $2 AND subject_id IN ({})",
+            integers(&subject_ids)
+        );
+        let sizes = sql_query(format!("SELECT subject_id, id, cell_count {of_period} ORDER BY cell_count"));
+        let sizes = sizes.bind::<BigInt, _>(self.meter_id).bind::<BigInt, _>(period);
+        let mut lengths: BTreeMap<i64, i64> =
+            subjects.iter().map(|(subject_id, cells)| (*subject_id, facet::count(cells) as i64)).collect();
+        let mut chosen = Vec::new();
+        for run in sizes.load::<RunSize>(conn)? {
+            let Some(length) = lengths.get_mut(&run.subject_id) else { continue };
+            if run.cell_count <= *length * 2 && *length + run.cell_count <= RUN_CELLS_MAX {
+                *length += run.cell_count;
+                chosen.push(run.id);
+            }
+        }
+        if chosen.is_empty() {
+            return Ok(Vec::new());
+        }
+        let text = format!("SELECT subject_id, id, cells {of_period} AND id IN ({})", integers(&chosen));
+        Ok(sql_query(text).bind::<BigInt, _>(self.meter_id).bind::<BigInt, _>(period).load(conn)?)
+    }
+}
+
+/// Cells that fit into one run, or one for each day.
+fn pieces(cells: Cells) -> Vec<Cells> {
+    match facet::count(&cells) as i64 <= RUN_CELLS_MAX {
+        true => vec![cells],
+        false => facet::by_day(cells).into_values().collect(),
+    }
+}
+
+prepared!(
+    AddRuns for diesel::PgConnection,
+    (meter_id: BigInt = i64, periods: Array<BigInt> = Vec<i64>, subject_ids: Array<BigInt> = Vec<i64>, ids: Array<BigInt> = Vec<i64>,
+     first_starts: Array<BigInt> = Vec<i64>, last_starts: Array<BigInt> = Vec<i64>, cell_counts: Array<BigInt> = Vec<i64>,
+     cells: Array<Binary> = Vec<&'a [u8]>),
+    "INSERT INTO rollup_subjects (meter_id, period, subject_id, id, first_start, last_start, cell_count, cells)
+     SELECT ?, new.* FROM unnest(?, ?, ?, ?, ?, ?, ?) AS new"
+);
+prepared!(
+    DeleteRuns for diesel::PgConnection,
+    (meter_id: BigInt = i64, periods: Array<BigInt> = Vec<i64>, subject_ids: Array<BigInt> = Vec<i64>, ids: Array<BigInt> = Vec<i64>),
+    "DELETE FROM rollup_subjects r USING (SELECT ?::bigint AS meter_id, o.* FROM unnest(?, ?, ?) AS o (period, subject_id, id)) AS old
+     WHERE r.meter_id = old.meter_id AND r.period = old.period AND r.subject_id = old.subject_id AND r.id = old.id"
+);
+prepared!(
+    AddRun for diesel::SqliteConnection,
+    (meter_id: BigInt = i64, period: BigInt = i64, subject_id: BigInt = i64, id: BigInt = i64, first_start: BigInt = i64,
+     last_start: BigInt = i64, cell_count: BigInt = i64, cells: Binary = Vec<u8>),
+    "INSERT INTO rollup_subjects (meter_id, period, subject_id, id, first_start, last_start, cell_count, cells)
+     VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+);
+prepared!(
+    DeleteRun for diesel::SqliteConnection,
+    (meter_id: BigInt = i64, period: BigInt = i64, subject_id: BigInt = i64, id: BigInt = i64),
+    "DELETE FROM rollup_subjects WHERE meter_id = ? AND period = ? AND subject_id = ? AND id = ?"
+);
+
+/// Moves the sums; nothing at all when they are gone with their meter. When only some are, another state of the database
+/// was put back since they were added up, and nothing is changed.
+pub fn apply(conn: &mut Conn, settled: &Settled) -> Result<(), DbError> {
+    let ids = integers(&settled.deltas);
+    let delete = format!("DELETE FROM rollup_deltas WHERE meter_id = $1 AND id IN ({ids})");
+    let gone = sql_query(delete).bind::<BigInt, _>(settled.meter_id).execute(conn)?;
+    if gone == 0 {
+        return Ok(());
+    }
+    if gone != settled.deltas.len() || delete_runs(conn, settled)? != settled.replaced.len() {
+        return Err(Error::unavailable("the sums to settle are others than before").into());
+    }
+    add_runs(conn, settled)?;
+    subject_counts::settle(conn, settled.meter_id, &settled.counts)
+}
+
+fn delete_runs(conn: &mut Conn, settled: &Settled) -> Result<usize, DbError> {
+    let (meter_id, replaced) = (&settled.meter_id, &settled.replaced);
+    Ok(match conn {
+        Conn::Postgres(c) => DeleteRuns {
+            meter_id,
+            periods: &replaced.iter().map(|((period, _), _)| *period).collect(),
+            subject_ids: &replaced.iter().map(|((_, subject_id), _)| *subject_id).collect(),
+            ids: &replaced.iter().map(|(_, id)| *id).collect(),
+        }
+        .execute(c)?,
+        Conn::Sqlite(c) => {
+            let mut gone = 0;
+            for ((period, subject_id), id) in replaced {
+                gone += DeleteRun { meter_id, period, subject_id, id }.execute(c)?;
+            }
+            gone
+        }
+    })
+}
+
+fn add_runs(conn: &mut Conn, settled: &Settled) -> Result<(), DbError> {
+    let (meter_id, runs) = (&settled.meter_id, &settled.runs);
+    match conn {
+        Conn::Postgres(c) => {
+            AddRuns {
+                meter_id,
+                periods: &runs.iter().map(|run| run.owner.0).collect(),
+                subject_ids: &runs.iter().map(|run| run.owner.1).collect(),
+                ids: &runs.iter().map(|run| run.id).collect(),
+                first_starts: &runs.iter().map(|run| run.first_start).collect(),
+                last_starts: &runs.iter().map(|run| run.last_start).collect(),
+                cell_counts: &runs.iter().map(|run| run.cell_count).collect(),
+                cells: &runs.iter().map(|run| run.cells.as_slice()).collect(),
+            }
+            .execute(c)?;
+        }
+        Conn::Sqlite(c) => {
+            for Run { owner: (period, subject_id), id, first_start, last_start, cell_count, cells } in runs {
+                AddRun { meter_id, period, subject_id, id, first_start, last_start, cell_count, cells }
+                    .execute(c)?;
+            }
+        }
+    }
+    Ok(())
+}
