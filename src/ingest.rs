@@ -37,6 +37,7 @@ use crate::metering::meter::Meter;
 use crate::metering::time::Timestamp;
 use crate::meters::sql::MeterCache;
 use crate::usage::ingestion_runs::{self, Refused};
+use crate::usage::key_conflicts::{self, KeyConflicts};
 use crate::usage::refused;
 use folding::Folding;
 use rate::RateLimit;
@@ -80,6 +81,8 @@ pub struct Recorded {
     pub is_replay: bool,
     /// It was used for other events.
     pub is_conflict: bool,
+    /// The workspace wants to be told of conflicts with an error.
+    refuses_conflicts: bool,
 }
 
 impl Recorded {
@@ -99,6 +102,7 @@ impl Recorded {
             conflict_places: Vec::new(),
             is_replay: false,
             is_conflict: false,
+            refuses_conflicts: false,
         }
     }
 
@@ -114,8 +118,33 @@ impl Recorded {
         self
     }
 
-    /// Takes out what a caller may not see: a used key leads to the event that used it, whatever its meter.
-    pub fn confined(mut self, may_use: impl Fn(&str) -> Result<()>) -> Result<Recorded> {
+    /// Takes out what a caller may not see: a used key leads to the event that used it, whatever its meter. Then what
+    /// the workspace does not want answered.
+    pub fn confined(self, may_use: impl Fn(&str) -> Result<()>) -> Result<Recorded> {
+        let seen = self.shown(may_use)?;
+        if seen.refuses_conflicts { seen.without_conflicts() } else { Ok(seen) }
+    }
+
+    /// Fails each event whose key stands for another one.
+    fn without_conflicts(mut self) -> Result<Recorded> {
+        if self.is_conflict {
+            return Err(preview::key_conflict(&[]));
+        }
+        let places = std::mem::take(&mut self.duplicate_places);
+        for (index, event) in places.into_iter().zip(std::mem::take(&mut self.duplicates)) {
+            if event.conflict {
+                self.failed.push(Failure { index, error: preview::key_conflict(&event.conflict_fields) });
+            } else {
+                self.duplicates.push(event);
+                self.duplicate_places.push(index);
+            }
+        }
+        self.failed.sort_by_key(|failure| failure.index);
+        self.conflict_places.clear();
+        Ok(self)
+    }
+
+    fn shown(mut self, may_use: impl Fn(&str) -> Result<()>) -> Result<Recorded> {
         let forbidden =
             || Error::forbidden("the idempotency key belongs to an event that the API key may not read");
         if self.is_replay {
@@ -413,7 +442,9 @@ impl Ingest {
                 outcome => {
                     let (kind, valid) = (admitted.batch.kind, admitted.batch.events.len());
                     self.note_conflicts(&admitted.batch, &outcome);
-                    let recorded = admitted.into_recorded(outcome);
+                    let mut recorded = admitted.into_recorded(outcome);
+                    recorded.refuses_conflicts =
+                        recorded.has_conflict() && self.refuses_conflicts(workspace_id).await?;
                     count(kind, valid, refused, &recorded);
                     tell_conflicts(workspace_id, kind, &recorded);
                     let rejected = (recorded.failed.len() + refused) as i64;
@@ -435,9 +466,12 @@ impl Ingest {
                 return Err(failure.error);
             }
             match self.submit(&admitted.batch, false).await? {
-                Outcome::Decided(decided) => {
+                Outcome::Decided(mut decided) => {
                     if decided.conflict {
                         note_conflicts(workspace_id, "consume", 1);
+                        let sent = admitted.batch.events.first();
+                        decided.event =
+                            decided.event.zip(sent).map(|(stored, sent)| stored.in_conflict_with(sent));
                     }
                     return Ok(*decided);
                 }
@@ -446,6 +480,13 @@ impl Ingest {
             }
         }
         Err(Error::unavailable("the key or the meter is in use by others"))
+    }
+
+    /// Whether the workspace wants keys that are used for something else to be refused. Asked when one was, which is rare.
+    pub async fn refuses_conflicts(&self, workspace_id: i64) -> Result<bool> {
+        let find = move |conn: &mut _| key_conflicts::find(conn, workspace_id);
+        let setting = self.store.ingestion().read("workspaces::key_conflicts", find).await?;
+        Ok(setting == KeyConflicts::Refuse)
     }
 
     /// Checks every item against its meter.
@@ -655,8 +696,9 @@ impl Admitted {
                 recorded.accepted.reserve(events.len());
                 for ((event, place), duplicate) in events.into_iter().zip(self.places).zip(items) {
                     match duplicate {
-                        Some(Original { event, conflict }) => {
-                            recorded.duplicates.push(event);
+                        Some(Original { event: stored, conflict }) => {
+                            let stored = if conflict { stored.in_conflict_with(&event) } else { stored };
+                            recorded.duplicates.push(stored);
                             recorded.conflict_places.extend(conflict.then_some(place));
                             recorded.duplicate_places.push(place);
                         }

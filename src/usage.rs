@@ -7,6 +7,7 @@ pub mod facets;
 pub mod filter_sql;
 pub mod fold;
 pub mod ingestion_runs;
+pub mod key_conflicts;
 pub mod packed;
 pub mod query;
 pub mod refused;

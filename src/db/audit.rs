@@ -76,6 +76,7 @@ pub const CHANGES: &[(&str, &str, &str)] = &[
     ("sign_ins::end", "session.ended", "user"),
     ("users::register", "user.registered", "user"),
     ("workspaces::rename", "workspace.renamed", "workspace"),
+    ("workspaces::set_key_conflicts", "workspace.key_conflicts_changed", "workspace"),
 ];
 
 /// Operations that change nothing that somebody decided: what is measured, what follows from a decision by itself, and

@@ -23,6 +23,7 @@ table! {
         public_id -> Text,
         name -> Text,
         assignment_version -> BigInt,
+        key_conflicts -> Text,
         created_at -> BigInt,
     }
 }

@@ -148,6 +148,7 @@ fn outcome(done: ItemResult) -> v2::Outcome {
             result: Word::Duplicate.into(),
             event_id: event.id,
             conflict,
+            conflict_fields: event.conflict_fields.into_iter().map(str::to_owned).collect(),
             ..Default::default()
         },
         ItemOutcome::Rehearsed(item) => rehearsed(sequence, *item),

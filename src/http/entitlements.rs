@@ -20,6 +20,7 @@ use crate::http::dry_run::{self, DryRun};
 use crate::http::extract::{CursorTime, Id, Json, Params, paginate};
 use crate::http::openapi::Doc;
 use crate::http::respond::{self, Page};
+use crate::ingest::preview::key_conflict;
 use crate::ingest::{Rehearsed, insert};
 use crate::metering::event::{Input, InputQuantity, StoredEvent, parse_key};
 use crate::metering::quantity::Quantity;
@@ -105,6 +106,10 @@ pub async fn consume(
         decided => decided?,
     };
     ensure_may_see(&caller, &decided)?;
+    if decided.conflict && app.ingest.refuses_conflicts(caller.workspace_id).await? {
+        let differing = decided.event.map(|event| event.conflict_fields).unwrap_or_default();
+        return Err(key_conflict(&differing));
+    }
     let (accepted, outcome) = match decided.decision.accepted {
         true => (StatusCode::CREATED, "accepted"),
         false => (StatusCode::TOO_MANY_REQUESTS, "rejected"),
@@ -160,7 +165,11 @@ async fn rehearse(app: &App, caller: &Caller, input: Input, key: String) -> Resu
     let mut status = preview.items.first().map_or(201, |item| item.status);
     if let Some(decided) = &decided {
         ensure_may_see(caller, decided)?;
-        status = if decided.decision.accepted { 201 } else { 429 };
+        status = match decided.decision.accepted {
+            _ if status == 409 => 409,
+            true => 201,
+            false => 429,
+        };
     }
     let run = DryRun::of(preview.confined(|meter| caller.ensure_meter_allowed(meter)), status);
     respond::ok(&ConsumptionDryRun { run, decision: decided.map(ConsumptionView::of).transpose()? })

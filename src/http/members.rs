@@ -19,6 +19,7 @@ use crate::http::openapi::Doc;
 use crate::http::respond::{self, Page};
 use crate::http::session::{SessionView, secure, shown_tokens, signed_in, with_cookies};
 use crate::metering::time::Timestamp;
+use crate::usage::key_conflicts::{self, KeyConflicts};
 
 #[derive(Serialize, ToSchema)]
 #[schema(as = Workspace)]
@@ -29,6 +30,7 @@ pub struct PlaceView<'a> {
     role: Role,
     created_at: Timestamp,
     joined_at: Timestamp,
+    key_conflicts: &'a str,
 }
 
 impl<'a> PlaceView<'a> {
@@ -39,6 +41,7 @@ impl<'a> PlaceView<'a> {
             role: place.role,
             created_at: Timestamp(place.created_at),
             joined_at: Timestamp(place.joined_at),
+            key_conflicts: &place.key_conflicts,
         }
     }
 }
@@ -133,14 +136,28 @@ pub async fn switch(
 #[schema(as = WorkspaceName)]
 pub struct RenameInput {
     name: Option<String>,
+    /// `answer` or `refuse`: what an idempotency key gets that comes again with another event.
+    key_conflicts: Option<String>,
 }
 
 pub fn describe_rename() -> Doc {
-    Doc::new("members", "Rename the workspace").body::<RenameInput>().empty(204, "Renamed.")
+    Doc::new(
+        "members",
+        "Rename the workspace, or choose what becomes of keys that are used for something else",
+    )
+    .body::<RenameInput>()
+    .empty(204, "Changed.")
 }
 
 pub async fn rename(app: web::Data<App>, caller: Caller, body: Json<RenameInput>) -> Result<HttpResponse> {
-    app.auth.rename_workspace(&caller, &body.0.name.unwrap_or_default()).await?;
+    let RenameInput { name, key_conflicts } = body.0;
+    let key_conflicts = key_conflicts.as_deref().map(KeyConflicts::read).transpose()?;
+    if name.is_some() || key_conflicts.is_none() {
+        app.auth.rename_workspace(&caller, &name.unwrap_or_default()).await?;
+    }
+    if let Some(wanted) = key_conflicts {
+        key_conflicts::set(&app.store, caller.workspace_id, wanted).await?;
+    }
     Ok(respond::no_content())
 }
 

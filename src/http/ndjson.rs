@@ -14,7 +14,7 @@ use crate::chance;
 use crate::error::{Error, Result};
 use crate::http::extract::{Body, Content, content_of, parse_line};
 use crate::ingest::{Failure, Recorded};
-use crate::metering::event::Input;
+use crate::metering::event::{Input, StoredEvent};
 
 pub const LINES_MAX: usize = 100_000;
 /// Lines in one transaction.
@@ -37,6 +37,11 @@ enum Told {
         code: Option<String>,
         #[serde(skip_serializing_if = "Option::is_none")]
         message: Option<String>,
+        /// The key was first used with another payload.
+        #[serde(skip_serializing_if = "std::ops::Not::not")]
+        conflict: bool,
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        conflict_fields: Vec<&'static str>,
     },
     Sum {
         accepted: usize,
@@ -50,6 +55,13 @@ enum Told {
         code: String,
         message: String,
     },
+}
+
+impl Told {
+    fn stored(line: usize, status: &'static str, event: StoredEvent) -> Told {
+        let StoredEvent { id, conflict, conflict_fields, .. } = event;
+        Told::Line { line, status, id: Some(id), code: None, message: None, conflict, conflict_fields }
+    }
 }
 
 struct Upload {
@@ -161,12 +173,15 @@ impl Upload {
         let stored = [("accepted", accepted, accepted_places), ("duplicate", duplicates, duplicate_places)];
         for (status, events, places) in stored {
             for (event, line) in events.into_iter().zip(places) {
-                told.push((line, Told::Line { line, status, id: Some(event.id), code: None, message: None }));
+                told.push((line, Told::stored(line, status, event)));
             }
         }
         for Failure { index: line, error } in failed {
             let (code, message) = (Some(error.code.as_str().to_owned()), Some(error.message));
-            told.push((line, Told::Line { line, status: "failed", id: None, code, message }));
+            let (conflict, conflict_fields) = (false, Vec::new());
+            let failed =
+                Told::Line { line, status: "failed", id: None, code, message, conflict, conflict_fields };
+            told.push((line, failed));
         }
         debug_assert!(told.iter().all(|(line, _)| *line >= first), "lines of this part");
         told.sort_by_key(|(line, _)| *line);

@@ -95,6 +95,16 @@ impl Preview {
         self.items.iter().filter(|item| item.outcome == outcome).count()
     }
 
+    /// The workspace wants keys that are used for something else to be refused.
+    pub fn refuse_conflicts(&mut self) {
+        for item in self.items.iter_mut().filter(|item| item.outcome == Fate::Conflict) {
+            let error = key_conflict(&item.conflict_fields);
+            item.code = Some(error.code.as_str().to_owned());
+            item.status = error.code.http_status();
+            item.message = Some(error.message);
+        }
+    }
+
     /// Takes out what a caller may not see, as the write itself would.
     pub fn confined(mut self, may_use: impl Fn(&str) -> Result<()>) -> Preview {
         let forbidden =
@@ -106,6 +116,17 @@ impl Preview {
             }
         }
         self
+    }
+}
+
+/// The refusal of an event whose key stands for another one.
+pub fn key_conflict(differing: &[&str]) -> Error {
+    match differing.is_empty() {
+        true => Error::conflict("the idempotency key was used with another payload"),
+        false => {
+            let fields = differing.join(", ");
+            Error::conflict(format_args!("the idempotency key stands for another event: {fields} differ"))
+        }
     }
 }
 

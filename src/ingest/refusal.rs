@@ -48,21 +48,10 @@ fn cut(text: &str) -> String {
     text.chars().filter(|c| *c != '\0').take(TEXT_CHARACTERS_MAX).collect()
 }
 
-/// What tells the event that was sent from the one that its key stands for; of a pruned one little is known.
-pub fn differing(sent: &StoredEvent, stored: &StoredEvent) -> Vec<&'static str> {
-    let fields = [
-        ("subject", sent.subject != stored.subject),
-        ("meter", !stored.pruned && sent.meter != stored.meter),
-        ("quantity", !stored.pruned && sent.quantity != stored.quantity),
-        ("metadata", !stored.pruned && sent.metadata.get() != stored.metadata.get()),
-    ];
-    fields.iter().filter(|(_, differs)| *differs).map(|(name, _)| *name).collect()
-}
-
 /// What was sent under a key that stands for another event; `None` for a plain repetition.
 pub fn conflict(workspace_id: i64, sent: &Event, stored: &StoredEvent) -> Option<RefusedEvent> {
+    let different = stored.clone().in_conflict_with(sent).conflict_fields;
     let sent = StoredEvent::of(sent);
-    let different = differing(&sent, stored);
     if different.is_empty() {
         return None;
     }

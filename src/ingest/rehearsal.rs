@@ -9,7 +9,7 @@ use crate::entitlements::sql::decisions::Decided;
 use crate::error::{Error, Result};
 use crate::ingest::insert::{self, Outcome, Seen};
 use crate::ingest::preview::{Fate, Preview, PreviewItem};
-use crate::ingest::{Admitted, Call, Ingest, Kind, STALE_TRIES, refusal};
+use crate::ingest::{Admitted, Call, Ingest, Kind, STALE_TRIES};
 use crate::metering::event::{Event, Input, Original, StoredEvent};
 
 /// What is rehearsed: a write, or a consumption with its decision.
@@ -44,7 +44,13 @@ impl Ingest {
             match seen.outcome {
                 Outcome::Retry => {}
                 Outcome::Stale => admitted = self.admit_again(admitted).await?,
-                _ => return preview(admitted, seen),
+                _ => {
+                    let (mut preview, decided) = preview(admitted, seen)?;
+                    if preview.count(Fate::Conflict) > 0 && self.refuses_conflicts(workspace_id).await? {
+                        preview.refuse_conflicts();
+                    }
+                    return Ok((preview, decided));
+                }
             }
         }
         Err(Error::unavailable("the meter is being changed"))
@@ -88,16 +94,15 @@ fn fates(outcome: &Outcome, events: &[Event]) -> Result<Vec<PreviewItem>> {
 }
 
 fn of_event(event: &Event, original: Option<&Original>) -> PreviewItem {
-    let sent = StoredEvent::of(event);
     let Some(Original { event: stored, conflict }) = original else {
-        return PreviewItem { event: Some(sent), ..PreviewItem::new(0, Fate::Accepted) };
+        return PreviewItem { event: Some(StoredEvent::of(event)), ..PreviewItem::new(0, Fate::Accepted) };
     };
-    let fate = if *conflict { Fate::Conflict } else { Fate::Duplicate };
-    PreviewItem {
-        conflict_fields: if *conflict { refusal::differing(&sent, stored) } else { Vec::new() },
-        event: Some(stored.clone()),
-        ..PreviewItem::new(0, fate)
+    if !conflict {
+        return PreviewItem { event: Some(stored.clone()), ..PreviewItem::new(0, Fate::Duplicate) };
     }
+    let stored = stored.clone().in_conflict_with(event);
+    let conflict_fields = stored.conflict_fields.clone();
+    PreviewItem { conflict_fields, event: Some(stored), ..PreviewItem::new(0, Fate::Conflict) }
 }
 
 /// What a refused decision says in words.

@@ -403,11 +403,33 @@ pub struct StoredEvent {
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     #[schema(required = false)]
     pub pruned: bool,
+    /// Only in an answer to another payload under the event's key.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    #[schema(required = false)]
+    pub conflict: bool,
+    /// What differed, as far as it is known: `subject`, `meter`, `quantity`, `metadata`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(required = false)]
+    pub conflict_fields: Vec<&'static str>,
 }
 
 impl StoredEvent {
     pub fn of(event: &Event) -> Self {
         event.clone().into()
+    }
+
+    /// As it is answered to another event that came with its key. Of a pruned one little is known.
+    pub fn in_conflict_with(mut self, sent: &Event) -> Self {
+        let sent = StoredEvent::of(sent);
+        let fields = [
+            ("subject", sent.subject != self.subject),
+            ("meter", !self.pruned && sent.meter != self.meter),
+            ("quantity", !self.pruned && sent.quantity != self.quantity),
+            ("metadata", !self.pruned && sent.metadata.get() != self.metadata.get()),
+        ];
+        self.conflict = true;
+        self.conflict_fields = fields.iter().filter(|(_, differs)| *differs).map(|(name, _)| *name).collect();
+        self
     }
 }
 
@@ -431,6 +453,8 @@ impl From<Event> for StoredEvent {
             received_at: event.received_at,
             metadata: event.metadata.unwrap_or_else(no_metadata),
             pruned: false,
+            conflict: false,
+            conflict_fields: Vec::new(),
         }
     }
 }
@@ -473,6 +497,8 @@ pub fn decode_replay(text: &str) -> Result<Vec<StoredEvent>> {
             received_at,
             metadata,
             pruned,
+            conflict: false,
+            conflict_fields: Vec::new(),
         }
     };
     Ok(kept.into_iter().map(event).collect())

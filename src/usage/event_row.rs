@@ -44,6 +44,8 @@ impl EventText {
             received_at: Timestamp(self.received_at),
             metadata: event::raw_metadata(metadata).ok_or_else(unreadable)?,
             pruned: false,
+            conflict: false,
+            conflict_fields: Vec::new(),
         })
     }
 }

@@ -18,6 +18,7 @@ on_both_databases!(
     keys_belong_to_their_workspace,
     key_repeated_within_one_batch,
     a_key_used_for_something_else_says_so,
+    a_workspace_may_refuse_such_keys,
     keys_of_other_meters_are_not_shown,
     headers_that_are_no_keys_are_refused,
     a_pruned_event_is_not_made_up
@@ -154,7 +155,9 @@ async fn a_key_used_for_something_else_says_so(database: Database) {
     assert_eq!(said(&write(&event("k", 1)).await), (true, false));
     let other = write(&event("k", 2)).await;
     assert_eq!(said(&other), (true, true));
-    assert_eq!(other.json(201)["quantity"], 1);
+    let body = other.json(201);
+    assert_eq!((&body["quantity"], &body["conflict"]), (&json!(1), &json!(true)));
+    assert_eq!(body["conflict_fields"], json!(["quantity"]));
 
     let call = bulk_with_header(&workspace, "b1");
     let bulk = async |body: Value| call.post("/v1/usages/bulk", &body).await.expect(201);
@@ -176,7 +179,50 @@ async fn a_key_used_for_something_else_says_so(database: Database) {
     let answer = answer.json(201);
     assert_eq!((&answer["accepted"], &answer["duplicates"]), (&json!(1), &json!(4)), "{answer}");
     assert_eq!(answer["conflict_items"], json!([1, 3]));
+    let told = |place: usize| answer["duplicate_items"][place]["conflict"].clone();
+    assert_eq!([told(0), told(1), told(2), told(3)], [Value::Null, json!(true), json!(true), Value::Null]);
     assert_eq!(workspace.total("calls").await, "3");
+}
+
+async fn a_workspace_may_refuse_such_keys(database: Database) {
+    let server = Server::start(&database);
+    let workspace = server.workspace().await;
+    workspace.meter("calls", "sum").await;
+    workspace.post("/v1/usages", &event("k", 1)).await.expect(201);
+    let consume = json!({"meter": "calls", "subject": "s", "quantity": 1, "idempotency_key": "c"});
+    workspace.post("/v1/entitlements/consume", &consume).await.expect(201);
+    bulk_with_header(&workspace, "call").post("/v1/usages/bulk", &json!([event("b", 1)])).await.expect(201);
+
+    let route = "/v1/auth/workspace";
+    workspace.session.patch(route, &json!({"key_conflicts": "maybe"})).await.error(400, "invalid_input");
+    workspace.session.patch(route, &json!({"key_conflicts": "refuse"})).await.expect(204);
+    let own = workspace.session.get("/v1/auth/workspaces").await.json(200);
+    assert_eq!(own["items"][0]["key_conflicts"], "refuse");
+    let trail = workspace.session.get("/v1/audit-events?limit=1").await.json(200);
+    assert_eq!(trail["items"][0]["action"], "workspace.key_conflicts_changed");
+
+    let message = workspace.post("/v1/usages", &event("k", 2)).await.error(409, "conflict");
+    assert!(message.contains("quantity"), "{message}");
+    workspace.post("/v1/usages", &event("k", 1)).await.expect(201);
+    let other = json!({"meter": "calls", "subject": "s", "quantity": 2, "idempotency_key": "c"});
+    workspace.post("/v1/entitlements/consume", &other).await.error(409, "conflict");
+    workspace.post("/v1/entitlements/consume", &consume).await.expect(201);
+    let bulk = json!([event("k", 1), event("k", 3), event("n", 1)]);
+    let answer = workspace.post("/v1/usages/bulk", &bulk).await.json(201);
+    assert_eq!(
+        (&answer["accepted"], &answer["duplicates"], &answer["failed"]),
+        (&json!(1), &json!(1), &json!(1))
+    );
+    let failed = &answer["failed_items"][0];
+    assert_eq!((&failed["index"], &failed["code"]), (&json!(1), &json!("conflict")));
+    let call = bulk_with_header(&workspace, "call");
+    call.post("/v1/usages/bulk", &json!([event("z", 1)])).await.error(409, "conflict");
+    call.post("/v1/usages/bulk", &json!([event("b", 1)])).await.expect(201);
+    let told = workspace.post("/v1/usages?dry_run=true", &event("k", 2)).await.json(200);
+    assert_eq!((&told["status"], &told["items"][0]["code"]), (&json!(409), &json!("conflict")));
+
+    workspace.session.patch(route, &json!({"key_conflicts": "answer"})).await.expect(204);
+    workspace.post("/v1/usages", &event("k", 2)).await.expect(201);
 }
 
 async fn keys_of_other_meters_are_not_shown(database: Database) {

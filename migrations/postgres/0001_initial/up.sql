@@ -27,6 +27,9 @@ CREATE TABLE workspaces (
     name TEXT NOT NULL,
     -- grows with every assignment of a plan, so that writers know when to read them again
     assignment_version BIGINT NOT NULL DEFAULT 0,
+    -- answer: with the event that first used the key; refuse: with an error
+    key_conflicts TEXT NOT NULL DEFAULT 'answer'
+        CONSTRAINT workspaces_key_conflicts_check CHECK (key_conflicts IN ('answer', 'refuse')),
     created_at BIGINT NOT NULL
 );
 

@@ -18,6 +18,9 @@ CREATE TABLE workspaces (
     name TEXT NOT NULL,
     -- grows with every assignment of a plan, so that writers know when to read them again
     assignment_version INTEGER NOT NULL DEFAULT 0,
+    -- answer: with the event that first used the key; refuse: with an error
+    key_conflicts TEXT NOT NULL DEFAULT 'answer'
+        CONSTRAINT workspaces_key_conflicts_check CHECK (key_conflicts IN ('answer', 'refuse')),
     created_at INTEGER NOT NULL
 ) STRICT;
 

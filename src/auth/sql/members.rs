@@ -19,6 +19,7 @@ pub struct Place {
     pub role: Role,
     pub created_at: i64,
     pub joined_at: i64,
+    pub key_conflicts: String,
 }
 
 /// A member as the others see them.
@@ -51,6 +52,7 @@ pub fn places(conn: &mut Conn, user_id: i64) -> Result<Vec<Place>, DbError> {
             memberships::role,
             workspaces::created_at,
             memberships::created_at,
+            workspaces::key_conflicts,
         ))
         .load(conn)?;
     Ok(places)

@@ -140,6 +140,8 @@ impl Answered {
             subject: self.subject,
             meter: self.meter_name,
             pruned: false,
+            conflict: false,
+            conflict_fields: Vec::new(),
         })
     }
 }

@@ -364,6 +364,8 @@ fn event_of(
         received_at,
         metadata: raw_metadata(decision.metadata.clone()).unwrap_or_else(no_metadata),
         pruned: false,
+        conflict: false,
+        conflict_fields: Vec::new(),
     };
     Ok(match decision.metadata {
         Some(_) => event,
