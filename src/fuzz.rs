@@ -16,9 +16,12 @@ use crate::grpc::pb::v1;
 use crate::grpc::{convert, weight};
 use crate::http::extract::{CursorTime, Params, decode_cursor};
 use crate::metering::event::{self, Input};
+use crate::metering::expression::Expression;
 use crate::metering::filter::{Filter, Node};
 use crate::metering::json::Value;
-use crate::metering::meter::{Aggregation, DimensionInput, Meter, is_dimension_path, parse_dimensions};
+use crate::metering::meter::{
+    Aggregation, DimensionInput, Meter, MeterOptions, is_dimension_path, parse_dimensions,
+};
 use crate::metering::quantity::Quantity;
 use crate::metering::time::Timestamp;
 
@@ -178,6 +181,7 @@ fn meter() -> Arc<Meter> {
         unit: "u".into(),
         aggregation: Aggregation::Sum,
         dimensions: parse_dimensions(vec![dimension], 1).expect("valid"),
+        options: MeterOptions::default(),
         version: 1,
         event_retention_days: 90,
         pruned_before: None,
@@ -185,7 +189,55 @@ fn meter() -> Arc<Meter> {
     })
 }
 
+/// Expressions, nearly.
+fn expression() -> impl Strategy<Value = String> {
+    const PARTS: [&str; 26] = [
+        "quantity",
+        "metadata.a",
+        "metadata.b.c",
+        "if(",
+        "coalesce(",
+        "round(",
+        "min(",
+        "(",
+        ")",
+        ",",
+        "+",
+        "-",
+        "*",
+        "/",
+        "<",
+        ">=",
+        "=",
+        "!=",
+        " and ",
+        " or ",
+        "not ",
+        "1",
+        "0.5",
+        "12345678901234567890",
+        "'x'",
+        "null",
+    ];
+    let parts = proptest::collection::vec(proptest::sample::select(&PARTS[..]), 0..40);
+    prop_oneof![text(), parts.prop_map(|parts| parts.concat())]
+}
+
 proptest! {
+    /// What is taken is evaluated in bounded time, to a quantity or to a refusal.
+    #[test]
+    fn expressions(text in expression(), metadata in object(), quantity in any::<i64>()) {
+        if let Ok(parsed) = Expression::parse(&text) {
+            let again = Expression::parse(parsed.text()).expect("it was read before");
+            prop_assert_eq!(&again, &parsed);
+            let metadata = crate::metering::json::parse_object(&metadata).unwrap_or_default();
+            let sent = Quantity::from(quantity);
+            if let Ok(value) = parsed.quantity(Some(&sent), &metadata) {
+                prop_assert_eq!(Quantity::parse(&value.to_json()), Ok(value));
+            }
+        }
+    }
+
     #[test]
     fn plain_texts(text in text()) {
         if let Some(at) = Timestamp::parse(&text) {

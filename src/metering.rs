@@ -4,6 +4,7 @@
 pub mod cloudevent;
 pub mod delta;
 pub mod event;
+pub mod expression;
 pub mod facet;
 pub mod filter;
 pub mod json;

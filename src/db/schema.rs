@@ -217,6 +217,7 @@ table! {
         unit -> Text,
         aggregation -> Text,
         dimensions -> Text,
+        options -> Text,
         version -> Integer,
         event_retention_days -> Integer,
         pruned_before -> Nullable<BigInt>,

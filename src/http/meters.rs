@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 use crate::http::extract::{Id, Json, Params, paginate};
 use crate::http::openapi::Doc;
 use crate::http::respond::{self, Page};
+use crate::metering::expression::Expression;
 use crate::metering::meter::{Aggregation, DimensionType, Meter, MeterInput};
 use crate::metering::time::Timestamp;
 use crate::meters;
@@ -27,6 +28,8 @@ pub struct MeterView<'a> {
     dimensions: Vec<DimensionView<'a>>,
     event_retention_days: i32,
     created_at: Timestamp,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    value_expression: Option<&'a str>,
 }
 
 #[derive(Serialize, ToSchema)]
@@ -60,6 +63,7 @@ impl<'a> MeterView<'a> {
             dimensions: dimensions.collect(),
             event_retention_days: meter.event_retention_days,
             created_at: meter.created_at,
+            value_expression: meter.options.value_expression.as_ref().map(Expression::text),
         }
     }
 }

@@ -9,8 +9,9 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::error::{Error, Result};
+use crate::metering::expression::Expression;
 use crate::metering::json::{self, Map, Number, Value};
-use crate::metering::meter::{Meter, value_at};
+use crate::metering::meter::{Meter, SENT_QUANTITY, value_at};
 use crate::metering::quantity::{Quantity, Reject, number_text};
 use crate::metering::time::Timestamp;
 
@@ -123,6 +124,15 @@ pub struct Event {
     pub fingerprint: i64,
     /// It was stored elsewhere before, under this very id, and may be brought in again.
     pub is_imported: bool,
+    /// What the meter's expression made the quantity of; it is in the metadata, too.
+    pub sent: Option<Sent>,
+}
+
+/// Quantity and metadata as they came.
+#[derive(Clone, Debug)]
+pub struct Sent {
+    quantity: Quantity,
+    metadata: Map,
 }
 
 impl Event {
@@ -137,13 +147,17 @@ impl Event {
 
     /// What it was made of, to be checked against another version of its meter.
     pub fn into_input(self) -> Input {
+        let (quantity, metadata) = match self.sent {
+            Some(Sent { quantity, metadata }) => (quantity, Some(Metadata::Values(metadata))),
+            None => (self.quantity, self.metadata.map(Metadata::Text)),
+        };
         Input {
             idempotency_key: self.key,
             subject: Some(self.subject),
             meter: Some(self.meter.name.clone()),
-            quantity: Some(InputQuantity(Ok(self.quantity))),
+            quantity: Some(InputQuantity(Ok(quantity))),
             timestamp: None,
-            metadata: self.metadata.map(Metadata::Text),
+            metadata,
             time: Some(self.time),
         }
     }
@@ -208,13 +222,24 @@ pub fn validate(meter: &Arc<Meter>, input: Input, now: Timestamp, id: Uuid) -> R
             parsed.map_err(|reject| Error::invalid(format!("quantity {reject}")))?
         }
     };
-    if !quantity.is_positive() {
+    // an expression need not look at it
+    if !quantity.is_positive() && meter.options.value_expression.is_none() {
         return Err(Error::invalid("quantity must be greater than 0"));
     }
     let key = parse_key(input.idempotency_key.as_deref())?;
     let dimension_set = dimension_set(meter, &metadata);
-    let metadata = metadata_text(&metadata)?;
-    let fingerprint = fingerprint(meter, &subject, &quantity, metadata.as_deref().map(RawValue::get));
+    let mut text = metadata_text(&metadata)?;
+    // of what was sent: a retry is the same event whatever the expression is by then
+    let fingerprint = fingerprint(meter, &subject, &quantity, text.as_deref().map(RawValue::get));
+    let (quantity, sent) = match &meter.options.value_expression {
+        None => (quantity, None),
+        Some(expression) => {
+            let (value, kept) = computed(expression, &quantity, &metadata)?;
+            text = metadata_text(&kept)?;
+            (value, Some(Sent { quantity, metadata }))
+        }
+    };
+    let metadata = text;
     Ok(Event {
         id,
         meter: meter.clone(),
@@ -227,7 +252,28 @@ pub fn validate(meter: &Arc<Meter>, input: Input, now: Timestamp, id: Uuid) -> R
         dimension_set,
         fingerprint,
         is_imported: false,
+        sent,
     })
+}
+
+/// The quantity that an expression makes, and the metadata with the one that was sent.
+fn computed(expression: &Expression, sent: &Quantity, metadata: &Map) -> Result<(Quantity, Map)> {
+    let known = Some(sent).filter(|sent| !sent.is_zero());
+    let value = expression.quantity(known, metadata)?;
+    if !value.is_positive() {
+        return Err(Error::invalid(format!(
+            "value_expression gives {}: quantity must be greater than 0",
+            value.to_json()
+        )));
+    }
+    if metadata.contains_key(SENT_QUANTITY) {
+        return Err(Error::invalid(format!(
+            "metadata.{SENT_QUANTITY} is where a meter with a value_expression keeps the quantity that was sent"
+        )));
+    }
+    let mut kept = metadata.clone();
+    kept.insert(SENT_QUANTITY.to_owned(), Value::Number(Number::from(sent)));
+    Ok((value, kept))
 }
 
 /// An event as another database has it.
@@ -271,6 +317,7 @@ pub fn take_over(meter: &Arc<Meter>, foreign: Foreign) -> Result<Event> {
         dimension_set,
         fingerprint,
         is_imported: true,
+        sent: None,
     })
 }
 

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::error::{Error, Result};
+use crate::metering::expression::Expression;
 use crate::metering::json::{Map, Value};
 use crate::metering::time::Timestamp;
 
@@ -131,6 +132,7 @@ pub struct Meter {
     pub unit: String,
     pub aggregation: Aggregation,
     pub dimensions: Vec<Dimension>,
+    pub options: MeterOptions,
     /// Grows with every change that events in flight must not miss.
     pub version: i32,
     pub event_retention_days: i32,
@@ -138,6 +140,18 @@ pub struct Meter {
     pub pruned_before: Option<Timestamp>,
     pub created_at: Timestamp,
 }
+
+/// What a meter may have besides; as it is stored. New fields have defaults, so that old rows can be read.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct MeterOptions {
+    /// Makes the quantity of an event of what was sent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub value_expression: Option<Expression>,
+}
+
+/// Where an event of a meter with an expression keeps the quantity that was sent.
+pub const SENT_QUANTITY: &str = "quantity_sent";
 
 /// A dimension as a client describes it.
 #[derive(Clone, Debug, Default, Deserialize, ToSchema)]
@@ -201,6 +215,9 @@ pub struct MeterInput {
     pub aggregation: Option<String>,
     pub dimensions: Option<Vec<DimensionInput>>,
     pub event_retention_days: Option<i64>,
+    /// Makes the quantity of what is sent, such as `metadata.input + 4 * metadata.output`; empty for none.
+    #[schema(max_length = 2000)]
+    pub value_expression: Option<String>,
 }
 
 impl MeterInput {
@@ -215,6 +232,9 @@ impl MeterInput {
             unit: parse_unit(&self.unit.unwrap_or_default())?,
             aggregation: Aggregation::parse(&self.aggregation.unwrap_or_default())?,
             dimensions: parse_dimensions(self.dimensions.unwrap_or_default(), 1)?,
+            options: MeterOptions {
+                value_expression: parse_expression(&self.value_expression.unwrap_or_default())?,
+            },
             version: 1,
             event_retention_days: parse_retention_days(self.event_retention_days.unwrap_or_default())?,
             pruned_before: None,
@@ -236,6 +256,9 @@ impl Meter {
         if let Some(aggregation) = &input.aggregation {
             self.aggregation = Aggregation::parse(aggregation)?;
         }
+        if let Some(text) = &input.value_expression {
+            self.options.value_expression = parse_expression(text)?;
+        }
         if let Some(days) = input.event_retention_days {
             self.event_retention_days = parse_retention_days(days)?;
         }
@@ -244,6 +267,14 @@ impl Meter {
             self.dimensions = change_dimensions(&self.dimensions, dimensions, self.version, has_events)?;
         }
         Ok(self)
+    }
+}
+
+/// Empty means none.
+fn parse_expression(text: &str) -> Result<Option<Expression>> {
+    match text.trim() {
+        "" => Ok(None),
+        text => Expression::parse(text).map(Some),
     }
 }
 
@@ -427,6 +458,7 @@ impl Meter {
             unit: "u".into(),
             aggregation: Aggregation::Sum,
             dimensions: parse_dimensions(dimensions, 1).expect("dimensions"),
+            options: MeterOptions::default(),
             version: 1,
             event_retention_days: 90,
             pruned_before: None,

@@ -141,6 +141,23 @@ impl Quantity {
         Quantity((&self.0 / &divisor.0).with_precision_round(digits, RoundingMode::HalfEven).normalized())
     }
 
+    /// Its size without a sign, or cut to so many digits behind the point: down, up, or to the nearest, half to even.
+    pub fn rounded(&self, how: Option<(i64, std::cmp::Ordering)>) -> Quantity {
+        let Some((digits, direction)) = how else { return Quantity(self.0.abs()) };
+        let mode = match direction {
+            std::cmp::Ordering::Less => RoundingMode::Floor,
+            std::cmp::Ordering::Equal => RoundingMode::HalfEven,
+            std::cmp::Ordering::Greater => RoundingMode::Ceiling,
+        };
+        Quantity(self.0.with_scale_round(digits, mode).normalized())
+    }
+
+    /// How many digits it has, and the power of ten of the first one.
+    pub fn extent(&self) -> (u64, i64) {
+        let digits = self.0.digits();
+        (digits, digits as i64 - self.0.fractional_digit_count())
+    }
+
     pub fn decimal(&self) -> &BigDecimal {
         &self.0
     }

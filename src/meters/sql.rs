@@ -17,7 +17,7 @@ use crate::db::schema::{
 };
 use crate::db::{Conn, DbError, Store, audit, limits};
 use crate::error::{Error, Result};
-use crate::metering::meter::{Aggregation, Dimension, Meter};
+use crate::metering::meter::{Aggregation, Dimension, Meter, MeterOptions};
 use crate::metering::time::Timestamp;
 
 /// First half of the PostgreSQL advisory lock on a meter; the second half is made of its id. Writers share it until they
@@ -35,6 +35,7 @@ struct Row {
     unit: String,
     aggregation: String,
     dimensions: String,
+    options: String,
     version: i32,
     event_retention_days: i32,
     pruned_before: Option<i64>,
@@ -53,6 +54,7 @@ impl Row {
             unit: self.unit,
             aggregation: Aggregation::parse(&self.aggregation)?,
             dimensions,
+            options: serde_json::from_str(&self.options).map_err(Error::internal)?,
             version: self.version,
             event_retention_days: self.event_retention_days,
             pruned_before: self.pruned_before.map(Timestamp),
@@ -72,6 +74,7 @@ struct NewRow<'a> {
     unit: &'a str,
     aggregation: &'static str,
     dimensions: String,
+    options: String,
     version: i32,
     event_retention_days: i32,
     created_at: i64,
@@ -81,10 +84,14 @@ fn dimensions_text(dimensions: &[Dimension]) -> Result<String, DbError> {
     serde_json::to_string(dimensions).map_err(|error| Error::internal(error).into())
 }
 
+fn options_text(options: &MeterOptions) -> Result<String, DbError> {
+    serde_json::to_string(options).map_err(|error| Error::internal(error).into())
+}
+
 /// What the audit trail keeps of a meter.
 fn shown(meter: &Meter) -> audit::Shown {
     serde_json::json!({"name": meter.name, "description": meter.description, "unit": meter.unit,
-        "aggregation": meter.aggregation, "dimensions": meter.dimensions,
+        "aggregation": meter.aggregation, "dimensions": meter.dimensions, "options": meter.options,
         "event_retention_days": meter.event_retention_days})
 }
 
@@ -100,6 +107,7 @@ pub fn add(conn: &mut Conn, meter: &Meter) -> Result<Meter, DbError> {
         unit: &meter.unit,
         aggregation: meter.aggregation.as_str(),
         dimensions: dimensions_text(&meter.dimensions)?,
+        options: options_text(&meter.options)?,
         version: meter.version,
         event_retention_days: meter.event_retention_days,
         created_at: meter.created_at.0,
@@ -264,6 +272,7 @@ pub fn update(
             meters::unit.eq(&changed.unit),
             meters::aggregation.eq(changed.aggregation.as_str()),
             meters::dimensions.eq(dimensions_text(&changed.dimensions)?),
+            meters::options.eq(options_text(&changed.options)?),
             meters::version.eq(changed.version),
             meters::event_retention_days.eq(changed.event_retention_days),
         ))

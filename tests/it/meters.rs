@@ -16,6 +16,7 @@ on_both_databases!(
     a_change_is_obeyed_by_the_next_event,
     keys_reach_their_meters_only,
     pages_go_by_name,
+    an_expression_makes_the_quantity,
 );
 
 fn path(meter: &Value) -> String {
@@ -263,4 +264,57 @@ async fn pages_go_by_name(database: Database) {
     assert_eq!(seen, ["Z", "a", "a.b", "b", "c", "ä"]);
     assert_eq!(names(&ws, "name=a").await, ["a"]);
     assert_eq!(names(&ws, "name=nosuch").await, [""; 0]);
+}
+
+async fn an_expression_makes_the_quantity(database: Database) {
+    let server = Server::start(&database);
+    let ws = server.workspace().await;
+    let bad = json!({"name": "m", "unit": "u", "value_expression": "quantity +* 2"});
+    let message = ws.post("/v1/meters", &bad).await.error(400, "invalid_input");
+    assert!(message.contains("value_expression, position 11"), "{message}");
+    let terms = "if(metadata.cached, 0.1, 1) * (metadata.tokens.in + 4 * coalesce(metadata.tokens.out, 0))";
+    let meter =
+        make(&ws, json!({"name": "cost", "unit": "u", "value_expression": format!(" {terms} ")})).await;
+    assert_eq!(meter["value_expression"], terms);
+    assert_eq!(ws.get(&path(&meter)).await.json(200)["value_expression"], terms);
+    let event = |key: &str, quantity: Value, metadata: Value| {
+        json!({"meter": "cost", "subject": "s", "quantity": quantity, "timestamp": NOON,
+               "idempotency_key": key, "metadata": metadata})
+    };
+    let sent = event("a", json!(7), json!({"tokens": {"in": 10, "out": 3}, "cached": true}));
+    let stored = ws.post("/v1/usages", &sent).await.json(201);
+    assert_eq!(stored["quantity"].to_string(), "2.2");
+    assert_eq!(stored["metadata"]["quantity_sent"], 7);
+    // nothing needs to be sent that the expression does not look at
+    let stored =
+        ws.post("/v1/usages", &event("b", Value::Null, json!({"tokens": {"in": 5}}))).await.json(201);
+    assert_eq!((&stored["quantity"], &stored["metadata"]["quantity_sent"]), (&json!(5), &json!(0)));
+    assert_eq!(ws.total("cost").await, "7.2");
+    for (key, metadata, said) in [
+        ("c", json!({}), "gives no value"),
+        ("d", json!({"tokens": {"in": "x"}}), "position"),
+        ("e", json!({"tokens": {"in": -5}}), "must be greater than 0"),
+        ("f", json!({"tokens": {"in": 1}, "quantity_sent": 3}), "quantity_sent"),
+    ] {
+        let message =
+            ws.post("/v1/usages", &event(key, json!(1), metadata)).await.error(400, "invalid_input");
+        assert!(message.contains(said), "{message}");
+    }
+    // a retry is the same event, whatever the expression is by then
+    ws.put(&path(&meter), &json!({"value_expression": "quantity * 2"})).await.expect(200);
+    let again = ws.post("/v1/usages", &sent).await.expect(201);
+    assert_eq!(
+        (again.header("idempotency-replayed"), again.header("idempotency-conflict")),
+        ("true".into(), String::new())
+    );
+    let dry = ws.post("/v1/usages?dry_run=true", &event("g", json!(4), json!({}))).await.json(200);
+    assert_eq!(dry["items"][0]["event"]["quantity"], 8);
+    let bulk = json!([event("g", json!(4), json!({})), event("h", json!(0), json!({}))]);
+    let bulk = ws.post("/v1/usages/bulk", &bulk).await.json(201);
+    assert_eq!((&bulk["accepted"], &bulk["failed"]), (&json!(1), &json!(1)));
+    assert_eq!(ws.total("cost").await, "15.2");
+    ws.put(&path(&meter), &json!({"value_expression": ""})).await.expect(200);
+    let stored = ws.post("/v1/usages", &event("i", json!(1), json!({}))).await.json(201);
+    assert_eq!((&stored["quantity"], &stored["metadata"]), (&json!(1), &json!({})));
+    assert_eq!(ws.get(&path(&meter)).await.json(200)["value_expression"], Value::Null);
 }

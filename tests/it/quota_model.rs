@@ -108,6 +108,7 @@ impl World {
                 unit: "u".into(),
                 aggregation,
                 dimensions: Vec::new(),
+                options: Default::default(),
                 version: 1,
                 event_retention_days: 90,
                 pruned_before: None,

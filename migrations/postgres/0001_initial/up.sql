@@ -245,6 +245,8 @@ CREATE TABLE meters (
     aggregation TEXT NOT NULL,
     -- JSON list, in the order given
     dimensions TEXT NOT NULL,
+    -- JSON object: what only some meters have
+    options TEXT NOT NULL DEFAULT '{}',
     -- grows with every change that events in flight must not miss
     version INTEGER NOT NULL,
     event_retention_days INTEGER NOT NULL,

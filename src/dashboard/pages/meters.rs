@@ -20,6 +20,7 @@ use crate::entitlements::sql::plans;
 use crate::error::Result;
 use crate::http::extract::{Id, Params};
 use crate::metering::event::StoredEvent;
+use crate::metering::expression::Expression;
 use crate::metering::meter::{DimensionInput, Meter, MeterInput};
 use crate::metering::time::{BucketSize, Timestamp};
 use crate::usage::query::{BreakdownItem, GroupField, Query};
@@ -135,7 +136,8 @@ impl FormPage {
 }
 
 /// The fields that a complaint can be about.
-const FIELDS: [&str; 5] = ["name", "unit", "aggregation", "event_retention_days", "description"];
+const FIELDS: [&str; 6] =
+    ["name", "unit", "aggregation", "event_retention_days", "description", "value_expression"];
 
 pub async fn new(visit: Visit) -> Result<HttpResponse> {
     let fields = Fields::of([("aggregation", "sum"), ("event_retention_days", "90")]);
@@ -161,6 +163,7 @@ fn input(fields: &Fields) -> Result<MeterInput> {
         aggregation: Some(fields.get("aggregation").to_owned()),
         dimensions: Some(dimensions.collect()),
         event_retention_days: fields.integer("event_retention_days")?,
+        value_expression: Some(fields.get("value_expression").to_owned()),
     })
 }
 
@@ -203,6 +206,10 @@ fn fields_of(meter: &Meter) -> Fields {
         ("aggregation".to_owned(), meter.aggregation.as_str().to_owned()),
         ("event_retention_days".to_owned(), meter.event_retention_days.to_string()),
         ("description".to_owned(), meter.description.clone()),
+        (
+            "value_expression".to_owned(),
+            meter.options.value_expression.as_ref().map_or("", Expression::text).to_owned(),
+        ),
     ];
     for (row, dimension) in meter.dimensions.iter().enumerate() {
         let mut put = |name: &str, value: String| pairs.push((format!("dim.{row}.{name}"), value));

@@ -15,6 +15,7 @@ fn query() -> Query {
         unit: "u".to_owned(),
         aggregation: Aggregation::Sum,
         dimensions: Vec::new(),
+        options: Default::default(),
         version: 1,
         event_retention_days: 90,
         pruned_before: None,
