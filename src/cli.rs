@@ -52,6 +52,7 @@ pub fn run(config: &Config, command: Command) -> Result<Outcome> {
         Command::Events(Events::Tail(asked)) => wait_for(usage::tail(config, &asked)),
         Command::Usage(Usage::Query(asked)) => wait_for(usage::query(config, &asked)),
         Command::Import(asked) => crate::import::run(config, &asked).map(|()| Outcome::Done),
+        Command::Tenant(asked) => crate::tenant::run(config, &asked).map(|()| Outcome::Done),
         Command::Completions { shell } => pages::completions(shell),
         Command::Man { command } => pages::man(command.as_deref()),
     }

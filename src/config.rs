@@ -21,6 +21,7 @@ pub mod import;
 mod sections;
 mod settings;
 mod source;
+pub mod tenant;
 #[cfg(test)]
 mod tests;
 mod value;

@@ -3,10 +3,10 @@
 //! is written here.
 
 mod files;
-mod progress;
+pub mod progress;
 mod reference;
 mod report;
-mod sql;
+pub mod sql;
 
 use std::sync::atomic::AtomicBool;
 

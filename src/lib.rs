@@ -11,7 +11,7 @@
 //! - [`ingest`]: the way in: admission, queue, group commit
 //! - [`app`]: what every door is handed; [`retention`]: what old rows come to; [`operations`]: what an operator looks at
 //! - [`http`] and [`grpc`]: the doors for programs; [`dashboard`]: the one for people
-//! - [`import`]: what other programs hold, brought in
+//! - [`import`]: what other programs hold, brought in; [`tenant`]: one workspace, out and in
 //! - [`roles`]: what the program can be started as; [`cli`]: commands that end by themselves
 // two files have to call C: db/sqlstate.rs asks libpq for what diesel does not tell, db/interrupt.rs limits SQLite's time
 #![deny(unsafe_code)]
@@ -51,5 +51,6 @@ pub mod operations;
 pub mod retention;
 pub mod roles;
 mod string_enum;
+pub mod tenant;
 pub mod usage;
 pub mod vault;

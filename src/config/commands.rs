@@ -8,6 +8,7 @@ use clap::{Args, Subcommand, ValueEnum};
 pub use clap_complete::Shell;
 
 use crate::config::import::Import;
+use crate::config::tenant::Tenant;
 
 #[derive(Clone, Debug, Subcommand)]
 pub enum Command {
@@ -37,6 +38,9 @@ pub enum Command {
     /// Bring in what other programs hold
     #[command(subcommand)]
     Import(Import),
+    /// One workspace with everything, out of this installation and into another
+    #[command(subcommand)]
+    Tenant(Tenant),
     /// Print the completions of a shell
     #[command(after_help = "Example:\n  open-spanner completions bash > /etc/bash_completion.d/open-spanner")]
     Completions { shell: Shell },
@@ -394,6 +398,7 @@ impl Command {
             Command::Events(_) => "events",
             Command::Usage(_) => "usage",
             Command::Import(_) => "import",
+            Command::Tenant(_) => "tenant",
             Command::Completions { .. } => "completions",
             Command::Man { .. } => "man",
         }

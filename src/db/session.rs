@@ -33,6 +33,23 @@ impl Session {
         Ok(Session { conn, link, is_trial })
     }
 
+    /// Sees one instant, and changes nothing.
+    pub fn look(driver: &Driver) -> Result<Session> {
+        let mut conn = open(driver).map_err(|error| cannot_open(driver, error))?;
+        let link = super::link(&mut conn);
+        let begin =
+            if conn.is_postgres() { "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY" } else { "BEGIN" };
+        conn.batch_execute(begin).map_err(|error| refused(&error.into()))?;
+        Ok(Session { conn, link, is_trial: true })
+    }
+
+    /// What was a trial until now is kept, all of it.
+    pub fn keep(mut self) -> Result<()> {
+        self.conn.batch_execute("COMMIT").map_err(|error| refused(&error.into()))?;
+        self.is_trial = false;
+        Ok(())
+    }
+
     pub fn link(&self) -> Link {
         self.link
     }

@@ -8,6 +8,7 @@ mod postgres;
 mod quota;
 mod rehearsal;
 mod sqlite;
+pub mod sums;
 
 pub use consume::{KeyUse, find_key, replay};
 pub use rehearsal::{Seen, rehearse};
@@ -29,7 +30,7 @@ use crate::entitlements::plan::Plan;
 use crate::entitlements::sql::decisions::{self, Decided, Decision};
 use crate::jobs::queue;
 use crate::metering::delta::{self, Delta};
-use crate::metering::event::{self, Event, Original, StoredEvent};
+use crate::metering::event::{self, DimensionSet, Event, Original, StoredEvent};
 use crate::metering::quantity::Quantity;
 use crate::metering::rollup;
 use crate::metering::time::{SECOND, Timestamp};
@@ -497,11 +498,11 @@ impl<'a> InsertBatch<'a> {
     }
 
     fn write_dimension_sets(&mut self, conn: &mut Conn, known: &WriteCache) -> Result<(), DbError> {
-        let mut new: BTreeMap<(i64, [u8; 16]), &Event> = BTreeMap::new();
+        let mut new: BTreeMap<(i64, [u8; 16]), &DimensionSet> = BTreeMap::new();
         for (_, event) in self.accepted() {
             let set = (event.meter.id, event.dimension_set.hash);
             if !known.dimension_sets.contains_key(&set) {
-                new.insert(set, event);
+                new.insert(set, &event.dimension_set);
             }
         }
         if new.is_empty() {

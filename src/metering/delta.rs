@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use crate::metering::event::{DimensionSet, Event};
 use crate::metering::facet::{self, Cells, Input, QUARTER, put_bytes, put_signed, put_unsigned};
-use crate::metering::rollup::{Part, add_event};
+use crate::metering::rollup::{Part, add_event, merge};
 use crate::metering::time::Timestamp;
 
 /// Of one meter.
@@ -51,6 +51,36 @@ fn of_meter(mut events: Vec<(&Event, i64)>) -> Delta {
         counts.insert(*subject_id, Count { events: of_subject.len() as i64, last_at });
     }
     Delta { cells, subjects: subjects.into_bytes(), counts: pack_counts(&counts), size }
+}
+
+/// What events came to that are not stored: in a period of a quarter or more, by subject and set. They count for nobody.
+pub fn of_sums<'a>(
+    sums: impl Iterator<Item = (i64, &'a DimensionSet, Timestamp, &'a Part)>,
+    needs_edges: bool,
+) -> Delta {
+    type Sets<'a> = BTreeMap<[u8; 16], (&'a DimensionSet, Sums)>;
+    let (mut all, mut each) = (Sets::new(), BTreeMap::<i64, Sets>::new());
+    for (subject_id, set, start, part) in sums {
+        for sets in [&mut all, each.entry(subject_id).or_default()] {
+            let (_, sums) = sets.entry(set.hash).or_insert_with(|| (set, Sums::new()));
+            merge(sums, start.floor(QUARTER), part);
+        }
+    }
+    let listed = |sets: Sets<'a>| sets.into_values().collect::<Vec<_>>();
+    let all = listed(all);
+    let mut size = all.iter().map(|(_, sums)| sums.len()).sum();
+    let mut subjects = SubjectCells::default();
+    for (subject_id, sets) in each {
+        let sets = listed(sets);
+        size += sets.iter().map(|(_, sums)| sums.len()).sum::<usize>();
+        subjects.push(subject_id, &pack(&sets, true));
+    }
+    Delta {
+        cells: pack(&all, needs_edges),
+        subjects: subjects.into_bytes(),
+        counts: pack_counts(&Counts::new()),
+        size,
+    }
 }
 
 /// Events in the order of their sets.

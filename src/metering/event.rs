@@ -372,7 +372,12 @@ pub fn dimension_set(meter: &Meter, metadata: &Map) -> DimensionSet {
             values.insert(dimension.name.clone(), value.clone());
         }
     }
-    let json = json::object_text(&values);
+    set_of_values(meter, &values)
+}
+
+/// Of dimension values by their full names.
+pub fn set_of_values(meter: &Meter, values: &Map) -> DimensionSet {
+    let json = json::object_text(values);
     // not the version of the meter: most changes of a meter leave the meaning of its sets as it is
     let version = meter.dimensions_version();
     DimensionSet { hash: hash128(&[&version.to_be_bytes(), json.as_bytes()]), version, json }

@@ -36,6 +36,7 @@ const FLOORS: &[&str] = &[
     "dashboard",
     "roles",
     "import",
+    "tenant",
     "cli",
 ];
 

@@ -65,6 +65,7 @@ mod statements;
 mod stats;
 mod subjects;
 mod system;
+mod tenants;
 mod transport;
 mod usage;
 mod vault;

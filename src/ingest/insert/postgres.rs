@@ -12,7 +12,7 @@ use crate::db::columns::uuid_of;
 use crate::db::identity::Link;
 use crate::db::prepared::prepared;
 use crate::ingest::insert::{DeltaRow, EventRow, ExistingKey, KeyRow, LedgerKey, MeterRow, RunRow};
-use crate::metering::event::Event;
+use crate::metering::event::DimensionSet;
 use crate::metering::rollup::{Key, Part};
 use crate::metering::time::Timestamp;
 use crate::meters::sql::METER_LOCK;
@@ -233,13 +233,13 @@ fn taken_of(row: TakenRow) -> Result<ExistingKey, DbError> {
 
 pub fn add_dimension_sets(
     conn: &mut PgConnection,
-    new: &BTreeMap<(i64, [u8; 16]), &Event>,
+    new: &BTreeMap<(i64, [u8; 16]), &DimensionSet>,
 ) -> Result<(), DbError> {
     AddDimensionSets {
         meter_ids: &new.keys().map(|(meter_id, _)| *meter_id).collect(),
         hashes: &new.keys().map(|(_, hash)| hash.to_vec()).collect(),
-        versions: &new.values().map(|event| event.dimension_set.version).collect(),
-        dimensions: &new.values().map(|event| event.dimension_set.json.clone()).collect(),
+        versions: &new.values().map(|set| set.version).collect(),
+        dimensions: &new.values().map(|set| set.json.clone()).collect(),
     }
     .execute(conn)?;
     Ok(())

@@ -22,7 +22,7 @@ use crate::db::DbError;
 use crate::db::identity::Link;
 use crate::db::prepared::prepared;
 use crate::metering::delta::Delta;
-use crate::metering::event::Event;
+use crate::metering::event::DimensionSet;
 use crate::metering::rollup::{Key, Part};
 use crate::metering::time::{HOUR, Timestamp};
 
@@ -241,10 +241,10 @@ fn taken_of(
 
 pub fn add_dimension_sets(
     conn: &mut SqliteConnection,
-    new: &BTreeMap<(i64, [u8; 16]), &Event>,
+    new: &BTreeMap<(i64, [u8; 16]), &DimensionSet>,
 ) -> Result<(), DbError> {
-    for ((meter_id, hash), event) in new {
-        let (version, dimensions) = (&event.dimension_set.version, &event.dimension_set.json);
+    for ((meter_id, hash), set) in new {
+        let (version, dimensions) = (&set.version, &set.json);
         AddDimensionSet { meter_id, hash, version, dimensions }.execute(conn)?;
     }
     Ok(())

@@ -1,0 +1,197 @@
+//! What is known of events that are gone: the sums that outlived them, by meter, subject, hour and dimensions. They are
+//! asked for as any query is, and put back by the insert, so that nothing here knows how a database keeps them.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use super::archive::{Kind, Month, Row};
+use super::sql::usage;
+use super::unusable;
+use crate::db::{Conn, DbError};
+use crate::error::Result;
+use crate::ingest::insert::sums::Sum;
+use crate::metering::event::set_of_values;
+use crate::metering::filter::{Field, Filter, Literal, Order, Test};
+use crate::metering::json::{Map, Number, Value};
+use crate::metering::meter::{Aggregation, DimensionType, Meter};
+use crate::metering::quantity::Quantity;
+use crate::metering::rollup::{Edge, Part};
+use crate::metering::time::{BucketSize, DAY, HOUR, Timestamp, Window};
+use crate::usage::aggregate;
+use crate::usage::query::{GroupField, Query};
+
+pub const COLUMNS: &[(&str, Kind)] = &[
+    ("meter_id", Kind::Int),
+    ("subject", Kind::Text),
+    ("hour", Kind::Int),
+    ("dimensions", Kind::Text),
+    ("events", Kind::Int),
+    ("sum", Kind::Decimal),
+    ("min", Kind::Decimal),
+    ("max", Kind::Decimal),
+    ("first_at", Kind::Int),
+    ("first_id", Kind::Bytes),
+    ("first", Kind::Decimal),
+    ("last_at", Kind::Int),
+    ("last_id", Kind::Bytes),
+    ("last", Kind::Decimal),
+];
+
+/// What a group is called whose events lack the dimension.
+const LACKING: &str = "<nil>";
+
+type Groups = BTreeMap<(Timestamp, Vec<String>), Part>;
+
+fn query(meter: &Arc<Meter>, window: Window, size: BucketSize) -> Query {
+    Query {
+        meter: meter.clone(),
+        window,
+        subject: None,
+        group_by: Vec::new(),
+        filter: None,
+        bucket_size: Some(size),
+        skip_missing: false,
+    }
+}
+
+fn cells(conn: &mut Conn, query: &Query) -> Result<Groups, DbError> {
+    Ok(aggregate::cells(conn, query, usize::MAX)?.into_cells().collect())
+}
+
+/// What queries answer of each month, and what of it is still there as events.
+pub fn months(conn: &mut Conn, meter: &Arc<Meter>) -> Result<Vec<Month>, DbError> {
+    let mut stored: BTreeMap<Timestamp, (u64, Quantity)> = BTreeMap::new();
+    for (day, events, sum) in usage::stored_days(conn, meter.id)? {
+        let month = stored.entry(BucketSize::Month.start(day)).or_insert_with(|| (0, Quantity::zero()));
+        month.0 += events;
+        month.1 += &sum;
+    }
+    let all = cells(conn, &query(meter, Window::ALWAYS, BucketSize::Month))?;
+    let month = |((start, _), part): ((Timestamp, Vec<String>), Part)| {
+        let (events, sum) = stored.remove(&start).unwrap_or_else(|| (0, Quantity::zero()));
+        Month {
+            meter: meter.name.clone(),
+            month: start.to_seconds_text()[..7].to_owned(),
+            events: part.count,
+            sum: part.sum.to_plain(),
+            stored_events: events,
+            stored_sum: sum.to_plain(),
+        }
+    };
+    Ok(all.into_iter().map(month).collect())
+}
+
+/// Hands over the sums of events that are gone.
+pub fn pruned(
+    conn: &mut Conn,
+    meter: &Arc<Meter>,
+    mut work: impl FnMut(Row) -> Result<(), DbError>,
+) -> Result<(), DbError> {
+    let stored: BTreeMap<Timestamp, u64> =
+        usage::stored_days(conn, meter.id)?.into_iter().map(|(day, events, _)| (day, events)).collect();
+    for ((day, _), part) in cells(conn, &query(meter, Window::ALWAYS, BucketSize::Day))? {
+        if stored.get(&day).copied().unwrap_or_default() == part.count.unsigned_abs() {
+            continue;
+        }
+        for hour in 0..DAY / HOUR {
+            let from = day.plus(hour * HOUR);
+            for sum in gone(conn, meter, Window { from, to: from.plus(HOUR) })? {
+                work(sum)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Of one hour: what all events came to, less what those that are there come to. Smallest, largest, first and last are
+/// those of all, which stay what they are when the others are added again.
+fn gone(conn: &mut Conn, meter: &Arc<Meter>, window: Window) -> Result<Vec<Row>, DbError> {
+    // a meter that answers with them is always asked for first and last events
+    let asked = Arc::new(Meter { aggregation: Aggregation::Last, ..(**meter).clone() });
+    let mut all = query(&asked, window, BucketSize::Hour);
+    all.group_by = vec![GroupField::Subject];
+    all.group_by.extend(meter.dimensions.iter().map(|of| GroupField::Dimension(of.name.clone())));
+    let mut there = all.clone();
+    let is_there = Test::Compare(Order::Greater, Literal::Number(Quantity::zero()));
+    // no sum knows single quantities
+    there.filter = Some(Filter::Condition(Field::Quantity, is_there));
+    let (all, there) = (cells(conn, &all)?, cells(conn, &there)?);
+    let rest = all.into_iter().filter_map(|(key, part)| {
+        let stored = there.get(&key);
+        let events = part.count - stored.map_or(0, |stored| stored.count);
+        let sum = match stored {
+            Some(stored) => &part.sum - &stored.sum,
+            None => part.sum.clone(),
+        };
+        (events > 0).then_some((key, Part { count: events, sum, ..part }))
+    });
+    Ok(rest.map(|((hour, group), part)| row(meter, hour, &group, &part)).collect())
+}
+
+fn row(meter: &Meter, hour: Timestamp, group: &[String], part: &Part) -> Row {
+    let values: Map = meter
+        .dimensions
+        .iter()
+        .zip(group.iter().skip(1))
+        .filter(|(_, text)| *text != LACKING)
+        .map(|(dimension, text)| (dimension.name.clone(), value(dimension.kind, text)))
+        .collect();
+    let edge = |edge: Option<&Edge>| {
+        [
+            edge.map(|edge| edge.at.0.to_string()),
+            edge.map(|edge| super::archive::hex(edge.id.as_bytes())),
+            edge.map(|edge| edge.quantity.to_plain()),
+        ]
+    };
+    let mut row: Row = vec![
+        Some(meter.id.to_string()),
+        group.first().cloned(),
+        Some(hour.0.to_string()),
+        Some(Value::Object(values).to_string()),
+        Some(part.count.to_string()),
+        Some(part.sum.to_plain()),
+        Some(part.min.to_plain()),
+        Some(part.max.to_plain()),
+    ];
+    row.extend(edge(part.edges.as_ref().map(|(first, _)| first)));
+    row.extend(edge(part.edges.as_ref().map(|(_, last)| last)));
+    row
+}
+
+fn value(kind: DimensionType, text: &str) -> Value {
+    match kind {
+        DimensionType::Number => Number::parse(text).map(Value::Number),
+        DimensionType::Boolean => text.parse().ok().map(Value::Bool),
+        DimensionType::String => None,
+    }
+    .unwrap_or_else(|| Value::from(text))
+}
+
+/// The meter of a sum, and the sum.
+pub fn read(row: &Row, meter: impl Fn(i64) -> Option<Arc<Meter>>) -> Result<Sum> {
+    let broken = || unusable("a sum of the file cannot be read");
+    let text = |at: usize| row.get(at).and_then(Option::as_deref).ok_or_else(broken);
+    let int = |at: usize| text(at)?.parse::<i64>().map_err(|_| broken());
+    let quantity = |at: usize| Quantity::from_plain(text(at)?).ok_or_else(broken);
+    let edge = |at: usize| -> Result<Edge> {
+        let id = Uuid::try_parse(text(at + 1)?).map_err(|_| broken())?;
+        Ok(Edge { at: Timestamp(int(at)?), id, quantity: quantity(at + 2)? })
+    };
+    let meter = meter(int(0)?).ok_or_else(broken)?;
+    let values = crate::metering::json::parse_object(text(3)?).ok_or_else(broken)?;
+    Ok(Sum {
+        subject: text(1)?.to_owned(),
+        hour: Timestamp(int(2)?),
+        set: set_of_values(&meter, &values),
+        meter,
+        part: Part {
+            count: int(4)?,
+            sum: quantity(5)?,
+            min: quantity(6)?,
+            max: quantity(7)?,
+            edges: Some((edge(8)?, edge(11)?)),
+        },
+    })
+}
