@@ -27,6 +27,7 @@ use crate::metering::time::Timestamp;
 use crate::meters;
 use crate::meters::sql::{Changed, MeterCache};
 use crate::net::budget::Budget;
+use crate::usage::home_zone::HomeZones;
 
 /// Cheap to clone.
 #[derive(Clone)]
@@ -36,6 +37,7 @@ pub struct App {
     pub auth: Auth,
     pub meters: MeterCache,
     pub plans: PlanCache,
+    pub zones: HomeZones,
     pub counters: counter_reader::Reader,
     pub ingest: Ingest,
     pub phase: Arc<Phase>,

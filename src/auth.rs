@@ -268,7 +268,7 @@ impl Auth {
                 self.0.keys.forget_all();
                 self.0.sessions.forget_all();
             }
-            Change::Meters(_) | Change::Plans(_) => {}
+            Change::Meters(_) | Change::Plans(_) | Change::Workspace(_) => {}
         }
     }
 

@@ -68,6 +68,7 @@ pub fn endpoints() -> Vec<Endpoint> {
         post("/logout", VIEWER, sign_in::logout),
         post("/settings/theme", VIEWER, settings::theme),
         post("/settings/zone", VIEWER, settings::zone),
+        post("/settings/workspace-zone", ADMIN, settings::workspace_zone),
 
         get("/live", VIEWER, live::stream),
 

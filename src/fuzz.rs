@@ -15,6 +15,7 @@ use crate::exports::job::{ExportQuery, Input as ExportInput, Kind, owner_of, par
 use crate::grpc::pb::v1;
 use crate::grpc::{convert, weight};
 use crate::http::extract::{CursorTime, Params, decode_cursor};
+use crate::metering::calendar::Zone;
 use crate::metering::event::{self, Input};
 use crate::metering::expression::Expression;
 use crate::metering::filter::{Filter, Node};
@@ -310,7 +311,7 @@ proptest! {
         }
         let raw = serde_json::value::RawValue::from_string(text.clone()).expect("JSON");
         for kind in [Kind::UsageEvents, Kind::UsageBuckets] {
-            if let Ok(asked) = ExportInput::read(&raw).and_then(|query| ExportQuery::parse(kind, query)) {
+            if let Ok(asked) = ExportInput::read(&raw).and_then(|query| ExportQuery::parse(kind, query, &Zone::UTC)) {
                 let stored = serde_json::to_string(&asked).expect("JSON");
                 prop_assert_eq!(serde_json::from_str::<ExportQuery>(&stored).ok(), Some(asked));
             }

@@ -180,7 +180,7 @@ pub fn endpoints() -> Vec<Endpoint> {
 
         endpoint(Method::GET, "/v1/auth/workspaces", MEMBER, members::workspaces, members::describe_workspaces),
         endpoint(Method::POST, "/v1/auth/session/workspace", MEMBER, members::switch, members::describe_switch),
-        endpoint(Method::PATCH, "/v1/auth/workspace", OWNER, members::rename, members::describe_rename),
+        endpoint(Method::PATCH, "/v1/auth/workspace", MANAGER, members::change, members::describe_change),
         endpoint(Method::POST, "/v1/auth/workspace/leave", MEMBER, members::leave, members::describe_leave),
         endpoint(Method::POST, "/v1/auth/workspace/owner", OWNER, members::hand_over, members::describe_hand_over),
         endpoint(Method::GET, "/v1/auth/workspace/members", MANAGER, members::list, members::describe_list),
@@ -665,6 +665,7 @@ mod tests {
         let store = Store::new(&config.db);
         let meters = MeterCache::new(store.clone(), config.cache_ttl);
         let plans = PlanCache::new(store.clone(), config.cache_ttl);
+        let zones = crate::usage::home_zone::HomeZones::new(store.clone(), config.cache_ttl);
         let counters = counter_reader::Reader::start(&store).expect("threads");
         let wake = JobNotifier::default();
         let (ingest, _) = Ingest::start(store.clone(), meters.clone(), &config.ingest, &wake);
@@ -689,6 +690,7 @@ mod tests {
             auth,
             meters,
             plans,
+            zones,
             counters,
             ingest,
             phase,

@@ -1,6 +1,7 @@
 //! The rules of metering, as functions: what an event is, whether it fits its meter, how quantities add up, where a
 //! window begins. No I/O, no SQL, no clock but the one a caller hands in; imports nothing of the house but `error`.
 
+pub mod calendar;
 pub mod cloudevent;
 pub mod delta;
 pub mod event;

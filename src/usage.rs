@@ -6,6 +6,7 @@ pub mod events;
 pub mod facets;
 pub mod filter_sql;
 pub mod fold;
+pub mod home_zone;
 pub mod ingestion_runs;
 pub mod key_conflicts;
 pub mod packed;

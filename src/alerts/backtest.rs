@@ -9,6 +9,7 @@ use crate::alerts::rule::RuleSpec;
 use crate::alerts::state::{self, Group, Kind, Observation, State};
 use crate::db::{Conn, DbError};
 use crate::error::{Error, Result};
+use crate::metering::calendar::Buckets;
 use crate::metering::meter::Meter;
 use crate::metering::quantity::Quantity;
 use crate::metering::rollup::Part;
@@ -58,7 +59,8 @@ pub fn run(
 ) -> Result<Backtest, DbError> {
     let frame = Frame::of(terms, now)?;
     let whole = Window { from: frame.from.plus(-frame.length), to: frame.to };
-    let query = Query { bucket_size: Some(frame.size), ..evaluate::query(terms, meter.clone(), whole)? };
+    let query =
+        Query { buckets: Some(Buckets::plain(frame.size)), ..evaluate::query(terms, meter.clone(), whole)? };
     let cells = aggregate::cells(conn, &query, CELLS_MAX + 1)?;
     let mut groups: BTreeMap<String, BTreeMap<Timestamp, Part>> = BTreeMap::new();
     let mut count = 0;

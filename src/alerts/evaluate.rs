@@ -125,7 +125,7 @@ pub(super) fn query(terms: &RuleSpec, meter: Arc<Meter>, window: Window) -> Resu
         subject: terms.subject.clone(),
         group_by: terms.group_by.iter().map(|field| group_field(field)).collect(),
         filter: terms.filter()?,
-        bucket_size: None,
+        buckets: None,
         skip_missing: terms.group_by.is_some(),
     })
 }

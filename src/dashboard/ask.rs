@@ -6,11 +6,12 @@ use std::sync::Arc;
 use crate::app::App;
 use crate::auth::Caller;
 use crate::dashboard::chart::{self, SERIES_MAX, Series};
-use crate::dashboard::view::{Link, day, minute};
+use crate::dashboard::view::Link;
 use crate::error::{Error, Result};
+use crate::metering::calendar::{Buckets, Calendar};
 use crate::metering::meter::{Aggregation, Meter};
 use crate::metering::quantity::Quantity;
-use crate::metering::time::{BucketSize, DAY, HOUR, Timestamp, Window};
+use crate::metering::time::{BucketSize, DAY, Timestamp, Unit, Window};
 use crate::usage::aggregate::{cells, needs_snapshot};
 use crate::usage::query::{self as usage, BreakdownItem, Bucket, GroupedAggregates, Query};
 
@@ -77,50 +78,53 @@ pub fn whole(meter: Meter, window: Window, size: BucketSize) -> Query {
         subject: None,
         group_by: Vec::new(),
         filter: None,
-        bucket_size: Some(size),
+        buckets: Some(Buckets::plain(size)),
         skip_missing: false,
     }
 }
 
 /// The starts of the buckets that a window touches.
-pub fn axis(window: Window, size: BucketSize) -> Vec<Timestamp> {
-    let next = |at: Timestamp| match size {
-        BucketSize::Hour => at.plus(HOUR),
-        BucketSize::Day => at.plus(DAY),
-        BucketSize::Month => at.plus_months(1),
-    };
-    let mut starts = vec![size.start(window.from)];
-    while let Some(at) = starts.last().map(|last| next(*last)).filter(|at| *at < window.to) {
+pub fn axis(window: Window, calendar: impl Into<Calendar>) -> Vec<Timestamp> {
+    let calendar = calendar.into();
+    let mut starts = vec![calendar.start(window.from)];
+    while let Some(at) = starts.last().map(|last| calendar.around(*last).to).filter(|at| *at < window.to) {
         starts.push(at);
     }
     starts
 }
 
-pub fn bucket_label(at: Timestamp, size: BucketSize) -> String {
-    let text = at.to_seconds_text();
-    match size {
-        BucketSize::Hour if &text[11..13] == "00" => text[5..10].to_owned(),
-        BucketSize::Hour => text[11..16].to_owned(),
-        BucketSize::Day => text[5..10].to_owned(),
-        BucketSize::Month => text[..7].to_owned(),
+pub fn bucket_label(at: Timestamp, calendar: impl Into<Calendar>) -> String {
+    let calendar = calendar.into();
+    let text = calendar.zone.text(at);
+    match calendar.size.parts().0 {
+        Unit::Minute | Unit::Hour if &text[11..16] == "00:00" => text[5..10].to_owned(),
+        Unit::Minute | Unit::Hour => text[11..16].to_owned(),
+        Unit::Day | Unit::Week => text[5..10].to_owned(),
+        Unit::Month | Unit::Quarter | Unit::Year if calendar.anchor.is_some() => text[..10].to_owned(),
+        Unit::Month | Unit::Quarter => text[..7].to_owned(),
+        Unit::Year => text[..4].to_owned(),
     }
 }
 
-pub fn bucket_name(at: Timestamp, size: BucketSize) -> String {
-    match size {
-        BucketSize::Hour => minute(at),
-        BucketSize::Day => day(at),
-        BucketSize::Month => at.to_seconds_text()[..7].to_owned(),
+pub fn bucket_name(at: Timestamp, calendar: impl Into<Calendar>) -> String {
+    let calendar = calendar.into();
+    let text = calendar.zone.text(at);
+    match calendar.size.parts().0 {
+        Unit::Minute | Unit::Hour => format!("{} {}", &text[..10], &text[11..16]),
+        Unit::Month | Unit::Quarter if calendar.anchor.is_none() => text[..7].to_owned(),
+        Unit::Year if calendar.anchor.is_none() => text[..4].to_owned(),
+        _ => text[..10].to_owned(),
     }
 }
 
 /// The buckets of a chart, each linked to its events.
-pub fn chart_buckets(window: Window, size: BucketSize, events: &Link) -> Vec<chart::Bucket> {
-    let starts = axis(window, size);
+pub fn chart_buckets(window: Window, calendar: impl Into<Calendar>, events: &Link) -> Vec<chart::Bucket> {
+    let calendar = calendar.into();
+    let starts = axis(window, &calendar);
     let ends = starts.iter().skip(1).copied().chain([window.to]);
     let of = |(at, end): (&Timestamp, Timestamp)| chart::Bucket {
-        label: bucket_label(*at, size),
-        name: bucket_name(*at, size),
+        label: bucket_label(*at, &calendar),
+        name: bucket_name(*at, &calendar),
         link: events
             .clone()
             .with("from", &(*at).max(window.from).to_exact_text())
@@ -161,7 +165,7 @@ pub fn series(
     let nothing = is_additive(aggregation).then(Quantity::zero);
     let mut groups: BTreeMap<String, (Quantity, Vec<Option<Quantity>>)> = BTreeMap::new();
     for row in rows {
-        let Some(place) = places.get(&row.bucket_start) else { continue };
+        let Some(place) = places.get(&row.bucket_start.at) else { continue };
         let (total, values) = groups
             .entry(group_name(row, by_subject))
             .or_insert_with(|| (Quantity::zero(), vec![nothing.clone(); starts.len()]));

@@ -1,9 +1,13 @@
 //! The grammar of addresses: ranges, buckets, filters. A view is its address, so everything here reads text and
 //! writes text. Pure: the clock comes in as an argument.
 
-use crate::dashboard::view::{Link, minute};
+use jiff::Span;
+use jiff::civil::Date;
+
+use crate::dashboard::view::Link;
 use crate::error::{Error, Result};
 use crate::http::extract::Params;
+use crate::metering::calendar::{Calendar, Zone};
 use crate::metering::filter::{Filter, GROUP_DEPTH_MAX, Node};
 use crate::metering::json::{Number, Value};
 use crate::metering::meter::Meter;
@@ -34,27 +38,37 @@ pub struct Range {
     pub window: Window,
     /// The last bucket is not over.
     pub is_running: bool,
+    /// In which days begin, and dates are read and shown.
+    pub zone: Zone,
 }
 
 impl Range {
     /// `from` and `to` win over `range`; nothing at all is the default.
     pub fn parse(params: &Params, default: &str, now: Timestamp) -> Result<Range> {
+        Range::parse_in(&Zone::UTC, params, default, now)
+    }
+
+    /// With the dates and days of a zone.
+    pub fn parse_in(zone: &Zone, params: &Params, default: &str, now: Timestamp) -> Result<Range> {
+        let instant = |text: &str, name: &str| instant(text, name, now, zone);
+        let zone = zone.clone();
         let (from, to) = (params.get("from").trim(), params.get("to").trim());
         if !from.is_empty() || !to.is_empty() {
-            let from = if from.is_empty() { Timestamp(0) } else { instant(from, "from", now)? };
-            let to = if to.is_empty() { now } else { instant(to, "to", now)? };
+            let from = if from.is_empty() { Timestamp(0) } else { instant(from, "from")? };
+            let to = if to.is_empty() { now } else { instant(to, "to")? };
             let window = Window::new(from, to)?;
-            return Ok(Range { word: String::new(), window, is_running: to > now });
+            return Ok(Range { word: String::new(), window, is_running: to > now, zone });
         }
         let word = params.get("range").trim().replace(' ', "+");
         let word = if word.is_empty() { default.to_owned() } else { word };
-        let window = relative(&word, now)?;
-        Ok(Range { is_running: window.to > now, word, window })
+        let window = relative(&word, now, &zone)?;
+        Ok(Range { is_running: window.to > now, word, window, zone })
     }
 
     /// What it resolved to.
     pub fn words(&self) -> String {
-        format!("{} – {} UTC", minute(self.window.from), minute(self.window.to))
+        let text = |at: Timestamp| self.zone.text(at).replace('T', " ").chars().take(16).collect::<String>();
+        format!("{} – {} {}", text(self.window.from), text(self.window.to), self.zone)
     }
 
     /// The range as it is in an address.
@@ -71,18 +85,22 @@ impl Range {
     pub fn shifted(&self, lengths: i64) -> Range {
         let by = self.window.length().saturating_mul(lengths);
         let window = Window { from: self.window.from.plus(by), to: self.window.to.plus(by) };
-        Range { word: String::new(), window, is_running: false }
+        Range { word: String::new(), window, is_running: false, zone: self.zone.clone() }
     }
 }
 
 /// An instant in RFC 3339, a date, the value of a date-time field, `now`, or `-3d`.
-fn instant(text: &str, name: &str, now: Timestamp) -> Result<Timestamp> {
+fn instant(text: &str, name: &str, now: Timestamp, zone: &Zone) -> Result<Timestamp> {
     let ago = |text: &str| Some(now.plus(-length(text.strip_prefix('-')?)?));
-    let date = |text: &str| match text.len() {
-        10 => Timestamp::parse(&format!("{text}T00:00:00Z")),
-        16 => Timestamp::parse(&format!("{text}:00Z")),
-        19 => Timestamp::parse(&format!("{text}Z")),
-        _ => None,
+    // as a clock of the zone shows it for the first time
+    let date = |text: &str| {
+        let utc = match text.len() {
+            10 => Timestamp::parse(&format!("{text}T00:00:00Z")),
+            16 => Timestamp::parse(&format!("{text}:00Z")),
+            19 => Timestamp::parse(&format!("{text}Z")),
+            _ => None,
+        };
+        utc.map(|at| zone.first(Zone::UTC.civil(at)))
     };
     let found = match text {
         "now" => Some(now),
@@ -108,27 +126,28 @@ fn length(text: &str) -> Option<i64> {
     number.checked_mul(unit)
 }
 
-fn relative(word: &str, now: Timestamp) -> Result<Window> {
+fn relative(word: &str, now: Timestamp, zone: &Zone) -> Result<Window> {
     let wrong = || Error::invalid(format!("range {word:?} is not known"));
-    let today = now.floor(DAY);
-    let month = BucketSize::Month.start(now);
+    let of = |size: BucketSize| Calendar { size, zone: zone.clone(), ..Calendar::utc(size) }.around(now);
+    let date = zone.civil(now).date();
+    // midnight so many days, or the first so many months, from today
+    let day = |n: i64| zone.first(moved(date, Span::new().try_days(n)).at(0, 0, 0, 0));
+    let month = |n: i64| zone.first(moved(date.first_of_month(), Span::new().try_months(n)).at(0, 0, 0, 0));
     let (from, to) = match word {
-        "today" => (today, today.plus(DAY)),
-        "yesterday" => (today.plus(-DAY), today),
-        "this-week" => (today.plus(-week_day(now) * DAY), today.plus(DAY)),
-        "this-month" => (month, month.plus_months(1)),
-        "last-month" => (month.plus_months(-1), month),
-        "this-year" => (month.plus_months(1 - month_number(now)), month.plus_months(1)),
+        "today" => (day(0), day(1)),
+        "yesterday" => (day(-1), day(0)),
+        "this-week" => (of(BucketSize::Week).from, day(1)),
+        "this-month" => (month(0), month(1)),
+        "last-month" => (month(-1), month(0)),
+        "this-year" => (of(BucketSize::Year).from, month(1)),
         word => match (word.strip_suffix("+today"), word.strip_suffix('M')) {
-            (Some(days), _) if days.ends_with('d') => {
-                (today.plus(-length(days).ok_or_else(wrong)?), today.plus(DAY))
-            }
+            (Some(days), _) if days.ends_with('d') => (day(-whole_days(days).ok_or_else(wrong)?), day(1)),
             (None, Some(months)) => {
-                let months: i32 =
+                let months: i64 =
                     months.parse().ok().filter(|months| (1..=60).contains(months)).ok_or_else(wrong)?;
-                (month.plus_months(1 - months), month.plus_months(1))
+                (month(1 - months), month(1))
             }
-            (None, None) if word.ends_with('d') => (today.plus(-length(word).ok_or_else(wrong)?), today),
+            (None, None) if word.ends_with('d') => (day(-whole_days(word).ok_or_else(wrong)?), day(0)),
             (None, None) => (now.plus(-length(word).ok_or_else(wrong)?), now),
             _ => return Err(wrong()),
         },
@@ -136,14 +155,13 @@ fn relative(word: &str, now: Timestamp) -> Result<Window> {
     Window::new(from, to)
 }
 
-/// Days since Monday.
-fn week_day(at: Timestamp) -> i64 {
-    (at.floor(DAY).0 / DAY + 3).rem_euclid(7)
+fn whole_days(text: &str) -> Option<i64> {
+    length(text).map(|length| length / DAY)
 }
 
-/// 1 for January.
-fn month_number(at: Timestamp) -> i32 {
-    at.to_seconds_text().get(5..7).and_then(|month| month.parse().ok()).unwrap_or(1)
+/// At the ends of the calendar, the date itself.
+fn moved(date: Date, by: std::result::Result<Span, jiff::Error>) -> Date {
+    by.and_then(|span| date.checked_add(span)).unwrap_or(date)
 }
 
 /// The bucket that was asked for, or the finest with at most a hundred of them.
@@ -152,7 +170,8 @@ pub fn bucket(word: &str, window: Window) -> Result<BucketSize> {
         "" | "auto" => Ok(match window.length() {
             length if length <= 100 * HOUR => BucketSize::Hour,
             length if length <= 100 * DAY => BucketSize::Day,
-            _ => BucketSize::Month,
+            length if length <= 3_660 * DAY => BucketSize::Month,
+            _ => BucketSize::Year,
         }),
         word => BucketSize::parse(word),
     }
@@ -490,8 +509,8 @@ mod tests {
         #[test]
         fn no_text_breaks_the_grammar(text in "\\PC{0,40}") {
             let _ = Condition::parse(&text).map(|condition| condition.words());
-            let _ = relative(&text, Timestamp(1_800_000_000_000_000));
-            let _ = instant(&text, "from", Timestamp(1_800_000_000_000_000));
+            let _ = relative(&text, Timestamp(1_800_000_000_000_000), &Zone::UTC);
+            let _ = instant(&text, "from", Timestamp(1_800_000_000_000_000), &Zone::UTC);
         }
     }
 }

@@ -5,7 +5,7 @@ use std::fmt;
 use askama::filters::HtmlSafe;
 use url::form_urlencoded;
 
-use crate::dashboard::zone::Zone;
+use crate::metering::calendar::Zone;
 use crate::metering::json::Value;
 use crate::metering::quantity::Quantity;
 use crate::metering::time::{DAY, HOUR, SECOND, Timestamp};
@@ -136,7 +136,7 @@ pub fn age(at: impl Instant) -> Age {
 impl fmt::Display for When {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (text, age) = (self.at.to_seconds_text(), relative(self.at, Timestamp::now()));
-        let (date, time) = self.zone.local(self.at);
+        let (date, time) = crate::dashboard::zone::local(&self.zone, self.at);
         write!(
             f,
             "<time datetime=\"{text}\" title=\"{age}, {text}\">{date} <span class=\"clock\">{time}</span></time>"

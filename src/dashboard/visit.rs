@@ -13,10 +13,10 @@ use crate::app::App;
 use crate::auth::Caller;
 use crate::auth::permission::Role;
 use crate::dashboard::view::{Instant, When};
-use crate::dashboard::zone::Zone;
 use crate::dashboard::{assets, csrf};
 use crate::error::{Error, Result};
 use crate::http::session::{FLASH_COOKIE, flash_cookie, secure, sent_cookie, sent_header};
+use crate::metering::calendar::Zone;
 
 pub const THEME_COOKIE: &str = "open_spanner_theme";
 pub const ZONE_COOKIE: &str = "open_spanner_zone";
@@ -55,7 +55,7 @@ impl Visit {
         Visit {
             caller: request.extensions().get::<Caller>().cloned(),
             theme: theme_of(&theme),
-            zone: Zone::parse(&zone).unwrap_or_else(Zone::utc),
+            zone: Zone::parse(&zone).unwrap_or(Zone::UTC),
             flash: percent_decode_str(&flash).decode_utf8_lossy().into_owned(),
             here: request.uri().path_and_query().map_or("/", |path| path.as_str()).to_owned(),
             origin: format!("{}://{host}", if is_secure { "https" } else { "http" }),

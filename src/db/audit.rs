@@ -77,6 +77,7 @@ pub const CHANGES: &[(&str, &str, &str)] = &[
     ("users::register", "user.registered", "user"),
     ("workspaces::rename", "workspace.renamed", "workspace"),
     ("workspaces::set_key_conflicts", "workspace.key_conflicts_changed", "workspace"),
+    ("workspaces::set_time_zone", "workspace.time_zone_changed", "workspace"),
 ];
 
 /// Operations that change nothing that somebody decided: what is measured, what follows from a decision by itself, and

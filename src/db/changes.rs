@@ -20,6 +20,8 @@ pub enum Change {
     Meters(i64),
     /// Assignments of plans in a workspace.
     Plans(i64),
+    /// How a workspace is set up.
+    Workspace(i64),
     /// A key, by the hash of its secret.
     Key(Vec<u8>),
     /// An access token, by its hash.
@@ -33,6 +35,7 @@ impl Change {
         match self {
             Change::Meters(workspace_id) => format!("meters {workspace_id}"),
             Change::Plans(workspace_id) => format!("plans {workspace_id}"),
+            Change::Workspace(workspace_id) => format!("workspace {workspace_id}"),
             Change::Key(hash) => format!("key {}", hex(hash)),
             Change::Session(hash) => format!("session {}", hex(hash)),
             Change::Anything => "anything".to_owned(),
@@ -44,6 +47,7 @@ impl Change {
         let change = match text.split_once(' ') {
             Some(("meters", id)) => id.parse().ok().map(Change::Meters),
             Some(("plans", id)) => id.parse().ok().map(Change::Plans),
+            Some(("workspace", id)) => id.parse().ok().map(Change::Workspace),
             Some(("key", hash)) => unhex(hash).map(Change::Key),
             Some(("session", hash)) => unhex(hash).map(Change::Session),
             _ => None,
@@ -156,6 +160,7 @@ mod tests {
         let all = [
             Change::Meters(7),
             Change::Plans(i64::MAX),
+            Change::Workspace(8),
             Change::Key(vec![0, 255, 16]),
             Change::Session(vec![1; 32]),
             Change::Anything,

@@ -22,6 +22,7 @@ table! {
         id -> BigInt,
         public_id -> Text,
         name -> Text,
+        time_zone -> Text,
         assignment_version -> BigInt,
         key_conflicts -> Text,
         created_at -> BigInt,

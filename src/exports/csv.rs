@@ -26,10 +26,13 @@ impl Table {
         Table { writer, formula_guard }
     }
 
-    /// A table of buckets with its header: one more column for each field of `group_by` but the subject.
+    /// A table of buckets with its header: one more column for each field of `group_by` but the subject,
+    /// and one for the zone where one was asked for.
     pub fn of_buckets(query: &Query, formula_guard: bool) -> Result<Self> {
         let groups = query.group_by.iter().filter(|field| **field != GroupField::Subject);
-        let header: Vec<&str> = BUCKET_COLUMNS.into_iter().chain(groups.map(GroupField::name)).collect();
+        let zone = query.buckets.as_ref().filter(|buckets| buckets.calendar.is_zoned).map(|_| "time_zone");
+        let header: Vec<&str> =
+            BUCKET_COLUMNS.into_iter().chain(groups.map(GroupField::name)).chain(zone).collect();
         let mut table = Table::new(formula_guard);
         table.line(&header)?;
         Ok(table)
@@ -47,19 +50,19 @@ impl Table {
     }
 
     pub fn bucket(&mut self, query: &Query, bucket: &Bucket) -> Result<()> {
-        let (start, quantity) = (bucket.bucket_start.to_seconds_text(), bucket.quantity.to_plain());
+        let quantity = bucket.quantity.to_plain();
         let groups = query.group_by.iter().filter(|field| **field != GroupField::Subject);
         let values = groups.map(|field| bucket.group.get(field.name()).map_or("", String::as_str));
         let own = [
-            start.as_str(),
+            bucket.bucket_start.as_str(),
             &bucket.subject,
             &bucket.meter,
-            bucket.bucket_size,
+            &bucket.bucket_size,
             bucket.aggregation,
             &bucket.unit,
             &quantity,
         ];
-        self.line(&own.into_iter().chain(values).collect::<Vec<_>>())
+        self.line(&own.into_iter().chain(values).chain(bucket.time_zone.as_deref()).collect::<Vec<_>>())
     }
 
     pub fn event(&mut self, event: &StoredEvent) -> Result<()> {

@@ -7,8 +7,9 @@ use utoipa::ToSchema;
 
 use crate::chance;
 use crate::error::{Error, Result};
+use crate::metering::calendar::{Buckets, Wish, Zone};
 use crate::metering::filter::{Filter, Node};
-use crate::metering::time::{BucketSize, Timestamp, Window};
+use crate::metering::time::{Timestamp, Window};
 use crate::usage::query::parse_subject_filter;
 
 /// What a job exports.
@@ -157,8 +158,15 @@ pub struct Input {
     /// Required for buckets.
     #[schema(value_type = Option<Timestamp>)]
     to: Option<String>,
-    /// `hour`, `day` or `month`; `day` unless told.
+    /// As in a bucket query; `day` unless told.
     bucket_size: Option<String>,
+    /// Of the IANA database; that of the workspace unless told.
+    time_zone: Option<String>,
+    /// Buckets are counted from here.
+    #[schema(value_type = Option<Timestamp>)]
+    anchor: Option<String>,
+    /// `monday` or `sunday`; `monday` unless told.
+    week_start: Option<String>,
     /// `subject` or declared dimensions, up to five.
     group_by: Option<Vec<String>>,
     /// Rows at most; all unless told.
@@ -196,6 +204,16 @@ pub struct ExportQuery {
     #[schema(value_type = Option<Timestamp>)]
     pub to: Option<Time>,
     pub bucket_size: String,
+    /// As sent, or that of the workspace when the job was made, unless that is UTC.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schema(required = false)]
+    pub time_zone: String,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schema(required = false)]
+    pub anchor: String,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schema(required = false)]
+    pub week_start: String,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub group_by: Vec<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -235,8 +253,8 @@ impl<'de> Deserialize<'de> for Time {
 
 impl ExportQuery {
     /// Refuses what can never be exported. What depends on the meter is decided when the job runs: the meter may
-    /// come to be, and clients expect such a job to fail, not its creation.
-    pub fn parse(kind: Kind, input: Input) -> Result<Self> {
+    /// come to be, and clients expect such a job to fail, not its creation. `home` is the zone of the workspace.
+    pub fn parse(kind: Kind, input: Input, home: &Zone) -> Result<Self> {
         let from = time(input.from.as_deref(), "from", "invalid_from", kind)?;
         let to = time(input.to.as_deref(), "to", "invalid_to", kind)?;
         let asked = ExportQuery {
@@ -245,6 +263,9 @@ impl ExportQuery {
             from,
             to,
             bucket_size: input.bucket_size.unwrap_or_default(),
+            time_zone: zone_of(kind, input.time_zone.unwrap_or_default(), home),
+            anchor: input.anchor.unwrap_or_default(),
+            week_start: input.week_start.unwrap_or_default(),
             group_by: input.group_by.unwrap_or_default(),
             limit: input.limit.filter(|limit| *limit > 0),
             filter: input.filter,
@@ -254,7 +275,7 @@ impl ExportQuery {
         asked.filter()?;
         parse_subject_filter(&asked.subject)?;
         if kind == Kind::UsageBuckets {
-            asked.bucket_size()?;
+            asked.buckets()?;
             if asked.meter.is_empty() {
                 return Err(Error::invalid("meter is required"));
             }
@@ -263,10 +284,14 @@ impl ExportQuery {
     }
 
     /// Checked against the longest window of its buckets.
-    pub fn bucket_size(&self) -> Result<BucketSize> {
-        let size = BucketSize::parse(&self.bucket_size)?;
-        self.window()?.check_length(size)?;
-        Ok(size)
+    pub fn buckets(&self) -> Result<Buckets> {
+        let wish = Wish {
+            bucket_size: &self.bucket_size,
+            time_zone: &self.time_zone,
+            anchor: &self.anchor,
+            week_start: &self.week_start,
+        };
+        Buckets::of(wish.calendar(&Zone::UTC)?, self.window()?)
     }
 
     /// All time, as far as no end was named.
@@ -283,6 +308,14 @@ impl ExportQuery {
     /// Rows wanted at most.
     pub fn limit(&self) -> u64 {
         self.limit.map_or(u64::MAX, i64::unsigned_abs)
+    }
+}
+
+/// The calendar of a job must not change while it waits.
+fn zone_of(kind: Kind, asked: String, home: &Zone) -> String {
+    match kind == Kind::UsageBuckets && asked.is_empty() && !home.is_utc() {
+        true => home.name().to_owned(),
+        false => asked,
     }
 }
 
@@ -361,7 +394,7 @@ mod tests {
 
     fn asked(kind: Kind, query: Value) -> Result<ExportQuery> {
         let query = serde_json::value::to_raw_value(&query).expect("JSON");
-        ExportQuery::parse(kind, Input::read(&query)?)
+        ExportQuery::parse(kind, Input::read(&query)?, &Zone::UTC)
     }
 
     const FROM: &str = "2026-06-01T00:00:00Z";
@@ -391,7 +424,9 @@ mod tests {
             (json!({"meter": "m", "from": "0001-01-01T00:00:00Z", "to": TO}), "invalid_from"),
             (json!({"from": FROM, "to": TO}), "invalid_input"),
             (json!({"meter": "m", "from": TO, "to": FROM}), "invalid_input"),
-            (json!({"meter": "m", "from": FROM, "to": TO, "bucket_size": "week"}), "invalid_input"),
+            (json!({"meter": "m", "from": FROM, "to": TO, "bucket_size": "fortnight"}), "invalid_input"),
+            (json!({"meter": "m", "from": FROM, "to": TO, "time_zone": "Mars/Base"}), "invalid_input"),
+            (json!({"meter": "m", "from": FROM, "to": TO, "anchor": "noon"}), "invalid_anchor"),
             (
                 json!({"meter": "m", "from": "2020-06-01T00:00:00Z", "to": TO, "bucket_size": "hour"}),
                 "invalid_input",

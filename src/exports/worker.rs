@@ -24,7 +24,8 @@ use crate::exports::storage::{Draft, Storage};
 use crate::jobs::process::{self, WorkerTasks};
 use crate::jobs::queue::{Job, LeaseToken};
 use crate::jobs::worker::{Done, Queue, Work};
-use crate::metering::time::{BucketSize, Timestamp, Window};
+use crate::metering::calendar::Calendar;
+use crate::metering::time::{Timestamp, Window};
 use crate::usage::aggregate::cells;
 use crate::usage::events::{self, Position, Search};
 use crate::usage::query::{self, Bucket, Query};
@@ -250,12 +251,12 @@ const SLICE_ROWS: usize = 10_000;
 
 impl Run<'_> {
     async fn write_buckets(&self, draft: &SharedDraft) -> Result<()> {
-        let (query, size) = self.bucket_query().await?;
+        let (query, calendar) = self.bucket_query().await?;
         append(draft, Table::of_buckets(&query, self.export.asked.formula_guard)?.into_bytes()?).await?;
         let window = query.window;
         let (mut from, mut buckets) = (window.from, 1);
         while from < window.to && self.room(1) > 0 {
-            let to = slice_end(size, from, buckets).min(window.to);
+            let to = slice_end(&calendar, from, buckets).min(window.to);
             let slice = Query { window: Window { from, to }, ..query.clone() };
             let rows = self.bucket_rows(slice).await?;
             // grows while slices are small, so that an export with few rows takes few queries
@@ -269,9 +270,10 @@ impl Run<'_> {
         Ok(())
     }
 
-    async fn bucket_query(&self) -> Result<(Query, BucketSize)> {
+    async fn bucket_query(&self) -> Result<(Query, Calendar)> {
         let asked = &self.export.asked;
-        let size = asked.bucket_size()?;
+        let buckets = asked.buckets()?;
+        let calendar = buckets.calendar.clone();
         let (workspace_id, name) = (self.export.workspace_id, asked.meter.clone());
         let by_name = move |conn: &mut Conn| meters::sql::find_by_name(conn, workspace_id, &name);
         let meter = self.exporter.store.read("meters::by_name", by_name).await?;
@@ -283,10 +285,10 @@ impl Run<'_> {
             subject: query::parse_subject_filter(&asked.subject)?,
             group_by,
             filter: asked.filter()?,
-            bucket_size: Some(size),
+            buckets: Some(buckets),
             skip_missing: false,
         };
-        Ok((query, size))
+        Ok((query, calendar))
     }
 
     async fn bucket_rows(&self, query: Query) -> Result<Vec<Bucket>> {
@@ -313,13 +315,8 @@ impl Run<'_> {
 }
 
 /// Where a slice of this many buckets ends.
-fn slice_end(size: BucketSize, from: Timestamp, buckets: usize) -> Timestamp {
-    let start = size.start(from);
-    let buckets = i32::try_from(buckets).unwrap_or(i32::MAX).min(1_000);
-    match size {
-        BucketSize::Month => start.plus_months(buckets),
-        _ => start.plus(size.seconds(start) * crate::metering::time::SECOND * i64::from(buckets)),
-    }
+fn slice_end(calendar: &Calendar, from: Timestamp, buckets: usize) -> Timestamp {
+    (0..buckets.min(1_000)).fold(from, |at, _| calendar.around(at).to)
 }
 
 /// A page of raw events: rows at most, and what the CSV of a page should come to. Metadata may have 64 KiB.
@@ -470,6 +467,7 @@ async fn remove_leftovers(store: &Store, storage: &Storage) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::metering::time::BucketSize;
 
     #[test]
     fn slices_end_where_buckets_end() {
@@ -482,7 +480,7 @@ mod tests {
             (BucketSize::Month, "2024-02-01T00:00:00Z", 13, "2025-03-01T00:00:00Z"),
         ];
         for (size, from, buckets, end) in cases {
-            assert_eq!(slice_end(size, at(from), buckets), at(end), "{size:?} {from}");
+            assert_eq!(slice_end(&Calendar::utc(size), at(from), buckets), at(end), "{size:?} {from}");
         }
     }
 }

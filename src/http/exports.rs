@@ -100,8 +100,9 @@ pub async fn create(app: web::Data<App>, caller: Caller, body: Json<CreateInput>
     if !matches!(input.format.as_deref().unwrap_or_default(), "" | "csv") {
         return Err(Error::invalid("format must be csv"));
     }
+    let home = app.zones.get(caller.workspace_id).await?;
     let export =
-        Export::queued(caller.workspace_id, kind, ExportQuery::parse(kind, query)?, Timestamp::now());
+        Export::queued(caller.workspace_id, kind, ExportQuery::parse(kind, query, &home)?, Timestamp::now());
     let export = app
         .store
         .write("exports::add", move |conn| exports::sql::add(conn, &export).map(|()| export.clone()))

@@ -13,11 +13,12 @@ use crate::auth::permission::Role;
 use crate::auth::session::clearing_cookies;
 use crate::auth::sql::invitations::Invitation;
 use crate::auth::sql::members::{Colleague, Place};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::http::extract::{Id, Json, Params};
 use crate::http::openapi::Doc;
 use crate::http::respond::{self, Page};
 use crate::http::session::{SessionView, secure, shown_tokens, signed_in, with_cookies};
+use crate::metering::calendar::Zone;
 use crate::metering::time::Timestamp;
 use crate::usage::key_conflicts::{self, KeyConflicts};
 
@@ -31,6 +32,7 @@ pub struct PlaceView<'a> {
     created_at: Timestamp,
     joined_at: Timestamp,
     key_conflicts: &'a str,
+    time_zone: &'a str,
 }
 
 impl<'a> PlaceView<'a> {
@@ -42,6 +44,7 @@ impl<'a> PlaceView<'a> {
             created_at: Timestamp(place.created_at),
             joined_at: Timestamp(place.joined_at),
             key_conflicts: &place.key_conflicts,
+            time_zone: &place.time_zone,
         }
     }
 }
@@ -132,31 +135,44 @@ pub async fn switch(
     signed_in(&app, &request, StatusCode::OK, &session)
 }
 
+/// What is absent stays as it is.
 #[derive(Default, Deserialize, ToSchema)]
-#[schema(as = WorkspaceName)]
-pub struct RenameInput {
+#[schema(as = WorkspaceChange)]
+pub struct ChangeInput {
+    /// For owners only.
     name: Option<String>,
-    /// `answer` or `refuse`: what an idempotency key gets that comes again with another event.
+    /// `answer` or `refuse`: what an idempotency key gets that comes again with another event. For owners only.
     key_conflicts: Option<String>,
+    /// Of the IANA database, such as `Europe/Berlin`.
+    time_zone: Option<String>,
 }
 
-pub fn describe_rename() -> Doc {
+pub fn describe_change() -> Doc {
     Doc::new(
         "members",
-        "Rename the workspace, or choose what becomes of keys that are used for something else",
+        "Rename the workspace, choose its time zone or what becomes of keys that are used for something else",
     )
-    .body::<RenameInput>()
+    .body::<ChangeInput>()
     .empty(204, "Changed.")
 }
 
-pub async fn rename(app: web::Data<App>, caller: Caller, body: Json<RenameInput>) -> Result<HttpResponse> {
-    let RenameInput { name, key_conflicts } = body.0;
+/// All are looked at before any is changed.
+pub async fn change(app: web::Data<App>, caller: Caller, body: Json<ChangeInput>) -> Result<HttpResponse> {
+    let ChangeInput { name, key_conflicts, time_zone } = body.0;
+    let is_only_zone = name.is_none() && key_conflicts.is_none() && time_zone.is_some();
+    if !is_only_zone && caller.role != Role::Owner {
+        return Err(Error::forbidden("only an owner may change more than the time zone"));
+    }
     let key_conflicts = key_conflicts.as_deref().map(KeyConflicts::read).transpose()?;
-    if name.is_some() || key_conflicts.is_none() {
+    let zone = time_zone.map(|name| Zone::named(&name, "time_zone")).transpose()?;
+    if name.is_some() || (key_conflicts.is_none() && zone.is_none()) {
         app.auth.rename_workspace(&caller, &name.unwrap_or_default()).await?;
     }
     if let Some(wanted) = key_conflicts {
         key_conflicts::set(&app.store, caller.workspace_id, wanted).await?;
+    }
+    if let Some(zone) = zone {
+        app.zones.change(caller.workspace_id, zone).await?;
     }
     Ok(respond::no_content())
 }

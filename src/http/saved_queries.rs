@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::http::extract::{Id, Json};
 use crate::http::openapi::{AnyObject, Doc};
 use crate::http::respond::{self, Page};
+use crate::metering::calendar::{Wish, Zone};
 use crate::metering::json::Value;
 use crate::metering::meter::NAME_BYTES_MAX;
 use crate::metering::time::{BucketSize, Timestamp};
@@ -66,7 +67,7 @@ pub struct Input {
     #[schema(value_type = AnyObject)]
     query: Option<Value>,
     group_by: Option<Vec<String>>,
-    #[schema(pattern = "^(hour|day|month)?$")]
+    /// As in a bucket query.
     bucket_size: Option<String>,
     limit: Option<i64>,
     pinned: Option<bool>,
@@ -79,7 +80,7 @@ struct Checked {
     name: String,
     query: String,
     group_by: String,
-    bucket_size: &'static str,
+    bucket_size: String,
     row_limit: i64,
     pinned: Option<bool>,
     position: Option<i64>,
@@ -97,7 +98,11 @@ impl Checked {
                     "query must not be nested deeper than {QUERY_DEPTH_MAX} levels"
                 )));
             }
-            Some(Value::Object(query)) if !query.is_empty() => Value::Object(query).to_string(),
+            Some(Value::Object(query)) if !query.is_empty() => {
+                let query = Value::Object(query);
+                check_calendar(&query)?;
+                query.to_string()
+            }
             _ => return Err(Error::invalid("query must be a JSON object that is not empty")),
         };
         if query.len() > QUERY_BYTES_MAX {
@@ -109,7 +114,7 @@ impl Checked {
             query,
             group_by: serde_json::to_string(&normalised(input.group_by.unwrap_or_default())?)
                 .map_err(Error::internal)?,
-            bucket_size: if size.is_empty() { "day" } else { BucketSize::parse(&size)?.as_str() },
+            bucket_size: BucketSize::parse(&size)?.name().into_owned(),
             row_limit: input.limit.filter(|limit| *limit > 0).unwrap_or(500).min(1000),
             pinned: input.pinned,
             position: input.position.map(|position| position.max(0)),
@@ -121,7 +126,7 @@ impl Checked {
             name: self.name,
             query: self.query,
             group_by: self.group_by,
-            bucket_size: self.bucket_size.to_owned(),
+            bucket_size: self.bucket_size,
             row_limit: self.row_limit,
             pinned: self.pinned.unwrap_or(saved.pinned),
             position: self.position.unwrap_or(saved.position),
@@ -129,6 +134,18 @@ impl Checked {
             ..saved
         }
     }
+}
+
+/// A query that names a zone, an anchor or the start of weeks names one that there is.
+fn check_calendar(query: &Value) -> Result<()> {
+    let word = |name: &str| query[name].as_str().unwrap_or_default();
+    let wish = Wish {
+        bucket_size: "",
+        time_zone: word("time_zone"),
+        anchor: word("anchor"),
+        week_start: word("week_start"),
+    };
+    wish.calendar(&Zone::UTC).map(drop)
 }
 
 /// Split at commas, trimmed, without repetitions. Not checked against a meter: none is named.

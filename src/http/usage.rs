@@ -19,10 +19,11 @@ use crate::http::ndjson;
 use crate::http::openapi::{self, Doc, FORMULA_GUARD};
 use crate::http::respond::{self, Page};
 use crate::ingest::{Kind, Recorded};
+use crate::metering::calendar::{Buckets, Wish};
 use crate::metering::event::{Input, StoredEvent, parse_key};
 use crate::metering::filter::{self, Filter};
 use crate::metering::meter::Meter;
-use crate::metering::time::{BucketSize, Timestamp, Window};
+use crate::metering::time::{Timestamp, Window};
 use crate::usage::aggregate::{cells, needs_snapshot};
 use crate::usage::query::{self, GROUPS_MAX, GroupField, GroupedAggregates, Query};
 
@@ -173,8 +174,17 @@ pub struct Search {
     from: Option<String>,
     #[schema(value_type = Timestamp)]
     to: Option<String>,
-    #[schema(pattern = "^(hour|day|month)?$")]
+    /// `minute`, `5m`, `15m`, `hour`, `day` (unless told), `week`, `month`, `quarter`, `year`, or so many of a unit: `30min`,
+    /// `6h`, `10d`, `2w`, `3m`, `2q`, `2y`.
+    #[schema(pattern = "^(minute|hour|day|week|month|quarter|year|[0-9]+(min|h|d|w|m|mo|q|y))?$")]
     bucket_size: Option<String>,
+    /// Of the IANA database; that of the workspace unless told.
+    time_zone: Option<String>,
+    /// Buckets are counted from here.
+    #[schema(value_type = Option<Timestamp>)]
+    anchor: Option<String>,
+    #[schema(pattern = "^(monday|sunday)?$")]
+    week_start: Option<String>,
     group_by: Option<Vec<String>>,
     limit: Option<i64>,
     filter: Option<filter::Node>,
@@ -189,6 +199,9 @@ struct Request {
     from: Timestamp,
     to: Timestamp,
     bucket_size: String,
+    time_zone: String,
+    anchor: String,
+    week_start: String,
     group_by: Vec<String>,
     filter: Option<Filter>,
     limit: i64,
@@ -202,6 +215,9 @@ impl Request {
             from: params.time("from", "invalid_from")?,
             to: params.time("to", "invalid_to")?,
             bucket_size: params.get("bucket_size").to_owned(),
+            time_zone: params.get("time_zone").to_owned(),
+            anchor: params.get("anchor").to_owned(),
+            week_start: params.get("week_start").to_owned(),
             group_by: params.all("group_by").map(str::to_owned).collect(),
             filter: metadata_filter(params)?,
             limit,
@@ -215,6 +231,9 @@ impl Request {
             from: required_time(search.from.as_deref(), "from", "invalid_from")?,
             to: required_time(search.to.as_deref(), "to", "invalid_to")?,
             bucket_size: search.bucket_size.unwrap_or_default(),
+            time_zone: search.time_zone.unwrap_or_default(),
+            anchor: search.anchor.unwrap_or_default(),
+            week_start: search.week_start.unwrap_or_default(),
             group_by: search.group_by.unwrap_or_default(),
             filter: Filter::parse_optional(search.filter.as_ref())?,
             limit,
@@ -222,15 +241,20 @@ impl Request {
     }
 
     async fn check(self, app: &App, caller: &Caller) -> Result<(Query, usize)> {
-        let size = BucketSize::parse(&self.bucket_size)?;
+        let wish = Wish {
+            bucket_size: &self.bucket_size,
+            time_zone: &self.time_zone,
+            anchor: &self.anchor,
+            week_start: &self.week_start,
+        };
+        let calendar = wish.calendar(&app.zones.get(caller.workspace_id).await?)?;
         let window = Window::new(self.from, self.to)?;
-        window.check_length(size)?;
+        let buckets = Some(Buckets::of(calendar, window)?);
         let subject = query::parse_subject_filter(&self.subject)?;
         let meter = known_meter(app, caller, &self.meter).await?;
         let group_by = query::parse_group_by(&meter, self.group_by.iter().map(String::as_str))?;
         let filter = self.filter;
-        let bucket_size = Some(size);
-        let query = Query { meter, window, subject, group_by, filter, bucket_size, skip_missing: false };
+        let query = Query { meter, window, subject, group_by, filter, buckets, skip_missing: false };
         Ok((query, self.limit as usize))
     }
 }
@@ -292,13 +316,19 @@ async fn run_query<T: Send + 'static>(
     }
 }
 
+const BUCKET_SIZES: &str = "`minute`, `5m`, `15m`, `hour`, `day` (unless told), `week`, `month`, `quarter`, `year`, or \
+                            so many of a unit: `30min`, `6h`, `10d`, `2w`, `3m` (months), `2q`, `2y`.";
+
 fn bucket_query(summary: &'static str) -> Doc {
     Doc::new("usage", summary)
         .required_text("meter", "Name of the meter.")
         .time("from", "Start, inclusive.", Required::True)
         .time("to", "End, exclusive.", Required::True)
         .text("subject", "One subject only.")
-        .text("bucket_size", "`hour`, `day` or `month`; `day` unless told.")
+        .text("bucket_size", BUCKET_SIZES)
+        .text("time_zone", "Of the IANA database; that of the workspace unless told.")
+        .text("anchor", "RFC 3339: buckets are counted from here.")
+        .text("week_start", "`monday` or `sunday`; `monday` unless told.")
         .repeated("group_by", "`subject` or declared dimensions, up to five.")
 }
 
@@ -472,5 +502,5 @@ fn one_field(
     field: GroupField,
     filter: Option<Filter>,
 ) -> Query {
-    Query { meter, window, subject, group_by: vec![field], filter, bucket_size: None, skip_missing: true }
+    Query { meter, window, subject, group_by: vec![field], filter, buckets: None, skip_missing: true }
 }

@@ -1,6 +1,7 @@
-//! Instants, windows and buckets, all in UTC (rest.md 6 and 9.1). Pure: no SQL, and no clock: that is
-//! `crate::clock`. Never a time as text except at the edges of the server.
+//! Instants, windows and sizes of buckets (rest.md 6 and 9.1); where days and months of a zone begin is `calendar`. Pure: no
+//! SQL, and no clock: that is `crate::clock`. Never a time as text except at the edges of the server.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use jiff::civil::{Date, DateTime};
@@ -109,6 +110,11 @@ impl Timestamp {
         }
     }
 
+    /// The first of its month in UTC, midnight.
+    pub fn month_start(self) -> Timestamp {
+        Timestamp::from_civil(self.civil().date().first_of_month().at(0, 0, 0, 0))
+    }
+
     /// Calendar months from the month of `start` to the month of this instant, whatever the days.
     pub fn months_since(self, start: Timestamp) -> i32 {
         let count = |at: Timestamp| i32::from(at.civil().year()) * 12 + i32::from(at.civil().month());
@@ -163,47 +169,155 @@ fn offset(text: &str) -> Option<i64> {
     (hours <= 23 && minutes <= 59).then_some(sign * (hours * 60 + minutes))
 }
 
+/// What buckets are counted in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BucketSize {
+pub enum Unit {
+    Minute,
     Hour,
     Day,
+    Week,
     Month,
+    Quarter,
+    Year,
 }
 
+/// How long a bucket is; where it begins, a [`Calendar`](super::calendar::Calendar) says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BucketSize {
+    Minute,
+    FiveMinutes,
+    QuarterHour,
+    Hour,
+    Day,
+    Week,
+    Month,
+    Quarter,
+    Year,
+    /// Several units, counted from an anchor.
+    Of(u16, Unit),
+}
+
+/// Of a unit in one bucket.
+const COUNT_MAX: u16 = 1_000;
+
 impl BucketSize {
-    /// Empty means day.
+    /// Those that have a name of their own, the shortest first.
+    pub const NAMED: [BucketSize; 9] = [
+        BucketSize::Minute,
+        BucketSize::FiveMinutes,
+        BucketSize::QuarterHour,
+        BucketSize::Hour,
+        BucketSize::Day,
+        BucketSize::Week,
+        BucketSize::Month,
+        BucketSize::Quarter,
+        BucketSize::Year,
+    ];
+
+    /// Empty means day. `m` means months, but for the names `5m` and `15m`.
     pub fn parse(text: &str) -> Result<Self> {
-        match text {
-            "hour" => Ok(BucketSize::Hour),
-            "" | "day" => Ok(BucketSize::Day),
-            "month" => Ok(BucketSize::Month),
-            _ => Err(Error::invalid("bucket_size must be hour, day or month")),
+        let wrong = || {
+            Error::invalid(
+                "bucket_size must be minute, 5m, 15m, hour, day, week, month, quarter, year, or 1 to 1000 of a \
+                 unit: 30min, 6h, 10d, 2w, 3m, 2q, 2y",
+            )
+        };
+        if text.is_empty() {
+            return Ok(BucketSize::Day);
+        }
+        match BucketSize::NAMED.into_iter().find(|size| size.name() == text) {
+            Some(size) => Ok(size),
+            None => BucketSize::counted(text).ok_or_else(wrong),
         }
     }
 
-    pub fn as_str(self) -> &'static str {
+    fn counted(text: &str) -> Option<Self> {
+        let (count, word) = text.split_at(text.bytes().take_while(u8::is_ascii_digit).count());
+        let unit = match word {
+            "min" => Unit::Minute,
+            "h" => Unit::Hour,
+            "d" => Unit::Day,
+            "w" => Unit::Week,
+            "m" | "mo" => Unit::Month,
+            "q" => Unit::Quarter,
+            "y" => Unit::Year,
+            _ => return None,
+        };
+        let count = count.parse().ok().filter(|count| (1..=COUNT_MAX).contains(count))?;
+        Some(BucketSize::Of(count, unit))
+    }
+
+    /// The word of one that has its own.
+    pub fn own_name(self) -> Option<&'static str> {
         match self {
-            BucketSize::Hour => "hour",
-            BucketSize::Day => "day",
-            BucketSize::Month => "month",
+            BucketSize::Minute => Some("minute"),
+            BucketSize::FiveMinutes => Some("5m"),
+            BucketSize::QuarterHour => Some("15m"),
+            BucketSize::Hour => Some("hour"),
+            BucketSize::Day => Some("day"),
+            BucketSize::Week => Some("week"),
+            BucketSize::Month => Some("month"),
+            BucketSize::Quarter => Some("quarter"),
+            BucketSize::Year => Some("year"),
+            BucketSize::Of(..) => None,
         }
     }
 
-    /// Start of the bucket that holds the instant.
-    pub fn start(self, at: Timestamp) -> Timestamp {
+    pub fn name(self) -> Cow<'static, str> {
+        if let Some(name) = self.own_name() {
+            return Cow::Borrowed(name);
+        }
+        let (unit, count) = self.parts();
+        let word = match unit {
+            Unit::Minute => "min",
+            Unit::Hour => "h",
+            Unit::Day => "d",
+            Unit::Week => "w",
+            // as `5m` and `15m` they are minutes
+            Unit::Month if matches!(count, 5 | 15) => "mo",
+            Unit::Month => "m",
+            Unit::Quarter => "q",
+            Unit::Year => "y",
+        };
+        Cow::Owned(format!("{count}{word}"))
+    }
+
+    pub fn parts(self) -> (Unit, i64) {
         match self {
-            BucketSize::Hour => at.floor(HOUR),
-            BucketSize::Day => at.floor(DAY),
-            BucketSize::Month => Timestamp::from_civil(at.civil().date().first_of_month().at(0, 0, 0, 0)),
+            BucketSize::Minute => (Unit::Minute, 1),
+            BucketSize::FiveMinutes => (Unit::Minute, 5),
+            BucketSize::QuarterHour => (Unit::Minute, 15),
+            BucketSize::Hour => (Unit::Hour, 1),
+            BucketSize::Day => (Unit::Day, 1),
+            BucketSize::Week => (Unit::Week, 1),
+            BucketSize::Month => (Unit::Month, 1),
+            BucketSize::Quarter => (Unit::Quarter, 1),
+            BucketSize::Year => (Unit::Year, 1),
+            BucketSize::Of(count, unit) => (unit, i64::from(count)),
         }
     }
 
-    /// Length in seconds of the whole bucket that starts here, the divisor of a rate.
-    pub fn seconds(self, start: Timestamp) -> i64 {
-        match self {
-            BucketSize::Hour => 3_600,
-            BucketSize::Day => 86_400,
-            BucketSize::Month => i64::from(start.civil().days_in_month()) * 86_400,
+    /// Whether one hour may hold several.
+    pub fn is_below_hour(self) -> bool {
+        matches!(self.parts(), (Unit::Minute, _))
+    }
+
+    /// The end of the longest window that begins here, and its length in words (rest.md 9.1).
+    fn longest(self, from: Timestamp) -> (Timestamp, String) {
+        let (unit, count) = self.parts();
+        let days = |days: i64| (from.plus(days * DAY), format!("{days} days"));
+        let years = |months: i64| {
+            let months = months.min(600) / 12 * 12;
+            (from.plus_months(months as i32), format!("{} years", months / 12))
+        };
+        match unit {
+            Unit::Minute if count == 1 => (from.plus(DAY), "1 day".to_owned()),
+            Unit::Minute => days(count.min(31)),
+            Unit::Hour => days((31 * count).min(366)),
+            Unit::Day => days((366 * count).min(3_660)),
+            Unit::Week | Unit::Month => years(60 * count),
+            Unit::Quarter => years(180 * count),
+            Unit::Year => years(600),
         }
     }
 }
@@ -233,13 +347,12 @@ impl Window {
 
     /// The longest window of a bucket query (rest.md 9.1).
     pub fn check_length(self, size: BucketSize) -> Result<()> {
-        let (limit, words) = match size {
-            BucketSize::Hour => (self.from.plus(31 * DAY), "31 days for hour buckets"),
-            BucketSize::Day => (self.from.plus(366 * DAY), "366 days for day buckets"),
-            BucketSize::Month => (self.from.plus_months(60), "5 years for month buckets"),
-        };
+        let (limit, words) = size.longest(self.from);
         if self.to > limit {
-            return Err(Error::invalid(format!("the window must not be longer than {words}")));
+            let name = size.name();
+            return Err(Error::invalid(format!(
+                "the window must not be longer than {words} for {name} buckets"
+            )));
         }
         Ok(())
     }
@@ -271,7 +384,7 @@ mod tests {
         assert_eq!(at("0001-01-01T00:00:00Z"), Timestamp::ABSENT);
         assert_eq!(at("0001-01-01T00:00:00.5Z").to_exact_text(), "0001-01-01T00:00:00.5Z");
         assert_eq!(at("9999-12-31T23:59:59.999999Z"), Timestamp::LAST);
-        assert_eq!(BucketSize::Month.seconds(BucketSize::Month.start(Timestamp::LAST)), 31 * 86_400);
+        assert_eq!(Timestamp::LAST.month_start(), at("9999-12-01T00:00:00Z"));
         assert_eq!(Timestamp(i64::MAX).to_exact_text().get(..10), Some("9999-12-31"));
         assert_eq!(Timestamp(i64::MIN).to_exact_text().get(..10), Some("0001-01-01"));
         assert_eq!(at("9999-12-31T23:59:59.999999Z").to_exact_text(), "9999-12-31T23:59:59.999999Z");
@@ -310,18 +423,43 @@ mod tests {
     #[test]
     fn cuts_fractions_also_before_1970() {
         assert_eq!(at("1969-12-31T23:59:59.5Z").to_seconds_text(), "1969-12-31T23:59:59Z");
-        assert_eq!(BucketSize::Hour.start(at("1969-12-31T23:59:59.5Z")), at("1969-12-31T23:00:00Z"));
+        assert_eq!(at("1969-12-31T23:59:59.5Z").floor(HOUR), at("1969-12-31T23:00:00Z"));
     }
 
     #[test]
-    fn buckets_start_in_utc() {
+    fn instants_are_rounded() {
         let moment = at("2024-02-29T13:14:15.5Z");
-        assert_eq!(BucketSize::Hour.start(moment), at("2024-02-29T13:00:00Z"));
-        assert_eq!(BucketSize::Day.start(moment), at("2024-02-29T00:00:00Z"));
-        assert_eq!(BucketSize::Month.start(moment), at("2024-02-01T00:00:00Z"));
-        assert_eq!(BucketSize::Month.seconds(at("2024-02-01T00:00:00Z")), 29 * 86_400);
+        assert_eq!(moment.floor(HOUR), at("2024-02-29T13:00:00Z"));
+        assert_eq!(moment.month_start(), at("2024-02-01T00:00:00Z"));
         assert_eq!(moment.ceil(HOUR), at("2024-02-29T14:00:00Z"));
         assert_eq!(at("2024-02-29T13:00:00Z").ceil(HOUR), at("2024-02-29T13:00:00Z"));
+    }
+
+    #[test]
+    fn sizes_are_read_and_named() {
+        for size in BucketSize::NAMED {
+            assert_eq!(BucketSize::parse(&size.name()).expect("its own name"), size);
+        }
+        let minutes_and_months = [
+            ("5m", "5m", (Unit::Minute, 5)),
+            ("15m", "15m", (Unit::Minute, 15)),
+            ("1m", "1m", (Unit::Month, 1)),
+            ("30m", "30m", (Unit::Month, 30)),
+            ("5mo", "5mo", (Unit::Month, 5)),
+            ("3mo", "3m", (Unit::Month, 3)),
+            ("30min", "30min", (Unit::Minute, 30)),
+            ("007d", "7d", (Unit::Day, 7)),
+            ("2y", "2y", (Unit::Year, 2)),
+        ];
+        for (text, name, parts) in minutes_and_months {
+            let size = BucketSize::parse(text).expect(text);
+            assert_eq!((size.name().as_ref(), size.parts()), (name, parts), "{text}");
+            assert_eq!(BucketSize::parse(&size.name()).expect("its own name"), size);
+        }
+        let bad = ["0d", "1001d", "70000d", "-1d", "d", "3", "1.5d", "Day", "5M", " day", "1s", "\u{661}d"];
+        for text in bad {
+            assert!(BucketSize::parse(text).is_err(), "{text}");
+        }
     }
 
     #[test]

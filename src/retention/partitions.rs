@@ -11,7 +11,7 @@ use diesel::sql_types::{BigInt, Bool, Text};
 
 use crate::db::{Conn, DbError};
 use crate::metering::delta::{Count, Counts};
-use crate::metering::time::{BucketSize, DAY, Timestamp};
+use crate::metering::time::{DAY, Timestamp};
 use crate::retention::sql::set_pruned_before;
 use crate::usage::fold;
 
@@ -29,7 +29,7 @@ pub struct Month(Timestamp);
 
 impl Month {
     pub fn of(at: Timestamp) -> Month {
-        Month(BucketSize::Month.start(at))
+        Month(at.month_start())
     }
 
     pub fn plus(self, months: i32) -> Month {

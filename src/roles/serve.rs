@@ -32,6 +32,7 @@ use crate::meters::sql::MeterCache;
 use crate::net::budget::Budget;
 use crate::net::{self, Limits, Patience, Port};
 use crate::roles::demo;
+use crate::usage::home_zone::HomeZones;
 use crate::{alerts, exports, grpc, http, retention};
 
 /// Runs until SIGTERM or SIGINT, then drains within `shutdown_timeout`.
@@ -57,6 +58,7 @@ pub async fn run(config: Config) -> Result<()> {
     let webhooks = Client::new(&config.webhook_allowed_networks, config.webhook_https_only)?;
     let bodies = Budget::new(config.ingest.bodies_bytes);
     let streams = Budget::new(config.ingest.streams_bytes);
+    let zones = HomeZones::new(store.clone(), config.cache_ttl);
     let app = App {
         config: config.clone(),
         changes: Changes::new(store.clone()),
@@ -64,6 +66,7 @@ pub async fn run(config: Config) -> Result<()> {
         auth,
         meters,
         plans,
+        zones,
         counters,
         ingest,
         phase,
@@ -234,14 +237,17 @@ fn start_timers(app: &App) -> Vec<JoinHandle<()>> {
 /// is dropped, and a thread that listens ends when it comes to it.
 fn forgetful(app: &App) -> impl Fn(Change) + Send + use<> {
     let (meters, plans, auth) = (app.meters.clone(), app.plans.clone(), app.auth.clone());
+    let zones = app.zones.clone();
     move |change| {
         auth.forget(&change);
         match change {
             Change::Meters(workspace_id) => meters.forget_workspace(workspace_id),
             Change::Plans(workspace_id) => plans.forget_workspace(workspace_id),
+            Change::Workspace(workspace_id) => zones.forget(workspace_id),
             Change::Anything => {
                 meters.forget_all();
                 plans.forget_all();
+                zones.forget_all();
             }
             Change::Key(_) | Change::Session(_) => {}
         }

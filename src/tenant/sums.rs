@@ -12,6 +12,7 @@ use super::unusable;
 use crate::db::{Conn, DbError};
 use crate::error::Result;
 use crate::ingest::insert::sums::Sum;
+use crate::metering::calendar::Buckets;
 use crate::metering::event::set_of_values;
 use crate::metering::filter::{Field, Filter, Literal, Order, Test};
 use crate::metering::json::{Map, Number, Value};
@@ -51,7 +52,7 @@ fn query(meter: &Arc<Meter>, window: Window, size: BucketSize) -> Query {
         subject: None,
         group_by: Vec::new(),
         filter: None,
-        bucket_size: Some(size),
+        buckets: Some(Buckets::plain(size)),
         skip_missing: false,
     }
 }
@@ -64,7 +65,7 @@ fn cells(conn: &mut Conn, query: &Query) -> Result<Groups, DbError> {
 pub fn months(conn: &mut Conn, meter: &Arc<Meter>) -> Result<Vec<Month>, DbError> {
     let mut stored: BTreeMap<Timestamp, (u64, Quantity)> = BTreeMap::new();
     for (day, events, sum) in usage::stored_days(conn, meter.id)? {
-        let month = stored.entry(BucketSize::Month.start(day)).or_insert_with(|| (0, Quantity::zero()));
+        let month = stored.entry(day.month_start()).or_insert_with(|| (0, Quantity::zero()));
         month.0 += events;
         month.1 += &sum;
     }

@@ -1,6 +1,8 @@
 //! Sums over windows: full hours and days from rollups, the rest from raw events. Any window, any grouping and any
 //! filter gives what a recount of all events would give; rollups only make it fast. Rows are added up as they arrive.
 
+pub(super) mod pieces;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -13,12 +15,15 @@ use crate::db::columns::{quantity_of, readable, uuid_of};
 use crate::db::schema::{dimension_sets, meters, subjects};
 use crate::db::statement::{Statement, integers};
 use crate::db::{Conn, DbError};
+use crate::error::Error;
+use crate::metering::facet::QUARTER;
 use crate::metering::filter::{Field, Held, Row};
 use crate::metering::json::{self, Map};
 use crate::metering::meter::{Aggregation, Meter, value_at};
 use crate::metering::quantity::Quantity;
 use crate::metering::rollup::{Edge, Grain, Part};
 use crate::metering::time::{BucketSize, DAY, HOUR, Timestamp, Window};
+use crate::usage::aggregate::pieces::{Cover, Piece};
 use crate::usage::facets::Facets;
 use crate::usage::filter_sql::{exact, prefilter};
 use crate::usage::packed::Asked;
@@ -32,7 +37,10 @@ use crate::usage::subject_days::{self, Events};
 pub fn needs_snapshot(query: &Query) -> bool {
     let is_cut = |at: Timestamp| at != at.floor(HOUR);
     query.rollups_since().is_some()
-        && (is_cut(query.window.from) || is_cut(query.window.to) || !query.paths().is_empty())
+        && (is_cut(query.window.from)
+            || is_cut(query.window.to)
+            || !query.paths().is_empty()
+            || query.odd_buckets().is_some_and(|buckets| buckets.cuts().iter().any(|at| is_cut(*at))))
 }
 
 /// Whether retention may be at work where this query reads raw events beside rollups. No event younger than a day
@@ -42,7 +50,25 @@ fn may_meet_pruning(query: &Query) -> bool {
     let Window { from, to } = query.window;
     let is_cut = |at: Timestamp| at != at.floor(HOUR) && at < young;
     query.rollups_since().is_some()
-        && (is_cut(from) || is_cut(to) || (from < young && !query.paths().is_empty()))
+        && (is_cut(from)
+            || is_cut(to)
+            || (from < young && !query.paths().is_empty())
+            || query.odd_buckets().is_some_and(|buckets| buckets.cuts().iter().any(|at| is_cut(*at))))
+}
+
+/// 400 where buckets of minutes were asked for of hours whose events are gone: only their sums are known.
+fn refuse_pruned_minutes(query: &Query) -> Result<(), DbError> {
+    let Some(buckets) = query.odd_buckets().filter(|buckets| buckets.calendar.size.is_below_hour()) else {
+        return Ok(());
+    };
+    match query.meter.pruned_before.map(|at| at.ceil(HOUR)).filter(|at| query.window.from < *at) {
+        Some(at) => Err(Error::invalid(format!(
+            "from must not be before {at} for {} buckets: the events before are pruned, and sums are kept by the hour",
+            buckets.name()
+        ))
+        .into()),
+        None => Ok(()),
+    }
 }
 
 /// The query with the watermark of its meter as it is now: the meter may have been remembered for a while.
@@ -61,6 +87,7 @@ fn with_watermark(conn: &mut Conn, query: &Query) -> Result<Query, DbError> {
 /// [`needs_snapshot`].
 pub fn cells(conn: &mut Conn, query: &Query, most: usize) -> Result<GroupedAggregates, DbError> {
     let query = if may_meet_pruning(query) { &with_watermark(conn, query)? } else { query };
+    refuse_pruned_minutes(query)?;
     let subjects = match query.only_subjects() {
         Some(names) => {
             let names: Vec<&str> = names.into_iter().collect();
@@ -79,10 +106,11 @@ pub fn cells(conn: &mut Conn, query: &Query, most: usize) -> Result<GroupedAggre
         named: query.names_subjects(),
         hour_by_hour: false,
         left_out: None,
+        cover: None,
         cells: GroupedAggregates::first(most),
     };
     match query.rollups_since() {
-        None => sum.add_raw(conn, query.window, None)?,
+        None => sum.add_raw(conn, &[query.window], None)?,
         Some(since) => sum.add_all(conn, since)?,
     }
     Ok(sum.cells)
@@ -115,6 +143,8 @@ struct Sum<'q> {
     hour_by_hour: bool,
     /// Where rollups were too old and their events must be read instead.
     left_out: Option<Window>,
+    /// Of the whole hours, where buckets begin elsewhere than stored sums do.
+    cover: Option<Cover>,
     cells: GroupedAggregates,
 }
 
@@ -124,29 +154,54 @@ impl Sum<'_> {
     fn add_all(&mut self, conn: &mut Conn, since: i32) -> Result<(), DbError> {
         self.hour_by_hour = self.query.meter.pruned_before.is_some() && self.has_old_sets(conn, since)?;
         let whole = self.whole_hours(conn)?;
+        self.cover = whole
+            .hours
+            .zip(self.query.odd_buckets())
+            .map(|(hours, buckets)| pieces::cover(hours, buckets, self.pruned_before(), self.finest()));
         if let Some(hours) = whole.hours {
             self.add_hours(conn, hours, since)?;
         }
-        for edge in whole.edges {
-            self.add_raw(conn, edge, None)?;
-        }
+        let cut = self.cover.iter().flat_map(Cover::cut_windows);
+        let windows: Vec<Window> = cut.chain(whole.edges).collect();
+        self.add_raw(conn, &windows, None)?;
         // events from before a dimension was declared, as far as they are still stored
         if let (Some(hours), Some(old)) = (whole.hours, self.left_out) {
             let from = hours.from.max(old.from).max(self.pruned_before());
             let to = hours.to.min(old.to);
             if from < to {
-                self.add_raw(conn, Window { from, to }, Some(since))?;
+                let window = Window { from, to };
+                let windows = match &self.cover {
+                    Some(cover) => cover.within(window).iter().map(|piece| piece.window).collect(),
+                    None => vec![window],
+                };
+                self.add_raw(conn, &windows, Some(since))?;
             }
         }
         Ok(())
     }
 
+    /// Length of the finest sums that answer this query: a bucket that begins in the middle of one needs the events of
+    /// it. Of single subjects quarters of an hour are stored, of all subjects hours.
+    fn finest(&self) -> i64 {
+        if matches!(self.subjects, Subjects::All) { HOUR } else { QUARTER }
+    }
+
     fn add_hours(&mut self, conn: &mut Conn, hours: Window, since: i32) -> Result<(), DbError> {
-        let asked = Asked { query: self.query, since, pruned_before: self.pruned_before(), window: hours };
+        let cover = self.cover.clone();
+        let asked = Asked {
+            query: self.query,
+            since,
+            pruned_before: self.pruned_before(),
+            window: hours,
+            cover: cover.as_ref(),
+        };
         if !matches!(self.subjects, Subjects::All) {
             return self.add_runs(conn, asked, None);
         }
         if self.query.paths().is_empty() {
+            if let Some(cover) = &cover {
+                return self.add_totals_of_pieces(conn, &cover.stored);
+            }
             for (grain, part) in self.split_days(hours) {
                 self.add_totals(conn, grain, part)?;
             }
@@ -154,7 +209,7 @@ impl Sum<'_> {
         }
         let facets = Facets {
             asked,
-            by_hour: self.hour_by_hour || self.query.bucket_size == Some(BucketSize::Hour),
+            by_hour: self.hour_by_hour || self.is_hourly(),
             cells: &mut self.cells,
             left_out: &mut self.left_out,
             lost: BTreeSet::new(),
@@ -262,10 +317,18 @@ impl Sum<'_> {
         Ok(inside)
     }
 
+    fn plain_size(&self) -> Option<BucketSize> {
+        self.query.buckets.as_ref().map(|buckets| buckets.calendar.size)
+    }
+
+    fn is_hourly(&self) -> bool {
+        self.query.odd_buckets().is_none() && self.plain_size() == Some(BucketSize::Hour)
+    }
+
     /// Whole days come from day rows, which are kept per meter.
     fn split_days(&self, hours: Window) -> Vec<(Grain, Window)> {
         let days = Window { from: hours.from.ceil(DAY), to: hours.to.floor(DAY) };
-        let by_hour = self.hour_by_hour || self.query.bucket_size == Some(BucketSize::Hour);
+        let by_hour = self.hour_by_hour || self.is_hourly();
         if by_hour || days.from >= days.to {
             return vec![(Grain::MeterHour, hours)];
         }
@@ -280,8 +343,21 @@ impl Sum<'_> {
     fn add_totals(&mut self, conn: &mut Conn, grain: Grain, window: Window) -> Result<(), DbError> {
         let mut statement = Statement::new(conn);
         let sql = self.totals_sql(&mut statement, grain, window);
+        self.add_total_rows(conn, statement, &sql)
+    }
+
+    fn add_totals_of_pieces(&mut self, conn: &mut Conn, pieces: &[Piece]) -> Result<(), DbError> {
+        if pieces.is_empty() {
+            return Ok(());
+        }
+        let mut statement = Statement::new(conn);
+        let sql = self.pieces_sql(&mut statement, pieces);
+        self.add_total_rows(conn, statement, &sql)
+    }
+
+    fn add_total_rows(&mut self, conn: &mut Conn, statement: Statement, sql: &str) -> Result<(), DbError> {
         let (query, cells) = (self.query, &mut self.cells);
-        statement.each(conn, &sql, |row: RollupRow| {
+        statement.each(conn, sql, |row: RollupRow| {
             let start = Timestamp(row.start);
             match readable("rollups", row.start, row.into_part()) {
                 Some(part) => Ok(cells.add(query.bucket(start), Vec::new(), &part)?),
@@ -292,7 +368,7 @@ impl Sum<'_> {
 
     /// The start that rows are added up under: months are put together from days, because they differ in length.
     fn bucket_sql(&self) -> String {
-        match self.query.bucket_size {
+        match self.plain_size() {
             _ if self.hour_by_hour => "r.start".to_owned(),
             Some(BucketSize::Hour) => "r.start".to_owned(),
             Some(_) => format!("r.start - ((r.start % {DAY}) + {DAY}) % {DAY}"),
@@ -309,16 +385,51 @@ impl Sum<'_> {
             "FROM rollups r WHERE r.meter_id = {meter_id} AND r.grain = {} AND r.start >= {from} AND r.start < {to}",
             grain as i16
         );
+        self.total_rows_sql(statement.is_postgres, &self.bucket_sql(), &source)
+    }
+
+    fn total_rows_sql(&self, postgres: bool, bucket: &str, source: &str) -> String {
         match matches!(self.query.meter.aggregation, Aggregation::First | Aggregation::Last) {
-            true => single_rows(statement.is_postgres, &self.bucket_sql(), &source),
-            false => grouped_rows(statement.is_postgres, &self.bucket_sql(), &source),
+            true => single_rows(postgres, bucket, source),
+            false => grouped_rows(postgres, bucket, source),
         }
     }
 
+    /// Totals of many pieces of the window at once, each piece in its bucket.
+    fn pieces_sql(&self, statement: &mut Statement, pieces: &[Piece]) -> String {
+        let postgres = statement.is_postgres;
+        let meter_id = statement.int(self.query.meter.id);
+        let listed = pieces::listed(pieces);
+        let source = match postgres {
+            // the planner must look into the key piece by piece: it does not look through OFFSET
+            true => format!(
+                "FROM {listed} CROSS JOIN LATERAL (SELECT * FROM rollups WHERE meter_id = {meter_id} AND grain = w.grain
+                     AND start >= w.low AND start < w.high OFFSET 0) r"
+            ),
+            false => format!(
+                "FROM {listed} CROSS JOIN rollups r
+                 WHERE r.meter_id = {meter_id} AND r.grain = w.grain AND r.start >= w.low AND r.start < w.high"
+            ),
+        };
+        self.total_rows_sql(postgres, "w.bucket", &source)
+    }
+
     /// Raw events, added up by the database where it can and one by one where not; `before` limits them to those checked under an older version of the meter.
-    fn add_raw(&mut self, conn: &mut Conn, window: Window, before: Option<i32>) -> Result<(), DbError> {
+    fn add_raw(&mut self, conn: &mut Conn, windows: &[Window], before: Option<i32>) -> Result<(), DbError> {
+        let source = match self.query.odd_buckets() {
+            Some(buckets) => Source::Pieces(pieces::split(windows.iter().copied(), buckets)),
+            None => match windows {
+                [window] => Source::Whole(*window),
+                windows => {
+                    return windows.iter().try_for_each(|window| self.add_raw(conn, &[*window], before));
+                }
+            },
+        };
+        if matches!(&source, Source::Pieces(pieces) if pieces.is_empty()) {
+            return Ok(());
+        }
         let mut statement = Statement::new(conn);
-        if let Some(sql) = self.raw_sums_sql(&mut statement, window, before) {
+        if let Some(sql) = self.raw_sums_sql(&mut statement, &source, before) {
             let (query, cells) = (self.query, &mut self.cells);
             return statement.each(conn, &sql, |row: RollupRow| {
                 let group = row.subject.iter().cloned().collect();
@@ -326,7 +437,7 @@ impl Sum<'_> {
             });
         }
         let mut statement = Statement::new(conn);
-        let sql = self.raw_sql(&mut statement, window, before);
+        let sql = self.raw_sql(&mut statement, &source, before);
         let (query, cells) = (self.query, &mut self.cells);
         statement.each(conn, &sql, |row: RawRow| {
             let id = Uuid::from_slice(&row.id).unwrap_or_default();
@@ -339,7 +450,7 @@ impl Sum<'_> {
         })
     }
 
-    fn raw_sql(&self, statement: &mut Statement, window: Window, before: Option<i32>) -> String {
+    fn raw_sql(&self, statement: &mut Statement, source: &Source, before: Option<i32>) -> String {
         let quantity = if statement.is_postgres { "e.quantity::text" } else { "quantity_text(e.quantity)" };
         let metadata = match (self.query.paths().is_empty(), statement.is_postgres) {
             (true, _) => "NULL",
@@ -350,7 +461,7 @@ impl Sum<'_> {
             true => ("s.name", "JOIN subjects s ON s.id = e.subject_id"),
             false => ("NULL", ""),
         };
-        let (tables, condition) = self.raw_events(statement, window, before);
+        let (tables, condition) = self.raw_events(statement, source, before);
         let mut sql = format!(
             "SELECT e.id, e.event_time, e.received_at, {quantity} AS quantity, e.idempotency_key,
                     {metadata} AS metadata, {name} AS subject
@@ -364,13 +475,29 @@ impl Sum<'_> {
         sql
     }
 
-    /// FROM and WHERE for the raw events `e` in a window.
-    fn raw_events(&self, statement: &mut Statement, window: Window, before: Option<i32>) -> (String, String) {
+    /// FROM and WHERE for the raw events `e`.
+    fn raw_events(
+        &self,
+        statement: &mut Statement,
+        source: &Source,
+        before: Option<i32>,
+    ) -> (String, String) {
+        let (tables, mut condition) = match source {
+            Source::Whole(window) => self.events_of_window(statement, *window),
+            Source::Pieces(pieces) => self.events_of_pieces(statement, pieces),
+        };
+        if let Some(version) = before {
+            condition.push_str(&format!(" AND e.meter_version < {version}"));
+        }
+        (tables, condition)
+    }
+
+    fn events_of_window(&self, statement: &mut Statement, window: Window) -> (String, String) {
         let Window { from, to } = window;
         let (meter_id, low, high) =
             (statement.int(self.query.meter.id), statement.int(from.0), statement.int(to.0));
         let time = format!("e.event_time >= {low} AND e.event_time < {high}");
-        let (tables, mut condition) = match &self.subjects {
+        match &self.subjects {
             Subjects::Only(ids) => {
                 let subjects = format!("IN ({})", integers(ids));
                 let Events { tables, condition, sign, .. } =
@@ -380,15 +507,39 @@ impl Sum<'_> {
             Subjects::All | Subjects::Each => {
                 ("events e".to_owned(), format!("e.meter_id = {meter_id} AND {time}"))
             }
-        };
-        if let Some(version) = before {
-            condition.push_str(&format!(" AND e.meter_version < {version}"));
         }
-        (tables, condition)
+    }
+
+    fn events_of_pieces(&self, statement: &mut Statement, pieces: &[Piece]) -> (String, String) {
+        let meter_id = statement.int(self.query.meter.id);
+        let listed = pieces::listed(pieces);
+        let time = "e.event_time >= w.low AND e.event_time < w.high";
+        match &self.subjects {
+            Subjects::Only(ids) => {
+                let (tables, condition) =
+                    subject_days::events_between(statement.is_postgres, ids, "w.low", "w.high", &meter_id);
+                (format!("{listed} CROSS JOIN {tables}"), format!("{condition} AND {time}"))
+            }
+            Subjects::All | Subjects::Each if statement.is_postgres => {
+                let rows = format!(
+                    "{listed} CROSS JOIN LATERAL (SELECT * FROM events WHERE meter_id = {meter_id}
+                         AND event_time >= w.low AND event_time < w.high OFFSET 0) e"
+                );
+                (rows, "true".to_owned())
+            }
+            Subjects::All | Subjects::Each => {
+                (format!("{listed} CROSS JOIN events e"), format!("e.meter_id = {meter_id} AND {time}"))
+            }
+        }
     }
 
     /// Raw events added up in SQL, a row per bucket and subject; `None` where that takes a look at each event.
-    fn raw_sums_sql(&self, statement: &mut Statement, window: Window, before: Option<i32>) -> Option<String> {
+    fn raw_sums_sql(
+        &self,
+        statement: &mut Statement,
+        source: &Source,
+        before: Option<i32>,
+    ) -> Option<String> {
         let by_subject = match self.query.group_by.as_slice() {
             [] => false,
             [GroupField::Subject] => true,
@@ -397,13 +548,14 @@ impl Sum<'_> {
         if matches!(self.query.meter.aggregation, Aggregation::First | Aggregation::Last) {
             return None;
         }
-        let (tables, mut condition) = self.raw_events(statement, window, before);
+        let (tables, mut condition) = self.raw_events(statement, source, before);
         if let Some(filter) = &self.query.filter {
             let filter = exact(filter, self.query.meter.workspace_id, statement)?;
             condition.push_str(&format!(" AND {filter}"));
         }
-        let width = if self.query.bucket_size == Some(BucketSize::Hour) { HOUR } else { DAY };
-        let bucket = match self.query.bucket_size {
+        let width = if self.is_hourly() { HOUR } else { DAY };
+        let bucket = match self.plain_size() {
+            _ if matches!(source, Source::Pieces(_)) => "w.bucket".to_owned(),
             Some(_) => format!("e.event_time - ((e.event_time % {width}) + {width}) % {width}"),
             None => format!("CAST({} AS BIGINT)", self.query.window.from.0),
         };
@@ -418,6 +570,13 @@ impl Sum<'_> {
             false => rows,
         })
     }
+}
+
+/// Where raw events are read.
+enum Source {
+    Whole(Window),
+    /// Each in one bucket.
+    Pieces(Vec<Piece>),
 }
 
 struct Whole {

@@ -114,8 +114,13 @@ impl Facets<'_> {
             let days: Vec<i64> = days.iter().copied().collect();
             format!("AND day IN ({})", integers(&days))
         });
+        let cut: Vec<i64> = self.asked.cover.iter().flat_map(|cover| cover.cut_days()).collect();
+        let whole = match cut.as_slice() {
+            [] => format!("day >= {first} AND day < {last}"),
+            cut => format!("day >= {first} AND day < {last} AND day NOT IN ({})", integers(cut)),
+        };
         format!(
-            "SELECT day, CASE WHEN day >= {first} AND day < {last} THEN day_cells ELSE hour_cells END AS cells
+            "SELECT day, CASE WHEN {whole} THEN day_cells ELSE hour_cells END AS cells
              FROM (SELECT day, CASE WHEN is_alone OR facet = {counting} THEN day_cells END AS day_cells,
                           CASE WHEN is_alone OR facet = {counting} THEN hour_cells END AS hour_cells
                    FROM rollup_facets

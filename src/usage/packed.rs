@@ -8,6 +8,7 @@ use crate::metering::facet;
 use crate::metering::json;
 use crate::metering::rollup::{Part, merge};
 use crate::metering::time::{DAY, HOUR, Timestamp, Window};
+use crate::usage::aggregate::pieces::Cover;
 use crate::usage::query::{AggregatedRow, GroupedAggregates, Query};
 
 /// What is asked of packed sums.
@@ -20,6 +21,8 @@ pub struct Asked<'q> {
     pub pruned_before: Timestamp,
     /// What begins in it counts.
     pub window: Window,
+    /// Where buckets begin elsewhere than hours and days.
+    pub cover: Option<&'q Cover>,
 }
 
 /// What packed sums say of a query.
@@ -36,7 +39,7 @@ pub fn unreadable() -> DbError {
 
 impl Asked<'_> {
     pub fn is_inside(&self, start: Timestamp) -> bool {
-        self.window.from <= start && start < self.window.to
+        self.window.contains(start) && self.cover.is_none_or(|cover| !cover.is_cut(start))
     }
 
     pub fn needs_edges(&self) -> bool {

@@ -1,21 +1,23 @@
 //! Usage queries: what a caller may ask, and how parts of rollups and raw events become the rows of an answer
 //! (rest.md 9 and 12.5). Pure: no SQL.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::error::{Error, Result};
+use crate::metering::calendar::{Buckets, Calendar};
 use crate::metering::event::parse_subject;
 use crate::metering::filter::{Field, Filter, Held, Row, text_of};
 use crate::metering::json::Map;
 use crate::metering::meter::Meter;
 use crate::metering::quantity::Quantity;
 use crate::metering::rollup::{Part, add_event, merge};
-use crate::metering::time::{BucketSize, SECOND, Timestamp, Window};
+use crate::metering::time::{BucketSize, Timestamp, Window};
 
 pub const GROUP_FIELDS_MAX: usize = 5;
 /// Groups that are sorted in memory for one answer.
@@ -48,7 +50,7 @@ pub struct Query {
     pub group_by: Vec<GroupField>,
     pub filter: Option<Filter>,
     /// How instants are put together: into buckets, or all into one.
-    pub bucket_size: Option<BucketSize>,
+    pub buckets: Option<Buckets>,
     /// Events that lack a value to group by, or have an empty one, are left out instead of grouped under a name.
     pub skip_missing: bool,
 }
@@ -56,7 +58,12 @@ pub struct Query {
 impl Query {
     /// The start of the row an instant belongs to.
     pub fn bucket(&self, at: Timestamp) -> Timestamp {
-        self.bucket_size.map_or(self.window.from, |size| size.start(at))
+        self.buckets.as_ref().map_or(self.window.from, |buckets| buckets.start(at))
+    }
+
+    /// Buckets that begin elsewhere than stored sums do.
+    pub fn odd_buckets(&self) -> Option<&Buckets> {
+        self.buckets.as_ref().filter(|buckets| !buckets.is_plain())
     }
 
     /// Whether rows must know the subject of their events.
@@ -290,8 +297,14 @@ impl GroupedAggregates {
 pub struct Bucket {
     pub subject: String,
     pub meter: String,
-    pub bucket_size: &'static str,
-    pub bucket_start: Timestamp,
+    #[schema(value_type = String)]
+    pub bucket_size: Cow<'static, str>,
+    #[schema(value_type = Timestamp)]
+    pub bucket_start: BucketStart,
+    /// Where a zone was asked for, or is that of the workspace.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub time_zone: Option<Arc<str>>,
     pub aggregation: &'static str,
     pub unit: String,
     pub quantity: Quantity,
@@ -299,25 +312,60 @@ pub struct Bucket {
     pub group: BTreeMap<String, String>,
 }
 
+/// When a bucket begins: in UTC, or as the clocks of the zone that was asked for show it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BucketStart {
+    pub at: Timestamp,
+    text: Arc<str>,
+}
+
+impl BucketStart {
+    fn of(calendar: &Calendar, at: Timestamp) -> BucketStart {
+        BucketStart { at, text: calendar.text(at).into() }
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+}
+
+impl Serialize for BucketStart {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.text)
+    }
+}
+
 /// The rows by bucket start, then group values bytewise.
 pub fn buckets(query: &Query, cells: GroupedAggregates) -> Vec<Bucket> {
-    let size = query.bucket_size.unwrap_or(BucketSize::Day);
-    let row = |((start, values), part): ((Timestamp, Vec<String>), Part)| {
+    // a query without buckets has one, which nobody asks to see
+    let plain = Buckets::plain(BucketSize::Day);
+    let buckets = query.buckets.as_ref().unwrap_or(&plain);
+    let (size, time_zone) = (buckets.name(), buckets.calendar.zone_name());
+    // many groups share a bucket
+    let mut last: Option<(BucketStart, i64)> = None;
+    let mut rows = Vec::with_capacity(cells.parts.len());
+    for ((start, values), part) in cells.parts {
+        let (bucket_start, length) = match last.take().filter(|(known, _)| known.at == start) {
+            Some(known) => known,
+            None => (BucketStart::of(&buckets.calendar, start), buckets.calendar.length(start)),
+        };
+        last = Some((bucket_start.clone(), length));
         let names = query.group_by.iter().map(|field| field.name().to_owned());
         let group: BTreeMap<String, String> = names.zip(values).collect();
         let grouped_subject = group.get("subject").filter(|_| query.group_by.contains(&GroupField::Subject));
-        Bucket {
+        rows.push(Bucket {
             subject: query.subject.clone().or_else(|| grouped_subject.cloned()).unwrap_or_default(),
             meter: query.meter.name.clone(),
-            bucket_size: size.as_str(),
-            bucket_start: start,
+            bucket_size: size.clone(),
+            bucket_start,
+            time_zone: time_zone.clone(),
             aggregation: query.meter.aggregation.as_str(),
             unit: query.meter.unit.clone(),
-            quantity: part.value(query.meter.aggregation, size.seconds(start) * SECOND),
+            quantity: part.value(query.meter.aggregation, length),
             group,
-        }
-    };
-    cells.parts.into_iter().map(row).collect()
+        });
+    }
+    rows
 }
 
 /// One row of a breakdown; fields in wire order.

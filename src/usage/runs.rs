@@ -192,12 +192,12 @@ mod tests {
             subject: None,
             group_by: Vec::new(),
             filter: None,
-            bucket_size: None,
+            buckets: None,
             skip_missing: false,
         };
         let (_directory, mut conn) = plan::empty_database();
         let mut statement = Statement::new(&conn);
-        let asked = Asked { query: &query, since: 0, pruned_before: Timestamp(0), window };
+        let asked = Asked { query: &query, since: 0, pruned_before: Timestamp(0), window, cover: None };
         let (cells, left_out) = (&mut GroupedAggregates::first(9), &mut None);
         let runs = Runs { asked, subject_ids, days: None, with_names: true, cells, left_out };
         let sql = runs.runs_sql(&mut statement);

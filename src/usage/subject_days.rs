@@ -2,7 +2,7 @@
 //! few pages (docs/performance.md): a subject's are read hour by hour, on the days it was seen. On PostgreSQL events are
 //! partitioned by time instead, and have an index by subject. Days are written by `ingest::insert`.
 
-use crate::db::statement::Statement;
+use crate::db::statement::{Statement, integers};
 use crate::metering::time::{DAY, HOUR, Window};
 
 /// The hours of the days in `d`.
@@ -46,4 +46,29 @@ pub fn events(statement: &mut Statement, subjects: &str, window: Window) -> Even
         order: "d.day DESC, h.since_midnight DESC, e.event_time DESC, e.id DESC",
         sign: "+",
     }
+}
+
+/// FROM and WHERE for the events `e` of these subjects with a meter in a piece of time whose bounds are SQL; which part of
+/// the first and last hour is wanted remains to be said.
+pub fn events_between(
+    is_postgres: bool,
+    subject_ids: &[i64],
+    low: &str,
+    high: &str,
+    meter_id: &str,
+) -> (String, String) {
+    let subjects = integers(subject_ids);
+    if is_postgres {
+        let tables = format!(
+            "LATERAL (SELECT * FROM events WHERE subject_id IN ({subjects}) AND meter_id = {meter_id}
+                 AND event_time >= {low} AND event_time < {high} OFFSET 0) e"
+        );
+        return (tables, "true".to_owned());
+    }
+    let condition = format!(
+        "d.subject_id IN ({subjects}) AND d.day > {low} - {DAY} AND d.day < {high}
+         AND d.day + h.since_midnight > {low} - {HOUR} AND d.day + h.since_midnight < {high}
+         AND e.hour = d.day + h.since_midnight AND e.subject_id = +d.subject_id AND +e.meter_id = {meter_id}"
+    );
+    (format!("{} CROSS JOIN events e", tables_of_hours(false)), condition)
 }

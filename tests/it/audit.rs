@@ -169,6 +169,8 @@ async fn people(
     sign_up: &impl AsyncFn(&mut Trial, &str) -> (String, Answer),
 ) {
     trial.call(owner, "PATCH /v1/auth/workspace", &[], json!({"name": "Acme"})).await;
+    trial.call(owner, "PATCH /v1/auth/workspace", &[], json!({"time_zone": "Europe/Berlin"})).await;
+    trial.call(owner, "PATCH /v1/auth/workspace", &[], json!({"time_zone": "UTC"})).await;
     let mut joined = Vec::new();
     for email in ["a@example.com", "b@example.com"] {
         let (user, answer) = sign_up(trial, email).await;

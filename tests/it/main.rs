@@ -66,6 +66,7 @@ mod stats;
 mod subjects;
 mod system;
 mod tenants;
+mod time_zones;
 mod transport;
 mod usage;
 mod vault;

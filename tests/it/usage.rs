@@ -12,6 +12,7 @@ use serde_json::{Map, Value, json};
 
 use crate::filter::{self, Event, at_path, matches, number, text_of};
 use crate::support::{Database, Server, Workspace, env, on_both_databases};
+use crate::time_zones::Calendar;
 
 on_both_databases!(answers_equal_a_recount, hot_queries_use_indexes, changes_without_meaning_make_no_sets,);
 
@@ -91,11 +92,15 @@ impl World {
         let june = filter::micros("2026-06-01T00:00:00Z");
         let edges = [
             june,
+            june + 30 * HOUR / 60,
             june + 24 * HOUR,
             june - HOUR,
             june + 5 * HOUR,
             june - 61 * 24 * HOUR,
             june + 30 * 24 * HOUR,
+            // clocks are set in Berlin, and by half an hour on Lord Howe
+            filter::micros("2026-03-29T01:00:00Z"),
+            filter::micros("2026-04-04T15:00:00Z"),
         ];
         let edge = *edges.choose(&mut self.rng).expect("some");
         match self.rng.random_range(0..5) {
@@ -199,18 +204,21 @@ impl World {
         if length <= 31 * 24 * HOUR {
             sizes.push("hour");
         }
-        let size = *sizes.choose(&mut self.rng).expect("some");
+        let calendar = match self.rng.random_bool(0.4) {
+            true => Calendar::plain(sizes.choose(&mut self.rng).expect("some")),
+            false => Calendar::random(&mut self.rng, length, filter::micros("2026-06-01T00:00:00Z")),
+        };
         let mut fields = vec!["subject", "region", "code", "ok", "svc.tier", "zone-name", "size"];
         fields.shuffle(&mut self.rng);
         fields.truncate(*[0, 0, 1, 1, 2, 5].choose(&mut self.rng).expect("some"));
-        body["bucket_size"] = json!(size);
+        calendar.ask(&mut body);
         body["group_by"] = json!(fields);
         body["limit"] = body["limit"].as_i64().map_or(json!(1000), |limit| json!(limit));
 
         let mut rows: BTreeMap<(i64, Vec<String>), Vec<&Event>> = BTreeMap::new();
         for event in self.chosen(meter, &body) {
             let group = fields.iter().map(|field| field_of(event, field).unwrap_or("<nil>".to_string()));
-            rows.entry((bucket_start(event.time, size), group.collect())).or_default().push(event);
+            rows.entry((calendar.bucket(event.time).0, group.collect())).or_default().push(event);
         }
         let limit = body["limit"].as_u64().expect("a number") as usize;
         let wanted: Vec<(String, Value, BigDecimal)> = rows
@@ -219,7 +227,10 @@ impl World {
             .map(|((start, group), events)| {
                 let names = fields.iter().map(|field| field.to_string());
                 let group: Map<String, Value> = names.zip(group.iter().map(|text| json!(text))).collect();
-                (time_text(*start), json!(group), value(meter, events, bucket_length(*start, size)))
+                {
+                    let (from, to) = calendar.bucket(*start);
+                    (calendar.text(from), json!(group), value(meter, events, (to - from).into()))
+                }
             })
             .collect();
         let answer = self.workspace.post("/v1/usages/search", &body).await.expect(200);
@@ -227,6 +238,8 @@ impl World {
         assert_eq!(got.len(), wanted.len(), "{body}\n{got:?}\n{wanted:?}");
         for (got, (start, group, quantity)) in got.iter().zip(&wanted) {
             assert_eq!(got["bucket_start"], *start, "{body}");
+            assert_eq!(got["bucket_size"], calendar.size, "{body}");
+            assert_eq!(got["time_zone"].as_str(), calendar.zone(), "{body}");
             assert_eq!(got.get("group").unwrap_or(&json!({})), group, "{body}");
             same(&got["quantity"], quantity, &body);
         }
@@ -257,6 +270,11 @@ impl World {
             fields.join(","),
             text("limit"),
         );
+        for name in ["time_zone", "anchor", "week_start"] {
+            if !body[name].is_null() {
+                query.push_str(&format!("&{name}={}", text(name)));
+            }
+        }
         if !body["subject"].is_null() {
             query.push_str(&format!("&subject={}", text("subject")));
         }
@@ -360,24 +378,6 @@ fn field_of(event: &Event, field: &str) -> Option<String> {
         "subject" => Some(event.subject.clone()),
         path => at_path(&event.metadata, path).filter(|value| !value.is_null()).map(text_of),
     }
-}
-
-fn bucket_start(time: i64, size: &str) -> i64 {
-    match size {
-        "hour" => time - time.rem_euclid(HOUR),
-        "day" => time - time.rem_euclid(24 * HOUR),
-        _ => filter::micros(&format!("{}-01T00:00:00Z", &time_text(time)[..7])),
-    }
-}
-
-/// Microseconds of the whole bucket.
-fn bucket_length(start: i64, size: &str) -> BigDecimal {
-    let next = match size {
-        "hour" => start + HOUR,
-        "day" => start + 24 * HOUR,
-        _ => bucket_start(start + 32 * 24 * HOUR, size),
-    };
-    (next - start).into()
 }
 
 fn value(aggregation: &str, events: &[&Event], length: BigDecimal) -> BigDecimal {

@@ -16,6 +16,8 @@ CREATE TABLE workspaces (
     id INTEGER PRIMARY KEY,
     public_id TEXT NOT NULL CONSTRAINT workspaces_public_id_key UNIQUE,
     name TEXT NOT NULL,
+    -- of the IANA database: where days and months begin that nobody names a zone for
+    time_zone TEXT NOT NULL DEFAULT 'UTC',
     -- grows with every assignment of a plan, so that writers know when to read them again
     assignment_version INTEGER NOT NULL DEFAULT 0,
     -- answer: with the event that first used the key; refuse: with an error

@@ -20,6 +20,7 @@ pub struct Place {
     pub created_at: i64,
     pub joined_at: i64,
     pub key_conflicts: String,
+    pub time_zone: String,
 }
 
 /// A member as the others see them.
@@ -53,6 +54,7 @@ pub fn places(conn: &mut Conn, user_id: i64) -> Result<Vec<Place>, DbError> {
             workspaces::created_at,
             memberships::created_at,
             workspaces::key_conflicts,
+            workspaces::time_zone,
         ))
         .load(conn)?;
     Ok(places)

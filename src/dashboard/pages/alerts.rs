@@ -435,7 +435,7 @@ async fn history(app: &App, caller: &Caller, rule: &Rule) -> Result<Option<Chart
     let threshold = (rule.terms.threshold.clone(), "Threshold".to_owned());
     Ok(Some(Chart {
         id: "history",
-        title: format!("{} per {}, with the threshold", meter.name, size.as_str()),
+        title: format!("{} per {}, with the threshold", meter.name, size.name()),
         unit: meter.unit.clone(),
         kind: Kind::Bar,
         buckets: ask::chart_buckets(window, size, &link),

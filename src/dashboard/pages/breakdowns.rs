@@ -55,7 +55,7 @@ async fn card(app: &App, asked: &ExportQuery, field: GroupField, title: String) 
         GroupField::Subject => "subject".to_owned(),
         GroupField::Dimension(name) => format!("metadata.{name}"),
     };
-    let whole = asked.query(asked.range.window, None, false)?;
+    let whole = asked.query(asked.range.window, false, false)?;
     let query = Query { group_by: vec![field], skip_missing: true, ..whole };
     let found = ask::breakdown(app, query, VALUES).await?;
     let largest = found.first().map_or(1.0, |item| item.quantity.to_f64()).max(f64::MIN_POSITIVE);

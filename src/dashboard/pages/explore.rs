@@ -14,14 +14,16 @@ use crate::dashboard::grammar::{self, Condition, OPERATORS, RANGES, Range};
 use crate::dashboard::pages::breakdowns::{self, Breakdown};
 use crate::dashboard::view::{self, Link};
 use crate::dashboard::visit::{Shell, Visit, ok, rejected};
+use crate::dashboard::zone::OFFERED;
 use crate::error::{Error, Result};
 use crate::exports::csv::Table;
 use crate::http::extract::Params;
 use crate::http::respond;
+use crate::metering::calendar::{Buckets, Calendar, Wish, Zone};
 use crate::metering::json::{Number, Value};
 use crate::metering::meter::Meter;
 use crate::metering::quantity::Quantity;
-use crate::metering::time::{BucketSize, DAY, Timestamp, Window};
+use crate::metering::time::{DAY, Timestamp, Window};
 use crate::usage::query::{Bucket, Query, parse_group_by, parse_subject_filter};
 use crate::usage::saved_queries::{self, SavedQuery};
 
@@ -34,15 +36,28 @@ const COMPARISONS: [(&str, &str); 4] = [
     ("weekday", "the same weekdays before"),
     ("year", "a year before"),
 ];
-const BUCKETS: [(&str, &str); 4] =
-    [("auto", "automatic"), ("hour", "hour"), ("day", "day"), ("month", "month")];
+const BUCKETS: [(&str, &str); 10] = [
+    ("auto", "automatic"),
+    ("minute", "minute"),
+    ("5m", "5 minutes"),
+    ("15m", "15 minutes"),
+    ("hour", "hour"),
+    ("day", "day"),
+    ("week", "week"),
+    ("month", "month"),
+    ("quarter", "quarter"),
+    ("year", "year"),
+];
 
 /// What an address asks for.
 pub struct ExportQuery {
     pub meter: Meter,
     pub subject: String,
     pub range: Range,
-    pub size: BucketSize,
+    /// Of the buckets; its zone is that of the dates in the address too.
+    pub calendar: Calendar,
+    /// As in the address: empty is that of the workspace.
+    pub time_zone: String,
     /// As in the address: `auto` is not yet decided.
     pub bucket: String,
     pub group: Vec<String>,
@@ -54,10 +69,14 @@ pub struct ExportQuery {
 }
 
 impl ExportQuery {
-    pub fn parse(meter: Meter, params: &Params) -> Result<ExportQuery> {
-        let range = Range::parse(params, DEFAULT_RANGE, Timestamp::now())?;
+    /// `home` is the zone of the workspace.
+    pub fn parse(meter: Meter, params: &Params, home: &Zone) -> Result<ExportQuery> {
+        let wish = Wish { time_zone: params.get("time_zone"), ..Wish::default() };
+        let calendar = wish.calendar(home)?;
+        let range = Range::parse_in(&calendar.zone, params, DEFAULT_RANGE, Timestamp::now())?;
         let size = grammar::bucket(params.get("bucket"), range.window)?;
-        range.window.check_length(size)?;
+        let calendar = Calendar { size, ..calendar };
+        Buckets::of(calendar.clone(), range.window)?;
         let group: Vec<String> = params
             .all("group")
             .flat_map(|list| list.split(','))
@@ -78,7 +97,8 @@ impl ExportQuery {
             bucket: params.get("bucket").to_owned(),
             meter,
             range,
-            size,
+            calendar,
+            time_zone: params.get("time_zone").to_owned(),
             group,
             compare,
             show,
@@ -97,7 +117,8 @@ impl ExportQuery {
     pub fn scope(&self, path: &str) -> Link {
         let link =
             self.range.on(Link::to(path).with("meter", &self.meter.name).with("subject", &self.subject));
-        let link = link.with("bucket", &self.bucket).with("group", &self.group.join(","));
+        let link = link.with("bucket", &self.bucket).with("time_zone", &self.time_zone);
+        let link = link.with("group", &self.group.join(","));
         self.conditions
             .iter()
             .fold(link, |link, condition| link.with(condition.parameter(), &condition.text()))
@@ -111,7 +132,12 @@ impl ExportQuery {
             .fold(link, |link, condition| link.with(condition.parameter(), &condition.text()))
     }
 
-    pub fn query(&self, window: Window, size: Option<BucketSize>, grouped: bool) -> Result<Query> {
+    /// With buckets, or all of the window in one.
+    pub fn query(&self, window: Window, in_buckets: bool, grouped: bool) -> Result<Query> {
+        let buckets = match in_buckets {
+            true => Some(Buckets::of(self.calendar.clone(), window)?),
+            false => None,
+        };
         let group = if grouped { self.group.as_slice() } else { &[] };
         Ok(Query {
             group_by: parse_group_by(&self.meter, group.iter().map(String::as_str))?,
@@ -119,7 +145,7 @@ impl ExportQuery {
             window,
             subject: Some(self.subject.clone()).filter(|subject| !subject.is_empty()),
             filter: grammar::filter(&self.conditions, Some(&self.meter))?,
-            bucket_size: size,
+            buckets,
             skip_missing: false,
         })
     }
@@ -191,6 +217,10 @@ impl ExplorePage {
 
     fn buckets(&self) -> &'static [(&'static str, &'static str)] {
         &BUCKETS
+    }
+
+    fn zones(&self) -> &'static [&'static str] {
+        &OFFERED
     }
 
     fn comparisons(&self) -> &'static [(&'static str, &'static str)] {
@@ -265,10 +295,13 @@ impl ExplorePage {
             ("meter", asked.meter.name.as_str().into()),
             ("from", window.from.to_exact_text().as_str().into()),
             ("to", window.to.to_exact_text().as_str().into()),
-            ("bucket_size", asked.size.as_str().into()),
+            ("bucket_size", asked.calendar.size.name().as_ref().into()),
             ("group_by", Value::Array(group)),
             ("limit", Value::Number(Number::from(&Quantity::from(1000)))),
         ];
+        if let Some(zone) = asked.calendar.zone_name() {
+            body.push(("time_zone", zone.as_ref().into()));
+        }
         if !asked.subject.is_empty() {
             body.push(("subject", asked.subject.as_str().into()));
         }
@@ -289,7 +322,8 @@ fn copy(asked: &ExportQuery) -> ExportQuery {
         meter: asked.meter.clone(),
         subject: asked.subject.clone(),
         range: asked.range.clone(),
-        size: asked.size,
+        calendar: asked.calendar.clone(),
+        time_zone: asked.time_zone.clone(),
         bucket: asked.bucket.clone(),
         group: asked.group.clone(),
         conditions: asked.conditions.clone(),
@@ -303,6 +337,7 @@ fn copy(asked: &ExportQuery) -> ExportQuery {
 pub async fn show(app: web::Data<App>, caller: Caller, visit: Visit, params: Params) -> Result<HttpResponse> {
     let (meters, saved) = join(ask::meters(&app, &caller), saved(&app, &caller)).await;
     let (meters, saved) = (meters?, saved?);
+    let home = app.zones.get(caller.workspace_id).await?;
     let mut page = ExplorePage {
         shell: visit.shell("usage", "Usage buckets"),
         meters,
@@ -314,7 +349,7 @@ pub async fn show(app: web::Data<App>, caller: Caller, visit: Visit, params: Par
         now: Timestamp::now(),
         origin: visit.origin.clone(),
     };
-    match answer(&app, &caller, &page).await {
+    match answer(&app, &caller, &page, &home).await {
         Ok(Answer::Page(asked, found)) => {
             page.asked = Some(*asked);
             page.found = Some(*found);
@@ -323,11 +358,13 @@ pub async fn show(app: web::Data<App>, caller: Caller, visit: Visit, params: Par
         Ok(Answer::Nothing) => ok(&page),
         Ok(Answer::Other(response)) => Ok(response),
         Err(error) => {
-            page.complaint =
-                Complaint::of(error, &["range", "from", "to", "bucket", "group", "subject", "f", "meter"])?;
+            page.complaint = Complaint::of(
+                error,
+                &["range", "from", "to", "bucket", "time_zone", "group", "subject", "f", "meter"],
+            )?;
             let meter = page.meters.iter().find(|meter| meter.name == page.params.get("meter"));
             let fallback = meter.or(page.meters.first()).cloned();
-            page.asked = fallback.and_then(|meter| ExportQuery::parse(meter, &Params::parse("")).ok());
+            page.asked = fallback.and_then(|meter| ExportQuery::parse(meter, &Params::parse(""), &home).ok());
             rejected(&page)
         }
     }
@@ -339,7 +376,7 @@ enum Answer {
     Other(HttpResponse),
 }
 
-async fn answer(app: &App, caller: &Caller, page: &ExplorePage) -> Result<Answer> {
+async fn answer(app: &App, caller: &Caller, page: &ExplorePage, home: &Zone) -> Result<Answer> {
     let params = &page.params;
     let meter = match params.get("meter") {
         "" => match page.meters.first() {
@@ -348,7 +385,7 @@ async fn answer(app: &App, caller: &Caller, page: &ExplorePage) -> Result<Answer
         },
         name => ask::meter(app, caller, name).await?,
     };
-    let asked = ExportQuery::parse(meter, params)?;
+    let asked = ExportQuery::parse(meter, params, home)?;
     if let Some(link) = with_new_condition(&asked, params)? {
         let response = HttpResponse::SeeOther().insert_header((header::LOCATION, link)).finish();
         return Ok(Answer::Other(response));
@@ -360,7 +397,7 @@ async fn answer(app: &App, caller: &Caller, page: &ExplorePage) -> Result<Answer
         }
         "csv" => csv(app, &asked).await.map(Answer::Other),
         "json" => {
-            let query = asked.query(asked.range.window, Some(asked.size), true)?;
+            let query = asked.query(asked.range.window, true, true)?;
             let rows = ask::buckets(app, query, CELLS_MAX).await?;
             respond::ok(&rows).map(Answer::Other)
         }
@@ -386,7 +423,7 @@ fn with_new_condition(asked: &ExportQuery, params: &Params) -> Result<Option<Str
 }
 
 async fn csv(app: &App, asked: &ExportQuery) -> Result<HttpResponse> {
-    let query = asked.query(asked.range.window, Some(asked.size), true)?;
+    let query = asked.query(asked.range.window, true, true)?;
     let mut table = Table::of_buckets(&query, true)?;
     let rows = ask::buckets(app, query.clone(), CELLS_MAX).await?;
     rows.iter().try_for_each(|bucket| table.bucket(&query, bucket))?;
@@ -402,8 +439,8 @@ async fn csv(app: &App, asked: &ExportQuery) -> Result<HttpResponse> {
 
 async fn find(app: &App, asked: &ExportQuery) -> Result<Found> {
     let window = asked.range.window;
-    let buckets = ask::buckets(app, asked.query(window, Some(asked.size), true)?, CELLS_MAX);
-    let groups = ask::buckets(app, asked.query(window, None, true)?, CELLS_MAX);
+    let buckets = ask::buckets(app, asked.query(window, true, true)?, CELLS_MAX);
+    let groups = ask::buckets(app, asked.query(window, false, true)?, CELLS_MAX);
     let total = total(app, asked, window);
     let breakdowns = breakdowns::find(app, asked);
     let (rows, groups, total, breakdowns) = try_join4(buckets, groups, total, breakdowns).await?;
@@ -411,7 +448,7 @@ async fn find(app: &App, asked: &ExportQuery) -> Result<Found> {
         Some(window) => Some((window, earlier(app, asked, window).await?)),
         None => None,
     };
-    let starts = ask::axis(window, asked.size);
+    let starts = ask::axis(window, &asked.calendar);
     let by_subject = asked.group.iter().any(|name| name == "subject");
     let (mut series, left_out) = ask::series(&rows, &starts, asked.meter.aggregation, by_subject, 8);
     let mut compare =
@@ -429,14 +466,14 @@ async fn find(app: &App, asked: &ExportQuery) -> Result<Found> {
         ),
         unit: asked.meter.unit.clone(),
         kind: if asked.is_cumulative { Kind::Line } else { asked.kind },
-        buckets: ask::chart_buckets(window, asked.size, &asked.events()),
+        buckets: ask::chart_buckets(window, &asked.calendar, &asked.events()),
         series,
         compare,
         limits: Vec::new(),
         is_running: asked.range.is_running,
     };
     let earlier = earlier.map(|(window, (sum, _))| {
-        let words = Range { word: String::new(), window, is_running: false }.words();
+        let words = Range { window, ..asked.range.clone() }.words();
         (sum.clone(), words, change(&total, &sum))
     });
     let groups = group_rows(asked, &groups, &total);
@@ -444,22 +481,22 @@ async fn find(app: &App, asked: &ExportQuery) -> Result<Found> {
 }
 
 async fn total(app: &App, asked: &ExportQuery, window: Window) -> Result<Quantity> {
-    let rows = ask::buckets(app, asked.query(window, None, false)?, 1).await?;
+    let rows = ask::buckets(app, asked.query(window, false, false)?, 1).await?;
     Ok(rows.into_iter().next().map_or_else(Quantity::zero, |row| row.quantity))
 }
 
 async fn earlier(app: &App, asked: &ExportQuery, window: Window) -> Result<(Quantity, Vec<Bucket>)> {
-    let rows = ask::buckets(app, asked.query(window, Some(asked.size), false)?, CELLS_MAX).await?;
+    let rows = ask::buckets(app, asked.query(window, true, false)?, CELLS_MAX).await?;
     Ok((total(app, asked, window).await?, rows))
 }
 
 /// The earlier values, bucket by bucket beside the later ones.
 fn comparison(asked: &ExportQuery, window: Window, rows: &[Bucket], count: usize) -> Series {
-    let starts = ask::axis(window, asked.size);
+    let starts = ask::axis(window, &asked.calendar);
     let (mut series, _) = ask::series(rows, &starts, asked.meter.aggregation, false, 1);
     let mut values = series.pop().map(|series| series.values).unwrap_or_default();
     values.resize(count, None);
-    let words = Range { word: String::new(), window, is_running: false }.words();
+    let words = Range { window, ..asked.range.clone() }.words();
     Series { name: format!("Before: {words}"), values, is_other: true }
 }
 

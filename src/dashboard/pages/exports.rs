@@ -107,7 +107,8 @@ async fn queue(app: &App, caller: &Caller, fields: &Fields) -> Result<Export> {
     let link = CARRIED[1..].iter().fold(Link::to(""), |link, name| link.with(name, fields.get(name)));
     let link = fields.all("f").fold(link, |link, text| link.with("f", text)).to_string();
     let params = Params::parse(link.trim_start_matches('?'));
-    let asked = View::parse(ask::meter(app, caller, fields.get("meter")).await?, &params)?;
+    let home = app.zones.get(caller.workspace_id).await?;
+    let asked = View::parse(ask::meter(app, caller, fields.get("meter")).await?, &params, &home)?;
     let mut query = Map::new();
     query.insert("meter".to_owned(), asked.meter.name.as_str().into());
     query.insert("from".to_owned(), asked.range.window.from.to_exact_text().as_str().into());
@@ -120,14 +121,17 @@ async fn queue(app: &App, caller: &Caller, fields: &Fields) -> Result<Export> {
         query.insert("filter".to_owned(), node);
     }
     if kind == Kind::UsageBuckets {
-        query.insert("bucket_size".to_owned(), asked.size.as_str().into());
+        query.insert("bucket_size".to_owned(), asked.calendar.size.name().as_ref().into());
+        if let Some(zone) = asked.calendar.zone_name() {
+            query.insert("time_zone".to_owned(), zone.as_ref().into());
+        }
         query.insert(
             "group_by".to_owned(),
             Value::Array(asked.group.iter().map(|field| field.as_str().into()).collect()),
         );
     }
     let query = serde_json::value::to_raw_value(&query).map_err(Error::internal)?;
-    let asked = ExportQuery::parse(kind, Input::read(&query)?)?;
+    let asked = ExportQuery::parse(kind, Input::read(&query)?, &home)?;
     let export = Export::queued(caller.workspace_id, kind, asked, Timestamp::now());
     let add = move |conn: &mut _| crate::exports::sql::add(conn, &export).map(|()| export.clone());
     let export = app.store.write("exports::add", add).await?;

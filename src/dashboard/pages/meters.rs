@@ -332,7 +332,7 @@ async fn tops(app: &App, meter: &Meter) -> Result<Vec<(String, Vec<(BreakdownIte
         let group_by = vec![GroupField::Dimension(dimension.name.clone())];
         let query = Query {
             group_by,
-            bucket_size: None,
+            buckets: None,
             skip_missing: true,
             ..ask::whole(meter.clone(), window, BucketSize::Day)
         };

@@ -221,12 +221,13 @@ async fn tile(app: &App, caller: &Caller, name: String, link: String) -> Tile {
 
 async fn fill(app: &App, caller: &Caller, tile: &mut Tile) -> Result<()> {
     let params = Params::parse(tile.link.split_once('?').map_or("", |(_, query)| query));
-    let asked = ExportQuery::parse(ask::meter(app, caller, params.get("meter")).await?, &params)?;
+    let home = app.zones.get(caller.workspace_id).await?;
+    let asked = ExportQuery::parse(ask::meter(app, caller, params.get("meter")).await?, &params, &home)?;
     let window = asked.range.window;
-    let whole = ask::buckets(app, asked.query(window, None, false)?, 1).await?;
+    let whole = ask::buckets(app, asked.query(window, false, false)?, 1).await?;
     let total = whole.into_iter().next().map_or_else(Quantity::zero, |row| row.quantity);
-    let rows = ask::buckets(app, asked.query(window, Some(asked.size), false)?, 1_000).await?;
-    let starts = ask::axis(window, asked.size);
+    let rows = ask::buckets(app, asked.query(window, true, false)?, 1_000).await?;
+    let starts = ask::axis(window, &asked.calendar);
     let (series, _) = ask::series(&rows, &starts, asked.meter.aggregation, false, 1);
     let values = series
         .first()

@@ -12,7 +12,7 @@ use crate::dashboard::pages::explore::saved;
 use crate::dashboard::visit::{Shell, Visit, ok};
 use crate::error::{Error, Result};
 use crate::http::extract::Params;
-use crate::metering::time::Timestamp;
+use crate::metering::time::{BucketSize, Timestamp};
 use crate::usage::saved_queries::{self, SavedQuery};
 
 const NAME_CHARACTERS_MAX: usize = 120;
@@ -41,7 +41,8 @@ pub async fn create(app: web::Data<App>, caller: Caller, visit: Visit, form: For
         return Err(Error::invalid("the query is too long to be saved"));
     }
     let params = Params::parse(&query);
-    let bucket = Some(params.get("bucket")).filter(|word| matches!(*word, "hour" | "day" | "month"));
+    let bucket = Some(params.get("bucket"))
+        .filter(|word| BucketSize::parse(word).is_ok_and(|size| size.name() == *word));
     let group: Vec<&str> = params.get("group").split(',').filter(|name| !name.is_empty()).take(5).collect();
     let now = Timestamp::now().0;
     let row = SavedQuery {

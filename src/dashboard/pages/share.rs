@@ -12,7 +12,6 @@ use crate::dashboard::chart::{self, Chart, Kind, Svg};
 use crate::dashboard::pace::Pace;
 use crate::dashboard::view::{self, When};
 use crate::dashboard::visit::show;
-use crate::dashboard::zone::Zone;
 use crate::dashboard::{ask, assets, guard};
 use crate::db::Conn;
 use crate::entitlements::progress::{self, Item};
@@ -20,6 +19,7 @@ use crate::entitlements::sql::listing::{self, Entry};
 use crate::error::{Error, Result};
 use crate::exports::csv::Table;
 use crate::http::extract::{Id, Params};
+use crate::metering::calendar::Zone;
 use crate::metering::meter::Meter;
 use crate::metering::time::{BucketSize, Timestamp};
 use crate::usage::query::Query;
@@ -139,7 +139,7 @@ pub async fn page(app: web::Data<App>, Id(token): Id, params: Params) -> Result<
             "dark" => "dark",
             _ => "system",
         },
-        zone: Zone::parse(params.get("zone")).unwrap_or_else(Zone::utc),
+        zone: Zone::parse(params.get("zone")).unwrap_or(Zone::UTC),
         here: format!("/share/{token}"),
         now,
         css: assets::url("app.css"),

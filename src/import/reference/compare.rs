@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::import::sql::totals;
 use crate::metering::event::Event;
 use crate::metering::quantity::Quantity;
-use crate::metering::time::{BucketSize, Timestamp};
+use crate::metering::time::Timestamp;
 
 type Month = Timestamp;
 
@@ -35,7 +35,7 @@ pub struct Tally(BTreeMap<(i64, Month), Sum>);
 
 impl Tally {
     pub fn add(&mut self, event: &Event) {
-        let key = (event.meter.id, BucketSize::Month.start(event.time));
+        let key = (event.meter.id, event.time.month_start());
         self.0.entry(key).or_insert_with(|| Sum::none(Quantity::zero())).add(1, &event.quantity);
     }
 }
@@ -63,7 +63,7 @@ impl Import {
     fn months(&mut self, meter_id: i64) -> Result<BTreeMap<Month, Sum>> {
         let mut months: BTreeMap<Month, Sum> = BTreeMap::new();
         for (day, events, total) in self.ours.read(|conn| totals::days(conn, meter_id))? {
-            let month = months.entry(BucketSize::Month.start(day));
+            let month = months.entry(day.month_start());
             month.or_insert_with(|| Sum::none(Quantity::zero())).add(events, &total);
         }
         Ok(months)

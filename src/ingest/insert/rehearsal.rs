@@ -11,6 +11,7 @@ use crate::entitlements::assignment::assignment_for_event;
 use crate::entitlements::sql::counters::{self, Range};
 use crate::ingest::insert::{Batch, DecidedAt, InsertBatch, Outcome, Place, WriteCache};
 use crate::ingest::preview::{QuotaMove, WindowMove};
+use crate::metering::calendar::Calendar;
 use crate::metering::event::Event;
 use crate::metering::meter::Meter;
 use crate::metering::rollup::Part;
@@ -64,8 +65,7 @@ struct Windows(HashMap<Use, Option<Part>>);
 const SIZES: [BucketSize; 3] = [BucketSize::Hour, BucketSize::Day, BucketSize::Month];
 
 fn window_of(size: BucketSize, event: &Event) -> Window {
-    let from = size.start(event.time);
-    Window { from, to: from.plus(size.seconds(from) * crate::metering::time::SECOND) }
+    Calendar::utc(size).around(event.time)
 }
 
 impl Windows {
@@ -96,7 +96,7 @@ impl Windows {
             };
             let before = value(part);
             grow(part, event);
-            let (bucket_size, after) = (size.as_str(), value(part));
+            let (bucket_size, after) = (size.own_name().unwrap_or_default(), value(part));
             moves.push(WindowMove { bucket_size, from: window.from, to: window.to, before, after });
         }
         moves
@@ -110,7 +110,7 @@ fn used(conn: &mut Conn, meter: &Arc<Meter>, subject: &str, window: Window) -> R
         subject: Some(subject.to_owned()),
         group_by: Vec::new(),
         filter: None,
-        bucket_size: None,
+        buckets: None,
         skip_missing: false,
     };
     Ok(cells(conn, &query, 1)?.into_groups().next().map(|(_, part)| part))

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::db::statement::plan;
+use crate::metering::calendar::{Buckets, Wish, Zone};
 use crate::metering::filter::Filter;
 use crate::usage::query::GroupField;
 
@@ -27,14 +28,22 @@ fn query() -> Query {
         subject: None,
         group_by: Vec::new(),
         filter: None,
-        bucket_size: Some(BucketSize::Day),
+        buckets: Some(Buckets::plain(BucketSize::Day)),
         skip_missing: false,
     }
 }
 
 fn sum(query: &Query, subjects: Subjects) -> Sum<'_> {
     let named = query.names_subjects();
-    Sum { query, subjects, named, hour_by_hour: false, left_out: None, cells: GroupedAggregates::first(100) }
+    Sum {
+        query,
+        subjects,
+        named,
+        hour_by_hour: false,
+        left_out: None,
+        cover: None,
+        cells: GroupedAggregates::first(100),
+    }
 }
 
 #[test]
@@ -64,9 +73,46 @@ fn raw_events_come_by_time() {
     ];
     for (subjects, range) in ranges {
         let mut statement = Statement::new(&conn);
-        let sql = sum(&query, subjects).raw_sql(&mut statement, query.window, None);
+        let sql = sum(&query, subjects).raw_sql(&mut statement, &Source::Whole(query.window), None);
         let plan = plan::of(statement, &mut conn, &sql);
         assert!(plan.contains(&format!("SEARCH e USING INDEX {range}")), "{plan}");
         assert!(!plan.contains("SCAN e"), "{plan}");
+    }
+}
+
+/// Days of a zone off the hour.
+fn kolkata() -> Query {
+    let wish = Wish { time_zone: "Asia/Kolkata", ..Wish::default() };
+    let calendar = wish.calendar(&Zone::UTC).expect("a calendar");
+    let buckets = Buckets::of(calendar, query().window).expect("a month");
+    Query { buckets: Some(buckets), ..query() }
+}
+
+#[test]
+fn buckets_of_a_zone_come_from_a_range_for_each_piece() {
+    let (_directory, mut conn) = plan::empty_database();
+    let query = kolkata();
+    let cover = pieces::cover(query.window, query.odd_buckets().expect("odd"), Timestamp(0), HOUR);
+    let mut statement = Statement::new(&conn);
+    let sql = sum(&query, Subjects::All).pieces_sql(&mut statement, &cover.stored);
+    let plan = plan::of(statement, &mut conn, &sql);
+    let range = "SEARCH r USING PRIMARY KEY (meter_id=? AND grain=? AND start>? AND start<?)";
+    assert!(plan.contains(range) && !plan.contains("SCAN r"), "{plan}");
+    let cases = [
+        (
+            Subjects::All,
+            "SEARCH e USING INDEX events_meter_time (meter_id=? AND event_time>? AND event_time<?)",
+        ),
+        (
+            Subjects::Only(vec![5]),
+            "SEARCH e USING INDEX events_subject_time (hour=? AND subject_id=? AND event_time>? AND event_time<?)",
+        ),
+    ];
+    for (subjects, range) in cases {
+        let cut = pieces::split(cover.cut_windows(), query.odd_buckets().expect("odd"));
+        let mut statement = Statement::new(&conn);
+        let sql = sum(&query, subjects).raw_sql(&mut statement, &Source::Pieces(cut), None);
+        let plan = plan::of(statement, &mut conn, &sql);
+        assert!(plan.contains(range) && !plan.contains("SCAN e"), "{plan}");
     }
 }
