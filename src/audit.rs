@@ -3,11 +3,12 @@
 
 pub mod sql;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::audit::sql::{AuditEvent, Head, Query};
 use crate::config::Driver;
-use crate::db::{self, Conn, Store};
+use crate::db::{self, Conn, Store, audit as trail};
 use crate::error::Result;
 use crate::metering::time::Timestamp;
 
@@ -19,10 +20,23 @@ pub async fn list(store: &Store, query: Query) -> Result<Vec<AuditEvent>> {
 /// Rows deleted in one transaction.
 const BATCH: i64 = 1_000;
 
-/// Deletes what is older than the lifetime, in small transactions; answers how many rows.
+fn ago(lifetime: Duration) -> Timestamp {
+    Timestamp::now().plus(-(lifetime.as_micros().min(i64::MAX as u128) as i64))
+}
+
+/// Deletes what is older than the lifetime, in small transactions; answers how many rows. On PostgreSQL the role of a server
+/// need not be able to: then whoever owns the schema does, by a command.
 pub async fn prune(store: &Store, lifetime: Duration) -> Result<usize> {
-    let before = Timestamp::now().plus(-(lifetime.as_micros().min(i64::MAX as u128) as i64));
-    let mut pruned = 0;
+    static TOLD: AtomicBool = AtomicBool::new(false);
+    let (before, mut pruned) = (ago(lifetime), 0);
+    if !store.read("audit::may_prune", sql::may_prune).await? {
+        if !TOLD.swap(true, Ordering::Relaxed) {
+            log::info!(
+                "the role of this server may not prune the audit trail: `open-spanner audit prune` does, as the owner of the schema"
+            );
+        }
+        return Ok(0);
+    }
     for head in store.read("audit::heads", sql::heads).await? {
         loop {
             let work = move |conn: &mut Conn| sql::prune(conn, head.workspace_id, before, BATCH);
@@ -33,6 +47,28 @@ pub async fn prune(store: &Store, lifetime: Duration) -> Result<usize> {
             }
         }
     }
+    Ok(pruned)
+}
+
+/// The same for a command; it leaves a row in the server's own chain when there was something to delete.
+pub fn prune_as_operator(driver: &Driver, lifetime: Duration) -> Result<usize> {
+    let (before, mut pruned) = (ago(lifetime), 0);
+    for head in db::once(driver, sql::heads)? {
+        loop {
+            let count = db::once(driver, |conn| sql::prune(conn, head.workspace_id, before, BATCH))?;
+            pruned += count;
+            if count < BATCH as usize {
+                break;
+            }
+        }
+    }
+    db::once_as_operator(driver, "audit::prune_by_operator", |_| {
+        trail::states(None, Some(serde_json::json!({"before": before, "rows": pruned})));
+        if pruned == 0 {
+            trail::nothing_changed();
+        }
+        Ok(())
+    })?;
     Ok(pruned)
 }
 

@@ -5,8 +5,10 @@
 
 pub mod account;
 mod cache;
+pub mod device;
 pub mod key;
 pub mod link_token;
+pub mod mail;
 pub mod members;
 pub mod password;
 pub mod permission;
@@ -17,10 +19,12 @@ pub mod throttle;
 pub mod token;
 
 use std::collections::HashSet;
+use std::net::IpAddr;
 use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -75,6 +79,8 @@ pub enum Credential {
         grants: Grants,
         /// Empty: every meter.
         allowed_meters: HashSet<String>,
+        /// Where it may be used from; `None`: everywhere.
+        allowed_networks: Option<Vec<IpNet>>,
         expires_at: Option<Timestamp>,
         revoked_at: Option<Timestamp>,
     },
@@ -139,6 +145,9 @@ impl Caller {
             name: key.name,
             grants: Grants::of(key.scopes.0.iter().map(String::as_str)),
             allowed_meters: key.allowed_meters.0.into_iter().collect(),
+            // one that cannot be read allows nothing
+            allowed_networks: (!key.allowed_networks.0.is_empty())
+                .then(|| key.allowed_networks.0.iter().filter_map(|text| key::parse_network(text)).collect()),
             expires_at: key.expires_at.map(Timestamp),
             revoked_at: key.revoked_at.map(Timestamp),
         };
@@ -164,6 +173,18 @@ impl Caller {
             return Ok(());
         }
         Err(Error::forbidden(format_args!("the API key may not use the meter {name:?}")))
+    }
+
+    /// 403 when the API key is confined to other networks.
+    pub fn ensure_network_allowed(&self, address: IpAddr) -> Result<()> {
+        let Credential::Key { allowed_networks: Some(networks), .. } = &self.credential else {
+            return Ok(());
+        };
+        let address = address.to_canonical();
+        match networks.iter().any(|network| network.contains(&address)) {
+            true => Ok(()),
+            false => Err(Error::forbidden(format_args!("the API key may not be used from {address}"))),
+        }
     }
 
     fn is_alive(&self, now: Timestamp) -> bool {
@@ -216,6 +237,13 @@ pub struct Options {
     pub session_max_age: Duration,
 }
 
+/// Who is talked to besides callers and the database.
+#[derive(Default)]
+pub struct Outside {
+    pub providers: Providers,
+    pub mail: Option<mail::Mail>,
+}
+
 /// The office that knows callers. Cheap to clone.
 #[derive(Clone)]
 pub struct Auth(Arc<Inner>);
@@ -228,7 +256,7 @@ struct Inner {
     last_used: LastUsed,
     passwords: password::Hasher,
     throttle: Throttle,
-    providers: Providers,
+    outside: Outside,
 }
 
 struct KnownKey {
@@ -242,11 +270,11 @@ const REMEMBERED: u64 = 20_000;
 impl Auth {
     /// Must be called inside the runtime whose blocking threads it will use.
     pub fn new(store: Store, options: Options) -> Auth {
-        Auth::with_providers(store, options, Providers::default())
+        Auth::with(store, options, Outside::default())
     }
 
-    /// Like [`Auth::new`], with further ways to sign in.
-    pub fn with_providers(store: Store, options: Options, providers: Providers) -> Auth {
+    /// Like [`Auth::new`], with others to talk to.
+    pub fn with(store: Store, options: Options, outside: Outside) -> Auth {
         Auth(Arc::new(Inner {
             keys: CredentialCache::new(store.epochs(), options.cache_ttl, REMEMBERED),
             sessions: CredentialCache::new(store.epochs(), options.cache_ttl, REMEMBERED),
@@ -254,7 +282,7 @@ impl Auth {
             last_used: LastUsed::default(),
             passwords: password::Hasher::new(),
             throttle: Throttle::default(),
-            providers,
+            outside,
             options,
         }))
     }

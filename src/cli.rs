@@ -44,7 +44,7 @@ pub fn run(config: &Config, command: Command) -> Result<Outcome> {
         Command::Probe(probe) => wait_for(probe::run(config, &probe)),
         Command::Doctor(json) => doctor::run(config, json.json),
         Command::Admin(admin) => admin::run(config, &admin),
-        Command::Audit(asked) => people::audit(&config.db.driver, &asked),
+        Command::Audit(asked) => people::audit(config, &asked),
         Command::Keys(asked) => keys::run(&config.db.driver, &asked),
         Command::Backup(asked) => backup::backup(config, &asked),
         Command::Restore(asked) => backup::restore(config, &asked),

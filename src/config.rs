@@ -28,7 +28,7 @@ mod value;
 
 pub use cli::{VERSION, command_line};
 pub use sections::{
-    Auth, Client, Db, Driver, ExportStorage, ExportWorker, Exports, History, Http, Ingest, LogRequests,
+    Auth, Client, Db, Driver, ExportStorage, ExportWorker, Exports, History, Http, Ingest, LogRequests, Mail,
     OAuth, OAuthClient, Oidc, Reconciliation, Retention, S3, S3Keys, SecureCookies, Synchronous, Worker,
     Workers,
 };
@@ -59,6 +59,8 @@ pub struct Config {
     pub db: Db,
     pub ingest: Ingest,
     pub auth: Auth,
+    /// How mail is sent, if it is.
+    pub mail: Option<Mail>,
     pub exports: Exports,
     pub workers: Workers,
     pub retention: Retention,
@@ -253,12 +255,15 @@ fn without_effect(v: &Values) -> Vec<String> {
         ("GITHUB_OAUTH_CLIENT_ID", "GITHUB_OAUTH_CLIENT_SECRET"),
         ("GOOGLE_OAUTH_CLIENT_ID", "GOOGLE_OAUTH_CLIENT_SECRET"),
         ("OIDC_ISSUER", "OIDC_CLIENT_ID"),
+        ("SMTP_URL", "MAIL_FROM"),
+        ("SMTP_URL", "PUBLIC_URL"),
         ("RECONCILIATION_WEBHOOK_URL", "RECONCILIATION_WEBHOOK_SECRET"),
     ];
     let halves = pairs.into_iter().filter_map(|(a, b)| match (v.has(a), v.has(b)) {
         // a webhook without a secret is merely unsigned
         (true, false) if a != "RECONCILIATION_WEBHOOK_URL" => Some((a, b)),
-        (false, true) => Some((b, a)),
+        // links elsewhere are made of it as well
+        (false, true) if b != "PUBLIC_URL" => Some((b, a)),
         _ => None,
     });
     let prefix = settings::PREFIX;
@@ -275,13 +280,15 @@ impl Config {
     fn read(cli: &cli::Cli, v: &Values) -> Result<Config, ConfigError> {
         let db = Db::read(v)?;
         let workers = Workers::read(v, &db.driver);
+        let http = Http::read(v);
         Ok(Config {
             role: cli.role,
             demo: cli.demo,
             migrate: cli.migrate,
             accept_newer_schema: cli.accept_newer_schema,
             grant_to: cli.grant_to.clone(),
-            http: Http::read(v),
+            mail: Mail::read(v, &http),
+            http,
             grpc_addr: v.optional_address("GRPC_ADDR"),
             grpc_max_connections: v.integer("GRPC_MAX_CONNECTIONS"),
             max_connections_per_address: v.integer("MAX_CONNECTIONS_PER_ADDRESS"),

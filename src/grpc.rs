@@ -10,11 +10,12 @@ pub mod pb;
 mod usage;
 pub(crate) mod weight;
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use tonic::codegen::http::HeaderMap;
+use tonic::codegen::http::Request;
 use tonic::server::NamedService;
 use tonic::{Status, codec::CompressionEncoding::Gzip};
 use tonic_health::ServingStatus;
@@ -23,9 +24,10 @@ use tonic_types::{ErrorDetails, StatusExt};
 
 use crate::app::App;
 use crate::auth::permission::{Access, Role, Scope, allow};
+use crate::auth::throttle::client_address;
 use crate::auth::{Caller, credentials_of};
 use crate::error::{Error, Result};
-use crate::net::{self, Port};
+use crate::net::{self, Peer, Port};
 use admission::{Admission, Decoder, ForKeys, event_bytes};
 use observe::Observed;
 use pb::v1::usage_service_server::UsageServiceServer;
@@ -174,17 +176,31 @@ impl Server {
 struct ApiKeyAuth {
     app: App,
     key: String,
+    address: IpAddr,
 }
 
 impl ApiKeyAuth {
-    fn of(app: &App, headers: &HeaderMap) -> Result<ApiKeyAuth> {
+    fn of<B>(app: &App, request: &Request<B>) -> Result<ApiKeyAuth> {
+        let headers = request.headers();
+        let peer = request.extensions().get::<Peer>().map_or(IpAddr::from([0, 0, 0, 0]), Peer::address);
+        let lines = headers.get_all("x-forwarded-for").iter();
+        let forwarded: Vec<_> = lines.map(|line| String::from_utf8_lossy(line.as_bytes())).collect();
+        let forwarded = (!forwarded.is_empty()).then(|| forwarded.join(","));
+        let address = client_address(peer, &app.config.http.trusted_proxies, forwarded.as_deref());
         let credentials = credentials_of(|name| headers.get(name).map(|value| value.as_bytes()));
         let key = credentials.key.ok_or_else(Error::unauthorized)?;
-        Ok(ApiKeyAuth { app: app.clone(), key })
+        Ok(ApiKeyAuth { app: app.clone(), key, address })
+    }
+
+    /// Whoever it is, whatever they may do.
+    async fn known(&self) -> Result<Caller> {
+        let caller = self.app.auth.by_key(&self.key).await?;
+        caller.ensure_network_allowed(self.address)?;
+        Ok(caller)
     }
 
     async fn caller(&self) -> Result<Caller> {
-        let caller = self.app.auth.by_key(&self.key).await?;
+        let caller = self.known().await?;
         allow(&caller, &ACCESS)?;
         Ok(caller)
     }

@@ -166,6 +166,7 @@ pub fn endpoints() -> Vec<Endpoint> {
         endpoint(Method::DELETE, "/v1/auth/sessions", MEMBER, account::end_all, account::describe_end_all),
         endpoint(Method::DELETE, "/v1/auth/sessions/{id}", MEMBER, account::end_one, account::describe_end_one),
         endpoint(Method::PUT, "/v1/auth/password", MEMBER, account::change_password, account::describe_change_password),
+        endpoint(Method::POST, "/v1/auth/password-resets", PUBLIC, account::request_reset, account::describe_request_reset),
         endpoint(Method::POST, "/v1/auth/password-resets/{token}", PUBLIC, account::reset_password, account::describe_reset_password),
         endpoint(Method::GET, "/v1/auth/providers", PUBLIC, providers::list, providers::describe_list),
         endpoint(Method::GET, "/v1/auth/oauth/{provider}", PUBLIC, providers::start, providers::describe_start),
@@ -177,6 +178,9 @@ pub fn endpoints() -> Vec<Endpoint> {
         endpoint(Method::DELETE, "/v1/auth/api-keys/{id}", MANAGER, keys::revoke, keys::describe_revoke),
         endpoint(Method::POST, "/v1/auth/api-keys/{id}/rotate", MANAGER, keys::rotate, keys::describe_rotate),
         endpoint(Method::GET, "/v1/auth/api-key-events", MEMBER, keys::events, keys::describe_events),
+
+        endpoint(Method::GET, "/v1/auth/workspace/api-keys", MANAGER, keys::of_workspace, keys::describe_of_workspace),
+        endpoint(Method::DELETE, "/v1/auth/workspace/api-keys/{id}", OWNER, keys::revoke_any, keys::describe_revoke_any),
 
         endpoint(Method::GET, "/v1/auth/workspaces", MEMBER, members::workspaces, members::describe_workspaces),
         endpoint(Method::POST, "/v1/auth/session/workspace", MEMBER, members::switch, members::describe_switch),

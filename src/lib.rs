@@ -43,6 +43,7 @@ pub mod import;
 pub mod ingest;
 pub mod jobs;
 pub mod logging;
+pub mod mail;
 pub mod metering;
 pub mod meters;
 pub mod metrics;

@@ -78,7 +78,7 @@ impl Port {
         let _ = stream.set_nodelay(true);
         let group = group(address.ip());
         let is_exempt = self.0.exempt.iter().any(|network| network.contains(&address.ip().to_canonical()));
-        let peer = Peer::new(self.0.next_id.fetch_add(1, Ordering::Relaxed), group);
+        let peer = Peer::new(self.0.next_id.fetch_add(1, Ordering::Relaxed), group, address.ip());
         {
             let mut open = self.0.open.lock().unwrap_or_else(PoisonError::into_inner);
             let of_group = open.by_address.get(&group).copied().unwrap_or(0);

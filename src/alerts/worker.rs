@@ -93,7 +93,11 @@ pub fn queues(store: &Store, config: &Config, client: &Client, wake: &JobNotifie
 pub fn duties(store: &Store, config: &Config, client: &Client, wake: &JobNotifier) -> WorkerTasks {
     let alive = keep_alive(store.clone(), config.history.retention, wake.clone());
     let owed = measure_owed(store.clone());
-    WorkerTasks { queues: queues(store, config, client, wake), chores: vec![Box::pin(alive), Box::pin(owed)] }
+    WorkerTasks {
+        queues: queues(store, config, client, wake),
+        chores: vec![Box::pin(alive), Box::pin(owed)],
+        inspection: None,
+    }
 }
 
 /// Asks again for work whose jobs died or were lost, and forgets deliveries that are long done.
@@ -210,6 +214,8 @@ pub async fn run(config: Config) -> Result<()> {
         let mut all = duties(store, config, &client, wake);
         // everything that follows from a write
         all.queues.extend(entitlements::worker::duties(store, config).queues);
+        let store = store.clone();
+        all.inspection = Some(Box::pin(async move { check_keys(&store).await }));
         Ok(all)
     })
     .await
@@ -217,12 +223,18 @@ pub async fn run(config: Config) -> Result<()> {
 
 /// Refuses to go on when a stored secret is sealed with a key that this process does not have.
 pub async fn check_keys(store: &Store) -> Result<()> {
-    let mut after = i64::MIN;
+    let (mut after, mut is_told) = (i64::MIN, !vault::ring().is_empty());
     loop {
         let read = move |conn: &mut Conn| destinations::stored_secrets(conn, after, 1_000);
         let page = store.read("destinations::stored_secrets", read).await?;
         let Some(last) = page.last() else { return Ok(()) };
         after = last.id;
+        if !is_told && page.iter().any(|row| vault::key_id(&row.secret).is_none()) {
+            is_told = true;
+            log::warn!(
+                "secrets of webhooks lie in clear text: set OPEN_SPANNER_ENCRYPTION_KEYS, then `open-spanner keys rotate`"
+            );
+        }
         let stored = page.iter().flat_map(|row| [Some(&row.secret), row.previous_secret.as_ref()]).flatten();
         if let Some(id) = stored.filter_map(|text| vault::key_id(text)).find(|id| !vault::ring().has(id)) {
             let problem =
@@ -238,7 +250,7 @@ pub async fn run_idle(config: Config) -> Result<()> {
     let health_addr = config.workers.usage.health_addr.clone();
     log::info!("usage worker started: writes need none, this process only reports its health");
     process::run(config, health_addr, None, |_, _, _| {
-        Ok(WorkerTasks { queues: Vec::new(), chores: Vec::new() })
+        Ok(WorkerTasks { queues: Vec::new(), chores: Vec::new(), inspection: None })
     })
     .await
 }

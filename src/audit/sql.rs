@@ -2,7 +2,7 @@
 
 use diesel::prelude::*;
 use diesel::sql_query;
-use diesel::sql_types::{BigInt, Binary};
+use diesel::sql_types::{BigInt, Binary, Bool};
 
 use crate::db::audit::Entry;
 use crate::db::schema::{audit_events, audit_heads};
@@ -155,6 +155,21 @@ struct Last {
     sequence: i64,
     #[diesel(sql_type = Binary)]
     hash: Vec<u8>,
+}
+
+#[derive(QueryableByName)]
+struct May {
+    #[diesel(sql_type = Bool)]
+    may: bool,
+}
+
+/// Whether this role may delete rows of the trail; SQLite has no roles.
+pub fn may_prune(conn: &mut Conn) -> Result<bool, DbError> {
+    if !conn.is_postgres() {
+        return Ok(true);
+    }
+    let text = "-- audit::may_prune\nSELECT has_table_privilege('audit_events', 'DELETE') AS may";
+    Ok(sql_query(text).get_result::<May>(conn)?.may)
 }
 
 /// Deletes the oldest rows of a chain that are older than `before`, at most so many; the chain begins behind them from now

@@ -3,10 +3,11 @@
 
 use std::net::IpAddr;
 
+use crate::auth::device::Attempt;
 use crate::auth::session::normal_email;
 use crate::auth::sql::members::Touched;
 use crate::auth::sql::sign_ins::{self, SignIn, Which};
-use crate::auth::sql::{resets, users};
+use crate::auth::sql::{identities, resets, users};
 use crate::auth::token::{self, RESET_PREFIX, Token, TokenHash};
 use crate::auth::{Auth, Caller, Credential, password};
 use crate::db::{Conn, DbError, audit};
@@ -38,8 +39,9 @@ impl Auth {
         self.check_password_sign_in()?;
         password::check(&new)?;
         let (email, user_id) = (caller.user.email.clone(), caller.user_id);
-        let (throttle, now) = (&self.0.throttle, Timestamp::now());
-        throttle.check_login(&email, address, now)?;
+        // strangers who guess do not keep the owner from this
+        let attempt = Attempt::within(address, caller.login_id()?);
+        self.check_attempt(&email, attempt).await?;
         let wanted = email.clone();
         let find = move |conn: &mut Conn| users::credentials(conn, &wanted);
         let known = self.0.store.vital().read("users::credentials", find).await?;
@@ -47,10 +49,10 @@ impl Auth {
         if current.len() > password::MAX_BYTES
             || !self.0.passwords.turn().await?.verify(current, stored).await?
         {
-            throttle.login_failed(Some(&email), address, now);
+            self.attempt_failed(Some(&email), attempt);
             return Err(Error::invalid("current_password is not the present one"));
         }
-        throttle.login_succeeded(&email);
+        self.attempt_succeeded(&email, attempt);
         let hash = self.0.passwords.turn().await?.hash(new).await?;
         let keep = caller.login_id()?.to_owned();
         let (id, name) = (caller.user.id.clone(), email);
@@ -116,10 +118,13 @@ impl Auth {
         let (token_hash, now) = (token::hash(token), Timestamp::now());
         let hash = self.0.passwords.turn().await?.hash(new).await?;
         let work = move |conn: &mut Conn| {
-            let user_id = resets::use_up(conn, &token_hash, now)?.ok_or_else(missing)?;
+            let (user_id, by_mail) = resets::use_up(conn, &token_hash, now)?.ok_or_else(missing)?;
             match users::anywhere(conn, user_id)? {
                 Some(member) => users::tell(&member),
                 None => audit::nothing_changed(),
+            }
+            if by_mail {
+                identities::verify_email(conn, user_id, now)?;
             }
             resets::set_password(conn, user_id, &hash)?;
             Ok(sign_ins::end(conn, user_id, &Which::All)?.1)
@@ -155,7 +160,7 @@ pub fn begin_reset(
         audit::by(audit::Actor::operator());
     }
     let expires_at = now.plus(RESET_LIFETIME);
-    resets::create(conn, user_id, hash, expires_at)?;
+    resets::create(conn, user_id, hash, expires_at, false)?;
     Ok(expires_at)
 }
 
@@ -164,8 +169,8 @@ pub fn reset_token() -> Result<Token> {
     Token::new(RESET_PREFIX)
 }
 
-/// Ends every sign-in of the user with this address; answers how many. For a command.
-pub fn end_all(conn: &mut Conn, email: &str) -> Result<usize, DbError> {
+/// The user with this address, told to the trail as whom an operator changes; 404 when there is none.
+fn known_user(conn: &mut Conn, email: &str) -> Result<i64, DbError> {
     let email = normal_email(email)?;
     let Some((user_id, _)) = users::credentials(conn, &email)? else {
         return Err(Error::not_found(format_args!("user {email:?}")).into());
@@ -174,5 +179,35 @@ pub fn end_all(conn: &mut Conn, email: &str) -> Result<usize, DbError> {
         users::tell(&member);
         audit::by(audit::Actor::operator());
     }
+    Ok(user_id)
+}
+
+/// Ends every sign-in of the user with this address; answers how many. For a command.
+pub fn end_all(conn: &mut Conn, email: &str) -> Result<usize, DbError> {
+    let user_id = known_user(conn, email)?;
     Ok(sign_ins::end(conn, user_id, &Which::All)?.0)
+}
+
+/// Nobody comes in as this user any more; answers how many sign-ins ended. For a command.
+pub fn disable(conn: &mut Conn, email: &str) -> Result<usize, DbError> {
+    let user_id = known_user(conn, email)?;
+    if !users::set_disabled(conn, user_id, Some(Timestamp::now()))? {
+        audit::nothing_changed();
+    }
+    Ok(sign_ins::end(conn, user_id, &Which::All)?.0)
+}
+
+/// Takes [`disable`] back. For a command.
+pub fn enable(conn: &mut Conn, email: &str) -> Result<(), DbError> {
+    let user_id = known_user(conn, email)?;
+    if !users::set_disabled(conn, user_id, None)? {
+        audit::nothing_changed();
+    }
+    Ok(())
+}
+
+/// Failed sign-ins of this user so far do not count any more. For a command.
+pub fn unlock(conn: &mut Conn, email: &str) -> Result<(), DbError> {
+    let user_id = known_user(conn, email)?;
+    users::unlock(conn, user_id, Timestamp::now())
 }

@@ -2,28 +2,40 @@
 //! in memory and written once a minute. The secret is shown once, by the answer that creates it.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use ipnet::IpNet;
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::auth::permission::normal_scopes;
-use crate::auth::sql::keys::{self, ApiKey, KeyEvent, KeySecret, KeyTerms, Words};
+use crate::auth::sql::keys::{self, ApiKey, KeyEvent, KeySecret, KeyTerms, OfSomebody, Words};
 use crate::auth::token::{KEY_PREFIX, Token};
 use crate::auth::{Auth, Caller};
 use crate::db::changes::Change;
 use crate::db::{Conn, DbError};
 use crate::error::{Error, Result};
 use crate::metering::meter::NAME_BYTES_MAX;
-use crate::metering::time::{SECOND, Timestamp};
+use crate::metering::time::{DAY, SECOND, Timestamp};
 
 const MAX_NAME_CHARACTERS: usize = 255;
 const MAX_ALLOWED_METERS: usize = 1000;
+const MAX_ALLOWED_NETWORKS: usize = 100;
+const MAX_SHOWN_CHARACTERS: usize = 60;
 const MAX_GRACE_SECONDS: i64 = 86_400;
 /// How much of the text stays readable in lists: `osp_sk_` and eleven characters.
 const SHOWN_CHARACTERS: usize = 18;
 const LISTED_EVENTS: i64 = 50;
+/// As many as a workspace may have that can be used.
+const LISTED_KEYS: i64 = 2000;
+/// A key that ends before this ends soon.
+pub const SOON: i64 = 14 * DAY;
+/// A key that was not used for this long is perhaps not needed.
+pub const UNUSED: i64 = 90 * DAY;
+/// Lines of the log about keys that end, per day.
+const WARNED_OF: i64 = 100;
 
 /// What somebody asks of a new key.
 #[derive(Debug, Default)]
@@ -31,6 +43,8 @@ pub struct NewKeyRequest {
     pub name: String,
     pub scopes: Vec<String>,
     pub allowed_meters: Vec<String>,
+    /// Networks or addresses that it may be used from; empty: from everywhere.
+    pub allowed_networks: Vec<String>,
     /// RFC 3339; empty for a key without end.
     pub expires_at: String,
 }
@@ -60,8 +74,29 @@ impl NewKeyRequest {
             name: name.to_string(),
             scopes: Words(normal_scopes(&self.scopes)?),
             allowed_meters: Words(self.normal_meters()?),
+            allowed_networks: Words(self.normal_networks()?),
             expires_at: expires_at.map(|at| at.0),
         })
+    }
+
+    /// As networks, without the bits of a host, each once.
+    fn normal_networks(&self) -> Result<Vec<String>> {
+        let mut networks: Vec<String> = Vec::new();
+        for text in self.allowed_networks.iter().map(|text| text.trim()).filter(|text| !text.is_empty()) {
+            let network = parse_network(text).ok_or_else(|| {
+                let shown: String = text.chars().take(MAX_SHOWN_CHARACTERS).collect();
+                Error::invalid(format_args!("allowed_networks: {shown:?} is no network such as 192.0.2.0/24"))
+            })?;
+            let network = network.to_string();
+            if !networks.contains(&network) {
+                networks.push(network);
+            }
+            if networks.len() > MAX_ALLOWED_NETWORKS {
+                let rule = format_args!("allowed_networks may name at most {MAX_ALLOWED_NETWORKS}");
+                return Err(Error::invalid(rule));
+            }
+        }
+        Ok(networks)
     }
 
     /// Meters need not exist yet.
@@ -85,6 +120,12 @@ impl NewKeyRequest {
         }
         Ok(meters)
     }
+}
+
+/// A network, or the one of a single address.
+pub fn parse_network(text: &str) -> Option<IpNet> {
+    let network = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from)).ok()?;
+    Some(network.trunc())
 }
 
 /// Where a key is in its life.
@@ -145,6 +186,60 @@ impl Auth {
         self.0.store.read("keys::list", move |conn| keys::list(conn, owner)).await
     }
 
+    /// Every key of the workspace that can still be used, whoever made it; of those that were not used for so many days,
+    /// if that is asked. The one that was idle for longest comes first.
+    pub async fn workspace_keys(&self, caller: &Caller, unused_days: Option<i64>) -> Result<Vec<OfSomebody>> {
+        if unused_days.is_some_and(|days| !(1..=3650).contains(&days)) {
+            return Err(Error::parameter("invalid_unused_days", "unused_days must be between 1 and 3650"));
+        }
+        let (workspace_id, now) = (caller.workspace_id, Timestamp::now());
+        let work = move |conn: &mut Conn| keys::living(conn, workspace_id, now, LISTED_KEYS);
+        let mut found = self.0.store.read("keys::living", work).await?;
+        if let Some(days) = unused_days {
+            found.retain(|(key, _)| idle_since(key) < now.0 - days * DAY);
+        }
+        found.sort_by_key(|(key, _)| idle_since(key));
+        Ok(found)
+    }
+
+    /// Ends a key of anybody in the workspace.
+    pub async fn revoke_any_key(&self, caller: &Caller, id: &str) -> Result<()> {
+        let (workspace_id, id, now) = (caller.workspace_id, key_id(id)?, Timestamp::now());
+        let work = move |conn: &mut Conn| {
+            let owner = keys::owner(conn, workspace_id, &id)?;
+            keys::revoke(conn, owner, &id, now)
+        };
+        let hash = self.0.store.write("keys::revoke", work).await?;
+        self.0.keys.forget([hash.as_slice()]);
+        self.0.store.changes().tell(Change::Key(hash));
+        Ok(())
+    }
+
+    /// Counts keys for the metrics. To be called every few minutes.
+    pub async fn count_keys(&self) -> Result<()> {
+        let now = Timestamp::now();
+        let (soon, long_ago) = (now.plus(SOON), now.plus(-UNUSED));
+        let work = move |conn: &mut Conn| keys::census(conn, now, soon, long_ago);
+        let census = self.0.store.read("keys::census", work).await?;
+        for (state, count) in
+            [("usable", census.living), ("expiring", census.expiring), ("unused", census.unused)]
+        {
+            metrics::gauge!("open_spanner_api_keys", "state" => state).set(count as f64);
+        }
+        Ok(())
+    }
+
+    /// Tells in the log which keys end soon. To be called once a day.
+    pub async fn warn_of_expiry(&self) -> Result<()> {
+        let now = Timestamp::now();
+        let work = move |conn: &mut Conn| keys::expiring(conn, now, now.plus(SOON), WARNED_OF);
+        for (name, email, workspace, at) in self.0.store.read("keys::expiring", work).await? {
+            let expires_at = Timestamp(at).to_string();
+            log::warn!(key = name, made_by = email, workspace, expires_at; "an API key ends soon");
+        }
+        Ok(())
+    }
+
     /// Ends a key at once. Ending one that has ended already is fine; 404 for a key the caller does not have.
     pub async fn revoke_key(&self, caller: &Caller, id: &str) -> Result<()> {
         let (owner, id, now) = (caller.key_owner(), key_id(id)?, Timestamp::now());
@@ -191,6 +286,11 @@ impl Auth {
         }
         Ok(())
     }
+}
+
+/// When a key was last used, or made.
+pub fn idle_since(key: &ApiKey) -> i64 {
+    key.last_used_at.unwrap_or(key.created_at)
 }
 
 /// Ids are UUIDs as this server prints them; nothing else is worth a query.
@@ -281,6 +381,7 @@ mod tests {
             prefix: "osp_sk_".into(),
             scopes: Words::default(),
             allowed_meters: Words::default(),
+            allowed_networks: Words::default(),
             expires_at: expires.map(|after| NOW.0 + after),
             revoked_at: revoked.map(|after| NOW.0 + after),
             created_at: 0,

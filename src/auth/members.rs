@@ -250,7 +250,9 @@ impl Auth {
             audit::states(None, Some(json!({"role": made.role})));
             Ok(made)
         };
-        Ok((self.0.store.write("invitations::create", work).await?, token))
+        let made = self.0.store.write("invitations::create", work).await?;
+        self.mail_invitation(&made, &token);
+        Ok((made, token))
     }
 
     /// The newest invitations of the workspace, whatever became of them.

@@ -250,7 +250,7 @@ fn is_within(profile: &Profile, domains: &[String]) -> bool {
 
 impl Auth {
     pub fn providers(&self) -> &Providers {
-        &self.0.providers
+        &self.0.outside.providers
     }
 
     /// Begins a sign-in: 404 for a provider that is not there, 503 for one that does not answer.
@@ -260,7 +260,7 @@ impl Auth {
         wish: Wish,
         address: std::net::IpAddr,
     ) -> Result<Started> {
-        let provider = self.0.providers.find(id)?;
+        let provider = self.0.outside.providers.find(id)?;
         let now = Timestamp::now();
         self.0.throttle.start_with_provider(address, now)?;
         let (state, nonce, verifier) = (Token::new("")?, Token::new("")?, Token::new("")?);
@@ -280,7 +280,7 @@ impl Auth {
 
     /// Goes on with what a browser brought back from the provider. An error says why not, in words for the person.
     pub async fn return_from_provider(&self, id: &str, brought: Brought) -> Result<Returned> {
-        let provider = self.0.providers.find(id)?;
+        let provider = self.0.outside.providers.find(id)?;
         let flow = self.finish_flow(provider, &brought).await?;
         if brought.error.is_some() {
             return Err(Error::forbidden("the provider did not let you in"));
@@ -293,7 +293,7 @@ impl Auth {
         }
         let mut profile = provider.profile(&brought.code, &flow).await?;
         profile.email = normal_email(&profile.email).unwrap_or_default();
-        if !is_within(&profile, &self.0.providers.domains) {
+        if !is_within(&profile, &self.0.outside.providers.domains) {
             return Err(Error::forbidden("addresses of this domain may not sign in here"));
         }
         let who = Subject {

@@ -5,10 +5,11 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+use crate::auth::device::DEVICE_LIFETIME;
 use crate::auth::sql::members::Touched;
 use crate::auth::sql::sessions::{self, Login, Pair, Shown};
 use crate::auth::sql::sign_ins::{self, Device};
-use crate::auth::sql::{identities, resets, users};
+use crate::auth::sql::{devices, identities, resets, users};
 use crate::auth::throttle::is_trusted;
 use crate::auth::token::{self, ACCESS_PREFIX, REFRESH_PREFIX, Token, TokenHash};
 use crate::auth::{Auth, User, members, password};
@@ -182,12 +183,23 @@ impl Auth {
     /// A session for whoever knows the password. Everything that does not fit is the same 401, after about the same
     /// time; too many failures are 429, for right passwords too.
     pub async fn sign_in(&self, email: &str, password: String, address: IpAddr) -> Result<SignedIn> {
+        self.sign_in_with(email, password, address, None).await
+    }
+
+    /// Like [`Auth::sign_in`], in a browser that shows what it is known by.
+    pub async fn sign_in_with(
+        &self,
+        email: &str,
+        password: String,
+        address: IpAddr,
+        device: Option<&str>,
+    ) -> Result<SignedIn> {
         self.check_password_sign_in()?;
-        let throttle = &self.0.throttle;
         let email = normal_email(email).unwrap_or_default();
-        throttle.check_login(&email, address, Timestamp::now())?;
+        let attempt = self.attempt(&email, address, device).await?;
+        self.check_attempt(&email, attempt).await?;
         if email.is_empty() || password.is_empty() || password.len() > password::MAX_BYTES {
-            throttle.login_failed(None, address, Timestamp::now());
+            self.attempt_failed(None, attempt);
             return Err(Error::unauthorized());
         }
         let wanted = email.clone();
@@ -203,13 +215,13 @@ impl Auth {
         };
         let turn = self.0.passwords.turn().await?;
         // once more: while this one waited, others for the same account may have failed
-        throttle.check_login(&email, address, Timestamp::now())?;
+        self.check_attempt(&email, attempt).await?;
         if !turn.verify(password.clone(), stored.clone()).await? {
-            throttle.login_failed(Some(&email), address, Timestamp::now());
+            self.attempt_failed(Some(&email), attempt);
             self.record_failure(user_id).await;
             return Err(Error::unauthorized());
         }
-        throttle.login_succeeded(&email);
+        self.attempt_succeeded(&email, attempt);
         if let Some(outdated) = stored.filter(|stored| password::is_outdated(stored)) {
             self.renew_hash(user_id, password, outdated).await;
         }
@@ -258,6 +270,9 @@ impl Auth {
             (NewTokenPair::new(now)?.within(ends_at), chance::secret::<FORM_KEY_BYTES>()?);
         let (pair, device) = (fresh.pair, device());
         let work = move |conn: &mut Conn| {
+            if users::is_disabled(conn, user_id)? {
+                return Err(Error::forbidden("this account is disabled: ask whoever runs this server").into());
+            }
             let workspace_id = wanted.map_or_else(|| users::home(conn, user_id, now), Ok)?;
             let login_id = chance::id().to_string();
             let login = Login { login_id, form_key: form_key.to_vec(), user_id, workspace_id };
@@ -367,6 +382,7 @@ impl Auth {
         let work = move |conn: &mut Conn| {
             resets::sweep(conn, now)?;
             identities::sweep(conn, now)?;
+            devices::sweep(conn, now.plus(-DEVICE_LIFETIME))?;
             sign_ins::sweep(conn, now)
         };
         self.0.store.write("sign_ins::sweep", work).await?;

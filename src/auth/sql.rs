@@ -1,5 +1,6 @@
 //! The rows of callers: users and memberships, identities at providers, invitations, sessions, API keys. No rules.
 
+pub mod devices;
 pub mod identities;
 pub mod invitations;
 pub mod keys;

@@ -53,6 +53,7 @@ pub(super) fn caller_with_key(role: Role, scopes: &[&str], allowed_meters: &[&st
         public_id: "k".into(),
         name: "k".into(),
         grants: Grants::of(scopes.iter().copied()),
+        allowed_networks: None,
         allowed_meters: allowed_meters.iter().map(|name| name.to_string()).collect(),
         expires_at: None,
         revoked_at: None,

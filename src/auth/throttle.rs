@@ -29,16 +29,24 @@ const STARTS_PER_ADDRESS: u32 = 100;
 const STARTS: u32 = 20_000;
 const START_WINDOW: i64 = 600 * SECOND;
 
+/// Mails with a link, to one account and asked for by one address.
+const RESETS_PER_ACCOUNT: u32 = 3;
+const RESETS_PER_ADDRESS: u32 = 30;
+const RESET_WINDOW: i64 = HOUR;
+
 /// Names remembered at once, per counter: about 2 MB.
 const CAPACITY: usize = 65_536;
 
 pub struct Throttle {
     failures_by_account: Counter,
     failures_by_address: Counter,
+    failures_by_device: Counter,
     registrations: Counter,
     link_uses: Counter,
     starts_by_address: Counter,
     starts: Counter,
+    resets_by_account: Counter,
+    resets_by_address: Counter,
 }
 
 impl Default for Throttle {
@@ -46,10 +54,13 @@ impl Default for Throttle {
         Throttle {
             failures_by_account: Counter::new(FAILURES_PER_ACCOUNT, FAILURE_WINDOW, CAPACITY),
             failures_by_address: Counter::new(FAILURES_PER_ADDRESS, FAILURE_WINDOW, CAPACITY),
+            failures_by_device: Counter::new(FAILURES_PER_ACCOUNT, FAILURE_WINDOW, CAPACITY),
             registrations: Counter::new(REGISTRATIONS_PER_ADDRESS, REGISTRATION_WINDOW, CAPACITY),
             link_uses: Counter::new(USES_PER_LINK, LINK_WINDOW, CAPACITY),
             starts_by_address: Counter::new(STARTS_PER_ADDRESS, START_WINDOW, CAPACITY),
             starts: Counter::new(STARTS, START_WINDOW, 1),
+            resets_by_account: Counter::new(RESETS_PER_ACCOUNT, RESET_WINDOW, CAPACITY),
+            resets_by_address: Counter::new(RESETS_PER_ADDRESS, RESET_WINDOW, CAPACITY),
         }
     }
 }
@@ -74,12 +85,42 @@ impl Throttle {
         self.failures_by_account.forget(account.as_bytes());
     }
 
+    /// Since when failures of the account count, where there are too many.
+    pub fn locked_since(&self, account: &str, now: Timestamp) -> Option<Timestamp> {
+        self.failures_by_account.full_since(account.as_bytes(), now)
+    }
+
+    /// Like [`Throttle::check_login`], for a browser that the account knows.
+    pub fn check_device(&self, device: &[u8], now: Timestamp) -> Result<()> {
+        self.failures_by_device.check(device, now)
+    }
+
+    pub fn device_failed(&self, device: &[u8], now: Timestamp) {
+        self.failures_by_device.add(device, now);
+    }
+
+    pub fn device_succeeded(&self, device: &[u8]) {
+        self.failures_by_device.forget(device);
+    }
+
     /// A customer's link was opened.
     pub fn use_link(&self, link_id: i64, now: Timestamp) -> Result<()> {
         let name = link_id.to_be_bytes();
         self.link_uses.check(&name, now)?;
         self.link_uses.add(&name, now);
         Ok(())
+    }
+
+    /// Somebody wants a mail sent to an account, which may be none. False: it has had enough of them, which nobody is told.
+    pub fn ask_for_reset(&self, account: &str, address: IpAddr, now: Timestamp) -> Result<bool> {
+        let network = network(address);
+        self.resets_by_address.check(&network, now)?;
+        self.resets_by_address.add(&network, now);
+        let may = self.resets_by_account.check(account.as_bytes(), now).is_ok();
+        if may {
+            self.resets_by_account.add(account.as_bytes(), now);
+        }
+        Ok(may)
     }
 
     /// A sign-in with a provider begins.
@@ -130,6 +171,14 @@ impl Counter {
             }
             _ => Ok(()),
         }
+    }
+
+    /// When the window began in which the limit was reached.
+    fn full_since(&self, name: &[u8], now: Timestamp) -> Option<Timestamp> {
+        let counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = counts.get(&self.hasher.hash_one(name))?;
+        let is_full = count.until > now && count.events >= self.limit;
+        is_full.then(|| count.until.plus(-self.window))
     }
 
     fn add(&self, name: &[u8], now: Timestamp) {

@@ -12,6 +12,7 @@ pub const ACCESS_PREFIX: &str = "osp_at_";
 pub const REFRESH_PREFIX: &str = "osp_rt_";
 pub const KEY_PREFIX: &str = "osp_sk_";
 pub const RESET_PREFIX: &str = "osp_rst_";
+pub const DEVICE_PREFIX: &str = "osp_dev_";
 pub const LINK_PREFIX: &str = "osp_share_";
 pub const INVITATION_PREFIX: &str = "osp_wsi_";
 

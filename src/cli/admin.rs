@@ -57,6 +57,7 @@ fn create_key(driver: &Driver, wish: &KeyCreate) -> Result<()> {
         name: wish.name.clone(),
         scopes: wish.scopes.clone(),
         allowed_meters: wish.meters.clone(),
+        allowed_networks: wish.networks.clone(),
         expires_at: wish.expires.clone(),
     };
     let (member, key, secret) = db::once_as_operator(driver, "keys::create", |conn| {

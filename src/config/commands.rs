@@ -116,6 +116,14 @@ pub enum Keys {
 pub enum Audit {
     /// Compute every hash anew; ends with 3 when a row was changed or is missing
     Verify(Json),
+    /// Delete what is older than OPEN_SPANNER_AUDIT_RETENTION, as the owner of the schema, where the role of the server may not
+    Prune {
+        /// Another age, in days
+        #[arg(long, value_name = "DAYS", value_parser = clap::value_parser!(u32).range(1..))]
+        older_than_days: Option<u32>,
+        #[command(flatten)]
+        json: Json,
+    },
 }
 
 #[derive(Clone, Debug, Subcommand)]
@@ -126,12 +134,25 @@ pub enum User {
     ResetPassword(UserLink),
     /// Everybody
     List(Json),
+    /// Nobody comes in as them any more, their sessions end, and their keys open nothing
+    Disable(UserAddress),
+    /// Take that back
+    Enable(UserAddress),
+    /// Let a user sign in whom failed attempts have locked out
+    Unlock(UserAddress),
     /// End every session of a user; running servers notice within the time of OPEN_SPANNER_CACHE_TTL
     EndSessions {
         /// Their address
         #[arg(long)]
         email: String,
     },
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct UserAddress {
+    /// Their address
+    #[arg(long)]
+    pub email: String,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -191,6 +212,9 @@ pub struct KeyCreate {
     /// A meter it is confined to; can be repeated
     #[arg(long = "meter", value_name = "NAME")]
     pub meters: Vec<String>,
+    /// A network it may be used from, like 192.0.2.0/24; can be repeated
+    #[arg(long = "from", value_name = "NETWORK")]
+    pub networks: Vec<String>,
     /// When it ends, like 2027-01-01T00:00:00Z
     #[arg(long, value_name = "TIME", default_value = "", hide_default_value = true)]
     pub expires: String,

@@ -368,6 +368,23 @@ impl OAuthClient {
     }
 }
 
+/// How mail leaves this server.
+#[derive(Clone, Debug)]
+pub struct Mail {
+    pub smtp_url: Secret,
+    pub from: String,
+    /// What links in mails begin with.
+    pub public_url: String,
+}
+
+impl Mail {
+    /// All three settings, or no mail.
+    pub(super) fn read(v: &Values, http: &Http) -> Option<Mail> {
+        let (smtp_url, from) = (v.secret("SMTP_URL")?, v.optional_text("MAIL_FROM")?);
+        Some(Mail { smtp_url, from, public_url: http.public_url.clone()? })
+    }
+}
+
 /// Finished exports.
 #[derive(Clone, Debug)]
 pub struct Exports {

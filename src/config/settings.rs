@@ -167,6 +167,10 @@ pub const TABLE: &[Group] = &[
         row("OIDC_ROLES",                 "",     Text("GROUP=ROLE"), "roles of groups, separated by commas: admins=admin,staff=viewer"),
         row("OIDC_WORKSPACE",             "",     Text("ID"), "the workspace in which they have these roles"),
     ]),
+    group("Mail", &[
+        row("SMTP_URL",  "", Secret,          "mail server: smtps://USER:PASSWORD@HOST, or smtp://HOST:PORT?tls=required; empty: no mail is sent"),
+        row("MAIL_FROM", "", Text("ADDRESS"), "who mails come from"),
+    ]),
     group("Ingestion", &[
         row("INGESTION_MAX_BODY_BYTES",    "8388608", Integer(1024, 67_108_864), "largest request body and gRPC message"),
         row("BODIES_MAX_BYTES",            "67108864", Integer(1_048_576, ANY),   "request bodies in memory at once, over all callers; one workspace may have half"),

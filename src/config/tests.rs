@@ -16,6 +16,7 @@ const SECRETS: &[(&str, &str)] = &[
     ("OPEN_SPANNER_API_KEY", "hidden6"),
     ("OPEN_SPANNER_ENCRYPTION_KEYS", "hidden7"),
     ("OPEN_SPANNER_OIDC_CLIENT_SECRET", "hidden8"),
+    ("OPEN_SPANNER_SMTP_URL", "smtps://user:hidden9@mail.example"),
 ];
 /// What the secrets, and the settings beside them, need to have an effect.
 const COMPANIONS: &[(&str, &str)] = &[
@@ -25,6 +26,8 @@ const COMPANIONS: &[(&str, &str)] = &[
     ("OPEN_SPANNER_OIDC_ISSUER", "https://a.example"),
     ("OPEN_SPANNER_OIDC_CLIENT_ID", "id"),
     ("OPEN_SPANNER_OIDC_WORKSPACE", "id"),
+    ("OPEN_SPANNER_MAIL_FROM", "usage@a.example"),
+    ("OPEN_SPANNER_PUBLIC_URL", "https://a.example"),
     ("OPEN_SPANNER_EXPORT_STORAGE_DRIVER", "s3"),
     ("OPEN_SPANNER_EXPORT_S3_BUCKET", "bucket"),
     ("OPEN_SPANNER_EXPORT_S3_ACCESS_KEY_ID", "id"),
@@ -83,6 +86,7 @@ fn fingerprint(loaded: &Loaded) -> String {
     secrets.extend(&config.reconciliation.webhook_secret);
     secrets.extend(&config.client.api_key);
     secrets.extend(&config.encryption_keys);
+    secrets.extend(config.mail.as_ref().map(|mail| &mail.smtp_url));
     let secrets: Vec<_> = secrets.into_iter().map(Secret::expose).collect();
     format!("{config:?} {} {secrets:?}", loaded.log_filter)
 }

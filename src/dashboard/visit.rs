@@ -109,6 +109,12 @@ impl Visit {
         format!("{name}={value}; Path=/; Max-Age={seconds}; HttpOnly{secure}; SameSite=Lax")
     }
 
+    /// A cookie that is kept for long, and sent to the sign-in page only.
+    pub fn lasting_cookie(&self, name: &str, value: &str, seconds: i64) -> String {
+        let secure = if self.is_secure { "; Secure" } else { "" };
+        format!("{name}={value}; Path=/login; Max-Age={seconds}; HttpOnly{secure}; SameSite=Lax")
+    }
+
     /// Forgets the sentence that a page has shown.
     pub fn no_flash(is_secure: bool) -> String {
         let secure = if is_secure { "; Secure" } else { "" };

@@ -37,6 +37,8 @@ table! {
         password_hash -> Text,
         created_at -> BigInt,
         email_verified_at -> Nullable<BigInt>,
+        disabled_at -> Nullable<BigInt>,
+        unlocked_at -> Nullable<BigInt>,
     }
 }
 
@@ -81,6 +83,7 @@ table! {
         token_hash -> Binary,
         user_id -> BigInt,
         expires_at -> BigInt,
+        by_mail -> Bool,
     }
 }
 
@@ -111,6 +114,14 @@ table! {
 }
 
 table! {
+    known_devices (token_hash) {
+        token_hash -> Binary,
+        user_id -> BigInt,
+        seen_at -> BigInt,
+    }
+}
+
+table! {
     api_keys (id) {
         id -> BigInt,
         public_id -> Text,
@@ -121,6 +132,7 @@ table! {
         prefix -> Text,
         scopes -> Text,
         allowed_meters -> Text,
+        allowed_networks -> Text,
         expires_at -> Nullable<BigInt>,
         revoked_at -> Nullable<BigInt>,
         created_at -> BigInt,
@@ -752,7 +764,8 @@ allow_tables_to_appear_in_same_query!(
     sessions,
     api_keys,
     invitations,
-    sign_ins
+    sign_ins,
+    known_devices
 );
 allow_tables_to_appear_in_same_query!(meters, subjects, dimension_sets);
 allow_tables_to_appear_in_same_query!(export_jobs, jobs);

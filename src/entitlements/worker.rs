@@ -31,7 +31,11 @@ pub async fn run(config: Config) -> Result<()> {
 
 /// What this worker works on.
 pub fn duties(store: &Store, config: &Config) -> WorkerTasks {
-    WorkerTasks { queues: vec![queue(store, &config.workers.entitlement)], chores: Vec::new() }
+    WorkerTasks {
+        queues: vec![queue(store, &config.workers.entitlement)],
+        chores: Vec::new(),
+        inspection: None,
+    }
 }
 
 fn queue(store: &Store, settings: &config::Worker) -> Queue {

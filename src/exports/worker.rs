@@ -96,7 +96,11 @@ pub fn duties(store: &Store, config: &Arc<Config>) -> Result<WorkerTasks> {
         log::error!(error:% = error; "export storage cannot be written to");
     }
     let clean_up = keep_clean(store.clone(), config.clone());
-    Ok(WorkerTasks { queues: vec![queue(store, config)?], chores: vec![Box::pin(clean_up)] })
+    Ok(WorkerTasks {
+        queues: vec![queue(store, config)?],
+        chores: vec![Box::pin(clean_up)],
+        inspection: None,
+    })
 }
 
 async fn keep_clean(store: Store, config: Arc<Config>) {

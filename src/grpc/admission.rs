@@ -126,7 +126,7 @@ where
 
 /// Finds out who calls and whether they may.
 async fn admit(app: &App, request: &mut Request<Body>) -> Result<Tenant> {
-    let pass = ApiKeyAuth::of(app, request.headers())?;
+    let pass = ApiKeyAuth::of(app, request)?;
     let caller = pass.caller().await?;
     if let Some(peer) = request.extensions().get::<Peer>() {
         peer.note_known();
@@ -179,9 +179,9 @@ where
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let (app, service) = (self.app.clone(), self.service.clone());
         Box::pin(async move {
-            let pass = ApiKeyAuth::of(&app, request.headers());
+            let pass = ApiKeyAuth::of(&app, &request);
             let known = match pass {
-                Ok(pass) => app.auth.by_key(&pass.key).await,
+                Ok(pass) => pass.known().await,
                 Err(error) => Err(error),
             };
             match known {

@@ -7,6 +7,7 @@ use utoipa::ToSchema;
 
 use crate::app::App;
 use crate::auth::Caller;
+use crate::auth::device;
 use crate::auth::session::clearing_cookies;
 use crate::auth::sql::sign_ins::{SignIn, Which};
 use crate::error::Result;
@@ -25,6 +26,8 @@ pub struct SignInView<'a> {
     workspace_name: &'a str,
     address: &'a str,
     user_agent: &'a str,
+    /// The same in words, such as `Firefox on Linux`.
+    device: String,
     created_at: Timestamp,
     last_seen_at: Timestamp,
     expires_at: Timestamp,
@@ -38,6 +41,7 @@ impl<'a> SignInView<'a> {
             workspace_name: &sign_in.workspace_name,
             address: &sign_in.address,
             user_agent: &sign_in.user_agent,
+            device: device::words(&sign_in.user_agent),
             created_at: Timestamp(sign_in.created_at),
             last_seen_at: Timestamp(sign_in.seen_at),
             expires_at: Timestamp(sign_in.ends_at),
@@ -97,6 +101,26 @@ pub async fn change_password(
     let (current, new) = (input.current_password.unwrap_or_default(), input.password.unwrap_or_default());
     app.auth.change_password(&caller, current, new, address(&app, &request)).await?;
     Ok(respond::no_content())
+}
+
+#[derive(Default, Deserialize, ToSchema)]
+#[schema(as = PasswordResetRequest)]
+pub struct ResetRequestInput {
+    email: Option<String>,
+}
+
+pub fn describe_request_reset() -> Doc {
+    Doc::new("auth", "Have a link mailed that sets a password")
+        .body::<ResetRequestInput>()
+        .empty(202, "If there is such a user, a mail is on its way.")
+        .errors(&[403, 429])
+}
+
+/// The same answer whether there is such a user or not.
+pub async fn request_reset(app: web::Data<App>, request: HttpRequest, body: Body) -> Result<HttpResponse> {
+    let input: ResetRequestInput = body.object().await?;
+    app.auth.request_reset(&input.email.unwrap_or_default(), address(&app, &request))?;
+    Ok(HttpResponse::Accepted().finish())
 }
 
 #[derive(Default, Deserialize, ToSchema)]

@@ -83,6 +83,8 @@ struct Cursor {
 
 /// What the parameters of a request ask for.
 pub(crate) fn query_of(caller: &Caller, params: &Params, limit: i64) -> Result<Query> {
+    // the trail tells of every meter
+    caller.ensure_meter_allowed("")?;
     let cursor: Option<Cursor> = params.cursor()?;
     Ok(Query {
         workspace_id: caller.workspace_id,

@@ -22,6 +22,7 @@ use crate::auth::permission::Access;
 use crate::auth::{self, Caller};
 use crate::blocking;
 use crate::error::{Code, Error, Result};
+use crate::http::session;
 use crate::metering::time::{Timestamp, Window};
 use crate::net::budget::{Budget, Room, Tenant};
 use crate::net::upload::Upload;
@@ -29,7 +30,11 @@ use crate::net::upload::Upload;
 /// Finds out who calls, by the credentials the route accepts; nobody on public routes.
 pub async fn authenticate(app: &App, request: &HttpRequest, access: &Access) -> Result<Option<Caller>> {
     let header = |name: &'static str| request.headers().get(name).map(|value| value.as_bytes());
-    app.auth.authenticate(&auth::credentials_of(header), access).await
+    let caller = app.auth.authenticate(&auth::credentials_of(header), access).await?;
+    if let Some(caller) = &caller {
+        caller.ensure_network_allowed(session::address(app, request))?;
+    }
+    Ok(caller)
 }
 
 impl FromRequest for Caller {

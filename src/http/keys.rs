@@ -7,13 +7,13 @@ use utoipa::ToSchema;
 
 use crate::app::App;
 use crate::auth::Caller;
-use crate::auth::key::{NewKeyRequest, Status};
+use crate::auth::key::{NewKeyRequest, Status, idle_since};
 use crate::auth::sql::keys::{ApiKey, KeyEvent};
-use crate::error::Result;
-use crate::http::extract::{Id, Json};
+use crate::error::{Error, Result};
+use crate::http::extract::{Id, Json, Params};
 use crate::http::openapi::Doc;
 use crate::http::respond::{self, Page};
-use crate::metering::time::Timestamp;
+use crate::metering::time::{DAY, Timestamp};
 
 /// A key on the wire; fields in contract order.
 #[derive(Serialize, ToSchema)]
@@ -32,6 +32,7 @@ pub struct KeyView<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     last_used_at: Option<Timestamp>,
     status: Status,
+    allowed_networks: &'a [String],
     #[serde(skip_serializing_if = "Option::is_none")]
     key: Option<&'a str>,
 }
@@ -49,6 +50,7 @@ impl<'a> KeyView<'a> {
             created_at: Timestamp(key.created_at),
             last_used_at: key.last_used_at.map(Timestamp),
             status: Status::of(key, Timestamp::now()),
+            allowed_networks: &key.allowed_networks.0,
             key: secret,
         }
     }
@@ -90,6 +92,8 @@ pub struct KeyInput {
     name: Option<String>,
     scopes: Option<Vec<String>>,
     allowed_meters: Option<Vec<String>>,
+    /// Networks or addresses that it may be used from; empty: from everywhere.
+    allowed_networks: Option<Vec<String>>,
     expires_at: Option<String>,
 }
 
@@ -106,6 +110,7 @@ pub async fn create(app: web::Data<App>, caller: Caller, body: Json<KeyInput>) -
         name: input.name.unwrap_or_default(),
         scopes: input.scopes.unwrap_or_default(),
         allowed_meters: input.allowed_meters.unwrap_or_default(),
+        allowed_networks: input.allowed_networks.unwrap_or_default(),
         expires_at: input.expires_at.unwrap_or_default(),
     };
     let (key, secret) = app.auth.create_key(&caller, &wish).await?;
@@ -120,6 +125,53 @@ pub fn describe_list() -> Doc {
 pub async fn list(app: web::Data<App>, caller: Caller) -> Result<HttpResponse> {
     let keys = app.auth.list_keys(&caller).await?;
     respond::ok(&Page { items: keys.iter().map(|key| KeyView::of(key, None)).collect(), next_cursor: None })
+}
+
+/// A key of somebody in the workspace.
+#[derive(Serialize, ToSchema)]
+#[schema(as = WorkspaceApiKey)]
+pub struct WorkspaceKeyView<'a> {
+    #[serde(flatten)]
+    key: KeyView<'a>,
+    created_by: &'a str,
+    /// Whole days since it was last used, or made.
+    idle_days: i64,
+}
+
+pub fn describe_of_workspace() -> Doc {
+    Doc::new("api keys", "API keys of everybody in the workspace")
+        .text("unused_days", "Only those that were not used for so many days.")
+        .page::<WorkspaceKeyView>("Those that can still be used; the one that was idle for longest first.")
+        .errors(&[400])
+}
+
+/// What an auditor asks: which keys there are, who made them, which of them nobody uses.
+pub async fn of_workspace(app: web::Data<App>, caller: Caller, params: Params) -> Result<HttpResponse> {
+    let unused_days = match params.get("unused_days") {
+        "" => None,
+        text => Some(text.parse().map_err(|_| {
+            Error::parameter("invalid_unused_days", "unused_days must be a whole number of days")
+        })?),
+    };
+    let keys = app.auth.workspace_keys(&caller, unused_days).await?;
+    let now = Timestamp::now();
+    let items = keys.iter().map(|(key, created_by)| WorkspaceKeyView {
+        key: KeyView::of(key, None),
+        created_by,
+        idle_days: (now.0 - idle_since(key)).max(0) / DAY,
+    });
+    respond::ok(&Page { items: items.collect(), next_cursor: None })
+}
+
+pub fn describe_revoke_any() -> Doc {
+    Doc::new("api keys", "Revoke an API key of anybody in the workspace")
+        .empty(204, "Revoked.")
+        .errors(&[404])
+}
+
+pub async fn revoke_any(app: web::Data<App>, caller: Caller, Id(id): Id) -> Result<HttpResponse> {
+    app.auth.revoke_any_key(&caller, &id).await?;
+    Ok(respond::no_content())
 }
 
 pub fn describe_revoke() -> Doc {

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::app::App;
+use crate::auth::device::DEVICE_COOKIE;
 use crate::auth::session::{
     ACCESS_COOKIE, REFRESH_COOKIE, SignedIn, Tokens, clearing_cookies, cookie, is_secure,
 };
@@ -82,7 +83,8 @@ pub async fn login(
 ) -> Result<HttpResponse> {
     let Json(input) = body;
     let (email, password) = (input.email.unwrap_or_default(), input.password.unwrap_or_default());
-    let session = app.auth.sign_in(&email, password, address(&app, &request)).await?;
+    let device = sent_cookie(&request, DEVICE_COOKIE);
+    let session = app.auth.sign_in_with(&email, password, address(&app, &request), device.as_deref()).await?;
     signed_in(&app, &request, StatusCode::CREATED, &session)
 }
 

@@ -28,7 +28,11 @@ pub type BackgroundTask = Pin<Box<dyn Future<Output = ()> + Send>>;
 pub struct WorkerTasks {
     pub queues: Vec<Queue>,
     pub chores: Vec<BackgroundTask>,
+    /// What is looked at in the database before any of it begins; a failure ends the process.
+    pub inspection: Option<Inspection>,
 }
+
+pub type Inspection = Pin<Box<dyn Future<Output = Result<()>> + Send>>;
 
 impl WorkerTasks {
     /// Starts all of it in this process; the tasks end when told to stop.
@@ -61,7 +65,7 @@ pub async fn run(
     let stop = CancellationToken::new();
     let store = Store::new(&config.db);
     let wake = JobNotifier::default();
-    let duties = duties(&store, &config, &wake)?;
+    let mut duties = duties(&store, &config, &wake)?;
     crate::metrics::install(config.role)?;
     let readiness = Readiness::default();
     let limits = Limits::of(&config, net::limits::raise_file_limit());
@@ -77,6 +81,12 @@ pub async fn run(
         .map_err(|error| Error::new(Code::Unavailable, format!("cannot listen on {health_addr}: {error}")))?;
     let health = serve_health(listener, &limits, &readiness)?;
     let prepared = prepare_database(&config, &store, &readiness, check, &mut signals).await;
+    if let (Ok(true), Some(inspection)) = (&prepared, duties.inspection.take())
+        && let Err(error) = inspection.await
+    {
+        health.stop(false).await;
+        return Err(error);
+    }
     if matches!(prepared, Ok(true)) {
         log::info!(role = config.role.name(), version = env!("CARGO_PKG_VERSION"); "ready");
         measure::start(&store, &config, &stop);

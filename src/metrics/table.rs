@@ -85,6 +85,8 @@ pub const TABLE: &[Metric] = &[
     labelled("open_spanner_worker_job_duration_seconds", Histogram, &["queue", "outcome"], "Time of one try of a job", &[]),
     labelled("open_spanner_worker_heartbeat_timestamp_seconds", Gauge, &["worker"], "When a process of this worker last said that it lives, in Unix time", &[]),
     labelled("open_spanner_webhook_deliveries_total", Counter, &["outcome"], "Attempts to deliver a webhook", &[&[("outcome", "delivered")], &[("outcome", "failed")]]),
+    labelled("open_spanner_api_keys", Gauge, &["state"], "API keys of all workspaces: that can be used; of these, that end within 14 days, and that were not used for 90 days", &[&[("state", "usable")], &[("state", "expiring")], &[("state", "unused")]]),
+    labelled("open_spanner_mails_total", Counter, &["outcome"], "Mails, when it is known what became of them", &[&[("outcome", "sent")], &[("outcome", "failed")], &[("outcome", "dropped")]]),
     plain("open_spanner_webhook_attempt_duration_seconds", Histogram, "Time of an attempt to deliver a webhook"),
     labelled("open_spanner_webhooks_owed", Gauge, &["state"], "Webhooks that receivers still wait for; of processes that deliver", &[&[("state", "pending")], &[("state", "failing")], &[("state", "dead_letter")]]),
     plain("open_spanner_webhooks_oldest_owed_seconds", Gauge, "How long the oldest of them has waited"),

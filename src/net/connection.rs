@@ -28,6 +28,7 @@ pub struct Peer(Arc<State>);
 struct State {
     id: u64,
     group: IpAddr,
+    address: IpAddr,
     open_calls: AtomicUsize,
     /// A caller was authenticated here once.
     is_known: AtomicBool,
@@ -43,10 +44,11 @@ fn now_ms() -> u64 {
 }
 
 impl Peer {
-    pub(super) fn new(id: u64, group: IpAddr) -> Self {
+    pub(super) fn new(id: u64, group: IpAddr, address: IpAddr) -> Self {
         Peer(Arc::new(State {
             id,
             group,
+            address: address.to_canonical(),
             open_calls: AtomicUsize::new(0),
             is_known: AtomicBool::new(false),
             last_active_ms: AtomicU64::new(now_ms()),
@@ -61,6 +63,11 @@ impl Peer {
 
     pub(super) fn group(&self) -> IpAddr {
         self.0.group
+    }
+
+    /// Who is at the other end of the connection itself, a proxy perhaps.
+    pub fn address(&self) -> IpAddr {
+        self.0.address
     }
 
     pub(super) fn last_active_ms(&self) -> u64 {

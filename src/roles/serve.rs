@@ -11,11 +11,12 @@ use tokio::task::JoinHandle;
 use crate::alerts::webhook::client::Client;
 use crate::app::changes::Changes;
 use crate::app::{App, Phase};
-use crate::auth::Auth;
 use crate::auth::key::Flush;
+use crate::auth::mail::Mail;
 use crate::auth::providers::Providers;
+use crate::auth::{Auth, Outside};
 use crate::blocking;
-use crate::config::{Config, Driver, ListenAddr};
+use crate::config::{self, Config, Driver, ListenAddr};
 use crate::dashboard;
 use crate::db::changes::{self, Change};
 use crate::db::readiness::Readiness;
@@ -28,6 +29,7 @@ use crate::jobs::lifecycle::{Stop, cannot_listen, listen_metrics, prepare_databa
 use crate::jobs::measure;
 use crate::jobs::supervisor;
 use crate::jobs::worker::JobNotifier;
+use crate::mail::Mailer;
 use crate::meters::sql::MeterCache;
 use crate::net::budget::Budget;
 use crate::net::{self, Limits, Patience, Port};
@@ -51,8 +53,7 @@ pub async fn run(config: Config) -> Result<()> {
     let counters = counter_reader::Reader::start(&store)?;
     let wake = JobNotifier::default();
     let (ingest, writers) = Ingest::start(store.clone(), meters.clone(), &config.ingest, &wake);
-    let providers = Providers::new(&config.auth.oauth)?;
-    let auth = Auth::with_providers(store.clone(), auth_options(&config), providers);
+    let auth = Auth::with(store.clone(), auth_options(&config), outside(&config)?);
     let phase = Arc::new(Phase::default());
     let readiness = Readiness::default();
     let webhooks = Client::new(&config.webhook_allowed_networks, config.webhook_https_only)?;
@@ -160,6 +161,18 @@ fn auth_options(config: &Config) -> crate::auth::Options {
     }
 }
 
+/// Providers and the mail server; nobody is called yet.
+fn outside(config: &Config) -> Result<Outside> {
+    let mail = |settings: &config::Mail| {
+        let public_url = settings.public_url.clone();
+        Mailer::new(settings).map(|mailer| Mail { mailer, public_url })
+    };
+    Ok(Outside {
+        providers: Providers::new(&config.auth.oauth)?,
+        mail: config.mail.as_ref().map(mail).transpose()?,
+    })
+}
+
 /// Tells where a listener ended up, which matters for port 0.
 fn announce(kind: &'static str, listener: &TcpListener) {
     let address = listener.local_addr().map(|address| address.to_string()).unwrap_or_default();
@@ -215,6 +228,15 @@ fn start_timers(app: &App) -> Vec<JoinHandle<()>> {
             }
         })),
     ];
+    let (counter, warner) = (app.auth.clone(), app.auth.clone());
+    timers.push(tokio::spawn(every(Duration::from_secs(300), move || {
+        let auth = counter.clone();
+        async move { auth.count_keys().await }
+    })));
+    timers.push(tokio::spawn(every(Duration::from_secs(86_400), move || {
+        let auth = warner.clone();
+        async move { auth.warn_of_expiry().await }
+    })));
     timers.push(tokio::spawn(app.ingest.fold()));
     if let Some(lifetime) = app.config.retention.audit {
         let store = app.store.clone();

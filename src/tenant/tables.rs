@@ -174,6 +174,7 @@ pub const ELSEWHERE: &[(&str, &str)] = &[
     ("idempotency_keys", "in neutral form, unless an event tells it"),
     ("installation", "the installation's"),
     ("jobs", "work is asked for anew"),
+    ("known_devices", "people sign in again"),
     ("leases", "the installation's"),
     ("password_resets", "whoever has one asks again"),
     ("provider_flows", "people sign in again"),

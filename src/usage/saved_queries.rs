@@ -4,7 +4,7 @@ use diesel::prelude::*;
 
 use crate::both;
 use crate::db::schema::saved_queries;
-use crate::db::{Conn, DbError, limits};
+use crate::db::{Conn, DbError, audit, limits};
 use crate::error::Error;
 
 /// A kept query; `query` is a JSON object and `group_by` a JSON list, both as text.
@@ -75,5 +75,9 @@ pub fn update(
 /// Deletes a query of a user; false when there is none.
 pub fn delete(conn: &mut Conn, user_id: i64, id: &str) -> Result<bool, DbError> {
     let own = saved_queries::table.find(id).filter(saved_queries::user_id.eq(user_id));
-    Ok(diesel::delete(own).execute(conn)? > 0)
+    let is_gone = diesel::delete(own).execute(conn)? > 0;
+    if !is_gone {
+        audit::nothing_changed();
+    }
+    Ok(is_gone)
 }

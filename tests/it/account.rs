@@ -11,6 +11,8 @@ on_both_databases!(
     a_stolen_refresh_token_ends_the_sign_in,
     a_sign_in_ends_for_good,
     a_password_is_set_with_a_one_time_token,
+    strangers_slow_themselves_and_not_the_owner,
+    an_operator_unlocks_disables_and_enables,
 );
 
 const SESSION: &str = "/v1/auth/session";
@@ -153,4 +155,100 @@ pub fn token_for(database: &Database, email: &str) -> String {
     let make = |conn: &mut open_spanner::db::Conn| begin_reset(conn, email, false, &hash, now).map(drop);
     open_spanner::db::once(&config.db.driver, make).expect("it is made");
     token.expose().to_owned()
+}
+
+/// A client that sends forms as our own pages do.
+fn by_hand(server: &Server) -> Client {
+    server.client().with("sec-fetch-site", "same-origin")
+}
+
+/// Ten wrong guesses at an account, which is locked by them.
+async fn guess(client: &Client, email: &str) {
+    for _ in 0..10 {
+        let wrong = json!({"email": email, "password": "a wrong password"});
+        client.post(SESSIONS, &wrong).await.error(401, "unauthorized");
+    }
+}
+
+async fn strangers_slow_themselves_and_not_the_owner(database: Database) {
+    let server = Server::start(&database);
+    let email = sign_up(&server.client()).await;
+    let right = json!({"email": email, "password": PASSWORD});
+    // a browser that the owner signs in with is known from then on
+    let form = format!("email={}&password={}", email.replace('@', "%40"), PASSWORD.replace(' ', "+"));
+    let page = by_hand(&server).send_form(reqwest::Method::POST, "/login", Some(form)).await.expect(303);
+    let known = page.cookie("open_spanner_device").expect("a cookie");
+    let browser = server.client().with("cookie", format!("open_spanner_device={known}"));
+    let inside = sign_in(&server, &email, PASSWORD, "x").await;
+    guess(&server.client(), &email).await;
+    let refused = server.client().post(SESSIONS, &right).await;
+    let seconds: u64 = refused.header("retry-after").parse().expect("whole seconds");
+    assert!((1..=300).contains(&seconds), "{seconds}");
+    refused.error(429, "rate_limited");
+    // a browser that another account knows helps nobody
+    let other = sign_up(&server.client()).await;
+    let form = format!("email={}&password={}", other.replace('@', "%40"), PASSWORD.replace(' ', "+"));
+    let page = by_hand(&server).send_form(reqwest::Method::POST, "/login", Some(form)).await.expect(303);
+    let theirs = format!("open_spanner_device={}", page.cookie("open_spanner_device").expect("a cookie"));
+    server.client().with("cookie", theirs).post(SESSIONS, &right).await.error(429, "rate_limited");
+    // whoever is signed in changes their password all the same
+    let change = json!({"current_password": "a wrong one", "password": "another password"});
+    inside.put("/v1/auth/password", &change).await.error(400, "invalid_input");
+    // and the owner comes in with their own browser, which opens the account for every place
+    browser.post(SESSIONS, &right).await.expect(201);
+    server.client().post(SESSIONS, &right).await.expect(201);
+    // a known browser is slowed by its own guesses, and by nobody else's
+    guess(&browser, &email).await;
+    browser.post(SESSIONS, &right).await.error(429, "rate_limited");
+    server.client().post(SESSIONS, &right).await.expect(201);
+    let kept = database.lines("SELECT CAST(count(*) AS TEXT) AS line FROM known_devices");
+    assert_eq!(kept, ["2"]);
+}
+
+fn operator(database: &Database, arguments: &[&str]) -> crate::support::program::Run {
+    let settings = database.settings();
+    let settings: Vec<(&str, &str)> = settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    crate::support::program::run(arguments, &settings, &std::env::temp_dir())
+}
+
+async fn an_operator_unlocks_disables_and_enables(database: Database) {
+    let server = Server::start(&database);
+    let email = sign_up(&server.client()).await;
+    let right = json!({"email": email, "password": PASSWORD});
+    let ann = sign_in(&server, &email, PASSWORD, "x").await;
+    let key = ann.post("/v1/auth/api-keys", &json!({"name": "k"})).await.json(201)["key"].clone();
+    let key = server.client().with_key(key.as_str().expect("a key"));
+    key.get("/v1/meters").await.expect(200);
+    guess(&server.client(), &email).await;
+    server.client().post(SESSIONS, &right).await.error(429, "rate_limited");
+    let user = |word: &str| operator(&database, &["admin", "user", word, "--email", &email]);
+    user("unlock").succeeded();
+    server.client().post(SESSIONS, &right).await.expect(201);
+    // from then on it counts anew
+    guess(&server.client(), &email).await;
+    server.client().post(SESSIONS, &right).await.error(429, "rate_limited");
+    user("unlock").succeeded();
+    user("disable").succeeded();
+    server.client().post(SESSIONS, &right).await.error(403, "forbidden");
+    let end = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while ann.get(SESSION).await.status != 401 || key.get("/v1/meters").await.status != 401 {
+        assert!(std::time::Instant::now() < end, "a disabled user is still in");
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    ann.post_text(REFRESH, "").await.error(401, "unauthorized");
+    let listed = operator(&database, &["admin", "user", "list", "--json"]).succeeded();
+    assert!(listed.stdout.contains("\"disabled\": true"), "{}", listed.stdout);
+    user("enable").succeeded();
+    server.client().post(SESSIONS, &right).await.expect(201);
+    let end = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while key.get("/v1/meters").await.status != 200 {
+        assert!(std::time::Instant::now() < end, "their keys stay dead");
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    let rows = database.lines("SELECT action AS line FROM audit_events WHERE actor_kind = 'operator'");
+    for action in ["user.unlocked", "user.disabled", "user.enabled"] {
+        assert!(rows.iter().any(|row| row == action), "{rows:?}");
+    }
+    let missing = operator(&database, &["admin", "user", "disable", "--email", "nobody@example.com"]);
+    assert_ne!(missing.code, Some(0));
 }

@@ -16,6 +16,7 @@ const FLOORS: &[&str] = &[
     "config",
     "logging",
     "net",
+    "mail",
     "metrics",
     "db",
     "backup",

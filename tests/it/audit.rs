@@ -24,6 +24,7 @@ const EVENTS: &str = "/v1/audit-events";
 /// Routes that are not `GET` and change nothing that somebody decided.
 const NO_CHANGES: &[(&str, &str)] = &[
     ("POST /v1/auth/session/refresh", "goes on with a session"),
+    ("POST /v1/auth/password-resets", "answers before anything is changed: `mail::` looks for its row"),
     ("POST /v1/alerts/{id}/evaluate", "looks at numbers"),
     ("POST /v1/alerts/backtest", "a question"),
     ("POST /v1/alerts/destinations/{id}/test", "sends a message"),
@@ -121,6 +122,8 @@ async fn every_changing_route_leaves_a_row(database: Database) {
     let (owner, key) = (owner.at(&server.url()), key.at(&server.url()));
     deliveries(&mut trial, &key, &rule).await;
     trial.call(&owner, "DELETE /v1/auth/api-keys/{id}", &[&id(&made)], json!({})).await;
+    let made = owner.post("/v1/auth/api-keys", &json!({"name": "k"})).await.json(201);
+    trial.call(&owner, "DELETE /v1/auth/workspace/api-keys/{id}", &[&id(&made)], json!({})).await;
     let me = owner.get("/v1/auth/session").await.json(200)["user"]["email"].clone();
     let body = json!({"email": me, "password": PASSWORD});
     owner.post("/v1/auth/sessions", &body).await.expect(201);
@@ -418,4 +421,48 @@ async fn failed_sign_ins_of_known_people_are_told(database: Database) {
     assert_eq!(failed.len(), 1, "{failed:?}");
     assert_eq!((&failed[0]["actor"]["kind"], &failed[0]["target"]["name"]), (&json!("anonymous"), &email));
     assert_eq!(database.count("audit_events"), 4);
+}
+
+#[test]
+fn the_owner_prunes_what_the_server_may_not() {
+    crate::support::run(async {
+        let database = Database::postgres();
+        let owner = Server::start(&database);
+        let ws = owner.workspace().await;
+        ws.meter("m", "sum").await;
+        drop(owner);
+        database.make("CREATE ROLE app_role LOGIN");
+        let owned = database.settings();
+        let settings: Vec<(&str, &str)> = owned.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        let folder = tempfile::tempdir().expect("a directory");
+        let command = |arguments: &[&str]| crate::support::program::run(arguments, &settings, folder.path());
+        command(&["migrate", "--grant", "app_role"]).succeeded();
+        let dsn = owned.iter().find(|(name, _)| name.ends_with("DSN")).expect("a dsn").1.clone();
+        let as_app = dsn.replace("postgres@", "app_role@").replace("user=postgres", "user=app_role");
+        assert_ne!(as_app, dsn);
+        let more = [
+            ("OPEN_SPANNER_DB_DRIVER", "postgres"),
+            ("OPEN_SPANNER_POSTGRES_DSN", as_app.as_str()),
+            ("OPEN_SPANNER_AUDIT_RETENTION", "1ns"),
+        ];
+        let server = Server::start_with(&database, &more);
+        let rows = database.count("audit_events");
+        assert!(rows > 2);
+        server.client().get("/ready").await.expect(204);
+        let refused = crate::support::program::run(&["audit", "prune"], &more, folder.path());
+        assert_ne!(refused.code, Some(0), "the server's role deletes nothing: {refused:#?}");
+        assert_eq!(database.count("audit_events"), rows);
+        command(&["audit", "prune", "--older-than-days", "1"]).succeeded();
+        assert_eq!(database.count("audit_events"), rows, "nothing is so old");
+        let mut old = settings.clone();
+        old.push(("OPEN_SPANNER_AUDIT_RETENTION", "1ns"));
+        let pruned =
+            crate::support::program::run(&["audit", "prune", "--json"], &old, folder.path()).succeeded();
+        let told: Value = serde_json::from_str(&pruned.stdout).expect("JSON");
+        assert_eq!(told["pruned"], json!(rows));
+        let left = database.lines("SELECT action AS line FROM audit_events");
+        assert_eq!(left, ["audit.pruned"]);
+        let verdict = command(&["audit", "verify"]);
+        assert_eq!(verdict.code, Some(0), "{verdict:#?}");
+    });
 }

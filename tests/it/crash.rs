@@ -177,7 +177,17 @@ async fn server_killed_during_writes(database: Database) {
     workspace.meter("load", "sum").await;
     let ledger = Arc::new(Ledger::default());
     for round in 1..=2 {
-        let writers = start_writers(&workspace.key, &ledger, Trouble::EndsTheWriter);
+        let mut writers = start_writers(&workspace.key, &ledger, Trouble::EndsTheWriter);
+        // changes that the trail tells of are made meanwhile
+        let session = workspace.session.clone();
+        writers.push(tokio::spawn(async move {
+            let name = || json!({"name": crate::support::unique("workspace")});
+            while session
+                .send(reqwest::Method::PATCH, "/v1/auth/workspace", Some(name().to_string()))
+                .await
+                .is_ok()
+            {}
+        }));
         until_acknowledged(&ledger, round * ENOUGH).await;
         server.kill();
         for writer in writers {
@@ -188,7 +198,20 @@ async fn server_killed_during_writes(database: Database) {
     let acknowledged = ledger.acknowledged_count() as u64;
     let stored = database.count("events");
     assert!(stored >= acknowledged, "{acknowledged} acknowledged, only {stored} stored");
+    let renamed =
+        "SELECT CAST(count(*) AS TEXT) AS line FROM audit_events WHERE action = 'workspace.renamed'";
+    assert!(database.lines(renamed)[0].parse::<u64>().expect("a number") > 4, "too few changes to tell of");
+    the_trail_is_whole(&database);
     send_all_again_and_compare(&workspace, &ledger, &database).await;
+}
+
+/// Every change that was made left its row, in a chain without a gap.
+fn the_trail_is_whole(database: &Database) {
+    let owned = database.settings();
+    let settings: Vec<(&str, &str)> = owned.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let folder = tempfile::tempdir().expect("a directory");
+    let verdict = crate::support::program::run(&["audit", "verify"], &settings, folder.path());
+    assert_eq!(verdict.code, Some(0), "{verdict:#?}");
 }
 
 #[test]

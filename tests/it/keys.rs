@@ -16,6 +16,8 @@ on_both_databases!(
     an_expired_key_opens_nothing,
     keys_are_their_makers_own,
     keys_do_not_manage_keys,
+    a_key_is_good_in_its_networks_only,
+    keys_of_everybody_are_seen_and_ended,
 );
 
 const KEYS: &str = "/v1/auth/api-keys";
@@ -224,4 +226,111 @@ async fn keys_do_not_manage_keys(database: Database) {
     ws.key.delete(&path(&key)).await.error(401, "unauthorized");
     ws.key.get("/v1/auth/api-key-events").await.error(401, "unauthorized");
     assert_eq!(database.count("api_keys"), 2);
+}
+
+async fn a_key_is_good_in_its_networks_only(database: Database) {
+    let server = Server::start_with(&database, &[("OPEN_SPANNER_TRUSTED_PROXIES", "127.0.0.0/8")]);
+    let session = server.workspace().await.session;
+    let networks = json!(["192.0.2.77/24", "2001:db8::/32", " 198.51.100.7 ", "192.0.2.0/24"]);
+    let body = json!({"name": "k", "scopes": ["*"], "allowed_networks": networks});
+    let made = make(&session, body).await;
+    let normal = json!(["192.0.2.0/24", "2001:db8::/32", "198.51.100.7/32"]);
+    assert_eq!(made["allowed_networks"], normal);
+    assert_eq!(listed(&session, &made).await["allowed_networks"], normal);
+    let client = server.client().with_key(secret(&made));
+    for (from, is_good) in [
+        ("192.0.2.1", true),
+        ("::ffff:192.0.2.1", true),
+        ("2001:db8::1", true),
+        ("198.51.100.7", true),
+        ("198.51.100.8", false),
+        ("2001:db9::1", false),
+        // the last one that no proxy of ours wrote is who it is
+        ("192.0.2.1, 203.0.113.9", false),
+        ("203.0.113.9, 192.0.2.1", true),
+        ("nonsense", false),
+    ] {
+        let answer = client.with("x-forwarded-for", from).get("/v1/meters").await;
+        assert_eq!(answer.status, if is_good { 200 } else { 403 }, "{from}: {}", answer.text);
+        let status = grpc_status(&server, secret(&made), Some(from)).await;
+        let is_refused = status == tonic::Code::PermissionDenied;
+        assert_eq!(is_refused, !is_good, "gRPC from {from}: {status:?}");
+    }
+    let message = client.get("/v1/meters").await.error(403, "forbidden");
+    assert!(message.contains("127.0.0.1"), "{message}");
+    assert_eq!(grpc_status(&server, secret(&made), None).await, tonic::Code::PermissionDenied);
+    // its successor is confined as well
+    let path = format!("{}/rotate", path(&made));
+    let next = session.post(&path, &json!({"grace_period_seconds": 0})).await.json(201);
+    assert_eq!(next["allowed_networks"], normal);
+    server.client().with_key(secret(&next)).get("/v1/meters").await.error(403, "forbidden");
+    for bad in [json!(["192.0.2.0/33"]), json!(["example.com"]), json!(["192.0.2.0/24", "*"])] {
+        let body = json!({"name": "k", "allowed_networks": bad});
+        let message = session.post(KEYS, &body).await.error(400, "invalid_input");
+        assert!(message.contains("allowed_networks"), "{message}");
+    }
+    // without a trusted proxy nobody says where they come from but the connection
+    let another = Database::sqlite();
+    let direct = Server::start(&another);
+    let session = direct.workspace().await.session;
+    let made =
+        make(&session, json!({"name": "k", "scopes": ["*"], "allowed_networks": ["127.0.0.0/8"]})).await;
+    let client = direct.client().with_key(secret(&made));
+    client.get("/v1/meters").await.expect(200);
+    client.with("x-forwarded-for", "203.0.113.9").get("/v1/meters").await.expect(200);
+}
+
+/// What a gRPC write with this key comes to; the meter is not there, so that nothing is stored.
+async fn grpc_status(server: &Server, key: &str, forwarded_for: Option<&str>) -> tonic::Code {
+    use open_spanner::grpc::pb::v1;
+    let channel = tonic::transport::Channel::from_shared(format!("http://{}", server.grpc()));
+    let channel = channel.expect("an address").connect().await.expect("it listens");
+    let mut client = v1::usage_service_client::UsageServiceClient::new(channel);
+    let mut request = tonic::Request::new(v1::CreateUsageRequest::default());
+    let metadata = request.metadata_mut();
+    metadata.insert("authorization", format!("Bearer {key}").parse().expect("a value"));
+    if let Some(from) = forwarded_for {
+        metadata.insert("x-forwarded-for", from.parse().expect("a value"));
+    }
+    client.create_usage(request).await.map_or_else(|status| status.code(), |_| tonic::Code::Ok)
+}
+
+async fn keys_of_everybody_are_seen_and_ended(database: Database) {
+    let server = Server::start(&database);
+    let host = server.workspace().await;
+    let stranger = server.workspace().await;
+    let admin = crate::permissions::member(&server, &host.session, "admin").await;
+    let viewer = crate::permissions::member(&server, &host.session, "viewer").await;
+    let old = make(&admin, json!({"name": "old"})).await;
+    let young = make(&admin, json!({"name": "young"})).await;
+    database.execute("UPDATE api_keys SET created_at = 1700000000000000 WHERE name = 'old'");
+    const ALL: &str = "/v1/auth/workspace/api-keys";
+    viewer.get(ALL).await.error(403, "forbidden");
+    host.key.get(ALL).await.error(401, "unauthorized");
+    let names = async |client: &Client, path: &str| {
+        let found = client.get(path).await.json(200)["items"].as_array().expect("a list").clone();
+        found.iter().map(|key| key["name"].as_str().expect("a name").to_owned()).collect::<Vec<_>>()
+    };
+    let all = names(&admin, ALL).await;
+    assert_eq!((all.len(), all[0].as_str()), (3, "old"), "the one that was idle for longest first");
+    assert_eq!(names(&admin, &format!("{ALL}?unused_days=90")).await, ["old"]);
+    let listed = admin.get(ALL).await.json(200)["items"][0].clone();
+    assert!(listed["created_by"].as_str().is_some_and(|email| email.contains('@')), "{listed}");
+    assert!(listed["idle_days"].as_i64().is_some_and(|days| days > 300), "{listed}");
+    assert!(!listed.as_object().expect("a key").contains_key("key"), "{listed}");
+    admin.get(&format!("{ALL}?unused_days=x")).await.error(400, "invalid_unused_days");
+    admin.get(&format!("{ALL}?unused_days=0")).await.error(400, "invalid_unused_days");
+    assert_eq!(names(&stranger.session, ALL).await.len(), 1);
+    // an owner ends anybody's, an admin their own
+    let one = |key: &Value| format!("{ALL}/{}", key["id"].as_str().expect("an id"));
+    admin.delete(&one(&young)).await.error(403, "forbidden");
+    stranger.session.delete(&one(&young)).await.error(404, "not_found");
+    let client = server.client().with_key(secret(&young));
+    client.get("/v1/meters").await.expect(200);
+    host.session.delete(&one(&young)).await.expect(204);
+    client.get("/v1/meters").await.error(401, "unauthorized");
+    assert_eq!(names(&admin, ALL).await.len(), 2);
+    let page = host.session.get("/api-keys/workspace?unused_days=90").await.expect(200).text;
+    assert!(page.contains("old") && !page.contains("everything"), "{page}");
+    let _ = old;
 }

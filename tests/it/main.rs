@@ -39,6 +39,7 @@ mod inert;
 mod keys;
 mod lifecycle;
 mod links;
+mod mail;
 mod members;
 mod meters;
 mod migrations;

@@ -5,9 +5,14 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::support::client::{sign_in, sign_up};
-use crate::support::{Client, Database, Server, on_both_databases};
+use crate::support::{Client, Database, Server, on_both_databases, tell};
 
-on_both_databases!(each_route_takes_those_it_names, nothing_of_another_workspace_is_there);
+on_both_databases!(
+    each_route_takes_those_it_names,
+    each_page_takes_those_it_names,
+    each_call_takes_those_it_names,
+    nothing_of_another_workspace_is_there,
+);
 
 /// What the table demands of a route.
 struct Route {
@@ -78,7 +83,7 @@ async fn status(client: &Client, route: &Route) -> (u16, String) {
 }
 
 /// A member of the host's workspace with this role.
-async fn member(server: &Server, host: &Client, role: &str) -> Client {
+pub async fn member(server: &Server, host: &Client, role: &str) -> Client {
     let email = sign_up(&server.client()).await;
     let session = sign_in(&server.client(), &email).await;
     let body = json!({"email": email, "role": role});
@@ -110,6 +115,9 @@ async fn each_route_takes_those_it_names(database: Database) {
     for scope in SCOPES {
         keys.push((scope, key(&server, &host.session, json!([scope]), json!([])).await));
     }
+    let confined = key(&server, &host.session, json!(["*"]), json!(["elsewhere"])).await;
+    let link = host.post("/v1/subjects/s/links", &json!({})).await.json(201);
+    let link = server.client().with_key(link["token"].as_str().expect("a token"));
     let (mut tried, mut wrong) = (0, Vec::new());
     let mut judge = |who: &str, route: &Route, (status, text): (u16, String), wanted: Option<u16>| {
         tried += 1;
@@ -126,12 +134,9 @@ async fn each_route_takes_those_it_names(database: Database) {
             continue;
         }
         judge("nobody", &route, status(&server.client(), &route).await, Some(401));
-        judge(
-            "a made-up key",
-            &route,
-            status(&server.client().with_key("osp_sk_x"), &route).await,
-            Some(401),
-        );
+        let made_up = server.client().with_key("osp_sk_x");
+        judge("a made-up key", &route, status(&made_up, &route).await, Some(401));
+        judge("a link for a customer", &route, status(&link, &route).await, Some(401));
         for (role, client) in [("viewer", &viewer), ("admin", &admin), ("owner", &host.session)] {
             let rank = |role: &str| ["viewer", "admin", "owner"].iter().position(|known| *known == role);
             let refused = (rank(role) < rank(&route.role)).then_some(403);
@@ -153,8 +158,162 @@ async fn each_route_takes_those_it_names(database: Database) {
             judge(scope, &route, status(client, &route).await, wanted);
         }
     }
+    // a key that is confined to a meter which is not there gets nothing done
+    let mut confined_tried = 0;
+    for route in routes().into_iter().filter(|route| route.takes_keys) {
+        let (status, text) = status(&confined, &route).await;
+        confined_tried += 1;
+        if status == 401 || status < 400 || status >= 500 {
+            wrong.push(format!(
+                "a confined key: {} {} answers {status} {}",
+                route.method,
+                route.path,
+                text.trim()
+            ));
+        }
+    }
     assert!(wrong.is_empty(), "{} of {tried}:\n{}", wrong.len(), wrong.join("\n"));
     assert!(tried > 1_500, "{tried} cells");
+    let routes = routes().len();
+    tell(&format!(
+        "REST: {routes} routes, {tried} cells of callers and {confined_tried} of a confined key, 0 wrong"
+    ));
+}
+
+/// What a page demands, and an address of it whose ids exist nowhere.
+fn pages() -> Vec<Route> {
+    use open_spanner::auth::permission::Access;
+    let pages = open_spanner::dashboard::endpoints().into_iter().filter_map(|page| {
+        let Access::Session(role) = page.access else { return None };
+        let method = Method::from_bytes(page.method.as_str().as_bytes()).expect("a method");
+        let path = page.path.to_owned();
+        let (scopes, takes_keys, is_public) = (Vec::new(), false, false);
+        Some(Route { method, path, role: role.to_string(), scopes, takes_keys, is_public })
+    });
+    pages.collect()
+}
+
+async fn page(client: &Client, route: &Route) -> (u16, String) {
+    let form = (route.method != Method::GET).then(String::new);
+    let client = client.with("sec-fetch-site", "same-origin");
+    let answer = client.send_form(route.method.clone(), &address(&route.path), form).await;
+    (answer.status, answer.header("location"))
+}
+
+async fn each_page_takes_those_it_names(database: Database) {
+    let server = Server::start(&database);
+    let host = server.workspace().await;
+    let admin = member(&server, &host.session, "admin").await;
+    let viewer = member(&server, &host.session, "viewer").await;
+    let link = host.post("/v1/subjects/s/links", &json!({})).await.json(201);
+    let link = server.client().with_key(link["token"].as_str().expect("a token"));
+    let (mut tried, mut wrong) = (0, Vec::new());
+    for route in pages() {
+        let mut judge = |who: &str, (status, location): (u16, String), is_right: bool| {
+            tried += 1;
+            if !is_right {
+                wrong.push(format!("{who}: {} {} answers {status} {location}", route.method, route.path));
+            }
+        };
+        // keys are for programs: to pages whoever shows one is nobody
+        for (who, client) in [("nobody", &server.client()), ("a key", &host.key), ("a link", &link)] {
+            let answer = page(client, &route).await;
+            let is_right = answer.0 == 303 && answer.1.starts_with("/login");
+            judge(who, answer, is_right);
+        }
+        for (role, client) in [("viewer", &viewer), ("admin", &admin), ("owner", &host.session)] {
+            let rank = |role: &str| ["viewer", "admin", "owner"].iter().position(|known| *known == role);
+            let may = rank(role) >= rank(&route.role);
+            // a stream of changes, which has no end
+            if route.path == "/live" {
+                continue;
+            }
+            let answer = page(client, &route).await;
+            let is_right = match (may, &route.method) {
+                (false, _) => answer.0 == 403,
+                (true, &Method::GET) => answer.0 != 403 && answer.0 < 500 && !answer.1.starts_with("/login"),
+                // the form has no token: nothing is done, whoever sends it
+                (true, _) => (400..500).contains(&answer.0),
+            };
+            judge(role, answer, is_right);
+        }
+    }
+    assert!(wrong.is_empty(), "{} of {tried}:\n{}", wrong.len(), wrong.join("\n"));
+    assert!(tried > 300, "{tried} cells");
+    tell(&format!("pages: {} of them, {tried} cells, 0 wrong", pages().len()));
+}
+
+async fn each_call_takes_those_it_names(database: Database) {
+    use open_spanner::grpc::pb::v1;
+    use open_spanner::grpc::pb::v1::usage_service_client::UsageServiceClient;
+    use open_spanner::grpc::pb::v2::{IngestRequest, usage_stream_service_client::UsageStreamServiceClient};
+    use tonic::{Code, Request};
+
+    let server = Server::start(&database);
+    let host = server.workspace().await;
+    let secret = async |session: &Client, scopes: Value, meters: Value| {
+        let body = json!({"name": "k", "scopes": scopes, "allowed_meters": meters});
+        session.post("/v1/auth/api-keys", &body).await.json(201)["key"].as_str().expect("a key").to_owned()
+    };
+    let demoted = member(&server, &host.session, "admin").await;
+    let viewers = secret(&demoted, json!(["*"]), json!([])).await;
+    let me = demoted.get("/v1/auth/session").await.json(200)["user"]["id"].clone();
+    let path = format!("/v1/auth/workspace/members/{}", me.as_str().expect("an id"));
+    host.session.patch(&path, &json!({"role": "viewer"})).await.expect(204);
+    let link = host.post("/v1/subjects/s/links", &json!({})).await.json(201)["token"].clone();
+    let session = host.session.header("cookie").replace("open_spanner_access=", "");
+    let mut callers = vec![
+        ("nobody".to_owned(), String::new(), Code::Unauthenticated),
+        ("a made-up key".to_owned(), "osp_sk_x".to_owned(), Code::Unauthenticated),
+        ("a session".to_owned(), session, Code::Unauthenticated),
+        ("a link".to_owned(), link.as_str().expect("a token").to_owned(), Code::Unauthenticated),
+        ("a viewer's key".to_owned(), viewers, Code::PermissionDenied),
+    ];
+    for scope in SCOPES {
+        let code = if scope == "usage:write" { Code::Ok } else { Code::PermissionDenied };
+        callers.push((scope.to_owned(), secret(&host.session, json!([scope]), json!([])).await, code));
+    }
+    let channel = tonic::transport::Channel::from_shared(format!("http://{}", server.grpc()));
+    let channel = channel.expect("an address").connect().await.expect("it listens");
+    let (mut tried, mut wrong) = (0, Vec::new());
+    for (who, key, wanted) in &callers {
+        let (mut v1s, mut v2s) =
+            (UsageServiceClient::new(channel.clone()), UsageStreamServiceClient::new(channel.clone()));
+        fn with<T>(key: &str, message: T) -> Request<T> {
+            let mut request = Request::new(message);
+            if !key.is_empty() {
+                let value = format!("Bearer {key}").parse().expect("a header value");
+                request.metadata_mut().insert("authorization", value);
+            }
+            request
+        }
+        let code = |status: tonic::Status| status.code();
+        let found = [
+            (
+                "CreateUsage",
+                v1s.create_usage(with(key, v1::CreateUsageRequest::default())).await.err().map(code),
+            ),
+            (
+                "CreateUsageBulk",
+                v1s.create_usage_bulk(with(key, v1::CreateUsageBulkRequest::default())).await.err().map(code),
+            ),
+            ("StreamUsage", v1s.stream_usage(with(key, tokio_stream::empty())).await.err().map(code)),
+            ("Ingest", v2s.ingest(with(key, tokio_stream::empty::<IngestRequest>())).await.err().map(code)),
+        ];
+        for (method, found) in found {
+            tried += 1;
+            // whoever may call is told what is wrong with an empty message
+            let is_right = match wanted {
+                Code::Ok => !matches!(found, Some(Code::Unauthenticated | Code::PermissionDenied)),
+                wanted => found == Some(*wanted),
+            };
+            if !is_right {
+                wrong.push(format!("{who}: {method} answers {found:?}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{} of {tried}:\n{}", wrong.len(), wrong.join("\n"));
+    tell(&format!("gRPC: 4 methods, {tried} cells, 0 wrong"));
 }
 
 /// Every id in an answer, wherever it stands.
@@ -215,7 +374,7 @@ async fn nothing_of_another_workspace_is_there(database: Database) {
     ids.sort();
     ids.dedup();
     assert!(ids.len() > 15, "{ids:?}");
-    let mut wrong = Vec::new();
+    let (mut wrong, mut tried) = (Vec::new(), 0);
     for route in routes()
         .iter()
         .filter(|route| route.path.contains('{') && !route.path.contains("{provider}") && !makes_links(route))
@@ -236,6 +395,7 @@ async fn nothing_of_another_workspace_is_there(database: Database) {
                 "nosuch"
             };
             let (real, made_up) = (try_one(id).await, try_one(nowhere).await);
+            tried += 1;
             if real != made_up {
                 wrong.push(format!(
                     "{} {} tells {id} from {nowhere}: {real:?} {made_up:?}",
@@ -244,5 +404,46 @@ async fn nothing_of_another_workspace_is_there(database: Database) {
             }
         }
     }
-    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    let pages = pages().into_iter().filter(|page| page.path.contains('{'));
+    for route in pages.filter(|page| !makes_up_things(&page.path)) {
+        for id in &ids {
+            let nowhere = if uuid::Uuid::parse_str(id).is_ok() { NOWHERE } else { "nosuch" };
+            let try_one = async |id: &str| {
+                let path = address(&route.path).replace("00000000-0000-7000-8000-000000000000", id);
+                let form = (route.method != Method::GET).then(String::new);
+                let client = theirs.session.with("sec-fetch-site", "same-origin");
+                let answer = client.send_form(route.method.clone(), &path, form).await;
+                (answer.status, without_ids(&answer.text.replace(id, "ID")))
+            };
+            let (real, made_up) = (try_one(id).await, try_one(nowhere).await);
+            tried += 1;
+            if real != made_up {
+                let (route, path) = (&route.method, &route.path);
+                wrong.push(format!("{route} {path} tells {id} from {nowhere}: {} {}", real.0, made_up.0));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{} of {tried}: {}", wrong.len(), wrong.join("\n"));
+    tell(&format!(
+        "isolation: {} ids of another workspace, {tried} cells, 0 told from ids that are nowhere",
+        ids.len()
+    ));
+}
+
+/// Every UUID of a page counts as the same: pages that refuse name the request.
+fn without_ids(text: &str) -> String {
+    let is_part = |c: char| c.is_ascii_hexdigit() || c == '-';
+    let pieces = text.split_inclusive(|c: char| !is_part(c));
+    let shown = |piece: &str| match piece.trim_end_matches(|c: char| !is_part(c)).len() {
+        36 => "ID".to_owned(),
+        _ => piece.to_owned(),
+    };
+    pieces.map(shown).collect()
+}
+
+const NOWHERE: &str = "01900000-0000-7000-8000-000000000000";
+
+/// Pages about a subject show any name that is asked for, with nothing about it.
+fn makes_up_things(path: &str) -> bool {
+    path.contains("{hash}") || path.contains("{token}")
 }

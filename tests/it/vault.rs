@@ -2,13 +2,14 @@
 
 use serde_json::{Value, json};
 
-use crate::support::program::{Run, run};
+use crate::support::program::{Run, command, run};
 use crate::support::{Database, Receiver, Server, Workspace, on_both_databases};
 
 on_both_databases!(
     secrets_are_sealed_and_still_sign,
     rotation_can_be_killed_and_run_twice,
-    a_missing_key_ends_the_server
+    rotation_killed_in_the_middle_goes_on,
+    a_missing_key_ends_the_server,
 );
 
 const ONE: &str = "k1:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
@@ -90,6 +91,92 @@ async fn rotation_can_be_killed_and_run_twice(database: Database) {
     assert!(stopped.code == Some(2) && stopped.stderr.contains(&id), "{stopped:#?}");
 }
 
+/// So many that a rotation takes long enough to be killed in it.
+const MANY: usize = 400;
+
+async fn rotation_killed_in_the_middle_goes_on(database: Database) {
+    let mut server = Server::start_with(&database, &[(KEYS, ONE)]);
+    destinations(&server.workspace().await, 1).await;
+    server.terminate();
+    // as old servers left them, in clear text
+    more_destinations(&database);
+    let ring = format!("{TWO},{ONE}");
+    let sealed = || {
+        let count =
+            "SELECT CAST(count(*) AS TEXT) AS line FROM alert_destinations WHERE secret LIKE 'sealed:1:k2:%'";
+        database.lines(count)[0].parse::<usize>().expect("a number")
+    };
+    let owned = database.settings();
+    let mut settings: Vec<(&str, &str)> = owned.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    settings.push((KEYS, &ring));
+    let folder = tempfile::tempdir().expect("a directory");
+    let mut halves = 0;
+    for _ in 0..2 {
+        let before = sealed();
+        let mut rotation = command(&["keys", "rotate"], &settings, folder.path());
+        let mut rotation = rotation.stdout(std::process::Stdio::null()).spawn().expect("it starts");
+        let end = std::time::Instant::now() + std::time::Duration::from_secs(60);
+        while sealed() == before {
+            assert!(std::time::Instant::now() < end, "nothing is sealed");
+        }
+        rotation.kill().expect("SIGKILL");
+        rotation.wait().expect("it is gone");
+        let now = sealed();
+        assert!(now > before);
+        halves += usize::from(now <= MANY);
+    }
+    assert!(halves > 0, "every rotation was done before it could be killed");
+    // two at once finish what is left
+    let both = std::thread::scope(|threads| {
+        let runs: Vec<_> = (0..2).map(|_| threads.spawn(|| keys(&database, &["rotate"], &ring))).collect();
+        runs.into_iter().map(|run| run.join().expect("it ran")).collect::<Vec<_>>()
+    });
+    assert!(both.iter().all(|run| matches!(run.code, Some(0 | 3))), "{both:#?}");
+    assert_eq!(keys(&database, &["rotate"], &ring).code, Some(0));
+    assert_eq!(sealed(), MANY + 1);
+    // every one of them opens with the new key alone
+    let status = keys(&database, &["status", "--json"], TWO);
+    assert_eq!(status.code, Some(0), "{status:#?}");
+    let back = keys(&database, &["rotate"], &format!("{ONE},{TWO}"));
+    assert_eq!(back.code, Some(0), "{back:#?}");
+    assert!(stored(&database).iter().all(|row| row.starts_with("sealed:1:k1:")));
+}
+
+/// Copies the one destination there is, with secrets of their own in clear text.
+fn more_destinations(database: &Database) {
+    let columns = columns_of(database);
+    let values: Vec<String> = columns
+        .iter()
+        .map(|column| match column.as_str() {
+            "id" => "id + n".to_owned(),
+            "public_id" | "name" => format!("{column} || '-' || n"),
+            "secret" => "'osp_whsec_' || n".to_owned(),
+            "previous_secret" => "NULL".to_owned(),
+            other => other.to_owned(),
+        })
+        .collect();
+    let copy = format!(
+        "WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < {MANY})
+         INSERT INTO alert_destinations ({}) SELECT {} FROM alert_destinations, numbers",
+        columns.join(", "),
+        values.join(", ")
+    );
+    // PostgreSQL wants WITH in front of INSERT, SQLite takes it there as well
+    database.execute(&copy);
+}
+
+fn columns_of(database: &Database) -> Vec<String> {
+    match database {
+        Database::Sqlite { .. } => {
+            database.lines("SELECT name AS line FROM pragma_table_info('alert_destinations')")
+        }
+        Database::Postgres { .. } => database.lines(
+            "SELECT column_name::text AS line FROM information_schema.columns
+             WHERE table_name = 'alert_destinations' AND table_schema = current_schema() ORDER BY ordinal_position",
+        ),
+    }
+}
+
 async fn a_missing_key_ends_the_server(database: Database) {
     let mut server = Server::start_with(&database, &[(KEYS, ONE)]);
     destinations(&server.workspace().await, 1).await;
@@ -101,4 +188,18 @@ async fn a_missing_key_ends_the_server(database: Database) {
     let ended = without.stopped();
     assert_eq!(ended.code(), Some(2));
     assert!(without.log().iter().any(|line| line.contains("k1")), "{:#?}", without.log());
+    // a worker that sends webhooks looks as well
+    let folder = tempfile::tempdir().expect("a directory");
+    let owned = database.settings();
+    let mut settings: Vec<(&str, &str)> = owned.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    settings.extend([(KEYS, TWO), ("OPEN_SPANNER_ALERT_WORKER_HEALTH_ADDR", "127.0.0.1:0")]);
+    let worker = run(&["alert-worker"], &settings, folder.path());
+    assert_eq!(worker.code, Some(2), "{worker:#?}");
+    // and one that has no key at all, where nothing is sealed, is told
+    let another = Database::sqlite();
+    let mut clear = Server::start(&another);
+    destinations(&clear.workspace().await, 1).await;
+    clear.terminate();
+    let again = Server::start(&another);
+    assert!(again.log().iter().any(|line| line.contains("clear text")), "{:#?}", again.log());
 }

@@ -43,7 +43,11 @@ CREATE TABLE users (
     password_hash TEXT NOT NULL,
     created_at BIGINT NOT NULL,
     -- when the address was proven to be theirs, by mail or by a provider
-    email_verified_at BIGINT
+    email_verified_at BIGINT,
+    -- nobody comes in as them, and their keys open nothing
+    disabled_at BIGINT,
+    -- failed sign-ins from before this do not count any more
+    unlocked_at BIGINT
 );
 
 CREATE TABLE memberships (
@@ -90,7 +94,9 @@ CREATE INDEX sign_ins_end ON sign_ins (ends_at);
 CREATE TABLE password_resets (
     token_hash BYTEA NOT NULL PRIMARY KEY,
     user_id BIGINT NOT NULL REFERENCES users (id) ON DELETE CASCADE,
-    expires_at BIGINT NOT NULL
+    expires_at BIGINT NOT NULL,
+    -- whoever shows it reads the mail of the user
+    by_mail BOOLEAN NOT NULL DEFAULT false
 );
 CREATE INDEX password_resets_user ON password_resets (user_id);
 
@@ -123,6 +129,14 @@ CREATE TABLE provider_flows (
 );
 CREATE INDEX provider_flows_expiry ON provider_flows (expires_at);
 
+CREATE TABLE known_devices (
+    token_hash BYTEA NOT NULL PRIMARY KEY,
+    user_id BIGINT NOT NULL REFERENCES users (id) ON DELETE CASCADE,
+    seen_at BIGINT NOT NULL
+);
+CREATE INDEX known_devices_user ON known_devices (user_id, seen_at);
+CREATE INDEX known_devices_seen ON known_devices (seen_at);
+
 CREATE TABLE api_keys (
     id BIGINT PRIMARY KEY,
     public_id TEXT NOT NULL CONSTRAINT api_keys_public_id_key UNIQUE,
@@ -134,6 +148,8 @@ CREATE TABLE api_keys (
     -- JSON lists of strings
     scopes TEXT NOT NULL,
     allowed_meters TEXT NOT NULL,
+    -- JSON list of networks; empty: from everywhere
+    allowed_networks TEXT NOT NULL DEFAULT '[]',
     expires_at BIGINT,
     -- in the future while a rotated key is in its grace period
     revoked_at BIGINT,

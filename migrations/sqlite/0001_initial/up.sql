@@ -34,7 +34,11 @@ CREATE TABLE users (
     password_hash TEXT NOT NULL,
     created_at INTEGER NOT NULL,
     -- when the address was proven to be theirs, by mail or by a provider
-    email_verified_at INTEGER
+    email_verified_at INTEGER,
+    -- nobody comes in as them, and their keys open nothing
+    disabled_at INTEGER,
+    -- failed sign-ins from before this do not count any more
+    unlocked_at INTEGER
 ) STRICT;
 
 CREATE TABLE memberships (
@@ -81,7 +85,9 @@ CREATE INDEX sign_ins_end ON sign_ins (ends_at);
 CREATE TABLE password_resets (
     token_hash BLOB NOT NULL PRIMARY KEY,
     user_id INTEGER NOT NULL REFERENCES users (id) ON DELETE CASCADE,
-    expires_at INTEGER NOT NULL
+    expires_at INTEGER NOT NULL,
+    -- whoever shows it reads the mail of the user
+    by_mail INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 CREATE INDEX password_resets_user ON password_resets (user_id);
 
@@ -114,6 +120,14 @@ CREATE TABLE provider_flows (
 ) STRICT;
 CREATE INDEX provider_flows_expiry ON provider_flows (expires_at);
 
+CREATE TABLE known_devices (
+    token_hash BLOB NOT NULL PRIMARY KEY,
+    user_id INTEGER NOT NULL REFERENCES users (id) ON DELETE CASCADE,
+    seen_at INTEGER NOT NULL
+) STRICT;
+CREATE INDEX known_devices_user ON known_devices (user_id, seen_at);
+CREATE INDEX known_devices_seen ON known_devices (seen_at);
+
 CREATE TABLE api_keys (
     id INTEGER PRIMARY KEY,
     public_id TEXT NOT NULL CONSTRAINT api_keys_public_id_key UNIQUE,
@@ -125,6 +139,8 @@ CREATE TABLE api_keys (
     -- JSON lists of strings
     scopes TEXT NOT NULL,
     allowed_meters TEXT NOT NULL,
+    -- JSON list of networks; empty: from everywhere
+    allowed_networks TEXT NOT NULL DEFAULT '[]',
     expires_at INTEGER,
     -- in the future while a rotated key is in its grace period
     revoked_at INTEGER,

@@ -2,6 +2,7 @@
 //! look-up by hash is confined to one user's keys in one workspace.
 
 use diesel::prelude::*;
+use diesel::sql_types::BigInt;
 use serde_json::json;
 
 use crate::auth::sql::users::{MEMBER, Member};
@@ -51,6 +52,8 @@ pub struct ApiKey {
     pub scopes: Words,
     #[diesel(deserialize_as = String)]
     pub allowed_meters: Words,
+    #[diesel(deserialize_as = String)]
+    pub allowed_networks: Words,
     pub expires_at: Option<i64>,
     pub revoked_at: Option<i64>,
     pub created_at: i64,
@@ -64,6 +67,7 @@ type KeyColumns = (
     api_keys::prefix,
     api_keys::scopes,
     api_keys::allowed_meters,
+    api_keys::allowed_networks,
     api_keys::expires_at,
     api_keys::revoked_at,
     api_keys::created_at,
@@ -76,6 +80,7 @@ const KEY: KeyColumns = (
     api_keys::prefix,
     api_keys::scopes,
     api_keys::allowed_meters,
+    api_keys::allowed_networks,
     api_keys::expires_at,
     api_keys::revoked_at,
     api_keys::created_at,
@@ -88,6 +93,7 @@ pub struct KeyTerms {
     pub name: String,
     pub scopes: Words,
     pub allowed_meters: Words,
+    pub allowed_networks: Words,
     pub expires_at: Option<i64>,
 }
 
@@ -110,6 +116,7 @@ struct NewKey<'a> {
     prefix: &'a str,
     scopes: String,
     allowed_meters: String,
+    allowed_networks: String,
     expires_at: Option<i64>,
     created_at: i64,
 }
@@ -153,6 +160,7 @@ pub fn find(conn: &mut Conn, hash: &TokenHash) -> Result<Option<(Member, ApiKey)
                 .and(memberships::user_id.eq(api_keys::user_id))),
         )
         .filter(api_keys::token_hash.eq(hash.as_slice()))
+        .filter(users::disabled_at.is_null())
         .select((MEMBER, KEY))
         .first(conn);
     Ok(found.optional()?)
@@ -167,6 +175,88 @@ pub fn list(conn: &mut Conn, owner: Owner) -> Result<Vec<ApiKey>, DbError> {
         .select(KEY)
         .load(conn)?;
     Ok(keys)
+}
+
+/// A key of anybody in a workspace, with the address of whoever made it.
+pub type OfSomebody = (ApiKey, String);
+
+/// Every key of a workspace that can still be used, the one that was idle for longest first.
+pub fn living(
+    conn: &mut Conn,
+    workspace_id: i64,
+    now: Timestamp,
+    limit: i64,
+) -> Result<Vec<OfSomebody>, DbError> {
+    let keys = api_keys::table
+        .inner_join(users::table.on(users::id.eq(api_keys::user_id)))
+        .filter(api_keys::workspace_id.eq(workspace_id))
+        .filter(api_keys::revoked_at.is_null().or(api_keys::revoked_at.gt(now.0)))
+        .filter(api_keys::expires_at.is_null().or(api_keys::expires_at.gt(now.0)))
+        .order((api_keys::created_at.desc(), api_keys::id.desc()))
+        .limit(limit)
+        .select((KEY, users::email))
+        .load(conn)?;
+    Ok(keys)
+}
+
+/// Whose key that is in this workspace; 404 when it has none with this id.
+pub fn owner(conn: &mut Conn, workspace_id: i64, public_id: &str) -> Result<Owner, DbError> {
+    let user_id: Option<i64> = api_keys::table
+        .filter(api_keys::workspace_id.eq(workspace_id).and(api_keys::public_id.eq(public_id)))
+        .select(api_keys::user_id)
+        .first(conn)
+        .optional()?;
+    Ok(Owner { workspace_id, user_id: user_id.ok_or_else(no_such_key)? })
+}
+
+/// How many keys can be used, how many of them end before `soon`, and how many were last used before `long_ago`.
+#[derive(Clone, Copy, Debug, QueryableByName)]
+pub struct Census {
+    #[diesel(sql_type = BigInt)]
+    pub living: i64,
+    #[diesel(sql_type = BigInt)]
+    pub expiring: i64,
+    #[diesel(sql_type = BigInt)]
+    pub unused: i64,
+}
+
+pub fn census(
+    conn: &mut Conn,
+    now: Timestamp,
+    soon: Timestamp,
+    long_ago: Timestamp,
+) -> Result<Census, DbError> {
+    let text = "-- auth::keys::census
+        SELECT count(*) AS living,
+               count(CASE WHEN expires_at <= $2 THEN 1 END) AS expiring,
+               count(CASE WHEN coalesce(last_used_at, created_at) < $3 THEN 1 END) AS unused
+          FROM api_keys
+         WHERE (revoked_at IS NULL OR revoked_at > $1) AND (expires_at IS NULL OR expires_at > $1)";
+    let census = diesel::sql_query(text)
+        .bind::<BigInt, _>(now.0)
+        .bind::<BigInt, _>(soon.0)
+        .bind::<BigInt, _>(long_ago.0)
+        .get_result(conn)?;
+    Ok(census)
+}
+
+/// Keys that end before `until`, the next first: name, address of whoever made it, workspace, when.
+pub fn expiring(
+    conn: &mut Conn,
+    now: Timestamp,
+    until: Timestamp,
+    limit: i64,
+) -> Result<Vec<(String, String, String, i64)>, DbError> {
+    let found = api_keys::table
+        .inner_join(users::table.on(users::id.eq(api_keys::user_id)))
+        .inner_join(workspaces::table.on(workspaces::id.eq(api_keys::workspace_id)))
+        .filter(api_keys::revoked_at.is_null())
+        .filter(api_keys::expires_at.gt(now.0).and(api_keys::expires_at.le(until.0)))
+        .order(api_keys::expires_at)
+        .limit(limit)
+        .select((api_keys::name, users::email, workspaces::public_id, api_keys::expires_at.assume_not_null()))
+        .load(conn)?;
+    Ok(found)
 }
 
 pub fn create(
@@ -205,6 +295,7 @@ fn insert(
             prefix: &secret.prefix,
             scopes: terms.scopes.to_json(),
             allowed_meters: terms.allowed_meters.to_json(),
+            allowed_networks: terms.allowed_networks.to_json(),
             expires_at: terms.expires_at,
             created_at: now.0,
         })
@@ -216,7 +307,7 @@ fn insert(
 /// What the audit trail keeps of a key.
 fn terms_shown(key: &ApiKey) -> audit::Shown {
     json!({"prefix": key.prefix, "scopes": key.scopes.0, "allowed_meters": key.allowed_meters.0,
-           "expires_at": key.expires_at.map(Timestamp)})
+           "allowed_networks": key.allowed_networks.0, "expires_at": key.expires_at.map(Timestamp)})
 }
 
 /// Ends a key now; answers the hash under which others may remember it. Ending it again changes nothing; 404 when
@@ -288,6 +379,7 @@ pub fn rotate(
         name: old.name.clone(),
         scopes: old.scopes.clone(),
         allowed_meters: old.allowed_meters.clone(),
+        allowed_networks: old.allowed_networks.clone(),
         expires_at: old.expires_at,
     };
     let key = insert(conn, owner, &new_id, &terms, secret, now)?;

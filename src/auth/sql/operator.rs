@@ -87,12 +87,13 @@ pub struct KnownUser {
     pub email: String,
     pub created_at: i64,
     pub has_password: bool,
+    pub is_disabled: bool,
     pub workspaces: usize,
 }
 
 /// Every user, the oldest first.
 pub fn users(conn: &mut Conn) -> Result<Vec<KnownUser>, DbError> {
-    let rows: Vec<(i64, String, String, i64, String)> = user_rows::table
+    let rows: Vec<(i64, String, String, i64, String, Option<i64>)> = user_rows::table
         .order((user_rows::created_at, user_rows::id))
         .select((
             user_rows::id,
@@ -100,16 +101,18 @@ pub fn users(conn: &mut Conn) -> Result<Vec<KnownUser>, DbError> {
             user_rows::email,
             user_rows::created_at,
             user_rows::password_hash,
+            user_rows::disabled_at,
         ))
         .load(conn)?;
     let members: Vec<i64> = memberships::table.select(memberships::user_id).load(conn)?;
     let mut counts = std::collections::HashMap::new();
     members.into_iter().for_each(|id| *counts.entry(id).or_default() += 1);
-    let known = rows.into_iter().map(|(id, public_id, email, created_at, hash)| KnownUser {
+    let known = rows.into_iter().map(|(id, public_id, email, created_at, hash, disabled_at)| KnownUser {
         public_id,
         email,
         created_at,
         has_password: !hash.is_empty(),
+        is_disabled: disabled_at.is_some(),
         workspaces: counts.get(&id).copied().unwrap_or_default(),
     });
     Ok(known.collect())

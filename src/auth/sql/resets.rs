@@ -8,13 +8,20 @@ use crate::db::{Conn, DbError};
 use crate::metering::time::Timestamp;
 
 /// Makes a token for a user; those made before end.
-pub fn create(conn: &mut Conn, user_id: i64, hash: &TokenHash, expires_at: Timestamp) -> Result<(), DbError> {
+pub fn create(
+    conn: &mut Conn,
+    user_id: i64,
+    hash: &TokenHash,
+    expires_at: Timestamp,
+    by_mail: bool,
+) -> Result<(), DbError> {
     diesel::delete(password_resets::table).filter(password_resets::user_id.eq(user_id)).execute(conn)?;
     diesel::insert_into(password_resets::table)
         .values((
             password_resets::token_hash.eq(hash.as_slice()),
             password_resets::user_id.eq(user_id),
             password_resets::expires_at.eq(expires_at.0),
+            password_resets::by_mail.eq(by_mail),
         ))
         .execute(conn)?;
     Ok(())
@@ -31,14 +38,14 @@ pub fn is_open(conn: &mut Conn, hash: &TokenHash, now: Timestamp) -> Result<bool
     Ok(found.is_some())
 }
 
-/// Uses a token up, in one statement; answers whose it was.
-pub fn use_up(conn: &mut Conn, hash: &TokenHash, now: Timestamp) -> Result<Option<i64>, DbError> {
-    let user_id = diesel::delete(password_resets::table.find(hash.as_slice()))
+/// Uses a token up, in one statement; answers whose it was, and whether it came by mail.
+pub fn use_up(conn: &mut Conn, hash: &TokenHash, now: Timestamp) -> Result<Option<(i64, bool)>, DbError> {
+    let user = diesel::delete(password_resets::table.find(hash.as_slice()))
         .filter(password_resets::expires_at.gt(now.0))
-        .returning(password_resets::user_id)
+        .returning((password_resets::user_id, password_resets::by_mail))
         .get_result(conn)
         .optional()?;
-    Ok(user_id)
+    Ok(user)
 }
 
 pub fn set_password(conn: &mut Conn, user_id: i64, password_hash: &str) -> Result<(), DbError> {

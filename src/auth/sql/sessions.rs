@@ -101,6 +101,7 @@ pub fn find(conn: &mut Conn, hash: &TokenHash) -> Result<Option<Found>, DbError>
         )
         .filter(sessions::token_hash.eq(hash.as_slice()))
         .filter(sessions::kind.eq(Kind::Access.as_str()))
+        .filter(schema::users::disabled_at.is_null())
         .select((MEMBER, sessions::expires_at, sessions::form_key, sessions::login_id))
         .first(conn);
     Ok(found.optional()?)

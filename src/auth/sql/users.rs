@@ -179,3 +179,30 @@ pub fn member(conn: &mut Conn, user_id: i64, workspace_id: i64) -> Result<Option
         .first(conn);
     Ok(found.optional()?)
 }
+
+/// Whether somebody may come in as this user.
+pub fn is_disabled(conn: &mut Conn, user_id: i64) -> Result<bool, DbError> {
+    let at: Option<i64> = users::table.find(user_id).select(users::disabled_at).first(conn)?;
+    Ok(at.is_some())
+}
+
+/// Disables a user from a time on, or not; false when it was so already.
+pub fn set_disabled(conn: &mut Conn, user_id: i64, at: Option<Timestamp>) -> Result<bool, DbError> {
+    if is_disabled(conn, user_id)? == at.is_some() {
+        return Ok(false);
+    }
+    let at = at.map(|at| at.0);
+    diesel::update(users::table.find(user_id)).set(users::disabled_at.eq(at)).execute(conn)?;
+    Ok(true)
+}
+
+pub fn unlock(conn: &mut Conn, user_id: i64, now: Timestamp) -> Result<(), DbError> {
+    diesel::update(users::table.find(user_id)).set(users::unlocked_at.eq(now.0)).execute(conn)?;
+    Ok(())
+}
+
+/// When failed sign-ins of the account with this address stopped counting.
+pub fn unlocked_at(conn: &mut Conn, email: &str) -> Result<Option<i64>, DbError> {
+    let at = users::table.filter(users::email.eq(email)).select(users::unlocked_at).first(conn);
+    Ok(at.optional()?.flatten())
+}

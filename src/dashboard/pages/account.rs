@@ -6,6 +6,7 @@ use askama::Template;
 
 use crate::app::App;
 use crate::auth::Caller;
+use crate::auth::device;
 use crate::auth::session::clearing_cookies;
 use crate::auth::sql::identities::Identity;
 use crate::auth::sql::sign_ins::{SignIn, Which};
@@ -17,6 +18,7 @@ use crate::http::session::{address, secure, with_cookies};
 
 struct Row {
     sign_in: SignIn,
+    device: String,
     is_own: bool,
 }
 
@@ -47,7 +49,14 @@ async fn sessions_page(
     complaint: Complaint,
 ) -> Result<SessionsPage> {
     let (found, own) = app.auth.sign_ins(caller).await?;
-    let rows = found.into_iter().map(|sign_in| Row { is_own: sign_in.login_id == own, sign_in }).collect();
+    let rows = found
+        .into_iter()
+        .map(|sign_in| Row {
+            is_own: sign_in.login_id == own,
+            device: device::words(&sign_in.user_agent),
+            sign_in,
+        })
+        .collect();
     let (identities, has_password) = app.auth.identities(caller).await?;
     let providers = app.auth.providers();
     let offered = providers.iter().map(|provider| (provider.id, provider.name.clone())).collect();
@@ -156,5 +165,45 @@ pub async fn reset(
     match app.auth.reset_password(&token, fields.raw("password").to_owned()).await {
         Ok(()) => Ok(visit.go("/login", "The password is set. Sign in with it.")),
         Err(error) => rejected(&reset_page(&visit, Complaint::of(error, &["password"])?)),
+    }
+}
+
+#[derive(Template)]
+#[template(path = "account/forgot.html")]
+struct ForgotPage {
+    shell: Shell,
+    email: String,
+    complaint: Complaint,
+    /// Whether this server sends mail.
+    is_possible: bool,
+    is_asked: bool,
+}
+
+fn forgot_page(app: &App, visit: &Visit, email: &str, complaint: Complaint) -> ForgotPage {
+    ForgotPage {
+        shell: visit.guest_shell("Forgotten password"),
+        email: email.to_owned(),
+        complaint,
+        is_possible: app.auth.sends_resets(),
+        is_asked: false,
+    }
+}
+
+/// Where a link is asked for that sets a password.
+pub async fn forgot_form(app: web::Data<App>, visit: Visit) -> Result<HttpResponse> {
+    ok(&forgot_page(&app, &visit, "", Complaint::none()))
+}
+
+pub async fn forgot(
+    app: web::Data<App>,
+    request: HttpRequest,
+    visit: Visit,
+    form: GuestForm,
+) -> Result<HttpResponse> {
+    let GuestForm(fields) = form;
+    let email = fields.get("email");
+    match app.auth.request_reset(email, address(&app, &request)) {
+        Ok(()) => ok(&ForgotPage { is_asked: true, ..forgot_page(&app, &visit, email, Complaint::none()) }),
+        Err(error) => rejected(&forgot_page(&app, &visit, email, Complaint::of(error, &["email"])?)),
     }
 }

@@ -5,14 +5,14 @@ use askama::Template;
 
 use crate::app::App;
 use crate::auth::Caller;
-use crate::auth::key::{NewKeyRequest, Status};
-use crate::auth::permission::DEFAULT_SCOPES;
+use crate::auth::key::{NewKeyRequest, SOON, Status, UNUSED, idle_since};
+use crate::auth::permission::{DEFAULT_SCOPES, Role};
 use crate::auth::sql::keys::{ApiKey, KeyEvent};
 use crate::dashboard::form::{Complaint, Fields, Form};
 use crate::dashboard::view;
 use crate::dashboard::visit::{Shell, Visit, ok, rejected, secret};
 use crate::error::{Error, Result};
-use crate::http::extract::Id;
+use crate::http::extract::{Id, Params};
 use crate::metering::time::{DAY, Timestamp};
 
 /// Scope, and what it opens.
@@ -50,6 +50,7 @@ struct Row {
     /// Days until it ends.
     days_left: Option<i64>,
     is_unused: bool,
+    ends_soon: bool,
 }
 
 impl Row {
@@ -66,7 +67,8 @@ impl Row {
             },
             is_live,
             days_left: key.expires_at.filter(|at| *at > now.0).map(|at| (at - now.0) / DAY),
-            is_unused: is_live && key.last_used_at.unwrap_or(key.created_at) < now.0 - 90 * DAY,
+            is_unused: is_live && idle_since(&key) < now.0 - UNUSED,
+            ends_soon: is_live && key.expires_at.is_some_and(|at| at < now.0 + SOON),
             key,
         }
     }
@@ -124,6 +126,63 @@ pub async fn list(app: web::Data<App>, caller: Caller, visit: Visit) -> Result<H
     ok(&ListPage { shell: visit.shell("api-keys", "SDK access"), rows })
 }
 
+/// A key of somebody in the workspace.
+struct WorkspaceRow {
+    row: Row,
+    made_by: String,
+    idle_days: i64,
+}
+
+#[derive(Template)]
+#[template(path = "keys/workspace.html")]
+struct WorkspacePage {
+    shell: Shell,
+    rows: Vec<WorkspaceRow>,
+    unused_days: String,
+    is_owner: bool,
+}
+
+impl WorkspacePage {
+    fn is_chosen(&self, days: &str) -> bool {
+        self.unused_days == days
+    }
+}
+
+/// Keys of everybody, for whoever answers for them: the one that was idle for longest first.
+pub async fn of_workspace(
+    app: web::Data<App>,
+    caller: Caller,
+    visit: Visit,
+    params: Params,
+) -> Result<HttpResponse> {
+    let unused_days = params.get("unused_days");
+    let found = app.auth.workspace_keys(&caller, unused_days.parse().ok()).await?;
+    let now = Timestamp::now();
+    let row = |(key, made_by): (ApiKey, String)| WorkspaceRow {
+        idle_days: (now.0 - idle_since(&key)).max(0) / DAY,
+        row: Row::of(key),
+        made_by,
+    };
+    ok(&WorkspacePage {
+        shell: visit.shell("api-keys", "Keys of the workspace"),
+        rows: found.into_iter().map(row).collect(),
+        unused_days: unused_days.to_owned(),
+        is_owner: caller.role == Role::Owner,
+    })
+}
+
+/// Ends a key that anybody made.
+pub async fn revoke_any(
+    app: web::Data<App>,
+    caller: Caller,
+    visit: Visit,
+    form: Form,
+) -> Result<HttpResponse> {
+    let Form(fields) = form;
+    app.auth.revoke_any_key(&caller, fields.get("key")).await?;
+    Ok(visit.go("/api-keys/workspace", "The key is revoked. Calls that use it are refused from now on."))
+}
+
 async fn find(app: &App, caller: &Caller, id: &str) -> Result<Row> {
     let keys = app.auth.list_keys(caller).await?;
     let key = keys.into_iter().find(|key| key.public_id == id);
@@ -162,6 +221,7 @@ fn wish(fields: &Fields, now: Timestamp) -> Result<NewKeyRequest> {
         name: fields.get("name").to_owned(),
         scopes,
         allowed_meters: split(fields.raw("allowed_meters")),
+        allowed_networks: split(fields.raw("allowed_networks")),
         expires_at,
     })
 }
@@ -182,7 +242,8 @@ pub async fn create(app: web::Data<App>, caller: Caller, visit: Visit, form: For
             grace: String::new(),
         }),
         Err(error) => {
-            let complaint = Complaint::of(error, &["name", "scope", "allowed_meters", "days"])?;
+            let complaint =
+                Complaint::of(error, &["name", "scope", "allowed_meters", "allowed_networks", "days"])?;
             rejected(&new_page(&visit, fields, complaint))
         }
     }

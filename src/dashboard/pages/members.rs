@@ -90,6 +90,7 @@ struct InvitedPage {
     shell: Shell,
     invitation: Invitation,
     link: String,
+    is_mailed: bool,
 }
 
 /// Makes an invitation; its link is shown once.
@@ -98,7 +99,8 @@ pub async fn invite(app: web::Data<App>, caller: Caller, visit: Visit, form: For
     match app.auth.invite(&caller, fields.get("email"), fields.get("role")).await {
         Ok((invitation, token)) => {
             let link = format!("{}/invitations/{}", visit.origin, token.expose());
-            secret(&InvitedPage { shell: visit.shell("members", "Invitation"), invitation, link })
+            let (shell, is_mailed) = (visit.shell("members", "Invitation"), app.auth.sends_mail());
+            secret(&InvitedPage { shell, invitation, link, is_mailed })
         }
         Err(error) => refused(&app, &caller, &visit, fields, error).await,
     }

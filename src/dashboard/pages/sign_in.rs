@@ -6,13 +6,15 @@ use askama::Template;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
 use crate::app::App;
+use crate::auth::device::{DEVICE_COOKIE, DEVICE_LIFETIME};
 use crate::auth::providers::Provider;
 use crate::auth::session::{SignedIn, clearing_cookies};
 use crate::dashboard::form::{Complaint, Fields, Form, GuestForm};
 use crate::dashboard::visit::{Shell, Visit, ok, rejected};
 use crate::error::{Code, Error, Result};
 use crate::http::extract::Params;
-use crate::http::session::{address, own_path, secure, shown_tokens, with_cookies};
+use crate::http::session::{address, own_path, secure, sent_cookie, shown_tokens, with_cookies};
+use crate::metering::time::SECOND;
 
 #[derive(Template)]
 #[template(path = "login.html")]
@@ -23,6 +25,7 @@ struct LoginPage {
     complaint: Complaint,
     may_register: bool,
     has_password: bool,
+    sends_resets: bool,
     doors: Vec<Door>,
 }
 
@@ -75,6 +78,7 @@ fn login_page(app: &App, visit: &Visit, fields: Fields, complaint: Complaint) ->
         next,
         complaint,
         has_password: app.auth.options().password_sign_in,
+        sends_resets: app.auth.sends_resets(),
         may_register: app.auth.options().registration_enabled,
     }
 }
@@ -87,8 +91,21 @@ pub async fn login(
 ) -> Result<HttpResponse> {
     let GuestForm(fields) = form;
     let password = fields.raw("password").to_owned();
-    match app.auth.sign_in(fields.get("email"), password, address(&app, &request)).await {
-        Ok(session) => signed_in(&app, &request, &session, own_path(fields.get("next"), "/")),
+    let device = sent_cookie(&request, DEVICE_COOKIE);
+    let (email, address) = (fields.get("email"), address(&app, &request));
+    match app.auth.sign_in_with(email, password, address, device.as_deref()).await {
+        Ok(session) => {
+            let known = app.auth.remember_device(&session.user.email, device.as_deref()).await;
+            let mut response = signed_in(&app, &request, &session, own_path(fields.get("next"), "/"))?;
+            // without it the person is in all the same
+            if let Ok(Some(token)) = known {
+                let cookie = visit.lasting_cookie(DEVICE_COOKIE, token.expose(), DEVICE_LIFETIME / SECOND);
+                let mut value = header::HeaderValue::from_str(&cookie).map_err(Error::internal)?;
+                value.set_sensitive(true);
+                response.headers_mut().append(header::SET_COOKIE, value);
+            }
+            Ok(response)
+        }
         Err(error) => {
             let error = match error.code {
                 Code::Unauthorized => Error::invalid("email or password is incorrect"),

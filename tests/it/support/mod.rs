@@ -4,6 +4,7 @@
 pub mod client;
 pub mod database;
 pub mod guard;
+pub mod mailbox;
 pub mod postgres;
 pub mod program;
 pub mod provider;
@@ -54,6 +55,11 @@ pub fn unique(prefix: &str) -> String {
 /// Says on the real standard error that a test was not run: output of passing tests is not shown.
 pub fn skip(test: &str, reason: &str) {
     let _ = writeln!(std::io::stderr(), "SKIPPED {test}: {reason}");
+}
+
+/// Says on the real standard error what a test has found, for whoever wants the figures.
+pub fn tell(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
 }
 
 /// A port that stays free while nothing listens on it: below the range from which the system hands out ports, so
