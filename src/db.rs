@@ -17,6 +17,7 @@ pub mod leases;
 pub mod limits;
 pub mod migrations;
 mod observe;
+pub mod partial;
 pub mod pool;
 mod postgres;
 pub mod prepared;

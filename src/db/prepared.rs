@@ -2,12 +2,15 @@
 //! node with a type of its own is cached like any select.
 
 /// Declares a statement for one database: `prepared!(Name for PgConnection, (field: SqlType = RustType, …), "SQL")`.
-/// Each `?` of the text is one field, in order. With `-> (SqlTypes)` it returns rows, else it is executed.
+/// Each `?` of the text is one field, in order; `+ [parts: Type]` behind them takes the last ten, for a partial aggregate
+/// (`db::partial`). With `-> (SqlTypes)` it returns rows, else it is executed.
 macro_rules! prepared {
-    ($(#[$doc:meta])* $name:ident for $conn:ty, ($($field:ident: $sql:ty = $rust:ty),* $(,)?) $(-> $rows:ty)?, $text:expr) => {
+    ($(#[$doc:meta])* $name:ident for $conn:ty, ($($field:ident: $sql:ty = $rust:ty),* $(,)?)
+     $(+ [$parts:ident: $values:ty])? $(-> $rows:ty)?, $text:expr) => {
         $(#[$doc])*
         pub(crate) struct $name<'a> {
             $(pub(crate) $field: &'a $rust,)*
+            $(pub(crate) $parts: &'a $values,)?
         }
 
         impl<'a> diesel::query_builder::QueryId for $name<'a> {
@@ -25,6 +28,7 @@ macro_rules! prepared {
                     out.push_sql(parts.next().unwrap_or_default());
                     out.push_bind_param::<$sql, $rust>(self.$field)?;
                 )*
+                $(self.$parts.bind_all(&mut parts, &mut out)?;)?
                 out.push_sql(parts.next().unwrap_or_default());
                 Ok(())
             }

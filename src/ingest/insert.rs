@@ -18,6 +18,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
+use diesel::sql_types::{BigInt, Bool, Integer, Text};
 use moka::sync::Cache;
 use uuid::Uuid;
 
@@ -217,6 +218,7 @@ impl WriteCache {
 /// Position of an event: batch and place in it.
 type Place = (usize, usize);
 /// A meter that is held until the commit.
+#[derive(diesel::Queryable)]
 struct MeterRow {
     id: i64,
     public_id: String,
@@ -227,6 +229,9 @@ struct MeterRow {
     /// Of the assignments in its workspace.
     assignment_version: i64,
 }
+
+/// The SQL types of [`MeterRow`].
+type MeterTypes = (BigInt, Text, Integer, Bool, BigInt, BigInt);
 
 /// Workspace and ledger key.
 type LedgerKey = (i64, Vec<u8>);

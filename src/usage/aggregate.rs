@@ -12,6 +12,7 @@ use diesel::sql_types::{BigInt, Binary, Nullable, Text};
 use uuid::Uuid;
 
 use crate::db::columns::{quantity_of, readable, uuid_of};
+use crate::db::partial::PartRow;
 use crate::db::schema::{dimension_sets, meters, subjects};
 use crate::db::statement::{Statement, integers};
 use crate::db::{Conn, DbError};
@@ -21,7 +22,7 @@ use crate::metering::filter::{Field, Held, Row};
 use crate::metering::json::{self, Map};
 use crate::metering::meter::{Aggregation, Meter, value_at};
 use crate::metering::quantity::Quantity;
-use crate::metering::rollup::{Edge, Grain, Part};
+use crate::metering::rollup::Grain;
 use crate::metering::time::{BucketSize, DAY, HOUR, Timestamp, Window};
 use crate::usage::aggregate::pieces::{Cover, Piece};
 use crate::usage::facets::Facets;
@@ -359,7 +360,7 @@ impl Sum<'_> {
         let (query, cells) = (self.query, &mut self.cells);
         statement.each(conn, sql, |row: RollupRow| {
             let start = Timestamp(row.start);
-            match readable("rollups", row.start, row.into_part()) {
+            match readable("rollups", row.start, row.part.into_part()) {
                 Some(part) => Ok(cells.add(query.bucket(start), Vec::new(), &part)?),
                 None => Ok(()),
             }
@@ -433,7 +434,7 @@ impl Sum<'_> {
             let (query, cells) = (self.query, &mut self.cells);
             return statement.each(conn, &sql, |row: RollupRow| {
                 let group = row.subject.iter().cloned().collect();
-                Ok(cells.add(query.bucket(Timestamp(row.start)), group, &row.into_part()?)?)
+                Ok(cells.add(query.bucket(Timestamp(row.start)), group, &row.part.into_part()?)?)
             });
         }
         let mut statement = Statement::new(conn);
@@ -651,48 +652,8 @@ struct RollupRow {
     start: i64,
     #[diesel(sql_type = Nullable<Text>)]
     subject: Option<String>,
-    #[diesel(sql_type = BigInt)]
-    event_count: i64,
-    #[diesel(sql_type = Text)]
-    quantity_sum: String,
-    #[diesel(sql_type = Text)]
-    quantity_min: String,
-    #[diesel(sql_type = Text)]
-    quantity_max: String,
-    #[diesel(sql_type = Nullable<BigInt>)]
-    first_at: Option<i64>,
-    #[diesel(sql_type = Nullable<Binary>)]
-    first_id: Option<Vec<u8>>,
-    #[diesel(sql_type = Nullable<Text>)]
-    first_quantity: Option<String>,
-    #[diesel(sql_type = Nullable<BigInt>)]
-    last_at: Option<i64>,
-    #[diesel(sql_type = Nullable<Binary>)]
-    last_id: Option<Vec<u8>>,
-    #[diesel(sql_type = Nullable<Text>)]
-    last_quantity: Option<String>,
-}
-
-impl RollupRow {
-    fn into_part(self) -> Result<Part, DbError> {
-        let edge = |at: Option<i64>, id: Option<Vec<u8>>, quantity: Option<String>| match (at, id, quantity) {
-            (Some(at), Some(id), Some(quantity)) => Ok::<_, DbError>(Some(Edge {
-                at: Timestamp(at),
-                id: uuid_of(&id)?,
-                quantity: quantity_of(&quantity)?,
-            })),
-            _ => Ok(None),
-        };
-        let first = edge(self.first_at, self.first_id, self.first_quantity)?;
-        let last = edge(self.last_at, self.last_id, self.last_quantity)?;
-        Ok(Part {
-            count: self.event_count,
-            sum: quantity_of(&self.quantity_sum)?,
-            min: quantity_of(&self.quantity_min)?,
-            max: quantity_of(&self.quantity_max)?,
-            edges: first.zip(last),
-        })
-    }
+    #[diesel(embed)]
+    part: PartRow,
 }
 
 #[derive(QueryableByName)]

@@ -3,16 +3,17 @@
 
 use std::collections::BTreeMap;
 
-use bigdecimal::BigDecimal;
 use diesel::prelude::*;
-use diesel::sql_types::{Array, BigInt, Binary, Numeric, Text};
+use diesel::sql_types::{Array, BigInt};
 use diesel::{PgConnection, SqliteConnection};
 
-use crate::db::columns::{quantity_of, uuid_of};
+use crate::db::partial::{
+    PartArrays, PartRow, PartTypes, PartValues, part_columns, part_places, part_sums, part_texts,
+};
 use crate::db::prepared::prepared;
 use crate::db::schema::quota_counters;
 use crate::db::{Conn, DbError};
-use crate::metering::rollup::{Edge, Part};
+use crate::metering::rollup::Part;
 use crate::metering::time::{Timestamp, Window};
 
 /// Where a counter lives; ordered as the primary key, so that writers lock rows in one order.
@@ -36,125 +37,69 @@ pub struct Range {
 prepared!(
     AddMany for PgConnection,
     (subject_ids: Array<BigInt> = Vec<i64>, meter_ids: Array<BigInt> = Vec<i64>, anchors: Array<BigInt> = Vec<i64>,
-     day_starts: Array<BigInt> = Vec<i64>, counts: Array<BigInt> = Vec<i64>, sums: Array<Numeric> = Vec<BigDecimal>,
-     mins: Array<Numeric> = Vec<BigDecimal>, maxs: Array<Numeric> = Vec<BigDecimal>,
-     first_ats: Array<BigInt> = Vec<i64>, first_ids: Array<Binary> = Vec<Vec<u8>>,
-     firsts: Array<Numeric> = Vec<BigDecimal>, last_ats: Array<BigInt> = Vec<i64>,
-     last_ids: Array<Binary> = Vec<Vec<u8>>, lasts: Array<Numeric> = Vec<BigDecimal>),
-    "INSERT INTO quota_counters AS r (subject_id, meter_id, anchor, day_start, event_count, quantity_sum, quantity_min,
-                                      quantity_max, first_at, first_id, first_quantity, last_at, last_id, last_quantity)
-     SELECT * FROM unnest(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-     ON CONFLICT (subject_id, meter_id, anchor, day_start) DO UPDATE SET
-         event_count = r.event_count + excluded.event_count,
-         quantity_sum = r.quantity_sum + excluded.quantity_sum,
-         quantity_min = least(r.quantity_min, excluded.quantity_min),
-         quantity_max = greatest(r.quantity_max, excluded.quantity_max),
-         first_at = least(r.first_at, excluded.first_at),
-         first_id = CASE WHEN (excluded.first_at, excluded.first_id) < (r.first_at, r.first_id)
-                         THEN excluded.first_id ELSE r.first_id END,
-         first_quantity = CASE WHEN (excluded.first_at, excluded.first_id) < (r.first_at, r.first_id)
-                               THEN excluded.first_quantity ELSE r.first_quantity END,
-         last_at = greatest(r.last_at, excluded.last_at),
-         last_id = CASE WHEN (excluded.last_at, excluded.last_id) > (r.last_at, r.last_id)
-                        THEN excluded.last_id ELSE r.last_id END,
-         last_quantity = CASE WHEN (excluded.last_at, excluded.last_id) > (r.last_at, r.last_id)
-                              THEN excluded.last_quantity ELSE r.last_quantity END"
+     day_starts: Array<BigInt> = Vec<i64>) + [parts: PartArrays<'a>],
+    concat!(
+        "INSERT INTO quota_counters AS r (subject_id, meter_id, anchor, day_start, ", part_columns!(), ")
+         SELECT * FROM unnest(?, ?, ?, ?, ", part_places!(), ")
+         ON CONFLICT (subject_id, meter_id, anchor, day_start) DO UPDATE SET ", part_sums!(postgres)
+    )
 );
 prepared!(
     AddOne for SqliteConnection,
-    (subject_id: BigInt = i64, meter_id: BigInt = i64, anchor: BigInt = i64, day_start: BigInt = i64,
-     count: BigInt = i64, sum: Binary = Vec<u8>, min: Binary = Vec<u8>, max: Binary = Vec<u8>,
-     first_at: BigInt = i64, first_id: Binary = [u8], first: Binary = Vec<u8>, last_at: BigInt = i64,
-     last_id: Binary = [u8], last: Binary = Vec<u8>),
-    "INSERT INTO quota_counters AS r (subject_id, meter_id, anchor, day_start, event_count, quantity_sum, quantity_min,
-                                      quantity_max, first_at, first_id, first_quantity, last_at, last_id, last_quantity)
-     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-     ON CONFLICT (subject_id, meter_id, anchor, day_start) DO UPDATE SET
-         event_count = r.event_count + excluded.event_count,
-         quantity_sum = quantity_add(r.quantity_sum, excluded.quantity_sum),
-         quantity_min = min(r.quantity_min, excluded.quantity_min),
-         quantity_max = max(r.quantity_max, excluded.quantity_max),
-         first_at = min(r.first_at, excluded.first_at),
-         first_id = CASE WHEN (excluded.first_at, excluded.first_id) < (r.first_at, r.first_id)
-                         THEN excluded.first_id ELSE r.first_id END,
-         first_quantity = CASE WHEN (excluded.first_at, excluded.first_id) < (r.first_at, r.first_id)
-                               THEN excluded.first_quantity ELSE r.first_quantity END,
-         last_at = max(r.last_at, excluded.last_at),
-         last_id = CASE WHEN (excluded.last_at, excluded.last_id) > (r.last_at, r.last_id)
-                        THEN excluded.last_id ELSE r.last_id END,
-         last_quantity = CASE WHEN (excluded.last_at, excluded.last_id) > (r.last_at, r.last_id)
-                              THEN excluded.last_quantity ELSE r.last_quantity END"
+    (subject_id: BigInt = i64, meter_id: BigInt = i64, anchor: BigInt = i64, day_start: BigInt = i64) + [part: PartValues],
+    concat!(
+        "INSERT INTO quota_counters AS r (subject_id, meter_id, anchor, day_start, ", part_columns!(), ")
+         VALUES (?, ?, ?, ?, ", part_places!(), ")
+         ON CONFLICT (subject_id, meter_id, anchor, day_start) DO UPDATE SET ", part_sums!(sqlite)
+    )
 );
 prepared!(
     LoadMany for PgConnection,
     (subject_ids: Array<BigInt> = Vec<i64>, meter_ids: Array<BigInt> = Vec<i64>, anchors: Array<BigInt> = Vec<i64>,
-     froms: Array<BigInt> = Vec<i64>, tos: Array<BigInt> = Vec<i64>) -> (BigInt, BigInt, Text, Text, Text, BigInt, Binary, Text, BigInt, Binary, Text),
-    "SELECT w.place, c.event_count, c.quantity_sum::text, c.quantity_min::text, c.quantity_max::text,
-            c.first_at, c.first_id, c.first_quantity::text, c.last_at, c.last_id, c.last_quantity::text
-     FROM unnest(?, ?, ?, ?, ?) WITH ORDINALITY AS w (subject_id, meter_id, anchor, from_at, to_at, place)
-     JOIN quota_counters c ON c.subject_id = w.subject_id AND c.meter_id = w.meter_id AND c.anchor = w.anchor
-          AND c.day_start >= w.from_at AND c.day_start < w.to_at"
+     froms: Array<BigInt> = Vec<i64>, tos: Array<BigInt> = Vec<i64>) -> (BigInt, PartTypes),
+    concat!(
+        "SELECT w.place, ", part_texts!(postgres), "
+         FROM unnest(?, ?, ?, ?, ?) WITH ORDINALITY AS w (subject_id, meter_id, anchor, from_at, to_at, place)
+         JOIN quota_counters c ON c.subject_id = w.subject_id AND c.meter_id = w.meter_id AND c.anchor = w.anchor
+              AND c.day_start >= w.from_at AND c.day_start < w.to_at"
+    )
 );
 prepared!(
     LoadOne for SqliteConnection,
     (place: BigInt = i64, subject_id: BigInt = i64, meter_id: BigInt = i64, anchor: BigInt = i64, from: BigInt = i64,
-     to: BigInt = i64) -> (BigInt, BigInt, Text, Text, Text, BigInt, Binary, Text, BigInt, Binary, Text),
-    "SELECT ?, event_count, quantity_text(quantity_sum), quantity_text(quantity_min), quantity_text(quantity_max),
-            first_at, first_id, quantity_text(first_quantity), last_at, last_id, quantity_text(last_quantity)
-     FROM quota_counters
-     WHERE subject_id = ? AND meter_id = ? AND anchor = ? AND day_start >= ? AND day_start < ?"
+     to: BigInt = i64) -> (BigInt, PartTypes),
+    concat!(
+        "SELECT ?, ", part_texts!(sqlite), " FROM quota_counters
+         WHERE subject_id = ? AND meter_id = ? AND anchor = ? AND day_start >= ? AND day_start < ?"
+    )
 );
 
 /// Adds what new events count.
 pub fn add(conn: &mut Conn, parts: &BTreeMap<Key, Part>) -> Result<(), DbError> {
-    let with_edges = || parts.iter().filter_map(|(key, part)| Some((key, part, part.edges.as_ref()?)));
     match conn {
         Conn::Postgres(c) => {
             AddMany {
-                subject_ids: &with_edges().map(|(key, ..)| key.subject_id).collect(),
-                meter_ids: &with_edges().map(|(key, ..)| key.meter_id).collect(),
-                anchors: &with_edges().map(|(key, ..)| key.anchor.0).collect(),
-                day_starts: &with_edges().map(|(key, ..)| key.day_start.0).collect(),
-                counts: &with_edges().map(|(_, part, _)| part.count).collect(),
-                sums: &with_edges().map(|(_, part, _)| part.sum.decimal().clone()).collect(),
-                mins: &with_edges().map(|(_, part, _)| part.min.decimal().clone()).collect(),
-                maxs: &with_edges().map(|(_, part, _)| part.max.decimal().clone()).collect(),
-                first_ats: &with_edges().map(|(.., (first, _))| first.at.0).collect(),
-                first_ids: &with_edges().map(|(.., (first, _))| first.id.as_bytes().to_vec()).collect(),
-                firsts: &with_edges().map(|(.., (first, _))| first.quantity.decimal().clone()).collect(),
-                last_ats: &with_edges().map(|(.., (_, last))| last.at.0).collect(),
-                last_ids: &with_edges().map(|(.., (_, last))| last.id.as_bytes().to_vec()).collect(),
-                lasts: &with_edges().map(|(.., (_, last))| last.quantity.decimal().clone()).collect(),
+                subject_ids: &parts.keys().map(|key| key.subject_id).collect(),
+                meter_ids: &parts.keys().map(|key| key.meter_id).collect(),
+                anchors: &parts.keys().map(|key| key.anchor.0).collect(),
+                day_starts: &parts.keys().map(|key| key.day_start.0).collect(),
+                parts: &PartArrays::of(parts.values()),
             }
             .execute(c)?;
         }
         Conn::Sqlite(c) => {
-            for (key, part, (first, last)) in with_edges() {
-                AddOne {
-                    subject_id: &key.subject_id,
-                    meter_id: &key.meter_id,
-                    anchor: &key.anchor.0,
-                    day_start: &key.day_start.0,
-                    count: &part.count,
-                    sum: &part.sum.to_sortable(),
-                    min: &part.min.to_sortable(),
-                    max: &part.max.to_sortable(),
-                    first_at: &first.at.0,
-                    first_id: first.id.as_bytes(),
-                    first: &first.quantity.to_sortable(),
-                    last_at: &last.at.0,
-                    last_id: last.id.as_bytes(),
-                    last: &last.quantity.to_sortable(),
-                }
-                .execute(c)?;
+            for (Key { subject_id, meter_id, anchor, day_start }, part) in parts {
+                let Some(part) = &PartValues::of(part) else { continue };
+                AddOne { subject_id, meter_id, anchor: &anchor.0, day_start: &day_start.0, part }
+                    .execute(c)?;
             }
         }
     }
     Ok(())
 }
 
-/// Place of the range, from 1, then the columns of a counter.
-type Row = (i64, i64, String, String, String, i64, Vec<u8>, String, i64, Vec<u8>, String);
+/// Place of the range, from 1, and a counter.
+type Row = (i64, PartRow);
 
 /// What is counted in each range; `None` where nothing is.
 pub fn load(conn: &mut Conn, ranges: &[Range]) -> Result<Vec<Option<Part>>, DbError> {
@@ -162,8 +107,9 @@ pub fn load(conn: &mut Conn, ranges: &[Range]) -> Result<Vec<Option<Part>>, DbEr
     if ranges.is_empty() {
         return Ok(counted);
     }
-    for (place, part) in rows(conn, ranges)?.into_iter().map(part_of).collect::<Result<Vec<_>, DbError>>()? {
-        match &mut counted[place] {
+    for (place, row) in rows(conn, ranges)? {
+        let part = row.into_part()?;
+        match &mut counted[place as usize - 1] {
             Some(whole) => whole.add(&part),
             empty => *empty = Some(part),
         }
@@ -192,17 +138,6 @@ fn rows(conn: &mut Conn, ranges: &[Range]) -> Result<Vec<Row>, DbError> {
             Ok(rows)
         }
     }
-}
-
-fn part_of(row: Row) -> Result<(usize, Part), DbError> {
-    let (place, count, sum, min, max, first_at, first_id, first, last_at, last_id, last) = row;
-    let edge = |at: i64, id: &[u8], quantity: &str| -> Result<Edge, DbError> {
-        Ok(Edge { at: Timestamp(at), id: uuid_of(id)?, quantity: quantity_of(quantity)? })
-    };
-    let edges = Some((edge(first_at, &first_id, &first)?, edge(last_at, &last_id, &last)?));
-    let part =
-        Part { count, sum: quantity_of(&sum)?, min: quantity_of(&min)?, max: quantity_of(&max)?, edges };
-    Ok((place as usize - 1, part))
 }
 
 /// The first day with usage, from `from` on.

@@ -3,15 +3,18 @@
 use std::collections::BTreeMap;
 
 use bigdecimal::BigDecimal;
-use diesel::sql_types::{Array, BigInt, Binary, Bool, Integer, Nullable, Numeric, SmallInt, Text};
-use diesel::{PgConnection, RunQueryDsl};
+use diesel::sql_types::{Array, BigInt, Binary, Integer, Nullable, Numeric, SmallInt, Text};
+use diesel::{PgConnection, Queryable, RunQueryDsl};
 use serde_json::value::RawValue;
 
 use crate::db::DbError;
 use crate::db::columns::uuid_of;
 use crate::db::identity::Link;
+use crate::db::partial::{PartArrays, part_columns, part_places, part_sums};
 use crate::db::prepared::prepared;
-use crate::ingest::insert::{DeltaRow, EventRow, ExistingKey, KeyRow, LedgerKey, MeterRow, RunRow};
+use crate::ingest::insert::{
+    DeltaRow, EventRow, ExistingKey, KeyRow, LedgerKey, MeterRow, MeterTypes, RunRow,
+};
 use crate::metering::event::DimensionSet;
 use crate::metering::rollup::{Key, Part};
 use crate::metering::time::Timestamp;
@@ -24,7 +27,7 @@ const REPLAY_LOCK: i32 = 0x7270_6C00;
 prepared!(
     /// Held shared by writers until they commit, exclusively by whoever changes or deletes a meter.
     HoldMeters for PgConnection,
-    (class: Integer = i32, ids: Array<BigInt> = Vec<i64>) -> (BigInt, BigInt, BigInt, Text, Integer, Bool, BigInt, BigInt),
+    (class: Integer = i32, ids: Array<BigInt> = Vec<i64>) -> (BigInt, BigInt, MeterTypes),
     "SELECT * FROM hold_meters(?, ?)"
 );
 prepared!(
@@ -70,56 +73,41 @@ prepared!(
     (run_workspace_ids: Array<BigInt> = Vec<i64>, run_ids: Array<Binary> = Vec<Vec<u8>>,
      kinds: Array<Text> = Vec<&'static str>, accepted: Array<BigInt> = Vec<i64>, duplicates: Array<BigInt> = Vec<i64>,
      failed: Array<BigInt> = Vec<i64>, created_ats: Array<BigInt> = Vec<i64>,
-     rollup_meter_ids: Array<BigInt> = Vec<i64>, grains: Array<SmallInt> = Vec<i16>, starts: Array<BigInt> = Vec<i64>,
-     lanes: Array<SmallInt> = Vec<i16>, counts: Array<BigInt> = Vec<i64>, sums: Array<Numeric> = Vec<&'a BigDecimal>,
-     mins: Array<Numeric> = Vec<&'a BigDecimal>, maxs: Array<Numeric> = Vec<&'a BigDecimal>,
-     first_ats: Array<BigInt> = Vec<i64>, first_ids: Array<Binary> = Vec<Vec<u8>>,
-     firsts: Array<Numeric> = Vec<&'a BigDecimal>, last_ats: Array<BigInt> = Vec<i64>,
-     last_ids: Array<Binary> = Vec<Vec<u8>>, lasts: Array<Numeric> = Vec<&'a BigDecimal>,
      delta_meter_ids: Array<BigInt> = Vec<i64>, delta_ids: Array<BigInt> = Vec<i64>, deltas: Array<Binary> = Vec<&'a [u8]>,
      delta_subjects: Array<Binary> = Vec<&'a [u8]>, delta_counts: Array<Binary> = Vec<&'a [u8]>,
      ids: Array<Binary> = Vec<Vec<u8>>, workspace_ids: Array<BigInt> = Vec<i64>, meter_ids: Array<BigInt> = Vec<i64>,
      subject_ids: Array<BigInt> = Vec<i64>, event_times: Array<BigInt> = Vec<i64>, received_ats: Array<BigInt> = Vec<i64>,
      versions: Array<Integer> = Vec<i32>, quantities: Array<Numeric> = Vec<&'a BigDecimal>,
-     keys: Array<Nullable<Text>> = Vec<Option<&'a str>>, metadatas: Array<Nullable<Text>> = Vec<Option<&'a str>>),
-    "WITH runs AS (
+     keys: Array<Nullable<Text>> = Vec<Option<&'a str>>, metadatas: Array<Nullable<Text>> = Vec<Option<&'a str>>,
+     rollup_meter_ids: Array<BigInt> = Vec<i64>, grains: Array<SmallInt> = Vec<i16>, starts: Array<BigInt> = Vec<i64>,
+     lanes: Array<SmallInt> = Vec<i16>) + [parts: PartArrays<'a>],
+    concat!("WITH runs AS (
          INSERT INTO ingestion_runs AS r (workspace_id, id, kind, accepted, duplicates, failed, created_at)
          SELECT * FROM unnest(?, ?, ?, ?, ?, ?, ?)
          ON CONFLICT (workspace_id, id) DO UPDATE SET
              accepted = r.accepted + excluded.accepted,
              duplicates = r.duplicates + excluded.duplicates,
              failed = r.failed + excluded.failed
-     ), sums AS (
-         INSERT INTO rollups AS r (meter_id, grain, start, lane, event_count, quantity_sum, quantity_min, quantity_max,
-                                   first_at, first_id, first_quantity, last_at, last_id, last_quantity)
-         SELECT * FROM unnest(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-         ON CONFLICT (meter_id, grain, start, lane) DO UPDATE SET
-             event_count = r.event_count + excluded.event_count,
-             quantity_sum = r.quantity_sum + excluded.quantity_sum,
-             quantity_min = least(r.quantity_min, excluded.quantity_min),
-             quantity_max = greatest(r.quantity_max, excluded.quantity_max),
-             first_at = least(r.first_at, excluded.first_at),
-             first_id = CASE WHEN (excluded.first_at, excluded.first_id) < (r.first_at, r.first_id)
-                             THEN excluded.first_id ELSE r.first_id END,
-             first_quantity = CASE WHEN (excluded.first_at, excluded.first_id) < (r.first_at, r.first_id)
-                                   THEN excluded.first_quantity ELSE r.first_quantity END,
-             last_at = greatest(r.last_at, excluded.last_at),
-             last_id = CASE WHEN (excluded.last_at, excluded.last_id) > (r.last_at, r.last_id)
-                            THEN excluded.last_id ELSE r.last_id END,
-             last_quantity = CASE WHEN (excluded.last_at, excluded.last_id) > (r.last_at, r.last_id)
-                                  THEN excluded.last_quantity ELSE r.last_quantity END
      ), deltas AS (
          INSERT INTO rollup_deltas (meter_id, id, cells, subjects, counts) SELECT * FROM unnest(?, ?, ?, ?, ?)
+     ), stored AS (
+         INSERT INTO events (id, workspace_id, meter_id, subject_id, event_time, received_at, meter_version, quantity,
+                             idempotency_key, metadata)
+         SELECT id, workspace_id, meter_id, subject_id, event_time, received_at, version, quantity, key, metadata::jsonb
+         FROM unnest(?, ?, ?, ?, ?, ?, ?, ?, ?, ?) AS new (id, workspace_id, meter_id, subject_id, event_time,
+                                                           received_at, version, quantity, key, metadata)
      )
-     INSERT INTO events (id, workspace_id, meter_id, subject_id, event_time, received_at, meter_version, quantity,
-                         idempotency_key, metadata)
-     SELECT id, workspace_id, meter_id, subject_id, event_time, received_at, version, quantity, key, metadata::jsonb
-     FROM unnest(?, ?, ?, ?, ?, ?, ?, ?, ?, ?) AS new (id, workspace_id, meter_id, subject_id, event_time, received_at,
-                                                       version, quantity, key, metadata)"
+     INSERT INTO rollups AS r (meter_id, grain, start, lane, ", part_columns!(), ")
+     SELECT * FROM unnest(?, ?, ?, ?, ", part_places!(), ")
+     ON CONFLICT (meter_id, grain, start, lane) DO UPDATE SET ", part_sums!(postgres))
 );
 
-/// Stamp and time of the database, then the columns of [`MeterRow`].
-type HeldRow = (i64, i64, i64, String, i32, bool, i64, i64);
+#[derive(Queryable)]
+struct HeldRow {
+    stamp: i64,
+    now: i64,
+    meter: MeterRow,
+}
 
 /// The meters, and what time it is for the database. Fails when another database answers than the one that the
 /// connection was made to.
@@ -129,19 +117,11 @@ pub fn hold_meters(
     ids: &Vec<i64>,
 ) -> Result<(Vec<MeterRow>, Option<Timestamp>), DbError> {
     let rows: Vec<HeldRow> = HoldMeters { class: &METER_LOCK, ids }.load(conn)?;
-    if rows.iter().any(|row| row.0 != link.stamp) {
+    if rows.iter().any(|row| row.stamp != link.stamp) {
         return Err(DbError::AnotherDatabase);
     }
-    let now = rows.last().map(|row| Timestamp(row.1));
-    let of_row = |(_, _, id, public_id, version, has_alerts, workspace_id, assignment_version)| MeterRow {
-        id,
-        public_id,
-        version,
-        has_alerts,
-        workspace_id,
-        assignment_version,
-    };
-    Ok((rows.into_iter().map(of_row).collect(), now))
+    let now = rows.last().map(|row| Timestamp(row.now));
+    Ok((rows.into_iter().map(|row| row.meter).collect(), now))
 }
 
 pub fn find_replay(
@@ -155,19 +135,20 @@ pub fn find_replay(
     Ok(rows.into_iter().next())
 }
 
-type TakenRow = (
-    i64,
-    Vec<u8>,
-    Vec<u8>,
-    i64,
-    i64,
-    String,
-    Option<String>,
-    Option<i64>,
-    Option<String>,
-    Option<String>,
-    Option<String>,
-);
+#[derive(Queryable)]
+struct TakenRow {
+    workspace_id: i64,
+    key: Vec<u8>,
+    event_id: Vec<u8>,
+    event_time: i64,
+    fingerprint: i64,
+    subject: String,
+    meter: Option<String>,
+    received_at: Option<i64>,
+    quantity: Option<String>,
+    idempotency_key: Option<String>,
+    metadata: Option<String>,
+}
 
 pub fn claim_keys(conn: &mut PgConnection, rows: &[KeyRow]) -> Result<Vec<ExistingKey>, DbError> {
     let workspace_ids: Vec<i64> = rows.iter().map(|row| row.workspace_id).collect();
@@ -198,20 +179,8 @@ pub fn find_taken(conn: &mut PgConnection, keys: &[LedgerKey]) -> Result<Vec<Exi
 }
 
 fn taken_of(row: TakenRow) -> Result<ExistingKey, DbError> {
-    let (
-        workspace_id,
-        key,
-        event_id,
-        event_time,
-        fingerprint,
-        subject,
-        meter,
-        received_at,
-        quantity,
-        own_key,
-        metadata,
-    ) = row;
-    let event = match (meter, received_at, quantity) {
+    let TakenRow { event_id, event_time, subject, .. } = row;
+    let event = match (row.meter, row.received_at, row.quantity) {
         (Some(meter), Some(received_at), Some(quantity)) => Some(
             EventText {
                 id: event_id.clone(),
@@ -220,15 +189,15 @@ fn taken_of(row: TakenRow) -> Result<ExistingKey, DbError> {
                 event_time,
                 received_at,
                 quantity,
-                idempotency_key: own_key,
-                metadata,
+                idempotency_key: row.idempotency_key,
+                metadata: row.metadata,
             }
             .into_event(false)?,
         ),
         _ => None,
     };
-    let (key, event_id, subject) = ((workspace_id, key), uuid_of(&event_id)?, Some(subject));
-    Ok(ExistingKey { key, event_id, event_time, fingerprint, subject, event })
+    let (key, event_id, subject) = ((row.workspace_id, row.key), uuid_of(&event_id)?, Some(subject));
+    Ok(ExistingKey { key, event_id, event_time, fingerprint: row.fingerprint, subject, event })
 }
 
 pub fn add_dimension_sets(
@@ -249,11 +218,10 @@ pub fn add_rows(
     conn: &mut PgConnection,
     rows: &[EventRow],
     runs: &[RunRow],
-    parts: &BTreeMap<Key, Part>,
+    totals: &BTreeMap<Key, Part>,
     deltas: &[DeltaRow],
     lane: i16,
 ) -> Result<(), DbError> {
-    let with_edges = || parts.iter().filter_map(|(key, part)| Some((key, part, part.edges.as_ref()?)));
     AddRows {
         run_workspace_ids: &runs.iter().map(|run| run.workspace_id).collect(),
         run_ids: &runs.iter().map(|run| run.id.as_bytes().to_vec()).collect(),
@@ -262,21 +230,6 @@ pub fn add_rows(
         duplicates: &runs.iter().map(|run| run.duplicates).collect(),
         failed: &runs.iter().map(|run| run.failed).collect(),
         created_ats: &runs.iter().map(|run| run.created_at).collect(),
-
-        rollup_meter_ids: &with_edges().map(|(key, ..)| key.meter_id).collect(),
-        grains: &with_edges().map(|(key, ..)| key.grain as i16).collect(),
-        starts: &with_edges().map(|(key, ..)| key.start.0).collect(),
-        lanes: &with_edges().map(|_| lane).collect(),
-        counts: &with_edges().map(|(_, part, _)| part.count).collect(),
-        sums: &with_edges().map(|(_, part, _)| part.sum.decimal()).collect(),
-        mins: &with_edges().map(|(_, part, _)| part.min.decimal()).collect(),
-        maxs: &with_edges().map(|(_, part, _)| part.max.decimal()).collect(),
-        first_ats: &with_edges().map(|(.., (first, _))| first.at.0).collect(),
-        first_ids: &with_edges().map(|(.., (first, _))| first.id.as_bytes().to_vec()).collect(),
-        firsts: &with_edges().map(|(.., (first, _))| first.quantity.decimal()).collect(),
-        last_ats: &with_edges().map(|(.., (_, last))| last.at.0).collect(),
-        last_ids: &with_edges().map(|(.., (_, last))| last.id.as_bytes().to_vec()).collect(),
-        lasts: &with_edges().map(|(.., (_, last))| last.quantity.decimal()).collect(),
 
         delta_meter_ids: &deltas.iter().map(|row| row.meter_id).collect(),
         delta_ids: &deltas.iter().map(|row| row.id).collect(),
@@ -294,6 +247,12 @@ pub fn add_rows(
         quantities: &rows.iter().map(|row| row.event.quantity.decimal()).collect(),
         keys: &rows.iter().map(|row| row.event.key.as_deref()).collect(),
         metadatas: &rows.iter().map(|row| row.event.metadata.as_deref().map(RawValue::get)).collect(),
+
+        rollup_meter_ids: &totals.keys().map(|key| key.meter_id).collect(),
+        grains: &totals.keys().map(|key| key.grain as i16).collect(),
+        starts: &totals.keys().map(|key| key.start.0).collect(),
+        lanes: &vec![lane; totals.len()],
+        parts: &PartArrays::of(totals.values()),
     }
     .execute(conn)?;
     Ok(())

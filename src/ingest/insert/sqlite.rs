@@ -8,18 +8,21 @@ pub use key_ledger::{Progress, Recent};
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
-use diesel::sql_types::{BigInt, Binary, Bool, Integer, Nullable, SmallInt, Text};
+use diesel::sql_types::{BigInt, Binary, Integer, Nullable, SmallInt, Text};
 use diesel::{OptionalExtension, RunQueryDsl, SqliteConnection, sql_query};
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use crate::db::columns::uuid_of;
-use crate::ingest::insert::{DeltaRow, EventRow, ExistingKey, KeyRow, LedgerKey, MeterRow, RunRow};
+use crate::ingest::insert::{
+    DeltaRow, EventRow, ExistingKey, KeyRow, LedgerKey, MeterRow, MeterTypes, RunRow,
+};
 use crate::usage::event_row::{EventText, event_columns};
 use key_ledger::{Row, find_anywhere};
 
 use crate::db::DbError;
 use crate::db::identity::Link;
+use crate::db::partial::{PartValues, part_columns, part_places, part_sums};
 use crate::db::prepared::prepared;
 use crate::metering::delta::Delta;
 use crate::metering::event::DimensionSet;
@@ -29,7 +32,7 @@ use crate::metering::time::{HOUR, Timestamp};
 prepared!(
     /// With what SQLite calls the version of the file, in one statement because it is asked for with every commit.
     MeterVersion for SqliteConnection,
-    (id: BigInt = i64) -> (BigInt, BigInt, Text, Integer, Bool, BigInt, BigInt),
+    (id: BigInt = i64) -> (BigInt, MeterTypes),
     "SELECT (SELECT data_version FROM pragma_data_version), m.id, m.public_id, m.version, m.has_alerts, w.id,
             w.assignment_version
      FROM meters m JOIN workspaces w ON w.id = m.workspace_id WHERE m.id = ?"
@@ -75,29 +78,13 @@ prepared!(
 );
 prepared!(
     AddRollup for SqliteConnection,
-    (meter_id: BigInt = i64, grain: SmallInt = i16, start: BigInt = i64, lane: SmallInt = i16, count: BigInt = i64, sum: Binary = Vec<u8>, min: Binary = Vec<u8>, max: Binary = Vec<u8>,
-     first_at: BigInt = i64, first_id: Binary = [u8], first: Binary = Vec<u8>, last_at: BigInt = i64,
-     last_id: Binary = [u8], last: Binary = Vec<u8>),
-    "INSERT INTO rollups AS r (meter_id, grain, start, lane, event_count, quantity_sum, quantity_min, quantity_max,
-                               first_at, first_id, first_quantity, last_at, last_id, last_quantity)
-     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-     ON CONFLICT (meter_id, grain, start, lane) DO UPDATE SET
-         event_count = r.event_count + excluded.event_count,
-         quantity_sum = quantity_add(r.quantity_sum, excluded.quantity_sum),
-         quantity_min = min(r.quantity_min, excluded.quantity_min),
-         quantity_max = max(r.quantity_max, excluded.quantity_max),
-         first_at = min(r.first_at, excluded.first_at),
-         first_id = CASE WHEN (excluded.first_at, excluded.first_id) < (r.first_at, r.first_id)
-                         THEN excluded.first_id ELSE r.first_id END,
-         first_quantity = CASE WHEN (excluded.first_at, excluded.first_id) < (r.first_at, r.first_id)
-                               THEN excluded.first_quantity ELSE r.first_quantity END,
-         last_at = max(r.last_at, excluded.last_at),
-         last_id = CASE WHEN (excluded.last_at, excluded.last_id) > (r.last_at, r.last_id)
-                        THEN excluded.last_id ELSE r.last_id END,
-         last_quantity = CASE WHEN (excluded.last_at, excluded.last_id) > (r.last_at, r.last_id)
-                              THEN excluded.last_quantity ELSE r.last_quantity END"
+    (meter_id: BigInt = i64, grain: SmallInt = i16, start: BigInt = i64, lane: SmallInt = i16) + [part: PartValues],
+    concat!(
+        "INSERT INTO rollups AS r (meter_id, grain, start, lane, ", part_columns!(), ")
+         VALUES (?, ?, ?, ?, ", part_places!(), ")
+         ON CONFLICT (meter_id, grain, start, lane) DO UPDATE SET ", part_sums!(sqlite)
+    )
 );
-
 prepared!(
     AddDelta for SqliteConnection,
     (meter_id: BigInt = i64, id: BigInt = i64, cells: Binary = Vec<u8>, subjects: Binary = Vec<u8>, counts: Binary = Vec<u8>),
@@ -158,15 +145,12 @@ pub fn meter_versions(
 ) -> Result<Vec<MeterRow>, DbError> {
     let mut versions = Vec::with_capacity(ids.len());
     for id in ids {
-        let row: Option<(i64, i64, String, i32, bool, i64, i64)> =
-            MeterVersion { id }.get_result(conn).optional()?;
-        let Some((file, id, public_id, version, has_alerts, workspace_id, assignment_version)) = row else {
-            continue;
-        };
+        let row: Option<(i64, MeterRow)> = MeterVersion { id }.get_result(conn).optional()?;
+        let Some((file, meter)) = row else { continue };
         if versions.is_empty() {
             watch.check(conn, link, file)?;
         }
-        versions.push(MeterRow { id, public_id, version, has_alerts, workspace_id, assignment_version });
+        versions.push(meter);
     }
     Ok(versions)
 }
@@ -291,24 +275,9 @@ pub fn add_rollups(
     lane: i16,
 ) -> Result<(), DbError> {
     for (key, part) in parts {
-        let Some((first, last)) = &part.edges else { continue };
-        AddRollup {
-            meter_id: &key.meter_id,
-            grain: &(key.grain as i16),
-            start: &key.start.0,
-            lane: &lane,
-            count: &part.count,
-            sum: &part.sum.to_sortable(),
-            min: &part.min.to_sortable(),
-            max: &part.max.to_sortable(),
-            first_at: &first.at.0,
-            first_id: first.id.as_bytes(),
-            first: &first.quantity.to_sortable(),
-            last_at: &last.at.0,
-            last_id: last.id.as_bytes(),
-            last: &last.quantity.to_sortable(),
-        }
-        .execute(conn)?;
+        let Some(part) = &PartValues::of(part) else { continue };
+        let (meter_id, grain, start) = (&key.meter_id, &(key.grain as i16), &key.start.0);
+        AddRollup { meter_id, grain, start, lane: &lane, part }.execute(conn)?;
     }
     Ok(())
 }
