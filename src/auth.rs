@@ -347,8 +347,9 @@ impl Auth {
         let load = async || {
             let found =
                 self.0.store.vital().read("sessions::find", move |conn| sessions::find(conn, &hash)).await?;
-            Ok(found.map(|(member, at, form_key, login_id)| {
-                Caller::new(member, Credential::Session { expires_at: Timestamp(at), form_key, login_id })
+            Ok(found.map(|sessions::Found { member, expires_at, form_key, login_id }| {
+                let expires_at = Timestamp(expires_at);
+                Caller::new(member, Credential::Session { expires_at, form_key, login_id })
             }))
         };
         let caller = self.0.sessions.get_or_load(hash, load).await?.ok_or_else(Error::unauthorized)?;

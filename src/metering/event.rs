@@ -512,23 +512,31 @@ impl From<Event> for StoredEvent {
 }
 
 /// A stored event with exact times, the way answers are kept to be given again: REST cuts times, gRPC does not.
-type Kept = (String, Option<String>, String, String, Quantity, i64, i64, Box<RawValue>, bool);
+#[derive(Serialize, Deserialize)]
+struct Kept {
+    id: String,
+    key: Option<String>,
+    subject: String,
+    meter: String,
+    quantity: Quantity,
+    at: i64,
+    received: i64,
+    metadata: Box<RawValue>,
+    pruned: bool,
+}
 
-/// The text that [`recall`] reads.
+/// The text that [`decode_replay`] reads.
 pub fn encode_replay(events: Vec<StoredEvent>) -> Result<String> {
-    let kept = |e: StoredEvent| -> Kept {
-        let (timestamp, received_at) = (e.timestamp.0, e.received_at.0);
-        (
-            e.id,
-            e.idempotency_key,
-            e.subject,
-            e.meter,
-            e.quantity,
-            timestamp,
-            received_at,
-            e.metadata,
-            e.pruned,
-        )
+    let kept = |event: StoredEvent| Kept {
+        id: event.id,
+        key: event.idempotency_key,
+        subject: event.subject,
+        meter: event.meter,
+        quantity: event.quantity,
+        at: event.timestamp.0,
+        received: event.received_at.0,
+        metadata: event.metadata,
+        pruned: event.pruned,
     };
     let kept: Vec<Kept> = events.into_iter().map(kept).collect();
     serde_json::to_string(&kept).map_err(Error::internal)
@@ -536,22 +544,18 @@ pub fn encode_replay(events: Vec<StoredEvent>) -> Result<String> {
 
 pub fn decode_replay(text: &str) -> Result<Vec<StoredEvent>> {
     let kept: Vec<Kept> = serde_json::from_str(text).map_err(Error::internal)?;
-    let event = |kept: Kept| {
-        let (id, idempotency_key, subject, meter, quantity, timestamp, received_at, metadata, pruned) = kept;
-        let (timestamp, received_at) = (Timestamp(timestamp), Timestamp(received_at));
-        StoredEvent {
-            id,
-            idempotency_key,
-            subject,
-            meter,
-            quantity,
-            timestamp,
-            received_at,
-            metadata,
-            pruned,
-            conflict: false,
-            conflict_fields: Vec::new(),
-        }
+    let event = |kept: Kept| StoredEvent {
+        id: kept.id,
+        idempotency_key: kept.key,
+        subject: kept.subject,
+        meter: kept.meter,
+        quantity: kept.quantity,
+        timestamp: Timestamp(kept.at),
+        received_at: Timestamp(kept.received),
+        metadata: kept.metadata,
+        pruned: kept.pruned,
+        conflict: false,
+        conflict_fields: Vec::new(),
     };
     Ok(kept.into_iter().map(event).collect())
 }

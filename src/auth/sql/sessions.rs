@@ -86,10 +86,16 @@ pub fn open(conn: &mut Conn, login: &Login, pair: &Pair, now: Timestamp) -> Resu
     Ok(())
 }
 
-/// What [`find`] answers.
-pub type Found = (Member, i64, Vec<u8>, String);
+/// An access token and who is behind it.
+#[derive(Queryable)]
+pub struct Found {
+    pub member: Member,
+    /// May be past.
+    pub expires_at: i64,
+    pub form_key: Vec<u8>,
+    pub login_id: String,
+}
 
-/// The member behind an access token, when it expires, which may be past, the form key and the id of the sign-in.
 pub fn find(conn: &mut Conn, hash: &TokenHash) -> Result<Option<Found>, DbError> {
     let found = sessions::table
         .inner_join(schema::users::table.on(schema::users::id.eq(sessions::user_id)))

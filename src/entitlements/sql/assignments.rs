@@ -135,15 +135,20 @@ fn find_or_add_subject(conn: &mut Conn, workspace_id: i64, name: &str) -> Result
     id.ok_or_else(|| Error::internal("a subject that was just added is gone").into())
 }
 
-type SpanRow = (i64, i64, Option<i64>, i64);
+#[derive(Queryable)]
+struct SpanRow {
+    plan_id: i64,
+    starts_at: i64,
+    ends_at: Option<i64>,
+    anchor: i64,
+}
 
 fn span(row: SpanRow) -> AssignmentPeriod {
-    let (plan_id, starts_at, ends_at, anchor) = row;
     AssignmentPeriod {
-        plan_id,
-        starts_at: Timestamp(starts_at),
-        ends_at: ends_at.map(Timestamp),
-        anchor: Timestamp(anchor),
+        plan_id: row.plan_id,
+        starts_at: Timestamp(row.starts_at),
+        ends_at: row.ends_at.map(Timestamp),
+        anchor: Timestamp(row.anchor),
     }
 }
 

@@ -37,7 +37,14 @@ prepared!(
      ORDER BY starts_at, id"
 );
 
-type SpanRow = (i64, i64, i64, Option<i64>, i64);
+#[derive(diesel::Queryable)]
+struct SpanRow {
+    subject_id: i64,
+    plan_id: i64,
+    starts_at: i64,
+    ends_at: Option<i64>,
+    anchor: i64,
+}
 
 /// Stands for all meters among the unread limits of a plan that is missing; no meter has this id.
 pub(super) const ANY_METER: i64 = 0;
@@ -116,14 +123,12 @@ impl InsertBatch<'_> {
             }
         };
         let mut found: BTreeMap<i64, Vec<AssignmentPeriod>> = BTreeMap::new();
-        for (subject_id, plan_id, starts_at, ends_at, anchor) in rows {
-            let (starts_at, ends_at, anchor) =
-                (Timestamp(starts_at), ends_at.map(Timestamp), Timestamp(anchor));
-            found.entry(subject_id).or_default().push(AssignmentPeriod {
-                plan_id,
-                starts_at,
-                ends_at,
-                anchor,
+        for row in rows {
+            found.entry(row.subject_id).or_default().push(AssignmentPeriod {
+                plan_id: row.plan_id,
+                starts_at: Timestamp(row.starts_at),
+                ends_at: row.ends_at.map(Timestamp),
+                anchor: Timestamp(row.anchor),
             });
         }
         for (subject_id, version) in missing {

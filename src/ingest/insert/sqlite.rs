@@ -18,7 +18,7 @@ use crate::ingest::insert::{
     DeltaRow, EventRow, ExistingKey, KeyRow, LedgerKey, MeterRow, MeterTypes, RunRow,
 };
 use crate::usage::event_row::{EventText, event_columns};
-use key_ledger::{Row, find_anywhere};
+use key_ledger::{TakenRow, find_anywhere};
 
 use crate::db::DbError;
 use crate::db::identity::Link;
@@ -192,11 +192,8 @@ pub fn find_taken(
     Ok(taken)
 }
 
-fn taken_of(
-    conn: &mut SqliteConnection,
-    key: LedgerKey,
-    (event_id, subject_id, event_time, fingerprint): Row,
-) -> Result<ExistingKey, DbError> {
+fn taken_of(conn: &mut SqliteConnection, key: LedgerKey, row: TakenRow) -> Result<ExistingKey, DbError> {
+    let TakenRow { event_id, subject_id, event_time, fingerprint } = row;
     let text = format!(
         "SELECT {} FROM events e JOIN meters m ON m.id = e.meter_id JOIN subjects s ON s.id = e.subject_id
          WHERE e.hour = $1 AND e.subject_id = $2 AND e.event_time = $3 AND e.id = $4",

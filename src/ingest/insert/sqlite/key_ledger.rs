@@ -83,8 +83,14 @@ prepared!(
     "SELECT MAX(COALESCE((SELECT MAX(rowid) FROM events), 0), ?)"
 );
 
-/// Event id, subject, event time, fingerprint.
-pub type Row = (Vec<u8>, i64, i64, i64);
+/// What a used key stands for.
+#[derive(diesel::Queryable)]
+pub struct TakenRow {
+    pub event_id: Vec<u8>,
+    pub subject_id: i64,
+    pub event_time: i64,
+    pub fingerprint: i64,
+}
 
 /// Where a key belongs among all keys: workspace, the beginning of the key, and a hash of all of it. Sorted nearly like
 /// the keys themselves, in a fraction of their memory.
@@ -179,7 +185,7 @@ impl Recent {
     }
 
     /// Finds keys from any connection. One that is being settled is found in one place or the other.
-    pub fn find(&self, conn: &mut SqliteConnection, key: &LedgerKey) -> Result<Option<Row>, DbError> {
+    pub fn find(&self, conn: &mut SqliteConnection, key: &LedgerKey) -> Result<Option<TakenRow>, DbError> {
         let (is_loaded, number) = {
             let index = lock(&self.index);
             (index.is_loaded, index.numbers.get(&Place::of(key.0, &key.1)).copied())
@@ -195,7 +201,7 @@ impl Recent {
         &self,
         conn: &mut SqliteConnection,
         rows: &[KeyRow],
-    ) -> Result<(Vec<(LedgerKey, Row)>, Progress), DbError> {
+    ) -> Result<(Vec<(LedgerKey, TakenRow)>, Progress), DbError> {
         let mut index = lock(&self.index);
         index.load(conn)?;
         std::mem::take(&mut *lock(&self.committed)).into_iter().for_each(|progress| index.remember(progress));
@@ -381,7 +387,11 @@ fn add_settled(conn: &mut SqliteConnection, row: &KeyRow) -> Result<bool, DbErro
 }
 
 /// A key that is settled, or recent under this number.
-fn find(conn: &mut SqliteConnection, key: &LedgerKey, number: Option<i64>) -> Result<Option<Row>, DbError> {
+fn find(
+    conn: &mut SqliteConnection,
+    key: &LedgerKey,
+    number: Option<i64>,
+) -> Result<Option<TakenRow>, DbError> {
     let (workspace_id, key) = (&key.0, &key.1);
     if let Some(number) = &number {
         let recent = FindRecent { number, workspace_id, key }.get_result(conn).optional()?;
@@ -396,7 +406,7 @@ fn find(conn: &mut SqliteConnection, key: &LedgerKey, number: Option<i64>) -> Re
 pub fn find_anywhere(
     conn: &mut SqliteConnection,
     (workspace_id, key): &LedgerKey,
-) -> Result<Option<Row>, DbError> {
+) -> Result<Option<TakenRow>, DbError> {
     Ok(FindAnywhere { workspace_id, key }.get_result(conn).optional()?)
 }
 
@@ -476,7 +486,7 @@ mod tests {
             conn.batch_execute("BEGIN IMMEDIATE").expect("begun");
             let (taken, progress) = memory.take(conn, &rows).expect("taken");
             let taken: HashMap<LedgerKey, Vec<u8>> =
-                taken.into_iter().map(|(key, row)| (key, row.0)).collect();
+                taken.into_iter().map(|(key, row)| (key, row.event_id)).collect();
             for row in &rows {
                 let key = (row.workspace_id, row.key.clone());
                 let first = model.get(&key).map(|id| id.as_bytes().to_vec());
@@ -493,11 +503,11 @@ mod tests {
             }
             for (key, id) in &model {
                 let wanted = Some(id.as_bytes().to_vec());
-                assert_eq!(memory.find(conn, key).expect("read").map(|row| row.0), wanted);
+                assert_eq!(memory.find(conn, key).expect("read").map(|row| row.event_id), wanted);
             }
         }
         for (key, id) in &model {
-            let found = find_anywhere(conn, key).expect("read").map(|row| row.0);
+            let found = find_anywhere(conn, key).expect("read").map(|row| row.event_id);
             assert_eq!(found, Some(id.as_bytes().to_vec()));
         }
         assert_eq!(count(conn, "idempotency_keys"), model.len() as i64);
@@ -562,7 +572,7 @@ mod tests {
         let (taken, _) = memory.take(conn, std::slice::from_ref(&second)).expect("taken");
         assert!(taken.is_empty());
         let (taken, _) = memory.take(conn, &[row(1, "ka"), row(1, "kb")]).expect("taken");
-        let ids: Vec<Vec<u8>> = taken.into_iter().map(|(_, found)| found.0).collect();
+        let ids: Vec<Vec<u8>> = taken.into_iter().map(|(_, found)| found.event_id).collect();
         assert_eq!(ids, [second.event_id.as_bytes(), first.event_id.as_bytes()]);
     }
 }
