@@ -4,8 +4,9 @@ use std::io::Write;
 
 use serde_json::{Value, json};
 
-use crate::support::client::NOON;
-use crate::support::{Client, Database, Server, Workspace, on_both_databases};
+use crate::sdk::python;
+use crate::support::client::{NOON, sign_in, sign_up};
+use crate::support::{Client, Database, Server, Workspace, on_both_databases, program};
 
 on_both_databases!(
     lines_are_answered_line_by_line,
@@ -13,6 +14,9 @@ on_both_databases!(
     openmeters_events_are_taken,
     every_door_leads_to_the_same_event,
     packed_bodies_are_unpacked,
+    cloudevents_of_the_http_binding_are_read,
+    the_library_of_cloudevents_is_understood,
+    one_file_through_each_door_answers_the_same,
 );
 
 fn line(key: &str, quantity: &str) -> String {
@@ -217,4 +221,251 @@ async fn packed_bodies_are_unpacked(database: Database) {
             .error(400, "invalid_json");
     }
     assert_eq!(workspace.total("calls").await, "1");
+}
+
+/// The cases of the HTTP binding of CloudEvents 1.0: how an event is written, and what it comes to.
+async fn cloudevents_of_the_http_binding_are_read(database: Database) {
+    const ONE: &str = "application/cloudevents+json";
+    let server = Server::start(&database);
+    let workspace = Workspace::create(&server.client()).await;
+    workspace.meter("calls", "sum").await;
+    let base = json!({"specversion": "1.0", "id": "1", "source": "/a b", "type": "calls", "subject": "acme", "time": NOON});
+    let with = |more: Value| {
+        let mut event = base.clone();
+        more.as_object().expect("an object").iter().for_each(|(name, value)| event[name] = value.clone());
+        event
+    };
+    // 3.2 structured: by the media type alone, whatever its case and parameters; extensions of every type
+    for (content_type, event, status) in [
+        (ONE, with(json!({"data": {"quantity": 2}})), 201),
+        ("application/cloudevents+json; charset=utf-8", with(json!({"data": {"quantity": 2}})), 201),
+        ("Application/CloudEvents+JSON", with(json!({"data": {"quantity": 2}})), 201),
+        (
+            ONE,
+            with(
+                json!({"id": "2", "text": "x", "number": 1, "flag": true, "datacontenttype": "application/json"}),
+            ),
+            201,
+        ),
+        (ONE, with(json!({"id": "3", "data": null})), 201),
+        (ONE, with(json!({"id": "4", "time": "2026-06-15T14:00:00.123456789+02:00"})), 201),
+        (ONE, with(json!({"id": ""})), 400),
+        (ONE, with(json!({"source": ""})), 400),
+        (ONE, with(json!({"type": ""})), 400),
+        (ONE, with(json!({"id": null})), 400),
+        (ONE, with(json!({"specversion": "0.3"})), 400),
+        (ONE, with(json!({"time": "yesterday"})), 400),
+        (ONE, with(json!({"data": "text"})), 400),
+        (ONE, with(json!({"data_base64": "AAE="})), 400),
+        (ONE, with(json!({"type": "unknown"})), 404),
+        ("application/cloudevents+xml", with(json!({})), 400),
+    ] {
+        let answer = post_as(&workspace, content_type, "/v1/cloudevents", &event.to_string()).await;
+        assert_eq!(answer.status, status, "{content_type} {event}: {}", answer.text);
+    }
+    // 3.1 binary: attributes in headers, percent-encoded; the body is the data as it is
+    type Headers = &'static [(&'static str, &'static str)];
+    let cases: [(Headers, &str, u16); 7] = [
+        (
+            &[
+                ("ce-specversion", "1.0"),
+                ("ce-id", "1"),
+                ("ce-source", "/a%20b"),
+                ("ce-type", "calls"),
+                ("ce-subject", "acme"),
+            ],
+            r#"{"quantity":2}"#,
+            201,
+        ),
+        (
+            &[
+                ("ce-specversion", "1.0"),
+                ("ce-id", "5"),
+                ("ce-source", "/a"),
+                ("ce-type", "c%61lls"),
+                ("ce-subject", "%61cme"),
+                ("ce-other", "%E2%82%AC"),
+            ],
+            "",
+            201,
+        ),
+        (
+            &[("ce-specversion", "1.0"), ("ce-source", "/a"), ("ce-type", "calls"), ("ce-subject", "acme")],
+            "{}",
+            400,
+        ),
+        (
+            &[("ce-specversion", "1.0"), ("ce-id", "6"), ("ce-type", "calls"), ("ce-subject", "acme")],
+            "{}",
+            400,
+        ),
+        (
+            &[("ce-specversion", "1.0"), ("ce-id", "6"), ("ce-source", "/a"), ("ce-subject", "acme")],
+            "{}",
+            400,
+        ),
+        (&[("ce-id", "6"), ("ce-source", "/a"), ("ce-type", "calls"), ("ce-subject", "acme")], "{}", 400),
+        (
+            &[
+                ("ce-specversion", "1.0"),
+                ("ce-id", "6"),
+                ("ce-source", "/a"),
+                ("ce-type", "calls"),
+                ("ce-subject", "acme"),
+            ],
+            "no JSON",
+            400,
+        ),
+    ];
+    for (headers, body, status) in cases {
+        let client = headers
+            .iter()
+            .fold(workspace.with("ce-time", NOON), |client, (name, value)| client.with(name, *value));
+        let answer = post_as(&client, "application/json; charset=utf-8", "/v1/cloudevents", body).await;
+        assert_eq!(answer.status, status, "{headers:?} {body}: {}", answer.text);
+    }
+    // 3.3 batched: each on its own merits
+    let batch = json!([with(json!({"id": "7"})), with(json!({"data": {"quantity": 2}}))]).to_string();
+    let answer =
+        post_as(&workspace, "application/cloudevents-batch+json; charset=utf-8", "/v1/cloudevents", &batch)
+            .await
+            .json(201);
+    assert_eq!([&answer["accepted"], &answer["duplicates"]], [&json!(1), &json!(1)], "{answer}");
+    // 1 of each of 2, 3, 4, 5 and 7, and 2 of the first
+    assert_eq!(workspace.total("calls").await, "7");
+}
+
+async fn the_library_of_cloudevents_is_understood(database: Database) {
+    let server = Server::start(&database);
+    let email = sign_up(&server.client()).await;
+    let session = sign_in(&server.client(), &email).await;
+    let made = session.post("/v1/auth/api-keys", &json!({"name": "all", "scopes": ["*"]})).await.json(201);
+    let secret = made["key"].as_str().expect("a secret");
+    server.client().with_key(secret).meter("calls", "sum").await;
+    let mut command = std::process::Command::new(python());
+    command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/python/cloudevents_client.py"));
+    command.args([server.url().as_str(), secret]);
+    let run = program::finish(command, std::time::Duration::from_secs(120)).succeeded();
+    assert!(run.stdout.trim_end().ends_with("all as expected"), "{run:#?}");
+    assert_eq!(server.client().with_key(secret).total("calls").await, "0.3");
+}
+
+/// One event of the file.
+struct Use {
+    key: String,
+    subject: String,
+    quantity: String,
+    time: String,
+    region: &'static str,
+}
+
+fn uses() -> Vec<Use> {
+    let one = |at: usize| Use {
+        key: format!("k-{at}"),
+        subject: format!("s-{}", at % 37),
+        quantity: format!("{}.{:03}", at % 11, 1 + at % 998),
+        time: format!("2026-06-{:02}T{:02}:{:02}:00Z", 1 + at % 28, at % 24, at % 60),
+        region: ["eu", "us", "ap"][at % 3],
+    };
+    (0..5_000).map(one).collect()
+}
+
+/// Whatever the door, the answers are the same; the second time nothing is added.
+async fn one_file_through_each_door_answers_the_same(database: Database) {
+    let mut server = Server::start(&database);
+    let uses = uses();
+    let plain = |one: &Use| {
+        json!({"idempotency_key": one.key, "meter": "calls", "subject": one.subject, "timestamp": one.time,
+               "quantity": one.quantity.parse::<f64>().expect("a number"), "metadata": {"region": one.region}})
+    };
+    let cloud = |one: &Use| {
+        json!({"specversion": "1.0", "id": one.key, "source": "f", "type": "calls", "subject": one.subject, "time": one.time,
+               "data": {"value": one.quantity, "region": one.region}})
+    };
+    let mut workspaces = Vec::new();
+    for _ in 0..6 {
+        let workspace = Workspace::create(&server.client()).await;
+        let dimensions = json!([{"name": "region", "type": "string"}]);
+        let meter = json!({"name": "calls", "unit": "u", "aggregation": "sum", "dimensions": dimensions});
+        workspace.post("/v1/meters", &meter).await.expect(201);
+        workspaces.push(workspace);
+    }
+    for _ in 0..2 {
+        for part in uses.chunks(1_000) {
+            let bulk = Value::from(part.iter().map(plain).collect::<Vec<_>>());
+            workspaces[0].post("/v1/usages/bulk", &bulk).await.expect(201);
+            let batch = Value::from(part.iter().map(cloud).collect::<Vec<_>>()).to_string();
+            post_as(&workspaces[1], "application/cloudevents-batch+json", "/v1/cloudevents", &batch)
+                .await
+                .expect(201);
+            post_as(&workspaces[2], "application/cloudevents-batch+json", "/api/v1/events", &batch)
+                .await
+                .expect(204);
+        }
+        let lines: Vec<String> = uses.iter().map(|one| plain(one).to_string()).collect();
+        post_as(&workspaces[3], "application/x-ndjson", "/v1/usages/bulk", &lines.join("\n"))
+            .await
+            .expect(200);
+    }
+    let mut ids = Vec::new();
+    for workspace in &workspaces[4..] {
+        let session = workspace.session.get("/v1/auth/session").await.json(200);
+        ids.push(session["user"]["workspace_id"].as_str().expect("an id").to_owned());
+    }
+    server.terminate();
+    import_files(&database, &uses, &ids, cloud);
+    let server = Server::start(&database);
+    let mut answers = Vec::new();
+    for workspace in &workspaces {
+        answers.push(answers_of(&workspace.at(&server.url())).await);
+    }
+    assert!(answers[0].iter().all(|text| text.len() > 100), "{:?}", answers[0]);
+    for (at, answer) in answers.iter().enumerate() {
+        assert_eq!(answer, &answers[0], "door {at}");
+    }
+}
+
+/// As CSV with a mapping, and as OpenMeter's lines; twice.
+fn import_files(database: &Database, uses: &[Use], ids: &[String], cloud: impl Fn(&Use) -> Value) {
+    let directory = tempfile::tempdir().expect("a directory");
+    let write = |name: &str, text: String| std::fs::write(directory.path().join(name), text).expect("a file");
+    let mut table = "key,who,amount,at,area\n".to_owned();
+    for one in uses {
+        table
+            .push_str(&format!("{},{},{},{},{}\n", one.key, one.subject, one.quantity, one.time, one.region));
+    }
+    write("file.csv", table);
+    write("file.jsonl", uses.iter().map(|one| cloud(one).to_string()).collect::<Vec<_>>().join("\n"));
+    let mapping = "key = \"{key}\"\n[columns]\nsubject = \"who\"\nquantity = \"amount\"\ntimestamp = \"at\"
+        metadata.region = \"area\"\n[constants]\nmeter = \"calls\"";
+    write("mapping.toml", mapping.into());
+    let settings = database.settings();
+    let settings: Vec<(&str, &str)> = settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    for _ in 0..2 {
+        for arguments in [
+            ["csv", "file.csv", "--map", "mapping.toml", "--workspace", &ids[0]].as_slice(),
+            ["openmeter", "file.jsonl", "--workspace", &ids[1]].as_slice(),
+        ] {
+            let command = program::command(&[&["import"], arguments].concat(), &settings, directory.path());
+            program::finish(command, std::time::Duration::from_secs(300)).succeeded();
+        }
+    }
+}
+
+async fn answers_of(client: &Client) -> Vec<String> {
+    let mut texts = Vec::new();
+    for more in [
+        "bucket_size=month",
+        "bucket_size=day",
+        "bucket_size=day&group_by=region",
+        "bucket_size=month&group_by=subject",
+        "bucket_size=day&subject=s-3",
+        "bucket_size=day&metadata.region=eu",
+    ] {
+        let path = format!(
+            "/v1/usages?meter=calls&from=2026-06-01T00:00:00Z&to=2026-07-01T00:00:00Z&limit=1000&{more}"
+        );
+        texts.push(client.get(&path).await.expect(200).text);
+    }
+    texts
 }
