@@ -122,7 +122,7 @@ async fn everything_comes_over(ours: Database) {
                 "11111111-0000-4000-8000-000000000001/22222222-0000-4000-8000-000000000001/superuser",
                 "role",
             ),
-            ("auth_identities", "22222222-0000-4000-8000-000000000009", "github"),
+            ("auth_identities", "22222222-0000-4000-8000-000000000010", "gitlab"),
             ("meters", "33333333-0000-4000-8000-000000000002", "aggregation"),
             ("plan_limits", "44444444-0000-4000-8000-000000000012", "decade"),
             ("alert_rules", "66666666-0000-4000-8000-000000000012", "no destination"),
@@ -137,6 +137,9 @@ async fn everything_comes_over(ours: Database) {
             let line = left_out.iter().find(is_it).unwrap_or_else(|| panic!("{table} {id}: {left_out:#?}"));
             assert!(line["reason"].as_str().is_some_and(|reason| reason.contains(why)), "{line}");
         }
+        assert_eq!(counts(&run, "auth_identities"), [1, 0, 1], "{}", run.stdout);
+        let identity = "SELECT provider || ' ' || issuer || ' ' || subject AS line FROM identities";
+        assert_eq!(ours.lines(identity), ["github https://github.com 583231"]);
         let server = Server::start(&ours);
         let key = server.client().with_key(KEY);
         assert_eq!(

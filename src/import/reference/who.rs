@@ -81,9 +81,23 @@ pub const IDENTITIES: Table = Table {
     order: "",
 };
 
-pub fn identity(_: &mut Conn, _: &mut Ids, row: &Row) -> Result<Put, Refusal> {
-    let provider = row.text("provider")?;
-    Err(format!("sign-in through a provider is not here: {provider}").into())
+/// What the provider calls the person is what this server finds them by, too.
+pub fn identity(conn: &mut Conn, ids: &mut Ids, row: &Row) -> Result<Put, Refusal> {
+    let (public_id, provider) = (uuid_text(row, "id")?, row.text("provider")?);
+    let issuer = match provider.as_str() {
+        "google" => "https://accounts.google.com",
+        "github" => "https://github.com",
+        other => return Err(format!("there is no such provider: {other}").into()),
+    };
+    let columns: Columns = vec![
+        ("user_id", ids.user(row)?.into()),
+        ("provider", provider.into()),
+        ("issuer", issuer.into()),
+        ("subject", row.text("subject")?.into()),
+        ("email", row.text("email")?.into()),
+        ("created_at", row.time("created_at")?.0.into()),
+    ];
+    Ok(ours::put(conn, "identities", &public_id, &columns, &[], true)?.0)
 }
 
 pub const SESSIONS: Table = Table {
