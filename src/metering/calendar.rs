@@ -349,8 +349,20 @@ impl Wish<'_> {
                 .map(Some)
                 .ok_or_else(|| Error::parameter("invalid_anchor", "anchor must be RFC3339"))?,
         };
+        let size = BucketSize::parse(self.bucket_size)?;
+        // clients of the Go server know it as an error (rest.md 9.1)
+        let is_vague = size.name() == "week"
+            && self.week_start.trim().is_empty()
+            && self.time_zone.trim().is_empty()
+            && anchor.is_none()
+            && home.is_utc();
+        if is_vague {
+            return Err(Error::invalid(
+                "bucket_size week needs week_start, monday or sunday, or a time_zone",
+            ));
+        }
         Ok(Calendar {
-            size: BucketSize::parse(self.bucket_size)?,
+            size,
             is_zoned: !(self.time_zone.trim().is_empty() && zone.is_utc()),
             zone,
             anchor: anchor.filter(|at| *at != Timestamp::ABSENT),

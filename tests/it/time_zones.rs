@@ -95,8 +95,8 @@ impl Calendar {
         if let Some(anchor) = self.anchor {
             body["anchor"] = json!(at(anchor).to_string());
         }
-        if self.is_sunday {
-            body["week_start"] = json!("sunday");
+        if self.is_sunday || self.size == "week" {
+            body["week_start"] = json!(if self.is_sunday { "sunday" } else { "monday" });
         }
     }
 
@@ -325,7 +325,8 @@ async fn wrong_calendars_are_refused(database: Database) {
         let to = if size == "15m" { "&to=2026-06-10T00:00:00Z" } else { "" };
         let query =
             if to.is_empty() { query.to_owned() } else { query.replace("&to=2026-06-30T00:00:00Z", to) };
-        workspace.get(&format!("{query}&bucket_size={size}")).await.expect(200);
+        let week_start = if size == "week" { "&week_start=monday" } else { "" };
+        workspace.get(&format!("{query}&bucket_size={size}{week_start}")).await.expect(200);
     }
 }
 

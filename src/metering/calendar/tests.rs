@@ -14,7 +14,7 @@ fn at(text: &str) -> Timestamp {
 }
 
 fn calendar(zone: &str, size: &str) -> Calendar {
-    let wish = Wish { bucket_size: size, time_zone: zone, ..Wish::default() };
+    let wish = Wish { bucket_size: size, time_zone: zone, week_start: "monday", ..Wish::default() };
     wish.calendar(&Zone::UTC).expect(size)
 }
 
@@ -75,7 +75,7 @@ fn hours_that_the_clock_shows_twice_are_two() {
 #[test]
 fn anchors_clamp_and_come_back() {
     let from = |anchor: &str, size: &str, zone: &str| {
-        let wish = Wish { bucket_size: size, time_zone: zone, anchor, week_start: "" };
+        let wish = Wish { bucket_size: size, time_zone: zone, anchor, week_start: "monday" };
         wish.calendar(&Zone::UTC).expect(size)
     };
     let ends = from("2026-01-31T00:00:00Z", "month", "");
@@ -106,7 +106,7 @@ fn weeks_quarters_and_years_begin_where_they_should() {
         let wish = Wish { bucket_size: size, week_start, ..Wish::default() };
         wish.calendar(&Zone::UTC).expect(size).start(at(moment)).to_seconds_text()
     };
-    assert_eq!(first("week", "", "2026-11-29T12:00:00Z"), "2026-11-23T00:00:00Z");
+    assert_eq!(first("week", "monday", "2026-11-29T12:00:00Z"), "2026-11-23T00:00:00Z");
     assert_eq!(first("week", "sunday", "2026-11-29T12:00:00Z"), "2026-11-29T00:00:00Z");
     assert_eq!(first("week", "monday", "1969-12-29T00:00:00Z"), "1969-12-29T00:00:00Z");
     assert_eq!(first("quarter", "", "2026-12-31T23:59:59Z"), "2026-10-01T00:00:00Z");
