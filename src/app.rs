@@ -67,6 +67,9 @@ impl App {
             if let Some(Changed { before, after }) = &changed
                 && before.aggregation != after.aggregation
             {
+                if after.aggregation.needs_events() {
+                    plans::refuse_while_limited(conn, after.id, &after.name)?;
+                }
                 states::enqueue_meter(conn, after, Timestamp::now())?;
                 rules::enqueue_meter(conn, after, Timestamp::now())?;
             }

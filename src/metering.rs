@@ -12,4 +12,5 @@ pub mod json;
 pub mod meter;
 pub mod quantity;
 pub mod rollup;
+pub mod state;
 pub mod time;

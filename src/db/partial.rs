@@ -250,6 +250,7 @@ impl PartRow {
             min: quantity_of(&self.quantity_min)?,
             max: quantity_of(&self.quantity_max)?,
             edges: first.zip(last),
+            state: None,
         })
     }
 }

@@ -232,6 +232,12 @@ fn asked_for(
             let events = &Quantity::from(part.count) + quantity;
             per_window(&events, candidate.window)
         }
+        // no plan limits these
+        Aggregation::UniqueCount
+        | Aggregation::Percentile
+        | Aggregation::WeightedSum
+        | Aggregation::LatestSum
+        | Aggregation::Stddev => current.clone(),
     }
 }
 

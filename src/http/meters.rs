@@ -12,7 +12,8 @@ use crate::http::extract::{Id, Json, Params, paginate};
 use crate::http::openapi::Doc;
 use crate::http::respond::{self, Page};
 use crate::metering::expression::Expression;
-use crate::metering::meter::{Aggregation, DimensionType, Meter, MeterInput};
+use crate::metering::meter::{Aggregation, DimensionType, Meter, MeterInput, QuantityIs};
+use crate::metering::quantity::Quantity;
 use crate::metering::time::Timestamp;
 use crate::meters;
 
@@ -30,6 +31,13 @@ pub struct MeterView<'a> {
     created_at: Timestamp,
     #[serde(skip_serializing_if = "Option::is_none")]
     value_expression: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    aggregation_field: Option<&'a str>,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    #[schema(required = false)]
+    percentiles: &'a [Quantity],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    quantity_is: Option<QuantityIs>,
 }
 
 #[derive(Serialize, ToSchema)]
@@ -64,6 +72,9 @@ impl<'a> MeterView<'a> {
             event_retention_days: meter.event_retention_days,
             created_at: meter.created_at,
             value_expression: meter.options.value_expression.as_ref().map(Expression::text),
+            aggregation_field: meter.options.aggregation_field.as_deref(),
+            percentiles: &meter.options.percentiles,
+            quantity_is: meter.options.quantity_is,
         }
     }
 }

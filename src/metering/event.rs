@@ -216,6 +216,7 @@ pub fn validate(meter: &Arc<Meter>, input: Input, now: Timestamp, id: Uuid) -> R
     let mut metadata = input.metadata.map(Metadata::validate).transpose()?.unwrap_or_default();
     meter.fit_metadata(&mut metadata)?;
     let subject = parse_subject(input.subject.as_deref().unwrap_or_default())?.to_owned();
+    let is_missing = input.quantity.is_none();
     let quantity = match input.quantity {
         None => Quantity::zero(),
         Some(InputQuantity(parsed)) => {
@@ -223,8 +224,11 @@ pub fn validate(meter: &Arc<Meter>, input: Input, now: Timestamp, id: Uuid) -> R
         }
     };
     // an expression need not look at it
-    if !quantity.is_positive() && meter.options.value_expression.is_none() {
-        return Err(Error::invalid("quantity must be greater than 0"));
+    if meter.options.value_expression.is_none() && (is_missing || !meter.takes(&quantity)) {
+        return Err(Error::invalid(match meter.options.quantity_is {
+            None => "quantity must be greater than 0",
+            Some(_) => "quantity is required, and a level must not be less than 0",
+        }));
     }
     let key = parse_key(input.idempotency_key.as_deref())?;
     let dimension_set = dimension_set(meter, &metadata);
@@ -234,7 +238,7 @@ pub fn validate(meter: &Arc<Meter>, input: Input, now: Timestamp, id: Uuid) -> R
     let (quantity, sent) = match &meter.options.value_expression {
         None => (quantity, None),
         Some(expression) => {
-            let (value, kept) = computed(expression, &quantity, &metadata)?;
+            let (value, kept) = computed(meter, expression, &quantity, &metadata)?;
             text = metadata_text(&kept)?;
             (value, Some(Sent { quantity, metadata }))
         }
@@ -257,10 +261,15 @@ pub fn validate(meter: &Arc<Meter>, input: Input, now: Timestamp, id: Uuid) -> R
 }
 
 /// The quantity that an expression makes, and the metadata with the one that was sent.
-fn computed(expression: &Expression, sent: &Quantity, metadata: &Map) -> Result<(Quantity, Map)> {
+fn computed(
+    meter: &Meter,
+    expression: &Expression,
+    sent: &Quantity,
+    metadata: &Map,
+) -> Result<(Quantity, Map)> {
     let known = Some(sent).filter(|sent| !sent.is_zero());
     let value = expression.quantity(known, metadata)?;
-    if !value.is_positive() {
+    if !meter.takes(&value) {
         return Err(Error::invalid(format!(
             "value_expression gives {}: quantity must be greater than 0",
             value.to_json()

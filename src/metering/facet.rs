@@ -390,7 +390,7 @@ impl<'a> Input<'a> {
                 None
             }
         };
-        Some((start, Part { count, sum, min, max, edges }))
+        Some((start, Part { count, sum, min, max, edges, state: None }))
     }
 }
 

@@ -5,9 +5,12 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::error::{Error, Result};
+use crate::metering::event::InputQuantity;
 use crate::metering::expression::Expression;
 use crate::metering::json::{Map, Value};
+use crate::metering::quantity::Quantity;
 use crate::metering::time::Timestamp;
+use crate::string_enum::string_enum;
 
 pub const NAME_BYTES_MAX: usize = 200;
 pub const TEXT_BYTES_MAX: usize = 4_096;
@@ -28,10 +31,15 @@ pub enum Aggregation {
     First,
     Last,
     Rate,
+    UniqueCount,
+    Percentile,
+    WeightedSum,
+    LatestSum,
+    Stddev,
 }
 
 impl Aggregation {
-    pub const ALL: [Aggregation; 8] = [
+    pub const ALL: [Aggregation; 13] = [
         Aggregation::Sum,
         Aggregation::Count,
         Aggregation::Avg,
@@ -40,6 +48,11 @@ impl Aggregation {
         Aggregation::First,
         Aggregation::Last,
         Aggregation::Rate,
+        Aggregation::UniqueCount,
+        Aggregation::Percentile,
+        Aggregation::WeightedSum,
+        Aggregation::LatestSum,
+        Aggregation::Stddev,
     ];
 
     pub fn as_str(self) -> &'static str {
@@ -52,7 +65,24 @@ impl Aggregation {
             Aggregation::First => "first",
             Aggregation::Last => "last",
             Aggregation::Rate => "rate",
+            Aggregation::UniqueCount => "unique_count",
+            Aggregation::Percentile => "percentile",
+            Aggregation::WeightedSum => "weighted_sum",
+            Aggregation::LatestSum => "latest_sum",
+            Aggregation::Stddev => "stddev",
         }
+    }
+
+    /// Sums of events do not tell it: it is made of the events themselves, and retention leaves those alone.
+    pub fn needs_events(self) -> bool {
+        matches!(
+            self,
+            Aggregation::UniqueCount
+                | Aggregation::Percentile
+                | Aggregation::WeightedSum
+                | Aggregation::LatestSum
+                | Aggregation::Stddev
+        )
     }
 
     /// Exact lower-case names only; empty means sum.
@@ -61,7 +91,10 @@ impl Aggregation {
             return Ok(Aggregation::Sum);
         }
         Aggregation::ALL.into_iter().find(|aggregation| aggregation.as_str() == text).ok_or_else(|| {
-            Error::invalid("aggregation must be one of sum, count, avg, min, max, first, last, rate")
+            Error::invalid(
+                "aggregation must be one of sum, count, avg, min, max, first, last, rate, unique_count, percentile, \
+                 weighted_sum, latest_sum, stddev",
+            )
         })
     }
 }
@@ -148,6 +181,102 @@ pub struct MeterOptions {
     /// Makes the quantity of an event of what was sent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub value_expression: Option<Expression>,
+    /// Of `unique_count`: whose different values are counted: `subject`, or a path into the metadata.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub aggregation_field: Option<String>,
+    /// Of `percentile`, more than 0, at most 100.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub percentiles: Vec<Quantity>,
+    /// Of `weighted_sum`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub quantity_is: Option<QuantityIs>,
+}
+
+string_enum!(
+    /// What a quantity is that lasts: the level from then on, or how much the level moves.
+    QuantityIs { Level = "level", Change = "change" }
+);
+
+impl<'de> Deserialize<'de> for QuantityIs {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        let word = String::deserialize(deserializer)?;
+        QuantityIs::parse(&word).ok_or_else(|| serde::de::Error::custom("level or change"))
+    }
+}
+
+const PERCENTILES_MAX: usize = 20;
+const PERCENTILES: [i64; 4] = [50, 90, 95, 99];
+
+impl MeterOptions {
+    /// Takes over what is asked for, and checks it against the aggregation: nothing is said that has no meaning.
+    fn changed(mut self, input: &MeterInput, aggregation: Aggregation) -> Result<MeterOptions> {
+        if let Some(text) = &input.value_expression {
+            self.value_expression = parse_expression(text)?;
+        }
+        if let Some(field) = &input.aggregation_field {
+            self.aggregation_field = Some(field.trim().to_owned()).filter(|field| !field.is_empty());
+        }
+        if let Some(percentiles) = &input.percentiles {
+            self.percentiles = parse_percentiles(percentiles)?;
+        }
+        if let Some(word) = input.quantity_is.as_deref().filter(|word| !word.is_empty()) {
+            let wrong = || Error::invalid("quantity_is must be level or change");
+            self.quantity_is = Some(QuantityIs::parse(word).ok_or_else(wrong)?);
+        }
+        self.for_aggregation(input, aggregation)
+    }
+
+    fn for_aggregation(mut self, input: &MeterInput, aggregation: Aggregation) -> Result<MeterOptions> {
+        let is_said = |text: &Option<String>| text.as_deref().is_some_and(|text| !text.trim().is_empty());
+        let only =
+            |field: &str, of: &str| Err(Error::invalid(format!("{field} is only for aggregation {of}")));
+        match aggregation {
+            Aggregation::UniqueCount => {
+                let field = self.aggregation_field.as_deref().unwrap_or_default();
+                if !is_dimension_path(field) {
+                    return Err(Error::invalid(
+                        "aggregation_field is required for unique_count: subject, or a path into the metadata",
+                    ));
+                }
+            }
+            _ if is_said(&input.aggregation_field) => return only("aggregation_field", "unique_count"),
+            _ => self.aggregation_field = None,
+        }
+        match aggregation {
+            Aggregation::Percentile if self.percentiles.is_empty() => {
+                self.percentiles = PERCENTILES.map(Quantity::from).to_vec();
+            }
+            Aggregation::Percentile => {}
+            _ if input.percentiles.as_ref().is_some_and(|list| !list.is_empty()) => {
+                return only("percentiles", "percentile");
+            }
+            _ => self.percentiles = Vec::new(),
+        }
+        match aggregation {
+            Aggregation::WeightedSum => self.quantity_is = self.quantity_is.or(Some(QuantityIs::Level)),
+            _ if is_said(&input.quantity_is) => return only("quantity_is", "weighted_sum"),
+            _ => self.quantity_is = None,
+        }
+        Ok(self)
+    }
+}
+
+fn parse_percentiles(list: &[InputQuantity]) -> Result<Vec<Quantity>> {
+    let wrong = || {
+        Error::invalid(format!(
+            "percentiles must be up to {PERCENTILES_MAX} different numbers, more than 0 and at most 100"
+        ))
+    };
+    let mut percentiles: Vec<Quantity> = Vec::with_capacity(list.len().min(PERCENTILES_MAX));
+    for InputQuantity(number) in list {
+        let number = number.clone().map_err(|_| wrong())?;
+        let fits = number.is_positive() && number <= Quantity::from(100) && !percentiles.contains(&number);
+        if !fits || percentiles.len() == PERCENTILES_MAX {
+            return Err(wrong());
+        }
+        percentiles.push(number);
+    }
+    Ok(percentiles)
 }
 
 /// Where an event of a meter with an expression keeps the quantity that was sent.
@@ -218,11 +347,21 @@ pub struct MeterInput {
     /// Makes the quantity of what is sent, such as `metadata.input + 4 * metadata.output`; empty for none.
     #[schema(max_length = 2000)]
     pub value_expression: Option<String>,
+    /// For `unique_count`: `subject`, or a path into the metadata whose different values are counted.
+    pub aggregation_field: Option<String>,
+    /// For `percentile`: more than 0, at most 100; 50, 90, 95 and 99 unless told.
+    #[schema(value_type = Option<Vec<Quantity>>)]
+    pub percentiles: Option<Vec<InputQuantity>>,
+    /// For `weighted_sum`: `level`, the default, or `change`.
+    #[schema(value_type = Option<QuantityIs>)]
+    pub quantity_is: Option<String>,
 }
 
 impl MeterInput {
     /// A new meter.
     pub fn into_meter(self, public_id: String, workspace_id: i64, now: Timestamp) -> Result<Meter> {
+        let aggregation = Aggregation::parse(self.aggregation.as_deref().unwrap_or_default())?;
+        let options = MeterOptions::default().changed(&self, aggregation)?;
         Ok(Meter {
             id: 0,
             public_id,
@@ -230,11 +369,9 @@ impl MeterInput {
             name: parse_name(&self.name.unwrap_or_default())?,
             description: parse_description(&self.description.unwrap_or_default())?,
             unit: parse_unit(&self.unit.unwrap_or_default())?,
-            aggregation: Aggregation::parse(&self.aggregation.unwrap_or_default())?,
+            aggregation,
             dimensions: parse_dimensions(self.dimensions.unwrap_or_default(), 1)?,
-            options: MeterOptions {
-                value_expression: parse_expression(&self.value_expression.unwrap_or_default())?,
-            },
+            options,
             version: 1,
             event_retention_days: parse_retention_days(self.event_retention_days.unwrap_or_default())?,
             pruned_before: None,
@@ -256,8 +393,12 @@ impl Meter {
         if let Some(aggregation) = &input.aggregation {
             self.aggregation = Aggregation::parse(aggregation)?;
         }
-        if let Some(text) = &input.value_expression {
-            self.options.value_expression = parse_expression(text)?;
+        self.options = self.options.changed(input, self.aggregation)?;
+        if self.aggregation.needs_events() && self.pruned_before.is_some() {
+            return Err(Error::conflict(format!(
+                "aggregation {} is made of the events themselves, and events of the meter were pruned",
+                self.aggregation.as_str()
+            )));
         }
         if let Some(days) = input.event_retention_days {
             self.event_retention_days = parse_retention_days(days)?;
@@ -387,6 +528,15 @@ impl Meter {
 
     pub fn dimension(&self, name: &str) -> Option<&Dimension> {
         self.dimensions.iter().find(|dimension| dimension.name == name)
+    }
+
+    /// Whether a quantity may be 0, or less: where it is a level, or moves one.
+    pub fn takes(&self, quantity: &Quantity) -> bool {
+        match self.options.quantity_is {
+            None => quantity.is_positive(),
+            Some(QuantityIs::Level) => *quantity >= Quantity::zero(),
+            Some(QuantityIs::Change) => true,
+        }
     }
 
     /// Checks metadata against the declared dimensions, in order, and moves flat dotted keys to their nested place.

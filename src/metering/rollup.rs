@@ -9,6 +9,7 @@ use uuid::Uuid;
 use crate::metering::event::Event;
 use crate::metering::meter::Aggregation;
 use crate::metering::quantity::Quantity;
+use crate::metering::state::State;
 use crate::metering::time::{DAY, HOUR, SECOND, Timestamp};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -35,7 +36,7 @@ pub struct Edge {
 }
 
 impl Edge {
-    fn place(&self) -> (Timestamp, Uuid) {
+    pub fn place(&self) -> (Timestamp, Uuid) {
         (self.at, self.id)
     }
 }
@@ -49,9 +50,17 @@ pub struct Part {
     pub max: Quantity,
     /// First and last event; unknown where a query did not need them.
     pub edges: Option<(Edge, Edge)>,
+    /// Only for aggregations that need the events themselves.
+    pub state: Option<Box<State>>,
 }
 
 impl Part {
+    /// Of no event: what is carried over from before.
+    pub fn carried(state: State) -> Self {
+        let zero = Quantity::zero;
+        Part { count: 0, sum: zero(), min: zero(), max: zero(), edges: None, state: Some(Box::new(state)) }
+    }
+
     pub fn of(at: Timestamp, id: Uuid, quantity: &Quantity) -> Self {
         let edge = Edge { at, id, quantity: quantity.clone() };
         Part {
@@ -60,6 +69,18 @@ impl Part {
             min: quantity.clone(),
             max: quantity.clone(),
             edges: Some((edge.clone(), edge)),
+            state: None,
+        }
+    }
+
+    /// Adds what only some aggregations know; returns the bytes that it takes.
+    pub fn add_state(&mut self, state: &State) -> usize {
+        match &mut self.state {
+            Some(own) => own.merge(state),
+            None => {
+                self.state = Some(Box::new(state.clone()));
+                state.bytes()
+            }
         }
     }
 
@@ -82,6 +103,9 @@ impl Part {
                 }
             }
             _ => self.edges = None,
+        }
+        if let Some(state) = &other.state {
+            self.add_state(state);
         }
     }
 
@@ -121,6 +145,14 @@ impl Part {
                 self.edges.as_ref().map_or_else(Quantity::zero, |(_, last)| last.quantity.clone())
             }
             Aggregation::Rate => (&count * &Quantity::from(SECOND)).divide(&Quantity::from(length)),
+            Aggregation::UniqueCount
+            | Aggregation::Percentile
+            | Aggregation::WeightedSum
+            | Aggregation::LatestSum
+            | Aggregation::Stddev => {
+                let state = self.state.as_ref();
+                state.map_or_else(Quantity::zero, |state| state.value(self.count, &self.sum, length))
+            }
         }
     }
 }

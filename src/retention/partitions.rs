@@ -12,6 +12,7 @@ use diesel::sql_types::{BigInt, Bool, Text};
 use crate::db::{Conn, DbError};
 use crate::metering::delta::{Count, Counts};
 use crate::metering::time::{DAY, Timestamp};
+use crate::retention::sql::KEPT;
 use crate::retention::sql::set_pruned_before;
 use crate::usage::fold;
 
@@ -195,7 +196,7 @@ fn present(conn: &mut Conn, month: Month, now: Timestamp) -> Result<Vec<Present>
              SELECT (SELECT e.meter_id FROM {table} e WHERE e.meter_id > p.meter_id ORDER BY e.meter_id LIMIT 1)
              FROM present p WHERE p.meter_id IS NOT NULL
          )
-         SELECT p.meter_id, COALESCE(m.event_retention_days * {DAY} + $1 <= $2, true) AS is_past
+         SELECT p.meter_id, COALESCE(m.event_retention_days * {DAY} + $1 <= $2 AND m.aggregation NOT IN ({KEPT}), true) AS is_past
          FROM present p LEFT JOIN meters m ON m.id = p.meter_id WHERE p.meter_id IS NOT NULL",
         table = month.table(),
     );

@@ -35,13 +35,17 @@ pub struct Expiring {
     pub is_due: bool,
 }
 
+/// Aggregations that are made of the events themselves: those of their meters stay.
+pub const KEPT: &str = "'unique_count', 'percentile', 'weighted_sum', 'latest_sum', 'stddev'";
+
 /// All meters of a workspace by name.
 pub fn expiring(conn: &mut Conn, workspace_id: i64, now: Timestamp) -> Result<Vec<Expiring>, DbError> {
     let text = format!(
         "-- retention::expiring
          SELECT m.id, m.name, $1 - m.event_retention_days * {DAY} AS before,
                 EXISTS (SELECT 1 FROM events e
-                        WHERE e.meter_id = m.id AND e.event_time < $1 - m.event_retention_days * {DAY}) AS is_due
+                        WHERE e.meter_id = m.id AND e.event_time < $1 - m.event_retention_days * {DAY})
+                AND m.aggregation NOT IN ({KEPT}) AS is_due
          FROM meters m WHERE m.workspace_id = $2 ORDER BY m.name"
     );
     Ok(sql_query(text).bind::<BigInt, _>(now.0).bind::<BigInt, _>(workspace_id).load(conn)?)
@@ -62,7 +66,7 @@ pub fn count(conn: &mut Conn, workspace_id: i64, now: Timestamp) -> Result<Vec<(
          WITH page AS (
              SELECT id, cutoff, cutoff - ((cutoff % {HOUR}) + {HOUR}) % {HOUR} AS hours_to, hours_from
              FROM (SELECT id, $1 - event_retention_days * {DAY} AS cutoff, {} AS hours_from
-                   FROM meters WHERE workspace_id = $2) AS m
+                   FROM meters WHERE workspace_id = $2 AND aggregation NOT IN ({KEPT})) AS m
          )
          SELECT p.id AS meter_id, CAST(
              COALESCE((SELECT SUM(r.event_count) FROM rollups r

@@ -193,6 +193,7 @@ pub fn read(row: &Row, meter: impl Fn(i64) -> Option<Arc<Meter>>) -> Result<Sum>
             min: quantity(6)?,
             max: quantity(7)?,
             edges: Some((edge(8)?, edge(11)?)),
+            state: None,
         },
     })
 }

@@ -1,6 +1,7 @@
 //! Sums over windows: full hours and days from rollups, the rest from raw events. Any window, any grouping and any
 //! filter gives what a recount of all events would give; rollups only make it fast. Rows are added up as they arrive.
 
+mod events;
 pub(super) mod pieces;
 
 use std::collections::BTreeSet;
@@ -111,6 +112,7 @@ pub fn cells(conn: &mut Conn, query: &Query, most: usize) -> Result<GroupedAggre
         cells: GroupedAggregates::first(most),
     };
     match query.rollups_since() {
+        None if query.meter.aggregation.needs_events() => sum.add_events(conn)?,
         None => sum.add_raw(conn, &[query.window], None)?,
         Some(since) => sum.add_all(conn, since)?,
     }

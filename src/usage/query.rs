@@ -2,6 +2,7 @@
 //! (rest.md 9 and 12.5). Pure: no SQL.
 
 use std::borrow::Cow;
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -14,9 +15,10 @@ use crate::metering::calendar::{Buckets, Calendar};
 use crate::metering::event::parse_subject;
 use crate::metering::filter::{Field, Filter, Held, Row, text_of};
 use crate::metering::json::Map;
-use crate::metering::meter::Meter;
+use crate::metering::meter::{Aggregation, Meter};
 use crate::metering::quantity::Quantity;
 use crate::metering::rollup::{Part, add_event, merge};
+use crate::metering::state::State;
 use crate::metering::time::{BucketSize, Timestamp, Window};
 
 pub const GROUP_FIELDS_MAX: usize = 5;
@@ -68,7 +70,14 @@ impl Query {
 
     /// Whether rows must know the subject of their events.
     pub fn names_subjects(&self) -> bool {
-        self.group_by.contains(&GroupField::Subject) || self.filter_fields().contains(&&Field::Subject)
+        let by_subject = match self.meter.aggregation {
+            Aggregation::LatestSum | Aggregation::WeightedSum => true,
+            Aggregation::UniqueCount => self.meter.options.aggregation_field.as_deref() == Some("subject"),
+            _ => false,
+        };
+        by_subject
+            || self.group_by.contains(&GroupField::Subject)
+            || self.filter_fields().contains(&&Field::Subject)
     }
 
     fn filter_fields(&self) -> Vec<&Field> {
@@ -95,7 +104,25 @@ impl Query {
             Field::Metadata(path) => Some(path.as_str()),
             _ => None,
         });
-        grouped.chain(filtered).collect()
+        grouped.chain(filtered).chain(self.aggregated_paths()).collect()
+    }
+
+    /// Metadata paths that the aggregation itself looks at.
+    fn aggregated_paths(&self) -> Vec<&str> {
+        let meter = &self.meter;
+        match meter.aggregation {
+            Aggregation::LatestSum | Aggregation::WeightedSum => {
+                meter.dimensions.iter().map(|dimension| dimension.name.as_str()).collect()
+            }
+            Aggregation::UniqueCount => meter
+                .options
+                .aggregation_field
+                .as_deref()
+                .into_iter()
+                .filter(|path| *path != "subject")
+                .collect(),
+            _ => Vec::new(),
+        }
     }
 
     /// The meter version from which rollups can answer this query; `None` when only raw events can: a path is no
@@ -104,7 +131,7 @@ impl Query {
         let added_up = |field: &&Field| {
             matches!(field, Field::Quantity | Field::EventTime | Field::ReceivedAt | Field::IdempotencyKey)
         };
-        if self.filter_fields().iter().any(added_up) {
+        if self.meter.aggregation.needs_events() || self.filter_fields().iter().any(added_up) {
             return None;
         }
         let since = |path| self.meter.dimension(path).map(|dimension| dimension.since);
@@ -247,6 +274,24 @@ impl GroupedAggregates {
         self.keep_first(rows, bytes)
     }
 
+    /// Adds what the aggregation must know besides to a row, which may hold no event of its own.
+    pub fn add_state(&mut self, start: Timestamp, group: Vec<String>, state: &State) -> Result<()> {
+        let (rows, bytes) = (self.parts.len(), bytes_of(&group));
+        let grown = match self.parts.entry((start, group)) {
+            Entry::Vacant(free) => {
+                free.insert(Part::carried(state.clone()));
+                state.bytes()
+            }
+            Entry::Occupied(mut taken) => taken.get_mut().add_state(state),
+        };
+        // what goes with a row that is pushed out stays counted: the bound is on what a query looked at
+        self.bytes += grown;
+        match self.bytes > CELL_BYTES_MAX {
+            true => Err(Error::query_too_large()),
+            false => self.keep_first(rows, bytes),
+        }
+    }
+
     /// Whether rows of this bucket or later ones could still be among the first.
     pub fn wants(&self, start: Timestamp) -> bool {
         let last = self.parts.last_key_value().filter(|_| self.parts.len() >= self.most);
@@ -310,6 +355,10 @@ pub struct Bucket {
     pub quantity: Quantity,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub group: BTreeMap<String, String>,
+    /// Of aggregation `percentile`: all that the meter has, by their number; `quantity` is the first of them.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[schema(required = false)]
+    pub percentiles: BTreeMap<String, Quantity>,
 }
 
 /// When a bucket begins: in UTC, or as the clocks of the zone that was asked for show it.
@@ -363,6 +412,7 @@ pub fn buckets(query: &Query, cells: GroupedAggregates) -> Vec<Bucket> {
             unit: query.meter.unit.clone(),
             quantity: part.value(query.meter.aggregation, length),
             group,
+            percentiles: part.state.as_ref().map(|state| state.percentiles()).unwrap_or_default(),
         });
     }
     rows

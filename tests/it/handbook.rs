@@ -15,6 +15,7 @@ on_both_databases!(
     readme_prints_what_it_says,
     quick_start_prints_what_it_says,
     sending_events_prints_what_it_says,
+    aggregations_print_what_they_say,
     quotas_print_what_they_say,
     alerts_print_what_they_say,
     exports_print_what_they_say
@@ -131,6 +132,10 @@ async fn quick_start_prints_what_it_says(database: Database) {
 
 async fn sending_events_prints_what_it_says(database: Database) {
     check_page("docs/sending-events.md", &database, 7);
+}
+
+async fn aggregations_print_what_they_say(database: Database) {
+    check_page("docs/aggregations.md", &database, 5);
 }
 
 async fn quotas_print_what_they_say(database: Database) {

@@ -6,6 +6,7 @@
 mod support;
 
 mod account;
+mod aggregations;
 mod alerts;
 mod architecture;
 mod audit;

@@ -19,9 +19,11 @@ use crate::db::Conn;
 use crate::entitlements::sql::plans;
 use crate::error::Result;
 use crate::http::extract::{Id, Params};
+use crate::metering::event::InputQuantity;
 use crate::metering::event::StoredEvent;
 use crate::metering::expression::Expression;
-use crate::metering::meter::{DimensionInput, Meter, MeterInput};
+use crate::metering::meter::{DimensionInput, Meter, MeterInput, QuantityIs};
+use crate::metering::quantity::Quantity;
 use crate::metering::time::{BucketSize, Timestamp};
 use crate::usage::query::{BreakdownItem, GroupField, Query};
 use crate::usage::subjects::MeterStats;
@@ -30,7 +32,7 @@ use crate::usage::{events as event_list, subjects};
 const LISTED: usize = 100;
 
 /// What each aggregation makes of the same three events.
-pub const AGGREGATIONS: [(&str, &str); 8] = [
+pub const AGGREGATIONS: [(&str, &str); 13] = [
     ("sum", "adds quantities: 2, 3 and 5 make 10"),
     ("count", "counts events: 3"),
     ("avg", "the average: 3.33…"),
@@ -39,6 +41,11 @@ pub const AGGREGATIONS: [(&str, &str); 8] = [
     ("first", "the earliest in time: 2"),
     ("last", "the latest in time: 5"),
     ("rate", "the sum per second of the bucket"),
+    ("unique_count", "different values of a field, named below"),
+    ("percentile", "what so many percent do not exceed"),
+    ("weighted_sum", "the average of a level over time"),
+    ("latest_sum", "the latest of each subject and dimensions, added up"),
+    ("stddev", "how far quantities lie apart: 1.25"),
 ];
 
 struct Row {
@@ -103,7 +110,7 @@ struct FormPage {
     events: i64,
     fields: Fields,
     complaint: Complaint,
-    aggregations: [(&'static str, &'static str); 8],
+    aggregations: [(&'static str, &'static str); 13],
 }
 
 impl FormPage {
@@ -136,8 +143,17 @@ impl FormPage {
 }
 
 /// The fields that a complaint can be about.
-const FIELDS: [&str; 6] =
-    ["name", "unit", "aggregation", "event_retention_days", "description", "value_expression"];
+const FIELDS: [&str; 9] = [
+    "name",
+    "unit",
+    "aggregation_field",
+    "aggregation",
+    "percentiles",
+    "quantity_is",
+    "event_retention_days",
+    "description",
+    "value_expression",
+];
 
 pub async fn new(visit: Visit) -> Result<HttpResponse> {
     let fields = Fields::of([("aggregation", "sum"), ("event_retention_days", "90")]);
@@ -164,7 +180,16 @@ fn input(fields: &Fields) -> Result<MeterInput> {
         dimensions: Some(dimensions.collect()),
         event_retention_days: fields.integer("event_retention_days")?,
         value_expression: Some(fields.get("value_expression").to_owned()),
+        aggregation_field: Some(fields.get("aggregation_field").to_owned()),
+        percentiles: percentiles(fields.get("percentiles"))?,
+        quantity_is: Some(fields.get("quantity_is").to_owned()),
     })
+}
+
+/// Numbers with commas between them; none where nothing is typed.
+fn percentiles(text: &str) -> Result<Option<Vec<InputQuantity>>> {
+    let words: Vec<&str> = text.split(',').map(str::trim).filter(|word| !word.is_empty()).collect();
+    Ok((!words.is_empty()).then(|| words.iter().map(|word| InputQuantity(Quantity::parse(word))).collect()))
 }
 
 pub async fn create(app: web::Data<App>, caller: Caller, visit: Visit, form: Form) -> Result<HttpResponse> {
@@ -199,6 +224,10 @@ async fn with_events(app: &App, caller: &Caller, word: &str) -> Result<(Meter, M
     Ok((meter, stats.unwrap_or(nothing)))
 }
 
+fn percentiles_text(meter: &Meter) -> String {
+    meter.options.percentiles.iter().map(Quantity::to_plain).collect::<Vec<_>>().join(", ")
+}
+
 fn fields_of(meter: &Meter) -> Fields {
     let mut pairs = vec![
         ("name".to_owned(), meter.name.clone()),
@@ -210,6 +239,9 @@ fn fields_of(meter: &Meter) -> Fields {
             "value_expression".to_owned(),
             meter.options.value_expression.as_ref().map_or("", Expression::text).to_owned(),
         ),
+        ("aggregation_field".to_owned(), meter.options.aggregation_field.clone().unwrap_or_default()),
+        ("percentiles".to_owned(), percentiles_text(meter)),
+        ("quantity_is".to_owned(), meter.options.quantity_is.map_or("", QuantityIs::as_str).to_owned()),
     ];
     for (row, dimension) in meter.dimensions.iter().enumerate() {
         let mut put = |name: &str, value: String| pairs.push((format!("dim.{row}.{name}"), value));

@@ -26,6 +26,7 @@ use crate::entitlements::period::Period;
 use crate::entitlements::plan::{Draft, Enforcement, FailurePolicy, Limit, Plan};
 use crate::entitlements::sql::assignments;
 use crate::error::{Error, Result};
+use crate::metering::meter::Aggregation;
 use crate::metering::time::Timestamp;
 use crate::meters::sql::METER_LOCK;
 
@@ -262,11 +263,18 @@ pub fn resolve(
     now: Timestamp,
 ) -> Result<Plan, DbError> {
     let names: Vec<&str> = draft.limits.iter().map(|limit| limit.meter.as_str()).collect();
-    let found: Vec<(String, i64)> = meters::table
+    let found: Vec<(String, i64, String)> = meters::table
         .filter(meters::workspace_id.eq(workspace_id).and(meters::name.eq_any(&names)))
-        .select((meters::name, meters::id))
+        .select((meters::name, meters::id, meters::aggregation))
         .load(conn)?;
-    let ids: HashMap<String, i64> = found.into_iter().collect();
+    for (name, _, aggregation) in &found {
+        if Aggregation::parse(aggregation)?.needs_events() {
+            let detail =
+                format!("meter {name:?} cannot be limited: {aggregation} cannot be counted as events come");
+            return Err(Error::invalid(detail).into());
+        }
+    }
+    let ids: HashMap<String, i64> = found.into_iter().map(|(name, id, _)| (name, id)).collect();
     let mut limits = Vec::with_capacity(draft.limits.len());
     for limit in &draft.limits {
         let meter_id =

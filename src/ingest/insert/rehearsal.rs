@@ -71,7 +71,7 @@ fn window_of(size: BucketSize, event: &Event) -> Window {
 impl Windows {
     fn read(conn: &mut Conn, work: &InsertBatch) -> Result<Windows, DbError> {
         let mut held: HashMap<Use, Option<Part>> = HashMap::new();
-        for (.., event) in work.pending_events() {
+        for (.., event) in work.pending_events().filter(|(.., e)| !e.meter.aggregation.needs_events()) {
             for window in SIZES.map(|size| window_of(size, event)) {
                 let key = (event.meter.id, event.subject.clone(), window);
                 if held.len() >= WINDOWS_MAX || held.contains_key(&key) {

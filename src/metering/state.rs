@@ -1,0 +1,234 @@
+//! What some aggregations must know of events beyond count, sum and edges: the different values, how often each
+//! quantity came, squares, the latest of each key, an area. States of disjoint sets of events merge into the state of all of
+//! them, in any order. Exact; what they take in memory is told to whoever bounds it. Pure.
+
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::metering::quantity::Quantity;
+use crate::metering::rollup::Edge;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Different values of a field.
+    Values(BTreeSet<String>),
+    /// How often each quantity came, and which percentiles are asked for.
+    Quantities(BTreeMap<Quantity, u64>, Vec<Quantity>),
+    /// The sum of the squares.
+    Squares(Quantity),
+    /// The latest event of each key.
+    Latest(BTreeMap<String, Edge>),
+    /// Level times microseconds.
+    Area(Quantity),
+}
+
+/// Of an entry, without its text.
+const ENTRY_BYTES: usize = 120;
+
+impl State {
+    /// Adds what another state knows; returns the bytes that it grew by, about.
+    pub fn merge(&mut self, other: &State) -> usize {
+        match (self, other) {
+            (State::Values(all), State::Values(more)) => {
+                let mut bytes = 0;
+                for value in more {
+                    if !all.contains(value) {
+                        bytes += ENTRY_BYTES + value.len();
+                        all.insert(value.clone());
+                    }
+                }
+                bytes
+            }
+            (State::Quantities(all, _), State::Quantities(more, _)) => {
+                let before = all.len();
+                for (quantity, count) in more {
+                    *all.entry(quantity.clone()).or_default() += count;
+                }
+                (all.len() - before) * ENTRY_BYTES
+            }
+            (State::Squares(all), State::Squares(more)) | (State::Area(all), State::Area(more)) => {
+                *all += more;
+                0
+            }
+            (State::Latest(all), State::Latest(more)) => {
+                more.iter().map(|(key, edge)| later(all, key, edge)).sum()
+            }
+            // of another aggregation: the meter changed while the query ran
+            _ => 0,
+        }
+    }
+
+    /// What it takes in memory, about.
+    pub fn bytes(&self) -> usize {
+        match self {
+            State::Values(all) => all.iter().map(|value| ENTRY_BYTES + value.len()).sum(),
+            State::Quantities(all, _) => all.len() * ENTRY_BYTES,
+            State::Latest(all) => all.keys().map(|key| ENTRY_BYTES + key.len()).sum(),
+            State::Squares(_) | State::Area(_) => ENTRY_BYTES,
+        }
+    }
+
+    /// The value of an answer. `count` and `sum` are those of the events; `length` is in microseconds.
+    pub fn value(&self, count: i64, sum: &Quantity, length: i64) -> Quantity {
+        match self {
+            State::Values(all) => Quantity::from(all.len() as i64),
+            State::Quantities(all, asked) => {
+                asked.first().map_or_else(Quantity::zero, |percent| percentile(all, percent))
+            }
+            State::Squares(squares) => deviation(count, sum, squares),
+            State::Latest(all) => all.values().fold(Quantity::zero(), |sum, edge| &sum + &edge.quantity),
+            State::Area(area) => area.divide(&Quantity::from(length.max(1))),
+        }
+    }
+
+    /// All percentiles that are asked for.
+    pub fn percentiles(&self) -> BTreeMap<String, Quantity> {
+        let State::Quantities(all, asked) = self else { return BTreeMap::new() };
+        asked.iter().map(|percent| (percent.to_plain(), percentile(all, percent))).collect()
+    }
+}
+
+fn later(all: &mut BTreeMap<String, Edge>, key: &str, edge: &Edge) -> usize {
+    match all.entry(key.to_owned()) {
+        Entry::Vacant(free) => {
+            free.insert(edge.clone());
+            ENTRY_BYTES + key.len()
+        }
+        Entry::Occupied(mut taken) => {
+            if edge.place() > taken.get().place() {
+                taken.insert(edge.clone());
+            }
+            0
+        }
+    }
+}
+
+/// The smallest quantity that at least so many percent of the events do not exceed (nearest rank): always one that came.
+fn percentile(all: &BTreeMap<Quantity, u64>, percent: &Quantity) -> Quantity {
+    let count: u64 = all.values().sum();
+    let wanted = percent * &Quantity::from(count as i64);
+    let mut seen = 0;
+    for (quantity, count) in all {
+        seen += count;
+        if &Quantity::from(seen as i64) * &Quantity::from(100) >= wanted {
+            return quantity.clone();
+        }
+    }
+    Quantity::zero()
+}
+
+/// Of the whole population: the root of the mean squared distance from the mean, to 34 digits.
+fn deviation(count: i64, sum: &Quantity, squares: &Quantity) -> Quantity {
+    let count = Quantity::from(count);
+    let spread = &(&count * squares) - &(sum * sum);
+    if !spread.is_positive() {
+        return Quantity::zero();
+    }
+    // a hundred digits, so that the quotient's last one is right
+    spread.decimal().sqrt().map_or_else(Quantity::zero, |root| Quantity::from(root).divide(&count))
+}
+
+/// The levels of keys over time, in the order of the events: what each held until the next one came.
+#[derive(Debug, Default)]
+pub struct Levels {
+    held: BTreeMap<(Vec<String>, String), (Quantity, i64)>,
+}
+
+/// Keys of one query.
+pub const LEVELS_MAX: usize = 200_000;
+
+/// A stretch in which a level was held, by a group.
+pub struct Held {
+    pub group: Vec<String>,
+    pub level: Quantity,
+    pub from: i64,
+    pub to: i64,
+}
+
+impl Levels {
+    /// A level that begins, or with `is_change` moves, at an instant; returns the stretch that ends there.
+    pub fn set(
+        &mut self,
+        group: &[String],
+        key: String,
+        at: i64,
+        quantity: &Quantity,
+        is_change: bool,
+    ) -> Option<Held> {
+        match self.held.entry((group.to_vec(), key)) {
+            Entry::Vacant(free) => {
+                free.insert((quantity.clone(), at));
+                None
+            }
+            Entry::Occupied(mut taken) => {
+                let (level, from) = taken.get_mut();
+                let ended = Held { group: group.to_vec(), level: level.clone(), from: *from, to: at };
+                *level = if is_change { &*level + quantity } else { quantity.clone() };
+                *from = at;
+                Some(ended)
+            }
+        }
+    }
+
+    pub fn len(&self) -> usize {
+        self.held.len()
+    }
+
+    /// What is held at the end.
+    pub fn finish(self, to: i64) -> impl Iterator<Item = Held> {
+        self.held.into_iter().map(move |((group, _), (level, from))| Held { group, level, from, to })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::metering::time::Timestamp;
+
+    fn q(n: i64) -> Quantity {
+        Quantity::from(n)
+    }
+
+    #[test]
+    fn percentiles_are_values_that_came() {
+        let all: BTreeMap<Quantity, u64> = [(q(1), 1), (q(2), 1), (q(3), 1), (q(4), 1)].into();
+        for (percent, expected) in [(1, 1), (25, 1), (26, 2), (50, 2), (75, 3), (76, 4), (100, 4)] {
+            assert_eq!(percentile(&all, &q(percent)), q(expected), "{percent}");
+        }
+    }
+
+    #[test]
+    fn deviations_have_their_digits() {
+        // 2, 4, 4, 4, 5, 5, 7, 9
+        assert_eq!(deviation(8, &q(40), &q(232)), q(2));
+        assert_eq!(deviation(1, &q(7), &q(49)), q(0));
+        let two = deviation(2, &q(3), &q(5)).to_json();
+        assert_eq!(two, "0.5");
+        assert_eq!(deviation(3, &q(6), &q(14)).to_json(), "0.8164965809277260327324280249019638");
+    }
+
+    proptest! {
+        /// Cut anywhere and merged in any order, a state is that of all events.
+        #[test]
+        fn states_merge(events in proptest::collection::vec((0i64..5, 0i64..4, 0i64..10), 0..40), cut in 0usize..40) {
+            let latest = |part: &[(i64, i64, i64)]| {
+                let mut all = BTreeMap::new();
+                for (key, at, quantity) in part {
+                    let edge = Edge { at: Timestamp(*at), id: Uuid::from_u128(*quantity as u128), quantity: q(*quantity) };
+                    later(&mut all, &key.to_string(), &edge);
+                }
+                State::Latest(all)
+            };
+            let cut = cut.min(events.len());
+            let (mut left, right) = (latest(&events[..cut]), latest(&events[cut..]));
+            let mut other = right.clone();
+            other.merge(&left);
+            left.merge(&right);
+            prop_assert_eq!(&left, &latest(&events));
+            prop_assert_eq!(&other, &left);
+        }
+    }
+}
