@@ -53,6 +53,7 @@ fn meter(name: &str) -> Outcome<Meter> {
         version: 1,
         event_retention_days: 90,
         pruned_before: None,
+        options: Default::default(),
         created_at: Timestamp(0),
     })
 }

@@ -54,7 +54,7 @@ pub struct Provider {
 }
 
 enum Kind {
-    Oidc(Issuer),
+    Oidc(Box<Issuer>),
     GitHub(GitHub),
 }
 
@@ -95,8 +95,11 @@ impl Providers {
         }
         let http = Http::new()?;
         if let Some(own) = settings.google.clone() {
-            let kind =
-                Kind::Oidc(Issuer::fixed(Addresses::of_google(), "openid email profile", http.clone()));
+            let kind = Kind::Oidc(Box::new(Issuer::fixed(
+                Addresses::of_google(),
+                "openid email profile",
+                http.clone(),
+            )));
             all.push(Provider { id: "google", name: "Google".to_owned(), own, kind, roles: None });
         }
         if let Some(own) = settings.github.clone() {
@@ -106,7 +109,7 @@ impl Providers {
         if let Some(oidc) = &settings.oidc {
             let roles = RolesOfGroups::of(oidc);
             let claim = roles.is_some().then(|| oidc.groups_claim.clone());
-            let kind = Kind::Oidc(Issuer::discovered(&oidc.issuer, &oidc.scopes, claim, http));
+            let kind = Kind::Oidc(Box::new(Issuer::discovered(&oidc.issuer, &oidc.scopes, claim, http)));
             all.push(Provider { id: "oidc", name: oidc.name.clone(), own: oidc.client.clone(), kind, roles });
         }
         Ok(Providers { all, domains: settings.domains.clone() })

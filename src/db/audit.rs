@@ -106,9 +106,7 @@ pub const NO_CHANGES: &[&str] = &[
     "exports::fail_abandoned",
     "exports::start",
     "fold::apply",
-    "settle::apply",
     "fold::fold",
-    "settle::settle",
     "history::add_refused",
     "history::delete_past",
     "jobs::bury",
@@ -138,6 +136,8 @@ pub const NO_CHANGES: &[&str] = &[
     "retention::dry_run",
     "sessions::refresh",
     "sessions::sweep",
+    "settle::apply",
+    "settle::settle",
     "sign_ins::sweep",
     "users::replace_hash",
 ];

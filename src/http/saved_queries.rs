@@ -100,7 +100,7 @@ impl Checked {
             }
             Some(Value::Object(query)) if !query.is_empty() => {
                 let query = Value::Object(query);
-                check_calendar(&query)?;
+                check_calendar(&query, input.bucket_size.as_deref().unwrap_or_default())?;
                 query.to_string()
             }
             _ => return Err(Error::invalid("query must be a JSON object that is not empty")),
@@ -136,11 +136,11 @@ impl Checked {
     }
 }
 
-/// A query that names a zone, an anchor or the start of weeks names one that there is.
-fn check_calendar(query: &Value) -> Result<()> {
+/// A query that names a zone, an anchor or the start of weeks names one that there is, and its weeks have one.
+fn check_calendar(query: &Value, bucket_size: &str) -> Result<()> {
     let word = |name: &str| query[name].as_str().unwrap_or_default();
     let wish = Wish {
-        bucket_size: "",
+        bucket_size,
         time_zone: word("time_zone"),
         anchor: word("anchor"),
         week_start: word("week_start"),

@@ -33,7 +33,7 @@ pub fn of_events<'a>(events: impl Iterator<Item = (&'a Event, i64)>) -> BTreeMap
 }
 
 fn of_meter(mut events: Vec<(&Event, i64)>) -> Delta {
-    events.sort_unstable_by(|(one, _), (other, _)| one.dimension_set.hash.cmp(&other.dimension_set.hash));
+    events.sort_unstable_by_key(|(event, _)| event.dimension_set.hash);
     let needs_edges = events.first().is_some_and(|(event, _)| facet::needs_edges(event.meter.aggregation));
     let sets = by_set(&events);
     let cells = pack(&sets, needs_edges);
@@ -225,7 +225,7 @@ mod tests {
 
         #[test]
         fn subjects_come_back_in_any_pieces(entries in proptest::collection::vec((0i64..5, 0usize..4), 0..20), cut in 0usize..20) {
-            let cells = |n: &usize| facet::pack_groups(0, std::iter::empty(), n % 2 == 0);
+            let cells = |n: &usize| facet::pack_groups(0, std::iter::empty(), n.is_multiple_of(2));
             let (mut one, mut two) = (SubjectCells::default(), SubjectCells::default());
             for (at, (id, n)) in entries.iter().enumerate() {
                 if at < cut { one.push(*id, &cells(n)) } else { two.push(*id, &cells(n)) }

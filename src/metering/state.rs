@@ -170,7 +170,8 @@ impl Levels {
         }
     }
 
-    pub fn len(&self) -> usize {
+    /// Of how many subjects and dimension sets.
+    pub fn count(&self) -> usize {
         self.held.len()
     }
 

@@ -119,14 +119,16 @@ pub fn recent(
     after: Option<&SubjectPosition>,
     limit: i64,
 ) -> Result<Vec<Settled>, DbError> {
-    let text = "-- usage::subject_counts::recent
-                SELECT id, name, last_event_at, usage_counts FROM subjects
-                WHERE workspace_id = $1 AND last_event_at IS NOT NULL AND last_event_at <= $2
-                  AND (last_event_at < $2 OR name > $3)
-                ORDER BY last_event_at DESC, name LIMIT $4";
+    let text = format!(
+        "-- usage::subject_counts::recent
+         SELECT id, name, last_event_at, usage_counts FROM subjects
+         WHERE workspace_id = $1 AND last_event_at IS NOT NULL AND last_event_at <= $2
+           AND (last_event_at < $2 OR name > $3)
+         ORDER BY last_event_at DESC, name LIMIT {limit}"
+    );
     let (at, name) = after.map_or((i64::MAX, ""), |after| (after.last_event_at.0, after.subject.as_str()));
     let query = sql_query(text).bind::<BigInt, _>(workspace_id).bind::<BigInt, _>(at).bind::<Text, _>(name);
-    let rows: Vec<SubjectRow> = query.bind::<BigInt, _>(limit).load(conn)?;
+    let rows: Vec<SubjectRow> = query.load(conn)?;
     Ok(rows.into_iter().map(SubjectRow::into_settled).collect())
 }
 

@@ -333,7 +333,7 @@ if ((await heading()) !== "by_keys") fault("keyboard", "a meter cannot be made b
 step("zones");
 await open("/settings");
 await page.getByLabel("Times are shown in").fill("Asia/Kolkata");
-await page.getByRole("button", { name: "Save the zone" }).click();
+await page.getByRole("button", { name: "Save the zone", exact: true }).click();
 await open("/events");
 if (!(await page.locator("thead").innerText()).includes("Asia/Kolkata")) fault("zones", "the zone is not shown");
 await look("events-zone");

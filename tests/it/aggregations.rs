@@ -128,6 +128,9 @@ fn latest(events: &[&Event]) -> String {
     all.values().map(|(_, quantity)| quantity).sum::<i64>().to_string()
 }
 
+/// Meter, its events, and the answer that a slow model gives.
+type Kind<'a> = (&'a str, &'a [Event], fn(&[&Event]) -> String);
+
 async fn each_kind_is_what_a_slow_model_says(database: Database) {
     let server = Server::start(&database);
     let ws = server.workspace().await;
@@ -144,7 +147,7 @@ async fn each_kind_is_what_a_slow_model_says(database: Database) {
     store(&ws, "percentile", &all).await;
     store(&ws, "latest_sum", &untied).await;
     let window = format!("from={}&to={}", time(JUNE), time(JUNE + 6 * DAY));
-    let kinds: [(&str, &[Event], fn(&[&Event]) -> String); 3] =
+    let kinds: [Kind; 3] =
         [("unique_count", &all, users), ("percentile", &all, median), ("latest_sum", &untied, latest)];
     for (name, events, of) in kinds {
         let query = format!("meter={name}&{window}");

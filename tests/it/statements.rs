@@ -133,8 +133,9 @@ impl Lived {
         }
         things_to_list(&workspace).await;
         let mut deep_cursor = String::new();
+        // other pages than those that are measured: a statement that was prepared before is not seen again
         for _ in 0..5 {
-            let page = workspace.get(&format!("/v1/subjects?limit=100&cursor={deep_cursor}")).await.json(200);
+            let page = workspace.get(&format!("/v1/subjects?limit=99&cursor={deep_cursor}")).await.json(200);
             deep_cursor = page["next_cursor"].as_str().expect("more subjects").to_string();
         }
         Lived { workspace, meter_id, deep_cursor }

@@ -228,14 +228,14 @@ pub fn census(
 ) -> Result<Census, DbError> {
     let text = "-- auth::keys::census
         SELECT count(*) AS living,
-               count(CASE WHEN expires_at <= $2 THEN 1 END) AS expiring,
-               count(CASE WHEN coalesce(last_used_at, created_at) < $3 THEN 1 END) AS unused
+               count(CASE WHEN expires_at <= $1 THEN 1 END) AS expiring,
+               count(CASE WHEN coalesce(last_used_at, created_at) < $2 THEN 1 END) AS unused
           FROM api_keys
-         WHERE (revoked_at IS NULL OR revoked_at > $1) AND (expires_at IS NULL OR expires_at > $1)";
+         WHERE (revoked_at IS NULL OR revoked_at > $3) AND (expires_at IS NULL OR expires_at > $3)";
     let census = diesel::sql_query(text)
-        .bind::<BigInt, _>(now.0)
         .bind::<BigInt, _>(soon.0)
         .bind::<BigInt, _>(long_ago.0)
+        .bind::<BigInt, _>(now.0)
         .get_result(conn)?;
     Ok(census)
 }

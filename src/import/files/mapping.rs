@@ -157,7 +157,7 @@ impl Mapping {
     }
 
     /// A column that is named here and not in the head of the table.
-    pub fn missing<'a>(&'a self, mut has: impl FnMut(&str) -> bool) -> Option<&'a str> {
+    pub fn missing(&self, mut has: impl FnMut(&str) -> bool) -> Option<&str> {
         let Columns { meter, subject, quantity, timestamp, metadata } = &self.columns;
         let fields = [meter, subject, quantity, timestamp].into_iter().flatten();
         let of_key = self.key.iter().filter_map(|piece| match piece {

@@ -63,7 +63,7 @@ impl Sum<'_> {
             if let Some(held) = levels.set(&group, key, event.time.0, &event.quantity, is_change) {
                 add_held(query, cells, held)?;
             }
-            match levels.len() > LEVELS_MAX {
+            match levels.count() > LEVELS_MAX {
                 true => Err(Error::query_too_large().into()),
                 false => Ok(()),
             }
