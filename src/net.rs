@@ -50,7 +50,16 @@ struct Inner {
 struct Open {
     peers: HashMap<u64, Peer>,
     by_address: HashMap<IpAddr, usize>,
+    /// Connections that made room for others and still hold their file.
+    closing: usize,
 }
+
+/// More connections than this are not taken in while those that made room for them are still being closed: each of
+/// them is an open file above the capacity.
+const CLOSING_MAX: usize = 8;
+const CLOSING_PAUSE: Duration = Duration::from_millis(1);
+/// Who does not end in this time is not waited for.
+const CLOSING_PAUSES_MAX: usize = 50;
 
 impl Port {
     pub fn new(
@@ -112,13 +121,15 @@ impl Port {
         .increment(1);
         let Some(victim) = victim.cloned() else { return false };
         self.remove(open, &victim);
+        open.closing += 1;
         victim.close();
         true
     }
 
-    fn remove(&self, open: &mut Open, peer: &Peer) {
+    /// Whether it was still counted.
+    fn remove(&self, open: &mut Open, peer: &Peer) -> bool {
         if open.peers.remove(&peer.id()).is_none() {
-            return;
+            return false;
         }
         metrics::gauge!("open_spanner_connections", "port" => self.0.name).decrement(1);
         if let Some(count) = open.by_address.get_mut(&peer.group()) {
@@ -127,11 +138,24 @@ impl Port {
                 open.by_address.remove(&peer.group());
             }
         }
+        true
     }
 
     fn forget(&self, peer: &Peer) {
         let mut open = self.0.open.lock().unwrap_or_else(PoisonError::into_inner);
-        self.remove(&mut open, peer);
+        if !self.remove(&mut open, peer) {
+            open.closing = open.closing.saturating_sub(1);
+        }
+    }
+
+    /// Waits, a moment, until most of those that made room are gone.
+    async fn others_left(&self) {
+        for _ in 0..CLOSING_PAUSES_MAX {
+            if self.0.open.lock().unwrap_or_else(PoisonError::into_inner).closing < CLOSING_MAX {
+                return;
+            }
+            tokio::time::sleep(CLOSING_PAUSE).await;
+        }
     }
 
     /// Closes the connections that have had no open call for this long.
@@ -210,6 +234,26 @@ mod tests {
         assert!(!is_closed(&mut first).await && !is_closed(&mut lone).await && !is_closed(&mut third).await);
         drop((lone, first, second, third));
         assert_eq!(open(&port), 0);
+    }
+
+    #[tokio::test]
+    async fn who_made_room_is_waited_for_and_not_for_ever() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let port = Port::new("test", 1, 1, &[], Patience::default());
+        let mut held = Vec::new();
+        for _ in 0..=CLOSING_MAX {
+            held.push(connect(&port, &listener, "10.0.0.1").await);
+        }
+        let closing = |port: &Port| port.0.open.lock().expect("no holder panics").closing;
+        assert_eq!((open(&port), closing(&port)), (1, CLOSING_MAX));
+        let began = std::time::Instant::now();
+        port.others_left().await;
+        assert!(began.elapsed() >= CLOSING_PAUSE * CLOSING_PAUSES_MAX as u32, "they are there");
+        held.remove(0);
+        assert_eq!(closing(&port), CLOSING_MAX - 1);
+        port.others_left().await;
+        drop(held);
+        assert_eq!((open(&port), closing(&port)), (0, 0));
     }
 
     #[tokio::test]

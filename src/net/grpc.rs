@@ -33,6 +33,7 @@ impl Connected for Connection {
 pub fn incoming(listener: TcpListener, port: Port) -> impl Stream<Item = io::Result<Connection>> {
     stream::unfold((listener, port), async |(listener, port)| {
         loop {
+            port.others_left().await;
             match listener.accept().await {
                 Ok((stream, address)) => {
                     if let Some(connection) = port.admit(stream, address) {
