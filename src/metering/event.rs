@@ -305,14 +305,16 @@ pub fn take_over(meter: &Arc<Meter>, foreign: Foreign) -> Result<Event> {
     if parse_subject(&subject)? != subject {
         return Err(Error::invalid("subject has blanks around it"));
     }
-    if !quantity.is_positive() {
-        return Err(Error::invalid("quantity is not greater than 0"));
-    }
     reject_nul(key.as_deref().unwrap_or_default())?;
     let metadata = Metadata::Values(metadata).validate()?;
     let dimension_set = dimension_set(meter, &metadata);
+    // a retry is compared with what was sent
+    let sent = sent_of(meter, &metadata);
+    let (sent_quantity, sent_metadata) =
+        sent.as_ref().map_or((&quantity, &metadata), |sent| (&sent.quantity, &sent.metadata));
+    let sent_text = metadata_text(sent_metadata)?;
+    let fingerprint = fingerprint(meter, &subject, sent_quantity, sent_text.as_deref().map(RawValue::get));
     let metadata = metadata_text(&metadata)?;
-    let fingerprint = fingerprint(meter, &subject, &quantity, metadata.as_deref().map(RawValue::get));
     let (meter, key) = (meter.clone(), key.filter(|key| !key.is_empty()));
     Ok(Event {
         id,
@@ -328,6 +330,16 @@ pub fn take_over(meter: &Arc<Meter>, foreign: Foreign) -> Result<Event> {
         is_imported: true,
         sent: None,
     })
+}
+
+/// What was sent of an event as it is stored, where an expression made its quantity.
+fn sent_of(meter: &Meter, metadata: &Map) -> Option<Sent> {
+    meter.options.value_expression.as_ref()?;
+    let Value::Number(number) = metadata.get(SENT_QUANTITY)? else { return None };
+    let quantity = Quantity::parse(number.as_str()).ok()?;
+    let mut metadata = metadata.clone();
+    metadata.remove(SENT_QUANTITY);
+    Some(Sent { quantity, metadata })
 }
 
 /// PostgreSQL cannot store NUL in a text.

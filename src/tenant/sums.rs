@@ -14,7 +14,7 @@ use crate::error::Result;
 use crate::ingest::insert::sums::Sum;
 use crate::metering::calendar::Buckets;
 use crate::metering::event::set_of_values;
-use crate::metering::filter::{Field, Filter, Literal, Order, Test};
+use crate::metering::filter::{Field, Filter, Test};
 use crate::metering::json::{Map, Number, Value};
 use crate::metering::meter::{Aggregation, DimensionType, Meter};
 use crate::metering::quantity::Quantity;
@@ -46,8 +46,10 @@ const LACKING: &str = "<nil>";
 type Groups = BTreeMap<(Timestamp, Vec<String>), Part>;
 
 fn query(meter: &Arc<Meter>, window: Window, size: BucketSize) -> Query {
+    // counts and sums are kept of every meter, whatever it answers with
+    let meter = Arc::new(Meter { aggregation: Aggregation::Sum, ..(**meter).clone() });
     Query {
-        meter: meter.clone(),
+        meter,
         window,
         subject: None,
         group_by: Vec::new(),
@@ -111,13 +113,12 @@ pub fn pruned(
 fn gone(conn: &mut Conn, meter: &Arc<Meter>, window: Window) -> Result<Vec<Row>, DbError> {
     // a meter that answers with them is always asked for first and last events
     let asked = Arc::new(Meter { aggregation: Aggregation::Last, ..(**meter).clone() });
-    let mut all = query(&asked, window, BucketSize::Hour);
+    let mut all = Query { meter: asked, ..query(meter, window, BucketSize::Hour) };
     all.group_by = vec![GroupField::Subject];
     all.group_by.extend(meter.dimensions.iter().map(|of| GroupField::Dimension(of.name.clone())));
     let mut there = all.clone();
-    let is_there = Test::Compare(Order::Greater, Literal::Number(Quantity::zero()));
     // no sum knows single quantities
-    there.filter = Some(Filter::Condition(Field::Quantity, is_there));
+    there.filter = Some(Filter::Condition(Field::Quantity, Test::Exists));
     let (all, there) = (cells(conn, &all)?, cells(conn, &there)?);
     let rest = all.into_iter().filter_map(|(key, part)| {
         let stored = there.get(&key);

@@ -66,6 +66,12 @@ async fn id_of(workspace: &Workspace) -> String {
     session["user"]["workspace_id"].as_str().expect("an id").to_owned()
 }
 
+fn dimensions() -> Value {
+    json!([{"name": "region", "type": "string", "required": false},
+           {"name": "size.class", "type": "number", "required": false},
+           {"name": "hot", "type": "boolean", "required": false}])
+}
+
 /// A workspace that has something of everything; its key, and its id.
 async fn filled(server: &Server) -> (Workspace, String, String) {
     let email = sign_up(&server.client()).await;
@@ -75,12 +81,10 @@ async fn filled(server: &Server) -> (Workspace, String, String) {
     let secret = made["key"].as_str().expect("a secret").to_owned();
     let workspace = Workspace { key: server.client().with_key(&secret), session };
     for (name, aggregation) in [("calls", "sum"), ("level", "last"), ("peak", "max")] {
-        let dimensions = json!([{"name": "region", "type": "string", "required": false},
-                                {"name": "size.class", "type": "number", "required": false},
-                                {"name": "hot", "type": "boolean", "required": false}]);
-        let body = json!({"name": name, "unit": "u", "aggregation": aggregation, "dimensions": dimensions, "event_retention_days": 30});
+        let body = json!({"name": name, "unit": "u", "aggregation": aggregation, "dimensions": dimensions(), "event_retention_days": 30});
         workspace.post("/v1/meters", &body).await.expect(201);
     }
+    kinds(&workspace).await;
     events(&workspace).await;
     let plan = json!({"name": "Gold", "limits": [{"meter": "calls", "limit": 1000, "enforcement": "hard", "period": "month"}]});
     let plan = workspace.post("/v1/plans", &plan).await.json(201);
@@ -105,6 +109,28 @@ async fn filled(server: &Server) -> (Workspace, String, String) {
     workspace.post("/v1/usages", &event).await.expect(201);
     let id = id_of(&workspace).await;
     (workspace, secret, id)
+}
+
+/// Meters whose quantities are levels, or are made of what is sent.
+async fn kinds(workspace: &Workspace) {
+    let seats =
+        json!({"name": "seats", "unit": "u", "aggregation": "weighted_sum", "dimensions": dimensions()});
+    workspace.post("/v1/meters", &seats).await.expect(201);
+    let priced = json!({"name": "priced", "unit": "u", "aggregation": "sum", "dimensions": dimensions(),
+                        "value_expression": "quantity * 2"});
+    workspace.post("/v1/meters", &priced).await.expect(201);
+    for (at, level) in [5, 0, 7].into_iter().enumerate() {
+        let time = now().plus(-((at as i64 + 1) * 9) * DAY).floor(DAY);
+        let event = json!({"meter": "seats", "subject": "ann", "timestamp": time.to_exact_text(),
+                           "quantity": level, "metadata": {"region": "eu"}});
+        workspace.post("/v1/usages", &event).await.expect(201);
+    }
+    workspace.post("/v1/usages", &priced_event()).await.expect(201);
+}
+
+fn priced_event() -> Value {
+    json!({"meter": "priced", "subject": "ann", "quantity": 4, "idempotency_key": "priced-1",
+           "metadata": {"region": "eu", "hot": true}})
 }
 
 /// Events of the last 70 days, many of them older than retention, some with keys and some without.
@@ -153,7 +179,7 @@ async fn answers(key: &Client, end: Timestamp) -> Vec<(String, String)> {
     ]
     .map(str::to_owned)
     .to_vec();
-    for meter in ["calls", "level", "peak"] {
+    for meter in ["calls", "level", "peak", "seats", "priced"] {
         for more in [
             "bucket_size=month",
             "bucket_size=day",
@@ -260,6 +286,9 @@ async fn keys_are_known(client: &Client) {
     let consume = json!({"idempotency_key": "c-1", "meter": "calls", "subject": "ann", "quantity": 2.5});
     let answer = client.post("/v1/entitlements/consume", &consume).await.json(201);
     assert_eq!(answer["replayed"], true, "{answer}");
+    let answer = client.post("/v1/usages", &priced_event()).await.expect(201);
+    assert_eq!(answer.header("idempotency-replayed"), "true", "{}", answer.text);
+    assert!(!answer.text.contains("conflict"), "{}", answer.text);
     let bulk = json!([{"meter": "calls", "subject": "dee", "quantity": 1}]);
     let answer = client.with("idempotency-key", "bulk-1").post("/v1/usages/bulk", &bulk).await;
     assert_eq!(answer.header("idempotency-replayed"), "true", "{}", answer.text);
@@ -291,10 +320,10 @@ async fn what_is_not_whole_changes_nothing(database: Database) {
             assert!(run.code == Some(2) && run.stderr.contains("newer version"), "{to}: {run:#?}");
         }
         // a sum that is not what the rows come to
-        let other = changed(&whole, "\"meters\":3", "\"meters\":4");
+        let other = changed(&whole, "\"meters\":5", "\"meters\":6");
         std::fs::write(directory.path().join("other"), other).expect("a file");
         let run = second.run(&["tenant", "import", "other"]);
-        assert!(run.code == Some(1) && run.stderr.contains("meters: 4 rows in the file, 3 here"), "{run:#?}");
+        assert!(run.code == Some(1) && run.stderr.contains("meters: 6 rows in the file, 5 here"), "{run:#?}");
         for table in ["workspaces", "users", "events", "meters", "subjects", "audit_events"] {
             assert_eq!(second.database.count(table), 0, "{table}");
         }

@@ -44,12 +44,16 @@ fn event_of(ids: &Ids, row: &Row) -> Result<(i64, Event), Odd> {
     let id = row.text("id")?;
     let id = Uuid::try_parse(&id).ok().filter(|uuid| uuid.hyphenated().to_string() == id);
     let metadata = row.text("metadata")?;
+    let quantity = row.quantity("quantity")?;
+    if !quantity.is_positive() {
+        return Err("quantity is not greater than 0".into());
+    }
     let foreign = ForeignEvent {
         id: id.ok_or("id is no UUID in lower case")?,
         subject: row.text("subject")?,
         time: row.time("event_time")?,
         received_at: row.time("received_at")?,
-        quantity: row.quantity("quantity")?,
+        quantity,
         key: row.optional("idempotency_key")?,
         metadata: json::parse_object(&metadata).ok_or("metadata is no JSON object that can be read")?,
     };
