@@ -5,20 +5,21 @@
 mod folding;
 pub mod insert;
 pub mod preview;
+mod queue;
 mod rate;
+mod recorded;
 mod refusal;
 mod rehearsal;
 mod room;
 mod tally;
 mod turns;
+mod writer;
 
 use std::collections::HashMap;
 use std::hash::{Hash, Hasher};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
-use serde::Serialize;
-use serde::ser::SerializeStruct;
 use tokio::sync::{Semaphore, oneshot};
 use uuid::Uuid;
 
@@ -28,11 +29,11 @@ use crate::chance;
 use crate::clock;
 use crate::config;
 use crate::db::Store;
-use crate::db::identity::{Link, PerEpoch};
+use crate::db::identity::PerEpoch;
 use crate::entitlements::sql::decisions::Decided;
 use crate::error::{Code, Error, Result};
 use crate::jobs::worker::JobNotifier;
-use crate::metering::event::{self, Event, Input, Original, StoredEvent};
+use crate::metering::event::{self, Event, Input, Original};
 use crate::metering::meter::Meter;
 use crate::metering::time::Timestamp;
 use crate::meters::sql::MeterCache;
@@ -40,131 +41,15 @@ use crate::usage::ingestion_runs::{self, Refused};
 use crate::usage::key_conflicts::{self, KeyConflicts};
 use crate::usage::refused;
 use folding::Folding;
+use queue::{Job, Queue, Waiting};
 use rate::RateLimit;
-use room::{Place, Room};
+use room::Room;
 use tally::Tally;
-use turns::Turns;
+use writer::{Writer, late};
 
 pub use crate::ingest::insert::Kind;
+pub use crate::ingest::recorded::{Failure, Recorded};
 pub use crate::ingest::rehearsal::Rehearsed;
-
-/// An item that was not stored, by its position in the request.
-#[derive(Clone, Debug)]
-pub struct Failure {
-    pub index: usize,
-    pub error: Error,
-}
-
-impl Serialize for Failure {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
-        let mut failure = serializer.serialize_struct("Failure", 3)?;
-        failure.serialize_field("index", &self.index)?;
-        failure.serialize_field("code", self.error.code.as_str())?;
-        failure.serialize_field("message", &self.error.message)?;
-        failure.end()
-    }
-}
-
-/// What became of a call.
-#[derive(Debug)]
-pub struct Recorded {
-    pub accepted: Vec<StoredEvent>,
-    pub duplicates: Vec<StoredEvent>,
-    pub failed: Vec<Failure>,
-    /// Position in the call, of each accepted event; of a replay not known.
-    pub accepted_places: Vec<usize>,
-    /// Position in the call, of each duplicate.
-    pub duplicate_places: Vec<usize>,
-    /// Positions in the call of those whose key was used with another payload.
-    pub conflict_places: Vec<usize>,
-    /// The call's own key was used before: accepted and duplicates are the lists answered then.
-    pub is_replay: bool,
-    /// It was used for other events.
-    pub is_conflict: bool,
-    /// The workspace wants to be told of conflicts with an error.
-    refuses_conflicts: bool,
-}
-
-impl Recorded {
-    /// A used key must not be said to be new, nor for the same thing when it is not.
-    pub fn has_conflict(&self) -> bool {
-        self.is_conflict || !self.conflict_places.is_empty()
-    }
-
-    /// Of a call without anything that could be stored.
-    pub fn nothing() -> Recorded {
-        Recorded {
-            accepted: Vec::new(),
-            duplicates: Vec::new(),
-            failed: Vec::new(),
-            accepted_places: Vec::new(),
-            duplicate_places: Vec::new(),
-            conflict_places: Vec::new(),
-            is_replay: false,
-            is_conflict: false,
-            refuses_conflicts: false,
-        }
-    }
-
-    /// In the positions of the door, which sent on only some items, and refused `more`.
-    pub fn moved(mut self, places: &[usize], more: Vec<Failure>) -> Recorded {
-        let moved = |place: &usize| places.get(*place).copied().unwrap_or(*place);
-        for list in [&mut self.accepted_places, &mut self.duplicate_places, &mut self.conflict_places] {
-            list.iter_mut().for_each(|place| *place = moved(place));
-        }
-        self.failed.iter_mut().for_each(|failure| failure.index = moved(&failure.index));
-        self.failed.extend(more);
-        self.failed.sort_by_key(|failure| failure.index);
-        self
-    }
-
-    /// Takes out what a caller may not see: a used key leads to the event that used it, whatever its meter. Then what
-    /// the workspace does not want answered.
-    pub fn confined(self, may_use: impl Fn(&str) -> Result<()>) -> Result<Recorded> {
-        let seen = self.shown(may_use)?;
-        if seen.refuses_conflicts { seen.without_conflicts() } else { Ok(seen) }
-    }
-
-    /// Fails each event whose key stands for another one.
-    fn without_conflicts(mut self) -> Result<Recorded> {
-        if self.is_conflict {
-            return Err(preview::key_conflict(&[]));
-        }
-        let places = std::mem::take(&mut self.duplicate_places);
-        for (index, event) in places.into_iter().zip(std::mem::take(&mut self.duplicates)) {
-            if event.conflict {
-                self.failed.push(Failure { index, error: preview::key_conflict(&event.conflict_fields) });
-            } else {
-                self.duplicates.push(event);
-                self.duplicate_places.push(index);
-            }
-        }
-        self.failed.sort_by_key(|failure| failure.index);
-        self.conflict_places.clear();
-        Ok(self)
-    }
-
-    fn shown(mut self, may_use: impl Fn(&str) -> Result<()>) -> Result<Recorded> {
-        let forbidden =
-            || Error::forbidden("the idempotency key belongs to an event that the API key may not read");
-        if self.is_replay {
-            let mut all = self.accepted.iter().chain(&self.duplicates);
-            return if all.all(|event| may_use(&event.meter).is_ok()) { Ok(self) } else { Err(forbidden()) };
-        }
-        let places = std::mem::take(&mut self.duplicate_places);
-        for (index, event) in places.into_iter().zip(std::mem::take(&mut self.duplicates)) {
-            if may_use(&event.meter).is_ok() {
-                self.duplicates.push(event);
-                self.duplicate_places.push(index);
-            } else {
-                self.failed.push(Failure { index, error: forbidden() });
-            }
-        }
-        self.failed.sort_by_key(|failure| failure.index);
-        self.conflict_places.retain(|place| self.duplicate_places.contains(place));
-        Ok(self)
-    }
-}
 
 /// What belongs to a call as a whole.
 struct Call {
@@ -195,79 +80,6 @@ impl Call {
             consumes: None,
             is_rehearsal: false,
         }
-    }
-}
-
-struct Job {
-    batch: Arc<Batch>,
-    answer: oneshot::Sender<Result<Outcome>>,
-    /// What was not begun by then is not begun at all, so that what is begun has time to end well.
-    begin_by: Instant,
-    /// Later than this it is not stored any more: the caller is told that it failed.
-    deadline: Instant,
-    /// See [`room::units`].
-    units: usize,
-    /// Held until the job is answered.
-    room: Place,
-}
-
-impl Job {
-    /// Lets go of the batch first: the caller makes its answer of the events themselves.
-    fn answer(self, outcome: Result<Outcome>) {
-        let Job { batch, answer, room, .. } = self;
-        drop((batch, room));
-        // the caller may have gone; what it sent is stored all the same
-        let _ = answer.send(outcome);
-    }
-}
-
-/// Where jobs wait. The channel tells writers that there is one, and when no more will come; it holds a token for
-/// each job.
-#[derive(Clone)]
-struct Queue {
-    turns: Arc<Mutex<Turns<Job>>>,
-    tokens: flume::Sender<()>,
-}
-
-/// The writers' end.
-#[derive(Clone)]
-struct Waiting {
-    turns: Arc<Mutex<Turns<Job>>>,
-    tokens: flume::Receiver<()>,
-}
-
-impl Queue {
-    fn new() -> (Queue, Waiting) {
-        // bounded by the room; the channel itself never blocks
-        let (sender, receiver) = flume::unbounded();
-        let turns = Arc::new(Mutex::new(Turns::default()));
-        (Queue { turns: turns.clone(), tokens: sender }, Waiting { turns, tokens: receiver })
-    }
-
-    fn send(&self, job: Job, is_part: bool) -> Result<()> {
-        let (workspace_id, units) = (job.batch.workspace_id, job.units);
-        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
-        turns.push(workspace_id, is_part, units, job);
-        drop(turns);
-        self.tokens.send(()).map_err(|_| Error::unavailable("the server is stopping"))
-    }
-}
-
-impl Waiting {
-    /// `None` when no more will come.
-    async fn next(&self) -> Option<Job> {
-        self.tokens.recv_async().await.ok()?;
-        self.pop()
-    }
-
-    /// `None` when none waits now.
-    fn try_next(&self) -> Option<Job> {
-        self.tokens.try_recv().ok()?;
-        self.pop()
-    }
-
-    fn pop(&self) -> Option<Job> {
-        self.turns.lock().unwrap_or_else(PoisonError::into_inner).pop()
     }
 }
 
@@ -670,10 +482,6 @@ impl Ingest {
     }
 }
 
-fn late() -> Error {
-    Error::unavailable("the database does not answer in time")
-}
-
 struct Admitted {
     /// The valid events.
     batch: Arc<Batch>,
@@ -738,112 +546,5 @@ fn count(kind: Kind, valid: usize, refused: usize, recorded: &Recorded) {
     for (outcome, count) in outcomes {
         metrics::counter!("open_spanner_ingestion_events_total", "kind" => kind.as_str(), "outcome" => outcome)
             .increment(count as u64);
-    }
-}
-
-/// One writer: takes what waits, commits it, answers.
-struct Writer {
-    store: Store,
-    jobs: Waiting,
-    known: Arc<PerEpoch<WriteCache>>,
-    wake: JobNotifier,
-    folding: Arc<Folding>,
-    /// Of its own rollup rows.
-    lane: i16,
-    units_max: usize,
-    /// Held during a small commit, by one of the writers that share a queue.
-    turn: Arc<Semaphore>,
-}
-
-/// A commit has costs of its own: while another writer is at a small one, a group smaller than this waits and grows.
-const SMALL_EVENTS: usize = 24;
-/// But it does not wait for a writer that is kept up by somebody's lock.
-const TURN_WAIT: Duration = Duration::from_millis(20);
-
-/// Those that can still be stored in time; the others are refused.
-fn in_time(group: Vec<Job>) -> Vec<Job> {
-    let now = clock::moment();
-    let (given_up, group): (Vec<Job>, Vec<Job>) = group.into_iter().partition(|job| job.begin_by <= now);
-    for job in given_up {
-        job.answer(Err(late()));
-    }
-    group
-}
-
-impl Writer {
-    async fn run(self) {
-        while let Some(first) = self.jobs.next().await {
-            let mut group = vec![first];
-            let _turn = if self.gather(&mut group) < SMALL_EVENTS {
-                let turn = tokio::time::timeout(TURN_WAIT, self.turn.acquire()).await;
-                self.gather(&mut group);
-                Some(turn)
-            } else {
-                None
-            };
-            self.commit(group).await;
-        }
-    }
-
-    /// Adds what waits, as far as one commit may hold it. Returns how many events the group has.
-    fn gather(&self, group: &mut Vec<Job>) -> usize {
-        let mut units: usize = group.iter().map(|job| job.units).sum();
-        while units < self.units_max {
-            let Some(job) = self.jobs.try_next() else { break };
-            units += job.units;
-            group.push(job);
-        }
-        group.iter().map(|job| job.batch.events.len()).sum()
-    }
-
-    async fn commit(&self, group: Vec<Job>) {
-        let group = in_time(group);
-        let batches: Vec<Arc<Batch>> = group.iter().map(|job| job.batch.clone()).collect();
-        let Some(deadline) = group.iter().map(|job| job.deadline).min() else { return };
-        match self.store_batches(batches, deadline).await {
-            Ok(outcomes) => {
-                for (job, outcome) in group.into_iter().zip(outcomes) {
-                    job.answer(Ok(outcome));
-                }
-            }
-            Err(error) if group.len() == 1 || error.code == Code::Unavailable => {
-                for job in group {
-                    job.answer(Err(error.clone()));
-                }
-            }
-            // one poisoned call must not fail its neighbours
-            Err(_) => {
-                for job in group {
-                    let Some(job) = in_time(vec![job]).pop() else { continue };
-                    let result = self.store_batches(vec![job.batch.clone()], job.deadline).await;
-                    let outcome = result.and_then(|outcomes| {
-                        outcomes
-                            .into_iter()
-                            .next()
-                            .ok_or_else(|| Error::internal("a batch without an outcome"))
-                    });
-                    job.answer(outcome);
-                }
-            }
-        }
-    }
-
-    async fn store_batches(&self, batches: Vec<Arc<Batch>>, deadline: Instant) -> Result<Vec<Outcome>> {
-        let events: usize = batches.iter().map(|batch| batch.events.len()).sum();
-        metrics::histogram!("open_spanner_ingest_batch_events").record(events as f64);
-        let (known, lane) = (self.known.clone(), self.lane);
-        let insert = move |conn: &mut _, link: Link| {
-            let known = known.of(link.epoch);
-            let (outcomes, learned) = insert::insert(conn, link, &batches, lane, &known)?;
-            Ok((outcomes, learned, known))
-        };
-        let (outcomes, mut learned, known) =
-            self.store.write_before(deadline, "events::insert", insert).await?;
-        if learned.has_jobs {
-            self.wake.notify();
-        }
-        self.folding.note(std::mem::take(&mut learned.unfolded));
-        known.remember(learned);
-        Ok(outcomes)
     }
 }

@@ -3,23 +3,26 @@
 //! that two writers never wait for each other in a circle.
 
 mod activity;
+mod cache;
 mod consume;
+mod keys;
 mod postgres;
 mod quota;
 mod rehearsal;
+mod replays;
 mod sqlite;
 pub mod sums;
 
+pub use cache::{CacheUpdates, WriteCache};
 pub use consume::{KeyUse, find_key, replay};
+pub use keys::count_new;
 pub use rehearsal::{Seen, rehearse};
+pub use replays::{PAYLOAD_UNKNOWN, sweep_replays};
 
-use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
 
 use diesel::sql_types::{BigInt, Bool, Integer, Text};
-use moka::sync::Cache;
 use uuid::Uuid;
 
 use crate::alerts::jobs::MeterJob;
@@ -28,13 +31,12 @@ use crate::db::{Conn, DbError};
 use crate::entitlements::assignment::AssignmentPeriod;
 use crate::entitlements::consume::UnreadableLimit;
 use crate::entitlements::plan::Plan;
-use crate::entitlements::sql::decisions::{self, Decided, Decision};
+use crate::entitlements::sql::decisions::{Decided, Decision};
 use crate::jobs::queue;
 use crate::metering::delta::{self, Delta};
-use crate::metering::event::{self, DimensionSet, Event, Original, StoredEvent};
-use crate::metering::quantity::Quantity;
+use crate::metering::event::{DimensionSet, Event, Original, StoredEvent};
 use crate::metering::rollup;
-use crate::metering::time::{SECOND, Timestamp};
+use crate::metering::time::Timestamp;
 use crate::usage::subject_ids;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,25 +82,6 @@ pub struct Batch {
     pub consumes: Option<DecidedAt>,
 }
 
-/// Of a remembered answer that came from another program: what was sent is not known, and nothing is compared with it.
-pub const PAYLOAD_UNKNOWN: i64 = 0;
-
-impl Batch {
-    /// Tells calls with the same events from others; times only where they were given.
-    fn payload(&self) -> i64 {
-        let mut parts = Vec::with_capacity(self.events.len() * 32);
-        for event in &self.events {
-            parts.extend(event.fingerprint.to_be_bytes());
-            parts.extend(if event.time == event.received_at { 0 } else { event.time.0 }.to_be_bytes());
-            parts.extend(event.key.as_deref().unwrap_or_default().as_bytes());
-            // in no key
-            parts.push(0);
-        }
-        let hash = event::hash128(&[&parts]);
-        i64::from_be_bytes([0, 1, 2, 3, 4, 5, 6, 7].map(|at| hash[at]))
-    }
-}
-
 /// What became of one batch.
 #[derive(Clone, Debug)]
 pub enum Outcome {
@@ -112,107 +95,6 @@ pub enum Outcome {
     Stale,
     /// Another batch of the same transaction uses the same replay key: try again in the next one.
     Retry,
-}
-
-/// Names that were looked up before, so that a write does not have to. Bounded; filled only after a commit, and of one
-/// epoch of the database (`crate::db::identity`).
-pub struct WriteCache {
-    subjects: Cache<(i64, String), i64>,
-    dimension_sets: Cache<(i64, [u8; 16]), ()>,
-    histories: Cache<i64, History>,
-    plans: Cache<i64, Arc<Plan>>,
-    activity: Cache<activity::SubjectDay, ()>,
-    /// SQLite only.
-    recent_keys: sqlite::Recent,
-    /// SQLite only.
-    watch: sqlite::Watch,
-    /// Until then reads of quotas are expected to fail.
-    careful_until: AtomicI64,
-}
-
-/// What a subject was assigned to, under this version of its workspace's assignments.
-type History = (i64, Arc<[AssignmentPeriod]>);
-
-const KNOWN_SUBJECTS_MAX: u64 = 200_000;
-const KNOWN_DIMENSION_SETS_MAX: u64 = 100_000;
-const KNOWN_PLANS_MAX: u64 = 10_000;
-const CAREFUL_FOR: i64 = 600 * SECOND;
-
-impl Default for WriteCache {
-    fn default() -> Self {
-        WriteCache {
-            subjects: Cache::new(KNOWN_SUBJECTS_MAX),
-            dimension_sets: Cache::builder()
-                .max_capacity(KNOWN_DIMENSION_SETS_MAX)
-                .support_invalidation_closures()
-                .build(),
-            histories: Cache::new(KNOWN_SUBJECTS_MAX),
-            plans: Cache::new(KNOWN_PLANS_MAX),
-            activity: Cache::new(KNOWN_SUBJECTS_MAX),
-            recent_keys: sqlite::Recent::default(),
-            watch: sqlite::Watch::default(),
-            careful_until: AtomicI64::new(0),
-        }
-    }
-}
-
-/// What a transaction learned; becomes known once it is committed.
-#[derive(Default)]
-pub struct CacheUpdates {
-    subjects: Vec<((i64, String), i64)>,
-    dimension_sets: Vec<(i64, [u8; 16])>,
-    histories: Vec<(i64, History)>,
-    plans: Vec<Arc<Plan>>,
-    activity: Vec<activity::SubjectDay>,
-    settled_keys: Option<sqlite::Progress>,
-    /// SQLite only: as long as this is there, so is all of the above.
-    run: Option<sqlite::LastRun>,
-    /// Background work was asked for: wake the workers.
-    pub has_jobs: bool,
-    /// Sums that wait to be folded: how many, by meter.
-    pub unfolded: Vec<(i64, usize)>,
-}
-
-impl WriteCache {
-    pub fn remember(&self, learned: CacheUpdates) {
-        for (subject, id) in learned.subjects {
-            self.subjects.insert(subject, id);
-        }
-        for set in learned.dimension_sets {
-            self.dimension_sets.insert(set, ());
-        }
-        for (subject_id, history) in learned.histories {
-            self.histories.insert(subject_id, history);
-        }
-        for plan in learned.plans {
-            self.plans.insert(plan.id, plan);
-        }
-        for day in learned.activity {
-            self.activity.insert(day, ());
-        }
-        if let Some(progress) = learned.settled_keys {
-            self.recent_keys.remember(progress);
-        }
-        if let Some(run) = learned.run {
-            self.watch.remember(run);
-        }
-    }
-
-    /// A quota could not be read.
-    fn be_careful(&self) {
-        self.careful_until.store(Timestamp::now().plus(CAREFUL_FOR).0, Ordering::Relaxed);
-    }
-
-    fn is_careful(&self) -> bool {
-        Timestamp::now().0 < self.careful_until.load(Ordering::Relaxed)
-    }
-
-    /// A meter was deleted: its dimension sets are gone and must be written again.
-    pub fn forget_meter(&self, meter_id: i64) {
-        self.dimension_sets
-            .invalidate_entries_if(move |(meter, _), ()| *meter == meter_id)
-            .map_or_else(|error| log::error!(error:% = error; "cannot forget a meter"), drop);
-    }
 }
 
 /// Position of an event: batch and place in it.
@@ -393,36 +275,6 @@ impl<'a> InsertBatch<'a> {
         Ok(())
     }
 
-    /// Answers batches whose replay key was used before; of several with one new key the first goes on.
-    fn drop_replayed(&mut self, conn: &mut Conn) -> Result<(), DbError> {
-        let mut keys: BTreeMap<LedgerKey, Vec<usize>> = BTreeMap::new();
-        for (at, batch) in self.batches.iter().enumerate() {
-            // without a valid item there is nothing to replay (rest.md 12.4)
-            let counts = self.decided[at].is_none() && !batch.events.is_empty();
-            let Some(key) = batch.replay_key.as_deref().filter(|_| counts) else { continue };
-            keys.entry((batch.workspace_id, event::ledger_key(key))).or_default().push(at);
-        }
-        for (key, same) in keys {
-            let found = match conn {
-                Conn::Postgres(c) => postgres::find_replay(c, &key)?,
-                Conn::Sqlite(c) => sqlite::find_replay(c, &key)?,
-            };
-            match found {
-                Some((accepted, duplicates, payload)) => {
-                    let (accepted, duplicates) =
-                        (event::decode_replay(&accepted)?, event::decode_replay(&duplicates)?);
-                    for at in same {
-                        let conflict = payload != PAYLOAD_UNKNOWN && self.batches[at].payload() != payload;
-                        let (accepted, duplicates) = (accepted.clone(), duplicates.clone());
-                        self.decided[at] = Some(Outcome::Replayed { accepted, duplicates, conflict });
-                    }
-                }
-                None => same.into_iter().skip(1).for_each(|at| self.decided[at] = Some(Outcome::Retry)),
-            }
-        }
-        Ok(())
-    }
-
     fn find_subjects(&mut self, conn: &mut Conn, known: &WriteCache) -> Result<(), DbError> {
         let names: BTreeSet<(i64, &'a str)> = self
             .pending_events()
@@ -444,61 +296,6 @@ impl<'a> InsertBatch<'a> {
             found.iter().map(|((workspace_id, name), id)| ((*workspace_id, name.as_str()), *id)).collect();
         self.subjects.extend(names.iter().filter_map(|name| Some((*name, *ids.get(name)?))));
         self.learned.subjects.extend(found);
-        Ok(())
-    }
-
-    /// Claims the idempotency keys of the batch; whoever comes second gets the event that was first.
-    fn claim_keys(&mut self, conn: &mut Conn, known: &WriteCache) -> Result<(), DbError> {
-        let mut first: BTreeMap<LedgerKey, (Place, &Event)> = BTreeMap::new();
-        let mut later: Vec<(LedgerKey, Place, &Event)> = Vec::new();
-        for (place, workspace_id, event) in self.pending_events() {
-            let Some(key) = event.ledger_key() else { continue };
-            let key = (workspace_id, key);
-            match first.entry(key) {
-                Entry::Occupied(taken) => later.push((taken.key().clone(), place, event)),
-                Entry::Vacant(free) => drop(free.insert((place, event))),
-            }
-        }
-        if first.is_empty() {
-            return Ok(());
-        }
-        let rows: Vec<KeyRow> = first
-            .iter()
-            .map(|((workspace_id, key), (_, event))| KeyRow {
-                workspace_id: *workspace_id,
-                key: key.clone(),
-                event_id: event.id,
-                subject_id: self.subject_id(*workspace_id, &event.subject),
-                event_time: event.time.0,
-                fingerprint: event.fingerprint,
-            })
-            .collect();
-        let taken = match conn {
-            Conn::Postgres(c) => postgres::claim_keys(c, &rows)?,
-            Conn::Sqlite(c) => {
-                let (taken, progress) = sqlite::claim_keys(c, &known.recent_keys, &rows)?;
-                self.learned.settled_keys = Some(progress);
-                taken
-            }
-        };
-        let taken: HashMap<&LedgerKey, &ExistingKey> =
-            taken.iter().map(|taken| (&taken.key, taken)).collect();
-        for (key, (place, event)) in &first {
-            if let Some(taken) = taken.get(key) {
-                self.duplicates.insert(*place, original_of(taken, event));
-            }
-        }
-        for (key, place, event) in later {
-            let Some((_, first)) = first.get(&key) else { continue };
-            let original = match taken.get(&key) {
-                Some(taken) => original_of(taken, event),
-                None => Original {
-                    event: StoredEvent::of(first),
-                    conflict: first.fingerprint != event.fingerprint,
-                },
-            };
-            self.duplicates.insert(place, original);
-        }
         Ok(())
     }
 
@@ -553,35 +350,6 @@ impl<'a> InsertBatch<'a> {
             }
         }
         self.write_activity(conn, known, &rows)
-    }
-
-    /// Remembers the answer of calls with a replay key, unless no item was valid.
-    fn write_replays(&self, conn: &mut Conn) -> Result<(), DbError> {
-        for (at, batch) in self.open() {
-            let Some(key) = batch.replay_key.as_deref().filter(|_| !batch.events.is_empty()) else {
-                continue;
-            };
-            let (mut accepted, mut duplicates) = (Vec::new(), Vec::new());
-            for (item, event) in batch.events.iter().enumerate() {
-                match self.duplicates.get(&(at, item)) {
-                    Some(original) => duplicates.push(original.event.clone()),
-                    None => accepted.push(StoredEvent::of(event)),
-                }
-            }
-            let row = ReplayRow {
-                workspace_id: batch.workspace_id,
-                key: event::ledger_key(key),
-                accepted: event::encode_replay(accepted)?,
-                duplicates: event::encode_replay(duplicates)?,
-                payload: batch.payload(),
-                created_at: batch.received_at.0,
-            };
-            crate::both!(conn, c => {
-                use diesel::RunQueryDsl;
-                diesel::insert_into(crate::db::schema::bulk_replays::table).values(&row).execute(c)?
-            });
-        }
-        Ok(())
     }
 
     fn runs(&self) -> Vec<RunRow> {
@@ -655,41 +423,6 @@ impl<'a> InsertBatch<'a> {
     }
 }
 
-/// The event that a used key stands for. When retention took it, only the ledger is left: the retry's own fields are
-/// the event's where the payload is the same, else what is not known stays empty.
-fn original_of(taken: &ExistingKey, retry: &Event) -> Original {
-    let conflict = taken.fingerprint != retry.fingerprint;
-    if let Some(event) = &taken.event {
-        return Original { event: event.clone(), conflict };
-    }
-    let known = StoredEvent {
-        id: taken.event_id.to_string(),
-        timestamp: Timestamp(taken.event_time),
-        received_at: taken.received_at().unwrap_or(retry.received_at),
-        ..StoredEvent::of(retry)
-    };
-    if !conflict {
-        return Original { event: known, conflict };
-    }
-    let event = StoredEvent {
-        subject: taken.subject.clone().unwrap_or_default(),
-        meter: String::new(),
-        quantity: Quantity::zero(),
-        metadata: event::no_metadata(),
-        pruned: true,
-        ..known
-    };
-    Original { event, conflict }
-}
-
-impl ExistingKey {
-    /// To the millisecond, as the id tells.
-    fn received_at(&self) -> Option<Timestamp> {
-        let (seconds, nanos) = self.event_id.get_timestamp()?.to_unix();
-        Some(Timestamp(seconds as i64 * 1_000_000 + i64::from(nanos) / 1_000))
-    }
-}
-
 struct KeyRow {
     workspace_id: i64,
     key: Vec<u8>,
@@ -719,17 +452,6 @@ impl DeltaRow {
     }
 }
 
-#[derive(diesel::Insertable)]
-#[diesel(table_name = crate::db::schema::bulk_replays, treat_none_as_default_value = false)]
-struct ReplayRow {
-    workspace_id: i64,
-    key: Vec<u8>,
-    accepted: String,
-    duplicates: String,
-    payload: i64,
-    created_at: i64,
-}
-
 struct RunRow {
     workspace_id: i64,
     id: Uuid,
@@ -752,71 +474,4 @@ impl RunRow {
             created_at: batch.received_at.0,
         }
     }
-}
-
-/// How many events of a batch would be stored: not those of a call that was answered before, nor those whose key is
-/// taken, or comes twice.
-pub fn count_new(conn: &mut Conn, known: &WriteCache, batch: &Batch) -> Result<u64, DbError> {
-    if is_replay(conn, batch)? {
-        return Ok(0);
-    }
-    let keyless = batch.events.iter().filter(|event| event.key.is_none()).count() as u64;
-    let keys: BTreeSet<Vec<u8>> =
-        batch.events.iter().filter_map(|event| event.key.as_deref()).map(event::ledger_key).collect();
-    let keys: Vec<Vec<u8>> = keys.into_iter().collect();
-    if batch.consumes.is_some() && !decisions::find_many(conn, batch.workspace_id, &keys)?.is_empty() {
-        return Ok(0);
-    }
-    let taken = count_taken(conn, known, batch.workspace_id, &keys)?;
-    Ok(keyless + (keys.len() as u64).saturating_sub(taken))
-}
-
-fn is_replay(conn: &mut Conn, batch: &Batch) -> Result<bool, DbError> {
-    use crate::db::schema::bulk_replays as replays;
-    use diesel::prelude::*;
-    let Some(key) = batch.replay_key.as_deref() else { return Ok(false) };
-    let answered: Option<i64> = replays::table
-        .find((batch.workspace_id, event::ledger_key(key)))
-        .select(replays::created_at)
-        .first(conn)
-        .optional()?;
-    Ok(answered.is_some())
-}
-
-/// How many of these ledger keys are taken.
-fn count_taken(
-    conn: &mut Conn,
-    known: &WriteCache,
-    workspace_id: i64,
-    keys: &[Vec<u8>],
-) -> Result<u64, DbError> {
-    use crate::db::schema::idempotency_keys as ledger;
-    use diesel::prelude::*;
-    let count = match conn {
-        Conn::Postgres(c) => {
-            let ours = ledger::workspace_id.eq(workspace_id);
-            ledger::table
-                .filter(ours.and(ledger::key.eq_any(keys)))
-                .count()
-                .get_result::<i64>(c)?
-                .unsigned_abs()
-        }
-        Conn::Sqlite(c) => {
-            let mut count = 0;
-            for key in keys {
-                let found = known.recent_keys.find(c, &(workspace_id, key.clone()))?;
-                count += u64::from(found.is_some());
-            }
-            count
-        }
-    };
-    Ok(count)
-}
-
-/// Deletes up to a thousand remembered bulk answers older than `before`; returns how many.
-pub fn sweep_replays(conn: &mut Conn, before: Timestamp) -> Result<usize, DbError> {
-    use diesel::prelude::*;
-    let text = "DELETE FROM bulk_replays WHERE (workspace_id, key) IN (
-                    SELECT workspace_id, key FROM bulk_replays WHERE created_at < $1 LIMIT 1000)";
-    Ok(diesel::sql_query(text).bind::<diesel::sql_types::BigInt, _>(before.0).execute(conn)?)
 }

@@ -19,7 +19,8 @@ use crate::entitlements::sql::decisions::{self, Decided, Decision};
 use crate::error::Error;
 use crate::ingest::insert::quota::{ANY_METER, readable};
 use crate::ingest::insert::{
-    Batch, DecidedAt, ExistingKey, InsertBatch, LedgerKey, Outcome, WriteCache, original_of, postgres, sqlite,
+    Batch, DecidedAt, ExistingKey, InsertBatch, LedgerKey, Outcome, WriteCache, keys::original_of, postgres,
+    sqlite,
 };
 use crate::metering::event::{Event, StoredEvent, ledger_key, no_metadata, raw_metadata};
 use crate::metering::quantity::Quantity;

@@ -1,0 +1,126 @@
+//! Group commit: a writer takes what waits, stores it in one transaction and answers each caller.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::Semaphore;
+
+use crate::clock;
+use crate::db::Store;
+use crate::db::identity::{Link, PerEpoch};
+use crate::error::{Code, Error, Result};
+use crate::ingest::folding::Folding;
+use crate::ingest::insert::{self, Batch, Outcome, WriteCache};
+use crate::ingest::queue::{Job, Waiting};
+use crate::jobs::worker::JobNotifier;
+
+pub fn late() -> Error {
+    Error::unavailable("the database does not answer in time")
+}
+
+/// One writer: takes what waits, commits it, answers.
+pub struct Writer {
+    pub store: Store,
+    pub jobs: Waiting,
+    pub known: Arc<PerEpoch<WriteCache>>,
+    pub wake: JobNotifier,
+    pub folding: Arc<Folding>,
+    /// Of its own rollup rows.
+    pub lane: i16,
+    pub units_max: usize,
+    /// Held during a small commit, by one of the writers that share a queue.
+    pub turn: Arc<Semaphore>,
+}
+
+/// A commit has costs of its own: while another writer is at a small one, a group smaller than this waits and grows.
+const SMALL_EVENTS: usize = 24;
+/// But it does not wait for a writer that is kept up by somebody's lock.
+const TURN_WAIT: Duration = Duration::from_millis(20);
+
+/// Those that can still be stored in time; the others are refused.
+fn in_time(group: Vec<Job>) -> Vec<Job> {
+    let now = clock::moment();
+    let (given_up, group): (Vec<Job>, Vec<Job>) = group.into_iter().partition(|job| job.begin_by <= now);
+    for job in given_up {
+        job.answer(Err(late()));
+    }
+    group
+}
+
+impl Writer {
+    pub async fn run(self) {
+        while let Some(first) = self.jobs.next().await {
+            let mut group = vec![first];
+            let _turn = if self.gather(&mut group) < SMALL_EVENTS {
+                let turn = tokio::time::timeout(TURN_WAIT, self.turn.acquire()).await;
+                self.gather(&mut group);
+                Some(turn)
+            } else {
+                None
+            };
+            self.commit(group).await;
+        }
+    }
+
+    /// Adds what waits, as far as one commit may hold it. Returns how many events the group has.
+    fn gather(&self, group: &mut Vec<Job>) -> usize {
+        let mut units: usize = group.iter().map(|job| job.units).sum();
+        while units < self.units_max {
+            let Some(job) = self.jobs.try_next() else { break };
+            units += job.units;
+            group.push(job);
+        }
+        group.iter().map(|job| job.batch.events.len()).sum()
+    }
+
+    async fn commit(&self, group: Vec<Job>) {
+        let group = in_time(group);
+        let batches: Vec<Arc<Batch>> = group.iter().map(|job| job.batch.clone()).collect();
+        let Some(deadline) = group.iter().map(|job| job.deadline).min() else { return };
+        match self.store_batches(batches, deadline).await {
+            Ok(outcomes) => {
+                for (job, outcome) in group.into_iter().zip(outcomes) {
+                    job.answer(Ok(outcome));
+                }
+            }
+            Err(error) if group.len() == 1 || error.code == Code::Unavailable => {
+                for job in group {
+                    job.answer(Err(error.clone()));
+                }
+            }
+            // one poisoned call must not fail its neighbours
+            Err(_) => {
+                for job in group {
+                    let Some(job) = in_time(vec![job]).pop() else { continue };
+                    let result = self.store_batches(vec![job.batch.clone()], job.deadline).await;
+                    let outcome = result.and_then(|outcomes| {
+                        outcomes
+                            .into_iter()
+                            .next()
+                            .ok_or_else(|| Error::internal("a batch without an outcome"))
+                    });
+                    job.answer(outcome);
+                }
+            }
+        }
+    }
+
+    async fn store_batches(&self, batches: Vec<Arc<Batch>>, deadline: Instant) -> Result<Vec<Outcome>> {
+        let events: usize = batches.iter().map(|batch| batch.events.len()).sum();
+        metrics::histogram!("open_spanner_ingest_batch_events").record(events as f64);
+        let (known, lane) = (self.known.clone(), self.lane);
+        let insert = move |conn: &mut _, link: Link| {
+            let known = known.of(link.epoch);
+            let (outcomes, learned) = insert::insert(conn, link, &batches, lane, &known)?;
+            Ok((outcomes, learned, known))
+        };
+        let (outcomes, mut learned, known) =
+            self.store.write_before(deadline, "events::insert", insert).await?;
+        if learned.has_jobs {
+            self.wake.notify();
+        }
+        self.folding.note(std::mem::take(&mut learned.unfolded));
+        known.remember(learned);
+        Ok(outcomes)
+    }
+}
