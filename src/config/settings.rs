@@ -182,7 +182,7 @@ pub const TABLE: &[Group] = &[
         row("CONSUMPTION_TIME",            "server",  OneOf(&["server", "event"]), "what decides the plan and period of a consumption; event: its timestamp, as in the first server"),
         row("INGEST_QUEUE_EVENTS",         "30000",   Integer(1000, 1_000_000),  "events waiting to be written before calls get 503, two thirds of them of one workspace; larger ones count per KiB"),
         row("INGEST_BATCH_EVENTS",         "4000",    Integer(1, 10_000),        "events in one write"),
-        row("INGEST_SETTLE_AFTER",         "5m",      Duration,                  "how long what subjects used may wait to be put together with what they used before, unless it is much; shorter: more rows are written"),
+        row("INGEST_SETTLE_AFTER",         "1m",      Duration,                  "how long what subjects used may wait to be put together with what they used before, unless it is much; shorter: more rows are written"),
         row("INGEST_WRITERS",              "2",       Integer(1, 16),            "concurrent writers on PostgreSQL; SQLite has one"),
         row("BULK_REPLAY_RETENTION",       "168h",    Duration,                  "how long the answer to a bulk call can be replayed"),
     ]),

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use crate::metering::event::{DimensionSet, Event};
 use crate::metering::facet::{self, Cells, Input, QUARTER, put_bytes, put_signed, put_unsigned};
-use crate::metering::rollup::{Part, add_event, merge};
+use crate::metering::rollup::{Part, Series};
 use crate::metering::time::Timestamp;
 
 /// Of one meter.
@@ -20,8 +20,6 @@ pub struct Delta {
     /// About how many sums there are.
     pub size: usize,
 }
-
-type Sums = BTreeMap<Timestamp, Part>;
 
 /// What new events, each with the id of its subject, add, by meter.
 pub fn of_events<'a>(events: impl Iterator<Item = (&'a Event, i64)>) -> BTreeMap<i64, Delta> {
@@ -58,12 +56,12 @@ pub fn of_sums<'a>(
     sums: impl Iterator<Item = (i64, &'a DimensionSet, Timestamp, &'a Part)>,
     needs_edges: bool,
 ) -> Delta {
-    type Sets<'a> = BTreeMap<[u8; 16], (&'a DimensionSet, Sums)>;
+    type Sets<'a> = BTreeMap<[u8; 16], (&'a DimensionSet, Series)>;
     let (mut all, mut each) = (Sets::new(), BTreeMap::<i64, Sets>::new());
     for (subject_id, set, start, part) in sums {
         for sets in [&mut all, each.entry(subject_id).or_default()] {
-            let (_, sums) = sets.entry(set.hash).or_insert_with(|| (set, Sums::new()));
-            merge(sums, start.floor(QUARTER), part);
+            let (_, sums) = sets.entry(set.hash).or_insert_with(|| (set, Series::default()));
+            sums.add(start.floor(QUARTER), part);
         }
     }
     let listed = |sets: Sets<'a>| sets.into_values().collect::<Vec<_>>();
@@ -84,21 +82,21 @@ pub fn of_sums<'a>(
 }
 
 /// Events in the order of their sets.
-fn by_set<'a>(events: &[(&'a Event, i64)]) -> Vec<(&'a DimensionSet, Sums)> {
+fn by_set<'a>(events: &[(&'a Event, i64)]) -> Vec<(&'a DimensionSet, Series)> {
     let is_same = |(one, _): &(&Event, i64), (other, _): &(&Event, i64)| {
         one.dimension_set.hash == other.dimension_set.hash
     };
     let sets = events.chunk_by(is_same).filter_map(|of_set| {
-        let mut sums = Sums::new();
+        let mut sums = Series::default();
         for (event, _) in of_set {
-            add_event(&mut sums, event.time.floor(QUARTER), event.time, event.id, &event.quantity);
+            sums.add_event(event.time.floor(QUARTER), event.time, event.id, &event.quantity);
         }
         Some((&of_set.first()?.0.dimension_set, sums))
     });
     sets.collect()
 }
 
-fn pack(sets: &[(&DimensionSet, Sums)], with_edges: bool) -> Vec<u8> {
+fn pack(sets: &[(&DimensionSet, Series)], with_edges: bool) -> Vec<u8> {
     let groups = sets.iter().map(|(set, sums)| (set.version, set.json.as_str(), sums));
     facet::pack_groups(sets.len(), groups, with_edges)
 }
@@ -173,19 +171,39 @@ pub fn pack_counts(counts: &Counts) -> Vec<u8> {
 
 /// `None` for bytes that [`pack_counts`] did not make.
 pub fn unpack_counts(bytes: &[u8]) -> Option<Counts> {
-    let (mut counts, mut input) = (Counts::new(), Input(bytes));
-    while !input.0.is_empty() {
-        let (id, events) = (input.fixed()?, input.signed()?);
-        let last_at = match input.unsigned()? {
-            0 => None,
-            _ => Some(Timestamp(input.signed()?)),
-        };
-        counts.entry(id).or_default().add(Count { events, last_at });
+    let mut counts = Counts::new();
+    for entry in each_count(bytes) {
+        let (id, count) = entry?;
+        counts.entry(id).or_default().add(count);
     }
     Some(counts)
 }
 
+/// Packed counts one by one; ends with `None` for bytes that [`pack_counts`] did not make.
+pub fn each_count(bytes: &[u8]) -> impl Iterator<Item = Option<(i64, Count)>> {
+    let mut input = Input(bytes);
+    std::iter::from_fn(move || {
+        if input.0.is_empty() {
+            return None;
+        }
+        let next = input.count();
+        if next.is_none() {
+            input = Input(&[]);
+        }
+        Some(next)
+    })
+}
+
 impl Input<'_> {
+    fn count(&mut self) -> Option<(i64, Count)> {
+        let (id, events) = (self.fixed()?, self.signed()?);
+        let last_at = match self.unsigned()? {
+            0 => None,
+            _ => Some(Timestamp(self.signed()?)),
+        };
+        Some((id, Count { events, last_at }))
+    }
+
     fn fixed(&mut self) -> Option<i64> {
         Some(i64::from_be_bytes(self.take(8)?.try_into().ok()?))
     }

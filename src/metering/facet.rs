@@ -2,7 +2,7 @@
 //! the sums per values of those dimensions and hour or day. What a commit adds (`metering::delta`) and what each subject
 //! used travel in the same form, by all dimensions. Pure: which rows hold them is known in `usage::{facets, runs}`.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use num_traits::ToPrimitive;
 use uuid::Uuid;
@@ -10,7 +10,7 @@ use uuid::Uuid;
 use crate::metering::json::{self, Map};
 use crate::metering::meter::{Aggregation, Meter};
 use crate::metering::quantity::Quantity;
-use crate::metering::rollup::{Edge, Part, merge};
+use crate::metering::rollup::{Edge, Part, Series};
 use crate::metering::time::{DAY, HOUR, Timestamp};
 
 /// The finest sums that are kept begin on quarters of an hour: no time zone of today is off by less.
@@ -79,7 +79,31 @@ impl Facet {
             }
         }
     }
+
+    /// The same of the text of values; `None` where that cannot be read.
+    fn project_text(&self, values: &str, known: &mut Projected) -> Option<String> {
+        let of_facet = match known.0.get_mut(self) {
+            Some(of_facet) => of_facet,
+            None => known.0.entry(self.clone()).or_default(),
+        };
+        if let Some(projected) = of_facet.get(values) {
+            return Some(projected.clone());
+        }
+        let projected = self.project(&json::parse_object(values)?);
+        if of_facet.len() < PROJECTED_MAX {
+            of_facet.insert(values.to_owned(), projected.clone());
+        }
+        Some(projected)
+    }
 }
+
+/// Values that were projected before: reading them costs more than adding up the sums of a cell, and a fold meets the same
+/// ones on every day.
+#[derive(Default)]
+pub struct Projected(BTreeMap<Facet, HashMap<String, String>>);
+
+/// Of one facet.
+const PROJECTED_MAX: usize = 16_384;
 
 /// What the events of a cell have in common beside their time.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -91,37 +115,34 @@ pub struct Group {
 }
 
 /// Sums by group and start.
-pub type Cells = BTreeMap<Group, BTreeMap<Timestamp, Part>>;
+pub type Cells = BTreeMap<Group, Series>;
 
 pub fn count(cells: &Cells) -> usize {
-    cells.values().map(BTreeMap::len).sum()
+    cells.values().map(Series::len).sum()
 }
 
 /// Adds all of `more`, with starts rounded down to `width`.
 pub fn add_all(cells: &mut Cells, more: &Cells, width: i64) {
     for (group, parts) in more {
-        if !cells.contains_key(group) {
-            cells.insert(group.clone(), BTreeMap::new());
+        if let Some(sums) = cells.get_mut(group) {
+            sums.add_all(parts, width);
+            continue;
         }
-        let Some(sums) = cells.get_mut(group) else { continue };
-        for (start, part) in parts {
-            merge(sums, start.floor(width), part);
-        }
+        let mut sums = Series::default();
+        sums.add_all(parts, width);
+        cells.insert(group.clone(), sums);
     }
 }
 
 /// The same sums by fewer dimensions; `None` when values cannot be read.
-pub fn project(cells: &Cells, facet: &Facet) -> Option<Cells> {
+pub fn project(cells: &Cells, facet: &Facet, known: &mut Projected) -> Option<Cells> {
     if *facet == Facet::All {
         return Some(cells.clone());
     }
     let mut projected = Cells::new();
     for (group, parts) in cells {
-        let values = facet.project(&json::parse_object(&group.values)?);
-        let sums = projected.entry(Group { version: group.version, values }).or_default();
-        for (start, part) in parts {
-            merge(sums, *start, part);
-        }
+        let values = facet.project_text(&group.values, known)?;
+        projected.entry(Group { version: group.version, values }).or_default().add_all(parts, 1);
     }
     Some(projected)
 }
@@ -130,9 +151,10 @@ pub fn project(cells: &Cells, facet: &Facet) -> Option<Cells> {
 pub fn by_day(cells: Cells) -> BTreeMap<Timestamp, Cells> {
     let mut days: BTreeMap<Timestamp, Cells> = BTreeMap::new();
     for (group, parts) in cells {
-        for (start, part) in parts {
-            let day = days.entry(start.floor(DAY)).or_default();
-            day.entry(group.clone()).or_default().insert(start, part);
+        let mut parts = parts.into_iter().peekable();
+        while let Some(day) = parts.peek().map(|(start, _)| start.floor(DAY)) {
+            let of_day = std::iter::from_fn(|| parts.next_if(|(start, _)| start.floor(DAY) == day)).collect();
+            days.entry(day).or_default().insert(group.clone(), of_day);
         }
     }
     days
@@ -164,7 +186,7 @@ pub fn pack(cells: &Cells) -> Vec<u8> {
 /// Packs so many groups: version and values of a dimension set, and its sums.
 pub fn pack_groups<'a>(
     count: usize,
-    groups: impl Iterator<Item = (i32, &'a str, &'a BTreeMap<Timestamp, Part>)>,
+    groups: impl Iterator<Item = (i32, &'a str, &'a Series)>,
     with_edges: bool,
 ) -> Vec<u8> {
     let mut bytes = vec![FORMAT];
@@ -175,10 +197,10 @@ pub fn pack_groups<'a>(
         put_bytes(&mut bytes, values.as_bytes());
         body.clear();
         let mut before = 0;
-        for (start, part) in parts {
+        for (start, part) in parts.iter() {
             put_signed(&mut body, start.0.div_euclid(QUARTER) - before);
             before = start.0.div_euclid(QUARTER);
-            put_part(&mut body, *start, part, with_edges);
+            put_part(&mut body, start, part, with_edges);
         }
         put_unsigned(&mut bytes, parts.len() as u64);
         put_bytes(&mut bytes, &body);
@@ -399,7 +421,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::metering::rollup::add_event;
 
     fn events() -> impl Strategy<Value = Vec<(i64, i64, String, u8, u8, u128)>> {
         let quantity = prop_oneof![
@@ -419,10 +440,15 @@ mod tests {
             let group = Group { version: i32::from(*version), values };
             let at = Timestamp(hour * HOUR + offset);
             let quantity = Quantity::parse(quantity).expect("a quantity");
-            add_event(cells.entry(group).or_default(), at.floor(HOUR), at, Uuid::from_u128(*id), &quantity);
+            cells.entry(group).or_default().add_event(at.floor(HOUR), at, Uuid::from_u128(*id), &quantity);
         }
         if !with_edges {
-            cells.values_mut().flat_map(BTreeMap::values_mut).for_each(|part| part.edges = None);
+            for series in cells.values_mut() {
+                *series = series
+                    .iter()
+                    .map(|(start, part)| (start, Part { edges: None, ..part.clone() }))
+                    .collect();
+            }
         }
         cells
     }
@@ -453,11 +479,11 @@ mod tests {
             add_all(&mut sums, &cells_of(one, with_edges), HOUR);
             prop_assert_eq!(&sums, &whole);
             for facet in [Facet::All, Facet::Of(BTreeSet::from(["a".to_owned()])), Facet::Of(BTreeSet::new())] {
-                let projected = project(&sums, &facet).expect("JSON");
+                let projected = project(&sums, &facet, &mut Projected::default()).expect("JSON");
                 let (mut days, mut days_of_whole) = (Cells::new(), Cells::new());
                 add_all(&mut days, &projected, DAY);
                 add_all(&mut days_of_whole, &whole, DAY);
-                prop_assert_eq!(days, project(&days_of_whole, &facet).expect("JSON"));
+                prop_assert_eq!(days, project(&days_of_whole, &facet, &mut Projected::default()).expect("JSON"));
             }
             let again = by_day(whole.clone()).into_values().fold(Cells::new(), |mut all, day| {
                 add_all(&mut all, &day, HOUR);

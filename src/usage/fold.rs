@@ -16,7 +16,7 @@ use crate::db::statement::{Statement, integers};
 use crate::db::{Conn, DbError};
 use crate::error::Error;
 use crate::metering::delta::{self, Counts, SubjectCells};
-use crate::metering::facet::{self, CELLS_MAX, Cells, Facet};
+use crate::metering::facet::{self, CELLS_MAX, Cells, Facet, Projected};
 use crate::metering::time::{DAY, HOUR, Timestamp};
 use crate::meters;
 
@@ -156,7 +156,8 @@ pub fn prepare(conn: &mut Conn, meter_id: i64) -> Result<Option<Folded>, DbError
     }
     let kept = Facet::kept(&meter);
     let days = facet::by_day(added).into_iter();
-    let days = days.map(|(day, cells)| fold_day(conn, meter_id, day, &kept, &cells));
+    let mut known = Projected::default();
+    let days = days.map(|(day, cells)| fold_day(conn, meter_id, day, &kept, &cells, &mut known));
     let days = days.collect::<Result<Vec<Day>, DbError>>()?;
     let is_part = count > CELLS_AT_ONCE || has_more;
     Ok(Some(Folded { meter_id, deltas: folded, days, unsettled: unsettled.into_rows(), is_part }))
@@ -322,8 +323,8 @@ impl Sums {
         Packed { day_cells: packed(&self.by_day), hour_cells: packed(&self.by_hour) }
     }
 
-    fn project(&self, facet: &Facet) -> Sums {
-        let project = |cells: &Option<Cells>| facet::project(cells.as_ref()?, facet);
+    fn project(&self, facet: &Facet, known: &mut Projected) -> Sums {
+        let mut project = |cells: &Option<Cells>| facet::project(cells.as_ref()?, facet, known);
         Sums { by_day: project(&self.by_day), by_hour: project(&self.by_hour) }
     }
 }
@@ -336,6 +337,7 @@ fn fold_day(
     day: Timestamp,
     kept: &[Facet],
     added: &Cells,
+    known: &mut Projected,
 ) -> Result<Day, DbError> {
     let mut statement = Statement::new(conn);
     let (meter, start) = (statement.int(meter_id), statement.int(day.0));
@@ -358,7 +360,7 @@ fn fold_day(
         let name = facet.name();
         if !sums.contains_key(&name) {
             let begun = match sums.get(&all) {
-                Some(before) => before.project(facet),
+                Some(before) => before.project(facet, known),
                 None => Sums::nothing(),
             };
             // never the sums that this fold adds: `All` is added to last
@@ -368,7 +370,7 @@ fn fold_day(
     }
     for facet in &facets {
         let Some(sums) = sums.get_mut(&facet.name()) else { continue };
-        match facet::project(added, facet) {
+        match facet::project(added, facet, known) {
             Some(more) => sums.add(&more),
             None => *sums = Sums { by_day: None, by_hour: None },
         }

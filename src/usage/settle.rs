@@ -16,16 +16,23 @@ use crate::db::{Conn, DbError};
 use crate::error::Error;
 use crate::metering::delta::{self, Counts};
 use crate::metering::facet::{self, Cells, QUARTER};
+use crate::metering::rollup::Series;
 use crate::metering::time::Timestamp;
 use crate::usage::packed::unreadable;
 use crate::usage::runs::PERIOD;
 use crate::usage::{fold, subject_counts};
 
 /// So much waits at most for a query to step through, per meter.
-const BYTES_DUE: i64 = 4 << 20;
+const BYTES_DUE: i64 = 2 << 20;
 const ROWS_DUE: i64 = 256;
-/// Subjects and periods that are written in one transaction, about.
+/// And so many bytes of counts, of all meters of a workspace, for the page of its subjects: about 30,000.
+const COUNTS_DUE: i64 = 512 << 10;
+/// Subjects and periods that are written in one transaction, about, and sums that are added to them.
 const KEYS_AT_ONCE: usize = 4_096;
+const CELLS_AT_ONCE: usize = 65_536;
+/// Sums that are read and written again in one transaction, the shortest runs first: all subjects of a busy meter would
+/// else have their longest runs put together at the same moment.
+const MERGED_CELLS_MAX: i64 = 262_144;
 const ROWS_AT_ONCE: i64 = 512;
 /// Runs of so many sums are put together with no other; longer ones are cut by days.
 const RUN_CELLS_MAX: i64 = 16_384;
@@ -37,17 +44,22 @@ struct Waiting {
     #[diesel(sql_type = BigInt)]
     bytes: i64,
     #[diesel(sql_type = BigInt)]
+    counts: i64,
+    #[diesel(sql_type = BigInt)]
     oldest: i64,
 }
 
 /// Whether enough waits to be settled, or for so many microseconds.
 pub fn is_due(conn: &mut Conn, meter_id: i64, settle_after: i64) -> Result<bool, DbError> {
     let text = "SELECT COUNT(*) AS waiting, CAST(COALESCE(SUM(length(subjects) + length(counts)), 0) AS BIGINT) AS bytes,
-                       COALESCE(MIN(id), 0) AS oldest
+                       COALESCE(MIN(id), 0) AS oldest,
+                       (SELECT CAST(COALESCE(SUM(length(d.counts)), 0) AS BIGINT) FROM rollup_deltas d JOIN meters m ON m.id = d.meter_id
+                        WHERE m.workspace_id = (SELECT workspace_id FROM meters WHERE id = $1)) AS counts
                 FROM rollup_deltas WHERE meter_id = $1 AND cells IS NULL";
     let found: Waiting = sql_query(text).bind::<BigInt, _>(meter_id).get_result(conn)?;
     let is_old = || made_at(found.oldest).plus(settle_after) <= Timestamp::now();
-    Ok(found.bytes >= BYTES_DUE || found.waiting >= ROWS_DUE || (found.waiting > 0 && is_old()))
+    let is_much = found.bytes >= BYTES_DUE || found.waiting >= ROWS_DUE || found.counts >= COUNTS_DUE;
+    Ok(found.waiting > 0 && (is_much || is_old()))
 }
 
 #[derive(QueryableByName)]
@@ -105,7 +117,7 @@ struct Run {
 
 impl Run {
     fn of(owner: Owner, cells: &Cells) -> Run {
-        let starts = || cells.values().flat_map(BTreeMap::keys).map(|start| start.0);
+        let starts = || cells.values().flat_map(Series::starts).map(|start| start.0);
         Run {
             owner,
             id: new_id(),
@@ -134,16 +146,19 @@ pub fn prepare(conn: &mut Conn, meter_id: i64) -> Result<Option<Settled>, DbErro
                 WHERE meter_id = $1 AND cells IS NULL ORDER BY id LIMIT $2";
     let query = sql_query(text).bind::<BigInt, _>(meter_id);
     let rows: Vec<UnsettledRow> = query.bind::<BigInt, _>(ROWS_AT_ONCE).load(conn)?;
-    let mut added: BTreeMap<Owner, Cells> = BTreeMap::new();
+    let (mut added, mut cell_count) = (BTreeMap::<Owner, Cells>::new(), 0);
     let (mut deltas, mut counts) = (Vec::new(), Counts::new());
     for row in &rows {
         // what cannot be read stays where it is, to be named by whoever reads it
         if let Some((subjects, more)) = readable("rollup_deltas", row.id, unpacked(row)) {
-            subjects.into_iter().for_each(|(subject_id, cells)| spread(&mut added, subject_id, &cells));
+            for (subject_id, cells) in subjects {
+                cell_count += facet::count(&cells);
+                spread(&mut added, subject_id, &cells);
+            }
             delta::add_counts(&mut counts, &more);
             deltas.push(row.id);
         }
-        if added.len() >= KEYS_AT_ONCE {
+        if added.len() >= KEYS_AT_ONCE || cell_count >= CELLS_AT_ONCE {
             break;
         }
     }
@@ -169,10 +184,12 @@ fn unpacked(row: &UnsettledRow) -> Result<(BTreeMap<i64, Cells>, Counts), DbErro
 
 fn spread(added: &mut BTreeMap<Owner, Cells>, subject_id: i64, cells: &Cells) {
     for (group, parts) in cells {
-        for (start, part) in parts {
+        for (start, part) in parts.iter() {
             let sums = added.entry((start.floor(PERIOD).0, subject_id)).or_default();
-            let one = BTreeMap::from([(group.clone(), BTreeMap::from([(*start, part.clone())]))]);
-            facet::add_all(sums, &one, QUARTER);
+            match sums.get_mut(group) {
+                Some(sums) => sums.add(start, part),
+                None => drop(sums.insert(group.clone(), Series::from_iter([(start, part.clone())]))),
+            }
         }
     }
 }
@@ -182,20 +199,19 @@ impl Settled {
         &mut self,
         conn: &mut Conn,
         period: i64,
-        mut subjects: BTreeMap<i64, Cells>,
+        subjects: BTreeMap<i64, Cells>,
     ) -> Result<(), DbError> {
-        let merged = self.to_merge(conn, period, &subjects)?;
-        for run in merged {
-            // one that cannot be read is left alone
-            let Some(cells) =
-                readable("rollup_subjects", run.id, facet::unpack(&run.cells).ok_or_else(unreadable))
-            else {
-                continue;
-            };
-            facet::add_all(subjects.entry(run.subject_id).or_default(), &cells, QUARTER);
-            self.replaced.push(((period, run.subject_id), run.id));
-        }
-        for (subject_id, cells) in subjects {
+        let mut merged = self.to_merge(conn, period, &subjects)?;
+        // unpacked, sums take many times as much room: one subject at a time
+        for (subject_id, mut cells) in subjects {
+            for RunCells { id, cells: packed, .. } in merged.remove(&subject_id).unwrap_or_default() {
+                // one that cannot be read is left alone
+                let more = readable("rollup_subjects", id, facet::unpack(&packed).ok_or_else(unreadable));
+                if let Some(more) = more {
+                    facet::add_all(&mut cells, &more, QUARTER);
+                    self.replaced.push(((period, subject_id), id));
+                }
+            }
             let pieces = pieces(cells);
             self.runs.extend(pieces.iter().map(|cells| Run::of((period, subject_id), cells)));
         }
@@ -203,13 +219,13 @@ impl Settled {
     }
 
     /// Runs that are at most twice as long as what is put together before them: their lengths then at least double, and
-    /// of a million sums there are some ten.
+    /// of a million sums there are some ten. By subject, each with its id.
     fn to_merge(
         &self,
         conn: &mut Conn,
         period: i64,
         subjects: &BTreeMap<i64, Cells>,
-    ) -> Result<Vec<RunCells>, DbError> {
+    ) -> Result<BTreeMap<i64, Vec<RunCells>>, DbError> {
         let subject_ids: Vec<i64> = subjects.keys().copied().collect();
         let of_period = format!(
             "FROM rollup_subjects WHERE meter_id = $1 AND period = $2 AND subject_id IN ({})",
@@ -219,19 +235,26 @@ impl Settled {
         let sizes = sizes.bind::<BigInt, _>(self.meter_id).bind::<BigInt, _>(period);
         let mut lengths: BTreeMap<i64, i64> =
             subjects.iter().map(|(subject_id, cells)| (*subject_id, facet::count(cells) as i64)).collect();
-        let mut chosen = Vec::new();
+        let (mut chosen, mut left) = (Vec::new(), MERGED_CELLS_MAX);
         for run in sizes.load::<RunSize>(conn)? {
             let Some(length) = lengths.get_mut(&run.subject_id) else { continue };
-            if run.cell_count <= *length * 2 && *length + run.cell_count <= RUN_CELLS_MAX {
+            let fits = *length + run.cell_count <= RUN_CELLS_MAX && run.cell_count <= left;
+            if run.cell_count <= *length * 2 && fits {
                 *length += run.cell_count;
+                left -= run.cell_count;
                 chosen.push(run.id);
             }
         }
         if chosen.is_empty() {
-            return Ok(Vec::new());
+            return Ok(BTreeMap::new());
         }
         let text = format!("SELECT subject_id, id, cells {of_period} AND id IN ({})", integers(&chosen));
-        Ok(sql_query(text).bind::<BigInt, _>(self.meter_id).bind::<BigInt, _>(period).load(conn)?)
+        let query = sql_query(text).bind::<BigInt, _>(self.meter_id).bind::<BigInt, _>(period);
+        let mut merged: BTreeMap<i64, Vec<RunCells>> = BTreeMap::new();
+        for run in query.load::<RunCells>(conn)? {
+            merged.entry(run.subject_id).or_default().push(run);
+        }
+        Ok(merged)
     }
 }
 

@@ -21,10 +21,32 @@ use crate::usage::packed::unreadable;
 pub struct Activity {
     /// Its meters, and before what each is pruned.
     pub watermarks: BTreeMap<i64, Option<Timestamp>>,
-    /// What waits to be settled: by subject, then by meter.
-    pub waiting: BTreeMap<i64, Counts>,
+    pub waiting: Waiting,
     /// Months that were taken out of `events` and are about to be dropped.
     detached: Vec<String>,
+}
+
+/// What waits to be settled: subject, meter and count, in the order of subjects. There may be tens of thousands, of which a
+/// page needs a hundred: a list costs a tenth of maps of maps.
+#[derive(Default)]
+pub struct Waiting(Vec<(i64, i64, Count)>);
+
+impl Waiting {
+    /// Each subject that something waits for, with its newest event.
+    pub fn newest(&self) -> impl Iterator<Item = (i64, Timestamp)> {
+        self.0.chunk_by(|(one, ..), (other, ..)| one == other).filter_map(|of_subject| {
+            let last = of_subject.iter().filter_map(|(.., count)| count.last_at).max()?;
+            Some((of_subject.first()?.0, last))
+        })
+    }
+
+    /// Adds what waits for a subject to its counts by meter.
+    pub fn add_to(&self, subject_id: i64, counts: &mut Counts) {
+        let first = self.0.partition_point(|(id, ..)| *id < subject_id);
+        for (_, meter_id, count) in self.0[first..].iter().take_while(|(id, ..)| *id == subject_id) {
+            counts.entry(*meter_id).or_default().add(*count);
+        }
+    }
 }
 
 /// A subject with its settled counts by meter.
@@ -93,15 +115,17 @@ pub fn activity(conn: &mut Conn, workspace_id: i64) -> Result<Activity, DbError>
     .load(conn)?;
     let names = rows.first().and_then(|row| row.detached.as_deref()).unwrap_or_default();
     let detached = names.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect();
-    let mut found = Activity { watermarks: BTreeMap::new(), waiting: BTreeMap::new(), detached };
+    let mut found = Activity { watermarks: BTreeMap::new(), waiting: Waiting::default(), detached };
     for row in rows {
         found.watermarks.insert(row.meter_id, row.pruned_before.map(Timestamp));
-        let counts = row.counts.map(|counts| delta::unpack_counts(&counts).ok_or_else(unreadable));
-        let counts = counts.and_then(|counts| readable("rollup_deltas", row.id, counts));
-        for (subject_id, count) in counts.unwrap_or_default() {
-            found.waiting.entry(subject_id).or_default().entry(row.meter_id).or_default().add(count);
-        }
+        let Some(counts) = &row.counts else { continue };
+        // all of a row or nothing
+        let counts: Option<Vec<(i64, Count)>> = delta::each_count(counts).collect();
+        let counts = readable("rollup_deltas", row.id, counts.ok_or_else(unreadable)).unwrap_or_default();
+        let counts = counts.into_iter().map(|(subject_id, count)| (subject_id, row.meter_id, count));
+        found.waiting.0.extend(counts);
     }
+    found.waiting.0.sort_unstable_by_key(|(subject_id, ..)| *subject_id);
     Ok(found)
 }
 

@@ -205,17 +205,14 @@ impl Page {
     /// So many subjects with the newest events of those that wait, with all that are as new as the last of them.
     fn newest_waiting(&self, most: usize) -> Vec<i64> {
         let upper = self.after.as_ref().map_or(Timestamp(i64::MAX), |after| after.last_event_at);
-        let last = |counts: &Counts| counts.values().filter_map(|count| count.last_at).max();
-        let mut newest: Vec<(Timestamp, i64)> = self
-            .activity
-            .waiting
-            .iter()
-            .filter_map(|(subject_id, counts)| Some((last(counts)?, *subject_id)))
-            .filter(|(at, _)| *at <= upper)
-            .collect();
-        newest.sort_unstable_by_key(|one| Reverse(*one));
-        let oldest = newest.get(most).map_or(Timestamp(i64::MIN), |(at, _)| *at);
-        newest.into_iter().take_while(|(at, _)| *at >= oldest).map(|(_, subject_id)| subject_id).collect()
+        let waiting = self.activity.waiting.newest().filter(|(_, at)| *at <= upper);
+        let mut newest: Vec<Reverse<(Timestamp, i64)>> = waiting.map(|(id, at)| Reverse((at, id))).collect();
+        if newest.len() > most {
+            let (_, Reverse((oldest, _)), _) = newest.select_nth_unstable(most);
+            let oldest = *oldest;
+            newest.retain(|Reverse((at, _))| *at >= oldest);
+        }
+        newest.into_iter().map(|Reverse((_, subject_id))| subject_id).collect()
     }
 
     /// Adds those that belong on the page or a later one; returns how many.
@@ -224,9 +221,7 @@ impl Page {
         for subject in &subjects {
             let of_subject = counts.entry(subject.subject_id).or_default();
             delta::add_counts(of_subject, &subject.counts);
-            if let Some(waiting) = self.activity.waiting.get(&subject.subject_id) {
-                delta::add_counts(of_subject, waiting);
-            }
+            self.activity.waiting.add_to(subject.subject_id, of_subject);
         }
         subject_counts::take_off_detached(conn, &self.activity, &mut counts)?;
         self.correct_last(conn, &mut counts)?;

@@ -389,6 +389,9 @@ CREATE TABLE rollup_deltas (
     counts BYTEA NOT NULL,
     PRIMARY KEY (meter_id, id)
 );
+-- they live for a minute: compressing them costs more than their bytes
+ALTER TABLE rollup_deltas ALTER COLUMN cells SET STORAGE EXTERNAL, ALTER COLUMN subjects SET STORAGE EXTERNAL,
+    ALTER COLUMN counts SET STORAGE EXTERNAL;
 
 -- Sums of all events of a meter and UTC day by some of its dimensions, packed the same way.
 CREATE TABLE rollup_facets (
