@@ -14,9 +14,11 @@ mod machine;
 mod meter;
 mod queries;
 mod report;
+mod scans;
 mod server;
 mod stream;
 mod suite;
+mod wide;
 mod workload;
 
 use std::path::{Path, PathBuf};

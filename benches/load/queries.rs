@@ -78,45 +78,7 @@ pub async fn ask(
     ask_each(suite, server, workload, questions).await
 }
 
-/// The questions that people ask a meter with hundreds of dimension sets.
-pub async fn ask_wide(
-    suite: &mut Suite<'_>,
-    server: &Server,
-    account: &Account,
-    workload: &Workload,
-    stored: u64,
-) -> Outcome<()> {
-    let (meter, from) = (&workload.meter, workload.from);
-    let to = from.plus(30 * DAY);
-    let buckets = |rest: &str| {
-        let target = format!("/v1/usages?meter={meter}&from={from}&to={to}&limit=1000{rest}");
-        Request::new("GET", &target, &account.key, "")
-    };
-    let breakdown = json!({"meter": meter, "field": "endpoint", "from": from, "to": to}).to_string();
-    let questions = [
-        ("days", buckets("&bucket_size=day")),
-        ("hours", buckets("&bucket_size=hour")),
-        ("days by endpoint", buckets("&bucket_size=day&group_by=endpoint")),
-        ("days by endpoint and status", buckets("&bucket_size=day&group_by=endpoint,status")),
-        ("days by three dimensions", buckets("&bucket_size=day&group_by=endpoint,status,region")),
-        ("hours by endpoint", buckets("&bucket_size=hour&group_by=endpoint")),
-        ("days of one endpoint", buckets("&bucket_size=day&metadata.endpoint=/v1/things/7")),
-        ("breakdown", Request::new("POST", "/v1/usages/breakdowns/search", &account.key, &breakdown)),
-        ("days of one subject", buckets("&bucket_size=day&subject=customer-000007")),
-        (
-            "days of one subject by endpoint",
-            buckets("&bucket_size=day&subject=customer-000007&group_by=endpoint"),
-        ),
-        ("days by subject", buckets("&bucket_size=day&group_by=subject")),
-        ("days where an undeclared field", buckets("&bucket_size=day&metadata.class=c7")),
-        ("subjects", Request::new("GET", "/v1/subjects?limit=100", &account.key, "")),
-    ];
-    let path = |name: &str| format!("wide query at {}: {name}", short(stored as f64));
-    let questions = questions.into_iter().map(|(name, request)| (path(name), request)).collect();
-    ask_each(suite, server, workload, questions).await
-}
-
-async fn ask_each(
+pub async fn ask_each(
     suite: &mut Suite<'_>,
     server: &Server,
     workload: &Workload,

@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use open_spanner::metering::time::{DAY, HOUR, SECOND, Timestamp};
+use open_spanner::metering::time::{DAY, SECOND, Timestamp};
 use serde_json::json;
 
 use crate::client::{self, Load, Request};
@@ -75,7 +75,7 @@ impl Size {
 
 pub struct Suite<'a> {
     pub place: &'a Place,
-    program: &'a Path,
+    pub program: &'a Path,
     pub size: &'a Size,
     only: &'a [String],
     pub report: &'a mut Report,
@@ -136,52 +136,6 @@ impl<'a> Suite<'a> {
         Ok(())
     }
 
-    /// What users have: hundreds of dimension sets. Written over 30 days, beside the same with twelve, and within an
-    /// hour; then asked.
-    async fn wide(&mut self) -> Outcome<()> {
-        if !self.wants("wide") {
-            return Ok(());
-        }
-        let driver = self.place.create("history")?;
-        let server = Server::start(self.program, &driver, self.place.dir())?;
-        let account = Account::create(&server).await?;
-        let total = self.size.wide;
-        let mut rate_of_few = None;
-        for (label, wide, span) in
-            [("12 sets", false, 30 * DAY), ("480 sets, an hour", true, HOUR), ("480 sets", true, 30 * DAY)]
-        {
-            let mut workload = self.workload(Keys::Random);
-            workload.wide = wide;
-            workload.from = Timestamp::now().plus(-span);
-            workload.step = span / total as i64;
-            let dimensions: &[&str] =
-                if wide { &["endpoint", "status", "region"] } else { &["region", "model"] };
-            account.create_meter_with(&workload.meter, dimensions).await?;
-            let before = self.place.rollup_rows("history")?;
-            self.place.settle()?;
-            let mut gauge = Gauge::start(self.place, &server)?;
-            let lists = self.bulk_lists(&account, &workload, 0..total, 1_000, 4);
-            gauge.resume();
-            let mut load = client::run(server.http, lists, Duration::from_secs(600)).await?;
-            gauge.pause();
-            let mut row =
-                gauge.finish(&format!("wide: bulk 1000 c4, {label}, 1000 subjects"), Unit::Events, &mut load);
-            // here the ceiling is the rate with few sets
-            row.ceiling = rate_of_few;
-            rate_of_few = rate_of_few.or(Some((row.rate, row.server + row.db)));
-            let rows = (self.place.rollup_rows("history")? - before) as f64 / load.events.max(1) as f64;
-            row.note = format!("{rows:.3} rollup rows an event");
-            self.report.row(row);
-            self.verify(&account, &workload, &load).await?;
-            if span > HOUR && wide {
-                tokio::time::sleep(self.size.idle * 2).await;
-                queries::ask_wide(self, &server, &account, &workload, load.events).await?;
-            }
-        }
-        server.stop()?;
-        self.place.remove("history")
-    }
-
     /// Start to ready on an empty and on a migrated database, and the memory of a server that does nothing.
     async fn start_again(&mut self, server: Server) -> Outcome<Server> {
         let driver = self.place.driver("main");
@@ -204,7 +158,7 @@ impl<'a> Suite<'a> {
     }
 
     /// A workload on a meter that does not exist yet, with event times just before now.
-    fn workload(&mut self, keys: Keys) -> Workload {
+    pub fn workload(&mut self, keys: Keys) -> Workload {
         self.meters += 1;
         Workload {
             meter: format!("meter-{}", self.meters),
@@ -243,7 +197,7 @@ impl<'a> Suite<'a> {
     }
 
     /// Asks the server for the total of a meter and compares it with what it acknowledged.
-    async fn verify(&self, account: &Account, workload: &Workload, load: &Load) -> Outcome<()> {
+    pub async fn verify(&self, account: &Account, workload: &Workload, load: &Load) -> Outcome<()> {
         let counted = account.total(&workload.meter, workload.from).await?;
         if counted == load.cents {
             return Ok(());
@@ -291,7 +245,7 @@ impl<'a> Suite<'a> {
     }
 
     /// The numbered events as bulk calls of `size`, dealt out to connections.
-    fn bulk_lists(
+    pub fn bulk_lists(
         &self,
         account: &Account,
         workload: &Workload,

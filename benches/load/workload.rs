@@ -99,7 +99,8 @@ impl Workload {
         out.push_str("}}");
     }
 
-    fn write_metadata(&self, i: u64, out: &mut String) {
+    /// Appends the fields of its metadata, without the braces.
+    pub fn write_metadata(&self, i: u64, out: &mut String) {
         let (class, kind, place) = (self.dice(i, 5) % CLASSES, self.dice(i, 6), self.dice(i, 7) as usize);
         let _ = match self.wide {
             false => write!(
