@@ -307,6 +307,22 @@ mod tests {
         serde_json::from_str(&line).unwrap()
     }
 
+    /// Whoever makes a call fail a thousand times a second fills no disk.
+    #[test]
+    fn a_line_that_comes_again_is_counted() {
+        let (kinds, mut lines) = (FoldedKinds::new(), Vec::new());
+        for at in 0..1_000 {
+            kinds.say(if at % 100 == 99 { "seldom" } else { "often" }, |repeats| lines.push((at, repeats)));
+        }
+        assert_eq!(lines, [(0, 0), (99, 0)]);
+        // after a while it is written again, with the number of those between
+        let often = kinds.0.lock().expect("no holder panics").get("often").cloned().expect("a kind");
+        let before = clock::moment().checked_sub(FOLD).expect("a moment");
+        often.0.lock().expect("no holder panics").0 = Some(before);
+        kinds.say("often", |repeats| lines.push((1_000, repeats)));
+        assert_eq!(lines.last(), Some(&(1_000, 989)));
+    }
+
     #[test]
     fn a_line_of_text() {
         let pairs = [("http", "127.0.0.1:18081".to_value()), ("threads", 2.to_value())];

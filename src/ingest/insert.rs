@@ -199,6 +199,8 @@ impl<'a> InsertBatch<'a> {
     }
 
     fn store(&mut self, conn: &mut Conn, known: &WriteCache) -> Result<(), DbError> {
+        // refused consumptions must leave no key behind, so they are sorted out before keys are claimed; whether a granted
+        // one is new shows only then
         self.decide(conn, known)?;
         self.claim_keys(conn, known)?;
         self.check_decisions()?;

@@ -157,6 +157,7 @@ impl Sum<'_> {
     fn add_all(&mut self, conn: &mut Conn, since: i32) -> Result<(), DbError> {
         self.hour_by_hour = self.query.meter.pruned_before.is_some() && self.has_old_sets(conn, since)?;
         let whole = self.whole_hours(conn)?;
+        // buckets that begin in the middle of a stored sum: what lies in between comes from sums, the cut ones from events
         self.cover = whole
             .hours
             .zip(self.query.odd_buckets())
@@ -201,6 +202,7 @@ impl Sum<'_> {
         if !matches!(self.subjects, Subjects::All) {
             return self.add_runs(conn, asked, None);
         }
+        // cheapest first: totals know no dimension, facets know some, runs of subjects know all and are many
         if self.query.paths().is_empty() {
             if let Some(cover) = &cover {
                 return self.add_totals_of_pieces(conn, &cover.stored);
@@ -219,6 +221,7 @@ impl Sum<'_> {
         };
         match facets.add_up(conn)? {
             lost if lost.is_empty() => Ok(()),
+            // days whose facets were given up or cannot be read
             lost => self.add_runs(conn, asked, Some(&lost)),
         }
     }

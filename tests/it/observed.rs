@@ -14,6 +14,7 @@ on_both_databases!(
     queues_and_pools_are_measured,
     traces_of_callers_are_taken_over,
     request_lines_say_who_and_how_much,
+    made_up_methods_are_counted_as_one,
 );
 
 /// The metrics that the page lists: name and type, and whether they are there from the start.
@@ -56,6 +57,33 @@ async fn metrics_are_described_and_there_from_the_start(database: Database) {
     );
     assert!(value(&text, "process_resident_memory_bytes").is_some_and(|bytes| bytes > 1e6), "{text}");
     assert!(value(&text, "process_open_fds").is_some_and(|count| count > 5.0), "{text}");
+}
+
+/// Of methods that callers make up there is no end, and each would be a series for ever.
+async fn made_up_methods_are_counted_as_one(database: Database) {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let address = format!("127.0.0.1:{}", stable_port());
+    let server = Server::start_with(&database, &[("OPEN_SPANNER_METRICS_ADDR", &address)]);
+    let http = server.http().to_owned();
+    for at in 0..20 {
+        let mut caller = tokio::net::TcpStream::connect(&http).await.expect("a connection");
+        let request = format!("FROB{at} /v1/meters HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n");
+        caller.write_all(request.as_bytes()).await.expect("sent");
+        let mut answer = String::new();
+        caller.read_to_string(&mut answer).await.expect("an answer");
+        assert!(answer.starts_with("HTTP/1.1 4"), "{answer}");
+    }
+    let text = Client::new(&format!("http://{address}")).get("/metrics").await.expect(200).text;
+    assert!(!text.contains("FROB"), "{text}");
+    let counted: f64 = text
+        .lines()
+        .filter(|line| {
+            line.starts_with("open_spanner_http_server_request_duration_seconds_count")
+                && line.contains("method=\"other\"")
+        })
+        .filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok())
+        .sum();
+    assert_eq!(counted, 20.0, "{text}");
 }
 
 async fn queues_and_pools_are_measured(database: Database) {

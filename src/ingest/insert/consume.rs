@@ -59,6 +59,7 @@ impl<'a> InsertBatch<'a> {
         if asked.is_empty() {
             return Ok(());
         }
+        // before anything is read: of two consumptions of one subject the second sees what the first took
         self.lock_subjects(conn, &asked)?;
         let earlier = earlier_decisions(conn, &asked)?;
         let taken = taken_keys(conn, known, &asked)?;
@@ -66,6 +67,7 @@ impl<'a> InsertBatch<'a> {
         let mut keys: BTreeSet<LedgerKey> = BTreeSet::new();
         for asked in asked {
             if let Some(decision) = earlier.get(&asked.key) {
+                // answered as it was decided then, whatever plan and usage say today
                 let decided = replayed(decision.clone(), taken.get(&asked.key), Some(asked.event))?;
                 self.decided[asked.at] = Some(Outcome::Decided(Box::new(decided)));
             } else if keys.insert(asked.key.clone()) {
@@ -201,8 +203,10 @@ impl<'a> InsertBatch<'a> {
             }
         }
         let verdict = judge(event, self.plan(asked), &counted, &unread, asked.now);
+        // what is stored already takes no more room: its key is granted again
         let accepted = taken.is_some() || !verdict.refuses();
         if accepted && taken.is_none() {
+            // the next one of this batch comes on top
             let part = Part::of(event.time, event.id, &event.quantity);
             for (_, key) in &limits {
                 match windows.get_mut(key).and_then(Option::as_mut) {

@@ -15,6 +15,7 @@ use crate::metering::time::Timestamp;
 impl InsertBatch<'_> {
     /// Claims the idempotency keys of the batch; whoever comes second gets the event that was first.
     pub(super) fn claim_keys(&mut self, conn: &mut Conn, known: &WriteCache) -> Result<(), DbError> {
+        // in the order of keys: two writers that claim the same ones then never wait for each other in a circle
         let mut first: BTreeMap<LedgerKey, (Place, &Event)> = BTreeMap::new();
         let mut later: Vec<(LedgerKey, Place, &Event)> = Vec::new();
         for (place, workspace_id, event) in self.pending_events() {
@@ -56,6 +57,7 @@ impl InsertBatch<'_> {
         }
         for (key, place, event) in later {
             let Some((_, first)) = first.get(&key) else { continue };
+            // the key was taken before, and both are late; or this transaction brings both, and the one that came first is it
             let original = match taken.get(&key) {
                 Some(taken) => original_of(taken, event),
                 None => Original {
