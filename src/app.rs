@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use tokio_util::sync::CancellationToken;
 
 use crate::alerts::backtest::{self, Backtest};
-use crate::alerts::rule::RuleSpec;
-use crate::alerts::sql::rules;
+use crate::alerts::rule::{RuleSpec, SNOOZE_SECONDS_MAX};
+use crate::alerts::sql::rules::{self, Rule};
 use crate::alerts::webhook;
 use crate::auth::Auth;
 use crate::config::Config;
@@ -23,7 +23,7 @@ use crate::error::{Error, Result};
 use crate::ingest::Ingest;
 use crate::jobs::worker::JobNotifier;
 use crate::metering::meter::{Meter, MeterInput};
-use crate::metering::time::Timestamp;
+use crate::metering::time::{SECOND, Timestamp};
 use crate::meters;
 use crate::meters::sql::{Changed, MeterCache};
 use crate::net::budget::Budget;
@@ -90,6 +90,17 @@ impl App {
         let meter = meter.ok_or_else(|| Error::not_found("meter"))?;
         let run = move |conn: &mut Conn| backtest::run(conn, meter.clone(), &terms, Timestamp::now());
         self.store.read_snapshot("alerts::backtest", run).await
+    }
+
+    /// Keeps a rule quiet for so many seconds; none let it tell again. 404 for an unknown rule.
+    pub async fn snooze_rule(&self, workspace_id: i64, public_id: String, seconds: i64) -> Result<Rule> {
+        if !(0..=SNOOZE_SECONDS_MAX).contains(&seconds) {
+            return Err(Error::invalid(format!("seconds must be 0 to {SNOOZE_SECONDS_MAX}")));
+        }
+        let now = Timestamp::now();
+        let until = (seconds > 0).then(|| now.plus(seconds * SECOND));
+        let snooze = move |conn: &mut Conn| rules::snooze(conn, workspace_id, &public_id, until, now);
+        self.store.write("alerts::snooze", snooze).await
     }
 
     /// Deletes a meter that holds no event and that nothing refers to; 404 and 409 otherwise.

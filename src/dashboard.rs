@@ -24,9 +24,9 @@ use crate::auth::permission::{Access, Role};
 use crate::dashboard::guard::Guard;
 use crate::http::{self, Endpoint};
 use pages::{
-    account, alerts, audit, destinations, events, explain, explore, exports, home, keys, links, live,
-    members, meters, overview, plans, quota, refused, saved, settings, share, sign_in, subjects, system,
-    welcome,
+    account, alert_event, alerts, audit, destinations, events, explain, explore, exports, home, ingestion,
+    keys, links, live, members, meters, overview, plans, quota, refused, saved, settings, share, short,
+    sign_in, subjects, system, welcome, worker,
 };
 
 fn get<F, Args>(path: &'static str, access: Access, handler: F) -> Endpoint
@@ -68,7 +68,9 @@ pub fn endpoints() -> Vec<Endpoint> {
         post("/logout", VIEWER, sign_in::logout),
         post("/settings/theme", VIEWER, settings::theme),
         post("/settings/zone", VIEWER, settings::zone),
+        post("/settings/keys", VIEWER, settings::keys),
         post("/settings/workspace-zone", ADMIN, settings::workspace_zone),
+        post("/settings/key-conflicts", OWNER, settings::key_conflicts),
 
         get("/live", VIEWER, live::stream),
 
@@ -81,11 +83,14 @@ pub fn endpoints() -> Vec<Endpoint> {
         get("/usage/saved", VIEWER, saved::list),
         post("/usage/saved", ADMIN, saved::change),
         post("/usage/saved/new", ADMIN, saved::create),
+        post("/usage/q", VIEWER, short::create),
+        get("/usage/q/{hash}", VIEWER, short::show),
         get("/events", VIEWER, events::list),
         get("/events/refused", VIEWER, refused::list),
         get("/events/refused/{id}", VIEWER, refused::show),
         get("/events/{id}", VIEWER, events::show),
-        get("/ingestion", VIEWER, events::ingestion),
+        get("/ingestion", VIEWER, ingestion::list),
+        get("/ingestion/{id}", VIEWER, ingestion::show),
         get("/subjects", VIEWER, subjects::list),
         get("/subjects/{subject}", VIEWER, subjects::show),
         get("/subjects/{subject}/plan", ADMIN, subjects::plan),
@@ -111,12 +116,14 @@ pub fn endpoints() -> Vec<Endpoint> {
         get("/search", VIEWER, explain::search),
 
         get("/alerts", VIEWER, alerts::list),
+        get("/alerts/events/{id}", VIEWER, alert_event::show),
         get("/alerts/new", ADMIN, alerts::new),
         post("/alerts/new", ADMIN, alerts::create),
         get("/alerts/{id}", VIEWER, alerts::show),
         get("/alerts/{id}/edit", ADMIN, alerts::edit),
         post("/alerts/{id}/edit", ADMIN, alerts::update),
         post("/alerts/{id}/evaluate", ADMIN, alerts::evaluate_now),
+        post("/alerts/{id}/snooze", ADMIN, alerts::snooze),
         get("/alerts/{id}/delete", ADMIN, alerts::confirm_delete),
         post("/alerts/{id}/delete", ADMIN, alerts::delete),
         get("/destinations/new", ADMIN, destinations::new),
@@ -139,6 +146,7 @@ pub fn endpoints() -> Vec<Endpoint> {
         get("/jobs", VIEWER, system::jobs),
         post("/jobs", ADMIN, system::requeue),
         get("/jobs/dead/{id}", VIEWER, system::letter),
+        get("/jobs/workers/{name}", VIEWER, worker::show),
         get("/system", VIEWER, system::show),
         post("/system/prune", ADMIN, system::prune),
         get("/settings", VIEWER, settings::show),

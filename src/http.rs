@@ -263,6 +263,7 @@ pub fn endpoints() -> Vec<Endpoint> {
         endpoint(Method::PUT, "/v1/alerts/{id}", writes(&[Scope::AlertsWrite]), alerts::update, alerts::describe_update),
         endpoint(Method::DELETE, "/v1/alerts/{id}", writes(&[Scope::AlertsWrite]), alerts::delete, alerts::describe_delete),
         endpoint(Method::POST, "/v1/alerts/{id}/evaluate", writes(&[Scope::AlertsWrite]), alerts::evaluate_now, alerts::describe_evaluate_now),
+        endpoint(Method::POST, "/v1/alerts/{id}/snooze", writes(&[Scope::AlertsWrite]), alerts::snooze, alerts::describe_snooze),
 
         endpoint(Method::GET, "/v1/audit-events", Access::Key(&[Scope::AuditRead], Role::Admin), audit::list, audit::describe_list),
         endpoint(Method::GET, "/v1/audit-events/export", Access::Key(&[Scope::AuditRead], Role::Admin), audit::export, audit::describe_export),

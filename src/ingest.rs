@@ -371,7 +371,7 @@ impl Ingest {
                 Err(error) if error.code == Code::Internal => return Err(error),
                 Err(error) => {
                     if !is_rehearsal {
-                        self.tally.note(about.refused(workspace_id, &error, now));
+                        self.tally.note(about.refused((workspace_id, batch.run_id), &error, now));
                     }
                     failed.push(Failure { index: place, error });
                 }
@@ -386,10 +386,9 @@ impl Ingest {
     fn note_conflicts(&self, batch: &Batch, outcome: &Outcome) {
         let Outcome::Stored(items) = outcome else { return };
         for (event, original) in batch.events.iter().zip(items) {
-            if let Some(conflict) = original
-                .as_ref()
-                .and_then(|original| refusal::conflict(batch.workspace_id, event, &original.event))
-            {
+            if let Some(conflict) = original.as_ref().and_then(|original| {
+                refusal::conflict((batch.workspace_id, batch.run_id), event, &original.event)
+            }) {
                 self.tally.note(conflict);
             }
         }

@@ -22,6 +22,7 @@ use crate::error::{Error, Result};
 use crate::jobs::heartbeat::Heartbeat;
 use crate::metering::time::Timestamp;
 use crate::usage::ingestion_runs::{self, HistoryTable};
+use crate::usage::stored_queries;
 
 const KEEP_INTERVAL: Duration = Duration::from_secs(15);
 
@@ -316,6 +317,11 @@ async fn clean_history(app: &App, until: &StopCondition) -> Result<()> {
     }
     if result.is_ok() {
         result = prune_decisions(app, &turn, until).await;
+    }
+    if result.is_ok() {
+        let before = Timestamp::now().plus(-stored_queries::UNUSED_MAX);
+        let expire = move |conn: &mut _| stored_queries::expire(conn, before);
+        result = app.store.write("stored_queries::expire", expire).await.map(drop);
     }
     turn.end().await;
     result

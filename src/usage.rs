@@ -1,4 +1,5 @@
-//! Reading usage: queries, the sums that answer them, events, subjects, ingestion runs, saved queries.
+//! Reading usage: queries, the sums that answer them, events, subjects, ingestion runs, saved queries, views under short
+//! addresses.
 
 pub mod aggregate;
 pub mod event_row;
@@ -15,6 +16,7 @@ pub mod refused;
 pub mod runs;
 pub mod saved_queries;
 pub mod settle;
+pub mod stored_queries;
 pub mod subject_counts;
 pub mod subject_days;
 pub mod subject_ids;

@@ -168,16 +168,25 @@ if (sites && parent !== globalThis) {
   }).observe(document.body);
 }
 
-// Keys: "/" to search, "g" and a letter for pages. Never with a modifier, never while typing.
+// Keys: "/" to search, "g" and a letter for pages, single ones for the view. Never with a modifier, never while typing,
+// and not at all where somebody switched them off.
+const press = {
+  "/": () => document.querySelector('[data-key="/"]'),
+  "[": () => document.querySelector("main a[rel=prev]"),
+  "]": () => document.querySelector("main a[rel=next]"),
+  c: () => document.getElementById("cmp"),
+  l: () => document.getElementById("live-pause"),
+  "?": () => document.querySelector('[data-key="?"]'),
+};
 let prefix = "";
 document.addEventListener("keydown", (event) => {
-  if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input, select, textarea")) return;
-  const key = prefix ? `${prefix} ${event.key}` : event.key;
-  prefix = !prefix && event.key === "g" ? "g" : "";
   if (event.key === "Escape") document.querySelectorAll("details.account[open]").forEach((menu) => { menu.open = false; });
-  if (!/^(\/|g [a-z])$/.test(key)) return;
-  const target = document.querySelector(`[data-key="${CSS.escape(key)}"]`);
-  if (!target) return;
+  if (document.body.dataset.keys === "off") return;
+  if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input, select, textarea")) return;
+  const find = prefix ? () => document.querySelector(`[data-key="${CSS.escape(`g ${event.key}`)}"]`) : press[event.key];
+  prefix = !prefix && event.key === "g" ? "g" : "";
+  const target = find?.();
+  if (!target || target.hidden) return;
   event.preventDefault();
-  if (target.matches("input")) target.focus(); else target.click();
+  if (target.matches("input, select")) target.focus(); else target.click();
 });

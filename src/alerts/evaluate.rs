@@ -192,7 +192,7 @@ fn settle(
         for crossing in &crossings {
             recorded.push(events::record(conn, rule, crossing, now)?);
         }
-        if crossings.iter().any(|crossing| crossing.kind.is_delivered()) {
+        if !rule.is_snoozed(now) && crossings.iter().any(|crossing| crossing.kind.is_delivered()) {
             wanted.push(deliveries::job(rule.workspace_id, rule.id, now)?);
         }
         let next_evaluate_at = now.plus(rule.terms.evaluation_interval_seconds * SECOND);

@@ -19,6 +19,8 @@ const WINDOW_SECONDS_MIN: i64 = 60;
 const WINDOW_SECONDS_MAX: i64 = 366 * 86_400;
 const INTERVAL_SECONDS_DEFAULT: i64 = 60;
 const INTERVAL_SECONDS_MAX: i64 = 86_400;
+/// A rule that is quiet for longer is forgotten: it can be disabled.
+pub const SNOOZE_SECONDS_MAX: i64 = 30 * 86_400;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Comparator {

@@ -3,15 +3,17 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use jiff::ToSpan;
+
 use crate::app::App;
 use crate::auth::Caller;
 use crate::dashboard::chart::{self, SERIES_MAX, Series};
 use crate::dashboard::view::Link;
 use crate::error::{Error, Result};
-use crate::metering::calendar::{Buckets, Calendar};
+use crate::metering::calendar::{Buckets, Calendar, Zone};
 use crate::metering::meter::{Aggregation, Meter};
 use crate::metering::quantity::Quantity;
-use crate::metering::time::{BucketSize, DAY, Timestamp, Unit, Window};
+use crate::metering::time::{BucketSize, Timestamp, Unit, Window};
 use crate::usage::aggregate::{cells, needs_snapshot};
 use crate::usage::query::{self as usage, BreakdownItem, Bucket, GroupedAggregates, Query};
 
@@ -64,23 +66,34 @@ pub async fn breakdown(app: &App, query: Query, most: usize) -> Result<Vec<Break
     answered(app, query, usize::MAX, move |query, cells| usage::breakdown(query, cells, most)).await
 }
 
-/// The last days, today included, in whole days.
-pub fn last_days(days: i64, now: Timestamp) -> Window {
-    let end = now.ceil(DAY).max(now.plus(1).ceil(DAY));
-    Window { from: end.plus(-days * DAY), to: end }
+/// The zone of the workspace: where the days of its pages begin.
+pub async fn home(app: &App, caller: &Caller) -> Result<Zone> {
+    app.zones.get(caller.workspace_id).await
+}
+
+/// The buckets of a size in a zone.
+pub fn calendar(size: BucketSize, zone: &Zone) -> Calendar {
+    Calendar { zone: zone.clone(), is_zoned: !zone.is_utc(), ..Calendar::utc(size) }
+}
+
+/// The last days of a zone, today included, in whole days.
+pub fn last_days(days: i64, now: Timestamp, zone: &Zone) -> Window {
+    let today = zone.civil(now).date();
+    let midnight = |n: i64| zone.first(today.saturating_add(n.days()).at(0, 0, 0, 0));
+    Window { from: midnight(1 - days), to: midnight(1) }
 }
 
 /// A query over everything of a meter.
-pub fn whole(meter: Meter, window: Window, size: BucketSize) -> Query {
-    Query {
+pub fn whole(meter: Meter, window: Window, calendar: &Calendar) -> Result<Query> {
+    Ok(Query {
         meter: Arc::new(meter),
         window,
         subject: None,
         group_by: Vec::new(),
         filter: None,
-        buckets: Some(Buckets::plain(size)),
+        buckets: Some(Buckets::of(calendar.clone(), window)?),
         skip_missing: false,
-    }
+    })
 }
 
 /// The starts of the buckets that a window touches.
@@ -190,4 +203,26 @@ pub fn series(
         series.push(Series { name: format!("Other ({left_out})"), values, is_other: true });
     }
     (series, left_out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn days_are_those_of_the_zone() {
+        let now = Timestamp::parse("2026-11-28T23:30:00Z").expect("a time");
+        let days = |zone: &str| {
+            let window = last_days(28, now, &Zone::parse(zone).expect(zone));
+            (window.from.to_seconds_text(), window.to.to_seconds_text())
+        };
+        assert_eq!(days("UTC"), ("2026-11-01T00:00:00Z".into(), "2026-11-29T00:00:00Z".into()));
+        // it is tomorrow there already
+        assert_eq!(days("Europe/Berlin"), ("2026-11-01T23:00:00Z".into(), "2026-11-29T23:00:00Z".into()));
+        // the clocks were set back on the first of the month
+        assert_eq!(days("America/New_York"), ("2026-11-01T04:00:00Z".into(), "2026-11-29T05:00:00Z".into()));
+        let calendar = calendar(BucketSize::Day, &Zone::parse("America/New_York").expect("a zone"));
+        let window = last_days(28, now, &calendar.zone);
+        assert_eq!(axis(window, &calendar).len(), 28);
+    }
 }

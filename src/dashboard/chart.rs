@@ -7,6 +7,7 @@ use std::fmt::{self, Write};
 use askama::filters::HtmlSafe;
 
 use crate::dashboard::view::number;
+use crate::metering::calendar::Zone;
 use crate::metering::quantity::Quantity;
 
 /// Series with a colour of their own; what is more goes into "other" before it comes here.
@@ -72,6 +73,8 @@ pub struct Chart {
     pub id: &'static str,
     pub title: String,
     pub unit: String,
+    /// In which buckets begin.
+    pub zone: Zone,
     pub kind: Kind,
     pub buckets: Vec<Bucket>,
     pub series: Vec<Series>,
@@ -515,6 +518,7 @@ mod tests {
             id: "c",
             title: "T <b>".into(),
             unit: "u".into(),
+            zone: Zone::UTC,
             kind,
             buckets: (0..buckets)
                 .map(|at| Bucket {

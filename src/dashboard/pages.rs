@@ -1,15 +1,18 @@
 //! The pages, one file per group.
 
 pub mod account;
+pub mod alert_event;
 pub mod alerts;
 pub mod audit;
 pub mod breakdowns;
 pub mod destinations;
+pub mod event_counts;
 pub mod events;
 pub mod explain;
 pub mod explore;
 pub mod exports;
 pub mod home;
+pub mod ingestion;
 pub mod keys;
 pub mod links;
 pub mod live;
@@ -22,7 +25,9 @@ pub mod refused;
 pub mod saved;
 pub mod settings;
 pub mod share;
+pub mod short;
 pub mod sign_in;
 pub mod subjects;
 pub mod system;
 pub mod welcome;
+pub mod worker;

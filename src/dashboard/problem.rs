@@ -3,6 +3,7 @@
 use actix_web::http::{Method, StatusCode, header};
 use actix_web::{HttpMessage, HttpRequest, HttpResponse};
 use askama::Template;
+use percent_encoding::percent_decode_str;
 
 use crate::dashboard::form::{Fields, Sent};
 use crate::dashboard::visit::{Shell, Visit, show};
@@ -21,6 +22,9 @@ struct ProblemPage<'a> {
     retry: Option<u64>,
     /// A form that failed by no fault of its own, to be sent again.
     sent: Option<Fields>,
+    /// What was looked for, and the list it would be in.
+    wanted: String,
+    list: &'static str,
 }
 
 /// The page of an error. Never fails: without its template it is one line of text.
@@ -47,12 +51,38 @@ pub fn page(request: &HttpRequest, error: &Error) -> HttpResponse {
         request_id: logging::current_request().map(|request| request.id().to_owned()).unwrap_or_default(),
         retry,
         sent,
+        wanted: wanted(request.path()),
+        list: list_of(request.path()),
     };
     let mut response = show(status, &page).unwrap_or_else(|_| HttpResponse::build(status).body(heading));
     if let Some(seconds) = error.retry_after_seconds {
         response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
     }
     response
+}
+
+/// The name or id that a path ends with.
+fn wanted(path: &str) -> String {
+    let last = path.split('/').skip(2).filter(|part| !part.is_empty()).last().unwrap_or_default();
+    percent_decode_str(last).decode_utf8_lossy().into_owned()
+}
+
+/// The list that holds what a path names.
+fn list_of(path: &str) -> &'static str {
+    const LISTS: [&str; 11] = [
+        "/subjects",
+        "/meters",
+        "/plans",
+        "/alerts",
+        "/events",
+        "/decisions",
+        "/exports",
+        "/jobs",
+        "/ingestion",
+        "/api-keys",
+        "/usage",
+    ];
+    LISTS.into_iter().find(|list| path.starts_with(&format!("{list}/"))).unwrap_or_default()
 }
 
 fn words(code: Code) -> (&'static str, &'static str) {

@@ -22,6 +22,11 @@ pub fn count(number: impl fmt::Display) -> String {
     grouped(&number.to_string())
 }
 
+/// A decimal that is text already.
+pub fn digits(text: &str) -> String {
+    grouped(text)
+}
+
 fn grouped(text: &str) -> String {
     let (whole, fraction) = text.split_once('.').map_or((text, None), |(whole, rest)| (whole, Some(rest)));
     let (sign, digits) = whole.strip_prefix('-').map_or(("", whole), |digits| ("-", digits));
@@ -168,6 +173,11 @@ pub fn minute(at: impl Instant) -> String {
 
 pub fn day(at: impl Instant) -> String {
     at.instant().to_seconds_text()[..10].to_owned()
+}
+
+/// The date on the calendars of a zone.
+pub fn day_in(zone: &Zone, at: impl Instant) -> String {
+    zone.text(at.instant())[..10].to_owned()
 }
 
 /// The first dimensions of an event, and how many more there are.

@@ -20,6 +20,7 @@ use crate::metering::calendar::Zone;
 
 pub const THEME_COOKIE: &str = "open_spanner_theme";
 pub const ZONE_COOKIE: &str = "open_spanner_zone";
+pub const KEYS_COOKIE: &str = "open_spanner_keys";
 
 /// What a page needs to know about the request beside its parameters.
 #[derive(Clone)]
@@ -27,6 +28,7 @@ pub struct Visit {
     caller: Option<Caller>,
     theme: &'static str,
     zone: Zone,
+    has_keys: bool,
     flash: String,
     /// Path and query.
     pub here: String,
@@ -56,6 +58,7 @@ impl Visit {
             caller: request.extensions().get::<Caller>().cloned(),
             theme: theme_of(&theme),
             zone: Zone::parse(&zone).unwrap_or(Zone::UTC),
+            has_keys: sent_cookie(request, KEYS_COOKIE).as_deref() != Some("off"),
             flash: percent_decode_str(&flash).decode_utf8_lossy().into_owned(),
             here: request.uri().path_and_query().map_or("/", |path| path.as_str()).to_owned(),
             origin: format!("{}://{host}", if is_secure { "https" } else { "http" }),
@@ -81,6 +84,7 @@ impl Visit {
             }),
             theme: self.theme,
             zone: self.zone.clone(),
+            has_keys: self.has_keys,
             flash: self.flash.clone(),
             here: self.here.clone(),
             css: assets::url("app.css"),
@@ -137,6 +141,8 @@ pub struct Shell {
     pub user: Option<Signed>,
     pub theme: &'static str,
     pub zone: Zone,
+    /// Single keys on the keyboard do something.
+    pub has_keys: bool,
     pub flash: String,
     pub here: String,
     pub css: &'static str,

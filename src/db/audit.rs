@@ -22,6 +22,7 @@ use crate::metering::time::Timestamp;
 pub const CHANGES: &[(&str, &str, &str)] = &[
     ("alerts::add", "alert.created", "alert"),
     ("alerts::delete", "alert.deleted", "alert"),
+    ("alerts::snooze", "alert.snoozed", "alert"),
     ("alerts::update", "alert.updated", "alert"),
     ("assignments::assign", "plan.assigned", "subject"),
     ("assignments::unassign", "plan.unassigned", "subject"),
@@ -72,6 +73,7 @@ pub const CHANGES: &[(&str, &str, &str)] = &[
     ("retention::add_run", "prune.run", "prune_run"),
     ("saved_queries::add", "saved_query.created", "saved_query"),
     ("saved_queries::delete", "saved_query.deleted", "saved_query"),
+    ("saved_queries::unshare", "saved_query.unshared", "saved_query"),
     ("saved_queries::update", "saved_query.updated", "saved_query"),
     ("sessions::close", "session.ended", "session"),
     ("sessions::fail", "session.failed", "user"),
@@ -139,6 +141,9 @@ pub const NO_CHANGES: &[&str] = &[
     "settle::apply",
     "settle::settle",
     "sign_ins::sweep",
+    "stored_queries::expire",
+    "stored_queries::put",
+    "stored_queries::touch",
     "users::replace_hash",
 ];
 

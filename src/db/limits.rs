@@ -28,6 +28,8 @@ pub enum Kind {
     Member,
     /// Not counting revoked ones.
     SubjectLink,
+    /// Views under a short address.
+    StoredQuery,
 }
 
 impl Kind {
@@ -38,6 +40,7 @@ impl Kind {
             Kind::Invitation => 200,
             Kind::Member => 1_000,
             Kind::SubjectLink => 100_000,
+            Kind::StoredQuery => 10_000,
         }
     }
 
@@ -56,6 +59,7 @@ impl Kind {
             }
             Kind::Member => "memberships WHERE workspace_id = $1",
             Kind::SubjectLink => "subject_links WHERE workspace_id = $1 AND revoked_at IS NULL",
+            Kind::StoredQuery => "stored_queries WHERE workspace_id = $1",
         }
     }
 
@@ -71,6 +75,7 @@ impl Kind {
             Kind::Invitation => "open invitations",
             Kind::Member => "members",
             Kind::SubjectLink => "links of subjects that are not revoked",
+            Kind::StoredQuery => "short addresses of views",
         }
     }
 }

@@ -409,6 +409,17 @@ table! {
         position -> BigInt,
         created_at -> BigInt,
         updated_at -> BigInt,
+        shared_in -> Nullable<BigInt>,
+    }
+}
+
+table! {
+    stored_queries (workspace_id, hash) {
+        workspace_id -> BigInt,
+        hash -> Text,
+        query -> Text,
+        created_at -> BigInt,
+        used_at -> BigInt,
     }
 }
 
@@ -606,6 +617,7 @@ table! {
         subject -> Text,
         meter -> Text,
         idempotency_key -> Nullable<Text>,
+        run_id -> Binary,
         sent -> Nullable<Text>,
         stored -> Nullable<Text>,
         created_at -> BigInt,
@@ -687,6 +699,7 @@ table! {
         group_by -> Nullable<Text>,
         next_evaluate_at -> BigInt,
         evaluated_at -> Nullable<BigInt>,
+        snoozed_until -> Nullable<BigInt>,
         revision -> BigInt,
         created_at -> BigInt,
         updated_at -> BigInt,
@@ -765,7 +778,8 @@ allow_tables_to_appear_in_same_query!(
     api_keys,
     invitations,
     sign_ins,
-    known_devices
+    known_devices,
+    saved_queries
 );
 allow_tables_to_appear_in_same_query!(meters, subjects, dimension_sets);
 allow_tables_to_appear_in_same_query!(export_jobs, jobs);

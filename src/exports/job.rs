@@ -49,7 +49,7 @@ pub enum Status {
 }
 
 impl Status {
-    const ALL: [Status; 5] =
+    pub const ALL: [Status; 5] =
         [Status::Queued, Status::Running, Status::Completed, Status::Failed, Status::Canceled];
 
     pub fn parse(text: &str) -> Option<Self> {

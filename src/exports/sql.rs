@@ -95,17 +95,18 @@ pub fn find_by_public_id(conn: &mut Conn, workspace_id: i64, id: &str) -> Result
     row.map(Row::into_export).transpose()
 }
 
-/// Newest first, from after a position. Jobs that cannot be read are left out; the page is filled up with others.
+/// Newest first, from after a position; with a status, only those. Jobs that cannot be read are left out; the page is filled up with others.
 pub fn list(
     conn: &mut Conn,
     workspace_id: i64,
+    status: Option<Status>,
     after: Option<&(Timestamp, String)>,
     limit: i64,
 ) -> Result<Vec<Export>, DbError> {
     let (mut found, mut after) = (Vec::new(), after.cloned());
     loop {
         let wanted = limit - found.len() as i64;
-        let rows = page(conn, workspace_id, after.as_ref(), wanted)?;
+        let rows = page(conn, workspace_id, status, after.as_ref(), wanted)?;
         let is_last = (rows.len() as i64) < wanted;
         after = rows.last().map(|row| (Timestamp(row.created_at), row.id.clone()));
         found.extend(
@@ -120,6 +121,7 @@ pub fn list(
 fn page(
     conn: &mut Conn,
     workspace_id: i64,
+    status: Option<Status>,
     after: Option<&(Timestamp, String)>,
     limit: i64,
 ) -> Result<Vec<Row>, DbError> {
@@ -129,6 +131,9 @@ fn page(
         .select(Row::as_select())
         .limit(limit)
         .into_boxed();
+    if let Some(status) = status {
+        query = query.filter(export_jobs::status.eq(status.as_str()));
+    }
     if let Some((time, id)) = after {
         let later = export_jobs::created_at.eq(time.0).and(export_jobs::id.lt(id.clone()));
         query = query.filter(export_jobs::created_at.lt(time.0).or(later));

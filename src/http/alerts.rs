@@ -67,6 +67,9 @@ pub struct RuleView<'a> {
     destination_id: &'a str,
     destination: DestinationView<'a>,
     next_evaluate_at: Timestamp,
+    /// Until then nobody is told what happens.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    snoozed_until: Option<Timestamp>,
     created_at: Timestamp,
     updated_at: Timestamp,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -83,6 +86,7 @@ impl<'a> RuleView<'a> {
             destination_id: &rule.destination.public_id,
             destination: DestinationView::of(&rule.destination, sees_addresses),
             next_evaluate_at: rule.next_evaluate_at,
+            snoozed_until: rule.snoozed_until.filter(|until| Timestamp::now() < *until),
             created_at: rule.created_at,
             updated_at: rule.updated_at,
             state: primary(states).map(|state| StateView::of(state, rule.evaluated_at)),
@@ -399,6 +403,33 @@ pub async fn evaluate_now(app: web::Data<App>, caller: Caller, Id(id): Id) -> Re
         event: views()?.into_iter().next(),
         events: views()?,
     })
+}
+
+#[derive(Default, Deserialize, ToSchema)]
+#[schema(as = AlertSnooze)]
+pub struct SnoozeInput {
+    /// For so long; 0 ends it. At most 30 days.
+    #[schema(value_type = i64, minimum = 0, maximum = 2_592_000)]
+    seconds: Option<i64>,
+}
+
+pub fn describe_snooze() -> Doc {
+    Doc::new("alerts", "Keep an alert rule quiet for a while")
+        .body::<SnoozeInput>()
+        .answer::<RuleView>(200, "The rule. It is evaluated as ever; nothing that happens meanwhile is sent.")
+        .errors(&[404])
+}
+
+pub async fn snooze(
+    app: web::Data<App>,
+    caller: Caller,
+    Id(id): Id,
+    body: Json<SnoozeInput>,
+) -> Result<HttpResponse> {
+    let (_, states) = find(&app, &caller, &id).await?;
+    let seconds = body.0.seconds.ok_or_else(|| Error::invalid("seconds is required"))?;
+    let rule = app.snooze_rule(caller.workspace_id, id, seconds).await?;
+    respond::ok(&RuleView::of(&rule, &states, sees_addresses(&caller)))
 }
 
 #[derive(Serialize, Deserialize)]

@@ -135,10 +135,8 @@ pub async fn list(app: web::Data<App>, caller: Caller, params: Params) -> Result
     let limit = params.limit(100, 1000)?;
     let after = params.cursor::<After>()?.and_then(After::position);
     let workspace_id = caller.workspace_id;
-    let rows = app
-        .store
-        .read("exports::list", move |conn| exports::sql::list(conn, workspace_id, after.as_ref(), limit + 1))
-        .await?;
+    let read = move |conn: &mut _| exports::sql::list(conn, workspace_id, None, after.as_ref(), limit + 1);
+    let rows = app.store.read("exports::list", read).await?;
     let (exports, next_cursor) = paginate(rows, limit, |export: &Export| After {
         time: Some(CursorTime(export.created_at)),
         id: Some(export.id.clone()),

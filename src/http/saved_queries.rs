@@ -9,7 +9,7 @@ use crate::auth::Caller;
 use crate::chance;
 use crate::db::columns::readable;
 use crate::error::{Error, Result};
-use crate::http::extract::{Id, Json};
+use crate::http::extract::{Id, Json, Params};
 use crate::http::openapi::{AnyObject, Doc};
 use crate::http::respond::{self, Page};
 use crate::metering::calendar::{Wish, Zone};
@@ -38,11 +38,15 @@ pub struct View {
     position: i64,
     created_at: Timestamp,
     updated_at: Timestamp,
+    /// Told only of those that the members of this workspace see too.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    shared: bool,
 }
 
 impl View {
-    fn of(saved: SavedQuery) -> Result<View> {
+    fn of(saved: SavedQuery, workspace_id: i64) -> Result<View> {
         Ok(View {
+            shared: saved.shared_in == Some(workspace_id),
             id: saved.id,
             name: saved.name,
             query: serde_json::from_str(&saved.query).map_err(Error::internal)?,
@@ -72,6 +76,8 @@ pub struct Input {
     limit: Option<i64>,
     pinned: Option<bool>,
     position: Option<i64>,
+    /// Whether the members of this workspace see it too; absent keeps it as it is.
+    shared: Option<bool>,
 }
 
 /// What a checked body comes to. Fields that may be absent on a change stay options.
@@ -84,6 +90,7 @@ struct Checked {
     row_limit: i64,
     pinned: Option<bool>,
     position: Option<i64>,
+    shared: Option<bool>,
 }
 
 impl Checked {
@@ -118,11 +125,19 @@ impl Checked {
             row_limit: input.limit.filter(|limit| *limit > 0).unwrap_or(500).min(1000),
             pinned: input.pinned,
             position: input.position.map(|position| position.max(0)),
+            shared: input.shared,
         })
     }
 
-    fn apply(self, saved: SavedQuery) -> SavedQuery {
+    fn apply(self, saved: SavedQuery, workspace_id: i64) -> SavedQuery {
+        let shared_in = match self.shared {
+            Some(true) => Some(workspace_id),
+            // another workspace keeps seeing what is shared with it
+            Some(false) => saved.shared_in.filter(|other| *other != workspace_id),
+            None => saved.shared_in,
+        };
         SavedQuery {
+            shared_in,
             name: self.name,
             query: self.query,
             group_by: self.group_by,
@@ -170,14 +185,25 @@ fn normalised(fields: Vec<String>) -> Result<Vec<String>> {
 
 pub fn describe_list() -> Doc {
     Doc::new("saved queries", "Own saved queries")
+        .flag("shared", "Those that others share with this workspace, by name, instead of own ones.")
         .page::<View>("Pinned first, then by position, then the newest change.")
 }
 
-pub async fn list(app: web::Data<App>, caller: Caller) -> Result<HttpResponse> {
-    let user_id = caller.user_id;
-    let rows = app.store.read("saved_queries::list", move |conn| saved_queries::list(conn, user_id)).await?;
-    let items: Vec<View> =
-        rows.into_iter().filter_map(|row| readable("saved_queries", row.id.clone(), View::of(row))).collect();
+pub async fn list(app: web::Data<App>, caller: Caller, params: Params) -> Result<HttpResponse> {
+    let (user_id, workspace_id, wants_shared) =
+        (caller.user_id, caller.workspace_id, params.get("shared") == "true");
+    let read = move |conn: &mut _| match wants_shared {
+        true => {
+            let shared = saved_queries::shared(conn, workspace_id, user_id)?;
+            Ok(shared.into_iter().map(|(query, _)| query).collect())
+        }
+        false => saved_queries::list(conn, user_id),
+    };
+    let rows: Vec<SavedQuery> = app.store.read("saved_queries::list", read).await?;
+    let items: Vec<View> = rows
+        .into_iter()
+        .filter_map(|row| readable("saved_queries", row.id.clone(), View::of(row, workspace_id)))
+        .collect();
     respond::ok(&Page { items, next_cursor: None })
 }
 
@@ -203,11 +229,12 @@ pub async fn create(app: web::Data<App>, caller: Caller, body: Json<Input>) -> R
         position: 0,
         created_at: now,
         updated_at: now,
+        shared_in: None,
     };
-    let saved = SavedQuery { updated_at: now, ..Checked::of(input)?.apply(blank) };
+    let saved = SavedQuery { updated_at: now, ..Checked::of(input)?.apply(blank, caller.workspace_id) };
     let row = saved.clone();
     app.store.write("saved_queries::add", move |conn| saved_queries::add(conn, &row)).await?;
-    respond::created(&View::of(saved)?)
+    respond::created(&View::of(saved, caller.workspace_id)?)
 }
 
 pub fn describe_update() -> Doc {
@@ -224,11 +251,12 @@ pub async fn update(
     body: Json<Input>,
 ) -> Result<HttpResponse> {
     let Json(input) = body;
-    let (user_id, checked) = (caller.user_id, Checked::of(input)?);
-    let update =
-        move |conn: &mut _| saved_queries::update(conn, user_id, &id, |saved| checked.clone().apply(saved));
+    let (user_id, workspace_id, checked) = (caller.user_id, caller.workspace_id, Checked::of(input)?);
+    let update = move |conn: &mut _| {
+        saved_queries::update(conn, user_id, &id, |saved| checked.clone().apply(saved, workspace_id))
+    };
     let saved = app.store.write("saved_queries::update", update).await?;
-    respond::ok(&View::of(saved.ok_or_else(|| Error::not_found("saved query"))?)?)
+    respond::ok(&View::of(saved.ok_or_else(|| Error::not_found("saved query"))?, workspace_id)?)
 }
 
 pub fn describe_delete() -> Doc {

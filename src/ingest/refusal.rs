@@ -1,5 +1,7 @@
 //! What is kept of an event that was refused or that used a key again for something else. Pure.
 
+use uuid::Uuid;
+
 use crate::chance;
 use crate::error::Error;
 use crate::metering::event::{Event, Input, StoredEvent};
@@ -26,7 +28,7 @@ impl About {
         }
     }
 
-    pub fn refused(self, workspace_id: i64, error: &Error, now: Timestamp) -> RefusedEvent {
+    pub fn refused(self, (workspace_id, run_id): (i64, Uuid), error: &Error, now: Timestamp) -> RefusedEvent {
         RefusedEvent {
             workspace_id,
             id: chance::id().into_bytes().to_vec(),
@@ -36,6 +38,7 @@ impl About {
             subject: cut(self.subject.as_deref().unwrap_or_default()),
             meter: cut(self.meter.as_deref().unwrap_or_default()),
             idempotency_key: self.key.as_deref().map(cut),
+            run_id: run_id.into_bytes().to_vec(),
             sent: None,
             stored: None,
             created_at: now.0,
@@ -49,7 +52,11 @@ fn cut(text: &str) -> String {
 }
 
 /// What was sent under a key that stands for another event; `None` for a plain repetition.
-pub fn conflict(workspace_id: i64, sent: &Event, stored: &StoredEvent) -> Option<RefusedEvent> {
+pub fn conflict(
+    (workspace_id, run_id): (i64, Uuid),
+    sent: &Event,
+    stored: &StoredEvent,
+) -> Option<RefusedEvent> {
     let different = stored.clone().in_conflict_with(sent).conflict_fields;
     let sent = StoredEvent::of(sent);
     if different.is_empty() {
@@ -67,6 +74,7 @@ pub fn conflict(workspace_id: i64, sent: &Event, stored: &StoredEvent) -> Option
         subject: cut(&sent.subject),
         meter: cut(&sent.meter),
         idempotency_key: sent.idempotency_key.as_deref().map(cut),
+        run_id: run_id.into_bytes().to_vec(),
         stored: payload(stored),
         sent: payload(&sent),
         created_at: Timestamp::now().0,

@@ -520,6 +520,28 @@ pub struct Depth {
     pub oldest_pending_at: Option<i64>,
 }
 
+/// A job as a person sees it.
+#[derive(Clone, Debug, Queryable, Selectable)]
+#[diesel(table_name = jobs)]
+pub struct Waiting {
+    pub key: String,
+    pub run_after: i64,
+    pub attempts: i32,
+    pub leased_until: Option<i64>,
+    pub last_error: Option<String>,
+    pub created_at: i64,
+}
+
+/// The jobs of a workspace in a queue, the one that is due first comes first.
+pub fn waiting(conn: &mut Conn, queue: &str, workspace_id: i64, limit: i64) -> Result<Vec<Waiting>, DbError> {
+    Ok(jobs::table
+        .filter(jobs::queue.eq(queue).and(jobs::workspace_id.eq(workspace_id)))
+        .order((jobs::run_after, jobs::key))
+        .limit(limit)
+        .select(Waiting::as_select())
+        .load(conn)?)
+}
+
 /// Due and running jobs of a workspace, by queue; jobs kept for a later time do not count.
 pub fn depths(
     conn: &mut Conn,

@@ -72,6 +72,7 @@ pub const BEFORE_EVENTS: &[Table] = &[
         refers: &[("user_id", "users")],
         ..PLAIN
     },
+    Table { name: "stored_queries", ..PLAIN },
     Table { name: "meters", ..PLAIN },
     // what is counted of them is counted anew
     Table { name: "subjects", without: &["last_event_at", "usage_counts"], ..PLAIN },

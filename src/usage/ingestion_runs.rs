@@ -52,6 +52,25 @@ pub fn runs(
         .collect()
 }
 
+/// One write call; a single event that was refused leaves none.
+pub fn run(conn: &mut Conn, workspace_id: i64, id: Uuid) -> Result<Option<IngestionRun>, DbError> {
+    let row: Option<(String, i64, i64, i64, i64)> = ingestion_runs::table
+        .find((workspace_id, id.as_bytes().to_vec()))
+        .select((
+            ingestion_runs::kind,
+            ingestion_runs::accepted,
+            ingestion_runs::duplicates,
+            ingestion_runs::failed,
+            ingestion_runs::created_at,
+        ))
+        .first(conn)
+        .optional()?;
+    Ok(row.map(|(kind, accepted, duplicates, failed, created_at)| {
+        let created_at = Timestamp(created_at);
+        IngestionRun { id, kind, accepted, duplicates, failed, created_at }
+    }))
+}
+
 /// Rows that are only history. What failed and may still be asked about (dead letters, failed exports) is not.
 #[derive(Clone, Copy, Debug)]
 pub enum HistoryTable {

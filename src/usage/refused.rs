@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use crate::db::schema::refused_events;
 use crate::db::{Conn, DbError};
-use crate::metering::time::Timestamp;
+use crate::metering::time::{Timestamp, Window};
 
 /// Rows that a workspace keeps.
 pub const KEPT: i64 = 10_000;
@@ -26,6 +26,8 @@ pub struct RefusedEvent {
     pub subject: String,
     pub meter: String,
     pub idempotency_key: Option<String>,
+    /// The write call that it came with.
+    pub run_id: Vec<u8>,
     /// Of a conflict: what was sent and what was stored, JSON.
     pub sent: Option<String>,
     pub stored: Option<String>,
@@ -33,6 +35,10 @@ pub struct RefusedEvent {
 }
 
 impl RefusedEvent {
+    pub fn run(&self) -> String {
+        Uuid::from_slice(&self.run_id).map(|id| id.to_string()).unwrap_or_default()
+    }
+
     pub fn public_id(&self) -> String {
         Uuid::from_slice(&self.id).map(|id| id.to_string()).unwrap_or_default()
     }
@@ -67,6 +73,7 @@ pub struct Filter {
     pub meter: String,
     pub subject: String,
     pub idempotency_key: String,
+    pub run: Option<Uuid>,
     /// The id of the last one seen.
     pub before: Option<Uuid>,
 }
@@ -96,8 +103,33 @@ pub fn list(
     if !filter.subject.is_empty() {
         query = query.filter(refused_events::subject.eq(filter.subject.clone()));
     }
+    if let Some(run) = filter.run {
+        query = query.filter(refused_events::run_id.eq(run.into_bytes().to_vec()));
+    }
     if !filter.idempotency_key.is_empty() {
         query = query.filter(refused_events::idempotency_key.eq(filter.idempotency_key.clone()));
+    }
+    Ok(query.load(conn)?)
+}
+
+/// Outcome and instant of those of a window: as many as a workspace keeps, at most.
+pub fn outcomes(
+    conn: &mut Conn,
+    workspace_id: i64,
+    filter: &Filter,
+    window: Window,
+) -> Result<Vec<(String, i64)>, DbError> {
+    let mut query = refused_events::table
+        .filter(refused_events::workspace_id.eq(workspace_id))
+        .filter(refused_events::created_at.ge(window.from.0).and(refused_events::created_at.lt(window.to.0)))
+        .limit(KEPT)
+        .select((refused_events::outcome, refused_events::created_at))
+        .into_boxed();
+    if !filter.meter.is_empty() {
+        query = query.filter(refused_events::meter.eq(filter.meter.clone()));
+    }
+    if !filter.subject.is_empty() {
+        query = query.filter(refused_events::subject.eq(filter.subject.clone()));
     }
     Ok(query.load(conn)?)
 }

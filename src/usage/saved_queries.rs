@@ -1,15 +1,15 @@
-//! Queries that users keep for themselves, in whatever workspace they are.
+//! Queries that users keep for themselves, in whatever workspace they are, and may share with the members of one.
 
 use diesel::prelude::*;
 
 use crate::both;
-use crate::db::schema::saved_queries;
+use crate::db::schema::{memberships, saved_queries, users};
 use crate::db::{Conn, DbError, audit, limits};
 use crate::error::Error;
 
 /// A kept query; `query` is a JSON object and `group_by` a JSON list, both as text.
 #[derive(Clone, Debug, Queryable, Selectable, Insertable, AsChangeset)]
-#[diesel(table_name = saved_queries, treat_none_as_default_value = false)]
+#[diesel(table_name = saved_queries, treat_none_as_default_value = false, treat_none_as_null = true)]
 pub struct SavedQuery {
     pub id: String,
     pub user_id: i64,
@@ -22,6 +22,8 @@ pub struct SavedQuery {
     pub position: i64,
     pub created_at: i64,
     pub updated_at: i64,
+    /// The workspace whose members see it too.
+    pub shared_in: Option<i64>,
 }
 
 fn name_taken(fault: DbError, name: &str) -> DbError {
@@ -43,6 +45,33 @@ pub fn list(conn: &mut Conn, user_id: i64) -> Result<Vec<SavedQuery>, DbError> {
         ))
         .select(SavedQuery::as_select())
         .load(conn)?)
+}
+
+/// What others share with the members of a workspace, with their addresses, by name. Whoever left shares nothing.
+pub fn shared(
+    conn: &mut Conn,
+    workspace_id: i64,
+    user_id: i64,
+) -> Result<Vec<(SavedQuery, String)>, DbError> {
+    let by_member =
+        memberships::user_id.eq(saved_queries::user_id).and(memberships::workspace_id.eq(workspace_id));
+    Ok(saved_queries::table
+        .inner_join(memberships::table.on(by_member))
+        .inner_join(users::table.on(users::id.eq(saved_queries::user_id)))
+        .filter(saved_queries::shared_in.eq(workspace_id).and(saved_queries::user_id.ne(user_id)))
+        .order((saved_queries::name, saved_queries::id))
+        .select((SavedQuery::as_select(), users::email))
+        .load(conn)?)
+}
+
+/// Takes a query out of a workspace that somebody shared it with; false when there is none.
+pub fn unshare(conn: &mut Conn, workspace_id: i64, id: &str) -> Result<bool, DbError> {
+    let shared = saved_queries::table.find(id).filter(saved_queries::shared_in.eq(workspace_id));
+    let is_done = diesel::update(shared).set(saved_queries::shared_in.eq(None::<i64>)).execute(conn)? > 0;
+    if !is_done {
+        audit::nothing_changed();
+    }
+    Ok(is_done)
 }
 
 /// Keeps a new query; 409 when the user has one of this name.

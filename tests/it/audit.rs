@@ -225,6 +225,7 @@ async fn things(database: &Database, trial: &mut Trial<'_>, owner: &Client, key:
     let gone = trial.call(key, "POST /v1/alerts", &[], rule.clone()).await.json(201);
     let kept = trial.call(key, "POST /v1/alerts", &[], rule.clone()).await.json(201);
     trial.call(key, "PUT /v1/alerts/{id}", &[&id(&gone)], rule).await;
+    trial.call(key, "POST /v1/alerts/{id}/snooze", &[&id(&gone)], json!({"seconds": 60})).await;
     let letter = uuid::Uuid::now_v7();
     database.execute(&format!(
         "INSERT INTO dead_letters (id, workspace_id, queue, key, payload, attempts, last_error, created_at)

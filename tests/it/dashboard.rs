@@ -28,17 +28,17 @@ on_both_databases!(
 );
 
 /// A browser without a script: it keeps cookies and says where its requests come from.
-struct Browser {
-    client: Client,
-    cookies: Vec<(String, String)>,
+pub struct Browser {
+    pub client: Client,
+    pub cookies: Vec<(String, String)>,
 }
 
 impl Browser {
-    fn new(server: &Server) -> Browser {
+    pub fn new(server: &Server) -> Browser {
         Browser { client: server.client().with("sec-fetch-site", "same-origin"), cookies: Vec::new() }
     }
 
-    async fn send(&mut self, method: Method, path: &str, form: Option<String>) -> Answer {
+    pub async fn send(&mut self, method: Method, path: &str, form: Option<String>) -> Answer {
         let jar: Vec<String> = self.cookies.iter().map(|(name, value)| format!("{name}={value}")).collect();
         let client = self.client.with("cookie", jar.join("; "));
         let answer = client.send_form(method, path, form).await;
@@ -53,19 +53,19 @@ impl Browser {
         answer
     }
 
-    async fn get(&mut self, path: &str) -> Answer {
+    pub async fn get(&mut self, path: &str) -> Answer {
         self.send(Method::GET, path, None).await
     }
 
     /// Sends a form with the token of the page it stands on.
-    async fn post(&mut self, path: &str, fields: &[(&str, &str)]) -> Answer {
+    pub async fn post(&mut self, path: &str, fields: &[(&str, &str)]) -> Answer {
         let token = token_of(&self.get("/settings").await.text);
         let mut form = url::form_urlencoded::Serializer::new(String::new());
         form.append_pair("form_token", &token).extend_pairs(fields);
         self.send(Method::POST, path, Some(form.finish())).await
     }
 
-    async fn register(server: &Server, email: &str) -> Browser {
+    pub async fn register(server: &Server, email: &str) -> Browser {
         let mut browser = Browser::new(server);
         let form = format!("email={}&password={}", email.replace('@', "%40"), PASSWORD.replace(' ', "+"));
         let answer = browser.send(Method::POST, "/register", Some(form)).await.expect(303);
@@ -74,7 +74,7 @@ impl Browser {
     }
 }
 
-fn token_of(page: &str) -> String {
+pub fn token_of(page: &str) -> String {
     let (_, rest) = page.split_once("name=\"form_token\" value=\"").unwrap_or_default();
     rest.split('"').next().unwrap_or_default().to_string()
 }
@@ -121,7 +121,7 @@ async fn people_sign_up_and_in_and_out(database: Database) {
 }
 
 /// A workspace with one of everything.
-async fn furnished(server: &Server) -> Browser {
+pub async fn furnished(server: &Server) -> Browser {
     let email = sign_up(&server.client()).await;
     let mut browser = Browser::new(server);
     let form = format!("email={}&password={}", email.replace('@', "%40"), PASSWORD.replace(' ', "+"));
@@ -176,7 +176,7 @@ async fn furnished(server: &Server) -> Browser {
 }
 
 /// The addresses that a page links to, without what leaves the pages.
-fn links_of(page: &str) -> Vec<String> {
+pub fn links_of(page: &str) -> Vec<String> {
     let links = page.split(" href=\"").skip(1).filter_map(|rest| rest.split('"').next());
     let plain = links.map(|link| link.replace("&amp;", "&").replace("&#38;", "&"));
     plain.filter(|link| link.starts_with('/')).collect()
@@ -233,6 +233,7 @@ async fn every_page_answers_and_every_link_leads_somewhere(database: Database) {
         "/welcome",
         "/explain",
         "/usage/saved",
+        "/jobs/workers/webhook",
     ] {
         assert!(
             seen.iter().any(|path| path.split('?').next() == Some(wanted)),
@@ -242,7 +243,7 @@ async fn every_page_answers_and_every_link_leads_somewhere(database: Database) {
 }
 
 /// The address with its ids and values left out.
-fn shape_of(path: &str) -> String {
+pub fn shape_of(path: &str) -> String {
     let (path, query) = path.split_once('?').unwrap_or((path, ""));
     let segments: Vec<&str> = path
         .split('/')
@@ -600,8 +601,12 @@ async fn pages_work_in_a_browser(database: Database) {
     };
     let server = Server::start_with(&database, &[("OPEN_SPANNER_SERVE_WORKERS", "on")]);
     let name = if matches!(database, Database::Sqlite { .. }) { "sqlite" } else { "postgres" };
-    let mut command = std::process::Command::new("node");
-    command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/browser/pages.mjs"));
-    command.args([format!("http://{}", server.http()), format!("{modules}/pictures-{name}"), modules]);
-    program::finish(command, std::time::Duration::from_secs(600)).succeeded();
+    let address = format!("http://{}", server.http());
+    let script = |name: &str, arguments: &[&str]| {
+        let mut command = std::process::Command::new("node");
+        command.arg(format!("{}/tests/browser/{name}", env!("CARGO_MANIFEST_DIR"))).args(arguments);
+        program::finish(command, std::time::Duration::from_secs(600)).succeeded();
+    };
+    script("newcomer.mjs", &[&address, &modules]);
+    script("pages.mjs", &[&address, &format!("{modules}/pictures-{name}"), &modules]);
 }

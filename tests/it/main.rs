@@ -47,6 +47,7 @@ mod migrations;
 mod moving;
 mod observed;
 mod outages;
+mod pages;
 mod permissions;
 mod plans;
 mod pooler;

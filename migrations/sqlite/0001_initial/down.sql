@@ -17,6 +17,7 @@ DROP TABLE alert_destinations;
 DROP TABLE worker_instances;
 DROP TABLE dead_letters;
 DROP TABLE jobs;
+DROP TABLE stored_queries;
 DROP TABLE saved_queries;
 DROP TABLE leases;
 DROP TABLE refused_events;

@@ -635,6 +635,8 @@ CREATE TABLE refused_events (
     subject TEXT NOT NULL,
     meter TEXT NOT NULL,
     idempotency_key TEXT,
+    -- the write call that it came with
+    run_id BLOB NOT NULL,
     -- of a conflict: what was sent and what was stored under the key, JSON
     sent TEXT,
     stored TEXT,
@@ -666,8 +668,24 @@ CREATE TABLE saved_queries (
     position INTEGER NOT NULL,
     created_at INTEGER NOT NULL,
     updated_at INTEGER NOT NULL,
+    -- the workspace whose members see it too; its number alone, because the query is its user's
+    shared_in INTEGER,
     CONSTRAINT saved_queries_user_name_key UNIQUE (user_id, name)
 ) STRICT;
+CREATE INDEX saved_queries_shared ON saved_queries (shared_in) WHERE shared_in IS NOT NULL;
+
+-- Views of the dashboard whose addresses are too long to be handed on, by the hash of their parameters.
+CREATE TABLE stored_queries (
+    workspace_id INTEGER NOT NULL REFERENCES workspaces (id) ON DELETE CASCADE,
+    hash TEXT NOT NULL,
+    -- as in the address
+    query TEXT NOT NULL,
+    created_at INTEGER NOT NULL,
+    -- to the day
+    used_at INTEGER NOT NULL,
+    PRIMARY KEY (workspace_id, hash)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX stored_queries_used ON stored_queries (used_at);
 
 -- Background work ---------------------------------------------------------------------------------
 
@@ -792,6 +810,8 @@ CREATE TABLE alert_rules (
     group_by TEXT,
     next_evaluate_at INTEGER NOT NULL,
     evaluated_at INTEGER,
+    -- until then nobody is told what happens
+    snoozed_until INTEGER,
     -- grows with every change and every evaluation: what was computed from an older one is not written
     revision INTEGER NOT NULL,
     created_at INTEGER NOT NULL,

@@ -396,6 +396,14 @@ pub fn retry(conn: &mut Conn, workspace_id: i64, public_id: &str, now: Timestamp
     send_again(conn, &delivery, now)
 }
 
+/// The delivery of an event; none when nobody was to be told.
+pub fn of_event(conn: &mut Conn, workspace_id: i64, event_id: &str) -> Result<Option<Delivery>, DbError> {
+    let own = alert_deliveries::table
+        .filter(alert_deliveries::workspace_id.eq(workspace_id))
+        .filter(alert_deliveries::event_id.eq(event_id));
+    Ok(own.select(Delivery::as_select()).first(conn).optional()?)
+}
+
 /// Sends an event again, whatever became of it before, under the same id.
 pub fn redeliver(
     conn: &mut Conn,
@@ -403,17 +411,10 @@ pub fn redeliver(
     event_id: &str,
     now: Timestamp,
 ) -> Result<Delivery, DbError> {
-    let find = |conn: &mut Conn| {
-        alert_deliveries::table
-            .filter(alert_deliveries::workspace_id.eq(workspace_id))
-            .filter(alert_deliveries::event_id.eq(event_id))
-            .select(Delivery::as_select())
-            .first(conn)
-            .optional()
-    };
-    let delivery: Delivery = find(conn)?.ok_or_else(|| Error::not_found("delivery of this event"))?;
+    let found = of_event(conn, workspace_id, event_id)?;
+    let delivery = found.ok_or_else(|| Error::not_found("delivery of this event"))?;
     send_again(conn, &delivery, now)?;
-    Ok(find(conn)?.unwrap_or(delivery))
+    Ok(of_event(conn, workspace_id, event_id)?.unwrap_or(delivery))
 }
 
 #[derive(QueryableByName)]

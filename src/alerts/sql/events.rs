@@ -46,7 +46,7 @@ pub fn record(conn: &mut Conn, rule: &Rule, crossing: &Transition, now: Timestam
         created_at: now.0,
     };
     diesel::insert_into(alert_events::table).values(&event).execute(conn)?;
-    if crossing.kind.is_delivered() {
+    if crossing.kind.is_delivered() && !rule.is_snoozed(now) {
         let payload = webhook::payload(&event.public_id, &rule.part(), crossing, now)?;
         let group = crossing.state.group.as_ref();
         let outgoing = deliveries::Outgoing { event_id: &event.public_id, group, payload };
@@ -90,6 +90,24 @@ pub struct Attempt {
     pub response: Option<String>,
     pub duration_ms: i64,
     pub attempted_at: i64,
+}
+
+/// One event of a workspace.
+pub fn find(conn: &mut Conn, workspace_id: i64, public_id: &str) -> Result<Option<Event>, DbError> {
+    let own = alert_events::table
+        .filter(alert_events::public_id.eq(public_id))
+        .filter(alert_events::workspace_id.eq(workspace_id));
+    Ok(own.select(Event::as_select()).first(conn).optional()?)
+}
+
+/// Every attempt to deliver an event, the first one first, at most this many.
+pub fn attempts(conn: &mut Conn, event_id: &str, limit: i64) -> Result<Vec<Attempt>, DbError> {
+    Ok(alert_attempts::table
+        .filter(alert_attempts::event_id.eq(event_id))
+        .order(alert_attempts::id)
+        .limit(limit)
+        .select(Attempt::as_select())
+        .load(conn)?)
 }
 
 /// The latest attempt of each of these events.

@@ -37,12 +37,18 @@ pub struct Rule {
     pub terms: RuleSpec,
     pub next_evaluate_at: Timestamp,
     pub evaluated_at: Option<Timestamp>,
+    /// Until then nobody is told what happens.
+    pub snoozed_until: Option<Timestamp>,
     pub revision: i64,
     pub created_at: Timestamp,
     pub updated_at: Timestamp,
 }
 
 impl Rule {
+    pub fn is_snoozed(&self, now: Timestamp) -> bool {
+        self.snoozed_until.is_some_and(|until| now < until)
+    }
+
     pub fn part(&self) -> RulePart<'_> {
         let destination = (self.destination.public_id.as_str(), self.destination.name.as_str());
         RulePart::new(&self.public_id, &self.meter, &self.terms, destination)
@@ -67,6 +73,7 @@ struct Row {
     group_by: Option<String>,
     next_evaluate_at: i64,
     evaluated_at: Option<i64>,
+    snoozed_until: Option<i64>,
     revision: i64,
     created_at: i64,
     updated_at: i64,
@@ -94,6 +101,7 @@ impl Row {
             },
             next_evaluate_at: Timestamp(self.next_evaluate_at),
             evaluated_at: self.evaluated_at.map(Timestamp),
+            snoozed_until: self.snoozed_until.map(Timestamp),
             revision: self.revision,
             created_at: Timestamp(self.created_at),
             updated_at: Timestamp(self.updated_at),
@@ -118,6 +126,7 @@ impl Row {
             group_by: terms.group_by.clone(),
             next_evaluate_at: rule.next_evaluate_at.0,
             evaluated_at: rule.evaluated_at.map(|at| at.0),
+            snoozed_until: rule.snoozed_until.map(|at| at.0),
             revision: rule.revision,
             created_at: rule.created_at.0,
             updated_at: rule.updated_at.0,
@@ -279,6 +288,7 @@ pub fn add(conn: &mut Conn, new: &NewRule, now: Timestamp) -> Result<Rule, DbErr
         terms: new.terms.clone(),
         next_evaluate_at: now,
         evaluated_at: None,
+        snoozed_until: None,
         revision: 1,
         created_at: now,
         updated_at: now,
@@ -364,6 +374,26 @@ pub fn update(
     Ok(new)
 }
 
+/// Keeps a rule from telling anybody what happens until then, or lets it tell again. It is evaluated as ever.
+pub fn snooze(
+    conn: &mut Conn,
+    workspace_id: i64,
+    public_id: &str,
+    until: Option<Timestamp>,
+    now: Timestamp,
+) -> Result<Rule, DbError> {
+    let found = rule(conn, workspace_id, public_id)?.ok_or_else(no_such_rule)?;
+    lock_row(conn, "alert_rules", found.id)?;
+    let old = rule(conn, workspace_id, public_id)?.ok_or_else(no_such_rule)?;
+    let state = |until: Option<Timestamp>| serde_json::json!({"snoozed_until": until});
+    audit::about(public_id, &old.terms.name);
+    audit::states(Some(state(old.snoozed_until)), Some(state(until)));
+    // what is being evaluated now was read before, and is looked at again
+    let new = Rule { snoozed_until: until, revision: old.revision + 1, updated_at: now, ..old };
+    diesel::update(alert_rules::table.find(new.id)).set(&Row::of(&new)?).execute(conn)?;
+    Ok(new)
+}
+
 /// Resolves what fires and forgets all states. Under the rule's lock.
 fn close(conn: &mut Conn, rule: &Rule, reason: &str, now: Timestamp) -> Result<(), DbError> {
     let before = states::of_rules(conn, &[rule.id])?.remove(&rule.id).unwrap_or_default();
@@ -371,7 +401,9 @@ fn close(conn: &mut Conn, rule: &Rule, reason: &str, now: Timestamp) -> Result<(
     let mut wanted = Vec::new();
     for crossing in &crossings {
         events::record(conn, rule, crossing, now)?;
-        wanted.push(deliveries::job(rule.workspace_id, rule.id, now)?);
+        if !rule.is_snoozed(now) {
+            wanted.push(deliveries::job(rule.workspace_id, rule.id, now)?);
+        }
     }
     diesel::delete(alert_states::table.filter(alert_states::rule_id.eq(rule.id))).execute(conn)?;
     queue::enqueue(conn, wanted, now)

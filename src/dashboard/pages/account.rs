@@ -99,6 +99,24 @@ pub async fn end(
     Ok(visit.go("/settings/sessions", "Ended."))
 }
 
+/// Back to the page with what was done, or the page with why not.
+async fn answered(
+    app: &App,
+    caller: &Caller,
+    visit: &Visit,
+    done: Result<()>,
+    words: &str,
+    fields: &[&str],
+) -> Result<HttpResponse> {
+    match done {
+        Ok(()) => Ok(visit.go("/settings/sessions", words)),
+        Err(error) => {
+            let complaint = Complaint::of(error, fields)?;
+            rejected(&sessions_page(app, caller, visit, complaint).await?)
+        }
+    }
+}
+
 pub async fn change_password(
     app: web::Data<App>,
     request: HttpRequest,
@@ -108,15 +126,9 @@ pub async fn change_password(
 ) -> Result<HttpResponse> {
     let Form(fields) = form;
     let (current, new) = (fields.raw("current_password").to_owned(), fields.raw("password").to_owned());
-    match app.auth.change_password(&caller, current, new, address(&app, &request)).await {
-        Ok(()) => {
-            Ok(visit.go("/settings/sessions", "The password is changed; every other sign-in has ended."))
-        }
-        Err(error) => {
-            let complaint = Complaint::of(error, &["current_password", "password"])?;
-            rejected(&sessions_page(&app, &caller, &visit, complaint).await?)
-        }
-    }
+    let done = app.auth.change_password(&caller, current, new, address(&app, &request)).await;
+    let words = "The password is changed; every other sign-in has ended.";
+    answered(&app, &caller, &visit, done, words, &["current_password", "password"]).await
 }
 
 /// Disconnects a provider.
@@ -127,13 +139,8 @@ pub async fn disconnect(
     form: Form,
 ) -> Result<HttpResponse> {
     let Form(fields) = form;
-    match app.auth.disconnect(&caller, fields.get("identity")).await {
-        Ok(()) => Ok(visit.go("/settings/sessions", "Disconnected.")),
-        Err(error) => {
-            let complaint = Complaint::of(error, &[])?;
-            rejected(&sessions_page(&app, &caller, &visit, complaint).await?)
-        }
-    }
+    let done = app.auth.disconnect(&caller, fields.get("identity")).await;
+    answered(&app, &caller, &visit, done, "Disconnected.", &[]).await
 }
 
 #[derive(Template)]

@@ -42,6 +42,13 @@ const WINDOWS: [(&str, &str); 6] = [
 ];
 const INTERVALS: [(&str, &str); 4] =
     [("30", "30 seconds"), ("60", "1 minute"), ("300", "5 minutes"), ("900", "15 minutes")];
+const SNOOZES: [(&str, &str); 5] = [
+    ("3600", "1 hour"),
+    ("28800", "8 hours"),
+    ("86400", "1 day"),
+    ("604800", "7 days"),
+    ("2592000", "30 days"),
+];
 const COMPARATORS: [(&str, &str); 6] =
     [("gte", "≥"), ("gt", ">"), ("lte", "≤"), ("lt", "<"), ("eq", "="), ("neq", "≠")];
 
@@ -69,6 +76,11 @@ impl Row {
 
     fn condition(&self) -> String {
         condition(&self.rule)
+    }
+
+    /// Until when nobody is told what happens.
+    fn snoozed(&self) -> Option<Timestamp> {
+        self.rule.snoozed_until.filter(|until| Timestamp::now() < *until)
     }
 }
 
@@ -276,10 +288,13 @@ async fn tested(app: &App, caller: &Caller, fields: &Fields) -> Result<Tested> {
     let meter = ask::meter(app, caller, fields.get("meter")).await?;
     let threshold = terms.threshold.clone();
     let done = app.backtest(caller.workspace_id, &meter.name, terms).await?;
-    let size = if done.step_seconds == 3_600 { BucketSize::Hour } else { BucketSize::Day };
+    // midnights of UTC are hours elsewhere
+    let zone = ask::home(app, caller).await?;
+    let is_daily = done.step_seconds > 3_600 && zone.is_utc();
+    let calendar = ask::calendar(if is_daily { BucketSize::Day } else { BucketSize::Hour }, &zone);
     let bucket = |(at, _): &(Timestamp, Option<Quantity>)| chart::Bucket {
-        label: ask::bucket_label(*at, size),
-        name: ask::bucket_name(*at, size),
+        label: zone.text(*at)[5..10].to_owned(),
+        name: ask::bucket_name(*at, &calendar),
         link: String::new(),
     };
     let values = done.values.iter().map(|(_, value)| value.clone()).collect();
@@ -287,6 +302,7 @@ async fn tested(app: &App, caller: &Caller, fields: &Fields) -> Result<Tested> {
         id: "backtest",
         title: format!("What the rule would have seen of {}", meter.name),
         unit: meter.unit.clone(),
+        zone: calendar.zone.clone(),
         kind: Kind::Line,
         buckets: done.values.iter().map(bucket).collect(),
         series: vec![Series { name: "Value at each look".to_owned(), values, is_other: false }],
@@ -392,6 +408,12 @@ struct ShowPage {
     next: Option<String>,
 }
 
+impl ShowPage {
+    fn snoozes(&self) -> &'static [(&'static str, &'static str)] {
+        &SNOOZES
+    }
+}
+
 pub async fn show(
     app: web::Data<App>,
     caller: Caller,
@@ -423,10 +445,12 @@ async fn history(app: &App, caller: &Caller, rule: &Rule) -> Result<Option<Chart
     }
     let size = if rule.terms.window_seconds >= 86_400 { BucketSize::Day } else { BucketSize::Hour };
     let days = if size == BucketSize::Day { 28 } else { 3 };
-    let window = ask::last_days(days, Timestamp::now());
+    let calendar = ask::calendar(size, &ask::home(app, caller).await?);
+    let window = ask::last_days(days, Timestamp::now(), &calendar.zone);
     let meter = ask::meter(app, caller, &rule.meter).await?;
-    let query = Query { subject: rule.terms.subject.clone(), ..ask::whole(meter.clone(), window, size) };
-    let starts = ask::axis(window, size);
+    let query =
+        Query { subject: rule.terms.subject.clone(), ..ask::whole(meter.clone(), window, &calendar)? };
+    let starts = ask::axis(window, &calendar);
     let rows = ask::buckets(app, query, starts.len()).await?;
     let (series, _) = ask::series(&rows, &starts, meter.aggregation, false, 1);
     let link = Link::to("/events")
@@ -437,8 +461,9 @@ async fn history(app: &App, caller: &Caller, rule: &Rule) -> Result<Option<Chart
         id: "history",
         title: format!("{} per {}, with the threshold", meter.name, size.name()),
         unit: meter.unit.clone(),
+        zone: calendar.zone.clone(),
         kind: Kind::Bar,
-        buckets: ask::chart_buckets(window, size, &link),
+        buckets: ask::chart_buckets(window, &calendar, &link),
         series,
         compare: None,
         limits: vec![threshold],
@@ -467,6 +492,24 @@ pub async fn evaluate_now(
         app.store.write("alerts::evaluate_disabled", write).await?;
     }
     Ok(visit.go(&format!("/alerts/{id}"), "Evaluated just now."))
+}
+
+/// Keeps a rule quiet for a while, or lets it tell again.
+pub async fn snooze(
+    app: web::Data<App>,
+    caller: Caller,
+    visit: Visit,
+    Id(id): Id,
+    form: Form,
+) -> Result<HttpResponse> {
+    let Form(fields) = form;
+    let seconds = fields.integer("seconds")?.unwrap_or_default();
+    let rule = app.snooze_rule(caller.workspace_id, id.clone(), seconds).await?;
+    let words = match rule.snoozed_until {
+        Some(_) => format!("Nobody is told anything for {}.", view::seconds(seconds)),
+        None => "Whatever happens is sent again.".to_owned(),
+    };
+    Ok(visit.go(&format!("/alerts/{id}"), &words))
 }
 
 #[derive(Template)]

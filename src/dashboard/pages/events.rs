@@ -1,4 +1,4 @@
-//! `/events`: what was stored, newest first; one event with everything that is known of it; the write calls.
+//! `/events`: what was stored, newest first; one event with everything that is known of it.
 
 use actix_web::http::header;
 use actix_web::{HttpResponse, web};
@@ -10,6 +10,7 @@ use crate::auth::Caller;
 use crate::dashboard::ask;
 use crate::dashboard::form::Complaint;
 use crate::dashboard::grammar::{self, Condition, OPERATORS, RANGES, Range};
+use crate::dashboard::pages::event_counts::{self, Counts};
 use crate::dashboard::view::{self, Link};
 use crate::dashboard::visit::{Shell, Visit, ok, rejected};
 use crate::db::Conn;
@@ -18,39 +19,45 @@ use crate::error::{Error, Result};
 use crate::exports::csv::Table;
 use crate::http::extract::{Id, Params, decode_cursor, encode_cursor};
 use crate::http::respond;
+use crate::metering::calendar::Zone;
 use crate::metering::event::StoredEvent;
 use crate::metering::json::Value;
 use crate::metering::meter::Meter;
 use crate::metering::time::{SECOND, Timestamp, Window};
 use crate::usage::events::{self as event_list, Listed, Position};
-use crate::usage::ingestion_runs::{self, IngestionRun};
 use crate::usage::query::parse_subject_filter;
 
 const LISTED: usize = 50;
 const DOWNLOADED: usize = 1_000;
 
 /// What an address asks for.
-struct ExportQuery {
-    meter: String,
-    subject: String,
-    range: Option<Range>,
-    conditions: Vec<Condition>,
+#[derive(Clone, Default)]
+pub struct ExportQuery {
+    pub meter: String,
+    pub subject: String,
+    pub range: Option<Range>,
+    pub conditions: Vec<Condition>,
 }
 
 impl ExportQuery {
-    fn parse(params: &Params) -> Result<ExportQuery> {
+    /// `home` is the zone of the workspace, in which days begin and dates are read.
+    fn parse(params: &Params, home: &Zone) -> Result<ExportQuery> {
         let has_time = ["range", "from", "to"].iter().any(|name| !params.get(name).is_empty());
         Ok(ExportQuery {
             meter: params.get("meter").to_owned(),
             subject: parse_subject_filter(params.get("subject"))?.unwrap_or_default(),
-            range: if has_time { Some(Range::parse(params, "", Timestamp::now())?) } else { None },
+            range: if has_time { Some(Range::parse_in(home, params, "", Timestamp::now())?) } else { None },
             conditions: grammar::conditions(params)?,
         })
     }
 
     fn link(&self) -> Link {
+        self.range.iter().fold(self.untimed_link(), |link, range| range.on(link))
+    }
+
+    /// The address without its time.
+    pub fn untimed_link(&self) -> Link {
         let link = Link::to("/events").with("meter", &self.meter).with("subject", &self.subject);
-        let link = self.range.iter().fold(link, |link, range| range.on(link));
         self.conditions
             .iter()
             .fold(link, |link, condition| link.with(condition.parameter(), &condition.text()))
@@ -84,6 +91,7 @@ struct ListPage {
     events: Vec<StoredEvent>,
     next: Option<String>,
     is_first: bool,
+    counts: Option<Counts>,
     complaint: Complaint,
 }
 
@@ -114,13 +122,7 @@ impl ListPage {
     fn without(&self, at: &usize) -> String {
         let mut conditions = self.asked.conditions.clone();
         conditions.remove(*at);
-        let rest = ExportQuery {
-            meter: self.asked.meter.clone(),
-            subject: self.asked.subject.clone(),
-            range: self.asked.range.clone(),
-            conditions,
-        };
-        rest.link().to_string()
+        ExportQuery { conditions, ..self.asked.clone() }.link().to_string()
     }
 }
 
@@ -129,15 +131,11 @@ pub async fn list(app: web::Data<App>, caller: Caller, visit: Visit, params: Par
     let mut page = ListPage {
         shell: visit.shell("events", "Events"),
         meters,
-        asked: ExportQuery {
-            meter: String::new(),
-            subject: String::new(),
-            range: None,
-            conditions: Vec::new(),
-        },
+        asked: ExportQuery::default(),
         events: Vec::new(),
         next: None,
         is_first: params.get("cursor").is_empty(),
+        counts: None,
         complaint: Complaint::none(),
     };
     match answer(&app, &caller, &mut page, &params).await {
@@ -156,7 +154,8 @@ async fn answer(
     page: &mut ListPage,
     params: &Params,
 ) -> Result<Option<HttpResponse>> {
-    let asked = ExportQuery::parse(params)?;
+    let home = ask::home(app, caller).await?;
+    let asked = ExportQuery::parse(params, &home)?;
     let meter = page.meters.iter().find(|meter| meter.name == asked.meter);
     if let Some(condition) = new_condition(params)? {
         let mut wider = asked;
@@ -181,6 +180,9 @@ async fn answer(
     if let Some(last) = listed.last().filter(|_| has_more) {
         let cursor = encode_cursor(&(last.position.time.0, last.position.id.to_string()))?;
         page.next = Some(asked.link().with("cursor", &cursor).to_string());
+    }
+    if page.is_first {
+        page.counts = event_counts::find(app, caller, &asked, &page.meters, &home).await?;
     }
     page.events = listed.into_iter().map(|one| one.event).collect();
     page.asked = asked;
@@ -295,34 +297,4 @@ pub async fn show(
         totals: totals.to_string(),
         event,
     })
-}
-
-#[derive(Template)]
-#[template(path = "events/ingestion.html")]
-struct IngestionPage {
-    shell: Shell,
-    runs: Vec<IngestionRun>,
-    next: Option<String>,
-}
-
-pub async fn ingestion(
-    app: web::Data<App>,
-    caller: Caller,
-    visit: Visit,
-    params: Params,
-) -> Result<HttpResponse> {
-    let workspace_id = caller.workspace_id;
-    let before = match params.get("before") {
-        "" => None,
-        text => Some(Uuid::parse_str(text).map_err(|_| Error::invalid("before is not one of ours"))?),
-    };
-    let read = move |conn: &mut Conn| ingestion_runs::runs(conn, workspace_id, before, LISTED as i64 + 1);
-    let mut runs = app.store.read("ingestion_runs::runs", read).await?;
-    let has_more = runs.len() > LISTED;
-    runs.truncate(LISTED);
-    let next = runs
-        .last()
-        .filter(|_| has_more)
-        .map(|last| view::link("/ingestion", "before", &last.id.to_string()).to_string());
-    ok(&IngestionPage { shell: visit.shell("events", "Write calls"), runs, next })
 }

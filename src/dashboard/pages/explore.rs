@@ -1,5 +1,7 @@
 //! `/usage`: who used how much, compared with what. The address is the query; the same rows come as CSV and JSON.
 
+use std::collections::HashMap;
+
 use actix_web::http::header;
 use actix_web::{HttpResponse, web};
 use askama::Template;
@@ -8,10 +10,12 @@ use futures_util::future::{join, try_join4};
 use crate::app::App;
 use crate::auth::Caller;
 use crate::dashboard::ask;
-use crate::dashboard::chart::{Chart, Kind, Series, Svg, share_bar};
+use crate::dashboard::chart::{self, Chart, Kind, Series, Svg, share_bar};
 use crate::dashboard::form::Complaint;
 use crate::dashboard::grammar::{self, Condition, OPERATORS, RANGES, Range};
 use crate::dashboard::pages::breakdowns::{self, Breakdown};
+use crate::dashboard::pages::saved::{Kept, saved};
+use crate::dashboard::pages::short;
 use crate::dashboard::view::{self, Link};
 use crate::dashboard::visit::{Shell, Visit, ok, rejected};
 use crate::dashboard::zone::OFFERED;
@@ -25,7 +29,6 @@ use crate::metering::meter::Meter;
 use crate::metering::quantity::Quantity;
 use crate::metering::time::{DAY, Timestamp, Window};
 use crate::usage::query::{Bucket, Query, parse_group_by, parse_subject_filter};
-use crate::usage::saved_queries::{self, SavedQuery};
 
 /// Rows that one picture is made of at most.
 const CELLS_MAX: usize = 10_000;
@@ -181,6 +184,7 @@ struct GroupRow {
     quantity: Quantity,
     share: Option<String>,
     bar: Svg,
+    spark: Svg,
     only: String,
     exclude: String,
 }
@@ -205,7 +209,7 @@ struct ExplorePage {
     found: Option<Found>,
     params: Params,
     complaint: Complaint,
-    saved: Vec<(SavedQuery, String)>,
+    saved: Vec<Kept>,
     now: Timestamp,
     origin: String,
 }
@@ -287,6 +291,13 @@ impl ExplorePage {
         link.trim_start_matches('?').to_owned()
     }
 
+    /// The saved query that the view began as, if it is the caller's, and whether something is different now.
+    fn begun_as(&self, asked: &ExportQuery) -> Option<(&Kept, bool)> {
+        let wanted = self.params.get("saved");
+        let kept = self.saved.iter().find(|kept| kept.query.id == wanted)?;
+        Some((kept, kept.parameters() != self.saved_text(asked)))
+    }
+
     /// The query as the interface for programs takes it.
     fn curl(&self, asked: &ExportQuery) -> String {
         let window = asked.range.window;
@@ -335,7 +346,15 @@ fn copy(asked: &ExportQuery) -> ExportQuery {
 }
 
 pub async fn show(app: web::Data<App>, caller: Caller, visit: Visit, params: Params) -> Result<HttpResponse> {
-    let (meters, saved) = join(ask::meters(&app, &caller), saved(&app, &caller)).await;
+    match short::too_long(&visit, &params) {
+        Some(query) => short::keep(&app, &caller, query).await,
+        None => page(&app, &caller, &visit, params).await,
+    }
+}
+
+/// The view that parameters describe, wherever they come from.
+pub async fn page(app: &App, caller: &Caller, visit: &Visit, params: Params) -> Result<HttpResponse> {
+    let (meters, saved) = join(ask::meters(app, caller), saved(app, caller)).await;
     let (meters, saved) = (meters?, saved?);
     let home = app.zones.get(caller.workspace_id).await?;
     let mut page = ExplorePage {
@@ -349,7 +368,7 @@ pub async fn show(app: web::Data<App>, caller: Caller, visit: Visit, params: Par
         now: Timestamp::now(),
         origin: visit.origin.clone(),
     };
-    match answer(&app, &caller, &page, &home).await {
+    match answer(app, caller, &page, &home).await {
         Ok(Answer::Page(asked, found)) => {
             page.asked = Some(*asked);
             page.found = Some(*found);
@@ -465,6 +484,7 @@ async fn find(app: &App, asked: &ExportQuery) -> Result<Found> {
             asked.range.words()
         ),
         unit: asked.meter.unit.clone(),
+        zone: asked.calendar.zone.clone(),
         kind: if asked.is_cumulative { Kind::Line } else { asked.kind },
         buckets: ask::chart_buckets(window, &asked.calendar, &asked.events()),
         series,
@@ -476,7 +496,7 @@ async fn find(app: &App, asked: &ExportQuery) -> Result<Found> {
         let words = Range { window, ..asked.range.clone() }.words();
         (sum.clone(), words, change(&total, &sum))
     });
-    let groups = group_rows(asked, &groups, &total);
+    let groups = group_rows(asked, &groups, &total, &Course { rows: &rows, starts: &starts });
     Ok(Found { chart, total, earlier, groups, breakdowns, rows: rows.len(), left_out })
 }
 
@@ -517,13 +537,44 @@ fn change(now: &Quantity, before: &Quantity) -> String {
     format!("{percent:+.1} %")
 }
 
-fn group_rows(asked: &ExportQuery, groups: &[Bucket], total: &Quantity) -> Vec<GroupRow> {
+/// What each group did over time.
+struct Course<'a> {
+    rows: &'a [Bucket],
+    starts: &'a [Timestamp],
+}
+
+impl Course<'_> {
+    /// By the name of the group, one value per bucket.
+    fn by_group(&self, by_subject: bool) -> HashMap<String, Vec<f64>> {
+        let mut courses: HashMap<String, Vec<f64>> = HashMap::new();
+        for row in self.rows {
+            let Ok(place) = self.starts.binary_search(&row.bucket_start.at) else { continue };
+            let name = ask::group_name(row, by_subject);
+            courses.entry(name).or_insert_with(|| vec![0.0; self.starts.len()])[place] =
+                row.quantity.to_f64();
+        }
+        courses
+    }
+}
+
+fn group_rows(
+    asked: &ExportQuery,
+    groups: &[Bucket],
+    total: &Quantity,
+    course: &Course<'_>,
+) -> Vec<GroupRow> {
     let by_subject = asked.group.iter().any(|name| name == "subject");
     let mut sorted: Vec<&Bucket> = groups.iter().collect();
     sorted.sort_by(|a, b| b.quantity.cmp(&a.quantity));
     let largest = sorted.first().map_or(1.0, |row| row.quantity.to_f64()).max(f64::MIN_POSITIVE);
     let has_shares = ask::is_additive(asked.meter.aggregation) && total.is_positive();
+    let courses = course.by_group(by_subject);
+    let spark = |name: &str| {
+        let values = courses.get(name).map(Vec::as_slice).unwrap_or_default();
+        chart::sparkline(values, &format!("{name} over time"))
+    };
     let row = |bucket: &&Bucket| GroupRow {
+        spark: spark(&ask::group_name(bucket, by_subject)),
         name: ask::group_name(bucket, by_subject),
         share: has_shares
             .then(|| format!("{:.1} %", (&bucket.quantity * &Quantity::from(100)).divide(total).to_f64())),
@@ -548,36 +599,6 @@ fn narrowed(asked: &ExportQuery, bucket: &Bucket, op: &str) -> String {
     // one group alone needs no grouping
     let group = if op == "eq" { Vec::new() } else { asked.group.clone() };
     asked.narrowed(&values, op, group)
-}
-
-/// The saved queries of the caller, with their addresses.
-pub async fn saved(app: &App, caller: &Caller) -> Result<Vec<(SavedQuery, String)>> {
-    let user_id = caller.user_id;
-    let rows = app.store.read("saved_queries::list", move |conn| saved_queries::list(conn, user_id)).await?;
-    Ok(rows
-        .into_iter()
-        .map(|saved| {
-            let link = saved_link(&saved);
-            (saved, link)
-        })
-        .collect())
-}
-
-/// Where a saved query leads. One that was saved by another program is read as far as it names meter and subject.
-fn saved_link(saved: &SavedQuery) -> String {
-    let query = Value::parse(&saved.query).unwrap_or_default();
-    let mut link = Link::to("/usage").with("saved", &saved.id);
-    if let Some(explore) = query["explore"].as_str() {
-        return format!("{link}&{explore}");
-    }
-    for rule in query["rules"].as_array().unwrap_or_default() {
-        if let (Some(field @ ("meter" | "subject")), Some(value)) =
-            (rule["field"].as_str(), rule["value"].as_str())
-        {
-            link = link.with(field, value);
-        }
-    }
-    link.with("bucket", &saved.bucket_size).to_string()
 }
 
 #[cfg(test)]

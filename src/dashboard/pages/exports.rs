@@ -25,7 +25,18 @@ const LISTED: usize = 50;
 struct ListPage {
     shell: Shell,
     exports: Vec<Export>,
+    status: Option<Status>,
     next: Option<String>,
+}
+
+impl ListPage {
+    fn statuses(&self) -> [Status; 5] {
+        Status::ALL
+    }
+
+    fn is(&self, status: &Status) -> bool {
+        self.status == Some(*status)
+    }
 }
 
 /// The reference's word for a status.
@@ -44,19 +55,25 @@ fn may_retry(export: &Export) -> bool {
 pub async fn list(app: web::Data<App>, caller: Caller, visit: Visit, params: Params) -> Result<HttpResponse> {
     let after = decode_cursor::<(i64, String)>(params.get("cursor"))?.map(|(at, id)| (Timestamp(at), id));
     let workspace_id = caller.workspace_id;
-    let read =
-        move |conn: &mut _| crate::exports::sql::list(conn, workspace_id, after.as_ref(), LISTED as i64 + 1);
+    let status = match params.get("status") {
+        "" => None,
+        word => Some(Status::parse(word).ok_or_else(|| Error::invalid("status is not one of an export"))?),
+    };
+    let read = move |conn: &mut _| {
+        crate::exports::sql::list(conn, workspace_id, status, after.as_ref(), LISTED as i64 + 1)
+    };
     let mut exports: Vec<Export> = app.store.read("exports::list", read).await?;
     let has_more = exports.len() > LISTED;
     exports.truncate(LISTED);
     let next = match exports.last().filter(|_| has_more) {
         Some(last) => {
             let cursor = encode_cursor(&(last.created_at.0, last.id.clone()))?;
-            Some(view::link("/exports", "cursor", &cursor).to_string())
+            let link = view::link("/exports", "status", status.map_or("", Status::as_str));
+            Some(link.with("cursor", &cursor).to_string())
         }
         None => None,
     };
-    ok(&ListPage { shell: visit.shell("exports", "Export jobs"), exports, next })
+    ok(&ListPage { shell: visit.shell("exports", "Export jobs"), exports, status, next })
 }
 
 #[derive(Template)]

@@ -84,6 +84,21 @@ async fn refused(
     rejected(&ListPage { fields, complaint, ..list_page(app, caller, visit).await? })
 }
 
+/// Back to the page with what was done, or the page with why not.
+async fn answered(
+    app: &App,
+    caller: &Caller,
+    visit: &Visit,
+    fields: Fields,
+    done: Result<()>,
+    words: &str,
+) -> Result<HttpResponse> {
+    match done {
+        Ok(()) => Ok(visit.go("/members", words)),
+        Err(error) => refused(app, caller, visit, fields, error).await,
+    }
+}
+
 #[derive(Template)]
 #[template(path = "members/invited.html")]
 struct InvitedPage {
@@ -134,18 +149,13 @@ pub async fn change(
         }
         _ => (app.auth.change_role(&caller, &user, fields.get("role")).await, "The role is changed."),
     };
-    match done {
-        Ok(()) => Ok(visit.go("/members", words)),
-        Err(error) => refused(&app, &caller, &visit, fields, error).await,
-    }
+    answered(&app, &caller, &visit, fields, done, words).await
 }
 
 pub async fn rename(app: web::Data<App>, caller: Caller, visit: Visit, form: Form) -> Result<HttpResponse> {
     let Form(fields) = form;
-    match app.auth.rename_workspace(&caller, fields.get("name")).await {
-        Ok(()) => Ok(visit.go("/members", "The workspace has a new name.")),
-        Err(error) => refused(&app, &caller, &visit, fields, error).await,
-    }
+    let done = app.auth.rename_workspace(&caller, fields.get("name")).await;
+    answered(&app, &caller, &visit, fields, done, "The workspace has a new name.").await
 }
 
 /// Ends the own membership, and the session with it.

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use actix_web::{HttpResponse, web};
 use askama::Template;
+use futures_util::future::try_join;
 
 use crate::alerts::sql::rules;
 use crate::app::App;
@@ -19,12 +20,13 @@ use crate::db::Conn;
 use crate::entitlements::sql::plans;
 use crate::error::Result;
 use crate::http::extract::{Id, Params};
+use crate::metering::calendar::Calendar;
 use crate::metering::event::InputQuantity;
 use crate::metering::event::StoredEvent;
 use crate::metering::expression::Expression;
 use crate::metering::meter::{DimensionInput, Meter, MeterInput, QuantityIs};
 use crate::metering::quantity::Quantity;
-use crate::metering::time::{BucketSize, Timestamp};
+use crate::metering::time::{BucketSize, Timestamp, Window};
 use crate::usage::query::{BreakdownItem, GroupField, Query};
 use crate::usage::subjects::MeterStats;
 use crate::usage::{events as event_list, subjects};
@@ -127,6 +129,12 @@ impl FormPage {
             complaint,
             aggregations: AGGREGATIONS,
         }
+    }
+
+    /// Something is typed, or wrong, that most meters do without.
+    fn is_special(&self) -> bool {
+        let special = ["aggregation_field", "percentiles", "quantity_is", "value_expression"];
+        special.iter().any(|name| !self.fields.get(name).is_empty() || self.complaint.at(name))
     }
 
     fn value(&self, row: &usize, field: &str) -> &str {
@@ -308,7 +316,10 @@ const TOP_VALUES: usize = 5;
 
 pub async fn show(app: web::Data<App>, caller: Caller, visit: Visit, Id(word): Id) -> Result<HttpResponse> {
     let (meter, stats) = with_events(&app, &caller, &word).await?;
-    let (chart, tops) = futures_util::future::try_join(month(&app, &meter), tops(&app, &meter)).await?;
+    let home = ask::home(&app, &caller).await?;
+    let month = ask::last_days(28, Timestamp::now(), &home);
+    let calendar = ask::calendar(BucketSize::Day, &home);
+    let (chart, tops) = try_join(picture(&app, &meter, month, &calendar), tops(&app, &meter, month)).await?;
     let (workspace_id, name) = (caller.workspace_id, meter.name.clone());
     let around = move |conn: &mut Conn| {
         let search =
@@ -334,20 +345,19 @@ pub async fn show(app: web::Data<App>, caller: Caller, visit: Visit, Id(word): I
     })
 }
 
-/// The last 28 days of a meter.
-async fn month(app: &App, meter: &Meter) -> Result<Chart> {
-    let (now, size) = (Timestamp::now(), BucketSize::Day);
-    let window = ask::last_days(28, now);
-    let starts = ask::axis(window, size);
-    let rows = ask::buckets(app, ask::whole(meter.clone(), window, size), starts.len()).await?;
+/// A meter, day by day.
+async fn picture(app: &App, meter: &Meter, window: Window, calendar: &Calendar) -> Result<Chart> {
+    let starts = ask::axis(window, calendar);
+    let rows = ask::buckets(app, ask::whole(meter.clone(), window, calendar)?, starts.len()).await?;
     let (series, _) = ask::series(&rows, &starts, meter.aggregation, false, 1);
     let events = Link::to("/events").with("meter", &meter.name);
     Ok(Chart {
         id: "month",
         title: format!("{} of {}, last 28 days", meter.aggregation.as_str(), meter.name),
         unit: meter.unit.clone(),
+        zone: calendar.zone.clone(),
         kind: if ask::is_additive(meter.aggregation) { Kind::Bar } else { Kind::Line },
-        buckets: ask::chart_buckets(window, size, &events),
+        buckets: ask::chart_buckets(window, calendar, &events),
         series,
         compare: None,
         limits: Vec::new(),
@@ -355,9 +365,8 @@ async fn month(app: &App, meter: &Meter) -> Result<Chart> {
     })
 }
 
-/// The largest values of the first dimensions over the last 28 days.
-async fn tops(app: &App, meter: &Meter) -> Result<Vec<(String, Vec<(BreakdownItem, Svg, String)>)>> {
-    let window = ask::last_days(28, Timestamp::now());
+/// The largest values of the first dimensions.
+async fn tops(app: &App, meter: &Meter, window: Window) -> Result<Vec<Top>> {
     let mut tops = Vec::new();
     let active = meter.dimensions.iter().filter(|dimension| !dimension.deprecated);
     for dimension in active.take(TOP_DIMENSIONS) {
@@ -366,7 +375,7 @@ async fn tops(app: &App, meter: &Meter) -> Result<Vec<(String, Vec<(BreakdownIte
             group_by,
             buckets: None,
             skip_missing: true,
-            ..ask::whole(meter.clone(), window, BucketSize::Day)
+            ..ask::whole(meter.clone(), window, &Calendar::utc(BucketSize::Day))?
         };
         let shares = ask::breakdown(app, query, TOP_VALUES).await?;
         let largest = shares.first().map_or(1.0, |share| share.quantity.to_f64()).max(f64::MIN_POSITIVE);

@@ -11,7 +11,8 @@ use crate::auth::key::Status;
 use crate::dashboard::ask;
 use crate::dashboard::chart::{Chart, Kind, Series, Svg, sparkline};
 use crate::dashboard::grammar::Range;
-use crate::dashboard::pages::explore::{ExportQuery, saved};
+use crate::dashboard::pages::explore::ExportQuery;
+use crate::dashboard::pages::saved::saved;
 use crate::dashboard::view::{self, Link};
 use crate::dashboard::visit::{Shell, Visit, ok};
 use crate::db::{Conn, DbError};
@@ -21,6 +22,7 @@ use crate::error::Result;
 use crate::http::extract::Params;
 use crate::jobs::health::WorkerStatus;
 use crate::jobs::queue;
+use crate::metering::calendar::Zone;
 use crate::metering::meter::{Aggregation, Meter};
 use crate::metering::quantity::Quantity;
 use crate::metering::time::{BucketSize, DAY, Timestamp};
@@ -85,9 +87,10 @@ pub async fn show(app: web::Data<App>, caller: Caller, visit: Visit) -> Result<H
     let read = move |conn: &mut Conn| read(conn, workspace_id, prunes, now);
     let facts = app.store.read_snapshot("overview::read", read);
     let (facts, saved) = try_join(facts, saved(&app, &caller)).await?;
-    let pinned = saved.into_iter().filter(|(query, _)| query.pinned).take(PINNED_MAX);
-    let tiles = join_all(pinned.map(|(query, link)| tile(&app, &caller, query.name, link)));
-    let (chart, tiles) = futures_util::future::join(picture(&app, &facts, now), tiles).await;
+    let home = ask::home(&app, &caller).await?;
+    let pinned = saved.into_iter().filter(|kept| kept.query.pinned).take(PINNED_MAX);
+    let tiles = join_all(pinned.map(|kept| tile(&app, &caller, kept.query.name, kept.link)));
+    let (chart, tiles) = futures_util::future::join(picture(&app, &facts, &home, now), tiles).await;
     let chart = chart?;
     let of_day = |back: usize| {
         let mut sum = Quantity::zero();
@@ -134,9 +137,9 @@ fn read(conn: &mut Conn, workspace_id: i64, prunes: bool, now: Timestamp) -> Res
 }
 
 /// Events per day of the largest meters, over 28 days.
-async fn picture(app: &App, facts: &Facts, now: Timestamp) -> Result<Chart> {
-    let (window, size) = (ask::last_days(28, now), BucketSize::Day);
-    let starts = ask::axis(window, size);
+async fn picture(app: &App, facts: &Facts, home: &Zone, now: Timestamp) -> Result<Chart> {
+    let (window, calendar) = (ask::last_days(28, now, home), ask::calendar(BucketSize::Day, home));
+    let starts = ask::axis(window, &calendar);
     let mut sizes: Vec<_> = facts.sizes.iter().filter(|stats| stats.usage_events > 0).collect();
     sizes.sort_by_key(|stats| -stats.usage_events);
     let drawn = sizes.iter().take(METERS_DRAWN);
@@ -145,7 +148,9 @@ async fn picture(app: &App, facts: &Facts, now: Timestamp) -> Result<Chart> {
     let queries = drawn.iter().map(|meter| {
         // counted, whatever the meter makes of its quantities
         let counted = Meter { aggregation: Aggregation::Count, ..(*meter).clone() };
-        ask::buckets(app, ask::whole(counted, window, size), starts.len())
+        let query = ask::whole(counted, window, &calendar);
+        let most = starts.len();
+        async move { ask::buckets(app, query?, most).await }
     });
     let mut series = Vec::new();
     for (meter, rows) in drawn.iter().zip(join_all(queries).await) {
@@ -158,8 +163,9 @@ async fn picture(app: &App, facts: &Facts, now: Timestamp) -> Result<Chart> {
         id: "events",
         title: "Events per day of the largest meters, last 28 days".to_owned(),
         unit: "events".to_owned(),
+        zone: home.clone(),
         kind: Kind::Stacked,
-        buckets: ask::chart_buckets(window, size, &Link::to("/events")),
+        buckets: ask::chart_buckets(window, &calendar, &Link::to("/events")),
         series,
         compare: None,
         limits: Vec::new(),

@@ -41,8 +41,8 @@ pub async fn list(app: web::Data<App>, caller: Caller, visit: Visit, params: Par
         outcome: params.get("outcome").to_owned(),
         meter: params.get("meter").trim().to_owned(),
         subject: params.get("subject").trim().to_owned(),
-        idempotency_key: String::new(),
         before,
+        ..Filter::default()
     };
     let workspace_id = caller.workspace_id;
     let read = move |conn: &mut Conn| refused::list(conn, workspace_id, &filter, LISTED as i64 + 1);

@@ -1,4 +1,5 @@
-//! `/usage/saved`: saved queries, made from the address of a view, so that relative ranges stay relative.
+//! `/usage/saved`: saved queries, made from the address of a view, so that relative ranges stay relative. Each is its
+//! user's; one that is shared is seen by everybody in the workspace.
 
 use actix_web::{HttpResponse, web};
 use askama::Template;
@@ -7,79 +8,199 @@ use serde_json::json;
 use crate::app::App;
 use crate::auth::Caller;
 use crate::chance;
-use crate::dashboard::form::Form;
-use crate::dashboard::pages::explore::saved;
+use crate::dashboard::form::{Fields, Form};
+use crate::dashboard::view::Link;
 use crate::dashboard::visit::{Shell, Visit, ok};
+use crate::db::Conn;
 use crate::error::{Error, Result};
 use crate::http::extract::Params;
+use crate::metering::json::Value;
 use crate::metering::time::{BucketSize, Timestamp};
 use crate::usage::saved_queries::{self, SavedQuery};
 
 const NAME_CHARACTERS_MAX: usize = 120;
 const QUERY_BYTES_MAX: usize = 4_096;
 
+/// A saved query, and where it leads.
+pub struct Kept {
+    pub query: SavedQuery,
+    pub link: String,
+    /// Who shares it; empty for the caller's own.
+    pub by: String,
+    pub is_shared: bool,
+}
+
+impl Kept {
+    fn of(query: SavedQuery, by: String, workspace_id: i64) -> Kept {
+        Kept { link: link(&query), is_shared: query.shared_in == Some(workspace_id), query, by }
+    }
+
+    pub fn is_own(&self) -> bool {
+        self.by.is_empty()
+    }
+
+    /// What is kept of the address.
+    pub fn parameters(&self) -> String {
+        let query = Value::parse(&self.query.query).unwrap_or_default();
+        query["explore"].as_str().unwrap_or_default().to_owned()
+    }
+}
+
+/// Where a saved query leads. One that was saved by another program is read as far as it names meter and subject.
+fn link(saved: &SavedQuery) -> String {
+    let query = Value::parse(&saved.query).unwrap_or_default();
+    let mut link = Link::to("/usage").with("saved", &saved.id);
+    if let Some(explore) = query["explore"].as_str() {
+        return format!("{link}&{explore}");
+    }
+    for rule in query["rules"].as_array().unwrap_or_default() {
+        if let (Some(field @ ("meter" | "subject")), Some(value)) =
+            (rule["field"].as_str(), rule["value"].as_str())
+        {
+            link = link.with(field, value);
+        }
+    }
+    link.with("bucket", &saved.bucket_size).to_string()
+}
+
+/// The saved queries of the caller, then what others share with the workspace.
+pub async fn saved(app: &App, caller: &Caller) -> Result<Vec<Kept>> {
+    let (workspace_id, user_id) = (caller.workspace_id, caller.user_id);
+    let read = move |conn: &mut Conn| {
+        let own = saved_queries::list(conn, user_id)?;
+        Ok((own, saved_queries::shared(conn, workspace_id, user_id)?))
+    };
+    let (own, shared) = app.store.read("saved_queries::list", read).await?;
+    let own = own.into_iter().map(|query| (query, String::new()));
+    Ok(own.chain(shared).map(|(query, by)| Kept::of(query, by, workspace_id)).collect())
+}
+
 #[derive(Template)]
 #[template(path = "usage/saved.html")]
 struct SavedPage {
     shell: Shell,
-    saved: Vec<(SavedQuery, String)>,
+    saved: Vec<Kept>,
 }
 
 pub async fn list(app: web::Data<App>, caller: Caller, visit: Visit) -> Result<HttpResponse> {
     ok(&SavedPage { shell: visit.shell("usage", "Saved queries"), saved: saved(&app, &caller).await? })
 }
 
+/// What a form says of a view.
+#[derive(Clone)]
+struct Said {
+    name: String,
+    query: String,
+    group_by: String,
+    bucket_size: String,
+}
+
+impl Said {
+    fn of(fields: &Fields) -> Result<Said> {
+        let (name, query) = (fields.get("name").to_owned(), fields.get("query").to_owned());
+        if name.is_empty() || name.chars().count() > NAME_CHARACTERS_MAX {
+            return Err(Error::invalid(format!(
+                "a saved query needs a name of at most {NAME_CHARACTERS_MAX} characters"
+            )));
+        }
+        if query.len() > QUERY_BYTES_MAX {
+            return Err(Error::invalid("the query is too long to be saved"));
+        }
+        let params = Params::parse(&query);
+        let is_size = |word: &&str| BucketSize::parse(word).is_ok_and(|size| size.name() == *word);
+        let bucket_size = Some(params.get("bucket")).filter(is_size).unwrap_or("day").to_owned();
+        let group: Vec<&str> =
+            params.get("group").split(',').filter(|name| !name.is_empty()).take(5).collect();
+        let kept = json!({"explore": query, "meter": params.get("meter")}).to_string();
+        Ok(Said { name, group_by: json!(group).to_string(), bucket_size, query: kept })
+    }
+
+    fn apply(self, saved: SavedQuery) -> SavedQuery {
+        let Said { name, query, group_by, bucket_size } = self;
+        SavedQuery { name, query, group_by, bucket_size, updated_at: Timestamp::now().0, ..saved }
+    }
+}
+
 pub async fn create(app: web::Data<App>, caller: Caller, visit: Visit, form: Form) -> Result<HttpResponse> {
     let Form(fields) = form;
-    let (name, query) = (fields.get("name").to_owned(), fields.get("query").to_owned());
-    if name.is_empty() || name.chars().count() > NAME_CHARACTERS_MAX {
-        return Err(Error::invalid(format!(
-            "a saved query needs a name of at most {NAME_CHARACTERS_MAX} characters"
-        )));
-    }
-    if query.len() > QUERY_BYTES_MAX {
-        return Err(Error::invalid("the query is too long to be saved"));
-    }
-    let params = Params::parse(&query);
-    let bucket = Some(params.get("bucket"))
-        .filter(|word| BucketSize::parse(word).is_ok_and(|size| size.name() == *word));
-    let group: Vec<&str> = params.get("group").split(',').filter(|name| !name.is_empty()).take(5).collect();
-    let now = Timestamp::now().0;
-    let row = SavedQuery {
+    let said = Said::of(&fields)?;
+    let (name, now) = (said.name.clone(), Timestamp::now().0);
+    let row = said.apply(SavedQuery {
         id: chance::id().to_string(),
         user_id: caller.user_id,
-        name: name.clone(),
-        query: json!({"explore": query, "meter": params.get("meter")}).to_string(),
-        group_by: json!(group).to_string(),
-        bucket_size: bucket.unwrap_or("day").to_owned(),
+        name: String::new(),
+        query: String::new(),
+        group_by: String::new(),
+        bucket_size: String::new(),
         row_limit: 500,
         pinned: !fields.get("pinned").is_empty(),
         position: 0,
         created_at: now,
         updated_at: now,
-    };
+        shared_in: Some(caller.workspace_id).filter(|_| !fields.get("shared").is_empty()),
+    });
+    let target = link(&row);
     app.store.write("saved_queries::add", move |conn| saved_queries::add(conn, &row)).await?;
-    Ok(visit.go(&format!("/usage?{query}"), &format!("Saved as {name}.")))
+    Ok(visit.go(&target, &format!("Saved as {name}.")))
 }
 
-/// Pins or unpins, or deletes.
+/// Changes one of the caller's own, deletes it, or takes somebody's out of the workspace.
 pub async fn change(app: web::Data<App>, caller: Caller, visit: Visit, form: Form) -> Result<HttpResponse> {
     let Form(fields) = form;
-    let (user_id, id, pinned) = (caller.user_id, fields.get("id").to_owned(), fields.get("do") == "pin");
-    let missing = || Error::not_found("saved query");
-    match fields.get("do") {
+    let id = fields.get("id").to_owned();
+    let words = match fields.get("do") {
         "delete" => {
-            let delete = move |conn: &mut _| saved_queries::delete(conn, user_id, &id);
-            app.store.write("saved_queries::delete", delete).await?.then_some(()).ok_or_else(missing)?;
-            Ok(visit.go("/usage/saved", "Deleted."))
+            let user_id = caller.user_id;
+            let delete = move |conn: &mut Conn| saved_queries::delete(conn, user_id, &id);
+            let is_done = app.store.write("saved_queries::delete", delete).await?;
+            is_done.then_some("Deleted.")
         }
-        "pin" | "unpin" => {
-            let change =
-                move |saved: SavedQuery| SavedQuery { pinned, updated_at: Timestamp::now().0, ..saved };
-            let update = move |conn: &mut _| saved_queries::update(conn, user_id, &id, change);
-            app.store.write("saved_queries::update", update).await?.ok_or_else(missing)?;
-            Ok(visit.go("/usage/saved", if pinned { "Pinned to the overview." } else { "Unpinned." }))
+        "take-out" => {
+            let workspace_id = caller.workspace_id;
+            let unshare = move |conn: &mut Conn| saved_queries::unshare(conn, workspace_id, &id);
+            let is_done = app.store.write("saved_queries::unshare", unshare).await?;
+            is_done.then_some("It is its owner’s alone again.")
         }
-        _ => Err(Error::invalid("do must be pin, unpin or delete")),
-    }
+        "pin" => alter(&app, &caller, id, |saved| SavedQuery { pinned: true, ..saved })
+            .await?
+            .then_some("Pinned to the overview."),
+        "unpin" => alter(&app, &caller, id, |saved| SavedQuery { pinned: false, ..saved })
+            .await?
+            .then_some("Unpinned."),
+        "share" => {
+            let here = Some(caller.workspace_id);
+            let share = move |saved| SavedQuery { shared_in: here, ..saved };
+            alter(&app, &caller, id, share).await?.then_some("Everybody in the workspace sees it.")
+        }
+        "unshare" => alter(&app, &caller, id, |saved| SavedQuery { shared_in: None, ..saved })
+            .await?
+            .then_some("It is yours alone again."),
+        "update" => {
+            let said = Said::of(&fields)?;
+            let is_done = alter(&app, &caller, id.clone(), move |saved| said.clone().apply(saved)).await?;
+            let target = format!("/usage?saved={id}&{}", fields.get("query"));
+            return match is_done {
+                true => Ok(visit.go(&target, &format!("{} is now this view.", fields.get("name")))),
+                false => Err(Error::not_found("saved query")),
+            };
+        }
+        _ => return Err(Error::invalid("do must be pin, unpin, share, unshare, take-out, update or delete")),
+    };
+    let words = words.ok_or_else(|| Error::not_found("saved query"))?;
+    Ok(visit.go("/usage/saved", words))
+}
+
+/// Changes a query of the caller; false when there is none.
+async fn alter(
+    app: &App,
+    caller: &Caller,
+    id: String,
+    change: impl Fn(SavedQuery) -> SavedQuery + Send + 'static,
+) -> Result<bool> {
+    let user_id = caller.user_id;
+    let update = move |conn: &mut Conn| {
+        let change = |saved| SavedQuery { updated_at: Timestamp::now().0, ..change(saved) };
+        saved_queries::update(conn, user_id, &id, change)
+    };
+    Ok(app.store.write("saved_queries::update", update).await?.is_some())
 }

@@ -1,4 +1,4 @@
-//! `/settings`: how a person wants to see the pages.
+//! `/settings`: how a person wants to see the pages, and what holds for everybody in the workspace.
 
 use actix_web::http::header;
 use actix_web::{HttpResponse, web};
@@ -7,12 +7,15 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
 use crate::app::App;
 use crate::auth::Caller;
+use crate::auth::permission::Role;
 use crate::dashboard::form::{Complaint, Form};
-use crate::dashboard::visit::{Shell, THEME_COOKIE, Visit, ZONE_COOKIE, ok, rejected};
+use crate::dashboard::visit::{KEYS_COOKIE, Shell, THEME_COOKIE, Visit, ZONE_COOKIE, ok, rejected};
 use crate::dashboard::zone::OFFERED;
+use crate::db::Conn;
 use crate::error::{Error, Result};
 use crate::http::session::own_path;
 use crate::metering::calendar::Zone;
+use crate::usage::key_conflicts::{self, KeyConflicts};
 
 const YEAR_SECONDS: u32 = 365 * 86_400;
 
@@ -29,6 +32,21 @@ pub async fn theme(visit: Visit, form: Form) -> Result<HttpResponse> {
     Ok(response.insert_header((header::SET_COOKIE, cookie)).finish())
 }
 
+/// Whether single keys do something: they are in the way of whoever speaks to the browser.
+pub async fn keys(visit: Visit, form: Form) -> Result<HttpResponse> {
+    let Form(fields) = form;
+    let (value, words) = match fields.get("keys") {
+        "on" => ("on", "Keys on the keyboard are on."),
+        "off" => ("off", "Keys on the keyboard are off."),
+        _ => return Err(Error::invalid("keys must be on or off")),
+    };
+    let mut response = visit.go("/settings", words);
+    let cookie = visit.small_cookie(KEYS_COOKIE, value, YEAR_SECONDS);
+    let cookie = header::HeaderValue::from_str(&cookie).map_err(Error::internal)?;
+    response.headers_mut().append(header::SET_COOKIE, cookie);
+    Ok(response)
+}
+
 #[derive(Template)]
 #[template(path = "settings.html")]
 struct SettingsPage {
@@ -40,11 +58,17 @@ struct SettingsPage {
     home: Zone,
     home_typed: String,
     home_complaint: Complaint,
+    key_conflicts: KeyConflicts,
+    is_owner: bool,
 }
 
 impl SettingsPage {
     fn zones(&self) -> &'static [&'static str] {
         &OFFERED
+    }
+
+    fn refuses(&self) -> bool {
+        self.key_conflicts == KeyConflicts::Refuse
     }
 }
 
@@ -52,6 +76,9 @@ impl SettingsPage {
 async fn page(app: &App, caller: &Caller, visit: &Visit) -> Result<SettingsPage> {
     let shell = visit.shell("settings", "Settings");
     let home = app.zones.get(caller.workspace_id).await?;
+    let workspace_id = caller.workspace_id;
+    let find = move |conn: &mut Conn| key_conflicts::find(conn, workspace_id);
+    let key_conflicts = app.store.read("workspaces::key_conflicts", find).await?;
     Ok(SettingsPage {
         zone: shell.zone.to_string(),
         shell,
@@ -59,6 +86,8 @@ async fn page(app: &App, caller: &Caller, visit: &Visit) -> Result<SettingsPage>
         home_typed: home.to_string(),
         home,
         home_complaint: Complaint::none(),
+        key_conflicts,
+        is_owner: caller.role == Role::Owner,
     })
 }
 
@@ -87,6 +116,23 @@ pub async fn workspace_zone(
             rejected(&SettingsPage { home_typed, home_complaint, ..page(&app, &caller, &visit).await? })
         }
     }
+}
+
+/// What becomes of an idempotency key that comes again with another event.
+pub async fn key_conflicts(
+    app: web::Data<App>,
+    caller: Caller,
+    visit: Visit,
+    form: Form,
+) -> Result<HttpResponse> {
+    let Form(fields) = form;
+    let wanted = KeyConflicts::read(fields.get("key_conflicts"))?;
+    key_conflicts::set(&app.store, caller.workspace_id, wanted).await?;
+    let words = match wanted {
+        KeyConflicts::Answer => "A key that is used again is answered with the event that used it first.",
+        KeyConflicts::Refuse => "A key that is used again for another event is refused from now on.",
+    };
+    Ok(visit.go("/settings", words))
 }
 
 /// Keeps the zone in the browser, like the theme.

@@ -10,7 +10,7 @@ use crate::auth::link_token;
 use crate::auth::sql::links::SubjectLink;
 use crate::dashboard::chart::{self, Chart, Kind, Svg};
 use crate::dashboard::pace::Pace;
-use crate::dashboard::view::{self, When};
+use crate::dashboard::view::{self, Link, When};
 use crate::dashboard::visit::show;
 use crate::dashboard::{ask, assets, guard};
 use crate::db::Conn;
@@ -49,6 +49,8 @@ struct SharePage {
     origins: String,
     theme: &'static str,
     zone: Zone,
+    /// As in the address.
+    asked_zone: String,
     here: String,
     now: Timestamp,
     css: &'static str,
@@ -58,6 +60,19 @@ struct SharePage {
 impl SharePage {
     fn when(&self, at: &Timestamp) -> When {
         When { at: *at, zone: self.zone.clone() }
+    }
+
+    /// The address with the other number of days, and everything else that was asked for.
+    fn other_length(&self) -> Link {
+        let link = Link::to(self.here.clone()).with("days", if self.days == 30 { "90" } else { "30" });
+        let theme = if self.theme == "system" { "" } else { self.theme };
+        let embed = if self.is_embedded { "1" } else { "" };
+        link.with("zone", &self.asked_zone).with("theme", theme).with("embed", embed)
+    }
+
+    fn csv(&self) -> Link {
+        let link = Link::to(format!("{}/usage.csv", self.here)).with("days", &self.days.to_string());
+        link.with("zone", &self.asked_zone)
     }
 }
 
@@ -105,19 +120,37 @@ fn days_of(params: &Params) -> i64 {
     if params.get("days") == "90" { 90 } else { 30 }
 }
 
-fn daily(link: &SubjectLink, meter: &Meter, days: i64, now: Timestamp) -> Query {
-    let window = ask::last_days(days, now);
-    Query { subject: Some(link.subject.clone()), ..ask::whole(meter.clone(), window, BucketSize::Day) }
+/// The zone that was asked for, else that of the workspace.
+async fn zone_of(app: &App, link: &SubjectLink, params: &Params) -> Result<Zone> {
+    match Zone::parse(params.get("zone")) {
+        Some(zone) => Ok(zone),
+        None => app.zones.get(link.workspace_id).await,
+    }
+}
+
+/// What one picture is made of.
+struct Days {
+    count: i64,
+    zone: Zone,
+    now: Timestamp,
+}
+
+impl Days {
+    fn query(&self, link: &SubjectLink, meter: &Meter) -> Result<Query> {
+        let window = ask::last_days(self.count, self.now, &self.zone);
+        let calendar = ask::calendar(BucketSize::Day, &self.zone);
+        Ok(Query { subject: Some(link.subject.clone()), ..ask::whole(meter.clone(), window, &calendar)? })
+    }
 }
 
 pub async fn page(app: web::Data<App>, Id(token): Id, params: Params) -> Result<HttpResponse> {
     let link = link_token::check(&app.auth, &token).await?;
     let now = Timestamp::now();
     let facts = look(&app, &link, now).await?;
-    let days = days_of(&params);
+    let days = Days { count: days_of(&params), zone: zone_of(&app, &link, &params).await?, now };
     let mut charts = Vec::with_capacity(facts.meters.len());
     for meter in &facts.meters {
-        charts.push(picture(&app, &link, meter, days, now).await?);
+        charts.push(picture(&app, &link, meter, &days).await?);
     }
     let limits = facts.items.into_iter().map(|item| {
         let (limit, measure) = (&item.limit.quantity, &item.measure);
@@ -131,7 +164,8 @@ pub async fn page(app: web::Data<App>, Id(token): Id, params: Params) -> Result<
         subject: link.subject.clone(),
         charts,
         periods: facts.periods,
-        days,
+        days: days.count,
+        asked_zone: Zone::parse(params.get("zone")).map(|zone| zone.to_string()).unwrap_or_default(),
         is_embedded: !params.get("embed").is_empty(),
         origins: link.origins.0.join(" "),
         theme: match params.get("theme") {
@@ -139,7 +173,7 @@ pub async fn page(app: web::Data<App>, Id(token): Id, params: Params) -> Result<
             "dark" => "dark",
             _ => "system",
         },
-        zone: Zone::parse(params.get("zone")).unwrap_or(Zone::UTC),
+        zone: days.zone,
         here: format!("/share/{token}"),
         now,
         css: assets::url("app.css"),
@@ -148,21 +182,21 @@ pub async fn page(app: web::Data<App>, Id(token): Id, params: Params) -> Result<
     sealed(show(actix_web::http::StatusCode::OK, &page)?, &link)
 }
 
-async fn picture(app: &App, link: &SubjectLink, meter: &Meter, days: i64, now: Timestamp) -> Result<Chart> {
-    let query = daily(link, meter, days, now);
-    let window = query.window;
-    let starts = ask::axis(window, BucketSize::Day);
+async fn picture(app: &App, link: &SubjectLink, meter: &Meter, days: &Days) -> Result<Chart> {
+    let (query, calendar) = (days.query(link, meter)?, ask::calendar(BucketSize::Day, &days.zone));
+    let starts = ask::axis(query.window, &calendar);
     let rows = ask::buckets(app, query, starts.len()).await?;
     let (series, _) = ask::series(&rows, &starts, meter.aggregation, false, 1);
     let bucket = |at: &Timestamp| chart::Bucket {
-        label: ask::bucket_label(*at, BucketSize::Day),
-        name: ask::bucket_name(*at, BucketSize::Day),
+        label: ask::bucket_label(*at, &calendar),
+        name: ask::bucket_name(*at, &calendar),
         link: String::new(),
     };
     Ok(Chart {
         id: "daily",
         title: format!("{} per day", meter.name),
         unit: meter.unit.clone(),
+        zone: days.zone.clone(),
         kind: if ask::is_additive(meter.aggregation) { Kind::Bar } else { Kind::Line },
         buckets: starts.iter().map(bucket).collect(),
         series,
@@ -176,13 +210,13 @@ async fn picture(app: &App, link: &SubjectLink, meter: &Meter, days: i64, now: T
 pub async fn csv(app: web::Data<App>, Id(token): Id, params: Params) -> Result<HttpResponse> {
     let link = link_token::check(&app.auth, &token).await?;
     let now = Timestamp::now();
-    let days = days_of(&params);
+    let days = Days { count: days_of(&params), zone: zone_of(&app, &link, &params).await?, now };
     let meters = look(&app, &link, now).await?.meters;
     let first = meters.first().ok_or_else(|| Error::not_found("usage"))?;
-    let mut table = Table::of_buckets(&daily(&link, first, days, now), true)?;
+    let mut table = Table::of_buckets(&days.query(&link, first)?, true)?;
     for meter in &meters {
-        let query = daily(&link, meter, days, now);
-        let rows = ask::buckets(&app, query.clone(), days as usize + 1).await?;
+        let query = days.query(&link, meter)?;
+        let rows = ask::buckets(&app, query.clone(), days.count as usize + 1).await?;
         rows.iter().try_for_each(|bucket| table.bucket(&query, bucket))?;
     }
     let mut response = HttpResponse::Ok();

@@ -7,7 +7,7 @@ use askama::Template;
 use crate::app::App;
 use crate::auth::Caller;
 use crate::dashboard::ask;
-use crate::dashboard::chart::{self, Chart, Kind, Svg};
+use crate::dashboard::chart::{self, Chart, Kind, Series, Svg};
 use crate::dashboard::form::{Complaint, Fields, Form};
 use crate::dashboard::pace::Pace;
 use crate::dashboard::view::{self, Link, segment};
@@ -188,22 +188,25 @@ async fn picture(
     events: &[StoredEvent],
 ) -> Result<Option<Chart>> {
     let limit = limits.iter().find(|row| ask::is_additive(row.item.meter.aggregation));
+    let (home, now) = (ask::home(app, caller).await?, Timestamp::now());
     let (meter, window) = match (limit, events.first()) {
         (Some(row), _) => ((*row.item.meter).clone(), row.item.window),
-        (None, Some(event)) => {
-            (ask::meter(app, caller, &event.meter).await?, ask::last_days(28, Timestamp::now()))
-        }
+        (None, Some(event)) => (ask::meter(app, caller, &event.meter).await?, ask::last_days(28, now, &home)),
         (None, None) => return Ok(None),
     };
     let size = if window.length() <= 3 * DAY { BucketSize::Hour } else { BucketSize::Day };
-    if window.check_length(size).is_err() {
-        return Ok(None);
-    }
-    let query = Query { subject: Some(subject.to_owned()), ..ask::whole(meter.clone(), window, size) };
-    let starts = ask::axis(window, size);
+    let calendar = ask::calendar(size, &home);
+    // a period of years has more days than a picture
+    let Ok(whole) = ask::whole(meter.clone(), window, &calendar) else { return Ok(None) };
+    let query = Query { subject: Some(subject.to_owned()), ..whole };
+    let starts = ask::axis(window, &calendar);
     let rows = ask::buckets(app, query, starts.len()).await?;
     let (mut series, _) = ask::series(&rows, &starts, meter.aggregation, false, 1);
-    let now = Timestamp::now();
+    if series.is_empty() && ask::is_additive(meter.aggregation) {
+        // a period that nothing was used in yet is a line on the ground
+        let values = vec![Some(Quantity::zero()); starts.len()];
+        series.push(Series { name: "Total".to_owned(), values, is_other: false });
+    }
     if let (Some(_), Some(series)) = (limit, series.first_mut()) {
         let mut sum = Quantity::zero();
         for (value, start) in series.values.iter_mut().zip(&starts) {
@@ -220,8 +223,9 @@ async fn picture(
             None => format!("{} of {}, last 28 days", meter.aggregation.as_str(), meter.name),
         },
         unit: meter.unit.clone(),
+        zone: calendar.zone.clone(),
         kind: if limit.is_some() { Kind::Area } else { Kind::Bar },
-        buckets: ask::chart_buckets(window, size, &link),
+        buckets: ask::chart_buckets(window, &calendar, &link),
         series,
         compare: None,
         limits: limit.map(|row| (row.item.limit.quantity.clone(), "Limit".to_owned())).into_iter().collect(),

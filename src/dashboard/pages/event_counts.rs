@@ -1,0 +1,163 @@
+//! The picture above the list of events: how many came when, and what became of them. Each of its buckets leads to the
+//! events that it is made of.
+
+use std::sync::Arc;
+
+use futures_util::future::{join_all, try_join};
+
+use crate::app::App;
+use crate::auth::Caller;
+use crate::dashboard::ask;
+use crate::dashboard::chart::{Chart, Kind, Series};
+use crate::dashboard::grammar::{self, Range};
+use crate::dashboard::pages::events::ExportQuery;
+use crate::db::Conn;
+use crate::error::Result;
+use crate::http::extract::Params;
+use crate::metering::calendar::{Buckets, Calendar, Zone};
+use crate::metering::meter::{Aggregation, Meter};
+use crate::metering::quantity::Quantity;
+use crate::metering::time::{Timestamp, Window};
+use crate::usage::query::Query;
+use crate::usage::refused;
+use crate::usage::subjects;
+
+const METERS_DRAWN: usize = 6;
+/// What is drawn when no time is asked for.
+const DEFAULT_RANGE: &str = "24h";
+
+/// A picture, and how many events of its time were refused.
+pub struct Counts {
+    pub chart: Chart,
+    pub refused: usize,
+}
+
+/// None where the time is too long to be drawn.
+pub async fn find(
+    app: &App,
+    caller: &Caller,
+    asked: &ExportQuery,
+    meters: &[Meter],
+    home: &Zone,
+) -> Result<Option<Counts>> {
+    let range = match &asked.range {
+        Some(range) => range.clone(),
+        None => Range::parse_in(home, &Params::parse(""), DEFAULT_RANGE, Timestamp::now())?,
+    };
+    let window = range.window;
+    let calendar = ask::calendar(grammar::bucket("auto", window)?, home);
+    if Buckets::of(calendar.clone(), window).is_err() {
+        return Ok(None);
+    }
+    let starts = ask::axis(window, &calendar);
+    let drawn = drawn(app, caller, asked, meters).await?;
+    let accepted = accepted(app, asked, &drawn, (window, &calendar, &starts));
+    let (mut series, outcomes) = try_join(accepted, outcomes(app, caller, asked, window)).await?;
+    for (outcome, name) in [("rejected", "Rejected"), ("conflict", "Conflict")] {
+        let times = outcomes.iter().filter(|(word, _)| word == outcome).map(|(_, at)| Timestamp(*at));
+        let values = counted(times, &starts);
+        if values.iter().any(|value| *value > 0) {
+            let values = values.into_iter().map(|count| Some(Quantity::from(count))).collect();
+            series.push(Series { name: name.to_owned(), values, is_other: false });
+        }
+    }
+    let chart = Chart {
+        id: "counts",
+        title: format!("Events, {}", range.words()),
+        unit: "events".to_owned(),
+        zone: home.clone(),
+        kind: Kind::Stacked,
+        buckets: ask::chart_buckets(window, &calendar, &asked.untimed_link()),
+        series,
+        compare: None,
+        limits: Vec::new(),
+        is_running: window.to >= Timestamp::now(),
+    };
+    Ok(Some(Counts { chart, refused: outcomes.len() }))
+}
+
+/// The meter that was asked for, or the largest.
+async fn drawn(app: &App, caller: &Caller, asked: &ExportQuery, meters: &[Meter]) -> Result<Vec<Meter>> {
+    if !asked.meter.is_empty() || meters.len() <= METERS_DRAWN {
+        let is_asked = |meter: &&Meter| asked.meter.is_empty() || meter.name == asked.meter;
+        return Ok(meters.iter().filter(is_asked).cloned().collect());
+    }
+    let workspace_id = caller.workspace_id;
+    let sizes = move |conn: &mut Conn| subjects::meter_stats(conn, workspace_id, "", 500);
+    let mut sizes = app.store.read("subjects::meter_stats", sizes).await?;
+    sizes.sort_by_key(|stats| -stats.usage_events);
+    let named = |name: &str| meters.iter().find(|meter| meter.name == name).cloned();
+    Ok(sizes.iter().take(METERS_DRAWN).filter_map(|stats| named(&stats.meter)).collect())
+}
+
+/// Stored events per bucket: one series per meter, or one of the meter that was asked for.
+async fn accepted(
+    app: &App,
+    asked: &ExportQuery,
+    drawn: &[Meter],
+    (window, calendar, starts): (Window, &Calendar, &[Timestamp]),
+) -> Result<Vec<Series>> {
+    let queries = drawn.iter().map(|meter| async move {
+        // counted, whatever the meter makes of its quantities
+        let counted = Meter { aggregation: Aggregation::Count, ..meter.clone() };
+        let query = Query {
+            filter: grammar::filter(&asked.conditions, Some(meter))?,
+            subject: Some(asked.subject.clone()).filter(|subject| !subject.is_empty()),
+            meter: Arc::new(counted.clone()),
+            ..ask::whole(counted, window, calendar)?
+        };
+        ask::buckets(app, query, starts.len()).await
+    });
+    let mut series = Vec::with_capacity(drawn.len());
+    for (meter, rows) in drawn.iter().zip(join_all(queries).await) {
+        let (found, _) = ask::series(&rows?, starts, Aggregation::Count, false, 1);
+        let Some(Series { values, .. }) = found.into_iter().next() else { continue };
+        let name = if asked.meter.is_empty() { meter.name.clone() } else { "Accepted".to_owned() };
+        series.push(Series { name, values, is_other: false });
+    }
+    Ok(series)
+}
+
+/// What was refused, and when. Refused events have no dimensions to filter by.
+async fn outcomes(
+    app: &App,
+    caller: &Caller,
+    asked: &ExportQuery,
+    window: Window,
+) -> Result<Vec<(String, i64)>> {
+    if !asked.conditions.is_empty() {
+        return Ok(Vec::new());
+    }
+    let filter = refused::Filter {
+        meter: asked.meter.clone(),
+        subject: asked.subject.clone(),
+        ..refused::Filter::default()
+    };
+    let workspace_id = caller.workspace_id;
+    let read = move |conn: &mut Conn| refused::outcomes(conn, workspace_id, &filter, window);
+    app.store.read("refused::outcomes", read).await
+}
+
+/// How many instants each bucket holds; the buckets are in order.
+fn counted(times: impl Iterator<Item = Timestamp>, starts: &[Timestamp]) -> Vec<i64> {
+    let mut counts = vec![0; starts.len()];
+    for at in times {
+        if let Some(place) = starts.partition_point(|start| *start <= at).checked_sub(1) {
+            counts[place] += 1;
+        }
+    }
+    counts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn instants_fall_into_their_buckets() {
+        let starts = [10, 20, 30].map(Timestamp);
+        let counts = counted([9, 10, 19, 20, 45, 46].into_iter().map(Timestamp), &starts);
+        assert_eq!(counts, [2, 1, 2]);
+        assert!(counted([1].into_iter().map(Timestamp), &[]).is_empty());
+    }
+}

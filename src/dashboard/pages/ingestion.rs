@@ -1,0 +1,69 @@
+//! `/ingestion`: the write calls, and one of them with what it was refused.
+
+use actix_web::{HttpResponse, web};
+use askama::Template;
+use uuid::Uuid;
+
+use crate::app::App;
+use crate::auth::Caller;
+use crate::dashboard::view;
+use crate::dashboard::visit::{Shell, Visit, ok};
+use crate::db::Conn;
+use crate::error::{Error, Result};
+use crate::http::extract::{Id, Params};
+use crate::usage::ingestion_runs::{self, IngestionRun};
+use crate::usage::refused::{self, Filter, RefusedEvent};
+
+const LISTED: usize = 50;
+/// Refused items of one call that are shown.
+const REFUSED_LISTED: i64 = 100;
+
+#[derive(Template)]
+#[template(path = "events/ingestion.html")]
+struct IngestionPage {
+    shell: Shell,
+    runs: Vec<IngestionRun>,
+    next: Option<String>,
+}
+
+pub async fn list(app: web::Data<App>, caller: Caller, visit: Visit, params: Params) -> Result<HttpResponse> {
+    let workspace_id = caller.workspace_id;
+    let before = match params.get("before") {
+        "" => None,
+        text => Some(Uuid::parse_str(text).map_err(|_| Error::invalid("before is not one of ours"))?),
+    };
+    let read = move |conn: &mut Conn| ingestion_runs::runs(conn, workspace_id, before, LISTED as i64 + 1);
+    let mut runs = app.store.read("ingestion_runs::runs", read).await?;
+    let has_more = runs.len() > LISTED;
+    runs.truncate(LISTED);
+    let next = runs
+        .last()
+        .filter(|_| has_more)
+        .map(|last| view::link("/ingestion", "before", &last.id.to_string()).to_string());
+    ok(&IngestionPage { shell: visit.shell("events", "Write calls"), runs, next })
+}
+
+#[derive(Template)]
+#[template(path = "events/run.html")]
+struct RunPage {
+    shell: Shell,
+    id: String,
+    run: Option<IngestionRun>,
+    refused: Vec<RefusedEvent>,
+}
+
+/// One call. A single event that was refused left nothing but the refusal.
+pub async fn show(app: web::Data<App>, caller: Caller, visit: Visit, Id(id): Id) -> Result<HttpResponse> {
+    let missing = || Error::not_found(format!("write call {id:?}"));
+    let (workspace_id, wanted) = (caller.workspace_id, Uuid::parse_str(&id).map_err(|_| missing())?);
+    let read = move |conn: &mut Conn| {
+        let filter = Filter { run: Some(wanted), ..Filter::default() };
+        let refused = refused::list(conn, workspace_id, &filter, REFUSED_LISTED)?;
+        Ok((ingestion_runs::run(conn, workspace_id, wanted)?, refused))
+    };
+    let (run, refused) = app.store.read("ingestion_runs::run", read).await?;
+    if run.is_none() && refused.is_empty() {
+        return Err(missing());
+    }
+    ok(&RunPage { shell: visit.shell("events", "Write call"), id, run, refused })
+}

@@ -1,0 +1,312 @@
+//! What single pages promise: a viewer is offered nothing that is refused, days are those of the workspace, long views
+//! have short addresses, queries are shared, alerts are snoozed, and what happened has a page with its details.
+
+use std::collections::BTreeSet;
+
+use reqwest::Method;
+use serde_json::json;
+
+use crate::dashboard::{Browser, furnished, links_of, shape_of, token_of};
+use crate::support::{Database, Server, on_both_databases};
+
+on_both_databases!(
+    a_viewer_is_offered_nothing_that_is_refused,
+    days_of_pages_are_those_of_the_workspace,
+    long_views_have_short_addresses,
+    queries_are_shared_with_the_workspace,
+    a_snoozed_alert_tells_nobody,
+    the_workspace_chooses_what_becomes_of_conflicts,
+    events_are_counted_above_their_list,
+    a_write_call_shows_what_it_was_refused,
+);
+
+/// Somebody else with a role in the workspace of the owner.
+async fn joined(server: &Server, owner: &mut Browser, role: &str) -> Browser {
+    let email = format!("{}@example.com", crate::support::unique(role));
+    let invited = owner.post("/members/invite", &[("email", &email), ("role", role)]).await.expect(200).text;
+    let link = invited.split_once("<code id=\"link\">").expect("a link").1;
+    let path = link.split_once("/invitations/").expect("a path").1.split('<').next().expect("a token");
+    let mut other = Browser::register(server, &email).await;
+    other.post(&format!("/invitations/{path}"), &[]).await.expect(303);
+    other
+}
+
+/// Where the forms of a page are sent to that change something.
+fn forms_of(page: &str, here: &str) -> Vec<String> {
+    let forms = page.split("<form").skip(1).filter_map(|rest| rest.split('>').next());
+    let action = |form: &str| {
+        let stated = form.split_once("action=\"").and_then(|(_, rest)| rest.split('"').next());
+        stated.unwrap_or(here).to_owned()
+    };
+    forms.filter(|form| form.contains("method=\"post\"")).map(action).collect()
+}
+
+async fn a_viewer_is_offered_nothing_that_is_refused(database: Database) {
+    let server = Server::start_with(&database, &[("OPEN_SPANNER_SERVE_WORKERS", "on")]);
+    let mut owner = furnished(&server).await;
+    let mut viewer = joined(&server, &mut owner, "viewer").await;
+    let mut shapes: BTreeSet<String> = BTreeSet::new();
+    let mut forms: BTreeSet<String> = BTreeSet::new();
+    let mut waiting = vec!["/overview".to_string(), "/alerts/nosuch".into(), "/subjects/org_1/links".into()];
+    while let Some(path) = waiting.pop() {
+        if !shapes.insert(shape_of(&path)) {
+            continue;
+        }
+        let answer = viewer.get(&path).await;
+        assert_ne!(answer.status, 403, "{path} is offered to a viewer, who may not see it");
+        if answer.header("content-type").starts_with("text/html") {
+            assert!(!answer.text.contains("https://example.com/hook"), "{path} shows what is behind a host");
+            waiting.extend(links_of(&answer.text).into_iter().filter(|link| !link.starts_with("/swagger")));
+            let here = path.split('?').next().unwrap_or(&path);
+            forms.extend(forms_of(&answer.text, here));
+        }
+    }
+    assert!(shapes.len() > 30, "the pages were looked at: {shapes:?}");
+    // these end what the next one needs
+    for path in forms.iter().filter(|path| !matches!(path.as_str(), "/logout" | "/members/leave")) {
+        let answer = viewer.post(path, &[]).await;
+        assert_ne!(answer.status, 403, "the form of {path} is offered to a viewer, who may not send it");
+    }
+    // the table of routes decides, whatever pages show
+    viewer.post("/plans/new", &[("name", "Mine")]).await.expect(403);
+    viewer.post("/usage/saved/new", &[("name", "Mine"), ("query", "meter=tokens")]).await.expect(403);
+    viewer.post("/settings/key-conflicts", &[("key_conflicts", "refuse")]).await.expect(403);
+}
+
+async fn days_of_pages_are_those_of_the_workspace(database: Database) {
+    let server = Server::start(&database);
+    let mut browser = furnished(&server).await;
+    browser.post("/settings/workspace-zone", &[("workspace_zone", "Asia/Kolkata")]).await.expect(303);
+    for path in ["/overview", "/meters/tokens", "/subjects/org_1", "/usage?meter=tokens", "/events"] {
+        let page = browser.get(path).await.expect(200).text;
+        assert!(page.contains("From (Asia/Kolkata)"), "{path} has a chart in another zone: {page}");
+    }
+    let alerts = browser.get("/alerts").await.text;
+    let alert = links_of(&alerts).into_iter().find(|link| link.starts_with("/alerts/") && link.len() > 30);
+    let page = browser.get(&alert.expect("a rule")).await.expect(200).text;
+    assert!(page.contains("From (Asia/Kolkata)"), "{page}");
+    // half past six in the evening there is midnight here: no day of UTC begins a bucket
+    let rows = browser.get("/meters/tokens").await.text;
+    assert!(rows.contains("T18%3A30%3A00"), "buckets begin at midnight of Kolkata");
+
+    let made = browser.post("/subjects/org_1/links", &[("seconds", "86400")]).await.expect(200).text;
+    let link = made.split_once("<code id=\"secret\">").expect("a link").1.split('<').next().expect("a link");
+    let link = link.split_once("/share/").map(|(_, token)| format!("/share/{token}")).expect("a path");
+    let mut guest = Browser::new(&server);
+    assert!(guest.get(&link).await.expect(200).text.contains("From (Asia/Kolkata)"));
+    let asked = guest.get(&format!("{link}?zone=Europe/Berlin&days=90")).await.expect(200).text;
+    assert!(asked.contains("From (Europe/Berlin)"), "{asked}");
+    // the other length keeps the zone that was asked for
+    assert!(asked.contains("days=30&#38;zone=Europe%2FBerlin"), "{asked}");
+}
+
+async fn long_views_have_short_addresses(database: Database) {
+    let server = Server::start(&database);
+    let mut browser = furnished(&server).await;
+    let values: Vec<String> = (0..900).map(|n| format!("org_{n}")).collect();
+    let long = format!("/usage?meter=tokens&range=7d%2Btoday&f=subject:in:{}", values.join(","));
+    let short = browser.get(&long).await.expect(303).header("location");
+    assert!(short.starts_with("/usage/q/") && short.len() < 60, "{short}");
+    let page = browser.get(&short).await.expect(200).text;
+    assert!(page.contains("org_899") && page.contains("465"), "{page}");
+    assert_eq!(browser.get(&long).await.expect(303).header("location"), short, "the same view is kept once");
+    // the address itself wins over what is kept
+    let csv = browser.get(&format!("{short}?format=csv&range=24h")).await.expect(200);
+    assert!(csv.header("content-type").starts_with("text/csv"), "{:?}", csv.headers);
+
+    let made = browser.post("/usage/q", &[("query", "meter=tokens&range=28d%2Btoday")]).await.expect(303);
+    let page = browser.get(&made.header("location")).await.expect(200).text;
+    assert!(page.contains("The address of this page is short now"), "{page}");
+    browser.post("/usage/q", &[("query", &"x".repeat(70_000))]).await.expect(400);
+    browser.get("/usage/q/0000").await.expect(404);
+    let mut neighbour = Browser::register(&server, "short-neighbour@example.com").await;
+    neighbour.get(&short).await.expect(404);
+
+    // what nobody looks at for half a year goes
+    database.execute("UPDATE stored_queries SET used_at = used_at - 1000");
+    assert_eq!(database.count("stored_queries"), 2);
+}
+
+async fn queries_are_shared_with_the_workspace(database: Database) {
+    let server = Server::start(&database);
+    let mut owner = furnished(&server).await;
+    let (mut viewer, mut admin) =
+        (joined(&server, &mut owner, "viewer").await, joined(&server, &mut owner, "admin").await);
+    let id_of = |page: &str| {
+        let rest = page.split_once("name=\"id\" value=\"").expect("a query").1;
+        rest.split('"').next().expect("an id").to_owned()
+    };
+    assert!(!viewer.get("/usage/saved").await.expect(200).text.contains("By model"));
+    let id = id_of(&owner.get("/usage/saved").await.text);
+    owner.post("/usage/saved", &[("id", &id), ("do", "share")]).await.expect(303);
+    for who in [&mut viewer, &mut admin] {
+        assert!(who.get("/usage/saved").await.expect(200).text.contains("By model"));
+        assert!(who.get("/overview").await.expect(200).text.contains("By model"), "a shared pin is a tile");
+    }
+    let stranger = Browser::register(&server, "shared-stranger@example.com").await.get("/usage/saved").await;
+    assert!(!stranger.expect(200).text.contains("By model"));
+
+    // a modified view is told, and can be made the saved one
+    let page = owner.get(&format!("/usage?saved={id}&meter=tokens&range=7d%2Btoday")).await.expect(200).text;
+    assert!(page.contains(">modified<") && page.contains("Update By model"), "{page}");
+    let form = [
+        ("id", id.as_str()),
+        ("do", "update"),
+        ("name", "By model"),
+        ("query", "meter=tokens&range=7d%2Btoday"),
+    ];
+    owner.post("/usage/saved", &form).await.expect(303);
+    let page = owner.get(&format!("/usage?saved={id}&meter=tokens&range=7d%2Btoday")).await.expect(200).text;
+    assert!(!page.contains(">modified<"), "{page}");
+
+    // it is the owner's: an admin takes it out of the workspace, and cannot change it
+    for what in ["pin", "delete", "unshare", "update"] {
+        let fields = [("id", id.as_str()), ("do", what), ("name", "x"), ("query", "meter=tokens")];
+        admin.post("/usage/saved", &fields).await.expect(404);
+    }
+    viewer.post("/usage/saved", &[("id", &id), ("do", "take-out")]).await.expect(403);
+    admin.post("/usage/saved", &[("id", &id), ("do", "take-out")]).await.expect(303);
+    assert!(!viewer.get("/usage/saved").await.text.contains("By model"));
+    assert!(owner.get("/usage/saved").await.text.contains("By model"));
+
+    let (cookie, other) = (session_of(&server, &owner), session_of(&server, &viewer));
+    let path = format!("/v1/usage/saved-queries/{id}");
+    let body = json!({"name": "By model", "query": {"meter": "tokens"}, "shared": true});
+    assert_eq!(cookie.put(&path, &body).await.json(200)["shared"], json!(true));
+    let shared = other.get("/v1/usage/saved-queries?shared=true").await.json(200);
+    assert_eq!(shared["items"].as_array().map(Vec::len), Some(1), "{shared}");
+    assert_eq!(other.get("/v1/usage/saved-queries").await.json(200)["items"], json!([]));
+    // who leaves shares nothing any more
+    let body = json!({"name": "By model", "query": {"meter": "tokens"}, "shared": false});
+    assert!(cookie.put(&path, &body).await.json(200).get("shared").is_none());
+}
+
+/// The interface for programs, as the person at a browser.
+fn session_of(server: &Server, browser: &Browser) -> crate::support::Client {
+    let found = browser.cookies.iter().find(|(name, _)| name == "open_spanner_access").expect("a session");
+    server.client().with("cookie", format!("open_spanner_access={}", found.1))
+}
+
+async fn a_snoozed_alert_tells_nobody(database: Database) {
+    let server = Server::start_with(&database, &[("OPEN_SPANNER_SERVE_WORKERS", "off")]);
+    let mut browser = furnished(&server).await;
+    let session = session_of(&server, &browser);
+    let rules = session.get("/v1/alerts").await.json(200);
+    let id = rules["items"][0]["id"].as_str().expect("an id").to_owned();
+    let page = format!("/alerts/{id}");
+    let change = json!({"name": "Much", "meter": "tokens", "threshold": 1,
+        "destination_id": rules["items"][0]["destination_id"]});
+
+    browser.post(&format!("{page}/snooze"), &[("seconds", "3600")]).await.expect(303);
+    assert!(browser.get(&page).await.expect(200).text.contains("Snoozed until"));
+    assert!(session.get(&format!("/v1/alerts/{id}")).await.json(200)["snoozed_until"].is_string());
+    // its line is crossed: that is seen, and not sent
+    session.put(&format!("/v1/alerts/{id}"), &change).await.expect(200);
+    let done = session.post_text(&format!("/v1/alerts/{id}/evaluate"), "").await.json(200);
+    assert_eq!(done["event"]["type"], "triggered", "{done}");
+    assert_eq!(database.count("alert_deliveries"), 0);
+    let event = format!("/alerts/events/{}", done["event"]["id"].as_str().expect("an id"));
+    assert!(browser.get(&event).await.expect(200).text.contains("Nobody was told"));
+
+    // awake again, what follows is sent
+    browser.post(&format!("{page}/snooze"), &[("seconds", "0")]).await.expect(303);
+    assert!(!browser.get(&page).await.text.contains("Snoozed until"));
+    let quiet = json!({"name": "Much", "meter": "tokens", "threshold": 1_000_000,
+        "destination_id": rules["items"][0]["destination_id"]});
+    session.put(&format!("/v1/alerts/{id}"), &quiet).await.expect(200);
+    let done = session.post_text(&format!("/v1/alerts/{id}/evaluate"), "").await.json(200);
+    assert_eq!(done["event"]["type"], "resolved", "{done}");
+    assert_eq!(database.count("alert_deliveries"), 1);
+    let event = format!("/alerts/events/{}", done["event"]["id"].as_str().expect("an id"));
+    let shown = browser.get(&event).await.expect(200).text;
+    assert!(shown.contains("No attempt yet") && shown.contains("What is sent"), "{shown}");
+
+    for seconds in [json!(-1), json!(2_592_001), json!(null)] {
+        let path = format!("/v1/alerts/{id}/snooze");
+        session.post(&path, &json!({"seconds": seconds})).await.error(400, "invalid_input");
+    }
+    session.post("/v1/alerts/nosuch/snooze", &json!({"seconds": 60})).await.error(404, "not_found");
+    let mut neighbour = Browser::register(&server, "snooze-neighbour@example.com").await;
+    neighbour.post(&format!("{page}/snooze"), &[("seconds", "60")]).await.expect(404);
+    neighbour.get(&event).await.expect(404);
+}
+
+async fn the_workspace_chooses_what_becomes_of_conflicts(database: Database) {
+    let server = Server::start(&database);
+    let mut browser = furnished(&server).await;
+    let session = session_of(&server, &browser);
+    let key = session.post("/v1/auth/api-keys", &json!({"name": "k", "scopes": ["*"]})).await.json(201);
+    let api = server.client().with_key(key["key"].as_str().expect("a secret"));
+    let other = json!({"idempotency_key": "k1", "meter": "tokens", "subject": "org_1", "quantity": 999});
+    api.post("/v1/usages", &other).await.expect(201);
+    assert!(browser.get("/settings").await.text.contains("answers with the first event"));
+    browser.post("/settings/key-conflicts", &[("key_conflicts", "refuse")]).await.expect(303);
+    assert!(browser.get("/settings").await.text.contains("refuses the second one"));
+    api.post("/v1/usages", &other).await.error(409, "conflict");
+    browser.post("/settings/key-conflicts", &[("key_conflicts", "forget")]).await.expect(400);
+    let mut admin = joined(&server, &mut browser, "admin").await;
+    assert!(admin.get("/settings").await.expect(200).text.contains("An owner can change this"));
+    admin.post("/settings/key-conflicts", &[("key_conflicts", "answer")]).await.expect(403);
+}
+
+async fn events_are_counted_above_their_list(database: Database) {
+    let server = Server::start_with(&database, &[("OPEN_SPANNER_SERVE_WORKERS", "on")]);
+    let mut browser = furnished(&server).await;
+    let session = session_of(&server, &browser);
+    let key = session.post("/v1/auth/api-keys", &json!({"name": "k", "scopes": ["*"]})).await.json(201);
+    let api = server.client().with_key(key["key"].as_str().expect("a secret"));
+    let bad = json!({"idempotency_key": "bad", "meter": "tokens", "subject": "", "quantity": 1});
+    api.post("/v1/usages", &bad).await.expect(400);
+    for _ in 0..100 {
+        if database.count("refused_events") >= 1 {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+    let page = browser.get("/events?meter=tokens&range=24h").await.expect(200).text;
+    assert!(page.contains("id=\"counts-title\"") && page.contains("Accepted"), "{page}");
+    assert!(page.contains("Rejected") && page.contains("refused: why"), "{page}");
+    // of all meters there is one series each
+    assert!(browser.get("/events").await.expect(200).text.contains("id=\"counts-title\""));
+    // a filter that refused events have no field for leaves them out
+    let narrowed =
+        browser.get("/events?meter=tokens&range=24h&f=metadata.model:eq:small").await.expect(200).text;
+    assert!(narrowed.contains("Accepted") && !narrowed.contains("Rejected"), "{narrowed}");
+    // no picture of all time since 1970
+    browser.get("/events?to=now").await.expect(200);
+}
+
+async fn a_write_call_shows_what_it_was_refused(database: Database) {
+    let server = Server::start_with(&database, &[("OPEN_SPANNER_SERVE_WORKERS", "on")]);
+    let mut browser = furnished(&server).await;
+    let session = session_of(&server, &browser);
+    let key = session.post("/v1/auth/api-keys", &json!({"name": "k", "scopes": ["*"]})).await.json(201);
+    let api = server.client().with_key(key["key"].as_str().expect("a secret"));
+    let events = json!([
+        {"idempotency_key": "w1", "meter": "tokens", "subject": "org_1", "quantity": 1},
+        {"idempotency_key": "w2", "meter": "nosuch", "subject": "org_1", "quantity": 1},
+        {"idempotency_key": "k1", "meter": "tokens", "subject": "org_1", "quantity": 777},
+    ]);
+    api.post("/v1/usages/bulk", &events).await;
+    let mut shown = String::new();
+    for _ in 0..100 {
+        let calls = links_of(&browser.get("/ingestion").await.expect(200).text);
+        let call = calls.into_iter().find(|link| link.starts_with("/ingestion/")).expect("a call");
+        shown = browser.get(&call).await.expect(200).text;
+        if shown.contains("stands for another event") {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+    assert!(shown.contains("nosuch") && shown.contains("stands for another event"), "{shown}");
+    let refusal = links_of(&shown).into_iter().find(|link| link.starts_with("/events/refused/"));
+    let refusal = browser.get(&refusal.expect("a refusal")).await.expect(200).text;
+    assert!(refusal.contains(">the call</a>"), "{refusal}");
+    let mut neighbour = Browser::register(&server, "call-neighbour@example.com").await;
+    let call = links_of(&refusal).into_iter().find(|link| link.starts_with("/ingestion/")).expect("a call");
+    neighbour.get(&call).await.expect(404);
+    browser.get("/ingestion/nosuch").await.expect(404);
+    browser.get("/jobs/workers/nosuch").await.expect(404);
+    assert!(token_of(&browser.get("/jobs/workers/alert").await.expect(200).text).len() > 10);
+    browser.send(Method::GET, "/jobs/workers/history", None).await.expect(200);
+}
