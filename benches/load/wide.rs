@@ -51,8 +51,8 @@ impl Suite<'_> {
         if let Some((workload, stored)) = last {
             self.rest(&server).await;
             ask(self, &server, &account, &workload, stored).await?;
+            scans::compare(self, &workload, stored)?;
             self.ask_beside_writes(&server, &account, &workload, stored).await?;
-            scans::compare(self, &server, &account, &workload, stored).await?;
         }
         self.year(&server, &account).await?;
         server.stop()?;
