@@ -89,7 +89,7 @@ impl App {
         let meter = self.meters.get(workspace_id, meter).await?;
         let meter = meter.ok_or_else(|| Error::not_found("meter"))?;
         let run = move |conn: &mut Conn| backtest::run(conn, meter.clone(), &terms, Timestamp::now());
-        self.store.read_snapshot("alerts::backtest", run).await
+        self.store.view("alerts::backtest", true, run).await
     }
 
     /// Keeps a rule quiet for so many seconds; none let it tell again. 404 for an unknown rule.

@@ -113,8 +113,8 @@ impl Role {
 /// What `migrate` does to the schema.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MigrateAction {
-    /// Run what has not run yet.
-    Up,
+    /// Run what has not run yet, and lay the tables out over the nodes of a cluster if that is wished.
+    Up { distribute: bool },
     /// Only show what has run.
     Status { json: bool },
     /// Undo this many, the newest first.
@@ -298,7 +298,7 @@ impl Config {
             auth: Auth::read(v)?,
             exports: Exports::read(v)?,
             workers,
-            retention: Retention::read(v),
+            retention: Retention::read(v)?,
             history: History::read(v),
             reconciliation: Reconciliation::read(v),
             webhook_allowed_networks: v.networks("WEBHOOK_ALLOWED_NETWORKS"),

@@ -8,6 +8,7 @@
 
 pub mod audit;
 pub mod changes;
+pub mod cluster;
 pub mod columns;
 mod error;
 pub mod identity;
@@ -22,6 +23,7 @@ pub mod pool;
 mod postgres;
 pub mod prepared;
 pub mod readiness;
+pub mod replica;
 pub mod row_cache;
 pub mod schema;
 pub mod session;
@@ -50,6 +52,7 @@ pub use error::{DbError, Trouble};
 use error::{failed, failed_by};
 pub use migrations::Wanted;
 use readiness::Signs;
+use replica::{Position, Replica};
 
 use pool::{Class, Pool};
 pub use postgres::call_process;
@@ -74,6 +77,17 @@ macro_rules! both {
 impl Conn {
     pub fn is_postgres(&self) -> bool {
         matches!(self, Conn::Postgres(_))
+    }
+
+    /// Whether events lie on the nodes of a cluster, where some statements are not understood.
+    pub fn is_distributed(&self) -> bool {
+        self.is_postgres() && cluster::is_distributed()
+    }
+
+    /// Behind a subquery that PostgreSQL must plan by itself, row by row of what it is joined with: it does not look
+    /// through an OFFSET. A cluster refuses one.
+    pub fn fence(&self) -> &'static str {
+        if self.is_distributed() { "" } else { "OFFSET 0" }
     }
 
     /// Runs `work` in one transaction; on SQLite it takes the write lock at once, so that it cannot fail half-way.
@@ -217,7 +231,12 @@ impl ManageConnection for Manager {
         if !self.gate.has_its_file() {
             return Err(ConnectionError::BadConnection(FILE_REPLACED.to_owned()));
         }
-        let mut conn = open(&self.driver)?;
+        let mut conn = match &self.driver {
+            Driver::Postgres { dsn } if self.gate.is_replica => {
+                Conn::Postgres(postgres::open_replica(dsn.expose())?)
+            }
+            driver => open(driver)?,
+        };
         if let Conn::Postgres(conn) = &mut conn {
             postgres::limit(conn, self.statement_timeout)
                 .map_err(ConnectionError::CouldntSetupConfiguration)?;
@@ -244,6 +263,7 @@ struct Gate {
     epochs: Arc<Epochs>,
     /// Of SQLite; none for PostgreSQL and for databases in memory.
     file: Option<std::path::PathBuf>,
+    is_replica: bool,
     signs: Signs,
 }
 
@@ -360,6 +380,8 @@ struct Inner {
     readers: Pool,
     /// SQLite has one writer; PostgreSQL writes through the same pool as it reads.
     writer: Option<Pool>,
+    /// A standby of PostgreSQL.
+    replica: Option<Replica>,
     gate: Arc<Gate>,
     postgres: bool,
     acquire_timeout: Duration,
@@ -387,8 +409,14 @@ impl Store {
             Driver::Sqlite { path, .. } => sqlite::file(path),
             Driver::Postgres { .. } => None,
         };
-        let gate = Arc::new(Gate { epochs: epochs.clone(), file, signs: Signs::default() });
+        let gate =
+            Arc::new(Gate { epochs: epochs.clone(), file, is_replica: false, signs: Signs::default() });
         let pool = |name, size| Pool::new(name, db, size, &gate);
+        let replica = db.of_replica().map(|db| {
+            // what it is connected to says nothing about the primary
+            let gate = Gate { epochs: Arc::default(), file: None, is_replica: true, signs: Signs::default() };
+            Replica::new(Pool::new("replica", &db, db.max_open_conns, &Arc::new(gate)))
+        });
         let (readers, writer, postgres) = match &db.driver {
             Driver::Postgres { .. } => (pool("all", db.max_open_conns), None, true),
             // each connection to :memory: is a database of its own
@@ -400,6 +428,7 @@ impl Store {
             epochs,
             readers,
             writer,
+            replica,
             gate,
             postgres,
             acquire_timeout: db.acquire_timeout.min(TIMEOUT_MAX),
@@ -410,6 +439,11 @@ impl Store {
 
     pub fn is_postgres(&self) -> bool {
         self.0.postgres
+    }
+
+    /// Whether what is stored lies on several nodes, one of which may be away.
+    pub fn is_distributed(&self) -> bool {
+        self.0.postgres && cluster::is_distributed()
     }
 
     /// What other servers are told.
@@ -468,7 +502,63 @@ impl Store {
         operation: &'static str,
         work: impl Fn(&mut Conn) -> Result<T, DbError> + Send + 'static,
     ) -> Result<T> {
-        self.snapshot_within(Limits::default(), operation, work).await
+        let work = move |conn: &mut Conn, limits, _| conn.snapshot(limits, &work);
+        self.run(&self.0.readers, pool::class_of_read(), operation, true, Limits::default(), work).await
+    }
+
+    /// What a caller reads of usage: a standby answers where there is one that has what the caller must see.
+    /// `is_snapshot`: as in [`Store::read_snapshot`], else as in [`Store::read`].
+    pub async fn view<T: Send + 'static>(
+        &self,
+        operation: &'static str,
+        is_snapshot: bool,
+        work: impl Fn(&mut Conn) -> Result<T, DbError> + Send + Sync + 'static,
+    ) -> Result<T> {
+        self.view_within(Limits::default(), is_snapshot, operation, work).await
+    }
+
+    async fn view_within<T: Send + 'static>(
+        &self,
+        limits: Limits,
+        is_snapshot: bool,
+        operation: &'static str,
+        work: impl Fn(&mut Conn) -> Result<T, DbError> + Send + Sync + 'static,
+    ) -> Result<T> {
+        let (work, class) = (Arc::new(work), pool::class_of_read());
+        let look = |limits| {
+            let work = work.clone();
+            move |conn: &mut Conn, _, _| match is_snapshot {
+                true => conn.snapshot(limits, |conn| work(conn)),
+                false => work(conn),
+            }
+        };
+        if let Some((replica, position)) = self.replica_for_caller().await {
+            match self.run(&replica.pool, class, operation, true, limits, look(limits)).await {
+                Err(error) if error.code == Code::Unavailable => drop(replica.rest(&error.message)),
+                answer => {
+                    metrics::counter!("open_spanner_db_views_total", "from" => "replica").increment(1);
+                    replica::shown(position);
+                    return answer;
+                }
+            }
+        }
+        metrics::counter!("open_spanner_db_views_total", "from" => "primary").increment(1);
+        self.run(&self.0.readers, class, operation, true, limits, look(limits)).await
+    }
+
+    /// The standby, and where it is, when it has what the caller must see.
+    async fn replica_for_caller(&self) -> Option<(&Replica, Position)> {
+        let replica = self.0.replica.as_ref()?;
+        let wanted = match replica::wanted() {
+            Some(wanted) => wanted,
+            None => replica.of_primary(self).await.ok()?,
+        };
+        Some((replica, replica.reach(self, wanted).await?))
+    }
+
+    /// What whoever has just written must see from now on; none where there is no standby, or the primary is away.
+    pub async fn written_at(&self) -> Option<Position> {
+        self.0.replica.as_ref()?.of_primary(self).await.ok()
     }
 
     /// Runs one transaction: all of it is committed when this returns `Ok`, nothing of it otherwise (except that a
@@ -513,16 +603,6 @@ impl Store {
     /// How long a read or write takes to be answered at most, unless it is SQLite that works this long.
     pub fn answer_timeout(&self) -> Duration {
         self.0.acquire_timeout + self.0.statement_timeout + COMMIT_GRACE
-    }
-
-    async fn snapshot_within<T: Send + 'static>(
-        &self,
-        limits: Limits,
-        operation: &'static str,
-        work: impl Fn(&mut Conn) -> Result<T, DbError> + Send + 'static,
-    ) -> Result<T> {
-        let work = move |conn: &mut Conn, limits, _| conn.snapshot(limits, &work);
-        self.run(&self.0.readers, pool::class_of_read(), operation, true, limits, work).await
     }
 
     async fn write_within<T: Send + 'static>(
@@ -614,13 +694,13 @@ impl Kept<'_> {
 pub struct LongRunning<'a>(&'a Store);
 
 impl LongRunning<'_> {
-    /// [`Store::read_snapshot`].
-    pub async fn read_snapshot<T: Send + 'static>(
+    /// [`Store::view`], all of it at one instant.
+    pub async fn view<T: Send + 'static>(
         &self,
         operation: &'static str,
-        work: impl Fn(&mut Conn) -> Result<T, DbError> + Send + 'static,
+        work: impl Fn(&mut Conn) -> Result<T, DbError> + Send + Sync + 'static,
     ) -> Result<T> {
-        self.0.snapshot_within(Limits::PATIENT, operation, work).await
+        self.0.view_within(Limits::PATIENT, true, operation, work).await
     }
 
     /// [`Store::write`].
@@ -672,7 +752,9 @@ fn attempt<T>(
     loop {
         tries += 1;
         let mut pooled = connections.check_out(operation)?;
-        keep_time(&mut pooled);
+        if !connections.gate.is_replica {
+            keep_time(&mut pooled);
+        }
         let started = clock::moment();
         // stays true when the work panics, so that a half-done transaction is never handed on
         pooled.broken = true;

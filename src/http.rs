@@ -47,6 +47,7 @@ use crate::clock;
 use crate::config::{self, LogRequests};
 use crate::db::audit::{self as trail, Actor, Scene};
 use crate::db::pool;
+use crate::db::replica::{self, Position};
 use crate::error::Error;
 use crate::http::openapi::Doc;
 use crate::logging::{self, FoldedKinds};
@@ -389,6 +390,7 @@ pub async fn gate(
 ) -> Result<ServiceResponse<BoxBody>, actix_web::Error> {
     let started = clock::moment();
     let ids = identify(request.headers());
+    let seen = text_of(request.headers(), POSITION).and_then(Position::parse);
     let bytes_in = length(&request);
     let _counted = InFlight::begin();
     let method = request.method().clone();
@@ -431,9 +433,18 @@ pub async fn gate(
             }
         }
     };
-    let mut response = logging::within_request(ids.clone(), answer).await?;
+    let (response, shown) = logging::within_request(ids.clone(), replica::for_caller(seen, answer)).await;
+    let mut response = response?;
 
     tell(response.headers_mut(), &ids)?;
+    let position = match shown {
+        None if !method.is_safe() && response.status().is_success() => app.store.written_at().await,
+        shown => shown,
+    };
+    if let Some(position) = position {
+        let name = header::HeaderName::from_static(POSITION);
+        response.headers_mut().insert(name, value(&position.to_string())?);
+    }
     protect(response.headers_mut(), &route, &app.config.http);
     // says only that an answer is not to be compressed, and that was decided further in
     if response
@@ -471,7 +482,7 @@ fn scene(app: &App, request: &ServiceRequest, request_id: &str) -> Scene {
 
 /// The id by which a request is known, its sender's where that is harmless, and the sender's trace.
 fn identify(headers: &header::HeaderMap) -> logging::Request {
-    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+    let text = |name: &str| text_of(headers, name);
     let is_harmless = |id: &&str| {
         (8..=128).contains(&id.len()) && id.bytes().all(|c| c.is_ascii_alphanumeric() || b"-_.:".contains(&c))
     };
@@ -482,9 +493,18 @@ fn identify(headers: &header::HeaderMap) -> logging::Request {
 
 const REQUEST_ID: &str = "x-request-id";
 const TRACEPARENT: &str = "traceparent";
+/// Where the database was, as far as an answer saw it, and must be for the next one; where there is a standby.
+const POSITION: &str = "open-spanner-position";
+
+fn text_of<'a>(headers: &'a header::HeaderMap, name: &str) -> Option<&'a str> {
+    headers.get(name).and_then(|value| value.to_str().ok())
+}
+
+fn value(text: &str) -> Result<header::HeaderValue, Error> {
+    header::HeaderValue::from_str(text).map_err(Error::internal)
+}
 
 fn tell(headers: &mut header::HeaderMap, ids: &logging::Request) -> Result<(), Error> {
-    let value = |text: &str| header::HeaderValue::from_str(text).map_err(Error::internal);
     headers.insert(header::HeaderName::from_static(REQUEST_ID), value(ids.id())?);
     if let Some(trace) = ids.trace() {
         headers.insert(header::HeaderName::from_static(TRACEPARENT), value(&trace.answer())?);

@@ -1,6 +1,6 @@
 //! What happens to old rows: usage events past their meter's retention, on demand or by a timer; the history of
-//! write calls and consumption decisions by a timer; months of `events` attached ahead. Works in short transactions and stops between two of
-//! them when asked to. Totals never change: rollups and the key ledger outlive what goes here.
+//! write calls, consumption decisions and keys by a timer; months of `events` attached ahead. Works in short transactions and stops between two of
+//! them when asked to. Totals never change: rollups outlive what goes here.
 
 pub mod partitions;
 pub mod sql;
@@ -19,6 +19,7 @@ use crate::clock;
 use crate::db::{Conn, DbError, Store, audit, leases};
 use crate::entitlements::sql::decisions;
 use crate::error::{Error, Result};
+use crate::ingest::insert::expiry::Mark;
 use crate::jobs::heartbeat::Heartbeat;
 use crate::metering::time::Timestamp;
 use crate::usage::ingestion_runs::{self, HistoryTable};
@@ -306,7 +307,7 @@ async fn attach_month(store: &Store, month: Month) -> Result<()> {
 }
 
 /// Deletes history that is older than the lifetime, one replica at a time.
-async fn clean_history(app: &App, until: &StopCondition) -> Result<()> {
+async fn clean_history(app: &App, ledger: &mut Ledger, until: &StopCondition) -> Result<()> {
     let Some(turn) = LeaseGuard::take(&app.store, "history".to_owned()).await? else { return Ok(()) };
     let mut result = Ok(());
     for past in HistoryTable::ALL {
@@ -323,8 +324,53 @@ async fn clean_history(app: &App, until: &StopCondition) -> Result<()> {
         let expire = move |conn: &mut _| stored_queries::expire(conn, before);
         result = app.store.write("stored_queries::expire", expire).await.map(drop);
     }
+    if result.is_ok() {
+        result = ledger.expire(app, &turn, until).await;
+    }
     turn.end().await;
     result
+}
+
+/// The walk through the key ledger, from one clean-up to the next.
+#[derive(Default)]
+struct Ledger {
+    mark: Option<Mark>,
+    /// When the last walk began that is over.
+    walked: Option<Instant>,
+    began: Option<Instant>,
+}
+
+/// A walk reads all of the ledger: so many are made in the lifetime of a key.
+const WALKS: u32 = 30;
+
+impl Ledger {
+    /// Deletes keys that are older than their lifetime, if they have one.
+    async fn expire(&mut self, app: &App, turn: &LeaseGuard, until: &StopCondition) -> Result<()> {
+        let Some(lifetime) = app.config.retention.keys else { return Ok(()) };
+        if self.mark.is_none() && self.walked.is_some_and(|walked| clock::since(walked) < lifetime / WALKS) {
+            return Ok(());
+        }
+        let before = Timestamp::now().plus(-(lifetime.as_micros() as i64));
+        let mut mark = self.mark.take().unwrap_or_else(|| {
+            self.began = Some(clock::moment());
+            Mark::default()
+        });
+        while !until.is_over() {
+            let (name, holder, from) = (turn.name.clone(), turn.holder.clone(), mark.clone());
+            let expire = move |conn: &mut _| sql::expire_keys(conn, (&name, &holder), &from, before);
+            let step = app.store.write("keys::expire", expire).await?;
+            metrics::counter!("open_spanner_ledger_expired_keys_total").increment(step.deleted as u64);
+            match step.next {
+                Some(next) => mark = next,
+                None => {
+                    self.walked = self.began;
+                    return Ok(());
+                }
+            }
+        }
+        self.mark = Some(mark);
+        Ok(())
+    }
 }
 
 /// Deletes consumption decisions that are older than their own lifetime, and records it for each workspace.
@@ -423,10 +469,11 @@ async fn clean_history_forever(app: App, stop: CancellationToken) {
     let settings = app.config.history.clone();
     let heart = Heartbeat::new(app.store.clone(), "history");
     let beats = heart.start();
+    let mut ledger = Ledger::default();
     while tick(settings.interval, &stop).await {
         let deadline = clock::moment().checked_add(settings.timeout);
         let until = StopCondition { stop: stop.clone(), deadline };
-        let cleaned = clean_history(&app, &until).await;
+        let cleaned = clean_history(&app, &mut ledger, &until).await;
         heart.note(cleaned.is_ok());
         if let Err(error) = cleaned {
             log::warn!(error:% = error; "history clean-up failed");

@@ -122,6 +122,7 @@ async fn office(ttl: Duration) -> Office {
     let to_migrate = driver.clone();
     tokio::task::spawn_blocking(move || migrations::run(&to_migrate)).await.expect("task").expect("migrated");
     let store = Store::new(&Db {
+        read_dsn: None,
         driver,
         max_open_conns: 4,
         queries_per_workspace: 0,

@@ -131,7 +131,7 @@ fn demo_flag() -> Arg {
     )
 }
 
-fn migrate_flags() -> [Arg; 5] {
+fn migrate_flags() -> [Arg; 6] {
     let status = Arg::new("status")
         .long("status")
         .action(ArgAction::SetTrue)
@@ -155,7 +155,12 @@ fn migrate_flags() -> [Arg; 5] {
         .help("let this PostgreSQL role read and write the tables, but not change them, after migrating");
     let json =
         Arg::new("json").long("json").action(ArgAction::SetTrue).requires("status").help("--status as JSON");
-    [status, json, revert, sure, grant]
+    let distribute = Arg::new("distribute")
+        .long("distribute")
+        .action(ArgAction::SetTrue)
+        .conflicts_with_all(["revert", "status"])
+        .help("lay the tables out over the nodes of a Citus cluster, after migrating; refused while a server runs");
+    [status, json, revert, sure, grant, distribute]
 }
 
 /// All of it, also for completions and manual pages.
@@ -231,7 +236,7 @@ fn role(name: &str, matches: &ArgMatches) -> Role {
         "migrate" => Role::Migrate(match matches.get_one::<u32>("revert") {
             Some(count) => MigrateAction::Revert(*count),
             None if matches.get_flag("status") => MigrateAction::Status { json: matches.get_flag("json") },
-            None => MigrateAction::Up,
+            None => MigrateAction::Up { distribute: matches.get_flag("distribute") },
         }),
         "export-worker" => Role::ExportWorker,
         "alert-worker" => Role::AlertWorker,

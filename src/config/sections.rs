@@ -88,6 +88,8 @@ pub enum SecureCookies {
 #[derive(Clone, Debug)]
 pub struct Db {
     pub driver: Driver,
+    /// A standby that queries are answered from.
+    pub read_dsn: Option<Secret>,
     /// Connections of this process, at least one.
     pub max_open_conns: u32,
     /// Connections kept while idle; `None`: as many as may be open.
@@ -113,6 +115,7 @@ impl Db {
         }
         Ok(Db {
             driver: Driver::read(v)?,
+            read_dsn: v.secret("POSTGRES_READ_DSN").filter(|_| v.text("DB_DRIVER") == "postgres"),
             max_open_conns: if max_open == 0 { DEFAULT_CONNS } else { max_open },
             max_idle_conns: (max_idle > 0).then_some(max_idle),
             queries_per_workspace: v.integer("DB_QUERIES_PER_WORKSPACE"),
@@ -121,6 +124,12 @@ impl Db {
             conn_max_lifetime: v.optional_duration("DB_CONN_MAX_LIFETIME"),
             conn_max_idle_time: v.optional_duration("DB_CONN_MAX_IDLE_TIME"),
         })
+    }
+
+    /// The same for the standby, if there is one.
+    pub fn of_replica(&self) -> Option<Db> {
+        let dsn = self.read_dsn.clone()?;
+        Some(Db { driver: Driver::Postgres { dsn }, read_dsn: None, ..self.clone() })
     }
 }
 
@@ -565,19 +574,30 @@ pub struct Retention {
     pub prune_timeout: Duration,
     /// Age at which consumption decisions are pruned.
     pub decisions: Duration,
+    /// How long keys are known; none: for ever.
+    pub keys: Option<Duration>,
     /// Age at which rows of the audit trail are pruned; none: never.
     pub audit: Option<Duration>,
 }
 
+/// Callers try again for so long at least.
+const KEYS_KNOWN_AT_LEAST: Duration = Duration::from_secs(24 * 3600);
+
 impl Retention {
-    pub(super) fn read(v: &Values) -> Retention {
-        Retention {
+    pub(super) fn read(v: &Values) -> Result<Retention, ConfigError> {
+        let keys = v.optional_duration("IDEMPOTENCY_KEY_RETENTION");
+        if keys.is_some_and(|keys| keys < KEYS_KNOWN_AT_LEAST) {
+            let problem = "is so short that what is tried again would count twice";
+            return Err(fault("IDEMPOTENCY_KEY_RETENTION", problem, "24h or more, or 0"));
+        }
+        Ok(Retention {
             prune_enabled: v.boolean("RETENTION_PRUNE_ENABLED"),
             prune_interval: v.duration("RETENTION_PRUNE_INTERVAL"),
             prune_timeout: v.duration("RETENTION_PRUNE_TIMEOUT"),
             decisions: v.duration("CONSUMPTION_DECISION_RETENTION"),
+            keys,
             audit: v.optional_duration("AUDIT_RETENTION"),
-        }
+        })
     }
 }
 

@@ -17,6 +17,7 @@ const SECRETS: &[(&str, &str)] = &[
     ("OPEN_SPANNER_ENCRYPTION_KEYS", "hidden7"),
     ("OPEN_SPANNER_OIDC_CLIENT_SECRET", "hidden8"),
     ("OPEN_SPANNER_SMTP_URL", "smtps://user:hidden9@mail.example"),
+    ("OPEN_SPANNER_POSTGRES_READ_DSN", "postgres://user:hidden10@replica/app"),
 ];
 /// What the secrets, and the settings beside them, need to have an effect.
 const COMPANIONS: &[(&str, &str)] = &[
@@ -86,6 +87,7 @@ fn fingerprint(loaded: &Loaded) -> String {
     secrets.extend(&config.reconciliation.webhook_secret);
     secrets.extend(&config.client.api_key);
     secrets.extend(&config.encryption_keys);
+    secrets.extend(&config.db.read_dsn);
     secrets.extend(config.mail.as_ref().map(|mail| &mail.smtp_url));
     let secrets: Vec<_> = secrets.into_iter().map(Secret::expose).collect();
     format!("{config:?} {} {secrets:?}", loaded.log_filter)
@@ -95,6 +97,7 @@ fn fingerprint(loaded: &Loaded) -> String {
 fn good(setting: &Setting) -> Vec<String> {
     let texts: &[&str] = match setting.kind {
         _ if setting.name == "OIDC_ROLES" => &["staff=viewer, admins=Admin"],
+        _ if setting.name == "IDEMPOTENCY_KEY_RETENTION" => &["24h", "800h", "0", "0s"],
         Kind::Text(_) | Kind::Secret => &["sample"],
         Kind::Url => &["https://sample.example/path"],
         Kind::OneOf(words) => words,
@@ -411,7 +414,11 @@ fn roles() {
         (vec![], serve),
         (vec!["/usr/local/bin/open-spanner", "serve"], serve),
         (vec!["renamed", "export-worker"], Role::ExportWorker),
-        (vec!["open-spanner", "migrate"], Role::Migrate(MigrateAction::Up)),
+        (vec!["open-spanner", "migrate"], Role::Migrate(MigrateAction::Up { distribute: false })),
+        (
+            vec!["open-spanner", "migrate", "--distribute"],
+            Role::Migrate(MigrateAction::Up { distribute: true }),
+        ),
         (vec!["open-spanner", "migrate", "--status"], Role::Migrate(MigrateAction::Status { json: false })),
         (
             vec!["open-spanner", "migrate", "--revert", "2", "--yes-delete-data"],

@@ -46,14 +46,11 @@ async fn answered<T: Send + 'static>(
     app: &App,
     query: Query,
     most: usize,
-    rows: impl Fn(&Query, GroupedAggregates) -> T + Send + 'static,
+    rows: impl Fn(&Query, GroupedAggregates) -> T + Send + Sync + 'static,
 ) -> Result<T> {
     let is_snapshot = needs_snapshot(&query);
     let read = move |conn: &mut _| Ok(rows(&query, cells(conn, &query, most)?));
-    match is_snapshot {
-        true => app.store.read_snapshot("usage::cells", read).await,
-        false => app.store.read("usage::cells", read).await,
-    }
+    app.store.view("usage::cells", is_snapshot, read).await
 }
 
 /// The rows of a query with buckets, at most this many.

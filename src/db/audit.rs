@@ -120,6 +120,7 @@ pub const NO_CHANGES: &[&str] = &[
     "jobs::release",
     "jobs::renew",
     "jobs::retry",
+    "keys::expire",
     "keys::note_use",
     "known_devices::add",
     "known_devices::see",

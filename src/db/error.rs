@@ -117,6 +117,9 @@ impl Trouble {
                 DatabaseErrorKind::SerializationFailure => Some(Trouble::Conflict),
                 DatabaseErrorKind::ReadOnlyTransaction => Some(Trouble::ReadOnly),
                 DatabaseErrorKind::Unknown => match sqlstate::of_error(&**info) {
+                    Some(state) if state.as_str() == INTERNAL && info.message().starts_with(NODE_LOST) => {
+                        Some(Trouble::Disconnected)
+                    }
                     Some(state) => Trouble::of_state(state),
                     None => Trouble::of_words(info.message()),
                 },
@@ -126,6 +129,10 @@ impl Trouble {
         }
     }
 }
+
+/// Citus has no code of its own for a node that goes away within a transaction, and speaks English only.
+const INTERNAL: &str = "XX000";
+const NODE_LOST: &str = "failure on connection marked as essential";
 
 impl From<DieselError> for DbError {
     fn from(error: DieselError) -> Self {

@@ -218,7 +218,11 @@ fn migration_failed(error: diesel::result::Error) -> Error {
 }
 
 /// Opens a connection, takes the migration lock, runs `work`, releases the lock by closing the connection.
-fn locked<T>(driver: &Driver, stop: &AtomicBool, work: impl FnOnce(&mut Conn) -> Result<T>) -> Result<T> {
+pub(super) fn locked<T>(
+    driver: &Driver,
+    stop: &AtomicBool,
+    work: impl FnOnce(&mut Conn) -> Result<T>,
+) -> Result<T> {
     if let Driver::Sqlite { path, .. } = driver {
         sqlite::create(path)?;
         // SQLite's own lock is given back between migrations; a lock file spans them
@@ -361,7 +365,7 @@ pub fn use_alone(driver: &Driver) -> Result<Option<File>> {
 }
 
 /// Keeps processes from starting while it lives.
-fn refuse_while_used(driver: &Driver, conn: &mut Conn) -> Result<Option<File>> {
+pub(super) fn refuse_while_used(driver: &Driver, conn: &mut Conn) -> Result<Option<File>> {
     let used = |by: String| {
         Error::conflict(format!("the database is in use{by}: stop every server and worker first"))
     };

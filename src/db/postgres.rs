@@ -11,7 +11,7 @@ use diesel::result::ConnectionError;
 use diesel::sql_types::{BigInt, Text};
 
 use super::inspect::unusable;
-use super::{Conn, DbError, sqlstate};
+use super::{Conn, DbError, cluster, sqlstate};
 use crate::clock;
 use crate::config::Driver;
 use crate::error::{Code, Error, Result};
@@ -46,6 +46,13 @@ fn application_name() -> String {
 
 /// A connection whose statements may take as long as they like.
 pub fn open(dsn: &str) -> ConnectionResult<PgConnection> {
+    let mut conn = open_replica(dsn)?;
+    ask_time(&mut conn).map_err(ConnectionError::CouldntSetupConfiguration)?;
+    Ok(conn)
+}
+
+/// The same to a standby, whose clock nobody goes by.
+pub fn open_replica(dsn: &str) -> ConnectionResult<PgConnection> {
     let mut conn = PgConnection::establish(&with_patience(dsn))?;
     // acknowledged means committed: a session default of "off" would break the first promise
     conn.batch_execute(
@@ -54,7 +61,6 @@ pub fn open(dsn: &str) -> ConnectionResult<PgConnection> {
          WHERE current_setting('synchronous_commit') = 'off'",
     )
     .map_err(ConnectionError::CouldntSetupConfiguration)?;
-    ask_time(&mut conn).map_err(ConnectionError::CouldntSetupConfiguration)?;
     Ok(conn)
 }
 
@@ -135,6 +141,7 @@ pub fn describe(dsn: &str, target: &str, pool: u32) -> std::result::Result<(), S
     let found: Limits = diesel::sql_query(text).get_result(&mut conn).map_err(|error| error.to_string())?;
     let Limits { version, role, max_connections, connections } = found;
     log::info!(driver = "postgres", database = target, role, version, pool, max_connections, connections; "database");
+    cluster::describe(&mut conn).map_err(|error| error.to_string())?;
     // this one counts itself: it is not marked yet
     let processes =
         super::migrations::users(&mut Conn::Postgres(conn)).map_err(|error| error.to_string())? as i64 + 1;
@@ -217,6 +224,8 @@ struct Found {
 struct Stamp {
     #[diesel(sql_type = diesel::sql_types::BigInt)]
     stamp: i64,
+    #[diesel(sql_type = diesel::sql_types::Bool)]
+    may_be_cluster: bool,
 }
 
 /// What tells this database, as it is since the last restart, failover or restore, from any other; 0 while it has no
@@ -244,8 +253,13 @@ pub fn stamp(conn: &mut PgConnection) -> i64 {
             Err(error) => log::debug!(error:% = error; "the timeline was not written down"),
         }
     }
-    let found = diesel::sql_query("SELECT database_stamp() AS stamp").get_result::<Stamp>(conn);
-    found.map_or(0, |found| found.stamp)
+    let text =
+        "SELECT database_stamp() AS stamp, to_regclass('pg_dist_partition') IS NOT NULL AS may_be_cluster";
+    let Ok(found) = diesel::sql_query(text).get_result::<Stamp>(conn) else { return 0 };
+    if found.may_be_cluster {
+        cluster::note(conn);
+    }
+    found.stamp
 }
 
 /// 0 would mean "no limit".

@@ -20,12 +20,21 @@ enum Bind {
 /// The binds of one statement; each method answers with the placeholder to write into the text.
 pub struct Statement {
     pub is_postgres: bool,
+    /// [`Conn::is_distributed`].
+    pub is_distributed: bool,
+    /// [`Conn::fence`].
+    pub fence: &'static str,
     binds: Vec<Bind>,
 }
 
 impl Statement {
     pub fn new(conn: &Conn) -> Self {
-        Statement { is_postgres: conn.is_postgres(), binds: Vec::new() }
+        Statement {
+            is_postgres: conn.is_postgres(),
+            is_distributed: conn.is_distributed(),
+            fence: conn.fence(),
+            binds: Vec::new(),
+        }
     }
 
     fn bind(&mut self, bind: Bind) -> String {

@@ -301,7 +301,7 @@ impl Run<'_> {
             let cells = cells(conn, &query, most)?;
             Ok(query::buckets(&query, cells))
         };
-        self.exporter.store.long_running().read_snapshot("usage::cells", read).await
+        self.exporter.store.long_running().view("usage::cells", read).await
     }
 
     async fn append_buckets(&self, draft: &SharedDraft, query: &Query, rows: Vec<Bucket>) -> Result<()> {
@@ -368,7 +368,7 @@ impl Run<'_> {
             listed.iter().try_for_each(|listed| table.event(&listed.event))?;
             Ok(Page { count: listed.len(), csv: table.into_bytes()?, after })
         };
-        self.exporter.store.long_running().read_snapshot("event_list::step", read).await
+        self.exporter.store.long_running().view("event_list::step", read).await
     }
 }
 

@@ -51,7 +51,7 @@ pub async fn list(app: web::Data<App>, caller: Caller, params: Params) -> Result
     let cursor = params.cursor::<ByActivity>()?;
     let (workspace_id, after) = (caller.workspace_id, cursor.and_then(ByActivity::position));
     let list = move |conn: &mut _| subjects::list(conn, workspace_id, after.as_ref(), limit + 1);
-    let rows = app.store.read_snapshot("subjects::list", list).await?;
+    let rows = app.store.view("subjects::list", true, list).await?;
     let (rows, next_cursor) = paginate(rows, limit, |row| ByActivity {
         time: Some(CursorTime(Timestamp(row.last_event_at))),
         id: Some(row.subject.clone()),

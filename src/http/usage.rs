@@ -306,14 +306,11 @@ async fn run_query<T: Send + 'static>(
     app: &App,
     query: Query,
     most: usize,
-    rows: impl Fn(&Query, GroupedAggregates) -> Result<T> + Send + 'static,
+    rows: impl Fn(&Query, GroupedAggregates) -> Result<T> + Send + Sync + 'static,
 ) -> Result<T> {
     let is_snapshot = needs_snapshot(&query);
     let read = move |conn: &mut _| Ok(rows(&query, cells(conn, &query, most)?)?);
-    match is_snapshot {
-        true => app.store.read_snapshot("usage::cells", read).await,
-        false => app.store.read("usage::cells", read).await,
-    }
+    app.store.view("usage::cells", is_snapshot, read).await
 }
 
 const BUCKET_SIZES: &str = "`minute`, `5m`, `15m`, `hour`, `day` (unless told), `week`, `month`, `quarter`, `year`, or \

@@ -138,7 +138,7 @@ async fn page(
     after: Option<Position>,
     limit: usize,
 ) -> Result<Vec<Listed>> {
-    app.store.read("event_list::page", move |conn| events::page(conn, &search, after, limit)).await
+    app.store.view("event_list::page", false, move |conn| events::page(conn, &search, after, limit)).await
 }
 
 pub fn describe_export() -> Doc {

@@ -5,6 +5,7 @@
 mod activity;
 mod cache;
 mod consume;
+pub mod expiry;
 mod keys;
 mod postgres;
 mod quota;

@@ -83,14 +83,16 @@ impl Writer {
                     job.answer(Ok(outcome));
                 }
             }
-            Err(error) if group.len() == 1 || error.code == Code::Unavailable => {
-                for job in group {
-                    job.answer(Err(error.clone()));
-                }
+            Err(error) if group.len() == 1 => {
+                group.into_iter().for_each(|job| job.answer(Err(error.clone())));
             }
-            // one poisoned call must not fail its neighbours
-            Err(_) => {
+            // one poisoned call must not fail its neighbours, nor one that needs a node that is away
+            Err(error) => {
                 for job in group {
+                    if error.code == Code::Unavailable && !self.may_do_alone(&job.batch) {
+                        job.answer(Err(error.clone()));
+                        continue;
+                    }
                     let Some(job) = in_time(vec![job]).pop() else { continue };
                     let result = self.store_batches(vec![job.batch.clone()], job.deadline).await;
                     let outcome = result.and_then(|outcomes| {
@@ -103,6 +105,12 @@ impl Writer {
                 }
             }
         }
+    }
+
+    /// Whether a call of a group that could not be stored may be stored by itself: on one database all of them share its
+    /// fate. Without keys it is not known whether it was stored after all.
+    fn may_do_alone(&self, batch: &Batch) -> bool {
+        self.store.is_distributed() && batch.events.iter().all(|event| event.key.is_some())
     }
 
     async fn store_batches(&self, batches: Vec<Arc<Batch>>, deadline: Instant) -> Result<Vec<Outcome>> {

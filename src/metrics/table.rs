@@ -77,6 +77,7 @@ pub const TABLE: &[Metric] = &[
     labelled("open_spanner_db_query_duration_seconds", Histogram, &["operation"], "Time of a unit of work in the database", &[]),
     labelled("open_spanner_db_statements_total", Counter, &["operation"], "SQL statements", &[]),
     labelled("open_spanner_db_errors_total", Counter, &["operation"], "Units of work that the database did not do", &[]),
+    labelled("open_spanner_db_views_total", Counter, &["from"], "Reads of usage, by what answered: the primary or a standby", &[&[("from", "primary")], &[("from", "replica")]]),
     plain("open_spanner_db_queries_refused_total", Counter, "Queries over the share of their workspace or key (429)"),
     labelled("open_spanner_unreadable_rows_total", Counter, &["table"], "Rows that hold what this version cannot read", &[]),
 
@@ -91,6 +92,7 @@ pub const TABLE: &[Metric] = &[
     labelled("open_spanner_webhooks_owed", Gauge, &["state"], "Webhooks that receivers still wait for; of processes that deliver", &[&[("state", "pending")], &[("state", "failing")], &[("state", "dead_letter")]]),
     plain("open_spanner_webhooks_oldest_owed_seconds", Gauge, "How long the oldest of them has waited"),
 
+    plain("open_spanner_ledger_expired_keys_total", Counter, "Idempotency keys that were forgotten"),
     plain("open_spanner_retention_deleted_events_total", Counter, "Events that were pruned"),
     labelled("open_spanner_operational_history_cleanup_deleted_total", Counter, &["kind"], "Rows of history that were deleted", &[]),
 

@@ -9,6 +9,7 @@ use diesel::prelude::*;
 use diesel::sql_query;
 use diesel::sql_types::{BigInt, Bool, Text};
 
+use crate::db::statement::integers;
 use crate::db::{Conn, DbError};
 use crate::metering::delta::{Count, Counts};
 use crate::metering::time::{DAY, Timestamp};
@@ -187,18 +188,43 @@ struct Present {
     is_past: bool,
 }
 
-/// The meters with events in a month, and whether their retention is over for all of it. One index probe per meter.
+/// The meters of events in a month, one index probe for each.
+const STORED: &str = "WITH RECURSIVE present AS (
+         (SELECT meter_id FROM MONTH ORDER BY meter_id LIMIT 1)
+         UNION ALL
+         SELECT (SELECT e.meter_id FROM MONTH e WHERE e.meter_id > p.meter_id ORDER BY e.meter_id LIMIT 1)
+         FROM present p WHERE p.meter_id IS NOT NULL
+     )
+     SELECT meter_id FROM present WHERE meter_id IS NOT NULL";
+
+/// The same where the month lies on the nodes of a cluster, which know no recursion.
+fn stored_on_nodes(conn: &mut Conn, month: Month) -> Result<Vec<i64>, DbError> {
+    let table = month.table();
+    let (mut ids, mut last) = (Vec::new(), i64::MIN);
+    loop {
+        let next = format!("SELECT meter_id FROM {table} WHERE meter_id > $1 ORDER BY meter_id LIMIT 1");
+        let found: Option<Stored> = sql_query(next).bind::<BigInt, _>(last).get_result(conn).optional()?;
+        let Some(Stored { meter_id }) = found else { return Ok(ids) };
+        ids.push(meter_id);
+        last = meter_id;
+    }
+}
+
+#[derive(QueryableByName)]
+struct Stored {
+    #[diesel(sql_type = BigInt)]
+    meter_id: i64,
+}
+
+/// The meters with events in a month, and whether their retention is over for all of it.
 fn present(conn: &mut Conn, month: Month, now: Timestamp) -> Result<Vec<Present>, DbError> {
+    let ids = match conn.is_distributed() {
+        true => format!("ARRAY[{}]::bigint[]", integers(&stored_on_nodes(conn, month)?)),
+        false => format!("ARRAY({})", STORED.replace("MONTH", &month.table())),
+    };
     let text = format!(
-        "WITH RECURSIVE present AS (
-             (SELECT meter_id FROM {table} ORDER BY meter_id LIMIT 1)
-             UNION ALL
-             SELECT (SELECT e.meter_id FROM {table} e WHERE e.meter_id > p.meter_id ORDER BY e.meter_id LIMIT 1)
-             FROM present p WHERE p.meter_id IS NOT NULL
-         )
-         SELECT p.meter_id, COALESCE(m.event_retention_days * {DAY} + $1 <= $2 AND m.aggregation NOT IN ({KEPT}), true) AS is_past
-         FROM present p LEFT JOIN meters m ON m.id = p.meter_id WHERE p.meter_id IS NOT NULL",
-        table = month.table(),
+        "SELECT p.meter_id, COALESCE(m.event_retention_days * {DAY} + $1 <= $2 AND m.aggregation NOT IN ({KEPT}), true) AS is_past
+         FROM unnest({ids}) AS p (meter_id) LEFT JOIN meters m ON m.id = p.meter_id"
     );
     Ok(sql_query(text).bind::<BigInt, _>(month.end().0).bind::<BigInt, _>(now.0).load(conn)?)
 }

@@ -10,9 +10,10 @@ use uuid::Uuid;
 
 use crate::both;
 use crate::db::columns::{readable, uuid_of};
-use crate::db::schema::{meters, prune_runs};
+use crate::db::schema::{events, meters, prune_runs};
 use crate::db::{Conn, DbError, leases};
 use crate::error::Error;
+use crate::ingest::insert::expiry;
 use crate::metering::delta::Counts;
 use crate::metering::time::{DAY, HOUR, Timestamp};
 use crate::usage::fold;
@@ -22,41 +23,69 @@ use crate::usage::subjects::whole_from;
 pub const BATCH_ROWS: i64 = 1000;
 
 /// A meter and the instant before which its events are past retention.
-#[derive(Clone, Debug, QueryableByName)]
+#[derive(Clone, Debug)]
 pub struct Expiring {
-    #[diesel(sql_type = BigInt)]
     pub id: i64,
-    #[diesel(sql_type = Text)]
     pub name: String,
-    #[diesel(sql_type = BigInt)]
     pub before: i64,
     /// Whether there is anything to delete.
-    #[diesel(sql_type = Bool)]
     pub is_due: bool,
+}
+
+#[derive(QueryableByName)]
+struct MeterRow {
+    #[diesel(sql_type = BigInt)]
+    id: i64,
+    #[diesel(sql_type = Text)]
+    name: String,
+    #[diesel(sql_type = BigInt)]
+    before: i64,
+    #[diesel(sql_type = Bool)]
+    is_kept: bool,
 }
 
 /// Aggregations that are made of the events themselves: those of their meters stay.
 pub const KEPT: &str = "'unique_count', 'percentile', 'weighted_sum', 'latest_sum', 'stddev'";
 
-/// All meters of a workspace by name.
+/// All meters of a workspace by name. Events are asked for meter by meter: they may lie on other nodes.
 pub fn expiring(conn: &mut Conn, workspace_id: i64, now: Timestamp) -> Result<Vec<Expiring>, DbError> {
     let text = format!(
         "-- retention::expiring
-         SELECT m.id, m.name, $1 - m.event_retention_days * {DAY} AS before,
-                EXISTS (SELECT 1 FROM events e
-                        WHERE e.meter_id = m.id AND e.event_time < $1 - m.event_retention_days * {DAY})
-                AND m.aggregation NOT IN ({KEPT}) AS is_due
-         FROM meters m WHERE m.workspace_id = $2 ORDER BY m.name"
+         SELECT id, name, $1 - event_retention_days * {DAY} AS before, aggregation IN ({KEPT}) AS is_kept
+         FROM meters WHERE workspace_id = $2 ORDER BY name"
     );
-    Ok(sql_query(text).bind::<BigInt, _>(now.0).bind::<BigInt, _>(workspace_id).load(conn)?)
+    let rows: Vec<MeterRow> =
+        sql_query(text).bind::<BigInt, _>(now.0).bind::<BigInt, _>(workspace_id).load(conn)?;
+    let of_row = |MeterRow { id, name, before, is_kept }| {
+        let is_due = !is_kept && has_events_before(conn, id, before)?;
+        Ok(Expiring { id, name, before, is_due })
+    };
+    rows.into_iter().map(of_row).collect()
+}
+
+fn has_events_before(conn: &mut Conn, meter_id: i64, before: i64) -> Result<bool, DbError> {
+    let found: Option<i64> = events::table
+        .filter(events::meter_id.eq(meter_id).and(events::event_time.lt(before)))
+        .select(events::event_time)
+        .first(conn)
+        .optional()?;
+    Ok(found.is_some())
 }
 
 #[derive(QueryableByName)]
-struct Counted {
+struct PageRow {
     #[diesel(sql_type = BigInt)]
-    meter_id: i64,
+    id: i64,
     #[diesel(sql_type = BigInt)]
-    event_count: i64,
+    cutoff: i64,
+    /// Rollups count the hours from here ...
+    #[diesel(sql_type = BigInt)]
+    hours_from: i64,
+    /// ... to here.
+    #[diesel(sql_type = BigInt)]
+    hours_to: i64,
+    #[diesel(sql_type = BigInt)]
+    counted: i64,
 }
 
 /// How many stored events of each meter are past retention: whole hours from rollups, the rest one by one.
@@ -68,21 +97,29 @@ pub fn count(conn: &mut Conn, workspace_id: i64, now: Timestamp) -> Result<Vec<(
              FROM (SELECT id, $1 - event_retention_days * {DAY} AS cutoff, {} AS hours_from
                    FROM meters WHERE workspace_id = $2 AND aggregation NOT IN ({KEPT})) AS m
          )
-         SELECT p.id AS meter_id, CAST(
+         SELECT p.id, p.cutoff, p.hours_from, p.hours_to, CAST(
              COALESCE((SELECT SUM(r.event_count) FROM rollups r
                        WHERE r.meter_id = p.id AND r.grain = 1
-                         AND r.start >= p.hours_from AND r.start < p.hours_to), 0)
-             + (SELECT COUNT(*) FROM events e
-                WHERE e.meter_id = p.id AND e.event_time < p.hours_from AND e.event_time < p.cutoff)
-             + (SELECT COUNT(*) FROM events e
-                WHERE e.meter_id = p.id AND e.event_time >= p.hours_from AND e.event_time >= p.hours_to
-                  AND e.event_time < p.cutoff) AS BIGINT) AS event_count
+                         AND r.start >= p.hours_from AND r.start < p.hours_to), 0) AS BIGINT) AS counted
          FROM page p",
         whole_from(HOUR),
     );
-    let rows: Vec<Counted> =
+    let rows: Vec<PageRow> =
         sql_query(text).bind::<BigInt, _>(now.0).bind::<BigInt, _>(workspace_id).load(conn)?;
-    Ok(rows.into_iter().map(|row| (row.meter_id, row.event_count)).collect())
+    let of_row = |row: PageRow| {
+        let early = events_between(conn, row.id, i64::MIN, row.hours_from.min(row.cutoff))?;
+        let late = events_between(conn, row.id, row.hours_from.max(row.hours_to), row.cutoff)?;
+        Ok((row.id, row.counted + early + late))
+    };
+    rows.into_iter().map(of_row).collect()
+}
+
+fn events_between(conn: &mut Conn, meter_id: i64, from: i64, to: i64) -> Result<i64, DbError> {
+    if from >= to {
+        return Ok(0);
+    }
+    let time = events::event_time.ge(from).and(events::event_time.lt(to));
+    Ok(events::table.filter(events::meter_id.eq(meter_id).and(time)).count().get_result(conn)?)
 }
 
 #[derive(QueryableByName)]
@@ -91,6 +128,19 @@ struct Gone {
     subject_id: i64,
     #[diesel(sql_type = BigInt)]
     event_time: i64,
+}
+
+/// Deletes the keys of a piece of the ledger whose events came before an instant. 409 when the lease was lost.
+pub fn expire_keys(
+    conn: &mut Conn,
+    (lease, holder): (&str, &str),
+    mark: &expiry::Mark,
+    before: Timestamp,
+) -> Result<expiry::Step, DbError> {
+    if !leases::renew(conn, lease, holder)? {
+        return Err(Error::conflict("another clean-up took over").into());
+    }
+    expiry::step(conn, mark, before)
 }
 
 /// What one step came to.

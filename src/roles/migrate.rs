@@ -1,19 +1,23 @@
-//! The migrate role: apply, show or take back migrations, under the lock that `serve` takes too; let a role in.
+//! The migrate role: apply, show or take back migrations, under the lock that `serve` takes too; lay tables out over a
+//! cluster; let a role in.
 
 use crate::config::{Config, MigrateAction};
-use crate::db::{self, migrations};
+use crate::db::{self, cluster, migrations};
 use crate::error::Result;
 use crate::retention;
 
 pub fn run(config: &Config, action: MigrateAction) -> Result<()> {
     let driver = &config.db.driver;
     match action {
-        MigrateAction::Up => {
+        MigrateAction::Up { distribute } => {
             let applied = migrations::run(driver)?;
             println!("{} applied, schema is up to date", applied.len());
             // without them events are stored as well, only pruned more slowly
             if let Err(error) = db::once(driver, retention::attach_year) {
                 eprintln!("the months ahead were not attached: {}", error.message);
+            }
+            if distribute {
+                cluster::distribute(driver)?.iter().for_each(|done| println!("{done}"));
             }
             if let Some(role) = &config.grant_to {
                 migrations::grant(driver, role)?;

@@ -405,12 +405,12 @@ impl Sum<'_> {
     fn pieces_sql(&self, statement: &mut Statement, pieces: &[Piece]) -> String {
         let postgres = statement.is_postgres;
         let meter_id = statement.int(self.query.meter.id);
-        let listed = pieces::listed(pieces);
+        let (listed, fence) = (pieces::listed(pieces), statement.fence);
         let source = match postgres {
-            // the planner must look into the key piece by piece: it does not look through OFFSET
+            // the planner must look into the key piece by piece
             true => format!(
                 "FROM {listed} CROSS JOIN LATERAL (SELECT * FROM rollups WHERE meter_id = {meter_id} AND grain = w.grain
-                     AND start >= w.low AND start < w.high OFFSET 0) r"
+                     AND start >= w.low AND start < w.high {fence}) r"
             ),
             false => format!(
                 "FROM {listed} CROSS JOIN rollups r
@@ -518,18 +518,18 @@ impl Sum<'_> {
 
     fn events_of_pieces(&self, statement: &mut Statement, pieces: &[Piece]) -> (String, String) {
         let meter_id = statement.int(self.query.meter.id);
-        let listed = pieces::listed(pieces);
+        let (listed, fence) = (pieces::listed(pieces), statement.fence);
         let time = "e.event_time >= w.low AND e.event_time < w.high";
         match &self.subjects {
             Subjects::Only(ids) => {
                 let (tables, condition) =
-                    subject_days::events_between(statement.is_postgres, ids, "w.low", "w.high", &meter_id);
+                    subject_days::events_between(statement, ids, "w.low", "w.high", &meter_id);
                 (format!("{listed} CROSS JOIN {tables}"), format!("{condition} AND {time}"))
             }
             Subjects::All | Subjects::Each if statement.is_postgres => {
                 let rows = format!(
                     "{listed} CROSS JOIN LATERAL (SELECT * FROM events WHERE meter_id = {meter_id}
-                         AND event_time >= w.low AND event_time < w.high OFFSET 0) e"
+                         AND event_time >= w.low AND event_time < w.high {fence}) e"
                 );
                 (rows, "true".to_owned())
             }

@@ -269,14 +269,14 @@ impl Streams {
         };
         let source = match ids {
             [id] => stream(&id.to_string()),
-            _ if statement.is_postgres => format!(
+            _ if statement.is_postgres && !statement.is_distributed => format!(
                 "SELECT e.* FROM unnest(ARRAY[{}]::bigint[]) k (id) CROSS JOIN LATERAL ({}) e",
                 integers(ids),
                 stream("k.id")
             ),
-            // SQLite has no LATERAL, but its numbered parameters may stand in every part
+            // SQLite has no LATERAL, and a cluster none with a LIMIT, but numbered parameters may stand in every part
             _ => {
-                let parts = ids.iter().map(|id| format!("SELECT * FROM ({})", stream(&id.to_string())));
+                let parts = ids.iter().map(|id| format!("SELECT * FROM ({}) part", stream(&id.to_string())));
                 parts.collect::<Vec<_>>().join(" UNION ALL ")
             }
         };

@@ -51,17 +51,18 @@ pub fn events(statement: &mut Statement, subjects: &str, window: Window) -> Even
 /// FROM and WHERE for the events `e` of these subjects with a meter in a piece of time whose bounds are SQL; which part of
 /// the first and last hour is wanted remains to be said.
 pub fn events_between(
-    is_postgres: bool,
+    statement: &Statement,
     subject_ids: &[i64],
     low: &str,
     high: &str,
     meter_id: &str,
 ) -> (String, String) {
     let subjects = integers(subject_ids);
-    if is_postgres {
+    if statement.is_postgres {
+        let fence = statement.fence;
         let tables = format!(
             "LATERAL (SELECT * FROM events WHERE subject_id IN ({subjects}) AND meter_id = {meter_id}
-                 AND event_time >= {low} AND event_time < {high} OFFSET 0) e"
+                 AND event_time >= {low} AND event_time < {high} {fence}) e"
         );
         return (tables, "true".to_owned());
     }

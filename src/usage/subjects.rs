@@ -65,33 +65,33 @@ pub fn whole_from(width: i64) -> String {
 /// The rows of `table` that belong to each meter of `page`, named `p` in `condition`. On PostgreSQL each meter gets
 /// an index scan of its own: joined freely, the planner reads the whole table instead, for it cannot know how few
 /// rows lie before a watermark.
-pub(super) fn of_each_meter(is_postgres: bool, columns: &str, table: &str, condition: &str) -> String {
-    if is_postgres {
-        let rows = format!("SELECT {columns} FROM {table} WHERE {condition} OFFSET 0");
+fn of_each_meter(conn: &Conn, columns: &str, table: &str, condition: &str) -> String {
+    if conn.is_postgres() {
+        let rows = format!("SELECT {columns} FROM {table} WHERE {condition} {}", conn.fence());
         return format!("SELECT x.* FROM page p CROSS JOIN LATERAL ({rows}) AS x");
     }
     format!("SELECT {columns} FROM page p CROSS JOIN {table} WHERE {condition}")
 }
 
 /// Rows `(meter_id, event_count, last_at)` that add up to the stored events of the meters in `page`.
-fn counted_by_meter(is_postgres: bool) -> String {
+fn counted_by_meter(conn: &Conn) -> String {
     let rollup = "r.meter_id, r.event_count, r.last_at";
     let level = "r.meter_id = p.id";
     let parts = [
         of_each_meter(
-            is_postgres,
+            conn,
             rollup,
             "rollups r",
             &format!("{level} AND r.grain = 2 AND r.start >= p.days_from"),
         ),
         of_each_meter(
-            is_postgres,
+            conn,
             rollup,
             "rollups r",
             &format!("{level} AND r.grain = 1 AND r.start >= p.hours_from AND r.start < p.days_from"),
         ),
         of_each_meter(
-            is_postgres,
+            conn,
             "e.meter_id, 1 AS event_count, e.event_time AS last_at",
             "events e",
             "e.meter_id = p.id AND e.event_time < p.hours_from",
@@ -134,7 +134,7 @@ fn stats_where(
          GROUP BY p.id, p.name, p.event_retention_days ORDER BY p.name",
         whole_from(HOUR),
         whole_from(DAY),
-        counted_by_meter(conn.is_postgres()),
+        counted_by_meter(conn),
     );
     let query = sql_query(text).bind::<BigInt, _>(workspace_id).bind::<Text, _>(name);
     Ok(query.bind::<BigInt, _>(limit).load(conn)?)
@@ -142,7 +142,6 @@ fn stats_where(
 
 /// How many meters and events a workspace has.
 pub fn totals(conn: &mut Conn, workspace_id: i64) -> Result<Totals, DbError> {
-    let is_postgres = conn.is_postgres();
     let ever = "r.meter_id = p.id AND r.grain = 2";
     let text = format!(
         "-- usage::subjects::totals
@@ -154,8 +153,8 @@ pub fn totals(conn: &mut Conn, workspace_id: i64) -> Result<Totals, DbError> {
                 (SELECT CAST(COALESCE(SUM(event_count), 0) AS BIGINT) FROM ({}) AS ever) AS accepted_events",
         whole_from(HOUR),
         whole_from(DAY),
-        counted_by_meter(is_postgres),
-        of_each_meter(is_postgres, "r.event_count", "rollups r", ever),
+        counted_by_meter(conn),
+        of_each_meter(conn, "r.event_count", "rollups r", ever),
     );
     Ok(sql_query(text).bind::<BigInt, _>(workspace_id).get_result(conn)?)
 }

@@ -1,6 +1,7 @@
 //! Lists of what happened: whole at every page size, and cleaned up in time.
 
 use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -11,6 +12,7 @@ on_both_databases!(
     pages_of_subjects_hold_still_under_writes,
     old_write_calls_are_deleted_in_batches,
     what_failed_outlives_the_clean_up,
+    keys_are_forgotten_after_their_time,
     events_of_a_subject_come_newest_first,
     cursors_of_others_are_refused,
 );
@@ -226,5 +228,49 @@ async fn cursors_of_others_are_refused(database: Database) {
     for path in ["/v1/subjects", "/v1/usageingestions", "/v1/usageevents/prunes"] {
         let path = format!("{path}?cursor=eyJpZCI6IngiLCJ0aW1lIjoieCJ9");
         workspace.get(&path).await.error(400, "invalid_input");
+    }
+}
+
+/// Of events that came here; and never by default.
+async fn keys_are_forgotten_after_their_time(database: Database) {
+    const OFTEN: (&str, &str) = ("OPEN_SPANNER_OPERATIONAL_HISTORY_INTERVAL", "50ms");
+    let mut server = Server::start_with(&database, &[OFTEN]);
+    let ws = server.workspace().await;
+    ws.meter("m", "sum").await;
+    let event = |key: &str| json!({"meter": "m", "subject": "s", "quantity": 1, "timestamp": "2020-01-01T00:00:00Z", "idempotency_key": key});
+    for key in ["a-old", "b-foreign", "c-new"] {
+        ws.post("/v1/usages", &event(key)).await.expect(201);
+    }
+    // as if it had come long ago, and as if another program had made the id
+    age(&database, "a-old", "018000000000700080000000000000aa");
+    age(&database, "b-foreign", "018000000000400080000000000000bb");
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(database.count("idempotency_keys"), 3, "keys are known for ever");
+    server.terminate();
+
+    let server = Server::start_with(&database, &[OFTEN, ("OPEN_SPANNER_IDEMPOTENCY_KEY_RETENTION", "24h")]);
+    let end = Instant::now() + Duration::from_secs(20);
+    while database.count("idempotency_keys") > 2 {
+        assert!(Instant::now() < end, "no key is forgotten");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let ws = ws.at(&server.url());
+    for key in ["a-old", "b-foreign", "c-new"] {
+        ws.post("/v1/usages", &event(key)).await.expect(201);
+    }
+    assert_eq!(database.count("events"), 4, "only what was forgotten counts again");
+}
+
+/// Gives an event another id, in the ledger only.
+fn age(database: &Database, key: &str, id: &str) {
+    let (tables, quoted): (&[&str], fn(&str) -> String) = match database {
+        Database::Sqlite { .. } => (&["settled_keys", "recent_keys"], |hex| format!("x'{hex}'")),
+        Database::Postgres { .. } => (&["idempotency_keys"], |hex| format!("'\\x{hex}'::bytea")),
+    };
+    let hex = if matches!(database, Database::Sqlite { .. }) { "hex(id)" } else { "encode(id, 'hex')" };
+    let old = database.lines(&format!("SELECT {hex} AS line FROM events WHERE idempotency_key = '{key}'"));
+    for table in tables {
+        let (new, old) = (quoted(id), quoted(&old[0]));
+        database.execute(&format!("UPDATE {table} SET event_id = {new} WHERE event_id = {old}"));
     }
 }

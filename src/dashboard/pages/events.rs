@@ -169,7 +169,7 @@ async fn answer(
     let limit = if matches!(format, "csv" | "json") { DOWNLOADED } else { LISTED };
     let after = position(params.get("cursor"))?;
     let read = move |conn: &mut Conn| event_list::page(conn, &search, after, limit + 1);
-    let mut listed = app.store.read("event_list::page", read).await?;
+    let mut listed = app.store.view("event_list::page", false, read).await?;
     let has_more = listed.len() > limit;
     listed.truncate(limit);
     match format {

@@ -85,7 +85,7 @@ pub async fn show(app: web::Data<App>, caller: Caller, visit: Visit) -> Result<H
     let (workspace_id, prunes, now) =
         (caller.workspace_id, app.config.retention.prune_enabled, Timestamp::now());
     let read = move |conn: &mut Conn| read(conn, workspace_id, prunes, now);
-    let facts = app.store.read_snapshot("overview::read", read);
+    let facts = app.store.view("overview::read", true, read);
     let (facts, saved) = try_join(facts, saved(&app, &caller)).await?;
     let home = ask::home(&app, &caller).await?;
     let pinned = saved.into_iter().filter(|kept| kept.query.pinned).take(PINNED_MAX);

@@ -56,7 +56,7 @@ pub async fn list(app: web::Data<App>, caller: Caller, visit: Visit, params: Par
     let after = decode_cursor::<(i64, String)>(params.get("cursor"))?
         .map(|(at, subject)| SubjectPosition { last_event_at: Timestamp(at), subject });
     let read = move |conn: &mut Conn| subjects::list(conn, workspace_id, after.as_ref(), LISTED as i64 + 1);
-    let mut rows = app.store.read_snapshot("subjects::list", read).await?;
+    let mut rows = app.store.view("subjects::list", true, read).await?;
     let has_more = rows.len() > LISTED;
     rows.truncate(LISTED);
     let next = match rows.last().filter(|_| has_more) {

@@ -154,12 +154,15 @@ struct Workspace {
 
 /// Workspaces with decisions from before `before`.
 pub fn outdated(conn: &mut Conn, before: Timestamp) -> Result<Vec<i64>, DbError> {
-    let rows: Vec<Workspace> = sql_query(
-        "SELECT w.id FROM workspaces w WHERE EXISTS (
-             SELECT 1 FROM consumption_decisions d WHERE d.workspace_id = w.id AND d.created_at < $1) ORDER BY w.id",
-    )
-    .bind::<BigInt, _>(before.0)
-    .load(conn)?;
+    let text = match conn.is_distributed() {
+        false => {
+            "SELECT w.id FROM workspaces w WHERE EXISTS (
+                 SELECT 1 FROM consumption_decisions d WHERE d.workspace_id = w.id AND d.created_at < $1) ORDER BY w.id"
+        }
+        // rows of a node and those of the coordinator are not looked at together
+        true => "SELECT DISTINCT workspace_id AS id FROM consumption_decisions WHERE created_at < $1 ORDER BY 1",
+    };
+    let rows: Vec<Workspace> = sql_query(text).bind::<BigInt, _>(before.0).load(conn)?;
     Ok(rows.into_iter().map(|row| row.id).collect())
 }
 

@@ -8,6 +8,7 @@ use diesel::{PgConnection, Queryable, RunQueryDsl};
 use serde_json::value::RawValue;
 
 use crate::db::DbError;
+use crate::db::cluster;
 use crate::db::columns::uuid_of;
 use crate::db::identity::Link;
 use crate::db::partial::{PartArrays, part_columns, part_places, part_sums};
@@ -59,6 +60,24 @@ prepared!(
      JOIN subjects s ON s.id = k.subject_id
      LEFT JOIN events e ON e.subject_id = k.subject_id AND e.event_time = k.event_time AND e.id = k.event_id
      LEFT JOIN meters m ON m.id = e.meter_id"
+);
+prepared!(
+    /// The same in parts, for keys, events and names that lie on different nodes (`db::cluster`). On one database it is six
+    /// times as slow for a thousand keys.
+    FindTakenOnNodes for PgConnection,
+    (workspace_ids: Array<BigInt> = Vec<i64>, keys: Array<Binary> = Vec<Vec<u8>>)
+        -> (BigInt, Binary, Binary, BigInt, BigInt, Text, Nullable<Text>, Nullable<BigInt>, Nullable<Text>, Nullable<Text>, Nullable<Text>),
+    "WITH taken AS MATERIALIZED (
+         SELECT k.* FROM unnest(?, ?) AS wanted (workspace_id, key)
+         JOIN idempotency_keys k ON k.workspace_id = wanted.workspace_id AND k.key = wanted.key
+     ), found AS MATERIALIZED (
+         SELECT e.id, e.meter_id, e.received_at, e.quantity::text, e.idempotency_key, e.metadata::text
+         FROM taken k JOIN events e ON e.subject_id = k.subject_id AND e.event_time = k.event_time AND e.id = k.event_id
+     )
+     SELECT k.workspace_id, k.key, k.event_id, k.event_time, k.fingerprint,
+            s.name, m.name, e.received_at, e.quantity, e.idempotency_key, e.metadata
+     FROM taken k JOIN subjects s ON s.id = k.subject_id
+     LEFT JOIN found e ON e.id = k.event_id LEFT JOIN meters m ON m.id = e.meter_id"
 );
 prepared!(
     AddDimensionSets for PgConnection,
@@ -174,7 +193,11 @@ pub fn claim_keys(conn: &mut PgConnection, rows: &[KeyRow]) -> Result<Vec<Existi
 /// Those of the keys that are taken.
 pub fn find_taken(conn: &mut PgConnection, keys: &[LedgerKey]) -> Result<Vec<ExistingKey>, DbError> {
     let (workspace_ids, keys): (Vec<i64>, Vec<Vec<u8>>) = keys.iter().cloned().unzip();
-    let taken: Vec<TakenRow> = FindTaken { workspace_ids: &workspace_ids, keys: &keys }.load(conn)?;
+    let (workspace_ids, keys) = (&workspace_ids, &keys);
+    let taken: Vec<TakenRow> = match cluster::is_distributed() {
+        false => FindTaken { workspace_ids, keys }.load(conn)?,
+        true => FindTakenOnNodes { workspace_ids, keys }.load(conn)?,
+    };
     taken.into_iter().map(taken_of).collect()
 }
 

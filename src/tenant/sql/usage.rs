@@ -71,12 +71,21 @@ pub fn keys(
             "AND e.hour = k.event_time - ((k.event_time % 3600000000) + 3600000000) % 3600000000"
         }
     };
-    let text = format!(
-        "SELECT {line} AS line FROM idempotency_keys k JOIN subjects s ON s.id = k.subject_id
-         WHERE k.workspace_id = {workspace_id} AND NOT EXISTS (
-             SELECT 1 FROM events e WHERE e.subject_id = k.subject_id AND e.event_time = k.event_time AND e.id = k.event_id
-                 {hour} AND e.idempotency_key IS NOT NULL)"
-    );
+    let keys = "FROM idempotency_keys k JOIN subjects s ON s.id = k.subject_id";
+    let text = match conn.is_distributed() {
+        false => format!(
+            "SELECT {line} AS line {keys} WHERE k.workspace_id = {workspace_id} AND NOT EXISTS (
+                 SELECT 1 FROM events e WHERE e.subject_id = k.subject_id AND e.event_time = k.event_time
+                     AND e.id = k.event_id {hour} AND e.idempotency_key IS NOT NULL)"
+        ),
+        // a key and its event lie on different nodes: the ids of events travel
+        true => format!(
+            "WITH told AS MATERIALIZED (
+                 SELECT id FROM events WHERE workspace_id = {workspace_id} AND idempotency_key IS NOT NULL)
+             SELECT {line} AS line {keys} WHERE k.workspace_id = {workspace_id}
+                 AND NOT EXISTS (SELECT 1 FROM told WHERE told.id = k.event_id)"
+        ),
+    };
     stream(conn, &text, work)
 }
 

@@ -10,6 +10,7 @@ use diesel::{
 };
 use tempfile::TempDir;
 
+use super::nodes::Nodes;
 use super::postgres::Cluster;
 
 #[derive(Clone)]
@@ -22,6 +23,10 @@ pub enum Database {
 pub enum Home {
     Shared(&'static Cluster),
     Private(Cluster),
+    /// The coordinator of the shared Citus cluster.
+    Coordinator(&'static Nodes),
+    /// That of a test's own.
+    Nodes(Box<Nodes>),
 }
 
 impl std::ops::Deref for Home {
@@ -31,6 +36,8 @@ impl std::ops::Deref for Home {
         match self {
             Home::Shared(cluster) => cluster,
             Home::Private(cluster) => cluster,
+            Home::Coordinator(nodes) => &nodes.coordinator,
+            Home::Nodes(nodes) => &nodes.coordinator,
         }
     }
 }
@@ -57,6 +64,50 @@ impl Database {
     /// An empty database in the shared cluster.
     pub fn postgres() -> Database {
         Database::in_cluster(Home::Shared(Cluster::shared()))
+    }
+
+    /// Of a test that runs on both databases: with a Citus, over its nodes.
+    pub fn of_both() -> Database {
+        match Nodes::shared() {
+            Some(nodes) => {
+                let database = Database::of_nodes(Home::Coordinator(nodes), nodes.create_database());
+                database.distribute().succeeded();
+                database
+            }
+            None => Database::postgres(),
+        }
+    }
+
+    /// An empty database over the nodes of a Citus cluster, where there is one; else says that a test was not run.
+    pub fn over_nodes(test: &str) -> Option<Database> {
+        let Some(nodes) = Nodes::shared() else {
+            super::skip(test, &format!("{} names no PostgreSQL with Citus", super::nodes::VARIABLE));
+            return None;
+        };
+        Some(Database::of_nodes(Home::Coordinator(nodes), nodes.create_database()))
+    }
+
+    /// The same in a cluster of its own, whose nodes may be stopped.
+    pub fn over_own_nodes(test: &str) -> Option<Database> {
+        let Some(nodes) = Nodes::private() else {
+            super::skip(test, &format!("{} names no PostgreSQL with Citus", super::nodes::VARIABLE));
+            return None;
+        };
+        let name = nodes.create_database();
+        Some(Database::of_nodes(Home::Nodes(Box::new(nodes)), name))
+    }
+
+    fn of_nodes(home: Home, name: String) -> Database {
+        Database::Postgres { dsn: home.dsn(&name), cluster: Arc::new(home), name }
+    }
+
+    /// Lays the tables out over the nodes; returns what was said about it.
+    pub fn distribute(&self) -> super::program::Run {
+        let directory = tempfile::tempdir().expect("a directory");
+        let settings = self.settings();
+        let settings: Vec<(&str, &str)> =
+            settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        super::program::run(&["migrate", "--distribute"], &settings, directory.path())
     }
 
     /// An empty database in a durable cluster of its own, which may be killed.

@@ -5,6 +5,7 @@ pub mod client;
 pub mod database;
 pub mod guard;
 pub mod mailbox;
+pub mod nodes;
 pub mod postgres;
 pub mod program;
 pub mod provider;
@@ -33,7 +34,7 @@ macro_rules! on_both_databases {
 
             #[test]
             fn postgres() {
-                $crate::support::run(super::$name($crate::support::Database::postgres()));
+                $crate::support::run(super::$name($crate::support::Database::of_both()));
             }
         }
     )+ };

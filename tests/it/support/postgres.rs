@@ -23,8 +23,21 @@ pub struct Cluster {
     durable: bool,
     /// The locale of its messages; none: English.
     language: Option<String>,
+    /// Where the programs of its PostgreSQL are.
+    programs: PathBuf,
+    /// Settings that only some clusters have.
+    more: &'static [&'static str],
     server: Mutex<Option<Child>>,
 }
+
+/// What a server of a Citus cluster needs. A commit over several nodes is prepared on each.
+const CITUS: &[&str] = &[
+    "shared_preload_libraries=citus",
+    "wal_level=logical",
+    "max_prepared_transactions=300",
+    "max_worker_processes=64",
+    "citus.shard_count=8",
+];
 
 /// What `localedef` makes a locale of; not every system has them.
 const LOCALE_SOURCES: &str = "/usr/share/i18n/locales";
@@ -46,10 +59,15 @@ impl Cluster {
         Cluster::create(true, super::env("OPEN_SPANNER_TEST_LANGUAGE"))
     }
 
+    /// A server of a Citus cluster, which may be killed, of a PostgreSQL that has the extension.
+    pub fn of_citus(programs: PathBuf) -> Cluster {
+        Cluster::with(false, None, programs, CITUS)
+    }
+
     /// A copy of a cluster that follows it, until [`Cluster::stop_following`].
     pub fn standby_of(primary: &Cluster) -> Cluster {
         let directory = own_directory();
-        let mut backup = postgres_program("pg_basebackup", &directory);
+        let mut backup = primary.program_in("pg_basebackup", &directory);
         let from = primary.dsn("postgres");
         backup.args(["-d", &from, "-R", "-X", "stream", "-c", "fast", "--no-sync", "-D"]);
         backup.arg(directory.join("data"));
@@ -59,6 +77,8 @@ impl Cluster {
             port: stable_port(),
             durable: true,
             language: None,
+            programs: primary.programs.clone(),
+            more: primary.more,
             server: Mutex::new(None),
         };
         standby.start();
@@ -110,7 +130,7 @@ impl Cluster {
 
     /// Writes a database to a file, or puts it back over what is there now.
     pub fn dump(&self, database: &str, file: &Path) {
-        let mut dump = postgres_program("pg_dump", &self.directory);
+        let mut dump = self.program("pg_dump");
         dump.args(["-Fc", "-d", &self.dsn(database)]).stdin(Stdio::null()).stdout(Stdio::piped());
         let dump = dump.output().expect("pg_dump runs");
         assert!(dump.status.success(), "{}", String::from_utf8_lossy(&dump.stderr));
@@ -119,16 +139,25 @@ impl Cluster {
 
     /// Errors about constraints that partitions inherit are expected: pg_restore goes on.
     pub fn restore(&self, database: &str, file: &Path) {
-        let mut restore = postgres_program("pg_restore", &self.directory);
+        let mut restore = self.program("pg_restore");
         restore.args(["--clean", "--if-exists", "-d", &self.dsn(database)]).arg(file);
         let run = program::finish(restore, STARTING);
         assert!(run.code.is_some(), "{run:#?}");
     }
 
     fn create(durable: bool, language: Option<String>) -> Cluster {
+        Cluster::with(durable, language, programs().to_owned(), &[])
+    }
+
+    fn with(
+        durable: bool,
+        language: Option<String>,
+        programs: PathBuf,
+        more: &'static [&'static str],
+    ) -> Cluster {
         let directory = own_directory();
         let data = directory.join("data");
-        let mut initdb = postgres_program("initdb", &directory);
+        let mut initdb = postgres_program(&programs.join("initdb"), &directory);
         initdb
             .args(["-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "--no-sync", "-D"])
             .arg(data);
@@ -136,15 +165,25 @@ impl Cluster {
         if let Some(language) = &language {
             make_locale(&directory, language);
         }
-        let cluster = Cluster { directory, port: stable_port(), durable, language, server: Mutex::new(None) };
+        let port = stable_port();
+        let cluster =
+            Cluster { directory, port, durable, language, programs, more, server: Mutex::new(None) };
         cluster.start();
         cluster
+    }
+
+    fn program(&self, name: &str) -> Command {
+        self.program_in(name, &self.directory)
+    }
+
+    fn program_in(&self, name: &str, home: &Path) -> Command {
+        postgres_program(&self.programs.join(name), home)
     }
 
     /// Starts the server (again) on the same data and port, and waits until it answers.
     pub fn start(&self) {
         let log = fs::File::create(self.log_path()).expect("a log file");
-        let mut command = postgres_program("postgres", &self.directory);
+        let mut command = self.program("postgres");
         command.arg("-D").arg(self.directory.join("data"));
         for setting in self.settings() {
             command.args(["-c", &setting]);
@@ -170,6 +209,7 @@ impl Cluster {
             "autovacuum=off".to_string(),
         ];
         settings.extend(self.language.iter().map(|language| format!("lc_messages={language}.UTF-8")));
+        settings.extend(self.more.iter().map(|setting| (*setting).to_string()));
         if !self.durable {
             settings
                 .extend(["fsync=off", "synchronous_commit=off", "full_page_writes=off"].map(String::from));
@@ -250,13 +290,17 @@ impl Cluster {
     }
 
     fn execute(&self, sql: &str) {
-        let mut connection = PgConnection::establish(&self.dsn("postgres")).expect("the cluster runs");
+        self.execute_in("postgres", sql);
+    }
+
+    pub fn execute_in(&self, database: &str, sql: &str) {
+        let mut connection = PgConnection::establish(&self.dsn(database)).expect("the cluster runs");
         connection.batch_execute(sql).unwrap_or_else(|error| panic!("{sql}: {error}"));
     }
 
     /// The schema of a database as SQL.
     pub fn dump_schema(&self, database: &str) -> String {
-        let mut command = postgres_program("pg_dump", &self.directory);
+        let mut command = self.program("pg_dump");
         command.args(["--schema-only", "--no-owner", "--dbname", &self.dsn(database)]);
         let dump = program::finish(command, STARTING).succeeded().stdout;
         // newer versions put a random word around the dump
@@ -292,8 +336,7 @@ fn make_locale(directory: &Path, language: &str) {
 }
 
 /// One of the PostgreSQL programs, as a user it accepts.
-fn postgres_program(name: &str, home: &Path) -> Command {
-    let path = programs().join(name);
+fn postgres_program(path: &Path, home: &Path) -> Command {
     let mut command = if is_root() {
         let mut command = Command::new("setpriv");
         command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--"]).arg(path);

@@ -1,0 +1,208 @@
+//! A standby of PostgreSQL that answers what callers read of usage. It is shown what the primary had when the question came,
+//! or what the caller has seen before and says so ([`Position`]); when the standby does not have that within a moment, the
+//! primary answers. So nobody reads less than they wrote, and nothing that a standby lacks is wrong, only slower.
+
+use std::fmt;
+use std::future::Future;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use diesel::sql_types::{BigInt, Nullable};
+use diesel::{QueryableByName, RunQueryDsl, sql_query};
+
+use super::pool::{Class, Pool};
+use super::{Conn, DbError, Limits, Store};
+use crate::clock;
+use crate::error::Result;
+
+/// How far the log of a database has come: the epoch of the installation, which grows with each failover, and the place in
+/// the log. Places of different epochs have nothing to do with each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Position {
+    epoch: u64,
+    place: u64,
+}
+
+impl Position {
+    /// As [`Position`] is written; none for anything else.
+    pub fn parse(text: &str) -> Option<Position> {
+        let (epoch, place) = text.split_once(':')?;
+        let (high, low) = place.split_once('/')?;
+        let (high, low) = (u32::from_str_radix(high, 16).ok()?, u32::from_str_radix(low, 16).ok()?);
+        Some(Position { epoch: epoch.parse().ok()?, place: u64::from(high) << 32 | u64::from(low) })
+    }
+
+    fn has(self, other: Position) -> bool {
+        self.epoch == other.epoch && self.place >= other.place
+    }
+}
+
+impl fmt::Display for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{:X}/{:X}", self.epoch, self.place >> 32, self.place & 0xFFFF_FFFF)
+    }
+}
+
+/// How long the standby may be behind before the primary is asked instead, and how often it is looked at until then.
+const PATIENCE: Duration = Duration::from_millis(300);
+const PAUSE: Duration = Duration::from_millis(5);
+/// A standby that does not answer is left alone for so long.
+const REST: Duration = Duration::from_secs(1);
+
+pub(super) struct Replica {
+    pub(super) pool: Pool,
+    /// The farthest that it was seen at.
+    seen: Mutex<Option<Position>>,
+    /// It is not asked before.
+    rests_until: Mutex<Option<Instant>>,
+    /// Of the primary, and when that was asked for.
+    primary: tokio::sync::Mutex<Option<(Instant, Position)>>,
+    /// How often it was too far behind, since the log said so.
+    refused: AtomicU64,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[derive(QueryableByName)]
+struct Row {
+    #[diesel(sql_type = BigInt)]
+    epoch: i64,
+    /// None on a standby that was promoted, and on a primary.
+    #[diesel(sql_type = Nullable<BigInt>)]
+    place: Option<i64>,
+}
+
+fn position(conn: &mut Conn, function: &str) -> std::result::Result<Option<Position>, DbError> {
+    let text = format!("SELECT epoch, ({function}() - '0/0')::bigint AS place FROM installation");
+    let Row { epoch, place } = sql_query(text).get_result(conn)?;
+    Ok(place.map(|place| Position { epoch: epoch.unsigned_abs(), place: place.unsigned_abs() }))
+}
+
+impl Replica {
+    pub(super) fn new(pool: Pool) -> Replica {
+        let (seen, rests_until, primary) =
+            (Mutex::default(), Mutex::default(), tokio::sync::Mutex::default());
+        Replica { pool, seen, rests_until, primary, refused: AtomicU64::new(0) }
+    }
+
+    /// Where the primary is now, or a moment later: what was committed before this call is before it. Who asks at the same
+    /// time is answered together.
+    pub(super) async fn of_primary(&self, store: &Store) -> Result<Position> {
+        let called = clock::moment();
+        let mut last = self.primary.lock().await;
+        if let Some((asked, position)) = *last
+            && asked >= called
+        {
+            return Ok(position);
+        }
+        let asked = clock::moment();
+        // flushed: nobody was told of a commit before that
+        let ask = |conn: &mut Conn| match position(conn, "pg_current_wal_flush_lsn")? {
+            Some(position) => Ok(position),
+            None => Err(DbError::Retry),
+        };
+        let position = store.vital().read("replica::of_primary", ask).await?;
+        *last = Some((asked, position));
+        Ok(position)
+    }
+
+    /// Waits for a moment until the standby has what the caller wants to see; where it is then.
+    pub(super) async fn reach(&self, store: &Store, wanted: Position) -> Option<Position> {
+        if lock(&self.rests_until).is_some_and(|until| clock::moment() < until) {
+            return None;
+        }
+        let end = clock::moment() + PATIENCE;
+        loop {
+            if let Some(seen) = lock(&self.seen).filter(|seen| seen.has(wanted)) {
+                return Some(seen);
+            }
+            let look = |conn: &mut Conn, _, _| position(conn, "pg_last_wal_replay_lsn");
+            let found =
+                store.run(&self.pool, Class::Vital, "replica::reach", true, Limits::default(), look).await;
+            match found {
+                Ok(Some(found)) => *lock(&self.seen) = Some(found),
+                Ok(None) => return self.rest("it is no standby"),
+                Err(error) => return self.rest(&error.message),
+            }
+            if lock(&self.seen).is_some_and(|seen| seen.has(wanted)) {
+                continue;
+            }
+            if clock::moment() >= end {
+                self.behind();
+                return None;
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    /// Leaves the standby alone for a while.
+    pub(super) fn rest(&self, why: &str) -> Option<Position> {
+        log::warn!(why; "the standby is not read from: the primary answers");
+        *lock(&self.rests_until) = Some(clock::moment() + REST);
+        None
+    }
+
+    fn behind(&self) {
+        // 1, 2, 4, 8, …
+        let count = self.refused.fetch_add(1, Ordering::Relaxed) + 1;
+        if count.is_power_of_two() {
+            log::warn!(count; "the standby is behind: the primary answers");
+        }
+    }
+}
+
+/// What the request that is being answered has seen and is shown.
+#[derive(Clone, Copy, Default)]
+struct View {
+    wanted: Option<Position>,
+    shown: Option<Position>,
+}
+
+tokio::task_local! {
+    static VIEW: std::cell::Cell<View>;
+}
+
+/// Runs `answer` for a caller who has seen this; says where the standby was that it was answered from.
+pub async fn for_caller<F: Future>(wanted: Option<Position>, answer: F) -> (F::Output, Option<Position>) {
+    let view = std::cell::Cell::new(View { wanted, shown: None });
+    VIEW.scope(view, async { (answer.await, VIEW.with(|view| view.get().shown)) }).await
+}
+
+pub(super) fn wanted() -> Option<Position> {
+    VIEW.try_with(|view| view.get().wanted).ok().flatten()
+}
+
+/// Of several reads for one answer the first counts: the others have seen as much.
+pub(super) fn shown(position: Position) {
+    let _ = VIEW.try_with(|view| {
+        let before = view.get();
+        view.set(View { shown: before.shown.or(Some(position)), ..before });
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn positions_are_read_as_they_are_written() {
+        for position in [Position { epoch: 1, place: 0 }, Position { epoch: 7, place: 0x16_B374_D848 }] {
+            assert_eq!(Position::parse(&position.to_string()), Some(position));
+        }
+        assert_eq!(Position { epoch: 3, place: 0x16_B374_D848 }.to_string(), "3:16/B374D848");
+        for odd in ["", "1", "1:", "1:2", "x:1/2", "1:1/2/3", "1:g/1", "1:100000000/0", "-1:1/1"] {
+            assert_eq!(Position::parse(odd), None, "{odd}");
+        }
+    }
+
+    #[test]
+    fn places_of_another_epoch_say_nothing() {
+        let at = |epoch, place| Position { epoch, place };
+        assert!(at(1, 5).has(at(1, 5)) && at(1, 6).has(at(1, 5)) && !at(1, 4).has(at(1, 5)));
+        assert!(!at(1, 9).has(at(2, 5)) && !at(3, 9).has(at(2, 5)));
+    }
+}

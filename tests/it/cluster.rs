@@ -1,0 +1,116 @@
+//! `open-spanner migrate --distribute`, and what servers are on a Citus cluster. Other suites run on one too, where one is
+//! installed (`scripts/test`).
+
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use crate::support::database::Home;
+use crate::support::{Client, Database, Server, on_both_databases, run};
+
+on_both_databases!(what_has_no_nodes_is_not_laid_out);
+
+async fn what_has_no_nodes_is_not_laid_out(database: Database) {
+    if let Database::Postgres { cluster, .. } = &database
+        && matches!(**cluster, Home::Coordinator(_))
+    {
+        return;
+    }
+    let run = database.distribute();
+    assert_eq!(run.code, Some(2), "{run:#?}");
+    let words = match database {
+        Database::Sqlite { .. } => "SQLite is one file",
+        Database::Postgres { .. } => "no extension citus",
+    };
+    assert!(run.stderr.contains(words), "{run:#?}");
+    // the schema is there all the same
+    assert_eq!(database.count("workspaces"), 0);
+}
+
+fn event(key: &str, subject: &str) -> serde_json::Value {
+    json!({"meter": "m", "subject": subject, "quantity": 1, "timestamp": "2026-06-01T12:00:00Z",
+           "idempotency_key": key})
+}
+
+const DAY: &str = "/v1/usages?meter=m&bucket_size=day&from=2026-06-01T00:00:00Z&to=2026-06-02T00:00:00Z";
+
+#[test]
+fn tables_are_laid_out_once_and_while_nobody_works() {
+    run(async {
+        let test = "cluster::tables_are_laid_out_once_and_while_nobody_works";
+        let Some(database) = Database::over_nodes(test) else { return };
+        let mut server = Server::start_to_be_restarted(&database);
+        assert!(server.log().join("\n").contains("nothing lies on its nodes"), "{:?}", server.log());
+        let ws = server.workspace().await;
+        ws.meter("m", "sum").await;
+        for n in 0..20 {
+            ws.post("/v1/usages", &event(&format!("k{n}"), &format!("s{n}"))).await.expect(201);
+        }
+        let refused = database.distribute();
+        assert!(refused.code == Some(1) && refused.stderr.contains("the database is in use"), "{refused:#?}");
+        server.terminate();
+
+        let done = database.distribute().succeeded().stdout;
+        assert!(done.contains("events lies on the nodes by subject_id"), "{done}");
+        assert!(done.contains("citus.max_cached_conns_per_worker is 16 in this database now"), "{done}");
+        let again = database.distribute().succeeded().stdout;
+        assert!(again.contains("events lies on the nodes already"), "{again}");
+        assert!(again.contains("citus.max_adaptive_executor_pool_size is 1 already"), "{again}");
+
+        server.restart();
+        let log = server.log().join("\n");
+        assert!(log.contains("events lie on the nodes of a Citus cluster"), "{log}");
+        assert!(!log.contains("makes commits slow"), "{log}");
+        // what was there before is there still, and is added to
+        assert_eq!(ws.get(DAY).await.json(200)[0]["quantity"], 20);
+        assert_eq!(ws.post("/v1/usages", &event("k7", "s7")).await.json(201)["subject"], "s7");
+        ws.post("/v1/usages", &event("new", "s7")).await.expect(201);
+        assert_eq!(ws.get(DAY).await.json(200)[0]["quantity"], 21);
+        assert_eq!(ws.get(&format!("{DAY}&subject=s7")).await.json(200)[0]["quantity"], 2);
+    });
+}
+
+/// Writes until one is stored.
+async fn stored_at_last(client: &Client, key: &str, subject: &str) {
+    let end = Instant::now() + Duration::from_secs(60);
+    loop {
+        let answer = client.post("/v1/usages", &event(key, subject)).await;
+        if answer.status == 201 {
+            return;
+        }
+        assert!(answer.status == 503 && Instant::now() < end, "{} {}", answer.status, answer.text);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+#[test]
+fn nothing_is_lost_or_doubled_when_a_node_is_killed() {
+    run(async {
+        let test = "cluster::nothing_is_lost_or_doubled_when_a_node_is_killed";
+        let Some(database) = Database::over_own_nodes(test) else { return };
+        database.distribute().succeeded();
+        let Database::Postgres { cluster, .. } = &database else { return };
+        let Home::Nodes(nodes) = &**cluster else { return };
+        let server = Server::start(&database);
+        let ws = server.workspace().await;
+        ws.meter("m", "sum").await;
+        for n in 0..10 {
+            stored_at_last(&ws, &format!("before{n}"), &format!("s{n}")).await;
+        }
+        nodes.nodes[0].kill();
+        // what needs the node is refused, to be tried again
+        let mut refused = 0;
+        for n in 0..20 {
+            let answer = ws.post("/v1/usages", &event(&format!("while{n}"), &format!("s{n}"))).await;
+            assert!([201, 503].contains(&answer.status), "{} {}", answer.status, answer.text);
+            refused += usize::from(answer.status == 503);
+        }
+        assert!(refused > 0, "no event needed the node");
+        nodes.nodes[0].start();
+        for n in 0..20 {
+            stored_at_last(&ws, &format!("while{n}"), &format!("s{n}")).await;
+        }
+        assert_eq!(ws.get(DAY).await.json(200)[0]["quantity"], 30);
+        assert_eq!((database.count("events"), database.count("idempotency_keys")), (30, 30));
+    });
+}

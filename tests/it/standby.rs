@@ -1,0 +1,74 @@
+//! A standby that answers queries (`OPEN_SPANNER_POSTGRES_READ_DSN`): never less than what was written, whatever it lacks.
+
+use serde_json::json;
+
+use crate::support::postgres::Cluster;
+use crate::support::{Client, Database, Server, run};
+
+const DAY: &str = "/v1/usages?meter=m&bucket_size=day&from=2026-06-01T00:00:00Z&to=2026-06-02T00:00:00Z";
+const POSITION: &str = "open-spanner-position";
+
+async fn write(client: &Client) -> String {
+    let event = json!({"meter": "m", "subject": "s", "quantity": 1, "timestamp": "2026-06-01T12:00:00Z"});
+    client.post("/v1/usages", &event).await.expect(201).header(POSITION)
+}
+
+async fn total(client: &Client) -> (i64, String) {
+    let answer = client.get(DAY).await;
+    let position = answer.header(POSITION);
+    (answer.json(200)[0]["quantity"].as_i64().unwrap_or_default(), position)
+}
+
+/// How many answers it gave.
+async fn from_standby(server: &Server) -> u64 {
+    let text = server.client().get("/metrics").await.expect(200).text;
+    let counted =
+        text.lines().find_map(|line| line.strip_prefix("open_spanner_db_views_total{from=\"replica\"} "));
+    counted.and_then(|count| count.parse().ok()).unwrap_or_default()
+}
+
+#[test]
+fn nobody_reads_less_than_was_written() {
+    run(async {
+        let database = Database::durable_postgres();
+        let first = Server::start(&database);
+        let ws = first.workspace().await;
+        ws.meter("m", "sum").await;
+        let standby = Cluster::standby_of(database.cluster());
+        let dsn = standby.dsn(database.name());
+        let settings =
+            [("OPEN_SPANNER_POSTGRES_READ_DSN", dsn.as_str()), ("OPEN_SPANNER_HTTP_METRICS", "true")];
+        let server = Server::start_with(&database, &settings);
+        let ws = ws.at(&server.url());
+
+        // what is written is read at once, from the standby
+        let mut last = String::new();
+        for n in 1..=50 {
+            last = write(&ws).await;
+            assert!(last.contains(':'), "{last}");
+            assert_eq!(total(&ws).await.0, n);
+        }
+        assert!(from_standby(&server).await >= 40, "the standby is asked first");
+        assert_eq!(ws.get("/v1/subjects").await.json(200)["items"][0]["usage_events"], 50);
+
+        // one that stays behind is not shown to whoever asks for what is now, but to whoever asks for what was then
+        standby.catch_up_with(database.cluster());
+        standby.stop_following();
+        for n in 51..=55 {
+            let newest = write(&ws).await;
+            assert_eq!(total(&ws).await, (n, String::new()), "the primary answers");
+            assert_eq!(total(&ws.with(POSITION, newest)).await, (n, String::new()));
+        }
+        let (seen, position) = total(&ws.with(POSITION, last.as_str())).await;
+        assert_eq!(seen, 50);
+        assert!(!position.is_empty(), "the standby answers");
+
+        // nor one that is another database by now, or gone
+        standby.promote();
+        assert_eq!(total(&ws).await.0, 55);
+        standby.kill();
+        tokio::time::sleep(std::time::Duration::from_millis(1100)).await;
+        assert_eq!(total(&ws).await.0, 55);
+        assert_eq!(total(&ws.with(POSITION, "nonsense")).await.0, 55);
+    });
+}
