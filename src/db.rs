@@ -303,7 +303,7 @@ pub fn file_of(driver: &Driver) -> Option<std::path::PathBuf> {
 /// Another program's database, which is only read. Nothing limits its statements.
 pub fn open_foreign(driver: &Driver) -> Result<Conn> {
     match driver {
-        Driver::Sqlite { path, .. } => match sqlite::open_to_look(path)? {
+        Driver::Sqlite { path, .. } => match sqlite::open_to_read(path)? {
             Some(conn) => Ok(Conn::Sqlite(conn)),
             None => Err(inspect::unusable(format!("there is no database {path}"))),
         },

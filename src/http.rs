@@ -13,6 +13,7 @@ pub mod exports;
 pub mod extract;
 pub mod history;
 pub mod keys;
+mod lines;
 pub mod links;
 pub mod members;
 pub mod meters;

@@ -10,7 +10,7 @@ pub mod sql;
 
 use std::sync::atomic::AtomicBool;
 
-use crate::config::import::{How, Import, Mapped, driver_of};
+use crate::config::import::{How, Import, Mapped};
 use crate::config::{Config, Driver};
 use crate::db::migrations::{self, Wanted};
 use crate::db::session::Session;
@@ -23,7 +23,8 @@ pub fn run(config: &Config, import: &Import) -> Result<()> {
     let _alone = migrations::use_alone(driver)?;
     match import {
         Import::Reference(asked) => {
-            reference::run(ours(driver, &asked.how)?, &driver_of(&asked.from), &asked.how)
+            let is_trial = asked.how.dry_run || asked.compare;
+            reference::run(Session::open(driver, is_trial)?, asked)
         }
         Import::Openmeter(asked) => {
             files::run(ours(driver, &asked.how)?, asked, Reader::Of(Format::Openmeter))

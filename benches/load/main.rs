@@ -12,6 +12,7 @@ mod client;
 mod database;
 mod machine;
 mod meter;
+mod moving;
 mod queries;
 mod report;
 mod scans;
@@ -51,6 +52,9 @@ struct Options {
     /// Events with hundreds of dimension sets, over 30 days
     #[arg(long, default_value_t = 100_000)]
     wide: u64,
+    /// Events that are moved in from a database of the Go server
+    #[arg(long, default_value_t = 1_000_000)]
+    import: u64,
     /// Given by cargo bench, and not by cargo test
     #[arg(long, hide = true)]
     bench: bool,
@@ -71,7 +75,7 @@ fn run() -> Outcome<()> {
     let size = if options.short || !options.bench {
         suite::Size::short()
     } else {
-        suite::Size::full(options.history, options.wide)
+        suite::Size::full(options.history, options.wide, options.import)
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let mut report = report::Report::default();

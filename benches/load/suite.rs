@@ -13,7 +13,7 @@ use crate::meter::{Gauge, Unit};
 use crate::report::{Report, Row, short};
 use crate::server::{Account, Server};
 use crate::workload::{Keys, Workload};
-use crate::{Outcome, ceiling, machine, queries, stream};
+use crate::{Outcome, ceiling, machine, moving, queries, stream};
 
 /// How much of everything.
 pub struct Size {
@@ -31,6 +31,8 @@ pub struct Size {
     pub history_sample: u64,
     /// Events with hundreds of dimension sets.
     pub wide: u64,
+    /// Events that are moved in.
+    pub import: u64,
     /// How often each query is asked.
     pub questions: usize,
     pub idle: Duration,
@@ -49,12 +51,13 @@ impl Size {
             history: vec![0, 4_000],
             history_sample: 2_000,
             wide: 4_000,
+            import: 4_000,
             questions: 2,
             idle: Duration::ZERO,
         }
     }
 
-    pub fn full(history: u64, wide: u64) -> Size {
+    pub fn full(history: u64, wide: u64, import: u64) -> Size {
         let points = [0, 1_000_000, 3_000_000, 10_000_000];
         Size {
             time: Duration::from_secs(5),
@@ -67,6 +70,7 @@ impl Size {
             history: points.into_iter().filter(|point| *point <= history).collect(),
             history_sample: 300_000,
             wide,
+            import,
             questions: 100,
             idle: Duration::from_secs(2),
         }
@@ -107,6 +111,10 @@ impl<'a> Suite<'a> {
         Suite { place, program, size, only, report, meters: 0, ceilings: Vec::new() }
     }
 
+    pub fn program(&self) -> &'a Path {
+        self.program
+    }
+
     pub fn wants(&self, path: &str) -> bool {
         self.only.is_empty() || self.only.iter().any(|part| path.contains(part.as_str()))
     }
@@ -130,6 +138,7 @@ impl<'a> Suite<'a> {
         server.stop()?;
         self.place.remove("main")?;
         self.wide().await?;
+        moving::import(self)?;
         for keys in Keys::BOTH {
             self.grow(keys).await?;
         }

@@ -34,6 +34,9 @@ pub struct Reference {
     /// A SQLite file, or postgres://…; libpq's variables and password file are read, too
     #[arg(long, value_name = "FILE|DSN")]
     pub from: String,
+    /// Bring nothing: say whether anything is missing here, with exit code 1 when something is
+    #[arg(long)]
+    pub compare: bool,
     #[command(flatten)]
     pub how: How,
 }

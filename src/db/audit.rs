@@ -39,6 +39,7 @@ pub const CHANGES: &[(&str, &str, &str)] = &[
     ("exports::retry", "export.retried", "export"),
     ("identities::add", "identity.connected", "identity"),
     ("identities::remove", "identity.disconnected", "identity"),
+    ("import::workspace", "workspace.imported", "workspace"),
     ("invitations::accept", "invitation.accepted", "invitation"),
     ("invitations::create", "invitation.created", "invitation"),
     ("invitations::revoke", "invitation.revoked", "invitation"),
@@ -81,6 +82,8 @@ pub const CHANGES: &[(&str, &str, &str)] = &[
     ("sessions::reuse", "session.reused", "user"),
     ("sessions::switch", "session.moved", "workspace"),
     ("sign_ins::end", "session.ended", "user"),
+    ("tenant::export", "workspace.exported", "workspace"),
+    ("tenant::import", "workspace.imported", "workspace"),
     ("users::register", "user.registered", "user"),
     ("workspaces::rename", "workspace.renamed", "workspace"),
     ("workspaces::set_key_conflicts", "workspace.key_conflicts_changed", "workspace"),
@@ -298,6 +301,24 @@ pub(super) fn witnessed<T>(
         append(conn, &Entry::new(action, kind, scene.unwrap_or(&system), notes))?;
     }
     Ok(value)
+}
+
+/// For commands of operators, inside of a transaction that does more: what happened to a workspace, by its number, and by the
+/// id and the name that people know.
+pub fn put_down(
+    conn: &mut Conn,
+    operation: &'static str,
+    workspace_id: i64,
+    [id, name]: [&str; 2],
+    after: Option<Shown>,
+) -> Result<(), DbError> {
+    let scene = Scene::of(Actor::operator());
+    witnessed(conn, operation, Some(&scene), |_| {
+        in_workspace(workspace_id);
+        about(id, name);
+        states(None, after);
+        Ok(())
+    })
 }
 
 /// A row of the trail without its place in the chain.

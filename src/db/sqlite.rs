@@ -120,11 +120,26 @@ pub fn open_to_look(path: &str) -> Checked<Option<SqliteConnection>> {
     log.push("-wal");
     // a log means that it is in use, or was when its process died; without one all is in the file itself
     let parameters = if Path::new(&log).exists() { "mode=ro" } else { "mode=ro&immutable=1" };
-    let opened = SqliteConnection::establish(&uri(&file, parameters));
+    open_with(path, &file, parameters).map(Some)
+}
+
+/// A connection that reads for long what another program may write meanwhile: it makes the files that the two of them agree
+/// by, if it may. Where it may not, nobody else writes there.
+pub fn open_to_read(path: &str) -> Checked<Option<SqliteConnection>> {
+    let Some(file) = file(path).filter(|file| file.is_file()) else { return open_to_look(path) };
+    let mut conn = open_with(path, &file, "mode=ro")?;
+    match conn.batch_execute("SELECT count(*) FROM sqlite_master") {
+        Ok(()) => Ok(Some(conn)),
+        Err(_) => open_to_look(path),
+    }
+}
+
+fn open_with(path: &str, file: &Path, parameters: &str) -> Checked<SqliteConnection> {
+    let opened = SqliteConnection::establish(&uri(file, parameters));
     let mut conn = opened.map_err(|error| cannot_open(path, error))?;
     let patience = conn.batch_execute("PRAGMA busy_timeout = 10000");
     patience.map_err(|error| cannot_open(path, ConnectionError::CouldntSetupConfiguration(error)))?;
-    Ok(Some(conn))
+    Ok(conn)
 }
 
 /// Refuses a file, or a URI, that can only be read.

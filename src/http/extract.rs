@@ -11,17 +11,19 @@ use actix_web::http::header;
 use actix_web::{FromRequest, HttpMessage, HttpRequest, web};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use bytes::Bytes;
 use flate2::read::{MultiGzDecoder, ZlibDecoder};
 use futures_util::StreamExt;
-use ruzstd::decoding::StreamingDecoder;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use tokio::sync::{mpsc, oneshot};
 
 use crate::app::App;
 use crate::auth::permission::Access;
 use crate::auth::{self, Caller};
 use crate::blocking;
 use crate::error::{Code, Error, Result};
+use crate::http::lines::{self, Lines, Unpacker};
 use crate::http::session;
 use crate::metering::time::{Timestamp, Window};
 use crate::net::budget::{Budget, Room, Tenant};
@@ -146,17 +148,23 @@ impl Encoding {
             Encoding::Plain => return Ok(bytes),
             Encoding::Gzip => MultiGzDecoder::new(&*bytes).take(most).read_to_end(&mut decoded),
             Encoding::Deflate => ZlibDecoder::new(&*bytes).take(most).read_to_end(&mut decoded),
-            Encoding::Zstd => {
-                let frames = StreamingDecoder::new(&*bytes).map_err(|_| Error::invalid_json())?;
-                frames.take(most).read_to_end(&mut decoded)
-            }
+            Encoding::Zstd => return lines::unpack_zstd(&bytes, limit),
         };
         read.map_err(|_| Error::invalid_json())?;
         if decoded.len() > limit { Err(too_large(limit)) } else { Ok(decoded) }
     }
+
+    fn unpacker(self) -> Unpacker {
+        match self {
+            Encoding::Plain => Unpacker::Plain,
+            Encoding::Gzip => Unpacker::gzip(),
+            Encoding::Deflate => Unpacker::deflate(),
+            Encoding::Zstd => Unpacker::zstd(),
+        }
+    }
 }
 
-fn too_large(limit: usize) -> Error {
+pub fn too_large(limit: usize) -> Error {
     Error::new(Code::RequestTooLarge, format!("request body exceeds {limit} bytes"))
 }
 
@@ -252,6 +260,61 @@ impl Body {
     /// alone.
     pub async fn array<T: DeserializeOwned + Send + 'static>(self) -> Result<Vec<T>> {
         self.read(|text| parse_json(text, b'[')).await
+    }
+
+    /// The lines of the body, while it arrives. What is sent is taken off the wire whether or not anybody asks for lines
+    /// meanwhile: most clients read no answer before they have sent everything.
+    pub fn lines(self) -> Result<Lines> {
+        let (encoding, limit) = (self.encoding.clone()?, self.limit);
+        let is_too_large = self.announced.is_some_and(|size| size > limit);
+        let (sender, pieces) = mpsc::unbounded_channel();
+        let (holder, is_held) = oneshot::channel();
+        actix_web::rt::spawn(async move {
+            let mut room = self.room();
+            self.take_off(&sender, room.as_mut()).await;
+            // the lines end when there is no sender any more; the room is given back when nobody holds them
+            drop(sender);
+            let _ = is_held.await;
+            drop(room);
+        });
+        // what is sent of it is taken off the wire all the same, so that the client sees the answer
+        if is_too_large {
+            Err(too_large(limit))
+        } else {
+            Ok(Lines::new(pieces, encoding.unpacker(), limit, holder))
+        }
+    }
+
+    /// Hands on each piece as it comes.
+    async fn take_off(mut self, to: &mpsc::UnboundedSender<Result<Bytes>>, mut room: Option<&mut Room>) {
+        let (mut size, mut upload) = (0usize, Upload::default());
+        loop {
+            let chunk = match upload.wait_for(self.payload.next()).await {
+                Some(Some(Ok(chunk))) => chunk,
+                Some(None) => return,
+                Some(Some(Err(_))) => return drop(to.send(Err(Error::invalid_json()))),
+                None => return drop(to.send(Err(Error::invalid("the request body took too long")))),
+            };
+            let is_first_too_many = size <= self.limit && size + chunk.len() > self.limit;
+            size += chunk.len();
+            upload.note(chunk.len());
+            if is_first_too_many {
+                let _ = to.send(Err(too_large(self.limit)));
+            }
+            if size > DRAINED.max(self.limit * 2) {
+                return;
+            }
+            // what nobody wants is read over, so that the client sees its answer
+            if size > self.limit || to.is_closed() {
+                continue;
+            }
+            if let Some(room) = &mut room
+                && let Err(error) = room.grow_within(ROOM_TIMEOUT, chunk.len()).await
+            {
+                return drop(to.send(Err(error)));
+            }
+            let _ = to.send(Ok(chunk));
+        }
     }
 
     /// The body as it is.

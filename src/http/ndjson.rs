@@ -1,6 +1,7 @@
-//! Many events in one body, one a line (`application/x-ndjson`), answered line by line while they are stored.
+//! Many events in one body, one a line (`application/x-ndjson`), answered line by line while the body arrives.
 
 use std::io;
+use std::time::Duration;
 
 use actix_web::{HttpRequest, HttpResponse, web};
 use bytes::Bytes;
@@ -13,12 +14,15 @@ use crate::auth::Caller;
 use crate::chance;
 use crate::error::{Error, Result};
 use crate::http::extract::{Body, Content, content_of, parse_line};
+use crate::http::lines::Lines;
 use crate::ingest::{Failure, Recorded};
 use crate::metering::event::{Input, StoredEvent};
 
 pub const LINES_MAX: usize = 100_000;
 /// Lines in one transaction.
 const PART: usize = 1_000;
+/// A client that has nothing more to send for so long gets its answers.
+const PAUSE: Duration = Duration::from_millis(50);
 
 pub fn is_asked(request: &HttpRequest) -> bool {
     content_of(request) == Content::Lines
@@ -67,34 +71,62 @@ impl Told {
 struct Upload {
     app: web::Data<App>,
     caller: Caller,
-    text: String,
-    /// Where the next line begins, and its number, from 1.
-    at: usize,
+    lines: Lines,
+    /// Number of the last line that was read, from 1, and how many of them were not empty.
     line: usize,
+    events: usize,
     run_id: Uuid,
     sum: (usize, usize, usize),
+    /// The body cannot be read further.
+    broken: Option<Error>,
     is_done: bool,
 }
 
-/// Reads all, then stores and answers part by part. The status is 200 whatever becomes of the lines.
+/// Stores and answers part by part, while the body arrives. The status is 200 whatever becomes of the lines, unless there
+/// is not one.
 pub async fn record(app: web::Data<App>, caller: Caller, body: Body) -> Result<HttpResponse> {
-    let text = body.text().await?;
-    if text.lines().filter(|line| !line.trim().is_empty()).take(LINES_MAX + 1).count() > LINES_MAX {
-        return Err(Error::invalid(format!("at most {LINES_MAX} lines may be sent in one call")));
+    let (body, run_id) = (body.lines()?, chance::id());
+    let (sum, broken) = ((0, 0, 0), None);
+    let mut upload =
+        Upload { app, caller, lines: body, line: 0, events: 0, run_id, sum, broken, is_done: false };
+    let first = upload.take_part().await;
+    if first.is_empty() {
+        return Err(upload.broken.take().unwrap_or_else(|| Error::invalid("at least one event is required")));
     }
-    if text.trim().is_empty() {
-        return Err(Error::invalid("at least one event is required"));
-    }
-    let run_id = chance::id();
-    let upload = Upload { app, caller, text, at: 0, line: 0, run_id, sum: (0, 0, 0), is_done: false };
-    let parts = stream::unfold(upload, |mut upload| async move {
+    let parts = stream::unfold((upload, Some(first)), |(mut upload, first)| async move {
         if upload.is_done {
             return None;
         }
-        let told = upload.next_part().await;
-        Some((lines(&told), upload))
+        let part = match first {
+            Some(first) => first,
+            None => upload.take_part().await,
+        };
+        let told = upload.store(part).await;
+        Some((lines(&told), (upload, None)))
     });
     Ok(HttpResponse::Ok().content_type("application/x-ndjson").streaming(parts))
+}
+
+/// Lines that can be read, their numbers, and why the others cannot.
+#[derive(Default)]
+struct Part {
+    inputs: Vec<Input>,
+    numbers: Vec<usize>,
+    failed: Vec<Failure>,
+}
+
+impl Part {
+    fn len(&self) -> usize {
+        self.inputs.len() + self.failed.len()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+fn broken(line: usize, error: Error) -> Told {
+    Told::Broken { line, status: "error", code: error.code.as_str().to_owned(), message: error.message }
 }
 
 fn lines(told: &[Told]) -> io::Result<Bytes> {
@@ -107,14 +139,18 @@ fn lines(told: &[Told]) -> io::Result<Bytes> {
 }
 
 impl Upload {
-    async fn next_part(&mut self) -> Vec<Told> {
-        let first = self.line + 1;
-        let (inputs, numbers, failed) = self.take_part();
-        if inputs.is_empty() && failed.is_empty() {
+    async fn store(&mut self, part: Part) -> Vec<Told> {
+        if part.is_empty() {
             self.is_done = true;
             let (accepted, duplicates, failed) = self.sum;
-            return vec![Told::Sum { accepted, duplicates, failed }];
+            return vec![match self.broken.take() {
+                Some(error) => broken(self.line + 1, error),
+                None => Told::Sum { accepted, duplicates, failed },
+            }];
         }
+        let Part { inputs, numbers, failed } = part;
+        let in_failed = failed.iter().map(|failure| failure.index);
+        let first = numbers.iter().copied().chain(in_failed).min().unwrap_or(self.line);
         let refused = failed.len();
         let recorded = match inputs.is_empty() {
             true => Ok(Recorded::nothing()),
@@ -130,36 +166,56 @@ impl Upload {
             Ok(recorded) => self.tell(recorded, first),
             Err(error) => {
                 self.is_done = true;
-                let (code, message) = (error.code.as_str().to_owned(), error.message);
-                vec![Told::Broken { line: first, status: "error", code, message }]
+                vec![broken(first, error)]
             }
         }
     }
 
-    /// The next lines: those that can be read, their numbers, and why the others cannot.
-    fn take_part(&mut self) -> (Vec<Input>, Vec<usize>, Vec<Failure>) {
-        let (mut inputs, mut numbers, mut failed) = (Vec::new(), Vec::new(), Vec::new());
-        while inputs.len() + failed.len() < PART && self.at < self.text.len() {
-            let rest = &self.text[self.at..];
-            let length = rest.find('\n').unwrap_or(rest.len());
-            let line = rest[..length].trim();
-            self.at += length + 1;
-            self.line += 1;
-            if line.is_empty() {
-                continue;
-            }
-            let caller = &self.caller;
-            let input = parse_line::<Input>(line)
-                .and_then(|input| caller.ensure_meter_allowed(input.meter()).map(|()| input));
-            match input {
-                Ok(input) => {
-                    inputs.push(input);
-                    numbers.push(self.line);
+    /// As many lines as make a transaction, or those that are there when nothing more comes for a while.
+    async fn take_part(&mut self) -> Part {
+        let mut part = Part::default();
+        while part.len() < PART && self.broken.is_none() {
+            let Some(line) = self.lines.ready() else {
+                let more = match part.is_empty() {
+                    true => self.lines.more().await,
+                    false => match tokio::time::timeout(PAUSE, self.lines.more()).await {
+                        Ok(more) => more,
+                        Err(_) => break,
+                    },
+                };
+                match more {
+                    Ok(true) => continue,
+                    Ok(false) => break,
+                    Err(error) => self.broken = Some(error),
                 }
-                Err(error) => failed.push(Failure { index: self.line, error }),
-            }
+                continue;
+            };
+            self.read(line, &mut part);
         }
-        (inputs, numbers, failed)
+        part
+    }
+
+    fn read(&mut self, line: Result<String>, part: &mut Part) {
+        if line.as_ref().is_ok_and(|line| line.trim().is_empty()) {
+            self.line += 1;
+            return;
+        }
+        if self.events == LINES_MAX {
+            self.broken = Some(Error::invalid(format!("at most {LINES_MAX} lines may be sent in one call")));
+            return;
+        }
+        (self.line, self.events) = (self.line + 1, self.events + 1);
+        let caller = &self.caller;
+        let input = line
+            .and_then(|line| parse_line::<Input>(line.trim()))
+            .and_then(|input| caller.ensure_meter_allowed(input.meter()).map(|()| input));
+        match input {
+            Ok(input) => {
+                part.inputs.push(input);
+                part.numbers.push(self.line);
+            }
+            Err(error) => part.failed.push(Failure { index: self.line, error }),
+        }
     }
 
     /// One answer per line, in the order of the lines.

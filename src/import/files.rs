@@ -5,10 +5,12 @@
 mod formats;
 mod mapping;
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{self, BufRead, BufReader, Read};
 use std::path::Path;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use uuid::Uuid;
@@ -35,6 +37,7 @@ use crate::usage::{fold, settle};
 const EVENTS_AT_ONCE: usize = 4_000;
 /// Of one line; an event is as long as its metadata.
 const LINE_BYTES_MAX: u64 = 1 << 20;
+const ROW_BYTES_MAX: u64 = 16 << 20;
 const TABLE: &str = "events";
 
 /// What the lines of a file mean.
@@ -86,7 +89,7 @@ pub fn run(mut session: Session, asked: &Files, reader: Reader) -> Result<()> {
     let mut import = Import {
         ours: session,
         reader,
-        report: Report::new(rejected)?,
+        report: Report::new(rejected, &asked.files)?,
         workspace_id,
         now: Timestamp::now(),
         run_id: chance::id(),
@@ -106,6 +109,26 @@ pub fn run(mut session: Session, asked: &Files, reader: Reader) -> Result<()> {
         println!("this was a dry run: nothing was stored");
     }
     Ok(())
+}
+
+/// A row that does not end would fill the memory: a quote is missing, or this is no table.
+struct OfRow {
+    file: File,
+    /// Read since the last row was asked for.
+    bytes: Rc<Cell<u64>>,
+}
+
+impl Read for OfRow {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.bytes.get() > ROW_BYTES_MAX {
+            return Err(io::Error::other(
+                "a row is longer than 16 MiB: is the end of a quoted cell missing?",
+            ));
+        }
+        let read = self.file.read(buffer)?;
+        self.bytes.set(self.bytes.get() + read as u64);
+        Ok(read)
+    }
 }
 
 /// The workspace with this id, or the only one.
@@ -168,6 +191,8 @@ impl Import {
     fn rows(&mut self, name: &str, file: File) -> Result<()> {
         let unreadable =
             |error: csv::Error| Error::new(Code::Unusable, format!("cannot read {name}: {error}"));
+        let bytes = Rc::new(Cell::new(0));
+        let file = OfRow { file, bytes: bytes.clone() };
         let mut reader =
             csv::ReaderBuilder::new().flexible(true).delimiter(self.reader.delimiter()).from_reader(file);
         let head = reader.headers().map_err(unreadable)?.clone();
@@ -175,6 +200,7 @@ impl Import {
         let mut before = 0;
         let mut row = csv::StringRecord::new();
         loop {
+            bytes.set(0);
             let read = reader.read_record(&mut row);
             let at = reader.position().clone();
             self.progress.add((at.byte() - before) as usize);

@@ -3,21 +3,27 @@
 
 mod alerts;
 mod compare;
+mod counters;
+mod decisions;
 mod events;
 mod history;
 mod meters;
 mod plans;
+mod sums;
+mod tables;
 mod who;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use self::compare::Tally;
-use crate::config::Driver;
-use crate::config::import::How;
+use self::sums::Rolled;
+use crate::config::import::{Reference, driver_of};
 use crate::db::session::Session;
 use crate::db::{Conn, DbError};
 use crate::error::{Code, Error, Result};
+use crate::import::progress::Progress;
 use crate::import::report::Report;
 use crate::import::sql::foreign::{Foreign, Odd, Row, Table};
 use crate::import::sql::ours::Put;
@@ -63,13 +69,17 @@ struct Ids {
     now: Timestamp,
     workspaces: HashMap<String, i64>,
     users: HashMap<String, i64>,
+    /// Users who have an account here that takes the place of theirs.
+    guests: HashSet<String>,
+    members: HashSet<(i64, i64)>,
+    sessions: HashSet<String>,
     /// By workspace and name.
     meters: HashMap<(i64, String), Arc<Meter>>,
     plans: HashMap<String, PlanOf>,
     destinations: HashMap<String, i64>,
     rules: BTreeSet<String>,
     keys: BTreeSet<String>,
-    notes: Vec<String>,
+    notes: BTreeSet<String>,
 }
 
 impl Ids {
@@ -78,13 +88,21 @@ impl Ids {
             now: Timestamp::now(),
             workspaces: HashMap::new(),
             users: HashMap::new(),
+            guests: HashSet::new(),
+            members: HashSet::new(),
+            sessions: HashSet::new(),
             meters: HashMap::new(),
             plans: HashMap::new(),
             destinations: HashMap::new(),
             rules: BTreeSet::new(),
             keys: BTreeSet::new(),
-            notes: Vec::new(),
+            notes: BTreeSet::new(),
         }
+    }
+
+    /// A transaction may be tried twice: what is noted again is noted once.
+    fn note(&mut self, note: String) {
+        self.notes.insert(note);
     }
 
     fn workspace(&self, row: &Row) -> Result<i64, Odd> {
@@ -115,30 +133,45 @@ struct Import {
     report: Report,
     ids: Ids,
     tally: Tally,
+    rolled: Rolled,
 }
 
 /// Rows of the catalogue that are written in one transaction.
 const ROWS_AT_ONCE: usize = 500;
+/// So many take long enough for somebody to wonder.
+const MANY_ROWS: u64 = 5_000;
 
-pub fn run(ours: Session, from: &Driver, how: &How) -> Result<()> {
-    let theirs = Foreign::open(from)?;
+pub fn run(ours: Session, asked: &Reference) -> Result<()> {
+    let how = &asked.how;
+    let theirs = Foreign::open(&driver_of(&asked.from))?;
     let mut import = Import {
         theirs,
         ours,
-        report: Report::new(&how.rejected)?,
+        report: Report::new(&how.rejected, &[PathBuf::from(&asked.from)])?,
         ids: Ids::new(),
         tally: Tally::default(),
+        rolled: Rolled::default(),
     };
     import.recognise()?;
+    import.note_tables()?;
     import.catalogue()?;
+    import.note_sums()?;
     import.events()?;
+    import.sums()?;
     import.past()?;
     import.settle()?;
-    let text = import.finish()?;
+    let (text, new) = import.finish()?;
     print!("{text}");
     println!("what is left out is listed in {}", how.rejected.display());
-    if how.dry_run {
-        println!("this was a dry run: nothing was stored");
+    match (asked.compare, new) {
+        (false, _) if how.dry_run => println!("this was a dry run: nothing was stored"),
+        (false, _) => {}
+        (true, 0) => println!("nothing is missing here"),
+        (true, new) => {
+            return Err(Error::conflict(format!(
+                "{new} rows are not here yet, or are other ones there by now: run the import again without --compare"
+            )));
+        }
     }
     Ok(())
 }
@@ -196,8 +229,9 @@ impl Import {
         self.rows(&history::INGESTIONS, history::ingestion)?;
         self.rows(&history::BULK, history::bulk)?;
         self.rows(&history::EXPORTS, history::export)?;
-        self.rows(&history::DECISIONS, history::decision)?;
-        self.rows(&history::ROLLUPS, history::rollup)?;
+        self.rows(&decisions::DECISIONS, decisions::decision)?;
+        self.rows(&decisions::PRUNE_RUNS, decisions::prune_run)?;
+        self.rows(&counters::COUNTERS, counters::counter)?;
         self.rows(&plans::STATES, plans::state)?;
         self.rows(&plans::EVENTS, plans::event)?;
         self.rows(&plans::SNAPSHOTS, plans::snapshot)?;
@@ -205,7 +239,27 @@ impl Import {
         self.rows(&alerts::RULES, alerts::rule)?;
         self.rows(&alerts::EVENTS, alerts::event)?;
         self.rows(&alerts::STATES, alerts::state)?;
-        self.rows(&alerts::DELIVERIES, alerts::delivery)
+        self.rows(&alerts::DELIVERIES, alerts::delivery)?;
+        self.rows(&alerts::DELIVERY_JOBS, alerts::delivery_job)
+    }
+
+    /// What is there and not read is said.
+    fn note_tables(&mut self) -> Result<()> {
+        for name in self.theirs.tables() {
+            let about = tables::TABLES.iter().find(|(table, ..)| *table == name);
+            let count = match about {
+                Some((_, tables::Fate::Left, _)) | None => self.theirs.count(&name)?,
+                Some(_) => continue,
+            };
+            match about {
+                _ if count == 0 => {}
+                Some((_, _, why)) => self.report.note(format!("{count} rows of {name} are not read: {why}")),
+                None => {
+                    self.report.note(format!("{count} rows of {name} are not read: the table is not known"))
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Brings over a table, row by row.
@@ -214,8 +268,13 @@ impl Import {
         if !unread.is_empty() {
             self.report.note(format!("{} has columns that are not read: {}", table.name, unread.join(", ")));
         }
+        let count = if self.theirs.has_table(table.name) { self.theirs.count(table.name)? } else { 0 };
+        let mut progress = (count > MANY_ROWS).then(|| Progress::new(table.name, count));
         let Import { theirs, ours, report, ids, .. } = self;
         theirs.each(table, ROWS_AT_ONCE, |rows| {
+            if let Some(progress) = &mut progress {
+                progress.add(rows.len());
+            }
             let done = ours.write(|conn| {
                 let mut done = Vec::with_capacity(rows.len());
                 for row in &rows {
@@ -241,12 +300,13 @@ impl Import {
         })
     }
 
-    fn finish(&mut self) -> Result<String> {
+    /// Everything for people to read, and how many rows are new.
+    fn finish(&mut self) -> Result<(String, u64)> {
         self.compare()?;
         for note in std::mem::take(&mut self.ids.notes) {
             self.report.note(note);
         }
-        self.report.finish()
+        Ok((self.report.finish()?, self.report.new_rows()))
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
@@ -35,8 +35,15 @@ struct LeftOut<'a> {
 }
 
 impl Report {
-    /// The file is made anew: a run that begins anew lists everything again.
-    pub fn new(rejected: &Path) -> Result<Report> {
+    /// The file is made anew: a run that begins anew lists everything again. It is none of those that are read.
+    pub fn new(rejected: &Path, read: &[PathBuf]) -> Result<Report> {
+        let same = |file: &PathBuf| is_same(file, rejected);
+        if let Some(file) = read.iter().find(|file| same(file)) {
+            return Err(Error::new(
+                Code::Unusable,
+                format!("{} is what is read: name another file with --rejected", file.display()),
+            ));
+        }
         let file = File::options().create(true).write(true).truncate(true).mode(0o600).open(rejected);
         let file = file.map_err(|error| {
             Error::new(Code::Unusable, format!("cannot write {}: {error}", rejected.display()))
@@ -62,9 +69,13 @@ impl Report {
         writeln!(self.rejected, "{line}").map_err(cannot_write)
     }
 
-    /// Something to know that is about no single row.
-    pub fn note(&mut self, note: impl Into<String>) {
-        self.notes.push(note.into());
+    /// Something to know that is about no single row. Names that others chose must not move the cursor.
+    pub fn note(&mut self, note: impl AsRef<str>) {
+        self.notes.push(plain(note.as_ref()));
+    }
+
+    pub fn new_rows(&self) -> u64 {
+        self.counts.values().map(|counts| counts.new).sum()
     }
 
     /// Everything for people to read.
@@ -75,13 +86,26 @@ impl Report {
             text.push_str(&format!("{table:<32}{new:>12}{known:>12}{left_out:>12}\n"));
         }
         for ((table, reason), count) in &self.reasons {
-            text.push_str(&format!("left out: {count} of {table}: {reason}\n"));
+            text.push_str(&format!("left out: {count} of {table}: {}\n", plain(reason)));
         }
         for note in &self.notes {
             text.push_str(&format!("note: {note}\n"));
         }
         Ok(text)
     }
+}
+
+fn is_same(a: &Path, b: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    match (a.metadata(), b.metadata()) {
+        (Ok(a), Ok(b)) => (a.dev(), a.ino()) == (b.dev(), b.ino()),
+        _ => false,
+    }
+}
+
+/// For a terminal.
+fn plain(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }
 
 fn cannot_write(error: std::io::Error) -> Error {

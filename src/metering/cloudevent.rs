@@ -1,6 +1,8 @@
 //! CloudEvents 1.0 read as usage, the same at every door and in every file: the type names the meter, `source` and `id`
 //! together are the idempotency key, `data` holds the quantity and the dimensions. Pure.
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
@@ -30,6 +32,7 @@ pub struct CloudEvent {
     /// An object: `quantity` or `value` is the quantity, a number or a text of one, 1 without it; the rest is metadata.
     #[schema(value_type = Option<Object>)]
     pub data: Option<Box<RawValue>>,
+    /// The same in Base64.
     pub data_base64: Option<String>,
 }
 
@@ -44,12 +47,16 @@ impl CloudEvent {
         }
         let id = required(self.id, "id")?;
         let source = required(self.source, "source")?;
-        let mut data = match (self.data, self.data_base64) {
-            (_, Some(_)) => return Err(Error::invalid("data must be JSON")),
-            (None, None) => Map::new(),
-            (Some(text), None) if text.get() == "null" => Map::new(),
-            (Some(text), None) => {
-                json::parse_object(text.get()).ok_or_else(|| Error::invalid("data must be a JSON object"))?
+        let data = match (&self.data, &self.data_base64) {
+            (Some(_), Some(_)) => return Err(Error::invalid("an event has data or data_base64, not both")),
+            (None, Some(packed)) => Some(unpacked(packed)?),
+            (Some(text), None) => Some(text.get().to_owned()),
+            (None, None) => None,
+        };
+        let mut data = match data.as_deref() {
+            None | Some("" | "null") => Map::new(),
+            Some(text) => {
+                json::parse_object(text).ok_or_else(|| Error::invalid("data must be a JSON object"))?
             }
         };
         let quantity = take_quantity(&mut data)?;
@@ -71,6 +78,12 @@ impl CloudEvent {
             time: None,
         })
     }
+}
+
+/// What a client that takes its data for bytes sends: they have to be JSON all the same.
+fn unpacked(packed: &str) -> Result<String> {
+    let bytes = STANDARD.decode(packed).ok().and_then(|bytes| String::from_utf8(bytes).ok());
+    bytes.ok_or_else(|| Error::invalid("data_base64 must be JSON in Base64"))
 }
 
 fn required(text: Option<String>, name: &str) -> Result<String> {
@@ -120,6 +133,17 @@ mod tests {
     }
 
     #[test]
+    fn data_may_be_packed() {
+        // {"value":0.10,"region":"eu"}
+        let text = r#"{"id":"1","source":"s","type":"m","subject":"a","data_base64":"eyJ2YWx1ZSI6MC4xMCwicmVnaW9uIjoiZXUifQ=="}"#;
+        let input = read(text).expect("usable");
+        let quantity = input.quantity.and_then(|quantity| quantity.0.ok()).map(|quantity| quantity.to_json());
+        assert_eq!(quantity.as_deref(), Some("0.1"));
+        let Some(Metadata::Values(fields)) = input.metadata else { panic!("no metadata") };
+        assert_eq!(json::object_text(&fields), r#"{"region":"eu"}"#);
+    }
+
+    #[test]
     fn what_is_missing_is_said() {
         for (text, word) in [
             (r#"{"id":"1","source":"s","type":"m","specversion":"0.3"}"#, "specversion"),
@@ -127,7 +151,11 @@ mod tests {
             (r#"{"id":"1","type":"m"}"#, "source"),
             (r#"{"id":"1","source":"s"}"#, "type"),
             (r#"{"id":"1","source":"s","type":"m","data":[1]}"#, "data"),
-            (r#"{"id":"1","source":"s","type":"m","data_base64":"AA=="}"#, "data"),
+            (r#"{"id":"1","source":"s","type":"m","data_base64":"AA=="}"#, "data must be"),
+            (r#"{"id":"1","source":"s","type":"m","data_base64":"/w=="}"#, "data_base64"),
+            (r#"{"id":"1","source":"s","type":"m","data_base64":"e30"}"#, "data_base64"),
+            (r#"{"id":"1","source":"s","type":"m","data_base64":"W10="}"#, "data must be"),
+            (r#"{"id":"1","source":"s","type":"m","data":{},"data_base64":"e30="}"#, "not both"),
             (r#"{"id":"1","source":"s","type":"m","data":{"value":true}}"#, "quantity"),
         ] {
             let error = read(text).expect_err("refused");

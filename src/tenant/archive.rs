@@ -276,12 +276,23 @@ impl Reader {
     }
 }
 
-/// Reads a file to its end.
+/// Reads a file to its end: what its last line says of it is what is in it.
 pub fn check(file: &Path) -> Result<End> {
     let (_, mut reader) = Reader::open(file)?;
+    let (mut rows, mut table) = (BTreeMap::new(), String::new());
     loop {
-        if let Line::End = reader.next()? {
-            return reader.end.take().ok_or_else(|| reader.broken());
+        match reader.next()? {
+            Line::Table { name, .. } => {
+                if rows.insert(name.clone(), 0).is_some() {
+                    return Err(reader.broken());
+                }
+                table = name;
+            }
+            Line::Row(_) => *rows.get_mut(&table).ok_or_else(|| reader.broken())? += 1,
+            Line::End => {
+                let end = reader.end.take().filter(|end| end.contents.rows == rows);
+                return end.ok_or_else(|| reader.broken());
+            }
         }
     }
 }

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use serde_json::json;
+
 use super::archive::{Contents, Header, Kind, Month, Row, Writer};
 use super::sql::{rows, usage};
 use super::tables::{self, AFTER_EVENTS, BEFORE_EVENTS, Table};
@@ -10,7 +12,7 @@ use super::{secrets, sums, unusable};
 use crate::config::Driver;
 use crate::config::tenant::Export as Asked;
 use crate::db::session::Session;
-use crate::db::{Conn, DbError};
+use crate::db::{self, Conn, DbError, audit};
 use crate::error::{Error, Result};
 use crate::metering::meter::Meter;
 use crate::meters::sql as meters;
@@ -25,12 +27,17 @@ struct Export {
 
 pub fn run(driver: &Driver, asked: &Asked) -> Result<()> {
     let key = secrets::read_key(asked.secrets.secrets_key.as_deref())?;
-    let mut ours = Session::look(driver)?;
-    let found = ours.read(|conn| rows::workspace(conn, &asked.workspace))?;
+    let found = Session::look(driver)?.read(|conn| rows::workspace(conn, &asked.workspace))?;
     let (workspace_id, name) =
         found.ok_or_else(|| unusable(format!("there is no workspace {}", asked.workspace)))?;
     let header = Header::new(&asked.workspace, &name, key.is_some());
     let writer = Writer::create(&asked.file, &header)?;
+    // what leaves the house is written down before it does, and so in the file, too
+    db::once(driver, |conn| {
+        let shown = json!({"has_secrets": header.has_secrets});
+        audit::put_down(conn, "tenant::export", workspace_id, [&asked.workspace, &name], Some(shown))
+    })?;
+    let ours = Session::look(driver)?;
     let mut export = Export { ours, workspace_id, key, writer };
     BEFORE_EVENTS.iter().try_for_each(|table| export.rows(table))?;
     let months = export.usage()?;

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 
+use serde_json::json;
 use uuid::Uuid;
 
 use super::archive::{Contents, End, Header, Kind, Line, Reader, Row};
@@ -17,7 +18,7 @@ use crate::config::Driver;
 use crate::config::tenant::Import as Asked;
 use crate::db::identity::new_id;
 use crate::db::session::Session;
-use crate::db::{Conn, DbError};
+use crate::db::{Conn, DbError, audit};
 use crate::error::{Error, Result};
 use crate::import::progress::Progress;
 use crate::ingest::insert::sums::{Sum, Used};
@@ -44,8 +45,9 @@ struct Import {
     numbers: HashMap<&'static str, HashMap<String, String>>,
     /// Rows that were taken or were there, by table.
     rows: BTreeMap<String, u64>,
-    /// Numbers of people who were here.
+    /// Numbers of people who were here, and their addresses.
     kept: HashSet<String>,
+    addresses: Vec<String>,
     progress: Progress,
 }
 
@@ -79,6 +81,7 @@ pub fn run(driver: &Driver, asked: &Asked, end: &End) -> Result<()> {
         numbers: HashMap::new(),
         rows: BTreeMap::new(),
         kept: HashSet::new(),
+        addresses: Vec::new(),
         progress: Progress::new("lines", end.lines),
     };
     let mut current = Current::None;
@@ -184,10 +187,7 @@ impl Import {
     ) -> Result<()> {
         let at = |name: &str| columns.iter().position(|(column, _)| column == name);
         let value = |row: &Row, name: &str| at(name).and_then(|at| row[at].clone()).unwrap_or_default();
-        if table.name == "workspaces" {
-            self.workspace_id =
-                value(&row, "id").parse().map_err(|_| unusable("the workspace has no number"))?;
-        }
+        self.check_owner(table, columns, &row)?;
         if table.name == secrets::TABLE {
             secrets::unpack(columns, &mut row, self.workspace_id, self.key.as_ref())?;
         }
@@ -205,6 +205,9 @@ impl Import {
             let number = found.unwrap_or_else(new_id).to_string();
             self.numbers.entry(table.name).or_default().insert(id, number.clone());
             if found.is_some() {
+                let is_verified = self.ours.read(|conn| rows::is_verified(conn, &number))?;
+                let word = if is_verified { "verified" } else { "not verified" };
+                self.addresses.push(format!("{email:?} (address {word})"));
                 self.kept.insert(number);
                 self.count(table.name);
                 return Ok(());
@@ -223,6 +226,36 @@ impl Import {
             self.numbers.entry(table.name).or_default().insert(id, number);
         }
         self.count(table.name);
+        Ok(())
+    }
+
+    /// The file comes from elsewhere: it is about one workspace, and no row of it touches another.
+    fn check_owner(&mut self, table: &Table, columns: &[(String, Kind)], row: &Row) -> Result<()> {
+        let value = |name: &str| {
+            let at = columns.iter().position(|(column, _)| column == name);
+            at.and_then(|at| row[at].as_deref())
+        };
+        if table.name == "workspaces" {
+            let number = value("id").and_then(|id| id.parse().ok()).filter(|id| *id > 0);
+            if self.workspace_id != 0 || value("public_id") != Some(self.header.workspace.as_str()) {
+                return Err(unusable("the file holds another workspace than its head says"));
+            }
+            self.workspace_id = number.ok_or_else(|| unusable("the workspace has no number"))?;
+        }
+        let is_ours = |id: &str| id.parse() == Ok(self.workspace_id);
+        if columns.iter().any(|(name, _)| name == "workspace_id")
+            && !value("workspace_id").is_some_and(is_ours)
+        {
+            return Err(unusable("a row belongs to another workspace"));
+        }
+        // names of files are made of them
+        let is_text = |name: &str| columns.iter().any(|of| *of == (name.to_owned(), Kind::Text));
+        for name in ["id", "public_id"].into_iter().filter(|name| is_text(name)) {
+            let id = value(name).unwrap_or_default();
+            if Uuid::try_parse(id).map(|uuid| uuid.hyphenated().to_string()) != Ok(id.to_owned()) {
+                return Err(unusable(format!("{name} is no UUID")));
+            }
+        }
         Ok(())
     }
 
@@ -314,6 +347,13 @@ impl Import {
             while self.ours.write(|conn| fold::fold(conn, meter.id))? {}
             while self.ours.write(|conn| settle::settle(conn, meter.id))? {}
         }
+        let strays = self.ours.read(|conn| rows::strays(conn, workspace_id))?;
+        if !strays.is_empty() {
+            return Err(unusable(format!(
+                "rows of the file refer to another workspace, nothing of it is taken: {}",
+                strays.join(", ")
+            )));
+        }
         let taken = self.rows.clone();
         let found = self.ours.read(|conn| contents(conn, workspace_id, taken))?;
         let differences = differences(expected, &found);
@@ -325,6 +365,12 @@ impl Import {
             )));
         }
         self.tell(expected)?;
+        let Header { workspace, name, version, made_at, .. } = &self.header;
+        let shown = json!({"written_by": version, "written_at": made_at});
+        self.ours.write(|conn| {
+            rows::bury_work(conn, workspace_id)?;
+            audit::put_down(conn, "tenant::import", workspace_id, [workspace, name], Some(shown.clone()))
+        })?;
         if dry_run {
             println!("this was a dry run: nothing was stored");
             return Ok(());
@@ -336,7 +382,11 @@ impl Import {
         let workspace_id = self.workspace_id;
         print!("{}", told(contents));
         if !self.kept.is_empty() {
-            println!("{} people had an account here already and keep it as it is", self.kept.len());
+            println!(
+                "{} people had an account here already and keep it as it is; see that it is theirs: {}",
+                self.kept.len(),
+                self.addresses.join(", ")
+            );
         }
         let names = self.ours.read(|conn| usage::destinations(conn, workspace_id))?;
         if !self.header.has_secrets && !names.is_empty() {

@@ -180,7 +180,7 @@ fn sql_stands_in_its_places() {
 /// The names of the transactions in a text: what stands behind `.write(` and its like.
 fn operations(text: &str) -> Vec<&str> {
     let mut found = Vec::new();
-    for call in [".write(", ".write_before(", ".move_session(", "once_as_operator("] {
+    for call in [".write(", ".write_before(", ".move_session(", "once_as_operator(", "put_down("] {
         for (at, _) in text.match_indices(call) {
             let arguments = &text[at + call.len()..];
             let name = arguments.split('"').nth(1).filter(|name| name.contains("::"));

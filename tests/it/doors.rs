@@ -2,7 +2,12 @@
 
 use std::io::Write;
 
+use open_spanner::grpc::pb::v1::usage_service_client::UsageServiceClient;
+use open_spanner::grpc::pb::v1::{StreamUsageRequest, UsageEventInput};
+use open_spanner::grpc::pb::v2::IngestRequest;
+use open_spanner::grpc::pb::v2::usage_stream_service_client::UsageStreamServiceClient;
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::sdk::python;
 use crate::support::client::{NOON, sign_in, sign_up};
@@ -10,6 +15,8 @@ use crate::support::{Client, Database, Server, Workspace, on_both_databases, pro
 
 on_both_databases!(
     lines_are_answered_line_by_line,
+    lines_are_answered_while_they_are_sent,
+    a_client_that_reads_no_answer_is_not_in_its_own_way,
     cloudevents_come_in_three_ways,
     openmeters_events_are_taken,
     every_door_leads_to_the_same_event,
@@ -70,9 +77,24 @@ async fn lines_are_answered_line_by_line(database: Database) {
     }
     assert_eq!(workspace.total("calls").await, "250.3");
     let too_many = "{}\n".repeat(100_001);
-    post_as(&workspace, "application/x-ndjson", "/v1/usages/bulk", &too_many)
+    let answer = post_as(&workspace, "application/x-ndjson", "/v1/usages/bulk", &too_many).await.expect(200);
+    let told = told_of(&answer.text);
+    assert_eq!(told.len(), 100_001);
+    assert_eq!((&told[100_000]["line"], &told[100_000]["status"]), (&json!(100_001), &json!("error")));
+    let too_long = format!("{}\n{}", line("d", "0.1"), " ".repeat(32 << 20));
+    post_as(&workspace, "application/x-ndjson", "/v1/usages/bulk", &too_long)
         .await
-        .error(400, "invalid_input");
+        .error(413, "request_too_large");
+    let no_text =
+        [line("e", "0.5").into_bytes(), b"\xff\xfe".to_vec(), line("f", "0.5").into_bytes()].join(&b'\n');
+    let answer = workspace
+        .with("content-type", "application/x-ndjson")
+        .post_bytes("/v1/usages/bulk", no_text)
+        .await
+        .expect(200);
+    let status: Vec<Value> = told_of(&answer.text).iter().map(|line| line["status"].clone()).collect();
+    assert_eq!(status, [json!("accepted"), json!("failed"), json!("accepted"), Value::Null]);
+    assert_eq!(workspace.total("calls").await, "251.3");
     post_as(&workspace, "application/x-ndjson", "/v1/usages/bulk", "\n\n").await.error(400, "invalid_input");
     server
         .client()
@@ -80,6 +102,79 @@ async fn lines_are_answered_line_by_line(database: Database) {
         .post_bytes("/v1/usages/bulk", b"{}".to_vec())
         .await
         .expect(401);
+}
+
+/// A connection on which a body of lines is sent by and by.
+async fn open_lines(server: &Server, workspace: &Workspace) -> tokio::net::TcpStream {
+    let address = server.url().trim_start_matches("http://").to_owned();
+    let mut connection = tokio::net::TcpStream::connect(&address).await.expect("the server listens");
+    let head = format!(
+        "POST /v1/usages/bulk HTTP/1.1\r\nhost: {address}\r\nauthorization: {}\r\ncontent-type: application/x-ndjson\r\n\
+         transfer-encoding: chunked\r\n\r\n",
+        workspace.header("authorization")
+    );
+    connection.write_all(head.as_bytes()).await.expect("sent");
+    connection
+}
+
+async fn send_chunk(connection: &mut tokio::net::TcpStream, text: &str) {
+    let chunk = format!("{:x}\r\n{text}\r\n", text.len());
+    connection.write_all(chunk.as_bytes()).await.expect("sent");
+}
+
+/// Reads until this text was seen; answers everything up to then.
+async fn read_until(connection: &mut tokio::net::TcpStream, text: &str) -> String {
+    let (mut seen, mut buffer) = (String::new(), vec![0; 1 << 16]);
+    while !seen.contains(text) {
+        let read = connection.read(&mut buffer);
+        let read = tokio::time::timeout(std::time::Duration::from_secs(20), read).await;
+        let read = read.unwrap_or_else(|_| panic!("no {text:?} in {seen}")).expect("readable");
+        assert!(read > 0, "no {text:?} in {seen}");
+        seen.push_str(&String::from_utf8_lossy(&buffer[..read]));
+    }
+    seen
+}
+
+/// The answer to a line is there before the next line is sent.
+async fn lines_are_answered_while_they_are_sent(database: Database) {
+    let server = Server::start(&database);
+    let workspace = Workspace::create(&server.client()).await;
+    workspace.meter("calls", "sum").await;
+    let mut connection = open_lines(&server, &workspace).await;
+    for at in 1..=3 {
+        // a line in two pieces
+        let text = line(&format!("k-{at}"), "0.1");
+        send_chunk(&mut connection, &text[..20]).await;
+        send_chunk(&mut connection, &format!("{}\n", &text[20..])).await;
+        read_until(&mut connection, &format!(r#"{{"line":{at},"status":"accepted""#)).await;
+        assert_eq!(database.count("events"), at);
+    }
+    connection.write_all(b"0\r\n\r\n").await.expect("sent");
+    read_until(&mut connection, r#"{"accepted":3,"duplicates":0,"failed":0}"#).await;
+    // cut off: what came is stored, and whoever asks again is told so
+    let mut connection = open_lines(&server, &workspace).await;
+    send_chunk(&mut connection, &format!("{}\n", line("k-4", "0.1"))).await;
+    read_until(&mut connection, r#""line":1,"status":"accepted""#).await;
+    drop(connection);
+    assert_eq!(workspace.total("calls").await, "0.4");
+}
+
+/// Most clients send everything before they read: the answers to many lines wait for them.
+async fn a_client_that_reads_no_answer_is_not_in_its_own_way(database: Database) {
+    let server = Server::start(&database);
+    let workspace = Workspace::create(&server.client()).await;
+    workspace.meter("calls", "sum").await;
+    let mut connection = open_lines(&server, &workspace).await;
+    // the answers are far more than the buffers of a connection hold
+    let some = "{}\n".repeat(1_000);
+    let send = async {
+        for _ in 0..100 {
+            send_chunk(&mut connection, &some).await;
+        }
+        connection.write_all(b"0\r\n\r\n").await.expect("sent");
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(60), send).await.expect("the body is taken");
+    read_until(&mut connection, r#"{"accepted":0,"duplicates":0,"failed":100000}"#).await;
 }
 
 fn cloudevent(id: &str) -> Value {
@@ -383,7 +478,7 @@ async fn one_file_through_each_door_answers_the_same(database: Database) {
                "data": {"value": one.quantity, "region": one.region}})
     };
     let mut workspaces = Vec::new();
-    for _ in 0..6 {
+    for _ in 0..8 {
         let workspace = Workspace::create(&server.client()).await;
         let dimensions = json!([{"name": "region", "type": "string"}]);
         let meter = json!({"name": "calls", "unit": "u", "aggregation": "sum", "dimensions": dimensions});
@@ -406,9 +501,10 @@ async fn one_file_through_each_door_answers_the_same(database: Database) {
         post_as(&workspaces[3], "application/x-ndjson", "/v1/usages/bulk", &lines.join("\n"))
             .await
             .expect(200);
+        send_by_grpc(&server, &workspaces[4], &workspaces[5], &uses).await;
     }
     let mut ids = Vec::new();
-    for workspace in &workspaces[4..] {
+    for workspace in &workspaces[6..] {
         let session = workspace.session.get("/v1/auth/session").await.json(200);
         ids.push(session["user"]["workspace_id"].as_str().expect("an id").to_owned());
     }
@@ -423,6 +519,38 @@ async fn one_file_through_each_door_answers_the_same(database: Database) {
     for (at, answer) in answers.iter().enumerate() {
         assert_eq!(answer, &answers[0], "door {at}");
     }
+}
+
+/// As a stream of the first version, and as one of the second.
+async fn send_by_grpc(server: &Server, first: &Workspace, second: &Workspace, uses: &[Use]) {
+    let event = |one: &Use| UsageEventInput {
+        idempotency_key: one.key.clone(),
+        subject: one.subject.clone(),
+        meter: "calls".into(),
+        quantity: one.quantity.parse().expect("a number"),
+        timestamp: Some(one.time.parse().expect("a time")),
+        metadata: [(
+            "region".to_owned(),
+            prost_types::Value { kind: Some(prost_types::value::Kind::StringValue(one.region.into())) },
+        )]
+        .into(),
+    };
+    let endpoint = tonic::transport::Channel::from_shared(format!("http://{}", server.grpc()));
+    let channel = endpoint.expect("an address").connect().await.expect("the server listens");
+    let key = |workspace: &Workspace| workspace.header("authorization").parse().expect("a header value");
+    let requests: Vec<_> = uses.iter().map(|one| StreamUsageRequest { event: Some(event(one)) }).collect();
+    let mut request = tonic::Request::new(tokio_stream::iter(requests));
+    request.metadata_mut().insert("authorization", key(first));
+    UsageServiceClient::new(channel.clone()).stream_usage(request).await.expect("stored");
+    let requests: Vec<_> = (1..)
+        .zip(uses)
+        .map(|(sequence, one)| IngestRequest { sequence, event: Some(event(one)), ..Default::default() })
+        .collect();
+    let mut request = tonic::Request::new(tokio_stream::iter(requests));
+    request.metadata_mut().insert("authorization", key(second));
+    let mut acks =
+        UsageStreamServiceClient::new(channel).ingest(request).await.expect("it opens").into_inner();
+    while acks.message().await.expect("it goes on").is_some() {}
 }
 
 /// As CSV with a mapping, and as OpenMeter's lines; twice.

@@ -1,9 +1,13 @@
 //! Moving in from the Go server: its database, of either engine, comes into ours, of either engine, whole, again and
 //! again. `moving/reference.sql` is a small one; with OPEN_SPANNER_REFERENCE_DATA a folder with real ones is used, too.
 
+mod hostile;
 mod mapped;
+mod newer;
+mod page;
+mod real;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -12,17 +16,17 @@ use serde_json::{Value, json};
 
 use crate::support::client::NOON;
 use crate::support::program::{self, Run};
-use crate::support::{Client, Database, Server, Workspace, env, on_both_databases, skip};
+use crate::support::{Client, Database, Server, Workspace, on_both_databases};
 
 on_both_databases!(
     everything_comes_over,
     the_second_run_brings_what_is_new,
     a_killed_import_is_run_again,
     a_dry_run_stores_nothing,
-    the_page_can_be_followed,
     files_of_other_meters_come_in_once,
     what_is_no_database_of_the_reference_is_refused,
-    a_real_database_comes_over,
+    rows_added_meanwhile_come_with_the_next_run,
+    what_ended_there_ends_here,
 );
 
 const WORKSPACE: &str = "11111111-0000-4000-8000-000000000001";
@@ -247,6 +251,8 @@ async fn a_killed_import_is_run_again(ours: Database) {
     let [new, known, _] = counts(&run, "usage_events");
     assert_eq!(new + known, 24_003, "{}", run.stdout);
     assert!(known > 12_000, "{}", run.stdout);
+    let last = run.stderr.lines().rfind(|line| line.starts_with("events: ")).expect("how far it is");
+    assert!(last.contains("(100 %)") && last.contains(" a second, 0 s left"), "{last}");
     let server = Server::start(&ours);
     // 24,000 times 0.1, and 1e21
     assert_eq!(months(&server.client().with_key(KEY)).await[1].1, "1.0000000000000000024e+21");
@@ -262,6 +268,100 @@ fn event(at: i32) -> String {
         at % 50,
         1 + at % 28
     )
+}
+
+/// The old server goes on while its database is read.
+async fn rows_added_meanwhile_come_with_the_next_run(ours: Database) {
+    for theirs in theirs() {
+        let ours = ours_again(&ours);
+        if let Database::Sqlite { .. } = theirs {
+            theirs.make("PRAGMA journal_mode = WAL");
+        }
+        for block in 0..12 {
+            let rows: Vec<String> = (block * 1000..block * 1000 + 1000).map(event).collect();
+            theirs.make(&format!("INSERT INTO usage_events VALUES {}", rows.join(",")));
+        }
+        import(&ours, &place(&theirs), &["--dry-run"]).run.succeeded();
+        let directory = tempfile::tempdir().expect("a directory");
+        let run = {
+            let (ours, from, directory) = (ours.clone(), place(&theirs), directory.path().to_path_buf());
+            tokio::task::spawn_blocking(move || {
+                program::finish(command(&ours, &from, &[], &directory), Duration::from_secs(300))
+            })
+        };
+        let mut added = 0;
+        while !run.is_finished() {
+            let rows: Vec<String> = (20_000 + added..20_000 + added + 10).map(event).collect();
+            theirs.make(&format!("INSERT INTO usage_events VALUES {}", rows.join(",")));
+            added += 10;
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let first = run.await.expect("it ends").succeeded();
+        let [new, _, _] = counts(&first, "usage_events");
+        assert!(first.stdout.contains("equal on both sides in every month"), "{}", first.stdout);
+        let total = 12_003 + added as u64;
+        assert!(new >= 12_003 && new < total, "one instant is read: {new} of {total}");
+        let compared = import(&ours, &place(&theirs), &["--compare"]).run;
+        assert!(compared.code == Some(1) && compared.stderr.contains("not here yet"), "{compared:#?}");
+        let second = import(&ours, &place(&theirs), &[]).run.succeeded();
+        assert_eq!(counts(&second, "usage_events"), [total - new, new, 6], "{}", second.stdout);
+        let compared = import(&ours, &place(&theirs), &["--compare"]).run.succeeded();
+        assert!(compared.stdout.contains("nothing is missing here"), "{}", compared.stdout);
+        assert_eq!(ours.count("events"), total);
+    }
+}
+
+/// Until the switch the old server says who may do what.
+async fn what_ended_there_ends_here(ours: Database) {
+    let [theirs, _] = theirs();
+    let (eve, token) =
+        ("22222222-0000-4000-8000-000000000003", "osp_at_EEEEEEEEEEEEEEEEEEEEEEEEEEEEEEEEEEEEEEEEEEE");
+    theirs.execute(&format!(
+        "INSERT INTO auth_users VALUES ('{eve}', 'eve@example.com', '{}', '2026-01-01T00:00:00Z');
+         INSERT INTO auth_workspace_memberships VALUES ('{WORKSPACE}', '{eve}', 'viewer', '2026-01-01T00:00:00Z');
+         INSERT INTO auth_sessions VALUES ('22222222-0000-4000-8000-0000000000aa', '{eve}', '{WORKSPACE}', '{}', 'access',
+             '2099-01-01T00:00:00Z', '2026-01-01T00:00:00Z')",
+        bcrypt::hash(PASSWORD, 4).expect("a hash"),
+        hash_of(token)
+    ));
+    import(&ours, &place(&theirs), &[]).run.succeeded();
+    let role = "SELECT role AS line FROM memberships m JOIN users u ON u.id = m.user_id WHERE u.email = 'eve@example.com'";
+    assert_eq!(ours.lines(role), ["viewer"]);
+    let mut server = Server::start(&ours);
+    let cookie = format!("open_spanner_access={token}");
+    server.client().with("cookie", &cookie).get("/v1/auth/session").await.expect(200);
+    server.terminate();
+    let new_password = "another battery staple 3";
+    theirs.execute(&format!(
+        "UPDATE auth_workspace_memberships SET role = 'admin' WHERE user_id = '{eve}';
+         UPDATE auth_users SET password_hash = '{}' WHERE id = '{eve}';
+         DELETE FROM auth_sessions",
+        bcrypt::hash(new_password, 4).expect("a hash")
+    ));
+    let run = import(&ours, &place(&theirs), &[]).run.succeeded();
+    assert!(run.stdout.contains("1 sessions ended there"), "{}", run.stdout);
+    assert_eq!(ours.lines(role), ["admin"]);
+    let mut server = Server::start(&ours);
+    server.client().with("cookie", &cookie).get("/v1/auth/session").await.expect(401);
+    let sign_in = async |server: &Server, password: &str| {
+        let body = json!({"email": "eve@example.com", "password": password});
+        server.client().post("/v1/auth/sessions", &body).await.status
+    };
+    assert_eq!([sign_in(&server, PASSWORD).await, sign_in(&server, new_password).await], [401, 201]);
+    server.terminate();
+    // the sign-in here is none of there
+    theirs.execute(&format!("DELETE FROM auth_workspace_memberships WHERE user_id = '{eve}'"));
+    let run = import(&ours, &place(&theirs), &[]).run.succeeded();
+    assert!(
+        run.stdout.contains("1 memberships ended there") && !run.stdout.contains("sessions ended"),
+        "{}",
+        run.stdout
+    );
+    assert!(ours.lines(role).is_empty());
+    assert_eq!(
+        ours.lines("SELECT action AS line FROM audit_events WHERE action = 'workspace.imported'").len(),
+        1
+    );
 }
 
 async fn a_dry_run_stores_nothing(ours: Database) {
@@ -286,39 +386,6 @@ async fn what_is_no_database_of_the_reference_is_refused(ours: Database) {
     let run = import(&ours, &place(&theirs), &[]).run;
     assert!(run.code == Some(2) && run.stderr.contains("broke off"), "{run:#?}");
     assert_eq!(ours.count("workspaces"), 0);
-}
-
-/// `docs/moving.md`, command by command; the old server writes on until it is stopped before the second import.
-async fn the_page_can_be_followed(ours: Database) {
-    let [theirs, _] = theirs();
-    let Database::Sqlite { path, .. } = &theirs else { panic!("the first is SQLite") };
-    let directory = path.parent().expect("a directory").to_path_buf();
-    std::fs::hard_link(path, directory.join("old.db")).expect("a second name");
-    let page = include_str!("../../docs/moving.md").split("# From other meters").next().expect("a page");
-    let lines = page.lines().map(str::trim).filter_map(|line| line.strip_prefix("open-spanner "));
-    let commands: Vec<Vec<&str>> = lines.map(|line| line.split_whitespace().collect()).collect();
-    assert_eq!(commands.len(), 4, "{commands:?}");
-    let settings = ours.settings();
-    let settings: Vec<(&str, &str)> = settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
-    let imports = commands.iter().filter(|command| command[0] == "import");
-    for (at, command) in imports.enumerate() {
-        if at == 2 {
-            theirs.execute(&format!(
-                "INSERT INTO usage_events VALUES ('88888888-0000-4000-8000-000000000004', '{WORKSPACE}', NULL, 'acme', 'calls', 0.7,
-                     '2026-01-05T00:00:00Z', '2026-03-01T00:00:00Z', '{{}}')"
-            ));
-        }
-        let run = program::run(command, &settings, &directory).succeeded();
-        assert!(
-            run.stdout.contains("equal on both sides") && !run.stdout.contains("differs"),
-            "{}",
-            run.stdout
-        );
-        let listed = std::fs::read_to_string(directory.join("import-rejected.jsonl")).expect("the list");
-        assert!(listed.contains("99999999-0000-4000-8000-000000000001"), "{listed}");
-    }
-    let server = Server::start(&ours);
-    assert_eq!(months(&server.client().with_key(KEY)).await[0], ("2026-01".into(), "1".into()));
 }
 
 async fn files_of_other_meters_come_in_once(ours: Database) {
@@ -370,118 +437,4 @@ async fn files_of_other_meters_come_in_once(ours: Database) {
     }
     let server = Server::start(&ours);
     assert_eq!(workspace.at(&server.url()).total("calls").await, "1");
-}
-
-// the real ones
-
-async fn a_real_database_comes_over(ours: Database) {
-    let Some(folder) = env("OPEN_SPANNER_REFERENCE_DATA").map(PathBuf::from) else {
-        return skip("moving::a_real_database_comes_over", "OPEN_SPANNER_REFERENCE_DATA is not set");
-    };
-    let expected = std::fs::read_to_string(folder.join("expected.json")).expect("expected.json");
-    let expected: Value = serde_json::from_str(&expected).expect("JSON");
-    for (theirs, kind) in [(real_sqlite(&folder), "sqlite"), (real_postgres(&folder), "postgres")] {
-        let ours = ours_again(&ours);
-        let run = import(&ours, &place(&theirs), &[]).run.succeeded();
-        assert!(!run.stdout.contains("differs"), "{}", run.stdout);
-        let server = Server::start(&ours);
-        let known = &expected["databases"][kind];
-        credentials_work(&server, known).await;
-        for (owner, meters) in expected["totals"].as_object().expect("owners") {
-            let key = server.client().with_key(key_of(known, owner));
-            for (meter, totals) in meters.as_object().expect("meters") {
-                let workspace = known["workspaces"][owner].as_str().expect("an id");
-                let line = format!(
-                    "{workspace} {meter}: {} events, sum {}: equal on both sides in every month",
-                    totals["events"],
-                    totals["sum"].as_str().expect("a number")
-                );
-                assert!(run.stdout.contains(&line), "{line}\n{}", run.stdout);
-                months_are(&key, meter, &totals["months"]).await;
-            }
-        }
-        replay_is(&server, known).await;
-    }
-}
-
-fn key_of<'a>(known: &'a Value, owner: &str) -> &'a str {
-    let keys = known["api_keys"].as_array().expect("keys");
-    let full = keys.iter().find(|key| key["user"] == owner && key["label"] == "full");
-    full.and_then(|key| key["key"].as_str()).expect("a key that may do everything")
-}
-
-async fn credentials_work(server: &Server, known: &Value) {
-    for key in known["api_keys"].as_array().expect("keys") {
-        let status =
-            server.client().with_key(key["key"].as_str().expect("a key")).get("/v1/meters").await.status;
-        assert_eq!(status != 401, key["works"] == true, "{key}");
-    }
-    for user in known["users"].as_array().expect("users") {
-        for _ in 0..2 {
-            let body = json!({"email": user["email"], "password": user["password"]});
-            server.client().post("/v1/auth/sessions", &body).await.expect(201);
-        }
-    }
-}
-
-/// Events and, for sums and counts, the value of each month.
-async fn months_are(key: &Client, meter: &str, months: &Value) {
-    for (month, expected) in months.as_object().expect("months") {
-        let subjects = expected["subjects"].as_object().expect("subjects");
-        let body = json!({"meter": meter, "from": format!("{month}-01T00:00:00Z"), "to": next(month), "bucket_size": "month",
-                          "group_by": ["subject"], "limit": 1000});
-        let rows = key.post("/v1/usages/search", &body).await.json(200);
-        let rows = rows.as_array().expect("a list");
-        assert_eq!(rows.len(), subjects.len(), "{meter} {month}");
-        for row in rows {
-            let expected = &subjects[row["subject"].as_str().expect("a subject")];
-            let wanted = match row["aggregation"].as_str() {
-                Some("sum") => expected.as_array().and_then(|of| of.last()).and_then(Value::as_str),
-                _ => None,
-            };
-            if let Some(wanted) = wanted {
-                assert_eq!(number(&row["quantity"].to_string()), number(wanted), "{meter} {month} {row}");
-            }
-        }
-    }
-}
-
-fn number(text: &str) -> bigdecimal::BigDecimal {
-    text.parse().expect("a number")
-}
-
-fn next(month: &str) -> String {
-    let (year, month): (i32, i32) =
-        (month[..4].parse().expect("a year"), month[5..].parse().expect("a month"));
-    format!("{:04}-{:02}-01T00:00:00Z", year + month / 12, month % 12 + 1)
-}
-
-async fn replay_is(server: &Server, known: &Value) {
-    let replay = &known["bulk_replay"];
-    let header = replay["header"].as_str().expect("a key");
-    let client = server.client().with_key(key_of(known, "ada")).with("idempotency-key", header);
-    let answer = client.post("/v1/usages/bulk", &replay["body"]).await.json(201);
-    for field in ["accepted", "duplicates", "accepted_items", "duplicate_items"] {
-        assert_eq!(answer[field], replay["answer"][field], "{field}");
-    }
-}
-
-fn real_sqlite(folder: &Path) -> Database {
-    let database = Database::sqlite();
-    let Database::Sqlite { path, .. } = &database else { return database };
-    let file = std::fs::File::create(path).expect("a file");
-    let mut unpack = std::process::Command::new("xz");
-    unpack.arg("-dc").arg(folder.join("reference.db.xz")).stdout(file);
-    assert!(unpack.status().expect("xz runs").success());
-    database
-}
-
-fn real_postgres(folder: &Path) -> Database {
-    let database = Database::postgres();
-    let Database::Postgres { dsn, .. } = &database else { return database };
-    let script = r#"gzip -dc "$0" | psql -q -v ON_ERROR_STOP=1 "$1" > /dev/null"#;
-    let mut fill = std::process::Command::new("sh");
-    fill.args(["-c", script]).arg(folder.join("reference.pg.sql.gz")).arg(dsn);
-    assert!(fill.status().expect("psql runs").success());
-    database
 }

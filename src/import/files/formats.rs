@@ -50,6 +50,7 @@ fn openmeter(mut fields: Map) -> Result<Input> {
         kind: text("type"),
         subject: text("subject"),
         time: text("time"),
+        data_base64: text("data_base64"),
         data,
         ..CloudEvent::default()
     }

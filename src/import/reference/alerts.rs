@@ -9,6 +9,7 @@ use crate::import::sql::foreign::Kind::{Int, Real, Text};
 use crate::import::sql::foreign::{Odd, Row, Table};
 use crate::import::sql::ours::{self, Columns, Put, Value};
 use crate::metering::event::parse_subject;
+use crate::metering::json;
 use crate::vault::{self, Place};
 
 pub const DESTINATIONS: Table = Table {
@@ -204,7 +205,7 @@ pub fn state(conn: &mut Conn, ids: &mut Ids, row: &Row) -> Result<Put, Refusal> 
          SELECT $1, $2, $3, $4, $5, $6, r.id, {is_firing} FROM alert_rules r WHERE r.public_id = $7
          ON CONFLICT (rule_id, group_key, group_value) DO UPDATE SET status = excluded.status, value = excluded.value,
              message = excluded.message, updated_at = excluded.updated_at, firing = excluded.firing
-         WHERE alert_states.updated_at <> excluded.updated_at"
+         WHERE alert_states.updated_at < excluded.updated_at"
     );
     let values: Vec<Value> = vec![
         row.text("group_key")?.into(),
@@ -278,6 +279,84 @@ pub fn delivery(conn: &mut Conn, _: &mut Ids, row: &Row) -> Result<Put, Refusal>
     if !is_new && ours::find(conn, "alert_events", &event_id)?.is_none() {
         return Err("its event is not there".into());
     }
+    if is_new {
+        // newer servers try again: the last one counts
+        let text = "UPDATE alert_deliveries SET status = $1, delivered_at = $2, last_error = $3, updated_at = $4,
+                        attempts = (SELECT count(*) FROM alert_attempts a WHERE a.delivery_id = alert_deliveries.id)
+                    WHERE event_id = $5 AND updated_at <= $4";
+        let values: Vec<Value> = vec![
+            ours_status.into(),
+            delivered_at.into(),
+            row.filled("error")?.into(),
+            attempted_at.into(),
+            event_id.into(),
+        ];
+        ours::execute(conn, text.to_owned(), &values)?;
+    }
+    Ok(new_or_known(is_new))
+}
+
+pub const DELIVERY_JOBS: Table = Table {
+    name: "alert_delivery_jobs",
+    columns: &[
+        // a number of theirs
+        ("id", Text),
+        ("public_id", Text),
+        ("event_id", Text),
+        ("destination_id", Text),
+        ("payload", Text),
+        ("status", Text),
+        ("attempts", Int),
+        ("next_attempt_at", Text),
+        ("locked_until", Text),
+        ("last_error", Text),
+        ("created_at", Text),
+        ("updated_at", Text),
+    ],
+    order: "",
+};
+
+/// What newer servers still had to send: nothing is sent by itself after a move, an operator can have it sent. The body
+/// of what was sent comes along.
+pub fn delivery_job(conn: &mut Conn, _: &mut Ids, row: &Row) -> Result<Put, Refusal> {
+    let (event_id, status) = (row.text("event_id")?, row.text("status")?);
+    let (created_at, updated_at) = (row.time("created_at")?, row.time("updated_at")?);
+    let (ours_status, delivered_at) = match status.as_str() {
+        "delivered" => ("delivered", Some(updated_at.0)),
+        "pending" | "running" | "dead_letter" => ("dead_letter", None),
+        other => return Err(format!("there is no such status: {other}").into()),
+    };
+    let payload = row.text("payload")?;
+    json::parse_object(&payload).ok_or("payload is no JSON object that can be read")?;
+    let error = match status.as_str() {
+        "pending" | "running" => Some("the server was moved before it was sent".to_owned()),
+        _ => row.filled("last_error")?,
+    };
+    let text = "INSERT INTO alert_deliveries (public_id, status, next_attempt_at, last_error, created_at, updated_at, delivered_at,
+                    attempts, payload, workspace_id, rule_id, event_id, destination_id)
+                SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, e.workspace_id, r.id, e.public_id, d.public_id
+                FROM alert_events e JOIN alert_rules r ON r.id = e.rule_id
+                     JOIN alert_destinations d ON d.id = r.destination_id
+                WHERE e.public_id = $10
+                ON CONFLICT (event_id) DO UPDATE SET payload = excluded.payload, status = excluded.status,
+                    last_error = excluded.last_error, delivered_at = excluded.delivered_at, updated_at = excluded.updated_at
+                WHERE alert_deliveries.payload = '{}' OR alert_deliveries.updated_at < excluded.updated_at";
+    let values: Vec<Value> = vec![
+        derived_id(created_at, &[b"delivery", event_id.as_bytes()]).to_string().into(),
+        ours_status.into(),
+        updated_at.0.into(),
+        error.into(),
+        created_at.0.into(),
+        updated_at.0.into(),
+        delivered_at.into(),
+        row.int("attempts")?.into(),
+        payload.into(),
+        event_id.clone().into(),
+    ];
+    let is_new = ours::execute(conn, text.to_owned(), &values)? > 0;
+    if !is_new && ours::find(conn, "alert_events", &event_id)?.is_none() {
+        return Err("its event is not there".into());
+    }
     Ok(new_or_known(is_new))
 }
 
@@ -286,10 +365,13 @@ impl Import {
     pub(super) fn settle(&mut self) -> Result<()> {
         let workspaces: Vec<i64> = self.ids.workspaces.values().copied().collect();
         let (keys, rules) = (&self.ids.keys, &self.ids.rules);
+        let (members, sessions) = (&self.ids.members, &self.ids.sessions);
         let now = self.ids.now;
         let gone = self.ours.write(|conn| {
-            let mut gone = (0, 0);
+            let mut gone = (0, 0, 0, 0);
             for id in &workspaces {
+                gone.2 += ours::end_memberships(conn, *id, members)?;
+                gone.3 += ours::end_sessions(conn, *id, sessions)?;
                 gone.0 += ours::end_missing(conn, "api_keys", "revoked_at = $1", now.0.into(), *id, keys)?;
                 gone.1 += ours::end_missing(conn, "alert_rules", "enabled = $1", false.into(), *id, rules)?;
                 let text = "UPDATE meters SET has_alerts = EXISTS (
@@ -301,6 +383,12 @@ impl Import {
         })?;
         if gone.0 > 0 {
             self.report.note(format!("{} API keys were withdrawn there since and are revoked", gone.0));
+        }
+        if gone.2 > 0 {
+            self.report.note(format!("{} memberships ended there since and are taken away", gone.2));
+        }
+        if gone.3 > 0 {
+            self.report.note(format!("{} sessions ended there since and are ended", gone.3));
         }
         if gone.1 > 0 {
             self.report.note(format!("{} alert rules were deleted there since and are disabled", gone.1));

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::{Ids, Import, id_of};
-use crate::error::{Error, Result};
+use crate::error::{Code, Error, Result};
 use crate::import::progress::Progress;
 use crate::import::sql::foreign::Kind::{Real, Text};
 use crate::import::sql::foreign::{Odd, Row, Table};
@@ -57,8 +57,10 @@ fn event_of(ids: &Ids, row: &Row) -> Result<(i64, Event), Odd> {
         key: row.optional("idempotency_key")?,
         metadata: json::parse_object(&metadata).ok_or("metadata is no JSON object that can be read")?,
     };
-    let taken = event::take_over(&meter, foreign).map_err(|error| {
-        error.message.strip_prefix("invalid input: ").unwrap_or(&error.message).to_owned()
+    let taken = event::take_over(&meter, foreign).map_err(|error| match error.code {
+        // as a door says it
+        Code::InvalidJson => "metadata has a number that is out of range".to_owned(),
+        _ => error.message.strip_prefix("invalid input: ").unwrap_or(&error.message).to_owned(),
     })?;
     Ok((workspace_id, taken))
 }
@@ -86,7 +88,7 @@ impl Import {
             self.report.note(format!("usage_events has columns that are not read: {}", unread.join(", ")));
         }
         let known = WriteCache::default();
-        let Import { theirs, ours, report, ids, tally } = self;
+        let Import { theirs, ours, report, ids, tally, rolled } = self;
         theirs.each(&EVENTS, EVENTS_AT_ONCE, |rows| {
             let mut batches: BTreeMap<i64, Batch> = BTreeMap::new();
             for row in &rows {
@@ -114,6 +116,10 @@ impl Import {
                                 format!("its idempotency key belongs to another event: {}", other.event.id);
                             report.left_out(EVENTS.name, &event.id.to_string(), &reason)?;
                         }
+                        Some(other) if other.conflict => {
+                            let reason = "its id or key belongs to an event with other values";
+                            report.left_out(EVENTS.name, &event.id.to_string(), reason)?;
+                        }
                         original => {
                             report.taken(
                                 EVENTS.name,
@@ -121,6 +127,7 @@ impl Import {
                                 1,
                             );
                             tally.add(event);
+                            rolled.add(event);
                         }
                     }
                 }
@@ -133,7 +140,7 @@ impl Import {
     }
 
     /// What the commits left is folded here and not by the server's first minutes.
-    fn fold(&mut self) -> Result<()> {
+    pub(super) fn fold(&mut self) -> Result<()> {
         for meter in self.ids.meters.values() {
             while self.ours.write(|conn| fold::fold(conn, meter.id))? {}
             while self.ours.write(|conn| settle::settle(conn, meter.id))? {}

@@ -1,4 +1,4 @@
-//! What was done with usage: calls, prune runs, exports, decisions.
+//! What was done with usage: calls, prune runs, exports.
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -220,28 +220,6 @@ pub fn export(conn: &mut Conn, ids: &mut Ids, row: &Row) -> Result<Put, Refusal>
         ("expired_at", expired_at.into()),
     ];
     Ok(new_or_known(ours::add(conn, "export_jobs", &columns)?))
-}
-
-pub const DECISIONS: Table = Table {
-    name: "consumption_decisions",
-    columns: &[("workspace_id", Text), ("idempotency_key", Text), ("response", Text), ("created_at", Text)],
-    order: "",
-};
-
-pub fn decision(_: &mut Conn, _: &mut Ids, _: &Row) -> Result<Put, Refusal> {
-    Err("decisions of newer servers are not taken over: their events are".into())
-}
-
-pub const ROLLUPS: Table = Table {
-    name: "usage_hourly_rollups",
-    columns: &[("workspace_id", Text), ("meter_name", Text), ("subject", Text), ("event_count", Int)],
-    order: "",
-};
-
-/// Only sums are left of these events, and those were added as floats.
-pub fn rollup(_: &mut Conn, _: &mut Ids, row: &Row) -> Result<Put, Refusal> {
-    let count = row.int("event_count")?;
-    Err(format!("sums of pruned events are inexact and not taken over: {count} events").into())
 }
 
 #[cfg(test)]

@@ -65,8 +65,7 @@ pub fn meter(conn: &mut Conn, ids: &mut Ids, row: &Row) -> Result<Put, Refusal> 
     let days = row.int("event_retention_days")?;
     let kept = if (1..=RETENTION_DAYS_MAX).contains(&days) { days } else { RETENTION_DAYS_MAX };
     if kept != days {
-        ids.notes
-            .push(format!("meter {name:?} kept events for {days} days, which cannot be: now for {kept}"));
+        ids.note(format!("meter {name:?} kept events for {days} days, which cannot be: now for {kept}"));
     }
     let dimensions = dimensions(row)?;
     let columns: Columns = vec![
@@ -101,7 +100,7 @@ fn adopt(
     if old.public_id == public_id || ours::find(conn, "meters", public_id)?.is_some() {
         return Ok(());
     }
-    ids.notes.push(format!("meter {name:?} was made again: it goes on under the new id {public_id}"));
+    ids.note(format!("meter {name:?} was made again: it goes on under the new id {public_id}"));
     let text = "UPDATE meters SET public_id = $1, version = version + 1 WHERE id = $2".to_owned();
     ours::execute(conn, text, &[public_id.into(), old.id.into()])?;
     Ok(())

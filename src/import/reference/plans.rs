@@ -93,7 +93,7 @@ pub fn limit(conn: &mut Conn, ids: &mut Ids, row: &Row) -> Result<Put, Refusal> 
     Ok(new_or_known(ours::add(conn, "plan_limits", &columns)?))
 }
 
-fn period(row: &Row) -> Result<Period, Odd> {
+pub(super) fn period(row: &Row) -> Result<Period, Odd> {
     let text = row.text("period")?;
     Period::parse(&text).ok_or_else(|| format!("there is no such period: {text}"))
 }
@@ -144,7 +144,7 @@ pub fn assignment(conn: &mut Conn, ids: &mut Ids, row: &Row) -> Result<Put, Refu
     Ok(new_or_known(ours::add(conn, "plan_assignments", &row)?))
 }
 
-fn subject_id(conn: &mut Conn, workspace_id: i64, row: &Row) -> Result<i64, Refusal> {
+pub(super) fn subject_id(conn: &mut Conn, workspace_id: i64, row: &Row) -> Result<i64, Refusal> {
     let subject = row.text("subject")?;
     if parse_subject(&subject)? != subject {
         return Err("subject has blanks around it".into());

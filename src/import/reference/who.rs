@@ -6,10 +6,10 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use super::{Ids, Refusal};
 use crate::auth::permission::{Role, normal_scopes};
 use crate::chance;
-use crate::db::Conn;
+use crate::db::{Conn, audit};
 use crate::import::sql::foreign::Kind::{Int, Text};
 use crate::import::sql::foreign::{Odd, Row, Table};
-use crate::import::sql::ours::{self, Columns, Put};
+use crate::import::sql::ours::{self, Columns, Put, Value};
 
 pub const WORKSPACES: Table = Table {
     name: "auth_workspaces",
@@ -19,9 +19,13 @@ pub const WORKSPACES: Table = Table {
 
 pub fn workspace(conn: &mut Conn, ids: &mut Ids, row: &Row) -> Result<Put, Refusal> {
     let (public_id, name) = (uuid_text(row, "id")?, row.text("name")?);
-    let columns: Columns = vec![("name", name.into()), ("created_at", row.time("created_at")?.0.into())];
-    let (put, id) = ours::put(conn, "workspaces", &public_id, &columns, &[], true)?;
-    ids.workspaces.insert(row.text("id")?, id);
+    let columns: Columns =
+        vec![("name", name.clone().into()), ("created_at", row.time("created_at")?.0.into())];
+    let (put, id) = ours::put(conn, "workspaces", &public_id, &columns, &["name"], true)?;
+    if put == Put::New {
+        audit::put_down(conn, "import::workspace", id, [&public_id, &name], None)?;
+    }
+    ids.workspaces.insert(public_id, id);
     Ok(put)
 }
 
@@ -36,16 +40,41 @@ pub fn user(conn: &mut Conn, ids: &mut Ids, row: &Row) -> Result<Put, Refusal> {
     if email != email.trim().to_lowercase() {
         return Err(format!("its address is not in lower case, nobody can sign in with it: {email}").into());
     }
+    let password_hash = row.text("password_hash")?;
     let columns: Columns = vec![
-        ("email", email.into()),
-        ("password_hash", row.text("password_hash")?.into()),
+        ("email", email.clone().into()),
+        ("password_hash", password_hash.clone().into()),
         ("created_at", row.time("created_at")?.0.into()),
     ];
     let (put, id) = ours::put(conn, "users", &public_id, &columns, &[], true)?;
-    if put != Put::Taken {
-        ids.users.insert(row.text("id")?, id);
+    match put {
+        Put::New => {}
+        // a password that was changed there counts, until this server has made a hash of its own
+        Put::Known => ours::keep_password(conn, id, &password_hash)?,
+        Put::Taken => return guest(conn, ids, public_id, &email),
     }
+    ids.users.insert(public_id, id);
     Ok(put)
+}
+
+/// Somebody has this address here already. Who has shown that it is theirs takes the place of the one there, and keeps
+/// the account as it is: nothing is added that would open it.
+fn guest(conn: &mut Conn, ids: &mut Ids, public_id: String, email: &str) -> Result<Put, Refusal> {
+    let Some(id) = ours::verified_user(conn, email)? else {
+        return Err("an account with its address is here, and nobody has shown whose it is".into());
+    };
+    ids.note(format!("{email:?} has an account here, which takes the place of the one there"));
+    ids.users.insert(public_id.clone(), id);
+    ids.guests.insert(public_id);
+    Ok(Put::Known)
+}
+
+/// Of somebody who has an account here.
+fn opens_nothing(ids: &Ids, row: &Row) -> Result<(), Odd> {
+    match ids.guests.contains(&row.text("user_id")?) {
+        true => Err("its user has an account here, which it does not open".to_owned()),
+        false => Ok(()),
+    }
 }
 
 pub const MEMBERSHIPS: Table = Table {
@@ -57,13 +86,23 @@ pub const MEMBERSHIPS: Table = Table {
 pub fn membership(conn: &mut Conn, ids: &mut Ids, row: &Row) -> Result<Put, Refusal> {
     let role = row.text("role")?;
     let role = Role::parse(&role).ok_or_else(|| format!("there is no such role: {role}"))?;
+    let (workspace_id, user_id) = (ids.workspace(row)?, ids.user(row)?);
+    if !ids.members.insert((workspace_id, user_id)) {
+        return Err("its user is a member already".into());
+    }
     let columns: Columns = vec![
-        ("workspace_id", ids.workspace(row)?.into()),
-        ("user_id", ids.user(row)?.into()),
+        ("workspace_id", workspace_id.into()),
+        ("user_id", user_id.into()),
         ("role", role.as_str().into()),
         ("created_at", row.time("created_at")?.0.into()),
     ];
-    Ok(new_or_known(ours::add(conn, "memberships", &columns)?))
+    if ours::add(conn, "memberships", &columns)? {
+        return Ok(Put::New);
+    }
+    let text = "UPDATE memberships SET role = $1 WHERE workspace_id = $2 AND user_id = $3 AND role <> $1";
+    let values = [role.as_str().into(), workspace_id.into(), user_id.into()];
+    ours::execute(conn, text.to_owned(), &values)?;
+    Ok(Put::Known)
 }
 
 pub const IDENTITIES: Table = Table {
@@ -84,6 +123,7 @@ pub const IDENTITIES: Table = Table {
 /// What the provider calls the person is what this server finds them by, too.
 pub fn identity(conn: &mut Conn, ids: &mut Ids, row: &Row) -> Result<Put, Refusal> {
     let (public_id, provider) = (uuid_text(row, "id")?, row.text("provider")?);
+    opens_nothing(ids, row)?;
     let issuer = match provider.as_str() {
         "google" => "https://accounts.google.com",
         "github" => "https://github.com",
@@ -123,10 +163,13 @@ pub fn session(conn: &mut Conn, ids: &mut Ids, row: &Row) -> Result<Put, Refusal
     if expires_at <= ids.now {
         return Err("it has expired".to_owned().into());
     }
+    opens_nothing(ids, row)?;
+    let (hash, login_id) = (token_hash(row)?, uuid_text(row, "id")?);
+    ids.sessions.insert(login_id.clone());
     let columns: Columns = vec![
-        ("token_hash", token_hash(row)?.into()),
+        ("token_hash", hash.into()),
         ("kind", kind.into()),
-        ("login_id", row.text("id")?.into()),
+        ("login_id", login_id.into()),
         ("form_key", chance::secret::<16>()?.to_vec().into()),
         ("user_id", ids.user(row)?.into()),
         ("workspace_id", ids.workspace(row)?.into()),
@@ -176,7 +219,11 @@ pub fn api_key(conn: &mut Conn, ids: &mut Ids, row: &Row) -> Result<Put, Refusal
         ("created_at", row.time("created_at")?.0.into()),
         ("last_used_at", row.optional_time("last_used_at")?.map(|at| at.0).into()),
     ];
-    let changing = ["expires_at", "revoked_at", "last_used_at"];
+    // what was revoked here stays so
+    let changing = columns.iter().filter(|(name, value)| {
+        ["expires_at", "revoked_at", "last_used_at"].contains(name) && !matches!(value, Value::OptInt(None))
+    });
+    let changing: Vec<&str> = changing.map(|(name, _)| *name).collect();
     let (put, _) = ours::put(conn, "api_keys", &public_id, &columns, &changing, true)?;
     ids.keys.insert(public_id);
     Ok(put)
@@ -205,7 +252,7 @@ pub fn api_key_event(conn: &mut Conn, ids: &mut Ids, row: &Row) -> Result<Put, R
         return Err(format!("there is no such event: {kind}").into());
     }
     let columns: Columns = vec![
-        ("id", row.text("id")?.into()),
+        ("id", uuid_text(row, "id")?.into()),
         ("workspace_id", ids.workspace(row)?.into()),
         ("user_id", ids.user(row)?.into()),
         ("api_key_id", row.text("api_key_id")?.into()),
@@ -219,11 +266,51 @@ pub fn api_key_event(conn: &mut Conn, ids: &mut Ids, row: &Row) -> Result<Put, R
     Ok(new_or_known(ours::add(conn, "api_key_events", &columns)?))
 }
 
-pub const INVITATIONS: Table =
-    Table { name: "auth_workspace_invitations", columns: &[("id", Text), ("email", Text)], order: "" };
+pub const INVITATIONS: Table = Table {
+    name: "auth_workspace_invitations",
+    columns: &[
+        ("id", Text),
+        ("workspace_id", Text),
+        ("email", Text),
+        ("role", Text),
+        ("token_hash", Text),
+        ("invited_by_user_id", Text),
+        ("expires_at", Text),
+        ("accepted_at", Text),
+        // the membership says so
+        ("accepted_by_user_id", Text),
+        ("revoked_at", Text),
+        ("created_at", Text),
+    ],
+    order: "replace(created_at, 'Z', '')",
+};
 
-pub fn invitation(_: &mut Conn, _: &mut Ids, _: &Row) -> Result<Put, Refusal> {
-    Err("invitations are not taken over: invite again".to_owned().into())
+/// The link that was sent goes on working; what became of it there counts here, too.
+pub fn invitation(conn: &mut Conn, ids: &mut Ids, row: &Row) -> Result<Put, Refusal> {
+    let (public_id, email, role) = (uuid_text(row, "id")?, row.text("email")?, row.text("role")?);
+    if email != email.trim().to_lowercase() {
+        return Err(format!("its address is not in lower case, nobody can accept it: {email}").into());
+    }
+    let role = Role::parse(&role).filter(|role| *role != Role::Owner);
+    let role = role.ok_or("nobody can be invited to its role")?;
+    let inviter = row.text("invited_by_user_id")?;
+    let invited_by = ids.users.get(&inviter).ok_or("whoever invited is not there")?;
+    let columns: Columns = vec![
+        ("workspace_id", ids.workspace(row)?.into()),
+        ("email", email.into()),
+        ("role", role.as_str().into()),
+        ("token_hash", token_hash(row)?.into()),
+        ("invited_by", (*invited_by).into()),
+        ("expires_at", row.time("expires_at")?.0.into()),
+        ("accepted_at", row.optional_time("accepted_at")?.map(|at| at.0).into()),
+        ("revoked_at", row.optional_time("revoked_at")?.map(|at| at.0).into()),
+        ("created_at", row.time("created_at")?.0.into()),
+    ];
+    let changing = columns.iter().filter(|(name, value)| {
+        ["accepted_at", "revoked_at"].contains(name) && !matches!(value, Value::OptInt(None))
+    });
+    let changing: Vec<&str> = changing.map(|(name, _)| *name).collect();
+    Ok(ours::put(conn, "invitations", &public_id, &columns, &changing, true)?.0)
 }
 
 pub fn new_or_known(is_new: bool) -> Put {

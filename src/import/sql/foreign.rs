@@ -16,7 +16,7 @@ use crate::config::Driver;
 use crate::db::{self, Conn};
 use crate::error::{Error, Result};
 use crate::metering::quantity::Quantity;
-use crate::metering::time::Timestamp;
+use crate::metering::time::{SECOND, Timestamp};
 
 /// What a column is read as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,10 +41,26 @@ pub type Odd = String;
 #[derive(Clone, Debug)]
 enum Cell {
     Null,
-    NotUtf8,
+    /// So many bytes.
+    NotUtf8(usize),
+    TooLong,
     Text(String),
     Int(i64),
     Real(f64),
+}
+
+impl Cell {
+    fn bytes(&self) -> usize {
+        match self {
+            Cell::Text(text) => text.len(),
+            Cell::NotUtf8(bytes) => *bytes,
+            _ => 0,
+        }
+    }
+}
+
+fn text_of(bytes: Vec<u8>) -> Cell {
+    String::from_utf8(bytes).map_or_else(|error| Cell::NotUtf8(error.as_bytes().len()), Cell::Text)
 }
 
 /// One row of a [`Table`].
@@ -69,7 +85,8 @@ impl Row {
         match self.cell(name) {
             Cell::Text(text) if text.contains('\0') => Err(format!("{name} has a NUL character")),
             Cell::Text(text) => Ok(Some(text.clone())),
-            Cell::NotUtf8 => Err(format!("{name} is not UTF-8")),
+            Cell::NotUtf8(_) => Err(format!("{name} is not UTF-8")),
+            Cell::TooLong => Err(format!("{name} is too long")),
             _ => Ok(None),
         }
     }
@@ -111,17 +128,27 @@ impl Row {
 
     pub fn optional_time(&self, name: &str) -> Result<Option<Timestamp>, Odd> {
         let Some(text) = self.optional(name)? else { return Ok(None) };
-        let read = Timestamp::parse(&text).or_else(|| Timestamp::parse(&rfc3339(&text)));
-        read.map(Some).ok_or_else(|| format!("{name} is no time of the years 1 to 9999: {text:.40}"))
+        time_of(&text)
+            .map(Some)
+            .ok_or_else(|| format!("{name} is no time of the years 1 to 9999: {text:.40}"))
     }
 }
 
-/// What PostgreSQL writes for a time with a zone, in UTC: `2026-03-01 00:00:00.5+00`.
-fn rfc3339(text: &str) -> String {
-    match text.strip_suffix("+00") {
-        Some(text) => format!("{}Z", text.replacen(' ', "T", 1)),
-        None => String::new(),
+/// Whatever RFC 3339 allows, and what PostgreSQL writes for a time with a zone, in UTC: `2026-03-01 00:00:00.5+00`. A leap
+/// second is the first of the next minute.
+fn time_of(text: &str) -> Option<Timestamp> {
+    if let Some(at) = Timestamp::parse(text) {
+        return Some(at);
     }
+    let mut text = text.replacen([' ', 't'], "T", 1).replace('z', "Z");
+    if let Some(begin) = text.strip_suffix("+00") {
+        text = format!("{begin}Z");
+    }
+    if text.get(16..19) == Some(":60") {
+        text.replace_range(16..19, ":59");
+        return Timestamp::parse(&text).map(|at| at.floor(SECOND).plus(SECOND));
+    }
+    Timestamp::parse(&text)
 }
 
 /// Another program's database, as it is at one instant.
@@ -150,7 +177,7 @@ const COLUMNS_OF_POSTGRES: &str = "
     WHERE n.nspname = current_schema() AND c.relkind IN ('r', 'p') AND a.attnum > 0 AND NOT a.attisdropped";
 const COLUMNS_OF_SQLITE: &str = "
     SELECT t.name AS table_name, c.name AS column_name
-    FROM sqlite_master t JOIN pragma_table_info(t.name) c WHERE t.type = 'table'";
+    FROM sqlite_master t JOIN pragma_table_info(t.name) c WHERE t.type = 'table' AND t.name NOT LIKE 'sqlite\\_%' ESCAPE '\\'";
 
 impl Foreign {
     pub fn open(driver: &Driver) -> Result<Foreign> {
@@ -173,6 +200,10 @@ impl Foreign {
         self.columns.iter().any(|(name, _)| name == table)
     }
 
+    pub fn tables(&self) -> BTreeSet<String> {
+        self.columns.iter().map(|(table, _)| table.clone()).collect()
+    }
+
     pub fn has_column(&self, table: &str, column: &str) -> bool {
         self.columns.contains(&(table.to_owned(), column.to_owned()))
     }
@@ -185,7 +216,7 @@ impl Foreign {
     }
 
     pub fn count(&mut self, table: &str) -> Result<u64> {
-        let text = format!("SELECT count(*) AS count FROM {table}");
+        let text = format!("SELECT count(*) AS count FROM \"{}\"", table.replace('"', "\"\""));
         let count: Count = sql_query(text).get_result(&mut self.conn).map_err(|error| cannot_read(&error))?;
         Ok(count.count.unsigned_abs())
     }
@@ -216,35 +247,41 @@ impl Foreign {
             return Ok(());
         }
         let text = self.select(table);
-        let of = |cells: Raw| Row { columns: table.columns, cells: cells.0 };
+        let mut some = Gathered { table, at_once, rows: Vec::new(), bytes: 0 };
         match &mut self.conn {
             Conn::Postgres(c) => {
                 let declare = format!("DECLARE foreign_rows NO SCROLL CURSOR FOR {text}");
                 c.batch_execute(&declare).map_err(|error| cannot_read(&error))?;
+                let mut count = 100;
                 loop {
-                    let fetch = format!("FETCH FORWARD {at_once} FROM foreign_rows");
+                    let fetch = format!("FETCH FORWARD {count} FROM foreign_rows");
                     let rows: Vec<Raw> = sql_query(fetch).load(c).map_err(|error| cannot_read(&error))?;
                     if rows.is_empty() {
                         break;
                     }
-                    work(rows.into_iter().map(of).collect())?;
+                    let bytes: usize = rows.iter().map(Raw::bytes).sum();
+                    // as many as are held anyway, whatever their length
+                    count = (count * ROWS_BYTES / 8 / bytes.max(1)).clamp(1, at_once.min(count * 2));
+                    for row in rows {
+                        if let Some(rows) = some.add(row) {
+                            work(rows)?;
+                        }
+                    }
                 }
-                c.batch_execute("CLOSE foreign_rows").map_err(|error| cannot_read(&error))
+                c.batch_execute("CLOSE foreign_rows").map_err(|error| cannot_read(&error))?;
             }
             Conn::Sqlite(c) => {
                 let rows = sql_query(text)
                     .load_iter::<Raw, DefaultLoadingMode>(c)
                     .map_err(|error| cannot_read(&error))?;
-                let mut some = Vec::with_capacity(at_once);
                 for row in rows {
-                    some.push(of(row.map_err(|error| cannot_read(&error))?));
-                    if some.len() == at_once {
-                        work(std::mem::take(&mut some))?;
+                    if let Some(rows) = some.add(row.map_err(|error| cannot_read(&error))?) {
+                        work(rows)?;
                     }
                 }
-                if some.is_empty() { Ok(()) } else { work(some) }
             }
         }
+        if some.rows.is_empty() { Ok(()) } else { work(some.rows) }
     }
 
     /// Columns that an older program did not have are NULL.
@@ -256,8 +293,8 @@ impl Foreign {
             let value = match (self.has_column(table.name, name), self.conn.is_postgres()) {
                 (false, true) => format!("NULL::{}", kind.postgres_type()),
                 (false, false) => "NULL".to_owned(),
-                (true, true) => kind.in_postgres(&column),
-                (true, false) => kind.in_sqlite(&column),
+                (true, true) => kind.in_postgres(&column, table.longest()),
+                (true, false) => kind.in_sqlite(&column, table.longest()),
             };
             text.push_str(&format!(", {value} AS c{at}"));
         }
@@ -287,9 +324,9 @@ impl Kind {
         }
     }
 
-    fn in_postgres(self, column: &str) -> String {
+    fn in_postgres(self, column: &str, longest: usize) -> String {
         match self {
-            Kind::Text => format!("convert_to({column}::text, 'UTF8')"),
+            Kind::Text => format!("convert_to(left({column}::text, {}), 'UTF8')", longest + 1),
             // through int, which flags become too
             Kind::Int => format!(
                 "(CASE {column}::text WHEN 'true' THEN '1' WHEN 'false' THEN '0' ELSE {column}::text END)::bigint"
@@ -298,9 +335,13 @@ impl Kind {
         }
     }
 
-    fn in_sqlite(self, column: &str) -> String {
+    fn in_sqlite(self, column: &str, longest: usize) -> String {
         match self {
-            Kind::Text => format!("CAST({column} AS BLOB)"),
+            // of an empty one a piece is NULL
+            Kind::Text => format!(
+                "CASE WHEN length(CAST({column} AS BLOB)) > {longest} THEN substr(CAST({column} AS BLOB), 1, {}) ELSE CAST({column} AS BLOB) END",
+                longest + 1
+            ),
             Kind::Int => format!("CASE typeof({column}) WHEN 'integer' THEN {column} END"),
             Kind::Real => {
                 format!("CASE WHEN typeof({column}) IN ('real', 'integer') THEN CAST({column} AS REAL) END")
@@ -313,8 +354,50 @@ fn cannot_read(error: &diesel::result::Error) -> Error {
     Error::new(crate::error::Code::Internal, format!("cannot read the database to import from: {error}"))
 }
 
+/// Of rows that are held at once.
+const ROWS_BYTES: usize = 32 << 20;
+
+impl Table {
+    /// Longer texts are cut off where they are read, and not taken: an event is as long as its metadata may be here, an
+    /// answer to a call holds a thousand of them.
+    fn longest(&self) -> usize {
+        if self.name == "usage_events" { 1 << 20 } else { 16 << 20 }
+    }
+}
+
+/// Rows that wait until there are enough of them.
+struct Gathered<'a> {
+    table: &'a Table,
+    at_once: usize,
+    rows: Vec<Row>,
+    bytes: usize,
+}
+
+impl Gathered<'_> {
+    fn add(&mut self, mut raw: Raw) -> Option<Vec<Row>> {
+        self.bytes += raw.bytes();
+        for cell in &mut raw.0 {
+            if cell.bytes() > self.table.longest() {
+                *cell = Cell::TooLong;
+            }
+        }
+        self.rows.push(Row { columns: self.table.columns, cells: raw.0 });
+        if self.rows.len() < self.at_once && self.bytes < ROWS_BYTES {
+            return None;
+        }
+        self.bytes = 0;
+        Some(std::mem::take(&mut self.rows))
+    }
+}
+
 /// A row whose first column tells how the others are read.
 struct Raw(Vec<Cell>);
+
+impl Raw {
+    fn bytes(&self) -> usize {
+        self.0.iter().map(|cell| size_of::<Cell>() + cell.bytes()).sum()
+    }
+}
 
 macro_rules! read_by_shape {
     ($backend:ty) => {
@@ -326,8 +409,7 @@ macro_rules! read_by_shape {
                     Ok(match letter {
                         'i' => NamedRow::get::<Nullable<BigInt>, Option<i64>>(row, &name)?.map(Cell::Int),
                         'r' => NamedRow::get::<Nullable<Double>, Option<f64>>(row, &name)?.map(Cell::Real),
-                        _ => NamedRow::get::<Nullable<Binary>, Option<Vec<u8>>>(row, &name)?
-                            .map(|bytes| String::from_utf8(bytes).map_or(Cell::NotUtf8, Cell::Text)),
+                        _ => NamedRow::get::<Nullable<Binary>, Option<Vec<u8>>>(row, &name)?.map(text_of),
                     }
                     .unwrap_or(Cell::Null))
                 };
@@ -339,3 +421,46 @@ macro_rules! read_by_shape {
 
 read_by_shape!(Pg);
 read_by_shape!(Sqlite);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_read_in_every_form_that_is_one() {
+        let noon = Timestamp::parse("2026-03-01T12:00:00.5Z");
+        for text in [
+            "2026-03-01T12:00:00.5Z",
+            "2026-03-01T12:00:00.500000000Z",
+            "2026-03-01T12:00:00.500000999Z",
+            "2026-03-01T14:00:00.5+02:00",
+            "2026-03-01T04:00:00.50-08:00",
+            "2026-03-01t12:00:00.5z",
+            "2026-03-01 12:00:00.5Z",
+            "2026-03-01 12:00:00.5+00",
+            "2026-03-01 12:00:00.5+00:00",
+        ] {
+            assert_eq!(time_of(text), noon, "{text}");
+        }
+        assert_eq!(time_of("2026-06-30T23:59:60Z"), Timestamp::parse("2026-07-01T00:00:00Z"));
+        assert_eq!(time_of("2026-06-30T23:59:60.75Z"), Timestamp::parse("2026-07-01T00:00:00Z"));
+        for text in [
+            "",
+            "2026-03-01",
+            "2026-03-01T12:00:00",
+            "2026-03-01 12:00:00",
+            "2026-03-01T12:00Z",
+            "2026-02-30T12:00:00Z",
+            "2026-03-01T24:00:00Z",
+            "2026-03-01T12:00:61Z",
+            "10000-01-01T00:00:00Z",
+            "-0001-12-31T23:00:00Z",
+            "0000-12-31T23:00:00Z",
+            "2026-03-01 12:00:00+00 BC",
+            "infinity",
+            "1767225600",
+        ] {
+            assert_eq!(time_of(text), None, "{text}");
+        }
+    }
+}

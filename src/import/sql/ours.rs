@@ -1,12 +1,15 @@
 //! Writes rows of ours that came from elsewhere, and asks what is there. Each row is found by its public id, so that
 //! writing it twice changes nothing.
 
+use std::collections::HashSet;
+
 use diesel::sql_types::{BigInt, Binary, Bool, Nullable, Text};
 use diesel::{OptionalExtension, RunQueryDsl, sql_query};
 
 use crate::both;
 use crate::db::identity::new_id;
 use crate::db::{Conn, DbError};
+use crate::metering::time::Timestamp;
 
 #[derive(Clone, Debug)]
 pub enum Value {
@@ -154,6 +157,87 @@ pub fn put(
     }
     let id = find(conn, table, public_id)?;
     Ok((Put::New, id.ok_or(DbError::Retry)?))
+}
+
+/// From when the periods of a subject are counted now; none without a plan.
+pub fn anchor(conn: &mut Conn, subject_id: i64, now: Timestamp) -> Result<Option<Timestamp>, DbError> {
+    let text = "SELECT anchor AS value FROM plan_assignments
+                WHERE subject_id = $1 AND starts_at <= $2 AND (ends_at IS NULL OR ends_at > $3)
+                ORDER BY starts_at DESC, id DESC LIMIT 1";
+    let found: Option<Number> = both!(conn, c => sql_query(text)
+        .bind::<BigInt, _>(subject_id)
+        .bind::<BigInt, _>(now.0)
+        .bind::<BigInt, _>(now.0)
+        .get_result(c)
+        .optional()?);
+    Ok(found.map(|number| Timestamp(number.value)))
+}
+
+/// Replaces a hash that came from there, unless it was replaced here already.
+pub fn keep_password(conn: &mut Conn, user_id: i64, hash: &str) -> Result<(), DbError> {
+    // bcrypt's begin with $2; people without a password have none
+    let text = "UPDATE users SET password_hash = $1
+                WHERE id = $2 AND password_hash <> $1 AND (password_hash = '' OR substr(password_hash, 2, 1) = '2')";
+    execute(conn, text.to_owned(), &[hash.into(), user_id.into()])?;
+    Ok(())
+}
+
+/// The account with this address, if somebody has shown that it is theirs.
+pub fn verified_user(conn: &mut Conn, email: &str) -> Result<Option<i64>, DbError> {
+    let text = "SELECT id AS value FROM users WHERE email = $1 AND email_verified_at IS NOT NULL";
+    let found: Option<Number> =
+        both!(conn, c => sql_query(text).bind::<Text, _>(email).get_result(c).optional()?);
+    Ok(found.map(|number| number.value))
+}
+
+#[derive(diesel::QueryableByName)]
+struct Pair {
+    #[diesel(sql_type = BigInt)]
+    workspace_id: i64,
+    #[diesel(sql_type = BigInt)]
+    user_id: i64,
+}
+
+/// Takes away memberships of a workspace that came from there and are gone there; not those of people who were invited
+/// here. Ids made there are of version 4.
+pub fn end_memberships(
+    conn: &mut Conn,
+    workspace_id: i64,
+    present: &HashSet<(i64, i64)>,
+) -> Result<usize, DbError> {
+    let text = "SELECT m.workspace_id, m.user_id FROM memberships m JOIN users u ON u.id = m.user_id
+                WHERE m.workspace_id = $1 AND substr(u.public_id, 15, 1) = '4' AND NOT EXISTS (
+                    SELECT 1 FROM invitations i WHERE i.workspace_id = m.workspace_id AND i.email = u.email
+                        AND i.accepted_at IS NOT NULL AND substr(i.public_id, 15, 1) <> '4')";
+    let rows: Vec<Pair> = both!(conn, c => sql_query(text).bind::<BigInt, _>(workspace_id).load(c)?);
+    let mut ended = 0;
+    for Pair { workspace_id, user_id } in rows {
+        if !present.contains(&(workspace_id, user_id)) {
+            let text = "DELETE FROM memberships WHERE workspace_id = $1 AND user_id = $2".to_owned();
+            ended += execute(conn, text, &[workspace_id.into(), user_id.into()])?;
+        }
+    }
+    Ok(ended)
+}
+
+#[derive(diesel::QueryableByName)]
+struct LoginId {
+    #[diesel(sql_type = Text)]
+    login_id: String,
+}
+
+/// Ends sessions of a workspace that came from there and are gone there: signed out, or refreshed. Those that were refreshed
+/// here have a sign-in of their own.
+pub fn end_sessions(conn: &mut Conn, workspace_id: i64, present: &HashSet<String>) -> Result<usize, DbError> {
+    let text = "SELECT DISTINCT s.login_id FROM sessions s
+                WHERE s.workspace_id = $1 AND substr(s.login_id, 15, 1) = '4'
+                  AND NOT EXISTS (SELECT 1 FROM sign_ins i WHERE i.login_id = s.login_id)";
+    let rows: Vec<LoginId> = both!(conn, c => sql_query(text).bind::<BigInt, _>(workspace_id).load(c)?);
+    let mut ended = 0;
+    for LoginId { login_id } in rows.into_iter().filter(|row| !present.contains(&row.login_id)) {
+        ended += execute(conn, "DELETE FROM sessions WHERE login_id = $1".to_owned(), &[login_id.into()])?;
+    }
+    Ok(ended)
 }
 
 #[derive(diesel::QueryableByName)]

@@ -11,7 +11,7 @@ use crate::db::{Conn, DbError};
 use crate::error::Error;
 use crate::metering::quantity::Quantity;
 use crate::tenant::archive::{Kind, Row, hex};
-use crate::tenant::tables::Table;
+use crate::tenant::tables::{self, Table};
 
 #[derive(diesel::QueryableByName)]
 struct Column {
@@ -165,12 +165,66 @@ pub fn count(conn: &mut Conn, table: &Table, workspace_id: i64) -> Result<u64, D
     Ok(found.value.unsigned_abs())
 }
 
+/// Columns that name a row of another table, and what identifies it there.
+const REFERENCES: &[(&str, &str, &str)] = &[
+    ("destination_id", "alert_destinations", "id"),
+    ("destination_id", "alert_destinations", "public_id"),
+    ("event_id", "alert_events", "public_id"),
+    ("meter_id", "meters", "id"),
+    ("plan_id", "plans", "id"),
+    ("rule_id", "alert_rules", "id"),
+    ("subject_id", "subjects", "id"),
+];
+
+/// Columns in which rows of the workspace name something of another one.
+pub fn strays(conn: &mut Conn, workspace_id: i64) -> Result<Vec<String>, DbError> {
+    let mut found = Vec::new();
+    for table in tables::all() {
+        for (column, kind) in columns(conn, table)? {
+            for (name, other, key) in REFERENCES {
+                let is_of_kind = (kind == Kind::Text) == (*key == "public_id");
+                if column != *name || !is_of_kind || !matches!(kind, Kind::Text | Kind::Int) {
+                    continue;
+                }
+                let text = format!(
+                    "SELECT count(*) AS value FROM {} t JOIN {other} o ON o.{key} = t.\"{column}\"
+                     WHERE o.workspace_id <> {workspace_id} AND {}",
+                    table.name,
+                    condition(table, workspace_id)
+                );
+                let count: Number = both!(conn, c => sql_query(text).get_result(c)?);
+                if count.value > 0 {
+                    found.push(format!("{}.{column}", table.name));
+                }
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// Work that was given up elsewhere is told about here and not done: what it was about has other numbers.
+pub fn bury_work(conn: &mut Conn, workspace_id: i64) -> Result<(), DbError> {
+    let text = format!(
+        "UPDATE dead_letters SET requeued_at = created_at WHERE workspace_id = {workspace_id} AND requeued_at IS NULL"
+    );
+    both!(conn, c => sql_query(text).execute(c)?);
+    Ok(())
+}
+
 /// Number and name of a workspace.
 pub fn workspace(conn: &mut Conn, public_id: &str) -> Result<Option<(i64, String)>, DbError> {
     let text = "SELECT id, name FROM workspaces WHERE public_id = $1";
     let found: Option<Named> =
         both!(conn, c => sql_query(text).bind::<Text, _>(public_id).get_result(c).optional()?);
     Ok(found.map(|named| (named.id, named.name)))
+}
+
+/// Whether the user with this number has shown that the address is theirs.
+pub fn is_verified(conn: &mut Conn, number: &str) -> Result<bool, DbError> {
+    let text =
+        "SELECT count(*) AS value FROM users WHERE CAST(id AS TEXT) = $1 AND email_verified_at IS NOT NULL";
+    let found: Number = both!(conn, c => sql_query(text).bind::<Text, _>(number).get_result(c)?);
+    Ok(found.value > 0)
 }
 
 /// The number of the row of this table whose column has this text.

@@ -1,0 +1,367 @@
+//! A body whose lines are handed over while it arrives: taken off the wire by a task of its own, so that a client that
+//! sends everything before it reads an answer is never in its own way; unpacked piece by piece, so that a small body
+//! never becomes a large one at once.
+
+use std::io::Write;
+
+use bytes::Bytes;
+use flate2::write::{MultiGzDecoder, ZlibDecoder};
+use ruzstd::decoding::{BlockDecodingStrategy, FrameDecoder};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::error::{Error, Result};
+
+/// Unpacked at once: gzip makes at most a thousand times as much of it.
+const STEP_BYTES: usize = 4 * 1024;
+/// Line breaks are looked for behind it only; what was handed over is thrown away in pieces of this size.
+const KEPT_BYTES: usize = 256 * 1024;
+
+/// Pieces of a body, as they came; an error is the last one.
+pub type Pieces = mpsc::UnboundedReceiver<Result<Bytes>>;
+
+pub struct Lines {
+    pieces: Pieces,
+    unpacker: Unpacker,
+    /// Unpacked and not handed over, from `at` on; up to `searched` there is no line break.
+    text: Vec<u8>,
+    at: usize,
+    searched: usize,
+    unpacked: usize,
+    limit: usize,
+    has_ended: bool,
+    /// Gone with the lines: then the room that they take is given back.
+    _holder: oneshot::Sender<()>,
+}
+
+impl Lines {
+    pub fn new(pieces: Pieces, unpacker: Unpacker, limit: usize, holder: oneshot::Sender<()>) -> Lines {
+        let (text, at, searched, unpacked) = (Vec::new(), 0, 0, 0);
+        Lines { pieces, unpacker, text, at, searched, unpacked, limit, has_ended: false, _holder: holder }
+    }
+
+    /// The next line that is there already. One that is not UTF-8 is an error of that line alone.
+    pub fn ready(&mut self) -> Option<Result<String>> {
+        let found = self.text[self.searched..].iter().position(|byte| *byte == b'\n');
+        let end = match found {
+            Some(at) => self.searched + at,
+            None if self.has_ended && self.at < self.text.len() => self.text.len(),
+            None => {
+                self.searched = self.text.len();
+                return None;
+            }
+        };
+        let line = std::str::from_utf8(&self.text[self.at..end]).map(str::to_owned);
+        self.at = (end + 1).min(self.text.len());
+        self.searched = self.at;
+        if self.at > KEPT_BYTES || self.at == self.text.len() {
+            self.text.drain(..self.at);
+            (self.at, self.searched) = (0, 0);
+        }
+        Some(line.map_err(|_| Error::invalid_json()))
+    }
+
+    /// Waits for more; false when there will be none. Nothing is lost when it is not waited for to the end.
+    pub async fn more(&mut self) -> Result<bool> {
+        if self.has_ended {
+            return Ok(false);
+        }
+        let Some(piece) = self.pieces.recv().await else {
+            self.has_ended = true;
+            self.unpacker.end(&mut self.text)?;
+            return Ok(true);
+        };
+        let taken = piece.and_then(|piece| self.unpack(&piece));
+        // what comes behind something broken is not looked at
+        self.has_ended = taken.is_err();
+        taken.map(|()| true)
+    }
+
+    fn unpack(&mut self, piece: &[u8]) -> Result<()> {
+        for step in piece.chunks(STEP_BYTES) {
+            let before = self.text.len();
+            self.unpacker.push(step, &mut self.text, self.limit)?;
+            self.unpacked += self.text.len() - before;
+            if self.unpacked > self.limit {
+                self.text.truncate(before);
+                return Err(super::extract::too_large(self.limit));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// How a body is unpacked while it arrives.
+pub enum Unpacker {
+    Plain,
+    Gzip(Box<MultiGzDecoder<Vec<u8>>>),
+    Deflate(Box<ZlibDecoder<Vec<u8>>>),
+    Zstd(Box<Zstd>),
+}
+
+impl Unpacker {
+    pub fn gzip() -> Unpacker {
+        Unpacker::Gzip(Box::new(MultiGzDecoder::new(Vec::new())))
+    }
+
+    pub fn deflate() -> Unpacker {
+        Unpacker::Deflate(Box::new(ZlibDecoder::new(Vec::new())))
+    }
+
+    pub fn zstd() -> Unpacker {
+        Unpacker::Zstd(Box::default())
+    }
+
+    fn push(&mut self, packed: &[u8], to: &mut Vec<u8>, limit: usize) -> Result<()> {
+        let written = match self {
+            Unpacker::Plain => {
+                to.extend_from_slice(packed);
+                Ok(())
+            }
+            Unpacker::Gzip(packer) => packer.write_all(packed).map(|()| to.append(packer.get_mut())),
+            Unpacker::Deflate(packer) => packer.write_all(packed).map(|()| to.append(packer.get_mut())),
+            Unpacker::Zstd(packer) => return packer.push(packed, to, limit),
+        };
+        written.map_err(|_| Error::invalid_json())
+    }
+
+    /// What is left; an error when something is missing.
+    fn end(&mut self, to: &mut Vec<u8>) -> Result<()> {
+        let ended = match self {
+            Unpacker::Plain => return Ok(()),
+            Unpacker::Gzip(packer) => packer.try_finish().map(|()| to.append(packer.get_mut())),
+            Unpacker::Deflate(packer) => packer.try_finish().map(|()| to.append(packer.get_mut())),
+            Unpacker::Zstd(packer) if packer.is_between_frames() => return Ok(()),
+            Unpacker::Zstd(_) => return Err(Error::invalid_json()),
+        };
+        ended.map_err(|_| Error::invalid_json())
+    }
+}
+
+/// Frames of zstd, block by block: the library reads from a source that has to have the whole of one.
+#[derive(Default)]
+pub struct Zstd {
+    packed: Vec<u8>,
+    /// The frame that is open, and whether a checksum ends it.
+    frame: Option<(FrameDecoder, bool)>,
+}
+
+const BLOCK_HEAD: usize = 3;
+const CHECKSUM: usize = 4;
+/// Windows of usual frames; larger ones have to be of use here.
+const WINDOW_BYTES: u64 = 8 << 20;
+
+impl Zstd {
+    fn is_between_frames(&self) -> bool {
+        self.packed.is_empty() && self.frame.is_none()
+    }
+
+    fn push(&mut self, packed: &[u8], to: &mut Vec<u8>, limit: usize) -> Result<()> {
+        self.packed.extend_from_slice(packed);
+        let before = to.len();
+        while self.step(to, limit)? {
+            if to.len() - before > limit {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// One head of a frame or one block; false when it is not there as a whole.
+    fn step(&mut self, to: &mut Vec<u8>, limit: usize) -> Result<bool> {
+        let broken = || Error::invalid_json();
+        let Some((frame, has_checksum)) = &mut self.frame else {
+            let Some(head) = Head::of(&self.packed)? else { return Ok(false) };
+            if head.window > WINDOW_BYTES.max(limit as u64) {
+                return Err(super::extract::too_large(limit));
+            }
+            let mut frame = FrameDecoder::new();
+            frame.init(&self.packed[..head.length]).map_err(|_| broken())?;
+            self.packed.drain(..head.length);
+            self.frame = Some((frame, head.has_checksum));
+            return Ok(true);
+        };
+        let Some(head) = self.packed.first_chunk::<BLOCK_HEAD>() else { return Ok(false) };
+        let head = u32::from_le_bytes([head[0], head[1], head[2], 0]);
+        let content = if (head >> 1) & 3 == 1 { 1 } else { (head >> 3) as usize };
+        let is_last = head & 1 == 1;
+        // a checksum is part of what the library reads with the last block
+        let checksum = if is_last && *has_checksum { CHECKSUM } else { 0 };
+        let length = BLOCK_HEAD + content + checksum;
+        if self.packed.len() < length {
+            return Ok(false);
+        }
+        frame
+            .decode_blocks(&self.packed[..length], BlockDecodingStrategy::UptoBlocks(1))
+            .map_err(|_| broken())?;
+        self.packed.drain(..length);
+        frame.collect_to_writer(&mut *to).map_err(|_| broken())?;
+        if is_last {
+            self.frame = None;
+        }
+        Ok(true)
+    }
+}
+
+/// What stands at the head of a frame.
+struct Head {
+    length: usize,
+    /// How much of what is unpacked has to be held.
+    window: u64,
+    has_checksum: bool,
+}
+
+impl Head {
+    /// None while it is not there as a whole.
+    fn of(bytes: &[u8]) -> Result<Option<Head>> {
+        const MAGIC: [u8; 4] = 0xFD2F_B528_u32.to_le_bytes();
+        if !MAGIC.iter().zip(bytes).all(|(wanted, byte)| wanted == byte) {
+            return Err(Error::invalid_json());
+        }
+        let Some(flags) = bytes.get(MAGIC.len()) else { return Ok(None) };
+        let is_single = flags & 0x20 != 0;
+        let dictionary = [0, 1, 2, 4][usize::from(flags & 3)];
+        let size = match (flags >> 6, is_single) {
+            (0, false) => 0,
+            (0, true) => 1,
+            (log, _) => 1 << log,
+        };
+        let at = MAGIC.len() + 1;
+        let length = at + usize::from(!is_single) + dictionary + size;
+        let Some(rest) = bytes.get(at..length) else { return Ok(None) };
+        let window = match is_single {
+            true => little_endian(&rest[dictionary..]),
+            false => {
+                let base = 1u64 << (10 + (rest[0] >> 3));
+                base + base / 8 * u64::from(rest[0] & 7)
+            }
+        };
+        Ok(Some(Head { length, window, has_checksum: flags & 4 != 0 }))
+    }
+}
+
+fn little_endian(bytes: &[u8]) -> u64 {
+    bytes.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte))
+}
+
+/// A whole body; `limit` and one more byte at most.
+pub fn unpack_zstd(packed: &[u8], limit: usize) -> Result<Vec<u8>> {
+    let (mut zstd, mut text) = (Zstd::default(), Vec::new());
+    for step in packed.chunks(STEP_BYTES) {
+        zstd.push(step, &mut text, limit)?;
+        if text.len() > limit {
+            return Err(super::extract::too_large(limit));
+        }
+    }
+    if zstd.is_between_frames() { Ok(text) } else { Err(Error::invalid_json()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn zstd(text: &[u8]) -> Vec<u8> {
+        ruzstd::encoding::compress_to_vec(text, ruzstd::encoding::CompressionLevel::Fastest)
+    }
+
+    fn gzip(text: &[u8]) -> Vec<u8> {
+        let mut packer = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+        packer.write_all(text).expect("memory");
+        packer.finish().expect("memory")
+    }
+
+    fn deflate(text: &[u8]) -> Vec<u8> {
+        let mut packer = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::default());
+        packer.write_all(text).expect("memory");
+        packer.finish().expect("memory")
+    }
+
+    /// The lines of a body that comes in pieces of this size.
+    async fn read(unpacker: Unpacker, body: &[u8], size: usize, limit: usize) -> Result<Vec<String>> {
+        let (sender, pieces) = mpsc::unbounded_channel();
+        for piece in body.chunks(size) {
+            sender.send(Ok(Bytes::copy_from_slice(piece))).expect("a reader");
+        }
+        drop(sender);
+        let (mut lines, mut found) = (Lines::new(pieces, unpacker, limit, oneshot::channel().0), Vec::new());
+        loop {
+            while let Some(line) = lines.ready() {
+                found.push(line?);
+            }
+            if !lines.more().await? {
+                return Ok(found);
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn lines_are_the_same_however_they_come() {
+        let wanted: Vec<String> = (0..3_000).map(|at| format!("{at} {}", "ü".repeat(at % 97))).collect();
+        let text = wanted.join("\n").into_bytes();
+        let two_frames = [zstd(&text[..5_000]), zstd(&text[5_000..])].concat();
+        type New = fn() -> Unpacker;
+        let cases: [(New, Vec<u8>); 5] = [
+            (|| Unpacker::Plain, text.clone()),
+            (Unpacker::gzip, gzip(&text)),
+            (Unpacker::deflate, deflate(&text)),
+            (Unpacker::zstd, zstd(&text)),
+            (Unpacker::zstd, two_frames),
+        ];
+        for (new, body) in cases {
+            for size in [1, 7, 4_096, usize::MAX] {
+                let found = read(new(), &body, size, text.len()).await.expect("readable");
+                assert!(found == wanted, "{size}");
+            }
+            assert!(read(new(), &body, 1_000, text.len() - 1).await.is_err(), "too long");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_cut_off_or_no_such_thing_is_refused() {
+        let text = "0123456789".repeat(1_000).into_bytes();
+        for (new, body) in [
+            (Unpacker::gzip as fn() -> Unpacker, gzip(&text)),
+            (Unpacker::deflate, deflate(&text)),
+            (Unpacker::zstd, zstd(&text)),
+        ] {
+            for end in [1, body.len() / 2, body.len() - 1] {
+                assert!(read(new(), &body[..end], 11, 1 << 20).await.is_err(), "{end}");
+            }
+            assert!(read(new(), b"no such thing\n", 11, 1 << 20).await.is_err());
+        }
+    }
+
+    /// Blocks of one byte and a length are a hundred thousand times as long unpacked, and a large window says that all of it is
+    /// held.
+    #[test]
+    fn a_large_window_is_refused_before_anything_is_held() {
+        let block = |is_last: bool| {
+            let head = u32::from(is_last) | 1 << 1 | (128 * 1024) << 3;
+            [&head.to_le_bytes()[..3], b" "].concat()
+        };
+        for head in [
+            vec![0x28, 0xB5, 0x2F, 0xFD, 0, 0xA8],
+            [vec![0x28, 0xB5, 0x2F, 0xFD, 0xE0], vec![0xFF; 8]].concat(),
+        ] {
+            let mut body = head;
+            (0..1_000).for_each(|_| body.extend(block(false)));
+            let error = unpack_zstd(&body, 1 << 20).expect_err("refused");
+            assert_eq!(error.code, crate::error::Code::RequestTooLarge);
+        }
+        let mut body = vec![0x28, 0xB5, 0x2F, 0xFD, 0, 0x50];
+        (0..1_000).for_each(|_| body.extend(block(false)));
+        assert!(unpack_zstd(&body, 1 << 20).is_err(), "beyond the limit");
+        let small = [vec![0x28, 0xB5, 0x2F, 0xFD, 0, 0x50], block(true)].concat();
+        assert_eq!(unpack_zstd(&small, 1 << 20).expect("readable"), vec![b' '; 128 * 1024]);
+    }
+
+    #[tokio::test]
+    async fn a_line_that_is_no_text_fails_alone() {
+        let (sender, pieces) = mpsc::unbounded_channel();
+        sender.send(Ok(Bytes::from_static(b"a\n\xFF\xFE\nb"))).expect("a reader");
+        drop(sender);
+        let mut lines = Lines::new(pieces, Unpacker::Plain, 100, oneshot::channel().0);
+        while lines.more().await.expect("readable") {}
+        let found: Vec<Option<String>> = std::iter::from_fn(|| lines.ready()).map(Result::ok).collect();
+        assert_eq!(found, [Some("a".to_owned()), None, Some("b".to_owned())]);
+    }
+}
