@@ -5,7 +5,8 @@
 use std::io::Write;
 
 use bytes::Bytes;
-use flate2::write::{MultiGzDecoder, ZlibDecoder};
+use flate2::write::MultiGzDecoder;
+use flate2::{Decompress, FlushDecompress, Status};
 use ruzstd::decoding::{BlockDecodingStrategy, FrameDecoder};
 use tokio::sync::{mpsc, oneshot};
 
@@ -67,8 +68,9 @@ impl Lines {
         }
         let Some(piece) = self.pieces.recv().await else {
             self.has_ended = true;
+            let before = self.text.len();
             self.unpacker.end(&mut self.text)?;
-            return Ok(true);
+            return self.count(before).map(|()| true);
         };
         let taken = piece.and_then(|piece| self.unpack(&piece));
         // what comes behind something broken is not looked at
@@ -80,11 +82,17 @@ impl Lines {
         for step in piece.chunks(STEP_BYTES) {
             let before = self.text.len();
             self.unpacker.push(step, &mut self.text, self.limit)?;
-            self.unpacked += self.text.len() - before;
-            if self.unpacked > self.limit {
-                self.text.truncate(before);
-                return Err(super::extract::too_large(self.limit));
-            }
+            self.count(before)?;
+        }
+        Ok(())
+    }
+
+    /// What came behind `before`.
+    fn count(&mut self, before: usize) -> Result<()> {
+        self.unpacked += self.text.len() - before;
+        if self.unpacked > self.limit {
+            self.text.truncate(before);
+            return Err(super::extract::too_large(self.limit));
         }
         Ok(())
     }
@@ -94,7 +102,7 @@ impl Lines {
 pub enum Unpacker {
     Plain,
     Gzip(Box<MultiGzDecoder<Vec<u8>>>),
-    Deflate(Box<ZlibDecoder<Vec<u8>>>),
+    Deflate(Box<Deflate>),
     Zstd(Box<Zstd>),
 }
 
@@ -104,7 +112,7 @@ impl Unpacker {
     }
 
     pub fn deflate() -> Unpacker {
-        Unpacker::Deflate(Box::new(ZlibDecoder::new(Vec::new())))
+        Unpacker::Deflate(Box::new(Deflate { stream: Decompress::new(true), has_ended: false }))
     }
 
     pub fn zstd() -> Unpacker {
@@ -118,7 +126,7 @@ impl Unpacker {
                 Ok(())
             }
             Unpacker::Gzip(packer) => packer.write_all(packed).map(|()| to.append(packer.get_mut())),
-            Unpacker::Deflate(packer) => packer.write_all(packed).map(|()| to.append(packer.get_mut())),
+            Unpacker::Deflate(packer) => return packer.push(packed, to),
             Unpacker::Zstd(packer) => return packer.push(packed, to, limit),
         };
         written.map_err(|_| Error::invalid_json())
@@ -129,11 +137,42 @@ impl Unpacker {
         let ended = match self {
             Unpacker::Plain => return Ok(()),
             Unpacker::Gzip(packer) => packer.try_finish().map(|()| to.append(packer.get_mut())),
-            Unpacker::Deflate(packer) => packer.try_finish().map(|()| to.append(packer.get_mut())),
+            Unpacker::Deflate(packer) if packer.has_ended => return Ok(()),
+            Unpacker::Deflate(_) => return Err(Error::invalid_json()),
             Unpacker::Zstd(packer) if packer.is_between_frames() => return Ok(()),
             Unpacker::Zstd(_) => return Err(Error::invalid_json()),
         };
         ended.map_err(|_| Error::invalid_json())
+    }
+}
+
+/// The library's own writer does not tell a stream that was cut off from one that is whole.
+pub struct Deflate {
+    stream: Decompress,
+    has_ended: bool,
+}
+
+impl Deflate {
+    fn push(&mut self, mut packed: &[u8], to: &mut Vec<u8>) -> Result<()> {
+        loop {
+            if self.has_ended {
+                return if packed.is_empty() { Ok(()) } else { Err(Error::invalid_json()) };
+            }
+            to.reserve(STEP_BYTES);
+            let (before, length) = (self.stream.total_in(), to.len());
+            let status = self.stream.decompress_vec(packed, to, FlushDecompress::None);
+            let status = status.map_err(|_| Error::invalid_json())?;
+            let taken = (self.stream.total_in() - before) as usize;
+            packed = &packed[taken..];
+            self.has_ended = status == Status::StreamEnd;
+            if taken == 0 && to.len() == length && !packed.is_empty() && !self.has_ended {
+                return Err(Error::invalid_json());
+            }
+            // with room left there is nothing more to be had of what came
+            if packed.is_empty() && to.len() < to.capacity() && !self.has_ended {
+                return Ok(());
+            }
+        }
     }
 }
 
