@@ -14,10 +14,12 @@ use crate::alerts::state::{self, Observation, State, Step};
 use crate::db::{Conn, DbError, Store};
 use crate::error::{Error, Result};
 use crate::jobs::queue;
+use crate::metering::calendar::Zone;
 use crate::metering::meter::Meter;
 use crate::metering::time::{SECOND, Timestamp, Window};
 use crate::meters;
 use crate::usage::aggregate;
+use crate::usage::home_zone;
 use crate::usage::query::{GROUPS_MAX, GroupField, GroupedAggregates, Query};
 
 /// Rules evaluated in one transaction; rules of one batch that watch the same numbers share one look at them.
@@ -132,8 +134,11 @@ pub(super) fn query(terms: &RuleSpec, meter: Arc<Meter>, window: Window) -> Resu
 
 fn see(conn: &mut Conn, rule: &Rule, meter: Arc<Meter>, now: Timestamp) -> Result<Observation, DbError> {
     let terms = &rule.terms;
-    let length = terms.window_seconds * SECOND;
-    let window = Window { from: now.plus(-length), to: now };
+    let home = match &terms.period {
+        Some(_) => home_zone::find(conn, rule.workspace_id)?,
+        None => Zone::UTC,
+    };
+    let window = terms.window(&home, now);
     let query = match query(terms, meter.clone(), window) {
         Ok(query) => query,
         Err(error) => return Ok(Observation::Failed(error.message)),
@@ -147,7 +152,7 @@ fn see(conn: &mut Conn, rule: &Rule, meter: Arc<Meter>, now: Timestamp) -> Resul
         return Ok(Observation::Failed(error.message));
     }
     let mut values = cells.into_groups().map(|(group, part)| {
-        (group.into_iter().next().unwrap_or_default(), part.value(meter.aggregation, length))
+        (group.into_iter().next().unwrap_or_default(), part.value(meter.aggregation, window.length()))
     });
     Ok(match terms.group_by {
         Some(_) => Observation::Groups(values.collect()),

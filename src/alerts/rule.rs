@@ -5,10 +5,13 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use utoipa::ToSchema;
 
+use crate::entitlements::period::{Period, WindowInput};
 use crate::error::{Error, Result};
+use crate::metering::calendar::Zone;
 use crate::metering::event::InputQuantity;
 use crate::metering::filter::Filter;
 use crate::metering::quantity::Quantity;
+use crate::metering::time::{SECOND, Timestamp, Window};
 use crate::usage::query::parse_subject_filter;
 
 const NAME_CHARS_MAX: usize = 120;
@@ -90,6 +93,9 @@ pub struct RuleInput {
     /// At most 50 entries, of at most 512 bytes each.
     pub metadata: Option<BTreeMap<String, String>>,
     pub window_seconds: Option<i64>,
+    /// A size of a bucket: what counts is the one that runs, so far. Instead of `window_seconds`, which it goes before.
+    pub period: Option<String>,
+    pub window: Option<WindowInput>,
     #[schema(pattern = "^(gt|gte|lt|lte|eq|neq)?$")]
     pub comparator: Option<String>,
     #[schema(value_type = Option<Quantity>)]
@@ -108,6 +114,8 @@ pub struct RuleSpec {
     /// Path to text, all of which an event must have.
     pub metadata: BTreeMap<String, String>,
     pub window_seconds: i64,
+    /// Windows of a calendar, instead of the last so many seconds.
+    pub period: Option<Period>,
     pub comparator: Comparator,
     pub threshold: Quantity,
     pub evaluation_interval_seconds: i64,
@@ -124,6 +132,7 @@ impl RuleSpec {
             subject: None,
             metadata: BTreeMap::new(),
             window_seconds: WINDOW_SECONDS_DEFAULT,
+            period: None,
             comparator: Comparator::Gte,
             threshold: Quantity::zero(),
             evaluation_interval_seconds: INTERVAL_SECONDS_DEFAULT,
@@ -155,6 +164,15 @@ impl RuleSpec {
             }
             terms.window_seconds = seconds;
         }
+        if input.period.is_some() || input.window.is_some() {
+            let word = input.period.as_deref().map(str::trim).unwrap_or_default();
+            terms.period = match (word, &input.window) {
+                ("", None) => None,
+                ("", Some(window)) if *window == WindowInput::default() => None,
+                ("", Some(_)) => return Err(Error::invalid("window needs a period")),
+                (word, window) => Some(Period::read_calendar(word, window.as_ref())?),
+            };
+        }
         if let Some(comparator) = input.comparator.as_deref().filter(|text| !text.is_empty()) {
             terms.comparator = Comparator::parse(comparator)?;
         }
@@ -181,9 +199,20 @@ impl RuleSpec {
         Ok(Filter::all(rules.collect::<Result<_>>()?))
     }
 
+    /// What is looked at now. `home` is the zone of the workspace.
+    pub fn window(&self, home: &Zone, now: Timestamp) -> Window {
+        let from = match &self.period {
+            Some(period) => period.window(Timestamp(0), home, now).from,
+            None => now.plus(-self.window_seconds * SECOND),
+        };
+        // never empty, also when a window has just begun
+        Window { from, to: now.max(from.plus(1)) }
+    }
+
     /// The same terms watch the same numbers: one look at them serves all such rules of a meter.
-    pub fn scope(&self) -> (i64, Option<&str>, &BTreeMap<String, String>, Option<&str>) {
-        (self.window_seconds, self.subject.as_deref(), &self.metadata, self.group_by.as_deref())
+    pub fn scope(&self) -> (i64, &str, Option<&str>, &BTreeMap<String, String>, Option<&str>) {
+        let period = self.period.as_ref().map(Period::as_str).unwrap_or_default();
+        (self.window_seconds, period, self.subject.as_deref(), &self.metadata, self.group_by.as_deref())
     }
 }
 

@@ -15,6 +15,7 @@ use utoipa::ToSchema;
 
 use crate::alerts::rule::RuleSpec;
 use crate::alerts::state::{State, Transition};
+use crate::entitlements::period::{Period, WindowInput};
 use crate::error::{Error, Result};
 use crate::metering::json::escape_html;
 use crate::metering::quantity::Quantity;
@@ -105,6 +106,10 @@ pub struct RulePart<'a> {
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub metadata: BTreeMap<String, String>,
     pub window_seconds: i64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub period: Option<&'a Period>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub window: Option<WindowInput>,
     pub comparator: &'static str,
     pub threshold: Quantity,
     pub evaluation_interval_seconds: i64,
@@ -126,6 +131,8 @@ impl<'a> RulePart<'a> {
             subject: terms.subject.as_deref(),
             metadata: terms.metadata.clone(),
             window_seconds: terms.window_seconds,
+            period: terms.period.as_ref(),
+            window: terms.period.as_ref().and_then(Period::described),
             comparator: terms.comparator.as_str(),
             threshold: terms.threshold.clone(),
             evaluation_interval_seconds: terms.evaluation_interval_seconds,

@@ -81,11 +81,9 @@ impl App {
         };
         let ranges: Vec<Range> = plan
             .limits_of(found.id)
-            .map(|limit| Range {
-                subject_id: assigned.subject_id,
-                meter_id: found.id,
-                anchor: span.anchor,
-                window: limit.period.window(span.anchor, *now),
+            .map(|limit| {
+                let who = (assigned.subject_id, found.id);
+                Range::at(who, &limit.period, span.anchor, &span.zone, *now)
             })
             .collect();
         let counted = self.counters.load(ranges.clone()).await?;
@@ -93,7 +91,10 @@ impl App {
             .limits_of(found.id)
             .zip(ranges)
             .zip(counted)
-            .map(|((limit, range), counted)| Candidate { limit, window: range.window, counted })
+            .map(|((limit, range), counted)| {
+                let period = limit.period.in_zone(&span.zone);
+                Candidate { limit, period, window: range.window, counted }
+            })
             .collect();
         let (subject, meter, quantity) = (subject.clone(), meter.clone(), quantity.clone());
         Ok(Check::of(subject, meter, quantity, &plan, found.aggregation, &candidates, *now))

@@ -34,8 +34,11 @@ pub async fn query(config: &Config, asked: &UsageQuery) -> Result<Outcome> {
         ("meter", asked.meter.as_str()),
         ("from", &from),
         ("to", &to),
-        ("bucket_size", asked.bucket.name()),
+        ("bucket_size", asked.bucket.as_str()),
     ];
+    let calendar =
+        [("time_zone", &asked.time_zone), ("anchor", &asked.anchor), ("week_start", &asked.week_start)];
+    pairs.extend(calendar.into_iter().filter_map(|(name, value)| Some((name, value.as_deref()?))));
     pairs.extend(asked.subject.as_deref().map(|subject| ("subject", subject)));
     pairs.extend(asked.group_by.iter().map(|field| ("group_by", field.as_str())));
     let path = format!("/v1/usages?{}", query_string(pairs));

@@ -349,7 +349,7 @@ pub struct EventsTail {
 
 #[derive(Clone, Debug, Subcommand)]
 pub enum Usage {
-    /// Sums of a meter by hour, day or month
+    /// Sums of a meter by hour, day, month or any other size, in any time zone
     Query(UsageQuery),
 }
 
@@ -365,8 +365,18 @@ pub struct UsageQuery {
     /// End of the window; without it, now
     #[arg(long, value_name = "TIME")]
     pub to: Option<String>,
-    #[arg(long, value_enum, default_value = "day")]
-    pub bucket: Bucket,
+    /// minute, 5m, 15m, hour, day, week, month, quarter, year, or so many: 6h, 10d, 3m
+    #[arg(long, value_name = "SIZE", default_value = "day")]
+    pub bucket: String,
+    /// Where days begin, such as Europe/Berlin; without it, as the workspace has it
+    #[arg(long, value_name = "ZONE")]
+    pub time_zone: Option<String>,
+    /// Buckets are counted from here
+    #[arg(long, value_name = "TIME")]
+    pub anchor: Option<String>,
+    /// monday or sunday
+    #[arg(long, value_name = "DAY")]
+    pub week_start: Option<String>,
     /// Of this subject
     #[arg(long, value_name = "NAME")]
     pub subject: Option<String>,
@@ -375,23 +385,6 @@ pub struct UsageQuery {
     pub group_by: Vec<String>,
     #[command(flatten)]
     pub json: Json,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Bucket {
-    Hour,
-    Day,
-    Month,
-}
-
-impl Bucket {
-    pub fn name(self) -> &'static str {
-        match self {
-            Bucket::Hour => "hour",
-            Bucket::Day => "day",
-            Bucket::Month => "month",
-        }
-    }
 }
 
 #[derive(Clone, Debug, Args)]

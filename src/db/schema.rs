@@ -462,6 +462,7 @@ table! {
         starts_at -> BigInt,
         ends_at -> Nullable<BigInt>,
         anchor -> BigInt,
+        time_zone -> Text,
         updated_at -> BigInt,
     }
 }
@@ -469,10 +470,11 @@ table! {
 table! {
     use diesel::sql_types::*;
     use crate::db::schema::ExactDecimal;
-    quota_counters (subject_id, meter_id, anchor, day_start) {
+    quota_counters (subject_id, meter_id, anchor, series, day_start) {
         subject_id -> BigInt,
         meter_id -> BigInt,
         anchor -> BigInt,
+        series -> Text,
         day_start -> BigInt,
         event_count -> BigInt,
         quantity_sum -> ExactDecimal,
@@ -693,6 +695,7 @@ table! {
         subject -> Nullable<Text>,
         metadata -> Text,
         window_seconds -> BigInt,
+        period -> Nullable<Text>,
         comparator -> Text,
         threshold -> Text,
         evaluation_interval_seconds -> BigInt,

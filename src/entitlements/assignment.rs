@@ -1,5 +1,6 @@
 //! Which plan a subject has, and when (jobs.md 4.2). A subject has at most one effective assignment at any instant.
 
+use crate::metering::calendar::Zone;
 use crate::metering::time::{SECOND, Timestamp};
 use crate::string_enum::string_enum;
 
@@ -17,12 +18,14 @@ impl Status {
 }
 
 /// One stretch of a subject's history; canceled ones are left out. Histories are in the order of their starts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AssignmentPeriod {
     pub plan_id: i64,
     pub starts_at: Timestamp,
     pub ends_at: Option<Timestamp>,
     pub anchor: Timestamp,
+    /// Where days begin for limits that name no zone.
+    pub zone: Zone,
 }
 
 impl AssignmentPeriod {
@@ -86,6 +89,7 @@ mod tests {
             starts_at: Timestamp(starts_at),
             ends_at: ends_at.map(Timestamp),
             anchor: Timestamp(0),
+            zone: Zone::UTC,
         }
     }
 

@@ -5,7 +5,7 @@
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::entitlements::period::Period;
+use crate::entitlements::period::{Period, WindowInput};
 use crate::entitlements::plan::{Enforcement, FailurePolicy, Limit, Plan};
 use crate::entitlements::quota::{QuotaUsage, State, message, seconds_until, tightness, value};
 use crate::metering::event::Event;
@@ -34,6 +34,8 @@ pub struct Quota {
     pub plan_name: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub period: Option<Period>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub window: Option<WindowInput>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub from: Option<Timestamp>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -86,8 +88,16 @@ impl Verdict {
 /// One limit on the meter, with what its window holds before the event.
 pub struct Counted<'a> {
     pub limit: &'a Limit,
+    /// That of the limit, in the zone of the assignment.
+    pub period: Period,
     pub window: Window,
     pub part: Option<&'a Part>,
+}
+
+impl Counted<'_> {
+    fn reset_at(&self) -> Timestamp {
+        self.period.reset_at(self.window, self.part)
+    }
 }
 
 /// Judges an event against the limits of its meter. A limit that refuses does so whatever the unread ones would say;
@@ -133,11 +143,11 @@ fn assess(event: &Event, plan: Option<&Plan>, limits: &[Counted], now: Timestamp
     let rank = |(counted, measure): &(&Counted, QuotaUsage)| {
         let refuses = measure.overage.is_positive();
         let is_hard = counted.limit.enforcement == Enforcement::Hard;
-        (refuses && is_hard, tightness(refuses, counted.window, &measure.percent))
+        (refuses && is_hard, tightness(refuses, counted.reset_at(), &measure.percent))
     };
     let tightest = judged.max_by(|a, b| rank(a).cmp(&rank(b)));
     let Some((counted, measure)) = tightest else { return unlimited(event, plan) };
-    let (limit, window) = (counted.limit, counted.window);
+    let (limit, window, reset_at) = (counted.limit, counted.window, counted.reset_at());
     let allowed = !measure.overage.is_positive();
     Quota {
         allowed,
@@ -147,11 +157,12 @@ fn assess(event: &Event, plan: Option<&Plan>, limits: &[Counted], now: Timestamp
         limit: limit.quantity.clone(),
         remaining: measure.remaining,
         overage: measure.overage,
-        period: Some(limit.period),
+        window: counted.period.described(),
+        period: Some(counted.period.clone()),
         from: Some(window.from),
         to: Some(window.to),
-        period_reset_at: Some(window.to),
-        retry_after_seconds: (!allowed).then(|| seconds_until(window.to, now)).flatten(),
+        period_reset_at: Some(reset_at),
+        retry_after_seconds: (!allowed).then(|| seconds_until(reset_at, now)).flatten(),
         enforcement: limit.enforcement,
         failure_policy: limit.failure_policy,
         message: message(allowed, measure.state),
@@ -179,6 +190,7 @@ fn unlimited(event: &Event, plan: Option<&Plan>) -> Quota {
         plan_id: plan.map(|plan| plan.public_id.clone()),
         plan_name: plan.map(|plan| plan.name.clone()),
         period: None,
+        window: None,
         from: None,
         to: None,
         period_reset_at: None,

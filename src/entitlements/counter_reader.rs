@@ -101,6 +101,6 @@ fn answer(store: &Store, group: Vec<Question>) {
 }
 
 fn read(store: &Store, group: &[Question]) -> Result<Vec<Option<Part>>> {
-    let ranges: Vec<Range> = group.iter().flat_map(|question| question.ranges.iter().copied()).collect();
+    let ranges: Vec<Range> = group.iter().flat_map(|question| question.ranges.iter().cloned()).collect();
     store.read_blocking("counters::load", move |conn| counters::load(conn, &ranges))
 }

@@ -15,9 +15,10 @@ use crate::entitlements::sql::counters::{self, Range};
 use crate::entitlements::sql::plans::{self, word};
 use crate::entitlements::sql::states::{self, Standing, StateRow};
 use crate::jobs::queue::DeadLetter;
+use crate::metering::calendar::Zone;
 use crate::metering::meter::Meter;
 use crate::metering::rollup::Part;
-use crate::metering::time::{HOUR, Timestamp, Window};
+use crate::metering::time::{DAY, HOUR, Timestamp, Window};
 use crate::meters;
 
 /// An event may be stored this long after the server saw it.
@@ -36,12 +37,19 @@ struct Subject<'a> {
 }
 
 /// One window of one period of the subject.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Place {
     anchor: Timestamp,
+    /// Names its zone, where it has one.
     period: Period,
     from: Timestamp,
     to: Timestamp,
+}
+
+impl Place {
+    fn window(&self) -> Window {
+        Window { from: self.from, to: self.to }
+    }
 }
 
 /// Brings states and snapshots of a subject and meter up to date. Returns when they will change by themselves.
@@ -101,22 +109,27 @@ impl Subject<'_> {
                 && span.starts_at < place.to
                 && span.ends_at.is_none_or(|end| end > place.from)
         })?;
-        self.limits(last.plan_id).find(|(_, limit)| limit.period == place.period)
+        self.limits(last.plan_id).find(|(_, limit)| limit.period.in_zone(&last.zone) == place.period)
     }
 
-    fn place(&self, span: &AssignmentPeriod, period: Period, at: Timestamp) -> Place {
-        let Window { from, to } = period.window(span.anchor, at);
-        Place { anchor: span.anchor, period, from, to }
+    fn place(&self, span: &AssignmentPeriod, period: &Period, at: Timestamp) -> Place {
+        let Window { from, to } = period.window(span.anchor, &span.zone, at);
+        Place { anchor: span.anchor, period: period.in_zone(&span.zone), from, to }
+    }
+
+    /// Periods by which any plan on this anchor limits the meter: an event may be dated under one version and count in a
+    /// window that another one limits.
+    fn periods(&self, anchor: Timestamp) -> BTreeSet<Period> {
+        let spans = self.history.iter().filter(|span| span.anchor == anchor);
+        let limits = spans.flat_map(|span| self.limits(span.plan_id).map(move |(_, limit)| (span, limit)));
+        limits.map(|(span, limit)| limit.period.in_zone(&span.zone)).collect()
     }
 
     /// Windows that a late event counts in.
     fn places_of(&self, at: Timestamp) -> BTreeSet<Place> {
         let Some(span) = assignment_for_event(&self.history, at) else { return BTreeSet::new() };
-        [Period::Day, Period::Week, Period::Month, Period::Year]
-            .into_iter()
-            .map(|period| self.place(span, period, at))
-            .filter(|place| place.from <= self.now)
-            .collect()
+        let places = self.periods(span.anchor).into_iter().filter(Period::has_snapshots);
+        places.map(|period| self.place(span, &period, at)).filter(|place| place.from <= self.now).collect()
     }
 
     /// Windows that were open at some time since.
@@ -127,14 +140,15 @@ impl Subject<'_> {
             if end < since {
                 continue;
             }
-            for (_, limit) in self.limits(span.plan_id) {
-                let mut place = self.place(span, limit.period, since.max(span.starts_at));
+            for (_, limit) in self.limits(span.plan_id).filter(|(_, limit)| limit.period.has_snapshots()) {
+                let mut place = self.place(span, &limit.period, since.max(span.starts_at));
                 while places.len() < WINDOWS_MAX {
+                    let to = place.to;
                     places.insert(place);
-                    if place.to > end {
+                    if to > end {
                         break;
                     }
-                    place = self.place(span, limit.period, place.to);
+                    place = self.place(span, &limit.period, to);
                 }
             }
         }
@@ -142,13 +156,15 @@ impl Subject<'_> {
     }
 
     fn count(&self, conn: &mut Conn, places: &[Place]) -> Result<Vec<Option<Part>>, DbError> {
-        let range = |place: &Place| Range {
-            subject_id: self.subject_id,
-            meter_id: self.meter.id,
-            anchor: place.anchor,
-            window: Window { from: place.from, to: place.to },
+        let range = |place: &Place| {
+            // each period names its zone
+            Range::of(self.who(), &place.period, place.anchor, &Zone::UTC, place.window())
         };
         counters::load(conn, &places.iter().map(range).collect::<Vec<_>>())
+    }
+
+    fn who(&self) -> (i64, i64) {
+        (self.subject_id, self.meter.id)
     }
 
     /// Records what these windows came to. Windows without usage have no snapshot.
@@ -157,12 +173,11 @@ impl Subject<'_> {
         let counted = self.count(conn, &places)?;
         for (place, part) in places.iter().zip(counted) {
             let (Some(part), Some((plan, limit))) = (part, self.limit_of(place)) else { continue };
-            let current =
-                value(Some(&part), self.meter.aggregation, Window { from: place.from, to: place.to });
+            let current = value(Some(&part), self.meter.aggregation, place.window());
             let measure = QuotaUsage::against(limit, current);
             states::put_snapshot(
                 conn,
-                &self.standing(plan, limit, &measure),
+                &self.standing(plan, limit, &place.period, &measure),
                 place.from,
                 place.to,
                 part.count,
@@ -178,23 +193,26 @@ impl Subject<'_> {
             states::remove(conn, self.subject_id, self.meter.id, &[])?;
             return Ok(None);
         };
-        let limits: Vec<(&Plan, &Limit)> = self.limits(span.plan_id).collect();
-        let kept: Vec<&str> = limits.iter().map(|(_, limit)| limit.period.as_str()).collect();
-        states::remove(conn, self.subject_id, self.meter.id, &kept)?;
+        let mut seen = BTreeSet::new();
+        // two limits may come to the same windows, once the zone of the subject is known: the first one is evaluated
+        let limits: Vec<(&Plan, &Limit)> = self
+            .limits(span.plan_id)
+            .filter(|(_, limit)| seen.insert(limit.period.in_zone(&span.zone)))
+            .collect();
         let places: Vec<Place> =
-            limits.iter().map(|(_, limit)| self.place(span, limit.period, self.now)).collect();
+            limits.iter().map(|(_, limit)| self.place(span, &limit.period, self.now)).collect();
+        let kept: Vec<&str> = places.iter().map(|place| place.period.as_str()).collect();
+        states::remove(conn, self.subject_id, self.meter.id, &kept)?;
+        self.forget(conn)?;
         let counted = self.count(conn, &places)?;
         let mut moves: Vec<Timestamp> = Vec::new();
         for (((plan, limit), place), part) in limits.into_iter().zip(&places).zip(counted) {
-            moves.extend(part.is_some().then_some(place.to));
-            // events may be dated ahead: their window moves the state when it begins
-            let ahead = counters::first_day(conn, self.subject_id, self.meter.id, place.anchor, place.to)?;
-            moves.extend(ahead.map(|day| limit.period.window(place.anchor, day).from));
-            let window = Window { from: place.from, to: place.to };
-            let measure = QuotaUsage::against(limit, value(part.as_ref(), self.meter.aggregation, window));
-            let previous = before.iter().find(|state| state.period == limit.period.as_str());
+            moves.extend(self.next_move(conn, place, part.as_ref())?);
+            let measure =
+                QuotaUsage::against(limit, value(part.as_ref(), self.meter.aggregation, place.window()));
+            let previous = before.iter().find(|state| state.period == place.period.as_str());
             let previous = previous.map(|row| word(State::parse(&row.state), &row.state)).transpose()?;
-            let standing = self.standing(plan, limit, &measure);
+            let standing = self.standing(plan, limit, &place.period, &measure);
             states::put_state(conn, &standing)?;
             if let Some(kind) = transition(previous, measure.state) {
                 states::add_event(conn, &standing, previous, kind)?;
@@ -203,13 +221,53 @@ impl Subject<'_> {
         Ok(moves.into_iter().min())
     }
 
-    fn standing<'s>(&self, plan: &Plan, limit: &'s Limit, measure: &'s QuotaUsage) -> Standing<'s> {
+    /// When a window changes by itself: it ends, or one with events in it begins that are dated ahead.
+    fn next_move(
+        &self,
+        conn: &mut Conn,
+        place: &Place,
+        part: Option<&Part>,
+    ) -> Result<Option<Timestamp>, DbError> {
+        let Place { period, anchor, to, .. } = place;
+        let over = part.map(|_| period.reset_at(place.window(), part));
+        // one that slides may change all the time: it is looked at sixty times while it moves by its length
+        let soonest = self.now.plus(period.horizon().map_or(0, |width| width / 60));
+        let series = period.finest(&Zone::UTC);
+        let ahead = counters::first_day(conn, self.who(), *anchor, &series, *to)?;
+        let begins = ahead.map(|at| match period.horizon() {
+            Some(_) => at,
+            None => period.window(*anchor, &Zone::UTC, at).from,
+        });
+        Ok([over, begins].into_iter().flatten().min().map(|at| at.max(soonest)))
+    }
+
+    /// Removes counters that no sliding window needs any more.
+    fn forget(&self, conn: &mut Conn) -> Result<(), DbError> {
+        let limits = self.history.iter().flat_map(|span| self.limits(span.plan_id));
+        match limits.filter_map(|(_, limit)| limit.period.horizon()).max() {
+            Some(width) => {
+                // a coarse counter begins up to a day before the window
+                let before = self.now.plus(-width - DAY - STRAGGLERS);
+                counters::forget_slides(conn, self.who(), before)
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn standing<'s>(
+        &self,
+        plan: &Plan,
+        limit: &'s Limit,
+        period: &'s Period,
+        measure: &'s QuotaUsage,
+    ) -> Standing<'s> {
         Standing {
             workspace_id: self.workspace_id,
             subject_id: self.subject_id,
             meter_id: self.meter.id,
             plan_id: plan.id,
             limit,
+            period,
             measure,
             at: self.now,
         }

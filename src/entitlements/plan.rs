@@ -7,7 +7,7 @@ use std::collections::HashSet;
 use serde::Deserialize;
 use utoipa::ToSchema;
 
-use crate::entitlements::period::Period;
+use crate::entitlements::period::{Period, WindowInput};
 use crate::error::{Error, Result};
 use crate::metering::event::InputQuantity;
 use crate::metering::quantity::Quantity;
@@ -50,8 +50,8 @@ impl Plan {
         self.limits.iter().filter(move |limit| limit.meter_id == meter_id)
     }
 
-    pub fn limit(&self, meter_id: i64, period: Period) -> Option<&Limit> {
-        self.limits_of(meter_id).find(|limit| limit.period == period)
+    pub fn limit(&self, meter_id: i64, period: &Period) -> Option<&Limit> {
+        self.limits_of(meter_id).find(|limit| limit.period == *period)
     }
 }
 
@@ -89,8 +89,9 @@ impl PlanInput {
 pub struct LimitInput {
     #[schema(value_type = String, min_length = 1)]
     pub meter: Option<String>,
-    #[schema(pattern = "^(day|week|month|year)?$")]
+    /// `day`, `week`, `month` or `year`; with a `window` any size of a bucket.
     pub period: Option<String>,
+    pub window: Option<WindowInput>,
     #[schema(value_type = Quantity)]
     pub limit: Option<InputQuantity>,
     #[schema(value_type = Option<Quantity>)]
@@ -134,7 +135,7 @@ impl Draft {
         }
         let limits = inputs.into_iter().map(DraftLimit::parse).collect::<Result<Vec<_>>>()?;
         let mut seen = HashSet::new();
-        if let Some(twice) = limits.iter().find(|limit| !seen.insert((limit.meter.as_str(), limit.period))) {
+        if let Some(twice) = limits.iter().find(|limit| !seen.insert((limit.meter.as_str(), &limit.period))) {
             let (meter, period) = (&twice.meter, twice.period.as_str());
             return Err(Error::invalid(format!("meter {meter:?} is limited twice per {period}")));
         }
@@ -169,7 +170,7 @@ impl DraftLimit {
             word => FailurePolicy::parse(word)
                 .ok_or_else(|| Error::invalid("failure_policy must be fail_open or fail_closed"))?,
         };
-        let period = Period::read(&input.period.unwrap_or_default())?;
+        let period = Period::read(&input.period.unwrap_or_default(), input.window.as_ref())?;
         Ok(DraftLimit { meter, period, quantity, warning_percent, enforcement, failure_policy })
     }
 }
@@ -199,13 +200,13 @@ mod tests {
         .expect("valid");
         assert_eq!((draft.name.as_str(), draft.limits.len()), ("Gold", 2));
         let [first, second] = &draft.limits[..] else { panic!("two limits") };
-        assert_eq!((first.meter.as_str(), first.period), ("m", Period::Day));
+        assert_eq!((first.meter.as_str(), first.period.clone()), ("m", Period::DAY));
         assert_eq!((first.quantity.to_json(), first.warning_percent.to_json()), ("0.1".into(), "80".into()));
         assert_eq!(
             (first.enforcement, first.failure_policy),
             (Enforcement::Advisory, FailurePolicy::FailOpen)
         );
-        assert_eq!((second.period, second.warning_percent.to_json()), (Period::Month, "99.9".into()));
+        assert_eq!((second.period.clone(), second.warning_percent.to_json()), (Period::MONTH, "99.9".into()));
         assert_eq!(
             (second.enforcement, second.failure_policy),
             (Enforcement::Hard, FailurePolicy::FailClosed)

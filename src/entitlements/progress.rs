@@ -10,6 +10,7 @@ use crate::entitlements::sql::assignments::{self, Assignment, Filter};
 use crate::entitlements::sql::counters::{self, Range};
 use crate::entitlements::sql::plans;
 use crate::error::Error;
+use crate::metering::calendar::Zone;
 use crate::metering::meter::Meter;
 use crate::metering::rollup::Part;
 use crate::metering::time::{Timestamp, Window};
@@ -18,8 +19,11 @@ use crate::meters;
 /// One limit, measured in the window that holds an instant.
 #[derive(Clone, Debug)]
 pub struct Item {
+    /// Its period names its zone, where it has one.
     pub limit: Limit,
     pub window: Window,
+    /// When more becomes free.
+    pub reset_at: Timestamp,
     pub measure: QuotaUsage,
     pub meter: std::sync::Arc<Meter>,
     pub event_count: i64,
@@ -35,24 +39,26 @@ fn meters_of(conn: &mut Conn, plans: &[&Plan]) -> Result<Meters, DbError> {
     Ok(found.into_iter().map(|meter| (meter.id, meter.into())).collect())
 }
 
-/// Measures limits for a subject whose periods are counted from `anchor`.
-fn ranges(subject_id: i64, anchor: Timestamp, limits: &[Limit], at: Timestamp) -> Vec<Range> {
-    let range = |limit: &Limit| Range {
-        subject_id,
-        meter_id: limit.meter_id,
-        anchor,
-        window: limit.period.window(anchor, at),
-    };
+/// Measures limits for a subject whose periods are counted from `anchor`, or as days are in `home`.
+fn ranges(subject_id: i64, anchor: Timestamp, home: &Zone, limits: &[Limit], at: Timestamp) -> Vec<Range> {
+    let range = |limit: &Limit| Range::at((subject_id, limit.meter_id), &limit.period, anchor, home, at);
     limits.iter().map(range).collect()
 }
 
-fn item(limit: &Limit, range: &Range, part: Option<&Part>, meters: &Meters) -> Result<Item, DbError> {
+fn item(
+    limit: &Limit,
+    home: &Zone,
+    range: &Range,
+    part: Option<&Part>,
+    meters: &Meters,
+) -> Result<Item, DbError> {
     let gone = || Error::internal("a plan limits a meter that is gone");
     let meter = meters.get(&limit.meter_id).ok_or_else(gone)?.clone();
     let current = value(part, meter.aggregation, range.window);
     Ok(Item {
-        limit: limit.clone(),
+        limit: Limit { period: limit.period.in_zone(home), ..limit.clone() },
         window: range.window,
+        reset_at: limit.period.reset_at(range.window, part),
         measure: QuotaUsage::against(limit, current),
         meter,
         event_count: part.map_or(0, |part| part.count),
@@ -74,11 +80,11 @@ pub fn of_subject(
     };
     let plan = Plan::clone(&plan);
     let meters = meters_of(conn, &[&plan])?;
-    let ranges = ranges(subject_id, span.anchor, &plan.limits, now);
+    let ranges = ranges(subject_id, span.anchor, &span.zone, &plan.limits, now);
     let counted = counters::load(conn, &ranges)?;
     let items = plan.limits.iter().zip(&ranges).zip(&counted);
     let items: Result<Vec<Item>, DbError> =
-        items.map(|((limit, range), part)| item(limit, range, part.as_ref(), &meters)).collect();
+        items.map(|((limit, range), part)| item(limit, &span.zone, range, part.as_ref(), &meters)).collect();
     Ok(Some((plan, items?)))
 }
 
@@ -123,7 +129,7 @@ pub fn preview(conn: &mut Conn, current: Plan, proposed: Plan, now: Timestamp) -
     let removed: Vec<Limit> = current
         .limits
         .iter()
-        .filter(|limit| proposed.limit(limit.meter_id, limit.period).is_none())
+        .filter(|limit| proposed.limit(limit.meter_id, &limit.period).is_none())
         .cloned()
         .collect();
     let limits: Vec<Limit> = proposed.limits.iter().chain(&removed).cloned().collect();
@@ -138,14 +144,15 @@ pub fn preview(conn: &mut Conn, current: Plan, proposed: Plan, now: Timestamp) -
     let per_subject = limits.len().max(1);
     let at_once = (RANGES_AT_ONCE / per_subject).max(1);
     for some in assignments.chunks(at_once) {
-        let of_one = |one: &Assignment| ranges(one.subject_id, one.anchor, &limits, now);
+        let of_one = |one: &Assignment| ranges(one.subject_id, one.anchor, &one.zone, &limits, now);
         let ranges: Vec<Range> = some.iter().flat_map(of_one).collect();
         let counted = counters::load(conn, &ranges)?;
         let measured = ranges.chunks(per_subject).zip(counted.chunks(per_subject));
         for (assignment, (ranges, counted)) in some.iter().zip(measured) {
             let mut changes = Vec::with_capacity(limits.len());
             for ((limit, range), part) in limits.iter().zip(ranges).zip(counted) {
-                changes.push(change(&preview, item(limit, range, part.as_ref(), &meters)?));
+                let item = item(limit, &assignment.zone, range, part.as_ref(), &meters)?;
+                changes.push(change(&preview, limit, item));
             }
             preview.add(assignment, changes);
         }
@@ -168,8 +175,8 @@ impl Preview {
     }
 }
 
-fn change(preview: &Preview, item: Item) -> Change {
-    let (meter_id, period) = (item.limit.meter_id, item.limit.period);
+fn change(preview: &Preview, limit: &Limit, item: Item) -> Change {
+    let (meter_id, period) = (limit.meter_id, &limit.period);
     let existing = preview
         .current
         .limit(meter_id, period)

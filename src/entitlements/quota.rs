@@ -4,7 +4,7 @@
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::entitlements::period::Period;
+use crate::entitlements::period::{Period, WindowInput};
 use crate::entitlements::plan::{Limit, Plan};
 use crate::metering::meter::Aggregation;
 use crate::metering::quantity::Quantity;
@@ -79,8 +79,16 @@ pub fn state_message(state: State) -> &'static str {
 /// One limit that a check has to look at, with what is counted in its window now.
 pub struct Candidate<'a> {
     pub limit: &'a Limit,
+    /// That of the limit, in the zone of the assignment.
+    pub period: Period,
     pub window: Window,
     pub counted: Option<Part>,
+}
+
+impl Candidate<'_> {
+    fn reset_at(&self) -> Timestamp {
+        self.period.reset_at(self.window, self.counted.as_ref())
+    }
 }
 
 /// The answer to a check (rest.md 12.11); fields in wire order.
@@ -101,6 +109,8 @@ pub struct Check {
     pub plan_name: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub period: Option<Period>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub window: Option<WindowInput>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub from: Option<Timestamp>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -133,6 +143,7 @@ impl Check {
             plan_id: plan.map(|plan| plan.public_id.clone()),
             plan_name: plan.map(|plan| plan.name.clone()),
             period: None,
+            window: None,
             from: None,
             to: None,
             period_reset_at: None,
@@ -158,9 +169,9 @@ impl Check {
             (candidate, current, QuotaUsage::against(candidate.limit, projected))
         });
         let tightest = judged.max_by(|(a, _, x), (b, _, y)| {
-            tightness(x.overage.is_positive(), a.window, &x.percent).cmp(&tightness(
+            tightness(x.overage.is_positive(), a.reset_at(), &x.percent).cmp(&tightness(
                 y.overage.is_positive(),
-                b.window,
+                b.reset_at(),
                 &y.percent,
             ))
         });
@@ -168,7 +179,7 @@ impl Check {
             return Check::without_limit(subject, meter, quantity, Some(plan));
         };
         let allowed = !measure.overage.is_positive();
-        let window = candidate.window;
+        let (window, reset_at) = (candidate.window, candidate.reset_at());
         Check {
             allowed,
             state: measure.state,
@@ -176,11 +187,12 @@ impl Check {
             limit: candidate.limit.quantity.clone(),
             remaining: measure.remaining,
             overage: measure.overage,
-            period: Some(candidate.limit.period),
+            window: candidate.period.described(),
+            period: Some(candidate.period.clone()),
             from: Some(window.from),
             to: Some(window.to),
-            period_reset_at: Some(window.to),
-            retry_after_seconds: (!allowed).then(|| seconds_until(window.to, now)).flatten(),
+            period_reset_at: Some(reset_at),
+            retry_after_seconds: (!allowed).then(|| seconds_until(reset_at, now)).flatten(),
             message: message(allowed, measure.state),
             ..Check::without_limit(subject, meter, quantity, Some(plan))
         }
@@ -188,8 +200,12 @@ impl Check {
 }
 
 /// Orders limits, the one to report last. Among refusing ones only the reset of the last tells when to try again.
-pub fn tightness(refuses: bool, window: Window, percent: &Quantity) -> (bool, Option<Timestamp>, Quantity) {
-    (refuses, refuses.then_some(window.to), percent.clone())
+pub fn tightness(
+    refuses: bool,
+    reset_at: Timestamp,
+    percent: &Quantity,
+) -> (bool, Option<Timestamp>, Quantity) {
+    (refuses, refuses.then_some(reset_at), percent.clone())
 }
 
 /// Whole seconds until then, rounded up; `None` for the past.
@@ -249,6 +265,7 @@ fn per_window(events: &Quantity, window: Window) -> Quantity {
 mod tests {
     use super::*;
     use crate::entitlements::plan::{Enforcement, FailurePolicy};
+    use crate::metering::calendar::Zone;
     use crate::metering::time::DAY;
     use uuid::Uuid;
 
@@ -338,7 +355,7 @@ mod tests {
 
     fn ask(aggregation: Aggregation, quantity: &str, limits: &[(Period, &str, &[&str])]) -> Check {
         let limits: Vec<(Limit, &[&str])> =
-            limits.iter().map(|(period, most, used)| (limit(*period, most), *used)).collect();
+            limits.iter().map(|(period, most, used)| (limit(period.clone(), most), *used)).collect();
         let candidates: Vec<Candidate> = limits
             .iter()
             .map(|(limit, used)| {
@@ -350,7 +367,8 @@ mod tests {
                         None => counted = Some(part),
                     }
                 }
-                Candidate { limit, window: limit.period.window(Timestamp(0), Timestamp(10)), counted }
+                let window = limit.period.window(Timestamp(0), &Zone::UTC, Timestamp(10));
+                Candidate { limit, period: limit.period.clone(), window, counted }
             })
             .collect();
         Check::of("s".into(), "m".into(), q(quantity), &plan(), aggregation, &candidates, Timestamp(10))
@@ -358,7 +376,7 @@ mod tests {
 
     #[test]
     fn the_limit_itself_may_be_reached() {
-        let check = |quantity| ask(Aggregation::Sum, quantity, &[(Period::Day, "10", &["3"])]);
+        let check = |quantity| ask(Aggregation::Sum, quantity, &[(Period::DAY, "10", &["3"])]);
         let shown =
             |check: &Check| (check.allowed, check.state, check.remaining.to_json(), check.overage.to_json());
         assert_eq!(shown(&check("4")), (true, State::Ok, "3".into(), "0".into()));
@@ -372,18 +390,18 @@ mod tests {
     #[test]
     fn the_tightest_limit_answers() {
         let behind =
-            ask(Aggregation::Sum, "1", &[(Period::Day, "1000", &["1"]), (Period::Month, "1", &["1"])]);
-        assert_eq!((behind.allowed, behind.period), (false, Some(Period::Month)));
-        let both = ask(Aggregation::Sum, "5", &[(Period::Year, "1", &[]), (Period::Day, "1", &[])]);
-        assert_eq!(both.period, Some(Period::Year), "trying again before the year ends would be refused");
-        let room = ask(Aggregation::Sum, "1", &[(Period::Day, "10", &[]), (Period::Month, "100", &["90"])]);
-        assert_eq!((room.allowed, room.period), (true, Some(Period::Month)));
+            ask(Aggregation::Sum, "1", &[(Period::DAY, "1000", &["1"]), (Period::MONTH, "1", &["1"])]);
+        assert_eq!((behind.allowed, behind.period), (false, Some(Period::MONTH)));
+        let both = ask(Aggregation::Sum, "5", &[(Period::YEAR, "1", &[]), (Period::DAY, "1", &[])]);
+        assert_eq!(both.period, Some(Period::YEAR), "trying again before the year ends would be refused");
+        let room = ask(Aggregation::Sum, "1", &[(Period::DAY, "10", &[]), (Period::MONTH, "100", &["90"])]);
+        assert_eq!((room.allowed, room.period), (true, Some(Period::MONTH)));
     }
 
     #[test]
     fn not_everything_adds_up() {
         let allowed =
-            |aggregation, quantity| ask(aggregation, quantity, &[(Period::Day, "10", &["4", "8"])]).allowed;
+            |aggregation, quantity| ask(aggregation, quantity, &[(Period::DAY, "10", &["4", "8"])]).allowed;
         assert!(!allowed(Aggregation::Sum, "1"));
         assert!(allowed(Aggregation::Count, "8") && !allowed(Aggregation::Count, "9"));
         assert!(allowed(Aggregation::Max, "10") && !allowed(Aggregation::Max, "11"));

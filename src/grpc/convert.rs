@@ -123,7 +123,7 @@ pub fn window_move(moved: WindowMove) -> v2::Change {
 
 pub fn quota_move(moved: QuotaMove) -> v2::Change {
     v2::Change {
-        window: moved.period.as_str().to_owned(),
+        window: moved.period.to_string(),
         from: Some(timestamp(moved.from)),
         to: Some(timestamp(moved.to)),
         before: moved.before.to_string(),

@@ -12,6 +12,7 @@ use crate::auth::Caller;
 use crate::db::columns::{quantity_of, readable, uuid_of};
 use crate::db::{Conn, DbError};
 use crate::entitlements::consume::Quota;
+use crate::entitlements::period::WindowInput;
 use crate::entitlements::quota::{Check, State, state_message};
 use crate::entitlements::sql::decisions::{self, Decided, Decision};
 use crate::entitlements::sql::listing::{self, Entry, Filter};
@@ -294,6 +295,8 @@ pub struct StateView {
     plan_id: String,
     plan_name: String,
     period: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    window: Option<WindowInput>,
     state: String,
     current: Quantity,
     limit: Quantity,
@@ -314,6 +317,8 @@ pub struct EventView {
     plan_id: String,
     plan_name: String,
     period: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    window: Option<WindowInput>,
     #[serde(skip_serializing_if = "Option::is_none")]
     previous_state: Option<String>,
     state: String,
@@ -337,6 +342,8 @@ pub struct PeriodView {
     plan_name: String,
     plan_version: i32,
     period: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    window: Option<WindowInput>,
     from: Timestamp,
     to: Timestamp,
     state: String,
@@ -374,13 +381,15 @@ fn numbers(entry: &Entry) -> Result<Numbers> {
 }
 
 fn state_view(entry: Entry) -> Result<StateView> {
+    let (period, window) = entry.period_and_window();
     let Numbers { current, limit, remaining, warning_percent, message, .. } = numbers(&entry)?;
     Ok(StateView {
         subject: entry.subject,
         meter: entry.meter,
         plan_id: entry.plan_id,
         plan_name: entry.plan_name,
-        period: entry.period,
+        period,
+        window,
         state: entry.state,
         current,
         limit,
@@ -393,6 +402,7 @@ fn state_view(entry: Entry) -> Result<StateView> {
 }
 
 fn event_view(entry: Entry) -> Result<EventView> {
+    let (period, window) = entry.period_and_window();
     let Numbers { current, limit, remaining, warning_percent, message, .. } = numbers(&entry)?;
     Ok(EventView {
         id: entry.id,
@@ -400,7 +410,8 @@ fn event_view(entry: Entry) -> Result<EventView> {
         meter: entry.meter,
         plan_id: entry.plan_id,
         plan_name: entry.plan_name,
-        period: entry.period,
+        period,
+        window,
         previous_state: entry.previous_state,
         state: entry.state,
         kind: entry.kind,
@@ -414,6 +425,7 @@ fn event_view(entry: Entry) -> Result<EventView> {
 }
 
 fn period_view(entry: Entry) -> Result<PeriodView> {
+    let (period, window) = entry.period_and_window();
     let Numbers { current, limit, remaining, overage, warning_percent, .. } = numbers(&entry)?;
     Ok(PeriodView {
         subject: entry.subject,
@@ -421,7 +433,8 @@ fn period_view(entry: Entry) -> Result<PeriodView> {
         plan_id: entry.plan_id,
         plan_name: entry.plan_name,
         plan_version: entry.plan_version,
-        period: entry.period,
+        period,
+        window,
         from: Timestamp(entry.starts_at),
         to: Timestamp(entry.ends_at),
         state: entry.state,

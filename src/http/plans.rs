@@ -9,16 +9,17 @@ use crate::auth::Caller;
 use crate::db::Conn;
 use crate::db::identity::Clock;
 use crate::entitlements::assignment::Status;
-use crate::entitlements::period::Period;
+use crate::entitlements::period::{Period, WindowInput};
 use crate::entitlements::plan::{Draft, Enforcement, FailurePolicy, Limit, Plan, PlanInput};
 use crate::entitlements::progress::{self, Change, Item, Preview};
 use crate::entitlements::quota::State;
-use crate::entitlements::sql::assignments::{self, Assignment, Filter};
+use crate::entitlements::sql::assignments::{self, Assignment, Filter, Wish};
 use crate::entitlements::sql::plans;
 use crate::error::{Error, Result};
 use crate::http::extract::{Id, Json, Params, parse_time};
 use crate::http::openapi::Doc;
 use crate::http::respond::{self, Page};
+use crate::metering::calendar::Zone;
 use crate::metering::event::parse_subject;
 use crate::metering::meter::Aggregation;
 use crate::metering::quantity::Quantity;
@@ -46,6 +47,8 @@ pub struct LimitView {
     id: String,
     meter: String,
     period: Period,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    window: Option<WindowInput>,
     limit: Quantity,
     warning_percent: Quantity,
     enforcement: Enforcement,
@@ -59,6 +62,7 @@ impl From<Limit> for LimitView {
         LimitView {
             id: limit.public_id,
             meter: limit.meter,
+            window: limit.period.described(),
             period: limit.period,
             limit: limit.quantity,
             warning_percent: limit.warning_percent,
@@ -216,6 +220,8 @@ pub struct ImpactView {
 pub struct ChangeView {
     meter: String,
     period: Period,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    window: Option<WindowInput>,
     current: Quantity,
     current_limit: Quantity,
     proposed_limit: Quantity,
@@ -244,6 +250,7 @@ impl From<Change> for ChangeView {
             existing.map_or_else(|| (zero(), State::NotInPlan), |(limit, state)| (limit.quantity, state));
         ChangeView {
             meter: item.limit.meter,
+            window: item.limit.period.described(),
             period: item.limit.period,
             current: item.measure.current,
             current_limit,
@@ -256,7 +263,7 @@ impl From<Change> for ChangeView {
             warning_percent: if removed { zero() } else { item.limit.warning_percent },
             from: item.window.from,
             to: item.window.to,
-            period_reset_at: item.window.to,
+            period_reset_at: item.reset_at,
             unit: item.meter.unit.clone(),
             aggregation: item.meter.aggregation,
             event_count: item.event_count,
@@ -325,6 +332,9 @@ pub struct AssignmentView {
     active: bool,
     assigned_at: Timestamp,
     period_anchor_at: Timestamp,
+    /// Where the subject's days begin; absent for UTC.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    time_zone: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     unassigned_at: Option<Timestamp>,
     updated_at: Timestamp,
@@ -343,6 +353,7 @@ impl AssignmentView {
             active: status == Status::Active,
             assigned_at: assignment.starts_at,
             period_anchor_at: assignment.anchor,
+            time_zone: (!assignment.zone.is_utc()).then(|| assignment.zone.name().to_owned()),
             unassigned_at: assignment.ends_at,
             updated_at: assignment.updated_at,
         }
@@ -355,6 +366,8 @@ pub struct AssignInput {
     plan_id: Option<String>,
     #[schema(value_type = Option<Timestamp>)]
     effective_at: Option<String>,
+    /// Where the subject's days begin, for limits with a calendar that name no zone.
+    time_zone: Option<String>,
 }
 
 pub fn describe_assign() -> Doc {
@@ -379,10 +392,13 @@ pub async fn assign(
     }
     let effective_at = input.effective_at.unwrap_or_default();
     let effective_at = parse_time(&effective_at, "effective_at", "invalid_effective_at")?;
-    let name = subject.clone();
-    let assign = move |conn: &mut Conn| {
-        assignments::assign(conn, workspace_id, &name, &plan_id, effective_at, Clock::Database)
+    let zone = match input.time_zone.unwrap_or_default().trim() {
+        "" => None,
+        name => Some(Zone::named(name, "time_zone")?),
     };
+    let (name, wish) = (subject.clone(), Wish { plan_id, effective_at, zone });
+    let assign =
+        move |conn: &mut Conn| assignments::assign(conn, workspace_id, &name, &wish, Clock::Database);
     let assignment = app.store.write("assignments::assign", assign).await?;
     app.plans.forget_assignment(workspace_id, &subject);
     app.wake.notify();
@@ -443,6 +459,8 @@ pub struct ProgressView {
 pub struct ProgressItemView {
     meter: String,
     period: Period,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    window: Option<WindowInput>,
     state: State,
     current: Quantity,
     limit: Quantity,
@@ -461,6 +479,7 @@ impl From<Item> for ProgressItemView {
     fn from(item: Item) -> Self {
         ProgressItemView {
             meter: item.limit.meter,
+            window: item.limit.period.described(),
             period: item.limit.period,
             state: item.measure.state,
             current: item.measure.current,
@@ -471,7 +490,7 @@ impl From<Item> for ProgressItemView {
             warning_percent: item.limit.warning_percent,
             from: item.window.from,
             to: item.window.to,
-            period_reset_at: item.window.to,
+            period_reset_at: item.reset_at,
             unit: item.meter.unit.clone(),
             aggregation: item.meter.aggregation,
         }

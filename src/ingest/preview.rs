@@ -4,7 +4,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
-use crate::entitlements::period::Period;
+use crate::entitlements::period::{Period, WindowInput};
 use crate::entitlements::plan::{Enforcement, Limit, Plan};
 use crate::entitlements::quota::{QuotaUsage, State, value};
 use crate::error::{Error, Result};
@@ -145,8 +145,9 @@ pub struct WindowMove {
 pub struct QuotaMove {
     pub plan_id: String,
     pub plan_name: String,
-    #[schema(value_type = Period)]
     pub period: Period,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub window: Option<WindowInput>,
     pub from: Timestamp,
     pub to: Timestamp,
     pub enforcement: Enforcement,
@@ -163,11 +164,12 @@ pub struct QuotaMove {
 }
 
 impl QuotaMove {
-    pub fn of(plan: &Plan, limit: &Limit, window: Window) -> Self {
+    pub fn of(plan: &Plan, limit: &Limit, period: Period, window: Window) -> Self {
         QuotaMove {
             plan_id: plan.public_id.clone(),
             plan_name: plan.name.clone(),
-            period: limit.period,
+            window: period.described(),
+            period,
             from: window.from,
             to: window.to,
             enforcement: limit.enforcement,

@@ -90,7 +90,7 @@ pub const AFTER_EVENTS: &[Table] = &[
     Table {
         name: "quota_counters",
         of: OF_METERS,
-        order: "t.subject_id, t.meter_id, t.anchor, t.day_start",
+        order: "t.subject_id, t.meter_id, t.anchor, t.series, t.day_start",
         ..PLAIN
     },
     Table { name: "entitlement_states", ..PLAIN },

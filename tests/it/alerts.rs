@@ -12,6 +12,7 @@ on_both_databases!(
     a_rule_made_beside_a_write_sees_it,
     what_is_not_watched_any_more_is_resolved,
     groups_and_numbers,
+    a_rule_watches_the_day_that_runs,
 );
 
 pub const LOOPBACK: (&str, &str) = ("OPEN_SPANNER_WEBHOOK_ALLOWED_NETWORKS", "127.0.0.0/8");
@@ -166,4 +167,40 @@ async fn groups_and_numbers(database: Database) {
     assert_eq!(shown, [(&json!("a"), &json!("alerting")), (&json!("b"), &json!("ok"))]);
     ws.post_text(&format!("{}/evaluate", path(&rule)), "").await.json(200);
     assert_eq!(events(&ws, &rule).await.len(), 1);
+}
+
+async fn a_rule_watches_the_day_that_runs(database: Database) {
+    let server = Server::start(&database);
+    let ws = server.workspace().await;
+    ws.meter("m", "sum").await;
+    let destination = destination(&ws, "https://hooks.example.com/usage").await;
+    let window = json!({"kind": "calendar", "time_zone": "Asia/Kolkata"});
+    let made =
+        rule(&ws, "m", &destination, json!({"period": "day", "window": {"time_zone": "asia/kolkata"}})).await;
+    assert_eq!((&made["period"], &made["window"]), (&json!("day"), &window));
+    let now = jiff::Timestamp::now();
+    for (hours, quantity) in [(0, 12), (25, 100)] {
+        let at = (now - jiff::SignedDuration::from_hours(hours)).to_string();
+        let event = json!({"meter": "m", "subject": "s", "quantity": quantity, "timestamp": at});
+        ws.post("/v1/usages", &event).await.expect(201);
+    }
+    let path = format!("/v1/alerts/{}", made["id"].as_str().expect("an id"));
+    let seen = ws.post(&format!("{path}/evaluate"), &json!({})).await.json(200);
+    assert_eq!(
+        (&seen["state"]["value"], &seen["state"]["status"]),
+        (&json!(12), &json!("alerting")),
+        "{seen}"
+    );
+    let plain = ws.put(&path, &json!({"period": ""})).await.json(200);
+    assert!(plain.get("period").is_none() && plain.get("window").is_none(), "{plain}");
+    let seen = ws.post(&format!("{path}/evaluate"), &json!({})).await.json(200);
+    assert_eq!(seen["state"]["value"], json!(12), "the last hour, as ever: {seen}");
+    for wrong in [
+        json!({"window": {"time_zone": "UTC"}}),
+        json!({"period": "hour", "window": {"kind": "sliding"}}),
+        json!({"period": "2y"}),
+        json!({"period": "day", "window": {"time_zone": "Mars/Base"}}),
+    ] {
+        ws.put(&path, &wrong).await.error(400, "invalid_input");
+    }
 }

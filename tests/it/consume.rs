@@ -442,7 +442,7 @@ mod an_unreadable_page_is_left_to_the_failure_policy {
                 workspace.post("/v1/usages", &event).await.expect(201);
             }
             database.execute(
-                "INSERT INTO quota_counters SELECT -n, 1, 0, 0, 1, 1, 1, 1, 0, '', 1, 0, '', 1 FROM generate_series(1, 500) n",
+                "INSERT INTO quota_counters SELECT -n, 1, 0, '', 0, 1, 1, 1, 1, 0, '', 1, 0, '', 1 FROM generate_series(1, 500) n",
             );
             for (meter, subject) in all {
                 consume(&workspace, meter, subject, &format!("{subject}-1"), "1").await.expect(201);

@@ -40,6 +40,7 @@ mod hostile_connections;
 mod inert;
 mod keys;
 mod lifecycle;
+mod limit_windows;
 mod links;
 mod mail;
 mod members;

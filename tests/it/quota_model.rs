@@ -1,11 +1,15 @@
 //! Counters, progress, states and snapshots against a slow model that recounts every event, over random plans,
-//! versions, assignments, late and future events and month ends. Time is made up, so the store is called directly.
+//! versions, assignments, late and future events and month ends, for windows of every kind: counted from the assignment, as
+//! a calendar has them, from an instant, and sliding. Time is made up, so the store is called directly.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use diesel::RunQueryDsl;
 use diesel::connection::SimpleConnection;
+use jiff::ToSpan;
+use jiff::civil::DateTime;
+use jiff::tz::TimeZone;
 use open_spanner::db::identity::Clock;
 use open_spanner::db::{self, Conn, migrations, open};
 use open_spanner::entitlements::evaluate;
@@ -13,10 +17,13 @@ use open_spanner::entitlements::jobs::{self, Evaluation};
 use open_spanner::entitlements::period::Period;
 use open_spanner::entitlements::plan::{Draft, Plan};
 use open_spanner::entitlements::progress;
+use open_spanner::entitlements::quota::QuotaUsage;
+use open_spanner::entitlements::sql::assignments::Wish;
 use open_spanner::entitlements::sql::listing::{self, Filter};
 use open_spanner::entitlements::sql::{assignments, plans};
 use open_spanner::ingest::insert::{self, Batch, Kind, WriteCache};
 use open_spanner::jobs::queue::{self, Claim};
+use open_spanner::metering::calendar::Zone;
 use open_spanner::metering::event::{self, Input, InputQuantity};
 use open_spanner::metering::meter::{Aggregation, Meter};
 use open_spanner::metering::quantity::Quantity;
@@ -33,10 +40,28 @@ on_both_databases!(quotas_equal_a_recount);
 const STEPS: usize = 150;
 const SEEDS: [u64; 2] = [1, 20_260_131];
 const SUBJECTS: [&str; 3] = ["a", "b", "c"];
-const PERIODS: [Period; 4] = [Period::Day, Period::Week, Period::Month, Period::Year];
+/// What limits are per, and their windows, as a client says it.
+const PERIODS: [(&str, &str); 15] = [
+    ("day", "null"),
+    ("week", "null"),
+    ("month", "null"),
+    ("year", "null"),
+    ("month", r#"{"kind":"calendar","time_zone":"Europe/Berlin"}"#),
+    ("week", r#"{"kind":"calendar","time_zone":"America/New_York","week_start":"sunday"}"#),
+    ("week", r#"{"kind":"calendar","time_zone":"America/New_York"}"#),
+    ("day", r#"{"kind":"calendar"}"#),
+    ("quarter", r#"{"kind":"calendar","time_zone":"Asia/Kolkata"}"#),
+    ("15m", r#"{"kind":"calendar"}"#),
+    ("month", r#"{"kind":"anchored","anchor":"2027-08-31T00:00:00+02:00","time_zone":"Europe/Berlin"}"#),
+    ("month", r#"{"kind":"anchored","anchor":"2027-01-30T17:45:30Z","time_zone":"UTC"}"#),
+    ("minute", r#"{"kind":"sliding"}"#),
+    ("90min", r#"{"kind":"sliding"}"#),
+    ("2d", r#"{"kind":"sliding"}"#),
+];
+const ZONES: [&str; 3] = ["UTC", "Asia/Kathmandu", "America/New_York"];
 
 /// Meters and periods that a plan version limits.
-type Limited = BTreeSet<(String, Period)>;
+type Limited = BTreeSet<(String, String)>;
 
 /// An assignment as the model remembers it.
 #[derive(Clone, Debug)]
@@ -45,6 +70,13 @@ struct Held {
     from: i64,
     to: Option<i64>,
     anchor: i64,
+    zone: &'static str,
+}
+
+impl Held {
+    fn is_void(&self) -> bool {
+        self.to.is_some_and(|end| end <= self.from)
+    }
 }
 
 /// An event that counts, and for which anchor.
@@ -54,6 +86,8 @@ struct Counted {
     id: uuid::Uuid,
     quantity: Quantity,
     anchor: i64,
+    /// In which ways: a limit that comes later, with windows of another kind, begins with nothing.
+    series: BTreeSet<String>,
 }
 
 struct World {
@@ -143,12 +177,12 @@ impl World {
     fn draft(&mut self, name: &str) -> Draft {
         let mut limits = Vec::new();
         for meter in &self.meters {
-            for period in PERIODS {
+            for (period, window) in PERIODS {
                 if self.rng.random_bool(0.4) {
                     let limit = self.rng.random_range(1..400);
-                    limits.push(
-                        serde_json::json!({"meter": meter.name, "period": period.as_str(), "limit": limit}),
-                    );
+                    let window: serde_json::Value = serde_json::from_str(window).expect("JSON");
+                    limits.push(serde_json::json!({"meter": meter.name, "period": period, "window": window,
+                        "limit": limit}));
                 }
             }
         }
@@ -177,12 +211,16 @@ impl World {
     fn assign(&mut self) {
         let (subject, plan) = (self.subject(), self.rng.random_range(0..self.plans.len()));
         let later = self.rng.random_bool(0.3).then(|| self.now.plus(self.rng.random_range(1..20 * DAY)));
-        let (id, now) = (self.plans[plan].public_id.clone(), self.now.0);
-        assignments::assign(&mut self.conn, self.workspace_id, subject, &id, later, Clock::At(self.now))
+        let (plan_id, now) = (self.plans[plan].public_id.clone(), self.now.0);
+        let zone = self.rng.random_bool(0.5).then(|| *ZONES.choose(&mut self.rng).expect("some"));
+        let wish =
+            Wish { plan_id, effective_at: later, zone: zone.map(|name| Zone::parse(name).expect("a zone")) };
+        assignments::assign(&mut self.conn, self.workspace_id, subject, &wish, Clock::At(self.now))
             .expect("assigned");
         let from = later.map_or(now, |later| later.0);
         let held = self.held.get_mut(subject).expect("known");
         let running = held.iter().find(|held| held.from <= now && held.to.is_none_or(|to| to > now));
+        let zone = zone.or(running.map(|held| held.zone)).unwrap_or("UTC");
         let mut anchor = running.map_or(from - from.rem_euclid(SECOND), |held| held.anchor);
         while running.is_none() && held.iter().any(|held| held.anchor == anchor) {
             anchor += SECOND;
@@ -190,7 +228,7 @@ impl World {
         for held in held.iter_mut().filter(|held| held.to.is_none_or(|to| to > now)) {
             held.to = Some(if held.from > now { now } else { from });
         }
-        held.push(Held { plan, from, to: None, anchor });
+        held.push(Held { plan, from, to: None, anchor, zone });
     }
 
     fn unassign(&mut self) {
@@ -236,8 +274,9 @@ impl World {
             let subject = SUBJECTS.into_iter().find(|subject| *subject == event.subject).expect("known");
             let second = |at: i64| at - at.rem_euclid(SECOND);
             let counts = |held: &&Held| {
-                let is_void = held.to.is_some_and(|to| to <= held.from);
-                !is_void && second(held.from) <= event.time.0 && held.to.is_none_or(|to| to > event.time.0)
+                !held.is_void()
+                    && second(held.from) <= event.time.0
+                    && held.to.is_none_or(|to| to > event.time.0)
             };
             let held = self.held[subject].iter().filter(counts).max_by_key(|held| held.from);
             if let Some(held) = held {
@@ -246,6 +285,7 @@ impl World {
                     id: event.id,
                     quantity: event.quantity.clone(),
                     anchor: held.anchor,
+                    series: self.series(subject, &event.meter.name, held.anchor),
                 };
                 self.counted.entry((subject, event.meter.id)).or_default().push(counted);
             }
@@ -294,15 +334,41 @@ impl World {
         }
     }
 
+    /// The ways in which an event counts: those of all limits that the subject has or had since the anchor, or will have.
+    fn series(&self, subject: &str, meter: &str, anchor: i64) -> BTreeSet<String> {
+        let mut series = BTreeSet::from([String::new()]);
+        for held in self.held[subject].iter().filter(|held| held.anchor == anchor && !held.is_void()) {
+            let versions = &self.limited[held.plan];
+            for (at, (since, limits)) in versions.iter().enumerate() {
+                let until = versions.get(at + 1).map_or(i64::MAX, |(next, _)| *next);
+                if *since < held.to.unwrap_or(i64::MAX) && until > held.from {
+                    let own = limits.iter().filter(|(name, _)| name == meter);
+                    series.extend(own.map(|(_, key)| series_of(&in_zone(key, held.zone))));
+                }
+            }
+        }
+        series
+    }
+
     /// The recount: how many events, and the value.
-    fn recount(&self, subject: &str, meter: &Meter, anchor: i64, from: i64, to: i64) -> (i64, Quantity) {
+    fn recount(
+        &self,
+        subject: &str,
+        meter: &Meter,
+        key: &str,
+        anchor: i64,
+        (from, to): (i64, i64),
+    ) -> (i64, Quantity) {
+        let series = series_of(key);
         let all = self.counted.iter().find(|((name, id), _)| *name == subject && *id == meter.id);
-        let first = from == anchor;
+        // an event of the second in which the plan was given
+        let first = from == anchor && series.is_empty();
         let mut inside: Vec<&Counted> = all
             .map(|(_, counted)| counted.as_slice())
             .unwrap_or_default()
             .iter()
-            .filter(|counted| counted.anchor == anchor && counted.at < to && (counted.at >= from || first))
+            .filter(|counted| counted.anchor == anchor && counted.series.contains(&series))
+            .filter(|counted| counted.at < to && (counted.at >= from || first))
             .collect();
         inside.sort_by_key(|counted| (counted.at, counted.id));
         let count = inside.len() as i64;
@@ -342,21 +408,29 @@ impl World {
             assert_eq!(plan.public_id, self.plans[held.plan].public_id);
             assert_eq!(states.len(), items.len(), "{subject} at {}", self.now);
             for item in items {
-                let (from, to) = window(item.limit.period, held.anchor, now);
-                assert_eq!((item.window.from.0, item.window.to.0), (from, to), "{:?}", item.limit.period);
-                let (count, value) = self.recount(subject, &item.meter, held.anchor, from, to);
+                let key = item.limit.period.as_str();
+                let (from, to) = window(key, held.anchor, now);
+                assert_eq!((item.window.from.0, item.window.to.0), (from, to), "{key} at {}", self.now);
+                let (count, value) = self.recount(subject, &item.meter, key, held.anchor, (from, to));
                 let what = format!("{subject} {} {:?} at {}", item.meter.name, item.limit.period, self.now);
                 assert_eq!((item.event_count, &item.measure.current), (count, &value), "{what}");
                 let state = states
                     .iter()
-                    .find(|s| s.meter == item.meter.name && s.period == item.limit.period.as_str())
+                    .find(|s| s.meter == item.meter.name && s.period == key)
                     .unwrap_or_else(|| panic!("no state of {what}"));
+                // what slides is looked at now and then
+                let (value, state_then) = match (key.starts_with("sliding"), state.at == now) {
+                    (true, false) => {
+                        let then = window(key, held.anchor, state.at);
+                        let (_, before) = self.recount(subject, &item.meter, key, held.anchor, then);
+                        assert!(before == value || now - state.at <= (to - from) / 60 + SECOND, "{what}");
+                        let measure = QuotaUsage::against(&item.limit, before.clone());
+                        (before, measure.state)
+                    }
+                    _ => (value, item.measure.state),
+                };
                 let stored = (state.current_value.as_str(), state.state.as_str());
-                assert_eq!(
-                    stored,
-                    (value.to_json().as_str(), item.measure.state.as_str()),
-                    "state of {what}"
-                );
+                assert_eq!(stored, (value.to_json().as_str(), state_then.as_str()), "state of {what}");
             }
         }
         self.compare_snapshots();
@@ -369,13 +443,14 @@ impl World {
                     self.meters.iter().find(|meter| meter.name == snapshot.meter).expect("known").clone();
                 let (from, to) = (snapshot.starts_at, snapshot.ends_at);
                 let period = Period::parse(&snapshot.period).expect("a period");
+                let key = period.as_str();
                 // anchors may share a window start; one of them must explain the row
                 let anchors: BTreeSet<i64> = self.held[subject].iter().map(|held| held.anchor).collect();
                 let recounts: Vec<(i64, String)> = anchors
                     .into_iter()
-                    .filter(|anchor| window(period, *anchor, from.max(*anchor)) == (from, to))
-                    .filter(|anchor| self.is_limited(subject, &meter, period, *anchor, from, to))
-                    .map(|anchor| self.recount(subject, &meter, anchor, from, to))
+                    .filter(|anchor| window(key, *anchor, from.max(*anchor)) == (from, to))
+                    .filter(|anchor| self.is_limited(subject, &meter, key, *anchor, from, to))
+                    .map(|anchor| self.recount(subject, &meter, key, anchor, (from, to)))
                     .map(|(count, value)| (count, value.to_json()))
                     .collect();
                 // a limit that was dropped in the middle of a window leaves its snapshot as it was
@@ -389,19 +464,10 @@ impl World {
     }
 
     /// Whether the plan that was in force last in a window limits the meter for the period.
-    fn is_limited(
-        &self,
-        subject: &str,
-        meter: &Meter,
-        period: Period,
-        anchor: i64,
-        from: i64,
-        to: i64,
-    ) -> bool {
+    fn is_limited(&self, subject: &str, meter: &Meter, key: &str, anchor: i64, from: i64, to: i64) -> bool {
         let now = self.now.0;
         let inside = |held: &&Held| {
-            let is_void = held.to.is_some_and(|end| end <= held.from);
-            !is_void
+            !held.is_void()
                 && held.anchor == anchor
                 && held.from < to
                 && held.from <= now
@@ -412,7 +478,8 @@ impl World {
         };
         let end = to.min(now + 1).min(held.to.unwrap_or(i64::MAX));
         let version = self.limited[held.plan].iter().rev().find(|(since, _)| *since < end);
-        version.is_some_and(|(_, limits)| limits.contains(&(meter.name.clone(), period)))
+        let is_own = |(name, own): &(String, String)| *name == meter.name && in_zone(own, held.zone) == key;
+        version.is_some_and(|(_, limits)| limits.iter().any(is_own))
     }
 
     fn listed(&mut self, list: List, subject: &str) -> Vec<listing::Entry> {
@@ -422,18 +489,105 @@ impl World {
 }
 
 fn limits_of(plan: &Plan) -> Limited {
-    plan.limits.iter().map(|limit| (limit.meter.clone(), limit.period)).collect()
+    plan.limits.iter().map(|limit| (limit.meter.clone(), limit.period.to_string())).collect()
 }
 
 type List = fn(&mut Conn, i64, &Filter, i64) -> Result<Vec<listing::Entry>, open_spanner::db::DbError>;
 
-/// The window that holds an instant, found by walking from the anchor, with a calendar of its own.
-fn window(period: Period, anchor: i64, instant: i64) -> (i64, i64) {
-    let start = |n: i64| match period {
-        Period::Day => anchor + n * DAY,
-        Period::Week => anchor + n * 7 * DAY,
-        Period::Month => months_after(anchor, n),
-        Period::Year => months_after(anchor, 12 * n),
+/// A limit with a calendar that names no zone has that of the subject.
+fn in_zone(key: &str, zone: &str) -> String {
+    match key {
+        "calendar day" | "calendar 15m" => format!("{key} {zone}"),
+        _ => key.to_owned(),
+    }
+}
+
+/// What counts together: days of one zone that begin at one time, or the steps of windows that slide.
+fn series_of(key: &str) -> String {
+    match key.split(' ').collect::<Vec<_>>()[..] {
+        [_] => String::new(),
+        ["sliding", "minute"] => "by the second".to_owned(),
+        ["sliding", _] => "by the minute".to_owned(),
+        ["calendar", "15m", zone] => format!("15m {zone}"),
+        ["calendar", _, zone, ..] | ["month", "from", "2027-08-30T22:00:00Z", zone] => format!("days {zone}"),
+        _ => key.to_owned(),
+    }
+}
+
+/// The window that holds an instant, with calendars of its own.
+fn window(key: &str, anchor: i64, instant: i64) -> (i64, i64) {
+    match key.split(' ').collect::<Vec<_>>()[..] {
+        [word] => since_anchor(word, anchor, instant),
+        ["sliding", size] => {
+            let (width, step) = match size {
+                "minute" => (60 * SECOND, SECOND),
+                "90min" => (90 * 60 * SECOND, 60 * SECOND),
+                _ => (2 * DAY, 60 * SECOND),
+            };
+            let to = instant - instant.rem_euclid(step) + step;
+            (to - width, to)
+        }
+        ["calendar", size, zone, ..] => on_the_wall(size, key.ends_with("sunday"), zone, instant),
+        [_, "from", since, zone] => {
+            let zone = TimeZone::get(zone).expect("a zone");
+            let local = zone.to_datetime(stamp(at(since).0));
+            let start = |n: i32| micros(local.checked_add(n.months()).expect("in time"), &zone);
+            let mut n = 0;
+            while start(n) > instant {
+                n -= 1;
+            }
+            while start(n + 1) <= instant {
+                n += 1;
+            }
+            (start(n), start(n + 1))
+        }
+        _ => panic!("{key}"),
+    }
+}
+
+fn stamp(instant: i64) -> jiff::Timestamp {
+    jiff::Timestamp::from_microsecond(instant).expect("in time")
+}
+
+fn micros(local: DateTime, zone: &TimeZone) -> i64 {
+    zone.to_timestamp(local).expect("in time").as_microsecond()
+}
+
+fn on_the_wall(size: &str, sunday: bool, zone: &str, instant: i64) -> (i64, i64) {
+    let zone = TimeZone::get(zone).expect("a zone");
+    if size == "15m" {
+        let offset = i64::from(zone.to_offset(stamp(instant)).seconds()) * SECOND;
+        let width = 15 * 60 * SECOND;
+        let from = instant - (instant + offset).rem_euclid(width);
+        return (from, from + width);
+    }
+    let date = zone.to_datetime(stamp(instant)).date();
+    let (from, to) = match size {
+        "day" => (date, date + 1.day()),
+        "week" => {
+            let weekday = date.weekday();
+            let since =
+                if sunday { weekday.to_sunday_zero_offset() } else { weekday.to_monday_zero_offset() };
+            let from = date - i32::from(since).days();
+            (from, from + 7.days())
+        }
+        "month" => (date.first_of_month(), date.first_of_month() + 1.month()),
+        "quarter" => {
+            let from = date.first_of_month() - i32::from((date.month() - 1) % 3).months();
+            (from, from + 3.months())
+        }
+        _ => panic!("{size}"),
+    };
+    (micros(from.at(0, 0, 0, 0), &zone), micros(to.at(0, 0, 0, 0), &zone))
+}
+
+/// Found by walking from the anchor.
+fn since_anchor(word: &str, anchor: i64, instant: i64) -> (i64, i64) {
+    let start = |n: i64| match word {
+        "day" => anchor + n * DAY,
+        "week" => anchor + n * 7 * DAY,
+        "month" => months_after(anchor, n),
+        _ => months_after(anchor, 12 * n),
     };
     let mut n = 0;
     while start(n + 1) <= instant {

@@ -465,7 +465,8 @@ CREATE TABLE plan_limits (
     public_id TEXT PRIMARY KEY,
     plan_id INTEGER NOT NULL REFERENCES plans (id) ON DELETE CASCADE,
     meter_id INTEGER NOT NULL REFERENCES meters (id),
-    period TEXT NOT NULL CONSTRAINT plan_limits_period_check CHECK (period IN ('day', 'week', 'month', 'year')),
+    -- in words: month, calendar week Europe/Berlin sunday, month from 2026-01-31T00:00:00Z, sliding 1h
+    period TEXT NOT NULL CONSTRAINT plan_limits_period_check CHECK (length(period) BETWEEN 3 AND 160),
     quantity TEXT NOT NULL,
     warning_percent TEXT NOT NULL,
     enforcement TEXT NOT NULL CONSTRAINT plan_limits_enforcement_check CHECK (enforcement IN ('advisory', 'hard')),
@@ -487,6 +488,8 @@ CREATE TABLE plan_assignments (
     ends_at INTEGER,
     -- periods are counted from here
     anchor INTEGER NOT NULL,
+    -- where days begin for limits with a calendar that names no zone
+    time_zone TEXT NOT NULL DEFAULT 'UTC',
     updated_at INTEGER NOT NULL,
     PRIMARY KEY (subject_id, id)
 ) STRICT;
@@ -494,11 +497,14 @@ CREATE INDEX plan_assignments_subject ON plan_assignments (subject_id, starts_at
 CREATE INDEX plan_assignments_recent ON plan_assignments (workspace_id, updated_at);
 CREATE INDEX plan_assignments_plan ON plan_assignments (plan_id);
 
--- Sums of the events of an assigned subject per day since its anchor. Every period is a whole number of such days.
+-- Sums of the events of an assigned subject per day since its anchor, for the periods that are a whole number of such days,
+-- and per cell of another series, for limits with a calendar and those that slide. Two series are never added up.
 CREATE TABLE quota_counters (
     subject_id INTEGER NOT NULL,
     meter_id INTEGER NOT NULL,
     anchor INTEGER NOT NULL,
+    -- empty: days since the anchor
+    series TEXT NOT NULL,
     day_start INTEGER NOT NULL,
     event_count INTEGER NOT NULL,
     quantity_sum BLOB NOT NULL,
@@ -510,7 +516,7 @@ CREATE TABLE quota_counters (
     last_at INTEGER NOT NULL,
     last_id BLOB NOT NULL,
     last_quantity BLOB NOT NULL,
-    PRIMARY KEY (subject_id, meter_id, anchor, day_start)
+    PRIMARY KEY (subject_id, meter_id, anchor, series, day_start)
 ) STRICT, WITHOUT ROWID;
 
 -- Where a subject stands with a limit, as last evaluated; outlives plan versions, so that they repeat no events.
@@ -803,6 +809,8 @@ CREATE TABLE alert_rules (
     -- JSON object of strings
     metadata TEXT NOT NULL,
     window_seconds INTEGER NOT NULL,
+    -- windows of a calendar in words, as in plan_limits; instead of the last so many seconds
+    period TEXT,
     comparator TEXT NOT NULL,
     -- decimal text
     threshold TEXT NOT NULL,

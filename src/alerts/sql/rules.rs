@@ -19,6 +19,7 @@ use crate::chance;
 use crate::db::columns::{quantity_of, readable};
 use crate::db::schema::{alert_deliveries, alert_destinations, alert_rules, alert_states, meters};
 use crate::db::{Conn, DbError, audit, limits};
+use crate::entitlements::period::Period;
 use crate::error::{Error, Result};
 use crate::jobs::queue::{self, DeadLetter, NewJob};
 use crate::metering::meter::Meter;
@@ -67,6 +68,7 @@ struct Row {
     subject: Option<String>,
     metadata: String,
     window_seconds: i64,
+    period: Option<String>,
     comparator: String,
     threshold: String,
     evaluation_interval_seconds: i64,
@@ -94,6 +96,7 @@ impl Row {
                 subject: self.subject,
                 metadata: serde_json::from_str(&self.metadata).map_err(Error::internal)?,
                 window_seconds: self.window_seconds,
+                period: self.period.as_deref().map(period_of).transpose()?,
                 comparator: Comparator::parse(&self.comparator)?,
                 threshold: quantity_of(&self.threshold)?,
                 evaluation_interval_seconds: self.evaluation_interval_seconds,
@@ -120,6 +123,7 @@ impl Row {
             subject: terms.subject.clone(),
             metadata: serde_json::to_string(&terms.metadata).map_err(Error::internal)?,
             window_seconds: terms.window_seconds,
+            period: terms.period.as_ref().map(Period::to_string),
             comparator: terms.comparator.as_str().to_owned(),
             threshold: terms.threshold.to_plain(),
             evaluation_interval_seconds: terms.evaluation_interval_seconds,
@@ -132,6 +136,11 @@ impl Row {
             updated_at: rule.updated_at.0,
         })
     }
+}
+
+fn period_of(key: &str) -> Result<Period, DbError> {
+    Period::parse(key)
+        .ok_or_else(|| Error::internal(format!("unknown period {key:?} in the database")).into())
 }
 
 /// Which rules are asked for.
@@ -306,7 +315,7 @@ pub fn add(conn: &mut Conn, new: &NewRule, now: Timestamp) -> Result<Rule, DbErr
 /// What the audit trail keeps of a rule.
 fn shown(meter: &str, terms: &RuleSpec) -> audit::Shown {
     serde_json::json!({"name": terms.name, "meter": meter, "enabled": terms.enabled, "subject": terms.subject,
-        "metadata": terms.metadata, "window_seconds": terms.window_seconds, "comparator": terms.comparator.as_str(),
+        "metadata": terms.metadata, "window_seconds": terms.window_seconds, "period": terms.period.as_ref().map(Period::as_str), "comparator": terms.comparator.as_str(),
         "threshold": terms.threshold, "group_by": terms.group_by,
         "evaluation_interval_seconds": terms.evaluation_interval_seconds})
 }

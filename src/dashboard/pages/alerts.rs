@@ -22,6 +22,7 @@ use crate::dashboard::form::{Complaint, Fields, Form};
 use crate::dashboard::view::{self, Link};
 use crate::dashboard::visit::{Shell, Visit, ok, rejected};
 use crate::db::{Conn, DbError};
+use crate::entitlements::period::{Period, WindowInput};
 use crate::error::{Error, Result};
 use crate::http::extract::{Id, Params};
 use crate::metering::event::InputQuantity;
@@ -90,8 +91,11 @@ fn condition(rule: &Rule) -> String {
         COMPARATORS.iter().find(|(word, _)| *word == terms.comparator.as_str()).map_or("", |(_, sign)| sign);
     let per = terms.group_by.as_deref().map(|field| format!(" per {field}")).unwrap_or_default();
     let of = terms.subject.as_deref().map(|subject| format!(" of {subject}")).unwrap_or_default();
-    let window = view::seconds(terms.window_seconds);
-    format!("{}{of}{per} over {window} {sign} {}", rule.meter, view::number(&terms.threshold))
+    let window = match &terms.period {
+        Some(period) => format!("in a {period}"),
+        None => format!("over {}", view::seconds(terms.window_seconds)),
+    };
+    format!("{}{of}{per} {window} {sign} {}", rule.meter, view::number(&terms.threshold))
 }
 
 #[derive(Template)]
@@ -222,12 +226,39 @@ pub async fn new(app: web::Data<App>, caller: Caller, visit: Visit, params: Para
     ok(&form_page(&app, &caller, &visit, None, fields, Complaint::none()).await?)
 }
 
+/// Stands for windows that the form has no words for.
+const AS_IT_IS: &str = "as it is";
+const PERIODS: [&str; 6] = ["hour", "day", "week", "month", "quarter", "year"];
+
+fn period(fields: &Fields) -> (Option<String>, Option<WindowInput>) {
+    match fields.get("period") {
+        AS_IT_IS => (None, None),
+        "" => (Some(String::new()), None),
+        word => {
+            let time_zone = fields.get("time_zone").to_owned();
+            (Some(word.to_owned()), Some(WindowInput { time_zone, ..WindowInput::default() }))
+        }
+    }
+}
+
+/// The fields for a period: its word, and its zone.
+fn period_fields(period: Option<&Period>) -> (String, String) {
+    let Some(period) = period else { return (String::new(), String::new()) };
+    let said = period.described().unwrap_or_default();
+    let is_known = PERIODS.contains(&period.word().as_ref());
+    match is_known && said.anchor.is_empty() && said.week_start.is_empty() {
+        true => (period.word().into_owned(), said.time_zone),
+        false => (AS_IT_IS.to_owned(), String::new()),
+    }
+}
+
 /// What the form asks for.
 fn input(fields: &Fields) -> Result<RuleInput> {
     let metadata = fields.raw("metadata").lines().filter_map(|line| line.split_once('='));
     let metadata = metadata.map(|(path, text)| (path.trim().to_owned(), text.trim().to_owned()));
     let threshold =
         fields.some("threshold").map(|text| InputQuantity(Quantity::parse(&text.replace([',', ' '], ""))));
+    let (period, window) = period(fields);
     Ok(RuleInput {
         name: Some(fields.get("name").to_owned()),
         meter: Some(fields.get("meter").to_owned()),
@@ -235,6 +266,8 @@ fn input(fields: &Fields) -> Result<RuleInput> {
         subject: Some(fields.get("subject").to_owned()),
         metadata: Some(metadata.collect()),
         window_seconds: fields.integer("window_seconds")?,
+        period,
+        window,
         comparator: fields.some("comparator"),
         threshold,
         evaluation_interval_seconds: fields.integer("evaluation_interval_seconds")?,
@@ -342,7 +375,10 @@ async fn find(app: &App, caller: &Caller, id: &str) -> Result<Row> {
 fn fields_of(rule: &Rule) -> Fields {
     let terms = &rule.terms;
     let metadata: Vec<String> = terms.metadata.iter().map(|(path, text)| format!("{path}={text}")).collect();
+    let (period, time_zone) = period_fields(terms.period.as_ref());
     Fields::of([
+        ("period", period),
+        ("time_zone", time_zone),
         ("name", terms.name.clone()),
         ("meter", rule.meter.clone()),
         ("enabled", if terms.enabled { "on" } else { "" }.to_owned()),

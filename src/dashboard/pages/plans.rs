@@ -12,6 +12,7 @@ use crate::dashboard::view;
 use crate::dashboard::visit::{Shell, Visit, ok, rejected};
 use crate::db::Conn;
 use crate::db::identity::Clock;
+use crate::entitlements::period::WindowInput;
 use crate::entitlements::plan::{Draft, LimitInput, Plan, PlanInput};
 use crate::entitlements::progress::{self, Preview};
 use crate::entitlements::sql::assignments::{self, Assignment};
@@ -101,6 +102,17 @@ pub async fn new(app: web::Data<App>, caller: Caller, visit: Visit) -> Result<Ht
     ok(&form_page(&app, &caller, &visit, None, fields, Complaint::none()).await?)
 }
 
+/// What is said of the windows of a limit. Fields that do not go with the kind are left out, as the form shows them all.
+fn window(text: impl Fn(&str) -> String) -> Option<WindowInput> {
+    let kind = text("kind");
+    let of = |kinds: &[&str], name: &str| {
+        if kinds.contains(&kind.as_str()) { text(name) } else { String::new() }
+    };
+    let (time_zone, anchor) = (of(&["calendar", "anchored"], "time_zone"), of(&["anchored"], "anchor"));
+    let week_start = of(&["calendar"], "week_start");
+    (!kind.is_empty()).then_some(WindowInput { kind, time_zone, week_start, anchor })
+}
+
 /// What the form asks for.
 fn input(fields: &Fields) -> Result<PlanInput> {
     let limits = fields.rows("limit").into_iter().map(|row| {
@@ -110,6 +122,7 @@ fn input(fields: &Fields) -> Result<PlanInput> {
         LimitInput {
             meter: text("meter"),
             period: text("period"),
+            window: window(|name| text(name).unwrap_or_default()),
             limit: quantity("limit"),
             warning_percent: quantity("warning_percent"),
             enforcement: text("enforcement"),
@@ -155,7 +168,13 @@ fn fields_of(plan: &Plan) -> Fields {
     for (row, limit) in plan.limits.iter().enumerate() {
         let mut put = |name: &str, value: String| pairs.push((format!("limit.{row}.{name}"), value));
         put("meter", limit.meter.clone());
-        put("period", limit.period.as_str().to_owned());
+        put("period", limit.period.word().into_owned());
+        let WindowInput { kind, time_zone, week_start, anchor } =
+            limit.period.described().unwrap_or_default();
+        put("kind", kind);
+        put("time_zone", time_zone);
+        put("week_start", week_start);
+        put("anchor", anchor);
         put("limit", limit.quantity.to_plain());
         put("warning_percent", limit.warning_percent.to_plain());
         put("enforcement", limit.enforcement.as_str().to_owned());

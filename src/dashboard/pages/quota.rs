@@ -183,6 +183,14 @@ impl Told {
         self.quota[name].as_str().unwrap_or_default()
     }
 
+    /// The period of the limit, in words.
+    fn period(&self) -> String {
+        let window = &self.quota["window"];
+        let said = |name: &str| window[name].as_str().unwrap_or_default();
+        let words = [said("kind"), self.word("period"), said("time_zone")];
+        words.into_iter().filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ")
+    }
+
     pub fn outcome(&self) -> &'static str {
         if self.decision.accepted { "accepted" } else { "rejected" }
     }
@@ -207,7 +215,7 @@ impl Told {
                     self.number("projected"),
                     self.number("limit"),
                     self.word("enforcement"),
-                    self.word("period"),
+                    self.period(),
                 )
             }
         }
@@ -301,7 +309,7 @@ async fn try_it(app: &App, caller: &Caller, params: &Params) -> Result<Option<Tr
             view::number(&check.quantity),
             if check.allowed { "≤" } else { ">" },
             view::number(&check.limit),
-            check.period.map_or("period", |period| period.as_str()),
+            check.period.as_ref().map_or("period", |period| period.as_str()),
         ),
     };
     Ok(Some(Tried { check, outcome, sentence }))

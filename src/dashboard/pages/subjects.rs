@@ -16,7 +16,7 @@ use crate::db::Conn;
 use crate::db::identity::Clock;
 use crate::entitlements::plan::Plan;
 use crate::entitlements::progress::{self, Item};
-use crate::entitlements::sql::assignments::{self, Assignment};
+use crate::entitlements::sql::assignments::{self, Assignment, Wish};
 use crate::entitlements::sql::listing::{self, Entry};
 use crate::entitlements::sql::plans;
 use crate::error::{Error, Result};
@@ -93,7 +93,7 @@ impl LimitRow {
             Some(pace.elapsed_percent),
             item.measure.state.as_str(),
         );
-        LimitRow { resets: item.window.to, item, bar, pace }
+        LimitRow { resets: item.reset_at, item, bar, pace }
     }
 }
 
@@ -312,9 +312,9 @@ pub async fn assign(
         16 => parse_time(&format!("{effective_at}:00Z"), "effective_at", "invalid_effective_at")?,
         _ => parse_time(effective_at, "effective_at", "invalid_effective_at")?,
     };
-    let (workspace_id, name, plan_id) = (caller.workspace_id, subject.to_owned(), plan_id.to_owned());
-    let work =
-        move |conn: &mut Conn| assignments::assign(conn, workspace_id, &name, &plan_id, at, Clock::Database);
+    let (workspace_id, name) = (caller.workspace_id, subject.to_owned());
+    let wish = Wish { plan_id: plan_id.to_owned(), effective_at: at, zone: None };
+    let work = move |conn: &mut Conn| assignments::assign(conn, workspace_id, &name, &wish, Clock::Database);
     let assignment = app.store.write("assignments::assign", work).await?;
     app.plans.forget_assignment(workspace_id, subject);
     app.wake.notify();

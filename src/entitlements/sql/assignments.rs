@@ -13,14 +13,15 @@ use crate::chance;
 use crate::db::identity::{Clock, new_id};
 use crate::db::schema::{plan_assignments, subjects, workspaces};
 use crate::db::{Conn, DbError, audit};
-use crate::entitlements::assignment::{AssignmentPeriod, Status, anchor_of_new};
+use crate::entitlements::assignment::{AssignmentPeriod, Status, anchor_of_new, effective};
 use crate::entitlements::jobs::Evaluation;
 use crate::entitlements::plan::Plan;
 use crate::entitlements::sql::plans;
 use crate::error::Error;
 use crate::jobs::queue::{self, NewJob};
+use crate::metering::calendar::Zone;
 use crate::metering::time::Timestamp;
-use crate::usage::subject_ids;
+use crate::usage::{home_zone, subject_ids};
 
 /// An assignment as it is listed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,6 +36,7 @@ pub struct Assignment {
     pub starts_at: Timestamp,
     pub ends_at: Option<Timestamp>,
     pub anchor: Timestamp,
+    pub zone: Zone,
     pub updated_at: Timestamp,
 }
 
@@ -66,6 +68,8 @@ struct Row {
     ends_at: Option<i64>,
     #[diesel(sql_type = BigInt)]
     anchor: i64,
+    #[diesel(sql_type = Text)]
+    time_zone: String,
     #[diesel(sql_type = BigInt)]
     updated_at: i64,
 }
@@ -83,6 +87,7 @@ impl From<Row> for Assignment {
             starts_at: Timestamp(row.starts_at),
             ends_at: row.ends_at.map(Timestamp),
             anchor: Timestamp(row.anchor),
+            zone: zone_of(&row.time_zone),
             updated_at: Timestamp(row.updated_at),
         }
     }
@@ -99,6 +104,7 @@ struct NewRow {
     starts_at: i64,
     ends_at: Option<i64>,
     anchor: i64,
+    time_zone: String,
     updated_at: i64,
 }
 
@@ -141,6 +147,7 @@ struct SpanRow {
     starts_at: i64,
     ends_at: Option<i64>,
     anchor: i64,
+    time_zone: String,
 }
 
 fn span(row: SpanRow) -> AssignmentPeriod {
@@ -149,7 +156,16 @@ fn span(row: SpanRow) -> AssignmentPeriod {
         starts_at: Timestamp(row.starts_at),
         ends_at: row.ends_at.map(Timestamp),
         anchor: Timestamp(row.anchor),
+        zone: zone_of(&row.time_zone),
     }
+}
+
+/// A zone as it is stored; UTC where the database of this program does not know it any more.
+pub fn zone_of(name: &str) -> Zone {
+    Zone::parse(name).unwrap_or_else(|| {
+        log::error!(zone = name; "the zone of an assignment is not known: UTC is used");
+        Zone::UTC
+    })
 }
 
 /// The history of a subject, in order, without what was canceled before it began.
@@ -170,28 +186,43 @@ fn whole_history(conn: &mut Conn, subject_id: i64) -> Result<Vec<AssignmentPerio
             plan_assignments::starts_at,
             plan_assignments::ends_at,
             plan_assignments::anchor,
+            plan_assignments::time_zone,
         ))
         .load(conn)?;
     Ok(rows.into_iter().map(span).collect())
 }
 
-/// Gives a subject a plan from `effective_at` on, or from now when that is past or absent (jobs.md 4.2).
+/// What is assigned.
+#[derive(Clone, Debug, Default)]
+pub struct Wish {
+    pub plan_id: String,
+    /// From when on; from now when that is past or absent.
+    pub effective_at: Option<Timestamp>,
+    /// Where the subject's days begin; where nobody says, as so far, or as in the workspace.
+    pub zone: Option<Zone>,
+}
+
+/// Gives a subject a plan (jobs.md 4.2).
 pub fn assign(
     conn: &mut Conn,
     workspace_id: i64,
     subject: &str,
-    plan_public_id: &str,
-    effective_at: Option<Timestamp>,
+    wish: &Wish,
     clock: Clock,
 ) -> Result<Assignment, DbError> {
     let now = begin_change(conn, workspace_id, clock)?;
-    let plan = plans::get_current(conn, workspace_id, plan_public_id)?;
+    let plan = plans::get_current(conn, workspace_id, &wish.plan_id)?;
     let subject_id = find_or_add_subject(conn, workspace_id, subject)?;
-    let starts_at = effective_at.filter(|at| *at > now).unwrap_or(now);
+    let starts_at = wish.effective_at.filter(|at| *at > now).unwrap_or(now);
     let whole = whole_history(conn, subject_id)?;
     let (used, old): (Vec<Timestamp>, Vec<AssignmentPeriod>) =
         (whole.iter().map(|span| span.anchor).collect(), whole.into_iter().filter(|s| !is_void(s)).collect());
     let anchor = anchor_of_new(&old, &used, now, starts_at);
+    let zone = match (&wish.zone, effective(&old, now)) {
+        (Some(zone), _) => zone.clone(),
+        (None, Some(running)) => running.zone.clone(),
+        (None, None) => home_zone::find(conn, workspace_id)?,
+    };
     end_all(conn, subject_id, starts_at, now)?;
     let row = NewRow {
         id: new_id(),
@@ -202,6 +233,7 @@ pub fn assign(
         starts_at: starts_at.0,
         ends_at: None,
         anchor: anchor.0,
+        time_zone: zone.name().to_owned(),
         updated_at: now.0,
     };
     both!(conn, c => diesel::insert_into(plan_assignments::table).values(&row).execute(c)?);
@@ -223,6 +255,7 @@ pub fn assign(
         starts_at,
         ends_at: None,
         anchor,
+        zone,
         updated_at: now,
     })
 }
@@ -279,10 +312,15 @@ pub fn move_to_version(conn: &mut Conn, old: &Plan, new: &Plan, now: Timestamp) 
     .bind::<BigInt, _>(now.0)
     .bind::<BigInt, _>(old.id)
     .execute(conn)?;
-    let moving: Vec<(i64, Option<i64>, i64)> = plan_assignments::table
+    let moving: Vec<(i64, Option<i64>, i64, String)> = plan_assignments::table
         .filter(plan_assignments::plan_id.eq(old.id).and(plan_assignments::starts_at.le(now.0)))
         .filter(plan_assignments::ends_at.is_null().or(plan_assignments::ends_at.gt(now.0)))
-        .select((plan_assignments::subject_id, plan_assignments::ends_at, plan_assignments::anchor))
+        .select((
+            plan_assignments::subject_id,
+            plan_assignments::ends_at,
+            plan_assignments::anchor,
+            plan_assignments::time_zone,
+        ))
         .load(conn)?;
     sql_query(
         "UPDATE plan_assignments SET ends_at = $1, updated_at = $1
@@ -292,7 +330,7 @@ pub fn move_to_version(conn: &mut Conn, old: &Plan, new: &Plan, now: Timestamp) 
     .bind::<BigInt, _>(old.id)
     .execute(conn)?;
     for some in moving.chunks(MOVED_AT_ONCE) {
-        let row = |(subject_id, ends_at, anchor): &(i64, Option<i64>, i64)| NewRow {
+        let row = |(subject_id, ends_at, anchor, time_zone): &(i64, Option<i64>, i64, String)| NewRow {
             id: new_id(),
             public_id: chance::id().to_string(),
             workspace_id: new.workspace_id,
@@ -301,6 +339,7 @@ pub fn move_to_version(conn: &mut Conn, old: &Plan, new: &Plan, now: Timestamp) 
             starts_at: now.0,
             ends_at: *ends_at,
             anchor: *anchor,
+            time_zone: time_zone.clone(),
             updated_at: now.0,
         };
         let rows: Vec<NewRow> = some.iter().map(row).collect();
@@ -346,7 +385,7 @@ pub fn list(
 ) -> Result<Vec<Assignment>, DbError> {
     let rows: Vec<Row> = sql_query(
         "SELECT a.public_id, a.subject_id, s.name AS subject, a.plan_id, p.public_id AS plan_public_id,
-                p.name AS plan_name, p.version AS plan_version, a.starts_at, a.ends_at, a.anchor, a.updated_at
+                p.name AS plan_name, p.version AS plan_version, a.starts_at, a.ends_at, a.anchor, a.time_zone, a.updated_at
          FROM plan_assignments a
          JOIN subjects s ON s.id = a.subject_id
          JOIN plans p ON p.id = a.plan_id

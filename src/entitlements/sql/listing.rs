@@ -6,6 +6,7 @@ use diesel::sql_types::{BigInt, Integer, Nullable, Text};
 
 use crate::db::columns::quantity_of;
 use crate::db::{Conn, DbError};
+use crate::entitlements::period::{Period, WindowInput};
 use crate::entitlements::quota::QuotaUsage;
 use crate::metering::time::Timestamp;
 
@@ -50,6 +51,14 @@ pub struct Entry {
 }
 
 impl Entry {
+    /// The word of the period, and what there is to say beside it.
+    pub fn period_and_window(&self) -> (String, Option<WindowInput>) {
+        match Period::parse(&self.period) {
+            Some(period) => (period.word().into_owned(), period.described()),
+            None => (self.period.clone(), None),
+        }
+    }
+
     pub fn measure(&self) -> Result<QuotaUsage, DbError> {
         let (limit, warning_percent) = (quantity_of(&self.limit_value)?, quantity_of(&self.warning_percent)?);
         Ok(QuotaUsage::of(quantity_of(&self.current_value)?, &limit, &warning_percent))

@@ -11,6 +11,7 @@ use crate::chance;
 use crate::db::schema::{entitlement_events, entitlement_states, subjects};
 use crate::db::{Conn, DbError};
 use crate::entitlements::jobs::{Evaluation, QUEUE};
+use crate::entitlements::period::Period;
 use crate::entitlements::plan::Limit;
 use crate::entitlements::quota::{QuotaUsage, State, Transition};
 use crate::jobs::queue::DeadLetter;
@@ -28,6 +29,8 @@ pub struct Standing<'a> {
     pub meter_id: i64,
     pub plan_id: i64,
     pub limit: &'a Limit,
+    /// That of the limit, in the zone of the assignment.
+    pub period: &'a Period,
     pub measure: &'a QuotaUsage,
     pub at: Timestamp,
 }
@@ -64,7 +67,7 @@ pub fn put_snapshot(
     )
     .bind::<BigInt, _>(standing.subject_id)
     .bind::<BigInt, _>(standing.meter_id)
-    .bind::<Text, _>(limit.period.as_str())
+    .bind::<Text, _>(standing.period.as_str())
     .bind::<BigInt, _>(from.0)
     .bind::<BigInt, _>(to.0)
     .bind::<BigInt, _>(standing.workspace_id)
@@ -92,7 +95,7 @@ pub fn put_state(conn: &mut Conn, standing: &Standing) -> Result<(), DbError> {
     )
     .bind::<BigInt, _>(standing.subject_id)
     .bind::<BigInt, _>(standing.meter_id)
-    .bind::<Text, _>(limit.period.as_str())
+    .bind::<Text, _>(standing.period.as_str())
     .bind::<BigInt, _>(standing.workspace_id)
     .bind::<BigInt, _>(standing.plan_id)
     .bind::<Text, _>(measure.state.as_str())
@@ -118,7 +121,7 @@ pub fn add_event(
         subject_id: standing.subject_id,
         meter_id: standing.meter_id,
         plan_id: standing.plan_id,
-        period: limit.period.as_str(),
+        period: standing.period.as_str(),
         previous_state: previous.map(State::as_str),
         state: measure.state.as_str(),
         kind: kind.as_str(),
@@ -157,13 +160,13 @@ pub fn remove(conn: &mut Conn, subject_id: i64, meter_id: i64, kept: &[&str]) ->
 
 #[derive(Insertable)]
 #[diesel(table_name = entitlement_events, treat_none_as_default_value = false)]
-struct NewEvent {
+struct NewEvent<'a> {
     id: String,
     workspace_id: i64,
     subject_id: i64,
     meter_id: i64,
     plan_id: i64,
-    period: &'static str,
+    period: &'a str,
     previous_state: Option<&'static str>,
     state: &'static str,
     kind: &'static str,

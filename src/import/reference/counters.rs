@@ -4,11 +4,12 @@
 use super::plans::{period, subject_id};
 use super::{Ids, Refusal};
 use crate::db::Conn;
-use crate::entitlements::period::day_start;
+use crate::entitlements::period::{ASSIGNED_DAYS, Period, day_start};
 use crate::entitlements::sql::counters::{self, Key, Range};
 use crate::import::sql::foreign::Kind::{Int, Real, Text};
 use crate::import::sql::foreign::{Odd, Row, Table};
 use crate::import::sql::ours::{self, Put};
+use crate::metering::calendar::Zone;
 use crate::metering::quantity::Quantity;
 use crate::metering::rollup::{Edge, Part};
 
@@ -46,8 +47,9 @@ pub fn counter(conn: &mut Conn, ids: &mut Ids, row: &Row) -> Result<Put, Refusal
     }
     let subject_id = subject_id(conn, workspace_id, row)?;
     let Some(anchor) = ours::anchor(conn, subject_id, ids.now)? else { return Ok(Put::Known) };
-    let window = period.window(anchor, ids.now);
-    let range = Range { subject_id, meter_id: meter.id, anchor, window };
+    let period = Period::parse(period.as_str()).ok_or("there is no such period")?;
+    let range = Range::at((subject_id, meter.id), &period, anchor, &Zone::UTC, ids.now);
+    let window = range.window;
     let here = counters::load(conn, &[range])?.pop().flatten();
     let missing = count - here.as_ref().map_or(0, |part| part.count);
     if missing <= 0 {
@@ -70,7 +72,8 @@ pub fn counter(conn: &mut Conn, ids: &mut Ids, row: &Row) -> Result<Put, Refusal
     };
     // what was pruned is what came first
     let first = row.time("first_event_time")?.clamp(window.from, ids.now);
-    let key = Key { subject_id, meter_id: meter.id, anchor, day_start: day_start(anchor, first) };
+    let day_start = day_start(anchor, first);
+    let key = Key { subject_id, meter_id: meter.id, anchor, series: ASSIGNED_DAYS, day_start };
     counters::add(conn, &[(key, part)].into())?;
     Ok(Put::New)
 }

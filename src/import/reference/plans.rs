@@ -4,7 +4,7 @@ use super::who::{new_or_known, uuid_text};
 use super::{Ids, Import, PlanOf, Refusal};
 use crate::db::Conn;
 use crate::db::identity::new_id;
-use crate::entitlements::period::Period;
+use crate::entitlements::period::Every;
 use crate::entitlements::quota::State;
 use crate::error::Result;
 use crate::import::sql::foreign::Kind::{Int, Real, Text};
@@ -93,9 +93,9 @@ pub fn limit(conn: &mut Conn, ids: &mut Ids, row: &Row) -> Result<Put, Refusal> 
     Ok(new_or_known(ours::add(conn, "plan_limits", &columns)?))
 }
 
-pub(super) fn period(row: &Row) -> Result<Period, Odd> {
+pub(super) fn period(row: &Row) -> Result<Every, Odd> {
     let text = row.text("period")?;
-    Period::parse(&text).ok_or_else(|| format!("there is no such period: {text}"))
+    Every::parse(&text).ok_or_else(|| format!("there is no such period: {text}"))
 }
 
 pub const ASSIGNMENTS: Table = Table {

@@ -13,6 +13,7 @@ use crate::db::prepared::prepared;
 use crate::db::{Conn, DbError};
 use crate::entitlements::assignment::{AssignmentPeriod, assignment_for_event};
 use crate::entitlements::consume::{Counted, UnreadableLimit, Verdict, judge};
+use crate::entitlements::period::Period;
 use crate::entitlements::plan::{Limit, Plan};
 use crate::entitlements::sql::counters::{self, Range};
 use crate::entitlements::sql::decisions::{self, Decided, Decision};
@@ -22,6 +23,7 @@ use crate::ingest::insert::{
     Batch, DecidedAt, ExistingKey, InsertBatch, LedgerKey, Outcome, WriteCache, keys::original_of, postgres,
     sqlite,
 };
+use crate::metering::calendar::Zone;
 use crate::metering::event::{Event, StoredEvent, ledger_key, no_metadata, raw_metadata};
 use crate::metering::quantity::Quantity;
 use crate::metering::rollup::Part;
@@ -45,8 +47,37 @@ struct Asked<'a> {
     at_time: Timestamp,
 }
 
-/// Subject, meter, anchor, beginning and end.
-type WindowKey = (i64, i64, Timestamp, Timestamp, Timestamp);
+/// A window of a limit. Its period names its zone.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct WindowKey {
+    subject_id: i64,
+    meter_id: i64,
+    anchor: Timestamp,
+    period: Period,
+    from: Timestamp,
+    to: Timestamp,
+}
+
+impl WindowKey {
+    fn window(&self) -> Window {
+        Window { from: self.from, to: self.to }
+    }
+
+    /// The window, and where it slides, all of its kind: those of others in the batch overlap it.
+    fn alike(self) -> std::ops::RangeInclusive<WindowKey> {
+        match self.period.horizon() {
+            None => self.clone()..=self,
+            Some(_) => {
+                let (first, last) = (Timestamp(i64::MIN), Timestamp(i64::MAX));
+                WindowKey { from: first, ..self.clone() }..=WindowKey { from: last, ..self }
+            }
+        }
+    }
+
+    fn range(&self) -> Range {
+        Range::of((self.subject_id, self.meter_id), &self.period, self.anchor, &Zone::UTC, self.window())
+    }
+}
 
 /// What the windows of a batch hold, as it grows with each decision; `None` where that cannot be read.
 type Windows = BTreeMap<WindowKey, Option<Held>>;
@@ -130,12 +161,15 @@ impl<'a> InsertBatch<'a> {
 
     /// Limits on the event's meter, each with the key of its window.
     fn limits<'w>(&'w self, asked: &'w Asked) -> impl Iterator<Item = (&'w Limit, WindowKey)> {
-        let limits = self.span(asked).zip(self.plan(asked)).into_iter().flat_map(|(span, plan)| {
-            plan.limits_of(asked.event.meter.id).map(move |limit| (span.anchor, limit))
-        });
-        limits.map(|(anchor, limit)| {
-            let window = limit.period.window(anchor, asked.at_time);
-            (limit, (asked.subject_id, asked.event.meter.id, anchor, window.from, window.to))
+        let limits =
+            self.span(asked).zip(self.plan(asked)).into_iter().flat_map(|(span, plan)| {
+                plan.limits_of(asked.event.meter.id).map(move |limit| (span, limit))
+            });
+        limits.map(|(span, limit)| {
+            let (subject_id, meter_id, anchor) = (asked.subject_id, asked.event.meter.id, span.anchor);
+            let Window { from, to } = limit.period.window(anchor, &span.zone, asked.at_time);
+            let period = limit.period.in_zone(&span.zone);
+            (limit, WindowKey { subject_id, meter_id, anchor, period, from, to })
         })
     }
 
@@ -166,13 +200,7 @@ impl<'a> InsertBatch<'a> {
         if keys.is_empty() {
             return Ok(BTreeMap::new());
         }
-        let range = |&(subject_id, meter_id, anchor, from, to): &WindowKey| Range {
-            subject_id,
-            meter_id,
-            anchor,
-            window: Window { from, to },
-        };
-        let ranges: Vec<Range> = keys.iter().map(range).collect();
+        let ranges: Vec<Range> = keys.iter().map(WindowKey::range).collect();
         let held: Vec<Option<Held>> = match readable(conn, known, |conn| counters::load(conn, &ranges))? {
             Some(held) => held.into_iter().map(Some).collect(),
             None => held_one_by_one(conn, known, &ranges)?,
@@ -193,8 +221,8 @@ impl<'a> InsertBatch<'a> {
         for (limit, key) in &limits {
             match windows.get(key).and_then(Option::as_ref) {
                 Some(held) => {
-                    let window = Window { from: key.3, to: key.4 };
-                    counted.push(Counted { limit, window, part: held.as_ref() });
+                    let (period, window) = (key.period.clone(), key.window());
+                    counted.push(Counted { limit, period, window, part: held.as_ref() });
                 }
                 None => {
                     let Limit { enforcement, failure_policy, .. } = **limit;
@@ -208,12 +236,9 @@ impl<'a> InsertBatch<'a> {
         if accepted && taken.is_none() {
             // the next one of this batch comes on top
             let part = Part::of(event.time, event.id, &event.quantity);
-            for (_, key) in &limits {
-                match windows.get_mut(key).and_then(Option::as_mut) {
-                    Some(Some(whole)) => whole.add(&part),
-                    Some(empty) => *empty = Some(part.clone()),
-                    None => {}
-                }
+            let own: BTreeSet<WindowKey> = limits.into_iter().map(|(_, key)| key).collect();
+            for key in own {
+                count(windows, key, asked.at_time, &part);
             }
         }
         let event_id = taken.map_or(event.id, |taken| taken.event_id);
@@ -234,6 +259,21 @@ impl<'a> InsertBatch<'a> {
             }
         }
         Ok(())
+    }
+}
+
+/// Adds what was just accepted to the windows that hold this time.
+fn count(windows: &mut Windows, key: WindowKey, at: Timestamp, part: &Part) {
+    let slides = key.period.horizon().is_some();
+    for (key, held) in windows.range_mut(key.alike()) {
+        if slides && !key.window().contains(at) {
+            continue;
+        }
+        match held {
+            Some(Some(whole)) => whole.add(part),
+            Some(empty) => *empty = Some(part.clone()),
+            None => {}
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use diesel::connection::SimpleConnection;
-use diesel::sql_types::{Array, BigInt, Nullable};
+use diesel::sql_types::{Array, BigInt, Nullable, Text};
 use diesel::{PgConnection, RunQueryDsl, SqliteConnection};
 
 use crate::db::prepared::prepared;
@@ -13,26 +13,28 @@ use crate::db::{Conn, DbError};
 use crate::entitlements::assignment::{AssignmentPeriod, assignment_for_event};
 use crate::entitlements::consume::UnreadableLimit;
 use crate::entitlements::jobs::Evaluation;
-use crate::entitlements::period::{Period, day_start};
+use crate::entitlements::period::{ASSIGNED_DAYS, Period, Series, day_start};
 use crate::entitlements::plan::Plan;
+use crate::entitlements::sql::assignments::zone_of;
 use crate::entitlements::sql::counters::{self, Key};
 use crate::entitlements::sql::plans::{self, Damaged};
 use crate::ingest::insert::{DecidedAt, InsertBatch, WriteCache};
 use crate::jobs::queue::{self, NewJob};
+use crate::metering::calendar::Zone;
 use crate::metering::rollup::{Part, add_event};
-use crate::metering::time::{Timestamp, Window};
+use crate::metering::time::Timestamp;
 
 prepared!(
     FindSpans for PgConnection,
-    (subject_ids: Array<BigInt> = Vec<i64>) -> (BigInt, BigInt, BigInt, Nullable<BigInt>, BigInt),
-    "SELECT subject_id, plan_id, starts_at, ends_at, anchor FROM plan_assignments
+    (subject_ids: Array<BigInt> = Vec<i64>) -> (BigInt, BigInt, BigInt, Nullable<BigInt>, BigInt, Text),
+    "SELECT subject_id, plan_id, starts_at, ends_at, anchor, time_zone FROM plan_assignments
      WHERE subject_id = ANY(?) AND (ends_at IS NULL OR ends_at > starts_at)
      ORDER BY subject_id, starts_at, id"
 );
 prepared!(
     FindSpansOfOne for SqliteConnection,
-    (subject_id: BigInt = i64) -> (BigInt, BigInt, BigInt, Nullable<BigInt>, BigInt),
-    "SELECT subject_id, plan_id, starts_at, ends_at, anchor FROM plan_assignments
+    (subject_id: BigInt = i64) -> (BigInt, BigInt, BigInt, Nullable<BigInt>, BigInt, Text),
+    "SELECT subject_id, plan_id, starts_at, ends_at, anchor, time_zone FROM plan_assignments
      WHERE subject_id = ? AND (ends_at IS NULL OR ends_at > starts_at)
      ORDER BY starts_at, id"
 );
@@ -44,6 +46,7 @@ struct SpanRow {
     starts_at: i64,
     ends_at: Option<i64>,
     anchor: i64,
+    time_zone: String,
 }
 
 /// Stands for all meters among the unread limits of a plan that is missing; no meter has this id.
@@ -129,6 +132,7 @@ impl InsertBatch<'_> {
                 starts_at: Timestamp(row.starts_at),
                 ends_at: row.ends_at.map(Timestamp),
                 anchor: Timestamp(row.anchor),
+                zone: zone_of(&row.time_zone),
             });
         }
         for (subject_id, version) in missing {
@@ -188,6 +192,7 @@ impl InsertBatch<'_> {
         }
         let mut parts: BTreeMap<Key, Part> = BTreeMap::new();
         let mut touched: BTreeMap<Key, Touched> = BTreeMap::new();
+        let mut periods: HashMap<(i64, i64, Timestamp), BTreeSet<Period>> = HashMap::new();
         for ((at, item), workspace_id, event) in self.pending_events() {
             if self.duplicates.contains_key(&(at, item)) {
                 continue;
@@ -201,43 +206,60 @@ impl InsertBatch<'_> {
             };
             let Some(span) = assignment_for_event(history, time) else { continue };
             let (meter_id, anchor) = (event.meter.id, span.anchor);
-            let key = Key { subject_id, meter_id, anchor, day_start: day_start(anchor, time) };
-            add_event(&mut parts, key, event.time, event.id, &event.quantity);
-            touched.insert(key, Touched { workspace_id, received_at: event.received_at });
+            let periods = periods
+                .entry((subject_id, meter_id, anchor))
+                .or_insert_with(|| self.periods(subject_id, meter_id, anchor));
+            for (series, day_start) in cells(periods, anchor, time) {
+                let key = Key { subject_id, meter_id, anchor, series, day_start };
+                touched.insert(key.clone(), Touched { workspace_id, received_at: event.received_at });
+                add_event(&mut parts, key, event.time, event.id, &event.quantity);
+            }
         }
         if parts.is_empty() {
             return Ok(());
         }
         counters::add(conn, &parts)?;
-        self.enqueue_evaluations(conn, &touched)
+        self.enqueue_evaluations(conn, &touched, &periods)
     }
 
-    /// Periods for which any plan on this anchor limits the meter: an event may be dated under one version and count
-    /// in a window that another one limits.
-    fn periods(&self, key: &Key) -> BTreeSet<Period> {
-        let history = self.histories.get(&key.subject_id).map(AsRef::as_ref).unwrap_or_default();
-        let plans = history.iter().filter(|span| span.anchor == key.anchor).map(|span| span.plan_id);
-        let plans: BTreeSet<i64> = plans.collect();
-        let limits = plans.iter().filter_map(|id| self.plans.get(id)).flat_map(|p| p.limits_of(key.meter_id));
-        limits.map(|limit| limit.period).collect()
+    /// Periods for which any plan on this anchor limits the meter, each in its zone: an event may be dated under one
+    /// version and count in a window that another one limits.
+    fn periods(&self, subject_id: i64, meter_id: i64, anchor: Timestamp) -> BTreeSet<Period> {
+        let history = self.histories.get(&subject_id).map(AsRef::as_ref).unwrap_or_default();
+        let spans = history.iter().filter(|span| span.anchor == anchor);
+        let plans: BTreeMap<(i64, &str), (&AssignmentPeriod, &Arc<Plan>)> = spans
+            .filter_map(|span| {
+                Some(((span.plan_id, span.zone.name()), (span, self.plans.get(&span.plan_id)?)))
+            })
+            .collect();
+        let limits = plans.values().flat_map(|(span, plan)| plan.limits_of(meter_id).map(move |l| (span, l)));
+        limits.map(|(span, limit)| limit.period.in_zone(&span.zone)).collect()
     }
 
     fn enqueue_evaluations(
         &mut self,
         conn: &mut Conn,
         touched: &BTreeMap<Key, Touched>,
+        periods: &HashMap<(i64, i64, Timestamp), BTreeSet<Period>>,
     ) -> Result<(), DbError> {
         let mut new: Vec<NewJob> = Vec::new();
         let mut now = Timestamp(0);
         for (key, Touched { workspace_id, received_at }) in touched {
             now = now.max(*received_at);
-            for evaluation in evaluations(&self.periods(key), key, *received_at) {
+            let Some(periods) = periods.get(&(key.subject_id, key.meter_id, key.anchor)) else { continue };
+            for evaluation in evaluations(periods, key, *received_at) {
                 new.push(evaluation.job(*workspace_id, *received_at)?);
             }
         }
         self.learned.has_jobs |= !new.is_empty();
         queue::enqueue(conn, new, now)
     }
+}
+
+/// Everything that something of this time is counted in, once each. The periods name their zones.
+fn cells(periods: &BTreeSet<Period>, anchor: Timestamp, time: Timestamp) -> BTreeSet<(Series, Timestamp)> {
+    let more = periods.iter().flat_map(|period| period.counters(&Zone::UTC, time));
+    std::iter::once((ASSIGNED_DAYS, day_start(anchor, time))).chain(more).collect()
 }
 
 /// Plans, of which one that cannot be read must not keep the others from being read.
@@ -256,11 +278,14 @@ fn find_one_by_one(
 /// What has to be looked at again after events of this day: windows that are over, or the state now, which also finds
 /// out when windows to come begin.
 fn evaluations(periods: &BTreeSet<Period>, key: &Key, now: Timestamp) -> impl Iterator<Item = Evaluation> {
-    let Key { subject_id, meter_id, anchor, day_start } = *key;
-    let is_over = |window: Window| window.to <= now;
-    let windows = || periods.iter().map(|period| period.window(anchor, day_start));
-    let (over, open) = (windows().any(is_over), windows().any(|window| !is_over(window)));
-    let late = Evaluation { late_at: Some(day_start.0), ..Evaluation::now(subject_id, meter_id) };
+    let periods = || periods.iter().filter(|period| period.is_counted_in(&key.series));
+    let Key { subject_id, meter_id, anchor, day_start, .. } = *key;
+    let is_over = |period: &Period| period.window(anchor, &Zone::UTC, day_start).to <= now;
+    let over = periods().any(|period| is_over(period) && period.has_snapshots());
+    let open = periods().any(|period| !is_over(period) || period.horizon().is_some());
+    // a day of a calendar may begin before the subject has a plan
+    let late_at = Some(day_start.max(anchor).0);
+    let late = Evaluation { late_at, ..Evaluation::now(subject_id, meter_id) };
     let wanted = [open.then_some(Evaluation::now(subject_id, meter_id)), over.then_some(late)];
     wanted.into_iter().flatten()
 }

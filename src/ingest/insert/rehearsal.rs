@@ -8,6 +8,7 @@ use std::sync::Arc;
 use crate::db::identity::Link;
 use crate::db::{Conn, DbError};
 use crate::entitlements::assignment::assignment_for_event;
+use crate::entitlements::period::Period;
 use crate::entitlements::sql::counters::{self, Range};
 use crate::ingest::insert::{Batch, DecidedAt, InsertBatch, Outcome, Place, WriteCache};
 use crate::ingest::preview::{QuotaMove, WindowMove};
@@ -15,7 +16,7 @@ use crate::metering::calendar::Calendar;
 use crate::metering::event::Event;
 use crate::metering::meter::Meter;
 use crate::metering::rollup::Part;
-use crate::metering::time::{BucketSize, Window};
+use crate::metering::time::{BucketSize, Timestamp, Window};
 use crate::usage::aggregate::cells;
 use crate::usage::query::Query;
 
@@ -126,14 +127,26 @@ fn grow(part: &mut Option<Part>, event: &Event) {
 /// The limits that each event counts against, and what the window of each holds.
 struct Quotas {
     moves: HashMap<Place, Vec<(usize, QuotaMove)>>,
-    held: Vec<Option<Part>>,
+    held: Vec<(Slot, Option<Part>)>,
+    /// When each event counts.
+    times: HashMap<Place, Timestamp>,
+}
+
+/// Subject, meter, anchor of the assignment, and the window of a limit.
+type Slot = (i64, i64, Timestamp, Period, Window);
+
+/// Whether what counts in one window at this time counts in the other as well.
+fn overlap(one: &Slot, other: &Slot, at: Timestamp) -> bool {
+    let key = |slot: &Slot| (slot.0, slot.1, slot.2, slot.3.clone());
+    one == other || (other.3.horizon().is_some() && other.4.contains(at) && key(one) == key(other))
 }
 
 impl Quotas {
     fn read(conn: &mut Conn, work: &InsertBatch) -> Result<Quotas, DbError> {
         let mut moves: HashMap<Place, Vec<(usize, QuotaMove)>> = HashMap::new();
-        let mut ranges: Vec<Range> = Vec::new();
-        let mut places: HashMap<(i64, i64, i64, Window), usize> = HashMap::new();
+        let (mut ranges, mut slots): (Vec<Range>, Vec<Slot>) = (Vec::new(), Vec::new());
+        let mut places: HashMap<Slot, usize> = HashMap::new();
+        let mut times: HashMap<Place, Timestamp> = HashMap::new();
         for (place, workspace_id, event) in work.pending_events() {
             let subject_id = work.subject_id(workspace_id, &event.subject);
             let time = match work.batches[place.0].consumes {
@@ -147,27 +160,36 @@ impl Quotas {
             };
             for limit in plan.limits_of(event.meter.id) {
                 let (meter_id, anchor) = (event.meter.id, span.anchor);
-                let window = limit.period.window(anchor, time);
-                let at = *places.entry((subject_id, meter_id, anchor.0, window)).or_insert_with(|| {
-                    ranges.push(Range { subject_id, meter_id, anchor, window });
-                    ranges.len() - 1
+                let window = limit.period.window(anchor, &span.zone, time);
+                let period = limit.period.in_zone(&span.zone);
+                let quota = QuotaMove::of(plan, limit, period.clone(), window);
+                let range = Range::of((subject_id, meter_id), &period, anchor, &span.zone, window);
+                let slot = (subject_id, meter_id, anchor, period, window);
+                let at = *places.entry(slot.clone()).or_insert_with(|| {
+                    ranges.push(range);
+                    slots.push(slot);
+                    slots.len() - 1
                 });
-                moves.entry(place).or_default().push((at, QuotaMove::of(plan, limit, window)));
+                times.insert(place, time);
+                moves.entry(place).or_default().push((at, quota));
             }
         }
         let held = if ranges.is_empty() { Vec::new() } else { counters::load(conn, &ranges)? };
-        Ok(Quotas { moves, held })
+        Ok(Quotas { moves, held: slots.into_iter().zip(held).collect(), times })
     }
 
     fn add(&mut self, place: Place, event: &Event, is_stored: bool) -> Vec<QuotaMove> {
         let moves = self.moves.remove(&place).unwrap_or_default();
-        let told = moves.into_iter().map(|(at, quota)| {
-            let mut held = self.held.get_mut(at);
-            let before = held.as_deref().cloned().flatten();
-            if let Some(part) = held.as_deref_mut().filter(|_| is_stored) {
+        let Some(time) = self.times.get(&place).copied() else { return Vec::new() };
+        let before: Vec<Option<Part>> = moves.iter().map(|(at, _)| self.held[*at].1.clone()).collect();
+        let own: Vec<Slot> = moves.iter().map(|(at, _)| self.held[*at].0.clone()).collect();
+        for (slot, part) in self.held.iter_mut().filter(|_| is_stored) {
+            if own.iter().any(|own| overlap(own, slot, time)) {
                 grow(part, event);
             }
-            quota.between(event.meter.aggregation, before.as_ref(), held.and_then(|part| part.as_ref()))
+        }
+        let told = moves.into_iter().zip(before).map(|((at, quota), before)| {
+            quota.between(event.meter.aggregation, before.as_ref(), self.held[at].1.as_ref())
         });
         told.collect()
     }

@@ -23,7 +23,7 @@ UPDATE subjects SET last_event_at = 1780000000000000 - id * 3600000000
 WHERE workspace_id BETWEEN 1000000 AND 1000019 AND id % 5 = 0;
 
 INSERT INTO quota_counters
-SELECT s.id, 1000000, 0, day * 86400000000, 1, 1, 1, 1, 0, '', 1, 0, '', 1
+SELECT s.id, 1000000, 0, '', day * 86400000000, 1, 1, 1, 1, 0, '', 1, 0, '', 1
 FROM subjects AS s, generate_series(1, 2) AS day WHERE s.workspace_id BETWEEN 1000000 AND 1000019 AND s.id % 5 = 0;
 
 INSERT INTO consumption_decisions
