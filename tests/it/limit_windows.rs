@@ -55,7 +55,7 @@ async fn listed(workspace: &Workspace, list: &str, subject: &str) -> Value {
 }
 
 async fn every_door_tells_the_same_window(database: Database) {
-    let server = Server::start(&database);
+    let server = Server::start_with(&database, &[("OPEN_SPANNER_SERVE_WORKERS", "on")]);
     let workspace = server.workspace().await;
     workspace.meter("m", "sum").await;
     let window = json!({"kind": "calendar", "time_zone": "Asia/Kolkata", "week_start": "sunday"});
