@@ -562,11 +562,15 @@ async fn admit(app: &App, request: &ServiceRequest, pattern: &str, access: &Acce
     if request.query_string().contains("%00") || request.path().contains("%00") {
         return Err(Error::invalid("NUL characters are not allowed"));
     }
+    let changes = !matches!(*request.method(), Method::GET | Method::HEAD);
+    let is_foreign = || changes && session::is_foreign(request.request());
+    if pattern.starts_with("/v1/auth/") && is_foreign() {
+        // whoever is signed in by another site works in somebody else's workspace and does not know
+        return Err(Error::forbidden("another site asks for this"));
+    }
     if let Some(caller) = extract::authenticate(app, request.request(), access).await? {
         allow(&caller, access)?;
-        let changes = !matches!(*request.method(), Method::GET | Method::HEAD);
-        let is_session = matches!(caller.credential, Credential::Session { .. });
-        if changes && is_session && session::is_foreign(request.request()) {
+        if matches!(caller.credential, Credential::Session { .. }) && is_foreign() {
             return Err(Error::forbidden("the session belongs to another site"));
         }
         request.extensions_mut().insert(caller);

@@ -136,6 +136,7 @@ impl Auth {
     /// Gives a member another role; 409 for the last owner.
     pub async fn change_role(&self, caller: &Caller, user: &str, word: &str) -> Result<()> {
         let (own, user, role) = (caller.key_owner(), user.to_owned(), role(word)?);
+        let now = Timestamp::now();
         let work = move |conn: &mut Conn| {
             as_owner(conn, own)?;
             let member = members::find(conn, own.workspace_id, &user)?;
@@ -144,7 +145,7 @@ impl Auth {
             }
             audit::about(&member.public_id, &member.email);
             audit::states(Some(json!({"role": member.role})), Some(json!({"role": role})));
-            members::set_role(conn, own.workspace_id, member.user_id, role)
+            members::set_role(conn, own.workspace_id, member.user_id, role, now)
         };
         self.tell(self.0.store.write("members::set_role", work).await?);
         Ok(())
@@ -152,7 +153,7 @@ impl Auth {
 
     /// Makes another member the owner, and the caller an admin, in one step.
     pub async fn hand_over(&self, caller: &Caller, user: &str) -> Result<()> {
-        let (own, user) = (caller.key_owner(), user.trim().to_owned());
+        let (own, user, now) = (caller.key_owner(), user.trim().to_owned(), Timestamp::now());
         let work = move |conn: &mut Conn| {
             as_owner(conn, own)?;
             let heir = members::find(conn, own.workspace_id, &user)?;
@@ -160,8 +161,8 @@ impl Auth {
                 return Err(Error::invalid("user_id must be another member").into());
             }
             audit::about(&heir.public_id, &heir.email);
-            let mut touched = members::set_role(conn, own.workspace_id, heir.user_id, Role::Owner)?;
-            let own = members::set_role(conn, own.workspace_id, own.user_id, Role::Admin)?;
+            let mut touched = members::set_role(conn, own.workspace_id, heir.user_id, Role::Owner, now)?;
+            let own = members::set_role(conn, own.workspace_id, own.user_id, Role::Admin, now)?;
             touched.keys.extend(own.keys);
             touched.sessions.extend(own.sessions);
             Ok(touched)

@@ -460,7 +460,7 @@ fn set_role(
         (None, Some(role)) => {
             members::join(conn, workspace_id, user_id, role, now).map(|()| Touched::default())
         }
-        (_, Some(role)) => members::set_role(conn, workspace_id, user_id, role),
+        (_, Some(role)) => members::set_role(conn, workspace_id, user_id, role, now),
         (_, None) => members::remove(conn, Owner { workspace_id, user_id }, None, now),
     }
 }

@@ -244,8 +244,11 @@ pub async fn change_role(
 
 pub fn describe_remove() -> Doc {
     Doc::new("members", "Remove a member")
-        .text("keys", "What becomes of the keys that the member made: `revoke`, the default, or `transfer`.")
-        .empty(204, "Removed, and their sessions here have ended.")
+        .text(
+            "keys",
+            "What becomes of the keys and links that the member made: `revoke`, the default, or `transfer`.",
+        )
+        .empty(204, "Removed. Their sessions here have ended, and their open invitations are taken back.")
         .errors(&[409])
 }
 

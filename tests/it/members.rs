@@ -12,6 +12,7 @@ on_both_databases!(
     a_role_is_felt_at_once_by_keys_and_sessions,
     a_removed_member_has_nothing_left,
     keys_of_a_removed_member_can_stay,
+    what_a_removed_member_handed_out_ends_too,
     the_last_owner_stays,
     a_session_moves_between_workspaces,
     roles_decide_who_manages_members,
@@ -217,6 +218,31 @@ async fn keys_of_a_removed_member_can_stay(database: Database) {
     guest.session.get(SESSION).await.error(401, "unauthorized");
     let keys = host.session.get("/v1/auth/api-keys").await.json(200);
     assert_eq!(keys["items"].as_array().expect("a list").len(), 1, "it is the owner's now");
+}
+
+async fn what_a_removed_member_handed_out_ends_too(database: Database) {
+    let server = Server::start_with(&database, &[("OPEN_SPANNER_CACHE_TTL", "5s")]);
+    let host = Person::new(&server).await;
+    for (keys, status) in [("", 404), ("?keys=transfer", 200)] {
+        let guest = joined(&server, &host, "admin").await;
+        let friend = Person::new(&server).await;
+        let invitation = guest.invite(&friend.email, "admin").await.json(201);
+        let link = guest.session.post("/v1/subjects/org_1/links", &json!({})).await.json(201);
+        let share = format!("/share/{}", link["token"].as_str().expect("a token"));
+        server.client().get(&share).await.expect(200);
+        host.session.delete(&format!("{MEMBERS}/{}{keys}", guest.id().await)).await.expect(204);
+        let answer = friend.accept(invitation["token"].as_str().expect("a token")).await;
+        assert!(answer.status >= 400, "an invitation of somebody who is gone: {}", answer.text);
+        assert_eq!(server.client().get(&share).await.status, status, "{keys}");
+    }
+    // who may invite nobody any more has invited nobody
+    let guest = joined(&server, &host, "admin").await;
+    let friend = Person::new(&server).await;
+    let invitation = guest.invite(&friend.email, "admin").await.json(201);
+    let path = format!("{MEMBERS}/{}", guest.id().await);
+    host.session.patch(&path, &json!({"role": "viewer"})).await.expect(204);
+    let answer = friend.accept(invitation["token"].as_str().expect("a token")).await;
+    assert!(answer.status >= 400, "{}", answer.text);
 }
 
 async fn the_last_owner_stays(database: Database) {

@@ -6,6 +6,7 @@ use crate::support::client::{PASSWORD, sign_up};
 use crate::support::{Answer, Client, Database, Server, on_both_databases, unique};
 
 on_both_databases!(
+    no_other_site_signs_anybody_in,
     a_sign_in_answers_with_cookies_and_no_token,
     a_refresh_gives_new_tokens,
     a_used_refresh_token_works_once_more_for_a_moment,
@@ -73,6 +74,32 @@ async fn a_sign_in_answers_with_cookies_and_no_token(database: Database) {
         Database::Postgres { .. } => "SELECT encode(token_hash, 'escape') AS line FROM sessions",
     };
     assert!(database.lines(stored).iter().all(|line| !line.contains("osp_")));
+}
+
+/// A form of another site must not have a visitor work in somebody else's workspace.
+async fn no_other_site_signs_anybody_in(database: Database) {
+    let server = Server::start(&database);
+    let email = sign_up(&server.client()).await;
+    let body = json!({"email": email, "password": PASSWORD});
+    for (name, value) in [("sec-fetch-site", "cross-site"), ("origin", "https://evil.example")] {
+        let other = server.client().with(name, value.to_owned());
+        let answer = other.post("/v1/auth/sessions", &body).await;
+        assert!(answer.cookie("open_spanner_access").is_none(), "{name}");
+        answer.error(403, "forbidden");
+        other
+            .post("/v1/auth/users", &json!({"email": "b@example.com", "password": PASSWORD}))
+            .await
+            .error(403, "forbidden");
+        other.post_text("/v1/auth/session/refresh", "").await.error(403, "forbidden");
+        other.delete("/v1/auth/session").await.error(403, "forbidden");
+    }
+    server
+        .client()
+        .with("sec-fetch-site", "same-origin".to_owned())
+        .post("/v1/auth/sessions", &body)
+        .await
+        .expect(201);
+    server.client().post("/v1/auth/sessions", &body).await.expect(201);
 }
 
 async fn a_refresh_gives_new_tokens(database: Database) {

@@ -176,6 +176,23 @@ pub fn revoke(conn: &mut Conn, workspace_id: i64, public_id: &str, now: Timestam
     Ok(revoked > 0)
 }
 
+/// Takes back every invitation of a member that nobody answered.
+pub fn revoke_all_of(
+    conn: &mut Conn,
+    workspace_id: i64,
+    user_id: i64,
+    now: Timestamp,
+) -> Result<(), DbError> {
+    diesel::update(invitations::table)
+        .filter(invitations::workspace_id.eq(workspace_id))
+        .filter(invitations::invited_by.eq(user_id))
+        .filter(invitations::accepted_at.is_null())
+        .filter(invitations::revoked_at.is_null())
+        .set(invitations::revoked_at.eq(now.0))
+        .execute(conn)?;
+    Ok(())
+}
+
 /// Uses an invitation up, in one statement; answers whether it was still open.
 pub fn accept(conn: &mut Conn, id: i64, now: Timestamp) -> Result<bool, DbError> {
     let accepted = diesel::update(invitations::table.find(id))

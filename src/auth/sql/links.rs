@@ -2,7 +2,7 @@
 
 use diesel::prelude::*;
 
-use crate::auth::sql::keys::Words;
+use crate::auth::sql::keys::{Owner, Words};
 use crate::auth::token::TokenHash;
 use crate::chance;
 use crate::db::identity::new_id;
@@ -157,6 +157,19 @@ pub fn revoke(
         audit::nothing_changed();
     }
     Ok(true)
+}
+
+/// Of a member who goes: the links are the heir's from now on, or end now.
+pub fn pass_on(conn: &mut Conn, member: Owner, heir: Option<i64>, now: Timestamp) -> Result<(), DbError> {
+    let own = subject_links::table
+        .filter(subject_links::workspace_id.eq(member.workspace_id))
+        .filter(subject_links::created_by.eq(member.user_id))
+        .filter(subject_links::revoked_at.is_null());
+    match heir {
+        Some(heir) => diesel::update(own).set(subject_links::created_by.eq(heir)).execute(conn)?,
+        None => diesel::update(own).set(subject_links::revoked_at.eq(now.0)).execute(conn)?,
+    };
+    Ok(())
 }
 
 /// Notes when a link was last used, unless that was noted after `unless_since`.

@@ -4,7 +4,7 @@
 use diesel::prelude::*;
 
 use crate::auth::permission::Role;
-use crate::auth::sql::keys;
+use crate::auth::sql::{invitations, keys, links};
 use crate::db::schema::{api_keys, memberships, sessions, sign_ins, users, workspaces};
 use crate::db::{Conn, DbError, limits};
 use crate::error::Error;
@@ -142,10 +142,20 @@ pub fn join(
     Ok(())
 }
 
-pub fn set_role(conn: &mut Conn, workspace_id: i64, user_id: i64, role: Role) -> Result<Touched, DbError> {
+/// Who may invite nobody any more has invited nobody.
+pub fn set_role(
+    conn: &mut Conn,
+    workspace_id: i64,
+    user_id: i64,
+    role: Role,
+    now: Timestamp,
+) -> Result<Touched, DbError> {
     diesel::update(memberships::table.find((workspace_id, user_id)))
         .set(memberships::role.eq(role.as_str()))
         .execute(conn)?;
+    if role == Role::Viewer {
+        invitations::revoke_all_of(conn, workspace_id, user_id, now)?;
+    }
     let keys = api_keys::table
         .filter(api_keys::workspace_id.eq(workspace_id))
         .filter(api_keys::user_id.eq(user_id))
@@ -159,7 +169,8 @@ pub fn set_role(conn: &mut Conn, workspace_id: i64, user_id: i64, role: Role) ->
     Ok(Touched { keys, sessions })
 }
 
-/// Ends a membership and the sessions in it. The keys go to the heir, or are revoked.
+/// Ends a membership, the sessions in it and the invitations that nobody has accepted yet. Keys and links go to the heir, or
+/// are revoked.
 pub fn remove(
     conn: &mut Conn,
     member: keys::Owner,
@@ -170,6 +181,8 @@ pub fn remove(
         Some(heir) => keys::give(conn, member, heir)?,
         None => keys::revoke_all(conn, member, now)?,
     };
+    invitations::revoke_all_of(conn, member.workspace_id, member.user_id, now)?;
+    links::pass_on(conn, member, heir, now)?;
     diesel::delete(memberships::table.find((member.workspace_id, member.user_id))).execute(conn)?;
     let sessions = diesel::delete(sessions::table)
         .filter(sessions::workspace_id.eq(member.workspace_id))

@@ -103,6 +103,20 @@ struct SecretPage {
     grace: String,
 }
 
+impl SecretPage {
+    fn may(&self, scope: &str) -> bool {
+        self.key.scopes.0.iter().any(|own| own == "*" || own == scope)
+    }
+
+    fn lists_meters(&self) -> bool {
+        self.may("meters:read")
+    }
+
+    fn writes_usage(&self) -> bool {
+        self.may("usage:write")
+    }
+}
+
 #[derive(Template)]
 #[template(path = "keys/show.html")]
 struct ShowPage {
