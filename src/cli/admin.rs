@@ -14,7 +14,8 @@ use crate::config::{Config, Driver};
 use crate::db::migrations::{self, Wanted};
 use crate::db::{self, Conn, DbError, audit};
 use crate::error::{Error, Result};
-use crate::jobs::{queue, sql};
+use crate::jobs::dead_letters::{self, DeadLetter};
+use crate::jobs::sql;
 use crate::metering::time::Timestamp;
 use crate::operations::dead_letters::what_is_gone;
 
@@ -173,7 +174,7 @@ fn list_queues(driver: &Driver, as_json: Json) -> Result<()> {
     let titles = ["QUEUE", "DUE", "OLDEST", "RUNNING", "FAILED", "LATER", "DEAD"];
     print(&table(titles, &rows.collect::<Vec<_>>()));
     if !dead.is_empty() {
-        let row = |letter: queue::DeadLetter| {
+        let row = |letter: DeadLetter| {
             let at = Timestamp(letter.created_at).to_string();
             [letter.id, letter.queue, at, letter.last_error.escape_debug().to_string()]
         };
@@ -191,7 +192,7 @@ fn retry(driver: &Driver, id: &str) -> Result<()> {
         if let Some(gone) = what_is_gone(conn, &letter)? {
             return Err(Error::conflict(format!("{gone}: there is nothing left to do")).into());
         }
-        queue::requeue(conn, &letter, Timestamp::now())
+        dead_letters::requeue(conn, &letter, Timestamp::now())
     })?;
     print(&format!("queued {id}\n"));
     Ok(())

@@ -8,7 +8,7 @@ use crate::cli::{Outcome, print, print_json, table};
 use crate::config::{Config, Driver, ExportStorage};
 use crate::db::{self, Conn, DbError, migrations};
 use crate::error::Result;
-use crate::jobs::queue::{self, Instance};
+use crate::jobs::instances::{self, Instance};
 use crate::jobs::sql::{self, Standing};
 use crate::metering::time::{SECOND, Timestamp};
 
@@ -140,7 +140,7 @@ fn database(config: &Config) -> Vec<Finding> {
     found.push(finding(Good, "schema", "up to date"));
     let now = Timestamp::now();
     let look =
-        |conn: &mut Conn| -> Result<_, DbError> { Ok((queue::instances(conn)?, sql::standings(conn, now)?)) };
+        |conn: &mut Conn| -> Result<_, DbError> { Ok((instances::list(conn)?, sql::standings(conn, now)?)) };
     match db::once(driver, look) {
         Ok((instances, queues)) => {
             found.push(workers(config, &instances, now));

@@ -12,7 +12,7 @@ use std::time::Duration;
 use diesel::r2d2;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::{Connections, Gate, LogErrors, Manager};
+use super::connection::{Connections, Gate, LogErrors, Manager};
 use crate::clock;
 use crate::config::Db;
 use crate::error::{Error, Result};

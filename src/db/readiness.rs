@@ -16,7 +16,8 @@ use diesel::sql_types::{Array, BigInt, Bool, Text};
 use serde::Serialize;
 use tokio::sync::watch;
 
-use super::{Conn, DbError, Gate, Store, Trouble, cannot_open, inspect, migrations, open};
+use super::connection::Gate;
+use super::{Conn, DbError, Store, Trouble, cannot_open, inspect, migrations, open};
 use crate::blocking;
 use crate::clock;
 use crate::config::Driver;

@@ -13,7 +13,8 @@ use diesel::sql_types::{BigInt, Nullable};
 use diesel::{QueryableByName, RunQueryDsl, sql_query};
 
 use super::pool::{Class, Pool};
-use super::{Conn, DbError, Limits, Store};
+use super::transaction::Limits;
+use super::{Conn, DbError, Store};
 use crate::clock;
 use crate::error::Result;
 

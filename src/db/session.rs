@@ -7,7 +7,8 @@ use diesel::connection::SimpleConnection;
 
 use super::error::failed;
 use super::identity::Link;
-use super::{Conn, DbError, Limits, cannot_open, open};
+use super::transaction::Limits;
+use super::{Conn, DbError, cannot_open, open};
 use crate::blocking;
 use crate::config::Driver;
 use crate::error::{Error, Result};

@@ -14,7 +14,7 @@ use crate::entitlements::sql::assignments;
 use crate::entitlements::sql::counters::{self, Range};
 use crate::entitlements::sql::plans::{self, word};
 use crate::entitlements::sql::states::{self, Standing, StateRow};
-use crate::jobs::queue::DeadLetter;
+use crate::jobs::dead_letters::DeadLetter;
 use crate::metering::calendar::Zone;
 use crate::metering::meter::Meter;
 use crate::metering::rollup::Part;

@@ -10,7 +10,8 @@ use crate::db::schema::{export_cleanup_runs, export_jobs, jobs as work};
 use crate::db::{Conn, DbError, limits};
 use crate::error::{Error, Result};
 use crate::exports::job::{Artifact, CANCELED, Export, Kind, Status};
-use crate::jobs::queue::{self, DeadLetter, Job, LeaseToken, NewJob};
+use crate::jobs::dead_letters::DeadLetter;
+use crate::jobs::queue::{self, Job, LeaseToken, NewJob};
 use crate::metering::time::Timestamp;
 
 /// Where the workers find the jobs; a job's key is the id of the export.

@@ -9,10 +9,11 @@ use crate::auth::Caller;
 use crate::db::Conn;
 use crate::entitlements::sql::states::{self, Names};
 use crate::error::{Error, Result};
-use crate::http::extract::{Id, Json, Params};
+use crate::http::body::Json;
+use crate::http::extract::{Id, Params};
 use crate::http::openapi::Doc;
 use crate::http::respond::{self, Page};
-use crate::jobs::queue::{self, DeadLetter};
+use crate::jobs::dead_letters::{self as letters, DeadLetter};
 use crate::metering::time::Timestamp;
 use crate::operations::dead_letters::{self, Requeued};
 
@@ -80,7 +81,7 @@ pub async fn list(app: web::Data<App>, caller: Caller, params: Params) -> Result
     }
     let workspace_id = caller.workspace_id;
     let list = move |conn: &mut Conn| {
-        let letters = queue::dead_letters(conn, workspace_id, queue::LetterFilter::default(), limit)?;
+        let letters = letters::list(conn, workspace_id, letters::Filter::default(), limit)?;
         let names = states::names(conn, &letters)?;
         Ok((letters, names))
     };

@@ -92,7 +92,7 @@ impl Lines {
         self.unpacked += self.text.len() - before;
         if self.unpacked > self.limit {
             self.text.truncate(before);
-            return Err(super::extract::too_large(self.limit));
+            return Err(super::body::too_large(self.limit));
         }
         Ok(())
     }
@@ -211,7 +211,7 @@ impl Zstd {
         let Some((frame, has_checksum)) = &mut self.frame else {
             let Some(head) = Head::of(&self.packed)? else { return Ok(false) };
             if head.window > WINDOW_BYTES.max(limit as u64) {
-                return Err(super::extract::too_large(limit));
+                return Err(super::body::too_large(limit));
             }
             let mut frame = FrameDecoder::new();
             frame.init(&self.packed[..head.length]).map_err(|_| broken())?;
@@ -288,7 +288,7 @@ pub fn unpack_zstd(packed: &[u8], limit: usize) -> Result<Vec<u8>> {
     for step in packed.chunks(STEP_BYTES) {
         zstd.push(step, &mut text, limit)?;
         if text.len() > limit {
-            return Err(super::extract::too_large(limit));
+            return Err(super::body::too_large(limit));
         }
     }
     if zstd.is_between_frames() { Ok(text) } else { Err(Error::invalid_json()) }

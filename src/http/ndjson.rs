@@ -13,7 +13,7 @@ use crate::app::App;
 use crate::auth::Caller;
 use crate::chance;
 use crate::error::{Error, Result};
-use crate::http::extract::{Body, Content, content_of, parse_line};
+use crate::http::body::{Body, Content, content_of, parse_line};
 use crate::http::lines::Lines;
 use crate::ingest::{Failure, Recorded};
 use crate::metering::event::{Input, StoredEvent};

@@ -17,7 +17,7 @@ use crate::auth::session::{
 use crate::auth::throttle::client_address;
 use crate::auth::{Caller, User};
 use crate::error::{Error, Result};
-use crate::http::extract::{Body, Json};
+use crate::http::body::{Body, Json};
 use crate::http::openapi::Doc;
 use crate::http::{peer, respond};
 use crate::metering::time::Timestamp;

@@ -40,6 +40,6 @@ pub fn describe_metrics() -> Doc {
 pub async fn metrics(app: web::Data<App>) -> HttpResponse {
     match metrics::text().filter(|_| app.config.http.metrics) {
         Some(text) => HttpResponse::Ok().content_type(metrics::CONTENT_TYPE).body(text),
-        None => super::not_found().await,
+        None => super::routes::not_found().await,
     }
 }

@@ -3,7 +3,8 @@
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::jobs::queue::{Depth, Instance};
+use crate::jobs::instances::Instance;
+use crate::jobs::queue::Depth;
 use crate::metering::time::{SECOND, Timestamp};
 use crate::string_enum::string_enum;
 

@@ -9,7 +9,7 @@ use tokio::task::JoinHandle;
 
 use crate::chance;
 use crate::db::{Conn, Store};
-use crate::jobs::queue::{self, Instance};
+use crate::jobs::instances::{self, Instance};
 use crate::metering::time::Timestamp;
 
 const INTERVAL: Duration = Duration::from_secs(10);
@@ -69,7 +69,7 @@ impl Heartbeat {
             last_success_at: at(&self.last_success_at),
             last_failure_at: at(&self.last_failure_at),
         };
-        let beat = move |conn: &mut Conn| queue::heartbeat(conn, &instance, Timestamp::now());
+        let beat = move |conn: &mut Conn| instances::heartbeat(conn, &instance, Timestamp::now());
         if let Err(error) = self.store.write("jobs::heartbeat", beat).await {
             log::warn!(worker = self.worker, error:% = error; "heartbeat failed");
         }
@@ -80,7 +80,7 @@ impl Heartbeat {
         // a beat that was under way would bring the row back
         let _ = beats.await;
         let (worker, instance_id) = (self.worker, self.instance_id.clone());
-        let leave = move |conn: &mut Conn| queue::leave(conn, worker, &instance_id);
+        let leave = move |conn: &mut Conn| instances::leave(conn, worker, &instance_id);
         if let Err(error) = self.store.write("jobs::leave", leave).await {
             log::warn!(worker = self.worker, error:% = error; "the last heartbeat stays until it is old");
         }

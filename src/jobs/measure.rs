@@ -11,7 +11,7 @@ use crate::config::{Config, Driver, ExportStorage, Role};
 use crate::db::readiness::free_bytes;
 use crate::db::{Conn, Store, wal};
 use crate::error::Result;
-use crate::jobs::queue::{self, Instance};
+use crate::jobs::instances::{self, Instance};
 use crate::jobs::sql::{self, Standing};
 use crate::metering::time::{SECOND, Timestamp};
 use crate::metrics::table::QUEUES;
@@ -44,7 +44,7 @@ pub fn start(store: &Store, config: &Config, stop: &CancellationToken) {
 async fn look(store: &Store) -> Result<()> {
     let now = Timestamp::now();
     let ask = move |conn: &mut Conn| {
-        Ok((sql::standings(conn, now)?, queue::instances(conn)?, sql::database_bytes(conn)?))
+        Ok((sql::standings(conn, now)?, instances::list(conn)?, sql::database_bytes(conn)?))
     };
     let (standings, instances, bytes) = store.read("jobs::measure", ask).await?;
     let mut found: HashMap<&str, &Standing> =

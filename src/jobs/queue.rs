@@ -14,10 +14,11 @@ use serde::de::DeserializeOwned;
 use crate::chance;
 use crate::clock;
 use crate::db::prepared::prepared;
-use crate::db::schema::{dead_letters, jobs, worker_instances};
+use crate::db::schema::{dead_letters, jobs};
 use crate::db::statement::Statement;
 use crate::db::{Conn, DbError};
 use crate::error::{Error, Result};
+use crate::jobs::dead_letters::DeadLetter;
 use crate::metering::time::Timestamp;
 
 /// Work to be done at `run_after` or soon after.
@@ -394,116 +395,6 @@ pub fn bury(
     Ok(())
 }
 
-#[derive(Clone, Debug, Queryable, Selectable, Insertable)]
-#[diesel(table_name = dead_letters, treat_none_as_default_value = false)]
-pub struct DeadLetter {
-    pub id: String,
-    pub workspace_id: i64,
-    pub queue: String,
-    pub key: String,
-    pub payload: String,
-    pub attempts: i32,
-    pub last_error: String,
-    pub created_at: i64,
-    pub requeued_at: Option<i64>,
-}
-
-impl DeadLetter {
-    pub fn payload<P: DeserializeOwned>(&self) -> Result<P> {
-        serde_json::from_str(&self.payload).map_err(Error::internal)
-    }
-}
-
-/// Where a list of dead letters goes on.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LetterPosition {
-    pub created_at: i64,
-    pub id: String,
-}
-
-impl DeadLetter {
-    pub fn position(&self) -> LetterPosition {
-        LetterPosition { created_at: self.created_at, id: self.id.clone() }
-    }
-}
-
-/// Which dead letters are meant; all of the workspace by default.
-#[derive(Clone, Copy, Default)]
-pub struct LetterFilter<'a> {
-    pub queue: Option<&'a str>,
-    /// Only those that nobody requeued.
-    pub is_open: bool,
-    pub after: Option<&'a LetterPosition>,
-}
-
-/// Dead letters of a workspace, newest first.
-pub fn dead_letters(
-    conn: &mut Conn,
-    workspace_id: i64,
-    filter: LetterFilter<'_>,
-    limit: i64,
-) -> Result<Vec<DeadLetter>, DbError> {
-    let mut query = dead_letters::table.filter(dead_letters::workspace_id.eq(workspace_id)).into_boxed();
-    if let Some(queue) = filter.queue {
-        query = query.filter(dead_letters::queue.eq(queue.to_owned()));
-    }
-    if filter.is_open {
-        query = query.filter(dead_letters::requeued_at.is_null());
-    }
-    if let Some(LetterPosition { created_at, id }) = filter.after.cloned() {
-        let same = dead_letters::created_at.eq(created_at).and(dead_letters::id.lt(id));
-        query = query.filter(dead_letters::created_at.lt(created_at).or(same));
-    }
-    Ok(query
-        .order((dead_letters::created_at.desc(), dead_letters::id.desc()))
-        .limit(limit)
-        .select(DeadLetter::as_select())
-        .load(conn)?)
-}
-
-/// How many dead letters of a workspace nobody requeued, by queue.
-pub fn count_dead_letters(conn: &mut Conn, workspace_id: i64) -> Result<HashMap<String, i64>, DbError> {
-    let rows: Vec<(String, i64)> = dead_letters::table
-        .filter(dead_letters::workspace_id.eq(workspace_id).and(dead_letters::requeued_at.is_null()))
-        .group_by(dead_letters::queue)
-        .select((dead_letters::queue, diesel::dsl::count_star()))
-        .load(conn)?;
-    Ok(rows.into_iter().collect())
-}
-
-/// One dead letter; 404 when it is unknown.
-pub fn dead_letter(conn: &mut Conn, workspace_id: i64, id: &str) -> Result<DeadLetter, DbError> {
-    dead_letters::table
-        .filter(dead_letters::id.eq(id).and(dead_letters::workspace_id.eq(workspace_id)))
-        .select(DeadLetter::as_select())
-        .first(conn)
-        .optional()?
-        .ok_or_else(|| Error::not_found("dead letter").into())
-}
-
-/// Queues a dead letter anew and keeps the record; 409 already requeued.
-pub fn requeue(conn: &mut Conn, letter: &DeadLetter, now: Timestamp) -> Result<(), DbError> {
-    let marked =
-        diesel::update(dead_letters::table.find(&letter.id).filter(dead_letters::requeued_at.is_null()))
-            .set(dead_letters::requeued_at.eq(now.0))
-            .execute(conn)?;
-    if marked == 0 {
-        return Err(Error::conflict("the dead letter was requeued already").into());
-    }
-    let text =
-        "INSERT INTO jobs (queue, key, workspace_id, payload, run_after, created_at, scheduled_at, generation, attempts)
-                VALUES ($1, $2, $3, $4, $5, $5, $5, 0, 0)
-                ON CONFLICT (queue, key) DO UPDATE SET generation = jobs.generation + 1";
-    sql_query(text)
-        .bind::<Text, _>(&letter.queue)
-        .bind::<Text, _>(&letter.key)
-        .bind::<BigInt, _>(letter.workspace_id)
-        .bind::<Text, _>(&letter.payload)
-        .bind::<BigInt, _>(now.0)
-        .execute(conn)?;
-    Ok(())
-}
-
 /// How a queue stands: what operators see.
 #[derive(Clone, Debug, Default, QueryableByName)]
 pub struct Depth {
@@ -572,59 +463,12 @@ pub fn depths(
     Ok(found)
 }
 
-/// One running worker process.
-#[derive(Clone, Debug, Queryable, Selectable)]
-#[diesel(table_name = worker_instances)]
-pub struct Instance {
-    pub instance_id: String,
-    pub worker: String,
-    pub started_at: i64,
-    pub last_heartbeat_at: i64,
-    pub last_success_at: Option<i64>,
-    pub last_failure_at: Option<i64>,
-}
-
-/// Says that a worker lives; forgets instances that have been silent for a day.
-pub fn heartbeat(conn: &mut Conn, instance: &Instance, now: Timestamp) -> Result<(), DbError> {
-    let text = "INSERT INTO worker_instances AS w
-                    (instance_id, worker, started_at, last_heartbeat_at, last_success_at, last_failure_at)
-                VALUES ($1, $2, $3, $4, $5, $6)
-                ON CONFLICT (worker, instance_id) DO UPDATE SET last_heartbeat_at = excluded.last_heartbeat_at,
-                    last_success_at = excluded.last_success_at, last_failure_at = excluded.last_failure_at";
-    sql_query(text)
-        .bind::<Text, _>(&instance.instance_id)
-        .bind::<Text, _>(&instance.worker)
-        .bind::<BigInt, _>(instance.started_at)
-        .bind::<BigInt, _>(now.0)
-        .bind::<Nullable<BigInt>, _>(instance.last_success_at)
-        .bind::<Nullable<BigInt>, _>(instance.last_failure_at)
-        .execute(conn)?;
-    diesel::delete(
-        worker_instances::table
-            .filter(worker_instances::last_heartbeat_at.lt(now.0 - crate::metering::time::DAY)),
-    )
-    .execute(conn)?;
-    Ok(())
-}
-
-/// Says that a worker is gone.
-pub fn leave(conn: &mut Conn, worker: &str, instance_id: &str) -> Result<(), DbError> {
-    diesel::delete(worker_instances::table.find((worker, instance_id))).execute(conn)?;
-    Ok(())
-}
-
-pub fn instances(conn: &mut Conn) -> Result<Vec<Instance>, DbError> {
-    Ok(worker_instances::table
-        .order((worker_instances::worker, worker_instances::started_at))
-        .select(Instance::as_select())
-        .load(conn)?)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::config::{Driver, Synchronous};
     use crate::db::{migrations, open};
+    use crate::jobs::dead_letters;
 
     fn database() -> (tempfile::TempDir, Conn) {
         let folder = tempfile::tempdir().expect("a temporary folder");
@@ -769,14 +613,14 @@ mod tests {
         let second = claim_at(&mut conn, &TOKEN, 20);
         bury(&mut conn, &second[0], &TOKEN, "broken", Timestamp(21)).expect("buried");
         assert!(claim_at(&mut conn, &TOKEN, 100).is_empty());
-        let letters = dead_letters(&mut conn, 1, LetterFilter::default(), 10).expect("listed");
+        let letters = dead_letters::list(&mut conn, 1, dead_letters::Filter::default(), 10).expect("listed");
         assert_eq!((letters.len(), letters[0].attempts), (1, 2));
-        assert_eq!(count_dead_letters(&mut conn, 1).expect("counted"), HashMap::from([("q".to_owned(), 1)]));
-        assert!(dead_letter(&mut conn, 2, &letters[0].id).is_err(), "another workspace");
-        let letter = dead_letter(&mut conn, 1, &letters[0].id).expect("found");
-        requeue(&mut conn, &letter, Timestamp(100)).expect("requeued");
-        assert!(requeue(&mut conn, &letter, Timestamp(100)).is_err(), "once only");
-        assert!(count_dead_letters(&mut conn, 1).expect("counted").is_empty());
+        assert_eq!(dead_letters::count(&mut conn, 1).expect("counted"), HashMap::from([("q".to_owned(), 1)]));
+        assert!(dead_letters::get(&mut conn, 2, &letters[0].id).is_err(), "another workspace");
+        let letter = dead_letters::get(&mut conn, 1, &letters[0].id).expect("found");
+        dead_letters::requeue(&mut conn, &letter, Timestamp(100)).expect("requeued");
+        assert!(dead_letters::requeue(&mut conn, &letter, Timestamp(100)).is_err(), "once only");
+        assert!(dead_letters::count(&mut conn, 1).expect("counted").is_empty());
         assert_eq!(claim_at(&mut conn, &TOKEN, 100).len(), 1);
     }
 }

@@ -6,7 +6,7 @@ use diesel::sql_types::{BigInt, Nullable, Text};
 use crate::db::schema::dead_letters;
 use crate::db::{Conn, DbError};
 use crate::error::Error;
-use crate::jobs::queue::DeadLetter;
+use crate::jobs::dead_letters::DeadLetter;
 use crate::metering::time::Timestamp;
 
 /// How one queue stands.

@@ -6,7 +6,7 @@ use crate::alerts::sql::{deliveries, rules};
 use crate::app::App;
 use crate::db::{Conn, DbError, audit};
 use crate::error::{Error, Result};
-use crate::jobs::queue::{self, DeadLetter, LetterPosition};
+use crate::jobs::dead_letters::{self, DeadLetter};
 use crate::metering::time::Timestamp;
 use crate::{alerts, entitlements, exports};
 
@@ -27,11 +27,11 @@ pub struct Requeued {
 /// Queues one job anew; 404 when it is unknown, 409 when it is queued already or about something that is gone.
 pub async fn requeue(app: &App, workspace_id: i64, id: String) -> Result<()> {
     let requeue = move |conn: &mut Conn| {
-        let letter = queue::dead_letter(conn, workspace_id, &id)?;
+        let letter = dead_letters::get(conn, workspace_id, &id)?;
         if let Some(gone) = what_is_gone(conn, &letter)? {
             return Err(Error::conflict(format!("{gone}: there is nothing left to do")).into());
         }
-        queue::requeue(conn, &letter, Timestamp::now())
+        dead_letters::requeue(conn, &letter, Timestamp::now())
     };
     app.store.write("jobs::requeue", requeue).await?;
     app.wake.notify();
@@ -61,16 +61,16 @@ fn requeue_batch(
     conn: &mut Conn,
     workspace_id: i64,
     queue: Option<&str>,
-    after: Option<&LetterPosition>,
-) -> Result<(Requeued, Option<LetterPosition>), DbError> {
-    let filter = queue::LetterFilter { queue, is_open: true, after };
-    let letters = queue::dead_letters(conn, workspace_id, filter, BATCH)?;
+    after: Option<&dead_letters::Position>,
+) -> Result<(Requeued, Option<dead_letters::Position>), DbError> {
+    let filter = dead_letters::Filter { queue, is_open: true, after };
+    let letters = dead_letters::list(conn, workspace_id, filter, BATCH)?;
     let mut done = Requeued::default();
     for letter in &letters {
         match what_is_gone(conn, letter)? {
             Some(_) => done.gone += 1,
             None => {
-                queue::requeue(conn, letter, Timestamp::now())?;
+                dead_letters::requeue(conn, letter, Timestamp::now())?;
                 done.queued += 1;
             }
         }

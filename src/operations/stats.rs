@@ -9,7 +9,7 @@ use crate::db::{Conn, DbError};
 use crate::entitlements::sql::decisions;
 use crate::exports::sql::CleanupRun;
 use crate::jobs::health::{WorkerHealth, WorkerStatus};
-use crate::jobs::queue;
+use crate::jobs::{dead_letters, instances, queue};
 use crate::metering::time::Timestamp;
 use crate::retention::sql::PruneRun;
 use crate::usage::{ingestion_runs, subjects};
@@ -251,8 +251,8 @@ pub fn worker_health(
     prunes: bool,
     (owed, now): (&Owed, Timestamp),
 ) -> Result<Vec<WorkerHealth>, DbError> {
-    let instances = queue::instances(conn)?;
-    let dead_letters = queue::count_dead_letters(conn, workspace_id)?;
+    let instances = instances::list(conn)?;
+    let dead_letters = dead_letters::count(conn, workspace_id)?;
     let queues: Vec<&str> = WORKERS.iter().filter_map(|(_, queue)| *queue).collect();
     let mut depths = queue::depths(conn, &queues, workspace_id, now)?;
     let mut all = Vec::with_capacity(WORKERS.len());

@@ -50,6 +50,8 @@ const SQL_PLACES: &[&str] = &[
     "db/",
     "/sql.rs",
     "/sql/",
+    "jobs/dead_letters.rs",
+    "jobs/instances.rs",
     "jobs/queue.rs",
     "jobs/worker.rs",
     "ingest/insert",

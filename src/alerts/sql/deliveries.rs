@@ -19,7 +19,8 @@ use crate::db::schema::{alert_attempts, alert_deliveries};
 use crate::db::statement::{Statement, integers};
 use crate::db::{Conn, DbError};
 use crate::error::{Error, Result};
-use crate::jobs::queue::{self, DeadLetter, Job, LeaseToken, NewJob};
+use crate::jobs::dead_letters::DeadLetter;
+use crate::jobs::queue::{self, Job, LeaseToken, NewJob};
 use crate::metering::time::Timestamp;
 
 pub const QUEUE: &str = "webhooks";

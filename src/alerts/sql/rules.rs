@@ -21,7 +21,8 @@ use crate::db::schema::{alert_deliveries, alert_destinations, alert_rules, alert
 use crate::db::{Conn, DbError, audit, limits};
 use crate::entitlements::period::Period;
 use crate::error::{Error, Result};
-use crate::jobs::queue::{self, DeadLetter, NewJob};
+use crate::jobs::dead_letters::DeadLetter;
+use crate::jobs::queue::{self, NewJob};
 use crate::metering::meter::Meter;
 use crate::metering::time::Timestamp;
 use crate::meters::sql as meters_store;

@@ -20,8 +20,8 @@ use crate::entitlements::quota::State;
 use crate::entitlements::sql::listing;
 use crate::error::Result;
 use crate::http::extract::Params;
+use crate::jobs::dead_letters;
 use crate::jobs::health::WorkerStatus;
-use crate::jobs::queue;
 use crate::metering::calendar::Zone;
 use crate::metering::meter::{Aggregation, Meter};
 use crate::metering::quantity::Quantity;
@@ -131,7 +131,7 @@ fn read(conn: &mut Conn, workspace_id: i64, prunes: bool, now: Timestamp) -> Res
         sizes: subjects::meter_stats(conn, workspace_id, "", 500)?,
         exceeded,
         warned,
-        dead_letters: queue::count_dead_letters(conn, workspace_id)?.values().sum(),
+        dead_letters: dead_letters::count(conn, workspace_id)?.values().sum(),
         stale: health.iter().filter(|worker| is_stale(&worker.status)).map(|worker| worker.name).collect(),
     })
 }

@@ -12,8 +12,8 @@ use crate::dashboard::visit::{Shell, Visit, ok};
 use crate::db::Conn;
 use crate::error::{Error, Result};
 use crate::http::extract::{Id, Params, decode_cursor, encode_cursor};
+use crate::jobs::dead_letters::{self as letters, DeadLetter};
 use crate::jobs::health::WorkerHealth;
-use crate::jobs::queue::{self, DeadLetter, LetterFilter, LetterPosition};
 use crate::metering::json::Value;
 use crate::metering::time::Timestamp;
 use crate::operations::dead_letters::{self, Requeued};
@@ -97,19 +97,19 @@ pub async fn jobs(app: web::Data<App>, caller: Caller, visit: Visit, params: Par
     let queue = params.get("queue").to_owned();
     let wanted = Some(queue.clone()).filter(|queue| !queue.is_empty());
     let after = decode_cursor::<(i64, String)>(params.get("cursor"))?
-        .map(|(created_at, id)| LetterPosition { created_at, id });
+        .map(|(created_at, id)| letters::Position { created_at, id });
     let read = move |conn: &mut Conn| {
         let owed = deliveries::owed(conn, Some(workspace_id))?;
         let workers = stats::worker_health(conn, workspace_id, prunes_enabled, (&owed, now))?;
-        let filter = LetterFilter { queue: wanted.as_deref(), is_open: false, after: after.as_ref() };
-        let letters = queue::dead_letters(conn, workspace_id, filter, LETTERS_LISTED as i64 + 1)?;
-        Ok((workers, letters, queue::count_dead_letters(conn, workspace_id)?))
+        let filter = letters::Filter { queue: wanted.as_deref(), is_open: false, after: after.as_ref() };
+        let listed = letters::list(conn, workspace_id, filter, LETTERS_LISTED as i64 + 1)?;
+        Ok((workers, listed, letters::count(conn, workspace_id)?))
     };
     let (workers, mut letters, counts) = app.store.read("jobs::overview", read).await?;
     let has_more = letters.len() > LETTERS_LISTED;
     letters.truncate(LETTERS_LISTED);
     let next = match letters.last().filter(|_| has_more).map(DeadLetter::position) {
-        Some(LetterPosition { created_at, id }) => {
+        Some(letters::Position { created_at, id }) => {
             let link = view::link("/jobs", "queue", &queue);
             Some(link.with("cursor", &encode_cursor(&(created_at, id))?).to_string())
         }
@@ -132,7 +132,7 @@ struct LetterPage {
 
 pub async fn letter(app: web::Data<App>, caller: Caller, visit: Visit, Id(id): Id) -> Result<HttpResponse> {
     let workspace_id = caller.workspace_id;
-    let read = move |conn: &mut Conn| queue::dead_letter(conn, workspace_id, &id);
+    let read = move |conn: &mut Conn| letters::get(conn, workspace_id, &id);
     let letter = app.store.read("jobs::dead_letter", read).await?;
     let payload = Value::parse(&letter.payload).unwrap_or_default();
     let payload = serde_json::to_string_pretty(&payload).map_err(Error::internal)?;

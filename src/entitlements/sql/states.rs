@@ -14,7 +14,7 @@ use crate::entitlements::jobs::{Evaluation, QUEUE};
 use crate::entitlements::period::Period;
 use crate::entitlements::plan::Limit;
 use crate::entitlements::quota::{QuotaUsage, State, Transition};
-use crate::jobs::queue::DeadLetter;
+use crate::jobs::dead_letters::DeadLetter;
 use crate::metering::meter::Meter;
 use crate::metering::time::Timestamp;
 use crate::{both, meters};
