@@ -46,9 +46,10 @@ impl fmt::Display for Position {
     }
 }
 
-/// How long the standby may be behind before the primary is asked instead, and how often it is looked at until then.
+/// How long the standby may be behind before the primary is asked instead. It is looked at after pauses that double: a
+/// question costs it seven looks at most.
 const PATIENCE: Duration = Duration::from_millis(300);
-const PAUSE: Duration = Duration::from_millis(5);
+const FIRST_PAUSE: Duration = Duration::from_millis(5);
 /// A standby that does not answer is left alone for so long.
 const REST: Duration = Duration::from_secs(1);
 
@@ -60,6 +61,8 @@ pub(super) struct Replica {
     rests_until: Mutex<Option<Instant>>,
     /// Of the primary, and when that was asked for.
     primary: tokio::sync::Mutex<Option<(Instant, Position)>>,
+    /// The farthest that the primary was known to be at.
+    written: Mutex<Option<Position>>,
     /// How often it was too far behind, since the log said so.
     refused: AtomicU64,
 }
@@ -85,9 +88,9 @@ fn position(conn: &mut Conn, function: &str) -> std::result::Result<Option<Posit
 
 impl Replica {
     pub(super) fn new(pool: Pool) -> Replica {
-        let (seen, rests_until, primary) =
-            (Mutex::default(), Mutex::default(), tokio::sync::Mutex::default());
-        Replica { pool, seen, rests_until, primary, refused: AtomicU64::new(0) }
+        let (seen, rests_until, written) = (Mutex::default(), Mutex::default(), Mutex::default());
+        let primary = tokio::sync::Mutex::default();
+        Replica { pool, seen, rests_until, primary, written, refused: AtomicU64::new(0) }
     }
 
     /// Where the primary is now, or a moment later: what was committed before this call is before it. Who asks at the same
@@ -108,7 +111,18 @@ impl Replica {
         };
         let position = store.vital().read("replica::of_primary", ask).await?;
         *last = Some((asked, position));
+        *lock(&self.written) = Some(position);
         Ok(position)
+    }
+
+    /// Whether a caller can have seen this: nobody has seen more than the primary has written. A position that was made up
+    /// is told here, before the standby is looked at for what it never will have.
+    pub(super) async fn can_have_been_seen(&self, store: &Store, position: Position) -> bool {
+        let is_known = |known: &Mutex<Option<Position>>| lock(known).is_some_and(|known| known.has(position));
+        is_known(&self.seen)
+            || is_known(&self.written)
+            // a primary that is away says nothing against it
+            || self.of_primary(store).await.map_or(true, |written| written.has(position))
     }
 
     /// Waits for a moment until the standby has what the caller wants to see; where it is then.
@@ -116,7 +130,7 @@ impl Replica {
         if lock(&self.rests_until).is_some_and(|until| clock::moment() < until) {
             return None;
         }
-        let end = clock::moment() + PATIENCE;
+        let (end, mut pause) = (clock::moment() + PATIENCE, FIRST_PAUSE);
         loop {
             if let Some(seen) = lock(&self.seen).filter(|seen| seen.has(wanted)) {
                 return Some(seen);
@@ -136,7 +150,8 @@ impl Replica {
                 self.behind();
                 return None;
             }
-            tokio::time::sleep(PAUSE).await;
+            tokio::time::sleep(pause).await;
+            pause *= 2;
         }
     }
 

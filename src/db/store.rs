@@ -191,6 +191,7 @@ impl Store {
     async fn replica_for_caller(&self) -> Option<(&Replica, Position)> {
         let replica = self.0.replica.as_ref()?;
         let wanted = match replica::wanted() {
+            Some(wanted) if !replica.can_have_been_seen(self, wanted).await => return None,
             Some(wanted) => wanted,
             None => replica.of_primary(self).await.ok()?,
         };

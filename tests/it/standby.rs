@@ -27,6 +27,14 @@ async fn from_standby(server: &Server) -> u64 {
     counted.and_then(|count| count.parse().ok()).unwrap_or_default()
 }
 
+/// How often this was done in a database.
+async fn times(server: &Server, operation: &str) -> u64 {
+    let text = server.client().get("/metrics").await.expect(200).text;
+    let name = format!("open_spanner_db_query_duration_seconds_count{{operation=\"{operation}\"}} ");
+    let counted = text.lines().find_map(|line| line.strip_prefix(&name));
+    counted.and_then(|count| count.parse().ok()).unwrap_or_default()
+}
+
 #[test]
 fn nobody_reads_less_than_was_written() {
     run(async {
@@ -63,12 +71,27 @@ fn nobody_reads_less_than_was_written() {
         assert_eq!(seen, 50);
         assert!(!position.is_empty(), "the standby answers");
 
+        // what nobody can have seen costs the standby nothing, and the primary one statement
+        let before = times(&server, "replica::reach").await;
+        let (epoch, _) = last.split_once(':').expect("an epoch");
+        for made_up in [format!("{epoch}:FFFFFFFF/FFFFFFFF"), "77:0/1".to_owned()] {
+            for _ in 0..10 {
+                assert_eq!(total(&ws.with(POSITION, made_up.as_str())).await, (55, String::new()));
+            }
+        }
+        assert_eq!(times(&server, "replica::reach").await, before);
+        // and what it lags behind a few looks
+        let newest = write(&ws).await;
+        assert_eq!(total(&ws.with(POSITION, newest)).await, (56, String::new()));
+        let looks = times(&server, "replica::reach").await - before;
+        assert!((1..=8).contains(&looks), "{looks}");
+
         // nor one that is another database by now, or gone
         standby.promote();
-        assert_eq!(total(&ws).await.0, 55);
+        assert_eq!(total(&ws).await.0, 56);
         standby.kill();
         tokio::time::sleep(std::time::Duration::from_millis(1100)).await;
-        assert_eq!(total(&ws).await.0, 55);
-        assert_eq!(total(&ws.with(POSITION, "nonsense")).await.0, 55);
+        assert_eq!(total(&ws).await.0, 56);
+        assert_eq!(total(&ws.with(POSITION, "nonsense")).await.0, 56);
     });
 }
