@@ -241,7 +241,8 @@ impl Zstd {
     }
 }
 
-/// What stands at the head of a frame.
+/// What stands at the head of a frame. Read by hand: the library keeps its own reader of heads to itself, and its limit of a
+/// window is 100 MiB and not to be changed.
 struct Head {
     length: usize,
     /// How much of what is unpacked has to be held.
