@@ -15,8 +15,8 @@ use crate::error::{Code, Error, Result};
 
 /// diesel's own table.
 const MIGRATIONS: &str = "__diesel_schema_migrations";
-/// Only the server that this one replaces has all of these.
-const REFERENCE_TABLES: [&str; 3] = ["auth_workspaces", "usage_events", "schema_migrations"];
+/// Only the server that this one replaces has all of these; before its version 0.1.10 it had no workspaces.
+const REFERENCE_TABLES: [&str; 3] = ["meters", "usage_events", "schema_migrations"];
 
 /// One migration of this binary.
 struct WriteCache {
@@ -196,6 +196,7 @@ mod tests {
             (found(&["events", MIGRATIONS], &["0001"]), None),
             (found(&reference, &[]), Some("import reference")),
             (found(&marked, &[]), Some("import reference")),
+            (found(&["usage_events", "schema_migrations", "meters"], &[]), Some("import reference")),
             (found(&["users"], &[]), Some("\"users\"")),
             (found(&[MIGRATIONS], &["20240101000000"]), Some("another program")),
             (found(&["events", MIGRATIONS], &["0001", "9999"]), Some("newer")),

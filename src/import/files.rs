@@ -61,12 +61,54 @@ impl Reader {
         if let Reader::Csv(mapping) = self { mapping.delimiter } else { b',' }
     }
 
+    /// A file that is not there, and one whose head does not fit, is told before the first is begun.
+    fn check(&self, path: &Path) -> Result<()> {
+        let file = File::open(path).map_err(|error| unusable(path, error))?;
+        // what comes through a pipe can be read only once
+        if !self.is_table(path) || !file.metadata().is_ok_and(|about| about.is_file()) {
+            return Ok(());
+        }
+        let mut reader = self.table(file, Rc::default());
+        let head = reader.headers().map_err(|error| unusable(path, error))?;
+        self.check_head(head).map_err(|why| unusable(path, why))
+    }
+
+    /// Every column of the mapping is there once: of two with one name nobody knows which is meant.
+    fn check_head(&self, head: &csv::StringRecord) -> std::result::Result<(), String> {
+        let Reader::Csv(mapping) = self else { return Ok(()) };
+        let times = |column: &str| head.iter().filter(|name| *name == column).count();
+        let wrong = mapping.columns().find_map(|column| match times(column) {
+            1 => None,
+            0 => Some(format!("it has no column {column:?}, which the mapping names")),
+            _ => Some(format!("it has several columns {column:?}, one of which the mapping names")),
+        });
+        wrong.map_or(Ok(()), Err)
+    }
+
+    fn table(&self, file: File, bytes: Rc<Cell<u64>>) -> csv::Reader<OfRow> {
+        let rows = OfRow { file, bytes };
+        csv::ReaderBuilder::new().flexible(true).delimiter(self.delimiter()).from_reader(rows)
+    }
+
     fn input(&self, fields: Map, at: &At) -> Result<Input> {
         match self {
             Reader::Of(format) => format.input(fields),
             Reader::Csv(mapping) | Reader::Ndjson(mapping) => mapping.input(&fields, at),
         }
     }
+}
+
+/// Nothing was begun.
+fn unusable(path: &Path, why: impl std::fmt::Display) -> Error {
+    Error::new(Code::Unusable, format!("cannot read {}: {why}", path.display()))
+}
+
+/// In the middle, so that a part may be stored.
+fn broke_off(path: &Path, why: impl std::fmt::Display) -> Error {
+    Error::new(
+        Code::Internal,
+        format!("cannot read on in {}: {why} (what came before it may be stored)", path.display()),
+    )
 }
 
 struct Import {
@@ -85,6 +127,7 @@ struct Import {
 pub fn run(mut session: Session, asked: &Files, reader: Reader) -> Result<()> {
     let How { dry_run, rejected } = &asked.how;
     let workspace_id = workspace(&mut session, asked.workspace.as_deref())?;
+    asked.files.iter().try_for_each(|file| reader.check(file))?;
     let total = asked.files.iter().filter_map(|file| Some(file.metadata().ok()?.len())).sum();
     let mut import = Import {
         ours: session,
@@ -147,14 +190,12 @@ fn workspace(session: &mut Session, public_id: Option<&str>) -> Result<i64> {
 
 impl Import {
     fn file(&mut self, path: &Path) -> Result<()> {
-        let unreadable = |error: std::io::Error| {
-            Error::new(Code::Unusable, format!("cannot read {}: {error}", path.display()))
-        };
+        let unreadable = |error: io::Error| broke_off(path, error);
         let file = File::open(path).map_err(unreadable)?;
-        let name = path.display().to_string();
         if self.reader.is_table(path) {
-            return self.rows(&name, file);
+            return self.rows(path, file);
         }
+        let name = path.display().to_string();
         let mut reader = BufReader::with_capacity(1 << 16, file);
         let (mut number, mut line) = (0, Vec::new());
         loop {
@@ -170,7 +211,8 @@ impl Import {
                 reader.skip_until(b'\n').map_err(unreadable)?;
             }
             self.progress.add(read);
-            let text = std::str::from_utf8(&line).map(str::trim);
+            // editors of one make begin a file with a mark of its encoding
+            let text = std::str::from_utf8(&line).map(|text| text.trim_start_matches('\u{feff}').trim());
             let place = format!("{name}:{number}");
             match text {
                 Ok("") => {}
@@ -188,15 +230,12 @@ impl Import {
     }
 
     /// A table with a head: each row is the object of its cells, those that are JSON objects read as such.
-    fn rows(&mut self, name: &str, file: File) -> Result<()> {
-        let unreadable =
-            |error: csv::Error| Error::new(Code::Unusable, format!("cannot read {name}: {error}"));
+    fn rows(&mut self, path: &Path, file: File) -> Result<()> {
         let bytes = Rc::new(Cell::new(0));
-        let file = OfRow { file, bytes: bytes.clone() };
-        let mut reader =
-            csv::ReaderBuilder::new().flexible(true).delimiter(self.reader.delimiter()).from_reader(file);
-        let head = reader.headers().map_err(unreadable)?.clone();
-        self.check_head(name, &head)?;
+        let mut reader = self.reader.table(file, bytes.clone());
+        let head = reader.headers().map_err(|error| broke_off(path, error))?.clone();
+        self.reader.check_head(&head).map_err(|why| broke_off(path, why))?;
+        let name = path.display().to_string();
         let mut before = 0;
         let mut row = csv::StringRecord::new();
         loop {
@@ -215,26 +254,14 @@ impl Import {
                         .zip(&row)
                         .map(|(name, cell)| (name.to_owned(), formats::cell(cell)))
                         .collect();
-                    let input = self.reader.input(fields, &At { file: name, line });
+                    let input = self.reader.input(fields, &At { file: &name, line });
                     self.take(place, input)?;
                 }
-                Err(error) if error.is_io_error() => return Err(unreadable(error)),
+                Err(error) if error.is_io_error() => return Err(broke_off(path, error)),
                 Err(error) => {
                     self.take(place, Err(Error::invalid(format!("the row cannot be read: {error}"))))?
                 }
             }
-        }
-    }
-
-    /// A column that is missing is missing in every row: nothing is begun.
-    fn check_head(&self, name: &str, head: &csv::StringRecord) -> Result<()> {
-        let Reader::Csv(mapping) = &self.reader else { return Ok(()) };
-        match mapping.missing(|column| head.iter().any(|name| name == column)) {
-            None => Ok(()),
-            Some(column) => Err(Error::new(
-                Code::Unusable,
-                format!("{name} has no column {column:?}, which the mapping names"),
-            )),
         }
     }
 

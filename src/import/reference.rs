@@ -7,6 +7,7 @@ mod counters;
 mod decisions;
 mod events;
 mod history;
+mod layout;
 mod meters;
 mod plans;
 mod sums;
@@ -22,7 +23,7 @@ use self::sums::Rolled;
 use crate::config::import::{Reference, driver_of};
 use crate::db::session::Session;
 use crate::db::{Conn, DbError};
-use crate::error::{Code, Error, Result};
+use crate::error::{Error, Result};
 use crate::import::progress::Progress;
 use crate::import::report::Report;
 use crate::import::sql::foreign::{Foreign, Odd, Row, Table};
@@ -177,34 +178,6 @@ pub fn run(ours: Session, asked: &Reference) -> Result<()> {
 }
 
 impl Import {
-    /// Refuses what is no database of the reference, or not whole.
-    fn recognise(&mut self) -> Result<()> {
-        let unusable = |message: &str| Error::new(Code::Unusable, message);
-        let has = |table: &str| self.theirs.has_table(table);
-        if !["usage_events", "meters", "schema_migrations"].iter().all(|table| has(table)) {
-            return Err(unusable(
-                "this is no database of the Go server: usage_events, meters or schema_migrations is missing",
-            ));
-        }
-        if !has("auth_workspaces") || !self.theirs.has_column("usage_events", "workspace_id") {
-            return Err(unusable(
-                "this database is of a Go server before 0.1.10, which had no workspaces: it cannot be imported",
-            ));
-        }
-        if has("plans") {
-            let missing = [plans::LIMITS.name, plans::ASSIGNMENTS.name].into_iter().find(|table| !has(table));
-            if let Some(table) = missing {
-                return Err(unusable(&format!("the table {table} is missing: this database is not whole")));
-            }
-        }
-        match self.theirs.version()? {
-            Some((version, true)) => Err(unusable(&format!(
-                "a migration of this database broke off (version {version}, dirty): let the Go server mend it first"
-            ))),
-            _ => Ok(()),
-        }
-    }
-
     /// What events refer to.
     fn catalogue(&mut self) -> Result<()> {
         self.rows(&who::WORKSPACES, who::workspace)?;
@@ -243,31 +216,9 @@ impl Import {
         self.rows(&alerts::DELIVERY_JOBS, alerts::delivery_job)
     }
 
-    /// What is there and not read is said.
-    fn note_tables(&mut self) -> Result<()> {
-        for name in self.theirs.tables() {
-            let about = tables::TABLES.iter().find(|(table, ..)| *table == name);
-            let count = match about {
-                Some((_, tables::Fate::Left, _)) | None => self.theirs.count(&name)?,
-                Some(_) => continue,
-            };
-            match about {
-                _ if count == 0 => {}
-                Some((_, _, why)) => self.report.note(format!("{count} rows of {name} are not read: {why}")),
-                None => {
-                    self.report.note(format!("{count} rows of {name} are not read: the table is not known"))
-                }
-            }
-        }
-        Ok(())
-    }
-
     /// Brings over a table, row by row.
     fn rows(&mut self, table: &'static Table, step: Step) -> Result<()> {
-        let unread: Vec<String> = self.theirs.unread(table).map(str::to_owned).collect();
-        if !unread.is_empty() {
-            self.report.note(format!("{} has columns that are not read: {}", table.name, unread.join(", ")));
-        }
+        self.note_columns(table);
         let count = if self.theirs.has_table(table.name) { self.theirs.count(table.name)? } else { 0 };
         let mut progress = (count > MANY_ROWS).then(|| Progress::new(table.name, count));
         let Import { theirs, ours, report, ids, .. } = self;

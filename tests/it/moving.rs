@@ -1,14 +1,18 @@
 //! Moving in from the Go server: its database, of either engine, comes into ours, of either engine, whole, again and
 //! again. `moving/reference.sql` is a small one; with OPEN_SPANNER_REFERENCE_DATA a folder with real ones is used, too.
 
+mod again;
+mod counters;
 mod hostile;
 mod mapped;
 mod newer;
+mod older;
 mod page;
 mod real;
 
+use std::ops::Range;
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use base64::Engine;
@@ -82,11 +86,40 @@ fn import(ours: &Database, from: &str, more: &[&str]) -> Imported {
     Imported { run, left_out }
 }
 
-fn command(ours: &Database, from: &str, more: &[&str], directory: &Path) -> std::process::Command {
+fn command(ours: &Database, from: &str, more: &[&str], directory: &Path) -> Command {
+    let arguments = [&["reference", "--from", from, "--rejected", "left-out.jsonl"], more].concat();
+    importing(ours, &arguments, directory)
+}
+
+/// `open-spanner import` into this database.
+fn importing(ours: &Database, arguments: &[&str], directory: &Path) -> Command {
     let settings = ours.settings();
     let settings: Vec<(&str, &str)> = settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
-    let arguments = [&["import", "reference", "--from", from, "--rejected", "left-out.jsonl"], more].concat();
-    program::command(&arguments, &settings, directory)
+    program::command(&[&["import"], arguments].concat(), &settings, directory)
+}
+
+fn run(ours: &Database, arguments: &[&str], directory: &Path) -> Run {
+    program::finish(importing(ours, arguments, directory), Duration::from_secs(60))
+}
+
+/// Starts an import and kills it as soon as more events than this are stored.
+async fn killed(mut importing: Command, ours: &Database, more_than: u64) {
+    let mut child = importing.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts");
+    let end = Instant::now() + Duration::from_secs(120);
+    while ours.count("events") <= more_than && child.try_wait().expect("our child").is_none() {
+        assert!(Instant::now() < end, "it does not get on");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    let _ = child.kill();
+    let _ = child.wait();
+}
+
+/// Adds these events to a database of theirs.
+fn add_events(theirs: &Database, numbers: Range<i32>) {
+    let all: Vec<String> = numbers.map(event).collect();
+    for some in all.chunks(1_000) {
+        theirs.make(&format!("INSERT INTO usage_events VALUES {}", some.join(",")));
+    }
 }
 
 /// The new, known and left out rows of a table, as they are told.
@@ -226,26 +259,12 @@ async fn the_second_run_brings_what_is_new(ours: Database) {
 
 async fn a_killed_import_is_run_again(ours: Database) {
     let [theirs, _] = theirs();
-    for block in 0..24 {
-        let rows: Vec<String> = (block * 1000..block * 1000 + 1000).map(event).collect();
-        theirs.make(&format!("INSERT INTO usage_events VALUES {}", rows.join(",")));
-    }
+    add_events(&theirs, 0..24_000);
     // the first run makes the schema, so that the tables can be looked at
     import(&ours, &place(&theirs), &["--dry-run"]).run.succeeded();
     let directory = tempfile::tempdir().expect("a directory");
     for more_than in [0, 4_000, 12_000] {
-        let mut child = command(&ours, &place(&theirs), &[], directory.path())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("it starts");
-        let end = Instant::now() + Duration::from_secs(120);
-        while ours.count("events") <= more_than && child.try_wait().expect("our child").is_none() {
-            assert!(Instant::now() < end, "it does not get on");
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        let _ = child.kill();
-        let _ = child.wait();
+        killed(command(&ours, &place(&theirs), &[], directory.path()), &ours, more_than).await;
     }
     let run = import(&ours, &place(&theirs), &[]).run.succeeded();
     let [new, known, _] = counts(&run, "usage_events");
@@ -277,10 +296,7 @@ async fn rows_added_meanwhile_come_with_the_next_run(ours: Database) {
         if let Database::Sqlite { .. } = theirs {
             theirs.make("PRAGMA journal_mode = WAL");
         }
-        for block in 0..12 {
-            let rows: Vec<String> = (block * 1000..block * 1000 + 1000).map(event).collect();
-            theirs.make(&format!("INSERT INTO usage_events VALUES {}", rows.join(",")));
-        }
+        add_events(&theirs, 0..12_000);
         import(&ours, &place(&theirs), &["--dry-run"]).run.succeeded();
         let directory = tempfile::tempdir().expect("a directory");
         let run = {
@@ -291,8 +307,7 @@ async fn rows_added_meanwhile_come_with_the_next_run(ours: Database) {
         };
         let mut added = 0;
         while !run.is_finished() {
-            let rows: Vec<String> = (20_000 + added..20_000 + added + 10).map(event).collect();
-            theirs.make(&format!("INSERT INTO usage_events VALUES {}", rows.join(",")));
+            add_events(&theirs, 20_000 + added..20_000 + added + 10);
             added += 10;
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -415,8 +430,6 @@ async fn files_of_other_meters_come_in_once(ours: Database) {
         ),
     );
     write("stripe.jsonl", r#"{"event_name":"calls","identifier":"5","payload":{"stripe_customer_id":"acme","value":"0.4"},"timestamp":1781524800}"#.into());
-    let settings = ours.settings();
-    let settings: Vec<(&str, &str)> = settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
     for (round, arguments) in [
         (0, vec!["openmeter", "openmeter.jsonl", "openmeter.csv"]),
         (0, vec!["lago", "lago.csv"]),
@@ -425,8 +438,7 @@ async fn files_of_other_meters_come_in_once(ours: Database) {
         (1, vec!["lago", "lago.csv"]),
         (1, vec!["stripe", "stripe.jsonl"]),
     ] {
-        let run = program::run(&[vec!["import"], arguments.clone()].concat(), &settings, directory.path())
-            .succeeded();
+        let run = run(&ours, &arguments, directory.path()).succeeded();
         let expected = match (arguments[0], round) {
             ("openmeter", 0) => [2, 1, 2],
             ("openmeter", _) => [0, 3, 2],

@@ -150,22 +150,23 @@ impl Mapping {
         if key.iter().all(|piece| matches!(piece, Piece::Text(_))) {
             return Err("key is the same for every event: name a column, such as \"{id}\"".to_owned());
         }
-        let delimiter = u8::try_from(delimiter.unwrap_or(',')).ok().filter(u8::is_ascii);
-        let delimiter = delimiter.ok_or("delimiter must be one ASCII character")?;
+        let delimiter = u8::try_from(delimiter.unwrap_or(',')).ok();
+        let delimiter = delimiter.filter(|byte| byte.is_ascii() && !b"\"\r\n".contains(byte));
+        let delimiter =
+            delimiter.ok_or("delimiter must be one ASCII character, no quote and no line break")?;
         let times = Times::new(time_zone.as_deref(), time_format)?;
         Ok(Mapping { key, times, columns, constants, decimal_comma, delimiter })
     }
 
-    /// A column that is named here and not in the head of the table.
-    pub fn missing(&self, mut has: impl FnMut(&str) -> bool) -> Option<&str> {
+    /// The columns that are named here.
+    pub fn columns(&self) -> impl Iterator<Item = &str> {
         let Columns { meter, subject, quantity, timestamp, metadata } = &self.columns;
         let fields = [meter, subject, quantity, timestamp].into_iter().flatten();
         let of_key = self.key.iter().filter_map(|piece| match piece {
             Piece::Column(name) => Some(name),
             _ => None,
         });
-        let mut all = fields.chain(metadata.values()).chain(of_key);
-        all.find(|name| !has(name)).map(String::as_str)
+        fields.chain(metadata.values()).chain(of_key).map(String::as_str)
     }
 
     pub fn input(&self, fields: &Map, at: &At) -> Result<Input> {

@@ -83,10 +83,7 @@ impl Import {
     pub(super) fn events(&mut self) -> Result<()> {
         let total = self.theirs.count(EVENTS.name)?;
         let mut progress = Progress::new("events", total);
-        let unread: Vec<String> = self.theirs.unread(&EVENTS).map(str::to_owned).collect();
-        if !unread.is_empty() {
-            self.report.note(format!("usage_events has columns that are not read: {}", unread.join(", ")));
-        }
+        self.note_columns(&EVENTS);
         let known = WriteCache::default();
         let Import { theirs, ours, report, ids, tally, rolled } = self;
         theirs.each(&EVENTS, EVENTS_AT_ONCE, |rows| {

@@ -219,12 +219,14 @@ pub fn api_key(conn: &mut Conn, ids: &mut Ids, row: &Row) -> Result<Put, Refusal
         ("created_at", row.time("created_at")?.0.into()),
         ("last_used_at", row.optional_time("last_used_at")?.map(|at| at.0).into()),
     ];
-    // what was revoked here stays so
-    let changing = columns.iter().filter(|(name, value)| {
-        ["expires_at", "revoked_at", "last_used_at"].contains(name) && !matches!(value, Value::OptInt(None))
-    });
+    let changing =
+        columns.iter().filter(|(name, value)| *name == "expires_at" && !matches!(value, Value::OptInt(None)));
     let changing: Vec<&str> = changing.map(|(name, _)| *name).collect();
-    let (put, _) = ours::put(conn, "api_keys", &public_id, &columns, &changing, true)?;
+    let (put, id) = ours::put(conn, "api_keys", &public_id, &columns, &changing, true)?;
+    if put == Put::Known {
+        let (revoked_at, used_at) = (row.optional_time("revoked_at")?, row.optional_time("last_used_at")?);
+        ours::follow_key(conn, id, revoked_at, used_at)?;
+    }
     ids.keys.insert(public_id);
     Ok(put)
 }

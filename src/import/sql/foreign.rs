@@ -2,7 +2,7 @@
 //! SQLite, and texts there need not be UTF-8: each value is asked for in a way that cannot fail, and what is not what it
 //! should be is an [`Odd`] of that value, not an error.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use diesel::connection::{DefaultLoadingMode, SimpleConnection};
 use diesel::deserialize::{self, QueryableByName};
@@ -155,6 +155,10 @@ fn time_of(text: &str) -> Option<Timestamp> {
 pub struct Foreign {
     conn: Conn,
     columns: BTreeSet<(String, String)>,
+    /// Queries that stand in for tables that an older program did not have.
+    table_stand_ins: BTreeMap<&'static str, String>,
+    /// SQL literals that stand in for columns, in whichever table lacks them.
+    column_stand_ins: BTreeMap<&'static str, String>,
 }
 
 #[derive(QueryableByName)]
@@ -193,7 +197,42 @@ impl Foreign {
         let text = if conn.is_postgres() { COLUMNS_OF_POSTGRES } else { COLUMNS_OF_SQLITE };
         let named: Vec<Named> = sql_query(text).load(&mut conn).map_err(|error| cannot_read(&error))?;
         let columns = named.into_iter().map(|named| (named.table_name, named.column_name)).collect();
-        Ok(Foreign { conn, columns })
+        let (table_stand_ins, column_stand_ins) = (BTreeMap::new(), BTreeMap::new());
+        Ok(Foreign { conn, columns, table_stand_ins, column_stand_ins })
+    }
+
+    /// From now on this query is read as if it were the table.
+    pub fn stand_in_for_table(&mut self, table: &'static Table, query: String) {
+        let columns = table.columns.iter().map(|(column, _)| (table.name.to_owned(), (*column).to_owned()));
+        self.columns.extend(columns);
+        self.table_stand_ins.insert(table.name, query);
+    }
+
+    /// From now on a table that lacks this column is read as if this literal stood in each of its rows.
+    pub fn stand_in_for_column(&mut self, column: &'static str, literal: String) {
+        self.column_stand_ins.insert(column, literal);
+    }
+
+    /// Where the rows of a table are.
+    fn source(&self, table: &str) -> String {
+        match self.table_stand_ins.get(table) {
+            Some(query) => format!("({query}) AS stand_in"),
+            None => format!("\"{}\"", table.replace('"', "\"\"")),
+        }
+    }
+
+    /// A column or what stands in for it.
+    fn value(&self, table: &str, column: &str) -> Option<String> {
+        match self.has_column(table, column) {
+            true => Some(format!("\"{column}\"")),
+            false => self.column_stand_ins.get(column).cloned(),
+        }
+    }
+
+    /// Columns that are read, are not there, and nothing stands in for.
+    pub fn lacking(&self, table: &Table) -> Vec<&'static str> {
+        let names = table.columns.iter().map(|(name, _)| *name);
+        names.filter(|name| self.value(table.name, name).is_none()).collect()
     }
 
     pub fn has_table(&self, table: &str) -> bool {
@@ -216,7 +255,7 @@ impl Foreign {
     }
 
     pub fn count(&mut self, table: &str) -> Result<u64> {
-        let text = format!("SELECT count(*) AS count FROM \"{}\"", table.replace('"', "\"\""));
+        let text = format!("SELECT count(*) AS count FROM {}", self.source(table));
         let count: Count = sql_query(text).get_result(&mut self.conn).map_err(|error| cannot_read(&error))?;
         Ok(count.count.unsigned_abs())
     }
@@ -284,21 +323,20 @@ impl Foreign {
         if some.rows.is_empty() { Ok(()) } else { work(some.rows) }
     }
 
-    /// Columns that an older program did not have are NULL.
+    /// Columns that an older program did not have, and nothing stands in for, are NULL.
     fn select(&self, table: &Table) -> String {
         let shape: String = table.columns.iter().map(|(_, kind)| kind.letter()).collect();
         let mut text = format!("SELECT '{shape}' AS shape");
         for (at, (name, kind)) in table.columns.iter().enumerate() {
-            let column = format!("\"{name}\"");
-            let value = match (self.has_column(table.name, name), self.conn.is_postgres()) {
-                (false, true) => format!("NULL::{}", kind.postgres_type()),
-                (false, false) => "NULL".to_owned(),
-                (true, true) => kind.in_postgres(&column, table.longest()),
-                (true, false) => kind.in_sqlite(&column, table.longest()),
+            let value = match (self.value(table.name, name), self.conn.is_postgres()) {
+                (None, true) => format!("NULL::{}", kind.postgres_type()),
+                (None, false) => "NULL".to_owned(),
+                (Some(value), true) => kind.in_postgres(&value, table.longest()),
+                (Some(value), false) => kind.in_sqlite(&value, table.longest()),
             };
             text.push_str(&format!(", {value} AS c{at}"));
         }
-        text.push_str(&format!(" FROM {}", table.name));
+        text.push_str(&format!(" FROM {}", self.source(table.name)));
         if !table.order.is_empty() {
             let collation = if self.conn.is_postgres() { " COLLATE \"C\"" } else { "" };
             text.push_str(&format!(" ORDER BY {}{collation}", table.order));

@@ -182,6 +182,24 @@ pub fn keep_password(conn: &mut Conn, user_id: i64, hash: &str) -> Result<(), Db
     Ok(())
 }
 
+/// Brings a key up to date: of two times at which it is revoked the earlier counts, so that what was revoked here stays so
+/// while it is in the time of grace of a rotation there.
+pub fn follow_key(
+    conn: &mut Conn,
+    id: i64,
+    revoked_at: Option<Timestamp>,
+    used_at: Option<Timestamp>,
+) -> Result<(), DbError> {
+    for (column, sooner, at) in [("revoked_at", ">", revoked_at), ("last_used_at", "<", used_at)] {
+        let Some(at) = at else { continue };
+        let text = format!(
+            "UPDATE api_keys SET {column} = $1 WHERE id = $2 AND ({column} IS NULL OR {column} {sooner} $1)"
+        );
+        execute(conn, text, &[at.0.into(), id.into()])?;
+    }
+    Ok(())
+}
+
 /// The account with this address, if somebody has shown that it is theirs.
 pub fn verified_user(conn: &mut Conn, email: &str) -> Result<Option<i64>, DbError> {
     let text = "SELECT id AS value FROM users WHERE email = $1 AND email_verified_at IS NOT NULL";

@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 
-use super::{Imported, KEY, WORKSPACE, counts, import, months, ours_again, place, theirs};
+use super::{Imported, KEY, WORKSPACE, counts, import, months, ours_again, place, run, theirs};
 use crate::support::{Database, Server, on_both_databases};
 
 on_both_databases!(
@@ -346,11 +346,8 @@ async fn the_source_is_never_written_over(ours: Database) {
     let [theirs, _] = theirs();
     let from = place(&theirs);
     let before = std::fs::read(&from).expect("the file");
-    let run = super::program::run(
-        &["import", "reference", "--from", &from, "--rejected", &from],
-        &ours.settings().iter().map(|(name, value)| (*name, value.as_str())).collect::<Vec<_>>(),
-        std::env::temp_dir().as_path(),
-    );
+    let arguments = ["reference", "--from", &from, "--rejected", &from];
+    let run = run(&ours, &arguments, &std::env::temp_dir());
     assert!(run.code == Some(2) && run.stderr.contains("--rejected"), "{run:#?}");
     assert!(std::fs::read(&from).expect("the file") == before, "it is as it was");
 }

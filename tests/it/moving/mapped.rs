@@ -1,13 +1,10 @@
 //! Files of any make, by a mapping: which column is what, and what the key is made of.
 
 use std::path::Path;
-use std::process::Stdio;
-use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use super::counts;
-use crate::support::program::{self, Run};
+use super::{counts, importing, killed, run};
 use crate::support::{Database, Server, Workspace, on_both_databases};
 
 on_both_databases!(
@@ -45,12 +42,6 @@ const TABLE: &str = "order;position;customer;amount;booked at;area;seats
 8;3;acme;1;01.07.2026 12:00;eu;many
 8;4;acme;one;01.07.2026 12:00;eu;5
 ";
-
-fn run(ours: &Database, arguments: &[&str], directory: &Path) -> Run {
-    let settings = ours.settings();
-    let settings: Vec<(&str, &str)> = settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
-    program::run(&[&["import"], arguments].concat(), &settings, directory)
-}
 
 /// A workspace whose meter `calls` sums by region and seats; the server is gone again.
 async fn prepared(ours: &Database) -> (Workspace, tempfile::TempDir) {
@@ -116,7 +107,7 @@ async fn lines_of_json_come_in_by_a_mapping(ours: Database) {
         "no JSON",
         r#"{"what":"calls","who":{"id":"acme"},"n":1e400,"at":1781524800000}"#,
     ];
-    write(directory, "june.ndjson", &lines.join("\n"));
+    write(directory, "june.ndjson", &format!("\u{feff}{}", lines.join("\n")));
     let arguments = ["ndjson", "june.ndjson", "--map", "mapping.toml"];
     for expected in [[2, 0, 3], [0, 2, 3]] {
         let run = run(&ours, &arguments, directory).succeeded();
@@ -134,12 +125,37 @@ async fn a_mapping_that_does_not_fit_stores_nothing(ours: Database) {
         (MAPPING.replace("\"customer\"", "\"client\""), "\"client\""),
         (MAPPING.replace("meter = \"calls\"", ""), "meter has neither"),
         (MAPPING.replace("key = ", "keys = "), "key"),
+        (MAPPING.replace("{order}-{position}", "always"), "same for every event"),
+        (MAPPING.replace("{order}", "{@row}"), "@row"),
+        (MAPPING.replace("{order}", "{order"), "brace"),
+        (MAPPING.replace("Europe/Berlin", "Europe/Atlantis"), "Atlantis"),
+        (MAPPING.replace("delimiter = \";\"", "delimiter = '\"'"), "delimiter"),
+        (MAPPING.replace("quantity = 1", "quantity = 0.1"), "written as a text"),
+        (MAPPING.replace("%d.%m.%Y %H:%M", "days"), "time_format"),
         ("not TOML".to_owned(), "mapping.toml"),
     ] {
         write(directory, "mapping.toml", &mapping);
         let run = run(&ours, &["csv", "june.csv", "--map", "mapping.toml"], directory);
         assert!(run.code == Some(2) && run.stderr.contains(word), "{word}: {run:#?}");
     }
+    write(directory, "mapping.toml", MAPPING);
+    write(directory, "june.csv", &TABLE.replace("area;", "amount;"));
+    let twice = run(&ours, &["csv", "june.csv", "--map", "mapping.toml"], directory);
+    assert!(twice.code == Some(2) && twice.stderr.contains("several columns \"amount\""), "{twice:#?}");
+    // the second file is looked at before the first is begun
+    write(directory, "june.csv", TABLE);
+    for (second, word) in [("july.csv", "july.csv"), ("mapping.toml", "no column")] {
+        let two = run(&ours, &["csv", "june.csv", second, "--map", "mapping.toml"], directory);
+        assert!(two.code == Some(2) && two.stderr.contains(word), "{two:#?}");
+    }
+    // a quote without an end takes everything behind it for one cell
+    write(
+        directory,
+        "june.csv",
+        &format!("{TABLE}\"{}", "9;9;acme;1;01.07.2026 12:00;eu;5\n".repeat(600_000)),
+    );
+    let endless = run(&ours, &["csv", "june.csv", "--map", "mapping.toml"], directory);
+    assert!(endless.code == Some(1) && endless.stderr.contains("quoted cell"), "{endless:#?}");
     assert_eq!(ours.count("events"), 0);
 }
 
@@ -152,21 +168,11 @@ async fn a_killed_import_goes_on(ours: Database) {
         table.push_str(&format!("{at};1;s-{};0,1;{:02}.06.2026 12:00;eu;5\n", at % 40, 1 + at % 28));
     }
     write(directory, "june.csv", &table);
-    let arguments = ["import", "csv", "june.csv", "--map", "mapping.toml"];
-    let settings = ours.settings();
-    let settings: Vec<(&str, &str)> = settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let arguments = ["csv", "june.csv", "--map", "mapping.toml"];
     for more_than in [0, 4_000] {
-        let mut command = program::command(&arguments, &settings, directory);
-        let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts");
-        let end = Instant::now() + Duration::from_secs(120);
-        while ours.count("events") <= more_than && child.try_wait().expect("our child").is_none() {
-            assert!(Instant::now() < end, "it does not get on");
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        let _ = child.kill();
-        let _ = child.wait();
+        killed(importing(&ours, &arguments, directory), &ours, more_than).await;
     }
-    let run = run(&ours, &arguments[1..], directory).succeeded();
+    let run = run(&ours, &arguments, directory).succeeded();
     let [new, known, left_out] = counts(&run, "events");
     assert!(new + known == 20_000 && known > 4_000 && left_out == 0, "{}", run.stdout);
     let server = Server::start(&ours);

@@ -2,12 +2,10 @@
 //! the list that comes with them. OPEN_SPANNER_REFERENCE_DATA is their folder.
 
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
-use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::{Imported, command, counts, import, ours_again, place};
+use super::{Imported, command, counts, import, killed, ours_again, place};
 use crate::support::program::Run;
 use crate::support::{Client, Database, Server, env, on_both_databases, skip};
 
@@ -204,18 +202,7 @@ async fn a_real_database_comes_over_in_pieces(ours: Database) {
         import(&ours, &place(&theirs), &["--dry-run"]).run.succeeded();
         let directory = tempfile::tempdir().expect("a directory");
         for more_than in [0, 8_000, 16_000] {
-            let mut child = command(&ours, &place(&theirs), &[], directory.path())
-                .stdout(Stdio::null())
-                .stderr(Stdio::null())
-                .spawn()
-                .expect("it starts");
-            let end = Instant::now() + Duration::from_secs(120);
-            while ours.count("events") <= more_than && child.try_wait().expect("our child").is_none() {
-                assert!(Instant::now() < end, "it does not get on");
-                tokio::time::sleep(Duration::from_millis(2)).await;
-            }
-            let _ = child.kill();
-            let _ = child.wait();
+            killed(command(&ours, &place(&theirs), &[], directory.path()), &ours, more_than).await;
         }
         let Imported { run, left_out } = import(&ours, &place(&theirs), &[]);
         let run = run.succeeded();
