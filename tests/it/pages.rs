@@ -122,9 +122,25 @@ async fn long_views_have_short_addresses(database: Database) {
     let mut neighbour = Browser::register(&server, "short-neighbour@example.com").await;
     neighbour.get(&short).await.expect(404);
 
-    // what nobody looks at for half a year goes
-    database.execute("UPDATE stored_queries SET used_at = used_at - 1000");
-    assert_eq!(database.count("stored_queries"), 2);
+    // without room for another one the view is shown all the same, and asking for a short address says why there is none
+    let other = long.replace("range=7d", "range=28d");
+    database.execute(
+        "INSERT INTO stored_queries (workspace_id, hash, query, created_at, used_at)
+         WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < 10000)
+         SELECT kept.workspace_id, 'filler' || n, 'x', 0, 0 FROM numbers, (SELECT workspace_id FROM stored_queries LIMIT 1) AS kept",
+    );
+    assert!(browser.get(&other).await.expect(200).text.contains("org_899"));
+    let refused = browser.post("/usage/q", &[("query", "meter=tokens&range=90d")]).await.expect(409);
+    assert!(refused.text.contains("short addresses"), "{}", refused.text);
+
+    // what nobody looked at for half a year goes, what somebody did stays
+    drop(server);
+    let _server = Server::start_with(&database, &[("OPEN_SPANNER_OPERATIONAL_HISTORY_INTERVAL", "200ms")]);
+    let end = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    while database.count("stored_queries") != 2 {
+        assert!(std::time::Instant::now() < end, "old views are kept");
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
 }
 
 async fn queries_are_shared_with_the_workspace(database: Database) {

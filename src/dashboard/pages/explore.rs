@@ -346,10 +346,13 @@ fn copy(asked: &ExportQuery) -> ExportQuery {
 }
 
 pub async fn show(app: web::Data<App>, caller: Caller, visit: Visit, params: Params) -> Result<HttpResponse> {
-    match short::too_long(&visit, &params) {
-        Some(query) => short::keep(&app, &caller, query).await,
-        None => page(&app, &caller, &visit, params).await,
+    if let Some(query) = short::too_long(&visit, &params)
+        && let Ok(shorter) = short::keep(&app, &caller, query).await
+    {
+        return Ok(shorter);
     }
+    // also where a long one cannot be kept: when there is no room for more, or nothing can be written
+    page(&app, &caller, &visit, params).await
 }
 
 /// The view that parameters describe, wherever they come from.

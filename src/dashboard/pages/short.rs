@@ -51,7 +51,10 @@ pub async fn show(app: web::Data<App>, caller: Caller, visit: Visit, Id(hash): I
     let (query, used_at) = found.ok_or_else(|| Error::not_found(format!("view {hash:?}")))?;
     if now.0 - used_at.0 > DAY {
         let touch = move |conn: &mut Conn| stored_queries::touch(conn, workspace_id, &hash, now);
-        app.store.write("stored_queries::touch", touch).await?;
+        if let Err(error) = app.store.write("stored_queries::touch", touch).await {
+            // the page needs no write; whoever looks tomorrow tries again
+            log::debug!(error:%; "the use of a kept view was not noted");
+        }
     }
     let more = visit.here.split_once('?').map_or("", |(_, query)| query);
     explore::page(&app, &caller, &visit, Params::parse(&format!("{more}&{query}"))).await
