@@ -1,5 +1,6 @@
 //! The OpenAPI document, made from the route table and the types that handlers read and write. What an operation does is
-//! described beside its handler; who may call it, and which errors follow from that, comes from the table.
+//! described beside its handler; who may call it, and which errors follow from that, comes from the table; examples are
+//! what a server said to a test (`tests/it/examples.rs`).
 
 use std::collections::BTreeMap;
 
@@ -8,6 +9,7 @@ use actix_web::http::{Method, header};
 use actix_web::middleware::DefaultHeaders;
 use actix_web::{HttpResponse, guard, web};
 use bytes::Bytes;
+use utoipa::openapi::example::Example;
 use utoipa::openapi::path::{OperationBuilder, Parameter, ParameterBuilder, ParameterIn};
 use utoipa::openapi::request_body::RequestBodyBuilder;
 use utoipa::openapi::schema::{
@@ -17,8 +19,8 @@ use utoipa::openapi::security::{
     ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme,
 };
 use utoipa::openapi::{
-    ComponentsBuilder, ContentBuilder, HttpMethod, InfoBuilder, LicenseBuilder, OpenApi, OpenApiBuilder,
-    Paths, Ref, RefOr, Required, ResponseBuilder, Schema,
+    ComponentsBuilder, Content, ContentBuilder, HttpMethod, InfoBuilder, LicenseBuilder, OpenApi,
+    OpenApiBuilder, Paths, Ref, RefOr, Required, ResponseBuilder, Schema,
 };
 use utoipa::{PartialSchema, ToSchema};
 use utoipa_swagger_ui::{Config, SwaggerUi};
@@ -80,6 +82,25 @@ pub struct Doc {
 }
 
 const JSON: &str = "application/json";
+
+/// What was sent and answered: by operation, then `request` or the status.
+struct Examples(BTreeMap<String, BTreeMap<String, Example>>);
+
+impl Examples {
+    /// Of refusals, which look alike everywhere.
+    const REFUSALS: &str = "refusals";
+
+    fn read() -> Result<Self> {
+        serde_json::from_str(include_str!("openapi/examples.json")).map(Examples).map_err(Error::internal)
+    }
+
+    /// A body with its example, if there is one.
+    fn show(&self, content: ContentBuilder, operation: &str, what: &str) -> Content {
+        let example = self.0.get(operation).and_then(|of| of.get(what)).and_then(|one| one.value.clone());
+        content.example(example).build()
+    }
+}
+
 /// What `formula_guard` does.
 pub const FORMULA_GUARD: &str = "An apostrophe before cells that a spreadsheet would run as a formula.";
 
@@ -269,10 +290,10 @@ impl ToSchema for BulkOrError {}
 pub fn document() -> Result<OpenApi> {
     let mut components: BTreeMap<String, RefOr<Schema>> = BTreeMap::new();
     components.extend(Shape::of::<Envelope>().components);
-    let mut paths = Paths::new();
+    let (mut paths, examples) = (Paths::new(), Examples::read()?);
     for endpoint in super::endpoints() {
         let doc = (endpoint.describe)();
-        let operation = operation(&endpoint, doc, &mut components)?;
+        let operation = operation(&endpoint, doc, &mut components, &examples)?;
         paths.add_path_operation(endpoint.path, vec![method(&endpoint.method)], operation);
     }
     let components = components
@@ -312,8 +333,10 @@ fn operation(
     endpoint: &Endpoint,
     doc: Doc,
     components: &mut BTreeMap<String, RefOr<Schema>>,
+    examples: &Examples,
 ) -> Result<utoipa::openapi::path::Operation> {
     let statuses = error_statuses(endpoint, &doc);
+    let name = format!("{} {}", endpoint.method, endpoint.path);
     let mut operation = OperationBuilder::new()
         .operation_id(Some(operation_id(&endpoint.method, endpoint.path)))
         .summary(Some(doc.summary))
@@ -324,19 +347,23 @@ fn operation(
         let mut response = ResponseBuilder::new().description(words);
         if let Some((kind, shape)) = content {
             add(components, shape.components)?;
-            response = response.content(kind, ContentBuilder::new().schema(Some(shape.schema)).build());
+            let content = ContentBuilder::new().schema(Some(shape.schema));
+            response = response.content(kind, examples.show(content, &name, &status.to_string()));
         }
         operation = operation.response(status.to_string(), response.build());
     }
     if let Some(shape) = doc.body {
         add(components, shape.components)?;
-        let content = ContentBuilder::new().schema(Some(shape.schema)).build();
-        let body = RequestBodyBuilder::new().content(JSON, content).required(Some(Required::True));
+        let content = ContentBuilder::new().schema(Some(shape.schema));
+        let body = RequestBodyBuilder::new()
+            .content(JSON, examples.show(content, &name, "request"))
+            .required(Some(Required::True));
         operation = operation.request_body(Some(body.build()));
     }
     for (status, words) in statuses {
         let schema = Ref::from_schema_name(Envelope::name());
-        let content = ContentBuilder::new().schema(Some(schema)).build();
+        let content = ContentBuilder::new().schema(Some(schema));
+        let content = examples.show(content, Examples::REFUSALS, &status.to_string());
         let response = ResponseBuilder::new().description(words).content(JSON, content).build();
         operation = operation.response(status.to_string(), response);
     }

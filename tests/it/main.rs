@@ -28,6 +28,7 @@ mod dry_run;
 mod entitlements;
 mod events;
 mod exactly_once;
+mod examples;
 mod exports;
 mod facets;
 mod failover;
