@@ -10,6 +10,7 @@
 mod ceiling;
 mod client;
 mod database;
+mod doors;
 mod machine;
 mod meter;
 mod moving;
@@ -55,6 +56,9 @@ struct Options {
     /// Events that are moved in from a database of the Go server
     #[arg(long, default_value_t = 1_000_000)]
     import: u64,
+    /// Events that come through each door; only with --only doors
+    #[arg(long, default_value_t = 1_000_000)]
+    doors: u64,
     /// Given by cargo bench, and not by cargo test
     #[arg(long, hide = true)]
     bench: bool,
@@ -75,7 +79,7 @@ fn run() -> Outcome<()> {
     let size = if options.short || !options.bench {
         suite::Size::short()
     } else {
-        suite::Size::full(options.history, options.wide, options.import)
+        suite::Size::full(options.history, options.wide, options.import, options.doors)
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let mut report = report::Report::default();

@@ -32,6 +32,7 @@ pub fn import(suite: &mut Suite<'_>) -> Outcome<()> {
         subjects: suite.size.subjects,
         models: 1,
         wide: false,
+        source: None,
         seed: mix(17),
         from: Timestamp::now().plus(-30 * DAY),
         step: 30 * DAY / total as i64,

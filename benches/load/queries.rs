@@ -178,6 +178,7 @@ pub async fn doors(suite: &mut Suite<'_>, server: &Server, account: &Account) ->
             subjects: 1,
             models: 1,
             wide: false,
+            source: None,
             seed: 0,
             from: open_spanner::metering::time::Timestamp::now(),
             step: 1,

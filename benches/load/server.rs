@@ -109,7 +109,12 @@ pub struct Account {
 
 impl Account {
     pub async fn create(server: &Server) -> Outcome<Account> {
-        let login = json!({"email": "bench@example.com", "password": "correct horse battery"}).to_string();
+        Account::of(server, "bench@example.com").await
+    }
+
+    /// Of the user with this address, who has a workspace.
+    pub async fn of(server: &Server, email: &str) -> Outcome<Account> {
+        let login = json!({"email": email, "password": "correct horse battery"}).to_string();
         let post = async |target: &str, headers: &str, body: &str| -> Outcome<Answer> {
             let answer = call(server.http, &Request::new("POST", target, headers, body)).await?;
             if answer.status == 201 { Ok(answer) } else { Err(format!("{target}: {}", answer.text()).into()) }
@@ -131,6 +136,19 @@ impl Account {
 
     pub async fn call(&self, method: &str, target: &str, body: &str) -> Outcome<Answer> {
         call(self.address, &Request::new(method, target, &self.key, body)).await
+    }
+
+    /// The same at a server that was started anew.
+    pub fn at(&self, server: &Server) -> Account {
+        let (key, cookie, token) = (self.key.clone(), self.cookie.clone(), self.token.clone());
+        Account { address: server.http, key, cookie, token }
+    }
+
+    /// The id of its workspace.
+    pub async fn workspace(&self) -> Outcome<String> {
+        let request = Request::new("GET", "/v1/auth/session", &self.cookie, "");
+        let session = call(self.address, &request).await?.json()?;
+        Ok(session["user"]["workspace_id"].as_str().ok_or("no workspace")?.to_owned())
     }
 
     /// As a user in the dashboard would.

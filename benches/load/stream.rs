@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -79,18 +80,21 @@ fn message(event: &serde_json::Value) -> Outcome<StreamRequest> {
     })
 }
 
-/// Sends `each` events over each of `streams` streams at once, each a call of its own.
+/// Sends events over so many streams at once, each a call of its own. Those that are there already do not count.
 pub async fn run(
     address: SocketAddr,
     token: &str,
     workload: &Workload,
     streams: u64,
-    each: u64,
+    numbers: Range<u64>,
 ) -> Outcome<Load> {
+    let each = (numbers.end - numbers.start).div_ceil(streams);
     let start = Arc::new(Barrier::new(streams as usize + 1));
     let mut tasks = Vec::new();
     for number in 0..streams {
-        let (text, cents) = workload.bulk(number * each..(number + 1) * each);
+        let from = (numbers.start + number * each).min(numbers.end);
+        let count = each.min(numbers.end - from);
+        let (text, cents) = workload.bulk(from..from + count);
         let events: Vec<serde_json::Value> = serde_json::from_str(&text)?;
         let messages: Vec<StreamRequest> = events.iter().map(message).collect::<Outcome<_>>()?;
         let channel = Endpoint::from_shared(format!("http://{address}"))?.connect().await?;
@@ -102,11 +106,12 @@ pub async fn run(
             let mut request = tonic::Request::new(tokio_stream::iter(messages));
             request.metadata_mut().insert("authorization", authorization);
             let answer = call(channel, request).await?;
-            if answer.accepted_count as u64 != each {
+            let events = answer.accepted_count as u64;
+            if events + answer.duplicate_count as u64 != count {
                 return Err(format!("not all accepted: {answer:?}").into());
             }
             let micros = vec![started.elapsed().as_micros() as u32];
-            Outcome::Ok(Load { requests: 1, events: each, cents, micros, ..Load::default() })
+            Outcome::Ok(Load { requests: 1, events, cents, micros, ..Load::default() })
         }));
     }
     start.wait().await;

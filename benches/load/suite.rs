@@ -13,10 +13,12 @@ use crate::meter::{Gauge, Unit};
 use crate::report::{Report, Row, short};
 use crate::server::{Account, Server};
 use crate::workload::{Keys, Workload};
-use crate::{Outcome, ceiling, machine, moving, queries, stream};
+use crate::{Outcome, ceiling, doors, machine, moving, queries, stream};
 
 /// How much of everything.
 pub struct Size {
+    /// Checks the kit, and measures nothing.
+    pub is_short: bool,
     /// Longest time of one path, and the most events it writes as single calls and in bulk.
     pub time: Duration,
     /// Customers that take turns; with quotas each needs a plan.
@@ -33,6 +35,8 @@ pub struct Size {
     pub wide: u64,
     /// Events that are moved in.
     pub import: u64,
+    /// Events that come through each door.
+    pub doors: u64,
     /// How often each query is asked.
     pub questions: usize,
     pub idle: Duration,
@@ -41,6 +45,7 @@ pub struct Size {
 impl Size {
     pub fn short() -> Size {
         Size {
+            is_short: true,
             time: Duration::from_millis(500),
             subjects: 20,
             singles: 500,
@@ -52,14 +57,16 @@ impl Size {
             history_sample: 2_000,
             wide: 4_000,
             import: 4_000,
+            doors: 2_500,
             questions: 2,
             idle: Duration::ZERO,
         }
     }
 
-    pub fn full(history: u64, wide: u64, import: u64) -> Size {
+    pub fn full(history: u64, wide: u64, import: u64, doors: u64) -> Size {
         let points = [0, 1_000_000, 3_000_000, 10_000_000];
         Size {
+            is_short: false,
             time: Duration::from_secs(5),
             subjects: 1_000,
             singles: 60_000,
@@ -71,6 +78,7 @@ impl Size {
             history_sample: 300_000,
             wide,
             import,
+            doors,
             questions: 100,
             idle: Duration::from_secs(2),
         }
@@ -115,6 +123,11 @@ impl<'a> Suite<'a> {
         self.program
     }
 
+    /// Whether this is to be done although it takes long: everything is done tiny, else what is asked for by name.
+    pub fn asks(&self, path: &str) -> bool {
+        if self.size.is_short { self.wants(path) } else { self.only.iter().any(|part| path == part) }
+    }
+
     pub fn wants(&self, path: &str) -> bool {
         self.only.is_empty() || self.only.iter().any(|part| path.contains(part.as_str()))
     }
@@ -139,6 +152,7 @@ impl<'a> Suite<'a> {
         self.place.remove("main")?;
         self.wide().await?;
         moving::import(self)?;
+        doors::run(self).await?;
         for keys in Keys::BOTH {
             self.grow(keys).await?;
         }
@@ -175,6 +189,7 @@ impl<'a> Suite<'a> {
             subjects: self.size.subjects,
             models: MODELS,
             wide: false,
+            source: None,
             seed: crate::workload::mix(self.meters),
             from: Timestamp::now().plus(-60 * SECOND),
             step: 100,
@@ -326,7 +341,8 @@ impl<'a> Suite<'a> {
         let mut gauge = Gauge::start(self.place, server)?;
         // making the messages costs more than sending them: it must not count
         gauge.resume();
-        let mut load = stream::run(address, &account.token, &workload, STREAMS, self.size.stream).await?;
+        let mut load =
+            stream::run(address, &account.token, &workload, STREAMS, 0..STREAMS * self.size.stream).await?;
         gauge.pause();
         let mut row = gauge.finish(&path, Unit::Events, &mut load);
         row.ceiling = self.ceiling(&workload);

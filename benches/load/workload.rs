@@ -36,6 +36,8 @@ pub struct Workload {
     pub models: u64,
     /// What users have: 20 endpoints, 6 statuses and 4 regions instead.
     pub wide: bool,
+    /// Stands before each key, with a blank: the source of a CloudEvent is a part of its key.
+    pub source: Option<&'static str>,
     /// Distinguishes the keys of two workloads.
     pub seed: u64,
     /// Time of the first event.
@@ -75,6 +77,9 @@ impl Workload {
         let (at, cents) = (self.at(i), self.cents(i));
         let (high, low) = (self.dice(i, 2), self.dice(i, 3));
         out.push_str("{\"idempotency_key\":\"");
+        if let Some(source) = self.source {
+            out.extend([source, " "]);
+        }
         // writing to a String cannot fail
         let _ = match self.keys {
             Keys::Random => {

@@ -1,11 +1,9 @@
 //! Doors for other formats lead to the same events: NDJSON, CloudEvents, OpenMeter; packed or not.
 
+mod one_file;
+
 use std::io::Write;
 
-use open_spanner::grpc::pb::v1::usage_service_client::UsageServiceClient;
-use open_spanner::grpc::pb::v1::{StreamUsageRequest, UsageEventInput};
-use open_spanner::grpc::pb::v2::IngestRequest;
-use open_spanner::grpc::pb::v2::usage_stream_service_client::UsageStreamServiceClient;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -23,7 +21,6 @@ on_both_databases!(
     packed_bodies_are_unpacked,
     cloudevents_of_the_http_binding_are_read,
     the_library_of_cloudevents_is_understood,
-    one_file_through_each_door_answers_the_same,
 );
 
 fn line(key: &str, quantity: &str) -> String {
@@ -443,157 +440,4 @@ async fn the_library_of_cloudevents_is_understood(database: Database) {
     let run = program::finish(command, std::time::Duration::from_secs(120)).succeeded();
     assert!(run.stdout.trim_end().ends_with("all as expected"), "{run:#?}");
     assert_eq!(server.client().with_key(secret).total("calls").await, "0.3");
-}
-
-/// One event of the file.
-struct Use {
-    key: String,
-    subject: String,
-    quantity: String,
-    time: String,
-    region: &'static str,
-}
-
-fn uses() -> Vec<Use> {
-    let one = |at: usize| Use {
-        key: format!("k-{at}"),
-        subject: format!("s-{}", at % 37),
-        quantity: format!("{}.{:03}", at % 11, 1 + at % 998),
-        time: format!("2026-06-{:02}T{:02}:{:02}:00Z", 1 + at % 28, at % 24, at % 60),
-        region: ["eu", "us", "ap"][at % 3],
-    };
-    (0..5_000).map(one).collect()
-}
-
-/// Whatever the door, the answers are the same; the second time nothing is added.
-async fn one_file_through_each_door_answers_the_same(database: Database) {
-    let mut server = Server::start(&database);
-    let uses = uses();
-    let plain = |one: &Use| {
-        json!({"idempotency_key": one.key, "meter": "calls", "subject": one.subject, "timestamp": one.time,
-               "quantity": one.quantity.parse::<f64>().expect("a number"), "metadata": {"region": one.region}})
-    };
-    let cloud = |one: &Use| {
-        json!({"specversion": "1.0", "id": one.key, "source": "f", "type": "calls", "subject": one.subject, "time": one.time,
-               "data": {"value": one.quantity, "region": one.region}})
-    };
-    let mut workspaces = Vec::new();
-    for _ in 0..8 {
-        let workspace = Workspace::create(&server.client()).await;
-        let dimensions = json!([{"name": "region", "type": "string"}]);
-        let meter = json!({"name": "calls", "unit": "u", "aggregation": "sum", "dimensions": dimensions});
-        workspace.post("/v1/meters", &meter).await.expect(201);
-        workspaces.push(workspace);
-    }
-    for _ in 0..2 {
-        for part in uses.chunks(1_000) {
-            let bulk = Value::from(part.iter().map(plain).collect::<Vec<_>>());
-            workspaces[0].post("/v1/usages/bulk", &bulk).await.expect(201);
-            let batch = Value::from(part.iter().map(cloud).collect::<Vec<_>>()).to_string();
-            post_as(&workspaces[1], "application/cloudevents-batch+json", "/v1/cloudevents", &batch)
-                .await
-                .expect(201);
-            post_as(&workspaces[2], "application/cloudevents-batch+json", "/api/v1/events", &batch)
-                .await
-                .expect(204);
-        }
-        let lines: Vec<String> = uses.iter().map(|one| plain(one).to_string()).collect();
-        post_as(&workspaces[3], "application/x-ndjson", "/v1/usages/bulk", &lines.join("\n"))
-            .await
-            .expect(200);
-        send_by_grpc(&server, &workspaces[4], &workspaces[5], &uses).await;
-    }
-    let mut ids = Vec::new();
-    for workspace in &workspaces[6..] {
-        let session = workspace.session.get("/v1/auth/session").await.json(200);
-        ids.push(session["user"]["workspace_id"].as_str().expect("an id").to_owned());
-    }
-    server.terminate();
-    import_files(&database, &uses, &ids, cloud);
-    let server = Server::start(&database);
-    let mut answers = Vec::new();
-    for workspace in &workspaces {
-        answers.push(answers_of(&workspace.at(&server.url())).await);
-    }
-    assert!(answers[0].iter().all(|text| text.len() > 100), "{:?}", answers[0]);
-    for (at, answer) in answers.iter().enumerate() {
-        assert_eq!(answer, &answers[0], "door {at}");
-    }
-}
-
-/// As a stream of the first version, and as one of the second.
-async fn send_by_grpc(server: &Server, first: &Workspace, second: &Workspace, uses: &[Use]) {
-    let event = |one: &Use| UsageEventInput {
-        idempotency_key: one.key.clone(),
-        subject: one.subject.clone(),
-        meter: "calls".into(),
-        quantity: one.quantity.parse().expect("a number"),
-        timestamp: Some(one.time.parse().expect("a time")),
-        metadata: [(
-            "region".to_owned(),
-            prost_types::Value { kind: Some(prost_types::value::Kind::StringValue(one.region.into())) },
-        )]
-        .into(),
-    };
-    let endpoint = tonic::transport::Channel::from_shared(format!("http://{}", server.grpc()));
-    let channel = endpoint.expect("an address").connect().await.expect("the server listens");
-    let key = |workspace: &Workspace| workspace.header("authorization").parse().expect("a header value");
-    let requests: Vec<_> = uses.iter().map(|one| StreamUsageRequest { event: Some(event(one)) }).collect();
-    let mut request = tonic::Request::new(tokio_stream::iter(requests));
-    request.metadata_mut().insert("authorization", key(first));
-    UsageServiceClient::new(channel.clone()).stream_usage(request).await.expect("stored");
-    let requests: Vec<_> = (1..)
-        .zip(uses)
-        .map(|(sequence, one)| IngestRequest { sequence, event: Some(event(one)), ..Default::default() })
-        .collect();
-    let mut request = tonic::Request::new(tokio_stream::iter(requests));
-    request.metadata_mut().insert("authorization", key(second));
-    let mut acks =
-        UsageStreamServiceClient::new(channel).ingest(request).await.expect("it opens").into_inner();
-    while acks.message().await.expect("it goes on").is_some() {}
-}
-
-/// As CSV with a mapping, and as OpenMeter's lines; twice.
-fn import_files(database: &Database, uses: &[Use], ids: &[String], cloud: impl Fn(&Use) -> Value) {
-    let directory = tempfile::tempdir().expect("a directory");
-    let write = |name: &str, text: String| std::fs::write(directory.path().join(name), text).expect("a file");
-    let mut table = "key,who,amount,at,area\n".to_owned();
-    for one in uses {
-        table
-            .push_str(&format!("{},{},{},{},{}\n", one.key, one.subject, one.quantity, one.time, one.region));
-    }
-    write("file.csv", table);
-    write("file.jsonl", uses.iter().map(|one| cloud(one).to_string()).collect::<Vec<_>>().join("\n"));
-    let mapping = "key = \"{key}\"\n[columns]\nsubject = \"who\"\nquantity = \"amount\"\ntimestamp = \"at\"
-        metadata.region = \"area\"\n[constants]\nmeter = \"calls\"";
-    write("mapping.toml", mapping.into());
-    let settings = database.settings();
-    let settings: Vec<(&str, &str)> = settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
-    for _ in 0..2 {
-        for arguments in [
-            ["csv", "file.csv", "--map", "mapping.toml", "--workspace", &ids[0]].as_slice(),
-            ["openmeter", "file.jsonl", "--workspace", &ids[1]].as_slice(),
-        ] {
-            let command = program::command(&[&["import"], arguments].concat(), &settings, directory.path());
-            program::finish(command, std::time::Duration::from_secs(300)).succeeded();
-        }
-    }
-}
-
-async fn answers_of(client: &Client) -> Vec<String> {
-    let mut texts = Vec::new();
-    for more in [
-        "bucket_size=month",
-        "bucket_size=day",
-        "bucket_size=day&group_by=region",
-        "bucket_size=month&group_by=subject",
-        "bucket_size=day&subject=s-3",
-        "bucket_size=day&metadata.region=eu",
-    ] {
-        let path = format!(
-            "/v1/usages?meter=calls&from=2026-06-01T00:00:00Z&to=2026-07-01T00:00:00Z&limit=1000&{more}"
-        );
-        texts.push(client.get(&path).await.expect(200).text);
-    }
-    texts
 }
