@@ -37,6 +37,9 @@ pub struct MeterView<'a> {
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     #[schema(required = false)]
     percentiles: &'a [Quantity],
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    #[schema(required = false)]
+    histogram_bounds: &'a [Quantity],
     #[serde(skip_serializing_if = "Option::is_none")]
     quantity_is: Option<QuantityIs>,
 }
@@ -75,6 +78,7 @@ impl<'a> MeterView<'a> {
             value_expression: meter.options.value_expression.as_ref().map(Expression::text),
             aggregation_field: meter.options.aggregation_field.as_deref(),
             percentiles: &meter.options.percentiles,
+            histogram_bounds: &meter.options.histogram_bounds,
             quantity_is: meter.options.quantity_is,
         }
     }

@@ -4,7 +4,12 @@
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::metering::meter::Meter;
 use crate::metering::quantity::Quantity;
 use crate::metering::rollup::Edge;
 
@@ -12,8 +17,8 @@ use crate::metering::rollup::Edge;
 pub enum State {
     /// Different values of a field.
     Values(BTreeSet<String>),
-    /// How often each quantity came, and which percentiles are asked for.
-    Quantities(BTreeMap<Quantity, u64>, Vec<Quantity>),
+    /// How often each quantity came, and the meter, which says what is asked of them.
+    Quantities(BTreeMap<Quantity, u64>, Arc<Meter>),
     /// The sum of the squares.
     Squares(Quantity),
     /// The latest event of each key.
@@ -72,8 +77,9 @@ impl State {
     pub fn value(&self, count: i64, sum: &Quantity, length: i64) -> Quantity {
         match self {
             State::Values(all) => Quantity::from(all.len() as i64),
-            State::Quantities(all, asked) => {
-                asked.first().map_or_else(Quantity::zero, |percent| percentile(all, percent))
+            State::Quantities(all, meter) => {
+                let first = meter.options.percentiles.first();
+                first.map_or_else(Quantity::zero, |percent| percentile(all, percent))
             }
             State::Squares(squares) => deviation(count, sum, squares),
             State::Latest(all) => all.values().fold(Quantity::zero(), |sum, edge| &sum + &edge.quantity),
@@ -83,8 +89,40 @@ impl State {
 
     /// All percentiles that are asked for.
     pub fn percentiles(&self) -> BTreeMap<String, Quantity> {
-        let State::Quantities(all, asked) = self else { return BTreeMap::new() };
-        asked.iter().map(|percent| (percent.to_plain(), percentile(all, percent))).collect()
+        let State::Quantities(all, meter) = self else { return BTreeMap::new() };
+        let asked = meter.options.percentiles.iter();
+        asked.map(|percent| (percent.to_plain(), percentile(all, percent))).collect()
+    }
+
+    /// How many events lie between the bounds of the meter, if it has any.
+    pub fn histogram(&self) -> Option<Histogram> {
+        match self {
+            State::Quantities(all, meter) => Histogram::of(all, &meter.options.histogram_bounds),
+            _ => None,
+        }
+    }
+}
+
+/// How many events lie between bounds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct Histogram {
+    /// Those of the meter, ascending.
+    pub bounds: Vec<Quantity>,
+    /// Of each bound: events up to it and above the one before; at last events above all. One more than bounds.
+    pub counts: Vec<u64>,
+}
+
+impl Histogram {
+    fn of(all: &BTreeMap<Quantity, u64>, bounds: &[Quantity]) -> Option<Histogram> {
+        if bounds.is_empty() {
+            return None;
+        }
+        let mut counts = vec![0; bounds.len() + 1];
+        for (quantity, count) in all {
+            // bounds belong to what lies below them
+            counts[bounds.partition_point(|bound| bound < quantity)] += count;
+        }
+        Some(Histogram { bounds: bounds.to_vec(), counts })
     }
 }
 
@@ -199,6 +237,19 @@ mod tests {
         for (percent, expected) in [(1, 1), (25, 1), (26, 2), (50, 2), (75, 3), (76, 4), (100, 4)] {
             assert_eq!(percentile(&all, &q(percent)), q(expected), "{percent}");
         }
+    }
+
+    #[test]
+    fn a_bound_belongs_to_what_lies_below_it() {
+        let all: BTreeMap<Quantity, u64> = [(q(1), 2), (q(2), 1), (q(3), 5), (q(10), 4)].into();
+        let counts = |bounds: &[i64]| {
+            let bounds: Vec<Quantity> = bounds.iter().copied().map(q).collect();
+            Histogram::of(&all, &bounds).map(|histogram| histogram.counts)
+        };
+        assert_eq!(counts(&[]), None);
+        assert_eq!(counts(&[2, 5, 20]), Some(vec![3, 5, 4, 0]));
+        assert_eq!(counts(&[0]), Some(vec![0, 12]));
+        assert_eq!(counts(&[10]), Some(vec![12, 0]));
     }
 
     #[test]

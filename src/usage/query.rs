@@ -18,7 +18,7 @@ use crate::metering::json::Map;
 use crate::metering::meter::{Aggregation, Meter};
 use crate::metering::quantity::Quantity;
 use crate::metering::rollup::{Part, add_event, merge};
-use crate::metering::state::State;
+use crate::metering::state::{Histogram, State};
 use crate::metering::time::{BucketSize, Timestamp, Window};
 
 pub const GROUP_FIELDS_MAX: usize = 5;
@@ -359,6 +359,9 @@ pub struct Bucket {
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     #[schema(required = false)]
     pub percentiles: BTreeMap<String, Quantity>,
+    /// Of aggregation `percentile`, where the meter has `histogram_bounds`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub histogram: Option<Histogram>,
 }
 
 /// When a bucket begins: in UTC, or as the clocks of the zone that was asked for show it.
@@ -413,6 +416,7 @@ pub fn buckets(query: &Query, cells: GroupedAggregates) -> Vec<Bucket> {
             quantity: part.value(query.meter.aggregation, length),
             group,
             percentiles: part.state.as_ref().map(|state| state.percentiles()).unwrap_or_default(),
+            histogram: part.state.as_ref().and_then(|state| state.histogram()),
         });
     }
     rows

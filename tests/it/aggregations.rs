@@ -2,12 +2,18 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use bigdecimal::BigDecimal;
+use rand::rngs::StdRng;
+use rand::seq::IndexedRandom;
+use rand::{Rng, SeedableRng};
 use serde_json::{Value, json};
 
 use crate::support::{Database, Server, Workspace, on_both_databases};
+use crate::time_zones::Calendar;
 
 on_both_databases!(
     each_kind_is_what_a_slow_model_says,
+    levels_and_deviations_are_what_a_slow_model_says,
     a_level_lasts_over_the_edges_of_windows,
     what_has_no_meaning_is_refused,
     events_of_these_meters_stay
@@ -115,6 +121,15 @@ fn median(events: &[&Event]) -> String {
     all[all.len().div_ceil(2) - 1].to_string()
 }
 
+const BOUNDS: [i64; 3] = [4, 5, 19];
+
+fn histogram(events: &[&Event]) -> String {
+    let between =
+        |low: i64, high: i64| events.iter().filter(|e| low < e.quantity && e.quantity <= high).count();
+    let counts = [between(0, 4), between(4, 5), between(5, 19), between(19, i64::MAX)];
+    json!({"bounds": BOUNDS, "counts": counts}).to_string()
+}
+
 /// Of several events of one instant any may be the latest: their ids decide. So the model is asked about those that
 /// have no tie.
 fn latest(events: &[&Event]) -> String {
@@ -141,7 +156,9 @@ async fn each_kind_is_what_a_slow_model_says(database: Database) {
     }
     let untied: Vec<Event> = unique.into_values().collect();
     meter(&ws, "unique_count", json!({"aggregation_field": "user.id"})).await;
-    meter(&ws, "percentile", json!({"percentiles": [50, 90, 100]})).await;
+    let bounded = json!({"percentiles": [50, 90, 100], "histogram_bounds": BOUNDS});
+    let bounded = meter(&ws, "percentile", bounded).await;
+    assert_eq!(bounded["histogram_bounds"], json!(BOUNDS), "{bounded}");
     meter(&ws, "latest_sum", json!({})).await;
     store(&ws, "unique_count", &all).await;
     store(&ws, "percentile", &all).await;
@@ -160,6 +177,21 @@ async fn each_kind_is_what_a_slow_model_says(database: Database) {
         let only = |e: &Event| (e.subject == "s1" && e.region == "r0").then(String::new);
         assert_eq!(filtered, modelled(events, of, only), "{name} of one");
     }
+    for more in ["", "&group_by=region"] {
+        let rows = ws.get(&format!("/v1/usages?limit=1000&meter=percentile&{window}{more}")).await.json(200);
+        let key = |row: &Value| {
+            let region = row["group"]["region"].as_str().unwrap_or_default().to_owned();
+            (row["bucket_start"].as_str().expect("a time").to_owned(), region)
+        };
+        let found: BTreeMap<(String, String), String> = rows
+            .as_array()
+            .expect("a list")
+            .iter()
+            .map(|row| (key(row), row["histogram"].to_string()))
+            .collect();
+        let region = |e: &Event| Some(if more.is_empty() { String::new() } else { e.region.clone() });
+        assert_eq!(found, modelled(&all, histogram, region), "histograms{more}");
+    }
     let rows = ws.get(&format!("/v1/usages?meter=percentile&{window}&bucket_size=month")).await.json(200);
     assert_eq!(rows[0]["percentiles"]["100"], 20);
     assert_eq!(rows[0]["percentiles"]["50"], rows[0]["quantity"]);
@@ -174,6 +206,194 @@ async fn each_kind_is_what_a_slow_model_says(database: Database) {
         json!({"meter": "unique_count", "field": "region", "from": time(JUNE), "to": time(JUNE + 6 * DAY)});
     let page = ws.post("/v1/usages/breakdowns/search", &body).await.json(200);
     assert_eq!(page["items"][0]["quantity"], 8);
+}
+
+/// An event as the model keeps it: ties in time are settled by the id that the server gave.
+#[derive(Clone, Debug)]
+struct Stored {
+    at: i64,
+    id: String,
+    key: (String, String),
+    quantity: i64,
+}
+
+/// Events of four days in an order of their own, many at one instant.
+async fn stored(ws: &Workspace, meter: &str, rng: &mut StdRng) -> Vec<Stored> {
+    let mut all = Vec::new();
+    for _ in 0..4 {
+        let event = |rng: &mut StdRng| Event {
+            at: JUNE
+                + rng.random_range(-1..3) * DAY
+                + rng.random_range(0..48) * 1800
+                + rng.random_range(0..2) * 7,
+            subject: format!("s{}", rng.random_range(0..3)),
+            region: format!("r{}", rng.random_range(0..2)),
+            user: None,
+            quantity: if meter == "moves" { rng.random_range(-9..10) } else { rng.random_range(1..20) },
+        };
+        let events: Vec<Event> = (0..40).map(|_| event(rng)).collect();
+        let bodies: Vec<Value> = events
+            .iter()
+            .map(|e| {
+                json!({"meter": meter, "subject": e.subject, "quantity": e.quantity, "timestamp": time(e.at),
+                       "metadata": {"region": e.region}})
+            })
+            .collect();
+        let answer = ws.post("/v1/usages/bulk", &json!(bodies)).await.json(201);
+        let items = answer["accepted_items"].as_array().expect("a list");
+        all.extend(events.into_iter().zip(items).map(|(event, item)| Stored {
+            at: event.at * 1_000_000,
+            id: item["id"].as_str().expect("an id").to_owned(),
+            key: (event.subject, event.region),
+            quantity: event.quantity,
+        }));
+    }
+    all.sort_by(|a, b| (a.at, &a.id).cmp(&(b.at, &b.id)));
+    all
+}
+
+type Group = fn(&(String, String)) -> String;
+
+/// The events of the window by bucket start and group.
+fn of_buckets(
+    events: &[Stored],
+    calendar: &Calendar,
+    window: (i64, i64),
+    group: Group,
+) -> BTreeMap<(i64, String), Vec<Stored>> {
+    let mut rows: BTreeMap<(i64, String), Vec<Stored>> = BTreeMap::new();
+    for event in events.iter().filter(|event| window.0 <= event.at && event.at < window.1) {
+        rows.entry((calendar.bucket(event.at).0, group(&event.key))).or_default().push(event.clone());
+    }
+    rows
+}
+
+/// Level times microseconds of each row: of every key every stretch between two events, cut at every bucket.
+fn areas(
+    events: &[Stored],
+    calendar: &Calendar,
+    window: (i64, i64),
+    group: Group,
+    is_change: bool,
+) -> BTreeMap<(i64, String), i128> {
+    let mut keys: BTreeMap<&(String, String), Vec<&Stored>> = BTreeMap::new();
+    let until = events.iter().filter(|event| event.at < window.1);
+    until.for_each(|event| keys.entry(&event.key).or_default().push(event));
+    let mut rows: BTreeMap<(i64, String), i128> = BTreeMap::new();
+    for event in events.iter().filter(|event| window.0 <= event.at && event.at < window.1) {
+        rows.insert((calendar.bucket(event.at).0, group(&event.key)), 0);
+    }
+    for (key, events) in keys {
+        let mut level = 0;
+        for (place, event) in events.iter().enumerate() {
+            level = if is_change { level + event.quantity } else { event.quantity };
+            let end = events.get(place + 1).map_or(window.1, |next| next.at);
+            let mut at = event.at.max(window.0);
+            while at < end && level != 0 {
+                let (start, next) = calendar.bucket(at);
+                let to = next.min(end);
+                *rows.entry((start, group(key))).or_default() += i128::from(level) * i128::from(to - at);
+                at = to;
+            }
+        }
+    }
+    rows
+}
+
+fn near(found: &BigDecimal, wanted: &BigDecimal, words: &str) {
+    let allowed = (wanted.abs() + BigDecimal::from(1)) * "1e-30".parse::<BigDecimal>().expect("a number");
+    assert!((found - wanted).abs() <= allowed, "{found} instead of {wanted}: {words}");
+}
+
+/// The latest of each key by time and id, added up.
+fn latest_of(events: &[Stored]) -> BigDecimal {
+    let keys: BTreeMap<&(String, String), i64> =
+        events.iter().map(|event| (&event.key, event.quantity)).collect();
+    BigDecimal::from(keys.values().sum::<i64>())
+}
+
+/// The squared deviation times the square of the count.
+fn spread_of(events: &[Stored]) -> BigDecimal {
+    let count = events.len() as i64;
+    let (sum, squares) =
+        events.iter().fold((0, 0), |(sum, squares), e| (sum + e.quantity, squares + e.quantity.pow(2)));
+    BigDecimal::from(count * squares - sum * sum)
+}
+
+/// Ties, late events, edges of windows and of buckets of any size in any zone.
+async fn levels_and_deviations_are_what_a_slow_model_says(database: Database) {
+    let server = Server::start(&database);
+    let ws = server.workspace().await;
+    let mut rng = StdRng::seed_from_u64(41);
+    let mut kept = BTreeMap::new();
+    for (name, aggregation, more) in [
+        ("level", "weighted_sum", json!({})),
+        ("moves", "weighted_sum", json!({"quantity_is": "change"})),
+        ("latest", "latest_sum", json!({})),
+        ("stddev", "stddev", json!({})),
+    ] {
+        let mut body = more;
+        body["name"] = json!(name);
+        meter(&ws, aggregation, body).await;
+        kept.insert(name, stored(&ws, name, &mut rng).await);
+    }
+    for _ in 0..60 {
+        let name = *["level", "moves", "latest", "stddev"].choose(&mut rng).expect("some");
+        let mut instant =
+            || (JUNE + rng.random_range(-2 * 48..4 * 48) * 1800 + rng.random_range(0..2) * 7) * 1_000_000;
+        let (one, two) = (instant(), instant());
+        let window = (one.min(two), one.max(two) + 1_000_000);
+        let calendar = Calendar::random(&mut rng, window.1 - window.0, JUNE * 1_000_000);
+        let (field, group): (&str, Group) = *[
+            ("subject", (|key| key.0.clone()) as Group),
+            ("region", |key| key.1.clone()),
+            ("", |_| String::new()),
+        ]
+        .choose(&mut rng)
+        .expect("some");
+        let mut body = json!({"meter": name, "from": time(window.0 / 1_000_000), "to": time(window.1 / 1_000_000), "limit": 1000});
+        calendar.ask(&mut body);
+        if !field.is_empty() {
+            body["group_by"] = json!([field]);
+        }
+        let rows = ws.post("/v1/usages/search", &body).await.json(200);
+        let found: Vec<(String, String, BigDecimal)> = rows
+            .as_array()
+            .expect("a list")
+            .iter()
+            .map(|row| {
+                let group = row["group"][field].as_str().unwrap_or_default().to_owned();
+                let quantity = row["quantity"].to_string().parse().expect("a number");
+                (row["bucket_start"].as_str().expect("a time").to_owned(), group, quantity)
+            })
+            .collect();
+        let events = &kept[name];
+        let is_level = matches!(name, "level" | "moves");
+        let (rows, levels) = match is_level {
+            true => (BTreeMap::new(), areas(events, &calendar, window, group, name == "moves")),
+            false => (of_buckets(events, &calendar, window, group), BTreeMap::new()),
+        };
+        let keys: Vec<(i64, String)> = rows.keys().chain(levels.keys()).cloned().collect();
+        let wanted: Vec<(String, String)> =
+            keys.iter().take(1000).map(|(start, group)| (calendar.text(*start), group.clone())).collect();
+        let got: Vec<(String, String)> =
+            found.iter().map(|(start, group, _)| (start.clone(), group.clone())).collect();
+        assert_eq!(got, wanted, "{body}");
+        for (key, (.., quantity)) in keys.iter().zip(&found) {
+            let words = format!("{key:?} of {body}");
+            if let Some(area) = levels.get(key) {
+                let (from, to) = calendar.bucket(key.0);
+                near(quantity, &(BigDecimal::from(*area) / BigDecimal::from(to - from)), &words);
+                continue;
+            }
+            let events = &rows[key];
+            let count = BigDecimal::from(events.len() as u64);
+            match name {
+                "latest" => near(quantity, &latest_of(events), &words),
+                _ => near(&(quantity * &count * quantity * &count), &spread_of(events), &words),
+            }
+        }
+    }
 }
 
 async fn a_level_lasts_over_the_edges_of_windows(database: Database) {
@@ -222,6 +442,10 @@ async fn what_has_no_meaning_is_refused(database: Database) {
         json!({"aggregation": "percentile", "percentiles": [101]}),
         json!({"aggregation": "percentile", "percentiles": [5, 5]}),
         json!({"aggregation": "max", "percentiles": [5]}),
+        json!({"aggregation": "max", "histogram_bounds": [5]}),
+        json!({"aggregation": "percentile", "histogram_bounds": [5, 5]}),
+        json!({"aggregation": "percentile", "histogram_bounds": [5, 4]}),
+        json!({"aggregation": "percentile", "histogram_bounds": (0..101).collect::<Vec<i64>>()}),
         json!({"aggregation": "weighted_sum", "quantity_is": "both"}),
         json!({"aggregation": "sum", "quantity_is": "level"}),
         json!({"aggregation": "median"}),

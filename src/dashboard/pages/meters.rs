@@ -133,7 +133,8 @@ impl FormPage {
 
     /// Something is typed, or wrong, that most meters do without.
     fn is_special(&self) -> bool {
-        let special = ["aggregation_field", "percentiles", "quantity_is", "value_expression"];
+        let special =
+            ["aggregation_field", "percentiles", "histogram_bounds", "quantity_is", "value_expression"];
         special.iter().any(|name| !self.fields.get(name).is_empty() || self.complaint.at(name))
     }
 
@@ -151,12 +152,13 @@ impl FormPage {
 }
 
 /// The fields that a complaint can be about.
-const FIELDS: [&str; 9] = [
+const FIELDS: [&str; 10] = [
     "name",
     "unit",
     "aggregation_field",
     "aggregation",
     "percentiles",
+    "histogram_bounds",
     "quantity_is",
     "event_retention_days",
     "description",
@@ -189,15 +191,16 @@ fn input(fields: &Fields) -> Result<MeterInput> {
         event_retention_days: fields.integer("event_retention_days")?,
         value_expression: Some(fields.get("value_expression").to_owned()),
         aggregation_field: Some(fields.get("aggregation_field").to_owned()),
-        percentiles: percentiles(fields.get("percentiles"))?,
+        percentiles: Some(numbers(fields.get("percentiles"))).filter(|list| !list.is_empty()),
+        histogram_bounds: Some(numbers(fields.get("histogram_bounds"))),
         quantity_is: Some(fields.get("quantity_is").to_owned()),
     })
 }
 
-/// Numbers with commas between them; none where nothing is typed.
-fn percentiles(text: &str) -> Result<Option<Vec<InputQuantity>>> {
-    let words: Vec<&str> = text.split(',').map(str::trim).filter(|word| !word.is_empty()).collect();
-    Ok((!words.is_empty()).then(|| words.iter().map(|word| InputQuantity(Quantity::parse(word))).collect()))
+/// Numbers with commas between them.
+fn numbers(text: &str) -> Vec<InputQuantity> {
+    let words = text.split(',').map(str::trim).filter(|word| !word.is_empty());
+    words.map(|word| InputQuantity(Quantity::parse(word))).collect()
 }
 
 pub async fn create(app: web::Data<App>, caller: Caller, visit: Visit, form: Form) -> Result<HttpResponse> {
@@ -232,8 +235,8 @@ async fn with_events(app: &App, caller: &Caller, word: &str) -> Result<(Meter, M
     Ok((meter, stats.unwrap_or(nothing)))
 }
 
-fn percentiles_text(meter: &Meter) -> String {
-    meter.options.percentiles.iter().map(Quantity::to_plain).collect::<Vec<_>>().join(", ")
+fn listed(numbers: &[Quantity]) -> String {
+    numbers.iter().map(Quantity::to_plain).collect::<Vec<_>>().join(", ")
 }
 
 fn fields_of(meter: &Meter) -> Fields {
@@ -248,7 +251,8 @@ fn fields_of(meter: &Meter) -> Fields {
             meter.options.value_expression.as_ref().map_or("", Expression::text).to_owned(),
         ),
         ("aggregation_field".to_owned(), meter.options.aggregation_field.clone().unwrap_or_default()),
-        ("percentiles".to_owned(), percentiles_text(meter)),
+        ("percentiles".to_owned(), listed(&meter.options.percentiles)),
+        ("histogram_bounds".to_owned(), listed(&meter.options.histogram_bounds)),
         ("quantity_is".to_owned(), meter.options.quantity_is.map_or("", QuantityIs::as_str).to_owned()),
     ];
     for (row, dimension) in meter.dimensions.iter().enumerate() {

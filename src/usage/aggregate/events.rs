@@ -107,7 +107,7 @@ fn state_of(query: &Query, event: &RawEvent) -> Option<State> {
             State::Values([value].into())
         }
         Aggregation::Percentile => {
-            State::Quantities(BTreeMap::from([(quantity.clone(), 1)]), options.percentiles.clone())
+            State::Quantities(BTreeMap::from([(quantity.clone(), 1)]), query.meter.clone())
         }
         Aggregation::LatestSum => {
             let edge = Edge { at: event.time, id: event.id, quantity: quantity.clone() };
