@@ -325,6 +325,7 @@ table! {
         is_alone -> Bool,
         day_cells -> Nullable<Binary>,
         hour_cells -> Nullable<Binary>,
+        quarter_cells -> Nullable<Binary>,
     }
 }
 

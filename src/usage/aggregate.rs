@@ -3,12 +3,12 @@
 
 mod events;
 pub(super) mod pieces;
+mod whole;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use diesel::prelude::*;
-use diesel::sql_query;
 use diesel::sql_types::{BigInt, Binary, Nullable, Text};
 use uuid::Uuid;
 
@@ -18,7 +18,6 @@ use crate::db::schema::{dimension_sets, meters, subjects};
 use crate::db::statement::{Statement, integers};
 use crate::db::{Conn, DbError};
 use crate::error::Error;
-use crate::metering::facet::QUARTER;
 use crate::metering::filter::{Field, Held, Row};
 use crate::metering::json::{self, Map};
 use crate::metering::meter::{Aggregation, Meter, value_at};
@@ -26,6 +25,7 @@ use crate::metering::quantity::Quantity;
 use crate::metering::rollup::Grain;
 use crate::metering::time::{BucketSize, DAY, HOUR, Timestamp, Window};
 use crate::usage::aggregate::pieces::{Cover, Piece};
+use crate::usage::aggregate::whole::Whole;
 use crate::usage::facets::Facets;
 use crate::usage::filter_sql::{exact, prefilter};
 use crate::usage::packed::Asked;
@@ -146,7 +146,7 @@ struct Sum<'q> {
     hour_by_hour: bool,
     /// Where rollups were too old and their events must be read instead.
     left_out: Option<Window>,
-    /// Of the whole hours, where buckets begin elsewhere than stored sums do.
+    /// Of what sums answer, where buckets begin elsewhere than stored sums do.
     cover: Option<Cover>,
     cells: GroupedAggregates,
 }
@@ -156,74 +156,97 @@ impl Sum<'_> {
     /// which sums know the dimensions of the query; events stored before it are read one by one.
     fn add_all(&mut self, conn: &mut Conn, since: i32) -> Result<(), DbError> {
         self.hour_by_hour = self.query.meter.pruned_before.is_some() && self.has_old_sets(conn, since)?;
-        let whole = self.whole_hours(conn)?;
-        // buckets that begin in the middle of a stored sum: what lies in between comes from sums, the cut ones from events
-        self.cover = whole
-            .hours
-            .zip(self.query.odd_buckets())
-            .map(|(hours, buckets)| pieces::cover(hours, buckets, self.pruned_before(), self.finest()));
-        if let Some(hours) = whole.hours {
-            self.add_hours(conn, hours, since)?;
+        let whole = self.whole(conn)?;
+        let mut read = Vec::new();
+        if let Some(sums) = whole.sums {
+            // buckets that begin in the middle of a stored sum: what lies in between comes from sums, the cut ones from events
+            let (pruned_before, finest) = (self.pruned_before(), self.finest(sums));
+            let buckets = self.query.odd_buckets();
+            self.cover = buckets.map(|buckets| pieces::cover(sums, buckets, pruned_before, finest));
+            read.extend(self.cover.iter().flat_map(Cover::cut_windows));
+            read.extend(self.add_sums(conn, sums, since)?);
         }
-        let cut = self.cover.iter().flat_map(Cover::cut_windows);
-        let windows: Vec<Window> = cut.chain(whole.edges).collect();
-        self.add_raw(conn, &windows, None)?;
+        read.extend(whole.edges);
+        self.add_raw(conn, &read, None)?;
         // events from before a dimension was declared, as far as they are still stored
-        if let (Some(hours), Some(old)) = (whole.hours, self.left_out) {
-            let from = hours.from.max(old.from).max(self.pruned_before());
-            let to = hours.to.min(old.to);
+        if let (Some(sums), Some(old)) = (whole.sums, self.left_out) {
+            let from = sums.from.max(old.from).max(self.pruned_before());
+            let to = sums.to.min(old.to);
             if from < to {
-                let window = Window { from, to };
-                let windows = match &self.cover {
-                    Some(cover) => cover.within(window).iter().map(|piece| piece.window).collect(),
-                    None => vec![window],
-                };
-                self.add_raw(conn, &windows, Some(since))?;
+                self.add_raw(conn, &pieces::without(Window { from, to }, &read), Some(since))?;
             }
         }
         Ok(())
     }
 
-    /// Length of the finest sums that answer this query: a bucket that begins in the middle of one needs the events of
-    /// it. Of single subjects quarters of an hour are stored, of all subjects hours.
-    fn finest(&self) -> i64 {
-        if matches!(self.subjects, Subjects::All) { HOUR } else { QUARTER }
+    /// Whether the rows are shared by all subjects.
+    fn is_of_all(&self) -> bool {
+        matches!(self.subjects, Subjects::All)
     }
 
-    fn add_hours(&mut self, conn: &mut Conn, hours: Window, since: i32) -> Result<(), DbError> {
+    /// Adds what is kept; returns the windows of which it is not kept finely enough, whose events must be read.
+    fn add_sums(&mut self, conn: &mut Conn, sums: Window, since: i32) -> Result<Vec<Window>, DbError> {
         let cover = self.cover.clone();
-        let asked = Asked {
-            query: self.query,
-            since,
-            pruned_before: self.pruned_before(),
-            window: hours,
-            cover: cover.as_ref(),
-        };
-        if !matches!(self.subjects, Subjects::All) {
-            return self.add_runs(conn, asked, None);
+        let (query, pruned_before) = (self.query, self.pruned_before());
+        let asked = Asked { query, since, pruned_before, window: sums, cover: cover.as_ref() };
+        if !self.is_of_all() {
+            return self.add_runs(conn, asked, None).map(|()| Vec::new());
         }
         // cheapest first: totals know no dimension, facets know some, runs of subjects know all and are many
-        if self.query.paths().is_empty() {
-            if let Some(cover) = &cover {
-                return self.add_totals_of_pieces(conn, &cover.stored);
+        let is_by_quarter = !asked.quarter_days().is_empty();
+        if query.paths().is_empty() && !is_by_quarter {
+            match &cover {
+                Some(cover) => self.add_totals_of_pieces(conn, &cover.stored)?,
+                None => self
+                    .split_days(sums)
+                    .into_iter()
+                    .try_for_each(|(grain, part)| self.add_totals(conn, grain, part))?,
             }
-            for (grain, part) in self.split_days(hours) {
-                self.add_totals(conn, grain, part)?;
-            }
-            return Ok(());
+            return Ok(Vec::new());
         }
-        let facets = Facets {
-            asked,
-            by_hour: self.hour_by_hour || self.is_hourly(),
-            cells: &mut self.cells,
-            left_out: &mut self.left_out,
-            lost: BTreeSet::new(),
-        };
-        match facets.add_up(conn)? {
-            lost if lost.is_empty() => Ok(()),
+        match self.add_facets(conn, asked, None)? {
+            lost if lost.is_empty() => Ok(Vec::new()),
+            lost if is_by_quarter => self.add_by_hour(conn, asked, &lost),
             // days whose facets were given up or cannot be read
-            lost => self.add_runs(conn, asked, Some(&lost)),
+            lost => self.add_runs(conn, asked, Some(&lost)).map(|()| Vec::new()),
         }
+    }
+
+    /// Days with too many sums to keep them by quarters of an hour: by the hour, and those that are cut are left to their
+    /// events.
+    fn add_by_hour(
+        &mut self,
+        conn: &mut Conn,
+        asked: Asked,
+        days: &BTreeSet<i64>,
+    ) -> Result<Vec<Window>, DbError> {
+        let Whole { sums, edges } = self.to_the_hour(asked.window);
+        let Some(hours) = sums else { return Ok(edges) };
+        let buckets = self.query.odd_buckets();
+        let cover = buckets.map(|buckets| pieces::cover(hours, buckets, asked.pruned_before, HOUR));
+        let by_hour = Asked { window: hours, cover: cover.as_ref(), ..asked };
+        let lost = self.add_facets(conn, by_hour, Some(days))?;
+        if !lost.is_empty() {
+            self.add_runs(conn, asked, Some(&lost))?;
+        }
+        let is_read = |window: &Window| {
+            let day = window.from.floor(DAY).0;
+            days.contains(&day) && !lost.contains(&day)
+        };
+        let cut = cover.iter().flat_map(Cover::cut_windows);
+        Ok(cut.chain(edges).filter(is_read).collect())
+    }
+
+    /// Returns the days that no facet answers for.
+    fn add_facets(
+        &mut self,
+        conn: &mut Conn,
+        asked: Asked,
+        only: Option<&BTreeSet<i64>>,
+    ) -> Result<BTreeSet<i64>, DbError> {
+        let by_hour = self.hour_by_hour || self.is_hourly();
+        let (cells, left_out) = (&mut self.cells, &mut self.left_out);
+        Facets { asked, by_hour, only, cells, left_out, lost: BTreeSet::new() }.add_up(conn)
     }
 
     /// From what is kept of each subject.
@@ -248,79 +271,6 @@ impl Sum<'_> {
             .select(diesel::dsl::min(dimension_sets::version))
             .first(conn)?;
         Ok(!self.query.paths().is_empty() && oldest.is_some_and(|oldest| oldest < since))
-    }
-
-    fn pruned_before(&self) -> Timestamp {
-        self.query.meter.pruned_before.map_or(Timestamp(i64::MIN), |at| at.ceil(HOUR))
-    }
-
-    /// Cuts the window into whole hours and up to two edges of less than an hour. An edge whose hour holds no event
-    /// on the far side of the cut counts as a whole hour: the usual "until now" needs no raw events.
-    fn whole_hours(&self, conn: &mut Conn) -> Result<Whole, DbError> {
-        let Window { from, to } = self.query.window;
-        let (mut first, mut last) = (from.ceil(HOUR), to.floor(HOUR));
-        let cut: Vec<i64> = [(from, first.plus(-HOUR)), (to, last)]
-            .into_iter()
-            .filter(|(at, _)| *at != at.floor(HOUR))
-            .map(|(_, hour)| hour.0)
-            .collect();
-        let inside = self.hours_that_lie_inside(conn, &cut)?;
-        let mut edges = Vec::new();
-        if first > last {
-            // the window lies inside one hour
-            if inside.contains(&last.0) {
-                return Ok(Whole { hours: Some(Window { from: last, to: first }), edges });
-            }
-            let edges = if self.is_gone(first) { Vec::new() } else { vec![self.query.window] };
-            return Ok(Whole { hours: None, edges });
-        }
-        if from < first {
-            if inside.contains(&first.plus(-HOUR).0) {
-                first = first.plus(-HOUR);
-            } else if !self.is_gone(first) {
-                edges.push(Window { from, to: first });
-            }
-        }
-        if last < to {
-            if inside.contains(&last.0) {
-                last = last.plus(HOUR);
-            } else {
-                edges.push(Window { from: last, to });
-            }
-        }
-        let hours = (first < last).then_some(Window { from: first, to: last });
-        Ok(Whole { hours, edges })
-    }
-
-    /// Whether the hour that ends here was pruned. It then belongs to the window that it starts in, late events that
-    /// are still stored included.
-    fn is_gone(&self, end: Timestamp) -> bool {
-        self.query.meter.pruned_before.is_some_and(|pruned_before| end <= pruned_before)
-    }
-
-    /// Those of these hours whose events are all inside the window. The raw events of a pruned hour are gone: such an
-    /// hour belongs to the window that it starts in.
-    fn hours_that_lie_inside(&self, conn: &mut Conn, hours: &[i64]) -> Result<BTreeSet<i64>, DbError> {
-        let mut inside: BTreeSet<i64> = hours.iter().copied().collect();
-        if hours.is_empty() {
-            return Ok(inside);
-        }
-        // of the meter, also where the query is about a subject: of those only their sums are kept
-        let text = format!(
-            "SELECT start, MIN(first_at) AS first_at, MAX(last_at) AS last_at FROM rollups
-             WHERE meter_id = $1 AND grain = 1 AND start IN ({}) GROUP BY start",
-            integers(hours)
-        );
-        let spans: Vec<HourSpan> = sql_query(text).bind::<BigInt, _>(self.query.meter.id).load(conn)?;
-        let Window { from, to } = self.query.window;
-        for span in spans {
-            let hour = Timestamp(span.start);
-            let is_gone = hour < self.pruned_before() && from <= hour && hour < to;
-            if !is_gone && (span.first_at < from.0 || span.last_at >= to.0) {
-                inside.remove(&span.start);
-            }
-        }
-        Ok(inside)
     }
 
     fn plain_size(&self) -> Option<BucketSize> {
@@ -585,11 +535,6 @@ enum Source {
     Pieces(Vec<Piece>),
 }
 
-struct Whole {
-    hours: Option<Window>,
-    edges: Vec<Window>,
-}
-
 fn quantity_text(postgres: bool, column: &str) -> String {
     if postgres { format!("({column})::text") } else { format!("quantity_text({column})") }
 }
@@ -639,16 +584,6 @@ fn summed_events(postgres: bool, bucket: &str, source: &str, by_subject: bool) -
         quantity_text(postgres, "MIN(e.quantity)"),
         quantity_text(postgres, "MAX(e.quantity)"),
     )
-}
-
-#[derive(QueryableByName)]
-struct HourSpan {
-    #[diesel(sql_type = BigInt)]
-    start: i64,
-    #[diesel(sql_type = BigInt)]
-    first_at: i64,
-    #[diesel(sql_type = BigInt)]
-    last_at: i64,
 }
 
 #[derive(QueryableByName)]

@@ -9,19 +9,21 @@ use crate::db::columns::readable;
 use crate::db::statement::{Statement, integers};
 use crate::db::{Conn, DbError};
 use crate::metering::facet::{self, Facet};
-use crate::metering::time::{DAY, Window};
+use crate::metering::time::{DAY, Timestamp, Window};
 use crate::usage::packed::{Asked, Sums};
 use crate::usage::query::GroupedAggregates;
 
 /// What is read, and where it is added up.
 pub struct Facets<'a> {
-    /// Its window are whole hours.
+    /// Its window are whole hours, or quarters of them.
     pub asked: Asked<'a>,
     /// Hours must be told apart, also of whole days.
     pub by_hour: bool,
     pub cells: &'a mut GroupedAggregates,
     /// Where sums are too old to know a dimension.
     pub left_out: &'a mut Option<Window>,
+    /// Only what begins on these days; `None`: on every day of the window.
+    pub only: Option<&'a BTreeSet<i64>>,
     /// Days that no facet answers for.
     pub lost: BTreeSet<i64>,
 }
@@ -48,7 +50,7 @@ impl Facets<'_> {
     pub fn add_up(mut self, conn: &mut Conn) -> Result<BTreeSet<i64>, DbError> {
         let facet = Facet::for_paths(&self.asked.query.meter, &self.asked.query.paths());
         self.lost = self.days_without_edges(conn)?;
-        let mut missing = self.add_rows(conn, &facet, None)?;
+        let mut missing = self.add_rows(conn, &facet, self.only)?;
         if facet != Facet::All && !missing.is_empty() {
             missing = self.add_rows(conn, &Facet::All, Some(&missing))?;
         }
@@ -69,12 +71,18 @@ impl Facets<'_> {
             for packed in facet::groups(&row.cells).unwrap_or_default() {
                 let without = packed.parts(true).flatten().filter(|(_, part)| part.edges.is_none());
                 days.extend(
-                    without.filter(|(at, _)| self.asked.is_inside(*at)).map(|(at, _)| at.floor(DAY).0),
+                    without
+                        .filter(|(at, _)| self.asked.is_inside(*at) && self.is_wanted(at.floor(DAY)))
+                        .map(|(at, _)| at.floor(DAY).0),
                 );
             }
             Ok(())
         })?;
         Ok(days)
+    }
+
+    fn is_wanted(&self, day: Timestamp) -> bool {
+        self.only.is_none_or(|only| only.contains(&day.0))
     }
 
     /// Adds the rows of a facet, and those of days that have no other; returns the days without a row of use. `days`
@@ -119,10 +127,17 @@ impl Facets<'_> {
             [] => format!("day >= {first} AND day < {last}"),
             cut => format!("day >= {first} AND day < {last} AND day NOT IN ({})", integers(cut)),
         };
+        // days of which quarters of an hour are told apart; no day is named by none
+        let quarters: Vec<i64> = self.asked.quarter_days().into_iter().collect();
+        let by_quarter = match quarters.as_slice() {
+            [] => String::new(),
+            days => format!("WHEN day IN ({}) THEN quarter_cells", integers(days)),
+        };
         format!(
-            "SELECT day, CASE WHEN {whole} THEN day_cells ELSE hour_cells END AS cells
+            "SELECT day, CASE WHEN {whole} THEN day_cells {by_quarter} ELSE hour_cells END AS cells
              FROM (SELECT day, CASE WHEN is_alone OR facet = {counting} THEN day_cells END AS day_cells,
-                          CASE WHEN is_alone OR facet = {counting} THEN hour_cells END AS hour_cells
+                          CASE WHEN is_alone OR facet = {counting} THEN hour_cells END AS hour_cells,
+                          CASE WHEN is_alone OR facet = {counting} THEN quarter_cells END AS quarter_cells
                    FROM rollup_facets
                    WHERE meter_id = {meter_id} AND facet IN ({wanted}, '*') AND day >= {from} AND day < {to} {only}) AS kept"
         )
@@ -156,7 +171,8 @@ impl Facets<'_> {
     fn add_deltas(&mut self, conn: &mut Conn, without: &BTreeSet<i64>) -> Result<(), DbError> {
         let mut all = Vec::new();
         self.each_delta(conn, |row| {
-            let sums = self.asked.read(&row.cells, "", |day| !without.contains(&day.0));
+            let sums =
+                self.asked.read(&row.cells, "", |day| !without.contains(&day.0) && self.is_wanted(day));
             all.extend(readable("rollup_deltas", row.id, sums));
             Ok(())
         })?;

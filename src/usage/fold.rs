@@ -16,7 +16,7 @@ use crate::db::statement::{Statement, integers};
 use crate::db::{Conn, DbError};
 use crate::error::Error;
 use crate::metering::delta::{self, Counts, SubjectCells};
-use crate::metering::facet::{self, CELLS_MAX, Cells, Facet, Projected};
+use crate::metering::facet::{self, CELLS_MAX, Cells, Facet, Projected, QUARTER, QUARTER_CELLS_MAX};
 use crate::metering::time::{DAY, HOUR, Timestamp};
 use crate::meters;
 
@@ -67,6 +67,8 @@ struct FacetRow {
     day_cells: Option<Vec<u8>>,
     #[diesel(sql_type = Nullable<Binary>)]
     hour_cells: Option<Vec<u8>>,
+    #[diesel(sql_type = Nullable<Binary>)]
+    quarter_cells: Option<Vec<u8>>,
 }
 
 #[derive(QueryableByName)]
@@ -78,19 +80,22 @@ struct MeterRow {
 prepared!(
     PutFacets for diesel::PgConnection,
     (meter_id: BigInt = i64, day: BigInt = i64, is_alone: Bool = bool, facets: Array<Text> = Vec<&'a str>,
-     day_cells: Array<Nullable<Binary>> = Vec<Option<&'a [u8]>>, hour_cells: Array<Nullable<Binary>> = Vec<Option<&'a [u8]>>),
-    "INSERT INTO rollup_facets (meter_id, day, is_alone, facet, day_cells, hour_cells)
-     SELECT ?, ?, ?, facet, day_cells, hour_cells FROM unnest(?, ?, ?) AS new (facet, day_cells, hour_cells)
-     ON CONFLICT (meter_id, facet, day) DO UPDATE SET
-         is_alone = excluded.is_alone, day_cells = excluded.day_cells, hour_cells = excluded.hour_cells"
+     day_cells: Array<Nullable<Binary>> = Vec<Option<&'a [u8]>>, hour_cells: Array<Nullable<Binary>> = Vec<Option<&'a [u8]>>,
+     quarter_cells: Array<Nullable<Binary>> = Vec<Option<&'a [u8]>>),
+    "INSERT INTO rollup_facets (meter_id, day, is_alone, facet, day_cells, hour_cells, quarter_cells)
+     SELECT ?, ?, ?, facet, day_cells, hour_cells, quarter_cells
+     FROM unnest(?, ?, ?, ?) AS new (facet, day_cells, hour_cells, quarter_cells)
+     ON CONFLICT (meter_id, facet, day) DO UPDATE SET is_alone = excluded.is_alone,
+         day_cells = excluded.day_cells, hour_cells = excluded.hour_cells, quarter_cells = excluded.quarter_cells"
 );
 prepared!(
     PutFacet for diesel::SqliteConnection,
     (meter_id: BigInt = i64, day: BigInt = i64, is_alone: Bool = bool, facet: Text = String, day_cells: Nullable<Binary> = Option<Vec<u8>>,
-     hour_cells: Nullable<Binary> = Option<Vec<u8>>),
-    "INSERT INTO rollup_facets (meter_id, day, is_alone, facet, day_cells, hour_cells) VALUES (?, ?, ?, ?, ?, ?)
-     ON CONFLICT (meter_id, facet, day) DO UPDATE SET
-         is_alone = excluded.is_alone, day_cells = excluded.day_cells, hour_cells = excluded.hour_cells"
+     hour_cells: Nullable<Binary> = Option<Vec<u8>>, quarter_cells: Nullable<Binary> = Option<Vec<u8>>),
+    "INSERT INTO rollup_facets (meter_id, day, is_alone, facet, day_cells, hour_cells, quarter_cells)
+     VALUES (?, ?, ?, ?, ?, ?, ?)
+     ON CONFLICT (meter_id, facet, day) DO UPDATE SET is_alone = excluded.is_alone,
+         day_cells = excluded.day_cells, hour_cells = excluded.hour_cells, quarter_cells = excluded.quarter_cells"
 );
 
 /// Meters with something to fold or to settle.
@@ -119,6 +124,7 @@ struct Day {
 struct Packed {
     day_cells: Option<Vec<u8>>,
     hour_cells: Option<Vec<u8>>,
+    quarter_cells: Option<Vec<u8>>,
 }
 
 /// Folds the oldest commits of a meter in one transaction; whether there may be more. Somebody else at it counts as
@@ -142,7 +148,7 @@ pub fn prepare(conn: &mut Conn, meter_id: i64) -> Result<Option<Folded>, DbError
     for delta in &deltas {
         // what cannot be read stays where it is, to be named by whoever reads it
         if let Some((cells, counts)) = readable("rollup_deltas", delta.id, unpacked_delta(delta)) {
-            facet::add_all(&mut added, &cells, HOUR);
+            facet::add_all(&mut added, &cells, QUARTER);
             count += facet::count(&cells);
             folded.push(delta.id);
             unsettled.add(&delta.subjects, &counts);
@@ -292,24 +298,35 @@ fn unpacked(bytes: &[u8]) -> Result<Cells, DbError> {
 struct Sums {
     by_day: Option<Cells>,
     by_hour: Option<Cells>,
+    by_quarter: Option<Cells>,
 }
 
 impl Sums {
     fn nothing() -> Sums {
-        Sums { by_day: Some(Cells::new()), by_hour: Some(Cells::new()) }
+        let empty = || Some(Cells::new());
+        Sums { by_day: empty(), by_hour: empty(), by_quarter: empty() }
     }
 
     /// What cannot be read is given up: the rows of every subject answer instead.
     fn of(row: &FacetRow, day: Timestamp) -> Sums {
         let cells = |bytes: &Option<Vec<u8>>| readable("rollup_facets", day.0, unpacked(bytes.as_deref()?));
-        Sums { by_day: cells(&row.day_cells), by_hour: cells(&row.hour_cells) }
+        Sums {
+            by_day: cells(&row.day_cells),
+            by_hour: cells(&row.hour_cells),
+            by_quarter: cells(&row.quarter_cells),
+        }
     }
 
     fn add(&mut self, more: &Cells) {
-        for (cells, width) in [(&mut self.by_day, DAY), (&mut self.by_hour, HOUR)] {
+        let kept = [
+            (&mut self.by_day, DAY, CELLS_MAX),
+            (&mut self.by_hour, HOUR, CELLS_MAX),
+            (&mut self.by_quarter, QUARTER, QUARTER_CELLS_MAX),
+        ];
+        for (cells, width, most) in kept {
             if let Some(sums) = cells {
                 facet::add_all(sums, more, width);
-                if facet::count(sums) > CELLS_MAX {
+                if facet::count(sums) > most {
                     *cells = None;
                 }
             }
@@ -320,12 +337,20 @@ impl Sums {
         let packed = |cells: &Option<Cells>| {
             cells.as_ref().map(facet::pack).filter(|bytes| bytes.len() <= PACKED_BYTES_MAX)
         };
-        Packed { day_cells: packed(&self.by_day), hour_cells: packed(&self.by_hour) }
+        Packed {
+            day_cells: packed(&self.by_day),
+            hour_cells: packed(&self.by_hour),
+            quarter_cells: packed(&self.by_quarter),
+        }
     }
 
     fn project(&self, facet: &Facet, known: &mut Projected) -> Sums {
         let mut project = |cells: &Option<Cells>| facet::project(cells.as_ref()?, facet, known);
-        Sums { by_day: project(&self.by_day), by_hour: project(&self.by_hour) }
+        Sums {
+            by_day: project(&self.by_day),
+            by_hour: project(&self.by_hour),
+            by_quarter: project(&self.by_quarter),
+        }
     }
 }
 
@@ -342,7 +367,8 @@ fn fold_day(
     let mut statement = Statement::new(conn);
     let (meter, start) = (statement.int(meter_id), statement.int(day.0));
     let sql = format!(
-        "SELECT facet, day_cells, hour_cells FROM rollup_facets WHERE meter_id = {meter} AND day = {start}"
+        "SELECT facet, day_cells, hour_cells, quarter_cells FROM rollup_facets
+         WHERE meter_id = {meter} AND day = {start}"
     );
     let rows: Vec<FacetRow> = statement.load(conn, &sql)?;
     let mut sums: BTreeMap<String, Sums> = BTreeMap::new();
@@ -372,7 +398,7 @@ fn fold_day(
         let Some(sums) = sums.get_mut(&facet.name()) else { continue };
         match facet::project(added, facet, known) {
             Some(more) => sums.add(&more),
-            None => *sums = Sums { by_day: None, by_hour: None },
+            None => *sums = Sums { by_day: None, by_hour: None, by_quarter: None },
         }
     }
     let rows = sums.into_iter().map(|(facet, sums)| (facet, sums.packed())).collect();
@@ -398,12 +424,14 @@ fn put(conn: &mut Conn, meter_id: i64, day: &Day) -> Result<(), DbError> {
                 facets: &rows.iter().map(|(facet, _)| facet.as_str()).collect(),
                 day_cells: &rows.iter().map(|(_, packed)| packed.day_cells.as_deref()).collect(),
                 hour_cells: &rows.iter().map(|(_, packed)| packed.hour_cells.as_deref()).collect(),
+                quarter_cells: &rows.iter().map(|(_, packed)| packed.quarter_cells.as_deref()).collect(),
             }
             .execute(c)?;
         }
         Conn::Sqlite(c) => {
-            for (facet, Packed { day_cells, hour_cells }) in rows {
-                PutFacet { meter_id: &meter_id, day: start, is_alone, facet, day_cells, hour_cells }
+            for (facet, Packed { day_cells, hour_cells, quarter_cells }) in rows {
+                let meter_id = &meter_id;
+                PutFacet { meter_id, day: start, is_alone, facet, day_cells, hour_cells, quarter_cells }
                     .execute(c)?;
             }
         }

@@ -1,6 +1,6 @@
 //! How packed sums (`metering::facet`) are read for a query: by bucket and group, wherever they are stored. Without SQL.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::db::DbError;
 use crate::error::Error;
@@ -40,6 +40,14 @@ pub fn unreadable() -> DbError {
 impl Asked<'_> {
     pub fn is_inside(&self, start: Timestamp) -> bool {
         self.window.contains(start) && self.cover.is_none_or(|cover| !cover.is_cut(start))
+    }
+
+    /// Days of which quarters of an hour must be told apart.
+    pub fn quarter_days(&self) -> BTreeSet<i64> {
+        let ends = [self.window.from, self.window.to].into_iter().filter(|at| *at != at.floor(HOUR));
+        let mut days: BTreeSet<i64> = ends.map(|at| at.floor(DAY).0).collect();
+        days.extend(self.cover.iter().flat_map(|cover| cover.quarter_days()));
+        days
     }
 
     pub fn needs_edges(&self) -> bool {

@@ -15,6 +15,8 @@ on_both_databases!(
     what_is_acknowledged_counts_at_once_while_folding,
     a_day_with_too_many_values_is_still_right,
     a_day_with_long_values_is_still_right,
+    a_day_with_many_values_has_hours_and_events_off_the_hour,
+    zones_off_the_hour_need_no_events,
     sums_that_a_killed_server_left_are_folded_by_the_next,
     sums_that_cannot_be_read_are_given_up_and_the_rest_goes_on,
 );
@@ -72,7 +74,8 @@ async fn folded(database: &Database) {
 
 fn instant(rng: &mut StdRng) -> String {
     let (day, hour) = (rng.random_range(1..6), rng.random_range(0..24));
-    match rng.random_range(0..3) {
+    match rng.random_range(0..4) {
+        3 => format!("2026-06-{day:02}T{hour:02}:{:02}:00Z", [15, 30, 45].choose(rng).expect("some")),
         0 => format!("2026-06-{day:02}T00:00:00Z"),
         1 => format!("2026-06-{day:02}T{hour:02}:00:00Z"),
         _ => format!("2026-06-{day:02}T{hour:02}:{:02}:00Z", rng.random_range(0..60)),
@@ -94,8 +97,12 @@ fn question(rng: &mut StdRng, meter: &str, declared: &[&str]) -> (Value, Value) 
     let (from, to) = if one < two { (one, two) } else { (two, one) };
     let to = if from == to { "2026-06-07T00:00:00Z".to_owned() } else { to };
     let size = ["hour", "day", "month"].choose(rng).expect("some");
+    let zone = ["UTC", "Europe/Berlin", "Asia/Kolkata", "Asia/Kathmandu", "Australia/Lord_Howe"].choose(rng);
     let filter = |rules: &[Value]| json!({"type": "group", "op": "and", "rules": rules});
     let mut folded = json!({"meter": meter, "from": from, "to": to, "bucket_size": size, "group_by": fields, "limit": 1000});
+    if rng.random_bool(0.5) {
+        folded["time_zone"] = json!(zone);
+    }
     match rng.random_range(0..4) {
         0 => folded["subject"] = json!(format!("s{}", rng.random_range(0..6))),
         1 => rules.push(
@@ -209,6 +216,8 @@ async fn a_day_with_too_many_values_is_still_right(database: Database) {
     folded(&database).await;
     let given_up = "SELECT facet AS line FROM rollup_facets WHERE hour_cells IS NULL ORDER BY facet";
     assert_eq!(database.lines(given_up), ["*", "endpoint"]);
+    let by_quarter = "SELECT facet AS line FROM rollup_facets WHERE quarter_cells IS NOT NULL AND day < 1780444800000000 ORDER BY facet";
+    assert_eq!(database.lines(by_quarter), ["", "region"]);
     // the counted events, by few values and by one of many
     for (filter, wanted) in [("r1", 6_667), ("r2", 6_667)] {
         let body = json!({"meter": "m", "from": "2026-06-02T00:00:00Z", "to": "2026-06-03T00:00:00Z", "field": "region"});
@@ -260,6 +269,88 @@ async fn a_day_with_long_values_is_still_right(database: Database) {
     assert_eq!(answer["items"][0]["events"], 1, "{answer}");
 }
 
+/// Too many to be kept by quarters of an hour, few enough by hours.
+async fn a_day_with_many_values_has_hours_and_events_off_the_hour(database: Database) {
+    let server = Server::start(&database);
+    let workspace = server.workspace().await;
+    meter_with(&workspace, &["endpoint", "region"]).await;
+    let mut rng = StdRng::seed_from_u64(17);
+    for _ in 0..6 {
+        let events: Vec<Value> = (0..1_000)
+            .map(|_| {
+                let mut event = event(&mut rng, "m");
+                let minute = rng.random_range(0..60);
+                event["timestamp"] = json!(format!("2026-06-02T{:02}:{minute:02}:00Z", rng.random_range(16..20)));
+                event["metadata"] = json!({"endpoint": format!("endpoint{}", rng.random_range(0..1_000)), "region": format!("region{}", rng.random_range(0..4))});
+                event
+            })
+            .collect();
+        workspace.post("/v1/usages/bulk", &json!(events)).await.expect(201);
+    }
+    record(&workspace, &mut rng, &["m"], 200).await;
+    folded(&database).await;
+    let given_up = "SELECT facet AS line FROM rollup_facets WHERE quarter_cells IS NULL AND hour_cells IS NOT NULL ORDER BY facet";
+    assert_eq!(database.lines(given_up), ["*", "endpoint"]);
+    ask(&workspace, &mut rng, &["m"], &["endpoint", "region"], 40).await;
+    record(&workspace, &mut rng, &["m"], 200).await;
+    ask(&workspace, &mut rng, &["m"], &["endpoint", "region"], 40).await;
+}
+
+/// Days, weeks and hours of them are what they were when the events are gone.
+async fn zones_off_the_hour_need_no_events(database: Database) {
+    let server = Server::start(&database);
+    let workspace = server.workspace().await;
+    for aggregation in ["sum", "last"] {
+        let dimensions = json!([dimension("endpoint"), dimension("region"), dimension("tier")]);
+        let body =
+            json!({"name": aggregation, "unit": "u", "aggregation": aggregation, "dimensions": dimensions});
+        workspace.post("/v1/meters", &body).await.expect(201);
+    }
+    let mut rng = StdRng::seed_from_u64(13);
+    record(&workspace, &mut rng, &["sum", "last"], 600).await;
+    folded(&database).await;
+    record(&workspace, &mut rng, &["sum", "last"], 50).await;
+    let mut asked = Vec::new();
+    for zone in
+        ["Asia/Kolkata", "Asia/Kathmandu", "Australia/Lord_Howe", "Pacific/Chatham", "America/St_Johns"]
+    {
+        for (meter, size) in
+            [("sum", "day"), ("sum", "hour"), ("sum", "15m"), ("last", "day"), ("last", "6h")]
+        {
+            for more in [
+                json!({}),
+                json!({"group_by": ["region"]}),
+                json!({"group_by": ["region", "tier"]}),
+                json!({"group_by": ["subject"]}),
+            ] {
+                // local midnights, and not
+                for (from, to) in [
+                    ("2026-06-01T18:30:00Z", "2026-06-04T18:15:00Z"),
+                    ("2026-06-01T00:00:00Z", "2026-06-05T00:00:00Z"),
+                ] {
+                    let mut body = json!({"meter": meter, "from": from, "to": to, "bucket_size": size, "time_zone": zone, "limit": 1000});
+                    body.as_object_mut()
+                        .expect("an object")
+                        .extend(more.as_object().expect("an object").clone());
+                    let before = workspace.post("/v1/usages/search", &body).await.expect(200).text;
+                    let mut raw = body.clone();
+                    raw["filter"] = json!({"type": "condition", "field": "quantity", "op": "exists"});
+                    assert_eq!(
+                        before,
+                        workspace.post("/v1/usages/search", &raw).await.expect(200).text,
+                        "{body}"
+                    );
+                    asked.push((body, before));
+                }
+            }
+        }
+    }
+    database.execute("DELETE FROM events");
+    for (body, before) in asked {
+        assert_eq!(before, workspace.post("/v1/usages/search", &body).await.expect(200).text, "{body}");
+    }
+}
+
 async fn sums_that_a_killed_server_left_are_folded_by_the_next(database: Database) {
     let mut server = Server::start_to_be_restarted(&database);
     let workspace = server.workspace().await;
@@ -284,7 +375,9 @@ async fn sums_that_cannot_be_read_are_given_up_and_the_rest_goes_on(database: Da
     record(&workspace, &mut rng, &["m"], 50).await;
     folded(&database).await;
     let garbage = if matches!(database, Database::Postgres { .. }) { "'\\xffff'::bytea" } else { "x'ffff'" };
-    database.execute(&format!("UPDATE rollup_facets SET day_cells = {garbage}, hour_cells = {garbage}"));
+    database.execute(&format!(
+        "UPDATE rollup_facets SET day_cells = {garbage}, hour_cells = {garbage}, quarter_cells = {garbage}"
+    ));
     // the rows of every subject answer instead
     ask(&workspace, &mut rng, &["m"], &["endpoint", "region"], 20).await;
     record(&workspace, &mut rng, &["m"], 200).await;

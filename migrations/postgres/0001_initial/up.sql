@@ -396,14 +396,15 @@ ALTER TABLE rollup_deltas ALTER COLUMN cells SET STORAGE EXTERNAL, ALTER COLUMN 
 -- Sums of all events of a meter and UTC day by some of its dimensions, packed the same way.
 CREATE TABLE rollup_facets (
     meter_id BIGINT NOT NULL,
-    -- the dimensions, joined by commas; * stands for all
+    -- the dimensions, joined by commas; * stands for all, nothing for none
     facet TEXT COLLATE "C" NOT NULL,
     day BIGINT NOT NULL,
     -- of *: the day has so few sums that it has no other row
     is_alone BOOLEAN NOT NULL,
-    -- the sums of the whole day, and of its hours; absent where there are too many to keep
+    -- the sums of the whole day, of its hours and of their quarters; absent where there are too many to keep
     day_cells BYTEA,
     hour_cells BYTEA,
+    quarter_cells BYTEA,
     PRIMARY KEY (meter_id, facet, day)
 );
 

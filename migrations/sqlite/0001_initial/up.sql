@@ -373,14 +373,15 @@ CREATE TABLE rollup_deltas (
 -- Sums of all events of a meter and UTC day by some of its dimensions, packed the same way.
 CREATE TABLE rollup_facets (
     meter_id INTEGER NOT NULL,
-    -- the dimensions, joined by commas; * stands for all
+    -- the dimensions, joined by commas; * stands for all, nothing for none
     facet TEXT NOT NULL,
     day INTEGER NOT NULL,
     -- of *: the day has so few sums that it has no other row
     is_alone INTEGER NOT NULL,
-    -- the sums of the whole day, and of its hours; absent where there are too many to keep
+    -- the sums of the whole day, of its hours and of their quarters; absent where there are too many to keep
     day_cells BLOB,
     hour_cells BLOB,
+    quarter_cells BLOB,
     PRIMARY KEY (meter_id, facet, day)
 ) STRICT, WITHOUT ROWID;
 

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use crate::metering::calendar::Buckets;
 use crate::metering::rollup::Grain;
-use crate::metering::time::{DAY, Timestamp, Window};
+use crate::metering::time::{DAY, HOUR, Timestamp, Window};
 
 /// A part of a window that lies in one bucket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,13 +68,10 @@ impl Cover {
         self.cut.iter().map(|start| Window { from: Timestamp(*start), to: Timestamp(*start + self.finest) })
     }
 
-    /// What of the stored sums lies in a window of whole hours.
-    pub fn within(&self, window: Window) -> Vec<Piece> {
-        let cut = |piece: &Piece| {
-            let (from, to) = (piece.window.from.max(window.from), piece.window.to.min(window.to));
-            (from < to).then_some(Piece { window: Window { from, to }, ..*piece })
-        };
-        self.stored.iter().filter_map(cut).collect()
+    /// Days in which a bucket begins off the hour, with sums of quarters before and after.
+    pub fn quarter_days(&self) -> BTreeSet<i64> {
+        let ends = self.stored.iter().flat_map(|piece| [piece.window.from, piece.window.to]);
+        ends.filter(|at| *at != at.floor(HOUR)).map(|at| at.floor(DAY).0).collect()
     }
 
     /// Days that lie in two buckets.
@@ -84,6 +81,21 @@ impl Cover {
         let of_hours = self.cut.iter().map(|start| Timestamp(*start).floor(DAY).0);
         starts.map(|at| at.floor(DAY).0).chain(of_hours).collect()
     }
+}
+
+/// What is left of a window without some others.
+pub fn without(window: Window, others: &[Window]) -> Vec<Window> {
+    let mut others: Vec<Window> = others.to_vec();
+    others.sort_by_key(|other| other.from);
+    let (mut left, mut from) = (Vec::new(), window.from);
+    for other in others.iter().chain([&Window { from: window.to, to: window.to }]) {
+        let to = other.from.min(window.to);
+        if from < to {
+            left.push(Window { from, to });
+        }
+        from = from.max(other.to);
+    }
+    left
 }
 
 /// These windows, cut where a bucket begins.
@@ -125,7 +137,16 @@ mod tests {
 
     use super::*;
     use crate::metering::calendar::{Wish, Zone};
-    use crate::metering::time::{HOUR, SECOND};
+    use crate::metering::time::SECOND;
+
+    #[test]
+    fn windows_are_taken_out_of_one() {
+        let window = |from: i64, to: i64| Window { from: Timestamp(from), to: Timestamp(to) };
+        let others = [window(8, 10), window(2, 3), window(0, 1), window(3, 4), window(40, 50)];
+        assert_eq!(without(window(1, 20), &others), [window(1, 2), window(4, 8), window(10, 20)]);
+        assert_eq!(without(window(8, 10), &others), []);
+        assert_eq!(without(window(1, 2), &[]), [window(1, 2)]);
+    }
 
     proptest! {
         /// Each of the finest sums is read once, by its sums or by its events, and sums lie in one bucket unless their events are gone.
@@ -156,6 +177,8 @@ mod tests {
                     prop_assert!(piece.grain != Grain::MeterDay
                         || (piece.window.from == piece.window.from.floor(DAY) && piece.window.to == piece.window.to.floor(DAY)));
                 }
+                let is_off_hour = cover.stored.iter().any(|piece| [piece.window.from, piece.window.to].contains(&hour)) && hour != hour.floor(HOUR);
+                prop_assert!(!is_off_hour || cover.quarter_days().contains(&hour.floor(DAY).0));
                 let day = hour.floor(DAY);
                 let ends = Window { from: day.max(hours.from), to: day.plus(DAY).min(hours.to) };
                 let is_whole = buckets.start(ends.from) == buckets.start(ends.to.plus(-1));
