@@ -175,7 +175,26 @@ fn key(size: &str, clock: DateTime, latest: DateTime, offset: i64) -> (DateTime,
         let floor = clock.time().with().minute(clock.minute() / width * width).second(0).subsec_nanosecond(0);
         (clock.date().to_datetime(floor.build().expect("a time")), offset)
     };
+    let hours = |width: i64| (EPOCH, at_utc(latest).0.div_euclid(width * HOUR));
+    let days = |first: i64, width: i64| {
+        (EPOCH, (at_utc(latest.date().to_datetime(Time::midnight())).0 / DAY - first).div_euclid(width))
+    };
+    let months = |width: i64| {
+        (EPOCH, ((i64::from(latest.year()) - 1970) * 12 + i64::from(latest.month()) - 1).div_euclid(width))
+    };
     match size {
+        "minute" => minutes(1),
+        "20min" => minutes(20),
+        "5h" => hours(5),
+        "6h" => hours(6),
+        "3d" => days(0, 3),
+        // Monday, 29 December 1969, and the Sunday before
+        "2w" => days(-3, 14),
+        "sunday" => days(-4, 7),
+        "2m" => months(2),
+        "5mo" => months(5),
+        "2q" => months(6),
+        "2y" => months(24),
         "5m" => minutes(5),
         "15m" => minutes(15),
         "hour" => minutes(60),
@@ -191,10 +210,22 @@ fn key(size: &str, clock: DateTime, latest: DateTime, offset: i64) -> (DateTime,
     }
 }
 
-const SIZES: [&str; 8] = ["5m", "15m", "hour", "day", "week", "month", "quarter", "year"];
+#[rustfmt::skip]
+const SIZES: [&str; 19] = [
+    "minute", "5m", "15m", "20min", "hour", "5h", "6h", "day", "3d", "week", "sunday", "2w", "month", "2m", "5mo", "quarter",
+    "2q", "year", "2y",
+];
+
+/// A size of the model; weeks of it may begin on Sunday.
+fn sized(zone: &str, size: &str) -> Calendar {
+    match size {
+        "sunday" => Calendar { week_start: WeekStart::Sunday, ..calendar(zone, "week") },
+        size => calendar(zone, size),
+    }
+}
 
 /// Looks at the clock from some time before a transition until some time after; buckets change when the model's do.
-fn compare(name: &str, zone: &TimeZone, transition: Timestamp, seen: &mut usize) {
+fn compare(name: &str, zone: &TimeZone, transition: Timestamp, turn: usize, seen: &mut usize) {
     let clock = Clock(zone.clone());
     let moments: BTreeSet<i64> = (-104..=104)
         .map(|step| transition.0 + step * 15 * MINUTE)
@@ -204,7 +235,9 @@ fn compare(name: &str, zone: &TimeZone, transition: Timestamp, seen: &mut usize)
     let moments: Vec<Timestamp> = moments.into_iter().map(Timestamp).collect();
     // what the clock showed last of all, in the days before too
     let mut latest = (1..=60).map(|hours| clock.shows(moments[0].plus(-hours * HOUR))).max().expect("some");
-    let calendars = SIZES.map(|size| (size, calendar(name, size)));
+    // every other size, in turns: looking at the clock takes long
+    let sizes = SIZES.iter().skip(turn % 2).step_by(2);
+    let calendars: Vec<(&str, Calendar)> = sizes.map(|size| (*size, sized(name, size))).collect();
     let mut before: Vec<Option<((DateTime, i64), Timestamp)>> = vec![None; SIZES.len()];
     for moment in moments {
         let shown = clock.shows(moment);
@@ -244,11 +277,77 @@ fn every_zone_agrees_with_its_clock() {
             let sampled = place % 61 == zones % 61 || place + 2 >= all.len();
             // zones share transitions
             if (sampled || odd(now, then)) && now != then && done.insert((moment, then, now)) {
-                compare(name.as_str(), &zone, moment, &mut seen);
+                compare(name.as_str(), &zone, moment, done.len(), &mut seen);
             }
         }
     }
     assert!(zones > 500 && seen > 500_000, "{zones} zones, {seen} looks");
+}
+
+/// The buckets of a window that begins and ends in the middle of some.
+fn tiles(calendar: &Calendar, near: Timestamp) -> Result<()> {
+    let middle = |bucket: Window| bucket.from.plus(bucket.length() / 2);
+    let (before, around) = (calendar.around(calendar.around(near).from.plus(-1)), calendar.around(near));
+    let window = Window { from: middle(before), to: middle(calendar.around(around.to)) };
+    let words = || format!("{} {} at {near}", calendar.zone, calendar.size.name());
+    assert!(before.to == around.from && around.contains(near), "{}", words());
+    let buckets = Buckets::of(calendar.clone(), window)?;
+    let mut bucket = calendar.around(window.from);
+    let mut cuts = Vec::new();
+    while bucket.to < window.to {
+        assert!(bucket.from < bucket.to, "{}", words());
+        assert_eq!(calendar.around(bucket.to).from, bucket.to, "{}", words());
+        assert_eq!(calendar.start(bucket.to.plus(-1)), bucket.from, "{}", words());
+        bucket = calendar.around(bucket.to);
+        cuts.push(bucket.from);
+    }
+    assert!(buckets.is_plain() || buckets.cuts() == cuts, "{}", words());
+    assert!(buckets.start(window.from) <= window.from && window.to <= bucket.to, "{}", words());
+    Ok(())
+}
+
+/// Every zone with every size, at one of these: the last time that its clock was set, one that is another from zone to zone,
+/// and 1970; and counted from an anchor in the hour that the clock leaves out or shows twice.
+#[test]
+fn every_zone_has_buckets_of_every_size() {
+    let since = jiff::Timestamp::from_second(-2_600_000_000).expect("in range");
+    let until = jiff::Timestamp::from_second(1_900_000_000).expect("in range");
+    let mut count = 0;
+    for (place, name) in jiff::tz::db().available().enumerate() {
+        let zone = TimeZone::get(name.as_str()).expect("an available zone");
+        let all: Vec<i64> = zone
+            .following(since)
+            .map(|set| set.timestamp())
+            .take_while(|set| *set < until)
+            .map(|set| set.as_microsecond())
+            .collect();
+        let mut moments = vec![0];
+        moments.extend(all.last().copied());
+        moments.extend(all.get(place % all.len().max(1)).copied());
+        for (turn, size) in SIZES.iter().enumerate() {
+            let plain = sized(name.as_str(), size);
+            let near = |turn: usize| Timestamp(moments[turn % moments.len()]);
+            tiles(&plain, near(place + turn)).expect("few");
+            let anchor = Some(near(turn + 1).plus(-HOUR / 3));
+            tiles(&Calendar { anchor, ..plain.clone() }, near(turn + 1)).expect("few");
+            count += 2;
+        }
+    }
+    assert!(count > 20_000, "{count}");
+}
+
+/// Sums are kept by quarters of an hour for this.
+#[test]
+fn days_of_every_zone_of_today_begin_on_a_quarter_of_an_hour() {
+    for name in jiff::tz::db().available() {
+        let days = calendar(name.as_str(), "day");
+        for moment in
+            ["2020-02-29T12:00:00Z", "2026-03-29T12:00:00Z", "2026-10-25T12:00:00Z", "2035-07-01T00:00:00Z"]
+        {
+            let start = days.start(at(moment));
+            assert_eq!(start, start.floor(15 * MINUTE), "{name}");
+        }
+    }
 }
 
 /// Every kind of calendar tiles time, and the list of its buckets says the same as each of them.
