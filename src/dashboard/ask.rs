@@ -9,6 +9,7 @@ use crate::app::App;
 use crate::auth::Caller;
 use crate::dashboard::chart::{self, SERIES_MAX, Series};
 use crate::dashboard::view::Link;
+use crate::db::{Conn, DbError};
 use crate::error::{Error, Result};
 use crate::metering::calendar::{Buckets, Calendar, Zone};
 use crate::metering::meter::{Aggregation, Meter};
@@ -56,6 +57,21 @@ async fn answered<T: Send + 'static>(
 /// The rows of a query with buckets, at most this many.
 pub async fn buckets(app: &App, query: Query, most: usize) -> Result<Vec<Bucket>> {
     answered(app, query, most, usage::buckets).await
+}
+
+/// The rows of several queries, and something else that is read, of one instant.
+pub async fn buckets_of_each<T: Send + 'static>(
+    app: &App,
+    queries: Vec<Query>,
+    most: usize,
+    also: impl Fn(&mut Conn) -> Result<T, DbError> + Send + Sync + 'static,
+) -> Result<(Vec<Vec<Bucket>>, T)> {
+    let read = move |conn: &mut Conn| {
+        let rows = |query: &Query| Ok(usage::buckets(query, cells(conn, query, most)?));
+        let each = queries.iter().map(rows).collect::<Result<_, DbError>>()?;
+        Ok((each, also(conn)?))
+    };
+    app.store.view("usage::counts", true, read).await
 }
 
 /// The largest values of the one field that a query groups by.

@@ -1,10 +1,6 @@
 //! The picture above the list of events: how many came when, and what became of them. Each of its buckets leads to the
 //! events that it is made of.
 
-use std::sync::Arc;
-
-use futures_util::future::{join_all, try_join};
-
 use crate::app::App;
 use crate::auth::Caller;
 use crate::dashboard::ask;
@@ -51,8 +47,7 @@ pub async fn find(
     }
     let starts = ask::axis(window, &calendar);
     let drawn = drawn(app, caller, asked, meters).await?;
-    let accepted = accepted(app, asked, &drawn, (window, &calendar, &starts));
-    let (mut series, outcomes) = try_join(accepted, outcomes(app, caller, asked, window)).await?;
+    let (mut series, outcomes) = counts(app, caller, asked, &drawn, (window, &calendar, &starts)).await?;
     for (outcome, name) in [("rejected", "Rejected"), ("conflict", "Conflict")] {
         let times = outcomes.iter().filter(|(word, _)| word == outcome).map(|(_, at)| Timestamp(*at));
         let values = counted(times, &starts);
@@ -90,52 +85,45 @@ async fn drawn(app: &App, caller: &Caller, asked: &ExportQuery, meters: &[Meter]
     Ok(sizes.iter().take(METERS_DRAWN).filter_map(|stats| named(&stats.meter)).collect())
 }
 
-/// Stored events per bucket: one series per meter, or one of the meter that was asked for.
-async fn accepted(
+/// Stored events per bucket, one series per meter, or one of the meter that was asked for; and what was refused, and when.
+/// All of one instant.
+async fn counts(
     app: &App,
+    caller: &Caller,
     asked: &ExportQuery,
     drawn: &[Meter],
     (window, calendar, starts): (Window, &Calendar, &[Timestamp]),
-) -> Result<Vec<Series>> {
-    let queries = drawn.iter().map(|meter| async move {
+) -> Result<(Vec<Series>, Vec<(String, i64)>)> {
+    let query = |meter: &Meter| {
         // counted, whatever the meter makes of its quantities
         let counted = Meter { aggregation: Aggregation::Count, ..meter.clone() };
-        let query = Query {
+        Ok(Query {
             filter: grammar::filter(&asked.conditions, Some(meter))?,
             subject: Some(asked.subject.clone()).filter(|subject| !subject.is_empty()),
-            meter: Arc::new(counted.clone()),
             ..ask::whole(counted, window, calendar)?
-        };
-        ask::buckets(app, query, starts.len()).await
+        })
+    };
+    let queries = drawn.iter().map(query).collect::<Result<Vec<Query>>>()?;
+    // refused events have no dimensions to filter by
+    let filter = asked.conditions.is_empty().then(|| refused::Filter {
+        meter: asked.meter.clone(),
+        subject: asked.subject.clone(),
+        ..refused::Filter::default()
     });
+    let workspace_id = caller.workspace_id;
+    let refused = move |conn: &mut Conn| match &filter {
+        Some(filter) => refused::outcomes(conn, workspace_id, filter, window),
+        None => Ok(Vec::new()),
+    };
+    let (each, outcomes) = ask::buckets_of_each(app, queries, starts.len(), refused).await?;
     let mut series = Vec::with_capacity(drawn.len());
-    for (meter, rows) in drawn.iter().zip(join_all(queries).await) {
-        let (found, _) = ask::series(&rows?, starts, Aggregation::Count, false, 1);
+    for (meter, rows) in drawn.iter().zip(each) {
+        let (found, _) = ask::series(&rows, starts, Aggregation::Count, false, 1);
         let Some(Series { values, .. }) = found.into_iter().next() else { continue };
         let name = if asked.meter.is_empty() { meter.name.clone() } else { "Accepted".to_owned() };
         series.push(Series { name, values, is_other: false });
     }
-    Ok(series)
-}
-
-/// What was refused, and when. Refused events have no dimensions to filter by.
-async fn outcomes(
-    app: &App,
-    caller: &Caller,
-    asked: &ExportQuery,
-    window: Window,
-) -> Result<Vec<(String, i64)>> {
-    if !asked.conditions.is_empty() {
-        return Ok(Vec::new());
-    }
-    let filter = refused::Filter {
-        meter: asked.meter.clone(),
-        subject: asked.subject.clone(),
-        ..refused::Filter::default()
-    };
-    let workspace_id = caller.workspace_id;
-    let read = move |conn: &mut Conn| refused::outcomes(conn, workspace_id, &filter, window);
-    app.store.read("refused::outcomes", read).await
+    Ok((series, outcomes))
 }
 
 /// How many instants each bucket holds; the buckets are in order.
