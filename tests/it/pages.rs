@@ -15,6 +15,8 @@ on_both_databases!(
     long_views_have_short_addresses,
     queries_are_shared_with_the_workspace,
     a_snoozed_alert_tells_nobody,
+    a_plan_is_made_and_changed_with_windows,
+    an_alert_watches_a_period_of_a_zone,
     the_workspace_chooses_what_becomes_of_conflicts,
     events_are_counted_above_their_list,
     a_write_call_shows_what_it_was_refused,
@@ -325,4 +327,171 @@ async fn a_write_call_shows_what_it_was_refused(database: Database) {
     browser.get("/jobs/workers/nosuch").await.expect(404);
     assert!(token_of(&browser.get("/jobs/workers/alert").await.expect(200).text).len() > 10);
     browser.send(Method::GET, "/jobs/workers/history", None).await.expect(200);
+}
+
+/// What the form of a page would send if nobody typed anything: fields, selects and boxes of the form that changes something.
+fn typed(page: &str) -> Vec<(String, String)> {
+    let form = page.split("<form method=\"post\" class=\"card\">").nth(1).expect("a form");
+    let form = form.split("</form>").next().unwrap_or_default();
+    let attribute = |tag: &str, name: &str| {
+        let (_, rest) = tag.split_once(&format!(" {name}=\""))?;
+        Some(rest.split('"').next().unwrap_or_default().replace("&#43;", "+"))
+    };
+    let mut fields = Vec::new();
+    for tag in form.split('<').map(|rest| format!(" {rest}")) {
+        let (head, text) = tag.split_once('>').unwrap_or((&tag, ""));
+        let name = attribute(head, "name");
+        match (head.split_whitespace().next(), name) {
+            (Some("input"), Some(name)) if head.contains("checkbox") => {
+                if head.ends_with(" checked") {
+                    fields.push((name, "on".to_owned()));
+                }
+            }
+            (Some("input"), Some(name)) if name != "form_token" => {
+                fields.push((name, attribute(head, "value").unwrap_or_default()));
+            }
+            (Some("textarea"), Some(name)) => fields.push((name, text.to_owned())),
+            (Some("select"), Some(name)) => fields.push((name, "\u{0}".to_owned())),
+            (Some("option"), _) => {
+                // the first, or the one that is selected
+                let value = attribute(head, "value").unwrap_or_else(|| text.to_owned());
+                let chosen = &mut fields.last_mut().expect("a select").1;
+                if chosen == "\u{0}" || head.ends_with(" selected") {
+                    *chosen = value;
+                }
+            }
+            _ => {}
+        }
+    }
+    fields
+}
+
+async fn send_again(browser: &mut Browser, path: &str) -> String {
+    let page = browser.get(path).await.expect(200).text;
+    let fields = typed(&page);
+    let mut fields: Vec<(&str, &str)> = fields.iter().map(|(a, b)| (a.as_str(), b.as_str())).collect();
+    fields.push(("do", "save"));
+    browser.post(path, &fields).await.expect(303);
+    page
+}
+
+async fn a_plan_is_made_and_changed_with_windows(database: Database) {
+    let server = Server::start(&database);
+    let mut browser = furnished(&server).await;
+    let session = session_of(&server, &browser);
+    let rows = [
+        ("week", "calendar", "Europe/Berlin", "sunday", ""),
+        ("month", "anchored", "Asia/Kolkata", "", "2026-01-31T00:00:00Z"),
+        // the form shows every field: what does not go with the kind is left out
+        ("1h", "sliding", "Asia/Tokyo", "sunday", "2026-01-31T00:00:00Z"),
+        ("day", "calendar", "", "", ""),
+        ("month", "", "", "", ""),
+    ];
+    let mut fields = vec![("name".to_owned(), "Windows".to_owned())];
+    for (row, (period, kind, zone, week, anchor)) in rows.iter().enumerate() {
+        let named = [
+            ("meter", "tokens"),
+            ("limit", "10"),
+            ("period", period),
+            ("kind", kind),
+            ("time_zone", zone),
+            ("week_start", week),
+            ("anchor", anchor),
+            ("warning_percent", "80"),
+            ("enforcement", "hard"),
+        ];
+        fields.extend(named.map(|(name, value)| (format!("limit.{row}.{name}"), value.to_owned())));
+    }
+    let fields: Vec<(&str, &str)> = fields.iter().map(|(a, b)| (a.as_str(), b.as_str())).collect();
+    let made = browser.post("/plans/new", &fields).await.expect(303).header("location").to_owned();
+    let path = format!("/v1{made}");
+    let windows = async || {
+        let plan = session.get(&path).await.json(200);
+        let limits = plan["limits"].as_array().expect("a list").iter();
+        let mut limits: Vec<String> =
+            limits.map(|limit| format!("{} {}", limit["period"], limit["window"])).collect();
+        limits.sort();
+        (plan["version"].clone(), limits)
+    };
+    let (version, before) = windows().await;
+    let wanted = [
+        r#""1h" {"kind":"sliding"}"#,
+        r#""day" {"kind":"calendar"}"#,
+        r#""month" null"#,
+        r#""month" {"anchor":"2026-01-31T00:00:00Z","kind":"anchored","time_zone":"Asia/Kolkata"}"#,
+        r#""week" {"kind":"calendar","time_zone":"Europe/Berlin","week_start":"sunday"}"#,
+    ];
+    assert_eq!((version, before.clone()), (json!(1), wanted.map(str::to_owned).to_vec()));
+    // what the form shows is what there is: sent again, nothing changes
+    let page = send_again(&mut browser, &format!("{made}/edit")).await;
+    assert!(
+        page.contains("value=\"Europe/Berlin\"") && page.contains("value=\"2026-01-31T00:00:00Z\""),
+        "{page}"
+    );
+    assert_eq!(windows().await.1, before);
+    for (name, wrong) in [("time_zone", "Mars/Base"), ("anchor", "yesterday"), ("period", "fortnight")] {
+        let row = if name == "anchor" { 1 } else { 0 };
+        let name = format!("limit.{row}.{name}");
+        let bad: Vec<(&str, &str)> = fields
+            .iter()
+            .map(|(field, value)| (*field, if *field == name { wrong } else { value }))
+            .collect();
+        let told = browser.post("/plans/new", &bad).await.expect(422).text;
+        assert!(
+            told.contains("role=\"alert\"") && told.contains(&format!("value=\"{wrong}\"")),
+            "{name}: {told}"
+        );
+    }
+}
+
+async fn an_alert_watches_a_period_of_a_zone(database: Database) {
+    let server = Server::start(&database);
+    let mut browser = furnished(&server).await;
+    let session = session_of(&server, &browser);
+    let rules = session.get("/v1/alerts").await.json(200);
+    let destination = rules["items"][0]["destination_id"].as_str().expect("an id").to_owned();
+    let fields = [
+        ("name", "Daily"),
+        ("meter", "tokens"),
+        ("threshold", "5"),
+        ("comparator", "gte"),
+        ("enabled", "on"),
+        ("window_seconds", "3600"),
+        ("evaluation_interval_seconds", "60"),
+        ("destination_id", &destination),
+    ];
+    let with = |more: &[(&'static str, &'static str)]| [&fields[..], more].concat();
+    let made = browser.post("/alerts/new", &with(&[("period", "day"), ("time_zone", "asia/kolkata")])).await;
+    let made = made.expect(303).header("location").to_owned();
+    let path = format!("/v1{made}");
+    let rule = session.get(&path).await.json(200);
+    let window = json!({"kind": "calendar", "time_zone": "Asia/Kolkata"});
+    assert_eq!((&rule["period"], &rule["window"]), (&json!("day"), &window), "{rule}");
+    let page = send_again(&mut browser, &format!("{made}/edit")).await;
+    assert!(
+        page.contains("value=\"Asia/Kolkata\"") && page.contains("<option selected>day</option>"),
+        "{page}"
+    );
+    let again = session.get(&path).await.json(200);
+    assert_eq!((&again["period"], &again["window"]), (&json!("day"), &window), "{again}");
+    // one that the form has no words for stays what it is
+    let change = json!({"period": "week", "window": {"kind": "calendar", "week_start": "sunday"}});
+    session.put(&path, &change).await.expect(200);
+    let page = send_again(&mut browser, &format!("{made}/edit")).await;
+    assert!(page.contains("<option selected>as it is</option>"), "{page}");
+    let again = session.get(&path).await.json(200);
+    assert_eq!(
+        (&again["period"], &again["window"]["week_start"]),
+        (&json!("week"), &json!("sunday")),
+        "{again}"
+    );
+    // and without a period it looks back again
+    browser.post(&format!("{made}/edit"), &with(&[("period", "")])).await.expect(303);
+    let plain = session.get(&path).await.json(200);
+    assert!(plain.get("period").is_none() && plain.get("window").is_none(), "{plain}");
+    for (period, zone) in [("day", "Mars/Base"), ("fortnight", "")] {
+        let wrong = [&fields[..], &[("period", period), ("time_zone", zone)]].concat();
+        let told = browser.post("/alerts/new", &wrong).await.expect(422).text;
+        assert!(told.contains("role=\"alert\""), "{period} {zone}: {told}");
+    }
 }
