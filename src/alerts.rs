@@ -5,6 +5,7 @@ pub mod deliver;
 pub mod evaluate;
 pub mod jobs;
 pub mod rule;
+pub mod sealed;
 pub mod sql;
 pub mod state;
 pub mod webhook;

@@ -13,6 +13,8 @@ pub enum Code {
     RequestTooLarge,
     /// A content encoding that is not read.
     UnsupportedEncoding,
+    /// Something that is not said to be JSON, sent with a cookie.
+    UnsupportedContentType,
     RateLimited,
     /// The workspace or the credential has as many queries under way as it may have.
     TooManyQueries,
@@ -43,6 +45,7 @@ impl Code {
             Code::InvalidParameter(code) => code,
             Code::RequestTooLarge => "request_too_large",
             Code::UnsupportedEncoding => "unsupported_content_encoding",
+            Code::UnsupportedContentType => "unsupported_content_type",
             Code::RateLimited => "rate_limited",
             Code::TooManyQueries => "too_many_queries",
             Code::QueryTimeout => "query_timeout",
@@ -65,7 +68,7 @@ impl Code {
             Code::NotFound => 404,
             Code::Conflict | Code::LimitReached => 409,
             Code::RequestTooLarge => 413,
-            Code::UnsupportedEncoding => 415,
+            Code::UnsupportedEncoding | Code::UnsupportedContentType => 415,
             Code::RateLimited | Code::TooManyQueries => 429,
             Code::Internal | Code::Unusable => 500,
             Code::Unavailable | Code::QueueFull | Code::QueryTimeout => 503,
@@ -89,7 +92,7 @@ impl Code {
             Code::Forbidden | Code::RegistrationDisabled => tonic::Code::PermissionDenied,
             Code::NotFound => tonic::Code::NotFound,
             Code::Conflict => tonic::Code::AlreadyExists,
-            Code::UnsupportedEncoding => tonic::Code::Unimplemented,
+            Code::UnsupportedEncoding | Code::UnsupportedContentType => tonic::Code::Unimplemented,
             Code::RequestTooLarge
             | Code::LimitReached
             | Code::RateLimited

@@ -104,21 +104,48 @@ impl KeyRing {
         Ok(format!("{SEALED}{id}:{}", URL_SAFE_NO_PAD.encode(sealed)))
     }
 
-    /// The secret behind what is stored; what was stored before there was a key is the secret itself.
+    /// The secret behind what is stored; what was stored before there was a key is the secret itself. 503 where this process
+    /// lacks the key: with it, it can go on.
     pub fn open(&self, place: Place<'_>, stored: &str) -> Result<String> {
-        let Some(id) = key_id(stored) else { return Ok(stored.to_owned()) };
-        let broken =
-            || Error::internal(format_args!("the secret of {} {} cannot be opened", place.table, place.row));
-        let Some((_, key)) = self.0.iter().find(|(known, _)| known == id) else {
-            return Err(Error::internal(format_args!("key {id} is not in OPEN_SPANNER_ENCRYPTION_KEYS")));
-        };
-        let text = stored[SEALED.len() + id.len()..].strip_prefix(':').ok_or_else(broken)?;
-        let mut bytes = URL_SAFE_NO_PAD.decode(text).map_err(|_| broken())?;
-        let mut sealed = bytes.split_off(NONCE_LEN.min(bytes.len()));
-        let nonce = Nonce::try_assume_unique_for_key(&bytes).map_err(|_| broken())?;
-        let opened = key.open_in_place(nonce, Aad::from(place.bytes()), &mut sealed).map_err(|_| broken())?;
-        String::from_utf8(opened.to_vec()).map_err(|_| broken())
+        self.try_open(place, stored).map_err(|unopened| match unopened {
+            Unopened::NoKey(id) => Error::unavailable(format_args!(
+                "a stored secret is sealed with key {id}, which this process does not have: give it all keys in \
+                 OPEN_SPANNER_ENCRYPTION_KEYS and restart it"
+            )),
+            Unopened::Refused | Unopened::Damaged => {
+                Error::internal(format_args!("the secret of {} {} cannot be opened", place.table, place.row))
+            }
+        })
     }
+
+    /// Like [`KeyRing::open`], and says why not.
+    pub fn try_open(&self, place: Place<'_>, stored: &str) -> Result<String, Unopened> {
+        let Some(id) = key_id(stored) else { return Ok(stored.to_owned()) };
+        let Some((_, key)) = self.0.iter().find(|(known, _)| known == id) else {
+            return Err(Unopened::NoKey(id.to_owned()));
+        };
+        let text = stored[SEALED.len() + id.len()..].strip_prefix(':').ok_or(Unopened::Damaged)?;
+        let mut bytes = URL_SAFE_NO_PAD.decode(text).map_err(|_| Unopened::Damaged)?;
+        let mut sealed = bytes.split_off(NONCE_LEN.min(bytes.len()));
+        let nonce = Nonce::try_assume_unique_for_key(&bytes).map_err(|_| Unopened::Damaged)?;
+        if sealed.len() < AES_256_GCM.tag_len() {
+            return Err(Unopened::Damaged);
+        }
+        let opened =
+            key.open_in_place(nonce, Aad::from(place.bytes()), &mut sealed).map_err(|_| Unopened::Refused)?;
+        String::from_utf8(opened.to_vec()).map_err(|_| Unopened::Damaged)
+    }
+}
+
+/// Why a sealed text was not opened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Unopened {
+    /// The ring has no key of this id.
+    NoKey(String),
+    /// The key is not the one that sealed it, or the text was changed or moved.
+    Refused,
+    /// It is no sealed text.
+    Damaged,
 }
 
 /// The id of the key that sealed what is stored; none when it is not sealed.
@@ -177,6 +204,12 @@ mod tests {
         assert_eq!(both.open(HERE, &stored).expect("opened"), "s");
         assert_eq!(key_id(&both.seal(HERE, "s").expect("sealed")), Some("k2"));
         assert!(KeyRing::parse(TWO).expect("a ring").open(HERE, &stored).is_err());
+        let missing = KeyRing::parse(TWO).expect("a ring").try_open(HERE, &stored);
+        assert_eq!(missing, Err(Unopened::NoKey("k1".to_owned())));
+        // the same name for other bytes
+        let wrong = KeyRing::parse(&TWO.replace("k2", "k1")).expect("a ring");
+        assert_eq!(wrong.try_open(HERE, &stored), Err(Unopened::Refused));
+        assert_eq!(wrong.try_open(HERE, "sealed:1:k1:AAAA"), Err(Unopened::Damaged));
         let none = KeyRing::default();
         assert_eq!(none.seal(HERE, "s").expect("kept"), "s");
         assert_eq!(both.open(HERE, "osp_whsec_old").expect("opened"), "osp_whsec_old");

@@ -15,9 +15,10 @@ use crate::alerts::sql::destinations::{self, Destination};
 use crate::alerts::webhook::client::{Client, WebhookRequest, WebhookResponse};
 use crate::clock;
 use crate::db::{Conn, Store};
-use crate::error::{Error, Result};
+use crate::error::{Code, Error, Result};
 use crate::jobs::queue::{Job, LeaseToken};
 use crate::jobs::worker::Done;
+use crate::logging::FoldedKinds;
 use crate::metering::time::Timestamp;
 
 /// Groups of one rule that are called at once.
@@ -100,10 +101,13 @@ impl Sender {
         let at = Timestamp::now();
         let began = clock::moment();
         let (answer, patience) = self.call(&delivery, destination.as_ref(), at).await;
-        metrics::histogram!("open_spanner_webhook_attempt_duration_seconds")
-            .record(clock::since(began).as_secs_f64());
-        let outcome = if answer.is_delivered() { "delivered" } else { "failed" };
-        metrics::counter!("open_spanner_webhook_deliveries_total", "outcome" => outcome).increment(1);
+        // nobody was called, so there was no attempt
+        if patience != Patience::Wait {
+            metrics::histogram!("open_spanner_webhook_attempt_duration_seconds")
+                .record(clock::since(began).as_secs_f64());
+            let outcome = if answer.is_delivered() { "delivered" } else { "failed" };
+            metrics::counter!("open_spanner_webhook_deliveries_total", "outcome" => outcome).increment(1);
+        }
         let gone = destination.filter(|to| to.enabled && answer.status_code == Some(410)).map(|to| to.id);
         (id, self.record((job.clone(), token), delivery, (answer, patience, at), gone).await)
     }
@@ -121,9 +125,20 @@ impl Sender {
             }
             Some(to) => to,
         };
-        let (Ok(secret), Ok(previous_secret)) = (to.secret(), to.overlapping_secret(at)) else {
-            // the log says why; another process may have the key
-            return (WebhookResponse::unsent("the signing secret cannot be opened"), Patience::Retry);
+        let secrets = to.secret().and_then(|secret| Ok((secret, to.overlapping_secret(at)?)));
+        let (secret, previous_secret) = match secrets {
+            Ok(secrets) => secrets,
+            // this process lacks the key; another one may have it, and this one will when it is restarted
+            Err(error) if error.code == Code::Unavailable => {
+                static KEYLESS: FoldedKinds<()> = FoldedKinds::new();
+                KEYLESS.say((), |repeats| {
+                    log::error!(reason = error.message.as_str(), repeats; "webhooks wait: they cannot be signed here");
+                });
+                return (WebhookResponse::unsent(&error.message), Patience::Wait);
+            }
+            Err(_) => {
+                return (WebhookResponse::unsent("the signing secret cannot be opened"), Patience::Retry);
+            }
         };
         let letter = WebhookRequest {
             url: to.webhook_url.clone(),

@@ -10,6 +10,7 @@ use tokio::sync::Mutex;
 use crate::alerts::deliver::Sender;
 use crate::alerts::evaluate::{Outcome, evaluate};
 use crate::alerts::jobs::{self, MeterJob};
+use crate::alerts::sealed::Sealed;
 use crate::alerts::sql::rules::{self, Filter};
 use crate::alerts::sql::{deliveries, destinations, states};
 use crate::alerts::webhook::client::Client;
@@ -221,27 +222,25 @@ pub async fn run(config: Config) -> Result<()> {
     .await
 }
 
-/// Refuses to go on when a stored secret is sealed with a key that this process does not have.
+/// Refuses to go on when stored secrets are sealed with a key that this process does not have, or has with other bytes.
 pub async fn check_keys(store: &Store) -> Result<()> {
-    let (mut after, mut is_told) = (i64::MIN, !vault::ring().is_empty());
+    let (mut after, mut sealed) = (i64::MIN, Sealed::default());
     loop {
         let read = move |conn: &mut Conn| destinations::stored_secrets(conn, after, 1_000);
         let page = store.read("destinations::stored_secrets", read).await?;
-        let Some(last) = page.last() else { return Ok(()) };
+        let Some(last) = page.last() else { break };
         after = last.id;
-        if !is_told && page.iter().any(|row| vault::key_id(&row.secret).is_none()) {
-            is_told = true;
-            log::warn!(
-                "secrets of webhooks lie in clear text: set OPEN_SPANNER_ENCRYPTION_KEYS, then `open-spanner keys rotate`"
-            );
-        }
-        let stored = page.iter().flat_map(|row| [Some(&row.secret), row.previous_secret.as_ref()]).flatten();
-        if let Some(id) = stored.filter_map(|text| vault::key_id(text)).find(|id| !vault::ring().has(id)) {
-            let problem =
-                "stored secrets are sealed with a key that OPEN_SPANNER_ENCRYPTION_KEYS does not have";
-            return Err(Error::new(Code::Unusable, format!("{problem}: {id}")));
-        }
+        page.iter().for_each(|row| sealed.add(vault::ring(), row));
     }
+    if let Some(problem) = sealed.problem() {
+        return Err(Error::new(Code::Unusable, problem));
+    }
+    if sealed.clear > 0 && vault::ring().is_empty() {
+        log::warn!(
+            "secrets of webhooks lie in clear text: set OPEN_SPANNER_ENCRYPTION_KEYS, then `open-spanner keys rotate`"
+        );
+    }
+    Ok(())
 }
 
 /// The role `usage-worker`, for installations that start it: writes ask for what follows from them in their own

@@ -1,12 +1,14 @@
-//! The rows of the trail, as they are read. Nothing here changes one.
+//! The rows of the trail, as they are read, and as the oldest of them go. Nothing here changes one.
 
 use diesel::prelude::*;
 use diesel::sql_query;
 use diesel::sql_types::{BigInt, Binary, Bool};
 
-use crate::db::audit::Entry;
+use crate::audit::Note;
+use crate::db::audit::{self, Entry};
 use crate::db::schema::{audit_events, audit_heads};
 use crate::db::{Conn, DbError};
+use crate::error::Error;
 use crate::metering::time::Timestamp;
 
 #[derive(Clone, Debug, Queryable, Selectable)]
@@ -149,12 +151,27 @@ pub fn without_head(conn: &mut Conn) -> Result<Vec<(i64, i64)>, DbError> {
     Ok(strays.into_iter().map(|stray| (stray.workspace_id, stray.sequence)).collect())
 }
 
+/// Workspaces that have no chain at all: each writes its first row when it is made.
+pub fn without_chain(conn: &mut Conn) -> Result<Vec<i64>, DbError> {
+    let text = "SELECT id AS workspace_id, CAST(1 AS BIGINT) AS sequence FROM workspaces
+                WHERE id NOT IN (SELECT workspace_id FROM audit_heads) ORDER BY id";
+    let strays: Vec<Stray> = sql_query(text).load(conn)?;
+    Ok(strays.into_iter().map(|stray| stray.workspace_id).collect())
+}
+
+pub fn head(conn: &mut Conn, workspace_id: i64) -> Result<Option<Head>, DbError> {
+    Ok(audit_heads::table.find(workspace_id).select(Head::as_select()).first(conn).optional()?)
+}
+
 #[derive(QueryableByName)]
 struct Last {
     #[diesel(sql_type = BigInt)]
     sequence: i64,
     #[diesel(sql_type = Binary)]
     hash: Vec<u8>,
+    /// Rows up to this one.
+    #[diesel(sql_type = BigInt)]
+    rows: i64,
 }
 
 #[derive(QueryableByName)]
@@ -172,26 +189,63 @@ pub fn may_prune(conn: &mut Conn) -> Result<bool, DbError> {
     Ok(sql_query(text).get_result::<May>(conn)?.may)
 }
 
-/// Deletes the oldest rows of a chain that are older than `before`, at most so many; the chain begins behind them from now
-/// on. Answers how many.
-pub fn prune(conn: &mut Conn, workspace_id: i64, before: Timestamp, limit: i64) -> Result<usize, DbError> {
+/// What became of a chain that was to be pruned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pruned {
+    /// So many rows are gone; a row of the chain says so.
+    Rows(usize),
+    /// Rows that were never pruned are missing: nothing is deleted, so that it can be seen.
+    Gap,
+}
+
+/// Deletes the oldest rows of a chain that are older than `before`, about so many at most; the chain begins behind them from
+/// now on. To be run as a change, whose row says which are gone: `crate::audit::Note` is what the check compares with the head.
+pub fn prune(conn: &mut Conn, workspace_id: i64, before: Timestamp, limit: i64) -> Result<Pruned, DbError> {
+    audit::in_workspace(workspace_id);
+    audit::about("", "");
+    audit::nothing_changed();
+    let Some(head) = head(conn, workspace_id)? else { return Ok(Pruned::Rows(0)) };
+    let Some(last) = prunable(conn, workspace_id, before, limit)? else { return Ok(Pruned::Rows(0)) };
+    if last.rows != last.sequence - head.pruned_sequence {
+        return Ok(Pruned::Gap);
+    }
+    let moved = diesel::update(audit_heads::table.find(workspace_id))
+        .filter(audit_heads::pruned_sequence.eq(head.pruned_sequence))
+        .set((audit_heads::pruned_sequence.eq(last.sequence), audit_heads::pruned_hash.eq(&last.hash)))
+        .execute(conn)?;
+    if moved == 0 {
+        // another process is at it
+        return Ok(Pruned::Rows(0));
+    }
+    let rows = diesel::delete(audit_events::table)
+        .filter(audit_events::workspace_id.eq(workspace_id))
+        .filter(audit_events::sequence.le(last.sequence))
+        .execute(conn)?;
+    let note = Note::of(&head, last.sequence, &last.hash);
+    audit::something_changed();
+    audit::states(None, Some(serde_json::to_value(note).map_err(Error::internal)?));
+    Ok(Pruned::Rows(rows))
+}
+
+/// The newest row that may go. Rows that tell of pruning go with what comes after them, and not by themselves: each
+/// would leave another one.
+fn prunable(
+    conn: &mut Conn,
+    workspace_id: i64,
+    before: Timestamp,
+    limit: i64,
+) -> Result<Option<Last>, DbError> {
     let text = "-- audit::prunable
-        SELECT sequence, hash FROM (
-            SELECT sequence, hash, time FROM audit_events WHERE workspace_id = $1 ORDER BY sequence LIMIT $2) AS oldest
+        SELECT sequence, hash,
+               (SELECT count(*) FROM audit_events e WHERE e.workspace_id = $1 AND e.sequence <= oldest.sequence) AS rows
+        FROM (SELECT sequence, hash, time FROM audit_events
+              WHERE workspace_id = $1 AND action <> 'audit.pruned' ORDER BY sequence LIMIT $2) AS oldest
         WHERE time < $3 ORDER BY sequence DESC LIMIT 1";
-    let last: Option<Last> = sql_query(text)
+    let last = sql_query(text)
         .bind::<BigInt, _>(workspace_id)
         .bind::<BigInt, _>(limit)
         .bind::<BigInt, _>(before.0)
         .get_result(conn)
         .optional()?;
-    let Some(last) = last else { return Ok(0) };
-    diesel::update(audit_heads::table.find(workspace_id))
-        .set((audit_heads::pruned_sequence.eq(last.sequence), audit_heads::pruned_hash.eq(&last.hash)))
-        .execute(conn)?;
-    let pruned = diesel::delete(audit_events::table)
-        .filter(audit_events::workspace_id.eq(workspace_id))
-        .filter(audit_events::sequence.le(last.sequence))
-        .execute(conn)?;
-    Ok(pruned)
+    Ok(last)
 }

@@ -1,5 +1,5 @@
-//! Whom failed sign-ins slow down. Strangers who guess at an account lock it for each other, and not for its owner: a
-//! browser that its owner signed in with before has a count of its own. What a browser is known by opens nothing.
+//! Whom failed sign-ins slow down. Who guesses at an account locks it for their own address, and many addresses together
+//! for other strangers, but not for its owner: a browser that its owner signed in with before has a count of its own. What a browser is known by opens nothing.
 
 use std::net::IpAddr;
 
@@ -89,13 +89,14 @@ impl Auth {
             Ok(()) => return Ok(()),
             Err(refusal) => refusal,
         };
-        let (Some(since), email_of) = (throttle.locked_since(email, now), email.to_owned()) else {
+        let (Some(since), email_of) = (throttle.locked_since(email, attempt.address, now), email.to_owned())
+        else {
             return Err(refusal);
         };
         let find = move |conn: &mut Conn| users::unlocked_at(conn, &email_of);
         match self.0.store.vital().read("users::unlocked_at", find).await? {
             Some(at) if at >= since.0 => {
-                throttle.login_succeeded(email);
+                throttle.unlock(email, attempt.address);
                 throttle.check_login(email, attempt.address, now)
             }
             _ => Err(refusal),
@@ -110,11 +111,12 @@ impl Auth {
         }
     }
 
-    /// A right password: the account is not locked for its owner any more, wherever they come from.
+    /// A right password clears the count of where it came from. Strangers elsewhere keep theirs: the owner comes in every
+    /// day, and each time they would have had ten guesses more.
     pub(super) fn attempt_succeeded(&self, email: &str, attempt: Attempt) {
-        self.0.throttle.login_succeeded(email);
-        if let Some(device) = &attempt.device {
-            self.0.throttle.device_succeeded(device);
+        match &attempt.device {
+            Some(device) => self.0.throttle.device_succeeded(device),
+            None => self.0.throttle.login_succeeded(email, attempt.address),
         }
     }
 

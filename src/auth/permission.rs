@@ -73,10 +73,11 @@ pub enum Scope {
     SystemRead = 1 << 10,
     SystemWrite = 1 << 11,
     AuditRead = 1 << 12,
+    LinksWrite = 1 << 13,
 }
 
 impl Scope {
-    pub const ALL: [Scope; 13] = [
+    pub const ALL: [Scope; 14] = [
         Scope::UsageRead,
         Scope::UsageWrite,
         Scope::MetersRead,
@@ -90,6 +91,7 @@ impl Scope {
         Scope::SystemRead,
         Scope::SystemWrite,
         Scope::AuditRead,
+        Scope::LinksWrite,
     ];
 
     pub fn as_str(self) -> &'static str {
@@ -107,6 +109,7 @@ impl Scope {
             Scope::SystemRead => "system:read",
             Scope::SystemWrite => "system:write",
             Scope::AuditRead => "audit:read",
+            Scope::LinksWrite => "links:write",
         }
     }
 
@@ -231,7 +234,8 @@ mod tests {
     fn wildcards_cover_their_family() {
         assert_eq!(granted(&["usage:*"]), ["usage:read", "usage:write"]);
         assert_eq!(granted(&["system:*"]), ["system:read", "system:write"]);
-        assert_eq!(granted(&["*"]).len(), 13);
+        assert_eq!(granted(&["links:*"]), ["links:write"]);
+        assert_eq!(granted(&["*"]).len(), 14);
         for unknown in ["", ":*", "billing:*", "usage:delete", "usage", "usage:", "*:*", "**", "*:read"] {
             assert!(granted(&[unknown]).is_empty(), "{unknown:?} grants something");
         }

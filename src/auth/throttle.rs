@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::{Mutex, PoisonError};
 
 use ipnet::IpNet;
@@ -14,8 +14,10 @@ use crate::chance;
 use crate::error::{Error, Result};
 use crate::metering::time::{HOUR, SECOND, Timestamp};
 
-/// An account survives a forgetful person, not a dictionary.
-const FAILURES_PER_ACCOUNT: u32 = 10;
+/// An account survives a forgetful person, not a dictionary: failures for one account from one address.
+const FAILURES_PER_SOURCE: u32 = 10;
+/// For one account from everywhere, so that many addresses do not guess without end. One of them alone never gets so far.
+const FAILURES_PER_ACCOUNT: u32 = 50;
 /// Many people may share one address, behind an office or a carrier.
 const FAILURES_PER_ADDRESS: u32 = 300;
 const FAILURE_WINDOW: i64 = 300 * SECOND;
@@ -38,6 +40,7 @@ const RESET_WINDOW: i64 = HOUR;
 const CAPACITY: usize = 65_536;
 
 pub struct Throttle {
+    failures_by_source: Counter,
     failures_by_account: Counter,
     failures_by_address: Counter,
     failures_by_device: Counter,
@@ -52,9 +55,10 @@ pub struct Throttle {
 impl Default for Throttle {
     fn default() -> Self {
         Throttle {
+            failures_by_source: Counter::new(FAILURES_PER_SOURCE, FAILURE_WINDOW, CAPACITY),
             failures_by_account: Counter::new(FAILURES_PER_ACCOUNT, FAILURE_WINDOW, CAPACITY),
             failures_by_address: Counter::new(FAILURES_PER_ADDRESS, FAILURE_WINDOW, CAPACITY),
-            failures_by_device: Counter::new(FAILURES_PER_ACCOUNT, FAILURE_WINDOW, CAPACITY),
+            failures_by_device: Counter::new(FAILURES_PER_SOURCE, FAILURE_WINDOW, CAPACITY),
             registrations: Counter::new(REGISTRATIONS_PER_ADDRESS, REGISTRATION_WINDOW, CAPACITY),
             link_uses: Counter::new(USES_PER_LINK, LINK_WINDOW, CAPACITY),
             starts_by_address: Counter::new(STARTS_PER_ADDRESS, START_WINDOW, CAPACITY),
@@ -66,8 +70,10 @@ impl Default for Throttle {
 }
 
 impl Throttle {
-    /// Refuses while the account or the address has too many failures behind it, whatever the password.
+    /// Refuses while the account has too many failures behind it, from this address or in all, or the address, whatever the
+    /// password.
     pub fn check_login(&self, account: &str, address: IpAddr, now: Timestamp) -> Result<()> {
+        self.failures_by_source.check(&source(account, address), now)?;
         self.failures_by_account.check(account.as_bytes(), now)?;
         self.failures_by_address.check(&network(address), now)
     }
@@ -75,19 +81,29 @@ impl Throttle {
     /// A sign-in failed; `account` is absent when the attempt could not have been right for anybody.
     pub fn login_failed(&self, account: Option<&str>, address: IpAddr, now: Timestamp) {
         if let Some(account) = account {
+            self.failures_by_source.add(&source(account, address), now);
             self.failures_by_account.add(account.as_bytes(), now);
         }
         self.failures_by_address.add(&network(address), now);
     }
 
-    /// A right password clears the account. The address keeps its count: its other guesses were at other accounts.
-    pub fn login_succeeded(&self, account: &str) {
+    /// A right password clears what its own address did to the account, and nothing that strangers did. The address keeps
+    /// its count: its other guesses were at other accounts.
+    pub fn login_succeeded(&self, account: &str, address: IpAddr) {
+        self.failures_by_source.forget(&source(account, address));
+    }
+
+    /// An operator said that failures of the account do not count.
+    pub fn unlock(&self, account: &str, address: IpAddr) {
+        self.failures_by_source.forget(&source(account, address));
         self.failures_by_account.forget(account.as_bytes());
     }
 
-    /// Since when failures of the account count, where there are too many.
-    pub fn locked_since(&self, account: &str, now: Timestamp) -> Option<Timestamp> {
-        self.failures_by_account.full_since(account.as_bytes(), now)
+    /// Since when failures of the account count, where there are too many from this address or in all.
+    pub fn locked_since(&self, account: &str, address: IpAddr, now: Timestamp) -> Option<Timestamp> {
+        let here = self.failures_by_source.full_since(&source(account, address), now);
+        let everywhere = self.failures_by_account.full_since(account.as_bytes(), now);
+        here.max(everywhere)
     }
 
     /// Like [`Throttle::check_login`], for a browser that the account knows.
@@ -210,6 +226,11 @@ impl Counter {
     }
 }
 
+/// An account as seen from one address.
+fn source(account: &str, address: IpAddr) -> Vec<u8> {
+    [&network(address), account.as_bytes()].concat()
+}
+
 /// What counts as one address: an IPv4 address, or an IPv6 /64, which is what one customer is given.
 fn network(address: IpAddr) -> [u8; 16] {
     match address.to_canonical() {
@@ -226,12 +247,19 @@ pub fn client_address(peer: IpAddr, trusted: &[IpNet], forwarded_for: Option<&st
         if !is_trusted(address, trusted) {
             break;
         }
-        match entry.trim().parse::<IpAddr>() {
-            Ok(previous) => address = previous.to_canonical(),
-            Err(_) => break,
+        match forwarded_address(entry.trim()) {
+            Some(previous) => address = previous.to_canonical(),
+            None => break,
         }
     }
     address
+}
+
+/// `203.0.113.5`, `203.0.113.5:80`, `2001:db8::1`, `[2001:db8::1]` or `[2001:db8::1]:443`: some proxies add the port.
+fn forwarded_address(entry: &str) -> Option<IpAddr> {
+    let bare = || entry.strip_prefix('[')?.strip_suffix(']')?.parse::<Ipv6Addr>().ok().map(IpAddr::V6);
+    let plain = entry.parse().ok();
+    plain.or_else(|| entry.parse::<SocketAddr>().ok().map(|both| both.ip())).or_else(bare)
 }
 
 pub fn is_trusted(peer: IpAddr, trusted: &[IpNet]) -> bool {
@@ -251,29 +279,51 @@ mod tests {
     }
 
     #[test]
-    fn an_account_is_locked_for_a_while_after_ten_failures() {
+    fn an_account_is_locked_for_an_address_after_ten_failures() {
         let throttle = Throttle::default();
-        for at in 0..10 {
-            let address = ip(&format!("192.0.2.{at}"));
-            assert!(throttle.check_login("ann@example.com", address, NOW).is_ok());
-            throttle.login_failed(Some("ann@example.com"), address, NOW);
+        let (stranger, owner) = (ip("192.0.2.1"), ip("198.51.100.1"));
+        for _ in 0..10 {
+            assert!(throttle.check_login("ann@example.com", stranger, NOW).is_ok());
+            throttle.login_failed(Some("ann@example.com"), stranger, NOW);
         }
-        let refused = throttle.check_login("ann@example.com", ip("198.51.100.1"), NOW.plus(60 * SECOND));
+        let refused = throttle.check_login("ann@example.com", stranger, NOW.plus(60 * SECOND));
         let refused = refused.expect_err("locked");
         assert_eq!((refused.code, refused.retry_after_seconds), (Code::RateLimited, Some(240)));
-        assert!(throttle.check_login("bob@example.com", ip("198.51.100.1"), NOW).is_ok());
-        assert!(
-            throttle.check_login("ann@example.com", ip("198.51.100.1"), NOW.plus(FAILURE_WINDOW)).is_ok()
-        );
+        assert_eq!(throttle.locked_since("ann@example.com", stranger, NOW), Some(NOW));
+        assert!(throttle.check_login("bob@example.com", stranger, NOW).is_ok());
+        // elsewhere nobody notices, and a right password there helps the stranger to nothing
+        assert!(throttle.check_login("ann@example.com", owner, NOW).is_ok());
+        throttle.login_succeeded("ann@example.com", owner);
+        assert!(throttle.check_login("ann@example.com", stranger, NOW).is_err());
+        assert!(throttle.check_login("ann@example.com", stranger, NOW.plus(FAILURE_WINDOW)).is_ok());
+        throttle.unlock("ann@example.com", stranger);
+        assert!(throttle.check_login("ann@example.com", stranger, NOW).is_ok());
     }
 
     #[test]
-    fn success_clears_the_account_but_not_the_address() {
+    fn many_addresses_together_guess_no_faster_than_fifty() {
+        let throttle = Throttle::default();
+        let mut guesses = 0;
+        for at in 0..200_u32 {
+            let address = ip(&format!("192.0.2.{at}"));
+            while throttle.check_login("ann@example.com", address, NOW).is_ok() {
+                throttle.login_failed(Some("ann@example.com"), address, NOW);
+                // the owner's own sign-ins give them no further guess
+                throttle.login_succeeded("ann@example.com", ip("198.51.100.1"));
+                guesses += 1;
+            }
+        }
+        assert_eq!(guesses, FAILURES_PER_ACCOUNT);
+        assert_eq!(throttle.locked_since("ann@example.com", ip("203.0.113.1"), NOW), Some(NOW));
+    }
+
+    #[test]
+    fn success_clears_its_own_source_but_not_the_address() {
         let throttle = Throttle::default();
         let address = ip("192.0.2.1");
         for at in 0..300 {
             throttle.login_failed(Some(&format!("user{}", at / 5)), address, NOW);
-            throttle.login_succeeded(&format!("user{}", at / 5));
+            throttle.login_succeeded(&format!("user{}", at / 5), address);
         }
         assert!(throttle.check_login("user1", ip("192.0.2.2"), NOW).is_ok());
         assert!(throttle.check_login("user1", address, NOW).is_err());
@@ -334,5 +384,20 @@ mod tests {
         assert_eq!(from("10.0.0.1", Some("1.1.1.1, 198.51.100.1")), "198.51.100.1");
         assert_eq!(from("10.0.0.1", Some("nonsense")), "10.0.0.1");
         assert_eq!(from("::ffff:10.0.0.1", Some("2001:db8::1")), "2001:db8::1");
+        // with ports, as some proxies write them
+        assert_eq!(from("10.0.0.1", Some("203.0.113.5:80")), "203.0.113.5");
+        assert_eq!(from("10.0.0.1", Some("[2001:db8::1]:443")), "2001:db8::1");
+        assert_eq!(from("10.0.0.1", Some("[2001:db8::1]")), "2001:db8::1");
+        assert_eq!(from("10.0.0.1", Some("198.51.100.1, [::ffff:10.0.0.2]:8080")), "198.51.100.1");
+        for nonsense in [
+            "203.0.113.5:",
+            "203.0.113.5:99999",
+            "[203.0.113.5]:80",
+            "[2001:db8::1",
+            "2001:db8::1]:443",
+            ":80",
+        ] {
+            assert_eq!(from("10.0.0.1", Some(nonsense)), "10.0.0.1", "{nonsense}");
+        }
     }
 }

@@ -23,7 +23,7 @@ pub fn run(config: &Config, admin: &Admin) -> Result<Outcome> {
     let driver = &config.db.driver;
     prepare(driver)?;
     match admin {
-        Admin::User(asked) => people::user(driver, asked),
+        Admin::User(asked) => people::user(config, asked),
         Admin::Key(Key::Create(wish)) => create_key(driver, wish),
         Admin::Key(Key::List { of, json }) => list_keys(driver, of, *json),
         Admin::Key(Key::Revoke { id }) => revoke_key(driver, id),

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use crate::cli::{Outcome, print, print_json, table};
+use crate::cli::{Outcome, keys, print, print_json, table};
 use crate::config::{Config, Driver, ExportStorage};
 use crate::db::{self, Conn, DbError, migrations};
 use crate::error::Result;
@@ -138,6 +138,7 @@ fn database(config: &Config) -> Vec<Finding> {
         return found;
     }
     found.push(finding(Good, "schema", "up to date"));
+    found.push(secrets(driver));
     let now = Timestamp::now();
     let look =
         |conn: &mut Conn| -> Result<_, DbError> { Ok((instances::list(conn)?, sql::standings(conn, now)?)) };
@@ -149,6 +150,22 @@ fn database(config: &Config) -> Vec<Finding> {
         Err(error) => found.push(finding(Fail, "database", error.message)),
     }
     found
+}
+
+fn secrets(driver: &Driver) -> Finding {
+    let sealed = match keys::look(driver) {
+        Ok(sealed) => sealed,
+        Err(error) => return finding(Fail, "secrets", error.message),
+    };
+    let count: u64 = sealed.counts().map(|(_, count)| count).sum();
+    match (sealed.problem(), sealed.clear) {
+        (Some(problem), _) => finding(Fail, "secrets", problem),
+        (None, 0) => finding(Good, "secrets", format!("{count} sealed, all with keys of the ring")),
+        (None, clear) => {
+            let advice = "set OPEN_SPANNER_ENCRYPTION_KEYS, then open-spanner keys rotate";
+            finding(Warn, "secrets", format!("{clear} lie in clear text: {advice}"))
+        }
+    }
 }
 
 fn workers(config: &Config, instances: &[Instance], now: Timestamp) -> Finding {

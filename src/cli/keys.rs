@@ -1,10 +1,12 @@
 //! `keys`: which key seals the stored secrets, and sealing them anew. A rotation can be stopped anywhere and begun again,
-//! and two at once do no harm: each row is replaced only while it is the one that was read.
+//! and two at once do no harm: each row is replaced only while it is the one that was read, and what another one did
+//! meanwhile is looked at again until nothing is left.
 
 use std::collections::BTreeMap;
 
 use serde_json::json;
 
+use crate::alerts::sealed::Sealed;
 use crate::alerts::sql::destinations::{self, StoredSecrets};
 use crate::cli::{Outcome, print, print_json};
 use crate::config::Driver;
@@ -36,38 +38,69 @@ fn each_row(driver: &Driver, mut each: impl FnMut(StoredSecrets) -> Result<()>) 
     }
 }
 
-fn key_of(stored: &str) -> &str {
-    vault::key_id(stored).unwrap_or(CLEAR)
+/// What all stored secrets are sealed with, and whether the keys of this process open them.
+pub fn look(driver: &Driver) -> Result<Sealed> {
+    let mut sealed = Sealed::default();
+    each_row(driver, |row| {
+        sealed.add(vault::ring(), &row);
+        Ok(())
+    })?;
+    Ok(sealed)
 }
 
 fn status(driver: &Driver, as_json: bool) -> Result<Outcome> {
-    let mut counts: BTreeMap<String, u64> = BTreeMap::new();
-    each_row(driver, |row| {
-        for stored in [Some(&row.secret), row.previous_secret.as_ref()].into_iter().flatten() {
-            *counts.entry(key_of(stored).to_owned()).or_default() += 1;
-        }
-        Ok(())
-    })?;
-    let ring = vault::ring();
-    let missing: Vec<&String> = counts.keys().filter(|id| *id != CLEAR && !ring.has(id)).collect();
+    let (sealed, ring) = (look(driver)?, vault::ring());
+    let (missing, wrong) = (sealed.missing(), sealed.wrong());
+    let clear = (sealed.clear > 0).then_some((CLEAR, sealed.clear));
+    let counts: BTreeMap<&str, u64> = clear.into_iter().chain(sealed.counts()).collect();
     if as_json {
         print_json(&json!({"seals": ring.current(), "known": ring.ids().collect::<Vec<_>>(),
-                           "secrets": counts, "missing": missing}))?;
+                           "secrets": counts, "missing": missing, "wrong": wrong}))?;
     } else {
         print(&format!("sealing with {}\n", ring.current().unwrap_or("no key")));
         for (id, count) in &counts {
-            let unknown = if missing.contains(&id) { ", which is not in the ring" } else { "" };
-            print(&format!("{count} under {id}{unknown}\n"));
+            let note = if missing.contains(id) {
+                ", which is not in the ring"
+            } else if wrong.contains(id) {
+                ", which the key of that name in the ring does not open"
+            } else {
+                ""
+            };
+            print(&format!("{count} under {id}{note}\n"));
         }
     }
-    Ok(if missing.is_empty() { Outcome::Done } else { Outcome::Findings })
+    Ok(if missing.is_empty() && wrong.is_empty() { Outcome::Done } else { Outcome::Findings })
 }
+
+/// A row that others change each time it is read is left to the next rotation after so many looks.
+const PASSES_MAX: usize = 20;
 
 fn rotate(driver: &Driver) -> Result<Outcome> {
     let Some(current) = vault::ring().current() else {
         return Err(Error::new(Code::Unusable, "OPEN_SPANNER_ENCRYPTION_KEYS has no key to seal with"));
     };
-    let (mut sealed, mut raced) = (0, 0);
+    let (mut sealed, mut left) = (0, 0);
+    for _ in 0..PASSES_MAX {
+        left = seal_all(driver, &mut sealed)?;
+        if left == 0 {
+            break;
+        }
+    }
+    if sealed > 0 {
+        db::once_as_operator(driver, "key_ring::rotate", |_| {
+            audit::about(current, "");
+            audit::states(None, Some(json!({"rows": sealed})));
+            Ok(())
+        })?;
+    }
+    print(&format!("{sealed} sealed with {current}, {left} left\n"));
+    Ok(if left == 0 { Outcome::Done } else { Outcome::Findings })
+}
+
+/// One look at every row; answers how many were changed by somebody else between reading and writing: by a server, or by
+/// another rotation, which has sealed them already.
+fn seal_all(driver: &Driver, sealed: &mut u64) -> Result<u64> {
+    let mut raced = 0;
     each_row(driver, |row| {
         let anew = row.sealed_anew().map_err(|_| {
             let problem = format!("the secrets of alert destination {} cannot be opened", row.public_id);
@@ -77,18 +110,10 @@ fn rotate(driver: &Driver) -> Result<Outcome> {
             return Ok(());
         }
         match db::once(driver, |conn| destinations::replace_secrets(conn, &row, &anew))? {
-            true => sealed += 1,
+            true => *sealed += 1,
             false => raced += 1,
         }
         Ok(())
     })?;
-    if sealed > 0 {
-        db::once_as_operator(driver, "key_ring::rotate", |_| {
-            audit::about(current, "");
-            audit::states(None, Some(json!({"rows": sealed})));
-            Ok(())
-        })?;
-    }
-    print(&format!("{sealed} sealed with {current}, {raced} changed meanwhile\n"));
-    Ok(if raced == 0 { Outcome::Done } else { Outcome::Findings })
+    Ok(raced)
 }

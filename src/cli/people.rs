@@ -14,10 +14,11 @@ use crate::db;
 use crate::error::{Error, Result};
 use crate::metering::time::Timestamp;
 
-pub fn user(driver: &Driver, user: &User) -> Result<()> {
+pub fn user(config: &Config, user: &User) -> Result<()> {
+    let driver = &config.db.driver;
     match user {
-        User::Create(wish) => link(driver, wish, true),
-        User::ResetPassword(wish) => link(driver, wish, false),
+        User::Create(wish) => link(config, wish, true),
+        User::ResetPassword(wish) => link(config, wish, false),
         User::List(json) => list(driver, *json),
         User::Disable(who) => {
             let ended =
@@ -44,8 +45,8 @@ pub fn user(driver: &Driver, user: &User) -> Result<()> {
 }
 
 /// A link with which a user sets their own password: no password is typed here, or in any list of processes.
-fn link(driver: &Driver, wish: &UserLink, create: bool) -> Result<()> {
-    let (token, now) = (reset_token()?, Timestamp::now());
+fn link(config: &Config, wish: &UserLink, create: bool) -> Result<()> {
+    let (driver, token, now) = (&config.db.driver, reset_token()?, Timestamp::now());
     let hash = token.hash();
     let expires_at = match create {
         true => db::once_as_operator(driver, "operator::create_user", |conn| {
@@ -56,11 +57,18 @@ fn link(driver: &Driver, wish: &UserLink, create: bool) -> Result<()> {
         }),
     }?;
     let path = format!("/reset/{}", token.expose());
+    let url = config.http.public_url.as_ref().map(|server| format!("{server}{path}"));
     if wish.json.json {
-        return print_json(&json!({"path": path, "token": token.expose(), "expires_at": expires_at}));
+        let link = json!({"path": path, "url": url, "token": token.expose(), "expires_at": expires_at});
+        return print_json(&link);
     }
-    eprintln!("open this path on the server before {expires_at}; it works once:");
-    print(&format!("{path}\n"));
+    match &url {
+        Some(_) => eprintln!("open this link before {expires_at}; it works once:"),
+        None => eprintln!(
+            "open this path on the server before {expires_at}; it works once (with OPEN_SPANNER_PUBLIC_URL the whole link is here):"
+        ),
+    }
+    print(&format!("{}\n", url.unwrap_or(path)));
     Ok(())
 }
 

@@ -89,6 +89,17 @@ pub fn content_of(request: &HttpRequest) -> Content {
     if is_lines { Content::Lines } else { Content::Whole }
 }
 
+/// Whether what is sent is said to be JSON, or lines of it, or is nothing at all: what a form can send is neither.
+pub fn is_json(request: &HttpRequest) -> bool {
+    let text = |name: header::HeaderName| request.headers().get(name).and_then(|value| value.to_str().ok());
+    let Some(named) = text(header::CONTENT_TYPE) else {
+        let is_empty = text(header::CONTENT_LENGTH).is_none_or(|length| length == "0");
+        return is_empty && !request.headers().contains_key(header::TRANSFER_ENCODING);
+    };
+    let name = named.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    name == "application/json" || name.ends_with("+json") || content_of(request) == Content::Lines
+}
+
 /// How a body is packed.
 #[derive(Clone, Copy)]
 enum Encoding {
@@ -426,6 +437,32 @@ impl<T: DeserializeOwned + Default + Send + 'static> FromRequest for Json<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_form_sends_is_no_json() {
+        let judge = |headers: &[(&'static str, &str)]| {
+            let mut request = actix_web::test::TestRequest::post();
+            for (name, value) in headers {
+                request = request.insert_header((*name, *value));
+            }
+            is_json(&request.to_http_request())
+        };
+        for good in [
+            "application/json",
+            "Application/JSON; charset=utf-8",
+            "application/cloudevents+json",
+            "application/x-ndjson",
+        ] {
+            assert!(judge(&[("content-type", good)]), "{good}");
+        }
+        for form in
+            ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "", "json"]
+        {
+            assert!(!judge(&[("content-type", form)]), "{form}");
+        }
+        assert!(judge(&[]) && judge(&[("content-length", "0")]));
+        assert!(!judge(&[("content-length", "2")]) && !judge(&[("transfer-encoding", "chunked")]));
+    }
 
     #[test]
     fn surrogates_are_mended_and_pairs_kept() {

@@ -9,7 +9,7 @@ use actix_web::{HttpMessage, web};
 
 use super::observe::{Said, observe};
 use super::routes::{Demand, Door, RoutePolicies, method_not_allowed};
-use super::{extract, respond, session};
+use super::{body, extract, respond, session};
 use crate::app::App;
 use crate::auth::permission::{Access, allow};
 use crate::auth::{Caller, Credential};
@@ -19,7 +19,7 @@ use crate::config;
 use crate::db::audit::{self as trail, Actor, Scene};
 use crate::db::pool;
 use crate::db::replica::{self, Position};
-use crate::error::Error;
+use crate::error::{Code, Error};
 use crate::logging;
 use crate::net::Peer;
 
@@ -210,12 +210,20 @@ async fn admit(app: &App, request: &ServiceRequest, pattern: &str, access: &Acce
         // whoever is signed in by another site works in somebody else's workspace and does not know
         return Err(Error::forbidden("another site asks for this"));
     }
-    if let Some(caller) = extract::authenticate(app, request.request(), access).await? {
+    let caller = extract::authenticate(app, request.request(), access).await?;
+    let mut by_cookie = pattern.starts_with("/v1/auth/") && session::shows_session(request.request());
+    if let Some(caller) = caller {
         allow(&caller, access)?;
-        if matches!(caller.credential, Credential::Session { .. }) && is_foreign() {
+        by_cookie = matches!(caller.credential, Credential::Session { .. });
+        if by_cookie && is_foreign() {
             return Err(Error::forbidden("the session belongs to another site"));
         }
         request.extensions_mut().insert(caller);
+    }
+    if by_cookie && changes && !session::is_own(request.request()) && !body::is_json(request.request()) {
+        // a form of another site can send this with our cookie, and an old browser does not say that it did
+        let rule = "with a cookie, what is sent must have the content type application/json";
+        return Err(Error::new(Code::UnsupportedContentType, rule));
     }
     Ok(())
 }

@@ -433,7 +433,9 @@ fn error_statuses(endpoint: &Endpoint, doc: &Doc) -> BTreeMap<u16, &'static str>
         404 => "No such record in this workspace.",
         409 => "Clashes with what is stored, or as many exist as may exist (`limit_reached`).",
         413 => "The body is too large.",
-        415 => "The body is packed in a way that is not read.",
+        415 => {
+            "The body is packed in a way that is not read, or comes with a cookie and is not said to be JSON."
+        }
         429 => "Too much at once; see `Retry-After`.",
         503 => "Nothing was done; try again after `Retry-After`.",
         _ => "A fault of the server.",

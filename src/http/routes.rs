@@ -243,9 +243,9 @@ pub fn endpoints() -> Vec<Endpoint> {
         endpoint(Method::GET, "/v1/usageingestions", reads(&[Scope::UsageRead]), history::ingestions, history::describe_ingestions),
         endpoint(Method::GET, "/v1/subjects", reads(&[Scope::UsageRead]), subjects::list, subjects::describe_list),
         endpoint(Method::GET, "/v1/subjects/{subject}/usageevents", reads(&[Scope::UsageRead]), subjects::events, subjects::describe_events),
-        endpoint(Method::POST, "/v1/subjects/{subject}/links", writes(&[Scope::UsageRead]), links::create, links::describe_create),
+        endpoint(Method::POST, "/v1/subjects/{subject}/links", writes(&[Scope::UsageRead, Scope::LinksWrite]), links::create, links::describe_create),
         endpoint(Method::GET, "/v1/subjects/{subject}/links", reads(&[Scope::UsageRead]), links::list, links::describe_list),
-        endpoint(Method::DELETE, "/v1/subjects/{subject}/links/{id}", writes(&[Scope::UsageRead]), links::revoke, links::describe_revoke),
+        endpoint(Method::DELETE, "/v1/subjects/{subject}/links/{id}", writes(&[Scope::LinksWrite]), links::revoke, links::describe_revoke),
         endpoint(Method::GET, "/v1/system/stats", reads(&[Scope::SystemRead]), stats::system_stats, stats::describe_system_stats),
 
         endpoint(Method::GET, "/v1/usage/saved-queries", Access::Session(Role::Viewer), saved_queries::list, saved_queries::describe_list),

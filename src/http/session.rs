@@ -158,6 +158,19 @@ pub fn is_foreign(request: &HttpRequest) -> bool {
     }
 }
 
+/// Whether a browser says that one of our own pages sent this. Where it does not say how, its origin tells.
+pub fn is_own(request: &HttpRequest) -> bool {
+    match sent_header(request, "sec-fetch-site") {
+        Some(site) => site == "same-origin",
+        None => sent_header(request, "origin").is_some() && !is_foreign(request),
+    }
+}
+
+/// Whether a cookie of a session came along.
+pub fn shows_session(request: &HttpRequest) -> bool {
+    [ACCESS_COOKIE, REFRESH_COOKIE].iter().any(|name| sent_cookie(request, name).is_some())
+}
+
 /// Whether the browser came over https, as far as the settings trust the word of a proxy.
 pub(crate) fn secure(app: &App, request: &HttpRequest) -> bool {
     let (http, proto) = (&app.config.http, sent_header(request, "x-forwarded-proto"));

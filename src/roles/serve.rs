@@ -80,6 +80,7 @@ pub async fn run(config: Config) -> Result<()> {
 
     let listener = config.http.addr.bind().map_err(|error| cannot_listen(&config.http.addr, error))?;
     announce("http", &listener);
+    warn_of_plain_http(&config.http, &listener);
     let address = listener.local_addr().map_err(Error::internal)?;
     let server = http_server(&app, &limits, listener)?;
     let grpc_listener = config.grpc_addr.as_ref().map(listen_grpc).transpose()?;
@@ -171,6 +172,19 @@ fn outside(config: &Config) -> Result<Outside> {
         providers: Providers::new(&config.auth.oauth)?,
         mail: config.mail.as_ref().map(mail).transpose()?,
     })
+}
+
+/// Passwords, cookies and keys pass here as they are: others on the way read them unless a proxy adds TLS.
+fn warn_of_plain_http(http: &config::Http, listener: &TcpListener) {
+    let is_public = listener.local_addr().is_ok_and(|address| !address.ip().is_loopback());
+    let is_behind_tls = !http.trusted_proxies.is_empty()
+        || matches!(http.secure_cookies, config::SecureCookies::Always)
+        || http.public_url.as_ref().is_some_and(|url| url.starts_with("https://"));
+    if is_public && !is_behind_tls {
+        log::warn!(
+            "plain http on an address that others reach: put a proxy with TLS in front, and name it in OPEN_SPANNER_TRUSTED_PROXIES"
+        );
+    }
 }
 
 /// Tells where a listener ended up, which matters for port 0.

@@ -171,7 +171,7 @@ async fn guess(client: &Client, email: &str) {
 }
 
 async fn strangers_slow_themselves_and_not_the_owner(database: Database) {
-    let server = Server::start(&database);
+    let server = Server::start_with(&database, &[("OPEN_SPANNER_TRUSTED_PROXIES", "127.0.0.0/8")]);
     let email = sign_up(&server.client()).await;
     let right = json!({"email": email, "password": PASSWORD});
     // a browser that the owner signs in with is known from then on
@@ -194,13 +194,17 @@ async fn strangers_slow_themselves_and_not_the_owner(database: Database) {
     // whoever is signed in changes their password all the same
     let change = json!({"current_password": "a wrong one", "password": "another password"});
     inside.put("/v1/auth/password", &change).await.error(400, "invalid_input");
-    // and the owner comes in with their own browser, which opens the account for every place
+    // and the owner comes in with their own browser, which gives the strangers no further guess
     browser.post(SESSIONS, &right).await.expect(201);
-    server.client().post(SESSIONS, &right).await.expect(201);
+    server.client().post(SESSIONS, &right).await.error(429, "rate_limited");
+    // nor are they kept out elsewhere: the guesses count for where they came from
+    let elsewhere = server.client().with("x-forwarded-for", "203.0.113.5:4711");
+    elsewhere.post(SESSIONS, &right).await.expect(201);
+    server.client().post(SESSIONS, &right).await.error(429, "rate_limited");
     // a known browser is slowed by its own guesses, and by nobody else's
     guess(&browser, &email).await;
     browser.post(SESSIONS, &right).await.error(429, "rate_limited");
-    server.client().post(SESSIONS, &right).await.expect(201);
+    elsewhere.post(SESSIONS, &right).await.expect(201);
     let kept = database.lines("SELECT CAST(count(*) AS TEXT) AS line FROM known_devices");
     assert_eq!(kept, ["2"]);
 }

@@ -16,6 +16,7 @@ on_both_databases!(
     the_trail_is_listed_filtered_and_exported,
     rows_are_never_changed,
     a_broken_chain_is_found,
+    rows_that_go_without_pruning_are_missed,
     failed_sign_ins_of_known_people_are_told,
 );
 
@@ -363,13 +364,61 @@ async fn rows_are_never_changed(database: Database) {
     refused("UPDATE audit_events SET actor_name = 'somebody else'");
     refused("DELETE FROM audit_events");
     assert_eq!(database.count("audit_events"), 3);
-    // what is pruned goes, and the chain begins behind it
-    database.execute(
-        "UPDATE audit_heads SET pruned_sequence = 1,
-         pruned_hash = (SELECT hash FROM audit_events e WHERE e.workspace_id = audit_heads.workspace_id AND e.sequence = 1)",
-    );
+    // whoever sets the head first gets them away, and is found out: no row says that they were pruned
+    database.execute(FORGED_PRUNE);
     database.execute("DELETE FROM audit_events WHERE sequence = 1");
+    assert_eq!(verify(&database), [(1, UNTOLD)]);
+}
+
+const FORGED_PRUNE: &str = "UPDATE audit_heads SET pruned_sequence = 1,
+    pruned_hash = (SELECT hash FROM audit_events e WHERE e.workspace_id = audit_heads.workspace_id AND e.sequence = 1)";
+const UNTOLD: &str = "rows are gone, and no row says that they were pruned";
+
+async fn rows_that_go_without_pruning_are_missed(database: Database) {
+    let mut server = Server::start(&database);
+    let ws = server.workspace().await;
+    for n in 0..5 {
+        ws.meter(&format!("m{n}"), "sum").await;
+    }
+    server.terminate();
+    let owned = database.settings();
+    let mut settings: Vec<(&str, &str)> = owned.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    settings.push(("OPEN_SPANNER_AUDIT_RETENTION", "1ns"));
+    let folder = tempfile::tempdir().expect("a directory");
+    let prune = || crate::support::program::run(&["audit", "prune"], &settings, folder.path()).succeeded();
+    assert_eq!(prune().stdout, "8 rows pruned\n");
     assert_eq!(verify(&database), Vec::<(i64, &str)>::new());
+    // nothing is left but the row about it, and that one does not go by itself
+    assert_eq!(prune().stdout, "0 rows pruned\n");
+    let server = Server::start(&database);
+    let ws = ws.session.at(&server.url());
+    ws.post("/v1/meters", &json!({"name": "more", "unit": "u"})).await.expect(201);
+    assert_eq!(prune().stdout, "2 rows pruned\n", "the row about pruning goes with a later one");
+    let row = database.lines("SELECT state_after AS line FROM audit_events").remove(0);
+    let told: Value = serde_json::from_str(&row).expect("JSON");
+    assert_eq!((&told["from"], &told["through"], &told["rows"]), (&json!(8), &json!(10), &json!(2)));
+    assert_eq!(verify(&database), Vec::<(i64, &str)>::new());
+    let trail = ws.get(&format!("{EVENTS}?action=audit.")).await.json(200);
+    assert_eq!(trail["items"][0]["actor"]["kind"], json!("operator"), "its admins see it: {trail}");
+    // a head that says that more went
+    database.execute("UPDATE audit_heads SET pruned_sequence = 9");
+    assert!(!verify(&database).is_empty());
+    database.execute("UPDATE audit_heads SET pruned_sequence = 10");
+    assert_eq!(verify(&database), Vec::<(i64, &str)>::new());
+    // a chain that goes with its head is missed while its workspace is there, and so is an empty one in its place
+    database.execute("UPDATE audit_heads SET pruned_sequence = 1000");
+    database.execute("DELETE FROM audit_events");
+    database.execute("DELETE FROM audit_heads");
+    assert_eq!(verify(&database), [(1, "the workspace has no chain")]);
+    let empty = match database {
+        Database::Sqlite { .. } => "x''",
+        Database::Postgres { .. } => "''",
+    };
+    database.execute(&format!(
+        "INSERT INTO audit_heads (workspace_id, sequence, hash, pruned_sequence, pruned_hash)
+         SELECT id, 0, {empty}, 0, {empty} FROM workspaces"
+    ));
+    assert_eq!(verify(&database), [(1, "the chain is empty")]);
 }
 
 /// Where chains are broken, as (place, reason).

@@ -218,11 +218,14 @@ async fn people_are_let_in_again(database: Database) {
     let access =
         sign_in("a first password").await.expect(201).cookie("open_spanner_access").expect("a cookie");
     let session = client.with("cookie", format!("open_spanner_access={access}"));
-    let again =
-        on(&database, &["admin", "user", "reset-password", "--email", "first@example.com"]).succeeded();
-    assert!(client.get(again.stdout.trim_end()).await.expect(200).text.contains("New password"));
+    // the whole link, where it is known how people find the server
+    let public = [("OPEN_SPANNER_PUBLIC_URL", "https://usage.example.com/")];
+    let reset = ["admin", "user", "reset-password", "--email", "first@example.com"];
+    let again = with(&database, &reset, &public).succeeded();
+    let path = again.stdout.strip_prefix("https://usage.example.com").expect("the whole link").to_owned();
+    assert!(client.get(path.trim_end()).await.expect(200).text.contains("New password"));
     session.get("/v1/auth/session").await.expect(200);
-    client.post(&reset_route(&again.stdout), &password("a second password")).await.expect(204);
+    client.post(&reset_route(&path), &password("a second password")).await.expect(204);
     session.get("/v1/auth/session").await.error(401, "unauthorized");
     sign_in("a first password").await.error(401, "unauthorized");
     sign_in("a second password").await.expect(201);

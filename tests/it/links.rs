@@ -61,13 +61,20 @@ async fn bad_links_are_not_made(database: Database) {
     }
     assert_eq!(database.count("subject_links"), 0);
     // a key that is confined to meters gives no more than those
-    let body = json!({"name": "n", "scopes": ["usage:read"], "allowed_meters": ["a"]});
+    let body = json!({"name": "n", "scopes": ["usage:read", "links:write"], "allowed_meters": ["a"]});
     let made = ws.session.post("/v1/auth/api-keys", &body).await.json(201);
     let narrow = server.client().with_key(made["key"].as_str().expect("a secret"));
     for meters in [json!([]), json!(["b"]), json!(["a", "b"])] {
         narrow.post(&path("s"), &json!({"meters": meters})).await.error(403, "forbidden");
     }
     narrow.post(&path("s"), &json!({"meters": ["a"]})).await.expect(201);
+    // a link lets others read for up to a year, also when the key that made it is gone: whoever only reads makes none
+    let body = json!({"name": "n", "scopes": ["usage:read", "usage:write", "meters:*"]});
+    let made = ws.session.post("/v1/auth/api-keys", &body).await.json(201);
+    let reader = server.client().with_key(made["key"].as_str().expect("a secret"));
+    let message = reader.post(&path("s"), &json!({"meters": ["a"]})).await.error(403, "forbidden");
+    assert!(message.contains("links:write"), "{message}");
+    reader.get(&path("s")).await.expect(200);
     narrow.get(&path("s")).await.error(403, "forbidden");
 }
 

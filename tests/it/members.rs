@@ -357,6 +357,17 @@ async fn registration_can_need_an_invitation(database: Database) {
     let page =
         server.client().get(&format!("/register?next=%2Finvitations%2F{token}")).await.expect(200).text;
     assert!(page.contains("Create account") && !page.contains("New accounts are closed"), "{page}");
+    // the form knows whom the invitation is for, and so does the other one
+    assert!(page.contains("value=\"new@example.com\""), "{page}");
+    assert!(
+        page.contains(&format!(
+            "/login?next=%2Finvitations%2F{}",
+            token.replace('_', "%5F").replace('-', "%2D")
+        )),
+        "{page}"
+    );
+    let page = server.client().get(&format!("/login?next=%2Finvitations%2F{token}")).await.expect(200).text;
+    assert!(page.contains("value=\"new@example.com\""), "{page}");
     register(" New@example.com", &token).await.expect(201);
     let body = json!({"email": "new@example.com", "password": PASSWORD});
     let answer = server.client().post("/v1/auth/sessions", &body).await.expect(201);

@@ -24,7 +24,7 @@ struct Route {
     is_public: bool,
 }
 
-const SCOPES: [&str; 13] = [
+const SCOPES: [&str; 14] = [
     "usage:read",
     "usage:write",
     "meters:read",
@@ -38,6 +38,7 @@ const SCOPES: [&str; 13] = [
     "system:read",
     "system:write",
     "audit:read",
+    "links:write",
 ];
 
 fn routes() -> Vec<Route> {
@@ -269,6 +270,7 @@ async fn each_call_takes_those_it_names(database: Database) {
         ("a link".to_owned(), link.as_str().expect("a token").to_owned(), Code::Unauthenticated),
         ("a viewer's key".to_owned(), viewers, Code::PermissionDenied),
     ];
+    let confined = secret(&host.session, json!(["*"]), json!(["elsewhere"])).await;
     for scope in SCOPES {
         let code = if scope == "usage:write" { Code::Ok } else { Code::PermissionDenied };
         callers.push((scope.to_owned(), secret(&host.session, json!([scope]), json!([])).await, code));
@@ -312,8 +314,116 @@ async fn each_call_takes_those_it_names(database: Database) {
             }
         }
     }
+    // a key that is confined to a meter writes no other, by any of the methods
+    host.meter("m", "sum").await;
+    let before = database.count("events");
+    for (method, told) in write_by_each_method(&channel, &confined, &usage_of("m", "s", "k")).await {
+        tried += 1;
+        if !told.contains("PermissionDenied") && !told.contains("forbidden") {
+            wrong.push(format!("a confined key: {method} answers {told}"));
+        }
+    }
+    assert_eq!(database.count("events"), before, "a confined key has written");
     assert!(wrong.is_empty(), "{} of {tried}:\n{}", wrong.len(), wrong.join("\n"));
     tell(&format!("gRPC: 4 methods, {tried} cells, 0 wrong"));
+}
+
+fn usage_of(meter: &str, subject: &str, key: &str) -> open_spanner::grpc::pb::v1::UsageEventInput {
+    open_spanner::grpc::pb::v1::UsageEventInput {
+        meter: meter.to_owned(),
+        subject: subject.to_owned(),
+        idempotency_key: key.to_owned(),
+        quantity: 1.0,
+        ..Default::default()
+    }
+}
+
+/// What each method of gRPC says to one event, ids of events and times left out.
+async fn write_by_each_method(
+    channel: &tonic::transport::Channel,
+    key: &str,
+    event: &open_spanner::grpc::pb::v1::UsageEventInput,
+) -> Vec<(&'static str, String)> {
+    use open_spanner::grpc::pb::v1::{self, usage_service_client::UsageServiceClient};
+    use open_spanner::grpc::pb::v2::{IngestRequest, usage_stream_service_client::UsageStreamServiceClient};
+    fn with<T>(key: &str, message: T) -> tonic::Request<T> {
+        let mut request = tonic::Request::new(message);
+        request.metadata_mut().insert("authorization", format!("Bearer {key}").parse().expect("a header"));
+        request
+    }
+    let refused = |status: tonic::Status| format!("{:?} {}", status.code(), status.message());
+    let (mut v1s, mut v2s) =
+        (UsageServiceClient::new(channel.clone()), UsageStreamServiceClient::new(channel.clone()));
+    let event = Some(event.clone());
+    let single = v1s.create_usage(with(key, v1::CreateUsageRequest { event: event.clone() })).await;
+    let events: Vec<_> = event.iter().cloned().collect();
+    let bulk = v1::CreateUsageBulkRequest { idempotency_key: String::new(), events };
+    let bulk = v1s.create_usage_bulk(with(key, bulk)).await;
+    let one = v1::StreamUsageRequest { event: event.clone() };
+    let stream = v1s.stream_usage(with(key, tokio_stream::iter([one]))).await;
+    let ingest = IngestRequest { sequence: 1, event, dry_run: false };
+    let ingested = match v2s.ingest(with(key, tokio_stream::iter([ingest]))).await {
+        Ok(answer) => match answer.into_inner().message().await {
+            Ok(ack) => {
+                let outcomes = ack.map(|ack| ack.outcomes).unwrap_or_default();
+                let told = outcomes.iter().map(|one| format!("{} {} {}", one.result, one.code, one.message));
+                told.collect::<Vec<_>>().join(", ")
+            }
+            Err(status) => refused(status),
+        },
+        Err(status) => refused(status),
+    };
+    let counts = |accepted: i32, duplicates: i32, failed: String| format!("{accepted} {duplicates} {failed}");
+    vec![
+        ("CreateUsage", single.map_or_else(refused, |_| "stored".to_owned())),
+        (
+            "CreateUsageBulk",
+            bulk.map_or_else(refused, |answer| {
+                let answer = answer.into_inner();
+                let failed = format!("{:?}", answer.failed);
+                counts(answer.accepted_count, answer.duplicate_count, failed)
+            }),
+        ),
+        (
+            "StreamUsage",
+            stream.map_or_else(refused, |answer| {
+                let answer = answer.into_inner();
+                let failed = format!("{:?}", answer.failed);
+                counts(answer.accepted_count, answer.duplicate_count, failed)
+            }),
+        ),
+        ("Ingest", ingested),
+    ]
+}
+
+/// The same over gRPC: an id, a name or a key of ours says nothing to theirs, in any field of an event.
+async fn nothing_is_told_over_grpc(server: &Server, theirs: &str, ids: &[String]) -> (usize, Vec<String>) {
+    let channel = tonic::transport::Channel::from_shared(format!("http://{}", server.grpc()));
+    let channel = channel.expect("an address").connect().await.expect("it listens");
+    let (mut tried, mut wrong) = (0, Vec::new());
+    for (n, id) in ids.iter().enumerate() {
+        let nowhere = if uuid::Uuid::parse_str(id).is_ok() { NOWHERE } else { "nosuch" };
+        // the key of an event and its subject are the sender's to choose: the meter is theirs, the rest is ours
+        for field in ["meter", "subject", "key"] {
+            let of = |word: &str, fresh: &str| match field {
+                "meter" => usage_of(word, "s", ""),
+                "subject" => usage_of("own", word, ""),
+                _ => usage_of("own", "s", &format!("{word}{fresh}")),
+            };
+            // a key that was sent once is known, so the one that is nowhere is another each time
+            let real = write_by_each_method(&channel, theirs, &of(id, "")).await;
+            let made_up = write_by_each_method(&channel, theirs, &of(nowhere, &n.to_string())).await;
+            for ((method, real), (_, made_up)) in real.into_iter().zip(made_up) {
+                tried += 1;
+                let (real, made_up) = (real.replace(id.as_str(), "ID"), made_up.replace(nowhere, "ID"));
+                let (real, made_up) = (without_ids(&real), without_ids(&made_up));
+                if real != made_up.replace(&format!("ID{n}"), "ID") {
+                    wrong.push(format!("{method} tells {field} {id} from {nowhere}: {real} {made_up}"));
+                }
+            }
+        }
+    }
+    (tried, wrong)
 }
 
 /// Every id in an answer, wherever it stands.
@@ -423,9 +533,15 @@ async fn nothing_of_another_workspace_is_there(database: Database) {
             }
         }
     }
+    theirs.meter("own", "sum").await;
+    let key = theirs.header("authorization").replace("Bearer ", "");
+    ours.meter("meter-of-ours", "sum").await;
+    ids.push("meter-of-ours".to_owned());
+    let (over_grpc, told) = nothing_is_told_over_grpc(&server, &key, &ids).await;
+    wrong.extend(told);
     assert!(wrong.is_empty(), "{} of {tried}: {}", wrong.len(), wrong.join("\n"));
     tell(&format!(
-        "isolation: {} ids of another workspace, {tried} cells, 0 told from ids that are nowhere",
+        "isolation: {} ids of another workspace, {tried} cells of REST and pages, {over_grpc} of gRPC, 0 told from ids that are nowhere",
         ids.len()
     ));
 }

@@ -7,6 +7,7 @@ use crate::support::{Answer, Client, Database, Server, on_both_databases, unique
 
 on_both_databases!(
     no_other_site_signs_anybody_in,
+    what_comes_with_a_cookie_is_json,
     a_sign_in_answers_with_cookies_and_no_token,
     a_refresh_gives_new_tokens,
     a_used_refresh_token_works_once_more_for_a_moment,
@@ -100,6 +101,49 @@ async fn no_other_site_signs_anybody_in(database: Database) {
         .await
         .expect(201);
     server.client().post("/v1/auth/sessions", &body).await.expect(201);
+}
+
+/// A form of another site can send these with our cookie, and an old browser would not say that it did.
+async fn what_comes_with_a_cookie_is_json(database: Database) {
+    let server = Server::start(&database);
+    let ws = server.workspace().await;
+    let meter = |n: u32| json!({"name": format!("m{n}"), "unit": "u"}).to_string();
+    let send = async |client: &Client, content_type: &str, body: String| {
+        let client = match content_type {
+            "" => client.clone(),
+            named => client.with("content-type", named),
+        };
+        client.post_bytes("/v1/meters", body.into_bytes()).await
+    };
+    for form in ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", ""] {
+        send(&ws.session, form, meter(0)).await.error(415, "unsupported_content_type");
+    }
+    // nothing at all is no form either, unless it says that it is one
+    let cancel = "/v1/exports/01900000-0000-7000-8000-000000000000/cancel";
+    ws.session.post_bytes(cancel, Vec::new()).await.error(404, "not_found");
+    let form = ws.session.with("content-type", "application/x-www-form-urlencoded");
+    form.post_bytes(cancel, Vec::new()).await.error(415, "unsupported_content_type");
+    form.post_bytes("/v1/auth/workspace/leave", Vec::new()).await.error(415, "unsupported_content_type");
+    for (n, json) in
+        [(1, "application/json"), (2, "Application/JSON; charset=utf-8"), (3, "application/x+json")]
+    {
+        send(&ws.session, json, meter(n)).await.expect(201);
+    }
+    // a page of this server may send what it likes, and so may whoever has a key
+    let host = server.http().to_owned();
+    let own = [("sec-fetch-site", "same-origin".to_owned()), ("origin", format!("http://{host}"))];
+    for (n, (name, value)) in (4..).zip(own) {
+        send(&ws.session.with(name, value), "text/plain", meter(n)).await.expect(201);
+    }
+    send(&ws.session.with("sec-fetch-site", "none"), "text/plain", meter(0))
+        .await
+        .error(415, "unsupported_content_type");
+    send(&ws.key, "text/plain", meter(6)).await.expect(201);
+    // the cookie alone renews a session: a form renews none
+    let refresh = server.client().with("cookie", format!("{REFRESH}=osp_rt_x"));
+    let form = refresh.with("content-type", "text/plain");
+    form.post_bytes(REFRESHING, Vec::new()).await.error(415, "unsupported_content_type");
+    refresh.post_bytes(REFRESHING, Vec::new()).await.error(401, "unauthorized");
 }
 
 async fn a_refresh_gives_new_tokens(database: Database) {

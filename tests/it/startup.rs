@@ -318,3 +318,19 @@ fn said(directory: &Path, words: &str) {
         std::thread::sleep(Duration::from_millis(20));
     }
 }
+
+#[test]
+fn plain_http_that_others_reach_is_told() {
+    run(async {
+        let everywhere = ("OPEN_SPANNER_HTTP_ADDR", "0.0.0.0:0");
+        let told = |more: &[(&str, &str)]| {
+            let database = Database::sqlite();
+            let server = Server::start_with(&database, more);
+            server.log().iter().any(|line| line.contains("plain http on an address that others reach"))
+        };
+        assert!(told(&[everywhere]));
+        assert!(!told(&[]), "nobody else reaches it");
+        assert!(!told(&[everywhere, ("OPEN_SPANNER_TRUSTED_PROXIES", "10.0.0.0/8")]));
+        assert!(!told(&[everywhere, ("OPEN_SPANNER_PUBLIC_URL", "https://usage.example.com")]));
+    });
+}

@@ -21,7 +21,7 @@ use crate::db::{Conn, DbError};
 use crate::error::{Error, Result};
 use crate::jobs::dead_letters::DeadLetter;
 use crate::jobs::queue::{self, Job, LeaseToken, NewJob};
-use crate::metering::time::Timestamp;
+use crate::metering::time::{SECOND, Timestamp};
 
 pub const QUEUE: &str = "webhooks";
 
@@ -182,7 +182,12 @@ struct AttemptRow<'a> {
 pub enum Patience {
     Retry,
     GiveUp,
+    /// Nobody was called: it is no attempt, and the delivery waits for a process that can make one.
+    Wait,
 }
+
+/// How soon a delivery that waits is looked at again.
+const WAIT: i64 = 10 * SECOND;
 
 /// Writes down an attempt and what follows from it. False, and nothing written, when somebody else has the job.
 pub fn record(
@@ -195,6 +200,10 @@ pub fn record(
 ) -> Result<bool, DbError> {
     if !queue::holds(conn, job, token)? {
         return Ok(false);
+    }
+    if patience == Patience::Wait {
+        put_off(conn, delivery, answer)?;
+        return Ok(true);
     }
     let row = AttemptRow {
         public_id: chance::id().to_string(),
@@ -212,7 +221,7 @@ pub fn record(
     let attempts = delivery.attempts + 1;
     let pause = match patience {
         Patience::Retry => pause_after(attempts, answer.retry_after, chance::within(0.9..1.1)),
-        Patience::GiveUp => None,
+        Patience::GiveUp | Patience::Wait => None,
     };
     let (status, next) = match (answer.is_delivered(), pause) {
         (true, _) => ("delivered", now),
@@ -230,6 +239,19 @@ pub fn record(
         ))
         .execute(conn)?;
     Ok(true)
+}
+
+/// A delivery that could not be tried comes again soon, with as many attempts as before and the reason beside it.
+fn put_off(conn: &mut Conn, delivery: &Delivery, answer: &WebhookResponse) -> Result<(), DbError> {
+    let now = Timestamp::now();
+    diesel::update(alert_deliveries::table.find(delivery.id))
+        .set((
+            alert_deliveries::next_attempt_at.eq(now.plus(WAIT).0),
+            alert_deliveries::last_error.eq(answer.error.as_deref()),
+            alert_deliveries::updated_at.eq(now.0),
+        ))
+        .execute(conn)?;
+    Ok(())
 }
 
 /// What a dead job was about and no longer exists: deliveries outlive their rule, so only having been sent counts.
@@ -444,7 +466,7 @@ pub fn revive(conn: &mut Conn, overdue_since: Timestamp, now: Timestamp) -> Resu
 }
 
 /// Times ahead of the clock by more than this were chosen before it was set back.
-const SKEW: i64 = crate::metering::time::SECOND;
+const SKEW: i64 = SECOND;
 
 /// The clock was set back: attempts that were put off in what is the future now wait as long as was meant, from now on.
 pub fn rebase(conn: &mut Conn, now: Timestamp) -> Result<usize, DbError> {

@@ -61,6 +61,13 @@ pub struct StoredSecrets {
 }
 
 impl StoredSecrets {
+    /// Each of them with what it is bound to.
+    pub fn each(&self) -> impl Iterator<Item = (Place<'_>, &str)> {
+        let bound = |column, stored| (place(column, &self.public_id, self.workspace_id), stored);
+        let previous = self.previous_secret.as_deref().map(move |stored| bound("previous_secret", stored));
+        std::iter::once(bound("secret", self.secret.as_str())).chain(previous)
+    }
+
     /// Both as the key that seals now seals them.
     pub fn sealed_anew(&self) -> Result<(String, Option<String>), Error> {
         let anew = |column: &'static str, stored: &str| {

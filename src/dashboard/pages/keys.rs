@@ -16,7 +16,7 @@ use crate::http::extract::{Id, Params};
 use crate::metering::time::{DAY, Timestamp};
 
 /// Scope, and what it opens.
-const SCOPES: [(&str, &str); 12] = [
+const SCOPES: [(&str, &str); 14] = [
     ("usage:write", "Record usage, consume quota, prune"),
     ("usage:read", "Query usage, events, subjects and write calls"),
     ("meters:read", "List meters and their activity"),
@@ -29,6 +29,8 @@ const SCOPES: [(&str, &str); 12] = [
     ("exports:write", "Queue, cancel and retry exports"),
     ("system:read", "Read system health and dead letters"),
     ("system:write", "Requeue dead letters"),
+    ("links:write", "Make and revoke links for customers, with usage:read"),
+    ("audit:read", "Read and download the audit trail"),
 ];
 
 /// Name, sentence, scopes.
@@ -87,7 +89,7 @@ struct NewPage {
     shell: Shell,
     fields: Fields,
     complaint: Complaint,
-    scopes: [(&'static str, &'static str); 12],
+    scopes: [(&'static str, &'static str); 14],
     presets: [(&'static str, &'static str, &'static str); 4],
 }
 
@@ -137,7 +139,7 @@ struct ConfirmPage {
 pub async fn list(app: web::Data<App>, caller: Caller, visit: Visit) -> Result<HttpResponse> {
     let mut rows: Vec<Row> = app.auth.list_keys(&caller).await?.into_iter().map(Row::of).collect();
     rows.sort_by_key(|row| !row.is_live);
-    ok(&ListPage { shell: visit.shell("api-keys", "SDK access"), rows })
+    ok(&ListPage { shell: visit.shell("api-keys", "API keys"), rows })
 }
 
 /// A key of somebody in the workspace.

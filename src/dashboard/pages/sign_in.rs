@@ -22,6 +22,8 @@ struct LoginPage {
     shell: Shell,
     email: String,
     next: String,
+    /// Takes the next page along to the other of the two forms.
+    onward: String,
     complaint: Complaint,
     may_register: bool,
     has_password: bool,
@@ -35,6 +37,7 @@ struct RegisterPage {
     shell: Shell,
     email: String,
     next: String,
+    onward: String,
     complaint: Complaint,
     may_register: bool,
     has_password: bool,
@@ -66,7 +69,8 @@ pub async fn login_form(app: web::Data<App>, visit: Visit, params: Params) -> Re
     if visit.caller().is_some() {
         return Ok(see(&next));
     }
-    ok(&login_page(&app, &visit, Fields::of([("next", next)]), Complaint::none()))
+    let email = invited_address(&app, &next).await;
+    ok(&login_page(&app, &visit, Fields::of([("next", next), ("email", email)]), Complaint::none()))
 }
 
 fn login_page(app: &App, visit: &Visit, fields: Fields, complaint: Complaint) -> LoginPage {
@@ -75,6 +79,7 @@ fn login_page(app: &App, visit: &Visit, fields: Fields, complaint: Complaint) ->
         shell: visit.shell("", "Sign in"),
         email: fields.get("email").to_owned(),
         doors: doors(app, if next == "/" { "/overview" } else { &next }),
+        onward: onward(&next),
         next,
         complaint,
         has_password: app.auth.options().password_sign_in,
@@ -125,7 +130,9 @@ pub async fn register_form(app: web::Data<App>, visit: Visit, params: Params) ->
     if visit.caller().is_some() {
         return Ok(see("/"));
     }
-    ok(&register_page(&app, &visit, &Fields::of([("next", next)]), Complaint::none()))
+    let email = invited_address(&app, &next).await;
+    let fields = Fields::of([("next", next), ("email", email)]);
+    ok(&register_page(&app, &visit, &fields, Complaint::none()))
 }
 
 fn register_page(app: &App, visit: &Visit, fields: &Fields, complaint: Complaint) -> RegisterPage {
@@ -137,11 +144,27 @@ fn register_page(app: &App, visit: &Visit, fields: &Fields, complaint: Complaint
         shell: visit.shell("", "Create account"),
         email: fields.get("email").to_owned(),
         doors: doors(app, &next),
+        onward: onward(&next),
         next,
         complaint,
         has_password: options.password_sign_in,
         may_register,
     }
+}
+
+/// The next page as a query, where it is none of those that follow by themselves.
+fn onward(next: &str) -> String {
+    match next {
+        "/" | "/welcome" => String::new(),
+        next => format!("?next={}", utf8_percent_encode(next, NON_ALPHANUMERIC)),
+    }
+}
+
+/// Whom the invitation that somebody comes from is for; empty for none. Its link says so as well.
+async fn invited_address(app: &App, next: &str) -> String {
+    let token = invitation_of(next);
+    let invitation = if token.is_empty() { None } else { app.auth.invitation(token).await.ok() };
+    invitation.map(|invitation| invitation.email).unwrap_or_default()
 }
 
 /// The token of the invitation that somebody comes from.
