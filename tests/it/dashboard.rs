@@ -89,7 +89,7 @@ async fn people_sign_up_and_in_and_out(database: Database) {
     let email = format!("{}@example.com", crate::support::unique("person"));
     let mut browser = Browser::register(&server, &email).await;
     let page = browser.get("/welcome").await.expect(200);
-    assert!(page.text.contains(&email) && page.text.contains("You are owner here"));
+    assert!(page.text.contains(&email) && page.text.contains("You are an owner here"));
     for (name, value) in [
         ("content-security-policy", "default-src 'none'; script-src 'self'"),
         ("x-content-type-options", "nosniff"),

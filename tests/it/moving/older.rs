@@ -104,7 +104,7 @@ async fn a_database_without_workspaces_comes_into_one(ours: Database) {
         assert!(call.text.contains("88888888-0000-4000-8000-000000000001"), "{}", call.text);
         let meters = key.get("/v1/meters").await.json(200);
         let calls = |meter: &&Value| meter["name"] == "calls";
-        let calls = meters.as_array().expect("a list").iter().find(calls).expect("the meter");
+        let calls = meters["items"].as_array().expect("a list").iter().find(calls).expect("the meter");
         assert_eq!(calls["event_retention_days"], 3650);
         drop(server);
         // whoever came there meanwhile owns it, too
