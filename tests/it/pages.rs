@@ -343,9 +343,7 @@ fn typed(page: &str) -> Vec<(String, String)> {
         let name = attribute(head, "name");
         match (head.split_whitespace().next(), name) {
             (Some("input"), Some(name)) if head.contains("checkbox") => {
-                if head.ends_with(" checked") {
-                    fields.push((name, "on".to_owned()));
-                }
+                fields.extend(head.ends_with(" checked").then(|| (name, "on".to_owned())));
             }
             (Some("input"), Some(name)) if name != "form_token" => {
                 fields.push((name, attribute(head, "value").unwrap_or_default()));
