@@ -65,11 +65,13 @@ async fn a_database_without_workspaces_comes_into_one(ours: Database) {
     for theirs in theirs() {
         let ours = ours_again(&ours);
         theirs.make(&without_workspaces());
-        let serve = program::run(
-            &["serve"],
-            &theirs.settings().iter().map(|(name, value)| (*name, value.as_str())).collect::<Vec<_>>(),
-            &std::env::temp_dir(),
-        );
+        let settings = theirs.settings();
+        let mut settings: Vec<(&str, &str)> =
+            settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        // somebody else may be at the usual ports
+        settings
+            .extend([("OPEN_SPANNER_HTTP_ADDR", "127.0.0.1:0"), ("OPEN_SPANNER_GRPC_ADDR", "127.0.0.1:0")]);
+        let serve = program::run(&["serve"], &settings, &std::env::temp_dir());
         let lines = serve.stderr.lines().filter(|line| line.contains("import reference")).count();
         assert!(serve.code == Some(2) && lines == 1, "{serve:#?}");
         let Imported { run, left_out } = import(&ours, &place(&theirs), &[]);
