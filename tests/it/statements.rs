@@ -361,11 +361,23 @@ fn section(label: &str, statements: Vec<plan::Sent>, scans: &mut Vec<String>) ->
     text
 }
 
-/// The lines that only one of the texts has.
+/// The requests that come to something else, as they were and as they are.
 fn difference(recorded: &str, found: &str) -> String {
-    let only = |these: &str, those: &str, sign: char| {
-        let lines = these.lines().filter(|line| !those.lines().any(|other| other == *line));
-        lines.map(|line| format!("{sign} {line}\n")).collect::<String>()
+    let sections = |text: &str| -> BTreeMap<String, String> {
+        let (mut sections, mut label) = (BTreeMap::<String, String>::new(), String::new());
+        for line in text.lines() {
+            if !line.starts_with(' ') {
+                label = line.to_owned();
+            }
+            sections.entry(label.clone()).or_default().push_str(&format!("{line}\n"));
+        }
+        sections
     };
-    only(recorded, found, '-') + &only(found, recorded, '+')
+    let (recorded, found) = (sections(recorded), sections(found));
+    let labels: std::collections::BTreeSet<&String> = recorded.keys().chain(found.keys()).collect();
+    let told = labels.into_iter().filter(|label| recorded.get(*label) != found.get(*label)).map(|label| {
+        let shown = |sections: &BTreeMap<String, String>| sections.get(label).cloned().unwrap_or_default();
+        format!("was: {}is:  {}", shown(&recorded), shown(&found))
+    });
+    told.collect()
 }
