@@ -45,6 +45,10 @@ pub fn import(suite: &mut Suite<'_>) -> Outcome<()> {
     };
     let ceiling = ceiling::measure(place, &spread, batches, connections)?;
     let (theirs, ours) = (place.create("theirs")?, place.create("ours")?);
+    if let Driver::Sqlite { path, .. } = &theirs {
+        // ours opens what is there and makes nothing
+        std::fs::File::create(path)?;
+    }
     fill(&mut open(&theirs)?, &workload, total)?;
     place.settle()?;
     let mut row = run(suite, &theirs, &ours, total)?;

@@ -89,13 +89,10 @@ pub fn content_of(request: &HttpRequest) -> Content {
     if is_lines { Content::Lines } else { Content::Whole }
 }
 
-/// Whether what is sent is said to be JSON, or lines of it, or is nothing at all: what a form can send is neither.
+/// Whether what is sent is said to be JSON, or lines of it, or nothing is said: what a form sends always says what it is.
 pub fn is_json(request: &HttpRequest) -> bool {
-    let text = |name: header::HeaderName| request.headers().get(name).and_then(|value| value.to_str().ok());
-    let Some(named) = text(header::CONTENT_TYPE) else {
-        let is_empty = text(header::CONTENT_LENGTH).is_none_or(|length| length == "0");
-        return is_empty && !request.headers().contains_key(header::TRANSFER_ENCODING);
-    };
+    let named = request.headers().get(header::CONTENT_TYPE);
+    let Some(named) = named.map(|value| value.to_str().unwrap_or("?")) else { return true };
     let name = named.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     name == "application/json" || name.ends_with("+json") || content_of(request) == Content::Lines
 }
@@ -460,8 +457,7 @@ mod tests {
         {
             assert!(!judge(&[("content-type", form)]), "{form}");
         }
-        assert!(judge(&[]) && judge(&[("content-length", "0")]));
-        assert!(!judge(&[("content-length", "2")]) && !judge(&[("transfer-encoding", "chunked")]));
+        assert!(judge(&[]) && judge(&[("content-length", "2")]));
     }
 
     #[test]
