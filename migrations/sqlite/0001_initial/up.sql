@@ -229,7 +229,7 @@ CREATE TABLE audit_events (
     request_id TEXT NOT NULL,
     hash BLOB NOT NULL,
     PRIMARY KEY (workspace_id, sequence)
-) STRICT, WITHOUT ROWID;
+) STRICT;
 CREATE TRIGGER audit_events_change BEFORE UPDATE ON audit_events
 BEGIN SELECT RAISE(ABORT, 'audit events are never changed'); END;
 CREATE TRIGGER audit_events_delete BEFORE DELETE ON audit_events
@@ -356,6 +356,7 @@ CREATE TABLE rollups (
     PRIMARY KEY (meter_id, grain, start, lane)
 ) STRICT, WITHOUT ROWID;
 
+-- Rows of this table and the next two are large: WITHOUT ROWID, a search would read every row that it compares as a whole.
 -- What each commit added to a meter, packed (src/metering/delta.rs). Folding puts cells into rollup_facets and leaves one
 -- row for many; settling puts the rest into rollup_subjects and subjects, and deletes the row. Readers add all up.
 CREATE TABLE rollup_deltas (
@@ -368,7 +369,7 @@ CREATE TABLE rollup_deltas (
     -- events of each subject; negative for events that were pruned
     counts BLOB NOT NULL,
     PRIMARY KEY (meter_id, id)
-) STRICT, WITHOUT ROWID;
+) STRICT;
 
 -- Sums of all events of a meter and UTC day by some of its dimensions, packed the same way.
 CREATE TABLE rollup_facets (
@@ -383,7 +384,7 @@ CREATE TABLE rollup_facets (
     hour_cells BLOB,
     quarter_cells BLOB,
     PRIMARY KEY (meter_id, facet, day)
-) STRICT, WITHOUT ROWID;
+) STRICT;
 
 -- What a subject used of a meter in a period of thirty days, packed by quarter of an hour and dimension set. Several rows
 -- of one key but for the last column are added up; settling keeps them few by putting small ones together.
@@ -398,7 +399,7 @@ CREATE TABLE rollup_subjects (
     cell_count INTEGER NOT NULL,
     cells BLOB NOT NULL,
     PRIMARY KEY (meter_id, period, subject_id, id)
-) STRICT, WITHOUT ROWID;
+) STRICT;
 
 -- The days on which a subject used any meter: on SQLite its events are in their hours. Written when a subject enters a
 -- day, not with every event.
@@ -611,7 +612,7 @@ CREATE TABLE prune_runs (
     meters TEXT NOT NULL,
     created_at INTEGER NOT NULL,
     PRIMARY KEY (workspace_id, id)
-) STRICT, WITHOUT ROWID;
+) STRICT;
 
 -- One row per workspace whose outdated consumption decisions were deleted in one go.
 CREATE TABLE decision_prune_runs (
@@ -649,7 +650,7 @@ CREATE TABLE refused_events (
     stored TEXT,
     created_at INTEGER NOT NULL,
     PRIMARY KEY (workspace_id, id)
-) STRICT, WITHOUT ROWID;
+) STRICT;
 CREATE INDEX refused_events_time ON refused_events (created_at);
 
 -- Work that one process does at a time; whoever finds a lease expired takes it over.
@@ -691,7 +692,7 @@ CREATE TABLE stored_queries (
     -- to the day
     used_at INTEGER NOT NULL,
     PRIMARY KEY (workspace_id, hash)
-) STRICT, WITHOUT ROWID;
+) STRICT;
 CREATE INDEX stored_queries_used ON stored_queries (used_at);
 
 -- Background work ---------------------------------------------------------------------------------
