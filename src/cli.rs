@@ -12,8 +12,8 @@ mod pages;
 mod people;
 mod probe;
 mod usage;
+mod workspaces;
 
-use std::io::Write;
 use std::process::ExitCode;
 
 use serde::Serialize;
@@ -21,6 +21,7 @@ use serde::Serialize;
 use crate::config::Config;
 use crate::config::commands::{Command, Events, Usage};
 use crate::error::{Error, Result};
+use crate::output::print;
 
 /// How a command ended that did what it was asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,12 +63,6 @@ pub fn run(config: &Config, command: Command) -> Result<Outcome> {
 fn wait_for<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.map_err(Error::internal)?.block_on(work)
-}
-
-/// Prints lines; a reader that went away, like `head`, has read what it wanted.
-fn print(text: &str) {
-    let mut out = std::io::stdout().lock();
-    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
 }
 
 fn print_json(value: &impl Serialize) -> Result<()> {

@@ -3,7 +3,7 @@
 //!
 //! - [`error`]: what callers are told; [`metering`]: the rules, without I/O
 //! - [`clock`]: what time it is; [`chance`]: ids and dice; [`blocking`]: work that blocks
-//! - [`config`]: every setting, the only reader of the environment; [`logging`];
+//! - [`config`]: every setting, the only reader of the environment; [`logging`]; [`output`]: what commands print;
 //!   [`net`]: connections and bodies of callers, how many and for how long; [`metrics`]
 //! - [`db`]: the engine of both databases; [`backup`]: all of it in a file, and back
 //! - [`audit`]: who changed what; [`jobs`]: how background work is done; [`auth`]: who is calling and what they may do; [`meters`]; [`usage`]: reading
@@ -15,6 +15,8 @@
 //! - [`roles`]: what the program can be started as; [`cli`]: commands that end by themselves
 // two files have to call C: db/sqlstate.rs asks libpq for what diesel does not tell, db/interrupt.rs limits SQLite's time
 #![deny(unsafe_code)]
+// `print!` panics when its reader went away: see output.rs
+#![cfg_attr(not(test), deny(clippy::print_stdout))]
 #![cfg_attr(
     test,
     expect(clippy::disallowed_methods, reason = "tests ask clocks, dice and databases as they like")
@@ -49,6 +51,7 @@ pub mod meters;
 pub mod metrics;
 pub mod net;
 pub mod operations;
+pub mod output;
 pub mod retention;
 pub mod roles;
 mod string_enum;

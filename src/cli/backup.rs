@@ -6,11 +6,12 @@ use serde_json::json;
 
 use crate::backup::manifest::Manifest;
 use crate::backup::{self};
-use crate::cli::{Outcome, print, print_json};
+use crate::cli::{Outcome, print_json};
 use crate::clock;
 use crate::config::Config;
 use crate::config::commands::{Backup, BackupAction, Restore};
 use crate::error::{Error, Result};
+use crate::output::print;
 
 pub fn backup(config: &Config, asked: &Backup) -> Result<Outcome> {
     match (&asked.action, &asked.file) {

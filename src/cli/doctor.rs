@@ -4,13 +4,14 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use crate::cli::{Outcome, keys, print, print_json, table};
+use crate::cli::{Outcome, keys, print_json, table};
 use crate::config::{Config, Driver, ExportStorage};
 use crate::db::{self, Conn, DbError, migrations};
 use crate::error::Result;
 use crate::jobs::instances::{self, Instance};
 use crate::jobs::sql::{self, Standing};
 use crate::metering::time::{SECOND, Timestamp};
+use crate::output::print;
 
 /// With less room than this on a disk something will stop soon.
 const ROOM_LOW: u64 = 1 << 30;

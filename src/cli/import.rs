@@ -12,10 +12,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::cli::client::Server;
-use crate::cli::{Outcome, print, print_json};
+use crate::cli::{Outcome, print_json};
 use crate::config::Config;
 use crate::config::commands::EventsImport;
 use crate::error::{Code, Error, Result};
+use crate::output::print;
 use lines::{Line, Lines};
 
 /// Bytes of one call; a server takes more.

@@ -8,11 +8,12 @@ use serde_json::json;
 
 use crate::alerts::sealed::Sealed;
 use crate::alerts::sql::destinations::{self, StoredSecrets};
-use crate::cli::{Outcome, print, print_json};
+use crate::cli::{Outcome, print_json};
 use crate::config::Driver;
 use crate::config::commands::Keys;
 use crate::db::{self, audit};
 use crate::error::{Code, Error, Result};
+use crate::output::print;
 use crate::vault;
 
 /// Rows per transaction that reads, and per line of progress.

@@ -1,9 +1,10 @@
 //! What the program says about itself: completions and manual pages, made from the command line's description.
 
-use crate::cli::{Outcome, print};
+use crate::cli::Outcome;
 use crate::config::command_line;
 use crate::config::commands::Shell;
 use crate::error::{Error, Result};
+use crate::output::print;
 
 pub fn completions(shell: Shell) -> Result<Outcome> {
     let mut text = Vec::new();

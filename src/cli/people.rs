@@ -7,12 +7,13 @@ use serde_json::json;
 use crate::audit;
 use crate::auth::account::{begin_reset, disable, enable, end_all, reset_token, unlock};
 use crate::auth::sql::operator;
-use crate::cli::{Outcome, print, print_json, table};
+use crate::cli::{Outcome, print_json, table};
 use crate::config::commands::{Audit, Json, User, UserLink};
 use crate::config::{Config, Driver};
 use crate::db;
 use crate::error::{Error, Result};
 use crate::metering::time::Timestamp;
+use crate::output::print;
 
 pub fn user(config: &Config, user: &User) -> Result<()> {
     let driver = &config.db.driver;

@@ -4,11 +4,12 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
+use crate::cli::Outcome;
 use crate::cli::http::{cause, client};
-use crate::cli::{Outcome, print};
 use crate::config::commands::{Probe, ProbedRole};
 use crate::config::{Config, ListenAddr};
 use crate::error::{Error, Result};
+use crate::output::print;
 
 pub async fn run(config: &Config, probe: &Probe) -> Result<Outcome> {
     let path = if probe.ready { "/ready" } else { "/health" };

@@ -7,11 +7,12 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::cli::client::Server;
-use crate::cli::{Outcome, print, table};
+use crate::cli::{Outcome, table};
 use crate::config::Config;
 use crate::config::commands::{EventsTail, UsageQuery};
 use crate::error::{Error, Result};
 use crate::metering::time::{DAY, Timestamp};
+use crate::output::print;
 
 #[derive(Deserialize)]
 struct Bucket {

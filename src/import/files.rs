@@ -32,6 +32,7 @@ use crate::metering::json::{self, Map, Number, Value};
 use crate::metering::meter::{DimensionType, Meter};
 use crate::metering::time::Timestamp;
 use crate::meters::sql as meters;
+use crate::output::{print, print_line};
 use crate::usage::{fold, settle};
 
 const EVENTS_AT_ONCE: usize = 4_000;
@@ -146,10 +147,10 @@ pub fn run(mut session: Session, asked: &Files, reader: Reader) -> Result<()> {
     }
     import.store()?;
     import.fold()?;
-    print!("{}", import.report.finish()?);
-    println!("what is left out is listed in {}", rejected.display());
+    print(&import.report.finish()?);
+    print_line!("what is left out is listed in {}", rejected.display());
     if *dry_run {
-        println!("this was a dry run: nothing was stored");
+        print_line!("this was a dry run: nothing was stored");
     }
     Ok(())
 }

@@ -30,6 +30,7 @@ use crate::import::sql::foreign::{Foreign, Odd, Row, Table};
 use crate::import::sql::ours::Put;
 use crate::metering::meter::Meter;
 use crate::metering::time::Timestamp;
+use crate::output::{print, print_line};
 
 /// Why a row is not taken over, or why nothing can be.
 enum Refusal {
@@ -162,12 +163,12 @@ pub fn run(ours: Session, asked: &Reference) -> Result<()> {
     import.past()?;
     import.settle()?;
     let (text, new) = import.finish()?;
-    print!("{text}");
-    println!("what is left out is listed in {}", how.rejected.display());
+    print(&text);
+    print_line!("what is left out is listed in {}", how.rejected.display());
     match (asked.compare, new) {
-        (false, _) if how.dry_run => println!("this was a dry run: nothing was stored"),
+        (false, _) if how.dry_run => print_line!("this was a dry run: nothing was stored"),
         (false, _) => {}
-        (true, 0) => println!("nothing is missing here"),
+        (true, 0) => print_line!("nothing is missing here"),
         (true, new) => {
             return Err(Error::conflict(format!(
                 "{new} rows are not here yet, or are other ones there by now: run the import again without --compare"

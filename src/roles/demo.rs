@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
 use crate::metering::time::{DAY, HOUR, SECOND, Timestamp};
+use crate::output::print_line;
 
 const EMAIL: &str = "demo@example.com";
 const DAYS: i64 = 21;
@@ -40,7 +41,7 @@ pub async fn fill(address: SocketAddr) {
     match Demo::open(&base).await {
         Ok(Some((demo, password))) => match demo.fill().await {
             Ok(events) => {
-                println!(
+                print_line!(
                     "demo: {events} events in a workspace of its own\n  sign in   {base}/ as {EMAIL}, password \
                      {password}\n  API key   {}",
                     demo.key

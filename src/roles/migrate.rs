@@ -4,6 +4,7 @@
 use crate::config::{Config, MigrateAction};
 use crate::db::{self, cluster, migrations};
 use crate::error::Result;
+use crate::output::print_line;
 use crate::retention;
 
 pub fn run(config: &Config, action: MigrateAction) -> Result<()> {
@@ -11,17 +12,17 @@ pub fn run(config: &Config, action: MigrateAction) -> Result<()> {
     match action {
         MigrateAction::Up { distribute } => {
             let applied = migrations::run(driver)?;
-            println!("{} applied, schema is up to date", applied.len());
+            print_line!("{} applied, schema is up to date", applied.len());
             // without them events are stored as well, only pruned more slowly
             if let Err(error) = db::once(driver, retention::attach_year) {
                 eprintln!("the months ahead were not attached: {}", error.message);
             }
             if distribute {
-                cluster::distribute(driver)?.iter().for_each(|done| println!("{done}"));
+                cluster::distribute(driver)?.iter().for_each(|done| print_line!("{done}"));
             }
             if let Some(role) = &config.grant_to {
                 migrations::grant(driver, role)?;
-                println!("{role} may read and write the tables");
+                print_line!("{role} may read and write the tables");
             }
         }
         MigrateAction::Status { json } => {
@@ -34,22 +35,22 @@ pub fn run(config: &Config, action: MigrateAction) -> Result<()> {
                         .map(|step| &step.name)
                         .collect::<Vec<_>>()
                 };
-                println!(
+                print_line!(
                     "{}",
                     serde_json::json!({"applied": of(true), "pending": of(false), "unknown": unknown})
                 );
                 return Ok(());
             }
             for step in steps {
-                println!("{} {}", if step.applied { "applied" } else { "pending" }, step.name);
+                print_line!("{} {}", if step.applied { "applied" } else { "pending" }, step.name);
             }
             for version in unknown {
-                println!("unknown {version}");
+                print_line!("unknown {version}");
             }
         }
         MigrateAction::Revert(count) => {
             for version in migrations::revert(driver, count)? {
-                println!("reverted {version}");
+                print_line!("reverted {version}");
             }
         }
     }

@@ -16,6 +16,7 @@ use crate::db::{self, Conn, DbError, audit};
 use crate::error::{Error, Result};
 use crate::metering::meter::Meter;
 use crate::meters::sql as meters;
+use crate::output::{print, print_line};
 use crate::vault::{self, KeyRing};
 
 struct Export {
@@ -43,10 +44,10 @@ pub fn run(driver: &Driver, asked: &Asked) -> Result<()> {
     let months = export.usage()?;
     AFTER_EVENTS.iter().try_for_each(|table| export.rows(table))?;
     let contents = export.writer.finish(months)?;
-    print!("{}", told(&contents));
-    println!("written to {}", asked.file.display());
+    print(&told(&contents));
+    print_line!("written to {}", asked.file.display());
     if !header.has_secrets && contents.rows.get(secrets::TABLE).is_some_and(|rows| *rows > 0) {
-        println!(
+        print_line!(
             "secrets of webhooks are not in it: new ones are made where it is brought in (--secrets-key)"
         );
     }

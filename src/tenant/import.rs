@@ -28,6 +28,7 @@ use crate::metering::json;
 use crate::metering::meter::Meter;
 use crate::metering::quantity::Quantity;
 use crate::metering::time::Timestamp;
+use crate::output::{print, print_line};
 use crate::usage::{fold, settle};
 use crate::vault::KeyRing;
 
@@ -372,7 +373,7 @@ impl Import {
             audit::put_down(conn, "tenant::import", workspace_id, [workspace, name], Some(shown.clone()))
         })?;
         if dry_run {
-            println!("this was a dry run: nothing was stored");
+            print_line!("this was a dry run: nothing was stored");
             return Ok(());
         }
         self.ours.keep()
@@ -380,9 +381,9 @@ impl Import {
 
     fn tell(&mut self, contents: &Contents) -> Result<()> {
         let workspace_id = self.workspace_id;
-        print!("{}", told(contents));
+        print(&told(contents));
         if !self.kept.is_empty() {
-            println!(
+            print_line!(
                 "{} people had an account here already and keep it as it is; see that it is theirs: {}",
                 self.kept.len(),
                 self.addresses.join(", ")
@@ -390,14 +391,15 @@ impl Import {
         }
         let names = self.ours.read(|conn| usage::destinations(conn, workspace_id))?;
         if !self.header.has_secrets && !names.is_empty() {
-            println!(
+            print_line!(
                 "webhooks with a new secret, to be rotated and shown to their receivers: {}",
                 names.join(", ")
             );
         }
-        println!(
+        print_line!(
             "workspace {} ({}): all rows and totals are those of the file",
-            self.header.workspace, self.header.name
+            self.header.workspace,
+            self.header.name
         );
         Ok(())
     }

@@ -12,6 +12,7 @@ const FLOORS: &[&str] = &[
     "clock",
     "chance",
     "blocking",
+    "output",
     "vault",
     "config",
     "logging",
