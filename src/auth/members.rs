@@ -85,6 +85,47 @@ fn invitable_role(word: &str) -> Result<Role> {
         .ok_or_else(|| Error::invalid("role must be admin or viewer"))
 }
 
+/// The name of a workspace as it is stored.
+pub fn workspace_name(text: &str) -> Result<String> {
+    let name = text.trim();
+    if name.is_empty()
+        || name.chars().count() > MAX_WORKSPACE_NAME_CHARACTERS
+        || name.contains(char::is_control)
+    {
+        return Err(Error::invalid(format_args!(
+            "name must have 1 to {MAX_WORKSPACE_NAME_CHARACTERS} characters"
+        )));
+    }
+    Ok(name.to_owned())
+}
+
+/// Gives a user a role in a workspace on behalf of an operator, and takes them in with it when they are no member yet;
+/// 409 for the last owner.
+pub fn put_role(
+    conn: &mut Conn,
+    workspace_id: i64,
+    email: &str,
+    word: &str,
+    now: Timestamp,
+) -> Result<(), DbError> {
+    let role = role(word)?;
+    members::lock(conn, workspace_id)?;
+    audit::in_workspace(workspace_id);
+    let user = members::by_email(conn, email)?;
+    let before = members::role_of(conn, workspace_id, user.user_id)?;
+    audit::about(&user.public_id, email);
+    audit::states(before.map(|role| json!({"role": role})), Some(json!({"role": role})));
+    match before {
+        Some(before) => {
+            if role != Role::Owner {
+                keep_an_owner(conn, workspace_id, before)?;
+            }
+            members::set_role(conn, workspace_id, user.user_id, role, now).map(drop)
+        }
+        None => members::join(conn, workspace_id, user.user_id, role, now),
+    }
+}
+
 /// The lock first; then the caller's role once more, because the remembered one may be seconds old.
 fn as_owner(conn: &mut Conn, caller: Owner) -> Result<(), DbError> {
     members::lock(conn, caller.workspace_id)?;
@@ -203,13 +244,7 @@ impl Auth {
 
     /// Another name for the caller's workspace.
     pub async fn rename_workspace(&self, caller: &Caller, name: &str) -> Result<()> {
-        let (own, name) = (caller.key_owner(), name.trim().to_owned());
-        let characters = name.chars().count();
-        if characters == 0 || characters > MAX_WORKSPACE_NAME_CHARACTERS || name.contains(char::is_control) {
-            return Err(Error::invalid(format_args!(
-                "name must have 1 to {MAX_WORKSPACE_NAME_CHARACTERS} characters"
-            )));
-        }
+        let (own, name) = (caller.key_owner(), workspace_name(name)?);
         let work = move |conn: &mut Conn| {
             as_owner(conn, own)?;
             audit::about("", &name);

@@ -1,4 +1,4 @@
-//! `admin`: keys, workspaces and queues, by whoever has the database. Works with the server stopped or running.
+//! `admin`: keys and queues, by whoever has the database. Works with the server stopped or running.
 
 use std::sync::atomic::AtomicBool;
 
@@ -8,8 +8,8 @@ use crate::auth::key::{self, NewKeyRequest, Status};
 use crate::auth::session::normal_email;
 use crate::auth::sql::users::Member;
 use crate::auth::sql::{keys, operator};
-use crate::cli::{Outcome, people, print, print_json, table};
-use crate::config::commands::{Admin, Json, Key, KeyCreate, Of, Queue, Workspace};
+use crate::cli::{Outcome, people, print_json, table, workspaces};
+use crate::config::commands::{Admin, Json, Key, KeyCreate, Of, Queue};
 use crate::config::{Config, Driver};
 use crate::db::migrations::{self, Wanted};
 use crate::db::{self, Conn, DbError, audit};
@@ -18,6 +18,7 @@ use crate::jobs::dead_letters::{self, DeadLetter};
 use crate::jobs::sql;
 use crate::metering::time::Timestamp;
 use crate::operations::dead_letters::what_is_gone;
+use crate::output::print;
 
 pub fn run(config: &Config, admin: &Admin) -> Result<Outcome> {
     let driver = &config.db.driver;
@@ -27,8 +28,8 @@ pub fn run(config: &Config, admin: &Admin) -> Result<Outcome> {
         Admin::Key(Key::Create(wish)) => create_key(driver, wish),
         Admin::Key(Key::List { of, json }) => list_keys(driver, of, *json),
         Admin::Key(Key::Revoke { id }) => revoke_key(driver, id),
-        Admin::Workspace(Workspace::List(json)) => list_workspaces(driver, *json),
-        Admin::Workspace(Workspace::Rename { id, name }) => rename_workspace(driver, id, name),
+        Admin::Workspace(asked) => workspaces::run(driver, asked),
+        Admin::Member(asked) => workspaces::members(driver, asked),
         Admin::Queue(Queue::List(json)) => list_queues(driver, *json),
         Admin::Queue(Queue::Retry { id }) => retry(driver, id),
     }?;
@@ -111,33 +112,6 @@ fn revoke_key(driver: &Driver, id: &str) -> Result<()> {
         keys::revoke(conn, owner, id, Timestamp::now()).map(drop)
     })?;
     print(&format!("revoked {id}\n"));
-    Ok(())
-}
-
-fn list_workspaces(driver: &Driver, as_json: Json) -> Result<()> {
-    let owners = db::once(driver, operator::owners)?;
-    if as_json.json {
-        let items = owners.iter().map(|owner| {
-            json!({"id": owner.workspace_public_id, "name": owner.workspace_name, "owner": owner.email})
-        });
-        return print_json(&items.collect::<Vec<_>>());
-    }
-    let row = |owner: Member| [owner.workspace_public_id, owner.email, owner.workspace_name];
-    print(&table(["ID", "OWNER", "NAME"], &owners.into_iter().map(row).collect::<Vec<_>>()));
-    Ok(())
-}
-
-const WORKSPACE_NAME_MAX: usize = 255;
-
-fn rename_workspace(driver: &Driver, id: &str, name: &str) -> Result<()> {
-    let name = name.trim();
-    if name.is_empty() || name.chars().count() > WORKSPACE_NAME_MAX || name.contains(char::is_control) {
-        return Err(Error::invalid(format_args!(
-            "a name has 1 to {WORKSPACE_NAME_MAX} characters, none of them a control character"
-        )));
-    }
-    db::once_as_operator(driver, "workspaces::rename", |conn| operator::rename_workspace(conn, id, name))?;
-    print(&format!("renamed {id}\n"));
     Ok(())
 }
 

@@ -99,6 +99,9 @@ pub enum Admin {
     /// Workspaces
     #[command(subcommand)]
     Workspace(Workspace),
+    /// Who belongs to a workspace, and with which role
+    #[command(subcommand)]
+    Member(Member),
     /// Background work
     #[command(subcommand)]
     Queue(Queue),
@@ -226,8 +229,43 @@ pub struct KeyCreate {
 pub enum Workspace {
     /// All workspaces and who owns them
     List(Json),
+    /// Make a workspace, of a user who is there, and print its id
+    Create {
+        /// What it is called
+        #[arg(long)]
+        name: String,
+        /// The address of its owner
+        #[arg(long)]
+        owner: String,
+        #[command(flatten)]
+        json: Json,
+    },
     /// Give a workspace another name
     Rename { id: String, name: String },
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub enum Member {
+    /// Who belongs to a workspace, the oldest first
+    List {
+        /// Its id, as `workspace list` shows it
+        #[arg(long, value_name = "ID")]
+        workspace: String,
+        #[command(flatten)]
+        json: Json,
+    },
+    /// Give a user a role in a workspace, or take them in with it; running servers notice within the time of OPEN_SPANNER_CACHE_TTL
+    SetRole {
+        /// Its id, as `workspace list` shows it
+        #[arg(long, value_name = "ID")]
+        workspace: String,
+        /// The address of the user
+        #[arg(long)]
+        email: String,
+        /// owner, admin or viewer
+        #[arg(long)]
+        role: String,
+    },
 }
 
 #[derive(Clone, Debug, Subcommand)]

@@ -85,6 +85,7 @@ pub const CHANGES: &[(&str, &str, &str)] = &[
     ("tenant::export", "workspace.exported", "workspace"),
     ("tenant::import", "workspace.imported", "workspace"),
     ("users::register", "user.registered", "user"),
+    ("workspaces::create", "workspace.created", "workspace"),
     ("workspaces::rename", "workspace.renamed", "workspace"),
     ("workspaces::set_key_conflicts", "workspace.key_conflicts_changed", "workspace"),
     ("workspaces::set_time_zone", "workspace.time_zone_changed", "workspace"),

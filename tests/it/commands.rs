@@ -19,6 +19,7 @@ on_both_databases!(
     first_key_needs_no_server_and_no_user,
     keys_are_listed_and_ended,
     workspaces_are_listed_and_renamed,
+    workspaces_are_made_and_get_members,
     jobs_that_were_given_up_are_queued_anew,
     doctor_finds_what_is_wrong,
 );
@@ -264,6 +265,58 @@ async fn workspaces_are_listed_and_renamed(database: Database) {
     server.workspace().await;
     ended(on(&database, &["admin", "key", "create"]), 1, "--workspace");
     on(&database, &["admin", "key", "create", "--workspace", id]).succeeded();
+}
+
+async fn workspaces_are_made_and_get_members(database: Database) {
+    on(&database, &["admin", "user", "create", "--email", "a@example.com"]).succeeded();
+    on(&database, &["admin", "user", "create", "--email", "b@example.com"]).succeeded();
+    let create = ["admin", "workspace", "create", "--name", "Acme", "--owner", "A@example.com"];
+    let made = on(&database, &create).succeeded();
+    let id = made.stdout.trim();
+    let again = json(on(&database, &[&create[..], &["--json"]].concat()));
+    assert_eq!(
+        (&again["name"], &again["owner"]),
+        (&serde_json::json!("Acme"), &serde_json::json!("a@example.com"))
+    );
+    assert_ne!(again["id"], id, "names need not differ");
+    ended(
+        on(&database, &["admin", "workspace", "create", "--name", " ", "--owner", "a@example.com"]),
+        2,
+        "name",
+    );
+    ended(
+        on(&database, &["admin", "workspace", "create", "--name", "x", "--owner", "c@example.com"]),
+        1,
+        "not found",
+    );
+
+    let set = |email: &'static str, role: &'static str| {
+        on(&database, &["admin", "member", "set-role", "--workspace", id, "--email", email, "--role", role])
+    };
+    ended(set("a@example.com", "viewer"), 1, "owner");
+    ended(set("b@example.com", "king"), 2, "role");
+    ended(set("c@example.com", "viewer"), 1, "not found");
+    set("b@example.com", "viewer").succeeded();
+    set("b@example.com", "owner").succeeded();
+    set("a@example.com", "viewer").succeeded();
+    let members = json(on(&database, &["admin", "member", "list", "--workspace", id, "--json"]));
+    let roles: Vec<_> =
+        members.as_array().expect("a list").iter().map(|m| (m["email"].clone(), m["role"].clone())).collect();
+    let expected =
+        [("a@example.com", "viewer"), ("b@example.com", "owner")].map(|(a, b)| (a.into(), b.into()));
+    assert_eq!(roles, expected);
+    assert!(
+        on(&database, &["admin", "member", "list", "--workspace", id])
+            .succeeded()
+            .stdout
+            .contains("b@example.com")
+    );
+    ended(on(&database, &["admin", "member", "list", "--workspace", "nosuch"]), 1, "not found");
+    let rows = "SELECT action || ' ' || actor_kind AS line FROM audit_events WHERE action LIKE 'workspace%' OR action LIKE 'member%'
+                ORDER BY time, sequence";
+    let expected = [&["workspace.created operator"; 2][..], &["member.role_changed operator"; 3]].concat();
+    assert_eq!(database.lines(rows), expected);
+    ended(on(&database, &["audit", "verify"]), 0, "");
 }
 
 async fn jobs_that_were_given_up_are_queued_anew(database: Database) {

@@ -102,6 +102,23 @@ pub fn find(conn: &mut Conn, workspace_id: i64, public_id: &str) -> Result<Colle
     found.ok_or_else(|| Error::not_found("member").into())
 }
 
+/// The user with this address, member or not.
+pub struct Registered {
+    pub user_id: i64,
+    pub public_id: String,
+}
+
+/// 404 when nobody has the address.
+pub fn by_email(conn: &mut Conn, email: &str) -> Result<Registered, DbError> {
+    let found: Option<(i64, String)> = users::table
+        .filter(users::email.eq(email))
+        .select((users::id, users::public_id))
+        .first(conn)
+        .optional()?;
+    let (user_id, public_id) = found.ok_or_else(|| Error::not_found(format_args!("user {email:?}")))?;
+    Ok(Registered { user_id, public_id })
+}
+
 /// The role of a user as it is stored now.
 pub fn role_of(conn: &mut Conn, workspace_id: i64, user_id: i64) -> Result<Option<Role>, DbError> {
     let role: Option<String> =

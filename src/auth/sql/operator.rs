@@ -4,6 +4,7 @@ use diesel::prelude::*;
 
 use crate::auth::permission::Role;
 use crate::auth::sql::keys::Owner;
+use crate::auth::sql::members;
 use crate::auth::sql::users::{self, MEMBER, Member};
 use crate::db::schema::{api_keys, memberships, users as user_rows, workspaces};
 use crate::db::{Conn, DbError, audit};
@@ -67,6 +68,27 @@ pub fn key_owner(conn: &mut Conn, key: &str) -> Result<Owner, DbError> {
         .optional()?;
     let (workspace_id, user_id) = found.ok_or_else(|| Error::not_found("API key"))?;
     Ok(Owner { workspace_id, user_id })
+}
+
+/// The number of a workspace; 404 when there is none with this id.
+pub fn workspace(conn: &mut Conn, id: &str) -> Result<i64, DbError> {
+    let found: Option<i64> = workspaces::table
+        .filter(workspaces::public_id.eq(id))
+        .select(workspaces::id)
+        .first(conn)
+        .optional()?;
+    found.ok_or_else(|| Error::not_found("workspace").into())
+}
+
+/// Makes a workspace of a user who is there; 404 when nobody has the address.
+pub fn create_workspace(conn: &mut Conn, name: &str, email: &str, now: Timestamp) -> Result<Member, DbError> {
+    let owner = members::by_email(conn, email)?;
+    let workspace_id = users::add_workspace(conn, owner.user_id, name, now)?;
+    let made = users::member(conn, owner.user_id, workspace_id)?;
+    let made = made.ok_or_else(|| Error::internal("a new member is missing"))?;
+    audit::in_workspace(workspace_id);
+    audit::about(&made.workspace_public_id, name);
+    Ok(made)
 }
 
 /// Gives a workspace another name; 404 when there is none with this id.

@@ -112,14 +112,14 @@ pub fn tell(member: &Member) {
 /// A user's own workspace, named after the address.
 fn create_workspace(conn: &mut Conn, user_id: i64, email: &str, now: Timestamp) -> Result<i64, DbError> {
     let owner = email.split('@').next().unwrap_or_default();
+    add_workspace(conn, user_id, &format!("{owner}'s workspace"), now)
+}
+
+/// A workspace with this owner; its number.
+pub fn add_workspace(conn: &mut Conn, user_id: i64, name: &str, now: Timestamp) -> Result<i64, DbError> {
     let public_id = chance::id().to_string();
     let workspace_id = diesel::insert_into(workspaces::table)
-        .values(NewWorkspace {
-            id: new_id(),
-            public_id,
-            name: &format!("{owner}'s workspace"),
-            created_at: now.0,
-        })
+        .values(NewWorkspace { id: new_id(), public_id, name, created_at: now.0 })
         .returning(workspaces::id)
         .get_result(conn)?;
     diesel::insert_into(memberships::table)
