@@ -220,9 +220,10 @@ async fn admit(app: &App, request: &ServiceRequest, pattern: &str, access: &Acce
         }
         request.extensions_mut().insert(caller);
     }
-    if by_cookie && changes && !session::is_own(request.request()) && !body::is_json(request.request()) {
+    let is_forms = || !session::is_own(request.request()) && !body::is_json(request.request());
+    if by_cookie && changes && session::is_from_browser(request.request()) && is_forms() {
         // a form of another site can send this with our cookie, and an old browser does not say that it did
-        let rule = "with a cookie, what is sent must have the content type application/json";
+        let rule = "with a cookie, what a browser sends must have the content type application/json";
         return Err(Error::new(Code::UnsupportedContentType, rule));
     }
     Ok(())

@@ -166,6 +166,13 @@ pub fn is_own(request: &HttpRequest) -> bool {
     }
 }
 
+/// Whether a browser sent this: they say where it comes from, or at least that they are one, which programs do not.
+pub fn is_from_browser(request: &HttpRequest) -> bool {
+    let says_origin = ["sec-fetch-site", "sec-fetch-mode", "origin", "referer"];
+    says_origin.iter().any(|name| request.headers().contains_key(*name))
+        || sent_header(request, "user-agent").is_some_and(|agent| agent.starts_with("Mozilla/"))
+}
+
 /// Whether a cookie of a session came along.
 pub fn shows_session(request: &HttpRequest) -> bool {
     [ACCESS_COOKIE, REFRESH_COOKIE].iter().any(|name| sent_cookie(request, name).is_some())

@@ -7,7 +7,7 @@ use crate::support::{Answer, Client, Database, Server, on_both_databases, unique
 
 on_both_databases!(
     no_other_site_signs_anybody_in,
-    what_comes_with_a_cookie_is_json,
+    what_a_browser_sends_with_a_cookie_is_json,
     a_sign_in_answers_with_cookies_and_no_token,
     a_refresh_gives_new_tokens,
     a_used_refresh_token_works_once_more_for_a_moment,
@@ -104,7 +104,7 @@ async fn no_other_site_signs_anybody_in(database: Database) {
 }
 
 /// A form of another site can send these with our cookie, and an old browser would not say that it did.
-async fn what_comes_with_a_cookie_is_json(database: Database) {
+async fn what_a_browser_sends_with_a_cookie_is_json(database: Database) {
     let server = Server::start(&database);
     let ws = server.workspace().await;
     let meter = |n: u32| json!({"name": format!("m{n}"), "unit": "u"}).to_string();
@@ -115,34 +115,43 @@ async fn what_comes_with_a_cookie_is_json(database: Database) {
         };
         client.post_bytes("/v1/meters", body.into_bytes()).await
     };
-    for form in ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"] {
-        send(&ws.session, form, meter(0)).await.error(415, "unsupported_content_type");
+    let forms = ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"];
+    // a program says nothing of where it comes from, and may call its JSON what it likes
+    for (n, form) in (10..).zip(forms) {
+        send(&ws.session, form, meter(n)).await.expect(201);
+    }
+    // an old browser says only what it is
+    let browser =
+        ws.session.with("user-agent", "Mozilla/5.0 (X11; Linux x86_64; rv:60.0) Gecko/20100101 Firefox/60.0");
+    let linked = ws.session.with("referer", "https://elsewhere.example/");
+    let typed = ws.session.with("sec-fetch-site", "none");
+    for form in forms {
+        for client in [&browser, &linked, &typed] {
+            send(client, form, meter(0)).await.error(415, "unsupported_content_type");
+        }
     }
     // what says nothing is no form: a form always says what it sends
-    send(&ws.session, "", meter(7)).await.expect(201);
+    send(&browser, "", meter(7)).await.expect(201);
     let cancel = "/v1/exports/01900000-0000-7000-8000-000000000000/cancel";
-    ws.session.post_bytes(cancel, Vec::new()).await.error(404, "not_found");
-    let form = ws.session.with("content-type", "application/x-www-form-urlencoded");
+    browser.post_bytes(cancel, Vec::new()).await.error(404, "not_found");
+    let form = browser.with("content-type", "application/x-www-form-urlencoded");
     form.post_bytes(cancel, Vec::new()).await.error(415, "unsupported_content_type");
     form.post_bytes("/v1/auth/workspace/leave", Vec::new()).await.error(415, "unsupported_content_type");
     for (n, json) in
         [(1, "application/json"), (2, "Application/JSON; charset=utf-8"), (3, "application/x+json")]
     {
-        send(&ws.session, json, meter(n)).await.expect(201);
+        send(&browser, json, meter(n)).await.expect(201);
     }
     // a page of this server may send what it likes, and so may whoever has a key
     let host = server.http().to_owned();
     let own = [("sec-fetch-site", "same-origin".to_owned()), ("origin", format!("http://{host}"))];
     for (n, (name, value)) in (4..).zip(own) {
-        send(&ws.session.with(name, value), "text/plain", meter(n)).await.expect(201);
+        send(&browser.with(name, value), "text/plain", meter(n)).await.expect(201);
     }
-    send(&ws.session.with("sec-fetch-site", "none"), "text/plain", meter(0))
-        .await
-        .error(415, "unsupported_content_type");
-    send(&ws.key, "text/plain", meter(6)).await.expect(201);
+    send(&ws.key.with("user-agent", "Mozilla/5.0"), "text/plain", meter(6)).await.expect(201);
     // the cookie alone renews a session: a form renews none
     let refresh = server.client().with("cookie", format!("{REFRESH}=osp_rt_x"));
-    let form = refresh.with("content-type", "text/plain");
+    let form = refresh.with("content-type", "text/plain").with("user-agent", "Mozilla/5.0");
     form.post_bytes(REFRESHING, Vec::new()).await.error(415, "unsupported_content_type");
     refresh.post_bytes(REFRESHING, Vec::new()).await.error(401, "unauthorized");
 }
