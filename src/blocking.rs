@@ -3,6 +3,7 @@
 //!
 //! How many run at once is decided by who begins it (a pool's permits, a queue's places), never here.
 
+use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
@@ -36,4 +37,52 @@ pub fn thread(name: &str, work: impl FnOnce() + Send + 'static) -> Result<()> {
 #[expect(clippy::disallowed_methods, reason = "the one place that holds a thread")]
 pub fn pause(time: Duration) {
     thread::sleep(time);
+}
+
+/// Makes values on a thread of its own while the caller works on those before; one waits in between. Whichever side fails
+/// first ends both.
+pub fn ahead<T: Send>(
+    make: impl FnOnce(&mut dyn FnMut(T) -> Result<()>) -> Result<()> + Send,
+    mut work: impl FnMut(T) -> Result<()>,
+) -> Result<()> {
+    let (sender, receiver) = mpsc::sync_channel(1);
+    thread::scope(|scope| {
+        let maker = scope.spawn(move || {
+            make(&mut |made| sender.send(made).map_err(|_| Error::internal("nobody works on it any more")))
+        });
+        // with the iterator goes the receiver, and the maker fails at its next value
+        let worked = receiver.into_iter().try_for_each(&mut work);
+        let made = maker.join().unwrap_or_else(|_| Err(Error::internal("what made values has ended")));
+        worked.and(made)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_made_ahead_comes_in_order_and_either_side_ends_both() {
+        let numbers = |until: u32| {
+            move |hand: &mut dyn FnMut(u32) -> Result<()>| (0..until).try_for_each(|number| hand(number))
+        };
+        let mut seen = Vec::new();
+        ahead(numbers(5), |number| {
+            seen.push(number);
+            Ok(())
+        })
+        .expect("nobody fails");
+        assert_eq!(seen, [0, 1, 2, 3, 4]);
+
+        let worker = ahead(numbers(u32::MAX), |number| match number {
+            3 => Err(Error::invalid("three")),
+            _ => Ok(()),
+        });
+        assert!(worker.is_err_and(|error| error.message.contains("three")));
+        let maker = |hand: &mut dyn FnMut(u32) -> Result<()>| {
+            hand(1)?;
+            Err(Error::invalid("no more"))
+        };
+        assert!(ahead(maker, |_| Ok(())).is_err_and(|error| error.message.contains("no more")));
+    }
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::{Ids, Import, id_of};
+use crate::blocking;
 use crate::error::{Code, Error, Result};
 use crate::import::progress::Progress;
 use crate::import::sql::foreign::Kind::{Real, Text};
@@ -86,7 +87,8 @@ impl Import {
         self.note_columns(&EVENTS);
         let known = WriteCache::default();
         let Import { theirs, ours, report, ids, tally, rolled } = self;
-        theirs.each(&EVENTS, EVENTS_AT_ONCE, |rows| {
+        let read = |hand: &mut dyn FnMut(Vec<Row>) -> Result<()>| theirs.each(&EVENTS, EVENTS_AT_ONCE, hand);
+        blocking::ahead(read, |rows| {
             let mut batches: BTreeMap<i64, Batch> = BTreeMap::new();
             for row in &rows {
                 match event_of(ids, row) {
