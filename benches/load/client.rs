@@ -173,13 +173,13 @@ pub async fn run(address: SocketAddr, lists: Vec<Vec<Request>>, time: Duration) 
                     200..300 => {
                         let body = &connection.buffer[from..to];
                         if request.events > 1 && status != 204 && accepted(body) != Some(request.events) {
-                            return Err(format!("not all accepted: {}", beginning(body)).into());
+                            return Err(format!("not all accepted: {}", shown(body)).into());
                         }
                         load.events += request.events;
                         load.cents += request.cents;
                     }
                     _ => {
-                        let body = beginning(&connection.buffer[from..to]);
+                        let body = shown(&connection.buffer[from..to]);
                         return Err(format!("status {status}: {body}").into());
                     }
                 }
@@ -210,6 +210,11 @@ fn accepted(body: &[u8]) -> Option<u64> {
     std::str::from_utf8(&rest[..digits]).ok()?.parse().ok()
 }
 
-fn beginning(body: &[u8]) -> String {
-    String::from_utf8_lossy(&body[..body.len().min(300)]).into_owned()
+/// Of a long answer its beginning and its end, where lines are counted.
+fn shown(body: &[u8]) -> String {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    match body.len() > 600 {
+        true => format!("{} … {}", text(&body[..300]), text(&body[body.len() - 300..])),
+        false => text(body),
+    }
 }
