@@ -12,5 +12,6 @@ pub mod json;
 pub mod meter;
 pub mod quantity;
 pub mod rollup;
+pub mod sketch;
 pub mod state;
 pub mod time;

@@ -129,6 +129,7 @@ pub(super) fn query(terms: &RuleSpec, meter: Arc<Meter>, window: Window) -> Resu
         filter: terms.filter()?,
         buckets: None,
         skip_missing: terms.group_by.is_some(),
+        exact: true,
     })
 }
 

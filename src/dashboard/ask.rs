@@ -106,6 +106,7 @@ pub fn whole(meter: Meter, window: Window, calendar: &Calendar) -> Result<Query>
         filter: None,
         buckets: Some(Buckets::of(calendar.clone(), window)?),
         skip_missing: false,
+        exact: true,
     })
 }
 

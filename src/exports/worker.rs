@@ -291,6 +291,7 @@ impl Run<'_> {
             filter: asked.filter()?,
             buckets: Some(buckets),
             skip_missing: false,
+            exact: true,
         };
         Ok((query, calendar))
     }

@@ -189,6 +189,8 @@ pub struct Search {
     group_by: Option<Vec<String>>,
     limit: Option<i64>,
     filter: Option<filter::Node>,
+    /// Every different value is kept, however many there are; downloads are always exact.
+    exact: Option<bool>,
     /// Downloads only: an apostrophe before cells that a spreadsheet would run as a formula; unless told not to.
     formula_guard: Option<bool>,
 }
@@ -205,6 +207,7 @@ struct Request {
     week_start: String,
     group_by: Vec<String>,
     filter: Option<Filter>,
+    exact: bool,
     limit: i64,
 }
 
@@ -221,6 +224,7 @@ impl Request {
             week_start: params.get("week_start").to_owned(),
             group_by: params.all("group_by").map(str::to_owned).collect(),
             filter: metadata_filter(params)?,
+            exact: params.boolean("exact", "invalid_exact")?.unwrap_or(false),
             limit,
         })
     }
@@ -237,6 +241,7 @@ impl Request {
             week_start: search.week_start.unwrap_or_default(),
             group_by: search.group_by.unwrap_or_default(),
             filter: Filter::parse_optional(search.filter.as_ref())?,
+            exact: search.exact.unwrap_or(false),
             limit,
         })
     }
@@ -254,8 +259,8 @@ impl Request {
         let subject = query::parse_subject_filter(&self.subject)?;
         let meter = known_meter(app, caller, &self.meter).await?;
         let group_by = query::parse_group_by(&meter, self.group_by.iter().map(String::as_str))?;
-        let filter = self.filter;
-        let query = Query { meter, window, subject, group_by, filter, buckets, skip_missing: false };
+        let (filter, exact) = (self.filter, self.exact);
+        let query = Query { meter, window, subject, group_by, filter, buckets, skip_missing: false, exact };
         Ok((query, self.limit as usize))
     }
 }
@@ -317,6 +322,9 @@ async fn run_query<T: Send + 'static>(
 const BUCKET_SIZES: &str = "`minute`, `5m`, `15m`, `hour`, `day` (unless told), `week`, `month`, `quarter`, `year`, or \
                             so many of a unit: `30min`, `6h`, `10d`, `2w`, `3m` (months), `2q`, `2y`.";
 
+const EXACT: &str = "Every different value is kept, however many there are. Else a row with more than 8,192 of them is \
+                     told from a sketch, and says so; downloads are always exact.";
+
 fn bucket_query(summary: &'static str) -> Doc {
     Doc::new("usage", summary)
         .required_text("meter", "Name of the meter.")
@@ -328,6 +336,7 @@ fn bucket_query(summary: &'static str) -> Doc {
         .text("anchor", "RFC 3339: buckets are counted from here.")
         .text("week_start", "`monday` or `sunday`; `monday` unless told.")
         .repeated("group_by", "`subject` or declared dimensions, up to five.")
+        .flag("exact", EXACT)
 }
 
 pub fn describe_list() -> Doc {
@@ -394,7 +403,7 @@ async fn bucket_csv(
     request: Request,
     formula_guard: bool,
 ) -> Result<HttpResponse> {
-    let (query, limit) = request.check(app, caller).await?;
+    let (query, limit) = Request { exact: true, ..request }.check(app, caller).await?;
     let write = move |query: &Query, cells| {
         let mut table = Table::of_buckets(query, formula_guard)?;
         query::buckets(query, cells).iter().try_for_each(|bucket| table.bucket(query, bucket))?;
@@ -426,6 +435,8 @@ pub struct BreakdownSearch {
     to: Option<String>,
     limit: Option<i64>,
     filter: Option<filter::Node>,
+    /// Every different value is kept, however many there are.
+    exact: Option<bool>,
 }
 
 pub fn describe_breakdown() -> Doc {
@@ -451,7 +462,8 @@ pub async fn breakdown(
     let filter = Filter::parse_optional(search.filter.as_ref())?;
     let meter = known_meter(&app, &caller, &name).await?;
     let field = query::parse_breakdown_field(&meter, &search.field.unwrap_or_default())?;
-    let query = one_field(meter, window, subject, field, filter);
+    let exact = search.exact.unwrap_or(false);
+    let query = Query { exact, ..one_field(meter, window, subject, field, filter) };
     let limit = body_limit(search.limit) as usize;
     let rows = move |query: &Query, cells: GroupedAggregates| {
         cells.check_size()?;
@@ -500,5 +512,14 @@ fn one_field(
     field: GroupField,
     filter: Option<Filter>,
 ) -> Query {
-    Query { meter, window, subject, group_by: vec![field], filter, buckets: None, skip_missing: true }
+    Query {
+        meter,
+        window,
+        subject,
+        group_by: vec![field],
+        filter,
+        buckets: None,
+        skip_missing: true,
+        exact: true,
+    }
 }

@@ -152,6 +152,12 @@ impl Quantity {
         Quantity(self.0.with_scale_round(digits, mode).normalized())
     }
 
+    /// Rounded to so many significant digits, half to even.
+    pub fn to_digits(&self, digits: u64) -> Quantity {
+        let digits = NonZeroU64::new(digits).unwrap_or(NonZeroU64::MIN);
+        Quantity(self.0.with_precision_round(digits, RoundingMode::HalfEven).normalized())
+    }
+
     /// How many digits it has, and the power of ten of the first one.
     pub fn extent(&self) -> (u64, i64) {
         let digits = self.0.digits();

@@ -42,7 +42,7 @@ impl Edge {
 }
 
 /// What is known of a set of events without the events. Adding two parts in any order gives the same whole.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Part {
     pub count: i64,
     pub sum: Quantity,
@@ -73,13 +73,13 @@ impl Part {
         }
     }
 
-    /// Adds what only some aggregations know; returns the bytes that it takes.
-    pub fn add_state(&mut self, state: &State) -> usize {
+    /// Adds what only some aggregations know; returns the bytes that it grew by, or shrank.
+    pub fn add_state(&mut self, state: &State) -> isize {
         match &mut self.state {
             Some(own) => own.merge(state),
             None => {
                 self.state = Some(Box::new(state.clone()));
-                state.bytes()
+                state.bytes() as isize
             }
         }
     }
@@ -127,6 +127,11 @@ impl Part {
                 *last = Edge { at, id, quantity: quantity.clone() };
             }
         }
+    }
+
+    /// How far the value may be off, as a share of it; `None` when it is exact.
+    pub fn error(&self) -> Option<Quantity> {
+        self.state.as_ref().and_then(|state| state.error())
     }
 
     /// The value of an answer row; `length` is the divisor of a rate, in microseconds (rest.md 9.2).
@@ -181,7 +186,7 @@ pub fn merge<K: Ord>(parts: &mut BTreeMap<K, Part>, key: K, part: &Part) {
 
 /// Sums by start, in order of time. A vector: a map has room for eleven sums in its smallest node, a quarter of a
 /// kilobyte each, and most series of a subject have one.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Series(Vec<(Timestamp, Part)>);
 
 impl Series {

@@ -1,9 +1,9 @@
 //! What some aggregations must know of events beyond count, sum and edges: the different values, how often each
 //! quantity came, squares, the latest of each key, an area. States of disjoint sets of events merge into the state of all of
-//! them, in any order. Exact; what they take in memory is told to whoever bounds it. Pure.
+//! them, in any order; what they take in memory is told to whoever bounds it. Pure. What may become a sketch: `sketch`.
 
+use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -12,13 +12,14 @@ use utoipa::ToSchema;
 use crate::metering::meter::Meter;
 use crate::metering::quantity::Quantity;
 use crate::metering::rollup::Edge;
+use crate::metering::sketch::{Distinct, ENTRY_BYTES, Spread};
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum State {
     /// Different values of a field.
-    Values(BTreeSet<String>),
+    Values(Distinct),
     /// How often each quantity came, and the meter, which says what is asked of them.
-    Quantities(BTreeMap<Quantity, u64>, Arc<Meter>),
+    Quantities(Spread, Arc<Meter>),
     /// The sum of the squares.
     Squares(Quantity),
     /// The latest event of each key.
@@ -27,36 +28,20 @@ pub enum State {
     Area(Quantity),
 }
 
-/// Of an entry, without its text.
-const ENTRY_BYTES: usize = 120;
-
 impl State {
-    /// Adds what another state knows; returns the bytes that it grew by, about.
-    pub fn merge(&mut self, other: &State) -> usize {
+    /// Adds what another state knows; returns the bytes that it grew by, about, or shrank.
+    pub fn merge(&mut self, other: &State) -> isize {
         match (self, other) {
-            (State::Values(all), State::Values(more)) => {
-                let mut bytes = 0;
-                for value in more {
-                    if !all.contains(value) {
-                        bytes += ENTRY_BYTES + value.len();
-                        all.insert(value.clone());
-                    }
-                }
-                bytes
-            }
-            (State::Quantities(all, _), State::Quantities(more, _)) => {
-                let before = all.len();
-                for (quantity, count) in more {
-                    *all.entry(quantity.clone()).or_default() += count;
-                }
-                (all.len() - before) * ENTRY_BYTES
+            (State::Values(all), State::Values(more)) => all.merge(more),
+            (State::Quantities(all, meter), State::Quantities(more, _)) => {
+                all.merge(more, &meter.options.histogram_bounds)
             }
             (State::Squares(all), State::Squares(more)) | (State::Area(all), State::Area(more)) => {
                 *all += more;
                 0
             }
             (State::Latest(all), State::Latest(more)) => {
-                more.iter().map(|(key, edge)| later(all, key, edge)).sum()
+                more.iter().map(|(key, edge)| later(all, key, edge)).sum::<usize>() as isize
             }
             // of another aggregation: the meter changed while the query ran
             _ => 0,
@@ -66,8 +51,8 @@ impl State {
     /// What it takes in memory, about.
     pub fn bytes(&self) -> usize {
         match self {
-            State::Values(all) => all.iter().map(|value| ENTRY_BYTES + value.len()).sum(),
-            State::Quantities(all, _) => all.len() * ENTRY_BYTES,
+            State::Values(all) => all.bytes(),
+            State::Quantities(all, _) => all.bytes(),
             State::Latest(all) => all.keys().map(|key| ENTRY_BYTES + key.len()).sum(),
             State::Squares(_) | State::Area(_) => ENTRY_BYTES,
         }
@@ -76,10 +61,10 @@ impl State {
     /// The value of an answer. `count` and `sum` are those of the events; `length` is in microseconds.
     pub fn value(&self, count: i64, sum: &Quantity, length: i64) -> Quantity {
         match self {
-            State::Values(all) => Quantity::from(all.len() as i64),
+            State::Values(all) => all.count(),
             State::Quantities(all, meter) => {
                 let first = meter.options.percentiles.first();
-                first.map_or_else(Quantity::zero, |percent| percentile(all, percent))
+                first.map_or_else(Quantity::zero, |percent| all.percentile(percent))
             }
             State::Squares(squares) => deviation(count, sum, squares),
             State::Latest(all) => all.values().fold(Quantity::zero(), |sum, edge| &sum + &edge.quantity),
@@ -87,19 +72,27 @@ impl State {
         }
     }
 
+    /// How far the value may be off, as a share of it; `None` when it is exact.
+    pub fn error(&self) -> Option<Quantity> {
+        match self {
+            State::Values(all) => all.error(),
+            State::Quantities(all, _) => all.error(),
+            _ => None,
+        }
+    }
+
     /// All percentiles that are asked for.
     pub fn percentiles(&self) -> BTreeMap<String, Quantity> {
         let State::Quantities(all, meter) = self else { return BTreeMap::new() };
         let asked = meter.options.percentiles.iter();
-        asked.map(|percent| (percent.to_plain(), percentile(all, percent))).collect()
+        asked.map(|percent| (percent.to_plain(), all.percentile(percent))).collect()
     }
 
     /// How many events lie between the bounds of the meter, if it has any.
     pub fn histogram(&self) -> Option<Histogram> {
-        match self {
-            State::Quantities(all, meter) => Histogram::of(all, &meter.options.histogram_bounds),
-            _ => None,
-        }
+        let State::Quantities(all, meter) = self else { return None };
+        let bounds = &meter.options.histogram_bounds;
+        (!bounds.is_empty()).then(|| Histogram { bounds: bounds.clone(), counts: all.between(bounds) })
     }
 }
 
@@ -110,20 +103,6 @@ pub struct Histogram {
     pub bounds: Vec<Quantity>,
     /// Of each bound: events up to it and above the one before; at last events above all. One more than bounds.
     pub counts: Vec<u64>,
-}
-
-impl Histogram {
-    fn of(all: &BTreeMap<Quantity, u64>, bounds: &[Quantity]) -> Option<Histogram> {
-        if bounds.is_empty() {
-            return None;
-        }
-        let mut counts = vec![0; bounds.len() + 1];
-        for (quantity, count) in all {
-            // bounds belong to what lies below them
-            counts[bounds.partition_point(|bound| bound < quantity)] += count;
-        }
-        Some(Histogram { bounds: bounds.to_vec(), counts })
-    }
 }
 
 fn later(all: &mut BTreeMap<String, Edge>, key: &str, edge: &Edge) -> usize {
@@ -139,20 +118,6 @@ fn later(all: &mut BTreeMap<String, Edge>, key: &str, edge: &Edge) -> usize {
             0
         }
     }
-}
-
-/// The smallest quantity that at least so many percent of the events do not exceed (nearest rank): always one that came.
-fn percentile(all: &BTreeMap<Quantity, u64>, percent: &Quantity) -> Quantity {
-    let count: u64 = all.values().sum();
-    let wanted = percent * &Quantity::from(count as i64);
-    let mut seen = 0;
-    for (quantity, count) in all {
-        seen += count;
-        if &Quantity::from(seen as i64) * &Quantity::from(100) >= wanted {
-            return quantity.clone();
-        }
-    }
-    Quantity::zero()
 }
 
 /// Of the whole population: the root of the mean squared distance from the mean, to 34 digits.
@@ -229,27 +194,6 @@ mod tests {
 
     fn q(n: i64) -> Quantity {
         Quantity::from(n)
-    }
-
-    #[test]
-    fn percentiles_are_values_that_came() {
-        let all: BTreeMap<Quantity, u64> = [(q(1), 1), (q(2), 1), (q(3), 1), (q(4), 1)].into();
-        for (percent, expected) in [(1, 1), (25, 1), (26, 2), (50, 2), (75, 3), (76, 4), (100, 4)] {
-            assert_eq!(percentile(&all, &q(percent)), q(expected), "{percent}");
-        }
-    }
-
-    #[test]
-    fn a_bound_belongs_to_what_lies_below_it() {
-        let all: BTreeMap<Quantity, u64> = [(q(1), 2), (q(2), 1), (q(3), 5), (q(10), 4)].into();
-        let counts = |bounds: &[i64]| {
-            let bounds: Vec<Quantity> = bounds.iter().copied().map(q).collect();
-            Histogram::of(&all, &bounds).map(|histogram| histogram.counts)
-        };
-        assert_eq!(counts(&[]), None);
-        assert_eq!(counts(&[2, 5, 20]), Some(vec![3, 5, 4, 0]));
-        assert_eq!(counts(&[0]), Some(vec![0, 12]));
-        assert_eq!(counts(&[10]), Some(vec![12, 0]));
     }
 
     #[test]

@@ -56,6 +56,7 @@ fn query(meter: &Arc<Meter>, window: Window, size: BucketSize) -> Query {
         filter: None,
         buckets: Some(Buckets::plain(size)),
         skip_missing: false,
+        exact: true,
     }
 }
 

@@ -18,6 +18,7 @@ use crate::metering::json::Map;
 use crate::metering::meter::{Aggregation, Meter};
 use crate::metering::quantity::Quantity;
 use crate::metering::rollup::{Part, add_event, merge};
+use crate::metering::sketch::EXACT_MAX;
 use crate::metering::state::{Histogram, State};
 use crate::metering::time::{BucketSize, Timestamp, Window};
 
@@ -55,9 +56,16 @@ pub struct Query {
     pub buckets: Option<Buckets>,
     /// Events that lack a value to group by, or have an empty one, are left out instead of grouped under a name.
     pub skip_missing: bool,
+    /// Different values and percentiles are never told from a sketch: for what money or a decision follows from.
+    pub exact: bool,
 }
 
 impl Query {
+    /// Values of one row that are kept before they become a sketch.
+    pub fn values_kept(&self) -> usize {
+        if self.exact { usize::MAX } else { EXACT_MAX }
+    }
+
     /// The start of the row an instant belongs to.
     pub fn bucket(&self, at: Timestamp) -> Timestamp {
         self.buckets.as_ref().map_or(self.window.from, |buckets| buckets.start(at))
@@ -280,12 +288,12 @@ impl GroupedAggregates {
         let grown = match self.parts.entry((start, group)) {
             Entry::Vacant(free) => {
                 free.insert(Part::carried(state.clone()));
-                state.bytes()
+                state.bytes() as isize
             }
             Entry::Occupied(mut taken) => taken.get_mut().add_state(state),
         };
         // what goes with a row that is pushed out stays counted: the bound is on what a query looked at
-        self.bytes += grown;
+        self.bytes = self.bytes.saturating_add_signed(grown);
         match self.bytes > CELL_BYTES_MAX {
             true => Err(Error::query_too_large()),
             false => self.keep_first(rows, bytes),
@@ -359,9 +367,16 @@ pub struct Bucket {
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     #[schema(required = false)]
     pub percentiles: BTreeMap<String, Quantity>,
-    /// Of aggregation `percentile`, where the meter has `histogram_bounds`.
+    /// Of aggregation `percentile`, where the meter has `histogram_bounds`. Always exact.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub histogram: Option<Histogram>,
+    /// Only ever `true`: a sketch told the quantity, because there were too many different values to keep them all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub approximate: Option<bool>,
+    /// Of an approximate quantity, how far it may be off, as a share of it: 0.005 for percentiles, always; 0.025 for
+    /// different values, in 997 of 1,000 answers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<Quantity>,
 }
 
 /// When a bucket begins: in UTC, or as the clocks of the zone that was asked for show it.
@@ -417,6 +432,8 @@ pub fn buckets(query: &Query, cells: GroupedAggregates) -> Vec<Bucket> {
             group,
             percentiles: part.state.as_ref().map(|state| state.percentiles()).unwrap_or_default(),
             histogram: part.state.as_ref().and_then(|state| state.histogram()),
+            approximate: part.error().map(|_| true),
+            error: part.error(),
         });
     }
     rows
@@ -432,6 +449,11 @@ pub struct BreakdownItem {
     pub events: i64,
     pub aggregation: &'static str,
     pub unit: String,
+    /// As in a bucket.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub approximate: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<Quantity>,
 }
 
 /// The largest rows of a query that is grouped by one field, then by value.
@@ -444,6 +466,8 @@ pub fn breakdown(query: &Query, cells: GroupedAggregates, limit: usize) -> Vec<B
         events: part.count,
         aggregation: query.meter.aggregation.as_str(),
         unit: query.meter.unit.clone(),
+        approximate: part.error().map(|_| true),
+        error: part.error(),
     };
     // values come in order, and sorting is stable
     let mut shares: Vec<BreakdownItem> = cells.parts.into_iter().map(share).collect();

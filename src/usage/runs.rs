@@ -194,6 +194,7 @@ mod tests {
             filter: None,
             buckets: None,
             skip_missing: false,
+            exact: true,
         };
         let (_directory, mut conn) = plan::empty_database();
         let mut statement = Statement::new(&conn);

@@ -16,7 +16,8 @@ on_both_databases!(
     levels_and_deviations_are_what_a_slow_model_says,
     a_level_lasts_over_the_edges_of_windows,
     what_has_no_meaning_is_refused,
-    events_of_these_meters_stay
+    events_of_these_meters_stay,
+    a_row_of_many_values_says_how_far_it_may_be_off
 );
 
 /// 2026-06-01T00:00:00Z
@@ -486,4 +487,62 @@ async fn events_of_these_meters_stay(database: Database) {
     assert_eq!(database.count("events"), 3, "the event of the other meter is pruned");
     assert_eq!(ws.total("unique_count").await, "2");
     assert_eq!((&made["aggregation_field"], &calls["aggregation_field"]), (&json!("subject"), &Value::Null));
+}
+
+/// Each value twice, in no order: 9,000 on one day of one region, 3,000 on the next.
+async fn a_row_of_many_values_says_how_far_it_may_be_off(database: Database) {
+    let server = Server::start(&database);
+    let ws = server.workspace().await;
+    meter(&ws, "unique_count", json!({"aggregation_field": "user.id"})).await;
+    meter(&ws, "percentile", json!({"percentiles": [50, 99.9, 100], "histogram_bounds": [7000]})).await;
+    let event = |meter: &str, n: i64, day: i64, region: &str| {
+        json!({"meter": meter, "subject": "s", "quantity": n, "timestamp": time(JUNE + day * DAY + n),
+               "metadata": {"region": region, "user": {"id": format!("user-{n}")}}})
+    };
+    for name in ["unique_count", "percentile"] {
+        let first = (0..18_000).map(|n| event(name, 1 + n * 7 % 9_000, 0, "many"));
+        let second = (0..3_000).map(|n| event(name, 1 + n, 1, "few"));
+        let bodies: Vec<Value> = first.chain(second).collect();
+        for some in bodies.chunks(1_000) {
+            ws.post("/v1/usages/bulk", &json!(some)).await.expect(201);
+        }
+    }
+    let range = format!("from={}&to={}", time(JUNE), time(JUNE + 2 * DAY));
+    let number = |value: &Value| value.to_string().parse::<f64>().expect("a number");
+    for (name, whole, part, most) in
+        [("unique_count", 9_000.0, 3_000, 0.025), ("percentile", 4_500.0, 1_500, 0.005)]
+    {
+        let query = format!("/v1/usages?meter={name}&{range}");
+        let rows = ws.get(&query).await.json(200);
+        let (many, few) = (&rows[0], &rows[1]);
+        assert_eq!((&many["approximate"], number(&many["error"])), (&json!(true), most), "{many}");
+        let off = (number(&many["quantity"]) - whole).abs() / whole;
+        assert!(off <= most, "{off} of {many}");
+        assert_eq!((&few["quantity"], few.get("approximate"), few.get("error")), (&json!(part), None, None));
+
+        let exact = ws.get(&format!("{query}&exact=true")).await.json(200);
+        assert_eq!((number(&exact[0]["quantity"]), exact[0].get("approximate")), (whole, None), "{exact}");
+        assert_eq!(exact[1], rows[1]);
+        let csv = ws.get(&query.replace("/v1/usages?", "/v1/usages/export?")).await.expect(200).text;
+        assert!(csv.lines().any(|line| line.split(',').any(|cell| cell == whole.to_string())), "{csv}");
+        assert!(!csv.contains("approximate"), "{csv}");
+
+        let asked = json!({"meter": name, "from": time(JUNE), "to": time(JUNE + 2 * DAY), "field": "region"});
+        let items = ws.post("/v1/usages/breakdowns/search", &asked).await.json(200);
+        let said: Vec<Option<&Value>> = ["many", "few"]
+            .map(|value| {
+                let items = items["items"].as_array().expect("a list");
+                items.iter().find(|item| item["value"] == value).and_then(|item| item.get("approximate"))
+            })
+            .into();
+        assert_eq!(said, [Some(&json!(true)), None], "{items}");
+        let mut whole_search = asked.clone();
+        whole_search["exact"] = json!(true);
+        let items = ws.post("/v1/usages/breakdowns/search", &whole_search).await.json(200);
+        assert_eq!(number(&items["items"][0]["quantity"]), whole, "{items}");
+    }
+    let rows = ws.get(&format!("/v1/usages?meter=percentile&{range}")).await.json(200);
+    assert_eq!(rows[0]["histogram"], json!({"bounds": [7000], "counts": [14_000, 4_000]}));
+    assert_eq!(number(&rows[0]["percentiles"]["100"]), 9_000.0, "the largest is kept as it is");
+    ws.get(&format!("/v1/usages?meter=percentile&{range}&exact=perhaps")).await.error(400, "invalid_exact");
 }

@@ -150,6 +150,7 @@ impl ExportQuery {
             filter: grammar::filter(&self.conditions, Some(&self.meter))?,
             buckets,
             skip_missing: false,
+            exact: true,
         })
     }
 

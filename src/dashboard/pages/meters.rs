@@ -379,6 +379,7 @@ async fn tops(app: &App, meter: &Meter, window: Window) -> Result<Vec<Top>> {
             group_by,
             buckets: None,
             skip_missing: true,
+            exact: true,
             ..ask::whole(meter.clone(), window, &Calendar::utc(BucketSize::Day))?
         };
         let shares = ask::breakdown(app, query, TOP_VALUES).await?;

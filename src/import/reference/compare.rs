@@ -166,6 +166,7 @@ fn counted(conn: &mut Conn, meter: &Meter) -> Result<Vec<(Month, Sum)>, DbError>
         filter: None,
         buckets: Some(Buckets::plain(BucketSize::Month)),
         skip_missing: false,
+        exact: true,
     };
     let cells = aggregate::cells(conn, &query, usize::MAX)?.into_cells();
     let sum = |part: Part| Sum { events: part.count.unsigned_abs(), total: part.sum };

@@ -86,6 +86,7 @@ fn query(meter: &Meter, hour: Timestamp, group_by: Vec<GroupField>) -> Query {
         filter: None,
         buckets: Some(Buckets::plain(BucketSize::Hour)),
         skip_missing: false,
+        exact: true,
     }
 }
 

@@ -113,6 +113,7 @@ fn used(conn: &mut Conn, meter: &Arc<Meter>, subject: &str, window: Window) -> R
         filter: None,
         buckets: None,
         skip_missing: false,
+        exact: true,
     };
     Ok(cells(conn, &query, 1)?.into_groups().next().map(|(_, part)| part))
 }

@@ -14,6 +14,7 @@ use crate::error::Error;
 use crate::metering::filter::text_of;
 use crate::metering::meter::{Aggregation, QuantityIs, value_at};
 use crate::metering::rollup::Edge;
+use crate::metering::sketch::{Distinct, Spread};
 use crate::metering::state::{Held, LEVELS_MAX, Levels, State};
 use crate::metering::time::{Timestamp, Window};
 use crate::usage::query::{GroupedAggregates, Query};
@@ -104,10 +105,10 @@ fn state_of(query: &Query, event: &RawEvent) -> Option<State> {
                     text_of(value_at(&event.metadata, path).filter(|value| !value.is_null())?).into_owned()
                 }
             };
-            State::Values([value].into())
+            State::Values(Distinct::of(value, query.values_kept()))
         }
         Aggregation::Percentile => {
-            State::Quantities(BTreeMap::from([(quantity.clone(), 1)]), query.meter.clone())
+            State::Quantities(Spread::of(quantity.clone(), query.values_kept()), query.meter.clone())
         }
         Aggregation::LatestSum => {
             let edge = Edge { at: event.time, id: event.id, quantity: quantity.clone() };

@@ -30,6 +30,7 @@ fn query() -> Query {
         filter: None,
         buckets: Some(Buckets::plain(BucketSize::Day)),
         skip_missing: false,
+        exact: true,
     }
 }
 
