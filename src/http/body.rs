@@ -9,17 +9,16 @@ use std::time::Duration;
 use actix_web::dev::Payload;
 use actix_web::http::header;
 use actix_web::{FromRequest, HttpMessage, HttpRequest, web};
-use bytes::Bytes;
 use flate2::read::{MultiGzDecoder, ZlibDecoder};
 use futures_util::StreamExt;
 use serde::de::DeserializeOwned;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 
 use crate::app::App;
 use crate::auth::Caller;
 use crate::blocking;
 use crate::error::{Code, Error, Result};
-use crate::http::lines::{self, Lines, Unpacker};
+use crate::http::lines::{self, Lines, Piece, Unpacker};
 use crate::net::budget::{Budget, Room, Tenant};
 use crate::net::upload::Upload;
 
@@ -251,25 +250,14 @@ impl Body {
         let (encoding, limit) = (self.encoding.clone()?, self.limit);
         let is_too_large = self.announced.is_some_and(|size| size > limit);
         let (sender, pieces) = mpsc::unbounded_channel();
-        let (holder, is_held) = oneshot::channel();
-        actix_web::rt::spawn(async move {
-            let mut room = self.room();
-            self.take_off(&sender, room.as_mut()).await;
-            // the lines end when there is no sender any more; the room is given back when nobody holds them
-            drop(sender);
-            let _ = is_held.await;
-            drop(room);
-        });
+        actix_web::rt::spawn(self.take_off(sender));
         // what is sent of it is taken off the wire all the same, so that the client sees the answer
-        if is_too_large {
-            Err(too_large(limit))
-        } else {
-            Ok(Lines::new(pieces, encoding.unpacker(), limit, holder))
-        }
+        if is_too_large { Err(too_large(limit)) } else { Ok(Lines::new(pieces, encoding.unpacker(), limit)) }
     }
 
-    /// Hands on each piece as it comes.
-    async fn take_off(mut self, to: &mpsc::UnboundedSender<Result<Bytes>>, mut room: Option<&mut Room>) {
+    /// Hands on each piece as it comes, with its room: what was stored makes room for what follows, so that large bodies
+    /// side by side wait for each other instead of being refused.
+    async fn take_off(mut self, to: mpsc::UnboundedSender<Result<Piece>>) {
         let (mut size, mut upload) = (0usize, Upload::default());
         loop {
             let chunk = match upload.wait_for(self.payload.next()).await {
@@ -291,12 +279,13 @@ impl Body {
             if size > self.limit || to.is_closed() {
                 continue;
             }
+            let mut room = self.room();
             if let Some(room) = &mut room
                 && let Err(error) = room.grow_within(ROOM_TIMEOUT, chunk.len()).await
             {
                 return drop(to.send(Err(error)));
             }
-            let _ = to.send(Ok(chunk));
+            let _ = to.send(Ok(Piece { bytes: chunk, room }));
         }
     }
 

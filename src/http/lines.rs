@@ -8,17 +8,24 @@ use bytes::Bytes;
 use flate2::write::MultiGzDecoder;
 use flate2::{Decompress, FlushDecompress, Status};
 use ruzstd::decoding::{BlockDecodingStrategy, FrameDecoder};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 
 use crate::error::{Error, Result};
+use crate::net::budget::Room;
 
 /// Unpacked at once: gzip makes at most a thousand times as much of it.
 const STEP_BYTES: usize = 4 * 1024;
 /// Line breaks are looked for behind it only; what was handed over is thrown away in pieces of this size.
 const KEPT_BYTES: usize = 256 * 1024;
 
-/// Pieces of a body, as they came; an error is the last one.
-pub type Pieces = mpsc::UnboundedReceiver<Result<Bytes>>;
+/// A piece of a body, as it came, and the room that it takes, which is given back with it.
+pub struct Piece {
+    pub bytes: Bytes,
+    pub room: Option<Room>,
+}
+
+/// An error is the last one.
+pub type Pieces = mpsc::UnboundedReceiver<Result<Piece>>;
 
 pub struct Lines {
     pieces: Pieces,
@@ -30,14 +37,12 @@ pub struct Lines {
     unpacked: usize,
     limit: usize,
     has_ended: bool,
-    /// Gone with the lines: then the room that they take is given back.
-    _holder: oneshot::Sender<()>,
 }
 
 impl Lines {
-    pub fn new(pieces: Pieces, unpacker: Unpacker, limit: usize, holder: oneshot::Sender<()>) -> Lines {
+    pub fn new(pieces: Pieces, unpacker: Unpacker, limit: usize) -> Lines {
         let (text, at, searched, unpacked) = (Vec::new(), 0, 0, 0);
-        Lines { pieces, unpacker, text, at, searched, unpacked, limit, has_ended: false, _holder: holder }
+        Lines { pieces, unpacker, text, at, searched, unpacked, limit, has_ended: false }
     }
 
     /// The next line that is there already. One that is not UTF-8 is an error of that line alone.
@@ -72,7 +77,7 @@ impl Lines {
             self.unpacker.end(&mut self.text)?;
             return self.count(before).map(|()| true);
         };
-        let taken = piece.and_then(|piece| self.unpack(&piece));
+        let taken = piece.and_then(|piece| self.unpack(&piece.bytes));
         // what comes behind something broken is not looked at
         self.has_ended = taken.is_err();
         taken.map(|()| true)
@@ -319,10 +324,10 @@ mod tests {
     async fn read(unpacker: Unpacker, body: &[u8], size: usize, limit: usize) -> Result<Vec<String>> {
         let (sender, pieces) = mpsc::unbounded_channel();
         for piece in body.chunks(size) {
-            sender.send(Ok(Bytes::copy_from_slice(piece))).expect("a reader");
+            sender.send(Ok(Piece { bytes: Bytes::copy_from_slice(piece), room: None })).expect("a reader");
         }
         drop(sender);
-        let (mut lines, mut found) = (Lines::new(pieces, unpacker, limit, oneshot::channel().0), Vec::new());
+        let (mut lines, mut found) = (Lines::new(pieces, unpacker, limit), Vec::new());
         loop {
             while let Some(line) = lines.ready() {
                 found.push(line?);
@@ -397,9 +402,10 @@ mod tests {
     #[tokio::test]
     async fn a_line_that_is_no_text_fails_alone() {
         let (sender, pieces) = mpsc::unbounded_channel();
-        sender.send(Ok(Bytes::from_static(b"a\n\xFF\xFE\nb"))).expect("a reader");
+        let bytes = Bytes::from_static(b"a\n\xFF\xFE\nb");
+        sender.send(Ok(Piece { bytes, room: None })).expect("a reader");
         drop(sender);
-        let mut lines = Lines::new(pieces, Unpacker::Plain, 100, oneshot::channel().0);
+        let mut lines = Lines::new(pieces, Unpacker::Plain, 100);
         while lines.more().await.expect("readable") {}
         let found: Vec<Option<String>> = std::iter::from_fn(|| lines.ready()).map(Result::ok).collect();
         assert_eq!(found, [Some("a".to_owned()), None, Some("b".to_owned())]);

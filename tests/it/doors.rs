@@ -15,6 +15,7 @@ on_both_databases!(
     lines_are_answered_line_by_line,
     lines_are_answered_while_they_are_sent,
     a_client_that_reads_no_answer_is_not_in_its_own_way,
+    large_bodies_side_by_side_wait_for_each_other,
     cloudevents_come_in_three_ways,
     openmeters_events_are_taken,
     every_door_leads_to_the_same_event,
@@ -177,6 +178,24 @@ async fn a_client_that_reads_no_answer_is_not_in_its_own_way(database: Database)
 fn cloudevent(id: &str) -> Value {
     json!({"specversion": "1.0", "id": id, "source": "/app", "type": "calls", "subject": "acme", "time": NOON,
            "datacontenttype": "application/json", "data": {"quantity": 0.1, "region": "eu"}})
+}
+
+/// Each is as large as the room of the workspace: what is stored makes room for the rest.
+async fn large_bodies_side_by_side_wait_for_each_other(database: Database) {
+    let server = Server::start_with(&database, &[("OPEN_SPANNER_BODIES_MAX_BYTES", "1048576")]);
+    let workspace = Workspace::create(&server.client()).await;
+    workspace.meter("calls", "sum").await;
+    let uploads = (0..4).map(|body| {
+        let text: Vec<String> = (0..5_000).map(|at| line(&format!("{body}-{at}"), "1")).collect();
+        let (text, client) = (text.join("\n"), &workspace);
+        assert!(text.len() > 512 * 1024, "{}", text.len());
+        async move { post_as(client, "application/x-ndjson", "/v1/usages/bulk", &text).await.expect(200) }
+    });
+    for answer in futures_util::future::join_all(uploads).await {
+        let told = told_of(&answer.text);
+        assert_eq!(told.last(), Some(&json!({"accepted": 5_000, "duplicates": 0, "failed": 0})));
+    }
+    assert_eq!(workspace.total("calls").await, "20000");
 }
 
 async fn cloudevents_come_in_three_ways(database: Database) {
