@@ -40,7 +40,7 @@ struct Lock {
 }
 
 #[derive(QueryableByName)]
-struct DeltaSize {
+pub(super) struct DeltaSize {
     #[diesel(sql_type = BigInt)]
     id: i64,
     #[diesel(sql_type = BigInt)]
@@ -222,14 +222,7 @@ fn oldest_deltas(conn: &mut Conn, meter_id: i64) -> Result<(Vec<DeltaRow>, bool)
                 WHERE meter_id = $1 AND cells IS NOT NULL ORDER BY id LIMIT $2";
     let query = sql_query(text).bind::<BigInt, _>(meter_id);
     let found: Vec<DeltaSize> = query.bind::<BigInt, _>(DELTAS_AT_ONCE).load(conn)?;
-    let mut bytes = 0;
-    let mut fits = |delta: &&DeltaSize| {
-        // the first always, however large
-        let fits = bytes == 0 || bytes + delta.bytes <= BYTES_AT_ONCE;
-        bytes += delta.bytes;
-        fits
-    };
-    let ids: Vec<i64> = found.iter().take_while(&mut fits).map(|delta| delta.id).collect();
+    let ids = fitting(&found, BYTES_AT_ONCE);
     if ids.is_empty() {
         return Ok((Vec::new(), false));
     }
@@ -239,6 +232,18 @@ fn oldest_deltas(conn: &mut Conn, meter_id: i64) -> Result<(Vec<DeltaRow>, bool)
         "SELECT id, cells, subjects, counts FROM rollup_deltas WHERE meter_id = $1 AND id IN ({ids}) ORDER BY id"
     );
     Ok((sql_query(text).bind::<BigInt, _>(meter_id).load(conn)?, has_more))
+}
+
+/// The first of them that have so many bytes together.
+pub(super) fn fitting(found: &[DeltaSize], most: i64) -> Vec<i64> {
+    let mut bytes = 0;
+    let mut fits = |delta: &&DeltaSize| {
+        // the first always, however large
+        let fits = bytes == 0 || bytes + delta.bytes <= most;
+        bytes += delta.bytes;
+        fits
+    };
+    found.iter().take_while(&mut fits).map(|delta| delta.id).collect()
 }
 
 /// Moves the sums; nothing at all when their commits are gone with their meter. When only some are, another state of

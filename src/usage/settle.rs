@@ -18,6 +18,7 @@ use crate::metering::delta::{self, Counts};
 use crate::metering::facet::{self, Cells, QUARTER};
 use crate::metering::rollup::Series;
 use crate::metering::time::Timestamp;
+use crate::usage::fold::DeltaSize;
 use crate::usage::packed::unreadable;
 use crate::usage::runs::PERIOD;
 use crate::usage::{fold, subject_counts};
@@ -34,6 +35,8 @@ const CELLS_AT_ONCE: usize = 65_536;
 /// else have their longest runs put together at the same moment.
 const MERGED_CELLS_MAX: i64 = 262_144;
 const ROWS_AT_ONCE: i64 = 512;
+/// Packed; what is settled in one go is about a third of it.
+const BYTES_AT_ONCE: i64 = 4 << 20;
 /// Runs of so many sums are put together with no other; longer ones are cut by days.
 const RUN_CELLS_MAX: i64 = 16_384;
 
@@ -142,10 +145,7 @@ pub fn settle(conn: &mut Conn, meter_id: i64) -> Result<bool, DbError> {
 
 /// Adds up; `None` when there is nothing to settle. Whoever applies it must be the only one who does.
 pub fn prepare(conn: &mut Conn, meter_id: i64) -> Result<Option<Settled>, DbError> {
-    let text = "SELECT id, subjects, counts FROM rollup_deltas
-                WHERE meter_id = $1 AND cells IS NULL ORDER BY id LIMIT $2";
-    let query = sql_query(text).bind::<BigInt, _>(meter_id);
-    let rows: Vec<UnsettledRow> = query.bind::<BigInt, _>(ROWS_AT_ONCE).load(conn)?;
+    let (rows, has_more) = oldest(conn, meter_id)?;
     let (mut added, mut cell_count) = (BTreeMap::<Owner, Cells>::new(), 0);
     let (mut deltas, mut counts) = (Vec::new(), Counts::new());
     for row in &rows {
@@ -165,7 +165,7 @@ pub fn prepare(conn: &mut Conn, meter_id: i64) -> Result<Option<Settled>, DbErro
     if deltas.is_empty() {
         return Ok(None);
     }
-    let is_part = deltas.len() < rows.len() || rows.len() as i64 == ROWS_AT_ONCE;
+    let is_part = deltas.len() < rows.len() || has_more;
     let mut settled = Settled { meter_id, deltas, replaced: Vec::new(), runs: Vec::new(), counts, is_part };
     let mut periods: BTreeMap<i64, BTreeMap<i64, Cells>> = BTreeMap::new();
     for ((period, subject_id), cells) in added {
@@ -175,6 +175,24 @@ pub fn prepare(conn: &mut Conn, meter_id: i64) -> Result<Option<Settled>, DbErro
         settled.add_period(conn, period, subjects)?;
     }
     Ok(Some(settled))
+}
+
+/// As many as are settled in one go, and whether there are more.
+fn oldest(conn: &mut Conn, meter_id: i64) -> Result<(Vec<UnsettledRow>, bool), DbError> {
+    let text = "SELECT id, CAST(length(subjects) + length(counts) AS BIGINT) AS bytes FROM rollup_deltas
+                WHERE meter_id = $1 AND cells IS NULL ORDER BY id LIMIT $2";
+    let query = sql_query(text).bind::<BigInt, _>(meter_id);
+    let found: Vec<DeltaSize> = query.bind::<BigInt, _>(ROWS_AT_ONCE).load(conn)?;
+    let ids = fold::fitting(&found, BYTES_AT_ONCE);
+    if ids.is_empty() {
+        return Ok((Vec::new(), false));
+    }
+    let has_more = ids.len() < found.len() || found.len() as i64 == ROWS_AT_ONCE;
+    let ids = integers(&ids);
+    let text = format!(
+        "SELECT id, subjects, counts FROM rollup_deltas WHERE meter_id = $1 AND id IN ({ids}) ORDER BY id"
+    );
+    Ok((sql_query(text).bind::<BigInt, _>(meter_id).load(conn)?, has_more))
 }
 
 fn unpacked(row: &UnsettledRow) -> Result<(BTreeMap<i64, Cells>, Counts), DbError> {
