@@ -291,16 +291,26 @@ pub(super) fn witnessed<T>(
     scene: Option<&Scene>,
     work: impl FnOnce(&mut Conn) -> Result<T, DbError>,
 ) -> Result<T, DbError> {
-    let Some((action, kind)) = change_of(operation) else { return work(conn) };
+    let Some(change) = change_of(operation) else { return work(conn) };
     NOTES.replace(Some(Notes::default()));
     let done = work(conn);
     let notes = NOTES.take().unwrap_or_default();
     let value = done?;
-    if !notes.nothing_changed {
-        let system = Scene::of(Actor::system());
-        append(conn, &Entry::new(action, kind, scene.unwrap_or(&system), notes))?;
-    }
+    note_down(conn, change, scene, notes)?;
     Ok(value)
+}
+
+fn note_down(
+    conn: &mut Conn,
+    (action, kind): (&'static str, &'static str),
+    scene: Option<&Scene>,
+    notes: Notes,
+) -> Result<(), DbError> {
+    if notes.nothing_changed {
+        return Ok(());
+    }
+    let system = Scene::of(Actor::system());
+    append(conn, &Entry::new(action, kind, scene.unwrap_or(&system), notes))
 }
 
 /// For commands of operators, inside of a transaction that does more: what happened to a workspace, by its number, and by the

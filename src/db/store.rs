@@ -1,6 +1,7 @@
 //! The database, as the rest of the server sees it: reads, snapshots and writes by operation, each on a connection of the
 //! right pool, within its limits of time, on a thread that may wait. No statement and no rule of a domain.
 
+use std::any::Any;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -270,9 +271,25 @@ impl Store {
         class: Class,
         operation: &'static str,
         idempotent: bool,
-        mut limits: Limits,
+        limits: Limits,
         work: impl Fn(&mut Conn, Limits, Link) -> Result<T, DbError> + Send + 'static,
     ) -> Result<T> {
+        let work: Work = Box::new(move |conn, limits, link| Ok(Box::new(work(conn, limits, link)?)));
+        let done = self.run_work(pool, class, operation, idempotent, limits, work).await?;
+        let done = done.downcast().map_err(|_| Error::internal("work with another result"))?;
+        Ok(*done)
+    }
+
+    /// Not generic: a copy for each kind of work, with a task of the runtime for each, was a tenth of the program.
+    async fn run_work(
+        &self,
+        pool: &Pool,
+        class: Class,
+        operation: &'static str,
+        idempotent: bool,
+        mut limits: Limits,
+        work: Work,
+    ) -> Result<Outcome> {
         let waited = clock::moment();
         let permit = pool.permit(class, limits.time(self.0.acquire_timeout)).await?;
         metrics::histogram!("open_spanner_db_pool_wait_seconds").record(clock::since(waited).as_secs_f64());
@@ -308,6 +325,10 @@ impl Store {
         }
     }
 }
+
+/// What a unit of work comes to, whatever that is.
+type Outcome = Box<dyn Any + Send>;
+type Work = Box<dyn Fn(&mut Conn, Limits, Link) -> Result<Outcome, DbError> + Send>;
 
 /// [`Store`] for work that has connections of its own.
 pub struct Kept<'a>(&'a Store, Class);
