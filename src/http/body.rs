@@ -152,6 +152,8 @@ pub fn too_large(limit: usize) -> Error {
 
 /// How long a body may wait for room in memory.
 const ROOM_TIMEOUT: Duration = Duration::from_secs(2);
+/// A body in lines waits for what is being stored, of others too.
+const LINES_ROOM_TIMEOUT: Duration = Duration::from_secs(30);
 /// What is set aside for a body before any of it is there.
 const FIRST_BYTES: usize = 16 * 1024;
 
@@ -281,7 +283,7 @@ impl Body {
             }
             let mut room = self.room();
             if let Some(room) = &mut room
-                && let Err(error) = room.grow_within(ROOM_TIMEOUT, chunk.len()).await
+                && let Err(error) = room.grow_within(LINES_ROOM_TIMEOUT, chunk.len()).await
             {
                 return drop(to.send(Err(error)));
             }
