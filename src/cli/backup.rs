@@ -1,5 +1,7 @@
 //! `backup` and `restore`: what `crate::backup` does, and how long it took.
 
+use std::fs::File;
+use std::io::{IsTerminal, Write};
 use std::path::Path;
 
 use serde_json::json;
@@ -10,12 +12,16 @@ use crate::cli::{Outcome, print_json};
 use crate::clock;
 use crate::config::Config;
 use crate::config::commands::{Backup, BackupAction, Restore};
-use crate::error::{Error, Result};
+use crate::error::{Code, Error, Result};
 use crate::output::print;
 
 pub fn backup(config: &Config, asked: &Backup) -> Result<Outcome> {
     match (&asked.action, &asked.file) {
         (Some(BackupAction::Verify { file, json }), _) => verify(config, file, json.json || asked.json.json),
+        (None, Some(file)) if file.as_os_str() == "-" => pass_on(config, asked.manifest.as_deref()),
+        (None, Some(_)) if asked.manifest.is_some() => {
+            Err(Error::invalid("--manifest is for -: else the manifest stands beside the file"))
+        }
         (None, Some(file)) => create(config, file, asked.json.json),
         (None, None) => Err(Error::invalid("say where to write the backup")),
     }
@@ -30,6 +36,30 @@ fn create(config: &Config, file: &Path, as_json: bool) -> Result<Outcome> {
     } else {
         print(&format!("{}: {}, {seconds:.1} s\n", file.display(), summary(&manifest)));
     }
+    Ok(Outcome::Done)
+}
+
+/// To standard output. The databases' own tools write files, and nothing is told before all of it is known to be whole: it
+/// takes as much room in the temporary directory.
+fn pass_on(config: &Config, to: Option<&Path>) -> Result<Outcome> {
+    let to = to.ok_or_else(|| Error::invalid("with -, say where to write the manifest: --manifest FILE"))?;
+    if std::io::stdout().is_terminal() {
+        return Err(Error::invalid("a backup is no text: send standard output to a file or a program"));
+    }
+    if to.exists() {
+        return Err(Error::conflict(format_args!("{} is there already", to.display())));
+    }
+    let folder = tempfile::tempdir().map_err(Error::internal)?;
+    let file = folder.path().join("backup");
+    let manifest = backup::create(&config.db.driver, &file)?;
+    manifest.write(to)?;
+    let copied = File::open(&file).and_then(|mut file| {
+        let mut out = std::io::stdout().lock();
+        std::io::copy(&mut file, &mut out).and_then(|_| out.flush())
+    });
+    copied
+        .map_err(|error| Error::new(Code::Internal, format!("standard output cannot be written: {error}")))?;
+    eprintln!("{}", summary(&manifest));
     Ok(Outcome::Done)
 }
 

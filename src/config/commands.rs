@@ -291,11 +291,15 @@ not in it.
 Examples:
   open-spanner backup /backups/monday
   open-spanner backup verify /backups/monday      # restores it into a database that is thrown away
+  open-spanner backup - --manifest /backups/monday.manifest.json | ssh backups 'cat > monday'
   open-spanner restore /backups/monday"
 )]
 pub struct Backup {
-    /// Where to write it; nothing is overwritten
+    /// Where to write it; nothing is overwritten. With - it goes to standard output, once it is whole
     pub file: Option<PathBuf>,
+    /// With -: where to write the manifest
+    #[arg(long, value_name = "FILE")]
+    pub manifest: Option<PathBuf>,
     #[command(flatten)]
     pub json: Json,
     #[command(subcommand)]

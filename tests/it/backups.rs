@@ -11,7 +11,11 @@ use crate::support::client::NOON;
 use crate::support::program::{self, Run};
 use crate::support::{Database, Server, on_both_databases, run};
 
-on_both_databases!(a_backup_of_a_busy_server_comes_back_whole, restore_overwrites_nothing);
+on_both_databases!(
+    a_backup_of_a_busy_server_comes_back_whole,
+    restore_overwrites_nothing,
+    a_backup_goes_to_standard_output
+);
 
 fn on(database: &Database, arguments: &[&str]) -> Run {
     let own = database.settings();
@@ -133,6 +137,23 @@ async fn restore_overwrites_nothing(database: Database) {
     let other = folder.path().join("second").display().to_string();
     ended(on(&another(&database), &["backup", &other]), 2, "no schema");
     assert!(!Path::new(&other).exists());
+}
+
+async fn a_backup_goes_to_standard_output(database: Database) {
+    on(&database, &["migrate"]).succeeded();
+    let folder = tempfile::tempdir().expect("a directory");
+    let name = folder.path().join("carried away").display().to_string();
+    let manifest = format!("{name}.manifest.json");
+    ended(on(&database, &["backup", "-"]), 2, "--manifest");
+    ended(on(&database, &["backup", &name, "--manifest", &manifest]), 2, "beside the file");
+    let own = database.settings();
+    let settings: Vec<(&str, &str)> = own.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let mut command = program::command(&["backup", "-", "--manifest", &manifest], &settings, folder.path());
+    command.stdout(std::fs::File::create(&name).expect("a file"));
+    assert!(command.status().expect("it runs").success());
+    ended(on(&database, &["backup", "verify", &name]), 0, "whole");
+    ended(on(&database, &["backup", "-", "--manifest", &manifest]), 1, "there already");
+    on(&another(&database), &["restore", &name]).succeeded();
 }
 
 #[test]
