@@ -63,9 +63,8 @@ mod tests {
 
     #[test]
     fn what_is_made_ahead_comes_in_order_and_either_side_ends_both() {
-        let numbers = |until: u32| {
-            move |hand: &mut dyn FnMut(u32) -> Result<()>| (0..until).try_for_each(|number| hand(number))
-        };
+        let numbers =
+            |until: u32| move |hand: &mut dyn FnMut(u32) -> Result<()>| (0..until).try_for_each(hand);
         let mut seen = Vec::new();
         ahead(numbers(5), |number| {
             seen.push(number);
