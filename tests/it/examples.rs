@@ -573,8 +573,11 @@ fn tidy(value: &mut Value, name: &str, names: &mut Names) {
 
 fn tidied(text: &str, name: &str, names: &mut Names) -> String {
     const UUID: usize = 36;
-    if name == "next_cursor" {
-        return "eyJ0IjoxfQ".to_owned();
+    match name {
+        "next_cursor" => return "eyJ0IjoxfQ".to_owned(),
+        "instance_id" => return "usage-1/0.2.0/4711-0f3a9c2e51d7".to_owned(),
+        "standard_webhooks_secret" => return "whsec_EXAMPLE".to_owned(),
+        _ => {}
     }
     if name.ends_with("hash") && text.len() == 64 {
         return "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08".to_owned();
