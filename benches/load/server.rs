@@ -158,15 +158,18 @@ impl Account {
 
     /// A meter with the two dimensions that workloads fill.
     pub async fn create_meter(&self, name: &str) -> Outcome<()> {
-        self.create_meter_with(name, &["region", "model"]).await
+        self.create_meter_with(name, &["region", "model"], json!({"aggregation": "sum"})).await
     }
 
-    pub async fn create_meter_with(&self, name: &str, dimensions: &[&str]) -> Outcome<()> {
+    /// `kind`: the aggregation and what goes with it.
+    pub async fn create_meter_with(&self, name: &str, dimensions: &[&str], kind: Value) -> Outcome<()> {
         let dimension = |name: &&str| json!({"name": name, "type": "string"});
         let dimensions: Vec<_> = dimensions.iter().map(dimension).collect();
-        let meter = json!({
-            "name": name, "unit": "unit", "aggregation": "sum", "event_retention_days": 3650, "dimensions": dimensions,
-        });
+        let mut meter = kind;
+        meter["name"] = json!(name);
+        meter["unit"] = json!("unit");
+        meter["event_retention_days"] = json!(3650);
+        meter["dimensions"] = json!(dimensions);
         let answer = self.call("POST", "/v1/meters", &meter.to_string()).await?;
         if answer.status == 201 { Ok(()) } else { Err(answer.text().into()) }
     }

@@ -25,6 +25,20 @@ struct Shape {
     wide: bool,
     span: i64,
     subjects: u64,
+    /// The meter counts the different values of an undeclared field.
+    unique: bool,
+}
+
+/// One row over all of it has as many values as were sent.
+async fn check_classes(account: &Account, workload: &Workload, total: u64) -> Outcome<()> {
+    let sent = (0..total).map(|at| workload.class(at)).collect::<std::collections::BTreeSet<_>>().len();
+    let (meter, from, to) = (&workload.meter, workload.from, workload.at(total).plus(DAY));
+    let target = format!("/v1/usages?meter={meter}&from={from}&to={to}&bucket_size=1y&anchor={from}");
+    let rows = account.call("GET", &target, "").await?.json()?;
+    match rows[0]["quantity"].as_u64() == Some(sent as u64) {
+        true => Ok(()),
+        false => Err(format!("{meter}: {sent} different values were sent, and {rows} counted").into()),
+    }
 }
 
 impl Suite<'_> {
@@ -37,11 +51,12 @@ impl Suite<'_> {
         let account = Account::create(&server).await?;
         let subjects = self.size.subjects;
         let shapes = [
-            Shape { label: "12 sets", wide: false, span: 30 * DAY, subjects },
-            Shape { label: "480 sets, an hour", wide: true, span: HOUR, subjects },
-            Shape { label: "480 sets, one hot", wide: true, span: HOUR, subjects: 1 },
-            Shape { label: "480 sets", wide: true, span: 30 * DAY, subjects: MANY_SUBJECTS },
-            Shape { label: "480 sets", wide: true, span: 30 * DAY, subjects },
+            Shape { label: "12 sets", wide: false, span: 30 * DAY, subjects, unique: false },
+            Shape { label: "12 sets, unique_count", wide: false, span: 30 * DAY, subjects, unique: true },
+            Shape { label: "480 sets, an hour", wide: true, span: HOUR, subjects, unique: false },
+            Shape { label: "480 sets, one hot", wide: true, span: HOUR, subjects: 1, unique: false },
+            Shape { label: "480 sets", wide: true, span: 30 * DAY, subjects: MANY_SUBJECTS, unique: false },
+            Shape { label: "480 sets", wide: true, span: 30 * DAY, subjects, unique: false },
         ];
         let (mut rate_of_few, mut last) = (None, None);
         for shape in &shapes {
@@ -73,7 +88,11 @@ impl Suite<'_> {
         workload.from = Timestamp::now().plus(-shape.span);
         workload.step = shape.span / total as i64;
         let dimensions: &[&str] = if shape.wide { &DIMENSIONS } else { &["region", "model"] };
-        account.create_meter_with(&workload.meter, dimensions).await?;
+        let kind = match shape.unique {
+            true => json!({"aggregation": "unique_count", "aggregation_field": "class"}),
+            false => json!({"aggregation": "sum"}),
+        };
+        account.create_meter_with(&workload.meter, dimensions, kind).await?;
         let before = self.place.rollup_rows("history")?;
         self.rest(server).await;
         self.place.settle()?;
@@ -91,7 +110,10 @@ impl Suite<'_> {
         let rows = (self.place.rollup_rows("history")? - before) as f64 / load.events.max(1) as f64;
         row.note = format!("{rows:.3} rollup rows an event");
         self.report.row(row);
-        self.verify(account, &workload, &load).await?;
+        match shape.unique {
+            true => check_classes(account, &workload, total).await?,
+            false => self.verify(account, &workload, &load).await?,
+        }
         Ok((workload, load))
     }
 
@@ -152,7 +174,7 @@ impl Suite<'_> {
             workload.wide = true;
             workload.from = Timestamp::now().plus(-YEAR);
             workload.step = YEAR / each as i64;
-            account.create_meter_with(&workload.meter, &DIMENSIONS).await?;
+            account.create_meter_with(&workload.meter, &DIMENSIONS, json!({"aggregation": "sum"})).await?;
             let lists = self.bulk_lists(account, &workload, 0..each, 1_000, 1);
             client::run(server.http, lists, PATIENCE).await?;
         }

@@ -104,9 +104,14 @@ impl Workload {
         out.push_str("}}");
     }
 
+    /// The value of an undeclared field.
+    pub fn class(&self, i: u64) -> u64 {
+        self.dice(i, 5) % CLASSES
+    }
+
     /// Appends the fields of its metadata, without the braces.
     pub fn write_metadata(&self, i: u64, out: &mut String) {
-        let (class, kind, place) = (self.dice(i, 5) % CLASSES, self.dice(i, 6), self.dice(i, 7) as usize);
+        let (class, kind, place) = (self.class(i), self.dice(i, 6), self.dice(i, 7) as usize);
         let _ = match self.wide {
             false => write!(
                 out,
