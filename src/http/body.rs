@@ -257,8 +257,8 @@ impl Body {
         if is_too_large { Err(too_large(limit)) } else { Ok(Lines::new(pieces, encoding.unpacker(), limit)) }
     }
 
-    /// Hands on each piece as it comes, with its room: what was stored makes room for what follows, so that large bodies
-    /// side by side wait for each other instead of being refused.
+    /// Hands on each piece as it comes, with its room, which is given back when its lines are stored: large bodies side by
+    /// side wait for each other instead of being refused.
     async fn take_off(mut self, to: mpsc::UnboundedSender<Result<Piece>>) {
         let (mut size, mut upload) = (0usize, Upload::default());
         loop {

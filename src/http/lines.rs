@@ -2,6 +2,7 @@
 //! sends everything before it reads an answer is never in its own way; unpacked piece by piece, so that a small body
 //! never becomes a large one at once.
 
+use std::collections::VecDeque;
 use std::io::Write;
 
 use bytes::Bytes;
@@ -15,10 +16,12 @@ use crate::net::budget::Room;
 
 /// Unpacked at once: gzip makes at most a thousand times as much of it.
 const STEP_BYTES: usize = 4 * 1024;
+/// Of each body, beside what its room is for.
+const UNCOUNTED_BYTES: usize = 64 * 1024;
 /// Line breaks are looked for behind it only; what was handed over is thrown away in pieces of this size.
 const KEPT_BYTES: usize = 256 * 1024;
 
-/// A piece of a body, as it came, and the room that it takes, which is given back with it.
+/// A piece of a body, as it came, and the room that it takes.
 pub struct Piece {
     pub bytes: Bytes,
     pub room: Option<Room>,
@@ -37,12 +40,24 @@ pub struct Lines {
     unpacked: usize,
     limit: usize,
     has_ended: bool,
+    /// Of the pieces whose lines may still be in memory, here or with whoever stores them, and how long each was.
+    rooms: VecDeque<(usize, Room)>,
 }
 
 impl Lines {
     pub fn new(pieces: Pieces, unpacker: Unpacker, limit: usize) -> Lines {
         let (text, at, searched, unpacked) = (Vec::new(), 0, 0, 0);
-        Lines { pieces, unpacker, text, at, searched, unpacked, limit, has_ended: false }
+        Lines {
+            pieces,
+            unpacker,
+            text,
+            at,
+            searched,
+            unpacked,
+            limit,
+            has_ended: false,
+            rooms: VecDeque::new(),
+        }
     }
 
     /// The next line that is there already. One that is not UTF-8 is an error of that line alone.
@@ -77,10 +92,26 @@ impl Lines {
             self.unpacker.end(&mut self.text)?;
             return self.count(before).map(|()| true);
         };
-        let taken = piece.and_then(|piece| self.unpack(&piece.bytes));
+        let taken = piece.and_then(|piece| {
+            self.rooms.extend(piece.room.map(|room| (piece.bytes.len(), room)));
+            self.unpack(&piece.bytes)
+        });
         // what comes behind something broken is not looked at
         self.has_ended = taken.is_err();
         taken.map(|()| true)
+    }
+
+    /// Gives back the room of lines that were handed over and are not held any more: all but what is left here takes. A little
+    /// of a line may be left without room: many bodies that each hold some and wait for more would wait for each other.
+    pub fn give_back(&mut self) {
+        let left = self.text.len() - self.at;
+        let mut held: usize = self.rooms.iter().map(|(bytes, _)| bytes).sum();
+        while let Some((bytes, _)) = self.rooms.front()
+            && (left <= UNCOUNTED_BYTES || held - bytes >= left)
+        {
+            held -= bytes;
+            self.rooms.pop_front();
+        }
     }
 
     fn unpack(&mut self, piece: &[u8]) -> Result<()> {
@@ -397,6 +428,32 @@ mod tests {
         assert!(unpack_zstd(&body, 1 << 20).is_err(), "beyond the limit");
         let small = [vec![0x28, 0xB5, 0x2F, 0xFD, 0, 0x50], block(true)].concat();
         assert_eq!(unpack_zstd(&small, 1 << 20).expect("readable"), vec![b' '; 128 * 1024]);
+    }
+
+    /// Room stands for what is held: of a line that has no end yet all of it, of what was handed over nothing.
+    #[tokio::test]
+    async fn room_is_given_back_for_what_is_not_held() {
+        let budget = crate::net::budget::Budget::new(1 << 20);
+        let (sender, pieces) = mpsc::unbounded_channel();
+        let send = async |text: Vec<u8>| {
+            let mut room = budget.room(crate::net::budget::Tenant::Workspace(1));
+            room.grow(text.len()).await.expect("room");
+            sender.send(Ok(Piece { bytes: text.into(), room: Some(room) })).ok().expect("a reader");
+        };
+        let mut lines = Lines::new(pieces, Unpacker::Plain, 1 << 20);
+        for _ in 0..3 {
+            send(vec![b'x'; 100_000]).await;
+            lines.more().await.expect("readable");
+            assert!(lines.ready().is_none());
+            lines.give_back();
+        }
+        assert_eq!(lines.rooms.len(), 3, "one line that is not there yet");
+        send(b"\nshort".to_vec()).await;
+        lines.more().await.expect("readable");
+        assert_eq!(lines.rooms.len(), 4, "nothing before it is asked for");
+        assert_eq!(lines.ready().expect("the line").expect("a text").len(), 300_000);
+        lines.give_back();
+        assert_eq!(lines.rooms.len(), 0, "a little is left");
     }
 
     #[tokio::test]

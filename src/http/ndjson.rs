@@ -102,6 +102,7 @@ pub async fn record(app: web::Data<App>, caller: Caller, body: Body) -> Result<H
             None => upload.take_part().await,
         };
         let told = upload.store(part).await;
+        upload.lines.give_back();
         Some((lines(&told), (upload, None)))
     });
     Ok(HttpResponse::Ok().content_type("application/x-ndjson").streaming(parts))
