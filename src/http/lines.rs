@@ -438,7 +438,7 @@ mod tests {
         let send = async |text: Vec<u8>| {
             let mut room = budget.room(crate::net::budget::Tenant::Workspace(1));
             room.grow(text.len()).await.expect("room");
-            sender.send(Ok(Piece { bytes: text.into(), room: Some(room) })).ok().expect("a reader");
+            sender.send(Ok(Piece { bytes: text.into(), room: Some(room) })).expect("a reader");
         };
         let mut lines = Lines::new(pieces, Unpacker::Plain, 1 << 20);
         for _ in 0..3 {
