@@ -233,8 +233,9 @@ impl Auth {
     pub async fn warn_of_expiry(&self) -> Result<()> {
         let now = Timestamp::now();
         let work = move |conn: &mut Conn| keys::expiring(conn, now, now.plus(SOON), WARNED_OF);
-        for (name, email, workspace, at) in self.0.store.read("keys::expiring", work).await? {
-            let expires_at = Timestamp(at).to_string();
+        for key in self.0.store.read("keys::expiring", work).await? {
+            let keys::Expiring { name, email, workspace, expires_at } = key;
+            let expires_at = Timestamp(expires_at).to_string();
             log::warn!(key = name, made_by = email, workspace, expires_at; "an API key ends soon");
         }
         Ok(())

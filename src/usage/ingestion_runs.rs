@@ -23,6 +23,41 @@ pub struct IngestionRun {
     pub created_at: Timestamp,
 }
 
+#[derive(Queryable)]
+struct RunRow {
+    id: Vec<u8>,
+    kind: String,
+    accepted: i64,
+    duplicates: i64,
+    failed: i64,
+    created_at: i64,
+}
+
+type RunColumns = (
+    ingestion_runs::id,
+    ingestion_runs::kind,
+    ingestion_runs::accepted,
+    ingestion_runs::duplicates,
+    ingestion_runs::failed,
+    ingestion_runs::created_at,
+);
+const RUN: RunColumns = (
+    ingestion_runs::id,
+    ingestion_runs::kind,
+    ingestion_runs::accepted,
+    ingestion_runs::duplicates,
+    ingestion_runs::failed,
+    ingestion_runs::created_at,
+);
+
+impl RunRow {
+    fn into_run(self) -> Result<IngestionRun, DbError> {
+        let RunRow { id, kind, accepted, duplicates, failed, created_at } = self;
+        let (id, created_at) = (uuid_of(&id)?, Timestamp(created_at));
+        Ok(IngestionRun { id, kind, accepted, duplicates, failed, created_at })
+    }
+}
+
 /// Write calls of a workspace, newest first, older than `before`. The ids grow with time.
 pub fn runs(
     conn: &mut Conn,
@@ -31,44 +66,23 @@ pub fn runs(
     limit: i64,
 ) -> Result<Vec<IngestionRun>, DbError> {
     let before = before.unwrap_or(Uuid::max()).as_bytes().to_vec();
-    let rows: Vec<(Vec<u8>, String, i64, i64, i64, i64)> = ingestion_runs::table
+    let rows: Vec<RunRow> = ingestion_runs::table
         .filter(ingestion_runs::workspace_id.eq(workspace_id).and(ingestion_runs::id.lt(before)))
         .order(ingestion_runs::id.desc())
         .limit(limit)
-        .select((
-            ingestion_runs::id,
-            ingestion_runs::kind,
-            ingestion_runs::accepted,
-            ingestion_runs::duplicates,
-            ingestion_runs::failed,
-            ingestion_runs::created_at,
-        ))
+        .select(RUN)
         .load(conn)?;
-    rows.into_iter()
-        .map(|(id, kind, accepted, duplicates, failed, created_at)| {
-            let (id, created_at) = (uuid_of(&id)?, Timestamp(created_at));
-            Ok(IngestionRun { id, kind, accepted, duplicates, failed, created_at })
-        })
-        .collect()
+    rows.into_iter().map(RunRow::into_run).collect()
 }
 
 /// One write call; a single event that was refused leaves none.
 pub fn run(conn: &mut Conn, workspace_id: i64, id: Uuid) -> Result<Option<IngestionRun>, DbError> {
-    let row: Option<(String, i64, i64, i64, i64)> = ingestion_runs::table
+    let row: Option<RunRow> = ingestion_runs::table
         .find((workspace_id, id.as_bytes().to_vec()))
-        .select((
-            ingestion_runs::kind,
-            ingestion_runs::accepted,
-            ingestion_runs::duplicates,
-            ingestion_runs::failed,
-            ingestion_runs::created_at,
-        ))
+        .select(RUN)
         .first(conn)
         .optional()?;
-    Ok(row.map(|(kind, accepted, duplicates, failed, created_at)| {
-        let created_at = Timestamp(created_at);
-        IngestionRun { id, kind, accepted, duplicates, failed, created_at }
-    }))
+    row.map(RunRow::into_run).transpose()
 }
 
 /// Rows that are only history. What failed and may still be asked about (dead letters, failed exports) is not.

@@ -176,6 +176,20 @@ pub fn rules(
     }
 }
 
+#[derive(Queryable)]
+struct Found {
+    id: i64,
+    row: Row,
+    meter: String,
+    destination: Destination,
+}
+
+impl Found {
+    fn into_rule(self) -> Result<Rule, DbError> {
+        self.row.into_rule(self.id, self.meter, self.destination)
+    }
+}
+
 /// A rule by its id, or why its row cannot be read.
 type MaybeRead = (i64, Result<Rule, DbError>);
 
@@ -213,24 +227,20 @@ fn page(
         Some(after) => query.filter(alert_rules::id.gt(after)).order(alert_rules::id),
         None => query.order(alert_rules::id.desc()),
     };
-    let rows: Vec<(i64, Row, String, Destination)> = query.load(conn)?;
-    let rule = |(id, row, meter, destination): (i64, Row, _, _)| (id, row.into_rule(id, meter, destination));
-    Ok(rows.into_iter().map(rule).collect())
+    let rows: Vec<Found> = query.load(conn)?;
+    Ok(rows.into_iter().map(|found| (found.id, found.into_rule())).collect())
 }
 
 /// Rules by their internal ids, in that order.
 pub fn rules_by_id(conn: &mut Conn, ids: &[i64]) -> Result<Vec<Rule>, DbError> {
-    let rows: Vec<(i64, Row, String, Destination)> = alert_rules::table
+    let rows: Vec<Found> = alert_rules::table
         .inner_join(meters::table.on(meters::id.eq(alert_rules::meter_id)))
         .inner_join(alert_destinations::table.on(alert_destinations::id.eq(alert_rules::destination_id)))
         .select((alert_rules::id, Row::as_select(), meters::name, Destination::as_select()))
         .filter(alert_rules::id.eq_any(ids).and(alert_rules::enabled.eq(true)))
         .order(alert_rules::id)
         .load(conn)?;
-    let rule = |(id, row, meter, destination): (i64, Row, _, _)| {
-        readable("alert_rules", id, row.into_rule(id, meter, destination))
-    };
-    Ok(rows.into_iter().filter_map(rule).collect())
+    Ok(rows.into_iter().filter_map(|found| readable("alert_rules", found.id, found.into_rule())).collect())
 }
 
 pub fn rule(conn: &mut Conn, workspace_id: i64, public_id: &str) -> Result<Option<Rule>, DbError> {

@@ -240,13 +240,23 @@ pub fn census(
     Ok(census)
 }
 
-/// Keys that end before `until`, the next first: name, address of whoever made it, workspace, when.
+/// A key that ends soon.
+#[derive(Queryable)]
+pub struct Expiring {
+    pub name: String,
+    /// Of whoever made it.
+    pub email: String,
+    pub workspace: String,
+    pub expires_at: i64,
+}
+
+/// Keys that end before `until`, the next first.
 pub fn expiring(
     conn: &mut Conn,
     now: Timestamp,
     until: Timestamp,
     limit: i64,
-) -> Result<Vec<(String, String, String, i64)>, DbError> {
+) -> Result<Vec<Expiring>, DbError> {
     let found = api_keys::table
         .inner_join(users::table.on(users::id.eq(api_keys::user_id)))
         .inner_join(workspaces::table.on(workspaces::id.eq(api_keys::workspace_id)))

@@ -113,9 +113,19 @@ pub struct KnownUser {
     pub workspaces: usize,
 }
 
+#[derive(Queryable)]
+struct UserRow {
+    id: i64,
+    public_id: String,
+    email: String,
+    created_at: i64,
+    password_hash: String,
+    disabled_at: Option<i64>,
+}
+
 /// Every user, the oldest first.
 pub fn users(conn: &mut Conn) -> Result<Vec<KnownUser>, DbError> {
-    let rows: Vec<(i64, String, String, i64, String, Option<i64>)> = user_rows::table
+    let rows: Vec<UserRow> = user_rows::table
         .order((user_rows::created_at, user_rows::id))
         .select((
             user_rows::id,
@@ -129,13 +139,13 @@ pub fn users(conn: &mut Conn) -> Result<Vec<KnownUser>, DbError> {
     let members: Vec<i64> = memberships::table.select(memberships::user_id).load(conn)?;
     let mut counts = std::collections::HashMap::new();
     members.into_iter().for_each(|id| *counts.entry(id).or_default() += 1);
-    let known = rows.into_iter().map(|(id, public_id, email, created_at, hash, disabled_at)| KnownUser {
-        public_id,
-        email,
-        created_at,
-        has_password: !hash.is_empty(),
-        is_disabled: disabled_at.is_some(),
-        workspaces: counts.get(&id).copied().unwrap_or_default(),
+    let known = rows.into_iter().map(|row| KnownUser {
+        public_id: row.public_id,
+        email: row.email,
+        created_at: row.created_at,
+        has_password: !row.password_hash.is_empty(),
+        is_disabled: row.disabled_at.is_some(),
+        workspaces: counts.get(&row.id).copied().unwrap_or_default(),
     });
     Ok(known.collect())
 }

@@ -64,8 +64,15 @@ struct ShowPage {
     shell: Shell,
     event: RefusedEvent,
     advice: &'static str,
-    /// Field, as sent, as stored, whether they differ.
-    rows: Vec<(String, String, String, bool)>,
+    rows: Vec<Compared>,
+}
+
+/// A field of both events of a conflict.
+struct Compared {
+    field: &'static str,
+    sent: String,
+    stored: String,
+    differs: bool,
 }
 
 pub async fn show(app: web::Data<App>, caller: Caller, visit: Visit, Id(id): Id) -> Result<HttpResponse> {
@@ -78,7 +85,7 @@ pub async fn show(app: web::Data<App>, caller: Caller, visit: Visit, Id(id): Id)
 }
 
 /// The fields of both events of a conflict, side by side.
-fn compared(event: &RefusedEvent) -> Vec<(String, String, String, bool)> {
+fn compared(event: &RefusedEvent) -> Vec<Compared> {
     let read = |text: &Option<String>| -> Value {
         Value::parse(text.as_deref().unwrap_or("{}")).unwrap_or_default()
     };
@@ -89,12 +96,12 @@ fn compared(event: &RefusedEvent) -> Vec<(String, String, String, bool)> {
     let text = |value: &Value| if let Value::String(text) = value { text.clone() } else { value.to_string() };
     let names = ["subject", "meter", "quantity", "timestamp", "metadata"];
     names
-        .iter()
-        .map(|name| {
-            let (a, b) = (text(&sent[*name]), text(&stored[*name]));
+        .into_iter()
+        .map(|field| {
+            let (sent, stored) = (text(&sent[field]), text(&stored[field]));
             // a retry may stamp its event anew
-            let differs = a != b && *name != "timestamp";
-            ((*name).to_owned(), a, b, differs)
+            let differs = sent != stored && field != "timestamp";
+            Compared { field, sent, stored, differs }
         })
         .collect()
 }

@@ -301,6 +301,15 @@ fn plan_ids<'a>(spans: impl Iterator<Item = &'a AssignmentPeriod>) -> Vec<i64> {
 /// Rows inserted by one statement; SQLite takes 32,766 parameters.
 const MOVED_AT_ONCE: usize = 1_000;
 
+/// What is in force, as far as it goes on under the next version.
+#[derive(Queryable)]
+struct Moving {
+    subject_id: i64,
+    ends_at: Option<i64>,
+    anchor: i64,
+    time_zone: String,
+}
+
 /// Takes all subjects of a plan version to the next one: what is in force ends now and goes on under the new version
 /// with the same anchor, what is scheduled keeps its start.
 pub fn move_to_version(conn: &mut Conn, old: &Plan, new: &Plan, now: Timestamp) -> Result<(), DbError> {
@@ -312,7 +321,7 @@ pub fn move_to_version(conn: &mut Conn, old: &Plan, new: &Plan, now: Timestamp) 
     .bind::<BigInt, _>(now.0)
     .bind::<BigInt, _>(old.id)
     .execute(conn)?;
-    let moving: Vec<(i64, Option<i64>, i64, String)> = plan_assignments::table
+    let moving: Vec<Moving> = plan_assignments::table
         .filter(plan_assignments::plan_id.eq(old.id).and(plan_assignments::starts_at.le(now.0)))
         .filter(plan_assignments::ends_at.is_null().or(plan_assignments::ends_at.gt(now.0)))
         .select((
@@ -330,16 +339,16 @@ pub fn move_to_version(conn: &mut Conn, old: &Plan, new: &Plan, now: Timestamp) 
     .bind::<BigInt, _>(old.id)
     .execute(conn)?;
     for some in moving.chunks(MOVED_AT_ONCE) {
-        let row = |(subject_id, ends_at, anchor, time_zone): &(i64, Option<i64>, i64, String)| NewRow {
+        let row = |moving: &Moving| NewRow {
             id: new_id(),
             public_id: chance::id().to_string(),
             workspace_id: new.workspace_id,
-            subject_id: *subject_id,
+            subject_id: moving.subject_id,
             plan_id: new.id,
             starts_at: now.0,
-            ends_at: *ends_at,
-            anchor: *anchor,
-            time_zone: time_zone.clone(),
+            ends_at: moving.ends_at,
+            anchor: moving.anchor,
+            time_zone: moving.time_zone.clone(),
             updated_at: now.0,
         };
         let rows: Vec<NewRow> = some.iter().map(row).collect();

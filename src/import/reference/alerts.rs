@@ -360,6 +360,15 @@ pub fn delivery_job(conn: &mut Conn, _: &mut Ids, row: &Row) -> Result<Put, Refu
     Ok(new_or_known(is_new))
 }
 
+/// What ended there since the last run.
+#[derive(Default)]
+struct Gone {
+    keys: usize,
+    rules: usize,
+    memberships: usize,
+    sessions: usize,
+}
+
 impl Import {
     /// What follows from the rows: meters that rules watch, and what is gone since the last run.
     pub(super) fn settle(&mut self) -> Result<()> {
@@ -368,12 +377,13 @@ impl Import {
         let (members, sessions) = (&self.ids.members, &self.ids.sessions);
         let now = self.ids.now;
         let gone = self.ours.write(|conn| {
-            let mut gone = (0, 0, 0, 0);
+            let mut gone = Gone::default();
             for id in &workspaces {
-                gone.2 += ours::end_memberships(conn, *id, members)?;
-                gone.3 += ours::end_sessions(conn, *id, sessions)?;
-                gone.0 += ours::end_missing(conn, "api_keys", "revoked_at = $1", now.0.into(), *id, keys)?;
-                gone.1 += ours::end_missing(conn, "alert_rules", "enabled = $1", false.into(), *id, rules)?;
+                gone.memberships += ours::end_memberships(conn, *id, members)?;
+                gone.sessions += ours::end_sessions(conn, *id, sessions)?;
+                gone.keys += ours::end_missing(conn, "api_keys", "revoked_at = $1", now.0.into(), *id, keys)?;
+                gone.rules +=
+                    ours::end_missing(conn, "alert_rules", "enabled = $1", false.into(), *id, rules)?;
                 let text = "UPDATE meters SET has_alerts = EXISTS (
                                 SELECT 1 FROM alert_rules r WHERE r.meter_id = meters.id AND r.enabled)
                             WHERE workspace_id = $1";
@@ -381,17 +391,18 @@ impl Import {
             }
             Ok(gone)
         })?;
-        if gone.0 > 0 {
-            self.report.note(format!("{} API keys were withdrawn there since and are revoked", gone.0));
+        if gone.keys > 0 {
+            self.report.note(format!("{} API keys were withdrawn there since and are revoked", gone.keys));
         }
-        if gone.2 > 0 {
-            self.report.note(format!("{} memberships ended there since and are taken away", gone.2));
+        if gone.memberships > 0 {
+            self.report
+                .note(format!("{} memberships ended there since and are taken away", gone.memberships));
         }
-        if gone.3 > 0 {
-            self.report.note(format!("{} sessions ended there since and are ended", gone.3));
+        if gone.sessions > 0 {
+            self.report.note(format!("{} sessions ended there since and are ended", gone.sessions));
         }
-        if gone.1 > 0 {
-            self.report.note(format!("{} alert rules were deleted there since and are disabled", gone.1));
+        if gone.rules > 0 {
+            self.report.note(format!("{} alert rules were deleted there since and are disabled", gone.rules));
         }
         Ok(())
     }

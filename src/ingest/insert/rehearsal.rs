@@ -133,13 +133,21 @@ struct Quotas {
     times: HashMap<Place, Timestamp>,
 }
 
-/// Subject, meter, anchor of the assignment, and the window of a limit.
-type Slot = (i64, i64, Timestamp, Period, Window);
+/// The window of a limit, for one subject.
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct Slot {
+    subject_id: i64,
+    meter_id: i64,
+    /// Of the assignment.
+    anchor: Timestamp,
+    period: Period,
+    window: Window,
+}
 
 /// Whether what counts in one window at this time counts in the other as well.
 fn overlap(one: &Slot, other: &Slot, at: Timestamp) -> bool {
-    let key = |slot: &Slot| (slot.0, slot.1, slot.2, slot.3.clone());
-    one == other || (other.3.horizon().is_some() && other.4.contains(at) && key(one) == key(other))
+    let slides = || other.period.horizon().is_some() && other.window.contains(at);
+    one == other || (slides() && *one == Slot { window: one.window, ..other.clone() })
 }
 
 impl Quotas {
@@ -165,7 +173,7 @@ impl Quotas {
                 let period = limit.period.in_zone(&span.zone);
                 let quota = QuotaMove::of(plan, limit, period.clone(), window);
                 let range = Range::of((subject_id, meter_id), &period, anchor, &span.zone, window);
-                let slot = (subject_id, meter_id, anchor, period, window);
+                let slot = Slot { subject_id, meter_id, anchor, period, window };
                 let at = *places.entry(slot.clone()).or_insert_with(|| {
                     ranges.push(range);
                     slots.push(slot);
