@@ -131,10 +131,17 @@ async fn what_is_not_watched_any_more_is_resolved(database: Database) {
         } else {
             ws.put(&path(&rule), &change).await.expect(200);
         }
-        let calls = receiver.wait(name, 2).await;
-        let told: Vec<Value> =
-            calls.iter().take(2).map(|call| call.json()["event"]["type"].clone()).collect();
-        assert_eq!(told, ["triggered", "resolved"], "{name}");
+        let told = async |count: usize| -> Vec<Value> {
+            let calls = receiver.wait(name, count).await;
+            calls.iter().map(|call| call.json()["event"]["type"].clone()).collect()
+        };
+        let mut told_first = told(2).await;
+        if !told_first.contains(&json!("resolved")) {
+            // groups are told of side by side: a new one may come first
+            told_first = told(3).await;
+        }
+        let is_resolved = told_first.contains(&json!("resolved"));
+        assert_eq!((&told_first[0], is_resolved), (&json!("triggered"), true), "{name}: {told_first:?}");
     }
 }
 
