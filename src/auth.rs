@@ -15,6 +15,7 @@ pub mod permission;
 pub mod providers;
 pub mod session;
 pub mod sql;
+mod standing;
 pub mod throttle;
 pub mod token;
 
@@ -26,6 +27,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use serde::Serialize;
+use tokio::sync::Semaphore;
 use utoipa::ToSchema;
 
 use crate::auth::cache::CredentialCache;
@@ -35,10 +37,10 @@ use crate::auth::providers::Providers;
 use crate::auth::sql::users::Member;
 use crate::auth::sql::{keys, sessions};
 use crate::auth::throttle::Throttle;
-use crate::db::Store;
 use crate::db::audit::Actor;
 use crate::db::changes::Change;
 use crate::db::pool::{self, Reader};
+use crate::db::{Conn, Store};
 use crate::error::{Error, Result};
 use crate::metering::time::Timestamp;
 
@@ -187,13 +189,18 @@ impl Caller {
         }
     }
 
-    fn is_alive(&self, now: Timestamp) -> bool {
+    /// When the credential ends by itself, at the latest.
+    fn ends_at(&self) -> Timestamp {
         match &self.credential {
-            Credential::Session { expires_at, .. } => *expires_at > now,
+            Credential::Session { expires_at, .. } => *expires_at,
             Credential::Key { expires_at, revoked_at, .. } => {
-                expires_at.is_none_or(|at| at > now) && revoked_at.is_none_or(|at| at > now)
+                expires_at.iter().chain(revoked_at).min().copied().unwrap_or(Timestamp(i64::MAX))
             }
         }
+    }
+
+    fn is_alive(&self, now: Timestamp) -> bool {
+        self.ends_at() > now
     }
 }
 
@@ -256,6 +263,8 @@ struct Inner {
     last_used: LastUsed,
     passwords: password::Hasher,
     throttle: Throttle,
+    /// One permit for each thing that is being written down while nobody waits for it.
+    notes: Arc<Semaphore>,
     outside: Outside,
 }
 
@@ -266,6 +275,8 @@ struct KnownKey {
 
 /// Keys, and as many sessions, remembered at once.
 const REMEMBERED: u64 = 20_000;
+/// Failed sign-ins that are being written down. As many more as are tried meanwhile are known from the log only.
+const NOTES_AT_ONCE: usize = 64;
 
 impl Auth {
     /// Must be called inside the runtime whose blocking threads it will use.
@@ -282,6 +293,7 @@ impl Auth {
             last_used: LastUsed::default(),
             passwords: password::Hasher::new(),
             throttle: Throttle::default(),
+            notes: Arc::new(Semaphore::new(NOTES_AT_ONCE)),
             outside,
             options,
         }))
@@ -336,6 +348,13 @@ impl Auth {
         }
         known.last_used.note(now);
         Ok(known.caller.clone())
+    }
+
+    /// Whether the session of the caller is still there, as the database has it now.
+    pub async fn is_signed_in(&self, caller: &Caller) -> Result<bool> {
+        let (login_id, now) = (caller.login_id()?.to_owned(), Timestamp::now());
+        let work = move |conn: &mut Conn| sessions::is_open(conn, &login_id, now);
+        self.0.store.read("sessions::is_open", work).await
     }
 
     /// The caller with this access token.

@@ -14,7 +14,7 @@ use tokio::sync::Semaphore;
 use crate::config;
 use crate::error::{Code, Error, Result};
 
-/// Letters on their way at once; what comes beyond is dropped, and counted.
+/// Letters of each kind on their way at once; what comes beyond is dropped, and counted.
 const ON_THEIR_WAY: usize = 64;
 const TIMEOUT: Duration = Duration::from_secs(20);
 /// What failed for a while is tried again after these.
@@ -28,12 +28,20 @@ pub struct Letter {
     pub text: String,
 }
 
+/// What a letter is about: each kind has room of its own, so that no crowd of one keeps the other from being sent.
+#[derive(Clone, Copy, Debug)]
+pub enum Kind {
+    Reset,
+    Invitation,
+}
+
 /// Cheap to clone.
 #[derive(Clone)]
 pub struct Mailer {
     transport: AsyncSmtpTransport<Tokio1Executor>,
     from: Mailbox,
-    room: Arc<Semaphore>,
+    resets: Arc<Semaphore>,
+    invitations: Arc<Semaphore>,
 }
 
 impl Mailer {
@@ -49,12 +57,17 @@ impl Mailer {
         let from = settings.from.parse();
         let from = from.map_err(|error| unusable("MAIL_FROM", format!("is no address: {error}")))?;
         let transport = builder.timeout(Some(TIMEOUT)).build();
-        Ok(Mailer { transport, from, room: Arc::new(Semaphore::new(ON_THEIR_WAY)) })
+        let room = || Arc::new(Semaphore::new(ON_THEIR_WAY));
+        Ok(Mailer { transport, from, resets: room(), invitations: room() })
     }
 
     /// Has a letter written, if there is one to be written, and sent, while the caller goes on.
-    pub fn post(&self, write: impl Future<Output = Result<Option<Letter>>> + Send + 'static) {
-        let Ok(place) = self.room.clone().try_acquire_owned() else {
+    pub fn post(&self, kind: Kind, write: impl Future<Output = Result<Option<Letter>>> + Send + 'static) {
+        let room = match kind {
+            Kind::Reset => &self.resets,
+            Kind::Invitation => &self.invitations,
+        };
+        let Ok(place) = room.clone().try_acquire_owned() else {
             count("dropped");
             log::warn!("too many mails are on their way: one was dropped");
             return;

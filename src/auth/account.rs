@@ -3,13 +3,16 @@
 
 use std::net::IpAddr;
 
+use serde_json::json;
+
 use crate::auth::device::Attempt;
 use crate::auth::session::normal_email;
 use crate::auth::sql::members::Touched;
 use crate::auth::sql::sign_ins::{self, SignIn, Which};
-use crate::auth::sql::{identities, resets, users};
+use crate::auth::sql::users::{self, Account};
+use crate::auth::sql::{identities, resets, ways_in};
 use crate::auth::token::{self, RESET_PREFIX, Token, TokenHash};
-use crate::auth::{Auth, Caller, Credential, password};
+use crate::auth::{Auth, Caller, password};
 use crate::db::{Conn, DbError, audit};
 use crate::error::{Error, Result};
 use crate::metering::time::{HOUR, Timestamp};
@@ -17,14 +20,8 @@ use crate::metering::time::{HOUR, Timestamp};
 const RESET_LIFETIME: i64 = 24 * HOUR;
 const LISTED: i64 = 100;
 
-impl Caller {
-    /// The sign-in of a session; keys have none.
-    fn login_id(&self) -> Result<&str> {
-        match &self.credential {
-            Credential::Session { login_id, .. } => Ok(login_id),
-            Credential::Key { .. } => Err(Error::unauthorized()),
-        }
-    }
+fn wrong_password() -> Error {
+    Error::invalid("current_password is not the present one")
 }
 
 impl Auth {
@@ -38,32 +35,62 @@ impl Auth {
     ) -> Result<()> {
         self.check_password_sign_in()?;
         password::check(&new)?;
-        let (email, user_id) = (caller.user.email.clone(), caller.user_id);
-        // strangers who guess do not keep the owner from this
-        let attempt = Attempt::within(address, caller.login_id()?);
-        self.check_attempt(&email, attempt).await?;
-        let wanted = email.clone();
-        let find = move |conn: &mut Conn| users::credentials(conn, &wanted);
-        let known = self.0.store.vital().read("users::credentials", find).await?;
-        let stored = known.map(|(_, hash)| hash).filter(|hash| !hash.is_empty());
-        if current.len() > password::MAX_BYTES
-            || !self.0.passwords.turn().await?.verify(current, stored).await?
-        {
-            self.attempt_failed(Some(&email), attempt);
-            return Err(Error::invalid("current_password is not the present one"));
-        }
-        self.attempt_succeeded(&email, attempt);
-        let hash = self.0.passwords.turn().await?.hash(new).await?;
         let keep = caller.login_id()?.to_owned();
-        let (id, name) = (caller.user.id.clone(), email);
+        let present = self.check_present_password(caller, current, address).await?;
+        let hash = self.0.passwords.turn().await?.hash(new).await?;
+        let (standing, user_id, now) = (caller.standing(), caller.user_id, Timestamp::now());
+        let (id, name) = (caller.user.id.clone(), caller.user.email.clone());
         let work = move |conn: &mut Conn| {
             audit::about(&id, &name);
+            // who knew the one before is not the one who sets the next
+            if standing.check(conn, now)?.password_hash != present {
+                return Err(wrong_password().into());
+            }
             resets::set_password(conn, user_id, &hash)?;
+            resets::forget_all(conn, user_id)?;
             Ok(sign_ins::end(conn, user_id, &Which::But(keep.clone()))?.1)
         };
         let sessions = self.0.store.write("passwords::change", work).await?;
         self.tell(Touched { sessions, keys: Vec::new() });
         Ok(())
+    }
+
+    /// The hash that the present password of the caller fits; 400 when it is another one, 429 after too many of those,
+    /// whichever of their sign-ins they came from.
+    async fn check_present_password(
+        &self,
+        caller: &Caller,
+        given: String,
+        address: IpAddr,
+    ) -> Result<String> {
+        let email = caller.user.email.clone();
+        // strangers who guess do not keep the owner from this
+        let attempt = Attempt::within(address, caller.user_id);
+        self.check_attempt(&email, attempt).await?;
+        let wanted = email.clone();
+        let find = move |conn: &mut Conn| users::credentials(conn, &wanted);
+        let known = self.0.store.vital().read("users::credentials", find).await?;
+        let stored = known.map(|(_, hash)| hash).filter(|hash| !hash.is_empty());
+        let turn = self.0.passwords.turn().await?;
+        // once more: while this one waited, others may have failed
+        self.check_attempt(&email, attempt).await?;
+        let fits = given.len() <= password::MAX_BYTES && turn.verify(given, stored.clone()).await?;
+        match stored {
+            Some(hash) if fits => {
+                self.attempt_succeeded(&email, attempt);
+                Ok(hash)
+            }
+            _ => {
+                self.attempt_failed(Some(&email), attempt);
+                let (store, id) = (self.0.store.clone(), caller.user.id.clone());
+                let tell = move |_: &mut Conn| {
+                    audit::about(&id, &email);
+                    Ok(())
+                };
+                self.note(async move { store.write("passwords::refuse", tell).await });
+                Err(wrong_password())
+            }
+        }
     }
 
     /// Where the caller is signed in, the one seen last first; with the id of the one that asks.
@@ -85,6 +112,10 @@ impl Auth {
                 (0, _) => audit::nothing_changed(),
                 _ => {}
             }
+            // whoever ends more than one wants nobody to come back with a link from before
+            if !matches!(which, Which::One(_)) {
+                resets::forget_all(conn, user_id)?;
+            }
             Ok(tokens)
         };
         let sessions = self.0.store.write("sign_ins::end", work).await?;
@@ -101,12 +132,13 @@ impl Auth {
     /// Whether a token still sets a password.
     pub async fn may_reset(&self, token: &str) -> Result<bool> {
         let (hash, now) = (token::hash(token), Timestamp::now());
-        let work = move |conn: &mut Conn| resets::is_open(conn, &hash, now);
-        self.0.store.vital().read("resets::is_open", work).await
+        let work = move |conn: &mut Conn| resets::user_of(conn, &hash, now);
+        Ok(self.0.store.vital().read("resets::user_of", work).await?.is_some())
     }
 
     /// Sets the password of whoever the token was made for, and ends all of their sign-ins; 404 for a token that is
-    /// unknown, used or over.
+    /// unknown, used or over. One out of a mail proves the address: where that was not known before, whoever registered with
+    /// it may be somebody else, and keeps no way in.
     pub async fn reset_password(&self, token: &str, new: String) -> Result<()> {
         self.check_password_sign_in()?;
         password::check(&new)?;
@@ -118,21 +150,35 @@ impl Auth {
         let (token_hash, now) = (token::hash(token), Timestamp::now());
         let hash = self.0.passwords.turn().await?.hash(new).await?;
         let work = move |conn: &mut Conn| {
-            let (user_id, by_mail) = resets::use_up(conn, &token_hash, now)?.ok_or_else(missing)?;
+            let user_id = resets::user_of(conn, &token_hash, now)?.ok_or_else(missing)?;
+            let account = users::lock(conn, user_id)?;
+            let by_mail = resets::use_up(conn, &token_hash, now)?.ok_or_else(missing)?;
             match users::anywhere(conn, user_id)? {
                 Some(member) => users::tell(&member),
                 None => audit::nothing_changed(),
             }
-            if by_mail {
-                identities::verify_email(conn, user_id, now)?;
-            }
+            let mut touched = if by_mail { prove_address(conn, &account, now)? } else { Touched::default() };
             resets::set_password(conn, user_id, &hash)?;
-            Ok(sign_ins::end(conn, user_id, &Which::All)?.1)
+            resets::forget_all(conn, user_id)?;
+            touched.sessions.extend(sign_ins::end(conn, user_id, &Which::All)?.1);
+            Ok(touched)
         };
-        let sessions = self.0.store.write("passwords::reset", work).await?;
-        self.tell(Touched { sessions, keys: Vec::new() });
+        self.tell(self.0.store.write("passwords::reset", work).await?);
         Ok(())
     }
+}
+
+/// Whoever is here reads the mail of the user. Those who came in before nobody knew that go, with all they could come back
+/// with.
+fn prove_address(conn: &mut Conn, account: &Account, now: Timestamp) -> Result<Touched, DbError> {
+    let mut touched = Touched::default();
+    if ways_in::may_be_a_strangers(conn, account)? {
+        let ended = ways_in::end_all(conn, account.user_id, now)?;
+        audit::states(None, Some(json!({"ended": ended.shown})));
+        touched = ended.touched;
+    }
+    identities::verify_email(conn, account.user_id, now)?;
+    Ok(touched)
 }
 
 // For operators -----------------------------------------------------------------------------------
@@ -182,18 +228,25 @@ fn known_user(conn: &mut Conn, email: &str) -> Result<i64, DbError> {
     Ok(user_id)
 }
 
-/// Ends every sign-in of the user with this address; answers how many. For a command.
+/// Ends every sign-in of the user with this address, and every link that sets their password; answers how many sign-ins.
+/// For a command.
 pub fn end_all(conn: &mut Conn, email: &str) -> Result<usize, DbError> {
     let user_id = known_user(conn, email)?;
-    Ok(sign_ins::end(conn, user_id, &Which::All)?.0)
+    let ended = sign_ins::end(conn, user_id, &Which::All)?.0;
+    resets::forget_all(conn, user_id)?;
+    Ok(ended)
 }
 
-/// Nobody comes in as this user any more; answers how many sign-ins ended. For a command.
+/// Nobody comes in as this user any more, nor with what they handed out; answers how many sign-ins ended. For a command.
 pub fn disable(conn: &mut Conn, email: &str) -> Result<usize, DbError> {
-    let user_id = known_user(conn, email)?;
-    if !users::set_disabled(conn, user_id, Some(Timestamp::now()))? {
+    let (user_id, now) = (known_user(conn, email)?, Timestamp::now());
+    let is_new = users::set_disabled(conn, user_id, Some(now))?;
+    let (invitations, links) = ways_in::take_back(conn, user_id, now)?;
+    audit::states(None, Some(json!({"invitations": invitations, "subject_links": links})));
+    if !is_new && invitations + links == 0 {
         audit::nothing_changed();
     }
+    resets::forget_all(conn, user_id)?;
     Ok(sign_ins::end(conn, user_id, &Which::All)?.0)
 }
 

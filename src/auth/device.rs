@@ -29,9 +29,10 @@ impl Attempt {
         Attempt { address, device: None }
     }
 
-    /// Of somebody who is signed in already, told apart from strangers by that.
-    pub(super) fn within(address: IpAddr, login_id: &str) -> Attempt {
-        Attempt { address, device: Some(token::hash(login_id)) }
+    /// Of somebody who is signed in already, told apart from strangers by that. One count for all of their sign-ins: whoever
+    /// has one makes another by changing the workspace.
+    pub(super) fn within(address: IpAddr, user_id: i64) -> Attempt {
+        Attempt { address, device: Some(token::hash(&format!("user {user_id}"))) }
     }
 }
 

@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::auth::permission::normal_scopes;
+use crate::auth::permission::{Role, normal_scopes};
 use crate::auth::sql::keys::{self, ApiKey, KeyEvent, KeySecret, KeyTerms, OfSomebody, Words};
 use crate::auth::token::{KEY_PREFIX, Token};
 use crate::auth::{Auth, Caller};
@@ -173,10 +173,13 @@ pub fn make(
 impl Auth {
     /// The new key and its secret.
     pub async fn create_key(&self, caller: &Caller, wish: &NewKeyRequest) -> Result<(ApiKey, Token)> {
-        let (owner, now) = (caller.key_owner(), Timestamp::now());
+        let (standing, now) = (caller.standing(), Timestamp::now());
         let terms = wish.terms(now)?;
         let (token, secret) = new_secret()?;
-        let work = move |conn: &mut _| keys::create(conn, owner, &terms, &secret, now);
+        let work = move |conn: &mut Conn| {
+            standing.check_role(conn, Role::Admin, now)?;
+            keys::create(conn, standing.owner, &terms, &secret, now)
+        };
         Ok((self.0.store.write("keys::create", work).await?, token))
     }
 
@@ -204,9 +207,10 @@ impl Auth {
 
     /// Ends a key of anybody in the workspace.
     pub async fn revoke_any_key(&self, caller: &Caller, id: &str) -> Result<()> {
-        let (workspace_id, id, now) = (caller.workspace_id, key_id(id)?, Timestamp::now());
+        let (standing, id, now) = (caller.standing(), key_id(id)?, Timestamp::now());
         let work = move |conn: &mut Conn| {
-            let owner = keys::owner(conn, workspace_id, &id)?;
+            standing.check_role(conn, Role::Owner, now)?;
+            let owner = keys::owner(conn, standing.owner.workspace_id, &id)?;
             keys::revoke(conn, owner, &id, now)
         };
         let hash = self.0.store.write("keys::revoke", work).await?;
@@ -257,10 +261,13 @@ impl Auth {
             let rule = format_args!("grace_period_seconds must be between 0 and {MAX_GRACE_SECONDS}");
             return Err(Error::invalid(rule));
         }
-        let (owner, id, now) = (caller.key_owner(), key_id(id)?, Timestamp::now());
+        let (standing, id, now) = (caller.standing(), key_id(id)?, Timestamp::now());
         let until = now.plus(grace_seconds * SECOND);
         let (token, secret) = new_secret()?;
-        let work = move |conn: &mut _| keys::rotate(conn, owner, &id, &secret, until, now);
+        let work = move |conn: &mut Conn| {
+            standing.check_role(conn, Role::Admin, now)?;
+            keys::rotate(conn, standing.owner, &id, &secret, until, now)
+        };
         let (key, old_hash) = self.0.store.write("keys::rotate", work).await?;
         self.0.keys.forget([old_hash.as_slice()]);
         self.0.store.changes().tell(Change::Key(old_hash));

@@ -3,6 +3,7 @@
 
 use url::Url;
 
+use crate::auth::permission::Role;
 use crate::auth::sql::keys::Words;
 use crate::auth::sql::links::{self, LinkTerms, SubjectLink};
 use crate::auth::token::{self, LINK_PREFIX, Token};
@@ -127,10 +128,12 @@ impl Auth {
             caller.ensure_meter_allowed("")?;
         }
         terms.meters.0.iter().try_for_each(|name| caller.ensure_meter_allowed(name))?;
-        let (owner, token) = (caller.key_owner(), Token::new(LINK_PREFIX)?);
+        let (standing, token) = (caller.standing(), Token::new(LINK_PREFIX)?);
         let hash = token.hash();
-        let work =
-            move |conn: &mut Conn| links::create(conn, owner.workspace_id, owner.user_id, &terms, &hash, now);
+        let work = move |conn: &mut Conn| {
+            standing.check_role(conn, Role::Admin, now)?;
+            links::create(conn, standing.owner.workspace_id, standing.owner.user_id, &terms, &hash, now)
+        };
         Ok((self.0.store.write("links::create", work).await?, token))
     }
 
@@ -143,11 +146,14 @@ impl Auth {
 
     /// Ends a link at once; 404 for one that this subject does not have.
     pub async fn revoke_link(&self, caller: &Caller, subject: &str, id: &str) -> Result<()> {
-        let (workspace_id, now) = (caller.workspace_id, Timestamp::now());
+        let (standing, now) = (caller.standing(), Timestamp::now());
         let (subject, id) = (subject.to_owned(), id.to_owned());
-        let work = move |conn: &mut Conn| match links::revoke(conn, workspace_id, &subject, &id, now)? {
-            true => Ok(()),
-            false => Err(Error::not_found("link").into()),
+        let work = move |conn: &mut Conn| {
+            standing.check_role(conn, Role::Admin, now)?;
+            match links::revoke(conn, standing.owner.workspace_id, &subject, &id, now)? {
+                true => Ok(()),
+                false => Err(Error::not_found("link").into()),
+            }
         };
         self.0.store.write("links::revoke", work).await
     }

@@ -126,15 +126,6 @@ pub fn put_role(
     }
 }
 
-/// The lock first; then the caller's role once more, because the remembered one may be seconds old.
-fn as_owner(conn: &mut Conn, caller: Owner) -> Result<(), DbError> {
-    members::lock(conn, caller.workspace_id)?;
-    match members::role_of(conn, caller.workspace_id, caller.user_id)? {
-        Some(Role::Owner) => Ok(()),
-        _ => Err(Error::forbidden("only an owner may do this").into()),
-    }
-}
-
 /// 409 when nobody would be left who decides about members.
 fn keep_an_owner(conn: &mut Conn, workspace_id: i64, going: Role) -> Result<(), DbError> {
     if going == Role::Owner && members::owners(conn, workspace_id)? <= 1 {
@@ -164,9 +155,12 @@ impl Auth {
         let user_id = caller.user_id;
         let find = move |conn: &mut Conn| {
             let found = members::place_of(conn, user_id, &workspace)?;
-            found.ok_or_else(|| Error::forbidden("you are no member of this workspace").into())
+            let (workspace_id, name) =
+                found.ok_or_else(|| Error::forbidden("you are no member of this workspace"))?;
+            audit::about(&workspace, &name);
+            Ok(workspace_id)
         };
-        self.move_session("sessions::switch", user_id, shown, find).await
+        self.move_session("sessions::switch", caller, shown, find).await
     }
 
     pub async fn members(&self, caller: &Caller) -> Result<Vec<Colleague>> {
@@ -176,10 +170,11 @@ impl Auth {
 
     /// Gives a member another role; 409 for the last owner.
     pub async fn change_role(&self, caller: &Caller, user: &str, word: &str) -> Result<()> {
-        let (own, user, role) = (caller.key_owner(), user.to_owned(), role(word)?);
+        let (standing, user, role) = (caller.standing(), user.to_owned(), role(word)?);
         let now = Timestamp::now();
         let work = move |conn: &mut Conn| {
-            as_owner(conn, own)?;
+            standing.check_role(conn, Role::Owner, now)?;
+            let own = standing.owner;
             let member = members::find(conn, own.workspace_id, &user)?;
             if role != Role::Owner {
                 keep_an_owner(conn, own.workspace_id, member.role)?;
@@ -194,14 +189,16 @@ impl Auth {
 
     /// Makes another member the owner, and the caller an admin, in one step.
     pub async fn hand_over(&self, caller: &Caller, user: &str) -> Result<()> {
-        let (own, user, now) = (caller.key_owner(), user.trim().to_owned(), Timestamp::now());
+        let (standing, user, now) = (caller.standing(), user.trim().to_owned(), Timestamp::now());
         let work = move |conn: &mut Conn| {
-            as_owner(conn, own)?;
+            standing.check_role(conn, Role::Owner, now)?;
+            let own = standing.owner;
             let heir = members::find(conn, own.workspace_id, &user)?;
             if heir.user_id == own.user_id {
                 return Err(Error::invalid("user_id must be another member").into());
             }
             audit::about(&heir.public_id, &heir.email);
+            audit::states(Some(json!({"role": heir.role})), Some(json!({"role": Role::Owner})));
             let mut touched = members::set_role(conn, own.workspace_id, heir.user_id, Role::Owner, now)?;
             let own = members::set_role(conn, own.workspace_id, own.user_id, Role::Admin, now)?;
             touched.keys.extend(own.keys);
@@ -214,9 +211,10 @@ impl Auth {
 
     /// Ends a membership, with its sessions; 409 for the last owner.
     pub async fn remove_member(&self, caller: &Caller, user: &str, fate: KeyFate) -> Result<()> {
-        let (own, user, now) = (caller.key_owner(), user.to_owned(), Timestamp::now());
+        let (standing, user, now) = (caller.standing(), user.to_owned(), Timestamp::now());
         let work = move |conn: &mut Conn| {
-            as_owner(conn, own)?;
+            standing.check_role(conn, Role::Owner, now)?;
+            let own = standing.owner;
             let member = members::find(conn, own.workspace_id, &user)?;
             keep_an_owner(conn, own.workspace_id, member.role)?;
             let heir = (fate == KeyFate::Transfer && member.user_id != own.user_id).then_some(own.user_id);
@@ -231,11 +229,16 @@ impl Auth {
 
     /// Ends the caller's own membership; their keys end with it. 409 for the last owner.
     pub async fn leave_workspace(&self, caller: &Caller) -> Result<()> {
-        let (own, now) = (caller.key_owner(), Timestamp::now());
+        let (standing, now) = (caller.standing(), Timestamp::now());
+        let (id, name) = (caller.user.id.clone(), caller.user.email.clone());
         let work = move |conn: &mut Conn| {
-            members::lock(conn, own.workspace_id)?;
+            standing.check_role(conn, Role::Viewer, now)?;
+            let own = standing.owner;
             let role = members::role_of(conn, own.workspace_id, own.user_id)?;
-            keep_an_owner(conn, own.workspace_id, role.ok_or_else(Error::unauthorized)?)?;
+            let role = role.ok_or_else(Error::unauthorized)?;
+            keep_an_owner(conn, own.workspace_id, role)?;
+            audit::about(&id, &name);
+            audit::states(Some(json!({"role": role})), None);
             members::remove(conn, own, None, now)
         };
         self.tell(self.0.store.write("members::leave", work).await?);
@@ -244,10 +247,12 @@ impl Auth {
 
     /// Another name for the caller's workspace.
     pub async fn rename_workspace(&self, caller: &Caller, name: &str) -> Result<()> {
-        let (own, name) = (caller.key_owner(), workspace_name(name)?);
+        let (standing, name, now) = (caller.standing(), workspace_name(name)?, Timestamp::now());
+        let id = caller.user.workspace_id.clone();
         let work = move |conn: &mut Conn| {
-            as_owner(conn, own)?;
-            audit::about("", &name);
+            standing.check_role(conn, Role::Owner, now)?;
+            let own = standing.owner;
+            audit::about(&id, &name);
             members::rename(conn, own.workspace_id, &name)?;
             Ok(Touched { sessions: members::sessions_of(conn, own.workspace_id)?, keys: Vec::new() })
         };
@@ -266,9 +271,10 @@ impl Auth {
 
     // Invitations -------------------------------------------------------------------------------------
 
-    /// The invitation, and the token that accepts it; shown once.
+    /// The invitation, and the token that accepts it; shown once. 429 when a mail would be one too many.
     pub async fn invite(&self, caller: &Caller, email: &str, word: &str) -> Result<(Invitation, Token)> {
-        let (own, now) = (caller.key_owner(), Timestamp::now());
+        let (standing, now) = (caller.standing(), Timestamp::now());
+        let own = standing.owner;
         let (email, role, token) =
             (normal_email(email)?, invitable_role(word)?, Token::new(INVITATION_PREFIX)?);
         let new = NewInvitation {
@@ -279,14 +285,17 @@ impl Auth {
             token_hash: token.hash(),
             expires_at: now.plus(INVITATION_LIFETIME),
         };
+        let to = new.email.clone();
+        self.count_invitation(own.workspace_id, &to, now)?;
         let work = move |conn: &mut Conn| {
-            members::lock(conn, new.workspace_id)?;
+            standing.check_role(conn, Role::Admin, now)?;
             let made = invitations::create(conn, &new, now)?;
             audit::about(&made.public_id, &made.email);
             audit::states(None, Some(json!({"role": made.role})));
             Ok(made)
         };
-        let made = self.0.store.write("invitations::create", work).await?;
+        let made = self.0.store.write("invitations::create", work).await;
+        let made = made.inspect_err(|_| self.uncount_invitation(own.workspace_id, &to))?;
         self.mail_invitation(&made, &token);
         Ok((made, token))
     }
@@ -300,10 +309,13 @@ impl Auth {
 
     /// Takes an open invitation back; 404 for any other.
     pub async fn revoke_invitation(&self, caller: &Caller, id: &str) -> Result<()> {
-        let (workspace_id, id, now) = (caller.workspace_id, id.to_owned(), Timestamp::now());
-        let work = move |conn: &mut Conn| match invitations::revoke(conn, workspace_id, &id, now)? {
-            true => Ok(()),
-            false => Err(Error::not_found("open invitation").into()),
+        let (standing, id, now) = (caller.standing(), id.to_owned(), Timestamp::now());
+        let work = move |conn: &mut Conn| {
+            standing.check_role(conn, Role::Admin, now)?;
+            match invitations::revoke(conn, standing.owner.workspace_id, &id, now)? {
+                true => Ok(()),
+                false => Err(Error::not_found("open invitation").into()),
+            }
         };
         self.0.store.write("invitations::revoke", work).await
     }
@@ -328,14 +340,17 @@ impl Auth {
         }
         let join = move |conn: &mut Conn| {
             members::lock(conn, invitation.workspace_id)?;
-            if !invitations::accept(conn, invitation.id, now)? {
+            // who may invite nobody any more has invited nobody
+            if !invitations::is_backed(conn, invitation.id)?
+                || !invitations::accept(conn, invitation.id, now)?
+            {
                 return Err(Error::conflict("the invitation is not open any more").into());
             }
             members::join(conn, invitation.workspace_id, user_id, invitation.role, now)?;
             audit::about(&invitation.public_id, &invitation.email);
             Ok(invitation.workspace_id)
         };
-        self.move_session("invitations::accept", user_id, shown, join).await
+        self.move_session("invitations::accept", caller, shown, join).await
     }
 }
 

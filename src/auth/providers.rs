@@ -7,19 +7,21 @@ mod github;
 mod oidc;
 
 use base64::Engine;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use ring::digest;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use ring::{digest, hmac};
 use serde_json::json;
 
 use crate::auth::permission::Role;
 use crate::auth::providers::caller::{Caller as Http, failed};
 use crate::auth::providers::github::GitHub;
 use crate::auth::providers::oidc::{Addresses, Issuer};
-use crate::auth::session::{SignedIn, normal_email};
-use crate::auth::sql::identities::{self, Account, Identity, Subject};
+use crate::auth::session::{Proof, SignedIn, normal_email};
+use crate::auth::sql::identities::{self, Identity, Subject};
 use crate::auth::sql::keys::Owner;
 use crate::auth::sql::members::{self, Touched};
-use crate::auth::sql::users;
+use crate::auth::sql::users::{self, Account};
+use crate::auth::sql::ways_in;
+use crate::auth::standing::Standing;
 use crate::auth::token::{self, Token};
 use crate::auth::{Auth, Caller, Options};
 pub use crate::config::OAuthClient as Registration;
@@ -27,11 +29,17 @@ use crate::config::{self, Oidc};
 use crate::db::{Conn, DbError, audit};
 use crate::error::{Code, Error, Result};
 use crate::metering::time::{SECOND, Timestamp};
+use crate::vault::{KeyRing, Place};
 
 pub use crate::auth::sql::identities::Flow;
 
 /// How long somebody may take at the provider.
 pub const FLOW_LIFETIME: i64 = 600 * SECOND;
+/// Sign-ins that are under way at once. Of more the oldest are forgotten: a flood of them fills no disk, and keeps nobody
+/// from beginning one.
+const FLOWS_MAX: i64 = 10_000;
+/// Addresses to come back to, here and at the end, that are longer are nobody's.
+pub const ADDRESS_BYTES_MAX: usize = 2048;
 
 /// Whom a provider says it has before it.
 #[derive(Clone, Debug)]
@@ -120,14 +128,15 @@ impl Providers {
     }
 
     /// 404 for one that is unknown or off. Letter case does not matter.
-    fn find(&self, id: &str) -> Result<&Provider> {
+    pub fn find(&self, id: &str) -> Result<&Provider> {
         let found = self.all.iter().find(|provider| provider.id.eq_ignore_ascii_case(id));
-        found.ok_or_else(|| Error::not_found(format!("sign-in provider {id:?}")))
+        // without its name: it may be a stranger's words, and people are told this on the sign-in page
+        found.ok_or_else(|| Error::not_found("there is no such sign-in provider"))
     }
 
     /// What people call it.
     pub fn name(&self, id: &str) -> String {
-        self.find(id).map_or_else(|_| id.to_owned(), |provider| provider.name.clone())
+        self.find(id).map_or_else(|_| "this provider".to_owned(), |provider| provider.name.clone())
     }
 }
 
@@ -227,12 +236,11 @@ fn judge(
     options: &Options,
 ) -> Result<Entry> {
     if !profile.email_verified || profile.email.is_empty() {
-        return Err(Error::forbidden("the provider has not verified your address"));
+        return Err(unverified());
     }
     match account {
         Some(account) => {
-            let is_proven = account.email_verified_at.is_some() || account.password_hash.is_empty();
-            if is_proven || !options.password_sign_in {
+            if account.is_proven() || !options.password_sign_in {
                 return Ok(Entry::Connect(account.user_id));
             }
             Err(Error::forbidden(
@@ -266,17 +274,23 @@ impl Auth {
         let provider = self.0.outside.providers.find(id)?;
         let now = Timestamp::now();
         self.0.throttle.start_with_provider(address, now)?;
+        if wish.redirect_url.len() > ADDRESS_BYTES_MAX {
+            return Err(Error::invalid("the name of this server is too long"));
+        }
         let (state, nonce, verifier) = (Token::new("")?, Token::new("")?, Token::new("")?);
         let flow = Flow {
             nonce: nonce.expose().to_owned(),
             verifier: verifier.expose().to_owned(),
             redirect_url: wish.redirect_url,
-            next: wish.next,
+            next: ring_of(state.expose())?.seal(NEXT, &wish.next)?,
             user_id: wish.caller.map(|caller| caller.user_id),
         };
         let url = provider.authorize_url(state.expose(), &flow).await?;
         let (hash, id) = (state.hash(), provider.id);
-        let work = move |conn: &mut Conn| identities::begin(conn, &hash, id, &flow, now.plus(FLOW_LIFETIME));
+        let work = move |conn: &mut Conn| {
+            identities::begin(conn, &hash, id, &flow, now.plus(FLOW_LIFETIME))?;
+            identities::forget_flows(conn, FLOWS_MAX)
+        };
         self.0.store.write("provider_flows::begin", work).await?;
         Ok(Started { url, state: state.expose().to_owned() })
     }
@@ -307,17 +321,17 @@ impl Auth {
         };
         match flow.user_id {
             Some(user_id) => {
-                let is_theirs = brought.caller.as_ref().is_some_and(|caller| caller.user_id == user_id);
-                if !is_theirs {
-                    return Err(Error::forbidden("sign in again, then connect the provider"));
-                }
-                self.connect(user_id, who).await?;
+                let owner = brought.caller.filter(|caller| caller.user_id == user_id);
+                let owner = owner.ok_or_else(sign_in_again)?;
+                self.connect(user_id, &profile, who, Some(owner.standing())).await?;
                 Ok(Returned::Connected(flow.next))
             }
             None => {
+                let proof = Proof::Identity { issuer: who.issuer.clone(), subject: who.subject.clone() };
                 let user_id = self.admit(provider, &profile, who).await?;
                 let workspace_id = self.give_role(provider, user_id, &profile).await?;
-                let session = self.open_session_in(user_id, workspace_id).await?;
+                let session = self.open_session(user_id, workspace_id, proof).await?;
+                let session = session.ok_or_else(|| Error::forbidden("it was disconnected a moment ago"))?;
                 Ok(Returned::SignedIn(Box::new(session), flow.next))
             }
         }
@@ -334,7 +348,9 @@ impl Auth {
         }
         let (id, now) = (provider.id, Timestamp::now());
         let work = move |conn: &mut Conn| identities::finish(conn, &hash, id, now);
-        self.0.store.write("provider_flows::finish", work).await?.ok_or_else(expired)
+        let flow = self.0.store.write("provider_flows::finish", work).await?.ok_or_else(expired)?;
+        let next = ring_of(&brought.state)?.open(NEXT, &flow.next)?;
+        Ok(Flow { next, ..flow })
     }
 
     /// Who somebody at a provider is here; new ones are connected or registered.
@@ -344,7 +360,7 @@ impl Auth {
             if let Some(user_id) = identities::user_of(conn, &wanted.issuer, &wanted.subject)? {
                 return Ok(Err(user_id));
             }
-            let account = identities::account(conn, &wanted.email)?;
+            let account = users::account(conn, &wanted.email)?;
             Ok(Ok((account, identities::is_invited(conn, &wanted.email, now)?)))
         };
         let (account, is_invited) = match self.0.store.read("identities::find", find).await? {
@@ -354,7 +370,10 @@ impl Auth {
         let groups = profile.groups.as_deref().unwrap_or_default();
         let has_role = provider.roles.as_ref().is_some_and(|map| map.role(groups).is_some());
         match judge(profile, account.as_ref(), is_invited, has_role, &self.0.options)? {
-            Entry::Connect(user_id) => self.connect(user_id, who).await.map(|()| user_id),
+            Entry::Connect(user_id) => {
+                self.connect(user_id, profile, who, None).await?;
+                Ok(user_id)
+            }
             Entry::Register => {
                 let work = move |conn: &mut Conn| {
                     let member = users::register(conn, &who.email, "", now)?;
@@ -368,10 +387,27 @@ impl Auth {
         }
     }
 
-    /// From now on whoever this is at the provider is this user.
-    async fn connect(&self, user_id: i64, who: Subject) -> Result<()> {
+    /// From now on whoever this is at the provider is this user: because the user wants it so, who is signed in, or because
+    /// the provider has verified their address. An address that it has not verified proves nothing and connects nobody.
+    async fn connect(
+        &self,
+        user_id: i64,
+        profile: &Profile,
+        who: Subject,
+        owner: Option<Standing>,
+    ) -> Result<()> {
+        if !profile.email_verified || profile.email.is_empty() {
+            return Err(unverified());
+        }
         let now = Timestamp::now();
         let work = move |conn: &mut Conn| {
+            let (touched, ended) = match &owner {
+                Some(owner) => {
+                    owner.check(conn, now)?;
+                    (Touched::default(), None)
+                }
+                None => take_over(conn, user_id, now)?,
+            };
             let member = users::anywhere(conn, user_id)?;
             if let Some(member) = &member {
                 users::tell(member);
@@ -380,10 +416,15 @@ impl Auth {
             if member.is_some_and(|member| member.email == who.email) {
                 identities::verify_email(conn, user_id, now)?;
             }
-            audit::states(None, Some(json!({"provider": who.provider, "email": who.email})));
-            Ok(())
+            let mut shown = json!({"provider": who.provider, "email": who.email});
+            if let Some(ended) = ended {
+                shown["ended"] = ended;
+            }
+            audit::states(None, Some(shown));
+            Ok(touched)
         };
-        self.0.store.write("identities::add", work).await
+        self.tell(self.0.store.write("identities::add", work).await?);
+        Ok(())
     }
 
     /// Gives the role of their groups, in the workspace of the settings; answers that workspace. Whoever has none of the
@@ -436,6 +477,38 @@ impl Auth {
     }
 }
 
+fn unverified() -> Error {
+    Error::forbidden("the provider has not verified your address")
+}
+
+fn sign_in_again() -> Error {
+    Error::forbidden("sign in again, then connect the provider")
+}
+
+/// The account is whose the address is. Where nobody has proven it so far (and passwords open nothing, or [`judge`] would
+/// have asked for this one), whoever made it may be a stranger: nothing is left with which they could come back.
+fn take_over(
+    conn: &mut Conn,
+    user_id: i64,
+    now: Timestamp,
+) -> Result<(Touched, Option<audit::Shown>), DbError> {
+    if users::lock(conn, user_id)?.is_proven() {
+        return Ok((Touched::default(), None));
+    }
+    let ended = ways_in::end_all(conn, user_id, now)?;
+    Ok((ended.touched, Some(ended.shown)))
+}
+
+/// Where somebody goes in the end may be a page of an invitation, whose address is its secret: it lies in the database under
+/// a key that only the browser can tell, by the state.
+const NEXT: Place<'static> =
+    Place { table: "provider_flows", column: "next", row: "", workspace_id: audit::SERVER };
+
+fn ring_of(state: &str) -> Result<KeyRing> {
+    let key = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, state.as_bytes()), b"next");
+    KeyRing::parse(&format!("state:{}", STANDARD.encode(key)))
+}
+
 /// Brings one membership to where it should be.
 fn set_role(
     conn: &mut Conn,
@@ -451,10 +524,11 @@ fn set_role(
         audit::nothing_changed();
         return Ok(Touched::default());
     }
-    audit::in_workspace(workspace_id);
     if let Some(member) = users::anywhere(conn, user_id)? {
-        audit::about(&member.user_public_id, &member.email);
+        // nobody is signed in yet: it is the one who is about to be
+        users::tell(&member);
     }
+    audit::in_workspace(workspace_id);
     audit::states(Some(json!({"role": present})), Some(json!({"role": wanted, "by": "groups"})));
     match (present, wanted) {
         (None, Some(role)) => {

@@ -1,18 +1,20 @@
 //! Signing up, in, on and out; and the two cookies that carry a session. A session is a short access token and a
 //! long refresh token; neither ever appears in a body or a log.
 
+use std::future::Future;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use crate::auth::device::DEVICE_LIFETIME;
+use crate::auth::device::{Attempt, DEVICE_LIFETIME};
 use crate::auth::sql::members::Touched;
 use crate::auth::sql::sessions::{self, Login, Pair, Shown};
 use crate::auth::sql::sign_ins::{self, Device};
-use crate::auth::sql::{devices, identities, resets, users};
+use crate::auth::sql::users::{self, Account};
+use crate::auth::sql::{devices, identities, resets};
 use crate::auth::throttle::is_trusted;
 use crate::auth::token::{self, ACCESS_PREFIX, REFRESH_PREFIX, Token, TokenHash};
-use crate::auth::{Auth, User, members, password};
+use crate::auth::{Auth, Caller, User, members, password};
 use crate::chance;
 use crate::config::SecureCookies;
 use crate::db::{Conn, DbError, audit};
@@ -43,17 +45,19 @@ pub struct SignedIn {
     pub user: User,
     pub access: Token,
     pub access_expires_at: Timestamp,
-    pub refresh: Token,
-    pub refresh_expires_at: Timestamp,
+    /// None where the session is not renewed.
+    pub refresh: Option<(Token, Timestamp)>,
 }
 
 impl SignedIn {
     /// The values of two `Set-Cookie` headers.
     pub fn cookies(&self, secure: bool) -> [String; 2] {
-        [
-            set_cookie(ACCESS_COOKIE, self.access.expose(), self.access_expires_at, secure),
-            set_cookie(REFRESH_COOKIE, self.refresh.expose(), self.refresh_expires_at, secure),
-        ]
+        let refresh = match &self.refresh {
+            Some((token, expires_at)) => set_cookie(REFRESH_COOKIE, token.expose(), *expires_at, secure),
+            // what the browser may have of it belongs to no session any more
+            None => clearing_cookie(REFRESH_COOKIE, secure),
+        };
+        [set_cookie(ACCESS_COOKIE, self.access.expose(), self.access_expires_at, secure), refresh]
     }
 }
 
@@ -87,7 +91,7 @@ impl NewTokenPair {
         let (access, refresh) = (Token::new(ACCESS_PREFIX)?, Token::new(REFRESH_PREFIX)?);
         let pair = Pair {
             access: (access.hash(), now.plus(ACCESS_LIFETIME)),
-            refresh: (refresh.hash(), now.plus(REFRESH_LIFETIME)),
+            refresh: Some((refresh.hash(), now.plus(REFRESH_LIFETIME))),
         };
         Ok(NewTokenPair { access, refresh, pair })
     }
@@ -97,8 +101,27 @@ impl NewTokenPair {
             user,
             access: self.access,
             access_expires_at: self.pair.access.1,
-            refresh: self.refresh,
-            refresh_expires_at: self.pair.refresh.1,
+            refresh: self.pair.refresh.map(|(_, expires_at)| (self.refresh, expires_at)),
+        }
+    }
+}
+
+/// What shows that somebody is the user as whom they want to come in. It has to hold at the moment in which they do.
+#[derive(Clone, Debug)]
+pub(super) enum Proof {
+    /// The stored hash that their password fits.
+    Password(String),
+    /// Who they are at a provider.
+    Identity { issuer: String, subject: String },
+}
+
+impl Proof {
+    fn holds(&self, conn: &mut Conn, account: &Account) -> Result<bool, DbError> {
+        match self {
+            Proof::Password(hash) => Ok(*hash == account.password_hash),
+            Proof::Identity { issuer, subject } => {
+                Ok(identities::user_of(conn, issuer, subject)? == Some(account.user_id))
+            }
         }
     }
 }
@@ -202,34 +225,45 @@ impl Auth {
             self.attempt_failed(None, attempt);
             return Err(Error::unauthorized());
         }
-        let wanted = email.clone();
-        let known = self
-            .0
-            .store
-            .vital()
-            .read("users::credentials", move |conn| users::credentials(conn, &wanted))
-            .await?;
-        let (user_id, stored) = match known {
-            Some((user_id, hash)) if !hash.is_empty() => (user_id, Some(hash)),
-            _ => (0, None),
-        };
-        let turn = self.0.passwords.turn().await?;
-        // once more: while this one waited, others for the same account may have failed
-        self.check_attempt(&email, attempt).await?;
-        if !turn.verify(password.clone(), stored.clone()).await? {
-            self.attempt_failed(Some(&email), attempt);
-            self.record_failure(user_id).await;
-            return Err(Error::unauthorized());
+        // a hash that changed while it was checked is checked once more: it may be a newer one of the same password
+        for _ in 0..2 {
+            let (user_id, hash) = self.prove_password(&email, &password, attempt).await?;
+            let proof = Proof::Password(hash.clone());
+            let Some(session) = self.open_session(user_id, None, proof).await? else { continue };
+            self.attempt_succeeded(&email, attempt);
+            if password::is_outdated(&hash) {
+                self.renew_hash(user_id, password, hash).await;
+            }
+            return Ok(session);
         }
-        self.attempt_succeeded(&email, attempt);
-        if let Some(outdated) = stored.filter(|stored| password::is_outdated(stored)) {
-            self.renew_hash(user_id, password, outdated).await;
-        }
-        self.open_session(user_id).await
+        Err(Error::unauthorized())
     }
 
-    /// Leaves a row in the trail of a known user; strangers who guess names leave none.
-    async fn record_failure(&self, user_id: i64) {
+    /// Whose password that is, and the hash that it fits.
+    async fn prove_password(&self, email: &str, password: &str, attempt: Attempt) -> Result<(i64, String)> {
+        let wanted = email.to_owned();
+        let find = move |conn: &mut Conn| users::credentials(conn, &wanted);
+        let known = self.0.store.vital().read("users::credentials", find).await?;
+        let known = known.filter(|(_, hash)| !hash.is_empty());
+        let turn = self.0.passwords.turn().await?;
+        // once more: while this one waited, others for the same account may have failed
+        self.check_attempt(email, attempt).await?;
+        let stored = known.as_ref().map(|(_, hash)| hash.clone());
+        let fits = turn.verify(password.to_owned(), stored).await?;
+        match known {
+            Some(known) if fits => Ok(known),
+            known => {
+                self.attempt_failed(Some(email), attempt);
+                self.record_failure(known.map(|(user_id, _)| user_id));
+                Err(Error::unauthorized())
+            }
+        }
+    }
+
+    /// Leaves a row in the trail of a known user; strangers who guess names leave none. Nobody waits for it: an answer that
+    /// takes longer would tell who has an account.
+    fn record_failure(&self, user_id: Option<i64>) {
+        let Some(user_id) = user_id else { return };
         let work = move |conn: &mut Conn| {
             match users::anywhere(conn, user_id)? {
                 Some(member) => users::tell(&member),
@@ -238,11 +272,21 @@ impl Auth {
             audit::by(audit::Actor::nobody());
             Ok(())
         };
-        if user_id != 0
-            && let Err(error) = self.0.store.write("sessions::fail", work).await
-        {
-            log::warn!(error:%; "a failed sign-in was not recorded");
-        }
+        let store = self.0.store.clone();
+        self.note(async move { store.write("sessions::fail", work).await });
+    }
+
+    /// Has a failure written down, in the scene of the call; where too many wait for that, it is left out.
+    pub(super) fn note(&self, write: impl Future<Output = Result<()>> + Send + 'static) {
+        let Ok(place) = self.0.notes.clone().try_acquire_owned() else {
+            return log::warn!("too many wrong passwords at once: one was not recorded");
+        };
+        tokio::spawn(audit::carried_on(async move {
+            let _place = place;
+            if let Err(error) = write.await {
+                log::warn!(error:%; "a wrong password was not recorded");
+            }
+        }));
     }
 
     /// The password is known for this moment only. Whoever cannot be helped now is at the next sign-in.
@@ -257,20 +301,26 @@ impl Auth {
         }
     }
 
-    /// A session in the user's home workspace, for a user whose identity is proven.
-    pub async fn open_session(&self, user_id: i64) -> Result<SignedIn> {
-        self.open_session_in(user_id, None).await
-    }
-
-    /// Like [`Auth::open_session`], in this workspace of theirs.
-    pub(super) async fn open_session_in(&self, user_id: i64, wanted: Option<i64>) -> Result<SignedIn> {
+    /// A session for a user who has proven who they are, in this workspace of theirs or in their home; none when what proved
+    /// it has changed since.
+    pub(super) async fn open_session(
+        &self,
+        user_id: i64,
+        wanted: Option<i64>,
+        proof: Proof,
+    ) -> Result<Option<SignedIn>> {
         let now = Timestamp::now();
         let ends_at = self.sign_in_ends_at(now);
         let (fresh, form_key) =
             (NewTokenPair::new(now)?.within(ends_at), chance::secret::<FORM_KEY_BYTES>()?);
         let (pair, device) = (fresh.pair, device());
         let work = move |conn: &mut Conn| {
-            if users::is_disabled(conn, user_id)? {
+            let account = users::lock(conn, user_id)?;
+            if !proof.holds(conn, &account)? {
+                audit::nothing_changed();
+                return Ok(None);
+            }
+            if account.disabled_at.is_some() {
                 return Err(Error::forbidden("this account is disabled: ask whoever runs this server").into());
             }
             let workspace_id = wanted.map_or_else(|| users::home(conn, user_id, now), Ok)?;
@@ -280,40 +330,51 @@ impl Auth {
             sessions::open(conn, &login, &pair, now)?;
             let member = member(conn, &login)?;
             users::tell(&member);
-            Ok(member)
+            Ok(Some(member))
         };
         let member = self.0.store.vital().write("sessions::open", work).await?;
-        Ok(fresh.given_to(member.into()))
+        Ok(member.map(|member| fresh.given_to(member.into())))
     }
 
-    /// A session in the workspace that `find` names, in the same transaction; the one that is shown ends. Its forms
-    /// end with it, so that none is sent to another workspace than the one it was shown in.
+    /// The session of the caller in the workspace that `find` names, in the same transaction: the sign-in goes on under
+    /// another name and with other tokens, no longer than before. Its forms end, so that none is sent to another workspace
+    /// than the one it was shown in. 401 when it has ended while the call was under way.
     pub(super) async fn move_session(
         &self,
         operation: &'static str,
-        user_id: i64,
+        caller: &Caller,
         shown: Tokens,
         find: impl Fn(&mut Conn) -> Result<i64, DbError> + Send + 'static,
     ) -> Result<SignedIn> {
-        let now = Timestamp::now();
-        let ends_at = self.sign_in_ends_at(now);
-        let (fresh, form_key) =
-            (NewTokenPair::new(now)?.within(ends_at), chance::secret::<FORM_KEY_BYTES>()?);
-        let (pair, hashes, device) = (fresh.pair, shown.hashes(), device());
+        let (now, user_id, own) = (Timestamp::now(), caller.user_id, caller.login_id()?.to_owned());
+        let (fresh, form_key) = (NewTokenPair::new(now)?, chance::secret::<FORM_KEY_BYTES>()?);
+        let (pair, device) = (fresh.pair, device());
+        let (refresh, access_ends_at) = (shown.refresh.as_deref().map(token::hash), caller.ends_at());
         let work = move |conn: &mut Conn| {
-            let ended = sessions::close(conn, &hashes)?;
-            audit::something_changed();
+            let account = users::lock(conn, user_id)?;
+            let is_renewable = match &refresh {
+                Some(hash) => sessions::is_refresh_of(conn, &own, hash, now, REFRESH_GRACE)?,
+                None => false,
+            };
+            let mut ended = Vec::new();
+            let ends_at = sessions::end_login(conn, &own, &mut ended)?.filter(|at| *at > now);
+            let ends_at = ends_at.filter(|_| account.disabled_at.is_none()).ok_or_else(unauthorized)?;
             let workspace_id = find(conn)?;
             audit::in_workspace(workspace_id);
+            // an access token by itself is worth no more afterwards than it was
+            let pair = match is_renewable {
+                true => pair.within(ends_at),
+                false => Pair { refresh: None, ..pair }.within(ends_at.min(access_ends_at)),
+            };
             let login_id = chance::id().to_string();
             let login = Login { login_id, form_key: form_key.to_vec(), user_id, workspace_id };
             sign_ins::begin(conn, &login, &device, now, ends_at)?;
             sessions::open(conn, &login, &pair, now)?;
-            Ok((member(conn, &login)?, ended))
+            Ok((member(conn, &login)?, ended, pair))
         };
-        let (member, ended) = self.0.store.write(operation, work).await?;
+        let (member, ended, pair) = self.0.store.write(operation, work).await?;
         self.tell(Touched { sessions: ended, keys: Vec::new() });
-        Ok(fresh.given_to(member.into()))
+        Ok(NewTokenPair { pair, ..fresh }.given_to(member.into()))
     }
 
     /// New tokens for a refresh token, which is used up by it.
@@ -435,13 +496,12 @@ fn set_cookie(name: &str, value: &str, expires_at: Timestamp, secure: bool) -> S
 
 /// The values of two `Set-Cookie` headers that make a browser forget its session.
 pub fn clearing_cookies(secure: bool) -> [String; 2] {
+    [ACCESS_COOKIE, REFRESH_COOKIE].map(|name| clearing_cookie(name, secure))
+}
+
+fn clearing_cookie(name: &str, secure: bool) -> String {
     let secure = if secure { "; Secure" } else { "" };
-    [ACCESS_COOKIE, REFRESH_COOKIE].map(|name| {
-        format!(
-            "{name}=; Path=/; Expires={}; Max-Age=0; HttpOnly{secure}; SameSite=Lax",
-            http_date(Timestamp(0))
-        )
-    })
+    format!("{name}=; Path=/; Expires={}; Max-Age=0; HttpOnly{secure}; SameSite=Lax", http_date(Timestamp(0)))
 }
 
 /// `Thu, 01 Jan 1970 00:00:00 GMT`.

@@ -11,3 +11,4 @@ pub mod resets;
 pub mod sessions;
 pub mod sign_ins;
 pub mod users;
+pub mod ways_in;

@@ -9,18 +9,36 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::auth::key::{Flush, NewKeyRequest};
-use crate::auth::session::{SignedIn, Tokens};
+use crate::auth::link_token::NewLinkRequest;
+use crate::auth::session::{Proof, SignedIn, Tokens};
+use crate::auth::sql::sign_ins::Which;
+use crate::auth::sql::users;
 use crate::config::{Db, Driver, Synchronous};
-use crate::db::schema::{api_keys, memberships, sessions as session_rows, workspaces};
+use crate::db::schema::{
+    api_keys, memberships, sessions as session_rows, sign_ins as sign_in_rows, workspaces,
+};
 use crate::db::{DbError, migrations};
 use crate::error::Code;
-use crate::metering::time::{DAY, SECOND};
+use crate::metering::time::{DAY, HOUR, SECOND};
 
 const HOME: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
 const PASSWORD: &str = "correct horse";
 
 fn shown(access: &str) -> Tokens {
     Tokens { access: Some(access.to_owned()), refresh: None }
+}
+
+impl SignedIn {
+    fn refresh_text(&self) -> &str {
+        self.refresh.as_ref().map(|(token, _)| token.expose()).expect("a session that is renewed")
+    }
+
+    fn tokens(&self) -> Tokens {
+        Tokens {
+            access: Some(self.access.expose().to_owned()),
+            refresh: Some(self.refresh_text().to_owned()),
+        }
+    }
 }
 
 fn member(role: Role) -> Member {
@@ -160,6 +178,19 @@ impl Office {
         Auth::new(self.store.clone(), *self.auth.options())
     }
 
+    /// Somebody who joined the host's workspace in this role, and their session there.
+    async fn joined(&self, host: &Caller, email: &str, role: &str) -> Caller {
+        let (_, token) = self.auth.invite(host, email, role).await.expect("invited");
+        let session = self.newcomer(email).await;
+        let guest = self.caller(&session).await;
+        let joined = self.auth.accept_invitation(&guest, token.expose(), session.tokens()).await;
+        self.caller(&joined.expect("joined")).await
+    }
+
+    async fn count(&self, of: impl Fn(&mut crate::db::Conn) -> Result<i64, DbError> + Send + 'static) -> i64 {
+        self.store.read("test", of).await.expect("a count")
+    }
+
     async fn change(&self, work: impl Fn(&mut crate::db::Conn) -> Result<usize, DbError> + Send + 'static) {
         assert!(self.store.write("test", work).await.expect("changed") > 0, "nothing to change");
     }
@@ -220,7 +251,7 @@ async fn registration_can_be_switched_off() {
 async fn signing_in_wants_the_right_password() {
     let office = office(MINUTE).await;
     let session = office.newcomer("ann@example.com").await;
-    assert_eq!((session.access.expose().len(), session.refresh.expose().len()), (50, 50));
+    assert_eq!((session.access.expose().len(), session.refresh_text().len()), (50, 50));
     let caller = office.caller(&session).await;
     assert_eq!((caller.role, caller.user.email.as_str()), (Role::Owner, "ann@example.com"));
     for (email, password) in
@@ -249,7 +280,7 @@ async fn too_many_failures_close_the_door_for_a_while() {
 async fn tokens_of_one_kind_do_not_pass_for_another() {
     let office = office(MINUTE).await;
     let session = office.newcomer("ann@example.com").await;
-    let (access, refresh) = (session.access.expose(), session.refresh.expose());
+    let (access, refresh) = (session.access.expose(), session.refresh_text());
     assert_eq!(code(office.auth.by_access_token(refresh).await), Some(Code::Unauthorized));
     assert_eq!(code(office.auth.by_key(access).await), Some(Code::Unauthorized));
     assert_eq!(code(office.auth.refresh(access).await), Some(Code::Unauthorized));
@@ -262,15 +293,15 @@ async fn tokens_of_one_kind_do_not_pass_for_another() {
 async fn a_refresh_token_works_once_and_a_moment_longer() {
     let office = office(MINUTE).await;
     let first = office.newcomer("ann@example.com").await;
-    let second = office.auth.refresh(first.refresh.expose()).await.expect("refreshed");
-    assert_ne!(first.refresh.expose(), second.refresh.expose());
-    let twin = office.auth.refresh(first.refresh.expose()).await.expect("a second tab");
+    let second = office.auth.refresh(first.refresh_text()).await.expect("refreshed");
+    assert_ne!(first.refresh_text(), second.refresh_text());
+    let twin = office.auth.refresh(first.refresh_text()).await.expect("a second tab");
     office.caller(&first).await;
     office.age_sessions(11 * SECOND).await;
-    assert_eq!(code(office.auth.refresh(first.refresh.expose()).await), Some(Code::Unauthorized));
+    assert_eq!(code(office.auth.refresh(first.refresh_text()).await), Some(Code::Unauthorized));
     // somebody has it who should not: the sign-in is over for all
-    for token in [&second.refresh, &twin.refresh] {
-        assert_eq!(code(office.auth.refresh(token.expose()).await), Some(Code::Unauthorized));
+    for session in [&second, &twin] {
+        assert_eq!(code(office.auth.refresh(session.refresh_text()).await), Some(Code::Unauthorized));
     }
 }
 
@@ -278,15 +309,15 @@ async fn a_refresh_token_works_once_and_a_moment_longer() {
 async fn using_a_refresh_token_again_does_not_prolong_its_grace() {
     let office = office(MINUTE).await;
     let session = office.newcomer("ann@example.com").await;
-    let hash = session.refresh.hash();
+    let hash = token::hash(session.refresh_text());
     let expires_at = async || {
         let row = session_rows::table.find(hash.to_vec()).select(session_rows::expires_at);
         office.store.read("test", move |conn| Ok(row.clone().first::<i64>(conn)?)).await.expect("row")
     };
-    office.auth.refresh(session.refresh.expose()).await.expect("refreshed");
+    office.auth.refresh(session.refresh_text()).await.expect("refreshed");
     let ends = expires_at().await;
     tokio::time::sleep(Duration::from_millis(5)).await;
-    office.auth.refresh(session.refresh.expose()).await.expect("a second tab");
+    office.auth.refresh(session.refresh_text()).await.expect("a second tab");
     assert_eq!(expires_at().await, ends);
 }
 
@@ -295,12 +326,12 @@ async fn signing_out_ends_all_that_came_from_one_sign_in() {
     let office = office(MINUTE).await;
     let first = office.newcomer("ann@example.com").await;
     let other = office.auth.sign_in("ann@example.com", PASSWORD.into(), HOME).await.expect("another browser");
-    let second = office.auth.refresh(first.refresh.expose()).await.expect("refreshed");
+    let second = office.auth.refresh(first.refresh_text()).await.expect("refreshed");
     office.caller(&first).await;
     office.auth.sign_out(shown(second.access.expose())).await.expect("signed out");
     for dead in [&first, &second] {
         assert_eq!(code(office.auth.by_access_token(dead.access.expose()).await), Some(Code::Unauthorized));
-        assert_eq!(code(office.auth.refresh(dead.refresh.expose()).await), Some(Code::Unauthorized));
+        assert_eq!(code(office.auth.refresh(dead.refresh_text()).await), Some(Code::Unauthorized));
     }
     office.caller(&other).await;
     office.auth.sign_out(shown("osp_at_unknown")).await.expect("nothing to do");
@@ -315,9 +346,9 @@ async fn expired_sessions_are_refused_and_swept() {
     office.age_sessions(16 * 60 * SECOND).await;
     assert_eq!(code(office.auth.by_access_token(session.access.expose()).await), Some(Code::Unauthorized));
     assert_eq!(office.auth.sweep().await.expect("swept"), 1);
-    office.auth.refresh(session.refresh.expose()).await.expect("the refresh token lives longer");
+    office.auth.refresh(session.refresh_text()).await.expect("the refresh token lives longer");
     office.age_sessions(31 * DAY).await;
-    assert_eq!(code(office.auth.refresh(session.refresh.expose()).await), Some(Code::Unauthorized));
+    assert_eq!(code(office.auth.refresh(session.refresh_text()).await), Some(Code::Unauthorized));
     assert_eq!(office.auth.sweep().await.expect("swept"), 3);
 }
 
@@ -446,7 +477,7 @@ async fn demotion_and_removal_reach_sessions_and_keys() {
     office.change(|conn| Ok(diesel::delete(memberships::table).execute(conn)?)).await;
     assert_eq!(code(office.auth.by_access_token(session.access.expose()).await), Some(Code::Unauthorized));
     assert_eq!(code(office.auth.by_key(secret.expose()).await), Some(Code::Unauthorized));
-    assert_eq!(code(office.auth.refresh(session.refresh.expose()).await), Some(Code::Unauthorized));
+    assert_eq!(code(office.auth.refresh(session.refresh_text()).await), Some(Code::Unauthorized));
     let back = office.auth.sign_in("ann@example.com", PASSWORD.into(), HOME).await.expect("a new home");
     assert_ne!(back.user.workspace_id, session.user.workspace_id);
 }
@@ -493,13 +524,125 @@ async fn a_refresh_under_way_does_not_outlive_the_sign_out() {
     let office = office(MINUTE).await;
     for at in 0..10 {
         let session = office.newcomer(&format!("user{at}@example.com")).await;
-        let (auth, token) = (office.auth.clone(), session.refresh.expose().to_string());
+        let (auth, token) = (office.auth.clone(), session.refresh_text().to_string());
         let refreshing = tokio::spawn(async move { auth.refresh(&token).await });
         office.auth.sign_out(shown(session.access.expose())).await.expect("signed out");
         let Ok(late) = refreshing.await.expect("task") else { continue };
         assert_eq!(code(office.auth.by_access_token(late.access.expose()).await), Some(Code::Unauthorized));
-        assert_eq!(code(office.auth.refresh(late.refresh.expose()).await), Some(Code::Unauthorized));
+        assert_eq!(code(office.auth.refresh(late.refresh_text()).await), Some(Code::Unauthorized));
     }
+}
+
+#[tokio::test]
+async fn a_session_that_ended_while_a_call_was_under_way_is_not_moved() {
+    let office = office(MINUTE).await;
+    let session = office.newcomer("ann@example.com").await;
+    // as the gate let it in
+    let caller = office.caller(&session).await;
+    let here = caller.user.workspace_id.clone();
+    let (_, invitation) =
+        office.auth.invite(&caller, "bob@example.com", "viewer").await.expect("an invitation");
+    let guest_session = office.newcomer("bob@example.com").await;
+    let guest = office.caller(&guest_session).await;
+    for (caller, session) in [(&caller, &session), (&guest, &guest_session)] {
+        office.auth.end_sign_ins(caller, Which::All).await.expect("ended");
+        let moved = office.auth.switch_workspace(caller, &here, session.tokens()).await;
+        assert_eq!(code(moved), Some(Code::Unauthorized));
+    }
+    let accepted = office.auth.accept_invitation(&guest, invitation.expose(), guest_session.tokens()).await;
+    assert_eq!(code(accepted), Some(Code::Unauthorized));
+    let left = office.count(|conn| Ok(session_rows::table.count().get_result(conn)?)).await;
+    let left = left + office.count(|conn| Ok(sign_in_rows::table.count().get_result(conn)?)).await;
+    assert_eq!(left, 0, "a session came out of one that had ended");
+}
+
+#[tokio::test]
+async fn a_moved_session_keeps_what_it_had_and_no_more() {
+    let office = office(MINUTE).await;
+    let session = office.newcomer("ann@example.com").await;
+    let caller = office.caller(&session).await;
+    let here = caller.user.workspace_id.clone();
+    let ends_at = Timestamp::now().plus(HOUR);
+    let end = move |conn: &mut crate::db::Conn| {
+        Ok(diesel::update(sign_in_rows::table).set(sign_in_rows::ends_at.eq(ends_at.0)).execute(conn)?)
+    };
+    office.change(end).await;
+    let moved = office.auth.switch_workspace(&caller, &here, session.tokens()).await.expect("moved");
+    let (_, refresh_ends_at) = moved.refresh.as_ref().expect("it is renewed as before");
+    assert_eq!(*refresh_ends_at, ends_at, "it ends when it would have ended");
+    let stored =
+        office.count(|conn| Ok(sign_in_rows::table.select(sign_in_rows::ends_at).first(conn)?)).await;
+    assert_eq!(stored, ends_at.0);
+    // somebody who has the access token only gets no refresh token for it, nor a longer life
+    let thief = office.caller(&moved).await;
+    let got = office.auth.switch_workspace(&thief, &here, shown(moved.access.expose())).await.expect("moved");
+    assert!(got.refresh.is_none() && got.access_expires_at <= moved.access_expires_at);
+    let cookies = got.cookies(false);
+    assert!(
+        cookies[1].starts_with("open_spanner_refresh=;") && cookies[1].contains("Max-Age=0"),
+        "{cookies:?}"
+    );
+    assert_eq!(code(office.auth.refresh(moved.refresh_text()).await), Some(Code::Unauthorized));
+    // nor does a refresh token of another sign-in help
+    let other = office.auth.sign_in("ann@example.com", PASSWORD.into(), HOME).await.expect("signed in");
+    let mixed = Tokens { refresh: other.tokens().refresh, ..shown(got.access.expose()) };
+    let caller = office.caller(&got).await;
+    let got = office.auth.switch_workspace(&caller, &here, mixed).await.expect("moved");
+    assert!(got.refresh.is_none());
+    office.auth.refresh(other.refresh_text()).await.expect("untouched");
+}
+
+#[tokio::test]
+async fn a_password_that_was_replaced_meanwhile_opens_nothing() {
+    let office = office(MINUTE).await;
+    let session = office.newcomer("ann@example.com").await;
+    let caller = office.caller(&session).await;
+    let find = |conn: &mut crate::db::Conn| users::credentials(conn, "ann@example.com");
+    let (user_id, old) = office.store.read("test", find).await.expect("read").expect("known");
+    // the password was found right, and then another call changed it
+    let change = office.auth.change_password(&caller, PASSWORD.into(), "another horse".into(), HOME);
+    change.await.expect("changed");
+    let opened = office.auth.open_session(user_id, None, Proof::Password(old)).await.expect("no failure");
+    assert!(opened.is_none());
+    let nobody = Proof::Identity { issuer: "i".into(), subject: "s".into() };
+    assert!(office.auth.open_session(user_id, None, nobody).await.expect("no failure").is_none());
+    let (_, new) = office.store.read("test", find).await.expect("read").expect("known");
+    assert!(office.auth.open_session(user_id, None, Proof::Password(new)).await.expect("open").is_some());
+}
+
+#[tokio::test]
+async fn who_was_removed_or_demoted_meanwhile_gives_nothing_away() {
+    let office = office(MINUTE).await;
+    let host = office.caller(&office.newcomer("host@example.com").await).await;
+    let removed = office.joined(&host, "removed@example.com", "admin").await;
+    let demoted = office.joined(&host, "demoted@example.com", "admin").await;
+    let signed_out = office.joined(&host, "out@example.com", "admin").await;
+    let (key, secret) = office.auth.create_key(&host, &wish("a key")).await.expect("a key");
+    let by_key = office.auth.by_key(secret.expose()).await.expect("a caller");
+    office.auth.remove_member(&host, &removed.user.id, Default::default()).await.expect("removed");
+    office.auth.change_role(&host, &demoted.user.id, "viewer").await.expect("demoted");
+    office.auth.end_sign_ins(&signed_out, Which::All).await.expect("signed out");
+    office.auth.revoke_key(&host, &key.public_id).await.expect("revoked");
+    // each as the gate let them in a moment before
+    for (caller, wanted) in [
+        (&removed, Code::Unauthorized),
+        (&demoted, Code::Forbidden),
+        (&signed_out, Code::Unauthorized),
+        (&by_key, Code::Unauthorized),
+    ] {
+        let who = &caller.user.email;
+        let invited = office.auth.invite(caller, "friend@example.com", "admin").await;
+        assert_eq!(code(invited), Some(wanted), "{who} invites");
+        let made = office.auth.create_key(caller, &wish("k")).await;
+        assert_eq!(code(made), Some(wanted), "{who} makes a key");
+        let made = office.auth.create_link(caller, "s", &NewLinkRequest::default()).await;
+        assert_eq!(code(made), Some(wanted), "{who} makes a link");
+    }
+    // and an owner who is none any more decides about nobody
+    office.auth.hand_over(&host, &demoted.user.id).await.expect("handed over");
+    let refused = office.auth.remove_member(&host, &demoted.user.id, Default::default()).await;
+    assert_eq!(code(refused), Some(Code::Forbidden));
+    assert_eq!(code(office.auth.revoke_any_key(&host, &key.public_id).await), Some(Code::Forbidden));
 }
 
 #[tokio::test]
@@ -561,8 +704,8 @@ async fn only_hashes_are_stored() {
         .await
         .expect("rows");
     assert_eq!(hashes.len(), 3);
-    for token in [&session.access, &session.refresh, &secret] {
-        assert!(hashes.contains(&token::hash(token.expose()).to_vec()));
+    for token in [session.access.expose(), session.refresh_text(), secret.expose()] {
+        assert!(hashes.contains(&token::hash(token).to_vec()));
     }
 }
 

@@ -12,7 +12,7 @@ use ipnet::IpNet;
 
 use crate::chance;
 use crate::error::{Error, Result};
-use crate::metering::time::{HOUR, SECOND, Timestamp};
+use crate::metering::time::{DAY, HOUR, SECOND, Timestamp};
 
 /// An account survives a forgetful person, not a dictionary: failures for one account from one address.
 const FAILURES_PER_SOURCE: u32 = 10;
@@ -26,15 +26,21 @@ const REGISTRATION_WINDOW: i64 = HOUR;
 /// A page that refreshes itself, in a few browsers.
 const USES_PER_LINK: u32 = 60;
 const LINK_WINDOW: i64 = 60 * SECOND;
-/// Sign-ins with a provider that one address, and all together, may begin: each is a row.
+/// Sign-ins with a provider that one address may begin: each is a row.
 const STARTS_PER_ADDRESS: u32 = 100;
-const STARTS: u32 = 20_000;
 const START_WINDOW: i64 = 600 * SECOND;
 
 /// Mails with a link, to one account and asked for by one address.
 const RESETS_PER_ACCOUNT: u32 = 3;
 const RESETS_PER_ADDRESS: u32 = 30;
 const RESET_WINDOW: i64 = HOUR;
+
+/// Invitations that are mailed to one address by anybody, and by one workspace to anybody: they hold words of whoever
+/// invites, and must be worth nothing to those who would send them to the world.
+const INVITATIONS_PER_RECIPIENT: u32 = 3;
+const INVITATION_WINDOW_OF_RECIPIENT: i64 = DAY;
+const INVITATIONS_PER_WORKSPACE: u32 = 50;
+const INVITATION_WINDOW_OF_WORKSPACE: i64 = HOUR;
 
 /// Names remembered at once, per counter: about 2 MB.
 const CAPACITY: usize = 65_536;
@@ -47,9 +53,10 @@ pub struct Throttle {
     registrations: Counter,
     link_uses: Counter,
     starts_by_address: Counter,
-    starts: Counter,
     resets_by_account: Counter,
     resets_by_address: Counter,
+    invitations_by_recipient: Counter,
+    invitations_by_workspace: Counter,
 }
 
 impl Default for Throttle {
@@ -62,9 +69,18 @@ impl Default for Throttle {
             registrations: Counter::new(REGISTRATIONS_PER_ADDRESS, REGISTRATION_WINDOW, CAPACITY),
             link_uses: Counter::new(USES_PER_LINK, LINK_WINDOW, CAPACITY),
             starts_by_address: Counter::new(STARTS_PER_ADDRESS, START_WINDOW, CAPACITY),
-            starts: Counter::new(STARTS, START_WINDOW, 1),
             resets_by_account: Counter::new(RESETS_PER_ACCOUNT, RESET_WINDOW, CAPACITY),
             resets_by_address: Counter::new(RESETS_PER_ADDRESS, RESET_WINDOW, CAPACITY),
+            invitations_by_recipient: Counter::new(
+                INVITATIONS_PER_RECIPIENT,
+                INVITATION_WINDOW_OF_RECIPIENT,
+                CAPACITY,
+            ),
+            invitations_by_workspace: Counter::new(
+                INVITATIONS_PER_WORKSPACE,
+                INVITATION_WINDOW_OF_WORKSPACE,
+                CAPACITY,
+            ),
         }
     }
 }
@@ -143,10 +159,24 @@ impl Throttle {
     pub fn start_with_provider(&self, address: IpAddr, now: Timestamp) -> Result<()> {
         let network = network(address);
         self.starts_by_address.check(&network, now)?;
-        self.starts.check(b"", now)?;
         self.starts_by_address.add(&network, now);
-        self.starts.add(b"", now);
         Ok(())
+    }
+
+    /// A workspace wants an invitation mailed to somebody.
+    pub fn mail_invitation(&self, workspace_id: i64, recipient: &str, now: Timestamp) -> Result<()> {
+        let workspace = workspace_id.to_be_bytes();
+        self.invitations_by_workspace.check(&workspace, now)?;
+        self.invitations_by_recipient.check(recipient.as_bytes(), now)?;
+        self.invitations_by_workspace.add(&workspace, now);
+        self.invitations_by_recipient.add(recipient.as_bytes(), now);
+        Ok(())
+    }
+
+    /// Takes one back that was counted.
+    pub fn invitation_was_not_mailed(&self, workspace_id: i64, recipient: &str) {
+        self.invitations_by_workspace.take_back(&workspace_id.to_be_bytes());
+        self.invitations_by_recipient.take_back(recipient.as_bytes());
     }
 
     /// Every attempt counts, because every attempt costs a password hash.
@@ -208,6 +238,13 @@ impl Counter {
             *count = Count { events: 0, until: now.plus(self.window) };
         }
         count.events = count.events.saturating_add(1);
+    }
+
+    fn take_back(&self, name: &[u8]) {
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = counts.get_mut(&self.hasher.hash_one(name)) {
+            count.events = count.events.saturating_sub(1);
+        }
     }
 
     fn forget(&self, name: &[u8]) {
@@ -350,6 +387,26 @@ mod tests {
         }
         assert!(throttle.register(ip("192.0.2.1"), NOW).is_err());
         assert!(throttle.register(ip("192.0.2.2"), NOW).is_ok());
+    }
+
+    #[test]
+    fn invitations_are_mailed_to_one_person_and_by_one_workspace_so_many_times() {
+        let throttle = Throttle::default();
+        for workspace in 0..3 {
+            assert!(throttle.mail_invitation(workspace, "ann@example.com", NOW).is_ok());
+        }
+        let refused = throttle.mail_invitation(9, "ann@example.com", NOW).expect_err("a fourth");
+        assert_eq!((refused.code, refused.retry_after_seconds), (Code::RateLimited, Some(86_400)));
+        assert!(throttle.mail_invitation(9, "ann@example.com", NOW.plus(DAY)).is_ok());
+        for at in 0..INVITATIONS_PER_WORKSPACE {
+            assert!(throttle.mail_invitation(7, &format!("{at}@example.com"), NOW).is_ok());
+        }
+        let refused = throttle.mail_invitation(7, "bob@example.com", NOW).expect_err("one too many");
+        assert_eq!(refused.retry_after_seconds, Some(3_600));
+        // one of which nothing came makes room for another
+        throttle.invitation_was_not_mailed(7, "0@example.com");
+        assert!(throttle.mail_invitation(7, "bob@example.com", NOW).is_ok());
+        assert!(throttle.mail_invitation(7, "carl@example.com", NOW).is_err());
     }
 
     #[test]

@@ -33,12 +33,15 @@ impl Reception for Guard {
         request: &'a ServiceRequest,
     ) -> LocalBoxFuture<'a, Result<Vec<String>, HttpResponse>> {
         Box::pin(async move {
-            let entered = enter(app, access, request).await;
-            entered.map(|renewed| renewed.into_iter().flatten().collect()).map_err(|error| {
-                let mut refusal = refusal(request.request(), &error);
-                seal(refusal.headers_mut());
-                refusal
-            })
+            let mut renewed = None;
+            let entered = enter(app, access, request, &mut renewed).await;
+            let cookies: Vec<String> = renewed.into_iter().flatten().collect();
+            let Err(error) = entered else { return Ok(cookies) };
+            let mut refusal = refusal(request.request(), &error);
+            // the refresh token is used up, whatever became of the page
+            cookies.iter().for_each(|cookie| append_cookie(refusal.headers_mut(), cookie));
+            seal(refusal.headers_mut());
+            Err(refusal)
         })
     }
 
@@ -71,8 +74,8 @@ impl Reception for Guard {
     }
 }
 
-/// Everything that is checked before a page does any work.
-async fn enter(app: &App, access: &Access, request: &ServiceRequest) -> Result<Renewed> {
+/// Everything that is checked before a page does any work. `renewed` is told also when the page is refused.
+async fn enter(app: &App, access: &Access, request: &ServiceRequest, renewed: &mut Renewed) -> Result<()> {
     if app.phase.is_starting() {
         return Err(Error::unavailable("the server is starting"));
     }
@@ -84,27 +87,24 @@ async fn enter(app: &App, access: &Access, request: &ServiceRequest) -> Result<R
     }
     // whoever holds a link is shown the same, signed in or not, and gets no cookie
     if request.path().starts_with("/share/") {
-        return Ok(None);
+        return Ok(());
     }
-    let found = recognise(app, request.request()).await?;
-    if matches!(access, Access::Public) {
-        let renewed = found.and_then(|(caller, renewed)| {
-            request.extensions_mut().insert(caller);
-            renewed
-        });
-        return Ok(renewed);
+    let found = recognise(app, request.request(), renewed).await?;
+    if let Some(caller) = &found {
+        request.extensions_mut().insert(caller.clone());
     }
-    let (caller, renewed) = found.ok_or_else(Error::unauthorized)?;
-    request.extensions_mut().insert(caller.clone());
-    allow(&caller, access)?;
-    Ok(renewed)
+    match (access, found) {
+        (Access::Public, _) => Ok(()),
+        (access, Some(caller)) => allow(&caller, access),
+        (_, None) => Err(Error::unauthorized()),
+    }
 }
 
 /// Whose session this is. One whose access token is over goes on with its refresh token, in the same answer.
-async fn recognise(app: &App, request: &HttpRequest) -> Result<Option<(Caller, Renewed)>> {
+async fn recognise(app: &App, request: &HttpRequest, renewed: &mut Renewed) -> Result<Option<Caller>> {
     if let Some(token) = sent_cookie(request, ACCESS_COOKIE) {
         match app.auth.by_access_token(&token).await {
-            Ok(caller) => return Ok(Some((caller, None))),
+            Ok(caller) => return Ok(Some(caller)),
             Err(error) if error.code == Code::Unauthorized => {}
             Err(error) => return Err(error),
         }
@@ -115,8 +115,8 @@ async fn recognise(app: &App, request: &HttpRequest) -> Result<Option<(Caller, R
         Err(error) if error.code == Code::Unauthorized => return Ok(None),
         Err(error) => return Err(error),
     };
-    let caller = app.auth.by_access_token(session.access.expose()).await?;
-    Ok(Some((caller, Some(session.cookies(secure(app, request))))))
+    *renewed = Some(session.cookies(secure(app, request)));
+    app.auth.by_access_token(session.access.expose()).await.map(Some)
 }
 
 /// The sign-in page for those without a session, else the page that says why not.

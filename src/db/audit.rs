@@ -66,6 +66,7 @@ pub const CHANGES: &[(&str, &str, &str)] = &[
     ("operator::reset_password", "operator.password_reset", "user"),
     ("operator::unlock_user", "user.unlocked", "user"),
     ("passwords::change", "user.password_changed", "user"),
+    ("passwords::refuse", "user.password_refused", "user"),
     ("passwords::request_reset", "user.password_reset_requested", "user"),
     ("passwords::reset", "user.password_reset", "user"),
     ("plans::add", "plan.created", "plan"),
@@ -213,6 +214,17 @@ tokio::task_local! {
 /// Does the work of a call; its changes are put down to whoever is in the scene.
 pub async fn within<F: Future>(scene: Scene, work: F) -> F::Output {
     SCENE.scope(Arc::new(scene), work).await
+}
+
+/// Work of this task that goes on when its call is answered, put down to the same scene.
+pub fn carried_on<F: Future>(work: F) -> impl Future<Output = F::Output> {
+    let scene = scene();
+    async move {
+        match scene {
+            Some(scene) => SCENE.scope(scene, work).await,
+            None => work.await,
+        }
+    }
 }
 
 /// Where the call of this task comes from: address and program.

@@ -48,7 +48,9 @@ pub async fn gate(
     let answer = async {
         let refused = match &demand {
             Demand::Of(_, access, Door::Page(reception)) => {
-                match reception.enter(&app, access, &request).await {
+                // a session that is renewed, or ends because its token was stolen, is put down to this request, too
+                let arriving = scene(&app, &request, ids.id());
+                match trail::within(arriving, reception.enter(&app, access, &request)).await {
                     Err(refusal) => Some(refusal),
                     Ok(cookies) => {
                         let scene = scene(&app, &request, ids.id());

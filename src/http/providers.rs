@@ -7,7 +7,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::app::App;
-use crate::auth::providers::{Brought, FLOW_LIFETIME, Provider, Returned, Wish};
+use crate::auth::providers::{ADDRESS_BYTES_MAX, Brought, FLOW_LIFETIME, Provider, Returned, Wish};
 use crate::auth::session::ACCESS_COOKIE;
 use crate::auth::sql::identities::Identity;
 use crate::auth::throttle::is_trusted;
@@ -75,9 +75,7 @@ pub async fn start(
     Id(id): Id,
     params: Params,
 ) -> Result<HttpResponse> {
-    let Some(provider) = app.auth.providers().iter().find(|there| there.id.eq_ignore_ascii_case(&id)) else {
-        return Err(Error::not_found(format!("sign-in provider {id:?}")));
-    };
+    let provider = app.auth.providers().find(&id)?;
     let is_secure = secure(&app, &request);
     let caller = match params.get("link") {
         "" => None,
@@ -86,7 +84,8 @@ pub async fn start(
         _ => Some(signed_in(&app, &request).await.ok_or_else(Error::unauthorized)?),
     };
     let redirect_url = redirect_url(&app, &request, provider, params.get("redirect_origin"));
-    let next = own_path(params.get("next"), "/overview").to_owned();
+    let next = Some(params.get("next")).filter(|next| next.len() <= ADDRESS_BYTES_MAX).unwrap_or_default();
+    let next = own_path(next, "/overview").to_owned();
     let cookie = |name: &str, value: &str| state_cookie(name, value, FLOW_LIFETIME / SECOND, is_secure);
     let told = cookie(REDIRECT_COOKIE, &redirect_url);
     let wish = Wish { redirect_url, next, caller };
@@ -139,7 +138,10 @@ async fn signed_in(app: &App, request: &HttpRequest) -> Option<Caller> {
 }
 
 fn back_to_login(app: &App, id: &str, error: &Error, is_secure: bool) -> Result<HttpResponse> {
-    let why = error.message.split_once(": ").map_or(error.message.as_str(), |(_, why)| why);
+    let why = match error.code {
+        Code::Unauthorized => "sign in again",
+        _ => error.message.split_once(": ").map_or(error.message.as_str(), |(_, why)| why),
+    };
     let name = app.auth.providers().name(id);
     let said = flash_cookie(&format!("Could not sign in with {name}: {why}."), is_secure);
     let cleared = [STATE_COOKIE, REDIRECT_COOKIE].map(|name| state_cookie(name, "", 0, is_secure));

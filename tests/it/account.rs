@@ -1,6 +1,11 @@
 //! A person and their own account: another password, where they are signed in, and what a stolen refresh token comes to.
 
+use std::time::{Duration, Instant};
+
+use diesel::connection::SimpleConnection;
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 use crate::support::client::{PASSWORD, sign_up};
 use crate::support::{Answer, Client, Database, Server, on_both_databases};
@@ -13,6 +18,11 @@ on_both_databases!(
     a_password_is_set_with_a_one_time_token,
     strangers_slow_themselves_and_not_the_owner,
     an_operator_unlocks_disables_and_enables,
+    a_call_that_is_held_back_moves_no_session_that_ended,
+    guesses_at_the_present_password_count_for_the_user,
+    links_that_set_a_password_end_with_what_ends_sign_ins,
+    a_disabled_user_has_handed_out_nothing,
+    a_wrong_password_is_answered_before_it_is_written_down,
 );
 
 const SESSION: &str = "/v1/auth/session";
@@ -255,4 +265,203 @@ async fn an_operator_unlocks_disables_and_enables(database: Database) {
     }
     let missing = operator(&database, &["admin", "user", "disable", "--email", "nobody@example.com"]);
     assert_ne!(missing.code, Some(0));
+}
+
+/// A call whose head has arrived and whose body has not.
+struct Held {
+    stream: TcpStream,
+    body: String,
+}
+
+impl Held {
+    async fn begin(client: &Client, server: &Server, path: &str, body: &Value) -> Held {
+        let (body, cookie) = (body.to_string(), client.header("cookie"));
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nhost: x\r\ncookie: {cookie}\r\ncontent-type: application/json\r\n\
+             content-length: {}\r\nconnection: close\r\n\r\n",
+            body.len()
+        );
+        let mut stream = TcpStream::connect(server.http()).await.expect("the server listens");
+        stream.write_all(head.as_bytes()).await.expect("sent");
+        // until the caller is let in
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        Held { stream, body }
+    }
+
+    async fn finish(mut self) -> String {
+        self.stream.write_all(self.body.as_bytes()).await.expect("sent");
+        let mut answer = String::new();
+        self.stream.read_to_string(&mut answer).await.expect("an answer");
+        answer
+    }
+}
+
+async fn a_call_that_is_held_back_moves_no_session_that_ended(database: Database) {
+    let server = Server::start(&database);
+    for way in ["all", "password", "end-sessions", "disable"] {
+        let email = sign_up(&server.client()).await;
+        let owner = sign_in(&server, &email, PASSWORD, "owner").await;
+        let thief = sign_in(&server, &email, PASSWORD, "thief").await;
+        let here = thief.get(SESSION).await.json(200)["user"]["workspace_id"].clone();
+        let body = json!({"workspace_id": here});
+        let held = Held::begin(&thief, &server, "/v1/auth/session/workspace", &body).await;
+        match way {
+            "all" => drop(owner.delete(SESSIONS).await.expect(204)),
+            "password" => {
+                let change = json!({"current_password": PASSWORD, "password": "another password"});
+                owner.put("/v1/auth/password", &change).await.expect(204);
+            }
+            word => drop(operator(&database, &["admin", "user", word, "--email", &email]).succeeded()),
+        }
+        let answer = held.finish().await;
+        assert!(answer.starts_with("HTTP/1.1 401"), "{way}: {answer}");
+        assert!(!answer.contains("osp_at_") && !answer.contains("osp_rt_"), "{way}: {answer}");
+        let left = if way == "password" { 1 } else { 0 };
+        assert_eq!(database.count("sign_ins"), left, "{way}");
+        database.execute("DELETE FROM sign_ins; DELETE FROM sessions");
+    }
+}
+
+async fn guesses_at_the_present_password_count_for_the_user(database: Database) {
+    let server = Server::start(&database);
+    let email = sign_up(&server.client()).await;
+    let mut client = sign_in(&server, &email, PASSWORD, "x").await;
+    let here = client.get(SESSION).await.json(200)["user"]["workspace_id"].clone();
+    let wrong = json!({"current_password": "a wrong one", "password": "another password"});
+    for _ in 0..9 {
+        client.put("/v1/auth/password", &wrong).await.error(400, "invalid_input");
+    }
+    // another sign-in of the same user is no other guesser, however it came about
+    let moved = client.post("/v1/auth/session/workspace", &json!({"workspace_id": here})).await.expect(200);
+    client = jar(&server, &moved);
+    client.put("/v1/auth/password", &wrong).await.error(400, "invalid_input");
+    let refused = client.put("/v1/auth/password", &wrong).await;
+    let seconds: u64 = refused.header("retry-after").parse().expect("whole seconds");
+    assert!((1..=300).contains(&seconds), "{seconds}");
+    refused.error(429, "rate_limited");
+    let another = sign_in(&server, &email, PASSWORD, "y").await;
+    another.put("/v1/auth/password", &wrong).await.error(429, "rate_limited");
+    // each is in the trail, put down to whoever was signed in
+    let told = "SELECT actor_kind || ' ' || target_name AS line FROM audit_events WHERE action = 'user.password_refused'";
+    until("the guesses are in the trail", || database.lines(told).len() == 10).await;
+    assert!(database.lines(told).iter().all(|line| *line == format!("user {email}")));
+
+    // many at once are no more than one after the other
+    let email = sign_up(&server.client()).await;
+    let client = sign_in(&server, &email, PASSWORD, "x").await;
+    let guesses: Vec<_> = (0..40)
+        .map(|_| {
+            let (client, wrong) = (client.clone(), wrong.clone());
+            tokio::spawn(async move { client.put("/v1/auth/password", &wrong).await.status })
+        })
+        .collect();
+    let mut tried = 0;
+    for guess in guesses {
+        let status = guess.await.expect("an answer");
+        assert!([400, 429].contains(&status), "{status}");
+        tried += usize::from(status == 400);
+    }
+    let at_once = std::thread::available_parallelism().map_or(1, |count| count.get());
+    assert!(tried <= 10 + at_once, "{tried} guesses of 40 at once");
+}
+
+async fn until(what: &str, is_so: impl Fn() -> bool) {
+    let end = Instant::now() + Duration::from_secs(20);
+    while !is_so() {
+        assert!(Instant::now() < end, "{what}: not within 20 s");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+async fn links_that_set_a_password_end_with_what_ends_sign_ins(database: Database) {
+    let server = Server::start(&database);
+    let set = async |token: &str| {
+        let path = format!("/v1/auth/password-resets/{token}");
+        server.client().post(&path, &json!({"password": "a stranger's"})).await
+    };
+    for way in ["all", "others", "password", "end-sessions", "disable", "another link"] {
+        let email = sign_up(&server.client()).await;
+        let owner = sign_in(&server, &email, PASSWORD, "owner").await;
+        let token = token_for(&database, &email);
+        match way {
+            "all" => drop(owner.delete(SESSIONS).await.expect(204)),
+            "others" => {
+                let page = owner.get("/settings/sessions").await.expect(200).text;
+                let form = format!("form_token={}&end=others", crate::dashboard::token_of(&page));
+                let owner = owner.with("sec-fetch-site", "same-origin");
+                owner.send_form(reqwest::Method::POST, "/settings/sessions", Some(form)).await.expect(303);
+            }
+            "password" => {
+                let change = json!({"current_password": PASSWORD, "password": "another password"});
+                owner.put("/v1/auth/password", &change).await.expect(204);
+            }
+            "another link" => {
+                // one that was mailed lies beside it, until one of them is used
+                let mailed = "INSERT INTO password_resets (token_hash, user_id, expires_at, by_mail)
+                              SELECT HASH, id, 9000000000000000, TRUTH FROM users WHERE email = 'EMAIL'";
+                let (hash, truth) = match database {
+                    Database::Sqlite { .. } => ("x'00'", "1"),
+                    Database::Postgres { .. } => ("'\\x00'", "true"),
+                };
+                let mailed = mailed.replace("HASH", hash).replace("TRUTH", truth).replace("EMAIL", &email);
+                database.execute(&mailed);
+                set(&token).await.expect(204);
+                assert_eq!(database.count("password_resets"), 0);
+            }
+            word => drop(operator(&database, &["admin", "user", word, "--email", &email]).succeeded()),
+        }
+        set(&token).await.error(404, "not_found");
+        assert_eq!(database.count("password_resets"), 0, "{way}");
+    }
+}
+
+async fn a_disabled_user_has_handed_out_nothing(database: Database) {
+    let server = Server::start(&database);
+    let (email, friend) = (sign_up(&server.client()).await, sign_up(&server.client()).await);
+    let ann = sign_in(&server, &email, PASSWORD, "x").await;
+    let body = json!({"email": friend, "role": "admin"});
+    let made = ann.post("/v1/auth/workspace/invitations", &body).await.json(201);
+    let invitation = format!("/v1/auth/workspace-invitations/{}", made["token"].as_str().expect("a token"));
+    let link = ann.post("/v1/subjects/org_1/links", &json!({})).await.json(201);
+    let share = format!("/share/{}", link["token"].as_str().expect("a token"));
+    server.client().get(&share).await.expect(200);
+    let user = |word: &str| operator(&database, &["admin", "user", word, "--email", &email]).succeeded();
+    user("disable");
+    server.client().get(&share).await.expect(404);
+    assert_eq!(server.client().get(&invitation).await.json(200)["status"], json!("revoked"));
+    let friend = sign_in(&server, &friend, PASSWORD, "x").await;
+    friend.post_text(&format!("{invitation}/accept"), "").await.error(409, "conflict");
+    // what was handed out stays taken back
+    user("enable");
+    server.client().get(&share).await.expect(404);
+    friend.post_text(&format!("{invitation}/accept"), "").await.error(409, "conflict");
+    let told = "SELECT state_after AS line FROM audit_events WHERE action = 'user.disabled'";
+    let told = database.lines(told).concat();
+    assert!(told.contains("\"invitations\":1") && told.contains("\"subject_links\":1"), "{told}");
+}
+
+/// The time of an answer tells nobody who has an account: a known one is not written to before it.
+async fn a_wrong_password_is_answered_before_it_is_written_down(database: Database) {
+    let server = Server::start(&database);
+    let email = sign_up(&server.client()).await;
+    let wrong = json!({"email": email, "password": "a wrong password"});
+    // everything that would be written down waits
+    let held: Box<dyn std::any::Any> = match &database {
+        Database::Sqlite { .. } => {
+            let mut file = database.sqlite_connection();
+            file.batch_execute("BEGIN IMMEDIATE").expect("the lock is free");
+            Box::new(file)
+        }
+        Database::Postgres { .. } => {
+            let mut table = database.postgres_connection();
+            table.batch_execute("BEGIN; LOCK TABLE audit_heads IN EXCLUSIVE MODE").expect("the lock is free");
+            Box::new(table)
+        }
+    };
+    let began = Instant::now();
+    server.client().post(SESSIONS, &wrong).await.error(401, "unauthorized");
+    assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+    drop(held);
+    let told = "SELECT address AS line FROM audit_events WHERE action = 'session.failed'";
+    until("the failure is in the trail", || database.lines(told) == ["127.0.0.1"]).await;
 }

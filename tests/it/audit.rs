@@ -18,6 +18,7 @@ on_both_databases!(
     a_broken_chain_is_found,
     rows_that_go_without_pruning_are_missed,
     failed_sign_ins_of_known_people_are_told,
+    what_ends_or_changes_is_told_as_it_was,
 );
 
 const EVENTS: &str = "/v1/audit-events";
@@ -466,11 +467,70 @@ async fn failed_sign_ins_of_known_people_are_told(database: Database) {
         let body = json!({"email": email, "password": "a wrong password"});
         server.client().post("/v1/auth/sessions", &body).await.error(401, "unauthorized");
     }
+    // written down when the answer is out already
+    let end = Instant::now() + Duration::from_secs(20);
+    while database.count("audit_events") < 4 {
+        assert!(Instant::now() < end, "the failure is not in the trail");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     let failed = ws.get(&format!("{EVENTS}?action=session.failed")).await.json(200);
     let failed = failed["items"].as_array().expect("a list");
     assert_eq!(failed.len(), 1, "{failed:?}");
+    assert_eq!(failed[0]["address"], json!("127.0.0.1"));
+    assert!(failed[0]["request_id"].as_str().is_some_and(|id| id.len() == 36), "{failed:?}");
     assert_eq!((&failed[0]["actor"]["kind"], &failed[0]["target"]["name"]), (&json!("anonymous"), &email));
     assert_eq!(database.count("audit_events"), 4);
+}
+
+async fn what_ends_or_changes_is_told_as_it_was(database: Database) {
+    let server = Server::start(&database);
+    let ws = server.workspace().await;
+    let told = async |action: &str| {
+        let page = ws.session.get(&format!("{EVENTS}?action={action}")).await.json(200);
+        page["items"][0].clone()
+    };
+    let made = ws.session.post("/v1/auth/api-keys", &json!({"name": "k", "scopes": ["usage:read"]})).await;
+    let made = made.json(201);
+    ws.session.delete(&format!("/v1/auth/api-keys/{}", id(&made))).await.expect(204);
+    assert_eq!(told("api_key.revoked").await["before"]["scopes"], json!(["usage:read"]));
+    let made = ws.post("/v1/subjects/s/links", &json!({"meters": ["m"]})).await.json(201);
+    ws.delete(&format!("/v1/subjects/s/links/{}", id(&made))).await.expect(204);
+    assert_eq!(told("subject_link.revoked").await["before"]["meters"], json!(["m"]));
+    let user = ws.session.get("/v1/auth/session").await.json(200)["user"].clone();
+    ws.session.patch("/v1/auth/workspace", &json!({"name": "Acme"})).await.expect(204);
+    let renamed = told("workspace.renamed").await;
+    assert_eq!(
+        (&renamed["before"]["name"], &renamed["after"]["name"]),
+        (&user["workspace_name"], &json!("Acme"))
+    );
+    assert_eq!(renamed["target"]["id"], user["workspace_id"]);
+    let path = "/v1/alerts/destinations";
+    let destination = |name: &str| json!({"name": name, "webhook_url": "https://example.com/a-secret"});
+    let made = ws.post(path, &destination("one")).await.json(201);
+    let path = format!("{path}/{}", id(&made));
+    ws.put(&path, &destination("two")).await.expect(200);
+    let updated = told("destination.updated").await;
+    assert_eq!((&updated["before"]["name"], &updated["after"]["name"]), (&json!("one"), &json!("two")));
+    ws.delete(&path).await.expect(204);
+    let deleted = told("destination.deleted").await;
+    assert_eq!(
+        (&deleted["before"]["name"], &deleted["before"]["host"]),
+        (&json!("two"), &json!("example.com"))
+    );
+    assert!(!deleted.to_string().contains("a-secret"));
+    // who hands over is an admin then, and goes
+    let guest = crate::permissions::member(&server, &ws.session, "viewer").await;
+    let heir = guest.get("/v1/auth/session").await.json(200)["user"].clone();
+    let body = json!({"user_id": heir["id"]});
+    ws.session.post("/v1/auth/workspace/owner", &body).await.expect(204);
+    let handed = told("workspace.handed_over").await;
+    assert_eq!(
+        (&handed["before"]["role"], &handed["after"]["role"], &handed["target"]["name"]),
+        (&json!("viewer"), &json!("owner"), &heir["email"])
+    );
+    ws.session.post_text("/v1/auth/workspace/leave", "").await.expect(204);
+    let left = guest.get(&format!("{EVENTS}?action=member.left")).await.json(200)["items"][0].clone();
+    assert_eq!((&left["before"]["role"], &left["target"]["name"]), (&json!("admin"), &user["email"]));
 }
 
 #[test]

@@ -24,6 +24,8 @@ on_both_databases!(
     a_rule_is_tested_on_the_past,
     times_are_shown_in_the_zone_of_the_viewer,
     open_pages_are_told_what_changed,
+    a_stream_ends_with_its_session,
+    a_page_that_is_refused_keeps_the_session,
     pages_work_in_a_browser,
 );
 
@@ -551,6 +553,67 @@ async fn open_pages_are_told_what_changed(database: Database) {
     let others = [open().await, open().await, open().await];
     assert!(others.iter().all(|answer| answer.status() == 200));
     assert_eq!(open().await.status(), 204);
+}
+
+async fn a_stream_ends_with_its_session(database: Database) {
+    let server = Server::start(&database);
+    let email = sign_up(&server.client()).await;
+    let thief = crate::support::client::sign_in(&server.client(), &email).await;
+    let owner = crate::support::client::sign_in(&server.client(), &email).await;
+    let open = async |who: &Client| {
+        let request = reqwest::Client::new().get(format!("http://{}/live", server.http()));
+        request.header("cookie", who.header("cookie")).send().await.expect("an answer")
+    };
+    let (mut theirs, mut own) = (open(&thief).await, open(&owner).await);
+    let form = format!("form_token={}&end=others", token_of(&owner.get("/settings/sessions").await.text));
+    let page = owner.with("sec-fetch-site", "same-origin");
+    page.send_form(Method::POST, "/settings/sessions", Some(form)).await.expect(303);
+    // at the next sign of life, which is due every fifteen seconds
+    let end = tokio::time::Instant::now() + std::time::Duration::from_secs(30);
+    let ended =
+        tokio::time::timeout_at(end, async { while theirs.chunk().await.expect("words").is_some() {} });
+    ended.await.expect("the stream of a session that ended goes on");
+    // that of the other goes on
+    let goes_on = async { while own.chunk().await.expect("words").is_some() {} };
+    let more = tokio::time::timeout(std::time::Duration::from_secs(1), goes_on).await;
+    assert!(more.is_err(), "the stream of a session that is there has ended");
+}
+
+async fn a_page_that_is_refused_keeps_the_session(database: Database) {
+    let server = Server::start(&database);
+    let ws = server.workspace().await;
+    let viewer = crate::permissions::member(&server, &ws.session, "viewer").await;
+    let me = viewer.get("/v1/auth/session").await.json(200)["user"]["email"].clone();
+    let workspace = ws.session.get("/v1/auth/session").await.json(200)["user"]["workspace_id"].clone();
+    let body = json!({"email": me, "password": PASSWORD});
+    let session = server.client().post("/v1/auth/sessions", &body).await.expect(201);
+    let mut browser = Browser::new(&server);
+    let keep = |browser: &mut Browser, answer: &Answer| {
+        browser.cookies = ["open_spanner_access", "open_spanner_refresh"]
+            .map(|name| (name.to_owned(), answer.cookie(name).expect("a cookie")))
+            .to_vec();
+    };
+    keep(&mut browser, &session);
+    let workspace = workspace.as_str().expect("an id");
+    let moved = browser.post("/workspaces", &[("workspace", workspace)]).await.expect(303);
+    keep(&mut browser, &moved);
+    let old = browser.cookies.clone();
+    browser.cookies.retain(|(name, _)| name == "open_spanner_refresh");
+    let refused = browser.get("/plans/new").await.expect(403);
+    assert!(refused.cookie("open_spanner_refresh").is_some(), "the refresh token is used up: {refused:?}");
+    browser.get("/plans").await.expect(200);
+
+    // the old one comes again: it was stolen, and the trail tells from where it came
+    database.execute("UPDATE sessions SET used_at = 1 WHERE used_at IS NOT NULL");
+    let mut thief = Browser::new(&server);
+    thief.client = thief.client.with("user-agent", "Burglar/1.0");
+    thief.cookies = old.into_iter().filter(|(name, _)| name == "open_spanner_refresh").collect();
+    let answer = thief.get("/plans").await.expect(303);
+    let told = database.lines(
+        "SELECT address || ' ' || user_agent || ' ' || request_id AS line FROM audit_events
+         WHERE action = 'session.reused'",
+    );
+    assert_eq!(told, [format!("127.0.0.1 Burglar/1.0 {}", answer.header("x-request-id"))]);
 }
 
 /// The values of the hidden fields of a page.

@@ -6,13 +6,16 @@ use serde_json::json;
 
 use crate::support::client::{PASSWORD, sign_in, sign_up};
 use crate::support::mailbox::Mailbox;
-use crate::support::{Database, Server, on_both_databases, unique};
+use crate::support::{Client, Database, Server, on_both_databases, unique};
 
 on_both_databases!(
     a_password_is_set_with_a_link_out_of_a_mail,
     nobody_learns_who_has_an_account,
     a_mail_is_tried_again,
+    a_mailed_link_leaves_a_stranger_no_way_in,
+    a_mail_that_anybody_asks_for_ends_no_link_of_an_operator,
     invitations_are_mailed,
+    nobody_sends_mails_to_the_world,
     without_a_mail_server_nothing_is_promised,
 );
 
@@ -109,6 +112,111 @@ async fn a_mail_is_tried_again(database: Database) {
     server.client().post(RESETS, &json!({"email": email})).await.expect(202);
     mailbox.wait(1).await;
     assert!(server.log().iter().any(|line| line.contains("it is tried again")), "{:#?}", server.log());
+}
+
+/// Somebody registered with the address of somebody else, and provided for later.
+async fn a_mailed_link_leaves_a_stranger_no_way_in(database: Database) {
+    let mailbox = Mailbox::start().await;
+    let server = start(&database, &mailbox);
+    let email = sign_up(&server.client()).await;
+    let stranger = sign_in(&server.client(), &email).await;
+    let made = stranger.post("/v1/auth/api-keys", &json!({"name": "k"})).await.json(201);
+    let key = server.client().with_key(made["key"].as_str().expect("a key"));
+    key.get("/v1/meters").await.expect(200);
+    let link = stranger.post("/v1/subjects/s/links", &json!({})).await.json(201);
+    let share = format!("/share/{}", link["token"].as_str().expect("a token"));
+    let body = json!({"email": "friend@example.com", "role": "admin"});
+    let made = stranger.post("/v1/auth/workspace/invitations", &body).await.json(201);
+    let invitation = format!("/v1/auth/workspace-invitations/{}", made["token"].as_str().expect("a token"));
+    mailbox.wait(1).await;
+    let identity =
+        "INSERT INTO identities (id, public_id, user_id, provider, issuer, subject, email, created_at)
+                    SELECT 1, 'connected', id, 'oidc', 'i', 's', 'evil@example.com', 1 FROM users";
+    let hash = if matches!(database, Database::Sqlite { .. }) { "x'00'" } else { "'\\x00'" };
+    let device = format!(
+        "INSERT INTO known_devices (token_hash, user_id, seen_at) SELECT {hash}, id, 9000000000000000 FROM users"
+    );
+    database.execute(&format!("{identity}; {device}"));
+
+    let reset = async |letters: usize, password: &str| {
+        server.client().post(RESETS, &json!({"email": email})).await.expect(202);
+        let letter = mailbox.wait(letters).await;
+        let link = letter.link("/reset/");
+        let token = link.rsplit('/').next().expect("a token");
+        server.client().post(&format!("{RESETS}/{token}"), &json!({"password": password})).await.expect(204);
+        letter.text
+    };
+    let text = reset(2, "the owner's password").await;
+    assert!(text.contains("API keys"), "the letter says what ends: {text}");
+    stranger.get("/v1/auth/session").await.error(401, "unauthorized");
+    key.get("/v1/meters").await.error(401, "unauthorized");
+    server.client().get(&share).await.expect(404);
+    assert_eq!(server.client().get(&invitation).await.json(200)["status"], json!("revoked"));
+    assert_eq!(database.count("identities") + database.count("known_devices"), 0);
+    let told = "SELECT state_after AS line FROM audit_events WHERE action = 'user.password_reset'";
+    assert!(database.lines(told).concat().contains("\"api_keys\":1"), "{:?}", database.lines(told));
+
+    // whose address it is, is known from then on: what the owner made stays
+    let body = json!({"email": email, "password": "the owner's password"});
+    let owner = server.client().post("/v1/auth/sessions", &body).await.expect(201);
+    let access = owner.cookie("open_spanner_access").expect("a cookie");
+    let owner = server.client().with("cookie", format!("open_spanner_access={access}"));
+    let made = owner.post("/v1/auth/api-keys", &json!({"name": "k"})).await.json(201);
+    let key = server.client().with_key(made["key"].as_str().expect("a key"));
+    let text = reset(3, "another password").await;
+    assert!(!text.contains("API keys"), "{text}");
+    key.get("/v1/meters").await.expect(200);
+    owner.get("/v1/auth/session").await.error(401, "unauthorized");
+}
+
+async fn a_mail_that_anybody_asks_for_ends_no_link_of_an_operator(database: Database) {
+    let mailbox = Mailbox::start().await;
+    let server = start(&database, &mailbox);
+    let email = sign_up(&server.client()).await;
+    let token = crate::account::token_for(&database, &email);
+    server.client().post(RESETS, &json!({"email": email})).await.expect(202);
+    mailbox.wait(1).await;
+    assert_eq!(database.count("password_resets"), 2);
+    let body = json!({"password": "another password"});
+    server.client().post(&format!("{RESETS}/{token}"), &body).await.expect(204);
+}
+
+async fn nobody_sends_mails_to_the_world(database: Database) {
+    let mailbox = Mailbox::start().await;
+    let server = start(&database, &mailbox);
+    let ask = async |host: &Client, email: &str| {
+        host.post("/v1/auth/workspace/invitations", &json!({"email": email, "role": "viewer"})).await
+    };
+    // one address is mailed three times a day, whoever asks, also when each is taken back
+    let mut hosts = Vec::new();
+    for _ in 0..2 {
+        let host = sign_up(&server.client()).await;
+        hosts.push(sign_in(&server.client(), &host).await);
+    }
+    for (at, host) in [&hosts[0], &hosts[0], &hosts[1]].into_iter().enumerate() {
+        let made = ask(host, "ann@example.com").await.json(201);
+        if at < 2 {
+            // what was refused counts for nothing
+            ask(host, "ann@example.com").await.error(409, "conflict");
+        }
+        let path = format!("/v1/auth/workspace/invitations/{}", made["id"].as_str().expect("an id"));
+        host.delete(&path).await.expect(204);
+    }
+    let refused = ask(&hosts[1], "ann@example.com").await;
+    let seconds: u64 = refused.header("retry-after").parse().expect("seconds");
+    assert!((1..=86_400).contains(&seconds), "{seconds}");
+    refused.error(429, "rate_limited");
+    // one workspace mails fifty an hour
+    for at in 0..48 {
+        ask(&hosts[0], &format!("{at}@example.com")).await.expect(201);
+    }
+    let refused = ask(&hosts[0], "bob@example.com").await;
+    let seconds: u64 = refused.header("retry-after").parse().expect("seconds");
+    assert!((1..=3_600).contains(&seconds), "{seconds}");
+    refused.error(429, "rate_limited");
+    ask(&hosts[1], "bob@example.com").await.expect(201);
+    assert_eq!(database.count("invitations"), 52);
+    mailbox.wait(52).await;
 }
 
 async fn invitations_are_mailed(database: Database) {

@@ -18,6 +18,7 @@ on_both_databases!(
     roles_decide_who_manages_members,
     two_owners_do_not_both_go,
     registration_can_need_an_invitation,
+    an_invitation_is_good_while_its_sender_may_invite,
 );
 
 const MEMBERS: &str = "/v1/auth/workspace/members";
@@ -377,4 +378,29 @@ async fn registration_can_need_an_invitation(database: Database) {
     register("new@example.com", &token).await.error(403, "registration_disabled");
     let providers = server.client().get("/v1/auth/providers").await.json(200);
     assert_eq!(providers["registration_enabled"], json!(false));
+}
+
+/// However it came about that they may not.
+async fn an_invitation_is_good_while_its_sender_may_invite(database: Database) {
+    let server = Server::start(&database);
+    let host = Person::new(&server).await;
+    let (guest, friend) = (joined(&server, &host, "admin").await, Person::new(&server).await);
+    let invitation = guest.invite(&friend.email, "admin").await.json(201);
+    let token = invitation["token"].as_str().expect("a token");
+    let user = |email: &str| format!("(SELECT id FROM users WHERE email = '{email}')");
+    let role = |word: &str| {
+        let of = user(&guest.email);
+        database.execute(&format!(
+            "UPDATE memberships SET role = '{word}' WHERE user_id = {of} AND workspace_id <>
+                 (SELECT workspace_id FROM memberships WHERE user_id = {of} ORDER BY created_at LIMIT 1)"
+        ));
+    };
+    role("viewer");
+    friend.accept(token).await.error(409, "conflict");
+    role("admin");
+    database.execute(&format!("UPDATE users SET disabled_at = 1 WHERE email = '{}'", guest.email));
+    friend.accept(token).await.error(409, "conflict");
+    database.execute("UPDATE users SET disabled_at = NULL");
+    friend.session.get(SESSION).await.expect(200);
+    friend.accept(token).await.expect(200);
 }

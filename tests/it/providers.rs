@@ -21,6 +21,11 @@ on_both_databases!(
     a_provider_that_is_away_stops_nobody_else,
     github_is_asked_for_verified_addresses,
     the_way_back_is_to_us,
+    an_address_that_is_not_verified_is_not_connected,
+    an_account_that_comes_into_other_hands_leaves_no_way_back,
+    where_somebody_goes_then_is_nobody_elses_to_know,
+    a_flood_of_starts_locks_nobody_out,
+    words_of_strangers_are_not_shown,
 );
 
 const SESSION: &str = "/v1/auth/session";
@@ -348,7 +353,18 @@ async fn groups_give_roles_in_one_workspace(database: Database) {
     let members = owner.get("/v1/auth/workspace/members").await.json(200);
     assert_eq!(members["items"].as_array().expect("a list").len(), 1);
     let rows = owner.get("/v1/audit-events?action=member.role_changed").await.json(200);
-    assert_eq!(rows["items"].as_array().expect("a list").len(), 3);
+    let rows = rows["items"].as_array().expect("a list");
+    assert_eq!(rows.len(), 3);
+    for row in rows {
+        assert_eq!(
+            (&row["actor"]["kind"], &row["actor"]["name"]),
+            (&json!("user"), &json!("ann@example.com"))
+        );
+        assert_eq!(
+            (&row["target"]["name"], &row["after"]["by"]),
+            (&json!("ann@example.com"), &json!("groups"))
+        );
+    }
 }
 
 async fn a_domain_and_a_closed_door_keep_people_out(database: Database) {
@@ -481,6 +497,135 @@ async fn the_way_back_is_to_us(database: Database) {
     let redirect = answer.cookie("open_spanner_oauth_redirect").expect("a cookie");
     assert!(redirect.ends_with("/v1/auth/oauth/google/callback"), "{redirect}");
     server.client().get("/v1/auth/oauth/github").await.error(404, "not_found");
+}
+
+/// Comes back in the browser of somebody who is signed in.
+async fn come_back_as(who: &Client, gone: &Gone) -> Answer {
+    let both = format!("{}; {}", who.header("cookie"), gone.cookie);
+    let client = who.without("cookie").with("cookie", both);
+    client.get(&format!("/v1/auth/oauth/oidc/callback?code=c&state={}", gone.state)).await.expect(302)
+}
+
+/// Somebody registers with the address of somebody else, and says at a provider that it is theirs.
+async fn an_address_that_is_not_verified_is_not_connected(database: Database) {
+    let provider = Provider::start().await;
+    let server = start(&database, &provider, &[("OPEN_SPANNER_CACHE_TTL", "5s")]);
+    let email = sign_up(&server.client()).await;
+    let stranger = sign_in(&server.client(), &email).await;
+    let proven = "SELECT CAST(count(*) AS TEXT) AS line FROM users WHERE email_verified_at IS NOT NULL";
+    for unverified in [json!({"email_verified": false}), json!({"email_verified": null})] {
+        provider.userinfo(json!({"sub": email}));
+        let gone = go(&stranger, "/v1/auth/oauth/oidc?link=1&next=/settings/sessions").await;
+        provider.next(Signing::Own, changed(claims(&provider, &gone, &email), &unverified), &gone.challenge);
+        let said = is_out(&come_back_as(&stranger, &gone).await);
+        assert!(said.contains("not verified"), "{said}");
+        assert_eq!(database.count("identities"), 0);
+        assert_eq!(database.lines(proven), ["0"]);
+    }
+    // a sign-in that has ended meanwhile connects nothing either
+    let gone = go(&stranger, "/v1/auth/oauth/oidc?link=1&next=/settings/sessions").await;
+    provider.next(Signing::Own, claims(&provider, &gone, &email), &gone.challenge);
+    database.execute("DELETE FROM sign_ins; DELETE FROM sessions");
+    is_out(&come_back_as(&stranger, &gone).await);
+    assert_eq!(database.count("identities"), 0);
+}
+
+/// Where passwords open nothing, whoever has the address has the account: all of it, and alone.
+async fn an_account_that_comes_into_other_hands_leaves_no_way_back(database: Database) {
+    let provider = Provider::start().await;
+    let mut server = start(&database, &provider, &[]);
+    let email = sign_up(&server.client()).await;
+    let stranger = sign_in(&server.client(), &email).await;
+    let made = stranger.post("/v1/auth/api-keys", &json!({"name": "k"})).await.json(201);
+    let key = server.client().with_key(made["key"].as_str().expect("a key"));
+    let link = stranger.post("/v1/subjects/s/links", &json!({})).await.json(201);
+    let share = format!("/share/{}", link["token"].as_str().expect("a token"));
+    // theirs at the provider, under an address of their own
+    let path = "/v1/auth/oauth/oidc?link=1&next=/settings/sessions";
+    let gone = go(&stranger, path).await;
+    provider.next(Signing::Own, claims(&provider, &gone, "evil@example.com"), &gone.challenge);
+    assert_eq!(come_back_as(&stranger, &gone).await.header("location"), "/settings/sessions");
+    server.terminate();
+    let server = start(&database, &provider, &[("OPEN_SPANNER_PASSWORD_SIGN_IN", "false")]);
+    let (stranger, key) = (stranger.at(&server.url()), key.at(&server.url()));
+    stranger.get(SESSION).await.expect(200);
+    key.get("/v1/meters").await.expect(200);
+    let owner = is_in(&server, &through(&server, &provider, &email, &json!({})).await);
+    let user = owner.get(SESSION).await.json(200)["user"].clone();
+    assert_eq!(user["email"], json!(email));
+    stranger.get(SESSION).await.error(401, "unauthorized");
+    key.get("/v1/meters").await.error(401, "unauthorized");
+    server.client().get(&share).await.expect(404);
+    let hashes = "SELECT password_hash AS line FROM users";
+    assert_eq!(database.lines(hashes), [""]);
+    // who comes back by the other account of the provider is somebody else
+    let evil = is_in(&server, &through(&server, &provider, "evil@example.com", &json!({})).await);
+    assert_ne!(evil.get(SESSION).await.json(200)["user"]["id"], user["id"]);
+    let told = owner.get("/v1/audit-events?action=identity.connected").await.json(200)["items"][0].clone();
+    assert_eq!(told["after"]["ended"]["api_keys"], json!(1), "{told}");
+    // the second time nothing ends
+    let made = owner.post("/v1/auth/api-keys", &json!({"name": "k"})).await.json(201);
+    let key = server.client().with_key(made["key"].as_str().expect("a key"));
+    is_in(&server, &through(&server, &provider, &email, &json!({})).await);
+    key.get("/v1/meters").await.expect(200);
+    owner.get(SESSION).await.expect(200);
+}
+
+/// The page of an invitation is opened by its address alone.
+async fn where_somebody_goes_then_is_nobody_elses_to_know(database: Database) {
+    let provider = Provider::start().await;
+    let server = start(&database, &provider, &[]);
+    let client = server.client();
+    let next = "/invitations/osp_wsi_a-secret?x=1";
+    let gone = go(&client, "/v1/auth/oauth/oidc?next=%2Finvitations%2Fosp_wsi_a-secret%3Fx%3D1").await;
+    let kept = database.lines("SELECT next AS line FROM provider_flows").concat();
+    assert!(!kept.is_empty() && !kept.contains("invitations") && !kept.contains("secret"), "{kept}");
+    provider.next(Signing::Own, claims(&provider, &gone, "ann@example.com"), &gone.challenge);
+    assert_eq!(come_back(&client, &gone).await.header("location"), next);
+    // nobody fills the database with it
+    let long = format!("/v1/auth/oauth/oidc?next=/{}", "x".repeat(2_048));
+    let gone = go(&client, &long).await;
+    let kept = database.lines("SELECT next AS line FROM provider_flows").concat();
+    assert!(kept.len() < 200, "{} bytes", kept.len());
+    provider.next(Signing::Own, claims(&provider, &gone, "ann@example.com"), &gone.challenge);
+    is_in(&server, &come_back(&client, &gone).await);
+    let named = client.with("host", format!("{}.example", "x".repeat(2_048)));
+    let said = is_out(&named.get("/v1/auth/oauth/oidc").await.expect(302));
+    assert!(said.contains("too long"), "{said}");
+}
+
+async fn a_flood_of_starts_locks_nobody_out(database: Database) {
+    let provider = Provider::start().await;
+    let server = start(&database, &provider, &[]);
+    let hash = match database {
+        Database::Sqlite { .. } => "CAST(CAST(n AS TEXT) AS BLOB)",
+        Database::Postgres { .. } => "convert_to(CAST(n AS TEXT), 'UTF8')",
+    };
+    // none of them is over, nor as young as the one that comes
+    let base = jiff::Timestamp::now().as_microsecond() + 300_000_000;
+    database.execute(&format!(
+        "INSERT INTO provider_flows (state_hash, provider, nonce, verifier, redirect_url, next, expires_at)
+         WITH RECURSIVE all_of (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM all_of WHERE n < 12000)
+         SELECT {hash}, 'oidc', '', '', '', '', {base} + n FROM all_of"
+    ));
+    let gone = go(&server.client(), "/v1/auth/oauth/oidc").await;
+    assert_eq!(database.count("provider_flows"), 10_000);
+    let oldest = database.lines("SELECT CAST(min(expires_at) AS TEXT) AS line FROM provider_flows");
+    assert_eq!(oldest, [(base + 2_002).to_string()], "the oldest are forgotten");
+    provider.next(Signing::Own, claims(&provider, &gone, "ann@example.com"), &gone.challenge);
+    is_in(&server, &come_back(&server.client(), &gone).await);
+}
+
+/// A link to the sign-in page says nothing in our name.
+async fn words_of_strangers_are_not_shown(database: Database) {
+    let provider = Provider::start().await;
+    let server = start(&database, &provider, &[]);
+    let words = "call%20%2B1%20555%20and%20tell%20your%20password";
+    let answer = server.client().get(&format!("/v1/auth/oauth/{words}/callback?error=x")).await.expect(302);
+    let said = is_out(&answer);
+    assert!(!said.contains("555") && said.contains("this provider"), "{said}");
+    let message = server.client().get(&format!("/v1/auth/oauth/{words}")).await.error(404, "not_found");
+    assert!(!message.contains("555"), "{message}");
 }
 
 // In a browser ------------------------------------------------------------------------------------

@@ -166,6 +166,13 @@ pub fn add(
     get(conn, workspace_id, &row.public_id)
 }
 
+impl Destination {
+    fn spec(&self) -> DestinationSpec {
+        let Destination { name, enabled, webhook_url, .. } = self;
+        DestinationSpec { name: name.clone(), enabled: *enabled, webhook_url: webhook_url.clone() }
+    }
+}
+
 /// What the audit trail keeps of a destination: not the path of its address, which may be a secret.
 fn shown(terms: &DestinationSpec) -> audit::Shown {
     let host = url::Url::parse(&terms.webhook_url).ok().and_then(|url| url.host_str().map(str::to_owned));
@@ -230,7 +237,7 @@ pub fn update(
         ))
         .execute(conn)?;
     audit::about(public_id, &terms.name);
-    audit::states(None, Some(shown(&terms)));
+    audit::states(Some(shown(&found.spec())), Some(shown(&terms)));
     get(conn, workspace_id, public_id)
 }
 
@@ -271,6 +278,7 @@ pub fn delete(conn: &mut Conn, workspace_id: i64, public_id: &str) -> Result<(),
     }
     diesel::delete(alert_destinations::table.find(found.id)).execute(conn)?;
     audit::about(public_id, &found.name);
+    audit::states(Some(shown(&found.spec())), None);
     Ok(())
 }
 

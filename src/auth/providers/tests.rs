@@ -18,7 +18,7 @@ fn profile(email: &str, email_verified: bool) -> Profile {
 }
 
 fn account(password_hash: &str, email_verified_at: Option<i64>) -> Account {
-    Account { user_id: 7, password_hash: password_hash.to_owned(), email_verified_at }
+    Account { user_id: 7, password_hash: password_hash.to_owned(), email_verified_at, disabled_at: None }
 }
 
 fn entry(profile: &Profile, account: Option<&Account>, options: &Options) -> Option<Entry> {

@@ -53,6 +53,12 @@ pub fn remember(
     Ok(())
 }
 
+/// Knows no browser of a user any more.
+pub fn forget_all(conn: &mut Conn, user_id: i64) -> Result<(), DbError> {
+    diesel::delete(known_devices::table).filter(known_devices::user_id.eq(user_id)).execute(conn)?;
+    Ok(())
+}
+
 pub fn sweep(conn: &mut Conn, not_seen_since: Timestamp) -> Result<usize, DbError> {
     Ok(diesel::delete(known_devices::table)
         .filter(known_devices::seen_at.lt(not_seen_since.0))

@@ -1,6 +1,8 @@
 //! Who users are at sign-in providers, and sign-ins with them that are under way.
 
 use diesel::prelude::*;
+use diesel::sql_query;
+use diesel::sql_types::BigInt;
 
 use crate::auth::token::TokenHash;
 use crate::chance;
@@ -93,20 +95,9 @@ pub fn remove(conn: &mut Conn, user_id: i64, public_id: &str) -> Result<Option<I
     Ok(gone)
 }
 
-/// What is known of a user before somebody is let in as them.
-#[derive(Clone, Debug, Queryable)]
-pub struct Account {
-    pub user_id: i64,
-    pub password_hash: String,
-    pub email_verified_at: Option<i64>,
-}
-
-pub fn account(conn: &mut Conn, email: &str) -> Result<Option<Account>, DbError> {
-    let found = users::table
-        .filter(users::email.eq(email))
-        .select((users::id, users::password_hash, users::email_verified_at))
-        .first(conn);
-    Ok(found.optional()?)
+/// Disconnects all of a user; answers how many there were.
+pub fn remove_all(conn: &mut Conn, user_id: i64) -> Result<usize, DbError> {
+    Ok(diesel::delete(identities::table).filter(identities::user_id.eq(user_id)).execute(conn)?)
 }
 
 /// Whether a user has a password.
@@ -183,6 +174,15 @@ pub fn begin(
         expires_at: expires_at.0,
     };
     diesel::insert_into(provider_flows::table).values(row).execute(conn)?;
+    Ok(())
+}
+
+/// Forgets those under way beyond `most`, the oldest first.
+pub fn forget_flows(conn: &mut Conn, most: i64) -> Result<(), DbError> {
+    let text = "-- auth::identities::forget_flows
+        DELETE FROM provider_flows WHERE expires_at <=
+            (SELECT expires_at FROM provider_flows ORDER BY expires_at DESC LIMIT 1 OFFSET $1)";
+    sql_query(text).bind::<BigInt, _>(most).execute(conn)?;
     Ok(())
 }
 

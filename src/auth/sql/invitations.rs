@@ -193,6 +193,32 @@ pub fn revoke_all_of(
     Ok(())
 }
 
+/// Takes back every invitation of a user that nobody answered, in every workspace; answers how many there were.
+pub fn revoke_everywhere(conn: &mut Conn, user_id: i64, now: Timestamp) -> Result<usize, DbError> {
+    let open = invitations::table
+        .filter(invitations::invited_by.eq(user_id))
+        .filter(invitations::accepted_at.is_null())
+        .filter(invitations::revoked_at.is_null());
+    Ok(diesel::update(open).set(invitations::revoked_at.eq(now.0)).execute(conn)?)
+}
+
+/// Whether whoever sent it may still invite people to its workspace. Under the lock of the members.
+pub fn is_backed(conn: &mut Conn, id: i64) -> Result<bool, DbError> {
+    let role: Option<String> = invitations::table
+        .inner_join(users::table.on(users::id.eq(invitations::invited_by)))
+        .inner_join(
+            memberships::table.on(memberships::workspace_id
+                .eq(invitations::workspace_id)
+                .and(memberships::user_id.eq(invitations::invited_by))),
+        )
+        .filter(invitations::id.eq(id))
+        .filter(users::disabled_at.is_null())
+        .select(memberships::role)
+        .first(conn)
+        .optional()?;
+    Ok(role.as_deref().and_then(Role::parse) >= Some(Role::Admin))
+}
+
 /// Uses an invitation up, in one statement; answers whether it was still open.
 pub fn accept(conn: &mut Conn, id: i64, now: Timestamp) -> Result<bool, DbError> {
     let accepted = diesel::update(invitations::table.find(id))

@@ -166,6 +166,18 @@ pub fn find(conn: &mut Conn, hash: &TokenHash) -> Result<Option<(Member, ApiKey)
     Ok(found.optional()?)
 }
 
+/// Whether a key can still be used.
+pub fn is_living(conn: &mut Conn, id: i64, now: Timestamp) -> Result<bool, DbError> {
+    let living: Option<i64> = api_keys::table
+        .find(id)
+        .filter(api_keys::revoked_at.is_null().or(api_keys::revoked_at.gt(now.0)))
+        .filter(api_keys::expires_at.is_null().or(api_keys::expires_at.gt(now.0)))
+        .select(api_keys::id)
+        .first(conn)
+        .optional()?;
+    Ok(living.is_some())
+}
+
 /// Newest first.
 pub fn list(conn: &mut Conn, owner: Owner) -> Result<Vec<ApiKey>, DbError> {
     let keys = api_keys::table
@@ -326,6 +338,7 @@ pub fn revoke(conn: &mut Conn, owner: Owner, public_id: &str, now: Timestamp) ->
     let Some((hash, key)) = lock(conn, owner, public_id)? else { return Err(no_such_key()) };
     audit::in_workspace(owner.workspace_id);
     audit::about(&key.public_id, &key.name);
+    audit::states(Some(terms_shown(&key)), None);
     if key.revoked_at.is_some_and(|at| at <= now.0) {
         audit::nothing_changed();
     } else {
@@ -349,6 +362,20 @@ pub fn revoke_all(conn: &mut Conn, owner: Owner, now: Timestamp) -> Result<Vec<V
         record(conn, owner, key, "revoked", None, Some(now), now)?;
     }
     Ok(ended.into_iter().map(|(hash, _)| hash).collect())
+}
+
+/// Ends all keys of a user now, in every workspace; answers the hashes of those that could still be used.
+pub fn revoke_everywhere(conn: &mut Conn, user_id: i64, now: Timestamp) -> Result<Vec<Vec<u8>>, DbError> {
+    let workspaces: Vec<i64> = api_keys::table
+        .filter(api_keys::user_id.eq(user_id))
+        .select(api_keys::workspace_id)
+        .distinct()
+        .load(conn)?;
+    let mut hashes = Vec::new();
+    for workspace_id in workspaces {
+        hashes.extend(revoke_all(conn, Owner { workspace_id, user_id }, now)?);
+    }
+    Ok(hashes)
 }
 
 /// Hands all keys of the owner to another member, with their history; answers their hashes.

@@ -101,10 +101,14 @@ pub fn create(
     let link: SubjectLink =
         diesel::insert_into(subject_links::table).values(row).returning(COLUMNS).get_result(conn)?;
     audit::about(&link.public_id, &link.subject);
-    let shown = serde_json::json!({"meters": link.meters.0, "origins": link.origins.0,
-                                   "expires_at": Timestamp(link.expires_at)});
-    audit::states(None, Some(shown));
+    audit::states(None, Some(shown(&link)));
     Ok(link)
+}
+
+/// What the audit trail keeps of a link.
+fn shown(link: &SubjectLink) -> audit::Shown {
+    serde_json::json!({"meters": link.meters.0, "origins": link.origins.0,
+                       "expires_at": Timestamp(link.expires_at)})
 }
 
 /// The newest links of a subject, newest first, ended ones too.
@@ -149,6 +153,7 @@ pub fn revoke(
         .optional()?;
     let Some(link) = found else { return Ok(false) };
     audit::about(&link.public_id, &link.subject);
+    audit::states(Some(shown(&link)), None);
     let revoked = diesel::update(subject_links::table.find(link.id))
         .filter(subject_links::revoked_at.is_null())
         .set(subject_links::revoked_at.eq(now.0))
@@ -170,6 +175,14 @@ pub fn pass_on(conn: &mut Conn, member: Owner, heir: Option<i64>, now: Timestamp
         None => diesel::update(own).set(subject_links::revoked_at.eq(now.0)).execute(conn)?,
     };
     Ok(())
+}
+
+/// Ends the links that a user made, in every workspace; answers how many there were.
+pub fn revoke_everywhere(conn: &mut Conn, user_id: i64, now: Timestamp) -> Result<usize, DbError> {
+    let living = subject_links::table
+        .filter(subject_links::created_by.eq(user_id))
+        .filter(subject_links::revoked_at.is_null());
+    Ok(diesel::update(living).set(subject_links::revoked_at.eq(now.0)).execute(conn)?)
 }
 
 /// Notes when a link was last used, unless that was noted after `unless_since`.

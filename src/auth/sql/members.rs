@@ -2,11 +2,12 @@
 //! the list of a user's own.
 
 use diesel::prelude::*;
+use serde_json::json;
 
 use crate::auth::permission::Role;
 use crate::auth::sql::{invitations, keys, links};
 use crate::db::schema::{api_keys, memberships, sessions, sign_ins, users, workspaces};
-use crate::db::{Conn, DbError, limits};
+use crate::db::{Conn, DbError, audit, limits};
 use crate::error::Error;
 use crate::metering::time::Timestamp;
 
@@ -60,13 +61,13 @@ pub fn places(conn: &mut Conn, user_id: i64) -> Result<Vec<Place>, DbError> {
     Ok(places)
 }
 
-/// The workspace with this public id, if the user belongs to it.
-pub fn place_of(conn: &mut Conn, user_id: i64, public_id: &str) -> Result<Option<i64>, DbError> {
+/// The workspace with this public id and its name, if the user belongs to it.
+pub fn place_of(conn: &mut Conn, user_id: i64, public_id: &str) -> Result<Option<(i64, String)>, DbError> {
     let found = memberships::table
         .inner_join(workspaces::table.on(workspaces::id.eq(memberships::workspace_id)))
         .filter(memberships::user_id.eq(user_id))
         .filter(workspaces::public_id.eq(public_id))
-        .select(workspaces::id)
+        .select((workspaces::id, workspaces::name))
         .first(conn);
     Ok(found.optional()?)
 }
@@ -213,8 +214,10 @@ pub fn remove(
     Ok(Touched { keys, sessions })
 }
 
-/// The new name of a workspace.
+/// The new name of a workspace. Under the lock of the members.
 pub fn rename(conn: &mut Conn, workspace_id: i64, name: &str) -> Result<(), DbError> {
+    let before: String = workspaces::table.find(workspace_id).select(workspaces::name).first(conn)?;
+    audit::states(Some(json!({"name": before})), Some(json!({"name": name})));
     diesel::update(workspaces::table.find(workspace_id)).set(workspaces::name.eq(name)).execute(conn)?;
     Ok(())
 }

@@ -93,14 +93,11 @@ pub fn create_workspace(conn: &mut Conn, name: &str, email: &str, now: Timestamp
 
 /// Gives a workspace another name; 404 when there is none with this id.
 pub fn rename_workspace(conn: &mut Conn, id: &str, name: &str) -> Result<(), DbError> {
-    let renamed: Option<i64> = diesel::update(workspaces::table.filter(workspaces::public_id.eq(id)))
-        .set(workspaces::name.eq(name))
-        .returning(workspaces::id)
-        .get_result(conn)
-        .optional()?;
-    audit::in_workspace(renamed.ok_or_else(|| Error::not_found("workspace"))?);
+    let workspace_id = workspace(conn, id)?;
+    members::lock(conn, workspace_id)?;
+    audit::in_workspace(workspace_id);
     audit::about(id, name);
-    Ok(())
+    members::rename(conn, workspace_id, name)
 }
 
 /// A user as an operator sees them.

@@ -7,7 +7,8 @@ use crate::db::schema::{password_resets, users};
 use crate::db::{Conn, DbError};
 use crate::metering::time::Timestamp;
 
-/// Makes a token for a user; those made before end.
+/// Makes a token for a user; those made before in the same way end. What anybody can have mailed ends nothing that an
+/// operator handed over.
 pub fn create(
     conn: &mut Conn,
     user_id: i64,
@@ -15,7 +16,9 @@ pub fn create(
     expires_at: Timestamp,
     by_mail: bool,
 ) -> Result<(), DbError> {
-    diesel::delete(password_resets::table).filter(password_resets::user_id.eq(user_id)).execute(conn)?;
+    diesel::delete(password_resets::table)
+        .filter(password_resets::user_id.eq(user_id).and(password_resets::by_mail.eq(by_mail)))
+        .execute(conn)?;
     diesel::insert_into(password_resets::table)
         .values((
             password_resets::token_hash.eq(hash.as_slice()),
@@ -27,25 +30,29 @@ pub fn create(
     Ok(())
 }
 
-/// Whether a token is good, without using it up.
-pub fn is_open(conn: &mut Conn, hash: &TokenHash, now: Timestamp) -> Result<bool, DbError> {
-    let found: Option<i64> = password_resets::table
+/// Whose password a token sets, without using it up; nobody's when it is unknown, used or over.
+pub fn user_of(conn: &mut Conn, hash: &TokenHash, now: Timestamp) -> Result<Option<i64>, DbError> {
+    let found = password_resets::table
         .find(hash.as_slice())
         .filter(password_resets::expires_at.gt(now.0))
         .select(password_resets::user_id)
-        .first(conn)
-        .optional()?;
-    Ok(found.is_some())
+        .first(conn);
+    Ok(found.optional()?)
 }
 
-/// Uses a token up, in one statement; answers whose it was, and whether it came by mail.
-pub fn use_up(conn: &mut Conn, hash: &TokenHash, now: Timestamp) -> Result<Option<(i64, bool)>, DbError> {
-    let user = diesel::delete(password_resets::table.find(hash.as_slice()))
+/// Uses a token up, in one statement; answers whether it came by mail, nothing when it was used meanwhile.
+pub fn use_up(conn: &mut Conn, hash: &TokenHash, now: Timestamp) -> Result<Option<bool>, DbError> {
+    let by_mail = diesel::delete(password_resets::table.find(hash.as_slice()))
         .filter(password_resets::expires_at.gt(now.0))
-        .returning((password_resets::user_id, password_resets::by_mail))
-        .get_result(conn)
-        .optional()?;
-    Ok(user)
+        .returning(password_resets::by_mail)
+        .get_result(conn);
+    Ok(by_mail.optional()?)
+}
+
+/// No token sets the password of this user any more.
+pub fn forget_all(conn: &mut Conn, user_id: i64) -> Result<(), DbError> {
+    diesel::delete(password_resets::table).filter(password_resets::user_id.eq(user_id)).execute(conn)?;
+    Ok(())
 }
 
 pub fn set_password(conn: &mut Conn, user_id: i64, password_hash: &str) -> Result<(), DbError> {

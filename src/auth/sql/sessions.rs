@@ -50,26 +50,27 @@ pub struct Login {
     pub workspace_id: i64,
 }
 
-/// The tokens of a session about to begin: hash and expiry of each.
+/// The tokens of a session about to begin: hash and expiry of each. One without a refresh token is not renewed.
 #[derive(Clone, Copy, Debug)]
 pub struct Pair {
     pub access: (TokenHash, Timestamp),
-    pub refresh: (TokenHash, Timestamp),
+    pub refresh: Option<(TokenHash, Timestamp)>,
 }
 
 impl Pair {
     /// Neither outlives the sign-in.
     pub fn within(mut self, ends_at: Timestamp) -> Pair {
-        for (_, expires_at) in [&mut self.access, &mut self.refresh] {
+        for (_, expires_at) in std::iter::once(&mut self.access).chain(&mut self.refresh) {
             expires_at.0 = expires_at.0.min(ends_at.0);
         }
         self
     }
 }
 
-/// Stores both tokens of a session.
+/// Stores the tokens of a session.
 pub fn open(conn: &mut Conn, login: &Login, pair: &Pair, now: Timestamp) -> Result<(), DbError> {
-    for (kind, (hash, expires_at)) in [(Kind::Access, &pair.access), (Kind::Refresh, &pair.refresh)] {
+    let refresh = pair.refresh.iter().map(|token| (Kind::Refresh, token));
+    for (kind, (hash, expires_at)) in std::iter::once((Kind::Access, &pair.access)).chain(refresh) {
         diesel::insert_into(sessions::table)
             .values(NewSession {
                 token_hash: hash,
@@ -111,6 +112,42 @@ pub fn find(conn: &mut Conn, hash: &TokenHash) -> Result<Option<Found>, DbError>
         .select((MEMBER, sessions::expires_at, sessions::form_key, sessions::login_id))
         .first(conn);
     Ok(found.optional()?)
+}
+
+/// Whether a sign-in still opens something: a token of it lives, and its user is a member of its workspace whom nobody has
+/// disabled.
+pub fn is_open(conn: &mut Conn, login_id: &str, now: Timestamp) -> Result<bool, DbError> {
+    let living: Option<i64> = sessions::table
+        .inner_join(schema::users::table.on(schema::users::id.eq(sessions::user_id)))
+        .inner_join(
+            memberships::table.on(memberships::workspace_id
+                .eq(sessions::workspace_id)
+                .and(memberships::user_id.eq(sessions::user_id))),
+        )
+        .filter(sessions::login_id.eq(login_id).and(sessions::expires_at.gt(now.0)))
+        .filter(schema::users::disabled_at.is_null())
+        .select(sessions::user_id)
+        .first(conn)
+        .optional()?;
+    Ok(living.is_some())
+}
+
+/// Whether this is a refresh token of the sign-in that would be taken now, without using it up.
+pub fn is_refresh_of(
+    conn: &mut Conn,
+    login_id: &str,
+    hash: &TokenHash,
+    now: Timestamp,
+    grace: i64,
+) -> Result<bool, DbError> {
+    let found: Option<Option<i64>> = sessions::table
+        .find(hash.as_slice())
+        .filter(sessions::kind.eq(Kind::Refresh.as_str()).and(sessions::login_id.eq(login_id)))
+        .filter(sessions::expires_at.gt(now.0))
+        .select(sessions::used_at)
+        .first(conn)
+        .optional()?;
+    Ok(found.is_some_and(|used_at| used_at.is_none_or(|at| at + grace > now.0)))
 }
 
 /// What came of showing a refresh token.
@@ -169,23 +206,38 @@ pub fn close(conn: &mut Conn, hashes: &[TokenHash]) -> Result<Vec<Vec<u8>>, DbEr
         if let Some(member) = users::member(conn, user_id, workspace_id)? {
             users::tell(&member);
         }
-        // more than once: a refresh that was under way adds tokens which the first statement did not see
-        loop {
-            let dead: Vec<Vec<u8>> = diesel::delete(sessions::table)
-                .filter(sessions::login_id.eq(&login_id))
-                .returning(sessions::token_hash)
-                .get_results(conn)?;
-            diesel::delete(schema::sign_ins::table.find(&login_id)).execute(conn)?;
-            if dead.is_empty() {
-                break;
-            }
-            ended.extend(dead);
-        }
+        end_login(conn, &login_id, &mut ended)?;
     }
     if ended.is_empty() {
         audit::nothing_changed();
     }
     Ok(ended)
+}
+
+/// Ends one sign-in, and adds the hashes of its tokens to `ended`; answers when it would have ended for good, nothing when
+/// it was gone.
+pub fn end_login(
+    conn: &mut Conn,
+    login_id: &str,
+    ended: &mut Vec<Vec<u8>>,
+) -> Result<Option<Timestamp>, DbError> {
+    let mut ends_at: Option<i64> = None;
+    // more than once: a refresh that was under way adds tokens which the first statement did not see
+    loop {
+        let dead: Vec<Vec<u8>> = diesel::delete(sessions::table)
+            .filter(sessions::login_id.eq(login_id))
+            .returning(sessions::token_hash)
+            .get_results(conn)?;
+        let gone = diesel::delete(schema::sign_ins::table.find(login_id))
+            .returning(schema::sign_ins::ends_at)
+            .get_result(conn)
+            .optional()?;
+        ends_at = ends_at.or(gone);
+        if dead.is_empty() {
+            return Ok(ends_at.map(Timestamp));
+        }
+        ended.extend(dead);
+    }
 }
 
 /// Deletes at most `limit` expired tokens, the oldest first; answers how many.

@@ -2,8 +2,9 @@
 
 use diesel::prelude::*;
 
-use crate::auth::sql::sessions::Login;
-use crate::db::schema::{sessions, sign_ins, workspaces};
+use crate::auth::sql::sessions::{self, Login};
+use crate::auth::sql::users;
+use crate::db::schema::{sign_ins, workspaces};
 use crate::db::{Conn, DbError};
 use crate::metering::time::Timestamp;
 
@@ -99,8 +100,10 @@ pub enum Which {
     One(String),
 }
 
-/// Ends sign-ins of a user with all of their tokens; answers how many there were, and the hashes of the tokens.
+/// Ends sign-ins of a user with all of their tokens; answers how many there were, and the hashes of the tokens. None begins
+/// meanwhile: whoever begins one, or moves one to another workspace, takes the same lock.
 pub fn end(conn: &mut Conn, user_id: i64, which: &Which) -> Result<(usize, Vec<Vec<u8>>), DbError> {
+    users::lock(conn, user_id)?;
     let mut ending =
         sign_ins::table.filter(sign_ins::user_id.eq(user_id)).select(sign_ins::login_id).into_boxed();
     ending = match which {
@@ -111,12 +114,7 @@ pub fn end(conn: &mut Conn, user_id: i64, which: &Which) -> Result<(usize, Vec<V
     let ids: Vec<String> = ending.load(conn)?;
     let mut tokens = Vec::new();
     for id in &ids {
-        diesel::delete(sign_ins::table.find(id)).execute(conn)?;
-        let dead: Vec<Vec<u8>> = diesel::delete(sessions::table)
-            .filter(sessions::login_id.eq(id))
-            .returning(sessions::token_hash)
-            .get_results(conn)?;
-        tokens.extend(dead);
+        sessions::end_login(conn, id, &mut tokens)?;
     }
     Ok((ids.len(), tokens))
 }

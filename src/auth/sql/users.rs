@@ -180,15 +180,45 @@ pub fn member(conn: &mut Conn, user_id: i64, workspace_id: i64) -> Result<Option
     Ok(found.optional()?)
 }
 
-/// Whether somebody may come in as this user.
-pub fn is_disabled(conn: &mut Conn, user_id: i64) -> Result<bool, DbError> {
-    let at: Option<i64> = users::table.find(user_id).select(users::disabled_at).first(conn)?;
-    Ok(at.is_some())
+/// What a user is let in by, and how far the address is known to be theirs.
+#[derive(Clone, Debug, Queryable)]
+pub struct Account {
+    pub user_id: i64,
+    /// Empty where they have none.
+    pub password_hash: String,
+    pub email_verified_at: Option<i64>,
+    pub disabled_at: Option<i64>,
+}
+
+impl Account {
+    /// Anybody may have registered with the address and chosen the password: that is nobody's proof.
+    pub fn is_proven(&self) -> bool {
+        self.email_verified_at.is_some() || self.password_hash.is_empty()
+    }
+}
+
+type AccountColumns = (users::id, users::password_hash, users::email_verified_at, users::disabled_at);
+const ACCOUNT: AccountColumns =
+    (users::id, users::password_hash, users::email_verified_at, users::disabled_at);
+
+pub fn account(conn: &mut Conn, email: &str) -> Result<Option<Account>, DbError> {
+    let found = users::table.filter(users::email.eq(email)).select(ACCOUNT).first(conn);
+    Ok(found.optional()?)
+}
+
+/// Keeps others from changing what lets this user in, and from letting somebody in by it, until the transaction ends. To be
+/// taken before the lock of a workspace.
+pub fn lock(conn: &mut Conn, user_id: i64) -> Result<Account, DbError> {
+    let account = diesel::update(users::table.find(user_id))
+        .set(users::created_at.eq(users::created_at))
+        .returning(ACCOUNT)
+        .get_result(conn)?;
+    Ok(account)
 }
 
 /// Disables a user from a time on, or not; false when it was so already.
 pub fn set_disabled(conn: &mut Conn, user_id: i64, at: Option<Timestamp>) -> Result<bool, DbError> {
-    if is_disabled(conn, user_id)? == at.is_some() {
+    if lock(conn, user_id)?.disabled_at.is_some() == at.is_some() {
         return Ok(false);
     }
     let at = at.map(|at| at.0);

@@ -23,8 +23,10 @@ use crate::metering::time::{SECOND, Timestamp};
 
 /// Streams of one user at once; a browser needs one.
 const STREAMS_MAX: usize = 4;
+/// At each of these the session is looked at again.
 const HEARTBEAT: Duration = Duration::from_secs(15);
-/// A stream ends after this long and is opened anew, with the session looked at again.
+const BEAT: &str = "event: beat\ndata:\n\n";
+/// A stream ends after this long and is opened anew.
 const LENGTH_MAX: Duration = Duration::from_secs(600);
 
 /// How many streams each user of this server holds.
@@ -59,9 +61,11 @@ impl Drop for Place {
 
 /// A stream under way.
 struct Live {
+    caller: Caller,
     marks: watch::Receiver<Marks>,
     told: Marks,
     ends: Instant,
+    beats: Instant,
     has_begun: bool,
     app: Arc<App>,
     _place: Place,
@@ -75,10 +79,13 @@ pub async fn stream(app: web::Data<App>, caller: Caller) -> Result<HttpResponse>
         Credential::Key { .. } => 0,
     };
     let length = Duration::from_secs(u64::try_from(left / SECOND).unwrap_or(0)).min(LENGTH_MAX);
+    let now = Instant::from_std(clock::moment());
     let live = Live {
         marks: app.changes.watch(caller.workspace_id),
+        caller,
         told: Marks::default(),
-        ends: Instant::from_std(clock::moment()) + length,
+        ends: now + length,
+        beats: now + HEARTBEAT,
         has_begun: false,
         app: app.into_inner(),
         _place: place,
@@ -108,7 +115,8 @@ impl Live {
             tokio::select! {
                 () = draining.cancelled() => return None,
                 () = tokio::time::sleep_until(self.ends) => return None,
-                () = tokio::time::sleep(HEARTBEAT) => return Some("event: beat\ndata:\n\n".to_owned()),
+                // however much changes in between
+                () = tokio::time::sleep_until(self.beats) => return self.beat().await,
                 changed = self.marks.changed() => changed.ok()?,
             }
             if let Some(text) = self.tell() {
@@ -117,12 +125,19 @@ impl Live {
         }
     }
 
+    /// A sign of life, unless the session has ended meanwhile: then so does the stream. A database that is away ends none.
+    async fn beat(&mut self) -> Option<String> {
+        self.beats = Instant::from_std(clock::moment()) + HEARTBEAT;
+        let is_in = self.app.auth.is_signed_in(&self.caller).await.unwrap_or(true);
+        is_in.then(|| BEAT.to_owned())
+    }
+
     fn tell(&mut self) -> Option<String> {
         let now = *self.marks.borrow_and_update();
         let before = std::mem::replace(&mut self.told, now);
         // the first look is what the page shows already
         if before == Marks::default() {
-            return Some("event: beat\ndata:\n\n".to_owned());
+            return Some(BEAT.to_owned());
         }
         let topics = changed(&before, &now);
         (!topics.is_empty()).then(|| format!("event: change\ndata: {}\n\n", topics.join(" ")))
