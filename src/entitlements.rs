@@ -3,6 +3,7 @@
 pub mod assignment;
 pub mod consume;
 pub mod counter_reader;
+pub mod counting;
 pub mod evaluate;
 pub mod jobs;
 pub mod period;

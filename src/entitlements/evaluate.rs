@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use crate::db::{Conn, DbError};
 use crate::entitlements::assignment::{AssignmentPeriod, assignment_for_event, effective, next_change};
+use crate::entitlements::counting;
 use crate::entitlements::jobs::Evaluation;
 use crate::entitlements::period::Period;
 use crate::entitlements::plan::{Limit, Plan};
@@ -117,18 +118,11 @@ impl Subject<'_> {
         Place { anchor: span.anchor, period: period.in_zone(&span.zone), from, to }
     }
 
-    /// Periods by which any plan on this anchor limits the meter: an event may be dated under one version and count in a
-    /// window that another one limits.
-    fn periods(&self, anchor: Timestamp) -> BTreeSet<Period> {
-        let spans = self.history.iter().filter(|span| span.anchor == anchor);
-        let limits = spans.flat_map(|span| self.limits(span.plan_id).map(move |(_, limit)| (span, limit)));
-        limits.map(|(span, limit)| limit.period.in_zone(&span.zone)).collect()
-    }
-
     /// Windows that a late event counts in.
     fn places_of(&self, at: Timestamp) -> BTreeSet<Place> {
         let Some(span) = assignment_for_event(&self.history, at) else { return BTreeSet::new() };
-        let places = self.periods(span.anchor).into_iter().filter(Period::has_snapshots);
+        let periods = counting::periods(&self.history, &self.plans, self.meter.id, span.anchor);
+        let places = periods.into_iter().filter(Period::has_snapshots);
         places.map(|period| self.place(span, &period, at)).filter(|place| place.from <= self.now).collect()
     }
 

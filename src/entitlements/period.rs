@@ -61,6 +61,23 @@ pub type Series = Cow<'static, str>;
 /// Days since the anchor of the assignment. Every event of a subject with a plan is counted in them.
 pub const ASSIGNED_DAYS: Series = Cow::Borrowed("");
 
+/// How a series cuts time up.
+#[derive(Clone, Debug)]
+pub enum Cut {
+    Calendar(Calendar),
+    Width(i64),
+}
+
+impl Cut {
+    /// Where the counter of this instant begins.
+    pub fn start(&self, at: Timestamp) -> Timestamp {
+        match self {
+            Cut::Calendar(cells) => cells.around(at).from,
+            Cut::Width(width) => at.floor(*width),
+        }
+    }
+}
+
 /// The counters of a series that begin in here.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stretch {
@@ -278,26 +295,17 @@ impl Period {
         }
     }
 
-    /// The counters that something of this time goes into, beside the days since the anchor.
-    pub fn counters(&self, home: &Zone, at: Timestamp) -> Vec<(Series, Timestamp)> {
+    /// The series that are kept for its windows beside the days since the anchor, the finest first.
+    pub fn cuts(&self, home: &Zone) -> Vec<(Series, Cut)> {
         match &self.rule {
             Rule::Every(_) => Vec::new(),
             Rule::Calendar { .. } => {
                 let (series, cells) = self.cells(home);
-                vec![(series, cells.around(at).from)]
+                vec![(series, Cut::Calendar(cells))]
             }
             Rule::Sliding { width, .. } => {
-                slides(*width).iter().map(|(width, series)| (series.clone(), at.floor(*width))).collect()
+                slides(*width).iter().map(|(width, series)| (series.clone(), Cut::Width(*width))).collect()
             }
-        }
-    }
-
-    /// Whether counters of this series are for windows of this period, which names its zone.
-    pub fn is_counted_in(&self, series: &str) -> bool {
-        match &self.rule {
-            Rule::Every(_) => series == ASSIGNED_DAYS,
-            Rule::Calendar { .. } => series == self.cells(&Zone::UTC).0,
-            Rule::Sliding { .. } => series == self.finest(&Zone::UTC),
         }
     }
 

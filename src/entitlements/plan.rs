@@ -2,7 +2,7 @@
 //! 12.10); [`period`] counts windows from an anchor, [`assignment`] says which plan a subject has when, [`quota`]
 //! judges a value against a limit, [`consume`] decides about more. Pure: no SQL, no clock.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use serde::Deserialize;
 use utoipa::ToSchema;
@@ -16,6 +16,8 @@ use crate::string_enum::string_enum;
 
 pub const NAME_CHARS_MAX: usize = 120;
 pub const LIMITS_MAX: usize = 1_000;
+/// Each may be a counter that every event of the meter is added to.
+pub const LIMITS_PER_METER_MAX: usize = 32;
 const DESCRIPTION_BYTES_MAX: usize = 4_096;
 const WARNING_PERCENT_DEFAULT: i64 = 80;
 
@@ -74,7 +76,8 @@ pub struct PlanInput {
     #[schema(value_type = String, min_length = 1, max_length = 120)]
     pub name: Option<String>,
     pub description: Option<String>,
-    #[schema(value_type = Vec<LimitInput>, min_items = 1)]
+    /// Of one meter at most 32, each with another period or window.
+    #[schema(value_type = Vec<LimitInput>, min_items = 1, max_items = 1000)]
     pub limits: Option<Vec<LimitInput>>,
 }
 
@@ -138,6 +141,16 @@ impl Draft {
         if let Some(twice) = limits.iter().find(|limit| !seen.insert((limit.meter.as_str(), &limit.period))) {
             let (meter, period) = (&twice.meter, twice.period.as_str());
             return Err(Error::invalid(format!("meter {meter:?} is limited twice per {period}")));
+        }
+        let mut counts: HashMap<&str, usize> = HashMap::new();
+        for DraftLimit { meter, .. } in &limits {
+            let count = counts.entry(meter).or_default();
+            *count += 1;
+            if *count > LIMITS_PER_METER_MAX {
+                let problem =
+                    format!("meter {meter:?} must not have more than {LIMITS_PER_METER_MAX} limits");
+                return Err(Error::invalid(problem));
+            }
         }
         Ok(Draft { name, description, limits })
     }
@@ -211,6 +224,25 @@ mod tests {
             (second.enforcement, second.failure_policy),
             (Enforcement::Hard, FailurePolicy::FailClosed)
         );
+    }
+
+    #[test]
+    fn a_meter_has_few_limits_however_many_a_plan_has() {
+        let limits = |meter: &str, count: usize| -> Vec<String> {
+            let one = |n: usize| {
+                format!(
+                    r#"{{"meter":"{meter}","limit":1,"period":"day",
+                        "window":{{"kind":"anchored","anchor":"2026-01-01T00:00:00.{n:06}Z"}}}}"#
+                )
+            };
+            (0..count).map(one).collect()
+        };
+        let parse_all =
+            |limits: &[String]| parse(&format!(r#"{{"name":"p","limits":[{}]}}"#, limits.join(",")));
+        let most = [limits("a", LIMITS_PER_METER_MAX), limits("b", LIMITS_PER_METER_MAX)].concat();
+        assert_eq!(parse_all(&most).expect("both meters have what they may").limits.len(), 64);
+        let error = parse_all(&limits("a", LIMITS_PER_METER_MAX + 1)).expect_err("one too many");
+        assert_eq!(error.message, r#"meter "a" must not have more than 32 limits"#);
     }
 
     #[test]

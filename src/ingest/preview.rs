@@ -57,7 +57,7 @@ pub struct PreviewItem {
     pub dimension_set: Option<Box<RawValue>>,
     /// The subject's hour, day and month with this meter; of a call that touches very many, those of the first events.
     pub windows: Vec<WindowMove>,
-    /// The limits that the event counts against.
+    /// The limits that the event counts against; of a call that touches very many, those of the first events.
     pub quotas: Vec<QuotaMove>,
     /// The status that a call of this one event would have.
     #[serde(skip)]

@@ -12,6 +12,7 @@ on_both_databases!(
     a_bulk_call_sees_its_own_events,
     a_consumption_is_decided_and_not_taken,
     what_the_real_call_answers_is_what_was_told,
+    a_large_call_is_told_the_limits_of_its_first_events,
     doors_without_a_dry_run_refuse_it,
     what_a_key_may_not_read_is_not_shown
 );
@@ -209,6 +210,36 @@ async fn what_the_real_call_answers_is_what_was_told(database: Database) {
     assert_eq!(window(last, "month")["after"].to_string(), workspace.total("tokens").await);
     let again = workspace.post("/v1/usages/bulk?dry_run=true", &call).await.json(200);
     assert_eq!(again["accepted"], 0);
+}
+
+/// Events times limits would be an answer of any size.
+async fn a_large_call_is_told_the_limits_of_its_first_events(database: Database) {
+    const LIMITS: usize = 16;
+    let server = Server::start(&database);
+    let workspace = server.workspace().await;
+    workspace.meter("m", "sum").await;
+    let limit = |size: usize| json!({"meter": "m", "period": format!("{}min", size + 2), "limit": 500, "window": {"kind": "sliding"}});
+    let limits: Vec<Value> = (0..LIMITS).map(limit).collect();
+    let plan = workspace.post("/v1/plans", &json!({"name": "p", "limits": limits})).await.json(201);
+    workspace.put("/v1/plans/subjects/s", &json!({"plan_id": plan["id"]})).await.expect(200);
+    let event = json!({"idempotency_key": "k", "meter": "m", "subject": "s", "quantity": 1});
+    let call: Vec<Value> = (0..1_000)
+        .map(|n| {
+            let mut event = event.clone();
+            event["idempotency_key"] = json!(format!("k{n}"));
+            event
+        })
+        .collect();
+    let told = workspace.post("/v1/usages/bulk?dry_run=true", &json!(call)).await.json(200);
+    assert_eq!(told["accepted"], json!(1_000));
+    let items = told["items"].as_array().expect("items");
+    let counts: Vec<usize> = items.iter().map(|i| i["quotas"].as_array().expect("a list").len()).collect();
+    // the first 4,000 entries
+    let first = 4_000 / LIMITS;
+    assert!(counts[..first].iter().all(|count| *count == LIMITS), "{counts:?}");
+    assert!(counts[first..].iter().all(|count| *count == 0), "{counts:?}");
+    let last = &items[first - 1]["quotas"][0];
+    assert_eq!((&last["before"], &last["after"]), (&json!(first - 1), &json!(first)));
 }
 
 async fn doors_without_a_dry_run_refuse_it(database: Database) {

@@ -14,7 +14,8 @@ on_both_databases!(
     what_slid_out_is_free_again,
     a_subject_has_days_of_its_own,
     plain_limits_are_told_as_ever,
-    what_windows_may_not_say
+    what_windows_may_not_say,
+    a_meter_has_few_counters_whatever_plans_say
 );
 
 /// A plan with these limits on a meter `m`, and who has it.
@@ -228,4 +229,36 @@ async fn what_windows_may_not_say(database: Database) {
     let anchored = json!({"meter": "m", "limit": 1, "window": {"kind": "anchored", "anchor": "today"}});
     let body = json!({"name": unique("plan"), "limits": [anchored]});
     workspace.post("/v1/plans", &body).await.error(400, "invalid_anchor");
+}
+
+/// Limits whose windows begin at another time of day each, so that each is a counter of its own.
+fn anchored(version: usize, count: usize) -> Value {
+    let limit = |n: usize| {
+        let window = json!({"kind": "anchored", "anchor": format!("2026-01-01T{version:02}:00:{n:02}Z")});
+        json!({"meter": "m", "period": "day", "limit": 1_000, "window": window})
+    };
+    json!({"name": "p", "limits": (0..count).map(limit).collect::<Vec<_>>()})
+}
+
+async fn a_meter_has_few_counters_whatever_plans_say(database: Database) {
+    let server = Server::start(&database);
+    let workspace = server.workspace().await;
+    workspace.meter("m", "sum").await;
+    let message = workspace.post("/v1/plans", &anchored(0, 33)).await.error(400, "invalid_input");
+    assert_eq!(message, r#"meter "m" must not have more than 32 limits"#);
+    let mut plan = workspace.post("/v1/plans", &anchored(0, 32)).await.json(201);
+    workspace.put("/v1/plans/subjects/s", &json!({"plan_id": plan["id"]})).await.expect(200);
+    // every version that the subject had may limit windows that are open now
+    for version in 1..5 {
+        let path = format!("/v1/plans/{}", plan["id"].as_str().expect("an id"));
+        workspace.put(&path, &anchored(version, 33)).await.error(400, "invalid_input");
+        workspace.post(&format!("{path}/preview"), &anchored(version, 33)).await.error(400, "invalid_input");
+        plan = workspace.put(&path, &anchored(version, 32)).await.json(200);
+    }
+    let event = json!({"idempotency_key": "k", "meter": "m", "subject": "s", "quantity": 7});
+    workspace.post("/v1/usages", &event).await.expect(201);
+    assert_eq!(database.count("quota_counters"), 1 + 2 * 32, "of the newest two versions");
+    let progress = workspace.get("/v1/plans/subjects/s/progress").await.json(200);
+    let items = progress["items"].as_array().expect("a list");
+    assert_eq!((items.len(), items.iter().all(|item| item["current"] == json!(7))), (32, true), "{items:?}");
 }

@@ -68,6 +68,7 @@ pub const LIMITS: Table = Table {
     order: "",
 };
 
+/// There are four periods and one limit of each, so a meter never has more than a plan of ours may say.
 pub fn limit(conn: &mut Conn, ids: &mut Ids, row: &Row) -> Result<Put, Refusal> {
     let meter = ids.meter(ids.workspace(row)?, row)?;
     let (quantity, percent) = (row.quantity("limit_value")?, row.quantity("warning_percent")?);

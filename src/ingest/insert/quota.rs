@@ -12,8 +12,9 @@ use crate::db::prepared::prepared;
 use crate::db::{Conn, DbError};
 use crate::entitlements::assignment::{AssignmentPeriod, assignment_for_event};
 use crate::entitlements::consume::UnreadableLimit;
+use crate::entitlements::counting::{Counting, periods};
 use crate::entitlements::jobs::Evaluation;
-use crate::entitlements::period::{ASSIGNED_DAYS, Period, Series, day_start};
+use crate::entitlements::period::Period;
 use crate::entitlements::plan::Plan;
 use crate::entitlements::sql::assignments::zone_of;
 use crate::entitlements::sql::counters::{self, Key};
@@ -85,6 +86,9 @@ pub(super) fn readable<T>(
     }
     Ok(None)
 }
+
+/// By subject, meter and anchor.
+type Countings = HashMap<(i64, i64, Timestamp), Counting>;
 
 /// Where counted events went: one row of counters.
 struct Touched {
@@ -192,7 +196,7 @@ impl InsertBatch<'_> {
         }
         let mut parts: BTreeMap<Key, Part> = BTreeMap::new();
         let mut touched: BTreeMap<Key, Touched> = BTreeMap::new();
-        let mut periods: HashMap<(i64, i64, Timestamp), BTreeSet<Period>> = HashMap::new();
+        let mut counting: Countings = HashMap::new();
         for ((at, item), workspace_id, event) in self.pending_events() {
             if self.duplicates.contains_key(&(at, item)) {
                 continue;
@@ -206,10 +210,10 @@ impl InsertBatch<'_> {
             };
             let Some(span) = assignment_for_event(history, time) else { continue };
             let (meter_id, anchor) = (event.meter.id, span.anchor);
-            let periods = periods
+            let counting = counting
                 .entry((subject_id, meter_id, anchor))
-                .or_insert_with(|| self.periods(subject_id, meter_id, anchor));
-            for (series, day_start) in cells(periods, anchor, time) {
+                .or_insert_with(|| Counting::of(periods(history, &self.plans, meter_id, anchor), anchor));
+            for (series, day_start) in counting.cells(time) {
                 let key = Key { subject_id, meter_id, anchor, series, day_start };
                 touched.insert(key.clone(), Touched { workspace_id, received_at: event.received_at });
                 add_event(&mut parts, key, event.time, event.id, &event.quantity);
@@ -219,47 +223,27 @@ impl InsertBatch<'_> {
             return Ok(());
         }
         counters::add(conn, &parts)?;
-        self.enqueue_evaluations(conn, &touched, &periods)
-    }
-
-    /// Periods for which any plan on this anchor limits the meter, each in its zone: an event may be dated under one
-    /// version and count in a window that another one limits.
-    fn periods(&self, subject_id: i64, meter_id: i64, anchor: Timestamp) -> BTreeSet<Period> {
-        let history = self.histories.get(&subject_id).map(AsRef::as_ref).unwrap_or_default();
-        let spans = history.iter().filter(|span| span.anchor == anchor);
-        let plans: BTreeMap<(i64, &str), (&AssignmentPeriod, &Arc<Plan>)> = spans
-            .filter_map(|span| {
-                Some(((span.plan_id, span.zone.name()), (span, self.plans.get(&span.plan_id)?)))
-            })
-            .collect();
-        let limits = plans.values().flat_map(|(span, plan)| plan.limits_of(meter_id).map(move |l| (span, l)));
-        limits.map(|(span, limit)| limit.period.in_zone(&span.zone)).collect()
+        self.enqueue_evaluations(conn, &touched, &counting)
     }
 
     fn enqueue_evaluations(
         &mut self,
         conn: &mut Conn,
         touched: &BTreeMap<Key, Touched>,
-        periods: &HashMap<(i64, i64, Timestamp), BTreeSet<Period>>,
+        counting: &Countings,
     ) -> Result<(), DbError> {
         let mut new: Vec<NewJob> = Vec::new();
         let mut now = Timestamp(0);
         for (key, Touched { workspace_id, received_at }) in touched {
             now = now.max(*received_at);
-            let Some(periods) = periods.get(&(key.subject_id, key.meter_id, key.anchor)) else { continue };
-            for evaluation in evaluations(periods, key, *received_at) {
+            let Some(counting) = counting.get(&(key.subject_id, key.meter_id, key.anchor)) else { continue };
+            for evaluation in evaluations(counting.counted_in(&key.series), key, *received_at) {
                 new.push(evaluation.job(*workspace_id, *received_at)?);
             }
         }
         self.learned.has_jobs |= !new.is_empty();
         queue::enqueue(conn, new, now)
     }
-}
-
-/// Everything that something of this time is counted in, once each. The periods name their zones.
-fn cells(periods: &BTreeSet<Period>, anchor: Timestamp, time: Timestamp) -> BTreeSet<(Series, Timestamp)> {
-    let more = periods.iter().flat_map(|period| period.counters(&Zone::UTC, time));
-    std::iter::once((ASSIGNED_DAYS, day_start(anchor, time))).chain(more).collect()
 }
 
 /// Plans, of which one that cannot be read must not keep the others from being read.
@@ -275,14 +259,13 @@ fn find_one_by_one(
     Ok(found)
 }
 
-/// What has to be looked at again after events of this day: windows that are over, or the state now, which also finds
-/// out when windows to come begin.
-fn evaluations(periods: &BTreeSet<Period>, key: &Key, now: Timestamp) -> impl Iterator<Item = Evaluation> {
-    let periods = || periods.iter().filter(|period| period.is_counted_in(&key.series));
+/// What has to be looked at again after events of this counter, which leads to windows of these periods: those that are
+/// over, or the state now, which also finds out when windows to come begin.
+fn evaluations(periods: &[Period], key: &Key, now: Timestamp) -> impl Iterator<Item = Evaluation> {
     let Key { subject_id, meter_id, anchor, day_start, .. } = *key;
     let is_over = |period: &Period| period.window(anchor, &Zone::UTC, day_start).to <= now;
-    let over = periods().any(|period| is_over(period) && period.has_snapshots());
-    let open = periods().any(|period| !is_over(period) || period.horizon().is_some());
+    let over = periods.iter().any(|period| is_over(period) && period.has_snapshots());
+    let open = periods.iter().any(|period| !is_over(period) || period.horizon().is_some());
     // a day of a calendar may begin before the subject has a plan
     let late_at = Some(day_start.max(anchor).0);
     let late = Evaluation { late_at, ..Evaluation::now(subject_id, meter_id) };

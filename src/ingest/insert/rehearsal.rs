@@ -2,13 +2,14 @@
 //! the windows and limits of its events would come to. What is read here is read before the first row is written; what
 //! follows is added up in memory, as the counters add it up. No rule of admission or of consumption is here.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use crate::db::identity::Link;
 use crate::db::{Conn, DbError};
-use crate::entitlements::assignment::assignment_for_event;
+use crate::entitlements::assignment::{AssignmentPeriod, assignment_for_event};
 use crate::entitlements::period::Period;
+use crate::entitlements::plan::Plan;
 use crate::entitlements::sql::counters::{self, Range};
 use crate::ingest::insert::{Batch, DecidedAt, InsertBatch, Outcome, Place, WriteCache};
 use crate::ingest::preview::{QuotaMove, WindowMove};
@@ -125,37 +126,45 @@ fn grow(part: &mut Option<Part>, event: &Event) {
     }
 }
 
+/// Windows of limits that are read for one call, and how often they are told. Of more, those of the first events are.
+const SLOTS_MAX: usize = 1_000;
+const MOVES_MAX: usize = 4_000;
+
 /// The limits that each event counts against, and what the window of each holds.
+#[derive(Default)]
 struct Quotas {
     moves: HashMap<Place, Vec<(usize, QuotaMove)>>,
+    /// Where each window stands in `held`.
+    places: HashMap<Slot, usize>,
     held: Vec<(Slot, Option<Part>)>,
+    /// Those of `held` that slide, by what tells them apart beside the window.
+    slides: HashMap<Way, Vec<usize>>,
     /// When each event counts.
     times: HashMap<Place, Timestamp>,
 }
 
-/// The window of a limit, for one subject.
+/// The windows of a limit, for one subject.
 #[derive(Clone, PartialEq, Eq, Hash)]
-struct Slot {
+struct Way {
     subject_id: i64,
     meter_id: i64,
     /// Of the assignment.
     anchor: Timestamp,
     period: Period,
-    window: Window,
 }
 
-/// Whether what counts in one window at this time counts in the other as well.
-fn overlap(one: &Slot, other: &Slot, at: Timestamp) -> bool {
-    let slides = || other.period.horizon().is_some() && other.window.contains(at);
-    one == other || (slides() && *one == Slot { window: one.window, ..other.clone() })
+/// One of them.
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct Slot {
+    way: Way,
+    window: Window,
 }
 
 impl Quotas {
     fn read(conn: &mut Conn, work: &InsertBatch) -> Result<Quotas, DbError> {
-        let mut moves: HashMap<Place, Vec<(usize, QuotaMove)>> = HashMap::new();
-        let (mut ranges, mut slots): (Vec<Range>, Vec<Slot>) = (Vec::new(), Vec::new());
-        let mut places: HashMap<Slot, usize> = HashMap::new();
-        let mut times: HashMap<Place, Timestamp> = HashMap::new();
+        let mut quotas = Quotas::default();
+        let mut ranges: Vec<Range> = Vec::new();
+        let mut told = 0;
         for (place, workspace_id, event) in work.pending_events() {
             let subject_id = work.subject_id(workspace_id, &event.subject);
             let time = match work.batches[place.0].consumes {
@@ -167,39 +176,77 @@ impl Quotas {
             else {
                 continue;
             };
-            for limit in plan.limits_of(event.meter.id) {
-                let (meter_id, anchor) = (event.meter.id, span.anchor);
-                let window = limit.period.window(anchor, &span.zone, time);
-                let period = limit.period.in_zone(&span.zone);
-                let quota = QuotaMove::of(plan, limit, period.clone(), window);
-                let range = Range::of((subject_id, meter_id), &period, anchor, &span.zone, window);
-                let slot = Slot { subject_id, meter_id, anchor, period, window };
-                let at = *places.entry(slot.clone()).or_insert_with(|| {
-                    ranges.push(range);
-                    slots.push(slot);
-                    slots.len() - 1
-                });
-                times.insert(place, time);
-                moves.entry(place).or_default().push((at, quota));
+            let who = (subject_id, event.meter.id);
+            let moves = quotas.moves_of(who, (span, plan), time, &mut ranges);
+            told += moves.len();
+            quotas.times.insert(place, time);
+            quotas.moves.insert(place, moves);
+            if ranges.len() >= SLOTS_MAX || told >= MOVES_MAX {
+                break;
             }
         }
-        let held = if ranges.is_empty() { Vec::new() } else { counters::load(conn, &ranges)? };
-        Ok(Quotas { moves, held: slots.into_iter().zip(held).collect(), times })
+        let counted = counters::load(conn, &ranges)?;
+        quotas.held.iter_mut().zip(counted).for_each(|((_, held), part)| *held = part);
+        Ok(quotas)
+    }
+
+    /// The limits on a meter in the windows that hold this time.
+    fn moves_of(
+        &mut self,
+        (subject_id, meter_id): (i64, i64),
+        (span, plan): (&AssignmentPeriod, &Plan),
+        time: Timestamp,
+        ranges: &mut Vec<Range>,
+    ) -> Vec<(usize, QuotaMove)> {
+        let mut moves = Vec::new();
+        for limit in plan.limits_of(meter_id) {
+            let anchor = span.anchor;
+            let window = limit.period.window(anchor, &span.zone, time);
+            let period = limit.period.in_zone(&span.zone);
+            let range = Range::of((subject_id, meter_id), &period, anchor, &span.zone, window);
+            let quota = QuotaMove::of(plan, limit, period.clone(), window);
+            let slot = Slot { way: Way { subject_id, meter_id, anchor, period }, window };
+            moves.push((self.place(slot, range, ranges), quota));
+        }
+        moves
+    }
+
+    /// Where the window stands among those that are read.
+    fn place(&mut self, slot: Slot, range: Range, ranges: &mut Vec<Range>) -> usize {
+        if let Some(at) = self.places.get(&slot) {
+            return *at;
+        }
+        let at = ranges.len();
+        ranges.push(range);
+        if slot.way.period.horizon().is_some() {
+            self.slides.entry(slot.way.clone()).or_default().push(at);
+        }
+        self.held.push((slot.clone(), None));
+        self.places.insert(slot, at);
+        at
     }
 
     fn add(&mut self, place: Place, event: &Event, is_stored: bool) -> Vec<QuotaMove> {
         let moves = self.moves.remove(&place).unwrap_or_default();
         let Some(time) = self.times.get(&place).copied() else { return Vec::new() };
         let before: Vec<Option<Part>> = moves.iter().map(|(at, _)| self.held[*at].1.clone()).collect();
-        let own: Vec<Slot> = moves.iter().map(|(at, _)| self.held[*at].0.clone()).collect();
-        for (slot, part) in self.held.iter_mut().filter(|_| is_stored) {
-            if own.iter().any(|own| overlap(own, slot, time)) {
-                grow(part, event);
-            }
+        let grown = if is_stored { self.holding(&moves, time) } else { BTreeSet::new() };
+        for at in grown {
+            grow(&mut self.held[at].1, event);
         }
         let told = moves.into_iter().zip(before).map(|((at, quota), before)| {
             quota.between(event.meter.aggregation, before.as_ref(), self.held[at].1.as_ref())
         });
         told.collect()
+    }
+
+    /// The windows that hold what counts in these at this time: themselves, and of those that slide others of their kind.
+    fn holding(&self, moves: &[(usize, QuotaMove)], time: Timestamp) -> BTreeSet<usize> {
+        let mut holding: BTreeSet<usize> = moves.iter().map(|(at, _)| *at).collect();
+        for (at, _) in moves {
+            let alike = self.slides.get(&self.held[*at].0.way).into_iter().flatten().copied();
+            holding.extend(alike.filter(|other| self.held[*other].0.window.contains(time)));
+        }
+        holding
     }
 }
