@@ -16,6 +16,8 @@ pub enum Kind {
     ApiKey,
     /// Not counting older versions.
     Plan,
+    /// Of all plans, not counting older versions: one list shows all of them.
+    PlanLimit,
     AlertRule,
     AlertDestination,
     /// Of a user.
@@ -41,6 +43,7 @@ impl Kind {
             Kind::Member => 1_000,
             Kind::SubjectLink => 100_000,
             Kind::StoredQuery => 10_000,
+            Kind::PlanLimit => 20_000,
         }
     }
 
@@ -50,6 +53,9 @@ impl Kind {
             Kind::Meter => "meters WHERE workspace_id = $1",
             Kind::ApiKey => "api_keys WHERE workspace_id = $1 AND revoked_at IS NULL",
             Kind::Plan => "plans WHERE workspace_id = $1 AND is_current",
+            Kind::PlanLimit => {
+                "plan_limits l JOIN plans p ON p.id = l.plan_id WHERE p.workspace_id = $1 AND p.is_current"
+            }
             Kind::AlertRule => "alert_rules WHERE workspace_id = $1",
             Kind::AlertDestination => "alert_destinations WHERE workspace_id = $1",
             Kind::SavedQuery => "saved_queries WHERE user_id = $1",
@@ -68,6 +74,7 @@ impl Kind {
             Kind::Meter => "meters",
             Kind::ApiKey => "API keys that are not revoked",
             Kind::Plan => "plans",
+            Kind::PlanLimit => "limits of plans",
             Kind::AlertRule => "alert rules",
             Kind::AlertDestination => "alert destinations",
             Kind::SavedQuery => "saved queries",
@@ -89,11 +96,28 @@ struct Held {
 /// 409 when the owner, a workspace or a user, has as many rows as may be. Creations at the same moment may overshoot
 /// by their number; nothing depends on the exact count.
 pub fn check(conn: &mut Conn, kind: Kind, owner: i64) -> Result<(), DbError> {
-    let most = kind.most();
-    let sql = format!("SELECT COUNT(*) AS count FROM (SELECT 1 FROM {} LIMIT {most}) held", kind.rows());
-    let held: Held = sql_query(sql).bind::<BigInt, _>(owner).get_result(conn)?;
-    if held.count < most {
-        return Ok(());
+    match held(conn, kind, owner)? < kind.most() {
+        true => Ok(()),
+        false => Err(reached(kind)),
     }
-    Err(Error::limit_reached(format!("there may be at most {most} {}", kind.words())).into())
+}
+
+/// As [`check`], of rows that this transaction has added already.
+pub fn check_added(conn: &mut Conn, kind: Kind, owner: i64) -> Result<(), DbError> {
+    match held(conn, kind, owner)? <= kind.most() {
+        true => Ok(()),
+        false => Err(reached(kind)),
+    }
+}
+
+/// How many rows the owner has; of more than may be, one more.
+fn held(conn: &mut Conn, kind: Kind, owner: i64) -> Result<i64, DbError> {
+    let (rows, most) = (kind.rows(), kind.most() + 1);
+    let sql = format!("SELECT COUNT(*) AS count FROM (SELECT 1 FROM {rows} LIMIT {most}) held");
+    let held: Held = sql_query(sql).bind::<BigInt, _>(owner).get_result(conn)?;
+    Ok(held.count)
+}
+
+fn reached(kind: Kind) -> DbError {
+    Error::limit_reached(format!("there may be at most {} {}", kind.most(), kind.words())).into()
 }

@@ -51,10 +51,6 @@ impl Plan {
     pub fn limits_of(&self, meter_id: i64) -> impl Iterator<Item = &Limit> {
         self.limits.iter().filter(move |limit| limit.meter_id == meter_id)
     }
-
-    pub fn limit(&self, meter_id: i64, period: &Period) -> Option<&Limit> {
-        self.limits_of(meter_id).find(|limit| limit.period == *period)
-    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

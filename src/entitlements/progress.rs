@@ -1,9 +1,10 @@
 //! How far subjects are with their limits, and what a changed plan would mean for them (jobs.md 4.5 and 4.7).
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use crate::db::{Conn, DbError};
 use crate::entitlements::assignment::effective;
+use crate::entitlements::period::Period;
 use crate::entitlements::plan::{Limit, Plan};
 use crate::entitlements::quota::{QuotaUsage, State, value};
 use crate::entitlements::sql::assignments::{self, Assignment, Filter};
@@ -45,6 +46,18 @@ fn ranges(subject_id: i64, anchor: Timestamp, home: &Zone, limits: &[Limit], at:
     limits.iter().map(range).collect()
 }
 
+fn measure(
+    limit: &Limit,
+    range: &Range,
+    part: Option<&Part>,
+    meters: &Meters,
+) -> Result<(QuotaUsage, std::sync::Arc<Meter>), DbError> {
+    let gone = || Error::internal("a plan limits a meter that is gone");
+    let meter = meters.get(&limit.meter_id).ok_or_else(gone)?.clone();
+    let current = value(part, meter.aggregation, range.window);
+    Ok((QuotaUsage::against(limit, current), meter))
+}
+
 fn item(
     limit: &Limit,
     home: &Zone,
@@ -52,14 +65,12 @@ fn item(
     part: Option<&Part>,
     meters: &Meters,
 ) -> Result<Item, DbError> {
-    let gone = || Error::internal("a plan limits a meter that is gone");
-    let meter = meters.get(&limit.meter_id).ok_or_else(gone)?.clone();
-    let current = value(part, meter.aggregation, range.window);
+    let (measure, meter) = measure(limit, range, part, meters)?;
     Ok(Item {
         limit: Limit { period: limit.period.in_zone(home), ..limit.clone() },
         window: range.window,
         reset_at: limit.period.reset_at(range.window, part),
-        measure: QuotaUsage::against(limit, current),
+        measure,
         meter,
         event_count: part.map_or(0, |part| part.count),
     })
@@ -116,27 +127,54 @@ pub struct Change {
     pub removed: bool,
 }
 
-/// Subjects named in one preview; the summary counts all of them.
+/// Subjects named in one preview, and limits told of them all together; the summary counts everybody.
 const SUBJECTS_LISTED: usize = 1_000;
+const ITEMS_LISTED: usize = 20_000;
 const ASSIGNMENTS_MAX: i64 = i64::MAX;
 /// Windows read with one statement: a year of one is up to 366 rows.
 const RANGES_AT_ONCE: usize = 1_000;
+
+/// How many subjects are listed with so many limits each.
+fn listed(limits: usize) -> usize {
+    (ITEMS_LISTED / limits.max(1)).clamp(1, SUBJECTS_LISTED)
+}
+
+/// A limit under both versions: that of the proposed one, or of the current one where it is removed.
+struct Compared {
+    limit: Limit,
+    existing: Option<Limit>,
+    removed: bool,
+}
+
+fn compare(current: &Plan, proposed: &Plan) -> Vec<Compared> {
+    let mut existing: BTreeMap<(i64, &Period), &Limit> =
+        current.limits.iter().map(|limit| ((limit.meter_id, &limit.period), limit)).collect();
+    let mut compared = Vec::with_capacity(proposed.limits.len());
+    for limit in &proposed.limits {
+        let existing = existing.remove(&(limit.meter_id, &limit.period)).cloned();
+        compared.push(Compared { limit: limit.clone(), existing, removed: false });
+    }
+    // in the order of the current version
+    let removed = current.limits.iter().filter(|l| existing.contains_key(&(l.meter_id, &l.period)));
+    compared.extend(removed.map(|limit| Compared {
+        limit: limit.clone(),
+        existing: Some(limit.clone()),
+        removed: true,
+    }));
+    compared
+}
 
 pub fn preview(conn: &mut Conn, current: Plan, proposed: Plan, now: Timestamp) -> Result<Preview, DbError> {
     let filter = Filter { plan_id: current.public_id.clone(), ..Filter::default() };
     let assignments = assignments::list(conn, current.workspace_id, &filter, now, ASSIGNMENTS_MAX)?;
     let meters = meters_of(conn, &[&current, &proposed])?;
-    let removed: Vec<Limit> = current
-        .limits
-        .iter()
-        .filter(|limit| proposed.limit(limit.meter_id, &limit.period).is_none())
-        .cloned()
-        .collect();
-    let limits: Vec<Limit> = proposed.limits.iter().chain(&removed).cloned().collect();
+    let compared = compare(&current, &proposed);
+    let limits: Vec<Limit> = compared.iter().map(|compared| compared.limit.clone()).collect();
+    let removed = compared.iter().filter(|compared| compared.removed).count();
     let mut preview = Preview {
         subjects: assignments.len(),
         states: [0; 3],
-        removed_limits: removed.len() * assignments.len(),
+        removed_limits: removed * assignments.len(),
         impacts: Vec::new(),
         current,
         proposed,
@@ -149,37 +187,62 @@ pub fn preview(conn: &mut Conn, current: Plan, proposed: Plan, now: Timestamp) -
         let counted = counters::load(conn, &ranges)?;
         let measured = ranges.chunks(per_subject).zip(counted.chunks(per_subject));
         for (assignment, (ranges, counted)) in some.iter().zip(measured) {
-            let mut changes = Vec::with_capacity(limits.len());
-            for ((limit, range), part) in limits.iter().zip(ranges).zip(counted) {
-                let item = item(limit, &assignment.zone, range, part.as_ref(), &meters)?;
-                changes.push(change(&preview, limit, item));
-            }
-            preview.add(assignment, changes);
+            let rows = compared.iter().zip(ranges).zip(counted);
+            preview.add(
+                assignment,
+                rows.map(|((compared, range), part)| (compared, range, part)),
+                &meters,
+            )?;
         }
     }
     Ok(preview)
 }
 
 impl Preview {
-    fn add(&mut self, assignment: &Assignment, changes: Vec<Change>) {
-        let worst =
-            changes.iter().filter(|change| !change.removed).map(|change| change.item.measure.state).max();
+    /// Counts a subject, and lists it while there is room.
+    fn add<'a>(
+        &mut self,
+        assignment: &Assignment,
+        rows: impl ExactSizeIterator<Item = (&'a Compared, &'a Range, &'a Option<Part>)> + Clone,
+        meters: &Meters,
+    ) -> Result<(), DbError> {
+        let mut worst = None;
+        for (Compared { limit, .. }, range, part) in rows.clone().filter(|(row, ..)| !row.removed) {
+            worst = worst.max(Some(measure(limit, range, part.as_ref(), meters)?.0.state));
+        }
         match worst {
             Some(State::Exceeded) => self.states[2] += 1,
             Some(State::Warning) => self.states[1] += 1,
             _ => self.states[0] += 1,
         }
-        if self.impacts.len() < SUBJECTS_LISTED {
-            self.impacts.push(Impact { assignment: assignment.clone(), changes });
+        if self.impacts.len() >= listed(rows.len()) {
+            return Ok(());
         }
+        let changes = rows.map(|(compared, range, part)| {
+            let item = item(&compared.limit, &assignment.zone, range, part.as_ref(), meters)?;
+            Ok(compared.change(item))
+        });
+        let changes = changes.collect::<Result<_, DbError>>()?;
+        self.impacts.push(Impact { assignment: assignment.clone(), changes });
+        Ok(())
     }
 }
 
-fn change(preview: &Preview, limit: &Limit, item: Item) -> Change {
-    let (meter_id, period) = (limit.meter_id, &limit.period);
-    let existing = preview
-        .current
-        .limit(meter_id, period)
-        .map(|limit| (limit.clone(), QuotaUsage::against(limit, item.measure.current.clone()).state));
-    Change { removed: preview.proposed.limit(meter_id, period).is_none(), existing, item }
+impl Compared {
+    fn change(&self, item: Item) -> Change {
+        let state = |limit: &Limit| QuotaUsage::against(limit, item.measure.current.clone()).state;
+        let existing = self.existing.as_ref().map(|limit| (limit.clone(), state(limit)));
+        Change { removed: self.removed, existing, item }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn large_plans_are_shown_with_fewer_subjects() {
+        let shown = [0, 1, 20, 21, 1_000, 2_000, 30_000].map(listed);
+        assert_eq!(shown, [1_000, 1_000, 1_000, 952, 20, 10, 1]);
+    }
 }

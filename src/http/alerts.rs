@@ -261,12 +261,26 @@ fn with_states(conn: &mut Conn, rules: Vec<Rule>) -> Result<Rules, crate::db::Db
     Ok((rules, states))
 }
 
+/// States in a list of rules: of each at most so many, and of all together. One rule is read with all it has.
+const STATES_LISTED: usize = 100;
+const ALL_STATES_LISTED: usize = 20_000;
+
+/// As [`with_states`], for a list.
+fn with_first_states(conn: &mut Conn, rules: Vec<Rule>) -> Result<Rules, crate::db::DbError> {
+    let ids: Vec<i64> = rules.iter().map(|rule| rule.id).collect();
+    let most = (ALL_STATES_LISTED / ids.len().max(1)).min(STATES_LISTED);
+    let states = states::first_of_rules(conn, &ids, most)?;
+    Ok((rules, states))
+}
+
 pub fn describe_list() -> Doc {
     Doc::new("alerts", "List alert rules")
         .text("meter", "Rules of one meter.")
         .text("enabled", "`true` or `false`.")
         .limit(100, 1000)
-        .page::<RuleView>("Newest first, with their states.")
+        .page::<RuleView>(
+            "Newest first, with their states: at most 100 of each rule and 20,000 of all, those that stand for it first.",
+        )
 }
 
 pub async fn list(app: web::Data<App>, caller: Caller, params: Params) -> Result<HttpResponse> {
@@ -283,7 +297,7 @@ pub async fn list(app: web::Data<App>, caller: Caller, params: Params) -> Result
         .store
         .read("alerts::list", move |conn| {
             let rules = rules::rules(conn, Some(workspace_id), &filter, limit)?;
-            with_states(conn, rules)
+            with_first_states(conn, rules)
         })
         .await?;
     let sees = sees_addresses(&caller);

@@ -297,7 +297,10 @@ impl PreviewView {
 pub fn describe_preview() -> Doc {
     Doc::new("plans", "What a change would mean")
         .body::<PlanInput>()
-        .answer::<PreviewView>(200, "The impact per subject; nothing is stored.")
+        .answer::<PreviewView>(
+            200,
+            "The impact per subject; nothing is stored. At most 1,000 subjects and 20,000 items are listed, the summary counts all.",
+        )
         .errors(&[409])
 }
 

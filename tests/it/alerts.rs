@@ -13,6 +13,7 @@ on_both_databases!(
     what_is_not_watched_any_more_is_resolved,
     groups_and_numbers,
     a_rule_watches_the_day_that_runs,
+    a_list_of_rules_holds_the_first_of_their_states,
 );
 
 pub const LOOPBACK: (&str, &str) = ("OPEN_SPANNER_WEBHOOK_ALLOWED_NETWORKS", "127.0.0.0/8");
@@ -210,4 +211,37 @@ async fn a_rule_watches_the_day_that_runs(database: Database) {
     ] {
         ws.put(&path, &wrong).await.error(400, "invalid_input");
     }
+}
+
+/// A use of the meter by each of so many subjects, the last ones the most.
+async fn use_by_many(ws: &Workspace, meter: &str, subjects: usize) {
+    let event = |n: usize| json!({"meter": meter, "subject": format!("s{n:03}"), "quantity": n + 1});
+    let events: Vec<Value> = (0..subjects).map(event).collect();
+    ws.post("/v1/usages/bulk", &json!(events)).await.expect(201);
+}
+
+async fn a_list_of_rules_holds_the_first_of_their_states(database: Database) {
+    let server = Server::start_with(&database, &[("OPEN_SPANNER_SERVE_WORKERS", "off")]);
+    let ws = server.workspace().await;
+    ws.meter("m", "sum").await;
+    use_by_many(&ws, "m", 150).await;
+    let destination = destination(&ws, "https://hooks.example.com/usage").await;
+    let made = rule(&ws, "m", &destination, json!({"group_by": "subject", "threshold": 131})).await;
+    let quiet = rule(&ws, "m", &destination, json!({})).await;
+    for rule in [&made, &quiet] {
+        ws.post(&format!("{}/evaluate", path(rule)), &json!({})).await.expect(200);
+    }
+    let names = |rule: &Value| -> Vec<String> {
+        let states = rule["states"].as_array().expect("a list").iter();
+        states.map(|state| state["group_value"].as_str().unwrap_or_default().to_owned()).collect()
+    };
+    let whole = ws.get(&path(&made)).await.json(200);
+    let listed = ws.get("/v1/alerts").await.json(200);
+    let items = listed["items"].as_array().expect("a list");
+    assert_eq!((&items[0]["id"], &items[1]["id"]), (&quiet["id"], &made["id"]), "newest first");
+    assert_eq!((names(&whole).len(), names(&items[1]).len(), names(&items[0]).len()), (150, 100, 1));
+    assert_eq!(names(&items[1]), names(&whole)[..100], "those that stand for the rule first");
+    assert_eq!(items[1]["state"], whole["state"]);
+    let firing: Vec<String> = (130..150).map(|n| format!("s{n:03}")).collect();
+    assert_eq!(names(&items[1])[..20], firing);
 }

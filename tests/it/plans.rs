@@ -14,6 +14,7 @@ on_both_databases!(
     simultaneous_assignments_leave_one,
     limits_are_exact_and_keep_their_words,
     used_plans_can_be_deleted_once_nobody_has_them,
+    what_plans_hold_is_bounded,
     percent_encoded_subjects_are_decoded,
     writes_after_an_assignment_count
 );
@@ -241,4 +242,55 @@ async fn writes_after_an_assignment_count(database: Database) {
         }
     });
     join_all(tasks).await;
+}
+
+/// A thousand limits, which begin at an hour of their own.
+fn large_plan(name: &str, hour: usize) -> Value {
+    let limit = |n: usize| {
+        let anchor = format!("2026-01-01T{hour:02}:00:{:02}Z", n % 25);
+        json!({"meter": format!("m{}", n / 25), "period": "day", "limit": 1, "window": {"kind": "anchored", "anchor": anchor}})
+    };
+    json!({"name": name, "limits": (0..1_000).map(limit).collect::<Vec<_>>()})
+}
+
+async fn what_plans_hold_is_bounded(database: Database) {
+    const SUBJECTS: usize = 12;
+    let server = Server::start(&database);
+    let workspace = server.workspace().await;
+    for n in 0..40 {
+        workspace.meter(&format!("m{n}"), "sum").await;
+    }
+    let mut plans = Vec::new();
+    for n in 0..20 {
+        plans.push(workspace.post("/v1/plans", &large_plan(&format!("p{n:02}"), 0)).await.json(201));
+    }
+    // what a list of all plans shows
+    let small = json!({"name": "small", "limits": [{"meter": "m0", "limit": 1}]});
+    let message = workspace.post("/v1/plans", &small).await.error(409, "limit_reached");
+    assert_eq!(message, "there may be at most 20000 limits of plans");
+    let shown = workspace.get("/v1/plans?limit=1000").await.json(200);
+    assert_eq!(shown["items"].as_array().expect("a list").len(), 20);
+    // as many as before, then fewer
+    plans[1] = workspace.put(&path_of(&plans[1]), &large_plan("p01", 1)).await.json(200);
+    let mut fewer = large_plan("p01", 2);
+    fewer["limits"].as_array_mut().expect("a list").pop();
+    plans[1] = workspace.put(&path_of(&plans[1]), &fewer).await.json(200);
+    workspace.post("/v1/plans", &small).await.expect(201);
+    workspace.put(&path_of(&plans[1]), &large_plan("p01", 3)).await.error(409, "limit_reached");
+
+    // a thousand limits go and a thousand come: two thousand items of each subject
+    for n in 0..SUBJECTS {
+        assign(&workspace, &format!("s{n}"), &plans[0]).await;
+    }
+    let path = format!("{}/preview", path_of(&plans[0]));
+    let preview = workspace.post(&path, &large_plan("p00", 5)).await.json(200);
+    let summary = json!({"subjects": SUBJECTS, "ok": SUBJECTS, "warning": 0, "exceeded": 0, "removed_limits": SUBJECTS * 1_000});
+    assert_eq!(preview["summary"], summary);
+    let items: Vec<usize> = preview["subjects"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|subject| subject["items"].as_array().expect("a list").len())
+        .collect();
+    assert_eq!(items, [2_000; 10], "20,000 in all");
 }

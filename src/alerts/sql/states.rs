@@ -3,17 +3,19 @@
 use std::collections::{HashMap, HashSet};
 
 use diesel::prelude::*;
+use diesel::sql_query;
 use diesel::sql_types::{Array, BigInt, Bool, Text};
 
 use crate::alerts::state::{Group, State, Status};
 use crate::db::columns::{quantity_of, readable};
 use crate::db::prepared::prepared;
 use crate::db::schema::{alert_rules, alert_states};
+use crate::db::statement::integers;
 use crate::db::{Conn, DbError};
 use crate::error::Error;
 use crate::metering::time::Timestamp;
 
-#[derive(Queryable, Selectable, Insertable)]
+#[derive(Queryable, QueryableByName, Selectable, Insertable)]
 #[diesel(table_name = alert_states, treat_none_as_default_value = false)]
 struct StateRow {
     rule_id: i64,
@@ -33,6 +35,34 @@ pub fn of_rules(conn: &mut Conn, rule_ids: &[i64]) -> Result<HashMap<i64, Vec<St
         .order((alert_states::rule_id, alert_states::group_key, alert_states::group_value))
         .select(StateRow::as_select())
         .load(conn)?;
+    Ok(by_rule(rows))
+}
+
+/// At most so many states of each of these rules, by rule: those that stand for it first, in the order of
+/// [`crate::alerts::state::ranked`].
+pub fn first_of_rules(
+    conn: &mut Conn,
+    rule_ids: &[i64],
+    most: usize,
+) -> Result<HashMap<i64, Vec<State>>, DbError> {
+    if rule_ids.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let text = format!(
+        "-- alerts::states::first_of_rules
+         SELECT rule_id, group_key, group_value, status, firing, value, message, updated_at FROM
+             (SELECT s.*, ROW_NUMBER() OVER (PARTITION BY rule_id ORDER BY
+                  CASE status WHEN 'alerting' THEN 0 WHEN 'error' THEN 1 WHEN 'no_data' THEN 2 ELSE 3 END,
+                  updated_at DESC, group_key, group_value) AS place
+              FROM alert_states s WHERE rule_id IN ({})) ranked
+         WHERE place <= {most} ORDER BY rule_id, place",
+        integers(rule_ids)
+    );
+    let rows: Vec<StateRow> = sql_query(text).load(conn)?;
+    Ok(by_rule(rows))
+}
+
+fn by_rule(rows: Vec<StateRow>) -> HashMap<i64, Vec<State>> {
     let mut states: HashMap<i64, Vec<State>> = HashMap::new();
     for row in rows {
         let rule_id = row.rule_id;
@@ -40,7 +70,7 @@ pub fn of_rules(conn: &mut Conn, rule_ids: &[i64]) -> Result<HashMap<i64, Vec<St
             states.entry(rule_id).or_default().push(state);
         }
     }
-    Ok(states)
+    states
 }
 
 fn state_of(row: StateRow) -> Result<State, DbError> {

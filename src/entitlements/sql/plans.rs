@@ -371,6 +371,7 @@ pub fn add(conn: &mut Conn, workspace_id: i64, draft: &Draft, now: Timestamp) ->
     // again, now that they cannot go away
     let plan = Plan { public_id: plan.public_id, ..resolve(conn, workspace_id, draft, None, now)? };
     let plan = store(conn, plan)?;
+    limits::check_added(conn, limits::Kind::PlanLimit, workspace_id)?;
     audit::about(&plan.public_id, &plan.name);
     audit::states(None, Some(shown(&plan)));
     Ok(plan)
@@ -405,6 +406,10 @@ pub fn update(
         .set((plans::is_current.eq(false), plans::updated_at.eq(now.0)))
         .execute(conn)?;
     let new = store(conn, proposed)?;
+    // whoever has more, from an import, may go on with less
+    if new.limits.len() > old.limits.len() {
+        limits::check_added(conn, limits::Kind::PlanLimit, workspace_id)?;
+    }
     assignments::move_to_version(conn, &old, &new, now)?;
     audit::about(&new.public_id, &new.name);
     audit::states(Some(shown(&old)), Some(shown(&new)));
