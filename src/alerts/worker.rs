@@ -21,7 +21,7 @@ use crate::entitlements;
 use crate::error::{Code, Error, Result};
 use crate::jobs::process::{self, WorkerTasks};
 use crate::jobs::queue::Job;
-use crate::jobs::worker::{Done, JobNotifier, Queue};
+use crate::jobs::worker::{Done, JobNotifier, Queue, Turns};
 use crate::metering::time::{SECOND, Timestamp};
 use crate::vault;
 
@@ -68,7 +68,7 @@ pub fn queues(store: &Store, config: &Config, client: &Client, wake: &JobNotifie
         max_attempts: settings.max_attempts,
         batch_size: settings.batch_size,
         concurrency: EVALUATIONS,
-        per_workspace: None,
+        turns: Turns::OneEach,
         rebase: Some(rules::rebase),
         check: None,
         handler: Arc::new(move |job, _| Box::pin(answer(context.clone(), job))),
@@ -81,7 +81,7 @@ pub fn queues(store: &Store, config: &Config, client: &Client, wake: &JobNotifie
         retry_after: Duration::from_secs(1),
         max_attempts: NO_END,
         concurrency: DELIVERIES,
-        per_workspace: Some(DELIVERIES_PER_WORKSPACE),
+        turns: Turns::AtMost(DELIVERIES_PER_WORKSPACE),
         rebase: Some(deliveries::rebase),
         check: None,
         handler: Arc::new(move |job, token| Box::pin(sender.clone().deliver(job, token))),

@@ -12,7 +12,7 @@ use crate::entitlements::jobs::{Evaluation, QUEUE};
 use crate::error::Result;
 use crate::jobs::process::{self, WorkerTasks};
 use crate::jobs::queue::{Job, LeaseToken};
-use crate::jobs::worker::{Done, Queue};
+use crate::jobs::worker::{Done, Queue, Turns};
 use crate::metering::time::Timestamp;
 
 /// What a killed worker held is taken over after this: an evaluation takes milliseconds and may be done twice, so the
@@ -50,7 +50,7 @@ fn queue(store: &Store, settings: &config::Worker) -> Queue {
         max_attempts: settings.max_attempts,
         batch_size: settings.batch_size,
         concurrency,
-        per_workspace: None,
+        turns: Turns::OneEach,
         rebase: None,
         check: None,
         // a second run writes the same again, so the lease is not asked for

@@ -23,7 +23,7 @@ use crate::exports::sql::CleanupRun;
 use crate::exports::storage::{Draft, Storage};
 use crate::jobs::process::{self, WorkerTasks};
 use crate::jobs::queue::{Job, LeaseToken};
-use crate::jobs::worker::{Done, Queue, Work};
+use crate::jobs::worker::{Done, Queue, Turns, Work};
 use crate::metering::calendar::Calendar;
 use crate::metering::time::{Timestamp, Window};
 use crate::usage::aggregate::cells;
@@ -67,7 +67,7 @@ pub fn queue(store: &Store, config: &Config) -> Result<Queue> {
         batch_size: CONCURRENCY,
         concurrency: CONCURRENCY,
         // turns between workspaces; one that is alone may use every place
-        per_workspace: Some(1_000),
+        turns: Turns::AtMost(1_000),
         rebase: None,
         check: Some(check(&exporter_storage)),
         handler: Arc::new(handler),

@@ -186,21 +186,84 @@ const BY_TURN: &str = "SELECT jobs.queue, jobs.key FROM jobs JOIN (
     WHERE jobs.queue = $1 AND jobs.run_after <= $2 AND FREE AND t.turn <= MOST
     ORDER BY t.turn, t.run_after, t.created_at";
 
+/// Workspaces that one claim looks at for something due: each costs two looks at an index.
+const TURNS: i64 = 32;
+/// The workspaces that have jobs, in the order of their ids: those behind BEHIND first, then from the smallest on, round
+/// to where it began.
+const ROUND: &str = "RECURSIVE round (place, workspace_id, begun) AS (
+        SELECT 1, n.id, n.id FROM (SELECT COALESCE(
+            (SELECT MIN(workspace_id) FROM jobs WHERE queue = $1 AND workspace_id > BEHIND),
+            (SELECT MIN(workspace_id) FROM jobs WHERE queue = $1)) AS id) n
+        UNION ALL
+        SELECT place + 1, COALESCE(
+            (SELECT MIN(j.workspace_id) FROM jobs j WHERE j.queue = $1 AND j.workspace_id > round.workspace_id),
+            (SELECT MIN(j.workspace_id) FROM jobs j WHERE j.queue = $1)), begun
+        FROM round WHERE place < TURNS AND NOT (place > 1 AND workspace_id = begun)
+    )";
+/// What has been due for longest in each of them.
+const HEADS: &str = "heads AS MATERIALIZED (
+        SELECT place, (SELECT j.key FROM jobs j WHERE j.queue = $1 AND j.workspace_id = round.workspace_id
+                       AND j.run_after <= $2 AND FREE ORDER BY j.run_after LIMIT 1) AS key
+        FROM round WHERE NOT (place > 1 AND workspace_id = begun)
+    )";
+const BY_HEAD: &str =
+    "SELECT jobs.queue, jobs.key FROM heads JOIN jobs ON jobs.queue = $1 AND jobs.key = heads.key
+    WHERE FREE ORDER BY heads.place";
+
+fn round(behind: i64) -> String {
+    ROUND.replace("BEHIND", &behind.to_string()).replace("TURNS", &TURNS.to_string())
+}
+
 /// Takes due jobs of a queue; other workers' jobs are skipped.
 pub fn claim(conn: &mut Conn, claim: &Claim) -> Result<Vec<Job>, DbError> {
-    let due = match claim.per_workspace {
-        None => BY_AGE.to_owned(),
-        Some(most) => BY_TURN.replace("MOST", &most.to_string()),
+    match claim.per_workspace {
+        None => take(conn, claim, "", BY_AGE, claim.limit),
+        Some(most) => take(conn, claim, "", &BY_TURN.replace("MOST", &most.to_string()), claim.limit),
+    }
+}
+
+/// As [`claim`], one job of each workspace behind this one, and what is left over of the limit by age: however much one
+/// workspace asks for, others wait for as many jobs as there are workspaces, and one that is alone has every place. Costs
+/// the same however much is due. Returns whose turn it was last.
+pub fn claim_in_turn(conn: &mut Conn, claim: &Claim, behind: i64) -> Result<(Vec<Job>, i64), DbError> {
+    let with = format!("{}, {HEADS},", round(behind));
+    let mut jobs = take(conn, claim, &with, BY_HEAD, claim.limit)?;
+    let last = jobs.iter().map(|job| job.workspace_id).max_by_key(|id| (*id <= behind, *id));
+    let last = match last {
+        Some(last) => last,
+        // nothing is due in any of them, but maybe in those behind
+        None => last_looked_at(conn, claim.queue, behind)?,
     };
-    let due = due.replace("FREE", is_free(claim.only_unleased));
+    let rest = claim.limit - jobs.len() as i64;
+    if rest > 0 {
+        jobs.extend(take(conn, claim, "", BY_AGE, rest)?);
+    }
+    Ok((jobs, last))
+}
+
+#[derive(QueryableByName)]
+struct Turn {
+    #[diesel(sql_type = Nullable<BigInt>)]
+    workspace_id: Option<i64>,
+}
+
+fn last_looked_at(conn: &mut Conn, queue: &str, behind: i64) -> Result<i64, DbError> {
+    let with = round(behind);
+    let text = format!("WITH {with} SELECT workspace_id FROM round ORDER BY place DESC LIMIT 1");
+    let turns: Vec<Turn> = sql_query(text).bind::<Text, _>(queue).load(conn)?;
+    Ok(turns.first().and_then(|turn| turn.workspace_id).unwrap_or(behind))
+}
+
+/// Takes the first of what is due.
+fn take(conn: &mut Conn, claim: &Claim, with: &str, due: &str, limit: i64) -> Result<Vec<Job>, DbError> {
     let skip = if conn.is_postgres() { "FOR UPDATE OF jobs SKIP LOCKED" } else { "" };
     let text = format!(
-        "WITH due AS MATERIALIZED ({due} LIMIT {} {skip})
+        "WITH {with} due AS MATERIALIZED ({due} LIMIT {limit} {skip})
          UPDATE jobs SET attempts = attempts + 1, leased_at = $2, lease_token = $3, leased_until = $4
          FROM due WHERE jobs.queue = due.queue AND jobs.key = due.key
          RETURNING jobs.queue, jobs.key, workspace_id, payload, generation, attempts, created_at",
-        claim.limit,
     );
+    let text = text.replace("FREE", is_free(claim.only_unleased));
     let rows: Vec<ClaimedRow> = sql_query(text)
         .bind::<Text, _>(claim.queue)
         .bind::<BigInt, _>(claim.now.0)
@@ -544,6 +607,73 @@ mod tests {
         assert_eq!(keys(claim_some(&mut conn, &OTHER, 1_000, 9, Some(3))), ["1-2"], "three at most");
         assert!(claim_some(&mut conn, &OTHER, 1_000, 9, Some(3)).is_empty());
         assert_eq!(claim_some(&mut conn, &OTHER, 1_000, 9, None).len(), 6, "by age nothing is held back");
+    }
+
+    /// Claims one by one, and says whose job it was each time.
+    fn turns(conn: &mut Conn, behind: &mut i64, count: usize) -> Vec<i64> {
+        let (now, until) = (Timestamp(1_000), Timestamp(2_000));
+        let claim = Claim {
+            queue: "q",
+            token: &TOKEN,
+            now,
+            until,
+            limit: 1,
+            per_workspace: None,
+            only_unleased: false,
+        };
+        let mut one = || {
+            let (jobs, last) = claim_in_turn(conn, &claim, *behind).expect("claimed");
+            *behind = last;
+            jobs.first().map(|job| job.workspace_id)
+        };
+        (0..count).map_while(|_| one()).collect()
+    }
+
+    #[test]
+    fn whoever_asks_for_much_waits_for_itself() {
+        let (_folder, mut conn) = database();
+        let of = |workspace_id: i64, number: i64| NewJob {
+            workspace_id,
+            ..job(&format!("{workspace_id}-{number}"), 100 * workspace_id + number)
+        };
+        // the first workspace was long before all others
+        let mut new: Vec<NewJob> = (0..50).map(|number| of(1, number)).collect();
+        new.extend([of(2, 0), of(2, 1), of(3, 0)]);
+        enqueue(&mut conn, new, Timestamp(0)).expect("enqueued");
+        let mut behind = i64::MIN;
+        assert_eq!(turns(&mut conn, &mut behind, 7), [1, 2, 3, 1, 2, 1, 1]);
+        // one that is alone has every place, the oldest first
+        let (now, until) = (Timestamp(1_000), Timestamp(2_000));
+        let claim = Claim {
+            queue: "q",
+            token: &TOKEN,
+            now,
+            until,
+            limit: 9,
+            per_workspace: None,
+            only_unleased: false,
+        };
+        let (jobs, _) = claim_in_turn(&mut conn, &claim, behind).expect("claimed");
+        let keys: Vec<String> = jobs.into_iter().map(|job| job.key).collect();
+        assert_eq!(keys.len(), 9);
+        assert!((4..13).all(|number| keys.contains(&format!("1-{number}"))), "{keys:?}");
+        assert_eq!(turns(&mut conn, &mut behind, 100).len(), 50 - 13, "and nothing is left");
+    }
+
+    #[test]
+    fn a_turn_comes_whoever_has_nothing_to_do() {
+        let (_folder, mut conn) = database();
+        let of =
+            |workspace_id: i64, key: String, run_after: i64| NewJob { workspace_id, ..job(&key, run_after) };
+        let mut new: Vec<NewJob> = (0..50).map(|n| of(1, format!("busy-{n}"), n)).collect();
+        // what they have is due some day
+        new.extend((2..300).map(|id| of(id, format!("quiet-{id}"), 1_000_000)));
+        new.push(of(300, "waits".to_owned(), 900));
+        enqueue(&mut conn, new, Timestamp(0)).expect("enqueued");
+        let mut behind = i64::MIN;
+        let whose = turns(&mut conn, &mut behind, 50);
+        let place = whose.iter().position(|id| *id == 300).expect("it has a turn");
+        assert!(place as i64 <= 300 / TURNS + 1, "{place}");
     }
 
     #[test]

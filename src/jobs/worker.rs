@@ -36,6 +36,15 @@ pub type Work = Pin<Box<dyn Future<Output = Result<Done>> + Send>>;
 /// Moves times ahead that a domain keeps back to what the clock says now; returns how many.
 pub type Rebase = fn(&mut Conn, Timestamp) -> Result<usize, DbError>;
 
+/// How workspaces take turns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turns {
+    /// One job of each after the other; one that is alone has every place.
+    OneEach,
+    /// The same, and at most this many jobs of each are worked at once, by all workers together. Looks at all that is due.
+    AtMost(usize),
+}
+
 /// A queue and how it is worked.
 #[derive(Clone)]
 pub struct Queue {
@@ -53,8 +62,7 @@ pub struct Queue {
     pub batch_size: usize,
     /// Jobs worked at once.
     pub concurrency: usize,
-    /// Workspaces take turns, and at most this many jobs of each are worked at once, by all workers together.
-    pub per_workspace: Option<usize>,
+    pub turns: Turns,
     /// The clock was set back: the domain's own times ahead, as [`queue::rebase`] does with those of jobs.
     pub rebase: Option<Rebase>,
     /// Asked before jobs are claimed: what keeps this process from doing any. Others may be able to.
@@ -191,6 +199,8 @@ struct Worker {
     steps: AtomicU64,
     /// By [`clock::elapsed`].
     patient_until: AtomicI64,
+    /// The workspace whose turn it was last.
+    turn: AtomicI64,
 }
 
 /// Of steps: none was heeded, so what lies ahead is looked at once in any case.
@@ -208,7 +218,8 @@ impl Worker {
     fn new(store: Store, queue: Queue, stop: CancellationToken) -> Self {
         let heart = Heartbeat::new(store.clone(), queue.worker);
         let (steps, patient_until) = (AtomicU64::new(NEVER), AtomicI64::new(i64::MIN));
-        Worker { store, queue, heart, refusals: Folded::default(), stop, steps, patient_until }
+        let turn = AtomicI64::new(i64::MIN);
+        Worker { store, queue, heart, refusals: Folded::default(), stop, steps, patient_until, turn }
     }
 
     /// Keeps every free place busy: a job that hangs holds up its own place and nobody else's.
@@ -292,17 +303,9 @@ impl Worker {
             }
         }
         let token = *chance::name().as_bytes();
-        let lease = self.queue.lease.as_micros() as i64;
-        let per_workspace = self.queue.per_workspace.map(|most| most as i64);
-        let claim = move |conn: &mut Conn| {
-            let now = Timestamp::now();
-            let (until, limit) = (now.plus(lease), limit as i64);
-            let claim = Claim { queue: name, token: &token, now, until, limit, per_workspace, only_unleased };
-            queue::claim(conn, &claim)
-        };
-        match self.store.write("jobs::claim", claim).await {
+        match self.take(limit, token, only_unleased).await {
             // a workspace has as many as it may
-            Ok(jobs) if jobs.is_empty() && per_workspace.is_some() => {
+            Ok(jobs) if jobs.is_empty() && self.queue.turns != Turns::OneEach => {
                 Claimed::nothing(interval.min(TURN_PAUSE))
             }
             // somebody else was faster; there may be more behind
@@ -314,6 +317,27 @@ impl Worker {
                 Claimed::nothing(interval)
             }
         }
+    }
+
+    /// Takes jobs that are due, of the workspaces whose turn it is.
+    async fn take(&self, limit: usize, token: LeaseToken, only_unleased: bool) -> Result<Vec<Job>> {
+        let (queue, turns, behind) = (self.queue.name, self.queue.turns, self.turn.load(Ordering::Relaxed));
+        let lease = self.queue.lease.as_micros() as i64;
+        let claim = move |conn: &mut Conn| {
+            let now = Timestamp::now();
+            let (until, limit) = (now.plus(lease), limit as i64);
+            let claim = Claim { queue, token: &token, now, until, limit, per_workspace: None, only_unleased };
+            match turns {
+                Turns::OneEach => queue::claim_in_turn(conn, &claim, behind),
+                Turns::AtMost(most) => {
+                    let claim = Claim { per_workspace: Some(most as i64), ..claim };
+                    Ok((queue::claim(conn, &claim)?, behind))
+                }
+            }
+        };
+        let (jobs, last) = self.store.write("jobs::claim", claim).await?;
+        self.turn.store(last, Ordering::Relaxed);
+        Ok(jobs)
     }
 
     async fn work(&self, job: Job, token: LeaseToken) {

@@ -5,6 +5,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use diesel::connection::SimpleConnection;
+use open_spanner::config;
+use open_spanner::db::{migrations, open};
+use open_spanner::jobs::queue::{self, Claim, NewJob};
+use open_spanner::metering::time::Timestamp;
 use serde_json::{Value, json};
 
 use crate::support::client::{JUNE, NOON};
@@ -14,6 +18,7 @@ on_both_databases!(
     costly_queries_leave_the_others_alone,
     a_query_ends_at_its_limit_of_time,
     a_single_write_does_not_wait_for_the_queue_of_another_workspace,
+    jobs_of_workspaces_take_turns,
 );
 
 /// Events enough that a costly question takes seconds.
@@ -182,4 +187,46 @@ impl Holder {
         }
         .expect("the lock is ours");
     }
+}
+
+/// However much one workspace asks for, the others' jobs come in their turn, whichever lie between them.
+async fn jobs_of_workspaces_take_turns(database: Database) {
+    let settings = database.settings();
+    let settings: Vec<(&str, &str)> = settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let driver = config::load_from(&["open-spanner", "serve"], &settings).expect("settings").config.db.driver;
+    let work = move || {
+        migrations::run(&driver).expect("migrated");
+        let mut conn = open(&driver).expect("connected");
+        let job = |workspace_id: i64, number: i64, run_after: i64| {
+            let key = format!("{workspace_id}/{number}");
+            NewJob::new("entitlements", key, workspace_id, &number, Timestamp(run_after)).expect("a job")
+        };
+        let (busy, quiet, waiting) = (1, 2..200, [200, 201]);
+        let mut new: Vec<NewJob> = (0..2_000).map(|number| job(busy, number, number)).collect();
+        new.extend(quiet.map(|id| job(id, 0, 1_000_000)));
+        new.extend(waiting.map(|id| job(id, 0, 9_000)));
+        queue::enqueue(&mut conn, new, Timestamp(0)).expect("enqueued");
+        let (token, mut behind, mut whose) = ([7; 16], i64::MIN, Vec::new());
+        for round in 0..20 {
+            let (now, until) = (Timestamp(10_000 + round), Timestamp(20_000));
+            let (limit, per_workspace, only_unleased) = (2, None, false);
+            let claim = Claim {
+                queue: "entitlements",
+                token: &token,
+                now,
+                until,
+                limit,
+                per_workspace,
+                only_unleased,
+            };
+            let (jobs, last) = queue::claim_in_turn(&mut conn, &claim, behind).expect("claimed");
+            assert_eq!(jobs.len(), 2, "every place is taken");
+            behind = last;
+            whose.extend(jobs.into_iter().map(|job| job.workspace_id));
+        }
+        let served = |id: i64| whose.iter().position(|other| *other == id).expect("it has a turn");
+        assert!(served(200) < 18 && served(201) < 18, "{whose:?}");
+        assert_eq!(whose.iter().filter(|id| **id == busy).count(), 38, "and the busy one has all others");
+    };
+    tokio::task::spawn_blocking(work).await.expect("no panic");
 }

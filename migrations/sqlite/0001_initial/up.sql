@@ -719,6 +719,8 @@ CREATE TABLE jobs (
     PRIMARY KEY (queue, key)
 ) STRICT;
 CREATE INDEX jobs_due ON jobs (queue, run_after);
+-- for workspaces that take turns
+CREATE INDEX jobs_turns ON jobs (queue, workspace_id, run_after);
 
 -- Jobs that used up their attempts.
 CREATE TABLE dead_letters (
