@@ -69,7 +69,8 @@ pub fn run(
     let mut count = 0;
     for ((start, group), part) in cells.into_cells() {
         count += 1;
-        groups.entry(group.into_iter().next().unwrap_or_default()).or_default().insert(start, part);
+        let name = state::group_name(group.into_iter().next().unwrap_or_default());
+        groups.entry(name).or_default().insert(start, part);
     }
     if count > CELLS_MAX {
         return Err(Error::invalid("the rule has too many groups to be tested: choose a subject").into());
@@ -194,7 +195,7 @@ impl Frame {
                     Observation::Total(total)
                 }
             };
-            let step = state::step(terms, &states, seen, at);
+            let step = state::step(terms, &states, &seen, at);
             step.crossings.into_iter().for_each(|crossing| done.take(crossing.kind, crossing.state, at));
             states = step.states;
             at = self.next(at);

@@ -5,9 +5,10 @@
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use crate::alerts::rule::RuleSpec;
+use crate::metering::event::hash128;
 use crate::metering::quantity::Quantity;
 use crate::metering::time::Timestamp;
 
@@ -42,7 +43,22 @@ impl Status {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Group {
     pub key: String,
+    /// As [`group_name`] makes it of what events have there.
     pub value: String,
+}
+
+/// A value is what a group is called up to here.
+const GROUP_BYTES_MAX: usize = 256;
+
+/// What the group of a value is called: the value, or of a long one its beginning, an ellipsis and a hash of all of it, because
+/// names are keys of rows. What is cut is longer than what is not, so no two values have one name.
+pub fn group_name(value: String) -> String {
+    if value.len() <= GROUP_BYTES_MAX {
+        return value;
+    }
+    let hash: String = hash128(&[value.as_bytes()]).iter().map(|byte| format!("{byte:02x}")).collect();
+    let beginning = value.get(..value.floor_char_boundary(GROUP_BYTES_MAX)).unwrap_or_default();
+    format!("{beginning}…{hash}")
 }
 
 /// How a rule, or one of its groups, stands.
@@ -59,6 +75,11 @@ pub struct State {
 }
 
 impl State {
+    /// What tells it from the other states of its rule.
+    pub fn key(&self) -> (&str, &str) {
+        self.group.as_ref().map_or(("", ""), |group| (&group.key, &group.value))
+    }
+
     fn says_the_same(&self, other: &State) -> bool {
         (self.status, self.firing) == (other.status, other.firing)
             && self.value == other.value
@@ -114,6 +135,11 @@ pub struct Step {
 }
 
 impl Step {
+    /// Whether the rule has no value.
+    pub fn is_failure(&self) -> bool {
+        self.crossings.iter().any(|crossing| crossing.kind == Kind::EvaluationFailed)
+    }
+
     fn cross(&mut self, kind: Kind, state: &State) {
         self.crossings.push(Transition { kind, state: state.clone() });
     }
@@ -134,15 +160,14 @@ impl Step {
 }
 
 /// Moves the states of an enabled rule on.
-pub fn step(terms: &RuleSpec, before: &[State], seen: Observation, now: Timestamp) -> Step {
+pub fn step(terms: &RuleSpec, before: &[State], seen: &Observation, now: Timestamp) -> Step {
     match (&terms.group_by, seen) {
-        (_, Observation::Failed(reason)) => fail(before, &reason, now),
+        (_, Observation::Failed(reason)) => fail(before, reason, now),
         (Some(key), Observation::Groups(groups)) => step_groups(terms, key, before, groups, now),
         (_, Observation::Groups(groups)) => {
-            let total = groups.into_iter().next().map(|(_, value)| value);
-            step_total(terms, before, total, now)
+            step_total(terms, before, groups.first().map(|(_, value)| value), now)
         }
-        (_, Observation::Total(total)) => step_total(terms, before, total, now),
+        (_, Observation::Total(total)) => step_total(terms, before, total.as_ref(), now),
     }
 }
 
@@ -152,12 +177,19 @@ fn ungrouped(before: &[State]) -> Option<&State> {
 
 /// Remembers what was firing, so that the next success neither triggers again nor forgets to resolve.
 fn fail(before: &[State], reason: &str, now: Timestamp) -> Step {
-    let mut step = Step::default();
+    let was_firing = ungrouped(before).is_some_and(|state| state.firing);
+    let mut step = failure(was_firing, reason, now);
     step.states.extend(before.iter().filter(|state| state.group.is_some()).cloned());
+    step
+}
+
+/// The state of a rule without a value; those of its groups stay as they are. `was_firing`: the rule as a whole.
+pub fn failure(was_firing: bool, reason: &str, now: Timestamp) -> Step {
+    let mut step = Step::default();
     let state = State {
         group: None,
         status: Status::Error,
-        firing: ungrouped(before).is_some_and(|state| state.firing),
+        firing: was_firing,
         value: Quantity::zero(),
         message: format!("evaluation failed: {reason}"),
         updated_at: now,
@@ -167,7 +199,7 @@ fn fail(before: &[State], reason: &str, now: Timestamp) -> Step {
     step
 }
 
-fn step_total(terms: &RuleSpec, before: &[State], total: Option<Quantity>, now: Timestamp) -> Step {
+fn step_total(terms: &RuleSpec, before: &[State], total: Option<&Quantity>, now: Timestamp) -> Step {
     let mut step = Step::default();
     step.enter(ungrouped(before), judge(terms, None, total, now));
     // groups of an earlier shape of the rule: normally closed by the change itself
@@ -177,44 +209,70 @@ fn step_total(terms: &RuleSpec, before: &[State], total: Option<Quantity>, now: 
     step
 }
 
+/// A group that the rule knew or that has a value now.
+struct Candidate<'a> {
+    value: &'a str,
+    before: Option<&'a State>,
+    total: Option<&'a Quantity>,
+    fires: bool,
+}
+
+impl Candidate<'_> {
+    fn was_firing(&self) -> bool {
+        self.before.is_some_and(|before| before.firing)
+    }
+}
+
+/// Those that are kept, in order: what was firing comes first, then what fires now, then the largest. Of very many groups
+/// only these are put in order and have a state made of them.
+fn first_groups(mut groups: Vec<Candidate>) -> Vec<Candidate> {
+    let zero = Quantity::zero();
+    let in_order = |a: &Candidate, b: &Candidate| {
+        let by_firing = (b.was_firing(), b.fires).cmp(&(a.was_firing(), a.fires));
+        by_firing
+            .then_with(|| b.total.unwrap_or(&zero).cmp(a.total.unwrap_or(&zero)))
+            .then_with(|| a.value.cmp(b.value))
+    };
+    // none is cut off while it fires
+    let kept = GROUPS_MAX.max(groups.iter().filter(|group| group.was_firing()).count());
+    if groups.len() > kept {
+        groups.select_nth_unstable_by(kept, in_order);
+        groups.truncate(kept);
+    }
+    groups.sort_unstable_by(in_order);
+    groups
+}
+
 fn step_groups(
     terms: &RuleSpec,
     key: &str,
     before: &[State],
-    groups: Vec<(String, Quantity)>,
+    groups: &[(String, Quantity)],
     now: Timestamp,
 ) -> Step {
-    let group_of = |value: &str| Some(Group { key: key.to_owned(), value: value.to_owned() });
-    let known: BTreeMap<&str, &State> = before
-        .iter()
-        .filter_map(|state| state.group.as_ref().filter(|g| g.key == key).map(|g| (g.value.as_str(), state)))
+    let of_key = before.iter().filter_map(|state| Some((state.group.as_ref()?, state)));
+    let mut known: BTreeMap<&str, &State> = of_key
+        .filter(|(group, _)| group.key == key)
+        .map(|(group, state)| (group.value.as_str(), state))
         .collect();
-    let present: BTreeSet<&str> = groups.iter().map(|(value, _)| value.as_str()).collect();
-    let mut now_states: Vec<State> = known
-        .iter()
-        .filter(|(value, _)| !present.contains(*value))
-        .map(|(value, _)| judge(terms, group_of(value), None, now))
-        .collect();
-    now_states
-        .extend(groups.iter().map(|(value, total)| judge(terms, group_of(value), Some(total.clone()), now)));
-    let before_of = |state: &State| {
-        state.group.as_ref().and_then(|group| known.get(group.value.as_str())).copied().cloned()
-    };
-    let mut step = Step::default();
-    let mut firing_room = GROUPS_MAX;
-    // what was firing comes first, then what fires now, then the largest
-    now_states.sort_by_cached_key(|state| {
-        let was_firing = before_of(state).is_some_and(|before| before.firing);
-        (!was_firing, !state.firing, std::cmp::Reverse(state.value.clone()), state.group.clone())
+    let present = groups.iter().map(|(value, total)| Candidate {
+        value,
+        before: known.remove(value.as_str()),
+        total: Some(total),
+        fires: terms.comparator.holds(total, &terms.threshold),
     });
-    for state in now_states {
-        let before = before_of(&state);
-        let was_firing = before.as_ref().is_some_and(|before| before.firing);
-        if firing_room == 0 && !was_firing {
-            break;
-        }
-        firing_room = firing_room.saturating_sub(1);
-        step.enter(before.as_ref(), state);
+    let mut candidates: Vec<Candidate> = present.collect();
+    let gone = known.into_iter();
+    candidates.extend(gone.map(|(value, state)| Candidate {
+        value,
+        before: Some(state),
+        total: None,
+        fires: false,
+    }));
+    let mut step = Step::default();
+    for Candidate { value, before, total, .. } in first_groups(candidates) {
+        let group = Group { key: key.to_owned(), value: value.to_owned() };
+        step.enter(before, judge(terms, Some(group), total, now));
     }
     for left in before.iter().filter(|s| s.firing && s.group.as_ref().is_none_or(|g| g.key != key)) {
         step.cross(Kind::Resolved, &judge(terms, left.group.clone(), None, now));
@@ -226,16 +284,16 @@ fn step_groups(
 }
 
 /// The state that a value means.
-fn judge(terms: &RuleSpec, group: Option<Group>, value: Option<Quantity>, now: Timestamp) -> State {
+fn judge(terms: &RuleSpec, group: Option<Group>, value: Option<&Quantity>, now: Timestamp) -> State {
     let (status, value, message) = match value {
         None => (Status::NoData, Quantity::zero(), "no usage in the window".to_owned()),
         Some(value) => {
             let (shown, threshold) = (value.to_plain(), terms.threshold.to_plain());
-            if terms.comparator.holds(&value, &terms.threshold) {
+            if terms.comparator.holds(value, &terms.threshold) {
                 let message = format!("value {shown} is {} threshold {threshold}", terms.comparator.phrase());
-                (Status::Alerting, value, message)
+                (Status::Alerting, value.clone(), message)
             } else {
-                (Status::Ok, value, format!("value {shown} against threshold {threshold}"))
+                (Status::Ok, value.clone(), format!("value {shown} against threshold {threshold}"))
             }
         }
     };

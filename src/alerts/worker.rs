@@ -159,18 +159,22 @@ async fn answer(context: Context, job: Job) -> Result<Done> {
     }
 }
 
-/// Evaluates the rules whose time has come, and comes back for the next.
+/// Evaluates the rules whose time has come, and comes back for the next. One without a value comes again at its time as well:
+/// the others need not wait until the job is tried again.
 async fn follow_clock(context: &Context, wanted: &MeterJob) -> Result<Done> {
     let filter =
         Filter { meter_id: Some(wanted.meter_id), due_at: Some(Timestamp::now()), ..Filter::default() };
     let outcome = evaluate_rules(context, filter).await?;
     let meter_id = wanted.meter_id;
+    if outcome.failed > 0 {
+        log::warn!(meter = wanted.meter.as_str(), count = outcome.failed; "alert rules have no value");
+    }
     let next = context.store.read("alerts::next_time", move |conn| states::next_time(conn, meter_id)).await?;
     let now = Timestamp::now();
     Ok(match next {
         None => Done::Finished,
         Some(_) if outcome.conflicts > 0 => Done::Reschedule(now.plus(CONFLICT_PAUSE)),
-        Some(next) if outcome.evaluated.is_empty() => Done::Reschedule(next),
+        Some(next) if outcome.evaluated == 0 => Done::Reschedule(next),
         Some(next) => Done::Reschedule(next.max(now.plus(TIMED_PAUSE))),
     })
 }
@@ -189,6 +193,9 @@ async fn follow_usage(context: &Context, wanted: &MeterJob, job: &Job) -> Result
     let began = clock::moment();
     let outcome =
         evaluate_rules(context, Filter { meter_id: Some(wanted.meter_id), ..Filter::default() }).await?;
+    if outcome.failed > 0 {
+        return Err(Error::unavailable(format!("{} rules have no value", outcome.failed)));
+    }
     if outcome.conflicts > 0 {
         return Ok(Done::Reschedule(Timestamp::now().plus(CONFLICT_PAUSE)));
     }
@@ -201,8 +208,8 @@ async fn evaluate_rules(context: &Context, filter: Filter) -> Result<Outcome> {
     if outcome.enqueued {
         context.wake.notify();
     }
-    if outcome.failed > 0 {
-        return Err(Error::unavailable(format!("{} rules have no value", outcome.failed)));
+    if outcome.unsettled > 0 {
+        return Err(Error::unavailable(format!("{} rules cannot be stored", outcome.unsettled)));
     }
     Ok(outcome)
 }

@@ -238,7 +238,7 @@ mod tests {
         let most = [limits("a", LIMITS_PER_METER_MAX), limits("b", LIMITS_PER_METER_MAX)].concat();
         assert_eq!(parse_all(&most).expect("both meters have what they may").limits.len(), 64);
         let error = parse_all(&limits("a", LIMITS_PER_METER_MAX + 1)).expect_err("one too many");
-        assert_eq!(error.message, r#"meter "a" must not have more than 32 limits"#);
+        assert_eq!(error.message, r#"invalid input: meter "a" must not have more than 32 limits"#);
     }
 
     #[test]

@@ -399,12 +399,12 @@ pub async fn evaluate_now(app: web::Data<App>, caller: Caller, Id(id): Id) -> Re
     let (rule, _) = find(&app, &caller, &id).await?;
     let done = if rule.terms.enabled {
         let filter = Filter { public_id: Some(id), ..Filter::default() };
-        let mut outcome = evaluate(&app.store, Some(caller.workspace_id), filter).await?;
+        let outcome = evaluate(&app.store, Some(caller.workspace_id), filter).await?;
         if outcome.enqueued {
             app.wake.notify();
         }
         let busy = || Error::unavailable("the rule is being evaluated by others");
-        outcome.evaluated.pop().ok_or_else(busy)?
+        outcome.last.ok_or_else(busy)?
     } else {
         let disabled = Arc::new(rule.clone());
         let write = move |conn: &mut Conn| evaluate::evaluate_disabled(conn, &disabled, Timestamp::now());

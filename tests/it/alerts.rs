@@ -2,6 +2,10 @@
 
 use std::time::{Duration, Instant};
 
+use open_spanner::alerts::evaluate::evaluate;
+use open_spanner::alerts::sql::rules::Filter;
+use open_spanner::config;
+use open_spanner::db::Store;
 use serde_json::{Value, json};
 
 use crate::support::{Database, Receiver, Server, Worker, Workspace, on_both_databases, unique};
@@ -14,6 +18,9 @@ on_both_databases!(
     groups_and_numbers,
     a_rule_watches_the_day_that_runs,
     a_list_of_rules_holds_the_first_of_their_states,
+    values_of_any_length_are_groups,
+    a_rule_that_cannot_be_stored_holds_up_no_other,
+    rules_of_many_groups_share_a_look,
 );
 
 pub const LOOPBACK: (&str, &str) = ("OPEN_SPANNER_WEBHOOK_ALLOWED_NETWORKS", "127.0.0.0/8");
@@ -244,4 +251,126 @@ async fn a_list_of_rules_holds_the_first_of_their_states(database: Database) {
     assert_eq!(items[1]["state"], whole["state"]);
     let firing: Vec<String> = (130..150).map(|n| format!("s{n:03}")).collect();
     assert_eq!(names(&items[1])[..20], firing);
+}
+
+/// Text that no database can pack.
+fn noise(bytes: usize, seed: u64) -> String {
+    let mut state = seed;
+    let mut next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        char::from(b'a' + (state >> 33) as u8 % 26)
+    };
+    (0..bytes).map(|_| next()).collect()
+}
+
+/// A rule may be grouped by what no meter declares, and what a caller sends there may be long.
+async fn values_of_any_length_are_groups(database: Database) {
+    let server = Server::start_with(&database, &[("OPEN_SPANNER_SERVE_WORKERS", "off")]);
+    let ws = server.workspace().await;
+    ws.meter("m", "sum").await;
+    let destination = destination(&ws, "https://hooks.example.com/usage").await;
+    let grouped = rule(&ws, "m", &destination, json!({"group_by": "trace", "threshold": 5})).await;
+    let start = noise(8_000, 1);
+    for (trace, quantity) in [(format!("{start}a"), 7), (format!("{start}b"), 3), ("short".to_owned(), 9)] {
+        let event = json!({"meter": "m", "subject": "s", "quantity": quantity, "metadata": {"trace": trace}});
+        ws.post("/v1/usages", &event).await.expect(201);
+    }
+    let seen = ws.post(&format!("{}/evaluate", path(&grouped)), &json!({})).await.json(200);
+    assert_eq!(seen["events"].as_array().map(Vec::len), Some(2), "{seen}");
+    // again: nothing is told twice of a group that is known by its name
+    let again = ws.post(&format!("{}/evaluate", path(&grouped)), &json!({})).await.json(200);
+    assert_eq!(again.get("events"), None, "{again}");
+    let states = ws.get(&path(&grouped)).await.json(200)["states"].clone();
+    let mut shown: Vec<(i64, String)> = states
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|state| {
+            (
+                state["value"].as_i64().expect("a number"),
+                state["group_value"].as_str().expect("a name").to_owned(),
+            )
+        })
+        .collect();
+    shown.sort();
+    let [(3, other), (7, long), (9, short)] = &shown[..] else { panic!("three groups: {shown:?}") };
+    assert_eq!((short.as_str(), long == other), ("short", false));
+    for name in [long, other] {
+        let (beginning, hash) = name.split_once('…').expect("an ellipsis");
+        assert_eq!((beginning, hash.len()), (&start[..256], 32));
+    }
+    let told: Vec<Value> =
+        events(&ws, &grouped).await.iter().map(|event| event["group_value"].clone()).collect();
+    assert!(told.contains(&json!(long)) && told.contains(&json!("short")), "{told:?}");
+}
+
+/// Whatever keeps the states of one rule from being stored: it has failed, and the rules beside it go on.
+async fn a_rule_that_cannot_be_stored_holds_up_no_other(database: Database) {
+    let server = Server::start_with(&database, &[INSIDE]);
+    let ws = server.workspace().await;
+    ws.meter("m", "sum").await;
+    database.execute(match database {
+        Database::Sqlite { .. } => {
+            "CREATE TRIGGER poison BEFORE INSERT ON alert_states WHEN NEW.group_value = 'poison'
+             BEGIN SELECT RAISE(ABORT, 'poisoned'); END"
+        }
+        Database::Postgres { .. } => {
+            "ALTER TABLE alert_states ADD CONSTRAINT poison CHECK (group_value <> 'poison')"
+        }
+    });
+    let destination = destination(&ws, "https://hooks.example.com/usage").await;
+    let broken = rule(&ws, "m", &destination, json!({"group_by": "subject"})).await;
+    let sound = rule(&ws, "m", &destination, json!({})).await;
+    let event = json!({"meter": "m", "subject": "poison", "quantity": 12});
+    ws.post("/v1/usages", &event).await.expect(201);
+    for (rule, status) in [(&sound, "alerting"), (&broken, "error")] {
+        let end = Instant::now() + Duration::from_secs(30);
+        loop {
+            let state = ws.get(&path(rule)).await.json(200)["state"].clone();
+            if state["status"] == json!(status) {
+                break;
+            }
+            assert!(Instant::now() < end, "{status} is never met: {state}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+    let state = ws.get(&path(&broken)).await.json(200)["state"].clone();
+    assert_eq!(state["message"], json!("evaluation failed: the states of the rule cannot be stored"));
+    let kinds: Vec<Value> = events(&ws, &sound).await.iter().map(|event| event["type"].clone()).collect();
+    assert_eq!(kinds, [json!("triggered")]);
+}
+
+/// More than is read and written in one go, of which all watch the same numbers.
+async fn rules_of_many_groups_share_a_look(database: Database) {
+    const RULES: usize = 45;
+    let server = Server::start_with(&database, &[("OPEN_SPANNER_SERVE_WORKERS", "off")]);
+    let ws = server.workspace().await;
+    ws.meter("m", "sum").await;
+    let destination = destination(&ws, "https://hooks.example.com/usage").await;
+    let mut rules = Vec::new();
+    for n in 0..RULES {
+        // half of them fire for the largest ten
+        let threshold = if n % 2 == 0 { 91 } else { 1_000 };
+        rules
+            .push(rule(&ws, "m", &destination, json!({"group_by": "subject", "threshold": threshold})).await);
+    }
+    use_by_many(&ws, "m", 100).await;
+    let work = async |database: &Database| {
+        let settings = database.settings();
+        let settings: Vec<(&str, &str)> =
+            settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        let config = config::load_from(&["open-spanner", "serve"], &settings).expect("settings").config;
+        evaluate(&Store::new(&config.db), None, Filter::default()).await.expect("evaluated")
+    };
+    let outcome = work(&database).await;
+    assert_eq!((outcome.evaluated, outcome.failed, outcome.conflicts, outcome.enqueued), (RULES, 0, 0, true));
+    assert_eq!(database.count("alert_states"), 100 * RULES as u64);
+    assert_eq!(database.count("alert_events"), 10 * RULES.div_ceil(2) as u64);
+    for rule in &rules {
+        let states = ws.get(&path(rule)).await.json(200)["states"].clone();
+        assert_eq!(states.as_array().map(Vec::len), Some(100));
+    }
+    let outcome = work(&database).await;
+    assert_eq!((outcome.evaluated, outcome.enqueued), (RULES, false), "nothing is told twice");
+    assert_eq!(database.count("alert_events"), 10 * RULES.div_ceil(2) as u64);
 }

@@ -245,7 +245,7 @@ async fn a_meter_has_few_counters_whatever_plans_say(database: Database) {
     let workspace = server.workspace().await;
     workspace.meter("m", "sum").await;
     let message = workspace.post("/v1/plans", &anchored(0, 33)).await.error(400, "invalid_input");
-    assert_eq!(message, r#"meter "m" must not have more than 32 limits"#);
+    assert_eq!(message, r#"invalid input: meter "m" must not have more than 32 limits"#);
     let mut plan = workspace.post("/v1/plans", &anchored(0, 32)).await.json(201);
     workspace.put("/v1/plans/subjects/s", &json!({"plan_id": plan["id"]})).await.expect(200);
     // every version that the subject had may limit windows that are open now

@@ -261,13 +261,25 @@ async fn what_plans_hold_is_bounded(database: Database) {
         workspace.meter(&format!("m{n}"), "sum").await;
     }
     let mut plans = Vec::new();
-    for n in 0..20 {
+    for n in 0..2 {
         plans.push(workspace.post("/v1/plans", &large_plan(&format!("p{n:02}"), 0)).await.json(201));
+    }
+    // eighteen more of the first
+    for n in 2..20 {
+        database.execute(&format!(
+            "INSERT INTO plan_limits (public_id, plan_id, meter_id, period, quantity, warning_percent, enforcement,
+                 failure_policy, created_at)
+             SELECT l.public_id || '-{n}', p.id + {n}, meter_id, period, quantity, warning_percent, enforcement,
+                 failure_policy, l.created_at FROM plan_limits l JOIN plans p ON p.id = l.plan_id WHERE p.name = 'p00';
+             INSERT INTO plans (id, public_id, workspace_id, name, description, version, is_current, created_at, updated_at)
+             SELECT id + {n}, public_id || '-{n}', workspace_id, 'p{n:02}', '', 1, is_current, created_at, updated_at
+             FROM plans WHERE name = 'p00'"
+        ));
     }
     // what a list of all plans shows
     let small = json!({"name": "small", "limits": [{"meter": "m0", "limit": 1}]});
     let message = workspace.post("/v1/plans", &small).await.error(409, "limit_reached");
-    assert_eq!(message, "there may be at most 20000 limits of plans");
+    assert_eq!(message, "limit reached: there may be at most 20000 limits of plans");
     let shown = workspace.get("/v1/plans?limit=1000").await.json(200);
     assert_eq!(shown["items"].as_array().expect("a list").len(), 20);
     // as many as before, then fewer

@@ -1,6 +1,6 @@
 //! The states of rules, one row a group, and when rules were and will be evaluated. Under the locks of the rules.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use diesel::prelude::*;
 use diesel::sql_query;
@@ -98,8 +98,8 @@ pub fn lock_revisions(conn: &mut Conn, ids: &[i64]) -> Result<HashMap<i64, i64>,
     Ok(rows.into_iter().collect())
 }
 
-/// Notes that these rules were evaluated. A failed rule keeps its time, so that the next try of the job evaluates it
-/// again.
+/// Notes that these rules were evaluated, and which of them without a value: each comes again at its own time, and does not
+/// keep the others of its meter from theirs.
 pub fn mark_evaluated(conn: &mut Conn, ids: &[i64], failed: &[i64], now: Timestamp) -> Result<(), DbError> {
     let moved = alert_rules::table.filter(alert_rules::id.eq_any(ids));
     diesel::update(moved)
@@ -111,24 +111,21 @@ pub fn mark_evaluated(conn: &mut Conn, ids: &[i64], failed: &[i64], now: Timesta
         ))
         .execute(conn)?;
     if !failed.is_empty() {
-        diesel::update(alert_rules::table.filter(alert_rules::id.eq_any(failed)))
-            .set((
-                alert_rules::revision.eq(alert_rules::revision + 1),
-                alert_rules::evaluated_at.eq(Some(now.0)),
-            ))
-            .execute(conn)?;
+        // every failure leaves an event behind
+        let text = format!(
+            "UPDATE alert_rules SET revision = revision + 1, evaluated_at = $1, next_evaluate_at = $1 + 1000000 *
+                 CASE WHEN evaluation_interval_seconds < 60 THEN 60 ELSE evaluation_interval_seconds END
+             WHERE id IN ({})",
+            integers(failed)
+        );
+        sql_query(text).bind::<BigInt, _>(now.0).execute(conn)?;
     }
     Ok(())
 }
 
-fn key_of(state: &State) -> (&str, &str) {
-    state.group.as_ref().map_or(("", ""), |group| (&group.key, &group.value))
-}
-
-/// Removes the states of groups that are no longer there.
-pub fn remove_gone(conn: &mut Conn, rule_id: i64, before: &[State], after: &[State]) -> Result<(), DbError> {
-    let kept: HashSet<(&str, &str)> = after.iter().map(key_of).collect();
-    for (key, value) in before.iter().map(key_of).filter(|key| !kept.contains(key)) {
+/// Removes the states of groups that are no longer there, by field and name.
+pub fn remove(conn: &mut Conn, rule_id: i64, gone: &[(String, String)]) -> Result<(), DbError> {
+    for (key, value) in gone {
         diesel::delete(alert_states::table.find((rule_id, key, value))).execute(conn)?;
     }
     Ok(())
@@ -154,17 +151,17 @@ prepared!(
          value = excluded.value, message = excluded.message, updated_at = excluded.updated_at"
 );
 
-pub fn put(conn: &mut Conn, changed: &[(i64, State)]) -> Result<(), DbError> {
+pub fn put(conn: &mut Conn, changed: &[(i64, &State)]) -> Result<(), DbError> {
     if changed.is_empty() {
         return Ok(());
     }
-    let each = || changed.iter().map(|(_, state)| state);
+    let each = || changed.iter().map(|(_, state)| *state);
     match conn {
         Conn::Postgres(c) => {
             PutStates {
                 rule_ids: &changed.iter().map(|(rule_id, _)| *rule_id).collect(),
-                keys: &each().map(|state| key_of(state).0).collect(),
-                values: &each().map(|state| key_of(state).1).collect(),
+                keys: &each().map(|state| state.key().0).collect(),
+                values: &each().map(|state| state.key().1).collect(),
                 statuses: &each().map(|state| state.status.as_str()).collect(),
                 firings: &each().map(|state| state.firing).collect(),
                 quantities: &each().map(|state| state.value.to_plain()).collect(),
@@ -175,7 +172,7 @@ pub fn put(conn: &mut Conn, changed: &[(i64, State)]) -> Result<(), DbError> {
         }
         Conn::Sqlite(c) => {
             for (rule_id, state) in changed {
-                let (key, value) = key_of(state);
+                let (key, value) = state.key();
                 PutState {
                     rule_id,
                     key,

@@ -3,6 +3,7 @@
 use super::events::derived_id;
 use super::who::{new_or_known, uuid_text};
 use super::{Ids, Import, Refusal};
+use crate::alerts::state::group_name;
 use crate::db::Conn;
 use crate::error::Result;
 use crate::import::sql::foreign::Kind::{Int, Real, Text};
@@ -157,7 +158,7 @@ pub fn event(conn: &mut Conn, ids: &mut Ids, row: &Row) -> Result<Put, Refusal> 
     let values: Vec<Value> = vec![
         public_id.into(),
         row.text("group_key")?.into(),
-        row.text("group_value")?.into(),
+        group_name(row.text("group_value")?).into(),
         kind.into(),
         row.quantity("value")?.to_json().into(),
         row.text("message")?.into(),
@@ -209,7 +210,7 @@ pub fn state(conn: &mut Conn, ids: &mut Ids, row: &Row) -> Result<Put, Refusal> 
     );
     let values: Vec<Value> = vec![
         row.text("group_key")?.into(),
-        row.text("group_value")?.into(),
+        group_name(row.text("group_value")?).into(),
         status.into(),
         row.quantity("value")?.to_json().into(),
         row.text("message")?.into(),
