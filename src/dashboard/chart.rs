@@ -2,6 +2,7 @@
 //! stands beside the picture in boxes of its own, so that it keeps its size at every width. Never fetches anything,
 //! never knows which page it is on.
 
+use std::borrow::Cow;
 use std::fmt::{self, Write};
 
 use askama::filters::HtmlSafe;
@@ -70,7 +71,7 @@ pub struct Bucket {
 #[derive(Clone, Debug)]
 pub struct Chart {
     /// Tells charts of one page apart.
-    pub id: &'static str,
+    pub id: Cow<'static, str>,
     pub title: String,
     pub unit: String,
     /// In which buckets begin.
@@ -515,7 +516,7 @@ mod tests {
     fn chart(kind: Kind, values: &[Vec<Option<i64>>]) -> Chart {
         let buckets = values.first().map_or(0, Vec::len);
         Chart {
-            id: "c",
+            id: "c".into(),
             title: "T <b>".into(),
             unit: "u".into(),
             zone: Zone::UTC,

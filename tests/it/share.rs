@@ -57,6 +57,7 @@ async fn a_link_shows_one_subject_and_nothing_else(database: Database) {
         .expect(200);
     let all = stranger.get(&page_of(&made(&workspace, json!({})).await)).await.expect(200).text;
     assert!(all.contains("secret_meter") && !all.contains("rival"), "{all}");
+    each_picture_has_its_own_label(&all);
     // it is no credential anywhere else
     let token = link["token"].as_str().expect("a token");
     server.client().with_key(token).get("/v1/subjects").await.expect(401);
@@ -67,6 +68,28 @@ async fn a_link_shows_one_subject_and_nothing_else(database: Database) {
     let listed = workspace.get("/v1/subjects/acme/links").await.json(200);
     assert_eq!(listed["items"].as_array().expect("a list").len(), 2, "{listed}");
     assert!(listed["items"][1]["last_used_at"].is_string() && !listed.to_string().contains("osp_share_"));
+}
+
+/// Two meters are two pictures: no id is there twice, and each picture is labelled by a title of its own.
+fn each_picture_has_its_own_label(page: &str) {
+    let of = |name: &str| -> Vec<&str> {
+        let start = format!(" {name}=\"");
+        let parts = page.split(start.as_str()).skip(1);
+        parts.filter_map(|rest| rest.split('"').next()).collect()
+    };
+    let ids = of("id");
+    assert_eq!(
+        ids.iter().collect::<std::collections::BTreeSet<_>>().len(),
+        ids.len(),
+        "an id twice: {ids:?}"
+    );
+    let labels: Vec<&str> = of("aria-labelledby").into_iter().flat_map(str::split_whitespace).collect();
+    assert!(labels.iter().all(|label| ids.contains(label)), "{labels:?} {ids:?}");
+    for meter in ["tokens", "secret_meter"] {
+        let title = page.split_once(&format!("\">{meter} per day</title>")).expect("a title").0;
+        let id = title.rsplit_once("<title id=\"").expect("an id").1;
+        assert_eq!(labels.iter().filter(|label| **label == id).count(), 1, "{meter}: {labels:?}");
+    }
 }
 
 async fn a_link_is_taken_back_at_once_and_ends_by_itself(database: Database) {

@@ -332,7 +332,7 @@ async fn tested(app: &App, caller: &Caller, fields: &Fields) -> Result<Tested> {
     };
     let values = done.values.iter().map(|(_, value)| value.clone()).collect();
     let chart = (!done.values.is_empty()).then(|| Chart {
-        id: "backtest",
+        id: "backtest".into(),
         title: format!("What the rule would have seen of {}", meter.name),
         unit: meter.unit.clone(),
         zone: calendar.zone.clone(),
@@ -494,7 +494,7 @@ async fn history(app: &App, caller: &Caller, rule: &Rule) -> Result<Option<Chart
         .with("subject", rule.terms.subject.as_deref().unwrap_or_default());
     let threshold = (rule.terms.threshold.clone(), "Threshold".to_owned());
     Ok(Some(Chart {
-        id: "history",
+        id: "history".into(),
         title: format!("{} per {}, with the threshold", meter.name, size.name()),
         unit: meter.unit.clone(),
         zone: calendar.zone.clone(),

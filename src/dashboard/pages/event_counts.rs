@@ -57,7 +57,7 @@ pub async fn find(
         }
     }
     let chart = Chart {
-        id: "counts",
+        id: "counts".into(),
         title: format!("Events, {}", range.words()),
         unit: "events".to_owned(),
         zone: home.clone(),

@@ -480,7 +480,7 @@ async fn find(app: &App, asked: &ExportQuery) -> Result<Found> {
         series.iter_mut().chain(compare.as_mut()).for_each(accumulate);
     }
     let chart = Chart {
-        id: "usage",
+        id: "usage".into(),
         title: format!(
             "{} of {}, {}",
             asked.meter.aggregation.as_str(),

@@ -356,7 +356,7 @@ async fn picture(app: &App, meter: &Meter, window: Window, calendar: &Calendar) 
     let (series, _) = ask::series(&rows, &starts, meter.aggregation, false, 1);
     let events = Link::to("/events").with("meter", &meter.name);
     Ok(Chart {
-        id: "month",
+        id: "month".into(),
         title: format!("{} of {}, last 28 days", meter.aggregation.as_str(), meter.name),
         unit: meter.unit.clone(),
         zone: calendar.zone.clone(),

@@ -160,7 +160,7 @@ async fn picture(app: &App, facts: &Facts, home: &Zone, now: Timestamp) -> Resul
         series.push(Series { name: meter.name.clone(), values, is_other: false });
     }
     Ok(Chart {
-        id: "events",
+        id: "events".into(),
         title: "Events per day of the largest meters, last 28 days".to_owned(),
         unit: "events".to_owned(),
         zone: home.clone(),

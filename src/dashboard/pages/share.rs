@@ -149,8 +149,8 @@ pub async fn page(app: web::Data<App>, Id(token): Id, params: Params) -> Result<
     let facts = look(&app, &link, now).await?;
     let days = Days { count: days_of(&params), zone: zone_of(&app, &link, &params).await?, now };
     let mut charts = Vec::with_capacity(facts.meters.len());
-    for meter in &facts.meters {
-        charts.push(picture(&app, &link, meter, &days).await?);
+    for (at, meter) in facts.meters.iter().enumerate() {
+        charts.push(picture(&app, &link, (at, meter), &days).await?);
     }
     let limits = facts.items.into_iter().map(|item| {
         let (limit, measure) = (&item.limit.quantity, &item.measure);
@@ -182,7 +182,7 @@ pub async fn page(app: web::Data<App>, Id(token): Id, params: Params) -> Result<
     sealed(show(actix_web::http::StatusCode::OK, &page)?, &link)
 }
 
-async fn picture(app: &App, link: &SubjectLink, meter: &Meter, days: &Days) -> Result<Chart> {
+async fn picture(app: &App, link: &SubjectLink, (at, meter): (usize, &Meter), days: &Days) -> Result<Chart> {
     let (query, calendar) = (days.query(link, meter)?, ask::calendar(BucketSize::Day, &days.zone));
     let starts = ask::axis(query.window, &calendar);
     let rows = ask::buckets(app, query, starts.len()).await?;
@@ -193,7 +193,7 @@ async fn picture(app: &App, link: &SubjectLink, meter: &Meter, days: &Days) -> R
         link: String::new(),
     };
     Ok(Chart {
-        id: "daily",
+        id: format!("daily-{at}").into(),
         title: format!("{} per day", meter.name),
         unit: meter.unit.clone(),
         zone: days.zone.clone(),

@@ -217,7 +217,7 @@ async fn picture(
     }
     let link = Link::to("/events").with("meter", &meter.name).with("subject", subject);
     Ok(Some(Chart {
-        id: "period",
+        id: "period".into(),
         title: match limit {
             Some(row) => format!("{} this {}, against the limit", meter.name, row.item.limit.period.as_str()),
             None => format!("{} of {}, last 28 days", meter.aggregation.as_str(), meter.name),
