@@ -63,6 +63,13 @@ pub async fn gate(
                 admit(&app, &request, pattern, access).await.err().map(|error| respond::error(&error))
             }
             Demand::Unrestricted => None,
+            Demand::NoPage(reception) => match reception.enter(&app, &Access::Public, &request).await {
+                Err(refusal) => Some(refusal),
+                Ok(cookies) => {
+                    let nothing = request.error_response(Error::not_found("this page"));
+                    return Ok(reception.leave(&app, cookies, nothing));
+                }
+            },
             Demand::OtherMethod(allowed) => Some(method_not_allowed(allowed)),
             Demand::Undeclared => {
                 Some(respond::error(&Error::internal("a handler that is not in the table of routes")))

@@ -260,13 +260,19 @@ const SLASH_ALLOWED: [&str; 6] =
     ["/v1/usages", "/v1/usageevents", "/v1/exports", "/v1/alerts", "/v1/alerts/destinations", "/v1/plans"];
 
 /// What each route demands, by pattern and method.
-pub struct RoutePolicies(HashMap<String, Vec<(Method, Access, Door)>>);
+pub struct RoutePolicies {
+    demands: HashMap<String, Vec<(Method, Access, Door)>>,
+    /// Whoever receives people, where there are pages.
+    reception: Option<&'static dyn Reception>,
+}
 
 /// What the table says about a request.
 pub(super) enum Demand {
     Of(String, Access, Door),
     /// 404, or the description of the interface, which is nobody's secret.
     Unrestricted,
+    /// 404 for a person with a browser, who is shown a page.
+    NoPage(&'static dyn Reception),
     /// 405 with the methods there are.
     OtherMethod(Vec<Method>),
     /// A handler that nobody wrote into the table: it must not be reached.
@@ -275,8 +281,13 @@ pub(super) enum Demand {
 
 impl RoutePolicies {
     pub(super) fn of(&self, request: &ServiceRequest) -> Demand {
-        let Some(pattern) = request.match_pattern() else { return Demand::Unrestricted };
-        let Some(methods) = self.0.get(&pattern) else {
+        let Some(pattern) = request.match_pattern() else {
+            return match self.reception.filter(|_| is_for_people(request)) {
+                Some(reception) => Demand::NoPage(reception),
+                None => Demand::Unrestricted,
+            };
+        };
+        let Some(methods) = self.demands.get(&pattern) else {
             let is_open = openapi::PATTERNS.contains(&pattern.as_str());
             return if is_open { Demand::Unrestricted } else { Demand::Undeclared };
         };
@@ -292,14 +303,28 @@ impl RoutePolicies {
     /// Those of the interface and of these further rows.
     pub fn with(pages: Vec<Endpoint>) -> Self {
         let mut demands: HashMap<String, Vec<(Method, Access, Door)>> = HashMap::new();
+        let reception = pages.iter().find_map(|page| match page.door {
+            Door::Page(reception) => Some(reception),
+            Door::Api => None,
+        });
         for endpoint in endpoints().into_iter().chain(pages) {
             for path in path_variants(endpoint.path) {
                 let demand = (endpoint.method.clone(), endpoint.access, endpoint.door);
                 demands.entry(path).or_default().push(demand);
             }
         }
-        RoutePolicies(demands)
+        RoutePolicies { demands, reception }
     }
+}
+
+/// Whether a browser asks for a page: not for anything below the interface for programs, whose clients may name HTML
+/// among what they take (`java.net` does).
+fn is_for_people(request: &ServiceRequest) -> bool {
+    let is_interface = matches!(request.path().split('/').nth(1), Some("v1" | "api"));
+    let accepted = request.headers().get_all(header::ACCEPT).filter_map(|value| value.to_str().ok());
+    let mut types = accepted.flat_map(|value| value.split([',', ';']));
+    let takes_html = types.any(|word| word.trim().eq_ignore_ascii_case("text/html"));
+    matches!(*request.method(), Method::GET | Method::HEAD) && !is_interface && takes_html
 }
 
 fn path_variants(path: &str) -> Vec<String> {

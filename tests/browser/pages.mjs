@@ -174,6 +174,8 @@ await open("/meters/tokens");
 await look("meter");
 await open("/meters/nosuch", 404);
 await look("not-found");
+await open("/nosuch", 404);
+if ((await heading()) !== "Not found") fault("/nosuch", "a path that leads nowhere is no page");
 
 step("a plan and who has it");
 await open("/plans/new");

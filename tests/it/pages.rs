@@ -20,6 +20,7 @@ on_both_databases!(
     the_workspace_chooses_what_becomes_of_conflicts,
     events_are_counted_above_their_list,
     a_write_call_shows_what_it_was_refused,
+    a_browser_is_shown_a_page_where_there_is_none,
 );
 
 /// Somebody else with a role in the workspace of the owner.
@@ -492,4 +493,43 @@ async fn an_alert_watches_a_period_of_a_zone(database: Database) {
         let told = browser.post("/alerts/new", &wrong).await.expect(422).text;
         assert!(told.contains("role=\"alert\""), "{period} {zone}: {told}");
     }
+}
+
+async fn a_browser_is_shown_a_page_where_there_is_none(database: Database) {
+    const NAVIGATION: &str = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8";
+    let server = Server::start(&database);
+    let mut browser = furnished(&server).await;
+    browser.client = browser.client.with("accept", NAVIGATION);
+    for path in ["/nosuch", "/meters/a/b/c", "/meters/", "/members/nosuch/nothing", "/health/x"] {
+        let page = browser.get(path).await.expect(404);
+        assert_eq!(page.header("content-type"), "text/html; charset=utf-8", "{path}");
+        assert!(page.text.contains("<h1>Not found</h1>") && page.text.contains("Sign out"), "{}", page.text);
+        assert!(page.header("content-security-policy").starts_with("default-src 'none'"), "{path}");
+        assert_eq!(page.header("cache-control"), "private, no-cache");
+    }
+    // a stranger is told the same, and learns nothing else
+    let stranger = server.client().with("accept", NAVIGATION);
+    let page = stranger.get("/nosuch").await.expect(404);
+    assert!(page.text.contains("<h1>Not found</h1>") && !page.text.contains("Sign out"), "{}", page.text);
+    assert!(page.headers.get("set-cookie").is_none(), "{:?}", page.headers);
+    let head = stranger.send(Method::HEAD, "/nosuch", None).await.expect("an answer").expect(404);
+    assert_eq!((head.header("content-type").as_str(), head.text.as_str()), ("text/html; charset=utf-8", ""));
+    // a session that is over goes on with its refresh token, here too
+    browser.cookies.retain(|(name, _)| name != "open_spanner_access");
+    let renewed = browser.get("/nosuch").await.expect(404);
+    assert!(renewed.cookie("open_spanner_access").is_some() && renewed.text.contains("Sign out"));
+
+    // programs are answered as ever, and everything below the interface for them is
+    let plain = |answer: crate::support::Answer| {
+        let answer = answer.expect(404);
+        assert_eq!(answer.text, "404 page not found\n");
+        assert_eq!(answer.header("content-type"), "text/plain; charset=utf-8");
+    };
+    for accept in ["*/*", "application/json", "text/plain, */*;q=0.1", ""] {
+        plain(server.client().with("accept", accept).get("/nosuch").await);
+    }
+    for path in ["/v1", "/v1/nosuch", "/v1//meters", "/api/v1/nosuch"] {
+        plain(stranger.get(path).await);
+    }
+    plain(stranger.post_text("/nosuch", "{}").await);
 }
