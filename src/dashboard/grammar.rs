@@ -90,7 +90,7 @@ impl Range {
 }
 
 /// An instant in RFC 3339, a date, the value of a date-time field, `now`, or `-3d`.
-fn instant(text: &str, name: &str, now: Timestamp, zone: &Zone) -> Result<Timestamp> {
+pub fn instant(text: &str, name: &str, now: Timestamp, zone: &Zone) -> Result<Timestamp> {
     let ago = |text: &str| Some(now.plus(-length(text.strip_prefix('-')?)?));
     // as a clock of the zone shows it for the first time
     let date = |text: &str| {

@@ -82,14 +82,26 @@ struct Cursor {
 }
 
 /// What the parameters of a request ask for.
-pub(crate) fn query_of(caller: &Caller, params: &Params, limit: i64) -> Result<Query> {
+fn query_of(caller: &Caller, params: &Params, limit: i64) -> Result<Query> {
+    let from = params.optional_time("from", "invalid_from")?;
+    let to = params.optional_time("to", "invalid_to")?;
+    query_between(caller, params, (from, to), limit)
+}
+
+/// The same for a time that was understood already.
+pub(crate) fn query_between(
+    caller: &Caller,
+    params: &Params,
+    (from, to): (Option<Timestamp>, Option<Timestamp>),
+    limit: i64,
+) -> Result<Query> {
     // the trail tells of every meter
     caller.ensure_meter_allowed("")?;
     let cursor: Option<Cursor> = params.cursor()?;
     Ok(Query {
         workspace_id: caller.workspace_id,
-        from: params.optional_time("from", "invalid_from")?,
-        to: params.optional_time("to", "invalid_to")?,
+        from,
+        to,
         action: params.get("action").trim().to_owned(),
         actor: params.get("actor").trim().to_owned(),
         target: params.get("target").trim().to_owned(),

@@ -20,6 +20,7 @@ on_both_databases!(
     the_workspace_chooses_what_becomes_of_conflicts,
     events_are_counted_above_their_list,
     a_write_call_shows_what_it_was_refused,
+    the_trail_is_read_between_two_times,
     a_browser_is_shown_a_page_where_there_is_none,
 );
 
@@ -492,6 +493,38 @@ async fn an_alert_watches_a_period_of_a_zone(database: Database) {
         let wrong = [&fields[..], &[("period", period), ("time_zone", zone)]].concat();
         let told = browser.post("/alerts/new", &wrong).await.expect(422).text;
         assert!(told.contains("role=\"alert\""), "{period} {zone}: {told}");
+    }
+}
+
+async fn the_trail_is_read_between_two_times(database: Database) {
+    let server = Server::start(&database);
+    let mut browser = furnished(&server).await;
+    let session = session_of(&server, &browser);
+    for n in 0..60 {
+        let key = json!({"name": format!("k{n}"), "scopes": ["usage:read"]});
+        session.post("/v1/auth/api-keys", &key).await.expect(201);
+    }
+    // as they are typed: the date is one of the viewer's calendar
+    browser.post("/settings/zone", &[("zone", "Asia/Kolkata")]).await.expect(303);
+    let page = browser.get("/audit?action=api_key.created&from=-1d&to=2099-01-02").await.expect(200).text;
+    assert!(page.contains("<label for=\"from\">From (Asia/Kolkata)</label>"), "{page}");
+    assert!(page.contains("name=\"from\" value=\"-1d\"") && page.contains("value=\"2099-01-02\""), "{page}");
+    assert_eq!(page.matches("<th scope=\"row\">").count(), 50, "a page of them");
+    let links = links_of(&page);
+    let older =
+        links.iter().find(|link| link.starts_with("/audit?") && link.contains("cursor=")).expect("more");
+    assert!(older.contains("&from=2") && older.contains("to=2099-01-01T18%3A30%3A00Z"), "{older}");
+    let export = links.iter().find(|link| link.starts_with("/v1/audit-events/export?")).expect("an export");
+    assert!(export.contains("action=api_key.created&from=2") && !export.contains("cursor"), "{export}");
+    let rest = browser.get(older).await.expect(200).text;
+    assert_eq!(rest.matches("<th scope=\"row\">").count(), 11, "the rest: {rest}");
+    let nothing = browser.get("/audit?to=2001-01-01").await.expect(200).text;
+    assert!(nothing.contains("No change matches"), "{nothing}");
+    for (wrong, field) in [("from=yesterday", "from"), ("to=2026-13-01", "to"), ("from=now&to=-1d", "from")] {
+        let told = browser.get(&format!("/audit?{wrong}")).await.expect(422).text;
+        assert!(told.contains("role=\"alert\"") && !told.contains("No change matches"), "{told}");
+        let invalid = told.split_once(&format!("id=\"{field}\"")).expect("a field").1.split('>').next();
+        assert!(invalid.is_some_and(|input| input.contains("aria-invalid")), "{wrong}: {told}");
     }
 }
 

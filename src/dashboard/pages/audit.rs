@@ -4,14 +4,18 @@ use actix_web::{HttpResponse, web};
 use askama::Template;
 
 use crate::app::App;
-use crate::audit::sql::AuditEvent;
+use crate::audit::sql::{AuditEvent, Query};
 use crate::auth::Caller;
+use crate::dashboard::form::Complaint;
+use crate::dashboard::grammar;
 use crate::dashboard::view::Link;
-use crate::dashboard::visit::{Shell, Visit, ok};
+use crate::dashboard::visit::{Shell, Visit, ok, rejected};
 use crate::db::audit::CHANGES;
 use crate::error::Result;
-use crate::http::audit::{page, query_of};
+use crate::http::audit::{page, query_between};
 use crate::http::extract::Params;
+use crate::metering::calendar::Zone;
+use crate::metering::time::{Timestamp, Window};
 
 const ROWS: i64 = 50;
 
@@ -21,23 +25,63 @@ struct AuditPage {
     shell: Shell,
     rows: Vec<AuditEvent>,
     actions: Vec<&'static str>,
-    action: String,
-    actor: String,
-    target: String,
+    params: Params,
+    complaint: Complaint,
+    export: Link,
     next: Option<Link>,
 }
 
+impl AuditPage {
+    /// A field of the form as it was sent.
+    fn typed(&self, name: &str) -> &str {
+        self.params.get(name).trim()
+    }
+}
+
 pub async fn show(app: web::Data<App>, caller: Caller, visit: Visit, params: Params) -> Result<HttpResponse> {
-    let query = query_of(&caller, &params, ROWS)?;
-    let (action, actor, target) = (query.action.clone(), query.actor.clone(), query.target.clone());
-    let (rows, cursor) = page(&app, query).await?;
     let mut actions: Vec<&str> = CHANGES.iter().map(|(_, action, _)| *action).collect();
     actions.sort_unstable();
     actions.dedup();
-    let next = cursor.map(|cursor| {
-        let kept = [("action", &action), ("actor", &actor), ("target", &target), ("cursor", &cursor)];
-        let kept = kept.into_iter().filter(|(_, value)| !value.is_empty());
-        kept.fold(Link::to("/audit"), |link, (name, value)| link.with(name, value))
-    });
-    ok(&AuditPage { shell: visit.shell("audit", "Audit"), rows, actions, action, actor, target, next })
+    let shell = visit.shell("audit", "Audit");
+    let asked = between(&params, &shell.zone, Timestamp::now());
+    let asked = asked.and_then(|times| query_between(&caller, &params, times, ROWS));
+    let empty = AuditPage {
+        shell,
+        rows: Vec::new(),
+        actions,
+        params,
+        complaint: Complaint::none(),
+        export: Link::to("/v1/audit-events/export"),
+        next: None,
+    };
+    let query = match asked {
+        Ok(query) => query,
+        Err(error) => {
+            return rejected(&AuditPage { complaint: Complaint::of(error, &["from", "to"])?, ..empty });
+        }
+    };
+    let (here, export) = (kept(Link::to("/audit"), &query), kept(empty.export, &query));
+    let (rows, cursor) = page(&app, query).await?;
+    let next = cursor.map(|cursor| here.with("cursor", &cursor));
+    ok(&AuditPage { rows, export, next, ..empty })
+}
+
+/// Two times as they were typed, dates as the viewer's calendar has them; either may be absent.
+fn between(params: &Params, zone: &Zone, now: Timestamp) -> Result<(Option<Timestamp>, Option<Timestamp>)> {
+    let read = |name: &str| match params.get(name).trim() {
+        "" => Ok(None),
+        text => grammar::instant(text, name, now, zone).map(Some),
+    };
+    let (from, to) = (read("from")?, read("to")?);
+    if let (Some(from), Some(to)) = (from, to) {
+        Window::new(from, to)?;
+    }
+    Ok((from, to))
+}
+
+/// What is asked for as parameters of an address, which mean the same tomorrow.
+fn kept(link: Link, query: &Query) -> Link {
+    let text = |at: Option<Timestamp>| at.map(|at| at.to_exact_text()).unwrap_or_default();
+    let link = link.with("action", &query.action).with("actor", &query.actor).with("target", &query.target);
+    link.with("from", &text(query.from)).with("to", &text(query.to))
 }
