@@ -126,6 +126,7 @@ pub fn endpoints() -> Vec<Endpoint> {
         post("/alerts/{id}/snooze", ADMIN, alerts::snooze),
         get("/alerts/{id}/delete", ADMIN, alerts::confirm_delete),
         post("/alerts/{id}/delete", ADMIN, alerts::delete),
+        get("/destinations", VIEWER, destinations::list),
         get("/destinations/new", ADMIN, destinations::new),
         post("/destinations/new", ADMIN, destinations::create),
         get("/destinations/{id}", VIEWER, destinations::show),

@@ -69,11 +69,12 @@ fn wanted(path: &str) -> String {
 
 /// The list that holds what a path names.
 fn list_of(path: &str) -> &'static str {
-    const LISTS: [&str; 11] = [
+    const LISTS: [&str; 12] = [
         "/subjects",
         "/meters",
         "/plans",
         "/alerts",
+        "/destinations",
         "/events",
         "/decisions",
         "/exports",

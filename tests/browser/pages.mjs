@@ -270,7 +270,7 @@ await look("decisions-try");
 await open("/ingestion");
 await page.locator("a[href^='/ingestion/']").first().click();
 await look("write-call");
-for (const name of ["system", "jobs", "jobs/workers/webhook", "audit", "settings", "settings/sessions", "search?q=o", "api-keys", "api-keys/workspace", "members"]) {
+for (const name of ["system", "jobs", "jobs/workers/webhook", "audit", "settings", "settings/sessions", "search?q=o", "api-keys", "api-keys/workspace", "members", "destinations"]) {
   await open(`/${name}`);
   await look(name.replace(/[?=/]/g, "-"));
 }

@@ -222,6 +222,7 @@ async fn every_page_answers_and_every_link_leads_somewhere(database: Database) {
         "/decisions",
         "/alerts",
         "/alerts/new",
+        "/destinations",
         "/destinations/new",
         "/deliveries",
         "/exports",

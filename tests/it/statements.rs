@@ -254,7 +254,7 @@ async fn requests_keep_their_budgets(database: Database) {
 /// Pages of the dashboard, and how many statements each may take on either database: six, and what those take today that
 /// show something of everything.
 #[rustfmt::skip]
-const PAGES: [(&str, u64); 27] = [
+const PAGES: [(&str, u64); 28] = [
     ("/overview", 24),
     ("/usage?meter=m0&from=2026-06-01T00:00:00Z&to=2026-07-01T00:00:00Z", 17),
     ("/usage/saved", 6),
@@ -273,6 +273,7 @@ const PAGES: [(&str, u64); 27] = [
     ("/plans", 6),
     ("/decisions", 6),
     ("/alerts", 6),
+    ("/destinations", 6),
     ("/deliveries", 6),
     ("/exports", 6),
     ("/jobs", 6),

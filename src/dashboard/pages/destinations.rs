@@ -15,9 +15,25 @@ use crate::chance;
 use crate::dashboard::form::{Complaint, Fields, Form};
 use crate::dashboard::visit::{Shell, Visit, ok, rejected, secret};
 use crate::db::Conn;
+use crate::db::limits::Kind;
 use crate::error::Result;
 use crate::http::extract::{Id, Params};
 use crate::metering::time::Timestamp;
+
+#[derive(Template)]
+#[template(path = "alerts/destinations.html")]
+struct ListPage {
+    shell: Shell,
+    destinations: Vec<Destination>,
+}
+
+pub async fn list(app: web::Data<App>, caller: Caller, visit: Visit) -> Result<HttpResponse> {
+    let workspace_id = caller.workspace_id;
+    let most = Kind::AlertDestination.most();
+    let list = move |conn: &mut Conn| destinations::list(conn, workspace_id, None, most);
+    let destinations = app.store.read("destinations::list", list).await?;
+    ok(&ListPage { shell: visit.shell("alerts", "Destinations"), destinations })
+}
 
 #[derive(Template)]
 #[template(path = "alerts/destination_form.html")]
@@ -259,7 +275,7 @@ pub async fn delete(
     let workspace_id = caller.workspace_id;
     let delete = move |conn: &mut Conn| destinations::delete(conn, workspace_id, &id);
     match app.store.write("destinations::delete", delete).await {
-        Ok(()) => Ok(visit.go("/alerts", &format!("{} is deleted.", destination.name))),
+        Ok(()) => Ok(visit.go("/destinations", &format!("{} is deleted.", destination.name))),
         Err(error) => {
             let shell = visit.shell("alerts", format!("Delete {}", destination.name));
             rejected(&ConfirmPage {
