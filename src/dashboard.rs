@@ -4,6 +4,7 @@
 pub mod ask;
 pub mod assets;
 pub mod chart;
+pub mod confirm;
 pub mod csrf;
 pub mod form;
 pub mod grammar;
@@ -83,6 +84,7 @@ pub fn endpoints() -> Vec<Endpoint> {
         get("/usage/saved", VIEWER, saved::list),
         post("/usage/saved", ADMIN, saved::change),
         post("/usage/saved/new", ADMIN, saved::create),
+        get("/usage/saved/{id}/delete", ADMIN, saved::confirm_delete),
         post("/usage/q", VIEWER, short::create),
         get("/usage/q/{hash}", VIEWER, short::show),
         get("/events", VIEWER, events::list),
@@ -95,8 +97,10 @@ pub fn endpoints() -> Vec<Endpoint> {
         get("/subjects/{subject}", VIEWER, subjects::show),
         get("/subjects/{subject}/plan", ADMIN, subjects::plan),
         post("/subjects/{subject}/plan", ADMIN, subjects::change_plan),
+        get("/subjects/{subject}/plan/remove", ADMIN, subjects::confirm_unassign),
         get("/subjects/{subject}/links", VIEWER, links::show),
         post("/subjects/{subject}/links", ADMIN, links::change),
+        get("/subjects/{subject}/links/{id}/revoke", ADMIN, links::confirm_revoke),
         get("/share/{token}", PUBLIC, share::page),
         get("/share/{token}/usage.csv", PUBLIC, share::csv),
         get("/quota", VIEWER, quota::show),
@@ -146,9 +150,11 @@ pub fn endpoints() -> Vec<Endpoint> {
         post("/exports/{id}", ADMIN, exports::change),
         get("/jobs", VIEWER, system::jobs),
         post("/jobs", ADMIN, system::requeue),
+        get("/jobs/requeue", ADMIN, system::confirm_requeue),
         get("/jobs/dead/{id}", VIEWER, system::letter),
         get("/jobs/workers/{name}", VIEWER, worker::show),
         get("/system", VIEWER, system::show),
+        get("/system/prune", ADMIN, system::confirm_prune),
         post("/system/prune", ADMIN, system::prune),
         get("/settings", VIEWER, settings::show),
 
@@ -166,6 +172,7 @@ pub fn endpoints() -> Vec<Endpoint> {
         post("/api-keys/new", ADMIN, keys::create),
         get("/api-keys/workspace", ADMIN, keys::of_workspace),
         post("/api-keys/workspace", OWNER, keys::revoke_any),
+        get("/api-keys/workspace/{id}/revoke", OWNER, keys::confirm_revoke_any),
         get("/api-keys/{id}", VIEWER, keys::show),
         get("/api-keys/{id}/rotate", ADMIN, keys::confirm_rotate),
         post("/api-keys/{id}/rotate", ADMIN, keys::rotate),
@@ -174,6 +181,7 @@ pub fn endpoints() -> Vec<Endpoint> {
 
         get("/settings/sessions", VIEWER, account::sessions),
         post("/settings/sessions", VIEWER, account::end),
+        get("/settings/sessions/end", VIEWER, account::confirm_end),
         post("/settings/identities", VIEWER, account::disconnect),
         post("/settings/password", VIEWER, account::change_password),
         get("/forgot", PUBLIC, account::forgot_form),
@@ -185,8 +193,11 @@ pub fn endpoints() -> Vec<Endpoint> {
         post("/members/invite", ADMIN, members::invite),
         post("/members/invitations/{id}", ADMIN, members::revoke_invitation),
         post("/members/workspace", OWNER, members::rename),
+        get("/members/leave", VIEWER, members::confirm_leave),
         post("/members/leave", VIEWER, members::leave),
         post("/members/{user_id}", OWNER, members::change),
+        get("/members/{user_id}/remove", OWNER, members::confirm_remove),
+        get("/members/{user_id}/hand-over", OWNER, members::confirm_hand_over),
         post("/workspaces", VIEWER, members::switch),
         get("/invitations/{token}", PUBLIC, members::invitation),
         post("/invitations/{token}", VIEWER, members::accept),

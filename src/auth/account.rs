@@ -18,7 +18,8 @@ use crate::error::{Error, Result};
 use crate::metering::time::{HOUR, Timestamp};
 
 const RESET_LIFETIME: i64 = 24 * HOUR;
-const LISTED: i64 = 100;
+/// Sign-ins that are shown at most.
+pub const LISTED: i64 = 100;
 
 fn wrong_password() -> Error {
     Error::invalid("current_password is not the present one")

@@ -205,6 +205,13 @@ impl Auth {
         Ok(found)
     }
 
+    /// A key of anybody in the workspace, with the address of whoever made it; 404 when there is none.
+    pub async fn workspace_key(&self, caller: &Caller, id: &str) -> Result<OfSomebody> {
+        let (workspace_id, id) = (caller.workspace_id, key_id(id)?);
+        let work = move |conn: &mut Conn| keys::of_somebody(conn, workspace_id, &id);
+        self.0.store.read("keys::of_somebody", work).await
+    }
+
     /// Ends a key of anybody in the workspace.
     pub async fn revoke_any_key(&self, caller: &Caller, id: &str) -> Result<()> {
         let (standing, id, now) = (caller.standing(), key_id(id)?, Timestamp::now());

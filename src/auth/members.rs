@@ -9,7 +9,7 @@ use crate::auth::permission::Role;
 use crate::auth::session::{SignedIn, Tokens, normal_email};
 use crate::auth::sql::invitations::{self, Invitation, NewInvitation};
 use crate::auth::sql::keys::Owner;
-use crate::auth::sql::members::{self, Colleague, Place, Touched};
+use crate::auth::sql::members::{self, Colleague, Holdings, Place, Touched};
 use crate::auth::token::{self, INVITATION_PREFIX, Token};
 use crate::auth::{Auth, Caller};
 use crate::db::changes::Change;
@@ -20,6 +20,15 @@ use crate::metering::time::{DAY, Timestamp};
 const INVITATION_LIFETIME: i64 = 7 * DAY;
 const LISTED_INVITATIONS: i64 = 500;
 const MAX_WORKSPACE_NAME_CHARACTERS: usize = 255;
+
+/// A member, and what would go with them.
+#[derive(Clone, Debug)]
+pub struct Departure {
+    pub member: Colleague,
+    pub holdings: Holdings,
+    /// They cannot go: nobody would decide about members.
+    pub is_last_owner: bool,
+}
 
 /// What becomes of the keys that a removed member made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -166,6 +175,18 @@ impl Auth {
     pub async fn members(&self, caller: &Caller) -> Result<Vec<Colleague>> {
         let workspace_id = caller.workspace_id;
         self.0.store.read("members::list", move |conn| members::list(conn, workspace_id)).await
+    }
+
+    /// What would go with a member of the caller's workspace; 404 for everybody else.
+    pub async fn departure(&self, caller: &Caller, user: &str) -> Result<Departure> {
+        let (workspace_id, user, now) = (caller.workspace_id, user.to_owned(), Timestamp::now());
+        let work = move |conn: &mut Conn| {
+            let member = members::find(conn, workspace_id, &user)?;
+            let is_last_owner = member.role == Role::Owner && members::owners(conn, workspace_id)? <= 1;
+            let holdings = members::holdings(conn, Owner { workspace_id, user_id: member.user_id }, now)?;
+            Ok(Departure { member, holdings, is_last_owner })
+        };
+        self.0.store.read("members::departure", work).await
     }
 
     /// Gives a member another role; 409 for the last owner.

@@ -61,20 +61,25 @@ pub fn page(request: &HttpRequest, error: &Error) -> HttpResponse {
     response
 }
 
+/// What stands behind a thing in a path, and is none.
+const ACTS: [&str; 8] = ["delete", "edit", "hand-over", "links", "plan", "remove", "revoke", "rotate"];
+
 /// The name or id that a path ends with.
 fn wanted(path: &str) -> String {
-    let last = path.split('/').skip(2).filter(|part| !part.is_empty()).last().unwrap_or_default();
+    let parts = path.split('/').skip(2).filter(|part| !part.is_empty() && !ACTS.contains(part));
+    let last = parts.last().unwrap_or_default();
     percent_decode_str(last).decode_utf8_lossy().into_owned()
 }
 
 /// The list that holds what a path names.
 fn list_of(path: &str) -> &'static str {
-    const LISTS: [&str; 12] = [
+    const LISTS: [&str; 13] = [
         "/subjects",
         "/meters",
         "/plans",
         "/alerts",
         "/destinations",
+        "/members",
         "/events",
         "/decisions",
         "/exports",

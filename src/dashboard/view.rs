@@ -65,6 +65,14 @@ pub fn counted(number: impl fmt::Display, one: &str, many: &str) -> String {
     format!("{number} {noun}")
 }
 
+/// As [`counted`], of what was counted no further than to `most`.
+pub fn counted_to(most: i64, number: i64, one: &str, many: &str) -> String {
+    match number > most {
+        true => format!("more than {} {many}", count(most)),
+        false => counted(number, one, many),
+    }
+}
+
 pub fn bytes(size: i64) -> String {
     let units = [(1 << 30, "GB"), (1 << 20, "MB"), (1 << 10, "KB")];
     match units.into_iter().find(|(unit, _)| size >= *unit) {
@@ -109,6 +117,14 @@ pub fn relative(at: Timestamp, now: Timestamp) -> String {
 pub struct When {
     pub at: Timestamp,
     pub zone: Zone,
+}
+
+impl When {
+    /// For a sentence: `2026-11-28 18:18:21 UTC (3 min ago)`.
+    pub fn words(&self) -> String {
+        let (date, time) = crate::dashboard::zone::local(&self.zone, self.at);
+        format!("{date} {time} {} ({})", self.zone, relative(self.at, Timestamp::now()))
+    }
 }
 
 /// An instant in either of the forms that rows have it in.
@@ -266,6 +282,8 @@ mod tests {
         assert_eq!(span(3 * DAY + 4 * HOUR), "3 d 4 h");
         assert_eq!(relative(Timestamp(0), Timestamp(90 * MINUTE)), "1 h 30 min ago");
         assert_eq!(bytes(1_536), "1.5 KB");
+        assert_eq!(counted_to(1_000, 1_000, "event", "events"), "1,000 events");
+        assert_eq!(counted_to(1_000, 1_001, "event", "events"), "more than 1,000 events");
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! Jobs that were given up, queued anew: one, or all that match.
 
+use std::collections::BTreeMap;
+
 use serde_json::json;
 
 use crate::alerts::sql::{deliveries, rules};
@@ -12,7 +14,7 @@ use crate::{alerts, entitlements, exports};
 
 /// Letters looked at in one transaction, and by one call.
 const BATCH: i64 = 200;
-const CALL_MAX: usize = 10_000;
+pub const CALL_MAX: usize = 10_000;
 
 /// What queueing all that match came to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -81,6 +83,36 @@ fn requeue_batch(
     }
     let is_full = letters.len() as i64 == BATCH;
     Ok((done, letters.last().filter(|_| is_full).map(DeadLetter::position)))
+}
+
+/// Letters that are looked at to tell what queueing all would come to.
+const FORESEEN: i64 = 100;
+
+/// What queueing all that match would come to, as far as that can be told without doing it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Outlook {
+    /// Letters that nobody queued yet, by queue.
+    pub open: BTreeMap<String, i64>,
+    /// The newest of them, which were looked at.
+    pub looked_at: usize,
+    /// Of those: what no longer exists, and how many letters are about it.
+    pub gone: BTreeMap<&'static str, usize>,
+}
+
+/// Looks at what [`requeue_all`] would do.
+pub fn outlook(conn: &mut Conn, workspace_id: i64, queue: Option<&str>) -> Result<Outlook, DbError> {
+    let is_meant = |name: &String| queue.is_none_or(|queue| queue == name);
+    let open = dead_letters::count(conn, workspace_id)?.into_iter().filter(|(name, _)| is_meant(name));
+    let mut outlook = Outlook { open: open.collect(), ..Outlook::default() };
+    let filter = dead_letters::Filter { queue, is_open: true, after: None };
+    let letters = dead_letters::list(conn, workspace_id, filter, FORESEEN)?;
+    outlook.looked_at = letters.len();
+    for letter in &letters {
+        if let Some(gone) = what_is_gone(conn, letter)? {
+            *outlook.gone.entry(gone).or_default() += 1;
+        }
+    }
+    Ok(outlook)
 }
 
 /// What the job is about and no longer exists, if anything.

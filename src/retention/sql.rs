@@ -114,6 +114,44 @@ pub fn count(conn: &mut Conn, workspace_id: i64, now: Timestamp) -> Result<Vec<(
     rows.into_iter().map(of_row).collect()
 }
 
+/// What a prune would find now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Past {
+    /// Every meter with events that are past retention, by name.
+    pub meters: Vec<String>,
+    /// Counted no further than to one more than was asked for.
+    pub events: i64,
+}
+
+/// Looks at what is past retention, and counts the events up to a bound, so that it costs the same whatever is stored.
+pub fn past(conn: &mut Conn, workspace_id: i64, now: Timestamp, most: i64) -> Result<Past, DbError> {
+    let mut past = Past { meters: Vec::new(), events: 0 };
+    for meter in expiring(conn, workspace_id, now)?.into_iter().filter(|meter| meter.is_due) {
+        past.events += some_before(conn, meter.id, meter.before, most + 1 - past.events)?;
+        past.meters.push(meter.name);
+    }
+    Ok(past)
+}
+
+#[derive(QueryableByName)]
+struct Counted {
+    #[diesel(sql_type = BigInt)]
+    count: i64,
+}
+
+/// How many events of a meter came before an instant, at most this many.
+fn some_before(conn: &mut Conn, meter_id: i64, before: i64, most: i64) -> Result<i64, DbError> {
+    if most <= 0 {
+        return Ok(0);
+    }
+    let text = "-- retention::some_before
+        SELECT COUNT(*) AS count
+          FROM (SELECT 1 FROM events WHERE meter_id = $1 AND event_time < $2 LIMIT $3) AS past";
+    let query = sql_query(text).bind::<BigInt, _>(meter_id).bind::<BigInt, _>(before);
+    let counted: Counted = query.bind::<BigInt, _>(most).get_result(conn)?;
+    Ok(counted.count)
+}
+
 fn events_between(conn: &mut Conn, meter_id: i64, from: i64, to: i64) -> Result<i64, DbError> {
     if from >= to {
         return Ok(0);

@@ -270,7 +270,7 @@ await look("decisions-try");
 await open("/ingestion");
 await page.locator("a[href^='/ingestion/']").first().click();
 await look("write-call");
-for (const name of ["system", "jobs", "jobs/workers/webhook", "audit", "settings", "settings/sessions", "search?q=o", "api-keys", "api-keys/workspace", "members", "destinations"]) {
+for (const name of ["system", "jobs", "jobs/workers/webhook", "audit", "settings", "settings/sessions", "search?q=o", "api-keys", "api-keys/workspace", "members", "members/leave", "destinations"]) {
   await open(`/${name}`);
   await look(name.replace(/[?=/]/g, "-"));
 }
@@ -303,7 +303,11 @@ await look("share");
 await page.goto(`${link}?embed=1&days=90`);
 await look("share-embedded");
 await open("/subjects/org_1/links");
-await page.getByRole("button", { name: "Take back" }).click();
+await page.getByRole("link", { name: "Take back" }).click();
+await page.waitForURL("**/revoke");
+await look("confirm");
+await page.getByRole("button", { name: "Take back the link" }).click();
+await page.waitForURL("**/links");
 const over = await page.goto(link);
 if (over.status() !== 404) fault("share", `a link that was taken back answers ${over.status()}`);
 

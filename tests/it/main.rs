@@ -15,6 +15,7 @@ mod bad_input;
 mod clocks;
 mod cluster;
 mod commands;
+mod confirm;
 mod conformance;
 mod consume;
 mod crash;

@@ -25,7 +25,7 @@ on_both_databases!(
 );
 
 /// Somebody else with a role in the workspace of the owner.
-async fn joined(server: &Server, owner: &mut Browser, role: &str) -> Browser {
+pub async fn joined(server: &Server, owner: &mut Browser, role: &str) -> Browser {
     let email = format!("{}@example.com", crate::support::unique(role));
     let invited = owner.post("/members/invite", &[("email", &email), ("role", role)]).await.expect(200).text;
     let link = invited.split_once("<code id=\"link\">").expect("a link").1;
@@ -202,7 +202,7 @@ async fn queries_are_shared_with_the_workspace(database: Database) {
 }
 
 /// The interface for programs, as the person at a browser.
-fn session_of(server: &Server, browser: &Browser) -> crate::support::Client {
+pub fn session_of(server: &Server, browser: &Browser) -> crate::support::Client {
     let found = browser.cookies.iter().find(|(name, _)| name == "open_spanner_access").expect("a session");
     server.client().with("cookie", format!("open_spanner_access={}", found.1))
 }

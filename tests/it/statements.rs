@@ -254,7 +254,7 @@ async fn requests_keep_their_budgets(database: Database) {
 /// Pages of the dashboard, and how many statements each may take on either database: six, and what those take today that
 /// show something of everything.
 #[rustfmt::skip]
-const PAGES: [(&str, u64); 28] = [
+const PAGES: [(&str, u64); 29] = [
     ("/overview", 24),
     ("/usage?meter=m0&from=2026-06-01T00:00:00Z&to=2026-07-01T00:00:00Z", 17),
     ("/usage/saved", 6),
@@ -281,6 +281,7 @@ const PAGES: [(&str, u64); 28] = [
     ("/system", 17),
     ("/api-keys", 6),
     ("/members", 6),
+    ("/members/leave", 6),
     ("/audit", 6),
     ("/settings", 6),
 ];

@@ -176,6 +176,18 @@ pub fn revoke(conn: &mut Conn, workspace_id: i64, public_id: &str, now: Timestam
     Ok(revoked > 0)
 }
 
+/// How many invitations of a member can still be accepted.
+pub fn count_open(conn: &mut Conn, workspace_id: i64, user_id: i64, now: Timestamp) -> Result<i64, DbError> {
+    let open = invitations::table
+        .filter(invitations::workspace_id.eq(workspace_id))
+        .filter(invitations::invited_by.eq(user_id))
+        .filter(invitations::accepted_at.is_null().and(invitations::revoked_at.is_null()))
+        .filter(invitations::expires_at.gt(now.0))
+        .count()
+        .get_result(conn)?;
+    Ok(open)
+}
+
 /// Takes back every invitation of a member that nobody answered.
 pub fn revoke_all_of(
     conn: &mut Conn,

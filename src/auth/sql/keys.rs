@@ -211,6 +211,29 @@ pub fn living(
     Ok(keys)
 }
 
+/// A key of a workspace, whoever made it and whether it can be used or not; 404 when there is none with this id.
+pub fn of_somebody(conn: &mut Conn, workspace_id: i64, public_id: &str) -> Result<OfSomebody, DbError> {
+    let found = api_keys::table
+        .inner_join(users::table.on(users::id.eq(api_keys::user_id)))
+        .filter(api_keys::workspace_id.eq(workspace_id).and(api_keys::public_id.eq(public_id)))
+        .select((KEY, users::email))
+        .first(conn)
+        .optional()?;
+    found.ok_or_else(no_such_key)
+}
+
+/// How many keys of the owner can be used.
+pub fn count_living(conn: &mut Conn, owner: Owner, now: Timestamp) -> Result<i64, DbError> {
+    let keys = api_keys::table
+        .filter(api_keys::workspace_id.eq(owner.workspace_id))
+        .filter(api_keys::user_id.eq(owner.user_id))
+        .filter(api_keys::revoked_at.is_null().or(api_keys::revoked_at.gt(now.0)))
+        .filter(api_keys::expires_at.is_null().or(api_keys::expires_at.gt(now.0)))
+        .count()
+        .get_result(conn)?;
+    Ok(keys)
+}
+
 /// Whose key that is in this workspace; 404 when it has none with this id.
 pub fn owner(conn: &mut Conn, workspace_id: i64, public_id: &str) -> Result<Owner, DbError> {
     let user_id: Option<i64> = api_keys::table

@@ -164,6 +164,17 @@ pub fn revoke(
     Ok(true)
 }
 
+/// How many links that a member made still open something.
+pub fn count_open(conn: &mut Conn, member: Owner, now: Timestamp) -> Result<i64, DbError> {
+    let links = subject_links::table
+        .filter(subject_links::workspace_id.eq(member.workspace_id))
+        .filter(subject_links::created_by.eq(member.user_id))
+        .filter(subject_links::revoked_at.is_null().and(subject_links::expires_at.gt(now.0)))
+        .count()
+        .get_result(conn)?;
+    Ok(links)
+}
+
 /// Of a member who goes: the links are the heir's from now on, or end now.
 pub fn pass_on(conn: &mut Conn, member: Owner, heir: Option<i64>, now: Timestamp) -> Result<(), DbError> {
     let own = subject_links::table

@@ -187,6 +187,25 @@ pub fn set_role(
     Ok(Touched { keys, sessions })
 }
 
+/// What a member made that ends with the membership, or is handed on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Holdings {
+    /// Keys that can be used.
+    pub keys: i64,
+    /// Links for customers that still open something.
+    pub links: i64,
+    /// Invitations that nobody has accepted yet.
+    pub invitations: i64,
+}
+
+pub fn holdings(conn: &mut Conn, member: keys::Owner, now: Timestamp) -> Result<Holdings, DbError> {
+    Ok(Holdings {
+        keys: keys::count_living(conn, member, now)?,
+        links: links::count_open(conn, member, now)?,
+        invitations: invitations::count_open(conn, member.workspace_id, member.user_id, now)?,
+    })
+}
+
 /// Ends a membership, the sessions in it and the invitations that nobody has accepted yet. Keys and links go to the heir, or
 /// are revoked.
 pub fn remove(

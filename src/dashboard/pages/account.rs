@@ -6,15 +6,21 @@ use askama::Template;
 
 use crate::app::App;
 use crate::auth::Caller;
+use crate::auth::account::LISTED;
 use crate::auth::device;
 use crate::auth::session::clearing_cookies;
 use crate::auth::sql::identities::Identity;
 use crate::auth::sql::sign_ins::{SignIn, Which};
+use crate::dashboard::confirm::Confirm;
 use crate::dashboard::form::{Complaint, Form, GuestForm};
+use crate::dashboard::view;
 use crate::dashboard::visit::{Shell, Visit, ok, rejected, secret};
 use crate::error::{Error, Result};
-use crate::http::extract::Id;
+use crate::http::extract::{Id, Params};
 use crate::http::session::{address, secure, with_cookies};
+
+/// Of the sign-ins that end, so many are named.
+const DEVICES_NAMED: usize = 5;
 
 struct Row {
     sign_in: SignIn,
@@ -76,6 +82,46 @@ async fn sessions_page(
 
 pub async fn sessions(app: web::Data<App>, caller: Caller, visit: Visit) -> Result<HttpResponse> {
     ok(&sessions_page(&app, &caller, &visit, Complaint::none()).await?)
+}
+
+/// Which sign-ins would end: those of other browsers, or all.
+pub async fn confirm_end(
+    app: web::Data<App>,
+    caller: Caller,
+    visit: Visit,
+    params: Params,
+) -> Result<HttpResponse> {
+    let (found, own) = app.auth.sign_ins(&caller).await?;
+    let others: Vec<String> = found
+        .iter()
+        .filter(|sign_in| sign_in.login_id != own)
+        .map(|sign_in| match device::words(&sign_in.user_agent) {
+            device if device.is_empty() => sign_in.address.clone(),
+            device => format!("{device} from {}", sign_in.address),
+        })
+        .collect();
+    let count = view::counted_to(LISTED - 2, others.len() as i64, "other sign-in", "other sign-ins");
+    let some: Vec<&str> = others.iter().map(String::as_str).take(DEVICES_NAMED).collect();
+    let dots = if others.len() > DEVICES_NAMED { " …" } else { "" };
+    let named = if some.is_empty() { String::new() } else { format!(": {}{dots}", some.join(", ")) };
+    let keeps =
+        "Whoever uses one has to sign in again. API keys and customer links go on working.".to_owned();
+    let is_all = params.get("which") != "others";
+    let (title, which) = if is_all { ("Sign out everywhere", "all") } else { ("End all others", "others") };
+    let (sentences, button) = match (is_all, others.is_empty()) {
+        (true, true) => (vec!["Your sign-in here ends; there is no other.".to_owned()], title),
+        (true, false) => (vec![format!("Your sign-in here ends, and {count}{named}."), keeps], title),
+        (false, true) => (vec!["You are signed in here only: there is nothing to end.".to_owned()], ""),
+        (false, false) => (vec![format!("This ends {count} at once{named}."), keeps], title),
+    };
+    let crumbs = [("Settings", "/settings"), ("Sign-ins and password", "/settings/sessions")];
+    ok(&Confirm {
+        sentences,
+        action: "/settings/sessions".to_owned(),
+        fields: vec![("end", which.to_owned())],
+        button: button.to_owned(),
+        ..Confirm::below(visit.shell("settings", title), crumbs)
+    })
 }
 
 /// Ends one sign-in, the others, or all of them.

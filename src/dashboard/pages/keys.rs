@@ -8,6 +8,7 @@ use crate::auth::Caller;
 use crate::auth::key::{NewKeyRequest, SOON, Status, UNUSED, idle_since};
 use crate::auth::permission::{DEFAULT_SCOPES, Role};
 use crate::auth::sql::keys::{ApiKey, KeyEvent};
+use crate::dashboard::confirm::Confirm;
 use crate::dashboard::form::{Complaint, Fields, Form};
 use crate::dashboard::view;
 use crate::dashboard::visit::{Shell, Visit, ok, rejected, secret};
@@ -184,6 +185,36 @@ pub async fn of_workspace(
         rows: found.into_iter().map(row).collect(),
         unused_days: unused_days.to_owned(),
         is_owner: caller.role == Role::Owner,
+    })
+}
+
+/// What ends with a key that anybody made.
+pub async fn confirm_revoke_any(
+    app: web::Data<App>,
+    caller: Caller,
+    visit: Visit,
+    Id(id): Id,
+) -> Result<HttpResponse> {
+    let (key, made_by) = app.auth.workspace_key(&caller, &id).await?;
+    let row = Row::of(key);
+    let shell = visit.shell("api-keys", format!("Revoke {}", row.key.name));
+    let used = match row.key.last_used_at {
+        Some(at) => format!("It was last used {}.", shell.when(at).words()),
+        None => "It has never been used.".to_owned(),
+    };
+    let (prefix, scopes) = (&row.key.prefix, row.key.scopes.0.join(", "));
+    let (end, button) = match row.is_live {
+        true => {
+            ("Every call that uses it is refused at once, with 401. This cannot be taken back.", "Revoke key")
+        }
+        false => ("It cannot be used any more: there is nothing to revoke.", ""),
+    };
+    ok(&Confirm {
+        sentences: vec![format!("{made_by} made this key, {prefix}…, for {scopes}."), used, end.to_owned()],
+        action: "/api-keys/workspace".to_owned(),
+        fields: vec![("key", id)],
+        button: button.to_owned(),
+        ..Confirm::below(shell, [("API keys", "/api-keys"), ("Of the workspace", "/api-keys/workspace")])
     })
 }
 

@@ -8,11 +8,12 @@ use crate::auth::Caller;
 use crate::auth::link_token::{self, NewLinkRequest};
 use crate::auth::sql::links::SubjectLink;
 use crate::dashboard::ask;
+use crate::dashboard::confirm::Confirm;
 use crate::dashboard::form::{Complaint, Fields, Form};
 use crate::dashboard::view::{self, segment};
 use crate::dashboard::visit::{Shell, Visit, ok, rejected, secret};
-use crate::error::Result;
-use crate::http::extract::Id;
+use crate::error::{Error, Result};
+use crate::http::extract::{Id, Ids};
 use crate::metering::event::parse_subject;
 use crate::metering::meter::Meter;
 use crate::metering::time::Timestamp;
@@ -69,6 +70,51 @@ pub async fn show(
     Id(subject): Id,
 ) -> Result<HttpResponse> {
     ok(&page(&app, &caller, &visit, parse_subject(&subject)?).await?)
+}
+
+/// What a link shows, and to whom, that is to be taken back.
+pub async fn confirm_revoke(
+    app: web::Data<App>,
+    caller: Caller,
+    visit: Visit,
+    Ids(subject, id): Ids,
+) -> Result<HttpResponse> {
+    let subject = parse_subject(&subject)?;
+    let links = app.auth.list_links(&caller, subject).await?;
+    let link = links.into_iter().find(|link| link.public_id == id).ok_or_else(|| Error::not_found("link"))?;
+    let shell = visit.shell("subjects", format!("Take back a link of {subject}"));
+    let meters =
+        if link.meters.0.is_empty() { "every meter of".to_owned() } else { link.meters.0.join(", ") + " of" };
+    let used = match link.last_used_at {
+        Some(at) => format!("was last used {}", shell.when(at).words()),
+        None => "was never used".to_owned(),
+    };
+    let (end, button) = match link_token::status(&link, Timestamp::now()) {
+        "active" => (
+            "Whoever holds it sees nothing from now on. A link that was taken back cannot be given again: make another.",
+            "Take back the link",
+        ),
+        _ => ("It opens nothing any more: there is nothing to take back.", ""),
+    };
+    let mut sentences = vec![
+        format!("It shows {meters} {subject}, was made {}, and {used}.", shell.when(link.created_at).words()),
+        end.to_owned(),
+    ];
+    if !link.origins.0.is_empty() {
+        sentences.push(format!("Sites that show it in a frame: {}.", link.origins.0.join(", ")));
+    }
+    let page = format!("/subjects/{}", segment(subject));
+    let list = format!("{page}/links");
+    ok(&Confirm {
+        sentences,
+        action: list.clone(),
+        fields: vec![("revoke", id)],
+        button: button.to_owned(),
+        ..Confirm::below(
+            shell,
+            [("Subjects", "/subjects"), (subject, page.as_str()), ("Links", list.as_str())],
+        )
+    })
 }
 
 /// Makes a link, or takes one back.

@@ -6,11 +6,12 @@ use askama::Template;
 
 use crate::app::App;
 use crate::auth::Caller;
-use crate::auth::members::{KeyFate, Status};
+use crate::auth::members::{Departure, KeyFate, Status};
 use crate::auth::permission::Role;
 use crate::auth::session::{SignedIn, clearing_cookies};
 use crate::auth::sql::invitations::Invitation;
-use crate::auth::sql::members::{Colleague, Place};
+use crate::auth::sql::members::{Colleague, Holdings, Place};
+use crate::dashboard::confirm::{Choice, Confirm};
 use crate::dashboard::form::{Complaint, Fields, Form};
 use crate::dashboard::view;
 use crate::dashboard::visit::{Shell, Visit, ok, rejected, secret};
@@ -132,6 +133,98 @@ pub async fn revoke_invitation(
     Ok(visit.go("/members", "The invitation is taken back. Its link opens nothing any more."))
 }
 
+/// What somebody made that ends with their membership, or is handed on.
+fn made(holdings: &Holdings) -> String {
+    format!(
+        "{} in use, {} and {}",
+        view::counted(holdings.keys, "API key", "API keys"),
+        view::counted(holdings.links, "open customer link", "open customer links"),
+        view::counted(holdings.invitations, "open invitation", "open invitations")
+    )
+}
+
+fn to(address: &str) -> HttpResponse {
+    HttpResponse::SeeOther().insert_header((header::LOCATION, address)).finish()
+}
+
+/// What goes with a member who is removed.
+pub async fn confirm_remove(
+    app: web::Data<App>,
+    caller: Caller,
+    visit: Visit,
+    Id(user): Id,
+) -> Result<HttpResponse> {
+    let Departure { member, holdings, is_last_owner } = app.auth.departure(&caller, &user).await?;
+    if member.user_id == caller.user_id {
+        return Ok(to("/members/leave"));
+    }
+    let email = member.email;
+    let shell = visit.shell("members", format!("Remove {email}"));
+    let mut sentences = vec![
+        format!(
+            "{email} has the role {} here since {}. Their sessions in this workspace end at once, and queries that they \
+             share are seen by nobody else any more.",
+            member.role,
+            shell.when(member.joined_at).words()
+        ),
+        format!("They made {}.", made(&holdings)),
+        "Keys and links are revoked, or become yours and go on working; invitations are taken back. Everything else \
+         that they did stays."
+            .to_owned(),
+    ];
+    if is_last_owner {
+        sentences.push(LAST_OWNER.to_owned());
+    }
+    let choice = Choice {
+        name: "keys",
+        label: format!("Keys and links that {email} made"),
+        options: [("revoke", "are revoked"), ("transfer", "become yours")],
+    };
+    ok(&Confirm {
+        sentences,
+        action: format!("/members/{user}"),
+        fields: vec![("do", "remove".to_owned())],
+        choice: (holdings.keys + holdings.links > 0).then_some(choice),
+        button: if is_last_owner { String::new() } else { format!("Remove {email}") },
+        ..Confirm::below(shell, [("Members", "/members")])
+    })
+}
+
+const LAST_OWNER: &str = "A workspace needs an owner: hand it over first.";
+
+/// What the ownership of a workspace is handed over with.
+pub async fn confirm_hand_over(
+    app: web::Data<App>,
+    caller: Caller,
+    visit: Visit,
+    Id(user): Id,
+) -> Result<HttpResponse> {
+    let member = app.auth.departure(&caller, &user).await?.member;
+    if member.user_id == caller.user_id {
+        return Err(Error::invalid("the workspace is handed over to another member"));
+    }
+    let (email, workspace) = (member.email, &caller.user.workspace_name);
+    let becomes = match member.role {
+        Role::Owner => format!("{email} is an owner of {workspace} already. You become an admin."),
+        role => format!(
+            "{email}, with the role {role} now, becomes an owner of {workspace}. You become an admin."
+        ),
+    };
+    let sentences = vec![
+        becomes,
+        "You cannot take it back: only an owner decides about members, their keys and the workspace."
+            .to_owned(),
+        "What you made stays yours: your API keys and customer links go on working.".to_owned(),
+    ];
+    ok(&Confirm {
+        sentences,
+        action: format!("/members/{user}"),
+        fields: vec![("do", "hand-over".to_owned())],
+        button: format!("Hand over to {email}"),
+        ..Confirm::below(visit.shell("members", format!("Hand over {workspace}")), [("Members", "/members")])
+    })
+}
+
 /// Changes a member: another role, the ownership, or the end of the membership.
 pub async fn change(
     app: web::Data<App>,
@@ -156,6 +249,28 @@ pub async fn rename(app: web::Data<App>, caller: Caller, visit: Visit, form: For
     let Form(fields) = form;
     let done = app.auth.rename_workspace(&caller, fields.get("name")).await;
     answered(&app, &caller, &visit, fields, done, "The workspace has a new name.").await
+}
+
+/// What goes with the own membership.
+pub async fn confirm_leave(app: web::Data<App>, caller: Caller, visit: Visit) -> Result<HttpResponse> {
+    let Departure { holdings, is_last_owner, .. } = app.auth.departure(&caller, &caller.user.id).await?;
+    let workspace = &caller.user.workspace_name;
+    let mut sentences = vec![
+        format!("You leave {workspace} at once, in every browser. Only an invitation brings you back."),
+        format!("You made {}.", made(&holdings)),
+        "They end with your membership: calls with your keys are refused, your links open nothing, and queries that \
+         you share are seen by nobody else any more. Everything else that you did stays."
+            .to_owned(),
+    ];
+    if is_last_owner {
+        sentences.push(LAST_OWNER.to_owned());
+    }
+    ok(&Confirm {
+        sentences,
+        action: "/members/leave".to_owned(),
+        button: if is_last_owner { String::new() } else { format!("Leave {workspace}") },
+        ..Confirm::below(visit.shell("members", format!("Leave {workspace}")), [("Members", "/members")])
+    })
 }
 
 /// Ends the own membership, and the session with it.

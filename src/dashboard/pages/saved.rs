@@ -8,12 +8,13 @@ use serde_json::json;
 use crate::app::App;
 use crate::auth::Caller;
 use crate::chance;
+use crate::dashboard::confirm::Confirm;
 use crate::dashboard::form::{Fields, Form};
 use crate::dashboard::view::Link;
 use crate::dashboard::visit::{Shell, Visit, ok};
 use crate::db::Conn;
 use crate::error::{Error, Result};
-use crate::http::extract::Params;
+use crate::http::extract::{Id, Params};
 use crate::metering::json::Value;
 use crate::metering::time::{BucketSize, Timestamp};
 use crate::usage::saved_queries::{self, SavedQuery};
@@ -142,6 +143,35 @@ pub async fn create(app: web::Data<App>, caller: Caller, visit: Visit, form: For
     let target = link(&row);
     app.store.write("saved_queries::add", move |conn| saved_queries::add(conn, &row)).await?;
     Ok(visit.go(&target, &format!("Saved as {name}.")))
+}
+
+/// What goes with a saved query of the caller.
+pub async fn confirm_delete(
+    app: web::Data<App>,
+    caller: Caller,
+    visit: Visit,
+    Id(id): Id,
+) -> Result<HttpResponse> {
+    let mut own = saved(&app, &caller).await?.into_iter().filter(Kept::is_own);
+    let kept = own.find(|kept| kept.query.id == id).ok_or_else(|| Error::not_found("saved query"))?;
+    let seen = match (kept.is_shared, kept.query.pinned) {
+        (true, true) => "Everybody in the workspace sees it, and it is a tile on every overview.",
+        (true, false) => "Everybody in the workspace sees it.",
+        (false, true) => "Only you see it. It is a tile on your overview.",
+        (false, false) => "Only you see it.",
+    };
+    let title = format!("Delete {}", kept.query.name);
+    ok(&Confirm {
+        sentences: vec![
+            seen.to_owned(),
+            "The view goes on working at its address; its name and its tile are deleted.".to_owned(),
+        ],
+        uses: vec![("The view".to_owned(), kept.link)],
+        action: "/usage/saved".to_owned(),
+        fields: vec![("id", id), ("do", "delete".to_owned())],
+        button: "Delete saved query".to_owned(),
+        ..Confirm::below(visit.shell("usage", title), [("Explore", "/usage"), ("Saved", "/usage/saved")])
+    })
 }
 
 /// Changes one of the caller's own, deletes it, or takes somebody's out of the workspace.

@@ -8,13 +8,14 @@ use crate::app::App;
 use crate::auth::Caller;
 use crate::dashboard::ask;
 use crate::dashboard::chart::{self, Chart, Kind, Series, Svg};
+use crate::dashboard::confirm::Confirm;
 use crate::dashboard::form::{Complaint, Fields, Form};
 use crate::dashboard::pace::Pace;
 use crate::dashboard::view::{self, Link, segment};
 use crate::dashboard::visit::{Shell, Visit, ok, rejected};
-use crate::db::Conn;
 use crate::db::identity::Clock;
-use crate::entitlements::plan::Plan;
+use crate::db::{Conn, DbError};
+use crate::entitlements::plan::{Enforcement, Plan};
 use crate::entitlements::progress::{self, Item};
 use crate::entitlements::sql::assignments::{self, Assignment, Wish};
 use crate::entitlements::sql::listing::{self, Entry};
@@ -28,6 +29,8 @@ use crate::usage::query::Query;
 use crate::usage::subjects::{self, SubjectPosition, SubjectStats};
 
 const LISTED: usize = 50;
+/// One in force, and what is planned.
+const ASSIGNMENTS_ENDED: i64 = 10;
 
 #[derive(Template)]
 #[template(path = "subjects/list.html")]
@@ -271,6 +274,59 @@ pub async fn plan(
 ) -> Result<HttpResponse> {
     let subject = parse_subject(&subject)?.to_owned();
     ok(&plan_page(&app, &caller, &visit, &subject, Fields::default(), Complaint::none()).await?)
+}
+
+/// What ends with the plan of a subject.
+pub async fn confirm_unassign(
+    app: web::Data<App>,
+    caller: Caller,
+    visit: Visit,
+    Id(subject): Id,
+) -> Result<HttpResponse> {
+    let subject = parse_subject(&subject)?.to_owned();
+    let (workspace_id, name, now) = (caller.workspace_id, subject.clone(), Timestamp::now());
+    let read = move |conn: &mut Conn| {
+        let held =
+            assignments::Filter { subject: name.clone(), plan_id: String::new(), include_history: false };
+        let held = assignments::list(conn, workspace_id, &held, now, ASSIGNMENTS_ENDED)?;
+        let with_plan = |one: Assignment| Ok((plans::get(conn, workspace_id, &one.plan_public_id)?, one));
+        held.into_iter().map(with_plan).collect::<Result<Vec<_>, DbError>>()
+    };
+    let held = app.store.read("assignments::ending", read).await?;
+    if held.is_empty() {
+        return Err(Error::not_found(format!("assignment of subject {subject:?}")));
+    }
+    let shell = visit.shell("subjects", format!("Remove the plan of {subject}"));
+    let mut sentences: Vec<String> = held.iter().map(|(plan, one)| ending(&shell, plan, one, now)).collect();
+    sentences.push(
+        "Without a plan nothing is refused and nobody is warned: consumption is counted without a limit, and checks \
+         answer no. Events, decisions and periods so far stay."
+            .to_owned(),
+    );
+    let page = format!("/subjects/{}", segment(&subject));
+    let list = format!("{page}/plan");
+    ok(&Confirm {
+        sentences,
+        action: list.clone(),
+        fields: vec![("do", "unassign".to_owned())],
+        button: "Remove plan".to_owned(),
+        ..Confirm::below(
+            shell,
+            [("Subjects", "/subjects"), (subject.as_str(), page.as_str()), ("Plan", list.as_str())],
+        )
+    })
+}
+
+/// One assignment that would end, in words.
+fn ending(shell: &Shell, plan: &Plan, held: &Assignment, now: Timestamp) -> String {
+    let (subject, name, version) = (&held.subject, &plan.name, plan.version);
+    let from = shell.when(held.starts_at).words();
+    if held.starts_at > now {
+        return format!("{name} v{version}, which is planned from {from}, is cancelled.");
+    }
+    let hard = plan.limits.iter().filter(|limit| limit.enforcement == Enforcement::Hard).count();
+    let limits = view::counted(plan.limits.len(), "limit", "limits");
+    format!("{subject} has {name} v{version} since {from}, with {limits}, {hard} of them hard.")
 }
 
 /// Gives a plan to a subject, now or from a time on, or takes it away.

@@ -6,8 +6,9 @@ use askama::Template;
 use crate::alerts::sql::deliveries;
 use crate::app::App;
 use crate::auth::Caller;
+use crate::dashboard::confirm::{COUNTED_MAX, Confirm};
 use crate::dashboard::form::Form;
-use crate::dashboard::view;
+use crate::dashboard::view::{self, segment};
 use crate::dashboard::visit::{Shell, Visit, ok};
 use crate::db::Conn;
 use crate::error::{Error, Result};
@@ -16,7 +17,7 @@ use crate::jobs::dead_letters::{self as letters, DeadLetter};
 use crate::jobs::health::WorkerHealth;
 use crate::metering::json::Value;
 use crate::metering::time::Timestamp;
-use crate::operations::dead_letters::{self, Requeued};
+use crate::operations::dead_letters::{self, Outlook, Requeued};
 use crate::operations::stats::{self, SystemStats};
 use crate::retention;
 use crate::retention::sql::{self as prunes, PruneRun};
@@ -59,6 +60,35 @@ pub async fn show(app: web::Data<App>, caller: Caller, visit: Visit) -> Result<H
         version: env!("CARGO_PKG_VERSION"),
         database: app.config.db.driver.name(),
         now,
+    })
+}
+
+/// What pruning now would delete.
+pub async fn confirm_prune(app: web::Data<App>, caller: Caller, visit: Visit) -> Result<HttpResponse> {
+    let workspace_id = caller.workspace_id;
+    let past = move |conn: &mut Conn| prunes::past(conn, workspace_id, Timestamp::now(), COUNTED_MAX);
+    let past = app.store.read("retention::past", past).await?;
+    let page = Confirm::below(visit.shell("system", "Prune now"), [("System", "/system")]);
+    if past.meters.is_empty() {
+        let nothing = "No event is past the retention of its meter: there is nothing to prune.";
+        return ok(&Confirm { sentences: vec![nothing.to_owned()], ..page });
+    }
+    let (events, meters) = (
+        view::counted_to(COUNTED_MAX, past.events, "event", "events"),
+        view::counted(past.meters.len(), "meter", "meters"),
+    );
+    ok(&Confirm {
+        sentences: vec![
+            format!("{events} of {meters} are past retention and are deleted for good."),
+            "Totals stay, and so do quota and the idempotency keys that are known. What is deleted is in no list, no \
+             export of events and no query by an undeclared field any more."
+                .to_owned(),
+        ],
+        uses: past.meters.into_iter().map(|name| (name.clone(), format!("/meters/{}", segment(&name)))).collect(),
+        action: "/system/prune".to_owned(),
+        fields: vec![("do", "prune".to_owned())],
+        button: "Prune now".to_owned(),
+        ..page
     })
 }
 
@@ -137,6 +167,64 @@ pub async fn letter(app: web::Data<App>, caller: Caller, visit: Visit, Id(id): I
     let payload = Value::parse(&letter.payload).unwrap_or_default();
     let payload = serde_json::to_string_pretty(&payload).map_err(Error::internal)?;
     ok(&LetterPage { shell: visit.shell("jobs", "Dead letter"), letter, payload })
+}
+
+/// What queueing all dead letters anew would come to.
+pub async fn confirm_requeue(
+    app: web::Data<App>,
+    caller: Caller,
+    visit: Visit,
+    params: Params,
+) -> Result<HttpResponse> {
+    let (workspace_id, queue) = (caller.workspace_id, params.get("queue").to_owned());
+    let wanted = Some(queue.clone()).filter(|queue| !queue.is_empty());
+    let outlook = move |conn: &mut Conn| dead_letters::outlook(conn, workspace_id, wanted.as_deref());
+    let outlook = app.store.read("jobs::outlook", outlook).await?;
+    let jobs = view::counted(outlook.open.values().sum::<i64>(), "job", "jobs");
+    let of = if queue.is_empty() { String::new() } else { format!(" of {queue}") };
+    let title = format!("Requeue {jobs}{of}");
+    let list = view::link("/jobs", "queue", &queue).to_string();
+    ok(&Confirm {
+        sentences: foretold(&outlook),
+        action: "/jobs".to_owned(),
+        fields: vec![("queue", queue)],
+        button: if outlook.open.is_empty() { String::new() } else { title.clone() },
+        is_harmless: true,
+        ..Confirm::below(visit.shell("jobs", title), [("Jobs", list)])
+    })
+}
+
+/// What the page says of dead letters before they are queued anew.
+fn foretold(outlook: &Outlook) -> Vec<String> {
+    if outlook.open.is_empty() {
+        return vec!["No job is given up: there is nothing to queue again.".to_owned()];
+    }
+    let open: i64 = outlook.open.values().sum();
+    let queues = outlook.open.iter().map(|(queue, count)| format!("{} in {queue}", view::count(count)));
+    let queues = queues.collect::<Vec<_>>().join(", ");
+    let looked_at = match outlook.looked_at as i64 == open {
+        true => "these".to_owned(),
+        false => format!("the newest {}", outlook.looked_at),
+    };
+    let gone: usize = outlook.gone.values().sum();
+    let causes = outlook.gone.iter().map(|(cause, count)| format!("{cause}: {}", view::count(count)));
+    let mut sentences = vec![
+        format!(
+            "They used up their attempts: {queues}. Each gets all of its attempts anew, and may fail again."
+        ),
+        match gone {
+            0 => format!("What {looked_at} are about still exists."),
+            gone => format!(
+                "{} of {looked_at} cannot be done any more and stay as they are ({}).",
+                view::count(gone),
+                causes.collect::<Vec<_>>().join(", ")
+            ),
+        },
+    ];
+    if open > dead_letters::CALL_MAX as i64 {
+        sentences.push(format!("At most {} are queued in one go.", view::count(dead_letters::CALL_MAX)));
+    }
+    sentences
 }
 
 /// Queues one dead letter again, or all that nobody queued yet, of one queue or of all.
