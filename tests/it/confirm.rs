@@ -14,6 +14,8 @@ on_both_databases!(
     a_key_of_somebody_says_whose_it_was,
     members_go_with_what_they_made,
     small_things_ask_too,
+    a_meter_says_what_names_it,
+    a_plan_and_a_destination_say_who_uses_them,
 );
 
 /// What a page that asks holds, without the frame around it.
@@ -60,6 +62,13 @@ async fn linked(browser: &mut Browser, page: &str, end: &str) -> String {
     let text = browser.get(page).await.expect(200).text;
     let found = links_of(&text).into_iter().find(|link| link.ends_with(end));
     found.unwrap_or_else(|| panic!("{page} links to no …{end}: {text}"))
+}
+
+/// The first thing that a list leads to.
+async fn first_of(browser: &mut Browser, list: &str) -> String {
+    let text = browser.get(list).await.expect(200).text;
+    let is_thing = |link: &String| link.strip_prefix(list).is_some_and(|rest| rest.len() == 37);
+    links_of(&text).into_iter().find(is_thing).unwrap_or_else(|| panic!("{list} leads to nothing: {text}"))
 }
 
 async fn a_key(session: &Client, server: &Server) -> (String, Client) {
@@ -237,4 +246,66 @@ async fn small_things_ask_too(database: Database) {
     let out = confirmed(&mut browser, "/settings/sessions/end", &says, None).await;
     assert_eq!(out.header("location"), "/login");
     browser.get("/meters").await.expect(303);
+}
+
+async fn a_meter_says_what_names_it(database: Database) {
+    let server = Server::start(&database);
+    let mut browser = furnished(&server).await;
+    let says = [
+        "1 alert rule, 1 plan limit and 30 stored events use this meter",
+        "It holds events",
+        ">Alert rule Much</a>",
+    ];
+    refused(&mut browser, "/meters/tokens/delete", &says).await;
+    // pressed all the same, the answer says why, with the same numbers
+    let told = browser.post("/meters/tokens/delete", &[]).await.expect(422).text;
+    assert!(told.contains("has stored events") && told.contains("30 stored events"), "{told}");
+
+    let session = session_of(&server, &browser);
+    let api = a_key(&session, &server).await.1;
+    api.post("/v1/meters", &json!({"name": "spare", "unit": "u"})).await.expect(201);
+    let limits = json!([{"meter": "spare", "period": "month", "limit": 1}, {"meter": "spare", "period": "day", "limit": 1}]);
+    let plan = api.post("/v1/plans", &json!({"name": "Spare", "limits": limits})).await.json(201);
+    let path = format!("/v1/plans/{}", plan["id"].as_str().expect("an id"));
+    let limits = json!([{"meter": "tokens", "limit": 1}]);
+    let next = api.put(&path, &json!({"name": "Spare", "limits": limits})).await.json(200);
+    let says =
+        ["0 alert rules, 2 plan limits and 0 stored events", "any version of a plan", ">Plan Spare v1</a>"];
+    refused(&mut browser, "/meters/spare/delete", &says).await;
+    for plan in [next["id"].as_str().expect("an id"), plan["id"].as_str().expect("an id")] {
+        api.delete(&format!("/v1/plans/{plan}")).await.expect(204);
+    }
+    confirmed(&mut browser, "/meters/spare/delete", &["0 plan limits", "It can be deleted"], None).await;
+    browser.get("/meters/spare").await.expect(404);
+}
+
+async fn a_plan_and_a_destination_say_who_uses_them(database: Database) {
+    let server = Server::start(&database);
+    let mut browser = furnished(&server).await;
+    let plan = first_of(&mut browser, "/plans").await;
+    let path = format!("{plan}/delete");
+    refused(&mut browser, &path, &["1 subject has Pro v1, or will have it"]).await;
+    let told = browser.post(&path, &[]).await.expect(422).text;
+    assert!(told.contains("is assigned to subjects") && told.contains("1 subject has"), "{told}");
+    browser.post("/subjects/org_1/plan", &[("do", "unassign")]).await.expect(303);
+    confirmed(&mut browser, &path, &["No subject has Pro v1", "Its 1 limit"], None).await;
+    browser.get(&plan).await.expect(404);
+
+    // the list of receivers has an address of its own, which viewers may read
+    let list = browser.get("/destinations").await.expect(200).text;
+    assert!(list.contains("https://example.com/hook") && list.contains(">New destination</a>"), "{list}");
+    let mut viewer = joined(&server, &mut browser, "viewer").await;
+    let seen = viewer.get("/destinations").await.expect(200).text;
+    assert!(
+        seen.contains(">ops</a>") && !seen.contains("/hook") && !seen.contains("/destinations/new"),
+        "{seen}"
+    );
+    let path = format!("{}/delete", first_of(&mut browser, "/destinations").await);
+    refused(&mut browser, &path, &["1 alert rule is sent here", ">Much</a>"]).await;
+    let told = browser.post(&path, &[]).await.expect(422).text;
+    assert!(told.contains("Alert rules use this destination"), "{told}");
+    let rule = format!("{}/delete", first_of(&mut browser, "/alerts").await);
+    confirmed(&mut browser, &rule, &["No alert of it is open", "is not watched by this rule"], None).await;
+    let gone = confirmed(&mut browser, &path, &["No rule is sent here"], None).await;
+    assert_eq!(gone.header("location"), "/destinations");
 }

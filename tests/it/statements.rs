@@ -254,7 +254,7 @@ async fn requests_keep_their_budgets(database: Database) {
 /// Pages of the dashboard, and how many statements each may take on either database: six, and what those take today that
 /// show something of everything.
 #[rustfmt::skip]
-const PAGES: [(&str, u64); 29] = [
+const PAGES: [(&str, u64); 30] = [
     ("/overview", 24),
     ("/usage?meter=m0&from=2026-06-01T00:00:00Z&to=2026-07-01T00:00:00Z", 17),
     ("/usage/saved", 6),
@@ -266,6 +266,7 @@ const PAGES: [(&str, u64); 29] = [
     ("/search?q=s", 6),
     ("/meters", 6),
     ("/meters/m0", 16),
+    ("/meters/m0/delete", 6),
     ("/subjects", 6),
     ("/subjects/s7", 20),
     ("/subjects/s7/links", 6),

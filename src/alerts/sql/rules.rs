@@ -453,6 +453,20 @@ fn is_watched(conn: &mut Conn, meter_id: i64) -> Result<bool, DbError> {
     Ok(any.is_some())
 }
 
+/// Rules that use something, as far as whoever must not lose them is told: id and name, the newest first, disabled ones
+/// too.
+pub fn on_meter(conn: &mut Conn, meter_id: i64) -> Result<Vec<(String, String)>, DbError> {
+    let rules = alert_rules::table.filter(alert_rules::meter_id.eq(meter_id)).order(alert_rules::id.desc());
+    Ok(rules.select((alert_rules::public_id, alert_rules::name)).load(conn)?)
+}
+
+/// As [`on_meter`], of a destination.
+pub fn sent_to(conn: &mut Conn, destination_id: i64) -> Result<Vec<(String, String)>, DbError> {
+    let rules = alert_rules::table.filter(alert_rules::destination_id.eq(destination_id));
+    let rules = rules.order(alert_rules::id.desc());
+    Ok(rules.select((alert_rules::public_id, alert_rules::name)).load(conn)?)
+}
+
 /// Asks for an evaluation of the rules on a meter whose definition gives the same events another value.
 pub fn enqueue_meter(conn: &mut Conn, meter: &Meter, now: Timestamp) -> Result<(), DbError> {
     if !is_watched(conn, meter.id)? {

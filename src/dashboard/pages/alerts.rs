@@ -18,6 +18,7 @@ use crate::app::App;
 use crate::auth::Caller;
 use crate::dashboard::ask;
 use crate::dashboard::chart::{self, Chart, Kind, Series};
+use crate::dashboard::confirm::Confirm;
 use crate::dashboard::form::{Complaint, Fields, Form};
 use crate::dashboard::view::{self, Link};
 use crate::dashboard::visit::{Shell, Visit, ok, rejected};
@@ -548,21 +549,35 @@ pub async fn snooze(
     Ok(visit.go(&format!("/alerts/{id}"), &words))
 }
 
-#[derive(Template)]
-#[template(path = "alerts/delete.html")]
-struct DeletePage {
-    shell: Shell,
-    rule: Rule,
-}
-
 pub async fn confirm_delete(
     app: web::Data<App>,
     caller: Caller,
     visit: Visit,
     Id(id): Id,
 ) -> Result<HttpResponse> {
-    let rule = find(&app, &caller, &id).await?.rule;
-    ok(&DeletePage { shell: visit.shell("alerts", format!("Delete {}", rule.terms.name)), rule })
+    let row = find(&app, &caller, &id).await?;
+    let (name, page) = (&row.rule.terms.name, format!("/alerts/{id}"));
+    let open = match row.states.iter().filter(|state| state.status.as_str() == "alerting").count() {
+        0 => "No alert of it is open.".to_owned(),
+        open => format!(
+            "{} resolved, and the destination {} is told.",
+            view::counted(open, "open alert is", "open alerts are"),
+            row.rule.destination.name
+        ),
+    };
+    ok(&Confirm {
+        sentences: vec![
+            format!("{} is not watched by this rule any more.", row.rule.meter),
+            open,
+            "What happened before is deleted with the rule.".to_owned(),
+        ],
+        action: format!("{page}/delete"),
+        button: "Delete alert".to_owned(),
+        ..Confirm::below(
+            visit.shell("alerts", format!("Delete {name}")),
+            [("Alerts", "/alerts"), (name.as_str(), page.as_str())],
+        )
+    })
 }
 
 pub async fn delete(

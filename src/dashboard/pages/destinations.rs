@@ -6,13 +6,16 @@ use askama::Template;
 use crate::alerts::rule::parse_label;
 use crate::alerts::sql::deliveries::{self, Listed};
 use crate::alerts::sql::destinations::{self, Destination, DestinationSpec};
+use crate::alerts::sql::rules;
 use crate::alerts::webhook::client::{WebhookRequest, WebhookResponse};
 use crate::alerts::webhook::{self, SECRET_OVERLAP, SECRET_PREFIX};
 use crate::app::App;
 use crate::auth::Caller;
 use crate::auth::token::Token;
 use crate::chance;
+use crate::dashboard::confirm::Confirm;
 use crate::dashboard::form::{Complaint, Fields, Form};
+use crate::dashboard::view;
 use crate::dashboard::visit::{Shell, Visit, ok, rejected, secret};
 use crate::db::Conn;
 use crate::db::limits::Kind;
@@ -216,13 +219,11 @@ pub async fn update(
     }
 }
 
-#[derive(Template)]
-#[template(path = "alerts/destination_confirm.html")]
-struct ConfirmPage {
-    shell: Shell,
-    destination: Destination,
-    rotates: bool,
-    complaint: Complaint,
+/// A page that asks before something is done to a destination.
+fn confirm(visit: &Visit, title: String, destination: &Destination) -> Confirm {
+    let page = format!("/destinations/{}", destination.public_id);
+    let crumbs = [("Destinations", "/destinations"), (destination.name.as_str(), page.as_str())];
+    Confirm::below(visit.shell("alerts", title), crumbs)
 }
 
 pub async fn confirm_rotate(
@@ -232,8 +233,15 @@ pub async fn confirm_rotate(
     Id(id): Id,
 ) -> Result<HttpResponse> {
     let destination = find(&app, &caller, &id).await?;
-    let shell = visit.shell("alerts", format!("Rotate the secret of {}", destination.name));
-    ok(&ConfirmPage { shell, destination, rotates: true, complaint: Complaint::none() })
+    let words = "Deliveries are signed with a new secret from now on. Receivers that follow the Standard Webhooks accept \
+                 the old one for 24 hours.";
+    ok(&Confirm {
+        sentences: vec![words.to_owned()],
+        action: format!("/destinations/{id}/rotate"),
+        button: "Rotate secret".to_owned(),
+        is_harmless: true,
+        ..confirm(&visit, format!("Rotate the secret of {}", destination.name), &destination)
+    })
 }
 
 pub async fn rotate(
@@ -253,6 +261,35 @@ pub async fn rotate(
     secret(&secret_page(&visit, "Secret rotated", destination, true)?)
 }
 
+/// Which rules are sent to a destination: they refuse its deletion.
+async fn delete_page(
+    app: &App,
+    visit: &Visit,
+    destination: &Destination,
+    complaint: Complaint,
+) -> Result<Confirm> {
+    let id = destination.id;
+    let rules = app.store.read("rules::sent_to", move |conn: &mut Conn| rules::sent_to(conn, id)).await?;
+    let (sentence, button) = match rules.len() {
+        0 => ("No rule is sent here. Deliveries that wait are dropped.".to_owned(), "Delete destination"),
+        held => (
+            format!(
+                "{} sent here. It cannot be deleted while one is: send them elsewhere or delete them first.",
+                view::counted(held, "alert rule is", "alert rules are")
+            ),
+            "",
+        ),
+    };
+    Ok(Confirm {
+        sentences: vec![sentence],
+        uses: rules.into_iter().map(|(id, name)| (name, format!("/alerts/{id}"))).collect(),
+        action: format!("/destinations/{}/delete", destination.public_id),
+        button: button.to_owned(),
+        complaint,
+        ..confirm(visit, format!("Delete {}", destination.name), destination)
+    })
+}
+
 pub async fn confirm_delete(
     app: web::Data<App>,
     caller: Caller,
@@ -260,8 +297,7 @@ pub async fn confirm_delete(
     Id(id): Id,
 ) -> Result<HttpResponse> {
     let destination = find(&app, &caller, &id).await?;
-    let shell = visit.shell("alerts", format!("Delete {}", destination.name));
-    ok(&ConfirmPage { shell, destination, rotates: false, complaint: Complaint::none() })
+    ok(&delete_page(&app, &visit, &destination, Complaint::none()).await?)
 }
 
 pub async fn delete(
@@ -276,15 +312,7 @@ pub async fn delete(
     let delete = move |conn: &mut Conn| destinations::delete(conn, workspace_id, &id);
     match app.store.write("destinations::delete", delete).await {
         Ok(()) => Ok(visit.go("/destinations", &format!("{} is deleted.", destination.name))),
-        Err(error) => {
-            let shell = visit.shell("alerts", format!("Delete {}", destination.name));
-            rejected(&ConfirmPage {
-                shell,
-                destination,
-                rotates: false,
-                complaint: Complaint::of(error, &[])?,
-            })
-        }
+        Err(error) => rejected(&delete_page(&app, &visit, &destination, Complaint::of(error, &[])?).await?),
     }
 }
 

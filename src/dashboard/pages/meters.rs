@@ -12,12 +12,13 @@ use crate::auth::Caller;
 use crate::chance;
 use crate::dashboard::ask;
 use crate::dashboard::chart::{Chart, Kind, Svg, share_bar};
+use crate::dashboard::confirm::{COUNTED_MAX, Confirm};
 use crate::dashboard::form::{Complaint, Fields, Form};
 use crate::dashboard::snippets;
 use crate::dashboard::view::{self, Link};
 use crate::dashboard::visit::{Shell, Visit, ok, rejected};
 use crate::db::Conn;
-use crate::entitlements::sql::plans;
+use crate::entitlements::sql::plans::{self, Limiting};
 use crate::error::Result;
 use crate::http::extract::{Id, Params};
 use crate::metering::calendar::Calendar;
@@ -402,13 +403,56 @@ async fn tops(app: &App, meter: &Meter, window: Window) -> Result<Vec<Top>> {
     Ok(tops)
 }
 
-#[derive(Template)]
-#[template(path = "meters/delete.html")]
-struct DeletePage {
-    shell: Shell,
-    meter: Meter,
-    events: i64,
+/// What a meter holds and what names it: all of it refuses the deletion.
+async fn delete_page(
+    app: &App,
+    visit: &Visit,
+    (meter, stats): &(Meter, MeterStats),
     complaint: Complaint,
+) -> Result<Confirm> {
+    let meter_id = meter.id;
+    let users = move |conn: &mut Conn| {
+        Ok((rules::on_meter(conn, meter_id)?, plans::limiting(conn, meter_id, COUNTED_MAX + 1)?))
+    };
+    let (rules, plans) = app.store.read("meters::users", users).await?;
+    let limits: i64 = plans.iter().map(|plan| plan.limits).sum();
+    let rule = |(id, name): (String, String)| (format!("Alert rule {name}"), format!("/alerts/{id}"));
+    let plan = |plan: Limiting| {
+        (format!("Plan {} v{}", plan.name, plan.version), format!("/plans/{}", plan.public_id))
+    };
+    let mut sentences = vec![format!(
+        "{}, {} and {} use this meter.",
+        view::counted(rules.len(), "alert rule", "alert rules"),
+        view::counted_to(COUNTED_MAX, limits, "plan limit", "plan limits"),
+        view::counted(stats.usage_events, "stored event", "stored events"),
+    )];
+    let is_named = !rules.is_empty() || limits > 0;
+    sentences.extend(refusals(stats.usage_events > 0, is_named).map(str::to_owned));
+    let page = format!("/meters/{}", meter.public_id);
+    let is_free = stats.usage_events == 0 && !is_named;
+    Ok(Confirm {
+        sentences,
+        uses: rules.into_iter().map(rule).chain(plans.into_iter().map(plan)).collect(),
+        action: format!("{page}/delete"),
+        button: if is_free { "Delete meter".to_owned() } else { String::new() },
+        complaint,
+        ..Confirm::below(
+            visit.shell("meters", format!("Delete {}", meter.name)),
+            [("Meters", "/meters"), (meter.name.as_str(), page.as_str())],
+        )
+    })
+}
+
+/// Why a meter stays, or what goes with it.
+fn refusals(has_events: bool, is_named: bool) -> impl Iterator<Item = &'static str> {
+    let held = "It holds events, so it cannot be deleted: nothing that was counted is ever lost by a click. Mark its \
+                dimensions deprecated, or stop sending to it.";
+    let named =
+        "It cannot be deleted while a rule or any version of a plan names it: change or delete those first.";
+    let free = "It can be deleted. The totals of events that were pruned go with it, and events that are sent to it \
+                afterwards are refused.";
+    let told = [(has_events, held), (is_named, named), (!has_events && !is_named, free)];
+    told.into_iter().filter(|(is_so, _)| *is_so).map(|(_, words)| words)
 }
 
 pub async fn confirm_delete(
@@ -417,9 +461,8 @@ pub async fn confirm_delete(
     visit: Visit,
     Id(word): Id,
 ) -> Result<HttpResponse> {
-    let (meter, stats) = with_events(&app, &caller, &word).await?;
-    let shell = visit.shell("meters", format!("Delete {}", meter.name));
-    ok(&DeletePage { shell, meter, events: stats.usage_events, complaint: Complaint::none() })
+    let found = with_events(&app, &caller, &word).await?;
+    ok(&delete_page(&app, &visit, &found, Complaint::none()).await?)
 }
 
 pub async fn delete(
@@ -429,13 +472,9 @@ pub async fn delete(
     Id(word): Id,
     _form: Form,
 ) -> Result<HttpResponse> {
-    let (meter, stats) = with_events(&app, &caller, &word).await?;
-    match app.delete_meter(caller.workspace_id, meter.public_id.clone()).await {
-        Ok(()) => Ok(visit.go("/meters", &format!("Meter {} is deleted.", meter.name))),
-        Err(error) => {
-            let shell = visit.shell("meters", format!("Delete {}", meter.name));
-            let complaint = Complaint::of(error, &[])?;
-            rejected(&DeletePage { shell, meter, events: stats.usage_events, complaint })
-        }
+    let found = with_events(&app, &caller, &word).await?;
+    match app.delete_meter(caller.workspace_id, found.0.public_id.clone()).await {
+        Ok(()) => Ok(visit.go("/meters", &format!("Meter {} is deleted.", found.0.name))),
+        Err(error) => rejected(&delete_page(&app, &visit, &found, Complaint::of(error, &[])?).await?),
     }
 }

@@ -6,6 +6,7 @@ use askama::Template;
 use crate::app::App;
 use crate::auth::Caller;
 use crate::dashboard::ask;
+use crate::dashboard::confirm::{COUNTED_MAX, Confirm};
 use crate::dashboard::form::{Complaint, Fields, Form};
 use crate::dashboard::pages::subjects::assign;
 use crate::dashboard::view;
@@ -312,12 +313,40 @@ pub async fn assign_subject(
     }
 }
 
-#[derive(Template)]
-#[template(path = "plans/delete.html")]
-struct DeletePage {
-    shell: Shell,
-    plan: Plan,
-    complaint: Complaint,
+/// Who has a version of a plan, and what goes with it.
+async fn delete_page(app: &App, visit: &Visit, plan: &Plan, complaint: Complaint) -> Result<Confirm> {
+    let (plan_id, now) = (plan.id, Timestamp::now());
+    let count = move |conn: &mut Conn| assignments::count_subjects(conn, plan_id, now, COUNTED_MAX + 1);
+    let subjects = app.store.read("assignments::count_subjects", count).await?;
+    let (name, version) = (&plan.name, plan.version);
+    let limits = view::counted(plan.limits.len(), "limit", "limits");
+    let (sentence, button) = match subjects {
+        0 => (
+            format!(
+                "No subject has {name} v{version}. Its {limits} are deleted, with the periods and changes of subjects \
+                 that had it."
+            ),
+            "Delete plan",
+        ),
+        held => (
+            format!(
+                "{} {name} v{version}, or will have it: it cannot be deleted before they have another plan, or none.",
+                view::counted_to(COUNTED_MAX, held, "subject has", "subjects have")
+            ),
+            "",
+        ),
+    };
+    let page = format!("/plans/{}", plan.public_id);
+    Ok(Confirm {
+        sentences: vec![sentence],
+        action: format!("{page}/delete"),
+        button: button.to_owned(),
+        complaint,
+        ..Confirm::below(
+            visit.shell("plans", format!("Delete {name}")),
+            [("Plans", "/plans"), (name.as_str(), page.as_str())],
+        )
+    })
 }
 
 pub async fn confirm_delete(
@@ -327,8 +356,7 @@ pub async fn confirm_delete(
     Id(id): Id,
 ) -> Result<HttpResponse> {
     let plan = find(&app, &caller, &id).await?;
-    let shell = visit.shell("plans", format!("Delete {}", plan.name));
-    ok(&DeletePage { shell, plan, complaint: Complaint::none() })
+    ok(&delete_page(&app, &visit, &plan, Complaint::none()).await?)
 }
 
 pub async fn delete(
@@ -346,9 +374,6 @@ pub async fn delete(
             app.plans.changed(caller.workspace_id);
             Ok(visit.go("/plans", &format!("The plan {} is deleted.", plan.name)))
         }
-        Err(error) => {
-            let shell = visit.shell("plans", format!("Delete {}", plan.name));
-            rejected(&DeletePage { shell, plan, complaint: Complaint::of(error, &[])? })
-        }
+        Err(error) => rejected(&delete_page(&app, &visit, &plan, Complaint::of(error, &[])?).await?),
     }
 }

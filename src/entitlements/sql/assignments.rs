@@ -376,6 +376,23 @@ fn evaluate_plans(
     queue::enqueue(conn, new?, now)
 }
 
+#[derive(QueryableByName)]
+struct Held {
+    #[diesel(sql_type = BigInt)]
+    count: i64,
+}
+
+/// How many subjects have a version of a plan, or will, counted no further than to `most`.
+pub fn count_subjects(conn: &mut Conn, plan_id: i64, now: Timestamp, most: i64) -> Result<i64, DbError> {
+    let text = "-- entitlements::assignments::count_subjects
+        SELECT COUNT(DISTINCT subject_id) AS count
+          FROM (SELECT subject_id FROM plan_assignments
+                 WHERE plan_id = $1 AND (ends_at IS NULL OR ends_at > $2) LIMIT $3) AS held";
+    let query = sql_query(text).bind::<BigInt, _>(plan_id).bind::<BigInt, _>(now.0);
+    let held: Held = query.bind::<BigInt, _>(most).get_result(conn)?;
+    Ok(held.count)
+}
+
 /// What narrows a list of assignments; empty texts do not.
 #[derive(Clone, Debug, Default)]
 pub struct Filter {

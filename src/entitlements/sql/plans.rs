@@ -449,6 +449,31 @@ struct Using {
     version: i32,
 }
 
+/// A version of a plan with limits on a meter.
+#[derive(Clone, Debug, QueryableByName)]
+pub struct Limiting {
+    #[diesel(sql_type = Text)]
+    pub public_id: String,
+    #[diesel(sql_type = Text)]
+    pub name: String,
+    #[diesel(sql_type = Integer)]
+    pub version: i32,
+    /// How many there are.
+    #[diesel(sql_type = BigInt)]
+    pub limits: i64,
+}
+
+/// Versions of plans that limit a meter, old ones too, those in force first.
+pub fn limiting(conn: &mut Conn, meter_id: i64, most: i64) -> Result<Vec<Limiting>, DbError> {
+    let text = "-- entitlements::plans::limiting
+        SELECT p.public_id, p.name, p.version, COUNT(*) AS limits
+          FROM plan_limits l JOIN plans p ON p.id = l.plan_id
+         WHERE l.meter_id = $1
+         GROUP BY p.id, p.public_id, p.name, p.version, p.is_current
+         ORDER BY p.is_current DESC, p.id DESC LIMIT $2";
+    Ok(sql_query(text).bind::<BigInt, _>(meter_id).bind::<BigInt, _>(most).load(conn)?)
+}
+
 /// 409 while any version of a plan limits the meter: versions stay readable.
 pub fn refuse_while_limited(conn: &mut Conn, meter_id: i64, meter: &str) -> Result<(), DbError> {
     let using: Option<Using> = sql_query(
