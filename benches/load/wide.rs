@@ -17,6 +17,8 @@ const DIMENSIONS: [&str; 3] = ["endpoint", "status", "region"];
 const YEAR: i64 = 365 * DAY;
 const METERS_OF_A_YEAR: u64 = 40;
 const MANY_SUBJECTS: u64 = 100_000;
+/// What a rate is read from. Only the shape that is asked afterwards is as large as was wished.
+const SAMPLE: u64 = 200_000;
 /// A write takes no longer, and sums are folded and settled in less.
 const PATIENCE: Duration = Duration::from_secs(600);
 
@@ -59,8 +61,10 @@ impl Suite<'_> {
             Shape { label: "480 sets", wide: true, span: 30 * DAY, subjects, unique: false },
         ];
         let (mut rate_of_few, mut last) = (None, None);
-        for shape in &shapes {
-            let (workload, load) = self.write_shape(&server, &account, shape, &mut rate_of_few).await?;
+        for (at, shape) in shapes.iter().enumerate() {
+            let total = if at + 1 < shapes.len() { self.sample() } else { self.size.wide };
+            let (workload, load) =
+                self.write_shape(&server, &account, shape, total, &mut rate_of_few).await?;
             last = Some((workload, load.events));
         }
         if let Some((workload, stored)) = last {
@@ -74,18 +78,24 @@ impl Suite<'_> {
         self.place.remove("history")
     }
 
+    fn sample(&self) -> u64 {
+        self.size.wide.min(SAMPLE)
+    }
+
     async fn write_shape(
         &mut self,
         server: &Server,
         account: &Account,
         shape: &Shape,
+        total: u64,
         rate_of_few: &mut Option<(f64, f64)>,
     ) -> Outcome<(Workload, Load)> {
-        let total = self.size.wide;
         let mut workload = self.workload(Keys::Random);
         workload.wide = shape.wide;
         workload.subjects = shape.subjects;
-        workload.from = Timestamp::now().plus(-shape.span);
+        // days and hours as pages and invoices ask for them
+        let width = if shape.span > DAY { DAY } else { HOUR };
+        workload.from = Timestamp::now().plus(-shape.span).floor(width);
         workload.step = shape.span / total as i64;
         let dimensions: &[&str] = if shape.wide { &DIMENSIONS } else { &["region", "model"] };
         let kind = match shape.unique {
@@ -147,7 +157,7 @@ impl Suite<'_> {
             "/v1/usages?meter={meter}&from={from}&to={to}&limit=1000&bucket_size=day&group_by=endpoint"
         );
         let question = Request::new("GET", &target, &account.key, "");
-        let more = stored..stored + self.size.wide;
+        let more = stored..stored + self.sample();
         let lists = self.bulk_lists(account, workload, more, 1_000, 2);
         let mut gauge = Gauge::start(self.place, server)?;
         gauge.resume();
@@ -168,7 +178,7 @@ impl Suite<'_> {
 
     /// The page of subjects where each has used forty meters for a year.
     async fn year(&mut self, server: &Server, account: &Account) -> Outcome<()> {
-        let each = (self.size.wide / METERS_OF_A_YEAR).max(1);
+        let each = (self.sample() / METERS_OF_A_YEAR).max(1);
         for _ in 0..METERS_OF_A_YEAR {
             let mut workload = self.workload(Keys::Random);
             workload.wide = true;
@@ -224,13 +234,24 @@ async fn ask(
 ) -> Outcome<()> {
     let (meter, from) = (&workload.meter, workload.from);
     let to = from.plus(30 * DAY);
-    let buckets = |rest: &str| {
+    let buckets_of = |from: Timestamp, rest: &str| {
         let target = format!("/v1/usages?meter={meter}&from={from}&to={to}&limit=1000{rest}");
         Request::new("GET", &target, &account.key, "")
     };
+    let buckets = |rest: &str| buckets_of(from, rest);
     let breakdown = json!({"meter": meter, "field": "endpoint", "from": from, "to": to}).to_string();
+    let cut = {
+        let (from, to) = (from.plus(HOUR / 3), to.plus(-HOUR / 3));
+        let target = format!("/v1/usages?meter={meter}&from={from}&to={to}&limit=1000&bucket_size=day");
+        Request::new("GET", &target, &account.key, "")
+    };
     let questions = [
         ("days", buckets("&bucket_size=day")),
+        ("days, cut at both ends", cut),
+        ("days in India", buckets("&bucket_size=day&time_zone=Asia/Kolkata")),
+        ("days in India by endpoint", buckets("&bucket_size=day&time_zone=Asia/Kolkata&group_by=endpoint")),
+        ("weeks in Berlin", buckets("&bucket_size=week&time_zone=Europe/Berlin")),
+        ("quarters of hours, 10 days", buckets_of(from.plus(20 * DAY), "&bucket_size=15m")),
         ("hours", buckets("&bucket_size=hour")),
         ("days by endpoint", buckets("&bucket_size=day&group_by=endpoint")),
         ("days by endpoint and status", buckets("&bucket_size=day&group_by=endpoint,status")),
