@@ -11,6 +11,7 @@ use crate::metering::json::{self, Map};
 use crate::metering::meter::{Aggregation, Meter};
 use crate::metering::quantity::Quantity;
 use crate::metering::rollup::{Edge, Part, Series};
+use crate::metering::short::{Short, ShortPart};
 use crate::metering::time::{DAY, HOUR, Timestamp};
 
 /// The finest sums that are kept begin on quarters of an hour: no time zone of today is off by less.
@@ -324,6 +325,36 @@ impl<'a> PackedGroup<'a> {
     }
 }
 
+impl PackedGroup<'_> {
+    /// The sums, without first and last events, under the starts that `bucket` gives them; neighbours under one start are
+    /// added up. Those that it gives none are left out. `None` where the bytes are not what they should be.
+    pub fn sums(
+        &self,
+        mut bucket: impl FnMut(Timestamp) -> Option<Timestamp>,
+    ) -> Option<Vec<(Timestamp, Part)>> {
+        let (mut input, mut quarter) = (Input(self.parts), 0i64);
+        let mut sums = Vec::new();
+        let mut open: Option<(Timestamp, ShortPart)> = None;
+        for _ in 0..self.count {
+            let (before, last) = (Input(input.0), quarter);
+            let Some((start, part)) = input.short_part(&mut quarter) else {
+                // longer numbers, or broken bytes
+                (input, quarter) = (before, last);
+                let (start, part) = input.part(&mut quarter, false)?;
+                sums.extend(bucket(start).map(|bucket| (bucket, part)));
+                continue;
+            };
+            let Some(bucket) = bucket(start) else { continue };
+            let together = open.filter(|(of, _)| *of == bucket).and_then(|(_, sum)| sum.plus(&part));
+            let closed = if together.is_none() { open.take() } else { None };
+            sums.extend(closed.map(|(of, sum)| (of, sum.into_part())));
+            open = Some((bucket, together.unwrap_or(part)));
+        }
+        sums.extend(open.map(|(of, sum)| (of, sum.into_part())));
+        Some(sums)
+    }
+}
+
 /// What is left of packed bytes.
 pub(super) struct Input<'a>(pub(super) &'a [u8]);
 
@@ -398,6 +429,31 @@ impl<'a> Input<'a> {
         Some((first, last))
     }
 
+    fn short(&mut self) -> Option<Short> {
+        match self.byte()? {
+            LONG => None,
+            scale => Some(Short { digits: self.signed()?.into(), scale: i64::from(scale) - SCALE_SHIFT }),
+        }
+    }
+
+    /// As [`Input::part`] reads it; also `None` where a number is packed as text or its sum is too long.
+    fn short_part(&mut self, quarter: &mut i64) -> Option<(Timestamp, ShortPart)> {
+        *quarter = quarter.checked_add(self.signed()?)?;
+        let start = Timestamp(quarter.checked_mul(QUARTER)?);
+        let flags = self.byte()?;
+        let (is_even, is_single) = (flags & IS_EVEN != 0, flags & IS_SINGLE != 0);
+        let count = i64::try_from(self.unsigned()?).ok()?;
+        let min = self.short()?;
+        let (max, sum) = if is_even { (min, min.times(count)?) } else { (self.short()?, self.short()?) };
+        if flags & HAS_EDGES != 0 {
+            self.step_over_edge(is_even)?;
+            if !is_single {
+                self.step_over_edge(is_even)?;
+            }
+        }
+        Some((start, ShortPart { count, min, max, sum }))
+    }
+
     fn part(&mut self, quarter: &mut i64, with_edges: bool) -> Option<(Timestamp, Part)> {
         *quarter = quarter.checked_add(self.signed()?)?;
         let start = Timestamp(quarter.checked_mul(QUARTER)?);
@@ -430,6 +486,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::metering::rollup::merge;
 
     fn events() -> impl Strategy<Value = Vec<(i64, i64, String, u8, u8, u128)>> {
         let quantity = prop_oneof![
@@ -477,6 +534,28 @@ mod tests {
             let _ = unpack(&bytes[..at]);
             bytes[at] ^= flip;
             let _ = unpack(&bytes);
+        }
+
+        /// Added up as integers on the way, or one by one as decimals.
+        #[test]
+        fn neighbours_add_up_to_what_their_sums_add_up_to(events in events(), with_edges: bool, width in 1i64..40) {
+            let bucket = |start: Timestamp| {
+                (start.0.div_euclid(HOUR) % 5 != 0).then(|| start.floor(width * HOUR))
+            };
+            let bytes = pack(&cells_of(&events, with_edges));
+            for packed in groups(&bytes).expect("just packed") {
+                let (mut one_by_one, mut together) = (BTreeMap::new(), BTreeMap::new());
+                for part in packed.parts(false) {
+                    let (start, part) = part.expect("just packed");
+                    if let Some(bucket) = bucket(start) {
+                        merge(&mut one_by_one, bucket, &part);
+                    }
+                }
+                for (bucket, part) in packed.sums(bucket).expect("just packed") {
+                    merge(&mut together, bucket, &part);
+                }
+                prop_assert_eq!(together, one_by_one);
+            }
         }
 
         /// In any order and through any number of packings, sums are those of all events at once.

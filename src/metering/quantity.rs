@@ -40,6 +40,30 @@ impl fmt::Display for Reject {
     }
 }
 
+/// The digits of plain text without the zeros around them, and how far behind the point the last one stands; `None` for
+/// zero. They are counted before they become a number, which takes time with the square of their number.
+fn significant(text: &str) -> Result<Option<(BigInt, i64)>, Reject> {
+    let (negative, rest) = match text.strip_prefix('-') {
+        Some(rest) => (true, rest),
+        None => (false, text.strip_prefix('+').unwrap_or(text)),
+    };
+    let (whole, fraction) = rest.split_once('.').unwrap_or((rest, ""));
+    let digits = || whole.bytes().chain(fraction.bytes());
+    if (whole.is_empty() && fraction.is_empty()) || !digits().all(|byte| byte.is_ascii_digit()) {
+        return Err(Reject::NotANumber);
+    }
+    let Some(first) = digits().position(|digit| digit != b'0') else { return Ok(None) };
+    let zeros_behind = digits().rev().take_while(|digit| *digit == b'0').count();
+    let count = whole.len() + fraction.len() - first - zeros_behind;
+    if count as u64 > DIGITS_MAX {
+        return Err(Reject::TooManyDigits);
+    }
+    let sign = if negative { Sign::Minus } else { Sign::Plus };
+    let kept: Vec<u8> = digits().skip(first).take(count).map(|digit| digit - b'0').collect();
+    let digits = BigInt::from_radix_be(sign, &kept, 10).ok_or(Reject::NotANumber)?;
+    Ok(Some((digits, fraction.len() as i64 - zeros_behind as i64)))
+}
+
 impl Quantity {
     pub fn zero() -> Self {
         Quantity(BigDecimal::zero())
@@ -60,6 +84,17 @@ impl Quantity {
     /// `digits / 10^scale`.
     pub fn of_digits(digits: i64, scale: i64) -> Self {
         Quantity::of_small(digits.unsigned_abs(), scale, digits < 0)
+    }
+
+    /// `digits / 10^scale`.
+    pub fn of_long_digits(mut digits: i128, mut scale: i64) -> Self {
+        if let Ok(short) = i64::try_from(digits) {
+            return Quantity::of_digits(short, scale);
+        }
+        while digits % 10 == 0 {
+            (digits, scale) = (digits / 10, scale - 1);
+        }
+        Quantity(BigDecimal::new(digits.into(), scale))
     }
 
     /// Reads up to 18 digits with or without a point, which nearly every quantity is: a fifth of the time of the
@@ -100,15 +135,8 @@ impl Quantity {
         if !(-1_000_000..=1_000_000).contains(&exponent) {
             return Err(Reject::OutOfRange);
         }
-        let digits = BigDecimal::from_str(mantissa).map_err(|_| Reject::NotANumber)?;
-        let (digits, scale) = digits.normalized().into_bigint_and_exponent();
+        let Some((digits, scale)) = significant(mantissa)? else { return Ok(Quantity::zero()) };
         let value = Quantity(BigDecimal::new(digits, scale - exponent));
-        if value.0.is_zero() {
-            return Ok(Quantity::zero());
-        }
-        if value.0.digits() > DIGITS_MAX {
-            return Err(Reject::TooManyDigits);
-        }
         let magnitude = value.0.digits() as i64 - value.0.fractional_digit_count() - 1;
         if !(EXPONENT_MIN..=EXPONENT_MAX).contains(&magnitude) {
             return Err(Reject::OutOfRange);
@@ -397,6 +425,43 @@ mod tests {
         assert_eq!(Quantity::from_f64(f64::INFINITY), Err(Reject::NotANumber));
         assert!(Quantity::from_f64(f64::MAX).is_ok());
         assert!(Quantity::from_f64(5e-324).is_ok());
+    }
+
+    #[test]
+    fn digits_are_counted_before_they_become_a_number() {
+        // tens of millions would take hours
+        let long = "1".repeat(33_000_000);
+        assert_eq!(Quantity::parse(&long), Err(Reject::TooManyDigits));
+        assert_eq!(Quantity::parse(&format!("0.{long}")), Err(Reject::TooManyDigits));
+        let zeros = "0".repeat(5_000_000);
+        assert_eq!(Quantity::parse(&format!("{zeros}12.50{zeros}")), Ok(q("12.5")));
+        assert_eq!(Quantity::parse(&format!("-0.{zeros}")), Ok(Quantity::zero()));
+        assert_eq!(Quantity::parse(&format!("1{zeros}e-5000000")), Err(Reject::OutOfRange));
+        for text in ["", "-", ".", "1_000", "1.2.3", "--1", "+-1", "1 0", "0x10", "1.-5"] {
+            assert_eq!(Quantity::parse(text), Err(Reject::NotANumber), "{text}");
+        }
+        assert_eq!(
+            (q(".5"), q("5."), q("+5"), q("000000000000000000005")),
+            (q("0.5"), q("5"), q("5"), q("5"))
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn long_text_is_read_like_the_library_reads_it(
+            text in "-?[0-9]{0,40}(\\.[0-9]{1,40})?", power in -300i64..300,
+        ) {
+            let plain = BigDecimal::from_str(&text).ok().map(|value| {
+                let (digits, scale) = value.into_bigint_and_exponent();
+                Quantity(BigDecimal::new(digits, scale - power).normalized())
+            });
+            match (Quantity::parse(&format!("{text}e{power}")), plain) {
+                (Ok(read), plain) => prop_assert_eq!(Some(read), plain),
+                (Err(Reject::TooManyDigits), plain) => prop_assert!(plain.is_some_and(|value| value.0.digits() > DIGITS_MAX)),
+                (Err(Reject::NotANumber), plain) => prop_assert!(plain.is_none()),
+                (Err(Reject::OutOfRange), _) => {}
+            }
+        }
     }
 
     #[test]

@@ -71,16 +71,27 @@ impl Asked<'_> {
             };
             let row = AggregatedRow { meter: &self.query.meter.name, subject, dimensions };
             let group = self.query.group(&row);
-            let mut buckets: BTreeMap<Timestamp, Part> = BTreeMap::new();
-            for part in packed.parts(self.needs_edges()) {
-                let (start, part) = part.ok_or_else(unreadable)?;
+            let mut bucket = |start: Timestamp| {
                 if !self.is_inside(start) || !wants(start.floor(DAY)) {
-                    continue;
+                    return None;
                 }
                 if packed.version < self.since && start >= self.pruned_before {
                     found.too_old.push(start);
-                } else if group.is_some() {
-                    merge(&mut buckets, self.query.bucket(start), &part);
+                    return None;
+                }
+                group.as_ref().map(|_| self.query.bucket(start))
+            };
+            let mut buckets: BTreeMap<Timestamp, Part> = BTreeMap::new();
+            if self.needs_edges() {
+                for part in packed.parts(true) {
+                    let (start, part) = part.ok_or_else(unreadable)?;
+                    if let Some(bucket) = bucket(start) {
+                        merge(&mut buckets, bucket, &part);
+                    }
+                }
+            } else {
+                for (bucket, part) in packed.sums(bucket).ok_or_else(unreadable)? {
+                    merge(&mut buckets, bucket, &part);
                 }
             }
             if let Some(group) = group {
