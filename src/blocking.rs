@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
-use crate::error::{Error, Result};
+use crate::error::{Code, Error, Result};
 
 /// Begins work on a blocking thread of this runtime.
 #[expect(clippy::disallowed_methods, reason = "the one place that begins it")]
@@ -48,7 +48,9 @@ pub fn ahead<T: Send>(
     let (sender, receiver) = mpsc::sync_channel(1);
     thread::scope(|scope| {
         let maker = scope.spawn(move || {
-            make(&mut |made| sender.send(made).map_err(|_| Error::internal("nobody works on it any more")))
+            // the other side tells why
+            let ended = |_| Error::new(Code::Internal, "nobody works on it any more");
+            make(&mut |made| sender.send(made).map_err(ended))
         });
         // with the iterator goes the receiver, and the maker fails at its next value
         let worked = receiver.into_iter().try_for_each(&mut work);

@@ -14,7 +14,7 @@ mod connection;
 mod error;
 pub mod identity;
 mod inspect;
-mod interrupt;
+pub mod interrupt;
 pub mod leases;
 pub mod limits;
 pub mod migrations;

@@ -4,6 +4,7 @@
 
 mod folding;
 pub mod insert;
+mod origin;
 pub mod preview;
 mod queue;
 mod rate;
@@ -21,10 +22,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, oneshot};
-use uuid::Uuid;
 
 use self::insert::{Batch, DecidedAt, Outcome, WriteCache};
 use self::refusal::About;
+use crate::blocking;
 use crate::chance;
 use crate::clock;
 use crate::config;
@@ -48,14 +49,14 @@ use tally::Tally;
 use writer::{Writer, late};
 
 pub use crate::ingest::insert::Kind;
+pub use crate::ingest::origin::Origin;
 pub use crate::ingest::recorded::{Failure, Recorded};
 pub use crate::ingest::rehearsal::Rehearsed;
 
 /// What belongs to a call as a whole.
 struct Call {
-    workspace_id: i64,
+    origin: Origin,
     kind: Kind,
-    run_id: Uuid,
     /// Items the door refused itself; only counted here.
     refused: usize,
     replay_key: Option<String>,
@@ -68,12 +69,10 @@ struct Call {
 }
 
 impl Call {
-    fn new(workspace_id: i64, kind: Kind) -> Self {
-        let run_id = chance::id();
+    fn new(origin: Origin, kind: Kind) -> Self {
         Call {
-            workspace_id,
+            origin,
             kind,
-            run_id,
             refused: 0,
             replay_key: None,
             is_part: false,
@@ -100,7 +99,13 @@ pub struct Ingest {
     known: Arc<PerEpoch<WriteCache>>,
     tally: Arc<Tally>,
     folding: Arc<Folding>,
+    /// Each workspace has one of them, and with it a part of the processors.
+    long_validations: Arc<[Semaphore]>,
 }
+
+/// Bytes of metadata that are checked on the thread that answers: two milliseconds of it.
+const VALIDATED_HERE: usize = 64 * 1024;
+const LONG_VALIDATIONS: i64 = 64;
 
 /// A meter that changes faster than its events can be checked is not worth more tries than this.
 const STALE_TRIES: usize = 5;
@@ -167,6 +172,10 @@ impl Ingest {
                 known,
                 folding,
                 tally: Arc::default(),
+                long_validations: {
+                    let threads = std::thread::available_parallelism().map_or(1, |count| count.get() / 2);
+                    (0..LONG_VALIDATIONS).map(|_| Semaphore::new(threads.max(1))).collect()
+                },
             },
             handles,
         )
@@ -223,29 +232,23 @@ impl Ingest {
     /// after the commit. Fails as a whole only when nothing was stored.
     pub async fn record(
         &self,
-        workspace_id: i64,
+        origin: Origin,
         kind: Kind,
         inputs: Vec<Input>,
         replay_key: Option<String>,
     ) -> Result<Recorded> {
-        self.record_call(Call { replay_key, ..Call::new(workspace_id, kind) }, inputs).await
+        self.record_call(Call { replay_key, ..Call::new(origin, kind) }, inputs).await
     }
 
     /// Stores one part of a stream like a call of its own, except that it waits for room in the queue, and that all
     /// parts make up one ingestion run. `refused` items were turned away before and are only counted.
-    pub async fn record_part(
-        &self,
-        workspace_id: i64,
-        run_id: Uuid,
-        inputs: Vec<Input>,
-        refused: usize,
-    ) -> Result<Recorded> {
-        let call = Call { run_id, refused, is_part: true, ..Call::new(workspace_id, Kind::Stream) };
+    pub async fn record_part(&self, origin: Origin, inputs: Vec<Input>, refused: usize) -> Result<Recorded> {
+        let call = Call { refused, is_part: true, ..Call::new(origin, Kind::Stream) };
         self.record_call(call, inputs).await
     }
 
     async fn record_call(&self, call: Call, inputs: Vec<Input>) -> Result<Recorded> {
-        let (workspace_id, is_part, refused) = (call.workspace_id, call.is_part, call.refused);
+        let (workspace_id, is_part, refused) = (call.origin.workspace_id, call.is_part, call.refused);
         let mut admitted = self.admit(call, inputs).await?;
         for _ in 0..STALE_TRIES {
             match self.submit(&admitted.batch, is_part).await? {
@@ -270,8 +273,9 @@ impl Ingest {
 
     /// Decides whether an event with an idempotency key may be consumed, and stores it if so, in one transaction. A
     /// key that was decided before gets that decision again.
-    pub async fn consume(&self, workspace_id: i64, input: Input) -> Result<Decided> {
-        let call = Call { consumes: Some(self.decided_at), ..Call::new(workspace_id, Kind::Single) };
+    pub async fn consume(&self, origin: Origin, input: Input) -> Result<Decided> {
+        let workspace_id = origin.workspace_id;
+        let call = Call { consumes: Some(self.decided_at), ..Call::new(origin, Kind::Single) };
         let mut admitted = self.admit(call, vec![input]).await?;
         for _ in 0..STALE_TRIES {
             if let Some(failure) = admitted.failed.pop() {
@@ -305,9 +309,8 @@ impl Ingest {
     async fn admit(&self, call: Call, inputs: Vec<Input>) -> Result<Admitted> {
         let now = Timestamp::now();
         let batch = Batch {
-            workspace_id: call.workspace_id,
+            origin: call.origin,
             kind: call.kind,
-            run_id: call.run_id,
             events: Vec::with_capacity(inputs.len()),
             failed: 0,
             replay_key: call.replay_key,
@@ -328,7 +331,7 @@ impl Ingest {
         let mut batch = Arc::unwrap_or_clone(batch);
         let events = std::mem::take(&mut batch.events);
         for event in &events {
-            self.meters.forget(batch.workspace_id, &event.meter.name);
+            self.meters.forget(batch.origin.workspace_id, &event.meter.name);
         }
         let inputs = events.into_iter().map(Event::into_input);
         let items = places.into_iter().zip(inputs).collect();
@@ -345,24 +348,15 @@ impl Ingest {
     ) -> Result<Admitted> {
         let Admitted { batch, mut places, mut failed, is_rehearsal } = admitted;
         let mut batch = Arc::unwrap_or_clone(batch);
-        let (workspace_id, now) = (batch.workspace_id, batch.received_at);
+        let now = batch.received_at;
         let mut meters: HashMap<String, Option<Arc<Meter>>> = HashMap::new();
-        for (place, input) in items {
-            let meter = match meters.get(input.meter()) {
-                Some(meter) => meter.clone(),
-                None => {
-                    let meter = self.find_meter(workspace_id, input.meter()).await?;
-                    meters.insert(input.meter().to_owned(), meter.clone());
-                    meter
-                }
-            };
-            let about = About::of(&input);
-            let result = match meter {
-                Some(meter) => event::validate(&meter, input, now, chance::id()),
-                None if input.meter().is_empty() => Err(Error::invalid("meter is required")),
-                None => event::reject_nul(input.meter())
-                    .and_then(|()| Err(Error::not_found(format!("meter {:?}", input.meter())))),
-            };
+        for (_, input) in &items {
+            if !meters.contains_key(input.meter()) {
+                let meter = self.find_meter(batch.origin.workspace_id, input.meter()).await?;
+                meters.insert(input.meter().to_owned(), meter);
+            }
+        }
+        for (place, about, result) in self.validate(batch.origin.workspace_id, items, meters, now).await? {
             match result {
                 Ok(event) => {
                     batch.events.push(event);
@@ -371,7 +365,7 @@ impl Ingest {
                 Err(error) if error.code == Code::Internal => return Err(error),
                 Err(error) => {
                     if !is_rehearsal {
-                        self.tally.note(about.refused((workspace_id, batch.run_id), &error, now));
+                        self.tally.note(about.refused(&batch.origin, &error, now));
                     }
                     failed.push(Failure { index: place, error });
                 }
@@ -382,13 +376,44 @@ impl Ingest {
         Ok(Admitted { batch: Arc::new(batch), places, failed, is_rehearsal })
     }
 
+    /// What each item is, or why it is refused; away from the other requests of this thread when that may take long.
+    async fn validate(
+        &self,
+        workspace_id: i64,
+        items: Vec<(usize, Input)>,
+        meters: HashMap<String, Option<Arc<Meter>>>,
+        now: Timestamp,
+    ) -> Result<Vec<(usize, About, Result<Event>)>> {
+        let bytes: usize = items.iter().map(|(_, input)| input.metadata_bytes()).sum();
+        let work = move || {
+            let validate = |(place, input): (usize, Input)| {
+                let about = About::of(&input);
+                let result = match meters.get(input.meter()).and_then(Option::as_ref) {
+                    Some(meter) => event::validate(meter, input, now, chance::id()),
+                    None if input.meter().is_empty() => Err(Error::invalid("meter is required")),
+                    None => event::reject_nul(input.meter())
+                        .and_then(|()| Err(Error::not_found(format!("meter {:?}", input.meter())))),
+                };
+                (place, about, result)
+            };
+            items.into_iter().map(validate).collect()
+        };
+        if bytes <= VALIDATED_HERE {
+            return Ok(work());
+        }
+        let place = workspace_id.rem_euclid(LONG_VALIDATIONS) as usize;
+        let _turn = self.long_validations[place].acquire().await.map_err(Error::internal)?;
+        blocking::begin(work).await.map_err(Error::internal)
+    }
+
     /// Keys that stand for an event with another payload: the sender is told of the first event, and people of both.
     fn note_conflicts(&self, batch: &Batch, outcome: &Outcome) {
         let Outcome::Stored(items) = outcome else { return };
         for (event, original) in batch.events.iter().zip(items) {
-            if let Some(conflict) = original.as_ref().and_then(|original| {
-                refusal::conflict((batch.workspace_id, batch.run_id), event, &original.event)
-            }) {
+            if let Some(conflict) = original
+                .as_ref()
+                .and_then(|original| refusal::conflict(&batch.origin, event, &original.event))
+            {
                 self.tally.note(conflict);
             }
         }
@@ -408,7 +433,7 @@ impl Ingest {
         }
         let charged = self.charge(batch, waits).await?;
         let outcome = self.enqueue(batch.clone(), waits).await;
-        self.refund(batch.workspace_id, charged, &outcome);
+        self.refund(batch.origin.workspace_id, charged, &outcome);
         outcome
     }
 
@@ -422,7 +447,7 @@ impl Ingest {
         let (now, time) = (clock::moment(), self.store.answer_timeout());
         let age_max = if waits { time.mul_f64(0.7) } else { CALL_AGE_MAX.min(time.mul_f64(0.7)) };
         let (begin_by, deadline) = (now + age_max, now + time.mul_f64(0.95));
-        let (workspace_id, units) = (batch.workspace_id, room::units(&batch.events));
+        let (workspace_id, units) = (batch.origin.workspace_id, room::units(&batch.events));
         let place = match waits {
             true => self.stream_room.place(workspace_id, units).await,
             false => self.room.try_place(workspace_id, units),
@@ -442,7 +467,7 @@ impl Ingest {
             return &self.queue;
         };
         let mut hasher = std::hash::DefaultHasher::new();
-        (batch.workspace_id, &event.subject).hash(&mut hasher);
+        (batch.origin.workspace_id, &event.subject).hash(&mut hasher);
         let place = hasher.finish() % self.consumptions.len().max(1) as u64;
         self.consumptions.get(place as usize).unwrap_or(&self.queue)
     }
@@ -451,7 +476,7 @@ impl Ingest {
     /// up first: a retry costs nothing, and is never refused.
     async fn charge(&self, batch: &Arc<Batch>, is_part: bool) -> Result<u64> {
         let Some(rate) = &self.rate else { return Ok(0) };
-        let (workspace_id, wanted) = (batch.workspace_id, batch.events.len() as u64);
+        let (workspace_id, wanted) = (batch.origin.workspace_id, batch.events.len() as u64);
         if rate.take(workspace_id, wanted, is_part).is_ok() {
             return Ok(wanted);
         }

@@ -17,9 +17,10 @@ use jiff::Timestamp;
 use log::kv::{Error, Key, Value, VisitSource};
 use log::{Log, Metadata, Record};
 use serde_json::value::Value as Json;
+use uuid::Uuid;
 
-use crate::clock;
 use crate::config::LogFormat;
+use crate::{chance, clock};
 
 pub use trace::Trace;
 
@@ -33,16 +34,26 @@ pub struct Request(Arc<Ids>);
 #[derive(Debug)]
 struct Ids {
     id: String,
+    /// The same, where this server gave it.
+    given: Option<Uuid>,
     trace: Option<Trace>,
 }
 
 impl Request {
-    pub fn new(id: String, trace: Option<Trace>) -> Self {
-        Request(Arc::new(Ids { id, trace }))
+    /// Under the id that its sender gave it, or else one of this server.
+    pub fn new(sent: Option<String>, trace: Option<Trace>) -> Self {
+        let given = sent.is_none().then(chance::id);
+        let id = sent.or_else(|| given.map(|id| id.to_string())).unwrap_or_default();
+        Request(Arc::new(Ids { id, given, trace }))
     }
 
     pub fn id(&self) -> &str {
         &self.0.id
+    }
+
+    /// The id, if its sender gave none.
+    pub fn given(&self) -> Option<Uuid> {
+        self.0.given
     }
 
     pub fn trace(&self) -> Option<&Trace> {

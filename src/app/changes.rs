@@ -82,7 +82,7 @@ fn marks(conn: &mut Conn, workspace_id: i64) -> Result<Marks, DbError> {
     let changes = listing::events(conn, workspace_id, &listing::Filter::default(), 1)?.pop();
     let alerts = events::events(conn, workspace_id, None, None, 1)?.pop().map(|(id, _)| id);
     let owed = deliveries::owed(conn, Some(workspace_id))?;
-    let jobs = exports::sql::list(conn, workspace_id, None, None, EXPORTS_WATCHED)?;
+    let (jobs, _) = exports::sql::list(conn, workspace_id, None, None, EXPORTS_WATCHED)?;
     Ok([
         mark(&(runs, refused.map(|event| event.public_id()))),
         // counters move with every event

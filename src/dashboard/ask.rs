@@ -59,6 +59,11 @@ pub async fn buckets(app: &App, query: Query, most: usize) -> Result<Vec<Bucket>
     answered(app, query, most, usage::buckets).await
 }
 
+/// The rows of a query with buckets, inside of whatever else is read.
+pub fn rows(conn: &mut Conn, query: &Query, most: usize) -> Result<Vec<Bucket>, DbError> {
+    Ok(usage::buckets(query, cells(conn, query, most)?))
+}
+
 /// The rows of several queries, and something else that is read, of one instant.
 pub async fn buckets_of_each<T: Send + 'static>(
     app: &App,
@@ -67,8 +72,7 @@ pub async fn buckets_of_each<T: Send + 'static>(
     also: impl Fn(&mut Conn) -> Result<T, DbError> + Send + Sync + 'static,
 ) -> Result<(Vec<Vec<Bucket>>, T)> {
     let read = move |conn: &mut Conn| {
-        let rows = |query: &Query| Ok(usage::buckets(query, cells(conn, query, most)?));
-        let each = queries.iter().map(rows).collect::<Result<_, DbError>>()?;
+        let each = queries.iter().map(|query| rows(conn, query, most)).collect::<Result<_, DbError>>()?;
         Ok((each, also(conn)?))
     };
     app.store.view("usage::counts", true, read).await
@@ -217,6 +221,25 @@ pub fn series(
         series.push(Series { name: format!("Other ({left_out})"), values, is_other: true });
     }
     (series, left_out)
+}
+
+/// Counts by name, as series: the largest have one each, the others one together.
+pub fn largest(counts: &BTreeMap<String, Vec<i64>>, most: usize) -> Vec<Series> {
+    let mut ranked: Vec<(&String, &Vec<i64>)> = counts.iter().collect();
+    ranked.sort_by_key(|(_, counts)| std::cmp::Reverse(counts.iter().sum::<i64>()));
+    let rest = ranked.split_off(ranked.len().min(most));
+    let values = |counts: &[i64]| counts.iter().map(|count| Some(Quantity::from(*count))).collect();
+    let mut series: Vec<Series> = ranked
+        .into_iter()
+        .map(|(name, counts)| Series { name: name.clone(), values: values(counts), is_other: false })
+        .collect();
+    if let Some((_, first)) = rest.first() {
+        let together = |at: usize| rest.iter().map(|(_, counts)| counts[at]).sum();
+        let sums: Vec<i64> = (0..first.len()).map(together).collect();
+        let name = format!("Other ({})", rest.len());
+        series.push(Series { name, values: values(&sums), is_other: true });
+    }
+    series
 }
 
 #[cfg(test)]

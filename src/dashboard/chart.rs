@@ -39,6 +39,11 @@ impl Kind {
         }
     }
 
+    /// Whether heights stand on each other.
+    pub fn adds_up(self) -> bool {
+        matches!(self, Kind::Stacked | Kind::Area)
+    }
+
     pub fn word(self) -> &'static str {
         match self {
             Kind::Bar => "bar",

@@ -1,6 +1,7 @@
 //! Forms: reading what was sent, with the token checked on the way, and keeping what was typed when it has to be
 //! shown again. Never decides what a field may hold.
 
+use std::collections::{HashMap, HashSet};
 use std::future::Future;
 use std::pin::Pin;
 use std::time::Duration;
@@ -20,17 +21,47 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 /// The name of the hidden field that holds the token.
 const TOKEN: &str = "form_token";
 
+/// Fields of one form: a plan with a thousand limits has twelve thousand.
+const FIELDS_MAX: usize = 20_000;
+/// Repeated rows that are read: one more than any form may have, so that too many are told of as too many.
+const ROWS_MAX: usize = 1_001;
+
 /// The fields of a form in order, as they were sent or as they are to be shown.
 #[derive(Clone, Debug, Default)]
-pub struct Fields(Vec<(String, String)>);
+pub struct Fields {
+    pairs: Vec<(String, String)>,
+    /// Where the first field of a name stands: pages ask for each of their fields, and some have thousands.
+    first: HashMap<String, usize>,
+}
 
 impl Fields {
     pub fn of<N: Into<String>, V: Into<String>>(pairs: impl IntoIterator<Item = (N, V)>) -> Fields {
-        Fields(pairs.into_iter().map(|(name, value)| (name.into(), value.into())).collect())
+        let mut fields = Fields::default();
+        pairs.into_iter().for_each(|(name, value)| fields.push(name.into(), value.into()));
+        fields
     }
 
-    fn parse(bytes: &[u8]) -> Fields {
-        Fields(url::form_urlencoded::parse(bytes).into_owned().collect())
+    fn parse(bytes: &[u8]) -> Result<Fields> {
+        let mut fields = Fields::default();
+        for (name, value) in url::form_urlencoded::parse(bytes) {
+            if fields.pairs.len() == FIELDS_MAX {
+                return Err(Error::invalid(format_args!(
+                    "a form must not have more than {FIELDS_MAX} fields"
+                )));
+            }
+            fields.push(name.into_owned(), value.into_owned());
+        }
+        Ok(fields)
+    }
+
+    fn push(&mut self, name: String, value: String) {
+        self.first.entry(name.clone()).or_insert(self.pairs.len());
+        self.pairs.push((name, value));
+    }
+
+    fn retain(&mut self, keeps: impl Fn(&str) -> bool) {
+        let pairs = std::mem::take(&mut self.pairs);
+        *self = Fields::of(pairs.into_iter().filter(|(name, _)| keeps(name)));
     }
 
     /// The first value with blanks around it cut off, or the empty text.
@@ -39,16 +70,16 @@ impl Fields {
     }
 
     pub fn pairs(&self) -> &[(String, String)] {
-        &self.0
+        &self.pairs
     }
 
     /// The first value as it was typed.
     pub fn raw(&self, name: &str) -> &str {
-        self.0.iter().find(|(key, _)| key == name).map_or("", |(_, value)| value)
+        self.first.get(name).map_or("", |at| &self.pairs[*at].1)
     }
 
     pub fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
-        self.0.iter().filter(move |(key, _)| key == name).map(|(_, value)| value.as_str())
+        self.pairs.iter().filter(move |(key, _)| key == name).map(|(_, value)| value.as_str())
     }
 
     pub fn has(&self, name: &str, value: &str) -> bool {
@@ -76,19 +107,22 @@ impl Fields {
     }
 
     pub fn set(&mut self, name: &str, value: impl Into<String>) {
-        self.0.retain(|(key, _)| key != name);
-        self.0.push((name.to_owned(), value.into()));
+        self.retain(|key| key != name);
+        self.push(name.to_owned(), value.into());
     }
 
     /// The numbers of repeated rows: 3 for a field `dim.3.name`, in the order in which they were sent.
     pub fn rows(&self, group: &str) -> Vec<usize> {
-        let mut numbers: Vec<usize> = Vec::new();
-        for (name, _) in &self.0 {
+        let (mut numbers, mut seen) = (Vec::new(), HashSet::new());
+        for (name, _) in &self.pairs {
             let number = name
                 .strip_prefix(group)
                 .and_then(|rest| rest.strip_prefix('.')?.split('.').next()?.parse().ok());
-            if let Some(number) = number.filter(|number| !numbers.contains(number)) {
+            if let Some(number) = number.filter(|number| seen.insert(*number)) {
                 numbers.push(number);
+            }
+            if numbers.len() == ROWS_MAX {
+                break;
             }
         }
         numbers
@@ -99,12 +133,12 @@ impl Fields {
         let asked = self.get("do").to_owned();
         if asked == format!("add {group}") {
             let next = self.rows(group).into_iter().max().map_or(0, |last| last + 1);
-            self.0.push((format!("{group}.{next}.{first_field}"), String::new()));
+            self.push(format!("{group}.{next}.{first_field}"), String::new());
             return true;
         }
         let Some(row) = asked.strip_prefix(&format!("remove {group} ")) else { return false };
         let prefix = format!("{group}.{row}.");
-        self.0.retain(|(name, _)| !name.starts_with(&prefix));
+        self.retain(|name| !name.starts_with(&prefix));
         true
     }
 }
@@ -129,7 +163,7 @@ impl FromRequest for Form {
         let (request, payload) = (request.clone(), payload.take());
         let caller = request.extensions().get::<Caller>().cloned();
         Box::pin(async move {
-            let fields = Fields::parse(&read(payload, BYTES_MAX).await?);
+            let fields = Fields::parse(&read(payload, BYTES_MAX).await?)?;
             csrf::check_token(&caller.ok_or_else(Error::unauthorized)?, fields.get(TOKEN))?;
             reject_nul(&fields)?;
             request.extensions_mut().insert(Sent(fields.clone()));
@@ -145,7 +179,7 @@ impl FromRequest for GuestForm {
     fn from_request(_: &HttpRequest, payload: &mut Payload) -> Self::Future {
         let payload = payload.take();
         Box::pin(async move {
-            let fields = Fields::parse(&read(payload, GUEST_BYTES_MAX).await?);
+            let fields = Fields::parse(&read(payload, GUEST_BYTES_MAX).await?)?;
             reject_nul(&fields)?;
             Ok(GuestForm(fields))
         })
@@ -171,7 +205,7 @@ async fn read(mut payload: Payload, bytes_max: usize) -> Result<Vec<u8>> {
 }
 
 fn reject_nul(fields: &Fields) -> Result<()> {
-    match fields.0.iter().any(|(name, value)| name.contains('\0') || value.contains('\0')) {
+    match fields.pairs.iter().any(|(name, value)| name.contains('\0') || value.contains('\0')) {
         true => Err(Error::invalid("NUL characters are not allowed")),
         false => Ok(()),
     }
@@ -223,8 +257,19 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_form_has_a_bounded_number_of_rows() {
+        let form = |rows: usize| (0..rows).map(|row| format!("limit.{row}=&")).collect::<String>();
+        let fields = Fields::parse(form(19_999).as_bytes()).expect("a form");
+        assert_eq!(fields.rows("limit").len(), ROWS_MAX);
+        assert!(Fields::parse(form(FIELDS_MAX + 1).as_bytes()).is_err());
+        let fields = Fields::parse(b"a=1&a=2&b=3").expect("a form");
+        assert_eq!((fields.get("a"), fields.get("b"), fields.get("c")), ("1", "3", ""));
+        assert_eq!(fields.all("a").collect::<Vec<_>>(), ["1", "2"]);
+    }
+
+    #[test]
     fn rows_are_added_and_removed() {
-        let mut fields = Fields::parse(b"dim.0.name=a&dim.2.name=b&do=add+dim");
+        let mut fields = Fields::parse(b"dim.0.name=a&dim.2.name=b&do=add+dim").expect("a form");
         assert!(fields.change_rows("dim", "name"));
         assert_eq!(fields.rows("dim"), [0, 2, 3]);
         fields.set("do", "remove dim 2");

@@ -177,6 +177,25 @@ pub fn bucket(word: &str, window: Window) -> Result<BucketSize> {
     }
 }
 
+/// Parameters that are left out together when one of them is wrong.
+const FAULTS: [&[&str]; 8] = [
+    &["ff", "fo", "fv"],
+    &["f", "q"],
+    &["from", "to", "range"],
+    &["bucket"],
+    &["time_zone"],
+    &["group"],
+    &["subject"],
+    &["cmp"],
+];
+
+/// What an address with a mistake asks for besides: all of it where the mistake shows later only, else all but the first
+/// kind of parameter without which it can be read. For the form that is shown again.
+pub fn nearest<T>(params: &Params, parse: impl Fn(&Params) -> Result<T>) -> Option<T> {
+    let without = |names: &&[&str]| parse(&params.without(names)).ok();
+    parse(params).ok().or_else(|| FAULTS.iter().find_map(without)).or_else(|| parse(&Params::parse("")).ok())
+}
+
 /// The operators of a filter, with their words.
 pub const OPERATORS: [(&str, &str); 9] = [
     ("eq", "is"),
@@ -234,6 +253,21 @@ impl Condition {
             true => format!("{}({})", self.op, self.value),
             false => format!("{}:{}:{}", escape(&self.field), self.op, self.value),
         }
+    }
+
+    /// As it stands inside of a group.
+    fn as_member(&self) -> String {
+        if self.is_group() {
+            return self.text();
+        }
+        let mut text = String::new();
+        for c in self.text().chars() {
+            if matches!(c, '\\' | ',' | '(' | ')') {
+                text.push('\\');
+            }
+            text.push(c);
+        }
+        text
     }
 
     /// The parameter of an address that it stands in.
@@ -310,6 +344,59 @@ impl Condition {
             _ => Ok(Value::String(text.to_owned())),
         }
     }
+}
+
+/// The three fields of a new filter as a condition; `None` where they are empty.
+pub fn added(params: &Params) -> Result<Option<Condition>> {
+    let (field, op, value) = (params.get("ff"), params.get("fo"), params.get("fv").trim());
+    if field.is_empty() || (value.is_empty() && op != "exists") {
+        return Ok(None);
+    }
+    let value = match op {
+        "in" => value.split(',').map(|part| escape(part.trim())).collect::<Vec<_>>().join(","),
+        _ => escape(value),
+    };
+    Condition::parse(&format!("{}:{op}:{value}", escape(field))).map(Some)
+}
+
+/// Operators as the builder of filters of the old dashboard spelled them, beside our own.
+const SPELLINGS: [(&str, &str); 12] = [
+    ("=", "eq"),
+    ("==", "eq"),
+    ("equals", "eq"),
+    ("!=", "neq"),
+    ("not equals", "neq"),
+    (">", "gt"),
+    (">=", "gte"),
+    ("<", "lt"),
+    ("<=", "lte"),
+    ("in list", "in"),
+    ("notNull", "exists"),
+    ("not null", "exists"),
+];
+
+/// A filter as the interface for programs has it (`op`), or the old dashboard (`operator`, `combinator`). `None` for what
+/// no address can say.
+pub fn of_filter(node: &Value) -> Option<Condition> {
+    let word = |names: [&str; 2]| names.iter().find_map(|name| node[name].as_str());
+    if let Some(rules) = node["rules"].as_array() {
+        let op = word(["op", "combinator"]).unwrap_or("and");
+        let members: Vec<String> =
+            rules.iter().map(|rule| of_filter(rule).map(|one| one.as_member())).collect::<Option<_>>()?;
+        return Condition::parse(&format!("{op}({})", members.join(","))).ok();
+    }
+    let op = word(["op", "operator"])?;
+    let op = SPELLINGS.iter().find(|(known, _)| *known == op).map_or(op, |(_, ours)| ours);
+    let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    let value = match &node["value"] {
+        Value::Array(values) => values.iter().map(|one| escape(&text(one))).collect::<Vec<_>>().join(","),
+        _ if op == "exists" => String::new(),
+        Value::String(list) if op == "in" => {
+            list.split(',').map(|part| escape(part.trim())).collect::<Vec<_>>().join(",")
+        }
+        value => escape(&text(value)),
+    };
+    Condition::parse(&format!("{}:{op}:{value}", escape(node["field"].as_str()?))).ok()
 }
 
 /// The field and value as a condition of equality.

@@ -14,6 +14,7 @@ use std::time::Instant;
 use libsqlite3_sys as sqlite;
 
 use crate::clock;
+use crate::db::DbError;
 
 thread_local! {
     static DEADLINE: Cell<Option<Instant>> = const { Cell::new(None) };
@@ -38,6 +39,14 @@ pub fn watch_connections() {
 pub fn until<T>(deadline: Option<Instant>, work: impl FnOnce() -> T) -> T {
     let _reset = Reset(DEADLINE.replace(deadline));
     work()
+}
+
+/// Fails after the deadline of this thread's work: for what goes on between statements, or without any.
+pub fn check() -> Result<(), DbError> {
+    match DEADLINE.get().is_some_and(|deadline| deadline <= clock::moment()) {
+        true => Err(DbError::DeadlineExceeded),
+        false => Ok(()),
+    }
 }
 
 /// Puts back the deadline that was there, also when the work panics: threads are used again.

@@ -375,6 +375,9 @@ table! {
         duplicates -> BigInt,
         failed -> BigInt,
         created_at -> BigInt,
+        request_id -> Nullable<Text>,
+        api_key_id -> Nullable<Text>,
+        duration -> Nullable<BigInt>,
     }
 }
 
@@ -624,6 +627,8 @@ table! {
         sent -> Nullable<Text>,
         stored -> Nullable<Text>,
         created_at -> BigInt,
+        request_id -> Nullable<Text>,
+        api_key_id -> Nullable<Text>,
     }
 }
 

@@ -9,7 +9,10 @@ use diesel::sql_query;
 use diesel::sql_types::{BigInt, Binary, Text};
 use diesel::sqlite::Sqlite;
 
-use crate::db::{Conn, DbError};
+use crate::db::{Conn, DbError, interrupt};
+
+/// Rows between two looks at the clock.
+const CHECKED_EVERY: usize = 1_024;
 
 enum Bind {
     Int(i64),
@@ -66,6 +69,15 @@ impl Statement {
     where
         T: QueryableByName<Pg> + QueryableByName<Sqlite> + 'static,
     {
+        let mut rows = 0_usize;
+        // what is done with rows takes time that no database counts
+        let mut row = |found: T| {
+            rows += 1;
+            if rows.is_multiple_of(CHECKED_EVERY) {
+                interrupt::check()?;
+            }
+            row(found)
+        };
         match conn {
             Conn::Postgres(c) => {
                 let mut query = sql_query(sql).into_boxed::<Pg>();

@@ -251,6 +251,9 @@ impl<'de> Deserialize<'de> for Time {
     }
 }
 
+/// Of the text of a query.
+const QUERY_BYTES_MAX: usize = 256 * 1024;
+
 impl ExportQuery {
     /// Refuses what can never be exported. What depends on the meter is decided when the job runs: the meter may
     /// come to be, and clients expect such a job to fail, not its creation. `home` is the zone of the workspace.
@@ -279,6 +282,12 @@ impl ExportQuery {
             if asked.meter.is_empty() {
                 return Err(Error::invalid("meter is required"));
             }
+        }
+        // it is stored, and lists of jobs show it
+        if serde_json::to_string(&asked).map_err(Error::internal)?.len() > QUERY_BYTES_MAX {
+            return Err(Error::invalid(format_args!(
+                "query must not be longer than {QUERY_BYTES_MAX} bytes"
+            )));
         }
         Ok(asked)
     }

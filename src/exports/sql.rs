@@ -96,25 +96,35 @@ pub fn find_by_public_id(conn: &mut Conn, workspace_id: i64, id: &str) -> Result
     row.map(Row::into_export).transpose()
 }
 
-/// Newest first, from after a position; with a status, only those. Jobs that cannot be read are left out; the page is filled up with others.
+/// Jobs read at once, and what their queries take when a page ends before it is full.
+const CHUNK: i64 = 128;
+const PAGE_BYTES_MAX: usize = 8 << 20;
+
+/// Newest first, from after a position; with a status, only those; and whether there are more. Jobs that cannot be read are
+/// left out; the page is filled up with others.
 pub fn list(
     conn: &mut Conn,
     workspace_id: i64,
     status: Option<Status>,
     after: Option<&(Timestamp, String)>,
     limit: i64,
-) -> Result<Vec<Export>, DbError> {
-    let (mut found, mut after) = (Vec::new(), after.cloned());
+) -> Result<(Vec<Export>, bool), DbError> {
+    let (mut found, mut after, mut bytes) = (Vec::new(), after.cloned(), 0);
     loop {
-        let wanted = limit - found.len() as i64;
+        let wanted = (limit + 1 - found.len() as i64).min(CHUNK);
         let rows = page(conn, workspace_id, status, after.as_ref(), wanted)?;
         let is_last = (rows.len() as i64) < wanted;
         after = rows.last().map(|row| (Timestamp(row.created_at), row.id.clone()));
+        bytes += rows.iter().map(|row| row.query.len()).sum::<usize>();
         found.extend(
             rows.into_iter().filter_map(|row| readable("export_jobs", row.id.clone(), row.into_export())),
         );
-        if is_last || found.len() as i64 >= limit {
-            return Ok(found);
+        if found.len() as i64 > limit {
+            found.truncate(limit as usize);
+            return Ok((found, true));
+        }
+        if is_last || (bytes > PAGE_BYTES_MAX && !found.is_empty()) {
+            return Ok((found, !is_last));
         }
     }
 }

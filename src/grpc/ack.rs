@@ -32,7 +32,7 @@ impl v2::usage_stream_service_server::UsageStreamService for UsageServer {
         request: Request<Streaming<v2::IngestRequest>>,
     ) -> Result<Response<Self::IngestStream>, Status> {
         let Admitted { pass, caller } = Admitted::of(&request).map_err(status)?;
-        let parts = StreamBatcher::open(pass, caller.workspace_id, LINGER).await.map_err(status)?;
+        let parts = StreamBatcher::open(pass, &caller, LINGER).await.map_err(status)?;
         let (acks, answers) = mpsc::channel(ACKS_WAITING);
         let stream =
             Stream { door: self.clone(), caller, messages: request.into_inner(), parts, sequence: 0, acks };

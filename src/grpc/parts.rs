@@ -10,14 +10,13 @@ use futures_util::future::BoxFuture;
 use prost::Message;
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
-use uuid::Uuid;
 
-use crate::chance;
+use crate::auth::Caller;
 use crate::clock;
 use crate::error::{Error, Result};
 use crate::grpc::{ApiKeyAuth, observe};
-use crate::ingest::Rehearsed;
 use crate::ingest::preview::PreviewItem;
+use crate::ingest::{Origin, Rehearsed};
 use crate::metering::event::{Input, StoredEvent};
 use crate::net::budget::{Room, Tenant};
 
@@ -68,7 +67,7 @@ pub enum Step<M> {
 
 pub struct StreamBatcher {
     pass: ApiKeyAuth,
-    run_id: Uuid,
+    origin: Origin,
     linger: Duration,
     waiting: Vec<Item>,
     waiting_bytes: usize,
@@ -85,8 +84,8 @@ pub struct StreamBatcher {
 
 impl StreamBatcher {
     /// `linger`: how long an event may wait for others to be stored with. Fails when too many streams are open.
-    pub async fn open(pass: ApiKeyAuth, workspace_id: i64, linger: Duration) -> Result<StreamBatcher> {
-        let tenant = Tenant::Workspace(workspace_id);
+    pub async fn open(pass: ApiKeyAuth, caller: &Caller, linger: Duration) -> Result<StreamBatcher> {
+        let tenant = Tenant::Workspace(caller.workspace_id);
         let mut overhead = pass.app.streams.room(tenant);
         overhead.grow_within(ROOM_TIMEOUT, STREAM_BYTES).await?;
         Ok(StreamBatcher {
@@ -96,7 +95,7 @@ impl StreamBatcher {
             tenant,
             _overhead: overhead,
             pass,
-            run_id: chance::id(),
+            origin: Origin::of(caller),
             linger,
             waiting: Vec::new(),
             waiting_bytes: 0,
@@ -163,11 +162,11 @@ impl StreamBatcher {
         // what is left behind, which is rare, waits for room of its own
         let room = std::mem::replace(&mut self.room, self.pass.app.streams.room(self.tenant));
         self.unpaid_bytes = self.waiting.iter().map(|item| memory(item.bytes)).sum();
-        let (pass, run_id, is_rehearsal) = (self.pass.clone(), self.run_id, self.is_rehearsal);
+        let (pass, origin, is_rehearsal) = (self.pass.clone(), self.origin.clone(), self.is_rehearsal);
         self.storing = Some(Box::pin(async move {
             let done = match is_rehearsal {
-                true => rehearse(pass, items).await,
-                false => store(pass, run_id, items).await,
+                true => rehearse(pass, origin, items).await,
+                false => store(pass, origin, items).await,
             };
             drop(room);
             done
@@ -231,10 +230,10 @@ impl Sorted {
 }
 
 /// What [`store`] would do.
-async fn rehearse(pass: ApiKeyAuth, items: Vec<Item>) -> Result<Vec<ItemResult>> {
+async fn rehearse(pass: ApiKeyAuth, origin: Origin, items: Vec<Item>) -> Result<Vec<ItemResult>> {
     let caller = pass.caller().await?;
     let Sorted { inputs, places, mut fates } = Sorted::of(items);
-    let (preview, _) = pass.app.ingest.rehearse(caller.workspace_id, Rehearsed::Write, inputs, None).await?;
+    let (preview, _) = pass.app.ingest.rehearse(origin, Rehearsed::Write, inputs, None).await?;
     for item in preview.confined(|meter| caller.ensure_meter_allowed(meter)).items {
         let place = places[item.index];
         fates[place].1 = Some(ItemOutcome::Rehearsed(Box::new(item)));
@@ -246,11 +245,11 @@ async fn rehearse(pass: ApiKeyAuth, items: Vec<Item>) -> Result<Vec<ItemResult>>
     fates.into_iter().map(done).collect()
 }
 
-async fn store(pass: ApiKeyAuth, run_id: Uuid, items: Vec<Item>) -> Result<Vec<ItemResult>> {
+async fn store(pass: ApiKeyAuth, origin: Origin, items: Vec<Item>) -> Result<Vec<ItemResult>> {
     let caller = pass.caller().await?;
     let Sorted { inputs, places, mut fates } = Sorted::of(items);
     let refused = fates.len() - inputs.len();
-    let recorded = pass.app.ingest.record_part(caller.workspace_id, run_id, inputs, refused).await?;
+    let recorded = pass.app.ingest.record_part(origin, inputs, refused).await?;
     let recorded = recorded.confined(|meter| caller.ensure_meter_allowed(meter))?;
     let conflicts: HashSet<usize> = recorded.conflict_places.into_iter().collect();
     for failure in recorded.failed {

@@ -12,7 +12,7 @@ use crate::grpc::admission::Admitted;
 use crate::grpc::parts::{Item, ItemOutcome, ItemResult, Step, StreamBatcher};
 use crate::grpc::pb::v1;
 use crate::grpc::{UsageServer, convert, observe, status, stopping};
-use crate::ingest::{Failure, Kind, Recorded};
+use crate::ingest::{Failure, Kind, Origin, Recorded};
 use crate::metering::event::{Input, StoredEvent, parse_key};
 
 /// Streams of up to so many events are answered in full, and can be made repeatable as a whole. Among the first so
@@ -55,7 +55,7 @@ impl v1::usage_service_server::UsageService for UsageServer {
     ) -> Result<Response<v1::StreamUsageResponse>, Status> {
         let Admitted { pass, caller } = Admitted::of(&request).map_err(status)?;
         let key = stream_key(request.metadata()).map_err(status)?;
-        let parts = StreamBatcher::open(pass, caller.workspace_id, LINGER).await.map_err(status)?;
+        let parts = StreamBatcher::open(pass, &caller, LINGER).await.map_err(status)?;
         let stream = Stream {
             door: self,
             caller,
@@ -85,7 +85,7 @@ impl UsageServer {
         let input = convert::input(request.into_inner().event)?;
         caller.ensure_meter_allowed(input.meter())?;
         let ingest = &self.app.ingest;
-        let recorded = ingest.record(caller.workspace_id, Kind::Single, vec![input], None).await?;
+        let recorded = ingest.record(Origin::of(&caller), Kind::Single, vec![input], None).await?;
         let recorded = recorded.confined(|meter| caller.ensure_meter_allowed(meter))?;
         let key = UsedKey { replayed: !recorded.duplicates.is_empty(), conflict: recorded.has_conflict() };
         if let Some(failure) = recorded.failed.into_iter().next() {
@@ -112,7 +112,7 @@ impl UsageServer {
             inputs.push(input);
         }
         let key = parse_key(Some(&idempotency_key))?;
-        let recorded = self.app.ingest.record(caller.workspace_id, Kind::Bulk, inputs, key).await?;
+        let recorded = self.app.ingest.record(Origin::of(&caller), Kind::Bulk, inputs, key).await?;
         recorded.confined(|meter| caller.ensure_meter_allowed(meter))
     }
 }
@@ -204,7 +204,7 @@ impl Stream<'_> {
         }
         let inputs = held.into_iter().map(|item| item.input).collect::<Result<Vec<Input>>>()?;
         let ingest = &self.door.app.ingest;
-        let recorded = ingest.record(self.caller.workspace_id, Kind::Stream, inputs, Some(key)).await?;
+        let recorded = ingest.record(Origin::of(&self.caller), Kind::Stream, inputs, Some(key)).await?;
         Ok(Answer::of(recorded.confined(|meter| self.caller.ensure_meter_allowed(meter))?))
     }
 

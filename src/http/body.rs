@@ -282,8 +282,10 @@ impl Body {
                 continue;
             }
             let mut room = self.room();
+            // as of other packed bodies; more than this is unpacked piece by piece
+            let times = if matches!(self.encoding, Ok(Encoding::Plain)) { 1 } else { 10 };
             if let Some(room) = &mut room
-                && let Err(error) = room.grow_within(LINES_ROOM_TIMEOUT, chunk.len()).await
+                && let Err(error) = room.grow_within(LINES_ROOM_TIMEOUT, times * chunk.len()).await
             {
                 return drop(to.send(Err(error)));
             }
@@ -372,7 +374,7 @@ fn string_end(json: &[u8], mut at: usize) -> usize {
 }
 
 /// Whether JSON text holds an escaped NUL, which PostgreSQL cannot store.
-fn has_nul(json: &str) -> bool {
+pub(super) fn has_nul(json: &str) -> bool {
     json.match_indices("\\u0000").any(|(at, _)| {
         let backslashes = json.as_bytes()[..at].iter().rev().take_while(|byte| **byte == b'\\').count();
         backslashes % 2 == 0

@@ -13,7 +13,7 @@ use crate::http::extract::Params;
 use crate::http::openapi::Doc;
 use crate::http::respond;
 use crate::http::usage::{BulkResult, bulk_answer};
-use crate::ingest::{Failure, Kind, Recorded};
+use crate::ingest::{Failure, Kind, Origin, Recorded};
 use crate::metering::cloudevent::CloudEvent;
 use crate::metering::event::{Input, StoredEvent};
 
@@ -131,7 +131,7 @@ async fn record(app: &App, caller: &Caller, kind: Kind, events: Vec<CloudEvent>)
     let recorded = if inputs.is_empty() {
         Recorded::nothing()
     } else {
-        app.ingest.record(caller.workspace_id, kind, inputs, None).await?
+        app.ingest.record(Origin::of(caller), kind, inputs, None).await?
     };
     let recorded = recorded.moved(&places, failed);
     recorded.confined(|meter| caller.ensure_meter_allowed(meter))

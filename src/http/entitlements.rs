@@ -23,7 +23,7 @@ use crate::http::extract::{CursorTime, Id, Params, paginate};
 use crate::http::openapi::Doc;
 use crate::http::respond::{self, Page};
 use crate::ingest::preview::key_conflict;
-use crate::ingest::{Rehearsed, insert};
+use crate::ingest::{Origin, Rehearsed, insert};
 use crate::metering::event::{Input, InputQuantity, StoredEvent, parse_key};
 use crate::metering::quantity::Quantity;
 use crate::metering::time::Timestamp;
@@ -100,7 +100,7 @@ pub async fn consume(
     if dry_run::is_asked(&params)? {
         return rehearse(&app, &caller, input, key).await;
     }
-    let decided = match app.ingest.consume(caller.workspace_id, input).await {
+    let decided = match app.ingest.consume(Origin::of(&caller), input).await {
         // a key that was decided before is answered whatever else the body says
         Err(error) if matches!(error.code.http_status(), 400 | 404) => {
             replay(&app, caller.workspace_id, key).await?.ok_or(error)?
@@ -158,7 +158,7 @@ pub struct ConsumptionDryRun {
 async fn rehearse(app: &App, caller: &Caller, input: Input, key: String) -> Result<HttpResponse> {
     let workspace_id = caller.workspace_id;
     let (preview, decided) =
-        app.ingest.rehearse(workspace_id, Rehearsed::Consumption, vec![input], None).await?;
+        app.ingest.rehearse(Origin::of(caller), Rehearsed::Consumption, vec![input], None).await?;
     let decided = match decided {
         Some(decided) => Some(*decided),
         // as the call itself: a key that was decided before is answered whatever else the body says

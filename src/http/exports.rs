@@ -19,7 +19,7 @@ use crate::exports;
 use crate::exports::job::{Export, ExportQuery, Input, Kind, Part, part};
 use crate::exports::storage::{Reader, Storage};
 use crate::http::body::Json;
-use crate::http::extract::{CursorTime, Id, Params, paginate};
+use crate::http::extract::{CursorTime, Id, Params, encode_cursor};
 use crate::http::openapi::Doc;
 use crate::http::respond::{self, Page};
 use crate::metering::time::Timestamp;
@@ -136,12 +136,12 @@ pub async fn list(app: web::Data<App>, caller: Caller, params: Params) -> Result
     let limit = params.limit(100, 1000)?;
     let after = params.cursor::<After>()?.and_then(After::position);
     let workspace_id = caller.workspace_id;
-    let read = move |conn: &mut _| exports::sql::list(conn, workspace_id, None, after.as_ref(), limit + 1);
-    let rows = app.store.read("exports::list", read).await?;
-    let (exports, next_cursor) = paginate(rows, limit, |export: &Export| After {
-        time: Some(CursorTime(export.created_at)),
-        id: Some(export.id.clone()),
-    })?;
+    let read = move |conn: &mut _| exports::sql::list(conn, workspace_id, None, after.as_ref(), limit);
+    let (exports, has_more) = app.store.read("exports::list", read).await?;
+    let position =
+        |export: &Export| After { time: Some(CursorTime(export.created_at)), id: Some(export.id.clone()) };
+    let last = exports.last().filter(|_| has_more).map(position);
+    let next_cursor = last.as_ref().map(encode_cursor).transpose()?;
     respond::ok(&Page { items: exports.iter().map(View::of).collect(), next_cursor })
 }
 

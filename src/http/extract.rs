@@ -116,6 +116,11 @@ impl Params {
         self.0.iter().filter(move |(key, _)| key == name).map(|(_, value)| value.as_str())
     }
 
+    /// All but these.
+    pub fn without(&self, names: &[&str]) -> Params {
+        Params(self.0.iter().filter(|(key, _)| !names.contains(&key.as_str())).cloned().collect())
+    }
+
     pub fn pairs(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0.iter().map(|(key, value)| (key.as_str(), value.as_str()))
     }
@@ -190,7 +195,10 @@ pub fn decode_cursor<T: DeserializeOwned>(text: &str) -> Result<Option<T>> {
     if text.is_empty() {
         return Ok(None);
     }
-    let decoded = URL_SAFE_NO_PAD.decode(text).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    let bytes = URL_SAFE_NO_PAD.decode(text).ok();
+    // PostgreSQL cannot be asked for a text with a NUL
+    let bytes = bytes.filter(|bytes| !std::str::from_utf8(bytes).is_ok_and(super::body::has_nul));
+    let decoded = bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok());
     decoded.map(Some).ok_or_else(|| Error::invalid("cursor is not one of ours"))
 }
 

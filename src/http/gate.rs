@@ -13,7 +13,6 @@ use super::{body, extract, respond, session};
 use crate::app::App;
 use crate::auth::permission::{Access, allow};
 use crate::auth::{Caller, Credential};
-use crate::chance;
 use crate::clock;
 use crate::config;
 use crate::db::audit::{self as trail, Actor, Scene};
@@ -138,9 +137,8 @@ fn identify(headers: &header::HeaderMap) -> logging::Request {
     let is_harmless = |id: &&str| {
         (8..=128).contains(&id.len()) && id.bytes().all(|c| c.is_ascii_alphanumeric() || b"-_.:".contains(&c))
     };
-    let own = || chance::id().to_string();
-    let id = text(REQUEST_ID).filter(is_harmless).map_or_else(own, str::to_owned);
-    logging::Request::new(id, text(TRACEPARENT).and_then(logging::Trace::parse))
+    let sent = text(REQUEST_ID).filter(is_harmless).map(str::to_owned);
+    logging::Request::new(sent, text(TRACEPARENT).and_then(logging::Trace::parse))
 }
 
 const REQUEST_ID: &str = "x-request-id";

@@ -14,8 +14,10 @@ use tokio::sync::mpsc;
 use crate::error::{Error, Result};
 use crate::net::budget::Room;
 
-/// Unpacked at once: gzip makes at most a thousand times as much of it.
-const STEP_BYTES: usize = 4 * 1024;
+/// Unpacked at once, when all lines before it are handed over: gzip makes at most a thousand times as much of it.
+const STEP_BYTES: usize = 1024;
+/// Of a line. An event with the longest metadata, all of it escapes, is a quarter of it.
+const LINE_BYTES_MAX: usize = 1 << 20;
 /// Of each body, beside what its room is for.
 const UNCOUNTED_BYTES: usize = 64 * 1024;
 /// Line breaks are looked for behind it only; what was handed over is thrown away in pieces of this size.
@@ -32,6 +34,8 @@ pub type Pieces = mpsc::UnboundedReceiver<Result<Piece>>;
 
 pub struct Lines {
     pieces: Pieces,
+    /// Of the last piece, what is not unpacked yet.
+    packed: Bytes,
     unpacker: Unpacker,
     /// Unpacked and not handed over, from `at` on; up to `searched` there is no line break.
     text: Vec<u8>,
@@ -49,6 +53,7 @@ impl Lines {
         let (text, at, searched, unpacked) = (Vec::new(), 0, 0, 0);
         Lines {
             pieces,
+            packed: Bytes::new(),
             unpacker,
             text,
             at,
@@ -86,16 +91,32 @@ impl Lines {
         if self.has_ended {
             return Ok(false);
         }
-        let Some(piece) = self.pieces.recv().await else {
+        // what is there has no line break, or it would have been handed over
+        if self.text.len() - self.at > LINE_BYTES_MAX {
             self.has_ended = true;
-            let before = self.text.len();
-            self.unpacker.end(&mut self.text)?;
-            return self.count(before).map(|()| true);
-        };
-        let taken = piece.and_then(|piece| {
-            self.rooms.extend(piece.room.map(|room| (piece.bytes.len(), room)));
-            self.unpack(&piece.bytes)
-        });
+            return Err(Error::invalid(format_args!(
+                "a line must not be longer than {LINE_BYTES_MAX} bytes"
+            )));
+        }
+        if self.packed.is_empty() && !self.unpacker.is_behind() {
+            let Some(piece) = self.pieces.recv().await else {
+                self.has_ended = true;
+                let before = self.text.len();
+                self.unpacker.end(&mut self.text)?;
+                return self.count(before).map(|()| true);
+            };
+            match piece {
+                Ok(Piece { bytes, room }) => {
+                    self.rooms.extend(room.map(|room| (bytes.len(), room)));
+                    self.packed = bytes;
+                }
+                Err(error) => {
+                    self.has_ended = true;
+                    return Err(error);
+                }
+            }
+        }
+        let taken = self.unpack();
         // what comes behind something broken is not looked at
         self.has_ended = taken.is_err();
         taken.map(|()| true)
@@ -104,7 +125,7 @@ impl Lines {
     /// Gives back the room of lines that were handed over and are not held any more: all but what is left here takes. A little
     /// of a line may be left without room: many bodies that each hold some and wait for more would wait for each other.
     pub fn give_back(&mut self) {
-        let left = self.text.len() - self.at;
+        let left = self.text.len() - self.at + self.packed.len();
         let mut held: usize = self.rooms.iter().map(|(bytes, _)| bytes).sum();
         while let Some((bytes, _)) = self.rooms.front()
             && (left <= UNCOUNTED_BYTES || held - bytes >= left)
@@ -114,13 +135,15 @@ impl Lines {
         }
     }
 
-    fn unpack(&mut self, piece: &[u8]) -> Result<()> {
-        for step in piece.chunks(STEP_BYTES) {
-            let before = self.text.len();
-            self.unpacker.push(step, &mut self.text, self.limit)?;
-            self.count(before)?;
-        }
-        Ok(())
+    fn unpack(&mut self) -> Result<()> {
+        let step = match &self.unpacker {
+            Unpacker::Plain => std::mem::take(&mut self.packed),
+            unpacker if unpacker.is_behind() => Bytes::new(),
+            _ => self.packed.split_to(STEP_BYTES.min(self.packed.len())),
+        };
+        let before = self.text.len();
+        self.unpacker.push(&step, &mut self.text, self.limit)?;
+        self.count(before)
     }
 
     /// What came behind `before`.
@@ -153,6 +176,11 @@ impl Unpacker {
 
     pub fn zstd() -> Unpacker {
         Unpacker::Zstd(Box::default())
+    }
+
+    /// Whether more can be had of what was pushed.
+    fn is_behind(&self) -> bool {
+        matches!(self, Unpacker::Zstd(packer) if packer.is_behind)
     }
 
     fn push(&mut self, packed: &[u8], to: &mut Vec<u8>, limit: usize) -> Result<()> {
@@ -218,8 +246,12 @@ pub struct Zstd {
     packed: Vec<u8>,
     /// The frame that is open, and whether a checksum ends it.
     frame: Option<(FrameDecoder, bool)>,
+    /// Blocks that are there were left for the next push: a few bytes can be a hundred thousand unpacked.
+    is_behind: bool,
 }
 
+/// Unpacked by one push at most, and a block more.
+const BLOCKS_BYTES: usize = 1 << 20;
 const BLOCK_HEAD: usize = 3;
 const CHECKSUM: usize = 4;
 /// Windows of usual frames; larger ones have to be of use here.
@@ -233,8 +265,10 @@ impl Zstd {
     fn push(&mut self, packed: &[u8], to: &mut Vec<u8>, limit: usize) -> Result<()> {
         self.packed.extend_from_slice(packed);
         let before = to.len();
+        self.is_behind = false;
         while self.step(to, limit)? {
-            if to.len() - before > limit {
+            if to.len() - before > BLOCKS_BYTES {
+                self.is_behind = true;
                 break;
             }
         }
@@ -322,7 +356,8 @@ fn little_endian(bytes: &[u8]) -> u64 {
 /// A whole body; `limit` and one more byte at most.
 pub fn unpack_zstd(packed: &[u8], limit: usize) -> Result<Vec<u8>> {
     let (mut zstd, mut text) = (Zstd::default(), Vec::new());
-    for step in packed.chunks(STEP_BYTES) {
+    let mut steps = packed.chunks(STEP_BYTES);
+    while let Some(step) = if zstd.is_behind { Some(&[][..]) } else { steps.next() } {
         zstd.push(step, &mut text, limit)?;
         if text.len() > limit {
             return Err(super::body::too_large(limit));
@@ -454,6 +489,28 @@ mod tests {
         assert_eq!(lines.ready().expect("the line").expect("a text").len(), 300_000);
         lines.give_back();
         assert_eq!(lines.rooms.len(), 0, "a little is left");
+    }
+
+    #[tokio::test]
+    async fn a_small_body_is_not_held_as_a_large_one() {
+        let text = "a".repeat(8 << 20).into_bytes();
+        for (new, body) in [(Unpacker::gzip as fn() -> Unpacker, gzip(&text)), (Unpacker::zstd, zstd(&text))]
+        {
+            let (sender, pieces) = mpsc::unbounded_channel();
+            sender.send(Ok(Piece { bytes: body.into(), room: None })).expect("a reader");
+            let mut lines = Lines::new(pieces, new(), 32 << 20);
+            let mut most = 0;
+            let error = loop {
+                assert!(lines.ready().is_none(), "there is no line break");
+                match lines.more().await {
+                    Ok(true) => most = most.max(lines.text.len()),
+                    Ok(false) => panic!("it is too long"),
+                    Err(error) => break error,
+                }
+            };
+            assert!(error.message.contains("a line must not be longer"), "{}", error.message);
+            assert!(most <= LINE_BYTES_MAX + 1100 * STEP_BYTES + BLOCKS_BYTES, "{most}");
+        }
     }
 
     #[tokio::test]

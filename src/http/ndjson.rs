@@ -7,20 +7,20 @@ use actix_web::{HttpRequest, HttpResponse, web};
 use bytes::Bytes;
 use futures_util::stream;
 use serde::Serialize;
-use uuid::Uuid;
 
 use crate::app::App;
 use crate::auth::Caller;
-use crate::chance;
 use crate::error::{Error, Result};
 use crate::http::body::{Body, Content, content_of, parse_line};
 use crate::http::lines::Lines;
-use crate::ingest::{Failure, Recorded};
+use crate::ingest::{Failure, Origin, Recorded};
 use crate::metering::event::{Input, StoredEvent};
 
 pub const LINES_MAX: usize = 100_000;
 /// Lines in one transaction.
 const PART: usize = 1_000;
+/// A part is not made longer than about this, or a small packed body would fill the memory.
+const PART_BYTES: usize = 1 << 20;
 /// A client that has nothing more to send for so long gets its answers.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -75,7 +75,7 @@ struct Upload {
     /// Number of the last line that was read, from 1, and how many of them were not empty.
     line: usize,
     events: usize,
-    run_id: Uuid,
+    origin: Origin,
     sum: (usize, usize, usize),
     /// The body cannot be read further.
     broken: Option<Error>,
@@ -85,10 +85,10 @@ struct Upload {
 /// Stores and answers part by part, while the body arrives. The status is 200 whatever becomes of the lines, unless there
 /// is not one.
 pub async fn record(app: web::Data<App>, caller: Caller, body: Body) -> Result<HttpResponse> {
-    let (body, run_id) = (body.lines()?, chance::id());
+    let (body, origin) = (body.lines()?, Origin::of(&caller));
     let (sum, broken) = ((0, 0, 0), None);
     let mut upload =
-        Upload { app, caller, lines: body, line: 0, events: 0, run_id, sum, broken, is_done: false };
+        Upload { app, caller, lines: body, line: 0, events: 0, origin, sum, broken, is_done: false };
     let first = upload.take_part().await;
     if first.is_empty() {
         return Err(upload.broken.take().unwrap_or_else(|| Error::invalid("at least one event is required")));
@@ -114,6 +114,8 @@ struct Part {
     inputs: Vec<Input>,
     numbers: Vec<usize>,
     failed: Vec<Failure>,
+    /// Of the lines, as they were sent.
+    bytes: usize,
 }
 
 impl Part {
@@ -123,6 +125,10 @@ impl Part {
 
     fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    fn is_full(&self) -> bool {
+        self.len() >= PART || self.bytes >= PART_BYTES
     }
 }
 
@@ -149,15 +155,13 @@ impl Upload {
                 None => Told::Sum { accepted, duplicates, failed },
             }];
         }
-        let Part { inputs, numbers, failed } = part;
+        let Part { inputs, numbers, failed, .. } = part;
         let in_failed = failed.iter().map(|failure| failure.index);
         let first = numbers.iter().copied().chain(in_failed).min().unwrap_or(self.line);
         let refused = failed.len();
         let recorded = match inputs.is_empty() {
             true => Ok(Recorded::nothing()),
-            false => {
-                self.app.ingest.record_part(self.caller.workspace_id, self.run_id, inputs, refused).await
-            }
+            false => self.app.ingest.record_part(self.origin.clone(), inputs, refused).await,
         };
         let caller = &self.caller;
         let recorded = recorded.and_then(|recorded| {
@@ -175,7 +179,7 @@ impl Upload {
     /// As many lines as make a transaction, or those that are there when nothing more comes for a while.
     async fn take_part(&mut self) -> Part {
         let mut part = Part::default();
-        while part.len() < PART && self.broken.is_none() {
+        while !part.is_full() && self.broken.is_none() {
             let Some(line) = self.lines.ready() else {
                 let more = match part.is_empty() {
                     true => self.lines.more().await,
@@ -185,7 +189,8 @@ impl Upload {
                     },
                 };
                 match more {
-                    Ok(true) => continue,
+                    // a body can be unpacked for long without a wait
+                    Ok(true) => tokio::task::yield_now().await,
                     Ok(false) => break,
                     Err(error) => self.broken = Some(error),
                 }
@@ -206,6 +211,7 @@ impl Upload {
             return;
         }
         (self.line, self.events) = (self.line + 1, self.events + 1);
+        part.bytes += line.as_ref().map_or(0, String::len);
         let caller = &self.caller;
         let input = line
             .and_then(|line| parse_line::<Input>(line.trim()))

@@ -19,7 +19,7 @@ use crate::http::extract::{Params, required_time};
 use crate::http::ndjson;
 use crate::http::openapi::{self, Doc, FORMULA_GUARD};
 use crate::http::respond::{self, Page};
-use crate::ingest::{Kind, Recorded};
+use crate::ingest::{Kind, Origin, Recorded};
 use crate::metering::calendar::{Buckets, Wish};
 use crate::metering::event::{Input, StoredEvent, parse_key};
 use crate::metering::filter::{self, Filter};
@@ -48,7 +48,7 @@ pub async fn create(
     if dry_run::is_asked(&params)? {
         return dry_run::one(&app, &caller, input).await;
     }
-    let recorded = app.ingest.record(caller.workspace_id, Kind::Single, vec![input], None).await?;
+    let recorded = app.ingest.record(Origin::of(&caller), Kind::Single, vec![input], None).await?;
     let recorded = recorded.confined(|meter| caller.ensure_meter_allowed(meter))?;
     let has_conflict = recorded.has_conflict();
     if let Some(failure) = recorded.failed.into_iter().next() {
@@ -103,7 +103,7 @@ pub async fn create_bulk(
     if dry_run::is_asked(&params)? {
         return dry_run::many(&app, &caller, inputs, key).await;
     }
-    let recorded = app.ingest.record(caller.workspace_id, Kind::Bulk, inputs, key).await?;
+    let recorded = app.ingest.record(Origin::of(&caller), Kind::Bulk, inputs, key).await?;
     bulk_answer(recorded.confined(|meter| caller.ensure_meter_allowed(meter))?)
 }
 

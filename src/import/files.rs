@@ -26,6 +26,7 @@ use crate::error::{Code, Error, Result};
 use crate::import::progress::Progress;
 use crate::import::report::Report;
 use crate::import::sql::ours::{self, Put};
+use crate::ingest::Origin;
 use crate::ingest::insert::{self, Batch, Kind, Outcome, WriteCache};
 use crate::metering::event::{self, Event, Input, Metadata};
 use crate::metering::json::{self, Map, Number, Value};
@@ -312,9 +313,8 @@ impl Import {
             return Ok(());
         }
         let batches = [Arc::new(Batch {
-            workspace_id: self.workspace_id,
+            origin: Origin::without_call(self.workspace_id, self.run_id),
             kind: Kind::Bulk,
-            run_id: self.run_id,
             events,
             failed: 0,
             replay_key: None,

@@ -33,6 +33,7 @@ use crate::entitlements::assignment::AssignmentPeriod;
 use crate::entitlements::consume::UnreadableLimit;
 use crate::entitlements::plan::Plan;
 use crate::entitlements::sql::decisions::{Decided, Decision};
+use crate::ingest::origin::Origin;
 use crate::jobs::queue;
 use crate::metering::delta::{self, Delta};
 use crate::metering::event::{DimensionSet, Event, Original, StoredEvent};
@@ -69,10 +70,8 @@ pub enum DecidedAt {
 /// What one caller wants stored, all of it or none of it.
 #[derive(Clone, Debug)]
 pub struct Batch {
-    pub workspace_id: i64,
+    pub origin: Origin,
     pub kind: Kind,
-    /// The ingestion run this is written down as; the parts of one stream share it and are added up.
-    pub run_id: Uuid,
     pub events: Vec<Event>,
     /// Items refused before they came here; counted in the ingestion run.
     pub failed: i64,
@@ -226,7 +225,11 @@ impl<'a> InsertBatch<'a> {
     /// All events still to be stored, duplicates included.
     fn pending_events(&self) -> impl Iterator<Item = (Place, i64, &'a Event)> {
         self.open().flat_map(|(at, batch)| {
-            batch.events.iter().enumerate().map(move |(item, event)| ((at, item), batch.workspace_id, event))
+            batch
+                .events
+                .iter()
+                .enumerate()
+                .map(move |(item, event)| ((at, item), batch.origin.workspace_id, event))
         })
     }
 
@@ -267,7 +270,7 @@ impl<'a> InsertBatch<'a> {
             // what is remembered of a meter may be of another database: all that makes it this meter is compared
             let is_held = |event: &Event| {
                 held.get(&event.meter.id).is_some_and(|row| {
-                    (row.version, row.workspace_id) == (event.meter.version, batch.workspace_id)
+                    (row.version, row.workspace_id) == (event.meter.version, batch.origin.workspace_id)
                         && row.public_id == event.meter.public_id
                 })
             };
@@ -368,7 +371,9 @@ impl<'a> InsertBatch<'a> {
                     (0..batch.events.len()).filter(is_duplicate).count() as i64
                 }
             };
-            let run = runs.entry((batch.workspace_id, batch.run_id)).or_insert_with(|| RunRow::of(batch));
+            let run = runs
+                .entry((batch.origin.workspace_id, batch.origin.run_id))
+                .or_insert_with(|| RunRow::of(batch));
             run.accepted += total - duplicates;
             run.duplicates += duplicates;
             run.failed += batch.failed;
@@ -463,18 +468,24 @@ struct RunRow {
     duplicates: i64,
     failed: i64,
     created_at: i64,
+    request_id: Option<String>,
+    api_key_id: Option<String>,
+    duration: i64,
 }
 
 impl RunRow {
     fn of(batch: &Batch) -> Self {
         RunRow {
-            workspace_id: batch.workspace_id,
-            id: batch.run_id,
+            workspace_id: batch.origin.workspace_id,
+            id: batch.origin.run_id,
             kind: batch.kind,
             accepted: 0,
             duplicates: 0,
             failed: 0,
             created_at: batch.received_at.0,
+            request_id: batch.origin.request_id.clone(),
+            api_key_id: batch.origin.api_key_id.clone(),
+            duration: batch.origin.duration(),
         }
     }
 }

@@ -57,7 +57,7 @@ impl Queue {
     }
 
     pub fn send(&self, job: Job, is_part: bool) -> Result<()> {
-        let (workspace_id, units) = (job.batch.workspace_id, job.units);
+        let (workspace_id, units) = (job.batch.origin.workspace_id, job.units);
         let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
         turns.push(workspace_id, is_part, units, job);
         drop(turns);

@@ -1,9 +1,8 @@
 //! What is kept of an event that was refused or that used a key again for something else. Pure.
 
-use uuid::Uuid;
-
 use crate::chance;
 use crate::error::Error;
+use crate::ingest::origin::Origin;
 use crate::metering::event::{Event, Input, StoredEvent};
 use crate::metering::time::Timestamp;
 use crate::usage::refused::RefusedEvent;
@@ -28,9 +27,9 @@ impl About {
         }
     }
 
-    pub fn refused(self, (workspace_id, run_id): (i64, Uuid), error: &Error, now: Timestamp) -> RefusedEvent {
+    pub fn refused(self, origin: &Origin, error: &Error, now: Timestamp) -> RefusedEvent {
         RefusedEvent {
-            workspace_id,
+            workspace_id: origin.workspace_id,
             id: chance::id().into_bytes().to_vec(),
             outcome: "rejected".to_owned(),
             code: error.code.as_str().to_owned(),
@@ -38,10 +37,12 @@ impl About {
             subject: cut(self.subject.as_deref().unwrap_or_default()),
             meter: cut(self.meter.as_deref().unwrap_or_default()),
             idempotency_key: self.key.as_deref().map(cut),
-            run_id: run_id.into_bytes().to_vec(),
+            run_id: origin.run_id.into_bytes().to_vec(),
             sent: None,
             stored: None,
             created_at: now.0,
+            request_id: origin.request_id.clone(),
+            api_key_id: origin.api_key_id.clone(),
         }
     }
 }
@@ -52,11 +53,7 @@ fn cut(text: &str) -> String {
 }
 
 /// What was sent under a key that stands for another event; `None` for a plain repetition.
-pub fn conflict(
-    (workspace_id, run_id): (i64, Uuid),
-    sent: &Event,
-    stored: &StoredEvent,
-) -> Option<RefusedEvent> {
+pub fn conflict(origin: &Origin, sent: &Event, stored: &StoredEvent) -> Option<RefusedEvent> {
     let different = stored.clone().in_conflict_with(sent).conflict_fields;
     let sent = StoredEvent::of(sent);
     if different.is_empty() {
@@ -66,7 +63,7 @@ pub fn conflict(
         serde_json::to_string(event).ok().filter(|text| text.len() <= PAYLOAD_BYTES_MAX)
     };
     Some(RefusedEvent {
-        workspace_id,
+        workspace_id: origin.workspace_id,
         id: chance::id().into_bytes().to_vec(),
         outcome: "conflict".to_owned(),
         code: "conflict".to_owned(),
@@ -74,9 +71,11 @@ pub fn conflict(
         subject: cut(&sent.subject),
         meter: cut(&sent.meter),
         idempotency_key: sent.idempotency_key.as_deref().map(cut),
-        run_id: run_id.into_bytes().to_vec(),
+        run_id: origin.run_id.into_bytes().to_vec(),
         stored: payload(stored),
         sent: payload(&sent),
         created_at: Timestamp::now().0,
+        request_id: origin.request_id.clone(),
+        api_key_id: origin.api_key_id.clone(),
     })
 }

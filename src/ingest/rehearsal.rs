@@ -9,7 +9,7 @@ use crate::entitlements::sql::decisions::Decided;
 use crate::error::{Error, Result};
 use crate::ingest::insert::{self, Outcome, Seen};
 use crate::ingest::preview::{Fate, Preview, PreviewItem};
-use crate::ingest::{Admitted, Call, Ingest, Kind, STALE_TRIES};
+use crate::ingest::{Admitted, Call, Ingest, Kind, Origin, STALE_TRIES};
 use crate::metering::event::{Event, Input, Original, StoredEvent};
 
 /// What is rehearsed: a write, or a consumption with its decision.
@@ -23,13 +23,14 @@ impl Ingest {
     /// What would become of a call, decided by what decides about it, with nothing stored.
     pub async fn rehearse(
         &self,
-        workspace_id: i64,
+        origin: Origin,
         what: Rehearsed,
         inputs: Vec<Input>,
         replay_key: Option<String>,
     ) -> Result<(Preview, Option<Box<Decided>>)> {
         let consumes = (what == Rehearsed::Consumption).then_some(self.decided_at);
-        let call = Call { replay_key, consumes, is_rehearsal: true, ..Call::new(workspace_id, Kind::Single) };
+        let workspace_id = origin.workspace_id;
+        let call = Call { replay_key, consumes, is_rehearsal: true, ..Call::new(origin, Kind::Single) };
         let mut admitted = self.admit(call, inputs).await?;
         for _ in 0..STALE_TRIES {
             let (batch, known) = (admitted.batch.clone(), self.known.clone());

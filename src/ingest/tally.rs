@@ -100,6 +100,8 @@ mod tests {
             sent: None,
             stored: None,
             created_at: 0,
+            request_id: None,
+            api_key_id: None,
         }
     }
 

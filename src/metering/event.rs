@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use crate::error::{Error, Result};
 use crate::metering::expression::Expression;
-use crate::metering::json::{self, Map, Number, Value};
+use crate::metering::json::{self, Map, Number, Unread, Value};
 use crate::metering::meter::{Meter, SENT_QUANTITY, value_at};
 use crate::metering::quantity::{Quantity, Reject, number_text};
 use crate::metering::time::Timestamp;
@@ -21,6 +21,8 @@ pub const KEY_BYTES_MAX: usize = 255;
 pub const METADATA_BYTES_MAX: usize = 65_536;
 /// Of the text as it is sent: escapes and blanks take up to four times as much.
 const METADATA_TEXT_BYTES_MAX: usize = 4 * METADATA_BYTES_MAX;
+/// Each takes two bytes of the canonical text at least.
+const METADATA_VALUES_MAX: usize = METADATA_BYTES_MAX / 2;
 /// Nested lists and objects, the metadata itself included. Lists of events add three levels, and many clients read no
 /// more than 64.
 pub const METADATA_DEPTH_MAX: usize = 60;
@@ -47,6 +49,14 @@ pub struct Input {
 }
 
 impl Input {
+    /// Of metadata as text, which is read when the event is validated.
+    pub fn metadata_bytes(&self) -> usize {
+        match &self.metadata {
+            Some(Metadata::Text(text)) => text.get().len(),
+            _ => 0,
+        }
+    }
+
     pub fn meter(&self) -> &str {
         self.meter.as_deref().unwrap_or_default()
     }
@@ -92,15 +102,26 @@ impl Metadata {
             Metadata::Values(fields) => fields,
             Metadata::Wrong(error) => return Err(error),
             Metadata::Text(text) if text.get().len() > METADATA_TEXT_BYTES_MAX => return Err(too_long()),
-            Metadata::Text(text) => json::parse_object(text.get()).ok_or_else(Error::invalid_json)?,
+            Metadata::Text(text) => {
+                json::parse_small_object(text.get(), METADATA_VALUES_MAX).map_err(|unread| match unread {
+                    Unread::NotAnObject => Error::invalid_json(),
+                    Unread::TooManyValues => too_long(),
+                })?
+            }
         };
-        if 1 + fields.values().map(Value::depth).max().unwrap_or(0) > METADATA_DEPTH_MAX {
-            let most = METADATA_DEPTH_MAX;
-            return Err(Error::invalid(format!("metadata must not be nested deeper than {most} levels")));
-        }
+        check_depth(&fields)?;
         fields_canonical(&mut fields)?;
         Ok(fields)
     }
+}
+
+fn check_depth(metadata: &Map) -> Result<()> {
+    let depth = 1 + metadata.values().map(Value::depth).max().unwrap_or(0);
+    if depth <= METADATA_DEPTH_MAX {
+        return Ok(());
+    }
+    let most = METADATA_DEPTH_MAX;
+    Err(Error::invalid(format!("metadata must not be nested deeper than {most} levels")))
 }
 
 fn too_long() -> Error {
@@ -215,6 +236,8 @@ pub fn validate(meter: &Arc<Meter>, input: Input, now: Timestamp, id: Uuid) -> R
     let time = parse_time(&input, now)?;
     let mut metadata = input.metadata.map(Metadata::validate).transpose()?.unwrap_or_default();
     meter.fit_metadata(&mut metadata)?;
+    // names of dimensions with dots have become levels
+    check_depth(&metadata)?;
     let subject = parse_subject(input.subject.as_deref().unwrap_or_default())?.to_owned();
     let is_missing = input.quantity.is_none();
     let quantity = match input.quantity {
@@ -379,10 +402,26 @@ fn metadata_text(metadata: &Map) -> Result<Option<Box<RawValue>>> {
         return Ok(None);
     }
     let text = serde_json::value::to_raw_value(metadata).map_err(Error::internal)?;
-    if text.get().len() > METADATA_BYTES_MAX {
+    if text.get().len().saturating_add(zeros(metadata.values())) > METADATA_BYTES_MAX {
         return Err(too_long());
     }
     Ok(Some(text))
+}
+
+/// The zeros of numbers that are written with an exponent. PostgreSQL writes them out whenever it reads them: of 1e308 that
+/// is forty times as much.
+fn zeros<'a>(values: impl Iterator<Item = &'a Value>) -> usize {
+    let of = |value: &Value| match value {
+        Value::Number(number) => {
+            let exponent =
+                number.as_str().split_once(['e', 'E']).and_then(|(_, power)| power.parse::<i64>().ok());
+            exponent.map_or(0, |power| power.unsigned_abs() as usize)
+        }
+        Value::Array(items) => zeros(items.iter()),
+        Value::Object(fields) => zeros(fields.values()),
+        _ => 0,
+    };
+    values.map(of).fold(0, usize::saturating_add)
 }
 
 /// The declared dimension values found in metadata, under the meter version that declares them.

@@ -54,7 +54,7 @@ pub struct Number(Box<str>);
 impl Number {
     /// `None` for text that is no JSON number.
     pub fn parse(text: &str) -> Option<Self> {
-        let mut reader = Reader { text, at: 0, depth: 0 };
+        let mut reader = Reader::of(text);
         let number = reader.number()?;
         (reader.at == text.len()).then_some(number)
     }
@@ -73,7 +73,7 @@ impl From<&Quantity> for Number {
 impl Value {
     /// Reads the text of one value; `None` when it is no JSON or nested deeper than [`DEPTH_MAX`].
     pub fn parse(text: &str) -> Option<Self> {
-        let mut reader = Reader { text, at: 0, depth: 0 };
+        let mut reader = Reader::of(text);
         let value = reader.value()?;
         reader.space();
         (reader.at == text.len()).then_some(value)
@@ -137,6 +137,25 @@ pub fn parse_object(text: &str) -> Option<Map> {
     }
 }
 
+/// Why the text of an object was not read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unread {
+    NotAnObject,
+    TooManyValues,
+}
+
+/// Reads the text of one object with so many values at most, those of its lists and objects included.
+pub fn parse_small_object(text: &str, values: usize) -> Result<Map, Unread> {
+    let mut reader = Reader { left: values.saturating_add(1), ..Reader::of(text) };
+    let read = reader.value();
+    reader.space();
+    match read {
+        Some(Value::Object(fields)) if reader.at == text.len() => Ok(fields),
+        None if reader.left == 0 => Err(Unread::TooManyValues),
+        _ => Err(Unread::NotAnObject),
+    }
+}
+
 /// The text of an object.
 pub fn object_text(fields: &Map) -> String {
     text_of(fields)
@@ -185,6 +204,14 @@ struct Reader<'t> {
     text: &'t str,
     at: usize,
     depth: usize,
+    /// Values that may still be read.
+    left: usize,
+}
+
+impl<'t> Reader<'t> {
+    fn of(text: &'t str) -> Self {
+        Reader { text, at: 0, depth: 0, left: usize::MAX }
+    }
 }
 
 impl Reader<'_> {
@@ -203,6 +230,7 @@ impl Reader<'_> {
     }
 
     fn value(&mut self) -> Option<Value> {
+        self.left = self.left.checked_sub(1)?;
         self.space();
         match self.peek()? {
             b'n' => self.word("null", Value::Null),
@@ -395,6 +423,17 @@ mod tests {
         for wrong in ["", "-", "01", "1.", ".5", "1e", "+1", "0x1", "NaN", "Infinity", "1 ", "1,2"] {
             assert_eq!(Number::parse(wrong), None, "{wrong}");
         }
+    }
+
+    #[test]
+    fn values_are_counted_while_they_are_read() {
+        let list = |items: usize| format!("{{\"a\":[{}]}}", vec!["0"; items].join(","));
+        assert!(parse_small_object(&list(9), 10).is_ok_and(|fields| fields.len() == 1));
+        assert_eq!(parse_small_object(&list(10), 10), Err(Unread::TooManyValues));
+        // what comes behind is not looked at
+        assert_eq!(parse_small_object(&format!("{} nonsense", list(10)), 10), Err(Unread::TooManyValues));
+        assert_eq!(parse_small_object("{\"a\":[1,]}", 10), Err(Unread::NotAnObject));
+        assert_eq!(parse_small_object("[1]", 10), Err(Unread::NotAnObject));
     }
 
     #[test]

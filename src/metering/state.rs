@@ -135,10 +135,14 @@ fn deviation(count: i64, sum: &Quantity, squares: &Quantity) -> Quantity {
 #[derive(Debug, Default)]
 pub struct Levels {
     held: BTreeMap<(Vec<String>, String), (Quantity, i64)>,
+    /// Of the keys.
+    bytes: usize,
 }
 
 /// Keys of one query.
 pub const LEVELS_MAX: usize = 200_000;
+/// And of their texts.
+pub const LEVELS_BYTES_MAX: usize = 64 << 20;
 
 /// A stretch in which a level was held, by a group.
 pub struct Held {
@@ -160,6 +164,8 @@ impl Levels {
     ) -> Option<Held> {
         match self.held.entry((group.to_vec(), key)) {
             Entry::Vacant(free) => {
+                let (group, key) = free.key();
+                self.bytes += key.len() + group.iter().map(String::len).sum::<usize>();
                 free.insert((quantity.clone(), at));
                 None
             }
@@ -174,6 +180,11 @@ impl Levels {
     }
 
     /// Of how many subjects and dimension sets.
+    /// What the texts of the keys take.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     pub fn count(&self) -> usize {
         self.held.len()
     }

@@ -21,6 +21,7 @@ use crate::db::session::Session;
 use crate::db::{Conn, DbError, audit};
 use crate::error::{Error, Result};
 use crate::import::progress::Progress;
+use crate::ingest::Origin;
 use crate::ingest::insert::sums::{Sum, Used};
 use crate::ingest::insert::{self, Batch, Kind as CallKind, Outcome, WriteCache};
 use crate::metering::event::{self, Event, Foreign};
@@ -330,9 +331,8 @@ impl Import {
 
     fn batch(&self, events: Vec<Event>) -> Batch {
         Batch {
-            workspace_id: self.workspace_id,
+            origin: Origin::without_call(self.workspace_id, self.run_id),
             kind: CallKind::Bulk,
-            run_id: self.run_id,
             events,
             failed: 0,
             replay_key: None,

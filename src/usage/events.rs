@@ -48,6 +48,10 @@ pub struct Listed {
 /// Rows that one look into each stream returns at least and at most.
 const LOOK_MIN: usize = 16;
 const LOOK_MAX: usize = 4_000;
+/// Of all streams together, and what makes the next look a smaller one: what no filter of the database knows is looked at
+/// here, and held until then.
+const LOOK_ALL: usize = 8_000;
+const LOOK_BYTES: usize = 8 << 20;
 /// Streams in one statement; SQLite takes 500 parts at most.
 const STREAMS_MAX: usize = 250;
 
@@ -65,6 +69,7 @@ pub fn page(
     loop {
         let (rows, is_end) = streams.look(conn, search, after, depth)?;
         let last = rows.last().map(|row| row.0);
+        let bytes: usize = rows.iter().map(|(_, row)| row.metadata.as_deref().map_or(0, str::len)).sum();
         for row in rows {
             let id = row.0.id;
             listed.extend(readable("events", id, search.matching(row, !conn.is_postgres())).flatten());
@@ -76,7 +81,7 @@ pub fn page(
             return Ok(listed);
         }
         after = last;
-        depth = (depth * 2).min(LOOK_MAX);
+        depth = streams.next_depth(depth, bytes);
     }
 }
 
@@ -98,6 +103,30 @@ pub fn step(
         listed.extend(readable("events", id, search.matching(row, !conn.is_postgres())).flatten());
     }
     Ok((listed, last))
+}
+
+/// One event by its id, if its time lies in a window: there is an index of times and ids for each meter, so that a window
+/// costs what its length is.
+pub fn find(
+    conn: &mut Conn,
+    workspace_id: i64,
+    id: Uuid,
+    window: Window,
+) -> Result<Option<StoredEvent>, DbError> {
+    let mut statement = Statement::new(conn);
+    let (workspace_id, from, to) =
+        (statement.int(workspace_id), statement.int(window.from.0), statement.int(window.to.0));
+    let wanted = statement.bytes(id.as_bytes().to_vec());
+    let sql = format!(
+        "-- usage::events::find
+         SELECT {} FROM meters m
+         JOIN events e ON e.meter_id = m.id AND e.event_time >= {from} AND e.event_time < {to} AND e.id = {wanted}
+         JOIN subjects s ON s.id = e.subject_id
+         WHERE m.workspace_id = {workspace_id}",
+        event_columns(statement.is_postgres)
+    );
+    let found = statement.load::<EventText>(conn, &sql)?.pop();
+    found.map(|text| text.into_event(!conn.is_postgres())).transpose()
 }
 
 impl Search {
@@ -188,6 +217,13 @@ impl Streams {
     /// Rows to read of each stream for so many in all.
     fn depth(&self, count: usize) -> usize {
         count.div_ceil(self.ids.len()).clamp(LOOK_MIN, LOOK_MAX)
+    }
+
+    /// After a look at so many rows of each stream, which took so many bytes: twice as many, as far as that fits.
+    fn next_depth(&self, depth: usize, bytes: usize) -> usize {
+        let wanted = if bytes > LOOK_BYTES { depth / 2 } else { depth * 2 };
+        let most = (LOOK_ALL / self.ids.len()).min(LOOK_MAX);
+        wanted.clamp(LOOK_MIN, most.max(LOOK_MIN))
     }
 
     /// Up to `depth` rows of each stream, merged as far as they are certain to be complete, and whether that was all.

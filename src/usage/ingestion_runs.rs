@@ -3,7 +3,7 @@
 
 use diesel::prelude::*;
 use diesel::sql_query;
-use diesel::sql_types::{BigInt, Binary};
+use diesel::sql_types::{BigInt, Binary, Text};
 use uuid::Uuid;
 
 use crate::db::columns::uuid_of;
@@ -21,9 +21,16 @@ pub struct IngestionRun {
     pub duplicates: i64,
     pub failed: i64,
     pub created_at: Timestamp,
+    /// What its sender called the request; `None` where that has the id of the run, or is not known.
+    pub request_id: Option<String>,
+    /// `None` for a person, a command, and calls of another server that were moved in.
+    pub api_key_id: Option<String>,
+    /// Microseconds from reading the events to writing them.
+    pub duration: Option<i64>,
 }
 
-#[derive(Queryable)]
+#[derive(Queryable, QueryableByName)]
+#[diesel(table_name = ingestion_runs)]
 struct RunRow {
     id: Vec<u8>,
     kind: String,
@@ -31,6 +38,9 @@ struct RunRow {
     duplicates: i64,
     failed: i64,
     created_at: i64,
+    request_id: Option<String>,
+    api_key_id: Option<String>,
+    duration: Option<i64>,
 }
 
 type RunColumns = (
@@ -40,6 +50,9 @@ type RunColumns = (
     ingestion_runs::duplicates,
     ingestion_runs::failed,
     ingestion_runs::created_at,
+    ingestion_runs::request_id,
+    ingestion_runs::api_key_id,
+    ingestion_runs::duration,
 );
 const RUN: RunColumns = (
     ingestion_runs::id,
@@ -48,13 +61,24 @@ const RUN: RunColumns = (
     ingestion_runs::duplicates,
     ingestion_runs::failed,
     ingestion_runs::created_at,
+    ingestion_runs::request_id,
+    ingestion_runs::api_key_id,
+    ingestion_runs::duration,
 );
 
 impl RunRow {
     fn into_run(self) -> Result<IngestionRun, DbError> {
-        let RunRow { id, kind, accepted, duplicates, failed, created_at } = self;
-        let (id, created_at) = (uuid_of(&id)?, Timestamp(created_at));
-        Ok(IngestionRun { id, kind, accepted, duplicates, failed, created_at })
+        Ok(IngestionRun {
+            id: uuid_of(&self.id)?,
+            kind: self.kind,
+            accepted: self.accepted,
+            duplicates: self.duplicates,
+            failed: self.failed,
+            created_at: Timestamp(self.created_at),
+            request_id: self.request_id,
+            api_key_id: self.api_key_id,
+            duration: self.duration,
+        })
     }
 }
 
@@ -83,6 +107,33 @@ pub fn run(conn: &mut Conn, workspace_id: i64, id: Uuid) -> Result<Option<Ingest
         .first(conn)
         .optional()?;
     row.map(RunRow::into_run).transpose()
+}
+
+/// The newest calls of a workspace that are searched for an id that their sender made up: there is no index for it.
+pub const SEARCHED: i64 = 10_000;
+
+/// The newest write call of a request: by the id that the server gave it, or by that of its sender.
+pub fn of_request(
+    conn: &mut Conn,
+    workspace_id: i64,
+    request_id: &str,
+) -> Result<Option<IngestionRun>, DbError> {
+    if let Ok(id) = Uuid::parse_str(request_id)
+        && let Some(found) = run(conn, workspace_id, id)?
+    {
+        return Ok(Some(found));
+    }
+    let text = format!(
+        "-- ingestion_runs::of_request
+         SELECT id, kind, accepted, duplicates, failed, created_at, request_id, api_key_id, duration
+         FROM ingestion_runs WHERE workspace_id = $1 AND request_id = $2 AND id >= COALESCE(
+             (SELECT id FROM ingestion_runs WHERE workspace_id = $3 ORDER BY id DESC LIMIT 1 OFFSET {SEARCHED}), $4)
+         ORDER BY id DESC LIMIT 1"
+    );
+    let query = sql_query(text).bind::<BigInt, _>(workspace_id).bind::<Text, _>(request_id);
+    let mut rows: Vec<RunRow> =
+        query.bind::<BigInt, _>(workspace_id).bind::<Binary, _>(Vec::new()).load(conn)?;
+    rows.pop().map(RunRow::into_run).transpose()
 }
 
 /// Rows that are only history. What failed and may still be asked about (dead letters, failed exports) is not.

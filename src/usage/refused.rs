@@ -32,6 +32,9 @@ pub struct RefusedEvent {
     pub sent: Option<String>,
     pub stored: Option<String>,
     pub created_at: i64,
+    /// What its sender called the request; `None` where it has the id of the run.
+    pub request_id: Option<String>,
+    pub api_key_id: Option<String>,
 }
 
 impl RefusedEvent {
@@ -72,7 +75,6 @@ pub struct Filter {
     pub outcome: String,
     pub meter: String,
     pub subject: String,
-    pub idempotency_key: String,
     pub run: Option<Uuid>,
     /// The id of the last one seen.
     pub before: Option<Uuid>,
@@ -106,10 +108,28 @@ pub fn list(
     if let Some(run) = filter.run {
         query = query.filter(refused_events::run_id.eq(run.into_bytes().to_vec()));
     }
-    if !filter.idempotency_key.is_empty() {
-        query = query.filter(refused_events::idempotency_key.eq(filter.idempotency_key.clone()));
-    }
     Ok(query.load(conn)?)
+}
+
+/// The newest of an idempotency key, or of a request: by what its sender called it, or by the id that the server gave it.
+pub fn about(
+    conn: &mut Conn,
+    workspace_id: i64,
+    wanted: &str,
+    limit: i64,
+) -> Result<Vec<RefusedEvent>, DbError> {
+    let given = Uuid::parse_str(wanted).unwrap_or_default().into_bytes().to_vec();
+    let is_wanted = refused_events::idempotency_key
+        .eq(wanted)
+        .or(refused_events::request_id.eq(wanted))
+        .or(refused_events::run_id.nullable().eq(given));
+    Ok(refused_events::table
+        .filter(refused_events::workspace_id.eq(workspace_id))
+        .filter(is_wanted)
+        .order(refused_events::id.desc())
+        .limit(limit)
+        .select(RefusedEvent::as_select())
+        .load(conn)?)
 }
 
 /// Outcome and instant of those of a window: as many as a workspace keeps, at most.

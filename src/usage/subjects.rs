@@ -16,6 +16,7 @@ use crate::db::statement::Statement;
 use crate::db::{Conn, DbError};
 use crate::metering::delta::{self, Count, Counts};
 use crate::metering::event::StoredEvent;
+use crate::metering::rollup::Grain;
 use crate::metering::time::{DAY, HOUR, Timestamp, Window};
 use crate::usage::event_row::{EventText, event_columns};
 pub use crate::usage::subject_counts::SubjectPosition;
@@ -138,6 +139,86 @@ fn stats_where(
     );
     let query = sql_query(text).bind::<BigInt, _>(workspace_id).bind::<Text, _>(name);
     Ok(query.bind::<BigInt, _>(limit).load(conn)?)
+}
+
+/// How many events a meter got within an hour or day.
+#[derive(QueryableByName)]
+pub struct MeterCount {
+    #[diesel(sql_type = Text)]
+    pub meter: String,
+    #[diesel(sql_type = BigInt)]
+    start: i64,
+    #[diesel(sql_type = BigInt)]
+    pub events: i64,
+}
+
+impl MeterCount {
+    pub fn start(&self) -> Timestamp {
+        Timestamp(self.start)
+    }
+}
+
+/// What all meters of a workspace got, in a window of whole days (`MeterDay`) or hours.
+pub fn events_of_meters(
+    conn: &mut Conn,
+    workspace_id: i64,
+    grain: Grain,
+    window: Window,
+) -> Result<Vec<MeterCount>, DbError> {
+    let text = format!(
+        "-- usage::subjects::events_of_meters
+         SELECT m.name AS meter, r.start, CAST(SUM(r.event_count) AS BIGINT) AS events
+         FROM (SELECT id, name FROM meters WHERE workspace_id = $1) m
+         JOIN rollups r ON r.meter_id = m.id AND r.grain = {} AND r.start >= $2 AND r.start < $3
+         GROUP BY m.name, r.start",
+        grain as i16
+    );
+    let query = sql_query(text).bind::<BigInt, _>(workspace_id).bind::<BigInt, _>(window.from.0);
+    Ok(query.bind::<BigInt, _>(window.to.0).load(conn)?)
+}
+
+/// What all meters of a workspace got by the hour, in any window: the whole hours from sums, the ends from the events
+/// themselves. To be read at one instant.
+pub fn events_by_hour(
+    conn: &mut Conn,
+    workspace_id: i64,
+    window: Window,
+) -> Result<Vec<MeterCount>, DbError> {
+    let whole = Window { from: window.from.ceil(HOUR), to: window.to.floor(HOUR) };
+    if whole.from >= whole.to {
+        return stored_by_hour(conn, workspace_id, [window, Window { from: window.to, to: window.to }]);
+    }
+    let mut counts = events_of_meters(conn, workspace_id, Grain::MeterHour, whole)?;
+    let ends = [Window { to: whole.from, ..window }, Window { from: whole.to, ..window }];
+    if ends.iter().any(|end| end.from < end.to) {
+        counts.extend(stored_by_hour(conn, workspace_id, ends)?);
+    }
+    Ok(counts)
+}
+
+fn stored_by_hour(
+    conn: &mut Conn,
+    workspace_id: i64,
+    [one, other]: [Window; 2],
+) -> Result<Vec<MeterCount>, DbError> {
+    // each window is a range of the index; both in one condition would be all of it
+    let within = |from: &str, to: &str| {
+        format!(
+            "SELECT m.name AS meter, e.event_time - ((e.event_time % {HOUR}) + {HOUR}) % {HOUR} AS start,
+                    CAST(COUNT(*) AS BIGINT) AS events
+             FROM (SELECT id, name FROM meters WHERE workspace_id = $1) m
+             JOIN events e ON e.meter_id = m.id AND e.event_time >= {from} AND e.event_time < {to} GROUP BY 1, 2"
+        )
+    };
+    let text = format!(
+        "-- usage::subjects::stored_by_hour
+         {} UNION ALL {}",
+        within("$2", "$3"),
+        within("$4", "$5")
+    );
+    let query = sql_query(text).bind::<BigInt, _>(workspace_id).bind::<BigInt, _>(one.from.0);
+    let query = query.bind::<BigInt, _>(one.to.0).bind::<BigInt, _>(other.from.0);
+    Ok(query.bind::<BigInt, _>(other.to.0).load(conn)?)
 }
 
 /// How many meters and events a workspace has.

@@ -1,6 +1,11 @@
 //! Input that must be refused: with the status and code of the contract, and with nothing stored. And input that
 //! looks strange but is fine.
 
+use std::io::Write;
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use flate2::write::GzEncoder;
 use serde_json::{Value, json};
 
 use crate::support::client::{JUNE, NOON};
@@ -13,6 +18,7 @@ on_both_databases!(
     oversized_bodies_are_413,
     deep_nesting_is_refused,
     nul_characters_never_break_anything,
+    what_costs_too_much_is_refused_before_it_is_done,
     other_workspaces_do_not_exist,
     bad_queries_are_refused,
     rate_limit_charges_new_events_only,
@@ -283,6 +289,93 @@ async fn nul_characters_never_break_anything(database: Database) {
         &workspace.with("idempotency-key", "plain").post("/v1/usages/bulk", &json!([{"meter": "\0"}])).await,
     );
     server.client().get("/ready").await.expect(204);
+}
+
+/// Each of these would take minutes or gigabytes if it were done first and measured then: the test would not end.
+async fn what_costs_too_much_is_refused_before_it_is_done(database: Database) {
+    let server = Server::start(&database);
+    let workspace = server.workspace().await;
+    workspace.meter("calls", "count").await;
+    let digits = "1".repeat(7_000_000);
+    let long = |digits: &str| format!("{{\"meter\":\"calls\",\"subject\":\"s\",\"quantity\":{digits}}}");
+    workspace.post_text("/v1/usages", long(&digits[..900_000])).await.error(400, "invalid_input");
+    let bulk = workspace.post_text("/v1/usages/bulk", format!("[{}]", long(&digits))).await.json(400);
+    assert_eq!(bulk["failed"], 1);
+    let lines = workspace.with("content-type", "application/x-ndjson").with("content-encoding", "gzip");
+    for (text, failed) in [
+        (long(&"1".repeat(1_000_000)), "invalid_input"),
+        (format!("{{\"meter\":\"{}\"}}", "a".repeat(20_000_000)), "a line must not be longer than"),
+    ] {
+        let answer = lines.post_bytes("/v1/usages/bulk", gzip(text.as_bytes())).await;
+        assert!(answer.text.contains(failed), "{failed}: {answer:?}");
+    }
+    let event =
+        json!({"specversion": "1.0", "id": "1", "source": "s", "type": "calls", "subject": "s"}).to_string();
+    let event = event.replacen('{', &format!("{{\"data\":{{\"value\":{}}},", &digits[..1_000_000]), 1);
+    let events = workspace.with("content-type", "application/cloudevents+json");
+    events.post_bytes("/v1/cloudevents", event.into_bytes()).await.error(400, "invalid_input");
+    let (from, to) = JUNE;
+    let filter = format!(
+        "{{\"meter\":\"calls\",\"from\":\"{from}\",\"to\":\"{to}\",\"filter\":{{\"type\":\"condition\",\"field\":\"quantity\",\"op\":\"gt\",\"value\":{}}}}}",
+        &digits[..1_900_000]
+    );
+    workspace.post_text("/v1/usages/search", filter).await.error(400, "invalid_input");
+    for (metadata, words) in [
+        // PostgreSQL writes the zeros out
+        (format!("{{\"a\":[{}]}}", vec!["1e308"; 9_300].join(",")), "must not be longer"),
+        (format!("{{\"a\":[{}]}}", vec!["0"; 60_000].join(",")), "must not be longer"),
+        (format!("{{\"a\":[{}]}}", vec!["1e308"; 100].join(",")), ""),
+    ] {
+        let event = with("subject", json!("s")).replacen('{', &format!("{{\"metadata\":{metadata},"), 1);
+        let answer = workspace.post_text("/v1/usages", event).await;
+        match words {
+            "" => drop(answer.expect(201)),
+            words => assert!(answer.error(400, "invalid_input").contains(words)),
+        }
+    }
+    // a name with dots becomes levels
+    let name = ["a"; 90].join(".");
+    let meter = json!({"name": "deep", "unit": "u", "dimensions": [{"name": name, "type": "string"}]});
+    if workspace.post("/v1/meters", &meter).await.status == 201 {
+        let event = json!({"meter": "deep", "subject": "s", "quantity": 1, "metadata": {name: "x"}});
+        workspace.post("/v1/usages", &event).await.error(400, "invalid_input");
+    }
+    let query = json!({"kind": "usage_events", "query": {"anchor": "x".repeat(1_000_000)}});
+    workspace.post("/v1/exports", &query).await.error(400, "invalid_input");
+    cursors_with_a_nul_are_none_of_ours(&workspace).await;
+    server.client().get("/ready").await.expect(204);
+}
+
+async fn cursors_with_a_nul_are_none_of_ours(workspace: &Client) {
+    for position in [
+        json!({"name": "\0"}),
+        json!({"meter": "\0"}),
+        json!({"subject": "\0", "time": "1", "id": "\0"}),
+        json!({"time": "2026-06-01T00:00:00Z", "id": "\0"}),
+        json!([1, "\0"]),
+    ] {
+        let cursor = URL_SAFE_NO_PAD.encode(position.to_string());
+        for list in [
+            "meters",
+            "meters/stats",
+            "subjects",
+            "exports",
+            "entitlements/decisions",
+            "entitlements/events",
+            "usageevents",
+            "alerts",
+            "plans",
+        ] {
+            let answer = workspace.get(&format!("/v1/{list}?cursor={cursor}")).await;
+            assert!([200, 400].contains(&answer.status), "{list} {position}: {answer:?}");
+        }
+    }
+}
+
+fn gzip(text: &[u8]) -> Vec<u8> {
+    let mut packer = GzEncoder::new(Vec::new(), flate2::Compression::default());
+    packer.write_all(text).expect("memory");
+    packer.finish().expect("memory")
 }
 
 async fn one_nul_fails_its_item_alone(workspace: &Client) {

@@ -38,6 +38,7 @@ mod filter;
 mod grpc;
 mod handbook;
 mod history;
+mod honest_numbers;
 mod hostile_connections;
 mod inert;
 mod keys;

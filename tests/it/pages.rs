@@ -20,6 +20,7 @@ on_both_databases!(
     the_workspace_chooses_what_becomes_of_conflicts,
     events_are_counted_above_their_list,
     a_write_call_shows_what_it_was_refused,
+    a_request_is_found_by_its_id,
     the_trail_is_read_between_two_times,
     a_browser_is_shown_a_page_where_there_is_none,
 );
@@ -329,6 +330,52 @@ async fn a_write_call_shows_what_it_was_refused(database: Database) {
     browser.get("/jobs/workers/nosuch").await.expect(404);
     assert!(token_of(&browser.get("/jobs/workers/alert").await.expect(200).text).len() > 10);
     browser.send(Method::GET, "/jobs/workers/history", None).await.expect(200);
+}
+
+/// Whoever has the id of a request, their own or the one that an answer had, finds the call and its refusals.
+async fn a_request_is_found_by_its_id(database: Database) {
+    let server = Server::start_with(&database, &[("OPEN_SPANNER_SERVE_WORKERS", "on")]);
+    let mut browser = furnished(&server).await;
+    let session = session_of(&server, &browser);
+    let key =
+        session.post("/v1/auth/api-keys", &json!({"name": "importer", "scopes": ["*"]})).await.json(201);
+    let api = server.client().with_key(key["key"].as_str().expect("a secret"));
+    let (good, bad) = (
+        json!({"idempotency_key": "r1", "meter": "tokens", "subject": "org_1", "quantity": 1}),
+        json!({"idempotency_key": "r2", "meter": "nosuch", "subject": "org_1", "quantity": 1}),
+    );
+    let given = api.post("/v1/usages", &good).await.expect(201).header("x-request-id");
+    let refused = api.post("/v1/usages", &bad).await.expect(404).header("x-request-id");
+    let named = api.with("x-request-id", "batch-2026-06".to_owned());
+    named.post("/v1/usages/bulk", &json!([good, bad])).await;
+    api.with("x-request-id", "retry:0007".to_owned()).post("/v1/usages", &bad).await.expect(404);
+    let call = browser.get(&format!("/ingestion/{given}")).await.expect(200).text;
+    assert!(call.contains("importer") && call.contains(&given) && call.contains("Took"), "{call}");
+    for (wanted, words) in [
+        (given.as_str(), "1 accepted, 0 known already, 0 refused"),
+        (&refused, "Refused"),
+        ("batch-2026-06", "0 accepted, 1 known already, 1 refused"),
+        ("retry:0007", "Refused"),
+    ] {
+        let mut told = String::new();
+        // refusals are written down every second
+        for _ in 0..100 {
+            told = browser.get(&format!("/explain?q={wanted}")).await.expect(200).text;
+            if told.contains(words) {
+                break;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        }
+        assert!(told.contains(words), "{wanted}: {told}");
+    }
+    let call = browser.get("/explain?q=batch-2026-06").await.expect(200).text;
+    let call = links_of(&call).into_iter().find(|link| link.starts_with("/ingestion/")).expect("the call");
+    assert!(browser.get(&call).await.expect(200).text.contains("batch-2026-06"));
+    let mut neighbour = Browser::register(&server, "request-neighbour@example.com").await;
+    for wanted in [given.as_str(), &refused, "batch-2026-06", "retry:0007"] {
+        let told = neighbour.get(&format!("/explain?q={wanted}")).await.expect(200).text;
+        assert!(told.contains("never seen"), "{told}");
+    }
 }
 
 /// What the form of a page would send if nobody typed anything: fields, selects and boxes of the form that changes something.

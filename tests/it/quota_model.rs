@@ -21,6 +21,7 @@ use open_spanner::entitlements::quota::QuotaUsage;
 use open_spanner::entitlements::sql::assignments::Wish;
 use open_spanner::entitlements::sql::listing::{self, Filter};
 use open_spanner::entitlements::sql::{assignments, plans};
+use open_spanner::ingest::Origin;
 use open_spanner::ingest::insert::{self, Batch, Kind, WriteCache};
 use open_spanner::jobs::queue::{self, Claim};
 use open_spanner::metering::calendar::Zone;
@@ -291,8 +292,7 @@ impl World {
             }
         }
         let batch = Batch {
-            workspace_id: self.workspace_id,
-            run_id: uuid::Uuid::now_v7(),
+            origin: Origin::without_call(self.workspace_id, uuid::Uuid::now_v7()),
             kind: Kind::Bulk,
             events: batch,
             failed: 0,

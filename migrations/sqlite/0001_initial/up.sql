@@ -441,6 +441,11 @@ CREATE TABLE ingestion_runs (
     duplicates INTEGER NOT NULL,
     failed INTEGER NOT NULL,
     created_at INTEGER NOT NULL,
+    -- what the sender called the request; NULL where the server did, by the id of the run
+    request_id TEXT,
+    api_key_id TEXT,
+    -- from reading the events to writing them, or those of the last part of a stream
+    duration INTEGER,
     PRIMARY KEY (workspace_id, id)
 ) STRICT, WITHOUT ROWID;
 
@@ -538,6 +543,8 @@ CREATE TABLE entitlement_states (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX entitlement_states_recent ON entitlement_states (workspace_id, updated_at);
 CREATE INDEX entitlement_states_plan ON entitlement_states (plan_id);
+-- counted for pages without a look at the rows
+CREATE INDEX entitlement_states_counted ON entitlement_states (workspace_id, plan_id, state);
 
 CREATE TABLE entitlement_events (
     id TEXT NOT NULL,
@@ -649,6 +656,8 @@ CREATE TABLE refused_events (
     sent TEXT,
     stored TEXT,
     created_at INTEGER NOT NULL,
+    request_id TEXT,
+    api_key_id TEXT,
     PRIMARY KEY (workspace_id, id)
 ) STRICT;
 CREATE INDEX refused_events_time ON refused_events (created_at);

@@ -189,6 +189,15 @@ pub fn list(conn: &mut Conn, owner: Owner) -> Result<Vec<ApiKey>, DbError> {
     Ok(keys)
 }
 
+/// The name of a key of anybody in a workspace, by the id that callers know.
+pub fn name_of(conn: &mut Conn, workspace_id: i64, public_id: &str) -> Result<Option<String>, DbError> {
+    let name = api_keys::table
+        .filter(api_keys::workspace_id.eq(workspace_id).and(api_keys::public_id.eq(public_id)))
+        .select(api_keys::name)
+        .first(conn);
+    Ok(name.optional()?)
+}
+
 /// A key of anybody in a workspace, with the address of whoever made it.
 pub type OfSomebody = (ApiKey, String);
 

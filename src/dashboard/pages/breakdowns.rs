@@ -61,7 +61,10 @@ async fn card(app: &App, asked: &ExportQuery, field: GroupField, title: String) 
     let largest = found.first().map_or(1.0, |item| item.quantity.to_f64()).max(f64::MIN_POSITIVE);
     let row = |item: crate::usage::query::BreakdownItem| Row {
         bar: share_bar(item.quantity.to_f64() / largest),
-        link: asked.narrowed(&[(name.as_str(), item.value.as_str())], "eq", asked.group.clone()),
+        link: asked
+            .with_values(&[(name.clone(), item.value.as_str())], "eq", asked.group.clone())
+            .link("/usage")
+            .to_string(),
         value: item.value,
         quantity: item.quantity,
         events: item.events,

@@ -1,6 +1,8 @@
 //! The picture above the list of events: how many came when, and what became of them. Each of its buckets leads to the
 //! events that it is made of.
 
+use std::collections::BTreeMap;
+
 use crate::app::App;
 use crate::auth::Caller;
 use crate::dashboard::ask;
@@ -13,7 +15,7 @@ use crate::http::extract::Params;
 use crate::metering::calendar::{Buckets, Calendar, Zone};
 use crate::metering::meter::{Aggregation, Meter};
 use crate::metering::quantity::Quantity;
-use crate::metering::time::{Timestamp, Window};
+use crate::metering::time::{HOUR, Timestamp, Window};
 use crate::usage::query::Query;
 use crate::usage::refused;
 use crate::usage::subjects;
@@ -46,8 +48,15 @@ pub async fn find(
         return Ok(None);
     }
     let starts = ask::axis(window, &calendar);
-    let drawn = drawn(app, caller, asked, meters).await?;
-    let (mut series, outcomes) = counts(app, caller, asked, &drawn, (window, &calendar, &starts)).await?;
+    let is_everything = asked.meter.is_empty() && asked.subject.is_empty() && asked.conditions.is_empty();
+    let (mut series, outcomes) = match is_everything && starts.iter().all(|start| start.floor(HOUR) == *start)
+    {
+        true => everything(app, caller, window, &starts).await?,
+        false => {
+            let drawn = drawn(app, caller, asked, meters).await?;
+            counts(app, caller, asked, &drawn, (window, &calendar, &starts)).await?
+        }
+    };
     for (outcome, name) in [("rejected", "Rejected"), ("conflict", "Conflict")] {
         let times = outcomes.iter().filter(|(word, _)| word == outcome).map(|(_, at)| Timestamp(*at));
         let values = counted(times, &starts);
@@ -124,6 +133,28 @@ async fn counts(
         series.push(Series { name, values, is_other: false });
     }
     Ok((series, outcomes))
+}
+
+/// Of all meters: the largest have a series each, the others one together. In as many statements as for one meter.
+async fn everything(
+    app: &App,
+    caller: &Caller,
+    window: Window,
+    starts: &[Timestamp],
+) -> Result<(Vec<Series>, Vec<(String, i64)>)> {
+    let workspace_id = caller.workspace_id;
+    let read = move |conn: &mut Conn| {
+        let counts = subjects::events_by_hour(conn, workspace_id, window)?;
+        Ok((counts, refused::outcomes(conn, workspace_id, &refused::Filter::default(), window)?))
+    };
+    let (counts, outcomes) = app.store.view("usage::events_by_hour", true, read).await?;
+    let mut by_meter: BTreeMap<String, Vec<i64>> = BTreeMap::new();
+    for count in counts {
+        if let Some(place) = starts.partition_point(|start| *start <= count.start()).checked_sub(1) {
+            by_meter.entry(count.meter).or_insert_with(|| vec![0; starts.len()])[place] += count.events;
+        }
+    }
+    Ok((ask::largest(&by_meter, METERS_DRAWN), outcomes))
 }
 
 /// How many instants each bucket holds; the buckets are in order.

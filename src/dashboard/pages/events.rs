@@ -23,12 +23,13 @@ use crate::metering::calendar::Zone;
 use crate::metering::event::StoredEvent;
 use crate::metering::json::Value;
 use crate::metering::meter::Meter;
-use crate::metering::time::{SECOND, Timestamp, Window};
+use crate::metering::time::{DAY, HOUR, SECOND, Timestamp, Window};
 use crate::usage::events::{self as event_list, Listed, Position};
 use crate::usage::query::parse_subject_filter;
 
 const LISTED: usize = 50;
-const DOWNLOADED: usize = 1_000;
+/// A file holds all that matches or is not made; an export has no limit.
+const DOWNLOADED: usize = 10_000;
 
 /// What an address asks for.
 #[derive(Clone, Default)]
@@ -93,9 +94,20 @@ struct ListPage {
     is_first: bool,
     counts: Option<Counts>,
     complaint: Complaint,
+    params: Params,
 }
 
 impl ListPage {
+    /// A field as it was sent, right or wrong.
+    fn sent(&self, name: &str) -> &str {
+        self.params.get(name)
+    }
+
+    /// Whether two times are asked for, or were tried.
+    fn has_times(&self) -> bool {
+        ["from", "to"].iter().any(|name| !self.params.get(name).is_empty())
+    }
+
     fn ranges(&self) -> &'static [(&'static str, &'static str)] {
         &RANGES
     }
@@ -137,27 +149,27 @@ pub async fn list(app: web::Data<App>, caller: Caller, visit: Visit, params: Par
         is_first: params.get("cursor").is_empty(),
         counts: None,
         complaint: Complaint::none(),
+        params,
     };
-    match answer(&app, &caller, &mut page, &params).await {
+    match answer(&app, &caller, &mut page).await {
         Ok(Some(response)) => Ok(response),
         Ok(None) => ok(&page),
         Err(error) => {
             page.complaint = Complaint::of(error, &["range", "from", "to", "subject", "f"])?;
+            let home = ask::home(&app, &caller).await?;
+            let asked = grammar::nearest(&page.params, |params| ExportQuery::parse(params, &home));
+            page.asked = asked.unwrap_or_default();
             rejected(&page)
         }
     }
 }
 
-async fn answer(
-    app: &App,
-    caller: &Caller,
-    page: &mut ListPage,
-    params: &Params,
-) -> Result<Option<HttpResponse>> {
+async fn answer(app: &App, caller: &Caller, page: &mut ListPage) -> Result<Option<HttpResponse>> {
+    let params = &page.params;
     let home = ask::home(app, caller).await?;
     let asked = ExportQuery::parse(params, &home)?;
     let meter = page.meters.iter().find(|meter| meter.name == asked.meter);
-    if let Some(condition) = new_condition(params)? {
+    if let Some(condition) = grammar::added(params)? {
         let mut wider = asked;
         wider.conditions.push(condition);
         wider.search(0, meter)?;
@@ -171,6 +183,11 @@ async fn answer(
     let read = move |conn: &mut Conn| event_list::page(conn, &search, after, limit + 1);
     let mut listed = app.store.view("event_list::page", false, read).await?;
     let has_more = listed.len() > limit;
+    if has_more && limit == DOWNLOADED {
+        return Err(Error::invalid(format_args!(
+            "more than {DOWNLOADED} events match: choose a shorter time, or queue an export, which has no limit"
+        )));
+    }
     listed.truncate(limit);
     match format {
         "csv" => return csv(&listed).map(Some),
@@ -187,14 +204,6 @@ async fn answer(
     page.events = listed.into_iter().map(|one| one.event).collect();
     page.asked = asked;
     Ok(None)
-}
-
-fn new_condition(params: &Params) -> Result<Option<Condition>> {
-    let (field, op, value) = (params.get("ff"), params.get("fo"), params.get("fv").trim());
-    if field.is_empty() || (value.is_empty() && op != "exists") {
-        return Ok(None);
-    }
-    Condition::parse(&format!("{}:{op}:{}", grammar::escape(field), grammar::escape(value))).map(Some)
 }
 
 fn position(cursor: &str) -> Result<Option<Position>> {
@@ -228,9 +237,9 @@ struct ShowPage {
     totals: String,
 }
 
-/// How long before it was received an event is looked for when its time is not told.
-const LATE: i64 = 3_600 * SECOND;
-const LOOKED_AT: usize = 5_000;
+/// How far before and after it was received an event is looked for when its time is not told, one after the other: nearly
+/// all come at once, and some are filled in later.
+const LOOKED_AT: [(i64, i64); 3] = [(60 * SECOND, 60 * SECOND), (DAY, HOUR), (92 * DAY, DAY)];
 
 /// One event by its id.
 pub async fn find(
@@ -239,26 +248,31 @@ pub async fn find(
     id: Uuid,
     at: Option<Timestamp>,
 ) -> Result<Option<StoredEvent>> {
-    let window = match at {
-        Some(at) => Window { from: at, to: at.plus(1) },
+    let windows: Vec<Window> = match at {
+        Some(at) => vec![Window { from: at, to: at.plus(1) }],
         None => {
             // the id of an event begins with the time it was received
             let received = id.get_timestamp().map_or(Timestamp(0), |time| {
                 let (seconds, nanos) = time.to_unix();
                 Timestamp((seconds as i64).saturating_mul(SECOND) + i64::from(nanos) / 1_000)
             });
-            Window { from: received.plus(-LATE), to: received.plus(5 * SECOND) }
+            let window = |(before, after): (i64, i64)| Window {
+                from: received.plus(-before),
+                to: received.plus(after),
+            };
+            LOOKED_AT.map(window).to_vec()
         }
     };
-    let search = event_list::Search {
-        workspace_id: caller.workspace_id,
-        from: Some(window.from),
-        to: Some(window.to),
-        ..event_list::Search::default()
+    let workspace_id = caller.workspace_id;
+    let read = move |conn: &mut Conn| {
+        for window in &windows {
+            if let Some(event) = event_list::find(conn, workspace_id, id, *window)? {
+                return Ok(Some(event));
+            }
+        }
+        Ok(None)
     };
-    let read = move |conn: &mut Conn| event_list::page(conn, &search, None, LOOKED_AT);
-    let listed = app.store.read("event_list::find", read).await?;
-    Ok(listed.into_iter().find(|one| one.position.id == id).map(|one| one.event))
+    app.store.read("event_list::find", read).await
 }
 
 pub async fn show(

@@ -1,4 +1,4 @@
-//! `/explain`: one field, one answer: what became of this key, event or subject. `/search`: where something is.
+//! `/explain`: one field, one answer: what became of this key, event, request or subject. `/search`: where something is.
 
 use actix_web::http::header;
 use actix_web::{HttpResponse, web};
@@ -18,7 +18,7 @@ use crate::error::Result;
 use crate::http::extract::Params;
 use crate::ingest::insert::{KeyUse, find_key};
 use crate::metering::event::{StoredEvent, parse_key, parse_subject};
-use crate::usage::subjects;
+use crate::usage::{ingestion_runs, subjects};
 
 /// One thing that is known about what was asked.
 pub struct Finding {
@@ -58,6 +58,7 @@ async fn explain(app: &App, caller: &Caller, wanted: &str) -> Result<Vec<Finding
             action: "The decision",
         });
     }
+    findings.extend(called(app, caller, wanted).await?);
     findings.extend(super::refused::explain(app, caller, wanted).await?);
     if parse_subject(wanted).is_ok() {
         let (workspace_id, name) = (caller.workspace_id, wanted.to_owned());
@@ -125,6 +126,25 @@ async fn decided(app: &App, caller: &Caller, wanted: &str) -> Result<Option<Told
     let workspace_id = caller.workspace_id;
     let find = move |conn: &mut Conn| decisions::find(conn, workspace_id, &key);
     app.store.read("decisions::find", find).await?.map(Told::of).transpose()
+}
+
+/// The write call of a request.
+async fn called(app: &App, caller: &Caller, wanted: &str) -> Result<Option<Finding>> {
+    let (workspace_id, request_id) = (caller.workspace_id, wanted.to_owned());
+    let find = move |conn: &mut Conn| ingestion_runs::of_request(conn, workspace_id, &request_id);
+    let run = app.store.read("ingestion_runs::of_request", find).await?;
+    Ok(run.map(|run| Finding {
+        state: "accepted",
+        sentence: format!(
+            "A write call of {} UTC: {} accepted, {} known already, {} refused.",
+            view::minute(run.created_at),
+            view::count(run.accepted),
+            view::count(run.duplicates),
+            view::count(run.failed)
+        ),
+        link: format!("/ingestion/{}", run.id),
+        action: "The call",
+    }))
 }
 
 #[derive(Template)]

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use actix_web::http::header;
 use actix_web::{HttpResponse, web};
 use askama::Template;
-use futures_util::future::{join, try_join4};
+use futures_util::future::{join, try_join3};
 
 use crate::app::App;
 use crate::auth::Caller;
@@ -32,6 +32,8 @@ use crate::usage::query::{Bucket, Query, parse_group_by, parse_subject_filter};
 
 /// Rows that one picture is made of at most.
 const CELLS_MAX: usize = 10_000;
+const SERIES_DRAWN: usize = 8;
+const GROUPS_LISTED: usize = 100;
 const DEFAULT_RANGE: &str = "28d+today";
 const COMPARISONS: [(&str, &str); 4] = [
     ("", "nothing"),
@@ -39,7 +41,7 @@ const COMPARISONS: [(&str, &str); 4] = [
     ("weekday", "the same weekdays before"),
     ("year", "a year before"),
 ];
-const BUCKETS: [(&str, &str); 10] = [
+pub const BUCKETS: [(&str, &str); 10] = [
     ("auto", "automatic"),
     ("minute", "minute"),
     ("5m", "5 minutes"),
@@ -95,7 +97,10 @@ impl ExportQuery {
         Ok(ExportQuery {
             subject: parse_subject_filter(params.get("subject"))?.unwrap_or_default(),
             conditions: grammar::conditions(params)?,
-            kind: Kind::parse(&show).unwrap_or(drawn),
+            // heights that stand on each other are a sum
+            kind: Kind::parse(&show)
+                .filter(|kind| drawn == Kind::Stacked || !kind.adds_up())
+                .unwrap_or(drawn),
             is_cumulative: !params.get("cum").is_empty() && ask::is_additive(meter.aggregation),
             bucket: params.get("bucket").to_owned(),
             meter,
@@ -154,16 +159,20 @@ impl ExportQuery {
         })
     }
 
-    /// The address with these values as conditions too, and these groups.
-    pub fn narrowed(&self, values: &[(&str, &str)], op: &str, group: Vec<String>) -> String {
+    /// With these values as conditions too, and these groups.
+    pub fn with_values(&self, values: &[(String, &str)], op: &str, group: Vec<String>) -> ExportQuery {
         let mut next = copy(self);
         next.conditions.extend(values.iter().map(|(field, value)| Condition {
-            field: (*field).to_owned(),
+            field: field.clone(),
             op: op.to_owned(),
             value: grammar::escape(value),
         }));
         next.group = group;
-        next.link("/usage").to_string()
+        next
+    }
+
+    fn by_subject(&self) -> bool {
+        self.group.iter().any(|name| name == "subject")
     }
 
     /// The window that this one is compared with.
@@ -197,8 +206,12 @@ struct Found {
     earlier: Option<(Quantity, String, String)>,
     groups: Vec<GroupRow>,
     breakdowns: Vec<Breakdown>,
-    rows: usize,
+    is_empty: bool,
+    /// Groups that the chart does not show by themselves.
     left_out: usize,
+    /// Groups that the table does not show.
+    unlisted: usize,
+    is_cut: bool,
 }
 
 #[derive(Template)]
@@ -247,6 +260,11 @@ impl ExplorePage {
             ("show", Some(asked)) => asked.kind.word() == value,
             _ => self.params.get(name) == value,
         }
+    }
+
+    /// A field as it was sent where that was wrong, else as it was read.
+    fn text<'a>(&'a self, name: &str, read: &'a str) -> &'a str {
+        if self.complaint.at(name) { self.params.get(name) } else { read }
     }
 
     fn groups_by(&self, name: &str) -> bool {
@@ -387,7 +405,9 @@ pub async fn page(app: &App, caller: &Caller, visit: &Visit, params: Params) -> 
             )?;
             let meter = page.meters.iter().find(|meter| meter.name == page.params.get("meter"));
             let fallback = meter.or(page.meters.first()).cloned();
-            page.asked = fallback.and_then(|meter| ExportQuery::parse(meter, &Params::parse(""), &home).ok());
+            page.asked = fallback.and_then(|meter| {
+                grammar::nearest(&page.params, |params| ExportQuery::parse(meter.clone(), params, &home))
+            });
             rejected(&page)
         }
     }
@@ -421,7 +441,7 @@ async fn answer(app: &App, caller: &Caller, page: &ExplorePage, home: &Zone) -> 
         "csv" => csv(app, &asked).await.map(Answer::Other),
         "json" => {
             let query = asked.query(asked.range.window, true, true)?;
-            let rows = ask::buckets(app, query, CELLS_MAX).await?;
+            let rows = downloaded(app, query).await?;
             respond::ok(&rows).map(Answer::Other)
         }
         _ => Err(Error::invalid("format must be html, csv or json")),
@@ -430,25 +450,28 @@ async fn answer(app: &App, caller: &Caller, page: &ExplorePage, home: &Zone) -> 
 
 /// The three fields of a new filter become one condition of the address.
 fn with_new_condition(asked: &ExportQuery, params: &Params) -> Result<Option<String>> {
-    let (field, op, value) = (params.get("ff"), params.get("fo"), params.get("fv").trim());
-    if field.is_empty() || (value.is_empty() && op != "exists") {
-        return Ok(None);
-    }
-    let value = match op {
-        "in" => value.split(',').map(|part| grammar::escape(part.trim())).collect::<Vec<_>>().join(","),
-        _ => grammar::escape(value),
-    };
-    let text = format!("{}:{op}:{value}", grammar::escape(field));
+    let Some(condition) = grammar::added(params)? else { return Ok(None) };
     let mut wider = copy(asked);
-    wider.conditions.push(Condition::parse(&text)?);
+    wider.conditions.push(condition);
     grammar::filter(&wider.conditions, Some(&wider.meter))?;
     Ok(Some(wider.link("/usage").to_string()))
+}
+
+/// The rows of a file: all of them, or none and why.
+async fn downloaded(app: &App, query: Query) -> Result<Vec<Bucket>> {
+    let rows = ask::buckets(app, query, CELLS_MAX + 1).await?;
+    match rows.len() > CELLS_MAX {
+        false => Ok(rows),
+        true => Err(Error::invalid(format_args!(
+            "more than {CELLS_MAX} rows: choose a longer bucket or fewer groups, or queue an export, which has no limit"
+        ))),
+    }
 }
 
 async fn csv(app: &App, asked: &ExportQuery) -> Result<HttpResponse> {
     let query = asked.query(asked.range.window, true, true)?;
     let mut table = Table::of_buckets(&query, true)?;
-    let rows = ask::buckets(app, query.clone(), CELLS_MAX).await?;
+    let rows = downloaded(app, query.clone()).await?;
     rows.iter().try_for_each(|bucket| table.bucket(&query, bucket))?;
     let name: String =
         asked.meter.name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
@@ -462,18 +485,17 @@ async fn csv(app: &App, asked: &ExportQuery) -> Result<HttpResponse> {
 
 async fn find(app: &App, asked: &ExportQuery) -> Result<Found> {
     let window = asked.range.window;
-    let buckets = ask::buckets(app, asked.query(window, true, true)?, CELLS_MAX);
-    let groups = ask::buckets(app, asked.query(window, false, true)?, CELLS_MAX);
+    // of all groups, or the largest could be missing
+    let groups = ask::buckets(app, asked.query(window, false, true)?, usize::MAX);
     let total = total(app, asked, window);
-    let breakdowns = breakdowns::find(app, asked);
-    let (rows, groups, total, breakdowns) = try_join4(buckets, groups, total, breakdowns).await?;
+    let (groups, total, breakdowns) = try_join3(groups, total, breakdowns::find(app, asked)).await?;
+    let groups = ranked(groups);
     let earlier = match asked.earlier() {
         Some(window) => Some((window, earlier(app, asked, window).await?)),
         None => None,
     };
     let starts = ask::axis(window, &asked.calendar);
-    let by_subject = asked.group.iter().any(|name| name == "subject");
-    let (mut series, left_out) = ask::series(&rows, &starts, asked.meter.aggregation, by_subject, 8);
+    let Drawn { mut series, left_out, courses, is_cut } = drawn(app, asked, &groups, &starts).await?;
     let mut compare =
         earlier.as_ref().map(|(window, (_, rows))| comparison(asked, *window, rows, starts.len()));
     if asked.is_cumulative {
@@ -500,8 +522,77 @@ async fn find(app: &App, asked: &ExportQuery) -> Result<Found> {
         let words = Range { window, ..asked.range.clone() }.words();
         (sum.clone(), words, change(&total, &sum))
     });
-    let groups = group_rows(asked, &groups, &total, &Course { rows: &rows, starts: &starts });
-    Ok(Found { chart, total, earlier, groups, breakdowns, rows: rows.len(), left_out })
+    let unlisted = if asked.group.is_empty() { 0 } else { groups.len().saturating_sub(GROUPS_LISTED) };
+    Ok(Found {
+        is_empty: groups.is_empty(),
+        groups: group_rows(asked, &groups, &total, &courses),
+        chart,
+        total,
+        earlier,
+        breakdowns,
+        left_out,
+        unlisted,
+        is_cut,
+    })
+}
+
+/// The largest first.
+fn ranked(mut groups: Vec<Bucket>) -> Vec<Bucket> {
+    groups.sort_by(|a, b| b.quantity.cmp(&a.quantity));
+    groups
+}
+
+/// The series of a chart.
+struct Drawn {
+    series: Vec<Series>,
+    /// Groups that are added up in one series, or not drawn.
+    left_out: usize,
+    /// What groups did over time, by their names.
+    courses: HashMap<String, Vec<f64>>,
+    /// There are more cells than one picture may be made of.
+    is_cut: bool,
+}
+
+/// The largest groups over time, and the rest in one series where adding is right. Too many cells are not read: then the
+/// largest groups are asked for one by one, and all events at once.
+async fn drawn(app: &App, asked: &ExportQuery, groups: &[Bucket], starts: &[Timestamp]) -> Result<Drawn> {
+    let (window, aggregation) = (asked.range.window, asked.meter.aggregation);
+    let by_subject = asked.by_subject();
+    let rows = ask::buckets(app, asked.query(window, true, true)?, CELLS_MAX + 1).await?;
+    if rows.len() <= CELLS_MAX {
+        let (series, left_out) = ask::series(&rows, starts, aggregation, by_subject, SERIES_DRAWN);
+        let courses = courses(&rows, starts, by_subject);
+        return Ok(Drawn { series, left_out, courses, is_cut: false });
+    }
+    let (mut names, mut queries) = (Vec::new(), vec![asked.query(window, true, false)?]);
+    for group in groups.iter().take(SERIES_DRAWN) {
+        let Some(values) = values_of(asked, group) else { continue };
+        queries.push(asked.with_values(&values, "eq", Vec::new()).query(window, true, false)?);
+        names.push(ask::group_name(group, by_subject));
+    }
+    let (each, ()) = ask::buckets_of_each(app, queries, CELLS_MAX, |_| Ok(())).await?;
+    let mut each = each.iter().map(|rows| ask::series(rows, starts, aggregation, false, 1).0.pop());
+    let nothing = || vec![ask::is_additive(aggregation).then(Quantity::zero); starts.len()];
+    let mut rest = each.next().flatten().map_or_else(nothing, |all| all.values);
+    let mut series: Vec<Series> = Vec::with_capacity(names.len() + 1);
+    for (name, one) in names.into_iter().zip(each) {
+        let values = one.map_or_else(nothing, |one| one.values);
+        for (rest, value) in rest.iter_mut().zip(&values) {
+            if let (Some(rest), Some(value)) = (rest.as_mut(), value) {
+                *rest = &*rest - value;
+            }
+        }
+        series.push(Series { name, values, is_other: false });
+    }
+    let plain = |values: &[Option<Quantity>]| {
+        values.iter().map(|value| value.as_ref().map_or(0.0, Quantity::to_f64)).collect()
+    };
+    let courses = series.iter().map(|series| (series.name.clone(), plain(&series.values))).collect();
+    let left_out = groups.len() - series.len();
+    if ask::is_additive(aggregation) {
+        series.push(Series { name: format!("Other ({left_out})"), values: rest, is_other: true });
+    }
+    Ok(Drawn { series, left_out, courses, is_cut: true })
 }
 
 async fn total(app: &App, asked: &ExportQuery, window: Window) -> Result<Quantity> {
@@ -541,43 +632,31 @@ fn change(now: &Quantity, before: &Quantity) -> String {
     format!("{percent:+.1} %")
 }
 
-/// What each group did over time.
-struct Course<'a> {
-    rows: &'a [Bucket],
-    starts: &'a [Timestamp],
-}
-
-impl Course<'_> {
-    /// By the name of the group, one value per bucket.
-    fn by_group(&self, by_subject: bool) -> HashMap<String, Vec<f64>> {
-        let mut courses: HashMap<String, Vec<f64>> = HashMap::new();
-        for row in self.rows {
-            let Ok(place) = self.starts.binary_search(&row.bucket_start.at) else { continue };
-            let name = ask::group_name(row, by_subject);
-            courses.entry(name).or_insert_with(|| vec![0.0; self.starts.len()])[place] =
-                row.quantity.to_f64();
-        }
-        courses
+/// What each group did over time: one value per bucket, by the name of the group.
+fn courses(rows: &[Bucket], starts: &[Timestamp], by_subject: bool) -> HashMap<String, Vec<f64>> {
+    let mut courses: HashMap<String, Vec<f64>> = HashMap::new();
+    for row in rows {
+        let Ok(place) = starts.binary_search(&row.bucket_start.at) else { continue };
+        let name = ask::group_name(row, by_subject);
+        courses.entry(name).or_insert_with(|| vec![0.0; starts.len()])[place] = row.quantity.to_f64();
     }
+    courses
 }
 
 fn group_rows(
     asked: &ExportQuery,
     groups: &[Bucket],
     total: &Quantity,
-    course: &Course<'_>,
+    courses: &HashMap<String, Vec<f64>>,
 ) -> Vec<GroupRow> {
-    let by_subject = asked.group.iter().any(|name| name == "subject");
-    let mut sorted: Vec<&Bucket> = groups.iter().collect();
-    sorted.sort_by(|a, b| b.quantity.cmp(&a.quantity));
-    let largest = sorted.first().map_or(1.0, |row| row.quantity.to_f64()).max(f64::MIN_POSITIVE);
+    let by_subject = asked.by_subject();
+    let largest = groups.first().map_or(1.0, |row| row.quantity.to_f64()).max(f64::MIN_POSITIVE);
     let has_shares = ask::is_additive(asked.meter.aggregation) && total.is_positive();
-    let courses = course.by_group(by_subject);
     let spark = |name: &str| {
         let values = courses.get(name).map(Vec::as_slice).unwrap_or_default();
         chart::sparkline(values, &format!("{name} over time"))
     };
-    let row = |bucket: &&Bucket| GroupRow {
+    let row = |bucket: &Bucket| GroupRow {
         spark: spark(&ask::group_name(bucket, by_subject)),
         name: ask::group_name(bucket, by_subject),
         share: has_shares
@@ -587,22 +666,27 @@ fn group_rows(
         exclude: if asked.group.len() == 1 { narrowed(asked, bucket, "neq") } else { String::new() },
         quantity: bucket.quantity.clone(),
     };
-    if asked.group.is_empty() { Vec::new() } else { sorted.iter().take(100).map(row).collect() }
+    if asked.group.is_empty() { Vec::new() } else { groups.iter().take(GROUPS_LISTED).map(row).collect() }
 }
 
-/// The address with the values of a group as conditions; empty where a value is missing, which no condition says.
-fn narrowed(asked: &ExportQuery, bucket: &Bucket, op: &str) -> String {
+/// The fields of a group with their values; `None` where a value is missing, which no condition says.
+fn values_of<'a>(asked: &ExportQuery, bucket: &'a Bucket) -> Option<Vec<(String, &'a str)>> {
     let mut values: Vec<(String, &str)> = Vec::with_capacity(asked.group.len());
     for field in &asked.group {
         let is_subject = field == "subject";
         let value = if is_subject { Some(&bucket.subject) } else { bucket.group.get(field) };
-        let Some(value) = value.filter(|value| *value != "<nil>") else { return String::new() };
+        let value = value.filter(|value| *value != "<nil>")?;
         values.push((if is_subject { field.clone() } else { format!("metadata.{field}") }, value));
     }
-    let values: Vec<(&str, &str)> = values.iter().map(|(field, value)| (field.as_str(), *value)).collect();
+    Some(values)
+}
+
+/// The address with the values of a group as conditions, if all are there.
+fn narrowed(asked: &ExportQuery, bucket: &Bucket, op: &str) -> String {
+    let Some(values) = values_of(asked, bucket) else { return String::new() };
     // one group alone needs no grouping
     let group = if op == "eq" { Vec::new() } else { asked.group.clone() };
-    asked.narrowed(&values, op, group)
+    asked.with_values(&values, op, group).link("/usage").to_string()
 }
 
 #[cfg(test)]

@@ -8,12 +8,14 @@ use crate::auth::Caller;
 use crate::dashboard::ask;
 use crate::dashboard::form::{Complaint, Fields, Form};
 use crate::dashboard::grammar::{self, RANGES};
-use crate::dashboard::pages::explore::ExportQuery as View;
+use crate::dashboard::pages::explore::{BUCKETS, ExportQuery as View};
 use crate::dashboard::view::{self, Link};
 use crate::dashboard::visit::{Shell, Visit, ok, rejected};
+use crate::dashboard::zone::OFFERED;
 use crate::error::{Error, Result};
 use crate::exports::job::{Export, ExportQuery, Input, Kind, Status};
 use crate::http::extract::{Id, Params, decode_cursor, encode_cursor};
+use crate::metering::calendar::Zone;
 use crate::metering::json::{Map, Value};
 use crate::metering::meter::Meter;
 use crate::metering::time::Timestamp;
@@ -60,11 +62,9 @@ pub async fn list(app: web::Data<App>, caller: Caller, visit: Visit, params: Par
         word => Some(Status::parse(word).ok_or_else(|| Error::invalid("status is not one of an export"))?),
     };
     let read = move |conn: &mut _| {
-        crate::exports::sql::list(conn, workspace_id, status, after.as_ref(), LISTED as i64 + 1)
+        crate::exports::sql::list(conn, workspace_id, status, after.as_ref(), LISTED as i64)
     };
-    let mut exports: Vec<Export> = app.store.read("exports::list", read).await?;
-    let has_more = exports.len() > LISTED;
-    exports.truncate(LISTED);
+    let (exports, has_more): (Vec<Export>, bool) = app.store.read("exports::list", read).await?;
     let next = match exports.last().filter(|_| has_more) {
         Some(last) => {
             let cursor = encode_cursor(&(last.created_at.0, last.id.clone()))?;
@@ -83,15 +83,26 @@ struct NewPage {
     meters: Vec<Meter>,
     fields: Fields,
     complaint: Complaint,
+    /// Of the workspace.
+    home: Zone,
 }
 
 impl NewPage {
     fn ranges(&self) -> &'static [(&'static str, &'static str)] {
         &RANGES
     }
+
+    fn buckets(&self) -> &'static [(&'static str, &'static str)] {
+        &BUCKETS
+    }
+
+    fn zones(&self) -> &'static [&'static str] {
+        &OFFERED
+    }
 }
 
-const CARRIED: [&str; 8] = ["kind", "meter", "subject", "range", "from", "to", "bucket", "group"];
+const CARRIED: [&str; 9] =
+    ["kind", "meter", "subject", "range", "from", "to", "bucket", "time_zone", "group"];
 
 pub async fn new(app: web::Data<App>, caller: Caller, visit: Visit, params: Params) -> Result<HttpResponse> {
     let meters = ask::meters(&app, &caller).await?;
@@ -102,8 +113,8 @@ pub async fn new(app: web::Data<App>, caller: Caller, visit: Visit, params: Para
     if fields.get("kind").is_empty() {
         fields.set("kind", "usage_buckets");
     }
-    let shell = visit.shell("exports", "New export");
-    ok(&NewPage { shell, meters, fields, complaint: Complaint::none() })
+    let (shell, home) = (visit.shell("exports", "New export"), ask::home(&app, &caller).await?);
+    ok(&NewPage { shell, meters, fields, complaint: Complaint::none(), home })
 }
 
 pub async fn create(app: web::Data<App>, caller: Caller, visit: Visit, form: Form) -> Result<HttpResponse> {
@@ -111,9 +122,10 @@ pub async fn create(app: web::Data<App>, caller: Caller, visit: Visit, form: For
     match queue(&app, &caller, &fields).await {
         Ok(export) => Ok(visit.go(&format!("/exports/{}", export.id), "Queued. This page follows it.")),
         Err(error) => {
-            let complaint = Complaint::of(error, &["meter", "from", "to", "subject", "bucket"])?;
+            let complaint = Complaint::of(error, &["meter", "from", "to", "subject", "bucket", "time_zone"])?;
             let meters = ask::meters(&app, &caller).await?;
-            rejected(&NewPage { shell: visit.shell("exports", "New export"), meters, fields, complaint })
+            let (shell, home) = (visit.shell("exports", "New export"), ask::home(&app, &caller).await?);
+            rejected(&NewPage { shell, meters, fields, complaint, home })
         }
     }
 }

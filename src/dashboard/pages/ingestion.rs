@@ -6,6 +6,7 @@ use uuid::Uuid;
 
 use crate::app::App;
 use crate::auth::Caller;
+use crate::auth::sql::keys;
 use crate::dashboard::view;
 use crate::dashboard::visit::{Shell, Visit, ok};
 use crate::db::Conn;
@@ -50,6 +51,23 @@ struct RunPage {
     id: String,
     run: Option<IngestionRun>,
     refused: Vec<RefusedEvent>,
+    /// Name of the key it was sent with; blank where it was none or is gone.
+    key: String,
+}
+
+impl RunPage {
+    /// What its sender called the request, or else the server.
+    fn request_id(&self) -> &str {
+        let of_run = self.run.as_ref().and_then(|run| run.request_id.as_deref());
+        let of_refusal = || self.refused.first().and_then(|event| event.request_id.as_deref());
+        of_run.or_else(of_refusal).unwrap_or(&self.id)
+    }
+
+    /// How long it took; blank where that was not noted.
+    fn took(&self) -> String {
+        let duration = self.run.as_ref().and_then(|run| run.duration);
+        duration.map(|micros| format!("{:.1} ms", micros as f64 / 1_000.0)).unwrap_or_default()
+    }
 }
 
 /// One call. A single event that was refused left nothing but the refusal.
@@ -59,11 +77,15 @@ pub async fn show(app: web::Data<App>, caller: Caller, visit: Visit, Id(id): Id)
     let read = move |conn: &mut Conn| {
         let filter = Filter { run: Some(wanted), ..Filter::default() };
         let refused = refused::list(conn, workspace_id, &filter, REFUSED_LISTED)?;
-        Ok((ingestion_runs::run(conn, workspace_id, wanted)?, refused))
+        let run = ingestion_runs::run(conn, workspace_id, wanted)?;
+        let of_run = run.as_ref().and_then(|run| run.api_key_id.as_deref());
+        let key_id = of_run.or_else(|| refused.first().and_then(|event| event.api_key_id.as_deref()));
+        let key = key_id.map(|key_id| keys::name_of(conn, workspace_id, key_id)).transpose()?;
+        Ok((run, refused, key.flatten().unwrap_or_default()))
     };
-    let (run, refused) = app.store.read("ingestion_runs::run", read).await?;
+    let (run, refused, key) = app.store.read("ingestion_runs::run", read).await?;
     if run.is_none() && refused.is_empty() {
         return Err(missing());
     }
-    ok(&RunPage { shell: visit.shell("events", "Write call"), id, run, refused })
+    ok(&RunPage { shell: visit.shell("events", "Write call"), id, run, refused, key })
 }

@@ -1,5 +1,7 @@
 //! `/overview`: is all well, what happens, what needs a person.
 
+use std::collections::BTreeMap;
+
 use actix_web::{HttpResponse, web};
 use askama::Template;
 use futures_util::future::{join_all, try_join};
@@ -9,10 +11,10 @@ use crate::app::App;
 use crate::auth::Caller;
 use crate::auth::key::Status;
 use crate::dashboard::ask;
-use crate::dashboard::chart::{Chart, Kind, Series, Svg, sparkline};
+use crate::dashboard::chart::{Chart, Kind, Svg, sparkline};
 use crate::dashboard::grammar::Range;
 use crate::dashboard::pages::explore::ExportQuery;
-use crate::dashboard::pages::saved::saved;
+use crate::dashboard::pages::saved::{Kept, saved};
 use crate::dashboard::view::{self, Link};
 use crate::dashboard::visit::{Shell, Visit, ok};
 use crate::db::{Conn, DbError};
@@ -25,15 +27,18 @@ use crate::jobs::health::WorkerStatus;
 use crate::metering::calendar::Zone;
 use crate::metering::meter::{Aggregation, Meter};
 use crate::metering::quantity::Quantity;
-use crate::metering::time::{BucketSize, DAY, Timestamp};
+use crate::metering::rollup::Grain;
+use crate::metering::time::{BucketSize, DAY, HOUR, Timestamp};
 use crate::operations::stats::worker_health;
 use crate::usage::ingestion_runs::{self, IngestionRun};
 use crate::usage::subjects::{self, SubjectStats, Totals};
 
+const DAYS_DRAWN: i64 = 28;
 const METERS_DRAWN: usize = 6;
+/// As many as a workspace may have.
+const METERS_MAX: i64 = 10_000;
 const PINNED_MAX: usize = 6;
 const LISTED: i64 = 8;
-const STATES_COUNTED: i64 = 1_000;
 
 /// What is read in one go.
 struct Facts {
@@ -41,10 +46,10 @@ struct Facts {
     refused: ingestion_runs::Refused,
     runs: Vec<IngestionRun>,
     subjects: Vec<SubjectStats>,
-    meters: Vec<Meter>,
-    sizes: Vec<subjects::MeterStats>,
-    exceeded: usize,
-    warned: usize,
+    /// Events of the last four weeks, by meter and day of the workspace.
+    counts: BTreeMap<String, Vec<i64>>,
+    exceeded: i64,
+    warned: i64,
     dead_letters: i64,
     stale: Vec<&'static str>,
 }
@@ -84,21 +89,17 @@ struct OverviewPage {
 pub async fn show(app: web::Data<App>, caller: Caller, visit: Visit) -> Result<HttpResponse> {
     let (workspace_id, prunes, now) =
         (caller.workspace_id, app.config.retention.prune_enabled, Timestamp::now());
-    let read = move |conn: &mut Conn| read(conn, workspace_id, prunes, now);
+    let home = ask::home(&app, &caller).await?;
+    let days = home.clone();
+    let read = move |conn: &mut Conn| read(conn, workspace_id, prunes, (&days, now));
     let facts = app.store.view("overview::read", true, read);
     let (facts, saved) = try_join(facts, saved(&app, &caller)).await?;
-    let home = ask::home(&app, &caller).await?;
     let pinned = saved.into_iter().filter(|kept| kept.query.pinned).take(PINNED_MAX);
-    let tiles = join_all(pinned.map(|kept| tile(&app, &caller, kept.query.name, kept.link)));
-    let (chart, tiles) = futures_util::future::join(picture(&app, &facts, &home, now), tiles).await;
-    let chart = chart?;
+    let tiles = join_all(pinned.map(|kept| tile(&app, &caller, kept))).await;
+    let chart = picture(&facts.counts, &home, now);
     let of_day = |back: usize| {
-        let mut sum = Quantity::zero();
-        for series in &chart.series {
-            let at = series.values.len().checked_sub(back + 1);
-            sum += at.and_then(|at| series.values[at].as_ref()).unwrap_or(&Quantity::zero());
-        }
-        sum
+        let of_meter = |days: &Vec<i64>| days.len().checked_sub(back + 1).map_or(0, |at| days[at]);
+        Quantity::from(facts.counts.values().map(of_meter).sum::<i64>())
     };
     let attention = attention(&app, &caller, &facts, now).await?;
     ok(&OverviewPage {
@@ -113,12 +114,17 @@ pub async fn show(app: web::Data<App>, caller: Caller, visit: Visit) -> Result<H
     })
 }
 
-fn read(conn: &mut Conn, workspace_id: i64, prunes: bool, now: Timestamp) -> Result<Facts, DbError> {
-    let count = |conn: &mut Conn, state: State| {
-        let filter = listing::Filter { state: state.as_str().to_owned(), ..listing::Filter::default() };
-        listing::states(conn, workspace_id, &filter, STATES_COUNTED).map(|rows| rows.len())
+fn read(
+    conn: &mut Conn,
+    workspace_id: i64,
+    prunes: bool,
+    (home, now): (&Zone, Timestamp),
+) -> Result<Facts, DbError> {
+    let states = listing::count_states(conn, workspace_id)?;
+    let count = |state: State| {
+        states.iter().filter(|count| count.state == state.as_str()).map(|count| count.limits).sum()
     };
-    let (exceeded, warned) = (count(conn, State::Exceeded)?, count(conn, State::Warning)?);
+    let (exceeded, warned) = (count(State::Exceeded), count(State::Warning));
     let owed = deliveries::owed(conn, Some(workspace_id))?;
     let health = worker_health(conn, workspace_id, prunes, (&owed, now))?;
     let is_stale = |status: &WorkerStatus| matches!(status, WorkerStatus::Stale | WorkerStatus::Degraded);
@@ -127,8 +133,7 @@ fn read(conn: &mut Conn, workspace_id: i64, prunes: bool, now: Timestamp) -> Res
         refused: ingestion_runs::refused(conn, workspace_id)?,
         runs: ingestion_runs::runs(conn, workspace_id, None, LISTED)?,
         subjects: subjects::list(conn, workspace_id, None, LISTED)?,
-        meters: crate::meters::sql::list(conn, workspace_id, None, None, 500)?,
-        sizes: subjects::meter_stats(conn, workspace_id, "", 500)?,
+        counts: counts(conn, workspace_id, home, now)?,
         exceeded,
         warned,
         dead_letters: dead_letters::count(conn, workspace_id)?.values().sum(),
@@ -136,41 +141,55 @@ fn read(conn: &mut Conn, workspace_id: i64, prunes: bool, now: Timestamp) -> Res
     })
 }
 
-/// Events per day of the largest meters, over 28 days.
-async fn picture(app: &App, facts: &Facts, home: &Zone, now: Timestamp) -> Result<Chart> {
-    let (window, calendar) = (ask::last_days(28, now, home), ask::calendar(BucketSize::Day, home));
+/// Events of every meter per day: all of one statement, where days begin on the hour.
+fn counts(
+    conn: &mut Conn,
+    workspace_id: i64,
+    home: &Zone,
+    now: Timestamp,
+) -> Result<BTreeMap<String, Vec<i64>>, DbError> {
+    let (window, calendar) = (ask::last_days(DAYS_DRAWN, now, home), ask::calendar(BucketSize::Day, home));
     let starts = ask::axis(window, &calendar);
-    let mut sizes: Vec<_> = facts.sizes.iter().filter(|stats| stats.usage_events > 0).collect();
-    sizes.sort_by_key(|stats| -stats.usage_events);
-    let drawn = sizes.iter().take(METERS_DRAWN);
-    let drawn: Vec<&Meter> =
-        drawn.filter_map(|stats| facts.meters.iter().find(|meter| meter.name == stats.meter)).collect();
-    let queries = drawn.iter().map(|meter| {
-        // counted, whatever the meter makes of its quantities
-        let counted = Meter { aggregation: Aggregation::Count, ..(*meter).clone() };
-        let query = ask::whole(counted, window, &calendar);
-        let most = starts.len();
-        async move { ask::buckets(app, query?, most).await }
-    });
-    let mut series = Vec::new();
-    for (meter, rows) in drawn.iter().zip(join_all(queries).await) {
-        let (mut one, _) = ask::series(&rows?, &starts, Aggregation::Count, false, 1);
-        let values =
-            one.pop().map_or_else(|| vec![Some(Quantity::zero()); starts.len()], |series| series.values);
-        series.push(Series { name: meter.name.clone(), values, is_other: false });
+    let begin_with = |length: i64| starts.iter().all(|start| start.floor(length) == *start);
+    let grain = if begin_with(DAY) { Grain::MeterDay } else { Grain::MeterHour };
+    let mut counts: BTreeMap<String, Vec<i64>> = BTreeMap::new();
+    let mut add = |meter: &str, at: Timestamp, events: i64| {
+        if let Some(day) = starts.partition_point(|start| *start <= at).checked_sub(1) {
+            counts.entry(meter.to_owned()).or_insert_with(|| vec![0; starts.len()])[day] += events;
+        }
+    };
+    if begin_with(HOUR) {
+        for count in subjects::events_of_meters(conn, workspace_id, grain, window)? {
+            add(&count.meter, count.start(), count.events);
+        }
+        return Ok(counts);
     }
-    Ok(Chart {
+    for meter in crate::meters::sql::list(conn, workspace_id, None, None, METERS_MAX)? {
+        // counted, whatever the meter makes of its quantities
+        let counted = Meter { aggregation: Aggregation::Count, ..meter };
+        let query = ask::whole(counted, window, &calendar)?;
+        for row in ask::rows(conn, &query, starts.len())? {
+            add(&query.meter.name, row.bucket_start.at, row.quantity.to_plain().parse().unwrap_or(0));
+        }
+    }
+    Ok(counts)
+}
+
+/// Events per day of the largest meters, and of all others together.
+fn picture(counts: &BTreeMap<String, Vec<i64>>, home: &Zone, now: Timestamp) -> Chart {
+    let (window, calendar) = (ask::last_days(DAYS_DRAWN, now, home), ask::calendar(BucketSize::Day, home));
+    Chart {
         id: "events".into(),
-        title: "Events per day of the largest meters, last 28 days".to_owned(),
+        title: "Events per day, last 28 days".to_owned(),
         unit: "events".to_owned(),
         zone: home.clone(),
         kind: Kind::Stacked,
         buckets: ask::chart_buckets(window, &calendar, &Link::to("/events")),
-        series,
+        series: ask::largest(counts, METERS_DRAWN),
         compare: None,
         limits: Vec::new(),
         is_running: true,
-    })
+    }
 }
 
 async fn attention(app: &App, caller: &Caller, facts: &Facts, now: Timestamp) -> Result<Vec<Attention>> {
@@ -186,11 +205,11 @@ async fn attention(app: &App, caller: &Caller, facts: &Facts, now: Timestamp) ->
         push("stale", format!("The {worker} worker does not report"), "/system", "See health");
     }
     if facts.exceeded > 0 {
-        let words = view::counted(facts.exceeded as i64, "limit is", "limits are");
+        let words = view::counted(facts.exceeded, "limit is", "limits are");
         push("exceeded", format!("{words} exceeded"), "/quota?state=exceeded", "Who");
     }
     if facts.warned > 0 {
-        let words = view::counted(facts.warned as i64, "limit is", "limits are");
+        let words = view::counted(facts.warned, "limit is", "limits are");
         push("warning", format!("{words} nearly used up"), "/quota?state=warning", "Who");
     }
     for key in app.auth.list_keys(caller).await? {
@@ -209,17 +228,20 @@ async fn attention(app: &App, caller: &Caller, facts: &Facts, now: Timestamp) ->
 }
 
 /// One pinned query. Its failure is told on its own tile.
-async fn tile(app: &App, caller: &Caller, name: String, link: String) -> Tile {
+async fn tile(app: &App, caller: &Caller, kept: Kept) -> Tile {
     let mut tile = Tile {
-        name,
+        name: kept.query.name,
         total: String::new(),
         unit: String::new(),
         spark: None,
         range: String::new(),
         problem: String::new(),
-        link,
+        link: kept.link,
     };
-    if let Err(error) = fill(app, caller, &mut tile).await {
+    // a number under its name must be what it asks for
+    if !kept.is_whole {
+        tile.problem = "It was saved by another program with a filter that cannot be read here.".to_owned();
+    } else if let Err(error) = fill(app, caller, &mut tile).await {
         tile.problem = error.message;
     }
     tile

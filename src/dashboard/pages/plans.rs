@@ -16,6 +16,7 @@ use crate::db::identity::Clock;
 use crate::entitlements::period::WindowInput;
 use crate::entitlements::plan::{Draft, LimitInput, Plan, PlanInput};
 use crate::entitlements::progress::{self, Preview};
+use crate::entitlements::quota::State;
 use crate::entitlements::sql::assignments::{self, Assignment};
 use crate::entitlements::sql::listing::{self, Entry};
 use crate::entitlements::sql::plans;
@@ -27,35 +28,48 @@ use crate::metering::quantity::Quantity;
 use crate::metering::time::Timestamp;
 
 const LISTED: i64 = 500;
+/// Choices of meters in all rows of a form together.
+const LISTED_METERS_MAX: usize = 5_000;
 
 #[derive(Template)]
 #[template(path = "plans/list.html")]
 struct ListPage {
     shell: Shell,
-    /// With the number of its subjects.
-    plans: Vec<(Plan, usize)>,
+    plans: Vec<Listed>,
     has_meters: bool,
+}
+
+/// A plan and how it stands.
+struct Listed {
+    plan: Plan,
+    subjects: i64,
+    exceeded: i64,
+    warned: i64,
 }
 
 pub async fn list(app: web::Data<App>, caller: Caller, visit: Visit) -> Result<HttpResponse> {
     let (workspace_id, now) = (caller.workspace_id, Timestamp::now());
     let read = move |conn: &mut Conn| {
-        let filter =
-            assignments::Filter { subject: String::new(), plan_id: String::new(), include_history: false };
         Ok((
             plans::list(conn, workspace_id, LISTED)?,
-            assignments::list(conn, workspace_id, &filter, now, 1_000)?,
+            assignments::subjects_of_plans(conn, workspace_id, now)?,
+            listing::count_states(conn, workspace_id)?,
         ))
     };
-    let (plans, held) = app.store.read("plans::list", read).await?;
+    let (plans, held, states) = app.store.read("plans::list", read).await?;
     let has_meters = !ask::meters(&app, &caller).await?.is_empty();
-    let count = |plan: Plan| {
-        let many = held.iter().filter(|one| one.plan_id == plan.id).count();
-        (plan, many)
+    let listed = |plan: Plan| {
+        let of_plan = states.iter().filter(|count| count.plan_id == plan.id);
+        let in_state = |state: State| {
+            of_plan.clone().filter(|count| count.state == state.as_str()).map(|count| count.limits).sum()
+        };
+        let subjects = held.iter().find(|count| count.plan_id == plan.id).map_or(0, |count| count.subjects);
+        let (exceeded, warned) = (in_state(State::Exceeded), in_state(State::Warning));
+        Listed { plan, subjects, exceeded, warned }
     };
     ok(&ListPage {
         shell: visit.shell("plans", "Plans"),
-        plans: plans.into_iter().map(count).collect(),
+        plans: plans.into_iter().map(listed).collect(),
         has_meters,
     })
 }
@@ -75,6 +89,11 @@ struct FormPage {
 impl FormPage {
     fn value(&self, row: &usize, field: &str) -> &str {
         self.fields.raw(&format!("limit.{row}.{field}"))
+    }
+
+    /// Each row has a list of all meters of its own, as long as that does not make the page a book.
+    fn lists_meters(&self) -> bool {
+        self.fields.rows("limit").len() * self.meters.len() <= LISTED_METERS_MAX
     }
 
     fn is(&self, row: &usize, field: &str, value: &str) -> bool {

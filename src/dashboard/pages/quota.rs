@@ -12,9 +12,9 @@ use crate::dashboard::ask;
 use crate::dashboard::chart::{self, Svg};
 use crate::dashboard::form::Complaint;
 use crate::dashboard::pace::Pace;
-use crate::dashboard::view;
+use crate::dashboard::view::{self, Link};
 use crate::dashboard::visit::{Shell, Visit, ok, rejected};
-use crate::db::{Conn, columns};
+use crate::db::{Conn, DbError, columns};
 use crate::entitlements::quota::{Check, QuotaUsage, State};
 use crate::entitlements::sql::decisions::{self, Decision};
 use crate::entitlements::sql::listing::{self, Entry};
@@ -26,9 +26,11 @@ use crate::metering::meter::{Aggregation, Meter};
 use crate::metering::quantity::Quantity;
 use crate::metering::time::{Timestamp, Window};
 
-/// Limits of subjects that are looked at; the worst states come first.
+/// Limits of subjects that are looked at of each state, the latest evaluated.
 const STATES_MAX: i64 = 1_000;
 const LISTED: usize = 50;
+/// Rows of a page of limits.
+const LIMITS_LISTED: usize = 200;
 
 /// A subject and one of its limits.
 struct Row {
@@ -87,6 +89,9 @@ struct QuotaPage {
     rows: Vec<Row>,
     meters: Vec<Meter>,
     params: Params,
+    /// Before the first row that is shown, and where the next page begins.
+    before: usize,
+    next: Option<String>,
     is_cut: bool,
 }
 
@@ -117,14 +122,13 @@ pub async fn show(app: web::Data<App>, caller: Caller, visit: Visit, params: Par
         ..listing::Filter::default()
     };
     let read = move |conn: &mut Conn| {
-        let states = listing::states(conn, workspace_id, &filter, STATES_MAX)?;
+        let (states, is_cut) = states(conn, workspace_id, &filter)?;
         let every = listing::Filter { state: String::new(), ..filter.clone() };
-        Ok((states, listing::periods(conn, workspace_id, &every, STATES_MAX)?))
+        Ok((states, listing::periods(conn, workspace_id, &every, 3 * STATES_MAX)?, is_cut))
     };
-    let (entries, periods) = app.store.read("entitlements::states", read).await?;
+    let (entries, periods, is_cut) = app.store.read("entitlements::states", read).await?;
     let (meters, now) = (ask::meters(&app, &caller).await?, Timestamp::now());
     let windows = windows(&periods, now);
-    let is_cut = entries.len() as i64 == STATES_MAX;
     let rows: Result<Vec<Row>> = entries
         .into_iter()
         .map(|entry| {
@@ -133,9 +137,35 @@ pub async fn show(app: web::Data<App>, caller: Caller, visit: Visit, params: Par
         })
         .collect();
     let mut rows = rows?;
-    rows.sort_by_key(Row::urgency);
-    rows.truncate(200);
-    ok(&QuotaPage { shell: visit.shell("quota", "Quota"), rows, meters, params, is_cut })
+    rows.sort_by_cached_key(Row::urgency);
+    let before = params.get("after").parse().unwrap_or(0).min(rows.len());
+    let mut rows = rows.split_off(before);
+    let next = (rows.len() > LIMITS_LISTED).then(|| {
+        let names = ["meter", "state", "subject"];
+        let link = names.iter().fold(Link::to("/quota"), |link, name| link.with(name, params.get(name)));
+        link.with("after", &(before + LIMITS_LISTED).to_string()).to_string()
+    });
+    rows.truncate(LIMITS_LISTED);
+    ok(&QuotaPage { shell: visit.shell("quota", "Quota"), rows, meters, params, before, next, is_cut })
+}
+
+/// The limits that a filter leaves, and whether some of a state were not looked at. Each state is asked for by itself: a
+/// subject that exceeded its limit a while ago must not be hidden behind many that are well.
+fn states(
+    conn: &mut Conn,
+    workspace_id: i64,
+    filter: &listing::Filter,
+) -> Result<(Vec<Entry>, bool), DbError> {
+    let (mut found, mut is_cut) = (Vec::new(), false);
+    for state in [State::Exceeded, State::Warning, State::Ok] {
+        if filter.state.is_empty() || filter.state == state.as_str() {
+            let of_state = listing::Filter { state: state.as_str().to_owned(), ..filter.clone() };
+            let entries = listing::states(conn, workspace_id, &of_state, STATES_MAX)?;
+            is_cut |= entries.len() as i64 == STATES_MAX;
+            found.extend(entries);
+        }
+    }
+    Ok((found, is_cut))
 }
 
 #[derive(Template)]

@@ -16,6 +16,7 @@ use crate::metering::json::Value;
 use crate::usage::refused::{self, Filter, RefusedEvent};
 
 const LISTED: usize = 50;
+const EXPLAINED: i64 = 5;
 
 #[derive(Template)]
 #[template(path = "events/refused.html")]
@@ -122,12 +123,11 @@ fn advice(event: &RefusedEvent) -> &'static str {
     }
 }
 
-/// What is known of a key among refused events.
+/// What is known of a key among refused events, or of a request.
 pub async fn explain(app: &App, caller: &Caller, wanted: &str) -> Result<Vec<Finding>> {
-    let filter = Filter { idempotency_key: wanted.to_owned(), ..Filter::default() };
-    let workspace_id = caller.workspace_id;
-    let read = move |conn: &mut Conn| refused::list(conn, workspace_id, &filter, 5);
-    let events = app.store.read("refused::by_key", read).await?;
+    let (workspace_id, wanted) = (caller.workspace_id, wanted.to_owned());
+    let read = move |conn: &mut Conn| refused::about(conn, workspace_id, &wanted, EXPLAINED);
+    let events = app.store.read("refused::explain", read).await?;
     let finding = |event: RefusedEvent| Finding {
         state: if event.outcome == "conflict" { "conflict" } else { "rejected" },
         sentence: format!(

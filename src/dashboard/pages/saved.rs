@@ -10,6 +10,7 @@ use crate::auth::Caller;
 use crate::chance;
 use crate::dashboard::confirm::Confirm;
 use crate::dashboard::form::{Fields, Form};
+use crate::dashboard::grammar;
 use crate::dashboard::view::Link;
 use crate::dashboard::visit::{Shell, Visit, ok};
 use crate::db::Conn;
@@ -26,6 +27,8 @@ const QUERY_BYTES_MAX: usize = 4_096;
 pub struct Kept {
     pub query: SavedQuery,
     pub link: String,
+    /// Nothing of it is missing there.
+    pub is_whole: bool,
     /// Who shares it; empty for the caller's own.
     pub by: String,
     pub is_shared: bool,
@@ -33,7 +36,8 @@ pub struct Kept {
 
 impl Kept {
     fn of(query: SavedQuery, by: String, workspace_id: i64) -> Kept {
-        Kept { link: link(&query), is_shared: query.shared_in == Some(workspace_id), query, by }
+        let (link, is_whole) = link(&query);
+        Kept { link, is_whole, is_shared: query.shared_in == Some(workspace_id), query, by }
     }
 
     pub fn is_own(&self) -> bool {
@@ -47,21 +51,45 @@ impl Kept {
     }
 }
 
-/// Where a saved query leads. One that was saved by another program is read as far as it names meter and subject.
-fn link(saved: &SavedQuery) -> String {
+/// Where a saved query leads, and whether all of it could be said there. One of our own is an address; others are read as
+/// programs send a query, or as the old dashboard kept the tree of its builder.
+fn link(saved: &SavedQuery) -> (String, bool) {
     let query = Value::parse(&saved.query).unwrap_or_default();
-    let mut link = Link::to("/usage").with("saved", &saved.id);
+    let link = Link::to("/usage").with("saved", &saved.id);
     if let Some(explore) = query["explore"].as_str() {
-        return format!("{link}&{explore}");
+        return (format!("{link}&{explore}"), true);
     }
-    for rule in query["rules"].as_array().unwrap_or_default() {
-        if let (Some(field @ ("meter" | "subject")), Some(value)) =
-            (rule["field"].as_str(), rule["value"].as_str())
-        {
-            link = link.with(field, value);
+    let group = Value::parse(&saved.group_by).unwrap_or_default();
+    let names = group.as_array().unwrap_or_default().iter().filter_map(Value::as_str).collect::<Vec<_>>();
+    let scope = ["meter", "subject", "from", "to"];
+    let link =
+        scope.iter().fold(link, |link, name| link.with(name, query[*name].as_str().unwrap_or_default()));
+    let link = link.with("bucket", &saved.bucket_size).with("group", &names.join(","));
+    let node = if query["rules"].is_null() { &query["filter"] } else { &query };
+    let rules = match (node["op"].as_str().or(node["combinator"].as_str()), node["rules"].as_array()) {
+        (Some("or"), Some(_)) => std::slice::from_ref(node),
+        (_, rules) => rules.unwrap_or_default(),
+    };
+    let (link, is_whole) = rules.iter().fold((link, true), |(link, is_whole), rule| {
+        match (scoped(rule), grammar::of_filter(rule)) {
+            (Some((name, value)), _) => (link.with(name, value), is_whole),
+            (None, Some(condition)) => (link.with(condition.parameter(), &condition.text()), is_whole),
+            (None, None) => (link, false),
         }
+    });
+    (link.to_string(), is_whole)
+}
+
+/// A rule of the old builder that is a field of ours: meter, subject, or an end of the window.
+fn scoped(rule: &Value) -> Option<(&'static str, &str)> {
+    let (field, op, value) = (rule["field"].as_str()?, rule["operator"].as_str()?, rule["value"].as_str()?);
+    match (field, op) {
+        ("meter", "=" | "eq" | "equals") => Some(("meter", value)),
+        ("subject", "=" | "eq" | "equals") => Some(("subject", value)),
+        ("timestamp", ">" | ">=" | "gt" | "gte") => Some(("from", value)),
+        ("timestamp", "<" | "<=" | "lt" | "lte") => Some(("to", value)),
+        _ => None,
     }
-    link.with("bucket", &saved.bucket_size).to_string()
 }
 
 /// The saved queries of the caller, then what others share with the workspace.
@@ -140,7 +168,7 @@ pub async fn create(app: web::Data<App>, caller: Caller, visit: Visit, form: For
         updated_at: now,
         shared_in: Some(caller.workspace_id).filter(|_| !fields.get("shared").is_empty()),
     });
-    let target = link(&row);
+    let (target, _) = link(&row);
     app.store.write("saved_queries::add", move |conn| saved_queries::add(conn, &row)).await?;
     Ok(visit.go(&target, &format!("Saved as {name}.")))
 }
@@ -233,4 +261,65 @@ async fn alter(
         saved_queries::update(conn, user_id, &id, change)
     };
     Ok(app.store.write("saved_queries::update", update).await?.is_some())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn saved(query: &str, group_by: &str) -> SavedQuery {
+        SavedQuery {
+            id: "7".to_owned(),
+            user_id: 1,
+            name: "n".to_owned(),
+            query: query.to_owned(),
+            group_by: group_by.to_owned(),
+            bucket_size: "day".to_owned(),
+            row_limit: 100,
+            pinned: true,
+            position: 0,
+            created_at: 0,
+            updated_at: 0,
+            shared_in: None,
+        }
+    }
+
+    fn parameters(query: &str, group_by: &str) -> (Vec<(String, String)>, bool) {
+        let (link, is_whole) = link(&saved(query, group_by));
+        let params = Params::parse(link.split_once('?').expect("parameters").1);
+        let pairs = params.pairs().filter(|(name, _)| *name != "saved" && *name != "bucket");
+        (pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect(), is_whole)
+    }
+
+    #[test]
+    fn queries_of_other_programs_keep_their_meaning() {
+        let pairs = |pairs: &[(&str, &str)]| -> Vec<(String, String)> {
+            pairs.iter().map(|(a, b)| ((*a).to_owned(), (*b).to_owned())).collect()
+        };
+        let of_program = r#"{"meter":"api","from":"2026-01-01T00:00:00Z","to":"2026-02-01T00:00:00Z","filter":
+            {"type":"group","op":"and","rules":[{"type":"rule","field":"metadata.region","op":"eq","value":"a,b"}]}}"#;
+        let wanted = pairs(&[
+            ("meter", "api"),
+            ("from", "2026-01-01T00:00:00Z"),
+            ("to", "2026-02-01T00:00:00Z"),
+            ("group", "region,status"),
+            ("f", "metadata.region:eq:a\\,b"),
+        ]);
+        assert_eq!(parameters(of_program, r#"["region","status"]"#), (wanted, true));
+        let of_builder = r#"{"combinator":"and","rules":[{"field":"meter","operator":"=","value":"api"},
+            {"field":"timestamp","operator":">=","value":"2026-01-01T00:00"},
+            {"field":"quantity","operator":">","value":5},
+            {"combinator":"or","rules":[{"field":"metadata.x","operator":"in","value":"a, b"},
+                {"field":"metadata.y","operator":"notNull","value":""}]}]}"#;
+        let wanted = pairs(&[
+            ("meter", "api"),
+            ("from", "2026-01-01T00:00"),
+            ("f", "quantity:gt:5"),
+            ("q", "or(metadata.x:in:a\\,b,metadata.y:exists:)"),
+        ]);
+        assert_eq!(parameters(of_builder, "[]"), (wanted, true));
+        let strange = r#"{"combinator":"and","rules":[{"field":"meter","operator":"=","value":"api"},
+            {"field":"subject","operator":"beginsWith","value":"a"}]}"#;
+        assert_eq!(parameters(strange, "[]"), (pairs(&[("meter", "api")]), false));
+    }
 }

@@ -110,7 +110,7 @@ struct ShowPage {
     chart: Option<Chart>,
     events: Vec<StoredEvent>,
     /// Of the recent events: meter, number, sum.
-    activity: Vec<(String, usize, Quantity)>,
+    activity: Vec<(String, usize)>,
     changes: Vec<Entry>,
     periods: Vec<Entry>,
     assignments: Vec<Assignment>,
@@ -167,19 +167,17 @@ pub async fn show(
     })
 }
 
-fn activity(events: &[StoredEvent]) -> Vec<(String, usize, Quantity)> {
-    let mut sums: Vec<(String, usize, Quantity)> = Vec::new();
+/// How many of these events each meter has. Their quantities are not added up: not every meter's may be.
+fn activity(events: &[StoredEvent]) -> Vec<(String, usize)> {
+    let mut counts: Vec<(String, usize)> = Vec::new();
     for event in events {
-        match sums.iter_mut().find(|(meter, ..)| *meter == event.meter) {
-            Some((_, count, sum)) => {
-                *count += 1;
-                *sum += &event.quantity;
-            }
-            None => sums.push((event.meter.clone(), 1, event.quantity.clone())),
+        match counts.iter_mut().find(|(meter, _)| *meter == event.meter) {
+            Some((_, count)) => *count += 1,
+            None => counts.push((event.meter.clone(), 1)),
         }
     }
-    sums.sort_by_key(|sum| std::cmp::Reverse(sum.1));
-    sums
+    counts.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+    counts
 }
 
 /// The period so far against the first limit, or the last 28 days of the meter that was used last.

@@ -401,6 +401,27 @@ pub struct Filter {
     pub include_history: bool,
 }
 
+/// How many subjects have a version of a plan, or will have it.
+#[derive(QueryableByName)]
+pub struct PlanCount {
+    #[diesel(sql_type = BigInt)]
+    pub plan_id: i64,
+    #[diesel(sql_type = BigInt)]
+    pub subjects: i64,
+}
+
+/// Of all plans of a workspace.
+pub fn subjects_of_plans(
+    conn: &mut Conn,
+    workspace_id: i64,
+    now: Timestamp,
+) -> Result<Vec<PlanCount>, DbError> {
+    let text = "-- entitlements::subjects_of_plans
+        SELECT plan_id, CAST(COUNT(DISTINCT subject_id) AS BIGINT) AS subjects
+        FROM plan_assignments WHERE workspace_id = $1 AND (ends_at IS NULL OR ends_at > $2) GROUP BY plan_id";
+    Ok(sql_query(text).bind::<BigInt, _>(workspace_id).bind::<BigInt, _>(now.0).load(conn)?)
+}
+
 /// The latest changed first.
 pub fn list(
     conn: &mut Conn,

@@ -122,6 +122,24 @@ fn read(
         .load(conn)?)
 }
 
+/// How many limits of subjects with a version of a plan stand in a state.
+#[derive(QueryableByName)]
+pub struct StateCount {
+    #[diesel(sql_type = BigInt)]
+    pub plan_id: i64,
+    #[diesel(sql_type = Text)]
+    pub state: String,
+    #[diesel(sql_type = BigInt)]
+    pub limits: i64,
+}
+
+pub fn count_states(conn: &mut Conn, workspace_id: i64) -> Result<Vec<StateCount>, DbError> {
+    let text = "-- entitlements::count_states
+        SELECT plan_id, state, CAST(COUNT(*) AS BIGINT) AS limits
+        FROM entitlement_states WHERE workspace_id = $1 GROUP BY plan_id, state";
+    Ok(sql_query(text).bind::<BigInt, _>(workspace_id).load(conn)?)
+}
+
 /// The latest evaluated first.
 pub fn states(
     conn: &mut Conn,

@@ -14,6 +14,7 @@ use crate::import::progress::Progress;
 use crate::import::sql::foreign::Kind::{Real, Text};
 use crate::import::sql::foreign::{Odd, Row, Table};
 use crate::import::sql::ours::{self, Put};
+use crate::ingest::Origin;
 use crate::ingest::insert::{self, Batch, Kind, Outcome, WriteCache};
 use crate::metering::event::{self, Event, Foreign as ForeignEvent, hash128};
 use crate::metering::json;
@@ -162,9 +163,8 @@ impl Import {
 
 fn batch(workspace_id: i64, now: Timestamp) -> Batch {
     Batch {
-        workspace_id,
+        origin: Origin::without_call(workspace_id, run_id(workspace_id)),
         kind: Kind::Bulk,
-        run_id: run_id(workspace_id),
         events: Vec::new(),
         failed: 0,
         replay_key: None,

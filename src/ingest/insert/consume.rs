@@ -20,8 +20,7 @@ use crate::entitlements::sql::decisions::{self, Decided, Decision};
 use crate::error::Error;
 use crate::ingest::insert::quota::{ANY_METER, readable};
 use crate::ingest::insert::{
-    Batch, DecidedAt, ExistingKey, InsertBatch, LedgerKey, Outcome, WriteCache, keys::original_of, postgres,
-    sqlite,
+    DecidedAt, ExistingKey, InsertBatch, LedgerKey, Outcome, WriteCache, keys::original_of, postgres, sqlite,
 };
 use crate::metering::calendar::Zone;
 use crate::metering::event::{Event, StoredEvent, ledger_key, no_metadata, raw_metadata};
@@ -135,7 +134,7 @@ impl<'a> InsertBatch<'a> {
     fn asked(&self) -> Vec<Asked<'a>> {
         let mut asked: Vec<Asked<'a>> = Vec::new();
         for (at, batch) in self.open() {
-            let Batch { workspace_id, received_at, .. } = *batch;
+            let (workspace_id, received_at) = (batch.origin.workspace_id, batch.received_at);
             let (Some(event), Some(decided_at)) = (batch.events.first(), batch.consumes) else { continue };
             let Some(key) = &event.key else { continue };
             let key = (workspace_id, ledger_key(key));

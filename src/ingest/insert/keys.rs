@@ -116,10 +116,10 @@ pub fn count_new(conn: &mut Conn, known: &WriteCache, batch: &Batch) -> Result<u
     let keys: BTreeSet<Vec<u8>> =
         batch.events.iter().filter_map(|event| event.key.as_deref()).map(event::ledger_key).collect();
     let keys: Vec<Vec<u8>> = keys.into_iter().collect();
-    if batch.consumes.is_some() && !decisions::find_many(conn, batch.workspace_id, &keys)?.is_empty() {
+    if batch.consumes.is_some() && !decisions::find_many(conn, batch.origin.workspace_id, &keys)?.is_empty() {
         return Ok(0);
     }
-    let taken = count_taken(conn, known, batch.workspace_id, &keys)?;
+    let taken = count_taken(conn, known, batch.origin.workspace_id, &keys)?;
     Ok(keyless + (keys.len() as u64).saturating_sub(taken))
 }
 

@@ -92,6 +92,8 @@ prepared!(
     (run_workspace_ids: Array<BigInt> = Vec<i64>, run_ids: Array<Binary> = Vec<Vec<u8>>,
      kinds: Array<Text> = Vec<&'static str>, accepted: Array<BigInt> = Vec<i64>, duplicates: Array<BigInt> = Vec<i64>,
      failed: Array<BigInt> = Vec<i64>, created_ats: Array<BigInt> = Vec<i64>,
+     request_ids: Array<Nullable<Text>> = Vec<Option<&'a str>>, api_key_ids: Array<Nullable<Text>> = Vec<Option<&'a str>>,
+     durations: Array<BigInt> = Vec<i64>,
      delta_meter_ids: Array<BigInt> = Vec<i64>, delta_ids: Array<BigInt> = Vec<i64>, deltas: Array<Binary> = Vec<&'a [u8]>,
      delta_subjects: Array<Binary> = Vec<&'a [u8]>, delta_counts: Array<Binary> = Vec<&'a [u8]>,
      ids: Array<Binary> = Vec<Vec<u8>>, workspace_ids: Array<BigInt> = Vec<i64>, meter_ids: Array<BigInt> = Vec<i64>,
@@ -101,12 +103,14 @@ prepared!(
      rollup_meter_ids: Array<BigInt> = Vec<i64>, grains: Array<SmallInt> = Vec<i16>, starts: Array<BigInt> = Vec<i64>,
      lanes: Array<SmallInt> = Vec<i16>) + [parts: PartArrays<'a>],
     concat!("WITH runs AS (
-         INSERT INTO ingestion_runs AS r (workspace_id, id, kind, accepted, duplicates, failed, created_at)
-         SELECT * FROM unnest(?, ?, ?, ?, ?, ?, ?)
+         INSERT INTO ingestion_runs AS r (workspace_id, id, kind, accepted, duplicates, failed, created_at, request_id,
+                                         api_key_id, duration)
+         SELECT * FROM unnest(?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
          ON CONFLICT (workspace_id, id) DO UPDATE SET
              accepted = r.accepted + excluded.accepted,
              duplicates = r.duplicates + excluded.duplicates,
-             failed = r.failed + excluded.failed
+             failed = r.failed + excluded.failed,
+             duration = excluded.duration
      ), deltas AS (
          INSERT INTO rollup_deltas (meter_id, id, cells, subjects, counts) SELECT * FROM unnest(?, ?, ?, ?, ?)
      ), stored AS (
@@ -253,6 +257,9 @@ pub fn add_rows(
         duplicates: &runs.iter().map(|run| run.duplicates).collect(),
         failed: &runs.iter().map(|run| run.failed).collect(),
         created_ats: &runs.iter().map(|run| run.created_at).collect(),
+        request_ids: &runs.iter().map(|run| run.request_id.as_deref()).collect(),
+        api_key_ids: &runs.iter().map(|run| run.api_key_id.as_deref()).collect(),
+        durations: &runs.iter().map(|run| run.duration).collect(),
 
         delta_meter_ids: &deltas.iter().map(|row| row.meter_id).collect(),
         delta_ids: &deltas.iter().map(|row| row.id).collect(),

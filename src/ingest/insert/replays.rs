@@ -36,7 +36,7 @@ impl InsertBatch<'_> {
             // without a valid item there is nothing to replay (rest.md 12.4)
             let counts = self.decided[at].is_none() && !batch.events.is_empty();
             let Some(key) = batch.replay_key.as_deref().filter(|_| counts) else { continue };
-            keys.entry((batch.workspace_id, event::ledger_key(key))).or_default().push(at);
+            keys.entry((batch.origin.workspace_id, event::ledger_key(key))).or_default().push(at);
         }
         for (key, same) in keys {
             let found = match conn {
@@ -73,7 +73,7 @@ impl InsertBatch<'_> {
                 }
             }
             let row = ReplayRow {
-                workspace_id: batch.workspace_id,
+                workspace_id: batch.origin.workspace_id,
                 key: event::ledger_key(key),
                 accepted: event::encode_replay(accepted)?,
                 duplicates: event::encode_replay(duplicates)?,
@@ -104,7 +104,7 @@ pub(super) fn is_replay(conn: &mut Conn, batch: &Batch) -> Result<bool, DbError>
     use crate::db::schema::bulk_replays as replays;
     let Some(key) = batch.replay_key.as_deref() else { return Ok(false) };
     let answered: Option<i64> = replays::table
-        .find((batch.workspace_id, event::ledger_key(key)))
+        .find((batch.origin.workspace_id, event::ledger_key(key)))
         .select(replays::created_at)
         .first(conn)
         .optional()?;

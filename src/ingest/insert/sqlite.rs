@@ -68,13 +68,16 @@ prepared!(
 prepared!(
     AddRun for SqliteConnection,
     (workspace_id: BigInt = i64, id: Binary = [u8], kind: Text = str, accepted: BigInt = i64, duplicates: BigInt = i64,
-     failed: BigInt = i64, created_at: BigInt = i64),
-    "INSERT INTO ingestion_runs AS r (workspace_id, id, kind, accepted, duplicates, failed, created_at)
-     VALUES (?, ?, ?, ?, ?, ?, ?)
+     failed: BigInt = i64, created_at: BigInt = i64, request_id: Nullable<Text> = Option<String>,
+     api_key_id: Nullable<Text> = Option<String>, duration: BigInt = i64),
+    "INSERT INTO ingestion_runs AS r (workspace_id, id, kind, accepted, duplicates, failed, created_at, request_id,
+                                      api_key_id, duration)
+     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
      ON CONFLICT (workspace_id, id) DO UPDATE SET
          accepted = r.accepted + excluded.accepted,
          duplicates = r.duplicates + excluded.duplicates,
-         failed = r.failed + excluded.failed"
+         failed = r.failed + excluded.failed,
+         duration = excluded.duration"
 );
 prepared!(
     AddRollup for SqliteConnection,
@@ -260,6 +263,9 @@ pub fn add_runs(conn: &mut SqliteConnection, runs: &[RunRow]) -> Result<(), DbEr
             duplicates: &run.duplicates,
             failed: &run.failed,
             created_at: &run.created_at,
+            request_id: &run.request_id,
+            api_key_id: &run.api_key_id,
+            duration: &run.duration,
         }
         .execute(conn)?;
     }

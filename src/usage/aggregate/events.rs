@@ -9,15 +9,18 @@ use uuid::Uuid;
 use super::{RawEvent, RawRow, Source, Sum};
 use crate::db::columns::readable;
 use crate::db::statement::Statement;
-use crate::db::{Conn, DbError};
+use crate::db::{Conn, DbError, interrupt};
 use crate::error::Error;
 use crate::metering::filter::text_of;
 use crate::metering::meter::{Aggregation, QuantityIs, value_at};
 use crate::metering::rollup::Edge;
 use crate::metering::sketch::{Distinct, Spread};
-use crate::metering::state::{Held, LEVELS_MAX, Levels, State};
+use crate::metering::state::{Held, LEVELS_BYTES_MAX, LEVELS_MAX, Levels, State};
 use crate::metering::time::{Timestamp, Window};
 use crate::usage::query::{GroupedAggregates, Query};
+
+/// Steps between two looks at the clock.
+const CHECKED_EVERY: usize = 256;
 
 impl Sum<'_> {
     pub(super) fn add_events(&mut self, conn: &mut Conn) -> Result<(), DbError> {
@@ -64,7 +67,7 @@ impl Sum<'_> {
             if let Some(held) = levels.set(&group, key, event.time.0, &event.quantity, is_change) {
                 add_held(query, cells, held)?;
             }
-            match levels.count() > LEVELS_MAX {
+            match levels.count() > LEVELS_MAX || levels.bytes() > LEVELS_BYTES_MAX {
                 true => Err(Error::query_too_large().into()),
                 false => Ok(()),
             }
@@ -129,7 +132,14 @@ fn end_of_bucket(query: &Query, start: Timestamp) -> Timestamp {
 fn add_held(query: &Query, cells: &mut GroupedAggregates, held: Held) -> Result<(), DbError> {
     let mut at = Timestamp(held.from).max(query.window.from);
     let to = Timestamp(held.to).min(query.window.to);
-    while at < to && !held.level.is_zero() {
+    // one level can cross as many rows as there are, and there may be as many levels as keys
+    for step in 0.. {
+        if at >= to || held.level.is_zero() {
+            break;
+        }
+        if step % CHECKED_EVERY == 0 {
+            interrupt::check()?;
+        }
         let start = query.bucket(at);
         let end = end_of_bucket(query, start).min(to);
         if end <= at || !cells.wants(start) {
