@@ -18,6 +18,7 @@ const SCRIPT: &str = r#"
 import sys, time, duckdb
 path, threads, day = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 db = duckdb.connect()
+db.execute("SET enable_progress_bar = false")
 db.execute(f"SET threads TO {threads}")
 db.execute(f"CREATE TABLE events AS SELECT * FROM read_csv('{path}', delim='\t', header=false, quote='', "
            "columns={'occurred': 'BIGINT', 'cents': 'BIGINT', 'metadata': 'VARCHAR'})")
