@@ -29,7 +29,7 @@ pub struct IngestionRun {
     pub duration: Option<i64>,
 }
 
-#[derive(Queryable, QueryableByName)]
+#[derive(Queryable, QueryableByName, Selectable)]
 #[diesel(table_name = ingestion_runs)]
 struct RunRow {
     id: Vec<u8>,
@@ -42,29 +42,6 @@ struct RunRow {
     api_key_id: Option<String>,
     duration: Option<i64>,
 }
-
-type RunColumns = (
-    ingestion_runs::id,
-    ingestion_runs::kind,
-    ingestion_runs::accepted,
-    ingestion_runs::duplicates,
-    ingestion_runs::failed,
-    ingestion_runs::created_at,
-    ingestion_runs::request_id,
-    ingestion_runs::api_key_id,
-    ingestion_runs::duration,
-);
-const RUN: RunColumns = (
-    ingestion_runs::id,
-    ingestion_runs::kind,
-    ingestion_runs::accepted,
-    ingestion_runs::duplicates,
-    ingestion_runs::failed,
-    ingestion_runs::created_at,
-    ingestion_runs::request_id,
-    ingestion_runs::api_key_id,
-    ingestion_runs::duration,
-);
 
 impl RunRow {
     fn into_run(self) -> Result<IngestionRun, DbError> {
@@ -94,7 +71,7 @@ pub fn runs(
         .filter(ingestion_runs::workspace_id.eq(workspace_id).and(ingestion_runs::id.lt(before)))
         .order(ingestion_runs::id.desc())
         .limit(limit)
-        .select(RUN)
+        .select(RunRow::as_select())
         .load(conn)?;
     rows.into_iter().map(RunRow::into_run).collect()
 }
@@ -103,7 +80,7 @@ pub fn runs(
 pub fn run(conn: &mut Conn, workspace_id: i64, id: Uuid) -> Result<Option<IngestionRun>, DbError> {
     let row: Option<RunRow> = ingestion_runs::table
         .find((workspace_id, id.as_bytes().to_vec()))
-        .select(RUN)
+        .select(RunRow::as_select())
         .first(conn)
         .optional()?;
     row.map(RunRow::into_run).transpose()
