@@ -12,7 +12,7 @@ pub mod json;
 pub mod meter;
 pub mod quantity;
 pub mod rollup;
-mod short;
+pub mod short;
 pub mod sketch;
 pub mod state;
 pub mod time;

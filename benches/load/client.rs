@@ -148,10 +148,19 @@ const REFUSED_PAUSE: Duration = Duration::from_millis(5);
 
 /// Sends each list of requests over a connection of its own, all at once, until the lists or the time are over.
 pub async fn run(address: SocketAddr, lists: Vec<Vec<Request>>, time: Duration) -> Outcome<Load> {
+    run_at(&[address], lists, time).await
+}
+
+/// The same, the connections dealt out to these servers.
+pub async fn run_at(
+    addresses: &[SocketAddr],
+    lists: Vec<Vec<Request>>,
+    time: Duration,
+) -> Outcome<Load> {
     let start = Arc::new(Barrier::new(lists.len() + 1));
     let mut tasks = Vec::new();
-    for list in lists {
-        let mut connection = Connection::open(address).await?;
+    for (list, address) in lists.into_iter().zip(addresses.iter().cycle()) {
+        let mut connection = Connection::open(*address).await?;
         let start = start.clone();
         tasks.push(tokio::spawn(async move {
             start.wait().await;

@@ -15,6 +15,7 @@ mod machine;
 mod meter;
 mod moving;
 mod queries;
+mod replicas;
 mod report;
 mod scans;
 mod server;

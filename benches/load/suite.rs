@@ -13,7 +13,7 @@ use crate::meter::{Gauge, Unit};
 use crate::report::{Report, Row, short};
 use crate::server::{Account, Server};
 use crate::workload::{Keys, Workload};
-use crate::{Outcome, ceiling, doors, machine, moving, queries, stream};
+use crate::{Outcome, ceiling, doors, machine, moving, queries, replicas, stream};
 
 /// How much of everything.
 pub struct Size {
@@ -153,6 +153,7 @@ impl<'a> Suite<'a> {
         self.wide().await?;
         moving::import(self)?;
         doors::run(self).await?;
+        replicas::run(self).await?;
         for keys in Keys::BOTH {
             self.grow(keys).await?;
         }
@@ -242,13 +243,7 @@ impl<'a> Suite<'a> {
                 return Ok(());
             }
             let total = self.size.singles.min(connections * 10_000);
-            let mut lists: Vec<Vec<Request>> = (0..connections).map(|_| Vec::new()).collect();
-            for i in 0..total {
-                let mut body = String::with_capacity(256);
-                workload.write(i, &mut body);
-                let request = Request::new("POST", "/v1/usages", &account.key, &body);
-                lists[(i % connections) as usize].push(request.storing(1, workload.cents(i)));
-            }
+            let lists = workload.singles(&account.key, total, connections);
             self.measure_write(server, account, &path, &workload, lists).await?;
         }
         Ok(())

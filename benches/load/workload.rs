@@ -5,6 +5,8 @@ use std::fmt::Write;
 
 use open_spanner::metering::time::Timestamp;
 
+use crate::client::Request;
+
 /// What idempotency keys look like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Keys {
@@ -127,6 +129,18 @@ impl Workload {
                 WIDE_REGIONS[place % WIDE_REGIONS.len()],
             ),
         };
+    }
+
+    /// The first `total` events as calls of one each, dealt out to connections. `headers`: of the key.
+    pub fn singles(&self, headers: &str, total: u64, connections: u64) -> Vec<Vec<Request>> {
+        let mut lists: Vec<Vec<Request>> = (0..connections).map(|_| Vec::new()).collect();
+        for i in 0..total {
+            let mut body = String::with_capacity(256);
+            self.write(i, &mut body);
+            let request = Request::new("POST", "/v1/usages", headers, &body);
+            lists[(i % connections) as usize].push(request.storing(1, self.cents(i)));
+        }
+        lists
     }
 
     /// The events of a bulk call as a JSON array, and the sum of their amounts.

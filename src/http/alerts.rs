@@ -257,11 +257,14 @@ type Rules = (Vec<Rule>, HashMap<i64, Vec<State>>);
 
 fn with_states(conn: &mut Conn, rules: Vec<Rule>) -> Result<Rules, crate::db::DbError> {
     let ids: Vec<i64> = rules.iter().map(|rule| rule.id).collect();
-    let states = states::of_rules(conn, &ids)?;
+    let states = states::first_of_rules(conn, &ids, STATES_OF_ONE)?;
     Ok((rules, states))
 }
 
-/// States in a list of rules: of each at most so many, and of all together. One rule is read with all it has.
+/// States of a rule that is read by itself (contract, rest.md 12): it may have 100,000 groups.
+const STATES_OF_ONE: usize = 1_000;
+
+/// States in a list of rules: of each at most so many, and of all together.
 const STATES_LISTED: usize = 100;
 const ALL_STATES_LISTED: usize = 20_000;
 

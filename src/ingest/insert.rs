@@ -17,7 +17,7 @@ pub mod sums;
 pub use cache::{CacheUpdates, WriteCache};
 pub use consume::{KeyUse, find_key, replay};
 pub use keys::count_new;
-pub use rehearsal::{Seen, rehearse};
+pub use rehearsal::{Seen, Windows, rehearse};
 pub use replays::{PAYLOAD_UNKNOWN, sweep_replays};
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};

@@ -1,13 +1,15 @@
 //! Dry runs: the same admission and the same steps as a write, taken back before anybody else sees them. They go past
 //! the queue and the rate limiter, and leave no counts, no refused events and no ingestion run.
 
+use std::sync::Arc;
+
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::db::identity::Link;
 use crate::entitlements::sql::decisions::Decided;
 use crate::error::{Error, Result};
-use crate::ingest::insert::{self, Outcome, Seen};
+use crate::ingest::insert::{self, Batch, Outcome, Seen, Windows};
 use crate::ingest::preview::{Fate, Preview, PreviewItem};
 use crate::ingest::{Admitted, Call, Ingest, Kind, Origin, STALE_TRIES};
 use crate::metering::event::{Event, Input, Original, StoredEvent};
@@ -33,14 +35,11 @@ impl Ingest {
         let call = Call { replay_key, consumes, is_rehearsal: true, ..Call::new(origin, Kind::Single) };
         let mut admitted = self.admit(call, inputs).await?;
         for _ in 0..STALE_TRIES {
-            let (batch, known) = (admitted.batch.clone(), self.known.clone());
-            let rehearse =
-                move |conn: &mut _, link: Link| insert::rehearse(conn, link, &batch, &known.of(link.epoch));
             let seen = match admitted.batch.events.is_empty() {
                 true => {
                     Seen { outcome: Outcome::Stored(Vec::new()), windows: Vec::new(), quotas: Vec::new() }
                 }
-                false => self.store.rehearse("events::rehearse", rehearse).await?,
+                false => self.rehearse_batch(&admitted.batch).await?,
             };
             match seen.outcome {
                 Outcome::Retry => {}
@@ -55,6 +54,15 @@ impl Ingest {
             }
         }
         Err(Error::unavailable("the meter is being changed"))
+    }
+
+    async fn rehearse_batch(&self, batch: &Arc<Batch>) -> Result<Seen> {
+        let (read, batch, known) = (batch.clone(), batch.clone(), self.known.clone());
+        let windows = self.store.read("events::windows", move |conn| Windows::read(conn, &read)).await?;
+        let rehearse = move |conn: &mut _, link: Link| {
+            insert::rehearse(conn, link, &batch, &known.of(link.epoch), windows.clone())
+        };
+        self.store.rehearse("events::rehearse", rehearse).await
     }
 }
 

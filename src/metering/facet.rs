@@ -11,7 +11,7 @@ use crate::metering::json::{self, Map};
 use crate::metering::meter::{Aggregation, Meter};
 use crate::metering::quantity::Quantity;
 use crate::metering::rollup::{Edge, Part, Series};
-use crate::metering::short::{Short, ShortPart};
+use crate::metering::short::{Short, ShortPart, Sum, Sums};
 use crate::metering::time::{DAY, HOUR, Timestamp};
 
 /// The finest sums that are kept begin on quarters of an hour: no time zone of today is off by less.
@@ -326,14 +326,15 @@ impl<'a> PackedGroup<'a> {
 }
 
 impl PackedGroup<'_> {
-    /// The sums, without first and last events, under the starts that `bucket` gives them; neighbours under one start are
-    /// added up. Those that it gives none are left out. `None` where the bytes are not what they should be.
-    pub fn sums(
+    /// Adds the sums, without first and last events, under the starts that `bucket` gives them. Those that it gives none
+    /// are left out. `None` where the bytes are not what they should be.
+    pub fn add_to(
         &self,
+        sums: &mut Sums,
         mut bucket: impl FnMut(Timestamp) -> Option<Timestamp>,
-    ) -> Option<Vec<(Timestamp, Part)>> {
+    ) -> Option<()> {
         let (mut input, mut quarter) = (Input(self.parts), 0i64);
-        let mut sums = Vec::new();
+        // neighbours mostly share a bucket: they look it up once
         let mut open: Option<(Timestamp, ShortPart)> = None;
         for _ in 0..self.count {
             let (before, last) = (Input(input.0), quarter);
@@ -341,17 +342,22 @@ impl PackedGroup<'_> {
                 // longer numbers, or broken bytes
                 (input, quarter) = (before, last);
                 let (start, part) = input.part(&mut quarter, false)?;
-                sums.extend(bucket(start).map(|bucket| (bucket, part)));
+                if let Some(bucket) = bucket(start) {
+                    sums.add(bucket, Sum::Long(Box::new(part)));
+                }
                 continue;
             };
             let Some(bucket) = bucket(start) else { continue };
             let together = open.filter(|(of, _)| *of == bucket).and_then(|(_, sum)| sum.plus(&part));
-            let closed = if together.is_none() { open.take() } else { None };
-            sums.extend(closed.map(|(of, sum)| (of, sum.into_part())));
+            if let Some((of, sum)) = open.filter(|_| together.is_none()) {
+                sums.add(of, Sum::Short(sum));
+            }
             open = Some((bucket, together.unwrap_or(part)));
         }
-        sums.extend(open.map(|(of, sum)| (of, sum.into_part())));
-        Some(sums)
+        if let Some((of, sum)) = open {
+            sums.add(of, Sum::Short(sum));
+        }
+        Some(())
     }
 }
 
@@ -543,19 +549,24 @@ mod tests {
                 (start.0.div_euclid(HOUR) % 5 != 0).then(|| start.floor(width * HOUR))
             };
             let bytes = pack(&cells_of(&events, with_edges));
+            let (mut all_one_by_one, mut all_together) = (BTreeMap::new(), Sums::default());
             for packed in groups(&bytes).expect("just packed") {
-                let (mut one_by_one, mut together) = (BTreeMap::new(), BTreeMap::new());
+                let mut one_by_one = BTreeMap::new();
                 for part in packed.parts(false) {
                     let (start, part) = part.expect("just packed");
                     if let Some(bucket) = bucket(start) {
                         merge(&mut one_by_one, bucket, &part);
                     }
                 }
-                for (bucket, part) in packed.sums(bucket).expect("just packed") {
-                    merge(&mut together, bucket, &part);
+                for (bucket, part) in one_by_one.clone() {
+                    merge(&mut all_one_by_one, bucket, &part);
                 }
-                prop_assert_eq!(together, one_by_one);
+                let mut together = Sums::default();
+                packed.add_to(&mut together, bucket).expect("just packed");
+                prop_assert_eq!(together.into_parts().collect::<BTreeMap<_, _>>(), one_by_one);
+                packed.add_to(&mut all_together, bucket).expect("just packed");
             }
+            prop_assert_eq!(all_together.into_parts().collect::<BTreeMap<_, _>>(), all_one_by_one);
         }
 
         /// In any order and through any number of packings, sums are those of all events at once.

@@ -2,9 +2,12 @@
 //! added up as integers, and become decimals once. Whatever does not fit is `None`, and added up as decimals. Pure.
 
 use std::cmp::Ordering;
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use crate::metering::quantity::Quantity;
 use crate::metering::rollup::Part;
+use crate::metering::time::Timestamp;
 
 /// `digits / 10^scale`.
 #[derive(Clone, Copy, Debug)]
@@ -70,5 +73,53 @@ impl ShortPart {
             edges: None,
             state: None,
         }
+    }
+}
+
+/// A sum that grows: of machine words as long as they hold it.
+#[derive(Clone, Debug)]
+pub enum Sum {
+    Short(ShortPart),
+    Long(Box<Part>),
+}
+
+impl Sum {
+    pub fn into_part(self) -> Part {
+        match self {
+            Sum::Short(sum) => sum.into_part(),
+            Sum::Long(sum) => *sum,
+        }
+    }
+
+    fn add(&mut self, more: Sum) {
+        if let (Sum::Short(sum), Sum::Short(more)) = (&*self, &more) {
+            if let Some(together) = sum.plus(more) {
+                *self = Sum::Short(together);
+                return;
+            }
+        }
+        if let Sum::Short(sum) = self {
+            *self = Sum::Long(Box::new(sum.into_part()));
+        }
+        if let Sum::Long(sum) = self {
+            sum.add(&more.into_part());
+        }
+    }
+}
+
+/// Sums by the start of their bucket.
+#[derive(Debug, Default)]
+pub struct Sums(BTreeMap<Timestamp, Sum>);
+
+impl Sums {
+    pub fn add(&mut self, bucket: Timestamp, more: Sum) {
+        match self.0.entry(bucket) {
+            Entry::Vacant(free) => drop(free.insert(more)),
+            Entry::Occupied(mut taken) => taken.get_mut().add(more),
+        }
+    }
+
+    pub fn into_parts(self) -> impl Iterator<Item = (Timestamp, Part)> {
+        self.0.into_iter().map(|(bucket, sum)| (bucket, sum.into_part()))
     }
 }

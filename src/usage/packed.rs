@@ -1,12 +1,13 @@
 //! How packed sums (`metering::facet`) are read for a query: by bucket and group, wherever they are stored. Without SQL.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use crate::db::DbError;
 use crate::error::Error;
-use crate::metering::facet;
+use crate::metering::facet::{self, PackedGroup};
 use crate::metering::json;
 use crate::metering::rollup::{Part, merge};
+use crate::metering::short;
 use crate::metering::time::{DAY, HOUR, Timestamp, Window};
 use crate::usage::aggregate::pieces::Cover;
 use crate::usage::query::{AggregatedRow, GroupedAggregates, Query};
@@ -62,6 +63,8 @@ impl Asked<'_> {
         wants: impl Fn(Timestamp) -> bool,
     ) -> Result<Sums, DbError> {
         let mut found = Sums::default();
+        // hundreds of dimension sets are of a few groups
+        let mut by_group: HashMap<Vec<String>, short::Sums> = HashMap::new();
         let with_dimensions = !self.query.paths().is_empty();
         let nothing = json::Map::new();
         for packed in facet::groups(bytes).ok_or_else(unreadable)? {
@@ -71,7 +74,8 @@ impl Asked<'_> {
             };
             let row = AggregatedRow { meter: &self.query.meter.name, subject, dimensions };
             let group = self.query.group(&row);
-            let mut bucket = |start: Timestamp| {
+            let is_counted = group.is_some();
+            let bucket = |start: Timestamp| {
                 if !self.is_inside(start) || !wants(start.floor(DAY)) {
                     return None;
                 }
@@ -79,27 +83,38 @@ impl Asked<'_> {
                     found.too_old.push(start);
                     return None;
                 }
-                group.as_ref().map(|_| self.query.bucket(start))
+                is_counted.then(|| self.query.bucket(start))
             };
-            let mut buckets: BTreeMap<Timestamp, Part> = BTreeMap::new();
-            if self.needs_edges() {
-                for part in packed.parts(true) {
-                    let (start, part) = part.ok_or_else(unreadable)?;
-                    if let Some(bucket) = bucket(start) {
-                        merge(&mut buckets, bucket, &part);
-                    }
-                }
-            } else {
-                for (bucket, part) in packed.sums(bucket).ok_or_else(unreadable)? {
-                    merge(&mut buckets, bucket, &part);
+            match self.needs_edges() {
+                true => found.parts.extend(with_edges(&packed, group, bucket)?),
+                false => {
+                    let sums = by_group.entry(group.unwrap_or_default()).or_default();
+                    packed.add_to(sums, bucket).ok_or_else(unreadable)?;
                 }
             }
-            if let Some(group) = group {
-                found.parts.extend(buckets.into_iter().map(|(bucket, part)| (bucket, group.clone(), part)));
-            }
+        }
+        for (group, sums) in by_group {
+            found.parts.extend(sums.into_parts().map(|(bucket, part)| (bucket, group.clone(), part)));
         }
         Ok(found)
     }
+}
+
+/// The parts of one dimension set with their first and last events, by bucket.
+fn with_edges(
+    packed: &PackedGroup,
+    group: Option<Vec<String>>,
+    mut bucket: impl FnMut(Timestamp) -> Option<Timestamp>,
+) -> Result<Vec<(Timestamp, Vec<String>, Part)>, DbError> {
+    let mut buckets: BTreeMap<Timestamp, Part> = BTreeMap::new();
+    for part in packed.parts(true) {
+        let (start, part) = part.ok_or_else(unreadable)?;
+        if let Some(bucket) = bucket(start) {
+            merge(&mut buckets, bucket, &part);
+        }
+    }
+    let group = group.unwrap_or_default();
+    Ok(buckets.into_iter().map(|(bucket, part)| (bucket, group.clone(), part)).collect())
 }
 
 impl Sums {

@@ -15,6 +15,7 @@ on_both_databases!(
     limits_are_exact_and_keep_their_words,
     used_plans_can_be_deleted_once_nobody_has_them,
     what_plans_hold_is_bounded,
+    a_history_of_plans_is_bounded,
     percent_encoded_subjects_are_decoded,
     writes_after_an_assignment_count
 );
@@ -305,4 +306,32 @@ async fn what_plans_hold_is_bounded(database: Database) {
         .map(|subject| subject["items"].as_array().expect("a list").len())
         .collect();
     assert_eq!(items, [2_000; 10], "20,000 in all");
+}
+
+/// Whoever writes usage of a subject loads its history.
+async fn a_history_of_plans_is_bounded(database: Database) {
+    let server = Server::start(&database);
+    let workspace = server.workspace().await;
+    workspace.meter("m", "sum").await;
+    let plan = |limit: u32| json!({"name": "p", "limits": [{"meter": "m", "limit": limit}]});
+    let first = workspace.post("/v1/plans", &plan(1)).await.json(201);
+    assign(&workspace, "s", &first).await;
+    database.execute(
+        "INSERT INTO plan_assignments (id, public_id, workspace_id, subject_id, plan_id, starts_at, ends_at, anchor, updated_at)
+         WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 4998)
+         SELECT id + n, public_id || '-' || n, workspace_id, subject_id, plan_id, n, n + 1, n, n FROM plan_assignments, n",
+    );
+    assign(&workspace, "s", &first).await;
+    let body = json!({"plan_id": first["id"]});
+    let message = workspace.put("/v1/plans/subjects/s", &body).await.error(409, "limit_reached");
+    assert_eq!(message, "limit reached: there may be at most 5000 assignments of subject \"s\"");
+    assign(&workspace, "another", &first).await;
+
+    database.execute("UPDATE plans SET version = 4999");
+    let last = workspace.put(&path_of(&first), &plan(2)).await.json(200);
+    assert_eq!(last["version"], 5_000);
+    let message = workspace.put(&path_of(&last), &plan(3)).await.error(409, "limit_reached");
+    assert_eq!(message, "limit reached: plan \"p\" may have at most 5000 versions");
+    let progress = workspace.get("/v1/plans/subjects/another/progress").await.json(200);
+    assert_eq!(progress["items"][0]["limit"].to_string(), "2", "{progress}");
 }

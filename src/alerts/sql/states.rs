@@ -62,6 +62,13 @@ pub fn first_of_rules(
     Ok(by_rule(rows))
 }
 
+/// How many groups this rule has a state of, and how many of them are alerting.
+pub fn counts(conn: &mut Conn, rule_id: i64) -> Result<(i64, i64), DbError> {
+    let states = alert_states::table.filter(alert_states::rule_id.eq(rule_id));
+    let alerting = states.filter(alert_states::status.eq(Status::Alerting.as_str()));
+    Ok((states.count().get_result(conn)?, alerting.count().get_result(conn)?))
+}
+
 fn by_rule(rows: Vec<StateRow>) -> HashMap<i64, Vec<State>> {
     let mut states: HashMap<i64, Vec<State>> = HashMap::new();
     for row in rows {

@@ -54,22 +54,22 @@ const SNOOZES: [(&str, &str); 5] = [
 const COMPARATORS: [(&str, &str); 6] =
     [("gte", "≥"), ("gt", ">"), ("lte", "≤"), ("lt", "<"), ("eq", "="), ("neq", "≠")];
 
-/// A rule with the states of its groups.
+/// A rule with the states of its groups, those that stand for it first.
 struct Row {
     rule: Rule,
+    /// At most [`STATES_SHOWN`] of `groups`.
     states: Vec<State>,
+    groups: i64,
+    alerting: i64,
 }
+
+/// A rule may have 100,000 groups.
+const STATES_SHOWN: usize = 200;
 
 impl Row {
     /// The state that matters most.
     fn worst(&self) -> &'static str {
-        let rank = |state: &&State| match state.status.as_str() {
-            "alerting" => 3,
-            "error" => 2,
-            "no_data" => 1,
-            _ => 0,
-        };
-        match self.states.iter().max_by_key(rank) {
+        match self.states.first() {
             _ if !self.rule.terms.enabled => "disabled",
             Some(state) => state.status.as_str(),
             None => "not evaluated yet",
@@ -108,10 +108,12 @@ struct ListPage {
     events: Vec<(Event, Option<Attempt>)>,
 }
 
-fn with_states(conn: &mut Conn, rules: Vec<Rule>) -> Result<Vec<Row>, DbError> {
+/// Each with the one state that stands for it.
+fn with_worst(conn: &mut Conn, rules: Vec<Rule>) -> Result<Vec<Row>, DbError> {
     let ids: Vec<i64> = rules.iter().map(|rule| rule.id).collect();
-    let mut states = states::of_rules(conn, &ids)?;
-    let row = |rule: Rule| Row { states: states.remove(&rule.id).unwrap_or_default(), rule };
+    let mut states = states::first_of_rules(conn, &ids, 1)?;
+    let row =
+        |rule: Rule| Row { states: states.remove(&rule.id).unwrap_or_default(), rule, groups: 0, alerting: 0 };
     Ok(rules.into_iter().map(row).collect())
 }
 
@@ -134,7 +136,7 @@ pub async fn list(app: web::Data<App>, caller: Caller, visit: Visit) -> Result<H
     let workspace_id = caller.workspace_id;
     let read = move |conn: &mut Conn| {
         let rules = rules::rules(conn, Some(workspace_id), &rules::Filter::default(), LISTED)?;
-        let rows = with_states(conn, rules)?;
+        let rows = with_worst(conn, rules)?;
         let destinations = destinations::list(conn, workspace_id, None, LISTED)?;
         let events = events::events(conn, workspace_id, None, None, EVENTS_LISTED)?;
         Ok((rows, destinations, with_attempts(conn, events)?))
@@ -366,11 +368,13 @@ async fn add(app: &App, caller: &Caller, fields: &Fields) -> Result<Rule> {
 async fn find(app: &App, caller: &Caller, id: &str) -> Result<Row> {
     let (workspace_id, wanted) = (caller.workspace_id, id.to_owned());
     let read = move |conn: &mut Conn| {
-        let rules = rules::rule(conn, workspace_id, &wanted)?.into_iter().collect();
-        with_states(conn, rules)
+        let Some(rule) = rules::rule(conn, workspace_id, &wanted)? else { return Ok(None) };
+        let states = states::first_of_rules(conn, &[rule.id], STATES_SHOWN)?.remove(&rule.id);
+        let (groups, alerting) = states::counts(conn, rule.id)?;
+        Ok(Some(Row { states: states.unwrap_or_default(), rule, groups, alerting }))
     };
-    let mut rows = app.store.read("alerts::get", read).await?;
-    rows.pop().ok_or_else(|| Error::not_found(format!("alert rule {id:?}")))
+    let found = app.store.read("alerts::get", read).await?;
+    found.ok_or_else(|| Error::not_found(format!("alert rule {id:?}")))
 }
 
 fn fields_of(rule: &Rule) -> Fields {
@@ -557,7 +561,7 @@ pub async fn confirm_delete(
 ) -> Result<HttpResponse> {
     let row = find(&app, &caller, &id).await?;
     let (name, page) = (&row.rule.terms.name, format!("/alerts/{id}"));
-    let open = match row.states.iter().filter(|state| state.status.as_str() == "alerting").count() {
+    let open = match row.alerting {
         0 => "No alert of it is open.".to_owned(),
         open => format!(
             "{} resolved, and the destination {} is told.",

@@ -202,6 +202,9 @@ pub struct Wish {
     pub zone: Option<Zone>,
 }
 
+/// Writes of a subject load its history, so nobody may make one that others wait for.
+const HISTORY_MAX: usize = 5_000;
+
 /// Gives a subject a plan (jobs.md 4.2).
 pub fn assign(
     conn: &mut Conn,
@@ -215,6 +218,10 @@ pub fn assign(
     let subject_id = find_or_add_subject(conn, workspace_id, subject)?;
     let starts_at = wish.effective_at.filter(|at| *at > now).unwrap_or(now);
     let whole = whole_history(conn, subject_id)?;
+    if whole.len() >= HISTORY_MAX {
+        let detail = format!("there may be at most {HISTORY_MAX} assignments of subject {subject:?}");
+        return Err(Error::limit_reached(detail).into());
+    }
     let (used, old): (Vec<Timestamp>, Vec<AssignmentPeriod>) =
         (whole.iter().map(|span| span.anchor).collect(), whole.into_iter().filter(|s| !is_void(s)).collect());
     let anchor = anchor_of_new(&old, &used, now, starts_at);

@@ -389,6 +389,10 @@ fn shown(plan: &Plan) -> audit::Shown {
     serde_json::json!({"name": plan.name, "version": plan.version, "limits": limits})
 }
 
+/// Each is a stretch in the history of every subject that goes along, which writes of a subject load: 10,000 rows with
+/// those that are assigned take some 10 ms.
+const VERSIONS_MAX: i32 = 5_000;
+
 /// Stores the next version and takes the subjects along. Returns it with the version before.
 pub fn update(
     conn: &mut Conn,
@@ -399,6 +403,10 @@ pub fn update(
 ) -> Result<Plan, DbError> {
     let now = assignments::begin_change(conn, workspace_id, clock)?;
     let old = get_current(conn, workspace_id, public_id)?;
+    if old.version >= VERSIONS_MAX {
+        let detail = format!("plan {:?} may have at most {VERSIONS_MAX} versions", old.name);
+        return Err(Error::limit_reached(detail).into());
+    }
     let proposed = resolve(conn, workspace_id, draft, Some(&old), now)?;
     hold_meters(conn, &proposed)?;
     let proposed = resolve(conn, workspace_id, draft, Some(&old), now)?;

@@ -1,6 +1,7 @@
 //! A write that is taken back: the very steps of the hot insert, in a transaction that the caller rolls back, and what
 //! the windows and limits of its events would come to. What is read here is read before the first row is written; what
-//! follows is added up in memory, as the counters add it up. No rule of admission or of consumption is here.
+//! follows is added up in memory, as the counters add it up. Windows are hundreds of questions, so they are read
+//! before the transaction: on SQLite it holds up whoever writes. No rule of admission or of consumption is here.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -43,11 +44,11 @@ pub fn rehearse(
     link: Link,
     batch: &Arc<Batch>,
     known: &WriteCache,
+    mut windows: Windows,
 ) -> Result<Seen, DbError> {
     let batches = std::slice::from_ref(batch);
     let mut work = InsertBatch::new(batches, 0);
     work.prepare(conn, link, known)?;
-    let mut windows = Windows::read(conn, &work)?;
     let mut quotas = Quotas::read(conn, &work)?;
     work.store(conn, known)?;
     let mut seen = Seen { windows: Vec::new(), quotas: Vec::new(), outcome: Outcome::Retry };
@@ -62,7 +63,8 @@ pub fn rehearse(
 }
 
 /// Usage windows as queries know them, each with what it holds.
-struct Windows(HashMap<Use, Option<Part>>);
+#[derive(Clone, Default)]
+pub struct Windows(HashMap<Use, Option<Part>>);
 
 const SIZES: [BucketSize; 3] = [BucketSize::Hour, BucketSize::Day, BucketSize::Month];
 
@@ -71,9 +73,10 @@ fn window_of(size: BucketSize, event: &Event) -> Window {
 }
 
 impl Windows {
-    fn read(conn: &mut Conn, work: &InsertBatch) -> Result<Windows, DbError> {
+    /// Those of the events, duplicates included: which these are is seen later.
+    pub fn read(conn: &mut Conn, batch: &Batch) -> Result<Windows, DbError> {
         let mut held: HashMap<Use, Option<Part>> = HashMap::new();
-        for (.., event) in work.pending_events().filter(|(.., e)| !e.meter.aggregation.needs_events()) {
+        for event in batch.events.iter().filter(|event| !event.meter.aggregation.needs_events()) {
             for window in SIZES.map(|size| window_of(size, event)) {
                 let key = (event.meter.id, event.subject.clone(), window);
                 if held.len() >= WINDOWS_MAX || held.contains_key(&key) {
