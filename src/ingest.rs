@@ -34,7 +34,7 @@ use crate::db::identity::PerEpoch;
 use crate::entitlements::sql::decisions::Decided;
 use crate::error::{Code, Error, Result};
 use crate::jobs::worker::JobNotifier;
-use crate::metering::event::{self, Event, Input, Original};
+use crate::metering::event::{self, Answered, Event, Input, Original};
 use crate::metering::meter::Meter;
 use crate::metering::time::Timestamp;
 use crate::meters::sql::MeterCache;
@@ -520,7 +520,16 @@ impl Admitted {
         let mut recorded = Recorded { failed: self.failed, ..Recorded::nothing() };
         match outcome {
             Outcome::Replayed { accepted, duplicates, conflict: is_conflict } => {
-                recorded = Recorded { accepted, duplicates, is_replay: true, is_conflict, ..recorded }
+                recorded = Recorded { accepted, is_replay: true, is_conflict, ..recorded };
+                for Answered { place, event } in duplicates {
+                    // known of all of them, or of none
+                    if let Some(place) = place {
+                        let place = self.places.get(place).copied().unwrap_or(place);
+                        recorded.duplicate_places.push(place);
+                        recorded.conflict_places.extend(event.conflict.then_some(place));
+                    }
+                    recorded.duplicates.push(event);
+                }
             }
             Outcome::Stored(items) => {
                 // the writer lets go of a batch before it answers, so this copies nothing

@@ -152,11 +152,7 @@ pub async fn run(address: SocketAddr, lists: Vec<Vec<Request>>, time: Duration) 
 }
 
 /// The same, the connections dealt out to these servers.
-pub async fn run_at(
-    addresses: &[SocketAddr],
-    lists: Vec<Vec<Request>>,
-    time: Duration,
-) -> Outcome<Load> {
+pub async fn run_at(addresses: &[SocketAddr], lists: Vec<Vec<Request>>, time: Duration) -> Outcome<Load> {
     let start = Arc::new(Barrier::new(lists.len() + 1));
     let mut tasks = Vec::new();
     for (list, address) in lists.into_iter().zip(addresses.iter().cycle()) {

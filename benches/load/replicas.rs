@@ -26,7 +26,13 @@ const SHAPES: [Shape; 5] = [
     Shape { label: "one subject, bulk 10 c24", subjects: 1, connections: 24, size: 10, total: 200_000 },
     Shape { label: "5000 subjects, single c48", subjects: 5_000, connections: 48, size: 1, total: 60_000 },
     Shape { label: "5000 subjects, bulk 10 c24", subjects: 5_000, connections: 24, size: 10, total: 200_000 },
-    Shape { label: "5000 subjects, bulk 100 c12", subjects: 5_000, connections: 12, size: 100, total: 400_000 },
+    Shape {
+        label: "5000 subjects, bulk 100 c12",
+        subjects: 5_000,
+        connections: 12,
+        size: 100,
+        total: 400_000,
+    },
 ];
 const TURNS: usize = 4;
 

@@ -1,7 +1,7 @@
 //! May a subject use more? Asked by programs and by the page that tries it. Stores and reserves nothing.
 
 use crate::app::App;
-use crate::entitlements::assignment::effective;
+use crate::entitlements::assignment::{effective, not_before};
 use crate::entitlements::plan::Plan;
 use crate::entitlements::quota::{Candidate, Check};
 use crate::entitlements::sql::counters::Range;
@@ -71,6 +71,7 @@ impl App {
         let without_limit = |plan: Option<&Plan>| {
             Check::without_limit(subject.clone(), meter.clone(), quantity.clone(), plan)
         };
+        let now = &not_before(&assigned.history, *now);
         let plan = match effective(&assigned.history, *now) {
             Some(span) => self.plans.plan(span.plan_id).await?.map(|plan| (span, plan)),
             None => None,

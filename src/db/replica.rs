@@ -16,7 +16,7 @@ use super::pool::{Class, Pool};
 use super::transaction::Limits;
 use super::{Conn, DbError, Store};
 use crate::clock;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// How far the log of a database has come: the epoch of the installation, which grows with each failover, and the place in
 /// the log. Places of different epochs have nothing to do with each other.
@@ -84,6 +84,15 @@ fn position(conn: &mut Conn, function: &str) -> std::result::Result<Option<Posit
     let text = format!("SELECT epoch, ({function}() - '0/0')::bigint AS place FROM installation");
     let Row { epoch, place } = sql_query(text).get_result(conn)?;
     Ok(place.map(|place| Position { epoch: epoch.unsigned_abs(), place: place.unsigned_abs() }))
+}
+
+/// Refuses to read where a standby is not as far as it was: it was started again before that, or the connection leads to
+/// another one. What is replayed before a statement begins is seen by it.
+pub(super) fn ensure_at(conn: &mut Conn, wanted: Position) -> std::result::Result<(), DbError> {
+    match position(conn, "pg_last_wal_replay_lsn")? {
+        Some(found) if found.has(wanted) => Ok(()),
+        _ => Err(Error::unavailable("it has gone back").into()),
+    }
 }
 
 impl Replica {
@@ -158,6 +167,7 @@ impl Replica {
     /// Leaves the standby alone for a while.
     pub(super) fn rest(&self, why: &str) -> Option<Position> {
         log::warn!(why; "the standby is not read from: the primary answers");
+        *lock(&self.seen) = None;
         *lock(&self.rests_until) = Some(clock::moment() + REST);
         None
     }

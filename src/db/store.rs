@@ -175,7 +175,12 @@ impl Store {
             }
         };
         if let Some((replica, position)) = self.replica_for_caller().await {
-            match self.run(&replica.pool, class, operation, true, limits, look(limits)).await {
+            let look = look(limits);
+            let look = move |conn: &mut Conn, limits, link| {
+                replica::ensure_at(conn, position)?;
+                look(conn, limits, link)
+            };
+            match self.run(&replica.pool, class, operation, true, limits, look).await {
                 Err(error) if error.code == Code::Unavailable => drop(replica.rest(&error.message)),
                 answer => {
                     metrics::counter!("open_spanner_db_views_total", "from" => "replica").increment(1);

@@ -26,12 +26,20 @@ pub struct AssignmentPeriod {
     pub anchor: Timestamp,
     /// Where days begin for limits that name no zone.
     pub zone: Zone,
+    /// It was to begin later than it was made.
+    pub is_scheduled: bool,
 }
 
 impl AssignmentPeriod {
     fn ends_after(&self, at: Timestamp) -> bool {
         self.ends_at.is_none_or(|end| at < end)
     }
+}
+
+/// What time it is at least: a clock that is set back takes no plan away that was given already, and with it its limits.
+pub fn not_before(history: &[AssignmentPeriod], now: Timestamp) -> Timestamp {
+    let given = history.iter().filter(|span| !span.is_scheduled).map(|span| span.starts_at).max();
+    given.map_or(now, |given| given.max(now))
 }
 
 /// The assignment in force at this instant.
@@ -90,7 +98,17 @@ mod tests {
             ends_at: ends_at.map(Timestamp),
             anchor: Timestamp(0),
             zone: Zone::UTC,
+            is_scheduled: false,
         }
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_takes_no_plan_away() {
+        let scheduled = AssignmentPeriod { is_scheduled: true, ..span(2, 900, None) };
+        let history = [span(1, 500, Some(900)), scheduled];
+        assert_eq!(not_before(&history, Timestamp(100)), Timestamp(500));
+        assert_eq!(not_before(&history, Timestamp(700)), Timestamp(700));
+        assert_eq!(not_before(&[], Timestamp(700)), Timestamp(700));
     }
 
     #[test]

@@ -123,7 +123,8 @@ mod tests {
 
     fn span(plan_id: i64, starts_at: i64) -> AssignmentPeriod {
         let (starts_at, ends_at) = (Timestamp(starts_at), Some(Timestamp(starts_at + 1)));
-        AssignmentPeriod { plan_id, starts_at, ends_at, anchor: Timestamp(0), zone: Zone::UTC }
+        let (anchor, zone) = (Timestamp(0), Zone::UTC);
+        AssignmentPeriod { plan_id, starts_at, ends_at, anchor, zone, is_scheduled: false }
     }
 
     /// Thirty-two limits of a version, each with a series of its own.

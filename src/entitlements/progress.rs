@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use crate::db::{Conn, DbError};
-use crate::entitlements::assignment::effective;
+use crate::entitlements::assignment::{effective, not_before};
 use crate::entitlements::period::Period;
 use crate::entitlements::plan::{Limit, Plan};
 use crate::entitlements::quota::{QuotaUsage, State, value};
@@ -85,6 +85,7 @@ pub fn of_subject(
 ) -> Result<Option<(Plan, Vec<Item>)>, DbError> {
     let Some(subject_id) = assignments::find_subject(conn, workspace_id, subject)? else { return Ok(None) };
     let history = assignments::history(conn, subject_id)?;
+    let now = not_before(&history, now);
     let Some(span) = effective(&history, now) else { return Ok(None) };
     let Some(plan) = plans::find_by_ids(conn, &[span.plan_id])?.remove(&span.plan_id) else {
         return Ok(None);

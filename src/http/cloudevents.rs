@@ -66,7 +66,9 @@ pub async fn openmeter(
     let Events { events } = body.events().await?;
     let recorded = record(&app, &caller, Kind::Bulk, events).await?;
     if recorded.failed.is_empty() {
-        return Ok(respond::no_content());
+        let mut response = respond::no_content();
+        respond::about_key(&mut response, false, recorded.has_conflict());
+        return Ok(response);
     }
     let mut answer = bulk_answer(recorded)?;
     *answer.status_mut() = StatusCode::BAD_REQUEST;

@@ -81,8 +81,14 @@ pub async fn many(
     key: Option<String>,
 ) -> Result<HttpResponse> {
     let preview = preview(app, caller, inputs, key).await?;
-    let all_failed = preview.count(Fate::Rejected) == preview.items.len() && !preview.is_replay;
-    respond::ok(&DryRun::of(preview, if all_failed { 400 } else { 201 }))
+    // conflicts are among them where the workspace wants them refused
+    let failed = preview.items.iter().filter(|item| item.status >= 400).count();
+    let status = match preview.is_replay {
+        true if failed > 0 => 409,
+        false if failed == preview.items.len() => 400,
+        _ => 201,
+    };
+    respond::ok(&DryRun::of(preview, status))
 }
 
 async fn preview(app: &App, caller: &Caller, inputs: Vec<Input>, key: Option<String>) -> Result<Preview> {

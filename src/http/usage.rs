@@ -23,7 +23,7 @@ use crate::ingest::{Kind, Origin, Recorded};
 use crate::metering::calendar::{Buckets, Wish};
 use crate::metering::event::{Input, StoredEvent, parse_key};
 use crate::metering::filter::{self, Filter};
-use crate::metering::meter::Meter;
+use crate::metering::meter::{Aggregation, Meter};
 use crate::metering::time::{Timestamp, Window};
 use crate::usage::aggregate::{cells, needs_snapshot};
 use crate::usage::query::{self, GROUPS_MAX, GroupField, GroupedAggregates, Query};
@@ -495,6 +495,8 @@ pub async fn dimensions(app: web::Data<App>, caller: Caller, params: Params) -> 
     let subject = query::parse_subject_filter(params.get("subject"))?;
     let meter = known_meter(&app, &caller, params.get("meter")).await?;
     let field = query::parse_dimension_field(&meter, params.get("field"))?;
+    // counting is what stored sums answer, whatever the meter aggregates
+    let meter = Arc::new(Meter { aggregation: Aggregation::Count, ..(*meter).clone() });
     let query = one_field(meter, window, subject, field, None);
     let rows = move |query: &Query, cells: GroupedAggregates| {
         cells.check_size()?;

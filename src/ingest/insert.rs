@@ -36,7 +36,7 @@ use crate::entitlements::sql::decisions::{Decided, Decision};
 use crate::ingest::origin::Origin;
 use crate::jobs::queue;
 use crate::metering::delta::{self, Delta};
-use crate::metering::event::{DimensionSet, Event, Original, StoredEvent};
+use crate::metering::event::{Answered, DimensionSet, Event, Original, StoredEvent};
 use crate::metering::rollup;
 use crate::metering::time::Timestamp;
 use crate::usage::subject_ids;
@@ -88,7 +88,7 @@ pub enum Outcome {
     /// One entry per event: `None` when it was stored, else the event that already had its key.
     Stored(Vec<Option<Original>>),
     /// The call was answered before, with these lists; `conflict`: to other events.
-    Replayed { accepted: Vec<StoredEvent>, duplicates: Vec<StoredEvent>, conflict: bool },
+    Replayed { accepted: Vec<StoredEvent>, duplicates: Vec<Answered>, conflict: bool },
     /// A consumption was granted or refused, now or before.
     Decided(Box<Decided>),
     /// A meter changed since the events were checked: check them again.

@@ -21,11 +21,18 @@ struct Bucket {
 }
 
 const WORKSPACES_MAX: u64 = 100_000;
+/// A cache holds nothing longer than some centuries.
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(10 * 365 * 86_400);
+/// What one call may overdraw a bucket by.
+const CALL_EVENTS_MAX: u64 = 100_000;
 
 impl RateLimit {
     pub fn new(events: u64, window: Duration) -> Self {
-        // a bucket that nobody used for a whole window is full again and can be forgotten
-        let buckets = Cache::builder().max_capacity(WORKSPACES_MAX).time_to_idle(window * 2).build();
+        // a bucket that nobody used until its deepest debt is paid is full again and can be forgotten
+        let windows = 2 + CALL_EVENTS_MAX.div_ceil(events.max(1));
+        let full_again =
+            window.saturating_mul(u32::try_from(windows).unwrap_or(u32::MAX)).min(FORGOTTEN_AFTER);
+        let buckets = Cache::builder().max_capacity(WORKSPACES_MAX).time_to_idle(full_again).build();
         RateLimit { capacity: events as f64, per_second: events as f64 / window.as_secs_f64(), buckets }
     }
 
@@ -84,6 +91,15 @@ mod tests {
         assert_eq!(rate.take(1, 50, false), Ok(()));
         let wait = rate.take(1, 1, false).expect_err("overdrawn");
         assert!((240..=246).contains(&wait), "{wait}");
+    }
+
+    #[test]
+    fn a_debt_is_not_forgotten() {
+        let rate = RateLimit::new(1_000, Duration::from_millis(50));
+        assert_eq!(rate.take(1, 50_000, false), Ok(()), "two and a half seconds of debt");
+        std::thread::sleep(Duration::from_millis(300));
+        rate.buckets.run_pending_tasks();
+        assert!(rate.take(1, 1, false).is_err());
     }
 
     #[test]

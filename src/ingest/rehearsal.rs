@@ -121,6 +121,10 @@ struct Said {
 }
 
 fn of_decision(event: &Event, decided: &Decided) -> Result<PreviewItem> {
+    // a refused consumption left no event to compare with
+    if decided.conflict && decided.event.is_none() {
+        return Ok(PreviewItem::new(0, Fate::Conflict));
+    }
     if !decided.decision.accepted {
         let said: Said = serde_json::from_str(&decided.decision.quota).map_err(Error::internal)?;
         let (code, message) = (Some("quota_exceeded".to_owned()), Some(said.message));

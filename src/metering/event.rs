@@ -583,11 +583,25 @@ struct Kept {
     received: i64,
     metadata: Box<RawValue>,
     pruned: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    place: Option<usize>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    conflict: bool,
+}
+
+/// An event as a call was answered with it.
+#[derive(Clone, Debug)]
+pub struct Answered {
+    /// Position among the valid events of the call; of a duplicate, where that was kept.
+    pub place: Option<usize>,
+    pub event: StoredEvent,
 }
 
 /// The text that [`decode_replay`] reads.
-pub fn encode_replay(events: Vec<StoredEvent>) -> Result<String> {
-    let kept = |event: StoredEvent| Kept {
+pub fn encode_replay(events: impl IntoIterator<Item = Answered>) -> Result<String> {
+    let kept = |Answered { place, event }: Answered| Kept {
+        place,
+        conflict: event.conflict,
         id: event.id,
         key: event.idempotency_key,
         subject: event.subject,
@@ -602,22 +616,25 @@ pub fn encode_replay(events: Vec<StoredEvent>) -> Result<String> {
     serde_json::to_string(&kept).map_err(Error::internal)
 }
 
-pub fn decode_replay(text: &str) -> Result<Vec<StoredEvent>> {
+pub fn decode_replay(text: &str) -> Result<Vec<Answered>> {
     let kept: Vec<Kept> = serde_json::from_str(text).map_err(Error::internal)?;
-    let event = |kept: Kept| StoredEvent {
-        id: kept.id,
-        idempotency_key: kept.key,
-        subject: kept.subject,
-        meter: kept.meter,
-        quantity: kept.quantity,
-        timestamp: Timestamp(kept.at),
-        received_at: Timestamp(kept.received),
-        metadata: kept.metadata,
-        pruned: kept.pruned,
-        conflict: false,
-        conflict_fields: Vec::new(),
+    let answered = |kept: Kept| Answered {
+        place: kept.place,
+        event: StoredEvent {
+            id: kept.id,
+            idempotency_key: kept.key,
+            subject: kept.subject,
+            meter: kept.meter,
+            quantity: kept.quantity,
+            timestamp: Timestamp(kept.at),
+            received_at: Timestamp(kept.received),
+            metadata: kept.metadata,
+            pruned: kept.pruned,
+            conflict: kept.conflict,
+            conflict_fields: Vec::new(),
+        },
     };
-    Ok(kept.into_iter().map(event).collect())
+    Ok(kept.into_iter().map(answered).collect())
 }
 
 /// Canonical metadata text as raw JSON; absent is the empty object. `None` for text that is no JSON.

@@ -10,6 +10,9 @@ use crate::metering::quantity::Quantity;
 /// Values of one row of an answer that are told apart exactly, unless all are asked for.
 pub const EXACT_MAX: usize = 8_192;
 
+/// Fewer values take less room than a sketch of them.
+const SHRUNK_FROM: usize = 256;
+
 /// Of an entry, without its text.
 pub(super) const ENTRY_BYTES: usize = 120;
 
@@ -79,6 +82,14 @@ impl Distinct {
             **sketch = union.to_sketch(HllType::Hll8);
         }
         grown
+    }
+
+    /// Becomes a sketch where that takes less room and nobody asked for all values; returns the bytes that it grew by.
+    pub fn shrink(&mut self) -> isize {
+        match &self.held {
+            Values::All(all) if self.most != usize::MAX && all.len() > SHRUNK_FROM => self.become_sketch(),
+            _ => 0,
+        }
     }
 
     fn become_sketch(&mut self) -> isize {
@@ -166,6 +177,16 @@ impl Spread {
             let quantity = if self.rounded.is_some() { quantity.to_digits(DIGITS) } else { quantity.clone() };
             *self.counts.entry(quantity).or_default() += count;
         }
+        self.bytes() as isize - before
+    }
+
+    /// As [`Distinct::shrink`].
+    pub fn shrink(&mut self, bounds: &[Quantity]) -> isize {
+        if self.rounded.is_some() || self.most == usize::MAX || self.counts.len() <= SHRUNK_FROM {
+            return 0;
+        }
+        let before = self.bytes() as isize;
+        self.round(bounds);
         self.bytes() as isize - before
     }
 

@@ -48,6 +48,15 @@ impl State {
         }
     }
 
+    /// Counts roughly what it counted exactly, where the question allows it; returns the bytes that it grew by.
+    pub fn shrink(&mut self) -> isize {
+        match self {
+            State::Values(all) => all.shrink(),
+            State::Quantities(all, meter) => all.shrink(&meter.options.histogram_bounds),
+            State::Latest(_) | State::Squares(_) | State::Area(_) => 0,
+        }
+    }
+
     /// What it takes in memory, about.
     pub fn bytes(&self) -> usize {
         match self {

@@ -292,12 +292,8 @@ impl GroupedAggregates {
             }
             Entry::Occupied(mut taken) => taken.get_mut().add_state(state),
         };
-        // what goes with a row that is pushed out stays counted: the bound is on what a query looked at
         self.bytes = self.bytes.saturating_add_signed(grown);
-        match self.bytes > CELL_BYTES_MAX {
-            true => Err(Error::query_too_large()),
-            false => self.keep_first(rows, bytes),
-        }
+        self.keep_first(rows, bytes)
     }
 
     /// Whether rows of this bucket or later ones could still be among the first.
@@ -318,18 +314,31 @@ impl GroupedAggregates {
 
     /// After a row was added to what were `rows` before, or was not.
     fn keep_first(&mut self, rows: usize, bytes: usize) -> Result<()> {
-        if self.parts.len() == rows {
-            return Ok(());
+        if self.parts.len() > rows {
+            self.bytes += bytes;
         }
-        self.bytes += bytes;
         if self.parts.len() > self.most
-            && let Some(((_, group), _)) = self.parts.pop_last()
+            && let Some(((_, group), part)) = self.parts.pop_last()
         {
-            self.bytes -= bytes_of(&group);
+            let state = part.state.as_ref().map_or(0, |state| state.bytes());
+            self.bytes = self.bytes.saturating_sub(bytes_of(&group) + state);
         }
         match self.bytes > CELL_BYTES_MAX {
-            true => Err(Error::query_too_large()),
+            true => self.relieve(),
             false => Ok(()),
+        }
+    }
+
+    /// Makes room by counting roughly what was counted exactly; 400 where that brings too little to be worth the way
+    /// through all rows.
+    fn relieve(&mut self) -> Result<()> {
+        let before = self.bytes;
+        for state in self.parts.values_mut().filter_map(|part| part.state.as_mut()) {
+            self.bytes = self.bytes.saturating_add_signed(state.shrink());
+        }
+        match before.saturating_sub(self.bytes) >= CELL_BYTES_MAX / 8 {
+            true => Ok(()),
+            false => Err(Error::query_too_large()),
         }
     }
 
@@ -504,6 +513,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::metering::sketch::Distinct;
 
     #[test]
     fn groups_are_bounded_in_bytes_and_those_pushed_out_do_not_count() {
@@ -514,6 +524,35 @@ mod tests {
         let mut all = GroupedAggregates::first(usize::MAX);
         let refused = (0..200).find_map(|n| all.add(Timestamp(0), name(n), &part).err()).expect("200 MB");
         assert_eq!((refused.code.as_str(), refused.code.http_status()), ("query_too_large", 400));
+    }
+
+    fn values(text: String, most: usize) -> State {
+        State::Values(Distinct::of(text, most))
+    }
+
+    #[test]
+    fn what_rows_that_are_pushed_out_know_does_not_count() {
+        let mut first = GroupedAggregates::first(1);
+        for n in 0..40_000 {
+            let row = Timestamp(i64::from(n > 0));
+            first.add_state(row, Vec::new(), &values(format!("{n:04000}"), usize::MAX)).expect("one row");
+        }
+    }
+
+    #[test]
+    fn what_takes_too_much_room_is_told_roughly_unless_all_is_asked_for() {
+        for (most, is_answered) in [(EXACT_MAX, true), (usize::MAX, false)] {
+            let mut all = GroupedAggregates::first(usize::MAX);
+            let mut add = |row| {
+                (0..800).try_for_each(|n| {
+                    all.add_state(Timestamp(row), Vec::new(), &values(format!("{n:0200}"), most))
+                })
+            };
+            let done: Result<()> = (0..300).try_for_each(&mut add);
+            assert_eq!(done.is_ok(), is_answered, "77 MB");
+            let told = all.into_groups().filter_map(|(_, part)| part.state?.error()).count();
+            assert_eq!(told > 0, is_answered);
+        }
     }
 
     proptest! {

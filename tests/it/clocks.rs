@@ -13,6 +13,7 @@ on_both_databases!(
     an_export_holds_what_was_acknowledged_whatever_the_clock,
     an_export_claimed_in_the_future_is_taken_over,
     what_was_put_off_in_the_future_is_not_waited_for,
+    a_limit_holds_when_the_clock_is_set_back,
 );
 
 const INSIDE: (&str, &str) = ("OPEN_SPANNER_SERVE_WORKERS", "on");
@@ -169,6 +170,37 @@ async fn what_was_put_off_in_the_future_is_not_waited_for(database: Database) {
         (began <= at && at <= now() + 1).then_some(Value::Null)
     };
     until("the rule is evaluated by the new time", look).await;
+}
+
+/// A plan that was given at 17:44 is there at 15:44, with what was used of it.
+async fn a_limit_holds_when_the_clock_is_set_back(database: Database) {
+    let folder = tempfile::tempdir().expect("a directory");
+    let clock = Clock::new(folder.path(), "+7200");
+    let server = Server::start_with(&database, &borrowed(&clock.settings()));
+    let ws = server.workspace().await;
+    ws.meter("calls", "sum").await;
+    let limits = json!([{"meter": "calls", "limit": 3, "period": "day", "enforcement": "hard"}]);
+    let plan = ws.post("/v1/plans", &json!({"name": "p", "limits": limits})).await.json(201);
+    let assign = async || {
+        ws.put("/v1/plans/subjects/org", &json!({"plan_id": plan["id"]})).await.json(200);
+    };
+    assign().await;
+    let consume = async |n: u64| {
+        let key = format!("c{n}");
+        let body = json!({"meter": "calls", "subject": "org", "quantity": 1, "idempotency_key": key});
+        ws.post("/v1/entitlements/consume", &body).await.status
+    };
+    for n in 0..3 {
+        assert_eq!(consume(n).await, 201);
+    }
+    assert_eq!(consume(3).await, 429);
+    clock.set("+0");
+    assert_eq!(consume(4).await, 429);
+    let check = json!({"meter": "calls", "subject": "org", "quantity": 1});
+    let check = ws.post("/v1/entitlements/check", &check).await.json(200);
+    assert_eq!(check["allowed"], false, "{check}");
+    assign().await;
+    assert_eq!(consume(5).await, 429);
 }
 
 /// Two alert workers on PostgreSQL, one ten minutes ahead: a call that is under way is nobody else's.

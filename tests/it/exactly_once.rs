@@ -178,14 +178,14 @@ async fn a_key_used_for_something_else_says_so(database: Database) {
     assert_eq!(other.json(201), first.json(201));
 
     // items with used keys, one of them with another payload, and one key twice in a call
-    let answer = workspace
-        .post(
-            "/v1/usages/bulk",
-            &json!([event("k", 1), event("k", 3), event("n", 1), event("n", 2), event("n", 1)]),
-        )
-        .await;
+    let call = bulk_with_header(&workspace, "b2");
+    let items = json!([event("k", 1), event("k", 3), event("n", 1), event("n", 2), event("n", 1)]);
+    let answer = call.post("/v1/usages/bulk", &items).await;
     assert_eq!(said(&answer), (false, true));
     let answer = answer.json(201);
+    let again = call.post("/v1/usages/bulk", &items).await;
+    assert_eq!(said(&again), (true, true));
+    assert_eq!(again.json(201), answer, "told again");
     assert_eq!((&answer["accepted"], &answer["duplicates"]), (&json!(1), &json!(4)), "{answer}");
     assert_eq!(answer["conflict_items"], json!([1, 3]));
     let told = |place: usize| answer["duplicate_items"][place]["conflict"].clone();
@@ -226,6 +226,17 @@ async fn a_workspace_may_refuse_such_keys(database: Database) {
     assert_eq!((&failed["index"], &failed["code"]), (&json!(1), &json!("conflict")));
     let call = bulk_with_header(&workspace, "call");
     call.post("/v1/usages/bulk", &json!([event("z", 1)])).await.error(409, "conflict");
+    // sent again, a call is answered as it was
+    let again = bulk_with_header(&workspace, "again");
+    for is_replay in [false, true] {
+        let answer = again.post("/v1/usages/bulk", &json!([event("k", 3)])).await;
+        assert_eq!(answer.status, 400, "replay {is_replay}: {}", answer.text);
+        assert_eq!(!answer.header("idempotency-replayed").is_empty(), is_replay);
+        let answer = answer.json(400);
+        let failed = &answer["failed_items"][0];
+        assert_eq!((&failed["index"], &failed["code"]), (&json!(0), &json!("conflict")), "{answer}");
+        assert!(failed["message"].as_str().expect("words").contains("quantity"), "{answer}");
+    }
     call.post("/v1/usages/bulk", &json!([event("b", 1)])).await.expect(201);
     let told = workspace.post("/v1/usages?dry_run=true", &event("k", 2)).await.json(200);
     assert_eq!((&told["status"], &told["items"][0]["code"]), (&json!(409), &json!("conflict")));

@@ -112,8 +112,12 @@ struct ListPage {
 fn with_worst(conn: &mut Conn, rules: Vec<Rule>) -> Result<Vec<Row>, DbError> {
     let ids: Vec<i64> = rules.iter().map(|rule| rule.id).collect();
     let mut states = states::first_of_rules(conn, &ids, 1)?;
-    let row =
-        |rule: Rule| Row { states: states.remove(&rule.id).unwrap_or_default(), rule, groups: 0, alerting: 0 };
+    let row = |rule: Rule| Row {
+        states: states.remove(&rule.id).unwrap_or_default(),
+        rule,
+        groups: 0,
+        alerting: 0,
+    };
     Ok(rules.into_iter().map(row).collect())
 }
 

@@ -13,7 +13,7 @@ use crate::chance;
 use crate::db::identity::{Clock, new_id};
 use crate::db::schema::{plan_assignments, subjects, workspaces};
 use crate::db::{Conn, DbError, audit};
-use crate::entitlements::assignment::{AssignmentPeriod, Status, anchor_of_new, effective};
+use crate::entitlements::assignment::{AssignmentPeriod, Status, anchor_of_new, effective, not_before};
 use crate::entitlements::jobs::Evaluation;
 use crate::entitlements::plan::Plan;
 use crate::entitlements::sql::plans;
@@ -148,6 +148,7 @@ struct SpanRow {
     ends_at: Option<i64>,
     anchor: i64,
     time_zone: String,
+    updated_at: i64,
 }
 
 fn span(row: SpanRow) -> AssignmentPeriod {
@@ -157,6 +158,7 @@ fn span(row: SpanRow) -> AssignmentPeriod {
         ends_at: row.ends_at.map(Timestamp),
         anchor: Timestamp(row.anchor),
         zone: zone_of(&row.time_zone),
+        is_scheduled: row.starts_at > row.updated_at,
     }
 }
 
@@ -187,6 +189,7 @@ fn whole_history(conn: &mut Conn, subject_id: i64) -> Result<Vec<AssignmentPerio
             plan_assignments::ends_at,
             plan_assignments::anchor,
             plan_assignments::time_zone,
+            plan_assignments::updated_at,
         ))
         .load(conn)?;
     Ok(rows.into_iter().map(span).collect())
@@ -216,7 +219,6 @@ pub fn assign(
     let now = begin_change(conn, workspace_id, clock)?;
     let plan = plans::get_current(conn, workspace_id, &wish.plan_id)?;
     let subject_id = find_or_add_subject(conn, workspace_id, subject)?;
-    let starts_at = wish.effective_at.filter(|at| *at > now).unwrap_or(now);
     let whole = whole_history(conn, subject_id)?;
     if whole.len() >= HISTORY_MAX {
         let detail = format!("there may be at most {HISTORY_MAX} assignments of subject {subject:?}");
@@ -224,6 +226,8 @@ pub fn assign(
     }
     let (used, old): (Vec<Timestamp>, Vec<AssignmentPeriod>) =
         (whole.iter().map(|span| span.anchor).collect(), whole.into_iter().filter(|s| !is_void(s)).collect());
+    let now = not_before(&old, now);
+    let starts_at = wish.effective_at.filter(|at| *at > now).unwrap_or(now);
     let anchor = anchor_of_new(&old, &used, now, starts_at);
     let zone = match (&wish.zone, effective(&old, now)) {
         (Some(zone), _) => zone.clone(),
@@ -293,6 +297,7 @@ pub fn unassign(conn: &mut Conn, workspace_id: i64, subject: &str, clock: Clock)
     let now = begin_change(conn, workspace_id, clock)?;
     let subject_id = find_subject(conn, workspace_id, subject)?.ok_or_else(nothing)?;
     let old = history(conn, subject_id)?;
+    let now = not_before(&old, now);
     if end_all(conn, subject_id, now, now)? == 0 {
         return Err(nothing());
     }

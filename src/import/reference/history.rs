@@ -158,7 +158,8 @@ pub fn bulk(conn: &mut Conn, ids: &mut Ids, row: &Row) -> Result<Put, Refusal> {
     let kept = |list: Option<Vec<Answered>>| -> Result<String, Refusal> {
         let list: Result<Vec<StoredEvent>, Odd> =
             list.unwrap_or_default().into_iter().map(Answered::stored).collect();
-        Ok(event::encode_replay(list?)?)
+        let answered = list?.into_iter().map(|event| event::Answered { place: None, event });
+        Ok(event::encode_replay(answered)?)
     };
     let columns: Columns = vec![
         ("workspace_id", ids.workspace(row)?.into()),

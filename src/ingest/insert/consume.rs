@@ -11,7 +11,7 @@ use serde_json::value::RawValue;
 use crate::db::columns::{quantity_of, uuid_of};
 use crate::db::prepared::prepared;
 use crate::db::{Conn, DbError};
-use crate::entitlements::assignment::{AssignmentPeriod, assignment_for_event};
+use crate::entitlements::assignment::{AssignmentPeriod, assignment_for_event, not_before};
 use crate::entitlements::consume::{Counted, UnreadableLimit, Verdict, judge};
 use crate::entitlements::period::Period;
 use crate::entitlements::plan::{Limit, Plan};
@@ -141,7 +141,7 @@ impl<'a> InsertBatch<'a> {
             let subject_id = self.subject_id(workspace_id, &event.subject);
             let now = self.now.unwrap_or(received_at);
             let at_time = match decided_at {
-                DecidedAt::Now => now,
+                DecidedAt::Now => self.histories.get(&subject_id).map_or(now, |spans| not_before(spans, now)),
                 DecidedAt::EventTime => event.time,
             };
             asked.push(Asked { at, key, event, subject_id, now, at_time });

@@ -27,15 +27,15 @@ use crate::metering::time::Timestamp;
 
 prepared!(
     FindSpans for PgConnection,
-    (subject_ids: Array<BigInt> = Vec<i64>) -> (BigInt, BigInt, BigInt, Nullable<BigInt>, BigInt, Text),
-    "SELECT subject_id, plan_id, starts_at, ends_at, anchor, time_zone FROM plan_assignments
+    (subject_ids: Array<BigInt> = Vec<i64>) -> (BigInt, BigInt, BigInt, Nullable<BigInt>, BigInt, Text, BigInt),
+    "SELECT subject_id, plan_id, starts_at, ends_at, anchor, time_zone, updated_at FROM plan_assignments
      WHERE subject_id = ANY(?) AND (ends_at IS NULL OR ends_at > starts_at)
      ORDER BY subject_id, starts_at, id"
 );
 prepared!(
     FindSpansOfOne for SqliteConnection,
-    (subject_id: BigInt = i64) -> (BigInt, BigInt, BigInt, Nullable<BigInt>, BigInt, Text),
-    "SELECT subject_id, plan_id, starts_at, ends_at, anchor, time_zone FROM plan_assignments
+    (subject_id: BigInt = i64) -> (BigInt, BigInt, BigInt, Nullable<BigInt>, BigInt, Text, BigInt),
+    "SELECT subject_id, plan_id, starts_at, ends_at, anchor, time_zone, updated_at FROM plan_assignments
      WHERE subject_id = ? AND (ends_at IS NULL OR ends_at > starts_at)
      ORDER BY starts_at, id"
 );
@@ -48,6 +48,7 @@ struct SpanRow {
     ends_at: Option<i64>,
     anchor: i64,
     time_zone: String,
+    updated_at: i64,
 }
 
 /// Stands for all meters among the unread limits of a plan that is missing; no meter has this id.
@@ -137,6 +138,7 @@ impl InsertBatch<'_> {
                 ends_at: row.ends_at.map(Timestamp),
                 anchor: Timestamp(row.anchor),
                 zone: zone_of(&row.time_zone),
+                is_scheduled: row.starts_at > row.updated_at,
             });
         }
         for (subject_id, version) in missing {

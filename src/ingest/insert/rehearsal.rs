@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use crate::db::identity::Link;
 use crate::db::{Conn, DbError};
-use crate::entitlements::assignment::{AssignmentPeriod, assignment_for_event};
+use crate::entitlements::assignment::{AssignmentPeriod, assignment_for_event, not_before};
 use crate::entitlements::period::Period;
 use crate::entitlements::plan::Plan;
 use crate::entitlements::sql::counters::{self, Range};
@@ -170,11 +170,12 @@ impl Quotas {
         let mut told = 0;
         for (place, workspace_id, event) in work.pending_events() {
             let subject_id = work.subject_id(workspace_id, &event.subject);
+            let history = work.histories.get(&subject_id).map_or(&[][..], AsRef::as_ref);
             let time = match work.batches[place.0].consumes {
-                Some(DecidedAt::Now) => work.now.unwrap_or(event.received_at),
+                Some(DecidedAt::Now) => not_before(history, work.now.unwrap_or(event.received_at)),
                 _ => event.time,
             };
-            let span = work.histories.get(&subject_id).and_then(|h| assignment_for_event(h, time));
+            let span = assignment_for_event(history, time);
             let Some((span, plan)) = span.and_then(|span| Some((span, work.plans.get(&span.plan_id)?)))
             else {
                 continue;

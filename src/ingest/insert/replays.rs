@@ -6,7 +6,7 @@ use diesel::prelude::*;
 
 use super::{Batch, InsertBatch, LedgerKey, Outcome, postgres, sqlite};
 use crate::db::{Conn, DbError};
-use crate::metering::event::{self, StoredEvent};
+use crate::metering::event::{self, Answered, Original, StoredEvent};
 use crate::metering::time::Timestamp;
 
 /// Of a remembered answer that came from another program: what was sent is not known, and nothing is compared with it.
@@ -25,6 +25,24 @@ impl Batch {
         }
         let hash = event::hash128(&[&parts]);
         i64::from_be_bytes([0, 1, 2, 3, 4, 5, 6, 7].map(|at| hash[at]))
+    }
+
+    /// Duplicates that a call of this key was answered with: of those in conflict, what differs. Of another call nothing
+    /// is compared item by item.
+    fn told_again(&self, duplicates: &[Answered], is_another: bool) -> Vec<Answered> {
+        let again = |answered: &Answered| {
+            let Answered { place, event } = answered.clone();
+            if is_another {
+                return Answered { place: None, event: StoredEvent { conflict: false, ..event } };
+            }
+            let sent = place.and_then(|place| self.events.get(place)).filter(|_| event.conflict);
+            let event = match sent {
+                Some(sent) => event.in_conflict_with(sent),
+                None => event,
+            };
+            Answered { place, event }
+        };
+        duplicates.iter().map(again).collect()
     }
 }
 
@@ -49,7 +67,8 @@ impl InsertBatch<'_> {
                         (event::decode_replay(&accepted)?, event::decode_replay(&duplicates)?);
                     for at in same {
                         let conflict = payload != PAYLOAD_UNKNOWN && self.batches[at].payload() != payload;
-                        let (accepted, duplicates) = (accepted.clone(), duplicates.clone());
+                        let accepted = accepted.iter().map(|answered| answered.event.clone()).collect();
+                        let duplicates = self.batches[at].told_again(&duplicates, conflict);
                         self.decided[at] = Some(Outcome::Replayed { accepted, duplicates, conflict });
                     }
                 }
@@ -68,8 +87,11 @@ impl InsertBatch<'_> {
             let (mut accepted, mut duplicates) = (Vec::new(), Vec::new());
             for (item, event) in batch.events.iter().enumerate() {
                 match self.duplicates.get(&(at, item)) {
-                    Some(original) => duplicates.push(original.event.clone()),
-                    None => accepted.push(StoredEvent::of(event)),
+                    Some(Original { event, conflict }) => {
+                        let event = StoredEvent { conflict: *conflict, ..event.clone() };
+                        duplicates.push(Answered { place: Some(item), event });
+                    }
+                    None => accepted.push(Answered { place: None, event: StoredEvent::of(event) }),
                 }
             }
             let row = ReplayRow {

@@ -36,8 +36,11 @@ impl Sum<'_> {
         let (query, cells) = (self.query, &mut self.cells);
         statement.each(conn, &sql, |row: RawRow| {
             let Some(event) = read(query, row) else { return Ok(()) };
+            let start = query.bucket(event.time);
+            if !cells.wants(start) {
+                return Ok(());
+            }
             if let Some(group) = query.group(&event) {
-                let start = query.bucket(event.time);
                 cells.add_event(start, group.clone(), event.time, event.id, &event.quantity)?;
                 if let Some(state) = state_of(query, &event) {
                     cells.add_state(start, group, &state)?;
