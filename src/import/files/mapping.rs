@@ -4,8 +4,9 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use jiff::civil::{Date, DateTime};
+use jiff::civil::{DateTime, Time};
 use jiff::fmt::strtime;
+use jiff::fmt::temporal::{Pieces, PiecesOffset};
 use jiff::tz::{AmbiguousOffset, TimeZone};
 use serde::Deserialize;
 
@@ -102,7 +103,8 @@ struct Times {
 }
 
 enum Form {
-    /// RFC 3339; or the same without a zone, with a blank for the T, without seconds or without a time of day.
+    /// RFC 3339; or the same without a zone, with one in brackets, with a blank for the T, without seconds or without a
+    /// time of day.
     Iso,
     Seconds,
     Milliseconds,
@@ -309,7 +311,7 @@ impl Times {
             Form::Milliseconds => milliseconds(text),
             Form::Iso => match Timestamp::parse(text) {
                 Some(at) => Some(at),
-                None => iso(text).map(|civil| self.in_zone(civil)).transpose()?,
+                None => self.iso(text)?,
             },
             Form::Pattern(pattern) => self.by_pattern(pattern, text)?,
         };
@@ -322,12 +324,32 @@ impl Times {
             return Ok(parts.to_timestamp().ok().and_then(timestamp));
         }
         let civil = parts.to_datetime().or_else(|_| parts.to_date().map(|date| date.at(0, 0, 0, 0)));
-        civil.ok().map(|civil| self.in_zone(civil)).transpose()
+        let Ok(civil) = civil else { return Ok(None) };
+        self.in_zone(None, civil).map(Some)
+    }
+
+    /// An offset counts, else the zone that the text names, else the mapping's. Offset and zone must agree.
+    fn iso(&self, text: &str) -> Result<Option<Timestamp>> {
+        let is_year = text.len() >= 10 && text.as_bytes()[..4].iter().all(u8::is_ascii_digit);
+        // a second 60 would be read as 59
+        if !is_year || text.contains(":60") {
+            return Ok(None);
+        }
+        let Ok(pieces) = Pieces::parse(text) else { return Ok(None) };
+        let named = pieces.to_time_zone().map_err(|_| unknown_zone(text))?;
+        let civil = pieces.date().to_datetime(pieces.time().unwrap_or_else(Time::midnight));
+        let Some(offset) = pieces.offset() else { return self.in_zone(named.as_ref(), civil).map(Some) };
+        let numeric = offset.to_numeric_offset();
+        let Ok(at) = numeric.to_timestamp(civil) else { return Ok(None) };
+        if named.is_some_and(|zone| offset != PiecesOffset::Zulu && zone.to_offset(at) != numeric) {
+            return Err(Error::invalid(format!("timestamp has an offset that its zone has not: {text:.60}")));
+        }
+        Ok(timestamp(at))
     }
 
     /// Of the two instants when clocks are set back the first is meant.
-    fn in_zone(&self, civil: DateTime) -> Result<Timestamp> {
-        let zone = self.zone.as_ref().ok_or_else(|| {
+    fn in_zone(&self, named: Option<&TimeZone>, civil: DateTime) -> Result<Timestamp> {
+        let zone = named.or(self.zone.as_ref()).ok_or_else(|| {
             Error::invalid(format!("timestamp names no zone and the mapping no time_zone: {civil}"))
         })?;
         let one = zone.to_ambiguous_timestamp(civil);
@@ -353,16 +375,8 @@ fn milliseconds(text: &str) -> Option<Timestamp> {
     (Timestamp(micros) <= Timestamp::LAST).then_some(Timestamp(micros))
 }
 
-/// A date, or a date and a time of day, without a zone.
-fn iso(text: &str) -> Option<DateTime> {
-    let is_year = text.len() >= 10 && text.as_bytes()[..4].iter().all(u8::is_ascii_digit);
-    if !is_year || text.contains(['Z', 'z', '[', '+']) {
-        return None;
-    }
-    if text.len() == 10 {
-        return text.parse::<Date>().ok().map(|date| date.at(0, 0, 0, 0));
-    }
-    text.replacen(' ', "T", 1).parse().ok()
+fn unknown_zone(text: &str) -> Error {
+    Error::invalid(format!("timestamp names a time zone that is not known: {text:.60}"))
 }
 
 #[cfg(test)]
@@ -436,6 +450,23 @@ mod tests {
                 "2026-10-25 02:30:00.5",
                 Timestamp::parse("2026-10-25T00:30:00.5Z"),
             ),
+            // an offset counts, whichever sign it has, before the zone of the mapping
+            (Some("Europe/Berlin"), None, "2026-01-15 06:00:00-05", noon),
+            (Some("Europe/Berlin"), None, "2026-01-15 06:00:00-05:00", noon),
+            (Some("Europe/Berlin"), None, "2026-01-15 06:00:00.000-0500", noon),
+            (Some("Europe/Berlin"), None, "2026-01-15T06:00-05", noon),
+            (Some("Europe/Berlin"), None, "2026-01-15 16:00:00+05", noon),
+            (Some("Europe/Berlin"), None, "2026-01-15 16:30:00+0530", noon),
+            (Some("Europe/Berlin"), None, "2026-01-15 11:00Z", noon),
+            (None, None, "2026-01-15 06:00:00-05", noon),
+            (None, None, "2026-01-15T12:00[Europe/Berlin]", noon),
+            (None, None, "2026-01-15T06:00:00-05:00[America/New_York]", noon),
+            (None, None, "2026-01-15T11:00:00Z[America/New_York]", noon),
+            (None, None, "2026-01-15T06:00:00-05:00[Europe/Berlin]", None),
+            (None, None, "2026-01-15T12:00[Europe/Nowhere]", None),
+            (Some("Europe/Berlin"), None, "2026-01-15 06:00:00-5", None),
+            (Some("Europe/Berlin"), None, "2026-01-15 12:00:60", None),
+            (Some("Europe/Berlin"), None, "2026-01-15 11:00:60Z", None),
             (None, None, "2026-01-15 12:00", None),
             (None, Some("milliseconds"), "-1", None),
         ] {
