@@ -325,7 +325,8 @@ impl Times {
         }
         let civil = parts.to_datetime().or_else(|_| parts.to_date().map(|date| date.at(0, 0, 0, 0)));
         let Ok(civil) = civil else { return Ok(None) };
-        self.in_zone(None, civil).map(Some)
+        let named = parts.iana_time_zone().map(|name| TimeZone::get(name).map_err(|_| unknown_zone(text)));
+        self.in_zone(named.transpose()?.as_ref(), civil).map(Some)
     }
 
     /// An offset counts, else the zone that the text names, else the mapping's. Offset and zone must agree.
@@ -441,6 +442,16 @@ mod tests {
             (Some("Europe/Berlin"), None, "2026-01-15", Timestamp::parse("2026-01-14T23:00:00Z")),
             (Some("Europe/Berlin"), Some("%d.%m.%Y %H:%M"), "15.01.2026 12:00", noon),
             (None, Some("%d.%m.%Y %H:%M %z"), "15.01.2026 13:00 +0200", noon),
+            // the zone that a text names comes before the mapping's
+            (
+                Some("Europe/Berlin"),
+                Some("%Y-%m-%d %H:%M:%S %Q"),
+                "2026-01-15 06:00:00 America/New_York",
+                noon,
+            ),
+            (None, Some("%Y-%m-%d %H:%M:%S %Q"), "2026-01-15 12:00:00 Europe/Berlin", noon),
+            (Some("Europe/Berlin"), Some("%Y-%m-%d %H:%M:%S %Q"), "2026-01-15 06:00:00 -0500", noon),
+            (Some("Europe/Berlin"), Some("%Y-%m-%d %H:%M:%S %Q"), "2026-01-15 12:00:00 Europe/Nowhere", None),
             (None, Some("seconds"), "1768474800", noon),
             (None, Some("milliseconds"), "1768474800000", noon),
             // the first of two
