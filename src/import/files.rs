@@ -89,6 +89,7 @@ impl Reader {
 
     fn table(&self, file: File, bytes: Rc<Cell<u64>>) -> csv::Reader<OfRow> {
         let rows = OfRow { file, bytes };
+        // a row of another length is refused alone, not the file with it
         csv::ReaderBuilder::new().flexible(true).delimiter(self.delimiter()).from_reader(rows)
     }
 
@@ -250,6 +251,11 @@ impl Import {
             let place = format!("{name}:{line}");
             match read {
                 Ok(false) => return Ok(()),
+                // cells that slid under another name would be counted as what they are not
+                Ok(true) if row.len() != head.len() => {
+                    let why = format!("the row has {} cells, the head has {}", row.len(), head.len());
+                    self.take(place, Err(Error::invalid(why)))?;
+                }
                 Ok(true) => {
                     let fields: Map = head
                         .iter()

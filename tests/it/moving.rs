@@ -426,7 +426,8 @@ async fn files_of_other_meters_come_in_once(ours: Database) {
     write(
         "lago.csv",
         format!(
-            "transaction_id,external_subscription_id,code,timestamp,properties\n4,acme,calls,{NOON},\"{{\"\"value\"\":0.3}}\"\n"
+            "transaction_id,external_subscription_id,code,timestamp,properties\n4,acme,calls,{NOON},\"{{\"\"value\"\":0.3}}\"\n\
+             6,acme,calls,{NOON},\"{{\"\"value\"\":1}}\",more\n"
         ),
     );
     write("stripe.jsonl", r#"{"event_name":"calls","identifier":"5","payload":{"stripe_customer_id":"acme","value":"0.4"},"timestamp":1781524800}"#.into());
@@ -442,6 +443,8 @@ async fn files_of_other_meters_come_in_once(ours: Database) {
         let expected = match (arguments[0], round) {
             ("openmeter", 0) => [2, 1, 2],
             ("openmeter", _) => [0, 3, 2],
+            ("lago", 0) => [1, 0, 1],
+            ("lago", _) => [0, 1, 1],
             (_, 0) => [1, 0, 0],
             _ => [0, 1, 0],
         };

@@ -41,6 +41,8 @@ const TABLE: &str = "order;position;customer;amount;booked at;area;seats
 8;2;acme;1.000,5;01.07.2026 12:00;eu;5
 8;3;acme;1;01.07.2026 12:00;eu;many
 8;4;acme;one;01.07.2026 12:00;eu;5
+8;5;acme;1;01.07.2026 12:00;eu;5;more
+8;6;acme;1;01.07.2026 12:00;eu
 ";
 
 /// A workspace whose meter `calls` sums by region and seats; the server is gone again.
@@ -65,13 +67,21 @@ async fn a_table_comes_in_by_a_mapping(ours: Database) {
     write(directory, "june.csv", TABLE);
     let arguments = ["csv", "june.csv", "--map", "mapping.toml", "--rejected", "left-out.jsonl"];
     let dry = run(&ours, &[&arguments[..], &["--dry-run"]].concat(), directory).succeeded();
-    assert_eq!((counts(&dry, "events"), ours.count("events")), ([3, 1, 5], 0), "{}", dry.stdout);
+    assert_eq!((counts(&dry, "events"), ours.count("events")), ([3, 1, 7], 0), "{}", dry.stdout);
     let first = run(&ours, &arguments, directory).succeeded();
-    assert_eq!(counts(&first, "events"), [3, 1, 5], "{}", first.stdout);
+    assert_eq!(counts(&first, "events"), [3, 1, 7], "{}", first.stdout);
     let second = run(&ours, &arguments, directory).succeeded();
-    assert_eq!(counts(&second, "events"), [0, 4, 5], "{}", second.stdout);
+    assert_eq!(counts(&second, "events"), [0, 4, 7], "{}", second.stdout);
     let listed = std::fs::read_to_string(directory.join("left-out.jsonl")).expect("the list");
-    for (line, word) in [(6, "order"), (7, "forward"), (8, "comma"), (9, "seats"), (10, "quantity")] {
+    for (line, word) in [
+        (6, "order"),
+        (7, "forward"),
+        (8, "comma"),
+        (9, "seats"),
+        (10, "quantity"),
+        (11, "has 8 cells, the head has 7"),
+        (12, "has 6 cells, the head has 7"),
+    ] {
         let place = format!("\"june.csv:{line}\"");
         let found = listed.lines().find(|listed| listed.contains(&place));
         assert!(found.is_some_and(|found| found.contains(word)), "{line}: {listed}");
