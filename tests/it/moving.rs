@@ -25,6 +25,7 @@ use crate::support::{Client, Database, Server, Workspace, on_both_databases};
 on_both_databases!(
     everything_comes_over,
     the_second_run_brings_what_is_new,
+    an_aggregation_that_changed_there_changes_here,
     a_killed_import_is_run_again,
     a_dry_run_stores_nothing,
     files_of_other_meters_come_in_once,
@@ -255,6 +256,24 @@ async fn the_second_run_brings_what_is_new(ours: Database) {
     // withdrawn there
     server.client().with_key(OTHER_KEY).get("/v1/meters").await.expect(401);
     assert_eq!((ours.count("events"), ours.count("ingestion_runs")), (4, 1));
+}
+
+/// What a meter answers with may change at any time.
+async fn an_aggregation_that_changed_there_changes_here(ours: Database) {
+    let [theirs, _] = theirs();
+    import(&ours, &place(&theirs), &[]).run.succeeded();
+    let meter = "SELECT aggregation || ' ' || CAST(version AS TEXT) AS line FROM meters WHERE name = 'calls'";
+    assert_eq!(ours.lines(meter), ["sum 1"]);
+    theirs.execute("UPDATE meters SET aggregation = 'max' WHERE name = 'calls'");
+    let compared = import(&ours, &place(&theirs), &["--compare"]).run;
+    assert!(compared.code == Some(1) && compared.stdout.contains("max instead of sum"), "{compared:#?}");
+    assert_eq!(ours.lines(meter), ["sum 1"]);
+    let run = import(&ours, &place(&theirs), &[]).run.succeeded();
+    assert!(run.stdout.contains("max instead of sum"), "{}", run.stdout);
+    assert_eq!(ours.lines(meter), ["max 2"]);
+    let compared = import(&ours, &place(&theirs), &["--compare"]).run.succeeded();
+    assert!(compared.stdout.contains("nothing is missing here"), "{}", compared.stdout);
+    assert_eq!(ours.lines(meter), ["max 2"]);
 }
 
 async fn a_killed_import_is_run_again(ours: Database) {

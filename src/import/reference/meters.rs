@@ -67,13 +67,13 @@ pub fn meter(conn: &mut Conn, ids: &mut Ids, row: &Row) -> Result<Put, Refusal> 
     if kept != days {
         ids.note(format!("meter {name:?} kept events for {days} days, which cannot be: now for {kept}"));
     }
-    let dimensions = dimensions(row)?;
+    let (aggregation, dimensions) = (Aggregation::parse(&row.text("aggregation")?)?, dimensions(row)?);
     let columns: Columns = vec![
         ("workspace_id", workspace_id.into()),
         ("name", name.clone().into()),
         ("description", row.text("description")?.into()),
         ("unit", row.text("unit")?.into()),
-        ("aggregation", Aggregation::parse(&row.text("aggregation")?)?.as_str().into()),
+        ("aggregation", aggregation.as_str().into()),
         ("dimensions", json_of(&dimensions)?.into()),
         ("version", 1.into()),
         ("event_retention_days", kept.into()),
@@ -83,9 +83,18 @@ pub fn meter(conn: &mut Conn, ids: &mut Ids, row: &Row) -> Result<Put, Refusal> 
     let changing = ["description", "unit", "event_retention_days"];
     let (put, id) = ours::put(conn, "meters", &public_id, &columns, &changing, true)?;
     let Some(meter) = meters::find_by_id(conn, id)? else { return Ok(put) };
-    let meter = redeclare(conn, meter, dimensions)?;
+    let was = meter.aggregation;
+    // one that is made of the events themselves is not known there: it was chosen here
+    let aggregation = if was.needs_events() { was } else { aggregation };
+    let is_other = aggregation != was;
+    if is_other {
+        let (now, was) = (aggregation.as_str(), was.as_str());
+        ids.note(format!("meter {name:?} is of another aggregation there by now: {now} instead of {was}"));
+    }
+    let meter = redeclare(conn, meter, aggregation, dimensions)?;
     ids.meters.insert((workspace_id, name), Arc::new(meter));
-    Ok(put)
+    // all its answers are other ones: nobody may hear that nothing is missing
+    Ok(if is_other { Put::New } else { put })
 }
 
 /// A meter that was deleted there and made again has a new id under its name: ours goes on under that.
@@ -106,10 +115,11 @@ fn adopt(
     Ok(())
 }
 
-/// Dimensions that changed since the last run.
+/// Aggregation and dimensions, if they changed since the last run.
 fn redeclare(
     conn: &mut Conn,
     mut meter: crate::metering::meter::Meter,
+    aggregation: Aggregation,
     wanted: Vec<Dimension>,
 ) -> Result<crate::metering::meter::Meter, Refusal> {
     let since = |new: Dimension| {
@@ -117,12 +127,14 @@ fn redeclare(
         Dimension { since: old.map_or(meter.version + 1, |old| old.since), ..new }
     };
     let wanted: Vec<Dimension> = wanted.into_iter().map(since).collect();
-    if wanted == meter.dimensions {
+    if wanted == meter.dimensions && aggregation == meter.aggregation {
         return Ok(meter);
     }
-    (meter.dimensions, meter.version) = (wanted, meter.version + 1);
-    let text = "UPDATE meters SET dimensions = $1, version = version + 1 WHERE id = $2".to_owned();
-    ours::execute(conn, text, &[json_of(&meter.dimensions)?.into(), meter.id.into()])?;
+    (meter.aggregation, meter.dimensions, meter.version) = (aggregation, wanted, meter.version + 1);
+    let text =
+        "UPDATE meters SET aggregation = $1, dimensions = $2, version = version + 1 WHERE id = $3".to_owned();
+    let dimensions = json_of(&meter.dimensions)?;
+    ours::execute(conn, text, &[aggregation.as_str().into(), dimensions.into(), meter.id.into()])?;
     Ok(meter)
 }
 
