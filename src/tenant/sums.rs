@@ -10,13 +10,13 @@ use super::archive::{Kind, Month, Row};
 use super::sql::usage;
 use super::unusable;
 use crate::db::{Conn, DbError};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ingest::insert::sums::Sum;
 use crate::metering::calendar::Buckets;
 use crate::metering::event::set_of_values;
-use crate::metering::filter::{Field, Filter, Test};
-use crate::metering::json::{Map, Number, Value};
-use crate::metering::meter::{Aggregation, DimensionType, Meter};
+use crate::metering::filter::text_of;
+use crate::metering::json::{Map, Number, Value, parse_object};
+use crate::metering::meter::{Aggregation, DimensionType, Meter, value_at};
 use crate::metering::quantity::Quantity;
 use crate::metering::rollup::{Edge, Part};
 use crate::metering::time::{BucketSize, DAY, HOUR, Timestamp, Window};
@@ -44,6 +44,8 @@ pub const COLUMNS: &[(&str, Kind)] = &[
 const LACKING: &str = "<nil>";
 
 type Groups = BTreeMap<(Timestamp, Vec<String>), Part>;
+/// How many events, and their sum.
+type Stored = BTreeMap<(Timestamp, Vec<String>), (i64, Quantity)>;
 
 fn query(meter: &Arc<Meter>, window: Window, size: BucketSize) -> Query {
     // counts and sums are kept of every meter, whatever it answers with
@@ -112,25 +114,55 @@ pub fn pruned(
 /// Of one hour: what all events came to, less what those that are there come to. Smallest, largest, first and last are
 /// those of all, which stay what they are when the others are added again.
 fn gone(conn: &mut Conn, meter: &Arc<Meter>, window: Window) -> Result<Vec<Row>, DbError> {
+    let all = all(conn, meter, window)?;
+    let mut there = Stored::new();
+    add_stored(conn, meter, window, &mut there)?;
+    let rest = all.into_iter().filter_map(|(key, part)| {
+        let (stored, sum) = there.remove(&key).unwrap_or_else(|| (0, Quantity::zero()));
+        let (events, sum) = (part.count - stored, &part.sum - &sum);
+        let (start, group) = key;
+        (events > 0).then(|| row(meter, start, &group, &Part { count: events, sum, ..part }))
+    });
+    Ok(rest.collect())
+}
+
+/// What all events of a window came to, by subject and dimensions.
+fn all(conn: &mut Conn, meter: &Arc<Meter>, window: Window) -> Result<Groups, DbError> {
     // a meter that answers with them is always asked for first and last events
     let asked = Arc::new(Meter { aggregation: Aggregation::Last, ..(**meter).clone() });
     let mut all = Query { meter: asked, ..query(meter, window, BucketSize::Hour) };
     all.group_by = vec![GroupField::Subject];
     all.group_by.extend(meter.dimensions.iter().map(|of| GroupField::Dimension(of.name.clone())));
-    let mut there = all.clone();
-    // no sum knows single quantities
-    there.filter = Some(Filter::Condition(Field::Quantity, Test::Exists));
-    let (all, there) = (cells(conn, &all)?, cells(conn, &there)?);
-    let rest = all.into_iter().filter_map(|(key, part)| {
-        let stored = there.get(&key);
-        let events = part.count - stored.map_or(0, |stored| stored.count);
-        let sum = match stored {
-            Some(stored) => &part.sum - &stored.sum,
-            None => part.sum.clone(),
-        };
-        (events > 0).then_some((key, Part { count: events, sum, ..part }))
-    });
-    Ok(rest.map(|((hour, group), part)| row(meter, hour, &group, &part)).collect())
+    cells(conn, &all)
+}
+
+/// Adds the events of a window that are there, in the groups in which sums have them.
+fn add_stored(conn: &mut Conn, meter: &Meter, window: Window, groups: &mut Stored) -> Result<(), DbError> {
+    // of an hour that was pruned sums alone answer, and those do not know what was declared after the event came
+    let is_pruned = meter.pruned_before.is_some_and(|at| window.from < at.ceil(HOUR));
+    usage::stored(conn, meter.id, window, |row| {
+        let unreadable = || Error::internal("a stored event cannot be read");
+        let (group, quantity) = group_of(meter, &row, is_pruned).ok_or_else(unreadable)?;
+        let (events, sum) = groups.entry((window.from, group)).or_insert_with(|| (0, Quantity::zero()));
+        *events += 1;
+        *sum += &quantity;
+        Ok(())
+    })
+}
+
+/// The group of a stored event, and its quantity.
+fn group_of(meter: &Meter, row: &Row, is_pruned: bool) -> Option<(Vec<String>, Quantity)> {
+    let [subject, version, quantity, metadata] = row.as_slice() else { return None };
+    let version: i32 = version.as_deref()?.parse().ok()?;
+    let quantity = Quantity::from_plain(quantity.as_deref()?)?;
+    let metadata = metadata.as_deref().map_or_else(|| Some(Map::new()), parse_object)?;
+    let mut group = vec![subject.clone()?];
+    for dimension in &meter.dimensions {
+        let is_known = !is_pruned || dimension.since <= version;
+        let value = value_at(&metadata, &dimension.name).filter(|value| is_known && !value.is_null());
+        group.push(value.map_or_else(|| LACKING.to_owned(), |value| text_of(value).into_owned()));
+    }
+    Some((group, quantity))
 }
 
 fn row(meter: &Meter, hour: Timestamp, group: &[String], part: &Part) -> Row {
@@ -183,7 +215,7 @@ pub fn read(row: &Row, meter: impl Fn(i64) -> Option<Arc<Meter>>) -> Result<Sum>
         Ok(Edge { at: Timestamp(int(at)?), id, quantity: quantity(at + 2)? })
     };
     let meter = meter(int(0)?).ok_or_else(broken)?;
-    let values = crate::metering::json::parse_object(text(3)?).ok_or_else(broken)?;
+    let values = parse_object(text(3)?).ok_or_else(broken)?;
     Ok(Sum {
         subject: text(1)?.to_owned(),
         hour: Timestamp(int(2)?),

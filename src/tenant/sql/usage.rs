@@ -6,10 +6,11 @@ use uuid::Uuid;
 
 use crate::both;
 use crate::db::{Conn, DbError};
+use crate::error::Error;
 use crate::import::sql::totals;
 use crate::metering::quantity::Quantity;
-use crate::metering::time::Timestamp;
-use crate::tenant::archive::Kind;
+use crate::metering::time::{Timestamp, Window};
+use crate::tenant::archive::{Kind, Row};
 use crate::tenant::sql::rows::{list, stream};
 
 /// Their columns in the file.
@@ -56,6 +57,29 @@ pub fn events(
          WHERE e.meter_id = {meter_id} ORDER BY e.event_time, e.id"
     );
     stream(conn, &text, work)
+}
+
+const STORED_COLUMNS: &[(&str, Kind)] = &[
+    ("subject", Kind::Text),
+    ("meter_version", Kind::Int),
+    ("quantity", Kind::Decimal),
+    ("metadata", Kind::Text),
+];
+
+/// Events of a meter in a window: subject, version of the meter that they were checked under, quantity, metadata.
+pub fn stored(
+    conn: &mut Conn,
+    meter_id: i64,
+    window: Window,
+    mut work: impl FnMut(Row) -> Result<(), DbError>,
+) -> Result<(), DbError> {
+    let line = list(conn.is_postgres(), &values(STORED_COLUMNS, "e"));
+    let (from, to) = (window.from.0, window.to.0);
+    let text = format!(
+        "SELECT {line} AS line FROM events e JOIN subjects s ON s.id = e.subject_id
+         WHERE e.meter_id = {meter_id} AND e.event_time >= {from} AND e.event_time < {to}"
+    );
+    stream(conn, &text, |line| work(serde_json::from_str(&line).map_err(Error::internal)?))
 }
 
 /// Keys that no event tells: those of events that were pruned, and ids of events that were brought in without a key.
