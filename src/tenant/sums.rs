@@ -1,5 +1,6 @@
-//! What is known of events that are gone: the sums that outlived them, by meter, subject, hour and dimensions. They are
-//! asked for as any query is, and put back by the insert, so that nothing here knows how a database keeps them.
+//! What is known of events that are gone: the sums that outlived them, by meter, subject, quarter of an hour and
+//! dimensions. They are asked for as any query is, and put back by the insert, so that nothing here knows how a database
+//! keeps them.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,7 +15,8 @@ use crate::error::{Error, Result};
 use crate::ingest::insert::sums::Sum;
 use crate::metering::calendar::Buckets;
 use crate::metering::event::set_of_values;
-use crate::metering::filter::text_of;
+use crate::metering::facet::QUARTER;
+use crate::metering::filter::{Field, Filter, Test, text_of};
 use crate::metering::json::{Map, Number, Value, parse_object};
 use crate::metering::meter::{Aggregation, DimensionType, Meter, value_at};
 use crate::metering::quantity::Quantity;
@@ -26,7 +28,7 @@ use crate::usage::query::{GroupField, Query};
 pub const COLUMNS: &[(&str, Kind)] = &[
     ("meter_id", Kind::Int),
     ("subject", Kind::Text),
-    ("hour", Kind::Int),
+    ("start", Kind::Int),
     ("dimensions", Kind::Text),
     ("events", Kind::Int),
     ("sum", Kind::Decimal),
@@ -101,22 +103,40 @@ pub fn pruned(
         if stored.get(&day).copied().unwrap_or_default() == part.count.unsigned_abs() {
             continue;
         }
-        for hour in 0..DAY / HOUR {
-            let from = day.plus(hour * HOUR);
-            for sum in gone(conn, meter, Window { from, to: from.plus(HOUR) })? {
-                work(sum)?;
-            }
+        for (hour, events) in hours(conn, meter, day)? {
+            gone(conn, meter, hour, events)?.into_iter().try_for_each(&mut work)?;
         }
     }
     Ok(())
 }
 
-/// Of one hour: what all events came to, less what those that are there come to. Smallest, largest, first and last are
-/// those of all, which stay what they are when the others are added again.
-fn gone(conn: &mut Conn, meter: &Arc<Meter>, window: Window) -> Result<Vec<Row>, DbError> {
-    let all = all(conn, meter, window)?;
+/// Hours of a day of which something is gone, and how many events each had.
+fn hours(conn: &mut Conn, meter: &Arc<Meter>, day: Timestamp) -> Result<Vec<(Timestamp, i64)>, DbError> {
+    let all = query(meter, Window { from: day, to: day.plus(DAY) }, BucketSize::Hour);
+    // no sum knows single quantities
+    let there = Query { filter: Some(Filter::Condition(Field::Quantity, Test::Exists)), ..all.clone() };
+    let (all, there) = (cells(conn, &all)?, cells(conn, &there)?);
+    let is_gone = |(key, part): &(&(Timestamp, Vec<String>), &Part)| {
+        there.get(*key).is_none_or(|stored| stored.count < part.count)
+    };
+    Ok(all.iter().filter(is_gone).map(|((hour, _), part)| (*hour, part.count)).collect())
+}
+
+/// Of one hour, by quarters: what all events came to, less what those that are there come to. Smallest, largest, first and
+/// last are those of all, which stay what they are when the others are added again.
+fn gone(conn: &mut Conn, meter: &Arc<Meter>, hour: Timestamp, events: i64) -> Result<Vec<Row>, DbError> {
+    let quarter = |at: i64| Window { from: hour.plus(at * QUARTER), to: hour.plus((at + 1) * QUARTER) };
+    let mut windows: Vec<Window> = (0..HOUR / QUARTER).map(quarter).collect();
+    let mut all = grouped(conn, meter, &windows)?;
+    // sums that came in by the hour lie in its first quarter, whichever their first and last events say
+    if all.values().map(|part| part.count).sum::<i64>() != events {
+        windows = vec![Window { from: hour, to: hour.plus(HOUR) }];
+        all = grouped(conn, meter, &windows)?;
+    }
     let mut there = Stored::new();
-    add_stored(conn, meter, window, &mut there)?;
+    for window in windows {
+        add_stored(conn, meter, window, &mut there)?;
+    }
     let rest = all.into_iter().filter_map(|(key, part)| {
         let (stored, sum) = there.remove(&key).unwrap_or_else(|| (0, Quantity::zero()));
         let (events, sum) = (part.count - stored, &part.sum - &sum);
@@ -126,14 +146,19 @@ fn gone(conn: &mut Conn, meter: &Arc<Meter>, window: Window) -> Result<Vec<Row>,
     Ok(rest.collect())
 }
 
-/// What all events of a window came to, by subject and dimensions.
-fn all(conn: &mut Conn, meter: &Arc<Meter>, window: Window) -> Result<Groups, DbError> {
+/// What all events of some windows came to, by subject and dimensions.
+fn grouped(conn: &mut Conn, meter: &Arc<Meter>, windows: &[Window]) -> Result<Groups, DbError> {
     // a meter that answers with them is always asked for first and last events
     let asked = Arc::new(Meter { aggregation: Aggregation::Last, ..(**meter).clone() });
-    let mut all = Query { meter: asked, ..query(meter, window, BucketSize::Hour) };
-    all.group_by = vec![GroupField::Subject];
-    all.group_by.extend(meter.dimensions.iter().map(|of| GroupField::Dimension(of.name.clone())));
-    cells(conn, &all)
+    let mut group_by = vec![GroupField::Subject];
+    group_by.extend(meter.dimensions.iter().map(|of| GroupField::Dimension(of.name.clone())));
+    let mut groups = Groups::new();
+    for window in windows {
+        let (meter, group_by) = (asked.clone(), group_by.clone());
+        let all = Query { meter, group_by, buckets: None, ..query(&asked, *window, BucketSize::Hour) };
+        groups.extend(cells(conn, &all)?);
+    }
+    Ok(groups)
 }
 
 /// Adds the events of a window that are there, in the groups in which sums have them.
@@ -165,7 +190,7 @@ fn group_of(meter: &Meter, row: &Row, is_pruned: bool) -> Option<(Vec<String>, Q
     Some((group, quantity))
 }
 
-fn row(meter: &Meter, hour: Timestamp, group: &[String], part: &Part) -> Row {
+fn row(meter: &Meter, start: Timestamp, group: &[String], part: &Part) -> Row {
     let values: Map = meter
         .dimensions
         .iter()
@@ -183,7 +208,7 @@ fn row(meter: &Meter, hour: Timestamp, group: &[String], part: &Part) -> Row {
     let mut row: Row = vec![
         Some(meter.id.to_string()),
         group.first().cloned(),
-        Some(hour.0.to_string()),
+        Some(start.0.to_string()),
         Some(Value::Object(values).to_string()),
         Some(part.count.to_string()),
         Some(part.sum.to_plain()),
@@ -218,7 +243,7 @@ pub fn read(row: &Row, meter: impl Fn(i64) -> Option<Arc<Meter>>) -> Result<Sum>
     let values = parse_object(text(3)?).ok_or_else(broken)?;
     Ok(Sum {
         subject: text(1)?.to_owned(),
-        hour: Timestamp(int(2)?),
+        start: Timestamp(int(2)?),
         set: set_of_values(&meter, &values),
         meter,
         part: Part {

@@ -140,8 +140,10 @@ async fn events(workspace: &Workspace) {
     let mut events = Vec::new();
     for at in 0..420 {
         let meter = ["calls", "level", "peak"][at % 3];
-        let time =
-            now().plus(-((at % 70) as i64 + 1) * DAY).floor(DAY).plus((at % 5) as i64 * HOUR + at as i64);
+        // the last behind the half hour at which a day begins in Kolkata
+        let minutes = [0, 60, 120, 180, 18 * 60 + 40][at % 5];
+        let day = now().plus(-((at % 70) as i64 + 1) * DAY).floor(DAY);
+        let time = day.plus(minutes * 60 * SECOND + at as i64);
         let (subject, region) = (["ann", "bob", "cid"][at % 4 % 3], ["eu", "us"][at % 2]);
         let mut event = json!({"meter": meter, "subject": subject, "timestamp": time.to_exact_text(),
                                "quantity": format!("{}.{:03}", 1 + at % 9, at).parse::<f64>().expect("a number"),
@@ -190,6 +192,9 @@ async fn answers(key: &Client, end: Timestamp) -> Vec<(String, String)> {
             "bucket_size=day&subject=ann",
             "bucket_size=day&metadata.region=eu",
             "bucket_size=month&group_by=region",
+            // days that begin off the hour
+            "bucket_size=day&time_zone=Asia/Kolkata",
+            "bucket_size=day&time_zone=Asia/Kolkata&group_by=subject,region",
         ] {
             paths.push(format!("/v1/usages?meter={meter}&from={from}&to={to}&limit=1000&{more}"));
         }

@@ -141,7 +141,7 @@ fn sum_of(ids: &Ids, row: &Row) -> Result<Sum, Odd> {
         },
         meter,
         subject,
-        hour,
+        start: hour,
     })
 }
 
@@ -187,7 +187,7 @@ impl Import {
                         if waiting.first().is_some_and(|first| hour_of(first) != hour_of(&sum)) {
                             store(std::mem::take(&mut waiting), report)?;
                         }
-                        tally.add_sum(sum.meter.id, sum.hour, &sum.part);
+                        tally.add_sum(sum.meter.id, sum.start, &sum.part);
                         waiting.push(sum);
                     }
                     Err(odd) => report.left_out(ROLLUPS.name, &id_of(&ROLLUPS, row), &odd)?,
@@ -203,7 +203,7 @@ impl Import {
 }
 
 fn hour_of(sum: &Sum) -> Hour {
-    (sum.meter.id, sum.hour)
+    (sum.meter.id, sum.start)
 }
 
 /// Adds what is not here of the sums of an hour; answers how many rows had something of it.

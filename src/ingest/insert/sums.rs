@@ -13,19 +13,19 @@ use crate::error::Error;
 use crate::metering::event::DimensionSet;
 use crate::metering::meter::Meter;
 use crate::metering::rollup::{self, Grain, Key, Part};
-use crate::metering::time::{DAY, Timestamp};
+use crate::metering::time::Timestamp;
 use crate::metering::{delta, facet};
 use crate::usage::subject_ids;
 
 /// Of a writer that is alone.
 const LANE: i16 = 0;
 
-/// What some events of a subject came to in an hour.
+/// What some events of a subject came to in an hour, or in a quarter of one.
 #[derive(Clone, Debug)]
 pub struct Sum {
     pub meter: Arc<Meter>,
     pub subject: String,
-    pub hour: Timestamp,
+    pub start: Timestamp,
     pub set: DimensionSet,
     /// With first and last event.
     pub part: Part,
@@ -38,7 +38,8 @@ pub fn add(conn: &mut Conn, workspace_id: i64, sums: &[Sum]) -> Result<(), DbErr
     let mut meters: BTreeMap<i64, (&Meter, Vec<&Sum>)> = BTreeMap::new();
     for sum in sums {
         let meter_id = sum.meter.id;
-        for (grain, start) in [(Grain::MeterHour, sum.hour), (Grain::MeterDay, sum.hour.floor(DAY))] {
+        for grain in [Grain::MeterHour, Grain::MeterDay] {
+            let start = sum.start.floor(grain.width());
             rollup::merge(&mut parts, Key { meter_id, grain, start }, &sum.part);
         }
         sets.insert((meter_id, sum.set.hash), &sum.set);
@@ -46,7 +47,7 @@ pub fn add(conn: &mut Conn, workspace_id: i64, sums: &[Sum]) -> Result<(), DbErr
     }
     let delta = |(meter_id, (meter, sums)): (i64, (&Meter, Vec<&Sum>))| {
         let subject_id = |sum: &Sum| subjects.get(sum.subject.as_str()).copied().unwrap_or_default();
-        let sums = sums.into_iter().map(|sum| (subject_id(sum), &sum.set, sum.hour, &sum.part));
+        let sums = sums.into_iter().map(|sum| (subject_id(sum), &sum.set, sum.start, &sum.part));
         let delta = delta::of_sums(sums, facet::needs_edges(meter.aggregation));
         DeltaRow { meter_id, id: new_id(), delta }
     };
