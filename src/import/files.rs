@@ -59,6 +59,14 @@ impl Reader {
         }
     }
 
+    /// Whether keys are made of what tells a file from others.
+    fn names_file(&self) -> bool {
+        match self {
+            Reader::Of(_) => false,
+            Reader::Csv(mapping) | Reader::Ndjson(mapping) => mapping.names_file(),
+        }
+    }
+
     fn delimiter(&self) -> u8 {
         if let Reader::Csv(mapping) = self { mapping.delimiter } else { b',' }
     }
@@ -67,7 +75,14 @@ impl Reader {
     fn check(&self, path: &Path) -> Result<()> {
         let file = File::open(path).map_err(|error| unusable(path, error))?;
         // what comes through a pipe can be read only once
-        if !self.is_table(path) || !file.metadata().is_ok_and(|about| about.is_file()) {
+        let is_file = file.metadata().is_ok_and(|about| about.is_file());
+        if self.names_file() && !is_file {
+            return Err(unusable(
+                path,
+                "{@file} in the key is made of what a file holds, and this is no file",
+            ));
+        }
+        if !self.is_table(path) || !is_file {
             return Ok(());
         }
         let mut reader = self.table(file, Rc::default());
@@ -177,6 +192,20 @@ impl Read for OfRow {
     }
 }
 
+/// What a file holds, as a text: wherever it lies and however it is called, its lines are the same events.
+fn digest(path: &Path) -> io::Result<String> {
+    let mut file = File::open(path)?;
+    let mut hash = ring::digest::Context::new(&ring::digest::SHA256);
+    let mut buffer = vec![0; 1 << 16];
+    loop {
+        match file.read(&mut buffer)? {
+            0 => break,
+            read => hash.update(&buffer[..read]),
+        }
+    }
+    Ok(hash.finish().as_ref().iter().take(16).map(|byte| format!("{byte:02x}")).collect())
+}
+
 /// The workspace with this id, or the only one.
 fn workspace(session: &mut Session, public_id: Option<&str>) -> Result<i64> {
     let unusable = |message: &str| Error::new(Code::Unusable, message);
@@ -195,8 +224,9 @@ impl Import {
     fn file(&mut self, path: &Path) -> Result<()> {
         let unreadable = |error: io::Error| broke_off(path, error);
         let file = File::open(path).map_err(unreadable)?;
+        let id = if self.reader.names_file() { digest(path).map_err(unreadable)? } else { String::new() };
         if self.reader.is_table(path) {
-            return self.rows(path, file);
+            return self.rows(path, file, &id);
         }
         let name = path.display().to_string();
         let mut reader = BufReader::with_capacity(1 << 16, file);
@@ -222,7 +252,7 @@ impl Import {
                 Ok(text) if is_whole => {
                     let fields =
                         json::parse_object(text).ok_or_else(|| Error::invalid("the line is no JSON object"));
-                    let at = At { file: &name, line: number };
+                    let at = At { file: &id, line: number };
                     let input = fields.and_then(|fields| self.reader.input(fields, &at));
                     self.take(place, input)?;
                 }
@@ -233,7 +263,7 @@ impl Import {
     }
 
     /// A table with a head: each row is the object of its cells, those that are JSON objects read as such.
-    fn rows(&mut self, path: &Path, file: File) -> Result<()> {
+    fn rows(&mut self, path: &Path, file: File, id: &str) -> Result<()> {
         let bytes = Rc::new(Cell::new(0));
         let mut reader = self.reader.table(file, bytes.clone());
         let head = reader.headers().map_err(|error| broke_off(path, error))?.clone();
@@ -262,7 +292,7 @@ impl Import {
                         .zip(&row)
                         .map(|(name, cell)| (name.to_owned(), formats::cell(cell)))
                         .collect();
-                    let input = self.reader.input(fields, &At { file: &name, line });
+                    let input = self.reader.input(fields, &At { file: id, line });
                     self.take(place, input)?;
                 }
                 Err(error) if error.is_io_error() => return Err(broke_off(path, error)),

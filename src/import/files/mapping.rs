@@ -91,7 +91,7 @@ impl Constant {
 enum Piece {
     Text(String),
     Column(String),
-    /// `{@line}`, `{@file}`: where the event stands.
+    /// `{@line}`, `{@file}`: where the event stands, and in what.
     Line,
     File,
 }
@@ -114,6 +114,7 @@ enum Form {
 
 /// Where a line stands.
 pub struct At<'a> {
+    /// What tells its file from others; empty where no key says so.
     pub file: &'a str,
     pub line: u64,
 }
@@ -169,6 +170,10 @@ impl Mapping {
             _ => None,
         });
         fields.chain(metadata.values()).chain(of_key).map(String::as_str)
+    }
+
+    pub fn names_file(&self) -> bool {
+        self.key.contains(&Piece::File)
     }
 
     pub fn input(&self, fields: &Map, at: &At) -> Result<Input> {

@@ -118,13 +118,19 @@ async fn lines_of_json_come_in_by_a_mapping(ours: Database) {
         r#"{"what":"calls","who":{"id":"acme"},"n":1e400,"at":1781524800000}"#,
     ];
     write(directory, "june.ndjson", &format!("\u{feff}{}", lines.join("\n")));
-    let arguments = ["ndjson", "june.ndjson", "--map", "mapping.toml"];
-    for expected in [[2, 0, 3], [0, 2, 3]] {
-        let run = run(&ours, &arguments, directory).succeeded();
-        assert_eq!(counts(&run, "events"), expected, "{}", run.stdout);
+    // a file is what it holds: not the way to it, and not its name
+    std::fs::create_dir(directory.join("other")).expect("a directory");
+    write(directory, "other/june.ndjson", &lines[0].replace("0.1", "0.4"));
+    for (file, expected) in
+        [("june.ndjson", [2, 0, 3]), ("./june.ndjson", [0, 2, 3]), ("other/june.ndjson", [1, 0, 0])]
+    {
+        let run = run(&ours, &["ndjson", file, "--map", "mapping.toml"], directory).succeeded();
+        assert_eq!(counts(&run, "events"), expected, "{file}: {}", run.stdout);
     }
+    let pipe = run(&ours, &["ndjson", "/dev/null", "--map", "mapping.toml"], directory);
+    assert!(pipe.code == Some(2) && pipe.stderr.contains("{@file}"), "{pipe:#?}");
     let server = Server::start(&ours);
-    assert_eq!(workspace.at(&server.url()).total("calls").await, "0.3");
+    assert_eq!(workspace.at(&server.url()).total("calls").await, "0.7");
 }
 
 async fn a_mapping_that_does_not_fit_stores_nothing(ours: Database) {
