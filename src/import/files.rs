@@ -37,6 +37,8 @@ use crate::output::{print, print_line};
 use crate::usage::{fold, settle};
 
 const EVENTS_AT_ONCE: usize = 4_000;
+/// Of events that wait to be stored: those with long metadata are stored in smaller numbers.
+const BYTES_AT_ONCE: usize = 32 << 20;
 /// Of one line; an event is as long as its metadata.
 const LINE_BYTES_MAX: u64 = 1 << 20;
 const ROW_BYTES_MAX: u64 = 16 << 20;
@@ -139,6 +141,7 @@ struct Import {
     known: WriteCache,
     meters: HashMap<String, Option<Arc<Meter>>>,
     waiting: Vec<(String, Event)>,
+    waiting_bytes: usize,
     progress: Progress,
 }
 
@@ -157,6 +160,7 @@ pub fn run(mut session: Session, asked: &Files, reader: Reader) -> Result<()> {
         known: WriteCache::default(),
         meters: HashMap::new(),
         waiting: Vec::with_capacity(EVENTS_AT_ONCE),
+        waiting_bytes: 0,
         progress: Progress::new("bytes", total),
     };
     for file in &asked.files {
@@ -311,8 +315,12 @@ impl Import {
         };
         match checked {
             Ok(event) => {
+                self.waiting_bytes += event.bytes();
                 self.waiting.push((place, event));
-                if self.waiting.len() >= EVENTS_AT_ONCE { self.store() } else { Ok(()) }
+                match self.waiting.len() >= EVENTS_AT_ONCE || self.waiting_bytes >= BYTES_AT_ONCE {
+                    true => self.store(),
+                    false => Ok(()),
+                }
             }
             Err(error) => {
                 let reason = error.message.strip_prefix("invalid input: ").unwrap_or(&error.message);
@@ -343,6 +351,7 @@ impl Import {
     }
 
     fn store(&mut self) -> Result<()> {
+        self.waiting_bytes = 0;
         let (places, events): (Vec<String>, Vec<Event>) =
             std::mem::take(&mut self.waiting).into_iter().unzip();
         if events.is_empty() {

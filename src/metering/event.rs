@@ -166,6 +166,13 @@ impl Event {
         }
     }
 
+    /// About what it takes in memory beside its fixed part.
+    pub fn bytes(&self) -> usize {
+        let metadata = self.metadata.as_ref().map_or(0, |text| text.get().len());
+        let copies = if self.sent.is_some() { 2 } else { 1 };
+        copies * metadata + self.dimension_set.json.len() + self.subject.len()
+    }
+
     /// What it was made of, to be checked against another version of its meter.
     pub fn into_input(self) -> Input {
         let (quantity, metadata) = match self.sent {

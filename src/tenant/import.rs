@@ -34,6 +34,8 @@ use crate::usage::{fold, settle};
 use crate::vault::KeyRing;
 
 const AT_ONCE: usize = 4_000;
+/// Of events: those with long metadata are stored in smaller numbers.
+const BYTES_AT_ONCE: usize = 32 << 20;
 
 struct Import {
     ours: Session,
@@ -57,7 +59,8 @@ struct Import {
 enum Current {
     None,
     Rows(&'static Table, Vec<(String, Kind)>, Box<rows::Insert>),
-    Events(Vec<Event>),
+    /// And about what they take in memory.
+    Events(Vec<Event>, usize),
     Keys(Vec<Used>),
     Sums(Vec<Sum>),
 }
@@ -116,7 +119,7 @@ impl Import {
                 let workspace_id = self.workspace_id;
                 let found = self.ours.read(|conn| found_meters(conn, workspace_id))?;
                 self.meters = found.into_iter().map(|meter| (meter.id, meter)).collect();
-                return Ok(Current::Events(Vec::new()));
+                return Ok(Current::Events(Vec::new(), 0));
             }
             tables::KEYS => return expected(usage::KEY_COLUMNS).map(|()| Current::Keys(Vec::new())),
             tables::SUMS => return expected(sums::COLUMNS).map(|()| Current::Sums(Vec::new())),
@@ -145,9 +148,11 @@ impl Import {
                 self.put(table, columns, insert, row)
                     .map_err(|error| Error { message: format!("{}: {}", table.name, error.message), ..error })
             }
-            Current::Events(waiting) => {
-                waiting.push(self.event(&row)?);
-                if waiting.len() < AT_ONCE { Ok(()) } else { self.store(current) }
+            Current::Events(waiting, bytes) => {
+                let event = self.event(&row)?;
+                *bytes += event.bytes();
+                waiting.push(event);
+                if waiting.len() < AT_ONCE && *bytes < BYTES_AT_ONCE { Ok(()) } else { self.store(current) }
             }
             Current::Keys(waiting) => {
                 waiting.push(used(&row)?);
@@ -296,8 +301,9 @@ impl Import {
         let known = &self.known;
         match current {
             Current::None | Current::Rows(..) => Ok(()),
-            Current::Events(waiting) if waiting.is_empty() => Ok(()),
-            Current::Events(waiting) => {
+            Current::Events(waiting, _) if waiting.is_empty() => Ok(()),
+            Current::Events(waiting, bytes) => {
+                *bytes = 0;
                 let events = std::mem::take(waiting);
                 let count = events.len() as u64;
                 let batches = [Arc::new(self.batch(events))];

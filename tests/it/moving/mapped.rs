@@ -12,6 +12,7 @@ on_both_databases!(
     lines_of_json_come_in_by_a_mapping,
     a_mapping_that_does_not_fit_stores_nothing,
     a_killed_import_goes_on,
+    long_events_are_stored_before_they_fill_the_memory,
 );
 
 const MAPPING: &str = r#"
@@ -193,4 +194,23 @@ async fn a_killed_import_goes_on(ours: Database) {
     assert!(new + known == 20_000 && known > 4_000 && left_out == 0, "{}", run.stdout);
     let server = Server::start(&ours);
     assert_eq!(workspace.at(&server.url()).total("calls").await, "2000");
+}
+
+/// Far fewer than usual are held at a time: a file that cannot be read to its end shows how many were stored.
+async fn long_events_are_stored_before_they_fill_the_memory(ours: Database) {
+    let (_, directory) = prepared(&ours).await;
+    let directory = directory.path();
+    write(directory, "mapping.toml", &MAPPING.replace("seats = \"seats\"", "notes = \"notes\""));
+    let mut table = "order;position;customer;amount;booked at;area;notes\n".to_owned();
+    let notes = "x".repeat(60_000);
+    for at in 0..600 {
+        table.push_str(&format!("{at};1;acme;0,1;01.06.2026 12:00;eu;{notes}\n"));
+    }
+    table.push('"');
+    table.push_str(&"x".repeat(17 << 20));
+    write(directory, "june.csv", &table);
+    let run = run(&ours, &["csv", "june.csv", "--map", "mapping.toml"], directory);
+    assert!(run.code == Some(1) && run.stderr.contains("quoted cell"), "{run:#?}");
+    let stored = ours.count("events");
+    assert!((500..600).contains(&stored), "{stored}");
 }
