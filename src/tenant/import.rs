@@ -250,9 +250,9 @@ impl Import {
             self.workspace_id = number.ok_or_else(|| unusable("the workspace has no number"))?;
         }
         let is_ours = |id: &str| id.parse() == Ok(self.workspace_id);
-        if columns.iter().any(|(name, _)| name == "workspace_id")
-            && !value("workspace_id").is_some_and(is_ours)
-        {
+        let has_owner = columns.iter().any(|(name, _)| name == "workspace_id");
+        let is_of_another = has_owner && !value("workspace_id").is_some_and(is_ours);
+        if is_of_another || value("shared_in").is_some_and(|id| !is_ours(id)) {
             return Err(unusable("a row belongs to another workspace"));
         }
         // names of files are made of them

@@ -67,7 +67,9 @@ pub const BEFORE_EVENTS: &[Table] = &[
     Table { name: "subject_links", refers: &[("created_by", "users")], ..PLAIN },
     Table {
         name: "saved_queries",
-        of: "t.user_id IN (SELECT user_id FROM memberships WHERE workspace_id = {w})",
+        // what a member shares with another workspace is that one's business
+        of: "t.user_id IN (SELECT user_id FROM memberships WHERE workspace_id = {w})
+             AND (t.shared_in IS NULL OR t.shared_in = {w})",
         how: How::UnlessThere,
         refers: &[("user_id", "users")],
         ..PLAIN

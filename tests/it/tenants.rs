@@ -247,6 +247,7 @@ async fn a_workspace_moves_with_everything(database: Database) {
     // the servers note when a key was used last once a minute, and nobody may see that
     let before = answers(&workspace, end).await;
     server.terminate();
+    share_queries(&first.database, &id);
     first.run(&["tenant", "export", &id, "a.tenant"]).succeeded();
     for (at, database) in others().into_iter().enumerate() {
         let second = Installation::on(database, directory.path());
@@ -258,6 +259,8 @@ async fn a_workspace_moves_with_everything(database: Database) {
         let again = second.run(&["tenant", "import", "a.tenant"]);
         assert!(again.code != Some(0) && again.stderr.contains("here already"), "{again:#?}");
         assert_eq!(second.database.count("workspaces"), 1);
+        let queries = "SELECT name AS line FROM saved_queries ORDER BY name";
+        assert_eq!(second.database.lines(queries), ["mine", "personal"]);
         let mut server = second.serve();
         let client = server.client().with_key(&key);
         assert_same(&before, &answers(&client, end).await);
@@ -283,6 +286,22 @@ async fn a_workspace_moves_with_everything(database: Database) {
             && other.ends_with("month&group_by=region")
             && *before == text));
     }
+}
+
+/// Beside the query that is there: one that nobody else sees, and one that is seen in another workspace.
+fn share_queries(database: &Database, id: &str) {
+    let columns =
+        "user_id, query, group_by, bucket_size, row_limit, pinned, position, created_at, updated_at";
+    for (at, name, shared_in) in [(1, "personal", "NULL"), (2, "elsewhere", "7")] {
+        database.execute(&format!(
+            "INSERT INTO saved_queries (id, name, shared_in, {columns})
+             SELECT '01980000-0000-7000-8000-00000000000{at}', '{name}', {shared_in}, {columns}
+             FROM saved_queries WHERE name = 'mine'"
+        ));
+    }
+    database.execute(&format!(
+        "UPDATE saved_queries SET shared_in = (SELECT id FROM workspaces WHERE public_id = '{id}') WHERE name = 'mine'"
+    ));
 }
 
 /// Sums of an hour do not know a dimension that was declared after their events, and a prune may leave some of those.
@@ -462,6 +481,11 @@ async fn a_file_touches_no_other_workspace(database: Database) {
         let run = second.run(&["tenant", "import", "crafted"]);
         assert!(run.code == Some(2) && run.stderr.contains(word), "{table}: {run:#?}");
     }
+    // what is seen by another workspace's members
+    let shared = in_table(&whole, "saved_queries", "null]", &format!("\"{away}\"]"));
+    std::fs::write(directory.path().join("crafted"), shared).expect("a file");
+    let run = second.run(&["tenant", "import", "crafted"]);
+    assert!(run.code == Some(2) && run.stderr.contains("another workspace"), "{run:#?}");
     let query = number(&first.database, "SELECT id AS line FROM saved_queries");
     for (from, to, word) in [
         (format!("[\"{query}\""), "[\"../../etc/passwd\"".to_owned(), "no UUID"),
