@@ -90,6 +90,10 @@ impl Export {
         let Export { ours, workspace_id, writer, .. } = self;
         ours.read(|conn| {
             let meters = found_meters(conn, *workspace_id)?;
+            writer.table(tables::FINGERPRINTS, &usage::owned(usage::FINGERPRINT_COLUMNS))?;
+            let changed = meters.iter().filter(|meter| may_have_had_an_expression(meter));
+            let changed: Vec<i64> = changed.map(|meter| meter.id).collect();
+            usage::fingerprints(conn, *workspace_id, &changed, |line| Ok(writer.row(&on_one_line(line))?))?;
             writer.table(tables::EVENTS, &usage::owned(usage::EVENT_COLUMNS))?;
             for meter in &meters {
                 usage::events(conn, meter.id, |line| Ok(writer.row(&on_one_line(line))?))?;
@@ -117,6 +121,11 @@ pub fn found_meters(conn: &mut Conn, workspace_id: i64) -> Result<Vec<Arc<Meter>
         found.extend(meters::find_by_id(conn, id)?.map(Arc::new));
     }
     Ok(found)
+}
+
+/// Events of such a meter may be made of what nothing tells any more.
+fn may_have_had_an_expression(meter: &Meter) -> bool {
+    meter.options.value_expression.is_none() && meter.version > 1
 }
 
 /// A database may break the line of a list where JSON does not mind; inside of texts breaks are escaped.

@@ -45,6 +45,8 @@ struct Import {
     run_id: Uuid,
     known: WriteCache,
     meters: HashMap<i64, Arc<Meter>>,
+    /// Of events that do not tell what was sent.
+    fingerprints: HashMap<Uuid, i64>,
     /// By table: numbers of the file that are others here.
     numbers: HashMap<&'static str, HashMap<String, String>>,
     /// Rows that were taken or were there, by table.
@@ -59,6 +61,7 @@ struct Import {
 enum Current {
     None,
     Rows(&'static Table, Vec<(String, Kind)>, Box<rows::Insert>),
+    Fingerprints,
     /// And about what they take in memory.
     Events(Vec<Event>, usize),
     Keys(Vec<Used>),
@@ -83,6 +86,7 @@ pub fn run(driver: &Driver, asked: &Asked, end: &End) -> Result<()> {
         run_id: chance::id(),
         known: WriteCache::default(),
         meters: HashMap::new(),
+        fingerprints: HashMap::new(),
         numbers: HashMap::new(),
         rows: BTreeMap::new(),
         kept: HashSet::new(),
@@ -114,6 +118,9 @@ impl Import {
             ))),
         };
         match name {
+            tables::FINGERPRINTS => {
+                return expected(usage::FINGERPRINT_COLUMNS).map(|()| Current::Fingerprints);
+            }
             tables::EVENTS => {
                 expected(usage::EVENT_COLUMNS)?;
                 let workspace_id = self.workspace_id;
@@ -147,6 +154,12 @@ impl Import {
                 self.refer(table, columns, &mut row)?;
                 self.put(table, columns, insert, row)
                     .map_err(|error| Error { message: format!("{}: {}", table.name, error.message), ..error })
+            }
+            Current::Fingerprints => {
+                let (event_id, fingerprint) = fingerprint(&row)?;
+                self.fingerprints.insert(event_id, fingerprint);
+                self.count(tables::FINGERPRINTS);
+                Ok(())
             }
             Current::Events(waiting, bytes) => {
                 let event = self.event(&row)?;
@@ -291,8 +304,10 @@ impl Import {
                 .map_or_else(|| Some(json::Map::new()), json::parse_object)
                 .ok_or_else(broken)?,
         };
+        let event = event::take_over(meter, foreign)?;
+        let fingerprint = self.fingerprints.get(&event.id).copied().unwrap_or(event.fingerprint);
         // keys travel on their own
-        Ok(Event { is_imported: false, ..event::take_over(meter, foreign)? })
+        Ok(Event { is_imported: false, fingerprint, ..event })
     }
 
     /// Writes what was gathered.
@@ -300,7 +315,7 @@ impl Import {
         let (link, workspace_id) = (self.ours.link(), self.workspace_id);
         let known = &self.known;
         match current {
-            Current::None | Current::Rows(..) => Ok(()),
+            Current::None | Current::Rows(..) | Current::Fingerprints => Ok(()),
             Current::Events(waiting, _) if waiting.is_empty() => Ok(()),
             Current::Events(waiting, bytes) => {
                 *bytes = 0;
@@ -422,6 +437,13 @@ fn used(row: &Row) -> Result<Used> {
         event_time: Timestamp(int(3)?),
         fingerprint: int(4)?,
     })
+}
+
+fn fingerprint(row: &Row) -> Result<(Uuid, i64)> {
+    let broken = || unusable("a fingerprint of the file cannot be read");
+    let text = |at: usize| row.get(at).and_then(Option::as_deref).ok_or_else(broken);
+    let event_id = Uuid::try_parse(text(0)?).map_err(|_| broken())?;
+    Ok((event_id, text(1)?.parse().map_err(|_| broken())?))
 }
 
 fn bytes(hex: &str) -> Option<Vec<u8>> {

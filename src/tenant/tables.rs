@@ -164,6 +164,7 @@ pub const AFTER_EVENTS: &[Table] = &[
 ];
 
 /// The file's own tables: in neutral form, because each database keeps them in its own.
+pub const FINGERPRINTS: &str = "fingerprints";
 pub const EVENTS: &str = "events";
 pub const KEYS: &str = "idempotency_keys";
 pub const SUMS: &str = "pruned_sums";

@@ -16,6 +16,7 @@ use crate::support::{Client, Database, Server, Workspace, on_both_databases};
 on_both_databases!(
     a_workspace_moves_with_everything,
     an_hour_cut_in_half_moves_with_a_later_dimension,
+    a_retry_is_known_after_an_expression_was_taken_away,
     what_is_not_whole_changes_nothing,
     people_who_are_there_stay_as_they_are,
     secrets_are_sealed_on_their_way_or_made_anew,
@@ -345,6 +346,31 @@ async fn an_hour_cut_in_half_moves_with_a_later_dimension(database: Database) {
         second.run(&["tenant", "import", "a.tenant"]).succeeded();
         let server = second.serve();
         assert_eq!(workspace.at(&server.url()).get(&path).await.expect(200).text, before);
+    }
+}
+
+/// Nothing of such an event tells what was sent, but the ledger.
+async fn a_retry_is_known_after_an_expression_was_taken_away(database: Database) {
+    let directory = tempfile::tempdir().expect("a directory");
+    let first = Installation::on(database, directory.path());
+    let mut server = first.serve();
+    let workspace = server.workspace().await;
+    let id = id_of(&workspace).await;
+    let meter = json!({"name": "priced", "unit": "u", "aggregation": "sum", "dimensions": dimensions(),
+                       "value_expression": "quantity * 2"});
+    let meter = workspace.post("/v1/meters", &meter).await.json(201);
+    workspace.post("/v1/usages", &priced_event()).await.expect(201);
+    let path = format!("/v1/meters/{}", meter["id"].as_str().expect("an id"));
+    workspace.put(&path, &json!({"value_expression": ""})).await.expect(200);
+    server.terminate();
+    first.run(&["tenant", "export", &id, "a.tenant"]).succeeded();
+    for database in others() {
+        let second = Installation::on(database, directory.path());
+        second.run(&["tenant", "import", "a.tenant"]).succeeded();
+        let server = second.serve();
+        let answer = workspace.at(&server.url()).post("/v1/usages", &priced_event()).await.expect(201);
+        assert_eq!(answer.header("idempotency-replayed"), "true", "{}", answer.text);
+        assert!(!answer.text.contains("conflict"), "{}", answer.text);
     }
 }
 

@@ -5,9 +5,11 @@ use diesel::{RunQueryDsl, sql_query};
 use uuid::Uuid;
 
 use crate::both;
+use crate::db::statement::integers;
 use crate::db::{Conn, DbError};
 use crate::error::Error;
 use crate::import::sql::totals;
+use crate::metering::meter::SENT_QUANTITY;
 use crate::metering::quantity::Quantity;
 use crate::metering::time::{Timestamp, Window};
 use crate::tenant::archive::{Kind, Row};
@@ -33,6 +35,8 @@ pub const KEY_COLUMNS: &[(&str, Kind)] = &[
     ("fingerprint", Kind::Int),
 ];
 
+pub const FINGERPRINT_COLUMNS: &[(&str, Kind)] = &[("event_id", Kind::Bytes), ("fingerprint", Kind::Int)];
+
 pub fn owned(columns: &[(&str, Kind)]) -> Vec<(String, Kind)> {
     columns.iter().map(|(name, kind)| ((*name).to_owned(), *kind)).collect()
 }
@@ -55,6 +59,30 @@ pub fn events(
     let text = format!(
         "SELECT {line} AS line FROM events e JOIN subjects s ON s.id = e.subject_id
          WHERE e.meter_id = {meter_id} ORDER BY e.event_time, e.id"
+    );
+    stream(conn, &text, work)
+}
+
+/// What the ledger knows of events that these meters may have made of something else: they do not tell what was sent.
+pub fn fingerprints(
+    conn: &mut Conn,
+    workspace_id: i64,
+    meter_ids: &[i64],
+    work: impl FnMut(String) -> Result<(), DbError>,
+) -> Result<(), DbError> {
+    if meter_ids.is_empty() {
+        return Ok(());
+    }
+    let line = list(conn.is_postgres(), &values(FINGERPRINT_COLUMNS, "k"));
+    let metadata = if conn.is_postgres() { "metadata::text" } else { "metadata" };
+    // one too many does no harm
+    let text = format!(
+        "WITH made AS MATERIALIZED (
+             SELECT id FROM events WHERE meter_id IN ({}) AND idempotency_key IS NOT NULL
+                 AND {metadata} LIKE '%\"{SENT_QUANTITY}\"%')
+         SELECT {line} AS line FROM idempotency_keys k
+         WHERE k.workspace_id = {workspace_id} AND k.event_id IN (SELECT id FROM made)",
+        integers(meter_ids)
     );
     stream(conn, &text, work)
 }
