@@ -16,7 +16,7 @@ use crate::ingest::insert::sums::Sum;
 use crate::metering::calendar::Buckets;
 use crate::metering::event::set_of_values;
 use crate::metering::facet::QUARTER;
-use crate::metering::filter::{Field, Filter, Test, text_of};
+use crate::metering::filter::{Field, Filter, Literal, Test, text_of};
 use crate::metering::json::{Map, Number, Value, parse_object};
 use crate::metering::meter::{Aggregation, DimensionType, Meter, value_at};
 use crate::metering::quantity::Quantity;
@@ -44,6 +44,9 @@ pub const COLUMNS: &[(&str, Kind)] = &[
 
 /// What a group is called whose events lack the dimension.
 const LACKING: &str = "<nil>";
+
+/// An hour may know more groups than one query may hold.
+const SUBJECTS_AT_ONCE: usize = 500;
 
 type Groups = BTreeMap<(Timestamp, Vec<String>), Part>;
 /// How many events, and their sum.
@@ -103,15 +106,17 @@ pub fn pruned(
         if stored.get(&day).copied().unwrap_or_default() == part.count.unsigned_abs() {
             continue;
         }
-        for (hour, events) in hours(conn, meter, day)? {
-            gone(conn, meter, hour, events)?.into_iter().try_for_each(&mut work)?;
+        for hour in hours(conn, meter, day)? {
+            for some in subjects(conn, meter, hour)?.chunks(SUBJECTS_AT_ONCE) {
+                gone(conn, meter, hour, some)?.into_iter().try_for_each(&mut work)?;
+            }
         }
     }
     Ok(())
 }
 
-/// Hours of a day of which something is gone, and how many events each had.
-fn hours(conn: &mut Conn, meter: &Arc<Meter>, day: Timestamp) -> Result<Vec<(Timestamp, i64)>, DbError> {
+/// Hours of a day of which something is gone.
+fn hours(conn: &mut Conn, meter: &Arc<Meter>, day: Timestamp) -> Result<Vec<Window>, DbError> {
     let all = query(meter, Window { from: day, to: day.plus(DAY) }, BucketSize::Hour);
     // no sum knows single quantities
     let there = Query { filter: Some(Filter::Condition(Field::Quantity, Test::Exists)), ..all.clone() };
@@ -119,19 +124,34 @@ fn hours(conn: &mut Conn, meter: &Arc<Meter>, day: Timestamp) -> Result<Vec<(Tim
     let is_gone = |(key, part): &(&(Timestamp, Vec<String>), &Part)| {
         there.get(*key).is_none_or(|stored| stored.count < part.count)
     };
-    Ok(all.iter().filter(is_gone).map(|((hour, _), part)| (*hour, part.count)).collect())
+    let hour = |start: Timestamp| Window { from: start, to: start.plus(HOUR) };
+    Ok(all.iter().filter(is_gone).map(|((start, _), _)| hour(*start)).collect())
 }
 
-/// Of one hour, by quarters: what all events came to, less what those that are there come to. Smallest, largest, first and
-/// last are those of all, which stay what they are when the others are added again.
-fn gone(conn: &mut Conn, meter: &Arc<Meter>, hour: Timestamp, events: i64) -> Result<Vec<Row>, DbError> {
-    let quarter = |at: i64| Window { from: hour.plus(at * QUARTER), to: hour.plus((at + 1) * QUARTER) };
+/// Subjects of an hour, each with how many events it had.
+fn subjects(conn: &mut Conn, meter: &Arc<Meter>, hour: Window) -> Result<Vec<(String, i64)>, DbError> {
+    let all = Query { group_by: vec![GroupField::Subject], ..query(meter, hour, BucketSize::Hour) };
+    let subject = |((_, group), part): ((Timestamp, Vec<String>), Part)| (group.concat(), part.count);
+    Ok(cells(conn, &all)?.into_iter().map(subject).collect())
+}
+
+/// Of some subjects in one hour, by quarters: what all events came to, less what those that are there come to. Smallest,
+/// largest, first and last are those of all, which stay what they are when the others are added again.
+fn gone(
+    conn: &mut Conn,
+    meter: &Arc<Meter>,
+    hour: Window,
+    subjects: &[(String, i64)],
+) -> Result<Vec<Row>, DbError> {
+    let quarter =
+        |at: i64| Window { from: hour.from.plus(at * QUARTER), to: hour.from.plus((at + 1) * QUARTER) };
     let mut windows: Vec<Window> = (0..HOUR / QUARTER).map(quarter).collect();
-    let mut all = grouped(conn, meter, &windows)?;
+    let mut all = grouped(conn, meter, &windows, subjects)?;
     // sums that came in by the hour lie in its first quarter, whichever their first and last events say
+    let events: i64 = subjects.iter().map(|(_, events)| events).sum();
     if all.values().map(|part| part.count).sum::<i64>() != events {
-        windows = vec![Window { from: hour, to: hour.plus(HOUR) }];
-        all = grouped(conn, meter, &windows)?;
+        windows = vec![hour];
+        all = grouped(conn, meter, &windows, subjects)?;
     }
     let mut there = Stored::new();
     for window in windows {
@@ -146,16 +166,24 @@ fn gone(conn: &mut Conn, meter: &Arc<Meter>, hour: Timestamp, events: i64) -> Re
     Ok(rest.collect())
 }
 
-/// What all events of some windows came to, by subject and dimensions.
-fn grouped(conn: &mut Conn, meter: &Arc<Meter>, windows: &[Window]) -> Result<Groups, DbError> {
+/// What all events of these subjects came to in some windows, by subject and dimensions.
+fn grouped(
+    conn: &mut Conn,
+    meter: &Arc<Meter>,
+    windows: &[Window],
+    subjects: &[(String, i64)],
+) -> Result<Groups, DbError> {
     // a meter that answers with them is always asked for first and last events
     let asked = Arc::new(Meter { aggregation: Aggregation::Last, ..(**meter).clone() });
     let mut group_by = vec![GroupField::Subject];
     group_by.extend(meter.dimensions.iter().map(|of| GroupField::Dimension(of.name.clone())));
+    let names = subjects.iter().map(|(name, _)| Literal::Text(name.clone())).collect();
+    let filter = Some(Filter::Condition(Field::Subject, Test::In(names)));
     let mut groups = Groups::new();
     for window in windows {
-        let (meter, group_by) = (asked.clone(), group_by.clone());
-        let all = Query { meter, group_by, buckets: None, ..query(&asked, *window, BucketSize::Hour) };
+        let (meter, group_by, filter) = (asked.clone(), group_by.clone(), filter.clone());
+        let all =
+            Query { meter, group_by, filter, buckets: None, ..query(&asked, *window, BucketSize::Hour) };
         groups.extend(cells(conn, &all)?);
     }
     Ok(groups)

@@ -329,15 +329,30 @@ async fn an_hour_cut_in_half_moves_with_a_later_dimension(database: Database) {
     };
     workspace.post("/v1/usages", &event(early, 1)).await.expect(201);
     workspace.post("/v1/usages", &event(late, 2)).await.expect(201);
+    // more subjects than are asked for at once
+    let of_subject = |at: i32| {
+        let mut event = event(early, 1);
+        event["subject"] = json!(format!("s-{at}"));
+        event
+    };
+    let many: Vec<Value> = (0..600).map(of_subject).collect();
+    workspace.post("/v1/usages/bulk", &json!(many)).await.expect(201);
     let change = json!({"dimensions": [dimension("region"), dimension("zone")]});
     let path = format!("/v1/meters/{}", meter["id"].as_str().expect("an id"));
     workspace.put(&path, &change).await.expect(200);
     workspace.post("/v1/usages", &event(late, 4)).await.expect(201);
     workspace.post_text("/v1/usageevents/prune", "").await.expect(200);
     let (from, to) = (hour.floor(DAY), hour.floor(DAY).plus(2 * DAY));
-    let path = format!("/v1/usages?meter=calls&from={from}&to={to}&bucket_size=day&group_by=region");
-    let before = workspace.get(&path).await.expect(200).text;
-    assert!(before.contains("\"quantity\":7"), "{before}");
+    let path = format!("/v1/usages?meter=calls&from={from}&to={to}&bucket_size=day&limit=1000");
+    let answer = async |client: &Client| {
+        let mut answers = Vec::new();
+        for group in ["region", "subject"] {
+            answers.push(client.get(&format!("{path}&group_by={group}")).await.expect(200).text);
+        }
+        answers
+    };
+    let before = answer(&workspace.key).await;
+    assert!(before[0].contains("\"quantity\":607") && before[1].contains("\"s-599\""), "{before:?}");
     server.terminate();
     assert_eq!(first.database.count("events"), 2);
     first.run(&["tenant", "export", &id, "a.tenant"]).succeeded();
@@ -345,7 +360,7 @@ async fn an_hour_cut_in_half_moves_with_a_later_dimension(database: Database) {
         let second = Installation::on(database, directory.path());
         second.run(&["tenant", "import", "a.tenant"]).succeeded();
         let server = second.serve();
-        assert_eq!(workspace.at(&server.url()).get(&path).await.expect(200).text, before);
+        assert_eq!(answer(&workspace.at(&server.url())).await, before);
     }
 }
 
