@@ -392,19 +392,27 @@ fn free(
     token: &LeaseToken,
     retry: Option<(Timestamp, &str)>,
 ) -> Result<(), DbError> {
-    let mine = jobs::table.find((&job.queue, &job.key)).filter(jobs::lease_token.eq(token.as_slice()));
-    let unleased = (jobs::lease_token.eq(None::<Vec<u8>>), jobs::leased_until.eq(None::<i64>));
-    match retry {
-        None => diesel::update(mine).set((unleased, jobs::attempts.eq(0))).execute(conn)?,
-        Some((at, error)) => diesel::update(mine)
-            .set((
-                unleased,
-                jobs::run_after.eq(at.0),
-                jobs::scheduled_at.eq(Timestamp::now().0),
-                jobs::last_error.eq(error),
-            ))
-            .execute(conn)?,
+    let Some((at, error)) = retry else {
+        let mine = jobs::table.find((&job.queue, &job.key)).filter(jobs::lease_token.eq(token.as_slice()));
+        let unleased = (jobs::lease_token.eq(None::<Vec<u8>>), jobs::leased_until.eq(None::<i64>));
+        diesel::update(mine).set((unleased, jobs::attempts.eq(0))).execute(conn)?;
+        return Ok(());
     };
+    // asked for again while it ran, it runs when that asked for it, unless it is tried again sooner
+    sql_query(
+        "UPDATE jobs SET lease_token = NULL, leased_until = NULL, last_error = $1,
+             run_after = CASE WHEN generation = $2 OR run_after > $3 THEN $3 ELSE run_after END,
+             scheduled_at = CASE WHEN generation = $2 OR run_after > $3 THEN $4 ELSE scheduled_at END
+         WHERE queue = $5 AND key = $6 AND lease_token = $7",
+    )
+    .bind::<Text, _>(error)
+    .bind::<BigInt, _>(job.generation)
+    .bind::<BigInt, _>(at.0)
+    .bind::<BigInt, _>(Timestamp::now().0)
+    .bind::<Text, _>(&job.queue)
+    .bind::<Text, _>(&job.key)
+    .bind::<Binary, _>(token.as_slice())
+    .execute(conn)?;
     Ok(())
 }
 

@@ -134,6 +134,24 @@ fn a_turn_comes_whoever_has_nothing_to_do() {
 }
 
 #[test]
+fn what_was_asked_for_meanwhile_does_not_wait_for_the_retry() {
+    let (_folder, mut conn) = database();
+    let attempt = |conn: &mut Conn, asked_for: Option<i64>, retry_at: i64| {
+        enqueue(conn, vec![job("a", 0)], Timestamp(0)).expect("enqueued");
+        let claimed = claim_at(conn, &TOKEN, 5);
+        let again: Vec<NewJob> = asked_for.map(|at| job("a", at)).into_iter().collect();
+        enqueue(conn, again, Timestamp(6)).expect("enqueued");
+        retry(conn, &claimed[0], &TOKEN, Timestamp(retry_at), "no").expect("given back");
+        let due = next_due(conn, "q", Timestamp(7), false).expect("asked").expect("it waits");
+        diesel::delete(jobs::table).execute(conn).expect("deleted");
+        due.0
+    };
+    assert_eq!(attempt(&mut conn, None, 60), 60);
+    assert_eq!(attempt(&mut conn, Some(8), 60), 8, "what is new is due");
+    assert_eq!(attempt(&mut conn, Some(90), 60), 60);
+}
+
+#[test]
 fn a_job_is_claimed_once_and_again_when_the_lease_ends() {
     let (_folder, mut conn) = database();
     enqueue(&mut conn, vec![job("a", 5), job("b", 50)], Timestamp(0)).expect("enqueued");
