@@ -40,7 +40,7 @@ use diesel::{PgConnection, SqliteConnection};
 
 use crate::config::{Db, Driver};
 use crate::error::{Error, Result};
-pub use error::{DbError, Trouble};
+pub use error::{DbError, Trouble, is_slow};
 use error::{failed, failed_by};
 use identity::Link;
 pub use migrations::Wanted;

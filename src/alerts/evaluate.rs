@@ -4,14 +4,17 @@
 //! evaluates: workers, other workers, or a request.
 
 use std::collections::HashMap;
+use std::mem;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use crate::alerts::rule::RuleSpec;
 use crate::alerts::sql::events::{self, Event};
 use crate::alerts::sql::rules::{self, Filter, Rule, rules};
 use crate::alerts::sql::{deliveries, states};
 use crate::alerts::state::{self, Observation, State, Step};
-use crate::db::{Conn, DbError, Store};
+use crate::clock;
+use crate::db::{Conn, DbError, Store, is_slow};
 use crate::error::{Code, Error, Result};
 use crate::jobs::queue;
 use crate::metering::calendar::Zone;
@@ -28,6 +31,8 @@ const BATCH: i64 = 500;
 const STATES_AT_ONCE: usize = 20_000;
 /// Rows that one transaction writes, about; a rule is written as a whole.
 const ROWS_AT_ONCE: usize = 2_000;
+/// What was judged is written after this, however few it is: the next look may take long.
+const GATHER: Duration = Duration::from_secs(1);
 /// A rule that is evaluated by others this often in a row is left to them for the moment.
 const TRIES: usize = 5;
 
@@ -45,6 +50,24 @@ pub struct Outcome {
     pub failed: usize,
     /// Rules of which not even that could be written down.
     pub unsettled: usize,
+    /// Where the time was up before all of them were looked at.
+    pub rest: Option<Rest>,
+}
+
+/// What is left of an evaluation.
+#[derive(Debug)]
+pub struct Rest {
+    /// Rules that were read, and not looked at.
+    rules: Vec<i64>,
+    /// Then those behind this one.
+    after: Option<i64>,
+}
+
+impl Rest {
+    /// All that a filter names.
+    pub fn all() -> Rest {
+        Rest { rules: Vec::new(), after: Some(0) }
+    }
 }
 
 #[derive(Debug)]
@@ -98,15 +121,15 @@ struct Difference {
     changed: Vec<usize>,
     /// Field and name of groups that are no longer there.
     gone: Vec<(String, String)>,
-    /// The rule as a whole was firing.
-    was_firing: bool,
+    /// How the rule as a whole stood.
+    ungrouped: Option<State>,
 }
 
 impl Difference {
     fn between(before: &[State], after: &[State]) -> Difference {
         let mut known: HashMap<(&str, &str), &State> =
             before.iter().map(|state| (state.key(), state)).collect();
-        let was_firing = known.get(&("", "")).is_some_and(|state| state.firing);
+        let ungrouped = known.get(&("", "")).map(|state| (*state).clone());
         let mut changed = Vec::new();
         for (at, state) in after.iter().enumerate() {
             if known.remove(&state.key()) != Some(state) {
@@ -114,7 +137,7 @@ impl Difference {
             }
         }
         let gone = known.into_keys().map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
-        Difference { changed, gone, was_firing }
+        Difference { changed, gone, ungrouped }
     }
 }
 
@@ -138,9 +161,10 @@ impl Judged {
         if self.step.is_failure() {
             return None;
         }
-        let was_firing = self.differs.was_firing;
-        let step = state::failure(was_firing, "the states of the rule cannot be stored", now);
-        let differs = Difference { changed: vec![0], gone: Vec::new(), was_firing };
+        let ungrouped = self.differs.ungrouped.clone();
+        let step = state::failure(ungrouped.as_ref(), "the states of the rule cannot be stored", now);
+        let changed = if step.states.first() == ungrouped.as_ref() { Vec::new() } else { vec![0] };
+        let differs = Difference { changed, gone: Vec::new(), ungrouped };
         Some(Judged { rule: self.rule.clone(), step, differs })
     }
 }
@@ -165,91 +189,185 @@ fn pieces<T>(all: Vec<T>, most: usize, weight: impl Fn(&T) -> usize) -> Vec<Vec<
     pieces
 }
 
-/// Evaluates the enabled rules that the filter names, a few in each transaction.
-pub async fn evaluate(store: &Store, workspace_id: Option<i64>, filter: Filter) -> Result<Outcome> {
-    let mut total = Outcome::default();
-    let mut after = 0;
-    loop {
-        let page = Filter { after: Some(after), enabled: Some(true), ..filter.clone() };
-        let load = move |conn: &mut Conn| rules(conn, workspace_id, &page, BATCH);
-        let found = store.read("alerts::rules", load).await?;
-        let Some(last) = found.last() else { return Ok(total) };
-        after = last.id;
-        let is_last = (found.len() as i64) < BATCH;
-        evaluate_batch(store, found, &mut total).await?;
-        if is_last {
-            return Ok(total);
-        }
-    }
-}
-
-async fn evaluate_batch(store: &Store, mut rules: Vec<Rule>, total: &mut Outcome) -> Result<()> {
-    let mut missed = Vec::new();
-    for _ in 0..TRIES {
-        missed = evaluate_once(store, rules, total).await?;
-        if missed.is_empty() {
-            return Ok(());
-        }
-        let wanted = missed.clone();
-        rules = store.read("alerts::rules_by_id", move |conn| rules::rules_by_id(conn, &wanted)).await?;
-    }
-    total.conflicts += missed.len();
-    Ok(())
-}
-
-/// Looks at the numbers, which are newer than the rules, and writes what follows; returns the rules that others evaluated or
-/// changed meanwhile.
-async fn evaluate_once(store: &Store, rules: Vec<Rule>, total: &mut Outcome) -> Result<Vec<i64>> {
-    let now = Timestamp::now();
+/// Rules in the order of what they watch, as many of one scope together as one look takes.
+fn looks(rules: Vec<Rule>) -> Result<Vec<Vec<Watch>>> {
     let mut watches = rules.into_iter().map(Watch::of).collect::<Result<Vec<_>>>()?;
     watches.sort_by(|a, b| (&a.scope, a.rule.id).cmp(&(&b.scope, b.rule.id)));
-    let mut missed = Vec::new();
-    let mut seen: Option<Arc<Seen>> = None;
-    for some in pieces(watches, STATES_AT_ONCE, Watch::weight) {
-        let known = seen.take();
-        let judge = move |conn: &mut Conn| look(conn, &some, known.clone(), now);
-        let (judged, last) = store.read("alerts::look", judge).await?;
-        seen = last;
-        for some in pieces(judged, ROWS_AT_ONCE, Judged::rows) {
-            missed.extend(settle_some(store, some, now, total).await?);
+    let mut scopes: Vec<Vec<Watch>> = Vec::new();
+    for watch in watches {
+        let same = |scope: &&mut Vec<Watch>| scope.last().is_some_and(|last| last.scope == watch.scope);
+        match scopes.last_mut().filter(same) {
+            Some(scope) => scope.push(watch),
+            None => scopes.push(vec![watch]),
         }
+    }
+    Ok(scopes.into_iter().flat_map(|scope| pieces(scope, STATES_AT_ONCE, Watch::weight)).collect())
+}
+
+/// Evaluates the enabled rules that the filter names, a few in each transaction.
+pub async fn evaluate(store: &Store, workspace_id: Option<i64>, filter: Filter) -> Result<Outcome> {
+    evaluate_until(store, workspace_id, filter, Rest::all(), None).await
+}
+
+fn is_over(until: Option<Instant>) -> bool {
+    until.is_some_and(|until| clock::moment() >= until)
+}
+
+/// As [`evaluate`], what is left of it; nothing more is looked at when the time is up.
+pub async fn evaluate_until(
+    store: &Store,
+    workspace_id: Option<i64>,
+    filter: Filter,
+    from: Rest,
+    until: Option<Instant>,
+) -> Result<Outcome> {
+    let mut total = Outcome::default();
+    let Rest { rules: wanted, mut after } = from;
+    let mut found = rules_of(store, wanted).await?;
+    loop {
+        let left = evaluate_batch(store, found, &mut total, until).await?;
+        let Some(behind) = after.filter(|_| left.is_empty() && !is_over(until)) else {
+            let is_done = left.is_empty() && after.is_none();
+            total.rest = (!is_done).then_some(Rest { rules: left, after });
+            return Ok(total);
+        };
+        let page = Filter { after: Some(behind), enabled: Some(true), ..filter.clone() };
+        let load = move |conn: &mut Conn| rules(conn, workspace_id, &page, BATCH);
+        found = store.read("alerts::rules", load).await?;
+        after = found.last().map(|last| last.id).filter(|_| found.len() as i64 >= BATCH);
+    }
+}
+
+async fn rules_of(store: &Store, ids: Vec<i64>) -> Result<Vec<Rule>> {
+    if ids.is_empty() {
+        return Ok(Vec::new());
+    }
+    store.read("alerts::rules_by_id", move |conn| rules::rules_by_id(conn, &ids)).await
+}
+
+/// Returns the rules that were left when the time was up.
+async fn evaluate_batch(
+    store: &Store,
+    mut rules: Vec<Rule>,
+    total: &mut Outcome,
+    until: Option<Instant>,
+) -> Result<Vec<i64>> {
+    let mut missed = Vec::new();
+    for _ in 0..TRIES {
+        let (busy, mut left) = evaluate_once(store, rules, total, until).await?;
+        if !left.is_empty() {
+            left.extend(busy);
+            return Ok(left);
+        }
+        if busy.is_empty() {
+            return Ok(Vec::new());
+        }
+        missed = busy;
+        rules = rules_of(store, missed.clone()).await?;
+    }
+    total.conflicts += missed.len();
+    Ok(Vec::new())
+}
+
+/// Looks at the numbers, which are newer than the rules, and writes what follows, scope by scope: one that takes long, or
+/// fails, keeps nothing of what was judged before it. Returns the rules that others evaluated or changed meanwhile, and those
+/// that were left when the time was up.
+async fn evaluate_once(
+    store: &Store,
+    rules: Vec<Rule>,
+    total: &mut Outcome,
+    until: Option<Instant>,
+) -> Result<(Vec<i64>, Vec<i64>)> {
+    let (mut missed, mut left) = (Vec::new(), Vec::new());
+    let mut seen: Option<Arc<Seen>> = None;
+    let (mut now, mut began) = (Timestamp::now(), clock::moment());
+    let (mut judged, mut rows) = (Vec::new(), 0);
+    for some in looks(rules)? {
+        if is_over(until) {
+            left.extend(some.iter().map(|watch| watch.rule.id));
+            continue;
+        }
+        let (more, last) = match look(store, some, seen.take(), now).await {
+            Ok(looked) => looked,
+            Err(error) => {
+                settle_all(store, judged, now, total).await?;
+                return Err(error);
+            }
+        };
+        seen = last;
+        rows += more.iter().map(Judged::rows).sum::<usize>();
+        judged.extend(more);
+        if rows >= ROWS_AT_ONCE || clock::since(began) >= GATHER {
+            missed.extend(settle_all(store, mem::take(&mut judged), now, total).await?);
+            (now, began, rows) = (Timestamp::now(), clock::moment(), 0);
+        }
+    }
+    missed.extend(settle_all(store, judged, now, total).await?);
+    Ok((missed, left))
+}
+
+async fn settle_all(
+    store: &Store,
+    judged: Vec<Judged>,
+    now: Timestamp,
+    total: &mut Outcome,
+) -> Result<Vec<i64>> {
+    let mut missed = Vec::new();
+    for some in pieces(judged, ROWS_AT_ONCE, Judged::rows) {
+        missed.extend(settle_some(store, some, now, total).await?);
     }
     Ok(missed)
 }
 
-/// Reads the states of rules, then the numbers, and judges them: what changes in between is noticed by the revision of the
-/// rule. Of the numbers only those of one scope are kept at a time.
-fn look(
+/// What rules of one scope come to, and what was seen there: their numbers are read at one instant. Where that takes too
+/// long, these rules have no value, and no others.
+async fn look(
+    store: &Store,
+    watches: Vec<Watch>,
+    known: Option<Arc<Seen>>,
+    now: Timestamp,
+) -> Result<(Vec<Judged>, Option<Arc<Seen>>)> {
+    let watches = Arc::new(watches);
+    let some = watches.clone();
+    let at_once = move |conn: &mut Conn| judge(conn, &some, known.clone(), now);
+    let slow = match store.read_snapshot("alerts::look", at_once).await {
+        Err(error) if is_slow(&error) => error,
+        looked => return looked,
+    };
+    let Some(Watch { scope, rule }) = watches.first() else { return Ok((Vec::new(), None)) };
+    log::warn!(rule = rule.public_id.as_str(), error:% = slow; "the numbers of an alert rule take too long to read");
+    let observation = Observation::Failed("its numbers took too long to read".to_owned());
+    let seen = Arc::new(Seen { scope: scope.clone(), observation });
+    let some = watches.clone();
+    let without = move |conn: &mut Conn| judge(conn, &some, Some(seen.clone()), now);
+    store.read("alerts::judge", without).await
+}
+
+/// Reads the states of rules, then the numbers that all of them watch unless they are known, and judges them: what changes
+/// in between is noticed by the revision of the rule.
+fn judge(
     conn: &mut Conn,
     watches: &[Watch],
     known: Option<Arc<Seen>>,
     now: Timestamp,
 ) -> Result<(Vec<Judged>, Option<Arc<Seen>>), DbError> {
+    let Some(Watch { scope, rule }) = watches.first() else { return Ok((Vec::new(), None)) };
     let ids: Vec<i64> = watches.iter().map(|watch| watch.rule.id).collect();
     let mut before = states::of_rules(conn, &ids)?;
-    let mut meters_met: HashMap<i64, Arc<Meter>> = HashMap::new();
-    let mut known = known;
-    let mut judged = Vec::with_capacity(watches.len());
-    for Watch { scope, rule } in watches {
-        let seen = match known.take().filter(|seen| seen.scope == *scope) {
-            Some(seen) => seen,
-            None => {
-                let meter = match meters_met.get(&rule.meter_id) {
-                    Some(meter) => meter.clone(),
-                    None => {
-                        let Some(meter) = meters::sql::find_by_id(conn, rule.meter_id)? else { continue };
-                        meters_met.entry(rule.meter_id).or_insert(Arc::new(meter)).clone()
-                    }
-                };
-                Arc::new(Seen { scope: scope.clone(), observation: see(conn, rule, meter, now)? })
-            }
-        };
+    let seen = match known.filter(|seen| seen.scope == *scope) {
+        Some(seen) => seen,
+        None => {
+            let Some(meter) = meters::sql::find_by_id(conn, rule.meter_id)? else {
+                return Ok((Vec::new(), None));
+            };
+            Arc::new(Seen { scope: scope.clone(), observation: see(conn, rule, Arc::new(meter), now)? })
+        }
+    };
+    let each = watches.iter().map(|Watch { rule, .. }| {
         let states = before.remove(&rule.id).unwrap_or_default();
-        let step = state::step(&rule.terms, &states, &seen.observation, now);
-        judged.push(Judged::of(rule.clone(), &states, step));
-        known = Some(seen);
-    }
-    Ok((judged, known))
+        Judged::of(rule.clone(), &states, state::step(&rule.terms, &states, &seen.observation, now))
+    });
+    Ok((each.collect(), Some(seen)))
 }
 
 /// What a rule asks of a window.
@@ -353,7 +471,9 @@ impl Outcome {
         if let Some((Judged { rule, step, .. }, events)) =
             done.pop().and_then(|(at, events)| Some((judged.get(at)?, events)))
         {
-            let next_evaluate_at = now.plus(rule.terms.evaluation_interval_seconds * SECOND);
+            let interval = rule.terms.evaluation_interval_seconds;
+            let pause = if step.is_failure() { states::failed_pause(interval) } else { interval };
+            let next_evaluate_at = now.plus(pause * SECOND);
             let rule = Rule { evaluated_at: Some(now), next_evaluate_at, ..rule.clone() };
             self.last = Some(Evaluated { rule, states: step.states.clone(), events });
         }
@@ -443,6 +563,6 @@ mod tests {
         let differs = Difference::between(&before, &after);
         assert_eq!(differs.changed, [0, 2]);
         assert_eq!(differs.gone, [("subject".to_owned(), "a".to_owned())]);
-        assert!(!differs.was_firing);
+        assert_eq!(differs.ungrouped, None);
     }
 }

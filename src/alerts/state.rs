@@ -132,12 +132,14 @@ pub enum Observation {
 pub struct Step {
     pub states: Vec<State>,
     pub crossings: Vec<Transition>,
+    /// The rule has no value.
+    failed: bool,
 }
 
 impl Step {
     /// Whether the rule has no value.
     pub fn is_failure(&self) -> bool {
-        self.crossings.iter().any(|crossing| crossing.kind == Kind::EvaluationFailed)
+        self.failed
     }
 
     fn cross(&mut self, kind: Kind, state: &State) {
@@ -177,24 +179,27 @@ fn ungrouped(before: &[State]) -> Option<&State> {
 
 /// Remembers what was firing, so that the next success neither triggers again nor forgets to resolve.
 fn fail(before: &[State], reason: &str, now: Timestamp) -> Step {
-    let was_firing = ungrouped(before).is_some_and(|state| state.firing);
-    let mut step = failure(was_firing, reason, now);
+    let mut step = failure(ungrouped(before), reason, now);
     step.states.extend(before.iter().filter(|state| state.group.is_some()).cloned());
     step
 }
 
-/// The state of a rule without a value; those of its groups stay as they are. `was_firing`: the rule as a whole.
-pub fn failure(was_firing: bool, reason: &str, now: Timestamp) -> Step {
-    let mut step = Step::default();
-    let state = State {
+/// The state of a rule without a value, told once for each reason; those of its groups stay as they are. `before`: that
+/// of the rule as a whole.
+pub fn failure(before: Option<&State>, reason: &str, now: Timestamp) -> Step {
+    let mut state = State {
         group: None,
         status: Status::Error,
-        firing: was_firing,
+        firing: before.is_some_and(|before| before.firing),
         value: Quantity::zero(),
         message: format!("evaluation failed: {reason}"),
         updated_at: now,
     };
-    step.cross(Kind::EvaluationFailed, &state);
+    let mut step = Step { failed: true, ..Step::default() };
+    match before.filter(|before| before.says_the_same(&state)) {
+        Some(before) => state.updated_at = before.updated_at,
+        None => step.cross(Kind::EvaluationFailed, &state),
+    }
     step.states.push(state);
     step
 }

@@ -1,6 +1,7 @@
 //! The alert worker: evaluates rules and delivers webhooks, as a process of its own or inside `serve`. Evaluation is
 //! asked for per meter; requests of several writers for one meter that come together are answered by one look.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -8,7 +9,7 @@ use moka::sync::Cache;
 use tokio::sync::Mutex;
 
 use crate::alerts::deliver::Sender;
-use crate::alerts::evaluate::{Outcome, evaluate};
+use crate::alerts::evaluate::{Outcome, Rest, evaluate_until};
 use crate::alerts::jobs::{self, MeterJob};
 use crate::alerts::sealed::Sealed;
 use crate::alerts::sql::rules::{self, Filter};
@@ -50,20 +51,47 @@ const OVERDUE: i64 = 900 * SECOND;
 struct Context {
     store: Store,
     wake: JobNotifier,
-    /// Per meter, when the last complete evaluation of all its rules began.
-    evaluated: Cache<i64, Arc<Mutex<Option<Instant>>>>,
+    /// Per meter.
+    evaluated: Cache<i64, Arc<Mutex<Evaluations>>>,
+    /// An evaluation looks at nothing more after this: what is left is another turn's.
+    patience: Duration,
+}
+
+/// How far rules of a meter were evaluated because of usage.
+#[derive(Default)]
+struct Evaluations {
+    /// When the last complete one began.
+    whole: Option<Instant>,
+    /// Those that are not complete, by the key of their job.
+    begun: HashMap<String, Begun>,
+}
+
+struct Begun {
+    at: Instant,
+    /// Tells whether the job was asked for again since.
+    request: (i64, i64),
+    rest: Rest,
+}
+
+impl Begun {
+    fn of(job: &Job) -> Begun {
+        Begun { at: clock::moment(), request: (job.created_at, job.generation), rest: Rest::all() }
+    }
 }
 
 /// The queues of this worker.
 pub fn queues(store: &Store, config: &Config, client: &Client, wake: &JobNotifier) -> Vec<Queue> {
     let settings = &config.workers.alert;
-    let context = Context { store: store.clone(), wake: wake.clone(), evaluated: Cache::new(100_000) };
+    let patience = settings.timeout / 2;
+    let context =
+        Context { store: store.clone(), wake: wake.clone(), evaluated: Cache::new(100_000), patience };
     let queue = Queue {
         name: jobs::QUEUE,
         worker: "alert",
         interval: settings.interval,
         lease: settings.lock_ttl.min(LEASE_MAX),
-        timeout: settings.timeout,
+        // what was begun when the patience ended is a look and what is written of it
+        timeout: settings.timeout.max(patience + 3 * store.answer_timeout()),
         retry_after: settings.retry_after,
         max_attempts: settings.max_attempts,
         batch_size: settings.batch_size,
@@ -164,11 +192,8 @@ async fn answer(context: Context, job: Job) -> Result<Done> {
 async fn follow_clock(context: &Context, wanted: &MeterJob) -> Result<Done> {
     let filter =
         Filter { meter_id: Some(wanted.meter_id), due_at: Some(Timestamp::now()), ..Filter::default() };
-    let outcome = evaluate_rules(context, filter).await?;
+    let outcome = evaluate_rules(context, wanted, filter, Rest::all()).await?;
     let meter_id = wanted.meter_id;
-    if outcome.failed > 0 {
-        log::warn!(meter = wanted.meter.as_str(), count = outcome.failed; "alert rules have no value");
-    }
     let next = context.store.read("alerts::next_time", move |conn| states::next_time(conn, meter_id)).await?;
     let now = Timestamp::now();
     Ok(match next {
@@ -180,33 +205,55 @@ async fn follow_clock(context: &Context, wanted: &MeterJob) -> Result<Done> {
 }
 
 /// Evaluates all rules of a meter, unless that was begun after this job was claimed: then the usage that it stands
-/// for has been seen.
+/// for has been seen. Those without a value wait for their time, which the clock watches: usage does not mend them.
 async fn follow_usage(context: &Context, wanted: &MeterJob, job: &Job) -> Result<Done> {
-    let last = context.evaluated.get_with(wanted.meter_id, Arc::default);
+    let evaluations = context.evaluated.get_with(wanted.meter_id, Arc::default);
+    let again = || Ok(Done::Reschedule(Timestamp::now().plus(CONFLICT_PAUSE)));
     // a long evaluation of one meter must not take the places of all others
-    let Ok(mut last) = tokio::time::timeout(TURN, last.lock()).await else {
-        return Ok(Done::Reschedule(Timestamp::now().plus(CONFLICT_PAUSE)));
+    let Ok(mut evaluations) = tokio::time::timeout(TURN, evaluations.lock()).await else {
+        return again();
     };
-    if last.is_some_and(|began| began >= job.claimed) {
+    if evaluations.whole.is_some_and(|began| began >= job.claimed) {
+        evaluations.begun.remove(&job.key);
         return Ok(Done::Finished);
     }
-    let began = clock::moment();
-    let outcome =
-        evaluate_rules(context, Filter { meter_id: Some(wanted.meter_id), ..Filter::default() }).await?;
+    let Begun { at, request, rest } = evaluations.begun.remove(&job.key).unwrap_or_else(|| Begun::of(job));
+    let filter = Filter {
+        meter_id: Some(wanted.meter_id),
+        failed_due_at: Some(Timestamp::now()),
+        ..Filter::default()
+    };
+    let outcome = evaluate_rules(context, wanted, filter, rest).await?;
     if outcome.failed > 0 {
-        return Err(Error::unavailable(format!("{} rules have no value", outcome.failed)));
+        let wanted = wanted.clone();
+        let workspace_id = job.workspace_id;
+        let come_again = move |conn: &mut Conn| rules::come_again(conn, workspace_id, &wanted);
+        context.store.write("alerts::come_again", come_again).await?;
+    }
+    // a rule that others are busy with is looked at from the start on
+    if let Some(rest) = outcome.rest.filter(|_| outcome.conflicts == 0) {
+        evaluations.begun.insert(job.key.clone(), Begun { at, request, rest });
+        return again();
     }
     if outcome.conflicts > 0 {
-        return Ok(Done::Reschedule(Timestamp::now().plus(CONFLICT_PAUSE)));
+        return again();
     }
-    *last = Some(began);
-    Ok(Done::Finished)
+    evaluations.whole = evaluations.whole.max(Some(at));
+    match at >= job.claimed || request == (job.created_at, job.generation) {
+        true => Ok(Done::Finished),
+        false => again(),
+    }
 }
 
-async fn evaluate_rules(context: &Context, filter: Filter) -> Result<Outcome> {
-    let outcome = evaluate(&context.store, None, filter).await?;
+/// Evaluates what is left of these rules, as far as the time allows.
+async fn evaluate_rules(context: &Context, wanted: &MeterJob, filter: Filter, rest: Rest) -> Result<Outcome> {
+    let until = clock::moment() + context.patience;
+    let outcome = evaluate_until(&context.store, None, filter, rest, Some(until)).await?;
     if outcome.enqueued {
         context.wake.notify();
+    }
+    if outcome.failed > 0 {
+        log::warn!(meter = wanted.meter.as_str(), count = outcome.failed; "alert rules have no value");
     }
     if outcome.unsettled > 0 {
         return Err(Error::unavailable(format!("{} rules cannot be stored", outcome.unsettled)));

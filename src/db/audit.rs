@@ -95,6 +95,7 @@ pub const CHANGES: &[(&str, &str, &str)] = &[
 /// Operations that change nothing that somebody decided: what is measured, what follows from a decision by itself, and
 /// what processes note about themselves.
 pub const NO_CHANGES: &[&str] = &[
+    "alerts::come_again",
     "alerts::evaluate_disabled",
     "alerts::revive",
     "alerts::settle",

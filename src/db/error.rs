@@ -215,6 +215,12 @@ impl DbError {
     }
 }
 
+/// Whether that is what a caller of [`crate::db::Store`] is told of work that took longer than it may.
+pub fn is_slow(error: &Error) -> bool {
+    let says_so = || error.message == Error::unavailable(Trouble::Slow.message()).message;
+    error.code == Code::QueryTimeout || (error.code == Code::Unavailable && says_so())
+}
+
 fn state_of(error: &DieselError) -> Option<SqlState> {
     match error {
         DieselError::DatabaseError(_, info) => sqlstate::of_error(&**info),

@@ -2,7 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use open_spanner::alerts::evaluate::evaluate;
+use diesel::connection::SimpleConnection;
+use open_spanner::alerts::evaluate::{Outcome, evaluate};
 use open_spanner::alerts::sql::rules::Filter;
 use open_spanner::config;
 use open_spanner::db::Store;
@@ -21,6 +22,9 @@ on_both_databases!(
     values_of_any_length_are_groups,
     a_rule_that_cannot_be_stored_holds_up_no_other,
     rules_of_many_groups_share_a_look,
+    a_rule_without_a_value_is_told_once,
+    numbers_that_take_too_long_hold_up_no_other_rule,
+    sums_that_are_being_folded_are_never_missed,
 );
 
 pub const LOOPBACK: (&str, &str) = ("OPEN_SPANNER_WEBHOOK_ALLOWED_NETWORKS", "127.0.0.0/8");
@@ -304,11 +308,8 @@ async fn values_of_any_length_are_groups(database: Database) {
     assert!(told.contains(&json!(long)) && told.contains(&json!("short")), "{told:?}");
 }
 
-/// Whatever keeps the states of one rule from being stored: it has failed, and the rules beside it go on.
-async fn a_rule_that_cannot_be_stored_holds_up_no_other(database: Database) {
-    let server = Server::start_with(&database, &[INSIDE]);
-    let ws = server.workspace().await;
-    ws.meter("m", "sum").await;
+/// No state of a group of this name can be stored.
+fn poison(database: &Database) {
     database.execute(match database {
         Database::Sqlite { .. } => {
             "CREATE TRIGGER poison BEFORE INSERT ON alert_states WHEN NEW.group_value = 'poison'
@@ -318,6 +319,14 @@ async fn a_rule_that_cannot_be_stored_holds_up_no_other(database: Database) {
             "ALTER TABLE alert_states ADD CONSTRAINT poison CHECK (group_value <> 'poison')"
         }
     });
+}
+
+/// Whatever keeps the states of one rule from being stored: it has failed, and the rules beside it go on.
+async fn a_rule_that_cannot_be_stored_holds_up_no_other(database: Database) {
+    let server = Server::start_with(&database, &[INSIDE]);
+    let ws = server.workspace().await;
+    ws.meter("m", "sum").await;
+    poison(&database);
     let destination = destination(&ws, "https://hooks.example.com/usage").await;
     let broken = rule(&ws, "m", &destination, json!({"group_by": "subject"})).await;
     let sound = rule(&ws, "m", &destination, json!({})).await;
@@ -340,6 +349,16 @@ async fn a_rule_that_cannot_be_stored_holds_up_no_other(database: Database) {
     assert_eq!(kinds, [json!("triggered")]);
 }
 
+/// Evaluates every rule in this process, with more settings.
+async fn evaluate_all(database: &Database, more: &[(&str, &str)]) -> Outcome {
+    let settings = database.settings();
+    let mut settings: Vec<(&str, &str)> =
+        settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    settings.extend(more);
+    let config = config::load_from(&["open-spanner", "serve"], &settings).expect("settings").config;
+    evaluate(&Store::new(&config.db), None, Filter::default()).await.expect("evaluated")
+}
+
 /// More than is read and written in one go, of which all watch the same numbers.
 async fn rules_of_many_groups_share_a_look(database: Database) {
     const RULES: usize = 45;
@@ -355,14 +374,7 @@ async fn rules_of_many_groups_share_a_look(database: Database) {
             .push(rule(&ws, "m", &destination, json!({"group_by": "subject", "threshold": threshold})).await);
     }
     use_by_many(&ws, "m", 100).await;
-    let work = async |database: &Database| {
-        let settings = database.settings();
-        let settings: Vec<(&str, &str)> =
-            settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
-        let config = config::load_from(&["open-spanner", "serve"], &settings).expect("settings").config;
-        evaluate(&Store::new(&config.db), None, Filter::default()).await.expect("evaluated")
-    };
-    let outcome = work(&database).await;
+    let outcome = evaluate_all(&database, &[]).await;
     assert_eq!((outcome.evaluated, outcome.failed, outcome.conflicts, outcome.enqueued), (RULES, 0, 0, true));
     assert_eq!(database.count("alert_states"), 100 * RULES as u64);
     assert_eq!(database.count("alert_events"), 10 * RULES.div_ceil(2) as u64);
@@ -370,7 +382,104 @@ async fn rules_of_many_groups_share_a_look(database: Database) {
         let states = ws.get(&path(rule)).await.json(200)["states"].clone();
         assert_eq!(states.as_array().map(Vec::len), Some(100));
     }
-    let outcome = work(&database).await;
+    let outcome = evaluate_all(&database, &[]).await;
     assert_eq!((outcome.evaluated, outcome.enqueued), (RULES, false), "nothing is told twice");
     assert_eq!(database.count("alert_events"), 10 * RULES.div_ceil(2) as u64);
+}
+
+/// However much usage there is: no row for each look, no job that dies, and the rules beside it go on.
+async fn a_rule_without_a_value_is_told_once(database: Database) {
+    let server = Server::start_with(&database, &[INSIDE]);
+    let ws = server.workspace().await;
+    ws.meter("m", "sum").await;
+    poison(&database);
+    let destination = destination(&ws, "https://hooks.example.com/usage").await;
+    let broken = rule(&ws, "m", &destination, json!({"group_by": "subject"})).await;
+    let sound = rule(&ws, "m", &destination, json!({"threshold": 60})).await;
+    for _ in 0..6 {
+        let event = json!({"meter": "m", "subject": "poison", "quantity": 10});
+        ws.post("/v1/usages", &event).await.expect(201);
+        tokio::time::sleep(Duration::from_millis(700)).await;
+    }
+    let end = Instant::now() + Duration::from_secs(30);
+    while events(&ws, &sound).await.is_empty() {
+        assert!(Instant::now() < end, "the sound rule is not evaluated");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    // by hand it is looked at all the same
+    ws.post_text(&format!("{}/evaluate", path(&broken)), "").await.json(200);
+    let kinds: Vec<Value> = events(&ws, &broken).await.iter().map(|event| event["type"].clone()).collect();
+    assert_eq!(kinds, [json!("evaluation_failed")]);
+    assert_eq!(database.count("dead_letters"), 0);
+    assert_eq!(database.count("jobs WHERE queue = 'alerts' AND last_error IS NOT NULL"), 0);
+}
+
+/// A meter whose sums are kept by region.
+async fn meter_by_region(ws: &Workspace) {
+    let region = json!({"name": "region", "type": "string", "required": false});
+    let meter = json!({"name": "m", "unit": "unit", "aggregation": "sum", "dimensions": [region]});
+    ws.post("/v1/meters", &meter).await.expect(201);
+}
+
+async fn use_in_the_east(ws: &Workspace, quantity: u64) {
+    let event = json!({"meter": "m", "subject": "ann", "quantity": quantity, "metadata": {"region": "east"}});
+    ws.post("/v1/usages", &event).await.expect(201);
+}
+
+const WEEK: i64 = 7 * 86_400;
+
+/// What is slow is one scope's failure, and the others are settled.
+async fn numbers_that_take_too_long_hold_up_no_other_rule(database: Database) {
+    // nobody makes readers of SQLite wait
+    let Database::Postgres { .. } = database else { return };
+    let server = Server::start_with(&database, &[("OPEN_SPANNER_SERVE_WORKERS", "off")]);
+    let ws = server.workspace().await;
+    meter_by_region(&ws).await;
+    let destination = destination(&ws, "https://hooks.example.com/usage").await;
+    let slow = json!({"metadata": {"region": "east"}, "window_seconds": WEEK});
+    let slow = rule(&ws, "m", &destination, slow).await;
+    let sound = rule(&ws, "m", &destination, json!({"subject": "ann", "window_seconds": WEEK})).await;
+    use_in_the_east(&ws, 12).await;
+    let mut holder = database.postgres_connection();
+    holder
+        .batch_execute("BEGIN; LOCK TABLE rollup_facets IN ACCESS EXCLUSIVE MODE")
+        .expect("the lock is free");
+    let outcome = evaluate_all(&database, &[("OPEN_SPANNER_DB_STATEMENT_TIMEOUT", "1s")]).await;
+    assert_eq!((outcome.evaluated, outcome.failed), (2, 1));
+    let state = ws.get(&path(&slow)).await.json(200)["state"].clone();
+    let message = "evaluation failed: its numbers took too long to read";
+    assert_eq!((&state["status"], &state["message"]), (&json!("error"), &json!(message)));
+    assert_eq!(ws.get(&path(&sound)).await.json(200)["state"]["status"], json!("alerting"));
+    holder.batch_execute("ROLLBACK").expect("released");
+    evaluate_all(&database, &[]).await;
+    assert_eq!(ws.get(&path(&slow)).await.json(200)["state"]["status"], json!("alerting"));
+}
+
+/// What moves from recent sums to those of its day while a rule reads both.
+async fn sums_that_are_being_folded_are_never_missed(database: Database) {
+    let server = Server::start_with(&database, &[("OPEN_SPANNER_SERVE_WORKERS", "off")]);
+    let ws = server.workspace().await;
+    meter_by_region(&ws).await;
+    let destination = destination(&ws, "https://hooks.example.com/usage").await;
+    use_in_the_east(&ws, 10).await;
+    let low = json!({"metadata": {"region": "east"}, "window_seconds": WEEK, "comparator": "lt"});
+    let rules = [
+        rule(&ws, "m", &destination, low).await,
+        rule(
+            &ws,
+            "m",
+            &destination,
+            json!({"group_by": "region", "window_seconds": WEEK, "comparator": "lt"}),
+        )
+        .await,
+    ];
+    let end = Instant::now() + Duration::from_secs(8);
+    while Instant::now() < end {
+        use_in_the_east(&ws, 1).await;
+        let outcome = evaluate_all(&database, &[]).await;
+        assert_eq!((outcome.evaluated, outcome.failed), (2, 0));
+    }
+    for rule in &rules {
+        assert_eq!(events(&ws, rule).await, Vec::<Value>::new());
+    }
 }

@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 
+use diesel::dsl::sql;
 use diesel::prelude::*;
 use diesel::sql_query;
 use diesel::sql_types::{BigInt, Bool, Text};
@@ -152,6 +153,8 @@ pub struct Filter {
     pub enabled: Option<bool>,
     pub meter_id: Option<i64>,
     pub due_at: Option<Timestamp>,
+    /// Without those that have no value, and are not due by then.
+    pub failed_due_at: Option<Timestamp>,
     /// Rules after this one, oldest first; newest first without.
     pub after: Option<i64>,
 }
@@ -193,6 +196,10 @@ impl Found {
 /// A rule by its id, or why its row cannot be read.
 type MaybeRead = (i64, Result<Rule, DbError>);
 
+const HAS_NOT_FAILED: &str =
+    "NOT EXISTS (SELECT 1 FROM alert_states failed WHERE failed.rule_id = alert_rules.id
+    AND failed.group_key = '' AND failed.group_value = '' AND failed.status = 'error')";
+
 fn page(
     conn: &mut Conn,
     workspace_id: Option<i64>,
@@ -222,6 +229,9 @@ fn page(
     }
     if let Some(at) = filter.due_at {
         query = query.filter(alert_rules::next_evaluate_at.le(at.0));
+    }
+    if let Some(at) = filter.failed_due_at {
+        query = query.filter(alert_rules::next_evaluate_at.le(at.0).or(sql::<Bool>(HAS_NOT_FAILED)));
     }
     query = match filter.after {
         Some(after) => query.filter(alert_rules::id.gt(after)).order(alert_rules::id),
@@ -474,6 +484,14 @@ pub fn enqueue_meter(conn: &mut Conn, meter: &Meter, now: Timestamp) -> Result<(
     }
     let job = MeterJob::usage(meter.workspace_id, meter.id, &meter.name, 0, now)?;
     queue::enqueue(conn, vec![job], now)
+}
+
+/// Brings the evaluation of a meter by the clock forward to when the first of its rules is due: one without a value is
+/// due sooner than it was.
+pub fn come_again(conn: &mut Conn, workspace_id: i64, meter: &MeterJob) -> Result<(), DbError> {
+    let Some(next) = states::next_time(conn, meter.meter_id)? else { return Ok(()) };
+    let job = MeterJob::timed(workspace_id, meter.meter_id, &meter.meter, next)?;
+    queue::enqueue(conn, vec![job], Timestamp::now())
 }
 
 /// 409 while a rule watches the meter.

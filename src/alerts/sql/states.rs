@@ -105,6 +105,15 @@ pub fn lock_revisions(conn: &mut Conn, ids: &[i64]) -> Result<HashMap<i64, i64>,
     Ok(rows.into_iter().collect())
 }
 
+/// Seconds after which a rule without a value is looked at again: its own interval within these bounds, because usage does
+/// not bring it forward.
+const FAILED_PAUSE: (i64, i64) = (60, 300);
+
+pub fn failed_pause(interval_seconds: i64) -> i64 {
+    let (least, most) = FAILED_PAUSE;
+    interval_seconds.clamp(least, most)
+}
+
 /// Notes that these rules were evaluated, and which of them without a value: each comes again at its own time, and does not
 /// keep the others of its meter from theirs.
 pub fn mark_evaluated(conn: &mut Conn, ids: &[i64], failed: &[i64], now: Timestamp) -> Result<(), DbError> {
@@ -118,10 +127,11 @@ pub fn mark_evaluated(conn: &mut Conn, ids: &[i64], failed: &[i64], now: Timesta
         ))
         .execute(conn)?;
     if !failed.is_empty() {
-        // every failure leaves an event behind
+        let (least, most) = FAILED_PAUSE;
         let text = format!(
             "UPDATE alert_rules SET revision = revision + 1, evaluated_at = $1, next_evaluate_at = $1 + 1000000 *
-                 CASE WHEN evaluation_interval_seconds < 60 THEN 60 ELSE evaluation_interval_seconds END
+                 CASE WHEN evaluation_interval_seconds < {least} THEN {least}
+                      WHEN evaluation_interval_seconds > {most} THEN {most} ELSE evaluation_interval_seconds END
              WHERE id IN ({})",
             integers(failed)
         );

@@ -49,12 +49,7 @@ fn an_ungrouped_rule_moves_as_the_table_says() {
         &[("5", Ok, &[]), ("10", Alerting, &[Triggered]), ("11", Alerting, &[]), ("9", Ok, &[Resolved])],
         &[("-", NoData, &[]), ("10", Alerting, &[Triggered]), ("-", NoData, &[Resolved]), ("-", NoData, &[])],
         &[("10", Alerting, &[Triggered]), ("!", Error, &[Failed]), ("10", Alerting, &[])],
-        &[
-            ("10", Alerting, &[Triggered]),
-            ("!", Error, &[Failed]),
-            ("!", Error, &[Failed]),
-            ("1", Ok, &[Resolved]),
-        ],
+        &[("10", Alerting, &[Triggered]), ("!", Error, &[Failed]), ("!", Error, &[]), ("1", Ok, &[Resolved])],
         &[("!", Error, &[Failed]), ("10", Alerting, &[Triggered])],
         &[("!", Error, &[Failed]), ("1", Ok, &[]), ("-", NoData, &[])],
     ];
@@ -174,6 +169,23 @@ fn unchanged_states_keep_their_time() {
     let second = step(&terms, &first.states, &Observation::Total(Some(q("12"))), Timestamp(2));
     assert_eq!(second.states[0].updated_at, Timestamp(1));
     assert_eq!(first.states[0].message, "value 12 is at or above threshold 10");
+}
+
+#[test]
+fn a_failure_is_told_once_for_each_reason() {
+    let terms = terms("gte", "10", "subject");
+    let fails = |before: &[State], reason: &str, at: i64| {
+        step(&terms, before, &Observation::Failed(reason.to_owned()), Timestamp(at))
+    };
+    let first = fails(&[], "broken", 1);
+    let second = fails(&first.states, "broken", 2);
+    assert_eq!((second.is_failure(), kinds(&second)), (true, vec![]));
+    assert_eq!(second.states, first.states, "nothing of it is written");
+    let other = fails(&second.states, "slow", 3);
+    assert_eq!((kinds(&other), other.states[0].updated_at), (vec![Kind::EvaluationFailed], Timestamp(3)));
+    let healed = step(&terms, &other.states, &groups(&[("a", "1")]), Timestamp(4));
+    assert!(!healed.is_failure());
+    assert_eq!(kinds(&fails(&healed.states, "slow", 5)), [Kind::EvaluationFailed], "it fails anew");
 }
 
 #[test]
