@@ -1,7 +1,7 @@
 //! Evaluates a subject's limits on a meter: which windows are open, what they came to, which states follow. Reads what
 //! is true now and writes what differs, so doing it twice, late or out of turn is harmless.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use crate::db::{Conn, DbError};
@@ -34,6 +34,8 @@ struct Subject<'a> {
     meter: &'a Meter,
     history: Vec<AssignmentPeriod>,
     plans: HashMap<i64, Arc<Plan>>,
+    /// Plans of which a limit on the meter cannot be read.
+    unread: HashSet<i64>,
     now: Timestamp,
 }
 
@@ -68,8 +70,10 @@ pub fn evaluate(
     };
     let history = assignments::history(conn, subject_id)?;
     let ids: BTreeSet<i64> = history.iter().map(|span| span.plan_id).collect();
-    let plans = plans::find_by_ids(conn, &ids.into_iter().collect::<Vec<_>>())?;
-    let subject = Subject { workspace_id, subject_id, meter: &meter, history, plans, now };
+    let (plans, unread) = plans::find_readable(conn, &ids.into_iter().collect::<Vec<_>>())?;
+    let damaged = unread.into_iter().filter(|(_, limits)| limits.iter().any(|(id, _)| *id == meter_id));
+    let unread: HashSet<i64> = damaged.map(|(plan_id, _)| plan_id).collect();
+    let subject = Subject { workspace_id, subject_id, meter: &meter, history, plans, unread, now };
     if let Some(at) = late_at {
         let places = subject.places_of(Timestamp(at));
         subject.write_snapshots(conn, places)?;
@@ -196,8 +200,11 @@ impl Subject<'_> {
         let places: Vec<Place> =
             limits.iter().map(|(_, limit)| self.place(span, &limit.period, self.now)).collect();
         let kept: Vec<&str> = places.iter().map(|place| place.period.as_str()).collect();
-        states::remove(conn, self.subject_id, self.meter.id, &kept)?;
-        self.forget(conn)?;
+        // what cannot be read may be the limit of a state, and need counters
+        if !self.unread.contains(&span.plan_id) {
+            states::remove(conn, self.subject_id, self.meter.id, &kept)?;
+            self.forget(conn)?;
+        }
         let counted = self.count(conn, &places)?;
         let mut moves: Vec<Timestamp> = Vec::new();
         for (((plan, limit), place), part) in limits.into_iter().zip(&places).zip(counted) {

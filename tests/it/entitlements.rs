@@ -13,6 +13,7 @@ on_both_databases!(
     states_are_right_soon_after_a_kill,
     every_limit_has_a_state,
     checks_look_at_every_limit,
+    a_damaged_old_version_stops_no_state,
 );
 
 const WORKERS: &[(&str, &str)] =
@@ -325,4 +326,26 @@ async fn as_counted(workspace: &Workspace, subject: usize, sent: &BTreeMap<(usiz
             );
         }
     }
+}
+
+/// What a subject had once is not what it stands by.
+async fn a_damaged_old_version_stops_no_state(database: Database) {
+    let server = Server::start_with(&database, WORKERS);
+    let workspace = server.workspace().await;
+    workspace.meter("m", "sum").await;
+    let body = |limit: i64| json!({"name": "p", "limits": [{"meter": "m", "limit": limit}]});
+    let plan = workspace.post("/v1/plans", &body(10)).await.json(201);
+    workspace.put("/v1/plans/subjects/org", &json!({"plan_id": plan["id"]})).await.expect(200);
+    let path = format!("/v1/plans/{}", plan["id"].as_str().expect("an id"));
+    workspace.put(&path, &body(11)).await.expect(200);
+    database.execute("UPDATE plan_limits SET quantity = 'many' WHERE quantity = '10'");
+    workspace.post("/v1/usages", &json!({"meter": "m", "subject": "org", "quantity": 12})).await.expect(201);
+    let states = "/v1/entitlements/states?subject=org";
+    eventually(&workspace, states, "usage is evaluated", |found| words(found, "state") == ["exceeded"]).await;
+    // what is in force cannot be read: what is known of it stays
+    database.execute("UPDATE plan_limits SET quantity = 'more' WHERE quantity = '11'");
+    workspace.post("/v1/usages", &json!({"meter": "m", "subject": "org", "quantity": 1})).await.expect(201);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(words(&workspace.get(states).await.json(200), "state"), ["exceeded"]);
+    assert_eq!(database.count("dead_letters"), 0);
 }

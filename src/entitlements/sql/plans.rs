@@ -192,6 +192,32 @@ pub fn find_by_ids(conn: &mut Conn, ids: &[i64]) -> Result<HashMap<i64, Arc<Plan
     Ok(with_limits(conn, rows)?.into_iter().map(|plan| (plan.id, Arc::new(plan))).collect())
 }
 
+/// Plans by their ids, and those of which limits cannot be read.
+pub type Found = (HashMap<i64, Arc<Plan>>, HashMap<i64, Vec<(i64, UnreadableLimit)>>);
+
+/// As [`find_by_ids`]; one that cannot be read is named, and found as far as it can be.
+pub fn find_readable(conn: &mut Conn, ids: &[i64]) -> Result<Found, DbError> {
+    let (mut found, mut unread) = (HashMap::new(), HashMap::new());
+    if ids.is_empty() {
+        return Ok((found, unread));
+    }
+    let rows: Vec<PlanRow> =
+        plans::table.filter(plans::id.eq_any(ids)).select(PlanRow::as_select()).load(conn)?;
+    let ids: Vec<i64> = rows.iter().map(|row| row.id).collect();
+    for (id, (public_id, plan)) in ids.into_iter().zip(each_with_limits(conn, rows)?) {
+        let plan = match readable("plans", public_id, plan) {
+            Some(plan) => Some(plan),
+            None => {
+                let damaged = damaged(conn, id)?;
+                unread.insert(id, damaged.unread);
+                damaged.plan
+            }
+        };
+        found.extend(plan.map(|plan| (id, Arc::new(plan))));
+    }
+    Ok((found, unread))
+}
+
 /// A plan that cannot be read as a whole, as far as it can.
 pub struct Damaged {
     /// With the limits that can be read; `None` when the plan itself is missing.
