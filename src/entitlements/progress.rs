@@ -7,7 +7,7 @@ use crate::entitlements::assignment::{effective, not_before};
 use crate::entitlements::period::Period;
 use crate::entitlements::plan::{Limit, Plan};
 use crate::entitlements::quota::{QuotaUsage, State, value};
-use crate::entitlements::sql::assignments::{self, Assignment, Filter};
+use crate::entitlements::sql::assignments::{self, Assignment, Filter, Holder};
 use crate::entitlements::sql::counters::{self, Range};
 use crate::entitlements::sql::plans;
 use crate::error::Error;
@@ -131,7 +131,8 @@ pub struct Change {
 /// Subjects named in one preview, and limits told of them all together; the summary counts everybody.
 const SUBJECTS_LISTED: usize = 1_000;
 const ITEMS_LISTED: usize = 20_000;
-const ASSIGNMENTS_MAX: i64 = i64::MAX;
+/// Subjects of a plan that are in memory at once.
+const HOLDERS_AT_ONCE: i64 = 250;
 /// Windows read with one statement: a year of one is up to 366 rows.
 const RANGES_AT_ONCE: usize = 1_000;
 
@@ -165,68 +166,105 @@ fn compare(current: &Plan, proposed: &Plan) -> Vec<Compared> {
     compared
 }
 
-pub fn preview(conn: &mut Conn, current: Plan, proposed: Plan, now: Timestamp) -> Result<Preview, DbError> {
-    let filter = Filter { plan_id: current.public_id.clone(), ..Filter::default() };
-    let assignments = assignments::list(conn, current.workspace_id, &filter, now, ASSIGNMENTS_MAX)?;
-    let meters = meters_of(conn, &[&current, &proposed])?;
-    let compared = compare(&current, &proposed);
+/// Measures these subjects under all limits, a few with each statement; `take` is told the place of each.
+fn measure_each(
+    conn: &mut Conn,
+    holders: &[Holder],
+    compared: &[Compared],
+    now: Timestamp,
+    mut take: impl FnMut(usize, &[Range], &[Option<Part>]) -> Result<(), DbError>,
+) -> Result<(), DbError> {
     let limits: Vec<Limit> = compared.iter().map(|compared| compared.limit.clone()).collect();
-    let removed = compared.iter().filter(|compared| compared.removed).count();
-    let mut preview = Preview {
-        subjects: assignments.len(),
-        states: [0; 3],
-        removed_limits: removed * assignments.len(),
-        impacts: Vec::new(),
-        current,
-        proposed,
-    };
     let per_subject = limits.len().max(1);
     let at_once = (RANGES_AT_ONCE / per_subject).max(1);
-    for some in assignments.chunks(at_once) {
-        let of_one = |one: &Assignment| ranges(one.subject_id, one.anchor, &one.zone, &limits, now);
+    let mut at = 0;
+    for some in holders.chunks(at_once) {
+        let of_one = |one: &Holder| ranges(one.subject_id, one.anchor, &one.zone, &limits, now);
         let ranges: Vec<Range> = some.iter().flat_map(of_one).collect();
         let counted = counters::load(conn, &ranges)?;
-        let measured = ranges.chunks(per_subject).zip(counted.chunks(per_subject));
-        for (assignment, (ranges, counted)) in some.iter().zip(measured) {
-            let rows = compared.iter().zip(ranges).zip(counted);
-            preview.add(
-                assignment,
-                rows.map(|((compared, range), part)| (compared, range, part)),
-                &meters,
-            )?;
+        for (ranges, counted) in ranges.chunks(per_subject).zip(counted.chunks(per_subject)) {
+            take(at, ranges, counted)?;
+            at += 1;
         }
     }
+    Ok(())
+}
+
+/// What a proposed version would mean. Read at one instant.
+pub fn preview(conn: &mut Conn, current: Plan, proposed: Plan, now: Timestamp) -> Result<Preview, DbError> {
+    let meters = meters_of(conn, &[&current, &proposed])?;
+    let compared = compare(&current, &proposed);
+    let mut preview =
+        Preview { subjects: 0, states: [0; 3], removed_limits: 0, impacts: Vec::new(), current, proposed };
+    let mut after = i64::MIN;
+    loop {
+        let holders = assignments::holders(conn, preview.current.id, now, after, HOLDERS_AT_ONCE)?;
+        let Some(last) = holders.last() else { break };
+        after = last.id;
+        preview.subjects += holders.len();
+        measure_each(conn, &holders, &compared, now, |_, ranges, counted| {
+            preview.count(&compared, ranges, counted, &meters)
+        })?;
+    }
+    preview.removed_limits = compared.iter().filter(|row| row.removed).count() * preview.subjects;
+    preview.list(conn, &compared, &meters, now)?;
     Ok(preview)
 }
 
 impl Preview {
-    /// Counts a subject, and lists it while there is room.
-    fn add<'a>(
+    /// Counts a subject.
+    fn count(
         &mut self,
-        assignment: &Assignment,
-        rows: impl ExactSizeIterator<Item = (&'a Compared, &'a Range, &'a Option<Part>)> + Clone,
+        compared: &[Compared],
+        ranges: &[Range],
+        counted: &[Option<Part>],
         meters: &Meters,
     ) -> Result<(), DbError> {
         let mut worst = None;
-        for (Compared { limit, .. }, range, part) in rows.clone().filter(|(row, ..)| !row.removed) {
-            worst = worst.max(Some(measure(limit, range, part.as_ref(), meters)?.0.state));
+        for ((row, range), part) in
+            compared.iter().zip(ranges).zip(counted).filter(|((row, _), _)| !row.removed)
+        {
+            worst = worst.max(Some(measure(&row.limit, range, part.as_ref(), meters)?.0.state));
         }
         match worst {
             Some(State::Exceeded) => self.states[2] += 1,
             Some(State::Warning) => self.states[1] += 1,
             _ => self.states[0] += 1,
         }
-        if self.impacts.len() >= listed(rows.len()) {
-            return Ok(());
-        }
-        let changes = rows.map(|(compared, range, part)| {
-            let item = item(&compared.limit, &assignment.zone, range, part.as_ref(), meters)?;
-            Ok(compared.change(item))
-        });
-        let changes = changes.collect::<Result<_, DbError>>()?;
-        self.impacts.push(Impact { assignment: assignment.clone(), changes });
         Ok(())
     }
+
+    /// Names the first subjects, as many as there is room for.
+    fn list(
+        &mut self,
+        conn: &mut Conn,
+        compared: &[Compared],
+        meters: &Meters,
+        now: Timestamp,
+    ) -> Result<(), DbError> {
+        let filter = Filter { plan_id: self.current.public_id.clone(), ..Filter::default() };
+        let most = listed(compared.len()) as i64;
+        let first = assignments::list(conn, self.current.workspace_id, &filter, now, most)?;
+        let holders: Vec<Holder> = first.iter().map(holder).collect();
+        let impacts = &mut self.impacts;
+        measure_each(conn, &holders, compared, now, |at, ranges, counted| {
+            let Some(assignment) = first.get(at) else { return Ok(()) };
+            let rows = compared.iter().zip(ranges).zip(counted);
+            let changes = rows.map(|((compared, range), part)| {
+                let item = item(&compared.limit, &assignment.zone, range, part.as_ref(), meters)?;
+                Ok(compared.change(item))
+            });
+            let changes = changes.collect::<Result<_, DbError>>()?;
+            impacts.push(Impact { assignment: assignment.clone(), changes });
+            Ok(())
+        })
+    }
+}
+
+/// Whoever has an assignment, which is told from others by its place here.
+fn holder(assignment: &Assignment) -> Holder {
+    let Assignment { subject_id, anchor, zone, .. } = assignment;
+    Holder { id: 0, subject_id: *subject_id, anchor: *anchor, zone: zone.clone() }
 }
 
 impl Compared {

@@ -319,7 +319,7 @@ pub async fn preview(
         let proposed = plans::resolve(conn, workspace_id, &draft, Some(&current), now)?;
         progress::preview(conn, current, proposed, now)
     };
-    let preview = app.store.read("plans::preview", preview).await?;
+    let preview = app.store.read_snapshot("plans::preview", preview).await?;
     respond::ok(&PreviewView::of(preview, now))
 }
 

@@ -17,7 +17,8 @@ on_both_databases!(
     what_plans_hold_is_bounded,
     a_history_of_plans_is_bounded,
     percent_encoded_subjects_are_decoded,
-    writes_after_an_assignment_count
+    writes_after_an_assignment_count,
+    what_changes_for_very_many_is_asked_for_in_the_database
 );
 
 async fn plan(workspace: &Workspace, meter: &str, limit: &str) -> Value {
@@ -334,4 +335,39 @@ async fn a_history_of_plans_is_bounded(database: Database) {
     assert_eq!(message, "limit reached: plan \"p\" may have at most 5000 versions");
     let progress = workspace.get("/v1/plans/subjects/another/progress").await.json(200);
     assert_eq!(progress["items"][0]["limit"].to_string(), "2", "{progress}");
+}
+
+/// A new version of a plan, and another meaning of a meter: each subject and meter once, at a time that a clock which is set
+/// back does not lose.
+async fn what_changes_for_very_many_is_asked_for_in_the_database(database: Database) {
+    let server = Server::start_with(&database, &[("OPEN_SPANNER_SERVE_WORKERS", "off")]);
+    let workspace = server.workspace().await;
+    let meter = workspace.meter("a", "sum").await;
+    workspace.meter("b", "sum").await;
+    let made = plan(&workspace, "a", "5").await;
+    for subject in ["s1", "s2", "s3"] {
+        assign(&workspace, subject, &made).await;
+    }
+    let asked = || database.count("jobs WHERE queue = 'entitlements' AND scheduled_at > 0");
+    database.execute("DELETE FROM jobs");
+    let body = json!({"name": made["name"], "limits": [{"meter": "b", "limit": 5}]});
+    let next = workspace.put(&path_of(&made), &body).await.json(200);
+    assert_eq!(asked(), 6, "under the meter of the old version too");
+    workspace.put(&path_of(&next), &body).await.expect(200);
+    assert_eq!(asked(), 6);
+    let payloads =
+        "jobs WHERE key = (SELECT a.subject_id || '/' || m.id FROM plan_assignments a, subjects s, meters m
+                    WHERE s.id = a.subject_id AND s.name = 's2' AND m.name = 'a' LIMIT 1)
+                    AND payload LIKE '{\"subject_id\":%,\"meter_id\":%,\"late_at\":null}'";
+    assert_eq!(database.count(payloads), 1);
+
+    database.execute("DELETE FROM jobs");
+    database.execute(
+        "INSERT INTO entitlement_states (subject_id, meter_id, period, workspace_id, plan_id, state, current_value,
+             limit_value, warning_percent, evaluated_at, updated_at)
+         SELECT a.subject_id, m.id, 'month', a.workspace_id, a.plan_id, 'ok', '0', '5', '80', 1, 1
+         FROM plan_assignments a, meters m WHERE a.ends_at IS NULL AND m.name = 'a'",
+    );
+    workspace.put(&format!("/v1/meters/{meter}"), &json!({"aggregation": "count"})).await.expect(200);
+    assert_eq!(asked(), 3);
 }

@@ -515,7 +515,7 @@ CREATE TABLE plan_assignments (
 );
 CREATE INDEX plan_assignments_subject ON plan_assignments (subject_id, starts_at);
 CREATE INDEX plan_assignments_recent ON plan_assignments (workspace_id, updated_at);
-CREATE INDEX plan_assignments_plan ON plan_assignments (plan_id);
+CREATE INDEX plan_assignments_plan ON plan_assignments (plan_id, id);
 
 -- Sums of the events of an assigned subject per day since its anchor, for the periods that are a whole number of such days,
 -- and per cell of another series, for limits with a calendar and those that slide. Two series are never added up.

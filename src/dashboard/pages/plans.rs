@@ -263,7 +263,7 @@ async fn preview(app: &App, caller: &Caller, id: &str, fields: &Fields) -> Resul
         let proposed = plans::resolve(conn, workspace_id, &draft, Some(&current), now)?;
         progress::preview(conn, current, proposed, now)
     };
-    app.store.read("plans::preview", preview).await
+    app.store.read_snapshot("plans::preview", preview).await
 }
 
 #[derive(Template)]

@@ -16,7 +16,7 @@ use crate::db::{Conn, DbError, audit};
 use crate::entitlements::assignment::{AssignmentPeriod, Status, anchor_of_new, effective, not_before};
 use crate::entitlements::jobs::Evaluation;
 use crate::entitlements::plan::Plan;
-use crate::entitlements::sql::plans;
+use crate::entitlements::sql::{plans, states};
 use crate::error::Error;
 use crate::jobs::queue::{self, NewJob};
 use crate::metering::calendar::Zone;
@@ -249,7 +249,8 @@ pub fn assign(
     };
     both!(conn, c => diesel::insert_into(plan_assignments::table).values(&row).execute(c)?);
     let before = plan_ids(old.iter().filter(|span| span.ends_at.is_none_or(|end| end > now)));
-    evaluate_plans(conn, workspace_id, &[subject_id], before.into_iter().chain([plan.id]).collect(), now)?;
+    let touched: Vec<i64> = before.into_iter().chain([plan.id]).collect();
+    evaluate_plans(conn, workspace_id, subject_id, &touched, now)?;
     audit::about("", subject);
     audit::states(
         None,
@@ -303,7 +304,7 @@ pub fn unassign(conn: &mut Conn, workspace_id: i64, subject: &str, clock: Clock)
     }
     audit::about("", subject);
     let before = plan_ids(old.iter().filter(|span| span.ends_at.is_none_or(|end| end > now)));
-    evaluate_plans(conn, workspace_id, &[subject_id], before, now)
+    evaluate_plans(conn, workspace_id, subject_id, &before, now)
 }
 
 fn plan_ids<'a>(spans: impl Iterator<Item = &'a AssignmentPeriod>) -> Vec<i64> {
@@ -366,26 +367,71 @@ pub fn move_to_version(conn: &mut Conn, old: &Plan, new: &Plan, now: Timestamp) 
         let rows: Vec<NewRow> = some.iter().map(row).collect();
         both!(conn, c => diesel::insert_into(plan_assignments::table).values(&rows).execute(c)?);
     }
-    let subject_ids: Vec<i64> = plan_assignments::table
-        .filter(plan_assignments::plan_id.eq(new.id))
-        .select(plan_assignments::subject_id)
-        .load(conn)?;
-    evaluate_plans(conn, new.workspace_id, &subject_ids, vec![old.id, new.id], now)
+    states::enqueue_version(conn, old.id, new.id, now)
 }
 
-/// Asks for the evaluation of the subjects under every meter that these plans limit.
+/// Asks for the evaluation of a subject under every meter that these plans limit.
 fn evaluate_plans(
     conn: &mut Conn,
     workspace_id: i64,
-    subject_ids: &[i64],
-    plan_ids: Vec<i64>,
+    subject_id: i64,
+    plan_ids: &[i64],
     now: Timestamp,
 ) -> Result<(), DbError> {
-    let meter_ids = plans::limited_meters(conn, &plan_ids)?;
-    let pairs = subject_ids.iter().flat_map(|subject| meter_ids.iter().map(move |meter| (*subject, *meter)));
+    let meter_ids = plans::limited_meters(conn, plan_ids)?.into_iter();
     let new: Result<Vec<NewJob>, Error> =
-        pairs.map(|(subject, meter)| Evaluation::now(subject, meter).job(workspace_id, now)).collect();
+        meter_ids.map(|meter_id| Evaluation::now(subject_id, meter_id).job(workspace_id, now)).collect();
     queue::enqueue(conn, new?, now)
+}
+
+/// A subject that has a version of a plan, or will.
+#[derive(Clone, Debug)]
+pub struct Holder {
+    /// Of the assignment.
+    pub id: i64,
+    pub subject_id: i64,
+    pub anchor: Timestamp,
+    pub zone: Zone,
+}
+
+#[derive(QueryableByName)]
+struct HolderRow {
+    #[diesel(sql_type = BigInt)]
+    id: i64,
+    #[diesel(sql_type = BigInt)]
+    subject_id: i64,
+    #[diesel(sql_type = BigInt)]
+    anchor: i64,
+    #[diesel(sql_type = Text)]
+    time_zone: String,
+}
+
+impl From<HolderRow> for Holder {
+    fn from(row: HolderRow) -> Self {
+        let HolderRow { id, subject_id, anchor, time_zone } = row;
+        Holder { id, subject_id, anchor: Timestamp(anchor), zone: zone_of(&time_zone) }
+    }
+}
+
+/// Those of a version, by the ids of their assignments, behind this one.
+pub fn holders(
+    conn: &mut Conn,
+    plan_id: i64,
+    now: Timestamp,
+    after: i64,
+    limit: i64,
+) -> Result<Vec<Holder>, DbError> {
+    let rows: Vec<HolderRow> = sql_query(
+        "SELECT a.id, a.subject_id, a.anchor, a.time_zone FROM plan_assignments a
+         JOIN subjects s ON s.id = a.subject_id
+         WHERE a.plan_id = $1 AND (a.ends_at IS NULL OR a.ends_at > $2) AND a.id > $3 ORDER BY a.id LIMIT $4",
+    )
+    .bind::<BigInt, _>(plan_id)
+    .bind::<BigInt, _>(now.0)
+    .bind::<BigInt, _>(after)
+    .bind::<BigInt, _>(limit)
+    .load(conn)?;
+    Ok(rows.into_iter().map(Holder::from).collect())
 }
 
 #[derive(QueryableByName)]

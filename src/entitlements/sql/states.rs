@@ -176,27 +176,50 @@ struct NewEvent<'a> {
     created_at: i64,
 }
 
-/// Asks for the evaluation of every subject with a state of this meter: the same events come to another value now. In
-/// one statement, because there may be very many.
+/// Asks for the evaluation of every subject with a state of this meter: the same events come to another value now.
 pub fn enqueue_meter(conn: &mut Conn, meter: &Meter, now: Timestamp) -> Result<(), DbError> {
-    let earlier = if conn.is_postgres() { "least" } else { "min" };
-    // the same key and payload as `Evaluation::job`
-    let text = format!(
-        r#"INSERT INTO jobs (queue, key, workspace_id, payload, run_after, created_at, generation, attempts)
-           SELECT $1, subject_id || '/' || meter_id, workspace_id,
-                  '{{"subject_id":' || subject_id || ',"meter_id":' || meter_id || ',"late_at":null}}', $2, $2, 0, 0
-           FROM (SELECT DISTINCT subject_id, meter_id, workspace_id FROM entitlement_states WHERE meter_id = $3
-                 ORDER BY subject_id) AS standing
-           WHERE true
-           ON CONFLICT (queue, key) DO UPDATE SET generation = jobs.generation + 1,
-               run_after = {earlier}(jobs.run_after, excluded.run_after)"#
-    );
+    let pairs =
+        "SELECT DISTINCT subject_id, meter_id, workspace_id FROM entitlement_states WHERE meter_id = $3";
+    let text = enqueue_sql(conn, pairs);
     sql_query(text)
         .bind::<Text, _>(QUEUE)
         .bind::<BigInt, _>(now.0)
         .bind::<BigInt, _>(meter.id)
         .execute(conn)?;
     Ok(())
+}
+
+/// Asks for the evaluation of every subject that was taken from a version of a plan to the next one, under every meter that
+/// one of the two limits.
+pub fn enqueue_version(conn: &mut Conn, old: i64, new: i64, now: Timestamp) -> Result<(), DbError> {
+    let pairs = "SELECT DISTINCT a.subject_id, l.meter_id, a.workspace_id FROM plan_assignments a
+                 CROSS JOIN (SELECT DISTINCT meter_id FROM plan_limits WHERE plan_id = $3 OR plan_id = $4) AS l
+                 WHERE a.plan_id = $4";
+    let text = enqueue_sql(conn, pairs);
+    sql_query(text)
+        .bind::<Text, _>(QUEUE)
+        .bind::<BigInt, _>(now.0)
+        .bind::<BigInt, _>(old)
+        .bind::<BigInt, _>(new)
+        .execute(conn)?;
+    Ok(())
+}
+
+/// Enqueues an evaluation of each pair that a query names, `$1` being the queue and `$2` the time: in one statement, because
+/// there may be very many. In the order of their keys, as `jobs::queue::enqueue` does, with the key and payload of
+/// `Evaluation::job`.
+fn enqueue_sql(conn: &Conn, pairs: &str) -> String {
+    let (earlier, in_bytes) = if conn.is_postgres() { ("least", r#"COLLATE "C""#) } else { ("min", "") };
+    format!(
+        r#"INSERT INTO jobs (queue, key, workspace_id, payload, run_after, created_at, scheduled_at, generation, attempts)
+           SELECT $1, standing.name, workspace_id,
+                  '{{"subject_id":' || subject_id || ',"meter_id":' || meter_id || ',"late_at":null}}', $2, $2, $2, 0, 0
+           FROM (SELECT subject_id || '/' || meter_id AS name, subject_id, meter_id, workspace_id
+                 FROM ({pairs}) AS pairs) AS standing
+           WHERE true ORDER BY standing.name {in_bytes}
+           ON CONFLICT (queue, key) DO UPDATE SET generation = jobs.generation + 1,
+               run_after = {earlier}(jobs.run_after, excluded.run_after), scheduled_at = excluded.scheduled_at"#
+    )
 }
 
 /// Subject and meter of each dead job, as far as they exist, by the letter's id.
