@@ -308,16 +308,24 @@ pub fn fail(
     store(conn, &export)
 }
 
-/// Finished exports from before an instant whose files are still there, the oldest first.
-pub fn outdated(conn: &mut Conn, before: Timestamp, limit: i64) -> Result<Vec<Export>, DbError> {
-    let rows: Vec<Row> = export_jobs::table
+/// A finished export whose file is past its time.
+#[derive(Clone, Debug, Queryable)]
+pub struct Outdated {
+    pub id: String,
+    pub workspace_id: i64,
+    pub size_bytes: Option<i64>,
+}
+
+/// Finished exports from before an instant whose files are still there, the oldest first. What they were of is not asked: one
+/// that cannot be read must not keep the files of all others.
+pub fn outdated(conn: &mut Conn, before: Timestamp, limit: i64) -> Result<Vec<Outdated>, DbError> {
+    Ok(export_jobs::table
         .filter(export_jobs::status.eq(Status::Completed.as_str()))
         .filter(export_jobs::expired_at.is_null().and(export_jobs::completed_at.lt(before.0)))
         .order(export_jobs::completed_at)
         .limit(limit)
-        .select(Row::as_select())
-        .load(conn)?;
-    rows.into_iter().map(Row::into_export).collect()
+        .select((export_jobs::id, export_jobs::workspace_id, export_jobs::artifact_size))
+        .load(conn)?)
 }
 
 /// What one clean-up did for a workspace.
@@ -372,15 +380,25 @@ pub fn file_owners(conn: &mut Conn, ids: &[String], now: Timestamp) -> Result<Ve
         .filter(work::queue.eq(QUEUE).and(work::key.eq_any(ids)).and(work::leased_until.ge(now.0)))
         .select(work::key)
         .load(conn)?;
-    let rows: Vec<Row> =
-        export_jobs::table.filter(export_jobs::id.eq_any(ids)).select(Row::as_select()).load(conn)?;
-    let owner = |row: Row| {
-        let has_draft = leased.contains(&row.id);
-        let export = row.into_export()?;
-        let has_file = export.status.may_run() || export.downloadable().is_some();
-        Ok(Owner { id: export.id, has_file, has_draft })
+    let rows: Vec<OwnerRow> = export_jobs::table
+        .filter(export_jobs::id.eq_any(ids))
+        .select((export_jobs::id, export_jobs::status, export_jobs::expired_at))
+        .load(conn)?;
+    let owner = |OwnerRow { id, status, expired_at }| {
+        let has_draft = leased.contains(&id);
+        // a word of a later version may mean anything
+        let has_file = Status::parse(&status)
+            .is_none_or(|status| status.may_run() || (status == Status::Completed && expired_at.is_none()));
+        Owner { id, has_file, has_draft }
     };
-    rows.into_iter().map(owner).collect()
+    Ok(rows.into_iter().map(owner).collect())
+}
+
+#[derive(Queryable)]
+struct OwnerRow {
+    id: String,
+    status: String,
+    expired_at: Option<i64>,
 }
 
 /// What files of a known job are still good for something.

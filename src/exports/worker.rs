@@ -19,7 +19,7 @@ use crate::db::{Conn, Store};
 use crate::error::{Code, Error, Result};
 use crate::exports::csv::Table;
 use crate::exports::job::{Artifact, Export, Kind, file_name};
-use crate::exports::sql::CleanupRun;
+use crate::exports::sql::{CleanupRun, Outdated};
 use crate::exports::storage::{Draft, Storage};
 use crate::jobs::process::{self, WorkerTasks};
 use crate::jobs::queue::{Job, LeaseToken};
@@ -424,7 +424,7 @@ async fn expire_some(store: &Store, storage: &Storage, before: Timestamp, batch_
 }
 
 /// One record for each workspace.
-fn cleanup_runs(removed: &[(Export, bool)], before: Timestamp, now: Timestamp) -> Vec<CleanupRun> {
+fn cleanup_runs(removed: &[(Outdated, bool)], before: Timestamp, now: Timestamp) -> Vec<CleanupRun> {
     let mut runs: Vec<CleanupRun> = Vec::new();
     for (export, is_gone) in removed {
         let at = runs.iter().position(|run| run.workspace_id == export.workspace_id).unwrap_or_else(|| {
@@ -442,7 +442,7 @@ fn cleanup_runs(removed: &[(Export, bool)], before: Timestamp, now: Timestamp) -
         let run = &mut runs[at];
         if *is_gone {
             run.files_deleted += 1;
-            run.bytes_reclaimed += export.artifact.as_ref().map_or(0, |artifact| artifact.size_bytes);
+            run.bytes_reclaimed += export.size_bytes.unwrap_or_default();
         } else {
             run.failures += 1;
         }

@@ -4,6 +4,10 @@
 use std::io::Write;
 use std::time::{Duration, Instant};
 
+use open_spanner::config;
+use open_spanner::db::Store;
+use open_spanner::exports::job::file_name;
+use open_spanner::exports::worker::clean_up;
 use serde_json::{Value, json};
 
 use crate::support::client::{JUNE, NOON};
@@ -332,6 +336,32 @@ async fn one_unreadable_row_is_left_out(database: Database) {
     assert_eq!(count(rules.clone()), 2);
     assert_eq!(count(workspace.get("/v1/meters").await.json(200)), 1);
     assert!(server.log().iter().any(|line| line.contains("left out")), "it is named in the log");
+    drop(server);
+    files_of_exports_go_all_the_same(&database).await;
+}
+
+/// One of them cannot be read.
+async fn files_of_exports_go_all_the_same(database: &Database) {
+    let folder = tempfile::tempdir().expect("a directory");
+    database.execute(
+        "UPDATE export_jobs SET status = 'completed', completed_at = 1, expired_at = NULL, artifact_size = 8,
+             artifact_hash = 'x'",
+    );
+    let mut settings = database.settings();
+    settings.push(("OPEN_SPANNER_EXPORT_STORAGE_PATH", folder.path().display().to_string()));
+    let settings: Vec<(&str, &str)> = settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let config = config::load_from(&["open-spanner", "serve"], &settings).expect("settings").config;
+    let store = Store::new(&config.db);
+    let ids = database.lines("SELECT id AS line FROM export_jobs");
+    // past their time, then left over
+    for round in ["expired", "left over"] {
+        for id in &ids {
+            std::fs::write(folder.path().join(file_name(id)), "a,b\n1,2\n").expect("written");
+        }
+        clean_up(&store, &config).await.expect("cleaned up");
+        assert_eq!(std::fs::read_dir(folder.path()).expect("a directory").count(), 0, "{round}");
+        assert_eq!(database.count("export_jobs WHERE expired_at IS NOT NULL"), 3);
+    }
 }
 
 async fn keys_are_their_bytes(database: Database) {
