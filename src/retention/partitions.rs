@@ -273,15 +273,29 @@ struct OfSubject {
     event_count: i64,
 }
 
-/// Takes the events of a month off the counts of their subjects.
+/// Subjects that are in memory, and in one row of changed counts, at once.
+const SUBJECTS_AT_ONCE: usize = 2_000;
+
+/// Takes the events of a month off the counts of their subjects, which may be very many: the month is grouped once, and
+/// read piece by piece.
 fn uncount(conn: &mut Conn, table: &str) -> Result<(), DbError> {
-    let text = format!("SELECT meter_id, subject_id, COUNT(*) AS event_count FROM {table} GROUP BY 1, 2");
-    let mut pruned: BTreeMap<i64, Counts> = BTreeMap::new();
-    for row in sql_query(text).load::<OfSubject>(conn)? {
-        let counts = pruned.entry(row.meter_id).or_default();
-        counts.insert(row.subject_id, Count { events: -row.event_count, last_at: None });
+    conn.batch_execute(&format!(
+        "DECLARE pruned NO SCROLL CURSOR FOR
+         SELECT meter_id, subject_id, COUNT(*) AS event_count FROM {table} GROUP BY 1, 2 ORDER BY 1, 2"
+    ))?;
+    loop {
+        let rows: Vec<OfSubject> = sql_query(format!("FETCH {SUBJECTS_AT_ONCE} FROM pruned")).load(conn)?;
+        let mut pruned: BTreeMap<i64, Counts> = BTreeMap::new();
+        for row in &rows {
+            let counts = pruned.entry(row.meter_id).or_default();
+            counts.insert(row.subject_id, Count { events: -row.event_count, last_at: None });
+        }
+        pruned.iter().try_for_each(|(meter_id, counts)| fold::uncount(conn, *meter_id, counts))?;
+        if rows.len() < SUBJECTS_AT_ONCE {
+            // an open cursor keeps the table from being dropped
+            return Ok(conn.batch_execute("CLOSE pruned")?);
+        }
     }
-    pruned.iter().try_for_each(|(meter_id, counts)| fold::uncount(conn, *meter_id, counts))
 }
 
 /// Drops a month that was taken out; tells what was in it.

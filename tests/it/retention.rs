@@ -500,6 +500,54 @@ fn events_outside_of_months_are_moved_into_them() {
     });
 }
 
+/// As it would be had a server run then.
+fn attach_month(database: &Database, at: Timestamp) {
+    let text = at.to_string();
+    let from = Timestamp::parse(&format!("{}-01T00:00:00Z", &text[..7])).expect("a time");
+    database.lines(&format!(
+        "CREATE TABLE {} PARTITION OF events FOR VALUES FROM ({}) TO ({})",
+        month_of(at),
+        from.0,
+        from.plus_months(1).0
+    ));
+}
+
+/// More than are read at once, of two meters.
+#[test]
+fn a_month_of_many_subjects_is_dropped() {
+    run(async {
+        const SUBJECTS: usize = 2_500;
+        let database = Database::postgres();
+        let mut server = Server::start(&database);
+        let workspace = server.workspace().await;
+        let old = Timestamp::now().plus(-200 * DAY);
+        attach_month(&database, old);
+        for meter in ["a", "b"] {
+            let body = json!({"name": meter, "unit": "u", "event_retention_days": 10});
+            workspace.post("/v1/meters", &body).await.expect(201);
+            let event = |subject: usize, at: Timestamp| json!({"meter": meter, "subject": format!("s{subject}"), "quantity": 1, "timestamp": at.to_exact_text()});
+            let mut events: Vec<Value> = (0..SUBJECTS).map(|subject| event(subject, old)).collect();
+            events.push(event(0, Timestamp::now()));
+            for some in events.chunks(1_000) {
+                workspace.post("/v1/usages/bulk", &json!(some)).await.expect(201);
+            }
+        }
+        assert_eq!(database.count(&month_of(old)), 2 * SUBJECTS as u64);
+        server.terminate();
+
+        let server = Server::start_with(&database, &TIMER);
+        let client = server.client().with("cookie", workspace.session.header("cookie"));
+        until("the month is dropped", async || !months(&database).contains(&month_of(old))).await;
+        until("its events are not counted any more", async || {
+            let rows = client.get("/v1/meters/stats").await.json(200);
+            [&rows["items"][0], &rows["items"][1]].iter().all(|row| row["usage_events"] == 1)
+        })
+        .await;
+        let subjects = client.get("/v1/subjects?limit=1").await.json(200);
+        assert_eq!(subjects["items"][0]["subject"], "s0", "the newest: {subjects}");
+    });
+}
+
 #[test]
 fn months_past_every_retention_are_dropped() {
     run(async {
@@ -509,14 +557,7 @@ fn months_past_every_retention_are_dropped() {
         // two old months, attached as they would be had the server run then
         let (empty_soon, kept) = (Timestamp::now().plus(-200 * DAY), Timestamp::now().plus(-330 * DAY));
         for at in [empty_soon, kept] {
-            let text = at.to_string();
-            let from = Timestamp::parse(&format!("{}-01T00:00:00Z", &text[..7])).expect("a time");
-            database.lines(&format!(
-                "CREATE TABLE {} PARTITION OF events FOR VALUES FROM ({}) TO ({})",
-                month_of(at),
-                from.0,
-                from.plus_months(1).0
-            ));
+            attach_month(&database, at);
         }
         for workspace in [&one, &other] {
             for (name, days) in [("short", 10), ("long", 3650)] {
