@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use diesel::connection::SimpleConnection;
-use open_spanner::alerts::evaluate::{Outcome, evaluate};
+use open_spanner::alerts::evaluate::{Outcome, Rest, evaluate, evaluate_until};
 use open_spanner::alerts::sql::rules::Filter;
 use open_spanner::config;
 use open_spanner::db::Store;
@@ -351,12 +351,16 @@ async fn a_rule_that_cannot_be_stored_holds_up_no_other(database: Database) {
 
 /// Evaluates every rule in this process, with more settings.
 async fn evaluate_all(database: &Database, more: &[(&str, &str)]) -> Outcome {
+    evaluate(&store_of(database, more), None, Filter::default()).await.expect("evaluated")
+}
+
+fn store_of(database: &Database, more: &[(&str, &str)]) -> Store {
     let settings = database.settings();
     let mut settings: Vec<(&str, &str)> =
         settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
-    settings.extend(more);
+    settings.extend(more.iter().copied());
     let config = config::load_from(&["open-spanner", "serve"], &settings).expect("settings").config;
-    evaluate(&Store::new(&config.db), None, Filter::default()).await.expect("evaluated")
+    Store::new(&config.db)
 }
 
 /// More than is read and written in one go, of which all watch the same numbers.
@@ -385,6 +389,14 @@ async fn rules_of_many_groups_share_a_look(database: Database) {
     let outcome = evaluate_all(&database, &[]).await;
     assert_eq!((outcome.evaluated, outcome.enqueued), (RULES, false), "nothing is told twice");
     assert_eq!(database.count("alert_events"), 10 * RULES.div_ceil(2) as u64);
+
+    // what the time does not allow is left to another turn
+    let (store, over) = (store_of(&database, &[]), Some(Instant::now()));
+    let late = evaluate_until(&store, None, Filter::default(), Rest::all(), over).await.expect("begun");
+    assert_eq!(late.evaluated, 0);
+    let rest = late.rest.expect("all of them are left");
+    let outcome = evaluate_until(&store, None, Filter::default(), rest, None).await.expect("evaluated");
+    assert_eq!((outcome.evaluated, outcome.rest.is_none()), (RULES, true));
 }
 
 /// However much usage there is: no row for each look, no job that dies, and the rules beside it go on.
@@ -461,25 +473,20 @@ async fn sums_that_are_being_folded_are_never_missed(database: Database) {
     let ws = server.workspace().await;
     meter_by_region(&ws).await;
     let destination = destination(&ws, "https://hooks.example.com/usage").await;
-    use_in_the_east(&ws, 10).await;
-    let low = json!({"metadata": {"region": "east"}, "window_seconds": WEEK, "comparator": "lt"});
-    let rules = [
-        rule(&ws, "m", &destination, low).await,
-        rule(
-            &ws,
-            "m",
-            &destination,
-            json!({"group_by": "region", "window_seconds": WEEK, "comparator": "lt"}),
-        )
-        .await,
-    ];
-    let end = Instant::now() + Duration::from_secs(8);
+    let mut rules = Vec::new();
+    for mut more in [json!({"metadata": {"region": "east"}}), json!({"group_by": "region"})] {
+        more["window_seconds"] = json!(WEEK);
+        rules.push(rule(&ws, "m", &destination, more).await);
+    }
+    let (mut sent, end) = (0, Instant::now() + Duration::from_secs(8));
     while Instant::now() < end {
         use_in_the_east(&ws, 1).await;
+        sent += 1;
         let outcome = evaluate_all(&database, &[]).await;
         assert_eq!((outcome.evaluated, outcome.failed), (2, 0));
-    }
-    for rule in &rules {
-        assert_eq!(events(&ws, rule).await, Vec::<Value>::new());
+        for rule in &rules {
+            let state = ws.get(&path(rule)).await.json(200)["state"].clone();
+            assert_eq!(state["value"].to_string(), sent.to_string(), "{state}");
+        }
     }
 }
