@@ -14,6 +14,8 @@ pub enum Kind {
     Meter,
     /// Not counting revoked ones.
     ApiKey,
+    /// Revoked ones too: they stay, so that none comes back by being moved in again.
+    AnyApiKey,
     /// Not counting older versions.
     Plan,
     /// Of all plans, not counting older versions: one list shows all of them.
@@ -42,7 +44,7 @@ impl Kind {
             Kind::Invitation => 200,
             Kind::Member => 1_000,
             Kind::SubjectLink => 100_000,
-            Kind::StoredQuery => 10_000,
+            Kind::StoredQuery | Kind::AnyApiKey => 10_000,
             Kind::PlanLimit => 20_000,
         }
     }
@@ -52,6 +54,7 @@ impl Kind {
         match self {
             Kind::Meter => "meters WHERE workspace_id = $1",
             Kind::ApiKey => "api_keys WHERE workspace_id = $1 AND revoked_at IS NULL",
+            Kind::AnyApiKey => "api_keys WHERE workspace_id = $1",
             Kind::Plan => "plans WHERE workspace_id = $1 AND is_current",
             Kind::PlanLimit => {
                 "plan_limits l JOIN plans p ON p.id = l.plan_id WHERE p.workspace_id = $1 AND p.is_current"
@@ -73,6 +76,7 @@ impl Kind {
         match self {
             Kind::Meter => "meters",
             Kind::ApiKey => "API keys that are not revoked",
+            Kind::AnyApiKey => "API keys, revoked ones included",
             Kind::Plan => "plans",
             Kind::PlanLimit => "limits of plans",
             Kind::AlertRule => "alert rules",

@@ -121,24 +121,17 @@ pub enum HistoryTable {
     DeliveredAlerts,
     /// Completed exports whose file is gone, and those that failed or were canceled.
     ExpiredExports,
-    /// What they did names them by itself.
-    RevokedKeys,
 }
 
 impl HistoryTable {
-    pub const ALL: [HistoryTable; 4] = [
-        HistoryTable::IngestionRuns,
-        HistoryTable::DeliveredAlerts,
-        HistoryTable::ExpiredExports,
-        HistoryTable::RevokedKeys,
-    ];
+    pub const ALL: [HistoryTable; 3] =
+        [HistoryTable::IngestionRuns, HistoryTable::DeliveredAlerts, HistoryTable::ExpiredExports];
 
     pub fn name(self) -> &'static str {
         match self {
             HistoryTable::IngestionRuns => "ingestion_runs",
             HistoryTable::DeliveredAlerts => "alert_deliveries",
             HistoryTable::ExpiredExports => "export_jobs",
-            HistoryTable::RevokedKeys => "api_keys",
         }
     }
 }
@@ -164,9 +157,6 @@ pub fn delete_past(
             "DELETE FROM export_jobs WHERE id IN (
                  SELECT id FROM export_jobs WHERE (status = 'completed' AND expired_at < $1)
                      OR (status IN ('failed', 'canceled') AND COALESCE(completed_at, updated_at) < $1) LIMIT $2)"
-        }
-        HistoryTable::RevokedKeys => {
-            "DELETE FROM api_keys WHERE id IN (SELECT id FROM api_keys WHERE revoked_at < $1 LIMIT $2)"
         }
     };
     Ok(sql_query(text).bind::<BigInt, _>(before.0).bind::<BigInt, _>(limit).execute(conn)?)

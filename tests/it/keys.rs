@@ -18,6 +18,7 @@ on_both_databases!(
     keys_do_not_manage_keys,
     a_key_is_good_in_its_networks_only,
     keys_of_everybody_are_seen_and_ended,
+    revoked_keys_are_bounded,
 );
 
 const KEYS: &str = "/v1/auth/api-keys";
@@ -333,4 +334,28 @@ async fn keys_of_everybody_are_seen_and_ended(database: Database) {
     let page = host.session.get("/api-keys/workspace?unused_days=90").await.expect(200).text;
     assert!(page.contains("old") && !page.contains("everything"), "{page}");
     let _ = old;
+}
+
+async fn revoked_keys_are_bounded(database: Database) {
+    let server = Server::start(&database);
+    let session = server.workspace().await.session;
+    let hash = match database {
+        Database::Sqlite { .. } => "CAST('gone' || n AS BLOB)",
+        Database::Postgres { .. } => "convert_to('gone' || n, 'UTF8')",
+    };
+    let had = database.count("api_keys");
+    database.execute(&format!(
+        "INSERT INTO api_keys (id, public_id, workspace_id, user_id, name, token_hash, prefix, scopes, allowed_meters,
+                               revoked_at, created_at)
+         WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < {})
+         SELECT -n, 'gone-' || n, workspace_id, user_id, name, {hash}, prefix, scopes, allowed_meters, 1, 1
+         FROM numbers, (SELECT * FROM api_keys LIMIT 1) AS one",
+        9_999 - had
+    ));
+    let last = make(&session, json!({"name": "last"})).await;
+    let message = session.post(KEYS, &json!({"name": "more"})).await.error(409, "limit_reached");
+    assert_eq!(message, "limit reached: there may be at most 10000 API keys, revoked ones included");
+    let rotate = format!("{}/rotate", path(&last));
+    session.post(&rotate, &json!({"grace_period_seconds": 3})).await.error(409, "limit_reached");
+    session.delete(&path(&last)).await.expect(204);
 }

@@ -321,6 +321,7 @@ pub fn create(
     now: Timestamp,
 ) -> Result<ApiKey, DbError> {
     limits::check(conn, limits::Kind::ApiKey, owner.workspace_id)?;
+    limits::check(conn, limits::Kind::AnyApiKey, owner.workspace_id)?;
     let public_id = chance::id().to_string();
     let key = insert(conn, owner, &public_id, terms, secret, now)?;
     record(conn, owner, &key, "created", None, None, now)?;
@@ -443,6 +444,7 @@ pub fn rotate(
     if old.expires_at.is_some_and(|at| at <= now.0) {
         return Err(Error::conflict("the API key has expired").into());
     }
+    limits::check(conn, limits::Kind::AnyApiKey, owner.workspace_id)?;
     let new_id = chance::id().to_string();
     let terms = KeyTerms {
         name: old.name.clone(),
