@@ -350,11 +350,11 @@ async fn revoked_keys_are_bounded(database: Database) {
          WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < {})
          SELECT -n, 'gone-' || n, workspace_id, user_id, name, {hash}, prefix, scopes, allowed_meters, 1, 1
          FROM numbers, (SELECT * FROM api_keys LIMIT 1) AS one",
-        9_999 - had
+        99_999 - had
     ));
     let last = make(&session, json!({"name": "last"})).await;
     let message = session.post(KEYS, &json!({"name": "more"})).await.error(409, "limit_reached");
-    assert_eq!(message, "limit reached: there may be at most 10000 API keys, revoked ones included");
+    assert_eq!(message, "limit reached: there may be at most 100000 API keys, revoked ones included");
     let rotate = format!("{}/rotate", path(&last));
     session.post(&rotate, &json!({"grace_period_seconds": 3})).await.error(409, "limit_reached");
     session.delete(&path(&last)).await.expect(204);
