@@ -74,6 +74,8 @@ pub struct Config {
     pub cache_ttl: Duration,
     /// Keys that seal stored secrets, as `vault` reads them.
     pub encryption_keys: Option<Secret>,
+    /// Where there is no key and none is made: whether secrets are stored as they are, or not at all.
+    pub clear_secrets: bool,
     /// Time to finish accepted work after a signal to stop.
     pub shutdown_timeout: Duration,
     pub log_format: LogFormat,
@@ -305,6 +307,7 @@ impl Config {
             webhook_https_only: v.boolean("WEBHOOK_HTTPS_ONLY"),
             cache_ttl: v.duration("CACHE_TTL"),
             encryption_keys: v.secret("ENCRYPTION_KEYS"),
+            clear_secrets: v.boolean("CLEAR_SECRETS"),
             shutdown_timeout: v.duration("SHUTDOWN_TIMEOUT"),
             log_format: match v.text("LOG_FORMAT").as_str() {
                 "text" => LogFormat::Text,

@@ -26,7 +26,9 @@ fn main() -> ExitCode {
         log::warn!("{warning}");
     }
     let config = loaded.config;
-    if let Err(error) = vault::install(config.encryption_keys.as_ref().map(|keys| keys.expose())) {
+    let (keys, own) = (config.encryption_keys.as_ref(), db::file_of(&config.db.driver));
+    let own = own.map(|database| vault::file::beside(&database));
+    if let Err(error) = vault::install(keys.map(|keys| keys.expose()), own, config.clear_secrets) {
         return ended(Err(error));
     }
     db::call_process(config.role.name());

@@ -1,9 +1,14 @@
 //! Secrets at rest: sealed with AES-256-GCM under a key of the ring in `OPEN_SPANNER_ENCRYPTION_KEYS`, bound to table,
 //! column, row and workspace, so that a sealed text is worth nothing in another place. The first key of the ring seals, all
-//! of them open. Never logs a key or what was sealed.
+//! of them open. Where nobody gave a key, one is made in a file beside the SQLite database; on PostgreSQL, where processes on
+//! several machines would each have another one, secrets lie in clear text unless the settings refuse that. Never logs a key
+//! or what was sealed.
+
+pub mod file;
 
 use std::fmt;
-use std::sync::OnceLock;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
@@ -38,8 +43,8 @@ impl Place<'_> {
 }
 
 /// Keys by their ids, the one that seals first. Empty: secrets are kept as they are.
-#[derive(Default)]
-pub struct KeyRing(Vec<(String, LessSafeKey)>);
+#[derive(Clone, Default)]
+pub struct KeyRing(Vec<(String, Arc<LessSafeKey>)>);
 
 impl fmt::Debug for KeyRing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -47,36 +52,46 @@ impl fmt::Debug for KeyRing {
     }
 }
 
-fn unusable(detail: impl fmt::Display) -> Error {
-    Error::new(Code::Unusable, format!("OPEN_SPANNER_ENCRYPTION_KEYS: {detail}"))
-}
+const SETTING: &str = "OPEN_SPANNER_ENCRYPTION_KEYS";
 
 impl KeyRing {
     /// `k2:BASE64,k1:BASE64`: ids and keys of 32 bytes, the one that seals first. The words of a refusal hold no key.
     pub fn parse(text: &str) -> Result<KeyRing> {
-        let mut keys: Vec<(String, LessSafeKey)> = Vec::new();
+        KeyRing::parse_from(SETTING, text)
+    }
+
+    /// As [`KeyRing::parse`]; a refusal names the place where the text stands.
+    fn parse_from(source: &str, text: &str) -> Result<KeyRing> {
+        let unusable = |detail: &dyn fmt::Display| Error::new(Code::Unusable, format!("{source}: {detail}"));
+        let mut keys: Vec<(String, Arc<LessSafeKey>)> = Vec::new();
         for part in text.split([',', '\n']).map(str::trim).filter(|part| !part.is_empty()) {
-            let (id, key) = part.split_once(':').ok_or_else(|| unusable("must be like k1:BASE64"))?;
+            let (id, key) = part.split_once(':').ok_or_else(|| unusable(&"must be like k1:BASE64"))?;
             let is_id = !id.is_empty()
                 && id.len() <= ID_CHARACTERS_MAX
                 && id.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'));
             if !is_id {
-                return Err(unusable("ids are 1 to 32 letters, digits, dots, dashes and underscores"));
+                return Err(unusable(&"ids are 1 to 32 letters, digits, dots, dashes and underscores"));
             }
             if keys.iter().any(|(known, _)| known == id) {
-                return Err(unusable(format_args!("two keys are called {id}")));
+                return Err(unusable(&format_args!("two keys are called {id}")));
             }
             let bytes = STANDARD.decode(key.trim()).or_else(|_| URL_SAFE_NO_PAD.decode(key.trim()));
             let bytes = bytes.ok().filter(|bytes| bytes.len() == KEY_BYTES);
-            let bytes = bytes.ok_or_else(|| unusable(format_args!("key {id} is not 32 bytes in Base64")))?;
-            let key = UnboundKey::new(&AES_256_GCM, &bytes).map_err(|_| unusable("a key was not taken"))?;
-            keys.push((id.to_owned(), LessSafeKey::new(key)));
+            let bytes = bytes.ok_or_else(|| unusable(&format_args!("key {id} is not 32 bytes in Base64")))?;
+            let key = UnboundKey::new(&AES_256_GCM, &bytes).map_err(|_| unusable(&"a key was not taken"))?;
+            keys.push((id.to_owned(), Arc::new(LessSafeKey::new(key))));
         }
         Ok(KeyRing(keys))
     }
 
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+
+    /// These keys, and behind them those of another ring whose names are not taken.
+    fn and(&self, other: KeyRing) -> KeyRing {
+        let more = other.0.into_iter().filter(|(id, _)| !self.has(id));
+        KeyRing(self.0.iter().cloned().chain(more).collect())
     }
 
     /// The id of the key that seals.
@@ -153,17 +168,72 @@ pub fn key_id(stored: &str) -> Option<&str> {
     Some(stored.strip_prefix(SEALED)?.split(':').next().unwrap_or_default())
 }
 
-static RING: OnceLock<KeyRing> = OnceLock::new();
+/// What this process was told of keys.
+#[derive(Default)]
+struct Told {
+    ring: KeyRing,
+    /// Where a key of our own is, or may be made.
+    own: Option<PathBuf>,
+    may_be_clear: bool,
+}
 
-/// Gives this process its keys, once, before any work.
-pub fn install(keys: Option<&str>) -> Result<()> {
-    let _ = RING.set(KeyRing::parse(keys.unwrap_or_default())?);
+static TOLD: OnceLock<Told> = OnceLock::new();
+static RING: OnceLock<KeyRing> = OnceLock::new();
+static NONE: KeyRing = KeyRing(Vec::new());
+
+/// Tells this process its keys, once, before any work: those of the settings, the file where it may have one of its own, and
+/// whether secrets may lie in clear text where there is neither.
+pub fn install(keys: Option<&str>, own: Option<PathBuf>, may_be_clear: bool) -> Result<()> {
+    let ring = KeyRing::parse(keys.unwrap_or_default())?;
+    let _ = TOLD.set(Told { ring, own, may_be_clear });
     Ok(())
 }
 
-/// The keys of this process.
+/// The file of this process for a key of its own, if it may have one.
+pub fn own_file() -> Option<&'static Path> {
+    TOLD.get()?.own.as_deref()
+}
+
+/// The keys of this process: those of the settings, then those in its file, which another process may have made since this
+/// one looked last.
 pub fn ring() -> &'static KeyRing {
-    RING.get_or_init(KeyRing::default)
+    if let Some(ring) = RING.get() {
+        return ring;
+    }
+    let Some(told) = TOLD.get() else { return &NONE };
+    let found = told.own.as_deref().map(file::read).transpose();
+    match found.map(Option::flatten) {
+        Ok(Some(own)) => RING.get_or_init(|| told.ring.and(own)),
+        Ok(None) if told.own.is_none() => RING.get_or_init(|| told.ring.clone()),
+        Ok(None) => &told.ring,
+        Err(error) => {
+            log::error!("{}", error.message);
+            &told.ring
+        }
+    }
+}
+
+/// The keys for a secret that is about to be stored. Where nobody gave one, it is made; where it cannot be, and secrets may
+/// not lie in clear text, 409.
+pub fn sealing() -> Result<&'static KeyRing> {
+    let known = ring();
+    let Some(told) = TOLD.get().filter(|_| known.is_empty()) else { return Ok(known) };
+    match &told.own {
+        Some(own) => {
+            file::make(own)?;
+            file::read(own)?;
+            let made = ring();
+            match made.is_empty() {
+                true => Err(Error::new(Code::Unusable, format!("{} holds no key", own.display()))),
+                false => Ok(made),
+            }
+        }
+        None if told.may_be_clear => Ok(known),
+        None => Err(Error::conflict(format_args!(
+            "this server has no key to seal a secret with: whoever runs it sets {SETTING}, or allows clear text with \
+             OPEN_SPANNER_CLEAR_SECRETS=true"
+        ))),
+    }
 }
 
 #[cfg(test)]
@@ -210,6 +280,9 @@ mod tests {
         let wrong = KeyRing::parse(&TWO.replace("k2", "k1")).expect("a ring");
         assert_eq!(wrong.try_open(HERE, &stored), Err(Unopened::Refused));
         assert_eq!(wrong.try_open(HERE, "sealed:1:k1:AAAA"), Err(Unopened::Damaged));
+        let joined = KeyRing::parse(TWO).expect("a ring").and(old.clone()).and(wrong);
+        assert_eq!(joined.ids().collect::<Vec<_>>(), ["k2", "k1"]);
+        assert_eq!(joined.open(HERE, &stored).expect("the first of a name"), "s");
         let none = KeyRing::default();
         assert_eq!(none.seal(HERE, "s").expect("kept"), "s");
         assert_eq!(both.open(HERE, "osp_whsec_old").expect("opened"), "osp_whsec_old");

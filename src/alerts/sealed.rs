@@ -67,8 +67,13 @@ impl Sealed {
     /// Why webhooks could not be signed, for an operator.
     pub fn problem(&self) -> Option<String> {
         if let Some(id) = self.missing().first() {
+            let file = vault::own_file().map_or_else(String::new, |file| match file.exists() {
+                true => format!(", and neither does {}", file.display()),
+                false => format!(", and {} is not there: it is in no backup, put it back", file.display()),
+            });
             return Some(format!(
-                "stored secrets are sealed with a key that OPEN_SPANNER_ENCRYPTION_KEYS does not have: {id}"
+                "stored secrets are sealed with a key that OPEN_SPANNER_ENCRYPTION_KEYS does not have: {id}{file}; if it is \
+                 gone for good, `open-spanner keys rotate --replace-lost` makes new secrets"
             ));
         }
         let id = *self.wrong().first()?;

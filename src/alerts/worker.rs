@@ -289,10 +289,21 @@ pub async fn check_keys(store: &Store) -> Result<()> {
     if let Some(problem) = sealed.problem() {
         return Err(Error::new(Code::Unusable, problem));
     }
-    if sealed.clear > 0 && vault::ring().is_empty() {
-        log::warn!(
+    if let Some(file) = vault::own_file() {
+        // made now, so that whoever backs this up finds it from the first day
+        let seals = vault::sealing()?.current().unwrap_or_default();
+        if file.exists() {
+            log::info!(file:% = file.display(), seals; "secrets are sealed; no backup holds the keys in this file");
+        }
+    }
+    match (sealed.clear, vault::ring().is_empty()) {
+        (0, _) => {}
+        (_, true) => log::warn!(
             "secrets of webhooks lie in clear text: set OPEN_SPANNER_ENCRYPTION_KEYS, then `open-spanner keys rotate`"
-        );
+        ),
+        (_, false) => {
+            log::warn!("secrets of webhooks lie in clear text: run `open-spanner keys rotate`");
+        }
     }
     Ok(())
 }

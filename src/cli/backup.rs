@@ -8,12 +8,13 @@ use serde_json::json;
 
 use crate::backup::manifest::Manifest;
 use crate::backup::{self};
-use crate::cli::{Outcome, print_json};
+use crate::cli::{Outcome, keys, print_json};
 use crate::clock;
 use crate::config::Config;
 use crate::config::commands::{Backup, BackupAction, Restore};
 use crate::error::{Code, Error, Result};
 use crate::output::print;
+use crate::vault;
 
 pub fn backup(config: &Config, asked: &Backup) -> Result<Outcome> {
     match (&asked.action, &asked.file) {
@@ -32,11 +33,26 @@ fn create(config: &Config, file: &Path, as_json: bool) -> Result<Outcome> {
     let manifest = backup::create(&config.db.driver, file)?;
     let seconds = clock::since(began).as_secs_f64();
     if as_json {
-        print_json(&json!({"file": file.display().to_string(), "seconds": seconds, "manifest": manifest}))?;
+        let keys = sealed_with(config)?;
+        print_json(&json!({"file": file.display().to_string(), "seconds": seconds, "sealed_with": keys,
+                           "manifest": manifest}))?;
     } else {
         print(&format!("{}: {}, {seconds:.1} s\n", file.display(), summary(&manifest)));
+        let keys = sealed_with(config)?;
+        if !keys.is_empty() {
+            let own = vault::own_file().filter(|file| file.exists());
+            let place = own.map(|own| own.display().to_string());
+            let place = place.unwrap_or_else(|| "OPEN_SPANNER_ENCRYPTION_KEYS".to_owned());
+            let keys = keys.join(", ");
+            print(&format!("secrets in it are sealed with {keys}: keep {place} as well, in another place\n"));
+        }
     }
     Ok(Outcome::Done)
+}
+
+/// The keys without which a backup of this database cannot sign.
+fn sealed_with(config: &Config) -> Result<Vec<String>> {
+    Ok(keys::look(&config.db.driver)?.counts().map(|(id, _)| id.to_owned()).collect())
 }
 
 /// To standard output. The databases' own tools write files, and nothing is told before all of it is known to be whole: it
@@ -88,8 +104,10 @@ pub fn restore(config: &Config, asked: &Restore) -> Result<Outcome> {
     let manifest = backup::restore(&config.db.driver, &asked.file)?;
     let owed = backup::webhooks_owed(&config.db.driver)?;
     let (seconds, made_at) = (clock::since(began).as_secs_f64(), &manifest.made_at);
+    let sealed = keys::look(&config.db.driver)?;
     if asked.json.json {
-        print_json(&json!({"rto_seconds": seconds, "made_at": made_at, "webhooks_owed": owed}))?;
+        print_json(&json!({"rto_seconds": seconds, "made_at": made_at, "webhooks_owed": owed,
+                           "keys_missing": sealed.missing()}))?;
         return Ok(Outcome::Done);
     }
     print(&format!(
@@ -97,5 +115,8 @@ pub fn restore(config: &Config, asked: &Restore) -> Result<Outcome> {
          idempotency keys.\n{owed} queues of webhooks are sent on when an alert worker starts.\n",
         summary(&manifest)
     ));
+    if let Some(problem) = sealed.problem() {
+        print(&format!("before you start it: {problem}\n"));
+    }
     Ok(Outcome::Done)
 }

@@ -12,6 +12,7 @@ use crate::jobs::instances::{self, Instance};
 use crate::jobs::sql::{self, Standing};
 use crate::metering::time::{SECOND, Timestamp};
 use crate::output::print;
+use crate::vault;
 
 /// With less room than this on a disk something will stop soon.
 const ROOM_LOW: u64 = 1 << 30;
@@ -159,11 +160,22 @@ fn secrets(driver: &Driver) -> Finding {
         Err(error) => return finding(Fail, "secrets", error.message),
     };
     let count: u64 = sealed.counts().map(|(_, count)| count).sum();
+    let ring = vault::ring();
+    let own = vault::own_file().filter(|file| file.exists());
+    let own = own.map(|file| format!("; keep {} as well as backups, and apart from them", file.display()));
+    let own = own.unwrap_or_default();
     match (sealed.problem(), sealed.clear) {
         (Some(problem), _) => finding(Fail, "secrets", problem),
-        (None, 0) => finding(Good, "secrets", format!("{count} sealed, all with keys of the ring")),
+        (None, 0) if ring.is_empty() && vault::own_file().is_none() => {
+            let advice = "a secret made now has no key to be sealed with: set OPEN_SPANNER_ENCRYPTION_KEYS";
+            finding(Good, "secrets", format!("none is stored; {advice}"))
+        }
+        (None, 0) => finding(Good, "secrets", format!("{count} sealed, all with keys of the ring{own}")),
         (None, clear) => {
-            let advice = "set OPEN_SPANNER_ENCRYPTION_KEYS, then open-spanner keys rotate";
+            let advice = match ring.is_empty() {
+                true => "set OPEN_SPANNER_ENCRYPTION_KEYS, then open-spanner keys rotate",
+                false => "run open-spanner keys rotate",
+            };
             finding(Warn, "secrets", format!("{clear} lie in clear text: {advice}"))
         }
     }

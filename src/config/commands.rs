@@ -112,7 +112,11 @@ pub enum Keys {
     /// How many secrets lie under which key; ends with 3 when a key is missing
     Status(Json),
     /// Seal every secret with the first key of OPEN_SPANNER_ENCRYPTION_KEYS, also those that lie in clear text
-    Rotate,
+    Rotate {
+        /// Put new secrets in the place of those whose key is gone for good: receivers have to be told
+        #[arg(long)]
+        replace_lost: bool,
+    },
 }
 
 #[derive(Clone, Debug, Subcommand)]

@@ -70,9 +70,9 @@ pub fn unpack(
         (Some(secret), None) if row[secret].is_none() => {
             row[secret] = Some(Token::new(SECRET_PREFIX)?.expose().to_owned());
             let nothing = KeyRing::default();
-            reseal(columns, row, workspace_id, [&nothing, vault::ring()])
+            reseal(columns, row, workspace_id, [&nothing, vault::sealing()?])
         }
-        (_, Some(key)) => reseal(columns, row, workspace_id, [key, vault::ring()]),
+        (_, Some(key)) => reseal(columns, row, workspace_id, [key, vault::sealing()?]),
         _ => Ok(()),
     }
 }

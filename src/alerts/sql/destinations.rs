@@ -68,6 +68,11 @@ impl StoredSecrets {
         std::iter::once(bound("secret", self.secret.as_str())).chain(previous)
     }
 
+    /// Another secret, sealed for this row.
+    pub fn sealed(&self, secret: &str) -> Result<String, Error> {
+        vault::sealing()?.seal(place("secret", &self.public_id, self.workspace_id), secret)
+    }
+
     /// Both as the key that seals now seals them.
     pub fn sealed_anew(&self) -> Result<(String, Option<String>), Error> {
         let anew = |column: &'static str, stored: &str| {
@@ -149,7 +154,7 @@ pub fn add(
 ) -> Result<Destination, DbError> {
     limits::check(conn, limits::Kind::AlertDestination, workspace_id)?;
     let public_id = chance::id().to_string();
-    let sealed = vault::ring().seal(place("secret", &public_id, workspace_id), secret)?;
+    let sealed = vault::sealing()?.seal(place("secret", &public_id, workspace_id), secret)?;
     let row = NewRow {
         public_id,
         workspace_id,
@@ -251,8 +256,9 @@ pub fn rotate(
     now: Timestamp,
 ) -> Result<Destination, DbError> {
     let found = lock(conn, workspace_id, public_id)?;
-    let sealed = vault::ring().seal(place("secret", public_id, workspace_id), secret)?;
-    let previous = vault::ring().seal(place("previous_secret", public_id, workspace_id), &found.secret()?)?;
+    let ring = vault::sealing()?;
+    let sealed = ring.seal(place("secret", public_id, workspace_id), secret)?;
+    let previous = ring.seal(place("previous_secret", public_id, workspace_id), &found.secret()?)?;
     diesel::update(alert_destinations::table.find(found.id))
         .set((
             alert_destinations::secret.eq(sealed),

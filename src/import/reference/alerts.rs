@@ -36,7 +36,7 @@ pub fn destination(conn: &mut Conn, ids: &mut Ids, row: &Row) -> Result<Put, Ref
     }
     let workspace_id = ids.workspace(row)?;
     let place = Place { table: "alert_destinations", column: "secret", row: &public_id, workspace_id };
-    let secret = vault::ring().seal(place, &row.text("webhook_secret")?)?;
+    let secret = vault::sealing()?.seal(place, &row.text("webhook_secret")?)?;
     let columns: Columns = vec![
         ("workspace_id", workspace_id.into()),
         ("name", row.text("name")?.into()),

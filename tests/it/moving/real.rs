@@ -169,7 +169,11 @@ async fn the_rest_is_there(ours: &Database, server: &Server, known: &Value) {
         let id = id.as_str().expect("an id");
         let stored =
             ours.lines(&format!("SELECT secret AS line FROM alert_destinations WHERE public_id = '{id}'"));
-        assert_eq!(stored, [secret["secret"].as_str().expect("a text")]);
+        match ours {
+            // with a key of its own
+            Database::Sqlite { .. } => assert!(stored[0].starts_with("sealed:1:own-"), "{stored:?}"),
+            Database::Postgres { .. } => assert_eq!(stored, [secret["secret"].as_str().expect("a text")]),
+        }
     }
     for stored in known["stored_keys"].as_array().expect("keys") {
         let event = json!({"idempotency_key": stored["key"], "meter": "api_calls", "subject": "x", "quantity": 1, "metadata": {"region": "eu"}});
