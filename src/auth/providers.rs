@@ -117,7 +117,8 @@ impl Providers {
         if let Some(oidc) = &settings.oidc {
             let roles = RolesOfGroups::of(oidc);
             let claim = roles.is_some().then(|| oidc.groups_claim.clone());
-            let kind = Kind::Oidc(Box::new(Issuer::discovered(&oidc.issuer, &oidc.scopes, claim, http)));
+            let issuer = Issuer::discovered(&oidc.issuer, &oidc.scopes, claim, http);
+            let kind = Kind::Oidc(Box::new(issuer.vouching_for(oidc.verified_domains.clone())));
             all.push(Provider { id: "oidc", name: oidc.name.clone(), own: oidc.client.clone(), kind, roles });
         }
         Ok(Providers { all, domains: settings.domains.clone() })

@@ -312,6 +312,8 @@ pub struct Oidc {
     pub name: String,
     pub client: OAuthClient,
     pub scopes: String,
+    /// Whose addresses count as verified where the provider does not say whether they are, in lower case.
+    pub verified_domains: Vec<String>,
     pub groups_claim: String,
     /// Which group gives which role, in the words of the settings; they are checked.
     pub roles: Vec<(String, String)>,
@@ -335,6 +337,16 @@ impl Oidc {
         };
         let roles: Option<Vec<_>> = words(v, "OIDC_ROLES", ',').map(pair).collect();
         let roles = roles.ok_or_else(|| fault("OIDC_ROLES", "has a part that is no pair", expected))?;
+        let verified_domains: Vec<String> =
+            words(v, "OIDC_VERIFIED_DOMAINS", ',').map(|domain| domain.to_lowercase()).collect();
+        let is_domain = |text: &String| {
+            let is_plain = text.chars().all(|c| c.is_alphanumeric() || matches!(c, '.' | '-'));
+            is_plain && text.split('.').all(|label| !label.is_empty())
+        };
+        if !verified_domains.iter().all(is_domain) {
+            let problem = "has a part that is no domain";
+            return Err(fault("OIDC_VERIFIED_DOMAINS", problem, "domains such as example.com, each by name"));
+        }
         let workspace = v.optional_text("OIDC_WORKSPACE");
         if !roles.is_empty() && workspace.is_none() {
             let problem = "is not set while OPEN_SPANNER_OIDC_ROLES is";
@@ -349,6 +361,7 @@ impl Oidc {
                 redirect_url: v.optional_text("OIDC_REDIRECT_URL"),
             },
             scopes: v.text("OIDC_SCOPES"),
+            verified_domains,
             groups_claim: v.text("OIDC_GROUPS_CLAIM"),
             roles,
             workspace,

@@ -165,6 +165,7 @@ pub const TABLE: &[Group] = &[
         row("OIDC_CLIENT_SECRET",         "",     Secret,     "client secret there; empty: a public client, with PKCE alone"),
         row("OIDC_REDIRECT_URL",          "",     Url,        "fixed callback URL for that provider"),
         row("OIDC_SCOPES",                "openid email profile", Text("SCOPES"), "scopes to ask for, separated by spaces"),
+        row("OIDC_VERIFIED_DOMAINS",      "",     Text("DOMAINS"), "domains of which that provider gives out the addresses, separated by commas: they count as verified where it does not say (no email_verified)"),
         row("OIDC_GROUPS_CLAIM",          "groups", Text("CLAIM"), "the claim that lists a person's groups"),
         row("OIDC_ROLES",                 "",     Text("GROUP=ROLE"), "roles of groups, separated by commas: admins=admin,staff=viewer"),
         row("OIDC_WORKSPACE",             "",     Text("ID"), "the workspace in which they have these roles"),

@@ -55,6 +55,8 @@ pub struct Issuer {
     issuer: String,
     scopes: String,
     groups_claim: Option<String>,
+    /// Whose addresses it gives out itself: they are verified, though it does not say so.
+    verified_domains: Vec<String>,
     fixed: Option<Addresses>,
     caller: Caller,
     addresses: Mutex<Known<Addresses>>,
@@ -106,6 +108,7 @@ impl Issuer {
             issuer: issuer.to_owned(),
             scopes: scopes.to_owned(),
             groups_claim,
+            verified_domains: Vec::new(),
             fixed: None,
             caller,
             addresses: Mutex::default(),
@@ -116,6 +119,11 @@ impl Issuer {
     pub fn fixed(addresses: Addresses, scopes: &str, caller: Caller) -> Issuer {
         let issuer = addresses.issuer.clone();
         Issuer { fixed: Some(addresses), ..Issuer::discovered(&issuer, scopes, None, caller) }
+    }
+
+    /// Some providers, such as Microsoft Entra, never say whether an address is verified.
+    pub fn vouching_for(self, verified_domains: Vec<String>) -> Issuer {
+        Issuer { verified_domains, ..self }
     }
 
     pub fn name(&self) -> &str {
@@ -254,13 +262,17 @@ impl Issuer {
         if subject.is_empty() {
             return Err(failed("its id_token names nobody"));
         }
+        let email = text("email");
         let email_verified = match claims.get("email_verified") {
             Some(Value::Bool(flag)) => *flag,
             Some(Value::String(word)) => word == "true",
-            _ => false,
+            Some(_) => false,
+            None => email
+                .rsplit_once('@')
+                .is_some_and(|(_, domain)| self.verified_domains.contains(&domain.to_lowercase())),
         };
         let groups = self.groups_claim.as_ref().and_then(|claim| claims.get(claim)).map(words);
-        Ok(Profile { issuer: self.issuer.clone(), subject, email: text("email"), email_verified, groups })
+        Ok(Profile { issuer: self.issuer.clone(), subject, email, email_verified, groups })
     }
 }
 
