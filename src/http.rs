@@ -23,6 +23,7 @@ pub mod meters;
 pub mod ndjson;
 mod observe;
 pub mod openapi;
+pub mod origin;
 pub mod plans;
 pub mod providers;
 pub mod respond;

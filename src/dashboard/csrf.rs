@@ -8,7 +8,8 @@ use ring::hmac;
 
 use crate::auth::{Caller, Credential};
 use crate::error::{Error, Result};
-use crate::http::session::{is_foreign, sent_header};
+use crate::http::origin::is_foreign;
+use crate::http::session::sent_header;
 
 /// 403 unless the browser says that the request comes from our own pages. One that says nothing is refused.
 pub fn check_origin(request: &HttpRequest) -> Result<()> {

@@ -15,7 +15,8 @@ use crate::auth::permission::Role;
 use crate::dashboard::view::{Instant, When};
 use crate::dashboard::{assets, csrf};
 use crate::error::{Error, Result};
-use crate::http::session::{FLASH_COOKIE, flash_cookie, secure, sent_cookie, sent_header};
+use crate::http::origin::own_origin;
+use crate::http::session::{FLASH_COOKIE, flash_cookie, secure, sent_cookie};
 use crate::metering::calendar::Zone;
 
 pub const THEME_COOKIE: &str = "open_spanner_theme";
@@ -32,7 +33,7 @@ pub struct Visit {
     flash: String,
     /// Path and query.
     pub here: String,
-    /// `https://host`, as the browser knows us.
+    /// `https://host`, as people find us.
     pub origin: String,
     pub is_secure: bool,
 }
@@ -48,8 +49,8 @@ impl FromRequest for Visit {
 
 impl Visit {
     pub fn of(request: &HttpRequest) -> Visit {
-        let is_secure = request.app_data::<web::Data<App>>().is_some_and(|app| secure(app, request));
-        let host = sent_header(request, "host").unwrap_or("localhost");
+        let app = request.app_data::<web::Data<App>>();
+        let is_secure = app.is_some_and(|app| secure(app, request));
         let flash = sent_cookie(request, FLASH_COOKIE).unwrap_or_default();
         let theme = sent_cookie(request, THEME_COOKIE).unwrap_or_default();
         let zone = sent_cookie(request, ZONE_COOKIE).unwrap_or_default();
@@ -61,7 +62,7 @@ impl Visit {
             has_keys: sent_cookie(request, KEYS_COOKIE).as_deref() != Some("off"),
             flash: percent_decode_str(&flash).decode_utf8_lossy().into_owned(),
             here: request.uri().path_and_query().map_or("/", |path| path.as_str()).to_owned(),
-            origin: format!("{}://{host}", if is_secure { "https" } else { "http" }),
+            origin: app.map(|app| own_origin(app, request)).unwrap_or_default(),
             is_secure,
         }
     }

@@ -8,6 +8,7 @@ use actix_web::middleware::Next;
 use actix_web::{HttpMessage, web};
 
 use super::observe::{Said, observe};
+use super::origin::is_foreign;
 use super::routes::{Demand, Door, RoutePolicies, method_not_allowed};
 use super::{body, extract, respond, session};
 use crate::app::App;
@@ -212,7 +213,7 @@ async fn admit(app: &App, request: &ServiceRequest, pattern: &str, access: &Acce
         return Err(Error::invalid("NUL characters are not allowed"));
     }
     let changes = !matches!(*request.method(), Method::GET | Method::HEAD);
-    let is_foreign = || changes && session::is_foreign(request.request());
+    let is_foreign = || changes && is_foreign(request.request());
     if pattern.starts_with("/v1/auth/") && is_foreign() {
         // whoever is signed in by another site works in somebody else's workspace and does not know
         return Err(Error::forbidden("another site asks for this"));

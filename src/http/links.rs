@@ -13,8 +13,8 @@ use crate::error::Result;
 use crate::http::body::Json;
 use crate::http::extract::{Id, Ids};
 use crate::http::openapi::Doc;
+use crate::http::origin::own_origin;
 use crate::http::respond::{self, Page};
-use crate::http::session::{secure, sent_header};
 use crate::metering::event::parse_subject;
 use crate::metering::time::Timestamp;
 
@@ -89,9 +89,7 @@ pub async fn create(
         expires_in_seconds: input.expires_in_seconds,
     };
     let (link, token) = app.auth.create_link(&caller, subject, &wish).await?;
-    let scheme = if secure(&app, &request) { "https" } else { "http" };
-    let host = sent_header(&request, "host").unwrap_or("localhost");
-    let url = format!("{scheme}://{host}/share/{}", token.expose());
+    let url = format!("{}/share/{}", own_origin(&app, &request), token.expose());
     respond::created(&View::of(&link, Some(token.expose()), Some(url)))
 }
 

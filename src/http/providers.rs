@@ -10,14 +10,13 @@ use crate::app::App;
 use crate::auth::providers::{ADDRESS_BYTES_MAX, Brought, FLOW_LIFETIME, Provider, Returned, Wish};
 use crate::auth::session::ACCESS_COOKIE;
 use crate::auth::sql::identities::Identity;
-use crate::auth::throttle::is_trusted;
 use crate::auth::{Caller, token};
 use crate::error::{Code, Error, Result};
 use crate::http::extract::{Id, Params};
 use crate::http::openapi::Doc;
-use crate::http::peer;
+use crate::http::origin::{is_foreign, own_origin};
 use crate::http::respond::{self, Page};
-use crate::http::session::{address, flash_cookie, is_foreign, own_path, secure, sent_cookie, sent_header};
+use crate::http::session::{address, flash_cookie, own_path, secure, sent_cookie};
 use crate::metering::time::{SECOND, Timestamp};
 
 pub const STATE_COOKIE: &str = "open_spanner_oauth_state";
@@ -178,18 +177,6 @@ fn redirect_url(app: &App, request: &HttpRequest, provider: &Provider, asked: &s
         (None, Some(fixed)) => fixed.to_owned(),
         (None, None) => format!("{own}{path}"),
     }
-}
-
-/// Where people find this server: as the settings say, else as this request does.
-pub(crate) fn own_origin(app: &App, request: &HttpRequest) -> String {
-    if let Some(url) = &app.config.http.public_url {
-        return url.clone();
-    }
-    let is_proxy = is_trusted(peer(request), &app.config.http.trusted_proxies);
-    let forwarded = sent_header(request, "x-forwarded-host").filter(|_| is_proxy);
-    let host = forwarded.or_else(|| sent_header(request, "host")).unwrap_or("localhost");
-    let host = host.split(',').next().unwrap_or_default().trim();
-    format!("{}://{host}", if secure(app, request) { "https" } else { "http" })
 }
 
 /// Scheme, host and port of a web address without a user; nothing of its path.

@@ -19,6 +19,7 @@ use crate::auth::{Caller, User};
 use crate::error::{Error, Result};
 use crate::http::body::{Body, Json};
 use crate::http::openapi::Doc;
+use crate::http::origin::is_foreign;
 use crate::http::{peer, respond};
 use crate::metering::time::Timestamp;
 
@@ -146,16 +147,6 @@ pub(crate) fn sent_cookie(request: &HttpRequest, name: &str) -> Option<String> {
 
 pub(crate) fn sent_header<'a>(request: &'a HttpRequest, name: &str) -> Option<&'a str> {
     request.headers().get(name).and_then(|value| value.to_str().ok())
-}
-
-/// Whether a browser says that another site sent this. Programs say nothing, and are believed.
-pub fn is_foreign(request: &HttpRequest) -> bool {
-    let host = sent_header(request, "host").unwrap_or_default();
-    match (sent_header(request, "sec-fetch-site"), sent_header(request, "origin")) {
-        (Some(site), _) => !matches!(site, "same-origin" | "none"),
-        (None, Some(origin)) => origin.split_once("://").is_none_or(|(_, named)| named != host),
-        (None, None) => false,
-    }
 }
 
 /// Whether a browser says that one of our own pages sent this. Where it does not say how, its origin tells.
