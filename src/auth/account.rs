@@ -139,8 +139,8 @@ impl Auth {
 
     /// Sets the password of whoever the token was made for, and ends all of their sign-ins; 404 for a token that is
     /// unknown, used or over. One out of a mail proves the address: where that was not known before, whoever registered with
-    /// it may be somebody else, and keeps no way in.
-    pub async fn reset_password(&self, token: &str, new: String) -> Result<()> {
+    /// it may be somebody else, and keeps no way in. Answers the address of the user, where they are a member anywhere.
+    pub async fn reset_password(&self, token: &str, new: String) -> Result<Option<String>> {
         self.check_password_sign_in()?;
         password::check(&new)?;
         let missing = || Error::not_found("password reset");
@@ -154,18 +154,20 @@ impl Auth {
             let user_id = resets::user_of(conn, &token_hash, now)?.ok_or_else(missing)?;
             let account = users::lock(conn, user_id)?;
             let by_mail = resets::use_up(conn, &token_hash, now)?.ok_or_else(missing)?;
-            match users::anywhere(conn, user_id)? {
-                Some(member) => users::tell(&member),
+            let member = users::anywhere(conn, user_id)?;
+            match &member {
+                Some(member) => users::tell(member),
                 None => audit::nothing_changed(),
             }
             let mut touched = if by_mail { prove_address(conn, &account, now)? } else { Touched::default() };
             resets::set_password(conn, user_id, &hash)?;
             resets::forget_all(conn, user_id)?;
             touched.sessions.extend(sign_ins::end(conn, user_id, &Which::All)?.1);
-            Ok(touched)
+            Ok((touched, member.map(|member| member.email)))
         };
-        self.tell(self.0.store.write("passwords::reset", work).await?);
-        Ok(())
+        let (touched, email) = self.0.store.write("passwords::reset", work).await?;
+        self.tell(touched);
+        Ok(email)
     }
 }
 

@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Mutex, PoisonError};
 
 use ipnet::IpNet;
@@ -14,10 +14,25 @@ use crate::chance;
 use crate::error::{Error, Result};
 use crate::metering::time::{DAY, HOUR, SECOND, Timestamp};
 
+// What strangers can do to one account, in each process: 10 guesses per address and 50 from everywhere in five minutes, that
+// is 288 windows x 50 = 14,400 guesses a day, whether they have five addresses or a million. To try the ten million commonest
+// passwords takes them two years.
+//
+// What they cannot do is keep its owner out. A browser in which the owner signed in before has a count of its own (`device`).
+// One that nobody knows, from a network that has hardly failed at this account today, has turns of its own once the others
+// have used up theirs: so 40 of the 50 are for everybody, and 10 for newcomers. To take those as well, strangers need
+// networks they have not used today: at three failures each, 10 / 3 x 288 = 960 networks (IPv4 /24, IPv6 /48) a day. Who is
+// kept out even so waits until the window ends, five minutes at most, or has a link mailed: who sets a password with it is
+// known in that browser from then on.
+
 /// An account survives a forgetful person, not a dictionary: failures for one account from one address.
 const FAILURES_PER_SOURCE: u32 = 10;
 /// For one account from everywhere, so that many addresses do not guess without end. One of them alone never gets so far.
-const FAILURES_PER_ACCOUNT: u32 = 50;
+const FAILURES_PER_ACCOUNT: u32 = 40;
+/// For one account beyond that, from networks that have failed less often than [`FAILURES_OF_NEWCOMER`].
+const FAILURES_OF_NEWCOMERS: u32 = 10;
+/// For one account from one network within a day: a person mistypes twice.
+const FAILURES_OF_NEWCOMER: u32 = 3;
 /// Many people may share one address, behind an office or a carrier.
 const FAILURES_PER_ADDRESS: u32 = 300;
 const FAILURE_WINDOW: i64 = 300 * SECOND;
@@ -48,6 +63,8 @@ const CAPACITY: usize = 65_536;
 pub struct Throttle {
     failures_by_source: Counter,
     failures_by_account: Counter,
+    failures_by_newcomers: Counter,
+    failures_by_network: Counter,
     failures_by_address: Counter,
     failures_by_device: Counter,
     registrations: Counter,
@@ -64,6 +81,8 @@ impl Default for Throttle {
         Throttle {
             failures_by_source: Counter::new(FAILURES_PER_SOURCE, FAILURE_WINDOW, CAPACITY),
             failures_by_account: Counter::new(FAILURES_PER_ACCOUNT, FAILURE_WINDOW, CAPACITY),
+            failures_by_newcomers: Counter::new(FAILURES_OF_NEWCOMERS, FAILURE_WINDOW, CAPACITY),
+            failures_by_network: Counter::new(FAILURES_OF_NEWCOMER, DAY, CAPACITY),
             failures_by_address: Counter::new(FAILURES_PER_ADDRESS, FAILURE_WINDOW, CAPACITY),
             failures_by_device: Counter::new(FAILURES_PER_SOURCE, FAILURE_WINDOW, CAPACITY),
             registrations: Counter::new(REGISTRATIONS_PER_ADDRESS, REGISTRATION_WINDOW, CAPACITY),
@@ -90,15 +109,23 @@ impl Throttle {
     /// password.
     pub fn check_login(&self, account: &str, address: IpAddr, now: Timestamp) -> Result<()> {
         self.failures_by_source.check(&source(account, address), now)?;
-        self.failures_by_account.check(account.as_bytes(), now)?;
-        self.failures_by_address.check(&network(address), now)
+        self.failures_by_address.check(&network(address), now)?;
+        let Err(refusal) = self.failures_by_account.check(account.as_bytes(), now) else { return Ok(()) };
+        match self.failures_by_network.check(&wide_source(account, address), now) {
+            Ok(()) => self.failures_by_newcomers.check(account.as_bytes(), now),
+            Err(_) => Err(refusal),
+        }
     }
 
     /// A sign-in failed; `account` is absent when the attempt could not have been right for anybody.
     pub fn login_failed(&self, account: Option<&str>, address: IpAddr, now: Timestamp) {
         if let Some(account) = account {
             self.failures_by_source.add(&source(account, address), now);
-            self.failures_by_account.add(account.as_bytes(), now);
+            self.failures_by_network.add(&wide_source(account, address), now);
+            match self.failures_by_account.check(account.as_bytes(), now) {
+                Ok(()) => self.failures_by_account.add(account.as_bytes(), now),
+                Err(_) => self.failures_by_newcomers.add(account.as_bytes(), now),
+            }
         }
         self.failures_by_address.add(&network(address), now);
     }
@@ -107,12 +134,14 @@ impl Throttle {
     /// its count: its other guesses were at other accounts.
     pub fn login_succeeded(&self, account: &str, address: IpAddr) {
         self.failures_by_source.forget(&source(account, address));
+        self.failures_by_network.forget(&wide_source(account, address));
     }
 
     /// An operator said that failures of the account do not count.
     pub fn unlock(&self, account: &str, address: IpAddr) {
-        self.failures_by_source.forget(&source(account, address));
+        self.login_succeeded(account, address);
         self.failures_by_account.forget(account.as_bytes());
+        self.failures_by_newcomers.forget(account.as_bytes());
     }
 
     /// Since when failures of the account count, where there are too many from this address or in all.
@@ -268,6 +297,19 @@ fn source(account: &str, address: IpAddr) -> Vec<u8> {
     [&network(address), account.as_bytes()].concat()
 }
 
+/// An account as seen from the network around an address: what is given to one company, or to one who rents servers.
+fn wide_source(account: &str, address: IpAddr) -> Vec<u8> {
+    let wide = match address.to_canonical() {
+        IpAddr::V4(v4) => Ipv4Addr::from_bits(v4.to_bits() & !0xff).to_ipv6_mapped().octets(),
+        IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() & !(u128::MAX >> 48)).octets(),
+    };
+    [&wide, account.as_bytes()].concat()
+}
+
+fn pair(workspace_id: i64, recipient: &str) -> Vec<u8> {
+    [&workspace_id.to_be_bytes(), recipient.as_bytes()].concat()
+}
+
 /// What counts as one address: an IPv4 address, or an IPv6 /64, which is what one customer is given.
 fn network(address: IpAddr) -> [u8; 16] {
     match address.to_canonical() {
@@ -337,12 +379,86 @@ mod tests {
         assert!(throttle.check_login("ann@example.com", stranger, NOW).is_ok());
     }
 
+    const ANN: &str = "ann@example.com";
+
+    /// Guesses of strangers with these addresses, in one window, until none of them may guess any more.
+    fn guess(throttle: &Throttle, addresses: impl Iterator<Item = IpAddr>, now: Timestamp) -> u32 {
+        let mut guesses = 0;
+        for address in addresses {
+            while throttle.check_login(ANN, address, now).is_ok() {
+                throttle.login_failed(Some(ANN), address, now);
+                guesses += 1;
+            }
+        }
+        guesses
+    }
+
+    /// A host in each of so many networks, of those behind the first `after`.
+    fn hosts(after: u32, count: u32) -> impl Iterator<Item = IpAddr> {
+        (after..after + count).map(|at| IpAddr::V4(Ipv4Addr::from_bits(0x0b00_0000 + (at << 8))))
+    }
+
+    #[test]
+    fn five_addresses_keep_no_owner_out_who_comes_with_a_new_browser() {
+        let throttle = Throttle::default();
+        for window in 0..288 {
+            let now = NOW.plus(window * FAILURE_WINDOW);
+            let guesses = guess(&throttle, hosts(0, 5), now);
+            assert!(guesses <= FAILURES_PER_ACCOUNT + FAILURES_OF_NEWCOMER, "{guesses}");
+            // two typing errors, and then the right password
+            let owner = IpAddr::V4(Ipv4Addr::from_bits(0xc633_6401 + ((window as u32) << 8)));
+            for _ in 0..2 {
+                assert!(throttle.check_login(ANN, owner, now).is_ok(), "window {window}");
+                throttle.login_failed(Some(ANN), owner, now);
+            }
+            assert!(throttle.check_login(ANN, owner, now).is_ok(), "window {window}");
+            throttle.login_succeeded(ANN, owner);
+        }
+    }
+
+    #[test]
+    fn networks_without_end_guess_fourteen_thousand_times_a_day() {
+        let throttle = Throttle::default();
+        let (mut guesses, mut used) = (0, 0);
+        for window in 0..288 {
+            let now = NOW.plus(window * FAILURE_WINDOW);
+            guesses += guess(&throttle, hosts(used, 50), now);
+            used += 50;
+            // all that is left to do then is to wait, and not for long
+            let refused = throttle.check_login(ANN, ip("203.0.113.1"), now).expect_err("no turn is left");
+            assert!(refused.retry_after_seconds.is_some_and(|seconds| seconds <= 300), "{refused:?}");
+        }
+        assert_eq!(guesses, 288 * (FAILURES_PER_ACCOUNT + FAILURES_OF_NEWCOMERS));
+        assert_eq!(guesses, 14_400);
+    }
+
+    #[test]
+    fn to_keep_an_owner_out_takes_hundreds_of_networks_a_day() {
+        let throttle = Throttle::default();
+        let owner = ip("198.51.100.1");
+        let mut kept_out = 0;
+        for window in 0..288 {
+            let now = NOW.plus(window * FAILURE_WINDOW);
+            guess(&throttle, hosts(0, 200), now);
+            kept_out += u32::from(throttle.check_login(ANN, owner, now).is_err());
+        }
+        // each of the 200 has three failures as a newcomer, and ten of those keep the owner out for one window
+        assert!((1..=200 * FAILURES_OF_NEWCOMER / FAILURES_OF_NEWCOMERS).contains(&kept_out), "{kept_out}");
+        // addresses of one network are one newcomer
+        let throttle = Throttle::default();
+        let neighbours = |count| (0..count).map(|at| ip(&format!("192.0.2.{at}")));
+        assert_eq!(guess(&throttle, neighbours(255), NOW), FAILURES_PER_ACCOUNT);
+        let v6 = (0..255).map(|at| ip(&format!("2001:db8:7:{at:x}::1")));
+        assert_eq!(guess(&throttle, v6, NOW), FAILURES_OF_NEWCOMER);
+        assert!(throttle.check_login(ANN, owner, NOW).is_ok());
+    }
+
     #[test]
     fn many_addresses_together_guess_no_faster_than_fifty() {
         let throttle = Throttle::default();
         let mut guesses = 0;
         for at in 0..200_u32 {
-            let address = ip(&format!("192.0.2.{at}"));
+            let address = ip(&format!("11.0.{at}.1"));
             while throttle.check_login("ann@example.com", address, NOW).is_ok() {
                 throttle.login_failed(Some("ann@example.com"), address, NOW);
                 // the owner's own sign-ins give them no further guess
@@ -350,7 +466,7 @@ mod tests {
                 guesses += 1;
             }
         }
-        assert_eq!(guesses, FAILURES_PER_ACCOUNT);
+        assert_eq!(guesses, FAILURES_PER_ACCOUNT + FAILURES_OF_NEWCOMERS);
         assert_eq!(throttle.locked_since("ann@example.com", ip("203.0.113.1"), NOW), Some(NOW));
     }
 

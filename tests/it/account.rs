@@ -217,6 +217,31 @@ async fn strangers_slow_themselves_and_not_the_owner(database: Database) {
     elsewhere.post(SESSIONS, &right).await.expect(201);
     let kept = database.lines("SELECT CAST(count(*) AS TEXT) AS line FROM known_devices");
     assert_eq!(kept, ["2"]);
+    // five addresses at once keep nobody out, who comes with a browser that nobody knows
+    for at in 1..=5 {
+        let stranger = server.client().with("x-forwarded-for", format!("11.0.{at}.1"));
+        let wrong = json!({"email": email, "password": "a wrong password"});
+        let mut guesses = 0;
+        while stranger.post(SESSIONS, &wrong).await.status == 401 {
+            guesses += 1;
+            assert!(guesses <= 10);
+        }
+    }
+    let newcomer = server.client().with("x-forwarded-for", "198.51.100.77");
+    let typo = json!({"email": email, "password": "a typing error"});
+    newcomer.post(SESSIONS, &typo).await.error(401, "unauthorized");
+    newcomer.post(SESSIONS, &right).await.expect(201);
+    // who guessed from there today waits, unless they have what only the owner is sent
+    let from_there = |client: Client| client.with("x-forwarded-for", "11.0.1.2");
+    from_there(server.client()).post(SESSIONS, &right).await.error(429, "rate_limited");
+    let link = operator(&database, &["admin", "user", "reset-password", "--email", &email]).succeeded();
+    let path = link.stdout.trim_end().to_owned();
+    let form = Some("password=another+battery+staple+9".to_owned());
+    let set = from_there(by_hand(&server)).send_form(reqwest::Method::POST, &path, form).await.expect(303);
+    let known = format!("open_spanner_device={}", set.cookie("open_spanner_device").expect("a cookie"));
+    let anew = json!({"email": email, "password": "another battery staple 9"});
+    from_there(server.client()).post(SESSIONS, &anew).await.error(429, "rate_limited");
+    from_there(server.client()).with("cookie", known).post(SESSIONS, &anew).await.expect(201);
 }
 
 fn operator(database: &Database, arguments: &[&str]) -> crate::support::program::Run {

@@ -13,6 +13,7 @@ use crate::auth::sql::identities::Identity;
 use crate::auth::sql::sign_ins::{SignIn, Which};
 use crate::dashboard::confirm::Confirm;
 use crate::dashboard::form::{Complaint, Form, GuestForm};
+use crate::dashboard::pages::sign_in::remembered;
 use crate::dashboard::view;
 use crate::dashboard::visit::{Shell, Visit, ok, rejected, secret};
 use crate::error::{Error, Result};
@@ -216,7 +217,14 @@ pub async fn reset(
 ) -> Result<HttpResponse> {
     let GuestForm(fields) = form;
     match app.auth.reset_password(&token, fields.raw("password").to_owned()).await {
-        Ok(()) => Ok(visit.go("/login", "The password is set. Sign in with it.")),
+        Ok(email) => {
+            // whoever had the link is no stranger, however many of those guess at the account meanwhile
+            let known = match email {
+                Some(email) => app.auth.remember_device(&email, None).await,
+                None => Ok(None),
+            };
+            remembered(&visit, visit.go("/login", "The password is set. Sign in with it."), known)
+        }
         Err(error) => rejected(&reset_page(&visit, Complaint::of(error, &["password"])?)),
     }
 }

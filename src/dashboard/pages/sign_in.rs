@@ -9,6 +9,7 @@ use crate::app::App;
 use crate::auth::device::{DEVICE_COOKIE, DEVICE_LIFETIME};
 use crate::auth::providers::Provider;
 use crate::auth::session::{SignedIn, clearing_cookies};
+use crate::auth::token::Token;
 use crate::dashboard::form::{Complaint, Fields, Form, GuestForm};
 use crate::dashboard::visit::{Shell, Visit, ok, rejected};
 use crate::error::{Code, Error, Result};
@@ -101,15 +102,8 @@ pub async fn login(
     match app.auth.sign_in_with(email, password, address, device.as_deref()).await {
         Ok(session) => {
             let known = app.auth.remember_device(&session.user.email, device.as_deref()).await;
-            let mut response = signed_in(&app, &request, &session, own_path(fields.get("next"), "/"))?;
-            // without it the person is in all the same
-            if let Ok(Some(token)) = known {
-                let cookie = visit.lasting_cookie(DEVICE_COOKIE, token.expose(), DEVICE_LIFETIME / SECOND);
-                let mut value = header::HeaderValue::from_str(&cookie).map_err(Error::internal)?;
-                value.set_sensitive(true);
-                response.headers_mut().append(header::SET_COOKIE, value);
-            }
-            Ok(response)
+            let response = signed_in(&app, &request, &session, own_path(fields.get("next"), "/"))?;
+            remembered(&visit, response, known)
         }
         Err(error) => {
             let error = match error.code {
@@ -119,6 +113,21 @@ pub async fn login(
             rejected(&login_page(&app, &visit, fields, Complaint::of(error, &[])?))
         }
     }
+}
+
+/// The answer, with what the browser is to be known by. Without that the person is in all the same.
+pub(super) fn remembered(
+    visit: &Visit,
+    mut response: HttpResponse,
+    known: Result<Option<Token>>,
+) -> Result<HttpResponse> {
+    if let Ok(Some(token)) = known {
+        let cookie = visit.lasting_cookie(DEVICE_COOKIE, token.expose(), DEVICE_LIFETIME / SECOND);
+        let mut value = header::HeaderValue::from_str(&cookie).map_err(Error::internal)?;
+        value.set_sensitive(true);
+        response.headers_mut().append(header::SET_COOKIE, value);
+    }
+    Ok(response)
 }
 
 fn signed_in(app: &App, request: &HttpRequest, session: &SignedIn, next: &str) -> Result<HttpResponse> {
