@@ -50,9 +50,11 @@ const RESETS_PER_ACCOUNT: u32 = 3;
 const RESETS_PER_ADDRESS: u32 = 30;
 const RESET_WINDOW: i64 = HOUR;
 
-/// Invitations that are mailed to one address by anybody, and by one workspace to anybody: they hold words of whoever
-/// invites, and must be worth nothing to those who would send them to the world.
-const INVITATIONS_PER_RECIPIENT: u32 = 3;
+/// Invitations that are mailed to one address by one workspace and by all of them, and by one workspace to anybody: they
+/// hold words of whoever invites, and must be worth nothing to those who would send them to the world. Whoever uses up what
+/// one workspace has for an address leaves the others theirs; a stranger who makes workspaces to use up all of it needs seven.
+const INVITATIONS_PER_PAIR: u32 = 3;
+const INVITATIONS_PER_RECIPIENT: u32 = 20;
 const INVITATION_WINDOW_OF_RECIPIENT: i64 = DAY;
 const INVITATIONS_PER_WORKSPACE: u32 = 50;
 const INVITATION_WINDOW_OF_WORKSPACE: i64 = HOUR;
@@ -72,6 +74,7 @@ pub struct Throttle {
     starts_by_address: Counter,
     resets_by_account: Counter,
     resets_by_address: Counter,
+    invitations_by_pair: Counter,
     invitations_by_recipient: Counter,
     invitations_by_workspace: Counter,
 }
@@ -90,6 +93,7 @@ impl Default for Throttle {
             starts_by_address: Counter::new(STARTS_PER_ADDRESS, START_WINDOW, CAPACITY),
             resets_by_account: Counter::new(RESETS_PER_ACCOUNT, RESET_WINDOW, CAPACITY),
             resets_by_address: Counter::new(RESETS_PER_ADDRESS, RESET_WINDOW, CAPACITY),
+            invitations_by_pair: Counter::new(INVITATIONS_PER_PAIR, INVITATION_WINDOW_OF_RECIPIENT, CAPACITY),
             invitations_by_recipient: Counter::new(
                 INVITATIONS_PER_RECIPIENT,
                 INVITATION_WINDOW_OF_RECIPIENT,
@@ -194,10 +198,12 @@ impl Throttle {
 
     /// A workspace wants an invitation mailed to somebody.
     pub fn mail_invitation(&self, workspace_id: i64, recipient: &str, now: Timestamp) -> Result<()> {
-        let workspace = workspace_id.to_be_bytes();
+        let (workspace, pair) = (workspace_id.to_be_bytes(), pair(workspace_id, recipient));
         self.invitations_by_workspace.check(&workspace, now)?;
+        self.invitations_by_pair.check(&pair, now)?;
         self.invitations_by_recipient.check(recipient.as_bytes(), now)?;
         self.invitations_by_workspace.add(&workspace, now);
+        self.invitations_by_pair.add(&pair, now);
         self.invitations_by_recipient.add(recipient.as_bytes(), now);
         Ok(())
     }
@@ -205,6 +211,7 @@ impl Throttle {
     /// Takes one back that was counted.
     pub fn invitation_was_not_mailed(&self, workspace_id: i64, recipient: &str) {
         self.invitations_by_workspace.take_back(&workspace_id.to_be_bytes());
+        self.invitations_by_pair.take_back(&pair(workspace_id, recipient));
         self.invitations_by_recipient.take_back(recipient.as_bytes());
     }
 
@@ -508,12 +515,17 @@ mod tests {
     #[test]
     fn invitations_are_mailed_to_one_person_and_by_one_workspace_so_many_times() {
         let throttle = Throttle::default();
-        for workspace in 0..3 {
-            assert!(throttle.mail_invitation(workspace, "ann@example.com", NOW).is_ok());
+        for _ in 0..3 {
+            assert!(throttle.mail_invitation(1, ANN, NOW).is_ok());
         }
-        let refused = throttle.mail_invitation(9, "ann@example.com", NOW).expect_err("a fourth");
+        let refused = throttle.mail_invitation(1, ANN, NOW).expect_err("a fourth");
         assert_eq!((refused.code, refused.retry_after_seconds), (Code::RateLimited, Some(86_400)));
-        assert!(throttle.mail_invitation(9, "ann@example.com", NOW.plus(DAY)).is_ok());
+        // what a stranger used up is nothing of another workspace's
+        assert!(throttle.mail_invitation(9, ANN, NOW).is_ok());
+        assert!(throttle.mail_invitation(1, ANN, NOW.plus(DAY)).is_ok());
+        // and there is an end of it, beside the one of that day
+        let ask = |workspace: &i64| throttle.mail_invitation(*workspace, ANN, NOW.plus(DAY)).is_ok();
+        assert_eq!((100..200).filter(ask).count() as u32, INVITATIONS_PER_RECIPIENT - 1);
         for at in 0..INVITATIONS_PER_WORKSPACE {
             assert!(throttle.mail_invitation(7, &format!("{at}@example.com"), NOW).is_ok());
         }
