@@ -24,7 +24,7 @@ pub fn run(config: &Config, import: &Import) -> Result<()> {
     match import {
         Import::Reference(asked) => {
             let is_trial = asked.how.dry_run || asked.compare;
-            reference::run(Session::open(driver, is_trial)?, asked)
+            reference::run(Session::open(driver, is_trial)?, asked, config.auth.session_max_age)
         }
         Import::Openmeter(asked) => {
             files::run(ours(driver, &asked.how)?, asked, Reader::Of(Format::Openmeter))

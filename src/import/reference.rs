@@ -17,6 +17,7 @@ mod who;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use self::compare::Tally;
 use self::sums::Rolled;
@@ -74,7 +75,11 @@ struct Ids {
     /// Users who have an account here that takes the place of theirs.
     guests: HashSet<String>,
     members: HashSet<(i64, i64)>,
-    sessions: HashSet<String>,
+    /// Sign-ins that are there, and the hashes of their tokens.
+    sign_ins: HashSet<String>,
+    tokens: HashSet<Vec<u8>>,
+    /// How long a sign-in lasts here.
+    session_max_age: i64,
     /// By workspace and name.
     meters: HashMap<(i64, String), Arc<Meter>>,
     plans: HashMap<String, PlanOf>,
@@ -85,14 +90,16 @@ struct Ids {
 }
 
 impl Ids {
-    fn new() -> Ids {
+    fn new(session_max_age: Duration) -> Ids {
         Ids {
             now: Timestamp::now(),
             workspaces: HashMap::new(),
             users: HashMap::new(),
             guests: HashSet::new(),
             members: HashSet::new(),
-            sessions: HashSet::new(),
+            sign_ins: HashSet::new(),
+            tokens: HashSet::new(),
+            session_max_age: session_max_age.as_micros().min(i64::MAX as u128 / 4) as i64,
             meters: HashMap::new(),
             plans: HashMap::new(),
             destinations: HashMap::new(),
@@ -143,14 +150,15 @@ const ROWS_AT_ONCE: usize = 500;
 /// So many take long enough for somebody to wonder.
 const MANY_ROWS: u64 = 5_000;
 
-pub fn run(ours: Session, asked: &Reference) -> Result<()> {
+/// `session_max_age`: how long a sign-in lasts here.
+pub fn run(ours: Session, asked: &Reference, session_max_age: Duration) -> Result<()> {
     let how = &asked.how;
     let theirs = Foreign::open(&driver_of(&asked.from))?;
     let mut import = Import {
         theirs,
         ours,
         report: Report::new(&how.rejected, &[PathBuf::from(&asked.from)])?,
-        ids: Ids::new(),
+        ids: Ids::new(session_max_age),
         tally: Tally::default(),
         rolled: Rolled::default(),
     };

@@ -32,6 +32,7 @@ on_both_databases!(
     what_is_no_database_of_the_reference_is_refused,
     rows_added_meanwhile_come_with_the_next_run,
     what_ended_there_ends_here,
+    who_was_signed_in_there_goes_on_here,
 );
 
 const WORKSPACE: &str = "11111111-0000-4000-8000-000000000001";
@@ -471,4 +472,86 @@ async fn files_of_other_meters_come_in_once(ours: Database) {
     }
     let server = Server::start(&ours);
     assert_eq!(workspace.at(&server.url()).total("calls").await, "1");
+}
+
+/// Both tokens of a sign-in of the old server, made at the same moment.
+fn sign_in_there(theirs: &Database, user: &str, workspace: &str, name: char, at: &str) -> [String; 2] {
+    [("access", "osp_at_", 'a'), ("refresh", "osp_rt_", 'b')].map(|(kind, prefix, digit)| {
+        let token = format!("{prefix}{}", String::from(name).repeat(43));
+        theirs.execute(&format!(
+            "INSERT INTO auth_sessions VALUES ('22222222-0000-4000-8000-0000000{digit}{:04x}', '{user}', '{workspace}', '{}',
+                 '{kind}', '2099-01-01T00:00:00Z', '{at}')",
+            name as u32,
+            hash_of(&token)
+        ));
+        token
+    })
+}
+
+async fn who_was_signed_in_there_goes_on_here(ours: Database) {
+    let [theirs, _] = theirs();
+    let (ada, second) = ("22222222-0000-4000-8000-000000000001", "11111111-0000-4000-8000-0000000000b2");
+    let now = jiff::Timestamp::now();
+    let at = |seconds: i64| (now - jiff::SignedDuration::from_secs(seconds)).to_string();
+    theirs.execute(&format!(
+        "INSERT INTO auth_workspaces VALUES ('{second}', 'second', '2026-01-01T00:00:00Z');
+         INSERT INTO auth_workspace_memberships VALUES ('{second}', '{ada}', 'admin', '2026-01-02T00:00:00Z')"
+    ));
+    let laptop = sign_in_there(&theirs, ada, WORKSPACE, 'L', &at(60));
+    let phone = sign_in_there(&theirs, ada, WORKSPACE, 'P', &at(50));
+    let gone = sign_in_there(&theirs, ada, WORKSPACE, 'G', &at(40));
+    import(&ours, &place(&theirs), &[]).run.succeeded();
+    import(&ours, &place(&theirs), &[]).run.succeeded();
+    assert_eq!((ours.count("sign_ins"), ours.count("sessions")), (3, 6));
+    let mut server = Server::start(&ours);
+    let in_browser = |server: &Server, access: &str, refresh: &str| {
+        let cookies = format!("open_spanner_access={access}; open_spanner_refresh={refresh}");
+        server.client().with("cookie", cookies)
+    };
+    let tokens = |answer: &crate::support::Answer| {
+        ["access", "refresh"].map(|kind| answer.cookie(&format!("open_spanner_{kind}")).expect("a cookie"))
+    };
+    let browsers = [&laptop, &phone, &gone].map(|[access, refresh]| in_browser(&server, access, refresh));
+    // they are listed, as three
+    let list = browsers[0].get("/v1/auth/sessions").await.json(200)["items"].clone();
+    let list = list.as_array().expect("a list");
+    assert_eq!(list.len(), 3, "{list:?}");
+    assert_eq!(list.iter().filter(|one| one["current"] == json!(true)).count(), 1);
+    // one is refreshed, which uses the old token up
+    let answer = browsers[0].post_text("/v1/auth/session/refresh", "").await.expect(200);
+    let [access, refresh] = tokens(&answer);
+    let laptop_now = in_browser(&server, &access, &refresh);
+    laptop_now.get("/v1/auth/session").await.expect(200);
+    // one is moved to another workspace, and is refreshed there
+    let moved =
+        browsers[1].post("/v1/auth/session/workspace", &json!({"workspace_id": second})).await.expect(200);
+    let [access, refresh] = tokens(&moved);
+    let phone_now = in_browser(&server, &access, &refresh);
+    let user = phone_now.get("/v1/auth/session").await.json(200)["user"].clone();
+    assert_eq!(user["workspace_id"], json!(second));
+    phone_now.post_text("/v1/auth/session/refresh", "").await.expect(200);
+    browsers[1].get("/v1/auth/session").await.expect(401);
+    browsers[1].post_text("/v1/auth/session/refresh", "").await.expect(401);
+    // and one is ended from elsewhere
+    let list = laptop_now.get("/v1/auth/sessions").await.json(200)["items"].clone();
+    let last = list
+        .as_array()
+        .expect("a list")
+        .iter()
+        .find(|one| one["current"] == json!(false) && one["workspace_name"] != json!("second"));
+    let path = format!("/v1/auth/sessions/{}", last.expect("the third")["id"].as_str().expect("an id"));
+    laptop_now.delete(&path).await.expect(204);
+    browsers[2].get("/v1/auth/session").await.expect(401);
+    browsers[2].post_text("/v1/auth/session/refresh", "").await.expect(401);
+    server.terminate();
+    // what was made here of a sign-in goes on when it is still there, and ends when it ended there
+    import(&ours, &place(&theirs), &[]).run.succeeded();
+    let server = Server::start(&ours);
+    laptop_now.at(&server.url()).get("/v1/auth/session").await.expect(200);
+    drop(server);
+    theirs.execute("DELETE FROM auth_sessions");
+    import(&ours, &place(&theirs), &[]).run.succeeded();
+    let server = Server::start(&ours);
+    laptop_now.at(&server.url()).get("/v1/auth/session").await.expect(401);
+    laptop_now.at(&server.url()).post_text("/v1/auth/session/refresh", "").await.expect(401);
 }

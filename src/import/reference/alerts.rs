@@ -375,13 +375,13 @@ impl Import {
     pub(super) fn settle(&mut self) -> Result<()> {
         let workspaces: Vec<i64> = self.ids.workspaces.values().copied().collect();
         let (keys, rules) = (&self.ids.keys, &self.ids.rules);
-        let (members, sessions) = (&self.ids.members, &self.ids.sessions);
+        let (members, sign_ins, tokens) = (&self.ids.members, &self.ids.sign_ins, &self.ids.tokens);
         let now = self.ids.now;
         let gone = self.ours.write(|conn| {
             let mut gone = Gone::default();
             for id in &workspaces {
                 gone.memberships += ours::end_memberships(conn, *id, members)?;
-                gone.sessions += ours::end_sessions(conn, *id, sessions)?;
+                gone.sessions += ours::end_sessions(conn, *id, sign_ins, tokens)?;
                 gone.keys += ours::end_missing(conn, "api_keys", "revoked_at = $1", now.0.into(), *id, keys)?;
                 gone.rules +=
                     ours::end_missing(conn, "alert_rules", "enabled = $1", false.into(), *id, rules)?;

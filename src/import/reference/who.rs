@@ -2,6 +2,7 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use ring::digest;
 
 use super::{Ids, Refusal};
 use crate::auth::permission::{Role, normal_scopes};
@@ -154,7 +155,8 @@ pub const SESSIONS: Table = Table {
     order: "",
 };
 
-/// Nothing ties an access token to its refresh token: each is a sign-in of its own.
+/// The two tokens of a sign-in were made at the same moment, which is all that ties them together. With a sign-in here they
+/// are refreshed, listed, ended and moved like others.
 pub fn session(conn: &mut Conn, ids: &mut Ids, row: &Row) -> Result<Put, Refusal> {
     let (kind, expires_at) = (row.text("kind")?, row.time("expires_at")?);
     if !["access", "refresh"].contains(&kind.as_str()) {
@@ -164,19 +166,41 @@ pub fn session(conn: &mut Conn, ids: &mut Ids, row: &Row) -> Result<Put, Refusal
         return Err("it has expired".to_owned().into());
     }
     opens_nothing(ids, row)?;
-    let (hash, login_id) = (token_hash(row)?, uuid_text(row, "id")?);
-    ids.sessions.insert(login_id.clone());
+    uuid_text(row, "id")?;
+    let (hash, created_at) = (token_hash(row)?, row.time("created_at")?);
+    let (user_id, workspace_id) = (ids.user(row)?, ids.workspace(row)?);
+    // an access token alone goes no further than itself
+    let ends_at = match kind.as_str() {
+        "refresh" => created_at.plus(ids.session_max_age),
+        _ => expires_at,
+    };
+    let login_id = sign_in_id(row)?;
+    let sign_in = ours::SignIn { login_id: &login_id, user_id, workspace_id, created_at, ends_at };
+    let form_key = ours::put_sign_in(conn, &sign_in)?;
+    let form_key = form_key.map_or_else(|| chance::secret::<16>().map(|key| key.to_vec()), Ok)?;
     let columns: Columns = vec![
-        ("token_hash", hash.into()),
+        ("token_hash", hash.clone().into()),
         ("kind", kind.into()),
-        ("login_id", login_id.into()),
-        ("form_key", chance::secret::<16>()?.to_vec().into()),
-        ("user_id", ids.user(row)?.into()),
-        ("workspace_id", ids.workspace(row)?.into()),
+        ("login_id", login_id.clone().into()),
+        ("form_key", form_key.into()),
+        ("user_id", user_id.into()),
+        ("workspace_id", workspace_id.into()),
         ("expires_at", expires_at.0.into()),
-        ("created_at", row.time("created_at")?.0.into()),
+        ("created_at", created_at.0.into()),
     ];
+    ids.sign_ins.insert(login_id);
+    ids.tokens.insert(hash);
     Ok(new_or_known(ours::add(conn, "sessions", &columns)?))
+}
+
+/// The same for both tokens of a sign-in and at each import; of version 4 like all ids from there, by which it is known that
+/// the sign-in came from there.
+fn sign_in_id(row: &Row) -> Result<String, Odd> {
+    let parts = [row.text("user_id")?, row.text("workspace_id")?, row.text("created_at")?];
+    let hash = digest::digest(&digest::SHA256, parts.join("\n").as_bytes());
+    let mut bytes = [0; 16];
+    bytes.copy_from_slice(&hash.as_ref()[..16]);
+    Ok(uuid::Builder::from_random_bytes(bytes).into_uuid().to_string())
 }
 
 pub const API_KEYS: Table = Table {

@@ -238,22 +238,75 @@ pub fn end_memberships(
     Ok(ended)
 }
 
-#[derive(diesel::QueryableByName)]
-struct LoginId {
-    #[diesel(sql_type = Text)]
-    login_id: String,
+/// A sign-in that began there.
+pub struct SignIn<'a> {
+    pub login_id: &'a str,
+    pub user_id: i64,
+    pub workspace_id: i64,
+    pub created_at: Timestamp,
+    pub ends_at: Timestamp,
 }
 
-/// Ends sessions of a workspace that came from there and are gone there: signed out, or refreshed. Those that were refreshed
-/// here have a sign-in of their own.
-pub fn end_sessions(conn: &mut Conn, workspace_id: i64, present: &HashSet<String>) -> Result<usize, DbError> {
-    let text = "SELECT DISTINCT s.login_id FROM sessions s
-                WHERE s.workspace_id = $1 AND substr(s.login_id, 15, 1) = '4'
-                  AND NOT EXISTS (SELECT 1 FROM sign_ins i WHERE i.login_id = s.login_id)";
-    let rows: Vec<LoginId> = both!(conn, c => sql_query(text).bind::<BigInt, _>(workspace_id).load(c)?);
+#[derive(diesel::QueryableByName)]
+struct FormKey {
+    #[diesel(sql_type = Binary)]
+    form_key: Vec<u8>,
+}
+
+/// What stands for the browser of a sign-in that began there: nobody wrote it down.
+const BROWSER: &str = "signed in before the move";
+
+/// Adds a sign-in, or lets one that is here last until the later end; answers what signs its forms, when it has tokens.
+pub fn put_sign_in(conn: &mut Conn, sign_in: &SignIn<'_>) -> Result<Option<Vec<u8>>, DbError> {
+    let (login_id, created_at) = (sign_in.login_id, sign_in.created_at.0);
+    let columns: Columns = vec![
+        ("login_id", login_id.into()),
+        ("user_id", sign_in.user_id.into()),
+        ("workspace_id", sign_in.workspace_id.into()),
+        ("address", "".into()),
+        ("user_agent", BROWSER.into()),
+        ("created_at", created_at.into()),
+        ("seen_at", created_at.into()),
+        ("ends_at", sign_in.ends_at.0.into()),
+    ];
+    let later =
+        "(login_id) DO UPDATE SET ends_at = excluded.ends_at WHERE excluded.ends_at > sign_ins.ends_at";
+    upsert(conn, "sign_ins", &columns, later)?;
+    let text = "SELECT form_key FROM sessions WHERE login_id = $1 LIMIT 1";
+    let found: Option<FormKey> =
+        both!(conn, c => sql_query(text).bind::<Text, _>(login_id).get_result(c).optional()?);
+    Ok(found.map(|row| row.form_key))
+}
+
+#[derive(diesel::QueryableByName)]
+struct TokenOfSignIn {
+    #[diesel(sql_type = Text)]
+    login_id: String,
+    #[diesel(sql_type = Nullable<Binary>)]
+    token_hash: Option<Vec<u8>>,
+}
+
+/// Ends sign-ins of a workspace that came from there and are gone there, and tokens of the others that are gone there: used
+/// up, or ended. What was made here of a sign-in that is still there goes on.
+pub fn end_sessions(
+    conn: &mut Conn,
+    workspace_id: i64,
+    sign_ins: &HashSet<String>,
+    tokens: &HashSet<Vec<u8>>,
+) -> Result<usize, DbError> {
+    let text = "SELECT i.login_id, s.token_hash FROM sign_ins i
+                LEFT JOIN sessions s ON s.login_id = i.login_id AND s.created_at = i.created_at
+                WHERE i.workspace_id = $1 AND substr(i.login_id, 15, 1) = '4'";
+    let rows: Vec<TokenOfSignIn> = both!(conn, c => sql_query(text).bind::<BigInt, _>(workspace_id).load(c)?);
     let mut ended = 0;
-    for LoginId { login_id } in rows.into_iter().filter(|row| !present.contains(&row.login_id)) {
-        ended += execute(conn, "DELETE FROM sessions WHERE login_id = $1".to_owned(), &[login_id.into()])?;
+    for TokenOfSignIn { login_id, token_hash } in rows {
+        if !sign_ins.contains(&login_id) {
+            let id = [Value::from(login_id)];
+            ended += execute(conn, "DELETE FROM sessions WHERE login_id = $1".to_owned(), &id)?;
+            execute(conn, "DELETE FROM sign_ins WHERE login_id = $1".to_owned(), &id)?;
+        } else if let Some(hash) = token_hash.filter(|hash| !tokens.contains(hash)) {
+            ended += execute(conn, "DELETE FROM sessions WHERE token_hash = $1".to_owned(), &[hash.into()])?;
+        }
     }
     Ok(ended)
 }
