@@ -154,6 +154,15 @@ impl Provider {
         }
     }
 
+    async fn says_who_it_is(&self) -> Result<bool> {
+        match &self.kind {
+            Kind::Oidc(issuer) => {
+                Ok(issuer.addresses().await?.authorization_response_iss_parameter_supported)
+            }
+            Kind::GitHub(_) => Ok(false),
+        }
+    }
+
     async fn authorize_url(&self, state: &str, flow: &Flow) -> Result<String> {
         let (base, scopes) = match &self.kind {
             Kind::Oidc(issuer) => (issuer.addresses().await?.authorization_endpoint, issuer.scopes()),
@@ -303,7 +312,11 @@ impl Auth {
         if brought.error.is_some() {
             return Err(Error::forbidden("the provider did not let you in"));
         }
-        if brought.issuer.as_deref().is_some_and(|issuer| issuer != provider.issuer()) {
+        let is_theirs = match brought.issuer.as_deref() {
+            Some(issuer) => issuer == provider.issuer(),
+            None => !provider.says_who_it_is().await?,
+        };
+        if !is_theirs {
             return Err(Error::forbidden("the answer is that of another provider"));
         }
         if brought.code.is_empty() {

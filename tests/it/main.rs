@@ -72,6 +72,7 @@ mod standby;
 mod startup;
 mod statements;
 mod stats;
+mod strangers;
 mod subjects;
 mod system;
 mod tenants;

@@ -1,6 +1,8 @@
 //! Signing in with a provider: who is let in, and the many ways in which nobody is. `signing_in_browser` has people click
 //! through two real ones.
 
+mod strange;
+
 use serde_json::{Value, json};
 
 use crate::support::client::{PASSWORD, sign_in, sign_up};

@@ -34,6 +34,9 @@ pub struct Addresses {
     pub userinfo_endpoint: Option<String>,
     #[serde(default)]
     pub token_endpoint_auth_methods_supported: Vec<String>,
+    /// Each of its answers says whose it is (RFC 9207), so one that does not is somebody else's.
+    #[serde(default)]
+    pub authorization_response_iss_parameter_supported: bool,
 }
 
 impl Addresses {
@@ -46,6 +49,7 @@ impl Addresses {
             jwks_uri: "https://www.googleapis.com/oauth2/v3/certs".to_owned(),
             userinfo_endpoint: None,
             token_endpoint_auth_methods_supported: vec!["client_secret_post".to_owned()],
+            authorization_response_iss_parameter_supported: false,
         }
     }
 }

@@ -57,6 +57,8 @@ struct State {
     challenge: String,
     /// What GitHub says of its user and their addresses.
     github: (Value, Value),
+    /// It promises to say in each answer whose it is.
+    says_who: bool,
     calls: Vec<String>,
 }
 
@@ -83,6 +85,7 @@ impl Provider {
             userinfo: json!({}),
             challenge: String::new(),
             github: (json!({}), json!([])),
+            says_who: false,
             calls: Vec::new(),
         };
         let provider = Provider { url, state: Arc::new(Mutex::new(state)) };
@@ -120,6 +123,11 @@ impl Provider {
     /// From now on another key signs, and the old one is not published any more.
     pub fn rotate(&self, id: &str) {
         self.with(|state| state.key = Key::new(id));
+    }
+
+    /// From now on it promises to say in each answer whose it is (RFC 9207).
+    pub fn says_who(&self) {
+        self.with(|state| state.says_who = true);
     }
 
     /// How often this path was asked for.
@@ -170,6 +178,7 @@ impl Provider {
                         "userinfo_endpoint": format!("{url}/userinfo"),
                         "response_types_supported": ["code"], "subject_types_supported": ["public"],
                         "id_token_signing_alg_values_supported": ["ES256"],
+                        "authorization_response_iss_parameter_supported": state.says_who,
                     });
                     ("200 OK", body)
                 }

@@ -1,0 +1,147 @@
+//! Providers that say less than others, answers of others, and addresses of ours that somebody else would like to choose.
+
+use super::*;
+
+on_both_databases!(
+    a_provider_that_never_says_is_believed_about_its_own_domains,
+    addresses_of_ours_are_made_of_nothing_that_a_stranger_says,
+    an_answer_of_another_provider_is_refused,
+);
+
+/// Microsoft Entra says of no address whether it is verified. An operator may say so, domain by domain.
+async fn a_provider_that_never_says_is_believed_about_its_own_domains(database: Database) {
+    let provider = Provider::start().await;
+    let more = [("OPEN_SPANNER_OIDC_VERIFIED_DOMAINS", "example.com, Example.ORG")];
+    let server = start(&database, &provider, &more);
+    let silent = json!({"email_verified": null});
+    // what it does say counts, and so does every other domain as before
+    let unsaid = |email: &str, said: Value| (email.to_owned(), said);
+    for (email, change) in [
+        unsaid("ann@other.example", silent.clone()),
+        unsaid("ann@sub.example.com", silent.clone()),
+        unsaid("ann@example.com.evil.example", silent.clone()),
+        unsaid("ann@evil.example,b@example.com", silent.clone()),
+        unsaid("example.com", silent.clone()),
+        unsaid("ann@example.com", json!({"email_verified": false})),
+        unsaid("ann@example.com", json!({"email_verified": "false"})),
+    ] {
+        let said = is_out(&through(&server, &provider, &email, &change).await);
+        assert!(said.contains("has not verified your address"), "{email}: {said}");
+        assert_eq!(database.count("users") + database.count("identities"), 0, "{email}");
+    }
+    let ann = is_in(&server, &through(&server, &provider, "Ann@Example.com", &silent).await);
+    assert_eq!(ann.get(SESSION).await.json(200)["user"]["email"], json!("ann@example.com"));
+    is_in(&server, &through(&server, &provider, "bob@example.org", &silent).await);
+    // an account that anybody may have made is not opened by it
+    let email = format!("{}@example.com", unique("eve"));
+    let body = json!({"email": email, "password": PASSWORD});
+    server.client().post("/v1/auth/users", &body).await.expect(201);
+    assert!(is_out(&through(&server, &provider, &email, &silent).await).contains("with its password"));
+    // but connected by its owner, who is signed in
+    let eve = sign_in(&server.client(), &email).await;
+    let gone = go(&eve, "/v1/auth/oauth/oidc?link=1").await;
+    provider.next(Signing::Own, changed(claims(&provider, &gone, &email), &silent), &gone.challenge);
+    let said = come_back_as(&eve, &gone).await.cookie("open_spanner_flash").unwrap_or_default();
+    assert!(said.contains("connected"), "{said}");
+    is_in(&server, &through(&server, &provider, &email, &silent).await);
+    drop(server);
+    // another setting that is no domain is refused at the start
+    for bad in ["*", "*.example.com", "@example.com", "example..com"] {
+        let own = database.settings();
+        let mut all: Vec<(&str, &str)> = own.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        let oidc = settings(&provider);
+        all.extend(oidc.iter().map(|(name, value)| (*name, value.as_str())));
+        all.push(("OPEN_SPANNER_OIDC_VERIFIED_DOMAINS", bad));
+        let folder = tempfile::tempdir().expect("a directory");
+        let refused = program::run(&["serve"], &all, folder.path());
+        assert!(refused.code == Some(2) && refused.stderr.contains("OIDC_VERIFIED_DOMAINS"), "{refused:#?}");
+    }
+}
+
+/// Where an absolute address of ours is shown or sent: the way back from a provider, a link for customers (over the wire and
+/// on its page), an invitation, the calls that pages show. Mails are in `mail`.
+async fn addresses_of_ours_are_made_of_nothing_that_a_stranger_says(database: Database) {
+    let provider = Provider::start().await;
+    const PUBLIC: &str = "https://usage.example.com";
+    let public = [("OPEN_SPANNER_PUBLIC_URL", PUBLIC)];
+    let proxied = [("OPEN_SPANNER_TRUSTED_PROXIES", "127.0.0.0/8")];
+    // who is told what: settings, headers, and what addresses then begin with; none: where the call came to
+    let strange =
+        [("host", "evil.example"), ("x-forwarded-host", "evil.example"), ("x-forwarded-proto", "https")];
+    let forwarded = [("x-forwarded-host", "evil.example"), ("x-forwarded-proto", "https")];
+    let appended = [("x-forwarded-host", "evil.example, front.example.com")];
+    let broken = [("x-forwarded-host", "ann@evil.example/x?")];
+    type Headers<'a> = &'a [(&'static str, &'static str)];
+    let cases: [(Headers, Headers, Option<&str>); 6] = [
+        (&public, &strange, Some(PUBLIC)),
+        (&[public[0], proxied[0]], &strange, Some(PUBLIC)),
+        (&[], &forwarded, None),
+        (&proxied, &forwarded, Some("https://evil.example")),
+        (&proxied, &appended, Some("http://front.example.com")),
+        (&proxied, &broken, None),
+    ];
+    for (settings, headers, wanted) in cases {
+        let server = start(&database, &provider, settings);
+        let wanted = wanted.map_or_else(|| server.url(), str::to_owned);
+        let ws = server.workspace().await;
+        let said = |client: &Client| {
+            headers.iter().fold(client.clone(), |client, (name, value)| client.with(name, *value))
+        };
+        let (session, key) = (said(&ws.session), said(&ws.key));
+        let gone = go(&said(&server.client()), "/v1/auth/oauth/oidc").await;
+        assert_eq!(gone.redirect_uri, format!("{wanted}/v1/auth/oauth/oidc/callback"));
+        let asked = "/v1/auth/oauth/oidc?redirect_origin=https%3A%2F%2Fevil2.example";
+        let gone = go(&said(&server.client()), asked).await;
+        assert_eq!(
+            gone.redirect_uri,
+            format!("{wanted}/v1/auth/oauth/oidc/callback"),
+            "nobody may ask for it"
+        );
+        let link = key.post("/v1/subjects/s/links", &json!({})).await.json(201);
+        let url = link["url"].as_str().expect("an address");
+        assert!(url.starts_with(&format!("{wanted}/share/")), "{url}");
+        for path in ["/meters", "/welcome"] {
+            let page = session.get(path).await.expect(200).text;
+            assert!(wanted.contains("evil") || !page.contains("evil.example"), "{path}");
+        }
+        let token = crate::dashboard::token_of(&session.get("/members").await.text);
+        let form = format!("form_token={token}&email={}%40example.com&role=viewer", unique("x"));
+        let page = session.with("sec-fetch-site", "same-origin");
+        let page = page.send_form(reqwest::Method::POST, "/members/invite", Some(form)).await;
+        assert!(page.text.contains(&format!("{wanted}/invitations/")), "{} {}", page.status, page.text);
+    }
+}
+
+/// Two providers are mixed up: somebody sends a browser back with what another one gave out.
+async fn an_answer_of_another_provider_is_refused(database: Database) {
+    let provider = Provider::start().await;
+    provider.says_who();
+    let google =
+        [("OPEN_SPANNER_GOOGLE_OAUTH_CLIENT_ID", "gid"), ("OPEN_SPANNER_GOOGLE_OAUTH_CLIENT_SECRET", "s")];
+    let server = start(&database, &provider, &google);
+    let client = server.client();
+    let own = format!(
+        "&iss={}",
+        percent_encoding::utf8_percent_encode(&provider.url, percent_encoding::NON_ALPHANUMERIC)
+    );
+    for (path, says) in [
+        ("oidc", ""),
+        ("oidc", "&iss=https%3A%2F%2Faccounts.google.com"),
+        ("oidc", "&iss="),
+        ("google", own.as_str()),
+        ("google", ""),
+    ] {
+        let gone = go(&client, "/v1/auth/oauth/oidc").await;
+        provider.next(Signing::Own, claims(&provider, &gone, "ann@example.com"), &gone.challenge);
+        let back = client.with("cookie", gone.cookie.clone());
+        let callback = format!("/v1/auth/oauth/{path}/callback?code=c&state={}{says}", gone.state);
+        is_out(&back.get(&callback).await.expect(302));
+        // nobody was asked for a token with a code that is another's
+        assert_eq!((provider.calls("/token"), database.count("users")), (0, 0), "{path} {says}");
+    }
+    let gone = go(&client, "/v1/auth/oauth/oidc").await;
+    provider.next(Signing::Own, claims(&provider, &gone, "ann@example.com"), &gone.challenge);
+    let back = client.with("cookie", gone.cookie.clone());
+    let callback = format!("/v1/auth/oauth/oidc/callback?code=c&state={}{own}", gone.state);
+    is_in(&server, &back.get(&callback).await.expect(302));
+}
