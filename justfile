@@ -44,6 +44,10 @@ regenerate:
 bench *arguments:
     cargo bench --bench load -- {{arguments}}
 
+# what pages of the dashboard cost, with Lighthouse, against their budgets; a build for release first
+page-budgets *arguments:
+    scripts/page-budgets {{arguments}}
+
 # generated requests against the OpenAPI document, on SQLite or on an empty PostgreSQL database
 fuzz *dsn:
     scripts/schemathesis {{dsn}}

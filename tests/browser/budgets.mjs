@@ -1,23 +1,29 @@
 // What pages cost, as a table: time to the first byte against a page that does nothing, bytes as they travel, statements
-// of the database; and, where Lighthouse is, its four scores in both themes.
+// of the database; requests and layout shifts of a first visit; and the four scores of Lighthouse in both themes.
+// scripts/page-budgets starts a server and runs this.
 //
-//   node tests/browser/budgets.mjs http://127.0.0.1:18081 [events] [folder with lighthouse]
+//   node tests/browser/budgets.mjs http://127.0.0.1:18081 20000 target/browser [--no-lighthouse]
 //
 // The server must show its metrics (OPEN_SPANNER_HTTP_METRICS=true). Ends with 1 when a page breaks its budget.
 import http from "node:http";
 import { createRequire } from "node:module";
 import path from "node:path";
 
-const [base, wanted = "20000", lighthouseFolder] = process.argv.slice(2);
+const [base, wanted = "20000", modules = "target/browser", flag = ""] = process.argv.slice(2);
+const require = createRequire(path.resolve(modules, "package.json"));
 const agent = new http.Agent({ keepAlive: true, maxSockets: 1 });
 const cookies = new Map();
 const ROUNDS = 40;
 /** Statements that a page may take, by the beginning of its address; pages that show something of everything take more. */
-const STATEMENTS = [["/overview", 32], ["/usage", 24], ["/meters/", 20], ["/subjects/", 20], ["/system", 20], ["/", 12]];
-/** Of a build for release on a machine that does nothing else. */
-const RATIO = 40;
+const STATEMENTS = [["/overview", 18], ["/usage", 20], ["/meters/", 14], ["/subjects/", 18], ["/system", 14], ["/", 10]];
+/** Of a build for release on a machine that does nothing else: a list or one thing, the overview, the largest query. */
+const RATIOS = [["/overview", 12], ["/usage", 20], ["/meters/", 12], ["/subjects/", 12], ["/system", 12], ["/", 8]];
+const most = (table, address) => table.find(([beginning]) => address.startsWith(beginning))[1];
 const HTML_BYTES = 50 * 1024;
 const ASSET_BYTES = 12 * 1024;
+/** Page, style, script and icon. */
+const FIRST_REQUESTS = 4;
+const LIGHTHOUSE = 95;
 
 function ask(address, { method = "GET", body, headers = {} } = {}) {
   const cookie = [...cookies].map(([name, value]) => `${name}=${value}`).join("; ");
@@ -97,9 +103,8 @@ for (const address of pages) {
   console.log(address.padEnd(72), time.toFixed(1).padStart(7), p95.toFixed(1).padStart(7), ratio.toFixed(1).padStart(6), String(bytes).padStart(7), String(spent).padStart(4));
   if (status !== 200) broken.push(`${address} answers ${status}`);
   if (bytes > HTML_BYTES) broken.push(`${address} takes ${bytes} bytes`);
-  if (ratio > RATIO) broken.push(`${address} takes ${ratio.toFixed(1)} times a page that does nothing`);
-  const [, most] = STATEMENTS.find(([beginning]) => address.startsWith(beginning));
-  if (spent > most) broken.push(`${address} takes ${spent} statements, ${most} are allowed`);
+  if (ratio > most(RATIOS, address)) broken.push(`${address} takes ${ratio.toFixed(1)} times a page that does nothing`);
+  if (spent > most(STATEMENTS, address)) broken.push(`${address} takes ${spent} statements, ${most(STATEMENTS, address)} are allowed`);
 }
 const page = (await ask("/settings", { headers: { "accept-encoding": "identity" } })).body.toString();
 for (const [asset] of page.matchAll(/\/static\/[^"]+/g)) {
@@ -108,19 +113,57 @@ for (const [asset] of page.matchAll(/\/static\/[^"]+/g)) {
   if (body.length > ASSET_BYTES) broken.push(`${asset} takes ${body.length} bytes`);
 }
 
-if (lighthouseFolder) {
-  const require = createRequire(path.resolve(lighthouseFolder, "package.json"));
+
+// A first visit: what the browser asks for, and what moves while it loads; once with nothing in its cache, once with all.
+const main = ["/overview", pages[3], "/events", "/meters/tokens", "/subjects/org_1", "/quota", "/alerts", "/system"];
+const { chromium } = require("playwright-core");
+const executablePath = process.env.CHROMIUM ?? "/usr/bin/chromium";
+const browser = await chromium.launch({ executablePath, args: ["--no-sandbox"] });
+console.log("\n" + "first visit".padEnd(72), "requests".padStart(9), "later".padStart(6), "shift".padStart(7), "long tasks".padStart(11));
+for (const address of main) {
+  const context = await browser.newContext();
+  const { hostname } = new URL(base);
+  await context.addCookies([...cookies].map(([name, value]) => ({ name, value, domain: hostname, path: "/" })));
+  await context.addInitScript(() => {
+    globalThis.seen = { shift: 0, long: 0 };
+    new PerformanceObserver((list) => list.getEntries().forEach((entry) => { if (!entry.hadRecentInput) seen.shift += entry.value; })).observe({ type: "layout-shift", buffered: true });
+    new PerformanceObserver((list) => { seen.long += list.getEntries().length; }).observe({ type: "longtask", buffered: true });
+  });
+  const visit = await context.newPage();
+  // the icon is asked for twice, and kept after the first time
+  const asked = new Set();
+  // what is live begins after the page is there, and is not part of it
+  visit.on("response", (answer) => { if (!answer.url().endsWith("/live")) asked.add(answer.url()); });
+  await visit.goto(base + address, { waitUntil: "load" });
+  await visit.waitForTimeout(300);
+  const seen = await visit.evaluate(() => globalThis.seen);
+  const first = asked.size;
+  const later = await visit.goto(base + address, { waitUntil: "load" }).then(() => visit.evaluate(() =>
+    performance.getEntriesByType("resource").filter((one) => one.transferSize > 0 && !one.name.endsWith("/live")).length + 1));
+  console.log(address.padEnd(72), String(first).padStart(9), String(later).padStart(6), seen.shift.toFixed(3).padStart(7), String(seen.long).padStart(11));
+  if (first > FIRST_REQUESTS) broken.push(`${address} asks for ${first} things on a first visit`);
+  if (later > 1) broken.push(`${address} asks for ${later} things on a later visit`);
+  if (seen.shift > 0.01) broken.push(`${address} moves while it loads: ${seen.shift.toFixed(3)}`);
+  await context.close();
+}
+await browser.close();
+
+if (flag !== "--no-lighthouse") {
   const { default: lighthouse } = await import(require.resolve("lighthouse"));
   const { launch } = await import(require.resolve("chrome-launcher"));
-  const chrome = await launch({ chromePath: process.env.CHROMIUM ?? "/usr/bin/chromium", chromeFlags: ["--headless=new", "--no-sandbox"] });
+  const chrome = await launch({ chromePath: executablePath, chromeFlags: ["--headless=new", "--no-sandbox"] });
   console.log("\nLighthouse: performance, accessibility, best practices, SEO");
-  for (const address of ["/overview", pages[3], "/events", "/meters/tokens", "/subjects/org_1", "/quota", "/alerts", "/system"]) {
+  for (const address of main) {
     for (const theme of ["light", "dark"]) {
       const cookie = [...cookies, ["open_spanner_theme", theme]].map(([name, value]) => `${name}=${value}`).join("; ");
-      const { lhr } = await lighthouse(base + address, { port: chrome.port, logLevel: "error", extraHeaders: { cookie }, formFactor: "desktop", screenEmulation: { disabled: true }, throttlingMethod: "provided" });
+      const measure = () => lighthouse(base + address, { port: chrome.port, logLevel: "error", extraHeaders: { cookie }, formFactor: "desktop", screenEmulation: { disabled: true }, throttlingMethod: "provided", skipAudits: ["is-crawlable"] });
+      // pages of a signed-in person are for no search engine, so whether one may read them is not asked
+      // a machine that is busy for a moment is no fault of the page
+      let { lhr } = await measure();
+      if (lhr.categories.performance.score < LIGHTHOUSE / 100) ({ lhr } = await measure());
       const scores = Object.values(lhr.categories).map((category) => Math.round(category.score * 100));
       console.log(address.padEnd(72), theme.padEnd(6), scores.join(" "));
-      if (Math.min(...scores.slice(0, 3)) < 95) {
+      if (Math.min(...scores) < LIGHTHOUSE) {
         const failed = Object.values(lhr.audits).filter((audit) => audit.score !== null && audit.score < 0.9).map((audit) => audit.id);
         broken.push(`${address} ${theme}: ${scores.join(" ")} (${failed.join(", ")})`);
       }
