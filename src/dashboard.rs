@@ -1,6 +1,7 @@
 //! The door for people: pages drawn on the server. One file per group of pages; each parses the address or the form,
 //! calls the same domain functions as the interface for programs, and shows a template. No SQL and no rules here.
 
+pub mod advice;
 pub mod ask;
 pub mod assets;
 pub mod chart;

@@ -38,6 +38,29 @@ pub enum Code {
 }
 
 impl Code {
+    /// Each once; [`Code::InvalidParameter`] by the one that events have.
+    pub const ALL: [Code; 19] = [
+        Code::InvalidJson,
+        Code::InvalidInput,
+        Code::InvalidParameter("invalid_timestamp"),
+        Code::RequestTooLarge,
+        Code::UnsupportedEncoding,
+        Code::UnsupportedContentType,
+        Code::RateLimited,
+        Code::TooManyQueries,
+        Code::RegistrationDisabled,
+        Code::Unauthorized,
+        Code::Forbidden,
+        Code::NotFound,
+        Code::Conflict,
+        Code::LimitReached,
+        Code::Unavailable,
+        Code::QueueFull,
+        Code::QueryTimeout,
+        Code::Internal,
+        Code::Unusable,
+    ];
+
     pub fn as_str(self) -> &'static str {
         match self {
             Code::InvalidJson => "invalid_json",
@@ -112,18 +135,26 @@ pub struct Error {
     pub message: String,
     /// Whole seconds after which another try makes sense (`Retry-After`, `google.rpc.RetryInfo`).
     pub retry_after_seconds: Option<u64>,
+    /// The field of an event that breaks a rule, such as `metadata.model`; the message names it in words.
+    pub field: Option<Box<str>>,
 }
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
     pub fn new(code: Code, message: impl Into<String>) -> Self {
-        Error { code, message: shortened(message.into()), retry_after_seconds: None }
+        Error { code, message: shortened(message.into()), retry_after_seconds: None, field: None }
     }
 
     /// A value that breaks a rule; the detail names the field.
     pub fn invalid(detail: impl fmt::Display) -> Self {
         Error::new(Code::InvalidInput, format!("invalid input: {detail}"))
+    }
+
+    /// The same, about this field; whoever is nearer to the mistake has named it already.
+    pub fn at(mut self, field: &str) -> Self {
+        self.field = self.field.or_else(|| Some(field.into()));
+        self
     }
 
     pub fn invalid_json() -> Self {
@@ -214,3 +245,37 @@ impl fmt::Display for Error {
 }
 
 impl std::error::Error for Error {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Does not build when a code is added that the list lacks a place for.
+    #[test]
+    fn every_code_is_listed() {
+        for (at, code) in Code::ALL.into_iter().enumerate() {
+            let place = match code {
+                Code::InvalidJson => 0,
+                Code::InvalidInput => 1,
+                Code::InvalidParameter(_) => 2,
+                Code::RequestTooLarge => 3,
+                Code::UnsupportedEncoding => 4,
+                Code::UnsupportedContentType => 5,
+                Code::RateLimited => 6,
+                Code::TooManyQueries => 7,
+                Code::RegistrationDisabled => 8,
+                Code::Unauthorized => 9,
+                Code::Forbidden => 10,
+                Code::NotFound => 11,
+                Code::Conflict => 12,
+                Code::LimitReached => 13,
+                Code::Unavailable => 14,
+                Code::QueueFull => 15,
+                Code::QueryTimeout => 16,
+                Code::Internal => 17,
+                Code::Unusable => 18,
+            };
+            assert_eq!(place, at, "{}", code.as_str());
+        }
+    }
+}

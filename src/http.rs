@@ -26,6 +26,7 @@ pub mod openapi;
 pub mod origin;
 pub mod plans;
 pub mod providers;
+pub mod refused;
 pub mod respond;
 mod routes;
 pub mod saved_queries;

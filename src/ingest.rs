@@ -9,7 +9,7 @@ pub mod preview;
 mod queue;
 mod rate;
 mod recorded;
-mod refusal;
+pub mod refusal;
 mod rehearsal;
 mod room;
 mod tally;
@@ -24,7 +24,7 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, oneshot};
 
 use self::insert::{Batch, DecidedAt, Outcome, WriteCache};
-use self::refusal::About;
+pub use self::refusal::About;
 use crate::blocking;
 use crate::chance;
 use crate::clock;
@@ -40,7 +40,7 @@ use crate::metering::time::Timestamp;
 use crate::meters::sql::MeterCache;
 use crate::usage::ingestion_runs::{self, Refused};
 use crate::usage::key_conflicts::{self, KeyConflicts};
-use crate::usage::refused;
+use crate::usage::refused::{self, RefusedEvent};
 use folding::Folding;
 use queue::{Job, Queue, Waiting};
 use rate::RateLimit;
@@ -49,7 +49,7 @@ use tally::Tally;
 use writer::{Writer, late};
 
 pub use crate::ingest::insert::Kind;
-pub use crate::ingest::origin::Origin;
+pub use crate::ingest::origin::{Door, Origin};
 pub use crate::ingest::recorded::{Failure, Recorded};
 pub use crate::ingest::rehearsal::Rehearsed;
 
@@ -98,6 +98,8 @@ pub struct Ingest {
     decided_at: DecidedAt,
     known: Arc<PerEpoch<WriteCache>>,
     tally: Arc<Tally>,
+    /// What refused events said is written down with them.
+    keeps_payloads: bool,
     folding: Arc<Folding>,
     /// Each workspace has one of them, and with it a part of the processors.
     long_validations: Arc<[Semaphore]>,
@@ -172,6 +174,7 @@ impl Ingest {
                 known,
                 folding,
                 tally: Arc::default(),
+                keeps_payloads: settings.keeps_refused_payloads,
                 long_validations: {
                     let threads = std::thread::available_parallelism().map_or(1, |count| count.get() / 2);
                     (0..LONG_VALIDATIONS).map(|_| Semaphore::new(threads.max(1))).collect()
@@ -206,7 +209,14 @@ impl Ingest {
     pub async fn flush_refusals(&self) -> Result<()> {
         let noted = self.tally.take_noted();
         if !noted.is_empty() {
-            self.store.write("refused::add", move |conn| refused::add(conn, &noted)).await?;
+            let noted = Arc::new(noted);
+            let rows = noted.clone();
+            if let Err(error) = self.store.write("refused::add", move |conn| refused::add(conn, &rows)).await
+            {
+                // what was refused because the database is away is told when it is back
+                noted.iter().for_each(|event| self.tally.note(event.clone()));
+                return Err(error);
+            }
         }
         let mut gathered: Vec<(i64, Refused)> = self.tally.take().into_iter().collect();
         if gathered.is_empty() {
@@ -220,6 +230,40 @@ impl Ingest {
             gathered.into_iter().for_each(|(workspace_id, refused)| self.tally.add(workspace_id, refused));
         }
         added
+    }
+
+    /// Keeps what a door refused itself for those who ask about it; gives the error back, to be answered.
+    pub fn refuse(&self, origin: &Origin, about: About, error: Error) -> Error {
+        if error.code != Code::Internal {
+            self.note(about.refused(origin, &error, Timestamp::now()));
+        }
+        error
+    }
+
+    /// The same of a call whose caller may not make it: one of them tells of all, for as long as it waits.
+    pub fn refuse_call(&self, origin: &Origin, error: &Error) {
+        self.tally.note_once(About::default().refused(origin, error, Timestamp::now()));
+    }
+
+    fn note(&self, event: RefusedEvent) {
+        self.tally.note(self.without_payload(event));
+    }
+
+    fn without_payload(&self, event: RefusedEvent) -> RefusedEvent {
+        match self.keeps_payloads {
+            true => event,
+            false => RefusedEvent { payload: None, sent: None, stored: None, ..event },
+        }
+    }
+
+    /// Keeps why a call was not stored as a whole, with the first of its events.
+    fn note_call(&self, batch: &Batch, error: &Error) {
+        if error.code == Code::Internal {
+            return;
+        }
+        let about = batch.events.first().map(|event| About::of(&event.clone().into_input()));
+        let event = about.unwrap_or_default().refused(&batch.origin, error, Timestamp::now());
+        self.tally.note_once(self.without_payload(event));
     }
 
     /// Forgets refused events that are older than this.
@@ -356,16 +400,16 @@ impl Ingest {
                 meters.insert(input.meter().to_owned(), meter);
             }
         }
-        for (place, about, result) in self.validate(batch.origin.workspace_id, items, meters, now).await? {
-            match result {
+        for (place, result) in self.validate(batch.origin.workspace_id, items, meters, now).await? {
+            match result.map_err(|refused| *refused) {
                 Ok(event) => {
                     batch.events.push(event);
                     places.push(place);
                 }
-                Err(error) if error.code == Code::Internal => return Err(error),
-                Err(error) => {
+                Err((_, error)) if error.code == Code::Internal => return Err(error),
+                Err((about, error)) => {
                     if !is_rehearsal {
-                        self.tally.note(about.refused(&batch.origin, &error, now));
+                        self.note(about.refused(&batch.origin, &error, now));
                     }
                     failed.push(Failure { index: place, error });
                 }
@@ -383,18 +427,15 @@ impl Ingest {
         items: Vec<(usize, Input)>,
         meters: HashMap<String, Option<Arc<Meter>>>,
         now: Timestamp,
-    ) -> Result<Vec<(usize, About, Result<Event>)>> {
+    ) -> Result<Vec<(usize, Validated)>> {
         let bytes: usize = items.iter().map(|(_, input)| input.metadata_bytes()).sum();
         let work = move || {
-            let validate = |(place, input): (usize, Input)| {
-                let about = About::of(&input);
+            let validate = |(place, mut input): (usize, Input)| {
                 let result = match meters.get(input.meter()).and_then(Option::as_ref) {
-                    Some(meter) => event::validate(meter, input, now, chance::id()),
-                    None if input.meter().is_empty() => Err(Error::invalid("meter is required")),
-                    None => event::reject_nul(input.meter())
-                        .and_then(|()| Err(Error::not_found(format!("meter {:?}", input.meter())))),
+                    Some(meter) => event::validate_kept(meter, &mut input, now, chance::id()),
+                    None => Err(unknown_meter(input.meter()).at("meter")),
                 };
-                (place, about, result)
+                (place, result.map_err(|error| Box::new((About::of(&input), error))))
             };
             items.into_iter().map(validate).collect()
         };
@@ -414,7 +455,7 @@ impl Ingest {
                 .as_ref()
                 .and_then(|original| refusal::conflict(&batch.origin, event, &original.event))
             {
-                self.tally.note(conflict);
+                self.note(conflict);
             }
         }
     }
@@ -431,10 +472,10 @@ impl Ingest {
         if batch.events.is_empty() && batch.kind == Kind::Single {
             return Ok(Outcome::Stored(Vec::new()));
         }
-        let charged = self.charge(batch, waits).await?;
+        let charged = self.charge(batch, waits).await.inspect_err(|error| self.note_call(batch, error))?;
         let outcome = self.enqueue(batch.clone(), waits).await;
         self.refund(batch.origin.workspace_id, charged, &outcome);
-        outcome
+        outcome.inspect_err(|error| self.note_call(batch, error))
     }
 
     /// Answers in bounded time, whatever the database does.
@@ -503,6 +544,17 @@ impl Ingest {
             _ => 0,
         };
         rate.give_back(workspace_id, charged.saturating_sub(stored));
+    }
+}
+
+/// An event, or what was refused and why.
+type Validated = std::result::Result<Event, Box<(About, Error)>>;
+
+fn unknown_meter(name: &str) -> Error {
+    match event::reject_nul(name) {
+        Err(error) => error,
+        Ok(()) if name.is_empty() => Error::invalid("meter is required"),
+        Ok(()) => Error::not_found(format!("meter {name:?}")),
     }
 }
 

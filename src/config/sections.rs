@@ -215,6 +215,8 @@ pub struct Ingest {
     pub bulk_replay_retention: Duration,
     /// The timestamp of a consumption decides which plan and period it counts for, not the time it is made.
     pub consumption_by_timestamp: bool,
+    /// What refused events said is kept with the reason.
+    pub keeps_refused_payloads: bool,
 }
 
 impl Ingest {
@@ -233,6 +235,7 @@ impl Ingest {
             settle_after: v.duration("INGEST_SETTLE_AFTER"),
             bulk_replay_retention: v.duration("BULK_REPLAY_RETENTION"),
             consumption_by_timestamp: v.text("CONSUMPTION_TIME") == "event",
+            keeps_refused_payloads: v.boolean("REFUSED_EVENT_PAYLOADS"),
         }
     }
 }

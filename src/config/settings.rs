@@ -187,6 +187,7 @@ pub const TABLE: &[Group] = &[
         row("INGEST_BATCH_EVENTS",         "4000",    Integer(1, 10_000),        "events in one write"),
         row("INGEST_SETTLE_AFTER",         "1m",      Duration,                  "how long what subjects used may wait to be put together with what they used before, unless it is much; shorter: more rows are written"),
         row("INGEST_WRITERS",              "2",       Integer(1, 16),            "concurrent writers on PostgreSQL; SQLite has one"),
+        row("REFUSED_EVENT_PAYLOADS",      "true",    Bool,                      "keep what refused events said beside the reason, up to 4 KB each, for a week"),
         row("BULK_REPLAY_RETENTION",       "168h",    Duration,                  "how long the answer to a bulk call can be replayed"),
     ]),
     group("Exports", &[

@@ -629,6 +629,9 @@ table! {
         created_at -> BigInt,
         request_id -> Nullable<Text>,
         api_key_id -> Nullable<Text>,
+        field -> Nullable<Text>,
+        door -> Text,
+        payload -> Nullable<Text>,
     }
 }
 

@@ -14,7 +14,6 @@ use crate::grpc::parts::{Item, ItemOutcome, ItemResult, Step, StreamBatcher};
 use crate::grpc::pb::v2;
 use crate::grpc::{UsageServer, convert, status, stopping};
 use crate::ingest::preview::{Fate, PreviewItem};
-use crate::metering::event::Input;
 
 /// Enough for events that arrive together to be stored together; load makes parts larger by itself.
 const LINGER: Duration = Duration::from_millis(2);
@@ -97,8 +96,8 @@ impl Stream {
             return Err(Error::invalid("dry_run must be the same in all requests of a stream"));
         }
         self.sequence = place;
-        let permitted = |input: Input| self.caller.ensure_meter_allowed(input.meter()).map(|()| input);
-        let input = convert::input(request.event).and_then(permitted);
+        let input = convert::permitted(request.event, &self.caller);
+        let input = input.map_err(|refused| self.parts.told(*refused));
         Ok(Item { place, input, bytes })
     }
 

@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 use prost_types::value::Kind;
 use prost_types::{ListValue, Struct, Timestamp as ProtoTimestamp, Value as PbValue};
 
+use crate::auth::Caller;
 use crate::error::{Error, Result};
 use crate::grpc::pb::{v1, v2};
-use crate::ingest::Failure;
 use crate::ingest::preview::{QuotaMove, WindowMove};
+use crate::ingest::{About, Failure};
 use crate::metering::event::{Input, InputQuantity, Metadata, StoredEvent};
 use crate::metering::json::{self, Map, Number, Value};
 use crate::metering::quantity::Quantity;
@@ -19,17 +20,36 @@ const YEAR_9999_END: i64 = 253_402_300_799;
 
 /// An event as a client sent it. Fails where the message itself is impossible; whether the event keeps the rules is
 /// found out when it is stored.
-pub fn input(event: Option<v1::UsageEventInput>) -> Result<Input> {
-    let event = event.ok_or_else(|| Error::invalid("event is required"))?;
-    Ok(Input {
-        time: event.timestamp.map(time).transpose()?,
+pub fn input(event: Option<v1::UsageEventInput>) -> Result<Input, Box<(About, Error)>> {
+    let refused = |about, error: Error| Box::new((about, error));
+    let event = event.ok_or_else(|| refused(About::default(), Error::invalid("event is required")))?;
+    let read = event.timestamp.map(time).transpose();
+    let (time, wrong) = match read {
+        Ok(time) => (time, None),
+        Err(error) => (None, Some(error.at("timestamp"))),
+    };
+    let input = Input {
+        time,
         idempotency_key: Some(event.idempotency_key),
         subject: Some(event.subject),
         meter: Some(event.meter),
         quantity: Some(InputQuantity(Quantity::from_f64(event.quantity))),
         timestamp: None,
         metadata: Some(object(event.metadata).map_or_else(Metadata::Wrong, Metadata::Values)),
-    })
+    };
+    match wrong {
+        None => Ok(input),
+        Some(error) => Err(refused(About::of(&input), error)),
+    }
+}
+
+/// The same, of a caller who may use its meter.
+pub fn permitted(event: Option<v1::UsageEventInput>, caller: &Caller) -> Result<Input, Box<(About, Error)>> {
+    let input = input(event)?;
+    match caller.ensure_meter_allowed(input.meter()) {
+        Ok(()) => Ok(input),
+        Err(error) => Err(Box::new((About::of(&input), error.at("meter")))),
+    }
 }
 
 fn time(timestamp: ProtoTimestamp) -> Result<Timestamp> {
@@ -152,7 +172,7 @@ mod tests {
         let refused = |change: &dyn Fn(&mut v1::UsageEventInput)| {
             let mut event = sent();
             change(&mut event);
-            input(Some(event)).expect_err("refused").message
+            input(Some(event)).expect_err("refused").1.message
         };
         assert!(input(None).is_err());
         for (seconds, nanos) in [(YEAR_1 - 1, 0), (YEAR_9999_END + 1, 0), (0, -1), (0, 1_000_000_000)] {

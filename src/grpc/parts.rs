@@ -16,7 +16,7 @@ use crate::clock;
 use crate::error::{Error, Result};
 use crate::grpc::{ApiKeyAuth, observe};
 use crate::ingest::preview::PreviewItem;
-use crate::ingest::{Origin, Rehearsed};
+use crate::ingest::{About, Door, Origin, Rehearsed};
 use crate::metering::event::{Input, StoredEvent};
 use crate::net::budget::{Room, Tenant};
 
@@ -95,7 +95,7 @@ impl StreamBatcher {
             tenant,
             _overhead: overhead,
             pass,
-            origin: Origin::of(caller),
+            origin: Origin::of(caller, Door::Grpc),
             linger,
             waiting: Vec::new(),
             waiting_bytes: 0,
@@ -107,6 +107,14 @@ impl StreamBatcher {
     /// Adds an event that has room already, or waits for it while others are stored.
     pub async fn hold(&mut self, bytes: usize) -> Result<()> {
         self.room.grow_within(ROOM_TIMEOUT, memory(bytes)).await
+    }
+
+    /// Tells of an event that is refused before it is stored, unless nothing is to be.
+    pub fn told(&self, (about, error): (About, Error)) -> Error {
+        match self.is_rehearsal {
+            true => error,
+            false => self.pass.app.ingest.refuse(&self.origin, about, error),
+        }
     }
 
     pub fn add(&mut self, item: Item) {

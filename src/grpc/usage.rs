@@ -7,12 +7,12 @@ use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::auth::Caller;
-use crate::error::{Error, Result};
+use crate::error::{Code, Error, Result};
 use crate::grpc::admission::Admitted;
 use crate::grpc::parts::{Item, ItemOutcome, ItemResult, Step, StreamBatcher};
 use crate::grpc::pb::v1;
 use crate::grpc::{UsageServer, convert, observe, status, stopping};
-use crate::ingest::{Failure, Kind, Origin, Recorded};
+use crate::ingest::{About, Door, Failure, Ingest, Kind, Origin, Recorded};
 use crate::metering::event::{Input, StoredEvent, parse_key};
 
 /// Streams of up to so many events are answered in full, and can be made repeatable as a whole. Among the first so
@@ -82,10 +82,10 @@ impl v1::usage_service_server::UsageService for UsageServer {
 impl UsageServer {
     async fn create(&self, request: Request<v1::CreateUsageRequest>) -> Result<(StoredEvent, UsedKey)> {
         let Admitted { caller, .. } = Admitted::of(&request)?;
-        let input = convert::input(request.into_inner().event)?;
-        caller.ensure_meter_allowed(input.meter())?;
-        let ingest = &self.app.ingest;
-        let recorded = ingest.record(Origin::of(&caller), Kind::Single, vec![input], None).await?;
+        let (ingest, origin) = (&self.app.ingest, Origin::of(&caller, Door::Grpc));
+        let input = convert::permitted(request.into_inner().event, &caller);
+        let input = input.map_err(|refused| told(ingest, &origin, *refused))?;
+        let recorded = ingest.record(origin, Kind::Single, vec![input], None).await?;
         let recorded = recorded.confined(|meter| caller.ensure_meter_allowed(meter))?;
         let key = UsedKey { replayed: !recorded.duplicates.is_empty(), conflict: recorded.has_conflict() };
         if let Some(failure) = recorded.failed.into_iter().next() {
@@ -98,6 +98,7 @@ impl UsageServer {
     async fn create_bulk(&self, request: Request<v1::CreateUsageBulkRequest>) -> Result<Recorded> {
         let Admitted { caller, .. } = Admitted::of(&request)?;
         let v1::CreateUsageBulkRequest { idempotency_key, events } = request.into_inner();
+        let origin = Origin::of(&caller, Door::Grpc);
         let most = self.app.config.ingest.max_bulk_events;
         if events.is_empty() {
             return Err(Error::invalid("at least one event is required"));
@@ -107,12 +108,15 @@ impl UsageServer {
         }
         let mut inputs = Vec::with_capacity(events.len());
         for (index, event) in events.into_iter().enumerate() {
-            let input = convert::input(Some(event)).map_err(|error| at(index as u64, error))?;
-            caller.ensure_meter_allowed(input.meter())?;
+            let input = convert::permitted(Some(event), &caller).map_err(|refused| {
+                let is_forbidden = refused.1.code == Code::Forbidden;
+                let error = told(&self.app.ingest, &origin, *refused);
+                if is_forbidden { error } else { at(index as u64, error) }
+            })?;
             inputs.push(input);
         }
         let key = parse_key(Some(&idempotency_key))?;
-        let recorded = self.app.ingest.record(Origin::of(&caller), Kind::Bulk, inputs, key).await?;
+        let recorded = self.app.ingest.record(origin, Kind::Bulk, inputs, key).await?;
         recorded.confined(|meter| caller.ensure_meter_allowed(meter))
     }
 }
@@ -150,6 +154,11 @@ fn stream_key(metadata: &MetadataMap) -> Result<Option<String>> {
         key => key,
     };
     parse_key(key)
+}
+
+/// Tells of an event that this door refuses itself.
+fn told(ingest: &Ingest, origin: &Origin, (about, error): (About, Error)) -> Error {
+    ingest.refuse(origin, about, error)
 }
 
 /// The same error, with the position of its event.
@@ -204,7 +213,8 @@ impl Stream<'_> {
         }
         let inputs = held.into_iter().map(|item| item.input).collect::<Result<Vec<Input>>>()?;
         let ingest = &self.door.app.ingest;
-        let recorded = ingest.record(Origin::of(&self.caller), Kind::Stream, inputs, Some(key)).await?;
+        let recorded =
+            ingest.record(Origin::of(&self.caller, Door::Grpc), Kind::Stream, inputs, Some(key)).await?;
         Ok(Answer::of(recorded.confined(|meter| self.caller.ensure_meter_allowed(meter))?))
     }
 
@@ -241,13 +251,13 @@ impl Stream<'_> {
         if most > 0 && self.received > most {
             return Err(Error::invalid(format_args!("at most {most} events may be sent in one stream")));
         }
-        let input = convert::input(message.event);
-        match &input {
-            Ok(input) => self.caller.ensure_meter_allowed(input.meter())?,
-            Err(error) if place < SMALL_STREAM => return Err(at(place, error.clone())),
-            Err(_) => {}
+        let input =
+            convert::permitted(message.event, &self.caller).map_err(|refused| self.parts.told(*refused));
+        match input {
+            Err(error) if error.code == Code::Forbidden => Err(error),
+            Err(error) if place < SMALL_STREAM => Err(at(place, error)),
+            input => Ok(Item { place, input, bytes }),
         }
-        Ok(Item { place, input, bytes })
     }
 
     async fn finish(mut self) -> Result<Answer, Status> {

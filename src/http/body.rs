@@ -19,6 +19,8 @@ use crate::auth::Caller;
 use crate::blocking;
 use crate::error::{Code, Error, Result};
 use crate::http::lines::{self, Lines, Piece, Unpacker};
+use crate::ingest::refusal::cut_payload;
+use crate::ingest::{About, Ingest, Origin};
 use crate::net::budget::{Budget, Room, Tenant};
 use crate::net::upload::Upload;
 
@@ -231,19 +233,20 @@ impl Body {
 
     /// A JSON object; absent fields and `null` become defaults.
     pub async fn object<T: DeserializeOwned + Default + Send + 'static>(self) -> Result<T> {
-        self.read(|text| {
-            if has_nul(text) {
-                return Err(Error::invalid("NUL characters are not allowed"));
-            }
-            parse_json(text, b'{')
-        })
-        .await
+        self.read(parse_object).await
+    }
+
+    /// The same; what is none is told with what was sent.
+    pub async fn object_sent<T: DeserializeOwned + Default + Send + 'static>(self) -> Result<T, Unread> {
+        let read = self.read(|text| Ok(parse_object(text).map_err(|error| Unread::of(text, error))));
+        read.await.map_err(Unread::from)?
     }
 
     /// A JSON array; `null` is the empty one. NUL characters are left to the handler: an item that holds one fails
-    /// alone.
-    pub async fn array<T: DeserializeOwned + Send + 'static>(self) -> Result<Vec<T>> {
-        self.read(|text| parse_json(text, b'[')).await
+    /// alone. What is no array is told with what was sent.
+    pub async fn array_sent<T: DeserializeOwned + Send + 'static>(self) -> Result<Vec<T>, Unread> {
+        let read = self.read(|text| Ok(parse_json(text, b'[').map_err(|error| Unread::of(text, error))));
+        read.await.map_err(Unread::from)?
     }
 
     /// The lines of the body, while it arrives. What is sent is taken off the wire whether or not anybody asks for lines
@@ -298,17 +301,50 @@ impl Body {
         self.read(|text| Ok(text.to_owned())).await
     }
 
-    /// One object or an array of them.
-    pub async fn events<T: DeserializeOwned + Default + Send + 'static>(self) -> Result<Events<T>> {
-        self.read(|text| {
-            let events = match text.trim_start().starts_with('[') {
-                true => parse_json(text, b'[')?,
-                false => vec![parse_json(text, b'{')?],
-            };
-            Ok(Events { events })
-        })
-        .await
+    /// One object or an array of them; what is neither is told with what was sent.
+    pub async fn events<T: DeserializeOwned + Default + Send + 'static>(self) -> Result<Events<T>, Unread> {
+        let read = self.read(|text| Ok(parse_events(text).map_err(|error| Unread::of(text, error))));
+        read.await.map_err(Unread::from)?
     }
+}
+
+/// A body that could not be read, and as much of its text as is kept of what is refused.
+pub struct Unread {
+    pub error: Error,
+    pub text: Option<String>,
+}
+
+impl Unread {
+    fn of(text: &str, error: Error) -> Unread {
+        Unread { error, text: Some(cut_payload(text)) }
+    }
+
+    /// Told in the list of refused events; what is left is what is answered.
+    pub fn told(self, ingest: &Ingest, origin: &Origin) -> Error {
+        let about = About { payload: self.text, ..About::default() };
+        ingest.refuse(origin, about, self.error)
+    }
+}
+
+impl From<Error> for Unread {
+    fn from(error: Error) -> Unread {
+        Unread { error, text: None }
+    }
+}
+
+fn parse_object<T: DeserializeOwned + Default>(text: &str) -> Result<T> {
+    if has_nul(text) {
+        return Err(Error::invalid("NUL characters are not allowed"));
+    }
+    parse_json(text, b'{')
+}
+
+fn parse_events<T: DeserializeOwned + Default>(text: &str) -> Result<Events<T>> {
+    let events = match text.trim_start().starts_with('[') {
+        true => parse_json(text, b'[')?,
+        false => vec![parse_json(text, b'{')?],
+    };
+    Ok(Events { events })
 }
 
 /// What a body of one or several holds.

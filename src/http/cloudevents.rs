@@ -7,13 +7,13 @@ use actix_web::{HttpRequest, HttpResponse, web};
 use crate::app::App;
 use crate::auth::Caller;
 use crate::error::{Error, Result};
-use crate::http::body::{Body, Events};
+use crate::http::body::Body;
 use crate::http::dry_run;
 use crate::http::extract::Params;
 use crate::http::openapi::Doc;
 use crate::http::respond;
-use crate::http::usage::{BulkResult, bulk_answer};
-use crate::ingest::{Failure, Kind, Origin, Recorded};
+use crate::http::usage::{BulkResult, bulk_answer, check_count, ensure_allowed};
+use crate::ingest::{About, Door, Failure, Kind, Origin, Recorded};
 use crate::metering::cloudevent::CloudEvent;
 use crate::metering::event::{Input, StoredEvent};
 
@@ -36,16 +36,21 @@ pub async fn create(
     body: Body,
 ) -> Result<HttpResponse> {
     dry_run::refuse(&params)?;
-    let content_type = content_type(&request);
+    let (content_type, origin) = (content_type(&request), Origin::of(&caller, Door::CloudEvents));
     if content_type.starts_with("application/cloudevents-batch+json") {
-        let Events { events } = body.events().await?;
-        return bulk_answer(record(&app, &caller, Kind::Bulk, events).await?);
+        let events = body.events().await.map_err(|unread| unread.told(&app.ingest, &origin))?.events;
+        return bulk_answer(record(&app, &caller, origin, Kind::Bulk, events).await?);
     }
     let event = match content_type.starts_with("application/cloudevents+json") {
-        true => body.object().await?,
-        false => binary(&request, body.text().await?)?,
+        true => body.object_sent().await.map_err(|unread| unread.told(&app.ingest, &origin))?,
+        false => {
+            let text =
+                body.text().await.map_err(|error| app.ingest.refuse(&origin, About::default(), error))?;
+            binary(&request, &text)
+                .map_err(|error| app.ingest.refuse(&origin, About::of_text(&text), error))?
+        }
     };
-    one_answer(record(&app, &caller, Kind::Single, vec![event]).await?)
+    one_answer(record(&app, &caller, origin, Kind::Single, vec![event]).await?)
 }
 
 pub fn describe_openmeter() -> Doc {
@@ -63,8 +68,9 @@ pub async fn openmeter(
     body: Body,
 ) -> Result<HttpResponse> {
     dry_run::refuse(&params)?;
-    let Events { events } = body.events().await?;
-    let recorded = record(&app, &caller, Kind::Bulk, events).await?;
+    let origin = Origin::of(&caller, Door::OpenMeter);
+    let events = body.events().await.map_err(|unread| unread.told(&app.ingest, &origin))?.events;
+    let recorded = record(&app, &caller, origin, Kind::Bulk, events).await?;
     if recorded.failed.is_empty() {
         let mut response = respond::no_content();
         respond::about_key(&mut response, false, recorded.has_conflict());
@@ -81,7 +87,7 @@ fn content_type(request: &HttpRequest) -> String {
 }
 
 /// Attributes stand in headers, percent-encoded; the body is the data.
-fn binary(request: &HttpRequest, data: String) -> Result<CloudEvent> {
+fn binary(request: &HttpRequest, data: &str) -> Result<CloudEvent> {
     let attribute = |name: &str| -> Result<Option<String>> {
         let Some(value) = request.headers().get(name) else { return Ok(None) };
         let decoded = percent_encoding::percent_decode(value.as_bytes()).decode_utf8();
@@ -96,7 +102,7 @@ fn binary(request: &HttpRequest, data: String) -> Result<CloudEvent> {
     }
     let data = match data.trim() {
         "" => None,
-        text => Some(serde_json::from_str(text).map_err(|_| Error::invalid_json())?),
+        text => Some(serde_json::from_str(text).map_err(|_| Error::invalid_json().at("data"))?),
     };
     Ok(CloudEvent {
         specversion,
@@ -111,32 +117,50 @@ fn binary(request: &HttpRequest, data: String) -> Result<CloudEvent> {
 }
 
 /// Each on its own merits, in one transaction.
-async fn record(app: &App, caller: &Caller, kind: Kind, events: Vec<CloudEvent>) -> Result<Recorded> {
-    let most = app.config.ingest.max_bulk_events;
-    if events.is_empty() {
-        return Err(Error::invalid("at least one event is required"));
-    }
-    if events.len() > most {
-        return Err(Error::invalid(format!("at most {most} events may be sent in one call")));
-    }
+async fn record(
+    app: &App,
+    caller: &Caller,
+    origin: Origin,
+    kind: Kind,
+    events: Vec<CloudEvent>,
+) -> Result<Recorded> {
+    check_count(events.len(), app.config.ingest.max_bulk_events)
+        .map_err(|error| app.ingest.refuse(&origin, About::default(), error))?;
     let (mut inputs, mut places, mut failed) = (Vec::<Input>::new(), Vec::new(), Vec::new());
     for (index, event) in events.into_iter().enumerate() {
-        match event.into_input() {
+        let mut event = event;
+        match event.take_input() {
             Ok(input) => {
-                caller.ensure_meter_allowed(input.meter())?;
+                ensure_allowed(&app.ingest, &origin, caller, &input)?;
                 inputs.push(input);
                 places.push(index);
             }
-            Err(error) => failed.push(Failure { index, error }),
+            Err(error) => {
+                let error = app.ingest.refuse(&origin, about(&event), error);
+                failed.push(Failure { index, error });
+            }
         }
     }
     let recorded = if inputs.is_empty() {
         Recorded::nothing()
     } else {
-        app.ingest.record(Origin::of(caller), kind, inputs, None).await?
+        app.ingest.record(origin, kind, inputs, None).await?
     };
     let recorded = recorded.moved(&places, failed);
     recorded.confined(|meter| caller.ensure_meter_allowed(meter))
+}
+
+/// What an event that is no usage says of itself.
+fn about(event: &CloudEvent) -> About {
+    let text = |text: &Option<String>| Some(text.clone().unwrap_or_default());
+    About::of(&Input {
+        idempotency_key: event.id.clone(),
+        subject: text(&event.subject),
+        meter: text(&event.kind),
+        timestamp: event.time.clone(),
+        ..Input::default()
+    })
+    .with_payload(&event.as_sent())
 }
 
 fn one_answer(recorded: Recorded) -> Result<HttpResponse> {

@@ -11,7 +11,7 @@ use crate::http::extract::Params;
 use crate::http::openapi::Doc;
 use crate::http::respond;
 use crate::ingest::preview::{Fate, Preview, PreviewItem};
-use crate::ingest::{Origin, Rehearsed};
+use crate::ingest::{Door, Origin, Rehearsed};
 use crate::metering::event::Input;
 
 /// What a dry run answers, with status 200; fields in wire order.
@@ -92,6 +92,7 @@ pub async fn many(
 }
 
 async fn preview(app: &App, caller: &Caller, inputs: Vec<Input>, key: Option<String>) -> Result<Preview> {
-    let (preview, _) = app.ingest.rehearse(Origin::of(caller), Rehearsed::Write, inputs, key).await?;
+    let (preview, _) =
+        app.ingest.rehearse(Origin::of(caller, Door::Rest), Rehearsed::Write, inputs, key).await?;
     Ok(preview.confined(|meter| caller.ensure_meter_allowed(meter)))
 }

@@ -17,13 +17,14 @@ use crate::entitlements::quota::{Check, State, state_message};
 use crate::entitlements::sql::decisions::{self, Decided, Decision};
 use crate::entitlements::sql::listing::{self, Entry, Filter};
 use crate::error::{Error, Result};
-use crate::http::body::Json;
+use crate::http::body::{Body, Json};
 use crate::http::dry_run::{self, DryRun};
 use crate::http::extract::{CursorTime, Id, Params, paginate};
 use crate::http::openapi::Doc;
 use crate::http::respond::{self, Page};
+use crate::http::usage::ensure_allowed;
 use crate::ingest::preview::key_conflict;
-use crate::ingest::{Origin, Rehearsed, insert};
+use crate::ingest::{About, Door, Origin, Rehearsed, insert};
 use crate::metering::event::{Input, InputQuantity, StoredEvent, parse_key};
 use crate::metering::quantity::Quantity;
 use crate::metering::time::Timestamp;
@@ -91,16 +92,20 @@ pub async fn consume(
     app: web::Data<App>,
     caller: Caller,
     params: Params,
-    body: Json<Input>,
+    body: Body,
 ) -> Result<HttpResponse> {
-    let Json(input) = body;
-    caller.ensure_meter_allowed(input.meter())?;
-    let key = parse_key(input.idempotency_key.as_deref())?
-        .ok_or_else(|| Error::invalid("idempotency_key is required"))?;
     if dry_run::is_asked(&params)? {
+        let input: Input = body.object().await?;
+        caller.ensure_meter_allowed(input.meter())?;
+        let key = needed_key(&input)?;
         return rehearse(&app, &caller, input, key).await;
     }
-    let decided = match app.ingest.consume(Origin::of(&caller), input).await {
+    let origin = Origin::of(&caller, Door::Consume);
+    let input: Input = body.object_sent().await.map_err(|unread| unread.told(&app.ingest, &origin))?;
+    ensure_allowed(&app.ingest, &origin, &caller, &input)?;
+    let key = needed_key(&input)
+        .map_err(|error| app.ingest.refuse(&origin, About::of(&input), error.at("idempotency_key")))?;
+    let decided = match app.ingest.consume(origin, input).await {
         // a key that was decided before is answered whatever else the body says
         Err(error) if matches!(error.code.http_status(), 400 | 404) => {
             replay(&app, caller.workspace_id, key).await?.ok_or(error)?
@@ -124,6 +129,12 @@ pub async fn consume(
     }
     respond::about_key(&mut response, answer.replayed, answer.conflict);
     Ok(response)
+}
+
+/// Without a key a consumption could not be repeated.
+fn needed_key(input: &Input) -> Result<String> {
+    let key = parse_key(input.idempotency_key.as_deref())?;
+    key.ok_or_else(|| Error::invalid("idempotency_key is required"))
 }
 
 impl ConsumptionView {
@@ -157,8 +168,10 @@ pub struct ConsumptionDryRun {
 
 async fn rehearse(app: &App, caller: &Caller, input: Input, key: String) -> Result<HttpResponse> {
     let workspace_id = caller.workspace_id;
-    let (preview, decided) =
-        app.ingest.rehearse(Origin::of(caller), Rehearsed::Consumption, vec![input], None).await?;
+    let (preview, decided) = app
+        .ingest
+        .rehearse(Origin::of(caller, Door::Consume), Rehearsed::Consumption, vec![input], None)
+        .await?;
     let decided = match decided {
         Some(decided) => Some(*decided),
         // as the call itself: a key that was decided before is answered whatever else the body says

@@ -20,6 +20,7 @@ use crate::db::audit::{self as trail, Actor, Scene};
 use crate::db::pool;
 use crate::db::replica::{self, Position};
 use crate::error::{Code, Error};
+use crate::ingest::{Door as Entrance, Origin};
 use crate::logging;
 use crate::net::Peer;
 
@@ -221,7 +222,7 @@ async fn admit(app: &App, request: &ServiceRequest, pattern: &str, access: &Acce
     let caller = extract::authenticate(app, request.request(), access).await?;
     let mut by_cookie = pattern.starts_with("/v1/auth/") && session::shows_session(request.request());
     if let Some(caller) = caller {
-        allow(&caller, access)?;
+        allow(&caller, access).inspect_err(|error| tell_refused(app, pattern, request, (&caller, error)))?;
         by_cookie = matches!(caller.credential, Credential::Session { .. });
         if by_cookie && is_foreign() {
             return Err(Error::forbidden("the session belongs to another site"));
@@ -235,6 +236,21 @@ async fn admit(app: &App, request: &ServiceRequest, pattern: &str, access: &Acce
         return Err(Error::new(Code::UnsupportedContentType, rule));
     }
     Ok(())
+}
+
+/// A key that may not write is what people ask about first when their events do not arrive.
+fn tell_refused(app: &App, pattern: &str, request: &ServiceRequest, (caller, error): (&Caller, &Error)) {
+    let entrance = match pattern.trim_end_matches('/') {
+        "/v1/usages" => Entrance::Rest,
+        "/v1/usages/bulk" => Entrance::Bulk,
+        "/v1/cloudevents" => Entrance::CloudEvents,
+        "/api/v1/events" => Entrance::OpenMeter,
+        "/v1/entitlements/consume" => Entrance::Consume,
+        _ => return,
+    };
+    if request.method() == Method::POST {
+        app.ingest.refuse_call(&Origin::of(caller, entrance), error);
+    }
 }
 
 #[cfg(test)]

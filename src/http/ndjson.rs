@@ -13,7 +13,7 @@ use crate::auth::Caller;
 use crate::error::{Error, Result};
 use crate::http::body::{Body, Content, content_of, parse_line};
 use crate::http::lines::Lines;
-use crate::ingest::{Failure, Origin, Recorded};
+use crate::ingest::{About, Door, Failure, Origin, Recorded};
 use crate::metering::event::{Input, StoredEvent};
 
 pub const LINES_MAX: usize = 100_000;
@@ -85,7 +85,7 @@ struct Upload {
 /// Stores and answers part by part, while the body arrives. The status is 200 whatever becomes of the lines, unless there
 /// is not one.
 pub async fn record(app: web::Data<App>, caller: Caller, body: Body) -> Result<HttpResponse> {
-    let (body, origin) = (body.lines()?, Origin::of(&caller));
+    let (body, origin) = (body.lines()?, Origin::of(&caller, Door::Ndjson));
     let (sum, broken) = ((0, 0, 0), None);
     let mut upload =
         Upload { app, caller, lines: body, line: 0, events: 0, origin, sum, broken, is_done: false };
@@ -212,16 +212,27 @@ impl Upload {
         }
         (self.line, self.events) = (self.line + 1, self.events + 1);
         part.bytes += line.as_ref().map_or(0, String::len);
-        let caller = &self.caller;
-        let input = line
-            .and_then(|line| parse_line::<Input>(line.trim()))
-            .and_then(|input| caller.ensure_meter_allowed(input.meter()).map(|()| input));
-        match input {
+        match self.permitted(line) {
             Ok(input) => {
                 part.inputs.push(input);
                 part.numbers.push(self.line);
             }
-            Err(error) => part.failed.push(Failure { index: self.line, error }),
+            Err(refused) => {
+                let (about, error) = *refused;
+                let error = self.app.ingest.refuse(&self.origin, about, error);
+                part.failed.push(Failure { index: self.line, error });
+            }
+        }
+    }
+
+    /// The event of a line, if it is one that the caller may send.
+    fn permitted(&self, line: Result<String>) -> Result<Input, Box<(About, Error)>> {
+        let line = line.map_err(|error| Box::new((About::default(), error)))?;
+        let input: Input =
+            parse_line(line.trim()).map_err(|error| Box::new((About::of_text(line.trim()), error)))?;
+        match self.caller.ensure_meter_allowed(input.meter()) {
+            Ok(()) => Ok(input),
+            Err(error) => Err(Box::new((About::of(&input), error.at("meter")))),
         }
     }
 

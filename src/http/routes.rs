@@ -12,8 +12,8 @@ use futures_util::future::LocalBoxFuture;
 use super::openapi::{self, Doc};
 use super::{
     account, alerts, audit, cloudevents, dead_letters, destinations, entitlements, exports, history, keys,
-    links, members, meters, plans, providers, respond, saved_queries, session, stats, subjects, system,
-    usage, usage_events,
+    links, members, meters, plans, providers, refused, respond, saved_queries, session, stats, subjects,
+    system, usage, usage_events,
 };
 use crate::app::App;
 use crate::auth::permission::{Access, Role, Scope};
@@ -241,6 +241,8 @@ pub fn endpoints() -> Vec<Endpoint> {
         endpoint(Method::POST, "/v1/usageevents/prune", writes(&[Scope::UsageWrite]), history::prune, history::describe_prune),
         endpoint(Method::GET, "/v1/usageevents/prunes", reads(&[Scope::UsageRead]), history::prunes, history::describe_prunes),
         endpoint(Method::GET, "/v1/usageingestions", reads(&[Scope::UsageRead]), history::ingestions, history::describe_ingestions),
+        endpoint(Method::GET, "/v1/events/refused", reads(&[Scope::UsageRead]), refused::list, refused::describe_list),
+        endpoint(Method::GET, "/v1/events/refused/{id}", reads(&[Scope::UsageRead]), refused::get, refused::describe_get),
         endpoint(Method::GET, "/v1/subjects", reads(&[Scope::UsageRead]), subjects::list, subjects::describe_list),
         endpoint(Method::GET, "/v1/subjects/{subject}/usageevents", reads(&[Scope::UsageRead]), subjects::events, subjects::describe_events),
         endpoint(Method::POST, "/v1/subjects/{subject}/links", writes(&[Scope::UsageRead, Scope::LinksWrite]), links::create, links::describe_create),

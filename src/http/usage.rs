@@ -19,7 +19,7 @@ use crate::http::extract::{Params, required_time};
 use crate::http::ndjson;
 use crate::http::openapi::{self, Doc, FORMULA_GUARD};
 use crate::http::respond::{self, Page};
-use crate::ingest::{Kind, Origin, Recorded};
+use crate::ingest::{About, Door, Ingest, Kind, Origin, Recorded};
 use crate::metering::calendar::{Buckets, Wish};
 use crate::metering::event::{Input, StoredEvent, parse_key};
 use crate::metering::filter::{self, Filter};
@@ -37,18 +37,16 @@ pub fn describe_create() -> Doc {
 }
 
 /// Stores one event; a known idempotency key answers with the event it was first used for.
-pub async fn create(
-    app: web::Data<App>,
-    caller: Caller,
-    params: Params,
-    body: Json<Input>,
-) -> Result<HttpResponse> {
-    let Json(input) = body;
-    caller.ensure_meter_allowed(input.meter())?;
+pub async fn create(app: web::Data<App>, caller: Caller, params: Params, body: Body) -> Result<HttpResponse> {
     if dry_run::is_asked(&params)? {
+        let input: Input = body.object().await?;
+        caller.ensure_meter_allowed(input.meter())?;
         return dry_run::one(&app, &caller, input).await;
     }
-    let recorded = app.ingest.record(Origin::of(&caller), Kind::Single, vec![input], None).await?;
+    let origin = Origin::of(&caller, Door::Rest);
+    let input: Input = body.object_sent().await.map_err(|unread| unread.told(&app.ingest, &origin))?;
+    ensure_allowed(&app.ingest, &origin, &caller, &input)?;
+    let recorded = app.ingest.record(origin, Kind::Single, vec![input], None).await?;
     let recorded = recorded.confined(|meter| caller.ensure_meter_allowed(meter))?;
     let has_conflict = recorded.has_conflict();
     if let Some(failure) = recorded.failed.into_iter().next() {
@@ -63,6 +61,12 @@ pub async fn create(
         Some(event) => respond::created(event),
         None => Err(Error::internal("a write without an outcome")),
     }
+}
+
+/// Whether the caller may use the meter of an event; what it may not is told in the list of refused events.
+pub(super) fn ensure_allowed(ingest: &Ingest, origin: &Origin, caller: &Caller, input: &Input) -> Result<()> {
+    let allowed = caller.ensure_meter_allowed(input.meter());
+    allowed.map_err(|error| ingest.refuse(origin, About::of(input), error.at("meter")))
 }
 
 pub fn describe_create_bulk() -> Doc {
@@ -90,21 +94,38 @@ pub async fn create_bulk(
         dry_run::refuse(&params)?;
         return ndjson::record(app, caller, body).await;
     }
-    let inputs: Vec<Input> = body.array().await?;
-    let most = app.config.ingest.max_bulk_events;
-    if inputs.is_empty() {
-        return Err(Error::invalid("at least one event is required"));
+    let (is_dry, origin) = (dry_run::is_asked(&params)?, Origin::of(&caller, Door::Bulk));
+    let tell = |about: About, error: Error| match is_dry {
+        true => error,
+        false => app.ingest.refuse(&origin, about, error),
+    };
+    let inputs: Vec<Input> = body.array_sent().await.map_err(|unread| match is_dry {
+        true => unread.error,
+        false => unread.told(&app.ingest, &origin),
+    })?;
+    check_count(inputs.len(), app.config.ingest.max_bulk_events)
+        .map_err(|error| tell(About::default(), error))?;
+    for input in &inputs {
+        let allowed = caller.ensure_meter_allowed(input.meter());
+        allowed.map_err(|error| tell(About::of(input), error.at("meter")))?;
     }
-    if inputs.len() > most {
-        return Err(Error::invalid(format!("at most {most} events may be sent in one call")));
-    }
-    inputs.iter().try_for_each(|input| caller.ensure_meter_allowed(input.meter()))?;
-    let key = key_header(&request)?;
-    if dry_run::is_asked(&params)? {
+    let key = key_header(&request).map_err(|error| tell(About::default(), error))?;
+    if is_dry {
         return dry_run::many(&app, &caller, inputs, key).await;
     }
-    let recorded = app.ingest.record(Origin::of(&caller), Kind::Bulk, inputs, key).await?;
+    let recorded = app.ingest.record(origin, Kind::Bulk, inputs, key).await?;
     bulk_answer(recorded.confined(|meter| caller.ensure_meter_allowed(meter))?)
+}
+
+/// How many events one call may have.
+pub(super) fn check_count(count: usize, most: usize) -> Result<()> {
+    match count {
+        0 => Err(Error::invalid("at least one event is required")),
+        count if count > most => {
+            Err(Error::invalid(format!("at most {most} events may be sent in one call")))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// A key that cannot be read is refused: ignored, it would let a retry count twice.

@@ -6,7 +6,23 @@ use uuid::Uuid;
 
 use crate::auth::{Caller, Credential};
 use crate::logging::{self, Request};
+use crate::string_enum::string_enum;
 use crate::{chance, clock};
+
+string_enum! {
+    /// Where events come in.
+    Door {
+        Rest = "rest",
+        Bulk = "bulk",
+        Ndjson = "ndjson",
+        CloudEvents = "cloudevents",
+        OpenMeter = "openmeter",
+        Consume = "consume",
+        Grpc = "grpc",
+        Page = "dashboard",
+        Import = "import",
+    }
+}
 
 /// A write call, or a stream with all its parts.
 #[derive(Clone, Debug)]
@@ -18,12 +34,13 @@ pub struct Origin {
     pub api_key_id: Option<String>,
     /// The sender's own id of the request. One that this server gave is that of the run.
     pub request_id: Option<String>,
+    pub door: Door,
     began: Instant,
 }
 
 impl Origin {
     /// The request that is being answered.
-    pub fn of(caller: &Caller) -> Origin {
+    pub fn of(caller: &Caller, door: Door) -> Origin {
         let request = logging::current_request();
         let given = request.as_ref().and_then(Request::given);
         let api_key_id = match &caller.credential {
@@ -35,13 +52,15 @@ impl Origin {
             run_id: given.unwrap_or_else(chance::id),
             api_key_id,
             request_id: request.filter(|_| given.is_none()).map(|request| request.id().to_owned()),
+            door,
             began: clock::moment(),
         }
     }
 
     /// Events that no call brings: a history that is moved in.
     pub fn without_call(workspace_id: i64, run_id: Uuid) -> Origin {
-        Origin { workspace_id, run_id, api_key_id: None, request_id: None, began: clock::moment() }
+        let (api_key_id, request_id) = (None, None);
+        Origin { workspace_id, run_id, api_key_id, request_id, door: Door::Import, began: clock::moment() }
     }
 
     /// Microseconds since its events were read.

@@ -124,8 +124,9 @@ pub fn key_conflict(differing: &[&str]) -> Error {
     match differing.is_empty() {
         true => Error::conflict("the idempotency key was used with another payload"),
         false => {
-            let fields = differing.join(", ");
-            Error::conflict(format_args!("the idempotency key stands for another event: {fields} differ"))
+            let (fields, differ) =
+                (differing.join(", "), if differing.len() == 1 { "differs" } else { "differ" });
+            Error::conflict(format_args!("the idempotency key stands for another event: {fields} {differ}"))
         }
     }
 }

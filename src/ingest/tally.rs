@@ -36,6 +36,16 @@ impl Tally {
         self.waiting().note(event);
     }
 
+    /// The same for what concerns a whole call and comes in numbers, such as a limit that is reached: one tells of all,
+    /// until it is written down.
+    pub fn note_once(&self, event: RefusedEvent) {
+        let mut waiting = self.waiting();
+        let own = waiting.by_workspace.get(&event.workspace_id);
+        if !own.is_some_and(|own| own.iter().any(|other| other.code == event.code)) {
+            waiting.note(event);
+        }
+    }
+
     pub fn take_noted(&self) -> Vec<RefusedEvent> {
         std::mem::take(&mut *self.waiting()).by_workspace.into_values().flatten().collect()
     }
@@ -102,6 +112,9 @@ mod tests {
             created_at: 0,
             request_id: None,
             api_key_id: None,
+            field: None,
+            door: "rest".to_owned(),
+            payload: None,
         }
     }
 
@@ -109,6 +122,15 @@ mod tests {
         let mut counts: BTreeMap<i64, usize> = BTreeMap::new();
         tally.take_noted().iter().for_each(|event| *counts.entry(event.workspace_id).or_default() += 1);
         counts.into_iter().collect()
+    }
+
+    #[test]
+    fn what_comes_in_numbers_is_noted_once() {
+        let tally = Tally::default();
+        (0..10).for_each(|_| tally.note_once(event(1)));
+        tally.note_once(event(2));
+        tally.note_once(RefusedEvent { code: "rate_limited".to_owned(), ..event(1) });
+        assert_eq!(counts(&tally), [(1, 2), (2, 1)]);
     }
 
     #[test]

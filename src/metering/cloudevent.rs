@@ -3,7 +3,7 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
@@ -36,31 +36,60 @@ pub struct CloudEvent {
     pub data_base64: Option<String>,
 }
 
+/// An event as it was sent, for whoever asks why it was refused.
+#[derive(Serialize)]
+struct AsSent<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    specversion: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    source: Option<&'a str>,
+    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
+    kind: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    subject: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    time: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data: Option<&'a RawValue>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data_base64: Option<&'a str>,
+}
+
 /// Fields of the data that hold the quantity, the first that is there.
 const QUANTITY_FIELDS: [&str; 2] = ["quantity", "value"];
 
 impl CloudEvent {
-    pub fn into_input(self) -> Result<Input> {
+    pub fn into_input(mut self) -> Result<Input> {
+        self.take_input()
+    }
+
+    /// Takes what makes an event out of it; what is refused is left whole.
+    pub fn take_input(&mut self) -> Result<Input> {
         let version = self.specversion.as_deref().unwrap_or("1.0");
         if version != "1.0" {
-            return Err(Error::invalid("specversion must be 1.0"));
+            return Err(Error::invalid("specversion must be 1.0").at("specversion"));
         }
-        let id = required(self.id, "id")?;
-        let source = required(self.source, "source")?;
+        let (id, source) = (required(&self.id, "id")?, required(&self.source, "source")?);
+        let meter = required(&self.kind, "type")?.to_owned();
         let data = match (&self.data, &self.data_base64) {
-            (Some(_), Some(_)) => return Err(Error::invalid("an event has data or data_base64, not both")),
-            (None, Some(packed)) => Some(unpacked(packed)?),
+            (Some(_), Some(_)) => {
+                return Err(Error::invalid("an event has data or data_base64, not both").at("data"));
+            }
+            (None, Some(packed)) => Some(unpacked(packed).map_err(|error| error.at("data_base64"))?),
             (Some(text), None) => Some(text.get().to_owned()),
             (None, None) => None,
         };
         let mut data = match data.as_deref() {
             None | Some("" | "null") => Map::new(),
             Some(text) => {
-                json::parse_object(text).ok_or_else(|| Error::invalid("data must be a JSON object"))?
+                let object = json::parse_object(text);
+                object.ok_or_else(|| Error::invalid("data must be a JSON object").at("data"))?
             }
         };
-        let quantity = take_quantity(&mut data)?;
-        let subject = match (self.subject, data.remove("subject")) {
+        let quantity = take_quantity(&mut data).map_err(|error| error.at("data"))?;
+        let subject = match (self.subject.take(), data.remove("subject")) {
             (Some(subject), inner) => {
                 data.extend(inner.map(|inner| ("subject".to_owned(), inner)));
                 Some(subject)
@@ -69,14 +98,29 @@ impl CloudEvent {
             _ => None,
         };
         Ok(Input {
-            idempotency_key: Some(key(&source, &id)),
+            idempotency_key: Some(key(source, id)),
             subject,
-            meter: Some(required(self.kind, "type")?),
+            meter: Some(meter),
             quantity: Some(quantity),
-            timestamp: self.time,
+            timestamp: self.time.take(),
             metadata: Some(Metadata::Values(data)),
             time: None,
         })
+    }
+
+    /// The event as JSON, as it was read.
+    pub fn as_sent(&self) -> String {
+        let sent = AsSent {
+            specversion: self.specversion.as_deref(),
+            id: self.id.as_deref(),
+            source: self.source.as_deref(),
+            kind: self.kind.as_deref(),
+            subject: self.subject.as_deref(),
+            time: self.time.as_deref(),
+            data: self.data.as_deref(),
+            data_base64: self.data_base64.as_deref(),
+        };
+        serde_json::to_string(&sent).unwrap_or_default()
     }
 }
 
@@ -86,8 +130,9 @@ fn unpacked(packed: &str) -> Result<String> {
     bytes.ok_or_else(|| Error::invalid("data_base64 must be JSON in Base64"))
 }
 
-fn required(text: Option<String>, name: &str) -> Result<String> {
-    text.filter(|text| !text.is_empty()).ok_or_else(|| Error::invalid(format!("{name} is required")))
+fn required<'a>(text: &'a Option<String>, name: &str) -> Result<&'a str> {
+    let given = text.as_deref().filter(|text| !text.is_empty());
+    given.ok_or_else(|| Error::invalid(format!("{name} is required")).at(name))
 }
 
 /// Takes the quantity out of the fields of an event; 1 where there is none.

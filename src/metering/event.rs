@@ -60,6 +60,24 @@ impl Input {
     pub fn meter(&self) -> &str {
         self.meter.as_deref().unwrap_or_default()
     }
+
+    /// The event as JSON, as it was read.
+    pub fn as_sent(&self) -> String {
+        let time = self.time.filter(|time| *time != Timestamp::ABSENT).map(AsSentTime::Read);
+        let sent = AsSent {
+            idempotency_key: self.idempotency_key.as_deref(),
+            subject: self.subject.as_deref(),
+            meter: self.meter.as_deref(),
+            quantity: self.quantity.as_ref().and_then(|quantity| quantity.0.as_ref().ok()),
+            timestamp: self.timestamp.as_deref().map(AsSentTime::Text).or(time),
+            metadata: match &self.metadata {
+                Some(Metadata::Text(text)) => Some(AsSentMetadata::Text(text)),
+                Some(Metadata::Values(fields)) => Some(AsSentMetadata::Values(fields)),
+                Some(Metadata::Wrong(_)) | None => None,
+            },
+        };
+        serde_json::to_string(&sent).unwrap_or_default()
+    }
 }
 
 /// A JSON number. One beyond 64-bit floats is not JSON here (rest.md 2); one with too many digits is refused as
@@ -74,6 +92,37 @@ impl<'de> Deserialize<'de> for InputQuantity {
             parsed => Ok(InputQuantity(parsed)),
         }
     }
+}
+
+/// What an event that was refused said, for whoever asks why. What could not be read of it is left out.
+#[derive(Serialize)]
+struct AsSent<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    idempotency_key: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    subject: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    meter: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    quantity: Option<&'a Quantity>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    timestamp: Option<AsSentTime<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    metadata: Option<AsSentMetadata<'a>>,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum AsSentTime<'a> {
+    Text(&'a str),
+    Read(Timestamp),
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum AsSentMetadata<'a> {
+    Text(&'a RawValue),
+    Values(&'a Map),
 }
 
 /// Metadata as a client sends it. Of JSON only the text is kept: what is too long is refused before it becomes values.
@@ -96,23 +145,32 @@ impl<'de> Deserialize<'de> for Metadata {
 }
 
 impl Metadata {
-    /// The values in canonical spelling, on one way for every door: size, depth, NUL, numbers.
-    fn validate(self) -> Result<Map> {
-        let mut fields = match self {
-            Metadata::Values(fields) => fields,
-            Metadata::Wrong(error) => return Err(error),
-            Metadata::Text(text) if text.get().len() > METADATA_TEXT_BYTES_MAX => return Err(too_long()),
+    /// The values. They are taken out where they were values already, and [`Metadata::give_back`] puts them back.
+    fn take(&mut self) -> Result<Map> {
+        match self {
+            Metadata::Values(fields) => Ok(std::mem::take(fields)),
+            Metadata::Wrong(error) => Err(error.clone()),
+            Metadata::Text(text) if text.get().len() > METADATA_TEXT_BYTES_MAX => Err(too_long()),
             Metadata::Text(text) => {
                 json::parse_small_object(text.get(), METADATA_VALUES_MAX).map_err(|unread| match unread {
                     Unread::NotAnObject => Error::invalid_json(),
                     Unread::TooManyValues => too_long(),
-                })?
+                })
             }
-        };
-        check_depth(&fields)?;
-        fields_canonical(&mut fields)?;
-        Ok(fields)
+        }
     }
+
+    fn give_back(&mut self, taken: Map) {
+        if let Metadata::Values(fields) = self {
+            *fields = taken;
+        }
+    }
+}
+
+/// Rewrites values in canonical spelling, on one way for every door: depth, NUL, numbers.
+fn make_canonical(fields: &mut Map) -> Result<()> {
+    check_depth(fields)?;
+    fields_canonical(fields)
 }
 
 fn check_depth(metadata: &Map) -> Result<()> {
@@ -232,25 +290,51 @@ fn parse_time(input: &Input, now: Timestamp) -> Result<Timestamp> {
     let time = match (&input.time, input.timestamp.as_deref()) {
         (Some(time), _) => *time,
         (None, None | Some("")) => return Ok(now),
-        (None, Some(text)) => Timestamp::parse(text)
-            .ok_or_else(|| Error::parameter("invalid_timestamp", "timestamp must be RFC3339"))?,
+        (None, Some(text)) => Timestamp::parse(text).ok_or_else(|| {
+            Error::parameter("invalid_timestamp", "timestamp must be RFC3339").at("timestamp")
+        })?,
     };
     Ok(if time == Timestamp::ABSENT { now } else { time })
 }
 
 /// Makes an event of an input, under an id that nobody has: dimensions, then subject, then quantity, in the order of rest.md 12.4.
-pub fn validate(meter: &Arc<Meter>, input: Input, now: Timestamp, id: Uuid) -> Result<Event> {
-    let time = parse_time(&input, now)?;
-    let mut metadata = input.metadata.map(Metadata::validate).transpose()?.unwrap_or_default();
-    meter.fit_metadata(&mut metadata)?;
-    // names of dimensions with dots have become levels
-    check_depth(&metadata)?;
-    let subject = parse_subject(input.subject.as_deref().unwrap_or_default())?.to_owned();
+pub fn validate(meter: &Arc<Meter>, mut input: Input, now: Timestamp, id: Uuid) -> Result<Event> {
+    validate_kept(meter, &mut input, now, id)
+}
+
+/// The same; what is refused is left whole, so that it can be told what it was.
+pub fn validate_kept(meter: &Arc<Meter>, input: &mut Input, now: Timestamp, id: Uuid) -> Result<Event> {
+    let time = parse_time(input, now)?;
+    let taken = input.metadata.as_mut().map(Metadata::take).transpose();
+    let mut metadata = taken.map_err(|error| error.at("metadata"))?.unwrap_or_default();
+    let made = make(meter, input, &mut metadata, (time, now), id);
+    if made.is_err() {
+        input.metadata.iter_mut().for_each(|sent| sent.give_back(std::mem::take(&mut metadata)));
+    }
+    made
+}
+
+/// Takes the metadata only when nothing can be wrong any more.
+fn make(
+    meter: &Arc<Meter>,
+    input: &Input,
+    metadata: &mut Map,
+    (time, now): (Timestamp, Timestamp),
+    id: Uuid,
+) -> Result<Event> {
+    make_canonical(metadata)
+        .and_then(|()| meter.fit_metadata(metadata))
+        // names of dimensions with dots have become levels
+        .and_then(|()| check_depth(metadata))
+        .map_err(|error| error.at("metadata"))?;
+    let subject = parse_subject(input.subject.as_deref().unwrap_or_default());
+    let subject = subject.map_err(|error| error.at("subject"))?.to_owned();
     let is_missing = input.quantity.is_none();
-    let quantity = match input.quantity {
+    let quantity = match &input.quantity {
         None => Quantity::zero(),
-        Some(InputQuantity(parsed)) => {
-            parsed.map_err(|reject| Error::invalid(format!("quantity {reject}")))?
+        Some(InputQuantity(Ok(quantity))) => quantity.clone(),
+        Some(InputQuantity(Err(reject))) => {
+            return Err(Error::invalid(format!("quantity {reject}")).at("quantity"));
         }
     };
     // an expression need not look at it
@@ -258,19 +342,21 @@ pub fn validate(meter: &Arc<Meter>, input: Input, now: Timestamp, id: Uuid) -> R
         return Err(Error::invalid(match meter.options.quantity_is {
             None => "quantity must be greater than 0",
             Some(_) => "quantity is required, and a level must not be less than 0",
-        }));
+        })
+        .at("quantity"));
     }
-    let key = parse_key(input.idempotency_key.as_deref())?;
-    let dimension_set = dimension_set(meter, &metadata);
-    let mut text = metadata_text(&metadata)?;
+    let key = parse_key(input.idempotency_key.as_deref()).map_err(|error| error.at("idempotency_key"))?;
+    let dimension_set = dimension_set(meter, metadata);
+    let mut text = metadata_text(metadata).map_err(|error| error.at("metadata"))?;
     // of what was sent: a retry is the same event whatever the expression is by then
     let fingerprint = fingerprint(meter, &subject, &quantity, text.as_deref().map(RawValue::get));
     let (quantity, sent) = match &meter.options.value_expression {
         None => (quantity, None),
         Some(expression) => {
-            let (value, kept) = computed(meter, expression, &quantity, &metadata)?;
-            text = metadata_text(&kept)?;
-            (value, Some(Sent { quantity, metadata }))
+            let computed = computed(meter, expression, &quantity, metadata);
+            let (value, kept) = computed.map_err(|error| error.at("quantity"))?;
+            text = metadata_text(&kept).map_err(|error| error.at("metadata"))?;
+            (value, Some(Sent { quantity, metadata: std::mem::take(metadata) }))
         }
     };
     let metadata = text;
@@ -308,7 +394,8 @@ fn computed(
     if metadata.contains_key(SENT_QUANTITY) {
         return Err(Error::invalid(format!(
             "metadata.{SENT_QUANTITY} is where a meter with a value_expression keeps the quantity that was sent"
-        )));
+        ))
+        .at(&format!("metadata.{SENT_QUANTITY}")));
     }
     let mut kept = metadata.clone();
     kept.insert(SENT_QUANTITY.to_owned(), Value::Number(Number::from(sent)));
@@ -331,12 +418,12 @@ pub struct Foreign {
 /// Takes over an event that was valid where it comes from, under dimensions that may have changed since: they are not
 /// demanded again. What could not be read or stored here is refused.
 pub fn take_over(meter: &Arc<Meter>, foreign: Foreign) -> Result<Event> {
-    let Foreign { id, subject, time, received_at, quantity, key, metadata } = foreign;
+    let Foreign { id, subject, time, received_at, quantity, key, mut metadata } = foreign;
     if parse_subject(&subject)? != subject {
         return Err(Error::invalid("subject has blanks around it"));
     }
     reject_nul(key.as_deref().unwrap_or_default())?;
-    let metadata = Metadata::Values(metadata).validate()?;
+    make_canonical(&mut metadata)?;
     let dimension_set = dimension_set(meter, &metadata);
     // a retry is compared with what was sent
     let sent = sent_of(meter, &metadata);

@@ -437,17 +437,16 @@ impl Meter {
             let found = metadata.get(name).or_else(|| value_at(metadata, name));
             let Some(value) = found else {
                 if dimension.is_demanded() {
-                    return Err(Error::invalid(format!("metadata.{name} is required")));
+                    return Err(wrong_dimension(name, "is required"));
                 }
                 continue;
             };
             if !dimension.kind.holds(value) {
-                return Err(Error::invalid(format!("metadata.{name} must be a {}", dimension.kind.as_str())));
+                return Err(wrong_dimension(name, &format!("must be a {}", dimension.kind.as_str())));
             }
             if value.as_str().is_some_and(|text| text.len() > DIMENSION_VALUE_BYTES_MAX) {
-                return Err(Error::invalid(format!(
-                    "metadata.{name} must not be longer than {DIMENSION_VALUE_BYTES_MAX} bytes"
-                )));
+                let words = format!("must not be longer than {DIMENSION_VALUE_BYTES_MAX} bytes");
+                return Err(wrong_dimension(name, &words));
             }
             if name.contains('.')
                 && let Some(flat) = metadata.remove(name)
@@ -457,6 +456,11 @@ impl Meter {
         }
         Ok(())
     }
+}
+
+fn wrong_dimension(name: &str, words: &str) -> Error {
+    let field = format!("metadata.{name}");
+    Error::invalid(format_args!("{field} {words}")).at(&field)
 }
 
 /// The value at a dotted path, through objects only.
@@ -476,9 +480,8 @@ fn nest(metadata: &mut Map, path: &str, value: Value) -> Result<()> {
     for segment in segments {
         let next = object.entry(segment.to_owned()).or_insert_with(|| Value::Object(Map::new()));
         let Value::Object(inner) = next else {
-            return Err(Error::invalid(format!(
-                "metadata.{path} cannot be stored: metadata has a plain value at {segment:?}"
-            )));
+            let words = format!("cannot be stored: metadata has a plain value at {segment:?}");
+            return Err(wrong_dimension(path, &words));
         };
         object = inner;
     }

@@ -35,11 +35,25 @@ pub struct RefusedEvent {
     /// What its sender called the request; `None` where it has the id of the run.
     pub request_id: Option<String>,
     pub api_key_id: Option<String>,
+    /// The field at fault, such as `metadata.model`, where one is.
+    pub field: Option<String>,
+    /// Where it came in.
+    pub door: String,
+    /// What was sent, cut at 4 KB: JSON, unless it was cut or was none.
+    pub payload: Option<String>,
 }
 
 impl RefusedEvent {
     pub fn run(&self) -> String {
         Uuid::from_slice(&self.run_id).map(|id| id.to_string()).unwrap_or_default()
+    }
+
+    /// What its texts take.
+    pub fn bytes(&self) -> usize {
+        let given =
+            [&self.idempotency_key, &self.request_id, &self.field, &self.payload, &self.sent, &self.stored];
+        let given: usize = given.into_iter().flatten().map(String::len).sum();
+        self.message.len() + self.subject.len() + self.meter.len() + given
     }
 
     pub fn public_id(&self) -> String {
@@ -73,8 +87,11 @@ pub fn expire(conn: &mut Conn, before: Timestamp) -> Result<usize, DbError> {
 #[derive(Clone, Debug, Default)]
 pub struct Filter {
     pub outcome: String,
+    pub code: String,
     pub meter: String,
     pub subject: String,
+    pub idempotency_key: String,
+    pub api_key_id: String,
     pub run: Option<Uuid>,
     /// The id of the last one seen.
     pub before: Option<Uuid>,
@@ -104,6 +121,15 @@ pub fn list(
     }
     if !filter.subject.is_empty() {
         query = query.filter(refused_events::subject.eq(filter.subject.clone()));
+    }
+    if !filter.code.is_empty() {
+        query = query.filter(refused_events::code.eq(filter.code.clone()));
+    }
+    if !filter.idempotency_key.is_empty() {
+        query = query.filter(refused_events::idempotency_key.eq(filter.idempotency_key.clone()));
+    }
+    if !filter.api_key_id.is_empty() {
+        query = query.filter(refused_events::api_key_id.eq(filter.api_key_id.clone()));
     }
     if let Some(run) = filter.run {
         query = query.filter(refused_events::run_id.eq(run.into_bytes().to_vec()));

@@ -265,6 +265,10 @@ if (!(await page.locator("tr.diff").innerText()).includes("quantity")) fault("re
 await look("refused-conflict");
 await open("/explain?q=bad-1");
 if (!(await page.locator("main").innerText()).includes("nosuch")) fault("explain", "a refused key is not explained");
+await open("/events/refused?outcome=rejected");
+await page.locator("tbody a").first().click();
+if (!(await page.locator("tr.diff").innerText()).includes("refused")) fault("refused", "the field at fault is not marked");
+await look("refused-event");
 await open("/explain?q=never-sent");
 await look("explain-nothing");
 await open("/decisions?try_subject=org_1&try_meter=tokens&try_quantity=30000");

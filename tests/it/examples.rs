@@ -349,6 +349,13 @@ async fn usage(story: &mut Story, key: &Client) {
     story.ask(key, &format!("GET /v1/usageevents/export?{JUNE}"), &[], None).await;
     story.ask(key, "POST /v1/usageevents/export", &[], Some(events)).await;
     story.ask(key, "GET /v1/usageingestions", &[], None).await;
+    story
+        .call(key, "POST /v1/usages", &[], Some(tokens("req-7f40", 0, "2026-06-12T12:00:00Z")))
+        .await
+        .expect(400);
+    let list = "GET /v1/events/refused?limit=1";
+    let told = story.until(key, list, &[], |answer| !items(answer).is_empty()).await;
+    story.ask(key, "GET /v1/events/refused/{id}", &[&id(&items(&told)[0])], None).await;
     story.ask(key, "GET /v1/subjects", &[], None).await;
     story.ask(key, "GET /v1/subjects/{subject}/usageevents?limit=2", &["acme"], None).await;
     story.ask(key, "POST /v1/usageevents/prune?dry_run=true", &[], None).await;

@@ -61,6 +61,7 @@ mod quota_model;
 mod readiness;
 mod replicas;
 mod repository;
+mod refused;
 mod retention;
 mod saved_queries;
 mod sdk;

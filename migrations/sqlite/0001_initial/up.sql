@@ -658,6 +658,10 @@ CREATE TABLE refused_events (
     created_at INTEGER NOT NULL,
     request_id TEXT,
     api_key_id TEXT,
+    field TEXT,
+    door TEXT NOT NULL,
+    -- what was sent, cut
+    payload TEXT,
     PRIMARY KEY (workspace_id, id)
 ) STRICT;
 CREATE INDEX refused_events_time ON refused_events (created_at);

@@ -6,17 +6,23 @@ use uuid::Uuid;
 
 use crate::app::App;
 use crate::auth::Caller;
+use crate::auth::sql::keys;
+use crate::dashboard::advice;
+use crate::dashboard::form::Complaint;
 use crate::dashboard::pages::explain::Finding;
 use crate::dashboard::view::{self, Link};
-use crate::dashboard::visit::{Shell, Visit, ok};
+use crate::dashboard::visit::{Shell, Visit, ok, rejected};
 use crate::db::Conn;
-use crate::error::{Error, Result};
+use crate::error::{Code, Error, Result};
 use crate::http::extract::{Id, Params};
-use crate::metering::json::Value;
+use crate::http::refused::{cursor_behind, filter_of};
+use crate::metering::json::{Map, Value};
 use crate::usage::refused::{self, Filter, RefusedEvent};
 
 const LISTED: usize = 50;
 const EXPLAINED: i64 = 5;
+/// Names of the filters, in the order of their fields.
+const FILTERS: [&str; 5] = ["outcome", "code", "meter", "subject", "idempotency_key"];
 
 #[derive(Template)]
 #[template(path = "events/refused.html")]
@@ -25,38 +31,73 @@ struct ListPage {
     events: Vec<RefusedEvent>,
     params: Params,
     next: Option<String>,
+    complaint: Complaint,
 }
 
 impl ListPage {
     fn is(&self, name: &str, value: &str) -> bool {
         self.params.get(name) == value
     }
+
+    fn is_narrowed(&self) -> bool {
+        FILTERS.iter().any(|name| !self.params.get(name).trim().is_empty())
+    }
+
+    /// The codes that events are refused with.
+    fn codes(&self) -> Vec<&'static str> {
+        let mut codes: Vec<&str> =
+            Code::ALL.iter().filter(|code| is_of_events(**code)).map(|code| code.as_str()).collect();
+        codes.dedup();
+        codes
+    }
+}
+
+/// Whether an event can be refused with it.
+fn is_of_events(code: Code) -> bool {
+    !matches!(
+        code,
+        Code::UnsupportedContentType
+            | Code::TooManyQueries
+            | Code::RegistrationDisabled
+            | Code::Unauthorized
+            | Code::LimitReached
+            | Code::QueryTimeout
+            | Code::Internal
+            | Code::Unusable
+    )
 }
 
 pub async fn list(app: web::Data<App>, caller: Caller, visit: Visit, params: Params) -> Result<HttpResponse> {
-    let before = match params.get("before") {
-        "" => None,
-        text => Some(Uuid::parse_str(text).map_err(|_| Error::invalid("before is not one of ours"))?),
+    let mut page = ListPage {
+        shell: visit.shell("events", "Refused events"),
+        events: Vec::new(),
+        params,
+        next: None,
+        complaint: Complaint::none(),
     };
-    let filter = Filter {
-        outcome: params.get("outcome").to_owned(),
-        meter: params.get("meter").trim().to_owned(),
-        subject: params.get("subject").trim().to_owned(),
-        before,
-        ..Filter::default()
+    let filter = match filter_of(&page.params) {
+        Ok(filter) => filter,
+        Err(error) => {
+            page.complaint = Complaint::of(error, &FILTERS)?;
+            return rejected(&page);
+        }
     };
+    page.events = read(&app, &caller, filter).await?;
+    let has_more = page.events.len() > LISTED;
+    page.events.truncate(LISTED);
+    if let Some(last) = page.events.last().filter(|_| has_more) {
+        let link = FILTERS
+            .iter()
+            .fold(Link::to("/events/refused"), |link, name| link.with(name, page.params.get(name)));
+        page.next = Some(link.with("cursor", &cursor_behind(last)?).to_string());
+    }
+    ok(&page)
+}
+
+async fn read(app: &App, caller: &Caller, filter: Filter) -> Result<Vec<RefusedEvent>> {
     let workspace_id = caller.workspace_id;
     let read = move |conn: &mut Conn| refused::list(conn, workspace_id, &filter, LISTED as i64 + 1);
-    let mut events = app.store.read("refused::list", read).await?;
-    let has_more = events.len() > LISTED;
-    events.truncate(LISTED);
-    let next = events.last().filter(|_| has_more).map(|last| {
-        let names = ["outcome", "meter", "subject"];
-        let link =
-            names.iter().fold(Link::to("/events/refused"), |link, name| link.with(name, params.get(name)));
-        link.with("before", &last.public_id()).to_string()
-    });
-    ok(&ListPage { shell: visit.shell("events", "Refused events"), events, params, next })
+    app.store.read("refused::list", read).await
 }
 
 #[derive(Template)]
@@ -64,8 +105,11 @@ pub async fn list(app: web::Data<App>, caller: Caller, visit: Visit, params: Par
 struct ShowPage {
     shell: Shell,
     event: RefusedEvent,
-    advice: &'static str,
+    /// Name of the key it was sent with; blank where it was none or is gone.
+    key: String,
+    advice: String,
     rows: Vec<Compared>,
+    sent: Vec<SentField>,
 }
 
 /// A field of both events of a conflict.
@@ -76,13 +120,36 @@ struct Compared {
     differs: bool,
 }
 
+/// A field of an event as it was sent; `None` where it was not.
+#[derive(Debug, PartialEq)]
+struct SentField {
+    name: String,
+    value: Option<String>,
+    is_wrong: bool,
+}
+
 pub async fn show(app: web::Data<App>, caller: Caller, visit: Visit, Id(id): Id) -> Result<HttpResponse> {
     let missing = || Error::not_found(format!("refused event {id:?}"));
     let (workspace_id, wanted) = (caller.workspace_id, Uuid::parse_str(&id).map_err(|_| missing())?);
-    let read = move |conn: &mut Conn| refused::find(conn, workspace_id, wanted);
-    let event = app.store.read("refused::find", read).await?.ok_or_else(missing)?;
-    let rows = compared(&event);
-    ok(&ShowPage { shell: visit.shell("events", "Refused event"), advice: advice(&event), rows, event })
+    let read = move |conn: &mut Conn| {
+        let Some(event) = refused::find(conn, workspace_id, wanted)? else { return Ok(None) };
+        let key_id = event.api_key_id.as_deref();
+        let key = key_id.map(|key_id| keys::name_of(conn, workspace_id, key_id)).transpose()?;
+        Ok(Some((event, key.flatten().unwrap_or_default())))
+    };
+    let (event, key) = app.store.read("refused::find", read).await?.ok_or_else(missing)?;
+    ok(&ShowPage {
+        shell: visit.shell("events", "Refused event"),
+        advice: advice::of_refused(&event),
+        rows: compared(&event),
+        sent: sent_fields(event.payload.as_deref(), event.field.as_deref()),
+        event,
+        key,
+    })
+}
+
+fn text_of(value: &Value) -> String {
+    if let Value::String(text) = value { text.clone() } else { value.to_string() }
 }
 
 /// The fields of both events of a conflict, side by side.
@@ -94,12 +161,11 @@ fn compared(event: &RefusedEvent) -> Vec<Compared> {
     if event.sent.is_none() || event.stored.is_none() {
         return Vec::new();
     }
-    let text = |value: &Value| if let Value::String(text) = value { text.clone() } else { value.to_string() };
     let names = ["subject", "meter", "quantity", "timestamp", "metadata"];
     names
         .into_iter()
         .map(|field| {
-            let (sent, stored) = (text(&sent[field]), text(&stored[field]));
+            let (sent, stored) = (text_of(&sent[field]), text_of(&stored[field]));
             // a retry may stamp its event anew
             let differs = sent != stored && field != "timestamp";
             Compared { field, sent, stored, differs }
@@ -107,37 +173,92 @@ fn compared(event: &RefusedEvent) -> Vec<Compared> {
         .collect()
 }
 
-/// What to do about it.
-fn advice(event: &RefusedEvent) -> &'static str {
-    match (event.outcome.as_str(), event.code.as_str()) {
-        ("conflict", _) => {
-            "The first event stands, and the sender was answered with it. If both are real, send the second under a key of its own."
+/// Every field that was sent, and the one at fault also where it was not; none of what is no object, or was cut.
+fn sent_fields(payload: Option<&str>, wrong: Option<&str>) -> Vec<SentField> {
+    let Some(Value::Object(fields)) = payload.and_then(Value::parse) else { return Vec::new() };
+    let mut sent = Vec::new();
+    flatten(&fields, "", &mut sent);
+    let Some(wrong) = wrong else { return sent };
+    let below = format!("{wrong}.");
+    sent.iter_mut().for_each(|field| field.is_wrong = field.name == wrong || field.name.starts_with(&below));
+    if !sent.iter().any(|field| field.is_wrong) {
+        sent.push(SentField { name: wrong.to_owned(), value: None, is_wrong: true });
+    }
+    sent
+}
+
+/// Dimensions stand beside the other fields, under their path.
+fn flatten(fields: &Map, prefix: &str, to: &mut Vec<SentField>) {
+    for (name, value) in fields {
+        let path = format!("{prefix}{name}");
+        match value {
+            Value::Object(inner) if !inner.is_empty() => flatten(inner, &format!("{path}."), to),
+            value => to.push(SentField { name: path, value: Some(text_of(value)), is_wrong: false }),
         }
-        (_, "not_found") => {
-            "Make a meter of that name, or correct the name that the service sends. Then send the event again."
-        }
-        (_, "invalid_input") if event.message.contains("metadata") => {
-            "Send the dimension, or make it optional at the meter. Then send the event again with the same key."
-        }
-        _ => "Correct the event and send it again; the same idempotency key is still free.",
     }
 }
 
 /// What is known of a key among refused events, or of a request.
 pub async fn explain(app: &App, caller: &Caller, wanted: &str) -> Result<Vec<Finding>> {
-    let (workspace_id, wanted) = (caller.workspace_id, wanted.to_owned());
-    let read = move |conn: &mut Conn| refused::about(conn, workspace_id, &wanted, EXPLAINED);
+    let (workspace_id, searched) = (caller.workspace_id, wanted.to_owned());
+    let read = move |conn: &mut Conn| refused::about(conn, workspace_id, &searched, EXPLAINED);
     let events = app.store.read("refused::explain", read).await?;
-    let finding = |event: RefusedEvent| Finding {
+    let found = events.into_iter().map(finding);
+    Ok(found.chain(explain_code(wanted)).collect())
+}
+
+fn finding(event: RefusedEvent) -> Finding {
+    let at_field = match &event.field {
+        Some(field) if !event.message.contains(field.as_str()) => format!(" (field {field})"),
+        _ => String::new(),
+    };
+    Finding {
         state: if event.outcome == "conflict" { "conflict" } else { "rejected" },
         sentence: format!(
-            "Refused {} UTC: {}. {}",
+            "Refused {} UTC by {}, {}: {}{at_field}. {}",
             view::minute(event.created_at),
+            event.door,
+            event.code,
             event.message,
-            advice(&event)
+            advice::of_refused(&event)
         ),
         link: format!("/events/refused/{}", event.public_id()),
         action: "The refusal",
+    }
+}
+
+/// What a code means that an answer had.
+fn explain_code(word: &str) -> Option<Finding> {
+    let code = advice::code_of(word)?;
+    let advice = advice::of(code);
+    let (link, action) = match is_of_events(code) {
+        true => (view::link("/events/refused", "code", word).to_string(), "Events that were refused with it"),
+        false => ("/swagger/".to_owned(), "Every call, described"),
     };
-    Ok(events.into_iter().map(finding).collect())
+    Some(Finding {
+        state: "code",
+        sentence: format!("{word}, status {}: {}. {}", code.http_status(), advice.meaning, advice.remedy),
+        link,
+        action,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_field_at_fault_is_marked_also_where_it_is_missing() {
+        let payload = r#"{"meter":"m","metadata":{"region":"eu","net":{"ok":true}}}"#;
+        let marked = |wrong: &str| -> Vec<(String, bool)> {
+            let fields = sent_fields(Some(payload), Some(wrong)).into_iter().filter(|field| field.is_wrong);
+            fields.map(|field| (field.name, field.value.is_some())).collect()
+        };
+        assert_eq!(marked("metadata.region"), [("metadata.region".to_owned(), true)]);
+        assert_eq!(marked("metadata.model"), [("metadata.model".to_owned(), false)]);
+        assert_eq!(marked("metadata").len(), 2);
+        assert_eq!(sent_fields(Some(payload), None).len(), 3);
+        assert_eq!(sent_fields(Some("{\"cut"), Some("meter")), []);
+        assert_eq!(sent_fields(None, None), []);
+    }
 }

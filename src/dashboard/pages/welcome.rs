@@ -14,7 +14,7 @@ use crate::dashboard::view;
 use crate::dashboard::visit::{Shell, Visit, ok, secret};
 use crate::db::Conn;
 use crate::error::Result;
-use crate::ingest::{Kind, Origin};
+use crate::ingest::{Door, Kind, Origin};
 use crate::metering::event::{Input, InputQuantity, StoredEvent};
 use crate::metering::meter::{Meter, MeterInput};
 use crate::metering::quantity::Quantity;
@@ -109,7 +109,8 @@ pub async fn send_event(
         quantity: Some(InputQuantity(Ok(Quantity::from(1)))),
         ..Input::default()
     };
-    let recorded = app.ingest.record(Origin::of(&caller), Kind::Single, vec![input], None).await?;
+    let recorded =
+        app.ingest.record(Origin::of(&caller, Door::Page), Kind::Single, vec![input], None).await?;
     match recorded.failed.into_iter().next() {
         Some(failure) => Err(failure.error),
         None => Ok(visit.go("/welcome", "A test event is counted.")),
