@@ -1,5 +1,6 @@
 //! The handbook's commands do what it says: on each page below, every fenced block after a line `<!-- checked -->` is run
-//! against a server, and what it prints must be the block that follows it. Blocks in other languages than `sh` are run
+//! against a server, and what it prints must be the block that follows it, or nothing after `<!-- checked: prints nothing -->`.
+//! Blocks in other languages than `sh` are run
 //! where the language is on the machine. Also: its pages are all in the table of contents, and its links lead somewhere.
 
 use std::collections::BTreeSet;
@@ -43,11 +44,15 @@ fn read(path: impl AsRef<Path>) -> String {
 
 fn checked_blocks(page: &str) -> Vec<Block> {
     let mut blocks = Vec::new();
-    for part in page.split("<!-- checked -->\n").skip(1) {
+    for part in page.split("<!-- checked").skip(1) {
+        let (mark, part) = part.split_once("-->\n").expect("a mark ends its line");
         let mut fences = part.split("```");
         let block = fences.nth(1).and_then(|block| block.split_once('\n'));
         let (language, text) = block.expect("a checked block is fenced and names its language");
-        let answer = fences.nth(1).and_then(|block| block.split_once('\n')).map_or("", |(_, text)| text);
+        let answer = match mark.trim() {
+            ": prints nothing" => "",
+            _ => fences.nth(1).and_then(|block| block.split_once('\n')).map_or("", |(_, text)| text),
+        };
         blocks.push(Block {
             language: language.to_owned(),
             text: text.to_owned(),
