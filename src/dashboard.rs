@@ -10,6 +10,8 @@ pub mod csrf;
 pub mod form;
 pub mod grammar;
 pub mod guard;
+pub mod kept;
+pub mod once;
 pub mod pace;
 pub mod pages;
 pub mod problem;
@@ -26,9 +28,9 @@ use crate::auth::permission::{Access, Role};
 use crate::dashboard::guard::Guard;
 use crate::http::{self, Endpoint};
 use pages::{
-    account, alert_event, alerts, audit, destinations, events, explain, explore, exports, home, ingestion,
-    keys, links, live, members, meters, overview, plans, quota, refused, saved, settings, share, short,
-    sign_in, subjects, system, welcome, worker,
+    account, alert_event, alerts, audit, destinations, events, explain, explore, exports, home,
+    ingestion, kept_form, keys, links, live, members, meters, overview, plans, quota, refused, saved,
+    settings, share, short, sign_in, subjects, system, welcome, worker,
 };
 
 fn get<F, Args>(path: &'static str, access: Access, handler: F) -> Endpoint
@@ -73,6 +75,8 @@ pub fn endpoints() -> Vec<Endpoint> {
         post("/settings/keys", VIEWER, settings::keys),
         post("/settings/workspace-zone", ADMIN, settings::workspace_zone),
         post("/settings/key-conflicts", OWNER, settings::key_conflicts),
+
+        get("/kept-form", VIEWER, kept_form::show),
 
         get("/live", VIEWER, live::stream),
 
@@ -135,6 +139,7 @@ pub fn endpoints() -> Vec<Endpoint> {
         get("/destinations/new", ADMIN, destinations::new),
         post("/destinations/new", ADMIN, destinations::create),
         get("/destinations/{id}", VIEWER, destinations::show),
+        get("/destinations/{id}/secret", ADMIN, destinations::shown),
         get("/destinations/{id}/edit", ADMIN, destinations::edit),
         post("/destinations/{id}/edit", ADMIN, destinations::update),
         post("/destinations/{id}/test", ADMIN, destinations::test),
@@ -175,6 +180,7 @@ pub fn endpoints() -> Vec<Endpoint> {
         post("/api-keys/workspace", OWNER, keys::revoke_any),
         get("/api-keys/workspace/{id}/revoke", OWNER, keys::confirm_revoke_any),
         get("/api-keys/{id}", VIEWER, keys::show),
+        get("/api-keys/{id}/secret", ADMIN, keys::shown),
         get("/api-keys/{id}/rotate", ADMIN, keys::confirm_rotate),
         post("/api-keys/{id}/rotate", ADMIN, keys::rotate),
         get("/api-keys/{id}/revoke", ADMIN, keys::confirm_revoke),
@@ -192,6 +198,7 @@ pub fn endpoints() -> Vec<Endpoint> {
         get("/audit", ADMIN, audit::show),
         get("/members", VIEWER, members::list),
         post("/members/invite", ADMIN, members::invite),
+        get("/members/invitations/{id}", ADMIN, members::invited),
         post("/members/invitations/{id}", ADMIN, members::revoke_invitation),
         post("/members/workspace", OWNER, members::rename),
         get("/members/leave", VIEWER, members::confirm_leave),

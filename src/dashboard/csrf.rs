@@ -31,10 +31,17 @@ pub fn token(caller: &Caller) -> String {
 /// 403 unless this is the token of the caller's forms.
 pub fn check_token(caller: &Caller, sent: &str) -> Result<()> {
     let Credential::Session { form_key, .. } = &caller.credential else { return Err(Error::unauthorized()) };
+    match is_token_of(form_key, sent) {
+        true => Ok(()),
+        false => Err(Error::forbidden("the form is too old: load its page again and send it once more")),
+    }
+}
+
+/// Whether this is the token of the forms of the sign-in with this key.
+pub fn is_token_of(form_key: &[u8], sent: &str) -> bool {
     let key = hmac::Key::new(hmac::HMAC_SHA256, form_key);
     let sent = URL_SAFE_NO_PAD.decode(sent).unwrap_or_default();
-    hmac::verify(&key, b"form", &sent)
-        .map_err(|_| Error::forbidden("the form is too old: load its page again and send it once more"))
+    hmac::verify(&key, b"form", &sent).is_ok()
 }
 
 #[cfg(test)]

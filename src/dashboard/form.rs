@@ -11,7 +11,7 @@ use actix_web::{FromRequest, HttpMessage, HttpRequest};
 use futures_util::StreamExt;
 
 use crate::auth::Caller;
-use crate::dashboard::csrf;
+use crate::dashboard::{csrf, kept};
 use crate::error::{Code, Error, Result};
 
 /// The longest form: a plan with a thousand limits fits.
@@ -19,7 +19,7 @@ const BYTES_MAX: usize = 512 * 1024;
 const GUEST_BYTES_MAX: usize = 16 * 1024;
 const TIMEOUT: Duration = Duration::from_secs(30);
 /// The name of the hidden field that holds the token.
-const TOKEN: &str = "form_token";
+pub const TOKEN: &str = "form_token";
 
 /// Fields of one form: a plan with a thousand limits has twelve thousand.
 const FIELDS_MAX: usize = 20_000;
@@ -57,6 +57,12 @@ impl Fields {
     fn push(&mut self, name: String, value: String) {
         self.first.entry(name.clone()).or_insert(self.pairs.len());
         self.pairs.push((name, value));
+    }
+
+    /// What was typed, for whoever gets a token of their own.
+    pub fn without_token(mut self) -> Fields {
+        self.retain(|name| name != TOKEN);
+        self
     }
 
     fn retain(&mut self, keeps: impl Fn(&str) -> bool) {
@@ -164,8 +170,10 @@ impl FromRequest for Form {
         let caller = request.extensions().get::<Caller>().cloned();
         Box::pin(async move {
             let fields = Fields::parse(&read(payload, BYTES_MAX).await?)?;
-            csrf::check_token(&caller.ok_or_else(Error::unauthorized)?, fields.get(TOKEN))?;
+            let caller = caller.ok_or_else(Error::unauthorized)?;
+            csrf::check_token(&caller, fields.get(TOKEN))?;
             reject_nul(&fields)?;
+            kept::forget(&caller, request.uri().path_and_query().map_or("/", |path| path.as_str()));
             request.extensions_mut().insert(Sent(fields.clone()));
             Ok(Form(fields))
         })
@@ -184,6 +192,14 @@ impl FromRequest for GuestForm {
             Ok(GuestForm(fields))
         })
     }
+}
+
+/// A form that nobody could take now, if it may be kept: not one that is long, or holds a password.
+pub async fn read_kept(payload: Payload, bytes_max: usize) -> Option<Fields> {
+    let fields = Fields::parse(&read(payload, bytes_max).await.ok()?).ok()?;
+    let is_secret = |(name, _): &(String, String)| name.contains("password") || name.contains("secret");
+    let may_be_kept = reject_nul(&fields).is_ok() && !fields.pairs.iter().any(is_secret);
+    may_be_kept.then_some(fields)
 }
 
 async fn read(mut payload: Payload, bytes_max: usize) -> Result<Vec<u8>> {

@@ -13,8 +13,9 @@ use crate::app::App;
 use crate::auth::Caller;
 use crate::auth::permission::{Access, allow};
 use crate::auth::session::{ACCESS_COOKIE, REFRESH_COOKIE};
+use crate::dashboard::form::Sent;
 use crate::dashboard::visit::Visit;
-use crate::dashboard::{csrf, problem};
+use crate::dashboard::{csrf, form, kept, problem};
 use crate::error::{Code, Error, Result};
 use crate::http::Reception;
 use crate::http::session::{FLASH_COOKIE, secure, sent_cookie, sent_header};
@@ -30,13 +31,14 @@ impl Reception for Guard {
         &'a self,
         app: &'a App,
         access: &'a Access,
-        request: &'a ServiceRequest,
+        request: &'a mut ServiceRequest,
     ) -> LocalBoxFuture<'a, Result<Vec<String>, HttpResponse>> {
         Box::pin(async move {
             let mut renewed = None;
             let entered = enter(app, access, request, &mut renewed).await;
             let cookies: Vec<String> = renewed.into_iter().flatten().collect();
             let Err(error) = entered else { return Ok(cookies) };
+            keep_typed(request, &error).await;
             let mut refusal = refusal(request.request(), &error);
             // the refresh token is used up, whatever became of the page
             cookies.iter().for_each(|cookie| append_cookie(refusal.headers_mut(), cookie));
@@ -100,11 +102,42 @@ async fn enter(app: &App, access: &Access, request: &ServiceRequest, renewed: &m
     }
 }
 
+/// The tokens of the two cookies of a session.
+fn tokens(request: &HttpRequest) -> Vec<String> {
+    [ACCESS_COOKIE, REFRESH_COOKIE].iter().filter_map(|name| sent_cookie(request, name)).collect()
+}
+
+/// What was typed is not lost because the sign-in has ended, or the database is away: it must be a form of the sign-in
+/// whose cookies come with it.
+async fn keep_typed(request: &mut ServiceRequest, error: &Error) {
+    let has_ended = error.code == Code::Unauthorized;
+    let is_away = matches!(error.code, Code::Unavailable | Code::QueueFull);
+    let tokens = tokens(request.request());
+    if *request.method() != Method::POST || !(has_ended || is_away) || !kept::knows(&tokens) {
+        return;
+    }
+    let Some(fields) = form::read_kept(request.take_payload(), kept::BYTES_MAX).await else { return };
+    let Some(user) = kept::sender(&tokens, fields.get(form::TOKEN)) else { return };
+    if is_away {
+        request.extensions_mut().insert(Sent(fields));
+        return;
+    }
+    let path = request.uri().path_and_query().map_or("/", |path| path.as_str()).to_owned();
+    kept::keep(user, &path, fields.without_token());
+    request.extensions_mut().insert(IsKept);
+}
+
+/// The form of this request waits for its sender.
+struct IsKept;
+
 /// Whose session this is. One whose access token is over goes on with its refresh token, in the same answer.
 async fn recognise(app: &App, request: &HttpRequest, renewed: &mut Renewed) -> Result<Option<Caller>> {
     if let Some(token) = sent_cookie(request, ACCESS_COOKIE) {
         match app.auth.by_access_token(&token).await {
-            Ok(caller) => return Ok(Some(caller)),
+            Ok(caller) => {
+                kept::remember(&caller, &tokens(request));
+                return Ok(Some(caller));
+            }
             Err(error) if error.code == Code::Unauthorized => {}
             Err(error) => return Err(error),
         }
@@ -130,6 +163,7 @@ fn refusal(request: &HttpRequest, error: &Error) -> HttpResponse {
     }
     let here = match *request.method() {
         Method::GET => request.uri().path_and_query().map_or("/", |path| path.as_str()),
+        _ if request.extensions().get::<IsKept>().is_some() => kept::PAGE,
         _ => "/",
     };
     let target = match here {

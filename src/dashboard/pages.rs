@@ -13,6 +13,7 @@ pub mod explore;
 pub mod exports;
 pub mod home;
 pub mod ingestion;
+pub mod kept_form;
 pub mod keys;
 pub mod links;
 pub mod live;

@@ -12,6 +12,7 @@ use percent_encoding::percent_decode_str;
 use crate::app::App;
 use crate::auth::Caller;
 use crate::auth::permission::Role;
+use crate::dashboard::once::SHOWN_COOKIE;
 use crate::dashboard::view::{Instant, When};
 use crate::dashboard::{assets, csrf};
 use crate::error::{Error, Result};
@@ -31,6 +32,8 @@ pub struct Visit {
     zone: Zone,
     has_keys: bool,
     flash: String,
+    /// A secret on its way to this page, sealed.
+    pub shown: String,
     /// Path and query.
     pub here: String,
     /// `https://host`, as people find us.
@@ -61,6 +64,7 @@ impl Visit {
             zone: Zone::parse(&zone).unwrap_or(Zone::UTC),
             has_keys: sent_cookie(request, KEYS_COOKIE).as_deref() != Some("off"),
             flash: percent_decode_str(&flash).decode_utf8_lossy().into_owned(),
+            shown: sent_cookie(request, SHOWN_COOKIE).unwrap_or_default(),
             here: request.uri().path_and_query().map_or("/", |path| path.as_str()).to_owned(),
             origin: app.map(|app| own_origin(app, request)).unwrap_or_default(),
             is_secure,

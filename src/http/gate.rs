@@ -29,7 +29,7 @@ use crate::net::Peer;
 pub async fn gate(
     app: web::Data<App>,
     demands: web::Data<RoutePolicies>,
-    request: ServiceRequest,
+    mut request: ServiceRequest,
     next: Next<impl MessageBody + 'static>,
 ) -> Result<ServiceResponse<BoxBody>, actix_web::Error> {
     let started = clock::moment();
@@ -51,7 +51,7 @@ pub async fn gate(
             Demand::Of(_, access, Door::Page(reception)) => {
                 // a session that is renewed, or ends because its token was stolen, is put down to this request, too
                 let arriving = scene(&app, &request, ids.id());
-                match trail::within(arriving, reception.enter(&app, access, &request)).await {
+                match trail::within(arriving, reception.enter(&app, access, &mut request)).await {
                     Err(refusal) => Some(refusal),
                     Ok(cookies) => {
                         let scene = scene(&app, &request, ids.id());
@@ -64,7 +64,7 @@ pub async fn gate(
                 admit(&app, &request, pattern, access).await.err().map(|error| respond::error(&error))
             }
             Demand::Unrestricted => None,
-            Demand::NoPage(reception) => match reception.enter(&app, &Access::Public, &request).await {
+            Demand::NoPage(reception) => match reception.enter(&app, &Access::Public, &mut request).await {
                 Err(refusal) => Some(refusal),
                 Ok(cookies) => {
                     let nothing = request.error_response(Error::not_found("this page"));

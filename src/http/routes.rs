@@ -45,7 +45,7 @@ pub trait Reception: Sync {
         &'a self,
         app: &'a App,
         access: &'a Access,
-        request: &'a ServiceRequest,
+        request: &'a mut ServiceRequest,
     ) -> LocalBoxFuture<'a, Result<Vec<String>, HttpResponse>>;
 
     /// Finishes an answer: errors become pages, and every page goes out with its headers.

@@ -165,7 +165,7 @@ async fn members_go_with_what_they_made(database: Database) {
     let (_, lost) = a_key(&session_of(&server, &second), &server).await;
     let made = kept.post("/v1/subjects/org_1/links", &json!({})).await.json(201);
     let link = format!("/share/{}", made["token"].as_str().expect("a token"));
-    first.post("/members/invite", &[("email", "asked@example.com"), ("role", "viewer")]).await.expect(200);
+    first.post("/members/invite", &[("email", "asked@example.com"), ("role", "viewer")]).await.expect(303);
 
     // the list leads there, and does nothing by itself
     let list = owner.get("/members").await.expect(200).text;
@@ -214,7 +214,7 @@ async fn small_things_ask_too(database: Database) {
     assert_eq!(database.count("saved_queries"), 0);
 
     // a link for a customer
-    let made = browser.post("/subjects/org_1/links", &[("seconds", "86400")]).await.expect(200).text;
+    let made = browser.make("/subjects/org_1/links", &[("seconds", "86400")]).await.text;
     let link = made.split_once("/share/").expect("a link").1.split(['<', '"']).next().expect("a token");
     let link = format!("/share/{link}");
     let path = linked(&mut browser, "/subjects/org_1/links", "/revoke").await;

@@ -67,6 +67,12 @@ impl Browser {
         self.send(Method::POST, path, Some(form.finish())).await
     }
 
+    /// Sends a form and looks at the page that it leads to.
+    pub async fn make(&mut self, path: &str, fields: &[(&str, &str)]) -> Answer {
+        let made = self.post(path, fields).await.expect(303);
+        self.get(&made.header("location")).await.expect(200)
+    }
+
     pub async fn register(server: &Server, email: &str) -> Browser {
         let mut browser = Browser::new(server);
         let form = format!("email={}&password={}", email.replace('@', "%40"), PASSWORD.replace(' ', "+"));
@@ -360,10 +366,7 @@ async fn forms_are_told_what_is_wrong(database: Database) {
     assert!(browser.get("/events?f=nonsense").await.expect(422).text.contains("role=\"alert\""));
     browser.get("/usage?meter=nosuch").await.expect(422);
     // a secret is shown by one answer, which nobody may keep
-    let made = browser
-        .post("/api-keys/new", &[("name", "shown"), ("preset", "ingest"), ("days", "7")])
-        .await
-        .expect(200);
+    let made = browser.make("/api-keys/new", &[("name", "shown"), ("preset", "ingest"), ("days", "7")]).await;
     assert!(made.text.contains("osp_sk_") && made.header("cache-control") == "no-store");
     // a flash is shown once
     browser.post("/usage/saved/new", &[("name", "Flash"), ("query", "meter=tokens")]).await.expect(303);
@@ -621,7 +624,7 @@ async fn a_page_that_is_refused_keeps_the_session(database: Database) {
 }
 
 /// The values of the hidden fields of a page.
-fn hidden_fields(page: &str) -> Vec<(String, String)> {
+pub fn hidden_fields(page: &str) -> Vec<(String, String)> {
     let part = |text: &str, from: &str| text.split_once(from)?.1.split('"').next().map(str::to_string);
     page.split("<input type=\"hidden\"")
         .skip(1)

@@ -36,6 +36,7 @@ mod failover;
 mod fairness;
 mod filter;
 mod grpc;
+mod forms;
 mod handbook;
 mod history;
 mod honest_numbers;

@@ -28,7 +28,7 @@ on_both_databases!(
 /// Somebody else with a role in the workspace of the owner.
 pub async fn joined(server: &Server, owner: &mut Browser, role: &str) -> Browser {
     let email = format!("{}@example.com", crate::support::unique(role));
-    let invited = owner.post("/members/invite", &[("email", &email), ("role", role)]).await.expect(200).text;
+    let invited = owner.make("/members/invite", &[("email", &email), ("role", role)]).await.text;
     let link = invited.split_once("<code id=\"link\">").expect("a link").1;
     let path = link.split_once("/invitations/").expect("a path").1.split('<').next().expect("a token");
     let mut other = Browser::register(server, &email).await;
@@ -94,7 +94,7 @@ async fn days_of_pages_are_those_of_the_workspace(database: Database) {
     let rows = browser.get("/meters/tokens").await.text;
     assert!(rows.contains("T18%3A30%3A00"), "buckets begin at midnight of Kolkata");
 
-    let made = browser.post("/subjects/org_1/links", &[("seconds", "86400")]).await.expect(200).text;
+    let made = browser.make("/subjects/org_1/links", &[("seconds", "86400")]).await.text;
     let link = made.split_once("<code id=\"secret\">").expect("a link").1.split('<').next().expect("a link");
     let link = link.split_once("/share/").map(|(_, token)| format!("/share/{token}")).expect("a path");
     let mut guest = Browser::new(&server);

@@ -15,8 +15,9 @@ use crate::auth::token::Token;
 use crate::chance;
 use crate::dashboard::confirm::Confirm;
 use crate::dashboard::form::{Complaint, Fields, Form};
+use crate::dashboard::once;
 use crate::dashboard::view;
-use crate::dashboard::visit::{Shell, Visit, ok, rejected, secret};
+use crate::dashboard::visit::{Shell, Visit, ok, rejected};
 use crate::db::Conn;
 use crate::db::limits::Kind;
 use crate::error::Result;
@@ -110,7 +111,7 @@ pub async fn create(app: web::Data<App>, caller: Caller, visit: Visit, form: For
         Err(error) => Err(error),
     };
     match made {
-        Ok(destination) => secret(&secret_page(&visit, "Destination created", destination, false)?),
+        Ok(destination) => once::show_at(&visit, &caller, &secret_path(&destination), "", "created"),
         Err(error) => rejected(&form_page(&visit, None, fields, Complaint::of(error, &FIELDS)?)),
     }
 }
@@ -258,7 +259,23 @@ pub async fn rotate(
         destinations::rotate(conn, workspace_id, &id, token.expose(), until, now)
     };
     let destination = app.store.write("destinations::rotate", rotate).await?;
-    secret(&secret_page(&visit, "Secret rotated", destination, true)?)
+    once::show_at(&visit, &caller, &secret_path(&destination), "", "rotated")
+}
+
+fn secret_path(destination: &Destination) -> String {
+    format!("/destinations/{}/secret", destination.public_id)
+}
+
+/// The secret that was just made, once: the page is sent to it, and holds none in its address.
+pub async fn shown(app: web::Data<App>, caller: Caller, visit: Visit, Id(id): Id) -> Result<HttpResponse> {
+    let Some(made) = once::take(&visit, &caller) else {
+        let words = "The secret of a destination is shown once. If it was not stored, rotate it.";
+        return Ok(visit.go("/destinations", words));
+    };
+    let destination = find(&app, &caller, &id).await?;
+    let is_rotated = made.words == "rotated";
+    let heading = if is_rotated { "Secret rotated" } else { "Destination created" };
+    once::page(&visit, &secret_page(&visit, heading, destination, is_rotated)?)
 }
 
 /// Which rules are sent to a destination: they refuse its deletion.

@@ -1,4 +1,4 @@
-//! `/api-keys`: the caller's keys. A secret is shown by the answer that makes it, and never again.
+//! `/api-keys`: the caller's keys. A secret is shown once, by the page that the form which makes it leads to.
 
 use actix_web::{HttpResponse, web};
 use askama::Template;
@@ -10,8 +10,9 @@ use crate::auth::permission::{DEFAULT_SCOPES, Role};
 use crate::auth::sql::keys::{ApiKey, KeyEvent};
 use crate::dashboard::confirm::Confirm;
 use crate::dashboard::form::{Complaint, Fields, Form};
+use crate::dashboard::once::{self, Once};
 use crate::dashboard::view;
-use crate::dashboard::visit::{Shell, Visit, ok, rejected, secret};
+use crate::dashboard::visit::{Shell, Visit, ok, rejected};
 use crate::error::{Error, Result};
 use crate::http::extract::{Id, Params};
 use crate::metering::time::{DAY, Timestamp};
@@ -280,20 +281,30 @@ pub async fn create(app: web::Data<App>, caller: Caller, visit: Visit, form: For
         Err(error) => Err(error),
     };
     match made {
-        Ok((key, token)) => secret(&SecretPage {
-            shell: visit.shell("api-keys", "Key created"),
-            heading: "Key created",
-            key,
-            secret: token.expose().to_owned(),
-            origin: visit.origin.clone(),
-            grace: String::new(),
-        }),
+        Ok((key, token)) => once::show_at(&visit, &caller, &secret_path(&key), token.expose(), ""),
         Err(error) => {
             let complaint =
                 Complaint::of(error, &["name", "scope", "allowed_meters", "allowed_networks", "days"])?;
             rejected(&new_page(&visit, fields, complaint))
         }
     }
+}
+
+fn secret_path(key: &ApiKey) -> String {
+    format!("/api-keys/{}/secret", key.public_id)
+}
+
+/// The secret of a key that was just made, once.
+pub async fn shown(app: web::Data<App>, caller: Caller, visit: Visit, Id(id): Id) -> Result<HttpResponse> {
+    let Some(Once { secret, words: grace, .. }) = once::take(&visit, &caller) else {
+        let words =
+            "The secret of a key is shown once. If it was not stored, make another key and revoke this one.";
+        return Ok(visit.go("/api-keys", words));
+    };
+    let Row { key, .. } = find(&app, &caller, &id).await?;
+    let heading = if grace.is_empty() { "Key created" } else { "Key rotated" };
+    let (shell, origin) = (visit.shell("api-keys", heading), visit.origin.clone());
+    once::page(&visit, &SecretPage { shell, heading, key, secret, origin, grace })
 }
 
 pub async fn show(app: web::Data<App>, caller: Caller, visit: Visit, Id(id): Id) -> Result<HttpResponse> {
@@ -324,14 +335,9 @@ pub async fn rotate(
     let Form(fields) = form;
     let seconds = fields.integer("grace")?.unwrap_or_default();
     match app.auth.rotate_key(&caller, &id, seconds).await {
-        Ok((key, token)) => secret(&SecretPage {
-            shell: visit.shell("api-keys", "Key rotated"),
-            heading: "Key rotated",
-            key,
-            secret: token.expose().to_owned(),
-            origin: visit.origin.clone(),
-            grace: view::seconds(seconds),
-        }),
+        Ok((key, token)) => {
+            once::show_at(&visit, &caller, &secret_path(&key), token.expose(), &view::seconds(seconds))
+        }
         Err(error) => {
             let complaint = Complaint::of(error, &["grace"])?;
             let row = find(&app, &caller, &id).await?;

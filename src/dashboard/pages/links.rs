@@ -10,8 +10,9 @@ use crate::auth::sql::links::SubjectLink;
 use crate::dashboard::ask;
 use crate::dashboard::confirm::Confirm;
 use crate::dashboard::form::{Complaint, Fields, Form};
+use crate::dashboard::once::{self, Once};
 use crate::dashboard::view::{self, segment};
-use crate::dashboard::visit::{Shell, Visit, ok, rejected, secret};
+use crate::dashboard::visit::{Shell, Visit, ok, rejected};
 use crate::error::{Error, Result};
 use crate::http::extract::{Id, Ids};
 use crate::metering::event::parse_subject;
@@ -69,7 +70,14 @@ pub async fn show(
     visit: Visit,
     Id(subject): Id,
 ) -> Result<HttpResponse> {
-    ok(&page(&app, &caller, &visit, parse_subject(&subject)?).await?)
+    let page = page(&app, &caller, &visit, parse_subject(&subject)?).await?;
+    match once::take(&visit, &caller) {
+        Some(Once { secret: token, .. }) => {
+            let made = format!("{}/share/{token}", visit.origin);
+            once::page(&visit, &LinksPage { made, ..page })
+        }
+        None => ok(&page),
+    }
 }
 
 /// What a link shows, and to whom, that is to be taken back.
@@ -133,9 +141,8 @@ pub async fn change(
     }
     match create(&app, &caller, &subject, &fields).await {
         Ok(token) => {
-            let mut page = page(&app, &caller, &visit, &subject).await?;
-            page.made = format!("{}/share/{token}", visit.origin);
-            secret(&page)
+            let path = format!("/subjects/{}/links", segment(&subject));
+            once::show_at(&visit, &caller, &path, &token, "")
         }
         Err(error) => {
             let complaint = Complaint::of(error, &["origins", "meters"])?;

@@ -13,6 +13,7 @@ use crate::auth::sql::invitations::Invitation;
 use crate::auth::sql::members::{Colleague, Holdings, Place};
 use crate::dashboard::confirm::{Choice, Confirm};
 use crate::dashboard::form::{Complaint, Fields, Form};
+use crate::dashboard::once::{self, Once};
 use crate::dashboard::view;
 use crate::dashboard::visit::{Shell, Visit, ok, rejected, secret};
 use crate::error::{Error, Result};
@@ -114,12 +115,26 @@ pub async fn invite(app: web::Data<App>, caller: Caller, visit: Visit, form: For
     let Form(fields) = form;
     match app.auth.invite(&caller, fields.get("email"), fields.get("role")).await {
         Ok((invitation, token)) => {
-            let link = format!("{}/invitations/{}", visit.origin, token.expose());
-            let (shell, is_mailed) = (visit.shell("members", "Invitation"), app.auth.sends_mail());
-            secret(&InvitedPage { shell, invitation, link, is_mailed })
+            let page = format!("/members/invitations/{}", invitation.public_id);
+            once::show_at(&visit, &caller, &page, token.expose(), "")
         }
         Err(error) => refused(&app, &caller, &visit, fields, error).await,
     }
+}
+
+/// The link of an invitation that was just made, once.
+pub async fn invited(app: web::Data<App>, caller: Caller, visit: Visit, Id(id): Id) -> Result<HttpResponse> {
+    let Some(Once { secret: token, .. }) = once::take(&visit, &caller) else {
+        let words =
+            "The link of an invitation is shown once. If it was not sent, take it back and invite again.";
+        return Ok(visit.go("/members", words));
+    };
+    let invitations = app.auth.invitations(&caller).await?;
+    let invitation = invitations.into_iter().find(|invitation| invitation.public_id == id);
+    let invitation = invitation.ok_or_else(|| Error::not_found("invitation"))?;
+    let link = format!("{}/invitations/{token}", visit.origin);
+    let (shell, is_mailed) = (visit.shell("members", "Invitation"), app.auth.sends_mail());
+    once::page(&visit, &InvitedPage { shell, invitation, link, is_mailed })
 }
 
 pub async fn revoke_invitation(

@@ -9,9 +9,10 @@ use crate::auth::key::{NewKeyRequest, Status};
 use crate::chance;
 use crate::dashboard::ask;
 use crate::dashboard::form::{Fields, Form};
+use crate::dashboard::once::{self, Once};
 use crate::dashboard::snippets::{self, Snippet};
 use crate::dashboard::view;
-use crate::dashboard::visit::{Shell, Visit, ok, secret};
+use crate::dashboard::visit::{Shell, Visit, ok};
 use crate::db::Conn;
 use crate::error::Result;
 use crate::ingest::{Door, Kind, Origin};
@@ -64,7 +65,10 @@ async fn page(app: &App, caller: &Caller, visit: &Visit, secret: String) -> Resu
 }
 
 pub async fn show(app: web::Data<App>, caller: Caller, visit: Visit) -> Result<HttpResponse> {
-    ok(&page(&app, &caller, &visit, String::new()).await?)
+    match once::take(&visit, &caller) {
+        Some(Once { secret, .. }) => once::page(&visit, &page(&app, &caller, &visit, secret).await?),
+        None => ok(&page(&app, &caller, &visit, String::new()).await?),
+    }
 }
 
 /// Makes what is missing of a meter and a key, and shows the call with both filled in.
@@ -75,7 +79,7 @@ pub async fn prepare(app: web::Data<App>, caller: Caller, visit: Visit, form: Fo
     }
     let wish = NewKeyRequest { name: "First key".to_owned(), ..NewKeyRequest::default() };
     let (_, token) = app.auth.create_key(&caller, &wish).await?;
-    secret(&page(&app, &caller, &visit, token.expose().to_owned()).await?)
+    once::show_at(&visit, &caller, "/welcome", token.expose(), "")
 }
 
 async fn add_meter(app: &App, caller: &Caller, fields: &Fields) -> Result<()> {
