@@ -89,7 +89,7 @@ pub fn code_of(word: &str) -> Option<Code> {
     let parameter = || match word {
         "invalid_timestamp" => Some(Code::InvalidParameter("invalid_timestamp")),
         "query_too_large" => Some(Code::InvalidParameter("query_too_large")),
-        word if is_plain && word.starts_with("invalid_") => Some(Code::InvalidParameter("invalid_parameter")),
+        word if is_plain && word.starts_with("invalid_") => Some(Code::InvalidParameter("invalid_limit")),
         _ => None,
     };
     Code::ALL.into_iter().find(|code| code.as_str() == word).or_else(parameter)
