@@ -28,7 +28,7 @@ use crate::auth::permission::{Access, Role};
 use crate::dashboard::guard::Guard;
 use crate::http::{self, Endpoint};
 use pages::{
-    account, alert_event, alerts, audit, destinations, events, explain, explore, exports, home,
+    account, alert_event, alerts, audit, deliveries, destinations, events, explain, explore, exports, home,
     ingestion, kept_form, keys, links, live, members, meters, overview, plans, quota, refused, saved,
     settings, share, short, sign_in, subjects, system, welcome, worker,
 };
@@ -147,8 +147,9 @@ pub fn endpoints() -> Vec<Endpoint> {
         post("/destinations/{id}/rotate", ADMIN, destinations::rotate),
         get("/destinations/{id}/delete", ADMIN, destinations::confirm_delete),
         post("/destinations/{id}/delete", ADMIN, destinations::delete),
-        get("/deliveries", VIEWER, destinations::deliveries),
-        post("/deliveries", ADMIN, destinations::replay),
+        get("/deliveries", VIEWER, deliveries::list),
+        get("/deliveries/replay", ADMIN, deliveries::confirm_replay),
+        post("/deliveries", ADMIN, deliveries::replay),
         get("/exports", VIEWER, exports::list),
         get("/exports/new", ADMIN, exports::new),
         post("/exports/new", ADMIN, exports::create),

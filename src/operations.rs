@@ -2,4 +2,5 @@
 //! Reads all domains; knows no door.
 
 pub mod dead_letters;
+pub mod deliveries;
 pub mod stats;

@@ -57,7 +57,8 @@ const topics = new Set(regions.flatMap((region) => region.dataset.live.split(" "
 let paused = false;
 let asking = false;
 let again = false;
-const busy = (region) => region.matches(":hover, :focus-within") && !region.dataset.eager;
+// nor while something in it is picked
+const busy = (region) => (region.matches(":hover, :focus-within") || region.querySelector("input:checked")) && !region.dataset.eager;
 async function refresh() {
   const due = regions.filter((region) => region.isConnected && !busy(region));
   if (paused || document.hidden || due.length === 0) return;

@@ -5,6 +5,7 @@ pub mod alert_event;
 pub mod alerts;
 pub mod audit;
 pub mod breakdowns;
+pub mod deliveries;
 pub mod destinations;
 pub mod event_counts;
 pub mod events;

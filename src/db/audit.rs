@@ -28,6 +28,7 @@ pub const CHANGES: &[(&str, &str, &str)] = &[
     ("assignments::unassign", "plan.unassigned", "subject"),
     ("audit::prune", "audit.pruned", "audit"),
     ("deliveries::redeliver", "delivery.repeated", "delivery"),
+    ("deliveries::replay", "deliveries.repeated", "delivery"),
     ("deliveries::retry", "delivery.retried", "delivery"),
     ("destinations::add", "destination.created", "destination"),
     ("destinations::delete", "destination.deleted", "destination"),

@@ -266,6 +266,109 @@ pub struct Listed {
     pub blocked_by: Option<String>,
 }
 
+/// What a list is narrowed to.
+#[derive(Clone, Debug, Default)]
+pub struct Filter {
+    /// As stored: `pending`, `delivered` or `dead_letter`.
+    pub status: Option<String>,
+    pub rule_id: Option<i64>,
+    pub destination_id: Option<String>,
+    pub from: Option<Timestamp>,
+    pub to: Option<Timestamp>,
+    /// Older than this one.
+    pub before: Option<i64>,
+}
+
+type Narrowed = alert_deliveries::BoxedQuery<'static, <Conn as Connection>::Backend>;
+
+fn narrowed(workspace_id: i64, filter: &Filter, is_settled: bool) -> Narrowed {
+    let mut query =
+        alert_deliveries::table.filter(alert_deliveries::workspace_id.eq(workspace_id)).into_boxed();
+    if is_settled {
+        query = query.filter(alert_deliveries::status.ne("pending"));
+    }
+    if let Some(status) = &filter.status {
+        query = query.filter(alert_deliveries::status.eq(status.clone()));
+    }
+    if let Some(rule_id) = filter.rule_id {
+        query = query.filter(alert_deliveries::rule_id.eq(rule_id));
+    }
+    if let Some(destination_id) = &filter.destination_id {
+        query = query.filter(alert_deliveries::destination_id.eq(destination_id.clone()));
+    }
+    if let Some(from) = filter.from {
+        query = query.filter(alert_deliveries::created_at.ge(from.0));
+    }
+    if let Some(to) = filter.to {
+        query = query.filter(alert_deliveries::created_at.lt(to.0));
+    }
+    if let Some(before) = filter.before {
+        query = query.filter(alert_deliveries::id.lt(before));
+    }
+    query
+}
+
+fn matching(
+    conn: &mut Conn,
+    workspace_id: i64,
+    filter: &Filter,
+    is_settled: bool,
+    limit: i64,
+) -> Result<Vec<Delivery>, DbError> {
+    let query = narrowed(workspace_id, filter, is_settled).order(alert_deliveries::id.desc());
+    Ok(query.limit(limit).select(Delivery::as_select()).load(conn)?)
+}
+
+/// How many of those that match were delivered, and how many given up: both can be sent again. Up to `most`.
+pub fn settled(
+    conn: &mut Conn,
+    workspace_id: i64,
+    filter: &Filter,
+    most: i64,
+) -> Result<(usize, usize), DbError> {
+    let query = narrowed(workspace_id, filter, true);
+    let found: Vec<String> = query.limit(most).select(alert_deliveries::status).load(conn)?;
+    let delivered = found.iter().filter(|status| *status == "delivered").count();
+    Ok((delivered, found.len() - delivered))
+}
+
+/// Sends again up to `limit` of those that match and do not wait already, the newest first. Answers how many, and the
+/// last of them unless there are no more.
+pub fn replay(
+    conn: &mut Conn,
+    workspace_id: i64,
+    filter: &Filter,
+    limit: i64,
+    now: Timestamp,
+) -> Result<(usize, Option<i64>), DbError> {
+    let deliveries = matching(conn, workspace_id, filter, true, limit)?;
+    for delivery in &deliveries {
+        send_again(conn, delivery, now)?;
+    }
+    let is_full = deliveries.len() as i64 == limit;
+    Ok((deliveries.len(), deliveries.last().filter(|_| is_full).map(|last| last.id)))
+}
+
+/// Sends these again, whatever became of them before; those that wait already, and those that are gone, are left alone.
+pub fn replay_picked(
+    conn: &mut Conn,
+    workspace_id: i64,
+    public_ids: &[String],
+    now: Timestamp,
+) -> Result<usize, DbError> {
+    let picked: Vec<Delivery> = alert_deliveries::table
+        .filter(alert_deliveries::workspace_id.eq(workspace_id))
+        .filter(alert_deliveries::public_id.eq_any(public_ids))
+        .filter(alert_deliveries::status.ne("pending"))
+        .order(alert_deliveries::id)
+        .select(Delivery::as_select())
+        .load(conn)?;
+    for delivery in &picked {
+        send_again(conn, delivery, now)?;
+    }
+    Ok(picked.len())
+}
+
 /// Newest first; with a status, only those.
 pub fn list(
     conn: &mut Conn,
@@ -273,16 +376,13 @@ pub fn list(
     status: Option<&str>,
     limit: i64,
 ) -> Result<Vec<Listed>, DbError> {
-    let mut query = alert_deliveries::table
-        .filter(alert_deliveries::workspace_id.eq(workspace_id))
-        .order(alert_deliveries::id.desc())
-        .limit(limit)
-        .select(Delivery::as_select())
-        .into_boxed();
-    if let Some(status) = status {
-        query = query.filter(alert_deliveries::status.eq(status.to_owned()));
-    }
-    let rows: Vec<Delivery> = query.load(conn)?;
+    let filter = Filter { status: status.map(str::to_owned), ..Filter::default() };
+    page(conn, workspace_id, &filter, limit)
+}
+
+/// Newest first, of those that match.
+pub fn page(conn: &mut Conn, workspace_id: i64, filter: &Filter, limit: i64) -> Result<Vec<Listed>, DbError> {
+    let rows = matching(conn, workspace_id, filter, false, limit)?;
     let pending: Vec<i64> = rows.iter().filter(|row| row.status == "pending").map(|row| row.id).collect();
     if pending.is_empty() {
         return Ok(rows.into_iter().map(|delivery| Listed { delivery, blocked_by: None }).collect());

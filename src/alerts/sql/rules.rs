@@ -258,6 +258,13 @@ pub fn rule(conn: &mut Conn, workspace_id: i64, public_id: &str) -> Result<Optio
     page(conn, Some(workspace_id), &filter, 1)?.pop().map(|(_, rule)| rule).transpose()
 }
 
+/// The internal id of a rule.
+pub fn id_of(conn: &mut Conn, workspace_id: i64, public_id: &str) -> Result<Option<i64>, DbError> {
+    let rule = alert_rules::table
+        .filter(alert_rules::workspace_id.eq(workspace_id).and(alert_rules::public_id.eq(public_id)));
+    Ok(rule.select(alert_rules::id).first(conn).optional()?)
+}
+
 fn no_such_rule() -> DbError {
     Error::not_found("alert rule").into()
 }

@@ -1,10 +1,10 @@
-//! `/destinations`: the receivers of alerts; `/deliveries`: every webhook that was or is to be sent.
+//! `/destinations`: the receivers of alerts.
 
 use actix_web::{HttpResponse, web};
 use askama::Template;
 
 use crate::alerts::rule::parse_label;
-use crate::alerts::sql::deliveries::{self, Listed};
+use crate::alerts::sql::deliveries::{self, Filter, Listed};
 use crate::alerts::sql::destinations::{self, Destination, DestinationSpec};
 use crate::alerts::sql::rules;
 use crate::alerts::webhook::client::{WebhookRequest, WebhookResponse};
@@ -21,7 +21,7 @@ use crate::dashboard::visit::{Shell, Visit, ok, rejected};
 use crate::db::Conn;
 use crate::db::limits::Kind;
 use crate::error::Result;
-use crate::http::extract::{Id, Params};
+use crate::http::extract::Id;
 use crate::metering::time::Timestamp;
 
 #[derive(Template)]
@@ -141,9 +141,9 @@ async fn show_page(
 ) -> Result<ShowPage> {
     let destination = find(app, caller, id).await?;
     let workspace_id = caller.workspace_id;
-    let list = move |conn: &mut Conn| deliveries::list(conn, workspace_id, None, 200);
-    let all = app.store.read("deliveries::list", list).await?;
-    let deliveries = all.into_iter().filter(|listed| listed.delivery.destination_id == id).take(50).collect();
+    let filter = Filter { destination_id: Some(id.to_owned()), ..Filter::default() };
+    let list = move |conn: &mut Conn| deliveries::page(conn, workspace_id, &filter, 50);
+    let deliveries = app.store.read("deliveries::page", list).await?;
     Ok(ShowPage { shell: visit.shell("alerts", destination.name.clone()), destination, deliveries, answer })
 }
 
@@ -331,50 +331,4 @@ pub async fn delete(
         Ok(()) => Ok(visit.go("/destinations", &format!("{} is deleted.", destination.name))),
         Err(error) => rejected(&delete_page(&app, &visit, &destination, Complaint::of(error, &[])?).await?),
     }
-}
-
-#[derive(Template)]
-#[template(path = "alerts/deliveries.html")]
-struct DeliveriesPage {
-    shell: Shell,
-    deliveries: Vec<Listed>,
-    status: String,
-}
-
-impl DeliveriesPage {
-    fn is_status(&self, word: &str) -> bool {
-        self.status == word
-    }
-}
-
-pub async fn deliveries(
-    app: web::Data<App>,
-    caller: Caller,
-    visit: Visit,
-    params: Params,
-) -> Result<HttpResponse> {
-    let (workspace_id, status) = (caller.workspace_id, params.get("status").to_owned());
-    let wanted = Some(status.clone()).filter(|status| !status.is_empty());
-    let list = move |conn: &mut Conn| deliveries::list(conn, workspace_id, wanted.as_deref(), 200);
-    let deliveries = app.store.read("deliveries::list", list).await?;
-    ok(&DeliveriesPage { shell: visit.shell("deliveries", "Deliveries"), deliveries, status })
-}
-
-/// Sends again: one that failed at once, one that arrived once more under its own id.
-pub async fn replay(app: web::Data<App>, caller: Caller, visit: Visit, form: Form) -> Result<HttpResponse> {
-    let Form(fields) = form;
-    let (workspace_id, now) = (caller.workspace_id, Timestamp::now());
-    match fields.some("delivery") {
-        Some(id) => {
-            let retry = move |conn: &mut Conn| deliveries::retry(conn, workspace_id, &id, now);
-            app.store.write("deliveries::retry", retry).await?;
-        }
-        None => {
-            let event = fields.get("event").to_owned();
-            let again = move |conn: &mut Conn| deliveries::redeliver(conn, workspace_id, &event, now);
-            app.store.write("deliveries::redeliver", again).await?;
-        }
-    }
-    app.wake.notify();
-    Ok(visit.go("/deliveries", "It is sent again now."))
 }
