@@ -1,14 +1,12 @@
-//! The OpenAPI document, made from the route table and the types that handlers read and write. What an operation does is
-//! described beside its handler; who may call it, and which errors follow from that, comes from the table; examples are
-//! what a server said to a test (`tests/it/examples.rs`).
+//! The OpenAPI document, made by a test from the route table and the types that handlers read and write; servers send the
+//! text that is kept in docs/. What an operation does is described beside its handler; who may call it, and which errors
+//! follow from that, comes from the table; examples are what a server said to a test (`tests/it/examples.rs`).
+
+mod viewer;
 
 use std::collections::BTreeMap;
 
-use actix_web::dev::{HttpServiceFactory, Service};
-use actix_web::http::{Method, header};
-use actix_web::middleware::DefaultHeaders;
-use actix_web::{HttpResponse, guard, web};
-use bytes::Bytes;
+use actix_web::http::Method;
 use utoipa::openapi::example::Example;
 use utoipa::openapi::path::{OperationBuilder, Parameter, ParameterBuilder, ParameterIn};
 use utoipa::openapi::request_body::RequestBodyBuilder;
@@ -23,16 +21,17 @@ use utoipa::openapi::{
     OpenApiBuilder, Paths, Ref, RefOr, Required, ResponseBuilder, Schema,
 };
 use utoipa::{PartialSchema, ToSchema};
-use utoipa_swagger_ui::{Config, SwaggerUi};
 
 use crate::auth::permission::Access;
 use crate::auth::session::{ACCESS_COOKIE, REFRESH_COOKIE};
 use crate::error::{Error, Result};
-use crate::http::Endpoint;
 use crate::http::respond::Envelope;
+use crate::http::routes::Described;
 use crate::http::usage::BulkResult;
 use crate::metering::quantity::Quantity;
 use crate::metering::time::Timestamp;
+
+pub use viewer::{PATTERNS, viewer};
 
 type Component = (String, RefOr<Schema>);
 
@@ -291,10 +290,10 @@ pub fn document() -> Result<OpenApi> {
     let mut components: BTreeMap<String, RefOr<Schema>> = BTreeMap::new();
     components.extend(Shape::of::<Envelope>().components);
     let (mut paths, examples) = (Paths::new(), Examples::read()?);
-    for endpoint in super::endpoints() {
-        let doc = (endpoint.describe)();
-        let operation = operation(&endpoint, doc, &mut components, &examples)?;
-        paths.add_path_operation(endpoint.path, vec![method(&endpoint.method)], operation);
+    for described in super::routes::described() {
+        let (path, methods) = (described.path, vec![method(&described.method)]);
+        let operation = operation(described, &mut components, &examples)?;
+        paths.add_path_operation(path, methods, operation);
     }
     let components = components
         .into_iter()
@@ -330,19 +329,19 @@ fn method(method: &Method) -> HttpMethod {
 }
 
 fn operation(
-    endpoint: &Endpoint,
-    doc: Doc,
+    described: Described,
     components: &mut BTreeMap<String, RefOr<Schema>>,
     examples: &Examples,
 ) -> Result<utoipa::openapi::path::Operation> {
-    let statuses = error_statuses(endpoint, &doc);
-    let name = format!("{} {}", endpoint.method, endpoint.path);
+    let statuses = error_statuses(&described);
+    let Described { method, path, access, doc } = described;
+    let name = format!("{method} {path}");
     let mut operation = OperationBuilder::new()
-        .operation_id(Some(operation_id(&endpoint.method, endpoint.path)))
+        .operation_id(Some(operation_id(&method, path)))
         .summary(Some(doc.summary))
         .tag(doc.tag)
-        .description(access_words(&endpoint.access))
-        .parameters(Some(path_parameters(endpoint.path).into_iter().chain(doc.parameters)));
+        .description(access_words(&access))
+        .parameters(Some(path_parameters(path).into_iter().chain(doc.parameters)));
     for (status, words, content) in doc.answers {
         let mut response = ResponseBuilder::new().description(words);
         if let Some((kind, shape)) = content {
@@ -367,7 +366,7 @@ fn operation(
         let response = ResponseBuilder::new().description(words).content(JSON, content).build();
         operation = operation.response(status.to_string(), response);
     }
-    for name in schemes(&endpoint.access) {
+    for name in schemes(&access) {
         operation = operation.security(SecurityRequirement::new(*name, Vec::<String>::new()));
     }
     Ok(operation.build())
@@ -412,15 +411,15 @@ fn object_of(schema: &RefOr<Schema>) -> Option<Object> {
 }
 
 /// Errors of the envelope that an operation can answer with, without statuses its own answers use.
-fn error_statuses(endpoint: &Endpoint, doc: &Doc) -> BTreeMap<u16, &'static str> {
+fn error_statuses(Described { path, access, doc, .. }: &Described) -> BTreeMap<u16, &'static str> {
     let mut statuses = doc.errors.clone();
-    if endpoint.path.starts_with("/v1") {
+    if path.starts_with("/v1") {
         statuses.extend([400, 500, 503]);
     }
-    if !matches!(endpoint.access, Access::Public) {
+    if !matches!(access, Access::Public) {
         statuses.extend([401, 403, 429]);
     }
-    if endpoint.path.contains('{') {
+    if path.contains('{') {
         statuses.push(404);
     }
     if doc.body.is_some() {
@@ -458,43 +457,6 @@ fn operation_id(method: &Method, path: &str) -> String {
     let words = words.collect::<Vec<_>>().join("_");
     let words = if words.is_empty() { "front_page" } else { &words };
     format!("{}_{words}", method.as_str().to_lowercase())
-}
-
-/// The document as it is sent: one text for all threads.
-pub fn document_text() -> Result<Bytes> {
-    document()?.to_json().map(Bytes::from).map_err(Error::internal)
-}
-
-/// What [`viewer`] answers on.
-pub const PATTERNS: [&str; 2] = ["/openapi.json", SWAGGER];
-const SWAGGER: &str = "/swagger/{_:.*}";
-
-/// `GET /openapi.json`, and Swagger UI at `/swagger/` from files inside the binary; the page may load nothing else.
-pub fn viewer(document: Bytes) -> impl HttpServiceFactory {
-    let policy = (
-        header::CONTENT_SECURITY_POLICY,
-        "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; \
-         connect-src 'self'; font-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    );
-    let swagger = SwaggerUi::new(SWAGGER).config(Config::from("/openapi.json"));
-    let answer = move || {
-        let document = document.clone();
-        async move { HttpResponse::Ok().content_type(JSON).body(document) }
-    };
-    let scope = web::scope("").guard(guard::fn_guard(is_viewed)).wrap(DefaultHeaders::new().add(policy));
-    // the files answer GET only; the body of an answer to HEAD is left out further out
-    let as_get = scope.wrap_fn(|mut request, service| {
-        if request.method() == Method::HEAD {
-            request.head_mut().method = Method::GET;
-        }
-        service.call(request)
-    });
-    as_get.route("/openapi.json", web::get().to(answer)).service(swagger)
-}
-
-fn is_viewed(context: &guard::GuardContext<'_>) -> bool {
-    let path = context.head().uri.path();
-    path == "/openapi.json" || path.starts_with("/swagger/")
 }
 
 #[cfg(test)]

@@ -12,8 +12,8 @@ use futures_util::future::LocalBoxFuture;
 use super::openapi::{self, Doc};
 use super::{
     account, alerts, audit, cloudevents, dead_letters, destinations, entitlements, exports, history, keys,
-    links, members, meters, plans, providers, refused, respond, saved_queries, session, stats, subjects,
-    system, usage, usage_events,
+    links, members, meters, plans, providers, refused, respond, saved_queries, session, stats, subjects, system,
+    usage, usage_events,
 };
 use crate::app::App;
 use crate::auth::permission::{Access, Role, Scope};
@@ -24,8 +24,6 @@ pub struct Endpoint {
     pub path: &'static str,
     pub access: Access,
     pub door: Door,
-    /// What the OpenAPI document says of it; stands beside the handler.
-    pub describe: fn() -> Doc,
     route: actix_web::Route,
 }
 
@@ -57,19 +55,58 @@ pub trait Reception: Sync {
     ) -> ServiceResponse<BoxBody>;
 }
 
-fn endpoint<F, Args>(
-    method: Method,
-    path: &'static str,
-    access: Access,
-    handler: F,
-    describe: fn() -> Doc,
-) -> Endpoint
-where
-    F: Handler<Args>,
-    Args: FromRequest + 'static,
-    F::Output: Responder + 'static,
-{
-    row(Door::Api, (method, path, access), handler, describe)
+/// Goes over the table of the interface. Who serves asks for handlers and who describes for descriptions: a program that
+/// only serves does not carry the others, which are more than the handlers.
+trait Rows {
+    fn add<F, Args>(
+        &mut self,
+        method: Method,
+        path: &'static str,
+        access: Access,
+        handler: F,
+        describe: impl Fn() -> Doc,
+    ) where
+        F: Handler<Args>,
+        Args: FromRequest + 'static,
+        F::Output: Responder + 'static;
+}
+
+impl Rows for Vec<Endpoint> {
+    fn add<F, Args>(
+        &mut self,
+        method: Method,
+        path: &'static str,
+        access: Access,
+        handler: F,
+        _describe: impl Fn() -> Doc,
+    ) where
+        F: Handler<Args>,
+        Args: FromRequest + 'static,
+        F::Output: Responder + 'static,
+    {
+        self.push(row(Door::Api, (method, path, access), handler));
+    }
+}
+
+/// What the OpenAPI document says of one operation; stands beside the handler.
+pub(super) struct Described {
+    pub method: Method,
+    pub path: &'static str,
+    pub access: Access,
+    pub doc: Doc,
+}
+
+impl Rows for Vec<Described> {
+    fn add<F, Args>(
+        &mut self,
+        method: Method,
+        path: &'static str,
+        access: Access,
+        _handler: F,
+        describe: impl Fn() -> Doc,
+    ) {
+        self.push(Described { method, path, access, doc: describe() });
+    }
 }
 
 /// A page for people.
@@ -85,17 +122,10 @@ where
     Args: FromRequest + 'static,
     F::Output: Responder + 'static,
 {
-    // pages are no part of the interface for programs
-    let describe = || Doc::new("dashboard", "A page");
-    row(Door::Page(reception), (method, path, access), handler, describe)
+    row(Door::Page(reception), (method, path, access), handler)
 }
 
-fn row<F, Args>(
-    door: Door,
-    (method, path, access): (Method, &'static str, Access),
-    handler: F,
-    describe: fn() -> Doc,
-) -> Endpoint
+fn row<F, Args>(door: Door, (method, path, access): (Method, &'static str, Access), handler: F) -> Endpoint
 where
     F: Handler<Args>,
     Args: FromRequest + 'static,
@@ -105,156 +135,168 @@ where
         Method::GET => web::route().guard(guard::Any(guard::Get()).or(guard::Head())),
         _ => web::method(method.clone()),
     };
-    Endpoint { method, path, access, door, describe, route: route.to(handler) }
+    Endpoint { method, path, access, door, route: route.to(handler) }
 }
 
-/// Every route there is, fixed paths before patterns that would swallow them. A route cannot be written down
+/// Every route there is.
+pub fn endpoints() -> Vec<Endpoint> {
+    let mut rows = Vec::new();
+    table(&mut rows);
+    rows
+}
+
+/// Every route of the interface as it is described.
+pub(super) fn described() -> Vec<Described> {
+    let mut rows = Vec::new();
+    table(&mut rows);
+    rows
+}
+
+/// Fixed paths before patterns that would swallow them. A route cannot be written down
 /// without saying who may call it.
 #[rustfmt::skip]
-pub fn endpoints() -> Vec<Endpoint> {
+fn table(rows: &mut impl Rows) {
     const PUBLIC: Access = Access::Public;
     const MEMBER: Access = Access::Session(Role::Viewer);
     const MANAGER: Access = Access::Session(Role::Admin);
     const OWNER: Access = Access::Session(Role::Owner);
     const fn reads(scopes: &'static [Scope]) -> Access { Access::Key(scopes, Role::Viewer) }
     const fn writes(scopes: &'static [Scope]) -> Access { Access::Key(scopes, Role::Admin) }
-    vec![
-        endpoint(Method::GET, "/health", PUBLIC, system::health, system::describe_health),
-        endpoint(Method::GET, "/ready", PUBLIC, system::ready, system::describe_ready),
-        endpoint(Method::GET, "/metrics", PUBLIC, system::metrics, system::describe_metrics),
+    rows.add(Method::GET, "/health", PUBLIC, system::health, system::describe_health);
+    rows.add(Method::GET, "/ready", PUBLIC, system::ready, system::describe_ready);
+    rows.add(Method::GET, "/metrics", PUBLIC, system::metrics, system::describe_metrics);
 
-        endpoint(Method::POST, "/v1/auth/users", PUBLIC, session::register, session::describe_register),
-        endpoint(Method::POST, "/v1/auth/sessions", PUBLIC, session::login, session::describe_login),
-        endpoint(Method::GET, "/v1/auth/session", MEMBER, session::current, session::describe_current),
-        endpoint(Method::DELETE, "/v1/auth/session", PUBLIC, session::logout, session::describe_logout),
-        endpoint(Method::POST, "/v1/auth/session/refresh", PUBLIC, session::refresh, session::describe_refresh),
-        endpoint(Method::GET, "/v1/auth/sessions", MEMBER, account::sign_ins, account::describe_sign_ins),
-        endpoint(Method::DELETE, "/v1/auth/sessions", MEMBER, account::end_all, account::describe_end_all),
-        endpoint(Method::DELETE, "/v1/auth/sessions/{id}", MEMBER, account::end_one, account::describe_end_one),
-        endpoint(Method::PUT, "/v1/auth/password", MEMBER, account::change_password, account::describe_change_password),
-        endpoint(Method::POST, "/v1/auth/password-resets", PUBLIC, account::request_reset, account::describe_request_reset),
-        endpoint(Method::POST, "/v1/auth/password-resets/{token}", PUBLIC, account::reset_password, account::describe_reset_password),
-        endpoint(Method::GET, "/v1/auth/providers", PUBLIC, providers::list, providers::describe_list),
-        endpoint(Method::GET, "/v1/auth/oauth/{provider}", PUBLIC, providers::start, providers::describe_start),
-        endpoint(Method::GET, "/v1/auth/oauth/{provider}/callback", PUBLIC, providers::callback, providers::describe_callback),
-        endpoint(Method::GET, "/v1/auth/identities", MEMBER, providers::identities, providers::describe_identities),
-        endpoint(Method::DELETE, "/v1/auth/identities/{id}", MEMBER, providers::disconnect, providers::describe_disconnect),
-        endpoint(Method::GET, "/v1/auth/api-keys", MEMBER, keys::list, keys::describe_list),
-        endpoint(Method::POST, "/v1/auth/api-keys", MANAGER, keys::create, keys::describe_create),
-        endpoint(Method::DELETE, "/v1/auth/api-keys/{id}", MANAGER, keys::revoke, keys::describe_revoke),
-        endpoint(Method::POST, "/v1/auth/api-keys/{id}/rotate", MANAGER, keys::rotate, keys::describe_rotate),
-        endpoint(Method::GET, "/v1/auth/api-key-events", MEMBER, keys::events, keys::describe_events),
+    rows.add(Method::POST, "/v1/auth/users", PUBLIC, session::register, session::describe_register);
+    rows.add(Method::POST, "/v1/auth/sessions", PUBLIC, session::login, session::describe_login);
+    rows.add(Method::GET, "/v1/auth/session", MEMBER, session::current, session::describe_current);
+    rows.add(Method::DELETE, "/v1/auth/session", PUBLIC, session::logout, session::describe_logout);
+    rows.add(Method::POST, "/v1/auth/session/refresh", PUBLIC, session::refresh, session::describe_refresh);
+    rows.add(Method::GET, "/v1/auth/sessions", MEMBER, account::sign_ins, account::describe_sign_ins);
+    rows.add(Method::DELETE, "/v1/auth/sessions", MEMBER, account::end_all, account::describe_end_all);
+    rows.add(Method::DELETE, "/v1/auth/sessions/{id}", MEMBER, account::end_one, account::describe_end_one);
+    rows.add(Method::PUT, "/v1/auth/password", MEMBER, account::change_password, account::describe_change_password);
+    rows.add(Method::POST, "/v1/auth/password-resets", PUBLIC, account::request_reset, account::describe_request_reset);
+    rows.add(Method::POST, "/v1/auth/password-resets/{token}", PUBLIC, account::reset_password, account::describe_reset_password);
+    rows.add(Method::GET, "/v1/auth/providers", PUBLIC, providers::list, providers::describe_list);
+    rows.add(Method::GET, "/v1/auth/oauth/{provider}", PUBLIC, providers::start, providers::describe_start);
+    rows.add(Method::GET, "/v1/auth/oauth/{provider}/callback", PUBLIC, providers::callback, providers::describe_callback);
+    rows.add(Method::GET, "/v1/auth/identities", MEMBER, providers::identities, providers::describe_identities);
+    rows.add(Method::DELETE, "/v1/auth/identities/{id}", MEMBER, providers::disconnect, providers::describe_disconnect);
+    rows.add(Method::GET, "/v1/auth/api-keys", MEMBER, keys::list, keys::describe_list);
+    rows.add(Method::POST, "/v1/auth/api-keys", MANAGER, keys::create, keys::describe_create);
+    rows.add(Method::DELETE, "/v1/auth/api-keys/{id}", MANAGER, keys::revoke, keys::describe_revoke);
+    rows.add(Method::POST, "/v1/auth/api-keys/{id}/rotate", MANAGER, keys::rotate, keys::describe_rotate);
+    rows.add(Method::GET, "/v1/auth/api-key-events", MEMBER, keys::events, keys::describe_events);
 
-        endpoint(Method::GET, "/v1/auth/workspace/api-keys", MANAGER, keys::of_workspace, keys::describe_of_workspace),
-        endpoint(Method::DELETE, "/v1/auth/workspace/api-keys/{id}", OWNER, keys::revoke_any, keys::describe_revoke_any),
+    rows.add(Method::GET, "/v1/auth/workspace/api-keys", MANAGER, keys::of_workspace, keys::describe_of_workspace);
+    rows.add(Method::DELETE, "/v1/auth/workspace/api-keys/{id}", OWNER, keys::revoke_any, keys::describe_revoke_any);
 
-        endpoint(Method::GET, "/v1/auth/workspaces", MEMBER, members::workspaces, members::describe_workspaces),
-        endpoint(Method::POST, "/v1/auth/session/workspace", MEMBER, members::switch, members::describe_switch),
-        endpoint(Method::PATCH, "/v1/auth/workspace", MANAGER, members::change, members::describe_change),
-        endpoint(Method::POST, "/v1/auth/workspace/leave", MEMBER, members::leave, members::describe_leave),
-        endpoint(Method::POST, "/v1/auth/workspace/owner", OWNER, members::hand_over, members::describe_hand_over),
-        endpoint(Method::GET, "/v1/auth/workspace/members", MANAGER, members::list, members::describe_list),
-        endpoint(Method::PATCH, "/v1/auth/workspace/members/{user_id}", OWNER, members::change_role, members::describe_change_role),
-        endpoint(Method::DELETE, "/v1/auth/workspace/members/{user_id}", OWNER, members::remove, members::describe_remove),
-        endpoint(Method::GET, "/v1/auth/workspace/invitations", MANAGER, members::invitations, members::describe_invitations),
-        endpoint(Method::POST, "/v1/auth/workspace/invitations", MANAGER, members::invite, members::describe_invite),
-        endpoint(Method::DELETE, "/v1/auth/workspace/invitations/{id}", MANAGER, members::revoke_invitation, members::describe_revoke_invitation),
-        endpoint(Method::GET, "/v1/auth/workspace-invitations/{token}", PUBLIC, members::preview, members::describe_preview),
-        endpoint(Method::POST, "/v1/auth/workspace-invitations/{token}/accept", MEMBER, members::accept, members::describe_accept),
+    rows.add(Method::GET, "/v1/auth/workspaces", MEMBER, members::workspaces, members::describe_workspaces);
+    rows.add(Method::POST, "/v1/auth/session/workspace", MEMBER, members::switch, members::describe_switch);
+    rows.add(Method::PATCH, "/v1/auth/workspace", MANAGER, members::change, members::describe_change);
+    rows.add(Method::POST, "/v1/auth/workspace/leave", MEMBER, members::leave, members::describe_leave);
+    rows.add(Method::POST, "/v1/auth/workspace/owner", OWNER, members::hand_over, members::describe_hand_over);
+    rows.add(Method::GET, "/v1/auth/workspace/members", MANAGER, members::list, members::describe_list);
+    rows.add(Method::PATCH, "/v1/auth/workspace/members/{user_id}", OWNER, members::change_role, members::describe_change_role);
+    rows.add(Method::DELETE, "/v1/auth/workspace/members/{user_id}", OWNER, members::remove, members::describe_remove);
+    rows.add(Method::GET, "/v1/auth/workspace/invitations", MANAGER, members::invitations, members::describe_invitations);
+    rows.add(Method::POST, "/v1/auth/workspace/invitations", MANAGER, members::invite, members::describe_invite);
+    rows.add(Method::DELETE, "/v1/auth/workspace/invitations/{id}", MANAGER, members::revoke_invitation, members::describe_revoke_invitation);
+    rows.add(Method::GET, "/v1/auth/workspace-invitations/{token}", PUBLIC, members::preview, members::describe_preview);
+    rows.add(Method::POST, "/v1/auth/workspace-invitations/{token}/accept", MEMBER, members::accept, members::describe_accept);
 
-        endpoint(Method::POST, "/v1/meters", writes(&[Scope::MetersWrite]), meters::create, meters::describe_create),
-        endpoint(Method::GET, "/v1/meters", reads(&[Scope::MetersRead]), meters::list, meters::describe_list),
-        endpoint(Method::GET, "/v1/meters/stats", reads(&[Scope::MetersRead]), history::meter_stats, history::describe_meter_stats),
-        endpoint(Method::GET, "/v1/meters/{id}", reads(&[Scope::MetersRead]), meters::get, meters::describe_get),
-        endpoint(Method::PUT, "/v1/meters/{id}", writes(&[Scope::MetersWrite]), meters::update, meters::describe_update),
-        endpoint(Method::DELETE, "/v1/meters/{id}", writes(&[Scope::MetersWrite]), meters::delete, meters::describe_delete),
+    rows.add(Method::POST, "/v1/meters", writes(&[Scope::MetersWrite]), meters::create, meters::describe_create);
+    rows.add(Method::GET, "/v1/meters", reads(&[Scope::MetersRead]), meters::list, meters::describe_list);
+    rows.add(Method::GET, "/v1/meters/stats", reads(&[Scope::MetersRead]), history::meter_stats, history::describe_meter_stats);
+    rows.add(Method::GET, "/v1/meters/{id}", reads(&[Scope::MetersRead]), meters::get, meters::describe_get);
+    rows.add(Method::PUT, "/v1/meters/{id}", writes(&[Scope::MetersWrite]), meters::update, meters::describe_update);
+    rows.add(Method::DELETE, "/v1/meters/{id}", writes(&[Scope::MetersWrite]), meters::delete, meters::describe_delete);
 
-        endpoint(Method::POST, "/v1/usages", writes(&[Scope::UsageWrite]), usage::create, usage::describe_create),
-        endpoint(Method::GET, "/v1/usages", reads(&[Scope::UsageRead]), usage::list, usage::describe_list),
-        endpoint(Method::POST, "/v1/usages/bulk", writes(&[Scope::UsageWrite]), usage::create_bulk, usage::describe_create_bulk),
-        endpoint(Method::POST, "/v1/cloudevents", writes(&[Scope::UsageWrite]), cloudevents::create, cloudevents::describe_create),
-        endpoint(Method::POST, "/api/v1/events", writes(&[Scope::UsageWrite]), cloudevents::openmeter, cloudevents::describe_openmeter),
-        endpoint(Method::POST, "/v1/usages/search", reads(&[Scope::UsageRead]), usage::search, usage::describe_search),
+    rows.add(Method::POST, "/v1/usages", writes(&[Scope::UsageWrite]), usage::create, usage::describe_create);
+    rows.add(Method::GET, "/v1/usages", reads(&[Scope::UsageRead]), usage::list, usage::describe_list);
+    rows.add(Method::POST, "/v1/usages/bulk", writes(&[Scope::UsageWrite]), usage::create_bulk, usage::describe_create_bulk);
+    rows.add(Method::POST, "/v1/cloudevents", writes(&[Scope::UsageWrite]), cloudevents::create, cloudevents::describe_create);
+    rows.add(Method::POST, "/api/v1/events", writes(&[Scope::UsageWrite]), cloudevents::openmeter, cloudevents::describe_openmeter);
+    rows.add(Method::POST, "/v1/usages/search", reads(&[Scope::UsageRead]), usage::search, usage::describe_search);
 
-        endpoint(Method::GET, "/v1/plans", reads(&[Scope::PlansRead]), plans::list, plans::describe_list),
-        endpoint(Method::POST, "/v1/plans", writes(&[Scope::PlansWrite]), plans::create, plans::describe_create),
-        endpoint(Method::GET, "/v1/plans/assignments", reads(&[Scope::PlansRead]), plans::assignments, plans::describe_assignments),
-        endpoint(Method::PUT, "/v1/plans/subjects/{subject}", writes(&[Scope::PlansWrite]), plans::assign, plans::describe_assign),
-        endpoint(Method::DELETE, "/v1/plans/subjects/{subject}", writes(&[Scope::PlansWrite]), plans::unassign, plans::describe_unassign),
-        endpoint(Method::GET, "/v1/plans/subjects/{subject}/progress", reads(&[Scope::PlansRead]), plans::progress, plans::describe_progress),
-        endpoint(Method::GET, "/v1/plans/{id}", reads(&[Scope::PlansRead]), plans::get, plans::describe_get),
-        endpoint(Method::PUT, "/v1/plans/{id}", writes(&[Scope::PlansWrite]), plans::update, plans::describe_update),
-        endpoint(Method::DELETE, "/v1/plans/{id}", writes(&[Scope::PlansWrite]), plans::delete, plans::describe_delete),
-        endpoint(Method::POST, "/v1/plans/{id}/preview", reads(&[Scope::PlansRead]), plans::preview, plans::describe_preview),
+    rows.add(Method::GET, "/v1/plans", reads(&[Scope::PlansRead]), plans::list, plans::describe_list);
+    rows.add(Method::POST, "/v1/plans", writes(&[Scope::PlansWrite]), plans::create, plans::describe_create);
+    rows.add(Method::GET, "/v1/plans/assignments", reads(&[Scope::PlansRead]), plans::assignments, plans::describe_assignments);
+    rows.add(Method::PUT, "/v1/plans/subjects/{subject}", writes(&[Scope::PlansWrite]), plans::assign, plans::describe_assign);
+    rows.add(Method::DELETE, "/v1/plans/subjects/{subject}", writes(&[Scope::PlansWrite]), plans::unassign, plans::describe_unassign);
+    rows.add(Method::GET, "/v1/plans/subjects/{subject}/progress", reads(&[Scope::PlansRead]), plans::progress, plans::describe_progress);
+    rows.add(Method::GET, "/v1/plans/{id}", reads(&[Scope::PlansRead]), plans::get, plans::describe_get);
+    rows.add(Method::PUT, "/v1/plans/{id}", writes(&[Scope::PlansWrite]), plans::update, plans::describe_update);
+    rows.add(Method::DELETE, "/v1/plans/{id}", writes(&[Scope::PlansWrite]), plans::delete, plans::describe_delete);
+    rows.add(Method::POST, "/v1/plans/{id}/preview", reads(&[Scope::PlansRead]), plans::preview, plans::describe_preview);
 
-        endpoint(Method::POST, "/v1/entitlements/check", reads(&[Scope::PlansRead]), entitlements::check, entitlements::describe_check),
-        endpoint(Method::POST, "/v1/entitlements/consume", writes(&[Scope::UsageWrite, Scope::PlansRead]), entitlements::consume, entitlements::describe_consume),
-        endpoint(Method::GET, "/v1/entitlements/decisions", reads(&[Scope::UsageRead, Scope::PlansRead]), entitlements::decisions, entitlements::describe_decisions),
-        endpoint(Method::GET, "/v1/entitlements/decisions/{idempotency_key}", reads(&[Scope::UsageRead, Scope::PlansRead]), entitlements::decision, entitlements::describe_decision),
-        endpoint(Method::GET, "/v1/entitlements/states", reads(&[Scope::PlansRead]), entitlements::states, entitlements::describe_states),
-        endpoint(Method::GET, "/v1/entitlements/events", reads(&[Scope::PlansRead]), entitlements::events, entitlements::describe_events),
-        endpoint(Method::GET, "/v1/entitlements/periods", reads(&[Scope::PlansRead]), entitlements::periods, entitlements::describe_periods),
+    rows.add(Method::POST, "/v1/entitlements/check", reads(&[Scope::PlansRead]), entitlements::check, entitlements::describe_check);
+    rows.add(Method::POST, "/v1/entitlements/consume", writes(&[Scope::UsageWrite, Scope::PlansRead]), entitlements::consume, entitlements::describe_consume);
+    rows.add(Method::GET, "/v1/entitlements/decisions", reads(&[Scope::UsageRead, Scope::PlansRead]), entitlements::decisions, entitlements::describe_decisions);
+    rows.add(Method::GET, "/v1/entitlements/decisions/{idempotency_key}", reads(&[Scope::UsageRead, Scope::PlansRead]), entitlements::decision, entitlements::describe_decision);
+    rows.add(Method::GET, "/v1/entitlements/states", reads(&[Scope::PlansRead]), entitlements::states, entitlements::describe_states);
+    rows.add(Method::GET, "/v1/entitlements/events", reads(&[Scope::PlansRead]), entitlements::events, entitlements::describe_events);
+    rows.add(Method::GET, "/v1/entitlements/periods", reads(&[Scope::PlansRead]), entitlements::periods, entitlements::describe_periods);
 
-        endpoint(Method::POST, "/v1/usages/breakdowns/search", reads(&[Scope::UsageRead]), usage::breakdown, usage::describe_breakdown),
-        endpoint(Method::GET, "/v1/usages/dimensions", reads(&[Scope::UsageRead]), usage::dimensions, usage::describe_dimensions),
-        endpoint(Method::GET, "/v1/usages/export", reads(&[Scope::UsageRead, Scope::ExportsRead]), usage::export, usage::describe_export),
-        endpoint(Method::POST, "/v1/usages/export", reads(&[Scope::UsageRead, Scope::ExportsRead]), usage::export_search, usage::describe_export_search),
+    rows.add(Method::POST, "/v1/usages/breakdowns/search", reads(&[Scope::UsageRead]), usage::breakdown, usage::describe_breakdown);
+    rows.add(Method::GET, "/v1/usages/dimensions", reads(&[Scope::UsageRead]), usage::dimensions, usage::describe_dimensions);
+    rows.add(Method::GET, "/v1/usages/export", reads(&[Scope::UsageRead, Scope::ExportsRead]), usage::export, usage::describe_export);
+    rows.add(Method::POST, "/v1/usages/export", reads(&[Scope::UsageRead, Scope::ExportsRead]), usage::export_search, usage::describe_export_search);
 
-        endpoint(Method::GET, "/v1/usageevents", reads(&[Scope::UsageRead]), usage_events::list, usage_events::describe_list),
-        endpoint(Method::POST, "/v1/usageevents/search", reads(&[Scope::UsageRead]), usage_events::search, usage_events::describe_search),
-        endpoint(Method::GET, "/v1/usageevents/export", reads(&[Scope::UsageRead, Scope::ExportsRead]), usage_events::export, usage_events::describe_export),
-        endpoint(Method::POST, "/v1/usageevents/export", reads(&[Scope::UsageRead, Scope::ExportsRead]), usage_events::export_search, usage_events::describe_export_search),
+    rows.add(Method::GET, "/v1/usageevents", reads(&[Scope::UsageRead]), usage_events::list, usage_events::describe_list);
+    rows.add(Method::POST, "/v1/usageevents/search", reads(&[Scope::UsageRead]), usage_events::search, usage_events::describe_search);
+    rows.add(Method::GET, "/v1/usageevents/export", reads(&[Scope::UsageRead, Scope::ExportsRead]), usage_events::export, usage_events::describe_export);
+    rows.add(Method::POST, "/v1/usageevents/export", reads(&[Scope::UsageRead, Scope::ExportsRead]), usage_events::export_search, usage_events::describe_export_search);
 
-        endpoint(Method::POST, "/v1/exports", writes(&[Scope::UsageRead, Scope::ExportsWrite]), exports::create, exports::describe_create),
-        endpoint(Method::GET, "/v1/exports", reads(&[Scope::ExportsRead]), exports::list, exports::describe_list),
-        endpoint(Method::GET, "/v1/exports/{id}", reads(&[Scope::ExportsRead]), exports::get, exports::describe_get),
-        endpoint(Method::POST, "/v1/exports/{id}/cancel", writes(&[Scope::ExportsWrite]), exports::cancel, exports::describe_cancel),
-        endpoint(Method::POST, "/v1/exports/{id}/retry", writes(&[Scope::ExportsWrite]), exports::retry, exports::describe_retry),
-        endpoint(Method::GET, "/v1/exports/{id}/download", reads(&[Scope::ExportsRead]), exports::download, exports::describe_download),
+    rows.add(Method::POST, "/v1/exports", writes(&[Scope::UsageRead, Scope::ExportsWrite]), exports::create, exports::describe_create);
+    rows.add(Method::GET, "/v1/exports", reads(&[Scope::ExportsRead]), exports::list, exports::describe_list);
+    rows.add(Method::GET, "/v1/exports/{id}", reads(&[Scope::ExportsRead]), exports::get, exports::describe_get);
+    rows.add(Method::POST, "/v1/exports/{id}/cancel", writes(&[Scope::ExportsWrite]), exports::cancel, exports::describe_cancel);
+    rows.add(Method::POST, "/v1/exports/{id}/retry", writes(&[Scope::ExportsWrite]), exports::retry, exports::describe_retry);
+    rows.add(Method::GET, "/v1/exports/{id}/download", reads(&[Scope::ExportsRead]), exports::download, exports::describe_download);
 
-        endpoint(Method::GET, "/v1/alerts", reads(&[Scope::AlertsRead]), alerts::list, alerts::describe_list),
-        endpoint(Method::POST, "/v1/alerts", writes(&[Scope::AlertsWrite]), alerts::create, alerts::describe_create),
-        endpoint(Method::POST, "/v1/alerts/backtest", reads(&[Scope::AlertsRead, Scope::UsageRead]), alerts::backtest, alerts::describe_backtest),
-        endpoint(Method::GET, "/v1/alerts/events", reads(&[Scope::AlertsRead]), alerts::events, alerts::describe_events),
-        endpoint(Method::POST, "/v1/alerts/events/{id}/redeliver", writes(&[Scope::AlertsWrite]), alerts::redeliver, alerts::describe_redeliver),
-        endpoint(Method::GET, "/v1/alerts/delivery-jobs", reads(&[Scope::AlertsRead]), alerts::delivery_jobs, alerts::describe_delivery_jobs),
-        endpoint(Method::POST, "/v1/alerts/delivery-jobs/{id}/retry", writes(&[Scope::AlertsWrite]), alerts::retry_delivery, alerts::describe_retry_delivery),
-        endpoint(Method::GET, "/v1/alerts/destinations", reads(&[Scope::AlertsRead]), destinations::list, destinations::describe_list),
-        endpoint(Method::POST, "/v1/alerts/destinations", writes(&[Scope::AlertsWrite]), destinations::create, destinations::describe_create),
-        endpoint(Method::PUT, "/v1/alerts/destinations/{id}", writes(&[Scope::AlertsWrite]), destinations::update, destinations::describe_update),
-        endpoint(Method::DELETE, "/v1/alerts/destinations/{id}", writes(&[Scope::AlertsWrite]), destinations::delete, destinations::describe_delete),
-        endpoint(Method::POST, "/v1/alerts/destinations/{id}/webhook-secret/rotate", writes(&[Scope::AlertsWrite]), destinations::rotate, destinations::describe_rotate),
-        endpoint(Method::POST, "/v1/alerts/destinations/{id}/test", writes(&[Scope::AlertsWrite]), destinations::test, destinations::describe_test),
-        endpoint(Method::GET, "/v1/alerts/{id}", reads(&[Scope::AlertsRead]), alerts::get, alerts::describe_get),
-        endpoint(Method::PUT, "/v1/alerts/{id}", writes(&[Scope::AlertsWrite]), alerts::update, alerts::describe_update),
-        endpoint(Method::DELETE, "/v1/alerts/{id}", writes(&[Scope::AlertsWrite]), alerts::delete, alerts::describe_delete),
-        endpoint(Method::POST, "/v1/alerts/{id}/evaluate", writes(&[Scope::AlertsWrite]), alerts::evaluate_now, alerts::describe_evaluate_now),
-        endpoint(Method::POST, "/v1/alerts/{id}/snooze", writes(&[Scope::AlertsWrite]), alerts::snooze, alerts::describe_snooze),
+    rows.add(Method::GET, "/v1/alerts", reads(&[Scope::AlertsRead]), alerts::list, alerts::describe_list);
+    rows.add(Method::POST, "/v1/alerts", writes(&[Scope::AlertsWrite]), alerts::create, alerts::describe_create);
+    rows.add(Method::POST, "/v1/alerts/backtest", reads(&[Scope::AlertsRead, Scope::UsageRead]), alerts::backtest, alerts::describe_backtest);
+    rows.add(Method::GET, "/v1/alerts/events", reads(&[Scope::AlertsRead]), alerts::events, alerts::describe_events);
+    rows.add(Method::POST, "/v1/alerts/events/{id}/redeliver", writes(&[Scope::AlertsWrite]), alerts::redeliver, alerts::describe_redeliver);
+    rows.add(Method::GET, "/v1/alerts/delivery-jobs", reads(&[Scope::AlertsRead]), alerts::delivery_jobs, alerts::describe_delivery_jobs);
+    rows.add(Method::POST, "/v1/alerts/delivery-jobs/{id}/retry", writes(&[Scope::AlertsWrite]), alerts::retry_delivery, alerts::describe_retry_delivery);
+    rows.add(Method::GET, "/v1/alerts/destinations", reads(&[Scope::AlertsRead]), destinations::list, destinations::describe_list);
+    rows.add(Method::POST, "/v1/alerts/destinations", writes(&[Scope::AlertsWrite]), destinations::create, destinations::describe_create);
+    rows.add(Method::PUT, "/v1/alerts/destinations/{id}", writes(&[Scope::AlertsWrite]), destinations::update, destinations::describe_update);
+    rows.add(Method::DELETE, "/v1/alerts/destinations/{id}", writes(&[Scope::AlertsWrite]), destinations::delete, destinations::describe_delete);
+    rows.add(Method::POST, "/v1/alerts/destinations/{id}/webhook-secret/rotate", writes(&[Scope::AlertsWrite]), destinations::rotate, destinations::describe_rotate);
+    rows.add(Method::POST, "/v1/alerts/destinations/{id}/test", writes(&[Scope::AlertsWrite]), destinations::test, destinations::describe_test);
+    rows.add(Method::GET, "/v1/alerts/{id}", reads(&[Scope::AlertsRead]), alerts::get, alerts::describe_get);
+    rows.add(Method::PUT, "/v1/alerts/{id}", writes(&[Scope::AlertsWrite]), alerts::update, alerts::describe_update);
+    rows.add(Method::DELETE, "/v1/alerts/{id}", writes(&[Scope::AlertsWrite]), alerts::delete, alerts::describe_delete);
+    rows.add(Method::POST, "/v1/alerts/{id}/evaluate", writes(&[Scope::AlertsWrite]), alerts::evaluate_now, alerts::describe_evaluate_now);
+    rows.add(Method::POST, "/v1/alerts/{id}/snooze", writes(&[Scope::AlertsWrite]), alerts::snooze, alerts::describe_snooze);
 
-        endpoint(Method::GET, "/v1/audit-events", Access::Key(&[Scope::AuditRead], Role::Admin), audit::list, audit::describe_list),
-        endpoint(Method::GET, "/v1/audit-events/export", Access::Key(&[Scope::AuditRead], Role::Admin), audit::export, audit::describe_export),
+    rows.add(Method::GET, "/v1/audit-events", Access::Key(&[Scope::AuditRead], Role::Admin), audit::list, audit::describe_list);
+    rows.add(Method::GET, "/v1/audit-events/export", Access::Key(&[Scope::AuditRead], Role::Admin), audit::export, audit::describe_export);
 
-        endpoint(Method::GET, "/v1/system/workers/dead-letters", reads(&[Scope::SystemRead]), dead_letters::list, dead_letters::describe_list),
-        endpoint(Method::POST, "/v1/system/workers/dead-letters/retry", writes(&[Scope::SystemWrite]), dead_letters::requeue_all, dead_letters::describe_requeue_all),
-        endpoint(Method::POST, "/v1/system/workers/dead-letters/{id}/retry", writes(&[Scope::SystemWrite]), dead_letters::requeue, dead_letters::describe_requeue),
+    rows.add(Method::GET, "/v1/system/workers/dead-letters", reads(&[Scope::SystemRead]), dead_letters::list, dead_letters::describe_list);
+    rows.add(Method::POST, "/v1/system/workers/dead-letters/retry", writes(&[Scope::SystemWrite]), dead_letters::requeue_all, dead_letters::describe_requeue_all);
+    rows.add(Method::POST, "/v1/system/workers/dead-letters/{id}/retry", writes(&[Scope::SystemWrite]), dead_letters::requeue, dead_letters::describe_requeue);
 
-        endpoint(Method::POST, "/v1/usageevents/prune", writes(&[Scope::UsageWrite]), history::prune, history::describe_prune),
-        endpoint(Method::GET, "/v1/usageevents/prunes", reads(&[Scope::UsageRead]), history::prunes, history::describe_prunes),
-        endpoint(Method::GET, "/v1/usageingestions", reads(&[Scope::UsageRead]), history::ingestions, history::describe_ingestions),
-        endpoint(Method::GET, "/v1/events/refused", reads(&[Scope::UsageRead]), refused::list, refused::describe_list),
-        endpoint(Method::GET, "/v1/events/refused/{id}", reads(&[Scope::UsageRead]), refused::get, refused::describe_get),
-        endpoint(Method::GET, "/v1/subjects", reads(&[Scope::UsageRead]), subjects::list, subjects::describe_list),
-        endpoint(Method::GET, "/v1/subjects/{subject}/usageevents", reads(&[Scope::UsageRead]), subjects::events, subjects::describe_events),
-        endpoint(Method::POST, "/v1/subjects/{subject}/links", writes(&[Scope::UsageRead, Scope::LinksWrite]), links::create, links::describe_create),
-        endpoint(Method::GET, "/v1/subjects/{subject}/links", reads(&[Scope::UsageRead]), links::list, links::describe_list),
-        endpoint(Method::DELETE, "/v1/subjects/{subject}/links/{id}", writes(&[Scope::LinksWrite]), links::revoke, links::describe_revoke),
-        endpoint(Method::GET, "/v1/system/stats", reads(&[Scope::SystemRead]), stats::system_stats, stats::describe_system_stats),
+    rows.add(Method::POST, "/v1/usageevents/prune", writes(&[Scope::UsageWrite]), history::prune, history::describe_prune);
+    rows.add(Method::GET, "/v1/usageevents/prunes", reads(&[Scope::UsageRead]), history::prunes, history::describe_prunes);
+    rows.add(Method::GET, "/v1/usageingestions", reads(&[Scope::UsageRead]), history::ingestions, history::describe_ingestions);
+    rows.add(Method::GET, "/v1/events/refused", reads(&[Scope::UsageRead]), refused::list, refused::describe_list);
+    rows.add(Method::GET, "/v1/events/refused/{id}", reads(&[Scope::UsageRead]), refused::get, refused::describe_get);
+    rows.add(Method::GET, "/v1/subjects", reads(&[Scope::UsageRead]), subjects::list, subjects::describe_list);
+    rows.add(Method::GET, "/v1/subjects/{subject}/usageevents", reads(&[Scope::UsageRead]), subjects::events, subjects::describe_events);
+    rows.add(Method::POST, "/v1/subjects/{subject}/links", writes(&[Scope::UsageRead, Scope::LinksWrite]), links::create, links::describe_create);
+    rows.add(Method::GET, "/v1/subjects/{subject}/links", reads(&[Scope::UsageRead]), links::list, links::describe_list);
+    rows.add(Method::DELETE, "/v1/subjects/{subject}/links/{id}", writes(&[Scope::LinksWrite]), links::revoke, links::describe_revoke);
+    rows.add(Method::GET, "/v1/system/stats", reads(&[Scope::SystemRead]), stats::system_stats, stats::describe_system_stats);
 
-        endpoint(Method::GET, "/v1/usage/saved-queries", Access::Session(Role::Viewer), saved_queries::list, saved_queries::describe_list),
-        endpoint(Method::POST, "/v1/usage/saved-queries", Access::Session(Role::Admin), saved_queries::create, saved_queries::describe_create),
-        endpoint(Method::PUT, "/v1/usage/saved-queries/{id}", Access::Session(Role::Admin), saved_queries::update, saved_queries::describe_update),
-        endpoint(Method::DELETE, "/v1/usage/saved-queries/{id}", Access::Session(Role::Admin), saved_queries::delete, saved_queries::describe_delete),
-    ]
+    rows.add(Method::GET, "/v1/usage/saved-queries", Access::Session(Role::Viewer), saved_queries::list, saved_queries::describe_list);
+    rows.add(Method::POST, "/v1/usage/saved-queries", Access::Session(Role::Admin), saved_queries::create, saved_queries::describe_create);
+    rows.add(Method::PUT, "/v1/usage/saved-queries/{id}", Access::Session(Role::Admin), saved_queries::update, saved_queries::describe_update);
+    rows.add(Method::DELETE, "/v1/usage/saved-queries/{id}", Access::Session(Role::Admin), saved_queries::delete, saved_queries::describe_delete);
 }
 
 /// The group roots that also answer with a slash at the end (rest.md 1).

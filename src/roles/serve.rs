@@ -200,7 +200,6 @@ fn announce(kind: &'static str, listener: &TcpListener) {
 fn http_server(app: &App, limits: &Limits, listener: TcpListener) -> Result<net::http::Server> {
     let data = web::Data::new(app.clone());
     let demands = web::Data::new(http::RoutePolicies::with(dashboard::endpoints()));
-    let document = http::openapi::document_text()?;
     let application = move || {
         HttpApp::new()
             .app_data(data.clone())
@@ -209,7 +208,7 @@ fn http_server(app: &App, limits: &Limits, listener: TcpListener) -> Result<net:
             .wrap(from_fn(http::gate))
             .configure(|config| http::routes(config, dashboard::endpoints()))
             // last: its empty prefix matches every path, and the gate asks for the first pattern that does
-            .service(http::openapi::viewer(document.clone()))
+            .service(http::openapi::viewer())
     };
     let proxies = &app.config.http.trusted_proxies;
     let port = Port::new("http", limits.http, limits.per_address(limits.http), proxies, Patience::default());
