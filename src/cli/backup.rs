@@ -73,8 +73,11 @@ fn pass_on(config: &Config, to: Option<&Path>) -> Result<Outcome> {
         let mut out = std::io::stdout().lock();
         std::io::copy(&mut file, &mut out).and_then(|_| out.flush())
     });
-    copied
-        .map_err(|error| Error::new(Code::Internal, format!("standard output cannot be written: {error}")))?;
+    if let Err(error) = copied {
+        // it would speak of a backup that nobody has
+        let _ = std::fs::remove_file(to);
+        return Err(Error::new(Code::Internal, format!("standard output cannot be written: {error}")));
+    }
     eprintln!("{}", summary(&manifest));
     Ok(Outcome::Done)
 }

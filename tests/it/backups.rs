@@ -148,9 +148,16 @@ async fn a_backup_goes_to_standard_output(database: Database) {
     ended(on(&database, &["backup", &name, "--manifest", &manifest]), 2, "beside the file");
     let own = database.settings();
     let settings: Vec<(&str, &str)> = own.iter().map(|(name, value)| (*name, value.as_str())).collect();
-    let mut command = program::command(&["backup", "-", "--manifest", &manifest], &settings, folder.path());
-    command.stdout(std::fs::File::create(&name).expect("a file"));
-    assert!(command.status().expect("it runs").success());
+    let to = |path: &str| {
+        let mut command =
+            program::command(&["backup", "-", "--manifest", &manifest], &settings, folder.path());
+        command.stdout(std::fs::File::create(path).expect("a file"));
+        command.status().expect("it runs").code()
+    };
+    // a manifest without its backup would be taken for one
+    assert_eq!(to("/dev/full"), Some(1));
+    assert!(!std::path::Path::new(&manifest).exists());
+    assert_eq!(to(&name), Some(0));
     ended(on(&database, &["backup", "verify", &name]), 0, "whole");
     ended(on(&database, &["backup", "-", "--manifest", &manifest]), 1, "there already");
     on(&another(&database), &["restore", &name]).succeeded();
