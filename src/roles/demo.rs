@@ -1,11 +1,16 @@
 //! `serve --demo`: a workspace of its own with three weeks of usage, plans and alerts, so that every page shows
-//! something. Filled over REST, like any client would, so that it is as real as the rest.
+//! something. Filled over REST, like any client would, so that it is as real as the rest; but plans are in force since
+//! before the first event, which no client can say, because events count for the plan that was in force at their time.
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use crate::auth::Auth;
+use crate::db::identity::Clock;
+use crate::db::{Conn, Store, audit};
+use crate::entitlements::sql::assignments::{self, Wish};
 use crate::error::{Error, Result};
 use crate::metering::time::{DAY, HOUR, SECOND, Timestamp};
 use crate::output::print_line;
@@ -32,14 +37,14 @@ const REGIONS: [&str; 2] = ["eu-west", "us-east"];
 const ROUTES: [&str; 4] = ["/v1/chat", "/v1/embed", "/v1/search", "/v1/files"];
 
 /// Fills the workspace of the demonstration and prints how to get in; once: it is left alone when it is there.
-pub async fn fill(address: SocketAddr) {
+pub async fn fill(address: SocketAddr, auth: Auth, store: Store) {
     let host = if address.ip().is_unspecified() { "127.0.0.1".to_owned() } else { address.ip().to_string() };
     let base = match address {
         SocketAddr::V6(_) if !address.ip().is_unspecified() => format!("http://[{host}]:{}", address.port()),
         _ => format!("http://{host}:{}", address.port()),
     };
     match Demo::open(&base).await {
-        Ok(Some((demo, password))) => match demo.fill().await {
+        Ok(Some((demo, password))) => match demo.fill(&auth, &store).await {
             Ok(events) => {
                 print_line!(
                     "demo: {events} events in a workspace of its own\n  sign in   {base}/ as {EMAIL}, password \
@@ -122,10 +127,13 @@ impl Demo {
         serde_json::from_str(&text).map_err(Error::internal)
     }
 
-    async fn fill(&self) -> Result<usize> {
+    async fn fill(&self, auth: &Auth, store: &Store) -> Result<usize> {
+        let now = Timestamp::now();
         self.meters().await?;
-        self.plans().await?;
-        let events = events(Timestamp::now());
+        let workspace_id = auth.by_key(&self.key).await?.workspace_id;
+        // half a day earlier: a day of the plan is half over, and not just begun
+        assign(store, workspace_id, &self.plans().await?, now.plus(-DAYS * DAY - DAY / 2)).await?;
+        let events = events(now);
         for batch in events.chunks(BATCH) {
             self.done("POST", "/v1/usages/bulk", &Value::from(batch)).await?;
         }
@@ -147,18 +155,20 @@ impl Demo {
         Ok(())
     }
 
-    async fn plans(&self) -> Result<()> {
+    /// Ids of the plan of small customers and of the others.
+    async fn plans(&self) -> Result<[String; 2]> {
         let limit =
             |meter: &str, period: &str, most: i64| json!({"meter": meter, "period": period, "limit": most});
         let free = json!({"name": "free", "limits": [limit("tokens", "month", 150_000), limit("api_calls", "day", 40)]});
-        let team = json!({"name": "team", "limits": [limit("tokens", "month", 2_000_000), limit("storage", "month", 400)]});
-        let (free, team) =
-            (self.done("POST", "/v1/plans", &free).await?, self.done("POST", "/v1/plans", &team).await?);
-        for (subject, weight) in CUSTOMERS {
-            let plan = if weight > 2 { &team["id"] } else { &free["id"] };
-            self.done("PUT", &format!("/v1/plans/subjects/{subject}"), &json!({"plan_id": plan})).await?;
+        // the largest customers are near it, whenever this is run
+        let storage = json!({"meter": "storage", "period": "month", "limit": 270, "warning_percent": 75});
+        let team = json!({"name": "team", "limits": [limit("tokens", "month", 2_000_000), storage]});
+        let mut ids = [String::new(), String::new()];
+        for (id, plan) in ids.iter_mut().zip([free, team]) {
+            let made = self.done("POST", "/v1/plans", &plan).await?;
+            *id = made["id"].as_str().unwrap_or_default().to_owned();
         }
-        Ok(())
+        Ok(ids)
     }
 
     /// Rules whose webhooks go nowhere.
@@ -173,6 +183,21 @@ impl Demo {
         }
         Ok(())
     }
+}
+
+/// Each customer gets its plan as if that had been done then.
+async fn assign(store: &Store, workspace_id: i64, plans: &[String; 2], then: Timestamp) -> Result<()> {
+    for (subject, weight) in CUSTOMERS {
+        let plan_id = plans[usize::from(weight > 2)].clone();
+        let wish = Wish { plan_id, ..Wish::default() };
+        let assign = move |conn: &mut Conn| {
+            assignments::assign(conn, workspace_id, subject, &wish, Clock::At(then))?;
+            audit::in_workspace(workspace_id);
+            Ok(())
+        };
+        store.write("assignments::assign", assign).await?;
+    }
+    Ok(())
 }
 
 fn refused(path: &str, status: u16, text: &str) -> Error {

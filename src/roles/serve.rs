@@ -109,7 +109,7 @@ pub async fn run(config: Config) -> Result<()> {
     let mut timers = Timers { cut: start_timers(&app), ending: retention::start(&app) };
     timers.ending.extend(start_workers(&app)?);
     if app.config.demo {
-        timers.cut.push(tokio::spawn(demo::fill(address)));
+        timers.cut.push(tokio::spawn(demo::fill(address, app.auth.clone(), app.store.clone())));
     }
     supervisor::ready();
 

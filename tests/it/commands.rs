@@ -369,6 +369,36 @@ fn doctor_tells_of_a_database_that_is_not_there() {
     });
 }
 
+/// Plans count all of the history; once that is evaluated there is something of everything.
+async fn demo_shows_quotas(client: &crate::support::Client) {
+    let end = Instant::now() + Duration::from_secs(30);
+    loop {
+        let found = client.get("/v1/entitlements/states?limit=100").await.json(200);
+        let items = found["items"].as_array().expect("items");
+        let unused = items.iter().filter(|state| state["current"].as_f64() == Some(0.0)).count();
+        let is = |word: &str| items.iter().any(|state| state["state"] == word);
+        // at night a small customer may not have called for half a day
+        if unused * 4 < items.len() && is("ok") && is("warning") && is("exceeded") {
+            return;
+        }
+        assert!(Instant::now() < end, "{unused} of {} limits are not used: {found}", items.len());
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+/// The overview says of no worker that it does not live: all of them run in the server.
+async fn demo_has_workers(client: &crate::support::Client, said: &str) {
+    let password = said.split("password ").nth(1).and_then(|rest| rest.split_whitespace().next());
+    let answer = client
+        .post("/v1/auth/sessions", &serde_json::json!({"email": "demo@example.com", "password": password}))
+        .await
+        .expect(201);
+    let access = answer.cookie("open_spanner_access").expect("an access cookie");
+    let page = client.with("cookie", format!("open_spanner_access={access}")).get("/").await.expect(200);
+    assert!(page.text.contains("Events per day"), "{}", page.text);
+    assert!(!page.text.contains("does not report"), "{}", page.text);
+}
+
 /// A workspace that shows something, once; with its key it is read like any other.
 #[test]
 fn demo_fills_a_workspace_once() {
@@ -406,6 +436,8 @@ fn demo_fills_a_workspace_once() {
                 assert_eq!(events["items"].as_array().map(Vec::len), Some(5), "{events}");
                 let rules = client.get("/v1/alerts").await.json(200);
                 assert_eq!(rules["items"].as_array().map(Vec::len), Some(2), "{rules}");
+                demo_shows_quotas(&client).await;
+                demo_has_workers(&client.without("authorization"), &said).await;
             });
         }
         assert!(crate::support::guard::signal("TERM", child.id()));

@@ -51,7 +51,9 @@ struct Facts {
     exceeded: i64,
     warned: i64,
     dead_letters: i64,
+    /// Workers that do not live, and those that do and have work which failed or waits too long.
     stale: Vec<&'static str>,
+    behind: Vec<&'static str>,
 }
 
 /// Something that a person should look at.
@@ -127,7 +129,9 @@ fn read(
     let (exceeded, warned) = (count(State::Exceeded), count(State::Warning));
     let owed = deliveries::owed(conn, Some(workspace_id))?;
     let health = worker_health(conn, workspace_id, prunes, (&owed, now))?;
-    let is_stale = |status: &WorkerStatus| matches!(status, WorkerStatus::Stale | WorkerStatus::Degraded);
+    let workers = |status: WorkerStatus| {
+        health.iter().filter(|worker| worker.status == status).map(|worker| worker.name).collect()
+    };
     Ok(Facts {
         totals: subjects::totals(conn, workspace_id)?,
         refused: ingestion_runs::refused(conn, workspace_id)?,
@@ -137,7 +141,8 @@ fn read(
         exceeded,
         warned,
         dead_letters: dead_letters::count(conn, workspace_id)?.values().sum(),
-        stale: health.iter().filter(|worker| is_stale(&worker.status)).map(|worker| worker.name).collect(),
+        stale: workers(WorkerStatus::Stale),
+        behind: workers(WorkerStatus::Degraded),
     })
 }
 
@@ -203,6 +208,10 @@ async fn attention(app: &App, caller: &Caller, facts: &Facts, now: Timestamp) ->
     }
     for worker in &facts.stale {
         push("stale", format!("The {worker} worker does not report"), "/system", "See health");
+    }
+    for worker in &facts.behind {
+        let words = format!("Work of the {worker} worker failed or waits too long");
+        push("degraded", words, "/system", "See health");
     }
     if facts.exceeded > 0 {
         let words = view::counted(facts.exceeded, "limit is", "limits are");
