@@ -12,8 +12,8 @@ use futures_util::future::LocalBoxFuture;
 use super::openapi::{self, Doc};
 use super::{
     account, alerts, audit, cloudevents, dead_letters, destinations, entitlements, exports, history, keys,
-    links, members, meters, plans, providers, refused, respond, saved_queries, session, stats, subjects, system,
-    usage, usage_events,
+    links, members, meters, plans, providers, refused, respond, saved_queries, session, stats, subjects,
+    system, usage, usage_events,
 };
 use crate::app::App;
 use crate::auth::permission::{Access, Role, Scope};
