@@ -50,6 +50,88 @@ document.addEventListener("click", (event) => {
   }
 });
 
+// The keys walk through a chart: arrows, Home and End move a line from bucket to bucket, Enter opens its events. What
+// stands there is shown, and told.
+function walkable(root) {
+  for (const box of root.querySelectorAll("[data-chart]")) {
+    box.tabIndex = 0;
+    box.setAttribute("role", "application");
+    box.setAttribute("aria-roledescription", "chart");
+    box.setAttribute("aria-label", `${box.dataset.chart}. Arrow keys walk through the values, Enter opens the events.`);
+  }
+}
+walkable(document);
+const leaveChart = (box) => box.querySelectorAll(".cross, .readout").forEach((mark) => mark.remove());
+document.addEventListener("focusout", (event) => {
+  if (event.target.matches?.("[data-chart]")) leaveChart(event.target);
+});
+document.addEventListener("keydown", (event) => {
+  const box = event.target;
+  if (!box.matches?.("[data-chart]") || event.ctrlKey || event.metaKey || event.altKey) return;
+  const hits = [...box.querySelectorAll(".hit")];
+  const cross = box.querySelector(".cross");
+  const at = cross ? Number(cross.dataset.at) : -1;
+  if (event.key === "Escape") return leaveChart(box);
+  if (event.key === "Enter") {
+    const target = hits[at]?.closest("a")?.getAttribute("href");
+    if (target) location.assign(target);
+    return;
+  }
+  const next = { ArrowLeft: at < 0 ? hits.length - 1 : at - 1, ArrowRight: at + 1, Home: 0, End: hits.length - 1 }[event.key];
+  if (next === undefined || hits.length === 0) return;
+  event.preventDefault();
+  point(box, hits, Math.min(Math.max(next, 0), hits.length - 1));
+});
+function point(box, hits, at) {
+  let cross = box.querySelector(".cross");
+  let readout = box.querySelector(".readout");
+  if (!cross) {
+    cross = document.createElement("span");
+    cross.className = "cross";
+    readout = document.createElement("span");
+    readout.className = "readout";
+    readout.setAttribute("role", "status");
+    box.append(cross, readout);
+  }
+  const share = (at + 0.5) / hits.length;
+  cross.dataset.at = String(at);
+  cross.style.insetInlineStart = `${100 * share}%`;
+  readout.style.insetInlineStart = share > 0.5 ? "auto" : `calc(${100 * share}% + 0.5rem)`;
+  readout.style.insetInlineEnd = share > 0.5 ? `calc(${100 * (1 - share)}% + 0.5rem)` : "auto";
+  readout.textContent = hits[at].textContent;
+}
+
+// Drawing over buckets of a view shows their time alone; the form has the same two times for those who do not draw.
+let drawn;
+const canZoom = /^\/(usage|events)(\/q\/|$)/.test(location.pathname);
+const hitAt = (event) => document.elementFromPoint(event.clientX, event.clientY)?.closest(".hit");
+document.addEventListener("pointerdown", (event) => {
+  const box = canZoom && event.button === 0 && event.pointerType === "mouse" && event.target.closest?.("[data-chart]");
+  if (!box || !event.target.closest(".hit")) return;
+  const hits = [...box.querySelectorAll(".hit")];
+  drawn = { hits, from: hits.indexOf(event.target.closest(".hit")) };
+});
+document.addEventListener("dragstart", (event) => { if (drawn) event.preventDefault(); });
+document.addEventListener("pointermove", (event) => {
+  const to = drawn ? drawn.hits.indexOf(hitAt(event)) : -1;
+  if (to < 0) return;
+  const [first, last] = [Math.min(drawn.from, to), Math.max(drawn.from, to)];
+  drawn.hits.forEach((hit, at) => hit.classList.toggle("chosen", first !== last && at >= first && at <= last));
+});
+document.addEventListener("pointerup", (event) => {
+  const { hits, from } = drawn ?? {};
+  const to = hits ? hits.indexOf(hitAt(event)) : -1;
+  drawn = undefined;
+  hits?.forEach((hit) => hit.classList.remove("chosen"));
+  if (to < 0 || to === from) return;
+  const query = (at) => new URL(hits[at].closest("a").href).searchParams;
+  const target = new URL(location.href);
+  ["range", "cursor"].forEach((name) => target.searchParams.delete(name));
+  target.searchParams.set("from", query(Math.min(from, to)).get("from"));
+  target.searchParams.set("to", query(Math.max(from, to)).get("to"));
+  location.assign(target);
+});
+
 // Live regions: a region names its topics; when one of them changed, the page's own address is fetched anew and the
 // region swapped. Nothing moves under a pointer or a focus inside the region; one request at a time for the whole page.
 const regions = [...document.querySelectorAll("[data-live]")];
@@ -84,6 +166,9 @@ async function swap(due) {
   if (!answer.ok) return tell("This page could not be refreshed. Trying again.");
   tell("");
   const fresh = parse(await answer.text());
+  const stamp = fresh.getElementById("as-of");
+  // while something is held still, the page is as old as that
+  if (stamp && due.length === regions.length) document.getElementById("as-of")?.replaceWith(stamp);
   for (const region of due) {
     const now = fresh.getElementById(region.id);
     // ages are the only text that changes by itself
@@ -94,11 +179,13 @@ async function swap(due) {
     region.replaceChildren(...now.childNodes);
     region.querySelectorAll("details").forEach((one, at) => { one.open = open[at] ?? one.open; });
     region.querySelectorAll("[data-copy]").forEach((button) => { button.hidden = false; });
+    walkable(region);
   }
 }
 const status = document.getElementById("live-status");
 function tell(text) {
   if (status && status.textContent !== text) status.textContent = text;
+  status?.closest(".asof")?.classList.toggle("stale", Boolean(text));
 }
 const pause = document.getElementById("live-pause");
 if (pause) {

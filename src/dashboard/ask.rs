@@ -8,6 +8,7 @@ use jiff::ToSpan;
 use crate::app::App;
 use crate::auth::Caller;
 use crate::dashboard::chart::{self, SERIES_MAX, Series};
+use crate::dashboard::grammar;
 use crate::dashboard::view::Link;
 use crate::db::{Conn, DbError};
 use crate::error::{Error, Result};
@@ -194,33 +195,64 @@ pub fn series(
     let places: BTreeMap<Timestamp, usize> =
         starts.iter().enumerate().map(|(at, start)| (*start, at)).collect();
     let nothing = is_additive(aggregation).then(Quantity::zero);
-    let mut groups: BTreeMap<String, (Quantity, Vec<Option<Quantity>>)> = BTreeMap::new();
+    let mut groups: BTreeMap<String, Group> = BTreeMap::new();
     for row in rows {
         let Some(place) = places.get(&row.bucket_start.at) else { continue };
-        let (total, values) = groups
-            .entry(group_name(row, by_subject))
-            .or_insert_with(|| (Quantity::zero(), vec![nothing.clone(); starts.len()]));
-        *total = &*total + &row.quantity;
-        values[*place] = Some(row.quantity.clone());
+        let group = groups.entry(group_name(row, by_subject)).or_insert_with(|| Group {
+            total: Quantity::zero(),
+            values: vec![nothing.clone(); starts.len()],
+            narrow: narrowing(row, by_subject),
+        });
+        group.total += &row.quantity;
+        group.values[*place] = Some(row.quantity.clone());
     }
     let mut ranked: Vec<_> = groups.into_iter().collect();
-    ranked.sort_by(|(_, (a, _)), (_, (b, _))| b.cmp(a));
+    ranked.sort_by(|(_, a), (_, b)| b.total.cmp(&a.total));
     let most = most.clamp(1, SERIES_MAX);
     let rest = ranked.split_off(ranked.len().min(most));
     let left_out = rest.len();
-    let mut series: Vec<Series> =
-        ranked.into_iter().map(|(name, (_, values))| Series { name, values, is_other: false }).collect();
+    let mut series: Vec<Series> = ranked
+        .into_iter()
+        .map(|(name, group)| Series::new(name, group.values).narrowed(group.narrow))
+        .collect();
     if left_out > 0 && is_additive(aggregation) {
         let mut sums = vec![Quantity::zero(); starts.len()];
-        for (_, (_, values)) in &rest {
-            for (sum, value) in sums.iter_mut().zip(values) {
+        for (_, group) in &rest {
+            for (sum, value) in sums.iter_mut().zip(&group.values) {
                 *sum = &*sum + value.as_ref().unwrap_or(&Quantity::zero());
             }
         }
         let values = sums.into_iter().map(Some).collect();
-        series.push(Series { name: format!("Other ({left_out})"), values, is_other: true });
+        series.push(Series::other(format!("Other ({left_out})"), values));
     }
     (series, left_out)
+}
+
+/// A series while it is read.
+struct Group {
+    total: Quantity,
+    values: Vec<Option<Quantity>>,
+    narrow: Option<Link>,
+}
+
+/// The parameters that only the events of a row's group have; `None` where a value is missing, which no condition says.
+pub fn narrowing(row: &Bucket, by_subject: bool) -> Option<Link> {
+    let mut link = Link::to("");
+    if by_subject {
+        link = link.with("f", &grammar::equals("subject", &row.subject));
+    }
+    for (name, value) in &row.group {
+        if value == "<nil>" {
+            return None;
+        }
+        link = link.with("f", &grammar::equals(&format!("metadata.{name}"), value));
+    }
+    Some(link)
+}
+
+/// How many buckets at the beginning have lost single events of a meter.
+pub fn pruned(meter: &Meter, starts: &[Timestamp]) -> usize {
+    meter.pruned_before.map_or(0, |before| starts.partition_point(|start| *start < before))
 }
 
 /// Counts by name, as series: the largest have one each, the others one together.
@@ -231,13 +263,15 @@ pub fn largest(counts: &BTreeMap<String, Vec<i64>>, most: usize) -> Vec<Series> 
     let values = |counts: &[i64]| counts.iter().map(|count| Some(Quantity::from(*count))).collect();
     let mut series: Vec<Series> = ranked
         .into_iter()
-        .map(|(name, counts)| Series { name: name.clone(), values: values(counts), is_other: false })
+        .map(|(name, counts)| {
+            Series::new(name, values(counts)).narrowed(Some(Link::to("").with("meter", name)))
+        })
         .collect();
     if let Some((_, first)) = rest.first() {
         let together = |at: usize| rest.iter().map(|(_, counts)| counts[at]).sum();
         let sums: Vec<i64> = (0..first.len()).map(together).collect();
         let name = format!("Other ({})", rest.len());
-        series.push(Series { name, values: values(&sums), is_other: true });
+        series.push(Series::other(name, values(&sums)));
     }
     series
 }

@@ -2,20 +2,31 @@
 //! stands beside the picture in boxes of its own, so that it keeps its size at every width. Never fetches anything,
 //! never knows which page it is on.
 
+mod frame;
+mod small;
+
 use std::borrow::Cow;
 use std::fmt::{self, Write};
 
 use askama::filters::HtmlSafe;
 
-use crate::dashboard::view::number;
+use crate::dashboard::view::{self, Link, number};
 use crate::metering::calendar::Zone;
 use crate::metering::quantity::Quantity;
+pub use small::{quota, share_bar, sparkline};
 
 /// Series with a colour of their own; what is more goes into "other" before it comes here.
 pub const SERIES_MAX: usize = 8;
 const WIDTH: f64 = 1000.0;
 const HEIGHT: f64 = 200.0;
 const LABELS_MAX: usize = 5;
+/// Cells of the table that lead to their events; with more, the row does alone.
+const CELL_LINKS_MAX: usize = 1_000;
+/// Distance of the names beside the end of a picture.
+const END_HEIGHT: f64 = 13.0;
+const END_CHARACTERS: usize = 14;
+/// Pixels are floats, and what is added up here must still be one.
+const PLAIN_MAX: f64 = 1e300;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -60,6 +71,24 @@ pub struct Series {
     /// One per bucket; `None` where there is nothing to show, which is not zero.
     pub values: Vec<Option<Quantity>>,
     pub is_other: bool,
+    /// What the events of this series have besides the time of a bucket, as parameters; `None` where no address says it.
+    pub narrow: Option<Link>,
+}
+
+impl Series {
+    /// Made of all events of its buckets.
+    pub fn new(name: impl Into<String>, values: Vec<Option<Quantity>>) -> Series {
+        Series { name: name.into(), values, is_other: false, narrow: Some(Link::to("")) }
+    }
+
+    pub fn narrowed(self, narrow: Option<Link>) -> Series {
+        Series { narrow, ..self }
+    }
+
+    /// What is drawn grey: others together, or another time.
+    pub fn other(name: impl Into<String>, values: Vec<Option<Quantity>>) -> Series {
+        Series { is_other: true, narrow: None, ..Series::new(name, values) }
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -90,6 +119,10 @@ pub struct Chart {
     pub limits: Vec<(Quantity, String)>,
     /// The last bucket is not over.
     pub is_running: bool,
+    /// Values of different buckets and series may be added.
+    pub adds_up: bool,
+    /// So many buckets at the beginning have lost single events.
+    pub pruned: usize,
 }
 
 impl Chart {
@@ -97,20 +130,88 @@ impl Chart {
         self.series.iter().all(|series| series.values.iter().all(Option::is_none))
     }
 
-    /// One sentence for those who do not see the picture.
+    /// One sentence for those who do not see the picture: what it adds up to, its ends, and how it changed.
     pub fn description(&self) -> String {
-        let values = self.series.iter().flat_map(|series| series.values.iter().enumerate());
-        let highest = values.filter_map(|(at, value)| value.as_ref().map(|value| (value, at))).max();
-        match highest {
-            Some((value, at)) => format!(
-                "{} buckets, {} series. Highest: {} {} at {}.",
-                self.buckets.len(),
+        let with_unit = |value: &Quantity| format!("{} {}", number(value), self.unit).trim_end().to_owned();
+        let Some(columns) = self.columns() else { return self.extremes_of_each(&with_unit) };
+        let mut sentence = match self.adds_up {
+            true => {
+                let total = columns.iter().flatten().fold(Quantity::zero(), |sum, value| &sum + value);
+                format!("Total {} in {}", with_unit(&total), self.bucket_count())
+            }
+            false => self.bucket_count(),
+        };
+        // what is not over is no minimum, and no end to compare with
+        let over = columns.len() - usize::from(self.is_running && columns.len() > 1);
+        let values =
+            |most: usize| columns.iter().take(most).enumerate().filter_map(|(at, v)| Some((v.as_ref()?, at)));
+        let Some((highest, at)) = values(columns.len()).max_by(|a, b| a.0.cmp(b.0).then(b.1.cmp(&a.1)))
+        else {
+            return "No values.".to_owned();
+        };
+        let _ = write!(sentence, "; highest {} at {}", with_unit(highest), self.name_of(at));
+        if let Some((lowest, at)) = values(over).min() {
+            let _ = write!(sentence, ", lowest {} at {}", with_unit(lowest), self.name_of(at));
+        }
+        if let (Some((first, from)), Some((last, to))) = (values(over).next(), values(over).last())
+            && from < to
+        {
+            let change = view::change(last, first);
+            let _ = write!(sentence, "; first {}, last whole one {} ({change})", number(first), number(last));
+        }
+        sentence + "."
+    }
+
+    /// Of series that cannot be added up.
+    fn extremes_of_each(&self, with_unit: &dyn Fn(&Quantity) -> String) -> String {
+        let cells = self.series.iter().flat_map(|series| {
+            let cell = move |(at, value): (usize, &Option<Quantity>)| {
+                value.clone().map(|value| (value, at, &series.name))
+            };
+            series.values.iter().enumerate().filter_map(cell)
+        });
+        let say = |(value, at, name): &(Quantity, usize, &String)| {
+            format!("{} at {} ({name})", with_unit(value), self.name_of(*at))
+        };
+        let mut cells: Vec<_> = cells.collect();
+        cells.sort();
+        match (cells.last(), cells.first()) {
+            (Some(highest), Some(lowest)) => format!(
+                "{} series in {}; highest {}, lowest {}.",
                 self.series.len(),
-                number(value),
-                self.unit,
-                self.buckets.get(at).map_or("", |bucket| &bucket.name)
+                self.bucket_count(),
+                say(highest),
+                say(lowest)
             ),
-            None => "No values.".to_owned(),
+            _ => "No values.".to_owned(),
+        }
+    }
+
+    fn bucket_count(&self) -> String {
+        view::counted(self.buckets.len(), "bucket", "buckets")
+    }
+
+    fn name_of(&self, at: usize) -> &str {
+        self.buckets.get(at).map_or("", |bucket| &bucket.name)
+    }
+
+    /// The value of each bucket, where all series together have one.
+    fn columns(&self) -> Option<Vec<Option<Quantity>>> {
+        let at = |at: usize| self.series.iter().filter_map(move |series| series.values.get(at)?.as_ref());
+        let buckets = 0..self.buckets.len();
+        match self.adds_up {
+            true => {
+                let sum = |values: &mut dyn Iterator<Item = &Quantity>| {
+                    values.fold(None, |sum: Option<Quantity>, value| {
+                        Some(sum.map_or_else(|| value.clone(), |sum| &sum + value))
+                    })
+                };
+                Some(buckets.map(|bucket| sum(&mut at(bucket))).collect())
+            }
+            false if self.series.len() == 1 => {
+                Some(buckets.map(|bucket| at(bucket).next().cloned()).collect())
+            }
+            false => None,
         }
     }
 
@@ -120,9 +221,8 @@ impl Chart {
 
     /// Bottom and top of the scale, and the distance of its lines.
     fn scale(&self) -> (f64, f64, f64) {
-        let of = |series: &Series, at: usize| {
-            series.values.get(at).and_then(Option::as_ref).map_or(0.0, Quantity::to_f64)
-        };
+        let of =
+            |series: &Series, at: usize| series.values.get(at).and_then(Option::as_ref).map_or(0.0, plain);
         let (mut least, mut most) = (0.0f64, 0.0f64);
         for at in 0..self.buckets.len() {
             let values: Vec<f64> = self.series.iter().map(|series| of(series, at)).collect();
@@ -134,35 +234,30 @@ impl Chart {
             (least, most) = (least.min(lowest).min(earlier), most.max(highest).max(earlier));
         }
         for (limit, _) in &self.limits {
-            most = most.max(limit.to_f64());
+            most = most.max(plain(limit));
         }
         let step = nice((most - least) / 4.0);
         let top = (most / step).ceil().max(if least < 0.0 { 0.0 } else { 1.0 }) * step;
         ((least / step).floor() * step, top, step)
     }
 
+    /// Where the scale has a line.
+    fn steps(&self) -> impl Iterator<Item = f64> {
+        let (bottom, top, step) = self.scale();
+        (0..=12)
+            .map(move |n| bottom + f64::from(n) * step)
+            .take_while(move |value| *value <= top + step / 2.0)
+    }
+
     pub fn plot(&self) -> Svg {
-        let mut frame = Frame::new(self);
-        frame.grid();
-        match self.kind {
-            Kind::Bar | Kind::Stacked => frame.bars(),
-            Kind::Line | Kind::Area => frame.lines(),
-        }
-        frame.compare();
-        frame.limits();
-        frame.hits();
-        Svg(frame.text)
+        Svg(frame::Frame::draw(self))
     }
 
     /// The numbers of the scale.
     pub fn y_axis(&self) -> Svg {
-        let (bottom, top, step) = self.scale();
-        let mut labels = Vec::new();
-        let mut value = bottom;
-        while value <= top + step / 2.0 {
-            labels.push((compact(value), y_of(value, bottom, top)));
-            value += step;
-        }
+        let (bottom, top, _) = self.scale();
+        let labels: Vec<(String, f64)> =
+            self.steps().map(|value| (compact(value), y_of(value, bottom, top))).collect();
         let width = labels.iter().map(|(label, _)| label.len()).max().unwrap_or(1) * 7 + 8;
         let mut text =
             format!("<svg class=\"y\" width=\"{width}\" height=\"{}\" aria-hidden=\"true\">", HEIGHT + 12.0);
@@ -176,6 +271,61 @@ impl Chart {
         }
         text.push_str("</svg>");
         Svg(text)
+    }
+
+    /// The names beside the last values, where there are several things to tell apart.
+    pub fn ends(&self) -> Option<Svg> {
+        let names = self.end_labels();
+        if names.is_empty() {
+            return None;
+        }
+        let width = names.iter().map(|(.., name)| name.chars().count()).max().unwrap_or(1) * 7 + 18;
+        let height = HEIGHT + 12.0;
+        let mut text =
+            format!("<svg class=\"ends\" width=\"{width}\" height=\"{height}\" aria-hidden=\"true\">");
+        for (y, class, name) in names {
+            let _ = write!(
+                text,
+                "<path class=\"{class}\" d=\"M2 {0:.1}H12\"/><text x=\"16\" y=\"{1:.1}\">{2}</text>",
+                y + 6.0,
+                y + 10.0,
+                escape(&name)
+            );
+        }
+        text.push_str("</svg>");
+        Some(Svg(text))
+    }
+
+    /// Height, class of the line and name, from top to bottom and never one over another.
+    fn end_labels(&self) -> Vec<(f64, String, String)> {
+        let (bottom, top, _) = self.scale();
+        // a bucket that is not over ends near the ground
+        let last =
+            self.buckets.len().saturating_sub(1 + usize::from(self.is_running && self.buckets.len() > 1));
+        let at = |series: &Series| {
+            let until = series.values.get(..=last).unwrap_or(&series.values);
+            until.iter().rev().flatten().next().map(plain)
+        };
+        let (mut labels, mut height) = (Vec::new(), 0.0);
+        let mut add = |y: f64, class: String, name: &str| {
+            labels.push((y_of(y, bottom, top), class, view::short(name, END_CHARACTERS)));
+        };
+        if self.series.len() > 1 {
+            for (index, series) in self.series.iter().enumerate() {
+                let (Some(value), class) = (at(series), class_of(index, series.is_other)) else { continue };
+                let middle = if self.stacks() { height + value / 2.0 } else { value };
+                height += value;
+                add(middle, format!("line l{class} d{class}"), &series.name);
+            }
+        }
+        if let Some(value) = self.compare.as_ref().and_then(at) {
+            add(value, "compare".to_owned(), "Before");
+        }
+        for (limit, name) in &self.limits {
+            add(plain(limit), "limit".to_owned(), name);
+        }
+        spread(&mut labels);
+        labels
     }
 
     pub fn x_axis(&self) -> Svg {
@@ -199,28 +349,51 @@ impl Chart {
         Svg(text)
     }
 
-    /// Name and swatch of each series.
+    /// Name and swatch of each series, and of what else is drawn.
     pub fn legend(&self) -> Vec<(Svg, String)> {
-        let of = |(at, series): (usize, &Series)| {
-            let class = class_of(at, series.is_other);
-            (
-                Svg(format!(
-                    "<svg viewBox=\"0 0 10 10\" aria-hidden=\"true\"><rect width=\"10\" height=\"10\" rx=\"2\" class=\"f{class}\"/></svg>"
-                )),
-                series.name.clone(),
-            )
-        };
-        let mut legend: Vec<_> = self.series.iter().enumerate().map(of).collect();
+        let swatch =
+            |inner: String| Svg(format!("<svg viewBox=\"0 0 10 10\" aria-hidden=\"true\">{inner}</svg>"));
+        let square = |fill: &str| format!("<rect width=\"10\" height=\"10\" rx=\"2\" {fill}/>");
+        let dash = |class: &str| format!("<path d=\"M0 5H10\" class=\"{class}\"/>");
+        let mut legend = Vec::new();
+        if self.series.len() > 1 || self.compare.is_some() || !self.limits.is_empty() {
+            for (at, series) in self.series.iter().enumerate() {
+                let class = class_of(at, series.is_other);
+                let inner = match self.kind {
+                    Kind::Line => dash(&format!("line l{class} d{class}")),
+                    _ => square(&frame::fill(self, class)),
+                };
+                legend.push((swatch(inner), series.name.clone()));
+            }
+        }
         if let Some(compare) = &self.compare {
-            let dash = "<svg viewBox=\"0 0 10 10\" aria-hidden=\"true\"><path d=\"M0 5H10\" class=\"compare\"/></svg>";
-            legend.push((Svg(dash.to_owned()), compare.name.clone()));
+            legend.push((swatch(dash("compare")), compare.name.clone()));
         }
         for (limit, name) in &self.limits {
-            let dash =
-                "<svg viewBox=\"0 0 10 10\" aria-hidden=\"true\"><path d=\"M0 5H10\" class=\"limit\"/></svg>";
-            legend.push((Svg(dash.to_owned()), format!("{name}: {}", number(limit))));
+            legend.push((swatch(dash("limit")), format!("{name}: {}", number(limit))));
+        }
+        if self.is_running && !self.buckets.is_empty() {
+            let hatch = square(&format!("fill=\"url(#{}-run)\"", self.id));
+            legend.push((swatch(square("class=\"f0\"") + &hatch), "Not over yet".to_owned()));
+        }
+        if self.pruned > 0 {
+            legend
+                .push((swatch(square("class=\"pruned\"")), "Single events pruned, totals stand".to_owned()));
         }
         legend
+    }
+
+    /// The events that a cell of the table is made of; blank where no address says it, or there are too many cells.
+    pub fn cell_link(&self, series: &Series, at: &usize) -> String {
+        let has_events =
+            series.values.get(*at).and_then(Option::as_ref).is_some_and(|value| !value.is_zero());
+        let few = self.buckets.len() * self.series.len() <= CELL_LINKS_MAX;
+        match (self.buckets.get(*at), &series.narrow) {
+            (Some(bucket), Some(narrow)) if has_events && few && !bucket.link.is_empty() => {
+                bucket.link.clone() + &narrow.to_string().replacen('?', "&", 1)
+            }
+            _ => String::new(),
+        }
     }
 
     /// A cell of the table.
@@ -235,191 +408,33 @@ fn class_of(at: usize, is_other: bool) -> usize {
 
 fn y_of(value: f64, bottom: f64, top: f64) -> f64 {
     let share = (value - bottom) / (top - bottom).max(f64::MIN_POSITIVE);
-    (HEIGHT * (1.0 - share)).clamp(0.0, HEIGHT)
+    let y = HEIGHT * (1.0 - share);
+    if y.is_finite() { y.clamp(0.0, HEIGHT) } else { HEIGHT }
 }
 
-/// The picture while it is drawn.
-struct Frame<'a> {
-    chart: &'a Chart,
-    bottom: f64,
-    top: f64,
-    step: f64,
-    slot: f64,
-    text: String,
+/// As a number of the picture.
+fn plain(value: &Quantity) -> f64 {
+    value.to_f64().clamp(-PLAIN_MAX, PLAIN_MAX)
 }
 
-impl<'a> Frame<'a> {
-    fn new(chart: &'a Chart) -> Self {
-        let (bottom, top, step) = chart.scale();
-        let slot = WIDTH / chart.buckets.len().max(1) as f64;
-        let mut text = format!(
-            "<svg class=\"plot\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" preserveAspectRatio=\"none\"><g role=\"img\" aria-labelledby=\"{0}-title {0}-desc\">",
-            chart.id
-        );
-        let _ = write!(text, "<title id=\"{}-title\">{}</title>", chart.id, escape(&chart.title));
-        let _ = write!(text, "<desc id=\"{}-desc\">{}</desc>", chart.id, escape(&chart.description()));
-        Frame { chart, bottom, top, step, slot, text }
+/// Moves names apart that would stand on each other.
+fn spread(labels: &mut [(f64, String, String)]) {
+    labels.sort_by(|(a, ..), (b, ..)| a.total_cmp(b));
+    let mut least = 0.0;
+    for (y, ..) in labels.iter_mut() {
+        *y = y.max(least);
+        least = *y + END_HEIGHT;
     }
-
-    fn y(&self, value: f64) -> f64 {
-        y_of(value, self.bottom, self.top)
-    }
-
-    fn value(series: &Series, at: usize) -> Option<f64> {
-        series.values.get(at).and_then(Option::as_ref).map(Quantity::to_f64)
-    }
-
-    fn grid(&mut self) {
-        let mut value = self.bottom;
-        while value <= self.top + self.step / 2.0 {
-            let y = self.y(value);
-            let _ = write!(self.text, "<path class=\"grid-line\" d=\"M0 {y:.1}H{WIDTH}\"/>");
-            value += self.step;
-        }
-        let zero = self.y(0.0);
-        let _ = write!(self.text, "<path class=\"axis\" d=\"M0 {zero:.1}H{WIDTH}\"/>");
-    }
-
-    fn is_running(&self, at: usize) -> bool {
-        self.chart.is_running && at + 1 == self.chart.buckets.len()
-    }
-
-    fn bars(&mut self) {
-        let (count, stacks) = (self.chart.series.len().max(1) as f64, self.chart.stacks());
-        let gap = (self.slot * 0.18).min(12.0);
-        let width = if stacks { self.slot - gap } else { (self.slot - gap) / count };
-        let mut heights = vec![0.0f64; self.chart.buckets.len()];
-        for (index, series) in self.chart.series.iter().enumerate() {
-            let class = class_of(index, series.is_other);
-            let (mut whole, mut running) = (String::new(), String::new());
-            for (at, height) in heights.iter_mut().enumerate() {
-                let Some(value) = Self::value(series, at).filter(|value| *value != 0.0) else { continue };
-                let x = at as f64 * self.slot + gap / 2.0 + if stacks { 0.0 } else { index as f64 * width };
-                let from = if stacks { *height } else { 0.0 };
-                *height += value;
-                let (a, b) = (self.y(from), self.y(from + value));
-                let path = if self.is_running(at) { &mut running } else { &mut whole };
-                let _ = write!(path, "M{x:.1} {a:.1}V{b:.1}H{:.1}V{a:.1}Z", x + width.max(0.5));
-            }
-            for (path, more) in [(whole, ""), (running, " running")] {
-                if !path.is_empty() {
-                    let _ = write!(self.text, "<path class=\"f{class}{more}\" d=\"{path}\"/>");
-                }
-            }
-        }
-    }
-
-    fn lines(&mut self) {
-        let stacks = self.chart.stacks();
-        let mut base = vec![0.0f64; self.chart.buckets.len()];
-        for (index, series) in self.chart.series.iter().enumerate() {
-            let class = class_of(index, series.is_other);
-            let mut tops = base.clone();
-            for (at, top) in tops.iter_mut().enumerate() {
-                let value = Self::value(series, at);
-                *top = if stacks { *top + value.unwrap_or(0.0) } else { value.unwrap_or(f64::NAN) };
-            }
-            if self.chart.kind == Kind::Area {
-                let area = self.area(&tops, &base);
-                let _ = write!(self.text, "<path class=\"area f{class}\" d=\"{area}\"/>");
-            }
-            let line = self.line(&tops);
-            let _ = write!(self.text, "<path class=\"line l{class} d{class}\" d=\"{line}\"/>");
-            if stacks {
-                base = tops;
-            }
-        }
-    }
-
-    fn x(&self, at: usize) -> f64 {
-        (at as f64 + 0.5) * self.slot
-    }
-
-    /// A line through the values, interrupted where there is none; a lonely value is a short dash.
-    fn line(&self, values: &[f64]) -> String {
-        let mut path = String::new();
-        let mut is_open = false;
-        for (at, value) in values.iter().enumerate() {
-            if value.is_nan() {
-                is_open = false;
-                continue;
-            }
-            let (x, y) = (self.x(at), self.y(*value));
-            let is_lonely = !is_open && values.get(at + 1).is_none_or(|next| next.is_nan());
-            let _ = match (is_open, is_lonely) {
-                (true, _) => write!(path, "L{x:.1} {y:.1}"),
-                (false, true) => write!(path, "M{:.1} {y:.1}H{:.1}", x - 3.0, x + 3.0),
-                (false, false) => write!(path, "M{x:.1} {y:.1}"),
-            };
-            is_open = true;
-        }
-        path
-    }
-
-    fn area(&self, tops: &[f64], base: &[f64]) -> String {
-        let mut path = String::new();
-        let drawn: Vec<usize> = (0..tops.len()).filter(|at| !tops[*at].is_nan()).collect();
-        for at in &drawn {
-            let sign = if path.is_empty() { "M" } else { "L" };
-            let _ = write!(path, "{sign}{:.1} {:.1}", self.x(*at), self.y(tops[*at]));
-        }
-        for at in drawn.iter().rev() {
-            let bottom = base.get(*at).copied().unwrap_or_default();
-            let _ = write!(path, "L{:.1} {:.1}", self.x(*at), self.y(bottom));
-        }
-        if !path.is_empty() {
-            path.push('Z');
-        }
-        path
-    }
-
-    fn compare(&mut self) {
-        let Some(series) = &self.chart.compare else { return };
-        let count = self.chart.buckets.len();
-        let values: Vec<f64> = (0..count).map(|at| Self::value(series, at).unwrap_or(f64::NAN)).collect();
-        let line = self.line(&values);
-        let _ = write!(self.text, "<path class=\"compare\" d=\"{line}\"/>");
-    }
-
-    fn limits(&mut self) {
-        for (limit, _) in &self.chart.limits {
-            let y = self.y(limit.to_f64());
-            let _ = write!(self.text, "<path class=\"limit\" d=\"M0 {y:.1}H{WIDTH}\"/>");
-        }
-    }
-
-    /// One transparent field per bucket: it tells the numbers, and leads to what they are made of.
-    fn hits(&mut self) {
-        self.text.push_str("</g>");
-        for (at, bucket) in self.chart.buckets.iter().enumerate() {
-            let mut words = bucket.name.clone();
-            for series in &self.chart.series {
-                let _ =
-                    write!(words, "\n{}: {} {}", series.name, self.chart.cell(series, &at), self.chart.unit);
-            }
-            let rect = format!(
-                "<rect class=\"hit\" x=\"{:.1}\" y=\"0\" width=\"{:.1}\" height=\"{HEIGHT}\"><title>{}</title></rect>",
-                at as f64 * self.slot,
-                self.slot,
-                escape(&words)
-            );
-            let _ = match bucket.link.is_empty() {
-                true => write!(self.text, "{rect}"),
-                // the table below has the same links for keys and screen readers
-                false => write!(
-                    self.text,
-                    "<a href=\"{}\" tabindex=\"-1\" aria-hidden=\"true\">{rect}</a>",
-                    escape(&bucket.link)
-                ),
-            };
-        }
-        self.text.push_str("</svg>");
+    let mut most = HEIGHT;
+    for (y, ..) in labels.iter_mut().rev() {
+        *y = y.min(most);
+        most = *y - END_HEIGHT;
     }
 }
 
 /// 1, 2 or 5 times a power of ten, at least this much.
 fn nice(least: f64) -> f64 {
-    if !least.is_finite() || least <= 0.0 {
+    if !least.is_finite() || least < 1e-290 {
         return 1.0;
     }
     let power = 10f64.powf(least.log10().floor());
@@ -444,59 +459,6 @@ pub fn compact(value: f64) -> String {
     format!("{text}{name}")
 }
 
-/// A small picture of a run of values.
-pub fn sparkline(values: &[f64], words: &str) -> Svg {
-    let most = values.iter().copied().fold(0.0, f64::max).max(f64::MIN_POSITIVE);
-    let slot = 100.0 / values.len().max(1) as f64;
-    let mut path = String::new();
-    for (at, value) in values.iter().enumerate().filter(|(_, value)| **value > 0.0) {
-        let (x, height) = (at as f64 * slot, (value / most * 22.0).max(1.0));
-        let _ = write!(path, "M{x:.1} 24V{:.1}H{:.1}V24Z", 24.0 - height, x + slot * 0.8);
-    }
-    Svg(format!(
-        "<svg class=\"spark\" viewBox=\"0 0 100 24\" preserveAspectRatio=\"none\" role=\"img\" aria-label=\"{}\"><path class=\"f1\" d=\"{path}\"/><path class=\"axis\" d=\"M0 24H100\"/></svg>",
-        escape(words)
-    ))
-}
-
-/// How much of a limit is used: the bar goes past the limit when more is used than that.
-pub fn quota(percent: f64, warning_percent: f64, pace_percent: Option<f64>, state: &str) -> Svg {
-    let full = percent.max(100.0) * 1.02;
-    let at = |value: f64| (value / full * 100.0).clamp(0.0, 100.0);
-    let mut text = format!(
-        "<svg class=\"quota\" viewBox=\"0 0 100 10\" preserveAspectRatio=\"none\" role=\"img\" aria-label=\"{percent:.0} % used\"><rect class=\"track\" width=\"{:.2}\" height=\"10\" rx=\"1\"/>",
-        at(100.0)
-    );
-    let _ = write!(
-        text,
-        "<rect class=\"used {}\" width=\"{:.2}\" height=\"10\" rx=\"1\"/>",
-        escape(state),
-        at(percent)
-    );
-    let _ = write!(
-        text,
-        "<path class=\"mark\" vector-effect=\"non-scaling-stroke\" d=\"M{0:.2} 0V10\"/>",
-        at(warning_percent)
-    );
-    if let Some(pace) = pace_percent {
-        let _ = write!(
-            text,
-            "<path class=\"pace\" vector-effect=\"non-scaling-stroke\" d=\"M{0:.2} 0V10\"/>",
-            at(pace)
-        );
-    }
-    let _ = write!(text, "<path class=\"limit\" d=\"M{0:.2} 0V10\"/></svg>", at(100.0));
-    Svg(text)
-}
-
-/// A horizontal bar, as long as its share of the largest.
-pub fn share_bar(share: f64) -> Svg {
-    Svg(format!(
-        "<svg class=\"quota\" viewBox=\"0 0 100 10\" preserveAspectRatio=\"none\" aria-hidden=\"true\"><rect class=\"track\" width=\"100\" height=\"10\"/><rect class=\"f1\" width=\"{:.2}\" height=\"10\"/></svg>",
-        (share * 100.0).clamp(0.5, 100.0)
-    ))
-}
-
 fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
@@ -514,75 +476,4 @@ impl fmt::Display for Svg {
 impl HtmlSafe for Svg {}
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn chart(kind: Kind, values: &[Vec<Option<i64>>]) -> Chart {
-        let buckets = values.first().map_or(0, Vec::len);
-        Chart {
-            id: "c".into(),
-            title: "T <b>".into(),
-            unit: "u".into(),
-            zone: Zone::UTC,
-            kind,
-            buckets: (0..buckets)
-                .map(|at| Bucket {
-                    label: at.to_string(),
-                    name: at.to_string(),
-                    link: format!("/e?x=1&y={at}"),
-                })
-                .collect(),
-            series: values
-                .iter()
-                .map(|row| Series {
-                    name: "\"s\"".into(),
-                    values: row.iter().map(|v| v.map(Quantity::from)).collect(),
-                    is_other: false,
-                })
-                .collect(),
-            compare: None,
-            limits: vec![(Quantity::from(7), "limit".into())],
-            is_running: true,
-        }
-    }
-
-    #[test]
-    fn text_is_escaped() {
-        let svg = chart(Kind::Bar, &[vec![Some(1), Some(2)]]).plot().to_string();
-        assert!(svg.contains("T &lt;b&gt;") && svg.contains("&quot;s&quot;") && svg.contains("x=1&amp;y=0"));
-        assert!(!svg.contains("<b>"));
-    }
-
-    #[test]
-    fn axis_numbers_are_short() {
-        for (value, text) in
-            [(0.0, "0"), (1500.0, "1.5k"), (2e6, "2M"), (0.25, "0.25"), (1e18, "1.0e18"), (-3000.0, "-3k")]
-        {
-            assert_eq!(compact(value), text);
-        }
-        assert_eq!([nice(0.0), nice(3.0), nice(20.0), nice(0.03)], [1.0, 5.0, 20.0, 0.05]);
-    }
-
-    proptest! {
-        #[test]
-        fn pictures_stay_in_their_box(
-            rows in prop::collection::vec(prop::collection::vec(prop::option::of(-1_000_000i64..1_000_000_000), 1..40), 1..4),
-            kind in prop::sample::select(vec![Kind::Bar, Kind::Stacked, Kind::Line, Kind::Area]),
-        ) {
-            let shortest = rows.iter().map(Vec::len).min().unwrap_or(0);
-            let rows: Vec<_> = rows.into_iter().map(|row| row.into_iter().take(shortest).collect()).collect();
-            let chart = chart(kind, &rows);
-            let svg = chart.plot().to_string();
-            prop_assert!(!svg.contains("NaN") && !svg.contains("inf"));
-            for path in svg.split(" d=\"").skip(1).filter_map(|rest| rest.split('"').next()) {
-                for number in path.split(|c: char| !(c.is_ascii_digit() || c == '.' || c == '-')).filter(|n| !n.is_empty()) {
-                    let number: f64 = number.parse().expect("a number");
-                    prop_assert!((-3.1..=WIDTH + 3.1).contains(&number), "{number} in {path}");
-                }
-            }
-            let axis = chart.y_axis().to_string();
-            prop_assert!(axis.matches("<text").count() <= 12, "{axis}");
-        }
-    }
-}
+mod tests;

@@ -11,6 +11,8 @@ use crate::metering::quantity::Quantity;
 use crate::metering::time::{DAY, HOUR, SECOND, Timestamp};
 
 const MINUTE: i64 = 60 * SECOND;
+/// A change in percent that says no more than that it is large.
+const CHANGE_MAX: f64 = 1e6;
 
 /// `1234567.5` as `1,234,567.5`.
 pub fn number(quantity: &Quantity) -> String {
@@ -48,6 +50,19 @@ fn grouped(text: &str) -> String {
 /// A percentage with one digit behind the point.
 pub fn percent(percent: &Quantity) -> String {
     format!("{:.1}", percent.to_f64())
+}
+
+/// `+12.5 %`, or how it is when there was nothing before.
+pub fn change(now: &Quantity, before: &Quantity) -> String {
+    if before.is_zero() {
+        return if now.is_zero() { "no change".to_owned() } else { "nothing before".to_owned() };
+    }
+    let percent = (&(now - before) * &Quantity::from(100)).divide(before).to_f64();
+    if percent.abs() > CHANGE_MAX {
+        format!("{:+.0} % or more", CHANGE_MAX.copysign(percent))
+    } else {
+        format!("{percent:+.1} %")
+    }
 }
 
 /// The first characters of a long text.
@@ -273,6 +288,15 @@ mod tests {
         assert_eq!(shown("-1000"), "-1,000");
         assert_eq!(shown("999"), "999");
         assert_eq!(count(-12_345), "-12,345");
+    }
+
+    #[test]
+    fn changes_are_relative() {
+        let q = |n: i64| Quantity::from(n);
+        assert_eq!(change(&q(150), &q(100)), "+50.0 %");
+        assert_eq!(change(&q(50), &q(100)), "-50.0 %");
+        assert_eq!(change(&q(5), &q(0)), "nothing before");
+        assert_eq!(change(&q(5_000_000), &q(1)), "+1000000 % or more");
     }
 
     #[test]

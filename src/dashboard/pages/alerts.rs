@@ -345,10 +345,12 @@ async fn tested(app: &App, caller: &Caller, fields: &Fields) -> Result<Tested> {
         zone: calendar.zone.clone(),
         kind: Kind::Line,
         buckets: done.values.iter().map(bucket).collect(),
-        series: vec![Series { name: "Value at each look".to_owned(), values, is_other: false }],
+        series: vec![Series::new("Value at each look", values)],
         compare: None,
         limits: vec![(threshold, "Threshold".to_owned())],
         is_running: false,
+        adds_up: false,
+        pruned: 0,
     });
     Ok(Tested { done, chart })
 }
@@ -513,6 +515,8 @@ async fn history(app: &App, caller: &Caller, rule: &Rule) -> Result<Option<Chart
         compare: None,
         limits: vec![threshold],
         is_running: true,
+        adds_up: ask::is_additive(meter.aggregation),
+        pruned: ask::pruned(&meter, &starts),
     }))
 }
 

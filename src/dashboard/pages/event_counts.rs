@@ -9,6 +9,7 @@ use crate::dashboard::ask;
 use crate::dashboard::chart::{Chart, Kind, Series};
 use crate::dashboard::grammar::{self, Range};
 use crate::dashboard::pages::events::ExportQuery;
+use crate::dashboard::view::Link;
 use crate::db::Conn;
 use crate::error::Result;
 use crate::http::extract::Params;
@@ -62,7 +63,7 @@ pub async fn find(
         let values = counted(times, &starts);
         if values.iter().any(|value| *value > 0) {
             let values = values.into_iter().map(|count| Some(Quantity::from(count))).collect();
-            series.push(Series { name: name.to_owned(), values, is_other: false });
+            series.push(Series::new(name, values).narrowed(None));
         }
     }
     let chart = Chart {
@@ -76,6 +77,8 @@ pub async fn find(
         compare: None,
         limits: Vec::new(),
         is_running: window.to >= Timestamp::now(),
+        adds_up: true,
+        pruned: 0,
     };
     Ok(Some(Counts { chart, refused: outcomes.len() }))
 }
@@ -130,7 +133,8 @@ async fn counts(
         let (found, _) = ask::series(&rows, starts, Aggregation::Count, false, 1);
         let Some(Series { values, .. }) = found.into_iter().next() else { continue };
         let name = if asked.meter.is_empty() { meter.name.clone() } else { "Accepted".to_owned() };
-        series.push(Series { name, values, is_other: false });
+        let narrow = Link::to("").with("meter", if asked.meter.is_empty() { &meter.name } else { "" });
+        series.push(Series::new(name, values).narrowed(Some(narrow)));
     }
     Ok((series, outcomes))
 }

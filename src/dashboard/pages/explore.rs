@@ -517,10 +517,12 @@ async fn find(app: &App, asked: &ExportQuery) -> Result<Found> {
         compare,
         limits: Vec::new(),
         is_running: asked.range.is_running,
+        adds_up: ask::is_additive(asked.meter.aggregation) && !asked.is_cumulative,
+        pruned: ask::pruned(&asked.meter, &starts),
     };
     let earlier = earlier.map(|(window, (sum, _))| {
         let words = Range { window, ..asked.range.clone() }.words();
-        (sum.clone(), words, change(&total, &sum))
+        (sum.clone(), words, view::change(&total, &sum))
     });
     let unlisted = if asked.group.is_empty() { 0 } else { groups.len().saturating_sub(GROUPS_LISTED) };
     Ok(Found {
@@ -568,21 +570,21 @@ async fn drawn(app: &App, asked: &ExportQuery, groups: &[Bucket], starts: &[Time
     for group in groups.iter().take(SERIES_DRAWN) {
         let Some(values) = values_of(asked, group) else { continue };
         queries.push(asked.with_values(&values, "eq", Vec::new()).query(window, true, false)?);
-        names.push(ask::group_name(group, by_subject));
+        names.push((ask::group_name(group, by_subject), ask::narrowing(group, by_subject)));
     }
     let (each, ()) = ask::buckets_of_each(app, queries, CELLS_MAX, |_| Ok(())).await?;
     let mut each = each.iter().map(|rows| ask::series(rows, starts, aggregation, false, 1).0.pop());
     let nothing = || vec![ask::is_additive(aggregation).then(Quantity::zero); starts.len()];
     let mut rest = each.next().flatten().map_or_else(nothing, |all| all.values);
     let mut series: Vec<Series> = Vec::with_capacity(names.len() + 1);
-    for (name, one) in names.into_iter().zip(each) {
+    for ((name, narrow), one) in names.into_iter().zip(each) {
         let values = one.map_or_else(nothing, |one| one.values);
         for (rest, value) in rest.iter_mut().zip(&values) {
             if let (Some(rest), Some(value)) = (rest.as_mut(), value) {
                 *rest = &*rest - value;
             }
         }
-        series.push(Series { name, values, is_other: false });
+        series.push(Series::new(name, values).narrowed(narrow));
     }
     let plain = |values: &[Option<Quantity>]| {
         values.iter().map(|value| value.as_ref().map_or(0.0, Quantity::to_f64)).collect()
@@ -590,7 +592,7 @@ async fn drawn(app: &App, asked: &ExportQuery, groups: &[Bucket], starts: &[Time
     let courses = series.iter().map(|series| (series.name.clone(), plain(&series.values))).collect();
     let left_out = groups.len() - series.len();
     if ask::is_additive(aggregation) {
-        series.push(Series { name: format!("Other ({left_out})"), values: rest, is_other: true });
+        series.push(Series::other(format!("Other ({left_out})"), rest));
     }
     Ok(Drawn { series, left_out, courses, is_cut: true })
 }
@@ -612,24 +614,17 @@ fn comparison(asked: &ExportQuery, window: Window, rows: &[Bucket], count: usize
     let mut values = series.pop().map(|series| series.values).unwrap_or_default();
     values.resize(count, None);
     let words = Range { window, ..asked.range.clone() }.words();
-    Series { name: format!("Before: {words}"), values, is_other: true }
+    Series::other(format!("Before: {words}"), values)
 }
 
 fn accumulate(series: &mut Series) {
+    // what adds up to a value is not the events of its bucket alone
+    series.narrow = None;
     let mut sum = Quantity::zero();
     for value in series.values.iter_mut().flatten() {
         sum += &*value;
         *value = sum.clone();
     }
-}
-
-/// `+12.5 %`, or how it is when there was nothing before.
-fn change(now: &Quantity, before: &Quantity) -> String {
-    if before.is_zero() {
-        return if now.is_zero() { "no change".to_owned() } else { "nothing before".to_owned() };
-    }
-    let percent = (&(now - before) * &Quantity::from(100)).divide(before).to_f64();
-    format!("{percent:+.1} %")
 }
 
 /// What each group did over time: one value per bucket, by the name of the group.
@@ -687,17 +682,4 @@ fn narrowed(asked: &ExportQuery, bucket: &Bucket, op: &str) -> String {
     // one group alone needs no grouping
     let group = if op == "eq" { Vec::new() } else { asked.group.clone() };
     asked.with_values(&values, op, group).link("/usage").to_string()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn changes_are_relative() {
-        let q = |n: i64| Quantity::from(n);
-        assert_eq!(change(&q(150), &q(100)), "+50.0 %");
-        assert_eq!(change(&q(50), &q(100)), "-50.0 %");
-        assert_eq!(change(&q(5), &q(0)), "nothing before");
-    }
 }

@@ -367,6 +367,8 @@ async fn picture(app: &App, meter: &Meter, window: Window, calendar: &Calendar) 
         compare: None,
         limits: Vec::new(),
         is_running: true,
+        adds_up: ask::is_additive(meter.aggregation),
+        pruned: ask::pruned(meter, &starts),
     })
 }
 

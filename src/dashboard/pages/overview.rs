@@ -194,6 +194,8 @@ fn picture(counts: &BTreeMap<String, Vec<i64>>, home: &Zone, now: Timestamp) -> 
         compare: None,
         limits: Vec::new(),
         is_running: true,
+        adds_up: true,
+        pruned: 0,
     }
 }
 

@@ -203,6 +203,8 @@ async fn picture(app: &App, link: &SubjectLink, (at, meter): (usize, &Meter), da
         compare: None,
         limits: Vec::new(),
         is_running: true,
+        adds_up: ask::is_additive(meter.aggregation),
+        pruned: 0,
     })
 }
 

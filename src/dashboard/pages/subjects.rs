@@ -206,7 +206,7 @@ async fn picture(
     if series.is_empty() && ask::is_additive(meter.aggregation) {
         // a period that nothing was used in yet is a line on the ground
         let values = vec![Some(Quantity::zero()); starts.len()];
-        series.push(Series { name: "Total".to_owned(), values, is_other: false });
+        series.push(Series::new("Total", values));
     }
     if let (Some(_), Some(series)) = (limit, series.first_mut()) {
         let mut sum = Quantity::zero();
@@ -215,6 +215,7 @@ async fn picture(
             *value = (*start <= now).then(|| sum.clone());
         }
         series.name = "So far".to_owned();
+        series.narrow = None;
     }
     let link = Link::to("/events").with("meter", &meter.name).with("subject", subject);
     Ok(Some(Chart {
@@ -231,6 +232,8 @@ async fn picture(
         compare: None,
         limits: limit.map(|row| (row.item.limit.quantity.clone(), "Limit".to_owned())).into_iter().collect(),
         is_running: limit.is_none(),
+        adds_up: limit.is_none() && ask::is_additive(meter.aggregation),
+        pruned: ask::pruned(&meter, &starts),
     }))
 }
 
