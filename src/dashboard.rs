@@ -16,6 +16,7 @@ pub mod pace;
 pub mod pages;
 pub mod problem;
 pub mod snippets;
+pub mod sorting;
 pub mod view;
 pub mod visit;
 pub mod zone;

@@ -65,6 +65,11 @@ pub fn rows(conn: &mut Conn, query: &Query, most: usize) -> Result<Vec<Bucket>, 
     Ok(usage::buckets(query, cells(conn, query, most)?))
 }
 
+/// The largest values of the one field that a query groups by, inside of whatever else is read.
+pub fn shares(conn: &mut Conn, query: &Query, most: usize) -> Result<Vec<BreakdownItem>, DbError> {
+    Ok(usage::breakdown(query, cells(conn, query, usize::MAX)?, most))
+}
+
 /// The rows of several queries, and something else that is read, of one instant.
 pub async fn buckets_of_each<T: Send + 'static>(
     app: &App,

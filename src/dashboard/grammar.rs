@@ -30,6 +30,11 @@ pub const RANGES: [(&str, &str); 12] = [
     ("12M", "Last 12 months"),
 ];
 
+/// Ranges that hang on what is stored: all of a meter's time, and the period of the plan that a subject has.
+pub const ALL: &str = "all";
+pub const PERIOD: &str = "period";
+pub static STORED_RANGES: [(&str, &str); 2] = [(ALL, "All time"), (PERIOD, "Period of the plan")];
+
 /// A range and what it means now.
 #[derive(Clone, Debug)]
 pub struct Range {
@@ -78,6 +83,25 @@ impl Range {
                 .with("from", &self.window.from.to_exact_text())
                 .with("to", &self.window.to.to_exact_text()),
             word => link.with("range", word),
+        }
+    }
+
+    /// With times instead of words, for places where the words mean nothing.
+    pub fn fixed(&self) -> Range {
+        Range { word: String::new(), ..self.clone() }
+    }
+
+    /// Twice the length, around the same middle, but never beyond what is now the last day.
+    pub fn wider(&self, now: Timestamp) -> Range {
+        let half = self.window.length() / 2;
+        let last = self.window.to.max(relative("today", now, &self.zone).map_or(now, |today| today.to));
+        let to = self.window.to.plus(half).min(last);
+        let from = Timestamp(to.0.saturating_sub(self.window.length().saturating_mul(2)).max(0));
+        Range {
+            word: String::new(),
+            window: Window { from, to },
+            is_running: to > now,
+            zone: self.zone.clone(),
         }
     }
 
@@ -140,6 +164,10 @@ fn relative(word: &str, now: Timestamp, zone: &Zone) -> Result<Window> {
         "this-month" => (month(0), month(1)),
         "last-month" => (month(-1), month(0)),
         "this-year" => (of(BucketSize::Year).from, month(1)),
+        ALL => (Timestamp(0), day(1)),
+        PERIOD => {
+            return Err(Error::invalid("range period is the plan period of one subject: name a subject"));
+        }
         word => match (word.strip_suffix("+today"), word.strip_suffix('M')) {
             (Some(days), _) if days.ends_with('d') => (day(-whole_days(days).ok_or_else(wrong)?), day(1)),
             (None, Some(months)) => {
@@ -526,6 +554,8 @@ mod tests {
             "2026-11-01 00:00 – 2026-11-02 12:00 UTC"
         );
         assert_eq!(range("from=-3d&to=now", now), "2026-11-25 18:18 – 2026-11-28 18:18 UTC");
+        assert_eq!(range("range=all", now), "1970-01-01 00:00 – 2026-11-29 00:00 UTC");
+        assert!(range("range=period", now).contains("name a subject"));
         for bad in [
             "range=7",
             "range=d",
@@ -540,6 +570,19 @@ mod tests {
         for (word, _) in RANGES {
             assert!(range(&format!("range={}", word.replace('+', "%2B")), now).ends_with("UTC"), "{word}");
         }
+    }
+
+    #[test]
+    fn a_wider_range_is_twice_as_long_and_ends_today() {
+        let now = Timestamp::parse("2026-11-28T18:18:21Z").expect("time");
+        let wider = |query: &str| {
+            let range = Range::parse(&Params::parse(query), "24h", now).expect("a range").wider(now);
+            assert!(range.word.is_empty());
+            range.words()
+        };
+        assert_eq!(wider("range=7d"), "2026-11-15 00:00 – 2026-11-29 00:00 UTC");
+        assert_eq!(wider("from=2026-05-02&to=2026-05-04"), "2026-05-01 00:00 – 2026-05-05 00:00 UTC");
+        assert_eq!(wider("range=all"), "1970-01-01 00:00 – 2026-11-29 00:00 UTC");
     }
 
     #[test]

@@ -19,6 +19,7 @@ use crate::error::{Error, Result};
 use crate::http::origin::own_origin;
 use crate::http::session::{FLASH_COOKIE, flash_cookie, secure, sent_cookie};
 use crate::metering::calendar::Zone;
+use crate::metering::time::Timestamp;
 
 pub const THEME_COOKIE: &str = "open_spanner_theme";
 pub const ZONE_COOKIE: &str = "open_spanner_zone";
@@ -92,6 +93,7 @@ impl Visit {
             has_keys: self.has_keys,
             flash: self.flash.clone(),
             here: self.here.clone(),
+            now: Timestamp::now(),
             css: assets::url("app.css"),
             js: assets::url("app.js"),
             icon: assets::url("favicon.svg"),
@@ -150,6 +152,8 @@ pub struct Shell {
     pub has_keys: bool,
     pub flash: String,
     pub here: String,
+    /// When the page was made: it shows nothing later.
+    pub now: Timestamp,
     pub css: &'static str,
     pub js: &'static str,
     pub icon: &'static str,

@@ -83,4 +83,5 @@ mod time_zones;
 mod transport;
 mod usage;
 mod vault;
+mod views;
 mod webhooks;

@@ -256,7 +256,7 @@ async fn requests_keep_their_budgets(database: Database) {
 #[rustfmt::skip]
 const PAGES: [(&str, u64); 30] = [
     ("/overview", 18),
-    ("/usage?meter=m0&from=2026-06-01T00:00:00Z&to=2026-07-01T00:00:00Z", 15),
+    ("/usage?meter=m0&from=2026-06-01T00:00:00Z&to=2026-07-01T00:00:00Z", 14),
     ("/usage/saved", 6),
     ("/events", 9),
     ("/events?meter=m0&subject=s7", 11),

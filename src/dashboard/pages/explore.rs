@@ -5,17 +5,18 @@ use std::collections::HashMap;
 use actix_web::http::header;
 use actix_web::{HttpResponse, web};
 use askama::Template;
-use futures_util::future::{join, try_join3};
+use futures_util::future::{join, try_join};
 
 use crate::app::App;
 use crate::auth::Caller;
 use crate::dashboard::ask;
-use crate::dashboard::chart::{self, Chart, Kind, Series, Svg, share_bar};
+use crate::dashboard::chart::{Chart, Kind, Series};
 use crate::dashboard::form::Complaint;
-use crate::dashboard::grammar::{self, Condition, OPERATORS, RANGES, Range};
+use crate::dashboard::grammar::{self, Condition, OPERATORS, RANGES, Range, STORED_RANGES};
 use crate::dashboard::pages::breakdowns::{self, Breakdown};
+use crate::dashboard::pages::groups::{self, GroupRow};
 use crate::dashboard::pages::saved::{Kept, saved};
-use crate::dashboard::pages::short;
+use crate::dashboard::pages::{short, spans};
 use crate::dashboard::view::{self, Link};
 use crate::dashboard::visit::{Shell, Visit, ok, rejected};
 use crate::dashboard::zone::OFFERED;
@@ -33,7 +34,6 @@ use crate::usage::query::{Bucket, Query, parse_group_by, parse_subject_filter};
 /// Rows that one picture is made of at most.
 const CELLS_MAX: usize = 10_000;
 const SERIES_DRAWN: usize = 8;
-const GROUPS_LISTED: usize = 100;
 const DEFAULT_RANGE: &str = "28d+today";
 const COMPARISONS: [(&str, &str); 4] = [
     ("", "nothing"),
@@ -171,7 +171,7 @@ impl ExportQuery {
         next
     }
 
-    fn by_subject(&self) -> bool {
+    pub fn by_subject(&self) -> bool {
         self.group.iter().any(|name| name == "subject")
     }
 
@@ -186,17 +186,6 @@ impl ExportQuery {
             _ => None,
         }
     }
-}
-
-/// One row of the table of groups.
-struct GroupRow {
-    name: String,
-    quantity: Quantity,
-    share: Option<String>,
-    bar: Svg,
-    spark: Svg,
-    only: String,
-    exclude: String,
 }
 
 /// What was found.
@@ -231,6 +220,11 @@ struct ExplorePage {
 impl ExplorePage {
     fn ranges(&self) -> &'static [(&'static str, &'static str)] {
         &RANGES
+    }
+
+    /// A plan has a period for one subject.
+    fn stored_ranges(&self, asked: &ExportQuery) -> &'static [(&'static str, &'static str)] {
+        if asked.subject.is_empty() { &STORED_RANGES[..1] } else { &STORED_RANGES }
     }
 
     fn buckets(&self) -> &'static [(&'static str, &'static str)] {
@@ -295,7 +289,17 @@ impl ExplorePage {
     }
 
     fn events_link(&self, asked: &ExportQuery) -> String {
-        asked.range.on(asked.events()).to_string()
+        elsewhere(asked).range.on(asked.events()).to_string()
+    }
+
+    fn export_link(&self, asked: &ExportQuery, kind: &str) -> Link {
+        elsewhere(asked).scope("/exports/new").with("kind", kind)
+    }
+
+    /// The view of twice the time.
+    fn wider(&self, asked: &ExportQuery) -> String {
+        let range = asked.range.wider(self.now);
+        ExportQuery { range, bucket: String::new(), ..copy(asked) }.link("/usage").to_string()
     }
 
     /// The view some of its lengths later, with times instead of words that move on.
@@ -345,6 +349,12 @@ impl ExplorePage {
             body.to_string().replace('\'', "'\\''")
         )
     }
+}
+
+/// As other pages can say it: they know no range that hangs on what is stored.
+fn elsewhere(asked: &ExportQuery) -> ExportQuery {
+    let range = if spans::is_stored(&asked.range.word) { asked.range.fixed() } else { asked.range.clone() };
+    ExportQuery { range, ..copy(asked) }
 }
 
 fn copy(asked: &ExportQuery) -> ExportQuery {
@@ -428,7 +438,7 @@ async fn answer(app: &App, caller: &Caller, page: &ExplorePage, home: &Zone) -> 
         },
         name => ask::meter(app, caller, name).await?,
     };
-    let asked = ExportQuery::parse(meter, params, home)?;
+    let asked = spans::read(app, caller, meter, params, home).await?;
     if let Some(link) = with_new_condition(&asked, params)? {
         let response = HttpResponse::SeeOther().insert_header((header::LOCATION, link)).finish();
         return Ok(Answer::Other(response));
@@ -487,9 +497,12 @@ async fn find(app: &App, asked: &ExportQuery) -> Result<Found> {
     let window = asked.range.window;
     // of all groups, or the largest could be missing
     let groups = ask::buckets(app, asked.query(window, false, true)?, usize::MAX);
-    let total = total(app, asked, window);
-    let (groups, total, breakdowns) = try_join3(groups, total, breakdowns::find(app, asked)).await?;
+    let (groups, breakdowns) = try_join(groups, breakdowns::find(app, asked)).await?;
     let groups = ranked(groups);
+    let total = match asked.group.is_empty() || ask::is_additive(asked.meter.aggregation) {
+        true => sum(&groups),
+        false => total(app, asked, window).await?,
+    };
     let earlier = match asked.earlier() {
         Some(window) => Some((window, earlier(app, asked, window).await?)),
         None => None,
@@ -524,10 +537,10 @@ async fn find(app: &App, asked: &ExportQuery) -> Result<Found> {
         let words = Range { window, ..asked.range.clone() }.words();
         (sum.clone(), words, view::change(&total, &sum))
     });
-    let unlisted = if asked.group.is_empty() { 0 } else { groups.len().saturating_sub(GROUPS_LISTED) };
+    let unlisted = if asked.group.is_empty() { 0 } else { groups.len().saturating_sub(groups::LISTED) };
     Ok(Found {
         is_empty: groups.is_empty(),
-        groups: group_rows(asked, &groups, &total, &courses),
+        groups: groups::rows(asked, &groups, &total, &courses),
         chart,
         total,
         earlier,
@@ -563,12 +576,12 @@ async fn drawn(app: &App, asked: &ExportQuery, groups: &[Bucket], starts: &[Time
     let rows = ask::buckets(app, asked.query(window, true, true)?, CELLS_MAX + 1).await?;
     if rows.len() <= CELLS_MAX {
         let (series, left_out) = ask::series(&rows, starts, aggregation, by_subject, SERIES_DRAWN);
-        let courses = courses(&rows, starts, by_subject);
+        let courses = groups::courses(&rows, starts, by_subject);
         return Ok(Drawn { series, left_out, courses, is_cut: false });
     }
     let (mut names, mut queries) = (Vec::new(), vec![asked.query(window, true, false)?]);
     for group in groups.iter().take(SERIES_DRAWN) {
-        let Some(values) = values_of(asked, group) else { continue };
+        let Some(values) = groups::values_of(asked, group) else { continue };
         queries.push(asked.with_values(&values, "eq", Vec::new()).query(window, true, false)?);
         names.push((ask::group_name(group, by_subject), ask::narrowing(group, by_subject)));
     }
@@ -597,6 +610,10 @@ async fn drawn(app: &App, asked: &ExportQuery, groups: &[Bucket], starts: &[Time
     Ok(Drawn { series, left_out, courses, is_cut: true })
 }
 
+fn sum(rows: &[Bucket]) -> Quantity {
+    rows.iter().fold(Quantity::zero(), |sum, row| &sum + &row.quantity)
+}
+
 async fn total(app: &App, asked: &ExportQuery, window: Window) -> Result<Quantity> {
     let rows = ask::buckets(app, asked.query(window, false, false)?, 1).await?;
     Ok(rows.into_iter().next().map_or_else(Quantity::zero, |row| row.quantity))
@@ -604,7 +621,11 @@ async fn total(app: &App, asked: &ExportQuery, window: Window) -> Result<Quantit
 
 async fn earlier(app: &App, asked: &ExportQuery, window: Window) -> Result<(Quantity, Vec<Bucket>)> {
     let rows = ask::buckets(app, asked.query(window, true, false)?, CELLS_MAX).await?;
-    Ok((total(app, asked, window).await?, rows))
+    let total = match ask::is_additive(asked.meter.aggregation) && rows.len() < CELLS_MAX {
+        true => sum(&rows),
+        false => total(app, asked, window).await?,
+    };
+    Ok((total, rows))
 }
 
 /// The earlier values, bucket by bucket beside the later ones.
@@ -625,61 +646,4 @@ fn accumulate(series: &mut Series) {
         sum += &*value;
         *value = sum.clone();
     }
-}
-
-/// What each group did over time: one value per bucket, by the name of the group.
-fn courses(rows: &[Bucket], starts: &[Timestamp], by_subject: bool) -> HashMap<String, Vec<f64>> {
-    let mut courses: HashMap<String, Vec<f64>> = HashMap::new();
-    for row in rows {
-        let Ok(place) = starts.binary_search(&row.bucket_start.at) else { continue };
-        let name = ask::group_name(row, by_subject);
-        courses.entry(name).or_insert_with(|| vec![0.0; starts.len()])[place] = row.quantity.to_f64();
-    }
-    courses
-}
-
-fn group_rows(
-    asked: &ExportQuery,
-    groups: &[Bucket],
-    total: &Quantity,
-    courses: &HashMap<String, Vec<f64>>,
-) -> Vec<GroupRow> {
-    let by_subject = asked.by_subject();
-    let largest = groups.first().map_or(1.0, |row| row.quantity.to_f64()).max(f64::MIN_POSITIVE);
-    let has_shares = ask::is_additive(asked.meter.aggregation) && total.is_positive();
-    let spark = |name: &str| {
-        let values = courses.get(name).map(Vec::as_slice).unwrap_or_default();
-        chart::sparkline(values, &format!("{name} over time"))
-    };
-    let row = |bucket: &Bucket| GroupRow {
-        spark: spark(&ask::group_name(bucket, by_subject)),
-        name: ask::group_name(bucket, by_subject),
-        share: has_shares
-            .then(|| format!("{:.1} %", (&bucket.quantity * &Quantity::from(100)).divide(total).to_f64())),
-        bar: share_bar(bucket.quantity.to_f64() / largest),
-        only: narrowed(asked, bucket, "eq"),
-        exclude: if asked.group.len() == 1 { narrowed(asked, bucket, "neq") } else { String::new() },
-        quantity: bucket.quantity.clone(),
-    };
-    if asked.group.is_empty() { Vec::new() } else { groups.iter().take(GROUPS_LISTED).map(row).collect() }
-}
-
-/// The fields of a group with their values; `None` where a value is missing, which no condition says.
-fn values_of<'a>(asked: &ExportQuery, bucket: &'a Bucket) -> Option<Vec<(String, &'a str)>> {
-    let mut values: Vec<(String, &str)> = Vec::with_capacity(asked.group.len());
-    for field in &asked.group {
-        let is_subject = field == "subject";
-        let value = if is_subject { Some(&bucket.subject) } else { bucket.group.get(field) };
-        let value = value.filter(|value| *value != "<nil>")?;
-        values.push((if is_subject { field.clone() } else { format!("metadata.{field}") }, value));
-    }
-    Some(values)
-}
-
-/// The address with the values of a group as conditions, if all are there.
-fn narrowed(asked: &ExportQuery, bucket: &Bucket, op: &str) -> String {
-    let Some(values) = values_of(asked, bucket) else { return String::new() };
-    // one group alone needs no grouping
-    let group = if op == "eq" { Vec::new() } else { asked.group.clone() };
-    asked.with_values(&values, op, group).link("/usage").to_string()
 }

@@ -4,7 +4,6 @@ use std::collections::HashMap;
 
 use actix_web::{HttpResponse, web};
 use askama::Template;
-use futures_util::future::try_join;
 
 use crate::alerts::sql::rules;
 use crate::app::App;
@@ -14,21 +13,22 @@ use crate::dashboard::ask;
 use crate::dashboard::chart::{Chart, Kind, Svg, share_bar};
 use crate::dashboard::confirm::{COUNTED_MAX, Confirm};
 use crate::dashboard::form::{Complaint, Fields, Form};
-use crate::dashboard::snippets;
+use crate::dashboard::sorting::{Heading, Sort};
 use crate::dashboard::view::{self, Link};
 use crate::dashboard::visit::{Shell, Visit, ok, rejected};
-use crate::db::Conn;
+use crate::dashboard::{grammar, snippets};
+use crate::db::{Conn, DbError};
 use crate::entitlements::sql::plans::{self, Limiting};
 use crate::error::Result;
-use crate::http::extract::{Id, Params};
+use crate::http::extract::{Id, Params, decode_cursor, encode_cursor};
 use crate::metering::calendar::Calendar;
 use crate::metering::event::InputQuantity;
 use crate::metering::event::StoredEvent;
 use crate::metering::expression::Expression;
-use crate::metering::meter::{DimensionInput, Meter, MeterInput, QuantityIs};
+use crate::metering::meter::{Dimension, DimensionInput, Meter, MeterInput, QuantityIs};
 use crate::metering::quantity::Quantity;
 use crate::metering::time::{BucketSize, Timestamp, Window};
-use crate::usage::query::{BreakdownItem, GroupField, Query};
+use crate::usage::query::{BreakdownItem, Bucket, GroupField, Query};
 use crate::usage::subjects::MeterStats;
 use crate::usage::{events as event_list, subjects};
 
@@ -67,41 +67,103 @@ impl Row {
     }
 }
 
+/// What the list can be sorted by; the name is the order that costs nothing.
+const COLUMNS: [&str; 3] = ["name", "events", "last"];
+/// As many as a workspace may have: who sorts by numbers compares all of them.
+const SORTED_MAX: i64 = 10_000;
+
 #[derive(Template)]
 #[template(path = "meters/list.html")]
 struct ListPage {
     shell: Shell,
     rows: Vec<Row>,
     next: Option<String>,
+    sort: Sort,
+}
+
+impl ListPage {
+    fn heading(&self, column: &'static str, words: &'static str) -> Heading {
+        self.sort.heading(Link::to("/meters"), &COLUMNS, (column, words))
+    }
 }
 
 pub async fn list(app: web::Data<App>, caller: Caller, visit: Visit, params: Params) -> Result<HttpResponse> {
-    let (workspace_id, after) = (caller.workspace_id, params.get("after").to_owned());
+    let sort = Sort::parse(params.get("sort"), &COLUMNS)?;
+    let (rows, next) = match sort.word(&COLUMNS).as_str() {
+        "" => by_name(&app, &caller, params.get("after")).await?,
+        _ => sorted(&app, &caller, sort, params.get("cursor")).await?,
+    };
+    ok(&ListPage { shell: visit.shell("meters", "Meter definitions"), rows, next, sort })
+}
+
+async fn rows(app: &App, caller: &Caller, after: String, limit: i64) -> Result<Vec<Row>> {
+    let workspace_id = caller.workspace_id;
     let read = move |conn: &mut Conn| {
-        let limit = LISTED as i64 + 1;
-        let meters = crate::meters::sql::list(
-            conn,
-            workspace_id,
-            None,
-            Some(after.as_str()).filter(|a| !a.is_empty()),
-            limit,
-        )?;
+        let after_name = Some(after.as_str()).filter(|after| !after.is_empty());
+        let meters = crate::meters::sql::list(conn, workspace_id, None, after_name, limit)?;
         Ok((meters, subjects::meter_stats(conn, workspace_id, &after, limit)?))
     };
-    let (mut meters, stats) = app.store.read("meters::list", read).await?;
-    let has_more = meters.len() > LISTED;
-    meters.truncate(LISTED);
-    let last = meters.last().map(|meter| meter.name.clone()).unwrap_or_default();
+    let (meters, stats) = app.store.read("meters::list", read).await?;
     let stats: HashMap<&str, &MeterStats> = stats.iter().map(|stats| (stats.meter.as_str(), stats)).collect();
-    let rows = meters.into_iter().map(|meter| {
+    let of = |meter: Meter| {
         let found = stats.get(meter.name.as_str()).copied();
         Row::of(meter, found)
-    });
-    ok(&ListPage {
-        shell: visit.shell("meters", "Meter definitions"),
-        rows: rows.collect(),
-        next: has_more.then(|| Link::to("/meters").with("after", &last).to_string()),
-    })
+    };
+    Ok(meters.into_iter().map(of).collect())
+}
+
+async fn by_name(app: &App, caller: &Caller, after: &str) -> Result<(Vec<Row>, Option<String>)> {
+    let mut rows = rows(app, caller, after.to_owned(), LISTED as i64 + 1).await?;
+    let has_more = rows.len() > LISTED;
+    rows.truncate(LISTED);
+    let last = rows.last().map(|row| row.meter.name.clone()).unwrap_or_default();
+    Ok((rows, has_more.then(|| Link::to("/meters").with("after", &last).to_string())))
+}
+
+/// Where a row stands: what it is sorted by, then its name, so that no two stand at one place.
+type Place = (i64, String);
+
+impl Row {
+    fn place(&self, sort: Sort) -> Place {
+        let number = match sort.column {
+            "events" => self.events,
+            "last" => self.last.unwrap_or(i64::MIN),
+            _ => 0,
+        };
+        (number, self.meter.name.clone())
+    }
+}
+
+/// The rows behind a place, and whether there are more.
+fn page_of<T>(
+    rows: Vec<T>,
+    place: impl Fn(&T) -> Place,
+    is_descending: bool,
+    after: Option<Place>,
+    most: usize,
+) -> (Vec<T>, bool) {
+    let mut placed: Vec<(Place, T)> = rows.into_iter().map(|row| (place(&row), row)).collect();
+    placed.sort_by(|(a, _), (b, _)| if is_descending { b.cmp(a) } else { a.cmp(b) });
+    let is_behind = |place: &Place| {
+        after.as_ref().is_none_or(|after| if is_descending { place < after } else { place > after })
+    };
+    placed.retain(|(place, _)| is_behind(place));
+    let has_more = placed.len() > most;
+    (placed.into_iter().take(most).map(|(_, row)| row).collect(), has_more)
+}
+
+async fn sorted(app: &App, caller: &Caller, sort: Sort, cursor: &str) -> Result<(Vec<Row>, Option<String>)> {
+    let after = decode_cursor::<Place>(cursor)?;
+    let all = rows(app, caller, String::new(), SORTED_MAX).await?;
+    let (rows, has_more) = page_of(all, |row| row.place(sort), sort.is_descending, after, LISTED);
+    let next = match rows.last().filter(|_| has_more) {
+        Some(last) => {
+            let link = Link::to("/meters").with("sort", &sort.word(&COLUMNS));
+            Some(link.with("cursor", &encode_cursor(&last.place(sort))?).to_string())
+        }
+        None => None,
+    };
+    Ok((rows, next))
 }
 
 #[derive(Template)]
@@ -318,24 +380,32 @@ struct ShowPage {
 
 const TOP_DIMENSIONS: usize = 3;
 const TOP_VALUES: usize = 5;
+/// More than a picture of four weeks has.
+const DAYS_MAX: usize = 100;
 
 pub async fn show(app: web::Data<App>, caller: Caller, visit: Visit, Id(word): Id) -> Result<HttpResponse> {
     let (meter, stats) = with_events(&app, &caller, &word).await?;
     let home = ask::home(&app, &caller).await?;
     let month = ask::last_days(28, Timestamp::now(), &home);
     let calendar = ask::calendar(BucketSize::Day, &home);
-    let (chart, tops) = try_join(picture(&app, &meter, month, &calendar), tops(&app, &meter, month)).await?;
+    let days = ask::whole(meter.clone(), month, &calendar)?;
+    let values = top_queries(&meter, month)?;
     let (workspace_id, name) = (caller.workspace_id, meter.name.clone());
-    let around = move |conn: &mut Conn| {
+    let read = move |conn: &mut Conn| {
         let search =
             event_list::Search { workspace_id, meter: Some(name.clone()), ..event_list::Search::default() };
-        let events = event_list::page(conn, &search, None, 10)?;
         let filter = rules::Filter { meter: Some(name.clone()), ..rules::Filter::default() };
-        let rules = rules::rules(conn, Some(workspace_id), &filter, 100)?;
-        let plans = plans::list(conn, workspace_id, 100)?;
-        Ok((events, rules, plans))
+        let shares = values.iter().map(|query| ask::shares(conn, query, TOP_VALUES));
+        let shares = shares.collect::<Result<Vec<_>, DbError>>()?;
+        Ok((
+            (ask::rows(conn, &days, DAYS_MAX)?, shares),
+            event_list::page(conn, &search, None, 10)?,
+            rules::rules(conn, Some(workspace_id), &filter, 100)?,
+            plans::list(conn, workspace_id, 100)?,
+        ))
     };
-    let (events, rules, plans) = app.store.read("meters::around", around).await?;
+    let ((days, shares), events, rules, plans) = app.store.view("meters::show", true, read).await?;
+    let (chart, tops) = (picture(&meter, &days, month, &calendar), tops(&meter, shares));
     let plans = plans.into_iter().filter(|plan| plan.limits.iter().any(|limit| limit.meter == meter.name));
     ok(&ShowPage {
         shell: visit.shell("meters", meter.name.clone()),
@@ -351,12 +421,11 @@ pub async fn show(app: web::Data<App>, caller: Caller, visit: Visit, Id(word): I
 }
 
 /// A meter, day by day.
-async fn picture(app: &App, meter: &Meter, window: Window, calendar: &Calendar) -> Result<Chart> {
+fn picture(meter: &Meter, rows: &[Bucket], window: Window, calendar: &Calendar) -> Chart {
     let starts = ask::axis(window, calendar);
-    let rows = ask::buckets(app, ask::whole(meter.clone(), window, calendar)?, starts.len()).await?;
-    let (series, _) = ask::series(&rows, &starts, meter.aggregation, false, 1);
+    let (series, _) = ask::series(rows, &starts, meter.aggregation, false, 1);
     let events = Link::to("/events").with("meter", &meter.name);
-    Ok(Chart {
+    Chart {
         id: "month".into(),
         title: format!("{} of {}, last 28 days", meter.aggregation.as_str(), meter.name),
         unit: meter.unit.clone(),
@@ -369,40 +438,41 @@ async fn picture(app: &App, meter: &Meter, window: Window, calendar: &Calendar) 
         is_running: true,
         adds_up: ask::is_additive(meter.aggregation),
         pruned: ask::pruned(meter, &starts),
-    })
+    }
 }
 
-/// The largest values of the first dimensions.
-async fn tops(app: &App, meter: &Meter, window: Window) -> Result<Vec<Top>> {
-    let mut tops = Vec::new();
-    let active = meter.dimensions.iter().filter(|dimension| !dimension.deprecated);
-    for dimension in active.take(TOP_DIMENSIONS) {
-        let group_by = vec![GroupField::Dimension(dimension.name.clone())];
-        let query = Query {
-            group_by,
+/// The dimensions whose largest values are shown.
+fn top_dimensions(meter: &Meter) -> impl Iterator<Item = &Dimension> {
+    meter.dimensions.iter().filter(|dimension| !dimension.deprecated).take(TOP_DIMENSIONS)
+}
+
+fn top_queries(meter: &Meter, window: Window) -> Result<Vec<Query>> {
+    let of = |dimension: &Dimension| {
+        Ok(Query {
+            group_by: vec![GroupField::Dimension(dimension.name.clone())],
             buckets: None,
             skip_missing: true,
             exact: true,
             ..ask::whole(meter.clone(), window, &Calendar::utc(BucketSize::Day))?
-        };
-        let shares = ask::breakdown(app, query, TOP_VALUES).await?;
+        })
+    };
+    top_dimensions(meter).map(of).collect()
+}
+
+/// The largest values of the first dimensions.
+fn tops(meter: &Meter, shares: Vec<Vec<BreakdownItem>>) -> Vec<Top> {
+    let of = |(dimension, shares): (&Dimension, Vec<BreakdownItem>)| {
         let largest = shares.first().map_or(1.0, |share| share.quantity.to_f64()).max(f64::MIN_POSITIVE);
-        let rows = shares.into_iter().map(|share| {
-            let condition = format!(
-                "metadata.{}:eq:{}",
-                dimension.name,
-                share.value.replace(':', "\\:").replace(',', "\\,")
-            );
-            let link = Link::to("/usage")
-                .with("meter", &meter.name)
-                .with("range", "28d")
-                .with("f", &condition)
-                .to_string();
-            (share.clone(), share_bar(share.quantity.to_f64() / largest), link)
-        });
-        tops.push((dimension.display_name.clone(), rows.collect()));
-    }
-    Ok(tops)
+        let row = |share: BreakdownItem| {
+            let condition = grammar::equals(&format!("metadata.{}", dimension.name), &share.value);
+            let link =
+                Link::to("/usage").with("meter", &meter.name).with("range", "28d").with("f", &condition);
+            let bar = share_bar(share.quantity.to_f64() / largest);
+            (share, bar, link.to_string())
+        };
+        (dimension.display_name.clone(), shares.into_iter().map(row).collect())
+    };
+    top_dimensions(meter).zip(shares).map(of).collect()
 }
 
 /// What a meter holds and what names it: all of it refuses the deletion.
@@ -478,5 +548,35 @@ pub async fn delete(
     match app.delete_meter(caller.workspace_id, found.0.public_id.clone()).await {
         Ok(()) => Ok(visit.go("/meters", &format!("Meter {} is deleted.", found.0.name))),
         Err(error) => rejected(&delete_page(&app, &visit, &found, Complaint::of(error, &[])?).await?),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every row once, in the order that was asked for, also where many are equal and whatever size a page has.
+    #[test]
+    fn pages_of_a_sorted_list_hold_every_row_once() {
+        let rows: Vec<Place> = (0..50i64).map(|n| (n % 4, format!("m{:02}", n * 7 % 50))).collect();
+        for is_descending in [false, true] {
+            for most in [1, 7, 50, 60] {
+                let (mut seen, mut after) = (Vec::new(), None);
+                loop {
+                    let (page, has_more) = page_of(rows.clone(), Clone::clone, is_descending, after, most);
+                    after = page.last().cloned();
+                    seen.extend(page);
+                    if !has_more {
+                        break;
+                    }
+                }
+                let mut wanted = rows.clone();
+                wanted.sort();
+                if is_descending {
+                    wanted.reverse();
+                }
+                assert_eq!(seen, wanted, "{most} {is_descending}");
+            }
+        }
     }
 }

@@ -12,9 +12,9 @@ use crate::auth::Caller;
 use crate::auth::key::Status;
 use crate::dashboard::ask;
 use crate::dashboard::chart::{Chart, Kind, Svg, sparkline};
-use crate::dashboard::grammar::Range;
-use crate::dashboard::pages::explore::ExportQuery;
+use crate::dashboard::grammar::{RANGES, Range, STORED_RANGES};
 use crate::dashboard::pages::saved::{Kept, saved};
+use crate::dashboard::pages::spans;
 use crate::dashboard::view::{self, Link};
 use crate::dashboard::visit::{Shell, Visit, ok};
 use crate::db::{Conn, DbError};
@@ -261,7 +261,8 @@ async fn tile(app: &App, caller: &Caller, kept: Kept) -> Tile {
 async fn fill(app: &App, caller: &Caller, tile: &mut Tile) -> Result<()> {
     let params = Params::parse(tile.link.split_once('?').map_or("", |(_, query)| query));
     let home = app.zones.get(caller.workspace_id).await?;
-    let asked = ExportQuery::parse(ask::meter(app, caller, params.get("meter")).await?, &params, &home)?;
+    let meter = ask::meter(app, caller, params.get("meter")).await?;
+    let asked = spans::read(app, caller, meter, &params, &home).await?;
     let window = asked.range.window;
     let whole = ask::buckets(app, asked.query(window, false, false)?, 1).await?;
     let total = whole.into_iter().next().map_or_else(Quantity::zero, |row| row.quantity);
@@ -280,6 +281,6 @@ async fn fill(app: &App, caller: &Caller, tile: &mut Tile) -> Result<()> {
 }
 
 fn range_words(range: &Range) -> String {
-    let known = crate::dashboard::grammar::RANGES.iter().find(|(word, _)| *word == range.word);
+    let known = RANGES.iter().chain(&STORED_RANGES).find(|(word, _)| *word == range.word);
     known.map_or_else(|| range.words(), |(_, words)| (*words).to_owned())
 }

@@ -33,7 +33,6 @@ struct SystemPage {
     is_ready: bool,
     version: &'static str,
     database: &'static str,
-    now: Timestamp,
 }
 
 impl SystemPage {
@@ -59,7 +58,6 @@ pub async fn show(app: web::Data<App>, caller: Caller, visit: Visit) -> Result<H
         is_ready: app.phase.is_serving(),
         version: env!("CARGO_PKG_VERSION"),
         database: app.config.db.driver.name(),
-        now,
     })
 }
 
@@ -118,7 +116,6 @@ struct JobsPage {
     open: i64,
     queue: String,
     next: Option<String>,
-    now: Timestamp,
 }
 
 pub async fn jobs(app: web::Data<App>, caller: Caller, visit: Visit, params: Params) -> Result<HttpResponse> {
@@ -149,7 +146,7 @@ pub async fn jobs(app: web::Data<App>, caller: Caller, visit: Visit, params: Par
         "" => counts.values().sum(),
         queue => counts.get(queue).copied().unwrap_or_default(),
     };
-    ok(&JobsPage { shell: visit.shell("jobs", "Jobs"), workers, letters, open, queue, next, now })
+    ok(&JobsPage { shell: visit.shell("jobs", "Jobs"), workers, letters, open, queue, next })
 }
 
 #[derive(Template)]

@@ -1,0 +1,125 @@
+//! What views of usage promise: charts say in words what they show and lead to its events, ranges hang on what is stored,
+//! and a page says how old it is.
+
+use serde_json::json;
+
+use crate::dashboard::{furnished, links_of};
+use crate::pages::session_of;
+use crate::support::{Database, Server, on_both_databases};
+
+on_both_databases!(
+    charts_say_what_they_show_and_lead_to_it,
+    ranges_hang_on_what_is_stored,
+    pages_say_how_old_they_are,
+    meters_are_sorted_by_links,
+);
+
+async fn charts_say_what_they_show_and_lead_to_it(database: Database) {
+    let server = Server::start(&database);
+    let mut browser = furnished(&server).await;
+    let page = browser.get("/usage?meter=tokens&range=28d%2Btoday&group=model").await.expect(200).text;
+    let caption = page.split_once("<figcaption>").expect("a caption").1.split('<').next().expect("text");
+    assert!(caption.starts_with("Total 465 token in 29 buckets; highest 465 token at "), "{caption}");
+    assert!(page.contains(&format!("-desc\">{caption}</desc>")), "the same for those who do not see it");
+    // told apart without colours, and what is not over without words
+    for mark in ["fill=\"url(#usage-p2)\"", "fill=\"url(#usage-run)\"", "Not over yet", "class=\"ends\""] {
+        assert!(page.contains(mark), "{mark}");
+    }
+    let cells: Vec<String> = links_of(&page)
+        .into_iter()
+        .filter(|link| link.starts_with("/events?") && link.contains("f=metadata.model%3Aeq%3Asmall"))
+        .collect();
+    assert_eq!(cells.len(), 1, "one bucket holds something: {cells:?}");
+    let events = browser.get(&cells[0]).await.expect(200).text;
+    assert_eq!(events.matches(">Details</a>").count(), 15, "{events}");
+
+    let overview = browser.get("/overview").await.expect(200).text;
+    let narrowed = links_of(&overview)
+        .into_iter()
+        .any(|link| link.starts_with("/events?from=") && link.ends_with("&meter=tokens"));
+    assert!(narrowed && overview.contains("<figcaption>Total 30 events in 28 buckets"), "{overview}");
+    // what is added up over time has no events of one bucket
+    let cumulative = browser.get("/usage?meter=tokens&cum=1&group=model").await.expect(200).text;
+    assert!(
+        !links_of(&cumulative).iter().any(|link| link.starts_with("/events?") && link.contains("f=metadata"))
+    );
+}
+
+async fn ranges_hang_on_what_is_stored(database: Database) {
+    let server = Server::start(&database);
+    let mut browser = furnished(&server).await;
+    let all = browser.get("/usage?meter=tokens&range=all").await.expect(200).text;
+    assert!(all.contains("<option value=\"all\" selected>") && !all.contains("value=\"period\""), "{all}");
+    assert!(all.contains("Total 465 token in "), "{all}");
+    assert!(!all.contains("1970"), "it begins with the first event");
+    assert!(all.contains("href=\"/events?meter=tokens&#38;from="), "other pages are told times: {all}");
+    assert!(all.contains(">Zoom out</a>"));
+    let csv = browser.get("/usage?meter=tokens&range=all&format=csv").await.expect(200);
+    assert!(csv.header("content-type").starts_with("text/csv") && csv.text.contains("465"), "{}", csv.text);
+
+    // the period began when the plan was assigned: what was used before is in none
+    let key = session_of(&server, &browser)
+        .post("/v1/auth/api-keys", &json!({"name": "late", "scopes": ["*"]}))
+        .await
+        .json(201);
+    let api = server.client().with_key(key["key"].as_str().expect("a secret"));
+    let late = json!({"idempotency_key": "late", "meter": "tokens", "subject": "org_1", "quantity": 7, "metadata": {"model": "small"}});
+    api.post("/v1/usages", &late).await.expect(201);
+    let period = browser.get("/usage?meter=tokens&subject=org_1&range=period").await.expect(200).text;
+    assert!(period.contains("<option value=\"period\" selected>"), "{period}");
+    assert!(period.contains("Total 7 token in "), "{period}");
+    let nobody = browser.get("/usage?meter=tokens&range=period").await.expect(422).text;
+    assert!(nobody.contains("name a subject"), "{nobody}");
+    let unlimited = browser.get("/usage?meter=tokens&subject=org_2&range=period").await.expect(422).text;
+    assert!(unlimited.contains("no plan limits tokens for org_2"), "{unlimited}");
+
+    let kept =
+        [("name", "This period"), ("query", "meter=tokens&subject=org_1&range=period"), ("pinned", "1")];
+    browser.post("/usage/saved/new", &kept).await.expect(303);
+    let overview = browser.get("/overview").await.expect(200).text;
+    assert!(overview.contains("Period of the plan") && overview.contains("7 <small>token"), "{overview}");
+}
+
+async fn pages_say_how_old_they_are(database: Database) {
+    let server = Server::start(&database);
+    let mut browser = furnished(&server).await;
+    for path in ["/usage?meter=tokens", "/meters/tokens", "/meters", "/subjects", "/decisions", "/audit"] {
+        let page = browser.get(path).await.expect(200).text;
+        assert!(page.contains("id=\"as-of\"") && page.contains(">Refresh</a>"), "{path}: {page}");
+        let again = links_of(&page).into_iter().any(|link| link == path);
+        assert!(again, "{path} leads to itself");
+    }
+    for path in
+        ["/overview", "/quota", "/subjects/org_1", "/exports", "/jobs", "/jobs/workers/alert", "/system"]
+    {
+        let page = browser.get(path).await.expect(200).text;
+        for part in ["id=\"as-of\"", "id=\"live-pause\"", "id=\"live-status\""] {
+            assert_eq!(page.matches(part).count(), 1, "{part} of {path}");
+        }
+    }
+}
+
+async fn meters_are_sorted_by_links(database: Database) {
+    let server = Server::start(&database);
+    let mut browser = furnished(&server).await;
+    for name in ["aa_unused", "zz_unused"] {
+        let fields =
+            [("name", name), ("unit", "call"), ("aggregation", "count"), ("event_retention_days", "90")];
+        browser.post("/meters/new", &fields).await.expect(303);
+    }
+    for (sort, first, order) in [
+        ("", "aa_unused", "ascending"),
+        ("?sort=-name", "zz_unused", "descending"),
+        ("?sort=-events", "tokens", "descending"),
+        ("?sort=events", "aa_unused", "ascending"),
+        ("?sort=-last", "tokens", "descending"),
+    ] {
+        let page = browser.get(&format!("/meters{sort}")).await.expect(200).text;
+        let body = page.split_once("<tbody>").expect("rows").1;
+        let link = body.split("href=\"/meters/").nth(1).expect("a meter");
+        let shown = link.split('>').nth(1).and_then(|rest| rest.split('<').next());
+        assert_eq!(shown, Some(first), "{sort}");
+        assert_eq!(page.matches(&format!("aria-sort=\"{order}\"")).count(), 1, "{sort}");
+    }
+    browser.get("/meters?sort=size").await.expect(400);
+}
