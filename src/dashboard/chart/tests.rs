@@ -107,6 +107,7 @@ fn series_differ_without_colours() {
     assert!((1..=8).all(|class| lines.contains(&format!("line l{class} d{class}"))));
 }
 
+#[expect(clippy::disallowed_methods, reason = "asked for by hand only")]
 fn golden(name: &str, chart: &Chart) {
     let path = format!("{}/src/dashboard/chart/golden/{name}.svg", env!("CARGO_MANIFEST_DIR"));
     let whole = [Some(chart.y_axis()), Some(chart.plot()), Some(chart.x_axis()), chart.ends()];
@@ -117,7 +118,6 @@ fn golden(name: &str, chart: &Chart) {
         .map(|svg| format!("{svg}\n").replace("><", ">\n<"))
         .chain(legend)
         .collect();
-    #[expect(clippy::disallowed_methods, reason = "asked for by hand only")]
     if std::env::var("OPEN_SPANNER_REGENERATE").is_ok() {
         std::fs::write(&path, &fresh).expect("written");
     }
