@@ -153,7 +153,7 @@ impl Chart {
         if let Some((lowest, at)) = values(over).min() {
             let _ = write!(sentence, ", lowest {} at {}", with_unit(lowest), self.name_of(at));
         }
-        if let (Some((first, from)), Some((last, to))) = (values(over).next(), values(over).last())
+        if let (Some((first, from)), Some((last, to))) = (values(over).next(), values(over).next_back())
             && from < to
         {
             let change = view::change(last, first);

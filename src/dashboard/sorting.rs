@@ -30,7 +30,7 @@ impl Sort {
                 columns.join(", ")
             ))
         })?;
-        Ok(Sort { column: *column, is_descending })
+        Ok(Sort { column, is_descending })
     }
 
     /// As in the address; empty for the order that needs no word.

@@ -92,11 +92,11 @@ impl Sum {
     }
 
     fn add(&mut self, more: Sum) {
-        if let (Sum::Short(sum), Sum::Short(more)) = (&*self, &more) {
-            if let Some(together) = sum.plus(more) {
-                *self = Sum::Short(together);
-                return;
-            }
+        if let (Sum::Short(sum), Sum::Short(more)) = (&*self, &more)
+            && let Some(together) = sum.plus(more)
+        {
+            *self = Sum::Short(together);
+            return;
         }
         if let Sum::Short(sum) = self {
             *self = Sum::Long(Box::new(sum.into_part()));

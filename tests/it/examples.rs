@@ -612,6 +612,8 @@ fn tidied(text: &str, name: &str, names: &mut Names) -> String {
             rest = &rest[next.len_utf8()..];
         }
     }
+    // where this server says that people find it
+    let tidy = tidy.replace("http://localhost:18081", "https://usage.example.com");
     match tidy.split_once("http://127.0.0.1:") {
         Some((before, after)) if !after.starts_with("9/") => {
             let after = after.trim_start_matches(|c: char| c.is_ascii_digit());

@@ -37,11 +37,14 @@ async fn send_kept(browser: &mut Browser, page: &str, button: &str, path: &str) 
     browser.send(Method::POST, path, Some(form.finish())).await
 }
 
+/// The page of a form, what is filled in, what its secret begins with, the table that grows.
+type SecretForm<'a> = (&'a str, &'a [(&'a str, &'a str)], &'a str, &'a str);
+
 async fn a_secret_is_shown_once_and_made_once(database: Database) {
     let server = Server::start(&database);
     let mut browser = furnished(&server).await;
     let mut thief = Browser::register(&server, "thief-of-secrets@example.com").await;
-    let forms: [(&str, &[(&str, &str)], &str, &str); 5] = [
+    let forms: [SecretForm; 5] = [
         ("/api-keys/new", &[("name", "once"), ("preset", "ingest"), ("days", "7")], "osp_sk_", "api_keys"),
         (
             "/destinations/new",
