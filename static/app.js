@@ -124,7 +124,8 @@ document.addEventListener("pointerup", (event) => {
   drawn = undefined;
   hits?.forEach((hit) => hit.classList.remove("chosen"));
   if (to < 0 || to === from) return;
-  const query = (at) => new URL(hits[at].closest("a").href).searchParams;
+  // of a link in a picture `href` is no text
+  const query = (at) => new URL(hits[at].closest("a").getAttribute("href"), location.href).searchParams;
   const target = new URL(location.href);
   ["range", "cursor"].forEach((name) => target.searchParams.delete(name));
   target.searchParams.set("from", query(Math.min(from, to)).get("from"));

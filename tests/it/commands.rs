@@ -394,7 +394,8 @@ async fn demo_has_workers(client: &crate::support::Client, said: &str) {
         .await
         .expect(201);
     let access = answer.cookie("open_spanner_access").expect("an access cookie");
-    let page = client.with("cookie", format!("open_spanner_access={access}")).get("/").await.expect(200);
+    let page =
+        client.with("cookie", format!("open_spanner_access={access}")).get("/overview").await.expect(200);
     assert!(page.text.contains("Events per day"), "{}", page.text);
     assert!(!page.text.contains("does not report"), "{}", page.text);
 }
