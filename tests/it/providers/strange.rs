@@ -107,7 +107,10 @@ async fn addresses_of_ours_are_made_of_nothing_that_a_stranger_says(database: Da
         let token = crate::dashboard::token_of(&session.get("/members").await.text);
         let form = format!("form_token={token}&email={}%40example.com&role=viewer", unique("x"));
         let page = session.with("sec-fetch-site", "same-origin");
-        let page = page.send_form(reqwest::Method::POST, "/members/invite", Some(form)).await;
+        let made = page.send_form(reqwest::Method::POST, "/members/invite", Some(form)).await.expect(303);
+        let shown = made.cookie("open_spanner_shown").expect("what is to be shown");
+        let cookies = format!("{}; open_spanner_shown={shown}", session.header("cookie"));
+        let page = session.without("cookie").with("cookie", cookies).get(&made.header("location")).await;
         assert!(page.text.contains(&format!("{wanted}/invitations/")), "{} {}", page.status, page.text);
     }
 }
