@@ -63,9 +63,19 @@ async fn ranges_hang_on_what_is_stored(database: Database) {
         .await
         .json(201);
     let api = server.client().with_key(key["key"].as_str().expect("a secret"));
-    let late = json!({"idempotency_key": "late", "meter": "tokens", "subject": "org_1", "quantity": 7, "metadata": {"model": "small"}});
-    api.post("/v1/usages", &late).await.expect(201);
-    let period = browser.get("/usage?meter=tokens&subject=org_1&range=period").await.expect(200).text;
+    // an assignment counts from the second in which it was made: two hours before is before in any case
+    let before = (jiff::Timestamp::now() - jiff::SignedDuration::from_hours(2)).to_string();
+    let used = |quantity: u32, more: serde_json::Value| {
+        let mut event = json!({"meter": "tokens", "subject": "late_1", "quantity": quantity, "metadata": {"model": "small"}});
+        event.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+        event
+    };
+    api.post("/v1/usages", &used(9, json!({"timestamp": before}))).await.expect(201);
+    let plans = api.get("/v1/plans").await.json(200);
+    let assigned = json!({"plan_id": plans["items"][0]["id"]});
+    api.put("/v1/plans/subjects/late_1", &assigned).await.expect(200);
+    api.post("/v1/usages", &used(7, json!({}))).await.expect(201);
+    let period = browser.get("/usage?meter=tokens&subject=late_1&range=period").await.expect(200).text;
     assert!(period.contains("<option value=\"period\" selected>"), "{period}");
     assert!(period.contains("Total 7 token in "), "{period}");
     let nobody = browser.get("/usage?meter=tokens&range=period").await.expect(422).text;
@@ -74,7 +84,7 @@ async fn ranges_hang_on_what_is_stored(database: Database) {
     assert!(unlimited.contains("no plan limits tokens for org_2"), "{unlimited}");
 
     let kept =
-        [("name", "This period"), ("query", "meter=tokens&subject=org_1&range=period"), ("pinned", "1")];
+        [("name", "This period"), ("query", "meter=tokens&subject=late_1&range=period"), ("pinned", "1")];
     browser.post("/usage/saved/new", &kept).await.expect(303);
     let overview = browser.get("/overview").await.expect(200).text;
     assert!(overview.contains("Period of the plan") && overview.contains("7 <small>token"), "{overview}");
