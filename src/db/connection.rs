@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use diesel::Connection;
+use diesel::connection::SimpleConnection;
 use diesel::r2d2::{self, ManageConnection};
 use diesel::result::ConnectionError;
 
@@ -134,6 +135,20 @@ impl Connections {
             pooled.broken = true;
         }
         Err(Error::unavailable("the database changes all the time"))
+    }
+
+    /// SQLite's idle connections let go of the pages that they read: up to 32 MB each, which their next reads take from
+    /// the system's cache. Those in use, and what they hold, are left alone. Blocks.
+    pub(super) fn release_memory(&self) {
+        // held until all were visited: the pool hands out the one that came back last
+        let mut idle = Vec::new();
+        while let Some(mut pooled) = self.pool.try_get() {
+            let Pooled { conn, statements, broken, .. } = &mut *pooled;
+            if let Conn::Sqlite(conn) = conn {
+                *broken = statements.unseen(|| conn.batch_execute("PRAGMA shrink_memory")).is_err();
+            }
+            idle.push(pooled);
+        }
     }
 }
 

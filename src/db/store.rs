@@ -79,6 +79,13 @@ impl Store {
         }))
     }
 
+    /// Gives back what SQLite keeps in memory for reads that may not come. Blocks for some milliseconds.
+    pub fn release_memory(&self) {
+        for pool in self.0.writer.iter().chain([&self.0.readers]).filter(|_| !self.0.postgres) {
+            pool.connections.release_memory();
+        }
+    }
+
     pub fn is_postgres(&self) -> bool {
         self.0.postgres
     }

@@ -264,6 +264,11 @@ fn start_timers(app: &App) -> Vec<JoinHandle<()>> {
             let (driver, log) = (driver.clone(), log.clone());
             async move { blocking::begin(move || wal::watch(&driver, &log)).await.map_err(Error::internal) }
         })));
+        let store = app.store.clone();
+        timers.push(tokio::spawn(every(Duration::from_secs(20), move || {
+            let store = store.clone();
+            async move { blocking::begin(move || store.release_memory()).await.map_err(Error::internal) }
+        })));
     }
     timers
 }
