@@ -10,7 +10,7 @@ use crate::auth::session::{SignedIn, Tokens, normal_email};
 use crate::auth::sql::invitations::{self, Invitation, NewInvitation};
 use crate::auth::sql::keys::Owner;
 use crate::auth::sql::members::{self, Colleague, Holdings, Place, Touched};
-use crate::auth::token::{self, INVITATION_PREFIX, Token};
+use crate::auth::token::{self, INVITATION_PREFIX, Token, TokenHash};
 use crate::auth::{Auth, Caller};
 use crate::db::changes::Change;
 use crate::db::{Conn, DbError, audit};
@@ -132,6 +132,20 @@ pub fn put_role(
             members::set_role(conn, workspace_id, user.user_id, role, now).map(drop)
         }
         None => members::join(conn, workspace_id, user.user_id, role, now),
+    }
+}
+
+/// Whether this is the token of an invitation that whoever has the address could accept.
+pub(super) fn opens_registration(
+    conn: &mut Conn,
+    hash: &TokenHash,
+    email: &str,
+    now: Timestamp,
+) -> Result<bool, DbError> {
+    let found = invitations::by_token(conn, hash)?;
+    match found.filter(|found| found.email == email && Status::of(found, now) == Status::Pending) {
+        Some(found) => invitations::is_backed(conn, found.id),
+        None => Ok(false),
     }
 }
 

@@ -17,6 +17,7 @@ use crate::auth::providers::github::GitHub;
 use crate::auth::providers::oidc::{Addresses, Issuer};
 use crate::auth::session::{Proof, SignedIn, normal_email};
 use crate::auth::sql::identities::{self, Identity, Subject};
+use crate::auth::sql::invitations;
 use crate::auth::sql::keys::Owner;
 use crate::auth::sql::members::{self, Touched};
 use crate::auth::sql::users::{self, Account};
@@ -375,7 +376,7 @@ impl Auth {
                 return Ok(Err(user_id));
             }
             let account = users::account(conn, &wanted.email)?;
-            Ok(Ok((account, identities::is_invited(conn, &wanted.email, now)?)))
+            Ok(Ok((account, invitations::is_anybody_asking(conn, &wanted.email, now)?)))
         };
         let (account, is_invited) = match self.0.store.read("identities::find", find).await? {
             Err(user_id) => return Ok(user_id),

@@ -167,7 +167,7 @@ impl Auth {
         }
     }
 
-    /// Like [`Auth::register`]; where registration is not open, with an open invitation for this address.
+    /// Like [`Auth::register`]; where registration is not open, with an invitation that this address could accept.
     pub async fn register_invited(
         &self,
         email: &str,
@@ -176,15 +176,11 @@ impl Auth {
         invitation: &str,
     ) -> Result<User> {
         if !self.0.options.registration_enabled && self.0.options.invited_may_register {
-            let uninvited =
-                || Error::new(Code::RegistrationDisabled, "registration on this server needs an invitation");
-            let found = self.invitation(invitation).await.map_err(|error| match error.code {
-                Code::NotFound => uninvited(),
-                _ => error,
-            })?;
-            let is_open = members::Status::of(&found, Timestamp::now()) == members::Status::Pending;
-            if !is_open || found.email != normal_email(email)? {
-                return Err(uninvited());
+            let (wanted, hash, now) = (normal_email(email)?, token::hash(invitation), Timestamp::now());
+            let find = move |conn: &mut Conn| members::opens_registration(conn, &hash, &wanted, now);
+            if !self.0.store.vital().read("invitations::opens_registration", find).await? {
+                let needed = "registration on this server needs an invitation";
+                return Err(Error::new(Code::RegistrationDisabled, needed));
             }
         }
         self.register(email, password, address).await

@@ -19,6 +19,7 @@ on_both_databases!(
     two_owners_do_not_both_go,
     registration_can_need_an_invitation,
     an_invitation_is_good_while_its_sender_may_invite,
+    an_invitation_that_cannot_be_accepted_opens_no_registration,
 );
 
 const MEMBERS: &str = "/v1/auth/workspace/members";
@@ -403,4 +404,36 @@ async fn an_invitation_is_good_while_its_sender_may_invite(database: Database) {
     database.execute("UPDATE users SET disabled_at = NULL");
     friend.session.get(SESSION).await.expect(200);
     friend.accept(token).await.expect(200);
+}
+
+/// Nobody registers with what they could not accept afterwards.
+async fn an_invitation_that_cannot_be_accepted_opens_no_registration(database: Database) {
+    let mut server = Server::start(&database);
+    let host = Person::new(&server).await;
+    let guest = joined(&server, &host, "admin").await;
+    let made = guest.invite("new@example.com", "viewer").await.json(201);
+    let token = made["token"].as_str().expect("a token").to_owned();
+    server.terminate();
+    let server = Server::start_with(&database, &[("OPEN_SPANNER_REGISTRATION", "invite")]);
+    let register = async || {
+        let body = json!({"email": "new@example.com", "password": PASSWORD, "invitation_token": token});
+        server.client().post("/v1/auth/users", &body).await
+    };
+    let inviter = format!("(SELECT id FROM users WHERE email = '{}')", guest.email);
+    let own = format!("workspace_id = (SELECT workspace_id FROM invitations WHERE invited_by = {inviter})");
+    let set = |what: &str, who: &str| {
+        database.execute(&format!("UPDATE memberships SET {what} WHERE user_id = {who}{inviter} AND {own}"));
+    };
+    set("role = 'viewer'", "");
+    register().await.error(403, "registration_disabled");
+    set("role = 'admin'", "");
+    database.execute(&format!("UPDATE users SET disabled_at = 1 WHERE email = '{}'", guest.email));
+    register().await.error(403, "registration_disabled");
+    database.execute("UPDATE users SET disabled_at = NULL");
+    // gone, however it came about that the invitation was left
+    set("user_id = -user_id", "");
+    register().await.error(403, "registration_disabled");
+    assert_eq!(database.count("users"), 2);
+    set("user_id = -user_id", "-");
+    register().await.expect(201);
 }

@@ -388,6 +388,15 @@ async fn a_domain_and_a_closed_door_keep_people_out(database: Database) {
     owner.post("/v1/auth/workspace/invitations", &asked).await.expect(201);
     drop(open);
     let server = start(&database, &provider, &more);
+    // while whoever sent it may invite
+    for (closed, open) in [
+        ("UPDATE users SET disabled_at = 1", "UPDATE users SET disabled_at = NULL"),
+        ("UPDATE memberships SET role = 'viewer'", "UPDATE memberships SET role = 'owner'"),
+    ] {
+        database.execute(closed);
+        is_out(&through(&server, &provider, "ann@example.com", &json!({})).await);
+        database.execute(open);
+    }
     is_in(&server, &through(&server, &provider, "ann@example.com", &json!({})).await);
     is_out(&through(&server, &provider, "bob@example.com", &json!({})).await);
 }

@@ -7,7 +7,7 @@ use diesel::sql_types::BigInt;
 use crate::auth::token::TokenHash;
 use crate::chance;
 use crate::db::identity::new_id;
-use crate::db::schema::{identities, invitations, provider_flows, users, workspaces};
+use crate::db::schema::{identities, provider_flows, users, workspaces};
 use crate::db::{Conn, DbError};
 use crate::error::Error;
 use crate::metering::time::Timestamp;
@@ -113,16 +113,6 @@ pub fn verify_email(conn: &mut Conn, user_id: i64, now: Timestamp) -> Result<(),
         .set(users::email_verified_at.eq(now.0))
         .execute(conn)?;
     Ok(())
-}
-
-/// Whether somebody was asked to join any workspace, and may still.
-pub fn is_invited(conn: &mut Conn, email: &str, now: Timestamp) -> Result<bool, DbError> {
-    let open = invitations::table
-        .filter(invitations::email.eq(email))
-        .filter(invitations::accepted_at.is_null())
-        .filter(invitations::revoked_at.is_null())
-        .filter(invitations::expires_at.gt(now.0));
-    Ok(diesel::select(diesel::dsl::exists(open)).get_result(conn)?)
 }
 
 pub fn workspace_id(conn: &mut Conn, public_id: &str) -> Result<Option<i64>, DbError> {

@@ -214,7 +214,7 @@ pub fn revoke_everywhere(conn: &mut Conn, user_id: i64, now: Timestamp) -> Resul
     Ok(diesel::update(open).set(invitations::revoked_at.eq(now.0)).execute(conn)?)
 }
 
-/// Whether whoever sent it may still invite people to its workspace. Under the lock of the members.
+/// Whether whoever sent it may still invite people to its workspace. Under the lock of the members, where it is accepted.
 pub fn is_backed(conn: &mut Conn, id: i64) -> Result<bool, DbError> {
     let role: Option<String> = invitations::table
         .inner_join(users::table.on(users::id.eq(invitations::invited_by)))
@@ -229,6 +229,29 @@ pub fn is_backed(conn: &mut Conn, id: i64) -> Result<bool, DbError> {
         .first(conn)
         .optional()?;
     Ok(role.as_deref().and_then(Role::parse) >= Some(Role::Admin))
+}
+
+/// Whether somebody was asked to join any workspace, and may still: by whoever may invite people to it now.
+pub fn is_anybody_asking(conn: &mut Conn, email: &str, now: Timestamp) -> Result<bool, DbError> {
+    let may_invite =
+        memberships::role.eq(Role::Owner.as_str()).or(memberships::role.eq(Role::Admin.as_str()));
+    let open: Option<i64> = invitations::table
+        .inner_join(users::table.on(users::id.eq(invitations::invited_by)))
+        .inner_join(
+            memberships::table.on(memberships::workspace_id
+                .eq(invitations::workspace_id)
+                .and(memberships::user_id.eq(invitations::invited_by))),
+        )
+        .filter(invitations::email.eq(email))
+        .filter(invitations::accepted_at.is_null())
+        .filter(invitations::revoked_at.is_null())
+        .filter(invitations::expires_at.gt(now.0))
+        .filter(users::disabled_at.is_null())
+        .filter(may_invite)
+        .select(invitations::id)
+        .first(conn)
+        .optional()?;
+    Ok(open.is_some())
 }
 
 /// Uses an invitation up, in one statement; answers whether it was still open.
