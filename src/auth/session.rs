@@ -131,10 +131,16 @@ pub fn normal_email(text: &str) -> Result<String> {
     let email = text.trim().to_lowercase();
     let has_both_parts =
         email.rsplit_once('@').is_some_and(|(name, host)| !name.is_empty() && !host.is_empty());
-    if !has_both_parts || email.contains(is_no_address) || email.chars().count() > MAX_EMAIL_CHARACTERS {
+    let is_address = has_both_parts && !email.contains(is_no_address) && !text.contains(becomes_another);
+    if !is_address || email.chars().count() > MAX_EMAIL_CHARACTERS {
         return Err(Error::invalid("email must be an address"));
     }
     Ok(email)
+}
+
+/// Whether lower case makes a letter of ASCII of it: the sign of Kelvin becomes a k, and an address with it somebody else's.
+fn becomes_another(c: char) -> bool {
+    !c.is_ascii() && c.to_lowercase().any(|lower| lower.is_ascii())
 }
 
 /// Characters that end a mail header, start another address, cannot be seen, or look like others on purpose.
@@ -525,6 +531,9 @@ mod tests {
             "a\u{200b}@b",
             "\u{ff41}@b.example",
             "a\u{202e}@b",
+            "\u{212a}ate@b.example",
+            "a@\u{212a}.example",
+            "\u{130}da@b.example",
         ];
         for bad in ["", "   ", "nobody.example.com", "a\0@b", &long].into_iter().chain(odd) {
             let error = normal_email(bad).expect_err("refused");
