@@ -293,13 +293,13 @@ impl Auth {
             nonce: nonce.expose().to_owned(),
             verifier: verifier.expose().to_owned(),
             redirect_url: wish.redirect_url,
-            next: ring_of(state.expose())?.seal(NEXT, &wish.next)?,
+            next: wish.next,
             user_id: wish.caller.map(|caller| caller.user_id),
         };
         let url = provider.authorize_url(state.expose(), &flow).await?;
-        let (hash, id) = (state.hash(), provider.id);
+        let (hash, id, sealed) = (state.hash(), provider.id, sealed(state.expose(), &flow)?);
         let work = move |conn: &mut Conn| {
-            identities::begin(conn, &hash, id, &flow, now.plus(FLOW_LIFETIME))?;
+            identities::begin(conn, &hash, id, &sealed, now.plus(FLOW_LIFETIME))?;
             identities::forget_flows(conn, FLOWS_MAX)
         };
         self.0.store.write("provider_flows::begin", work).await?;
@@ -363,9 +363,8 @@ impl Auth {
         }
         let (id, now) = (provider.id, Timestamp::now());
         let work = move |conn: &mut Conn| identities::finish(conn, &hash, id, now);
-        let flow = self.0.store.write("provider_flows::finish", work).await?.ok_or_else(expired)?;
-        let next = ring_of(&brought.state)?.open(NEXT, &flow.next)?;
-        Ok(Flow { next, ..flow })
+        let stored = self.0.store.write("provider_flows::finish", work).await?.ok_or_else(expired)?;
+        opened(&brought.state, &stored)
     }
 
     /// Who somebody at a provider is here; new ones are connected or registered.
@@ -514,10 +513,35 @@ fn take_over(
     Ok((ended.touched, Some(ended.shown)))
 }
 
-/// Where somebody goes in the end may be a page of an invitation, whose address is its secret: it lies in the database under
-/// a key that only the browser can tell, by the state.
-const NEXT: Place<'static> =
-    Place { table: "provider_flows", column: "next", row: "", workspace_id: audit::SERVER };
+/// What lies in the database of a sign-in that is under way: all that it says is under a key that only the browser can tell, by
+/// the state. Where somebody goes in the end may be a page of an invitation, whose address is its secret; the verifier makes a
+/// code worth a token; and the way back is what a request said of itself.
+fn sealed(state: &str, flow: &Flow) -> Result<Flow> {
+    let ring = ring_of(state)?;
+    each_text(flow, |place, text| ring.seal(place, text))
+}
+
+/// What [`sealed`] made, for whoever brings the state.
+fn opened(state: &str, stored: &Flow) -> Result<Flow> {
+    let ring = ring_of(state)?;
+    each_text(stored, |place, text| ring.open(place, text))
+}
+
+fn each_text(flow: &Flow, work: impl Fn(Place<'static>, &str) -> Result<String>) -> Result<Flow> {
+    let at = |column: &'static str| Place {
+        table: "provider_flows",
+        column,
+        row: "",
+        workspace_id: audit::SERVER,
+    };
+    Ok(Flow {
+        nonce: work(at("nonce"), &flow.nonce)?,
+        verifier: work(at("verifier"), &flow.verifier)?,
+        redirect_url: work(at("redirect_url"), &flow.redirect_url)?,
+        next: work(at("next"), &flow.next)?,
+        user_id: flow.user_id,
+    })
+}
 
 fn ring_of(state: &str) -> Result<KeyRing> {
     let key = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, state.as_bytes()), b"next");

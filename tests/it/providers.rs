@@ -591,6 +591,11 @@ async fn where_somebody_goes_then_is_nobody_elses_to_know(database: Database) {
     let gone = go(&client, "/v1/auth/oauth/oidc?next=%2Finvitations%2Fosp_wsi_a-secret%3Fx%3D1").await;
     let kept = database.lines("SELECT next AS line FROM provider_flows").concat();
     assert!(!kept.is_empty() && !kept.contains("invitations") && !kept.contains("secret"), "{kept}");
+    // nor is anything else of it: not what makes a code worth a token, nor what the request said of itself
+    let rest = "SELECT nonce || ' ' || verifier || ' ' || redirect_url AS line FROM provider_flows";
+    let rest = database.lines(rest).concat();
+    assert_eq!(rest.matches("sealed:1:").count(), 3, "{rest}");
+    assert!(!rest.contains(&gone.nonce) && !rest.contains("callback"), "{rest}");
     provider.next(Signing::Own, claims(&provider, &gone, "ann@example.com"), &gone.challenge);
     assert_eq!(come_back(&client, &gone).await.header("location"), next);
     // nobody fills the database with it
