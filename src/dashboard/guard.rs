@@ -117,13 +117,13 @@ async fn keep_typed(request: &mut ServiceRequest, error: &Error) {
         return;
     }
     let Some(fields) = form::read_kept(request.take_payload(), kept::BYTES_MAX).await else { return };
-    let Some(user) = kept::sender(&tokens, fields.get(form::TOKEN)) else { return };
+    let Some(sender) = kept::sender(&tokens, fields.get(form::TOKEN)) else { return };
     if is_away {
         request.extensions_mut().insert(Sent(fields));
         return;
     }
     let path = request.uri().path_and_query().map_or("/", |path| path.as_str()).to_owned();
-    kept::keep(user, &path, fields.without_token());
+    kept::keep(sender, &path, fields.without_token());
     request.extensions_mut().insert(IsKept);
 }
 

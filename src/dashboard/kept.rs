@@ -1,5 +1,6 @@
 //! A form that was being sent when its sign-in had ended: kept for ten minutes, and offered again to the same person
-//! after the next sign-in. In memory of one server only, bounded in number and length; never one with a password.
+//! after the next sign-in, in the workspace in which it was being sent and in no other. In memory of one server only,
+//! bounded in number and length; never one with a password.
 
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -27,11 +28,20 @@ const SIGN_IN_LIFETIME: Duration = Duration::from_secs(24 * 3_600);
 pub struct Kept {
     pub path: String,
     pub fields: Fields,
+    sender: Sender,
+}
+
+/// Who was sending it, and in which workspace.
+#[derive(Clone)]
+pub struct Sender {
+    user: String,
+    workspace: String,
+    workspace_name: String,
 }
 
 #[derive(Clone)]
 struct SignIn {
-    user: String,
+    sender: Sender,
     form_key: Vec<u8>,
 }
 
@@ -46,7 +56,12 @@ pub fn remember(caller: &Caller, tokens: &[String]) {
     for token in tokens {
         let hash = token::hash(token);
         if !SIGN_INS.contains_key(&hash) {
-            SIGN_INS.insert(hash, SignIn { user: caller.user.id.clone(), form_key: form_key.clone() });
+            let sender = Sender {
+                user: caller.user.id.clone(),
+                workspace: caller.user.workspace_id.clone(),
+                workspace_name: caller.user.workspace_name.clone(),
+            };
+            SIGN_INS.insert(hash, SignIn { sender, form_key: form_key.clone() });
         }
     }
 }
@@ -57,24 +72,30 @@ pub fn knows(tokens: &[String]) -> bool {
 }
 
 /// Whether this is a form of the sign-in that the tokens belonged to, and whose that was.
-pub fn sender(tokens: &[String], form_token: &str) -> Option<String> {
+pub fn sender(tokens: &[String], form_token: &str) -> Option<Sender> {
     let mut known = tokens.iter().filter_map(|token| SIGN_INS.get(&token::hash(token)));
-    known.find(|known| csrf::is_token_of(&known.form_key, form_token)).map(|known| known.user)
+    known.find(|known| csrf::is_token_of(&known.form_key, form_token)).map(|known| known.sender)
 }
 
 /// Keeps it for its sender, instead of what was kept before.
-pub fn keep(user: String, path: &str, fields: Fields) {
-    FORMS.insert(user, Kept { path: path.to_owned(), fields });
+pub fn keep(sender: Sender, path: &str, fields: Fields) {
+    FORMS.insert(sender.user.clone(), Kept { path: path.to_owned(), fields, sender });
 }
 
-/// What is kept for somebody.
+/// What is kept for somebody, in the workspace in which they are: a form that was filled in for one is not sent to another.
 pub fn of(caller: &Caller) -> Option<Kept> {
-    FORMS.get(&caller.user.id)
+    FORMS.get(&caller.user.id).filter(|kept| kept.sender.workspace == caller.user.workspace_id)
+}
+
+/// The name of the other workspace in which what is kept for somebody was being sent; empty when there is none.
+pub fn elsewhere(caller: &Caller) -> String {
+    let other = FORMS.get(&caller.user.id).filter(|kept| kept.sender.workspace != caller.user.workspace_id);
+    other.map(|kept| kept.sender.workspace_name).unwrap_or_default()
 }
 
 /// It has been sent.
 pub fn forget(caller: &Caller, path: &str) {
-    if FORMS.get(&caller.user.id).is_some_and(|kept| kept.path == path) {
+    if of(caller).is_some_and(|kept| kept.path == path) {
         FORMS.invalidate(&caller.user.id);
     }
 }

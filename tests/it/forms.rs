@@ -4,13 +4,18 @@
 use std::time::{Duration, Instant};
 
 use reqwest::Method;
+use serde_json::json;
 
 use crate::dashboard::{Browser, furnished, hidden_fields, token_of};
 use crate::pages::session_of;
 use crate::support::client::{PASSWORD, sign_up};
 use crate::support::{Answer, Database, Server, on_both_databases, run};
 
-on_both_databases!(a_secret_is_shown_once_and_made_once, a_form_of_an_ended_sign_in_is_offered_again,);
+on_both_databases!(
+    a_secret_is_shown_once_and_made_once,
+    a_form_of_an_ended_sign_in_is_offered_again,
+    a_kept_form_stays_in_its_workspace,
+);
 
 const TYPED: [(&str, &str); 5] = [
     ("name", "slow_meter"),
@@ -127,6 +132,38 @@ async fn a_form_of_an_ended_sign_in_is_offered_again(database: Database) {
     let sent = send_kept(&mut browser, &page.text, "Send it now", "/meters/new").await.expect(303);
     let made = browser.get(&sent.header("location")).await.expect(200).text;
     assert!(made.contains("slow_meter") && made.contains("with"), "{made}");
+    assert!(browser.get("/kept-form").await.expect(200).text.contains("Nothing is kept"));
+}
+
+/// Somebody belongs to two workspaces: what they were sending in one is not sent to the other, where the next sign-in leads.
+async fn a_kept_form_stays_in_its_workspace(database: Database) {
+    let server = Server::start(&database);
+    let (host, email) = (server.workspace().await, sign_up(&server.client()).await);
+    let body = json!({"email": email, "role": "admin"});
+    let made = host.session.post("/v1/auth/workspace/invitations", &body).await.json(201);
+    let mut browser = Browser::new(&server);
+    sign_in(&mut browser, &email, "/").await;
+    let path = format!("/invitations/{}", made["token"].as_str().expect("a token"));
+    browser.post(&path, &[]).await.expect(303);
+    let token = token_of(&browser.get("/meters/new").await.expect(200).text);
+    let mut other = Browser::new(&server);
+    sign_in(&mut other, &email, "/").await;
+    session_of(&server, &other).delete("/v1/auth/sessions").await.expect(204);
+    let ended = browser.send(Method::POST, "/meters/new", Some(form_of(&TYPED, &token))).await.expect(303);
+    assert_eq!(ended.header("location"), "/login?next=%2Fkept%2Dform");
+
+    sign_in(&mut browser, &email, "/kept-form").await;
+    let place = host.session.get("/v1/auth/session").await.json(200)["user"].clone();
+    let name = place["workspace_name"].as_str().expect("a name");
+    let page = browser.get("/kept-form").await.expect(200).text;
+    assert!(!page.contains("Send it now") && !page.contains("slow_meter"), "{page}");
+    let told = format!("sending it in the workspace {}", name.split('\'').next().unwrap_or_default());
+    assert!(page.contains(&told), "{told}: {page}");
+    let id = place["workspace_id"].as_str().expect("an id");
+    browser.post("/workspaces", &[("workspace", id)]).await.expect(303);
+    let page = browser.get("/kept-form").await.expect(200).text;
+    send_kept(&mut browser, &page, "Send it now", "/meters/new").await.expect(303);
+    assert!(host.get("/v1/meters").await.expect(200).text.contains("slow_meter"));
     assert!(browser.get("/kept-form").await.expect(200).text.contains("Nothing is kept"));
 }
 

@@ -14,6 +14,8 @@ use crate::error::Result;
 struct KeptPage {
     shell: Shell,
     kept: Option<Kept>,
+    /// The name of the workspace to which it belongs, where that is another one.
+    elsewhere: String,
 }
 
 impl KeptPage {
@@ -24,5 +26,9 @@ impl KeptPage {
 }
 
 pub async fn show(caller: Caller, visit: Visit) -> Result<HttpResponse> {
-    secret(&KeptPage { shell: visit.shell("", "What you were sending"), kept: kept::of(&caller) })
+    secret(&KeptPage {
+        shell: visit.shell("", "What you were sending"),
+        kept: kept::of(&caller),
+        elsewhere: kept::elsewhere(&caller),
+    })
 }
