@@ -127,7 +127,7 @@ pub fn put_role(
     match before {
         Some(before) => {
             if role != Role::Owner {
-                keep_an_owner(conn, workspace_id, before)?;
+                keep_an_owner(conn, workspace_id, user.user_id, before)?;
             }
             members::set_role(conn, workspace_id, user.user_id, role, now).map(drop)
         }
@@ -149,9 +149,9 @@ pub(super) fn opens_registration(
     }
 }
 
-/// 409 when nobody would be left who decides about members.
-fn keep_an_owner(conn: &mut Conn, workspace_id: i64, going: Role) -> Result<(), DbError> {
-    if going == Role::Owner && members::owners(conn, workspace_id)? <= 1 {
+/// 409 when nobody would be left who decides about members, after this one with the role of now.
+fn keep_an_owner(conn: &mut Conn, workspace_id: i64, user_id: i64, role: Role) -> Result<(), DbError> {
+    if role == Role::Owner && !members::has_another_owner(conn, workspace_id, user_id)? {
         return Err(Error::conflict("a workspace needs an owner: hand it over first").into());
     }
     Ok(())
@@ -196,7 +196,8 @@ impl Auth {
         let (workspace_id, user, now) = (caller.workspace_id, user.to_owned(), Timestamp::now());
         let work = move |conn: &mut Conn| {
             let member = members::find(conn, workspace_id, &user)?;
-            let is_last_owner = member.role == Role::Owner && members::owners(conn, workspace_id)? <= 1;
+            let is_last_owner = member.role == Role::Owner
+                && !members::has_another_owner(conn, workspace_id, member.user_id)?;
             let holdings = members::holdings(conn, Owner { workspace_id, user_id: member.user_id }, now)?;
             Ok(Departure { member, holdings, is_last_owner })
         };
@@ -212,7 +213,7 @@ impl Auth {
             let own = standing.owner;
             let member = members::find(conn, own.workspace_id, &user)?;
             if role != Role::Owner {
-                keep_an_owner(conn, own.workspace_id, member.role)?;
+                keep_an_owner(conn, own.workspace_id, member.user_id, member.role)?;
             }
             audit::about(&member.public_id, &member.email);
             audit::states(Some(json!({"role": member.role})), Some(json!({"role": role})));
@@ -235,6 +236,8 @@ impl Auth {
             audit::about(&heir.public_id, &heir.email);
             audit::states(Some(json!({"role": heir.role})), Some(json!({"role": Role::Owner})));
             let mut touched = members::set_role(conn, own.workspace_id, heir.user_id, Role::Owner, now)?;
+            // the heir may be somebody whom an operator has disabled
+            keep_an_owner(conn, own.workspace_id, own.user_id, Role::Owner)?;
             let own = members::set_role(conn, own.workspace_id, own.user_id, Role::Admin, now)?;
             touched.keys.extend(own.keys);
             touched.sessions.extend(own.sessions);
@@ -251,7 +254,7 @@ impl Auth {
             standing.check_role(conn, Role::Owner, now)?;
             let own = standing.owner;
             let member = members::find(conn, own.workspace_id, &user)?;
-            keep_an_owner(conn, own.workspace_id, member.role)?;
+            keep_an_owner(conn, own.workspace_id, member.user_id, member.role)?;
             let heir = (fate == KeyFate::Transfer && member.user_id != own.user_id).then_some(own.user_id);
             let gone = Owner { user_id: member.user_id, ..own };
             audit::about(&member.public_id, &member.email);
@@ -271,7 +274,7 @@ impl Auth {
             let own = standing.owner;
             let role = members::role_of(conn, own.workspace_id, own.user_id)?;
             let role = role.ok_or_else(Error::unauthorized)?;
-            keep_an_owner(conn, own.workspace_id, role)?;
+            keep_an_owner(conn, own.workspace_id, own.user_id, role)?;
             audit::about(&id, &name);
             audit::states(Some(json!({"role": role})), None);
             members::remove(conn, own, None, now)

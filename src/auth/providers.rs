@@ -558,7 +558,8 @@ fn set_role(
 ) -> Result<Touched, DbError> {
     members::lock(conn, workspace_id)?;
     let present = members::role_of(conn, workspace_id, user_id)?;
-    let is_last_owner = present == Some(Role::Owner) && members::owners(conn, workspace_id)? <= 1;
+    let is_last_owner =
+        present == Some(Role::Owner) && !members::has_another_owner(conn, workspace_id, user_id)?;
     if present == wanted || is_last_owner {
         audit::nothing_changed();
         return Ok(Touched::default());

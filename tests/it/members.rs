@@ -14,6 +14,7 @@ on_both_databases!(
     keys_of_a_removed_member_can_stay,
     what_a_removed_member_handed_out_ends_too,
     the_last_owner_stays,
+    an_owner_who_is_disabled_decides_nothing,
     a_session_moves_between_workspaces,
     roles_decide_who_manages_members,
     two_owners_do_not_both_go,
@@ -270,6 +271,23 @@ async fn the_last_owner_stays(database: Database) {
     host.session.get(SESSION).await.error(401, "unauthorized");
     let members = guest.session.get(MEMBERS).await.json(200);
     assert_eq!(members["items"].as_array().expect("a list").len(), 1);
+}
+
+/// Whom an operator has disabled cannot be the one who is left, and can be removed.
+async fn an_owner_who_is_disabled_decides_nothing(database: Database) {
+    let server = Server::start(&database);
+    let host = Person::new(&server).await;
+    let second = joined(&server, &host, "admin").await;
+    let (own, other) = (format!("{MEMBERS}/{}", host.id().await), format!("{MEMBERS}/{}", second.id().await));
+    host.session.patch(&other, &json!({"role": "owner"})).await.expect(204);
+    let id = second.id().await;
+    database.execute(&format!("UPDATE users SET disabled_at = 1 WHERE email = '{}'", second.email));
+    host.session.post_text("/v1/auth/workspace/leave", "").await.error(409, "conflict");
+    host.session.delete(&own).await.error(409, "conflict");
+    host.session.patch(&own, &json!({"role": "viewer"})).await.error(409, "conflict");
+    host.session.post("/v1/auth/workspace/owner", &json!({"user_id": id})).await.error(409, "conflict");
+    assert_eq!(host.user().await["role"], json!("owner"));
+    host.session.delete(&other).await.expect(204);
 }
 
 async fn a_session_moves_between_workspaces(database: Database) {

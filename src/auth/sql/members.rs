@@ -127,14 +127,18 @@ pub fn role_of(conn: &mut Conn, workspace_id: i64, user_id: i64) -> Result<Optio
     Ok(role.as_deref().and_then(Role::parse))
 }
 
-/// How many owners the workspace has.
-pub fn owners(conn: &mut Conn, workspace_id: i64) -> Result<i64, DbError> {
-    let owners = memberships::table
+/// Whether somebody besides this user decides about members: an owner whom nobody has disabled.
+pub fn has_another_owner(conn: &mut Conn, workspace_id: i64, user_id: i64) -> Result<bool, DbError> {
+    let other: Option<i64> = memberships::table
+        .inner_join(users::table.on(users::id.eq(memberships::user_id)))
         .filter(memberships::workspace_id.eq(workspace_id))
+        .filter(memberships::user_id.ne(user_id))
         .filter(memberships::role.eq(Role::Owner.as_str()))
-        .count()
-        .get_result(conn)?;
-    Ok(owners)
+        .filter(users::disabled_at.is_null())
+        .select(users::id)
+        .first(conn)
+        .optional()?;
+    Ok(other.is_some())
 }
 
 /// 409 when the user is a member already, or when there are as many as may be.
