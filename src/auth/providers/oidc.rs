@@ -254,9 +254,7 @@ impl Issuer {
         if more.get("sub") != claims.get("sub") {
             return Err(failed("its userinfo is about somebody else"));
         }
-        for (name, value) in more {
-            claims.entry(name).or_insert(value);
-        }
+        take_in(claims, more);
         Ok(())
     }
 
@@ -311,11 +309,51 @@ fn claims_of(id_token: &str) -> Option<Map> {
     }
 }
 
+/// Adds what an id_token leaves out. Whether an address is verified is said of the one beside it, and of no other.
+fn take_in(claims: &mut Map, mut more: Map) {
+    let (own, other) = (claims.get("email").cloned(), more.get("email").cloned());
+    if own.is_none() {
+        claims.remove("email_verified");
+    } else if own != other {
+        more.remove("email_verified");
+    }
+    for (name, value) in more {
+        claims.entry(name).or_insert(value);
+    }
+}
+
 /// A list of texts, or one text.
 fn words(value: &Value) -> Vec<String> {
     match value {
         Value::String(word) => vec![word.clone()],
         Value::Array(items) => items.iter().filter_map(Value::as_str).map(str::to_owned).collect(),
         _ => Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_said_of_one_address_is_not_said_of_another() {
+        let verified = |id_token: &str, userinfo: &str| {
+            let map = |text: &str| match Value::parse(text) {
+                Some(Value::Object(fields)) => fields,
+                _ => panic!("{text} is no object"),
+            };
+            let mut claims = map(id_token);
+            take_in(&mut claims, map(userinfo));
+            claims.get("email_verified").and_then(Value::as_bool)
+        };
+        let both = r#"{"email":"a@x","email_verified":true,"groups":[]}"#;
+        assert_eq!(verified(r#"{"email":"a@x"}"#, both), Some(true));
+        assert_eq!(verified("{}", both), Some(true));
+        assert_eq!(verified(r#"{"email":"b@x"}"#, both), None);
+        assert_eq!(verified(r#"{"email":"b@x"}"#, r#"{"email_verified":true}"#), None);
+        assert_eq!(verified(r#"{"email":"b@x","email_verified":false}"#, both), Some(false));
+        assert_eq!(verified(r#"{"email_verified":true}"#, r#"{"email":"a@x"}"#), None);
+        let no = r#"{"email":"a@x","email_verified":false}"#;
+        assert_eq!(verified(r#"{"email_verified":true}"#, no), Some(false));
     }
 }

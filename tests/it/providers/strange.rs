@@ -6,6 +6,8 @@ on_both_databases!(
     a_provider_that_never_says_is_believed_about_its_own_domains,
     addresses_of_ours_are_made_of_nothing_that_a_stranger_says,
     an_answer_of_another_provider_is_refused,
+    what_is_said_of_no_address_does_not_count,
+    a_connection_is_asked_for_by_our_own_page,
 );
 
 /// Microsoft Entra says of no address whether it is verified. An operator may say so, domain by domain.
@@ -147,4 +149,44 @@ async fn an_answer_of_another_provider_is_refused(database: Database) {
     let back = client.with("cookie", gone.cookie.clone());
     let callback = format!("/v1/auth/oauth/oidc/callback?code=c&state={}{own}", gone.state);
     is_in(&server, &back.get(&callback).await.expect(302));
+}
+
+/// The token says that an address is verified and names none; the one that userinfo names is not.
+async fn what_is_said_of_no_address_does_not_count(database: Database) {
+    let provider = Provider::start().await;
+    let server = start(&database, &provider, &[]);
+    for said in [json!(false), Value::Null] {
+        provider
+            .userinfo(json!({"sub": "ann@example.com", "email": "ann@example.com", "email_verified": said}));
+        let said = is_out(&through(&server, &provider, "ann@example.com", &json!({"email": null})).await);
+        assert!(said.contains("has not verified your address"), "{said}");
+        assert_eq!(database.count("users"), 0);
+    }
+}
+
+/// Another site, a mail or an old browser that does not say where it comes from begins no connection for somebody who is signed
+/// in: it could be with an account of the provider that is a stranger's.
+async fn a_connection_is_asked_for_by_our_own_page(database: Database) {
+    let provider = Provider::start().await;
+    let server = start(&database, &provider, &[]);
+    let email = sign_up(&server.client()).await;
+    let browser = sign_in(&server.client(), &email).await.with("user-agent", "Mozilla/5.0 (X11; Linux)");
+    let path = "/v1/auth/oauth/oidc?link=1&next=/settings/sessions";
+    let (own, evil) = (format!("{}/settings/sessions", server.url()), "https://evil.example/".to_owned());
+    let with = |headers: &[(&'static str, &str)]| {
+        headers.iter().fold(browser.clone(), |client, (name, value)| client.with(name, *value))
+    };
+    for headers in [
+        [("sec-fetch-site", "cross-site"), ("referer", own.as_str())],
+        [("sec-fetch-site", "same-site"), ("referer", own.as_str())],
+        [("sec-fetch-site", "none"), ("accept", "text/html")],
+        [("referer", evil.as_str()), ("accept", "text/html")],
+        [("referer", "nothing"), ("accept", "text/html")],
+        [("accept-language", "en"), ("accept", "text/html")],
+    ] {
+        with(&headers).get(path).await.error(403, "forbidden");
+    }
+    assert_eq!(database.count("provider_flows"), 0);
+    go(&with(&[("sec-fetch-site", "same-origin")]), path).await;
+    go(&with(&[("referer", own.as_str())]), path).await;
 }
