@@ -16,7 +16,9 @@ use crate::http::extract::{Id, Params};
 use crate::http::openapi::Doc;
 use crate::http::origin::{is_foreign, own_origin};
 use crate::http::respond::{self, Page};
-use crate::http::session::{address, flash_cookie, own_path, secure, sent_cookie};
+use crate::http::session::{
+    address, flash_cookie, is_from_browser, own_path, secure, sent_cookie, sent_header,
+};
 use crate::metering::time::{SECOND, Timestamp};
 
 pub const STATE_COOKIE: &str = "open_spanner_oauth_state";
@@ -79,7 +81,11 @@ pub async fn start(
     let caller = match params.get("link") {
         "" => None,
         // no other site connects anything for somebody who is signed in
-        _ if is_foreign(&request) => return Err(Error::forbidden("another site asks for this")),
+        _ if is_foreign(&request) || !is_asked_by_us(&app, &request) => {
+            return Err(Error::forbidden(
+                "another site may have asked for this: begin it on the page of your sign-ins",
+            ));
+        }
         _ => Some(signed_in(&app, &request).await.ok_or_else(Error::unauthorized)?),
     };
     let redirect_url = redirect_url(&app, &request, provider, params.get("redirect_origin"));
@@ -127,6 +133,20 @@ pub async fn callback(
             found(&next, cleared().into_iter().chain([flash_cookie(&done, is_secure)]))
         }
         Err(error) => back_to_login(&app, &id, &error, is_secure),
+    }
+}
+
+/// Whether a page of ours led here. Where a browser does not say so, the page that it was on before tells: an old one follows
+/// the links of others with our cookie. Programs say nothing, and are believed.
+fn is_asked_by_us(app: &App, request: &HttpRequest) -> bool {
+    let host = |origin: String| origin.split_once("://").map(|(_, host)| host.to_owned());
+    match sent_header(request, "sec-fetch-site") {
+        Some(site) => site == "same-origin",
+        None if is_from_browser(request) => {
+            let before = sent_header(request, "referer").and_then(origin_of).and_then(host);
+            before.is_some() && before == origin_of(&own_origin(app, request)).and_then(host)
+        }
+        None => true,
     }
 }
 
