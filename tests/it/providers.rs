@@ -1,6 +1,7 @@
 //! Signing in with a provider: who is let in, and the many ways in which nobody is. `signing_in_browser` has people click
 //! through two real ones.
 
+mod dumped;
 mod strange;
 
 use serde_json::{Value, json};
