@@ -81,9 +81,10 @@ fn blank(origin: &Origin, outcome: &str, now: Timestamp) -> RefusedEvent {
     }
 }
 
-/// PostgreSQL keeps no NUL.
+/// PostgreSQL keeps no NUL; and whoever put a key in the place of a meter does not mean everybody to read it.
 fn cut(text: &str) -> String {
-    text.chars().filter(|c| *c != '\0').take(TEXT_CHARACTERS_MAX).collect()
+    let kept: String = text.chars().filter(|c| *c != '\0').take(TEXT_CHARACTERS_MAX).collect();
+    without_secrets(&kept)
 }
 
 /// At most 4 KB, whole characters, without NUL, and without what opens anything here, should somebody have sent a key.
@@ -156,6 +157,7 @@ mod tests {
         let long = cut_payload(&"aé\0".repeat(4_000));
         assert!(long.len() <= PAYLOAD_BYTES_MAX && long.len() > PAYLOAD_BYTES_MAX - 4);
         assert!(!long.contains('\0') && long.ends_with(['a', 'é']));
+        assert_eq!(cut(&format!("no meter \"{KEY_PREFIX}abc-D_9\"")), format!("no meter \"{KEY_PREFIX}…\""));
         let told = cut_payload(&format!(r#"{{"a":"{KEY_PREFIX}abc-D_9","b":"{LINK_PREFIX}x"}}"#));
         assert_eq!(told, format!(r#"{{"a":"{KEY_PREFIX}…","b":"{LINK_PREFIX}…"}}"#));
         assert_eq!(cut_payload("plain"), "plain");
