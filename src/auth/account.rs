@@ -154,11 +154,7 @@ impl Auth {
             let user_id = resets::user_of(conn, &token_hash, now)?.ok_or_else(missing)?;
             let account = users::lock(conn, user_id)?;
             let by_mail = resets::use_up(conn, &token_hash, now)?.ok_or_else(missing)?;
-            let member = users::anywhere(conn, user_id)?;
-            match &member {
-                Some(member) => users::tell(member),
-                None => audit::nothing_changed(),
-            }
+            let member = users::tell_of(conn, user_id)?;
             let mut touched = if by_mail { prove_address(conn, &account, now)? } else { Touched::default() };
             resets::set_password(conn, user_id, &hash)?;
             resets::forget_all(conn, user_id)?;
@@ -204,10 +200,8 @@ pub fn begin_reset(
         None if create => users::register(conn, &email, "", now)?.user_id,
         None => return Err(Error::not_found(format_args!("user {email:?}")).into()),
     };
-    if let Some(member) = users::anywhere(conn, user_id)? {
-        users::tell(&member);
-        audit::by(audit::Actor::operator());
-    }
+    users::tell_of(conn, user_id)?;
+    audit::by(audit::Actor::operator());
     let expires_at = now.plus(RESET_LIFETIME);
     resets::create(conn, user_id, hash, expires_at, false)?;
     Ok(expires_at)
@@ -224,10 +218,8 @@ fn known_user(conn: &mut Conn, email: &str) -> Result<i64, DbError> {
     let Some((user_id, _)) = users::credentials(conn, &email)? else {
         return Err(Error::not_found(format_args!("user {email:?}")).into());
     };
-    if let Some(member) = users::anywhere(conn, user_id)? {
-        users::tell(&member);
-        audit::by(audit::Actor::operator());
-    }
+    users::tell_of(conn, user_id)?;
+    audit::by(audit::Actor::operator());
     Ok(user_id)
 }
 

@@ -62,10 +62,8 @@ impl Auth {
                 audit::nothing_changed();
                 return Ok(None);
             };
-            if let Some(member) = users::anywhere(conn, account.user_id)? {
-                users::tell(&member);
-                audit::by(Actor::nobody());
-            }
+            users::tell_of(conn, account.user_id)?;
+            audit::by(Actor::nobody());
             resets::create(conn, account.user_id, &hash, now.plus(RESET_LIFETIME), true)?;
             Ok(Some(ways_in::may_be_a_strangers(conn, &account)?))
         };

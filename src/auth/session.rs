@@ -267,10 +267,7 @@ impl Auth {
     fn record_failure(&self, user_id: Option<i64>) {
         let Some(user_id) = user_id else { return };
         let work = move |conn: &mut Conn| {
-            match users::anywhere(conn, user_id)? {
-                Some(member) => users::tell(&member),
-                None => audit::nothing_changed(),
-            }
+            users::tell_of(conn, user_id)?;
             audit::by(audit::Actor::nobody());
             Ok(())
         };

@@ -23,6 +23,7 @@ on_both_databases!(
     links_that_set_a_password_end_with_what_ends_sign_ins,
     a_disabled_user_has_handed_out_nothing,
     a_wrong_password_is_answered_before_it_is_written_down,
+    what_befalls_somebody_without_a_workspace_is_told,
 );
 
 const SESSION: &str = "/v1/auth/session";
@@ -489,4 +490,25 @@ async fn a_wrong_password_is_answered_before_it_is_written_down(database: Databa
     drop(held);
     let told = "SELECT address AS line FROM audit_events WHERE action = 'session.failed'";
     until("the failure is in the trail", || database.lines(told) == ["127.0.0.1"]).await;
+}
+
+/// Whoever was removed from every workspace still has an account; the trail of the server tells of it.
+async fn what_befalls_somebody_without_a_workspace_is_told(database: Database) {
+    let server = Server::start(&database);
+    let email = sign_up(&server.client()).await;
+    database.execute("DELETE FROM memberships");
+    let wrong = json!({"email": email, "password": "a wrong password"});
+    server.client().post(SESSIONS, &wrong).await.error(401, "unauthorized");
+    let path = format!("/v1/auth/password-resets/{}", token_for(&database, &email));
+    server.client().post(&path, &json!({"password": "another password"})).await.expect(204);
+    let told = || {
+        let mut rows = database.lines(
+            "SELECT action || ' ' || target_name AS line FROM audit_events
+             WHERE workspace_id = 0 AND action IN ('session.failed', 'user.password_reset')",
+        );
+        rows.sort();
+        rows
+    };
+    let wanted = ["session.failed", "user.password_reset"].map(|action| format!("{action} {email}"));
+    until("both are in the trail of the server", || told() == wanted).await;
 }

@@ -109,6 +109,22 @@ pub fn tell(member: &Member) {
     audit::by(Actor { kind: "user", id, name });
 }
 
+/// The same about a user, in the oldest of their workspaces; of one who has none the trail of the server tells. Answers them there.
+pub fn tell_of(conn: &mut Conn, user_id: i64) -> Result<Option<Member>, DbError> {
+    let member = anywhere(conn, user_id)?;
+    match &member {
+        Some(member) => tell(member),
+        None => {
+            let (id, name): (String, String) =
+                users::table.find(user_id).select((users::public_id, users::email)).first(conn)?;
+            audit::in_workspace(audit::SERVER);
+            audit::about(&id, &name);
+            audit::by(Actor { kind: "user", id, name });
+        }
+    }
+    Ok(member)
+}
+
 /// A user's own workspace, named after the address.
 fn create_workspace(conn: &mut Conn, user_id: i64, email: &str, now: Timestamp) -> Result<i64, DbError> {
     let owner = email.split('@').next().unwrap_or_default();
