@@ -477,6 +477,8 @@ impl Auth {
         let (user_id, id) = (caller.user_id, id.to_owned());
         let by_password = self.0.options.password_sign_in;
         let work = move |conn: &mut Conn| {
+            // of two who go at once one is the last
+            users::lock(conn, user_id)?;
             let gone = identities::remove(conn, user_id, &id)?;
             let gone = gone.ok_or_else(|| Error::not_found("connected account"))?;
             let has_password = by_password && identities::has_password(conn, user_id)?;

@@ -8,6 +8,7 @@ on_both_databases!(
     an_answer_of_another_provider_is_refused,
     what_is_said_of_no_address_does_not_count,
     a_connection_is_asked_for_by_our_own_page,
+    of_two_ways_in_one_stays,
 );
 
 /// Microsoft Entra says of no address whether it is verified. An operator may say so, domain by domain.
@@ -189,4 +190,26 @@ async fn a_connection_is_asked_for_by_our_own_page(database: Database) {
     assert_eq!(database.count("provider_flows"), 0);
     go(&with(&[("sec-fetch-site", "same-origin")]), path).await;
     go(&with(&[("referer", own.as_str())]), path).await;
+}
+
+/// Both are disconnected at once by somebody who has no password.
+async fn of_two_ways_in_one_stays(database: Database) {
+    let provider = Provider::start().await;
+    let server = start(&database, &provider, &[]);
+    let ann = is_in(&server, &through(&server, &provider, "ann@example.com", &json!({})).await);
+    for round in 0..10 {
+        database.execute("DELETE FROM identities");
+        for n in [1, 2] {
+            database.execute(&format!(
+                "INSERT INTO identities (id, public_id, user_id, provider, issuer, subject, email, created_at)
+                 SELECT {n}, 'way-{n}', id, 'oidc', 'i', '{round}-{n}', email, 1 FROM users"
+            ));
+        }
+        let (one, two) =
+            tokio::join!(ann.delete("/v1/auth/identities/way-1"), ann.delete("/v1/auth/identities/way-2"));
+        let mut statuses = [one.status, two.status];
+        statuses.sort_unstable();
+        assert_eq!(statuses, [204, 409]);
+        assert_eq!(database.count("identities"), 1);
+    }
 }
