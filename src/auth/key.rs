@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -122,11 +122,22 @@ impl NewKeyRequest {
     }
 }
 
-/// A network, or the one of a single address.
+/// A network, or the one of a single address. What is IPv4 in the spelling of IPv6 is IPv4, as callers are.
 pub fn parse_network(text: &str) -> Option<IpNet> {
     let network = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from)).ok()?;
+    let mapped = match network {
+        IpNet::V6(v6) => v6.addr().to_ipv4_mapped().zip(v6.prefix_len().checked_sub(MAPPED_BITS)),
+        IpNet::V4(_) => None,
+    };
+    let network = match mapped {
+        Some((address, length)) => IpNet::V4(Ipv4Net::new(address, length).ok()?),
+        None => network,
+    };
     Some(network.trunc())
 }
+
+/// Of an IPv6 address that stands for one of IPv4, before that.
+const MAPPED_BITS: u8 = 96;
 
 /// Where a key is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
@@ -439,6 +450,23 @@ mod tests {
             terms.expires_at.map(|at| Timestamp(at).to_string()).as_deref(),
             Some("2098-12-31T22:00:00Z")
         );
+    }
+
+    #[test]
+    fn networks_are_those_that_callers_come_from() {
+        let network = |text: &str| parse_network(text).map(|network| network.to_string());
+        for (text, normal) in [
+            ("192.0.2.77/24", "192.0.2.0/24"),
+            ("192.0.2.7", "192.0.2.7/32"),
+            ("::ffff:192.0.2.7", "192.0.2.7/32"),
+            ("::ffff:192.0.2.77/120", "192.0.2.0/24"),
+            ("::ffff:0.0.0.0/96", "0.0.0.0/0"),
+            ("2001:db8::1/32", "2001:db8::/32"),
+            ("::/0", "::/0"),
+        ] {
+            assert_eq!(network(text).as_deref(), Some(normal), "{text}");
+        }
+        assert_eq!(network("192.0.2.0/33"), None);
     }
 
     #[test]
