@@ -201,7 +201,7 @@ pub fn flash_cookie(said: &str, is_secure: bool) -> String {
 pub fn own_path<'a>(path: &'a str, otherwise: &'a str) -> &'a str {
     let is_own = path.starts_with('/')
         && !path.starts_with("//")
-        && !path.contains(['\\', '\r', '\n', '\t'])
+        && !path.contains(|c: char| c == '\\' || c.is_ascii_control())
         && path.is_ascii();
     if is_own { path } else { otherwise }
 }
@@ -220,6 +220,10 @@ mod tests {
             "/\\evil.example",
             "javascript:alert(1)",
             "/a\r\nb",
+            "/\t/evil.example",
+            "/a\u{1}b",
+            "/a\u{7f}b",
+            "/a\u{e9}",
         ] {
             assert_eq!(own_path(foreign, "/"), "/", "{foreign:?}");
         }
