@@ -383,7 +383,10 @@ impl Auth {
         };
         let groups = profile.groups.as_deref().unwrap_or_default();
         let has_role = provider.roles.as_ref().is_some_and(|map| map.role(groups).is_some());
-        match judge(profile, account.as_ref(), is_invited, has_role, &self.0.options)? {
+        let entry = judge(profile, account.as_ref(), is_invited, has_role, &self.0.options);
+        // somebody comes with the address of an account, and is not taken for its owner
+        let entry = entry.inspect_err(|_| self.record_failure(account.as_ref().map(|known| known.user_id)));
+        match entry? {
             Entry::Connect(user_id) => {
                 self.connect(user_id, profile, who, None).await?;
                 Ok(user_id)

@@ -262,9 +262,9 @@ impl Auth {
         }
     }
 
-    /// Leaves a row in the trail of a known user; strangers who guess names leave none. Nobody waits for it: an answer that
-    /// takes longer would tell who has an account.
-    fn record_failure(&self, user_id: Option<i64>) {
+    /// Leaves a row in the trail of a known user who was not let in; strangers who guess names leave none. Nobody waits for it:
+    /// an answer that takes longer would tell who has an account.
+    pub(super) fn record_failure(&self, user_id: Option<i64>) {
         let Some(user_id) = user_id else { return };
         let work = move |conn: &mut Conn| {
             users::tell_of(conn, user_id)?;
@@ -331,7 +331,12 @@ impl Auth {
             users::tell(&member);
             Ok(Some(member))
         };
-        let member = self.0.store.vital().write("sessions::open", work).await?;
+        let opened = self.0.store.vital().write("sessions::open", work).await;
+        let member = opened.inspect_err(|error| {
+            if error.code == Code::Forbidden {
+                self.record_failure(Some(user_id));
+            }
+        })?;
         Ok(member.map(|member| fresh.given_to(member.into())))
     }
 

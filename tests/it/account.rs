@@ -24,6 +24,7 @@ on_both_databases!(
     a_disabled_user_has_handed_out_nothing,
     a_wrong_password_is_answered_before_it_is_written_down,
     what_befalls_somebody_without_a_workspace_is_told,
+    a_disabled_user_who_tries_is_told_of,
 );
 
 const SESSION: &str = "/v1/auth/session";
@@ -511,4 +512,15 @@ async fn what_befalls_somebody_without_a_workspace_is_told(database: Database) {
     };
     let wanted = ["session.failed", "user.password_reset"].map(|action| format!("{action} {email}"));
     until("both are in the trail of the server", || told() == wanted).await;
+}
+
+/// With the right password: somebody has it, and is not let in.
+async fn a_disabled_user_who_tries_is_told_of(database: Database) {
+    let server = Server::start(&database);
+    let email = sign_up(&server.client()).await;
+    operator(&database, &["admin", "user", "disable", "--email", &email]).succeeded();
+    let right = json!({"email": email, "password": PASSWORD});
+    server.client().post(SESSIONS, &right).await.error(403, "forbidden");
+    let told = "SELECT target_name AS line FROM audit_events WHERE action = 'session.failed'";
+    until("the failure is in the trail", || database.lines(told) == [email.as_str()]).await;
 }

@@ -280,6 +280,13 @@ async fn an_account_with_a_password_is_connected_by_its_owner(database: Database
     let said = is_out(&through(&server, &provider, &email, &json!({})).await);
     assert!(said.contains("password"), "{said}");
     assert_eq!(database.count("identities"), 0);
+    // whose account it is can see that somebody tried
+    let tried = "SELECT target_name AS line FROM audit_events WHERE action = 'session.failed'";
+    let end = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while database.lines(tried) != [email.as_str()] {
+        assert!(std::time::Instant::now() < end, "{:?}", database.lines(tried));
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
     // another site cannot start it for somebody who is signed in
     let ann = sign_in(&server.client(), &email).await;
     let path = "/v1/auth/oauth/oidc?link=1&next=/settings/sessions";
