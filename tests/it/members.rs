@@ -9,6 +9,7 @@ use crate::support::{Answer, Client, Database, Server, on_both_databases};
 on_both_databases!(
     somebody_is_invited_and_joins,
     invitations_that_cannot_be_accepted,
+    an_invitation_is_accepted_once_and_by_its_address,
     a_role_is_felt_at_once_by_keys_and_sessions,
     a_removed_member_has_nothing_left,
     keys_of_a_removed_member_can_stay,
@@ -158,6 +159,36 @@ async fn invitations_that_cannot_be_accepted(database: Database) {
     let token = made["token"].as_str().expect("a token");
     guest.accept(token).await.expect(200);
     host.invite(&guest.email, "admin").await.error(409, "conflict");
+}
+
+async fn an_invitation_is_accepted_once_and_by_its_address(database: Database) {
+    let server = Server::start(&database);
+    let (host, guest) = (Person::new(&server).await, Person::new(&server).await);
+    // what looks like the address is not it
+    let (name, domain) = guest.email.split_once('@').expect("an address");
+    for other in
+        [format!("{name}+x@{domain}"), format!("{name}@mail.{domain}"), format!("{name}\u{301}@{domain}")]
+    {
+        let made = host.invite(&other, "admin").await.json(201);
+        guest.accept(made["token"].as_str().expect("a token")).await.error(403, "forbidden");
+    }
+    // nor may it hold a letter that lower case makes one of ASCII of
+    host.invite("\u{212a}ate@example.com", "admin").await.error(400, "invalid_input");
+    // twice at once, in two browsers of the same person
+    let body = json!({"email": guest.email, "password": PASSWORD});
+    let answer = server.client().post("/v1/auth/sessions", &body).await.expect(201);
+    let again = Person { session: with_session(&server, &answer), email: guest.email.clone() };
+    let made = host.invite(&guest.email, "viewer").await.json(201);
+    let token = made["token"].as_str().expect("a token");
+    let (one, two) = tokio::join!(guest.accept(token), again.accept(token));
+    let mut statuses = [one.status, two.status];
+    statuses.sort_unstable();
+    assert_eq!(statuses, [200, 409]);
+    let members = host.session.get(MEMBERS).await.json(200);
+    assert_eq!(members["items"].as_array().expect("a list").len(), 2);
+    // whoever was refused is still signed in where they were
+    let refused = if one.status == 409 { &guest } else { &again };
+    refused.session.get(SESSION).await.expect(200);
 }
 
 async fn a_role_is_felt_at_once_by_keys_and_sessions(database: Database) {

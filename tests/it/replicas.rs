@@ -74,3 +74,40 @@ fn what_one_server_changes_the_other_forgets() {
         soon("a revoked key", async || client.get("/v1/meters").await, |answer| answer.status == 401).await;
     });
 }
+
+/// Who is demoted, removed or signed out at one server is so at the other.
+#[test]
+fn what_somebody_may_not_any_more_they_may_nowhere() {
+    run(async {
+        let database = Database::postgres();
+        let (first, second) =
+            (Server::start_with(&database, REMEMBER), Server::start_with(&database, REMEMBER));
+        let host = first.workspace().await;
+        let guest = crate::permissions::member(&first, &host.session, "admin").await;
+        let user = guest.get("/v1/auth/session").await.json(200)["user"]["id"].clone();
+        let path = format!("/v1/auth/workspace/members/{}", user.as_str().expect("an id"));
+        let made = guest.post("/v1/auth/api-keys", &json!({"name": "k", "scopes": ["*"]})).await.json(201);
+        let key = second.client().with_key(made["key"].as_str().expect("the secret"));
+        let session = guest.at(&second.url());
+        // no meter at all: whoever may make one is told so
+        let nothing = json!({});
+        for client in [&session, &key] {
+            client.post("/v1/meters", &nothing).await.expect(400);
+        }
+        host.session.patch(&path, &json!({"role": "viewer"})).await.expect(204);
+        for client in [&session, &key] {
+            let ask = async || client.post("/v1/meters", &nothing).await;
+            soon("another role", ask, |answer| answer.status == 403).await;
+        }
+        host.session.delete(&path).await.expect(204);
+        for client in [&session, &key] {
+            let ask = async || client.get("/v1/meters").await;
+            soon("a removed member", ask, |answer| answer.status == 401).await;
+        }
+        let away = host.session.at(&second.url());
+        away.get("/v1/auth/session").await.expect(200);
+        host.session.delete("/v1/auth/session").await.expect(204);
+        let ask = async || away.get("/v1/auth/session").await;
+        soon("a sign-out", ask, |answer| answer.status == 401).await;
+    });
+}

@@ -9,6 +9,7 @@ on_both_databases!(
     what_is_said_of_no_address_does_not_count,
     a_connection_is_asked_for_by_our_own_page,
     of_two_ways_in_one_stays,
+    groups_do_not_take_the_last_owner_away,
 );
 
 /// Microsoft Entra says of no address whether it is verified. An operator may say so, domain by domain.
@@ -212,4 +213,44 @@ async fn of_two_ways_in_one_stays(database: Database) {
         assert_eq!(statuses, [204, 409]);
         assert_eq!(database.count("identities"), 1);
     }
+}
+
+/// Whatever their groups say, somebody goes on deciding about members.
+async fn groups_do_not_take_the_last_owner_away(database: Database) {
+    let provider = Provider::start().await;
+    let mut server = start(&database, &provider, &[]);
+    let email = sign_up(&server.client()).await;
+    let boss = sign_in(&server.client(), &email).await;
+    let workspace = boss.get(SESSION).await.json(200)["user"]["workspace_id"].clone();
+    let workspace = workspace.as_str().expect("an id").to_owned();
+    server.terminate();
+    database.execute(&format!(
+        "INSERT INTO identities (id, public_id, user_id, provider, issuer, subject, email, created_at)
+         SELECT 1, 'boss', id, 'oidc', '{}', 'boss', email, 1 FROM users",
+        provider.url
+    ));
+    let more = [
+        ("OPEN_SPANNER_OIDC_WORKSPACE", workspace.as_str()),
+        ("OPEN_SPANNER_OIDC_ROLES", "owners=owner,staff=viewer"),
+    ];
+    let server = start(&database, &provider, &more);
+    let role_with = async |who: &str, groups: Value| {
+        let answer = through(&server, &provider, who, &json!({"groups": groups})).await;
+        is_in(&server, &answer).get(SESSION).await.json(200)["user"].clone()
+    };
+    provider.userinfo(json!({"sub": "boss"}));
+    for groups in [json!(["staff"]), json!([])] {
+        role_with("boss", groups).await;
+        let roles = "SELECT role AS line FROM memberships";
+        assert_eq!(database.lines(roles), ["owner"]);
+    }
+    // nor while the other owner is disabled
+    provider.userinfo(json!({"sub": "ann@example.com"}));
+    let ann = role_with("ann@example.com", json!(["owners"])).await;
+    assert_eq!((&ann["workspace_id"], &ann["role"]), (&json!(workspace), &json!("owner")));
+    provider.userinfo(json!({"sub": "boss"}));
+    database.execute("UPDATE users SET disabled_at = 1 WHERE email = 'ann@example.com'");
+    assert_eq!(role_with("boss", json!(["staff"])).await["role"], json!("owner"));
+    database.execute("UPDATE users SET disabled_at = NULL");
+    assert_eq!(role_with("boss", json!(["staff"])).await["role"], json!("viewer"));
 }
