@@ -59,7 +59,8 @@ impl Reception for Guard {
             response = ServiceResponse::new(response.request().clone(), page);
         }
         let is_secure = secure(app, response.request());
-        let had_flash = sent_cookie(response.request(), FLASH_COOKIE).is_some();
+        let had_flash =
+            sent_cookie(response.request(), FLASH_COOKIE).is_some() && !is_shared(response.request().path());
         let shows_page = !response.status().is_redirection();
         let headers = response.headers_mut();
         for cookie in cookies {
@@ -87,8 +88,7 @@ async fn enter(app: &App, access: &Access, request: &ServiceRequest, renewed: &m
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         csrf::check_origin(request.request())?;
     }
-    // whoever holds a link is shown the same, signed in or not, and gets no cookie
-    if request.path().starts_with("/share/") {
+    if is_shared(request.path()) {
         return Ok(());
     }
     let found = recognise(app, request.request(), renewed).await?;
@@ -100,6 +100,11 @@ async fn enter(app: &App, access: &Access, request: &ServiceRequest, renewed: &m
         (access, Some(caller)) => allow(&caller, access),
         (_, None) => Err(Error::unauthorized()),
     }
+}
+
+/// Whoever holds a link for a customer is shown the same, signed in or not, and gets no cookie.
+fn is_shared(path: &str) -> bool {
+    path.starts_with("/share/")
 }
 
 /// The tokens of the two cookies of a session.

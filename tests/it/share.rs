@@ -48,6 +48,9 @@ async fn a_link_shows_one_subject_and_nothing_else(database: Database) {
         assert!(!page.text.contains(hidden), "the page tells {hidden}: {}", page.text);
     }
     assert!(page.headers.get("set-cookie").is_none(), "{:?}", page.headers);
+    // nor in the browser of somebody whom a page of ours has something to tell
+    let told = stranger.with("cookie", "open_spanner_flash=Saved").get(&page_of(&link)).await.expect(200);
+    assert!(told.headers.get("set-cookie").is_none(), "{:?}", told.headers);
     let csv = stranger.get(&format!("{}/usage.csv", page_of(&link))).await.expect(200).text;
     assert!(csv.contains("acme,tokens") && csv.contains(",7") && !csv.contains("secret_meter"), "{csv}");
     // the days of the page, and of all meters where none are named
