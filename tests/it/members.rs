@@ -1,6 +1,7 @@
 //! Workspaces with more than one person: invitations, roles, switching, removal; and what each means for keys and
 //! sessions that exist already.
 
+use diesel::connection::SimpleConnection;
 use serde_json::{Value, json};
 
 use crate::support::client::{PASSWORD, sign_up};
@@ -381,8 +382,24 @@ async fn two_owners_do_not_both_go(database: Database) {
     host.session.patch(&second_path, &json!({"role": "owner"})).await.expect(204);
     let host_path = format!("{MEMBERS}/{host_id}");
     let demote = json!({"role": "viewer"});
-    let (one, two) =
-        tokio::join!(host.session.patch(&second_path, &demote), second.session.patch(&host_path, &demote));
+    // both are on their way before either is done, where rows can be held
+    let held = match &database {
+        Database::Sqlite { .. } => None,
+        Database::Postgres { .. } => {
+            let mut rows = database.postgres_connection();
+            rows.batch_execute("BEGIN; UPDATE memberships SET role = role").expect("the rows are free");
+            Some(rows)
+        }
+    };
+    let release = async {
+        tokio::time::sleep(std::time::Duration::from_millis(700)).await;
+        drop(held);
+    };
+    let (one, two, ()) = tokio::join!(
+        host.session.patch(&second_path, &demote),
+        second.session.patch(&host_path, &demote),
+        release
+    );
     let statuses = [one.status, two.status];
     assert!(statuses.contains(&204) && statuses.contains(&403), "{statuses:?}");
     let owners = database.lines("SELECT CAST(count(*) AS TEXT) AS line FROM memberships m JOIN workspaces w ON w.id = m.workspace_id WHERE m.role = 'owner' AND w.id IN (SELECT workspace_id FROM memberships GROUP BY workspace_id HAVING count(*) = 2)");
