@@ -29,6 +29,8 @@ struct Ledger {
     /// The id that the server answered for a key.
     acknowledged: Mutex<BTreeMap<String, String>>,
     stop: AtomicBool,
+    /// Changes to the workspace that were acknowledged.
+    changed: AtomicU64,
 }
 
 fn key(number: u64) -> String {
@@ -178,16 +180,7 @@ async fn server_killed_during_writes(database: Database) {
     let ledger = Arc::new(Ledger::default());
     for round in 1..=2 {
         let mut writers = start_writers(&workspace.key, &ledger, Trouble::EndsTheWriter);
-        // changes that the trail tells of are made meanwhile
-        let session = workspace.session.clone();
-        writers.push(tokio::spawn(async move {
-            let name = || json!({"name": crate::support::unique("workspace")});
-            while session
-                .send(reqwest::Method::PATCH, "/v1/auth/workspace", Some(name().to_string()))
-                .await
-                .is_ok()
-            {}
-        }));
+        writers.push(start_changes(&workspace.session, &ledger));
         until_acknowledged(&ledger, round * ENOUGH).await;
         server.kill();
         for writer in writers {
@@ -198,20 +191,43 @@ async fn server_killed_during_writes(database: Database) {
     let acknowledged = ledger.acknowledged_count() as u64;
     let stored = database.count("events");
     assert!(stored >= acknowledged, "{acknowledged} acknowledged, only {stored} stored");
-    let renamed =
-        "SELECT CAST(count(*) AS TEXT) AS line FROM audit_events WHERE action = 'workspace.renamed'";
-    assert!(database.lines(renamed)[0].parse::<u64>().expect("a number") > 4, "too few changes to tell of");
-    the_trail_is_whole(&database);
+    the_trail_is_whole(&database, &ledger);
     send_all_again_and_compare(&workspace, &ledger, &database).await;
 }
 
-/// Every change that was made left its row, in a chain without a gap.
-fn the_trail_is_whole(database: &Database) {
+/// Makes changes that the trail tells of, until it is told to stop or nobody answers.
+fn start_changes(session: &Client, ledger: &Arc<Ledger>) -> JoinHandle<()> {
+    let (session, ledger) = (session.clone(), ledger.clone());
+    tokio::spawn(async move {
+        while !ledger.stop.load(Ordering::Relaxed) {
+            let name = json!({"name": crate::support::unique("workspace")}).to_string();
+            match session.send(reqwest::Method::PATCH, "/v1/auth/workspace", Some(name)).await {
+                Ok(answer) if answer.status == 204 => {
+                    ledger.changed.fetch_add(1, Ordering::Relaxed);
+                }
+                Ok(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+                Err(_) => return,
+            }
+        }
+    })
+}
+
+/// Every change that was made left its row, in a chain without a gap; and there is no row without its change.
+fn the_trail_is_whole(database: &Database, ledger: &Ledger) {
     let owned = database.settings();
     let settings: Vec<(&str, &str)> = owned.iter().map(|(name, value)| (*name, value.as_str())).collect();
     let folder = tempfile::tempdir().expect("a directory");
     let verdict = crate::support::program::run(&["audit", "verify"], &settings, folder.path());
     assert_eq!(verdict.code, Some(0), "{verdict:#?}");
+    let rows = database.lines(
+        "SELECT state_after AS line FROM audit_events WHERE action = 'workspace.renamed' ORDER BY sequence",
+    );
+    let changed = ledger.changed.load(Ordering::Relaxed) as usize;
+    assert!(changed > 4, "too few changes to tell of");
+    assert!(rows.len() >= changed, "{changed} changes acknowledged, only {} rows", rows.len());
+    let last: Value = serde_json::from_str(rows.last().expect("a row")).expect("JSON");
+    let name = database.lines("SELECT name AS line FROM workspaces").remove(0);
+    assert_eq!(last["name"], json!(name), "the newest row is about what is there");
 }
 
 #[test]
@@ -222,7 +238,8 @@ fn postgres_killed_during_writes() {
         let workspace = server.workspace().await;
         workspace.meter("load", "sum").await;
         let ledger = Arc::new(Ledger::default());
-        let writers = start_writers(&workspace.key, &ledger, Trouble::MustBeAnswered);
+        let mut writers = start_writers(&workspace.key, &ledger, Trouble::MustBeAnswered);
+        writers.push(start_changes(&workspace.session, &ledger));
         until_acknowledged(&ledger, ENOUGH).await;
 
         database.cluster().kill();
@@ -243,6 +260,7 @@ fn postgres_killed_during_writes() {
         for writer in writers {
             writer.await.expect("the writer saw no contradiction");
         }
+        the_trail_is_whole(&database, &ledger);
         send_all_again_and_compare(&workspace, &ledger, &database).await;
     });
 }
@@ -256,7 +274,8 @@ fn postgres_frozen_during_writes() {
         let workspace = server.workspace().await;
         workspace.meter("load", "sum").await;
         let ledger = Arc::new(Ledger::default());
-        let writers = start_writers(&workspace.key, &ledger, Trouble::MustBeAnswered);
+        let mut writers = start_writers(&workspace.key, &ledger, Trouble::MustBeAnswered);
+        writers.push(start_changes(&workspace.session, &ledger));
         let lonely = json!({"meter": "load", "subject": "s", "quantity": 1, "timestamp": NOON});
         for round in 1..=2 {
             until_acknowledged(&ledger, round * ENOUGH).await;
@@ -270,6 +289,7 @@ fn postgres_frozen_during_writes() {
         for writer in writers {
             writer.await.expect("the writer saw no contradiction");
         }
+        the_trail_is_whole(&database, &ledger);
         send_all_again_and_compare(&workspace, &ledger, &database).await;
     });
 }
