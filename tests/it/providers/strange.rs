@@ -10,6 +10,7 @@ on_both_databases!(
     a_connection_is_asked_for_by_our_own_page,
     of_two_ways_in_one_stays,
     groups_do_not_take_the_last_owner_away,
+    each_cookie_is_for_this_server_and_for_no_script,
 );
 
 /// Microsoft Entra says of no address whether it is verified. An operator may say so, domain by domain.
@@ -253,4 +254,57 @@ async fn groups_do_not_take_the_last_owner_away(database: Database) {
     assert_eq!(role_with("boss", json!(["staff"])).await["role"], json!("owner"));
     database.execute("UPDATE users SET disabled_at = NULL");
     assert_eq!(role_with("boss", json!(["staff"])).await["role"], json!("viewer"));
+}
+
+/// Every cookie that there is, set and taken back, where the browser came over https.
+async fn each_cookie_is_for_this_server_and_for_no_script(database: Database) {
+    let provider = Provider::start().await;
+    let server = start(&database, &provider, &[("OPEN_SPANNER_TRUSTED_PROXIES", "127.0.0.0/8")]);
+    let client = server.client().with("x-forwarded-proto", "https").with("sec-fetch-site", "same-origin");
+    let email = sign_up(&client).await;
+    let post = async |client: &Client, path: &str, form: String| {
+        client.send_form(reqwest::Method::POST, path, Some(form)).await.expect(303)
+    };
+    let form = format!("email={}&password={}", email.replace('@', "%40"), PASSWORD.replace(' ', "+"));
+    let signed_in = post(&client, "/login", form).await;
+    let session = jar(&client, &signed_in);
+    let token = crate::dashboard::token_of(&session.get("/settings").await.expect(200).text);
+    let body = json!({"email": email, "password": PASSWORD});
+    let mut answers = vec![signed_in, client.post("/v1/auth/sessions", &body).await.expect(201)];
+    answers.push(client.get("/v1/auth/oauth/oidc").await.expect(302));
+    answers.push(client.get("/v1/auth/oauth/oidc/callback?error=x").await.expect(302));
+    for (path, fields) in [
+        ("/settings/theme", "theme=dark"),
+        ("/settings/zone", "zone=UTC"),
+        ("/settings/keys", "keys=off"),
+        ("/api-keys/new", "name=k&preset=ingest&days=7"),
+        ("/logout", "x=y"),
+    ] {
+        answers.push(post(&session, path, format!("form_token={token}&{fields}")).await);
+    }
+    let mut names = std::collections::BTreeSet::new();
+    for answer in &answers {
+        for line in answer.headers.get_all("set-cookie") {
+            let line = line.to_str().expect("a cookie is ASCII");
+            for word in ["; HttpOnly", "; Secure", "; SameSite=Lax", "; Path=/"] {
+                assert!(line.contains(word), "{}: {line}", answer.request);
+            }
+            assert!(!line.contains("Domain"), "{}: {line}", answer.request);
+            names.insert(line.split('=').next().unwrap_or_default().to_owned());
+        }
+    }
+    let known = [
+        "access",
+        "device",
+        "flash",
+        "keys",
+        "oauth_redirect",
+        "oauth_state",
+        "refresh",
+        "shown",
+        "theme",
+        "zone",
+    ];
+    let known = known.map(|name| format!("open_spanner_{name}"));
+    assert_eq!(names.into_iter().collect::<Vec<_>>(), known);
 }
