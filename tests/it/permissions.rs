@@ -183,6 +183,21 @@ async fn each_route_takes_those_it_names(database: Database) {
     ));
 }
 
+/// Methods of gRPC stand in no table: whoever adds one tries it below, and in `write_by_each_method`.
+#[test]
+fn each_method_of_grpc_is_tried() {
+    let files = [
+        include_str!("../../proto/open_spanner/v1/usage.proto"),
+        include_str!("../../proto/open_spanner/v2/usage_stream.proto"),
+    ];
+    let methods = files.iter().flat_map(|file| file.lines());
+    let methods = methods.filter_map(|line| line.trim().strip_prefix("rpc ")?.split('(').next());
+    assert_eq!(methods.collect::<Vec<_>>(), ["CreateUsage", "CreateUsageBulk", "StreamUsage", "Ingest"]);
+    let proto = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("proto/open_spanner");
+    let versions = std::fs::read_dir(proto).expect("a folder").count();
+    assert_eq!(versions, files.len(), "a version whose methods nobody tries");
+}
+
 /// What a page demands, and an address of it whose ids exist nowhere.
 fn pages() -> Vec<Route> {
     use open_spanner::auth::permission::Access;
