@@ -113,7 +113,7 @@ async fn nothing_that_opens_anything_is_in_a_dump(database: Database) {
         (KEYS, ring.as_str()),
         ("OPEN_SPANNER_PUBLIC_URL", "https://usage.example.com"),
         ("OPEN_SPANNER_SMTP_URL", smtp.as_str()),
-        ("OPEN_SPANNER_MAIL_FROM", "usage@example.com"),
+        ("OPEN_SPANNER_MAIL_FROM", "Usage <usage@example.com>"),
     ];
     let server = start(&database, &provider, &more);
     let mut secrets: Secrets = [
