@@ -11,6 +11,7 @@ on_both_databases!(
     of_two_ways_in_one_stays,
     groups_do_not_take_the_last_owner_away,
     each_cookie_is_for_this_server_and_for_no_script,
+    tokens_that_are_made_up_have_keys_fetched_seldom,
 );
 
 /// Microsoft Entra says of no address whether it is verified. An operator may say so, domain by domain.
@@ -307,4 +308,23 @@ async fn each_cookie_is_for_this_server_and_for_no_script(database: Database) {
     ];
     let known = known.map(|name| format!("open_spanner_{name}"));
     assert_eq!(names.into_iter().collect::<Vec<_>>(), known);
+}
+
+/// Whoever brings tokens that no known key has signed does not have the provider asked for each of them.
+async fn tokens_that_are_made_up_have_keys_fetched_seldom(database: Database) {
+    let provider = Provider::start().await;
+    let server = start(&database, &provider, &[]);
+    is_in(&server, &through(&server, &provider, "ann@example.com", &json!({})).await);
+    let began = std::time::Instant::now();
+    for _ in 0..20 {
+        let gone = go(&server.client(), "/v1/auth/oauth/oidc").await;
+        provider.next(Signing::Foreign, claims(&provider, &gone, "bob@example.com"), &gone.challenge);
+        is_out(&come_back(&server.client(), &gone).await);
+    }
+    // once when they were needed first, and then once a second at most
+    let (fetched, seconds) = (provider.calls("/jwks"), began.elapsed().as_secs() as usize);
+    assert!(fetched <= 2 + seconds, "{fetched} times in {seconds} s");
+    assert_eq!(database.count("users"), 1);
+    // and whoever comes then with a good one is let in
+    is_in(&server, &through(&server, &provider, "bob@example.com", &json!({})).await);
 }
