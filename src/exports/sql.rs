@@ -341,17 +341,20 @@ pub struct CleanupRun {
     pub created_at: i64,
 }
 
-/// How often exports of a workspace were cleaned up, and the last time.
-pub fn cleanup_runs(conn: &mut Conn, workspace_id: i64) -> Result<(i64, Option<CleanupRun>), DbError> {
-    let own = export_cleanup_runs::workspace_id.eq(workspace_id);
-    let count = export_cleanup_runs::table.filter(own).count().get_result(conn)?;
-    let last = export_cleanup_runs::table
-        .filter(own)
+/// How often exports of a workspace were cleaned up.
+pub fn count_cleanup_runs(conn: &mut Conn, workspace_id: i64) -> Result<i64, DbError> {
+    let own = export_cleanup_runs::table.filter(export_cleanup_runs::workspace_id.eq(workspace_id));
+    Ok(own.count().get_result(conn)?)
+}
+
+/// When exports of a workspace were cleaned up last.
+pub fn last_cleanup_run(conn: &mut Conn, workspace_id: i64) -> Result<Option<CleanupRun>, DbError> {
+    Ok(export_cleanup_runs::table
+        .filter(export_cleanup_runs::workspace_id.eq(workspace_id))
         .order((export_cleanup_runs::created_at.desc(), export_cleanup_runs::id.desc()))
         .select(CleanupRun::as_select())
         .first(conn)
-        .optional()?;
-    Ok((count, last))
+        .optional()?)
 }
 
 /// What a dead job was about and no longer exists.

@@ -80,7 +80,6 @@ impl WorkerHealth {
         is_off: bool,
         instances: &[Instance],
         depth: &Depth,
-        dead_letters: i64,
         now: Timestamp,
     ) -> Self {
         let own: Vec<&Instance> = instances.iter().filter(|instance| instance.worker == name).collect();
@@ -88,7 +87,7 @@ impl WorkerHealth {
         let replicas: Vec<InstanceHealth> =
             own.iter().map(|instance| InstanceHealth::of(instance, now)).collect();
         let healthy = replicas.iter().filter(|replica| replica.status == WorkerStatus::Healthy).count();
-        let failed_jobs = depth.failed + dead_letters;
+        let failed_jobs = depth.failed + depth.dead;
         let is_late = depth.oldest_pending_at.is_some_and(|at| at < now.0 - LATE_AFTER);
         let status = match (healthy, replicas.len()) {
             // another server may have it on
@@ -142,21 +141,22 @@ mod tests {
             ..Depth::default()
         };
         let failed = Depth { failed: 1, ..Depth::default() };
-        let cases: [(bool, Vec<Instance>, Depth, i64, WorkerStatus); 11] = [
-            (false, vec![], Depth::default(), 0, WorkerStatus::NotStarted),
-            (true, vec![], Depth::default(), 0, WorkerStatus::Disabled),
-            (true, vec![beat(31)], Depth::default(), 0, WorkerStatus::Disabled),
-            (true, vec![beat(1)], Depth::default(), 0, WorkerStatus::Healthy),
-            (false, vec![beat(31)], Depth::default(), 0, WorkerStatus::Stale),
-            (false, vec![beat(31), beat(30)], Depth::default(), 0, WorkerStatus::Healthy),
-            (false, vec![beat(-7_200)], Depth::default(), 0, WorkerStatus::Stale),
-            (false, vec![beat(1)], waiting(300), 0, WorkerStatus::Healthy),
-            (false, vec![beat(1)], waiting(301), 0, WorkerStatus::Degraded),
-            (false, vec![beat(1)], failed, 0, WorkerStatus::Degraded),
-            (false, vec![beat(1)], Depth::default(), 1, WorkerStatus::Degraded),
+        let dead = Depth { dead: 1, ..Depth::default() };
+        let cases: [(bool, Vec<Instance>, Depth, WorkerStatus); 11] = [
+            (false, vec![], Depth::default(), WorkerStatus::NotStarted),
+            (true, vec![], Depth::default(), WorkerStatus::Disabled),
+            (true, vec![beat(31)], Depth::default(), WorkerStatus::Disabled),
+            (true, vec![beat(1)], Depth::default(), WorkerStatus::Healthy),
+            (false, vec![beat(31)], Depth::default(), WorkerStatus::Stale),
+            (false, vec![beat(31), beat(30)], Depth::default(), WorkerStatus::Healthy),
+            (false, vec![beat(-7_200)], Depth::default(), WorkerStatus::Stale),
+            (false, vec![beat(1)], waiting(300), WorkerStatus::Healthy),
+            (false, vec![beat(1)], waiting(301), WorkerStatus::Degraded),
+            (false, vec![beat(1)], failed, WorkerStatus::Degraded),
+            (false, vec![beat(1)], dead, WorkerStatus::Degraded),
         ];
-        for (at, (is_off, instances, depth, dead, want)) in cases.into_iter().enumerate() {
-            let found = WorkerHealth::of("alert", is_off, &instances, &depth, dead, NOW);
+        for (at, (is_off, instances, depth, want)) in cases.into_iter().enumerate() {
+            let found = WorkerHealth::of("alert", is_off, &instances, &depth, NOW);
             assert_eq!(found.status, want, "case {at}: {found:?}");
             assert_eq!(found.replica_count, found.healthy_replicas + found.stale_replicas);
         }
@@ -164,9 +164,9 @@ mod tests {
 
     #[test]
     fn instances_of_others_do_not_count() {
-        let found = WorkerHealth::of("export", false, &[beat(1)], &Depth::default(), 0, NOW);
+        let found = WorkerHealth::of("export", false, &[beat(1)], &Depth::default(), NOW);
         assert_eq!((found.status, found.replica_count), (WorkerStatus::NotStarted, 0));
-        let found = WorkerHealth::of("alert", false, &[beat(40), beat(2)], &Depth::default(), 0, NOW);
+        let found = WorkerHealth::of("alert", false, &[beat(40), beat(2)], &Depth::default(), NOW);
         assert_eq!((found.healthy_replicas, found.stale_replicas), (1, 1));
         assert_eq!(found.last_heartbeat_at, Some(Timestamp(NOW.0 - 2 * SECOND)));
         assert_eq!(found.last_success_at, Some(Timestamp(40)));

@@ -22,6 +22,7 @@ use crate::db::statement::Statement;
 use crate::db::{Conn, DbError};
 use crate::error::{Error, Result};
 use crate::jobs::dead_letters::DeadLetter;
+use crate::jobs::instances::Instance;
 use crate::metering::time::Timestamp;
 
 /// Work to be done at `run_after` or soon after.
@@ -470,19 +471,15 @@ pub fn bury(
 }
 
 /// How a queue stands: what operators see.
-#[derive(Clone, Debug, Default, QueryableByName)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Depth {
-    #[diesel(sql_type = Text)]
-    pub queue: String,
-    #[diesel(sql_type = BigInt)]
     pub pending: i64,
-    #[diesel(sql_type = BigInt)]
     pub running: i64,
     /// Waiting with an error behind them.
-    #[diesel(sql_type = BigInt)]
     pub failed: i64,
-    #[diesel(sql_type = Nullable<BigInt>)]
     pub oldest_pending_at: Option<i64>,
+    /// Given up, and queued anew by nobody.
+    pub dead: i64,
 }
 
 /// A job as a person sees it.
@@ -507,32 +504,106 @@ pub fn waiting(conn: &mut Conn, queue: &str, workspace_id: i64, limit: i64) -> R
         .load(conn)?)
 }
 
-/// Due and running jobs of a workspace, by queue; jobs kept for a later time do not count.
-pub fn depths(
+/// How background work stands.
+#[derive(Debug, Default)]
+pub struct Background {
+    /// Of a workspace, by queue: due and running jobs of the queues that were asked for, and what was given up in any. Jobs
+    /// kept for a later time do not count.
+    pub depths: HashMap<String, Depth>,
+    /// The worker processes of the installation, in the order in which they started.
+    pub instances: Vec<Instance>,
+}
+
+/// A queue or, when it has the id of one, a worker process.
+#[derive(QueryableByName)]
+struct BackgroundRow {
+    #[diesel(sql_type = Text)]
+    name: String,
+    #[diesel(sql_type = Nullable<Text>)]
+    instance_id: Option<String>,
+    #[diesel(sql_type = BigInt)]
+    pending: i64,
+    #[diesel(sql_type = BigInt)]
+    running: i64,
+    #[diesel(sql_type = BigInt)]
+    failed: i64,
+    #[diesel(sql_type = BigInt)]
+    dead: i64,
+    #[diesel(sql_type = Nullable<BigInt>)]
+    oldest_pending_at: Option<i64>,
+    #[diesel(sql_type = BigInt)]
+    started_at: i64,
+    #[diesel(sql_type = BigInt)]
+    last_heartbeat_at: i64,
+    #[diesel(sql_type = Nullable<BigInt>)]
+    last_success_at: Option<i64>,
+    #[diesel(sql_type = Nullable<BigInt>)]
+    last_failure_at: Option<i64>,
+}
+
+impl Background {
+    fn add(&mut self, row: BackgroundRow) {
+        let BackgroundRow { name, pending, running, failed, dead, oldest_pending_at, .. } = row;
+        match row.instance_id {
+            None => {
+                let depth = Depth { pending, running, failed, oldest_pending_at, dead };
+                self.depths.insert(name, depth);
+            }
+            Some(instance_id) => self.instances.push(Instance {
+                instance_id,
+                worker: name,
+                started_at: row.started_at,
+                last_heartbeat_at: row.last_heartbeat_at,
+                last_success_at: row.last_success_at,
+                last_failure_at: row.last_failure_at,
+            }),
+        }
+    }
+}
+
+/// How background work stands for a workspace, in one statement: pages ask for all of it.
+pub fn background(
     conn: &mut Conn,
     queues: &[&str],
     workspace_id: i64,
     now: Timestamp,
-) -> Result<HashMap<String, Depth>, DbError> {
+) -> Result<Background, DbError> {
     let mut statement = Statement::new(conn);
     let (now, workspace_id) = (statement.int(now.0), statement.int(workspace_id));
     let queues: Vec<String> = queues.iter().map(|queue| statement.text(*queue)).collect();
-    let count = |what: &str| format!("CAST(SUM(CASE WHEN {what} THEN 1 ELSE 0 END) AS BIGINT)");
-    let is_free = format!("(leased_until IS NULL OR leased_until < {now})");
-    let text = format!(
-        "-- jobs::queue::depths
-         SELECT queue, {} AS pending, {} AS running, {} AS failed,
-                MIN(CASE WHEN {is_free} THEN run_after END) AS oldest_pending_at
-         FROM jobs WHERE queue IN ({}) AND run_after <= {now} AND workspace_id = {workspace_id} GROUP BY queue",
-        count(&is_free),
-        count(&format!("leased_until >= {now}")),
-        count("last_error IS NOT NULL"),
-        queues.join(", "),
-    );
-    let mut found = HashMap::new();
-    statement.each(conn, &text, |depth: Depth| {
-        found.insert(depth.queue.clone(), depth);
+    let text = background_sql(&now, &workspace_id, &queues.join(", "));
+    let mut found = Background::default();
+    statement.each(conn, &text, |row: BackgroundRow| {
+        found.add(row);
         Ok(())
     })?;
+    found.instances.sort_by_key(|instance| instance.started_at);
     Ok(found)
+}
+
+fn background_sql(now: &str, workspace_id: &str, queues: &str) -> String {
+    let total = |column: &str| format!("CAST(SUM({column}) AS BIGINT) AS {column}");
+    let is_free = format!("(leased_until IS NULL OR leased_until < {now})");
+    format!(
+        "-- jobs::queue::background
+         SELECT queue AS name, CAST(NULL AS TEXT) AS instance_id, {}, {}, {}, {}, MIN(due_at) AS oldest_pending_at,
+                CAST(0 AS BIGINT) AS started_at, CAST(0 AS BIGINT) AS last_heartbeat_at,
+                CAST(NULL AS BIGINT) AS last_success_at, CAST(NULL AS BIGINT) AS last_failure_at
+         FROM (
+             SELECT queue, CASE WHEN {is_free} THEN 1 ELSE 0 END AS pending,
+                    CASE WHEN leased_until >= {now} THEN 1 ELSE 0 END AS running,
+                    CASE WHEN last_error IS NOT NULL THEN 1 ELSE 0 END AS failed, 0 AS dead,
+                    CASE WHEN {is_free} THEN run_after END AS due_at
+             FROM jobs WHERE queue IN ({queues}) AND run_after <= {now} AND workspace_id = {workspace_id}
+             UNION ALL
+             SELECT queue, 0, 0, 0, 1, NULL FROM dead_letters WHERE workspace_id = {workspace_id} AND requeued_at IS NULL
+         ) AS work GROUP BY queue
+         UNION ALL
+         SELECT worker, instance_id, 0, 0, 0, 0, NULL, started_at, last_heartbeat_at, last_success_at, last_failure_at
+         FROM worker_instances",
+        total("pending"),
+        total("running"),
+        total("failed"),
+        total("dead"),
+    )
 }

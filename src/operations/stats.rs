@@ -1,6 +1,8 @@
 //! Totals of a workspace, and how the background work is (rest.md 12.14). Asks a fixed number of questions, all but
 //! that for decisions small; of events it sees those of a partly pruned hour.
 
+use std::collections::HashMap;
+
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -9,10 +11,10 @@ use crate::db::{Conn, DbError};
 use crate::entitlements::sql::decisions;
 use crate::exports::sql::CleanupRun;
 use crate::jobs::health::{WorkerHealth, WorkerStatus};
-use crate::jobs::{dead_letters, instances, queue};
+use crate::jobs::queue::{self, Background};
 use crate::metering::time::Timestamp;
 use crate::retention::sql::PruneRun;
-use crate::usage::{ingestion_runs, subjects};
+use crate::usage::subjects;
 use crate::{alerts, entitlements, exports, meters, retention};
 
 /// Totals of the workspace on the wire; fields in contract order.
@@ -212,9 +214,7 @@ pub fn load(
     now: Timestamp,
 ) -> Result<SystemStats, DbError> {
     let totals = subjects::totals(conn, workspace_id)?;
-    let (decision_prune_runs, last_decision_prune_run) = decisions::prune_runs(conn, workspace_id)?;
-    let (export_cleanup_runs, last_export_cleanup_run) = exports::sql::cleanup_runs(conn, workspace_id)?;
-    let refused = ingestion_runs::refused(conn, workspace_id)?;
+    let kept = decisions::kept(conn, workspace_id)?;
     let owed = deliveries::owed(conn, Some(workspace_id))?;
     let names = meters::sql::names(conn, workspace_id, ROLLUP_ITEMS)?;
     Ok(SystemStats {
@@ -222,11 +222,13 @@ pub fn load(
         usage_events: totals.usage_events,
         prune_runs: subjects::count_prune_runs(conn, workspace_id)?,
         last_prune_run: retention::sql::runs(conn, workspace_id, None, 1)?.pop().map(LastPruneRun::from),
-        consumption_decisions: decisions::count(conn, workspace_id)?,
-        decision_prune_runs,
-        last_decision_prune_run: last_decision_prune_run.map(LastDecisionPruneRun::from),
-        export_cleanup_runs,
-        last_export_cleanup_run: last_export_cleanup_run.map(LastExportCleanupRun::from),
+        consumption_decisions: kept.decisions,
+        decision_prune_runs: kept.prune_runs,
+        last_decision_prune_run: decisions::last_prune_run(conn, workspace_id)?
+            .map(LastDecisionPruneRun::from),
+        export_cleanup_runs: exports::sql::count_cleanup_runs(conn, workspace_id)?,
+        last_export_cleanup_run: exports::sql::last_cleanup_run(conn, workspace_id)?
+            .map(LastExportCleanupRun::from),
         last_reconciliation_run: (),
         reconciliation_health: ReconciliationHealth {
             status: WorkerStatus::NotStarted,
@@ -235,27 +237,35 @@ pub fn load(
         },
         ingestion_safety: IngestionSafety {
             accepted_events: totals.accepted_events,
-            rejected_events: refused.rejected,
-            throttled_events: refused.throttled,
+            rejected_events: totals.rejected_events,
+            throttled_events: totals.throttled_events,
         },
         rollup_health: RollupHealth::of(names, totals.meters, now),
-        worker_health: worker_health(conn, workspace_id, prunes, (&owed, now))?,
+        worker_health: work(conn, workspace_id, prunes, (&owed, now))?.workers,
         webhooks: owed.into(),
     })
 }
 
-/// How each worker is, and what waits for it.
-pub fn worker_health(
+/// How background work is.
+pub struct Work {
+    /// How each worker is, and what waits for it.
+    pub workers: Vec<WorkerHealth>,
+    /// Jobs of the workspace that were given up and queued anew by nobody, by queue.
+    pub dead_letters: HashMap<String, i64>,
+}
+
+/// In one statement, beside what is owed.
+pub fn work(
     conn: &mut Conn,
     workspace_id: i64,
     prunes: bool,
     (owed, now): (&Owed, Timestamp),
-) -> Result<Vec<WorkerHealth>, DbError> {
-    let instances = instances::list(conn)?;
-    let dead_letters = dead_letters::count(conn, workspace_id)?;
+) -> Result<Work, DbError> {
     let queues: Vec<&str> = WORKERS.iter().filter_map(|(_, queue)| *queue).collect();
-    let mut depths = queue::depths(conn, &queues, workspace_id, now)?;
-    let mut all = Vec::with_capacity(WORKERS.len());
+    let Background { mut depths, instances } = queue::background(conn, &queues, workspace_id, now)?;
+    let dead = depths.iter().filter(|(_, depth)| depth.dead > 0);
+    let dead_letters = dead.map(|(queue, depth)| (queue.clone(), depth.dead)).collect();
+    let mut workers = Vec::with_capacity(WORKERS.len());
     for (name, queue) in WORKERS {
         let mut depth = queue.and_then(|queue| depths.remove(queue)).unwrap_or_default();
         if queue == Some(deliveries::QUEUE) {
@@ -264,13 +274,12 @@ pub fn worker_health(
             depth.failed = owed.failing + owed.dead_letters;
             depth.oldest_pending_at = owed.oldest_at;
         }
-        let dead = queue.and_then(|queue| dead_letters.get(queue)).copied().unwrap_or_default();
         let is_off = match name {
             "retention" => !prunes,
             "reconciliation" => true,
             _ => false,
         };
-        all.push(WorkerHealth::of(name, is_off, &instances, &depth, dead, now));
+        workers.push(WorkerHealth::of(name, is_off, &instances, &depth, now));
     }
-    Ok(all)
+    Ok(Work { workers, dead_letters })
 }

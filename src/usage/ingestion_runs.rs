@@ -7,7 +7,7 @@ use diesel::sql_types::{BigInt, Binary, Text};
 use uuid::Uuid;
 
 use crate::db::columns::uuid_of;
-use crate::db::schema::{ingestion_refusals, ingestion_runs};
+use crate::db::schema::ingestion_runs;
 use crate::db::{Conn, DbError, leases};
 use crate::error::Error;
 use crate::metering::time::Timestamp;
@@ -203,13 +203,4 @@ pub fn add_refused(conn: &mut Conn, more: &[(i64, Refused)]) -> Result<(), DbErr
         .execute(conn)?;
     }
     Ok(())
-}
-
-pub fn refused(conn: &mut Conn, workspace_id: i64) -> Result<Refused, DbError> {
-    let row: Option<(i64, i64)> = ingestion_refusals::table
-        .find(workspace_id)
-        .select((ingestion_refusals::rejected_events, ingestion_refusals::throttled_events))
-        .first(conn)
-        .optional()?;
-    Ok(row.map(|(rejected, throttled)| Refused { rejected, throttled }).unwrap_or_default())
 }

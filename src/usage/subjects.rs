@@ -54,6 +54,12 @@ pub struct Totals {
     /// Pruned ones included.
     #[diesel(sql_type = BigInt)]
     pub accepted_events: i64,
+    /// Turned away because they were invalid.
+    #[diesel(sql_type = BigInt)]
+    pub rejected_events: i64,
+    /// Turned away because they were over the rate limit.
+    #[diesel(sql_type = BigInt)]
+    pub throttled_events: i64,
 }
 
 /// SQL for the first whole hour or day at or after the watermark of `meters`, in the far past when there is none.
@@ -221,7 +227,7 @@ fn stored_by_hour(
     Ok(query.bind::<BigInt, _>(other.to.0).load(conn)?)
 }
 
-/// How many meters and events a workspace has.
+/// How many meters and events a workspace has, and how many events were turned away.
 pub fn totals(conn: &mut Conn, workspace_id: i64) -> Result<Totals, DbError> {
     let ever = "r.meter_id = p.id AND r.grain = 2";
     let text = format!(
@@ -231,7 +237,9 @@ pub fn totals(conn: &mut Conn, workspace_id: i64) -> Result<Totals, DbError> {
          ), counted AS ({})
          SELECT (SELECT COUNT(*) FROM page) AS meters,
                 (SELECT CAST(COALESCE(SUM(event_count), 0) AS BIGINT) FROM counted) AS usage_events,
-                (SELECT CAST(COALESCE(SUM(event_count), 0) AS BIGINT) FROM ({}) AS ever) AS accepted_events",
+                (SELECT CAST(COALESCE(SUM(event_count), 0) AS BIGINT) FROM ({}) AS ever) AS accepted_events,
+                COALESCE((SELECT rejected_events FROM ingestion_refusals WHERE workspace_id = $1), 0) AS rejected_events,
+                COALESCE((SELECT throttled_events FROM ingestion_refusals WHERE workspace_id = $1), 0) AS throttled_events",
         whole_from(HOUR),
         whole_from(DAY),
         counted_by_meter(conn),

@@ -22,14 +22,13 @@ use crate::entitlements::quota::State;
 use crate::entitlements::sql::listing;
 use crate::error::Result;
 use crate::http::extract::Params;
-use crate::jobs::dead_letters;
 use crate::jobs::health::WorkerStatus;
 use crate::metering::calendar::Zone;
 use crate::metering::meter::{Aggregation, Meter};
 use crate::metering::quantity::Quantity;
 use crate::metering::rollup::Grain;
 use crate::metering::time::{BucketSize, DAY, HOUR, Timestamp};
-use crate::operations::stats::worker_health;
+use crate::operations::stats;
 use crate::usage::ingestion_runs::{self, IngestionRun};
 use crate::usage::subjects::{self, SubjectStats, Totals};
 
@@ -43,7 +42,6 @@ const LISTED: i64 = 8;
 /// What is read in one go.
 struct Facts {
     totals: Totals,
-    refused: ingestion_runs::Refused,
     runs: Vec<IngestionRun>,
     subjects: Vec<SubjectStats>,
     /// Events of the last four weeks, by meter and day of the workspace.
@@ -128,19 +126,18 @@ fn read(
     };
     let (exceeded, warned) = (count(State::Exceeded), count(State::Warning));
     let owed = deliveries::owed(conn, Some(workspace_id))?;
-    let health = worker_health(conn, workspace_id, prunes, (&owed, now))?;
+    let work = stats::work(conn, workspace_id, prunes, (&owed, now))?;
     let workers = |status: WorkerStatus| {
-        health.iter().filter(|worker| worker.status == status).map(|worker| worker.name).collect()
+        work.workers.iter().filter(|worker| worker.status == status).map(|worker| worker.name).collect()
     };
     Ok(Facts {
         totals: subjects::totals(conn, workspace_id)?,
-        refused: ingestion_runs::refused(conn, workspace_id)?,
         runs: ingestion_runs::runs(conn, workspace_id, None, LISTED)?,
         subjects: subjects::list(conn, workspace_id, None, LISTED)?,
         counts: counts(conn, workspace_id, home, now)?,
         exceeded,
         warned,
-        dead_letters: dead_letters::count(conn, workspace_id)?.values().sum(),
+        dead_letters: work.dead_letters.values().sum(),
         stale: workers(WorkerStatus::Stale),
         behind: workers(WorkerStatus::Degraded),
     })

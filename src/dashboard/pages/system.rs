@@ -11,16 +11,19 @@ use crate::dashboard::form::Form;
 use crate::dashboard::view::{self, segment};
 use crate::dashboard::visit::{Shell, Visit, ok};
 use crate::db::Conn;
+use crate::entitlements::sql::decisions;
 use crate::error::{Error, Result};
+use crate::exports::sql::{self as exports, CleanupRun};
 use crate::http::extract::{Id, Params, decode_cursor, encode_cursor};
 use crate::jobs::dead_letters::{self as letters, DeadLetter};
 use crate::jobs::health::WorkerHealth;
 use crate::metering::json::Value;
 use crate::metering::time::Timestamp;
 use crate::operations::dead_letters::{self, Outlook, Requeued};
-use crate::operations::stats::{self, SystemStats};
+use crate::operations::stats;
 use crate::retention;
 use crate::retention::sql::{self as prunes, PruneRun};
+use crate::usage::subjects::{self, Totals};
 
 const LETTERS_LISTED: usize = 50;
 
@@ -28,7 +31,10 @@ const LETTERS_LISTED: usize = 50;
 #[template(path = "system/system.html")]
 struct SystemPage {
     shell: Shell,
-    stats: SystemStats,
+    totals: Totals,
+    kept: decisions::Kept,
+    workers: Vec<WorkerHealth>,
+    cleanup: Option<CleanupRun>,
     prunes: Vec<PruneRun>,
     is_ready: bool,
     version: &'static str,
@@ -45,15 +51,21 @@ pub async fn show(app: web::Data<App>, caller: Caller, visit: Visit) -> Result<H
     let (workspace_id, prunes_enabled, now) =
         (caller.workspace_id, app.config.retention.prune_enabled, Timestamp::now());
     let read = move |conn: &mut Conn| {
+        let owed = deliveries::owed(conn, Some(workspace_id))?;
+        let work = stats::work(conn, workspace_id, prunes_enabled, (&owed, now))?;
         Ok((
-            stats::load(conn, workspace_id, prunes_enabled, now)?,
+            (subjects::totals(conn, workspace_id)?, decisions::kept(conn, workspace_id)?, work.workers),
+            exports::last_cleanup_run(conn, workspace_id)?,
             prunes::runs(conn, workspace_id, None, 10)?,
         ))
     };
-    let (stats, prunes) = app.store.read("stats::load", read).await?;
+    let ((totals, kept, workers), cleanup, prunes) = app.store.read("system::show", read).await?;
     ok(&SystemPage {
         shell: visit.shell("system", "System"),
-        stats,
+        totals,
+        kept,
+        workers,
+        cleanup,
         prunes,
         is_ready: app.phase.is_serving(),
         version: env!("CARGO_PKG_VERSION"),
@@ -127,12 +139,11 @@ pub async fn jobs(app: web::Data<App>, caller: Caller, visit: Visit, params: Par
         .map(|(created_at, id)| letters::Position { created_at, id });
     let read = move |conn: &mut Conn| {
         let owed = deliveries::owed(conn, Some(workspace_id))?;
-        let workers = stats::worker_health(conn, workspace_id, prunes_enabled, (&owed, now))?;
+        let work = stats::work(conn, workspace_id, prunes_enabled, (&owed, now))?;
         let filter = letters::Filter { queue: wanted.as_deref(), is_open: false, after: after.as_ref() };
-        let listed = letters::list(conn, workspace_id, filter, LETTERS_LISTED as i64 + 1)?;
-        Ok((workers, listed, letters::count(conn, workspace_id)?))
+        Ok((work, letters::list(conn, workspace_id, filter, LETTERS_LISTED as i64 + 1)?))
     };
-    let (workers, mut letters, counts) = app.store.read("jobs::overview", read).await?;
+    let (work, mut letters) = app.store.read("jobs::overview", read).await?;
     let has_more = letters.len() > LETTERS_LISTED;
     letters.truncate(LETTERS_LISTED);
     let next = match letters.last().filter(|_| has_more).map(DeadLetter::position) {
@@ -143,10 +154,10 @@ pub async fn jobs(app: web::Data<App>, caller: Caller, visit: Visit, params: Par
         None => None,
     };
     let open = match queue.as_str() {
-        "" => counts.values().sum(),
-        queue => counts.get(queue).copied().unwrap_or_default(),
+        "" => work.dead_letters.values().sum(),
+        queue => work.dead_letters.get(queue).copied().unwrap_or_default(),
     };
-    ok(&JobsPage { shell: visit.shell("jobs", "Jobs"), workers, letters, open, queue, next })
+    ok(&JobsPage { shell: visit.shell("jobs", "Jobs"), workers: work.workers, letters, open, queue, next })
 }
 
 #[derive(Template)]

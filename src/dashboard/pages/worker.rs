@@ -61,7 +61,7 @@ pub async fn show(app: web::Data<App>, caller: Caller, visit: Visit, Id(name): I
         (caller.workspace_id, app.config.retention.prune_enabled, Timestamp::now());
     let read = move |conn: &mut Conn| {
         let owed = deliveries::owed(conn, Some(workspace_id))?;
-        let health = stats::worker_health(conn, workspace_id, prunes, (&owed, now))?;
+        let health = stats::work(conn, workspace_id, prunes, (&owed, now))?.workers;
         let jobs = match queue {
             Some(queue) => queue::waiting(conn, queue, workspace_id, JOBS_LISTED)?,
             None => Vec::new(),

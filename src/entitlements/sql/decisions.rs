@@ -142,8 +142,20 @@ pub fn list(
     Ok(query.load(conn)?)
 }
 
-pub fn count(conn: &mut Conn, workspace_id: i64) -> Result<i64, DbError> {
-    Ok(decisions::table.filter(decisions::workspace_id.eq(workspace_id)).count().get_result(conn)?)
+/// Decisions that are kept, and how often others were pruned.
+#[derive(QueryableByName)]
+pub struct Kept {
+    #[diesel(sql_type = BigInt)]
+    pub decisions: i64,
+    #[diesel(sql_type = BigInt)]
+    pub prune_runs: i64,
+}
+
+pub fn kept(conn: &mut Conn, workspace_id: i64) -> Result<Kept, DbError> {
+    let text = "-- entitlements::decisions::kept
+        SELECT (SELECT COUNT(*) FROM consumption_decisions WHERE workspace_id = $1) AS decisions,
+               (SELECT COUNT(*) FROM decision_prune_runs WHERE workspace_id = $1) AS prune_runs";
+    Ok(sql_query(text).bind::<BigInt, _>(workspace_id).get_result(conn)?)
 }
 
 #[derive(QueryableByName)]
@@ -205,15 +217,12 @@ pub fn add_prune_run(conn: &mut Conn, run: &PruneRun) -> Result<(), DbError> {
     Ok(())
 }
 
-/// How often decisions of a workspace were pruned, and the last time.
-pub fn prune_runs(conn: &mut Conn, workspace_id: i64) -> Result<(i64, Option<PruneRun>), DbError> {
-    let own = decision_prune_runs::workspace_id.eq(workspace_id);
-    let count = decision_prune_runs::table.filter(own).count().get_result(conn)?;
-    let last = decision_prune_runs::table
-        .filter(own)
+/// When decisions of a workspace were pruned last.
+pub fn last_prune_run(conn: &mut Conn, workspace_id: i64) -> Result<Option<PruneRun>, DbError> {
+    Ok(decision_prune_runs::table
+        .filter(decision_prune_runs::workspace_id.eq(workspace_id))
         .order((decision_prune_runs::created_at.desc(), decision_prune_runs::id.desc()))
         .select(PruneRun::as_select())
         .first(conn)
-        .optional()?;
-    Ok((count, last))
+        .optional()?)
 }

@@ -201,27 +201,58 @@ fn a_running_job_is_run_again_when_asked_not_at_once() {
     assert_eq!(claim_at(&mut conn, &OTHER, 50).len(), 1);
 }
 
+fn depths(conn: &mut Conn, queues: &[&str], workspace_id: i64) -> HashMap<String, Depth> {
+    background(conn, queues, workspace_id, Timestamp(30)).expect("counted").depths
+}
+
 #[test]
 fn the_dead_are_kept_and_can_be_revived() {
     let (_folder, mut conn) = database();
     enqueue(&mut conn, vec![job("a", 5)], Timestamp(0)).expect("enqueued");
     let first = claim_at(&mut conn, &TOKEN, 5);
     retry(&mut conn, &first[0], &TOKEN, Timestamp(20), "broken").expect("freed");
-    let found = depths(&mut conn, &["p", "q"], 1, Timestamp(30)).expect("counted");
-    let depth = found.get("q").expect("one job");
-    assert_eq!((found.len(), depth.pending, depth.running, depth.failed), (1, 1, 0, 1));
-    assert_eq!(depth.oldest_pending_at, Some(20));
-    assert!(depths(&mut conn, &["q"], 2, Timestamp(30)).expect("counted").is_empty(), "another workspace");
+    let found = depths(&mut conn, &["p", "q"], 1);
+    let waiting = Depth { pending: 1, failed: 1, oldest_pending_at: Some(20), ..Depth::default() };
+    assert_eq!(found, HashMap::from([("q".to_owned(), waiting)]));
+    assert!(depths(&mut conn, &["q"], 2).is_empty(), "another workspace");
     let second = claim_at(&mut conn, &TOKEN, 20);
     bury(&mut conn, &second[0], &TOKEN, "broken", Timestamp(21)).expect("buried");
     assert!(claim_at(&mut conn, &TOKEN, 100).is_empty());
     let letters = dead_letters::list(&mut conn, 1, dead_letters::Filter::default(), 10).expect("listed");
     assert_eq!((letters.len(), letters[0].attempts), (1, 2));
     assert_eq!(dead_letters::count(&mut conn, 1).expect("counted"), HashMap::from([("q".to_owned(), 1)]));
+    let dead = HashMap::from([("q".to_owned(), Depth { dead: 1, ..Depth::default() })]);
+    assert_eq!(depths(&mut conn, &["p"], 1), dead, "of whatever queue");
+    assert!(depths(&mut conn, &["q"], 2).is_empty(), "another workspace");
     assert!(dead_letters::get(&mut conn, 2, &letters[0].id).is_err(), "another workspace");
     let letter = dead_letters::get(&mut conn, 1, &letters[0].id).expect("found");
     dead_letters::requeue(&mut conn, &letter, Timestamp(100)).expect("requeued");
     assert!(dead_letters::requeue(&mut conn, &letter, Timestamp(100)).is_err(), "once only");
     assert!(dead_letters::count(&mut conn, 1).expect("counted").is_empty());
+    assert!(depths(&mut conn, &["p"], 1).is_empty());
     assert_eq!(claim_at(&mut conn, &TOKEN, 100).len(), 1);
+}
+
+/// With what waits and was given up come the processes, whatever they are called.
+#[test]
+fn processes_are_told_apart_from_queues() {
+    let (_folder, mut conn) = database();
+    enqueue(&mut conn, vec![job("a", 5)], Timestamp(0)).expect("enqueued");
+    for (instance_id, started_at) in [("late", 9), ("early", 3)] {
+        let instance = Instance {
+            instance_id: instance_id.to_owned(),
+            worker: "q".to_owned(),
+            started_at,
+            last_heartbeat_at: 0,
+            last_success_at: Some(started_at),
+            last_failure_at: None,
+        };
+        crate::jobs::instances::heartbeat(&mut conn, &instance, Timestamp(20)).expect("beaten");
+    }
+    let found = background(&mut conn, &["q"], 1, Timestamp(30)).expect("read");
+    let told =
+        found.instances.iter().map(|one| (one.instance_id.as_str(), one.started_at, one.last_heartbeat_at));
+    assert_eq!(told.collect::<Vec<_>>(), [("early", 3, 20), ("late", 9, 20)]);
+    assert_eq!(found.instances[0].last_success_at, Some(3));
+    assert_eq!((found.depths.len(), found.depths["q"].pending), (1, 1));
 }
