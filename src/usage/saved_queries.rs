@@ -1,6 +1,8 @@
 //! Queries that users keep for themselves, in whatever workspace they are, and may share with the members of one.
 
 use diesel::prelude::*;
+use diesel::sql_query;
+use diesel::sql_types::{BigInt, Text};
 
 use crate::both;
 use crate::db::schema::{memberships, saved_queries, users};
@@ -8,7 +10,7 @@ use crate::db::{Conn, DbError, audit, limits};
 use crate::error::Error;
 
 /// A kept query; `query` is a JSON object and `group_by` a JSON list, both as text.
-#[derive(Clone, Debug, Queryable, Selectable, Insertable, AsChangeset)]
+#[derive(Clone, Debug, Queryable, QueryableByName, Selectable, Insertable, AsChangeset)]
 #[diesel(table_name = saved_queries, treat_none_as_default_value = false, treat_none_as_null = true)]
 pub struct SavedQuery {
     pub id: String,
@@ -62,6 +64,34 @@ pub fn shared(
         .order((saved_queries::name, saved_queries::id))
         .select((SavedQuery::as_select(), users::email))
         .load(conn)?)
+}
+
+#[derive(QueryableByName)]
+struct SeenRow {
+    #[diesel(embed)]
+    query: SavedQuery,
+    #[diesel(sql_type = Text)]
+    shared_by: String,
+}
+
+/// What a user sees in a workspace, in one statement: their own as in [`list`], with nobody's address, then those as in
+/// [`shared`].
+pub fn seen(conn: &mut Conn, workspace_id: i64, user_id: i64) -> Result<Vec<(SavedQuery, String)>, DbError> {
+    let text = "-- usage::saved_queries::seen
+        SELECT * FROM (
+            SELECT q.*, '' AS shared_by, 0 AS place FROM saved_queries q WHERE q.user_id = $1
+            UNION ALL
+            SELECT q.*, u.email, 1 FROM saved_queries q
+            JOIN memberships m ON m.user_id = q.user_id AND m.workspace_id = $2
+            JOIN users u ON u.id = q.user_id
+            WHERE q.shared_in = $2 AND q.user_id <> $1
+        ) AS seen
+        ORDER BY seen.place, CASE WHEN seen.place = 0 AND seen.pinned THEN 0 ELSE 1 END,
+                 CASE WHEN seen.place = 0 THEN seen.position END, CASE WHEN seen.place = 0 THEN -seen.updated_at END,
+                 CASE WHEN seen.place = 1 THEN seen.name END, CASE WHEN seen.place = 0 THEN seen.id END DESC, seen.id";
+    let query = sql_query(text).bind::<BigInt, _>(user_id).bind::<BigInt, _>(workspace_id);
+    let rows: Vec<SeenRow> = query.load(conn)?;
+    Ok(rows.into_iter().map(|row| (row.query, row.shared_by)).collect())
 }
 
 /// Takes a query out of a workspace that somebody shared it with; false when there is none.

@@ -14,6 +14,7 @@ on_both_databases!(
     days_of_pages_are_those_of_the_workspace,
     long_views_have_short_addresses,
     queries_are_shared_with_the_workspace,
+    own_queries_stand_before_shared_ones,
     a_snoozed_alert_tells_nobody,
     a_plan_is_made_and_changed_with_windows,
     an_alert_watches_a_period_of_a_zone,
@@ -200,6 +201,35 @@ async fn queries_are_shared_with_the_workspace(database: Database) {
     // who leaves shares nothing any more
     let body = json!({"name": "By model", "query": {"meter": "tokens"}, "shared": false});
     assert!(cookie.put(&path, &body).await.json(200).get("shared").is_none());
+}
+
+/// As the interface for programs lists both.
+async fn own_queries_stand_before_shared_ones(database: Database) {
+    let server = Server::start(&database);
+    let mut owner = furnished(&server).await;
+    let mut admin = joined(&server, &mut owner, "admin").await;
+    let (own, other) = (session_of(&server, &owner), session_of(&server, &admin));
+    for (name, pinned, position) in [("m2", true, 2), ("m1", true, 1), ("m3", false, 0), ("m4", false, 0)] {
+        let query =
+            json!({"name": name, "query": {"meter": "tokens"}, "pinned": pinned, "position": position});
+        own.post("/v1/usage/saved-queries", &query).await.expect(201);
+    }
+    for (name, shared) in [("z9", true), ("a1", true), ("a2", false)] {
+        let query = json!({"name": name, "query": {"meter": "tokens"}, "pinned": true, "shared": shared});
+        other.post("/v1/usage/saved-queries", &query).await.expect(201);
+    }
+    let mut names = Vec::new();
+    for path in ["/v1/usage/saved-queries", "/v1/usage/saved-queries?shared=true"] {
+        let listed = own.get(path).await.json(200);
+        let items = listed["items"].as_array().expect("a list").iter();
+        names.extend(items.map(|item| item["name"].as_str().expect("a name").to_owned()));
+    }
+    let page = owner.get("/usage/saved").await.expect(200).text;
+    let shown = page.split("<th scope=\"row\"><a href=").skip(1);
+    let shown = shown.filter_map(|rest| rest.split_once('>')?.1.split('<').next());
+    assert_eq!(shown.collect::<Vec<_>>(), names, "{page}");
+    assert_eq!((names.len(), &names[5..]), (7, &["a1".to_owned(), "z9".to_owned()][..]), "{names:?}");
+    assert!(!admin.get("/usage/saved").await.expect(200).text.contains(">m1<"), "what nobody shares");
 }
 
 /// The interface for programs, as the person at a browser.

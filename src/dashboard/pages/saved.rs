@@ -95,13 +95,9 @@ fn scoped(rule: &Value) -> Option<(&'static str, &str)> {
 /// The saved queries of the caller, then what others share with the workspace.
 pub async fn saved(app: &App, caller: &Caller) -> Result<Vec<Kept>> {
     let (workspace_id, user_id) = (caller.workspace_id, caller.user_id);
-    let read = move |conn: &mut Conn| {
-        let own = saved_queries::list(conn, user_id)?;
-        Ok((own, saved_queries::shared(conn, workspace_id, user_id)?))
-    };
-    let (own, shared) = app.store.read("saved_queries::list", read).await?;
-    let own = own.into_iter().map(|query| (query, String::new()));
-    Ok(own.chain(shared).map(|(query, by)| Kept::of(query, by, workspace_id)).collect())
+    let read = move |conn: &mut Conn| saved_queries::seen(conn, workspace_id, user_id);
+    let seen = app.store.read("saved_queries::list", read).await?;
+    Ok(seen.into_iter().map(|(query, by)| Kept::of(query, by, workspace_id)).collect())
 }
 
 #[derive(Template)]
