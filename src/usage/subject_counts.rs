@@ -136,6 +136,15 @@ pub struct SubjectPosition {
     pub subject: String,
 }
 
+fn recent_sql(limit: i64) -> String {
+    format!(
+        "SELECT id, name, last_event_at, usage_counts FROM subjects
+         WHERE workspace_id = $1 AND last_event_at IS NOT NULL AND last_event_at <= $2
+           AND (last_event_at < $2 OR name > $3)
+         ORDER BY last_event_at DESC, name LIMIT {limit}"
+    )
+}
+
 /// Subjects after a position by what is settled of their last event, newest first, then by name.
 pub fn recent(
     conn: &mut Conn,
@@ -143,28 +152,51 @@ pub fn recent(
     after: Option<&SubjectPosition>,
     limit: i64,
 ) -> Result<Vec<Settled>, DbError> {
-    let text = format!(
-        "-- usage::subject_counts::recent
-         SELECT id, name, last_event_at, usage_counts FROM subjects
-         WHERE workspace_id = $1 AND last_event_at IS NOT NULL AND last_event_at <= $2
-           AND (last_event_at < $2 OR name > $3)
-         ORDER BY last_event_at DESC, name LIMIT {limit}"
-    );
+    let text = format!("-- usage::subject_counts::recent\n{}", recent_sql(limit));
     let (at, name) = after.map_or((i64::MAX, ""), |after| (after.last_event_at.0, after.subject.as_str()));
     let query = sql_query(text).bind::<BigInt, _>(workspace_id).bind::<BigInt, _>(at).bind::<Text, _>(name);
     let rows: Vec<SubjectRow> = query.load(conn)?;
     Ok(rows.into_iter().map(SubjectRow::into_settled).collect())
 }
 
-/// These subjects.
-pub fn of(conn: &mut Conn, subject_ids: &[i64]) -> Result<Vec<Settled>, DbError> {
-    let rows: Vec<SubjectRow> = sql_query(format!(
-        "-- usage::subject_counts::of
-         SELECT id, name, last_event_at, usage_counts FROM subjects WHERE id IN ({})",
+#[derive(QueryableByName)]
+struct FoundRow {
+    #[diesel(embed)]
+    subject: SubjectRow,
+    #[diesel(sql_type = BigInt)]
+    is_wanted: i64,
+}
+
+/// In one statement these subjects, in no order, and what [`recent`] finds.
+pub fn of_and_recent(
+    conn: &mut Conn,
+    subject_ids: &[i64],
+    workspace_id: i64,
+    after: Option<&SubjectPosition>,
+    limit: i64,
+) -> Result<(Vec<Settled>, Vec<Settled>), DbError> {
+    if subject_ids.is_empty() {
+        return Ok((Vec::new(), recent(conn, workspace_id, after, limit)?));
+    }
+    let text = format!(
+        "-- usage::subject_counts::of_and_recent
+         SELECT r.id, r.name, r.last_event_at, r.usage_counts, CAST(0 AS BIGINT) AS is_wanted FROM ({}) AS r
+         UNION ALL
+         SELECT id, name, last_event_at, usage_counts, CAST(1 AS BIGINT) FROM subjects WHERE id IN ({})",
+        recent_sql(limit),
         integers(subject_ids)
-    ))
-    .load(conn)?;
-    Ok(rows.into_iter().map(SubjectRow::into_settled).collect())
+    );
+    let (at, name) = after.map_or((i64::MAX, ""), |after| (after.last_event_at.0, after.subject.as_str()));
+    let query = sql_query(text).bind::<BigInt, _>(workspace_id).bind::<BigInt, _>(at).bind::<Text, _>(name);
+    let rows: Vec<FoundRow> = query.load(conn)?;
+    let (wanted, recent): (Vec<FoundRow>, _) = rows.into_iter().partition(|row| row.is_wanted > 0);
+    let settled = |rows: Vec<FoundRow>| -> Vec<Settled> {
+        rows.into_iter().map(|row| row.subject.into_settled()).collect()
+    };
+    let mut recent = settled(recent);
+    // a union has no order
+    recent.sort_by(|a, b| b.last_event_at.cmp(&a.last_event_at).then_with(|| a.name.cmp(&b.name)));
+    Ok((settled(wanted), recent))
 }
 
 #[derive(QueryableByName)]

@@ -184,47 +184,39 @@ pub fn events_of_meters(
 }
 
 /// What all meters of a workspace got by the hour, in any window: the whole hours from sums, the ends from the events
-/// themselves. To be read at one instant.
+/// themselves. One statement, so all of one instant.
 pub fn events_by_hour(
     conn: &mut Conn,
     workspace_id: i64,
     window: Window,
 ) -> Result<Vec<MeterCount>, DbError> {
     let whole = Window { from: window.from.ceil(HOUR), to: window.to.floor(HOUR) };
-    if whole.from >= whole.to {
-        return stored_by_hour(conn, workspace_id, [window, Window { from: window.to, to: window.to }]);
-    }
-    let mut counts = events_of_meters(conn, workspace_id, Grain::MeterHour, whole)?;
-    let ends = [Window { to: whole.from, ..window }, Window { from: whole.to, ..window }];
-    if ends.iter().any(|end| end.from < end.to) {
-        counts.extend(stored_by_hour(conn, workspace_id, ends)?);
-    }
-    Ok(counts)
-}
-
-fn stored_by_hour(
-    conn: &mut Conn,
-    workspace_id: i64,
-    [one, other]: [Window; 2],
-) -> Result<Vec<MeterCount>, DbError> {
-    // each window is a range of the index; both in one condition would be all of it
-    let within = |from: &str, to: &str| {
-        format!(
+    let (sums, ends) = match whole.from < whole.to {
+        true => (whole, vec![Window { to: whole.from, ..window }, Window { from: whole.to, ..window }]),
+        false => (Window { from: window.to, to: window.to }, vec![window]),
+    };
+    let mut statement = Statement::new(conn);
+    let meters =
+        format!("(SELECT id, name FROM meters WHERE workspace_id = {}) m", statement.int(workspace_id));
+    let mut parts = vec![format!(
+        "SELECT m.name AS meter, r.start, CAST(SUM(r.event_count) AS BIGINT) AS events
+         FROM {meters} JOIN rollups r ON r.meter_id = m.id AND r.grain = {} AND r.start >= {} AND r.start < {}
+         GROUP BY m.name, r.start",
+        Grain::MeterHour as i16,
+        statement.int(sums.from.0),
+        statement.int(sums.to.0)
+    )];
+    // each end is a range of the index; both in one condition would be all of it
+    for end in ends.iter().filter(|end| end.from < end.to) {
+        let (from, to) = (statement.int(end.from.0), statement.int(end.to.0));
+        parts.push(format!(
             "SELECT m.name AS meter, e.event_time - ((e.event_time % {HOUR}) + {HOUR}) % {HOUR} AS start,
                     CAST(COUNT(*) AS BIGINT) AS events
-             FROM (SELECT id, name FROM meters WHERE workspace_id = $1) m
-             JOIN events e ON e.meter_id = m.id AND e.event_time >= {from} AND e.event_time < {to} GROUP BY 1, 2"
-        )
-    };
-    let text = format!(
-        "-- usage::subjects::stored_by_hour
-         {} UNION ALL {}",
-        within("$2", "$3"),
-        within("$4", "$5")
-    );
-    let query = sql_query(text).bind::<BigInt, _>(workspace_id).bind::<BigInt, _>(one.from.0);
-    let query = query.bind::<BigInt, _>(one.to.0).bind::<BigInt, _>(other.from.0);
-    Ok(query.bind::<BigInt, _>(other.to.0).load(conn)?)
+             FROM {meters} JOIN events e ON e.meter_id = m.id AND e.event_time >= {from} AND e.event_time < {to}
+             GROUP BY 1, 2"
+        ));
+    }
+    statement.load(conn, &format!("-- usage::subjects::events_by_hour\n{}", parts.join(" UNION ALL ")))
 }
 
 /// How many meters and events a workspace has, and how many events were turned away.
@@ -261,23 +253,21 @@ pub fn list(
         after: after.cloned(),
         found: BTreeMap::new(),
     };
-    let newest = page.newest_waiting(limit as usize);
-    if !newest.is_empty() {
-        let subjects = subject_counts::of(conn, &newest)?;
-        page.add(conn, subjects)?;
-    }
     // the first of the page are among the first by what is settled and the first by what waits
-    let (mut from, mut settled) = (after.cloned(), 0);
+    let newest = page.newest_waiting(limit as usize);
+    let (waiting, mut rows) = subject_counts::of_and_recent(conn, &newest, workspace_id, after, limit)?;
+    page.add(conn, waiting)?;
+    let mut settled = 0;
     loop {
-        let rows = subject_counts::recent(conn, workspace_id, from.as_ref(), limit)?;
         let is_last = (rows.len() as i64) < limit;
-        from = rows.last().and_then(|row| {
+        let from = rows.last().and_then(|row| {
             Some(SubjectPosition { last_event_at: Timestamp(row.last_event_at?), subject: row.name.clone() })
         });
         settled += page.add(conn, rows)?;
         if is_last || settled >= limit {
             break;
         }
+        rows = subject_counts::recent(conn, workspace_id, from.as_ref(), limit)?;
     }
     Ok(page.found.into_values().take(limit as usize).collect())
 }
