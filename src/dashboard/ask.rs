@@ -16,7 +16,7 @@ use crate::metering::calendar::{Buckets, Calendar, Zone};
 use crate::metering::meter::{Aggregation, Meter};
 use crate::metering::quantity::Quantity;
 use crate::metering::time::{BucketSize, Timestamp, Unit, Window};
-use crate::usage::aggregate::{cells, needs_snapshot};
+use crate::usage::aggregate::{Known, cells, cells_knowing, needs_snapshot};
 use crate::usage::query::{self as usage, BreakdownItem, Bucket, GroupedAggregates, Query};
 
 /// Meters that lists to choose from hold at most.
@@ -35,12 +35,19 @@ pub async fn meters(app: &App, caller: &Caller) -> Result<Vec<Meter>> {
 /// A meter by its id or by its name.
 pub async fn meter(app: &App, caller: &Caller, word: &str) -> Result<Meter> {
     let (workspace_id, wanted) = (caller.workspace_id, word.to_owned());
-    let find = move |conn: &mut _| match crate::meters::sql::find_by_public_id(conn, workspace_id, &wanted)? {
-        Some(meter) => Ok(Some(meter)),
-        None => crate::meters::sql::find_by_name(conn, workspace_id, &wanted),
-    };
+    let find = move |conn: &mut _| crate::meters::sql::find_by_word(conn, workspace_id, &wanted);
     let found = app.store.read("meters::by_id", find).await?;
     found.ok_or_else(|| Error::not_found(format!("meter {word:?}")))
+}
+
+/// As [`meter`], of those that [`meters`] has found.
+pub async fn meter_among(app: &App, caller: &Caller, listed: &[Meter], word: &str) -> Result<Meter> {
+    let with_id = listed.iter().find(|meter| meter.public_id == word);
+    let found = with_id.or_else(|| listed.iter().find(|meter| meter.name == word));
+    match found.filter(|_| (listed.len() as i64) < METERS_MAX) {
+        Some(found) => Ok(found.clone()),
+        None => meter(app, caller, word).await,
+    }
 }
 
 /// Adds up the events of a query and makes rows of the sums.
@@ -60,14 +67,31 @@ pub async fn buckets(app: &App, query: Query, most: usize) -> Result<Vec<Bucket>
     answered(app, query, most, usage::buckets).await
 }
 
+/// The rows of a query about a subject with this id.
+pub async fn buckets_of_subject(
+    app: &App,
+    query: Query,
+    subject_id: i64,
+    most: usize,
+) -> Result<Vec<Bucket>> {
+    let known = Known { subject_id: Some(subject_id), ..Known::default() };
+    let is_snapshot = needs_snapshot(&query);
+    app.store.view("usage::cells", is_snapshot, move |conn| rows(conn, &query, most, known)).await
+}
+
 /// The rows of a query with buckets, inside of whatever else is read.
-pub fn rows(conn: &mut Conn, query: &Query, most: usize) -> Result<Vec<Bucket>, DbError> {
-    Ok(usage::buckets(query, cells(conn, query, most)?))
+pub fn rows(conn: &mut Conn, query: &Query, most: usize, known: Known) -> Result<Vec<Bucket>, DbError> {
+    Ok(usage::buckets(query, cells_knowing(conn, query, most, known)?))
 }
 
 /// The largest values of the one field that a query groups by, inside of whatever else is read.
-pub fn shares(conn: &mut Conn, query: &Query, most: usize) -> Result<Vec<BreakdownItem>, DbError> {
-    Ok(usage::breakdown(query, cells(conn, query, usize::MAX)?, most))
+pub fn shares(
+    conn: &mut Conn,
+    query: &Query,
+    most: usize,
+    known: Known,
+) -> Result<Vec<BreakdownItem>, DbError> {
+    Ok(usage::breakdown(query, cells_knowing(conn, query, usize::MAX, known)?, most))
 }
 
 /// The rows of several queries, and something else that is read, of one instant.
@@ -75,10 +99,12 @@ pub async fn buckets_of_each<T: Send + 'static>(
     app: &App,
     queries: Vec<Query>,
     most: usize,
+    known: Known,
     also: impl Fn(&mut Conn) -> Result<T, DbError> + Send + Sync + 'static,
 ) -> Result<(Vec<Vec<Bucket>>, T)> {
     let read = move |conn: &mut Conn| {
-        let each = queries.iter().map(|query| rows(conn, query, most)).collect::<Result<_, DbError>>()?;
+        let each = queries.iter().map(|query| rows(conn, query, most, known));
+        let each = each.collect::<Result<_, DbError>>()?;
         Ok((each, also(conn)?))
     };
     app.store.view("usage::counts", true, read).await

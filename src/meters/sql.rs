@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use diesel::prelude::*;
-use diesel::sql_types::{BigInt, Integer};
+use diesel::sql_types::{BigInt, Integer, Text};
 
 use crate::both;
 use crate::db::changes::Change;
@@ -24,7 +24,7 @@ use crate::metering::time::Timestamp;
 /// commit, whoever changes or deletes the meter holds it alone.
 pub const METER_LOCK: i32 = 0x6D74_7200;
 
-#[derive(Queryable, Selectable)]
+#[derive(Queryable, QueryableByName, Selectable)]
 #[diesel(table_name = meters)]
 struct Row {
     id: i64,
@@ -150,6 +150,19 @@ pub fn find_by_public_id(
         .first(conn)
         .optional()?;
     row.map(Row::into_meter).transpose()
+}
+
+/// By its id or, where no meter has it, by its name.
+pub fn find_by_word(conn: &mut Conn, workspace_id: i64, word: &str) -> Result<Option<Meter>, DbError> {
+    // two look-ups in one statement; with OR, all meters of the workspace may be looked at
+    let text = "-- meters::find_by_word
+        SELECT * FROM meters WHERE workspace_id = $1 AND public_id = $2
+        UNION ALL SELECT * FROM meters WHERE workspace_id = $1 AND name = $2";
+    let rows: Vec<Row> =
+        diesel::sql_query(text).bind::<BigInt, _>(workspace_id).bind::<Text, _>(word).load(conn)?;
+    // a meter may be called like the id of another
+    let (with_id, with_name): (Vec<Row>, _) = rows.into_iter().partition(|row| row.public_id == word);
+    with_id.into_iter().chain(with_name).next().map(Row::into_meter).transpose()
 }
 
 /// By the keys that rows of other tables hold, all of one workspace. One that cannot be read is left out like one that is

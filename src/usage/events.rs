@@ -14,7 +14,7 @@ use crate::db::{Conn, DbError};
 use crate::metering::event::StoredEvent;
 use crate::metering::filter::{Field, Filter, Held, Row};
 use crate::metering::json::Map;
-use crate::metering::meter::value_at;
+use crate::metering::meter::{Meter, value_at};
 use crate::metering::time::{Timestamp, Window};
 use crate::usage::aggregate::{metadata_of, subject_ids};
 use crate::usage::event_row::{EventText, event_columns};
@@ -30,6 +30,15 @@ pub struct Search {
     pub from: Option<Timestamp>,
     pub to: Option<Timestamp>,
     pub filter: Option<Filter>,
+}
+
+/// What whoever searches has read already, so that it need not be read again.
+#[derive(Clone, Copy, Default)]
+pub struct Known<'a> {
+    /// That is searched.
+    pub meter: Option<&'a Meter>,
+    /// Of the subject that is searched.
+    pub subject_id: Option<i64>,
 }
 
 /// Where a page ended. Ties in time are settled by the id.
@@ -62,8 +71,19 @@ pub fn page(
     after: Option<Position>,
     limit: usize,
 ) -> Result<Vec<Listed>, DbError> {
+    page_knowing(conn, search, Known::default(), after, limit)
+}
+
+/// As [`page`].
+pub fn page_knowing(
+    conn: &mut Conn,
+    search: &Search,
+    known: Known,
+    after: Option<Position>,
+    limit: usize,
+) -> Result<Vec<Listed>, DbError> {
     let mut listed = Vec::new();
-    let Some(streams) = Streams::find(conn, search)? else { return Ok(listed) };
+    let Some(streams) = Streams::find(conn, search, known)? else { return Ok(listed) };
     let mut after = after;
     let mut depth = streams.depth(limit.saturating_mul(2)).min(limit.max(1));
     loop {
@@ -93,7 +113,9 @@ pub fn step(
     after: Option<Position>,
     count: usize,
 ) -> Result<(Vec<Listed>, Option<Position>), DbError> {
-    let Some(mut streams) = Streams::find(conn, search)? else { return Ok((Vec::new(), None)) };
+    let Some(mut streams) = Streams::find(conn, search, Known::default())? else {
+        return Ok((Vec::new(), None));
+    };
     streams.prefiltered = false;
     let (rows, is_end) = streams.look(conn, search, after, streams.depth(count))?;
     let last = rows.last().map(|row| row.0).filter(|_| !is_end);
@@ -165,6 +187,19 @@ impl Of {
     }
 }
 
+/// Of all meters of a workspace, or of those with these names.
+fn meter_ids(conn: &mut Conn, workspace_id: i64, names: Option<&[String]>) -> Result<Vec<i64>, DbError> {
+    let mut known = meters::table
+        .filter(meters::workspace_id.eq(workspace_id))
+        .select(meters::id)
+        .order(meters::id)
+        .into_boxed();
+    if let Some(names) = names {
+        known = known.filter(meters::name.eq_any(names));
+    }
+    Ok(known.load(conn)?)
+}
+
 /// Index ranges that together hold every event of a search, each sorted by time and id.
 struct Streams {
     of: Of,
@@ -177,7 +212,7 @@ struct Streams {
 
 impl Streams {
     /// `None` when nothing can match.
-    fn find(conn: &mut Conn, search: &Search) -> Result<Option<Self>, DbError> {
+    fn find(conn: &mut Conn, search: &Search, known: Known) -> Result<Option<Self>, DbError> {
         let filter = search.filter.as_ref();
         let given = |name: &Option<String>, field: Field| -> Option<Vec<String>> {
             let filtered = filter.and_then(|filter| filter.only(&field));
@@ -192,20 +227,18 @@ impl Streams {
             }
         };
         let meter_names = given(&search.meter, Field::Meter);
-        let mut known = meters::table
-            .filter(meters::workspace_id.eq(search.workspace_id))
-            .select(meters::id)
-            .order(meters::id)
-            .into_boxed();
-        if let Some(names) = &meter_names {
-            known = known.filter(meters::name.eq_any(names));
-        }
-        let meter_ids: Vec<i64> = known.load(conn)?;
+        let meter_ids = match (known.meter, meter_names.as_deref()) {
+            (Some(meter), Some([name])) if *name == meter.name => vec![meter.id],
+            (_, names) => meter_ids(conn, search.workspace_id, names)?,
+        };
         let streams = match given(&search.subject, Field::Subject) {
             None => Streams { of: Of::Meter, ids: meter_ids, meters: None, prefiltered: true },
             Some(names) => {
                 let names: Vec<&str> = names.iter().map(String::as_str).collect();
-                let ids = subject_ids(conn, search.workspace_id, &names)?;
+                let ids = match (known.subject_id, names.as_slice()) {
+                    (Some(id), [name]) if search.subject.as_deref() == Some(*name) => vec![id],
+                    (_, names) => subject_ids(conn, search.workspace_id, names)?,
+                };
                 let meters = meter_names.is_some().then_some(meter_ids);
                 Streams { of: Of::Subject, ids, meters, prefiltered: true }
             }

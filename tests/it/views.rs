@@ -12,6 +12,8 @@ on_both_databases!(
     ranges_hang_on_what_is_stored,
     pages_say_how_old_they_are,
     meters_are_sorted_by_links,
+    meters_are_found_by_id_before_name,
+    groups_of_a_view_add_up_to_its_table,
 );
 
 async fn charts_say_what_they_show_and_lead_to_it(database: Database) {
@@ -132,4 +134,49 @@ async fn meters_are_sorted_by_links(database: Database) {
         assert_eq!(page.matches(&format!("aria-sort=\"{order}\"")).count(), 1, "{sort}");
     }
     browser.get("/meters?sort=size").await.expect(400);
+}
+
+/// Wherever a page is told a meter, also where another one is called like the id of it.
+async fn meters_are_found_by_id_before_name(database: Database) {
+    let server = Server::start(&database);
+    let mut browser = furnished(&server).await;
+    let listed = session_of(&server, &browser).get("/v1/meters").await.json(200);
+    let id = listed["items"][0]["id"].as_str().expect("an id").to_owned();
+    browser.get(&format!("/meters/{id}x")).await.expect(404);
+    let fields =
+        [("name", id.as_str()), ("unit", "x"), ("aggregation", "count"), ("event_retention_days", "90")];
+    for is_ambiguous in [false, true] {
+        for path in [format!("/meters/{id}"), format!("/usage?meter={id}"), "/meters/tokens".to_owned()] {
+            let page = browser.get(&path).await.expect(200).text;
+            assert!(page.contains("sum of tokens, "), "{path} {is_ambiguous}: {page}");
+        }
+        if !is_ambiguous {
+            browser.post("/meters/new", &fields).await.expect(303);
+        }
+    }
+}
+
+/// The table has one row for each group of the picture, over all of its time.
+async fn groups_of_a_view_add_up_to_its_table(database: Database) {
+    let server = Server::start(&database);
+    let mut browser = furnished(&server).await;
+    let api = session_of(&server, &browser);
+    let at = (jiff::Timestamp::now() - jiff::SignedDuration::from_hours(30)).to_string();
+    for (n, model) in ["small", "<b>large</b>", "tiny"].iter().enumerate() {
+        let event = json!({"idempotency_key": format!("old-{n}"), "meter": "tokens", "subject": "org_1",
+            "quantity": 0.5, "timestamp": at, "metadata": {"model": model}});
+        api.post("/v1/usages", &event).await.expect(201);
+    }
+    let page = browser.get("/usage?meter=tokens&group=model&bucket=day").await.expect(200).text;
+    let table = page.split_once("<caption class=\"hidden\">Usage by group</caption>").expect("a table").1;
+    let rows = table.split("</table>").next().unwrap_or_default().split("<tr><th scope=\"row\">").skip(1);
+    let text = |cell: &str| cell.split('<').next().unwrap_or_default().to_owned();
+    let rows = rows.map(|row| {
+        let quantity = row.split_once("<td class=\"num\">").expect("a quantity").1;
+        (text(row), text(quantity))
+    });
+    let wanted = [("&#60;b&#62;large&#60;/b&#62;", "240.5"), ("small", "225.5"), ("tiny", "0.5")];
+    let wanted = wanted.map(|(name, quantity)| (name.to_owned(), quantity.to_owned()));
+    assert_eq!(rows.collect::<Vec<_>>(), wanted, "{page}");
+    assert!(page.contains("Total 466.5 token in "), "{page}");
 }

@@ -17,6 +17,7 @@ use crate::metering::calendar::{Buckets, Calendar, Zone};
 use crate::metering::meter::{Aggregation, Meter};
 use crate::metering::quantity::Quantity;
 use crate::metering::time::{HOUR, Timestamp, Window};
+use crate::usage::aggregate::Known;
 use crate::usage::query::Query;
 use crate::usage::refused;
 use crate::usage::subjects;
@@ -31,11 +32,11 @@ pub struct Counts {
     pub refused: usize,
 }
 
-/// None where the time is too long to be drawn.
+/// None where the time is too long to be drawn. `subject_id` is that of the subject that is asked for, where it is known.
 pub async fn find(
     app: &App,
     caller: &Caller,
-    asked: &ExportQuery,
+    (asked, subject_id): (&ExportQuery, Option<i64>),
     meters: &[Meter],
     home: &Zone,
 ) -> Result<Option<Counts>> {
@@ -55,7 +56,7 @@ pub async fn find(
         true => everything(app, caller, window, &starts).await?,
         false => {
             let drawn = drawn(app, caller, asked, meters).await?;
-            counts(app, caller, asked, &drawn, (window, &calendar, &starts)).await?
+            counts(app, caller, (asked, subject_id), &drawn, (window, &calendar, &starts)).await?
         }
     };
     for (outcome, name) in [("rejected", "Rejected"), ("conflict", "Conflict")] {
@@ -102,7 +103,7 @@ async fn drawn(app: &App, caller: &Caller, asked: &ExportQuery, meters: &[Meter]
 async fn counts(
     app: &App,
     caller: &Caller,
-    asked: &ExportQuery,
+    (asked, subject_id): (&ExportQuery, Option<i64>),
     drawn: &[Meter],
     (window, calendar, starts): (Window, &Calendar, &[Timestamp]),
 ) -> Result<(Vec<Series>, Vec<(String, i64)>)> {
@@ -127,7 +128,8 @@ async fn counts(
         Some(filter) => refused::outcomes(conn, workspace_id, filter, window),
         None => Ok(Vec::new()),
     };
-    let (each, outcomes) = ask::buckets_of_each(app, queries, starts.len(), refused).await?;
+    let known = Known { subject_id, ..Known::default() };
+    let (each, outcomes) = ask::buckets_of_each(app, queries, starts.len(), known, refused).await?;
     let mut series = Vec::with_capacity(drawn.len());
     for (meter, rows) in drawn.iter().zip(each) {
         let (found, _) = ask::series(&rows, starts, Aggregation::Count, false, 1);

@@ -24,6 +24,7 @@ use crate::metering::event::StoredEvent;
 use crate::metering::json::Value;
 use crate::metering::meter::Meter;
 use crate::metering::time::{DAY, HOUR, SECOND, Timestamp, Window};
+use crate::usage::aggregate::subject_ids;
 use crate::usage::events::{self as event_list, Listed, Position};
 use crate::usage::query::parse_subject_filter;
 
@@ -179,9 +180,16 @@ async fn answer(app: &App, caller: &Caller, page: &mut ListPage) -> Result<Optio
     let search = asked.search(caller.workspace_id, meter)?;
     let format = params.get("format");
     let limit = if matches!(format, "csv" | "json") { DOWNLOADED } else { LISTED };
-    let after = position(params.get("cursor"))?;
-    let read = move |conn: &mut Conn| event_list::page(conn, &search, after, limit + 1);
-    let mut listed = app.store.view("event_list::page", false, read).await?;
+    let (after, meter) = (position(params.get("cursor"))?, meter.cloned());
+    let read = move |conn: &mut Conn| {
+        let subject_id = match &search.subject {
+            Some(subject) => subject_ids(conn, search.workspace_id, &[subject.as_str()])?.pop(),
+            None => None,
+        };
+        let known = event_list::Known { meter: meter.as_ref(), subject_id };
+        Ok((event_list::page_knowing(conn, &search, known, after, limit + 1)?, subject_id))
+    };
+    let (mut listed, subject_id) = app.store.view("event_list::page", false, read).await?;
     let has_more = listed.len() > limit;
     if has_more && limit == DOWNLOADED {
         return Err(Error::invalid(format_args!(
@@ -199,7 +207,7 @@ async fn answer(app: &App, caller: &Caller, page: &mut ListPage) -> Result<Optio
         page.next = Some(asked.link().with("cursor", &cursor).to_string());
     }
     if page.is_first {
-        page.counts = event_counts::find(app, caller, &asked, &page.meters, &home).await?;
+        page.counts = event_counts::find(app, caller, (&asked, subject_id), &page.meters, &home).await?;
     }
     page.events = listed.into_iter().map(|one| one.event).collect();
     page.asked = asked;

@@ -1,11 +1,12 @@
 //! `/usage`: who used how much, compared with what. The address is the query; the same rows come as CSV and JSON.
 
-use std::collections::HashMap;
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, HashMap};
 
 use actix_web::http::header;
 use actix_web::{HttpResponse, web};
 use askama::Template;
-use futures_util::future::{join, try_join};
+use futures_util::future::{join, try_join3};
 
 use crate::app::App;
 use crate::auth::Caller;
@@ -29,6 +30,7 @@ use crate::metering::json::{Number, Value};
 use crate::metering::meter::Meter;
 use crate::metering::quantity::Quantity;
 use crate::metering::time::{DAY, Timestamp, Window};
+use crate::usage::aggregate::Known;
 use crate::usage::query::{Bucket, Query, parse_group_by, parse_subject_filter};
 
 /// Rows that one picture is made of at most.
@@ -436,7 +438,7 @@ async fn answer(app: &App, caller: &Caller, page: &ExplorePage, home: &Zone) -> 
             Some(meter) => meter.clone(),
             None => return Ok(Answer::Nothing),
         },
-        name => ask::meter(app, caller, name).await?,
+        name => ask::meter_among(app, caller, &page.meters, name).await?,
     };
     let asked = spans::read(app, caller, meter, params, home).await?;
     if let Some(link) = with_new_condition(&asked, params)? {
@@ -495,10 +497,22 @@ async fn csv(app: &App, asked: &ExportQuery) -> Result<HttpResponse> {
 
 async fn find(app: &App, asked: &ExportQuery) -> Result<Found> {
     let window = asked.range.window;
-    // of all groups, or the largest could be missing
-    let groups = ask::buckets(app, asked.query(window, false, true)?, usize::MAX);
-    let (groups, breakdowns) = try_join(groups, breakdowns::find(app, asked)).await?;
-    let groups = ranked(groups);
+    let query = asked.query(window, true, true)?;
+    let fields: Vec<String> = query.group_by.iter().map(|field| field.name().to_owned()).collect();
+    // what adds up need not be asked for
+    let apart = async {
+        match ask::is_additive(asked.meter.aggregation) {
+            true => Ok(None),
+            false => groups_of(app, asked).await.map(Some),
+        }
+    };
+    let rows = ask::buckets(app, query, CELLS_MAX + 1);
+    let (rows, apart, breakdowns) = try_join3(rows, apart, breakdowns::find(app, asked)).await?;
+    let groups = ranked(match apart {
+        Some(groups) => groups,
+        None if rows.len() > CELLS_MAX => groups_of(app, asked).await?,
+        None => added_up(&rows, &fields),
+    });
     let total = match asked.group.is_empty() || ask::is_additive(asked.meter.aggregation) {
         true => sum(&groups),
         false => total(app, asked, window).await?,
@@ -508,7 +522,7 @@ async fn find(app: &App, asked: &ExportQuery) -> Result<Found> {
         None => None,
     };
     let starts = ask::axis(window, &asked.calendar);
-    let Drawn { mut series, left_out, courses, is_cut } = drawn(app, asked, &groups, &starts).await?;
+    let Drawn { mut series, left_out, courses, is_cut } = drawn(app, asked, &rows, &groups, &starts).await?;
     let mut compare =
         earlier.as_ref().map(|(window, (_, rows))| comparison(asked, *window, rows, starts.len()));
     if asked.is_cumulative {
@@ -551,6 +565,27 @@ async fn find(app: &App, asked: &ExportQuery) -> Result<Found> {
     })
 }
 
+/// All of the window in one row per group, of all groups, or the largest could be missing.
+async fn groups_of(app: &App, asked: &ExportQuery) -> Result<Vec<Bucket>> {
+    ask::buckets(app, asked.query(asked.range.window, false, true)?, usize::MAX).await
+}
+
+/// The same from rows over time: right where values of different times may be added.
+fn added_up(rows: &[Bucket], fields: &[String]) -> Vec<Bucket> {
+    let mut groups: BTreeMap<Vec<&str>, Bucket> = BTreeMap::new();
+    for row in rows {
+        let values = fields.iter().map(|field| row.group.get(field).map_or("", String::as_str)).collect();
+        match groups.entry(values) {
+            Entry::Occupied(mut group) => {
+                let sum = &group.get().quantity + &row.quantity;
+                group.get_mut().quantity = sum;
+            }
+            Entry::Vacant(free) => drop(free.insert(row.clone())),
+        }
+    }
+    groups.into_values().collect()
+}
+
 /// The largest first.
 fn ranked(mut groups: Vec<Bucket>) -> Vec<Bucket> {
     groups.sort_by(|a, b| b.quantity.cmp(&a.quantity));
@@ -568,15 +603,20 @@ struct Drawn {
     is_cut: bool,
 }
 
-/// The largest groups over time, and the rest in one series where adding is right. Too many cells are not read: then the
+/// The largest groups over time, and the rest in one series where adding is right. Where there are too many cells, the
 /// largest groups are asked for one by one, and all events at once.
-async fn drawn(app: &App, asked: &ExportQuery, groups: &[Bucket], starts: &[Timestamp]) -> Result<Drawn> {
+async fn drawn(
+    app: &App,
+    asked: &ExportQuery,
+    rows: &[Bucket],
+    groups: &[Bucket],
+    starts: &[Timestamp],
+) -> Result<Drawn> {
     let (window, aggregation) = (asked.range.window, asked.meter.aggregation);
     let by_subject = asked.by_subject();
-    let rows = ask::buckets(app, asked.query(window, true, true)?, CELLS_MAX + 1).await?;
     if rows.len() <= CELLS_MAX {
-        let (series, left_out) = ask::series(&rows, starts, aggregation, by_subject, SERIES_DRAWN);
-        let courses = groups::courses(&rows, starts, by_subject);
+        let (series, left_out) = ask::series(rows, starts, aggregation, by_subject, SERIES_DRAWN);
+        let courses = groups::courses(rows, starts, by_subject);
         return Ok(Drawn { series, left_out, courses, is_cut: false });
     }
     let (mut names, mut queries) = (Vec::new(), vec![asked.query(window, true, false)?]);
@@ -585,7 +625,7 @@ async fn drawn(app: &App, asked: &ExportQuery, groups: &[Bucket], starts: &[Time
         queries.push(asked.with_values(&values, "eq", Vec::new()).query(window, true, false)?);
         names.push((ask::group_name(group, by_subject), ask::narrowing(group, by_subject)));
     }
-    let (each, ()) = ask::buckets_of_each(app, queries, CELLS_MAX, |_| Ok(())).await?;
+    let (each, ()) = ask::buckets_of_each(app, queries, CELLS_MAX, Known::default(), |_| Ok(())).await?;
     let mut each = each.iter().map(|rows| ask::series(rows, starts, aggregation, false, 1).0.pop());
     let nothing = || vec![ask::is_additive(aggregation).then(Quantity::zero); starts.len()];
     let mut rest = each.next().flatten().map_or_else(nothing, |all| all.values);

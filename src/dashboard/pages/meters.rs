@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use actix_web::{HttpResponse, web};
 use askama::Template;
 
-use crate::alerts::sql::rules;
+use crate::alerts::sql::rules::{self, Rule};
 use crate::app::App;
 use crate::auth::Caller;
 use crate::chance;
@@ -19,7 +19,7 @@ use crate::dashboard::visit::{Shell, Visit, ok, rejected};
 use crate::dashboard::{grammar, snippets};
 use crate::db::{Conn, DbError};
 use crate::entitlements::sql::plans::{self, Limiting};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::http::extract::{Id, Params, decode_cursor, encode_cursor};
 use crate::metering::calendar::Calendar;
 use crate::metering::event::InputQuantity;
@@ -28,9 +28,10 @@ use crate::metering::expression::Expression;
 use crate::metering::meter::{Dimension, DimensionInput, Meter, MeterInput, QuantityIs};
 use crate::metering::quantity::Quantity;
 use crate::metering::time::{BucketSize, Timestamp, Window};
+use crate::usage::aggregate::Known;
+use crate::usage::events::{self as event_list, Listed};
 use crate::usage::query::{BreakdownItem, Bucket, GroupField, Query};
-use crate::usage::subjects::MeterStats;
-use crate::usage::{events as event_list, subjects};
+use crate::usage::subjects::{self, MeterStats};
 
 const LISTED: usize = 100;
 
@@ -287,15 +288,20 @@ async fn add(app: &App, caller: &Caller, fields: &Fields) -> Result<Meter> {
     Ok(meter)
 }
 
+fn stats_of(conn: &mut Conn, meter: &Meter) -> Result<MeterStats, DbError> {
+    let stats = subjects::stats_of_meter(conn, meter.workspace_id, &meter.name)?;
+    let nothing =
+        || MeterStats { meter: meter.name.clone(), usage_events: 0, last_event_at: None, retention_days: 0 };
+    Ok(stats.unwrap_or_else(nothing))
+}
+
 /// The meter with the number of its events.
 async fn with_events(app: &App, caller: &Caller, word: &str) -> Result<(Meter, MeterStats)> {
     let meter = ask::meter(app, caller, word).await?;
-    let (workspace_id, name) = (caller.workspace_id, meter.name.clone());
-    let stats = move |conn: &mut Conn| subjects::stats_of_meter(conn, workspace_id, &name);
+    let wanted = meter.clone();
+    let stats = move |conn: &mut Conn| stats_of(conn, &wanted);
     let stats = app.store.read("subjects::stats_of_meter", stats).await?;
-    let nothing =
-        MeterStats { meter: meter.name.clone(), usage_events: 0, last_event_at: None, retention_days: 0 };
-    Ok((meter, stats.unwrap_or(nothing)))
+    Ok((meter, stats))
 }
 
 fn listed(numbers: &[Quantity]) -> String {
@@ -380,33 +386,60 @@ struct ShowPage {
 
 const TOP_DIMENSIONS: usize = 3;
 const TOP_VALUES: usize = 5;
+const EVENTS_LISTED: usize = 10;
 /// More than a picture of four weeks has.
 const DAYS_MAX: usize = 100;
 
+/// What is read of a meter at one instant.
+struct Facts {
+    meter: Meter,
+    stats: MeterStats,
+    days: Vec<Bucket>,
+    /// Of each dimension whose largest values are shown.
+    shares: Vec<Vec<BreakdownItem>>,
+    events: Vec<Listed>,
+    rules: Vec<Rule>,
+    plans: Vec<Limiting>,
+}
+
+/// None when there is no such meter.
+fn facts(
+    conn: &mut Conn,
+    (workspace_id, word): (i64, &str),
+    (month, calendar): (Window, &Calendar),
+) -> Result<Option<Facts>, DbError> {
+    let Some(meter) = crate::meters::sql::find_by_word(conn, workspace_id, word)? else { return Ok(None) };
+    let known = Known { meter_of_now: true, ..Known::default() };
+    let days = ask::rows(conn, &ask::whole(meter.clone(), month, calendar)?, DAYS_MAX, known)?;
+    let queries = top_queries(&meter, month)?;
+    let shares = queries.iter().map(|query| ask::shares(conn, query, TOP_VALUES, known));
+    let shares = shares.collect::<Result<_, DbError>>()?;
+    let search =
+        event_list::Search { workspace_id, meter: Some(meter.name.clone()), ..event_list::Search::default() };
+    let searched = event_list::Known { meter: Some(&meter), subject_id: None };
+    let events = event_list::page_knowing(conn, &search, searched, None, EVENTS_LISTED)?;
+    let filter = rules::Filter { meter: Some(meter.name.clone()), ..rules::Filter::default() };
+    Ok(Some(Facts {
+        stats: stats_of(conn, &meter)?,
+        days,
+        shares,
+        events,
+        rules: rules::rules(conn, Some(workspace_id), &filter, 100)?,
+        plans: plans::limiting_now(conn, meter.id, 100)?,
+        meter,
+    }))
+}
+
 pub async fn show(app: web::Data<App>, caller: Caller, visit: Visit, Id(word): Id) -> Result<HttpResponse> {
-    let (meter, stats) = with_events(&app, &caller, &word).await?;
     let home = ask::home(&app, &caller).await?;
     let month = ask::last_days(28, Timestamp::now(), &home);
     let calendar = ask::calendar(BucketSize::Day, &home);
-    let days = ask::whole(meter.clone(), month, &calendar)?;
-    let values = top_queries(&meter, month)?;
-    let (workspace_id, name) = (caller.workspace_id, meter.name.clone());
-    let read = move |conn: &mut Conn| {
-        let search =
-            event_list::Search { workspace_id, meter: Some(name.clone()), ..event_list::Search::default() };
-        let filter = rules::Filter { meter: Some(name.clone()), ..rules::Filter::default() };
-        let shares = values.iter().map(|query| ask::shares(conn, query, TOP_VALUES));
-        let shares = shares.collect::<Result<Vec<_>, DbError>>()?;
-        Ok((
-            (ask::rows(conn, &days, DAYS_MAX)?, shares),
-            event_list::page(conn, &search, None, 10)?,
-            rules::rules(conn, Some(workspace_id), &filter, 100)?,
-            plans::list(conn, workspace_id, 100)?,
-        ))
-    };
-    let ((days, shares), events, rules, plans) = app.store.view("meters::show", true, read).await?;
+    let (workspace_id, wanted, days) = (caller.workspace_id, word.clone(), calendar.clone());
+    let read = move |conn: &mut Conn| facts(conn, (workspace_id, wanted.as_str()), (month, &days));
+    let facts = app.store.view("meters::show", true, read).await?;
+    let Facts { meter, stats, days, shares, events, rules, plans } =
+        facts.ok_or_else(|| Error::not_found(format!("meter {word:?}")))?;
     let (chart, tops) = (picture(&meter, &days, month, &calendar), tops(&meter, shares));
-    let plans = plans.into_iter().filter(|plan| plan.limits.iter().any(|limit| limit.meter == meter.name));
     ok(&ShowPage {
         shell: visit.shell("meters", meter.name.clone()),
         call: snippets::curl(&visit.origin, "$OPEN_SPANNER_KEY", &snippets::event(&meter)),
@@ -414,7 +447,10 @@ pub async fn show(app: web::Data<App>, caller: Caller, visit: Visit, Id(word): I
         tops,
         events: events.into_iter().map(|listed| listed.event).collect(),
         rules: rules.into_iter().map(|rule| (rule.public_id, rule.terms.name)).collect(),
-        plans: plans.map(|plan| (plan.public_id, format!("{} v{}", plan.name, plan.version))).collect(),
+        plans: plans
+            .into_iter()
+            .map(|plan| (plan.public_id, format!("{} v{}", plan.name, plan.version)))
+            .collect(),
         meter,
         stats,
     })

@@ -29,6 +29,7 @@ use crate::metering::quantity::Quantity;
 use crate::metering::rollup::Grain;
 use crate::metering::time::{BucketSize, DAY, HOUR, Timestamp};
 use crate::operations::stats;
+use crate::usage::aggregate::Known;
 use crate::usage::ingestion_runs::{self, IngestionRun};
 use crate::usage::subjects::{self, SubjectStats, Totals};
 
@@ -170,7 +171,8 @@ fn counts(
         // counted, whatever the meter makes of its quantities
         let counted = Meter { aggregation: Aggregation::Count, ..meter };
         let query = ask::whole(counted, window, &calendar)?;
-        for row in ask::rows(conn, &query, starts.len())? {
+        let known = Known { meter_of_now: true, ..Known::default() };
+        for row in ask::rows(conn, &query, starts.len(), known)? {
             add(&query.meter.name, row.bucket_start.at, row.quantity.to_plain().parse().unwrap_or(0));
         }
     }

@@ -508,6 +508,17 @@ pub fn limiting(conn: &mut Conn, meter_id: i64, most: i64) -> Result<Vec<Limitin
     Ok(sql_query(text).bind::<BigInt, _>(meter_id).bind::<BigInt, _>(most).load(conn)?)
 }
 
+/// Current versions that limit a meter, by name.
+pub fn limiting_now(conn: &mut Conn, meter_id: i64, most: i64) -> Result<Vec<Limiting>, DbError> {
+    let text = "-- entitlements::plans::limiting_now
+        SELECT p.public_id, p.name, p.version, COUNT(*) AS limits
+          FROM plan_limits l JOIN plans p ON p.id = l.plan_id
+         WHERE l.meter_id = $1 AND p.is_current
+         GROUP BY p.id, p.public_id, p.name, p.version
+         ORDER BY p.name LIMIT $2";
+    Ok(sql_query(text).bind::<BigInt, _>(meter_id).bind::<BigInt, _>(most).load(conn)?)
+}
+
 /// 409 while any version of a plan limits the meter: versions stay readable.
 pub fn refuse_while_limited(conn: &mut Conn, meter_id: i64, meter: &str) -> Result<(), DbError> {
     let using: Option<Using> = sql_query(
