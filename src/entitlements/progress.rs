@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use crate::db::{Conn, DbError};
-use crate::entitlements::assignment::{effective, not_before};
+use crate::entitlements::assignment::{AssignmentPeriod, effective, not_before};
 use crate::entitlements::period::Period;
 use crate::entitlements::plan::{Limit, Plan};
 use crate::entitlements::quota::{QuotaUsage, State, value};
@@ -90,14 +90,23 @@ pub fn of_subject(
     let Some(plan) = plans::find_by_ids(conn, &[span.plan_id])?.remove(&span.plan_id) else {
         return Ok(None);
     };
-    let plan = Plan::clone(&plan);
-    let meters = meters_of(conn, &[&plan])?;
+    let items = of_plan(conn, subject_id, span, &plan, now)?;
+    Ok(Some((Plan::clone(&plan), items)))
+}
+
+/// Where a subject stands with each limit of the plan that it has in this stretch of its history.
+pub fn of_plan(
+    conn: &mut Conn,
+    subject_id: i64,
+    span: &AssignmentPeriod,
+    plan: &Plan,
+    now: Timestamp,
+) -> Result<Vec<Item>, DbError> {
+    let meters = meters_of(conn, &[plan])?;
     let ranges = ranges(subject_id, span.anchor, &span.zone, &plan.limits, now);
     let counted = counters::load(conn, &ranges)?;
     let items = plan.limits.iter().zip(&ranges).zip(&counted);
-    let items: Result<Vec<Item>, DbError> =
-        items.map(|((limit, range), part)| item(limit, &span.zone, range, part.as_ref(), &meters)).collect();
-    Ok(Some((plan, items?)))
+    items.map(|((limit, range), part)| item(limit, &span.zone, range, part.as_ref(), &meters)).collect()
 }
 
 /// What a proposed version would mean.

@@ -380,7 +380,14 @@ pub fn newest_events(
         .select(subjects::id)
         .first(conn)
         .optional()?;
-    let Some(subject_id) = subject_id else { return Ok(Vec::new()) };
+    match subject_id {
+        Some(subject_id) => newest_events_of(conn, subject_id, limit),
+        None => Ok(Vec::new()),
+    }
+}
+
+/// The same for a subject with this id.
+pub fn newest_events_of(conn: &mut Conn, subject_id: i64, limit: i64) -> Result<Vec<StoredEvent>, DbError> {
     let is_postgres = conn.is_postgres();
     let mut statement = Statement::new(conn);
     let subject = format!("= {}", statement.int(subject_id));

@@ -268,7 +268,7 @@ const PAGES: [(&str, u64); 30] = [
     ("/meters/m0", 10),
     ("/meters/m0/delete", 6),
     ("/subjects", 6),
-    ("/subjects/s7", 18),
+    ("/subjects/s7", 11),
     ("/subjects/s7/links", 6),
     ("/quota", 6),
     ("/plans", 6),

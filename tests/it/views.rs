@@ -1,6 +1,8 @@
 //! What views of usage promise: charts say in words what they show and lead to its events, ranges hang on what is stored,
 //! and a page says how old it is.
 
+use std::time::{Duration, Instant};
+
 use serde_json::json;
 
 use crate::dashboard::{furnished, links_of};
@@ -14,6 +16,7 @@ on_both_databases!(
     meters_are_sorted_by_links,
     meters_are_found_by_id_before_name,
     groups_of_a_view_add_up_to_its_table,
+    a_subject_is_shown_what_is_its_own,
 );
 
 async fn charts_say_what_they_show_and_lead_to_it(database: Database) {
@@ -179,4 +182,58 @@ async fn groups_of_a_view_add_up_to_its_table(database: Database) {
     let wanted = wanted.map(|(name, quantity)| (name.to_owned(), quantity.to_owned()));
     assert_eq!(rows.collect::<Vec<_>>(), wanted, "{page}");
     assert!(page.contains("Total 466.5 token in "), "{page}");
+}
+
+/// Rows of the table with this caption.
+fn rows_under(page: &str, caption: &str) -> usize {
+    let table = page.split_once(&format!("<caption class=\"hidden\">{caption}</caption>"));
+    let rows = table.map_or("", |(_, rest)| rest.split("</table>").next().unwrap_or_default());
+    rows.matches("<tr>").count().saturating_sub(1)
+}
+
+/// As much of it as programs are told, and nothing of others.
+async fn a_subject_is_shown_what_is_its_own(database: Database) {
+    let settings =
+        [("OPEN_SPANNER_SERVE_WORKERS", "on"), ("OPEN_SPANNER_ENTITLEMENT_WORKER_INTERVAL", "200ms")];
+    let server = Server::start_with(&database, &settings);
+    let mut browser = furnished(&server).await;
+    let api = session_of(&server, &browser);
+    browser.get("/subjects/unheard_of").await.expect(404);
+    for (name, limit) in [("Tiny", 1), ("Small", 2)] {
+        let limits = [("day", limit), ("month", 3)]
+            .map(|(period, limit)| json!({"meter": "tokens", "period": period, "limit": limit}));
+        let plan = api.post("/v1/plans", &json!({"name": name, "limits": limits})).await.json(201);
+        for subject in ["one", "two"] {
+            let assigned = json!({"plan_id": plan["id"]});
+            api.put(&format!("/v1/plans/subjects/{subject}"), &assigned).await.expect(200);
+        }
+    }
+    let used = json!({"meter": "tokens", "subject": "one", "quantity": 5, "metadata": {"model": "small"}});
+    api.post("/v1/usages", &used).await.expect(201);
+
+    let lists = ["entitlements/events?", "entitlements/periods?", "plans/assignments?include_history=true&"];
+    let end = Instant::now() + Duration::from_secs(60);
+    let page = loop {
+        let mut told = Vec::new();
+        for list in lists {
+            let listed = api.get(&format!("/v1/{list}subject=one")).await.json(200);
+            told.push(listed["items"].as_array().expect("a list").len());
+        }
+        let page = browser.get("/subjects/one").await.expect(200).text;
+        let shown = ["Entitlement changes", "Periods", "Plans of this subject"];
+        let shown = shown.map(|caption| rows_under(&page, caption));
+        // evaluation may come between two looks
+        if told[0] >= 2 && told == shown {
+            break page;
+        }
+        assert!(Instant::now() < end, "{told:?} {shown:?}: {page}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    };
+    let plans = page.split_once("Plans of this subject").expect("its plans").1;
+    let place = |name: &str| plans.find(name).expect("a plan that it had");
+    assert!(place(">Small v1<") < place(">Tiny v1<"), "{plans}");
+    assert!(page.contains(">Small v1</a></p>") && page.contains(", against the limit"), "{page}");
+    let other = browser.get("/subjects/two").await.expect(200).text;
+    assert_eq!(rows_under(&other, "Plans of this subject"), 2);
+    assert_eq!(rows_under(&other, "Entitlement changes") + rows_under(&other, "Recent events"), 0);
 }

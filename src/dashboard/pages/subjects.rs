@@ -1,5 +1,7 @@
 //! `/subjects`: the customers of the workspace, and everything about one of them.
 
+use std::sync::Arc;
+
 use actix_web::http::header;
 use actix_web::{HttpResponse, web};
 use askama::Template;
@@ -15,6 +17,7 @@ use crate::dashboard::view::{self, Link, segment};
 use crate::dashboard::visit::{Shell, Visit, ok, rejected};
 use crate::db::identity::Clock;
 use crate::db::{Conn, DbError};
+use crate::entitlements::assignment::{AssignmentPeriod, effective, not_before};
 use crate::entitlements::plan::{Enforcement, Plan};
 use crate::entitlements::progress::{self, Item};
 use crate::entitlements::sql::assignments::{self, Assignment, Wish};
@@ -29,6 +32,11 @@ use crate::usage::query::Query;
 use crate::usage::subjects::{self, SubjectPosition, SubjectStats};
 
 const LISTED: usize = 50;
+/// Of one subject.
+const EVENTS_LISTED: i64 = 25;
+const CHANGES_LISTED: i64 = 10;
+const PERIODS_LISTED: i64 = 12;
+const ASSIGNMENTS_LISTED: usize = 10;
 /// One in force, and what is planned.
 const ASSIGNMENTS_ENDED: i64 = 10;
 
@@ -105,7 +113,7 @@ impl LimitRow {
 struct ShowPage {
     shell: Shell,
     subject: String,
-    plan: Option<Plan>,
+    plan: Option<Arc<Plan>>,
     limits: Vec<LimitRow>,
     chart: Option<Chart>,
     events: Vec<StoredEvent>,
@@ -126,32 +134,27 @@ pub async fn show(
     let subject =
         parse_subject(&subject).map_err(|_| Error::not_found(format!("subject {subject:?}")))?.to_owned();
     let (workspace_id, name, now) = (caller.workspace_id, subject.clone(), Timestamp::now());
-    let read = move |conn: &mut Conn| {
-        let filter = listing::Filter { subject: name.clone(), ..listing::Filter::default() };
-        let held =
-            assignments::Filter { subject: name.clone(), plan_id: String::new(), include_history: true };
-        Ok((
-            progress::of_subject(conn, workspace_id, &name, now)?,
-            subjects::newest_events(conn, workspace_id, &name, 25)?,
-            listing::events(conn, workspace_id, &filter, 10)?,
-            listing::periods(conn, workspace_id, &filter, 12)?,
-            assignments::list(conn, workspace_id, &held, now, 10)?,
-        ))
+    let find = move |conn: &mut Conn| assignments::of_subject(conn, workspace_id, &name);
+    let found = app.store.read("assignments::of_subject", find).await?;
+    let (subject_id, assignments) = found.ok_or_else(|| Error::not_found(format!("subject {subject:?}")))?;
+    let history: Vec<AssignmentPeriod> = assignments.iter().filter_map(Assignment::period).collect();
+    let at = not_before(&history, now);
+    let held = match effective(&history, at) {
+        Some(span) => app.plans.plan(span.plan_id).await?.map(|plan| (plan, span.clone())),
+        None => None,
     };
-    let (progress, events, changes, periods, assignments) = app.store.read("subjects::show", read).await?;
-    if events.is_empty() && assignments.is_empty() && changes.is_empty() {
-        let known = {
-            let (name, id) = (subject.clone(), workspace_id);
-            move |conn: &mut Conn| assignments::find_subject(conn, id, &name)
+    let plan = held.as_ref().map(|(plan, _)| plan.clone());
+    let read = move |conn: &mut Conn| {
+        let items = match &held {
+            Some((plan, span)) => progress::of_plan(conn, subject_id, span, plan, at)?,
+            None => Vec::new(),
         };
-        app.store
-            .read("subjects::find", known)
-            .await?
-            .ok_or_else(|| Error::not_found(format!("subject {subject:?}")))?;
-    }
-    let (plan, items) = progress.map_or((None, Vec::new()), |(plan, items)| (Some(plan), items));
+        let events = subjects::newest_events_of(conn, subject_id, EVENTS_LISTED)?;
+        Ok((items, events, listing::of_subject(conn, subject_id, CHANGES_LISTED, PERIODS_LISTED)?))
+    };
+    let (items, events, (changes, periods)) = app.store.read("subjects::show", read).await?;
     let limits: Vec<LimitRow> = items.into_iter().map(|item| LimitRow::of(item, now)).collect();
-    let chart = picture(&app, &caller, &subject, &limits, &events).await?;
+    let chart = picture(&app, &caller, (subject.as_str(), subject_id), &limits, &events).await?;
     ok(&ShowPage {
         shell: visit.shell("subjects", subject.clone()),
         activity: activity(&events),
@@ -162,9 +165,16 @@ pub async fn show(
         events,
         changes,
         periods,
-        assignments,
+        assignments: changed_last(assignments),
         now,
     })
+}
+
+/// The first of the assignments of a subject, the latest changed before others.
+fn changed_last(mut assignments: Vec<Assignment>) -> Vec<Assignment> {
+    assignments.sort_by_key(|one| std::cmp::Reverse((one.updated_at, one.starts_at)));
+    assignments.truncate(ASSIGNMENTS_LISTED);
+    assignments
 }
 
 /// How many of these events each meter has. Their quantities are not added up: not every meter's may be.
@@ -184,7 +194,7 @@ fn activity(events: &[StoredEvent]) -> Vec<(String, usize)> {
 async fn picture(
     app: &App,
     caller: &Caller,
-    subject: &str,
+    (subject, subject_id): (&str, i64),
     limits: &[LimitRow],
     events: &[StoredEvent],
 ) -> Result<Option<Chart>> {
@@ -201,7 +211,7 @@ async fn picture(
     let Ok(whole) = ask::whole(meter.clone(), window, &calendar) else { return Ok(None) };
     let query = Query { subject: Some(subject.to_owned()), ..whole };
     let starts = ask::axis(window, &calendar);
-    let rows = ask::buckets(app, query, starts.len()).await?;
+    let rows = ask::buckets_of_subject(app, query, subject_id, starts.len()).await?;
     let (mut series, _) = ask::series(&rows, &starts, meter.aggregation, false, 1);
     if series.is_empty() && ask::is_additive(meter.aggregation) {
         // a period that nothing was used in yet is a line on the ground

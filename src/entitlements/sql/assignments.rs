@@ -44,6 +44,19 @@ impl Assignment {
     pub fn status(&self, now: Timestamp) -> Status {
         Status::of(self.starts_at, self.ends_at, now)
     }
+
+    /// As a stretch of a history; none for one that was canceled before it began.
+    pub fn period(&self) -> Option<AssignmentPeriod> {
+        let period = AssignmentPeriod {
+            plan_id: self.plan_id,
+            starts_at: self.starts_at,
+            ends_at: self.ends_at,
+            anchor: self.anchor,
+            zone: self.zone.clone(),
+            is_scheduled: self.starts_at > self.updated_at,
+        };
+        (!is_void(&period)).then_some(period)
+    }
 }
 
 #[derive(QueryableByName)]
@@ -478,6 +491,38 @@ pub fn subjects_of_plans(
         SELECT plan_id, CAST(COUNT(DISTINCT subject_id) AS BIGINT) AS subjects
         FROM plan_assignments WHERE workspace_id = $1 AND (ends_at IS NULL OR ends_at > $2) GROUP BY plan_id";
     Ok(sql_query(text).bind::<BigInt, _>(workspace_id).bind::<BigInt, _>(now.0).load(conn)?)
+}
+
+#[derive(QueryableByName)]
+struct SubjectRow {
+    #[diesel(sql_type = BigInt)]
+    known_id: i64,
+    #[diesel(embed)]
+    assignment: Option<Row>,
+}
+
+/// A subject with every assignment that it ever had, in the order in which they begin; none for one that nobody has
+/// heard of. In one statement.
+pub fn of_subject(
+    conn: &mut Conn,
+    workspace_id: i64,
+    name: &str,
+) -> Result<Option<(i64, Vec<Assignment>)>, DbError> {
+    let rows: Vec<SubjectRow> = sql_query(
+        "-- entitlements::assignments::of_subject
+         SELECT s.id AS known_id, a.public_id, a.subject_id, s.name AS subject, a.plan_id, p.public_id AS plan_public_id,
+                p.name AS plan_name, p.version AS plan_version, a.starts_at, a.ends_at, a.anchor, a.time_zone, a.updated_at
+         FROM subjects s
+         LEFT JOIN plan_assignments a ON a.subject_id = s.id
+         LEFT JOIN plans p ON p.id = a.plan_id
+         WHERE s.workspace_id = $1 AND s.name = $2 ORDER BY a.starts_at, a.id",
+    )
+    .bind::<BigInt, _>(workspace_id)
+    .bind::<Text, _>(name)
+    .load(conn)?;
+    let Some(subject_id) = rows.first().map(|row| row.known_id) else { return Ok(None) };
+    let held = rows.into_iter().filter_map(|row| row.assignment).map(Assignment::from);
+    Ok(Some((subject_id, held.collect())))
 }
 
 /// The latest changed first.

@@ -85,6 +85,20 @@ struct Listing {
     order: &'static str,
 }
 
+const EVENTS: Listing = Listing {
+    table: "entitlement_events",
+    columns: "e.id, e.created_at AS starts_at, e.created_at AS ends_at, e.previous_state, e.kind,
+              CAST(0 AS BIGINT) AS event_count, e.created_at AS at",
+    order: "e.created_at DESC, e.id DESC",
+};
+const PERIODS: Listing = Listing {
+    table: "entitlement_periods",
+    columns:
+        "'' AS id, e.starts_at, e.ends_at, CAST(NULL AS TEXT) AS previous_state, '' AS kind, e.event_count,
+              e.updated_at AS at",
+    order: "e.starts_at DESC, e.updated_at DESC, s.name, m.name, p.public_id",
+};
+
 fn read(
     conn: &mut Conn,
     workspace_id: i64,
@@ -163,13 +177,7 @@ pub fn events(
     filter: &Filter,
     limit: i64,
 ) -> Result<Vec<Entry>, DbError> {
-    let listing = Listing {
-        table: "entitlement_events",
-        columns: "e.id, e.created_at AS starts_at, e.created_at AS ends_at, e.previous_state, e.kind,
-                  CAST(0 AS BIGINT) AS event_count, e.created_at AS at",
-        order: "e.created_at DESC, e.id DESC",
-    };
-    read(conn, workspace_id, &listing, filter, limit)
+    read(conn, workspace_id, &EVENTS, filter, limit)
 }
 
 /// The latest window first.
@@ -179,11 +187,51 @@ pub fn periods(
     filter: &Filter,
     limit: i64,
 ) -> Result<Vec<Entry>, DbError> {
-    let listing = Listing {
-        table: "entitlement_periods",
-        columns: "'' AS id, e.starts_at, e.ends_at, CAST(NULL AS TEXT) AS previous_state, '' AS kind, e.event_count,
-                  e.updated_at AS at",
-        order: "e.starts_at DESC, e.updated_at DESC, s.name, m.name, p.public_id",
-    };
-    read(conn, workspace_id, &listing, filter, limit)
+    read(conn, workspace_id, &PERIODS, filter, limit)
+}
+
+#[derive(QueryableByName)]
+struct PlacedEntry {
+    #[diesel(embed)]
+    entry: Entry,
+    #[diesel(sql_type = BigInt)]
+    is_period: i64,
+    #[diesel(sql_type = BigInt)]
+    place: i64,
+}
+
+/// The newest events of a subject, and its latest windows. In one statement.
+pub fn of_subject(
+    conn: &mut Conn,
+    subject_id: i64,
+    events: i64,
+    periods: i64,
+) -> Result<(Vec<Entry>, Vec<Entry>), DbError> {
+    let text = format!(
+        "-- entitlements::listing::of_subject
+         SELECT * FROM ({}) AS events UNION ALL SELECT * FROM ({}) AS periods",
+        first_of_subject(&EVENTS, "0", events),
+        first_of_subject(&PERIODS, "1", periods)
+    );
+    let mut rows: Vec<PlacedEntry> = sql_query(text).bind::<BigInt, _>(subject_id).load(conn)?;
+    // a union has no order
+    rows.sort_by_key(|row| row.place);
+    let (periods, events): (Vec<PlacedEntry>, _) = rows.into_iter().partition(|row| row.is_period > 0);
+    let entries = |rows: Vec<PlacedEntry>| -> Vec<Entry> { rows.into_iter().map(|row| row.entry).collect() };
+    Ok((entries(events), entries(periods)))
+}
+
+/// The first of a list that are of the subject `$1`, with their places.
+fn first_of_subject(listing: &Listing, is_period: &str, limit: i64) -> String {
+    let Listing { table, columns, order } = listing;
+    format!(
+        "SELECT {columns}, s.name AS subject, m.name AS meter, p.public_id AS plan_id, p.name AS plan_name,
+                p.version AS plan_version, e.period, e.state, e.current_value, e.limit_value, e.warning_percent,
+                CAST({is_period} AS BIGINT) AS is_period, ROW_NUMBER() OVER (ORDER BY {order}) AS place
+         FROM {table} e
+         JOIN subjects s ON s.id = e.subject_id
+         JOIN meters m ON m.id = e.meter_id
+         JOIN plans p ON p.id = e.plan_id
+         WHERE e.subject_id = $1 ORDER BY {order} LIMIT {limit}"
+    )
 }
