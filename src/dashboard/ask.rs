@@ -16,8 +16,8 @@ use crate::metering::calendar::{Buckets, Calendar, Zone};
 use crate::metering::meter::{Aggregation, Meter};
 use crate::metering::quantity::Quantity;
 use crate::metering::time::{BucketSize, Timestamp, Unit, Window};
-use crate::usage::aggregate::{Known, cells, cells_knowing, needs_snapshot};
-use crate::usage::query::{self as usage, BreakdownItem, Bucket, GroupedAggregates, Query};
+use crate::usage::aggregate::{Known, cells_knowing, needs_snapshot, of_now};
+use crate::usage::query::{self as usage, BreakdownItem, Bucket, Query};
 
 /// Meters that lists to choose from hold at most.
 const METERS_MAX: i64 = 500;
@@ -50,33 +50,16 @@ pub async fn meter_among(app: &App, caller: &Caller, listed: &[Meter], word: &st
     }
 }
 
-/// Adds up the events of a query and makes rows of the sums.
-async fn answered<T: Send + 'static>(
-    app: &App,
-    query: Query,
-    most: usize,
-    rows: impl Fn(&Query, GroupedAggregates) -> T + Send + Sync + 'static,
-) -> Result<T> {
-    let is_snapshot = needs_snapshot(&query);
-    let read = move |conn: &mut _| Ok(rows(&query, cells(conn, &query, most)?));
-    app.store.view("usage::cells", is_snapshot, read).await
-}
-
 /// The rows of a query with buckets, at most this many.
 pub async fn buckets(app: &App, query: Query, most: usize) -> Result<Vec<Bucket>> {
-    answered(app, query, most, usage::buckets).await
+    buckets_knowing(app, query, most, Known::default()).await
 }
 
-/// The rows of a query about a subject with this id.
-pub async fn buckets_of_subject(
-    app: &App,
-    query: Query,
-    subject_id: i64,
-    most: usize,
-) -> Result<Vec<Bucket>> {
-    let known = Known { subject_id: Some(subject_id), ..Known::default() };
+/// As [`buckets`].
+pub async fn buckets_knowing(app: &App, query: Query, most: usize, known: Known) -> Result<Vec<Bucket>> {
     let is_snapshot = needs_snapshot(&query);
-    app.store.view("usage::cells", is_snapshot, move |conn| rows(conn, &query, most, known)).await
+    let read = move |conn: &mut Conn| rows(conn, &query, most, known);
+    app.store.view("usage::cells", is_snapshot, read).await
 }
 
 /// The rows of a query with buckets, inside of whatever else is read.
@@ -103,6 +86,7 @@ pub async fn buckets_of_each<T: Send + 'static>(
     also: impl Fn(&mut Conn) -> Result<T, DbError> + Send + Sync + 'static,
 ) -> Result<(Vec<Vec<Bucket>>, T)> {
     let read = move |conn: &mut Conn| {
+        let (queries, known) = (of_now(conn, &queries)?, Known { meter_of_now: true, ..known });
         let each = queries.iter().map(|query| rows(conn, query, most, known));
         let each = each.collect::<Result<_, DbError>>()?;
         Ok((each, also(conn)?))
@@ -110,9 +94,17 @@ pub async fn buckets_of_each<T: Send + 'static>(
     app.store.view("usage::counts", true, read).await
 }
 
-/// The largest values of the one field that a query groups by.
-pub async fn breakdown(app: &App, query: Query, most: usize) -> Result<Vec<BreakdownItem>> {
-    answered(app, query, usize::MAX, move |query, cells| usage::breakdown(query, cells, most)).await
+/// The largest values of several queries that each group by one field, of one instant.
+pub async fn breakdowns(app: &App, queries: Vec<Query>, most: usize) -> Result<Vec<Vec<BreakdownItem>>> {
+    if queries.is_empty() {
+        return Ok(Vec::new());
+    }
+    let is_snapshot = queries.iter().any(needs_snapshot);
+    let read = move |conn: &mut Conn| {
+        let (queries, known) = (of_now(conn, &queries)?, Known { meter_of_now: true, ..Known::default() });
+        queries.iter().map(|query| shares(conn, query, most, known)).collect::<Result<Vec<_>, DbError>>()
+    };
+    app.store.view("usage::cells", is_snapshot, read).await
 }
 
 /// The zone of the workspace: where the days of its pages begin.

@@ -77,12 +77,35 @@ fn refuse_pruned_minutes(query: &Query) -> Result<(), DbError> {
 fn with_watermark(conn: &mut Conn, query: &Query) -> Result<Query, DbError> {
     let pruned_before: Option<Option<i64>> =
         meters::table.find(query.meter.id).select(meters::pruned_before).first(conn).optional()?;
+    Ok(pruned_to(query, pruned_before.flatten().map(Timestamp)))
+}
+
+fn pruned_to(query: &Query, pruned_before: Option<Timestamp>) -> Query {
     let mut query = query.clone();
-    let pruned_before = pruned_before.flatten().map(Timestamp);
     if pruned_before != query.meter.pruned_before {
         query.meter = Arc::new(Meter { pruned_before, ..(*query.meter).clone() });
     }
-    Ok(query)
+    query
+}
+
+/// Queries with the watermarks of their meters as they are now, for [`Known::meter_of_now`]: one statement for all of them,
+/// and none where that makes no difference.
+pub fn of_now(conn: &mut Conn, queries: &[Query]) -> Result<Vec<Query>, DbError> {
+    if !queries.iter().any(may_meet_pruning) {
+        return Ok(queries.to_vec());
+    }
+    let mut ids: Vec<i64> = queries.iter().map(|query| query.meter.id).collect();
+    ids.sort_unstable();
+    ids.dedup();
+    let rows: Vec<(i64, Option<i64>)> = meters::table
+        .filter(meters::id.eq_any(ids))
+        .select((meters::id, meters::pruned_before))
+        .load(conn)?;
+    let watermark = |query: &Query| {
+        let row = rows.iter().find(|(id, _)| *id == query.meter.id);
+        row.and_then(|(_, pruned_before)| *pruned_before).map(Timestamp)
+    };
+    Ok(queries.iter().map(|query| pruned_to(query, watermark(query))).collect())
 }
 
 /// What whoever asks has read already, so that it need not be read again.

@@ -251,8 +251,9 @@ async fn requests_keep_their_budgets(database: Database) {
     drop(counted.server);
 }
 
-/// Pages of the dashboard, and how many statements each may take on either database: six, and what those take today that
-/// show something of everything.
+/// Pages of the dashboard, and how many statements each may take on either database: six, the overview twelve. More take
+/// those that show sums: two for sums by subject and by each dimension, BEGIN and ROLLBACK where several must be of one
+/// instant, and on SQLite one for each limit that a subject has.
 #[rustfmt::skip]
 const PAGES: [(&str, u64); 30] = [
     ("/overview", 12),

@@ -1,6 +1,6 @@
 //! The cards beside a query: the largest values of what it does not group by, each one click away from being a filter.
 
-use futures_util::future::try_join_all;
+use futures_util::future::try_join;
 
 use crate::app::App;
 use crate::dashboard::ask;
@@ -8,7 +8,7 @@ use crate::dashboard::chart::{Svg, share_bar};
 use crate::dashboard::pages::explore::ExportQuery;
 use crate::error::Result;
 use crate::metering::quantity::Quantity;
-use crate::usage::query::{GroupField, Query};
+use crate::usage::query::{BreakdownItem, GroupField, Query};
 
 /// Fields that have a card, and values on one.
 const CARDS: usize = 4;
@@ -42,24 +42,33 @@ pub async fn find(app: &App, asked: &ExportQuery) -> Result<Vec<Breakdown>> {
     let active = asked.meter.dimensions.iter().filter(|d| !d.deprecated && is_open(&d.name));
     fields.extend(active.map(|d| (GroupField::Dimension(d.name.clone()), d.display_name.clone())));
     fields.truncate(CARDS);
-    let cards = try_join_all(fields.into_iter().map(|(field, title)| card(app, asked, field, title))).await?;
-    Ok(cards.into_iter().filter(|card| !card.rows.is_empty()).collect())
+    let whole = asked.query(asked.range.window, false, false)?;
+    let query =
+        |field: &GroupField| Query { group_by: vec![field.clone()], skip_missing: true, ..whole.clone() };
+    // those by dimension are small and read together, that by subject goes through all of them
+    let (by_subject, others): (Vec<Query>, Vec<Query>) = fields
+        .iter()
+        .map(|(field, _)| query(field))
+        .partition(|query| query.group_by == [GroupField::Subject]);
+    let (by_subject, others) =
+        try_join(ask::breakdowns(app, by_subject, VALUES), ask::breakdowns(app, others, VALUES)).await?;
+    let found = by_subject.into_iter().chain(others);
+    let cards =
+        fields.into_iter().zip(found).map(|((field, title), found)| card(asked, &field, title, found));
+    Ok(cards.filter(|card| !card.rows.is_empty()).collect())
 }
 
 fn is_about(condition: &str, field: &str) -> bool {
     condition.strip_prefix("metadata.").unwrap_or(condition) == field
 }
 
-async fn card(app: &App, asked: &ExportQuery, field: GroupField, title: String) -> Result<Breakdown> {
-    let name = match &field {
+fn card(asked: &ExportQuery, field: &GroupField, title: String, found: Vec<BreakdownItem>) -> Breakdown {
+    let name = match field {
         GroupField::Subject => "subject".to_owned(),
         GroupField::Dimension(name) => format!("metadata.{name}"),
     };
-    let whole = asked.query(asked.range.window, false, false)?;
-    let query = Query { group_by: vec![field], skip_missing: true, ..whole };
-    let found = ask::breakdown(app, query, VALUES).await?;
     let largest = found.first().map_or(1.0, |item| item.quantity.to_f64()).max(f64::MIN_POSITIVE);
-    let row = |item: crate::usage::query::BreakdownItem| Row {
+    let row = |item: BreakdownItem| Row {
         bar: share_bar(item.quantity.to_f64() / largest),
         link: asked
             .with_values(&[(name.clone(), item.value.as_str())], "eq", asked.group.clone())
@@ -69,5 +78,5 @@ async fn card(app: &App, asked: &ExportQuery, field: GroupField, title: String) 
         quantity: item.quantity,
         events: item.events,
     };
-    Ok(Breakdown { rows: found.into_iter().map(row).collect(), title })
+    Breakdown { rows: found.into_iter().map(row).collect(), title }
 }

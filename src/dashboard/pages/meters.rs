@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use actix_web::{HttpResponse, web};
 use askama::Template;
 
-use crate::alerts::sql::rules::{self, Rule};
+use crate::alerts::sql::rules;
 use crate::app::App;
 use crate::auth::Caller;
 use crate::chance;
@@ -398,7 +398,8 @@ struct Facts {
     /// Of each dimension whose largest values are shown.
     shares: Vec<Vec<BreakdownItem>>,
     events: Vec<Listed>,
-    rules: Vec<Rule>,
+    /// By id and name.
+    rules: Vec<(String, String)>,
     plans: Vec<Limiting>,
 }
 
@@ -418,13 +419,12 @@ fn facts(
         event_list::Search { workspace_id, meter: Some(meter.name.clone()), ..event_list::Search::default() };
     let searched = event_list::Known { meter: Some(&meter), subject_id: None };
     let events = event_list::page_knowing(conn, &search, searched, None, EVENTS_LISTED)?;
-    let filter = rules::Filter { meter: Some(meter.name.clone()), ..rules::Filter::default() };
     Ok(Some(Facts {
         stats: stats_of(conn, &meter)?,
         days,
         shares,
         events,
-        rules: rules::rules(conn, Some(workspace_id), &filter, 100)?,
+        rules: rules::on_meter(conn, meter.id)?,
         plans: plans::limiting_now(conn, meter.id, 100)?,
         meter,
     }))
@@ -446,7 +446,7 @@ pub async fn show(app: web::Data<App>, caller: Caller, visit: Visit, Id(word): I
         chart,
         tops,
         events: events.into_iter().map(|listed| listed.event).collect(),
-        rules: rules.into_iter().map(|rule| (rule.public_id, rule.terms.name)).collect(),
+        rules,
         plans: plans
             .into_iter()
             .map(|plan| (plan.public_id, format!("{} v{}", plan.name, plan.version)))

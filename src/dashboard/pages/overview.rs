@@ -38,6 +38,8 @@ const METERS_DRAWN: usize = 6;
 /// As many as a workspace may have.
 const METERS_MAX: i64 = 10_000;
 const PINNED_MAX: usize = 6;
+/// Of the line of a pinned query.
+const POINTS_MAX: usize = 1_000;
 const LISTED: i64 = 8;
 
 /// What is read in one go.
@@ -95,8 +97,9 @@ pub async fn show(app: web::Data<App>, caller: Caller, visit: Visit) -> Result<H
     let read = move |conn: &mut Conn| read(conn, workspace_id, prunes, (&days, now));
     let facts = app.store.view("overview::read", true, read);
     let (facts, saved) = try_join(facts, saved(&app, &caller)).await?;
-    let pinned = saved.into_iter().filter(|kept| kept.query.pinned).take(PINNED_MAX);
-    let tiles = join_all(pinned.map(|kept| tile(&app, &caller, kept))).await;
+    let pinned: Vec<Kept> = saved.into_iter().filter(|kept| kept.query.pinned).take(PINNED_MAX).collect();
+    let meters = if pinned.is_empty() { Vec::new() } else { ask::meters(&app, &caller).await? };
+    let tiles = join_all(pinned.into_iter().map(|kept| tile(&app, &caller, &meters, kept))).await;
     let chart = picture(&facts.counts, &home, now);
     let of_day = |back: usize| {
         let of_meter = |days: &Vec<i64>| days.len().checked_sub(back + 1).map_or(0, |at| days[at]);
@@ -238,7 +241,7 @@ async fn attention(app: &App, caller: &Caller, facts: &Facts, now: Timestamp) ->
 }
 
 /// One pinned query. Its failure is told on its own tile.
-async fn tile(app: &App, caller: &Caller, kept: Kept) -> Tile {
+async fn tile(app: &App, caller: &Caller, meters: &[Meter], kept: Kept) -> Tile {
     let mut tile = Tile {
         name: kept.query.name,
         total: String::new(),
@@ -251,23 +254,29 @@ async fn tile(app: &App, caller: &Caller, kept: Kept) -> Tile {
     // a number under its name must be what it asks for
     if !kept.is_whole {
         tile.problem = "It was saved by another program with a filter that cannot be read here.".to_owned();
-    } else if let Err(error) = fill(app, caller, &mut tile).await {
+    } else if let Err(error) = fill(app, caller, meters, &mut tile).await {
         tile.problem = error.message;
     }
     tile
 }
 
-async fn fill(app: &App, caller: &Caller, tile: &mut Tile) -> Result<()> {
+async fn fill(app: &App, caller: &Caller, meters: &[Meter], tile: &mut Tile) -> Result<()> {
     let params = Params::parse(tile.link.split_once('?').map_or("", |(_, query)| query));
     let home = app.zones.get(caller.workspace_id).await?;
-    let meter = ask::meter(app, caller, params.get("meter")).await?;
+    let meter = ask::meter_among(app, caller, meters, params.get("meter")).await?;
     let asked = spans::read(app, caller, meter, &params, &home).await?;
-    let window = asked.range.window;
-    let whole = ask::buckets(app, asked.query(window, false, false)?, 1).await?;
-    let total = whole.into_iter().next().map_or_else(Quantity::zero, |row| row.quantity);
-    let rows = ask::buckets(app, asked.query(window, true, false)?, 1_000).await?;
+    let (window, aggregation) = (asked.range.window, asked.meter.aggregation);
+    let rows = ask::buckets(app, asked.query(window, true, false)?, POINTS_MAX).await?;
+    // what adds up need not be asked for, if all of it is there
+    let total = match ask::is_additive(aggregation) && rows.len() < POINTS_MAX {
+        true => rows.iter().fold(Quantity::zero(), |sum, row| &sum + &row.quantity),
+        false => {
+            let whole = ask::buckets(app, asked.query(window, false, false)?, 1).await?;
+            whole.into_iter().next().map_or_else(Quantity::zero, |row| row.quantity)
+        }
+    };
     let starts = ask::axis(window, &asked.calendar);
-    let (series, _) = ask::series(&rows, &starts, asked.meter.aggregation, false, 1);
+    let (series, _) = ask::series(&rows, &starts, aggregation, false, 1);
     let values = series
         .first()
         .map(|series| series.values.iter().map(|v| v.as_ref().map_or(0.0, Quantity::to_f64)).collect());

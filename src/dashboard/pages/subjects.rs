@@ -28,6 +28,7 @@ use crate::http::extract::{Id, Params, decode_cursor, encode_cursor, parse_time}
 use crate::metering::event::{StoredEvent, parse_subject};
 use crate::metering::quantity::Quantity;
 use crate::metering::time::{BucketSize, DAY, Timestamp};
+use crate::usage::aggregate::Known;
 use crate::usage::query::Query;
 use crate::usage::subjects::{self, SubjectPosition, SubjectStats};
 
@@ -211,7 +212,8 @@ async fn picture(
     let Ok(whole) = ask::whole(meter.clone(), window, &calendar) else { return Ok(None) };
     let query = Query { subject: Some(subject.to_owned()), ..whole };
     let starts = ask::axis(window, &calendar);
-    let rows = ask::buckets_of_subject(app, query, subject_id, starts.len()).await?;
+    let known = Known { subject_id: Some(subject_id), ..Known::default() };
+    let rows = ask::buckets_knowing(app, query, starts.len(), known).await?;
     let (mut series, _) = ask::series(&rows, &starts, meter.aggregation, false, 1);
     if series.is_empty() && ask::is_additive(meter.aggregation) {
         // a period that nothing was used in yet is a line on the ground
