@@ -28,18 +28,23 @@ pub struct Facets<'a> {
     pub lost: BTreeSet<i64>,
 }
 
+/// A row of a facet, or a delta.
 #[derive(diesel::QueryableByName)]
 struct FacetRow {
     #[diesel(sql_type = BigInt)]
-    day: i64,
+    is_delta: i64,
+    /// The day, or the id of the delta.
+    #[diesel(sql_type = BigInt)]
+    place: i64,
     #[diesel(sql_type = Nullable<Binary>)]
     cells: Option<Vec<u8>>,
 }
 
+/// Id and cells.
+type Delta = (i64, Vec<u8>);
+
 #[derive(diesel::QueryableByName)]
 struct DeltaRow {
-    #[diesel(sql_type = BigInt)]
-    id: i64,
     #[diesel(sql_type = Binary)]
     cells: Vec<u8>,
 }
@@ -50,13 +55,15 @@ impl Facets<'_> {
     pub fn add_up(mut self, conn: &mut Conn) -> Result<BTreeSet<i64>, DbError> {
         let facet = Facet::for_paths(&self.asked.query.meter, &self.asked.query.paths());
         self.lost = self.days_without_edges(conn)?;
-        let mut missing = self.add_rows(conn, &facet, self.only)?;
+        // deltas come with the rows, because it is the rows that say of which days they count
+        let mut deltas = Vec::new();
+        let mut missing = self.add_rows(conn, &facet, self.only, Some(&mut deltas))?;
         if facet != Facet::All && !missing.is_empty() {
-            missing = self.add_rows(conn, &Facet::All, Some(&missing))?;
+            missing = self.add_rows(conn, &Facet::All, Some(&missing), None)?;
         }
         let mut lost = missing;
         lost.append(&mut self.lost);
-        self.add_deltas(conn, &lost)?;
+        self.add_deltas(&deltas, &lost)?;
         Ok(lost)
     }
 
@@ -86,25 +93,37 @@ impl Facets<'_> {
     }
 
     /// Adds the rows of a facet, and those of days that have no other; returns the days without a row of use. `days`
-    /// limits it.
+    /// limits it. In the same statement the deltas are read, where they are wanted.
     fn add_rows(
         &mut self,
         conn: &mut Conn,
         facet: &Facet,
         days: Option<&BTreeSet<i64>>,
+        mut deltas: Option<&mut Vec<Delta>>,
     ) -> Result<BTreeSet<i64>, DbError> {
         let mut statement = Statement::new(conn);
-        let sql = self.rows_sql(&mut statement, facet, days);
+        let mut sql = self.rows_sql(&mut statement, facet, days);
+        if deltas.is_some() {
+            sql = format!("{sql} UNION ALL {}", self.deltas_sql(&mut statement));
+        }
         let (mut seen, mut answered) = (BTreeSet::new(), BTreeSet::new());
         statement.each(conn, &sql, |row: FacetRow| {
-            if self.lost.contains(&row.day) {
+            if row.is_delta > 0 {
+                let delta = row.cells.map(|cells| (row.place, cells));
+                if let Some(deltas) = &mut deltas {
+                    deltas.extend(delta);
+                }
                 return Ok(());
             }
-            seen.insert(row.day);
+            let day = row.place;
+            if self.lost.contains(&day) {
+                return Ok(());
+            }
+            seen.insert(day);
             let unpacked = row.cells.as_deref().map(|cells| self.asked.read(cells, "", |_| true));
-            let sums = unpacked.and_then(|sums| readable("rollup_facets", row.day, sums));
+            let sums = unpacked.and_then(|sums| readable("rollup_facets", day, sums));
             let Some(sums) = sums.filter(|sums| self.is_enough(sums)) else { return Ok(()) };
-            answered.insert(row.day);
+            answered.insert(day);
             sums.add_to(self.cells, self.left_out)
         })?;
         Ok(&seen - &answered)
@@ -134,7 +153,8 @@ impl Facets<'_> {
             days => format!("WHEN day IN ({}) THEN quarter_cells", integers(days)),
         };
         format!(
-            "SELECT day, CASE WHEN {whole} THEN day_cells {by_quarter} ELSE hour_cells END AS cells
+            "SELECT CAST(0 AS BIGINT) AS is_delta, day AS place,
+                    CASE WHEN {whole} THEN day_cells {by_quarter} ELSE hour_cells END AS cells
              FROM (SELECT day, CASE WHEN is_alone OR facet = {counting} THEN day_cells END AS day_cells,
                           CASE WHEN is_alone OR facet = {counting} THEN hour_cells END AS hour_cells,
                           CASE WHEN is_alone OR facet = {counting} THEN quarter_cells END AS quarter_cells
@@ -160,22 +180,25 @@ impl Facets<'_> {
         row: impl FnMut(DeltaRow) -> Result<(), DbError>,
     ) -> Result<(), DbError> {
         let mut statement = Statement::new(conn);
+        let sql = self.deltas_sql(&mut statement);
+        statement.each(conn, &sql, row)
+    }
+
+    fn deltas_sql(&self, statement: &mut Statement) -> String {
         let meter_id = statement.int(self.asked.query.meter.id);
-        statement.each(
-            conn,
-            &format!("SELECT id, cells FROM rollup_deltas WHERE meter_id = {meter_id} AND cells IS NOT NULL"),
-            row,
+        format!(
+            "SELECT CAST(1 AS BIGINT) AS is_delta, id AS place, cells FROM rollup_deltas
+             WHERE meter_id = {meter_id} AND cells IS NOT NULL"
         )
     }
 
-    fn add_deltas(&mut self, conn: &mut Conn, without: &BTreeSet<i64>) -> Result<(), DbError> {
-        let mut all = Vec::new();
-        self.each_delta(conn, |row| {
-            let sums =
-                self.asked.read(&row.cells, "", |day| !without.contains(&day.0) && self.is_wanted(day));
-            all.extend(readable("rollup_deltas", row.id, sums));
-            Ok(())
-        })?;
-        all.into_iter().try_for_each(|sums| sums.add_to(self.cells, self.left_out))
+    fn add_deltas(&mut self, deltas: &[Delta], without: &BTreeSet<i64>) -> Result<(), DbError> {
+        for (id, cells) in deltas {
+            let sums = self.asked.read(cells, "", |day| !without.contains(&day.0) && self.is_wanted(day));
+            if let Some(sums) = readable("rollup_deltas", *id, sums) {
+                sums.add_to(self.cells, self.left_out)?;
+            }
+        }
+        Ok(())
     }
 }
