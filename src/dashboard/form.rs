@@ -252,7 +252,7 @@ impl Complaint {
             text.split(|c: char| !c.is_alphanumeric() && c != '_').any(|word| word == **field)
         };
         let field = fields.iter().find(word).map(|field| (*field).to_owned()).unwrap_or_default();
-        let mut message = text.replace('_', " ");
+        let mut message = in_words(text, fields);
         if let Some(first) = message.get(..1) {
             message = first.to_uppercase() + &message[1..];
         }
@@ -266,6 +266,54 @@ impl Complaint {
     pub fn at(&self, field: &str) -> bool {
         self.is_some() && self.field == field
     }
+}
+
+/// Names of fields that refusals use and that are not those of every form that shows them.
+const NAMES: [&str; 28] = [
+    "aggregation_field",
+    "allowed_meters",
+    "allowed_networks",
+    "current_password",
+    "destination_id",
+    "display_name",
+    "effective_at",
+    "evaluation_interval_seconds",
+    "event_retention_days",
+    "expires_at",
+    "failure_policy",
+    "group_by",
+    "histogram_bounds",
+    "idempotency_key",
+    "key_conflicts",
+    "meter_id",
+    "plan_id",
+    "quantity_is",
+    "time_zone",
+    "user_id",
+    "value_expression",
+    "warning_percent",
+    "webhook_url",
+    "week_start",
+    "window_seconds",
+    "worker_name",
+    "workspace_id",
+    "workspace_zone",
+];
+
+/// A sentence with names of fields as words. Everything else, and whatever stands in quotes, may be somebody's value.
+fn in_words(text: &str, fields: &[&str]) -> String {
+    let is_mark = |c: char| !c.is_alphanumeric() && c != '_';
+    let (mut words, mut is_quoted) = (String::with_capacity(text.len()), false);
+    for piece in text.split_inclusive(is_mark) {
+        let word = piece.trim_end_matches(is_mark);
+        match !is_quoted && (fields.contains(&word) || NAMES.contains(&word)) {
+            true => words.push_str(&piece.replace('_', " ")),
+            false => words.push_str(piece),
+        }
+        // a quote in a value is escaped
+        is_quoted ^= piece.ends_with('"') && !words.ends_with("\\\"");
+    }
+    words
 }
 
 #[cfg(test)]
@@ -302,5 +350,24 @@ mod tests {
         assert!(complaint.at("name") && !complaint.at("unit"));
         assert_eq!(complaint.message, "Name is required");
         assert!(Complaint::of(Error::unavailable("away"), &[]).is_err());
+    }
+
+    #[test]
+    fn only_names_of_fields_become_words() {
+        let shown = |text: &str| {
+            Complaint::of(Error::invalid(text.to_owned()), &["plan_id", "of_this_form"])
+                .expect("a mistake")
+                .message
+        };
+        assert_eq!(
+            shown("plan_id and of_this_form: org_2 is unknown"),
+            "Plan id and of this form: org_2 is unknown"
+        );
+        assert_eq!(shown("limits[0].warning_percent is 2_000"), "Limits[0].warning percent is 2_000");
+        // a value may be the name of a field, with a quote in it
+        assert_eq!(
+            shown(r#"group_by "plan_id" or "a\"plan_id" for time_zone"#),
+            r#"Group by "plan_id" or "a\"plan_id" for time zone"#
+        );
     }
 }
