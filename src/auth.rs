@@ -12,6 +12,7 @@ pub mod mail;
 pub mod members;
 pub mod password;
 pub mod permission;
+pub mod preferences;
 pub mod providers;
 pub mod session;
 pub mod sql;
@@ -33,6 +34,7 @@ use utoipa::ToSchema;
 use crate::auth::cache::CredentialCache;
 use crate::auth::key::LastUsed;
 use crate::auth::permission::{Access, Grants, Role};
+use crate::auth::preferences::Preferences;
 use crate::auth::providers::Providers;
 use crate::auth::sql::users::Member;
 use crate::auth::sql::{keys, sessions};
@@ -64,6 +66,8 @@ pub struct Identity {
     pub role: Role,
     pub user: User,
     pub credential: Credential,
+    /// What the user chose about the pages; of a key nothing.
+    pub preferences: Preferences,
 }
 
 #[derive(Debug)]
@@ -136,8 +140,13 @@ impl Caller {
     }
 
     fn new(member: Member, credential: Credential) -> Caller {
+        Caller::preferring(member, credential, Preferences::default())
+    }
+
+    fn preferring(member: Member, credential: Credential, preferences: Preferences) -> Caller {
         let (workspace_id, user_id, role) = (member.workspace_id, member.user_id, member.role);
-        Caller(Arc::new(Identity { workspace_id, user_id, role, user: member.into(), credential }))
+        let user = member.into();
+        Caller(Arc::new(Identity { workspace_id, user_id, role, user, credential, preferences }))
     }
 
     fn with_key(member: Member, key: keys::ApiKey) -> Caller {
@@ -364,12 +373,14 @@ impl Auth {
         }
         let hash = token::hash(text);
         let load = async || {
-            let found =
-                self.0.store.vital().read("sessions::find", move |conn| sessions::find(conn, &hash)).await?;
-            Ok(found.map(|sessions::Found { member, expires_at, form_key, login_id }| {
-                let expires_at = Timestamp(expires_at);
-                Caller::new(member, Credential::Session { expires_at, form_key, login_id })
-            }))
+            let find = move |conn: &mut Conn| sessions::find(conn, &hash);
+            let Some(found) = self.0.store.vital().read("sessions::find", find).await? else {
+                return Ok(None);
+            };
+            let sessions::Found { member, expires_at, form_key, login_id, preferences } = found;
+            let expires_at = Timestamp(expires_at);
+            let credential = Credential::Session { expires_at, form_key, login_id };
+            Ok(Some(Caller::preferring(member, credential, preferences.read()?)))
         };
         let caller = self.0.sessions.get_or_load(hash, load).await?.ok_or_else(Error::unauthorized)?;
         if !caller.is_alive(Timestamp::now()) {

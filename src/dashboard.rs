@@ -74,6 +74,7 @@ pub fn endpoints() -> Vec<Endpoint> {
         post("/settings/theme", VIEWER, settings::theme),
         post("/settings/zone", VIEWER, settings::zone),
         post("/settings/keys", VIEWER, settings::keys),
+        post("/settings/preferences", VIEWER, settings::preferences),
         post("/settings/workspace-zone", ADMIN, settings::workspace_zone),
         post("/settings/key-conflicts", OWNER, settings::key_conflicts),
 

@@ -7,6 +7,7 @@ pub mod keys;
 pub mod links;
 pub mod members;
 pub mod operator;
+pub mod preferences;
 pub mod resets;
 pub mod sessions;
 pub mod sign_ins;

@@ -570,6 +570,8 @@ mod tests {
         for (word, _) in RANGES {
             assert!(range(&format!("range={}", word.replace('+', "%2B")), now).ends_with("UTC"), "{word}");
         }
+        // what somebody may choose to see first
+        assert_eq!(RANGES.map(|(word, _)| word), crate::auth::preferences::RANGES);
     }
 
     #[test]

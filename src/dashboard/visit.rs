@@ -1,5 +1,6 @@
 //! One visit of a page: who looks, from where, with which theme; and the frame that every page is shown in. Never
-//! knows what a page is about.
+//! knows what a page is about. What somebody chose for themselves wins over what their browser remembers, which is all
+//! that there is before they sign in.
 
 use std::future::{Ready, ready};
 
@@ -12,6 +13,7 @@ use percent_encoding::percent_decode_str;
 use crate::app::App;
 use crate::auth::Caller;
 use crate::auth::permission::Role;
+use crate::auth::preferences::{Density, Theme};
 use crate::dashboard::once::SHOWN_COOKIE;
 use crate::dashboard::view::{Instant, When};
 use crate::dashboard::{assets, csrf};
@@ -32,6 +34,8 @@ pub struct Visit {
     theme: &'static str,
     zone: Zone,
     has_keys: bool,
+    density: &'static str,
+    default_range: Option<&'static str>,
     flash: String,
     /// A secret on its way to this page, sealed.
     pub shown: String,
@@ -59,11 +63,16 @@ impl Visit {
         let theme = sent_cookie(request, THEME_COOKIE).unwrap_or_default();
         let zone = sent_cookie(request, ZONE_COOKIE).unwrap_or_default();
         let zone = percent_decode_str(&zone).decode_utf8_lossy();
+        let caller = request.extensions().get::<Caller>().cloned();
+        let chosen = caller.as_ref().map(|caller| caller.preferences.clone()).unwrap_or_default();
+        let has_keys = || sent_cookie(request, KEYS_COOKIE).as_deref() != Some("off");
         Visit {
-            caller: request.extensions().get::<Caller>().cloned(),
-            theme: theme_of(&theme),
-            zone: Zone::parse(&zone).unwrap_or(Zone::UTC),
-            has_keys: sent_cookie(request, KEYS_COOKIE).as_deref() != Some("off"),
+            caller,
+            theme: chosen.theme.map_or_else(|| theme_of(&theme), Theme::as_str),
+            zone: chosen.time_zone.or_else(|| Zone::parse(&zone)).unwrap_or(Zone::UTC),
+            has_keys: chosen.shortcuts.unwrap_or_else(has_keys),
+            density: chosen.density.unwrap_or(Density::Comfortable).as_str(),
+            default_range: chosen.default_range,
             flash: percent_decode_str(&flash).decode_utf8_lossy().into_owned(),
             shown: sent_cookie(request, SHOWN_COOKIE).unwrap_or_default(),
             here: request.uri().path_and_query().map_or("/", |path| path.as_str()).to_owned(),
@@ -74,6 +83,11 @@ impl Visit {
 
     pub fn caller(&self) -> Option<&Caller> {
         self.caller.as_ref()
+    }
+
+    /// The time of a view whose address names none, if somebody chose one.
+    pub fn default_range(&self) -> Option<&'static str> {
+        self.default_range
     }
 
     /// The frame of a page; `section` is the entry of the navigation it belongs to.
@@ -91,6 +105,7 @@ impl Visit {
             theme: self.theme,
             zone: self.zone.clone(),
             has_keys: self.has_keys,
+            density: self.density,
             flash: self.flash.clone(),
             here: self.here.clone(),
             now: Timestamp::now(),
@@ -150,6 +165,8 @@ pub struct Shell {
     pub zone: Zone,
     /// Single keys on the keyboard do something.
     pub has_keys: bool,
+    /// How close rows of tables stand.
+    pub density: &'static str,
     pub flash: String,
     pub here: String,
     /// When the page was made: it shows nothing later.

@@ -73,6 +73,7 @@ pub const CHANGES: &[(&str, &str, &str)] = &[
     ("plans::add", "plan.created", "plan"),
     ("plans::delete", "plan.deleted", "plan"),
     ("plans::update", "plan.updated", "plan"),
+    ("preferences::change", "user.preferences_changed", "user"),
     ("retention::add_run", "prune.run", "prune_run"),
     ("saved_queries::add", "saved_query.created", "saved_query"),
     ("saved_queries::delete", "saved_query.deleted", "saved_query"),

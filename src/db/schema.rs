@@ -122,6 +122,18 @@ table! {
 }
 
 table! {
+    user_preferences (user_id) {
+        user_id -> BigInt,
+        time_zone -> Nullable<Text>,
+        theme -> Nullable<Text>,
+        density -> Nullable<Text>,
+        default_range -> Nullable<Text>,
+        shortcuts -> Nullable<Text>,
+        updated_at -> BigInt,
+    }
+}
+
+table! {
     api_keys (id) {
         id -> BigInt,
         public_id -> Text,
@@ -791,6 +803,7 @@ allow_tables_to_appear_in_same_query!(
     invitations,
     sign_ins,
     known_devices,
+    user_preferences,
     saved_queries
 );
 allow_tables_to_appear_in_same_query!(meters, subjects, dimension_sets);

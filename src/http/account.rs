@@ -1,4 +1,5 @@
-//! `/v1/auth/sessions`, `/v1/auth/password` and `/v1/auth/password-resets/…`: a person and their own account. Signing in
+//! `/v1/auth/sessions`, `/v1/auth/password`, `/v1/auth/preferences` and `/v1/auth/password-resets/…`: a person and their
+//! own account. Signing in
 //! and out is `session`'s.
 
 use actix_web::{HttpRequest, HttpResponse, web};
@@ -8,6 +9,7 @@ use utoipa::ToSchema;
 use crate::app::App;
 use crate::auth::Caller;
 use crate::auth::device;
+use crate::auth::preferences::{self, Density, Preferences, Theme};
 use crate::auth::session::clearing_cookies;
 use crate::auth::sql::sign_ins::{SignIn, Which};
 use crate::error::Result;
@@ -16,6 +18,7 @@ use crate::http::extract::Id;
 use crate::http::openapi::Doc;
 use crate::http::respond::{self, Page};
 use crate::http::session::{address, secure, with_cookies};
+use crate::metering::calendar::Zone;
 use crate::metering::time::Timestamp;
 
 #[derive(Serialize, ToSchema)]
@@ -102,6 +105,77 @@ pub async fn change_password(
     let (current, new) = (input.current_password.unwrap_or_default(), input.password.unwrap_or_default());
     app.auth.change_password(&caller, current, new, address(&app, &request)).await?;
     Ok(respond::no_content())
+}
+
+/// What is null was not chosen.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Preferences)]
+pub struct PreferencesView<'a> {
+    time_zone: Option<&'a str>,
+    theme: Option<Theme>,
+    density: Option<Density>,
+    default_range: Option<&'static str>,
+    shortcuts: Option<bool>,
+}
+
+impl<'a> PreferencesView<'a> {
+    fn of(preferences: &'a Preferences) -> Self {
+        PreferencesView {
+            time_zone: preferences.time_zone.as_ref().map(Zone::name),
+            theme: preferences.theme,
+            density: preferences.density,
+            default_range: preferences.default_range,
+            shortcuts: preferences.shortcuts,
+        }
+    }
+}
+
+pub fn describe_preferences() -> Doc {
+    Doc::new("auth", "Own preferences of the dashboard")
+        .answer::<PreferencesView>(200, "What the user chose, the same in every workspace.")
+}
+
+pub async fn preferences(app: web::Data<App>, caller: Caller) -> Result<HttpResponse> {
+    respond::ok(&PreferencesView::of(&app.auth.preferences(&caller).await?))
+}
+
+/// What is absent, null or blank is not chosen any more.
+#[derive(Default, Deserialize, ToSchema)]
+#[schema(as = PreferencesChange)]
+pub struct PreferencesInput {
+    /// In which instants are shown, such as `Europe/Berlin`.
+    time_zone: Option<String>,
+    /// `system`, `light` or `dark`.
+    theme: Option<String>,
+    /// `comfortable` or `compact`: how close rows of tables stand.
+    density: Option<String>,
+    /// Of `/usage` where the address names no time, such as `7d`.
+    default_range: Option<String>,
+    /// Whether single keys on the keyboard do something.
+    shortcuts: Option<bool>,
+}
+
+pub fn describe_set_preferences() -> Doc {
+    Doc::new("auth", "Choose own preferences of the dashboard")
+        .body::<PreferencesInput>()
+        .answer::<PreferencesView>(200, "What is chosen now.")
+}
+
+pub async fn set_preferences(
+    app: web::Data<App>,
+    caller: Caller,
+    body: Json<PreferencesInput>,
+) -> Result<HttpResponse> {
+    let Json(input) = body;
+    let wanted = Preferences {
+        time_zone: preferences::time_zone(&input.time_zone.unwrap_or_default())?,
+        theme: preferences::theme(&input.theme.unwrap_or_default())?,
+        density: preferences::density(&input.density.unwrap_or_default())?,
+        default_range: preferences::default_range(&input.default_range.unwrap_or_default())?,
+        shortcuts: input.shortcuts,
+    };
+    let change = move |held: &mut Preferences| held.clone_from(&wanted);
+    respond::ok(&PreferencesView::of(&app.auth.change_preferences(&caller, change).await?))
 }
 
 #[derive(Default, Deserialize, ToSchema)]

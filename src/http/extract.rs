@@ -121,6 +121,13 @@ impl Params {
         Params(self.0.iter().filter(|(key, _)| !names.contains(&key.as_str())).cloned().collect())
     }
 
+    /// With another value of a parameter in the place of those it has.
+    pub fn with(&self, name: &str, value: &str) -> Params {
+        let mut changed = self.without(&[name]);
+        changed.0.push((name.to_owned(), value.to_owned()));
+        changed
+    }
+
     pub fn pairs(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0.iter().map(|(key, value)| (key.as_str(), value.as_str()))
     }

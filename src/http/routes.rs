@@ -175,6 +175,8 @@ fn table(rows: &mut impl Rows) {
     rows.add(Method::DELETE, "/v1/auth/sessions", MEMBER, account::end_all, account::describe_end_all);
     rows.add(Method::DELETE, "/v1/auth/sessions/{id}", MEMBER, account::end_one, account::describe_end_one);
     rows.add(Method::PUT, "/v1/auth/password", MEMBER, account::change_password, account::describe_change_password);
+    rows.add(Method::GET, "/v1/auth/preferences", MEMBER, account::preferences, account::describe_preferences);
+    rows.add(Method::PUT, "/v1/auth/preferences", MEMBER, account::set_preferences, account::describe_set_preferences);
     rows.add(Method::POST, "/v1/auth/password-resets", PUBLIC, account::request_reset, account::describe_request_reset);
     rows.add(Method::POST, "/v1/auth/password-resets/{token}", PUBLIC, account::reset_password, account::describe_reset_password);
     rows.add(Method::GET, "/v1/auth/providers", PUBLIC, providers::list, providers::describe_list);

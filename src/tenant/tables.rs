@@ -60,6 +60,13 @@ pub const BEFORE_EVENTS: &[Table] = &[
         refers: &[("user_id", "users")],
         ..PLAIN
     },
+    Table {
+        name: "user_preferences",
+        of: "t.user_id IN (SELECT user_id FROM memberships WHERE workspace_id = {w})",
+        how: How::OfNewUsers,
+        refers: &[("user_id", "users")],
+        ..PLAIN
+    },
     Table { name: "memberships", order: "t.user_id", refers: &[("user_id", "users")], ..PLAIN },
     Table { name: "api_keys", refers: &[("user_id", "users")], ..PLAIN },
     Table { name: "api_key_events", refers: &[("user_id", "users")], ..PLAIN },

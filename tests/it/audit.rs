@@ -138,6 +138,7 @@ async fn every_changing_route_leaves_a_row(database: Database) {
                    SELECT 1, 'connected', id, 'oidc', 'i', 's', email, 1 FROM users WHERE email = 'owner@example.com'";
     database.execute(connect);
     trial.call(&owner, "DELETE /v1/auth/identities/{id}", &["connected"], json!({})).await;
+    trial.call(&owner, "PUT /v1/auth/preferences", &[], json!({"theme": "dark"})).await;
     let change = json!({"current_password": PASSWORD, "password": "another password"});
     trial.call(&owner, "PUT /v1/auth/password", &[], change).await;
     trial.call(&owner, "DELETE /v1/auth/session", &[], json!({})).await;

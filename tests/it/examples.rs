@@ -245,6 +245,10 @@ async fn sign_up(story: &mut Story, server: &Server) -> (Client, Client) {
     for route in ["GET /v1/auth/session", "GET /v1/auth/sessions", "GET /v1/auth/workspaces"] {
         story.ask(&owner, route, &[], None).await;
     }
+    let chosen = json!({"time_zone": "Europe/Berlin", "theme": "dark", "density": "compact", "default_range": "7d+today",
+                        "shortcuts": true});
+    story.ask(&owner, "PUT /v1/auth/preferences", &[], Some(chosen)).await;
+    story.ask(&owner, "GET /v1/auth/preferences", &[], None).await;
     let key = json!({"name": "gateway", "scopes": ["*"], "expires_at": "2099-01-01T00:00:00Z"});
     let made = story.ask(&owner, "POST /v1/auth/api-keys", &[], Some(key)).await;
     let overlap = Some(json!({"grace_period_seconds": 3600}));

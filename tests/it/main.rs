@@ -58,6 +58,7 @@ mod pages;
 mod permissions;
 mod plans;
 mod pooler;
+mod preferences;
 mod providers;
 mod quota_model;
 mod readiness;

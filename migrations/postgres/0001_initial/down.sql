@@ -44,6 +44,7 @@ DROP FUNCTION keep_audit_event;
 DROP TABLE invitations;
 DROP TABLE api_key_events;
 DROP TABLE api_keys;
+DROP TABLE user_preferences;
 DROP TABLE known_devices;
 DROP TABLE provider_flows;
 DROP TABLE identities;

@@ -45,6 +45,7 @@ DROP TABLE audit_heads;
 DROP TABLE invitations;
 DROP TABLE api_key_events;
 DROP TABLE api_keys;
+DROP TABLE user_preferences;
 DROP TABLE known_devices;
 DROP TABLE provider_flows;
 DROP TABLE identities;

@@ -128,6 +128,18 @@ CREATE TABLE known_devices (
 CREATE INDEX known_devices_user ON known_devices (user_id, seen_at);
 CREATE INDEX known_devices_seen ON known_devices (seen_at);
 
+-- How somebody wants to see the pages; what is null is nobody's choice.
+CREATE TABLE user_preferences (
+    user_id INTEGER NOT NULL PRIMARY KEY REFERENCES users (id) ON DELETE CASCADE,
+    time_zone TEXT,
+    theme TEXT CONSTRAINT user_preferences_theme_check CHECK (theme IN ('system', 'light', 'dark')),
+    density TEXT CONSTRAINT user_preferences_density_check CHECK (density IN ('comfortable', 'compact')),
+    default_range TEXT,
+    -- single keys on the keyboard
+    shortcuts TEXT CONSTRAINT user_preferences_shortcuts_check CHECK (shortcuts IN ('on', 'off')),
+    updated_at INTEGER NOT NULL
+) STRICT;
+
 CREATE TABLE api_keys (
     id INTEGER PRIMARY KEY,
     public_id TEXT NOT NULL CONSTRAINT api_keys_public_id_key UNIQUE,

@@ -5,9 +5,10 @@ use diesel::dsl::case_when;
 use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Nullable};
 
+use crate::auth::sql::preferences;
 use crate::auth::sql::users::{self, MEMBER, Member};
 use crate::auth::token::TokenHash;
-use crate::db::schema::{memberships, sessions, workspaces};
+use crate::db::schema::{memberships, sessions, user_preferences, workspaces};
 use crate::db::{Conn, DbError, audit, schema};
 use crate::metering::time::Timestamp;
 
@@ -95,6 +96,7 @@ pub struct Found {
     pub expires_at: i64,
     pub form_key: Vec<u8>,
     pub login_id: String,
+    pub preferences: preferences::Row,
 }
 
 pub fn find(conn: &mut Conn, hash: &TokenHash) -> Result<Option<Found>, DbError> {
@@ -106,10 +108,23 @@ pub fn find(conn: &mut Conn, hash: &TokenHash) -> Result<Option<Found>, DbError>
                 .eq(sessions::workspace_id)
                 .and(memberships::user_id.eq(sessions::user_id))),
         )
+        .left_join(user_preferences::table.on(user_preferences::user_id.eq(sessions::user_id)))
         .filter(sessions::token_hash.eq(hash.as_slice()))
         .filter(sessions::kind.eq(Kind::Access.as_str()))
         .filter(schema::users::disabled_at.is_null())
-        .select((MEMBER, sessions::expires_at, sessions::form_key, sessions::login_id))
+        .select((
+            MEMBER,
+            sessions::expires_at,
+            sessions::form_key,
+            sessions::login_id,
+            (
+                user_preferences::time_zone.nullable(),
+                user_preferences::theme.nullable(),
+                user_preferences::density.nullable(),
+                user_preferences::default_range.nullable(),
+                user_preferences::shortcuts.nullable(),
+            ),
+        ))
         .first(conn);
     Ok(found.optional()?)
 }

@@ -388,6 +388,7 @@ pub async fn show(app: web::Data<App>, caller: Caller, visit: Visit, params: Par
 
 /// The view that parameters describe, wherever they come from.
 pub async fn page(app: &App, caller: &Caller, visit: &Visit, params: Params) -> Result<HttpResponse> {
+    let params = timed(visit, params);
     let (meters, saved) = join(ask::meters(app, caller), saved(app, caller)).await;
     let (meters, saved) = (meters?, saved?);
     let home = app.zones.get(caller.workspace_id).await?;
@@ -422,6 +423,15 @@ pub async fn page(app: &App, caller: &Caller, visit: &Visit, params: Params) -> 
             });
             rejected(&page)
         }
+    }
+}
+
+/// An address that names no time has the one that its viewer chose to see first; what somebody saved is the same for all.
+fn timed(visit: &Visit, params: Params) -> Params {
+    let names_time = ["range", "from", "to", "saved"].iter().any(|name| !params.get(name).trim().is_empty());
+    match visit.default_range().filter(|_| !names_time) {
+        Some(range) => params.with("range", range),
+        None => params,
     }
 }
 

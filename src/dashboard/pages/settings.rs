@@ -1,4 +1,5 @@
-//! `/settings`: how a person wants to see the pages, and what holds for everybody in the workspace.
+//! `/settings`: how a person wants to see the pages, and what holds for everybody in the workspace. What a person chose is
+//! stored with them; their browser remembers what the pages before the sign-in need.
 
 use actix_web::http::header;
 use actix_web::{HttpResponse, web};
@@ -8,7 +9,9 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use crate::app::App;
 use crate::auth::Caller;
 use crate::auth::permission::Role;
+use crate::auth::preferences::{self, Preferences, Theme};
 use crate::dashboard::form::{Complaint, Form};
+use crate::dashboard::grammar::RANGES;
 use crate::dashboard::visit::{KEYS_COOKIE, Shell, THEME_COOKIE, Visit, ZONE_COOKIE, ok, rejected};
 use crate::dashboard::zone::OFFERED;
 use crate::db::Conn;
@@ -19,32 +22,50 @@ use crate::usage::key_conflicts::{self, KeyConflicts};
 
 const YEAR_SECONDS: u32 = 365 * 86_400;
 
-/// Keeps the theme in the browser, so that the first page after sign-in has it too.
-pub async fn theme(visit: Visit, form: Form) -> Result<HttpResponse> {
+/// Also kept in the browser, so that the page of sign-in has it.
+pub async fn theme(app: web::Data<App>, caller: Caller, visit: Visit, form: Form) -> Result<HttpResponse> {
     let Form(fields) = form;
-    let theme = fields.get("theme");
-    if !matches!(theme, "system" | "light" | "dark") {
-        return Err(Error::invalid("theme must be system, light or dark"));
-    }
-    let cookie = visit.small_cookie(THEME_COOKIE, theme, YEAR_SECONDS);
+    let theme = preferences::theme(fields.get("theme"))?;
+    let word = theme.map(Theme::as_str).ok_or_else(|| Error::invalid("theme is required"))?;
+    app.auth.change_preferences(&caller, move |chosen| chosen.theme = theme).await?;
+    let cookie = visit.small_cookie(THEME_COOKIE, word, YEAR_SECONDS);
     let mut response = HttpResponse::SeeOther();
     response.insert_header((header::LOCATION, own_path(fields.get("next"), "/overview")));
     Ok(response.insert_header((header::SET_COOKIE, cookie)).finish())
 }
 
 /// Whether single keys do something: they are in the way of whoever speaks to the browser.
-pub async fn keys(visit: Visit, form: Form) -> Result<HttpResponse> {
+pub async fn keys(app: web::Data<App>, caller: Caller, visit: Visit, form: Form) -> Result<HttpResponse> {
     let Form(fields) = form;
     let (value, words) = match fields.get("keys") {
         "on" => ("on", "Keys on the keyboard are on."),
         "off" => ("off", "Keys on the keyboard are off."),
         _ => return Err(Error::invalid("keys must be on or off")),
     };
+    app.auth.change_preferences(&caller, move |chosen| chosen.shortcuts = Some(value == "on")).await?;
     let mut response = visit.go("/settings", words);
     let cookie = visit.small_cookie(KEYS_COOKIE, value, YEAR_SECONDS);
     let cookie = header::HeaderValue::from_str(&cookie).map_err(Error::internal)?;
     response.headers_mut().append(header::SET_COOKIE, cookie);
     Ok(response)
+}
+
+/// How close rows of tables stand, and the time that `/usage` shows first.
+pub async fn preferences(
+    app: web::Data<App>,
+    caller: Caller,
+    visit: Visit,
+    form: Form,
+) -> Result<HttpResponse> {
+    let Form(fields) = form;
+    let density = preferences::density(fields.get("density"))?;
+    let default_range = preferences::default_range(fields.get("default_range"))?;
+    let change = move |chosen: &mut Preferences| {
+        chosen.density = density;
+        chosen.default_range = default_range;
+    };
+    app.auth.change_preferences(&caller, change).await?;
+    Ok(visit.go("/settings", "Saved."))
 }
 
 #[derive(Template)]
@@ -60,11 +81,20 @@ struct SettingsPage {
     home_complaint: Complaint,
     key_conflicts: KeyConflicts,
     is_owner: bool,
+    default_range: Option<&'static str>,
 }
 
 impl SettingsPage {
     fn zones(&self) -> &'static [&'static str] {
         &OFFERED
+    }
+
+    fn ranges(&self) -> &'static [(&'static str, &'static str)] {
+        &RANGES
+    }
+
+    fn has_range(&self, word: &str) -> bool {
+        self.default_range == Some(word)
     }
 
     fn refuses(&self) -> bool {
@@ -88,6 +118,7 @@ async fn page(app: &App, caller: &Caller, visit: &Visit) -> Result<SettingsPage>
         home_complaint: Complaint::none(),
         key_conflicts,
         is_owner: caller.role == Role::Owner,
+        default_range: visit.default_range(),
     })
 }
 
@@ -135,7 +166,7 @@ pub async fn key_conflicts(
     Ok(visit.go("/settings", words))
 }
 
-/// Keeps the zone in the browser, like the theme.
+/// In which times are shown; kept like the theme.
 pub async fn zone(app: web::Data<App>, caller: Caller, visit: Visit, form: Form) -> Result<HttpResponse> {
     let Form(fields) = form;
     let typed = fields.get("zone");
@@ -146,6 +177,8 @@ pub async fn zone(app: web::Data<App>, caller: Caller, visit: Visit, form: Form)
         return rejected(&SettingsPage { zone, complaint, ..page(&app, &caller, &visit).await? });
     };
     let name = zone.to_string();
+    let change = move |chosen: &mut Preferences| chosen.time_zone = Some(zone.clone());
+    app.auth.change_preferences(&caller, change).await?;
     let encoded = utf8_percent_encode(&name, NON_ALPHANUMERIC).to_string();
     let cookie = visit.small_cookie(ZONE_COOKIE, &encoded, YEAR_SECONDS);
     let mut response = visit.go("/settings", &format!("Times are shown in {name}."));
