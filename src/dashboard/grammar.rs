@@ -206,7 +206,7 @@ pub fn bucket(word: &str, window: Window) -> Result<BucketSize> {
 }
 
 /// Parameters that are left out together when one of them is wrong.
-const FAULTS: [&[&str]; 8] = [
+const FAULTS: [&[&str]; 9] = [
     &["ff", "fo", "fv"],
     &["f", "q"],
     &["from", "to", "range"],
@@ -215,6 +215,7 @@ const FAULTS: [&[&str]; 8] = [
     &["group"],
     &["subject"],
     &["cmp"],
+    &["sort"],
 ];
 
 /// What an address with a mistake asks for besides: all of it where the mistake shows later only, else all but the first

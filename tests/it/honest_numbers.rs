@@ -112,6 +112,20 @@ async fn the_urgent_come_before_the_many(database: Database) {
     let rest = browser.get("/quota?meter=calls&after=200").await.expect(200).text;
     assert_eq!(rest.matches("<th scope=\"row\">").count(), 10, "{rest}");
     assert!(rest.contains("From number 201 on"), "{rest}");
+    // in another order all of them are, on every page
+    let first_of = |page: &str| {
+        let row =
+            page.split("<tbody>").nth(1).and_then(|rows| rows.split("</tr>").next()).unwrap_or_default();
+        row.split("</a>").next().and_then(|link| link.rsplit('>').next()).unwrap_or_default().to_owned()
+    };
+    let backwards = browser.get("/quota?meter=calls&sort=-subject").await.expect(200).text;
+    assert_eq!(first_of(&backwards), "c209");
+    let next = crate::dashboard::links_of(&backwards).into_iter().find(|link| link.contains("after=200"));
+    let next = next.expect("a second page");
+    assert!(next.contains("meter=calls") && next.contains("sort=-subject"), "{next}");
+    assert_eq!(first_of(&browser.get(&next).await.expect(200).text), "c009");
+    let fullest = browser.get("/quota?meter=calls&sort=-percent").await.expect(200).text;
+    assert_eq!((first_of(&fullest).as_str(), fullest.matches("aria-sort=").count()), ("c000", 1));
     let plans = browser.get("/plans").await.expect(200).text;
     let small = plans.split("<tr>").find(|row| row.contains(">Small</a>")).expect("the plan");
     assert!(small.contains("<td class=\"num\">210</td>") && small.contains("1 exceeded"), "{small}");

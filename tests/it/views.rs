@@ -17,6 +17,7 @@ on_both_databases!(
     meters_are_found_by_id_before_name,
     groups_of_a_view_add_up_to_its_table,
     a_subject_is_shown_what_is_its_own,
+    tables_are_sorted_by_links,
 );
 
 async fn charts_say_what_they_show_and_lead_to_it(database: Database) {
@@ -98,15 +99,35 @@ async fn ranges_hang_on_what_is_stored(database: Database) {
 async fn pages_say_how_old_they_are(database: Database) {
     let server = Server::start(&database);
     let mut browser = furnished(&server).await;
-    for path in ["/usage?meter=tokens", "/meters/tokens", "/meters", "/subjects", "/decisions", "/audit"] {
+    for path in
+        ["/usage?meter=tokens", "/meters/tokens", "/meters", "/subjects", "/decisions", "/audit", "/plans"]
+    {
         let page = browser.get(path).await.expect(200).text;
         assert!(page.contains("id=\"as-of\"") && page.contains(">Refresh</a>"), "{path}: {page}");
         let again = links_of(&page).into_iter().any(|link| link == path);
         assert!(again, "{path} leads to itself");
     }
-    for path in
-        ["/overview", "/quota", "/subjects/org_1", "/exports", "/jobs", "/jobs/workers/alert", "/system"]
-    {
+    let alerts = browser.get("/alerts").await.expect(200).text;
+    let alert =
+        links_of(&alerts).into_iter().find(|link| link.starts_with("/alerts/") && link != "/alerts/new");
+    let alert = alert.expect("an alert");
+    for path in [
+        "/overview",
+        "/quota",
+        "/subjects/org_1",
+        "/exports",
+        "/jobs",
+        "/jobs/workers/alert",
+        "/system",
+        "/events",
+        "/events?meter=tokens",
+        "/events/refused",
+        "/ingestion",
+        "/alerts",
+        &alert,
+        "/deliveries",
+        "/deliveries?status=dead_letter",
+    ] {
         let page = browser.get(path).await.expect(200).text;
         for part in ["id=\"as-of\"", "id=\"live-pause\"", "id=\"live-status\""] {
             assert_eq!(page.matches(part).count(), 1, "{part} of {path}");
@@ -236,4 +257,73 @@ async fn a_subject_is_shown_what_is_its_own(database: Database) {
     let other = browser.get("/subjects/two").await.expect(200).text;
     assert_eq!(rows_under(&other, "Plans of this subject"), 2);
     assert_eq!(rows_under(&other, "Entitlement changes") + rows_under(&other, "Recent events"), 0);
+}
+
+/// The first cell of each row of a table.
+fn first_cells(page: &str) -> Vec<String> {
+    let body = page.split_once("<tbody>").expect("rows").1.split("</tbody>").next().expect("an end");
+    let cells = body.split("<th scope=\"row\">").skip(1);
+    let text = |cell: &str| {
+        let cell = cell.split("</th>").next().unwrap_or_default();
+        let plain = cell.split('<').map(|part| part.split_once('>').map_or(part, |(_, text)| text));
+        plain.collect::<String>().trim().to_owned()
+    };
+    cells.map(text).collect()
+}
+
+async fn tables_are_sorted_by_links(database: Database) {
+    let server = Server::start(&database);
+    let mut browser = furnished(&server).await;
+    for name in ["aa key", "zz key"] {
+        browser
+            .post("/api-keys/new", &[("name", name), ("preset", "ingest"), ("days", "7")])
+            .await
+            .expect(303);
+    }
+    let key = session_of(&server, &browser)
+        .post("/v1/auth/api-keys", &json!({"name": "mm key", "scopes": ["*"]}))
+        .await
+        .json(201);
+    let api = server.client().with_key(key["key"].as_str().expect("a secret"));
+    for (subject, events) in [("aa", 1), ("zz", 40)] {
+        for _ in 0..events {
+            let event =
+                json!({"meter": "tokens", "subject": subject, "quantity": 1, "metadata": {"model": "small"}});
+            api.post("/v1/usages", &event).await.expect(201);
+        }
+    }
+    for (path, first) in [
+        ("/api-keys?sort=name", "aa key"),
+        ("/api-keys?sort=-name", "zz key"),
+        ("/subjects?sort=subject", "aa"),
+        ("/subjects?sort=-subject", "zz"),
+        ("/subjects?sort=-events", "zz"),
+        ("/subjects?sort=events", "aa"),
+        ("/usage?meter=tokens&group=subject&sort=name", "aa"),
+        ("/usage?meter=tokens&group=subject&sort=-name", "zz"),
+    ] {
+        let page = browser.get(path).await.expect(200).text;
+        let table = match path.starts_with("/usage") {
+            true => page.split_once("aria-label=\"Groups\"").expect("a table").1,
+            false => page.as_str(),
+        };
+        assert_eq!(first_cells(table).first().map(String::as_str), Some(first), "{path}");
+        assert_eq!(table.matches("aria-sort=").count(), 1, "{path}");
+    }
+    // the largest first, without a word in the address
+    let page = browser.get("/usage?meter=tokens&group=subject").await.expect(200).text;
+    assert!(page.contains("sort=quantity\""), "{page}");
+    let table = page.split_once("aria-label=\"Groups\"").expect("a table").1;
+    let by_size = first_cells(table);
+    let smallest = browser.get("/usage?meter=tokens&group=subject&sort=quantity").await.expect(200).text;
+    let smallest = first_cells(smallest.split_once("aria-label=\"Groups\"").expect("a table").1);
+    assert_eq!(by_size.first(), smallest.last(), "{by_size:?} {smallest:?}");
+    for path in ["/alerts?sort=state", "/plans?sort=-near", "/plans?sort=-subjects"] {
+        let page = browser.get(path).await.expect(200).text;
+        assert_eq!(page.matches("aria-sort=").count(), 1, "{path}: {page}");
+    }
+    for path in ["/quota?sort=x", "/subjects?sort=x", "/plans?sort=x", "/alerts?sort=x", "/api-keys?sort=x"] {
+        browser.get(path).await.expect(400);
+    }
+    assert!(browser.get("/usage?meter=tokens&sort=x").await.expect(422).text.contains("Sort must be one of"));
 }

@@ -13,13 +13,14 @@ use crate::alerts::sql::destinations::{self, Destination};
 use crate::alerts::sql::events::{self, Attempt, Event};
 use crate::alerts::sql::rules::{self, Change, NewRule, Rule};
 use crate::alerts::sql::states;
-use crate::alerts::state::State;
+use crate::alerts::state::{State, Status};
 use crate::app::App;
 use crate::auth::Caller;
 use crate::dashboard::ask;
 use crate::dashboard::chart::{self, Chart, Kind, Series};
 use crate::dashboard::confirm::Confirm;
 use crate::dashboard::form::{Complaint, Fields, Form};
+use crate::dashboard::sorting::{Heading, Orders, Sort};
 use crate::dashboard::view::{self, Link};
 use crate::dashboard::visit::{Shell, Visit, ok, rejected};
 use crate::db::{Conn, DbError};
@@ -106,6 +107,31 @@ struct ListPage {
     rows: Vec<Row>,
     destinations: Vec<Destination>,
     events: Vec<(Event, Option<Attempt>)>,
+    sort: Sort,
+}
+
+/// What rules can be sorted by; the one that was made last comes first.
+static ORDERS: Orders =
+    Orders { columns: &["name", "state", "destination", "-evaluated", "-made"], default: "-made" };
+
+impl ListPage {
+    fn heading(&self, column: &'static str, words: &'static str) -> Heading {
+        self.sort.heading(Link::to("/alerts"), (column, words))
+    }
+}
+
+fn arrange(rows: &mut [Row], sort: Sort) {
+    // what stands for a rule, then those that nobody has looked at, then those that are off
+    let state = |row: &Row| {
+        (!row.rule.terms.enabled, row.states.first().map_or((true, Status::Ok), |s| (false, s.status)))
+    };
+    match sort.column {
+        "name" => sort.arrange(rows, |row| row.rule.terms.name.clone()),
+        "state" => sort.arrange(rows, state),
+        "destination" => sort.arrange(rows, |row| row.rule.destination.name.clone()),
+        "evaluated" => sort.arrange(rows, |row| row.rule.evaluated_at),
+        _ => sort.arrange(rows, |row| row.rule.id),
+    }
 }
 
 /// Each with the one state that stands for it.
@@ -136,8 +162,8 @@ fn with_attempts(
         .collect())
 }
 
-pub async fn list(app: web::Data<App>, caller: Caller, visit: Visit) -> Result<HttpResponse> {
-    let workspace_id = caller.workspace_id;
+pub async fn list(app: web::Data<App>, caller: Caller, visit: Visit, params: Params) -> Result<HttpResponse> {
+    let (workspace_id, sort) = (caller.workspace_id, Sort::parse(params.get("sort"), &ORDERS)?);
     let read = move |conn: &mut Conn| {
         let rules = rules::rules(conn, Some(workspace_id), &rules::Filter::default(), LISTED)?;
         let rows = with_worst(conn, rules)?;
@@ -145,8 +171,9 @@ pub async fn list(app: web::Data<App>, caller: Caller, visit: Visit) -> Result<H
         let events = events::events(conn, workspace_id, None, None, EVENTS_LISTED)?;
         Ok((rows, destinations, with_attempts(conn, events)?))
     };
-    let (rows, destinations, events) = app.store.read("alerts::list", read).await?;
-    ok(&ListPage { shell: visit.shell("alerts", "Alerts"), rows, destinations, events })
+    let (mut rows, destinations, events) = app.store.read("alerts::list", read).await?;
+    arrange(&mut rows, sort);
+    ok(&ListPage { shell: visit.shell("alerts", "Alerts"), rows, destinations, events, sort })
 }
 
 #[derive(Template)]

@@ -18,6 +18,7 @@ use crate::dashboard::pages::breakdowns::{self, Breakdown};
 use crate::dashboard::pages::groups::{self, GroupRow};
 use crate::dashboard::pages::saved::{Kept, saved};
 use crate::dashboard::pages::{short, spans};
+use crate::dashboard::sorting::{Heading, Sort};
 use crate::dashboard::view::{self, Link};
 use crate::dashboard::visit::{Shell, Visit, ok, rejected};
 use crate::dashboard::zone::OFFERED;
@@ -73,6 +74,8 @@ pub struct ExportQuery {
     kind: Kind,
     is_cumulative: bool,
     show: String,
+    /// Of the table of groups.
+    pub sort: Sort,
 }
 
 impl ExportQuery {
@@ -112,11 +115,17 @@ impl ExportQuery {
             group,
             compare,
             show,
+            sort: Sort::parse(params.get("sort"), &groups::ORDERS)?,
         })
     }
 
     /// The address of this view.
     pub fn link(&self, path: &str) -> Link {
+        self.unsorted(path).with("sort", &self.sort.word())
+    }
+
+    /// With the groups in the order that needs no word.
+    fn unsorted(&self, path: &str) -> Link {
         self.scope(path)
             .with("cmp", &self.compare)
             .with("show", &self.show)
@@ -267,6 +276,10 @@ impl ExplorePage {
         self.asked.as_ref().is_some_and(|asked| asked.group.iter().any(|field| field == name))
     }
 
+    fn heading(&self, asked: &ExportQuery, column: &'static str, words: &'static str) -> Heading {
+        asked.sort.heading(asked.unsorted("/usage"), (column, words))
+    }
+
     /// The address without one of its conditions.
     fn without(&self, asked: &ExportQuery, at: &usize) -> String {
         let mut rest = asked.conditions.clone();
@@ -373,6 +386,7 @@ fn copy(asked: &ExportQuery) -> ExportQuery {
         kind: asked.kind,
         is_cumulative: asked.is_cumulative,
         show: asked.show.clone(),
+        sort: asked.sort,
     }
 }
 
@@ -414,7 +428,7 @@ pub async fn page(app: &App, caller: &Caller, visit: &Visit, params: Params) -> 
         Err(error) => {
             page.complaint = Complaint::of(
                 error,
-                &["range", "from", "to", "bucket", "time_zone", "group", "subject", "f", "meter"],
+                &["range", "from", "to", "bucket", "time_zone", "group", "subject", "f", "meter", "sort"],
             )?;
             let meter = page.meters.iter().find(|meter| meter.name == page.params.get("meter"));
             let fallback = meter.or(page.meters.first()).cloned();

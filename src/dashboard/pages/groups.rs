@@ -1,16 +1,21 @@
-//! The table of `/usage`: one row per group, the largest first, with what narrows the view to it.
+//! The table of `/usage`: one row per group, with what narrows the view to it. All groups are sorted, not those that are
+//! listed.
 
 use std::collections::HashMap;
 
 use crate::dashboard::ask;
 use crate::dashboard::chart::{self, Svg, share_bar};
 use crate::dashboard::pages::explore::ExportQuery;
+use crate::dashboard::sorting::Orders;
 use crate::metering::quantity::Quantity;
 use crate::metering::time::Timestamp;
 use crate::usage::query::Bucket;
 
 /// Rows of the table; the CSV has all of them.
 pub const LISTED: usize = 100;
+
+/// What the table can be sorted by.
+pub static ORDERS: Orders = Orders { columns: &["name", "-quantity"], default: "-quantity" };
 
 /// One row of the table of groups.
 pub struct GroupRow {
@@ -21,6 +26,17 @@ pub struct GroupRow {
     pub spark: Svg,
     pub only: String,
     pub exclude: String,
+}
+
+/// All groups, the largest first, in the order that was asked for.
+fn sorted<'a>(asked: &ExportQuery, groups: &'a [Bucket]) -> Vec<&'a Bucket> {
+    let mut sorted: Vec<&Bucket> = groups.iter().collect();
+    match asked.sort.column {
+        _ if asked.sort.is_default() => {}
+        "name" => asked.sort.arrange(&mut sorted, |bucket| ask::group_name(bucket, asked.by_subject())),
+        _ => asked.sort.arrange(&mut sorted, |bucket| bucket.quantity.clone()),
+    }
+    sorted
 }
 
 /// What each group did over time: one value per bucket, by the name of the group.
@@ -57,7 +73,10 @@ pub fn rows(
         exclude: if asked.group.len() == 1 { narrowed(asked, bucket, "neq") } else { String::new() },
         quantity: bucket.quantity.clone(),
     };
-    if asked.group.is_empty() { Vec::new() } else { groups.iter().take(LISTED).map(row).collect() }
+    match asked.group.is_empty() {
+        true => Vec::new(),
+        false => sorted(asked, groups).into_iter().take(LISTED).map(row).collect(),
+    }
 }
 
 /// The fields of a group with their values; `None` where a value is missing, which no condition says.

@@ -11,7 +11,8 @@ use crate::auth::sql::keys::{ApiKey, KeyEvent};
 use crate::dashboard::confirm::Confirm;
 use crate::dashboard::form::{Complaint, Fields, Form};
 use crate::dashboard::once::{self, Once};
-use crate::dashboard::view;
+use crate::dashboard::sorting::{Heading, Orders, Sort};
+use crate::dashboard::view::{self, Link};
 use crate::dashboard::visit::{Shell, Visit, ok, rejected};
 use crate::error::{Error, Result};
 use crate::http::extract::{Id, Params};
@@ -83,6 +84,26 @@ impl Row {
 struct ListPage {
     shell: Shell,
     rows: Vec<Row>,
+    sort: Sort,
+}
+
+/// What keys can be sorted by; the one that was made last comes first, and those that have ended last.
+static ORDERS: Orders = Orders { columns: &["name", "-used", "ends", "-made"], default: "-made" };
+
+impl ListPage {
+    fn heading(&self, column: &'static str, words: &'static str) -> Heading {
+        self.sort.heading(Link::to("/api-keys"), (column, words))
+    }
+}
+
+fn arrange(rows: &mut [Row], sort: Sort) {
+    match sort.column {
+        "name" => sort.arrange(rows, |row| row.key.name.clone()),
+        "used" => sort.arrange(rows, |row| row.key.last_used_at),
+        // what never ends comes after what does
+        "ends" => sort.arrange(rows, |row| row.key.expires_at.unwrap_or(i64::MAX)),
+        _ => sort.arrange(rows, |row| (row.is_live, row.key.created_at)),
+    }
 }
 
 #[derive(Template)]
@@ -138,10 +159,11 @@ struct ConfirmPage {
     complaint: Complaint,
 }
 
-pub async fn list(app: web::Data<App>, caller: Caller, visit: Visit) -> Result<HttpResponse> {
+pub async fn list(app: web::Data<App>, caller: Caller, visit: Visit, params: Params) -> Result<HttpResponse> {
+    let sort = Sort::parse(params.get("sort"), &ORDERS)?;
     let mut rows: Vec<Row> = app.auth.list_keys(&caller).await?.into_iter().map(Row::of).collect();
-    rows.sort_by_key(|row| !row.is_live);
-    ok(&ListPage { shell: visit.shell("api-keys", "API keys"), rows })
+    arrange(&mut rows, sort);
+    ok(&ListPage { shell: visit.shell("api-keys", "API keys"), rows, sort })
 }
 
 /// A key of somebody in the workspace.

@@ -13,7 +13,7 @@ use crate::dashboard::ask;
 use crate::dashboard::chart::{Chart, Kind, Svg, share_bar};
 use crate::dashboard::confirm::{COUNTED_MAX, Confirm};
 use crate::dashboard::form::{Complaint, Fields, Form};
-use crate::dashboard::sorting::{Heading, Sort};
+use crate::dashboard::sorting::{Heading, Orders, Sort};
 use crate::dashboard::view::{self, Link};
 use crate::dashboard::visit::{Shell, Visit, ok, rejected};
 use crate::dashboard::{grammar, snippets};
@@ -69,7 +69,7 @@ impl Row {
 }
 
 /// What the list can be sorted by; the name is the order that costs nothing.
-const COLUMNS: [&str; 3] = ["name", "events", "last"];
+static ORDERS: Orders = Orders { columns: &["name", "-events", "-last"], default: "name" };
 /// As many as a workspace may have: who sorts by numbers compares all of them.
 const SORTED_MAX: i64 = 10_000;
 
@@ -84,15 +84,15 @@ struct ListPage {
 
 impl ListPage {
     fn heading(&self, column: &'static str, words: &'static str) -> Heading {
-        self.sort.heading(Link::to("/meters"), &COLUMNS, (column, words))
+        self.sort.heading(Link::to("/meters"), (column, words))
     }
 }
 
 pub async fn list(app: web::Data<App>, caller: Caller, visit: Visit, params: Params) -> Result<HttpResponse> {
-    let sort = Sort::parse(params.get("sort"), &COLUMNS)?;
-    let (rows, next) = match sort.word(&COLUMNS).as_str() {
-        "" => by_name(&app, &caller, params.get("after")).await?,
-        _ => sorted(&app, &caller, sort, params.get("cursor")).await?,
+    let sort = Sort::parse(params.get("sort"), &ORDERS)?;
+    let (rows, next) = match sort.is_default() {
+        true => by_name(&app, &caller, params.get("after")).await?,
+        false => sorted(&app, &caller, sort, params.get("cursor")).await?,
     };
     ok(&ListPage { shell: visit.shell("meters", "Meter definitions"), rows, next, sort })
 }
@@ -159,7 +159,7 @@ async fn sorted(app: &App, caller: &Caller, sort: Sort, cursor: &str) -> Result<
     let (rows, has_more) = page_of(all, |row| row.place(sort), sort.is_descending, after, LISTED);
     let next = match rows.last().filter(|_| has_more) {
         Some(last) => {
-            let link = Link::to("/meters").with("sort", &sort.word(&COLUMNS));
+            let link = Link::to("/meters").with("sort", &sort.word());
             Some(link.with("cursor", &encode_cursor(&last.place(sort))?).to_string())
         }
         None => None,

@@ -9,7 +9,8 @@ use crate::dashboard::ask;
 use crate::dashboard::confirm::{COUNTED_MAX, Confirm};
 use crate::dashboard::form::{Complaint, Fields, Form};
 use crate::dashboard::pages::subjects::assign;
-use crate::dashboard::view;
+use crate::dashboard::sorting::{Heading, Orders, Sort};
+use crate::dashboard::view::{self, Link};
 use crate::dashboard::visit::{Shell, Visit, ok, rejected};
 use crate::db::Conn;
 use crate::db::identity::Clock;
@@ -21,7 +22,7 @@ use crate::entitlements::sql::assignments::{self, Assignment};
 use crate::entitlements::sql::listing::{self, Entry};
 use crate::entitlements::sql::plans;
 use crate::error::Result;
-use crate::http::extract::Id;
+use crate::http::extract::{Id, Params};
 use crate::metering::event::{InputQuantity, parse_subject};
 use crate::metering::meter::Meter;
 use crate::metering::quantity::Quantity;
@@ -37,6 +38,25 @@ struct ListPage {
     shell: Shell,
     plans: Vec<Listed>,
     has_meters: bool,
+    sort: Sort,
+}
+
+/// What plans can be sorted by: `near` are those with limits that are exceeded, then warned.
+static ORDERS: Orders = Orders { columns: &["name", "-subjects", "-near", "-updated"], default: "name" };
+
+impl ListPage {
+    fn heading(&self, column: &'static str, words: &'static str) -> Heading {
+        self.sort.heading(Link::to("/plans"), (column, words))
+    }
+}
+
+fn arrange(plans: &mut [Listed], sort: Sort) {
+    match sort.column {
+        "subjects" => sort.arrange(plans, |listed| listed.subjects),
+        "near" => sort.arrange(plans, |listed| (listed.exceeded, listed.warned)),
+        "updated" => sort.arrange(plans, |listed| listed.plan.updated_at),
+        _ => sort.arrange(plans, |listed| listed.plan.name.clone()),
+    }
 }
 
 /// A plan and how it stands.
@@ -47,8 +67,9 @@ struct Listed {
     warned: i64,
 }
 
-pub async fn list(app: web::Data<App>, caller: Caller, visit: Visit) -> Result<HttpResponse> {
+pub async fn list(app: web::Data<App>, caller: Caller, visit: Visit, params: Params) -> Result<HttpResponse> {
     let (workspace_id, now) = (caller.workspace_id, Timestamp::now());
+    let sort = Sort::parse(params.get("sort"), &ORDERS)?;
     let read = move |conn: &mut Conn| {
         Ok((
             plans::list(conn, workspace_id, LISTED)?,
@@ -67,11 +88,11 @@ pub async fn list(app: web::Data<App>, caller: Caller, visit: Visit) -> Result<H
         let (exceeded, warned) = (in_state(State::Exceeded), in_state(State::Warning));
         Listed { plan, subjects, exceeded, warned }
     };
-    ok(&ListPage {
-        shell: visit.shell("plans", "Plans"),
-        plans: plans.into_iter().map(listed).collect(),
-        has_meters,
-    })
+    let mut plans: Vec<Listed> = plans.into_iter().map(listed).collect();
+    if !sort.is_default() {
+        arrange(&mut plans, sort);
+    }
+    ok(&ListPage { shell: visit.shell("plans", "Plans"), plans, has_meters, sort })
 }
 
 #[derive(Template)]

@@ -12,6 +12,7 @@ use crate::dashboard::ask;
 use crate::dashboard::chart::{self, Svg};
 use crate::dashboard::form::Complaint;
 use crate::dashboard::pace::Pace;
+use crate::dashboard::sorting::{Heading, Orders, Sort};
 use crate::dashboard::view::{self, Link};
 use crate::dashboard::visit::{Shell, Visit, ok, rejected};
 use crate::db::{Conn, DbError, columns};
@@ -31,6 +32,9 @@ const STATES_MAX: i64 = 1_000;
 const LISTED: usize = 50;
 /// Rows of a page of limits.
 const LIMITS_LISTED: usize = 200;
+
+/// What the list of limits can be sorted by; the state is the order of urgency.
+static ORDERS: Orders = Orders { columns: &["state", "subject", "-percent", "resets"], default: "state" };
 
 /// A subject and one of its limits.
 struct Row {
@@ -93,11 +97,37 @@ struct QuotaPage {
     before: usize,
     next: Option<String>,
     is_cut: bool,
+    sort: Sort,
 }
 
 impl QuotaPage {
+    fn heading(&self, column: &'static str, words: &'static str) -> Heading {
+        self.sort.heading(filtered(&self.params), (column, words))
+    }
+
+    /// The list from its first row on.
+    fn first(&self) -> Link {
+        filtered(&self.params).with("sort", &self.sort.word())
+    }
+
     fn is(&self, name: &str, value: &str) -> bool {
         self.params.get(name) == value
+    }
+}
+
+/// The list with its filters, in the order that needs no word.
+fn filtered(params: &Params) -> Link {
+    let names = ["meter", "state", "subject"];
+    names.iter().fold(Link::to("/quota"), |link, name| link.with(name, params.get(name)))
+}
+
+fn arrange(rows: &mut [Row], sort: Sort) {
+    match sort.column {
+        "subject" => sort.arrange(rows, |row| row.entry.subject.clone()),
+        "percent" => sort.arrange(rows, |row| row.measure.percent.clone()),
+        // what is never over comes last
+        "resets" => sort.arrange(rows, |row| row.resets.map_or(i64::MAX, |at| at.0)),
+        _ => sort.arrange(rows, Row::urgency),
     }
 }
 
@@ -114,7 +144,7 @@ fn windows(periods: &[Entry], now: Timestamp) -> HashMap<(String, String, String
 }
 
 pub async fn show(app: web::Data<App>, caller: Caller, visit: Visit, params: Params) -> Result<HttpResponse> {
-    let workspace_id = caller.workspace_id;
+    let (workspace_id, sort) = (caller.workspace_id, Sort::parse(params.get("sort"), &ORDERS)?);
     let filter = listing::Filter {
         subject: params.get("subject").trim().to_owned(),
         meter: params.get("meter").trim().to_owned(),
@@ -137,16 +167,16 @@ pub async fn show(app: web::Data<App>, caller: Caller, visit: Visit, params: Par
         })
         .collect();
     let mut rows = rows?;
-    rows.sort_by_cached_key(Row::urgency);
+    arrange(&mut rows, sort);
     let before = params.get("after").parse().unwrap_or(0).min(rows.len());
     let mut rows = rows.split_off(before);
     let next = (rows.len() > LIMITS_LISTED).then(|| {
-        let names = ["meter", "state", "subject"];
-        let link = names.iter().fold(Link::to("/quota"), |link, name| link.with(name, params.get(name)));
+        let link = filtered(&params).with("sort", &sort.word());
         link.with("after", &(before + LIMITS_LISTED).to_string()).to_string()
     });
     rows.truncate(LIMITS_LISTED);
-    ok(&QuotaPage { shell: visit.shell("quota", "Quota"), rows, meters, params, before, next, is_cut })
+    let shell = visit.shell("quota", "Quota");
+    ok(&QuotaPage { shell, rows, meters, params, before, next, is_cut, sort })
 }
 
 /// The limits that a filter leaves, and whether some of a state were not looked at. Each state is asked for by itself: a

@@ -13,6 +13,7 @@ use crate::dashboard::chart::{self, Chart, Kind, Series, Svg};
 use crate::dashboard::confirm::Confirm;
 use crate::dashboard::form::{Complaint, Fields, Form};
 use crate::dashboard::pace::Pace;
+use crate::dashboard::sorting::{Heading, Orders, Sort};
 use crate::dashboard::view::{self, Link, segment};
 use crate::dashboard::visit::{Shell, Visit, ok, rejected};
 use crate::db::identity::Clock;
@@ -38,6 +39,8 @@ const EVENTS_LISTED: i64 = 25;
 const CHANGES_LISTED: i64 = 10;
 const PERIODS_LISTED: i64 = 12;
 const ASSIGNMENTS_LISTED: usize = 10;
+/// What a page of subjects can be sorted by. Which subjects it holds is decided by their last event, whatever its order.
+static ORDERS: Orders = Orders { columns: &["subject", "-events", "-meters", "-last"], default: "-last" };
 /// One in force, and what is planned.
 const ASSIGNMENTS_ENDED: i64 = 10;
 
@@ -50,10 +53,34 @@ struct ListPage {
     matches: Vec<String>,
     wanted: String,
     next: Option<String>,
+    sort: Sort,
+    /// As in the address: after which subject the page begins.
+    cursor: String,
+}
+
+impl ListPage {
+    fn heading(&self, column: &'static str, words: &'static str) -> Heading {
+        self.sort.heading(view::link("/subjects", "cursor", &self.cursor), (column, words))
+    }
+
+    /// Whether there are subjects on other pages.
+    fn is_part(&self) -> bool {
+        self.next.is_some() || !self.cursor.is_empty()
+    }
+}
+
+fn arrange(rows: &mut [SubjectStats], sort: Sort) {
+    match sort.column {
+        "subject" => sort.arrange(rows, |row| row.subject.clone()),
+        "events" => sort.arrange(rows, |row| row.usage_events),
+        "meters" => sort.arrange(rows, |row| row.meters),
+        _ => sort.arrange(rows, |row| row.last_event_at),
+    }
 }
 
 pub async fn list(app: web::Data<App>, caller: Caller, visit: Visit, params: Params) -> Result<HttpResponse> {
     let (workspace_id, wanted) = (caller.workspace_id, params.get("q").trim().to_owned());
+    let (sort, cursor) = (Sort::parse(params.get("sort"), &ORDERS)?, params.get("cursor").to_owned());
     if !wanted.is_empty() {
         let prefix = wanted.clone();
         let find = move |conn: &mut Conn| subjects::with_prefix(conn, workspace_id, &prefix, LISTED as i64);
@@ -63,9 +90,9 @@ pub async fn list(app: web::Data<App>, caller: Caller, visit: Visit, params: Par
             return Ok(HttpResponse::SeeOther().insert_header((header::LOCATION, target)).finish());
         }
         let shell = visit.shell("subjects", "Subjects");
-        return ok(&ListPage { shell, subjects: Vec::new(), matches, wanted, next: None });
+        return ok(&ListPage { shell, subjects: Vec::new(), matches, wanted, next: None, sort, cursor });
     }
-    let after = decode_cursor::<(i64, String)>(params.get("cursor"))?
+    let after = decode_cursor::<(i64, String)>(&cursor)?
         .map(|(at, subject)| SubjectPosition { last_event_at: Timestamp(at), subject });
     let read = move |conn: &mut Conn| subjects::list(conn, workspace_id, after.as_ref(), LISTED as i64 + 1);
     let mut rows = app.store.view("subjects::list", true, read).await?;
@@ -74,16 +101,21 @@ pub async fn list(app: web::Data<App>, caller: Caller, visit: Visit, params: Par
     let next = match rows.last().filter(|_| has_more) {
         Some(last) => {
             let cursor = encode_cursor(&(last.last_event_at, last.subject.clone()))?;
-            Some(view::link("/subjects", "cursor", &cursor).to_string())
+            Some(view::link("/subjects", "cursor", &cursor).with("sort", &sort.word()).to_string())
         }
         None => None,
     };
+    if !sort.is_default() {
+        arrange(&mut rows, sort);
+    }
     ok(&ListPage {
         shell: visit.shell("subjects", "Subjects"),
         subjects: rows,
         matches: Vec::new(),
         wanted,
         next,
+        sort,
+        cursor,
     })
 }
 
