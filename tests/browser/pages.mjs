@@ -261,6 +261,11 @@ await look("explain");
 await open("/events/refused");
 await page.getByText("the idempotency key stands for another event").first().waitFor();
 await look("refused");
+// on a phone the reason is read without scrolling sideways
+await page.setViewportSize({ width: 320, height: 700 });
+const reason = await page.locator("#refused tbody tr").first().locator("td").nth(1).boundingBox();
+if (!reason || reason.x < 0 || reason.x + reason.width > 320) fault("refused", `the reason lies at ${JSON.stringify(reason)} of 320 px`);
+await page.setViewportSize({ width: 1280, height: 900 });
 await open("/events/refused?outcome=conflict");
 await page.locator("tbody a").first().click();
 if (!(await page.locator("tr.diff").innerText()).includes("quantity")) fault("refused", "the difference is not marked");
