@@ -73,12 +73,26 @@ pub struct Series {
     pub is_other: bool,
     /// What the events of this series have besides the time of a bucket, as parameters; `None` where no address says it.
     pub narrow: Option<Link>,
+    /// It keeps its colour and its numbers, and is not drawn.
+    pub is_hidden: bool,
+    /// The same view with this series hidden, or shown again; blank where it cannot be.
+    pub toggle: String,
+}
+
+/// An entry of the legend.
+pub struct Key {
+    pub swatch: Svg,
+    pub name: String,
+    pub is_hidden: bool,
+    /// As [`Series::toggle`].
+    pub toggle: String,
 }
 
 impl Series {
     /// Made of all events of its buckets.
     pub fn new(name: impl Into<String>, values: Vec<Option<Quantity>>) -> Series {
-        Series { name: name.into(), values, is_other: false, narrow: Some(Link::to("")) }
+        let narrow = Some(Link::to(""));
+        Series { name: name.into(), values, is_other: false, narrow, is_hidden: false, toggle: String::new() }
     }
 
     pub fn narrowed(self, narrow: Option<Link>) -> Series {
@@ -130,8 +144,29 @@ impl Chart {
         self.series.iter().all(|series| series.values.iter().all(Option::is_none))
     }
 
-    /// One sentence for those who do not see the picture: what it adds up to, its ends, and how it changed.
+    /// What is drawn, each with its place among all.
+    fn drawn(&self) -> impl Iterator<Item = (usize, &Series)> {
+        self.series.iter().enumerate().filter(|(_, series)| !series.is_hidden)
+    }
+
+    /// How many series are not drawn.
+    pub fn hidden(&self) -> usize {
+        self.series.iter().filter(|series| series.is_hidden).count()
+    }
+
+    /// One sentence for those who do not see the picture: what it adds up to, its ends, and how it changed. And another
+    /// where the picture shows less than that.
     pub fn description(&self) -> String {
+        match self.hidden() {
+            0 => self.sentence(),
+            hidden => {
+                let shown = self.series.len() - hidden;
+                format!("{} The picture shows {shown} of {} series.", self.sentence(), self.series.len())
+            }
+        }
+    }
+
+    fn sentence(&self) -> String {
         let with_unit = |value: &Quantity| format!("{} {}", number(value), self.unit).trim_end().to_owned();
         let Some(columns) = self.columns() else { return self.extremes_of_each(&with_unit) };
         let mut sentence = match self.adds_up {
@@ -225,7 +260,7 @@ impl Chart {
             |series: &Series, at: usize| series.values.get(at).and_then(Option::as_ref).map_or(0.0, plain);
         let (mut least, mut most) = (0.0f64, 0.0f64);
         for at in 0..self.buckets.len() {
-            let values: Vec<f64> = self.series.iter().map(|series| of(series, at)).collect();
+            let values: Vec<f64> = self.drawn().map(|(_, series)| of(series, at)).collect();
             let (above, below): (Vec<f64>, Vec<f64>) = values.iter().partition(|value| **value > 0.0);
             let stacked = self.stacks();
             let highest = if stacked { above.iter().sum() } else { above.into_iter().fold(0.0, f64::max) };
@@ -311,7 +346,7 @@ impl Chart {
             labels.push((y_of(y, bottom, top), class, view::short(name, END_CHARACTERS)));
         };
         if self.series.len() > 1 {
-            for (index, series) in self.series.iter().enumerate() {
+            for (index, series) in self.drawn() {
                 let (Some(value), class) = (at(series), class_of(index, series.is_other)) else { continue };
                 let middle = if self.stacks() { height + value / 2.0 } else { value };
                 height += value;
@@ -350,11 +385,12 @@ impl Chart {
     }
 
     /// Name and swatch of each series, and of what else is drawn.
-    pub fn legend(&self) -> Vec<(Svg, String)> {
+    pub fn legend(&self) -> Vec<Key> {
         let swatch =
             |inner: String| Svg(format!("<svg viewBox=\"0 0 10 10\" aria-hidden=\"true\">{inner}</svg>"));
         let square = |fill: &str| format!("<rect width=\"10\" height=\"10\" rx=\"2\" {fill}/>");
         let dash = |class: &str| format!("<path d=\"M0 5H10\" class=\"{class}\"/>");
+        let entry = |swatch: Svg, name: String| Key { swatch, name, is_hidden: false, toggle: String::new() };
         let mut legend = Vec::new();
         if self.series.len() > 1 || self.compare.is_some() || !self.limits.is_empty() {
             for (at, series) in self.series.iter().enumerate() {
@@ -363,22 +399,23 @@ impl Chart {
                     Kind::Line => dash(&format!("line l{class} d{class}")),
                     _ => square(&frame::fill(self, class)),
                 };
-                legend.push((swatch(inner), series.name.clone()));
+                let (is_hidden, toggle) = (series.is_hidden, series.toggle.clone());
+                legend.push(Key { is_hidden, toggle, ..entry(swatch(inner), series.name.clone()) });
             }
         }
         if let Some(compare) = &self.compare {
-            legend.push((swatch(dash("compare")), compare.name.clone()));
+            legend.push(entry(swatch(dash("compare")), compare.name.clone()));
         }
         for (limit, name) in &self.limits {
-            legend.push((swatch(dash("limit")), format!("{name}: {}", number(limit))));
+            legend.push(entry(swatch(dash("limit")), format!("{name}: {}", number(limit))));
         }
         if self.is_running && !self.buckets.is_empty() {
             let hatch = square(&format!("fill=\"url(#{}-run)\"", self.id));
-            legend.push((swatch(square("class=\"f0\"") + &hatch), "Not over yet".to_owned()));
+            legend.push(entry(swatch(square("class=\"f0\"") + &hatch), "Not over yet".to_owned()));
         }
         if self.pruned > 0 {
-            legend
-                .push((swatch(square("class=\"pruned\"")), "Single events pruned, totals stand".to_owned()));
+            let words = "Single events pruned, totals stand".to_owned();
+            legend.push(entry(swatch(square("class=\"pruned\"")), words));
         }
         legend
     }

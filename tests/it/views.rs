@@ -18,6 +18,7 @@ on_both_databases!(
     groups_of_a_view_add_up_to_its_table,
     a_subject_is_shown_what_is_its_own,
     tables_are_sorted_by_links,
+    series_are_hidden_by_links,
 );
 
 async fn charts_say_what_they_show_and_lead_to_it(database: Database) {
@@ -326,4 +327,32 @@ async fn tables_are_sorted_by_links(database: Database) {
         browser.get(path).await.expect(400);
     }
     assert!(browser.get("/usage?meter=tokens&sort=x").await.expect(422).text.contains("Sort must be one of"));
+}
+
+async fn series_are_hidden_by_links(database: Database) {
+    let server = Server::start(&database);
+    let mut browser = furnished(&server).await;
+    let view = "/usage?meter=tokens&range=28d%2Btoday&group=model";
+    let page = browser.get(view).await.expect(200).text;
+    assert!(page.contains("aria-label=\"Hide small\"") && !page.contains("Show small"), "{page}");
+    let hiding = |link: &String| link.contains("&hide=small");
+    let link = links_of(&page).into_iter().find(hiding).expect("a link that hides");
+    let hidden = browser.get(&link).await.expect(200).text;
+    for part in [
+        "<li class=\"off\">",
+        "aria-label=\"Show small\"",
+        "Total 465 token in 29 buckets",
+        "The picture shows 1 of 2 series.",
+        "<input type=\"hidden\" name=\"hide\" value=\"small\">",
+    ] {
+        assert!(hidden.contains(part), "{part}: {hidden}");
+    }
+    // back again, by the same place; files and events know nothing of pictures
+    let all = links_of(&hidden).into_iter().find(|link| link.starts_with("/usage?") && !hiding(link));
+    let all = browser.get(&all.expect("a link that shows")).await.expect(200).text;
+    assert!(!all.contains("class=\"off\""), "{all}");
+    assert!(!links_of(&hidden).iter().any(|link| link.starts_with("/events") && hiding(link)));
+    // one series alone cannot be hidden
+    let alone = browser.get("/usage?meter=tokens&hide=Total").await.expect(200).text;
+    assert!(!alone.contains("class=\"off\"") && !alone.contains("Hide Total"), "{alone}");
 }

@@ -136,15 +136,15 @@ impl<'a> Frame<'a> {
     }
 
     fn bars(&mut self) {
-        let (count, stacks) = (self.chart.series.len().max(1) as f64, self.chart.stacks());
+        let (count, stacks) = (self.chart.drawn().count().max(1) as f64, self.chart.stacks());
         let gap = (self.slot * 0.18).min(12.0);
         let width = if stacks { self.slot - gap } else { (self.slot - gap) / count };
         let mut heights = vec![0.0f64; self.chart.buckets.len()];
-        for (index, series) in self.chart.series.iter().enumerate() {
+        for (place, (index, series)) in self.chart.drawn().enumerate() {
             let mut path = String::new();
             for (at, height) in heights.iter_mut().enumerate() {
                 let Some(value) = Self::value(series, at).filter(|value| *value != 0.0) else { continue };
-                let x = at as f64 * self.slot + gap / 2.0 + if stacks { 0.0 } else { index as f64 * width };
+                let x = at as f64 * self.slot + gap / 2.0 + if stacks { 0.0 } else { place as f64 * width };
                 let from = if stacks { *height } else { 0.0 };
                 *height += value;
                 let (a, b) = (self.y(from), self.y(from + value));
@@ -161,7 +161,7 @@ impl<'a> Frame<'a> {
     fn lines(&mut self) {
         let stacks = self.chart.stacks();
         let mut base = vec![0.0f64; self.chart.buckets.len()];
-        for (index, series) in self.chart.series.iter().enumerate() {
+        for (index, series) in self.chart.drawn() {
             let class = class_of(index, series.is_other);
             let mut tops = base.clone();
             for (at, top) in tops.iter_mut().enumerate() {

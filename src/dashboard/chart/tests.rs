@@ -107,11 +107,35 @@ fn series_differ_without_colours() {
     assert!((1..=8).all(|class| lines.contains(&format!("line l{class} d{class}"))));
 }
 
+/// A hidden series is missing from the picture and from its scale, and changes neither colours nor numbers.
+#[test]
+fn hidden_series_are_not_drawn() {
+    let rows = [vec![Some(1), Some(1)], vec![Some(1000), Some(1000)], vec![Some(2), Some(2)]];
+    for kind in [Kind::Bar, Kind::Stacked, Kind::Line, Kind::Area] {
+        let whole = chart(kind, &rows);
+        let mut some = whole.clone();
+        some.series[1].is_hidden = true;
+        some.series[1].toggle = "/usage".to_owned();
+        assert!(whole.scale().1 >= 1000.0 && some.scale().1 < 20.0, "{kind:?}");
+        let plot = some.plot().to_string();
+        let marks =
+            |class: usize| [format!("fill=\"url(#c-p{class})\" d="), format!("line l{class} d{class}")];
+        assert!(!marks(2).iter().any(|mark| plot.contains(mark)), "{kind:?}: {plot}");
+        assert!(marks(3).iter().any(|mark| plot.contains(mark)), "{kind:?}: {plot}");
+        assert_eq!(some.description(), format!("{} The picture shows 2 of 3 series.", whole.description()));
+        assert_eq!(some.cell(&some.series[1], &0), "1,000");
+        let keys: Vec<(bool, String)> =
+            some.legend().into_iter().take(3).map(|key| (key.is_hidden, key.toggle)).collect();
+        let shown = (false, String::new());
+        assert_eq!(keys, [shown.clone(), (true, "/usage".to_owned()), shown]);
+    }
+}
+
 #[expect(clippy::disallowed_methods, reason = "asked for by hand only")]
 fn golden(name: &str, chart: &Chart) {
     let path = format!("{}/src/dashboard/chart/golden/{name}.svg", env!("CARGO_MANIFEST_DIR"));
     let whole = [Some(chart.y_axis()), Some(chart.plot()), Some(chart.x_axis()), chart.ends()];
-    let legend = chart.legend().into_iter().map(|(swatch, name)| format!("{swatch} {name}\n"));
+    let legend = chart.legend().into_iter().map(|key| format!("{} {}\n", key.swatch, key.name));
     let fresh: String = whole
         .into_iter()
         .flatten()

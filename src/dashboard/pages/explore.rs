@@ -37,6 +37,8 @@ use crate::usage::query::{Bucket, Query, parse_group_by, parse_subject_filter};
 /// Rows that one picture is made of at most.
 const CELLS_MAX: usize = 10_000;
 const SERIES_DRAWN: usize = 8;
+/// The series of what has none of its own, in an address.
+const OTHER: &str = "Other";
 const DEFAULT_RANGE: &str = "28d+today";
 const COMPARISONS: [(&str, &str); 4] = [
     ("", "nothing"),
@@ -76,6 +78,8 @@ pub struct ExportQuery {
     show: String,
     /// Of the table of groups.
     pub sort: Sort,
+    /// Names of series that the picture does not show.
+    hidden: Vec<String>,
 }
 
 impl ExportQuery {
@@ -116,6 +120,7 @@ impl ExportQuery {
             compare,
             show,
             sort: Sort::parse(params.get("sort"), &groups::ORDERS)?,
+            hidden: params.all("hide").take(SERIES_DRAWN + 1).map(str::to_owned).collect(),
         })
     }
 
@@ -126,10 +131,32 @@ impl ExportQuery {
 
     /// With the groups in the order that needs no word.
     fn unsorted(&self, path: &str) -> Link {
-        self.scope(path)
-            .with("cmp", &self.compare)
-            .with("show", &self.show)
-            .with("cum", if self.is_cumulative { "1" } else { "" })
+        let link = self.scope(path).with("cmp", &self.compare).with("show", &self.show);
+        let link = link.with("cum", if self.is_cumulative { "1" } else { "" });
+        self.hidden.iter().fold(link, |link, name| link.with("hide", name))
+    }
+
+    /// The address of the view with one series more hidden, or shown again.
+    fn toggled(&self, name: &str) -> String {
+        let mut next = copy(self);
+        match next.hidden.iter().position(|hidden| hidden == name) {
+            Some(at) => drop(next.hidden.remove(at)),
+            None => next.hidden.push(name.to_owned()),
+        }
+        next.link("/usage").to_string()
+    }
+
+    /// Says which series of a picture are drawn; one alone always is.
+    fn hide(&self, series: &mut [Series]) {
+        if series.len() < 2 {
+            return;
+        }
+        for one in series {
+            // how many are together changes from day to day
+            let name = if one.is_other { OTHER } else { one.name.as_str() };
+            (one.is_hidden, one.toggle) =
+                (self.hidden.iter().any(|hidden| hidden == name), self.toggled(name));
+        }
     }
 
     /// Meter, subject, range, bucket, groups and filters.
@@ -280,6 +307,11 @@ impl ExplorePage {
         asked.sort.heading(asked.unsorted("/usage"), (column, words))
     }
 
+    /// The view with every series drawn.
+    fn all_drawn(&self, asked: &ExportQuery) -> String {
+        ExportQuery { hidden: Vec::new(), ..copy(asked) }.link("/usage").to_string()
+    }
+
     /// The address without one of its conditions.
     fn without(&self, asked: &ExportQuery, at: &usize) -> String {
         let mut rest = asked.conditions.clone();
@@ -387,6 +419,7 @@ fn copy(asked: &ExportQuery) -> ExportQuery {
         is_cumulative: asked.is_cumulative,
         show: asked.show.clone(),
         sort: asked.sort,
+        hidden: asked.hidden.clone(),
     }
 }
 
@@ -552,6 +585,7 @@ async fn find(app: &App, asked: &ExportQuery) -> Result<Found> {
     if asked.is_cumulative {
         series.iter_mut().chain(compare.as_mut()).for_each(accumulate);
     }
+    asked.hide(&mut series);
     let chart = Chart {
         id: "usage".into(),
         title: format!(
