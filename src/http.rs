@@ -31,6 +31,7 @@ pub mod respond;
 mod routes;
 pub mod saved_queries;
 pub mod session;
+pub mod short_links;
 pub mod stats;
 pub mod subjects;
 pub mod system;

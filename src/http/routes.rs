@@ -12,8 +12,8 @@ use futures_util::future::LocalBoxFuture;
 use super::openapi::{self, Doc};
 use super::{
     account, alerts, audit, cloudevents, dead_letters, destinations, entitlements, exports, history, keys,
-    links, members, meters, plans, providers, refused, respond, saved_queries, session, stats, subjects,
-    system, usage, usage_events,
+    links, members, meters, plans, providers, refused, respond, saved_queries, session, short_links, stats,
+    subjects, system, usage, usage_events,
 };
 use crate::app::App;
 use crate::auth::permission::{Access, Role, Scope};
@@ -295,6 +295,8 @@ fn table(rows: &mut impl Rows) {
     rows.add(Method::DELETE, "/v1/subjects/{subject}/links/{id}", writes(&[Scope::LinksWrite]), links::revoke, links::describe_revoke);
     rows.add(Method::GET, "/v1/system/stats", reads(&[Scope::SystemRead]), stats::system_stats, stats::describe_system_stats);
 
+    rows.add(Method::POST, "/v1/usage/short-links", reads(&[Scope::UsageRead]), short_links::create, short_links::describe_create);
+    rows.add(Method::GET, "/v1/usage/short-links/{hash}", reads(&[Scope::UsageRead]), short_links::get, short_links::describe_get);
     rows.add(Method::GET, "/v1/usage/saved-queries", Access::Session(Role::Viewer), saved_queries::list, saved_queries::describe_list);
     rows.add(Method::POST, "/v1/usage/saved-queries", Access::Session(Role::Admin), saved_queries::create, saved_queries::describe_create);
     rows.add(Method::PUT, "/v1/usage/saved-queries/{id}", Access::Session(Role::Admin), saved_queries::update, saved_queries::describe_update);

@@ -6,13 +6,16 @@ use ring::digest;
 
 use crate::both;
 use crate::db::schema::stored_queries;
-use crate::db::{Conn, DbError, limits};
+use crate::db::{Conn, DbError, Store, limits};
+use crate::error::{Error, Result};
 use crate::metering::time::{DAY, Timestamp};
 
 /// How long a view is kept after somebody looked at it.
 pub const UNUSED_MAX: i64 = 180 * DAY;
 
 const HASH_BYTES: usize = 16;
+/// What is kept at most: far more than a view of any use.
+const QUERY_BYTES_MAX: usize = 64 * 1_024;
 
 /// What parameters are called.
 pub fn hash(query: &str) -> String {
@@ -20,8 +23,22 @@ pub fn hash(query: &str) -> String {
     digest.as_ref().iter().take(HASH_BYTES).map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// Keeps parameters; answers their hash.
+pub async fn keep(store: &Store, workspace_id: i64, query: &str) -> Result<String> {
+    if query.is_empty() {
+        return Err(Error::invalid("query is required").at("query"));
+    }
+    if query.len() > QUERY_BYTES_MAX {
+        return Err(Error::invalid("the view has too many filters to be kept").at("query"));
+    }
+    let (query, hash) = (query.to_owned(), hash(query));
+    let work = move |conn: &mut Conn| put(conn, workspace_id, &query, Timestamp::now());
+    store.write("stored_queries::put", work).await?;
+    Ok(hash)
+}
+
 /// Keeps parameters under their hash.
-pub fn put(conn: &mut Conn, workspace_id: i64, query: &str, now: Timestamp) -> Result<(), DbError> {
+fn put(conn: &mut Conn, workspace_id: i64, query: &str, now: Timestamp) -> Result<(), DbError> {
     let hash = hash(query);
     let known = stored_queries::table.find((workspace_id, &hash)).select(stored_queries::hash);
     let known: Option<String> = known.first(conn).optional()?;

@@ -33,6 +33,7 @@ const NO_CHANGES: &[(&str, &str)] = &[
     ("POST /v1/entitlements/check", "a question"),
     ("POST /v1/entitlements/consume", "usage is its own record"),
     ("POST /v1/plans/{id}/preview", "a question"),
+    ("POST /v1/usage/short-links", "another name of a view, which anybody could write out"),
     ("POST /v1/usageevents/export", "a question"),
     ("POST /v1/usageevents/search", "a question"),
     ("POST /api/v1/events", "usage is its own record"),

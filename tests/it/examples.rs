@@ -453,6 +453,10 @@ async fn files_and_views(story: &mut Story, owner: &Client, key: &Client) {
     story.until(key, "GET /v1/exports/{id}", &[&id(&made)], |found| found["status"] == "completed").await;
     story.ask(key, "GET /v1/exports/{id}/download", &[&id(&made)], None).await;
     story.ask(key, "GET /v1/exports", &[], None).await;
+    let view = Some(json!({"query": "meter=tokens&range=this-month&group=model"}));
+    let made = story.ask(key, "POST /v1/usage/short-links", &[], view).await;
+    let hash = made["hash"].as_str().expect("a hash");
+    story.ask(key, "GET /v1/usage/short-links/{hash}", &[hash], None).await;
     let saved = json!({"name": "Tokens by model", "query": in_june(json!({"group_by": ["model"]}))});
     let made = story.ask(owner, "POST /v1/usage/saved-queries", &[], Some(saved.clone())).await;
     story.ask(owner, "PUT /v1/usage/saved-queries/{id}", &[&id(&made)], Some(saved)).await;

@@ -128,6 +128,32 @@ async fn long_views_have_short_addresses(database: Database) {
     let mut neighbour = Browser::register(&server, "short-neighbour@example.com").await;
     neighbour.get(&short).await.expect(404);
 
+    // programs make the same addresses, and read them
+    let api = session_of(&server, &browser);
+    let wanted = json!({"query": "?meter=tokens&range=28d%2Btoday"});
+    let link = api.post("/v1/usage/short-links", &wanted).await.json(201);
+    let path = format!("/usage/q/{}", link["hash"].as_str().expect("a hash"));
+    assert_eq!(path, made.header("location"));
+    assert!(
+        link["url"].as_str().is_some_and(|url| url.ends_with(&path) && url.starts_with("http")),
+        "{link}"
+    );
+    let read = format!("/v1/usage/short-links/{}", link["hash"].as_str().expect("a hash"));
+    assert_eq!(api.get(&read).await.json(200)["query"], json!("meter=tokens&range=28d%2Btoday"));
+    session_of(&server, &neighbour).get(&read).await.error(404, "not_found");
+    api.get("/v1/usage/short-links/0000").await.error(404, "not_found");
+    for query in [json!(" "), json!(null), json!("x".repeat(70_000))] {
+        let refused = api.post("/v1/usage/short-links", &json!({"query": query})).await.json(400);
+        assert_eq!(refused["error"]["field"], json!("query"), "{refused}");
+    }
+    // a key that is confined to other meters neither makes nor reads them
+    let key = json!({"name": "k", "scopes": ["usage:read"], "allowed_meters": ["others"]});
+    let key = api.post("/v1/auth/api-keys", &key).await.json(201);
+    let confined = server.client().with_key(key["key"].as_str().expect("a secret"));
+    confined.get(&read).await.error(403, "forbidden");
+    confined.post("/v1/usage/short-links", &wanted).await.error(403, "forbidden");
+    confined.post("/v1/usage/short-links", &json!({"query": "meter=others"})).await.expect(201);
+
     // without room for another one the view is shown all the same, and asking for a short address says why there is none
     let other = long.replace("range=7d", "range=28d");
     database.execute(
@@ -143,7 +169,7 @@ async fn long_views_have_short_addresses(database: Database) {
     drop(server);
     let _server = Server::start_with(&database, &[("OPEN_SPANNER_OPERATIONAL_HISTORY_INTERVAL", "200ms")]);
     let end = std::time::Instant::now() + std::time::Duration::from_secs(60);
-    while database.count("stored_queries") != 2 {
+    while database.count("stored_queries") != 3 {
         assert!(std::time::Instant::now() < end, "old views are kept");
         tokio::time::sleep(std::time::Duration::from_millis(100)).await;
     }

@@ -16,8 +16,6 @@ use crate::usage::stored_queries;
 
 /// An address that is longer than this is kept and shortened.
 const ADDRESS_BYTES_MAX: usize = 4_096;
-/// What is kept at most: far more than a view of any use.
-const QUERY_BYTES_MAX: usize = 64 * 1_024;
 
 /// The parameters of an address that is too long for a link.
 pub fn too_long<'a>(visit: &'a Visit, params: &Params) -> Option<&'a str> {
@@ -33,14 +31,8 @@ pub async fn keep(app: &App, caller: &Caller, query: &str) -> Result<HttpRespons
 }
 
 async fn kept(app: &App, caller: &Caller, query: &str) -> Result<String> {
-    if query.len() > QUERY_BYTES_MAX {
-        return Err(Error::invalid("the view has too many filters to be kept"));
-    }
-    let (workspace_id, query, address) =
-        (caller.workspace_id, query.to_owned(), format!("/usage/q/{}", stored_queries::hash(query)));
-    let put = move |conn: &mut Conn| stored_queries::put(conn, workspace_id, &query, Timestamp::now());
-    app.store.write("stored_queries::put", put).await?;
-    Ok(address)
+    let hash = stored_queries::keep(&app.store, caller.workspace_id, query).await?;
+    Ok(format!("/usage/q/{hash}"))
 }
 
 /// The view; parameters of the address itself win over those that are kept.
