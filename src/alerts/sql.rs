@@ -3,5 +3,6 @@
 pub mod deliveries;
 pub mod destinations;
 pub mod events;
+pub mod named;
 pub mod rules;
 pub mod states;

@@ -24,6 +24,7 @@ on_both_databases!(
     a_request_is_found_by_its_id,
     the_trail_is_read_between_two_times,
     a_browser_is_shown_a_page_where_there_is_none,
+    the_search_finds_alerts_and_destinations,
 );
 
 /// Somebody else with a role in the workspace of the owner.
@@ -668,4 +669,35 @@ async fn a_browser_is_shown_a_page_where_there_is_none(database: Database) {
         plain(stranger.get(path).await);
     }
     plain(stranger.post_text("/nosuch", "{}").await);
+}
+
+async fn the_search_finds_alerts_and_destinations(database: Database) {
+    let server = Server::start(&database);
+    let mut browser = furnished(&server).await;
+    let mut viewer = joined(&server, &mut browser, "viewer").await;
+    let mut stranger = Browser::register(&server, "stranger-who-searches@example.com").await;
+    let api = session_of(&server, &browser);
+    let id = |list: serde_json::Value| list["items"][0]["id"].as_str().expect("an id").to_owned();
+    let rule = format!("/alerts/{}", id(api.get("/v1/alerts").await.json(200)));
+    let destination = format!("/destinations/{}", id(api.get("/v1/alerts/destinations").await.json(200)));
+    for (wanted, found) in [("MUC", &rule), ("op", &destination)] {
+        for member in [&mut browser, &mut viewer] {
+            assert_eq!(
+                member.get(&format!("/search?q={wanted}")).await.expect(303).header("location"),
+                *found
+            );
+            let by_id = found.rsplit('/').next().expect("an id");
+            assert_eq!(
+                member.get(&format!("/search?q={by_id}")).await.expect(303).header("location"),
+                *found
+            );
+        }
+        let nothing = stranger.get(&format!("/search?q={wanted}")).await.expect(200).text;
+        assert!(nothing.contains("Nothing is called"), "{nothing}");
+    }
+    // several are listed, each with what it is
+    let several = browser.get("/search?q=o").await.expect(200).text;
+    for part in ["<td>Meter</td>", "<td>Plan</td>", "<td>Destination</td>", "<td>Subject</td>"] {
+        assert!(several.contains(part), "{part}: {several}");
+    }
 }

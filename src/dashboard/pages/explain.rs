@@ -5,6 +5,7 @@ use actix_web::{HttpResponse, web};
 use askama::Template;
 use uuid::Uuid;
 
+use crate::alerts::sql::named::{self, Named};
 use crate::app::App;
 use crate::auth::Caller;
 use crate::dashboard::ask;
@@ -13,7 +14,7 @@ use crate::dashboard::pages::quota::Told;
 use crate::dashboard::view::{self, Link, segment};
 use crate::dashboard::visit::{Shell, Visit, ok};
 use crate::db::Conn;
-use crate::entitlements::sql::{decisions, plans};
+use crate::entitlements::sql::decisions;
 use crate::error::Result;
 use crate::http::extract::Params;
 use crate::ingest::insert::{KeyUse, find_key};
@@ -156,7 +157,19 @@ struct SearchPage {
     found: Vec<(&'static str, String, String)>,
 }
 
-/// Meters, subjects, plans and keys whose name begins with a text; ids and idempotency keys exactly.
+/// What something with a name is called on the page, and where it is.
+fn shown(one: Named) -> (&'static str, String, String) {
+    let (kind, place) = match one.kind.as_str() {
+        named::PLAN => ("Plan", "/plans"),
+        named::RULE => ("Alert", "/alerts"),
+        _ => ("Destination", "/destinations"),
+    };
+    let name = if one.kind == named::PLAN { format!("{} v{}", one.name, one.version) } else { one.name };
+    (kind, name, format!("{place}/{}", one.public_id))
+}
+
+/// Meters, plans, alerts, destinations and own keys whose name holds a text, subjects whose name begins with it; ids and
+/// idempotency keys exactly. All of it may be seen by every member of the workspace.
 pub async fn search(
     app: web::Data<App>,
     caller: Caller,
@@ -164,36 +177,26 @@ pub async fn search(
     params: Params,
 ) -> Result<HttpResponse> {
     let wanted = params.get("q").trim().to_owned();
-    let mut found = Vec::new();
+    let (mut found, lower) = (Vec::new(), wanted.to_lowercase());
+    let fits = |name: &str| name.to_lowercase().contains(&lower);
     if !wanted.is_empty() {
         for meter in ask::meters(&app, &caller).await? {
-            if meter.public_id == wanted || meter.name.to_lowercase().contains(&wanted.to_lowercase()) {
+            if meter.public_id == wanted || fits(&meter.name) {
                 found.push(("Meter", meter.name, format!("/meters/{}", meter.public_id)));
             }
         }
         let (workspace_id, prefix) = (caller.workspace_id, wanted.clone());
         let read = move |conn: &mut Conn| {
-            Ok((
-                subjects::with_prefix(conn, workspace_id, &prefix, 20)?,
-                plans::list(conn, workspace_id, 500)?,
-            ))
+            Ok((subjects::with_prefix(conn, workspace_id, &prefix, 20)?, named::all(conn, workspace_id)?))
         };
-        let (names, plans) = app.store.read("search", read).await?;
+        let (names, named) = app.store.read("search", read).await?;
         found.extend(names.into_iter().map(|name| {
             let address = format!("/subjects/{}", segment(&name));
             ("Subject", name, address)
         }));
-        for plan in plans {
-            if plan.public_id == wanted || plan.name.to_lowercase().contains(&wanted.to_lowercase()) {
-                found.push((
-                    "Plan",
-                    format!("{} v{}", plan.name, plan.version),
-                    format!("/plans/{}", plan.public_id),
-                ));
-            }
-        }
+        found.extend(named.into_iter().filter(|one| one.public_id == wanted || fits(&one.name)).map(shown));
         for key in app.auth.list_keys(&caller).await? {
-            if wanted.starts_with(&key.prefix) || key.name.to_lowercase().contains(&wanted.to_lowercase()) {
+            if wanted.starts_with(&key.prefix) || fits(&key.name) {
                 found.push(("API key", key.name, format!("/api-keys/{}", key.public_id)));
             }
         }
