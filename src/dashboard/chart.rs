@@ -25,6 +25,8 @@ const CELL_LINKS_MAX: usize = 1_000;
 /// Distance of the names beside the end of a picture.
 const END_HEIGHT: f64 = 13.0;
 const END_CHARACTERS: usize = 14;
+/// How the name begins of what is compared with and not before.
+pub const COMPARED: &str = "Compared";
 /// Pixels are floats, and what is added up here must still be one.
 const PLAIN_MAX: f64 = 1e300;
 
@@ -354,7 +356,8 @@ impl Chart {
             }
         }
         if let Some(value) = self.compare.as_ref().and_then(at) {
-            add(value, "compare".to_owned(), "Before");
+            let is_before = self.compare.as_ref().is_none_or(|series| !series.name.starts_with(COMPARED));
+            add(value, "compare".to_owned(), if is_before { "Before" } else { COMPARED });
         }
         for (limit, name) in &self.limits {
             add(plain(limit), "limit".to_owned(), name);

@@ -214,7 +214,7 @@ const FAULTS: [&[&str]; 9] = [
     &["time_zone"],
     &["group"],
     &["subject"],
-    &["cmp"],
+    &["cmp", "cmp_from", "cmp_to"],
     &["sort"],
 ];
 

@@ -19,6 +19,7 @@ on_both_databases!(
     a_subject_is_shown_what_is_its_own,
     tables_are_sorted_by_links,
     series_are_hidden_by_links,
+    a_view_is_compared_with_any_time,
 );
 
 async fn charts_say_what_they_show_and_lead_to_it(database: Database) {
@@ -355,4 +356,25 @@ async fn series_are_hidden_by_links(database: Database) {
     // one series alone cannot be hidden
     let alone = browser.get("/usage?meter=tokens&hide=Total").await.expect(200).text;
     assert!(!alone.contains("class=\"off\"") && !alone.contains("Hide Total"), "{alone}");
+}
+
+async fn a_view_is_compared_with_any_time(database: Database) {
+    let server = Server::start(&database);
+    let mut browser = furnished(&server).await;
+    let view = "/usage?meter=tokens&range=7d%2Btoday";
+    let words = "against 0 in 2020-01-01 00:00 – 2020-01-03 00:00 UTC";
+    for asked in ["&cmp=2020-01-01..2020-01-03", "&cmp=prev&cmp_from=2020-01-01&cmp_to=2020-01-03"] {
+        let page = browser.get(&format!("{view}{asked}")).await.expect(200).text;
+        assert!(page.contains(words), "{asked}: {page}");
+        // told once in the address, and twice in the form
+        assert!(
+            links_of(&page).iter().any(|link| link.contains("&cmp=2020-01-01..2020-01-03")),
+            "{asked}: {page}"
+        );
+        assert!(page.contains("name=\"cmp_from\" value=\"2020-01-01\""), "{asked}: {page}");
+    }
+    for wrong in ["2020", "2020-01-03..2020-01-01", "x..y", "..", "2020-01-01.."] {
+        let page = browser.get(&format!("{view}&cmp={wrong}")).await.expect(422).text;
+        assert!(page.contains("role=\"alert\"") && page.contains("Cmp must"), "{wrong}: {page}");
+    }
 }

@@ -11,7 +11,7 @@ use futures_util::future::{join, try_join3};
 use crate::app::App;
 use crate::auth::Caller;
 use crate::dashboard::ask;
-use crate::dashboard::chart::{Chart, Kind, Series};
+use crate::dashboard::chart::{COMPARED, Chart, Kind, Series};
 use crate::dashboard::form::Complaint;
 use crate::dashboard::grammar::{self, Condition, OPERATORS, RANGES, Range, STORED_RANGES};
 use crate::dashboard::pages::breakdowns::{self, Breakdown};
@@ -73,6 +73,8 @@ pub struct ExportQuery {
     pub group: Vec<String>,
     pub conditions: Vec<Condition>,
     compare: String,
+    /// The time that is compared with, where the address names it.
+    other: Option<Window>,
     kind: Kind,
     is_cumulative: bool,
     show: String,
@@ -97,10 +99,7 @@ impl ExportQuery {
             .filter(|name| !name.is_empty())
             .map(str::to_owned)
             .collect();
-        let compare = params.get("cmp").to_owned();
-        if !COMPARISONS.iter().any(|(word, _)| *word == compare) {
-            return Err(Error::invalid("cmp must be prev, weekday or year"));
-        }
+        let (compare, other) = compared(params, &calendar)?;
         let show = params.get("show").to_owned();
         let drawn = if ask::is_additive(meter.aggregation) { Kind::Stacked } else { Kind::Line };
         Ok(ExportQuery {
@@ -118,6 +117,7 @@ impl ExportQuery {
             time_zone: params.get("time_zone").to_owned(),
             group,
             compare,
+            other,
             show,
             sort: Sort::parse(params.get("sort"), &groups::ORDERS)?,
             hidden: params.all("hide").take(SERIES_DRAWN + 1).map(str::to_owned).collect(),
@@ -221,9 +221,30 @@ impl ExportQuery {
             "prev" => Some(shift(window.length())),
             "weekday" => Some(shift(Timestamp(window.length()).ceil(7 * DAY).0)),
             "year" => Some(Window { from: window.from.plus_months(-12), to: window.to.plus_months(-12) }),
-            _ => None,
+            _ => self.other,
         }
     }
+}
+
+/// What a view is compared with: a word, or `from..to`, which the form sends as two fields.
+fn compared(params: &Params, calendar: &Calendar) -> Result<(String, Option<Window>)> {
+    let word = match (params.get("cmp_from").trim(), params.get("cmp_to").trim()) {
+        ("", "") => params.get("cmp").trim().to_owned(),
+        (from, to) => format!("{from}..{to}"),
+    };
+    if COMPARISONS.iter().any(|(known, _)| *known == word) {
+        return Ok((word, None));
+    }
+    let Some((from, to)) = word.split_once("..") else {
+        return Err(Error::invalid("cmp must be prev, weekday, year or from..to"));
+    };
+    let at = |text: &str| grammar::instant(text, "cmp", Timestamp::now(), &calendar.zone);
+    let window = Window { from: at(from)?, to: at(to)? };
+    if window.from >= window.to {
+        return Err(Error::invalid("cmp must begin before it ends"));
+    }
+    Buckets::of(calendar.clone(), window)?;
+    Ok((word, Some(window)))
 }
 
 /// What was found.
@@ -291,6 +312,16 @@ impl ExplorePage {
             ("meter", Some(asked)) => asked.meter.name == value,
             ("show", Some(asked)) => asked.kind.word() == value,
             _ => self.params.get(name) == value,
+        }
+    }
+
+    /// The ends of another time that the view is compared with.
+    fn other_ends(&self, asked: &ExportQuery) -> (String, String) {
+        let ends = asked.other.and_then(|_| asked.compare.split_once(".."));
+        let own = |name: &str| self.params.get(name).to_owned();
+        match ends {
+            Some((from, to)) => (from.to_owned(), to.to_owned()),
+            None => (own("cmp_from"), own("cmp_to")),
         }
     }
 
@@ -415,6 +446,7 @@ fn copy(asked: &ExportQuery) -> ExportQuery {
         group: asked.group.clone(),
         conditions: asked.conditions.clone(),
         compare: asked.compare.clone(),
+        other: asked.other,
         kind: asked.kind,
         is_cumulative: asked.is_cumulative,
         show: asked.show.clone(),
@@ -461,7 +493,19 @@ pub async fn page(app: &App, caller: &Caller, visit: &Visit, params: Params) -> 
         Err(error) => {
             page.complaint = Complaint::of(
                 error,
-                &["range", "from", "to", "bucket", "time_zone", "group", "subject", "f", "meter", "sort"],
+                &[
+                    "range",
+                    "from",
+                    "to",
+                    "bucket",
+                    "time_zone",
+                    "group",
+                    "subject",
+                    "f",
+                    "meter",
+                    "sort",
+                    "cmp",
+                ],
             )?;
             let meter = page.meters.iter().find(|meter| meter.name == page.params.get("meter"));
             let fallback = meter.or(page.meters.first()).cloned();
@@ -733,7 +777,8 @@ fn comparison(asked: &ExportQuery, window: Window, rows: &[Bucket], count: usize
     let mut values = series.pop().map(|series| series.values).unwrap_or_default();
     values.resize(count, None);
     let words = Range { window, ..asked.range.clone() }.words();
-    Series::other(format!("Before: {words}"), values)
+    let word = if asked.other.is_some() { COMPARED } else { "Before" };
+    Series::other(format!("{word}: {words}"), values)
 }
 
 fn accumulate(series: &mut Series) {
