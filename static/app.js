@@ -265,6 +265,10 @@ const press = {
   "]": () => document.querySelector("main a[rel=next]"),
   c: () => document.getElementById("cmp"),
   l: () => document.getElementById("live-pause"),
+  t: () => {
+    const themes = [...document.querySelectorAll('.account button[name="theme"]')];
+    return themes[(themes.findIndex((one) => one.getAttribute("aria-pressed") === "true") + 1) % themes.length];
+  },
   "?": () => document.querySelector('[data-key="?"]'),
 };
 let prefix = "";

@@ -14,7 +14,7 @@ use crate::auth::Caller;
 use crate::auth::permission::{Access, allow};
 use crate::auth::session::{ACCESS_COOKIE, REFRESH_COOKIE};
 use crate::dashboard::form::Sent;
-use crate::dashboard::visit::Visit;
+use crate::dashboard::visit::{self, Visit};
 use crate::dashboard::{csrf, form, kept, problem};
 use crate::error::{Code, Error, Result};
 use crate::http::Reception;
@@ -62,6 +62,7 @@ impl Reception for Guard {
         let had_flash =
             sent_cookie(response.request(), FLASH_COOKIE).is_some() && !is_shared(response.request().path());
         let shows_page = !response.status().is_redirection();
+        let again_after = visit::auto(response.request());
         let headers = response.headers_mut();
         for cookie in cookies {
             // a page that began or ended a session has the last word about it
@@ -71,6 +72,9 @@ impl Reception for Guard {
         }
         if had_flash && shows_page {
             append_cookie(headers, &Visit::no_flash(is_secure));
+        }
+        if let Some(seconds) = again_after.filter(|_| shows_page) {
+            headers.insert(header::REFRESH, HeaderValue::from(seconds));
         }
         seal(headers);
         response

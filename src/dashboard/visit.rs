@@ -15,9 +15,10 @@ use crate::auth::Caller;
 use crate::auth::permission::Role;
 use crate::auth::preferences::{Density, Theme};
 use crate::dashboard::once::SHOWN_COOKIE;
-use crate::dashboard::view::{Instant, When};
+use crate::dashboard::view::{Instant, Link, When};
 use crate::dashboard::{assets, csrf};
 use crate::error::{Error, Result};
+use crate::http::extract::Params;
 use crate::http::origin::own_origin;
 use crate::http::session::{FLASH_COOKIE, flash_cookie, secure, sent_cookie};
 use crate::metering::calendar::Zone;
@@ -26,6 +27,8 @@ use crate::metering::time::Timestamp;
 pub const THEME_COOKIE: &str = "open_spanner_theme";
 pub const ZONE_COOKIE: &str = "open_spanner_zone";
 pub const KEYS_COOKIE: &str = "open_spanner_keys";
+
+const AUTO_SECONDS: std::ops::RangeInclusive<u32> = 5..=3_600;
 
 /// What a page needs to know about the request beside its parameters.
 #[derive(Clone)]
@@ -36,6 +39,7 @@ pub struct Visit {
     has_keys: bool,
     density: &'static str,
     default_range: Option<&'static str>,
+    auto: Option<u32>,
     flash: String,
     /// A secret on its way to this page, sealed.
     pub shown: String,
@@ -73,6 +77,7 @@ impl Visit {
             has_keys: chosen.shortcuts.unwrap_or_else(has_keys),
             density: chosen.density.unwrap_or(Density::Comfortable).as_str(),
             default_range: chosen.default_range,
+            auto: auto(request),
             flash: percent_decode_str(&flash).decode_utf8_lossy().into_owned(),
             shown: sent_cookie(request, SHOWN_COOKIE).unwrap_or_default(),
             here: request.uri().path_and_query().map_or("/", |path| path.as_str()).to_owned(),
@@ -106,6 +111,7 @@ impl Visit {
             zone: self.zone.clone(),
             has_keys: self.has_keys,
             density: self.density,
+            auto: self.auto,
             flash: self.flash.clone(),
             here: self.here.clone(),
             now: Timestamp::now(),
@@ -148,6 +154,12 @@ impl Visit {
     }
 }
 
+/// Seconds that an address names in `auto`, within reason: for those who have no script and want to see what is new.
+pub fn auto(request: &HttpRequest) -> Option<u32> {
+    let seconds = Params::parse(request.query_string()).get("auto").parse().ok()?;
+    Some(seconds).filter(|seconds| AUTO_SECONDS.contains(seconds))
+}
+
 fn theme_of(word: &str) -> &'static str {
     match word {
         "light" => "light",
@@ -167,6 +179,8 @@ pub struct Shell {
     pub has_keys: bool,
     /// How close rows of tables stand.
     pub density: &'static str,
+    /// After how many seconds the page loads itself anew, where its viewer wants that.
+    pub auto: Option<u32>,
     pub flash: String,
     pub here: String,
     /// When the page was made: it shows nothing later.
@@ -202,6 +216,14 @@ impl Shell {
     /// An instant in the zone of the viewer.
     pub fn when(&self, at: impl Instant) -> When {
         When { at: at.instant(), zone: self.zone.clone() }
+    }
+
+    /// This page, loading itself anew or not any more.
+    pub fn here_with(&self, auto: &str) -> Link {
+        let (path, query) = self.here.split_once('?').unwrap_or((&self.here, ""));
+        let params = Params::parse(query).without(&["auto"]);
+        let link = params.pairs().fold(Link::to(path), |link, (name, value)| link.with(name, value));
+        link.with("auto", auto)
     }
 
     /// Whether this page belongs to an entry of the navigation.

@@ -345,6 +345,10 @@ await page.keyboard.press("Tab");
 if ((await page.evaluate(() => document.activeElement.textContent)) !== "Skip to the content") fault("keyboard", "the first stop is not the skip link");
 await page.keyboard.press("Enter");
 if ((await page.evaluate(() => document.activeElement.id)) !== "main") fault("keyboard", "the skip link leads nowhere");
+for (const theme of ["light", "dark", "system"]) {
+  await page.keyboard.press("t");
+  await page.waitForFunction((wanted) => document.documentElement.dataset.theme === wanted, theme);
+}
 await page.keyboard.press("g");
 await page.keyboard.press("u");
 await page.waitForURL("**/usage");

@@ -20,6 +20,7 @@ on_both_databases!(
     tables_are_sorted_by_links,
     series_are_hidden_by_links,
     a_view_is_compared_with_any_time,
+    pages_load_themselves_for_those_without_a_script,
 );
 
 async fn charts_say_what_they_show_and_lead_to_it(database: Database) {
@@ -126,7 +127,7 @@ async fn pages_say_how_old_they_are(database: Database) {
         "/events/refused",
         "/ingestion",
         "/alerts",
-        &alert,
+        alert.as_str(),
         "/deliveries",
         "/deliveries?status=dead_letter",
     ] {
@@ -376,5 +377,26 @@ async fn a_view_is_compared_with_any_time(database: Database) {
     for wrong in ["2020", "2020-01-03..2020-01-01", "x..y", "..", "2020-01-01.."] {
         let page = browser.get(&format!("{view}&cmp={wrong}")).await.expect(422).text;
         assert!(page.contains("role=\"alert\"") && page.contains("Cmp must"), "{wrong}: {page}");
+    }
+}
+
+async fn pages_load_themselves_for_those_without_a_script(database: Database) {
+    let server = Server::start(&database);
+    let mut browser = furnished(&server).await;
+    let page = browser.get("/events?meter=tokens").await.expect(200);
+    assert!(
+        page.headers.get("refresh").is_none() && page.text.contains("Load it every 10 s"),
+        "{}",
+        page.text
+    );
+    let again = links_of(&page.text).into_iter().find(|link| link.contains("auto=10")).expect("a link");
+    assert_eq!(again, "/events?meter=tokens&auto=10");
+    let page = browser.get(&again).await.expect(200);
+    assert_eq!(page.header("refresh"), "10");
+    assert!(page.text.contains("<a href=\"/events?meter=tokens\">Stop</a>"), "{}", page.text);
+    // not so often that it is in the way, and nothing that is no number
+    for auto in ["1", "0", "99999", "x", "-5"] {
+        let page = browser.get(&format!("/events?auto={auto}")).await.expect(200);
+        assert!(page.headers.get("refresh").is_none(), "{auto}");
     }
 }
