@@ -8,7 +8,7 @@ use crate::auth::sql::preferences;
 use crate::auth::{Auth, Caller};
 use crate::db::{Conn, audit};
 use crate::error::{Error, Result};
-use crate::metering::calendar::Zone;
+use crate::metering::calendar::{WeekStart, Zone};
 use crate::metering::time::Timestamp;
 use crate::string_enum::string_enum;
 
@@ -41,6 +41,8 @@ pub const RANGES: [&str; 12] = [
 pub struct Preferences {
     /// In which instants are shown.
     pub time_zone: Option<Zone>,
+    /// Of views whose address names no such day.
+    pub week_start: Option<WeekStart>,
     pub theme: Option<Theme>,
     pub density: Option<Density>,
     /// Of a view whose address names no time.
@@ -58,6 +60,11 @@ fn chosen(text: &str) -> Option<&str> {
 pub fn time_zone(text: &str) -> Result<Option<Zone>> {
     let zone = chosen(text).map(|name| Zone::named(name, "time_zone"));
     zone.transpose().map_err(|error| error.at("time_zone"))
+}
+
+pub fn week_start(text: &str) -> Result<Option<WeekStart>> {
+    let day = chosen(text).map(WeekStart::read);
+    day.transpose().map_err(|error| error.at("week_start"))
 }
 
 pub fn theme(text: &str) -> Result<Option<Theme>> {
@@ -85,6 +92,7 @@ impl Preferences {
     fn shown(&self) -> audit::Shown {
         json!({
             "time_zone": self.time_zone.as_ref().map(Zone::name),
+            "week_start": self.week_start,
             "theme": self.theme,
             "density": self.density,
             "default_range": self.default_range,
@@ -141,6 +149,7 @@ mod tests {
         assert_eq!(default_range("7d+today").expect("known"), Some("7d+today"));
         for error in [
             time_zone("Mars/Base").expect_err("unknown"),
+            week_start("friday").expect_err("unknown"),
             theme("pink").expect_err("unknown"),
             density("tight").expect_err("unknown"),
             default_range("all").expect_err("unknown"),

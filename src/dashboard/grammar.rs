@@ -7,7 +7,7 @@ use jiff::civil::Date;
 use crate::dashboard::view::Link;
 use crate::error::{Error, Result};
 use crate::http::extract::Params;
-use crate::metering::calendar::{Calendar, Zone};
+use crate::metering::calendar::{Calendar, WeekStart, Zone};
 use crate::metering::filter::{Filter, GROUP_DEPTH_MAX, Node};
 use crate::metering::json::{Number, Value};
 use crate::metering::meter::Meter;
@@ -66,7 +66,8 @@ impl Range {
         }
         let word = params.get("range").trim().replace(' ', "+");
         let word = if word.is_empty() { default.to_owned() } else { word };
-        let window = relative(&word, now, &zone)?;
+        let week_start = WeekStart::read(params.get("week_start").trim())?;
+        let window = relative(&word, now, &zone, week_start)?;
         Ok(Range { is_running: window.to > now, word, window, zone })
     }
 
@@ -94,7 +95,10 @@ impl Range {
     /// Twice the length, around the same middle, but never beyond what is now the last day.
     pub fn wider(&self, now: Timestamp) -> Range {
         let half = self.window.length() / 2;
-        let last = self.window.to.max(relative("today", now, &self.zone).map_or(now, |today| today.to));
+        let last = self
+            .window
+            .to
+            .max(relative("today", now, &self.zone, WeekStart::Monday).map_or(now, |today| today.to));
         let to = self.window.to.plus(half).min(last);
         let from = Timestamp(to.0.saturating_sub(self.window.length().saturating_mul(2)).max(0));
         Range {
@@ -150,9 +154,11 @@ fn length(text: &str) -> Option<i64> {
     number.checked_mul(unit)
 }
 
-fn relative(word: &str, now: Timestamp, zone: &Zone) -> Result<Window> {
+fn relative(word: &str, now: Timestamp, zone: &Zone, week_start: WeekStart) -> Result<Window> {
     let wrong = || Error::invalid(format!("range {word:?} is not known"));
-    let of = |size: BucketSize| Calendar { size, zone: zone.clone(), ..Calendar::utc(size) }.around(now);
+    let of = |size: BucketSize| {
+        Calendar { size, zone: zone.clone(), week_start, ..Calendar::utc(size) }.around(now)
+    };
     let date = zone.civil(now).date();
     // midnight so many days, or the first so many months, from today
     let day = |n: i64| zone.first(moved(date, Span::new().try_days(n)).at(0, 0, 0, 0));
@@ -206,7 +212,7 @@ pub fn bucket(word: &str, window: Window) -> Result<BucketSize> {
 }
 
 /// Parameters that are left out together when one of them is wrong.
-const FAULTS: [&[&str]; 9] = [
+const FAULTS: [&[&str]; 10] = [
     &["ff", "fo", "fv"],
     &["f", "q"],
     &["from", "to", "range"],
@@ -216,6 +222,7 @@ const FAULTS: [&[&str]; 9] = [
     &["subject"],
     &["cmp", "cmp_from", "cmp_to"],
     &["sort"],
+    &["week_start"],
 ];
 
 /// What an address with a mistake asks for besides: all of it where the mistake shows later only, else all but the first
@@ -549,6 +556,10 @@ mod tests {
         assert_eq!(range("range=last-month", now), "2026-10-01 00:00 – 2026-11-01 00:00 UTC");
         assert_eq!(range("range=12M", now), "2025-12-01 00:00 – 2026-12-01 00:00 UTC");
         assert_eq!(range("range=this-week", now), "2026-11-23 00:00 – 2026-11-29 00:00 UTC");
+        assert_eq!(
+            range("range=this-week&week_start=sunday", now),
+            "2026-11-22 00:00 – 2026-11-29 00:00 UTC"
+        );
         assert_eq!(range("range=this-year", now), "2026-01-01 00:00 – 2026-12-01 00:00 UTC");
         assert_eq!(
             range("from=2026-11-01&to=2026-11-02T12:00", now),
@@ -642,7 +653,7 @@ mod tests {
         #[test]
         fn no_text_breaks_the_grammar(text in "\\PC{0,40}") {
             let _ = Condition::parse(&text).map(|condition| condition.words());
-            let _ = relative(&text, Timestamp(1_800_000_000_000_000), &Zone::UTC);
+            let _ = relative(&text, Timestamp(1_800_000_000_000_000), &Zone::UTC, WeekStart::Monday);
             let _ = instant(&text, "from", Timestamp(1_800_000_000_000_000), &Zone::UTC);
         }
     }

@@ -21,7 +21,7 @@ use crate::error::{Error, Result};
 use crate::http::extract::Params;
 use crate::http::origin::own_origin;
 use crate::http::session::{FLASH_COOKIE, flash_cookie, secure, sent_cookie};
-use crate::metering::calendar::Zone;
+use crate::metering::calendar::{WeekStart, Zone};
 use crate::metering::time::Timestamp;
 
 pub const THEME_COOKIE: &str = "open_spanner_theme";
@@ -39,6 +39,7 @@ pub struct Visit {
     has_keys: bool,
     density: &'static str,
     default_range: Option<&'static str>,
+    week_start: Option<WeekStart>,
     auto: Option<u32>,
     flash: String,
     /// A secret on its way to this page, sealed.
@@ -77,6 +78,7 @@ impl Visit {
             has_keys: chosen.shortcuts.unwrap_or_else(has_keys),
             density: chosen.density.unwrap_or(Density::Comfortable).as_str(),
             default_range: chosen.default_range,
+            week_start: chosen.week_start,
             auto: auto(request),
             flash: percent_decode_str(&flash).decode_utf8_lossy().into_owned(),
             shown: sent_cookie(request, SHOWN_COOKIE).unwrap_or_default(),
@@ -93,6 +95,11 @@ impl Visit {
     /// The time of a view whose address names none, if somebody chose one.
     pub fn default_range(&self) -> Option<&'static str> {
         self.default_range
+    }
+
+    /// The day that weeks of a view begin with whose address names none, if somebody chose one.
+    pub fn week_start(&self) -> Option<WeekStart> {
+        self.week_start
     }
 
     /// The frame of a page; `section` is the entry of the navigation it belongs to.

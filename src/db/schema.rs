@@ -125,6 +125,7 @@ table! {
     user_preferences (user_id) {
         user_id -> BigInt,
         time_zone -> Nullable<Text>,
+        week_start -> Nullable<Text>,
         theme -> Nullable<Text>,
         density -> Nullable<Text>,
         default_range -> Nullable<Text>,

@@ -18,7 +18,7 @@ use crate::http::extract::Id;
 use crate::http::openapi::Doc;
 use crate::http::respond::{self, Page};
 use crate::http::session::{address, secure, with_cookies};
-use crate::metering::calendar::Zone;
+use crate::metering::calendar::{WeekStart, Zone};
 use crate::metering::time::Timestamp;
 
 #[derive(Serialize, ToSchema)]
@@ -112,6 +112,7 @@ pub async fn change_password(
 #[schema(as = Preferences)]
 pub struct PreferencesView<'a> {
     time_zone: Option<&'a str>,
+    week_start: Option<WeekStart>,
     theme: Option<Theme>,
     density: Option<Density>,
     default_range: Option<&'static str>,
@@ -122,6 +123,7 @@ impl<'a> PreferencesView<'a> {
     fn of(preferences: &'a Preferences) -> Self {
         PreferencesView {
             time_zone: preferences.time_zone.as_ref().map(Zone::name),
+            week_start: preferences.week_start,
             theme: preferences.theme,
             density: preferences.density,
             default_range: preferences.default_range,
@@ -145,6 +147,8 @@ pub async fn preferences(app: web::Data<App>, caller: Caller) -> Result<HttpResp
 pub struct PreferencesInput {
     /// In which instants are shown, such as `Europe/Berlin`.
     time_zone: Option<String>,
+    /// Of views of `/usage` whose address names no such day: `monday` or `sunday`.
+    week_start: Option<String>,
     /// `system`, `light` or `dark`.
     theme: Option<String>,
     /// `comfortable` or `compact`: how close rows of tables stand.
@@ -169,6 +173,7 @@ pub async fn set_preferences(
     let Json(input) = body;
     let wanted = Preferences {
         time_zone: preferences::time_zone(&input.time_zone.unwrap_or_default())?,
+        week_start: preferences::week_start(&input.week_start.unwrap_or_default())?,
         theme: preferences::theme(&input.theme.unwrap_or_default())?,
         density: preferences::density(&input.density.unwrap_or_default())?,
         default_range: preferences::default_range(&input.default_range.unwrap_or_default())?,

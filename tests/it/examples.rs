@@ -245,7 +245,7 @@ async fn sign_up(story: &mut Story, server: &Server) -> (Client, Client) {
     for route in ["GET /v1/auth/session", "GET /v1/auth/sessions", "GET /v1/auth/workspaces"] {
         story.ask(&owner, route, &[], None).await;
     }
-    let chosen = json!({"time_zone": "Europe/Berlin", "theme": "dark", "density": "compact", "default_range": "7d+today",
+    let chosen = json!({"time_zone": "Europe/Berlin", "week_start": "monday", "theme": "dark", "density": "compact", "default_range": "7d+today",
                         "shortcuts": true});
     story.ask(&owner, "PUT /v1/auth/preferences", &[], Some(chosen)).await;
     story.ask(&owner, "GET /v1/auth/preferences", &[], None).await;

@@ -13,6 +13,7 @@ on_both_databases!(
     pages_are_as_their_viewer_chose,
     preferences_are_read_and_set_by_programs,
     an_address_wins_over_what_somebody_chose,
+    weeks_begin_on_the_day_that_somebody_chose,
 );
 
 const PREFERENCES: &str = "/v1/auth/preferences";
@@ -68,12 +69,11 @@ async fn preferences_are_read_and_set_by_programs(database: Database) {
     let server = Server::start(&database);
     let mut browser = furnished(&server).await;
     let session = session_of(&server, &browser);
-    let nothing =
-        json!({"time_zone": null, "theme": null, "density": null, "default_range": null, "shortcuts": null});
+    let nothing = json!({"time_zone": null, "week_start": null, "theme": null, "density": null, "default_range": null, "shortcuts": null});
     assert_eq!(session.get(PREFERENCES).await.json(200), nothing);
-    let wanted = json!({"time_zone": "europe/berlin", "theme": "light", "density": "compact",
+    let wanted = json!({"time_zone": "europe/berlin", "week_start": "sunday", "theme": "light", "density": "compact",
                         "default_range": "90d+today", "shortcuts": false});
-    let chosen = json!({"time_zone": "Europe/Berlin", "theme": "light", "density": "compact",
+    let chosen = json!({"time_zone": "Europe/Berlin", "week_start": "sunday", "theme": "light", "density": "compact",
                         "default_range": "90d+today", "shortcuts": false});
     assert_eq!(session.put(PREFERENCES, &wanted).await.json(200), chosen);
     assert_eq!(session.get(PREFERENCES).await.json(200), chosen);
@@ -87,6 +87,7 @@ async fn preferences_are_read_and_set_by_programs(database: Database) {
     assert_eq!((&held["theme"], &held["density"]), (&json!("dark"), &json!("compact")));
     for (field, value) in [
         ("time_zone", json!("Mars/Base")),
+        ("week_start", json!("friday")),
         ("theme", json!("pink")),
         ("density", json!("tight")),
         ("default_range", json!("all")),
@@ -134,4 +135,31 @@ async fn an_address_wins_over_what_somebody_chose(database: Database) {
     let link = link.expect("the saved query");
     let page = browser.get(&link).await.expect(200).text;
     assert!(shows(&page, "28d+today"), "{link}: {page}");
+}
+
+async fn weeks_begin_on_the_day_that_somebody_chose(database: Database) {
+    let server = Server::start(&database);
+    let mut browser = furnished(&server).await;
+    let view = "/usage?meter=tokens&range=28d%2Btoday&bucket=week";
+    let shows = |page: &str, day: &str| page.contains(&format!("<option value=\"{day}\" selected>"));
+    let page = browser.get(view).await.expect(200).text;
+    assert!(shows(&page, "monday"), "{page}");
+    // programs and files have to be told
+    let curl = page.split_once("id=\"curl\">").expect("a call").1.split("</pre>").next().expect("an end");
+    assert!(curl.contains("week_start") && curl.contains("monday"), "{curl}");
+    let weekly = [("kind", "usage_buckets"), ("meter", "tokens"), ("range", "28d"), ("bucket", "week")];
+    browser.post("/exports/new", &weekly).await.expect(303);
+    let chosen = [("density", "comfortable"), ("week_start", "sunday")];
+    browser.post("/settings/preferences", &chosen).await.expect(303);
+    let page = browser.get(view).await.expect(200).text;
+    assert!(shows(&page, "sunday"), "{page}");
+    let links = crate::dashboard::links_of(&page);
+    for path in ["/usage?", "/exports/new?"] {
+        let told = links.iter().any(|link| link.starts_with(path) && link.contains("week_start=sunday"));
+        assert!(told, "{path}: {links:?}");
+    }
+    let page = browser.get(&format!("{view}&week_start=monday")).await.expect(200).text;
+    assert!(shows(&page, "monday"), "{page}");
+    browser.get(&format!("{view}&week_start=friday")).await.expect(422);
+    browser.post("/exports/new", &[&weekly[..], &[("week_start", "sunday")]].concat()).await.expect(303);
 }

@@ -141,6 +141,7 @@ CREATE INDEX known_devices_seen ON known_devices (seen_at);
 CREATE TABLE user_preferences (
     user_id BIGINT NOT NULL PRIMARY KEY REFERENCES users (id) ON DELETE CASCADE,
     time_zone TEXT,
+    week_start TEXT CONSTRAINT user_preferences_week_start_check CHECK (week_start IN ('monday', 'sunday')),
     theme TEXT CONSTRAINT user_preferences_theme_check CHECK (theme IN ('system', 'light', 'dark')),
     density TEXT CONSTRAINT user_preferences_density_check CHECK (density IN ('comfortable', 'compact')),
     default_range TEXT,

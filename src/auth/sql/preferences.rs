@@ -6,7 +6,7 @@ use crate::auth::preferences::{Density, Preferences, Theme, known_range};
 use crate::db::schema::{sessions, sign_ins, user_preferences};
 use crate::db::{Conn, DbError};
 use crate::error::{Error, Result};
-use crate::metering::calendar::Zone;
+use crate::metering::calendar::{WeekStart, Zone};
 use crate::metering::time::Timestamp;
 
 const ON: &str = "on";
@@ -16,6 +16,7 @@ const OFF: &str = "off";
 #[derive(Clone, Debug, Default, Queryable)]
 pub struct Row {
     pub time_zone: Option<String>,
+    pub week_start: Option<String>,
     pub theme: Option<String>,
     pub density: Option<String>,
     pub default_range: Option<String>,
@@ -41,6 +42,7 @@ impl Row {
     pub fn read(self) -> Result<Preferences> {
         Ok(Preferences {
             time_zone: self.time_zone.and_then(|name| Zone::parse(&name)),
+            week_start: word(self.week_start, WeekStart::parse)?,
             theme: word(self.theme, Theme::parse)?,
             density: word(self.density, Density::parse)?,
             default_range: self.default_range.and_then(|word| known_range(&word)),
@@ -54,6 +56,7 @@ pub fn find(conn: &mut Conn, user_id: i64) -> Result<Preferences, DbError> {
         .find(user_id)
         .select((
             user_preferences::time_zone,
+            user_preferences::week_start,
             user_preferences::theme,
             user_preferences::density,
             user_preferences::default_range,
@@ -69,6 +72,7 @@ pub fn find(conn: &mut Conn, user_id: i64) -> Result<Preferences, DbError> {
 struct NewRow<'a> {
     user_id: i64,
     time_zone: Option<&'a str>,
+    week_start: Option<&'static str>,
     theme: Option<&'static str>,
     density: Option<&'static str>,
     default_range: Option<&'static str>,
@@ -82,6 +86,7 @@ pub fn put(conn: &mut Conn, user_id: i64, wanted: &Preferences, now: Timestamp) 
     let row = NewRow {
         user_id,
         time_zone: wanted.time_zone.as_ref().map(Zone::name),
+        week_start: wanted.week_start.map(WeekStart::as_str),
         theme: wanted.theme.map(Theme::as_str),
         density: wanted.density.map(Density::as_str),
         default_range: wanted.default_range,

@@ -119,6 +119,7 @@ pub fn find(conn: &mut Conn, hash: &TokenHash) -> Result<Option<Found>, DbError>
             sessions::login_id,
             (
                 user_preferences::time_zone.nullable(),
+                user_preferences::week_start.nullable(),
                 user_preferences::theme.nullable(),
                 user_preferences::density.nullable(),
                 user_preferences::default_range.nullable(),

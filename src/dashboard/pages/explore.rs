@@ -30,7 +30,7 @@ use crate::metering::calendar::{Buckets, Calendar, Wish, Zone};
 use crate::metering::json::{Number, Value};
 use crate::metering::meter::Meter;
 use crate::metering::quantity::Quantity;
-use crate::metering::time::{DAY, Timestamp, Window};
+use crate::metering::time::{DAY, Timestamp, Unit, Window};
 use crate::usage::aggregate::Known;
 use crate::usage::query::{Bucket, Query, parse_group_by, parse_subject_filter};
 
@@ -68,6 +68,8 @@ pub struct ExportQuery {
     pub calendar: Calendar,
     /// As in the address: empty is that of the workspace.
     pub time_zone: String,
+    /// As in the address: empty is Monday.
+    pub week_start: String,
     /// As in the address: `auto` is not yet decided.
     pub bucket: String,
     pub group: Vec<String>,
@@ -87,7 +89,8 @@ pub struct ExportQuery {
 impl ExportQuery {
     /// `home` is the zone of the workspace.
     pub fn parse(meter: Meter, params: &Params, home: &Zone) -> Result<ExportQuery> {
-        let wish = Wish { time_zone: params.get("time_zone"), ..Wish::default() };
+        let week_start = params.get("week_start");
+        let wish = Wish { time_zone: params.get("time_zone"), week_start, ..Wish::default() };
         let calendar = wish.calendar(home)?;
         let range = Range::parse_in(&calendar.zone, params, DEFAULT_RANGE, Timestamp::now())?;
         let size = grammar::bucket(params.get("bucket"), range.window)?;
@@ -115,6 +118,7 @@ impl ExportQuery {
             range,
             calendar,
             time_zone: params.get("time_zone").to_owned(),
+            week_start: week_start.to_owned(),
             group,
             compare,
             other,
@@ -164,6 +168,7 @@ impl ExportQuery {
         let link =
             self.range.on(Link::to(path).with("meter", &self.meter.name).with("subject", &self.subject));
         let link = link.with("bucket", &self.bucket).with("time_zone", &self.time_zone);
+        let link = link.with("week_start", &self.week_start);
         let link = link.with("group", &self.group.join(","));
         self.conditions
             .iter()
@@ -338,6 +343,11 @@ impl ExplorePage {
         asked.sort.heading(asked.unsorted("/usage"), (column, words))
     }
 
+    /// Weeks can be seen in it.
+    fn has_weeks(&self, asked: &ExportQuery) -> bool {
+        has_weeks(asked) || asked.range.word == "this-week"
+    }
+
     /// The view with every series drawn.
     fn all_drawn(&self, asked: &ExportQuery) -> String {
         ExportQuery { hidden: Vec::new(), ..copy(asked) }.link("/usage").to_string()
@@ -414,6 +424,9 @@ impl ExplorePage {
         if let Some(zone) = asked.calendar.zone_name() {
             body.push(("time_zone", zone.as_ref().into()));
         }
+        if has_weeks(asked) {
+            body.push(("week_start", asked.calendar.week_start.as_str().into()));
+        }
         if !asked.subject.is_empty() {
             body.push(("subject", asked.subject.as_str().into()));
         }
@@ -429,6 +442,11 @@ impl ExplorePage {
     }
 }
 
+/// Buckets are weeks, which begin on a day that has to be told.
+pub fn has_weeks(asked: &ExportQuery) -> bool {
+    asked.calendar.size.parts().0 == Unit::Week
+}
+
 /// As other pages can say it: they know no range that hangs on what is stored.
 fn elsewhere(asked: &ExportQuery) -> ExportQuery {
     let range = if spans::is_stored(&asked.range.word) { asked.range.fixed() } else { asked.range.clone() };
@@ -442,6 +460,7 @@ fn copy(asked: &ExportQuery) -> ExportQuery {
         range: asked.range.clone(),
         calendar: asked.calendar.clone(),
         time_zone: asked.time_zone.clone(),
+        week_start: asked.week_start.clone(),
         bucket: asked.bucket.clone(),
         group: asked.group.clone(),
         conditions: asked.conditions.clone(),
@@ -505,6 +524,7 @@ pub async fn page(app: &App, caller: &Caller, visit: &Visit, params: Params) -> 
                     "meter",
                     "sort",
                     "cmp",
+                    "week_start",
                 ],
             )?;
             let meter = page.meters.iter().find(|meter| meter.name == page.params.get("meter"));
@@ -517,11 +537,21 @@ pub async fn page(app: &App, caller: &Caller, visit: &Visit, params: Params) -> 
     }
 }
 
-/// An address that names no time has the one that its viewer chose to see first; what somebody saved is the same for all.
+/// An address that names no time has the one that its viewer chose to see first, and so has one that names no first day of
+/// weeks; what somebody saved is the same for all.
 fn timed(visit: &Visit, params: Params) -> Params {
-    let names_time = ["range", "from", "to", "saved"].iter().any(|name| !params.get(name).trim().is_empty());
-    match visit.default_range().filter(|_| !names_time) {
+    let names = |names: &[&str]| names.iter().any(|name| !params.get(name).trim().is_empty());
+    if names(&["saved"]) {
+        return params;
+    }
+    let range = visit.default_range().filter(|_| !names(&["range", "from", "to"]));
+    let week_start = visit.week_start().filter(|_| !names(&["week_start"]));
+    let params = match range {
         Some(range) => params.with("range", range),
+        None => params,
+    };
+    match week_start {
+        Some(day) => params.with("week_start", day.as_str()),
         None => params,
     }
 }

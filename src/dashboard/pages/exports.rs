@@ -8,7 +8,7 @@ use crate::auth::Caller;
 use crate::dashboard::ask;
 use crate::dashboard::form::{Complaint, Fields, Form};
 use crate::dashboard::grammar::{self, RANGES};
-use crate::dashboard::pages::explore::BUCKETS;
+use crate::dashboard::pages::explore::{BUCKETS, has_weeks};
 use crate::dashboard::pages::spans;
 use crate::dashboard::view::{self, Link};
 use crate::dashboard::visit::{Shell, Visit, ok, rejected};
@@ -102,8 +102,8 @@ impl NewPage {
     }
 }
 
-const CARRIED: [&str; 9] =
-    ["kind", "meter", "subject", "range", "from", "to", "bucket", "time_zone", "group"];
+const CARRIED: [&str; 10] =
+    ["kind", "meter", "subject", "range", "from", "to", "bucket", "time_zone", "week_start", "group"];
 
 pub async fn new(app: web::Data<App>, caller: Caller, visit: Visit, params: Params) -> Result<HttpResponse> {
     let meters = ask::meters(&app, &caller).await?;
@@ -123,7 +123,10 @@ pub async fn create(app: web::Data<App>, caller: Caller, visit: Visit, form: For
     match queue(&app, &caller, &fields).await {
         Ok(export) => Ok(visit.go(&format!("/exports/{}", export.id), "Queued. This page follows it.")),
         Err(error) => {
-            let complaint = Complaint::of(error, &["meter", "from", "to", "subject", "bucket", "time_zone"])?;
+            let complaint = Complaint::of(
+                error,
+                &["meter", "from", "to", "subject", "bucket", "time_zone", "week_start"],
+            )?;
             let meters = ask::meters(&app, &caller).await?;
             let (shell, home) = (visit.shell("exports", "New export"), ask::home(&app, &caller).await?);
             rejected(&NewPage { shell, meters, fields, complaint, home })
@@ -155,6 +158,9 @@ async fn queue(app: &App, caller: &Caller, fields: &Fields) -> Result<Export> {
         query.insert("bucket_size".to_owned(), asked.calendar.size.name().as_ref().into());
         if let Some(zone) = asked.calendar.zone_name() {
             query.insert("time_zone".to_owned(), zone.as_ref().into());
+        }
+        if has_weeks(&asked) {
+            query.insert("week_start".to_owned(), asked.calendar.week_start.as_str().into());
         }
         query.insert(
             "group_by".to_owned(),

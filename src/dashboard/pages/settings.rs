@@ -17,7 +17,7 @@ use crate::dashboard::zone::OFFERED;
 use crate::db::Conn;
 use crate::error::{Error, Result};
 use crate::http::session::own_path;
-use crate::metering::calendar::Zone;
+use crate::metering::calendar::{WeekStart, Zone};
 use crate::usage::key_conflicts::{self, KeyConflicts};
 
 const YEAR_SECONDS: u32 = 365 * 86_400;
@@ -50,7 +50,7 @@ pub async fn keys(app: web::Data<App>, caller: Caller, visit: Visit, form: Form)
     Ok(response)
 }
 
-/// How close rows of tables stand, and the time that `/usage` shows first.
+/// How close rows of tables stand, and what views of `/usage` are like that do not say so themselves.
 pub async fn preferences(
     app: web::Data<App>,
     caller: Caller,
@@ -60,8 +60,10 @@ pub async fn preferences(
     let Form(fields) = form;
     let density = preferences::density(fields.get("density"))?;
     let default_range = preferences::default_range(fields.get("default_range"))?;
+    let week_start = preferences::week_start(fields.get("week_start"))?;
     let change = move |chosen: &mut Preferences| {
         chosen.density = density;
+        chosen.week_start = week_start;
         chosen.default_range = default_range;
     };
     app.auth.change_preferences(&caller, change).await?;
@@ -82,6 +84,7 @@ struct SettingsPage {
     key_conflicts: KeyConflicts,
     is_owner: bool,
     default_range: Option<&'static str>,
+    week_start: Option<WeekStart>,
 }
 
 impl SettingsPage {
@@ -95,6 +98,10 @@ impl SettingsPage {
 
     fn has_range(&self, word: &str) -> bool {
         self.default_range == Some(word)
+    }
+
+    fn begins_on(&self, word: &str) -> bool {
+        self.week_start.is_some_and(|day| day.as_str() == word)
     }
 
     fn refuses(&self) -> bool {
@@ -119,6 +126,7 @@ async fn page(app: &App, caller: &Caller, visit: &Visit) -> Result<SettingsPage>
         key_conflicts,
         is_owner: caller.role == Role::Owner,
         default_range: visit.default_range(),
+        week_start: visit.week_start(),
     })
 }
 
