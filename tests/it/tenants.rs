@@ -103,6 +103,8 @@ async fn filled(server: &Server) -> (Workspace, String, String) {
     workspace.post("/v1/alerts", &rule).await.expect(201);
     let query = json!({"name": "mine", "query": {"meter": "calls"}});
     workspace.session.post("/v1/usage/saved-queries", &query).await.expect(201);
+    let chosen = json!({"time_zone": "Europe/Berlin", "theme": "dark"});
+    workspace.session.put("/v1/auth/preferences", &chosen).await.expect(200);
     let invitation = json!({"email": "somebody@example.com", "role": "viewer"});
     workspace.session.post("/v1/auth/workspace/invitations", &invitation).await.expect(201);
     workspace.post_text("/v1/usageevents/prune", "").await.expect(200);
@@ -262,6 +264,8 @@ async fn a_workspace_moves_with_everything(database: Database) {
         assert_eq!(second.database.count("workspaces"), 1);
         let queries = "SELECT name AS line FROM saved_queries ORDER BY name";
         assert_eq!(second.database.lines(queries), ["mine", "personal"]);
+        let chosen = "SELECT time_zone || ' ' || theme AS line FROM user_preferences";
+        assert_eq!(second.database.lines(chosen), ["Europe/Berlin dark"]);
         let mut server = second.serve();
         let client = server.client().with_key(&key);
         assert_same(&before, &answers(&client, end).await);
