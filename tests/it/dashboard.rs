@@ -264,6 +264,10 @@ pub fn shape_of(path: &str) -> String {
     let mut names: Vec<&str> = query.split('&').filter_map(|pair| pair.split('=').next()).collect();
     names.sort_unstable();
     names.dedup();
+    // how a view looks is looked at once, not with everything else that it may be
+    if let Some(look) = ["auto", "hide", "sort"].into_iter().find(|look| names.contains(look)) {
+        return format!("{}?{look}", segments.join("/"));
+    }
     format!("{}?{}", segments.join("/"), names.join("&"))
 }
 
