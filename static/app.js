@@ -140,15 +140,17 @@ const topics = new Set(regions.flatMap((region) => region.dataset.live.split(" "
 let paused = false;
 let asking = false;
 let again = false;
-// nor while something in it is picked
-const busy = (region) => (region.matches(":hover, :focus-within") || region.querySelector("input:checked")) && !region.dataset.eager;
+// nor while something in it is picked, nor where somebody reads further down: then it says how many wait
+const isRead = (region) => "tail" in region.dataset && region.getBoundingClientRect().top < 0;
+const busy = (region) => (region.matches(":hover, :focus-within") || region.querySelector("input:checked") || isRead(region)) && !region.dataset.eager;
 async function refresh() {
-  const due = regions.filter((region) => region.isConnected && !busy(region));
-  if (paused || document.hidden || due.length === 0) return;
+  const due = paused ? [] : regions.filter((region) => region.isConnected && !busy(region));
+  const waiting = regions.filter((region) => "tail" in region.dataset && !due.includes(region));
+  if (document.hidden || due.length + waiting.length === 0) return;
   if (asking) { again = true; return; }
   asking = true;
   try {
-    await swap(due);
+    await swap(due, waiting);
   } finally {
     asking = false;
     const soon = again;
@@ -156,7 +158,17 @@ async function refresh() {
     if (soon) setTimeout(refresh, 1000);
   }
 }
-async function swap(due) {
+// What is new at the head of a list: rows that lead where none of those that are shown does.
+const places = (region) => [...region.querySelectorAll("tbody .actions a")].map((link) => link.getAttribute("href"));
+function news(waiting, fresh) {
+  let count = 0;
+  for (const region of waiting) {
+    const shown = new Set(places(region));
+    count += places(fresh.getElementById(region.id) ?? fresh.body).filter((place) => !shown.has(place)).length;
+  }
+  return count;
+}
+async function swap(due, waiting) {
   let answer;
   try {
     answer = await fetch(location.href, { headers: { "X-Fragment": "1" }, cache: "no-cache" });
@@ -165,8 +177,9 @@ async function swap(due) {
   }
   if (answer.status === 401) return tell("You are signed out. Load the page again to sign in.");
   if (!answer.ok) return tell("This page could not be refreshed. Trying again.");
-  tell("");
   const fresh = parse(await answer.text());
+  const count = news(waiting, fresh);
+  tell(count ? `${count} new` : "", false);
   const stamp = fresh.getElementById("as-of");
   // while something is held still, the page is as old as that
   if (stamp && due.length === regions.length) document.getElementById("as-of")?.replaceWith(stamp);
@@ -184,9 +197,9 @@ async function swap(due) {
   }
 }
 const status = document.getElementById("live-status");
-function tell(text) {
+function tell(text, isFault = true) {
   if (status && status.textContent !== text) status.textContent = text;
-  status?.closest(".asof")?.classList.toggle("stale", Boolean(text));
+  status?.closest(".asof")?.classList.toggle("stale", isFault && Boolean(text));
 }
 const pause = document.getElementById("live-pause");
 if (pause) {
@@ -256,6 +269,19 @@ if (sites && parent !== globalThis) {
     for (const site of sites.split(" ")) parent.postMessage({ type: "open-spanner:height", height }, site);
   }).observe(document.body);
 }
+
+// Arrows walk through the rows of a table from the link of one to that of the next; Enter follows it, like any link.
+document.addEventListener("keydown", (event) => {
+  const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+  if (!step || event.ctrlKey || event.metaKey || event.altKey || event.shiftKey || !event.target.matches?.("tbody a")) return;
+  if (document.body.dataset.keys === "off") return;
+  const row = event.target.closest("tr");
+  const rows = [...row.parentElement.rows];
+  const next = rows[rows.indexOf(row) + step]?.querySelector("a");
+  if (!next) return;
+  event.preventDefault();
+  next.focus();
+});
 
 // Keys: "/" to search, "g" and a letter for pages, single ones for the view. Never with a modifier, never while typing,
 // and not at all where somebody switched them off.

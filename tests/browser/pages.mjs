@@ -415,6 +415,12 @@ await page.keyboard.press("Enter");
 await page.waitForURL(/\/meters\/[^n]/);
 if ((await heading()) !== "by_keys") fault("keyboard", "a meter cannot be made by keys");
 
+await open("/meters");
+await page.locator("tbody a").first().focus();
+await page.keyboard.press("ArrowDown");
+const row = await page.evaluate(() => document.activeElement.closest("tr")?.rowIndex);
+if (row !== 2) fault("keyboard", `an arrow leads from the first row to ${row}`);
+
 step("zones");
 await open("/settings");
 await page.getByLabel("Times are shown in").fill("Asia/Kolkata");
@@ -441,6 +447,16 @@ const told = Date.now();
 await Promise.all(tabs.map((tab) => tab.getByText(late).waitFor().catch(() => fault("/events", "a tab is not told of an event"))));
 step(`an event is in seven tabs after ${Date.now() - told} ms`);
 await Promise.all(tabs.map((tab) => tab.close()));
+
+step("a list that is held still");
+await open("/events");
+await page.getByRole("button", { name: "Pause" }).click();
+const held = `held-${Date.now()}`;
+await api("/v1/usages", { idempotency_key: held, meter: "tokens", subject: "org_1", quantity: 1, metadata: { model: "small" } }, all);
+await page.locator("#live-status").getByText("1 new").waitFor().catch(() => fault("/events", "what waits is not told"));
+if (await page.getByText(held).count()) fault("/events", "a page that is held still moves");
+await page.getByRole("button", { name: "Resume" }).click();
+await page.getByText(held).waitFor().catch(() => fault("/events", "what waited does not come"));
 
 step("every link, as owner, admin and viewer");
 /** Follows the links of the pages, one address of each shape. */
