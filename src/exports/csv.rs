@@ -1,4 +1,4 @@
-//! CSV (rest.md 10): columns and bytes of bucket and event downloads. Pure.
+//! CSV (rest.md 10): columns and bytes of downloads. Pure.
 
 use std::borrow::Cow;
 
@@ -42,6 +42,18 @@ impl Table {
         let mut table = Table::new(formula_guard);
         table.line(&EVENT_COLUMNS)?;
         Ok(table)
+    }
+
+    /// A table of what a page shows, with these columns.
+    pub fn of_page(columns: &[&str]) -> Result<Self> {
+        let mut table = Table::new(true);
+        table.line(columns)?;
+        Ok(table)
+    }
+
+    /// A row with a cell for each column.
+    pub fn row(&mut self, cells: &[&str]) -> Result<()> {
+        self.line(cells)
     }
 
     /// A table whose header was written before.

@@ -124,6 +124,14 @@ async fn the_urgent_come_before_the_many(database: Database) {
     let next = next.expect("a second page");
     assert!(next.contains("meter=calls") && next.contains("sort=-subject"), "{next}");
     assert_eq!(first_of(&browser.get(&next).await.expect(200).text), "c009");
+    let csv = browser.get("/quota?meter=calls&sort=-subject&format=csv").await.expect(200);
+    assert!(csv.header("content-type").starts_with("text/csv"), "{:?}", csv.headers);
+    let lines: Vec<&str> = csv.text.lines().collect();
+    assert_eq!((lines.len(), lines[0].split(',').next()), (211, Some("subject")));
+    assert!(
+        lines[1].starts_with("c209,calls,month,Small,ok,1,10,") && lines[210].contains("exceeded,11,10"),
+        "{csv:?}"
+    );
     let fullest = browser.get("/quota?meter=calls&sort=-percent").await.expect(200).text;
     assert_eq!((first_of(&fullest).as_str(), fullest.matches("aria-sort=").count()), ("c000", 1));
     let plans = browser.get("/plans").await.expect(200).text;

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use actix_web::http::header;
 use actix_web::{HttpResponse, web};
 use askama::Template;
 
@@ -20,6 +21,7 @@ use crate::entitlements::quota::{Check, QuotaUsage, State};
 use crate::entitlements::sql::decisions::{self, Decision};
 use crate::entitlements::sql::listing::{self, Entry};
 use crate::error::{Error, Result};
+use crate::exports::csv::Table;
 use crate::http::extract::{Id, Params, decode_cursor, encode_cursor};
 use crate::metering::event::{InputQuantity, parse_key};
 use crate::metering::json::Value;
@@ -168,6 +170,11 @@ pub async fn show(app: web::Data<App>, caller: Caller, visit: Visit, params: Par
         .collect();
     let mut rows = rows?;
     arrange(&mut rows, sort);
+    match params.get("format") {
+        "" | "html" => {}
+        "csv" => return csv(&rows, is_cut),
+        _ => return Err(Error::invalid("format must be html or csv")),
+    }
     let before = params.get("after").parse().unwrap_or(0).min(rows.len());
     let mut rows = rows.split_off(before);
     let next = (rows.len() > LIMITS_LISTED).then(|| {
@@ -177,6 +184,38 @@ pub async fn show(app: web::Data<App>, caller: Caller, visit: Visit, params: Par
     rows.truncate(LIMITS_LISTED);
     let shell = visit.shell("quota", "Quota");
     ok(&QuotaPage { shell, rows, meters, params, before, next, is_cut, sort })
+}
+
+const COLUMNS: [&str; 10] =
+    ["subject", "meter", "period", "plan", "state", "current", "limit", "unit", "percent", "resets_at"];
+
+/// All rows, not those of a page alone; or none and why.
+fn csv(rows: &[Row], is_cut: bool) -> Result<HttpResponse> {
+    if is_cut {
+        return Err(Error::invalid(format_args!(
+            "more than {STATES_MAX} limits of a state: choose a meter or a subject"
+        )));
+    }
+    let mut table = Table::of_page(&COLUMNS)?;
+    for row in rows {
+        table.row(&[
+            &row.entry.subject,
+            &row.entry.meter,
+            &row.entry.period,
+            &row.entry.plan_name,
+            &row.entry.state,
+            &row.measure.current.to_plain(),
+            &row.limit.to_plain(),
+            &row.unit,
+            &row.measure.percent.to_plain(),
+            &row.resets.map(Timestamp::to_seconds_text).unwrap_or_default(),
+        ])?;
+    }
+    let mut response = HttpResponse::Ok();
+    response
+        .content_type("text/csv; charset=utf-8")
+        .insert_header((header::CONTENT_DISPOSITION, "attachment; filename=\"quota.csv\""));
+    Ok(response.body(table.into_bytes()?))
 }
 
 /// The limits that a filter leaves, and whether some of a state were not looked at. Each state is asked for by itself: a
