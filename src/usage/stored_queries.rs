@@ -26,10 +26,10 @@ pub fn hash(query: &str) -> String {
 /// Keeps parameters; answers their hash.
 pub async fn keep(store: &Store, workspace_id: i64, query: &str) -> Result<String> {
     if query.is_empty() {
-        return Err(Error::invalid("query is required").at("query"));
+        return Err(Error::invalid("query is required"));
     }
     if query.len() > QUERY_BYTES_MAX {
-        return Err(Error::invalid("the view has too many filters to be kept").at("query"));
+        return Err(Error::invalid("query has too many filters to be kept"));
     }
     let (query, hash) = (query.to_owned(), hash(query));
     let work = move |conn: &mut Conn| put(conn, workspace_id, &query, Timestamp::now());

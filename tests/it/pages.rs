@@ -144,8 +144,8 @@ async fn long_views_have_short_addresses(database: Database) {
     session_of(&server, &neighbour).get(&read).await.error(404, "not_found");
     api.get("/v1/usage/short-links/0000").await.error(404, "not_found");
     for query in [json!(" "), json!(null), json!("x".repeat(70_000))] {
-        let refused = api.post("/v1/usage/short-links", &json!({"query": query})).await.json(400);
-        assert_eq!(refused["error"]["field"], json!("query"), "{refused}");
+        let refused = api.post("/v1/usage/short-links", &json!({"query": query})).await;
+        assert!(refused.error(400, "invalid_input").contains("query "));
     }
     // a key that is confined to other meters neither makes nor reads them
     let key = json!({"name": "k", "scopes": ["usage:read"], "allowed_meters": ["others"]});
