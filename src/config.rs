@@ -18,6 +18,7 @@ use ipnet::IpNet;
 mod cli;
 pub mod commands;
 pub mod import;
+mod otlp;
 mod sections;
 mod settings;
 mod source;
@@ -79,6 +80,8 @@ pub struct Config {
     /// Time to finish accepted work after a signal to stop.
     pub shutdown_timeout: Duration,
     pub log_format: LogFormat,
+    /// Whether spans are sent by OTLP: its variables name an endpoint, and this program can.
+    pub otlp: bool,
     /// What commands that are clients talk to.
     pub client: Client,
 }
@@ -222,7 +225,9 @@ fn utf8(
     variables: impl Iterator<Item = (OsString, OsString)>,
 ) -> Result<BTreeMap<String, String>, ConfigError> {
     let ours = variables.filter_map(|(name, text)| match name.into_string() {
-        Ok(name) if name.starts_with(settings::PREFIX) || name == "RUST_LOG" => Some((name, text)),
+        Ok(name) if name.starts_with(settings::PREFIX) || name == "RUST_LOG" || otlp::is_read(&name) => {
+            Some((name, text))
+        }
         _ => None,
     });
     ours.map(|(variable, text)| match text.into_string() {
@@ -239,9 +244,11 @@ fn resolve(
 ) -> Result<Loaded, Exit> {
     let source = Source { flags: cli.flags.clone(), environment, dotenv };
     let values = source.values()?;
-    let config = Config::read(&cli, &values)?;
+    let (otlp, said_of_otlp) = otlp::read(cli.role, &source.environment, &source.dotenv);
+    let config = Config { otlp, ..Config::read(&cli, &values)? };
     let mut warnings = source.unknown();
     warnings.extend(without_effect(&values));
+    warnings.extend(said_of_otlp);
     if cli.print_config {
         let warnings = warnings.iter().map(|warning| format!("# warning: {warning}\n"));
         let role = cli.role.name();
@@ -314,6 +321,7 @@ impl Config {
                 "json" => LogFormat::Json,
                 _ => LogFormat::Auto,
             },
+            otlp: false,
             client: Client::read(v),
         })
     }

@@ -34,6 +34,7 @@ use crate::db::identity::PerEpoch;
 use crate::entitlements::sql::decisions::Decided;
 use crate::error::{Code, Error, Result};
 use crate::jobs::worker::JobNotifier;
+use crate::logging::spans::Span;
 use crate::metering::event::{self, Answered, Event, Input, Original};
 use crate::metering::meter::Meter;
 use crate::metering::time::Timestamp;
@@ -499,7 +500,9 @@ impl Ingest {
         };
         let (answer, answered) = oneshot::channel();
         let queue = self.queue_of(&batch);
-        queue.send(Job { batch, answer, begin_by, deadline, units, room }, waits)?;
+        let mut span = Span::part("ingest wait");
+        span.note(|notes| notes.number("open_spanner.events", batch.events.len() as i64));
+        queue.send(Job { batch, answer, begin_by, deadline, units, room, span }, waits)?;
         answered.await.map_err(|_| Error::unavailable("the server is stopping"))?
     }
 

@@ -4,6 +4,7 @@
 //! is being answered. A line is one line: control characters are escaped, so nobody can forge a second one. What is worth
 //! logging, and which key-values go with it, is decided where it happens, never here.
 
+pub mod spans;
 mod trace;
 
 use std::collections::BTreeMap;
@@ -92,10 +93,19 @@ const FOLD: Duration = Duration::from_secs(10);
 pub struct Folded(Mutex<(Option<Instant>, u64)>);
 
 impl Folded {
+    pub const fn new() -> Self {
+        Folded(Mutex::new((None, 0)))
+    }
+
     pub fn say(&self, line: impl FnOnce(u64)) {
+        self.say_every(FOLD, line);
+    }
+
+    /// The same with another pause.
+    pub fn say_every(&self, pause: Duration, line: impl FnOnce(u64)) {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let (last, repeats) = &mut *state;
-        if last.is_some_and(|last| clock::since(last) < FOLD) {
+        if last.is_some_and(|last| clock::since(last) < pause) {
             *repeats += 1;
             return;
         }

@@ -18,6 +18,7 @@ use crate::clock;
 use crate::config::{Db, Driver};
 use crate::error::{Code, Error, Result};
 use crate::logging;
+use crate::logging::spans::Span;
 
 /// The database, as the rest of the server sees it. Cheap to clone.
 #[derive(Clone)]
@@ -305,6 +306,7 @@ impl Store {
         let waited = clock::moment();
         let permit = pool.permit(class, limits.time(self.0.acquire_timeout)).await?;
         metrics::histogram!("open_spanner_db_pool_wait_seconds").record(clock::since(waited).as_secs_f64());
+        let mut span = Span::of_database(operation, self.0.postgres);
         let connections = pool.connections.clone();
         let commits_here = !self.0.postgres && !idempotent && limits.deadline.is_none();
         let time = limits.time(limits.statement.unwrap_or(self.0.statement_timeout));
@@ -328,6 +330,9 @@ impl Store {
                 Err(DbError::DeadlineExceeded.into_error(operation))
             }
         };
+        if let Err(error) = &outcome {
+            span.note(|notes| notes.failed(error.code.as_str()));
+        }
         match outcome {
             // what was asked is the cause, as far as anybody can tell
             Err(error) if error.code == Code::Unavailable && class == Class::Query && limits.are_over() => {

@@ -14,6 +14,7 @@ use crate::grpc::parts::{Item, ItemOutcome, ItemResult, Step, StreamBatcher};
 use crate::grpc::pb::v2;
 use crate::grpc::{UsageServer, convert, status, stopping};
 use crate::ingest::preview::{Fate, PreviewItem};
+use crate::logging::spans;
 
 /// Enough for events that arrive together to be stored together; load makes parts larger by itself.
 const LINGER: Duration = Duration::from_millis(2);
@@ -35,7 +36,7 @@ impl v2::usage_stream_service_server::UsageStreamService for UsageServer {
         let (acks, answers) = mpsc::channel(ACKS_WAITING);
         let stream =
             Stream { door: self.clone(), caller, messages: request.into_inner(), parts, sequence: 0, acks };
-        tokio::spawn(stream.run());
+        tokio::spawn(spans::carried(stream.run()));
         Ok(Response::new(ReceiverStream::new(answers)))
     }
 }

@@ -24,6 +24,7 @@ use crate::app::App;
 use crate::auth::Caller;
 use crate::error::{Error, Result};
 use crate::grpc::{ApiKeyAuth, status, weight};
+use crate::logging::spans;
 use crate::net::Peer;
 use crate::net::budget::{Budget, Room, Tenant};
 use crate::net::upload::Upload;
@@ -132,6 +133,7 @@ async fn admit(app: &App, request: &mut Request<Body>) -> Result<Tenant> {
         peer.note_known();
     }
     let tenant = Tenant::Workspace(caller.workspace_id);
+    spans::called_by(&caller.user.workspace_id, pass.address);
     request.extensions_mut().insert(Admitted { pass, caller });
     Ok(tenant)
 }
@@ -268,7 +270,7 @@ impl Decoder {
             Ok(response)
         };
         let Some(threads) = &self.threads.0 else { return Err(status(crate::grpc::stopping())) };
-        let task = AbortOnDropHandle::new(threads.spawn(work));
+        let task = AbortOnDropHandle::new(threads.spawn(spans::carried(work)));
         task.await.unwrap_or_else(|panic| Err(status(Error::internal(panic))))
     }
 

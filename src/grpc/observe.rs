@@ -15,6 +15,7 @@ use tonic::{Code, Status};
 
 use crate::clock;
 use crate::logging::FoldedKinds;
+use crate::logging::spans::{self, Span};
 use crate::net::Peer;
 
 const METHODS: [&str; 4] = ["CreateUsage", "CreateUsageBulk", "StreamUsage", "Ingest"];
@@ -29,7 +30,7 @@ impl<S: NamedService> NamedService for Observed<S> {
 
 impl<S> Service<Request<Body>> for Observed<S>
 where
-    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + NamedService,
     S::Future: Send + 'static,
 {
     type Response = Response<Body>;
@@ -45,17 +46,28 @@ where
         // clients choose the path; labels must not grow with it
         let name = request.uri().path().rsplit('/').next().unwrap_or_default();
         let method = METHODS.into_iter().find(|method| *method == name).unwrap_or("none");
+        let sent = || request.headers().get("traceparent")?.to_str().ok();
+        let mut span = Span::of_call(S::NAME, method, sent);
+        span.note(|notes| {
+            if let Some(authority) = request.uri().authority() {
+                notes.server(authority.as_str());
+            }
+        });
         compress_like_the_client(request.headers_mut());
         // until the last byte of the answer: a connection without a call is closed when its place is needed
         let open_call = (request.extensions().get::<Peer>().map(Peer::begin_call), OpenCall::begin());
         let response = self.0.call(request);
         Box::pin(async move {
-            let mut response = response.await?;
+            let mut response = spans::within(&span, response).await?;
             let code = settle(response.headers_mut());
             observe(method, code, started);
+            note_status(&mut span, response.headers());
             let until_the_end = move |body: Body| {
                 Body::new(body.map_frame(move |frame| {
                     let _held = &open_call;
+                    if let Some(trailers) = frame.trailers_ref() {
+                        note_status(&mut span, trailers);
+                    }
                     frame
                 }))
             };
@@ -78,6 +90,23 @@ impl Drop for OpenCall {
     fn drop(&mut self) {
         metrics::gauge!("open_spanner_grpc_calls_open").decrement(1);
     }
+}
+
+/// Notes what became of a call, where that is said: in the headers of a refusal, else behind the body.
+fn note_status(span: &mut Span, headers: &HeaderMap) {
+    span.note(|notes| {
+        let Some(code) = Status::from_header_map(headers).map(|status| status.code()) else { return };
+        notes.number("rpc.grpc.status_code", code as i64);
+        if is_fault(code) {
+            notes.failed(&format!("{code:?}"));
+        }
+    });
+}
+
+/// Whether a call failed that was no mistake of its caller.
+fn is_fault(code: Code) -> bool {
+    use Code::{DataLoss, DeadlineExceeded, Internal, Unavailable, Unimplemented, Unknown};
+    matches!(code, Unknown | DeadlineExceeded | Unimplemented | Internal | Unavailable | DataLoss)
 }
 
 /// Answers are compressed for clients that compress. Nearly all say that they could read gzip, few have a reason to,

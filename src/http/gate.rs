@@ -22,6 +22,7 @@ use crate::db::replica::{self, Position};
 use crate::error::{Code, Error};
 use crate::ingest::{Door as Entrance, Origin};
 use crate::logging;
+use crate::logging::spans::{self, Span};
 use crate::net::Peer;
 
 /// Stands before every handler: request id, start-up state, authentication, permission, one log line, metrics. What
@@ -33,7 +34,6 @@ pub async fn gate(
     next: Next<impl MessageBody + 'static>,
 ) -> Result<ServiceResponse<BoxBody>, actix_web::Error> {
     let started = clock::moment();
-    let ids = identify(request.headers());
     let seen = text_of(request.headers(), POSITION).and_then(Position::parse);
     let bytes_in = length(&request);
     let _counted = InFlight::begin();
@@ -43,6 +43,9 @@ pub async fn gate(
         Demand::Of(pattern, ..) => pattern.clone(),
         _ => "none".to_owned(),
     };
+    let sent = || text_of(request.headers(), TRACEPARENT);
+    let mut span = Span::of_request(method.as_str(), &route, sent);
+    let ids = identify(request.headers(), &span);
 
     // while it is being answered, its connection is not closed to make room for another
     let _call = request.request().conn_data::<Peer>().map(Peer::begin_call);
@@ -86,10 +89,11 @@ pub async fn gate(
             }
         }
     };
-    let (response, shown) = logging::within_request(ids.clone(), replica::for_caller(seen, answer)).await;
+    let answer = replica::for_caller(seen, spans::within(&span, answer));
+    let (response, shown) = logging::within_request(ids.clone(), answer).await;
     let mut response = response?;
 
-    tell(response.headers_mut(), &ids)?;
+    tell(response.headers_mut(), &ids, &span)?;
     let position = match shown {
         None if !method.is_safe() && response.status().is_success() => app.store.written_at().await,
         shown => shown,
@@ -108,6 +112,7 @@ pub async fn gate(
         response.headers_mut().remove(header::CONTENT_ENCODING);
     }
     let caller = response.request().extensions().get::<Caller>().cloned();
+    note(&mut span, &app, &response, caller.as_ref(), &ids);
     let bytes_out = match response.response().body().size() {
         BodySize::Sized(bytes) => bytes,
         // sent while it is made
@@ -133,14 +138,42 @@ fn scene(app: &App, request: &ServiceRequest, request_id: &str) -> Scene {
     }
 }
 
-/// The id by which a request is known, its sender's where that is harmless, and the sender's trace.
-fn identify(headers: &header::HeaderMap) -> logging::Request {
+/// What is known of a request when it has been answered.
+fn note(
+    span: &mut Span,
+    app: &App,
+    response: &ServiceResponse<BoxBody>,
+    caller: Option<&Caller>,
+    ids: &logging::Request,
+) {
+    span.note(|notes| {
+        let (request, status) = (response.request(), response.status());
+        notes.number("http.response.status_code", i64::from(status.as_u16()));
+        notes.text("url.scheme", if session::secure(app, request) { "https" } else { "http" });
+        if let Some(host) = text_of(request.headers(), "host") {
+            notes.server(host);
+        }
+        notes.text("client.address", &session::address(app, request).to_string());
+        notes.text("open_spanner.request_id", ids.id());
+        if let Some(caller) = caller {
+            notes.text("open_spanner.workspace_id", &caller.user.workspace_id);
+        }
+        if status.is_server_error() {
+            notes.failed(status.as_str());
+        }
+    });
+}
+
+/// The id by which a request is known, its sender's where that is harmless, and the trace: that of our span, if there is one,
+/// or else the sender's.
+fn identify(headers: &header::HeaderMap, span: &Span) -> logging::Request {
     let text = |name: &str| text_of(headers, name);
     let is_harmless = |id: &&str| {
         (8..=128).contains(&id.len()) && id.bytes().all(|c| c.is_ascii_alphanumeric() || b"-_.:".contains(&c))
     };
     let sent = text(REQUEST_ID).filter(is_harmless).map(str::to_owned);
-    logging::Request::new(sent, text(TRACEPARENT).and_then(logging::Trace::parse))
+    let trace = span.trace().or_else(|| text(TRACEPARENT).and_then(logging::Trace::parse));
+    logging::Request::new(sent, trace)
 }
 
 const REQUEST_ID: &str = "x-request-id";
@@ -156,10 +189,11 @@ fn value(text: &str) -> Result<header::HeaderValue, Error> {
     header::HeaderValue::from_str(text).map_err(Error::internal)
 }
 
-fn tell(headers: &mut header::HeaderMap, ids: &logging::Request) -> Result<(), Error> {
+fn tell(headers: &mut header::HeaderMap, ids: &logging::Request, span: &Span) -> Result<(), Error> {
     headers.insert(header::HeaderName::from_static(REQUEST_ID), value(ids.id())?);
     if let Some(trace) = ids.trace() {
-        headers.insert(header::HeaderName::from_static(TRACEPARENT), value(&trace.answer())?);
+        let own = span.traceparent().unwrap_or_else(|| trace.answer());
+        headers.insert(header::HeaderName::from_static(TRACEPARENT), value(&own)?);
     }
     Ok(())
 }

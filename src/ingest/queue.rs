@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use crate::ingest::insert::{Batch, Outcome};
 use crate::ingest::room::Place;
 use crate::ingest::turns::Turns;
+use crate::logging::spans::Span;
 
 pub struct Job {
     pub batch: Arc<Batch>,
@@ -21,13 +22,18 @@ pub struct Job {
     pub units: usize,
     /// Held until the job is answered.
     pub room: Place,
+    /// What it waits for: its turn, then the commit.
+    pub span: Span,
 }
 
 impl Job {
     /// Lets go of the batch first: the caller makes its answer of the events themselves.
     pub fn answer(self, outcome: Result<Outcome>) {
-        let Job { batch, answer, room, .. } = self;
-        drop((batch, room));
+        let Job { batch, answer, room, mut span, .. } = self;
+        if let Err(error) = &outcome {
+            span.note(|notes| notes.failed(error.code.as_str()));
+        }
+        drop((batch, room, span));
         // the caller may have gone; what it sent is stored all the same
         let _ = answer.send(outcome);
     }

@@ -74,7 +74,13 @@ impl Writer {
     }
 
     async fn commit(&self, group: Vec<Job>) {
-        let group = in_time(group);
+        let mut group = in_time(group);
+        let events: usize = group.iter().map(|job| job.batch.events.len()).sum();
+        for job in &mut group {
+            job.span.next_part("ingest commit");
+            // those of all calls that are stored together
+            job.span.note(|notes| notes.number("open_spanner.commit.events", events as i64));
+        }
         let batches: Vec<Arc<Batch>> = group.iter().map(|job| job.batch.clone()).collect();
         let Some(deadline) = group.iter().map(|job| job.deadline).min() else { return };
         match self.store_batches(batches, deadline).await {

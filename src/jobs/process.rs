@@ -11,6 +11,7 @@ use actix_web::{App, HttpResponse, web};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use crate::clock;
 use crate::config::{Config, ListenAddr};
 use crate::db::readiness::{Check, Readiness};
 use crate::db::{Store, migrations};
@@ -19,6 +20,7 @@ use crate::jobs::lifecycle::{self, Stop, prepare_database};
 use crate::jobs::measure;
 use crate::jobs::supervisor;
 use crate::jobs::worker::{self, JobNotifier, Queue};
+use crate::logging::spans;
 use crate::net::{self, Limits, Patience, Port};
 
 /// Something that runs beside the queues until it is told to stop.
@@ -67,6 +69,7 @@ pub async fn run(
     let wake = JobNotifier::default();
     let mut duties = duties(&store, &config, &wake)?;
     crate::metrics::install(config.role)?;
+    spans::start(config.otlp, config.role.name());
     let readiness = Readiness::default();
     let limits = Limits::of(&config, net::limits::raise_file_limit());
     if let Some(addr) = &config.metrics_addr
@@ -99,10 +102,12 @@ pub async fn run(
         supervisor::stopping();
         readiness.drain();
         stop.cancel();
+        let began = clock::moment();
         let ended = futures_util::future::join_all(tasks);
         if tokio::time::timeout(config.shutdown_timeout, ended).await.is_err() {
             log::warn!("stopped before everything was given back");
         }
+        spans::flush(config.shutdown_timeout.saturating_sub(clock::since(began))).await;
     }
     health.stop(false).await;
     log::info!("stopped");

@@ -22,6 +22,7 @@ use crate::error::{Error, Result};
 use crate::jobs::heartbeat::Heartbeat;
 use crate::jobs::queue::{self, Claim, Job, LeaseToken};
 use crate::logging::Folded;
+use crate::logging::spans::{self, Span};
 use crate::metering::time::Timestamp;
 
 /// When a job is done: for good, or to be looked at again at a time.
@@ -343,7 +344,7 @@ impl Worker {
     async fn work(&self, job: Job, token: LeaseToken) {
         let started = clock::moment();
         let result = tokio::select! {
-            result = self.attempt(&job, token) => result,
+            result = self.traced_attempt(&job, token) => result,
             () = self.stop.cancelled() => {
                 let release = move |conn: &mut Conn| queue::release(conn, &job, &token);
                 if let Err(error) = self.store.write("jobs::release", release).await {
@@ -360,6 +361,15 @@ impl Worker {
             // the lease runs out and the job is done again: handlers must bear that
             log::warn!(queue = self.queue.name, error:% = error; "the end of a job could not be recorded");
         }
+    }
+
+    async fn traced_attempt(&self, job: &Job, token: LeaseToken) -> Result<Done> {
+        let mut span = Span::of_job(self.queue.name);
+        let result = spans::within(&span, self.attempt(job, token)).await;
+        if let Err(error) = &result {
+            span.note(|notes| notes.failed(error.code.as_str()));
+        }
+        result
     }
 
     /// One try, with the lease renewed while it lasts.

@@ -28,6 +28,12 @@ impl Trace {
         (is_version && is_valid).then(|| Trace { trace_id: trace.to_owned(), flags: flags.to_owned() })
     }
 
+    /// Of a span of ours.
+    #[cfg(feature = "otlp")]
+    pub(super) fn of(trace_id: String, flags: u8) -> Trace {
+        Trace { trace_id, flags: format!("{flags:02x}") }
+    }
+
     /// The header of the answer: the same trace, and a span of our own.
     pub fn answer(&self) -> String {
         let mut span = String::new();

@@ -100,6 +100,8 @@ pub const TABLE: &[Metric] = &[
     plain("open_spanner_sqlite_wal_bytes", Gauge, "Size of SQLite's write-ahead log"),
     labelled("open_spanner_storage_free_bytes", Gauge, &["path"], "Room left on the disk of the SQLite file (database) and of exports", &[]),
 
+    labelled("open_spanner_spans_total", Counter, &["outcome"], "Spans of builds that send them by OTLP: sent, failed (the collector did not take them), dropped (more than are sent in time)", &[&[("outcome", "sent")], &[("outcome", "failed")], &[("outcome", "dropped")]]),
+
     plain("process_resident_memory_bytes", Gauge, "Memory of this process that is not swapped out"),
     plain("process_virtual_memory_bytes", Gauge, "Address space of this process"),
     plain("process_virtual_memory_max_bytes", Gauge, "How much address space it may have; -1: as much as it likes"),

@@ -16,6 +16,7 @@ use crate::auth::mail::Mail;
 use crate::auth::providers::Providers;
 use crate::auth::{Auth, Outside};
 use crate::blocking;
+use crate::clock;
 use crate::config::{self, Config, Driver, ListenAddr};
 use crate::dashboard;
 use crate::db::changes::{self, Change};
@@ -29,6 +30,7 @@ use crate::jobs::lifecycle::{Stop, cannot_listen, listen_metrics, prepare_databa
 use crate::jobs::measure;
 use crate::jobs::supervisor;
 use crate::jobs::worker::JobNotifier;
+use crate::logging::spans;
 use crate::mail::Mailer;
 use crate::meters::sql::MeterCache;
 use crate::net::budget::Budget;
@@ -44,6 +46,7 @@ pub async fn run(config: Config) -> Result<()> {
     migrations::refuse_foreign(&config.db.driver, config.accept_newer_schema)?;
     let _only_server = lock_database(&config.db.driver)?;
     crate::metrics::install(config.role)?;
+    spans::start(config.otlp, config.role.name());
     let mut stop = Stop::listen()?;
     let limits = Limits::of(&config, net::limits::raise_file_limit());
 
@@ -118,11 +121,13 @@ pub async fn run(config: Config) -> Result<()> {
     supervisor::stopping();
     app.phase.drain();
     app.readiness.drain();
+    let began = clock::moment();
     let drain = drain(app, server, grpc, writers, timers);
     let drained = tokio::time::timeout(config.shutdown_timeout, drain).await;
     if drained.is_err() {
         log::warn!("stopped before everything was drained");
     }
+    spans::flush(config.shutdown_timeout.saturating_sub(clock::since(began))).await;
     log::info!("stopped");
     Ok(())
 }

@@ -16,6 +16,7 @@ use crate::alerts::webhook::{
 };
 use crate::clock;
 use crate::error::{Error, Result};
+use crate::logging::spans::Span;
 use crate::metering::time::{SECOND, Timestamp};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -167,9 +168,12 @@ impl Client {
         let timestamp = (now.0 / SECOND).to_string();
         let WebhookRequest { id, secret, body, .. } = letter;
         let secrets = std::iter::once(secret.as_str()).chain(letter.previous_secret.as_deref());
-        let sent = self
-            .http
-            .post(url)
+        let mut span = Span::of_webhook(&url);
+        let mut request = self.http.post(url);
+        if let Some(traceparent) = span.traceparent() {
+            request = request.header("traceparent", traceparent);
+        }
+        let sent = request
             .header("Content-Type", "application/json")
             .header(TIMESTAMP_HEADER, &timestamp)
             .header(SIGNATURE_HEADER, signature(secret, &timestamp, body))
@@ -179,8 +183,17 @@ impl Client {
             .body(body.clone())
             .send()
             .await;
-        let mut response = sent.map_err(describe)?;
+        let mut response = sent.map_err(|error| {
+            span.note(|notes| notes.failed(if error.is_timeout() { "timeout" } else { "no_answer" }));
+            describe(error)
+        })?;
         let status = response.status();
+        span.note(|notes| {
+            notes.number("http.response.status_code", i64::from(status.as_u16()));
+            if !status.is_success() {
+                notes.failed(status.as_str());
+            }
+        });
         let retry_after = response.headers().get("retry-after").and_then(|value| value.to_str().ok());
         Ok(WebhookResponse {
             status_code: Some(status.as_u16()),
