@@ -30,7 +30,7 @@ pub enum Kind {
     Invitation,
     /// Of a workspace.
     Member,
-    /// Not counting revoked ones.
+    /// Those that have ended too, until they are cleaned up.
     SubjectLink,
     /// Views under a short address.
     StoredQuery,
@@ -68,7 +68,7 @@ impl Kind {
                 "invitations WHERE workspace_id = $1 AND accepted_at IS NULL AND revoked_at IS NULL"
             }
             Kind::Member => "memberships WHERE workspace_id = $1",
-            Kind::SubjectLink => "subject_links WHERE workspace_id = $1 AND revoked_at IS NULL",
+            Kind::SubjectLink => "subject_links WHERE workspace_id = $1",
             Kind::StoredQuery => "stored_queries WHERE workspace_id = $1",
         }
     }
@@ -86,7 +86,7 @@ impl Kind {
             Kind::Export => "exports that are queued or running",
             Kind::Invitation => "open invitations",
             Kind::Member => "members",
-            Kind::SubjectLink => "links of subjects that are not revoked",
+            Kind::SubjectLink => "links of subjects, those that ended lately included",
             Kind::StoredQuery => "short addresses of views",
         }
     }

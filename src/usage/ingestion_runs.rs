@@ -121,17 +121,24 @@ pub enum HistoryTable {
     DeliveredAlerts,
     /// Completed exports whose file is gone, and those that failed or were canceled.
     ExpiredExports,
+    /// Links of subjects that were revoked, or whose time is over.
+    EndedLinks,
 }
 
 impl HistoryTable {
-    pub const ALL: [HistoryTable; 3] =
-        [HistoryTable::IngestionRuns, HistoryTable::DeliveredAlerts, HistoryTable::ExpiredExports];
+    pub const ALL: [HistoryTable; 4] = [
+        HistoryTable::IngestionRuns,
+        HistoryTable::DeliveredAlerts,
+        HistoryTable::ExpiredExports,
+        HistoryTable::EndedLinks,
+    ];
 
     pub fn name(self) -> &'static str {
         match self {
             HistoryTable::IngestionRuns => "ingestion_runs",
             HistoryTable::DeliveredAlerts => "alert_deliveries",
             HistoryTable::ExpiredExports => "export_jobs",
+            HistoryTable::EndedLinks => "subject_links",
         }
     }
 }
@@ -157,6 +164,10 @@ pub fn delete_past(
             "DELETE FROM export_jobs WHERE id IN (
                  SELECT id FROM export_jobs WHERE (status = 'completed' AND expired_at < $1)
                      OR (status IN ('failed', 'canceled') AND COALESCE(completed_at, updated_at) < $1) LIMIT $2)"
+        }
+        HistoryTable::EndedLinks => {
+            "DELETE FROM subject_links WHERE id IN (
+                 SELECT id FROM subject_links WHERE revoked_at < $1 OR expires_at < $1 LIMIT $2)"
         }
     };
     Ok(sql_query(text).bind::<BigInt, _>(before.0).bind::<BigInt, _>(limit).execute(conn)?)

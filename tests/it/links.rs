@@ -7,7 +7,9 @@ use crate::support::{Database, Server, on_both_databases};
 on_both_databases!(
     a_link_is_shown_once_and_can_be_revoked,
     bad_links_are_not_made,
-    links_stay_in_their_workspace
+    links_stay_in_their_workspace,
+    ended_links_are_forgotten_after_a_while,
+    links_are_counted_with_those_that_ended
 );
 
 fn path(subject: &str) -> String {
@@ -86,4 +88,58 @@ async fn links_stay_in_their_workspace(database: Database) {
     assert_eq!(other.get(&path("s")).await.json(200)["items"], json!([]));
     other.delete(&one).await.error(404, "not_found");
     assert_eq!(ws.get(&path("s")).await.json(200)["items"][0]["status"], json!("active"));
+}
+
+/// By time or by a call; those that ended a moment ago are listed, and count.
+async fn ended_links_are_forgotten_after_a_while(database: Database) {
+    let settings = [
+        ("OPEN_SPANNER_OPERATIONAL_HISTORY_RETENTION", "1h"),
+        ("OPEN_SPANNER_OPERATIONAL_HISTORY_INTERVAL", "100ms"),
+        ("OPEN_SPANNER_OPERATIONAL_HISTORY_BATCH_SIZE", "2"),
+    ];
+    let server = Server::start_with(&database, &settings);
+    let ws = server.workspace().await;
+    for subject in ["open", "over", "over", "over", "lately-over", "revoked", "lately-revoked"] {
+        ws.post(&path(subject), &json!({})).await.expect(201);
+    }
+    let lately = open_spanner::metering::time::Timestamp::now().0 - 60_000_000;
+    for (subject, change) in [
+        ("over", "expires_at = 1".to_owned()),
+        ("lately-over", format!("expires_at = {lately}")),
+        ("revoked", "revoked_at = 1".to_owned()),
+        ("lately-revoked", format!("revoked_at = {lately}")),
+    ] {
+        database.execute(&format!("UPDATE subject_links SET {change} WHERE subject = '{subject}'"));
+    }
+    let end = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    while database.count("subject_links") > 3 {
+        assert!(std::time::Instant::now() < end, "{} left", database.count("subject_links"));
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    let left = database.lines("SELECT subject AS line FROM subject_links ORDER BY subject");
+    assert_eq!(left, ["lately-over", "lately-revoked", "open"]);
+}
+
+async fn links_are_counted_with_those_that_ended(database: Database) {
+    let server = Server::start(&database);
+    let (ws, other) = (server.workspace().await, server.workspace().await);
+    ws.post(&path("s"), &json!({})).await.expect(201);
+    let hash = match database {
+        Database::Sqlite { .. } => "CAST('gone' || n AS BLOB)",
+        Database::Postgres { .. } => "convert_to('gone' || n, 'UTF8')",
+    };
+    // as if they had been revoked a moment ago
+    database.execute(&format!(
+        "INSERT INTO subject_links (id, public_id, workspace_id, subject, meters, origins, token_hash, created_by,
+                                    expires_at, revoked_at, created_at)
+         WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < 99998)
+         SELECT -n, 'gone-' || n, workspace_id, subject, meters, origins, {hash}, created_by,
+                expires_at, created_at, created_at
+         FROM numbers, (SELECT * FROM subject_links LIMIT 1) AS one"
+    ));
+    ws.post(&path("s"), &json!({})).await.expect(201);
+    let message = ws.post(&path("s"), &json!({})).await.error(409, "limit_reached");
+    assert!(message.contains("at most 100000 links of subjects"), "{message}");
+    other.post(&path("s"), &json!({})).await.expect(201);
 }

@@ -211,6 +211,8 @@ CREATE TABLE subject_links (
     last_used_at INTEGER
 ) STRICT;
 CREATE INDEX subject_links_subject ON subject_links (workspace_id, subject, created_at);
+CREATE INDEX subject_links_expiry ON subject_links (expires_at);
+CREATE INDEX subject_links_revoked ON subject_links (revoked_at) WHERE revoked_at IS NOT NULL;
 
 -- Who changed what: one row per change, never changed; a chain of hashes per workspace, 0 for what belongs to none.
 -- Rows outlive what they tell of.
