@@ -31,15 +31,23 @@ pub struct Activity {
 #[derive(Default)]
 pub struct Waiting(Vec<(i64, i64, Count)>);
 
-impl Waiting {
-    /// Each subject that something waits for, with its newest event.
-    pub fn newest(&self) -> impl Iterator<Item = (i64, Timestamp)> {
-        self.0.chunk_by(|(one, ..), (other, ..)| one == other).filter_map(|of_subject| {
-            let last = of_subject.iter().filter_map(|(.., count)| count.last_at).max()?;
-            Some((of_subject.first()?.0, last))
+impl Activity {
+    /// Each subject that something waits for, with the newest event that waits. `None` where events may be gone: only all
+    /// counts of the subject tell when its last one was.
+    pub fn newest(&self) -> impl Iterator<Item = (i64, Option<Timestamp>)> {
+        let of_subjects = self.waiting.0.chunk_by(|(one, ..), (other, ..)| one == other);
+        of_subjects.filter_map(move |of_subject| {
+            let may_be_gone = |(_, meter_id, count): &(i64, i64, Count)| {
+                let watermark = self.watermarks.get(meter_id).copied().flatten();
+                count.events <= 0 || is_before(count, watermark)
+            };
+            let last = of_subject.iter().filter_map(|(.., count)| count.last_at).max();
+            Some((of_subject.first()?.0, last.filter(|_| !of_subject.iter().any(may_be_gone))))
         })
     }
+}
 
+impl Waiting {
     /// Adds what waits for a subject to its counts by meter.
     pub fn add_to(&self, subject_id: i64, counts: &mut Counts) {
         let first = self.0.partition_point(|(id, ..)| *id < subject_id);
@@ -202,36 +210,55 @@ pub fn of_and_recent(
 #[derive(QueryableByName)]
 struct LastRow {
     #[diesel(sql_type = BigInt)]
+    meter_id: i64,
+    #[diesel(sql_type = BigInt)]
     subject_id: i64,
     #[diesel(sql_type = BigInt)]
     last_at: i64,
 }
 
-/// A last event before the watermark of its meter may be gone: the last of those that came late is looked up. `of_meter`
-/// has the counts of subjects with one meter.
+/// Whether the last event lies before the watermark of its meter.
+fn is_before(count: &Count, watermark: Option<Timestamp>) -> bool {
+    watermark.is_some_and(|watermark| count.last_at.is_none_or(|at| at < watermark))
+}
+
+/// Meters that one statement asks about.
+const METERS_AT_ONCE: usize = 50;
+
+/// A last event before the watermark of its meter may be gone: the last of those that came late is looked up. `counts` has
+/// those of subjects by meter.
 pub fn correct_last(
     conn: &mut Conn,
-    meter_id: i64,
-    watermark: Option<Timestamp>,
-    of_meter: &mut Counts,
+    watermarks: &BTreeMap<i64, Option<Timestamp>>,
+    counts: &mut BTreeMap<i64, Counts>,
 ) -> Result<(), DbError> {
-    let Some(watermark) = watermark else { return Ok(()) };
-    let is_unsure = |count: &Count| count.events > 0 && count.last_at.is_none_or(|at| at < watermark);
-    let unsure: Vec<i64> = of_meter.iter().filter(|(_, count)| is_unsure(count)).map(|(id, _)| *id).collect();
-    if unsure.is_empty() {
-        return Ok(());
+    let mut unsure: BTreeMap<(i64, Timestamp), Vec<i64>> = BTreeMap::new();
+    for (subject_id, of_subject) in counts.iter() {
+        for (meter_id, count) in of_subject.iter().filter(|(_, count)| count.events > 0) {
+            let watermark = watermarks.get(meter_id).copied().flatten();
+            if let Some(watermark) = watermark.filter(|_| is_before(count, watermark)) {
+                unsure.entry((*meter_id, watermark)).or_default().push(*subject_id);
+            }
+        }
     }
-    let text = format!(
-        "-- usage::subject_counts::correct_last
-         SELECT subject_id, MAX(event_time) AS last_at FROM events
-         WHERE meter_id = $1 AND event_time < $2 AND subject_id IN ({}) GROUP BY subject_id",
-        integers(&unsure)
-    );
-    let rows: Vec<LastRow> =
-        sql_query(text).bind::<BigInt, _>(meter_id).bind::<BigInt, _>(watermark.0).load(conn)?;
-    for row in rows {
-        if let Some(count) = of_meter.get_mut(&row.subject_id) {
-            count.last_at = Some(Timestamp(row.last_at));
+    let unsure: Vec<((i64, Timestamp), Vec<i64>)> = unsure.into_iter().collect();
+    for some in unsure.chunks(METERS_AT_ONCE) {
+        let last = |((meter_id, watermark), subject_ids): &((i64, Timestamp), Vec<i64>)| {
+            format!(
+                "SELECT meter_id, subject_id, MAX(event_time) AS last_at FROM events
+                 WHERE meter_id = {meter_id} AND event_time < {} AND subject_id IN ({}) GROUP BY meter_id, subject_id",
+                watermark.0,
+                integers(subject_ids)
+            )
+        };
+        let parts: Vec<String> = some.iter().map(last).collect();
+        let text = format!("-- usage::subject_counts::correct_last\n{}", parts.join(" UNION ALL "));
+        let rows: Vec<LastRow> = sql_query(text).load(conn)?;
+        for row in rows {
+            let of_subject = counts.get_mut(&row.subject_id);
+            if let Some(count) = of_subject.and_then(|of_subject| of_subject.get_mut(&row.meter_id)) {
+                count.last_at = Some(Timestamp(row.last_at));
+            }
         }
     }
     Ok(())
@@ -267,17 +294,17 @@ pub fn settle(conn: &mut Conn, meter_id: i64, added: &Counts) -> Result<(), DbEr
         return Ok(());
     }
     let mut held = hold(conn, &added.keys().copied().collect())?;
-    let mut of_meter = Counts::new();
     for (subject_id, counts) in &mut held {
-        let mut count = counts.remove(&meter_id).unwrap_or_default();
-        count.add(added.get(subject_id).copied().unwrap_or_default());
-        of_meter.insert(*subject_id, count);
+        let more = added.get(subject_id).copied().unwrap_or_default();
+        counts.entry(meter_id).or_default().add(more);
     }
     let watermark: Option<Option<i64>> =
         meters::table.find(meter_id).select(meters::pruned_before).first(conn).optional()?;
-    correct_last(conn, meter_id, watermark.flatten().map(Timestamp), &mut of_meter)?;
-    for (subject_id, count) in of_meter.into_iter().filter(|(_, count)| count.events != 0) {
-        held.entry(subject_id).or_default().insert(meter_id, count);
+    // of this meter only: what is known of others was settled with them
+    let watermarks = BTreeMap::from([(meter_id, watermark.flatten().map(Timestamp))]);
+    correct_last(conn, &watermarks, &mut held)?;
+    for counts in held.values_mut() {
+        counts.retain(|other, count| *other != meter_id || count.events != 0);
     }
     put(conn, &held)
 }

@@ -4,7 +4,7 @@
 //! an answer is read at one instant, so it is always exact. Subjects have counts (`usage::subject_counts`).
 
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use diesel::prelude::*;
 use diesel::sql_query;
@@ -252,49 +252,121 @@ pub fn list(
         activity: subject_counts::activity(conn, workspace_id)?,
         after: after.cloned(),
         found: BTreeMap::new(),
+        settled_to: after.cloned(),
+        is_all_settled: false,
     };
-    // the first of the page are among the first by what is settled and the first by what waits
-    let newest = page.newest_waiting(limit as usize);
-    let (waiting, mut rows) = subject_counts::of_and_recent(conn, &newest, workspace_id, after, limit)?;
-    page.add(conn, waiting)?;
-    let mut settled = 0;
-    loop {
-        let is_last = (rows.len() as i64) < limit;
-        let from = rows.last().and_then(|row| {
-            Some(SubjectPosition { last_event_at: Timestamp(row.last_event_at?), subject: row.name.clone() })
-        });
-        settled += page.add(conn, rows)?;
-        if is_last || settled >= limit {
+    let Candidates { unsure: mut looked_at, newest, all } = page.waiting();
+    let mut waiting = newest.as_slice();
+    for share in shares(limit, all) {
+        let (now, later) = waiting.split_at(first_of(waiting, share as usize));
+        waiting = later;
+        looked_at.extend(now.iter().map(|(_, subject_id)| *subject_id));
+        page.add_next(conn, workspace_id, &looked_at, share)?;
+        looked_at.clear();
+        let next = waiting.first().map(|(Reverse(at), _)| *at);
+        if page.is_whole(limit as usize, next) || (next.is_none() && page.is_all_settled) {
             break;
         }
-        rows = subject_counts::recent(conn, workspace_id, from.as_ref(), limit)?;
     }
     Ok(page.found.into_values().take(limit as usize).collect())
+}
+
+/// How many are looked at in each round, so that a page takes few rounds however much waits. By what is settled, the first
+/// of a page are mostly the next; in their way are only subjects that something waits for (and, for a moment, those of a
+/// month that is about to be dropped).
+fn shares(limit: i64, waiting: usize) -> impl Iterator<Item = i64> {
+    let further = std::iter::successors(Some(limit + waiting as i64), |share| Some(share.saturating_mul(4)));
+    [limit, limit.saturating_mul(4)].into_iter().chain(further)
+}
+
+/// Where a subject stands in the list.
+type Place = (Reverse<i64>, String);
+
+/// A subject with its newest event that waits.
+type Waits = (Reverse<Timestamp>, i64);
+
+/// How many of them are so many, with all that are as new as the last of those.
+fn first_of(waiting: &[Waits], share: usize) -> usize {
+    match waiting.get(share.saturating_sub(1)) {
+        Some((last, _)) => waiting.partition_point(|(at, _)| at <= last),
+        None => waiting.len(),
+    }
+}
+
+/// Subjects that something waits for.
+struct Candidates {
+    /// Only their counts tell where they belong.
+    unsure: Vec<i64>,
+    /// Those that may be on the page, with their newest event that waits, newest first.
+    newest: Vec<Waits>,
+    /// How many there are, those of other pages too.
+    all: usize,
 }
 
 /// A page of subjects while it is put together.
 struct Page {
     activity: Activity,
     after: Option<SubjectPosition>,
-    found: BTreeMap<(Reverse<i64>, String), SubjectStats>,
+    found: BTreeMap<Place, SubjectStats>,
+    /// How far the subjects are read, by what is settled of them.
+    settled_to: Option<SubjectPosition>,
+    is_all_settled: bool,
 }
 
 impl Page {
-    /// So many subjects with the newest events of those that wait, with all that are as new as the last of them.
-    fn newest_waiting(&self, most: usize) -> Vec<i64> {
+    fn waiting(&self) -> Candidates {
         let upper = self.after.as_ref().map_or(Timestamp(i64::MAX), |after| after.last_event_at);
-        let waiting = self.activity.waiting.newest().filter(|(_, at)| *at <= upper);
-        let mut newest: Vec<Reverse<(Timestamp, i64)>> = waiting.map(|(id, at)| Reverse((at, id))).collect();
-        if newest.len() > most {
-            let (_, Reverse((oldest, _)), _) = newest.select_nth_unstable(most);
-            let oldest = *oldest;
-            newest.retain(|Reverse((at, _))| *at >= oldest);
+        let mut found = Candidates { unsure: Vec::new(), newest: Vec::new(), all: 0 };
+        for (subject_id, at) in self.activity.newest() {
+            found.all += 1;
+            match at {
+                None => found.unsure.push(subject_id),
+                Some(at) if at <= upper => found.newest.push((Reverse(at), subject_id)),
+                // before the page
+                Some(_) => {}
+            }
         }
-        newest.into_iter().map(|Reverse((_, subject_id))| subject_id).collect()
+        found.newest.sort_unstable();
+        found
     }
 
-    /// Adds those that belong on the page or a later one; returns how many.
-    fn add(&mut self, conn: &mut Conn, subjects: Vec<Settled>) -> Result<i64, DbError> {
+    /// These, and the next ones by what is settled of them.
+    fn add_next(
+        &mut self,
+        conn: &mut Conn,
+        workspace_id: i64,
+        waiting: &[i64],
+        share: i64,
+    ) -> Result<(), DbError> {
+        if self.is_all_settled && waiting.is_empty() {
+            return Ok(());
+        }
+        let after = self.settled_to.as_ref();
+        let (mut subjects, settled) =
+            subject_counts::of_and_recent(conn, waiting, workspace_id, after, share)?;
+        self.is_all_settled = (settled.len() as i64) < share;
+        let place = settled.last().and_then(|row| {
+            Some(SubjectPosition { last_event_at: Timestamp(row.last_event_at?), subject: row.name.clone() })
+        });
+        self.settled_to = place.or(self.settled_to.take());
+        let waiting: BTreeSet<i64> = waiting.iter().copied().collect();
+        subjects.extend(settled.into_iter().filter(|row| !waiting.contains(&row.subject_id)));
+        self.add(conn, subjects)
+    }
+
+    /// Whether nobody who was not looked at can belong before the last of so many, where the newest event that waits for
+    /// one of them is this one. Nobody's last event is later than what is settled and what waits say.
+    fn is_whole(&self, limit: usize, next_waiting: Option<Timestamp>) -> bool {
+        let Some((Reverse(at), name)) = self.found.keys().nth(limit.saturating_sub(1)) else { return false };
+        let is_read = self
+            .settled_to
+            .as_ref()
+            .is_some_and(|read| (Reverse(*at), name) <= (Reverse(read.last_event_at.0), &read.subject));
+        next_waiting.is_none_or(|next| *at > next.0) && (self.is_all_settled || is_read)
+    }
+
+    /// Adds those that belong on the page or a later one.
+    fn add(&mut self, conn: &mut Conn, subjects: Vec<Settled>) -> Result<(), DbError> {
         let mut counts: BTreeMap<i64, Counts> = BTreeMap::new();
         for subject in &subjects {
             let of_subject = counts.entry(subject.subject_id).or_default();
@@ -302,8 +374,7 @@ impl Page {
             self.activity.waiting.add_to(subject.subject_id, of_subject);
         }
         subject_counts::take_off_detached(conn, &self.activity, &mut counts)?;
-        self.correct_last(conn, &mut counts)?;
-        let mut added = 0;
+        subject_counts::correct_last(conn, &self.activity.watermarks, &mut counts)?;
         for Settled { subject_id, name, .. } in subjects {
             let stored = counts.get(&subject_id).into_iter().flatten();
             let stored: Vec<&Count> = stored
@@ -328,23 +399,6 @@ impl Page {
                 last_event_at: last_event_at.0,
             };
             self.found.insert(place, stats);
-            added += 1;
-        }
-        Ok(added)
-    }
-
-    fn correct_last(&self, conn: &mut Conn, counts: &mut BTreeMap<i64, Counts>) -> Result<(), DbError> {
-        for (meter_id, watermark) in
-            self.activity.watermarks.iter().filter(|(_, watermark)| watermark.is_some())
-        {
-            let mut of_meter: Counts = counts
-                .iter()
-                .filter_map(|(subject_id, counts)| Some((*subject_id, *counts.get(meter_id)?)))
-                .collect();
-            subject_counts::correct_last(conn, *meter_id, *watermark, &mut of_meter)?;
-            for (subject_id, count) in of_meter {
-                counts.entry(subject_id).or_default().insert(*meter_id, count);
-            }
         }
         Ok(())
     }

@@ -6,7 +6,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde_json::{Value, json};
 
-use crate::support::{Client, Database, Server, on_both_databases, run};
+use crate::support::{Client, Database, Server, on_both_databases, run, stable_port};
 
 on_both_databases!(
     subjects_come_with_their_counts,
@@ -16,6 +16,8 @@ on_both_databases!(
     subjects_are_the_workspaces_own,
     keys_for_some_meters_see_no_subjects,
     counts_stay_exact,
+    pages_are_whole_while_late_events_wait,
+    a_page_takes_few_statements_whatever_waits,
 );
 
 const SUBJECTS: &str = "/v1/subjects";
@@ -197,6 +199,96 @@ async fn assert_counted(database: &Database, client: &Client, seed: u64) {
         cursor = next.as_str().expect("a text").to_owned();
     }
     assert_eq!(listed, database.lines(&recount));
+}
+
+/// Writes events of subjects at seconds of June 2026.
+async fn record_at(client: &Client, events: impl Iterator<Item = (String, i64)>) {
+    let june: jiff::Timestamp = "2026-06-01T00:00:00Z".parse().expect("a time");
+    let event = |(subject, second): (String, i64)| {
+        let at = june + jiff::SignedDuration::from_secs(second);
+        json!({"meter": "m", "subject": subject, "quantity": 1, "timestamp": at.to_string()})
+    };
+    let events: Vec<Value> = events.map(event).collect();
+    for some in events.chunks(1_000) {
+        client.post("/v1/usages/bulk", &json!(some)).await.expect(201);
+    }
+}
+
+/// Waits until so many subjects are settled.
+async fn settled(database: &Database, count: u64) {
+    let end = std::time::Instant::now() + Duration::from_secs(60);
+    while database.count("subjects WHERE last_event_at IS NOT NULL") < count {
+        assert!(std::time::Instant::now() < end, "nothing is settled");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+const SETTLED_SOON: (&str, &str) = ("OPEN_SPANNER_INGEST_SETTLE_AFTER", "100ms");
+const SETTLED_LATER: (&str, &str) = ("OPEN_SPANNER_INGEST_SETTLE_AFTER", "1h");
+
+/// Late events wait for subjects of earlier pages, and are newer than what waits for one of this page.
+async fn pages_are_whole_while_late_events_wait(database: Database) {
+    let mut server = Server::start_with(&database, &[SETTLED_SOON]);
+    let ws = server.workspace().await;
+    ws.meter("m", "sum").await;
+    let early = (0..20).map(|n| (format!("a{n:02}"), 9_000 + n));
+    let rest = ["c", "d", "e", "f", "g", "b"].into_iter().zip((1..7).rev());
+    record_at(&ws, early.clone().chain(rest.map(|(name, at)| (name.to_owned(), at * 100)))).await;
+    settled(&database, 26).await;
+    server.terminate();
+    let server = Server::start_with(&database, &[SETTLED_LATER]);
+    let ws = ws.at(&server.url());
+    record_at(&ws, early.map(|(name, at)| (name, at - 8_000)).chain([("b".to_owned(), 590)])).await;
+
+    let (mut listed, mut cursor) = (Vec::new(), String::new());
+    loop {
+        let page = ws.get(&format!("{SUBJECTS}?limit=2&cursor={cursor}")).await.json(200);
+        let rows = page["items"].as_array().expect("a list");
+        listed.extend(rows.iter().map(|row| row["subject"].as_str().expect("a name").to_owned()));
+        let Some(next) = page.get("next_cursor") else { break };
+        cursor = next.as_str().expect("a text").to_owned();
+    }
+    let wanted = (0..20).rev().map(|n| format!("a{n:02}"));
+    let wanted: Vec<String> = wanted.chain(["c", "b", "d", "e", "f", "g"].map(str::to_owned)).collect();
+    assert_eq!(listed, wanted);
+}
+
+async fn a_page_takes_few_statements_whatever_waits(database: Database) {
+    let mut server = Server::start_with(&database, &[SETTLED_SOON]);
+    let ws = server.workspace().await;
+    ws.meter("m", "sum").await;
+    record_at(&ws, (0..1_500).map(|n| (format!("s{n:04}"), n))).await;
+    settled(&database, 1_500).await;
+    server.terminate();
+    let address = format!("127.0.0.1:{}", stable_port());
+    let server =
+        Server::start_with(&database, &[SETTLED_LATER, ("OPEN_SPANNER_METRICS_ADDR", address.as_str())]);
+    let (ws, metrics) = (ws.at(&server.url()), Client::new(&format!("http://{address}")));
+    record_at(&ws, (100..1_500).map(|n| (format!("s{n:04}"), n + 9_000))).await;
+    // behind all that waits: in the way of its subjects are those of all pages before
+    let page = ws.get(&format!("{SUBJECTS}?limit=1000")).await.json(200);
+    let cursor = page["next_cursor"].as_str().expect("more").to_owned();
+    let page = ws.get(&format!("{SUBJECTS}?limit=400&cursor={cursor}")).await.json(200);
+    assert_eq!(page["items"][399]["subject"], "s0100");
+    let cursor = page["next_cursor"].as_str().expect("more").to_owned();
+    let mut least = u64::MAX;
+    for _ in 0..5 {
+        let before = page_statements(&metrics).await;
+        let page = items(&ws, &format!("limit=10&cursor={cursor}")).await;
+        least = least.min(page_statements(&metrics).await - before);
+        let names: Vec<&str> = page.iter().filter_map(|row| row["subject"].as_str()).collect();
+        assert_eq!((names.len(), names[0], names[9]), (10, "s0099", "s0090"));
+    }
+    assert!(least <= 8, "{least} statements");
+}
+
+/// How many statements lists of subjects have taken so far.
+async fn page_statements(metrics: &Client) -> u64 {
+    let text = metrics.get("/metrics").await.expect(200).text;
+    let count = text.lines().find_map(|line| {
+        line.strip_prefix("open_spanner_db_statements_total{operation=\"subjects::list\"} ")
+    });
+    count.map_or(0, |count| count.parse().expect("a number"))
 }
 
 /// Servers keep sums of a subject apart from each other's, so that neither waits for the other's commit.
