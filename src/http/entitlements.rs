@@ -60,6 +60,7 @@ pub async fn check(app: web::Data<App>, caller: Caller, body: Json<CheckInput>) 
 #[schema(as = Consumption)]
 pub struct ConsumptionView {
     accepted: bool,
+    /// An earlier decision is answered again, or an event that is stored under the key already.
     replayed: bool,
     /// The quota could not be evaluated, and the failure policy of the limit decided.
     evaluation_failed: bool,

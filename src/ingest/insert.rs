@@ -408,11 +408,13 @@ impl<'a> InsertBatch<'a> {
                 None if batch.consumes.is_some() => {
                     let event = batch.events.first().map(StoredEvent::of);
                     let original = self.duplicates.remove(&(at, 0));
+                    // the key outlives its decision: what was stored before is told from the ledger
+                    let replayed = original.is_some();
                     let conflict = original.as_ref().is_some_and(|original| original.conflict);
                     let event = original.map(|original| original.event).or(event);
                     match self.decisions.remove(&at) {
                         Some(decision) => {
-                            Outcome::Decided(Box::new(Decided { decision, event, replayed: false, conflict }))
+                            Outcome::Decided(Box::new(Decided { decision, event, replayed, conflict }))
                         }
                         None => Outcome::Retry,
                     }

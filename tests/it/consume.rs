@@ -25,7 +25,8 @@ on_both_databases!(
     a_decision_outlives_its_event,
     no_timestamp_leads_around_a_limit,
     timestamps_decide_where_a_setting_says_so,
-    another_body_under_a_decided_key_is_told
+    another_body_under_a_decided_key_is_told,
+    a_key_outlives_its_decision
 );
 
 /// A meter `units`, a plan with these limits on it, and a subject who has the plan.
@@ -569,4 +570,28 @@ async fn another_body_under_a_decided_key_is_told(database: Database) {
     let made = workspace.session.post("/v1/auth/api-keys", &body).await.json(201);
     let narrow = server.client().with_key(made["key"].as_str().expect("the secret"));
     consume(&narrow, &meter, &subject, "taken", "1").await.error(403, "forbidden");
+}
+
+/// Retention took the decisions: what was stored under a key still says that this call did not do it.
+async fn a_key_outlives_its_decision(database: Database) {
+    let server = Server::start(&database);
+    let workspace = server.workspace().await;
+    let (meter, subject) = quota(&workspace, hard(3)).await;
+    let first = consume(&workspace, &meter, &subject, "yes", "2").await.json(201);
+    consume(&workspace, &meter, &subject, "no", "2").await.expect(429);
+    database.execute("DELETE FROM consumption_decisions");
+    let again = consume(&workspace, &meter, &subject, "yes", "2").await;
+    assert_eq!(again.header("idempotency-replayed"), "true", "{}", again.text);
+    assert_eq!(again.header("idempotency-conflict"), "", "{}", again.text);
+    let again = again.json(201);
+    assert_eq!((&again["replayed"], &again["event"]), (&json!(true), &first["event"]));
+    database.execute("DELETE FROM consumption_decisions");
+    let other = consume(&workspace, &meter, &subject, "yes", "1").await.json(201);
+    assert_eq!((&other["replayed"], &other["conflict"]), (&json!(true), &json!(true)), "{other}");
+    // what was refused left nothing: it is decided anew
+    let refused = consume(&workspace, &meter, &subject, "no", "2").await.json(429);
+    assert_eq!(refused["replayed"], json!(false));
+    let new = consume(&workspace, &meter, &subject, "no-more", "1").await.json(201);
+    assert_eq!(new["replayed"], json!(false));
+    assert_eq!(current(&workspace, &subject).await, "3");
 }

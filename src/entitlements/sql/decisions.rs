@@ -52,7 +52,7 @@ pub struct Decided {
     pub decision: Decision,
     /// Present when accepted.
     pub event: Option<StoredEvent>,
-    /// Decided by an earlier call.
+    /// Decided by an earlier call, or its event was stored by one.
     pub replayed: bool,
     /// The key was used before, with another payload.
     pub conflict: bool,
