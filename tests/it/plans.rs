@@ -18,6 +18,7 @@ on_both_databases!(
     a_history_of_plans_is_bounded,
     percent_encoded_subjects_are_decoded,
     writes_after_an_assignment_count,
+    all_subjects_of_a_plan_go_on_under_its_next_version,
     what_changes_for_very_many_is_asked_for_in_the_database
 );
 
@@ -335,6 +336,36 @@ async fn a_history_of_plans_is_bounded(database: Database) {
     assert_eq!(message, "limit reached: plan \"p\" may have at most 5000 versions");
     let progress = workspace.get("/v1/plans/subjects/another/progress").await.json(200);
     assert_eq!(progress["items"][0]["limit"].to_string(), "2", "{progress}");
+}
+
+/// More subjects than are moved at once: each once, with its own anchor and end.
+async fn all_subjects_of_a_plan_go_on_under_its_next_version(database: Database) {
+    const FAR: i64 = 9_000_000_000_000_000;
+    let server = Server::start_with(&database, &[("OPEN_SPANNER_SERVE_WORKERS", "off")]);
+    let workspace = server.workspace().await;
+    workspace.meter("a", "sum").await;
+    let made = plan(&workspace, "a", "5").await;
+    assign(&workspace, "s", &made).await;
+    database.execute(&format!(
+        "INSERT INTO plan_assignments (id, public_id, workspace_id, subject_id, plan_id, starts_at, ends_at, anchor, updated_at)
+         WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 2300)
+         SELECT id + n, public_id || '-' || n, workspace_id, -n, plan_id, 1,
+                CASE WHEN n % 3 = 0 THEN {FAR} + n END, n, 1 FROM plan_assignments, n"
+    ));
+    let body = json!({"name": made["name"], "limits": [{"meter": "a", "limit": 6}]});
+    workspace.put(&path_of(&made), &body).await.expect(200);
+    let lines = database.lines(
+        "SELECT a.subject_id || ' ' || a.anchor || ' ' || COALESCE(a.ends_at, 0) AS line
+         FROM plan_assignments a JOIN plans p ON p.id = a.plan_id
+         WHERE p.version = 2 AND a.subject_id < 0 ORDER BY a.anchor",
+    );
+    let wanted = (1..=2_300).map(|n: i64| format!("{} {n} {}", -n, if n % 3 == 0 { FAR + n } else { 0 }));
+    assert_eq!(lines, wanted.collect::<Vec<_>>());
+    let open = format!(
+        "plan_assignments a JOIN plans p ON p.id = a.plan_id
+         WHERE p.version = 1 AND (a.ends_at IS NULL OR a.ends_at >= {FAR})"
+    );
+    assert_eq!(database.count(&open), 0);
 }
 
 /// A new version of a plan, and another meaning of a meter: each subject and meter once, at a time that a clock which is set

@@ -324,20 +324,40 @@ fn plan_ids<'a>(spans: impl Iterator<Item = &'a AssignmentPeriod>) -> Vec<i64> {
     spans.map(|span| span.plan_id).collect()
 }
 
-/// Rows inserted by one statement; SQLite takes 32,766 parameters.
-const MOVED_AT_ONCE: usize = 1_000;
+/// Rows that are held in memory, and inserted by one statement; SQLite takes 32,766 parameters.
+const MOVED_AT_ONCE: i64 = 1_000;
 
 /// What is in force, as far as it goes on under the next version.
 #[derive(Queryable)]
 struct Moving {
+    /// Of the assignment.
+    id: i64,
     subject_id: i64,
     ends_at: Option<i64>,
     anchor: i64,
     time_zone: String,
 }
 
+/// The next ones of a version, by the ids of their assignments, behind this one.
+fn moving(conn: &mut Conn, plan_id: i64, now: Timestamp, after: i64) -> Result<Vec<Moving>, DbError> {
+    Ok(plan_assignments::table
+        .filter(plan_assignments::plan_id.eq(plan_id).and(plan_assignments::id.gt(after)))
+        .filter(plan_assignments::starts_at.le(now.0))
+        .filter(plan_assignments::ends_at.is_null().or(plan_assignments::ends_at.gt(now.0)))
+        .order(plan_assignments::id)
+        .limit(MOVED_AT_ONCE)
+        .select((
+            plan_assignments::id,
+            plan_assignments::subject_id,
+            plan_assignments::ends_at,
+            plan_assignments::anchor,
+            plan_assignments::time_zone,
+        ))
+        .load(conn)?)
+}
+
 /// Takes all subjects of a plan version to the next one: what is in force ends now and goes on under the new version
-/// with the same anchor, what is scheduled keeps its start.
+/// with the same anchor, what is scheduled keeps its start. However many there are, a page of them is in memory.
 pub fn move_to_version(conn: &mut Conn, old: &Plan, new: &Plan, now: Timestamp) -> Result<(), DbError> {
     sql_query(
         "UPDATE plan_assignments SET plan_id = $1, updated_at = $2
@@ -347,25 +367,10 @@ pub fn move_to_version(conn: &mut Conn, old: &Plan, new: &Plan, now: Timestamp) 
     .bind::<BigInt, _>(now.0)
     .bind::<BigInt, _>(old.id)
     .execute(conn)?;
-    let moving: Vec<Moving> = plan_assignments::table
-        .filter(plan_assignments::plan_id.eq(old.id).and(plan_assignments::starts_at.le(now.0)))
-        .filter(plan_assignments::ends_at.is_null().or(plan_assignments::ends_at.gt(now.0)))
-        .select((
-            plan_assignments::subject_id,
-            plan_assignments::ends_at,
-            plan_assignments::anchor,
-            plan_assignments::time_zone,
-        ))
-        .load(conn)?;
-    sql_query(
-        "UPDATE plan_assignments SET ends_at = $1, updated_at = $1
-         WHERE plan_id = $2 AND starts_at <= $1 AND (ends_at IS NULL OR ends_at > $1)",
-    )
-    .bind::<BigInt, _>(now.0)
-    .bind::<BigInt, _>(old.id)
-    .execute(conn)?;
-    for some in moving.chunks(MOVED_AT_ONCE) {
-        let row = |moving: &Moving| NewRow {
+    let mut page = moving(conn, old.id, now, i64::MIN)?;
+    while let Some(last) = page.last().map(|moving| moving.id) {
+        let is_last = (page.len() as i64) < MOVED_AT_ONCE;
+        let row = |moving: Moving| NewRow {
             id: new_id(),
             public_id: chance::id().to_string(),
             workspace_id: new.workspace_id,
@@ -374,12 +379,21 @@ pub fn move_to_version(conn: &mut Conn, old: &Plan, new: &Plan, now: Timestamp) 
             starts_at: now.0,
             ends_at: moving.ends_at,
             anchor: moving.anchor,
-            time_zone: moving.time_zone.clone(),
+            time_zone: moving.time_zone,
             updated_at: now.0,
         };
-        let rows: Vec<NewRow> = some.iter().map(row).collect();
+        let rows: Vec<NewRow> = page.into_iter().map(row).collect();
         both!(conn, c => diesel::insert_into(plan_assignments::table).values(&rows).execute(c)?);
+        page = if is_last { Vec::new() } else { moving(conn, old.id, now, last)? };
     }
+    // last: until then it is told by their ends what goes on
+    sql_query(
+        "UPDATE plan_assignments SET ends_at = $1, updated_at = $1
+         WHERE plan_id = $2 AND starts_at <= $1 AND (ends_at IS NULL OR ends_at > $1)",
+    )
+    .bind::<BigInt, _>(now.0)
+    .bind::<BigInt, _>(old.id)
+    .execute(conn)?;
     states::enqueue_version(conn, old.id, new.id, now)
 }
 
@@ -551,4 +565,35 @@ pub fn list(
     .bind::<BigInt, _>(limit)
     .load(conn)?;
     Ok(rows.into_iter().map(Assignment::from).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::db::statement::plan::empty_database;
+
+    /// Whatever a version has, a page of it is read at a time; pages that follow each other give each once.
+    #[test]
+    fn a_version_is_moved_by_pages() {
+        let (_directory, mut conn) = empty_database();
+        sql_query("PRAGMA foreign_keys = OFF").execute(&mut conn).expect("no workspaces needed");
+        sql_query(
+            "INSERT INTO plan_assignments (id, public_id, workspace_id, subject_id, plan_id, starts_at, ends_at, anchor, updated_at)
+             WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 2500)
+             SELECT n, 'a-' || n, 1, n, 7, 10, CASE WHEN n % 5 = 0 THEN 20 END, n, 0 FROM n",
+        )
+        .execute(&mut conn)
+        .expect("inserted");
+        // every fifth has ended by then
+        let (mut seen, mut sizes, mut after) = (Vec::new(), Vec::new(), i64::MIN);
+        loop {
+            let page = moving(&mut conn, 7, Timestamp(20), after).expect("a page");
+            let Some(last) = page.last() else { break };
+            after = last.id;
+            sizes.push(page.len());
+            seen.extend(page.into_iter().map(|moving| moving.subject_id));
+        }
+        assert_eq!(sizes, [1_000, 1_000]);
+        assert_eq!(seen, (1..=2_500).filter(|n| n % 5 != 0).collect::<Vec<i64>>());
+    }
 }
