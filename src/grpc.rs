@@ -4,6 +4,7 @@
 mod ack;
 mod admission;
 pub(crate) mod convert;
+mod messages;
 mod observe;
 mod parts;
 pub mod pb;

@@ -10,6 +10,7 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::auth::Caller;
 use crate::error::{Error, Result};
 use crate::grpc::admission::Admitted;
+use crate::grpc::messages::{self, Messages};
 use crate::grpc::parts::{Item, ItemOutcome, ItemResult, Step, StreamBatcher};
 use crate::grpc::pb::v2;
 use crate::grpc::{UsageServer, convert, status, stopping};
@@ -32,10 +33,10 @@ impl v2::usage_stream_service_server::UsageStreamService for UsageServer {
         request: Request<Streaming<v2::IngestRequest>>,
     ) -> Result<Response<Self::IngestStream>, Status> {
         let Admitted { pass, caller } = Admitted::of(&request).map_err(status)?;
+        let messages = messages::of(&request).map_err(status)?;
         let parts = StreamBatcher::open(pass, &caller, LINGER).await.map_err(status)?;
         let (acks, answers) = mpsc::channel(ACKS_WAITING);
-        let stream =
-            Stream { door: self.clone(), caller, messages: request.into_inner(), parts, sequence: 0, acks };
+        let stream = Stream { door: self.clone(), caller, messages, parts, sequence: 0, acks };
         tokio::spawn(spans::carried(stream.run()));
         Ok(Response::new(ReceiverStream::new(answers)))
     }
@@ -45,7 +46,7 @@ impl v2::usage_stream_service_server::UsageStreamService for UsageServer {
 struct Stream {
     door: UsageServer,
     caller: Caller,
-    messages: Streaming<v2::IngestRequest>,
+    messages: Messages,
     parts: StreamBatcher,
     sequence: u64,
     acks: Acks,
@@ -99,7 +100,7 @@ impl Stream {
         self.sequence = place;
         let input = convert::permitted(request.event, &self.caller);
         let input = input.map_err(|refused| self.parts.told(*refused));
-        Ok(Item { place, input, bytes })
+        Ok(Item::of(place, input, bytes))
     }
 
     async fn finish(&mut self, end: Option<Status>) -> Result<Option<Status>, Gone> {

@@ -1,6 +1,6 @@
 //! What stands between a call and its method. Who calls is found out from the headers, before anything of the message
 //! is read. The message of a call that is not a stream is then taken in within bounds: bytes in flight, time, size
-//! once unpacked. Large ones are unpacked and decoded on threads of their own, a few at once, because both cost many
+//! once unpacked; those of a stream have bounds of their own ([`messages`]). Large ones are unpacked and decoded on threads of their own, a few at once, because both cost many
 //! times what sending them does.
 
 use std::convert::Infallible;
@@ -23,7 +23,7 @@ use tonic::server::NamedService;
 use crate::app::App;
 use crate::auth::Caller;
 use crate::error::{Error, Result};
-use crate::grpc::{ApiKeyAuth, status, weight};
+use crate::grpc::{ApiKeyAuth, messages, status, weight};
 use crate::logging::spans;
 use crate::net::Peer;
 use crate::net::budget::{Budget, Room, Tenant};
@@ -40,7 +40,7 @@ const DECODED_MESSAGES: usize = 32;
 /// How long a message may wait for room.
 const ROOM_TIMEOUT: Duration = Duration::from_secs(5);
 /// Of a message: a flag and its length.
-const PREFIX_BYTES: usize = 5;
+pub const PREFIX_BYTES: usize = 5;
 
 /// Largest message of one event, under the operator's own limit.
 pub fn event_bytes(app: &App) -> usize {
@@ -112,7 +112,11 @@ where
             let answer = async {
                 let tenant = admit(&app, &mut request).await.map_err(status)?;
                 match message {
-                    Message::Stream => Ok(forward(service, request).await),
+                    Message::Stream => {
+                        let most = event_bytes(&app);
+                        let request = messages::take_out(request, most, &app.streams, tenant);
+                        Ok(forward(service, request).await)
+                    }
                     Message::Event => decoder.call(service, request, event_bytes(&app), tenant).await,
                     Message::Bulk => {
                         let most = app.config.ingest.max_body_bytes;
@@ -293,19 +297,19 @@ impl Decoder {
     }
 }
 
-fn too_large(limit: usize) -> Status {
+pub fn too_large(limit: usize) -> Status {
     Status::resource_exhausted(format!("the message is larger than {limit} bytes"))
 }
 
 /// What a packed message says of its own size, at its end.
-fn unpacked_size(message: &[u8], limit: usize) -> Result<usize, Status> {
+pub fn unpacked_size(message: &[u8], limit: usize) -> Result<usize, Status> {
     let last = message.last_chunk::<4>().filter(|_| message.len() > PREFIX_BYTES + 18);
     let size = u32::from_le_bytes(*last.ok_or_else(damaged)?) as usize;
     if size > limit { Err(too_large(limit)) } else { Ok(size) }
 }
 
 /// The same message as if it had been sent unpacked. Stops at the size that it claimed to have.
-fn unpack(message: &[u8], size: usize) -> Result<Bytes, Status> {
+pub fn unpack(message: &[u8], size: usize) -> Result<Bytes, Status> {
     let packed = message.get(PREFIX_BYTES..).unwrap_or_default();
     let mut unpacked = Vec::with_capacity(PREFIX_BYTES + size);
     unpacked.push(0);

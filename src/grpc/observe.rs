@@ -137,7 +137,7 @@ fn settle(headers: &mut HeaderMap) -> Code {
 const UNDECODABLE: &str = "failed to decode";
 
 /// The library's status for a message over the limit, as grpc.md 9 has it; others as they are.
-pub fn of_message(status: Status) -> Status {
+fn of_message(status: Status) -> Status {
     match status.code() {
         Code::OutOfRange => Status::resource_exhausted(status.message()),
         Code::Internal if status.message().starts_with(UNDECODABLE) => {

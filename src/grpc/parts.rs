@@ -9,12 +9,13 @@ use std::time::{Duration, Instant};
 use futures_util::future::BoxFuture;
 use prost::Message;
 use tokio_util::sync::CancellationToken;
-use tonic::{Status, Streaming};
+use tonic::Status;
 
 use crate::auth::Caller;
 use crate::clock;
 use crate::error::{Error, Result};
-use crate::grpc::{ApiKeyAuth, observe};
+use crate::grpc::ApiKeyAuth;
+use crate::grpc::messages::Messages;
 use crate::ingest::preview::PreviewItem;
 use crate::ingest::{About, Door, Origin, Rehearsed};
 use crate::metering::event::{Input, StoredEvent};
@@ -25,6 +26,8 @@ const BYTES_MAX: usize = 512 * 1024;
 /// What an event takes in memory while it waits and is stored, of its size on the wire and on top of it.
 const MEMORY_FACTOR: usize = 3;
 const EVENT_OVERHEAD: usize = 512;
+/// A larger event is kept packed: it may wait for room, and for as long as others take.
+const PACKED_FROM: usize = 1024;
 /// What an open stream takes before anything is sent on it.
 const STREAM_BYTES: usize = 16 * 1024;
 /// How long a new stream, or one that keeps its events to the end, may wait for room.
@@ -38,6 +41,21 @@ pub struct Item {
     pub input: Result<Input>,
     /// Its size on the wire.
     pub bytes: usize,
+    /// What it takes in memory while it waits and is stored.
+    memory: usize,
+}
+
+impl Item {
+    pub fn of(place: u64, mut input: Result<Input>, bytes: usize) -> Item {
+        let mut held = 0;
+        if let Ok(input) = &mut input {
+            if bytes > PACKED_FROM {
+                input.pack();
+            }
+            held = input.memory();
+        }
+        Item { place, input, bytes, memory: (bytes * MEMORY_FACTOR).max(held) + EVENT_OVERHEAD }
+    }
 }
 
 /// What became of one item.
@@ -104,9 +122,9 @@ impl StreamBatcher {
         })
     }
 
-    /// Adds an event that has room already, or waits for it while others are stored.
-    pub async fn hold(&mut self, bytes: usize) -> Result<()> {
-        self.room.grow_within(ROOM_TIMEOUT, memory(bytes)).await
+    /// Waits for room for an event that is kept to the end.
+    pub async fn hold(&mut self, item: &Item) -> Result<()> {
+        self.room.grow_within(ROOM_TIMEOUT, item.memory).await
     }
 
     /// Tells of an event that is refused before it is stored, unless nothing is to be.
@@ -122,14 +140,14 @@ impl StreamBatcher {
             self.waiting_since = clock::moment();
         }
         self.waiting_bytes += item.bytes;
-        self.unpaid_bytes += memory(item.bytes);
+        self.unpaid_bytes += item.memory;
         self.waiting.push(item);
     }
 
     /// Waits for whatever comes first: a message, a stored part, the end.
     pub async fn step<M: Message + Default>(
         &mut self,
-        messages: &mut Streaming<M>,
+        messages: &mut Messages,
         cut: &CancellationToken,
     ) -> Result<Step<M>, Status> {
         loop {
@@ -146,10 +164,7 @@ impl StreamBatcher {
                 biased;
                 done = finished(&mut self.storing) => return done.map(Step::Stored).map_err(super::status),
                 () = cut.cancelled() => return Ok(Step::Cut),
-                message = messages.message(), if has_room => {
-                    let message = message.map_err(observe::of_message)?;
-                    return Ok(message.map_or(Step::Closed, Step::Message));
-                }
+                message = messages.next(), if has_room => return Ok(message?.map_or(Step::Closed, Step::Message)),
                 paid = self.room.grow(unpaid_bytes), if !is_paid => {
                     paid.map_err(super::status)?;
                     self.unpaid_bytes = 0;
@@ -169,7 +184,7 @@ impl StreamBatcher {
         self.waiting_bytes -= items.iter().map(|item| item.bytes).sum::<usize>();
         // what is left behind, which is rare, waits for room of its own
         let room = std::mem::replace(&mut self.room, self.pass.app.streams.room(self.tenant));
-        self.unpaid_bytes = self.waiting.iter().map(|item| memory(item.bytes)).sum();
+        self.unpaid_bytes = self.waiting.iter().map(|item| item.memory).sum();
         let (pass, origin, is_rehearsal) = (self.pass.clone(), self.origin.clone(), self.is_rehearsal);
         self.storing = Some(Box::pin(async move {
             let done = match is_rehearsal {
@@ -196,10 +211,6 @@ impl StreamBatcher {
         }
         Some(finished(&mut self.storing).await)
     }
-}
-
-fn memory(wire_bytes: usize) -> usize {
-    wire_bytes * MEMORY_FACTOR + EVENT_OVERHEAD
 }
 
 /// Never ready while nothing is being stored. Can be dropped and called again.

@@ -9,9 +9,10 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::auth::Caller;
 use crate::error::{Code, Error, Result};
 use crate::grpc::admission::Admitted;
+use crate::grpc::messages::{self, Messages};
 use crate::grpc::parts::{Item, ItemOutcome, ItemResult, Step, StreamBatcher};
 use crate::grpc::pb::v1;
-use crate::grpc::{UsageServer, convert, observe, status, stopping};
+use crate::grpc::{UsageServer, convert, status, stopping};
 use crate::ingest::{About, Door, Failure, Ingest, Kind, Origin, Recorded};
 use crate::metering::event::{Input, StoredEvent, parse_key};
 
@@ -55,15 +56,9 @@ impl v1::usage_service_server::UsageService for UsageServer {
     ) -> Result<Response<v1::StreamUsageResponse>, Status> {
         let Admitted { pass, caller } = Admitted::of(&request).map_err(status)?;
         let key = stream_key(request.metadata()).map_err(status)?;
+        let messages = messages::of(&request).map_err(status)?;
         let parts = StreamBatcher::open(pass, &caller, LINGER).await.map_err(status)?;
-        let stream = Stream {
-            door: self,
-            caller,
-            messages: request.into_inner(),
-            parts,
-            received: 0,
-            answer: Answer::default(),
-        };
+        let stream = Stream { door: self, caller, messages, parts, received: 0, answer: Answer::default() };
         let answer = match key {
             Some(key) => stream.store_at_once(key).await?,
             None => stream.store_in_parts(false).await?,
@@ -170,7 +165,7 @@ fn at(index: u64, error: Error) -> Error {
 struct Stream<'a> {
     door: &'a UsageServer,
     caller: Caller,
-    messages: Streaming<v1::StreamUsageRequest>,
+    messages: Messages,
     parts: StreamBatcher,
     received: u64,
     answer: Answer,
@@ -186,7 +181,7 @@ impl Stream<'_> {
                 return self.store_held(held, key).await.map_err(status);
             };
             let item = self.accept(message).map_err(status)?;
-            self.parts.hold(item.bytes).await.map_err(status)?;
+            self.parts.hold(&item).await.map_err(status)?;
             bytes += item.bytes;
             held.push(item);
         }
@@ -202,7 +197,7 @@ impl Stream<'_> {
 
     async fn next_message(&mut self) -> Result<Option<v1::StreamUsageRequest>, Status> {
         tokio::select! {
-            message = self.messages.message() => message.map_err(observe::of_message),
+            message = self.messages.next() => message,
             () = self.door.cut.cancelled() => Err(status(stopping())),
         }
     }
@@ -256,7 +251,7 @@ impl Stream<'_> {
         match input {
             Err(error) if error.code == Code::Forbidden => Err(error),
             Err(error) if place < SMALL_STREAM => Err(at(place, error)),
-            input => Ok(Item { place, input, bytes }),
+            input => Ok(Item::of(place, input, bytes)),
         }
     }
 

@@ -23,6 +23,10 @@ pub const METADATA_BYTES_MAX: usize = 65_536;
 const METADATA_TEXT_BYTES_MAX: usize = 4 * METADATA_BYTES_MAX;
 /// Each takes two bytes of the canonical text at least.
 const METADATA_VALUES_MAX: usize = METADATA_BYTES_MAX / 2;
+/// A value with its name in the map that holds it, about.
+const VALUE_MEMORY_BYTES: usize = 72;
+/// Longer names than this are refused, whatever they name.
+const NAME_BYTES_HELD: usize = 1024;
 /// Nested lists and objects, the metadata itself included. Lists of events add three levels, and many clients read no
 /// more than 64.
 pub const METADATA_DEPTH_MAX: usize = 60;
@@ -54,6 +58,40 @@ impl Input {
         match &self.metadata {
             Some(Metadata::Text(text)) => text.get().len(),
             _ => 0,
+        }
+    }
+
+    /// At least what it takes in memory beside its fixed part.
+    pub fn memory(&self) -> usize {
+        let names = [&self.subject, &self.meter, &self.idempotency_key];
+        let names: usize = names.into_iter().flatten().map(String::len).sum();
+        names
+            + match &self.metadata {
+                Some(Metadata::Text(text)) => text.get().len(),
+                Some(Metadata::Values(fields)) => {
+                    fields.values().map(Value::count).sum::<usize>() * VALUE_MEMORY_BYTES
+                }
+                Some(Metadata::Wrong(_)) | None => 0,
+            }
+    }
+
+    /// Takes no more room than it must while it waits: metadata as text, and nothing that is too long to be stored. What is
+    /// refused stays so.
+    pub fn pack(&mut self) {
+        if let Some(Metadata::Values(fields)) = &self.metadata {
+            let text = serde_json::value::to_raw_value(fields).map_err(Error::internal);
+            let fits = |text: &RawValue| text.get().len() <= METADATA_TEXT_BYTES_MAX;
+            let text = text.and_then(|text| if fits(&text) { Ok(text) } else { Err(too_long()) });
+            self.metadata = Some(text.map_or_else(Metadata::Wrong, Metadata::Text));
+        }
+        for name in [&mut self.subject, &mut self.idempotency_key].into_iter().flatten() {
+            if name.len() > NAME_BYTES_HELD {
+                *name = name.trim().to_owned();
+            }
+        }
+        for name in [&mut self.subject, &mut self.meter, &mut self.idempotency_key].into_iter().flatten() {
+            name.truncate(name.floor_char_boundary(NAME_BYTES_HELD));
+            name.shrink_to_fit();
         }
     }
 
@@ -760,6 +798,28 @@ mod tests {
         for bad in ["", " ", "_a", ".a", "a b", "a/b", "ä", &"x".repeat(129)] {
             assert!(parse_subject(bad).is_err(), "{bad}");
         }
+    }
+
+    /// What waits for long is small, and is refused or taken as it would have been.
+    #[test]
+    fn packed_inputs_are_small_and_mean_the_same() {
+        let values = |count: usize| Map::from([("a".to_owned(), Value::Array(vec![Value::Null; count]))]);
+        let mut input = Input {
+            subject: Some(format!("{}s", " ".repeat(5_000))),
+            meter: Some("ä".repeat(600)),
+            metadata: Some(Metadata::Values(values(5_000))),
+            ..Input::default()
+        };
+        assert!(input.memory() > 5_000 * VALUE_MEMORY_BYTES);
+        input.pack();
+        assert_eq!(input.subject.as_deref(), Some("s"));
+        assert_eq!(input.meter.as_deref().map(str::len), Some(NAME_BYTES_HELD));
+        assert!(input.memory() < 30_000, "{}", input.memory());
+        let kept = input.metadata.as_mut().map(Metadata::take).transpose().expect("readable");
+        assert_eq!(kept, Some(values(5_000)));
+        input.metadata = Some(Metadata::Values(values(100_000)));
+        input.pack();
+        assert!(input.memory() < 2_000 && matches!(input.metadata, Some(Metadata::Wrong(_))));
     }
 
     #[test]

@@ -112,6 +112,15 @@ impl Value {
             _ => 0,
         }
     }
+
+    /// How many values it is, those in its lists and objects included.
+    pub fn count(&self) -> usize {
+        match self {
+            Value::Array(items) => 1 + items.iter().map(Value::count).sum::<usize>(),
+            Value::Object(fields) => 1 + fields.values().map(Value::count).sum::<usize>(),
+            _ => 1,
+        }
+    }
 }
 
 impl From<&str> for Value {

@@ -24,6 +24,7 @@ on_both_databases!(
     silent_grpc_connections_leave_the_other_ports_alone,
     stopping_does_not_wait_for_silent_peers_or_open_streams,
     messages_without_a_key_are_not_read,
+    packed_messages_of_streams_stay_small,
 );
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -182,6 +183,58 @@ async fn messages_without_a_key_are_not_read(database: Database) {
     let reader = format!("Bearer {}", made["key"].as_str().expect("the secret"));
     let refused = send_packed(channel, "CreateUsageBulk", &bomb, Some(&reader)).await;
     assert_eq!(refused, Code::PermissionDenied);
+}
+
+/// A KiB on the wire, a MiB unpacked, dozens decoded: on many streams that stay open at once. Another workspace writes.
+async fn packed_messages_of_streams_stay_small(database: Database) {
+    use prost_types::value::Kind;
+    const STREAMS: usize = 60;
+    let server = Server::start(&database);
+    let (workspace, other) = (server.workspace().await, server.workspace().await);
+    other.meter("m", "sum").await;
+    let address = format!("http://{}", server.grpc());
+    let channel =
+        Channel::from_shared(address.clone()).expect("an address").connect().await.expect("it listens");
+    let key = workspace.header("authorization");
+    let event = |kind| UsageEventInput {
+        subject: "s".into(),
+        meter: "m".into(),
+        quantity: 1.0,
+        metadata: [("a".to_string(), prost_types::Value { kind: Some(kind) })].into(),
+        ..Default::default()
+    };
+    // more values than any event may have
+    let values = vec![prost_types::Value::default(); 400_000];
+    let request =
+        StreamUsageRequest { event: Some(event(Kind::ListValue(prost_types::ListValue { values }))) };
+    let mut packed = GzEncoder::new(Vec::new(), Compression::best());
+    packed.write_all(&prost::Message::encode_to_vec(&request)).expect("written");
+    let packed = packed.finish().expect("finished");
+    assert!(packed.len() < 4 * 1024, "{} bytes", packed.len());
+    let refused = send_packed(channel.clone(), "StreamUsage", &packed, Some(&key)).await;
+    assert_eq!(refused, Code::ResourceExhausted);
+
+    // as large as a message may be, refused for its length, on streams that then say nothing more
+    let long = event(Kind::StringValue("x".repeat(1_000_000)));
+    let before = server.process_status("VmRSS:");
+    let mut open = Vec::new();
+    for _ in 0..STREAMS {
+        let mut client = UsageStreamServiceClient::new(channel.clone())
+            .send_compressed(tonic::codec::CompressionEncoding::Gzip);
+        let (requests, stream) = mpsc::channel(1);
+        let mut request = Request::new(ReceiverStream::new(stream));
+        request.metadata_mut().insert("authorization", key.parse().expect("a header value"));
+        let mut acks = client.ingest(request).await.expect("it opens").into_inner();
+        let request = IngestRequest { sequence: 1, event: Some(long.clone()), ..Default::default() };
+        requests.send(request).await.expect("the stream is open");
+        let ack = acks.message().await.expect("an answer").expect("an acknowledgement");
+        assert!(ack.outcomes.first().is_some_and(|outcome| !outcome.code.is_empty()), "refused: {ack:?}");
+        open.push((requests, acks));
+    }
+    let grown = server.process_status("VmRSS:").saturating_sub(before);
+    println!("{STREAMS} open streams: grew by {grown} KiB");
+    assert!(grown < 40 * 1024, "grew by {grown} KiB");
+    is_served(&server.client(), &other).await;
 }
 
 async fn stopping_does_not_wait_for_silent_peers_or_open_streams(database: Database) {
