@@ -19,6 +19,7 @@ on_both_databases!(
     groups_and_numbers,
     a_rule_watches_the_day_that_runs,
     a_list_of_rules_holds_the_first_of_their_states,
+    a_rule_of_very_many_groups_shows_the_first,
     values_of_any_length_are_groups,
     a_rule_that_cannot_be_stored_holds_up_no_other,
     rules_of_many_groups_share_a_look,
@@ -255,6 +256,32 @@ async fn a_list_of_rules_holds_the_first_of_their_states(database: Database) {
     assert_eq!(items[1]["state"], whole["state"]);
     let firing: Vec<String> = (130..150).map(|n| format!("s{n:03}")).collect();
     assert_eq!(names(&items[1])[..20], firing);
+}
+
+/// A rule may have 100,000 groups; whoever reads it is shown those that stand for it.
+async fn a_rule_of_very_many_groups_shows_the_first(database: Database) {
+    let server = Server::start_with(&database, &[("OPEN_SPANNER_SERVE_WORKERS", "off")]);
+    let ws = server.workspace().await;
+    ws.meter("m", "sum").await;
+    let destination = destination(&ws, "https://hooks.example.com/usage").await;
+    let made = rule(&ws, "m", &destination, json!({"group_by": "subject"})).await;
+    database.execute(
+        "INSERT INTO alert_states (rule_id, group_key, group_value, status, firing, value, message, updated_at)
+         WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 1500)
+         SELECT r.id, 'subject', 'g' || n, CASE WHEN n % 10 = 0 THEN 'alerting' ELSE 'ok' END, n % 10 = 0, '1', 'm', n
+         FROM alert_rules r, n",
+    );
+    let states = |rule: &Value| rule["states"].as_array().expect("a list").clone();
+    let words = |states: &[Value], word: &str| states.iter().filter(|state| state["status"] == word).count();
+    let whole = states(&ws.get(&path(&made)).await.json(200));
+    assert_eq!((whole.len(), words(&whole[..150], "alerting"), words(&whole, "ok")), (1_000, 150, 850));
+    let listed = states(&ws.get("/v1/alerts").await.json(200)["items"][0]);
+    assert_eq!((listed.len(), words(&listed, "alerting")), (100, 100));
+    assert_eq!(listed[..], whole[..100]);
+    let page = format!("/alerts/{}", made["id"].as_str().expect("an id"));
+    let page = ws.session.get(&page).await.expect(200).text;
+    assert_eq!(page.matches("<th scope=\"row\">subject: g").count(), 200);
+    assert!(page.contains("The 200 that matter most, of "), "{page}");
 }
 
 /// Text that no database can pack.

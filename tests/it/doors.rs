@@ -18,6 +18,7 @@ on_both_databases!(
     large_bodies_side_by_side_wait_for_each_other,
     cloudevents_come_in_three_ways,
     openmeters_events_are_taken,
+    another_payload_under_a_cloudevents_key_is_told,
     every_door_leads_to_the_same_event,
     packed_bodies_are_unpacked,
     cloudevents_of_the_http_binding_are_read,
@@ -260,6 +261,45 @@ async fn openmeters_events_are_taken(database: Database) {
     let answer =
         post_as(&workspace, "application/cloudevents+json", path, &unknown.to_string()).await.json(400);
     assert_eq!(answer["failed_items"][0]["code"], "not_found", "{answer}");
+}
+
+/// In the headers where the answer has no body for it, and where the workspace wants it, as a refusal.
+async fn another_payload_under_a_cloudevents_key_is_told(database: Database) {
+    const ONE: &str = "application/cloudevents+json";
+    const MANY: &str = "application/cloudevents-batch+json";
+    let server = Server::start(&database);
+    let workspace = Workspace::create(&server.client()).await;
+    workspace.meter("calls", "sum").await;
+    let mut other = cloudevent("1");
+    other["data"]["quantity"] = json!(7);
+    let (same, other) = (cloudevent("1").to_string(), other.to_string());
+    let list = |event: &str| format!("[{event}]");
+    post_as(&workspace, ONE, "/v1/cloudevents", &same).await.expect(201);
+    let told = |answer: &crate::support::Answer| {
+        let said = |name| !answer.header(name).is_empty();
+        (answer.status, said("idempotency-replayed"), said("idempotency-conflict"))
+    };
+    for (content_type, path, status, is_single) in [
+        (ONE, "/v1/cloudevents", 201, true),
+        (MANY, "/v1/cloudevents", 201, false),
+        (ONE, "/api/v1/events", 204, false),
+        (MANY, "/api/v1/events", 204, false),
+    ] {
+        let body = |event: &str| if content_type == MANY { list(event) } else { event.to_owned() };
+        let again = post_as(&workspace, content_type, path, &body(&same)).await;
+        assert_eq!(told(&again), (status, is_single, false), "{content_type} {path}: {}", again.text);
+        let conflict = post_as(&workspace, content_type, path, &body(&other)).await;
+        assert_eq!(told(&conflict), (status, is_single, true), "{content_type} {path}: {}", conflict.text);
+    }
+    let refuse = json!({"key_conflicts": "refuse"});
+    workspace.session.patch("/v1/auth/workspace", &refuse).await.expect(204);
+    post_as(&workspace, ONE, "/v1/cloudevents", &other).await.error(409, "conflict");
+    post_as(&workspace, ONE, "/v1/cloudevents", &same).await.expect(201);
+    for (content_type, body) in [(ONE, other.clone()), (MANY, list(&other))] {
+        let answer = post_as(&workspace, content_type, "/api/v1/events", &body).await.json(400);
+        assert_eq!(answer["failed_items"][0]["code"], "conflict", "{answer}");
+    }
+    assert_eq!(workspace.total("calls").await, "0.1");
 }
 
 async fn every_door_leads_to_the_same_event(database: Database) {

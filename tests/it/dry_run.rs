@@ -2,16 +2,18 @@
 
 use std::time::{Duration, Instant};
 
+use diesel::connection::SimpleConnection;
 use serde_json::{Value, json};
 
 use crate::support::client::NOON;
-use crate::support::{Client, Database, Server, Workspace, on_both_databases, unique};
+use crate::support::{Client, Database, Server, Workspace, on_both_databases, run, unique};
 
 on_both_databases!(
     every_outcome_is_told_and_nothing_is_stored,
     a_bulk_call_sees_its_own_events,
     a_consumption_is_decided_and_not_taken,
     what_the_real_call_answers_is_what_was_told,
+    a_refused_conflict_has_the_status_of_the_call,
     a_large_call_is_told_the_limits_of_its_first_events,
     doors_without_a_dry_run_refuse_it,
     what_a_key_may_not_read_is_not_shown
@@ -210,6 +212,78 @@ async fn what_the_real_call_answers_is_what_was_told(database: Database) {
     assert_eq!(window(last, "month")["after"].to_string(), workspace.total("tokens").await);
     let again = workspace.post("/v1/usages/bulk?dry_run=true", &call).await.json(200);
     assert_eq!(again["accepted"], 0);
+}
+
+/// Where the workspace wants keys that were used for something else to be refused.
+async fn a_refused_conflict_has_the_status_of_the_call(database: Database) {
+    let server = Server::start(&database);
+    let workspace = server.workspace().await;
+    dimensioned(&workspace, "tokens").await;
+    let (meter, subject) = quota(&workspace).await;
+    let ask = |key: &str, quantity: i64| json!({"idempotency_key": key, "meter": meter, "subject": subject, "quantity": quantity});
+    let keyed = workspace.key.with("idempotency-key", "call-1");
+    let (usages, bulk, consume) = ("/v1/usages", "/v1/usages/bulk", "/v1/entitlements/consume");
+    workspace.post(usages, &event("tokens", "k", 1)).await.expect(201);
+    keyed.post(bulk, &json!([event("tokens", "b", 1)])).await.expect(201);
+    workspace.post(consume, &ask("yes", 2)).await.expect(201);
+    workspace.post(consume, &ask("no", 20)).await.expect(429);
+    let refuse = json!({"key_conflicts": "refuse"});
+    workspace.session.patch("/v1/auth/workspace", &refuse).await.expect(204);
+
+    for (client, path, body, status) in [
+        (&workspace.key, usages, event("tokens", "k", 1), 201),
+        (&workspace.key, usages, event("tokens", "k", 2), 409),
+        (&workspace.key, bulk, json!([event("tokens", "k", 2)]), 400),
+        (&workspace.key, bulk, json!([event("tokens", "k", 1), event("tokens", "k", 2)]), 201),
+        (&workspace.key, bulk, json!([event("tokens", "k", 2), event("tokens", "new", 2)]), 201),
+        (&keyed, bulk, json!([event("tokens", "b", 1)]), 201),
+        (&keyed, bulk, json!([event("tokens", "z", 1)]), 409),
+        (&workspace.key, consume, ask("yes", 2), 201),
+        (&workspace.key, consume, ask("yes", 1), 409),
+        (&workspace.key, consume, ask("no", 20), 429),
+        (&workspace.key, consume, ask("no", 1), 409),
+    ] {
+        let told = client.post(&format!("{path}?dry_run=true"), &body).await.json(200);
+        assert_eq!(told["status"], json!(status), "{path} {body}: {told}");
+        client.post(path, &body).await.expect(status);
+    }
+}
+
+/// How many statements the windows of dry runs have taken so far.
+async fn statements_of_windows(server: &Server) -> u64 {
+    let text = server.client().get("/metrics").await.expect(200).text;
+    let count = text.lines().find_map(|line| {
+        line.strip_prefix("open_spanner_db_statements_total{operation=\"events::windows\"} ")
+    });
+    count.map_or(0, |count| count.parse().expect("a number"))
+}
+
+/// SQLite has one writer: hundreds of windows are not read while it waits.
+#[test]
+fn windows_are_read_before_the_writer_is_taken() {
+    run(async {
+        let database = Database::sqlite();
+        let server = Server::start_with(&database, &[("OPEN_SPANNER_HTTP_METRICS", "true")]);
+        let workspace = server.workspace().await;
+        dimensioned(&workspace, "tokens").await;
+        workspace.post("/v1/usages", &event("tokens", "k1", 5)).await.expect(201);
+        let mut holder = database.sqlite_connection();
+        holder.batch_execute("BEGIN IMMEDIATE").expect("the lock is free");
+        let client = workspace.key.clone();
+        let dry =
+            tokio::spawn(
+                async move { client.post("/v1/usages?dry_run=true", &event("tokens", "k2", 7)).await },
+            );
+        let end = Instant::now() + Duration::from_secs(3);
+        while statements_of_windows(&server).await == 0 {
+            assert!(Instant::now() < end, "nothing is read while another writes");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        assert!(!dry.is_finished(), "what follows needs the writer");
+        holder.batch_execute("COMMIT").expect("the lock is ours");
+        let told = dry.await.expect("the call does not panic").json(200);
+        assert_eq!(window(&told["items"][0], "day")["after"], 12);
+    });
 }
 
 /// Events times limits would be an answer of any size.

@@ -1,5 +1,10 @@
 //! A standby that answers queries (`OPEN_SPANNER_POSTGRES_READ_DSN`): never less than what was written, whatever it lacks.
 
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
+
 use serde_json::json;
 
 use crate::support::postgres::Cluster;
@@ -93,5 +98,120 @@ fn nobody_reads_less_than_was_written() {
         tokio::time::sleep(std::time::Duration::from_millis(1100)).await;
         assert_eq!(total(&ws).await.0, 56);
         assert_eq!(total(&ws.with(POSITION, "nonsense")).await.0, 56);
+    });
+}
+
+/// Leads what connects to it to one server or another, and can hold back what leads to one.
+#[derive(Clone)]
+struct Relay {
+    port: u16,
+    lead: Arc<(Mutex<Lead>, Condvar)>,
+}
+
+struct Lead {
+    target: String,
+    held: Option<String>,
+    /// What it was connected to.
+    reached: Vec<String>,
+}
+
+impl Relay {
+    fn to(target: String) -> Relay {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let port = listener.local_addr().expect("it is bound").port();
+        let lead = Lead { target, held: None, reached: Vec::new() };
+        let relay = Relay { port, lead: Arc::new((Mutex::new(lead), Condvar::new())) };
+        let accepting = relay.clone();
+        std::thread::spawn(move || {
+            for client in listener.incoming().flatten() {
+                let target = accepting.reach();
+                let Ok(server) = TcpStream::connect(&target) else { continue };
+                for (from, to) in [(&client, &server), (&server, &client)] {
+                    let (from, to) = (from.try_clone().expect("a socket"), to.try_clone().expect("a socket"));
+                    let (relay, target) = (accepting.clone(), target.clone());
+                    std::thread::spawn(move || relay.pump(from, to, &target));
+                }
+            }
+        });
+        relay
+    }
+
+    fn reach(&self) -> String {
+        let mut lead = self.lead.0.lock().expect("no holder panics");
+        let target = lead.target.clone();
+        lead.reached.push(target.clone());
+        target
+    }
+
+    fn pump(&self, mut from: TcpStream, mut to: TcpStream, target: &str) {
+        let mut bytes = [0; 16 * 1024];
+        while let Ok(count) = from.read(&mut bytes)
+            && count > 0
+        {
+            let (lead, changed) = &*self.lead;
+            let lead = lead.lock().expect("no holder panics");
+            drop(
+                changed.wait_while(lead, |lead| lead.held.as_deref() == Some(target)).expect("nor this one"),
+            );
+            if to.write_all(&bytes[..count]).is_err() {
+                break;
+            }
+        }
+        let _ = to.shutdown(Shutdown::Both);
+    }
+
+    fn lead_to(&self, target: String, held: Option<String>) {
+        let mut lead = self.lead.0.lock().expect("no holder panics");
+        (lead.target, lead.held) = (target, held);
+        self.lead.1.notify_all();
+    }
+}
+
+/// Where a standby is was asked on another connection: each says it of itself before it is read from.
+#[test]
+fn a_connection_that_leads_to_an_older_standby_is_not_read_from() {
+    run(async {
+        let database = Database::durable_postgres();
+        let first = Server::start(&database);
+        let ws = first.workspace().await;
+        ws.meter("m", "sum").await;
+        write(&ws).await;
+        let old = Cluster::standby_of(database.cluster());
+        old.stop_following();
+        write(&ws).await;
+        let standby = Cluster::standby_of(database.cluster());
+        let relay = Relay::to(standby.address());
+        let dsn = standby.dsn(database.name());
+        let dsn = dsn.replace(&standby.address(), &format!("127.0.0.1:{}", relay.port));
+        let server = Server::start_with(&database, &[("OPEN_SPANNER_POSTGRES_READ_DSN", &dsn)]);
+        let ws = ws.at(&server.url());
+        let ws = ws.with(POSITION, write(&ws).await);
+        let end = Instant::now() + Duration::from_secs(20);
+        loop {
+            let (seen, position) = total(&ws).await;
+            assert_eq!(seen, 3);
+            if !position.is_empty() {
+                break;
+            }
+            assert!(Instant::now() < end, "the standby answers");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+
+        // the one that was asked is busy, and another connection leads elsewhere
+        relay.lead_to(old.address(), Some(standby.address()));
+        let mut calls = Vec::new();
+        for _ in 0..3 {
+            let ws = ws.clone();
+            calls.push(tokio::spawn(async move { total(&ws).await }));
+            tokio::time::sleep(Duration::from_millis(400)).await;
+        }
+        let answered = calls.iter().filter(|call| call.is_finished()).count();
+        relay.lead_to(standby.address(), None);
+        for call in calls {
+            assert_eq!(call.await.expect("the call does not panic").0, 3);
+        }
+        assert!(answered > 0, "not all wait for the one that is busy");
+        let reached = relay.lead.0.lock().expect("no holder panics").reached.clone();
+        assert!(reached.contains(&old.address()), "{reached:?}");
     });
 }

@@ -14,7 +14,12 @@ use crate::filter::{self, Event, at_path, matches, number, text_of};
 use crate::support::{Database, Server, Workspace, env, on_both_databases};
 use crate::time_zones::Calendar;
 
-on_both_databases!(answers_equal_a_recount, hot_queries_use_indexes, changes_without_meaning_make_no_sets,);
+on_both_databases!(
+    answers_equal_a_recount,
+    hot_queries_use_indexes,
+    changes_without_meaning_make_no_sets,
+    values_of_a_dimension_are_counted_from_sums,
+);
 
 const AGGREGATIONS: [&str; 8] = ["sum", "count", "avg", "min", "max", "first", "last", "rate"];
 const SECOND: i64 = 1_000_000;
@@ -523,4 +528,27 @@ async fn changes_without_meaning_make_no_sets(database: Database) {
 fn sized_event(region: usize, size: usize) -> Value {
     json!({"meter": "a", "subject": "s", "quantity": 1, "timestamp": "2026-06-05T10:00:00Z",
         "metadata": {"region": format!("r{region}"), "size": size}})
+}
+
+/// Whatever the meter aggregates: the events that its own values are made of are not read.
+async fn values_of_a_dimension_are_counted_from_sums(database: Database) {
+    let server = Server::start(&database);
+    let ws = server.workspace().await;
+    let body = json!({"name": "people", "unit": "u", "aggregation": "unique_count", "aggregation_field": "user",
+                      "dimensions": [{"name": "region", "type": "string"}]});
+    ws.post("/v1/meters", &body).await.expect(201);
+    for (region, user) in [("eu", "ann"), ("us", "ann"), ("eu", "bob")] {
+        let event = json!({"meter": "people", "subject": "s", "quantity": 1, "timestamp": "2026-06-01T12:00:00Z",
+                           "metadata": {"region": region, "user": user}});
+        ws.post("/v1/usages", &event).await.expect(201);
+    }
+    let values = async || {
+        let found = ws.get("/v1/usages/dimensions?meter=people&field=region").await.json(200);
+        let items = found["items"].as_array().expect("a list").iter();
+        items.map(|item| (item["value"].clone(), item["events"].clone())).collect::<Vec<_>>()
+    };
+    let wanted = [(json!("eu"), json!(2)), (json!("us"), json!(1))];
+    assert_eq!(values().await, wanted);
+    database.execute("DELETE FROM events");
+    assert_eq!(values().await, wanted);
 }
