@@ -244,10 +244,12 @@ fn resolve(
 ) -> Result<Loaded, Exit> {
     let source = Source { flags: cli.flags.clone(), environment, dotenv };
     let values = source.values()?;
-    let (otlp, said_of_otlp) = otlp::read(cli.role, &source.environment, &source.dotenv);
-    let config = Config { otlp, ..Config::read(&cli, &values)? };
-    let mut warnings = source.unknown();
+    let config = Config::read(&cli, &values);
+    let (mut warnings, log_filter) = (source.unknown(), values.text("RUST_LOG"));
     warnings.extend(without_effect(&values));
+    values.agree()?;
+    let (otlp, said_of_otlp) = otlp::read(cli.role, &source.environment, &source.dotenv);
+    let config = Config { otlp, ..config? };
     warnings.extend(said_of_otlp);
     if cli.print_config {
         let warnings = warnings.iter().map(|warning| format!("# warning: {warning}\n"));
@@ -255,7 +257,7 @@ fn resolve(
         let text = format!("# role: {role}\n{}{}", String::from_iter(warnings), values.print());
         return Err(Exit { code: 0, text });
     }
-    Ok(Loaded { config, command: cli.command, log_filter: values.text("RUST_LOG"), warnings })
+    Ok(Loaded { config, command: cli.command, log_filter, warnings })
 }
 
 /// Settings that are half of a pair, which leaves something off that was probably meant to be on.

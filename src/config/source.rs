@@ -3,6 +3,7 @@
 //!
 //! The environment arrives here as a map: only `config.rs` reads the real one.
 
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
@@ -75,7 +76,8 @@ impl Source {
     pub fn values(&self) -> Result<Values, ConfigError> {
         let entry = |setting| Ok((setting, self.entry(setting)?));
         let entries = settings::all().map(entry).collect::<Result<Vec<_>, ConfigError>>()?;
-        Ok(Values(entries.into_iter().map(|(s, entry)| (s.name, entry)).collect()))
+        let entries = entries.into_iter().map(|(s, entry)| (s.name, entry)).collect();
+        Ok(Values { entries, mistake: OnceCell::new() })
     }
 
     fn entry(&self, setting: &Setting) -> Result<Entry, ConfigError> {
@@ -203,11 +205,30 @@ struct Entry {
     origin: Origin,
 }
 
-/// All settings, checked. Asking for a name that is not in the table, or for the wrong kind, is a
-/// mistake in `config.rs` that every test of it meets.
-pub struct Values(BTreeMap<&'static str, Entry>);
+/// All settings, checked. Asking for a name that is not in the table, or for the wrong kind, is a mistake in `config.rs`:
+/// it is noted, something stands in, and [`Values::agree`] says so.
+pub struct Values {
+    entries: BTreeMap<&'static str, Entry>,
+    mistake: OnceCell<String>,
+}
 
 impl Values {
+    /// Fails when something was asked for that the table does not have.
+    pub fn agree(&self) -> Result<(), ConfigError> {
+        let Some(name) = self.mistake.get() else { return Ok(()) };
+        Err(ConfigError {
+            variable: format!("{PREFIX}{name}"),
+            problem: "is not read as the table of settings has it".to_owned(),
+            expected: "a program without this mistake".to_owned(),
+        })
+    }
+
+    #[cold]
+    fn mistake<T>(&self, name: &str, stand_in: T) -> T {
+        let _ = self.mistake.get_or_init(|| name.to_owned());
+        stand_in
+    }
+
     /// Whether a setting holds anything.
     pub fn has(&self, name: &str) -> bool {
         self.get(name).is_some()
@@ -215,46 +236,48 @@ impl Values {
 
     /// A text, or a word in the spelling of the table.
     pub fn text(&self, name: &str) -> String {
-        self.optional_text(name).unwrap_or_else(|| mistake(name))
+        self.optional_text(name).unwrap_or_else(|| self.mistake(name, String::new()))
     }
 
     pub fn optional_text(&self, name: &str) -> Option<String> {
-        self.get(name).map(|value| match value {
-            Value::Text(text) => text.clone(),
-            _ => mistake(name),
-        })
+        match self.get(name)? {
+            Value::Text(text) => Some(text.clone()),
+            _ => self.mistake(name, None),
+        }
     }
 
     pub fn secret(&self, name: &str) -> Option<Secret> {
-        self.get(name).map(|value| match value {
-            Value::Secret(secret) => secret.clone(),
-            _ => mistake(name),
-        })
+        match self.get(name)? {
+            Value::Secret(secret) => Some(secret.clone()),
+            _ => self.mistake(name, None),
+        }
     }
 
     pub fn boolean(&self, name: &str) -> bool {
-        self.optional_boolean(name).unwrap_or_else(|| mistake(name))
+        self.optional_boolean(name).unwrap_or_else(|| self.mistake(name, false))
     }
 
     pub fn optional_boolean(&self, name: &str) -> Option<bool> {
-        self.get(name).map(|value| match value {
-            Value::Bool(boolean) => *boolean,
-            _ => mistake(name),
-        })
+        match self.get(name)? {
+            Value::Bool(boolean) => Some(*boolean),
+            _ => self.mistake(name, None),
+        }
     }
 
     /// An integer of the type wanted, which must hold the whole range of the table.
-    pub fn integer<T: TryFrom<u64>>(&self, name: &str) -> T {
+    pub fn integer<T: TryFrom<u64> + Default>(&self, name: &str) -> T {
         match self.get(name) {
-            Some(Value::Integer(number)) => T::try_from(*number).unwrap_or_else(|_| mistake(name)),
-            _ => mistake(name),
+            Some(Value::Integer(number)) => {
+                T::try_from(*number).unwrap_or_else(|_| self.mistake(name, T::default()))
+            }
+            _ => self.mistake(name, T::default()),
         }
     }
 
     pub fn duration(&self, name: &str) -> Duration {
         match self.get(name) {
             Some(Value::Duration(time)) => *time,
-            _ => mistake(name),
+            _ => self.mistake(name, Duration::ZERO),
         }
     }
 
@@ -264,26 +287,29 @@ impl Values {
     }
 
     pub fn address(&self, name: &str) -> ListenAddr {
-        self.optional_address(name).unwrap_or_else(|| mistake(name))
+        self.optional_address(name).unwrap_or_else(|| self.mistake(name, ListenAddr::anywhere()))
     }
 
     pub fn optional_address(&self, name: &str) -> Option<ListenAddr> {
-        self.get(name).map(|value| match value {
-            Value::Address(address) => address.clone(),
-            _ => mistake(name),
-        })
+        match self.get(name)? {
+            Value::Address(address) => Some(address.clone()),
+            _ => self.mistake(name, None),
+        }
     }
 
     pub fn networks(&self, name: &str) -> Vec<IpNet> {
         match self.get(name) {
             Some(Value::Networks(networks)) => networks.clone(),
             None => Vec::new(),
-            _ => mistake(name),
+            _ => self.mistake(name, Vec::new()),
         }
     }
 
     fn get(&self, name: &str) -> Option<&Value> {
-        self.0.get(name).unwrap_or_else(|| mistake(name)).value.as_ref()
+        match self.entries.get(name) {
+            Some(entry) => entry.value.as_ref(),
+            None => self.mistake(name, None),
+        }
     }
 
     /// One line per setting for `--print-config`, in the form of a `.env` file.
@@ -292,7 +318,7 @@ impl Values {
         for group in settings::TABLE {
             page += &format!("\n# {}\n", group.title);
             for setting in group.rows {
-                if let Some(Entry { value, text, origin }) = self.0.get(setting.name) {
+                if let Some(Entry { value, text, origin }) = self.entries.get(setting.name) {
                     let shown = match value {
                         Some(Value::Secret(dsn)) if setting.name == "POSTGRES_DSN" => {
                             dsn_target(dsn.expose()).map_or("set".to_owned(), |to| format!("set ({to})"))
@@ -309,7 +335,28 @@ impl Values {
     }
 }
 
-#[cold]
-fn mistake(name: &str) -> ! {
-    panic!("setting {name}: the table and config.rs disagree")
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_table_does_not_have_is_an_error_of_the_start() {
+        let values = || Source::default().values().expect("the defaults are fine");
+        type Ask = fn(&Values);
+        let asked: [Ask; 5] = [
+            |values| drop(values.text("NOTHING")),
+            |values| drop(values.networks("LOG_FORMAT")),
+            |values| assert!(values.duration("LOG_FORMAT").is_zero()),
+            |values| drop(values.address("LOG_FORMAT")),
+            // larger than a byte
+            |values| assert_eq!(values.integer::<u8>("BODIES_MAX_BYTES"), 0),
+        ];
+        for ask in asked {
+            let values = values();
+            assert_eq!(values.agree(), Ok(()));
+            ask(&values);
+            let error = values.agree().expect_err("it was noted");
+            assert!(error.variable.starts_with(PREFIX), "{error}");
+        }
+    }
 }

@@ -38,6 +38,11 @@ impl fmt::Debug for Secret {
 pub struct ListenAddr(String);
 
 impl ListenAddr {
+    /// Some port of all interfaces.
+    pub fn anywhere() -> ListenAddr {
+        ListenAddr(":0".to_owned())
+    }
+
     /// The address in a text of the form `host:port`, or `:port` for all interfaces.
     pub fn parse(text: &str) -> Option<ListenAddr> {
         let (host, port) = text.rsplit_once(':')?;
