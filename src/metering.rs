@@ -15,4 +15,5 @@ pub mod rollup;
 pub mod short;
 pub mod sketch;
 pub mod state;
+pub mod stored;
 pub mod time;

@@ -3,8 +3,8 @@
 use std::borrow::Cow;
 
 use crate::error::{Error, Result};
-use crate::metering::event::StoredEvent;
 use crate::metering::json::escape_html;
+use crate::metering::stored::StoredEvent;
 use crate::usage::query::{Bucket, GroupField, Query};
 
 const BUCKET_COLUMNS: [&str; 7] =

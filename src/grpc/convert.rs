@@ -10,9 +10,10 @@ use crate::error::{Error, Result};
 use crate::grpc::pb::{v1, v2};
 use crate::ingest::preview::{QuotaMove, WindowMove};
 use crate::ingest::{About, Failure};
-use crate::metering::event::{Input, InputQuantity, Metadata, StoredEvent};
+use crate::metering::event::{Input, InputQuantity, Metadata};
 use crate::metering::json::{self, Map, Number, Value};
 use crate::metering::quantity::Quantity;
+use crate::metering::stored::StoredEvent;
 use crate::metering::time::{SECOND, Timestamp};
 
 const YEAR_1: i64 = -62_135_596_800;

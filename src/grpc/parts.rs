@@ -18,7 +18,8 @@ use crate::grpc::ApiKeyAuth;
 use crate::grpc::messages::Messages;
 use crate::ingest::preview::PreviewItem;
 use crate::ingest::{About, Door, Origin, Rehearsed};
-use crate::metering::event::{Input, StoredEvent};
+use crate::metering::event::Input;
+use crate::metering::stored::StoredEvent;
 use crate::net::budget::{Room, Tenant};
 
 const EVENTS_MAX: usize = 500;

@@ -14,7 +14,8 @@ use crate::grpc::parts::{Item, ItemOutcome, ItemResult, Step, StreamBatcher};
 use crate::grpc::pb::v1;
 use crate::grpc::{UsageServer, convert, status, stopping};
 use crate::ingest::{About, Door, Failure, Ingest, Kind, Origin, Recorded};
-use crate::metering::event::{Input, StoredEvent, parse_key};
+use crate::metering::event::{Input, parse_key};
+use crate::metering::stored::StoredEvent;
 
 /// Streams of up to so many events are answered in full, and can be made repeatable as a whole. Among the first so
 /// many messages an impossible one ends the stream (grpc.md 7).

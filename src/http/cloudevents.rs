@@ -15,7 +15,8 @@ use crate::http::respond;
 use crate::http::usage::{BulkResult, bulk_answer, check_count, ensure_allowed};
 use crate::ingest::{About, Door, Failure, Kind, Origin, Recorded};
 use crate::metering::cloudevent::CloudEvent;
-use crate::metering::event::{Input, StoredEvent};
+use crate::metering::event::Input;
+use crate::metering::stored::StoredEvent;
 
 pub fn describe_create() -> Doc {
     Doc::new("usage", "Record CloudEvents: one (structured or binary) or a batch, by content type")

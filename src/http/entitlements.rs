@@ -25,8 +25,9 @@ use crate::http::respond::{self, Page};
 use crate::http::usage::ensure_allowed;
 use crate::ingest::preview::key_conflict;
 use crate::ingest::{About, Door, Origin, Rehearsed, insert};
-use crate::metering::event::{Input, InputQuantity, StoredEvent, parse_key};
+use crate::metering::event::{Input, InputQuantity, parse_key};
 use crate::metering::quantity::Quantity;
+use crate::metering::stored::StoredEvent;
 use crate::metering::time::Timestamp;
 
 #[derive(Default, Deserialize, ToSchema)]

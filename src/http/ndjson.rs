@@ -14,7 +14,8 @@ use crate::error::{Error, Result};
 use crate::http::body::{Body, Content, content_of, parse_line};
 use crate::http::lines::Lines;
 use crate::ingest::{About, Door, Failure, Origin, Recorded};
-use crate::metering::event::{Input, StoredEvent};
+use crate::metering::event::Input;
+use crate::metering::stored::StoredEvent;
 
 pub const LINES_MAX: usize = 100_000;
 /// Lines in one transaction.

@@ -10,7 +10,8 @@ use crate::error::Result;
 use crate::http::extract::{CursorTime, Id, Params, paginate};
 use crate::http::openapi::Doc;
 use crate::http::respond::{self, Page};
-use crate::metering::event::{StoredEvent, parse_subject};
+use crate::metering::event::parse_subject;
+use crate::metering::stored::StoredEvent;
 use crate::metering::time::Timestamp;
 use crate::usage::subjects::{self, SubjectPosition};
 

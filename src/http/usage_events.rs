@@ -18,8 +18,8 @@ use crate::http::extract::{CursorTime, Params, decode_cursor, paginate, parse_ti
 use crate::http::openapi::{Doc, FORMULA_GUARD};
 use crate::http::respond::{self, Page};
 use crate::http::usage::{body_limit, csv_head, csv_limit};
-use crate::metering::event::StoredEvent;
 use crate::metering::filter::{self, Filter};
+use crate::metering::stored::StoredEvent;
 use crate::metering::time::Window;
 use crate::usage::events::{self, Listed, Position};
 use crate::usage::query::parse_subject_filter;

@@ -36,8 +36,9 @@ use crate::entitlements::sql::decisions::{Decided, Decision};
 use crate::ingest::origin::Origin;
 use crate::jobs::queue;
 use crate::metering::delta::{self, Delta};
-use crate::metering::event::{Answered, DimensionSet, Event, Original, StoredEvent};
+use crate::metering::event::{DimensionSet, Event};
 use crate::metering::rollup;
+use crate::metering::stored::{Answered, Original, StoredEvent};
 use crate::metering::time::Timestamp;
 use crate::usage::subject_ids;
 

@@ -8,10 +8,10 @@ use crate::entitlements::period::{Period, WindowInput};
 use crate::entitlements::plan::{Enforcement, Limit, Plan};
 use crate::entitlements::quota::{QuotaUsage, State, value};
 use crate::error::{Error, Result};
-use crate::metering::event::StoredEvent;
 use crate::metering::meter::Aggregation;
 use crate::metering::quantity::Quantity;
 use crate::metering::rollup::Part;
+use crate::metering::stored::StoredEvent;
 use crate::metering::time::{Timestamp, Window};
 
 /// A call that was rehearsed.

@@ -5,7 +5,7 @@ use serde::ser::SerializeStruct;
 
 use crate::error::{Error, Result};
 use crate::ingest::preview;
-use crate::metering::event::StoredEvent;
+use crate::metering::stored::StoredEvent;
 
 /// An item that was not stored, by its position in the request.
 #[derive(Clone, Debug)]

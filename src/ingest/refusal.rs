@@ -8,7 +8,8 @@ use crate::chance;
 use crate::error::Error;
 use crate::ingest::origin::Origin;
 use crate::ingest::preview;
-use crate::metering::event::{Event, Input, StoredEvent};
+use crate::metering::event::{Event, Input};
+use crate::metering::stored::StoredEvent;
 use crate::metering::time::Timestamp;
 use crate::usage::refused::RefusedEvent;
 

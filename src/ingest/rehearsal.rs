@@ -12,7 +12,8 @@ use crate::error::{Error, Result};
 use crate::ingest::insert::{self, Batch, Outcome, Seen, Windows};
 use crate::ingest::preview::{Fate, Preview, PreviewItem};
 use crate::ingest::{Admitted, Call, Ingest, Kind, Origin, STALE_TRIES};
-use crate::metering::event::{Event, Input, Original, StoredEvent};
+use crate::metering::event::{Event, Input};
+use crate::metering::stored::{Original, StoredEvent};
 
 /// What is rehearsed: a write, or a consumption with its decision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

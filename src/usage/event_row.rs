@@ -3,7 +3,8 @@
 use crate::db::DbError;
 use crate::db::columns::{quantity_of, uuid_of};
 use crate::error::Error;
-use crate::metering::event::{self, StoredEvent};
+use crate::metering::event;
+use crate::metering::stored::{StoredEvent, raw_metadata};
 use crate::metering::time::Timestamp;
 
 /// A stored event as both databases return it: quantity as decimal text.
@@ -42,7 +43,7 @@ impl EventText {
             quantity: quantity_of(&self.quantity)?,
             timestamp: Timestamp(self.event_time),
             received_at: Timestamp(self.received_at),
-            metadata: event::raw_metadata(metadata).ok_or_else(unreadable)?,
+            metadata: raw_metadata(metadata).ok_or_else(unreadable)?,
             pruned: false,
             conflict: false,
             conflict_fields: Vec::new(),

@@ -18,7 +18,8 @@ use crate::entitlements::sql::decisions;
 use crate::error::Result;
 use crate::http::extract::Params;
 use crate::ingest::insert::{KeyUse, find_key};
-use crate::metering::event::{StoredEvent, parse_key, parse_subject};
+use crate::metering::event::{parse_key, parse_subject};
+use crate::metering::stored::StoredEvent;
 use crate::usage::{ingestion_runs, subjects};
 
 /// One thing that is known about what was asked.

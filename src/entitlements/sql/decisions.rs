@@ -8,7 +8,8 @@ use crate::both;
 use crate::db::schema::{consumption_decisions as decisions, decision_prune_runs};
 use crate::db::{Conn, DbError, leases};
 use crate::error::Error;
-use crate::metering::event::{StoredEvent, ledger_key};
+use crate::metering::event::ledger_key;
+use crate::metering::stored::StoredEvent;
 use crate::metering::time::Timestamp;
 
 #[derive(Clone, Debug, Queryable, Selectable, Insertable, QueryableByName)]

@@ -23,9 +23,10 @@ use crate::ingest::insert::{
     DecidedAt, ExistingKey, InsertBatch, LedgerKey, Outcome, WriteCache, keys::original_of, postgres, sqlite,
 };
 use crate::metering::calendar::Zone;
-use crate::metering::event::{Event, StoredEvent, ledger_key, no_metadata, raw_metadata};
+use crate::metering::event::{Event, ledger_key};
 use crate::metering::quantity::Quantity;
 use crate::metering::rollup::Part;
+use crate::metering::stored::{StoredEvent, no_metadata, raw_metadata};
 use crate::metering::time::{Timestamp, Window};
 
 prepared!(

@@ -8,8 +8,9 @@ use super::replays::is_replay;
 use super::{Batch, ExistingKey, InsertBatch, KeyRow, LedgerKey, Place, WriteCache, postgres, sqlite};
 use crate::db::{Conn, DbError};
 use crate::entitlements::sql::decisions;
-use crate::metering::event::{self, Event, Original, StoredEvent};
+use crate::metering::event::{self, Event};
 use crate::metering::quantity::Quantity;
+use crate::metering::stored::{Original, StoredEvent, no_metadata};
 use crate::metering::time::Timestamp;
 
 impl InsertBatch<'_> {
@@ -91,7 +92,7 @@ pub(super) fn original_of(taken: &ExistingKey, retry: &Event) -> Original {
         subject: taken.subject.clone().unwrap_or_default(),
         meter: String::new(),
         quantity: Quantity::zero(),
-        metadata: event::no_metadata(),
+        metadata: no_metadata(),
         pruned: true,
         ..known
     };

@@ -6,7 +6,8 @@ use diesel::prelude::*;
 
 use super::{Batch, InsertBatch, LedgerKey, Outcome, postgres, sqlite};
 use crate::db::{Conn, DbError};
-use crate::metering::event::{self, Answered, Original, StoredEvent};
+use crate::metering::event;
+use crate::metering::stored::{self, Answered, Original, StoredEvent};
 use crate::metering::time::Timestamp;
 
 /// Of a remembered answer that came from another program: what was sent is not known, and nothing is compared with it.
@@ -64,7 +65,7 @@ impl InsertBatch<'_> {
             match found {
                 Some((accepted, duplicates, payload)) => {
                     let (accepted, duplicates) =
-                        (event::decode_replay(&accepted)?, event::decode_replay(&duplicates)?);
+                        (stored::decode_replay(&accepted)?, stored::decode_replay(&duplicates)?);
                     for at in same {
                         let conflict = payload != PAYLOAD_UNKNOWN && self.batches[at].payload() != payload;
                         let accepted = accepted.iter().map(|answered| answered.event.clone()).collect();
@@ -97,8 +98,8 @@ impl InsertBatch<'_> {
             let row = ReplayRow {
                 workspace_id: batch.origin.workspace_id,
                 key: event::ledger_key(key),
-                accepted: event::encode_replay(accepted)?,
-                duplicates: event::encode_replay(duplicates)?,
+                accepted: stored::encode_replay(accepted)?,
+                duplicates: stored::encode_replay(duplicates)?,
                 payload: batch.payload(),
                 created_at: batch.received_at.0,
             };
