@@ -178,8 +178,8 @@ impl FromRequest for Body {
 }
 
 impl Body {
-    /// The whole body, or 413 when it is longer than the server's limit. The room that it takes is given back when the
-    /// request is answered.
+    /// The whole body, unpacked, or 413 when it is longer than the server's limit. The room that it takes is given back
+    /// when the request is answered.
     async fn bytes(mut self) -> Result<Vec<u8>> {
         let mut room = self.room();
         let mut bytes = Vec::with_capacity(self.announced.unwrap_or(0).min(self.limit).min(FIRST_BYTES));
@@ -201,11 +201,18 @@ impl Body {
         if size > self.limit {
             return Err(too_large(self.limit));
         }
-        if let Some(mut room) = room {
-            if !matches!(self.encoding, Ok(Encoding::Plain)) {
-                // how much it will be is known when it is unpacked; more than this is rare
-                room.grow_within(ROOM_TIMEOUT, (10 * size).min(self.limit)).await?;
+        let encoding = self.encoding.clone()?;
+        if !matches!(encoding, Encoding::Plain) {
+            // a thousandth of it on the wire: how much it is, is known when it is unpacked
+            if let Some(room) = &mut room {
+                room.grow_within(ROOM_TIMEOUT, self.limit).await?;
             }
+            let limit = self.limit;
+            let unpack = move || encoding.decode(bytes, limit);
+            bytes = blocking::begin(unpack).await.map_err(Error::internal)??;
+            room.iter_mut().for_each(|room| room.shrink_to(bytes.len()));
+        }
+        if let Some(room) = room {
             self.request.extensions_mut().insert(room);
         }
         Ok(bytes)
@@ -213,18 +220,21 @@ impl Body {
 
     /// Room in memory, of the caller's share.
     fn room(&self) -> Option<Room> {
+        self.budget.as_ref().map(|budget| budget.room(self.tenant()))
+    }
+
+    fn tenant(&self) -> Tenant {
         let workspace = self.request.extensions().get::<Caller>().map(|caller| caller.workspace_id);
-        let tenant = workspace.map_or(Tenant::Nobody, Tenant::Workspace);
-        self.budget.as_ref().map(|budget| budget.room(tenant))
+        workspace.map_or(Tenant::Nobody, Tenant::Workspace)
     }
 
     /// Reads the body as a value, away from the other requests of this thread when that may take long.
     async fn read<T: Send + 'static>(self, parse: fn(&str) -> Result<T>) -> Result<T> {
-        let (encoding, limit) = (self.encoding.clone()?, self.limit);
+        // what cannot be unpacked is not waited for
+        self.encoding.clone()?;
         let bytes = self.bytes().await?;
-        let is_short = bytes.len() <= PARSED_HERE && matches!(encoding, Encoding::Plain);
+        let is_short = bytes.len() <= PARSED_HERE;
         let read = move || {
-            let bytes = encoding.decode(bytes, limit)?;
             // bytes that are no text would become the same text as other such bytes
             parse(std::str::from_utf8(&bytes).map_err(|_| Error::invalid_json())?)
         };
@@ -258,6 +268,20 @@ impl Body {
         actix_web::rt::spawn(self.take_off(sender));
         // what is sent of it is taken off the wire all the same, so that the client sees the answer
         if is_too_large { Err(too_large(limit)) } else { Ok(Lines::new(pieces, encoding.unpacker(), limit)) }
+    }
+
+    /// Room for what the lines of a packed body may take at once, whatever their pieces are: a kilobyte can be a thousand of
+    /// them. For as long as they are read; nothing of the body is taken before. None for one that is not packed.
+    pub async fn room_to_unpack(&self) -> Result<Option<Room>> {
+        let bytes = match self.encoding.clone()? {
+            Encoding::Plain => return Ok(None),
+            Encoding::Gzip | Encoding::Deflate => lines::UNPACKED_BYTES_MAX,
+            Encoding::Zstd => lines::UNPACKED_BYTES_MAX + lines::WINDOW_BYTES,
+        };
+        let Some(app) = self.request.app_data::<web::Data<App>>() else { return Ok(None) };
+        let mut room = app.streams.room(self.tenant());
+        room.grow_within(LINES_ROOM_TIMEOUT, bytes).await?;
+        Ok(Some(room))
     }
 
     /// Hands on each piece as it comes, with its room, which is given back when its lines are stored: large bodies side by

@@ -11,13 +11,15 @@ use flate2::{Decompress, FlushDecompress, Status};
 use ruzstd::decoding::{BlockDecodingStrategy, FrameDecoder};
 use tokio::sync::mpsc;
 
-use crate::error::{Error, Result};
+use crate::error::{Code, Error, Result};
 use crate::net::budget::Room;
 
 /// Unpacked at once, when all lines before it are handed over: gzip makes at most a thousand times as much of it.
 const STEP_BYTES: usize = 1024;
 /// Of a line. An event with the longest metadata, all of it escapes, is a quarter of it.
 const LINE_BYTES_MAX: usize = 1 << 20;
+/// Of a packed body, what may be unpacked at once, beside a window: a line that has no end yet, and a step.
+pub const UNPACKED_BYTES_MAX: usize = 2 << 20;
 /// Of each body, beside what its room is for.
 const UNCOUNTED_BYTES: usize = 64 * 1024;
 /// Line breaks are looked for behind it only; what was handed over is thrown away in pieces of this size.
@@ -142,7 +144,8 @@ impl Lines {
             _ => self.packed.split_to(STEP_BYTES.min(self.packed.len())),
         };
         let before = self.text.len();
-        self.unpacker.push(&step, &mut self.text, self.limit)?;
+        // a window is held for as long as the body arrives: one as large as a whole body is for those that are read at once
+        self.unpacker.push(&step, &mut self.text, self.limit.min(WINDOW_BYTES))?;
         self.count(before)
     }
 
@@ -255,7 +258,7 @@ const BLOCKS_BYTES: usize = 1 << 20;
 const BLOCK_HEAD: usize = 3;
 const CHECKSUM: usize = 4;
 /// Windows of usual frames; larger ones have to be of use here.
-const WINDOW_BYTES: u64 = 8 << 20;
+pub const WINDOW_BYTES: usize = 8 << 20;
 
 impl Zstd {
     fn is_between_frames(&self) -> bool {
@@ -280,8 +283,10 @@ impl Zstd {
         let broken = || Error::invalid_json();
         let Some((frame, has_checksum)) = &mut self.frame else {
             let Some(head) = Head::of(&self.packed)? else { return Ok(false) };
-            if head.window > WINDOW_BYTES.max(limit as u64) {
-                return Err(super::body::too_large(limit));
+            let most = WINDOW_BYTES.max(limit);
+            if head.window > most as u64 {
+                let rule = format!("the window of a zstd frame must not be larger than {most} bytes");
+                return Err(Error::new(Code::RequestTooLarge, rule));
             }
             let mut frame = FrameDecoder::new();
             frame.init(&self.packed[..head.length]).map_err(|_| broken())?;

@@ -16,6 +16,7 @@ use crate::http::lines::Lines;
 use crate::ingest::{About, Door, Failure, Origin, Recorded};
 use crate::metering::event::Input;
 use crate::metering::stored::StoredEvent;
+use crate::net::budget::Room;
 
 pub const LINES_MAX: usize = 100_000;
 /// Lines in one transaction.
@@ -81,15 +82,25 @@ struct Upload {
     /// The body cannot be read further.
     broken: Option<Error>,
     is_done: bool,
+    _unpacked: Option<Room>,
 }
 
 /// Stores and answers part by part, while the body arrives. The status is 200 whatever becomes of the lines, unless there
 /// is not one.
 pub async fn record(app: web::Data<App>, caller: Caller, body: Body) -> Result<HttpResponse> {
-    let (body, origin) = (body.lines()?, Origin::of(&caller, Door::Ndjson));
-    let (sum, broken) = ((0, 0, 0), None);
-    let mut upload =
-        Upload { app, caller, lines: body, line: 0, events: 0, origin, sum, broken, is_done: false };
+    let (unpacked, origin) = (body.room_to_unpack().await?, Origin::of(&caller, Door::Ndjson));
+    let mut upload = Upload {
+        app,
+        caller,
+        lines: body.lines()?,
+        line: 0,
+        events: 0,
+        origin,
+        sum: (0, 0, 0),
+        broken: None,
+        is_done: false,
+        _unpacked: unpacked,
+    };
     let first = upload.take_part().await;
     if first.is_empty() {
         return Err(upload.broken.take().unwrap_or_else(|| Error::invalid("at least one event is required")));

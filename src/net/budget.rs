@@ -98,6 +98,14 @@ impl Room {
         tokio::time::timeout(time, self.grow(bytes)).await.map_err(full)?
     }
 
+    /// Gives back what is more than so many bytes take.
+    pub fn shrink_to(&mut self, bytes: usize) {
+        let Some((own, common)) = &mut self.taken else { return };
+        let surplus = own.num_permits().saturating_sub(bytes.div_ceil(UNIT_BYTES));
+        drop((own.split(surplus), common.split(surplus)));
+        self.spare_bytes = (own.num_permits() * UNIT_BYTES).saturating_sub(bytes);
+    }
+
     fn units(&self) -> usize {
         self.taken.as_ref().map_or(0, |(own, _)| own.num_permits())
     }
@@ -150,5 +158,21 @@ mod tests {
         assert_eq!(room.units(), 1);
         room.grow(100 * KIB).await.expect("cut to the share of one");
         assert_eq!(room.units(), 4);
+    }
+
+    #[tokio::test]
+    async fn what_became_smaller_gives_room_back() {
+        let budget = Budget::new(8 * KIB);
+        let mut room = budget.room(Tenant::Workspace(1));
+        room.shrink_to(0);
+        room.grow(4 * KIB).await.expect("room");
+        room.shrink_to(KIB + 1);
+        assert_eq!((room.units(), budget.0.total.available_permits()), (2, 6));
+        room.grow(KIB - 1).await.expect("paid for already");
+        assert_eq!(room.units(), 2);
+        room.shrink_to(100 * KIB);
+        assert_eq!(room.units(), 2, "nothing more is taken");
+        let mut other = budget.room(Tenant::Workspace(1));
+        other.grow_within(SHORT, 2 * KIB).await.expect("it was given back");
     }
 }

@@ -16,6 +16,7 @@ on_both_databases!(
     lines_are_answered_while_they_are_sent,
     a_client_that_reads_no_answer_is_not_in_its_own_way,
     large_bodies_side_by_side_wait_for_each_other,
+    packed_lines_of_a_workspace_wait_for_each_other,
     cloudevents_come_in_three_ways,
     openmeters_events_are_taken,
     another_payload_under_a_cloudevents_key_is_told,
@@ -105,11 +106,16 @@ async fn lines_are_answered_line_by_line(database: Database) {
 
 /// A connection on which a body of lines is sent by and by.
 async fn open_lines(server: &Server, workspace: &Workspace) -> tokio::net::TcpStream {
+    open_lines_with(server, workspace, "").await
+}
+
+/// The same with more headers.
+async fn open_lines_with(server: &Server, workspace: &Workspace, more: &str) -> tokio::net::TcpStream {
     let address = server.url().trim_start_matches("http://").to_owned();
     let mut connection = tokio::net::TcpStream::connect(&address).await.expect("the server listens");
     let head = format!(
         "POST /v1/usages/bulk HTTP/1.1\r\nhost: {address}\r\nauthorization: {}\r\ncontent-type: application/x-ndjson\r\n\
-         transfer-encoding: chunked\r\n\r\n",
+         transfer-encoding: chunked\r\n{more}\r\n",
         workspace.header("authorization")
     );
     connection.write_all(head.as_bytes()).await.expect("sent");
@@ -197,6 +203,38 @@ async fn large_bodies_side_by_side_wait_for_each_other(database: Database) {
         assert_eq!(told.last(), Some(&json!({"accepted": 5_000, "duplicates": 0, "failed": 0})));
     }
     assert_eq!(workspace.total("calls").await, "20000");
+}
+
+/// A kilobyte can be a megabyte of lines: so many bodies are unpacked side by side as there is room for in the workspace.
+async fn packed_lines_of_a_workspace_wait_for_each_other(database: Database) {
+    let server = Server::start_with(&database, &[("OPEN_SPANNER_STREAMS_MAX_BYTES", "4194304")]);
+    let workspace = Workspace::create(&server.client()).await;
+    let other = Workspace::create(&server.client()).await;
+    let packed = |key: &str| {
+        let mut packer = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+        packer.write_all(line(key, "0.1").as_bytes()).expect("memory");
+        packer.finish().expect("memory")
+    };
+    let send = |workspace: &Workspace, key: &str| {
+        let client = workspace.with("content-encoding", "gzip").with("content-type", "application/x-ndjson");
+        let body = packed(key);
+        async move { client.post_bytes("/v1/usages/bulk", body).await }
+    };
+    for workspace in [&workspace, &other] {
+        workspace.meter("calls", "sum").await;
+    }
+    let mut first = open_lines_with(&server, &workspace, "content-encoding: gzip\r\n").await;
+    tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+    let second = tokio::spawn(send(&workspace, "b"));
+    send(&other, "o").await.expect(200);
+    tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+    assert!(!second.is_finished(), "it waits for the first");
+    let body = packed("a");
+    let head = format!("{:x}\r\n", body.len());
+    first.write_all(&[head.as_bytes(), &body, b"\r\n0\r\n\r\n"].concat()).await.expect("sent");
+    read_until(&mut first, r#"{"accepted":1,"duplicates":0,"failed":0}"#).await;
+    second.await.expect("the call does not panic").expect(200);
+    assert_eq!(workspace.total("calls").await, "0.2");
 }
 
 async fn cloudevents_come_in_three_ways(database: Database) {
