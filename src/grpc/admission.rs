@@ -1,7 +1,7 @@
 //! What stands between a call and its method. Who calls is found out from the headers, before anything of the message
 //! is read. The message of a call that is not a stream is then taken in within bounds: bytes in flight, time, size
-//! once unpacked; those of a stream have bounds of their own ([`messages`]). Large ones are unpacked and decoded on threads of their own, a few at once, because both cost many
-//! times what sending them does.
+//! once unpacked; those of a stream have bounds of their own ([`messages`]). Large ones are unpacked and decoded on
+//! threads of their own, a few at once, because both cost many times what sending them does.
 
 use std::convert::Infallible;
 use std::io::Read;

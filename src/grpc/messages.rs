@@ -5,7 +5,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use http_body_util::BodyExt;
 use prost::Message;
 use tonic::body::Body;
@@ -131,12 +131,12 @@ impl Messages {
             tokio::time::timeout(ROOM_TIMEOUT, room).await.map_err(full)??;
             size = Some(unpacked);
         }
-        let message = self.received.split_to(length).freeze();
-        let message = match size {
-            Some(size) => unpack(&message, size)?,
-            None => message,
+        let message = self.received.get(..length).unwrap_or_default();
+        let decoded = match size {
+            Some(size) => unpack(message, size).and_then(|message| decode(&message)),
+            None => decode(message),
         };
-        let decoded = decode(message.get(PREFIX_BYTES..).unwrap_or_default());
+        self.received.advance(length);
         if self.paid_bytes > 0 {
             // the memory of what comes next is its own
             self.received = BytesMut::from(&self.received[..]);
@@ -146,7 +146,9 @@ impl Messages {
     }
 }
 
+/// Of a message with its prefix.
 fn decode<M: Message + Default>(message: &[u8]) -> Result<M, Status> {
+    let message = message.get(PREFIX_BYTES..).unwrap_or_default();
     if message.len() > WEIGHED_FROM && weight::decoded(message) > WEIGHT_MAX {
         return Err(Status::resource_exhausted("the message holds too many values"));
     }
