@@ -37,6 +37,8 @@ const INLINE_BYTES: usize = 32 * 1024;
 /// with the most values there may be weigh thirteen times their size; empty values, which nobody needs, more than any
 /// caller may have.
 const DECODED_MESSAGES: usize = 32;
+/// What a call takes beside its headers while its message is waited for.
+const CALL_BYTES: usize = 4 * 1024;
 /// How long a message may wait for room.
 const ROOM_TIMEOUT: Duration = Duration::from_secs(5);
 /// Of a message: a flag and its length.
@@ -248,7 +250,8 @@ impl Decoder {
     {
         let (parts, body) = request.into_parts();
         let is_gzip = parts.headers.get("grpc-encoding").is_some_and(|encoding| encoding == "gzip");
-        let (message, in_flight) = self.receive(body, limit, tenant).await?;
+        let head = parts.headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
+        let (message, in_flight) = self.receive(body, head, limit, tenant).await?;
         let is_packed = is_gzip && message.first() == Some(&1);
         if !is_packed && message.len() <= INLINE_BYTES {
             let request = Request::from_parts(parts, Body::new(Full::new(message)));
@@ -278,9 +281,16 @@ impl Decoder {
         task.await.unwrap_or_else(|panic| Err(status(Error::internal(panic))))
     }
 
-    /// All bytes of the call, which are those of one message.
-    async fn receive(&self, mut body: Body, limit: usize, tenant: Tenant) -> Result<(Bytes, Room), Status> {
+    /// All bytes of the call, which are those of one message. `head`: bytes of its headers.
+    async fn receive(
+        &self,
+        mut body: Body,
+        head: usize,
+        limit: usize,
+        tenant: Tenant,
+    ) -> Result<(Bytes, Room), Status> {
         let mut room = self.in_flight.room(tenant);
+        room.grow_within(ROOM_TIMEOUT, CALL_BYTES + head).await.map_err(status)?;
         let (mut received, mut upload) = (Vec::new(), Upload::default());
         loop {
             let late = || Status::deadline_exceeded("the message took too long");

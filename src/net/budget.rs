@@ -2,6 +2,7 @@
 //! part of it, so that one cannot take the room of all.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -11,6 +12,8 @@ use crate::error::{Error, Result};
 
 /// What is counted with one permit.
 const UNIT_BYTES: usize = 1024;
+/// So many of a tenant may wait for room: whoever waits is held in memory, too.
+const WAITING_MAX: usize = 4_096;
 
 /// Who takes room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -27,14 +30,59 @@ pub struct Budget(Arc<Inner>);
 struct Inner {
     total: Arc<Semaphore>,
     share_units: usize,
-    shares: Mutex<HashMap<Tenant, Arc<Semaphore>>>,
+    shares: Mutex<HashMap<Tenant, Arc<Share>>>,
+}
+
+/// What one tenant may have.
+struct Share {
+    free: Arc<Semaphore>,
+    waiting: AtomicUsize,
+}
+
+impl Share {
+    fn new(units: usize) -> Self {
+        Share { free: Arc::new(Semaphore::new(units)), waiting: AtomicUsize::new(0) }
+    }
+
+    async fn take(&self, units: u32) -> Result<OwnedSemaphorePermit> {
+        if let Ok(free) = self.free.clone().try_acquire_many_owned(units) {
+            return Ok(free);
+        }
+        let _waits = Waits::begin(&self.waiting)?;
+        self.free.clone().acquire_many_owned(units).await.map_err(|_| stopping())
+    }
+}
+
+/// One that waits, until this is dropped.
+struct Waits<'a>(&'a AtomicUsize);
+
+impl<'a> Waits<'a> {
+    fn begin(waiting: &'a AtomicUsize) -> Result<Self> {
+        let waits = Waits(waiting);
+        if waiting.fetch_add(1, Ordering::AcqRel) < WAITING_MAX { Ok(waits) } else { Err(full()) }
+    }
+}
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+fn stopping() -> Error {
+    Error::unavailable("the server is stopping")
+}
+
+fn full() -> Error {
+    metrics::counter!("open_spanner_bodies_refused_total").increment(1);
+    Error::unavailable("too much is being sent at once")
 }
 
 /// Bytes taken out of a budget until this is dropped.
 pub struct Room {
     budget: Budget,
     tenant: Tenant,
-    share: Arc<Semaphore>,
+    share: Arc<Share>,
     taken: Option<(OwnedSemaphorePermit, OwnedSemaphorePermit)>,
     /// Paid for and not used yet.
     spare_bytes: usize,
@@ -54,7 +102,7 @@ impl Budget {
     /// No room yet, for this tenant.
     pub fn room(&self, tenant: Tenant) -> Room {
         let mut shares = self.0.shares.lock().unwrap_or_else(PoisonError::into_inner);
-        let new = || Arc::new(Semaphore::new(self.0.share_units));
+        let new = || Arc::new(Share::new(self.0.share_units));
         let share = shares.entry(tenant).or_insert_with(new).clone();
         Room { budget: self.clone(), tenant, share, taken: None, spare_bytes: 0 }
     }
@@ -70,10 +118,9 @@ impl Room {
         let missing = (bytes - self.spare_bytes).div_ceil(UNIT_BYTES);
         let most = self.budget.0.share_units - self.units().min(self.budget.0.share_units);
         let units = missing.min(most) as u32;
-        let closed = |_| Error::unavailable("the server is stopping");
         // one's own share first: whoever waits for that holds nothing of what others need
-        let own = self.share.clone().acquire_many_owned(units).await.map_err(closed)?;
-        let common = self.budget.0.total.clone().acquire_many_owned(units).await.map_err(closed)?;
+        let own = self.share.take(units).await?;
+        let common = self.budget.0.total.clone().acquire_many_owned(units).await.map_err(|_| stopping())?;
         match &mut self.taken {
             Some((own_taken, common_taken)) => {
                 own_taken.merge(own);
@@ -91,11 +138,7 @@ impl Room {
             self.spare_bytes -= bytes;
             return Ok(());
         }
-        let full = |_| {
-            metrics::counter!("open_spanner_bodies_refused_total").increment(1);
-            Error::unavailable("too much is being sent at once")
-        };
-        tokio::time::timeout(time, self.grow(bytes)).await.map_err(full)?
+        tokio::time::timeout(time, self.grow(bytes)).await.map_err(|_| full())?
     }
 
     /// Gives back what is more than so many bytes take.
@@ -158,6 +201,30 @@ mod tests {
         assert_eq!(room.units(), 1);
         room.grow(100 * KIB).await.expect("cut to the share of one");
         assert_eq!(room.units(), 4);
+    }
+
+    #[tokio::test]
+    async fn no_more_wait_than_there_is_memory_for() {
+        let budget = Budget::new(8 * KIB);
+        let mut first = budget.room(Tenant::Workspace(1));
+        first.grow(4 * KIB).await.expect("its share");
+        let waiting: Vec<_> = (0..WAITING_MAX)
+            .map(|_| {
+                let mut room = budget.room(Tenant::Workspace(1));
+                tokio::spawn(async move { room.grow(1).await })
+            })
+            .collect();
+        let mut more = budget.room(Tenant::Workspace(1));
+        while more.share.waiting.load(Ordering::Acquire) < WAITING_MAX {
+            tokio::task::yield_now().await;
+        }
+        assert!(more.grow(1).await.is_err(), "at once");
+        budget.room(Tenant::Workspace(2)).grow(1).await.expect("room of others");
+        drop(first);
+        for one in waiting {
+            one.await.expect("no panic").expect("room");
+        }
+        more.grow(1).await.expect("nobody waits any more");
     }
 
     #[tokio::test]

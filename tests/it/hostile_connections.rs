@@ -26,6 +26,7 @@ on_both_databases!(
     stopping_does_not_wait_for_silent_peers_or_open_streams,
     messages_without_a_key_are_not_read,
     packed_messages_of_streams_stay_small,
+    calls_without_a_message_have_their_share,
 );
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -184,6 +185,52 @@ async fn messages_without_a_key_are_not_read(database: Database) {
     let reader = format!("Bearer {}", made["key"].as_str().expect("the secret"));
     let refused = send_packed(channel, "CreateUsageBulk", &bomb, Some(&reader)).await;
     assert_eq!(refused, Code::PermissionDenied);
+}
+
+/// Calls that begin a message and do not end it are held, with their headers; those of another workspace go on.
+async fn calls_without_a_message_have_their_share(database: Database) {
+    use http_body_util::{BodyExt, Full};
+    use tonic::codegen::Service;
+    let server = Server::start_with(&database, &[("OPEN_SPANNER_BODIES_MAX_BYTES", "1048576")]);
+    let (own, other) = (server.workspace().await, server.workspace().await);
+    for workspace in [&own, &other] {
+        workspace.meter("m", "sum").await;
+    }
+    let address = format!("http://{}", server.grpc());
+    let connect = async || {
+        let channel = Channel::from_shared(address.clone()).expect("an address");
+        channel.connect().await.expect("it listens")
+    };
+    let create = async |workspace: &Workspace| {
+        let event =
+            UsageEventInput { subject: "s".into(), meter: "m".into(), quantity: 1.0, ..Default::default() };
+        let request = open_spanner::grpc::pb::v1::CreateUsageRequest { event: Some(event) };
+        let mut request = Request::new(request);
+        let key = workspace.header("authorization");
+        request.metadata_mut().insert("authorization", key.parse().expect("a header value"));
+        UsageServiceClient::new(connect().await).create_usage(request).await
+    };
+    create(&own).await.expect("stored");
+    let mut endless = connect().await;
+    let mut calls = Vec::new();
+    // 4 KiB and its headers each, of a share of 512 KiB
+    for _ in 0..150 {
+        let body = Full::new(bytes::Bytes::from_static(&[0, 0, 0, 0, 9]));
+        let body = tonic::body::Body::new(body.with_trailers(std::future::pending()));
+        let request = tonic::codegen::http::Request::builder()
+            .method("POST")
+            .uri("http://localhost/open_spanner.v1.UsageService/CreateUsage")
+            .header("content-type", "application/grpc")
+            .header("te", "trailers")
+            .header("authorization", own.header("authorization"));
+        std::future::poll_fn(|context| endless.poll_ready(context)).await.expect("ready");
+        calls.push(tokio::spawn(endless.call(request.body(body).expect("a request"))));
+    }
+    tokio::time::sleep(Duration::from_millis(1_000)).await;
+    let late = tokio::time::timeout(Duration::from_secs(2), create(&own)).await;
+    assert!(late.is_err(), "no room is left in the share: {late:?}");
+    create(&other).await.expect("stored");
+    calls.iter().for_each(|call| call.abort());
 }
 
 /// A KiB on the wire, a MiB unpacked, dozens decoded: on many streams that stay open at once. Another workspace writes.
