@@ -8,6 +8,7 @@ mod messages;
 mod observe;
 mod parts;
 pub mod pb;
+mod turns;
 mod usage;
 pub(crate) mod weight;
 

@@ -23,6 +23,7 @@ use tonic::server::NamedService;
 use crate::app::App;
 use crate::auth::Caller;
 use crate::error::{Error, Result};
+use crate::grpc::turns::Turns;
 use crate::grpc::{ApiKeyAuth, messages, status, weight};
 use crate::logging::spans;
 use crate::net::Peer;
@@ -204,6 +205,7 @@ where
 #[derive(Clone)]
 pub struct Decoder {
     threads: Arc<Threads>,
+    turns: Turns,
     in_flight: Budget,
     decoding: Budget,
     /// What one message may weigh.
@@ -234,7 +236,8 @@ impl Decoder {
             .map_err(Error::internal)?;
         let bytes = largest.saturating_mul(DECODED_MESSAGES);
         let (decoding, heaviest) = (Budget::new(bytes), bytes / 2);
-        Ok(Decoder { threads: Arc::new(Threads(Some(runtime))), in_flight, decoding, heaviest })
+        let (threads, turns) = (Arc::new(Threads(Some(runtime))), Turns::new(count));
+        Ok(Decoder { threads, turns, in_flight, decoding, heaviest })
     }
 
     async fn call<S>(
@@ -260,19 +263,27 @@ impl Decoder {
         let size = if is_packed { unpacked_size(&message, limit)? } else { message.len() };
         let mut room = self.decoding.room(tenant);
         room.grow_within(ROOM_TIMEOUT, size).await.map_err(status)?;
-        let heaviest = self.heaviest;
+        let (heaviest, turns) = (self.heaviest, self.turns.clone());
         let work = async move {
+            let turn = turns.take(tenant).await;
             let message = if is_packed { unpack(&message, size)? } else { message };
             drop(in_flight);
             let weight = weight::decoded(message.get(PREFIX_BYTES..).unwrap_or_default());
+            // nobody waits for room in a turn: those who have it may wait for theirs
+            drop(turn);
             if weight > heaviest {
                 return Err(Status::resource_exhausted(
                     "the message holds too many values: send fewer events in one",
                 ));
             }
             room.grow_within(ROOM_TIMEOUT, weight.saturating_sub(size)).await.map_err(status)?;
-            let request = Request::from_parts(parts, Body::new(Full::new(message)));
-            let response = forward(service, request).await;
+            let turn = turns.take(tenant).await;
+            // the library lets go of a body when its message is decoded
+            let body = Full::new(message).map_frame(move |frame| {
+                let _until_decoded = &turn;
+                frame
+            });
+            let response = forward(service, Request::from_parts(parts, Body::new(body))).await;
             drop(room);
             Ok(response)
         };
