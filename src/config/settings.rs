@@ -248,7 +248,7 @@ pub const TABLE: &[Group] = &[
         row("CONSUMPTION_DECISION_RETENTION", "720h",  Duration,           "age at which consumption decisions are deleted"),
         row("IDEMPOTENCY_KEY_RETENTION",      "0",     DurationOrZero,     "how long a key is known after its event came, a day at least; 0: for ever. What is sent again later counts again"),
         row("AUDIT_RETENTION",                "17520h", DurationOrZero,    "age at which rows of the audit trail are deleted; 0: never"),
-        row("OPERATIONAL_HISTORY_RETENTION",  "720h",  Duration,           "age at which finished runs and deliveries, exports and links that have ended are deleted"),
+        row("OPERATIONAL_HISTORY_RETENTION",  "720h",  Duration,           "age at which finished runs and deliveries, and exports, links and invitations that have ended are deleted"),
         row("OPERATIONAL_HISTORY_INTERVAL",   "1h",    Duration,           "time between two such deletions"),
         row("OPERATIONAL_HISTORY_TIMEOUT",    "5m",    Duration,           "longest such deletion"),
         row("OPERATIONAL_HISTORY_BATCH_SIZE", "1000",  Integer(1, 10_000), "rows deleted at a time"),

@@ -28,6 +28,8 @@ pub enum Kind {
     Export,
     /// Neither accepted nor revoked.
     Invitation,
+    /// Whatever became of them, until they are cleaned up.
+    AnyInvitation,
     /// Of a workspace.
     Member,
     /// Those that have ended too, until they are cleaned up.
@@ -45,7 +47,7 @@ impl Kind {
             Kind::Member => 1_000,
             // whoever rotates a thousand keys each week gets there in two years
             Kind::SubjectLink | Kind::AnyApiKey => 100_000,
-            Kind::StoredQuery => 10_000,
+            Kind::StoredQuery | Kind::AnyInvitation => 10_000,
             Kind::PlanLimit => 20_000,
         }
     }
@@ -67,6 +69,7 @@ impl Kind {
             Kind::Invitation => {
                 "invitations WHERE workspace_id = $1 AND accepted_at IS NULL AND revoked_at IS NULL"
             }
+            Kind::AnyInvitation => "invitations WHERE workspace_id = $1",
             Kind::Member => "memberships WHERE workspace_id = $1",
             Kind::SubjectLink => "subject_links WHERE workspace_id = $1",
             Kind::StoredQuery => "stored_queries WHERE workspace_id = $1",
@@ -85,6 +88,7 @@ impl Kind {
             Kind::SavedQuery => "saved queries",
             Kind::Export => "exports that are queued or running",
             Kind::Invitation => "open invitations",
+            Kind::AnyInvitation => "invitations, those of the last weeks included",
             Kind::Member => "members",
             Kind::SubjectLink => "links of subjects, those that ended lately included",
             Kind::StoredQuery => "short addresses of views",

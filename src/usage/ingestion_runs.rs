@@ -123,14 +123,17 @@ pub enum HistoryTable {
     ExpiredExports,
     /// Links of subjects that were revoked, or whose time is over.
     EndedLinks,
+    /// Whatever became of them: none can be accepted for longer than a week.
+    PastInvitations,
 }
 
 impl HistoryTable {
-    pub const ALL: [HistoryTable; 4] = [
+    pub const ALL: [HistoryTable; 5] = [
         HistoryTable::IngestionRuns,
         HistoryTable::DeliveredAlerts,
         HistoryTable::ExpiredExports,
         HistoryTable::EndedLinks,
+        HistoryTable::PastInvitations,
     ];
 
     pub fn name(self) -> &'static str {
@@ -139,6 +142,7 @@ impl HistoryTable {
             HistoryTable::DeliveredAlerts => "alert_deliveries",
             HistoryTable::ExpiredExports => "export_jobs",
             HistoryTable::EndedLinks => "subject_links",
+            HistoryTable::PastInvitations => "invitations",
         }
     }
 }
@@ -168,6 +172,9 @@ pub fn delete_past(
         HistoryTable::EndedLinks => {
             "DELETE FROM subject_links WHERE id IN (
                  SELECT id FROM subject_links WHERE revoked_at < $1 OR expires_at < $1 LIMIT $2)"
+        }
+        HistoryTable::PastInvitations => {
+            "DELETE FROM invitations WHERE id IN (SELECT id FROM invitations WHERE expires_at < $1 LIMIT $2)"
         }
     };
     Ok(sql_query(text).bind::<BigInt, _>(before.0).bind::<BigInt, _>(limit).execute(conn)?)

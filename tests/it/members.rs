@@ -11,6 +11,7 @@ on_both_databases!(
     somebody_is_invited_and_joins,
     invitations_that_cannot_be_accepted,
     an_invitation_is_accepted_once_and_by_its_address,
+    past_invitations_are_forgotten_after_a_while,
     a_role_is_felt_at_once_by_keys_and_sessions,
     a_removed_member_has_nothing_left,
     keys_of_a_removed_member_can_stay,
@@ -115,6 +116,37 @@ async fn somebody_is_invited_and_joins(database: Database) {
     assert_eq!(places["items"].as_array().expect("a list").len(), 2);
     let preview = server.client().get(&format!("/v1/auth/workspace-invitations/{token}")).await.json(200);
     assert_eq!(preview["status"], json!("accepted"));
+}
+
+/// Whatever became of them.
+async fn past_invitations_are_forgotten_after_a_while(database: Database) {
+    let settings = [
+        ("OPEN_SPANNER_OPERATIONAL_HISTORY_RETENTION", "1h"),
+        ("OPEN_SPANNER_OPERATIONAL_HISTORY_INTERVAL", "100ms"),
+        ("OPEN_SPANNER_OPERATIONAL_HISTORY_BATCH_SIZE", "2"),
+    ];
+    let server = Server::start_with(&database, &settings);
+    let host = Person::new(&server).await;
+    for name in ["open", "lately", "past", "revoked", "accepted"] {
+        host.invite(&format!("{name}@example.com"), "viewer").await.expect(201);
+    }
+    let lately = open_spanner::metering::time::Timestamp::now().0 - 60_000_000;
+    for (name, change) in [
+        ("lately", format!("expires_at = {lately}")),
+        ("past", "expires_at = 1".to_owned()),
+        ("revoked", "expires_at = 1, revoked_at = 1".to_owned()),
+        ("accepted", "expires_at = 1, accepted_at = 1".to_owned()),
+    ] {
+        database.execute(&format!("UPDATE invitations SET {change} WHERE email = '{name}@example.com'"));
+    }
+    let end = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    while database.count("invitations") > 2 {
+        assert!(std::time::Instant::now() < end, "{} left", database.count("invitations"));
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    let left = database.lines("SELECT email AS line FROM invitations ORDER BY email");
+    assert_eq!(left, ["lately@example.com", "open@example.com"]);
 }
 
 async fn invitations_that_cannot_be_accepted(database: Database) {

@@ -192,6 +192,7 @@ CREATE TABLE invitations (
     created_at INTEGER NOT NULL
 ) STRICT;
 CREATE INDEX invitations_workspace ON invitations (workspace_id, created_at);
+CREATE INDEX invitations_expiry ON invitations (expires_at);
 CREATE UNIQUE INDEX invitations_open ON invitations (workspace_id, email) WHERE accepted_at IS NULL AND revoked_at IS NULL;
 
 -- Links with which a customer sees the usage of one subject.

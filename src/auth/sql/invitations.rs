@@ -110,6 +110,7 @@ pub fn by_token(conn: &mut Conn, hash: &TokenHash) -> Result<Option<Invitation>,
 pub fn create(conn: &mut Conn, new: &NewInvitation, now: Timestamp) -> Result<Invitation, DbError> {
     refuse_member(conn, new)?;
     limits::check(conn, limits::Kind::Invitation, new.workspace_id)?;
+    limits::check(conn, limits::Kind::AnyInvitation, new.workspace_id)?;
     diesel::update(invitations::table)
         .filter(invitations::workspace_id.eq(new.workspace_id))
         .filter(invitations::email.eq(&new.email))
