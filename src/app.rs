@@ -51,6 +51,8 @@ pub struct App {
     pub bodies: Budget,
     /// Room for events of streams, from when they are read until they are stored.
     pub streams: Budget,
+    /// Room for answers that their callers have not read yet.
+    pub answers: Budget,
 }
 
 impl App {

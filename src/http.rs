@@ -35,6 +35,7 @@ pub mod short_links;
 pub mod stats;
 pub mod subjects;
 pub mod system;
+mod unread;
 pub mod usage;
 pub mod usage_events;
 
@@ -42,6 +43,7 @@ use actix_web::HttpRequest;
 
 pub use gate::gate;
 pub use routes::{Door, Endpoint, Reception, RoutePolicies, endpoints, page, routes};
+pub use unread::count_unread;
 
 /// The address of the peer, as far as the connection tells.
 pub fn peer(request: &HttpRequest) -> std::net::IpAddr {

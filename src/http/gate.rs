@@ -347,6 +347,7 @@ mod tests {
             readiness,
             wake,
             webhooks,
+            answers: bodies.clone(),
             bodies,
             streams,
         }

@@ -141,6 +141,23 @@ impl Room {
         tokio::time::timeout(time, self.grow(bytes)).await.map_err(|_| full())?
     }
 
+    /// The same, at once or not at all.
+    pub fn try_grow(&mut self, bytes: usize) -> Result<()> {
+        let most = self.budget.0.share_units.saturating_sub(self.units());
+        let units = bytes.div_ceil(UNIT_BYTES).min(most) as u32;
+        let take = |from: &Arc<Semaphore>| from.clone().try_acquire_many_owned(units);
+        let taken = take(&self.share.free).and_then(|own| Ok((own, take(&self.budget.0.total)?)));
+        let (own, common) = taken.map_err(|_| Error::unavailable("too many answers wait to be read"))?;
+        match &mut self.taken {
+            Some((own_taken, common_taken)) => {
+                own_taken.merge(own);
+                common_taken.merge(common);
+            }
+            None => self.taken = Some((own, common)),
+        }
+        Ok(())
+    }
+
     /// Gives back what is more than so many bytes take.
     pub fn shrink_to(&mut self, bytes: usize) {
         let Some((own, common)) = &mut self.taken else { return };

@@ -79,6 +79,7 @@ pub async fn run(config: Config) -> Result<()> {
         webhooks,
         bodies,
         streams,
+        answers: Budget::new(ANSWERS_BYTES),
     };
 
     let listener = config.http.addr.bind().map_err(|error| cannot_listen(&config.http.addr, error))?;
@@ -201,6 +202,9 @@ fn announce(kind: &'static str, listener: &TcpListener) {
     }
 }
 
+/// Answers that their callers have not read yet, over all of them; one workspace may have half.
+const ANSWERS_BYTES: usize = 256 << 20;
+
 /// Starts accepting at once, before the database is ready: until then all but health checks get 503.
 fn http_server(app: &App, limits: &Limits, listener: TcpListener) -> Result<net::http::Server> {
     let data = web::Data::new(app.clone());
@@ -209,6 +213,7 @@ fn http_server(app: &App, limits: &Limits, listener: TcpListener) -> Result<net:
         HttpApp::new()
             .app_data(data.clone())
             .app_data(demands.clone())
+            .wrap(from_fn(http::count_unread))
             .wrap(Compress::default())
             .wrap(from_fn(http::gate))
             .configure(|config| http::routes(config, dashboard::endpoints()))

@@ -429,6 +429,53 @@ fn packed_bodies_are_unpacked_within_the_room_of_a_workspace() {
     });
 }
 
+/// Whoever asks for large answers and reads none of them gets no more after a while; others do.
+#[test]
+fn answers_that_nobody_reads_have_their_share() {
+    run(async {
+        let database = Database::sqlite();
+        let server = Server::start(&database);
+        let (own, other) = (server.workspace().await, server.workspace().await);
+        let note = "x".repeat(60_000);
+        for workspace in [&own, &other] {
+            workspace.meter("m", "sum").await;
+            for _ in 0..5 {
+                let event = json!({"meter": "m", "subject": "s", "quantity": 1, "metadata": {"note": note}});
+                workspace.post("/v1/usages/bulk", &json!(vec![event; 100])).await.expect(201);
+            }
+        }
+        // 30 MB each
+        let path = "/v1/usageevents?limit=500";
+        let head = format!(
+            "GET {path} HTTP/1.1\r\nhost: x\r\nauthorization: {}\r\n\r\n",
+            own.header("authorization")
+        );
+        let mut unread = Vec::new();
+        for _ in 0..8 {
+            let mut connection = connect(server.http()).await;
+            connection.write_all(head.as_bytes()).await.expect("sent");
+            unread.push(connection);
+        }
+        let end = Instant::now() + Duration::from_secs(30);
+        let refused = loop {
+            let answer = own.get(path).await;
+            if answer.status == 503 {
+                break answer;
+            }
+            assert!(Instant::now() < end, "all is answered");
+        };
+        refused.try_again();
+        own.get("/v1/usageevents?limit=1").await.expect(200);
+        own.post("/v1/usages", &json!({"meter": "m", "subject": "s", "quantity": 1})).await.expect(201);
+        other.get(path).await.expect(200);
+        drop(unread);
+        let end = Instant::now() + Duration::from_secs(30);
+        while own.get(path).await.status != 200 {
+            assert!(Instant::now() < end, "the room is given back");
+        }
+    });
+}
+
 /// Who has no key is told so before any of the body is read.
 #[test]
 fn a_body_without_a_caller_is_not_read() {
