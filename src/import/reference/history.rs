@@ -12,7 +12,7 @@ use crate::import::sql::foreign::Kind::{Int, Text};
 use crate::import::sql::foreign::{Odd, Row, Table};
 use crate::import::sql::ours::{self, Columns, Put};
 use crate::metering::event::{self, InputQuantity, ledger_key};
-use crate::metering::stored::{Answered, StoredEvent, encode_replay};
+use crate::metering::stored::{self, StoredEvent, encode_replay};
 use crate::metering::time::Timestamp;
 use crate::retention::sql::PrunedMeter;
 
@@ -159,7 +159,7 @@ pub fn bulk(conn: &mut Conn, ids: &mut Ids, row: &Row) -> Result<Put, Refusal> {
     let kept = |list: Option<Vec<Answered>>| -> Result<String, Refusal> {
         let list: Result<Vec<StoredEvent>, Odd> =
             list.unwrap_or_default().into_iter().map(Answered::stored).collect();
-        let answered = list?.into_iter().map(|event| Answered { place: None, event });
+        let answered = list?.into_iter().map(|event| stored::Answered { place: None, event });
         Ok(encode_replay(answered)?)
     };
     let columns: Columns = vec![
