@@ -101,6 +101,13 @@ pub fn in_throw_away_database(
     };
     let name = format!("open_spanner_verify_{}", crate::chance::name().simple());
     let mut conn = open(driver)?;
+    if !sql::may_create_databases(&mut conn).map_err(|fault| fault.into_error("backup::create_database"))? {
+        return Err(Error::new(
+            Code::Unusable,
+            "a backup is verified by restoring it into a database that is thrown away, and this role may not make one: say \
+             ALTER ROLE … CREATEDB, or set the DSN of a role that may, on any PostgreSQL server",
+        ));
+    }
     sql::create_database(&mut conn, &name).map_err(|fault| fault.into_error("backup::create_database"))?;
     let other = format!("{}{}dbname={name}", dsn.expose(), separator(dsn.expose()));
     let loaded = load_postgres(&other, file);

@@ -124,6 +124,14 @@ pub fn share_instant(conn: &mut Conn) -> Result<String, DbError> {
     Ok(name)
 }
 
+/// Whether the role of this connection may make a database.
+pub fn may_create_databases(conn: &mut Conn) -> Result<bool, DbError> {
+    let text =
+        "SELECT count(*) AS count FROM pg_roles WHERE rolname = current_user AND (rolcreatedb OR rolsuper)";
+    let Count { count } = diesel::sql_query(text).get_result(conn)?;
+    Ok(count > 0)
+}
+
 /// A new and empty database on the server.
 pub fn create_database(conn: &mut Conn, name: &str) -> Result<(), DbError> {
     Ok(conn.batch_execute(&format!("CREATE DATABASE {name} TEMPLATE template0 ENCODING 'UTF8'"))?)

@@ -163,6 +163,22 @@ async fn a_backup_goes_to_standard_output(database: Database) {
     on(&another(&database), &["restore", &name]).succeeded();
 }
 
+/// A role that serves, and backs up, need not be one that makes databases.
+#[test]
+fn verifying_says_that_the_role_may_make_no_database() {
+    let database = Database::postgres();
+    let app = crate::support::unique("app_role");
+    database.make(&format!("CREATE ROLE {app} LOGIN"));
+    on(&database, &["migrate", "--grant", &app]).succeeded();
+    let Database::Postgres { dsn, cluster, name } = database.clone() else { unreachable!("made above") };
+    let as_app = Database::Postgres { dsn: dsn.replace("postgres@", &format!("{app}@")), cluster, name };
+    let folder = tempfile::tempdir().expect("a directory");
+    let file = folder.path().join("backup").display().to_string();
+    on(&as_app, &["backup", &file]).succeeded();
+    ended(on(&as_app, &["backup", "verify", &file]), 2, "CREATEDB");
+    ended(on(&database, &["backup", "verify", &file]), 0, "whole");
+}
+
 #[test]
 fn backup_of_one_kind_is_not_restored_into_the_other() {
     run(async {
