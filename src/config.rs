@@ -145,6 +145,8 @@ pub struct Loaded {
     pub log_filter: String,
     /// Worth a line in the log: variables nobody reads, settings without effect.
     pub warnings: Vec<String>,
+    /// The settings that are not as they are by default, for the first line of the log. Secrets are only said to be set.
+    pub chosen: String,
 }
 
 /// A setting that cannot be used, as one line that names its variable.
@@ -257,7 +259,15 @@ fn resolve(
         let text = format!("# role: {role}\n{}{}", String::from_iter(warnings), values.print());
         return Err(Exit { code: 0, text });
     }
-    Ok(Loaded { config, command: cli.command, log_filter, warnings })
+    let chosen = chosen(&values.print());
+    Ok(Loaded { config, command: cli.command, log_filter, warnings, chosen })
+}
+
+/// Of the page of `--print-config` what is not as it is by default, on one line.
+fn chosen(page: &str) -> String {
+    let settings = page.lines().filter_map(|line| line.rsplit_once("  # "));
+    let chosen = settings.filter(|(_, origin)| *origin != "default").map(|(setting, _)| setting);
+    chosen.collect::<Vec<_>>().join(" ")
 }
 
 /// Settings that are half of a pair, which leaves something off that was probably meant to be on.

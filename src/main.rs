@@ -35,6 +35,9 @@ fn main() -> ExitCode {
     if let Some(command) = loaded.command {
         return ended(cli::run(&config, command));
     }
+    if !matches!(config.role, Role::Migrate(_)) {
+        introduce(config.role, &loaded.chosen);
+    }
     let result = match config.role {
         Role::Migrate(action) => migrate::run(&config, action),
         Role::Serve => block_on(serve::run(config)),
@@ -46,6 +49,13 @@ fn main() -> ExitCode {
         Role::Command(_) => Ok(()),
     };
     ended(result.map(|()| cli::Outcome::Done))
+}
+
+/// The first line of a process that stays: which program this is, where, and what it was told.
+fn introduce(role: Role, settings: &str) {
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let process = std::process::id();
+    log::info!(role = role.name(), version = config::VERSION, host = host.as_str(), process, settings; "starting");
 }
 
 fn ended(result: Result<cli::Outcome>) -> ExitCode {

@@ -12,7 +12,8 @@ use crate::support::{Database, Server, Worker, on_both_databases, program, run, 
 on_both_databases!(
     health_and_readiness,
     stopping_finishes_what_was_begun,
-    settings_are_shown_without_secrets
+    settings_are_shown_without_secrets,
+    the_first_line_says_what_runs
 );
 
 #[test]
@@ -143,7 +144,8 @@ fn second_server_on_one_sqlite_file_is_refused() {
         ];
         let second = program::run(&["serve"], &settings, directory.path());
         assert!(second.code.is_some_and(|code| code != 0), "{second:#?}");
-        let complaints: Vec<_> = second.stderr.lines().filter(|line| line.contains(&path)).collect();
+        let said = second.stderr.lines().filter(|line| line.starts_with("open-spanner: "));
+        let complaints: Vec<_> = said.filter(|line| line.contains(&path)).collect();
         assert_eq!(complaints.len(), 1, "one line names the file: {second:#?}");
         assert!(!second.stderr.contains("panicked"), "{second:#?}");
         server.client().get("/ready").await.expect(204);
@@ -204,6 +206,24 @@ async fn settings_are_shown_without_secrets(database: Database) {
         assert_ne!(failed.code, Some(0), "{failed:#?}");
         assert!(!format!("{failed:?}").contains("hush-hush"), "the password is hidden: {failed:#?}");
     }
+}
+
+async fn the_first_line_says_what_runs(database: Database) {
+    let server = Server::start_with(&database, &[("OPEN_SPANNER_CACHE_TTL", "1s")]);
+    let log = server.log();
+    let first = log.iter().find(|line| line.contains(r#""message":"starting""#));
+    let first = first.unwrap_or_else(|| panic!("no first line: {log:#?}"));
+    let version = concat!(env!("CARGO_PKG_VERSION"), " (");
+    for part in [r#""role":"serve""#, version, "OPEN_SPANNER_CACHE_TTL=1s"] {
+        assert!(first.contains(part), "{part}: {log:#?}");
+    }
+    // what is as by default is not worth a word
+    assert!(!first.contains("OPEN_SPANNER_INGESTION_"), "{first}");
+    let database_is_named = match &database {
+        Database::Sqlite { path, .. } => first.contains(&path.display().to_string()),
+        Database::Postgres { name, .. } => first.contains("=set (") && first.contains(name.as_str()),
+    };
+    assert!(database_is_named, "{first}");
 }
 
 #[test]
