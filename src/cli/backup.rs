@@ -65,7 +65,8 @@ fn pass_on(config: &Config, to: Option<&Path>) -> Result<Outcome> {
     if to.exists() {
         return Err(Error::conflict(format_args!("{} is there already", to.display())));
     }
-    let folder = tempfile::tempdir().map_err(Error::internal)?;
+    let folder = tempfile::tempdir()
+        .map_err(|error| Error::new(Code::Unusable, format!("no temporary folder can be made: {error}")))?;
     let file = folder.path().join("backup");
     let manifest = backup::create(&config.db.driver, &file)?;
     manifest.write(to)?;
