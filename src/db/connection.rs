@@ -234,7 +234,9 @@ fn attempt_each(
             continue;
         }
         if !matches!(fault, DbError::Rejected(_)) {
-            metrics::counter!("open_spanner_db_errors_total", "operation" => operation).increment(1);
+            let kind = fault.kind();
+            metrics::counter!("open_spanner_db_errors_total", "operation" => operation, "kind" => kind)
+                .increment(1);
         }
         return Err(fault.into_error(operation));
     }

@@ -59,6 +59,20 @@ impl Trouble {
         }
     }
 
+    /// A word for it, as a label of a metric.
+    fn kind(self) -> &'static str {
+        match self {
+            Trouble::Disconnected => "disconnected",
+            Trouble::Away => "away",
+            Trouble::ReadOnly => "read-only",
+            Trouble::Full => "full",
+            Trouble::Locked => "locked",
+            Trouble::Slow => "slow",
+            Trouble::Conflict => "conflict",
+            Trouble::Schema => "schema",
+        }
+    }
+
     fn of_state(state: SqlState) -> Option<Trouble> {
         Some(match state.as_str() {
             // ended by an operator, by a crash, or for having been idle
@@ -170,6 +184,11 @@ impl DbError {
             DbError::Replaced => Some(Trouble::Away),
             DbError::Rejected(_) => None,
         }
+    }
+
+    /// The same in a word, as a label of a metric.
+    pub(super) fn kind(&self) -> &'static str {
+        self.trouble().map_or("other", Trouble::kind)
     }
 
     /// Not the fault of the work: another try may do.
@@ -305,6 +324,13 @@ mod tests {
         ] {
             assert_eq!(trouble(code), want, "{code}");
         }
+    }
+
+    #[test]
+    fn kinds_for_metrics() {
+        assert_eq!(fault(DatabaseErrorKind::Unknown, "database is locked").kind(), "locked");
+        assert_eq!(DbError::NotStarted(Box::new(DbError::DeadlineExceeded)).kind(), "slow");
+        assert_eq!(fault(DatabaseErrorKind::UniqueViolation, "twice").kind(), "other");
     }
 
     #[test]

@@ -326,8 +326,11 @@ impl Store {
         let outcome = match done {
             Ok(done) => done.unwrap_or_else(|panic| Err(Error::internal(panic))),
             Err(_) => {
-                metrics::counter!("open_spanner_db_errors_total", "operation" => operation).increment(1);
-                Err(DbError::DeadlineExceeded.into_error(operation))
+                let fault = DbError::DeadlineExceeded;
+                let kind = fault.kind();
+                metrics::counter!("open_spanner_db_errors_total", "operation" => operation, "kind" => kind)
+                    .increment(1);
+                Err(fault.into_error(operation))
             }
         };
         if let Err(error) = &outcome {

@@ -76,7 +76,7 @@ pub const TABLE: &[Metric] = &[
     labelled("open_spanner_db_pool_waiting", Gauge, &["pool"], "Units of work that wait for a connection", &[]),
     labelled("open_spanner_db_query_duration_seconds", Histogram, &["operation"], "Time of a unit of work in the database", &[]),
     labelled("open_spanner_db_statements_total", Counter, &["operation"], "SQL statements", &[]),
-    labelled("open_spanner_db_errors_total", Counter, &["operation"], "Units of work that the database did not do", &[]),
+    labelled("open_spanner_db_errors_total", Counter, &["operation", "kind"], "Units of work that the database did not do, and why: disconnected, away, read-only, full, locked, slow, conflict, schema, other", &[]),
     labelled("open_spanner_db_views_total", Counter, &["from"], "Reads of usage, by what answered: the primary or a standby", &[&[("from", "primary")], &[("from", "replica")]]),
     plain("open_spanner_db_queries_refused_total", Counter, "Queries over the share of their workspace or key (429)"),
     labelled("open_spanner_unreadable_rows_total", Counter, &["table"], "Rows that hold what this version cannot read", &[]),
