@@ -48,6 +48,61 @@ async fn status_tells_pending_from_applied(database: Database) {
     }
 }
 
+/// What the version before would stumble over while it still runs, unless a line `-- contract: why not` stands above it.
+fn too_early(sql: &str) -> Vec<&str> {
+    const TAKEN_AWAY: [&str; 7] = [
+        "DROP TABLE",
+        "DROP COLUMN",
+        "RENAME ",
+        "SET NOT NULL",
+        "ALTER COLUMN",
+        "CREATE INDEX CONCURRENTLY",
+        "VACUUM",
+    ];
+    let mut before = "";
+    let mut found = Vec::new();
+    for line in sql.lines().map(str::trim).filter(|line| !line.is_empty()) {
+        let upper = line.to_uppercase();
+        let is_column = upper.contains("ADD COLUMN");
+        let is_needed = is_column && upper.contains("NOT NULL") && !upper.contains("DEFAULT");
+        let is_text = line.starts_with("--");
+        if !is_text
+            && !before.starts_with("-- contract: ")
+            && (is_needed || TAKEN_AWAY.iter().any(|words| upper.contains(words)))
+        {
+            found.push(line);
+        }
+        before = line;
+    }
+    found
+}
+
+#[test]
+fn later_migrations_leave_the_version_before_at_work() {
+    for (sql, wanted) in [
+        ("ALTER TABLE meters ADD COLUMN hue TEXT;", 0),
+        ("ALTER TABLE meters ADD COLUMN hue TEXT NOT NULL DEFAULT '';", 0),
+        ("ALTER TABLE meters ADD COLUMN hue TEXT NOT NULL;", 1),
+        ("-- nothing reads it since 0.3\nalter table meters drop column hue;", 1),
+        ("-- contract: nothing reads it since 0.3\nALTER TABLE meters DROP COLUMN hue;", 0),
+        ("ALTER TABLE meters RENAME TO gauges;\nCREATE TABLE x (id BIGINT);", 1),
+    ] {
+        assert_eq!(too_early(sql).len(), wanted, "{sql}");
+    }
+    for kind in ["sqlite", "postgres"] {
+        let folder = format!("{}/migrations/{kind}", env!("CARGO_MANIFEST_DIR"));
+        for entry in std::fs::read_dir(folder).expect("migrations").flatten() {
+            // the first makes everything
+            if entry.file_name().to_string_lossy().starts_with("0001_") {
+                continue;
+            }
+            let file = entry.path().join("up.sql");
+            let sql = std::fs::read_to_string(&file).expect("it can be read");
+            assert_eq!(too_early(&sql), Vec::<&str>::new(), "{}", file.display());
+        }
+    }
+}
+
 async fn up_down_up_is_the_same(database: Database) {
     migrate(&database, &[]).succeeded();
     let first = database.schema();
