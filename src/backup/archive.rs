@@ -1,6 +1,6 @@
 //! The files: copied from a database and brought back into one. PostgreSQL's own tools do it for PostgreSQL.
 
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -30,16 +30,17 @@ pub fn remove(file: &Path) {
 }
 
 pub fn copy_sqlite(driver: &Driver, to: &Path) -> Result<()> {
-    remove(to);
     let file = to.to_str().ok_or_else(|| Error::invalid("the name of the file is no UTF-8"))?;
     let mut conn = open(driver)?;
-    sql::copy_into(&mut conn, file).map_err(|fault| fault.into_error("backup::copy"))?;
-    for_owner_only(to)
+    make_for_owner(to)?;
+    sql::copy_into(&mut conn, file).map_err(|fault| fault.into_error("backup::copy"))
 }
 
-fn for_owner_only(file: &Path) -> Result<()> {
-    std::fs::set_permissions(file, std::fs::Permissions::from_mode(0o600))
-        .map_err(|error| cannot("write", file, &error))
+/// An empty file for no eyes but the owner's, from its first byte; what an earlier try left there goes.
+fn make_for_owner(file: &Path) -> Result<()> {
+    remove(file);
+    let made = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(file);
+    made.map(drop).map_err(|error| cannot("write", file, &error))
 }
 
 /// Puts a backup where no database is.
@@ -72,13 +73,13 @@ pub fn place_sqlite(driver: &Driver, file: &Path) -> Result<()> {
 /// Dumps one instant, and counts in the same.
 pub fn dump_postgres(driver: &Driver, dsn: &str, to: &Path) -> Result<Contents> {
     let mut conn = open(driver)?;
+    make_for_owner(to)?;
     let instant = sql::share_instant(&mut conn).map_err(|fault| fault.into_error("backup::instant"))?;
     let mut command = tool("pg_dump", dsn);
     command
         .args(["--format=custom", "--no-owner", "--no-privileges", "--snapshot", &instant, "--file"])
         .arg(to);
     run(command, "pg_dump")?;
-    for_owner_only(to)?;
     contents_of(&mut conn)
 }
 

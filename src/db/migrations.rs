@@ -121,12 +121,11 @@ fn too_old(driver: &Driver, found: &Found) -> Error {
     if is_migrating(driver) {
         return Error::new(Code::Unavailable, "the schema is being migrated by another process");
     }
-    let what = if found.is_empty() {
-        "the database has no schema yet"
-    } else {
-        "the schema is older than this version"
-    };
-    unusable(format!("{what}: run `open-spanner migrate` first, or start without --no-migrate"))
+    let what = if found.is_empty() { "has no schema yet" } else { "has a schema older than this version" };
+    let target = driver.target();
+    unusable(format!(
+        "the database {target} {what}: run `open-spanner migrate` first, or start without --no-migrate"
+    ))
 }
 
 /// Whether somebody else holds the migration lock.

@@ -137,6 +137,7 @@ async fn restore_overwrites_nothing(database: Database) {
     let other = folder.path().join("second").display().to_string();
     ended(on(&another(&database), &["backup", &other]), 2, "no schema");
     assert!(!Path::new(&other).exists());
+    ended(on(&database, &["backup", "/nowhere/at/all"]), 1, "cannot write /nowhere/at/all");
 }
 
 async fn a_backup_goes_to_standard_output(database: Database) {
