@@ -72,7 +72,7 @@ fn listeners(config: &Config) -> Finding {
         .is_ok_and(|addresses| addresses.iter().any(|address| !address.ip().is_loopback()));
     if is_public && config.auth.registration_enabled {
         let message = format!(
-            "anybody who reaches {} may register: set OPEN_SPANNER_REGISTRATION_ENABLED=false once you are in",
+            "anybody who reaches {} may register: set OPEN_SPANNER_REGISTRATION=invite, or closed, once you are in",
             config.http.addr
         );
         return finding(Warn, "listeners", message);

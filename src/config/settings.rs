@@ -145,7 +145,7 @@ pub const TABLE: &[Group] = &[
     ]),
     group("Sign-in", &[
         row("REGISTRATION",               "open", OneOf(&["open", "invite", "closed"]), "who may register: anybody, whoever has an invitation, nobody"),
-        row("REGISTRATION_ENABLED",       "true", Bool,       "false: nobody registers without an invitation"),
+        row("REGISTRATION_ENABLED",       "true", Bool,       "false: nobody registers, unless OPEN_SPANNER_REGISTRATION is invite"),
         row("PASSWORD_SIGN_IN",           "true", Bool,       "false: people sign in with a provider only"),
         row("SESSION_MAX_AGE",            "2160h", Duration,  "how long a sign-in lasts at most, however often it is refreshed"),
         row("SIGN_IN_DOMAINS",            "",     Text("DOMAINS"), "domains of addresses that may sign in with a provider, separated by commas; empty: all"),

@@ -343,7 +343,7 @@ async fn doctor_finds_what_is_wrong(database: Database) {
     let found = json(look());
     assert!(found.as_array().is_some_and(|found| found.len() >= 4), "{found}");
     // whoever may register, and whoever was given up
-    ended(on(&database, &["doctor"]), 3, "OPEN_SPANNER_REGISTRATION_ENABLED");
+    ended(on(&database, &["doctor"]), 3, "OPEN_SPANNER_REGISTRATION=invite");
     database.execute(
         "INSERT INTO dead_letters (id, workspace_id, queue, key, payload, attempts, last_error, created_at)
          VALUES ('1', 1, 'others', 'k', '{}', 3, 'broken', 1)",
