@@ -19,6 +19,7 @@ on_both_databases!(
     aggregations_print_what_they_say,
     quotas_print_what_they_say,
     alerts_print_what_they_say,
+    time_zones_print_what_they_say,
     exports_print_what_they_say
 );
 
@@ -153,6 +154,10 @@ async fn alerts_print_what_they_say(database: Database) {
     check_page("docs/alerts.md", &database, 5);
 }
 
+async fn time_zones_print_what_they_say(database: Database) {
+    check_page("docs/time-zones.md", &database, 1);
+}
+
 async fn exports_print_what_they_say(database: Database) {
     check_page("docs/exports.md", &database, 4);
 }
@@ -264,6 +269,49 @@ fn links_lead_somewhere() {
         }
     }
     assert!(wrong.is_empty(), "links that lead nowhere:\n{}", wrong.join("\n"));
+}
+
+/// The arguments of each call of the program that stands in code, fenced or indented.
+fn calls(text: &str) -> Vec<Vec<String>> {
+    let mut is_fenced = false;
+    let mut found = Vec::new();
+    for line in text.lines() {
+        if line.trim_start().starts_with("```") {
+            is_fenced = !is_fenced;
+        } else if is_fenced || line.starts_with("    ") {
+            found.extend(line.split(['|', ';', '&', '(']).filter_map(call));
+        }
+    }
+    found
+}
+
+fn call(part: &str) -> Option<Vec<String>> {
+    let (before, rest) = part.rsplit_once("open-spanner ")?;
+    let rest = rest.split([')', '`', '\\', '>', '#']).next()?;
+    let words = rest.split_whitespace().map(|word| word.trim_matches(['\'', '"']).to_owned());
+    let words: Vec<String> = words.collect();
+    let is_program = before.is_empty() || before.ends_with([' ', '/']);
+    // a container or a unit of that name is followed by an option, or by nothing
+    let is_command = words.first().is_some_and(|word| word.starts_with(|c: char| c.is_ascii_lowercase()));
+    (is_program && is_command).then_some(words)
+}
+
+#[test]
+fn its_calls_are_those_of_the_program() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let mut pages: Vec<PathBuf> = pages().iter().map(|page| Path::new("docs").join(page)).collect();
+    pages.extend(["README.md", "SECURITY.md"].map(PathBuf::from));
+    let mut count = 0;
+    for page in pages {
+        for call in calls(&read(&page)) {
+            // what stands before it is read before help is printed
+            let arguments: Vec<&str> = call.iter().map(String::as_str).chain(["-h"]).collect();
+            let run = program::run(&arguments, &[], directory.path());
+            assert_eq!(run.code, Some(0), "{}: {call:?}: {run:#?}", page.display());
+            count += 1;
+        }
+    }
+    assert!(count > 30, "{count} calls were found");
 }
 
 /// The codes that the source can answer: those of the table of codes, and parameters with a code of their own.
