@@ -1,10 +1,11 @@
 //! The one way in for usage: admission, a bounded queue, group commit, answers. REST, gRPC and the dashboard call
 //! [`Ingest::record`]. Writers take what waits while the last commit ran, so that load makes batches larger instead
-//! of queues longer; nobody waits for a timer. Workspaces take turns. No SQL here.
+//! of queues longer; nobody waits for a timer, but for a moment beside other servers (`pace`). Workspaces take turns. No SQL here.
 
 mod folding;
 pub mod insert;
 mod origin;
+mod pace;
 pub mod preview;
 mod queue;
 mod rate;
@@ -44,6 +45,7 @@ use crate::usage::ingestion_runs::{self, Refused};
 use crate::usage::key_conflicts::{self, KeyConflicts};
 use crate::usage::refused::{self, RefusedEvent};
 use folding::Folding;
+use pace::Pace;
 use queue::{Job, Queue, Waiting};
 use rate::RateLimit;
 use room::Room;
@@ -132,7 +134,7 @@ impl Ingest {
         let writers = if store.is_postgres() { settings.writers } else { 1 };
         // replicas that share a lane only wait for each other; SQLite has one writer
         let first_lane = if store.is_postgres() { chance::within(0..LANES) } else { 0 };
-        let start = |number: usize, jobs: Waiting, turn: Arc<Semaphore>| {
+        let start = |number: usize, jobs: Waiting, pace: Arc<Pace>| {
             let writer = Writer {
                 store: store.clone(),
                 jobs,
@@ -141,17 +143,17 @@ impl Ingest {
                 units_max: settings.batch_events,
                 wake: wake.clone(),
                 folding: folding.clone(),
-                turn,
+                pace,
             };
             tokio::spawn(writer.run())
         };
-        let turn = Arc::new(Semaphore::new(1));
+        let pace: Arc<Pace> = Arc::default();
         let mut handles: Vec<_> =
-            (0..writers).map(|number| start(number, jobs.clone(), turn.clone())).collect();
+            (0..writers).map(|number| start(number, jobs.clone(), pace.clone())).collect();
         let mut consumptions = Vec::with_capacity(writers);
         for number in writers..2 * writers {
             let (queue, jobs) = Queue::new();
-            handles.push(start(number, jobs, Arc::new(Semaphore::new(1))));
+            handles.push(start(number, jobs, Arc::default()));
             consumptions.push(queue);
         }
         let rate = (settings.rate_limit_events > 0)

@@ -324,6 +324,15 @@ pub fn users(conn: &mut Conn) -> QueryResult<usize> {
     Ok(holders(conn, IN_USE)?.len())
 }
 
+/// How many of them are servers, as far as their connections say so; none of SQLite, which has one.
+pub(super) fn servers(conn: &mut Conn) -> QueryResult<usize> {
+    let holders = if conn.is_postgres() { holders(conn, IN_USE)? } else { Vec::new() };
+    Ok(holders.iter().filter(|holder| holder.starts_with(SERVER)).count())
+}
+
+/// How the name of a server's connections begins (`postgres::call_process`).
+const SERVER: &str = "open-spanner/serve/";
+
 /// Takes back the newest `count` migrations, unless somebody uses the database; returns their versions.
 pub fn revert(driver: &Driver, count: u32) -> Result<Vec<String>> {
     let found = inspect::look(driver)?;

@@ -31,6 +31,8 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const UNASKED: Duration = Duration::from_secs(5);
 /// What a session was told when it began may have changed since.
 const CONNECTION_AGE: Duration = Duration::from_secs(10);
+/// By then the connection before this one is gone, and not taken for another server's.
+const ALONE_AFTER: Duration = Duration::from_secs(2);
 /// With less room than this on the disk of SQLite, writing is tried.
 const ROOM: u64 = 1 << 20;
 static TRIAL: [u8; 1 << 16] = [0; 1 << 16];
@@ -82,9 +84,15 @@ pub struct Signs {
     full: AtomicBool,
     locked: AtomicBool,
     read_only: AtomicBool,
+    /// Other servers work with the database.
+    others: AtomicBool,
 }
 
 impl Signs {
+    pub fn have_others(&self) -> bool {
+        self.others.load(Ordering::Relaxed)
+    }
+
     pub fn note(&self, trouble: Option<Trouble>) {
         let sign = match trouble {
             Some(Trouble::Full) => &self.full,
@@ -157,7 +165,15 @@ impl Readiness {
         let (asks, asked) = mpsc::sync_channel(1);
         let versions = inspect::versions(store.is_postgres())?;
         let gate = store.0.gate.clone();
-        let mut looker = Looker { driver: driver.clone(), gate, check, versions, conn: None, mark: None };
+        let mut looker = Looker {
+            driver: driver.clone(),
+            gate,
+            check,
+            versions,
+            conn: None,
+            mark: None,
+            has_counted: false,
+        };
         // before anybody may take the database for unused
         looker.look_at_database().map_err(|obstacle| Error::new(Code::Unavailable, obstacle.message))?;
         let seen = self.0.seen.clone();
@@ -219,6 +235,8 @@ struct Looker {
     conn: Option<(Conn, Instant)>,
     /// On SQLite, the file that says that the database is in use.
     mark: Option<File>,
+    /// Whether this connection has seen who else is there.
+    has_counted: bool,
 }
 
 #[derive(QueryableByName)]
@@ -261,8 +279,21 @@ impl Looker {
         {
             // the old one is closed after the new one has marked the database as in use
             self.conn = Some((self.connect()?, clock::moment()));
+            self.has_counted = false;
         }
-        let Some((conn, _)) = &mut self.conn else { return Ok(()) };
+        let Some((conn, opened)) = &mut self.conn else { return Ok(()) };
+        if !self.has_counted && clock::since(*opened) >= ALONE_AFTER {
+            self.has_counted = true;
+            let others = migrations::servers(conn)? > 0;
+            if self.gate.signs.others.swap(others, Ordering::Relaxed) != others {
+                let words = if others {
+                    "other servers use this database too"
+                } else {
+                    "no other server uses it now"
+                };
+                log::info!("{words}");
+            }
+        }
         let state = match conn {
             Conn::Postgres(conn) => postgres_state(conn, &self.versions)?,
             Conn::Sqlite(conn) => sqlite_state(conn, &self.versions)?,

@@ -96,6 +96,11 @@ impl Store {
         self.0.postgres && cluster::is_distributed()
     }
 
+    /// Whether other servers work with the database too, as of some seconds ago.
+    pub fn has_others(&self) -> bool {
+        self.0.gate.signs.have_others()
+    }
+
     /// What other servers are told.
     pub fn changes(&self) -> &Arc<Changes> {
         &self.0.changes

@@ -78,6 +78,11 @@ impl Waiting {
         self.pop()
     }
 
+    /// How many wait now.
+    pub fn count(&self) -> usize {
+        self.tokens.len()
+    }
+
     /// `None` when none waits now.
     pub fn try_next(&self) -> Option<Job> {
         self.tokens.try_recv().ok()?;

@@ -3,14 +3,13 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::Semaphore;
-
 use crate::clock;
 use crate::db::Store;
 use crate::db::identity::{Link, PerEpoch};
 use crate::error::{Code, Error, Result};
 use crate::ingest::folding::Folding;
 use crate::ingest::insert::{self, Batch, Outcome, WriteCache};
+use crate::ingest::pace::Pace;
 use crate::ingest::queue::{Job, Waiting};
 use crate::jobs::worker::JobNotifier;
 
@@ -28,12 +27,14 @@ pub struct Writer {
     /// Of its own rollup rows.
     pub lane: i16,
     pub units_max: usize,
-    /// Held during a small commit, by one of the writers that share a queue.
-    pub turn: Arc<Semaphore>,
+    /// Shared by the writers of a queue.
+    pub pace: Arc<Pace>,
 }
 
 /// A commit has costs of its own: while another writer is at a small one, a group smaller than this waits and grows.
 const SMALL_EVENTS: usize = 24;
+/// The same where other servers keep the database busy meanwhile.
+const SMALL_BESIDE_OTHERS: usize = 96;
 /// But it does not wait for a writer that is kept up by somebody's lock.
 const TURN_WAIT: Duration = Duration::from_millis(20);
 
@@ -47,19 +48,50 @@ fn in_time(group: Vec<Job>) -> Vec<Job> {
     group
 }
 
+fn events(group: &[Job]) -> usize {
+    group.iter().map(|job| job.batch.events.len()).sum()
+}
+
 impl Writer {
     pub async fn run(self) {
-        while let Some(first) = self.jobs.next().await {
+        loop {
+            let has_others = self.store.has_others();
+            let gathering = if has_others { self.pace.gathering.acquire().await.ok() } else { None };
+            let Some(first) = self.jobs.next().await else { return };
+            let small = if has_others { SMALL_BESIDE_OTHERS } else { SMALL_EVENTS };
             let mut group = vec![first];
-            let _turn = if self.gather(&mut group) < SMALL_EVENTS {
-                let turn = tokio::time::timeout(TURN_WAIT, self.turn.acquire()).await;
+            let _turn = if self.gather(&mut group) < small {
+                self.pace.hold(group.len());
+                let turn = tokio::time::timeout(TURN_WAIT, self.pace.turn.acquire()).await;
+                self.pace.hold(0);
                 self.gather(&mut group);
+                if has_others {
+                    self.linger(&mut group, small).await;
+                }
                 Some(turn)
             } else {
                 None
             };
+            drop(gathering);
             self.commit(group).await;
         }
+    }
+
+    /// Waits a moment for those who were just answered.
+    async fn linger(&self, group: &mut Vec<Job>, small: usize) {
+        let Some((calls, time)) = self.pace.expected() else { return };
+        if group.len() >= calls || events(group) >= small {
+            return;
+        }
+        let end = clock::moment() + time;
+        while group.len() < calls && events(group) < small {
+            match tokio::time::timeout_at(end.into(), self.jobs.next()).await {
+                Ok(Some(job)) => group.push(job),
+                _ => break,
+            }
+            self.gather(group);
+        }
+        self.pace.came(group.len() >= calls || events(group) >= small);
     }
 
     /// Adds what waits, as far as one commit may hold it. Returns how many events the group has.
@@ -70,7 +102,7 @@ impl Writer {
             units += job.units;
             group.push(job);
         }
-        group.iter().map(|job| job.batch.events.len()).sum()
+        events(group)
     }
 
     async fn commit(&self, group: Vec<Job>) {
@@ -83,8 +115,10 @@ impl Writer {
         }
         let batches: Vec<Arc<Batch>> = group.iter().map(|job| job.batch.clone()).collect();
         let Some(deadline) = group.iter().map(|job| job.deadline).min() else { return };
+        let (began, calls) = (clock::moment(), group.len());
         match self.store_batches(batches, deadline).await {
             Ok(outcomes) => {
+                self.pace.committed(calls, self.jobs.count(), clock::since(began));
                 for (job, outcome) in group.into_iter().zip(outcomes) {
                     job.answer(Ok(outcome));
                 }

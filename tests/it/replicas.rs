@@ -111,3 +111,39 @@ fn what_somebody_may_not_any_more_they_may_nowhere() {
         soon("a sign-out", ask, |answer| answer.status == 401).await;
     });
 }
+
+#[test]
+fn servers_notice_each_other() {
+    run(async {
+        let database = Database::postgres();
+        let first = Server::start(&database);
+        let mut second = Server::start_to_be_restarted(&database);
+        let noticed = async |words: &str| {
+            let end = Instant::now() + Duration::from_secs(40);
+            while !first.log().iter().any(|line| line.contains(words)) {
+                assert!(Instant::now() < end, "{words}: {:?}", first.log());
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        };
+        noticed("other servers use this database too").await;
+        // callers who come at once and again, beside another server: groups are waited for
+        let ws = first.workspace().await;
+        ws.meter("m", "sum").await;
+        let writers = (0..16).map(|writer| {
+            let client = ws.key.clone();
+            tokio::spawn(async move {
+                for n in 0..20 {
+                    let event = json!({"meter": "m", "subject": "s", "quantity": 1, "timestamp": "2026-06-01T12:00:00Z",
+                                       "idempotency_key": format!("{writer}-{n}")});
+                    client.post("/v1/usages", &event).await.expect(201);
+                }
+            })
+        });
+        for writer in writers.collect::<Vec<_>>() {
+            writer.await.expect("all are answered");
+        }
+        assert_eq!(ws.total("m").await, "320");
+        second.terminate();
+        noticed("no other server uses it now").await;
+    });
+}
