@@ -23,19 +23,31 @@ pub fn is_distributed() -> bool {
 }
 
 /// Tables, the column that says on which node a row lies, and the table whose rows of the same value lie beside it.
-const LAYOUT: [(&str, &str, &str); 6] = [
+/// A row of `ingestion_runs` may come with each event, but goes soon; on a node of its own it would be one more that a commit
+/// needs.
+const LAYOUT: [(&str, &str, &str); 5] = [
     ("events", "subject_id", "none"),
     ("subject_days", "subject_id", "events"),
     ("idempotency_keys", "key", "none"),
     ("bulk_replays", "key", "idempotency_keys"),
     ("consumption_decisions", "key", "idempotency_keys"),
-    ("ingestion_runs", "id", "none"),
 ];
 
-/// Settings of Citus that decide what a commit costs: connections to nodes are kept, and a statement takes one for each
-/// node instead of one for each shard.
-const SETTINGS: [(&str, &str); 2] =
-    [("citus.max_cached_conns_per_worker", "16"), ("citus.max_adaptive_executor_pool_size", "1")];
+/// A setting of Citus, the value it should have, and what any other does.
+type Setting = (&'static str, &'static str, &'static str);
+
+/// Connections to nodes are kept, a statement takes one for each node instead of one for each shard, and a node that is gone
+/// is given up before callers are.
+const SETTINGS: [Setting; 3] = [
+    ("citus.max_cached_conns_per_worker", "16", "makes commits slow"),
+    ("citus.max_adaptive_executor_pool_size", "1", "makes commits slow"),
+    ("citus.node_connection_timeout", "2000", "decides how long a node that is gone holds up the others"),
+];
+
+/// One for the whole server, which is told of and never changed: until then what was stored lies prepared on a node that
+/// was away at the end of a commit, where no query sees it and its keys are locked.
+const RECOVERY: Setting =
+    ("citus.recover_2pc_interval", "1000", "decides when what a node missed is seen again");
 
 #[derive(QueryableByName)]
 struct Answer {
@@ -44,7 +56,7 @@ struct Answer {
 }
 
 #[derive(QueryableByName)]
-struct Setting {
+struct Value {
     #[diesel(sql_type = Text)]
     value: String,
     #[diesel(sql_type = Bool)]
@@ -92,7 +104,7 @@ fn nodes(conn: &mut PgConnection) -> QueryResult<Nodes> {
     .get_result(conn)
 }
 
-fn setting(conn: &mut PgConnection, name: &str) -> QueryResult<Setting> {
+fn value_of(conn: &mut PgConnection, name: &str) -> QueryResult<Value> {
     let text = "SELECT setting AS value, source <> 'default' AS is_chosen FROM pg_settings WHERE name = $1";
     sql_query(text).bind::<Text, _>(name).get_result(conn)
 }
@@ -144,8 +156,15 @@ fn lay_out(conn: &mut PgConnection) -> QueryResult<Vec<String>> {
         said.push(format!("{table} lies on the nodes by {column}"));
         leave_no_copy(conn, table)?;
     }
-    for (name, wanted) in SETTINGS {
+    for (name, wanted, _) in SETTINGS {
         said.push(set(conn, name, wanted)?);
+    }
+    let (name, wanted, _) = RECOVERY;
+    let Value { value, .. } = value_of(conn, name)?;
+    if value != wanted {
+        said.push(format!(
+            "{name} is {value}: ALTER SYSTEM SET {name} = {wanted} on the coordinator is advised"
+        ));
     }
     Ok(said)
 }
@@ -157,7 +176,7 @@ fn leave_no_copy(conn: &mut PgConnection, table: &str) -> QueryResult<()> {
 
 /// For the database, unless somebody has chosen otherwise.
 fn set(conn: &mut PgConnection, name: &str, wanted: &str) -> QueryResult<String> {
-    let Setting { value, is_chosen } = setting(conn, name)?;
+    let Value { value, is_chosen } = value_of(conn, name)?;
     if value == wanted {
         return Ok(format!("{name} is {value} already"));
     }
@@ -192,10 +211,10 @@ pub(super) fn describe(conn: &mut PgConnection) -> QueryResult<()> {
         _ => log::warn!(version, nodes, local = local.join(", ").as_str(); 
                         "some tables do not lie on the nodes: run `open-spanner migrate --distribute` again"),
     }
-    for (name, wanted) in SETTINGS {
-        let Setting { value, .. } = setting(conn, name)?;
+    for (name, wanted, effect) in SETTINGS.into_iter().chain([RECOVERY]) {
+        let Value { value, .. } = value_of(conn, name)?;
         if value != wanted {
-            log::warn!(setting = name, value = value.as_str(), wanted; "a setting of Citus makes commits slow");
+            log::warn!(setting = name, value = value.as_str(), wanted; "a setting of Citus {effect}");
         }
     }
     Ok(())

@@ -114,3 +114,70 @@ fn nothing_is_lost_or_doubled_when_a_node_is_killed() {
         assert_eq!((database.count("events"), database.count("idempotency_keys")), (30, 30));
     });
 }
+
+/// The ports of the nodes that an event lies on: that of its subject and that of its key.
+fn nodes_of(database: &Database, key: &str) -> Vec<String> {
+    let found = database.lines(&format!(
+        "SELECT subject_id::text || ' ' || encode(id, 'hex') AS line FROM events WHERE idempotency_key = '{key}'"
+    ));
+    let (subject, id) = found[0].split_once(' ').expect("both");
+    let ledger_key = database
+        .lines(&format!(
+            "SELECT encode(key, 'hex') AS line FROM idempotency_keys WHERE event_id = decode('{id}', 'hex')"
+        ))
+        .remove(0);
+    let place = |table: &str, value: &str| {
+        database
+            .lines(&format!(
+                "SELECT n.nodeport::text AS line FROM pg_dist_placement p JOIN pg_dist_node n ON n.groupid = p.groupid
+                 WHERE p.shardid = get_shard_id_for_distribution_column('{table}', {value})"
+            ))
+            .remove(0)
+    };
+    vec![
+        place("events", &format!("{subject}::bigint")),
+        place("idempotency_keys", &format!("decode('{ledger_key}', 'hex')")),
+    ]
+}
+
+#[test]
+fn a_node_that_is_away_stops_its_share_and_no_more() {
+    run(async {
+        let test = "cluster::a_node_that_is_away_stops_its_share_and_no_more";
+        let Some(database) = Database::over_own_nodes(test) else { return };
+        database.distribute().succeeded();
+        let Database::Postgres { cluster, .. } = &database else { return };
+        let Home::Nodes(nodes) = &**cluster else { return };
+        let server = Server::start(&database);
+        let ws = server.workspace().await;
+        ws.meter("m", "sum").await;
+        for n in 0..10 {
+            stored_at_last(&ws, &format!("before{n}"), &format!("s{n}")).await;
+        }
+        nodes.nodes[0].kill();
+        let mut stored = Vec::new();
+        for n in 0..30 {
+            let answer = ws.post("/v1/usages", &event(&format!("while{n}"), &format!("s{}", n % 10))).await;
+            assert!([201, 503].contains(&answer.status), "{} {}", answer.status, answer.text);
+            stored.push(answer.status == 201);
+        }
+        // what is counted does not need the node
+        let accepted = stored.iter().filter(|stored| **stored).count();
+        assert_eq!(ws.get(DAY).await.json(200)[0]["quantity"], 10 + accepted);
+        ws.get("/v1/usageingestions").await.expect(200);
+        nodes.nodes[0].start();
+        for n in 0..30 {
+            stored_at_last(&ws, &format!("while{n}"), &format!("s{}", n % 10)).await;
+        }
+        assert_eq!(ws.get(DAY).await.json(200)[0]["quantity"], 40);
+        let (_, port) = nodes.nodes[0]
+            .address()
+            .split_once(':')
+            .map(|(h, p)| (h.to_owned(), p.to_owned()))
+            .expect("both");
+        for (n, was_stored) in stored.into_iter().enumerate() {
+            let needed = nodes_of(&database, &format!("while{n}"));
+            assert_eq!(was_stored, !needed.contains(&port), "while{n} needed {needed:?}, {port} was away");
+        }
+    });
+}

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
 use crate::support::client::NOON;
+use crate::support::database::Home;
 use crate::support::{Client, Database, Server, Workspace, on_both_databases, run};
 
 on_both_databases!(server_killed_during_writes);
@@ -290,6 +291,65 @@ fn postgres_frozen_during_writes() {
             writer.await.expect("the writer saw no contradiction");
         }
         the_trail_is_whole(&database, &ledger);
+        send_all_again_and_compare(&workspace, &ledger, &database).await;
+    });
+}
+
+/// Ends a connection that is at work, if there is one: whatever it was doing is left there.
+fn cut_off(cluster: &crate::support::postgres::Cluster, database: &str, whose: &str) {
+    cluster.lines(
+        database,
+        &format!(
+            "SELECT pg_terminate_backend(pid)::text AS line FROM (
+                 SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()
+                     AND application_name LIKE '{whose}%' ORDER BY state = 'idle', random() LIMIT 1) one"
+        ),
+    );
+}
+
+/// A commit over several nodes is left at any of its points: by a node, by the coordinator, within a statement, between two
+/// of them, prepared here and not there, committed here and not there. In the end each event is there once.
+#[test]
+fn nodes_cut_off_during_writes() {
+    run(async {
+        let Some(database) = Database::over_own_nodes("crash::nodes_cut_off_during_writes") else { return };
+        database.distribute().succeeded();
+        let Database::Postgres { cluster, name, .. } = &database else { return };
+        let Home::Nodes(nodes) = &**cluster else { return };
+        let server = Server::start(&database);
+        let workspace = server.workspace().await;
+        workspace.meter("load", "sum").await;
+        let ledger = Arc::new(Ledger::default());
+        let writers = start_writers(&workspace.key, &ledger, Trouble::MustBeAnswered);
+        for round in 0..48_u64 {
+            until_acknowledged(&ledger, ledger.acknowledged_count() + 5).await;
+            tokio::time::sleep(Duration::from_millis(round * 7 % 31)).await;
+            match round % 12 {
+                3 => {
+                    nodes.nodes[0].kill();
+                    tokio::time::sleep(Duration::from_millis(300)).await;
+                    nodes.nodes[0].start();
+                }
+                9 => {
+                    nodes.coordinator.kill();
+                    nodes.coordinator.start();
+                }
+                one if one % 3 == 0 => cut_off(&nodes.coordinator, name, "open-spanner"),
+                one => cut_off(&nodes.nodes[one as usize % 2], name, "citus_internal"),
+            }
+        }
+        until_ready(&server).await;
+        ledger.stop.store(true, Ordering::Relaxed);
+        for writer in writers {
+            writer.await.expect("the writer saw no contradiction");
+        }
+        // what a node missed is finished, in whatever way the coordinator decided
+        let end = Instant::now() + Duration::from_secs(60);
+        let prepared = "SELECT gid AS line FROM pg_prepared_xacts";
+        while nodes.nodes.iter().any(|node| !node.lines(name, prepared).is_empty()) {
+            assert!(Instant::now() < end, "what was prepared is not finished");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
         send_all_again_and_compare(&workspace, &ledger, &database).await;
     });
 }

@@ -37,6 +37,7 @@ const CITUS: &[&str] = &[
     "max_prepared_transactions=300",
     "max_worker_processes=64",
     "citus.shard_count=8",
+    "citus.recover_2pc_interval=1000",
 ];
 
 /// What `localedef` makes a locale of; not every system has them.
