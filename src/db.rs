@@ -20,6 +20,7 @@ pub mod limits;
 pub mod migrations;
 mod observe;
 pub mod partial;
+pub mod placement;
 pub mod pool;
 mod postgres;
 pub mod prepared;
@@ -40,7 +41,7 @@ use diesel::{PgConnection, SqliteConnection};
 
 use crate::config::{Db, Driver};
 use crate::error::{Error, Result};
-pub use error::{DbError, Trouble, is_slow};
+pub use error::{DbError, Trouble, is_away, is_slow};
 use error::{failed, failed_by};
 use identity::Link;
 pub use migrations::Wanted;

@@ -4,6 +4,7 @@
 
 mod folding;
 pub mod insert;
+mod nodes;
 mod origin;
 mod pace;
 pub mod preview;
@@ -45,6 +46,7 @@ use crate::usage::ingestion_runs::{self, Refused};
 use crate::usage::key_conflicts::{self, KeyConflicts};
 use crate::usage::refused::{self, RefusedEvent};
 use folding::Folding;
+use nodes::Nodes;
 use pace::Pace;
 use queue::{Job, Queue, Waiting};
 use rate::RateLimit;
@@ -131,6 +133,7 @@ impl Ingest {
         let (queue, jobs) = Queue::new();
         let known: Arc<PerEpoch<WriteCache>> = Arc::default();
         let folding = Arc::new(Folding::new(settings.settle_after));
+        let nodes: Arc<Nodes> = Arc::default();
         let writers = if store.is_postgres() { settings.writers } else { 1 };
         // replicas that share a lane only wait for each other; SQLite has one writer
         let first_lane = if store.is_postgres() { chance::within(0..LANES) } else { 0 };
@@ -144,6 +147,7 @@ impl Ingest {
                 wake: wake.clone(),
                 folding: folding.clone(),
                 pace,
+                nodes: nodes.clone(),
             };
             tokio::spawn(writer.run())
         };

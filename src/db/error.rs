@@ -234,6 +234,11 @@ impl DbError {
     }
 }
 
+/// Whether that is what a caller of [`crate::db::Store`] is told of a database, or a node of it, that is not there.
+pub fn is_away(error: &Error) -> bool {
+    error.code == Code::Unavailable && error.message == Error::unavailable(Trouble::Away.message()).message
+}
+
 /// Whether that is what a caller of [`crate::db::Store`] is told of work that took longer than it may.
 pub fn is_slow(error: &Error) -> bool {
     let says_so = || error.message == Error::unavailable(Trouble::Slow.message()).message;

@@ -1,20 +1,32 @@
 //! Group commit: a writer takes what waits, stores it in one transaction and answers each caller.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::clock;
-use crate::db::Store;
 use crate::db::identity::{Link, PerEpoch};
+use crate::db::placement::Node;
+use crate::db::{Store, is_away};
 use crate::error::{Code, Error, Result};
 use crate::ingest::folding::Folding;
 use crate::ingest::insert::{self, Batch, Outcome, WriteCache};
+use crate::ingest::nodes::{self, Nodes, Way};
 use crate::ingest::pace::Pace;
 use crate::ingest::queue::{Job, Waiting};
 use crate::jobs::worker::JobNotifier;
 
 pub fn late() -> Error {
     Error::unavailable("the database does not answer in time")
+}
+
+fn away() -> Error {
+    Error::unavailable("a node of the database does not answer")
+}
+
+/// Without keys it is not known of a call that failed whether it was stored after all.
+fn has_keys(batch: &Batch) -> bool {
+    batch.events.iter().all(|event| event.key.is_some())
 }
 
 /// One writer: takes what waits, commits it, answers.
@@ -29,6 +41,8 @@ pub struct Writer {
     pub units_max: usize,
     /// Shared by the writers of a queue.
     pub pace: Arc<Pace>,
+    /// Of a cluster.
+    pub nodes: Arc<Nodes>,
 }
 
 /// A commit has costs of its own: while another writer is at a small one, a group smaller than this waits and grows.
@@ -54,26 +68,27 @@ fn events(group: &[Job]) -> usize {
 
 impl Writer {
     pub async fn run(self) {
+        let writer = Arc::new(self);
         loop {
-            let has_others = self.store.has_others();
-            let gathering = if has_others { self.pace.gathering.acquire().await.ok() } else { None };
-            let Some(first) = self.jobs.next().await else { return };
+            let has_others = writer.store.has_others();
+            let gathering = if has_others { writer.pace.gathering.acquire().await.ok() } else { None };
+            let Some(first) = writer.jobs.next().await else { return };
             let small = if has_others { SMALL_BESIDE_OTHERS } else { SMALL_EVENTS };
             let mut group = vec![first];
-            let _turn = if self.gather(&mut group) < small {
-                self.pace.hold(group.len());
-                let turn = tokio::time::timeout(TURN_WAIT, self.pace.turn.acquire()).await;
-                self.pace.hold(0);
-                self.gather(&mut group);
+            let _turn = if writer.gather(&mut group) < small {
+                writer.pace.hold(group.len());
+                let turn = tokio::time::timeout(TURN_WAIT, writer.pace.turn.acquire()).await;
+                writer.pace.hold(0);
+                writer.gather(&mut group);
                 if has_others {
-                    self.linger(&mut group, small).await;
+                    writer.linger(&mut group, small).await;
                 }
                 Some(turn)
             } else {
                 None
             };
             drop(gathering);
-            self.commit(group).await;
+            writer.commit(group).await;
         }
     }
 
@@ -105,13 +120,13 @@ impl Writer {
         events(group)
     }
 
-    async fn commit(&self, group: Vec<Job>) {
-        let mut group = in_time(group);
-        let events: usize = group.iter().map(|job| job.batch.events.len()).sum();
+    async fn commit(self: &Arc<Self>, group: Vec<Job>) {
+        let mut group = self.without_refused(in_time(group)).await;
+        let stored = events(&group);
         for job in &mut group {
             job.span.next_part("ingest commit");
             // those of all calls that are stored together
-            job.span.note(|notes| notes.number("open_spanner.commit.events", events as i64));
+            job.span.note(|notes| notes.number("open_spanner.commit.events", stored as i64));
         }
         let batches: Vec<Arc<Batch>> = group.iter().map(|job| job.batch.clone()).collect();
         let Some(deadline) = group.iter().map(|job| job.deadline).min() else { return };
@@ -126,49 +141,99 @@ impl Writer {
             Err(error) if group.len() == 1 => {
                 group.into_iter().for_each(|job| job.answer(Err(error.clone())));
             }
-            // one poisoned call must not fail its neighbours, nor one that needs a node that is away
-            Err(error) => {
-                for job in group {
-                    if error.code == Code::Unavailable && !self.may_do_alone(&job.batch) {
-                        job.answer(Err(error.clone()));
-                        continue;
-                    }
-                    let Some(job) = in_time(vec![job]).pop() else { continue };
-                    let result = self.store_batches(vec![job.batch.clone()], job.deadline).await;
-                    let outcome = result.and_then(|outcomes| {
-                        outcomes
-                            .into_iter()
-                            .next()
-                            .ok_or_else(|| Error::internal("a batch without an outcome"))
-                    });
-                    job.answer(outcome);
-                }
+            // one that needs a node that is away must not fail its neighbours, nor hold up those who come after
+            Err(error) if error.code == Code::Unavailable && self.store.is_distributed() => {
+                let (again, lost): (Vec<Job>, Vec<Job>) =
+                    group.into_iter().partition(|job| has_keys(&job.batch));
+                lost.into_iter().for_each(|job| job.answer(Err(error.clone())));
+                tokio::spawn(self.clone().store_each(again, true));
             }
+            // on one database all of them share the fate of the commit
+            Err(error) if error.code == Code::Unavailable => {
+                group.into_iter().for_each(|job| job.answer(Err(error.clone())));
+            }
+            // one poisoned call must not fail its neighbours
+            Err(_) => self.clone().store_each(group, false).await,
         }
     }
 
-    /// Whether a call of a group that could not be stored may be stored by itself: on one database all of them share its
-    /// fate. Without keys it is not known whether it was stored after all.
-    fn may_do_alone(&self, batch: &Batch) -> bool {
-        self.store.is_distributed() && batch.events.iter().all(|event| event.key.is_some())
+    /// Stores calls by themselves; `after_failure`: of a group, which may have lacked a node. What needs one that is known to
+    /// be away by then is refused.
+    async fn store_each(self: Arc<Self>, jobs: Vec<Job>, after_failure: bool) {
+        for job in jobs {
+            let Some(job) = in_time(vec![job]).pop() else { continue };
+            if after_failure && self.way(&job).await == Way::Refused {
+                job.answer(Err(away()));
+                continue;
+            }
+            let result = self.store_batches(vec![job.batch.clone()], job.deadline).await;
+            let outcome = result.and_then(|outcomes| {
+                outcomes.into_iter().next().ok_or_else(|| Error::internal("a batch without an outcome"))
+            });
+            job.answer(outcome);
+        }
+    }
+
+    /// The calls of a group that need no node which is away. Of the others one finds out now and then whether it is back.
+    async fn without_refused(self: &Arc<Self>, group: Vec<Job>) -> Vec<Job> {
+        if !self.store.is_distributed() {
+            return group;
+        }
+        let (mut together, mut alone) = (Vec::with_capacity(group.len()), Vec::new());
+        for job in group {
+            match self.way(&job).await {
+                Way::Together => together.push(job),
+                Way::Alone => alone.push(job),
+                Way::Refused => job.answer(Err(away())),
+            }
+        }
+        if !alone.is_empty() {
+            tokio::spawn(self.clone().store_each(alone, false));
+        }
+        together
+    }
+
+    async fn way(&self, job: &Job) -> Way {
+        let placement = self.nodes.placement(&self.store).await;
+        self.nodes.way(&nodes::needs(&placement, &job.batch), clock::moment())
     }
 
     async fn store_batches(&self, batches: Vec<Arc<Batch>>, deadline: Instant) -> Result<Vec<Outcome>> {
         let events: usize = batches.iter().map(|batch| batch.events.len()).sum();
         metrics::histogram!("open_spanner_ingest_batch_events").record(events as f64);
         let (known, lane) = (self.known.clone(), self.lane);
+        let began = clock::moment();
+        let noted = self.store.is_distributed().then(|| batches.clone());
         let insert = move |conn: &mut _, link: Link| {
             let known = known.of(link.epoch);
             let (outcomes, learned) = insert::insert(conn, link, &batches, lane, &known)?;
             Ok((outcomes, learned, known))
         };
-        let (outcomes, mut learned, known) =
-            self.store.write_before(deadline, "events::insert", insert).await?;
+        let result = self.store.write_before(deadline, "events::insert", insert).await;
+        // let go of before anybody is answered: callers make their answers of the events themselves
+        if let Some(batches) = noted {
+            self.note(&batches, began, result.as_ref().err()).await;
+        }
+        let (outcomes, mut learned, known) = result?;
         if learned.has_jobs {
             self.wake.notify();
         }
         self.folding.note(std::mem::take(&mut learned.unfolded));
         known.remember(learned);
         Ok(outcomes)
+    }
+
+    /// What the fate of calls tells about nodes.
+    async fn note(&self, batches: &[Arc<Batch>], began: Instant, error: Option<&Error>) {
+        let placement = self.nodes.placement(&self.store).await;
+        let needs: BTreeSet<Node> =
+            batches.iter().flat_map(|batch| nodes::needs(&placement, batch)).collect();
+        match error {
+            None => self.nodes.stored(&needs, clock::moment()),
+            Some(error) if batches.len() == 1 && is_away(error) => {
+                self.nodes.failed(&needs, began, clock::moment());
+            }
+            Some(_) => {}
+        }
     }
 }

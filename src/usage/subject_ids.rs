@@ -42,7 +42,11 @@ const NUMBERS_MAX: i64 = 64;
 
 /// Positive, because other numbers stand for no subject.
 fn number((workspace_id, name): &SubjectName, hash: Hash) -> i64 {
-    (hash(*workspace_id, name) & i64::MAX).max(1)
+    positive(hash(*workspace_id, name))
+}
+
+fn positive(hash: i64) -> i64 {
+    (hash & i64::MAX).max(1)
 }
 
 type Hash = fn(i64, &str) -> i64;
@@ -56,6 +60,11 @@ fn hash64(workspace_id: i64, name: &str) -> i64 {
 fn nth(first: i64, n: i64) -> i64 {
     // wraps from the greatest to 1
     first.checked_add(n).unwrap_or_else(|| n - (i64::MAX - first))
+}
+
+/// The id that a subject has, unless another name came to the same one before.
+pub fn usual(workspace_id: i64, name: &str) -> i64 {
+    positive(hash64(workspace_id, name))
 }
 
 /// The ids of subjects, with new ones for those that have none, in the caller's transaction.

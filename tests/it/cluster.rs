@@ -181,3 +181,78 @@ fn a_node_that_is_away_stops_its_share_and_no_more() {
         }
     });
 }
+
+#[test]
+fn others_go_on_while_a_node_is_away() {
+    run(async {
+        let test = "cluster::others_go_on_while_a_node_is_away";
+        let Some(database) = Database::over_own_nodes(test) else { return };
+        database.distribute().succeeded();
+        let Database::Postgres { cluster, .. } = &database else { return };
+        let Home::Nodes(nodes) = &**cluster else { return };
+        let server = Server::start(&database);
+        let ws = server.workspace().await;
+        ws.meter("m", "sum").await;
+        for n in 0..12 {
+            stored_at_last(&ws, &format!("before{n}"), &format!("s{n}")).await;
+        }
+        nodes.nodes[0].kill();
+        let began = Instant::now();
+        let callers = (0..12).map(|caller| {
+            let client = ws.key.clone();
+            tokio::spawn(async move {
+                let (mut stored, mut refused, mut slowest) = (0, Vec::new(), Duration::ZERO);
+                for n in 0.. {
+                    let (sent, key) = (Instant::now(), format!("{caller}-{n}"));
+                    if sent > began + Duration::from_secs(8) {
+                        break;
+                    }
+                    let answer = client.post("/v1/usages", &event(&key, &format!("s{caller}"))).await;
+                    match answer.status {
+                        201 => stored += 1,
+                        503 => refused.push(key),
+                        _ => panic!("{} {}", answer.status, answer.text),
+                    }
+                    // by then the node is known to be away
+                    if sent > began + Duration::from_secs(5) {
+                        slowest = slowest.max(sent.elapsed());
+                    }
+                }
+                (caller, stored, refused, slowest)
+            })
+        });
+        let (mut total, mut refused) = (12, Vec::new());
+        for caller in callers.collect::<Vec<_>>() {
+            let (caller, stored, again, slowest) = caller.await.expect("all are answered");
+            assert!(slowest < Duration::from_secs(3), "{caller} waited {slowest:?}");
+            total += stored;
+            refused.extend(again.into_iter().map(|key| (key, format!("s{caller}"))));
+        }
+        assert!(total > 30 && !refused.is_empty(), "{total} stored, {} refused", refused.len());
+        assert_eq!(ws.get(DAY).await.json(200)[0]["quantity"], total);
+        nodes.nodes[0].start();
+        // not all: they are many
+        for (key, subject) in refused.iter().take(40) {
+            stored_at_last(&ws, key, subject).await;
+            total += 1;
+        }
+        assert_eq!(ws.get(DAY).await.json(200)[0]["quantity"], total);
+        assert_eq!(database.count("idempotency_keys"), total);
+    });
+}
+
+#[test]
+fn rows_lie_where_the_server_believes() {
+    use open_spanner::db::placement::{hash_of_bytes, hash_of_number};
+    let Some(database) = Database::over_nodes("cluster::rows_lie_where_the_server_believes") else { return };
+    for number in [0, 1, 42, 1 << 32, i64::MAX, 1_234_567_890_123_456_789] {
+        let told = database.lines(&format!("SELECT worker_hash({number}::bigint)::text AS line"));
+        assert_eq!(told, [hash_of_number(number).to_string()], "{number}");
+    }
+    for length in 0..40 {
+        let bytes: Vec<u8> = (0..length).map(|n| (n * 37 + 11) as u8).collect();
+        let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        let told = database.lines(&format!("SELECT worker_hash(decode('{hex}', 'hex'))::text AS line"));
+        assert_eq!(told, [hash_of_bytes(&bytes).to_string()], "{hex}");
+    }
+}
