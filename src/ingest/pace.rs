@@ -53,9 +53,9 @@ impl Pace {
         self.guess(Guess::expected)
     }
 
-    /// Whether those who were waited for came.
-    pub fn came(&self, all: bool) {
-        self.guess(|guess| guess.came(all));
+    /// Whether those who were waited for came, or most of them.
+    pub fn came(&self, they_did: bool) {
+        self.guess(|guess| guess.came(they_did));
     }
 
     fn guess<T>(&self, with: impl FnOnce(&mut Guess) -> T) -> T {
@@ -83,8 +83,8 @@ impl Guess {
     }
 
     /// Callers that do not send one call after the other are not waited for again and again.
-    fn came(&mut self, all: bool) {
-        self.last_rests = if all { 0 } else { (self.last_rests * 2).clamp(1, RESTS_MAX) };
+    fn came(&mut self, they_did: bool) {
+        self.last_rests = if they_did { 0 } else { (self.last_rests * 2).clamp(1, RESTS_MAX) };
         self.rests = self.last_rests;
     }
 }
