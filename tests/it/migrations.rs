@@ -219,3 +219,15 @@ fn tables_of_schema_rs() -> BTreeMap<String, Vec<Column>> {
     }
     tables
 }
+
+/// The functions of the schema are called with every write: PostgreSQL keeps no plan of those in SQL.
+#[test]
+fn functions_keep_their_plans() {
+    let database = Database::postgres();
+    migrate(&database, &[]).succeeded();
+    let planned_anew = database.lines(
+        "SELECT p.proname::text AS line FROM pg_proc p JOIN pg_language l ON l.oid = p.prolang
+         WHERE p.pronamespace = 'public'::regnamespace AND l.lanname = 'sql'",
+    );
+    assert_eq!(planned_anew, Vec::<String>::new());
+}
