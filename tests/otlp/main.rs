@@ -177,7 +177,7 @@ fn traceparent(trace: &str, flags: &str) -> String {
     format!("00-{trace}-{CALLER}-{flags}")
 }
 
-async fn server(collector: &Collector, more: &[(&str, &str)]) -> (Server, Workspace) {
+async fn server(database: &Database, collector: &Collector, more: &[(&str, &str)]) -> (Server, Workspace) {
     let url = collector.url();
     let mut settings = vec![
         ("OTEL_EXPORTER_OTLP_ENDPOINT", url.as_str()),
@@ -188,7 +188,7 @@ async fn server(collector: &Collector, more: &[(&str, &str)]) -> (Server, Worksp
         ("OPEN_SPANNER_WEBHOOK_ALLOWED_NETWORKS", "127.0.0.0/8"),
     ];
     settings.extend(more);
-    let server = Server::start_with(&Database::sqlite(), &settings);
+    let server = Server::start_with(database, &settings);
     let workspace = server.workspace().await;
     workspace.meter("tokens", "sum").await;
     (server, workspace)
@@ -210,7 +210,8 @@ async fn metric(client: &Client, series: &str) -> f64 {
 fn a_call_is_told_with_what_it_waited_for() {
     run(async {
         let collector = Collector::start(Manner::Takes).await;
-        let (mut server, workspace) = server(&collector, &[]).await;
+        let database = Database::sqlite();
+        let (mut server, workspace) = server(&database, &collector, &[]).await;
         let traced = workspace
             .with("traceparent", traceparent(TRACE, "01"))
             .with("x-request-id", "order-4711.retry-2");
@@ -286,7 +287,8 @@ fn a_call_is_told_with_what_it_waited_for() {
 fn grpc_calls_and_webhooks_are_in_the_trace() {
     run(async {
         let collector = Collector::start(Manner::Takes).await;
-        let (mut server, workspace) = server(&collector, &[]).await;
+        let database = Database::sqlite();
+        let (mut server, workspace) = server(&database, &collector, &[]).await;
 
         let address = format!("http://{}", server.grpc());
         let mut client = UsageServiceClient::connect(address).await.expect("the server listens");
@@ -357,7 +359,9 @@ fn grpc_calls_and_webhooks_are_in_the_trace() {
 fn a_collector_that_fails_hurts_no_call() {
     run(async {
         let collector = Collector::start(Manner::Refuses).await;
-        let (mut server, workspace) = server(&collector, &[("OPEN_SPANNER_SHUTDOWN_TIMEOUT", "3s")]).await;
+        let database = Database::sqlite();
+        let (mut server, workspace) =
+            server(&database, &collector, &[("OPEN_SPANNER_SHUTDOWN_TIMEOUT", "3s")]).await;
         let end = Instant::now() + Duration::from_secs(30);
         let mut number = 0;
         while metric(&workspace, "open_spanner_spans_total{outcome=\"failed\"}").await <= 0.0 {
@@ -389,7 +393,8 @@ fn the_sampler_is_the_one_that_was_set() {
     run(async {
         let collector = Collector::start(Manner::Takes).await;
         let sampler = [("OTEL_TRACES_SAMPLER", "parentbased_traceidratio"), ("OTEL_TRACES_SAMPLER_ARG", "0")];
-        let (mut server, workspace) = server(&collector, &sampler).await;
+        let database = Database::sqlite();
+        let (mut server, workspace) = server(&database, &collector, &sampler).await;
         let answer = workspace.get("/v1/meters").await.expect(200);
         assert_eq!(answer.header("traceparent"), "");
         let traced = workspace.with("traceparent", traceparent(TRACE, "01"));
