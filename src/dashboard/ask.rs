@@ -200,9 +200,9 @@ pub fn group_name(bucket: &Bucket, by_subject: bool) -> String {
     if by_subject {
         parts.push(bucket.subject.clone());
     }
-    parts.extend(
-        bucket.group.values().map(|value| if value == "<nil>" { "(none)".to_owned() } else { value.clone() }),
-    );
+    // the subject is among the values of a group, too
+    let values = bucket.group.iter().filter(|(field, _)| !by_subject || field.as_str() != "subject");
+    parts.extend(values.map(|(_, value)| if value == "<nil>" { "(none)".to_owned() } else { value.clone() }));
     if parts.is_empty() { "Total".to_owned() } else { parts.join(" · ") }
 }
 

@@ -12,7 +12,7 @@ use crate::db::columns::readable;
 use crate::db::prepared::prepared;
 use crate::db::schema::meters;
 use crate::db::statement::integers;
-use crate::db::{Conn, DbError};
+use crate::db::{Conn, DbError, Trouble};
 use crate::metering::delta::{self, Count, Counts};
 use crate::metering::time::Timestamp;
 use crate::usage::packed::unreadable;
@@ -368,10 +368,15 @@ pub fn take_off_detached(
 ) -> Result<(), DbError> {
     let ids = integers(&counts.keys().copied().collect::<Vec<_>>());
     for table in activity.detached.iter().filter(|_| !counts.is_empty()).cloned().collect::<Vec<_>>() {
-        let rows: Vec<TakenOut> = sql_query(format!(
+        let rows = sql_query(format!(
             "SELECT subject_id, meter_id, COUNT(*) AS events FROM {table} WHERE subject_id IN ({ids}) GROUP BY 1, 2"
         ))
-        .load(conn)?;
+        .load(conn);
+        let rows: Vec<TakenOut> = rows.map_err(DbError::from).map_err(|error| match error.trouble() {
+            // it was dropped since it was seen: there is one less to look into now
+            Some(Trouble::Schema) => DbError::Retry,
+            _ => error,
+        })?;
         for row in rows {
             let gone = Count { events: -row.events, last_at: None };
             counts.entry(row.subject_id).or_default().entry(row.meter_id).or_default().add(gone);

@@ -119,7 +119,7 @@ fn servers_notice_each_other() {
         let first = Server::start(&database);
         let mut second = Server::start_to_be_restarted(&database);
         let noticed = async |words: &str| {
-            let end = Instant::now() + Duration::from_secs(40);
+            let end = Instant::now() + Duration::from_secs(90);
             while !first.log().iter().any(|line| line.contains(words)) {
                 assert!(Instant::now() < end, "{words}: {:?}", first.log());
                 tokio::time::sleep(Duration::from_millis(100)).await;

@@ -48,7 +48,7 @@ fn calls() -> Vec<(&'static str, Call, [u64; 2])> {
         ("events as CSV", Get("/v1/usageevents/export?meter=m0&limit=10&WINDOW"), [2, 2]),
         ("newest events of a subject", Get("/v1/subjects/s7/usageevents?limit=10"), [2, 2]),
         ("subjects", Get("/v1/subjects?limit=10"), [4, 4]),
-        ("subjects, deep page", Get("/v1/subjects?limit=10&cursor=DEEP"), [4, 4]),
+        ("subjects, deep page", Get("/v1/subjects?limit=10&cursor=DEEP"), [5, 5]),
         ("check", Post("/v1/entitlements/check", |_| json!({"meter": "m0", "subject": "s7"})), [1, 1]),
         ("consumption", Post("/v1/entitlements/consume", |n| event(50_000_000 + n)), [13, 11]),
         ("consumption again", Post("/v1/entitlements/consume", |_| event(4_000_000)), [7, 7]),

@@ -202,7 +202,8 @@ async fn groups_of_a_view_add_up_to_its_table(database: Database) {
         let quantity = row.split_once("<td class=\"num\">").expect("a quantity").1;
         (text(row), text(quantity))
     });
-    let wanted = [("&#60;b&#62;large&#60;/b&#62;", "240.5"), ("small", "225.5"), ("tiny", "0.5")];
+    let wanted =
+        [("&#60;b&#62;large&#60;/b&#62;", "240.5 token"), ("small", "225.5 token"), ("tiny", "0.5 token")];
     let wanted = wanted.map(|(name, quantity)| (name.to_owned(), quantity.to_owned()));
     assert_eq!(rows.collect::<Vec<_>>(), wanted, "{page}");
     assert!(page.contains("Total 466.5 token in "), "{page}");
