@@ -3,6 +3,7 @@
 
 use diesel::result::{DatabaseErrorInformation, DatabaseErrorKind, Error as DieselError};
 
+use super::cluster;
 use super::sqlstate::{self, SqlState};
 use crate::error::{Code, Error};
 
@@ -131,7 +132,7 @@ impl Trouble {
                 DatabaseErrorKind::SerializationFailure => Some(Trouble::Conflict),
                 DatabaseErrorKind::ReadOnlyTransaction => Some(Trouble::ReadOnly),
                 DatabaseErrorKind::Unknown => match sqlstate::of_error(&**info) {
-                    Some(state) if state.as_str() == INTERNAL && info.message().starts_with(NODE_LOST) => {
+                    Some(state) if state.as_str() == INTERNAL && is_of_a_node(info.message()) => {
                         Some(Trouble::Disconnected)
                     }
                     Some(state) => Trouble::of_state(state),
@@ -147,6 +148,12 @@ impl Trouble {
 /// Citus has no code of its own for a node that goes away within a transaction, and speaks English only.
 const INTERNAL: &str = "XX000";
 const NODE_LOST: &str = "failure on connection marked as essential";
+
+/// Of an internal error. What a node says while rows are copied to it, such as that it is being shut down, is handed on in
+/// the node's words without its code.
+fn is_of_a_node(message: &str) -> bool {
+    message.starts_with(NODE_LOST) || cluster::is_distributed()
+}
 
 impl From<DieselError> for DbError {
     fn from(error: DieselError) -> Self {
