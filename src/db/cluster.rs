@@ -25,9 +25,8 @@ pub fn is_distributed() -> bool {
 /// Tables, the column that says on which node a row lies, and the table whose rows of the same value lie beside it.
 /// A row of `ingestion_runs` may come with each event, but goes soon; on a node of its own it would be one more that a commit
 /// needs.
-const LAYOUT: [(&str, &str, &str); 5] = [
+const LAYOUT: [(&str, &str, &str); 4] = [
     ("events", "subject_id", "none"),
-    ("subject_days", "subject_id", "events"),
     ("idempotency_keys", "key", "none"),
     ("bulk_replays", "key", "idempotency_keys"),
     ("consumption_decisions", "key", "idempotency_keys"),

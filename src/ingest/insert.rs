@@ -354,9 +354,10 @@ impl<'a> InsertBatch<'a> {
                 sqlite::add_runs(c, &runs)?;
                 sqlite::add_rollups(c, &parts, self.lane)?;
                 sqlite::add_deltas(c, &deltas)?;
+                self.write_activity(c, known, &rows)?;
             }
         }
-        self.write_activity(conn, known, &rows)
+        Ok(())
     }
 
     fn runs(&self) -> Vec<RunRow> {

@@ -1,17 +1,12 @@
 //! How the events of single subjects are found. On SQLite they lie by hour, so that what is written at one time changes
 //! few pages (docs/performance.md): a subject's are read hour by hour, on the days it was seen. On PostgreSQL events are
-//! partitioned by time instead, and have an index by subject. Days are written by `ingest::insert`.
+//! partitioned by time instead, and have an index by subject; there no days are written. `ingest::insert` writes them.
 
 use crate::db::statement::{Statement, integers};
 use crate::metering::time::{DAY, HOUR, Window};
 
-/// The hours of the days in `d`.
-fn tables_of_hours(is_postgres: bool) -> &'static str {
-    match is_postgres {
-        true => "subject_days d CROSS JOIN generate_series(0, 82800000000, 3600000000) h (since_midnight)",
-        false => "subject_days d CROSS JOIN day_hours h",
-    }
-}
+/// SQLite: the hours of the days in `d`, and the events in them.
+const TABLES: &str = "subject_days d CROSS JOIN day_hours h CROSS JOIN events e";
 
 /// Where the events `e` of some subjects are.
 pub struct Events {
@@ -41,7 +36,7 @@ pub fn events(statement: &mut Statement, subjects: &str, window: Window) -> Even
          AND d.day + h.since_midnight <= {to} AND e.hour = d.day + h.since_midnight AND e.subject_id = +d.subject_id"
     );
     Events {
-        tables: format!("{} CROSS JOIN events e", tables_of_hours(false)),
+        tables: TABLES.to_owned(),
         condition,
         order: "d.day DESC, h.since_midnight DESC, e.event_time DESC, e.id DESC",
         sign: "+",
@@ -71,5 +66,5 @@ pub fn events_between(
          AND d.day + h.since_midnight > {low} - {HOUR} AND d.day + h.since_midnight < {high}
          AND e.hour = d.day + h.since_midnight AND e.subject_id = +d.subject_id AND +e.meter_id = {meter_id}"
     );
-    (format!("{} CROSS JOIN events e", tables_of_hours(false)), condition)
+    (TABLES.to_owned(), condition)
 }

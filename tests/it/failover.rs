@@ -73,7 +73,7 @@ async fn assert_booked(client: &Client, expected: &Expected, lines: impl Fn(&str
     let path = "/v1/usages?meter=m&group_by=region&bucket_size=month&from=2026-06-01T00:00:00Z&to=2026-07-01T00:00:00Z";
     let groups = client.get(path).await.json(200);
     assert_eq!(groups.as_array().map(Vec::len), Some(1), "{groups}");
-    for table in ["events", "subject_days", "rollup_subjects", "quota_counters", "idempotency_keys"] {
+    for table in ["events", "rollup_subjects", "quota_counters", "idempotency_keys"] {
         let orphans = lines(&format!(
             "SELECT CAST(count(*) AS TEXT) AS line FROM {table} t WHERE NOT EXISTS
                  (SELECT 1 FROM subjects s WHERE s.id = t.subject_id)"

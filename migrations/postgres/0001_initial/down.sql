@@ -26,7 +26,6 @@ DROP TABLE decision_prune_runs;
 DROP TABLE prune_runs;
 DROP TABLE ingestion_runs;
 DROP TABLE bulk_replays;
-DROP TABLE subject_days;
 DROP TABLE rollup_facets;
 DROP TABLE rollup_subjects;
 DROP TABLE rollup_deltas;

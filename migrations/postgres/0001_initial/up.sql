@@ -442,14 +442,6 @@ CREATE TABLE rollup_subjects (
     PRIMARY KEY (meter_id, period, subject_id, id)
 );
 
--- The days on which a subject used any meter: on SQLite its events are in their hours. Written when a subject enters a
--- day, not with every event.
-CREATE TABLE subject_days (
-    subject_id BIGINT NOT NULL,
-    day BIGINT NOT NULL,
-    PRIMARY KEY (subject_id, day)
-);
-
 -- What was answered to a bulk call with an Idempotency-Key header.
 CREATE TABLE bulk_replays (
     workspace_id BIGINT NOT NULL,

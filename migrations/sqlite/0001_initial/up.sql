@@ -417,7 +417,7 @@ CREATE TABLE rollup_subjects (
     PRIMARY KEY (meter_id, period, subject_id, id)
 ) STRICT;
 
--- The days on which a subject used any meter: on SQLite its events are in their hours. Written when a subject enters a
+-- The days on which a subject used any meter: its events are in their hours. Written when a subject enters a
 -- day, not with every event.
 CREATE TABLE subject_days (
     subject_id INTEGER NOT NULL,

@@ -18,6 +18,7 @@ pub struct WriteCache {
     pub(super) dimension_sets: Cache<(i64, [u8; 16]), ()>,
     pub(super) histories: Cache<i64, History>,
     pub(super) plans: Cache<i64, Arc<Plan>>,
+    /// SQLite only.
     pub(super) activity: Cache<activity::SubjectDay, ()>,
     /// SQLite only.
     pub(super) recent_keys: sqlite::Recent,

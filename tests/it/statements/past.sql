@@ -32,7 +32,3 @@ FROM generate_series(1, 50000) AS n;
 
 INSERT INTO ingestion_runs
 SELECT 1000000 + n % 20, decode(md5(n::text), 'hex'), 'single', 1, 0, 0, n FROM generate_series(1, 50000) AS n;
-
-INSERT INTO subject_days
-SELECT s.id, 1780000000000000 - 1780000000000000 % 86400000000 - day * 86400000000
-FROM subjects AS s, generate_series(1, 3) AS day WHERE s.workspace_id BETWEEN 1000000 AND 1000019 AND s.id % 5 = 0;
