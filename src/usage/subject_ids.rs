@@ -14,11 +14,15 @@ use crate::metering::event::hash128;
 
 /// Workspace and name.
 pub type SubjectName = (i64, String);
+/// With its id.
+type Found = (SubjectName, i64);
 
 prepared!(
     AddMany for PgConnection,
-    (ids: Array<BigInt> = Vec<i64>, workspace_ids: Array<BigInt> = Vec<i64>, names: Array<Text> = Vec<&'a str>),
-    "INSERT INTO subjects (id, workspace_id, name) SELECT * FROM unnest(?, ?, ?) ON CONFLICT DO NOTHING"
+    (ids: Array<BigInt> = Vec<i64>, workspace_ids: Array<BigInt> = Vec<i64>, names: Array<Text> = Vec<&'a str>)
+        -> (BigInt, Text, BigInt),
+    "INSERT INTO subjects (id, workspace_id, name) SELECT * FROM unnest(?, ?, ?) ON CONFLICT DO NOTHING
+     RETURNING workspace_id, name, id"
 );
 prepared!(
     FindMany for PgConnection,
@@ -68,15 +72,11 @@ pub fn usual(workspace_id: i64, name: &str) -> i64 {
 }
 
 /// The ids of subjects, with new ones for those that have none, in the caller's transaction.
-pub fn find_or_add(conn: &mut Conn, wanted: &[SubjectName]) -> Result<Vec<(SubjectName, i64)>, DbError> {
+pub fn find_or_add(conn: &mut Conn, wanted: &[SubjectName]) -> Result<Vec<Found>, DbError> {
     find_or_add_by(conn, wanted, hash64)
 }
 
-fn find_or_add_by(
-    conn: &mut Conn,
-    wanted: &[SubjectName],
-    hash: Hash,
-) -> Result<Vec<(SubjectName, i64)>, DbError> {
+fn find_or_add_by(conn: &mut Conn, wanted: &[SubjectName], hash: Hash) -> Result<Vec<Found>, DbError> {
     match conn {
         Conn::Postgres(c) => find_or_add_many(c, wanted, hash),
         Conn::Sqlite(c) => {
@@ -85,49 +85,63 @@ fn find_or_add_by(
     }
 }
 
-/// Others may add the same names meanwhile: a row that is in the way is waited for and then seen.
+/// Others may add the same names meanwhile: a row that is in the way is waited for and then looked up. What is added says so
+/// itself, so that a thousand new subjects are two statements.
 fn find_or_add_many(
     conn: &mut PgConnection,
     wanted: &[SubjectName],
     hash: Hash,
-) -> Result<Vec<(SubjectName, i64)>, DbError> {
+) -> Result<Vec<Found>, DbError> {
     let mut missing: Vec<&SubjectName> = wanted.iter().collect();
     let mut all = Vec::with_capacity(wanted.len());
     for n in 0..NUMBERS_MAX {
         let found = find_many(conn, &missing)?;
-        let known: HashSet<&SubjectName> = found.iter().map(|(name, _)| name).collect();
-        missing.retain(|name| !known.contains(*name));
-        all.extend(found);
+        take(&mut missing, found, &mut all);
         if missing.is_empty() {
             return Ok(all);
         }
-        add_many(conn, &missing, |name| nth(number(name, hash), n))?;
+        let added = add_many(conn, &missing, |name| nth(number(name, hash), n))?;
+        take(&mut missing, added, &mut all);
+        if missing.is_empty() {
+            return Ok(all);
+        }
     }
     Err(Error::internal("a subject finds no number").into())
 }
 
-fn find_many(conn: &mut PgConnection, names: &[&SubjectName]) -> Result<Vec<(SubjectName, i64)>, DbError> {
+/// What is found is missing no longer.
+fn take(missing: &mut Vec<&SubjectName>, found: Vec<Found>, all: &mut Vec<Found>) {
+    let known: HashSet<&SubjectName> = found.iter().map(|(name, _)| name).collect();
+    missing.retain(|name| !known.contains(*name));
+    all.extend(found);
+}
+
+fn find_many(conn: &mut PgConnection, names: &[&SubjectName]) -> Result<Vec<Found>, DbError> {
     let workspace_ids = &names.iter().map(|(workspace_id, _)| *workspace_id).collect();
     let names = &names.iter().map(|(_, name)| name.as_str()).collect();
     let rows: Vec<(i64, String, i64)> = FindMany { workspace_ids, names }.load(conn)?;
-    Ok(rows.into_iter().map(|(workspace_id, name, id)| ((workspace_id, name), id)).collect())
+    Ok(rows.into_iter().map(found_of).collect())
 }
 
-/// In the order of the ids, so that two writers never wait for each other in a circle.
+fn found_of((workspace_id, name, id): (i64, String, i64)) -> Found {
+    ((workspace_id, name), id)
+}
+
+/// In the order of the ids, so that two writers never wait for each other in a circle. Returns those that are new.
 fn add_many(
     conn: &mut PgConnection,
     names: &[&SubjectName],
     id_of: impl Fn(&SubjectName) -> i64,
-) -> Result<(), DbError> {
+) -> Result<Vec<Found>, DbError> {
     let mut rows: Vec<(i64, &SubjectName)> = names.iter().map(|name| (id_of(name), *name)).collect();
     rows.sort_unstable();
-    AddMany {
+    let added: Vec<(i64, String, i64)> = AddMany {
         ids: &rows.iter().map(|(id, _)| *id).collect(),
         workspace_ids: &rows.iter().map(|(_, (workspace_id, _))| *workspace_id).collect(),
         names: &rows.iter().map(|(_, (_, name))| name.as_str()).collect(),
     }
-    .execute(conn)?;
-    Ok(())
+    .load(conn)?;
+    Ok(added.into_iter().map(found_of).collect())
 }
 
 fn find_or_add_one(conn: &mut SqliteConnection, wanted: &SubjectName, hash: Hash) -> Result<i64, DbError> {
