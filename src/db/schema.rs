@@ -351,6 +351,7 @@ table! {
         first_start -> BigInt,
         last_start -> BigInt,
         cell_count -> BigInt,
+        days -> Nullable<Binary>,
         cells -> Binary,
     }
 }

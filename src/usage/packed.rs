@@ -8,7 +8,7 @@ use crate::metering::facet::{self, PackedGroup};
 use crate::metering::json;
 use crate::metering::rollup::{Part, merge};
 use crate::metering::short;
-use crate::metering::time::{DAY, HOUR, Timestamp, Window};
+use crate::metering::time::{BucketSize, DAY, HOUR, Timestamp, Window};
 use crate::usage::aggregate::pieces::Cover;
 use crate::usage::query::{AggregatedRow, GroupedAggregates, Query};
 
@@ -49,6 +49,17 @@ impl Asked<'_> {
         let mut days: BTreeSet<i64> = ends.map(|at| at.floor(DAY).0).collect();
         days.extend(self.cover.iter().flat_map(|cover| cover.quarter_days()));
         days
+    }
+
+    /// Whether sums of whole days answer, whatever their dimensions: no two instants of a day of UTC are told apart. Days that
+    /// lie only partly in the window are not looked at here.
+    pub fn is_by_day(&self) -> bool {
+        let is_hourly = match (&self.query.buckets, self.cover) {
+            (None, _) => false,
+            (Some(buckets), None) => !buckets.is_plain() || buckets.calendar.size == BucketSize::Hour,
+            (Some(_), Some(cover)) => !cover.cut_days().is_empty(),
+        };
+        !is_hourly && self.query.paths().is_empty() && !self.needs_edges()
     }
 
     pub fn needs_edges(&self) -> bool {

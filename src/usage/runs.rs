@@ -106,15 +106,33 @@ impl Runs<'_> {
             }
         };
         let (low, high) = (statement.int(from.0), statement.int(to.0));
+        let cells = self.cells_sql(statement);
         let (name, join) = match self.with_names {
             true => ("s.name", "JOIN subjects s ON s.id = r.subject_id"),
             false => ("NULL", ""),
         };
         format!(
-            "SELECT r.id, {name} AS subject, {} AS is_delta, r.cells FROM rollup_subjects r {join}
+            "SELECT r.id, {name} AS subject, {} AS is_delta, {cells} AS cells FROM rollup_subjects r {join}
              WHERE r.meter_id = {meter_id} AND {periods} AND r.last_start >= {low} AND r.first_start < {high}",
             boolean(statement, false),
         )
+    }
+
+    /// The sums of the days of a run instead of all its cells, where days answer. A day that a bound of the window cuts is
+    /// whole in the window if the run has nothing on the other side of it: what began within a day is asked of its cells.
+    fn cells_sql(&self, statement: &mut Statement) -> String {
+        if !self.asked.is_by_day() {
+            return "r.cells".to_owned();
+        }
+        let Window { from, to } = self.asked.window;
+        let mut whole = vec!["r.days IS NOT NULL".to_owned()];
+        if from != from.floor(DAY) {
+            whole.push(format!("r.first_start >= {}", statement.int(from.ceil(DAY).0)));
+        }
+        if to != to.floor(DAY) {
+            whole.push(format!("r.last_start < {}", statement.int(to.0)));
+        }
+        format!("CASE WHEN {} THEN r.days ELSE r.cells END", whole.join(" AND "))
     }
 
     fn deltas_sql(&self, statement: &mut Statement) -> String {

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use diesel::prelude::*;
 use diesel::sql_query;
-use diesel::sql_types::{Array, BigInt, Binary};
+use diesel::sql_types::{Array, BigInt, Binary, Nullable};
 
 use crate::db::columns::readable;
 use crate::db::identity::{made_at, new_id};
@@ -115,19 +115,22 @@ struct Run {
     first_start: i64,
     last_start: i64,
     cell_count: i64,
+    days: Option<Vec<u8>>,
     cells: Vec<u8>,
 }
 
 impl Run {
     fn of(owner: Owner, cells: &Cells) -> Run {
         let starts = || cells.values().flat_map(Series::starts).map(|start| start.0);
+        let packed = facet::pack(cells);
         Run {
             owner,
             id: new_id(),
             first_start: starts().min().unwrap_or_default(),
             last_start: starts().max().unwrap_or_default(),
             cell_count: facet::count(cells) as i64,
-            cells: facet::pack(cells),
+            days: facet::pack_days(&packed),
+            cells: packed,
         }
     }
 }
@@ -298,9 +301,9 @@ prepared!(
     AddRuns for diesel::PgConnection,
     (meter_id: BigInt = i64, periods: Array<BigInt> = Vec<i64>, subject_ids: Array<BigInt> = Vec<i64>, ids: Array<BigInt> = Vec<i64>,
      first_starts: Array<BigInt> = Vec<i64>, last_starts: Array<BigInt> = Vec<i64>, cell_counts: Array<BigInt> = Vec<i64>,
-     cells: Array<Binary> = Vec<&'a [u8]>),
-    "INSERT INTO rollup_subjects (meter_id, period, subject_id, id, first_start, last_start, cell_count, cells)
-     SELECT ?, new.* FROM unnest(?, ?, ?, ?, ?, ?, ?) AS new"
+     days: Array<Nullable<Binary>> = Vec<Option<&'a [u8]>>, cells: Array<Binary> = Vec<&'a [u8]>),
+    "INSERT INTO rollup_subjects (meter_id, period, subject_id, id, first_start, last_start, cell_count, days, cells)
+     SELECT ?, new.* FROM unnest(?, ?, ?, ?, ?, ?, ?, ?) AS new"
 );
 prepared!(
     DeleteRuns for diesel::PgConnection,
@@ -311,9 +314,9 @@ prepared!(
 prepared!(
     AddRun for diesel::SqliteConnection,
     (meter_id: BigInt = i64, period: BigInt = i64, subject_id: BigInt = i64, id: BigInt = i64, first_start: BigInt = i64,
-     last_start: BigInt = i64, cell_count: BigInt = i64, cells: Binary = Vec<u8>),
-    "INSERT INTO rollup_subjects (meter_id, period, subject_id, id, first_start, last_start, cell_count, cells)
-     VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+     last_start: BigInt = i64, cell_count: BigInt = i64, days: Nullable<Binary> = Option<Vec<u8>>, cells: Binary = Vec<u8>),
+    "INSERT INTO rollup_subjects (meter_id, period, subject_id, id, first_start, last_start, cell_count, days, cells)
+     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 );
 prepared!(
     DeleteRun for diesel::SqliteConnection,
@@ -369,13 +372,16 @@ fn add_runs(conn: &mut Conn, settled: &Settled) -> Result<(), DbError> {
                 first_starts: &runs.iter().map(|run| run.first_start).collect(),
                 last_starts: &runs.iter().map(|run| run.last_start).collect(),
                 cell_counts: &runs.iter().map(|run| run.cell_count).collect(),
+                days: &runs.iter().map(|run| run.days.as_deref()).collect(),
                 cells: &runs.iter().map(|run| run.cells.as_slice()).collect(),
             }
             .execute(c)?;
         }
         Conn::Sqlite(c) => {
-            for Run { owner: (period, subject_id), id, first_start, last_start, cell_count, cells } in runs {
-                AddRun { meter_id, period, subject_id, id, first_start, last_start, cell_count, cells }
+            for run in runs {
+                let Run { owner: (period, subject_id), id, first_start, last_start, cell_count, days, cells } =
+                    run;
+                AddRun { meter_id, period, subject_id, id, first_start, last_start, cell_count, days, cells }
                     .execute(c)?;
             }
         }

@@ -17,6 +17,7 @@ on_both_databases!(
     a_day_with_long_values_is_still_right,
     a_day_with_many_values_has_hours_and_events_off_the_hour,
     zones_off_the_hour_need_no_events,
+    days_of_subjects_are_read_without_their_cells,
     sums_that_a_killed_server_left_are_folded_by_the_next,
     sums_that_cannot_be_read_are_given_up_and_the_rest_goes_on,
 );
@@ -367,6 +368,43 @@ async fn sums_that_a_killed_server_left_are_folded_by_the_next(database: Databas
     }
 }
 
+/// What no sums are packed as.
+fn garbage(database: &Database) -> &'static str {
+    if matches!(database, Database::Postgres { .. }) { "'\\xffff'::bytea" } else { "x'ffff'" }
+}
+
+async fn days_of_subjects_are_read_without_their_cells(database: Database) {
+    let server = Server::start_with(&database, &[("OPEN_SPANNER_INGEST_SETTLE_AFTER", "100ms")]);
+    let workspace = server.workspace().await;
+    meter_with(&workspace, &["endpoint", "region"]).await;
+    record(&workspace, &mut StdRng::seed_from_u64(13), &["m"], 400).await;
+    let began = Instant::now();
+    while database.count("rollup_deltas") > 0 {
+        assert!(began.elapsed() < Duration::from_secs(30), "sums stay unsettled");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(database.count("rollup_subjects WHERE days IS NULL"), 0);
+    database.execute(&format!("UPDATE rollup_subjects SET cells = {}", garbage(&database)));
+    // on days, and cut where nothing lies behind the cut
+    let windows = [
+        ("2026-06-02T00:00:00Z", "2026-06-04T00:00:00Z", true),
+        ("2026-06-01T00:00:00Z", "2026-06-05T07:00:00Z", true),
+        ("2026-05-31T07:30:00Z", "2026-06-05T07:00:00Z", true),
+        ("2026-06-02T07:00:00Z", "2026-06-04T00:00:00Z", false),
+        ("2026-06-02T00:00:00Z", "2026-06-03T07:00:00Z", false),
+    ];
+    for (from, to, is_by_day) in windows {
+        for (size, is_coarse) in [("day", true), ("week", true), ("month", true), ("hour", false)] {
+            let by_days = json!({"meter": "m", "from": from, "to": to, "bucket_size": size, "group_by": ["subject"], "limit": 1000});
+            let mut by_events = by_days.clone();
+            by_events["filter"] = json!({"type": "condition", "field": "quantity", "op": "exists"});
+            let answered = workspace.post("/v1/usages/search", &by_days).await.expect(200).text;
+            let counted = workspace.post("/v1/usages/search", &by_events).await.expect(200).text;
+            assert_eq!(answered == counted, is_by_day && is_coarse, "{by_days}: {answered}");
+        }
+    }
+}
+
 async fn sums_that_cannot_be_read_are_given_up_and_the_rest_goes_on(database: Database) {
     let server = Server::start(&database);
     let workspace = server.workspace().await;
@@ -374,7 +412,7 @@ async fn sums_that_cannot_be_read_are_given_up_and_the_rest_goes_on(database: Da
     let mut rng = StdRng::seed_from_u64(11);
     record(&workspace, &mut rng, &["m"], 50).await;
     folded(&database).await;
-    let garbage = if matches!(database, Database::Postgres { .. }) { "'\\xffff'::bytea" } else { "x'ffff'" };
+    let garbage = garbage(&database);
     database.execute(&format!(
         "UPDATE rollup_facets SET day_cells = {garbage}, hour_cells = {garbage}, quarter_cells = {garbage}"
     ));

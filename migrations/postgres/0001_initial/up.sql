@@ -438,6 +438,8 @@ CREATE TABLE rollup_subjects (
     first_start BIGINT NOT NULL,
     last_start BIGINT NOT NULL,
     cell_count BIGINT NOT NULL,
+    -- the same by day alone, where that is much less
+    days BYTEA,
     cells BYTEA NOT NULL,
     PRIMARY KEY (meter_id, period, subject_id, id)
 );

@@ -413,6 +413,8 @@ CREATE TABLE rollup_subjects (
     first_start INTEGER NOT NULL,
     last_start INTEGER NOT NULL,
     cell_count INTEGER NOT NULL,
+    -- the same by day alone, where that is much less; before cells, whose pages then need not be read
+    days BLOB,
     cells BLOB NOT NULL,
     PRIMARY KEY (meter_id, period, subject_id, id)
 ) STRICT;
