@@ -180,9 +180,10 @@ fn fixed(literal: &Literal, statement: &mut Statement) -> Option<String> {
 }
 
 /// SQLite only. Metadata is stored as `event::validate` writes it: compact, one spelling of each value. So text can be
-/// looked for instead of parsing JSON, in a tenth of the time; it may also stand elsewhere in the object.
+/// looked for instead of parsing JSON, in a tenth of the time; it may also stand elsewhere in the object. The quote that the
+/// name begins with is left out: SQLite compares the rest wherever the first letter stands, and quotes are everywhere.
 fn written(path: &str, test: &Test, statement: &mut Statement) -> Option<String> {
-    let name = serde_json::to_string(path.rsplit('.').next()?).ok()?;
+    let name = path.rsplit('.').next()?;
     let values = match test {
         // looking for each of many texts takes longer than reading the JSON
         Test::In(literals) if literals.len() > WRITTEN_MAX => vec![String::new()],
@@ -192,7 +193,7 @@ fn written(path: &str, test: &Test, statement: &mut Statement) -> Option<String>
         _ => vec![String::new()],
     };
     let places = values.iter().map(|value| {
-        let text = statement.text(format!("{name}:{value}"));
+        let text = statement.text(format!("{name}\":{value}"));
         format!("instr(e.metadata, {text}) > 0")
     });
     let places: Vec<String> = places.collect();
@@ -205,6 +206,9 @@ const WRITTEN_MAX: usize = 16;
 /// PostgreSQL only. A path is dot-separated words, so it needs no escaping inside the array literal. `#>` would also
 /// step into lists, which finds more than is asked for, never less.
 fn metadata(path: &str, test: &Test, statement: &mut Statement) -> Option<String> {
+    if let Some(condition) = texts_of_field(path, test, statement) {
+        return Some(condition);
+    }
     let value = format!("(e.metadata #> {})", path_literal(path));
     let kind = format!("jsonb_typeof{value}");
     let text = format!("({value} #>> '{{}}')");
@@ -239,6 +243,26 @@ fn metadata(path: &str, test: &Test, statement: &mut Statement) -> Option<String
         Test::Text(whole) => {
             let whole = statement.text(whole.as_str());
             Some(format!("({kind} <> 'string' OR {text} = {whole})"))
+        }
+        _ => None,
+    }
+}
+
+/// PostgreSQL only. Whether a field of the object itself is one of some texts, as most filters ask. `->>` takes the field as
+/// it is, where `#>>` takes an array apart for each row and a comparison as JSON copies the value first. What kind of value
+/// it is is asked of the few rows that have the text.
+fn texts_of_field(path: &str, test: &Test, statement: &mut Statement) -> Option<String> {
+    if path.contains('.') {
+        return None;
+    }
+    let text = format!("e.metadata ->> '{path}'");
+    match test {
+        Test::Text(whole) if is_only_text(whole) => {
+            Some(format!("{text} = {}", statement.text(whole.as_str())))
+        }
+        Test::In(literals) if literals.iter().all(|literal| matches!(literal, Literal::Text(_))) => {
+            let texts = texts(literals, |text, statement| statement.text(text), statement)?;
+            Some(format!("({text} IN ({texts}) AND jsonb_typeof(e.metadata -> '{path}') = 'string')"))
         }
         _ => None,
     }

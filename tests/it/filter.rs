@@ -270,7 +270,13 @@ async fn text_of_an_undeclared_field_means_the_same_in_sql(database: Database) {
         .iter()
         .map(|value| json!({"meter": "calls", "subject": "s", "quantity": 1, "timestamp": NOON, "metadata": {"class": value}}))
         .collect();
-    for metadata in [json!({"other": {"class": "c7"}}), json!({"note": "\"class\":\"c7\""}), json!({})] {
+    let others = [
+        json!({"other": {"class": "c7"}}),
+        json!({"note": "\"class\":\"c7\""}),
+        json!({"subclass": "c7"}),
+        json!({}),
+    ];
+    for metadata in others {
         events.push(
             json!({"meter": "calls", "subject": "s", "quantity": 1, "timestamp": NOON, "metadata": metadata}),
         );
@@ -285,5 +291,20 @@ async fn text_of_an_undeclared_field_means_the_same_in_sql(database: Database) {
         let rows = workspace.get(&path).await.json(200);
         let found = rows.as_array().expect("a list of buckets").first().map(|row| row["quantity"].clone());
         assert_eq!(found, (want > 0).then(|| json!(want)), "{text}: {rows}");
+    }
+    // a condition asks for a string, whatever else is written like it
+    for (texts, want) in [
+        (json!(["c7"]), 1),
+        (json!(["5"]), 1),
+        (json!(["c7", "é", "true"]), 3),
+        (json!(["x\"y\\z"]), 1),
+        (json!(["c"]), 0),
+    ] {
+        let (from, to) = JUNE;
+        let filter = json!({"type": "condition", "field": "metadata.class", "op": "in", "value": texts});
+        let body = json!({"meter": "calls", "bucket_size": "day", "from": from, "to": to, "filter": filter});
+        let rows = workspace.post("/v1/usages/search", &body).await.json(200);
+        let found = rows.as_array().expect("a list of buckets").first().map(|row| row["quantity"].clone());
+        assert_eq!(found, (want > 0).then(|| json!(want)), "{texts}: {rows}");
     }
 }
