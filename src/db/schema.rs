@@ -357,8 +357,15 @@ table! {
 }
 
 table! {
-    subject_days (subject_id, day) {
+    subject_days (day, subject_id) {
+        day -> BigInt,
         subject_id -> BigInt,
+    }
+}
+
+table! {
+    event_days (workspace_id, day) {
+        workspace_id -> BigInt,
         day -> BigInt,
     }
 }

@@ -181,6 +181,7 @@ pub const SUMS: &str = "pruned_sums";
 pub const ELSEWHERE: &[(&str, &str)] = &[
     ("day_hours", "always the same"),
     ("dimension_sets", "made anew from events and sums"),
+    ("event_days", "made anew from events and sums"),
     ("events", "in neutral form"),
     ("idempotency_keys", "in neutral form, unless an event tells it"),
     ("installation", "the installation's"),

@@ -1,12 +1,21 @@
 //! How the events of single subjects are found. On SQLite they lie by hour, so that what is written at one time changes
-//! few pages (docs/performance.md): a subject's are read hour by hour, on the days it was seen. On PostgreSQL events are
-//! partitioned by time instead, and have an index by subject; there no days are written. `ingest::insert` writes them.
+//! few pages (docs/performance.md): a subject's are read hour by hour, on the days it was seen. Those lie by day for the same
+//! reason, and are looked up for each day that its workspace has events of. On PostgreSQL events are partitioned by time
+//! instead, and have an index by subject; there no days are written. `ingest::insert` writes them.
 
 use crate::db::statement::{Statement, integers};
 use crate::metering::time::{DAY, HOUR, Window};
 
-/// SQLite: the hours of the days in `d`, and the events in them.
-const TABLES: &str = "subject_days d CROSS JOIN day_hours h CROSS JOIN events e";
+/// SQLite: days of the workspace, those of them on which the subjects were seen, their hours, and the events in these.
+const TABLES: &str = "event_days a CROSS JOIN subject_days d CROSS JOIN day_hours h CROSS JOIN events e";
+
+/// SQLite: subjects on the days in `a`; all of them are of one workspace.
+fn seen(subjects: &str) -> String {
+    format!(
+        "a.workspace_id = (SELECT workspace_id FROM subjects WHERE id {subjects} LIMIT 1)
+         AND d.day = a.day AND d.subject_id {subjects}"
+    )
+}
 
 /// Where the events `e` of some subjects are.
 pub struct Events {
@@ -32,13 +41,14 @@ pub fn events(statement: &mut Statement, subjects: &str, window: Window) -> Even
     let day = statement.int(from.floor(DAY).0);
     let (from, to) = (statement.int(from.floor(HOUR).0), statement.int(to.0));
     let condition = format!(
-        "d.subject_id {subjects} AND d.day >= {day} AND d.day <= {to} AND d.day + h.since_midnight >= {from}
-         AND d.day + h.since_midnight <= {to} AND e.hour = d.day + h.since_midnight AND e.subject_id = +d.subject_id"
+        "{} AND a.day >= {day} AND a.day <= {to} AND d.day + h.since_midnight >= {from}
+         AND d.day + h.since_midnight <= {to} AND e.hour = d.day + h.since_midnight AND e.subject_id = +d.subject_id",
+        seen(subjects)
     );
     Events {
         tables: TABLES.to_owned(),
         condition,
-        order: "d.day DESC, h.since_midnight DESC, e.event_time DESC, e.id DESC",
+        order: "a.day DESC, h.since_midnight DESC, e.event_time DESC, e.id DESC",
         sign: "+",
     }
 }
@@ -62,9 +72,10 @@ pub fn events_between(
         return (tables, "true".to_owned());
     }
     let condition = format!(
-        "d.subject_id IN ({subjects}) AND d.day > {low} - {DAY} AND d.day < {high}
+        "{} AND a.day > {low} - {DAY} AND a.day < {high}
          AND d.day + h.since_midnight > {low} - {HOUR} AND d.day + h.since_midnight < {high}
-         AND e.hour = d.day + h.since_midnight AND e.subject_id = +d.subject_id AND +e.meter_id = {meter_id}"
+         AND e.hour = d.day + h.since_midnight AND e.subject_id = +d.subject_id AND +e.meter_id = {meter_id}",
+        seen(&format!("IN ({subjects})"))
     );
     (TABLES.to_owned(), condition)
 }

@@ -27,6 +27,7 @@ DROP TABLE prune_runs;
 DROP TABLE ingestion_runs;
 DROP TABLE bulk_replays;
 DROP TABLE day_hours;
+DROP TABLE event_days;
 DROP TABLE subject_days;
 DROP TABLE rollup_facets;
 DROP TABLE rollup_subjects;

@@ -420,11 +420,17 @@ CREATE TABLE rollup_subjects (
 ) STRICT;
 
 -- The days on which a subject used any meter: its events are in their hours. Written when a subject enters a
--- day, not with every event.
+-- day, not with every event. The day comes first, so that what is written at one time lies together.
 CREATE TABLE subject_days (
-    subject_id INTEGER NOT NULL,
     day INTEGER NOT NULL,
-    PRIMARY KEY (subject_id, day)
+    subject_id INTEGER NOT NULL,
+    PRIMARY KEY (day, subject_id)
+) STRICT, WITHOUT ROWID;
+-- The days on which a workspace has anything there, to look up a subject on each.
+CREATE TABLE event_days (
+    workspace_id INTEGER NOT NULL,
+    day INTEGER NOT NULL,
+    PRIMARY KEY (workspace_id, day)
 ) STRICT, WITHOUT ROWID;
 -- The hours of any day, to go from a day to its hours; never changes.
 CREATE TABLE day_hours (

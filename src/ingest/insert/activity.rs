@@ -12,26 +12,40 @@ use crate::ingest::insert::{EventRow, InsertBatch, WriteCache};
 use crate::metering::time::DAY;
 
 prepared!(
+    AddDay for SqliteConnection,
+    (workspace_id: BigInt = i64, day: BigInt = i64),
+    "INSERT INTO event_days (workspace_id, day) VALUES (?, ?) ON CONFLICT DO NOTHING"
+);
+prepared!(
     EnterDay for SqliteConnection,
-    (subject_id: BigInt = i64, day: BigInt = i64),
-    "INSERT INTO subject_days (subject_id, day) VALUES (?, ?) ON CONFLICT DO NOTHING"
+    (day: BigInt = i64, subject_id: BigInt = i64),
+    "INSERT INTO subject_days (day, subject_id) VALUES (?, ?) ON CONFLICT DO NOTHING"
 );
 
-/// A subject and a day on which it was seen.
+/// A day and a subject that was seen on it, in the order of the table: a batch is of few days.
 pub(super) type SubjectDay = (i64, i64);
 
 impl InsertBatch<'_> {
-    /// Whoever knows a day knows that it was written down; so nothing is left out.
+    /// Whoever knows a subject's day knows that both are written down; so nothing is left out.
     pub(super) fn write_activity(
         &mut self,
         conn: &mut SqliteConnection,
         known: &WriteCache,
         rows: &[EventRow],
     ) -> Result<(), DbError> {
-        let days = rows.iter().map(|row| (row.subject_id, row.event.time.floor(DAY).0));
-        let entered: BTreeSet<SubjectDay> = days.filter(|day| !known.activity.contains_key(day)).collect();
-        for (subject_id, day) in &entered {
-            EnterDay { subject_id, day }.execute(conn)?;
+        let (mut days, mut entered) = (BTreeSet::new(), BTreeSet::<SubjectDay>::new());
+        for row in rows {
+            let day = row.event.time.floor(DAY).0;
+            if !known.activity.contains_key(&(day, row.subject_id)) {
+                days.insert((row.workspace_id, day));
+                entered.insert((day, row.subject_id));
+            }
+        }
+        for (workspace_id, day) in &days {
+            AddDay { workspace_id, day }.execute(conn)?;
+        }
+        for (day, subject_id) in &entered {
+            EnterDay { day, subject_id }.execute(conn)?;
         }
         self.learned.activity.extend(entered);
         Ok(())

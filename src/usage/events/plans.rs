@@ -18,6 +18,8 @@ fn pages_come_sorted_from_an_index() {
             let sql = streams.sql(&mut statement, &Search::default(), after, 100, &[1]);
             let plan = plan::of(statement, &mut conn, &sql);
             assert!(plan.contains(range), "{plan}");
+            let days = "SEARCH d USING PRIMARY KEY (day=? AND subject_id=?)";
+            assert_eq!(plan.contains(days), of == Of::Subject, "{plan}");
             assert!(!plan.contains("TEMP B-TREE"), "{plan}");
             assert!(!plan.contains("SCAN events"), "{plan}");
         }
