@@ -3,4 +3,5 @@
 
 pub mod dead_letters;
 pub mod deliveries;
+pub mod measure;
 pub mod stats;

@@ -3,6 +3,7 @@
 //! them when asked to. Totals never change: rollups outlive what goes here.
 
 pub mod partitions;
+pub mod self_check;
 pub mod sql;
 
 use std::collections::HashMap;
@@ -21,6 +22,7 @@ use crate::entitlements::sql::decisions;
 use crate::error::{Error, Result};
 use crate::ingest::insert::expiry::Mark;
 use crate::jobs::heartbeat::Heartbeat;
+use crate::jobs::sql as work;
 use crate::metering::time::Timestamp;
 use crate::usage::ingestion_runs::{self, HistoryTable};
 use crate::usage::stored_queries;
@@ -430,6 +432,7 @@ pub fn start(app: &App) -> Vec<JoinHandle<()>> {
     let mut timers = vec![
         tokio::spawn(clean_history_forever(app.clone(), stop.clone())),
         tokio::spawn(attach_months_forever(app.store.clone(), stop.clone())),
+        tokio::spawn(check_forever(app.store.clone(), stop.clone())),
     ];
     let settings = &app.config.retention;
     if settings.prune_enabled {
@@ -488,4 +491,33 @@ async fn attach_months_forever(store: Store, stop: CancellationToken) {
             log::warn!(error:% = error; "months were not attached");
         }
     }
+}
+
+const CHECK_INTERVAL: Duration = Duration::from_secs(3600);
+
+async fn check_forever(store: Store, stop: CancellationToken) {
+    while tick(CHECK_INTERVAL, &stop).await {
+        if let Err(error) = check_totals(&store).await {
+            log::warn!(error:% = error; "totals were not compared with their events");
+        }
+    }
+}
+
+/// Compares one hour, in one process, and puts down what came out.
+async fn check_totals(store: &Store) -> Result<()> {
+    // where events lie on nodes, each look would ask all of them
+    if store.is_distributed() {
+        return Ok(());
+    }
+    let Some(turn) = LeaseGuard::take(store, "self-check".to_owned()).await? else { return Ok(()) };
+    let hour = self_check::some_hour(Timestamp::now());
+    let found = self_check::differences(store, hour).await;
+    turn.end().await;
+    let found = found?;
+    for self_check::Difference { meter_id, in_totals, stored } in &found {
+        log::error!(meter_id, hour:% = hour, in_totals, stored; "totals differ from the events that they are made of");
+    }
+    let count = found.len() as i64;
+    let note = move |conn: &mut Conn| work::note_chore(conn, work::SELF_CHECK, count, Timestamp::now());
+    store.write("chores::note", note).await
 }

@@ -12,7 +12,10 @@ use crate::cli::{Outcome, keys, print_json};
 use crate::clock;
 use crate::config::Config;
 use crate::config::commands::{Backup, BackupAction, Restore};
+use crate::db;
 use crate::error::{Code, Error, Result};
+use crate::jobs::sql;
+use crate::metering::time::Timestamp;
 use crate::output::print;
 use crate::vault;
 
@@ -32,6 +35,7 @@ fn create(config: &Config, file: &Path, as_json: bool) -> Result<Outcome> {
     let began = clock::moment();
     let manifest = backup::create(&config.db.driver, file)?;
     let seconds = clock::since(began).as_secs_f64();
+    put_down(config);
     if as_json {
         let keys = sealed_with(config)?;
         print_json(&json!({"file": file.display().to_string(), "seconds": seconds, "sealed_with": keys,
@@ -48,6 +52,15 @@ fn create(config: &Config, file: &Path, as_json: bool) -> Result<Outcome> {
         }
     }
     Ok(Outcome::Done)
+}
+
+/// Tells the database that there is a backup of it, for metrics, `doctor` and the dashboard. One that is whole stays so
+/// when that fails: a standby that is backed up takes no word.
+fn put_down(config: &Config) {
+    let note = |conn: &mut db::Conn| sql::note_chore(conn, sql::BACKUP, 0, Timestamp::now());
+    if let Err(error) = db::once(&config.db.driver, note) {
+        eprintln!("the backup is whole, but its time was not put down: {}", error.message);
+    }
 }
 
 /// The keys without which a backup of this database cannot sign.
@@ -79,6 +92,7 @@ fn pass_on(config: &Config, to: Option<&Path>) -> Result<Outcome> {
         let _ = std::fs::remove_file(to);
         return Err(Error::new(Code::Internal, format!("standard output cannot be written: {error}")));
     }
+    put_down(config);
     eprintln!("{}", summary(&manifest));
     Ok(Outcome::Done)
 }

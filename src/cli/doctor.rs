@@ -9,8 +9,8 @@ use crate::config::{Config, Driver, ExportStorage};
 use crate::db::{self, Conn, DbError, migrations};
 use crate::error::Result;
 use crate::jobs::instances::{self, Instance};
-use crate::jobs::sql::{self, Standing};
-use crate::metering::time::{SECOND, Timestamp};
+use crate::jobs::sql::{self, Chore, Standing};
+use crate::metering::time::{HOUR, SECOND, Timestamp};
 use crate::output::print;
 use crate::vault;
 
@@ -21,6 +21,8 @@ const ROOM_OUT: u64 = 64 << 20;
 const SILENT_AFTER: i64 = 30 * SECOND;
 /// Work that waits for longer than this waits too long.
 const LATE_AFTER: i64 = 300 * SECOND;
+/// A nightly backup that is older than this was left out.
+const BACKUP_OLD_AFTER: i64 = 36 * HOUR;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -142,11 +144,14 @@ fn database(config: &Config) -> Vec<Finding> {
     found.push(finding(Good, "schema", "up to date"));
     found.push(secrets(driver));
     let now = Timestamp::now();
-    let look =
-        |conn: &mut Conn| -> Result<_, DbError> { Ok((instances::list(conn)?, sql::standings(conn, now)?)) };
+    let look = |conn: &mut Conn| -> Result<_, DbError> {
+        Ok((instances::list(conn)?, sql::standings(conn, now)?, sql::chores(conn)?))
+    };
     match db::once(driver, look) {
-        Ok((instances, queues)) => {
+        Ok((instances, queues, chores)) => {
             found.push(workers(config, &instances, now));
+            found.push(backups(&chores, now));
+            found.extend(self_check(&chores));
             found.extend(queues.iter().map(|queue| standing(queue, now)));
         }
         Err(error) => found.push(finding(Fail, "database", error.message)),
@@ -205,6 +210,32 @@ fn workers(config: &Config, instances: &[Instance], now: Timestamp) -> Finding {
         (_, 2..) => finding(Warn, "workers", format!("versions {} work side by side", versions.join(", "))),
         (count, _) => finding(Good, "workers", format!("{count} beat")),
     }
+}
+
+fn named<'a>(chores: &'a [Chore], name: &str) -> Option<&'a Chore> {
+    chores.iter().find(|chore| chore.name == name)
+}
+
+fn backups(chores: &[Chore], now: Timestamp) -> Finding {
+    let Some(last) = named(chores, sql::BACKUP) else {
+        // there are other ways: base backups with archived logs, copies of the disk
+        return finding(Good, "backup", "none was made with `open-spanner backup`");
+    };
+    let verdict = if now.0 - last.done_at > BACKUP_OLD_AFTER { Warn } else { Good };
+    finding(verdict, "backup", format!("the last one was made at {}", Timestamp(last.done_at)))
+}
+
+fn self_check(chores: &[Chore]) -> Option<Finding> {
+    let last = named(chores, sql::SELF_CHECK)?;
+    let at = Timestamp(last.done_at);
+    Some(match last.findings {
+        0 => finding(Good, "totals", format!("agreed with the events at {at}")),
+        count => finding(
+            Fail,
+            "totals",
+            format!("differed from the events for {count} meters at {at}: see the log"),
+        ),
+    })
 }
 
 fn standing(queue: &Standing, now: Timestamp) -> Finding {

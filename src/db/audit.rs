@@ -101,6 +101,7 @@ pub const NO_CHANGES: &[&str] = &[
     "alerts::evaluate_disabled",
     "alerts::revive",
     "alerts::settle",
+    "chores::note",
     "decisions::add_prune_run",
     "decisions::prune",
     "deliveries::record",

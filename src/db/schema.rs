@@ -414,6 +414,14 @@ table! {
 }
 
 table! {
+    chores (name) {
+        name -> Text,
+        done_at -> BigInt,
+        findings -> BigInt,
+    }
+}
+
+table! {
     leases (name) {
         name -> Text,
         holder -> Text,

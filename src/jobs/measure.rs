@@ -12,7 +12,7 @@ use crate::db::readiness::free_bytes;
 use crate::db::{Conn, Store, wal};
 use crate::error::Result;
 use crate::jobs::instances::{self, Instance};
-use crate::jobs::sql::{self, Standing};
+use crate::jobs::sql::{self, Chore, Standing};
 use crate::metering::time::{SECOND, Timestamp};
 use crate::metrics::table::QUEUES;
 
@@ -44,9 +44,10 @@ pub fn start(store: &Store, config: &Config, stop: &CancellationToken) {
 async fn look(store: &Store) -> Result<()> {
     let now = Timestamp::now();
     let ask = move |conn: &mut Conn| {
-        Ok((sql::standings(conn, now)?, instances::list(conn)?, sql::database_bytes(conn)?))
+        let chores = sql::chores(conn)?;
+        Ok((sql::standings(conn, now)?, instances::list(conn)?, chores, sql::database_bytes(conn)?))
     };
-    let (standings, instances, bytes) = store.read("jobs::measure", ask).await?;
+    let (standings, instances, chores, bytes) = store.read("jobs::measure", ask).await?;
     let mut found: HashMap<&str, &Standing> =
         standings.iter().map(|standing| (standing.queue.as_str(), standing)).collect();
     for queue in QUEUES {
@@ -54,6 +55,7 @@ async fn look(store: &Store) -> Result<()> {
         show(queue, &found.remove(queue).cloned().unwrap_or_default(), now);
     }
     beats(&instances);
+    done(&chores);
     if let Some(bytes) = bytes {
         metrics::gauge!("open_spanner_database_bytes").set(bytes as f64);
     }
@@ -85,6 +87,21 @@ fn beats(instances: &[Instance]) {
     for (worker, at) in newest {
         metrics::gauge!("open_spanner_worker_heartbeat_timestamp_seconds", "worker" => worker.to_owned())
             .set(at as f64 / SECOND as f64);
+    }
+}
+
+fn done(chores: &[Chore]) {
+    for chore in chores {
+        let at = chore.done_at as f64 / SECOND as f64;
+        match chore.name.as_str() {
+            sql::BACKUP => metrics::gauge!("open_spanner_backup_last_success_timestamp_seconds").set(at),
+            sql::SELF_CHECK => {
+                metrics::gauge!("open_spanner_self_check_timestamp_seconds").set(at);
+                metrics::gauge!("open_spanner_self_check_differences").set(chore.findings as f64);
+            }
+            // of a newer version
+            _ => {}
+        }
     }
 }
 

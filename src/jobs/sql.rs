@@ -3,7 +3,7 @@
 use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Nullable, Text};
 
-use crate::db::schema::dead_letters;
+use crate::db::schema::{chores, dead_letters};
 use crate::db::{Conn, DbError};
 use crate::error::Error;
 use crate::jobs::dead_letters::DeadLetter;
@@ -69,6 +69,38 @@ pub fn dead_letters(conn: &mut Conn, limit: i64) -> Result<Vec<DeadLetter>, DbEr
 pub fn dead_letter(conn: &mut Conn, id: &str) -> Result<DeadLetter, DbError> {
     let found = dead_letters::table.find(id).select(DeadLetter::as_select()).first(conn).optional()?;
     found.ok_or_else(|| Error::not_found("dead letter").into())
+}
+
+/// A backup that ended well.
+pub const BACKUP: &str = "backup";
+/// A comparison of totals with the events that they are made of.
+pub const SELF_CHECK: &str = "self_check";
+
+/// Something that an operator relies on, as it ended last.
+#[derive(Clone, Debug, PartialEq, Eq, Queryable, Selectable)]
+#[diesel(table_name = chores)]
+pub struct Chore {
+    pub name: String,
+    pub done_at: i64,
+    /// Differences of a check.
+    pub findings: i64,
+}
+
+/// Puts down that it is done.
+pub fn note_chore(conn: &mut Conn, name: &str, findings: i64, now: Timestamp) -> Result<(), DbError> {
+    let text = "INSERT INTO chores (name, done_at, findings) VALUES ($1, $2, $3)
+                ON CONFLICT (name) DO UPDATE SET done_at = excluded.done_at, findings = excluded.findings";
+    diesel::sql_query(text)
+        .bind::<Text, _>(name)
+        .bind::<BigInt, _>(now.0)
+        .bind::<BigInt, _>(findings)
+        .execute(conn)?;
+    Ok(())
+}
+
+/// What was done so far, by name.
+pub fn chores(conn: &mut Conn) -> Result<Vec<Chore>, DbError> {
+    Ok(chores::table.order(chores::name).select(Chore::as_select()).load(conn)?)
 }
 
 #[derive(QueryableByName)]

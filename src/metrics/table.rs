@@ -92,6 +92,13 @@ pub const TABLE: &[Metric] = &[
     labelled("open_spanner_webhooks_owed", Gauge, &["state"], "Webhooks that receivers still wait for; of processes that deliver", &[&[("state", "pending")], &[("state", "failing")], &[("state", "dead_letter")]]),
     plain("open_spanner_webhooks_oldest_owed_seconds", Gauge, "How long the oldest of them has waited"),
 
+    plain("open_spanner_backup_last_success_timestamp_seconds", Gauge, "When `open-spanner backup` last ended well, in Unix time; 0: it never did"),
+    plain("open_spanner_self_check_timestamp_seconds", Gauge, "When totals were last compared with the events that they are made of, in Unix time"),
+    plain("open_spanner_self_check_differences", Gauge, "Meters for which that found a difference, in the hour that was looked at"),
+    labelled("open_spanner_key_ring_rows", Gauge, &["key_id"], "Stored secrets by the key that seals them; of servers, every five minutes", &[]),
+
+    plain("open_spanner_retention_oldest_event_seconds", Gauge, "Age of the oldest event that is stored; of servers, every five minutes"),
+    labelled("open_spanner_partitions", Gauge, &["state"], "Months of events that are attached, and rows that lie outside of them (default_rows, counted to 100000); of servers on PostgreSQL, every five minutes", &[&[("state", "attached")], &[("state", "default_rows")]]),
     plain("open_spanner_ledger_expired_keys_total", Counter, "Idempotency keys that were forgotten"),
     plain("open_spanner_retention_deleted_events_total", Counter, "Events that were pruned"),
     labelled("open_spanner_operational_history_cleanup_deleted_total", Counter, &["kind"], "Rows of history that were deleted", &[]),

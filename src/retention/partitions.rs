@@ -122,6 +122,17 @@ struct RowCount {
     row_count: i64,
 }
 
+/// So many rows outside of the months are counted.
+const OUTSIDE_MAX: i64 = 100_000;
+
+/// How many months are attached, and how many rows lie outside of them.
+pub fn spread(conn: &mut Conn) -> Result<(usize, i64), DbError> {
+    let attached = months(conn, true)?.len();
+    let text = "SELECT COUNT(*) AS row_count FROM (SELECT 1 FROM events_default LIMIT $1) AS rows";
+    let outside: RowCount = sql_query(text).bind::<BigInt, _>(OUTSIDE_MAX).get_result(conn)?;
+    Ok((attached, outside.row_count))
+}
+
 /// What became of a month that was to be attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Attached {

@@ -4,7 +4,7 @@
 
 use diesel::prelude::*;
 use diesel::sql_query;
-use diesel::sql_types::{BigInt, Bool, Text};
+use diesel::sql_types::{BigInt, Bool, Nullable, Text};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -322,4 +322,20 @@ pub fn runs(
         .select(RunRow::as_select())
         .load(conn)?;
     rows.into_iter().map(RunRow::into_run).collect()
+}
+
+#[derive(QueryableByName)]
+struct Oldest {
+    #[diesel(sql_type = Nullable<BigInt>)]
+    oldest_at: Option<i64>,
+}
+
+/// When the oldest event happened that is stored: one look at an index for each meter.
+pub fn oldest_event(conn: &mut Conn) -> Result<Option<Timestamp>, DbError> {
+    let text = "-- retention::sql::oldest_event
+        SELECT MIN(found_at) AS oldest_at FROM (
+            SELECT (SELECT MIN(e.event_time) FROM events e WHERE e.meter_id = m.id) AS found_at FROM meters m
+        ) AS found";
+    let oldest: Oldest = sql_query(text).get_result(conn)?;
+    Ok(oldest.oldest_at.map(Timestamp))
 }

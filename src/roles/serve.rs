@@ -37,7 +37,7 @@ use crate::net::budget::Budget;
 use crate::net::{self, Limits, Patience, Port};
 use crate::roles::demo;
 use crate::usage::home_zone::HomeZones;
-use crate::{alerts, exports, grpc, http, retention};
+use crate::{alerts, exports, grpc, http, operations, retention};
 
 /// Runs until SIGTERM or SIGINT, then drains within `shutdown_timeout`.
 pub async fn run(config: Config) -> Result<()> {
@@ -308,6 +308,7 @@ fn forgetful(app: &App) -> impl Fn(Change) + Send + use<> {
 fn start_workers(app: &App) -> Result<Vec<JoinHandle<()>>> {
     let stop = app.phase.draining();
     measure::start(&app.store, &app.config, &stop);
+    operations::measure::start(app);
     changes::relay(app.store.clone(), stop.clone());
     changes::listen(app.config.db.driver.clone(), stop.clone(), forgetful(app))?;
     app.wake.relay(app.store.clone(), stop.clone());

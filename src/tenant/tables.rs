@@ -179,6 +179,7 @@ pub const SUMS: &str = "pruned_sums";
 #[cfg(test)]
 /// Tables that travel in another form or not at all, and why.
 pub const ELSEWHERE: &[(&str, &str)] = &[
+    ("chores", "the installation's"),
     ("day_hours", "always the same"),
     ("dimension_sets", "made anew from events and sums"),
     ("event_days", "made anew from events and sums"),

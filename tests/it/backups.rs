@@ -116,6 +116,9 @@ async fn restore_overwrites_nothing(database: Database) {
     let folder = tempfile::tempdir().expect("a directory");
     let name = folder.path().join("backup").display().to_string();
     on(&database, &["backup", &name]).succeeded();
+    assert_eq!(database.lines("SELECT name AS line FROM chores WHERE done_at > 1000000"), ["backup"]);
+    let found = on(&database, &["doctor", "--json"]);
+    assert!(found.stdout.contains("the last one was made at"), "{found:#?}");
     let refusal = match &database {
         Database::Sqlite { .. } => "there already",
         Database::Postgres { .. } => "not empty",

@@ -95,6 +95,9 @@ async fn queues_and_pools_are_measured(database: Database) {
         "INSERT INTO dead_letters (id, workspace_id, queue, key, payload, attempts, last_error, created_at)
          VALUES ('1', 1, 'export', 'k', '{}', 3, 'broken', 1)",
     );
+    database.execute("INSERT INTO chores (name, done_at, findings) VALUES ('backup', 5000000, 0)");
+    database.execute("INSERT INTO chores (name, done_at, findings) VALUES ('self_check', 7000000, 2)");
+    let months = if matches!(database, Database::Postgres { .. }) { 4.0 } else { 0.0 };
     let health = format!("127.0.0.1:{}", stable_port());
     let variable = [("OPEN_SPANNER_ENTITLEMENT_WORKER_HEALTH_ADDR", health.as_str())];
     let _worker = Worker::start("entitlement-worker", &database, directory.path(), &variable);
@@ -111,6 +114,14 @@ async fn queues_and_pools_are_measured(database: Database) {
             && value(&of_worker, dead) == Some(1.0)
             && value(&text, "open_spanner_database_bytes").is_some_and(|bytes| bytes > 10_000.0)
             && value(&text, "open_spanner_ingest_queue_limit") == Some(30_000.0)
+            && [&text, &of_worker].into_iter().all(|text| {
+                value(text, "open_spanner_backup_last_success_timestamp_seconds") == Some(5.0)
+                    && value(text, "open_spanner_self_check_timestamp_seconds") == Some(7.0)
+                    && value(text, "open_spanner_self_check_differences") == Some(2.0)
+            })
+            && value(&text, "open_spanner_partitions{state=\"attached\"}")
+                .is_some_and(|count| count >= months)
+            && value(&text, "open_spanner_retention_oldest_event_seconds") == Some(0.0)
             && text.contains("state=\"max\"}")
             && of_worker.contains("role=\"entitlement-worker\"");
         if is_measured {

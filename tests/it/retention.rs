@@ -2,7 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use open_spanner::config;
+use open_spanner::db::Store;
 use open_spanner::metering::time::{DAY, HOUR, SECOND, Timestamp};
+use open_spanner::retention::self_check::{self, Difference};
+use open_spanner::retention::sql::oldest_event;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde_json::{Value, json};
@@ -19,6 +23,7 @@ on_both_databases!(
     the_timer_prunes_every_workspace,
     a_stop_comes_between_two_steps,
     a_key_for_some_meters_may_not_prune,
+    totals_are_compared_with_their_events,
 );
 
 const AGGREGATIONS: [&str; 8] = ["sum", "count", "avg", "min", "max", "first", "last", "rate"];
@@ -611,4 +616,31 @@ fn months_past_every_retention_are_dropped() {
         ));
         assert_eq!(tables, ["gone"]);
     });
+}
+
+/// An hour whose totals were lost is noticed, another one is not blamed for it.
+async fn totals_are_compared_with_their_events(database: Database) {
+    let server = Server::start(&database);
+    let workspace = server.workspace().await;
+    workspace.meter("calls", "sum").await;
+    workspace.meter("unused", "sum").await;
+    let hour = Timestamp::now().floor(HOUR).plus(-3 * HOUR);
+    for minute in 0..3 {
+        let at = hour.plus(minute * 60 * SECOND).to_exact_text();
+        let event = json!({"meter": "calls", "subject": "ann", "quantity": 1, "timestamp": at});
+        workspace.key.post("/v1/usages", &event).await.expect(201);
+    }
+    let settings = database.settings();
+    let settings: Vec<(&str, &str)> = settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let config = config::load_from(&["open-spanner", "serve"], &settings).expect("settings").config;
+    let store = Store::new(&config.db);
+    let oldest = store.read("retention::oldest_event", oldest_event).await;
+    assert_eq!(oldest.expect("read"), Some(hour));
+    let found = self_check::differences(&store, hour).await.expect("compared");
+    assert!(found.is_empty(), "{found:?}");
+    database.execute("DELETE FROM rollups WHERE grain = 1");
+    let found = self_check::differences(&store, hour).await.expect("compared");
+    assert!(matches!(found[..], [Difference { in_totals: 0, stored: 1, .. }]), "{found:?}");
+    let found = self_check::differences(&store, hour.plus(HOUR)).await.expect("compared");
+    assert!(found.is_empty(), "{found:?}");
 }

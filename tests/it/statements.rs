@@ -252,7 +252,7 @@ async fn requests_keep_their_budgets(database: Database) {
 }
 
 /// Pages of the dashboard, and how many statements each may take on either database: six, the overview twelve. More take
-/// those that show sums, each with a statement of its own, BEGIN and ROLLBACK where several must be of one instant, and on
+/// the system, which also tells of backups, and those that show sums, each with a statement of its own, BEGIN and ROLLBACK where several must be of one instant, and on
 /// SQLite one for each limit that a subject has.
 #[rustfmt::skip]
 const PAGES: [(&str, u64); 30] = [
@@ -280,7 +280,7 @@ const PAGES: [(&str, u64); 30] = [
     ("/exports", 6),
     ("/jobs", 6),
     ("/jobs/workers/alert", 6),
-    ("/system", 6),
+    ("/system", 7),
     ("/api-keys", 6),
     ("/members", 6),
     ("/members/leave", 6),

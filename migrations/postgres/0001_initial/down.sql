@@ -19,6 +19,7 @@ DROP TABLE dead_letters;
 DROP TABLE jobs;
 DROP TABLE stored_queries;
 DROP TABLE saved_queries;
+DROP TABLE chores;
 DROP TABLE leases;
 DROP TABLE refused_events;
 DROP TABLE ingestion_refusals;

@@ -699,6 +699,15 @@ CREATE TABLE leases (
     expires_at BIGINT NOT NULL
 );
 
+-- What an operator relies on: when it ended well last, and what it found (src/jobs/sql.rs).
+CREATE TABLE chores (
+    -- backup, self_check
+    name TEXT PRIMARY KEY,
+    done_at BIGINT NOT NULL,
+    -- differences of a check; 0 where there is nothing to find
+    findings BIGINT NOT NULL
+);
+
 -- What people keep --------------------------------------------------------------------------------
 
 CREATE TABLE saved_queries (

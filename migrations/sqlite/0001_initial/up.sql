@@ -697,6 +697,15 @@ CREATE TABLE leases (
     expires_at INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 
+-- What an operator relies on: when it ended well last, and what it found (src/jobs/sql.rs).
+CREATE TABLE chores (
+    -- backup, self_check
+    name TEXT PRIMARY KEY,
+    done_at INTEGER NOT NULL,
+    -- differences of a check; 0 where there is nothing to find
+    findings INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
 -- What people keep --------------------------------------------------------------------------------
 
 CREATE TABLE saved_queries (

@@ -17,6 +17,7 @@ use crate::exports::sql::{self as exports, CleanupRun};
 use crate::http::extract::{Id, Params, decode_cursor, encode_cursor};
 use crate::jobs::dead_letters::{self as letters, DeadLetter};
 use crate::jobs::health::WorkerHealth;
+use crate::jobs::sql as chores;
 use crate::metering::json::Value;
 use crate::metering::time::Timestamp;
 use crate::operations::dead_letters::{self, Outlook, Requeued};
@@ -36,6 +37,8 @@ struct SystemPage {
     workers: Vec<WorkerHealth>,
     cleanup: Option<CleanupRun>,
     prunes: Vec<PruneRun>,
+    /// When `open-spanner backup` ended well last.
+    backup_at: Option<i64>,
     is_ready: bool,
     version: &'static str,
     database: &'static str,
@@ -57,9 +60,10 @@ pub async fn show(app: web::Data<App>, caller: Caller, visit: Visit) -> Result<H
             (subjects::totals(conn, workspace_id)?, decisions::kept(conn, workspace_id)?, work.workers),
             exports::last_cleanup_run(conn, workspace_id)?,
             prunes::runs(conn, workspace_id, None, 10)?,
+            chores::chores(conn)?,
         ))
     };
-    let ((totals, kept, workers), cleanup, prunes) = app.store.read("system::show", read).await?;
+    let ((totals, kept, workers), cleanup, prunes, done) = app.store.read("system::show", read).await?;
     ok(&SystemPage {
         shell: visit.shell("system", "System"),
         totals,
@@ -67,6 +71,7 @@ pub async fn show(app: web::Data<App>, caller: Caller, visit: Visit) -> Result<H
         workers,
         cleanup,
         prunes,
+        backup_at: done.iter().find(|chore| chore.name == chores::BACKUP).map(|chore| chore.done_at),
         is_ready: app.phase.is_serving(),
         version: env!("CARGO_PKG_VERSION"),
         database: app.config.db.driver.name(),
