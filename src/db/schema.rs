@@ -605,6 +605,7 @@ table! {
         lease_token -> Nullable<Binary>,
         leased_at -> Nullable<BigInt>,
         leased_until -> Nullable<BigInt>,
+        taken_over -> Bool,
         last_error -> Nullable<Text>,
         created_at -> BigInt,
     }

@@ -17,6 +17,8 @@ use crate::metering::time::{SECOND, Timestamp};
 use crate::metrics::table::QUEUES;
 
 const INTERVAL: Duration = Duration::from_secs(15);
+/// Queues of what is computed after the fact of usage.
+const EVALUATED: [&str; 2] = ["alerts", "entitlements"];
 
 /// Measures until told to stop; does nothing where nobody can read metrics.
 pub fn start(store: &Store, config: &Config, stop: &CancellationToken) {
@@ -50,6 +52,7 @@ async fn look(store: &Store) -> Result<()> {
     let (standings, instances, chores, bytes) = store.read("jobs::measure", ask).await?;
     let mut found: HashMap<&str, &Standing> =
         standings.iter().map(|standing| (standing.queue.as_str(), standing)).collect();
+    metrics::gauge!("open_spanner_evaluation_lag_seconds").set(lag(&standings, now));
     for queue in QUEUES {
         // an empty queue is no row
         show(queue, &found.remove(queue).cloned().unwrap_or_default(), now);
@@ -60,6 +63,13 @@ async fn look(store: &Store) -> Result<()> {
         metrics::gauge!("open_spanner_database_bytes").set(bytes as f64);
     }
     Ok(())
+}
+
+/// For how long usage has been stored that rules or limits have not looked at to the end.
+fn lag(standings: &[Standing], now: Timestamp) -> f64 {
+    let evaluated = standings.iter().filter(|standing| EVALUATED.contains(&standing.queue.as_str()));
+    let since = evaluated.filter_map(|standing| standing.undone_since).min();
+    since.map_or(0, |since| (now.0 - since).max(0)) as f64 / SECOND as f64
 }
 
 fn show(queue: &'static str, standing: &Standing, now: Timestamp) {

@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use diesel::prelude::*;
 use diesel::sql_query;
-use diesel::sql_types::{Array, BigInt, Binary, Integer, Nullable, Text};
+use diesel::sql_types::{Array, BigInt, Binary, Bool, Integer, Nullable, Text};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -61,6 +61,8 @@ pub struct Job {
     /// This one included.
     pub attempts: i32,
     pub created_at: i64,
+    /// From a holder that neither finished it nor gave it back in time.
+    pub taken_over: bool,
     /// Whatever was committed with an enqueue that this claim stands for can be read from this moment on.
     pub claimed: Instant,
 }
@@ -81,12 +83,16 @@ struct ClaimedRow {
     attempts: i32,
     #[diesel(sql_type = BigInt)]
     created_at: i64,
+    #[diesel(sql_type = Bool)]
+    taken_over: bool,
 }
 
 impl From<ClaimedRow> for Job {
     fn from(row: ClaimedRow) -> Self {
-        let ClaimedRow { queue, key, workspace_id, payload, generation, attempts, created_at } = row;
-        Job { queue, key, workspace_id, payload, generation, attempts, created_at, claimed: clock::moment() }
+        let ClaimedRow { queue, key, workspace_id, payload, generation, attempts, created_at, taken_over } =
+            row;
+        let claimed = clock::moment();
+        Job { queue, key, workspace_id, payload, generation, attempts, created_at, taken_over, claimed }
     }
 }
 
@@ -263,9 +269,10 @@ fn take(conn: &mut Conn, claim: &Claim, with: &str, due: &str, limit: i64) -> Re
     let skip = if conn.is_postgres() { "FOR UPDATE OF jobs SKIP LOCKED" } else { "" };
     let text = format!(
         "WITH {with} due AS MATERIALIZED ({due} LIMIT {limit} {skip})
-         UPDATE jobs SET attempts = attempts + 1, leased_at = $2, lease_token = $3, leased_until = $4
+         UPDATE jobs SET attempts = attempts + 1, leased_at = $2, lease_token = $3, leased_until = $4,
+             taken_over = (leased_until IS NOT NULL)
          FROM due WHERE jobs.queue = due.queue AND jobs.key = due.key
-         RETURNING jobs.queue, jobs.key, workspace_id, payload, generation, attempts, created_at",
+         RETURNING jobs.queue, jobs.key, workspace_id, payload, generation, attempts, created_at, taken_over",
     );
     let text = text.replace("FREE", is_free(claim.only_unleased));
     let rows: Vec<ClaimedRow> = sql_query(text)

@@ -27,6 +27,9 @@ pub struct Standing {
     pub later: i64,
     #[diesel(sql_type = Nullable<BigInt>)]
     pub oldest_due_at: Option<i64>,
+    /// Due for longest, whether somebody is at it or not.
+    #[diesel(sql_type = Nullable<BigInt>)]
+    pub undone_since: Option<i64>,
     /// Given up and not queued anew.
     #[diesel(sql_type = BigInt)]
     pub dead: i64,
@@ -37,7 +40,7 @@ pub fn standings(conn: &mut Conn, now: Timestamp) -> Result<Vec<Standing>, DbErr
     let text = "-- jobs::sql::standings
         SELECT queue, CAST(SUM(due) AS BIGINT) AS due, CAST(SUM(running) AS BIGINT) AS running,
                CAST(SUM(failed) AS BIGINT) AS failed, CAST(SUM(later) AS BIGINT) AS later,
-               MIN(due_at) AS oldest_due_at, CAST(SUM(dead) AS BIGINT) AS dead
+               MIN(due_at) AS oldest_due_at, MIN(undone_at) AS undone_since, CAST(SUM(dead) AS BIGINT) AS dead
         FROM (
             SELECT queue,
                    CASE WHEN run_after <= $1 AND (leased_until IS NULL OR leased_until < $1) THEN 1 ELSE 0 END AS due,
@@ -45,10 +48,10 @@ pub fn standings(conn: &mut Conn, now: Timestamp) -> Result<Vec<Standing>, DbErr
                    CASE WHEN last_error IS NOT NULL THEN 1 ELSE 0 END AS failed,
                    CASE WHEN run_after > $1 AND (leased_until IS NULL OR leased_until < $1) THEN 1 ELSE 0 END AS later,
                    CASE WHEN run_after <= $1 AND (leased_until IS NULL OR leased_until < $1) THEN run_after END AS due_at,
-                   0 AS dead
+                   CASE WHEN run_after <= $1 THEN run_after END AS undone_at, 0 AS dead
             FROM jobs
             UNION ALL
-            SELECT queue, 0, 0, 0, 0, NULL, 1 FROM dead_letters WHERE requeued_at IS NULL
+            SELECT queue, 0, 0, 0, 0, NULL, NULL, 1 FROM dead_letters WHERE requeued_at IS NULL
         ) AS work
         GROUP BY queue ORDER BY queue";
     Ok(diesel::sql_query(text).bind::<BigInt, _>(now.0).load(conn)?)

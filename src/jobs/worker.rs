@@ -338,6 +338,9 @@ impl Worker {
         };
         let (jobs, last) = self.store.write("jobs::claim", claim).await?;
         self.turn.store(last, Ordering::Relaxed);
+        let ended = jobs.iter().filter(|job| job.taken_over).count();
+        metrics::counter!("open_spanner_leases_expired_total", "queue" => self.queue.name)
+            .increment(ended as u64);
         Ok(jobs)
     }
 

@@ -97,6 +97,11 @@ async fn queues_and_pools_are_measured(database: Database) {
     );
     database.execute("INSERT INTO chores (name, done_at, findings) VALUES ('backup', 5000000, 0)");
     database.execute("INSERT INTO chores (name, done_at, findings) VALUES ('self_check', 7000000, 2)");
+    // a worker that was killed has it, and nobody else yet
+    database.execute(
+        "INSERT INTO jobs (queue, key, workspace_id, payload, generation, run_after, attempts, leased_until, created_at)
+         VALUES ('alerts', 'k', 1, '{}', 0, 1, 1, 9000000000000000, 1)",
+    );
     let months = if matches!(database, Database::Postgres { .. }) { 4.0 } else { 0.0 };
     let health = format!("127.0.0.1:{}", stable_port());
     let variable = [("OPEN_SPANNER_ENTITLEMENT_WORKER_HEALTH_ADDR", health.as_str())];
@@ -119,6 +124,8 @@ async fn queues_and_pools_are_measured(database: Database) {
                     && value(text, "open_spanner_self_check_timestamp_seconds") == Some(7.0)
                     && value(text, "open_spanner_self_check_differences") == Some(2.0)
             })
+            && value(&text, "open_spanner_evaluation_lag_seconds").is_some_and(|lag| lag > 1e9)
+            && value(&text, "open_spanner_leases_expired_total{queue=\"alerts\"}") == Some(0.0)
             && value(&text, "open_spanner_partitions{state=\"attached\"}")
                 .is_some_and(|count| count >= months)
             && value(&text, "open_spanner_retention_oldest_event_seconds") == Some(0.0)

@@ -762,6 +762,8 @@ CREATE TABLE jobs (
     -- the same of leased_until
     leased_at BIGINT,
     leased_until BIGINT,
+    -- its lease was taken from a holder whose time had ended, for the metrics
+    taken_over BOOLEAN NOT NULL DEFAULT false,
     last_error TEXT,
     created_at BIGINT NOT NULL,
     PRIMARY KEY (queue, key)

@@ -760,6 +760,8 @@ CREATE TABLE jobs (
     -- the same of leased_until
     leased_at INTEGER,
     leased_until INTEGER,
+    -- its lease was taken from a holder whose time had ended, for the metrics
+    taken_over INTEGER NOT NULL DEFAULT 0,
     last_error TEXT,
     created_at INTEGER NOT NULL,
     PRIMARY KEY (queue, key)

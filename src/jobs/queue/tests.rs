@@ -161,6 +161,7 @@ fn a_job_is_claimed_once_and_again_when_the_lease_ends() {
     assert!(claim_at(&mut conn, &OTHER, 15).is_empty(), "leased");
     let second = claim_at(&mut conn, &OTHER, 16);
     assert_eq!((second.len(), second[0].attempts), (1, 2));
+    assert!(!claimed[0].taken_over && second[0].taken_over, "its first holder did not end it");
     finish(&mut conn, &claimed[0], &TOKEN, None).expect("ignored");
     assert!(!holds(&mut conn, &claimed[0], &TOKEN).expect("asked"));
     assert!(holds(&mut conn, &second[0], &OTHER).expect("asked"), "a late finish changes nothing");
@@ -179,7 +180,8 @@ fn a_job_asked_for_while_it_runs_runs_again() {
     assert_eq!((second.len(), second[0].attempts), (1, 1));
     finish(&mut conn, &second[0], &OTHER, Some(Timestamp(1_000))).expect("finished");
     assert!(claim_at(&mut conn, &TOKEN, 999).is_empty());
-    assert_eq!(claim_at(&mut conn, &TOKEN, 1_000).len(), 1);
+    let third = claim_at(&mut conn, &TOKEN, 1_000);
+    assert!(third.len() == 1 && !third[0].taken_over, "given back");
 }
 
 #[test]
