@@ -147,6 +147,7 @@ async fn office(ttl: Duration) -> Office {
         max_idle_conns: None,
         acquire_timeout: Duration::from_secs(5),
         statement_timeout: Duration::from_secs(15),
+        slow_after: None,
         conn_max_lifetime: None,
         conn_max_idle_time: None,
     });

@@ -100,6 +100,8 @@ pub struct Db {
     pub acquire_timeout: Duration,
     /// Longest work of a call in the database.
     pub statement_timeout: Duration,
+    /// Work that takes longer has a line in the log.
+    pub slow_after: Option<Duration>,
     pub conn_max_lifetime: Option<Duration>,
     pub conn_max_idle_time: Option<Duration>,
 }
@@ -121,6 +123,7 @@ impl Db {
             queries_per_workspace: v.integer("DB_QUERIES_PER_WORKSPACE"),
             acquire_timeout: v.duration("DB_ACQUIRE_TIMEOUT"),
             statement_timeout: v.duration("DB_STATEMENT_TIMEOUT"),
+            slow_after: v.optional_duration("LOG_SLOW_DATABASE"),
             conn_max_lifetime: v.optional_duration("DB_CONN_MAX_LIFETIME"),
             conn_max_idle_time: v.optional_duration("DB_CONN_MAX_IDLE_TIME"),
         })

@@ -111,6 +111,7 @@ pub const TABLE: &[Group] = &[
         row("CACHE_TTL",        "2s",   DurationUpTo(5),                  "how long keys, meters and plans are served from memory, at most 5s"),
         row("LOG_FORMAT",       "auto", OneOf(&["auto", "text", "json"]), "auto: text on a terminal, JSON otherwise"),
         row("LOG_REQUESTS",     "changes", OneOf(&["off", "changes", "all"]), "request lines at level info; changes: what changed something besides usage, and what took over 1s"),
+        row("LOG_SLOW_DATABASE", "1s",  DurationOrZero,                   "work in the database that takes longer has a line at level info, by its name and without values; 0: none"),
         row("RUST_LOG",         "info", Text("FILTER"),                   "what to log, like info,open_spanner::store=debug"),
     ]),
     group("Listeners", &[

@@ -93,6 +93,8 @@ pub(super) struct Gate {
     pub(super) file: Option<std::path::PathBuf>,
     pub(super) is_replica: bool,
     pub(super) signs: Signs,
+    /// Work that takes longer is told.
+    pub(super) slow_after: Option<Duration>,
 }
 
 impl Gate {
@@ -162,6 +164,15 @@ fn keep_time(pooled: &mut Pooled) {
     }
 }
 
+/// Each kind of work once in a while: what is slow is so for many callers.
+fn tell_slow(operation: &'static str, took: Duration, statements: u64, is_done: bool) {
+    static SLOW: logging::FoldedKinds<&'static str> = logging::FoldedKinds::new();
+    let duration_ms = took.as_millis() as u64;
+    SLOW.say(operation, |repeats| {
+        log::info!(operation, duration_ms, statements, is_done, repeats; "slow work in the database");
+    });
+}
+
 /// Runs `work` on a connection of the pool, and once more on another where that may help.
 pub(super) fn attempt<T>(
     connections: &Connections,
@@ -199,10 +210,13 @@ fn attempt_each(
         pooled.broken = true;
         let link = pooled.link;
         let result = interrupt::until(limits.deadline, || work(&mut pooled.conn, link));
+        let (took, statements) = (clock::since(started), pooled.statements.take());
         metrics::histogram!("open_spanner_db_query_duration_seconds", "operation" => operation)
-            .record(clock::since(started).as_secs_f64());
-        metrics::counter!("open_spanner_db_statements_total", "operation" => operation)
-            .increment(pooled.statements.take());
+            .record(took.as_secs_f64());
+        metrics::counter!("open_spanner_db_statements_total", "operation" => operation).increment(statements);
+        if connections.gate.slow_after.is_some_and(|slow| took > slow) {
+            tell_slow(operation, took, statements, result.is_ok());
+        }
         let fault = match result {
             Ok(()) if !connections.gate.has_its_file() => DbError::Replaced,
             Ok(()) => {

@@ -52,12 +52,14 @@ impl Store {
         interrupt::watch_connections();
         let epochs = Arc::new(Epochs::default());
         let file = file_of(&db.driver);
-        let gate =
-            Arc::new(Gate { epochs: epochs.clone(), file, is_replica: false, signs: Signs::default() });
+        let slow_after = db.slow_after;
+        let (signs, is_replica) = (Signs::default(), false);
+        let gate = Arc::new(Gate { epochs: epochs.clone(), file, is_replica, signs, slow_after });
         let pool = |name, size| Pool::new(name, db, size, &gate);
         let replica = db.of_replica().map(|db| {
             // what it is connected to says nothing about the primary
-            let gate = Gate { epochs: Arc::default(), file: None, is_replica: true, signs: Signs::default() };
+            let (signs, is_replica) = (Signs::default(), true);
+            let gate = Gate { epochs: Arc::default(), file: None, is_replica, signs, slow_after };
             Replica::new(Pool::new("replica", &db, db.max_open_conns, &Arc::new(gate)))
         });
         let (readers, writer, postgres) = match &db.driver {

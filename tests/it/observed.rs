@@ -15,6 +15,7 @@ on_both_databases!(
     traces_of_callers_are_taken_over,
     request_lines_say_who_and_how_much,
     made_up_methods_are_counted_as_one,
+    slow_work_in_the_database_is_told,
 );
 
 /// The metrics that the page lists: name and type, and whether they are there from the start.
@@ -173,6 +174,30 @@ async fn request_lines_say_who_and_how_much(database: Database) {
     let answer = workspace.session.post("/v1/meters", &json!({"name": "n", "unit": "u"})).await.expect(201);
     let line = server.logged(&answer);
     assert!(line["principal"].as_str().is_some_and(|text| text.starts_with("user:")), "{line}");
+}
+
+/// By its name, with how long it took and how many statements it was, and nothing of what they held.
+async fn slow_work_in_the_database_is_told(database: Database) {
+    let server = Server::start_with(&database, &[("OPEN_SPANNER_LOG_SLOW_DATABASE", "1us")]);
+    let workspace = server.workspace().await;
+    workspace.post("/v1/meters", &json!({"name": "nobodys_business", "unit": "call"})).await.expect(201);
+    let end = Instant::now() + Duration::from_secs(30);
+    let line = loop {
+        let lines = server.log();
+        let parsed = lines.iter().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+        let mut slow = parsed.filter(|line| line["message"] == "slow work in the database");
+        if let Some(line) = slow.find(|line| line["operation"] == "meters::add") {
+            break line;
+        }
+        assert!(Instant::now() < end, "nothing was slow:\n{}", lines.join("\n"));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    };
+    assert!(
+        line["duration_ms"].is_u64() && line["statements"].as_u64().is_some_and(|count| count > 0),
+        "{line}"
+    );
+    assert_eq!((&line["is_done"], &line["level"]), (&json!(true), &json!("INFO")), "{line}");
+    assert!(!line.to_string().contains("nobodys_business"), "{line}");
 }
 
 #[test]
