@@ -43,7 +43,7 @@ use crate::config::{Db, Driver};
 use crate::error::{Error, Result};
 pub use error::{DbError, Trouble, is_away, is_slow};
 use error::{failed, failed_by};
-use identity::Link;
+use identity::{Installation, Link};
 pub use migrations::Wanted;
 pub use postgres::call_process;
 pub use store::Store;
@@ -118,7 +118,8 @@ pub fn open_foreign(driver: &Driver) -> Result<Conn> {
     }
 }
 
-/// Tells the operator which database that is, without anything secret, and whether it has connections enough.
+/// Tells the operator which database that is, without anything secret, whether it has connections enough, and what it
+/// holds.
 pub fn describe(db: &Db) {
     match &db.driver {
         Driver::Sqlite { path, .. } => log::info!(driver = "sqlite", database = path.as_str(); "database"),
@@ -126,6 +127,17 @@ pub fn describe(db: &Db) {
             if let Err(error) = postgres::describe(dsn.expose(), &db.driver.target(), db.max_open_conns) {
                 log::warn!(error:%; "the database was not asked for its limits");
             }
+        }
+    }
+    let asked = open(&db.driver).map_err(|error| cannot_open(&db.driver, error)).and_then(|mut conn| {
+        identity::installation(&mut conn).map_err(|fault| failed("cannot read the installation", &fault))
+    });
+    match asked {
+        Ok(Installation { id, epoch, schema }) => {
+            log::info!(id = id.as_str(), epoch, schema = schema.as_str(); "installation");
+        }
+        Err(error) => {
+            log::warn!(error = error.message.as_str(); "the database was not asked which one it is");
         }
     }
 }

@@ -7,8 +7,31 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
+use diesel::prelude::*;
+use diesel::sql_types::{BigInt, Text};
+
+use super::{Conn, DbError};
 use crate::chance;
 use crate::metering::time::Timestamp;
+
+/// Which installation a database holds, and in which state.
+#[derive(Clone, Debug, QueryableByName)]
+pub struct Installation {
+    #[diesel(sql_type = Text)]
+    pub id: String,
+    /// Grows with each failover that was noticed, and with each restore.
+    #[diesel(sql_type = BigInt)]
+    pub epoch: i64,
+    /// The newest migration that was applied.
+    #[diesel(sql_type = Text)]
+    pub schema: String,
+}
+
+pub fn installation(conn: &mut Conn) -> Result<Installation, DbError> {
+    let text = "-- db::identity::installation
+        SELECT id, epoch, (SELECT MAX(version) FROM __diesel_schema_migrations) AS schema FROM installation";
+    Ok(diesel::sql_query(text).get_result(conn)?)
+}
 
 /// Where a unit of work runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

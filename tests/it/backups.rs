@@ -97,6 +97,14 @@ async fn a_backup_of_a_busy_server_comes_back_whole(database: Database) {
     );
     assert!(after > before, "{before} {after}");
     let second = Server::start(&restored);
+    let said =
+        |line: &String| line.contains("\"message\":\"installation\"") && line.contains("\"schema\":\"0001\"");
+    let log = second.log();
+    let line = log
+        .iter()
+        .find(|line| said(line))
+        .unwrap_or_else(|| panic!("which installation:\n{}", log.join("\n")));
+    assert!(line.contains(&format!("\"epoch\":{after}")), "{line}");
     let there = workspace.at(&second.url());
     assert_eq!(restored.count("events"), events);
     let expected = format!("{}.{}", events / 10, events % 10);
