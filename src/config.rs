@@ -115,6 +115,13 @@ impl Role {
     }
 }
 
+impl Role {
+    /// Whether it does background work and nothing else.
+    pub fn is_worker(self) -> bool {
+        matches!(self, Role::ExportWorker | Role::AlertWorker | Role::EntitlementWorker | Role::UsageWorker)
+    }
+}
+
 /// What `migrate` does to the schema.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MigrateAction {
@@ -299,7 +306,7 @@ fn fault(name: &str, problem: &str, expected: &str) -> ConfigError {
 
 impl Config {
     fn read(cli: &cli::Cli, v: &Values) -> Result<Config, ConfigError> {
-        let db = Db::read(v)?;
+        let db = Db::read(v, cli.role)?;
         let workers = Workers::read(v, &db.driver);
         let http = Http::read(v);
         Ok(Config {

@@ -124,7 +124,7 @@ pub fn describe(db: &Db) {
     match &db.driver {
         Driver::Sqlite { path, .. } => log::info!(driver = "sqlite", database = path.as_str(); "database"),
         Driver::Postgres { dsn } => {
-            if let Err(error) = postgres::describe(dsn.expose(), &db.driver.target(), db.max_open_conns) {
+            if let Err(error) = postgres::describe(dsn.expose(), db) {
                 log::warn!(error:%; "the database was not asked for its limits");
             }
         }

@@ -143,6 +143,8 @@ async fn office(ttl: Duration) -> Office {
         read_dsn: None,
         driver,
         max_open_conns: 4,
+        server_open_conns: 4,
+        worker_open_conns: 4,
         queries_per_workspace: 0,
         max_idle_conns: None,
         acquire_timeout: Duration::from_secs(5),

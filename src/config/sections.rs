@@ -10,10 +10,12 @@ use ipnet::IpNet;
 
 use crate::config::source::Values;
 use crate::config::value::{ListenAddr, Secret, dsn_target};
-use crate::config::{ConfigError, fault};
+use crate::config::{ConfigError, Role, fault};
 
-/// Connections of a process whose operator did not choose a number.
+/// Connections of a server whose operator did not choose a number.
 const DEFAULT_CONNS: u32 = 10;
+/// The same of a worker: as many jobs as it evaluates at once.
+const DEFAULT_WORKER_CONNS: u32 = 4;
 
 /// REST, dashboard and health.
 #[derive(Clone, Debug)]
@@ -92,6 +94,9 @@ pub struct Db {
     pub read_dsn: Option<Secret>,
     /// Connections of this process, at least one.
     pub max_open_conns: u32,
+    /// Those of a server, and of a worker, that have the settings of this process.
+    pub server_open_conns: u32,
+    pub worker_open_conns: u32,
     /// Connections kept while idle; `None`: as many as may be open.
     pub max_idle_conns: Option<u32>,
     /// Queries of one workspace at the same time; 0: a share of the connections.
@@ -107,8 +112,12 @@ pub struct Db {
 }
 
 impl Db {
-    pub(super) fn read(v: &Values) -> Result<Db, ConfigError> {
+    pub(super) fn read(v: &Values, role: Role) -> Result<Db, ConfigError> {
         let max_open: u32 = v.integer("DB_MAX_OPEN_CONNS");
+        let of_worker: u32 = v.integer("DB_WORKER_MAX_OPEN_CONNS");
+        let chosen = |numbers: [u32; 3]| numbers.into_iter().find(|number| *number > 0).unwrap_or(1);
+        let server_open_conns = chosen([max_open, DEFAULT_CONNS, 0]);
+        let worker_open_conns = chosen([of_worker, max_open, DEFAULT_WORKER_CONNS]);
         let max_idle: u32 = v.integer("DB_MAX_IDLE_CONNS");
         if max_open > 0 && max_idle > max_open {
             let problem = format!("{max_idle} is above OPEN_SPANNER_DB_MAX_OPEN_CONNS");
@@ -118,7 +127,9 @@ impl Db {
         Ok(Db {
             driver: Driver::read(v)?,
             read_dsn: v.secret("POSTGRES_READ_DSN").filter(|_| v.text("DB_DRIVER") == "postgres"),
-            max_open_conns: if max_open == 0 { DEFAULT_CONNS } else { max_open },
+            max_open_conns: if role.is_worker() { worker_open_conns } else { server_open_conns },
+            server_open_conns,
+            worker_open_conns,
             max_idle_conns: (max_idle > 0).then_some(max_idle),
             queries_per_workspace: v.integer("DB_QUERIES_PER_WORKSPACE"),
             acquire_timeout: v.duration("DB_ACQUIRE_TIMEOUT"),

@@ -209,6 +209,7 @@ fn every_default_is_a_good_value() {
         ("sqlite", "open-spanner.db".to_owned())
     );
     assert_eq!((config.db.max_open_conns, config.db.max_idle_conns), (10, None));
+    assert_eq!((config.db.server_open_conns, config.db.worker_open_conns), (10, 4));
     assert_eq!((config.db.conn_max_lifetime, config.db.conn_max_idle_time), (None, None));
     assert_eq!(config.ingest.max_body_bytes, 8 << 20);
     assert_eq!((config.ingest.max_stream_events, config.ingest.rate_limit_events), (0, 0));
@@ -515,6 +516,17 @@ fn settings_that_contradict_each_other() {
     let loaded = with(&[("OPEN_SPANNER_DB_MAX_OPEN_CONNS", "5"), ("OPEN_SPANNER_DB_MAX_IDLE_CONNS", "5")]);
     assert_eq!((loaded.config.db.max_open_conns, loaded.config.db.max_idle_conns), (5, Some(5)));
     assert!(load_from(&["open-spanner"], &[("OPEN_SPANNER_DB_MAX_IDLE_CONNS", "25")]).is_ok());
+    // a worker needs fewer, and has its own number where one environment serves all roles
+    let of = |role: &str, pairs: &[(&str, &str)]| {
+        load_from(&["open-spanner", role], pairs).expect("settings").config.db.max_open_conns
+    };
+    let (all, workers) =
+        (("OPEN_SPANNER_DB_MAX_OPEN_CONNS", "7"), ("OPEN_SPANNER_DB_WORKER_MAX_OPEN_CONNS", "3"));
+    for (pairs, server, worker) in
+        [(&[][..], 10, 4), (&[all][..], 7, 7), (&[workers][..], 10, 3), (&[all, workers][..], 7, 3)]
+    {
+        assert_eq!((of("serve", pairs), of("alert-worker", pairs)), (server, worker), "{pairs:?}");
+    }
 }
 
 #[test]

@@ -11,9 +11,9 @@ use diesel::result::ConnectionError;
 use diesel::sql_types::{BigInt, Text};
 
 use super::inspect::unusable;
-use super::{Conn, DbError, cluster, sqlstate};
+use super::{Conn, DbError, cluster, migrations, sqlstate};
 use crate::clock;
-use crate::config::Driver;
+use crate::config::{Db, Driver};
 use crate::error::{Code, Error, Result};
 use crate::metering::time::Timestamp;
 
@@ -130,22 +130,28 @@ struct Limits {
     connections: i64,
 }
 
-/// Logs where this process works, and warns when the processes there are, each with a pool like this one, could need
-/// more than four fifths of the connections that PostgreSQL has to give.
-pub fn describe(dsn: &str, target: &str, pool: u32) -> std::result::Result<(), String> {
+/// Logs where this process works and how many connections all processes may take, and warns when that is more than four
+/// fifths of those that PostgreSQL has to give. The others are thought to have the settings of this one.
+pub fn describe(dsn: &str, db: &Db) -> std::result::Result<(), String> {
     let mut conn = open(dsn).map_err(|error| error.to_string())?;
+    let (target, pool) = (db.driver.target(), db.max_open_conns);
     let text = "SELECT current_setting('server_version') AS version, current_user::text AS role,
                        current_setting('max_connections')::bigint
                        - current_setting('superuser_reserved_connections')::bigint AS max_connections,
                        (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend') AS connections";
     let found: Limits = diesel::sql_query(text).get_result(&mut conn).map_err(|error| error.to_string())?;
     let Limits { version, role, max_connections, connections } = found;
-    log::info!(driver = "postgres", database = target, role, version, pool, max_connections, connections; "database");
     cluster::describe(&mut conn).map_err(|error| error.to_string())?;
-    // this one counts itself: it is not marked yet
-    let processes =
-        super::migrations::users(&mut Conn::Postgres(conn)).map_err(|error| error.to_string())? as i64 + 1;
-    let needed = processes * (i64::from(pool) + BESIDE_POOL);
+    let conn = &mut Conn::Postgres(conn);
+    let others = migrations::users(conn).map_err(|error| error.to_string())? as i64;
+    let servers = migrations::servers(conn).map_err(|error| error.to_string())? as i64;
+    let each = |pool: u32| i64::from(pool) + BESIDE_POOL;
+    // this one is not marked yet
+    let needed =
+        servers * each(db.server_open_conns) + (others - servers) * each(db.worker_open_conns) + each(pool);
+    let processes = others + 1;
+    log::info!(driver = "postgres", database = target.as_str(), role, version, pool, processes, needed, max_connections,
+               connections; "database");
     if needed * 5 > max_connections * 4 {
         log::warn!(processes, needed, max_connections;
                    "PostgreSQL has few connections for that many processes: raise max_connections or lower \
