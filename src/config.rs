@@ -48,6 +48,8 @@ pub struct Config {
     pub accept_newer_schema: bool,
     /// The role that `migrate` lets use the tables.
     pub grant_to: Option<String>,
+    /// The database that `migrate` may delete data of.
+    pub deletes_data_of: Option<String>,
     pub http: Http,
     /// Where gRPC listens, if it does.
     pub grpc_addr: Option<ListenAddr>,
@@ -315,6 +317,7 @@ impl Config {
             migrate: cli.migrate,
             accept_newer_schema: cli.accept_newer_schema,
             grant_to: cli.grant_to.clone(),
+            deletes_data_of: cli.deletes_data_of.clone(),
             mail: Mail::read(v, &http),
             http,
             grpc_addr: v.optional_address("GRPC_ADDR"),

@@ -13,7 +13,7 @@ pub mod columns;
 mod connection;
 mod error;
 pub mod identity;
-mod inspect;
+pub mod inspect;
 pub mod interrupt;
 pub mod leases;
 pub mod limits;

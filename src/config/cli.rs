@@ -56,6 +56,8 @@ pub struct Cli {
     pub accept_newer_schema: bool,
     /// `migrate --grant`.
     pub grant_to: Option<String>,
+    /// `migrate --yes-delete-data`.
+    pub deletes_data_of: Option<String>,
     pub print_config: bool,
     /// Variable and text of each flag that was given.
     pub flags: BTreeMap<String, String>,
@@ -145,9 +147,9 @@ fn migrate_flags() -> [Arg; 6] {
         .help("undo the last N migrations: drops their tables with all that is in them; refused while a server runs");
     let sure = Arg::new("yes-delete-data")
         .long("yes-delete-data")
-        .action(ArgAction::SetTrue)
+        .value_name("DATABASE")
         .requires("revert")
-        .help("what --revert cannot do without: data is deleted and only a backup brings it back");
+        .help("what --revert cannot do without: the name of the database (of SQLite, of its file) whose data is deleted; only a backup brings it back");
     let grant = Arg::new("grant")
         .long("grant")
         .value_name("ROLE")
@@ -264,6 +266,7 @@ fn cli(role: Role, levels: &[&ArgMatches]) -> Cli {
         migrate: !is_set(NO_MIGRATE),
         accept_newer_schema: is_set(ACCEPT_NEWER),
         grant_to: text("grant"),
+        deletes_data_of: text("yes-delete-data"),
         print_config: is_set(PRINT_CONFIG),
         flags: settings::all().filter_map(given).collect(),
     }

@@ -422,7 +422,7 @@ fn roles() {
         ),
         (vec!["open-spanner", "migrate", "--status"], Role::Migrate(MigrateAction::Status { json: false })),
         (
-            vec!["open-spanner", "migrate", "--revert", "2", "--yes-delete-data"],
+            vec!["open-spanner", "migrate", "--revert", "2", "--yes-delete-data", "usage"],
             Role::Migrate(MigrateAction::Revert(2)),
         ),
         (vec!["open-spanner", "export-worker"], Role::ExportWorker),
@@ -440,9 +440,10 @@ fn roles() {
     }
     for argv in [
         vec!["open-spanner", "migrate", "--status", "--revert", "2"],
-        vec!["open-spanner", "migrate", "--revert", "0", "--yes-delete-data"],
+        vec!["open-spanner", "migrate", "--revert", "0", "--yes-delete-data", "usage"],
         vec!["open-spanner", "migrate", "--revert", "2"],
-        vec!["open-spanner", "migrate", "--yes-delete-data"],
+        vec!["open-spanner", "migrate", "--revert", "2", "--yes-delete-data"],
+        vec!["open-spanner", "migrate", "--yes-delete-data", "usage"],
         vec!["open-spanner", "migrate", "--no-migrate"],
         vec!["open-spanner", "--no-migrate", "migrate"],
         vec!["open-spanner", "nonsense"],

@@ -24,6 +24,29 @@ struct WriteCache {
     name: String,
 }
 
+/// What an operator asks of a migration before it runs, and before it is taken back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Note {
+    version: &'static str,
+    /// What is gone when it is taken back; none where it can be applied again and nothing is missing.
+    pub deletes: Option<&'static str>,
+    /// Whom it keeps waiting.
+    pub locks: &'static str,
+    /// For how long, roughly.
+    pub takes: &'static str,
+}
+
+const NOTES: &[Note] = &[Note {
+    version: "0001",
+    deletes: Some("every table with all that is in it"),
+    locks: "nobody: it makes new tables only",
+    takes: "under a second",
+}];
+
+/// Of a migration that nobody described.
+const UNDESCRIBED: Note =
+    Note { version: "", deletes: Some("what it made"), locks: "unknown", takes: "unknown" };
+
 /// What a database holds.
 #[derive(Debug, Default)]
 pub struct Found {
@@ -103,8 +126,11 @@ impl Found {
 
     /// Every migration of this binary, oldest first, and whether the database has it.
     pub fn steps(&self) -> Result<Vec<Step>> {
-        let step =
-            |known: WriteCache| Step { applied: self.applied.contains(&known.version), name: known.name };
+        let step = |known: WriteCache| Step {
+            applied: self.applied.contains(&known.version),
+            note: NOTES.iter().copied().find(|note| note.version == known.version).unwrap_or(UNDESCRIBED),
+            name: known.name,
+        };
         Ok(self.known()?.into_iter().map(step).collect())
     }
 
@@ -138,6 +164,7 @@ impl Found {
 pub struct Step {
     pub name: String,
     pub applied: bool,
+    pub note: Note,
 }
 
 /// The versions of all migrations of this binary.
@@ -209,6 +236,16 @@ mod tests {
             }
         }
         assert!(found(&["events", MIGRATIONS], &["0001", "9999"]).refuse_foreign(true).is_ok());
+    }
+
+    #[test]
+    fn every_migration_is_described() {
+        let described: Vec<&str> = NOTES.iter().map(|note| note.version).collect();
+        assert_eq!(
+            versions(true).expect("valid"),
+            described,
+            "what it locks, how long it takes, what is lost with it"
+        );
     }
 
     #[test]

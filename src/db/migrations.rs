@@ -333,12 +333,36 @@ pub(super) fn servers(conn: &mut Conn) -> QueryResult<usize> {
 /// How the name of a server's connections begins (`postgres::call_process`).
 const SERVER: &str = "open-spanner/serve/";
 
-/// Takes back the newest `count` migrations, unless somebody uses the database; returns their versions.
-pub fn revert(driver: &Driver, count: u32) -> Result<Vec<String>> {
+/// How an operator calls a database: the name of its file, or its name on the server.
+fn called(driver: &Driver) -> Result<String> {
+    match driver {
+        Driver::Sqlite { path, .. } => {
+            let file = sqlite::file(path).unwrap_or_else(|| path.into());
+            Ok(file.file_name().unwrap_or(file.as_os_str()).to_string_lossy().into_owned())
+        }
+        Driver::Postgres { .. } => {
+            let mut conn = open(driver).map_err(|error| cannot_open(driver, error))?;
+            let name: Holder = diesel::sql_query("SELECT current_database()::text AS holder")
+                .get_result(&mut conn)
+                .map_err(migration_failed)?;
+            Ok(name.holder)
+        }
+    }
+}
+
+/// Takes back the newest `count` migrations, unless somebody uses the database; returns their versions. Whoever wants
+/// that has to know whose data goes: `named` is what they call the database.
+pub fn revert(driver: &Driver, count: u32, named: &str) -> Result<Vec<String>> {
     let found = inspect::look(driver)?;
     found.refuse_foreign(false)?;
     if found.is_empty() {
         return Ok(Vec::new());
+    }
+    let called = called(driver)?;
+    if called != named {
+        return Err(unusable(format!(
+            "--yes-delete-data names the database whose data is to be deleted: this one is called {called}"
+        )));
     }
     locked(driver, &AtomicBool::new(false), |conn| {
         let _alone = refuse_while_used(driver, conn)?;

@@ -2,6 +2,7 @@
 //! cluster; let a role in.
 
 use crate::config::{Config, MigrateAction};
+use crate::db::inspect::Step;
 use crate::db::{self, cluster, migrations};
 use crate::error::Result;
 use crate::output::print_line;
@@ -28,31 +29,49 @@ pub fn run(config: &Config, action: MigrateAction) -> Result<()> {
         MigrateAction::Status { json } => {
             let (steps, unknown) = migrations::status(driver)?;
             if json {
-                let of = |applied| {
-                    steps
-                        .iter()
-                        .filter(|step| step.applied == applied)
-                        .map(|step| &step.name)
-                        .collect::<Vec<_>>()
-                };
-                print_line!(
-                    "{}",
-                    serde_json::json!({"applied": of(true), "pending": of(false), "unknown": unknown})
-                );
+                print_line!("{}", status(&steps, &unknown));
                 return Ok(());
             }
             for step in steps {
-                print_line!("{} {}", if step.applied { "applied" } else { "pending" }, step.name);
+                let Step { name, note, .. } = &step;
+                match step.applied {
+                    true => print_line!("applied {name}"),
+                    false => {
+                        print_line!("pending {name}: keeps waiting {}, takes {}", note.locks, note.takes)
+                    }
+                }
             }
             for version in unknown {
                 print_line!("unknown {version}");
             }
         }
         MigrateAction::Revert(count) => {
-            for version in migrations::revert(driver, count)? {
+            // the command line does not go without
+            let named = config.deletes_data_of.as_deref().unwrap_or_default();
+            for version in migrations::revert(driver, count, named)? {
                 print_line!("reverted {version}");
             }
         }
     }
     Ok(())
+}
+
+/// What a program wants to know before it upgrades: what there is to do, how long it keeps others waiting, and which of it
+/// cannot be taken back without losing data.
+fn status(steps: &[Step], unknown: &[String]) -> String {
+    let names = |of: &dyn Fn(&Step) -> bool| {
+        steps.iter().filter(|step| of(step)).map(|step| step.name.as_str()).collect::<Vec<_>>()
+    };
+    let each = steps.iter().map(|Step { name, applied, note }| {
+        serde_json::json!({"name": name, "applied": applied, "reverting_deletes": note.deletes, "keeps_waiting": note.locks,
+                           "takes": note.takes})
+    });
+    serde_json::json!({
+        "applied": names(&|step: &Step| step.applied),
+        "pending": names(&|step: &Step| !step.applied),
+        "unknown": unknown,
+        "irreversible": names(&|step: &Step| step.note.deletes.is_some()),
+        "migrations": each.collect::<Vec<_>>(),
+    })
+    .to_string()
 }

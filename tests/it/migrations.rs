@@ -37,6 +37,12 @@ async fn four_migrate_at_once(database: Database) {
 async fn status_tells_pending_from_applied(database: Database) {
     let before = migrate(&database, &["--status"]).succeeded();
     assert!(before.stdout.contains("pending"), "{before:#?}");
+    assert!(before.stdout.contains("keeps waiting nobody"), "{before:#?}");
+    let told = migrate(&database, &["--status", "--json"]).succeeded();
+    let told: serde_json::Value = serde_json::from_str(&told.stdout).expect("JSON");
+    assert_eq!(told["pending"], told["irreversible"], "the first one drops everything: {told}");
+    let first = &told["migrations"][0];
+    assert_eq!((&first["applied"], first["takes"].is_string()), (&serde_json::json!(false), true), "{told}");
     migrate(&database, &[]).succeeded();
     let after = migrate(&database, &["--status"]).succeeded();
     assert!(after.stdout.contains("applied") && !after.stdout.contains("pending"), "{after:#?}");
@@ -109,7 +115,8 @@ async fn up_down_up_is_the_same(database: Database) {
     assert!(first.contains("idempotency_keys"), "the dump holds the schema: {first}");
     let count =
         std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/migrations/sqlite")).expect("there").count();
-    migrate(&database, &["--revert", &count.to_string(), "--yes-delete-data"]).succeeded();
+    migrate(&database, &["--revert", &count.to_string(), "--yes-delete-data", &database.called()])
+        .succeeded();
     let tables = tables(&database);
     assert!(tables.is_empty(), "left behind: {tables:?}");
     migrate(&database, &[]).succeeded();

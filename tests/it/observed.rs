@@ -221,7 +221,7 @@ fn migration_gives_way_to_those_who_hold_a_table() {
         let directory = tempfile::tempdir().expect("a directory");
         let here = |arguments: &[&str]| program::run(arguments, &settings, directory.path()).succeeded();
         here(&["migrate"]);
-        here(&["migrate", "--revert", "1", "--yes-delete-data"]);
+        here(&["migrate", "--revert", "1", "--yes-delete-data", &database.called()]);
         let mut holder = database.postgres_connection();
         holder
             .batch_execute("BEGIN; LOCK TABLE __diesel_schema_migrations IN EXCLUSIVE MODE")

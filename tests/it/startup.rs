@@ -124,8 +124,10 @@ async fn reverting_needs_a_word_and_an_unused_database(database: Database) {
     let mut server = Server::start(&database);
     let workspace = server.workspace().await;
     workspace.meter("calls", "count").await;
-    let revert = ["migrate", "--revert", "1", "--yes-delete-data"];
+    let name = database.called();
+    let revert = ["migrate", "--revert", "1", "--yes-delete-data", name.as_str()];
     assert_eq!(start(&revert[..3], &database).code, Some(2), "not without the word");
+    refused(start(&["migrate", "--revert", "1", "--yes-delete-data", "another"], &database), 2, &name);
     refused(start(&revert, &database), 1, "in use");
     assert_eq!(server.terminate().code(), Some(0));
 
@@ -280,7 +282,11 @@ fn role_without_rights_to_the_schema_serves() {
             .filter(|line| line.contains("permission") || line.contains("owner"))
             .collect();
         assert_eq!(complaints, Vec::<String>::new());
-        refused(start(&["migrate", "--revert", "1", "--yes-delete-data"], &as_app), 1, "in use");
+        refused(
+            start(&["migrate", "--revert", "1", "--yes-delete-data", &database.called()], &as_app),
+            1,
+            "in use",
+        );
     });
 }
 

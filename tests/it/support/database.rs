@@ -231,6 +231,14 @@ impl Database {
         name
     }
 
+    /// What an operator has to call it to delete what it holds.
+    pub fn called(&self) -> String {
+        match self {
+            Database::Sqlite { path, .. } => path.file_name().expect("a file").to_string_lossy().into_owned(),
+            Database::Postgres { name, .. } => name.clone(),
+        }
+    }
+
     pub fn cluster(&self) -> &Cluster {
         let Database::Postgres { cluster, .. } = self else { panic!("not a PostgreSQL database") };
         cluster
