@@ -125,6 +125,7 @@ impl App {
 pub struct Phase {
     state: AtomicU8,
     draining: CancellationToken,
+    started_at: Timestamp,
 }
 
 const STARTING: u8 = 0;
@@ -133,13 +134,18 @@ const DRAINING: u8 = 2;
 
 impl Default for Phase {
     fn default() -> Self {
-        Phase { state: AtomicU8::new(STARTING), draining: CancellationToken::new() }
+        let (state, draining) = (AtomicU8::new(STARTING), CancellationToken::new());
+        Phase { state, draining, started_at: Timestamp::now() }
     }
 }
 
 impl Phase {
     pub fn serve(&self) {
         self.state.store(SERVING, Ordering::Release);
+    }
+
+    pub fn started_at(&self) -> Timestamp {
+        self.started_at
     }
 
     pub fn drain(&self) {

@@ -3,5 +3,6 @@
 
 pub mod dead_letters;
 pub mod deliveries;
+pub mod installation;
 pub mod measure;
 pub mod stats;

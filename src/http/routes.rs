@@ -279,6 +279,7 @@ fn table(rows: &mut impl Rows) {
     rows.add(Method::GET, "/v1/audit-events", Access::Key(&[Scope::AuditRead], Role::Admin), audit::list, audit::describe_list);
     rows.add(Method::GET, "/v1/audit-events/export", Access::Key(&[Scope::AuditRead], Role::Admin), audit::export, audit::describe_export);
 
+    rows.add(Method::GET, "/v1/system", reads(&[Scope::SystemRead]), system::info, system::describe_info);
     rows.add(Method::GET, "/v1/system/workers/dead-letters", reads(&[Scope::SystemRead]), dead_letters::list, dead_letters::describe_list);
     rows.add(Method::POST, "/v1/system/workers/dead-letters/retry", writes(&[Scope::SystemWrite]), dead_letters::requeue_all, dead_letters::describe_requeue_all);
     rows.add(Method::POST, "/v1/system/workers/dead-letters/{id}/retry", writes(&[Scope::SystemWrite]), dead_letters::requeue, dead_letters::describe_requeue);

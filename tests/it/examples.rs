@@ -486,6 +486,7 @@ async fn operations(story: &mut Story, database: &Database, owner: &Client, key:
     let all = Some(json!({"worker_name": "alert"}));
     story.ask(key, "POST /v1/system/workers/dead-letters/retry", &[], all).await;
     story.ask(key, "GET /v1/system/stats", &[], None).await;
+    story.ask(key, "GET /v1/system", &[], None).await;
     story.ask(owner, "GET /v1/audit-events?action=plan.&limit=2", &[], None).await;
     story.ask(owner, "GET /v1/audit-events/export?action=plan.deleted", &[], None).await;
 }
@@ -580,7 +581,9 @@ fn tidy(value: &mut Value, name: &str, names: &mut Names) {
             values.truncate(2);
             values.iter_mut().for_each(|value| tidy(value, name, names));
         }
-        Value::Number(_) if name.ends_with("_ms") || name.ends_with("_bytes") => *value = json!(12),
+        Value::Number(_) if name.ends_with("_ms") || name.ends_with("_bytes") || name == "uptime_seconds" => {
+            *value = json!(12)
+        }
         Value::String(text) => *text = tidied(text, name, names),
         _ => {}
     }
@@ -590,6 +593,8 @@ fn tidied(text: &str, name: &str, names: &mut Names) -> String {
     const UUID: usize = 36;
     match name {
         "next_cursor" => return "eyJ0IjoxfQ".to_owned(),
+        "host" => return "usage-1".to_owned(),
+        "commit" => return "0f3a9c2e51d7 2026-06-01".to_owned(),
         "instance_id" => return "usage-1/0.2.0/4711-0f3a9c2e51d7".to_owned(),
         "standard_webhooks_secret" => return "whsec_EXAMPLE".to_owned(),
         _ => {}

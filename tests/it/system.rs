@@ -15,6 +15,7 @@ on_both_databases!(
     the_description_is_open_to_all,
     every_answer_is_told_apart,
     stats_need_their_scope,
+    the_installation_says_what_it_is,
 );
 
 async fn health_asks_nobody_and_nothing(database: Database) {
@@ -103,4 +104,46 @@ async fn stats_need_their_scope(database: Database) {
         assert!(Instant::now() < end, "the meter is counted");
     }
     assert_eq!(stranger.get("/v1/system/stats").await.json(200)["meters"], json!(0));
+}
+
+async fn the_installation_says_what_it_is(database: Database) {
+    let server = Server::start(&database);
+    let ws = server.workspace().await;
+    let key = async |body: Value| {
+        let made = ws.session.post("/v1/auth/api-keys", &body).await.json(201);
+        server.client().with_key(made["key"].as_str().expect("the secret"))
+    };
+    server.client().get("/v1/system").await.error(401, "unauthorized");
+    key(json!({"name": "d"})).await.get("/v1/system").await.error(403, "forbidden");
+    let reader = key(json!({"name": "s", "scopes": ["system:read"]})).await;
+    let told = reader.get("/v1/system").await.json(200);
+    let version = env!("CARGO_PKG_VERSION");
+    assert_eq!((&told["version"], &told["role"]), (&json!(version), &json!("serve")), "{told}");
+    assert_eq!((&told["schema"], &told["epoch"]), (&json!("0001"), &json!(1)), "{told}");
+    assert!(told["uptime_seconds"].is_u64() && told.get("backup_at").is_none(), "{told}");
+    let id = database.lines("SELECT id AS line FROM installation");
+    assert_eq!(told["installation_id"], json!(id[0]), "{told}");
+    // the server beats for its history
+    let end = Instant::now() + Duration::from_secs(30);
+    while reader.get("/v1/system").await.json(200)["processes"] == json!([]) {
+        assert!(Instant::now() < end, "nobody is alive");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let told = reader.get("/v1/system").await.json(200);
+    assert_eq!(
+        (told["processes"].as_array().map(Vec::len), &told["mixed_versions"]),
+        (Some(1), &json!(false)),
+        "{told}"
+    );
+    database.execute(
+        "INSERT INTO worker_instances (instance_id, worker, started_at, last_heartbeat_at)
+         VALUES ('elsewhere/0.0.9/7-x', 'alert', 1, 4000000000000000)",
+    );
+    database.execute("INSERT INTO chores (name, done_at, findings) VALUES ('backup', 5000000, 0)");
+    let told = reader.get("/v1/system").await.json(200);
+    assert_eq!(
+        (&told["mixed_versions"], &told["backup_at"]),
+        (&json!(true), &json!("1970-01-01T00:00:05Z")),
+        "{told}"
+    );
 }
