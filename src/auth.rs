@@ -39,6 +39,7 @@ use crate::auth::providers::Providers;
 use crate::auth::sql::users::Member;
 use crate::auth::sql::{keys, sessions};
 use crate::auth::throttle::Throttle;
+use crate::config::Config;
 use crate::db::audit::Actor;
 use crate::db::changes::Change;
 use crate::db::pool::{self, Reader};
@@ -319,6 +320,19 @@ impl Auth {
             }
             Change::Meters(_) | Change::Plans(_) | Change::Workspace(_) => {}
         }
+    }
+
+    /// Takes over secrets that changed in the settings; answers which, by their variables.
+    pub fn renew(&self, config: &Config) -> Vec<&'static str> {
+        let mut renewed = self.0.outside.providers.renew(&config.auth.oauth);
+        // without a mail server at the start nobody is promised a mail
+        if let (Some(mail), Some(settings)) = (&self.0.outside.mail, &config.mail) {
+            match mail.mailer.renew(settings) {
+                Ok(()) => renewed.push("OPEN_SPANNER_SMTP_URL"),
+                Err(error) => log::error!("{}", error.message),
+            }
+        }
+        renewed
     }
 
     pub fn options(&self) -> &Options {

@@ -156,6 +156,8 @@ pub struct Loaded {
     pub warnings: Vec<String>,
     /// The settings that are not as they are by default, for the first line of the log. Secrets are only said to be set.
     pub chosen: String,
+    /// What each setting says, by its variable. Never shown.
+    pub texts: BTreeMap<String, Secret>,
 }
 
 /// A setting that cannot be used, as one line that names its variable.
@@ -269,7 +271,7 @@ fn resolve(
         return Err(Exit { code: 0, text });
     }
     let chosen = chosen(&values.print());
-    Ok(Loaded { config, command: cli.command, log_filter, warnings, chosen })
+    Ok(Loaded { config, command: cli.command, log_filter, warnings, chosen, texts: values.texts() })
 }
 
 /// Of the page of `--print-config` what is not as it is by default, on one line.

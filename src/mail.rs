@@ -2,7 +2,7 @@
 //! there was anything to send. What stands in a letter is decided by who writes it.
 
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use lettre::message::Mailbox;
@@ -35,10 +35,24 @@ pub enum Kind {
     Invitation,
 }
 
+type Transport = AsyncSmtpTransport<Tokio1Executor>;
+
+fn unusable(name: &str, why: impl std::fmt::Display) -> Error {
+    Error::new(Code::Unusable, format!("OPEN_SPANNER_{name}: {why}"))
+}
+
+fn transport(settings: &config::Mail) -> Result<Transport> {
+    let builder = Transport::from_url(settings.smtp_url.expose())
+        // its own words may quote the password
+        .map_err(|_| unusable("SMTP_URL", "is no address like smtps://USER:PASSWORD@HOST"))?;
+    Ok(builder.timeout(Some(TIMEOUT)).build())
+}
+
 /// Cheap to clone.
 #[derive(Clone)]
 pub struct Mailer {
-    transport: AsyncSmtpTransport<Tokio1Executor>,
+    /// Another one when the password of the mail server changes.
+    transport: Arc<RwLock<Transport>>,
     from: Mailbox,
     resets: Arc<Semaphore>,
     invitations: Arc<Semaphore>,
@@ -49,16 +63,18 @@ impl Mailer {
     pub fn new(settings: &config::Mail) -> Result<Mailer> {
         // fails when somebody was first, which is as good
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let unusable =
-            |name: &str, why: String| Error::new(Code::Unusable, format!("OPEN_SPANNER_{name}: {why}"));
-        let builder = AsyncSmtpTransport::<Tokio1Executor>::from_url(settings.smtp_url.expose())
-            // its own words may quote the password
-            .map_err(|_| unusable("SMTP_URL", "is no address like smtps://USER:PASSWORD@HOST".to_owned()))?;
+        let transport = Arc::new(RwLock::new(transport(settings)?));
         let from = settings.from.parse();
-        let from = from.map_err(|error| unusable("MAIL_FROM", format!("is no address: {error}")))?;
-        let transport = builder.timeout(Some(TIMEOUT)).build();
+        let from = from.map_err(|error| unusable("MAIL_FROM", format_args!("is no address: {error}")))?;
         let room = || Arc::new(Semaphore::new(ON_THEIR_WAY));
         Ok(Mailer { transport, from, resets: room(), invitations: room() })
+    }
+
+    /// Letters from here on go to the server of these settings; who they come from stays.
+    pub fn renew(&self, settings: &config::Mail) -> Result<()> {
+        let new = transport(settings)?;
+        *self.transport.write().unwrap_or_else(PoisonError::into_inner) = new;
+        Ok(())
     }
 
     /// Has a letter written, if there is one to be written, and sent, while the caller goes on.
@@ -92,7 +108,8 @@ impl Mailer {
             }
         };
         for pause in PAUSES.into_iter().map(Some).chain([None]) {
-            match self.transport.send(message.clone()).await {
+            let transport = self.transport.read().unwrap_or_else(PoisonError::into_inner).clone();
+            match transport.send(message.clone()).await {
                 Ok(_) => return count("sent"),
                 Err(error) if pause.is_some() && !error.is_permanent() => {
                     log::warn!(error:% = describe(&error); "the mail server did not take a mail; it is tried again");

@@ -8,7 +8,7 @@ pub mod file;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
@@ -94,6 +94,22 @@ impl KeyRing {
         KeyRing(self.0.iter().cloned().chain(more).collect())
     }
 
+    /// The keys of a text, and behind them those of this ring: what is taken out opens until the process is started again,
+    /// so that one that is taken out too early keeps no webhook from being signed. A name keeps its key.
+    fn renewed(&self, text: &str) -> Result<KeyRing> {
+        const PROBE: Place<'_> = Place { table: "", column: "", row: "", workspace_id: 0 };
+        let new = KeyRing::parse(text)?;
+        for (id, key) in self.0.iter().filter(|(id, _)| new.has(id)) {
+            let sealed = KeyRing(vec![(id.clone(), key.clone())]).seal(PROBE, "")?;
+            if new.try_open(PROBE, &sealed).is_err() {
+                let problem =
+                    format!("{SETTING}: key {id} has other bytes than before: a new key needs a new name");
+                return Err(Error::new(Code::Unusable, problem));
+            }
+        }
+        Ok(new.and(self.clone()))
+    }
+
     /// The id of the key that seals.
     pub fn current(&self) -> Option<&str> {
         self.0.first().map(|(id, _)| id.as_str())
@@ -177,34 +193,58 @@ struct Told {
     may_be_clear: bool,
 }
 
-static TOLD: OnceLock<Told> = OnceLock::new();
-static RING: OnceLock<KeyRing> = OnceLock::new();
+/// What is known by now. What is replaced stays in memory: somebody may be sealing with it.
+#[derive(Clone, Copy)]
+struct Known {
+    told: Option<&'static Told>,
+    /// With the keys of the file, once that was found.
+    ring: Option<&'static KeyRing>,
+}
+
+static KNOWN: RwLock<Known> = RwLock::new(Known { told: None, ring: None });
 static NONE: KeyRing = KeyRing(Vec::new());
+
+fn known() -> Known {
+    *KNOWN.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn tell(told: Told) {
+    let told: &'static Told = Box::leak(Box::new(told));
+    *KNOWN.write().unwrap_or_else(PoisonError::into_inner) = Known { told: Some(told), ring: None };
+}
 
 /// Tells this process its keys, once, before any work: those of the settings, the file where it may have one of its own, and
 /// whether secrets may lie in clear text where there is neither.
 pub fn install(keys: Option<&str>, own: Option<PathBuf>, may_be_clear: bool) -> Result<()> {
     let ring = KeyRing::parse(keys.unwrap_or_default())?;
-    let _ = TOLD.set(Told { ring, own, may_be_clear });
+    tell(Told { ring, own, may_be_clear });
+    Ok(())
+}
+
+/// Other keys in the settings, while this process works.
+pub fn renew(keys: Option<&str>) -> Result<()> {
+    let Some(Told { ring, own, may_be_clear }) = known().told else { return Ok(()) };
+    let ring = ring.renewed(keys.unwrap_or_default())?;
+    tell(Told { ring, own: own.clone(), may_be_clear: *may_be_clear });
     Ok(())
 }
 
 /// The file of this process for a key of its own, if it may have one.
 pub fn own_file() -> Option<&'static Path> {
-    TOLD.get()?.own.as_deref()
+    known().told?.own.as_deref()
 }
 
 /// The keys of this process: those of the settings, then those in its file, which another process may have made since this
 /// one looked last.
 pub fn ring() -> &'static KeyRing {
-    if let Some(ring) = RING.get() {
+    let Known { told, ring } = known();
+    if let Some(ring) = ring {
         return ring;
     }
-    let Some(told) = TOLD.get() else { return &NONE };
+    let Some(told) = told else { return &NONE };
     let found = told.own.as_deref().map(file::read).transpose();
     match found.map(Option::flatten) {
-        Ok(Some(own)) => RING.get_or_init(|| told.ring.and(own)),
-        Ok(None) if told.own.is_none() => RING.get_or_init(|| told.ring.clone()),
+        Ok(Some(own)) => keep(told, told.ring.and(own)),
         Ok(None) => &told.ring,
         Err(error) => {
             log::error!("{}", error.message);
@@ -213,11 +253,21 @@ pub fn ring() -> &'static KeyRing {
     }
 }
 
+/// Remembers a ring for as long as what was told is the same.
+fn keep(told: &'static Told, ring: KeyRing) -> &'static KeyRing {
+    let ring: &'static KeyRing = Box::leak(Box::new(ring));
+    let mut known = KNOWN.write().unwrap_or_else(PoisonError::into_inner);
+    match known.told {
+        Some(now) if std::ptr::eq(now, told) => known.ring.get_or_insert(ring),
+        _ => ring,
+    }
+}
+
 /// The keys for a secret that is about to be stored. Where nobody gave one, it is made; where it cannot be, and secrets may
 /// not lie in clear text, 409.
 pub fn sealing() -> Result<&'static KeyRing> {
-    let known = ring();
-    let Some(told) = TOLD.get().filter(|_| known.is_empty()) else { return Ok(known) };
+    let ring_now = ring();
+    let Some(told) = known().told.filter(|_| ring_now.is_empty()) else { return Ok(ring_now) };
     match &told.own {
         Some(own) => {
             file::make(own)?;
@@ -228,7 +278,7 @@ pub fn sealing() -> Result<&'static KeyRing> {
                 false => Ok(made),
             }
         }
-        None if told.may_be_clear => Ok(known),
+        None if told.may_be_clear => Ok(ring_now),
         None => Err(Error::conflict(format_args!(
             "this server has no key to seal a secret with: whoever runs it sets {SETTING}, or allows clear text with \
              OPEN_SPANNER_CLEAR_SECRETS=true"
@@ -286,6 +336,19 @@ mod tests {
         let none = KeyRing::default();
         assert_eq!(none.seal(HERE, "s").expect("kept"), "s");
         assert_eq!(both.open(HERE, "osp_whsec_old").expect("opened"), "osp_whsec_old");
+    }
+
+    #[test]
+    fn keys_are_renewed_and_names_keep_their_key() {
+        let old = KeyRing::parse(ONE).expect("a ring");
+        let stored = old.seal(HERE, "s").expect("sealed");
+        let new = old.renewed(TWO).expect("renewed");
+        assert_eq!((new.current(), new.ids().count()), (Some("k2"), 2));
+        assert_eq!(new.open(HERE, &stored).expect("what was taken out still opens"), "s");
+        let refused =
+            old.renewed(&TWO.replace("k2", "k1")).expect_err("another key of the same name").message;
+        assert!(refused.contains("key k1 has other bytes"), "{refused}");
+        assert_eq!(old.renewed(&format!("{TWO},{ONE}")).expect("renewed").ids().count(), 2);
     }
 
     #[test]

@@ -6,6 +6,8 @@ pub mod caller;
 mod github;
 mod oidc;
 
+use std::sync::{PoisonError, RwLock};
+
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use ring::{digest, hmac};
@@ -26,7 +28,7 @@ use crate::auth::standing::Standing;
 use crate::auth::token::{self, Token};
 use crate::auth::{Auth, Caller, Options};
 pub use crate::config::OAuthClient as Registration;
-use crate::config::{self, Oidc};
+use crate::config::{self, Oidc, Secret};
 use crate::db::{Conn, DbError, audit};
 use crate::error::{Code, Error, Result};
 use crate::metering::time::{SECOND, Timestamp};
@@ -58,6 +60,8 @@ pub struct Provider {
     pub id: &'static str,
     pub name: String,
     own: Registration,
+    /// The one of the registration, or the one that took its place since.
+    secret: RwLock<Option<Secret>>,
     kind: Kind,
     roles: Option<RolesOfGroups>,
 }
@@ -109,20 +113,39 @@ impl Providers {
                 "openid email profile",
                 http.clone(),
             )));
-            all.push(Provider { id: "google", name: "Google".to_owned(), own, kind, roles: None });
+            all.push(Provider::new("google", "Google", own, kind, None));
         }
         if let Some(own) = settings.github.clone() {
             let kind = Kind::GitHub(GitHub::new(&settings.github_url, http.clone()));
-            all.push(Provider { id: "github", name: "GitHub".to_owned(), own, kind, roles: None });
+            all.push(Provider::new("github", "GitHub", own, kind, None));
         }
         if let Some(oidc) = &settings.oidc {
             let roles = RolesOfGroups::of(oidc);
             let claim = roles.is_some().then(|| oidc.groups_claim.clone());
             let issuer = Issuer::discovered(&oidc.issuer, &oidc.scopes, claim, http);
             let kind = Kind::Oidc(Box::new(issuer.vouching_for(oidc.verified_domains.clone())));
-            all.push(Provider { id: "oidc", name: oidc.name.clone(), own: oidc.client.clone(), kind, roles });
+            all.push(Provider::new("oidc", &oidc.name, oidc.client.clone(), kind, roles));
         }
         Ok(Providers { all, domains: settings.domains.clone() })
+    }
+
+    /// Takes over secrets that changed; answers of which providers, by their variables. Another client is another
+    /// registration, and needs a restart.
+    pub fn renew(&self, settings: &config::OAuth) -> Vec<&'static str> {
+        let mut renewed = Vec::new();
+        for provider in &self.all {
+            let (own, variable) = match provider.id {
+                "google" => (settings.google.as_ref(), "OPEN_SPANNER_GOOGLE_OAUTH_CLIENT_SECRET"),
+                "github" => (settings.github.as_ref(), "OPEN_SPANNER_GITHUB_OAUTH_CLIENT_SECRET"),
+                _ => (settings.oidc.as_ref().map(|oidc| &oidc.client), "OPEN_SPANNER_OIDC_CLIENT_SECRET"),
+            };
+            if let Some(own) = own.filter(|own| own.client_id == provider.own.client_id) {
+                let secret = own.client_secret.clone();
+                *provider.secret.write().unwrap_or_else(PoisonError::into_inner) = secret;
+                renewed.push(variable);
+            }
+        }
+        renewed
     }
 
     pub fn iter(&self) -> impl Iterator<Item = &Provider> {
@@ -143,6 +166,23 @@ impl Providers {
 }
 
 impl Provider {
+    fn new(
+        id: &'static str,
+        name: &str,
+        own: Registration,
+        kind: Kind,
+        roles: Option<RolesOfGroups>,
+    ) -> Self {
+        let secret = RwLock::new(own.client_secret.clone());
+        Provider { id, name: name.to_owned(), own, secret, kind, roles }
+    }
+
+    /// The registration with the secret of now.
+    fn registration(&self) -> Registration {
+        let client_secret = self.secret.read().unwrap_or_else(PoisonError::into_inner).clone();
+        Registration { client_secret, ..self.own.clone() }
+    }
+
     /// The fixed address to come back to, if there is one.
     pub fn redirect_url(&self) -> Option<&str> {
         self.own.redirect_url.as_deref()
@@ -186,9 +226,10 @@ impl Provider {
     }
 
     async fn profile(&self, code: &str, flow: &Flow) -> Result<Profile> {
+        let own = self.registration();
         match &self.kind {
-            Kind::Oidc(issuer) => issuer.profile(&self.own, code, flow).await,
-            Kind::GitHub(github) => github.profile(&self.own, code, flow).await,
+            Kind::Oidc(issuer) => issuer.profile(&own, code, flow).await,
+            Kind::GitHub(github) => github.profile(&own, code, flow).await,
         }
     }
 }

@@ -312,6 +312,15 @@ impl Values {
         }
     }
 
+    /// What each variable says, by its name: two looks tell what changed between them.
+    pub fn texts(&self) -> BTreeMap<String, Secret> {
+        let text = |setting: &Setting| {
+            let entry = self.entries.get(setting.name)?;
+            Some((setting.variable(), Secret::new(entry.text.as_str())))
+        };
+        settings::all().filter_map(text).collect()
+    }
+
     /// One line per setting for `--print-config`, in the form of a `.env` file.
     pub fn print(&self) -> String {
         let mut page = String::new();

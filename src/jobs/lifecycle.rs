@@ -1,20 +1,22 @@
 //! What every process does around its work, whatever its role: hears signals, waits for its database and the schema,
 //! opens the port for operators.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::blocking;
 use crate::clock;
-use crate::config::{self, Config, ListenAddr};
+use crate::config::{self, Config, ListenAddr, Loaded, Secret};
 use crate::db::readiness::{Check, Readiness};
 use crate::db::{self, Store, Wanted, migrations};
 use crate::error::{Code, Error, Result};
 use crate::jobs::{process, supervisor};
 use crate::net::{Limits, Patience, Port};
+use crate::vault;
 
 const DATABASE_RETRY: Duration = Duration::from_secs(1);
 /// How long a migration that is under way is waited for on the way out.
@@ -100,15 +102,55 @@ pub fn cannot_listen(address: &impl std::fmt::Display, error: std::io::Error) ->
     Error::new(Code::Unavailable, format!("cannot listen on {address}: {error}"))
 }
 
-/// Reads the settings again for what is taken from them at any time: what is logged, and how.
-fn reload() {
-    match config::load() {
-        Ok(loaded) => {
-            crate::logging::init(loaded.config.log_format, &loaded.log_filter);
-            log::info!(filter = loaded.log_filter; "SIGHUP: the log filter was read again, other settings need a restart");
+/// Takes over what changed; answers the variables whose value of now is in use.
+type Renewal = Box<dyn Fn(&Config) -> Vec<&'static str> + Send>;
+
+fn renewals() -> MutexGuard<'static, Vec<Renewal>> {
+    static RENEWALS: Mutex<Vec<Renewal>> = Mutex::new(Vec::new());
+    RENEWALS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Asked after each SIGHUP. Must not wait for anything.
+pub fn at_reload(renew: impl Fn(&Config) -> Vec<&'static str> + Send + 'static) {
+    renewals().push(Box::new(renew));
+}
+
+const KEYS: &str = "OPEN_SPANNER_ENCRYPTION_KEYS";
+
+/// Reads the settings and the files of secrets again, for what can change while the process works; says what else changed.
+/// `known`: what is in use.
+fn reload(known: &mut BTreeMap<String, Secret>) {
+    let loaded = match config::load() {
+        Ok(loaded) => loaded,
+        Err(exit) => return log::warn!(error = exit.text.trim(); "SIGHUP: the settings were not read again"),
+    };
+    let Loaded { config, log_filter, texts, .. } = loaded;
+    crate::logging::init(config.log_format, &log_filter);
+    let changed: Vec<&String> =
+        texts.iter().filter(|(name, text)| known.get(*name) != Some(*text)).map(|(name, _)| name).collect();
+    let mut in_use = vec!["RUST_LOG", "OPEN_SPANNER_LOG_FORMAT"];
+    if changed.iter().any(|name| *name == KEYS) {
+        match vault::renew(config.encryption_keys.as_ref().map(Secret::expose)) {
+            Ok(()) => in_use.push(KEYS),
+            Err(error) => log::error!("{}", error.message),
         }
-        Err(exit) => log::warn!(error = exit.text.trim(); "SIGHUP: the settings were not read again"),
     }
+    for renew in renewals().iter() {
+        in_use.extend(renew(&config));
+    }
+    let is_taken = |name: &&String| in_use.contains(&name.as_str());
+    let (taken, waiting): (Vec<&String>, Vec<&String>) = changed.into_iter().partition(is_taken);
+    let listed = |names: &[&String]| names.iter().map(|name| name.as_str()).collect::<Vec<_>>().join(" ");
+    log::info!(filter = log_filter, changed = listed(&taken); "SIGHUP: the settings and the files of secrets were read again");
+    if !waiting.is_empty() {
+        log::warn!(changed = listed(&waiting); "SIGHUP: what else changed needs a restart");
+    }
+    known.extend(
+        texts
+            .iter()
+            .filter(|(name, _)| taken.contains(name))
+            .map(|(name, text)| (name.clone(), text.clone())),
+    );
 }
 
 /// SIGTERM or SIGINT. From when it listens SIGHUP does not end the process either: settings that can change while it
@@ -121,9 +163,11 @@ pub struct Stop {
 impl Stop {
     pub fn listen() -> Result<Self> {
         let mut hangup = signal(SignalKind::hangup()).map_err(Error::internal)?;
+        // they were read a moment ago, and are compared with what is read later
+        let mut known = config::load().map(|loaded| loaded.texts).unwrap_or_default();
         tokio::spawn(async move {
             while hangup.recv().await.is_some() {
-                reload();
+                reload(&mut known);
             }
         });
         Ok(Stop {

@@ -26,7 +26,7 @@ use crate::entitlements::sql::plans::PlanCache;
 use crate::entitlements::{self, counter_reader};
 use crate::error::{Code, Error, Result};
 use crate::ingest::Ingest;
-use crate::jobs::lifecycle::{Stop, cannot_listen, listen_metrics, prepare_database};
+use crate::jobs::lifecycle::{Stop, at_reload, cannot_listen, listen_metrics, prepare_database};
 use crate::jobs::measure;
 use crate::jobs::supervisor;
 use crate::jobs::worker::JobNotifier;
@@ -57,6 +57,8 @@ pub async fn run(config: Config) -> Result<()> {
     let wake = JobNotifier::default();
     let (ingest, writers) = Ingest::start(store.clone(), meters.clone(), &config.ingest, &wake);
     let auth = Auth::with(store.clone(), auth_options(&config), outside(&config)?);
+    let renewed = auth.clone();
+    at_reload(move |config| renewed.renew(config));
     let phase = Arc::new(Phase::default());
     let readiness = Readiness::default();
     let webhooks = Client::new(&config.webhook_allowed_networks, config.webhook_https_only)?;

@@ -1,6 +1,6 @@
 //! What the server mails: links that set a password, and invitations. A real mail server takes them, on loopback.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 
@@ -17,6 +17,7 @@ on_both_databases!(
     invitations_are_mailed,
     nobody_sends_mails_to_the_world,
     without_a_mail_server_nothing_is_promised,
+    secrets_in_files_are_read_again_at_a_hangup,
 );
 
 const RESETS: &str = "/v1/auth/password-resets";
@@ -245,4 +246,55 @@ async fn without_a_mail_server_nothing_is_promised(database: Database) {
     server.client().post(RESETS, &json!({"email": "ann@example.com"})).await.error(403, "forbidden");
     let page = server.client().get("/login").await.expect(200).text;
     assert!(!page.contains("/forgot"), "{page}");
+}
+
+/// Another mail server or password, and keys that seal, without a restart; what cannot change is named. No secret is told.
+async fn secrets_in_files_are_read_again_at_a_hangup(database: Database) {
+    const KEY: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
+    const NEW: &str = "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=";
+    let (first, second) = (Mailbox::start().await, Mailbox::start().await);
+    let folder = tempfile::tempdir().expect("a directory");
+    let write = |name: &str, text: &str| {
+        let file = folder.path().join(name);
+        std::fs::write(&file, text).expect("written");
+        file.display().to_string()
+    };
+    let settings = [
+        ("OPEN_SPANNER_SMTP_URL_FILE", write("smtp", &first.url())),
+        ("OPEN_SPANNER_ENCRYPTION_KEYS_FILE", write("keys", &format!("k1:{KEY}"))),
+        ("OPEN_SPANNER_RECONCILIATION_WEBHOOK_SECRET_FILE", write("other", "hidden-1")),
+        ("OPEN_SPANNER_RECONCILIATION_WEBHOOK_URL", "https://usage.example.com/".to_owned()),
+        ("OPEN_SPANNER_MAIL_FROM", "Usage <usage@example.com>".to_owned()),
+        ("OPEN_SPANNER_PUBLIC_URL", PUBLIC.to_owned()),
+    ];
+    let settings: Vec<(&str, &str)> = settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let server = Server::start_with(&database, &settings);
+    let email = sign_up(&server.client()).await;
+    write("smtp", &second.url());
+    write("keys", &format!("k2:{NEW},k1:{KEY}"));
+    write("other", "hidden-2");
+    server.signal("HUP");
+    let end = Instant::now() + Duration::from_secs(30);
+    while !server.log().iter().any(|line| line.contains("SIGHUP: what else changed needs a restart")) {
+        assert!(Instant::now() < end, "no line about it: {:#?}", server.log());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let log = server.log();
+    let line = |words: &str| log.iter().find(|line| line.contains(words)).expect("a line");
+    let taken = line("were read again");
+    assert!(
+        taken.contains("OPEN_SPANNER_SMTP_URL") && taken.contains("OPEN_SPANNER_ENCRYPTION_KEYS"),
+        "{taken}"
+    );
+    assert!(line("needs a restart").contains("\"OPEN_SPANNER_RECONCILIATION_WEBHOOK_SECRET\""), "{log:#?}");
+    assert!(!log.iter().any(|line| line.contains("hidden-") || line.contains(KEY)), "{log:#?}");
+    server.client().post(RESETS, &json!({"email": email})).await.expect(202);
+    second.wait(1).await;
+    assert!(first.letters().is_empty(), "the old one is asked no more");
+    // what is sealed from now on is sealed with the new key
+    let owner = sign_in(&server.client(), &email).await;
+    let body = json!({"name": "d", "webhook_url": "https://example.com/hook"});
+    owner.post("/v1/alerts/destinations", &body).await.expect(201);
+    let sealed = database.lines("SELECT secret AS line FROM alert_destinations");
+    assert!(sealed[0].starts_with("sealed:1:k2:"), "{sealed:?}");
 }
