@@ -34,6 +34,7 @@ mod sqlstate;
 pub mod statement;
 mod store;
 mod transaction;
+pub mod volume;
 pub mod wal;
 
 use diesel::result::ConnectionError;

@@ -35,6 +35,11 @@ fn main() -> ExitCode {
     if let Some(command) = loaded.command {
         return ended(cli::run(&config, command));
     }
+    if let Some(volume) = config.data_volume.as_deref().filter(|_| !config.data_may_be_lost)
+        && let Err(error) = db::volume::refuse_lost_data(&config.db.driver, volume)
+    {
+        return ended(Err(error));
+    }
     if !matches!(config.role, Role::Migrate(_)) {
         introduce(config.role, &loaded.chosen);
     }

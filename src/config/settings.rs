@@ -132,6 +132,8 @@ pub const TABLE: &[Group] = &[
         row("DB_DRIVER",             "sqlite",          OneOf(&["sqlite", "postgres"]), "where everything is stored"),
         row("SQLITE_PATH",           "open-spanner.db", PATH,                           "database file, or a file: URI"),
         row("SQLITE_SYNCHRONOUS",    "full",            OneOf(&["full", "normal"]),     "normal is faster; a power cut may then lose the last writes"),
+        row("DATA_VOLUME",           "",                PATH,                           "folder that must be a volume where the database file is in it: set by the image; empty: not looked at"),
+        row("DATA_MAY_BE_LOST",      "false",           Bool,                           "true: it need not be one"),
         row("POSTGRES_DSN",          "",                Secret,                         "connection string for postgres, as libpq takes it"),
         row("POSTGRES_READ_DSN",     "",                Secret,                         "connection string of a standby that answers queries, lists and exports; empty: the primary does"),
         row("ENCRYPTION_KEYS",       "",                Secret,                         "keys that seal stored secrets: k2:BASE64,k1:BASE64, 32 bytes each, the first one seals; empty: SQLite makes one in a file beside the database, PostgreSQL has none"),

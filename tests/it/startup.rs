@@ -340,3 +340,22 @@ fn plain_http_that_others_reach_is_told() {
         assert!(!told(&[everywhere, ("OPEN_SPANNER_PUBLIC_URL", "https://usage.example.com")]));
     });
 }
+
+/// A folder of an image is writable without a volume: it must not look as if something were kept there.
+#[test]
+fn a_folder_that_is_no_volume_is_refused_where_one_is_wanted() {
+    let folder = tempfile::tempdir().expect("a directory");
+    let (volume, file) = (folder.path().display().to_string(), folder.path().join("open-spanner.db"));
+    let path = file.display().to_string();
+    let settings =
+        [("OPEN_SPANNER_SQLITE_PATH", path.as_str()), ("OPEN_SPANNER_DATA_VOLUME", volume.as_str())];
+    for role in ["serve", "migrate", "alert-worker"] {
+        refused(program::run(&[role], &settings, folder.path()), 2, "is no volume");
+    }
+    assert!(!file.exists(), "nothing is made there");
+    let allowed = [&settings[..], &[("OPEN_SPANNER_DATA_MAY_BE_LOST", "true")]].concat();
+    program::run(&["migrate"], &allowed, folder.path()).succeeded();
+    // a database elsewhere is not meant
+    let elsewhere = [settings[0], ("OPEN_SPANNER_DATA_VOLUME", "/data")];
+    program::run(&["migrate", "--status"], &elsewhere, folder.path()).succeeded();
+}
