@@ -5,9 +5,11 @@ use actix_web::{HttpMessage, HttpRequest, HttpResponse};
 use askama::Template;
 use percent_encoding::percent_decode_str;
 
-use crate::dashboard::form::{Fields, Sent};
+use crate::auth::Caller;
+use crate::dashboard::form::{Complaint, Fields, Sent};
 use crate::dashboard::visit::{Shell, Visit, show};
 use crate::error::{Code, Error};
+use crate::http::extract::Params;
 use crate::logging;
 
 #[derive(Template)]
@@ -25,14 +27,57 @@ struct ProblemPage<'a> {
     /// What was looked for, and the list it would be in.
     wanted: String,
     list: &'static str,
+    /// What a view was asked for that cannot be shown.
+    asked: Option<Asked>,
+}
+
+/// The address of a view with a mistake in it, to be corrected.
+struct Asked {
+    path: String,
+    fields: Vec<(String, String)>,
+    complaint: Complaint,
+}
+
+/// Places in a list and kinds of files: whoever corrects a view begins it anew, as a page.
+const PLACES: [&str; 5] = ["cursor", "after", "before", "format", "auto"];
+
+impl Asked {
+    /// None where it was no view that somebody signed in asked for by parameters.
+    fn of(request: &HttpRequest, error: &Error) -> Option<Asked> {
+        let is_signed_in = request.extensions().get::<Caller>().is_some();
+        if !is_signed_in || error.code.http_status() != 400 || request.query_string().is_empty() {
+            return None;
+        }
+        let params = Params::parse(request.query_string()).without(&PLACES);
+        let fields: Vec<(String, String)> =
+            params.pairs().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+        let names: Vec<&str> = params.pairs().map(|(name, _)| name).collect();
+        let complaint = Complaint::of(error.clone(), &names).ok()?;
+        Some(Asked { path: request.path().to_owned(), fields, complaint })
+    }
+
+    /// What a parameter is called.
+    fn label(&self, name: &str) -> String {
+        match name {
+            "f" | "q" => "filter".to_owned(),
+            name => name.replace('_', " "),
+        }
+    }
 }
 
 /// The page of an error. Never fails: without its template it is one line of text.
 pub fn page(request: &HttpRequest, error: &Error) -> HttpResponse {
-    let status = StatusCode::from_u16(error.code.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let (heading, mut advice) = words(error.code);
     let is_away = matches!(error.code, Code::Unavailable | Code::QueueFull);
     let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
+    let asked = Asked::of(request, error).filter(|_| is_read);
+    let status = match asked {
+        Some(_) => StatusCode::UNPROCESSABLE_ENTITY,
+        None => StatusCode::from_u16(error.code.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR),
+    };
+    if asked.is_some() {
+        advice = "Nothing was looked for. What was asked for is kept here: correct it and show it again.";
+    }
     let retry = (is_away && is_read).then_some(error.retry_after_seconds.unwrap_or(1).max(3));
     let sent = request.extensions().get::<Sent>().filter(|_| is_away).map(|Sent(fields)| fields.clone());
     if is_away && !is_read {
@@ -53,6 +98,7 @@ pub fn page(request: &HttpRequest, error: &Error) -> HttpResponse {
         sent,
         wanted: wanted(request.path()),
         list: list_of(request.path()),
+        asked,
     };
     let mut response = show(status, &page).unwrap_or_else(|_| HttpResponse::build(status).body(heading));
     if let Some(seconds) = error.retry_after_seconds {

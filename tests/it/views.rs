@@ -160,7 +160,7 @@ async fn meters_are_sorted_by_links(database: Database) {
         assert_eq!(shown, Some(first), "{sort}");
         assert_eq!(page.matches(&format!("aria-sort=\"{order}\"")).count(), 1, "{sort}");
     }
-    browser.get("/meters?sort=size").await.expect(400);
+    browser.get("/meters?sort=size").await.expect(422);
 }
 
 /// Wherever a page is told a meter, also where another one is called like the id of it.
@@ -327,8 +327,17 @@ async fn tables_are_sorted_by_links(database: Database) {
         assert_eq!(page.matches("aria-sort=").count(), 1, "{path}: {page}");
     }
     for path in ["/quota?sort=x", "/subjects?sort=x", "/plans?sort=x", "/alerts?sort=x", "/api-keys?sort=x"] {
-        browser.get(path).await.expect(400);
+        let page = browser.get(path).await.expect(422).text;
+        assert!(page.contains("name=\"sort\" value=\"x\" aria-invalid=\"true\""), "{path}: {page}");
     }
+    // everything else that was sent is kept, but for a place in a list that is another one now
+    let wrong = "/quota?meter=%3Cb%3E&state=ok&sort=x&after=200";
+    let page = browser.get(wrong).await.expect(422).text;
+    assert!(page.contains("name=\"meter\" value=\"&#60;b&#62;\""), "{page}");
+    assert!(page.contains("name=\"state\" value=\"ok\"") && !page.contains("name=\"after\""), "{page}");
+    assert!(page.contains("Nothing was looked for") && page.contains("action=\"/quota\""), "{page}");
+    let page = browser.get("/subjects?cursor=%21").await.expect(422).text;
+    assert!(page.contains("role=\"alert\"") && page.contains("href=\"/subjects\""), "{page}");
     assert!(browser.get("/usage?meter=tokens&sort=x").await.expect(422).text.contains("Sort must be one of"));
 }
 
