@@ -18,6 +18,11 @@ use crate::output::print_line;
 const EMAIL: &str = "demo@example.com";
 const DAYS: i64 = 21;
 const BATCH: usize = 500;
+/// Of either plan.
+const LIMITS: usize = 2;
+/// How often and how long it is looked whether limits are evaluated.
+const EVALUATION_LOOK: Duration = Duration::from_millis(250);
+const EVALUATION_LOOKS: usize = 80;
 
 /// Customers of the demonstration and how much they use, the smallest 1.
 const CUSTOMERS: [(&str, i64); 10] = [
@@ -105,7 +110,9 @@ impl Demo {
     ) -> Result<(u16, String, String)> {
         let method = reqwest::Method::from_bytes(method.as_bytes()).map_err(Error::internal)?;
         let mut request = self.http.request(method, format!("{}{path}", self.base));
-        request = request.header("content-type", "application/json").body(body.to_string());
+        if !body.is_null() {
+            request = request.header("content-type", "application/json").body(body.to_string());
+        }
         if !self.key.is_empty() {
             request = request.bearer_auth(&self.key);
         }
@@ -138,7 +145,39 @@ impl Demo {
             self.done("POST", "/v1/usages/bulk", &Value::from(batch)).await?;
         }
         self.alerts().await?;
+        self.evaluated(&events).await;
         Ok(events.len())
+    }
+
+    /// Waits until the limits are evaluated with all of the history: nobody is to meet a page of quotas that are zero. Not for
+    /// ever, for the workers may run elsewhere, or nowhere.
+    async fn evaluated(&self, events: &[Value]) {
+        for _ in 0..EVALUATION_LOOKS {
+            let found = self.done("GET", "/v1/entitlements/states?limit=1000", &Value::Null).await;
+            let found = found.unwrap_or_default();
+            let states = found["items"].as_array().map(Vec::as_slice).unwrap_or_default();
+            // the month of a plan began with the history
+            let is_counted = |(subject, _): &(&str, i64)| {
+                let is_its = |one: &&Value| one["meter"] == "tokens" && one["subject"] == *subject;
+                let used: i64 =
+                    events.iter().filter(is_its).filter_map(|event| event["quantity"].as_i64()).sum();
+                states.iter().filter(is_its).any(|state| state["current"].as_f64() == Some(used as f64))
+            };
+            let is_whole = states.len() >= CUSTOMERS.len() * LIMITS && CUSTOMERS.iter().all(is_counted);
+            if is_whole && self.is_idle().await {
+                return;
+            }
+            tokio::time::sleep(EVALUATION_LOOK).await;
+        }
+        log::info!("the limits of the demo are not evaluated yet");
+    }
+
+    /// Nothing waits to be evaluated.
+    async fn is_idle(&self) -> bool {
+        let stats = self.done("GET", "/v1/system/stats", &Value::Null).await.unwrap_or_default();
+        let workers = stats["worker_health"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let is_idle = |one: &Value| one["pending_jobs"] == 0 && one["running_jobs"] == 0;
+        workers.iter().any(|one| one["name"] == "entitlement" && is_idle(one))
     }
 
     async fn meters(&self) -> Result<()> {

@@ -18,6 +18,7 @@ on_both_databases!(
     groups_of_a_view_add_up_to_its_table,
     a_subject_is_shown_what_is_its_own,
     tables_are_sorted_by_links,
+    limits_have_a_period_before_anything_is_used,
     series_are_hidden_by_links,
     a_view_is_compared_with_any_time,
     pages_load_themselves_for_those_without_a_script,
@@ -339,6 +340,35 @@ async fn tables_are_sorted_by_links(database: Database) {
     let page = browser.get("/subjects?cursor=%21").await.expect(422).text;
     assert!(page.contains("role=\"alert\"") && page.contains("href=\"/subjects\""), "{page}");
     assert!(browser.get("/usage?meter=tokens&sort=x").await.expect(422).text.contains("Sort must be one of"));
+}
+
+/// When a limit resets follows from the plan, whether anything was used or not.
+async fn limits_have_a_period_before_anything_is_used(database: Database) {
+    let settings =
+        [("OPEN_SPANNER_SERVE_WORKERS", "on"), ("OPEN_SPANNER_ENTITLEMENT_WORKER_INTERVAL", "200ms")];
+    let server = Server::start_with(&database, &settings);
+    let mut browser = furnished(&server).await;
+    let api = session_of(&server, &browser);
+    let window = json!({"kind": "calendar", "time_zone": "Europe/Berlin"});
+    let limits = json!([{"meter": "tokens", "period": "month", "limit": 5},
+        {"meter": "tokens", "period": "month", "limit": 5, "window": window},
+        {"meter": "tokens", "period": "1h", "limit": 5, "window": {"kind": "sliding"}}]);
+    let plan = api.post("/v1/plans", &json!({"name": "Calm", "limits": limits})).await.json(201);
+    api.put("/v1/plans/subjects/calm_1", &json!({"plan_id": plan["id"]})).await.expect(200);
+    let end = Instant::now() + Duration::from_secs(60);
+    let csv = loop {
+        let csv = browser.get("/quota?subject=calm_1&format=csv").await.expect(200).text;
+        if csv.trim().lines().count() == 4 {
+            break csv;
+        }
+        assert!(Instant::now() < end, "{csv}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    };
+    // one that slides has no end
+    let endless = csv.trim().lines().skip(1).filter(|line| line.ends_with(','));
+    let endless: Vec<&str> = endless.collect();
+    assert!(endless.len() == 1 && endless[0].contains("sliding"), "{csv}");
+    browser.get("/quota?state=unwell").await.expect(422);
 }
 
 async fn series_are_hidden_by_links(database: Database) {

@@ -10,6 +10,7 @@ use crate::alerts::sql::deliveries;
 use crate::app::App;
 use crate::auth::Caller;
 use crate::auth::key::Status;
+use crate::clock;
 use crate::dashboard::ask;
 use crate::dashboard::chart::{Chart, Kind, Svg, sparkline};
 use crate::dashboard::grammar::{RANGES, Range, STORED_RANGES};
@@ -27,7 +28,7 @@ use crate::metering::calendar::Zone;
 use crate::metering::meter::{Aggregation, Meter};
 use crate::metering::quantity::Quantity;
 use crate::metering::rollup::Grain;
-use crate::metering::time::{BucketSize, DAY, HOUR, Timestamp};
+use crate::metering::time::{BucketSize, DAY, HOUR, SECOND, Timestamp};
 use crate::operations::stats;
 use crate::usage::aggregate::Known;
 use crate::usage::ingestion_runs::{self, IngestionRun};
@@ -41,6 +42,9 @@ const PINNED_MAX: usize = 6;
 /// Of the line of a pinned query.
 const POINTS_MAX: usize = 1_000;
 const LISTED: i64 = 8;
+/// Workers report as they start, and whatever they reported before is old when a server comes back: one that has just started
+/// cannot say yet who does not.
+const SILENT_AT_FIRST: i64 = 30 * SECOND;
 
 /// What is read in one go.
 struct Facts {
@@ -142,7 +146,10 @@ fn read(
         exceeded,
         warned,
         dead_letters: work.dead_letters.values().sum(),
-        stale: workers(WorkerStatus::Stale),
+        stale: match clock::elapsed() < SILENT_AT_FIRST {
+            true => Vec::new(),
+            false => workers(WorkerStatus::Stale),
+        },
         behind: workers(WorkerStatus::Degraded),
     })
 }

@@ -1,7 +1,5 @@
 //! `/quota`: who is over a limit, near it, or about to be; the most urgent first. `/decisions`: what was let in.
 
-use std::collections::HashMap;
-
 use actix_web::http::header;
 use actix_web::{HttpResponse, web};
 use askama::Template;
@@ -46,7 +44,7 @@ struct Row {
     unit: String,
     bar: Svg,
     pace: Option<Pace>,
-    /// The end of the period, once one is written down.
+    /// The end of the period that the value is of, while that runs.
     resets: Option<Timestamp>,
 }
 
@@ -133,18 +131,6 @@ fn arrange(rows: &mut [Row], sort: Sort) {
     }
 }
 
-/// Subject, meter and kind of period.
-fn key_of(entry: &Entry) -> (String, String, String) {
-    (entry.subject.clone(), entry.meter.clone(), entry.period.clone())
-}
-
-/// The periods that run now.
-fn windows(periods: &[Entry], now: Timestamp) -> HashMap<(String, String, String), Window> {
-    let window = |entry: &Entry| Window { from: Timestamp(entry.starts_at), to: Timestamp(entry.ends_at) };
-    let running = periods.iter().filter(|entry| window(entry).contains(now));
-    running.map(|entry| (key_of(entry), window(entry))).collect()
-}
-
 pub async fn show(app: web::Data<App>, caller: Caller, visit: Visit, params: Params) -> Result<HttpResponse> {
     let (workspace_id, sort) = (caller.workspace_id, Sort::parse(params.get("sort"), &ORDERS)?);
     let filter = listing::Filter {
@@ -153,21 +139,15 @@ pub async fn show(app: web::Data<App>, caller: Caller, visit: Visit, params: Par
         state: params.get("state").trim().to_owned(),
         ..listing::Filter::default()
     };
-    let read = move |conn: &mut Conn| {
-        let (states, is_cut) = states(conn, workspace_id, &filter)?;
-        let every = listing::Filter { state: String::new(), ..filter.clone() };
-        Ok((states, listing::periods(conn, workspace_id, &every, 3 * STATES_MAX)?, is_cut))
-    };
-    let (entries, periods, is_cut) = app.store.read("entitlements::states", read).await?;
-    let (meters, now) = (ask::meters(&app, &caller).await?, Timestamp::now());
-    let windows = windows(&periods, now);
-    let rows: Result<Vec<Row>> = entries
-        .into_iter()
-        .map(|entry| {
-            let window = windows.get(&key_of(&entry)).copied();
-            Row::of(entry, window, &meters, now)
-        })
-        .collect();
+    if !["", "exceeded", "warning", "ok"].contains(&filter.state.as_str()) {
+        return Err(Error::invalid("state must be exceeded, warning or ok"));
+    }
+    let now = Timestamp::now();
+    let read = move |conn: &mut Conn| states(conn, workspace_id, &filter, now);
+    let (entries, is_cut) = app.store.read("entitlements::states", read).await?;
+    let meters = ask::meters(&app, &caller).await?;
+    let rows: Result<Vec<Row>> =
+        entries.into_iter().map(|(entry, window)| Row::of(entry, window, &meters, now)).collect();
     let mut rows = rows?;
     arrange(&mut rows, sort);
     match params.get("format") {
@@ -218,18 +198,22 @@ fn csv(rows: &[Row], is_cut: bool) -> Result<HttpResponse> {
     Ok(response.body(table.into_bytes()?))
 }
 
+/// A limit as it stands, and the window it counts in.
+type Standing = (Entry, Option<Window>);
+
 /// The limits that a filter leaves, and whether some of a state were not looked at. Each state is asked for by itself: a
 /// subject that exceeded its limit a while ago must not be hidden behind many that are well.
 fn states(
     conn: &mut Conn,
     workspace_id: i64,
     filter: &listing::Filter,
-) -> Result<(Vec<Entry>, bool), DbError> {
+    now: Timestamp,
+) -> Result<(Vec<Standing>, bool), DbError> {
     let (mut found, mut is_cut) = (Vec::new(), false);
     for state in [State::Exceeded, State::Warning, State::Ok] {
         if filter.state.is_empty() || filter.state == state.as_str() {
             let of_state = listing::Filter { state: state.as_str().to_owned(), ..filter.clone() };
-            let entries = listing::states(conn, workspace_id, &of_state, STATES_MAX)?;
+            let entries = listing::standing(conn, workspace_id, &of_state, now, STATES_MAX)?;
             is_cut |= entries.len() as i64 == STATES_MAX;
             found.extend(entries);
         }

@@ -8,7 +8,8 @@ use crate::db::columns::quantity_of;
 use crate::db::{Conn, DbError};
 use crate::entitlements::period::{Period, WindowInput};
 use crate::entitlements::quota::QuotaUsage;
-use crate::metering::time::Timestamp;
+use crate::entitlements::sql::assignments::zone_of;
+use crate::metering::time::{Timestamp, Window};
 
 /// A state, an event or a snapshot as it is listed; what a kind does not have is empty.
 #[derive(Clone, Debug, QueryableByName)]
@@ -168,6 +169,63 @@ pub fn states(
         order: "e.updated_at DESC, s.name, m.name, p.public_id, e.period",
     };
     read(conn, workspace_id, &listing, filter, limit)
+}
+
+#[derive(QueryableByName)]
+struct StandingRow {
+    #[diesel(embed)]
+    entry: Entry,
+    #[diesel(sql_type = Nullable<BigInt>)]
+    anchor: Option<i64>,
+    #[diesel(sql_type = Nullable<Text>)]
+    time_zone: Option<String>,
+}
+
+impl StandingRow {
+    /// The window that its value is of, if that is the one of now. One that slides has no beginning.
+    fn window(&self, now: Timestamp) -> Option<Window> {
+        let period = Period::parse(&self.entry.period).filter(|period| period.horizon().is_none())?;
+        let zone = zone_of(self.time_zone.as_deref()?);
+        let window = period.window(Timestamp(self.anchor?), &zone, now);
+        (window.contains(now) && self.entry.at >= window.from.0).then_some(window)
+    }
+}
+
+/// As [`states`], each with the window that its value is of; none where that is over, or the plan is not in force any more.
+pub fn standing(
+    conn: &mut Conn,
+    workspace_id: i64,
+    filter: &Filter,
+    now: Timestamp,
+    limit: i64,
+) -> Result<Vec<(Entry, Option<Window>)>, DbError> {
+    let text = "-- entitlements::listing::standing
+        SELECT '' AS id, CAST(0 AS BIGINT) AS starts_at, CAST(0 AS BIGINT) AS ends_at, CAST(NULL AS TEXT) AS previous_state,
+               '' AS kind, CAST(0 AS BIGINT) AS event_count, e.updated_at AS at, s.name AS subject, m.name AS meter,
+               p.public_id AS plan_id, p.name AS plan_name, p.version AS plan_version, e.period, e.state,
+               e.current_value, e.limit_value, e.warning_percent, a.anchor, a.time_zone
+        FROM entitlement_states e
+        JOIN subjects s ON s.id = e.subject_id
+        JOIN meters m ON m.id = e.meter_id
+        JOIN plans p ON p.id = e.plan_id
+        LEFT JOIN plan_assignments a ON a.subject_id = e.subject_id AND a.plan_id = e.plan_id
+              AND a.starts_at <= $1 AND (a.ends_at IS NULL OR a.ends_at > $1)
+        WHERE e.workspace_id = $2 AND ($3 = '' OR s.name = $3) AND ($4 = '' OR m.name = $4)
+          AND ($5 = '' OR e.state = $5)
+        ORDER BY e.updated_at DESC, s.name, m.name, p.public_id, e.period LIMIT $6";
+    let rows: Vec<StandingRow> = sql_query(text)
+        .bind::<BigInt, _>(now.0)
+        .bind::<BigInt, _>(workspace_id)
+        .bind::<Text, _>(&filter.subject)
+        .bind::<Text, _>(&filter.meter)
+        .bind::<Text, _>(&filter.state)
+        .bind::<BigInt, _>(limit)
+        .load(conn)?;
+    let placed = |row: StandingRow| {
+        let window = row.window(now);
+        (row.entry, window)
+    };
+    Ok(rows.into_iter().map(placed).collect())
 }
 
 /// The newest first.
