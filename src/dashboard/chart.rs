@@ -36,11 +36,21 @@ pub enum Kind {
     Stacked,
     Line,
     Area,
+    /// Stacked bars of one height.
+    Share,
+    /// No picture, the numbers alone.
+    Table,
 }
 
 impl Kind {
-    pub const ALL: [(&'static str, &'static str); 4] =
-        [("bar", "Bars"), ("stacked", "Stacked bars"), ("line", "Lines"), ("area", "Filled area")];
+    pub const ALL: [(&'static str, &'static str); 6] = [
+        ("bar", "Bars"),
+        ("stacked", "Stacked bars"),
+        ("line", "Lines"),
+        ("area", "Filled area"),
+        ("share", "Shares of 100 %"),
+        ("table", "Numbers alone"),
+    ];
 
     pub fn parse(word: &str) -> Option<Kind> {
         match word {
@@ -48,13 +58,20 @@ impl Kind {
             "stacked" => Some(Kind::Stacked),
             "line" => Some(Kind::Line),
             "area" => Some(Kind::Area),
+            "share" => Some(Kind::Share),
+            "table" => Some(Kind::Table),
             _ => None,
         }
     }
 
     /// Whether heights stand on each other.
     pub fn adds_up(self) -> bool {
-        matches!(self, Kind::Stacked | Kind::Area)
+        matches!(self, Kind::Stacked | Kind::Area | Kind::Share)
+    }
+
+    /// Whether values are bars, which are told apart by their patterns; lines are by their dashes.
+    fn has_bars(self) -> bool {
+        !matches!(self, Kind::Line | Kind::Area)
     }
 
     pub fn word(self) -> &'static str {
@@ -63,6 +80,8 @@ impl Kind {
             Kind::Stacked => "stacked",
             Kind::Line => "line",
             Kind::Area => "area",
+            Kind::Share => "share",
+            Kind::Table => "table",
         }
     }
 }
@@ -149,6 +168,28 @@ impl Chart {
     /// What is drawn, each with its place among all.
     fn drawn(&self) -> impl Iterator<Item = (usize, &Series)> {
         self.series.iter().enumerate().filter(|(_, series)| !series.is_hidden)
+    }
+
+    /// Whether there is more to see than the numbers.
+    pub fn has_picture(&self) -> bool {
+        self.kind != Kind::Table
+    }
+
+    /// Another time that is drawn too: it has no part in the shares of this one.
+    fn drawn_compare(&self) -> Option<&Series> {
+        self.compare.as_ref().filter(|_| self.kind != Kind::Share)
+    }
+
+    /// How high a value is drawn: as it is, or as its share of all that its bucket holds, in percent. What is taken back has
+    /// no share.
+    fn height(&self, series: &Series, at: usize) -> Option<f64> {
+        let of = |series: &Series| series.values.get(at).and_then(Option::as_ref).map(plain);
+        let value = of(series)?;
+        if self.kind != Kind::Share {
+            return Some(value);
+        }
+        let all: f64 = self.series.iter().filter_map(of).map(|value| value.max(0.0)).sum();
+        (all > 0.0).then(|| value.max(0.0) / all * 100.0)
     }
 
     /// How many series are not drawn.
@@ -253,11 +294,14 @@ impl Chart {
     }
 
     fn stacks(&self) -> bool {
-        matches!(self.kind, Kind::Stacked | Kind::Area) && self.series.len() > 1
+        self.kind == Kind::Share || (self.kind.adds_up() && self.series.len() > 1)
     }
 
     /// Bottom and top of the scale, and the distance of its lines.
     fn scale(&self) -> (f64, f64, f64) {
+        if self.kind == Kind::Share {
+            return (0.0, 100.0, 25.0);
+        }
         let of =
             |series: &Series, at: usize| series.values.get(at).and_then(Option::as_ref).map_or(0.0, plain);
         let (mut least, mut most) = (0.0f64, 0.0f64);
@@ -293,8 +337,10 @@ impl Chart {
     /// The numbers of the scale.
     pub fn y_axis(&self) -> Svg {
         let (bottom, top, _) = self.scale();
+        let percent = if self.kind == Kind::Share { " %" } else { "" };
+        let label = |value: f64| format!("{}{percent}", compact(value));
         let labels: Vec<(String, f64)> =
-            self.steps().map(|value| (compact(value), y_of(value, bottom, top))).collect();
+            self.steps().map(|value| (label(value), y_of(value, bottom, top))).collect();
         let width = labels.iter().map(|(label, _)| label.len()).max().unwrap_or(1) * 7 + 8;
         let mut text =
             format!("<svg class=\"y\" width=\"{width}\" height=\"{}\" aria-hidden=\"true\">", HEIGHT + 12.0);
@@ -339,10 +385,7 @@ impl Chart {
         // a bucket that is not over ends near the ground
         let last =
             self.buckets.len().saturating_sub(1 + usize::from(self.is_running && self.buckets.len() > 1));
-        let at = |series: &Series| {
-            let until = series.values.get(..=last).unwrap_or(&series.values);
-            until.iter().rev().flatten().next().map(plain)
-        };
+        let at = |series: &Series| (0..=last).rev().find_map(|at| self.height(series, at));
         let (mut labels, mut height) = (Vec::new(), 0.0);
         let mut add = |y: f64, class: String, name: &str| {
             labels.push((y_of(y, bottom, top), class, view::short(name, END_CHARACTERS)));
@@ -355,8 +398,8 @@ impl Chart {
                 add(middle, format!("line l{class} d{class}"), &series.name);
             }
         }
-        if let Some(value) = self.compare.as_ref().and_then(at) {
-            let is_before = self.compare.as_ref().is_none_or(|series| !series.name.starts_with(COMPARED));
+        if let Some((series, value)) = self.drawn_compare().and_then(|series| Some((series, at(series)?))) {
+            let is_before = !series.name.starts_with(COMPARED);
             add(value, "compare".to_owned(), if is_before { "Before" } else { COMPARED });
         }
         for (limit, name) in &self.limits {
@@ -395,7 +438,7 @@ impl Chart {
         let dash = |class: &str| format!("<path d=\"M0 5H10\" class=\"{class}\"/>");
         let entry = |swatch: Svg, name: String| Key { swatch, name, is_hidden: false, toggle: String::new() };
         let mut legend = Vec::new();
-        if self.series.len() > 1 || self.compare.is_some() || !self.limits.is_empty() {
+        if self.series.len() > 1 || self.drawn_compare().is_some() || !self.limits.is_empty() {
             for (at, series) in self.series.iter().enumerate() {
                 let class = class_of(at, series.is_other);
                 let inner = match self.kind {
@@ -406,7 +449,7 @@ impl Chart {
                 legend.push(Key { is_hidden, toggle, ..entry(swatch(inner), series.name.clone()) });
             }
         }
-        if let Some(compare) = &self.compare {
+        if let Some(compare) = self.drawn_compare() {
             legend.push(entry(swatch(dash("compare")), compare.name.clone()));
         }
         for (limit, name) in &self.limits {

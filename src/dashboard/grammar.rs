@@ -212,7 +212,7 @@ pub fn bucket(word: &str, window: Window) -> Result<BucketSize> {
 }
 
 /// Parameters that are left out together when one of them is wrong.
-const FAULTS: [&[&str]; 10] = [
+const FAULTS: [&[&str]; 13] = [
     &["ff", "fo", "fv"],
     &["f", "q"],
     &["from", "to", "range"],
@@ -223,6 +223,9 @@ const FAULTS: [&[&str]; 10] = [
     &["cmp", "cmp_from", "cmp_to"],
     &["sort"],
     &["week_start"],
+    &["show"],
+    &["metric"],
+    &["top"],
 ];
 
 /// What an address with a mistake asks for besides: all of it where the mistake shows later only, else all but the first

@@ -20,6 +20,7 @@ on_both_databases!(
     tables_are_sorted_by_links,
     limits_have_a_period_before_anything_is_used,
     series_are_hidden_by_links,
+    a_view_is_drawn_and_counted_as_asked,
     a_view_is_compared_with_any_time,
     pages_load_themselves_for_those_without_a_script,
 );
@@ -369,6 +370,44 @@ async fn limits_have_a_period_before_anything_is_used(database: Database) {
     let endless: Vec<&str> = endless.collect();
     assert!(endless.len() == 1 && endless[0].contains("sliding"), "{csv}");
     browser.get("/quota?state=unwell").await.expect(422);
+}
+
+/// The picture, how many groups it has, and what is counted are words of the address.
+async fn a_view_is_drawn_and_counted_as_asked(database: Database) {
+    let server = Server::start(&database);
+    let mut browser = furnished(&server).await;
+    let view = "/usage?meter=tokens&group=model";
+    let shares = browser.get(&format!("{view}&show=share")).await.expect(200).text;
+    assert!(shares.contains("<option value=\"share\" selected>") && shares.contains(">100 %<"), "{shares}");
+    assert!(shares.contains("Total 465 token in "), "numbers are those of the usage: {shares}");
+    let table = browser.get(&format!("{view}&show=table")).await.expect(200).text;
+    assert!(table.contains("<details open><summary>The numbers"), "{table}");
+    assert!(!table.contains("class=\"plot\""), "{table}");
+    let summed = browser.get(&format!("{view}&show=cumulative")).await.expect(200).text;
+    assert!(summed.contains("id=\"cum\" name=\"cum\" value=\"1\" checked"), "{summed}");
+    let one = browser.get(&format!("{view}&top=1")).await.expect(200).text;
+    assert!(one.contains("Other (1)") && one.contains("1 more groups are drawn together"), "{one}");
+    assert!(links_of(&one).iter().any(|link| link.contains("top=1") && link.contains("format=csv")));
+
+    for (metric, total, of) in [
+        ("quantity", "465 <small>token", "sum of tokens"),
+        ("events", "30 <small>events", "count of tokens"),
+        ("subjects", "3 <small>subjects", "unique_count of tokens"),
+        ("average", "15.5 <small>token", "avg of tokens"),
+        ("peak", "30 <small>token", "max of tokens"),
+    ] {
+        let page = browser.get(&format!("{view}&metric={metric}")).await.expect(200).text;
+        assert!(page.contains(total) && page.contains(of), "{metric}: {page}");
+        // programs are not answered with another metric than the meter's own
+        assert_eq!(page.contains("id=\"curl\""), metric == "quantity", "{metric}");
+    }
+    let csv = browser.get("/usage?meter=tokens&range=today&bucket=day&metric=peak&format=csv").await;
+    assert!(csv.expect(200).text.contains("30"));
+    for (name, value) in [("show", "pie"), ("metric", "cost"), ("top", "9"), ("top", "x")] {
+        let page = browser.get(&format!("{view}&{name}={value}")).await.expect(422).text;
+        assert!(page.contains(&format!("name=\"{name}\" aria-invalid=\"true\"")), "{name}: {page}");
+        assert!(page.contains("name=\"group\" value=\"model\" checked"), "{name}: {page}");
+    }
 }
 
 async fn series_are_hidden_by_links(database: Database) {

@@ -3,7 +3,7 @@
 
 use std::fmt::Write;
 
-use super::{Chart, HEIGHT, Kind, Series, WIDTH, class_of, escape, plain, y_of};
+use super::{Chart, HEIGHT, Kind, WIDTH, class_of, escape, plain, y_of};
 
 /// Numbers that are told where a pointer rests; with more, the total of a bucket is told alone.
 const WORDS_MAX: usize = 2_000;
@@ -29,7 +29,7 @@ pub fn fill(chart: &Chart, class: usize) -> String {
 
 /// Areas and lines are told apart by their dashes.
 fn is_patterned(chart: &Chart) -> bool {
-    chart.series.len() > 1 && matches!(chart.kind, Kind::Bar | Kind::Stacked)
+    chart.series.len() > 1 && chart.kind.has_bars()
 }
 
 pub struct Frame<'a> {
@@ -46,12 +46,12 @@ impl<'a> Frame<'a> {
         frame.patterns();
         frame.pruned();
         frame.grid();
-        match chart.kind {
-            Kind::Bar | Kind::Stacked => {
+        match chart.kind.has_bars() {
+            true => {
                 frame.bars();
                 frame.running();
             }
-            Kind::Line | Kind::Area => {
+            false => {
                 frame.running();
                 frame.lines();
             }
@@ -78,10 +78,6 @@ impl<'a> Frame<'a> {
         y_of(value, self.bottom, self.top)
     }
 
-    fn value(series: &Series, at: usize) -> Option<f64> {
-        series.values.get(at).and_then(Option::as_ref).map(plain)
-    }
-
     fn patterns(&mut self) {
         let id = &self.chart.id;
         let used = |class: usize| {
@@ -97,7 +93,7 @@ impl<'a> Frame<'a> {
             );
         }
         if self.chart.is_running {
-            let ink = if matches!(self.chart.kind, Kind::Bar | Kind::Stacked) { "ink wide" } else { "rule" };
+            let ink = if self.chart.kind.has_bars() { "ink wide" } else { "rule" };
             let _ = write!(
                 self.text,
                 "<pattern id=\"{id}-run\" {tile}><path class=\"{ink}\" d=\"M-2 6L2 10M0 0L8 8M6 -2L10 2\"/></pattern>"
@@ -143,7 +139,8 @@ impl<'a> Frame<'a> {
         for (place, (index, series)) in self.chart.drawn().enumerate() {
             let mut path = String::new();
             for (at, height) in heights.iter_mut().enumerate() {
-                let Some(value) = Self::value(series, at).filter(|value| *value != 0.0) else { continue };
+                let value = self.chart.height(series, at).filter(|value| *value != 0.0);
+                let Some(value) = value else { continue };
                 let x = at as f64 * self.slot + gap / 2.0 + if stacks { 0.0 } else { place as f64 * width };
                 let from = if stacks { *height } else { 0.0 };
                 *height += value;
@@ -165,7 +162,7 @@ impl<'a> Frame<'a> {
             let class = class_of(index, series.is_other);
             let mut tops = base.clone();
             for (at, top) in tops.iter_mut().enumerate() {
-                let value = Self::value(series, at);
+                let value = self.chart.height(series, at);
                 *top = if stacks { *top + value.unwrap_or(0.0) } else { value.unwrap_or(f64::NAN) };
             }
             if self.chart.kind == Kind::Area {
@@ -225,9 +222,10 @@ impl<'a> Frame<'a> {
     }
 
     fn compare(&mut self) {
-        let Some(series) = &self.chart.compare else { return };
+        let Some(series) = self.chart.drawn_compare() else { return };
         let count = self.chart.buckets.len();
-        let values: Vec<f64> = (0..count).map(|at| Self::value(series, at).unwrap_or(f64::NAN)).collect();
+        let values: Vec<f64> =
+            (0..count).map(|at| self.chart.height(series, at).unwrap_or(f64::NAN)).collect();
         let line = self.line(&values);
         let _ = write!(self.text, "<path class=\"compare\" d=\"{line}\"/>");
     }

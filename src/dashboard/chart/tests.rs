@@ -131,6 +131,24 @@ fn hidden_series_are_not_drawn() {
     }
 }
 
+/// Shares fill the height of each bucket that holds something, those that are hidden included.
+#[test]
+fn shares_are_of_all_that_a_bucket_holds() {
+    let rows = [vec![Some(1), Some(0), Some(30)], vec![Some(3), None, Some(-10)]];
+    let mut shares = chart(Kind::Share, &rows);
+    let of =
+        |chart: &Chart, series: usize| (0..3).map(|at| chart.height(&chart.series[series], at)).collect();
+    let (first, second): (Vec<Option<f64>>, Vec<Option<f64>>) = (of(&shares, 0), of(&shares, 1));
+    assert_eq!((first, second), (vec![Some(25.0), None, Some(100.0)], vec![Some(75.0), None, Some(0.0)]));
+    assert_eq!(shares.scale(), (0.0, 100.0, 25.0));
+    assert!(shares.y_axis().to_string().contains(">100 %<"));
+    shares.series[1].is_hidden = true;
+    assert_eq!(shares.height(&shares.series[0], 0), Some(25.0));
+    // the numbers stay what they are
+    assert_eq!(shares.cell(&shares.series[0], &2), "30");
+    assert!(!chart(Kind::Table, &rows).has_picture());
+}
+
 #[expect(clippy::disallowed_methods, reason = "asked for by hand only")]
 fn golden(name: &str, chart: &Chart) {
     let path = format!("{}/src/dashboard/chart/golden/{name}.svg", env!("CARGO_MANIFEST_DIR"));
@@ -175,7 +193,7 @@ proptest! {
     #[test]
     fn pictures_stay_in_their_box(
         rows in prop::collection::vec(prop::collection::vec(prop::option::of(quantity()), 1..40), 1..10),
-        kind in prop::sample::select(vec![Kind::Bar, Kind::Stacked, Kind::Line, Kind::Area]),
+        kind in prop::sample::select(vec![Kind::Bar, Kind::Stacked, Kind::Line, Kind::Area, Kind::Share]),
         (adds_up, is_running, pruned) in (any::<bool>(), any::<bool>(), 0usize..50),
     ) {
         let shortest = rows.iter().map(Vec::len).min().unwrap_or(0);

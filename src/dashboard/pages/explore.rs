@@ -28,7 +28,7 @@ use crate::http::extract::Params;
 use crate::http::respond;
 use crate::metering::calendar::{Buckets, Calendar, Wish, Zone};
 use crate::metering::json::{Number, Value};
-use crate::metering::meter::Meter;
+use crate::metering::meter::{Aggregation, Meter};
 use crate::metering::quantity::Quantity;
 use crate::metering::time::{DAY, Timestamp, Unit, Window};
 use crate::usage::aggregate::Known;
@@ -59,8 +59,22 @@ pub const BUCKETS: [(&str, &str); 10] = [
     ("year", "year"),
 ];
 
+/// What is drawn and counted, with its words.
+const METRICS: [(&str, &str); 5] = [
+    ("", "quantity"),
+    ("events", "number of events"),
+    ("subjects", "number of subjects"),
+    ("average", "average quantity"),
+    ("peak", "largest quantity"),
+];
+/// Counted one event after the other.
+const OF_SUBJECTS: &str = "subjects";
+/// Another word for the box that adds up over time.
+const CUMULATIVE: &str = "cumulative";
+
 /// What an address asks for.
 pub struct ExportQuery {
+    /// With the aggregation and unit of what is asked for.
     pub meter: Meter,
     pub subject: String,
     pub range: Range,
@@ -80,6 +94,10 @@ pub struct ExportQuery {
     kind: Kind,
     is_cumulative: bool,
     show: String,
+    /// As in the address: empty is what the meter makes of its quantities.
+    metric: String,
+    /// Groups that have a series of their own at most.
+    top: usize,
     /// Of the table of groups.
     pub sort: Sort,
     /// Names of series that the picture does not show.
@@ -103,16 +121,20 @@ impl ExportQuery {
             .map(str::to_owned)
             .collect();
         let (compare, other) = compared(params, &calendar)?;
-        let show = params.get("show").to_owned();
+        let (meter, metric) = measured(meter, params.get("metric").trim())?;
+        let show = params.get("show").trim();
+        if !["", CUMULATIVE].contains(&show) && Kind::parse(show).is_none() {
+            let known = Kind::ALL.map(|(word, _)| word).join(", ");
+            return Err(Error::invalid(format!("show must be one of {known}, {CUMULATIVE}")));
+        }
         let drawn = if ask::is_additive(meter.aggregation) { Kind::Stacked } else { Kind::Line };
         Ok(ExportQuery {
             subject: parse_subject_filter(params.get("subject"))?.unwrap_or_default(),
             conditions: grammar::conditions(params)?,
             // heights that stand on each other are a sum
-            kind: Kind::parse(&show)
-                .filter(|kind| drawn == Kind::Stacked || !kind.adds_up())
-                .unwrap_or(drawn),
-            is_cumulative: !params.get("cum").is_empty() && ask::is_additive(meter.aggregation),
+            kind: Kind::parse(show).filter(|kind| drawn == Kind::Stacked || !kind.adds_up()).unwrap_or(drawn),
+            is_cumulative: (!params.get("cum").is_empty() || show == CUMULATIVE)
+                && ask::is_additive(meter.aggregation),
             bucket: params.get("bucket").to_owned(),
             meter,
             range,
@@ -122,7 +144,9 @@ impl ExportQuery {
             group,
             compare,
             other,
-            show,
+            show: if show == CUMULATIVE { String::new() } else { show.to_owned() },
+            metric,
+            top: top(params.get("top").trim())?,
             sort: Sort::parse(params.get("sort"), &groups::ORDERS)?,
             hidden: params.all("hide").take(SERIES_DRAWN + 1).map(str::to_owned).collect(),
         })
@@ -136,7 +160,11 @@ impl ExportQuery {
     /// With the groups in the order that needs no word.
     fn unsorted(&self, path: &str) -> Link {
         let link = self.scope(path).with("cmp", &self.compare).with("show", &self.show);
-        let link = link.with("cum", if self.is_cumulative { "1" } else { "" });
+        let link = link.with("cum", if self.is_cumulative { "1" } else { "" }).with("metric", &self.metric);
+        let link = match self.top {
+            SERIES_DRAWN => link,
+            most => link.with("top", &most.to_string()),
+        };
         self.hidden.iter().fold(link, |link, name| link.with("hide", name))
     }
 
@@ -189,6 +217,13 @@ impl ExportQuery {
             true => Some(Buckets::of(self.calendar.clone(), window)?),
             false => None,
         };
+        let is_lost = self.meter.pruned_before.filter(|before| *before > window.from);
+        if let (OF_SUBJECTS, Some(before)) = (self.metric.as_str(), is_lost) {
+            return Err(Error::invalid(format!(
+                "metric subjects looks at single events, and those before {} are pruned: choose a later time",
+                before.to_seconds_text()
+            )));
+        }
         let group = if grouped { self.group.as_slice() } else { &[] };
         Ok(Query {
             group_by: parse_group_by(&self.meter, group.iter().map(String::as_str))?,
@@ -231,6 +266,36 @@ impl ExportQuery {
     }
 }
 
+/// A meter that comes to what is asked for, and the word for that in an address.
+fn measured(meter: Meter, metric: &str) -> Result<(Meter, String)> {
+    let with = |meter: Meter, aggregation: Aggregation| Meter { aggregation, ..meter };
+    let measured = match metric {
+        "" | "quantity" => return Ok((meter, String::new())),
+        "events" => Meter { unit: "events".to_owned(), ..with(meter, Aggregation::Count) },
+        "average" => with(meter, Aggregation::Avg),
+        "peak" => with(meter, Aggregation::Max),
+        OF_SUBJECTS => {
+            let mut counted = with(meter, Aggregation::UniqueCount);
+            counted.options.aggregation_field = Some("subject".to_owned());
+            Meter { unit: "subjects".to_owned(), ..counted }
+        }
+        _ => return Err(Error::invalid("metric must be quantity, events, subjects, average or peak")),
+    };
+    Ok((measured, metric.to_owned()))
+}
+
+/// How many groups have a series of their own.
+fn top(text: &str) -> Result<usize> {
+    match text {
+        "" => Ok(SERIES_DRAWN),
+        text => text
+            .parse()
+            .ok()
+            .filter(|most| (1..=SERIES_DRAWN).contains(most))
+            .ok_or_else(|| Error::invalid(format!("top must be a whole number, {SERIES_DRAWN} at most"))),
+    }
+}
+
 /// What a view is compared with: a word, or `from..to`, which the form sends as two fields.
 fn compared(params: &Params, calendar: &Calendar) -> Result<(String, Option<Window>)> {
     let word = match (params.get("cmp_from").trim(), params.get("cmp_to").trim()) {
@@ -265,6 +330,13 @@ struct Found {
     /// Groups that the table does not show.
     unlisted: usize,
     is_cut: bool,
+}
+
+impl Found {
+    /// Whether groups are drawn together.
+    fn has_other(&self) -> bool {
+        self.chart.series.iter().any(|series| series.is_other)
+    }
 }
 
 #[derive(Template)]
@@ -311,11 +383,24 @@ impl ExplorePage {
         &Kind::ALL
     }
 
+    fn metrics(&self) -> &'static [(&'static str, &'static str)] {
+        &METRICS
+    }
+
+    fn tops(&self) -> Vec<usize> {
+        (1..=SERIES_DRAWN).collect()
+    }
+
+    fn is_top(&self, asked: &ExportQuery, most: &usize) -> bool {
+        asked.top == *most
+    }
+
     fn is(&self, name: &str, value: &str) -> bool {
         match (name, &self.asked) {
             ("range", Some(asked)) => asked.range.word == value,
             ("meter", Some(asked)) => asked.meter.name == value,
             ("show", Some(asked)) => asked.kind.word() == value,
+            ("metric", Some(asked)) => asked.metric == value,
             _ => self.params.get(name) == value,
         }
     }
@@ -469,6 +554,8 @@ fn copy(asked: &ExportQuery) -> ExportQuery {
         kind: asked.kind,
         is_cumulative: asked.is_cumulative,
         show: asked.show.clone(),
+        metric: asked.metric.clone(),
+        top: asked.top,
         sort: asked.sort,
         hidden: asked.hidden.clone(),
     }
@@ -525,6 +612,9 @@ pub async fn page(app: &App, caller: &Caller, visit: &Visit, params: Params) -> 
                     "sort",
                     "cmp",
                     "week_start",
+                    "show",
+                    "metric",
+                    "top",
                 ],
             )?;
             let meter = page.meters.iter().find(|meter| meter.name == page.params.get("meter"));
@@ -670,7 +760,7 @@ async fn find(app: &App, asked: &ExportQuery) -> Result<Found> {
         ),
         unit: asked.meter.unit.clone(),
         zone: asked.calendar.zone.clone(),
-        kind: if asked.is_cumulative { Kind::Line } else { asked.kind },
+        kind: if asked.is_cumulative && asked.kind != Kind::Table { Kind::Line } else { asked.kind },
         buckets: ask::chart_buckets(window, &asked.calendar, &asked.events()),
         series,
         compare,
@@ -747,12 +837,12 @@ async fn drawn(
     let (window, aggregation) = (asked.range.window, asked.meter.aggregation);
     let by_subject = asked.by_subject();
     if rows.len() <= CELLS_MAX {
-        let (series, left_out) = ask::series(rows, starts, aggregation, by_subject, SERIES_DRAWN);
+        let (series, left_out) = ask::series(rows, starts, aggregation, by_subject, asked.top);
         let courses = groups::courses(rows, starts, by_subject);
         return Ok(Drawn { series, left_out, courses, is_cut: false });
     }
     let (mut names, mut queries) = (Vec::new(), vec![asked.query(window, true, false)?]);
-    for group in groups.iter().take(SERIES_DRAWN) {
+    for group in groups.iter().take(asked.top) {
         let Some(values) = groups::values_of(asked, group) else { continue };
         queries.push(asked.with_values(&values, "eq", Vec::new()).query(window, true, false)?);
         names.push((ask::group_name(group, by_subject), ask::narrowing(group, by_subject)));
