@@ -7,6 +7,7 @@ pub mod assets;
 pub mod chart;
 pub mod confirm;
 pub mod csrf;
+pub mod foot;
 pub mod form;
 pub mod grammar;
 pub mod guard;

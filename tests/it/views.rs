@@ -19,6 +19,7 @@ on_both_databases!(
     a_subject_is_shown_what_is_its_own,
     tables_are_sorted_by_links,
     limits_have_a_period_before_anything_is_used,
+    lists_are_as_long_as_wanted_and_had_as_files,
     series_are_hidden_by_links,
     a_view_is_drawn_and_counted_as_asked,
     a_view_is_compared_with_any_time,
@@ -370,6 +371,67 @@ async fn limits_have_a_period_before_anything_is_used(database: Database) {
     let endless: Vec<&str> = endless.collect();
     assert!(endless.len() == 1 && endless[0].contains("sliding"), "{csv}");
     browser.get("/quota?state=unwell").await.expect(422);
+}
+
+/// How many rows a page has is in its address, and what it shows is had as a file and by a call.
+async fn lists_are_as_long_as_wanted_and_had_as_files(database: Database) {
+    let server = Server::start(&database);
+    let mut browser = furnished(&server).await;
+    let lists = [
+        "/subjects",
+        "/meters",
+        "/events",
+        "/events/refused",
+        "/ingestion",
+        "/decisions",
+        "/exports",
+        "/audit",
+        "/deliveries",
+        "/quota",
+    ];
+    for path in lists {
+        let page = browser.get(path).await.expect(200).text;
+        let sizes = links_of(&page).into_iter().filter(|link| link.contains("limit=")).count();
+        assert!(sizes >= 3, "{path}: {page}");
+        assert!(page.contains("<pre id=\"list-curl\">curl "), "{path}: {page}");
+        browser.get(&format!("{path}?limit=500")).await.expect(200);
+        let refused = browser.get(&format!("{path}?limit=7")).await.expect(422).text;
+        assert!(refused.contains("25, 50, 100 or 500"), "{path}: {refused}");
+    }
+    let page = browser.get("/events?limit=25").await.expect(200).text;
+    assert_eq!(page.matches(">Details</a>").count(), 25);
+    let next = links_of(&page).into_iter().find(|link| link.contains("cursor=") && link.contains("limit=25"));
+    let page = browser.get(&next.expect("another page")).await.expect(200).text;
+    assert_eq!(page.matches(">Details</a>").count(), 5, "{page}");
+
+    for (path, columns) in [
+        ("/subjects", "subject,events,meters,last_event_at"),
+        ("/meters", "meter,aggregation,unit,events,"),
+        ("/events/refused", "id,created_at,outcome,code,"),
+        ("/ingestion", "id,created_at,kind,accepted,"),
+        ("/decisions", "idempotency_key,created_at,outcome,"),
+        ("/deliveries", "id,created_at,status,rule,"),
+        ("/quota", "subject,meter,period,plan,state,"),
+    ] {
+        let csv = browser.get(&format!("{path}?format=csv")).await.expect(200);
+        assert!(csv.header("content-disposition").starts_with("attachment"), "{path}: {:?}", csv.headers);
+        assert!(csv.text.starts_with(columns), "{path}: {}", csv.text);
+        let json = browser.get(&format!("{path}?format=json")).await.json(200);
+        let rows = json.as_array().map(Vec::len).expect("a list");
+        // quotas may be evaluated meanwhile
+        assert!(
+            path == "/quota" || csv.text.trim().lines().count() == rows + 1,
+            "{path}: {json} {}",
+            csv.text
+        );
+    }
+    let subjects = browser.get("/subjects?format=json&sort=subject").await.json(200);
+    assert_eq!(
+        (&subjects[0]["subject"], &subjects[0]["events"]),
+        (&json!("org_0"), &json!(10)),
+        "{subjects}"
+    );
+    browser.get("/subjects?format=xml").await.expect(422);
 }
 
 /// The picture, how many groups it has, and what is counted are words of the address.

@@ -6,6 +6,7 @@ use askama::Template;
 use crate::app::App;
 use crate::audit::sql::{AuditEvent, Query};
 use crate::auth::Caller;
+use crate::dashboard::foot::{Foot, Portion};
 use crate::dashboard::form::Complaint;
 use crate::dashboard::grammar;
 use crate::dashboard::view::Link;
@@ -17,7 +18,7 @@ use crate::http::extract::Params;
 use crate::metering::calendar::Zone;
 use crate::metering::time::{Timestamp, Window};
 
-const ROWS: i64 = 50;
+const LISTED: usize = 50;
 
 #[derive(Template)]
 #[template(path = "audit.html")]
@@ -29,6 +30,7 @@ struct AuditPage {
     complaint: Complaint,
     export: Link,
     next: Option<Link>,
+    foot: Foot,
 }
 
 impl AuditPage {
@@ -44,7 +46,10 @@ pub async fn show(app: web::Data<App>, caller: Caller, visit: Visit, params: Par
     actions.dedup();
     let shell = visit.shell("audit", "Audit");
     let asked = between(&params, &shell.zone, Timestamp::now());
-    let asked = asked.and_then(|times| query_between(&caller, &params, times, ROWS));
+    let asked = asked.and_then(|times| {
+        let portion = Portion::parse(&params, LISTED)?;
+        Ok((query_between(&caller, &params, times, portion.rows() as i64)?, portion))
+    });
     let empty = AuditPage {
         shell,
         rows: Vec::new(),
@@ -53,17 +58,21 @@ pub async fn show(app: web::Data<App>, caller: Caller, visit: Visit, params: Par
         complaint: Complaint::none(),
         export: Link::to("/v1/audit-events/export"),
         next: None,
+        foot: Foot::default(),
     };
-    let query = match asked {
-        Ok(query) => query,
+    let (query, portion) = match asked {
+        Ok(asked) => asked,
         Err(error) => {
             return rejected(&AuditPage { complaint: Complaint::of(error, &["from", "to"])?, ..empty });
         }
     };
     let (here, export) = (kept(Link::to("/audit"), &query), kept(empty.export, &query));
+    let call = kept(Link::to("/v1/audit-events"), &query);
     let (rows, cursor) = page(&app, query).await?;
-    let next = cursor.map(|cursor| here.with("cursor", &cursor));
-    ok(&AuditPage { rows, export, next, ..empty })
+    // all of it, and not a page alone, is had as lines of JSON
+    let foot = portion.foot(&here.clone().with("cursor", empty.params.get("cursor"))).without_files();
+    let next = cursor.map(|cursor| portion.on(here).with("cursor", &cursor));
+    ok(&AuditPage { rows, export, next, foot: foot.with_call(&visit.origin, &call), ..empty })
 }
 
 /// Two times as they were typed, dates as the viewer's calendar has them; either may be absent.

@@ -10,6 +10,7 @@ use crate::alerts::sql::rules::{self, Rule};
 use crate::app::App;
 use crate::auth::Caller;
 use crate::dashboard::confirm::{COUNTED_MAX, Confirm};
+use crate::dashboard::foot::{Cell, Foot, Portion};
 use crate::dashboard::form::{Complaint, Form};
 use crate::dashboard::grammar;
 use crate::dashboard::view::{self, Link};
@@ -111,11 +112,40 @@ struct ListPage {
     next: Option<String>,
     /// The page that asks before all that match are sent again.
     replay: String,
+    foot: Foot,
 }
+
+const COLUMNS: [&str; 9] = [
+    "id",
+    "created_at",
+    "status",
+    "rule",
+    "destination",
+    "attempts",
+    "next_attempt_at",
+    "delivered_at",
+    "last_error",
+];
 
 impl ListPage {
     fn typed(&self, name: &str) -> &str {
         self.params.get(name).trim()
+    }
+
+    fn cells(&self, listed: &Listed) -> Vec<Cell> {
+        let one = &listed.delivery;
+        vec![
+            (&one.public_id).into(),
+            Timestamp(one.created_at).into(),
+            (&one.status).into(),
+            self.rule_of(listed).map(|rule| rule.terms.name.as_str()).into(),
+            self.destination_of(listed).map(|to| to.name.as_str()).into(),
+            i64::from(one.attempts).into(),
+            // what was delivered is not tried again
+            one.delivered_at.is_none().then_some(Timestamp(one.next_attempt_at)).into(),
+            one.delivered_at.map(Timestamp).into(),
+            one.last_error.as_deref().into(),
+        ]
     }
 
     fn states(&self) -> &'static [&'static str] {
@@ -141,7 +171,8 @@ impl ListPage {
 
 pub async fn list(app: web::Data<App>, caller: Caller, visit: Visit, params: Params) -> Result<HttpResponse> {
     let shell = visit.shell("deliveries", "Deliveries");
-    let asked = Asked::read(|name| params.get(name), &shell.zone);
+    let asked = Asked::read(|name| params.get(name), &shell.zone)
+        .and_then(|asked| Ok((asked, Portion::parse(&params, LISTED)?)));
     let before = decode_cursor::<i64>(params.get("cursor"))?;
     let workspace_id = caller.workspace_id;
     let wanted = asked.as_ref().ok().cloned();
@@ -151,16 +182,14 @@ pub async fn list(app: web::Data<App>, caller: Caller, visit: Visit, params: Par
         let destinations = destinations::list(conn, workspace_id, None, most)?;
         let listed = match &wanted {
             None => Vec::new(),
-            Some(asked) => {
+            Some((asked, portion)) => {
                 let filter = Filter { before, ..asked.filter(conn, workspace_id)? };
-                deliveries::page(conn, workspace_id, &filter, LISTED as i64 + 1)?
+                deliveries::page(conn, workspace_id, &filter, portion.rows() as i64 + 1)?
             }
         };
         Ok((rules, destinations, listed))
     };
-    let (rules, destinations, mut listed) = app.store.read("deliveries::page", read).await?;
-    let has_more = listed.len() > LISTED;
-    listed.truncate(LISTED);
+    let (rules, destinations, listed) = app.store.read("deliveries::page", read).await?;
     let mut page = ListPage {
         shell,
         deliveries: listed,
@@ -170,18 +199,29 @@ pub async fn list(app: web::Data<App>, caller: Caller, visit: Visit, params: Par
         complaint: Complaint::none(),
         next: None,
         replay: String::new(),
+        foot: Foot::default(),
     };
-    let asked = match asked {
+    let (asked, portion) = match asked {
         Ok(asked) => asked,
         Err(error) => {
             page.complaint = Complaint::of(error, &FILTERS)?;
             return rejected(&page);
         }
     };
+    let has_more = page.deliveries.len() > portion.rows();
+    page.deliveries.truncate(portion.rows());
+    let cells = page.deliveries.iter().map(|listed| page.cells(listed));
+    if let Some(file) = portion.file("deliveries", &COLUMNS, cells)? {
+        return Ok(file);
+    }
+    let here = asked.link("/deliveries");
     if let Some(last) = page.deliveries.last().filter(|_| has_more) {
         let cursor = encode_cursor(&last.delivery.id)?;
-        page.next = Some(asked.link("/deliveries").with("cursor", &cursor).to_string());
+        page.next = Some(portion.on(here.clone()).with("cursor", &cursor).to_string());
     }
+    let call = Link::to("/v1/alerts/delivery-jobs").with("status", &asked.status);
+    let foot = portion.foot(&here.with("cursor", page.params.get("cursor")));
+    page.foot = foot.with_call(&visit.origin, &call);
     page.replay = asked.link("/deliveries/replay").to_string();
     ok(&page)
 }

@@ -8,6 +8,7 @@ use uuid::Uuid;
 use crate::app::App;
 use crate::auth::Caller;
 use crate::dashboard::ask;
+use crate::dashboard::foot::{Foot, Portion};
 use crate::dashboard::form::Complaint;
 use crate::dashboard::grammar::{self, Condition, OPERATORS, RANGES, Range};
 use crate::dashboard::pages::event_counts::{self, Counts};
@@ -65,6 +66,13 @@ impl ExportQuery {
             .fold(link, |link, condition| link.with(condition.parameter(), &condition.text()))
     }
 
+    /// The call that answers the same events; none where it would need a filter in its body.
+    fn call(&self, portion: Portion) -> Option<Link> {
+        let call = Link::to("/v1/usageevents").with("meter", &self.meter).with("subject", &self.subject);
+        let call = self.range.iter().fold(call, |call, range| range.fixed().on(call));
+        self.conditions.is_empty().then(|| call.with("limit", &portion.rows().to_string()))
+    }
+
     fn search(&self, workspace_id: i64, meter: Option<&Meter>) -> Result<event_list::Search> {
         Ok(event_list::Search {
             workspace_id,
@@ -96,6 +104,8 @@ struct ListPage {
     counts: Option<Counts>,
     complaint: Complaint,
     params: Params,
+    foot: Foot,
+    origin: String,
 }
 
 impl ListPage {
@@ -151,6 +161,8 @@ pub async fn list(app: web::Data<App>, caller: Caller, visit: Visit, params: Par
         counts: None,
         complaint: Complaint::none(),
         params,
+        foot: Foot::default(),
+        origin: visit.origin.clone(),
     };
     match answer(&app, &caller, &mut page).await {
         Ok(Some(response)) => Ok(response),
@@ -178,8 +190,8 @@ async fn answer(app: &App, caller: &Caller, page: &mut ListPage) -> Result<Optio
         return Ok(Some(HttpResponse::SeeOther().insert_header((header::LOCATION, link)).finish()));
     }
     let search = asked.search(caller.workspace_id, meter)?;
-    let format = params.get("format");
-    let limit = if matches!(format, "csv" | "json") { DOWNLOADED } else { LISTED };
+    let (format, portion) = (params.get("format"), Portion::parse(params, LISTED)?);
+    let limit = if matches!(format, "csv" | "json") { DOWNLOADED } else { portion.rows() };
     let (after, meter) = (position(params.get("cursor"))?, meter.cloned());
     let read = move |conn: &mut Conn| {
         let subject_id = match &search.subject {
@@ -204,8 +216,14 @@ async fn answer(app: &App, caller: &Caller, page: &mut ListPage) -> Result<Optio
     }
     if let Some(last) = listed.last().filter(|_| has_more) {
         let cursor = encode_cursor(&(last.position.time.0, last.position.id.to_string()))?;
-        page.next = Some(asked.link().with("cursor", &cursor).to_string());
+        page.next = Some(portion.on(asked.link()).with("cursor", &cursor).to_string());
     }
+    // files hold all that matches, and have buttons of their own
+    let foot = portion.foot(&asked.link().with("cursor", params.get("cursor"))).without_files();
+    page.foot = match asked.call(portion) {
+        Some(call) => foot.with_call(&page.origin, &call),
+        None => foot,
+    };
     if page.is_first {
         page.counts = event_counts::find(app, caller, (&asked, subject_id), &page.meters, &home).await?;
     }

@@ -6,6 +6,7 @@ use askama::Template;
 use crate::app::App;
 use crate::auth::Caller;
 use crate::dashboard::ask;
+use crate::dashboard::foot::{Foot, Portion};
 use crate::dashboard::form::{Complaint, Fields, Form};
 use crate::dashboard::grammar::{self, RANGES};
 use crate::dashboard::pages::explore::{BUCKETS, has_weeks};
@@ -30,6 +31,7 @@ struct ListPage {
     exports: Vec<Export>,
     status: Option<Status>,
     next: Option<String>,
+    foot: Foot,
 }
 
 impl ListPage {
@@ -62,19 +64,23 @@ pub async fn list(app: web::Data<App>, caller: Caller, visit: Visit, params: Par
         "" => None,
         word => Some(Status::parse(word).ok_or_else(|| Error::invalid("status is not one of an export"))?),
     };
-    let read = move |conn: &mut _| {
-        crate::exports::sql::list(conn, workspace_id, status, after.as_ref(), LISTED as i64)
-    };
+    let portion = Portion::parse(&params, LISTED)?;
+    let most = portion.rows() as i64;
+    let read =
+        move |conn: &mut _| crate::exports::sql::list(conn, workspace_id, status, after.as_ref(), most);
     let (exports, has_more): (Vec<Export>, bool) = app.store.read("exports::list", read).await?;
+    let here = view::link("/exports", "status", status.map_or("", Status::as_str));
     let next = match exports.last().filter(|_| has_more) {
         Some(last) => {
             let cursor = encode_cursor(&(last.created_at.0, last.id.clone()))?;
-            let link = view::link("/exports", "status", status.map_or("", Status::as_str));
-            Some(link.with("cursor", &cursor).to_string())
+            Some(portion.on(here.clone()).with("cursor", &cursor).to_string())
         }
         None => None,
     };
-    ok(&ListPage { shell: visit.shell("exports", "Export jobs"), exports, status, next })
+    let call = Link::to("/v1/exports").with("limit", &portion.rows().to_string());
+    let foot = portion.foot(&here.with("cursor", params.get("cursor"))).without_files();
+    let foot = foot.with_call(&visit.origin, &call);
+    ok(&ListPage { shell: visit.shell("exports", "Export jobs"), exports, status, next, foot })
 }
 
 #[derive(Template)]

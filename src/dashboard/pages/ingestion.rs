@@ -7,7 +7,8 @@ use uuid::Uuid;
 use crate::app::App;
 use crate::auth::Caller;
 use crate::auth::sql::keys;
-use crate::dashboard::view;
+use crate::dashboard::foot::{Cell, Foot, Portion};
+use crate::dashboard::view::{self, Link};
 use crate::dashboard::visit::{Shell, Visit, ok};
 use crate::db::Conn;
 use crate::error::{Error, Result};
@@ -25,23 +26,47 @@ struct IngestionPage {
     shell: Shell,
     runs: Vec<IngestionRun>,
     next: Option<String>,
+    foot: Foot,
+}
+
+const COLUMNS: [&str; 8] =
+    ["id", "created_at", "kind", "accepted", "duplicates", "failed", "request_id", "api_key_id"];
+
+fn cells(run: &IngestionRun) -> Vec<Cell> {
+    vec![
+        run.id.to_string().into(),
+        run.created_at.into(),
+        (&run.kind).into(),
+        run.accepted.into(),
+        run.duplicates.into(),
+        run.failed.into(),
+        run.request_id.as_deref().into(),
+        run.api_key_id.as_deref().into(),
+    ]
 }
 
 pub async fn list(app: web::Data<App>, caller: Caller, visit: Visit, params: Params) -> Result<HttpResponse> {
-    let workspace_id = caller.workspace_id;
+    let (workspace_id, portion) = (caller.workspace_id, Portion::parse(&params, LISTED)?);
     let before = match params.get("before") {
         "" => None,
         text => Some(Uuid::parse_str(text).map_err(|_| Error::invalid("before is not one of ours"))?),
     };
-    let read = move |conn: &mut Conn| ingestion_runs::runs(conn, workspace_id, before, LISTED as i64 + 1);
+    let most = portion.rows() as i64 + 1;
+    let read = move |conn: &mut Conn| ingestion_runs::runs(conn, workspace_id, before, most);
     let mut runs = app.store.read("ingestion_runs::runs", read).await?;
-    let has_more = runs.len() > LISTED;
-    runs.truncate(LISTED);
+    let has_more = runs.len() > portion.rows();
+    runs.truncate(portion.rows());
+    if let Some(file) = portion.file("write-calls", &COLUMNS, runs.iter().map(cells))? {
+        return Ok(file);
+    }
     let next = runs
         .last()
         .filter(|_| has_more)
-        .map(|last| view::link("/ingestion", "before", &last.id.to_string()).to_string());
-    ok(&IngestionPage { shell: visit.shell("events", "Write calls"), runs, next })
+        .map(|last| portion.on(view::link("/ingestion", "before", &last.id.to_string())).to_string());
+    let call = Link::to("/v1/usageingestions").with("limit", &portion.rows().to_string());
+    let foot = portion.foot(&view::link("/ingestion", "before", params.get("before")));
+    let foot = foot.with_call(&visit.origin, &call);
+    ok(&IngestionPage { shell: visit.shell("events", "Write calls"), runs, next, foot })
 }
 
 #[derive(Template)]

@@ -12,6 +12,7 @@ use crate::chance;
 use crate::dashboard::ask;
 use crate::dashboard::chart::{Chart, Kind, Svg, share_bar};
 use crate::dashboard::confirm::{COUNTED_MAX, Confirm};
+use crate::dashboard::foot::{Cell, Foot, Portion};
 use crate::dashboard::form::{Complaint, Fields, Form};
 use crate::dashboard::sorting::{Heading, Orders, Sort};
 use crate::dashboard::view::{self, Link};
@@ -80,21 +81,48 @@ struct ListPage {
     rows: Vec<Row>,
     next: Option<String>,
     sort: Sort,
+    portion: Portion,
+    foot: Foot,
 }
 
 impl ListPage {
     fn heading(&self, column: &'static str, words: &'static str) -> Heading {
-        self.sort.heading(Link::to("/meters"), (column, words))
+        self.sort.heading(self.portion.on(Link::to("/meters")), (column, words))
     }
+}
+
+const COLUMNS: [&str; 7] =
+    ["meter", "aggregation", "unit", "events", "last_event_at", "retention_days", "dimensions"];
+
+fn cells(row: &Row) -> Vec<Cell> {
+    let dimensions: Vec<&str> =
+        row.meter.dimensions.iter().map(|dimension| dimension.name.as_str()).collect();
+    vec![
+        (&row.meter.name).into(),
+        row.meter.aggregation.as_str().into(),
+        (&row.meter.unit).into(),
+        row.events.into(),
+        row.last.map(Timestamp).into(),
+        i64::from(row.meter.event_retention_days).into(),
+        dimensions.join(" ").into(),
+    ]
 }
 
 pub async fn list(app: web::Data<App>, caller: Caller, visit: Visit, params: Params) -> Result<HttpResponse> {
     let sort = Sort::parse(params.get("sort"), &ORDERS)?;
+    let portion = Portion::parse(&params, LISTED)?;
     let (rows, next) = match sort.is_default() {
-        true => by_name(&app, &caller, params.get("after")).await?,
-        false => sorted(&app, &caller, sort, params.get("cursor")).await?,
+        true => by_name(&app, &caller, (params.get("after"), portion)).await?,
+        false => sorted(&app, &caller, sort, (params.get("cursor"), portion)).await?,
     };
-    ok(&ListPage { shell: visit.shell("meters", "Meter definitions"), rows, next, sort })
+    if let Some(file) = portion.file("meters", &COLUMNS, rows.iter().map(cells))? {
+        return Ok(file);
+    }
+    let here = Link::to("/meters").with("sort", &sort.word());
+    let here = here.with("after", params.get("after")).with("cursor", params.get("cursor"));
+    let call = Link::to("/v1/meters").with("limit", &portion.rows().to_string());
+    let foot = portion.foot(&here).with_call(&visit.origin, &call);
+    ok(&ListPage { shell: visit.shell("meters", "Meter definitions"), rows, next, sort, portion, foot })
 }
 
 async fn rows(app: &App, caller: &Caller, after: String, limit: i64) -> Result<Vec<Row>> {
@@ -113,12 +141,17 @@ async fn rows(app: &App, caller: &Caller, after: String, limit: i64) -> Result<V
     Ok(meters.into_iter().map(of).collect())
 }
 
-async fn by_name(app: &App, caller: &Caller, after: &str) -> Result<(Vec<Row>, Option<String>)> {
-    let mut rows = rows(app, caller, after.to_owned(), LISTED as i64 + 1).await?;
-    let has_more = rows.len() > LISTED;
-    rows.truncate(LISTED);
+async fn by_name(
+    app: &App,
+    caller: &Caller,
+    (after, portion): (&str, Portion),
+) -> Result<(Vec<Row>, Option<String>)> {
+    let mut rows = rows(app, caller, after.to_owned(), portion.rows() as i64 + 1).await?;
+    let has_more = rows.len() > portion.rows();
+    rows.truncate(portion.rows());
     let last = rows.last().map(|row| row.meter.name.clone()).unwrap_or_default();
-    Ok((rows, has_more.then(|| Link::to("/meters").with("after", &last).to_string())))
+    let next = || portion.on(Link::to("/meters").with("after", &last)).to_string();
+    Ok((rows, has_more.then(next)))
 }
 
 /// Where a row stands: what it is sorted by, then its name, so that no two stand at one place.
@@ -153,13 +186,18 @@ fn page_of<T>(
     (placed.into_iter().take(most).map(|(_, row)| row).collect(), has_more)
 }
 
-async fn sorted(app: &App, caller: &Caller, sort: Sort, cursor: &str) -> Result<(Vec<Row>, Option<String>)> {
+async fn sorted(
+    app: &App,
+    caller: &Caller,
+    sort: Sort,
+    (cursor, portion): (&str, Portion),
+) -> Result<(Vec<Row>, Option<String>)> {
     let after = decode_cursor::<Place>(cursor)?;
     let all = rows(app, caller, String::new(), SORTED_MAX).await?;
-    let (rows, has_more) = page_of(all, |row| row.place(sort), sort.is_descending, after, LISTED);
+    let (rows, has_more) = page_of(all, |row| row.place(sort), sort.is_descending, after, portion.rows());
     let next = match rows.last().filter(|_| has_more) {
         Some(last) => {
-            let link = Link::to("/meters").with("sort", &sort.word());
+            let link = portion.on(Link::to("/meters").with("sort", &sort.word()));
             Some(link.with("cursor", &encode_cursor(&last.place(sort))?).to_string())
         }
         None => None,

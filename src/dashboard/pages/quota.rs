@@ -1,6 +1,5 @@
 //! `/quota`: who is over a limit, near it, or about to be; the most urgent first. `/decisions`: what was let in.
 
-use actix_web::http::header;
 use actix_web::{HttpResponse, web};
 use askama::Template;
 
@@ -9,6 +8,7 @@ use crate::app::check::Asked;
 use crate::auth::Caller;
 use crate::dashboard::ask;
 use crate::dashboard::chart::{self, Svg};
+use crate::dashboard::foot::{Cell, Foot, Portion};
 use crate::dashboard::form::Complaint;
 use crate::dashboard::pace::Pace;
 use crate::dashboard::sorting::{Heading, Orders, Sort};
@@ -19,7 +19,6 @@ use crate::entitlements::quota::{Check, QuotaUsage, State};
 use crate::entitlements::sql::decisions::{self, Decision};
 use crate::entitlements::sql::listing::{self, Entry};
 use crate::error::{Error, Result};
-use crate::exports::csv::Table;
 use crate::http::extract::{Id, Params, decode_cursor, encode_cursor};
 use crate::metering::event::{InputQuantity, parse_key};
 use crate::metering::json::Value;
@@ -98,11 +97,13 @@ struct QuotaPage {
     next: Option<String>,
     is_cut: bool,
     sort: Sort,
+    foot: Foot,
 }
 
 impl QuotaPage {
     fn heading(&self, column: &'static str, words: &'static str) -> Heading {
-        self.sort.heading(filtered(&self.params), (column, words))
+        let size = self.params.get("limit");
+        self.sort.heading(filtered(&self.params).with("limit", size), (column, words))
     }
 
     /// The list from its first row on.
@@ -150,52 +151,48 @@ pub async fn show(app: web::Data<App>, caller: Caller, visit: Visit, params: Par
         entries.into_iter().map(|(entry, window)| Row::of(entry, window, &meters, now)).collect();
     let mut rows = rows?;
     arrange(&mut rows, sort);
-    match params.get("format") {
-        "" | "html" => {}
-        "csv" => return csv(&rows, is_cut),
-        _ => return Err(Error::invalid("format must be html or csv")),
+    let portion = Portion::parse(&params, LIMITS_LISTED)?;
+    if is_cut && !matches!(params.get("format"), "" | "html") {
+        // a file holds all rows, not those of a page alone, or is not made
+        return Err(Error::invalid(format_args!(
+            "more than {STATES_MAX} limits of a state: choose a meter or a subject"
+        )));
+    }
+    if let Some(file) = portion.file("quota", &COLUMNS, rows.iter().map(cells))? {
+        return Ok(file);
     }
     let before = params.get("after").parse().unwrap_or(0).min(rows.len());
     let mut rows = rows.split_off(before);
-    let next = (rows.len() > LIMITS_LISTED).then(|| {
-        let link = filtered(&params).with("sort", &sort.word());
-        link.with("after", &(before + LIMITS_LISTED).to_string()).to_string()
+    let link = filtered(&params).with("sort", &sort.word());
+    let next = (rows.len() > portion.rows()).then(|| {
+        let after = (before + portion.rows()).to_string();
+        portion.on(link.clone()).with("after", &after).to_string()
     });
-    rows.truncate(LIMITS_LISTED);
+    rows.truncate(portion.rows());
+    let call = ["meter", "state", "subject"]
+        .iter()
+        .fold(Link::to("/v1/entitlements/states"), |call, name| call.with(name, params.get(name)));
+    let foot = portion.foot(&link.with("after", params.get("after"))).with_call(&visit.origin, &call);
     let shell = visit.shell("quota", "Quota");
-    ok(&QuotaPage { shell, rows, meters, params, before, next, is_cut, sort })
+    ok(&QuotaPage { shell, rows, meters, params, before, next, is_cut, sort, foot })
 }
 
 const COLUMNS: [&str; 10] =
     ["subject", "meter", "period", "plan", "state", "current", "limit", "unit", "percent", "resets_at"];
 
-/// All rows, not those of a page alone; or none and why.
-fn csv(rows: &[Row], is_cut: bool) -> Result<HttpResponse> {
-    if is_cut {
-        return Err(Error::invalid(format_args!(
-            "more than {STATES_MAX} limits of a state: choose a meter or a subject"
-        )));
-    }
-    let mut table = Table::of_page(&COLUMNS)?;
-    for row in rows {
-        table.row(&[
-            &row.entry.subject,
-            &row.entry.meter,
-            &row.entry.period,
-            &row.entry.plan_name,
-            &row.entry.state,
-            &row.measure.current.to_plain(),
-            &row.limit.to_plain(),
-            &row.unit,
-            &row.measure.percent.to_plain(),
-            &row.resets.map(Timestamp::to_seconds_text).unwrap_or_default(),
-        ])?;
-    }
-    let mut response = HttpResponse::Ok();
-    response
-        .content_type("text/csv; charset=utf-8")
-        .insert_header((header::CONTENT_DISPOSITION, "attachment; filename=\"quota.csv\""));
-    Ok(response.body(table.into_bytes()?))
+fn cells(row: &Row) -> Vec<Cell> {
+    vec![
+        (&row.entry.subject).into(),
+        (&row.entry.meter).into(),
+        (&row.entry.period).into(),
+        (&row.entry.plan_name).into(),
+        (&row.entry.state).into(),
+        (&row.measure.current).into(),
+        (&row.limit).into(),
+        (&row.unit).into(),
+        (&row.measure.percent).into(),
+        row.resets.map(Timestamp::to_seconds_text).into(),
+    ]
 }
 
 /// A limit as it stands, and the window it counts in.
@@ -232,7 +229,28 @@ struct DecisionsPage {
     complaint: Complaint,
     params: Params,
     next: Option<String>,
+    foot: Foot,
 }
+
+const DECISION_COLUMNS: [&str; 8] =
+    ["idempotency_key", "created_at", "outcome", "state", "enforcement", "subject", "meter", "why"];
+
+fn decision_cells(told: &Told) -> Vec<Cell> {
+    let decision = &told.decision;
+    vec![
+        (&decision.idempotency_key).into(),
+        Timestamp(decision.created_at).into(),
+        told.outcome().into(),
+        (&decision.state).into(),
+        (&decision.enforcement).into(),
+        (&decision.subject).into(),
+        (&decision.meter).into(),
+        told.sentence().into(),
+    ]
+}
+
+/// What decisions are narrowed to.
+const DECISION_FILTERS: [&str; 6] = ["subject", "meter", "enforcement", "state", "outcome", "failed"];
 
 impl DecisionsPage {
     fn is(&self, name: &str, value: &str) -> bool {
@@ -319,6 +337,7 @@ pub async fn decisions(
         _ => None,
     };
     let after = decode_cursor::<(i64, String)>(params.get("cursor"))?;
+    let portion = Portion::parse(&params, LISTED)?;
     let filter = decisions::Filter {
         subject: word("subject"),
         meter: word("meter"),
@@ -328,24 +347,30 @@ pub async fn decisions(
         evaluation_failed: (!params.get("failed").is_empty()).then_some(true),
         after: after.map(|(at, key)| (Timestamp(at), key)),
     };
-    let read = move |conn: &mut Conn| decisions::list(conn, workspace_id, &filter, LISTED as i64 + 1);
+    let most = portion.rows() as i64 + 1;
+    let read = move |conn: &mut Conn| decisions::list(conn, workspace_id, &filter, most);
     let mut rows = app.store.read("decisions::list", read).await?;
-    let has_more = rows.len() > LISTED;
-    rows.truncate(LISTED);
+    let has_more = rows.len() > portion.rows();
+    rows.truncate(portion.rows());
+    let here =
+        DECISION_FILTERS.iter().fold(Link::to("/decisions"), |link, name| link.with(name, params.get(name)));
     let next = match rows.last().filter(|_| has_more) {
         Some(last) => {
             let cursor = encode_cursor(&(last.created_at, last.idempotency_key.clone()))?;
-            let names = ["subject", "meter", "enforcement", "state", "outcome", "failed"];
-            let link = names
-                .iter()
-                .fold(view::Link::to("/decisions"), |link, name| link.with(name, params.get(name)));
-            Some(link.with("cursor", &cursor).to_string())
+            Some(portion.on(here.clone()).with("cursor", &cursor).to_string())
         }
         None => None,
     };
+    let decisions = rows.into_iter().map(Told::of).collect::<Result<Vec<Told>>>()?;
+    if let Some(file) = portion.file("decisions", &DECISION_COLUMNS, decisions.iter().map(decision_cells))? {
+        return Ok(file);
+    }
     let mut page = DecisionsPage {
         shell: visit.shell("decisions", "Decisions"),
-        decisions: rows.into_iter().map(Told::of).collect::<Result<_>>()?,
+        foot: portion
+            .foot(&here.with("cursor", params.get("cursor")))
+            .with_call(&visit.origin, &decisions_call(&params, portion)),
+        decisions,
         meters: ask::meters(&app, &caller).await?,
         tried: None,
         complaint: Complaint::none(),
@@ -362,6 +387,16 @@ pub async fn decisions(
             rejected(&page)
         }
     }
+}
+
+/// The call that answers the same decisions.
+fn decisions_call(params: &Params, portion: Portion) -> Link {
+    let names = ["subject", "meter", "enforcement", "state", "outcome"];
+    let call = Link::to("/v1/entitlements/decisions");
+    let call = names.iter().fold(call, |call, name| call.with(name, params.get(name)));
+    let call = call.with("evaluation_failed", if params.get("failed").is_empty() { "" } else { "true" });
+    // programs are answered 200 at most
+    call.with("limit", &portion.rows().min(200).to_string())
 }
 
 /// What a check answers, in words.

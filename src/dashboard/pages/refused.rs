@@ -8,6 +8,7 @@ use crate::app::App;
 use crate::auth::Caller;
 use crate::auth::sql::keys;
 use crate::dashboard::advice;
+use crate::dashboard::foot::{Cell, Foot, Portion};
 use crate::dashboard::form::Complaint;
 use crate::dashboard::pages::explain::Finding;
 use crate::dashboard::view::{self, Link};
@@ -17,6 +18,7 @@ use crate::error::{Code, Error, Result};
 use crate::http::extract::{Id, Params};
 use crate::http::refused::{cursor_behind, filter_of};
 use crate::metering::json::{Map, Value};
+use crate::metering::time::Timestamp;
 use crate::usage::refused::{self, Filter, RefusedEvent};
 
 const LISTED: usize = 50;
@@ -32,6 +34,37 @@ struct ListPage {
     params: Params,
     next: Option<String>,
     complaint: Complaint,
+    foot: Foot,
+}
+
+pub const COLUMNS: [&str; 11] = [
+    "id",
+    "created_at",
+    "outcome",
+    "code",
+    "message",
+    "field",
+    "subject",
+    "meter",
+    "idempotency_key",
+    "door",
+    "request_id",
+];
+
+pub fn cells(event: &RefusedEvent) -> Vec<Cell> {
+    vec![
+        event.public_id().into(),
+        Timestamp(event.created_at).into(),
+        (&event.outcome).into(),
+        (&event.code).into(),
+        (&event.message).into(),
+        event.field.as_deref().into(),
+        (&event.subject).into(),
+        (&event.meter).into(),
+        event.idempotency_key.as_deref().into(),
+        (&event.door).into(),
+        event.request_id.clone().unwrap_or_else(|| event.run()).into(),
+    ]
 }
 
 impl ListPage {
@@ -74,29 +107,37 @@ pub async fn list(app: web::Data<App>, caller: Caller, visit: Visit, params: Par
         params,
         next: None,
         complaint: Complaint::none(),
+        foot: Foot::default(),
     };
-    let filter = match filter_of(&page.params) {
-        Ok(filter) => filter,
+    let asked =
+        filter_of(&page.params).and_then(|filter| Ok((filter, Portion::parse(&page.params, LISTED)?)));
+    let (filter, portion) = match asked {
+        Ok(asked) => asked,
         Err(error) => {
             page.complaint = Complaint::of(error, &FILTERS)?;
             return rejected(&page);
         }
     };
-    page.events = read(&app, &caller, filter).await?;
-    let has_more = page.events.len() > LISTED;
-    page.events.truncate(LISTED);
-    if let Some(last) = page.events.last().filter(|_| has_more) {
-        let link = FILTERS
-            .iter()
-            .fold(Link::to("/events/refused"), |link, name| link.with(name, page.params.get(name)));
-        page.next = Some(link.with("cursor", &cursor_behind(last)?).to_string());
+    page.events = read(&app, &caller, filter, portion.rows()).await?;
+    let has_more = page.events.len() > portion.rows();
+    page.events.truncate(portion.rows());
+    if let Some(file) = portion.file("refused-events", &COLUMNS, page.events.iter().map(cells))? {
+        return Ok(file);
     }
+    let with_filters =
+        |path: &str| FILTERS.iter().fold(Link::to(path), |link, name| link.with(name, page.params.get(name)));
+    let (here, call) = (with_filters("/events/refused"), with_filters("/v1/events/refused"));
+    if let Some(last) = page.events.last().filter(|_| has_more) {
+        page.next = Some(portion.on(here.clone()).with("cursor", &cursor_behind(last)?).to_string());
+    }
+    let foot = portion.foot(&here.with("cursor", page.params.get("cursor")));
+    page.foot = foot.with_call(&visit.origin, &call);
     ok(&page)
 }
 
-async fn read(app: &App, caller: &Caller, filter: Filter) -> Result<Vec<RefusedEvent>> {
+async fn read(app: &App, caller: &Caller, filter: Filter, rows: usize) -> Result<Vec<RefusedEvent>> {
     let workspace_id = caller.workspace_id;
-    let read = move |conn: &mut Conn| refused::list(conn, workspace_id, &filter, LISTED as i64 + 1);
+    let read = move |conn: &mut Conn| refused::list(conn, workspace_id, &filter, rows as i64 + 1);
     app.store.read("refused::list", read).await
 }
 

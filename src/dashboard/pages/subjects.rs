@@ -11,6 +11,7 @@ use crate::auth::Caller;
 use crate::dashboard::ask;
 use crate::dashboard::chart::{self, Chart, Kind, Series, Svg};
 use crate::dashboard::confirm::Confirm;
+use crate::dashboard::foot::{Cell, Foot, Portion};
 use crate::dashboard::form::{Complaint, Fields, Form};
 use crate::dashboard::pace::Pace;
 use crate::dashboard::sorting::{Heading, Orders, Sort};
@@ -57,11 +58,13 @@ struct ListPage {
     sort: Sort,
     /// As in the address: after which subject the page begins.
     cursor: String,
+    portion: Portion,
+    foot: Foot,
 }
 
 impl ListPage {
     fn heading(&self, column: &'static str, words: &'static str) -> Heading {
-        self.sort.heading(view::link("/subjects", "cursor", &self.cursor), (column, words))
+        self.sort.heading(self.portion.on(view::link("/subjects", "cursor", &self.cursor)), (column, words))
     }
 
     /// Whether there are subjects on other pages.
@@ -82,6 +85,7 @@ fn arrange(rows: &mut [SubjectStats], sort: Sort) {
 pub async fn list(app: web::Data<App>, caller: Caller, visit: Visit, params: Params) -> Result<HttpResponse> {
     let (workspace_id, wanted) = (caller.workspace_id, params.get("q").trim().to_owned());
     let (sort, cursor) = (Sort::parse(params.get("sort"), &ORDERS)?, params.get("cursor").to_owned());
+    let portion = Portion::parse(&params, LISTED)?;
     if !wanted.is_empty() {
         let prefix = wanted.clone();
         let find = move |conn: &mut Conn| subjects::with_prefix(conn, workspace_id, &prefix, LISTED as i64);
@@ -91,24 +95,34 @@ pub async fn list(app: web::Data<App>, caller: Caller, visit: Visit, params: Par
             return Ok(HttpResponse::SeeOther().insert_header((header::LOCATION, target)).finish());
         }
         let shell = visit.shell("subjects", "Subjects");
-        return ok(&ListPage { shell, subjects: Vec::new(), matches, wanted, next: None, sort, cursor });
+        let (subjects, foot) = (Vec::new(), Foot::default());
+        return ok(&ListPage { shell, subjects, matches, wanted, next: None, sort, cursor, portion, foot });
     }
     let after = decode_cursor::<(i64, String)>(&cursor)?
         .map(|(at, subject)| SubjectPosition { last_event_at: Timestamp(at), subject });
-    let read = move |conn: &mut Conn| subjects::list(conn, workspace_id, after.as_ref(), LISTED as i64 + 1);
+    let most = portion.rows() as i64 + 1;
+    let read = move |conn: &mut Conn| subjects::list(conn, workspace_id, after.as_ref(), most);
     let mut rows = app.store.view("subjects::list", true, read).await?;
-    let has_more = rows.len() > LISTED;
-    rows.truncate(LISTED);
+    let has_more = rows.len() > portion.rows();
+    rows.truncate(portion.rows());
     let next = match rows.last().filter(|_| has_more) {
         Some(last) => {
             let cursor = encode_cursor(&(last.last_event_at, last.subject.clone()))?;
-            Some(view::link("/subjects", "cursor", &cursor).with("sort", &sort.word()).to_string())
+            Some(
+                portion.on(view::link("/subjects", "cursor", &cursor)).with("sort", &sort.word()).to_string(),
+            )
         }
         None => None,
     };
     if !sort.is_default() {
         arrange(&mut rows, sort);
     }
+    if let Some(file) = portion.file("subjects", &COLUMNS, rows.iter().map(cells))? {
+        return Ok(file);
+    }
+    let foot = portion.foot(&view::link("/subjects", "cursor", &cursor).with("sort", &sort.word()));
+    let call = Link::to("/v1/subjects").with("limit", &portion.rows().to_string());
+    let foot = foot.with_call(&visit.origin, &call);
     ok(&ListPage {
         shell: visit.shell("subjects", "Subjects"),
         subjects: rows,
@@ -117,7 +131,16 @@ pub async fn list(app: web::Data<App>, caller: Caller, visit: Visit, params: Par
         next,
         sort,
         cursor,
+        portion,
+        foot,
     })
+}
+
+const COLUMNS: [&str; 4] = ["subject", "events", "meters", "last_event_at"];
+
+fn cells(row: &SubjectStats) -> Vec<Cell> {
+    let last = Timestamp(row.last_event_at);
+    vec![(&row.subject).into(), row.usage_events.into(), row.meters.into(), last.into()]
 }
 
 /// One limit of the plan, as a bar.
