@@ -212,7 +212,7 @@ pub fn bucket(word: &str, window: Window) -> Result<BucketSize> {
 }
 
 /// Parameters that are left out together when one of them is wrong.
-const FAULTS: [&[&str]; 13] = [
+const FAULTS: [&[&str]; 14] = [
     &["ff", "fo", "fv"],
     &["f", "q"],
     &["from", "to", "range"],
@@ -226,6 +226,7 @@ const FAULTS: [&[&str]; 13] = [
     &["show"],
     &["metric"],
     &["top"],
+    &["outcome"],
 ];
 
 /// What an address with a mistake asks for besides: all of it where the mistake shows later only, else all but the first

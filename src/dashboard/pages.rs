@@ -21,6 +21,7 @@ pub mod links;
 pub mod live;
 pub mod members;
 pub mod meters;
+pub mod outcomes;
 pub mod overview;
 pub mod plans;
 pub mod quota;

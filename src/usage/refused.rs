@@ -93,6 +93,8 @@ pub struct Filter {
     pub idempotency_key: String,
     pub api_key_id: String,
     pub run: Option<Uuid>,
+    /// When they came.
+    pub window: Option<Window>,
     /// The id of the last one seen.
     pub before: Option<Uuid>,
 }
@@ -130,6 +132,10 @@ pub fn list(
     }
     if !filter.api_key_id.is_empty() {
         query = query.filter(refused_events::api_key_id.eq(filter.api_key_id.clone()));
+    }
+    if let Some(window) = filter.window {
+        query = query.filter(refused_events::created_at.ge(window.from.0));
+        query = query.filter(refused_events::created_at.lt(window.to.0));
     }
     if let Some(run) = filter.run {
         query = query.filter(refused_events::run_id.eq(run.into_bytes().to_vec()));

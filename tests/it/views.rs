@@ -20,6 +20,7 @@ on_both_databases!(
     tables_are_sorted_by_links,
     limits_have_a_period_before_anything_is_used,
     lists_are_as_long_as_wanted_and_had_as_files,
+    one_list_tells_what_became_of_events,
     series_are_hidden_by_links,
     a_view_is_drawn_and_counted_as_asked,
     a_view_is_compared_with_any_time,
@@ -432,6 +433,48 @@ async fn lists_are_as_long_as_wanted_and_had_as_files(database: Database) {
         "{subjects}"
     );
     browser.get("/subjects?format=xml").await.expect(422);
+}
+
+/// Those that were stored and those that were refused, by one word of the address.
+async fn one_list_tells_what_became_of_events(database: Database) {
+    let server = Server::start(&database);
+    let mut browser = furnished(&server).await;
+    let api = session_of(&server, &browser);
+    let refused = json!({"idempotency_key": "bad-1", "meter": "nosuch", "subject": "org_1", "quantity": 1});
+    api.post("/v1/usages", &refused).await.expect(404);
+    let end = Instant::now() + Duration::from_secs(60);
+    let rejected = loop {
+        // refused events are written a moment later
+        let page = browser.get("/events?outcome=rejected").await.expect(200).text;
+        if page.contains("bad-1") {
+            break page;
+        }
+        assert!(Instant::now() < end, "{page}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    };
+    let caption = "Events and what became of them, newest first";
+    assert_eq!(rows_under(&rejected, caption), 1, "{rejected}");
+    assert!(rejected.contains("<code>not_found</code>") && rejected.contains("href=\"/events/refused/"));
+    let all = browser.get("/events?outcome=all").await.expect(200).text;
+    assert_eq!(rows_under(&all, caption), 31, "{all}");
+    // a page goes on where the last one ended, with either kind
+    let first = browser.get("/events?outcome=all&limit=25").await.expect(200).text;
+    let next =
+        links_of(&first).into_iter().find(|link| link.contains("cursor=") && link.contains("limit=25"));
+    let second = browser.get(&next.expect("another page")).await.expect(200).text;
+    assert_eq!((rows_under(&first, caption), rows_under(&second, caption)), (25, 6), "{second}");
+    assert_eq!(first.matches("bad-1").count() + second.matches("bad-1").count(), 1);
+    let csv = browser.get("/events?outcome=all&format=csv").await.expect(200).text;
+    assert_eq!((csv.matches(",accepted,").count(), csv.matches(",rejected,").count()), (30, 1), "{csv}");
+    let none = browser.get("/events?outcome=conflict&subject=org_1").await.expect(200).text;
+    assert!(none.contains("Nothing matches"), "{none}");
+    for wrong in ["outcome=lost", "outcome=duplicate", "outcome=all&f=quantity%3Agt%3A5"] {
+        let page = browser.get(&format!("/events?{wrong}")).await.expect(422).text;
+        assert!(page.contains("name=\"outcome\" aria-invalid=\"true\""), "{wrong}: {page}");
+    }
+    // the picture above leads to what it counts
+    let stored = browser.get("/events").await.expect(200).text;
+    assert!(links_of(&stored).iter().any(|link| link.contains("outcome=rejected")), "{stored}");
 }
 
 /// The picture, how many groups it has, and what is counted are words of the address.

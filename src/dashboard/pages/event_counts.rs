@@ -64,8 +64,12 @@ pub async fn find(
         let values = counted(times, &starts);
         if values.iter().any(|value| *value > 0) {
             let values = values.into_iter().map(|count| Some(Quantity::from(count))).collect();
-            series.push(Series::new(name, values).narrowed(None));
+            series.push(Series::new(name, values).narrowed(Some(Link::to("").with("outcome", outcome))));
         }
+    }
+    if !asked.outcome.is_empty() {
+        // buckets lead to that outcome, and to no other
+        series.iter_mut().for_each(|series| series.narrow = None);
     }
     let chart = Chart {
         id: "counts".into(),

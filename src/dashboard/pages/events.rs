@@ -12,6 +12,7 @@ use crate::dashboard::foot::{Foot, Portion};
 use crate::dashboard::form::Complaint;
 use crate::dashboard::grammar::{self, Condition, OPERATORS, RANGES, Range};
 use crate::dashboard::pages::event_counts::{self, Counts};
+use crate::dashboard::pages::outcomes::{self, OUTCOMES, Row};
 use crate::dashboard::view::{self, Link};
 use crate::dashboard::visit::{Shell, Visit, ok, rejected};
 use crate::db::Conn;
@@ -28,6 +29,7 @@ use crate::metering::time::{DAY, HOUR, SECOND, Timestamp, Window};
 use crate::usage::aggregate::subject_ids;
 use crate::usage::events::{self as event_list, Listed, Position};
 use crate::usage::query::parse_subject_filter;
+use crate::usage::refused;
 
 const LISTED: usize = 50;
 /// A file holds all that matches or is not made; an export has no limit.
@@ -40,17 +42,27 @@ pub struct ExportQuery {
     pub subject: String,
     pub range: Option<Range>,
     pub conditions: Vec<Condition>,
+    /// What became of them: empty where they were stored.
+    pub outcome: String,
 }
 
 impl ExportQuery {
     /// `home` is the zone of the workspace, in which days begin and dates are read.
     fn parse(params: &Params, home: &Zone) -> Result<ExportQuery> {
         let has_time = ["range", "from", "to"].iter().any(|name| !params.get(name).is_empty());
+        let (outcome, conditions) =
+            (outcomes::parse(params.get("outcome").trim())?, grammar::conditions(params)?);
+        if !outcome.is_empty() && !conditions.is_empty() {
+            return Err(Error::invalid(
+                "outcome of refused events goes with a meter, a subject and a time, not with other filters",
+            ));
+        }
         Ok(ExportQuery {
             meter: params.get("meter").to_owned(),
             subject: parse_subject_filter(params.get("subject"))?.unwrap_or_default(),
             range: if has_time { Some(Range::parse_in(home, params, "", Timestamp::now())?) } else { None },
-            conditions: grammar::conditions(params)?,
+            conditions,
+            outcome,
         })
     }
 
@@ -61,6 +73,7 @@ impl ExportQuery {
     /// The address without its time.
     pub fn untimed_link(&self) -> Link {
         let link = Link::to("/events").with("meter", &self.meter).with("subject", &self.subject);
+        let link = link.with("outcome", &self.outcome);
         self.conditions
             .iter()
             .fold(link, |link, condition| link.with(condition.parameter(), &condition.text()))
@@ -89,6 +102,19 @@ impl ExportQuery {
             || !self.subject.is_empty()
             || self.range.is_some()
             || !self.conditions.is_empty()
+            || !self.outcome.is_empty()
+    }
+
+    /// Refused events that the view is about.
+    fn refused(&self) -> refused::Filter {
+        let is_all = self.outcome == outcomes::ALL;
+        refused::Filter {
+            outcome: if is_all { String::new() } else { self.outcome.clone() },
+            meter: self.meter.clone(),
+            subject: self.subject.clone(),
+            window: self.range.as_ref().map(|range| range.window),
+            ..refused::Filter::default()
+        }
     }
 }
 
@@ -99,6 +125,8 @@ struct ListPage {
     meters: Vec<Meter>,
     asked: ExportQuery,
     events: Vec<StoredEvent>,
+    /// Instead of events, where others than stored ones are asked for.
+    rows: Vec<Row>,
     next: Option<String>,
     is_first: bool,
     counts: Option<Counts>,
@@ -121,6 +149,14 @@ impl ListPage {
 
     fn ranges(&self) -> &'static [(&'static str, &'static str)] {
         &RANGES
+    }
+
+    fn outcomes(&self) -> &'static [(&'static str, &'static str)] {
+        &OUTCOMES
+    }
+
+    fn is_outcome(&self, word: &str) -> bool {
+        self.asked.outcome == word
     }
 
     fn operators(&self) -> &'static [(&'static str, &'static str)] {
@@ -156,6 +192,7 @@ pub async fn list(app: web::Data<App>, caller: Caller, visit: Visit, params: Par
         meters,
         asked: ExportQuery::default(),
         events: Vec::new(),
+        rows: Vec::new(),
         next: None,
         is_first: params.get("cursor").is_empty(),
         counts: None,
@@ -168,7 +205,7 @@ pub async fn list(app: web::Data<App>, caller: Caller, visit: Visit, params: Par
         Ok(Some(response)) => Ok(response),
         Ok(None) => ok(&page),
         Err(error) => {
-            page.complaint = Complaint::of(error, &["range", "from", "to", "subject", "f"])?;
+            page.complaint = Complaint::of(error, &["range", "from", "to", "outcome", "subject", "f"])?;
             let home = ask::home(&app, &caller).await?;
             let asked = grammar::nearest(&page.params, |params| ExportQuery::parse(params, &home));
             page.asked = asked.unwrap_or_default();
@@ -191,6 +228,9 @@ async fn answer(app: &App, caller: &Caller, page: &mut ListPage) -> Result<Optio
     }
     let search = asked.search(caller.workspace_id, meter)?;
     let (format, portion) = (params.get("format"), Portion::parse(params, LISTED)?);
+    if !asked.outcome.is_empty() {
+        return other_outcomes(app, caller, page, (asked, portion), &home).await;
+    }
     let limit = if matches!(format, "csv" | "json") { DOWNLOADED } else { portion.rows() };
     let (after, meter) = (position(params.get("cursor"))?, meter.cloned());
     let read = move |conn: &mut Conn| {
@@ -228,6 +268,34 @@ async fn answer(app: &App, caller: &Caller, page: &mut ListPage) -> Result<Optio
         page.counts = event_counts::find(app, caller, (&asked, subject_id), &page.meters, &home).await?;
     }
     page.events = listed.into_iter().map(|one| one.event).collect();
+    page.asked = asked;
+    Ok(None)
+}
+
+/// The list of events that were refused, or of all.
+async fn other_outcomes(
+    app: &App,
+    caller: &Caller,
+    page: &mut ListPage,
+    (asked, portion): (ExportQuery, Portion),
+    home: &Zone,
+) -> Result<Option<HttpResponse>> {
+    let search = match asked.outcome.as_str() {
+        outcomes::ALL => Some(asked.search(caller.workspace_id, None)?),
+        _ => None,
+    };
+    let cursor = page.params.get("cursor");
+    let wanted = (search, asked.refused());
+    let (rows, next) = outcomes::find(app, caller.workspace_id, wanted, cursor, portion.rows()).await?;
+    if let Some(file) = portion.file("events", &outcomes::COLUMNS, rows.iter().map(Row::cells))? {
+        return Ok(Some(file));
+    }
+    page.foot = portion.foot(&asked.link().with("cursor", cursor));
+    page.next = next.map(|next| portion.on(asked.link()).with("cursor", &next).to_string());
+    if page.is_first {
+        page.counts = event_counts::find(app, caller, (&asked, None), &page.meters, home).await?;
+    }
+    page.rows = rows;
     page.asked = asked;
     Ok(None)
 }
