@@ -183,6 +183,37 @@ pub fn events_of_meters(
     Ok(query.bind::<BigInt, _>(window.to.0).load(conn)?)
 }
 
+/// How many events a meter got on a day of UTC.
+#[derive(QueryableByName)]
+pub struct DayCount {
+    #[diesel(sql_type = BigInt)]
+    pub meter_id: i64,
+    #[diesel(sql_type = BigInt)]
+    pub start: i64,
+    #[diesel(sql_type = BigInt)]
+    pub events: i64,
+}
+
+/// What these meters got per day, in a window of whole days.
+pub fn days_of_meters(conn: &mut Conn, meter_ids: &[i64], window: Window) -> Result<Vec<DayCount>, DbError> {
+    if meter_ids.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut statement = Statement::new(conn);
+    let ids: Vec<String> = meter_ids.iter().map(|id| statement.int(*id)).collect();
+    let text = format!(
+        "-- usage::subjects::days_of_meters
+         SELECT meter_id, start, CAST(SUM(event_count) AS BIGINT) AS events
+         FROM rollups WHERE meter_id IN ({}) AND grain = {} AND start >= {} AND start < {}
+         GROUP BY meter_id, start",
+        ids.join(", "),
+        Grain::MeterDay as i16,
+        statement.int(window.from.0),
+        statement.int(window.to.0)
+    );
+    statement.load(conn, &text)
+}
+
 /// What all meters of a workspace got by the hour, in any window: the whole hours from sums, the ends from the events
 /// themselves. One statement, so all of one instant.
 pub fn events_by_hour(

@@ -14,6 +14,7 @@ on_both_databases!(
     ranges_hang_on_what_is_stored,
     pages_say_how_old_they_are,
     meters_are_sorted_by_links,
+    meters_say_what_uses_them,
     meters_are_found_by_id_before_name,
     groups_of_a_view_add_up_to_its_table,
     a_subject_is_shown_what_is_its_own,
@@ -165,6 +166,36 @@ async fn meters_are_sorted_by_links(database: Database) {
         assert_eq!(page.matches(&format!("aria-sort=\"{order}\"")).count(), 1, "{sort}");
     }
     browser.get("/meters?sort=size").await.expect(422);
+}
+
+/// The list of meters draws the last four weeks of each, and counts the plans and rules that it is in.
+async fn meters_say_what_uses_them(database: Database) {
+    let server = Server::start(&database);
+    let mut browser = furnished(&server).await;
+    let fields =
+        [("name", "idle"), ("unit", "call"), ("aggregation", "count"), ("event_retention_days", "90")];
+    browser.post("/meters/new", &fields).await.expect(303);
+    // a second version of the plan is the same plan
+    let api = session_of(&server, &browser);
+    let plans = api.get("/v1/plans").await.json(200);
+    let path = format!("/v1/plans/{}", plans["items"][0]["id"].as_str().expect("an id"));
+    let limits = json!([{"meter": "tokens", "period": "month", "limit": 101},
+        {"meter": "tokens", "period": "day", "limit": 50}]);
+    api.put(&path, &json!({"name": "Pro", "limits": limits})).await.expect(200);
+    let page = browser.get("/meters").await.expect(200).text;
+    let row =
+        |name: &str| page.split("<tr>").find(|row| row.contains(&format!(">{name}</a>"))).expect("a row");
+    assert!(row("tokens").contains("1 plan, 1 alert rule"), "{page}");
+    assert!(
+        row("tokens").contains("Events of tokens per day of UTC") && row("tokens").contains(" 24V"),
+        "{page}"
+    );
+    assert!(row("idle").contains(">nothing<") && !row("idle").contains(" 24V"), "{page}");
+    let json = browser.get("/meters?format=json&sort=-events").await.json(200);
+    assert_eq!(
+        (&json[0]["plans"], &json[0]["alert_rules"], &json[1]["plans"]),
+        (&json!(1), &json!(1), &json!(0))
+    );
 }
 
 /// Wherever a page is told a meter, also where another one is called like the id of it.

@@ -477,6 +477,22 @@ pub fn on_meter(conn: &mut Conn, meter_id: i64) -> Result<Vec<(String, String)>,
     Ok(rules.select((alert_rules::public_id, alert_rules::name)).load(conn)?)
 }
 
+#[derive(QueryableByName)]
+struct Uses {
+    #[diesel(sql_type = BigInt)]
+    meter_id: i64,
+    #[diesel(sql_type = BigInt)]
+    rules: i64,
+}
+
+/// How many rules of a workspace are on each meter; those that have none are not told.
+pub fn count_on_meters(conn: &mut Conn, workspace_id: i64) -> Result<HashMap<i64, i64>, DbError> {
+    let text = "-- alerts::rules::count_on_meters
+        SELECT meter_id, CAST(COUNT(*) AS BIGINT) AS rules FROM alert_rules WHERE workspace_id = $1 GROUP BY meter_id";
+    let rows: Vec<Uses> = sql_query(text).bind::<BigInt, _>(workspace_id).load(conn)?;
+    Ok(rows.into_iter().map(|row| (row.meter_id, row.rules)).collect())
+}
+
 /// As [`on_meter`], of a destination.
 pub fn sent_to(conn: &mut Conn, destination_id: i64) -> Result<Vec<(String, String)>, DbError> {
     let rules = alert_rules::table.filter(alert_rules::destination_id.eq(destination_id));

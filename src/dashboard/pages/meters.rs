@@ -10,7 +10,7 @@ use crate::app::App;
 use crate::auth::Caller;
 use crate::chance;
 use crate::dashboard::ask;
-use crate::dashboard::chart::{Chart, Kind, Svg, share_bar};
+use crate::dashboard::chart::{self, Chart, Kind, Svg, share_bar};
 use crate::dashboard::confirm::{COUNTED_MAX, Confirm};
 use crate::dashboard::foot::{Cell, Foot, Portion};
 use crate::dashboard::form::{Complaint, Fields, Form};
@@ -22,19 +22,21 @@ use crate::db::{Conn, DbError};
 use crate::entitlements::sql::plans::{self, Limiting};
 use crate::error::{Error, Result};
 use crate::http::extract::{Id, Params, decode_cursor, encode_cursor};
-use crate::metering::calendar::Calendar;
+use crate::metering::calendar::{Calendar, Zone};
 use crate::metering::event::InputQuantity;
 use crate::metering::expression::Expression;
 use crate::metering::meter::{Dimension, DimensionInput, Meter, MeterInput, QuantityIs};
 use crate::metering::quantity::Quantity;
 use crate::metering::stored::StoredEvent;
-use crate::metering::time::{BucketSize, Timestamp, Window};
+use crate::metering::time::{BucketSize, DAY, Timestamp, Window};
 use crate::usage::aggregate::Known;
 use crate::usage::events::{self as event_list, Listed};
 use crate::usage::query::{BreakdownItem, Bucket, GroupField, Query};
 use crate::usage::subjects::{self, MeterStats};
 
 const LISTED: usize = 100;
+/// Of the line of each meter in the list.
+const DAYS_DRAWN: i64 = 28;
 
 /// What each aggregation makes of the same three events.
 pub const AGGREGATIONS: [(&str, &str); 13] = [
@@ -57,6 +59,11 @@ struct Row {
     meter: Meter,
     events: i64,
     last: Option<i64>,
+    /// Of the last days, in UTC; known of rows that are shown.
+    days: Vec<f64>,
+    /// What uses it, as far as that is known.
+    plans: i64,
+    rules: i64,
 }
 
 impl Row {
@@ -65,8 +72,48 @@ impl Row {
             events: stats.map_or(0, |stats| stats.usage_events),
             last: stats.and_then(|stats| stats.last_event_at),
             meter,
+            days: Vec::new(),
+            plans: 0,
+            rules: 0,
         }
     }
+
+    fn spark(&self) -> Svg {
+        let words = format!("Events of {} per day of UTC, last {DAYS_DRAWN} days", self.meter.name);
+        chart::sparkline(&self.days, &words)
+    }
+
+    /// What uses it, in words; blank for nothing.
+    fn uses(&self) -> String {
+        let counted = [(self.plans, "plan", "plans"), (self.rules, "alert rule", "alert rules")];
+        let used = counted.into_iter().filter(|(number, ..)| *number > 0);
+        used.map(|(number, one, many)| view::counted(number, one, many)).collect::<Vec<_>>().join(", ")
+    }
+}
+
+/// What is told of the meters that are shown, and of no others.
+async fn describe(app: &App, caller: &Caller, rows: &mut [Row]) -> Result<()> {
+    let (workspace_id, window) =
+        (caller.workspace_id, ask::last_days(DAYS_DRAWN, Timestamp::now(), &Zone::UTC));
+    let ids: Vec<i64> = rows.iter().map(|row| row.meter.id).collect();
+    let read = move |conn: &mut Conn| {
+        let days = subjects::days_of_meters(conn, &ids, window)?;
+        let plans = plans::count_limiting(conn, workspace_id)?;
+        Ok((days, plans, rules::count_on_meters(conn, workspace_id)?))
+    };
+    let (days, plans, rules) = app.store.read("meters::describe", read).await?;
+    for row in rows.iter_mut() {
+        row.days = vec![0.0; DAYS_DRAWN as usize];
+        row.plans = plans.get(&row.meter.id).copied().unwrap_or_default();
+        row.rules = rules.get(&row.meter.id).copied().unwrap_or_default();
+        for day in days.iter().filter(|day| day.meter_id == row.meter.id) {
+            let place = usize::try_from((day.start - window.from.0) / DAY).ok();
+            if let Some(value) = place.and_then(|place| row.days.get_mut(place)) {
+                *value = day.events as f64;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// What the list can be sorted by; the name is the order that costs nothing.
@@ -91,8 +138,17 @@ impl ListPage {
     }
 }
 
-const COLUMNS: [&str; 7] =
-    ["meter", "aggregation", "unit", "events", "last_event_at", "retention_days", "dimensions"];
+const COLUMNS: [&str; 9] = [
+    "meter",
+    "aggregation",
+    "unit",
+    "events",
+    "last_event_at",
+    "retention_days",
+    "dimensions",
+    "plans",
+    "alert_rules",
+];
 
 fn cells(row: &Row) -> Vec<Cell> {
     let dimensions: Vec<&str> =
@@ -105,16 +161,19 @@ fn cells(row: &Row) -> Vec<Cell> {
         row.last.map(Timestamp).into(),
         i64::from(row.meter.event_retention_days).into(),
         dimensions.join(" ").into(),
+        row.plans.into(),
+        row.rules.into(),
     ]
 }
 
 pub async fn list(app: web::Data<App>, caller: Caller, visit: Visit, params: Params) -> Result<HttpResponse> {
     let sort = Sort::parse(params.get("sort"), &ORDERS)?;
     let portion = Portion::parse(&params, LISTED)?;
-    let (rows, next) = match sort.is_default() {
+    let (mut rows, next) = match sort.is_default() {
         true => by_name(&app, &caller, (params.get("after"), portion)).await?,
         false => sorted(&app, &caller, sort, (params.get("cursor"), portion)).await?,
     };
+    describe(&app, &caller, &mut rows).await?;
     if let Some(file) = portion.file("meters", &COLUMNS, rows.iter().map(cells))? {
         return Ok(file);
     }

@@ -519,6 +519,25 @@ pub fn limiting_now(conn: &mut Conn, meter_id: i64, most: i64) -> Result<Vec<Lim
     Ok(sql_query(text).bind::<BigInt, _>(meter_id).bind::<BigInt, _>(most).load(conn)?)
 }
 
+#[derive(QueryableByName)]
+struct Uses {
+    #[diesel(sql_type = BigInt)]
+    meter_id: i64,
+    #[diesel(sql_type = BigInt)]
+    plans: i64,
+}
+
+/// How many plans of a workspace limit each meter, in their current versions; those that none limits are not told.
+pub fn count_limiting(conn: &mut Conn, workspace_id: i64) -> Result<HashMap<i64, i64>, DbError> {
+    let text = "-- entitlements::plans::count_limiting
+        SELECT l.meter_id, CAST(COUNT(DISTINCT p.id) AS BIGINT) AS plans
+          FROM plans p JOIN plan_limits l ON l.plan_id = p.id
+         WHERE p.workspace_id = $1 AND p.is_current
+         GROUP BY l.meter_id";
+    let rows: Vec<Uses> = sql_query(text).bind::<BigInt, _>(workspace_id).load(conn)?;
+    Ok(rows.into_iter().map(|row| (row.meter_id, row.plans)).collect())
+}
+
 /// 409 while any version of a plan limits the meter: versions stay readable.
 pub fn refuse_while_limited(conn: &mut Conn, meter_id: i64, meter: &str) -> Result<(), DbError> {
     let using: Option<Using> = sql_query(
