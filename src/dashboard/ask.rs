@@ -17,6 +17,7 @@ use crate::metering::meter::{Aggregation, Meter};
 use crate::metering::quantity::Quantity;
 use crate::metering::time::{BucketSize, Timestamp, Unit, Window};
 use crate::usage::aggregate::{Known, cells_knowing, needs_snapshot, of_now};
+use crate::usage::events::{self as event_list, Search};
 use crate::usage::query::{self as usage, BreakdownItem, Bucket, Query};
 
 /// Meters that lists to choose from hold at most.
@@ -92,6 +93,15 @@ pub async fn buckets_of_each<T: Send + 'static>(
         Ok((each, also(conn)?))
     };
     app.store.view("usage::counts", true, read).await
+}
+
+/// When the newest event is that matches, whatever its time. None where there is none, and where looking for it fails: it is a
+/// hint, and no answer.
+pub async fn newest(app: &App, search: Search) -> Option<Timestamp> {
+    let search = Search { from: None, to: None, ..search };
+    let read = move |conn: &mut Conn| event_list::page(conn, &search, None, 1);
+    let found = app.store.view("event_list::newest", false, read).await.ok()?;
+    found.first().map(|listed| listed.position.time)
 }
 
 /// The largest values of several queries that each group by one field, of one instant.

@@ -87,6 +87,12 @@ impl Range {
         }
     }
 
+    /// The whole days of its zone around an instant.
+    pub fn around(&self, at: Timestamp) -> Range {
+        let day = Calendar { zone: self.zone.clone(), ..Calendar::utc(BucketSize::Day) }.around(at);
+        Range { word: String::new(), window: day, is_running: false, zone: self.zone.clone() }
+    }
+
     /// With times instead of words, for places where the words mean nothing.
     pub fn fixed(&self) -> Range {
         Range { word: String::new(), ..self.clone() }
@@ -601,6 +607,14 @@ mod tests {
         assert_eq!(wider("range=7d"), "2026-11-15 00:00 – 2026-11-29 00:00 UTC");
         assert_eq!(wider("from=2026-05-02&to=2026-05-04"), "2026-05-01 00:00 – 2026-05-05 00:00 UTC");
         assert_eq!(wider("range=all"), "1970-01-01 00:00 – 2026-11-29 00:00 UTC");
+    }
+
+    #[test]
+    fn the_day_around_an_instant_is_that_of_the_zone() {
+        let (now, zone) = (Timestamp::parse("2026-11-28T23:30:00Z"), Zone::parse("Europe/Berlin"));
+        let (now, zone) = (now.expect("a time"), zone.expect("a zone"));
+        let range = Range::parse_in(&zone, &Params::parse("range=7d"), "", now).expect("a range");
+        assert_eq!(range.around(now).words(), "2026-11-29 00:00 – 2026-11-30 00:00 Europe/Berlin");
     }
 
     #[test]

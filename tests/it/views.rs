@@ -22,6 +22,7 @@ on_both_databases!(
     limits_have_a_period_before_anything_is_used,
     lists_are_as_long_as_wanted_and_had_as_files,
     one_list_tells_what_became_of_events,
+    where_nothing_is_the_nearest_is_told,
     series_are_hidden_by_links,
     a_view_is_drawn_and_counted_as_asked,
     a_view_is_compared_with_any_time,
@@ -506,6 +507,31 @@ async fn one_list_tells_what_became_of_events(database: Database) {
     // the picture above leads to what it counts
     let stored = browser.get("/events").await.expect(200).text;
     assert!(links_of(&stored).iter().any(|link| link.contains("outcome=rejected")), "{stored}");
+}
+
+/// A time that holds nothing leads to the day of the newest event that matches otherwise.
+async fn where_nothing_is_the_nearest_is_told(database: Database) {
+    let server = Server::start(&database);
+    let mut browser = furnished(&server).await;
+    let empty = "from=2020-01-01&to=2020-01-08";
+    for view in [
+        format!("/usage?meter=tokens&subject=org_1&{empty}"),
+        format!("/events?meter=tokens&subject=org_1&{empty}"),
+        format!("/events?{empty}"),
+    ] {
+        let page = browser.get(&view).await.expect(200).text;
+        let told = page.split_once("but for its time is of <a href=\"").expect(&page).1;
+        let link = told.split('"').next().expect("a link").replace("&#38;", "&").replace("&amp;", "&");
+        let page = browser.get(&link).await.expect(200).text;
+        assert!(!page.contains("Nothing matches"), "{link}: {page}");
+    }
+    // nothing at all has no nearest
+    for view in
+        [format!("/usage?meter=tokens&subject=nobody_9&{empty}"), format!("/events?subject=nobody_9&{empty}")]
+    {
+        let page = browser.get(&view).await.expect(200).text;
+        assert!(page.contains("Nothing matches") && !page.contains("but for its time"), "{view}: {page}");
+    }
 }
 
 /// The picture, how many groups it has, and what is counted are words of the address.

@@ -134,6 +134,8 @@ struct ListPage {
     params: Params,
     foot: Foot,
     origin: String,
+    /// Of a time that holds nothing: the newest event beside it, and the day that it is of.
+    nearest: Option<(Timestamp, String)>,
 }
 
 impl ListPage {
@@ -200,6 +202,7 @@ pub async fn list(app: web::Data<App>, caller: Caller, visit: Visit, params: Par
         params,
         foot: Foot::default(),
         origin: visit.origin.clone(),
+        nearest: None,
     };
     match answer(&app, &caller, &mut page).await {
         Ok(Some(response)) => Ok(response),
@@ -232,7 +235,7 @@ async fn answer(app: &App, caller: &Caller, page: &mut ListPage) -> Result<Optio
         return other_outcomes(app, caller, page, (asked, portion), &home).await;
     }
     let limit = if matches!(format, "csv" | "json") { DOWNLOADED } else { portion.rows() };
-    let (after, meter) = (position(params.get("cursor"))?, meter.cloned());
+    let (after, meter, searched) = (position(params.get("cursor"))?, meter.cloned(), search.clone());
     let read = move |conn: &mut Conn| {
         let subject_id = match &search.subject {
             Some(subject) => subject_ids(conn, search.workspace_id, &[subject.as_str()])?.pop(),
@@ -268,6 +271,13 @@ async fn answer(app: &App, caller: &Caller, page: &mut ListPage) -> Result<Optio
         page.counts = event_counts::find(app, caller, (&asked, subject_id), &page.meters, &home).await?;
     }
     page.events = listed.into_iter().map(|one| one.event).collect();
+    if let (true, true, Some(range)) = (page.events.is_empty(), page.is_first, &asked.range) {
+        let nearest = ask::newest(app, searched).await;
+        page.nearest = nearest.map(|at| {
+            let asked = ExportQuery { range: Some(range.around(at)), ..asked.clone() };
+            (at, asked.link().to_string())
+        });
+    }
     page.asked = asked;
     Ok(None)
 }

@@ -32,6 +32,7 @@ use crate::metering::meter::{Aggregation, Meter};
 use crate::metering::quantity::Quantity;
 use crate::metering::time::{DAY, Timestamp, Unit, Window};
 use crate::usage::aggregate::Known;
+use crate::usage::events::Search;
 use crate::usage::query::{Bucket, Query, parse_group_by, parse_subject_filter};
 
 /// Rows that one picture is made of at most.
@@ -330,6 +331,8 @@ struct Found {
     /// Groups that the table does not show.
     unlisted: usize,
     is_cut: bool,
+    /// Of a time that holds nothing: the newest event beside it, and the view of its day.
+    nearest: Option<(Timestamp, String)>,
 }
 
 impl Found {
@@ -668,7 +671,10 @@ async fn answer(app: &App, caller: &Caller, page: &ExplorePage, home: &Zone) -> 
     }
     match params.get("format") {
         "" | "html" => {
-            let found = find(app, &asked).await?;
+            let mut found = find(app, &asked).await?;
+            if found.is_empty {
+                found.nearest = nearest(app, caller, &asked).await?;
+            }
             Ok(Answer::Page(Box::new(asked), Box::new(found)))
         }
         "csv" => csv(app, &asked).await.map(Answer::Other),
@@ -784,7 +790,24 @@ async fn find(app: &App, asked: &ExportQuery) -> Result<Found> {
         left_out,
         unlisted,
         is_cut,
+        nearest: None,
     })
+}
+
+/// The newest event of the view, whatever its time, and the view of its day.
+async fn nearest(app: &App, caller: &Caller, asked: &ExportQuery) -> Result<Option<(Timestamp, String)>> {
+    let search = Search {
+        workspace_id: caller.workspace_id,
+        meter: Some(asked.meter.name.clone()),
+        subject: Some(asked.subject.clone()).filter(|subject| !subject.is_empty()),
+        filter: grammar::filter(&asked.conditions, Some(&asked.meter))?,
+        ..Search::default()
+    };
+    let view = |at: Timestamp| {
+        let day = ExportQuery { range: asked.range.around(at), bucket: String::new(), ..copy(asked) };
+        (at, day.link("/usage").to_string())
+    };
+    Ok(ask::newest(app, search).await.map(view))
 }
 
 /// All of the window in one row per group, of all groups, or the largest could be missing.
