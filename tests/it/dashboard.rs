@@ -398,6 +398,24 @@ async fn exports_are_those_of_the_page(database: Database) {
     assert_eq!(events.as_array().map(Vec::len), Some(10));
     let narrowed = browser.get("/events?meter=tokens&f=metadata.model:eq:small&format=json").await.json(200);
     assert_eq!(narrowed.as_array().map(Vec::len), Some(15));
+
+    // an export is looked at before it is queued: its first lines, and how many there would be
+    let form = [("meter", "tokens"), ("range", "7d+today"), ("group", "model"), ("do", "preview")];
+    let buckets = [&form[..], &[("kind", "usage_buckets")]].concat();
+    let page = browser.post("/exports/new", &buckets).await.expect(200).text;
+    assert!(page.contains("2 rows as of now") && page.contains("<pre>bucket_start,subject,meter,"), "{page}");
+    assert!(
+        page.contains("<option value=\"7d+today\" selected>") && page.contains("value=\"model\""),
+        "{page}"
+    );
+    let events = [&form[..], &[("kind", "usage_events")]].concat();
+    let page = browser.post("/exports/new", &events).await.expect(200).text;
+    let file = page.split_once("<pre>timestamp,").expect("a file").1.split("</pre>").next().expect("its end");
+    assert!(page.contains("30 rows as of now") && file.trim().lines().count() == 11, "{page}");
+    assert_eq!(database.count("export_jobs"), 1, "nothing was queued");
+    let wrong = [("kind", "usage_events"), ("meter", "tokens"), ("from", "yesterweek"), ("do", "preview")];
+    let page = browser.post("/exports/new", &wrong).await.expect(422).text;
+    assert!(page.contains("value=\"yesterweek\"") && !page.contains("id=\"preview\""), "{page}");
 }
 
 /// Opens every page in Chromium, with axe. Needs Node, and what `scripts/test` installs.

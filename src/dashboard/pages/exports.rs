@@ -1,5 +1,7 @@
 //! `/exports`: queueing, progress, download. The query comes from the address of the view it was made in.
 
+use std::sync::Arc;
+
 use actix_web::{HttpResponse, web};
 use askama::Template;
 
@@ -9,20 +11,28 @@ use crate::dashboard::ask;
 use crate::dashboard::foot::{Foot, Portion};
 use crate::dashboard::form::{Complaint, Fields, Form};
 use crate::dashboard::grammar::{self, RANGES};
-use crate::dashboard::pages::explore::{BUCKETS, has_weeks};
+use crate::dashboard::pages::explore::{BUCKETS, ExportQuery as View, has_weeks};
 use crate::dashboard::pages::spans;
 use crate::dashboard::view::{self, Link};
 use crate::dashboard::visit::{Shell, Visit, ok, rejected};
 use crate::dashboard::zone::OFFERED;
+use crate::db::Conn;
 use crate::error::{Error, Result};
+use crate::exports::csv::Table;
 use crate::exports::job::{Export, ExportQuery, Input, Kind, Status};
 use crate::http::extract::{Id, Params, decode_cursor, encode_cursor};
 use crate::metering::calendar::Zone;
 use crate::metering::json::{Map, Value};
-use crate::metering::meter::Meter;
+use crate::metering::meter::{Aggregation, Meter};
+use crate::metering::quantity::Quantity;
 use crate::metering::time::Timestamp;
+use crate::usage::events::{self as event_list, Search};
+use crate::usage::query::Query;
 
 const LISTED: usize = 50;
+/// Rows of a file that are shown before it is made, and how far its buckets are counted.
+const PREVIEWED: usize = 10;
+const COUNTED_MAX: usize = 10_000;
 
 #[derive(Template)]
 #[template(path = "exports/list.html")]
@@ -92,6 +102,14 @@ struct NewPage {
     complaint: Complaint,
     /// Of the workspace.
     home: Zone,
+    preview: Option<Preview>,
+}
+
+/// What the file would begin with.
+struct Preview {
+    text: String,
+    /// How many rows it would have now.
+    rows: String,
 }
 
 impl NewPage {
@@ -121,13 +139,23 @@ pub async fn new(app: web::Data<App>, caller: Caller, visit: Visit, params: Para
         fields.set("kind", "usage_buckets");
     }
     let (shell, home) = (visit.shell("exports", "New export"), ask::home(&app, &caller).await?);
-    ok(&NewPage { shell, meters, fields, complaint: Complaint::none(), home })
+    ok(&NewPage { shell, meters, fields, complaint: Complaint::none(), home, preview: None })
 }
 
 pub async fn create(app: web::Data<App>, caller: Caller, visit: Visit, form: Form) -> Result<HttpResponse> {
     let Form(fields) = form;
-    match queue(&app, &caller, &fields).await {
-        Ok(export) => Ok(visit.go(&format!("/exports/{}", export.id), "Queued. This page follows it.")),
+    let done = match fields.get("do") {
+        "preview" => preview(&app, &caller, &fields).await.map(Done::Previewed),
+        _ => queue(&app, &caller, &fields).await.map(|export| Done::Queued(export.id)),
+    };
+    match done {
+        Ok(Done::Queued(id)) => Ok(visit.go(&format!("/exports/{id}"), "Queued. This page follows it.")),
+        Ok(Done::Previewed(preview)) => {
+            let meters = ask::meters(&app, &caller).await?;
+            let (shell, home) = (visit.shell("exports", "New export"), ask::home(&app, &caller).await?);
+            let (complaint, preview) = (Complaint::none(), Some(preview));
+            ok(&NewPage { shell, meters, fields, complaint, home, preview })
+        }
         Err(error) => {
             let complaint = Complaint::of(
                 error,
@@ -135,12 +163,19 @@ pub async fn create(app: web::Data<App>, caller: Caller, visit: Visit, form: For
             )?;
             let meters = ask::meters(&app, &caller).await?;
             let (shell, home) = (visit.shell("exports", "New export"), ask::home(&app, &caller).await?);
-            rejected(&NewPage { shell, meters, fields, complaint, home })
+            rejected(&NewPage { shell, meters, fields, complaint, home, preview: None })
         }
     }
 }
 
-async fn queue(app: &App, caller: &Caller, fields: &Fields) -> Result<Export> {
+/// What a form was for.
+enum Done {
+    Queued(String),
+    Previewed(Preview),
+}
+
+/// What the fields of the form ask for, and as what.
+async fn asked_for(app: &App, caller: &Caller, fields: &Fields) -> Result<(Kind, View, Zone)> {
     let kind = Kind::parse(fields.get("kind"))?;
     // the same words as in the address of a view
     let link = CARRIED[1..].iter().fold(Link::to(""), |link, name| link.with(name, fields.get(name)));
@@ -149,6 +184,55 @@ async fn queue(app: &App, caller: &Caller, fields: &Fields) -> Result<Export> {
     let home = app.zones.get(caller.workspace_id).await?;
     let meter = ask::meter(app, caller, fields.get("meter")).await?;
     let asked = spans::read(app, caller, meter, &params, &home).await?;
+    Ok((kind, asked, home))
+}
+
+/// The first rows of the file, as they would stand in it, and how many there would be.
+async fn preview(app: &App, caller: &Caller, fields: &Fields) -> Result<Preview> {
+    let (kind, asked, _) = asked_for(app, caller, fields).await?;
+    let window = asked.range.window;
+    let (table, rows) = match kind {
+        Kind::UsageBuckets => {
+            let query = asked.query(window, true, true)?;
+            let rows = ask::buckets(app, query.clone(), COUNTED_MAX + 1).await?;
+            let mut table = Table::of_buckets(&query, true)?;
+            rows.iter().take(PREVIEWED).try_for_each(|row| table.bucket(&query, row))?;
+            (table, view::counted_to(COUNTED_MAX as i64, rows.len() as i64, "row", "rows"))
+        }
+        Kind::UsageEvents => {
+            let search = Search {
+                workspace_id: caller.workspace_id,
+                meter: Some(asked.meter.name.clone()),
+                subject: Some(asked.subject.clone()).filter(|subject| !subject.is_empty()),
+                from: Some(window.from),
+                to: Some(window.to),
+                filter: grammar::filter(&asked.conditions, Some(&asked.meter))?,
+            };
+            let read = move |conn: &mut Conn| event_list::page(conn, &search, None, PREVIEWED);
+            let listed = app.store.view("event_list::page", false, read).await?;
+            let mut table = Table::of_events(true)?;
+            listed.iter().try_for_each(|one| table.event(&one.event))?;
+            (table, counted(app, &asked).await?)
+        }
+    };
+    let text = String::from_utf8_lossy(&table.into_bytes()?).into_owned();
+    Ok(Preview { text, rows })
+}
+
+/// How many events a view is made of now.
+async fn counted(app: &App, asked: &View) -> Result<String> {
+    let whole = asked.query(asked.range.window, false, false)?;
+    let meter = Meter { aggregation: Aggregation::Count, ..asked.meter.clone() };
+    let rows = ask::buckets(app, Query { meter: Arc::new(meter), ..whole }, 1).await?;
+    let count = rows.first().map_or_else(Quantity::zero, |row| row.quantity.clone());
+    Ok(match count.to_plain().as_str() {
+        "1" => "1 row".to_owned(),
+        _ => format!("{} rows", view::number(&count)),
+    })
+}
+
+async fn queue(app: &App, caller: &Caller, fields: &Fields) -> Result<Export> {
+    let (kind, asked, home) = asked_for(app, caller, fields).await?;
     let mut query = Map::new();
     query.insert("meter".to_owned(), asked.meter.name.as_str().into());
     query.insert("from".to_owned(), asked.range.window.from.to_exact_text().as_str().into());
