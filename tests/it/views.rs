@@ -23,6 +23,7 @@ on_both_databases!(
     lists_are_as_long_as_wanted_and_had_as_files,
     one_list_tells_what_became_of_events,
     where_nothing_is_the_nearest_is_told,
+    subjects_say_their_plan_and_their_worst_state,
     series_are_hidden_by_links,
     a_view_is_drawn_and_counted_as_asked,
     a_view_is_compared_with_any_time,
@@ -532,6 +533,35 @@ async fn where_nothing_is_the_nearest_is_told(database: Database) {
         let page = browser.get(&view).await.expect(200).text;
         assert!(page.contains("Nothing matches") && !page.contains("but for its time"), "{view}: {page}");
     }
+}
+
+/// The list of subjects has the plan of each, and how it stands to the worst of its limits.
+async fn subjects_say_their_plan_and_their_worst_state(database: Database) {
+    let settings =
+        [("OPEN_SPANNER_SERVE_WORKERS", "on"), ("OPEN_SPANNER_ENTITLEMENT_WORKER_INTERVAL", "200ms")];
+    let server = Server::start_with(&database, &settings);
+    let mut browser = furnished(&server).await;
+    let used =
+        json!({"meter": "tokens", "subject": "org_1", "quantity": 200, "metadata": {"model": "small"}});
+    session_of(&server, &browser).post("/v1/usages", &used).await.expect(201);
+    let row = |page: &str, name: &str| {
+        let row = page.split("<tr>").find(|row| row.contains(&format!(">{name}</a>"))).expect("a row");
+        row.to_owned()
+    };
+    let end = Instant::now() + Duration::from_secs(60);
+    let page = loop {
+        let page = browser.get("/subjects").await.expect(200).text;
+        if row(&page, "org_1").contains("exceeded") {
+            break page;
+        }
+        assert!(Instant::now() < end, "{page}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    };
+    assert!(row(&page, "org_1").contains(">Pro v1</a>"), "{page}");
+    assert_eq!(row(&page, "org_0").matches("<td>–</td>").count(), 2, "{page}");
+    let json = browser.get("/subjects?format=json&sort=subject").await.json(200);
+    assert_eq!((&json[1]["plan"], &json[1]["state"]), (&json!("Pro"), &json!("exceeded")), "{json}");
+    assert_eq!((&json[0]["plan"], &json[0]["state"]), (&json!(null), &json!(null)), "{json}");
 }
 
 /// The picture, how many groups it has, and what is counted are words of the address.

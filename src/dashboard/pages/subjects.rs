@@ -1,5 +1,6 @@
 //! `/subjects`: the customers of the workspace, and everything about one of them.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use actix_web::http::header;
@@ -22,8 +23,9 @@ use crate::db::{Conn, DbError};
 use crate::entitlements::assignment::{AssignmentPeriod, effective, not_before};
 use crate::entitlements::plan::{Enforcement, Plan};
 use crate::entitlements::progress::{self, Item};
+use crate::entitlements::quota::State;
 use crate::entitlements::sql::assignments::{self, Assignment, Wish};
-use crate::entitlements::sql::listing::{self, Entry};
+use crate::entitlements::sql::listing::{self, Entry, SubjectPlan};
 use crate::entitlements::sql::plans;
 use crate::error::{Error, Result};
 use crate::http::extract::{Id, Params, decode_cursor, encode_cursor, parse_time};
@@ -51,6 +53,8 @@ const ASSIGNMENTS_ENDED: i64 = 10;
 struct ListPage {
     shell: Shell,
     subjects: Vec<SubjectStats>,
+    /// By subject.
+    plans: HashMap<String, SubjectPlan>,
     /// Names that begin with what was searched for.
     matches: Vec<String>,
     wanted: String,
@@ -65,6 +69,10 @@ struct ListPage {
 impl ListPage {
     fn heading(&self, column: &'static str, words: &'static str) -> Heading {
         self.sort.heading(self.portion.on(view::link("/subjects", "cursor", &self.cursor)), (column, words))
+    }
+
+    fn plan_of(&self, row: &SubjectStats) -> Option<&SubjectPlan> {
+        self.plans.get(&row.subject)
     }
 
     /// Whether there are subjects on other pages.
@@ -95,8 +103,9 @@ pub async fn list(app: web::Data<App>, caller: Caller, visit: Visit, params: Par
             return Ok(HttpResponse::SeeOther().insert_header((header::LOCATION, target)).finish());
         }
         let shell = visit.shell("subjects", "Subjects");
-        let (subjects, foot) = (Vec::new(), Foot::default());
-        return ok(&ListPage { shell, subjects, matches, wanted, next: None, sort, cursor, portion, foot });
+        let (subjects, plans, foot) = (Vec::new(), HashMap::new(), Foot::default());
+        let next = None;
+        return ok(&ListPage { shell, subjects, plans, matches, wanted, next, sort, cursor, portion, foot });
     }
     let after = decode_cursor::<(i64, String)>(&cursor)?
         .map(|(at, subject)| SubjectPosition { last_event_at: Timestamp(at), subject });
@@ -117,7 +126,13 @@ pub async fn list(app: web::Data<App>, caller: Caller, visit: Visit, params: Par
     if !sort.is_default() {
         arrange(&mut rows, sort);
     }
-    if let Some(file) = portion.file("subjects", &COLUMNS, rows.iter().map(cells))? {
+    let (names, now) =
+        (rows.iter().map(|row| row.subject.clone()).collect::<Vec<String>>(), Timestamp::now());
+    let read = move |conn: &mut Conn| listing::of_subjects(conn, workspace_id, &names, now);
+    let plans = app.store.read("entitlements::of_subjects", read).await?;
+    if let Some(file) =
+        portion.file("subjects", &COLUMNS, rows.iter().map(|row| cells(row, plans.get(&row.subject))))?
+    {
         return Ok(file);
     }
     let foot = portion.foot(&view::link("/subjects", "cursor", &cursor).with("sort", &sort.word()));
@@ -126,6 +141,7 @@ pub async fn list(app: web::Data<App>, caller: Caller, visit: Visit, params: Par
     ok(&ListPage {
         shell: visit.shell("subjects", "Subjects"),
         subjects: rows,
+        plans,
         matches: Vec::new(),
         wanted,
         next,
@@ -136,11 +152,17 @@ pub async fn list(app: web::Data<App>, caller: Caller, visit: Visit, params: Par
     })
 }
 
-const COLUMNS: [&str; 4] = ["subject", "events", "meters", "last_event_at"];
+const COLUMNS: [&str; 6] = ["subject", "events", "meters", "last_event_at", "plan", "state"];
 
-fn cells(row: &SubjectStats) -> Vec<Cell> {
-    let last = Timestamp(row.last_event_at);
-    vec![(&row.subject).into(), row.usage_events.into(), row.meters.into(), last.into()]
+fn cells(row: &SubjectStats, plan: Option<&SubjectPlan>) -> Vec<Cell> {
+    vec![
+        (&row.subject).into(),
+        row.usage_events.into(),
+        row.meters.into(),
+        Timestamp(row.last_event_at).into(),
+        plan.and_then(|plan| plan.plan_name.as_ref()).into(),
+        plan.and_then(SubjectPlan::state).map(State::as_str).into(),
+    ]
 }
 
 /// One limit of the plan, as a bar.

@@ -1,13 +1,16 @@
 //! Entitlement states, events and snapshots as they are listed: three lists of one shape.
 
+use std::collections::HashMap;
+
 use diesel::prelude::*;
 use diesel::sql_query;
 use diesel::sql_types::{BigInt, Integer, Nullable, Text};
 
 use crate::db::columns::quantity_of;
+use crate::db::statement::Statement;
 use crate::db::{Conn, DbError};
 use crate::entitlements::period::{Period, WindowInput};
-use crate::entitlements::quota::QuotaUsage;
+use crate::entitlements::quota::{QuotaUsage, State};
 use crate::entitlements::sql::assignments::zone_of;
 use crate::metering::time::{Timestamp, Window};
 
@@ -246,6 +249,65 @@ pub fn periods(
     limit: i64,
 ) -> Result<Vec<Entry>, DbError> {
     read(conn, workspace_id, &PERIODS, filter, limit)
+}
+
+/// The plan that a subject has now, and how it stands to the worst of its limits.
+#[derive(QueryableByName)]
+pub struct SubjectPlan {
+    #[diesel(sql_type = Text)]
+    subject: String,
+    #[diesel(sql_type = Nullable<Text>)]
+    pub plan_id: Option<String>,
+    #[diesel(sql_type = Nullable<Text>)]
+    pub plan_name: Option<String>,
+    #[diesel(sql_type = Nullable<Integer>)]
+    pub plan_version: Option<i32>,
+    #[diesel(sql_type = BigInt)]
+    worst: i64,
+}
+
+impl SubjectPlan {
+    /// None where no limit of it was evaluated yet.
+    pub fn state(&self) -> Option<State> {
+        match self.worst {
+            3 => Some(State::Exceeded),
+            2 => Some(State::Warning),
+            1 => Some(State::Ok),
+            _ => None,
+        }
+    }
+}
+
+/// Plans and states of these subjects, by their names. In one statement.
+pub fn of_subjects(
+    conn: &mut Conn,
+    workspace_id: i64,
+    names: &[String],
+    now: Timestamp,
+) -> Result<HashMap<String, SubjectPlan>, DbError> {
+    if names.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let mut statement = Statement::new(conn);
+    let (starts, ends) = (statement.int(now.0), statement.int(now.0));
+    let workspace_id = statement.int(workspace_id);
+    let names: Vec<String> = names.iter().map(|name| statement.text(name.as_str())).collect();
+    let text = format!(
+        "-- entitlements::listing::of_subjects
+         SELECT s.name AS subject, p.public_id AS plan_id, p.name AS plan_name, p.version AS plan_version,
+                CAST(COALESCE(MAX(CASE e.state WHEN 'exceeded' THEN 3 WHEN 'warning' THEN 2 WHEN 'ok' THEN 1 ELSE 0 END), 0)
+                     AS BIGINT) AS worst
+         FROM subjects s
+         LEFT JOIN plan_assignments a ON a.subject_id = s.id AND a.starts_at <= {starts}
+               AND (a.ends_at IS NULL OR a.ends_at > {ends})
+         LEFT JOIN plans p ON p.id = a.plan_id
+         LEFT JOIN entitlement_states e ON e.subject_id = s.id AND e.plan_id = a.plan_id
+         WHERE s.workspace_id = {workspace_id} AND s.name IN ({})
+         GROUP BY s.name, p.public_id, p.name, p.version",
+        names.join(", ")
+    );
+    let rows: Vec<SubjectPlan> = statement.load(conn, &text)?;
+    Ok(rows.into_iter().map(|row| (row.subject.clone(), row)).collect())
 }
 
 #[derive(QueryableByName)]
