@@ -22,6 +22,17 @@ enum Format {
     Json,
 }
 
+impl Format {
+    fn parse(params: &Params) -> Result<Format> {
+        match params.get("format").trim() {
+            "" | "html" => Ok(Format::Page),
+            "csv" => Ok(Format::Csv),
+            "json" => Ok(Format::Json),
+            _ => Err(Error::invalid("format must be html, csv or json")),
+        }
+    }
+}
+
 /// How much of a list is asked for, and as what.
 #[derive(Clone, Copy, Debug)]
 pub struct Portion {
@@ -41,13 +52,12 @@ impl Portion {
                 .filter(|rows| SIZES.contains(rows) || *rows == usual)
                 .ok_or_else(|| Error::invalid("limit must be 25, 50, 100 or 500"))?,
         };
-        let format = match params.get("format").trim() {
-            "" | "html" => Format::Page,
-            "csv" => Format::Csv,
-            "json" => Format::Json,
-            _ => return Err(Error::invalid("format must be html, csv or json")),
-        };
-        Ok(Portion { rows, usual, format })
+        Ok(Portion { rows, usual, format: Format::parse(params)? })
+    }
+
+    /// Of a list that has all its rows on one page.
+    pub fn whole(params: &Params) -> Result<Portion> {
+        Ok(Portion { rows: usize::MAX, usual: usize::MAX, format: Format::parse(params)? })
     }
 
     pub fn rows(self) -> usize {
@@ -89,9 +99,13 @@ impl Portion {
     /// What stands below the list at an address, which says neither how many rows it has nor as what.
     pub fn foot(self, here: &Link) -> Foot {
         let mut sizes = SIZES.to_vec();
-        if !sizes.contains(&self.usual) {
-            sizes.push(self.usual);
-            sizes.sort_unstable();
+        match self.usual {
+            usize::MAX => sizes.clear(),
+            usual if !sizes.contains(&usual) => {
+                sizes.push(usual);
+                sizes.sort_unstable();
+            }
+            _ => {}
         }
         let size = |rows: usize| Size {
             rows,
@@ -243,6 +257,8 @@ mod tests {
         assert_eq!(links, ["/x?q=a+b&limit=25", "/x?q=a+b", "/x?q=a+b&limit=100", "/x?q=a+b&limit=500"]);
         assert_eq!(foot.csv, "/x?q=a+b&limit=25&format=csv");
         assert_eq!(foot.sizes.iter().filter(|size| size.is_current).count(), 1);
+        let whole = Portion::whole(&Params::parse("")).expect("known").foot(&Link::to("/x"));
+        assert!(whole.sizes.is_empty() && whole.json == "/x?format=json");
         let call = foot.with_call("https://h", &Link::to("/v1/x").with("q", "it's")).curl;
         assert_eq!(call, "curl 'https://h/v1/x?q=it%27s' -H 'Authorization: Bearer YOUR_KEY'");
     }

@@ -446,6 +446,8 @@ async fn lists_are_as_long_as_wanted_and_had_as_files(database: Database) {
         ("/decisions", "idempotency_key,created_at,outcome,"),
         ("/deliveries", "id,created_at,status,rule,"),
         ("/quota", "subject,meter,period,plan,state,"),
+        ("/plans", "id,plan,version,limits,subjects,"),
+        ("/alerts", "id,rule,state,meter,condition,"),
     ] {
         let csv = browser.get(&format!("{path}?format=csv")).await.expect(200);
         assert!(csv.header("content-disposition").starts_with("attachment"), "{path}: {:?}", csv.headers);

@@ -19,6 +19,7 @@ use crate::auth::Caller;
 use crate::dashboard::ask;
 use crate::dashboard::chart::{self, Chart, Kind, Series};
 use crate::dashboard::confirm::Confirm;
+use crate::dashboard::foot::{Cell, Foot, Portion};
 use crate::dashboard::form::{Complaint, Fields, Form};
 use crate::dashboard::sorting::{Heading, Orders, Sort};
 use crate::dashboard::view::{self, Link};
@@ -108,6 +109,21 @@ struct ListPage {
     destinations: Vec<Destination>,
     events: Vec<(Event, Option<Attempt>)>,
     sort: Sort,
+    foot: Foot,
+}
+
+const COLUMNS: [&str; 7] = ["id", "rule", "state", "meter", "condition", "destination", "evaluated_at"];
+
+fn cells(row: &Row) -> Vec<Cell> {
+    vec![
+        (&row.rule.public_id).into(),
+        (&row.rule.terms.name).into(),
+        row.worst().into(),
+        (&row.rule.meter).into(),
+        row.condition().into(),
+        (&row.rule.destination.name).into(),
+        row.rule.evaluated_at.into(),
+    ]
 }
 
 /// What rules can be sorted by; the one that was made last comes first.
@@ -173,7 +189,13 @@ pub async fn list(app: web::Data<App>, caller: Caller, visit: Visit, params: Par
     };
     let (mut rows, destinations, events) = app.store.read("alerts::list", read).await?;
     arrange(&mut rows, sort);
-    ok(&ListPage { shell: visit.shell("alerts", "Alerts"), rows, destinations, events, sort })
+    let portion = Portion::whole(&params)?;
+    if let Some(file) = portion.file("alert-rules", &COLUMNS, rows.iter().map(cells))? {
+        return Ok(file);
+    }
+    let call = Link::to("/v1/alerts").with("limit", &LISTED.to_string());
+    let foot = portion.foot(&Link::to("/alerts").with("sort", &sort.word())).with_call(&visit.origin, &call);
+    ok(&ListPage { shell: visit.shell("alerts", "Alerts"), rows, destinations, events, sort, foot })
 }
 
 #[derive(Template)]

@@ -7,6 +7,7 @@ use crate::app::App;
 use crate::auth::Caller;
 use crate::dashboard::ask;
 use crate::dashboard::confirm::{COUNTED_MAX, Confirm};
+use crate::dashboard::foot::{Cell, Foot, Portion};
 use crate::dashboard::form::{Complaint, Fields, Form};
 use crate::dashboard::pages::subjects::assign;
 use crate::dashboard::sorting::{Heading, Orders, Sort};
@@ -39,6 +40,7 @@ struct ListPage {
     plans: Vec<Listed>,
     has_meters: bool,
     sort: Sort,
+    foot: Foot,
 }
 
 /// What plans can be sorted by: `near` are those with limits that are exceeded, then warned.
@@ -57,6 +59,23 @@ fn arrange(plans: &mut [Listed], sort: Sort) {
         "updated" => sort.arrange(plans, |listed| listed.plan.updated_at),
         _ => sort.arrange(plans, |listed| listed.plan.name.clone()),
     }
+}
+
+const COLUMNS: [&str; 8] =
+    ["id", "plan", "version", "limits", "subjects", "exceeded", "warning", "updated_at"];
+
+fn cells(listed: &Listed) -> Vec<Cell> {
+    let plan = &listed.plan;
+    vec![
+        (&plan.public_id).into(),
+        (&plan.name).into(),
+        i64::from(plan.version).into(),
+        (plan.limits.len() as i64).into(),
+        listed.subjects.into(),
+        listed.exceeded.into(),
+        listed.warned.into(),
+        plan.updated_at.into(),
+    ]
 }
 
 /// A plan and how it stands.
@@ -92,7 +111,13 @@ pub async fn list(app: web::Data<App>, caller: Caller, visit: Visit, params: Par
     if !sort.is_default() {
         arrange(&mut plans, sort);
     }
-    ok(&ListPage { shell: visit.shell("plans", "Plans"), plans, has_meters, sort })
+    let portion = Portion::whole(&params)?;
+    if let Some(file) = portion.file("plans", &COLUMNS, plans.iter().map(cells))? {
+        return Ok(file);
+    }
+    let call = Link::to("/v1/plans").with("limit", &LISTED.to_string());
+    let foot = portion.foot(&Link::to("/plans").with("sort", &sort.word())).with_call(&visit.origin, &call);
+    ok(&ListPage { shell: visit.shell("plans", "Plans"), plans, has_meters, sort, foot })
 }
 
 #[derive(Template)]
