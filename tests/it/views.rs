@@ -405,6 +405,17 @@ async fn limits_have_a_period_before_anything_is_used(database: Database) {
     let endless: Vec<&str> = endless.collect();
     assert!(endless.len() == 1 && endless[0].contains("sliding"), "{csv}");
     browser.get("/quota?state=unwell").await.expect(422);
+    let of_plan = browser.get("/quota?plan=Calm&format=csv").await.expect(200).text;
+    assert_eq!(of_plan.matches("calm_1").count(), 3, "{of_plan}");
+    assert!(!browser.get("/quota?plan=nosuch&format=csv").await.expect(200).text.contains("calm_1"));
+    // decisions are narrowed by fields of their form
+    let hard = browser.get("/decisions?enforcement=hard").await.expect(200).text;
+    assert!(
+        hard.contains("<option value=\"hard\" selected>") && hard.contains("href=\"/decisions/c1\""),
+        "{hard}"
+    );
+    let none = browser.get("/decisions?enforcement=advisory").await.expect(200).text;
+    assert!(none.contains("No decisions match"), "{none}");
 }
 
 /// How many rows a page has is in its address, and what it shows is had as a file and by a call.

@@ -118,7 +118,7 @@ impl QuotaPage {
 
 /// The list with its filters, in the order that needs no word.
 fn filtered(params: &Params) -> Link {
-    let names = ["meter", "state", "subject"];
+    let names = ["meter", "state", "subject", "plan"];
     names.iter().fold(Link::to("/quota"), |link, name| link.with(name, params.get(name)))
 }
 
@@ -138,6 +138,7 @@ pub async fn show(app: web::Data<App>, caller: Caller, visit: Visit, params: Par
         subject: params.get("subject").trim().to_owned(),
         meter: params.get("meter").trim().to_owned(),
         state: params.get("state").trim().to_owned(),
+        plan_id: params.get("plan").trim().to_owned(),
         ..listing::Filter::default()
     };
     if !["", "exceeded", "warning", "ok"].contains(&filter.state.as_str()) {
@@ -253,6 +254,10 @@ fn decision_cells(told: &Told) -> Vec<Cell> {
 const DECISION_FILTERS: [&str; 6] = ["subject", "meter", "enforcement", "state", "outcome", "failed"];
 
 impl DecisionsPage {
+    fn is_narrowed(&self) -> bool {
+        DECISION_FILTERS.iter().any(|name| !self.params.get(name).is_empty())
+    }
+
     fn is(&self, name: &str, value: &str) -> bool {
         self.params.get(name) == value
     }

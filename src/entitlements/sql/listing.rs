@@ -194,7 +194,7 @@ impl StandingRow {
     }
 }
 
-/// As [`states`], each with the window that its value is of; none where that is over, or the plan is not in force any more.
+/// As [`states`], each with the window that its value is of, and with a plan by its id or its name; none where that is over, or the plan is not in force any more.
 pub fn standing(
     conn: &mut Conn,
     workspace_id: i64,
@@ -214,14 +214,15 @@ pub fn standing(
         LEFT JOIN plan_assignments a ON a.subject_id = e.subject_id AND a.plan_id = e.plan_id
               AND a.starts_at <= $1 AND (a.ends_at IS NULL OR a.ends_at > $1)
         WHERE e.workspace_id = $2 AND ($3 = '' OR s.name = $3) AND ($4 = '' OR m.name = $4)
-          AND ($5 = '' OR e.state = $5)
-        ORDER BY e.updated_at DESC, s.name, m.name, p.public_id, e.period LIMIT $6";
+          AND ($5 = '' OR e.state = $5) AND ($6 = '' OR p.public_id = $6 OR p.name = $6)
+        ORDER BY e.updated_at DESC, s.name, m.name, p.public_id, e.period LIMIT $7";
     let rows: Vec<StandingRow> = sql_query(text)
         .bind::<BigInt, _>(now.0)
         .bind::<BigInt, _>(workspace_id)
         .bind::<Text, _>(&filter.subject)
         .bind::<Text, _>(&filter.meter)
         .bind::<Text, _>(&filter.state)
+        .bind::<Text, _>(&filter.plan_id)
         .bind::<BigInt, _>(limit)
         .load(conn)?;
     let placed = |row: StandingRow| {
