@@ -472,6 +472,12 @@ async fn lists_are_as_long_as_wanted_and_had_as_files(database: Database) {
             csv.text
         );
     }
+    // how long a write call took is told of each
+    let calls = browser.get("/ingestion").await.expect(200).text;
+    assert!(calls.contains(">Took</th>") && calls.contains(" ms</td>"), "{calls}");
+    let meter = browser.get("/meters/tokens").await.expect(200).text;
+    let refused = "/events?meter=tokens&outcome=rejected".to_owned();
+    assert!(links_of(&meter).contains(&refused), "{meter}");
     let subjects = browser.get("/subjects?format=json&sort=subject").await.json(200);
     assert_eq!(
         (&subjects[0]["subject"], &subjects[0]["events"]),

@@ -29,8 +29,28 @@ struct IngestionPage {
     foot: Foot,
 }
 
-const COLUMNS: [&str; 8] =
-    ["id", "created_at", "kind", "accepted", "duplicates", "failed", "request_id", "api_key_id"];
+impl IngestionPage {
+    fn took(&self, run: &IngestionRun) -> String {
+        took(run)
+    }
+}
+
+/// How long a call took; blank where that was not noted.
+fn took(run: &IngestionRun) -> String {
+    run.duration.map(|micros| format!("{:.1} ms", micros as f64 / 1_000.0)).unwrap_or_default()
+}
+
+const COLUMNS: [&str; 9] = [
+    "id",
+    "created_at",
+    "kind",
+    "accepted",
+    "duplicates",
+    "failed",
+    "request_id",
+    "api_key_id",
+    "duration_microseconds",
+];
 
 fn cells(run: &IngestionRun) -> Vec<Cell> {
     vec![
@@ -42,6 +62,7 @@ fn cells(run: &IngestionRun) -> Vec<Cell> {
         run.failed.into(),
         run.request_id.as_deref().into(),
         run.api_key_id.as_deref().into(),
+        run.duration.into(),
     ]
 }
 
@@ -90,8 +111,7 @@ impl RunPage {
 
     /// How long it took; blank where that was not noted.
     fn took(&self) -> String {
-        let duration = self.run.as_ref().and_then(|run| run.duration);
-        duration.map(|micros| format!("{:.1} ms", micros as f64 / 1_000.0)).unwrap_or_default()
+        self.run.as_ref().map(took).unwrap_or_default()
     }
 }
 
