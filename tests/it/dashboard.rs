@@ -265,7 +265,7 @@ pub fn shape_of(path: &str) -> String {
     names.sort_unstable();
     names.dedup();
     // how a view looks is looked at once, not with everything else that it may be
-    if let Some(look) = ["auto", "hide", "sort"].into_iter().find(|look| names.contains(look)) {
+    if let Some(look) = ["auto", "hide", "limit", "sort"].into_iter().find(|look| names.contains(look)) {
         return format!("{}?{look}", segments.join("/"));
     }
     format!("{}?{}", segments.join("/"), names.join("&"))
