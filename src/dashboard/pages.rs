@@ -34,5 +34,7 @@ pub mod sign_in;
 pub mod spans;
 pub mod subjects;
 pub mod system;
+pub mod usage_results;
+pub mod usage_view;
 pub mod welcome;
 pub mod worker;

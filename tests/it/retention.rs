@@ -32,7 +32,7 @@ const REGIONS: [&str; 3] = ["eu", "us", "ap"];
 
 /// What the tests know of an event.
 #[derive(Clone, Debug)]
-struct WriteCache {
+struct Stored {
     meter: usize,
     subject: &'static str,
     at: Timestamp,
@@ -56,14 +56,14 @@ async fn make_meters(client: &Client) {
     }
 }
 
-fn event(rng: &mut StdRng, known: &WriteCache) -> Value {
+fn event(rng: &mut StdRng, known: &Stored) -> Value {
     let quantity = f64::from(rng.random_range(1..100_000)) / 1000.0;
     json!({"meter": meter_name(known.meter), "subject": known.subject, "quantity": quantity,
            "timestamp": known.at.to_exact_text(), "metadata": {"region": REGIONS[rng.random_range(0..3)]}})
 }
 
 /// Stores random events from the last 200 days, some of them within the same hour, none near a cut-off.
-async fn record_random(client: &Client, rng: &mut StdRng, now: Timestamp, count: usize) -> Vec<WriteCache> {
+async fn record_random(client: &Client, rng: &mut StdRng, now: Timestamp, count: usize) -> Vec<Stored> {
     let mut known = Vec::with_capacity(count);
     while known.len() < count {
         let meter = rng.random_range(0..AGGREGATIONS.len());
@@ -71,7 +71,7 @@ async fn record_random(client: &Client, rng: &mut StdRng, now: Timestamp, count:
         let at = now.plus(-days * DAY + rng.random_range(0..3) * HOUR + rng.random_range(0..HOUR));
         let cutoff = now.plus(-retention_days(meter) * DAY);
         if (at.0 - cutoff.0).abs() > 60 * SECOND && at < now {
-            known.push(WriteCache { meter, subject: SUBJECTS[rng.random_range(0..4)], at });
+            known.push(Stored { meter, subject: SUBJECTS[rng.random_range(0..4)], at });
         }
     }
     let events: Vec<Value> = known.iter().map(|one| event(rng, one)).collect();
@@ -149,7 +149,7 @@ async fn totals_outlive_pruning(database: Database) {
 }
 
 /// What the statistics must say of these events.
-async fn assert_statistics(workspace: &Workspace, stored: &[WriteCache], context: &str) {
+async fn assert_statistics(workspace: &Workspace, stored: &[Stored], context: &str) {
     let mut meters: BTreeMap<String, (i64, Option<Timestamp>)> =
         (0..AGGREGATIONS.len()).map(|meter| (meter_name(meter), (0, None))).collect();
     let mut subjects: BTreeMap<&str, (i64, BTreeSet<usize>, Timestamp)> = BTreeMap::new();
@@ -205,7 +205,7 @@ async fn statistics_follow_the_stored_events(database: Database) {
         let (mut rng, now) = (StdRng::seed_from_u64(seed), Timestamp::now());
         make_meters(&workspace).await;
         assert_statistics(&workspace, &[], "nothing stored").await;
-        let is_kept = |one: &WriteCache| one.at >= now.plus(-retention_days(one.meter) * DAY);
+        let is_kept = |one: &Stored| one.at >= now.plus(-retention_days(one.meter) * DAY);
         let mut stored = record_random(&workspace, &mut rng, now, 300).await;
         assert_statistics(&workspace, &stored, "before pruning").await;
         prune(&workspace).await;

@@ -5,7 +5,7 @@ use futures_util::future::try_join;
 use crate::app::App;
 use crate::dashboard::ask;
 use crate::dashboard::chart::{Svg, share_bar};
-use crate::dashboard::pages::explore::ExportQuery;
+use crate::dashboard::pages::usage_view::UsageView;
 use crate::error::Result;
 use crate::metering::quantity::Quantity;
 use crate::usage::query::{BreakdownItem, GroupField, Query};
@@ -30,7 +30,7 @@ pub struct Row {
 }
 
 /// One card for each field that neither the groups nor a filter name, the subject first.
-pub async fn find(app: &App, asked: &ExportQuery) -> Result<Vec<Breakdown>> {
+pub async fn find(app: &App, asked: &UsageView) -> Result<Vec<Breakdown>> {
     let is_open = |field: &str| {
         !asked.group.iter().any(|name| name == field)
             && !asked.conditions.iter().any(|c| is_about(&c.field, field))
@@ -62,7 +62,7 @@ fn is_about(condition: &str, field: &str) -> bool {
     condition.strip_prefix("metadata.").unwrap_or(condition) == field
 }
 
-fn card(asked: &ExportQuery, field: &GroupField, title: String, found: Vec<BreakdownItem>) -> Breakdown {
+fn card(asked: &UsageView, field: &GroupField, title: String, found: Vec<BreakdownItem>) -> Breakdown {
     let name = match field {
         GroupField::Subject => "subject".to_owned(),
         GroupField::Dimension(name) => format!("metadata.{name}"),

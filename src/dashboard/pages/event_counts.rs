@@ -8,7 +8,7 @@ use crate::auth::Caller;
 use crate::dashboard::ask;
 use crate::dashboard::chart::{Chart, Kind, Series};
 use crate::dashboard::grammar::{self, Range};
-use crate::dashboard::pages::events::ExportQuery;
+use crate::dashboard::pages::events::EventsView;
 use crate::dashboard::view::Link;
 use crate::db::Conn;
 use crate::error::Result;
@@ -36,7 +36,7 @@ pub struct Counts {
 pub async fn find(
     app: &App,
     caller: &Caller,
-    (asked, subject_id): (&ExportQuery, Option<i64>),
+    (asked, subject_id): (&EventsView, Option<i64>),
     meters: &[Meter],
     home: &Zone,
 ) -> Result<Option<Counts>> {
@@ -89,7 +89,7 @@ pub async fn find(
 }
 
 /// The meter that was asked for, or the largest.
-async fn drawn(app: &App, caller: &Caller, asked: &ExportQuery, meters: &[Meter]) -> Result<Vec<Meter>> {
+async fn drawn(app: &App, caller: &Caller, asked: &EventsView, meters: &[Meter]) -> Result<Vec<Meter>> {
     if !asked.meter.is_empty() || meters.len() <= METERS_DRAWN {
         let is_asked = |meter: &&Meter| asked.meter.is_empty() || meter.name == asked.meter;
         return Ok(meters.iter().filter(is_asked).cloned().collect());
@@ -107,7 +107,7 @@ async fn drawn(app: &App, caller: &Caller, asked: &ExportQuery, meters: &[Meter]
 async fn counts(
     app: &App,
     caller: &Caller,
-    (asked, subject_id): (&ExportQuery, Option<i64>),
+    (asked, subject_id): (&EventsView, Option<i64>),
     drawn: &[Meter],
     (window, calendar, starts): (Window, &Calendar, &[Timestamp]),
 ) -> Result<(Vec<Series>, Vec<(String, i64)>)> {

@@ -37,7 +37,7 @@ const DOWNLOADED: usize = 10_000;
 
 /// What an address asks for.
 #[derive(Clone, Default)]
-pub struct ExportQuery {
+pub struct EventsView {
     pub meter: String,
     pub subject: String,
     pub range: Option<Range>,
@@ -46,9 +46,9 @@ pub struct ExportQuery {
     pub outcome: String,
 }
 
-impl ExportQuery {
+impl EventsView {
     /// `home` is the zone of the workspace, in which days begin and dates are read.
-    fn parse(params: &Params, home: &Zone) -> Result<ExportQuery> {
+    fn parse(params: &Params, home: &Zone) -> Result<EventsView> {
         let has_time = ["range", "from", "to"].iter().any(|name| !params.get(name).is_empty());
         let (outcome, conditions) =
             (outcomes::parse(params.get("outcome").trim())?, grammar::conditions(params)?);
@@ -57,7 +57,7 @@ impl ExportQuery {
                 "outcome of refused events goes with a meter, a subject and a time, not with other filters",
             ));
         }
-        Ok(ExportQuery {
+        Ok(EventsView {
             meter: params.get("meter").to_owned(),
             subject: parse_subject_filter(params.get("subject"))?.unwrap_or_default(),
             range: if has_time { Some(Range::parse_in(home, params, "", Timestamp::now())?) } else { None },
@@ -123,7 +123,7 @@ impl ExportQuery {
 struct ListPage {
     shell: Shell,
     meters: Vec<Meter>,
-    asked: ExportQuery,
+    asked: EventsView,
     events: Vec<StoredEvent>,
     /// Instead of events, where others than stored ones are asked for.
     rows: Vec<Row>,
@@ -183,7 +183,7 @@ impl ListPage {
     fn without(&self, at: &usize) -> String {
         let mut conditions = self.asked.conditions.clone();
         conditions.remove(*at);
-        ExportQuery { conditions, ..self.asked.clone() }.link().to_string()
+        EventsView { conditions, ..self.asked.clone() }.link().to_string()
     }
 }
 
@@ -192,7 +192,7 @@ pub async fn list(app: web::Data<App>, caller: Caller, visit: Visit, params: Par
     let mut page = ListPage {
         shell: visit.shell("events", "Events"),
         meters,
-        asked: ExportQuery::default(),
+        asked: EventsView::default(),
         events: Vec::new(),
         rows: Vec::new(),
         next: None,
@@ -210,7 +210,7 @@ pub async fn list(app: web::Data<App>, caller: Caller, visit: Visit, params: Par
         Err(error) => {
             page.complaint = Complaint::of(error, &["range", "from", "to", "outcome", "subject", "f"])?;
             let home = ask::home(&app, &caller).await?;
-            let asked = grammar::nearest(&page.params, |params| ExportQuery::parse(params, &home));
+            let asked = grammar::nearest(&page.params, |params| EventsView::parse(params, &home));
             page.asked = asked.unwrap_or_default();
             rejected(&page)
         }
@@ -220,7 +220,7 @@ pub async fn list(app: web::Data<App>, caller: Caller, visit: Visit, params: Par
 async fn answer(app: &App, caller: &Caller, page: &mut ListPage) -> Result<Option<HttpResponse>> {
     let params = &page.params;
     let home = ask::home(app, caller).await?;
-    let asked = ExportQuery::parse(params, &home)?;
+    let asked = EventsView::parse(params, &home)?;
     let meter = page.meters.iter().find(|meter| meter.name == asked.meter);
     if let Some(condition) = grammar::added(params)? {
         let mut wider = asked;
@@ -274,7 +274,7 @@ async fn answer(app: &App, caller: &Caller, page: &mut ListPage) -> Result<Optio
     if let (true, true, Some(range)) = (page.events.is_empty(), page.is_first, &asked.range) {
         let nearest = ask::newest(app, searched).await;
         page.nearest = nearest.map(|at| {
-            let asked = ExportQuery { range: Some(range.around(at)), ..asked.clone() };
+            let asked = EventsView { range: Some(range.around(at)), ..asked.clone() };
             (at, asked.link().to_string())
         });
     }
@@ -287,7 +287,7 @@ async fn other_outcomes(
     app: &App,
     caller: &Caller,
     page: &mut ListPage,
-    (asked, portion): (ExportQuery, Portion),
+    (asked, portion): (EventsView, Portion),
     home: &Zone,
 ) -> Result<Option<HttpResponse>> {
     let search = match asked.outcome.as_str() {

@@ -11,8 +11,8 @@ use crate::dashboard::ask;
 use crate::dashboard::foot::{Foot, Portion};
 use crate::dashboard::form::{Complaint, Fields, Form};
 use crate::dashboard::grammar::{self, RANGES};
-use crate::dashboard::pages::explore::{BUCKETS, ExportQuery as View, has_weeks};
 use crate::dashboard::pages::spans;
+use crate::dashboard::pages::usage_view::{BUCKETS, UsageView, has_weeks};
 use crate::dashboard::view::{self, Link};
 use crate::dashboard::visit::{Shell, Visit, ok, rejected};
 use crate::dashboard::zone::OFFERED;
@@ -175,7 +175,7 @@ enum Done {
 }
 
 /// What the fields of the form ask for, and as what.
-async fn asked_for(app: &App, caller: &Caller, fields: &Fields) -> Result<(Kind, View, Zone)> {
+async fn asked_for(app: &App, caller: &Caller, fields: &Fields) -> Result<(Kind, UsageView, Zone)> {
     let kind = Kind::parse(fields.get("kind"))?;
     // the same words as in the address of a view
     let link = CARRIED[1..].iter().fold(Link::to(""), |link, name| link.with(name, fields.get(name)));
@@ -220,7 +220,7 @@ async fn preview(app: &App, caller: &Caller, fields: &Fields) -> Result<Preview>
 }
 
 /// How many events a view is made of now.
-async fn counted(app: &App, asked: &View) -> Result<String> {
+async fn counted(app: &App, asked: &UsageView) -> Result<String> {
     let whole = asked.query(asked.range.window, false, false)?;
     let meter = Meter { aggregation: Aggregation::Count, ..asked.meter.clone() };
     let rows = ask::buckets(app, Query { meter: Arc::new(meter), ..whole }, 1).await?;

@@ -5,17 +5,13 @@ use std::collections::HashMap;
 
 use crate::dashboard::ask;
 use crate::dashboard::chart::{self, Svg, share_bar};
-use crate::dashboard::pages::explore::ExportQuery;
-use crate::dashboard::sorting::Orders;
+use crate::dashboard::pages::usage_view::UsageView;
 use crate::metering::quantity::Quantity;
 use crate::metering::time::Timestamp;
 use crate::usage::query::Bucket;
 
 /// Rows of the table; the CSV has all of them.
 pub const LISTED: usize = 100;
-
-/// What the table can be sorted by.
-pub static ORDERS: Orders = Orders { columns: &["name", "-quantity"], default: "-quantity" };
 
 /// One row of the table of groups.
 pub struct GroupRow {
@@ -29,7 +25,7 @@ pub struct GroupRow {
 }
 
 /// All groups, the largest first, in the order that was asked for.
-fn sorted<'a>(asked: &ExportQuery, groups: &'a [Bucket]) -> Vec<&'a Bucket> {
+fn sorted<'a>(asked: &UsageView, groups: &'a [Bucket]) -> Vec<&'a Bucket> {
     let mut sorted: Vec<&Bucket> = groups.iter().collect();
     match asked.sort.column {
         _ if asked.sort.is_default() => {}
@@ -51,7 +47,7 @@ pub fn courses(rows: &[Bucket], starts: &[Timestamp], by_subject: bool) -> HashM
 }
 
 pub fn rows(
-    asked: &ExportQuery,
+    asked: &UsageView,
     groups: &[Bucket],
     total: &Quantity,
     courses: &HashMap<String, Vec<f64>>,
@@ -80,7 +76,7 @@ pub fn rows(
 }
 
 /// The fields of a group with their values; `None` where a value is missing, which no condition says.
-pub fn values_of<'a>(asked: &ExportQuery, bucket: &'a Bucket) -> Option<Vec<(String, &'a str)>> {
+pub fn values_of<'a>(asked: &UsageView, bucket: &'a Bucket) -> Option<Vec<(String, &'a str)>> {
     let mut values: Vec<(String, &str)> = Vec::with_capacity(asked.group.len());
     for field in &asked.group {
         let is_subject = field == "subject";
@@ -92,7 +88,7 @@ pub fn values_of<'a>(asked: &ExportQuery, bucket: &'a Bucket) -> Option<Vec<(Str
 }
 
 /// The address with the values of a group as conditions, if all are there.
-fn narrowed(asked: &ExportQuery, bucket: &Bucket, op: &str) -> String {
+fn narrowed(asked: &UsageView, bucket: &Bucket, op: &str) -> String {
     let Some(values) = values_of(asked, bucket) else { return String::new() };
     // one group alone needs no grouping
     let group = if op == "eq" { Vec::new() } else { asked.group.clone() };

@@ -5,7 +5,7 @@ use crate::app::App;
 use crate::auth::Caller;
 use crate::dashboard::ask;
 use crate::dashboard::grammar::{self, PERIOD, Range, STORED_RANGES};
-use crate::dashboard::pages::explore::ExportQuery;
+use crate::dashboard::pages::usage_view::UsageView;
 use crate::db::Conn;
 use crate::entitlements::progress;
 use crate::error::{Error, Result};
@@ -26,14 +26,14 @@ pub async fn read(
     meter: Meter,
     params: &Params,
     home: &Zone,
-) -> Result<ExportQuery> {
+) -> Result<UsageView> {
     let word = params.get("range").trim();
     let has_times = ["from", "to"].iter().any(|name| !params.get(name).trim().is_empty());
     if has_times || !is_stored(word) {
-        return ExportQuery::parse(meter, params, home);
+        return UsageView::parse(meter, params, home);
     }
     // a bucket may be right for this time alone
-    let mut asked = ExportQuery::parse(meter, &params.without(&["range", "bucket"]), home)?;
+    let mut asked = UsageView::parse(meter, &params.without(&["range", "bucket"]), home)?;
     let now = Timestamp::now();
     let window = match word {
         PERIOD => period(app, caller, &asked, now).await?,
@@ -53,7 +53,7 @@ pub fn is_stored(word: &str) -> bool {
 }
 
 /// The period that runs now, of the limit that the subject's plan puts on the meter.
-async fn period(app: &App, caller: &Caller, asked: &ExportQuery, now: Timestamp) -> Result<Window> {
+async fn period(app: &App, caller: &Caller, asked: &UsageView, now: Timestamp) -> Result<Window> {
     if asked.subject.is_empty() {
         return Err(Error::invalid("range period is the plan period of one subject: name a subject"));
     }
@@ -67,7 +67,7 @@ async fn period(app: &App, caller: &Caller, asked: &ExportQuery, now: Timestamp)
 }
 
 /// From the month of the first event to the end of today.
-async fn everything(app: &App, asked: &ExportQuery, now: Timestamp) -> Result<Window> {
+async fn everything(app: &App, asked: &UsageView, now: Timestamp) -> Result<Window> {
     let zone = &asked.calendar.zone;
     let whole = Range::parse_in(zone, &Params::parse("range=all"), "", now)?.window;
     let start = |size| ask::calendar(size, zone).around(now).from;
@@ -82,12 +82,7 @@ async fn everything(app: &App, asked: &ExportQuery, now: Timestamp) -> Result<Wi
 }
 
 /// The start of the first bucket that holds something.
-async fn first(
-    app: &App,
-    asked: &ExportQuery,
-    window: Window,
-    size: BucketSize,
-) -> Result<Option<Timestamp>> {
+async fn first(app: &App, asked: &UsageView, window: Window, size: BucketSize) -> Result<Option<Timestamp>> {
     let calendar = ask::calendar(size, &asked.calendar.zone);
     let query = Query { buckets: Some(Buckets::of(calendar, window)?), ..asked.query(window, false, false)? };
     let rows = ask::buckets(app, query, BUCKETS_MAX).await?;
