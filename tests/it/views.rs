@@ -3,6 +3,7 @@
 
 use std::time::{Duration, Instant};
 
+use open_spanner::metering::time::{DAY, Timestamp};
 use serde_json::json;
 
 use crate::dashboard::{furnished, links_of};
@@ -24,6 +25,7 @@ on_both_databases!(
     one_list_tells_what_became_of_events,
     where_nothing_is_the_nearest_is_told,
     subjects_say_their_plan_and_their_worst_state,
+    a_look_at_an_export_counts_what_is_still_there,
     series_are_hidden_by_links,
     a_view_is_drawn_and_counted_as_asked,
     a_view_is_compared_with_any_time,
@@ -581,6 +583,29 @@ async fn subjects_say_their_plan_and_their_worst_state(database: Database) {
     let json = browser.get("/subjects?format=json&sort=subject").await.json(200);
     assert_eq!((&json[1]["plan"], &json[1]["state"]), (&json!("Pro"), &json!("exceeded")), "{json}");
     assert_eq!((&json[0]["plan"], &json[0]["state"]), (&json!(null), &json!(null)), "{json}");
+}
+
+/// Of events that were pruned an export has no rows.
+async fn a_look_at_an_export_counts_what_is_still_there(database: Database) {
+    let server = Server::start(&database);
+    let mut browser = furnished(&server).await;
+    let api = session_of(&server, &browser);
+    let meter = json!({"name": "calls", "unit": "call", "aggregation": "count", "event_retention_days": 10});
+    api.post("/v1/meters", &meter).await.expect(201);
+    for days in [30, 20, 1] {
+        let at = Timestamp::now().plus(-days * DAY).to_exact_text();
+        let event = json!({"meter": "calls", "subject": "org_1", "quantity": 1, "timestamp": at});
+        api.post("/v1/usages", &event).await.expect(201);
+    }
+    let form = [("kind", "usage_events"), ("meter", "calls"), ("range", "90d+today"), ("do", "preview")];
+    let page = browser.post("/exports/new", &form).await.expect(200).text;
+    assert!(page.contains("<p>3 rows as of now"), "{page}");
+    assert_eq!(api.post_text("/v1/usageevents/prune", "").await.json(200)["deleted"], 2);
+    let page = browser.post("/exports/new", &form).await.expect(200).text;
+    assert!(page.contains("<p>1 row as of now"), "{page}");
+    let gone = [&form[..2], &[("from", "-40d"), ("to", "-25d"), ("do", "preview")]].concat();
+    let page = browser.post("/exports/new", &gone).await.expect(200).text;
+    assert!(page.contains("<p>0 rows as of now"), "{page}");
 }
 
 /// The picture, how many groups it has, and what is counted are words of the address.

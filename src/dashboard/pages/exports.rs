@@ -25,7 +25,7 @@ use crate::metering::calendar::Zone;
 use crate::metering::json::{Map, Value};
 use crate::metering::meter::{Aggregation, Meter};
 use crate::metering::quantity::Quantity;
-use crate::metering::time::Timestamp;
+use crate::metering::time::{Timestamp, Window};
 use crate::usage::events::{self as event_list, Search};
 use crate::usage::query::Query;
 
@@ -219,9 +219,14 @@ async fn preview(app: &App, caller: &Caller, fields: &Fields) -> Result<Preview>
     Ok(Preview { text, rows })
 }
 
-/// How many events a view is made of now.
+/// How many events a view is made of that are still there: of those that were pruned sums are left, and no rows.
 async fn counted(app: &App, asked: &UsageView) -> Result<String> {
-    let whole = asked.query(asked.range.window, false, false)?;
+    let Window { from, to } = asked.range.window;
+    let from = asked.meter.pruned_before.map_or(from, |before| before.max(from));
+    if from >= to {
+        return Ok("0 rows".to_owned());
+    }
+    let whole = asked.query(Window { from, to }, false, false)?;
     let meter = Meter { aggregation: Aggregation::Count, ..asked.meter.clone() };
     let rows = ask::buckets(app, Query { meter: Arc::new(meter), ..whole }, 1).await?;
     let count = rows.first().map_or_else(Quantity::zero, |row| row.quantity.clone());
