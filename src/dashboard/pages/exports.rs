@@ -17,7 +17,7 @@ use crate::dashboard::view::{self, Link};
 use crate::dashboard::visit::{Shell, Visit, ok, rejected};
 use crate::dashboard::zone::OFFERED;
 use crate::db::Conn;
-use crate::error::{Error, Result};
+use crate::error::{Code, Error, Result};
 use crate::exports::csv::Table;
 use crate::exports::job::{Export, ExportQuery, Input, Kind, Status};
 use crate::http::extract::{Id, Params, decode_cursor, encode_cursor};
@@ -145,7 +145,7 @@ pub async fn new(app: web::Data<App>, caller: Caller, visit: Visit, params: Para
 pub async fn create(app: web::Data<App>, caller: Caller, visit: Visit, form: Form) -> Result<HttpResponse> {
     let Form(fields) = form;
     let done = match fields.get("do") {
-        "preview" => preview(&app, &caller, &fields).await.map(Done::Previewed),
+        "preview" => preview(&app, &caller, &fields).await.map(Done::Previewed).map_err(at_the_form),
         _ => queue(&app, &caller, &fields).await.map(|export| Done::Queued(export.id)),
     };
     match done {
@@ -185,6 +185,16 @@ async fn asked_for(app: &App, caller: &Caller, fields: &Fields) -> Result<(Kind,
     let meter = ask::meter(app, caller, fields.get("meter")).await?;
     let asked = spans::read(app, caller, meter, &params, &home).await?;
     Ok((kind, asked, home))
+}
+
+/// What a page has no time for is no fault of the export: told at the form, which keeps what was typed.
+fn at_the_form(error: Error) -> Error {
+    match error.code {
+        Code::QueryTimeout => Error::invalid(
+            "looking at so much takes longer than a page may: choose a shorter time, or queue the export unseen",
+        ),
+        _ => error,
+    }
 }
 
 /// The first rows of the file, as they would stand in it, and how many there would be.
@@ -326,5 +336,18 @@ pub async fn change(
             Ok(visit.go(&here, "Queued again."))
         }
         _ => Err(Error::invalid("do must be cancel or retry")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_look_that_takes_too_long_keeps_the_form() {
+        let complaint =
+            Complaint::of(at_the_form(Error::query_timeout()), &["from"]).expect("told at the form");
+        assert!(complaint.message.contains("queue the export"), "{}", complaint.message);
+        assert!(Complaint::of(at_the_form(Error::unavailable("away")), &["from"]).is_err());
     }
 }
