@@ -23,6 +23,9 @@ use crate::usage::query::{self as usage, BreakdownItem, Bucket, Query};
 /// Meters that lists to choose from hold at most.
 const METERS_MAX: i64 = 500;
 
+/// Newest events that are looked at for a hint where a filter decides, about.
+const HINTED_MAX: usize = 1_000;
+
 /// All meters of the workspace, by name.
 pub async fn meters(app: &App, caller: &Caller) -> Result<Vec<Meter>> {
     let workspace_id = caller.workspace_id;
@@ -96,10 +99,13 @@ pub async fn buckets_of_each<T: Send + 'static>(
 }
 
 /// When the newest event is that matches, whatever its time. None where there is none, and where looking for it fails: it is a
-/// hint, and no answer.
+/// hint, and no answer. So it is not looked for in all of the history where a filter reads each event.
 pub async fn newest(app: &App, search: Search) -> Option<Timestamp> {
     let search = Search { from: None, to: None, ..search };
-    let read = move |conn: &mut Conn| event_list::page(conn, &search, None, 1);
+    let read = move |conn: &mut Conn| match search.filter {
+        None => event_list::page(conn, &search, None, 1),
+        Some(_) => event_list::step(conn, &search, None, HINTED_MAX).map(|(listed, _)| listed),
+    };
     let found = app.store.view("event_list::newest", false, read).await.ok()?;
     found.first().map(|listed| listed.position.time)
 }

@@ -547,6 +547,20 @@ async fn where_nothing_is_the_nearest_is_told(database: Database) {
         let page = browser.get(&link).await.expect(200).text;
         assert!(!page.contains("Nothing matches"), "{link}: {page}");
     }
+    // where a filter decides, the newest events are looked at, however many there are: a hint is not worth more
+    let rare = format!("/usage?meter=tokens&f=metadata.model%3Aeq%3Arare&{empty}");
+    let api = session_of(&server, &browser);
+    let event = |model: &str, days: i64| {
+        let at = Timestamp::now().plus(-days * DAY).to_exact_text();
+        json!({"meter": "tokens", "subject": "org_1", "quantity": 1, "metadata": {"model": model}, "timestamp": at})
+    };
+    api.post("/v1/usages", &event("rare", 2)).await.expect(201);
+    assert!(browser.get(&rare).await.expect(200).text.contains("but for its time"));
+    for _ in 0..3 {
+        let common: Vec<serde_json::Value> = (0..500).map(|_| event("common", 1)).collect();
+        api.post("/v1/usages/bulk", &json!(common)).await.expect(201);
+    }
+    assert!(!browser.get(&rare).await.expect(200).text.contains("but for its time"));
     // nothing at all has no nearest
     for view in
         [format!("/usage?meter=tokens&subject=nobody_9&{empty}"), format!("/events?subject=nobody_9&{empty}")]
