@@ -153,6 +153,11 @@ impl Foot {
         Foot { curl: curl(origin, call), ..self }
     }
 
+    /// As [`Foot::with_call`], where a call answers the same: not all that narrows a page narrows one.
+    pub fn with_call_if(self, is_same: bool, origin: &str, call: &Link) -> Foot {
+        if is_same { self.with_call(origin, call) } else { self }
+    }
+
     /// Where the rows are not had as a file.
     pub fn without_files(self) -> Foot {
         Foot { csv: String::new(), json: String::new(), ..self }

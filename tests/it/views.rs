@@ -445,6 +445,19 @@ async fn lists_are_as_long_as_wanted_and_had_as_files(database: Database) {
         let refused = browser.get(&format!("{path}?limit=7")).await.expect(422).text;
         assert!(refused.contains("25, 50, 100 or 500"), "{path}: {refused}");
     }
+    // the call is narrowed by what the page is narrowed by, or there is none
+    for (path, call) in [
+        ("/quota?state=ok", "/v1/entitlements/states?state=ok&#38;limit=200"),
+        ("/deliveries?status=pending", "/v1/alerts/delivery-jobs?status=pending&#38;limit=50"),
+        ("/events/refused?outcome=conflict&limit=25", "/v1/events/refused?outcome=conflict&#38;limit=25"),
+    ] {
+        let page = browser.get(path).await.expect(200).text;
+        assert!(page.contains(call), "{path}: {page}");
+    }
+    for path in ["/quota?plan=Pro", "/deliveries?from=2026-01-01", "/exports?status=queued"] {
+        let page = browser.get(path).await.expect(200).text;
+        assert!(!page.contains("id=\"list-curl\""), "{path}: {page}");
+    }
     let page = browser.get("/events?limit=25").await.expect(200).text;
     assert_eq!(page.matches(">Details</a>").count(), 25);
     let next = links_of(&page).into_iter().find(|link| link.contains("cursor=") && link.contains("limit=25"));

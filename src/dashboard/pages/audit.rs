@@ -67,7 +67,7 @@ pub async fn show(app: web::Data<App>, caller: Caller, visit: Visit, params: Par
         }
     };
     let (here, export) = (kept(Link::to("/audit"), &query), kept(empty.export, &query));
-    let call = kept(Link::to("/v1/audit-events"), &query);
+    let call = kept(Link::to("/v1/audit-events"), &query).with("limit", &portion.rows().to_string());
     let (rows, cursor) = page(&app, query).await?;
     // all of it, and not a page alone, is had as lines of JSON
     let foot = portion.foot(&here.clone().with("cursor", empty.params.get("cursor"))).without_files();

@@ -220,8 +220,11 @@ pub async fn list(app: web::Data<App>, caller: Caller, visit: Visit, params: Par
         page.next = Some(portion.on(here.clone()).with("cursor", &cursor).to_string());
     }
     let call = Link::to("/v1/alerts/delivery-jobs").with("status", &asked.status);
+    let call = call.with("limit", &portion.rows().to_string());
     let foot = portion.foot(&here.with("cursor", page.params.get("cursor")));
-    page.foot = foot.with_call(&visit.origin, &call);
+    // programs narrow them by nothing else
+    let is_same = asked.pairs().iter().all(|(name, value)| *name == "status" || value.is_empty());
+    page.foot = foot.with_call_if(is_same, &visit.origin, &call);
     page.replay = asked.link("/deliveries/replay").to_string();
     ok(&page)
 }

@@ -89,7 +89,7 @@ pub async fn list(app: web::Data<App>, caller: Caller, visit: Visit, params: Par
     };
     let call = Link::to("/v1/exports").with("limit", &portion.rows().to_string());
     let foot = portion.foot(&here.with("cursor", params.get("cursor"))).without_files();
-    let foot = foot.with_call(&visit.origin, &call);
+    let foot = foot.with_call_if(status.is_none(), &visit.origin, &call);
     ok(&ListPage { shell: visit.shell("exports", "Export jobs"), exports, status, next, foot })
 }
 

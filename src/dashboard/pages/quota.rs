@@ -108,7 +108,7 @@ impl QuotaPage {
 
     /// The list from its first row on.
     fn first(&self) -> Link {
-        filtered(&self.params).with("sort", &self.sort.word())
+        filtered(&self.params).with("sort", &self.sort.word()).with("limit", self.params.get("limit"))
     }
 
     fn is(&self, name: &str, value: &str) -> bool {
@@ -173,7 +173,10 @@ pub async fn show(app: web::Data<App>, caller: Caller, visit: Visit, params: Par
     let call = ["meter", "state", "subject"]
         .iter()
         .fold(Link::to("/v1/entitlements/states"), |call, name| call.with(name, params.get(name)));
-    let foot = portion.foot(&link.with("after", params.get("after"))).with_call(&visit.origin, &call);
+    let call = call.with("limit", &portion.rows().to_string());
+    let foot = portion.foot(&link.with("after", params.get("after")));
+    // states are not narrowed by a plan
+    let foot = foot.with_call_if(params.get("plan").trim().is_empty(), &visit.origin, &call);
     let shell = visit.shell("quota", "Quota");
     ok(&QuotaPage { shell, rows, meters, params, before, next, is_cut, sort, foot })
 }

@@ -127,6 +127,7 @@ pub async fn list(app: web::Data<App>, caller: Caller, visit: Visit, params: Par
     let with_filters =
         |path: &str| FILTERS.iter().fold(Link::to(path), |link, name| link.with(name, page.params.get(name)));
     let (here, call) = (with_filters("/events/refused"), with_filters("/v1/events/refused"));
+    let call = call.with("limit", &portion.rows().to_string());
     if let Some(last) = page.events.last().filter(|_| has_more) {
         page.next = Some(portion.on(here.clone()).with("cursor", &cursor_behind(last)?).to_string());
     }
