@@ -55,6 +55,15 @@ impl Portion {
         Ok(Portion { rows, usual, format: Format::parse(params)? })
     }
 
+    /// Of a list whose rows are not had as a file.
+    pub fn of_pages(params: &Params, usual: usize) -> Result<Portion> {
+        let portion = Portion::parse(params, usual)?;
+        match portion.format {
+            Format::Page => Ok(portion),
+            Format::Csv | Format::Json => Err(Error::invalid("format must be html: this list is no file")),
+        }
+    }
+
     /// Of a list that has all its rows on one page.
     pub fn whole(params: &Params) -> Result<Portion> {
         Ok(Portion { rows: usize::MAX, usual: usize::MAX, format: Format::parse(params)? })
@@ -252,6 +261,9 @@ mod tests {
             assert!(rows(wrong).is_err(), "{wrong}");
         }
         assert_eq!(Portion::parse(&Params::parse("limit=200"), 200).map(Portion::rows).ok(), Some(200));
+        let of_pages = |query: &str| Portion::of_pages(&Params::parse(query), 50).map(Portion::rows).ok();
+        assert_eq!([of_pages("limit=25"), of_pages("format=html")], [Some(25), Some(50)]);
+        assert_eq!([of_pages("format=csv"), of_pages("format=json")], [None, None]);
     }
 
     #[test]

@@ -499,7 +499,9 @@ async fn lists_are_as_long_as_wanted_and_had_as_files(database: Database) {
         (&json!("org_0"), &json!(10)),
         "{subjects}"
     );
-    browser.get("/subjects?format=xml").await.expect(422);
+    for path in ["/subjects?format=xml", "/exports?format=csv", "/audit?format=json"] {
+        browser.get(path).await.expect(422);
+    }
 }
 
 /// Those that were stored and those that were refused, by one word of the address.

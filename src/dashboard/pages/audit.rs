@@ -47,7 +47,7 @@ pub async fn show(app: web::Data<App>, caller: Caller, visit: Visit, params: Par
     let shell = visit.shell("audit", "Audit");
     let asked = between(&params, &shell.zone, Timestamp::now());
     let asked = asked.and_then(|times| {
-        let portion = Portion::parse(&params, LISTED)?;
+        let portion = Portion::of_pages(&params, LISTED)?;
         Ok((query_between(&caller, &params, times, portion.rows() as i64)?, portion))
     });
     let empty = AuditPage {

@@ -74,7 +74,7 @@ pub async fn list(app: web::Data<App>, caller: Caller, visit: Visit, params: Par
         "" => None,
         word => Some(Status::parse(word).ok_or_else(|| Error::invalid("status is not one of an export"))?),
     };
-    let portion = Portion::parse(&params, LISTED)?;
+    let portion = Portion::of_pages(&params, LISTED)?;
     let most = portion.rows() as i64;
     let read =
         move |conn: &mut _| crate::exports::sql::list(conn, workspace_id, status, after.as_ref(), most);
