@@ -406,6 +406,10 @@ async fn limits_have_a_period_before_anything_is_used(database: Database) {
     let endless = csv.trim().lines().skip(1).filter(|line| line.ends_with(','));
     let endless: Vec<&str> = endless.collect();
     assert!(endless.len() == 1 && endless[0].contains("sliding"), "{csv}");
+    // where nothing is used, nobody evaluates again when the next period begins
+    database.execute("UPDATE entitlement_states SET updated_at = 1000000");
+    let later = browser.get("/quota?subject=calm_1&format=csv").await.expect(200).text;
+    assert_eq!(later.trim().lines().skip(1).filter(|line| line.ends_with(',')).count(), 1, "{later}");
     browser.get("/quota?state=unwell").await.expect(422);
     let of_plan = browser.get("/quota?plan=Calm&format=csv").await.expect(200).text;
     assert_eq!(of_plan.matches("calm_1").count(), 3, "{of_plan}");

@@ -185,12 +185,14 @@ struct StandingRow {
 }
 
 impl StandingRow {
-    /// The window that its value is of, if that is the one of now. One that slides has no beginning.
+    /// The window that its value is of, if that is the one of now. One that slides has no beginning. Where nothing was used
+    /// nobody looks again when a window begins: that holds nothing either.
     fn window(&self, now: Timestamp) -> Option<Window> {
         let period = Period::parse(&self.entry.period).filter(|period| period.horizon().is_none())?;
         let zone = zone_of(self.time_zone.as_deref()?);
         let window = period.window(Timestamp(self.anchor?), &zone, now);
-        (window.contains(now) && self.entry.at >= window.from.0).then_some(window)
+        let is_unused = || quantity_of(&self.entry.current_value).is_ok_and(|value| value.is_zero());
+        (window.contains(now) && (self.entry.at >= window.from.0 || is_unused())).then_some(window)
     }
 }
 
