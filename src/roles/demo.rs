@@ -22,7 +22,7 @@ const BATCH: usize = 500;
 const LIMITS: usize = 2;
 /// How often and how long it is looked whether limits are evaluated.
 const EVALUATION_LOOK: Duration = Duration::from_millis(250);
-const EVALUATION_LOOKS: usize = 80;
+const EVALUATION_LOOKS: usize = 160;
 
 /// Customers of the demonstration and how much they use, the smallest 1.
 const CUSTOMERS: [(&str, i64); 10] = [
