@@ -123,6 +123,7 @@ impl Portion {
         };
         let file = |format: &str| self.on(here.clone()).with("format", format).to_string();
         Foot {
+            limit: if self.rows == self.usual { String::new() } else { self.rows.to_string() },
             sizes: sizes.into_iter().map(size).collect(),
             csv: file("csv"),
             json: file("json"),
@@ -150,6 +151,8 @@ pub struct Size {
 /// What stands below a list; texts are blank where it has none.
 #[derive(Default)]
 pub struct Foot {
+    /// How many rows a page has, where the address says it: forms that narrow the list keep it.
+    pub limit: String,
     pub sizes: Vec<Size>,
     pub csv: String,
     pub json: String,
@@ -274,6 +277,7 @@ mod tests {
         assert_eq!(links, ["/x?q=a+b&limit=25", "/x?q=a+b", "/x?q=a+b&limit=100", "/x?q=a+b&limit=500"]);
         assert_eq!(foot.csv, "/x?q=a+b&limit=25&format=csv");
         assert_eq!(foot.sizes.iter().filter(|size| size.is_current).count(), 1);
+        assert_eq!(foot.limit, "25");
         let whole = Portion::whole(&Params::parse("")).expect("known").foot(&Link::to("/x"));
         assert!(whole.sizes.is_empty() && whole.json == "/x?format=json");
         let call = foot.with_call("https://h", &Link::to("/v1/x").with("q", "it's")).curl;

@@ -445,7 +445,13 @@ async fn lists_are_as_long_as_wanted_and_had_as_files(database: Database) {
         let sizes = links_of(&page).into_iter().filter(|link| link.contains("limit=")).count();
         assert!(sizes >= 3, "{path}: {page}");
         assert!(page.contains("<pre id=\"list-curl\">curl "), "{path}: {page}");
-        browser.get(&format!("{path}?limit=500")).await.expect(200);
+        let page = browser.get(&format!("{path}?limit=500")).await.expect(200).text;
+        let has_form = page.contains("<button class=\"primary\">Show</button>");
+        let keeps = page.contains("<input type=\"hidden\" name=\"limit\" value=\"500\">");
+        assert_eq!(
+            has_form, keeps,
+            "{path}: a form that narrows the list keeps how long its pages are: {page}"
+        );
         let refused = browser.get(&format!("{path}?limit=7")).await.expect(422).text;
         assert!(refused.contains("25, 50, 100 or 500"), "{path}: {refused}");
     }
@@ -462,6 +468,8 @@ async fn lists_are_as_long_as_wanted_and_had_as_files(database: Database) {
         let page = browser.get(path).await.expect(200).text;
         assert!(!page.contains("id=\"list-curl\""), "{path}: {page}");
     }
+    let added = browser.get("/events?limit=25&ff=quantity&fo=gt&fv=0").await.expect(303);
+    assert!(added.header("location").ends_with("&limit=25"), "{:?}", added.headers);
     let page = browser.get("/events?limit=25").await.expect(200).text;
     assert_eq!(page.matches(">Details</a>").count(), 25);
     let next = links_of(&page).into_iter().find(|link| link.contains("cursor=") && link.contains("limit=25"));

@@ -183,7 +183,8 @@ impl ListPage {
     fn without(&self, at: &usize) -> String {
         let mut conditions = self.asked.conditions.clone();
         conditions.remove(*at);
-        EventsView { conditions, ..self.asked.clone() }.link().to_string()
+        let narrower = EventsView { conditions, ..self.asked.clone() };
+        narrower.link().with("limit", &self.foot.limit).to_string()
     }
 }
 
@@ -226,7 +227,7 @@ async fn answer(app: &App, caller: &Caller, page: &mut ListPage) -> Result<Optio
         let mut wider = asked;
         wider.conditions.push(condition);
         wider.search(0, meter)?;
-        let link = wider.link().to_string();
+        let link = wider.link().with("limit", params.get("limit")).to_string();
         return Ok(Some(HttpResponse::SeeOther().insert_header((header::LOCATION, link)).finish()));
     }
     let search = asked.search(caller.workspace_id, meter)?;
