@@ -395,7 +395,10 @@ async fn days_of_subjects_are_read_without_their_cells(database: Database) {
     ];
     for (from, to, is_by_day) in windows {
         for (size, is_coarse) in [("day", true), ("week", true), ("month", true), ("hour", false)] {
-            let by_days = json!({"meter": "m", "from": from, "to": to, "bucket_size": size, "group_by": ["subject"], "limit": 1000});
+            let mut by_days = json!({"meter": "m", "from": from, "to": to, "bucket_size": size, "group_by": ["subject"], "limit": 1000});
+            if size == "week" {
+                by_days["week_start"] = json!("monday");
+            }
             let mut by_events = by_days.clone();
             by_events["filter"] = json!({"type": "condition", "field": "quantity", "op": "exists"});
             let answered = workspace.post("/v1/usages/search", &by_days).await.expect(200).text;
