@@ -5,11 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use open_spanner::config;
 use open_spanner::db::Store;
 use open_spanner::metering::time::{DAY, HOUR, SECOND, Timestamp};
+use open_spanner::retention::check_totals;
 use open_spanner::retention::self_check::{self, Difference};
 use open_spanner::retention::sql::oldest_event;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
 
 use crate::support::{Client, Database, Server, Workspace, on_both_databases, run};
 
@@ -24,6 +26,7 @@ on_both_databases!(
     a_stop_comes_between_two_steps,
     a_key_for_some_meters_may_not_prune,
     totals_are_compared_with_their_events,
+    totals_are_compared_once_an_hour,
 );
 
 const AGGREGATIONS: [&str; 8] = ["sum", "count", "avg", "min", "max", "first", "last", "rate"];
@@ -618,6 +621,13 @@ fn months_past_every_retention_are_dropped() {
     });
 }
 
+fn store_of(database: &Database) -> Store {
+    let settings = database.settings();
+    let settings: Vec<(&str, &str)> = settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let config = config::load_from(&["open-spanner", "serve"], &settings).expect("settings").config;
+    Store::new(&config.db)
+}
+
 /// An hour whose totals were lost is noticed, another one is not blamed for it.
 async fn totals_are_compared_with_their_events(database: Database) {
     let server = Server::start(&database);
@@ -630,10 +640,7 @@ async fn totals_are_compared_with_their_events(database: Database) {
         let event = json!({"meter": "calls", "subject": "ann", "quantity": 1, "timestamp": at});
         workspace.key.post("/v1/usages", &event).await.expect(201);
     }
-    let settings = database.settings();
-    let settings: Vec<(&str, &str)> = settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
-    let config = config::load_from(&["open-spanner", "serve"], &settings).expect("settings").config;
-    let store = Store::new(&config.db);
+    let store = store_of(&database);
     let oldest = store.read("retention::oldest_event", oldest_event).await;
     assert_eq!(oldest.expect("read"), Some(hour));
     let found = self_check::differences(&store, hour).await.expect("compared");
@@ -643,4 +650,22 @@ async fn totals_are_compared_with_their_events(database: Database) {
     assert!(matches!(found[..], [Difference { in_totals: 0, stored: 1, .. }]), "{found:?}");
     let found = self_check::differences(&store, hour.plus(HOUR)).await.expect("compared");
     assert!(found.is_empty(), "{found:?}");
+}
+
+/// However many servers there are, one of them looks in an hour; one that is told to stop does not, and keeps no lease.
+async fn totals_are_compared_once_an_hour(database: Database) {
+    let _server = Server::start(&database);
+    let store = store_of(&database);
+    let (going_on, stopped) = (CancellationToken::new(), CancellationToken::new());
+    stopped.cancel();
+    assert!(!check_totals(&store, &stopped).await.expect("no fault"), "told to stop");
+    assert_eq!(database.count("chores"), 0);
+    let compares = async || check_totals(&store, &going_on).await.expect("no fault");
+    assert!(compares().await);
+    assert!(!compares().await, "another server has done so in this hour");
+    database.execute("UPDATE chores SET done_at = done_at - 3600000000");
+    assert!(compares().await);
+    database.execute("UPDATE chores SET done_at = done_at + 7200000000");
+    assert!(compares().await, "put down before the clock was set back");
+    assert_eq!(database.count("leases WHERE name = 'self-check'"), 0);
 }
