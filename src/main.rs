@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use open_spanner::config::{self, Role};
+use open_spanner::config::{self, MigrateAction, Role};
 use open_spanner::error::{Error, Result};
 use open_spanner::roles::{migrate, serve};
 use open_spanner::{alerts, cli, db, entitlements, exports, logging, vault};
@@ -35,7 +35,9 @@ fn main() -> ExitCode {
     if let Some(command) = loaded.command {
         return ended(cli::run(&config, command));
     }
-    if let Some(volume) = config.data_volume.as_deref().filter(|_| !config.data_may_be_lost)
+    let keeps_data =
+        !config.data_may_be_lost && !matches!(config.role, Role::Migrate(MigrateAction::Status { .. }));
+    if let Some(volume) = config.data_volume.as_deref().filter(|_| keeps_data)
         && let Err(error) = db::volume::refuse_lost_data(&config.db.driver, volume)
     {
         return ended(Err(error));

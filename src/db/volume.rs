@@ -13,7 +13,8 @@ const MOUNTS: &str = "/proc/self/mountinfo";
 
 /// Refuses a database in a folder of the image that is no volume, or one that goes with the container.
 pub fn refuse_lost_data(driver: &Driver, volume: &Path) -> Result<()> {
-    let file = file_of(driver);
+    // the folder that a process of the image starts in is on the volume too
+    let file = file_of(driver).and_then(|file| std::path::absolute(file).ok());
     let folder = file.as_deref().and_then(Path::parent).filter(|folder| folder.starts_with(volume));
     let (Some(folder), Ok(mounts)) = (folder, std::fs::read_to_string(MOUNTS)) else { return Ok(()) };
     let Some(why) = why_lost(&mounts, folder, volume) else { return Ok(()) };

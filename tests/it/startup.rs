@@ -352,10 +352,15 @@ fn a_folder_that_is_no_volume_is_refused_where_one_is_wanted() {
     for role in ["serve", "migrate", "alert-worker"] {
         refused(program::run(&[role], &settings, folder.path()), 2, "is no volume");
     }
+    // from within, too
+    let within = [("OPEN_SPANNER_SQLITE_PATH", "open-spanner.db"), settings[1]];
+    refused(program::run(&["migrate"], &within, folder.path()), 2, "is no volume");
     assert!(!file.exists(), "nothing is made there");
+    // a look changes nothing
+    program::run(&["migrate", "--status"], &settings, folder.path()).succeeded();
     let allowed = [&settings[..], &[("OPEN_SPANNER_DATA_MAY_BE_LOST", "true")]].concat();
     program::run(&["migrate"], &allowed, folder.path()).succeeded();
     // a database elsewhere is not meant
     let elsewhere = [settings[0], ("OPEN_SPANNER_DATA_VOLUME", "/data")];
-    program::run(&["migrate", "--status"], &elsewhere, folder.path()).succeeded();
+    program::run(&["migrate"], &elsewhere, folder.path()).succeeded();
 }
