@@ -96,7 +96,10 @@ fn processes(instances: &[Instance], now: Timestamp) -> Vec<SystemProcess> {
             started_at,
             seen_at,
         });
-        process.workers.push(instance.worker.clone());
+        // in a container each process has the same number: one that was killed looks like the one after it for a while
+        if !process.workers.contains(&instance.worker) {
+            process.workers.push(instance.worker.clone());
+        }
         process.started_at = process.started_at.min(started_at);
         process.seen_at = process.seen_at.max(seen_at);
     }
@@ -123,6 +126,7 @@ mod tests {
                 beat("alert", "a/0.2.0/7-x", 5, now - 3),
                 beat("webhook", "a/0.2.0/7-y", 4, now - 9),
                 beat("alert", "a/0.1.9/8-z", 6, now),
+                beat("alert", "a/0.1.9/8-killed", 6, now - 5),
                 beat("export", "b/0.2.0/7-x", 1, now - 31 * SECOND),
                 beat("export", "odd", 1, now),
             ],
