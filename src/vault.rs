@@ -99,6 +99,12 @@ impl KeyRing {
     fn renewed(&self, text: &str) -> Result<KeyRing> {
         const PROBE: Place<'_> = Place { table: "", column: "", row: "", workspace_id: 0 };
         let new = KeyRing::parse(text)?;
+        if new.is_empty() && !self.is_empty() {
+            return Err(Error::new(
+                Code::Unusable,
+                format!("{SETTING}: all keys are taken away by a restart only"),
+            ));
+        }
         for (id, key) in self.0.iter().filter(|(id, _)| new.has(id)) {
             let sealed = KeyRing(vec![(id.clone(), key.clone())]).seal(PROBE, "")?;
             if new.try_open(PROBE, &sealed).is_err() {
@@ -348,6 +354,8 @@ mod tests {
         let refused =
             old.renewed(&TWO.replace("k2", "k1")).expect_err("another key of the same name").message;
         assert!(refused.contains("key k1 has other bytes"), "{refused}");
+        assert!(old.renewed(" ").is_err(), "it would go on sealing with a key that is given up");
+        assert!(KeyRing::default().renewed("").expect("none before, none now").is_empty());
         assert_eq!(old.renewed(&format!("{TWO},{ONE}")).expect("renewed").ids().count(), 2);
     }
 
