@@ -27,7 +27,7 @@ pub struct Standing {
     pub later: i64,
     #[diesel(sql_type = Nullable<BigInt>)]
     pub oldest_due_at: Option<i64>,
-    /// Due for longest, whether somebody is at it or not.
+    /// Due for longest, whether somebody is at it or not; of what failed and is tried again later, since it failed.
     #[diesel(sql_type = Nullable<BigInt>)]
     pub undone_since: Option<i64>,
     /// Given up and not queued anew.
@@ -48,7 +48,7 @@ pub fn standings(conn: &mut Conn, now: Timestamp) -> Result<Vec<Standing>, DbErr
                    CASE WHEN last_error IS NOT NULL THEN 1 ELSE 0 END AS failed,
                    CASE WHEN run_after > $1 AND (leased_until IS NULL OR leased_until < $1) THEN 1 ELSE 0 END AS later,
                    CASE WHEN run_after <= $1 AND (leased_until IS NULL OR leased_until < $1) THEN run_after END AS due_at,
-                   CASE WHEN run_after <= $1 THEN run_after END AS undone_at, 0 AS dead
+                   CASE WHEN run_after <= $1 THEN run_after WHEN last_error IS NOT NULL THEN scheduled_at END AS undone_at, 0 AS dead
             FROM jobs
             UNION ALL
             SELECT queue, 0, 0, 0, 0, NULL, NULL, 1 FROM dead_letters WHERE requeued_at IS NULL

@@ -84,7 +84,7 @@ pub const TABLE: &[Metric] = &[
     labelled("open_spanner_jobs", Gauge, &["queue", "state"], "Background jobs of the whole installation: due, running, failed (to be tried again), later, dead (given up)", JOBS),
     labelled("open_spanner_jobs_oldest_due_seconds", Gauge, &["queue"], "How long the job that is due for longest has waited", JOB_QUEUES),
     labelled("open_spanner_leases_expired_total", Counter, &["queue"], "Jobs that were taken from a process that neither ended them nor gave them back in time", JOB_QUEUES),
-    plain("open_spanner_evaluation_lag_seconds", Gauge, "How long the oldest usage waits that alert rules or limits have not looked at to the end"),
+    plain("open_spanner_evaluation_lag_seconds", Gauge, "How long the oldest usage waits that alert rules or limits have not looked at to the end; since the last try where that failed"),
     labelled("open_spanner_worker_job_duration_seconds", Histogram, &["queue", "outcome"], "Time of one try of a job", &[]),
     labelled("open_spanner_worker_heartbeat_timestamp_seconds", Gauge, &["worker"], "When a process of this worker last said that it lives, in Unix time", &[]),
     labelled("open_spanner_webhook_deliveries_total", Counter, &["outcome"], "Attempts to deliver a webhook", &[&[("outcome", "delivered")], &[("outcome", "failed")]]),

@@ -214,6 +214,8 @@ fn the_dead_are_kept_and_can_be_revived() {
     let first = claim_at(&mut conn, &TOKEN, 5);
     retry(&mut conn, &first[0], &TOKEN, Timestamp(20), "broken").expect("freed");
     let found = depths(&mut conn, &["p", "q"], 1);
+    let standing = crate::jobs::sql::standings(&mut conn, Timestamp(10)).expect("counted");
+    assert!(standing[0].undone_since.is_some(), "not done, though not due for a while");
     let waiting = Depth { pending: 1, failed: 1, oldest_pending_at: Some(20), ..Depth::default() };
     assert_eq!(found, HashMap::from([("q".to_owned(), waiting)]));
     assert!(depths(&mut conn, &["q"], 2).is_empty(), "another workspace");
