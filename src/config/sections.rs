@@ -14,8 +14,9 @@ use crate::config::{ConfigError, Role, fault};
 
 /// Connections of a server whose operator did not choose a number.
 const DEFAULT_CONNS: u32 = 10;
-/// The same of a worker: as many jobs as it evaluates at once.
-const DEFAULT_WORKER_CONNS: u32 = 4;
+/// The same of a worker: four jobs that it evaluates at once, one for leases and readiness, and one kept back
+/// (`db::pool`).
+const DEFAULT_WORKER_CONNS: u32 = 6;
 
 /// REST, dashboard and health.
 #[derive(Clone, Debug)]

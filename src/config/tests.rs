@@ -524,7 +524,7 @@ fn settings_that_contradict_each_other() {
     let (all, workers) =
         (("OPEN_SPANNER_DB_MAX_OPEN_CONNS", "7"), ("OPEN_SPANNER_DB_WORKER_MAX_OPEN_CONNS", "3"));
     for (pairs, server, worker) in
-        [(&[][..], 10, 4), (&[all][..], 7, 7), (&[workers][..], 10, 3), (&[all, workers][..], 7, 3)]
+        [(&[][..], 10, 6), (&[all][..], 7, 7), (&[workers][..], 10, 3), (&[all, workers][..], 7, 3)]
     {
         assert_eq!((of("serve", pairs), of("alert-worker", pairs)), (server, worker), "{pairs:?}");
     }

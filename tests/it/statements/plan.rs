@@ -13,8 +13,9 @@ use serde_json::Value;
 use crate::support::{Database, Server};
 
 /// Tables that grow with use. Planners read small ones whole, and may.
-const LARGE: [&str; 11] = [
+const LARGE: [&str; 12] = [
     "consumption_decisions",
+    "event_days",
     "events",
     "idempotency_keys",
     "ingestion_runs",
