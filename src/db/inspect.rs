@@ -19,7 +19,7 @@ const MIGRATIONS: &str = "__diesel_schema_migrations";
 const REFERENCE_TABLES: [&str; 3] = ["meters", "usage_events", "schema_migrations"];
 
 /// One migration of this binary.
-struct WriteCache {
+struct OwnMigration {
     version: String,
     name: String,
 }
@@ -126,7 +126,7 @@ impl Found {
 
     /// Every migration of this binary, oldest first, and whether the database has it.
     pub fn steps(&self) -> Result<Vec<Step>> {
-        let step = |known: WriteCache| Step {
+        let step = |known: OwnMigration| Step {
             applied: self.applied.contains(&known.version),
             note: NOTES.iter().copied().find(|note| note.version == known.version).unwrap_or(UNDESCRIBED),
             name: known.name,
@@ -149,7 +149,7 @@ impl Found {
         self.applied.is_empty()
     }
 
-    fn known(&self) -> Result<Vec<WriteCache>> {
+    fn known(&self) -> Result<Vec<OwnMigration>> {
         let mut all = match self.is_postgres {
             true => known(MigrationSource::<diesel::pg::Pg>::migrations(&POSTGRES)),
             false => known(MigrationSource::<diesel::sqlite::Sqlite>::migrations(&SQLITE)),
@@ -175,10 +175,10 @@ pub fn versions(is_postgres: bool) -> Result<Vec<String>> {
 
 fn known<DB: diesel::backend::Backend>(
     migrations: diesel::migration::Result<Vec<Box<dyn Migration<DB>>>>,
-) -> Result<Vec<WriteCache>> {
+) -> Result<Vec<OwnMigration>> {
     let named = |migration: Box<dyn Migration<DB>>| {
         let name = migration.name();
-        WriteCache { version: name.version().to_string(), name: name.to_string() }
+        OwnMigration { version: name.version().to_string(), name: name.to_string() }
     };
     Ok(migrations.map_err(Error::internal)?.into_iter().map(named).collect())
 }
