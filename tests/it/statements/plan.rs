@@ -4,6 +4,7 @@
 //! by which index the rows of the large tables were found.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use diesel::connection::SimpleConnection;
 use diesel::sql_types::{Integer, Text};
@@ -90,6 +91,7 @@ impl<'a> Watch<'a> {
         let mut found = match self.database {
             Database::Sqlite { .. } => self.sent_to_sqlite(&server.log()[position..]),
             Database::Postgres { .. } => {
+                self.wait_for_the_ends();
                 // an empty month is read in whichever way, and costs nothing
                 let empty = "SELECT relname::text AS line FROM pg_class WHERE relkind = 'r' AND relpages = 0";
                 carried_out_by_postgres(
@@ -102,6 +104,19 @@ impl<'a> Watch<'a> {
         found.sort_by(|a, b| (&a.name, &a.ways).cmp(&(&b.name, &b.ways)));
         found.dedup_by(|a, b| (&a.name, &a.ways) == (&b.name, &b.ways));
         found
+    }
+
+    /// PostgreSQL writes the last plan of a transaction down when that ends, which may be after the answer.
+    fn wait_for_the_ends(&self) {
+        let busy = "SELECT pid::text AS line FROM pg_stat_activity WHERE datname = current_database()
+                    AND backend_type = 'client backend' AND pid <> pg_backend_pid() AND state <> 'idle'";
+        for _ in 0..500 {
+            if self.database.lines(busy).is_empty() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        panic!("a transaction does not end");
     }
 
     fn sent_to_sqlite(&self, lines: &[String]) -> Vec<Sent> {
