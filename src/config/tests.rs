@@ -209,7 +209,7 @@ fn every_default_is_a_good_value() {
         ("sqlite", "open-spanner.db".to_owned())
     );
     assert_eq!((config.db.max_open_conns, config.db.max_idle_conns), (10, None));
-    assert_eq!((config.db.server_open_conns, config.db.worker_open_conns), (10, 4));
+    assert_eq!((config.db.server_open_conns, config.db.worker_open_conns), (10, 6));
     assert_eq!((config.db.conn_max_lifetime, config.db.conn_max_idle_time), (None, None));
     assert_eq!(config.ingest.max_body_bytes, 8 << 20);
     assert_eq!((config.ingest.max_stream_events, config.ingest.rate_limit_events), (0, 0));

@@ -75,7 +75,7 @@ pub struct UsageView {
     pub other: Option<Window>,
     pub kind: Kind,
     pub is_cumulative: bool,
-    show: String,
+    pub show: String,
     /// As in the address: empty is what the meter makes of its quantities.
     pub metric: String,
     /// Groups that have a series of their own at most.
