@@ -79,7 +79,6 @@ pub struct Config {
     pub encryption_keys: Option<Secret>,
     /// A folder of an image that must be a volume.
     pub data_volume: Option<PathBuf>,
-    pub data_may_be_lost: bool,
     /// Where there is no key and none is made: whether secrets are stored as they are, or not at all.
     pub clear_secrets: bool,
     /// Time to finish accepted work after a signal to stop.
@@ -342,7 +341,6 @@ impl Config {
             cache_ttl: v.duration("CACHE_TTL"),
             encryption_keys: v.secret("ENCRYPTION_KEYS"),
             data_volume: v.optional_text("DATA_VOLUME").map(PathBuf::from),
-            data_may_be_lost: v.boolean("DATA_MAY_BE_LOST"),
             clear_secrets: v.boolean("CLEAR_SECRETS"),
             shutdown_timeout: v.duration("SHUTDOWN_TIMEOUT"),
             log_format: match v.text("LOG_FORMAT").as_str() {

@@ -35,8 +35,8 @@ fn main() -> ExitCode {
     if let Some(command) = loaded.command {
         return ended(cli::run(&config, command));
     }
-    let keeps_data =
-        !config.data_may_be_lost && !matches!(config.role, Role::Migrate(MigrateAction::Status { .. }));
+    // a look at the schema keeps nothing
+    let keeps_data = !matches!(config.role, Role::Migrate(MigrateAction::Status { .. }));
     if let Some(volume) = config.data_volume.as_deref().filter(|_| keeps_data)
         && let Err(error) = db::volume::refuse_lost_data(&config.db.driver, volume)
     {

@@ -19,8 +19,8 @@ pub fn refuse_lost_data(driver: &Driver, volume: &Path) -> Result<()> {
     let (Some(folder), Ok(mounts)) = (folder, std::fs::read_to_string(MOUNTS)) else { return Ok(()) };
     let Some(why) = why_lost(&mounts, folder, volume) else { return Ok(()) };
     Err(unusable(format!(
-        "{} {why}: what is stored there is lost with the container; mount a volume of a name (-v open-spanner:{}), or say that \
-         data may be lost with OPEN_SPANNER_DATA_MAY_BE_LOST=true",
+        "{} {why}: what is stored there is lost with the container; mount a volume of a name (-v open-spanner:{}), or \
+         leave OPEN_SPANNER_DATA_VOLUME away",
         volume.display(),
         volume.display()
     )))
