@@ -3,6 +3,7 @@
 
 pub mod calendar;
 pub mod cloudevent;
+pub mod day_sums;
 pub mod delta;
 pub mod event;
 pub mod expression;

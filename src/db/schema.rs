@@ -351,6 +351,7 @@ table! {
         first_start -> BigInt,
         last_start -> BigInt,
         cell_count -> BigInt,
+        day_facets -> Nullable<Text>,
         days -> Nullable<Binary>,
         cells -> Binary,
     }

@@ -91,7 +91,7 @@ impl Facet {
     }
 
     /// The same of the text of values; `None` where that cannot be read.
-    fn project_text(&self, values: &str, known: &mut Projected) -> Option<String> {
+    pub(super) fn project_text(&self, values: &str, known: &mut Projected) -> Option<String> {
         let of_facet = match known.0.get_mut(self) {
             Some(of_facet) => of_facet,
             None => known.0.entry(self.clone()).or_default(),
@@ -168,22 +168,6 @@ pub fn by_day(cells: Cells) -> BTreeMap<Timestamp, Cells> {
         }
     }
     days
-}
-
-/// Cells that the sum of a day stands for at least, on average, where days are kept beside their cells.
-const CELLS_OF_A_DAY_MIN: u64 = 4;
-
-/// Packs the sums of the days of packed cells, whatever their dimensions and without first and last events; `None` where
-/// they are hardly fewer than the cells, and for bytes that [`pack`] did not make.
-pub fn pack_days(cells: &[u8]) -> Option<Vec<u8>> {
-    let (mut sums, mut count) = (Sums::default(), 0);
-    for group in groups(cells)? {
-        count += group.count;
-        group.add_to(&mut sums, |start| Some(start.floor(DAY)))?;
-    }
-    let days: Series = sums.into_parts().collect();
-    let pays = days.len() as u64 * CELLS_OF_A_DAY_MIN <= count;
-    pays.then(|| pack_groups(1, std::iter::once((0, "{}", &days)), false))
 }
 
 /// First and last events take most of the room: they are packed for meters that answer with them.
@@ -327,6 +311,11 @@ pub struct PackedGroup<'a> {
 }
 
 impl<'a> PackedGroup<'a> {
+    /// How many sums it has, by its own account.
+    pub fn len(&self) -> usize {
+        self.count as usize
+    }
+
     /// Start and sum in order; ends with `None` where the bytes are not what they should be.
     pub fn parts(&self, with_edges: bool) -> impl Iterator<Item = Option<(Timestamp, Part)>> + use<'a> {
         let (mut input, mut quarter, mut left) = (Input(self.parts), 0i64, self.count);
@@ -583,23 +572,6 @@ mod tests {
                 packed.add_to(&mut all_together, bucket).expect("just packed");
             }
             prop_assert_eq!(all_together.into_parts().collect::<BTreeMap<_, _>>(), all_one_by_one);
-        }
-
-        /// Days of cells are what their events add up to, whatever dimensions they have.
-        #[test]
-        fn days_are_sums_of_their_cells(events in events(), with_edges: bool) {
-            let mut wanted = Series::default();
-            for parts in cells_of(&events, false).values() {
-                wanted.add_all(parts, DAY);
-            }
-            let cells = cells_of(&events, with_edges);
-            let pays = wanted.len() as u64 * CELLS_OF_A_DAY_MIN <= count(&cells) as u64;
-            let packed = pack_days(&pack(&cells));
-            prop_assert_eq!(packed.is_some(), pays);
-            if let Some(packed) = packed {
-                let days = unpack(&packed).expect("just packed");
-                prop_assert_eq!(days.into_values().collect::<Vec<_>>(), [wanted]);
-            }
         }
 
         /// In any order and through any number of packings, sums are those of all events at once.

@@ -305,7 +305,8 @@ impl Sum<'_> {
             Subjects::All | Subjects::Each => None,
         };
         let (cells, left_out) = (&mut self.cells, &mut self.left_out);
-        Runs { asked, subject_ids, days, with_names: self.named, cells, left_out }.add_up(conn)
+        let by_day = asked.facet_of_days();
+        Runs { asked, subject_ids, days, by_day, with_names: self.named, cells, left_out }.add_up(conn)
     }
 
     /// Whether anything is stored from before a dimension of the query was declared.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use crate::db::DbError;
 use crate::error::Error;
-use crate::metering::facet::{self, PackedGroup};
+use crate::metering::facet::{self, Facet, PackedGroup};
 use crate::metering::json;
 use crate::metering::rollup::{Part, merge};
 use crate::metering::short;
@@ -51,15 +51,17 @@ impl Asked<'_> {
         days
     }
 
-    /// Whether sums of whole days answer, whatever their dimensions: no two instants of a day of UTC are told apart. Days that
-    /// lie only partly in the window are not looked at here.
-    pub fn is_by_day(&self) -> bool {
+    /// By what the sums of whole days answer, if they do: no two instants of a day of UTC are told apart, and no more than one
+    /// dimension is looked at. Days that lie only partly in the window are not looked at here.
+    pub fn facet_of_days(&self) -> Option<Facet> {
         let is_hourly = match (&self.query.buckets, self.cover) {
             (None, _) => false,
             (Some(buckets), None) => !buckets.is_plain() || buckets.calendar.size == BucketSize::Hour,
             (Some(_), Some(cover)) => !cover.cut_days().is_empty(),
         };
-        !is_hourly && self.query.paths().is_empty() && !self.needs_edges()
+        let dimensions: BTreeSet<String> = self.query.paths().into_iter().map(str::to_owned).collect();
+        let is_answered = !is_hourly && dimensions.len() <= 1 && !self.needs_edges();
+        is_answered.then_some(Facet::Of(dimensions))
     }
 
     pub fn needs_edges(&self) -> bool {

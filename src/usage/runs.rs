@@ -10,7 +10,9 @@ use crate::db::columns::readable;
 use crate::db::schema::subjects;
 use crate::db::statement::{Statement, integers};
 use crate::db::{Conn, DbError};
+use crate::metering::day_sums;
 use crate::metering::delta::SubjectCells;
+use crate::metering::facet::Facet;
 use crate::metering::time::{DAY, Timestamp, Window};
 use crate::usage::packed::{Asked, unreadable};
 use crate::usage::query::GroupedAggregates;
@@ -29,6 +31,8 @@ pub struct Runs<'a> {
     pub subject_ids: Option<&'a [i64]>,
     /// Only what begins on these days; `None`: on every day of the window.
     pub days: Option<&'a BTreeSet<i64>>,
+    /// By what the sums of whole days answer, if they do ([`Asked::facet_of_days`]).
+    pub by_day: Option<Facet>,
     /// The answer tells subjects apart, or asks for their names.
     pub with_names: bool,
     pub cells: &'a mut GroupedAggregates,
@@ -83,7 +87,12 @@ impl Runs<'_> {
 
     fn add(&mut self, subject: &str, id: i64, cells: &[u8]) -> Result<(), DbError> {
         let days = self.days;
-        let sums = self.asked.read(cells, subject, |day| days.is_none_or(|days| days.contains(&day.0)));
+        let wants = |day: Timestamp| days.is_none_or(|days| days.contains(&day.0));
+        let cells = match &self.by_day {
+            Some(facet) => day_sums::cells_of(cells, facet),
+            None => Some(cells),
+        };
+        let sums = cells.ok_or_else(unreadable).and_then(|cells| self.asked.read(cells, subject, wants));
         match readable("rollup_subjects", id, sums) {
             Some(sums) => sums.add_to(self.cells, self.left_out),
             None => Ok(()),
@@ -118,14 +127,15 @@ impl Runs<'_> {
         )
     }
 
-    /// The sums of the days of a run instead of all its cells, where days answer. A day that a bound of the window cuts is
-    /// whole in the window if the run has nothing on the other side of it: what began within a day is asked of its cells.
+    /// The sums of the days of a run instead of all its cells, where it has those that answer. A day that a bound of the
+    /// window cuts is whole in the window if the run has nothing on the other side of it: what began within a day is asked
+    /// of its cells.
     fn cells_sql(&self, statement: &mut Statement) -> String {
-        if !self.asked.is_by_day() {
-            return "r.cells".to_owned();
-        }
+        let Some(facet) = &self.by_day else { return "r.cells".to_owned() };
         let Window { from, to } = self.asked.window;
-        let mut whole = vec!["r.days IS NOT NULL".to_owned()];
+        let position = if statement.is_postgres { "strpos" } else { "instr" };
+        let mut whole =
+            vec![format!("{position}(r.day_facets, {}) > 0", statement.text(day_sums::entry(facet)))];
         if from != from.floor(DAY) {
             whole.push(format!("r.first_start >= {}", statement.int(from.ceil(DAY).0)));
         }
@@ -218,7 +228,8 @@ mod tests {
         let mut statement = Statement::new(&conn);
         let asked = Asked { query: &query, since: 0, pruned_before: Timestamp(0), window, cover: None };
         let (cells, left_out) = (&mut GroupedAggregates::first(9), &mut None);
-        let runs = Runs { asked, subject_ids, days: None, with_names: true, cells, left_out };
+        let by_day = asked.facet_of_days();
+        let runs = Runs { asked, subject_ids, days: None, by_day, with_names: true, cells, left_out };
         let sql = runs.runs_sql(&mut statement);
         plan::of(statement, &mut conn, &sql)
     }

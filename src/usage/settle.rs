@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use diesel::prelude::*;
 use diesel::sql_query;
-use diesel::sql_types::{Array, BigInt, Binary, Nullable};
+use diesel::sql_types::{Array, BigInt, Binary, Nullable, Text};
 
 use crate::db::columns::readable;
 use crate::db::identity::{made_at, new_id};
@@ -14,10 +14,13 @@ use crate::db::prepared::prepared;
 use crate::db::statement::integers;
 use crate::db::{Conn, DbError};
 use crate::error::Error;
+use crate::metering::day_sums::{self, DaySums};
 use crate::metering::delta::{self, Counts};
-use crate::metering::facet::{self, Cells, QUARTER};
+use crate::metering::facet::{self, Cells, Projected, QUARTER};
+use crate::metering::meter::Meter;
 use crate::metering::rollup::Series;
 use crate::metering::time::Timestamp;
+use crate::meters;
 use crate::usage::fold::DeltaSize;
 use crate::usage::packed::unreadable;
 use crate::usage::runs::PERIOD;
@@ -115,12 +118,12 @@ struct Run {
     first_start: i64,
     last_start: i64,
     cell_count: i64,
-    days: Option<Vec<u8>>,
+    days: Option<DaySums>,
     cells: Vec<u8>,
 }
 
 impl Run {
-    fn of(owner: Owner, cells: &Cells) -> Run {
+    fn of(owner: Owner, cells: &Cells, meter: &Meter, known: &mut Projected) -> Run {
         let starts = || cells.values().flat_map(Series::starts).map(|start| start.0);
         let packed = facet::pack(cells);
         Run {
@@ -129,9 +132,17 @@ impl Run {
             first_start: starts().min().unwrap_or_default(),
             last_start: starts().max().unwrap_or_default(),
             cell_count: facet::count(cells) as i64,
-            days: facet::pack_days(&packed),
+            days: day_sums::of_cells(&packed, meter, known),
             cells: packed,
         }
+    }
+
+    fn day_facets(&self) -> Option<&str> {
+        self.days.as_ref().map(|days| days.facets.as_str())
+    }
+
+    fn packed_days(&self) -> Option<&[u8]> {
+        self.days.as_ref().map(|days| days.packed.as_slice())
     }
 }
 
@@ -168,14 +179,16 @@ pub fn prepare(conn: &mut Conn, meter_id: i64) -> Result<Option<Settled>, DbErro
     if deltas.is_empty() {
         return Ok(None);
     }
+    let Some(meter) = meters::sql::find_by_id(conn, meter_id)? else { return Ok(None) };
     let is_part = deltas.len() < rows.len() || has_more;
+    let mut known = Projected::default();
     let mut settled = Settled { meter_id, deltas, replaced: Vec::new(), runs: Vec::new(), counts, is_part };
     let mut periods: BTreeMap<i64, BTreeMap<i64, Cells>> = BTreeMap::new();
     for ((period, subject_id), cells) in added {
         periods.entry(period).or_default().insert(subject_id, cells);
     }
     for (period, subjects) in periods {
-        settled.add_period(conn, period, subjects)?;
+        settled.add_period(conn, period, subjects, &meter, &mut known)?;
     }
     Ok(Some(settled))
 }
@@ -221,6 +234,8 @@ impl Settled {
         conn: &mut Conn,
         period: i64,
         subjects: BTreeMap<i64, Cells>,
+        meter: &Meter,
+        known: &mut Projected,
     ) -> Result<(), DbError> {
         let mut merged = self.to_merge(conn, period, &subjects)?;
         // unpacked, sums take many times as much room: one subject at a time
@@ -234,7 +249,8 @@ impl Settled {
                 }
             }
             let pieces = pieces(cells);
-            self.runs.extend(pieces.iter().map(|cells| Run::of((period, subject_id), cells)));
+            let runs = pieces.iter().map(|cells| Run::of((period, subject_id), cells, meter, known));
+            self.runs.extend(runs);
         }
         Ok(())
     }
@@ -301,9 +317,10 @@ prepared!(
     AddRuns for diesel::PgConnection,
     (meter_id: BigInt = i64, periods: Array<BigInt> = Vec<i64>, subject_ids: Array<BigInt> = Vec<i64>, ids: Array<BigInt> = Vec<i64>,
      first_starts: Array<BigInt> = Vec<i64>, last_starts: Array<BigInt> = Vec<i64>, cell_counts: Array<BigInt> = Vec<i64>,
-     days: Array<Nullable<Binary>> = Vec<Option<&'a [u8]>>, cells: Array<Binary> = Vec<&'a [u8]>),
-    "INSERT INTO rollup_subjects (meter_id, period, subject_id, id, first_start, last_start, cell_count, days, cells)
-     SELECT ?, new.* FROM unnest(?, ?, ?, ?, ?, ?, ?, ?) AS new"
+     day_facets: Array<Nullable<Text>> = Vec<Option<&'a str>>, days: Array<Nullable<Binary>> = Vec<Option<&'a [u8]>>,
+     cells: Array<Binary> = Vec<&'a [u8]>),
+    "INSERT INTO rollup_subjects (meter_id, period, subject_id, id, first_start, last_start, cell_count, day_facets, days, cells)
+     SELECT ?, new.* FROM unnest(?, ?, ?, ?, ?, ?, ?, ?, ?) AS new"
 );
 prepared!(
     DeleteRuns for diesel::PgConnection,
@@ -314,9 +331,10 @@ prepared!(
 prepared!(
     AddRun for diesel::SqliteConnection,
     (meter_id: BigInt = i64, period: BigInt = i64, subject_id: BigInt = i64, id: BigInt = i64, first_start: BigInt = i64,
-     last_start: BigInt = i64, cell_count: BigInt = i64, days: Nullable<Binary> = Option<Vec<u8>>, cells: Binary = Vec<u8>),
-    "INSERT INTO rollup_subjects (meter_id, period, subject_id, id, first_start, last_start, cell_count, days, cells)
-     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+     last_start: BigInt = i64, cell_count: BigInt = i64, day_facets: Nullable<Text> = Option<&'a str>,
+     days: Nullable<Binary> = Option<&'a [u8]>, cells: Binary = Vec<u8>),
+    "INSERT INTO rollup_subjects (meter_id, period, subject_id, id, first_start, last_start, cell_count, day_facets, days, cells)
+     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 );
 prepared!(
     DeleteRun for diesel::SqliteConnection,
@@ -372,17 +390,31 @@ fn add_runs(conn: &mut Conn, settled: &Settled) -> Result<(), DbError> {
                 first_starts: &runs.iter().map(|run| run.first_start).collect(),
                 last_starts: &runs.iter().map(|run| run.last_start).collect(),
                 cell_counts: &runs.iter().map(|run| run.cell_count).collect(),
-                days: &runs.iter().map(|run| run.days.as_deref()).collect(),
+                day_facets: &runs.iter().map(Run::day_facets).collect(),
+                days: &runs.iter().map(Run::packed_days).collect(),
                 cells: &runs.iter().map(|run| run.cells.as_slice()).collect(),
             }
             .execute(c)?;
         }
         Conn::Sqlite(c) => {
             for run in runs {
-                let Run { owner: (period, subject_id), id, first_start, last_start, cell_count, days, cells } =
-                    run;
-                AddRun { meter_id, period, subject_id, id, first_start, last_start, cell_count, days, cells }
-                    .execute(c)?;
+                let Run {
+                    owner: (period, subject_id), id, first_start, last_start, cell_count, cells, ..
+                } = run;
+                let (day_facets, days) = (&run.day_facets(), &run.packed_days());
+                AddRun {
+                    meter_id,
+                    period,
+                    subject_id,
+                    id,
+                    first_start,
+                    last_start,
+                    cell_count,
+                    day_facets,
+                    days,
+                    cells,
+                }
+                .execute(c)?;
             }
         }
     }

@@ -438,7 +438,8 @@ CREATE TABLE rollup_subjects (
     first_start BIGINT NOT NULL,
     last_start BIGINT NOT NULL,
     cell_count BIGINT NOT NULL,
-    -- the same by day alone, where that is much less
+    -- the same by day, for those dimensions alone where it is much less: ";;region;" is by none, and by region
+    day_facets TEXT,
     days BYTEA,
     cells BYTEA NOT NULL,
     PRIMARY KEY (meter_id, period, subject_id, id)

@@ -413,7 +413,9 @@ CREATE TABLE rollup_subjects (
     first_start INTEGER NOT NULL,
     last_start INTEGER NOT NULL,
     cell_count INTEGER NOT NULL,
-    -- the same by day alone, where that is much less; before cells, whose pages then need not be read
+    -- the same by day, for those dimensions alone where it is much less: ";;region;" is by none, and by region;
+    -- before cells, whose pages then need not be read
+    day_facets TEXT,
     days BLOB,
     cells BLOB NOT NULL,
     PRIMARY KEY (meter_id, period, subject_id, id)
