@@ -192,16 +192,33 @@ fn written(path: &str, test: &Test, statement: &mut Statement) -> Option<String>
         Test::Text(text) => vec![serde_json::to_string(text).ok()?, text.clone()],
         _ => vec![String::new()],
     };
-    let places = values.iter().map(|value| {
-        let text = statement.text(format!("{name}\":{value}"));
-        format!("instr(e.metadata, {text}) > 0")
-    });
+    let places = values.iter().map(|value| stands_in("e.metadata", &format!("{name}\":{value}"), statement));
     let places: Vec<String> = places.collect();
     (!places.is_empty()).then(|| balanced(&places, " OR "))
 }
 
 /// Texts that are looked for one by one.
 const WRITTEN_MAX: usize = 16;
+
+/// SQLite refuses patterns of more than 50,000 bytes, and a character may take three.
+const PATTERN_MAX: usize = 10_000;
+
+/// SQLite only. Whether a text has this part. GLOB has the C library find the first letter, many bytes at once; `instr` looks
+/// at one character after the other, which costs as much as reading the row.
+fn stands_in(column: &str, part: &str, statement: &mut Statement) -> String {
+    if part.len() > PATTERN_MAX {
+        return format!("instr({column}, {}) > 0", statement.text(part));
+    }
+    let mut pattern = "*".to_owned();
+    for letter in part.chars() {
+        match letter {
+            '*' | '?' | '[' => pattern.extend(['[', letter, ']']),
+            letter => pattern.push(letter),
+        }
+    }
+    pattern.push('*');
+    format!("{column} GLOB {}", statement.text(pattern))
+}
 
 /// PostgreSQL only. A path is dot-separated words, so it needs no escaping inside the array literal. `#>` would also
 /// step into lists, which finds more than is asked for, never less.
@@ -279,5 +296,45 @@ fn json_text(literal: &Literal) -> Option<String> {
         Literal::Number(number) => Some(number.to_json()),
         Literal::Bool(flag) => Some(flag.to_string()),
         Literal::Time(_) | Literal::List(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use diesel::sql_types::BigInt;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::db::statement::plan;
+
+    #[derive(diesel::QueryableByName)]
+    struct Found {
+        #[diesel(sql_type = BigInt)]
+        found: i64,
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(1_000))]
+
+        /// Whatever signs of a pattern are in it.
+        #[test]
+        fn a_part_is_found_where_it_stands(text in "[ab*?\\[\\]^é-]{0,12}", part in "[ab*?\\[\\]^é-]{0,4}", is_long: bool) {
+            thread_local! {
+                static DATABASE: std::cell::RefCell<(tempfile::TempDir, crate::db::Conn)> = plan::empty_database().into();
+            }
+            let (mut text, mut part) = (text, part);
+            if is_long {
+                let more = "*".repeat(PATTERN_MAX);
+                (text, part) = (format!("{more}{text}"), format!("{more}{part}"));
+            }
+            DATABASE.with_borrow_mut(|(_, conn)| {
+                let mut statement = Statement::new(conn);
+                let column = format!("CAST({} AS TEXT)", statement.text(text.as_str()));
+                let sql = format!("SELECT {} AS found", stands_in(&column, &part, &mut statement));
+                let rows: Vec<Found> = statement.load(conn, &sql).expect("SQL");
+                prop_assert_eq!(rows[0].found == 1, text.contains(&part), "{} in {}", part, text);
+                Ok(())
+            })?;
+        }
     }
 }
