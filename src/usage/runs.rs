@@ -142,7 +142,19 @@ impl Runs<'_> {
         if to != to.floor(DAY) {
             whole.push(format!("r.last_start < {}", statement.int(to.0)));
         }
+        whole.extend(self.pruned_sql(statement));
         format!("CASE WHEN {} THEN r.days ELSE r.cells END", whole.join(" AND "))
+    }
+
+    /// Of a day that is pruned in part, sums that do not know a dimension answer for the part whose events are gone, and
+    /// events for the rest: the sum of such a day says nothing of either.
+    fn pruned_sql(&self, statement: &mut Statement) -> Option<String> {
+        let (Window { from, to }, pruned) = (self.asked.window, self.asked.pruned_before);
+        let is_in_part = self.asked.since > 0 && from < pruned && pruned < to && pruned != pruned.floor(DAY);
+        is_in_part.then(|| {
+            let (gone, stored) = (statement.int(pruned.0), statement.int(pruned.ceil(DAY).0));
+            format!("(r.last_start < {gone} OR r.first_start >= {stored})")
+        })
     }
 
     fn deltas_sql(&self, statement: &mut Statement) -> String {

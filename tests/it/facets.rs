@@ -1,6 +1,7 @@
 //! Sums by dimensions and subjects, folded and settled or not: always what a recount of the raw events gives, at once, through changes of the
 //! meter, late events, days with too many values, and servers that are killed.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
@@ -18,6 +19,7 @@ on_both_databases!(
     a_day_with_many_values_has_hours_and_events_off_the_hour,
     zones_off_the_hour_need_no_events,
     days_of_subjects_are_read_without_their_cells,
+    a_day_that_is_pruned_in_part_is_told_apart_by_the_hour,
     sums_that_a_killed_server_left_are_folded_by_the_next,
     sums_that_cannot_be_read_are_given_up_and_the_rest_goes_on,
 );
@@ -69,6 +71,15 @@ async fn folded(database: &Database) {
     let began = Instant::now();
     while database.count("rollup_deltas WHERE cells IS NOT NULL") > 0 {
         assert!(began.elapsed() < Duration::from_secs(30), "sums stay unfolded");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Waits until nothing is left to settle either.
+async fn settled(database: &Database) {
+    let began = Instant::now();
+    while database.count("rollup_deltas") > 0 {
+        assert!(began.elapsed() < Duration::from_secs(30), "sums stay unsettled");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
@@ -378,11 +389,7 @@ async fn days_of_subjects_are_read_without_their_cells(database: Database) {
     let workspace = server.workspace().await;
     meter_with(&workspace, &["endpoint", "region"]).await;
     record(&workspace, &mut StdRng::seed_from_u64(13), &["m"], 1000).await;
-    let began = Instant::now();
-    while database.count("rollup_deltas") > 0 {
-        assert!(began.elapsed() < Duration::from_secs(30), "sums stay unsettled");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    settled(&database).await;
     assert_eq!(database.count("rollup_subjects WHERE day_facets <> ';;endpoint;region;' OR days IS NULL"), 0);
     database.execute(&format!("UPDATE rollup_subjects SET cells = {}", garbage(&database)));
     let of_one_region =
@@ -426,6 +433,53 @@ async fn days_are_read(workspace: &Client, asked: &Value, is_kept: bool) {
             let counted = workspace.post("/v1/usages/search", &by_events).await.expect(200).text;
             assert_eq!(answered == counted, is_by_day && is_coarse && is_kept, "{by_days}: {answered}");
         }
+    }
+}
+
+/// What rows come to by region, in hundredths.
+fn by_region(rows: &Value) -> BTreeMap<String, i64> {
+    let mut sums = BTreeMap::new();
+    for row in rows.as_array().expect("rows") {
+        let region = row["group"]["region"].as_str().expect("a text").to_owned();
+        let quantity = row["quantity"].as_f64().expect("a number");
+        *sums.entry(region).or_default() += (quantity * 100.0).round() as i64;
+    }
+    sums
+}
+
+/// Before a dimension was declared sums do not know it: they answer for what is pruned, events for the rest, also where both
+/// are of one day.
+async fn a_day_that_is_pruned_in_part_is_told_apart_by_the_hour(database: Database) {
+    let server = Server::start_with(&database, &[("OPEN_SPANNER_INGEST_SETTLE_AFTER", "100ms")]);
+    let workspace = server.workspace().await;
+    let body = json!({"name": "m", "unit": "u", "dimensions": [dimension("endpoint")]});
+    let made = workspace.post("/v1/meters", &body).await.json(201);
+    let mut rng = StdRng::seed_from_u64(19);
+    record(&workspace, &mut rng, &["m"], 1000).await;
+    settled(&database).await;
+    let path = format!("/v1/meters/{}", made["id"].as_str().expect("an id"));
+    let dimensions = json!([dimension("endpoint"), dimension("region")]);
+    workspace.put(&path, &json!({"dimensions": dimensions})).await.expect(200);
+    record(&workspace, &mut rng, &["m"], 1000).await;
+    settled(&database).await;
+    assert_eq!(database.count("rollup_subjects WHERE day_facets <> ';;endpoint;region;' OR days IS NULL"), 0);
+    ask(&workspace, &mut rng, &["m"], &["endpoint", "region"], 40).await;
+    // the second of June, ten o'clock
+    database.execute(
+        "DELETE FROM events WHERE event_time < 1780394400000000; UPDATE meters SET pruned_before = 1780394400000000",
+    );
+    for asked in
+        [json!({"subject": "s1", "group_by": ["region"]}), json!({"group_by": ["subject", "region"]})]
+    {
+        let mut question = json!({"meter": "m", "from": "2026-06-02T00:00:00Z", "to": "2026-06-03T00:00:00Z", "limit": 1000});
+        question.as_object_mut().expect("an object").extend(asked.as_object().expect("an object").clone());
+        question["bucket_size"] = json!("day");
+        let days = workspace.post("/v1/usages/search", &question).await.json(200);
+        question["bucket_size"] = json!("hour");
+        let hours = workspace.post("/v1/usages/search", &question).await.json(200);
+        let (days, hours) = (by_region(&days), by_region(&hours));
+        assert_eq!(days, hours, "{asked}");
+        assert!(hours.contains_key("<nil>") && hours.contains_key("region1"), "{hours:?}");
     }
 }
 
