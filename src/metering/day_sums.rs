@@ -3,9 +3,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::metering::facet::{
-    self, Cells, Facet, Group, Input, PackedGroup, Projected, put_bytes, put_unsigned,
-};
+use crate::metering::facet::{self, Cells, Facet, Group, Input, PackedGroup, put_bytes, put_unsigned};
+use crate::metering::json::{self, Map};
 use crate::metering::meter::Meter;
 use crate::metering::short::Sums;
 use crate::metering::time::DAY;
@@ -16,6 +15,9 @@ const FORMAT: u8 = 3;
 const CELLS_OF_A_SUM_MIN: usize = 4;
 /// And all choices together where there are so many.
 const CELLS_OF_ALL_SUMS_MIN: usize = 2;
+/// Dimensions that are added up at a time. A meter may have a hundred: reading the values of cells again for each of them takes
+/// longer than a transaction may, and the sums of all of them much room.
+const DIMENSIONS_AT_ONCE: usize = 16;
 
 /// What is stored beside the cells.
 #[derive(Debug, PartialEq, Eq)]
@@ -33,33 +35,64 @@ pub fn entry(facet: &Facet) -> String {
 
 /// Adds up the days of packed cells; `None` where they are hardly fewer than the cells, and for bytes that [`facet::pack`]
 /// did not make. Dimensions that `meter` does not have are looked for in the cells.
-pub fn of_cells(cells: &[u8], meter: &Meter, known: &mut Projected) -> Option<DaySums> {
+pub fn of_cells(cells: &[u8], meter: &Meter) -> Option<DaySums> {
     let groups = facet::groups(cells)?;
     let count: usize = groups.iter().map(PackedGroup::len).sum();
-    let pays = |days: &Cells| facet::count(days) * CELLS_OF_A_SUM_MIN <= count;
-    let none = Facet::Of(BTreeSet::new());
-    let days = by(&none, &groups, known).filter(pays)?;
-    let mut left = (count / CELLS_OF_ALL_SUMS_MIN).checked_sub(facet::count(&days))?;
-    let mut kept = vec![(none, days)];
-    for dimension in &meter.dimensions {
-        let facet = Facet::Of(BTreeSet::from([dimension.name.clone()]));
-        let days = by(&facet, &groups, known)?;
-        if pays(&days) && facet::count(&days) <= left {
-            left -= facet::count(&days);
-            kept.push((facet, days));
+    let most = count / CELLS_OF_A_SUM_MIN;
+    let none = by_none(&groups)?;
+    // whatever tells them apart, sums are not fewer
+    let fewest = facet::count(&none);
+    let mut left = (count / CELLS_OF_ALL_SUMS_MIN).checked_sub(fewest).filter(|_| fewest <= most)?;
+    let mut kept = vec![(Facet::Of(BTreeSet::new()), none)];
+    let names: Vec<&str> = meter.dimensions.iter().map(|dimension| dimension.name.as_str()).collect();
+    for names in names.chunks(DIMENSIONS_AT_ONCE) {
+        if left < fewest {
+            break;
+        }
+        for (name, days) in by_each(names, &groups, most)? {
+            let length = facet::count(&days);
+            if length <= most && length <= left {
+                left -= length;
+                kept.push((Facet::Of(BTreeSet::from([name.to_owned()])), days));
+            }
         }
     }
     Some(pack(&kept))
 }
 
-fn by(facet: &Facet, groups: &[PackedGroup], known: &mut Projected) -> Option<Cells> {
-    let mut sums: BTreeMap<Group, Sums> = BTreeMap::new();
+/// Sums of days by what their cells have in common.
+type Days = BTreeMap<Group, Sums>;
+
+fn by_none(groups: &[PackedGroup]) -> Option<Cells> {
+    let mut days = Days::new();
     for group in groups {
-        let values = facet.project_text(group.values, known)?;
-        let days = sums.entry(Group { version: group.version, values }).or_default();
-        group.add_to(days, |start| Some(start.floor(DAY)))?;
+        add(&mut days, group, json::object_text(&Map::new()))?;
     }
-    Some(sums.into_iter().map(|(group, days)| (group, days.into_parts().collect())).collect())
+    Some(cells_of_days(days))
+}
+
+/// By each of these dimensions alone, but those that have more than `most` values.
+fn by_each<'n>(names: &[&'n str], groups: &[PackedGroup], most: usize) -> Option<Vec<(&'n str, Cells)>> {
+    let mut each: Vec<(&str, Days)> = names.iter().map(|name| (*name, Days::new())).collect();
+    for group in groups {
+        let values = json::parse_object(group.values)?;
+        for (name, days) in &mut each {
+            let value = values.get_key_value(*name).map(|(name, value)| (name.clone(), value.clone()));
+            let alone: Map = value.into_iter().collect();
+            add(days, group, json::object_text(&alone))?;
+        }
+        each.retain(|(_, days)| days.len() <= most);
+    }
+    Some(each.into_iter().map(|(name, days)| (name, cells_of_days(days))).collect())
+}
+
+fn add(days: &mut Days, group: &PackedGroup, values: String) -> Option<()> {
+    let sums = days.entry(Group { version: group.version, values }).or_default();
+    group.add_to(sums, |start| Some(start.floor(DAY)))
+}
+
+fn cells_of_days(days: Days) -> Cells {
+    days.into_iter().map(|(group, sums)| (group, sums.into_parts().collect())).collect()
 }
 
 fn pack(kept: &[(Facet, Cells)]) -> DaySums {
@@ -92,9 +125,12 @@ pub fn cells_of<'a>(bytes: &'a [u8], facet: &Facet) -> Option<&'a [u8]> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use proptest::prelude::*;
 
     use super::*;
+    use crate::clock;
     use crate::metering::meter;
     use crate::metering::quantity::Quantity;
     use crate::metering::rollup::{Part, Series};
@@ -150,7 +186,7 @@ mod tests {
         #[test]
         fn days_are_sums_of_their_events(events in events()) {
             let cells = cells_by(&events, &["a", "b"], HOUR / 4);
-            let kept = of_cells(&facet::pack(&cells), &meter_of(&["a", "b"]), &mut Projected::default());
+            let kept = of_cells(&facet::pack(&cells), &meter_of(&["a", "b"]));
             let count = facet::count(&cells);
             let none = cells_by(&events, &[], DAY);
             prop_assert_eq!(kept.is_some(), facet::count(&none) * CELLS_OF_A_SUM_MIN <= count);
@@ -171,12 +207,38 @@ mod tests {
         #[test]
         fn other_bytes_are_refused_or_read(events in events(), cut in 0usize..4_000, flip: u8) {
             let cells = facet::pack(&cells_by(&events, &["a", "b"], HOUR / 4));
-            let Some(mut kept) = of_cells(&cells, &meter_of(&["a"]), &mut Projected::default()) else { return Ok(()) };
+            let Some(mut kept) = of_cells(&cells, &meter_of(&["a"])) else { return Ok(()) };
             let at = cut % kept.packed.len();
             let _ = cells_of(&kept.packed[..at], &facet_of(&["a"]));
             kept.packed[at] ^= flip;
             let _ = cells_of(&kept.packed, &facet_of(&["a"]));
         }
+    }
+
+    /// A meter may have a hundred of them, and each event other values.
+    #[test]
+    fn values_of_many_dimensions_are_not_read_for_each_of_them() {
+        let names: Vec<String> = (0..100).map(|n| format!("dimension{n:02}")).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let (mut cells, at) = (Cells::new(), Timestamp(0));
+        for n in 0..500 {
+            // each tenth has as many values as there are cells
+            let value = |name: &str| if name.ends_with('7') { n } else { n % 2 };
+            let values: Vec<String> =
+                names.iter().map(|name| format!(r#""{name}":"{}""#, value(name))).collect();
+            let group = Group { version: 1, values: format!("{{{}}}", values.join(",")) };
+            let part = Part { edges: None, ..Part::of(at, uuid::Uuid::nil(), &Quantity::from(1)) };
+            cells.entry(group).or_default().add(at, &part);
+        }
+        let packed = facet::pack(&cells);
+        let began = clock::moment();
+        let kept = of_cells(&packed, &meter_of(&names)).expect("sums of a day");
+        // once for each dimension takes this build most of a minute
+        assert!(clock::since(began) < Duration::from_secs(15));
+        let is_kept = |name: &&&str| kept.facets.contains(&entry(&facet_of(&[**name])));
+        let found: Vec<&str> = names.iter().filter(is_kept).copied().collect();
+        let few: Vec<&str> = names.iter().filter(|name| !name.ends_with('7')).copied().collect();
+        assert_eq!(found, few);
     }
 
     /// A name is no part of another one, and packed cells are no sums of days.

@@ -91,7 +91,7 @@ impl Facet {
     }
 
     /// The same of the text of values; `None` where that cannot be read.
-    pub(super) fn project_text(&self, values: &str, known: &mut Projected) -> Option<String> {
+    fn project_text(&self, values: &str, known: &mut Projected) -> Option<String> {
         let of_facet = match known.0.get_mut(self) {
             Some(of_facet) => of_facet,
             None => known.0.entry(self.clone()).or_default(),

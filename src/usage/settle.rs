@@ -16,7 +16,7 @@ use crate::db::{Conn, DbError};
 use crate::error::Error;
 use crate::metering::day_sums::{self, DaySums};
 use crate::metering::delta::{self, Counts};
-use crate::metering::facet::{self, Cells, Projected, QUARTER};
+use crate::metering::facet::{self, Cells, QUARTER};
 use crate::metering::meter::Meter;
 use crate::metering::rollup::Series;
 use crate::metering::time::Timestamp;
@@ -123,7 +123,7 @@ struct Run {
 }
 
 impl Run {
-    fn of(owner: Owner, cells: &Cells, meter: &Meter, known: &mut Projected) -> Run {
+    fn of(owner: Owner, cells: &Cells, meter: &Meter) -> Run {
         let starts = || cells.values().flat_map(Series::starts).map(|start| start.0);
         let packed = facet::pack(cells);
         Run {
@@ -132,7 +132,7 @@ impl Run {
             first_start: starts().min().unwrap_or_default(),
             last_start: starts().max().unwrap_or_default(),
             cell_count: facet::count(cells) as i64,
-            days: day_sums::of_cells(&packed, meter, known),
+            days: day_sums::of_cells(&packed, meter),
             cells: packed,
         }
     }
@@ -181,14 +181,13 @@ pub fn prepare(conn: &mut Conn, meter_id: i64) -> Result<Option<Settled>, DbErro
     }
     let Some(meter) = meters::sql::find_by_id(conn, meter_id)? else { return Ok(None) };
     let is_part = deltas.len() < rows.len() || has_more;
-    let mut known = Projected::default();
     let mut settled = Settled { meter_id, deltas, replaced: Vec::new(), runs: Vec::new(), counts, is_part };
     let mut periods: BTreeMap<i64, BTreeMap<i64, Cells>> = BTreeMap::new();
     for ((period, subject_id), cells) in added {
         periods.entry(period).or_default().insert(subject_id, cells);
     }
     for (period, subjects) in periods {
-        settled.add_period(conn, period, subjects, &meter, &mut known)?;
+        settled.add_period(conn, period, subjects, &meter)?;
     }
     Ok(Some(settled))
 }
@@ -235,7 +234,6 @@ impl Settled {
         period: i64,
         subjects: BTreeMap<i64, Cells>,
         meter: &Meter,
-        known: &mut Projected,
     ) -> Result<(), DbError> {
         let mut merged = self.to_merge(conn, period, &subjects)?;
         // unpacked, sums take many times as much room: one subject at a time
@@ -249,7 +247,7 @@ impl Settled {
                 }
             }
             let pieces = pieces(cells);
-            let runs = pieces.iter().map(|cells| Run::of((period, subject_id), cells, meter, known));
+            let runs = pieces.iter().map(|cells| Run::of((period, subject_id), cells, meter));
             self.runs.extend(runs);
         }
         Ok(())
