@@ -34,9 +34,11 @@ const COUNTS_DUE: i64 = 512 << 10;
 /// Subjects and periods that are written in one transaction, about, and sums that are added to them.
 const KEYS_AT_ONCE: usize = 4_096;
 const CELLS_AT_ONCE: usize = 65_536;
-/// Sums that are read and written again in one transaction, the shortest runs first: all subjects of a busy meter would
-/// else have their longest runs put together at the same moment.
+/// Sums of a period that are read and written again in one transaction, the shortest runs first: all subjects of a busy meter
+/// would else have their longest runs put together at the same moment.
 const MERGED_CELLS_MAX: i64 = 262_144;
+/// And so many bytes of all periods, the newest first: callers choose how long the values of dimensions are, and how old events.
+const MERGED_BYTES_MAX: i64 = 32 << 20;
 const ROWS_AT_ONCE: i64 = 512;
 /// Packed; what is settled in one go is about a third of it.
 const BYTES_AT_ONCE: i64 = 4 << 20;
@@ -86,6 +88,8 @@ struct RunSize {
     id: i64,
     #[diesel(sql_type = BigInt)]
     cell_count: i64,
+    #[diesel(sql_type = BigInt)]
+    bytes: i64,
 }
 
 #[derive(QueryableByName)]
@@ -186,8 +190,9 @@ pub fn prepare(conn: &mut Conn, meter_id: i64) -> Result<Option<Settled>, DbErro
     for ((period, subject_id), cells) in added {
         periods.entry(period).or_default().insert(subject_id, cells);
     }
-    for (period, subjects) in periods {
-        settled.add_period(conn, period, subjects, &meter)?;
+    let mut bytes_left = MERGED_BYTES_MAX;
+    for (period, subjects) in periods.into_iter().rev() {
+        settled.add_period(conn, period, subjects, &meter, &mut bytes_left)?;
     }
     Ok(Some(settled))
 }
@@ -234,8 +239,9 @@ impl Settled {
         period: i64,
         subjects: BTreeMap<i64, Cells>,
         meter: &Meter,
+        bytes_left: &mut i64,
     ) -> Result<(), DbError> {
-        let mut merged = self.to_merge(conn, period, &subjects)?;
+        let mut merged = self.to_merge(conn, period, &subjects, bytes_left)?;
         // unpacked, sums take many times as much room: one subject at a time
         for (subject_id, mut cells) in subjects {
             for RunCells { id, cells: packed, .. } in merged.remove(&subject_id).unwrap_or_default() {
@@ -260,19 +266,24 @@ impl Settled {
         conn: &mut Conn,
         period: i64,
         subjects: &BTreeMap<i64, Cells>,
+        bytes_left: &mut i64,
     ) -> Result<BTreeMap<i64, Vec<RunCells>>, DbError> {
         let of_period = runs_of_period(&subjects.keys().copied().collect::<Vec<_>>());
-        let sizes = sql_query(format!("SELECT subject_id, id, cell_count {of_period} ORDER BY cell_count"));
-        let sizes = sizes.bind::<BigInt, _>(self.meter_id).bind::<BigInt, _>(period);
+        let sizes = format!(
+            "SELECT subject_id, id, cell_count, CAST(length(cells) AS BIGINT) AS bytes {of_period} ORDER BY cell_count"
+        );
+        let sizes = sql_query(sizes).bind::<BigInt, _>(self.meter_id).bind::<BigInt, _>(period);
         let mut lengths: BTreeMap<i64, i64> =
             subjects.iter().map(|(subject_id, cells)| (*subject_id, facet::count(cells) as i64)).collect();
         let (mut chosen, mut left) = (Vec::new(), MERGED_CELLS_MAX);
         for run in sizes.load::<RunSize>(conn)? {
             let Some(length) = lengths.get_mut(&run.subject_id) else { continue };
-            let fits = *length + run.cell_count <= RUN_CELLS_MAX && run.cell_count <= left;
+            let is_room = run.cell_count <= left && run.bytes <= *bytes_left;
+            let fits = *length + run.cell_count <= RUN_CELLS_MAX && is_room;
             if run.cell_count <= *length * 2 && fits {
                 *length += run.cell_count;
                 left -= run.cell_count;
+                *bytes_left -= run.bytes;
                 chosen.push(run.id);
             }
         }
@@ -423,6 +434,32 @@ fn add_runs(conn: &mut Conn, settled: &Settled) -> Result<(), DbError> {
 mod tests {
     use super::*;
     use crate::db::statement::{Statement, plan};
+    use crate::metering::facet::Group;
+    use crate::metering::quantity::Quantity;
+    use crate::metering::rollup::Part;
+
+    /// Values of dimensions may be long.
+    #[test]
+    fn what_is_put_together_at_once_is_bounded_in_bytes() {
+        let (_directory, mut conn) = plan::empty_database();
+        let fill = format!(
+            "INSERT INTO rollup_subjects (meter_id, period, subject_id, id, first_start, last_start, cell_count, cells)
+             SELECT 1, 0, value, value, 0, 0, 1, zeroblob({}) FROM json_each('[3, 4, 5]')",
+            MERGED_BYTES_MAX / 2
+        );
+        sql_query(fill).execute(&mut conn).expect("three runs");
+        let part = Part::of(Timestamp(0), uuid::Uuid::nil(), &Quantity::from(1));
+        let group = Group { version: 1, values: "{}".to_owned() };
+        let cells = Cells::from([(group, Series::from_iter([(Timestamp(0), part)]))]);
+        let subjects = BTreeMap::from([3, 4, 5].map(|subject_id| (subject_id, cells.clone())));
+        let (deltas, replaced, runs) = (Vec::new(), Vec::new(), Vec::new());
+        let settled = Settled { meter_id: 1, deltas, replaced, runs, counts: Counts::new(), is_part: false };
+        let mut bytes_left = MERGED_BYTES_MAX;
+        for found in [2, 0] {
+            let merged = settled.to_merge(&mut conn, 0, &subjects, &mut bytes_left).expect("runs");
+            assert_eq!(merged.values().map(Vec::len).sum::<usize>(), found);
+        }
+    }
 
     #[test]
     fn runs_are_searched_for_by_their_subjects_alone() {
