@@ -162,7 +162,7 @@ pub fn prepare(conn: &mut Conn, meter_id: i64) -> Result<Option<Folded>, DbError
     }
     let kept = Facet::kept(&meter);
     let days = facet::by_day(added).into_iter();
-    let mut known = Projected::default();
+    let mut known = Projected::by(&kept);
     let days = days.map(|(day, cells)| fold_day(conn, meter_id, day, &kept, &cells, &mut known));
     let days = days.collect::<Result<Vec<Day>, DbError>>()?;
     let is_part = count > CELLS_AT_ONCE || has_more;
