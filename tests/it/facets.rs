@@ -20,6 +20,7 @@ on_both_databases!(
     zones_off_the_hour_need_no_events,
     days_of_subjects_are_read_without_their_cells,
     a_day_that_is_pruned_in_part_is_told_apart_by_the_hour,
+    what_is_pruned_counts_by_the_dimensions_that_it_had,
     sums_that_a_killed_server_left_are_folded_by_the_next,
     sums_that_cannot_be_read_are_given_up_and_the_rest_goes_on,
 );
@@ -436,13 +437,16 @@ async fn days_are_read(workspace: &Client, asked: &Value, is_kept: bool) {
     }
 }
 
+fn hundredths(quantity: &Value) -> i64 {
+    (quantity.as_f64().expect("a number") * 100.0).round() as i64
+}
+
 /// What rows come to by region, in hundredths.
 fn by_region(rows: &Value) -> BTreeMap<String, i64> {
     let mut sums = BTreeMap::new();
     for row in rows.as_array().expect("rows") {
         let region = row["group"]["region"].as_str().expect("a text").to_owned();
-        let quantity = row["quantity"].as_f64().expect("a number");
-        *sums.entry(region).or_default() += (quantity * 100.0).round() as i64;
+        *sums.entry(region).or_default() += hundredths(&row["quantity"]);
     }
     sums
 }
@@ -480,6 +484,129 @@ async fn a_day_that_is_pruned_in_part_is_told_apart_by_the_hour(database: Databa
         let (days, hours) = (by_region(&days), by_region(&hours));
         assert_eq!(days, hours, "{asked}");
         assert!(hours.contains_key("<nil>") && hours.contains_key("region1"), "{hours:?}");
+    }
+}
+
+/// An event, and how many dimensions were declared when it was sent.
+struct Sent {
+    event: Value,
+    declared: usize,
+}
+
+/// Bucket, group and hundredths.
+type Row = (String, Vec<String>, i64);
+
+fn fields_of(question: &Value) -> Vec<&str> {
+    let fields = question["group_by"].as_array().expect("fields");
+    fields.iter().map(|name| name.as_str().expect("a name")).collect()
+}
+
+fn hour_of(time: &Value) -> &str {
+    &time.as_str().expect("a time")[.."2026-06-02T10".len()]
+}
+
+/// What a question about whole hours of UTC is answered with. Of an event whose hour is gone those dimensions are known that
+/// were declared when it came.
+fn recounted(sent: &[Sent], question: &Value, gone_before: &str) -> Vec<Row> {
+    let (from, to) = (hour_of(&question["from"]), hour_of(&question["to"]));
+    let mut rows: BTreeMap<(String, Vec<String>), i64> = BTreeMap::new();
+    for Sent { event, declared } in sent {
+        let hour = hour_of(&event["timestamp"]);
+        let known = if hour < gone_before { *declared } else { DIMENSIONS.len() };
+        let value = |name: &str| match DIMENSIONS.iter().position(|dimension| *dimension == name) {
+            None => &event[name],
+            Some(place) if place < known => &event["metadata"][name],
+            Some(_) => &event["metadata"]["of no dimension"],
+        };
+        let filter = &question["filter"];
+        let is_asked = filter.is_null()
+            || *value(&filter["field"].as_str().expect("a field")["metadata.".len()..]) == filter["value"];
+        let is_subject = question["subject"].is_null() || question["subject"] == event["subject"];
+        if hour < from || hour >= to || !is_asked || !is_subject {
+            continue;
+        }
+        let bucket = match question["bucket_size"].as_str() {
+            Some("day") => format!("{}T00:00:00Z", &hour[.."2026-06-02".len()]),
+            _ => format!("{hour}:00:00Z"),
+        };
+        let group = fields_of(question).into_iter().map(|name| match value(name) {
+            Value::Null => "<nil>".to_owned(),
+            Value::String(text) => text.clone(),
+            other => other.to_string(),
+        });
+        *rows.entry((bucket, group.collect())).or_default() += hundredths(&event["quantity"]);
+    }
+    rows.into_iter().map(|((bucket, group), sum)| (bucket, group, sum)).take(1000).collect()
+}
+
+fn answered(rows: &Value, question: &Value) -> Vec<Row> {
+    let text = |value: &Value| value.as_str().expect("a text").to_owned();
+    let row = |row: &Value| {
+        let group: Vec<String> =
+            fields_of(question).into_iter().map(|name| text(&row["group"][name])).collect();
+        (text(&row["bucket_start"]), group, hundredths(&row["quantity"]))
+    };
+    rows.as_array().expect("rows").iter().map(row).collect()
+}
+
+/// Counted from the first of June.
+fn hour_text(hour: usize) -> String {
+    format!("2026-06-{:02}T{:02}:00:00Z", hour / 24 + 1, hour % 24)
+}
+
+fn question_of_hours(rng: &mut StdRng, declared: &[&str]) -> Value {
+    let (mut from, mut to) = (rng.random_range(0..100), rng.random_range(100..120));
+    if rng.random_bool(0.6) {
+        (from, to) = (from / 24 * 24, 120);
+    }
+    let mut fields = declared.to_vec();
+    fields.push("subject");
+    fields.shuffle(rng);
+    fields.truncate(rng.random_range(0..3));
+    let size = ["hour", "day", "day"].choose(rng).expect("some");
+    let mut question = json!({"meter": "m", "from": hour_text(from), "to": hour_text(to), "bucket_size": size,
+                              "group_by": fields, "limit": 1000});
+    if rng.random_bool(0.5) {
+        question["subject"] = json!(format!("s{}", rng.random_range(0..5)));
+    }
+    if rng.random_bool(0.3) {
+        let name = declared.choose(rng).expect("some");
+        question["filter"] = json!({"type": "condition", "field": format!("metadata.{name}"), "op": "eq", "value": value(rng, name)});
+    }
+    question
+}
+
+/// Events are pruned, come late and wait to be settled while dimensions are declared.
+async fn what_is_pruned_counts_by_the_dimensions_that_it_had(database: Database) {
+    let server = Server::start_with(&database, &[("OPEN_SPANNER_INGEST_SETTLE_AFTER", "100ms")]);
+    let workspace = server.workspace().await;
+    let body = json!({"name": "m", "unit": "u", "dimensions": [dimension("endpoint")]});
+    let made = workspace.post("/v1/meters", &body).await.json(201);
+    let path = format!("/v1/meters/{}", made["id"].as_str().expect("an id"));
+    let (mut rng, mut sent, mut gone) = (StdRng::seed_from_u64(23), Vec::new(), 0_usize);
+    for round in 0..8 {
+        let declared = &DIMENSIONS[..(1 + round / 2).min(DIMENSIONS.len())];
+        let dimensions: Vec<Value> = declared.iter().map(|name| dimension(name)).collect();
+        workspace.put(&path, &json!({"dimensions": dimensions})).await.expect(200);
+        let events: Vec<Value> = (0..300).map(|_| event(&mut rng, "m")).collect();
+        workspace.post("/v1/usages/bulk", &json!(events)).await.expect(201);
+        sent.extend(events.into_iter().map(|event| Sent { event, declared: declared.len() }));
+        if round % 2 == 1 {
+            settled(&database).await;
+            // on the hour, or within the one before
+            gone += rng.random_range(10..24);
+            let at = 1_780_272_000_000_000_i64 + gone as i64 * 3_600_000_000
+                - rng.random_range(0..2) * 1_800_000_000_i64;
+            database.execute(&format!(
+                "DELETE FROM events WHERE event_time < {at}; UPDATE meters SET pruned_before = {at}"
+            ));
+        }
+        for _ in 0..30 {
+            let question = question_of_hours(&mut rng, declared);
+            let rows = workspace.post("/v1/usages/search", &question).await.json(200);
+            let wanted = recounted(&sent, &question, &hour_text(gone)[.."2026-06-02T10".len()]);
+            assert_eq!(answered(&rows, &question), wanted, "{gone} hours are gone: {question}");
+        }
     }
 }
 
