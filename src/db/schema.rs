@@ -351,8 +351,9 @@ table! {
         first_start -> BigInt,
         last_start -> BigInt,
         cell_count -> BigInt,
-        day_facets -> Nullable<Text>,
         days -> Nullable<Binary>,
+        day_facets -> Nullable<Text>,
+        facet_days -> Nullable<Binary>,
         cells -> Binary,
     }
 }

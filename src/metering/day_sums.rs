@@ -19,12 +19,14 @@ const CELLS_OF_ALL_SUMS_MIN: usize = 2;
 /// longer than a transaction may, and the sums of all of them much room.
 const DIMENSIONS_AT_ONCE: usize = 16;
 
-/// What is stored beside the cells.
+/// What is stored beside the cells, all of it without first and last events.
 #[derive(Debug, PartialEq, Eq)]
 pub struct DaySums {
-    /// Which choices of dimensions there are; [`entry`] says how one is found in it.
+    /// By no dimension, packed as cells are. Alone, because they are few: most questions read nothing else.
+    pub days: Vec<u8>,
+    /// Which dimensions there are sums by, too; [`entry`] says how one is found in it.
     pub facets: String,
-    /// Without first and last events.
+    /// By each of these.
     pub packed: Vec<u8>,
 }
 
@@ -43,7 +45,7 @@ pub fn of_cells(cells: &[u8], meter: &Meter) -> Option<DaySums> {
     // whatever tells them apart, sums are not fewer
     let fewest = facet::count(&none);
     let mut left = (count / CELLS_OF_ALL_SUMS_MIN).checked_sub(fewest).filter(|_| fewest <= most)?;
-    let mut kept = vec![(Facet::Of(BTreeSet::new()), none)];
+    let mut kept = Vec::new();
     let names: Vec<&str> = meter.dimensions.iter().map(|dimension| dimension.name.as_str()).collect();
     for names in names.chunks(DIMENSIONS_AT_ONCE) {
         if left < fewest {
@@ -57,7 +59,7 @@ pub fn of_cells(cells: &[u8], meter: &Meter) -> Option<DaySums> {
             }
         }
     }
-    Some(pack(&kept))
+    Some(pack(&none, &kept))
 }
 
 /// Sums of days by what their cells have in common.
@@ -95,7 +97,7 @@ fn cells_of_days(days: Days) -> Cells {
     days.into_iter().map(|(group, sums)| (group, sums.into_parts().collect())).collect()
 }
 
-fn pack(kept: &[(Facet, Cells)]) -> DaySums {
+fn pack(none: &Cells, kept: &[(Facet, Cells)]) -> DaySums {
     let mut packed = vec![FORMAT];
     put_unsigned(&mut packed, kept.len() as u64);
     let mut facets = ";".to_owned();
@@ -105,7 +107,7 @@ fn pack(kept: &[(Facet, Cells)]) -> DaySums {
         put_bytes(&mut packed, facet.name().as_bytes());
         put_bytes(&mut packed, &facet::pack(days));
     }
-    DaySums { facets, packed }
+    DaySums { days: facet::pack(none), facets, packed }
 }
 
 /// Packed cells as they are, and of packed sums of days the cells of this facet; `None` where there are none.
@@ -192,10 +194,12 @@ mod tests {
             prop_assert_eq!(kept.is_some(), facet::count(&none) * CELLS_OF_A_SUM_MIN <= count);
             let Some(kept) = kept else { return Ok(()) };
             let mut sums = 0;
+            prop_assert_eq!(cells_of(&kept.days, &facet_of(&[])), Some(kept.days.as_slice()));
             for names in [vec![], vec!["a"], vec!["b"], vec!["c"], vec!["a", "b"]] {
                 let facet = facet_of(&names);
-                let days = cells_of(&kept.packed, &facet).map(|cells| facet::unpack(cells).expect("just packed"));
-                prop_assert_eq!(days.is_some(), kept.facets.contains(&entry(&facet)));
+                let stored = if names.is_empty() { Some(kept.days.as_slice()) } else { cells_of(&kept.packed, &facet) };
+                let days = stored.map(|cells| facet::unpack(cells).expect("just packed"));
+                prop_assert_eq!(days.is_some(), names.is_empty() || kept.facets.contains(&entry(&facet)));
                 if let Some(days) = days {
                     sums += facet::count(&days);
                     prop_assert_eq!(days, cells_by(&events, &names, DAY));
@@ -244,13 +248,10 @@ mod tests {
     /// A name is no part of another one, and packed cells are no sums of days.
     #[test]
     fn facets_are_found_by_their_whole_names() {
-        let kept = pack(&[(facet_of(&[]), Cells::new()), (facet_of(&["region"]), Cells::new())]);
-        assert_eq!(kept.facets, ";;region;");
-        let is_kept = |names: &[&str]| kept.facets.contains(&entry(&facet_of(names)));
-        assert_eq!(
-            [is_kept(&[]), is_kept(&["region"]), is_kept(&["gio"]), is_kept(&["egion"])],
-            [true, true, false, false]
-        );
+        let kept = pack(&Cells::new(), &[(facet_of(&["region"]), Cells::new())]);
+        assert_eq!(kept.facets, ";region;");
+        let is_kept = |name: &str| kept.facets.contains(&entry(&facet_of(&[name])));
+        assert_eq!([is_kept("region"), is_kept("gio"), is_kept("egion")], [true, false, false]);
         let cells = facet::pack(&Cells::new());
         assert_eq!(cells_of(&cells, &facet_of(&["region"])), Some(cells.as_slice()));
         assert_eq!(cells_of(&kept.packed, &facet_of(&["gio"])), None);

@@ -133,9 +133,15 @@ impl Runs<'_> {
     fn cells_sql(&self, statement: &mut Statement) -> String {
         let Some(facet) = &self.by_day else { return "r.cells".to_owned() };
         let Window { from, to } = self.asked.window;
-        let position = if statement.is_postgres { "strpos" } else { "instr" };
-        let mut whole =
-            vec![format!("{position}(r.day_facets, {}) > 0", statement.text(day_sums::entry(facet)))];
+        let (days, is_kept) = match (facet.name().is_empty(), statement.is_postgres) {
+            (true, _) => ("r.days", "r.days IS NOT NULL".to_owned()),
+            (false, is_postgres) => {
+                let position = if is_postgres { "strpos" } else { "instr" };
+                let entry = statement.text(day_sums::entry(facet));
+                ("r.facet_days", format!("{position}(r.day_facets, {entry}) > 0"))
+            }
+        };
+        let mut whole = vec![is_kept];
         if from != from.floor(DAY) {
             whole.push(format!("r.first_start >= {}", statement.int(from.ceil(DAY).0)));
         }
@@ -143,7 +149,7 @@ impl Runs<'_> {
             whole.push(format!("r.last_start < {}", statement.int(to.0)));
         }
         whole.extend(self.pruned_sql(statement));
-        format!("CASE WHEN {} THEN r.days ELSE r.cells END", whole.join(" AND "))
+        format!("CASE WHEN {} THEN {days} ELSE r.cells END", whole.join(" AND "))
     }
 
     /// Of a day that is pruned in part, sums that do not know a dimension answer for the part whose events are gone, and

@@ -146,6 +146,10 @@ impl Run {
     }
 
     fn packed_days(&self) -> Option<&[u8]> {
+        self.days.as_ref().map(|days| days.days.as_slice())
+    }
+
+    fn packed_facet_days(&self) -> Option<&[u8]> {
         self.days.as_ref().map(|days| days.packed.as_slice())
     }
 }
@@ -326,10 +330,11 @@ prepared!(
     AddRuns for diesel::PgConnection,
     (meter_id: BigInt = i64, periods: Array<BigInt> = Vec<i64>, subject_ids: Array<BigInt> = Vec<i64>, ids: Array<BigInt> = Vec<i64>,
      first_starts: Array<BigInt> = Vec<i64>, last_starts: Array<BigInt> = Vec<i64>, cell_counts: Array<BigInt> = Vec<i64>,
-     day_facets: Array<Nullable<Text>> = Vec<Option<&'a str>>, days: Array<Nullable<Binary>> = Vec<Option<&'a [u8]>>,
-     cells: Array<Binary> = Vec<&'a [u8]>),
-    "INSERT INTO rollup_subjects (meter_id, period, subject_id, id, first_start, last_start, cell_count, day_facets, days, cells)
-     SELECT ?, new.* FROM unnest(?, ?, ?, ?, ?, ?, ?, ?, ?) AS new"
+     days: Array<Nullable<Binary>> = Vec<Option<&'a [u8]>>, day_facets: Array<Nullable<Text>> = Vec<Option<&'a str>>,
+     facet_days: Array<Nullable<Binary>> = Vec<Option<&'a [u8]>>, cells: Array<Binary> = Vec<&'a [u8]>),
+    "INSERT INTO rollup_subjects (meter_id, period, subject_id, id, first_start, last_start, cell_count, days, day_facets,
+         facet_days, cells)
+     SELECT ?, new.* FROM unnest(?, ?, ?, ?, ?, ?, ?, ?, ?, ?) AS new"
 );
 prepared!(
     DeleteRuns for diesel::PgConnection,
@@ -340,10 +345,11 @@ prepared!(
 prepared!(
     AddRun for diesel::SqliteConnection,
     (meter_id: BigInt = i64, period: BigInt = i64, subject_id: BigInt = i64, id: BigInt = i64, first_start: BigInt = i64,
-     last_start: BigInt = i64, cell_count: BigInt = i64, day_facets: Nullable<Text> = Option<&'a str>,
-     days: Nullable<Binary> = Option<&'a [u8]>, cells: Binary = Vec<u8>),
-    "INSERT INTO rollup_subjects (meter_id, period, subject_id, id, first_start, last_start, cell_count, day_facets, days, cells)
-     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+     last_start: BigInt = i64, cell_count: BigInt = i64, days: Nullable<Binary> = Option<&'a [u8]>,
+     day_facets: Nullable<Text> = Option<&'a str>, facet_days: Nullable<Binary> = Option<&'a [u8]>, cells: Binary = Vec<u8>),
+    "INSERT INTO rollup_subjects (meter_id, period, subject_id, id, first_start, last_start, cell_count, days, day_facets,
+         facet_days, cells)
+     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 );
 prepared!(
     DeleteRun for diesel::SqliteConnection,
@@ -399,8 +405,9 @@ fn add_runs(conn: &mut Conn, settled: &Settled) -> Result<(), DbError> {
                 first_starts: &runs.iter().map(|run| run.first_start).collect(),
                 last_starts: &runs.iter().map(|run| run.last_start).collect(),
                 cell_counts: &runs.iter().map(|run| run.cell_count).collect(),
-                day_facets: &runs.iter().map(Run::day_facets).collect(),
                 days: &runs.iter().map(Run::packed_days).collect(),
+                day_facets: &runs.iter().map(Run::day_facets).collect(),
+                facet_days: &runs.iter().map(Run::packed_facet_days).collect(),
                 cells: &runs.iter().map(|run| run.cells.as_slice()).collect(),
             }
             .execute(c)?;
@@ -410,7 +417,8 @@ fn add_runs(conn: &mut Conn, settled: &Settled) -> Result<(), DbError> {
                 let Run {
                     owner: (period, subject_id), id, first_start, last_start, cell_count, cells, ..
                 } = run;
-                let (day_facets, days) = (&run.day_facets(), &run.packed_days());
+                let (days, day_facets) = (&run.packed_days(), &run.day_facets());
+                let facet_days = &run.packed_facet_days();
                 AddRun {
                     meter_id,
                     period,
@@ -419,8 +427,9 @@ fn add_runs(conn: &mut Conn, settled: &Settled) -> Result<(), DbError> {
                     first_start,
                     last_start,
                     cell_count,
-                    day_facets,
                     days,
+                    day_facets,
+                    facet_days,
                     cells,
                 }
                 .execute(c)?;

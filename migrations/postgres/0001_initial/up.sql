@@ -438,9 +438,10 @@ CREATE TABLE rollup_subjects (
     first_start BIGINT NOT NULL,
     last_start BIGINT NOT NULL,
     cell_count BIGINT NOT NULL,
-    -- the same by day, for those dimensions alone where it is much less: ";;region;" is by none, and by region
-    day_facets TEXT,
+    -- the same by day, where that is much less, and by day and each of those dimensions where it is: ";region;" is by region
     days BYTEA,
+    day_facets TEXT,
+    facet_days BYTEA,
     cells BYTEA NOT NULL,
     PRIMARY KEY (meter_id, period, subject_id, id)
 );

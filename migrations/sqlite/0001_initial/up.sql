@@ -413,10 +413,11 @@ CREATE TABLE rollup_subjects (
     first_start INTEGER NOT NULL,
     last_start INTEGER NOT NULL,
     cell_count INTEGER NOT NULL,
-    -- the same by day, for those dimensions alone where it is much less: ";;region;" is by none, and by region;
-    -- before cells, whose pages then need not be read
-    day_facets TEXT,
+    -- the same by day, where that is much less, and by day and each of those dimensions where it is: ";region;" is by region;
+    -- the shortest first: the pages of what comes behind need not be read
     days BLOB,
+    day_facets TEXT,
+    facet_days BLOB,
     cells BLOB NOT NULL,
     PRIMARY KEY (meter_id, period, subject_id, id)
 ) STRICT;

@@ -16,7 +16,7 @@ INSERT INTO subjects (id, workspace_id, name)
 SELECT n, 1000000 + n % 20, 'other' || n FROM generate_series(1, 300000) AS n;
 
 INSERT INTO rollup_subjects
-SELECT 1000000 + s.id % 20, 1778976000000000 - period * 2592000000000, s.id, s.id, 0, 0, 1, NULL, NULL, '\x00'
+SELECT 1000000 + s.id % 20, 1778976000000000 - period * 2592000000000, s.id, s.id, 0, 0, 1, NULL, NULL, NULL, '\x00'
 FROM subjects AS s, generate_series(1, 3) AS period WHERE s.workspace_id BETWEEN 1000000 AND 1000019 AND s.id % 5 = 0;
 
 UPDATE subjects SET last_event_at = 1780000000000000 - id * 3600000000
