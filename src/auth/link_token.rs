@@ -9,6 +9,7 @@ use crate::auth::sql::links::{self, LinkTerms, SubjectLink};
 use crate::auth::token::{self, LINK_PREFIX, Token};
 use crate::auth::{Auth, Caller};
 use crate::db::Conn;
+use crate::db::pool::{self, Reader};
 use crate::error::{Error, Result};
 use crate::metering::meter::NAME_BYTES_MAX;
 use crate::metering::time::{DAY, SECOND, Timestamp};
@@ -87,6 +88,12 @@ pub fn status(link: &SubjectLink, now: Timestamp) -> &'static str {
         None if link.expires_at <= now.0 => "expired",
         None => "active",
     }
+}
+
+/// Whose share of the database's connections whoever opens the link reads from: the customers of a workspace take no more
+/// of it than its people do.
+pub fn reader(link: &SubjectLink) -> Reader {
+    Reader { workspace_id: link.workspace_id, credential: pool::Credential::Link(link.id) }
 }
 
 /// The link that a token opens; 404 for one that is unknown, over or revoked, and 429 when it is used too often. The

@@ -79,13 +79,17 @@ pub fn page(request: &HttpRequest, error: &Error) -> HttpResponse {
         advice = "Nothing was looked for. What was asked for is kept here: correct it and show it again.";
     }
     let retry = (is_away && is_read).then_some(error.retry_after_seconds.unwrap_or(1).max(3));
-    let sent = request.extensions().get::<Sent>().filter(|_| is_away).map(|Sent(fields)| fields.clone());
-    if is_away && !is_read {
-        advice = match sent {
-            Some(_) => {
+    let is_busy = matches!(error.code, Code::TooManyQueries | Code::QueryTimeout);
+    let is_passing = is_away || is_busy;
+    let sent = request.extensions().get::<Sent>().filter(|_| is_passing).map(|Sent(fields)| fields.clone());
+    if is_passing && !is_read {
+        advice = match (is_away, sent.is_some()) {
+            (true, true) => {
                 "The database does not answer. What you typed is kept here: send it again in a moment."
             }
-            None => "The database does not answer. Go back: what you typed is still in the form.",
+            (true, false) => "The database does not answer. Go back: what you typed is still in the form.",
+            (false, true) => "What you typed is kept here: send it again in a moment.",
+            (false, false) => "Go back: what you typed is still in the form.",
         };
     }
     let page = ProblemPage {
@@ -147,6 +151,13 @@ fn words(code: Code) -> (&'static str, &'static str) {
         Code::RateLimited => ("Too many attempts", "Wait a moment, then try again."),
         Code::Unavailable | Code::QueueFull => {
             ("Not available now", "The database does not answer. This page tries again by itself.")
+        }
+        Code::TooManyQueries => (
+            "Too much at once",
+            "As much is looked up for this workspace as it may have. Wait a moment, then load the page again.",
+        ),
+        Code::QueryTimeout => {
+            ("This takes too long", "Ask for a shorter time, fewer groups or a smaller filter.")
         }
         Code::Internal => {
             ("Something went wrong", "The log of the server has the cause, under the request id below.")

@@ -141,6 +141,8 @@ pub struct Reader {
 pub enum Credential {
     Key(i64),
     User(i64),
+    /// Whoever holds a link for a customer.
+    Link(i64),
 }
 
 tokio::task_local! {

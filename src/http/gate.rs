@@ -57,8 +57,10 @@ pub async fn gate(
                 match trail::within(arriving, reception.enter(&app, access, &mut request)).await {
                     Err(refusal) => Some(refusal),
                     Ok(cookies) => {
+                        let reader = request.extensions().get::<Caller>().map(Caller::reader);
                         let scene = scene(&app, &request, ids.id());
-                        let response = trail::within(scene, next.call(request)).await?.map_into_boxed_body();
+                        let answer = trail::within(scene, pool::read_by(reader, next.call(request)));
+                        let response = answer.await?.map_into_boxed_body();
                         return Ok(reception.leave(&app, cookies, response));
                     }
                 }

@@ -12,10 +12,11 @@ use open_spanner::metering::time::Timestamp;
 use serde_json::{Value, json};
 
 use crate::support::client::{JUNE, NOON};
-use crate::support::{Client, Database, Server, on_both_databases, stable_port};
+use crate::support::{Answer, Client, Database, Server, on_both_databases, run, stable_port};
 
 on_both_databases!(
     costly_queries_leave_the_others_alone,
+    pages_have_no_more_than_their_share,
     a_query_ends_at_its_limit_of_time,
     a_single_write_does_not_wait_for_the_queue_of_another_workspace,
     jobs_of_workspaces_take_turns,
@@ -91,6 +92,80 @@ async fn costly_queries_leave_the_others_alone(database: Database) {
             other => panic!("{other} from {request}: {}", answer.text),
         }
     }
+}
+
+/// What people look at in a browser is read like what programs ask for: one at a time here, and nobody waits for ever.
+async fn pages_have_no_more_than_their_share(database: Database) {
+    let address = format!("127.0.0.1:{}", stable_port());
+    let mut server = Server::start_with(&database, &[("OPEN_SPANNER_HTTP_ADDR", &address)]);
+    let (noisy, quiet) = (server.workspace().await, server.workspace().await);
+    many_events(&noisy).await;
+    quiet.meter("calls", "sum").await;
+    server.terminate();
+    let settings = [
+        ("OPEN_SPANNER_HTTP_ADDR", address.as_str()),
+        ("OPEN_SPANNER_DB_QUERIES_PER_WORKSPACE", "1"),
+        ("OPEN_SPANNER_DB_ACQUIRE_TIMEOUT", "2s"),
+    ];
+    let _server = Server::start_with(&database, &settings);
+    let view = |conditions: usize| {
+        let conditions: Vec<String> =
+            (0..conditions).map(|n| format!("metadata.note:contains:no{n}")).collect();
+        format!("/usage?meter=calls&from=2026-06-01&to=2026-07-01&q=or({})", conditions.join(","))
+    };
+    noisy.session.get(&view(1)).await.expect(200);
+    let costly = view(60);
+    let pages = futures_util::future::join_all((0..16).map(|_| noisy.session.get(&costly)));
+    let quietly = async {
+        for _ in 0..5 {
+            quiet.session.get("/usage?meter=calls&from=2026-06-01&to=2026-07-01").await.expect(200);
+        }
+    };
+    let (answers, ()) = tokio::join!(pages, quietly);
+    for answer in &answers {
+        assert!([200, 429, 503].contains(&answer.status), "{}: {}", answer.status, answer.text);
+    }
+    let refused: Vec<&Answer> = answers.iter().filter(|answer| answer.status == 429).collect();
+    assert!(!refused.is_empty(), "{:?}", answers.iter().map(|answer| answer.status).collect::<Vec<_>>());
+    for answer in refused {
+        assert!(answer.text.contains("too_many_queries") && !answer.header("retry-after").is_empty());
+    }
+    noisy.session.get(&view(1)).await.expect(200);
+}
+
+/// Whoever holds a link for a customer reads from the share of the workspace that made it.
+#[test]
+fn links_for_customers_have_the_share_of_their_workspace() {
+    run(async {
+        let database = Database::postgres();
+        let settings = [
+            ("OPEN_SPANNER_DB_QUERIES_PER_WORKSPACE", "1"),
+            ("OPEN_SPANNER_DB_ACQUIRE_TIMEOUT", "1s"),
+            ("OPEN_SPANNER_DB_STATEMENT_TIMEOUT", "10s"),
+        ];
+        let server = Server::start_with(&database, &settings);
+        let workspace = server.workspace().await;
+        workspace.meter("calls", "sum").await;
+        let event = json!({"meter": "calls", "subject": "acme", "quantity": 1, "timestamp": NOON});
+        workspace.post("/v1/usages", &event).await.expect(201);
+        let link = workspace.post("/v1/subjects/acme/links", &json!({})).await.json(201);
+        let page = format!("/share/{}", link["token"].as_str().expect("a token"));
+        server.client().get(&page).await.expect(200);
+        let mut holder = database.postgres_connection();
+        holder.batch_execute("BEGIN; LOCK TABLE events IN ACCESS EXCLUSIVE MODE").expect("the lock is free");
+        let client = workspace.key.clone();
+        let first = tokio::spawn(async move { client.get("/v1/usageevents").await });
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        for path in [page.clone(), format!("{page}/usage.csv")] {
+            let refused = server.client().get(&path).await.expect(429);
+            assert!(refused.text.contains("too_many_queries"), "{}", refused.text);
+        }
+        let refused = workspace.session.get("/events").await.expect(429);
+        assert!(refused.text.contains("too_many_queries"), "{}", refused.text);
+        holder.batch_execute("COMMIT").expect("the lock is ours");
+        first.await.expect("no panic").expect(200);
+        server.client().get(&page).await.expect(200);
+    });
 }
 
 async fn a_query_ends_at_its_limit_of_time(database: Database) {

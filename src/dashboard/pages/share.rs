@@ -14,6 +14,7 @@ use crate::dashboard::view::{self, Link, When};
 use crate::dashboard::visit::show;
 use crate::dashboard::{ask, assets, guard};
 use crate::db::Conn;
+use crate::db::pool::read_by;
 use crate::entitlements::progress::{self, Item};
 use crate::entitlements::sql::listing::{self, Entry};
 use crate::error::{Error, Result};
@@ -145,12 +146,16 @@ impl Days {
 
 pub async fn page(app: web::Data<App>, Id(token): Id, params: Params) -> Result<HttpResponse> {
     let link = link_token::check(&app.auth, &token).await?;
+    read_by(Some(link_token::reader(&link)), drawn(&app, &link, &token, &params)).await
+}
+
+async fn drawn(app: &App, link: &SubjectLink, token: &str, params: &Params) -> Result<HttpResponse> {
     let now = Timestamp::now();
-    let facts = look(&app, &link, now).await?;
-    let days = Days { count: days_of(&params), zone: zone_of(&app, &link, &params).await?, now };
+    let facts = look(app, link, now).await?;
+    let days = Days { count: days_of(params), zone: zone_of(app, link, params).await?, now };
     let mut charts = Vec::with_capacity(facts.meters.len());
     for (at, meter) in facts.meters.iter().enumerate() {
-        charts.push(picture(&app, &link, (at, meter), &days).await?);
+        charts.push(picture(app, link, (at, meter), &days).await?);
     }
     let limits = facts.items.into_iter().map(|item| {
         let (limit, measure) = (&item.limit.quantity, &item.measure);
@@ -179,7 +184,7 @@ pub async fn page(app: web::Data<App>, Id(token): Id, params: Params) -> Result<
         css: assets::url("app.css"),
         js: assets::url("app.js"),
     };
-    sealed(show(actix_web::http::StatusCode::OK, &page)?, &link)
+    sealed(show(actix_web::http::StatusCode::OK, &page)?, link)
 }
 
 async fn picture(app: &App, link: &SubjectLink, (at, meter): (usize, &Meter), days: &Days) -> Result<Chart> {
@@ -211,21 +216,25 @@ async fn picture(app: &App, link: &SubjectLink, (at, meter): (usize, &Meter), da
 /// The days of the page as a file.
 pub async fn csv(app: web::Data<App>, Id(token): Id, params: Params) -> Result<HttpResponse> {
     let link = link_token::check(&app.auth, &token).await?;
+    read_by(Some(link_token::reader(&link)), table_of(&app, &link, &params)).await
+}
+
+async fn table_of(app: &App, link: &SubjectLink, params: &Params) -> Result<HttpResponse> {
     let now = Timestamp::now();
-    let days = Days { count: days_of(&params), zone: zone_of(&app, &link, &params).await?, now };
-    let meters = look(&app, &link, now).await?.meters;
+    let days = Days { count: days_of(params), zone: zone_of(app, link, params).await?, now };
+    let meters = look(app, link, now).await?.meters;
     let first = meters.first().ok_or_else(|| Error::not_found("usage"))?;
-    let mut table = Table::of_buckets(&days.query(&link, first)?, true)?;
+    let mut table = Table::of_buckets(&days.query(link, first)?, true)?;
     for meter in &meters {
-        let query = days.query(&link, meter)?;
-        let rows = ask::buckets(&app, query.clone(), days.count as usize + 1).await?;
+        let query = days.query(link, meter)?;
+        let rows = ask::buckets(app, query.clone(), days.count as usize + 1).await?;
         rows.iter().try_for_each(|bucket| table.bucket(&query, bucket))?;
     }
     let mut response = HttpResponse::Ok();
     response
         .content_type("text/csv; charset=utf-8")
         .insert_header((header::CONTENT_DISPOSITION, "attachment; filename=\"usage.csv\""));
-    sealed(response.body(table.into_bytes()?), &link)
+    sealed(response.body(table.into_bytes()?), link)
 }
 
 /// The headers of what a link opens: shown in a frame by its own sites alone, kept and indexed by nobody.
