@@ -6,6 +6,7 @@ use actix_web::{HttpRequest, HttpResponse, web};
 
 use crate::app::App;
 use crate::auth::Caller;
+use crate::blocking;
 use crate::error::{Error, Result};
 use crate::http::body::Body;
 use crate::http::dry_run;
@@ -128,15 +129,14 @@ async fn record(
     check_count(events.len(), app.config.ingest.max_bulk_events)
         .map_err(|error| app.ingest.refuse(&origin, About::default(), error))?;
     let (mut inputs, mut places, mut failed) = (Vec::<Input>::new(), Vec::new(), Vec::new());
-    for (index, event) in events.into_iter().enumerate() {
-        let mut event = event;
-        match event.take_input() {
+    for (index, taken) in take_inputs(events).await?.into_iter().enumerate() {
+        match taken.map_err(|refused| *refused) {
             Ok(input) => {
                 ensure_allowed(&app.ingest, &origin, caller, &input)?;
                 inputs.push(input);
                 places.push(index);
             }
-            Err(error) => {
+            Err((event, error)) => {
                 let error = app.ingest.refuse(&origin, about(&event), error);
                 failed.push(Failure { index, error });
             }
@@ -149,6 +149,23 @@ async fn record(
     };
     let recorded = recorded.moved(&places, failed);
     recorded.confined(|meter| caller.ensure_meter_allowed(meter))
+}
+
+/// More data than this is read by a thread that may be kept busy.
+const READ_HERE: usize = 64 * 1024;
+
+type Taken = Result<Input, Box<(CloudEvent, Error)>>;
+
+/// What each event comes to, or the event and why it is none.
+async fn take_inputs(events: Vec<CloudEvent>) -> Result<Vec<Taken>> {
+    let bytes: usize = events.iter().map(CloudEvent::data_bytes).sum();
+    let take =
+        |mut event: CloudEvent| -> Taken { event.take_input().map_err(|error| Box::new((event, error))) };
+    if bytes <= READ_HERE {
+        return Ok(events.into_iter().map(take).collect());
+    }
+    let work = move || events.into_iter().map(take).collect::<Vec<Taken>>();
+    blocking::begin(work).await.map_err(Error::internal)
 }
 
 /// What an event that is no usage says of itself.

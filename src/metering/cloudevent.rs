@@ -8,8 +8,10 @@ use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 use crate::error::{Error, Result};
-use crate::metering::event::{Input, InputQuantity, KEY_BYTES_MAX, Metadata, hash128};
-use crate::metering::json::{self, Map, Value};
+use crate::metering::event::{
+    Input, InputQuantity, KEY_BYTES_MAX, METADATA_BYTES_MAX, Metadata, hash128, read_values,
+};
+use crate::metering::json::{Map, Unread, Value};
 use crate::metering::quantity::Quantity;
 
 /// One event as it is sent. Attributes that are not named here are read over.
@@ -59,10 +61,18 @@ struct AsSent<'a> {
 
 /// Fields of the data that hold the quantity, the first that is there.
 const QUANTITY_FIELDS: [&str; 2] = ["quantity", "value"];
+/// Values of the data that are no metadata: the quantity and the subject.
+const DATA_FIELDS_MAX: usize = 2;
 
 impl CloudEvent {
     pub fn into_input(mut self) -> Result<Input> {
         self.take_input()
+    }
+
+    /// Of what is read to make an event of it.
+    pub fn data_bytes(&self) -> usize {
+        let plain = self.data.as_ref().map_or(0, |text| text.get().len());
+        plain + self.data_base64.as_ref().map_or(0, String::len)
     }
 
     /// Takes what makes an event out of it; what is refused is left whole.
@@ -83,10 +93,7 @@ impl CloudEvent {
         };
         let mut data = match data.as_deref() {
             None | Some("" | "null") => Map::new(),
-            Some(text) => {
-                let object = json::parse_object(text);
-                object.ok_or_else(|| Error::invalid("data must be a JSON object").at("data"))?
-            }
+            Some(text) => read_values(text, DATA_FIELDS_MAX).map_err(|unread| unfit(unread).at("data"))?,
         };
         let quantity = take_quantity(&mut data).map_err(|error| error.at("data"))?;
         let subject = match (self.subject.take(), data.remove("subject")) {
@@ -130,6 +137,15 @@ fn unpacked(packed: &str) -> Result<String> {
     bytes.ok_or_else(|| Error::invalid("data_base64 must be JSON in Base64"))
 }
 
+fn unfit(unread: Unread) -> Error {
+    match unread {
+        Unread::NotAnObject => Error::invalid("data must be a JSON object"),
+        Unread::TooManyValues => {
+            Error::invalid(format!("data must not be longer than {METADATA_BYTES_MAX} bytes"))
+        }
+    }
+}
+
 fn required<'a>(text: &'a Option<String>, name: &str) -> Result<&'a str> {
     let given = text.as_deref().filter(|text| !text.is_empty());
     given.ok_or_else(|| Error::invalid(format!("{name} is required")).at(name))
@@ -159,6 +175,7 @@ fn key(source: &str, id: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::metering::json;
 
     fn read(text: &str) -> Result<Input> {
         serde_json::from_str::<CloudEvent>(text).expect("an event").into_input()

@@ -21,8 +21,9 @@ pub const KEY_BYTES_MAX: usize = 255;
 pub const METADATA_BYTES_MAX: usize = 65_536;
 /// Of the text as it is sent: escapes and blanks take up to four times as much.
 const METADATA_TEXT_BYTES_MAX: usize = 4 * METADATA_BYTES_MAX;
-/// Each takes two bytes of the canonical text at least.
-const METADATA_VALUES_MAX: usize = METADATA_BYTES_MAX / 2;
+/// With the comma, in canonical text.
+const VALUE_BYTES_MIN: usize = 2;
+const METADATA_VALUES_MAX: usize = METADATA_BYTES_MAX / VALUE_BYTES_MIN;
 /// A value with its name in the map that holds it, about.
 const VALUE_MEMORY_BYTES: usize = 72;
 /// Longer names than this are refused, whatever they name.
@@ -53,11 +54,14 @@ pub struct Input {
 }
 
 impl Input {
-    /// Of metadata as text, which is read when the event is validated.
+    /// Of the metadata that is read and written when the event is validated; as text at least.
     pub fn metadata_bytes(&self) -> usize {
         match &self.metadata {
             Some(Metadata::Text(text)) => text.get().len(),
-            _ => 0,
+            Some(Metadata::Values(fields)) => {
+                fields.values().map(Value::count).sum::<usize>() * VALUE_BYTES_MIN
+            }
+            Some(Metadata::Wrong(_)) | None => 0,
         }
     }
 
@@ -188,13 +192,10 @@ impl Metadata {
         match self {
             Metadata::Values(fields) => Ok(std::mem::take(fields)),
             Metadata::Wrong(error) => Err(error.clone()),
-            Metadata::Text(text) if text.get().len() > METADATA_TEXT_BYTES_MAX => Err(too_long()),
-            Metadata::Text(text) => {
-                json::parse_small_object(text.get(), METADATA_VALUES_MAX).map_err(|unread| match unread {
-                    Unread::NotAnObject => Error::invalid_json(),
-                    Unread::TooManyValues => too_long(),
-                })
-            }
+            Metadata::Text(text) => read_values(text.get(), 0).map_err(|unread| match unread {
+                Unread::NotAnObject => Error::invalid_json(),
+                Unread::TooManyValues => too_long(),
+            }),
         }
     }
 
@@ -203,6 +204,15 @@ impl Metadata {
             *fields = taken;
         }
     }
+}
+
+/// Reads the text of metadata, or of an object that is metadata but for so many other values: never further than metadata
+/// may go.
+pub fn read_values(text: &str, others: usize) -> Result<Map, Unread> {
+    if text.len() > METADATA_TEXT_BYTES_MAX {
+        return Err(Unread::TooManyValues);
+    }
+    json::parse_small_object(text, METADATA_VALUES_MAX + others)
 }
 
 /// Rewrites values in canonical spelling, on one way for every door: depth, NUL, numbers.
@@ -659,7 +669,7 @@ mod tests {
             metadata: Some(Metadata::Values(values(5_000))),
             ..Input::default()
         };
-        assert!(input.memory() > 5_000 * VALUE_MEMORY_BYTES);
+        assert!(input.memory() > 5_000 * VALUE_MEMORY_BYTES && input.metadata_bytes() >= 10_000);
         input.pack();
         assert_eq!(input.subject.as_deref(), Some("s"));
         assert_eq!(input.meter.as_deref().map(str::len), Some(NAME_BYTES_HELD));

@@ -342,8 +342,41 @@ async fn what_costs_too_much_is_refused_before_it_is_done(database: Database) {
     }
     let query = json!({"kind": "usage_events", "query": {"anchor": "x".repeat(1_000_000)}});
     workspace.post("/v1/exports", &query).await.error(400, "invalid_input");
+    long_data_of_cloudevents_is_not_read(&workspace).await;
     cursors_with_a_nul_are_none_of_ours(&workspace).await;
     server.client().get("/ready").await.expect(204);
+}
+
+/// What becomes metadata is measured like metadata, before it is values.
+async fn long_data_of_cloudevents_is_not_read(workspace: &Client) {
+    let event = |id: &str, data: String| {
+        format!(r#"{{"specversion":"1.0","id":"{id}","source":"long","type":"calls","subject":"s",{data}}}"#)
+    };
+    let zeros = |count: usize| format!(r#"{{"a":[{}0]}}"#, "0,".repeat(count - 1));
+    let packed = base64::engine::general_purpose::STANDARD.encode(zeros(1_000_000));
+    let long = [
+        format!(r#""data":{}"#, zeros(3_000_000)),
+        format!(r#""data_base64":"{packed}""#),
+        // not so long, but more values than fit
+        format!(r#""data":{}"#, zeros(40_000)),
+    ];
+    let one = workspace.with("content-type", "application/cloudevents+json");
+    for data in long {
+        let body = event("1", data);
+        let refused = one.post_bytes("/v1/cloudevents", body.clone().into_bytes()).await;
+        let message = refused.error(400, "invalid_input");
+        assert!(message.contains("data must not be longer"), "{message}");
+        let refused = one.post_bytes("/api/v1/events", body.into_bytes()).await.json(400);
+        let message = refused["failed_items"][0]["message"].as_str().expect("a message");
+        assert!(message.contains("data must not be longer"), "{message}");
+    }
+    // many at once are read beside the other requests; blanks count as little as in metadata
+    let blanks = " ".repeat(100_000);
+    let data = format!(r#""data":{{"quantity":1,{blanks}"region":"eu"}}"#);
+    let batch: Vec<String> = (0..20).map(|id| event(&id.to_string(), data.clone())).collect();
+    let many = workspace.with("content-type", "application/cloudevents-batch+json");
+    let stored = many.post_bytes("/v1/cloudevents", format!("[{}]", batch.join(",")).into_bytes()).await;
+    assert_eq!(stored.json(201)["accepted"], 20);
 }
 
 async fn cursors_with_a_nul_are_none_of_ours(workspace: &Client) {
