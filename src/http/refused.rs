@@ -56,10 +56,20 @@ pub struct View<'a> {
     stored: Option<&'a RawValue>,
 }
 
+#[derive(Deserialize)]
+struct OfMeter {
+    meter: String,
+}
+
+/// A used key leads to the event that used it, whatever its meter.
+fn may_see(caller: &Caller, stored: &str) -> bool {
+    let found: serde_json::Result<OfMeter> = serde_json::from_str(stored);
+    found.is_ok_and(|event| caller.ensure_meter_allowed(&event.meter).is_ok())
+}
+
 impl<'a> View<'a> {
-    fn of(event: &'a RefusedEvent) -> Self {
-        let json =
-            |text: &'a Option<String>| text.as_deref().and_then(|text| serde_json::from_str(text).ok());
+    fn of(event: &'a RefusedEvent, caller: &Caller) -> Self {
+        let json = |text: Option<&'a str>| text.and_then(|text| serde_json::from_str(text).ok());
         View {
             id: event.public_id(),
             created_at: Timestamp(event.created_at),
@@ -74,8 +84,8 @@ impl<'a> View<'a> {
             api_key_id: event.api_key_id.as_deref(),
             request_id: event.request_id.clone().unwrap_or_else(|| event.run()),
             payload: event.payload.as_deref(),
-            sent: json(&event.sent),
-            stored: json(&event.stored),
+            sent: json(event.sent.as_deref()),
+            stored: json(event.stored.as_deref().filter(|text| may_see(caller, text))),
         }
     }
 }
@@ -137,7 +147,7 @@ pub async fn list(app: web::Data<App>, caller: Caller, params: Params) -> Result
     let has_more = events.len() > count;
     events.truncate(count);
     let next_cursor = events.last().filter(|_| has_more).map(cursor_behind).transpose()?;
-    respond::ok(&Page { items: events.iter().map(View::of).collect(), next_cursor })
+    respond::ok(&Page { items: events.iter().map(|event| View::of(event, &caller)).collect(), next_cursor })
 }
 
 /// How many of them make a page: one at least.
@@ -160,5 +170,5 @@ pub async fn get(app: web::Data<App>, caller: Caller, Id(id): Id) -> Result<Http
     let read = move |conn: &mut Conn| refused::find(conn, workspace_id, wanted);
     let event = app.store.read("refused::find", read).await?.ok_or_else(missing)?;
     caller.ensure_meter_allowed(&event.meter)?;
-    respond::ok(&View::of(&event))
+    respond::ok(&View::of(&event, &caller))
 }

@@ -16,6 +16,7 @@ use crate::support::{Client, Database, Server, Workspace, on_both_databases};
 
 on_both_databases!(
     each_door_tells_what_it_refused,
+    keys_are_not_told_of_events_of_other_meters,
     payloads_are_cut_and_inert,
     payloads_can_be_left_out,
     refused_events_are_paged_and_filtered,
@@ -152,6 +153,33 @@ async fn each_door_tells_what_it_refused(database: Database) {
         let path = format!("/v1/events/refused/{}", one["id"].as_str().expect("an id"));
         assert_eq!(&workspace.get(&path).await.json(200), one);
     }
+}
+
+/// A key of somebody else's event that is used again leads to that event, in the list of conflicts too.
+async fn keys_are_not_told_of_events_of_other_meters(database: Database) {
+    let server = Server::start(&database);
+    let workspace = metered(&server).await;
+    workspace.meter("mine", "sum").await;
+    let wish = json!({"name": "narrow", "scopes": ["*"], "allowed_meters": ["mine"]});
+    let made = workspace.session.post("/v1/auth/api-keys", &wish).await.json(201);
+    let narrow = server.client().with_key(made["key"].as_str().expect("a secret"));
+    let mine = |key: &str, quantity: u32| json!({"idempotency_key": key, "meter": "mine", "subject": "s", "quantity": quantity, "timestamp": NOON});
+    workspace.post("/v1/usages", &with("theirs", "quantity", json!(42))).await.expect(201);
+    narrow.post("/v1/usages", &mine("theirs", 1)).await.error(403, "forbidden");
+    narrow.post("/v1/usages", &mine("own", 1)).await.expect(201);
+    narrow.post("/v1/usages", &mine("own", 2)).await.expect(201);
+    let all = refused(&workspace.key, 2).await;
+    let stored = |events: &[Value]| -> Vec<Value> {
+        events.iter().map(|event| event["stored"]["quantity"].clone()).collect()
+    };
+    assert_eq!(stored(&all), [json!(42), json!(1)], "{all:#?}");
+    let seen = narrow.get("/v1/events/refused?meter=mine").await.json(200);
+    let mut seen = seen["items"].as_array().expect("items").clone();
+    seen.reverse();
+    assert_eq!(stored(&seen), [Value::Null, json!(1)], "{seen:#?}");
+    let path = format!("/v1/events/refused/{}", all[0]["id"].as_str().expect("an id"));
+    let one = narrow.get(&path).await.json(200);
+    assert_eq!((&one["sent"]["quantity"], &one["stored"]), (&json!(1), &Value::Null), "{one:#?}");
 }
 
 async fn payloads_are_cut_and_inert(database: Database) {
