@@ -11,6 +11,7 @@ use crate::app::App;
 use crate::audit;
 use crate::audit::sql::{AuditEvent, Query};
 use crate::auth::Caller;
+use crate::db::pool;
 use crate::error::{Error, Result};
 use crate::http::extract::{Params, paginate};
 use crate::http::openapi::Doc;
@@ -145,12 +146,12 @@ const EXPORT_PAGE: i64 = 1_000;
 /// Streams the trail in pages, so that it never is in memory as a whole.
 pub async fn export(app: web::Data<App>, caller: Caller, params: Params) -> Result<HttpResponse> {
     let query = query_of(&caller, &params, EXPORT_PAGE)?;
-    let app = app.into_inner();
+    let (app, reader) = (app.into_inner(), caller.reader());
     let pages = stream::unfold(Some(query), move |query| {
         let app = app.clone();
         async move {
             let query = query?;
-            Some(match lines(&app, &query).await {
+            Some(match pool::read_by(Some(reader), lines(&app, &query)).await {
                 Ok((text, next)) => (Ok(text), next.map(|before| Query { before: Some(before), ..query })),
                 Err(error) => (Err(error), None),
             })

@@ -11,6 +11,7 @@ use utoipa::openapi::Required;
 
 use crate::app::App;
 use crate::auth::Caller;
+use crate::db::pool;
 use crate::error::{Error, Result};
 use crate::exports::csv::Table;
 use crate::http::body::Json;
@@ -190,11 +191,13 @@ async fn csv(
     let rest = Rest { app, search, after: None, left: limit, formula_guard };
     // the first chunk comes before the status, so that a refusal can still be said in JSON
     let (first, rest) = rest.chunk(Table::of_events(formula_guard)?).await?;
-    let later = stream::try_unfold(rest, |rest| async move {
+    // what is sent while it is read comes out of the caller's share, too
+    let reader = caller.reader();
+    let later = stream::try_unfold(rest, move |rest| async move {
         match rest {
             Some(rest) => {
                 let table = Table::continued(rest.formula_guard);
-                rest.chunk(table).await.map(Some)
+                pool::read_by(Some(reader), rest.chunk(table)).await.map(Some)
             }
             None => Ok(None),
         }

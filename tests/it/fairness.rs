@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use diesel::connection::SimpleConnection;
 use open_spanner::config;
@@ -165,6 +165,43 @@ fn links_for_customers_have_the_share_of_their_workspace() {
         holder.batch_execute("COMMIT").expect("the lock is ours");
         first.await.expect("no panic").expect(200);
         server.client().get(&page).await.expect(200);
+    });
+}
+
+/// So are the later parts of a download, which are read while it is sent.
+#[test]
+fn downloads_have_the_share_of_their_caller_to_the_end() {
+    run(async {
+        let database = Database::postgres();
+        let settings = [
+            ("OPEN_SPANNER_DB_QUERIES_PER_WORKSPACE", "1"),
+            ("OPEN_SPANNER_DB_ACQUIRE_TIMEOUT", "1s"),
+            ("OPEN_SPANNER_DB_STATEMENT_TIMEOUT", "15s"),
+        ];
+        let server = Server::start_with(&database, &settings);
+        let workspace = server.workspace().await;
+        workspace.meter("calls", "sum").await;
+        // the first part is more than fits on its way
+        let event = json!({"meter": "calls", "subject": "s", "quantity": 1, "timestamp": NOON,
+            "metadata": {"note": "x".repeat(60_000)}});
+        for _ in 0..4 {
+            workspace.post("/v1/usages/bulk", &json!(vec![event.clone(); 100])).await.expect(201);
+        }
+        let client = reqwest::Client::builder().no_proxy().build().expect("a client");
+        let path = format!("{}/v1/usageevents/export?meter=calls&limit=400", server.url());
+        let begun = client.get(path).header("authorization", workspace.header("authorization"));
+        let begun = begun.header("accept-encoding", "identity").send().await.expect("an answer begins");
+        assert_eq!(begun.status(), 200);
+        let mut holder = database.postgres_connection();
+        holder.batch_execute("BEGIN; LOCK TABLE events IN ACCESS EXCLUSIVE MODE").expect("the lock is free");
+        let other = workspace.key.clone();
+        let first = tokio::spawn(async move { other.get("/v1/usageevents?limit=1").await });
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let started = Instant::now();
+        begun.bytes().await.expect_err("the rest is not read beside the other query");
+        assert!(started.elapsed() < Duration::from_secs(8), "{:?}", started.elapsed());
+        holder.batch_execute("COMMIT").expect("the lock is ours");
+        first.await.expect("no panic").expect(200);
     });
 }
 
