@@ -36,7 +36,9 @@ fn authority(text: &str) -> Option<String> {
 /// Whether a browser says that another site sent this. Programs say nothing, and are believed.
 pub fn is_foreign(request: &HttpRequest) -> bool {
     let host = sent_header(request, "host").unwrap_or_default();
-    match (sent_header(request, "sec-fetch-site"), sent_header(request, "origin")) {
+    // what cannot be read is none of ours
+    let said = |name: &str| request.headers().get(name).map(|value| value.to_str().unwrap_or("?"));
+    match (said("sec-fetch-site"), said("origin")) {
         (Some(site), _) => !matches!(site, "same-origin" | "none"),
         (None, Some(origin)) => {
             // a proxy may have put another host in the place of what the browser asked for

@@ -142,7 +142,9 @@ pub(crate) fn shown_tokens(request: &HttpRequest) -> Tokens {
 }
 
 pub(crate) fn sent_cookie(request: &HttpRequest, name: &str) -> Option<String> {
-    cookie(sent_header(request, "cookie")?, name).map(String::from)
+    // another program of the same host may have set any bytes beside ours
+    let cookies = String::from_utf8_lossy(request.headers().get(header::COOKIE)?.as_bytes());
+    cookie(&cookies, name).map(String::from)
 }
 
 pub(crate) fn sent_header<'a>(request: &'a HttpRequest, name: &str) -> Option<&'a str> {

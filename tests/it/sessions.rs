@@ -13,6 +13,7 @@ on_both_databases!(
     a_used_refresh_token_works_once_more_for_a_moment,
     tokens_are_not_taken_for_each_other,
     a_sign_out_ends_one_sign_in,
+    bytes_of_others_hide_no_cookie_of_ours,
     expired_tokens_open_nothing,
     refusals_of_a_sign_in_tell_nothing,
     bad_registrations_are_refused,
@@ -212,6 +213,26 @@ async fn tokens_are_not_taken_for_each_other(database: Database) {
     }
     client.post_text(REFRESHING, "").await.error(401, "unauthorized");
     client.get(SESSION).await.error(401, "unauthorized");
+}
+
+/// Another program of the same host may set a cookie of any bytes; it comes in the same header.
+async fn bytes_of_others_hide_no_cookie_of_ours(database: Database) {
+    let server = Server::start(&database);
+    let client = server.client();
+    let email = sign_up(&client).await;
+    let (access, refresh) = sign_in(&client, &email).await;
+    let beside = |cookies: String| client.with("cookie", format!("other=\u{e9}; {cookies}; more=\u{fc}"));
+    beside(format!("{ACCESS}={access}")).get(SESSION).await.expect(200);
+    beside(format!("{ACCESS}={access}")).get("/meters").await.expect(200);
+    let renewed = beside(format!("{REFRESH}={refresh}")).post_text(REFRESHING, "").await.expect(200);
+    let (access, refresh) = tokens(&renewed);
+    with_access(&client, &access).get(SESSION).await.expect(200);
+    beside(format!("{ACCESS}={access}; {REFRESH}={refresh}")).delete(SESSION).await.expect(204);
+    with_access(&client, &access).get(SESSION).await.error(401, "unauthorized");
+    // nor is a foreign page taken for none
+    let foreign = client.with("origin", "https://\u{e9}vil.example");
+    let login = json!({"email": email, "password": PASSWORD});
+    foreign.post("/v1/auth/sessions", &login).await.error(403, "forbidden");
 }
 
 async fn a_sign_out_ends_one_sign_in(database: Database) {
