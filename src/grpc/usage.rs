@@ -138,9 +138,15 @@ impl UsedKey {
     }
 }
 
+/// A key that cannot be read is refused: ignored, it would let a retry count twice.
 fn stream_key(metadata: &MetadataMap) -> Result<Option<String>> {
-    let named = |name| {
-        let Some(value) = metadata.get(name) else { return Ok(None) };
+    let named = |name: &'static str| {
+        let all = metadata.get_all(name);
+        let mut values = all.iter();
+        let Some(value) = values.next() else { return Ok(None) };
+        if values.next().is_some() {
+            return Err(Error::invalid(format_args!("{name} is given more than once")));
+        }
         let text = std::str::from_utf8(value.as_bytes());
         let text = text.map_err(|_| Error::invalid(format_args!("{name} must be UTF-8")))?;
         Ok::<_, Error>(Some(text).filter(|text| !text.trim().is_empty()))

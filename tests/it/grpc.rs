@@ -372,6 +372,12 @@ async fn keyed_streams_are_repeatable(database: Database) {
     assert_eq!(counts(&first), (1500, 0, 0));
     let again = door.keyed_stream("longer", keyed).await.expect("answered");
     assert_eq!(counts(&again), (0, 1500, 0), "each event by its own key");
+
+    let mut twice = door.request(tokio_stream::iter([v1::StreamUsageRequest { event: Some(keyless(0)) }]));
+    twice.metadata_mut().insert("idempotency-key", "one".parse().expect("a header value"));
+    twice.metadata_mut().append("idempotency-key", "two".parse().expect("a header value"));
+    let refused = door.usage().await.stream_usage(twice).await.expect_err("neither of them is taken");
+    assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
     assert_eq!(database.count("events"), 2500);
 }
 
