@@ -231,7 +231,8 @@ fn protect(headers: &mut header::HeaderMap, route: &str, settings: &config::Http
         headers.insert(header::REFERRER_POLICY, fixed("same-origin"));
     }
     // answers hold secrets and other people's numbers; `none` stands for those that were refused or not found
-    if (route.starts_with("/v1") || route == "none") && !headers.contains_key(header::CACHE_CONTROL) {
+    let is_answer = route.starts_with("/v1/") || route.starts_with("/api/") || route == "none";
+    if is_answer && !headers.contains_key(header::CACHE_CONTROL) {
         headers.insert(header::CACHE_CONTROL, fixed("no-store"));
     }
     if let Some(age) = settings.hsts_max_age

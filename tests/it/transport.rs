@@ -114,6 +114,7 @@ async fn answers_are_kept_by_nobody(database: Database) {
         ask(&server.client(), Method::GET, "/v1/meters").await.expect(401),
         workspace.session.get("/v1/auth/session").await.expect(200),
         workspace.post_text("/v1/usages", "{").await.expect(400),
+        workspace.post_text("/api/v1/events", "{").await.expect(400),
     ];
     for answer in answers {
         assert_eq!(answer.header("cache-control"), "no-store", "{answer:?}");
