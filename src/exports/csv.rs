@@ -105,8 +105,12 @@ impl Table {
     }
 }
 
+/// What a cell begins with that a spreadsheet runs; some take the wide signs for the others, and cut white space off.
+const FORMULA_STARTS: [char; 11] =
+    ['=', '+', '-', '@', '\t', '\r', '\n', '\u{ff1d}', '\u{ff0b}', '\u{ff0d}', '\u{ff20}'];
+
 fn guard(field: &str) -> Cow<'_, str> {
-    match field.starts_with(['=', '+', '-', '@', '\t', '\r']) {
+    match field.starts_with(FORMULA_STARTS) {
         true => Cow::Owned(format!("'{field}")),
         false => Cow::Borrowed(field),
     }
@@ -158,10 +162,11 @@ mod tests {
 
     #[test]
     fn guards_formulas_when_asked() {
-        for field in ["=1", "+1", "-1", "@a", "\ta"] {
+        for field in ["=1", "+1", "-1", "@a", "\ta", "\u{ff1d}1", "\u{ff0b}1", "\u{ff0d}1", "\u{ff20}a"] {
             assert_eq!(line(&["x", field], true), format!("x,'{field}\n"));
         }
         assert_eq!(line(&["\ra", "=a,b"], true), "\"'\ra\",\"'=a,b\"\n");
+        assert_eq!(line(&["x", "\n=a"], true), "x,\"'\n=a\"\n");
         assert_eq!(line(&["a=b", ""], true), "a=b,\n");
     }
 }
