@@ -26,7 +26,7 @@ use tonic_types::{ErrorDetails, StatusExt};
 
 use crate::app::App;
 use crate::auth::permission::{Access, Role, Scope, allow};
-use crate::auth::throttle::client_address;
+use crate::auth::throttle::{client_address, tell_of_unnamed_proxy};
 use crate::auth::{Caller, credentials_of};
 use crate::error::{Error, Result};
 use crate::net::{self, Peer, Port};
@@ -188,7 +188,9 @@ impl ApiKeyAuth {
         let lines = headers.get_all("x-forwarded-for").iter();
         let forwarded: Vec<_> = lines.map(|line| String::from_utf8_lossy(line.as_bytes())).collect();
         let forwarded = (!forwarded.is_empty()).then(|| forwarded.join(","));
-        let address = client_address(peer, &app.config.http.trusted_proxies, forwarded.as_deref());
+        let trusted = &app.config.http.trusted_proxies;
+        tell_of_unnamed_proxy(peer, trusted, forwarded.as_deref());
+        let address = client_address(peer, trusted, forwarded.as_deref());
         let credentials = credentials_of(|name| headers.get(name).map(|value| value.as_bytes()));
         let key = credentials.key.ok_or_else(Error::unauthorized)?;
         Ok(ApiKeyAuth { app: app.clone(), key, address })

@@ -1,11 +1,12 @@
 //! How often one account and one address may fail to sign in, and how often one address may register. Counts live
-//! in this process only, in bounded memory, and are forgotten by themselves. Pure but for the memory: the time comes
-//! from the caller.
+//! in this process only, in bounded memory, and are forgotten by themselves. Pure but for the memory and one line of the
+//! log: the time comes from the caller.
 
 use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use ipnet::IpNet;
@@ -339,6 +340,17 @@ pub fn client_address(peer: IpAddr, trusted: &[IpNet], forwarded_for: Option<&st
         }
     }
     address
+}
+
+/// Says once that a proxy may be there which the settings do not name: whoever comes through it shares its limits.
+pub fn tell_of_unnamed_proxy(peer: IpAddr, trusted: &[IpNet], forwarded_for: Option<&str>) {
+    static IS_TOLD: AtomicBool = AtomicBool::new(false);
+    if forwarded_for.is_some() && !is_trusted(peer, trusted) && !IS_TOLD.swap(true, Ordering::Relaxed) {
+        log::warn!(
+            peer:% = peer;
+            "X-Forwarded-For is not believed: it comes from an address that is not in OPEN_SPANNER_TRUSTED_PROXIES. If that is a proxy, all its callers are one, and share its limits"
+        );
+    }
 }
 
 /// `203.0.113.5`, `203.0.113.5:80`, `2001:db8::1`, `[2001:db8::1]` or `[2001:db8::1]:443`: some proxies add the port.

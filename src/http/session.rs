@@ -14,7 +14,7 @@ use crate::auth::device::DEVICE_COOKIE;
 use crate::auth::session::{
     ACCESS_COOKIE, REFRESH_COOKIE, SignedIn, Tokens, clearing_cookies, cookie, is_secure,
 };
-use crate::auth::throttle::client_address;
+use crate::auth::throttle::{client_address, tell_of_unnamed_proxy};
 use crate::auth::{Caller, User};
 use crate::error::{Error, Result};
 use crate::http::body::{Body, Json};
@@ -184,7 +184,9 @@ pub(crate) fn address(app: &App, request: &HttpRequest) -> IpAddr {
         request.headers().get_all("x-forwarded-for").map(|value| String::from_utf8_lossy(value.as_bytes()));
     let forwarded_for = lines.collect::<Vec<_>>().join(",");
     let forwarded_for = (!forwarded_for.is_empty()).then_some(forwarded_for.as_str());
-    client_address(peer(request), &app.config.http.trusted_proxies, forwarded_for)
+    let (peer, trusted) = (peer(request), &app.config.http.trusted_proxies);
+    tell_of_unnamed_proxy(peer, trusted, forwarded_for);
+    client_address(peer, trusted, forwarded_for)
 }
 
 /// What the last call did, told by the next page.

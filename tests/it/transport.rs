@@ -2,6 +2,7 @@
 //! parameters in any spelling.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use diesel::connection::SimpleConnection;
 use reqwest::Method;
@@ -16,6 +17,7 @@ on_both_databases!(
     lines_about_a_failure_name_the_request,
     large_answers_are_compressed,
     answers_are_kept_by_nobody,
+    a_proxy_that_is_not_named_is_told_of_once,
     changes_have_a_line_in_the_log,
     path_parameters_are_decoded
 );
@@ -121,6 +123,30 @@ async fn answers_are_kept_by_nobody(database: Database) {
         assert_eq!(answer.header("referrer-policy"), "same-origin", "{answer:?}");
         assert_eq!(answer.header("strict-transport-security"), "max-age=86400", "{answer:?}");
     }
+}
+
+async fn a_proxy_that_is_not_named_is_told_of_once(database: Database) {
+    let server = Server::start(&database);
+    let workspace = server.workspace().await;
+    let told = |server: &Server| server.log().iter().filter(|line| line.contains("X-Forwarded-For")).count();
+    workspace.get("/v1/meters").await.expect(200);
+    assert_eq!(told(&server), 0);
+    for _ in 0..3 {
+        workspace.with("x-forwarded-for", "203.0.113.9").get("/v1/meters").await.expect(200);
+    }
+    for _ in 0..100 {
+        if told(&server) > 0 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(told(&server), 1);
+    drop(server);
+    let named = Server::start_with(&database, &[("OPEN_SPANNER_TRUSTED_PROXIES", "127.0.0.0/8")]);
+    let workspace = named.workspace().await;
+    workspace.with("x-forwarded-for", "203.0.113.9").get("/v1/meters").await.expect(200);
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(told(&named), 0);
 }
 
 async fn changes_have_a_line_in_the_log(database: Database) {
