@@ -49,7 +49,12 @@ impl Timestamp {
         let offset_minutes = offset(rest)?;
         let midnight = Timestamp::from_civil(date.at(0, 0, 0, 0));
         let seconds = hour * 3_600 + minute * 60 + second - offset_minutes * 60;
-        let at = Timestamp(midnight.0 + seconds * SECOND + micros);
+        Timestamp::of_micros(midnight.0 + seconds * SECOND + micros)
+    }
+
+    /// An instant that somebody else kept; none where it cannot be written.
+    pub fn of_micros(micros: i64) -> Option<Timestamp> {
+        let at = Timestamp(micros);
         (Timestamp::ABSENT..=Timestamp::LAST).contains(&at).then_some(at)
     }
 

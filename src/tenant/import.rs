@@ -292,12 +292,13 @@ impl Import {
         let text = |at: usize| row.get(at).and_then(Option::as_deref);
         let required = |at: usize| text(at).ok_or_else(broken);
         let int = |at: usize| required(at)?.parse::<i64>().map_err(|_| broken());
+        let time = |at: usize| Timestamp::of_micros(int(at)?).ok_or_else(broken);
         let meter = self.meters.get(&int(1)?).ok_or_else(broken)?;
         let foreign = Foreign {
             id: Uuid::try_parse(required(0)?).map_err(|_| broken())?,
             subject: required(2)?.to_owned(),
-            time: Timestamp(int(3)?),
-            received_at: Timestamp(int(4)?),
+            time: time(3)?,
+            received_at: time(4)?,
             quantity: Quantity::from_plain(required(5)?).ok_or_else(broken)?,
             key: text(6).map(str::to_owned),
             metadata: text(7)
@@ -434,7 +435,7 @@ fn used(row: &Row) -> Result<Used> {
         key: bytes(text(0)?).ok_or_else(broken)?,
         event_id: Uuid::try_parse(text(1)?).map_err(|_| broken())?,
         subject: text(2)?.to_owned(),
-        event_time: Timestamp(int(3)?),
+        event_time: Timestamp::of_micros(int(3)?).ok_or_else(broken)?,
         fingerprint: int(4)?,
     })
 }

@@ -262,16 +262,17 @@ pub fn read(row: &Row, meter: impl Fn(i64) -> Option<Arc<Meter>>) -> Result<Sum>
     let broken = || unusable("a sum of the file cannot be read");
     let text = |at: usize| row.get(at).and_then(Option::as_deref).ok_or_else(broken);
     let int = |at: usize| text(at)?.parse::<i64>().map_err(|_| broken());
+    let time = |at: usize| Timestamp::of_micros(int(at)?).ok_or_else(broken);
     let quantity = |at: usize| Quantity::from_plain(text(at)?).ok_or_else(broken);
     let edge = |at: usize| -> Result<Edge> {
         let id = Uuid::try_parse(text(at + 1)?).map_err(|_| broken())?;
-        Ok(Edge { at: Timestamp(int(at)?), id, quantity: quantity(at + 2)? })
+        Ok(Edge { at: time(at)?, id, quantity: quantity(at + 2)? })
     };
     let meter = meter(int(0)?).ok_or_else(broken)?;
     let values = parse_object(text(3)?).ok_or_else(broken)?;
     Ok(Sum {
         subject: text(1)?.to_owned(),
-        start: Timestamp(int(2)?),
+        start: time(2)?,
         set: set_of_values(&meter, &values),
         meter,
         part: Part {

@@ -545,6 +545,14 @@ async fn a_file_touches_no_other_workspace(database: Database) {
         let run = second.run(&["tenant", "import", "crafted"]);
         assert!(run.code == Some(2) && run.stderr.contains(word), "{word}: {run:#?}");
     }
+    // instants that no server would have stored, and that no calendar has
+    let time = number(&first.database, "SELECT CAST(event_time AS TEXT) AS line FROM events LIMIT 1");
+    for odd in ["-9223372036854775808", "253402300800000000"] {
+        let file = in_table(&whole, "events", &format!("\"{time}\""), &format!("\"{odd}\""));
+        std::fs::write(directory.path().join("crafted"), file).expect("a file");
+        let run = second.run(&["tenant", "import", "crafted"]);
+        assert!(run.code == Some(2) && run.stderr.contains("event of the file cannot be read"), "{run:#?}");
+    }
     assert_eq!((second.database.count("workspaces"), second.database.count("memberships")), (1, 1));
     second.run(&["tenant", "import", "a.tenant"]).succeeded();
 }
