@@ -6,18 +6,23 @@ use std::future::Future;
 use std::pin::Pin;
 use std::time::Duration;
 
-use actix_web::dev::Payload;
-use actix_web::{FromRequest, HttpMessage, HttpRequest};
+use actix_web::dev::{Payload, ServiceRequest};
+use actix_web::{FromRequest, HttpMessage, HttpRequest, web};
 use futures_util::StreamExt;
+use percent_encoding::percent_decode;
 
+use crate::app::App;
 use crate::auth::Caller;
 use crate::dashboard::{csrf, kept};
 use crate::error::{Code, Error, Result};
+use crate::net::budget::{Room, Tenant};
+use crate::net::upload::Upload;
 
 /// The longest form: a plan with a thousand limits fits.
 const BYTES_MAX: usize = 512 * 1024;
 const GUEST_BYTES_MAX: usize = 16 * 1024;
-const TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a form may wait for room in memory.
+const ROOM_TIMEOUT: Duration = Duration::from_secs(2);
 /// The name of the hidden field that holds the token.
 pub const TOKEN: &str = "form_token";
 
@@ -42,6 +47,10 @@ impl Fields {
     }
 
     fn parse(bytes: &[u8]) -> Result<Fields> {
+        // bytes that are no text would become the same text as other such bytes
+        if !bytes.split(|byte| *byte == b'&').all(|pair| percent_decode(pair).decode_utf8().is_ok()) {
+            return Err(Error::invalid("a form must be UTF-8"));
+        }
         let mut fields = Fields::default();
         for (name, value) in url::form_urlencoded::parse(bytes) {
             if fields.pairs.len() == FIELDS_MAX {
@@ -169,7 +178,7 @@ impl FromRequest for Form {
         let (request, payload) = (request.clone(), payload.take());
         let caller = request.extensions().get::<Caller>().cloned();
         Box::pin(async move {
-            let fields = Fields::parse(&read(payload, BYTES_MAX).await?)?;
+            let fields = Fields::parse(&read(&request, payload, BYTES_MAX).await?)?;
             let caller = caller.ok_or_else(Error::unauthorized)?;
             csrf::check_token(&caller, fields.get(TOKEN))?;
             reject_nul(&fields)?;
@@ -184,10 +193,10 @@ impl FromRequest for GuestForm {
     type Error = Error;
     type Future = Read<GuestForm>;
 
-    fn from_request(_: &HttpRequest, payload: &mut Payload) -> Self::Future {
-        let payload = payload.take();
+    fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
+        let (request, payload) = (request.clone(), payload.take());
         Box::pin(async move {
-            let fields = Fields::parse(&read(payload, GUEST_BYTES_MAX).await?)?;
+            let fields = Fields::parse(&read(&request, payload, GUEST_BYTES_MAX).await?)?;
             reject_nul(&fields)?;
             Ok(GuestForm(fields))
         })
@@ -195,29 +204,41 @@ impl FromRequest for GuestForm {
 }
 
 /// A form that nobody could take now, if it may be kept: not one that is long, or holds a password.
-pub async fn read_kept(payload: Payload, bytes_max: usize) -> Option<Fields> {
-    let fields = Fields::parse(&read(payload, bytes_max).await.ok()?).ok()?;
+pub async fn read_kept(request: &mut ServiceRequest, bytes_max: usize) -> Option<Fields> {
+    let payload = request.take_payload();
+    let fields = Fields::parse(&read(request.request(), payload, bytes_max).await.ok()?).ok()?;
     let is_secret = |(name, _): &(String, String)| name.contains("password") || name.contains("secret");
     let may_be_kept = reject_nul(&fields).is_ok() && !fields.pairs.iter().any(is_secret);
     may_be_kept.then_some(fields)
 }
 
-async fn read(mut payload: Payload, bytes_max: usize) -> Result<Vec<u8>> {
-    let read = async {
-        let mut bytes = Vec::new();
-        while let Some(chunk) = payload.next().await {
-            let chunk = chunk.map_err(|_| Error::invalid("the form was cut off"))?;
-            if bytes.len() + chunk.len() > bytes_max {
-                return Err(Error::new(
-                    Code::RequestTooLarge,
-                    format!("the form is longer than {bytes_max} bytes"),
-                ));
-            }
-            bytes.extend_from_slice(&chunk);
+/// Room in memory, of the sender's share.
+fn room(request: &HttpRequest) -> Option<Room> {
+    let app = request.app_data::<web::Data<App>>()?;
+    let workspace = request.extensions().get::<Caller>().map(|caller| caller.workspace_id);
+    Some(app.bodies.room(workspace.map_or(Tenant::Nobody, Tenant::Workspace)))
+}
+
+/// The bytes of a form. The room that they take is given back when the request is answered.
+async fn read(request: &HttpRequest, mut payload: Payload, bytes_max: usize) -> Result<Vec<u8>> {
+    let (mut bytes, mut upload, mut room) = (Vec::new(), Upload::default(), room(request));
+    let late = || Error::invalid("the form took too long");
+    while let Some(chunk) = upload.wait_for(payload.next()).await.ok_or_else(late)? {
+        let chunk = chunk.map_err(|_| Error::invalid("the form was cut off"))?;
+        if bytes.len() + chunk.len() > bytes_max {
+            let rule = format!("the form is longer than {bytes_max} bytes");
+            return Err(Error::new(Code::RequestTooLarge, rule));
         }
-        Ok(bytes)
-    };
-    tokio::time::timeout(TIMEOUT, read).await.map_err(|_| Error::invalid("the form took too long"))?
+        if let Some(room) = &mut room {
+            room.grow_within(ROOM_TIMEOUT, chunk.len()).await?;
+        }
+        upload.note(chunk.len());
+        bytes.extend_from_slice(&chunk);
+    }
+    if let Some(room) = room {
+        request.extensions_mut().insert(room);
+    }
+    Ok(bytes)
 }
 
 fn reject_nul(fields: &Fields) -> Result<()> {
@@ -328,6 +349,10 @@ mod tests {
         assert!(Fields::parse(form(FIELDS_MAX + 1).as_bytes()).is_err());
         let fields = Fields::parse(b"a=1&a=2&b=3").expect("a form");
         assert_eq!((fields.get("a"), fields.get("b"), fields.get("c")), ("1", "3", ""));
+        assert_eq!(Fields::parse(b"a=%C3%A9+%zz").expect("a form").get("a"), "\u{e9} %zz");
+        for odd in [&b"a=k%ff"[..], b"a=k\xfe", b"%c3=1"] {
+            assert!(Fields::parse(odd).is_err(), "{odd:?}");
+        }
         assert_eq!(fields.all("a").collect::<Vec<_>>(), ["1", "2"]);
     }
 

@@ -125,7 +125,7 @@ async fn keep_typed(request: &mut ServiceRequest, error: &Error) {
     if *request.method() != Method::POST || !(has_ended || is_away) || !kept::knows(&tokens) {
         return;
     }
-    let Some(fields) = form::read_kept(request.take_payload(), kept::BYTES_MAX).await else { return };
+    let Some(fields) = form::read_kept(request, kept::BYTES_MAX).await else { return };
     let Some(sender) = kept::sender(&tokens, fields.get(form::TOKEN)) else { return };
     if is_away {
         request.extensions_mut().insert(Sent(fields));

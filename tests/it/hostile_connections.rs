@@ -405,6 +405,42 @@ fn bodies_in_flight_are_bounded_per_workspace_and_in_all() {
     });
 }
 
+/// So does a form of a page that never ends.
+#[test]
+fn forms_in_flight_take_the_room_of_their_workspace() {
+    run(async {
+        let database = Database::sqlite();
+        let server = Server::start_with(&database, &[("OPEN_SPANNER_BODIES_MAX_BYTES", "1048576")]);
+        let (own, other) = (server.workspace().await, server.workspace().await);
+        own.meter("m", "sum").await;
+        other.meter("m", "sum").await;
+        let events = json!([{"meter": "m", "subject": "s", "quantity": 1}]);
+        let head = format!(
+            "POST /meters/new HTTP/1.1\r\nhost: x\r\ncookie: {}\r\nsec-fetch-site: same-origin\r\n\
+             content-type: application/x-www-form-urlencoded\r\ncontent-length: 600000\r\n\r\n",
+            own.session.header("cookie")
+        );
+        let mut endless = connect(server.http()).await;
+        endless.write_all(head.as_bytes()).await.expect("sent");
+        endless.write_all(&vec![b'a'; 512 * 1024]).await.expect("sent");
+        let end = Instant::now() + Duration::from_secs(10);
+        let refused = loop {
+            let answer = own.post("/v1/usages/bulk", &events).await;
+            if answer.status == 503 {
+                break answer;
+            }
+            assert!(Instant::now() < end, "{answer:?}");
+        };
+        refused.try_again();
+        other.post("/v1/usages/bulk", &events).await.expect(201);
+        drop(endless);
+        let end = Instant::now() + Duration::from_secs(10);
+        while own.post("/v1/usages/bulk", &events).await.status != 201 {
+            assert!(Instant::now() < end, "the room is given back");
+        }
+    });
+}
+
 /// A thousandth of it on the wire: what it becomes has room before it is unpacked.
 #[test]
 fn packed_bodies_are_unpacked_within_the_room_of_a_workspace() {
