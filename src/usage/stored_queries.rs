@@ -31,6 +31,10 @@ pub async fn keep(store: &Store, workspace_id: i64, query: &str) -> Result<Strin
     if query.len() > QUERY_BYTES_MAX {
         return Err(Error::invalid("query has too many filters to be kept"));
     }
+    // an address that holds one is refused before anybody reads it; this is read without one
+    if query.contains("%00") || query.contains('\0') {
+        return Err(Error::invalid("NUL characters are not allowed"));
+    }
     let (query, hash) = (query.to_owned(), hash(query));
     let work = move |conn: &mut Conn| put(conn, workspace_id, &query, Timestamp::now());
     store.write("stored_queries::put", work).await?;

@@ -285,6 +285,10 @@ async fn nul_characters_never_break_anything(database: Database) {
     ] {
         handled(&workspace.get(&path).await);
     }
+    for query in ["meter=%00", "meter=calls&f=metadata.note:eq:%00", "meter=calls&group=%00"] {
+        let link = json!({"query": query});
+        workspace.post("/v1/usage/short-links", &link).await.error(400, "invalid_input");
+    }
     handled(
         &workspace.with("idempotency-key", "plain").post("/v1/usages/bulk", &json!([{"meter": "\0"}])).await,
     );
