@@ -319,7 +319,7 @@ impl Config {
             role: cli.role,
             demo: cli.demo,
             migrate: cli.migrate,
-            accept_newer_schema: cli.accept_newer_schema,
+            accept_newer_schema: cli.accept_newer_schema || v.text("NEWER_SCHEMA") == "accept",
             grant_to: cli.grant_to.clone(),
             deletes_data_of: cli.deletes_data_of.clone(),
             mail: Mail::read(v, &http),

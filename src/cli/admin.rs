@@ -22,7 +22,7 @@ use crate::output::print;
 
 pub fn run(config: &Config, admin: &Admin) -> Result<Outcome> {
     let driver = &config.db.driver;
-    prepare(driver)?;
+    prepare(config)?;
     match admin {
         Admin::User(asked) => people::user(config, asked),
         Admin::Key(Key::Create(wish)) => create_key(driver, wish),
@@ -37,10 +37,12 @@ pub fn run(config: &Config, admin: &Admin) -> Result<Outcome> {
 }
 
 /// A new database gets its schema; one that is in use is left at the version that its servers have.
-fn prepare(driver: &Driver) -> Result<()> {
+fn prepare(config: &Config) -> Result<()> {
+    let driver = &config.db.driver;
     let (steps, _) = migrations::status(driver)?;
     let migrate = steps.iter().all(|step| !step.applied);
-    migrations::prepare(driver, Wanted { migrate, accept_newer: false }, &AtomicBool::new(false)).map(drop)
+    let wanted = Wanted { migrate, accept_newer: config.accept_newer_schema };
+    migrations::prepare(driver, wanted, &AtomicBool::new(false)).map(drop)
 }
 
 fn member(conn: &mut Conn, of: &Of) -> Result<Member, DbError> {

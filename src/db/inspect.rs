@@ -118,7 +118,7 @@ impl Found {
             ))),
             Some(version) if !accept_newer => Err(unusable(format!(
                 "the schema of the database ({version}) is newer than this version of open-spanner ({newest}): run the \
-                 version that made it, or start with --accept-newer-schema if its notes allow that"
+                 version that made it, or set OPEN_SPANNER_NEWER_SCHEMA=accept if its notes allow that"
             ))),
             _ => Ok(()),
         }

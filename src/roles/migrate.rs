@@ -1,9 +1,11 @@
 //! The migrate role: apply, show or take back migrations, under the lock that `serve` takes too; lay tables out over a
 //! cluster; let a role in.
 
+use std::sync::atomic::AtomicBool;
+
 use crate::config::{Config, MigrateAction};
 use crate::db::inspect::Step;
-use crate::db::{self, cluster, migrations};
+use crate::db::{self, Wanted, cluster, migrations};
 use crate::error::Result;
 use crate::output::print_line;
 use crate::retention;
@@ -12,8 +14,12 @@ pub fn run(config: &Config, action: MigrateAction) -> Result<()> {
     let driver = &config.db.driver;
     match action {
         MigrateAction::Up { distribute } => {
-            let applied = migrations::run(driver)?;
-            print_line!("{} applied, schema is up to date", applied.len());
+            // going back a version starts with this one too, where nothing is pending
+            let wanted = Wanted { migrate: true, accept_newer: config.accept_newer_schema };
+            let applied = migrations::prepare(driver, wanted, &AtomicBool::new(false))?;
+            let (_, unknown) = migrations::status(driver)?;
+            let state = if unknown.is_empty() { "up to date" } else { "that of a newer version" };
+            print_line!("{} applied, schema is {state}", applied.len());
             // without them events are stored as well, only pruned more slowly
             if let Err(error) = db::once(driver, retention::attach_year) {
                 eprintln!("the months ahead were not attached: {}", error.message);
