@@ -138,7 +138,7 @@ pub const TABLE: &[Group] = &[
         row("ENCRYPTION_KEYS",       "",                Secret,                         "keys that seal stored secrets: k2:BASE64,k1:BASE64, 32 bytes each, the first one seals; empty: SQLite makes one in a file beside the database, PostgreSQL has none"),
         row("CLEAR_SECRETS",         "true",            Bool,                           "false: where there is no key, a secret cannot be made; true: it is stored as it is"),
         row("NEWER_SCHEMA",          "refuse",          OneOf(&["refuse", "accept"]),   "a schema that a newer version made; accept: work with it, for going back to this version"),
-        row("DB_MAX_OPEN_CONNS",     "0",               Integer(0, 1000),               "connections of this process; 0: 10, of a worker 4"),
+        row("DB_MAX_OPEN_CONNS",     "0",               Integer(0, 1000),               "connections of this process; 0: 10, of a worker 6"),
         row("DB_WORKER_MAX_OPEN_CONNS", "0",            Integer(0, 1000),               "the same of a process that is only a worker, where one environment serves all; 0: as above"),
         row("DB_MAX_IDLE_CONNS",     "0",               Integer(0, 1000),               "connections kept while idle; 0: as many as may be open"),
         row("DB_CONN_MAX_LIFETIME",  "0",               DurationOrZero,                 "replace a connection of this age; 0: never"),
