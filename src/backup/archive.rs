@@ -1,7 +1,7 @@
 //! The files: copied from a database and brought back into one. PostgreSQL's own tools do it for PostgreSQL.
 
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::backup::manifest::Contents;
@@ -20,12 +20,17 @@ fn open(driver: &Driver) -> Result<db::Conn> {
     })
 }
 
+/// A file beside another, by what SQLite puts at the end of its name.
+fn with_end(file: &Path, end: &str) -> PathBuf {
+    let mut name = file.as_os_str().to_owned();
+    name.push(end);
+    name.into()
+}
+
 /// Removes a file, and what SQLite leaves beside one.
 pub fn remove(file: &Path) {
     for end in ["", "-wal", "-shm", "-journal"] {
-        let mut name = file.as_os_str().to_owned();
-        name.push(end);
-        let _ = std::fs::remove_file(name);
+        let _ = std::fs::remove_file(with_end(file, end));
     }
 }
 
@@ -56,11 +61,10 @@ pub fn place_sqlite(driver: &Driver, file: &Path) -> Result<()> {
     if alone.iter().any(|taken| taken.is_err()) {
         return Err(Error::conflict("the database is in use: stop every server and worker first"));
     }
-    if target.exists() {
-        return Err(Error::conflict(format_args!(
-            "{} is there already: move it away first",
-            target.display()
-        )));
+    // SQLite would play a log that was left behind into what is restored, whatever file it belonged to
+    let beside = ["", "-wal", "-journal"].map(|end| with_end(&target, end));
+    if let Some(left) = beside.iter().find(|file| file.exists()) {
+        return Err(Error::conflict(format_args!("{} is there already: move it away first", left.display())));
     }
     let part = super::part_of(&target);
     let placed = std::fs::copy(file, &part)

@@ -191,6 +191,25 @@ fn verifying_says_that_the_role_may_make_no_database() {
     ended(on(&database, &["backup", "verify", &file]), 0, "whole");
 }
 
+/// SQLite plays a log that it finds beside a file into it, whatever file it belonged to.
+#[test]
+fn a_log_that_was_left_behind_is_not_played_into_what_is_restored() {
+    let (database, empty) = (Database::sqlite(), Database::sqlite());
+    on(&database, &["migrate"]).succeeded();
+    let folder = tempfile::tempdir().expect("a directory");
+    let name = folder.path().join("backup").display().to_string();
+    on(&database, &["backup", &name]).succeeded();
+    let Database::Sqlite { path, .. } = &empty else { unreachable!("made above") };
+    for end in ["-wal", "-journal"] {
+        let left = format!("{}{end}", path.display());
+        std::fs::write(&left, "of another file").expect("written");
+        ended(on(&empty, &["restore", &name]), 1, &format!("{left} is there already"));
+        assert!(!path.exists(), "nothing was restored");
+        std::fs::remove_file(&left).expect("it is there");
+    }
+    on(&empty, &["restore", &name]).succeeded();
+}
+
 #[test]
 fn backup_of_one_kind_is_not_restored_into_the_other() {
     run(async {
