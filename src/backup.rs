@@ -12,6 +12,7 @@ use crate::config::Driver;
 use crate::db::migrations::{self, Wanted};
 use crate::db::{self, Conn, DbError};
 use crate::error::{Code, Error, Result};
+use crate::metering::time::Timestamp;
 use manifest::{Contents, Manifest};
 
 /// Writes a backup of what the database holds at one instant, while it is in use.
@@ -63,8 +64,9 @@ pub fn verify(driver: &Driver, file: &Path) -> Result<(Manifest, Vec<String>)> {
 }
 
 /// Brings a backup back into a database that does not exist yet or is empty, in a new epoch: what anybody remembers of
-/// the database before is not true of this one.
-pub fn restore(driver: &Driver, file: &Path) -> Result<Manifest> {
+/// the database before is not true of this one. Also answers how many webhooks were owed to receivers then; most have been
+/// sent since, so they wait for somebody's word unless they are to be sent.
+pub fn restore(driver: &Driver, file: &Path, sends_webhooks: bool) -> Result<(Manifest, i64)> {
     let manifest = Manifest::read(&manifest::beside(file))?;
     manifest.check_file(file)?;
     if manifest.driver != driver.name() {
@@ -86,13 +88,15 @@ pub fn restore(driver: &Driver, file: &Path) -> Result<Manifest> {
     if let Some(first) = differences.first() {
         return Err(Error::new(Code::Unusable, format!("what was restored is not what was saved: {first}")));
     }
-    db::once(driver, sql::begin_epoch)?;
-    Ok(manifest)
-}
-
-/// What is owed to receivers of webhooks by a database: a restored one sends it again.
-pub fn webhooks_owed(driver: &Driver) -> Result<i64> {
-    db::once(driver, sql::webhooks_owed)
+    let owed = db::once(driver, |conn| {
+        sql::begin_epoch(conn)?;
+        let owed = sql::webhooks_owed(conn)?;
+        if !sends_webhooks {
+            sql::hold_webhooks(conn, Timestamp::now())?;
+        }
+        Ok(owed)
+    })?;
+    Ok((manifest, owed))
 }
 
 fn refuse_full(driver: &Driver) -> Result<()> {

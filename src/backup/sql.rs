@@ -6,6 +6,7 @@ use diesel::sql_types::{BigInt, Text};
 
 use crate::backup::manifest::{Contents, Total};
 use crate::db::{Conn, DbError};
+use crate::metering::time::Timestamp;
 
 #[derive(QueryableByName)]
 struct Name {
@@ -106,9 +107,19 @@ pub fn begin_epoch(conn: &mut Conn) -> Result<(), DbError> {
 }
 
 pub fn webhooks_owed(conn: &mut Conn) -> Result<i64, DbError> {
-    let Count { count } =
-        diesel::sql_query("SELECT count(*) AS count FROM jobs WHERE queue = 'webhooks'").get_result(conn)?;
+    let text = "SELECT count(*) AS count FROM alert_deliveries WHERE status = 'pending'";
+    let Count { count } = diesel::sql_query(text).get_result(conn)?;
     Ok(count)
+}
+
+/// What is owed to receivers waits among the dead letters until somebody sends it.
+pub fn hold_webhooks(conn: &mut Conn, now: Timestamp) -> Result<(), DbError> {
+    let text = "UPDATE alert_deliveries SET status = 'dead_letter', last_error = $1, next_attempt_at = $2, updated_at = $2
+                WHERE status = 'pending'";
+    let reason = "held back when a backup was restored";
+    diesel::sql_query(text).bind::<Text, _>(reason).bind::<BigInt, _>(now.0).execute(conn)?;
+    diesel::sql_query("DELETE FROM jobs WHERE queue = 'webhooks'").execute(conn)?;
+    Ok(())
 }
 
 /// Copies the database as it is at one instant into a new file.

@@ -119,18 +119,23 @@ fn verify(config: &Config, file: &Path, as_json: bool) -> Result<Outcome> {
 
 pub fn restore(config: &Config, asked: &Restore) -> Result<Outcome> {
     let began = clock::moment();
-    let manifest = backup::restore(&config.db.driver, &asked.file)?;
-    let owed = backup::webhooks_owed(&config.db.driver)?;
+    let (manifest, owed) = backup::restore(&config.db.driver, &asked.file, asked.send_webhooks)?;
     let (seconds, made_at) = (clock::since(began).as_secs_f64(), &manifest.made_at);
     let sealed = keys::look(&config.db.driver)?;
     if asked.json.json {
         print_json(&json!({"rto_seconds": seconds, "made_at": made_at, "webhooks_owed": owed,
-                           "keys_missing": sealed.missing()}))?;
+                           "webhooks_held": !asked.send_webhooks, "keys_missing": sealed.missing()}))?;
         return Ok(Outcome::Done);
     }
+    let webhooks = match asked.send_webhooks {
+        true => "are sent when an alert worker starts",
+        false => {
+            "are held back: /deliveries?status=dead_letter of the dashboard sends what was not sent since"
+        }
+    };
     print(&format!(
         "restored: {}\nRTO {seconds:.1} s. What was stored after {made_at} is not there: send it again with the same \
-         idempotency keys.\n{owed} queues of webhooks are sent on when an alert worker starts.\n",
+         idempotency keys.\n{owed} webhooks that were owed then {webhooks}.\n",
         summary(&manifest)
     ));
     if let Some(problem) = sealed.problem() {

@@ -443,6 +443,9 @@ Example:
 pub struct Restore {
     /// What `backup` wrote, with its manifest beside it
     pub file: PathBuf,
+    /// Send the webhooks that were owed at the time of the backup, instead of holding them back: most have been sent since
+    #[arg(long)]
+    pub send_webhooks: bool,
     #[command(flatten)]
     pub json: Json,
 }

@@ -14,7 +14,8 @@ use crate::support::{Database, Server, on_both_databases, run};
 on_both_databases!(
     a_backup_of_a_busy_server_comes_back_whole,
     restore_overwrites_nothing,
-    a_backup_goes_to_standard_output
+    a_backup_goes_to_standard_output,
+    webhooks_of_the_past_wait_for_a_word
 );
 
 fn on(database: &Database, arguments: &[&str]) -> Run {
@@ -173,6 +174,32 @@ async fn a_backup_goes_to_standard_output(database: Database) {
     ended(on(&database, &["backup", "verify", &name]), 0, "whole");
     ended(on(&database, &["backup", "-", "--manifest", &manifest]), 1, "there already");
     on(&another(&database), &["restore", &name]).succeeded();
+}
+
+/// What was owed at the time of a backup has mostly been sent since: nobody gets it a second time by accident.
+async fn webhooks_of_the_past_wait_for_a_word(database: Database) {
+    on(&database, &["migrate"]).succeeded();
+    database.execute(
+        "INSERT INTO alert_deliveries (id, public_id, workspace_id, rule_id, event_id, destination_id, payload, status,
+                                       attempts, next_attempt_at, created_at, updated_at)
+         VALUES (1, 'a', 1, 1, 'e1', 'd', '{}', 'pending', 2, 1, 1, 1),
+                (2, 'b', 1, 1, 'e2', 'd', '{}', 'delivered', 1, 1, 1, 1);
+         INSERT INTO jobs (queue, key, workspace_id, payload, generation, run_after, attempts, created_at)
+         VALUES ('webhooks', '1', 1, '1', 0, 1, 0, 1)",
+    );
+    let folder = tempfile::tempdir().expect("a directory");
+    let name = folder.path().join("backup").display().to_string();
+    on(&database, &["backup", &name]).succeeded();
+    let states = |database: &Database| {
+        let lines = database.lines("SELECT status AS line FROM alert_deliveries ORDER BY id");
+        (lines.join(" "), database.count("jobs"))
+    };
+    let restored = another(&database);
+    ended(on(&restored, &["restore", &name]), 0, "1 webhooks that were owed then are held back");
+    assert_eq!(states(&restored), ("dead_letter delivered".to_owned(), 0));
+    let restored = another(&database);
+    ended(on(&restored, &["restore", &name, "--send-webhooks"]), 0, "are sent when an alert worker starts");
+    assert_eq!(states(&restored), ("pending delivered".to_owned(), 1));
 }
 
 /// A role that serves, and backs up, need not be one that makes databases.
