@@ -12,7 +12,7 @@ use crate::config::Driver;
 use crate::db::migrations::{self, Wanted};
 use crate::db::{self, Conn, DbError};
 use crate::error::{Code, Error, Result};
-use crate::metering::time::Timestamp;
+use crate::metering::time::{HOUR, Timestamp};
 use manifest::{Contents, Manifest};
 
 /// Writes a backup of what the database holds at one instant, while it is in use.
@@ -45,22 +45,40 @@ pub fn create(driver: &Driver, file: &Path) -> Result<Manifest> {
     made
 }
 
-/// Restores a backup into a database that is thrown away, and compares what is there with the manifest; the differences.
-/// A backup of PostgreSQL needs a server: the one of the settings, and the right to make a database on it.
+/// Of the hours before a backup so many have all their events, which are kept for a day at least.
+const KEPT: i64 = 22 * HOUR;
+
+/// Restores a backup into a database that is thrown away, and compares what is there with the manifest, and its totals
+/// with its events; the differences. A backup of PostgreSQL needs a server: the one of the settings, and the right to make
+/// a database on it.
 pub fn verify(driver: &Driver, file: &Path) -> Result<(Manifest, Vec<String>)> {
     let manifest = Manifest::read(&manifest::beside(file))?;
     manifest.check_file(file)?;
-    let found = match manifest.driver.as_str() {
+    let made_at = Timestamp::parse(&manifest.made_at)
+        .ok_or_else(|| Error::invalid("made_at of the manifest is no time"))?;
+    let kept_since = made_at.floor(HOUR).plus(-KEPT);
+    let (found, apart) = match manifest.driver.as_str() {
         "sqlite" => {
             let folder = tempfile::tempdir().map_err(|error| cannot("make a copy of", file, &error))?;
             let copy = folder.path().join("verify.db");
             std::fs::copy(file, &copy).map_err(|error| cannot("copy", file, &error))?;
-            contents(&archive::sqlite_at(&copy))?
+            examined(&archive::sqlite_at(&copy), kept_since)?
         }
-        _ => archive::in_throw_away_database(driver, file, contents)?,
+        _ => archive::in_throw_away_database(driver, file, |copy| examined(copy, kept_since))?,
     };
-    let differences = manifest.contents.differences(&found);
+    let mut differences = manifest.contents.differences(&found);
+    differences.extend(apart.iter().map(|(meter, hours)| {
+        format!("{meter}: the totals of {hours} hours tell of another number of events than there are")
+    }));
     Ok((manifest, differences))
+}
+
+/// What a copy holds, and which meters have totals that are not those of their events.
+fn examined(driver: &Driver, kept_since: Timestamp) -> Result<(Contents, Vec<(String, i64)>)> {
+    let mut conn = open(driver)?;
+    let found = contents_of(&mut conn)?;
+    let apart = sql::hours_apart(&mut conn, kept_since);
+    Ok((found, apart.map_err(|fault| fault.into_error("backup::hours_apart"))?))
 }
 
 /// Brings a backup back into a database that does not exist yet or is empty, in a new epoch: what anybody remembers of
@@ -113,10 +131,12 @@ fn require_schema(driver: &Driver) -> Result<()> {
     migrations::prepare(driver, wanted, &std::sync::atomic::AtomicBool::new(false)).map(drop)
 }
 
+fn open(driver: &Driver) -> Result<Conn> {
+    db::open(driver).map_err(|error| Error::new(Code::Internal, format!("cannot open the backup: {error}")))
+}
+
 fn contents(driver: &Driver) -> Result<Contents> {
-    let mut conn = db::open(driver)
-        .map_err(|error| Error::new(Code::Internal, format!("cannot open the backup: {error}")))?;
-    contents_of(&mut conn)
+    contents_of(&mut open(driver)?)
 }
 
 fn contents_of(conn: &mut Conn) -> Result<Contents> {

@@ -94,11 +94,11 @@ pub fn load_postgres(dsn: &str, file: &Path) -> Result<()> {
 }
 
 /// Restores a dump into a database of its own, looks at it, and drops it.
-pub fn in_throw_away_database(
+pub fn in_throw_away_database<T>(
     driver: &Driver,
     file: &Path,
-    look: impl FnOnce(&Driver) -> Result<Contents>,
-) -> Result<Contents> {
+    look: impl FnOnce(&Driver) -> Result<T>,
+) -> Result<T> {
     let Driver::Postgres { dsn } = driver else {
         return Err(Error::invalid(
             "a backup of PostgreSQL is verified on a PostgreSQL server: set OPEN_SPANNER_DB_DRIVER and the DSN",

@@ -40,6 +40,14 @@ struct Line {
     quantity: String,
 }
 
+#[derive(QueryableByName)]
+struct Apart {
+    #[diesel(sql_type = Text)]
+    meter: String,
+    #[diesel(sql_type = BigInt)]
+    hours: i64,
+}
+
 /// Every table there is; months of a partitioned one are part of it.
 pub fn tables(conn: &mut Conn) -> Result<Vec<String>, DbError> {
     let text = match conn {
@@ -96,6 +104,25 @@ fn totals(conn: &mut Conn) -> Result<Vec<Total>, DbError> {
     let rows: Vec<Line> = diesel::sql_query(text).load(conn)?;
     let total = |Line { meter, month, events, quantity }| Total { meter, month, events, quantity };
     Ok(rows.into_iter().map(total).collect())
+}
+
+/// Meters whose totals tell of another number of events in an hour than there are, and in how many hours. Totals outlive
+/// their events: that they tell of more is a difference only from `kept_since` on.
+pub fn hours_apart(conn: &mut Conn, kept_since: Timestamp) -> Result<Vec<(String, i64)>, DbError> {
+    let text = "WITH stored AS (
+            SELECT meter_id, event_time - ((event_time % 3600000000) + 3600000000) % 3600000000 AS start, COUNT(*) AS events
+            FROM events GROUP BY 1, 2),
+        told AS (
+            SELECT meter_id, start, CAST(SUM(event_count) AS BIGINT) AS events FROM rollups WHERE grain = 1 GROUP BY 1, 2)
+        SELECT m.public_id AS meter, COUNT(*) AS hours FROM meters m JOIN (
+            SELECT s.meter_id FROM stored s LEFT JOIN told t ON t.meter_id = s.meter_id AND t.start = s.start
+            WHERE s.events > COALESCE(t.events, 0)
+            UNION ALL
+            SELECT t.meter_id FROM told t LEFT JOIN stored s ON s.meter_id = t.meter_id AND s.start = t.start
+            WHERE t.start >= $1 AND t.events > COALESCE(s.events, 0)) AS apart ON apart.meter_id = m.id
+        GROUP BY 1 ORDER BY 1";
+    let rows: Vec<Apart> = diesel::sql_query(text).bind::<BigInt, _>(kept_since.0).load(conn)?;
+    Ok(rows.into_iter().map(|Apart { meter, hours }| (meter, hours)).collect())
 }
 
 /// From here on the database is another one than all that was remembered of it.

@@ -112,7 +112,7 @@ fn verify(config: &Config, file: &Path, as_json: bool) -> Result<Outcome> {
     } else if differences.is_empty() {
         print(&format!("{}: whole: {}, verified in {seconds:.1} s\n", file.display(), summary(&manifest)));
     } else {
-        print(&format!("{}: not what was saved\n{}\n", file.display(), differences.join("\n")));
+        print(&format!("{}: something is wrong\n{}\n", file.display(), differences.join("\n")));
     }
     Ok(if differences.is_empty() { Outcome::Done } else { Outcome::Findings })
 }

@@ -15,7 +15,8 @@ on_both_databases!(
     a_backup_of_a_busy_server_comes_back_whole,
     restore_overwrites_nothing,
     a_backup_goes_to_standard_output,
-    webhooks_of_the_past_wait_for_a_word
+    webhooks_of_the_past_wait_for_a_word,
+    totals_that_are_not_those_of_their_events_are_found
 );
 
 fn on(database: &Database, arguments: &[&str]) -> Run {
@@ -174,6 +175,27 @@ async fn a_backup_goes_to_standard_output(database: Database) {
     ended(on(&database, &["backup", "verify", &name]), 0, "whole");
     ended(on(&database, &["backup", "-", "--manifest", &manifest]), 1, "there already");
     on(&another(&database), &["restore", &name]).succeeded();
+}
+
+/// A backup that holds what the database held is no good when that was damaged already.
+async fn totals_that_are_not_those_of_their_events_are_found(database: Database) {
+    let server = Server::start(&database);
+    let workspace = server.workspace().await;
+    workspace.meter("calls", "sum").await;
+    let event = json!({"meter": "calls", "subject": "s", "quantity": 1, "idempotency_key": "now"});
+    workspace.key.post("/v1/usages", &event).await.expect(201);
+    let folder = tempfile::tempdir().expect("a directory");
+    let verified = |file: &str, code: i32, words: &str| {
+        let name = folder.path().join(file).display().to_string();
+        on(&database, &["backup", &name]).succeeded();
+        ended(on(&database, &["backup", "verify", &name]), code, words);
+    };
+    verified("whole", 0, "whole");
+    let words = "the totals of 1 hours tell of another number of events";
+    for (file, count) in [("more", "event_count + 1"), ("fewer", "0")] {
+        database.execute(&format!("UPDATE rollups SET event_count = {count} WHERE grain = 1"));
+        verified(file, 3, words);
+    }
 }
 
 /// What was owed at the time of a backup has mostly been sent since: nobody gets it a second time by accident.
