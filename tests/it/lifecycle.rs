@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use crate::support::client::NOON;
-use crate::support::{Database, Server, Worker, on_both_databases, program, run, stable_port};
+use crate::support::{Client, Database, Server, Worker, guard, on_both_databases, program, run, stable_port};
 
 on_both_databases!(
     health_and_readiness,
@@ -26,7 +26,7 @@ fn serve_needs_no_setting() {
             [("OPEN_SPANNER_HTTP_ADDR", address.as_str()), ("OPEN_SPANNER_GRPC_ADDR", "127.0.0.1:0")];
         let mut child = program::command(&["serve"], &settings, directory.path()).spawn().expect("it starts");
         let started = Instant::now();
-        let client = crate::support::Client::new(&format!("http://{address}"));
+        let client = Client::new(&format!("http://{address}"));
         let ready = loop {
             match client.send(reqwest::Method::GET, "/ready", None).await {
                 Ok(answer) if answer.status == 204 => break Some(started.elapsed()),
@@ -291,6 +291,48 @@ fn service_manager_is_told() {
     heard_until("STOPPING=1");
 }
 
+/// A filter in the file `.env` of the working directory, where the environment has none, is taken over by a reload.
+#[test]
+fn a_log_filter_changes_without_a_restart() {
+    run(async {
+        let directory = tempfile::tempdir().expect("a directory");
+        let filter = |text: &str| {
+            let file = directory.path().join(".env");
+            std::fs::write(file, format!("RUST_LOG={text}\n")).expect("written");
+        };
+        filter("error");
+        let file = directory.path().join("log");
+        let address = format!("127.0.0.1:{}", stable_port());
+        let settings = [("OPEN_SPANNER_HTTP_ADDR", address.as_str()), ("OPEN_SPANNER_GRPC_ADDR", "")];
+        let mut command = program::command(&["serve"], &settings, directory.path());
+        command.stderr(std::fs::File::create(&file).expect("a file"));
+        let mut child = command.spawn().expect("it starts");
+        guard::will_end(child.id(), "KILL");
+        let log = || std::fs::read_to_string(&file).expect("it is there");
+        let client = Client::new(&format!("http://{address}"));
+        let end = Instant::now() + Duration::from_secs(60);
+        while !client
+            .send(reqwest::Method::GET, "/ready", None)
+            .await
+            .is_ok_and(|answer| answer.status == 204)
+        {
+            assert!(Instant::now() < end, "it is not ready: {}", log());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        assert!(!log().contains("INFO"), "{}", log());
+        filter("info");
+        assert!(guard::signal("HUP", child.id()), "it is there");
+        while !log().contains("SIGHUP: the settings and the files of secrets were read again") {
+            assert!(Instant::now() < end, "no line about it: {}", log());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        assert!(guard::signal("TERM", child.id()), "it is there");
+        let status = program::wait(&mut child, Duration::from_secs(60));
+        guard::has_ended(child.id(), "KILL");
+        assert!(status.is_some_and(|status| status.success()), "{}", log());
+    });
+}
+
 /// One environment file serves a server and a worker of a host: who comes second has its metrics on its health port.
 #[test]
 fn metrics_of_a_worker_are_on_its_health_port_too() {
@@ -306,7 +348,7 @@ fn metrics_of_a_worker_are_on_its_health_port_too() {
         let _server = Server::start_with(&database, &settings);
         let mut worker = Worker::start("alert-worker", &database, directory.path(), &settings);
         for address in [metrics, health] {
-            let client = crate::support::Client::new(&format!("http://{address}"));
+            let client = Client::new(&format!("http://{address}"));
             let end = Instant::now() + Duration::from_secs(30);
             loop {
                 match client.send(reqwest::Method::GET, "/metrics", None).await {
