@@ -10,7 +10,7 @@ mod trace;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::{IsTerminal, Write as _};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use env_logger::{Builder, Logger, Target, WriteStyle};
@@ -155,6 +155,14 @@ const STRANGERS: &str = "actix_http=off";
 /// The logger in use; a later `init` replaces it, which `log` itself does not allow.
 static CURRENT: RwLock<Option<Logger>> = RwLock::new(None);
 
+/// Which process this is, as each of its lines of JSON says: several may end in one place.
+static PROCESS: OnceLock<(&str, String)> = OnceLock::new();
+
+/// From here on each line of JSON says which process wrote it.
+pub fn introduce(role: &'static str, host: &str, process: u32) {
+    let _ = PROCESS.set((role, format!("{host}/{process}")));
+}
+
 /// Starts logging what the filter (in the syntax of `RUST_LOG`) lets through. Calling it again
 /// changes format and filter.
 pub fn init(format: LogFormat, filter: &str) {
@@ -242,6 +250,14 @@ fn json(time: Timestamp, record: &Record<'_>) -> String {
         };
         let _ = write!(line, ",{}:{value}", quoted(&key));
     });
+    if let Some((role, instance)) = PROCESS.get() {
+        let version = env!("CARGO_PKG_VERSION");
+        for (key, value) in [("role", *role), ("instance", instance.as_str()), ("version", version)] {
+            if record.key_values().get(Key::from(key)).is_none() {
+                let _ = write!(line, ",{}:{}", quoted(key), quoted(value));
+            }
+        }
+    }
     line.push_str("}\n");
     line
 }

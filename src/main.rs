@@ -62,6 +62,7 @@ fn main() -> ExitCode {
 fn introduce(role: Role, settings: &str) {
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let process = std::process::id();
+    logging::introduce(role.name(), &host, process);
     log::info!(role = role.name(), version = config::VERSION, host = host.as_str(), process, settings; "starting");
 }
 

@@ -140,7 +140,7 @@ pub fn describe(dsn: &str, db: &Db) -> std::result::Result<(), String> {
                        - current_setting('superuser_reserved_connections')::bigint AS max_connections,
                        (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend') AS connections";
     let found: Limits = diesel::sql_query(text).get_result(&mut conn).map_err(|error| error.to_string())?;
-    let Limits { version, role, max_connections, connections } = found;
+    let Limits { version: server_version, role: user, max_connections, connections } = found;
     cluster::describe(&mut conn).map_err(|error| error.to_string())?;
     let conn = &mut Conn::Postgres(conn);
     let others = migrations::users(conn).map_err(|error| error.to_string())? as i64;
@@ -150,8 +150,8 @@ pub fn describe(dsn: &str, db: &Db) -> std::result::Result<(), String> {
     let needed =
         servers * each(db.server_open_conns) + (others - servers) * each(db.worker_open_conns) + each(pool);
     let processes = others + 1;
-    log::info!(driver = "postgres", database = target.as_str(), role, version, pool, processes, needed, max_connections,
-               connections; "database");
+    log::info!(driver = "postgres", database = target.as_str(), user, server_version, pool, processes, needed,
+               max_connections, connections; "database");
     if needed * 5 > max_connections * 4 {
         log::warn!(processes, needed, max_connections;
                    "PostgreSQL has few connections for that many processes: raise max_connections or lower \

@@ -224,6 +224,13 @@ async fn the_first_line_says_what_runs(database: Database) {
         Database::Postgres { name, .. } => first.contains("=set (") && first.contains(name.as_str()),
     };
     assert!(database_is_named, "{first}");
+    // later ones tell one process from another
+    for line in log.iter().skip_while(|line| *line != first) {
+        let said: serde_json::Value = serde_json::from_str(line).expect("JSON");
+        assert_eq!(said["role"], "serve", "{line}");
+        assert!(said["instance"].as_str().is_some_and(|name| name.contains('/')), "{line}");
+        assert!(said["version"].is_string(), "{line}");
+    }
 }
 
 #[test]
