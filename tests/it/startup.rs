@@ -9,7 +9,7 @@ use serde_json::json;
 
 use crate::support::client::NOON;
 use crate::support::program::{self, Run};
-use crate::support::{Database, Server, Worker, on_both_databases, run};
+use crate::support::{Database, Server, Worker, on_both_databases, run, skip};
 
 on_both_databases!(
     database_of_the_reference_is_left_alone,
@@ -262,6 +262,50 @@ fn what_postgres_will_never_allow_ends_the_process() {
         database.lines("SELECT relname::text AS line FROM pg_class WHERE relname ~ 'diesel'").len(),
         0
     );
+}
+
+/// With `verify-full` the server's certificate is checked, against a file or against those that the system trusts.
+#[test]
+fn certificate_of_postgres_is_checked() {
+    const OPENSSL: &str = "/usr/bin/openssl";
+    if !Path::new(OPENSSL).exists() {
+        return skip("certificate_of_postgres_is_checked", "there is no openssl on this machine");
+    }
+    let database = Database::durable_postgres();
+    // by the server's own user, in its own folder
+    database.make(&format!(
+        "COPY (SELECT 1) TO PROGRAM '{OPENSSL} req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 \
+         -subj /CN=database -addext subjectAltName=IP:127.0.0.1 -keyout server.key -out server.crt 2>/dev/null'"
+    ));
+    database.make("ALTER SYSTEM SET ssl = on");
+    database.make("SELECT pg_reload_conf()");
+    let end = Instant::now() + Duration::from_secs(30);
+    while database.lines("SELECT current_setting('ssl') AS line") != ["on"] {
+        assert!(Instant::now() < end, "PostgreSQL speaks no TLS");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let folder = tempfile::tempdir().expect("a directory");
+    let file = folder.path().join("ca.crt").display().to_string();
+    let certificate = database.lines("SELECT pg_read_file('server.crt') AS line").remove(0);
+    std::fs::write(&file, certificate).expect("written");
+    let look = |parameters: &str, trusted: &str| {
+        let mut settings = database.settings();
+        for (name, value) in &mut settings {
+            if *name == "OPEN_SPANNER_POSTGRES_DSN" {
+                let mark = if value.contains('?') { '&' } else { '?' };
+                *value = format!("{value}{mark}{parameters}");
+            }
+        }
+        settings.push(("SSL_CERT_FILE", trusted.to_owned()));
+        let settings: Vec<(&str, &str)> =
+            settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        start_with(&["migrate", "--status"], &settings)
+    };
+    look(&format!("sslmode=verify-full&sslrootcert={file}"), "").succeeded();
+    look("sslrootcert=system", &file).succeeded();
+    let strange = look("sslrootcert=system", "/dev/null");
+    assert_ne!(strange.code, Some(0), "{strange:#?}");
+    assert!(strange.stderr.contains("certificate"), "{strange:#?}");
 }
 
 #[test]
