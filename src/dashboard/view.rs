@@ -265,6 +265,11 @@ pub fn link(path: &str, name: &str, value: &str) -> Link {
     Link::to(path).with(name, value)
 }
 
+/// What an address has that no choice of a form offers: it is one more choice, or sending the form would lose it.
+pub fn odd<'a>(word: &'a str, known: &[(&str, &str)]) -> Option<&'a str> {
+    (!word.is_empty() && !known.iter().any(|(value, _)| *value == word)).then_some(word)
+}
+
 /// One segment of a path.
 pub fn segment(text: &str) -> String {
     use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};

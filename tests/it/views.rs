@@ -24,6 +24,7 @@ on_both_databases!(
     lists_are_as_long_as_wanted_and_had_as_files,
     one_list_tells_what_became_of_events,
     where_nothing_is_the_nearest_is_told,
+    forms_keep_what_no_choice_offers,
     subjects_say_their_plan_and_their_worst_state,
     a_look_at_an_export_counts_what_is_still_there,
     series_are_hidden_by_links,
@@ -594,6 +595,29 @@ async fn where_nothing_is_the_nearest_is_told(database: Database) {
     {
         let page = browser.get(&view).await.expect(200).text;
         assert!(page.contains("Nothing matches") && !page.contains("but for its time"), "{view}: {page}");
+    }
+}
+
+/// A word of the address that is no choice of the form is one more, or sending the form would ask for something else.
+async fn forms_keep_what_no_choice_offers(database: Database) {
+    let server = Server::start(&database);
+    let mut browser = furnished(&server).await;
+    for (path, chosen) in [
+        ("/usage?meter=tokens&range=30d", "30d"),
+        ("/usage?meter=tokens&range=this-week&bucket=6h", "this-week"),
+        ("/usage?meter=tokens&range=this-week&bucket=6h", "6h"),
+        ("/events?range=6h", "6h"),
+        ("/events?meter=nosuch", "nosuch"),
+        ("/exports/new?meter=tokens&range=30d", "30d"),
+        ("/exports/new?meter=tokens&bucket=6h", "6h"),
+        // what is a choice already is there once
+        ("/usage?meter=tokens&range=7d&bucket=day", "7d"),
+        ("/usage?meter=tokens&range=7d&bucket=day", "tokens"),
+        ("/usage?meter=tokens&range=all", "all"),
+    ] {
+        let page = browser.get(path).await.expect(200).text;
+        let choices: Vec<&str> = page.split(&format!("<option value=\"{chosen}\"")).skip(1).collect();
+        assert!(choices.len() == 1 && choices[0].starts_with(" selected>"), "{path} {chosen}: {page}");
     }
 }
 

@@ -153,6 +153,15 @@ impl ListPage {
         &RANGES
     }
 
+    /// A range that can be asked for, and that no choice offers.
+    fn odd_range(&self) -> Option<&str> {
+        self.asked.range.as_ref().and_then(|range| view::odd(&range.word, &RANGES))
+    }
+
+    fn lists_meter(&self) -> bool {
+        self.meters.iter().any(|meter| meter.name == self.asked.meter)
+    }
+
     fn outcomes(&self) -> &'static [(&'static str, &'static str)] {
         &OUTCOMES
     }

@@ -57,6 +57,15 @@ impl ExplorePage {
         if asked.subject.is_empty() { &STORED_RANGES[..1] } else { &STORED_RANGES }
     }
 
+    /// A range that can be asked for, and that no choice offers.
+    fn odd_range<'a>(&self, asked: &'a UsageView) -> Option<&'a str> {
+        view::odd(&asked.range.word, &RANGES).filter(|word| !spans::is_stored(word))
+    }
+
+    fn lists(&self, asked: &UsageView) -> bool {
+        self.meters.iter().any(|meter| meter.name == asked.meter.name)
+    }
+
     fn buckets(&self) -> &'static [(&'static str, &'static str)] {
         &BUCKETS
     }

@@ -121,6 +121,10 @@ impl NewPage {
         &BUCKETS
     }
 
+    fn lists_meter(&self) -> bool {
+        self.meters.iter().any(|meter| meter.name == self.fields.get("meter"))
+    }
+
     fn zones(&self) -> &'static [&'static str] {
         &OFFERED
     }
