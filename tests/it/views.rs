@@ -25,6 +25,7 @@ on_both_databases!(
     one_list_tells_what_became_of_events,
     where_nothing_is_the_nearest_is_told,
     forms_keep_what_no_choice_offers,
+    a_view_of_another_zone_leads_to_events_of_its_time,
     subjects_say_their_plan_and_their_worst_state,
     a_look_at_an_export_counts_what_is_still_there,
     series_are_hidden_by_links,
@@ -619,6 +620,34 @@ async fn forms_keep_what_no_choice_offers(database: Database) {
         let choices: Vec<&str> = page.split(&format!("<option value=\"{chosen}\"")).skip(1).collect();
         assert!(choices.len() == 1 && choices[0].starts_with(" selected>"), "{path} {chosen}: {page}");
     }
+}
+
+/// Words such as the last seven days mean another time where days begin elsewhere.
+async fn a_view_of_another_zone_leads_to_events_of_its_time(database: Database) {
+    let server = Server::start(&database);
+    let mut browser = furnished(&server).await;
+    let events = |page: &str| {
+        let before = page.split_once(">View Events</a>").expect("a button").0;
+        let link = before.rsplit_once("href=\"").expect("a link").1.trim_end_matches('"');
+        link.replace("&#38;", "&").replace("&amp;", "&")
+    };
+    let view = "/usage?meter=tokens&range=7d%2Btoday";
+    let page = browser.get(view).await.expect(200).text;
+    assert!(events(&page).ends_with("range=7d%2Btoday"), "{}", events(&page));
+    for name in ["time_zone", "zone"] {
+        let page = browser.get(&format!("{view}&{name}=asia/kolkata")).await.expect(200).text;
+        assert!(page.contains("From (Asia/Kolkata)"), "{name}: {page}");
+        let link = events(&page);
+        assert!(link.contains("T18%3A30%3A00Z&to=") && !link.contains("range="), "{name}: {link}");
+        browser.get(&link).await.expect(200);
+        let page = browser.get(&format!("{view}&{name}=Mars/Base")).await.expect(422).text;
+        assert!(page.contains("name=\"time_zone\" list=\"zones\" value=\"Mars/Base\""), "{name}: {page}");
+    }
+    // a week that begins on another day is another time, too
+    let week = "/usage?meter=tokens&range=this-week";
+    let page = browser.get(&format!("{week}&week_start=sunday")).await.expect(200).text;
+    assert!(events(&page).contains("from=") && !events(&page).contains("range="), "{}", events(&page));
+    assert!(events(&browser.get(week).await.expect(200).text).ends_with("range=this-week"));
 }
 
 /// The list of subjects has the plan of each, and how it stands to the worst of its limits.

@@ -164,8 +164,12 @@ impl ExplorePage {
         asked.meter.pruned_before.is_some_and(|before| before > asked.range.window.from)
     }
 
+    /// The events of the same time, also where words would mean another one there: days begin in the zone of the workspace.
     fn events_link(&self, asked: &UsageView) -> String {
-        elsewhere(asked).range.on(asked.events()).to_string()
+        let has_own_weeks = asked.range.word == "this-week" && !asked.week_start.is_empty();
+        let has_own_days = !asked.time_zone.is_empty() || has_own_weeks;
+        let range = if has_own_days { asked.range.fixed() } else { elsewhere(asked).range };
+        range.on(asked.events()).to_string()
     }
 
     fn export_link(&self, asked: &UsageView, kind: &str) -> Link {
@@ -248,7 +252,7 @@ pub async fn show(app: web::Data<App>, caller: Caller, visit: Visit, params: Par
 
 /// The view that parameters describe, wherever they come from.
 pub async fn page(app: &App, caller: &Caller, visit: &Visit, params: Params) -> Result<HttpResponse> {
-    let params = timed(visit, params);
+    let params = timed(visit, zoned(params));
     let (meters, saved) = join(ask::meters(app, caller), saved(app, caller)).await;
     let (meters, saved) = (meters?, saved?);
     let home = app.zones.get(caller.workspace_id).await?;
@@ -299,6 +303,15 @@ pub async fn page(app: &App, caller: &Caller, visit: &Visit, params: Params) -> 
             });
             rejected(&page)
         }
+    }
+}
+
+/// `zone`, as the page for customers has it, is another word for `time_zone`.
+fn zoned(params: Params) -> Params {
+    match (params.get("time_zone").trim(), params.get("zone").trim()) {
+        (_, "") => params,
+        ("", zone) => params.without(&["zone"]).with("time_zone", zone),
+        _ => params.without(&["zone"]),
     }
 }
 
