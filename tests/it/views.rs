@@ -26,6 +26,7 @@ on_both_databases!(
     where_nothing_is_the_nearest_is_told,
     forms_keep_what_no_choice_offers,
     a_view_of_another_zone_leads_to_events_of_its_time,
+    a_saved_query_is_opened_by_its_id_alone,
     subjects_say_their_plan_and_their_worst_state,
     a_look_at_an_export_counts_what_is_still_there,
     series_are_hidden_by_links,
@@ -648,6 +649,34 @@ async fn a_view_of_another_zone_leads_to_events_of_its_time(database: Database) 
     let page = browser.get(&format!("{week}&week_start=sunday")).await.expect(200).text;
     assert!(events(&page).contains("from=") && !events(&page).contains("range="), "{}", events(&page));
     assert!(events(&browser.get(week).await.expect(200).text).ends_with("range=this-week"));
+}
+
+/// What the address says besides wins over what is kept.
+async fn a_saved_query_is_opened_by_its_id_alone(database: Database) {
+    let server = Server::start(&database);
+    let mut browser = furnished(&server).await;
+    // one that comes before the meter of the query
+    let fields = [("name", "aa"), ("unit", "x"), ("aggregation", "count"), ("event_retention_days", "90")];
+    browser.post("/meters/new", &fields).await.expect(303);
+    let listed = session_of(&server, &browser).get("/v1/usage/saved-queries").await.json(200);
+    let view = format!("/usage?saved={}", listed["items"][0]["id"].as_str().expect("an id"));
+    let has = |page: &str, parts: &[&str]| parts.iter().all(|part| page.contains(part));
+    let kept = [
+        "<strong>By model</strong>",
+        "<option value=\"tokens\" selected>",
+        "name=\"group\" value=\"model\" checked",
+    ];
+    let page = browser.get(&view).await.expect(200).text;
+    assert!(has(&page, &kept) && page.contains("<option value=\"28d+today\" selected>"), "{page}");
+    assert!(!page.contains(">modified<"), "{page}");
+    let page = browser.get(&format!("{view}&range=7d%2Btoday")).await.expect(200).text;
+    assert!(has(&page, &kept) && page.contains("<option value=\"7d+today\" selected>"), "{page}");
+    assert!(page.contains(">modified<"), "{page}");
+    let csv = browser.get(&format!("{view}&format=csv")).await.expect(200);
+    assert!(csv.header("content-disposition").contains("usage-buckets-tokens.csv"), "{:?}", csv.headers);
+    let told = browser.get("/usage?saved=nosuch").await.expect(422).text;
+    assert!(told.contains("role=\"alert\"") && told.contains("no query of yours"), "{told}");
+    browser.get("/usage?saved=nosuch&meter=tokens").await.expect(200);
 }
 
 /// The list of subjects has the plan of each, and how it stands to the worst of its limits.

@@ -255,6 +255,7 @@ pub async fn page(app: &App, caller: &Caller, visit: &Visit, params: Params) -> 
     let params = timed(visit, zoned(params));
     let (meters, saved) = join(ask::meters(app, caller), saved(app, caller)).await;
     let (meters, saved) = (meters?, saved?);
+    let params = of_saved(params, &saved);
     let home = app.zones.get(caller.workspace_id).await?;
     let mut page = ExplorePage {
         shell: visit.shell("usage", "Usage buckets"),
@@ -334,6 +335,22 @@ fn timed(visit: &Visit, params: Params) -> Params {
     }
 }
 
+/// An address with a saved query and no meter is that query, but for what it says besides.
+fn of_saved(params: Params, saved: &[Kept]) -> Params {
+    const TIMES: [&str; 3] = ["range", "from", "to"];
+    let is_whole = !params.get("meter").is_empty();
+    let kept = saved.iter().find(|kept| !is_whole && kept.query.id == params.get("saved"));
+    let Some((_, query)) = kept.and_then(|kept| kept.link.split_once('?')) else { return params };
+    let mut names: Vec<&str> = params.pairs().map(|(name, _)| name).collect();
+    if TIMES.iter().any(|name| names.contains(name)) {
+        names.extend(TIMES);
+    }
+    let kept = Params::parse(query).without(&names);
+    let link = Link::to("");
+    let link = kept.pairs().chain(params.pairs()).fold(link, |link, (name, value)| link.with(name, value));
+    Params::parse(link.to_string().trim_start_matches('?'))
+}
+
 enum Answer {
     Page(Box<UsageView>, Box<Found>),
     Nothing,
@@ -342,7 +359,12 @@ enum Answer {
 
 async fn answer(app: &App, caller: &Caller, page: &ExplorePage, home: &Zone) -> Result<Answer> {
     let params = &page.params;
+    let wanted = params.get("saved");
+    let is_known = wanted.is_empty() || page.saved.iter().any(|kept| kept.query.id == wanted);
     let meter = match params.get("meter") {
+        "" if !is_known => {
+            return Err(Error::invalid("saved is no query of yours, and none that is shared here"));
+        }
         "" => match page.meters.first() {
             Some(meter) => meter.clone(),
             None => return Ok(Answer::Nothing),
