@@ -32,6 +32,14 @@ for (const field of document.querySelectorAll("[data-send]")) {
   field.addEventListener("change", () => field.form.requestSubmit());
 }
 
+// Two times win over a range in an address: whoever chooses a range does not mean those that are still in the form.
+for (const range of document.querySelectorAll("select[name=range]")) {
+  range.addEventListener("change", () => {
+    const times = range.value ? range.form.querySelectorAll("[name=from], [name=to]") : [];
+    times.forEach((time) => { time.value = ""; });
+  });
+}
+
 // The browser's own zone is offered, never assumed.
 for (const button of document.querySelectorAll("[data-zone]")) {
   const own = Intl.DateTimeFormat().resolvedOptions().timeZone;

@@ -27,6 +27,7 @@ on_both_databases!(
     forms_keep_what_no_choice_offers,
     a_view_of_another_zone_leads_to_events_of_its_time,
     a_saved_query_is_opened_by_its_id_alone,
+    events_are_listed_between_two_times_that_are_typed,
     subjects_say_their_plan_and_their_worst_state,
     a_look_at_an_export_counts_what_is_still_there,
     series_are_hidden_by_links,
@@ -677,6 +678,34 @@ async fn a_saved_query_is_opened_by_its_id_alone(database: Database) {
     let told = browser.get("/usage?saved=nosuch").await.expect(422).text;
     assert!(told.contains("role=\"alert\"") && told.contains("no query of yours"), "{told}");
     browser.get("/usage?saved=nosuch&meter=tokens").await.expect(200);
+}
+
+/// The form has fields for both times, and two links move them by their length.
+async fn events_are_listed_between_two_times_that_are_typed(database: Database) {
+    let server = Server::start(&database);
+    let mut browser = furnished(&server).await;
+    let field = |page: &str, name: &str| {
+        let rest =
+            page.split_once(&format!("<input id=\"{name}\" name=\"{name}\" value=\"")).expect("a field").1;
+        rest.split('"').next().unwrap_or_default().to_owned()
+    };
+    let page = browser.get("/events").await.expect(200).text;
+    assert_eq!((field(&page, "from"), field(&page, "to")), (String::new(), String::new()));
+    assert!(!page.contains("One length earlier"), "{page}");
+    let page = browser.get("/events?meter=tokens&from=-2d&to=now").await.expect(200).text;
+    assert_eq!((field(&page, "from"), field(&page, "to")), ("-2d".to_owned(), "now".to_owned()));
+    assert_eq!(page.matches(">Details</a>").count(), 30, "{page}");
+
+    let page = browser.get("/events?meter=tokens&range=24h&limit=25").await.expect(200).text;
+    let is_moved =
+        |link: &String| link.starts_with("/events?meter=tokens&from=") && link.ends_with("&limit=25");
+    let moved: Vec<String> = links_of(&page).into_iter().filter(is_moved).collect();
+    assert_eq!(moved.len(), 2, "{moved:?}");
+    let (earlier, later) = (browser.get(&moved[0]).await, browser.get(&moved[1]).await);
+    let (earlier, later) = (earlier.expect(200).text, later.expect(200).text);
+    assert!(earlier.contains("Nothing matches") && later.contains("Nothing matches"), "{earlier}");
+    // the end of the one is where the other began
+    assert!(field(&earlier, "to") < field(&later, "from") && !field(&earlier, "from").is_empty());
 }
 
 /// The list of subjects has the plan of each, and how it stands to the worst of its limits.

@@ -134,6 +134,8 @@ struct ListPage {
     params: Params,
     foot: Foot,
     origin: String,
+    /// Of the workspace: in it days begin, and dates are read.
+    home: Zone,
     /// Of a time that holds nothing: the newest event beside it, and the day that it is of.
     nearest: Option<(Timestamp, String)>,
 }
@@ -144,9 +146,16 @@ impl ListPage {
         self.params.get(name)
     }
 
-    /// Whether two times are asked for, or were tried.
-    fn has_times(&self) -> bool {
-        ["from", "to"].iter().any(|name| !self.params.get(name).is_empty())
+    /// The time of the list, where it has a beginning.
+    fn timed(&self) -> Option<&Range> {
+        let is_shown = !self.complaint.is_some();
+        self.asked.range.as_ref().filter(|range| is_shown && range.window.from.0 > 0)
+    }
+
+    /// The list some lengths of its time later, with times instead of words that move on.
+    fn shifted(&self, range: &Range, lengths: i64) -> String {
+        let range = Some(range.shifted(lengths));
+        EventsView { range, ..self.asked.clone() }.link().with("limit", &self.foot.limit).to_string()
     }
 
     fn ranges(&self) -> &'static [(&'static str, &'static str)] {
@@ -198,10 +207,11 @@ impl ListPage {
 }
 
 pub async fn list(app: web::Data<App>, caller: Caller, visit: Visit, params: Params) -> Result<HttpResponse> {
-    let meters = ask::meters(&app, &caller).await?;
+    let (meters, home) = (ask::meters(&app, &caller).await?, ask::home(&app, &caller).await?);
     let mut page = ListPage {
         shell: visit.shell("events", "Events"),
         meters,
+        home,
         asked: EventsView::default(),
         events: Vec::new(),
         rows: Vec::new(),
@@ -219,8 +229,7 @@ pub async fn list(app: web::Data<App>, caller: Caller, visit: Visit, params: Par
         Ok(None) => ok(&page),
         Err(error) => {
             page.complaint = Complaint::of(error, &["range", "from", "to", "outcome", "subject", "f"])?;
-            let home = ask::home(&app, &caller).await?;
-            let asked = grammar::nearest(&page.params, |params| EventsView::parse(params, &home));
+            let asked = grammar::nearest(&page.params, |params| EventsView::parse(params, &page.home));
             page.asked = asked.unwrap_or_default();
             rejected(&page)
         }
@@ -229,7 +238,7 @@ pub async fn list(app: web::Data<App>, caller: Caller, visit: Visit, params: Par
 
 async fn answer(app: &App, caller: &Caller, page: &mut ListPage) -> Result<Option<HttpResponse>> {
     let params = &page.params;
-    let home = ask::home(app, caller).await?;
+    let home = page.home.clone();
     let asked = EventsView::parse(params, &home)?;
     let meter = page.meters.iter().find(|meter| meter.name == asked.meter);
     if let Some(condition) = grammar::added(params)? {
