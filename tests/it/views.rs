@@ -21,6 +21,7 @@ on_both_databases!(
     a_subject_is_shown_what_is_its_own,
     tables_are_sorted_by_links,
     limits_have_a_period_before_anything_is_used,
+    quotas_say_what_happens_beyond_a_limit,
     lists_are_as_long_as_wanted_and_had_as_files,
     one_list_tells_what_became_of_events,
     where_nothing_is_the_nearest_is_told,
@@ -426,6 +427,42 @@ async fn limits_have_a_period_before_anything_is_used(database: Database) {
     );
     let none = browser.get("/decisions?enforcement=advisory").await.expect(200).text;
     assert!(none.contains("No decisions match"), "{none}");
+}
+
+/// Hard and advisory limits are told apart, of one meter too, and in the zone that a limit leaves to the subject.
+async fn quotas_say_what_happens_beyond_a_limit(database: Database) {
+    let settings =
+        [("OPEN_SPANNER_SERVE_WORKERS", "on"), ("OPEN_SPANNER_ENTITLEMENT_WORKER_INTERVAL", "200ms")];
+    let server = Server::start_with(&database, &settings);
+    let mut browser = furnished(&server).await;
+    let api = session_of(&server, &browser);
+    let limits = json!([{"meter": "tokens", "period": "month", "limit": 5, "enforcement": "hard"},
+        {"meter": "tokens", "period": "day", "limit": 5, "window": {"kind": "calendar"}},
+        {"meter": "tokens", "period": "1h", "limit": 5, "enforcement": "hard", "window": {"kind": "sliding"}}]);
+    let plan = api.post("/v1/plans", &json!({"name": "Mixed", "limits": limits})).await.json(201);
+    let assigned = json!({"plan_id": plan["id"], "time_zone": "Asia/Kolkata"});
+    api.put("/v1/plans/subjects/mixed_1", &assigned).await.expect(200);
+    let rows = |csv: &str| csv.trim().lines().skip(1).map(str::to_owned).collect::<Vec<String>>();
+    let end = Instant::now() + Duration::from_secs(60);
+    let all = loop {
+        let all = rows(&browser.get("/quota?subject=mixed_1&format=csv").await.expect(200).text);
+        if all.len() == 3 {
+            break all;
+        }
+        assert!(Instant::now() < end, "{all:?}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    };
+    let of = |word: &str| all.iter().filter(|row| row.contains(&format!(",{word},"))).count();
+    assert_eq!((of("hard"), of("advisory")), (2, 1), "{all:?}");
+    for (word, count) in [("hard", 2), ("advisory", 1)] {
+        let view = format!("/quota?subject=mixed_1&enforcement={word}");
+        let page = browser.get(&view).await.expect(200).text;
+        assert!(page.contains(&format!("<option value=\"{word}\" selected>")), "{page}");
+        assert_eq!(page.matches(&format!(" · {word}</small>")).count(), count, "{page}");
+        assert_eq!(rows(&browser.get(&format!("{view}&format=csv")).await.expect(200).text).len(), count);
+        assert!(!page.contains("id=\"list-curl\""), "programs do not narrow states by it: {page}");
+    }
+    browser.get("/quota?enforcement=soft").await.expect(422);
 }
 
 /// How many rows a page has is in its address, and what it shows is had as a file and by a call.

@@ -15,16 +15,17 @@ use crate::dashboard::sorting::{Heading, Orders, Sort};
 use crate::dashboard::view::{self, Link};
 use crate::dashboard::visit::{Shell, Visit, ok, rejected};
 use crate::db::{Conn, DbError, columns};
+use crate::entitlements::plan::Enforcement;
 use crate::entitlements::quota::{Check, QuotaUsage, State};
 use crate::entitlements::sql::decisions::{self, Decision};
-use crate::entitlements::sql::listing::{self, Entry};
+use crate::entitlements::sql::listing::{self, Entry, Standing};
 use crate::error::{Error, Result};
 use crate::http::extract::{Id, Params, decode_cursor, encode_cursor};
 use crate::metering::event::{InputQuantity, parse_key};
 use crate::metering::json::Value;
 use crate::metering::meter::{Aggregation, Meter};
 use crate::metering::quantity::Quantity;
-use crate::metering::time::{Timestamp, Window};
+use crate::metering::time::Timestamp;
 
 /// Limits of subjects that are looked at of each state, the latest evaluated.
 const STATES_MAX: i64 = 1_000;
@@ -41,6 +42,8 @@ struct Row {
     limit: Quantity,
     measure: QuotaUsage,
     unit: String,
+    /// What happens beyond it; blank where its plan is not in force any more.
+    enforcement: &'static str,
     bar: Svg,
     pace: Option<Pace>,
     /// The end of the period that the value is of, while that runs.
@@ -48,7 +51,8 @@ struct Row {
 }
 
 impl Row {
-    fn of(entry: Entry, window: Option<Window>, meters: &[Meter], now: Timestamp) -> Result<Row> {
+    fn of(standing: Standing, meters: &[Meter], now: Timestamp) -> Result<Row> {
+        let Standing { entry, window, enforcement, .. } = standing;
         let failed = |fault: crate::db::DbError| fault.into_error("quota::row");
         let measure = entry.measure().map_err(failed)?;
         let limit = columns::quantity_of(&entry.limit_value).map_err(failed)?;
@@ -61,6 +65,7 @@ impl Row {
             bar: chart::quota(measure.percent.to_f64(), warning.to_f64(), elapsed, &entry.state),
             unit: meter.map(|meter| meter.unit.clone()).unwrap_or_default(),
             resets: window.map(|window| window.to),
+            enforcement: enforcement.map_or("", Enforcement::as_str),
             entry,
             limit,
             measure,
@@ -114,12 +119,43 @@ impl QuotaPage {
     fn is(&self, name: &str, value: &str) -> bool {
         self.params.get(name) == value
     }
+
+    fn lists_meter(&self) -> bool {
+        self.meters.iter().any(|meter| meter.name == self.params.get("meter"))
+    }
+
+    fn is_narrowed(&self) -> bool {
+        FILTERS.iter().any(|name| !self.params.get(name).trim().is_empty())
+    }
 }
+
+const FILTERS: [&str; 5] = ["meter", "state", "subject", "plan", "enforcement"];
 
 /// The list with its filters, in the order that needs no word.
 fn filtered(params: &Params) -> Link {
-    let names = ["meter", "state", "subject", "plan"];
-    names.iter().fold(Link::to("/quota"), |link, name| link.with(name, params.get(name)))
+    FILTERS.iter().fold(Link::to("/quota"), |link, name| link.with(name, params.get(name)))
+}
+
+/// What the address narrows the list to, and to limits of which kind.
+fn asked(params: &Params) -> Result<(listing::Filter, Option<Enforcement>)> {
+    let word = |name: &str| params.get(name).trim().to_owned();
+    let filter = listing::Filter {
+        subject: word("subject"),
+        meter: word("meter"),
+        state: word("state"),
+        plan_id: word("plan"),
+        ..listing::Filter::default()
+    };
+    if !["", "exceeded", "warning", "ok"].contains(&filter.state.as_str()) {
+        return Err(Error::invalid("state must be exceeded, warning or ok"));
+    }
+    let enforcement = match params.get("enforcement").trim() {
+        "" => None,
+        word => Some(
+            Enforcement::parse(word).ok_or_else(|| Error::invalid("enforcement must be advisory or hard"))?,
+        ),
+    };
+    Ok((filter, enforcement))
 }
 
 fn arrange(rows: &mut [Row], sort: Sort) {
@@ -134,23 +170,14 @@ fn arrange(rows: &mut [Row], sort: Sort) {
 
 pub async fn show(app: web::Data<App>, caller: Caller, visit: Visit, params: Params) -> Result<HttpResponse> {
     let (workspace_id, sort) = (caller.workspace_id, Sort::parse(params.get("sort"), &ORDERS)?);
-    let filter = listing::Filter {
-        subject: params.get("subject").trim().to_owned(),
-        meter: params.get("meter").trim().to_owned(),
-        state: params.get("state").trim().to_owned(),
-        plan_id: params.get("plan").trim().to_owned(),
-        ..listing::Filter::default()
-    };
-    if !["", "exceeded", "warning", "ok"].contains(&filter.state.as_str()) {
-        return Err(Error::invalid("state must be exceeded, warning or ok"));
-    }
+    let (filter, enforcement) = asked(&params)?;
     let now = Timestamp::now();
     let read = move |conn: &mut Conn| states(conn, workspace_id, &filter, now);
-    let (entries, is_cut) = app.store.read("entitlements::states", read).await?;
+    let (mut limits, is_cut) = app.store.read("entitlements::states", read).await?;
+    limits.retain(|one| enforcement.is_none() || one.enforcement == enforcement);
     let meters = ask::meters(&app, &caller).await?;
-    let rows: Result<Vec<Row>> =
-        entries.into_iter().map(|(entry, window)| Row::of(entry, window, &meters, now)).collect();
-    let mut rows = rows?;
+    let rows = limits.into_iter().map(|one| Row::of(one, &meters, now));
+    let mut rows = rows.collect::<Result<Vec<Row>>>()?;
     arrange(&mut rows, sort);
     let portion = Portion::parse(&params, LIMITS_LISTED)?;
     if is_cut && !matches!(params.get("format"), "" | "html") {
@@ -175,14 +202,26 @@ pub async fn show(app: web::Data<App>, caller: Caller, visit: Visit, params: Par
         .fold(Link::to("/v1/entitlements/states"), |call, name| call.with(name, params.get(name)));
     let call = call.with("limit", &portion.rows().to_string());
     let foot = portion.foot(&link.with("after", params.get("after")));
-    // states are not narrowed by a plan
-    let foot = foot.with_call_if(params.get("plan").trim().is_empty(), &visit.origin, &call);
+    // states are narrowed by neither
+    let is_same = ["plan", "enforcement"].iter().all(|name| params.get(name).trim().is_empty());
+    let foot = foot.with_call_if(is_same, &visit.origin, &call);
     let shell = visit.shell("quota", "Quota");
     ok(&QuotaPage { shell, rows, meters, params, before, next, is_cut, sort, foot })
 }
 
-const COLUMNS: [&str; 10] =
-    ["subject", "meter", "period", "plan", "state", "current", "limit", "unit", "percent", "resets_at"];
+const COLUMNS: [&str; 11] = [
+    "subject",
+    "meter",
+    "period",
+    "plan",
+    "state",
+    "enforcement",
+    "current",
+    "limit",
+    "unit",
+    "percent",
+    "resets_at",
+];
 
 fn cells(row: &Row) -> Vec<Cell> {
     vec![
@@ -191,6 +230,7 @@ fn cells(row: &Row) -> Vec<Cell> {
         (&row.entry.period).into(),
         (&row.entry.plan_name).into(),
         (&row.entry.state).into(),
+        row.enforcement.into(),
         (&row.measure.current).into(),
         (&row.limit).into(),
         (&row.unit).into(),
@@ -198,9 +238,6 @@ fn cells(row: &Row) -> Vec<Cell> {
         row.resets.map(Timestamp::to_seconds_text).into(),
     ]
 }
-
-/// A limit as it stands, and the window it counts in.
-type Standing = (Entry, Option<Window>);
 
 /// The limits that a filter leaves, and whether some of a state were not looked at. Each state is asked for by itself: a
 /// subject that exceeded its limit a while ago must not be hidden behind many that are well.
@@ -219,6 +256,7 @@ fn states(
             found.extend(entries);
         }
     }
+    listing::tell_enforcement(conn, &mut found)?;
     Ok((found, is_cut))
 }
 

@@ -7,11 +7,13 @@ use diesel::sql_query;
 use diesel::sql_types::{BigInt, Integer, Nullable, Text};
 
 use crate::db::columns::quantity_of;
-use crate::db::statement::Statement;
+use crate::db::statement::{Statement, integers};
 use crate::db::{Conn, DbError};
 use crate::entitlements::period::{Period, WindowInput};
+use crate::entitlements::plan::Enforcement;
 use crate::entitlements::quota::{QuotaUsage, State};
 use crate::entitlements::sql::assignments::zone_of;
+use crate::metering::calendar::Zone;
 use crate::metering::time::{Timestamp, Window};
 
 /// A state, an event or a snapshot as it is listed; what a kind does not have is empty.
@@ -178,6 +180,8 @@ pub fn states(
 struct StandingRow {
     #[diesel(embed)]
     entry: Entry,
+    #[diesel(sql_type = BigInt)]
+    plan_number: i64,
     #[diesel(sql_type = Nullable<BigInt>)]
     anchor: Option<i64>,
     #[diesel(sql_type = Nullable<Text>)]
@@ -196,19 +200,31 @@ impl StandingRow {
     }
 }
 
-/// As [`states`], each with the window that its value is of, and with a plan by its id or its name; none where that is over, or the plan is not in force any more.
+/// A limit as it stands.
+pub struct Standing {
+    pub entry: Entry,
+    /// That its value is of; none where that is over, or the plan is not in force any more.
+    pub window: Option<Window>,
+    /// What happens beyond it, once [`tell_enforcement`] has said so; none where the plan is not in force any more.
+    pub enforcement: Option<Enforcement>,
+    plan_number: i64,
+    /// In which the plan counts for its subject.
+    zone: Option<Zone>,
+}
+
+/// As [`states`], and with a plan by its id or its name.
 pub fn standing(
     conn: &mut Conn,
     workspace_id: i64,
     filter: &Filter,
     now: Timestamp,
     limit: i64,
-) -> Result<Vec<(Entry, Option<Window>)>, DbError> {
+) -> Result<Vec<Standing>, DbError> {
     let text = "-- entitlements::listing::standing
         SELECT '' AS id, CAST(0 AS BIGINT) AS starts_at, CAST(0 AS BIGINT) AS ends_at, CAST(NULL AS TEXT) AS previous_state,
                '' AS kind, CAST(0 AS BIGINT) AS event_count, e.updated_at AS at, s.name AS subject, m.name AS meter,
                p.public_id AS plan_id, p.name AS plan_name, p.version AS plan_version, e.period, e.state,
-               e.current_value, e.limit_value, e.warning_percent, a.anchor, a.time_zone
+               e.current_value, e.limit_value, e.warning_percent, e.plan_id AS plan_number, a.anchor, a.time_zone
         FROM entitlement_states e
         JOIN subjects s ON s.id = e.subject_id
         JOIN meters m ON m.id = e.meter_id
@@ -227,11 +243,57 @@ pub fn standing(
         .bind::<Text, _>(&filter.plan_id)
         .bind::<BigInt, _>(limit)
         .load(conn)?;
-    let placed = |row: StandingRow| {
-        let window = row.window(now);
-        (row.entry, window)
+    let placed = |row: StandingRow| Standing {
+        window: row.window(now),
+        enforcement: None,
+        plan_number: row.plan_number,
+        zone: row.time_zone.as_deref().map(zone_of),
+        entry: row.entry,
     };
     Ok(rows.into_iter().map(placed).collect())
+}
+
+#[derive(QueryableByName)]
+struct Enforced {
+    #[diesel(sql_type = BigInt)]
+    plan_number: i64,
+    #[diesel(sql_type = Text)]
+    meter: String,
+    #[diesel(sql_type = Text)]
+    period: String,
+    #[diesel(sql_type = Text)]
+    enforcement: String,
+}
+
+/// Says of each what happens beyond it. In one statement.
+pub fn tell_enforcement(conn: &mut Conn, limits: &mut [Standing]) -> Result<(), DbError> {
+    let mut plans: Vec<i64> = limits.iter().map(|one| one.plan_number).collect();
+    plans.sort_unstable();
+    plans.dedup();
+    if plans.is_empty() {
+        return Ok(());
+    }
+    let text = format!(
+        "-- entitlements::listing::enforcement
+         SELECT l.plan_id AS plan_number, m.name AS meter, l.period, l.enforcement
+         FROM plan_limits l JOIN meters m ON m.id = l.meter_id WHERE l.plan_id IN ({})",
+        integers(&plans)
+    );
+    let rows: Vec<Enforced> = sql_query(text).load(conn)?;
+    let mut by_meter: HashMap<(i64, &str), Vec<(Period, Enforcement)>> = HashMap::new();
+    for row in &rows {
+        let read = Period::parse(&row.period).zip(Enforcement::parse(&row.enforcement));
+        by_meter.entry((row.plan_number, row.meter.as_str())).or_default().extend(read);
+    }
+    for one in limits {
+        let Some(zone) = &one.zone else { continue };
+        let of_meter = by_meter.get(&(one.plan_number, one.entry.meter.as_str()));
+        // a state names the zone that its limit leaves to the subject
+        let is_own = |(period, _): &&(Period, Enforcement)| period.in_zone(zone).as_str() == one.entry.period;
+        let enforcement = of_meter.into_iter().flatten().find(is_own).map(|(_, enforcement)| *enforcement);
+        one.enforcement = enforcement;
+    }
+    Ok(())
 }
 
 /// The newest first.
