@@ -425,6 +425,12 @@ async fn limits_have_a_period_before_anything_is_used(database: Database) {
         hard.contains("<option value=\"hard\" selected>") && hard.contains("href=\"/decisions/c1\""),
         "{hard}"
     );
+    for wrong in ["outcome=allowed", "state=fine", "enforcement=soft"] {
+        let page = browser.get(&format!("/decisions?subject=org_1&{wrong}")).await.expect(422).text;
+        let (name, value) = wrong.split_once('=').expect("a pair");
+        let field = format!("name=\"{name}\" value=\"{value}\" aria-invalid=\"true\"");
+        assert!(page.contains(&field) && page.contains("value=\"org_1\""), "{wrong}: {page}");
+    }
     let none = browser.get("/decisions?enforcement=advisory").await.expect(200).text;
     assert!(none.contains("No decisions match"), "{none}");
 }

@@ -304,6 +304,24 @@ impl DecisionsPage {
     }
 }
 
+/// Words that decisions are narrowed by; others would find nothing, and say so as if there were nothing.
+const DECISION_WORDS: [(&str, &[&str]); 3] = [
+    ("outcome", &["accepted", "rejected"]),
+    ("state", &["ok", "warning", "exceeded", "no_plan", "not_in_plan"]),
+    ("enforcement", &["advisory", "hard"]),
+];
+
+fn check_words(params: &Params) -> Result<()> {
+    let is_wrong = |(name, words): &&(&str, &[&str])| {
+        let word = params.get(name).trim();
+        !word.is_empty() && !words.contains(&word)
+    };
+    match DECISION_WORDS.iter().find(is_wrong) {
+        Some((name, words)) => Err(Error::invalid(format!("{name} must be one of {}", words.join(", ")))),
+        None => Ok(()),
+    }
+}
+
 /// A decision with what its answer said.
 pub struct Told {
     pub decision: Decision,
@@ -376,8 +394,9 @@ pub async fn decisions(
     params: Params,
 ) -> Result<HttpResponse> {
     let workspace_id = caller.workspace_id;
+    check_words(&params)?;
     let word = |name: &str| params.get(name).trim().to_owned();
-    let accepted = match params.get("outcome") {
+    let accepted = match params.get("outcome").trim() {
         "accepted" => Some(true),
         "rejected" => Some(false),
         _ => None,
