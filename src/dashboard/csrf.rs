@@ -1,7 +1,7 @@
 //! The walls against forms of other sites, beside `SameSite=Lax`: where a request says it comes from, and a token in
 //! each form that only our own pages can know. Pure but for the headers it reads.
 
-use actix_web::HttpRequest;
+use actix_web::{HttpMessage, HttpRequest};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ring::hmac;
@@ -11,12 +11,16 @@ use crate::error::{Error, Result};
 use crate::http::origin::is_foreign;
 use crate::http::session::sent_header;
 
+/// A form was refused for where it came from, whoever sent it.
+pub struct Refused;
+
 /// 403 unless the browser says that the request comes from our own pages. One that says nothing is refused.
 pub fn check_origin(request: &HttpRequest) -> Result<()> {
     let is_told = ["sec-fetch-site", "origin"].iter().any(|name| sent_header(request, name).is_some());
     if is_told && !is_foreign(request) {
         Ok(())
     } else {
+        request.extensions_mut().insert(Refused);
         Err(Error::forbidden("the form was sent from another site"))
     }
 }

@@ -6,6 +6,7 @@ use askama::Template;
 use percent_encoding::percent_decode_str;
 
 use crate::auth::Caller;
+use crate::dashboard::csrf;
 use crate::dashboard::form::{Complaint, Fields, Sent};
 use crate::dashboard::visit::{Shell, Visit, show};
 use crate::error::{Code, Error};
@@ -67,7 +68,11 @@ impl Asked {
 
 /// The page of an error. Never fails: without its template it is one line of text.
 pub fn page(request: &HttpRequest, error: &Error) -> HttpResponse {
-    let (heading, mut advice) = words(error.code);
+    let is_refused = request.extensions().get::<csrf::Refused>().is_some();
+    let (heading, mut advice) = match error.code {
+        Code::Forbidden if is_refused => NOT_SENT,
+        code => words(code),
+    };
     let is_away = matches!(error.code, Code::Unavailable | Code::QueueFull);
     let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
     let asked = Asked::of(request, error).filter(|_| is_read);
@@ -140,6 +145,12 @@ fn list_of(path: &str) -> &'static str {
     ];
     LISTS.into_iter().find(|list| path.starts_with(&format!("{list}/"))).unwrap_or_default()
 }
+
+/// Of a form that no role would help: nobody needs to be asked.
+const NOT_SENT: (&str, &str) = (
+    "Not sent",
+    "Nothing was done. You may have signed in anew since the form was shown: go back, load its page again, and send it from there.",
+);
 
 fn words(code: Code) -> (&'static str, &'static str) {
     match code {

@@ -280,7 +280,8 @@ async fn foreign_forms_are_refused(database: Database) {
     };
     let own = browser.client.clone();
 
-    browser.send(Method::POST, "/meters/new", form("")).await.expect(403);
+    let told = browser.send(Method::POST, "/meters/new", form("")).await.expect(403).text;
+    assert!(told.contains("<h1>Not sent</h1>") && !told.contains("Ask an owner"), "{told}");
     browser.send(Method::POST, "/meters/new", form("AAAA")).await.expect(403);
     let mut other = Browser::register(&server, "other-forms@example.com").await;
     let foreign = token_of(&other.get("/settings").await.text);
@@ -292,7 +293,8 @@ async fn foreign_forms_are_refused(database: Database) {
     browser.client = own.without("sec-fetch-site").with("origin", "https://evil.example");
     browser.send(Method::POST, "/meters/new", form(&token)).await.expect(403);
     browser.client = own.without("sec-fetch-site").with("sec-fetch-site", "cross-site");
-    browser.send(Method::POST, "/meters/new", form(&token)).await.expect(403);
+    let told = browser.send(Method::POST, "/meters/new", form(&token)).await.expect(403).text;
+    assert!(told.contains("<h1>Not sent</h1>") && told.contains("another site"), "{told}");
     browser.send(Method::POST, "/login", Some("email=a%40b&password=x".into())).await.expect(403);
 
     browser.client = own;
