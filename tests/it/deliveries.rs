@@ -3,10 +3,12 @@
 
 use std::collections::BTreeSet;
 
+use open_spanner::metering::time::{DAY, Timestamp};
+
 use crate::dashboard::{Browser, furnished, links_of};
 use crate::support::{Database, Server, on_both_databases};
 
-on_both_databases!(deliveries_are_found_and_sent_again,);
+on_both_databases!(deliveries_are_found_and_sent_again, a_destination_says_how_its_receiver_answers,);
 
 const MINUTE: i64 = 60_000_000;
 const NOON: i64 = 1_781_524_800_000_000;
@@ -98,4 +100,37 @@ async fn deliveries_are_found_and_sent_again(database: Database) {
     assert!(
         links_of(&neighbour.get("/deliveries").await.text).iter().all(|link| !link.contains(&destination))
     );
+}
+
+/// Of the last day alone, and of no other destination.
+async fn a_destination_says_how_its_receiver_answers(database: Database) {
+    let server = Server::start_with(&database, &[("OPEN_SPANNER_SERVE_WORKERS", "off")]);
+    let mut browser = furnished(&server).await;
+    let destination = database.lines("SELECT public_id AS line FROM alert_destinations").remove(0);
+    let page = format!("/destinations/{destination}");
+    assert!(browser.get(&page).await.expect(200).text.contains("nothing was sent"));
+    insert(&database, 4, "delivered", &destination, NOON);
+    insert(&database, 1, "dead_letter", "gone", NOON);
+    let now = Timestamp::now();
+    for (n, (delivery, status, took, at)) in [
+        (format!("delivered-0-{NOON}"), "delivered", 100, now),
+        (format!("delivered-1-{NOON}"), "failed", 9_000, now),
+        (format!("delivered-2-{NOON}"), "delivered", 300, now.plus(-DAY / 2)),
+        (format!("delivered-3-{NOON}"), "failed", 1, now.plus(-2 * DAY)),
+        (format!("dead_letter-0-{NOON}"), "failed", 1, now),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        database.execute(&format!(
+            "INSERT INTO alert_attempts (public_id, delivery_id, event_id, status, duration_ms, attempted_at)
+             SELECT 'try-{n}', id, event_id, '{status}', {took}, {} FROM alert_deliveries WHERE public_id = '{delivery}'",
+            at.0
+        ));
+    }
+    let told = browser.get(&page).await.expect(200).text;
+    let words = "2 of 3 attempts delivered (66.7 %), 95 % of them answered within 9,000 ms";
+    assert!(told.contains(words), "{told}");
+    let all = links_of(&told).into_iter().find(|link| link.starts_with("/deliveries?destination="));
+    assert_eq!(listed(&mut browser, &all.expect("a way to all of them")).await.len(), 4);
 }

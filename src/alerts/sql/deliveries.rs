@@ -398,6 +398,34 @@ pub fn page(conn: &mut Conn, workspace_id: i64, filter: &Filter, limit: i64) -> 
     Ok(listed.collect())
 }
 
+/// What became of one attempt, and how long it took.
+#[derive(QueryableByName)]
+pub struct Tried {
+    #[diesel(sql_type = Text)]
+    pub status: String,
+    #[diesel(sql_type = BigInt)]
+    pub duration_ms: i64,
+}
+
+/// Attempts at a destination since a time, of the newest 1,000 deliveries of its workspace.
+pub fn tried(
+    conn: &mut Conn,
+    workspace_id: i64,
+    destination_id: &str,
+    since: Timestamp,
+) -> Result<Vec<Tried>, DbError> {
+    let text = "-- alerts::deliveries::tried
+        SELECT a.status, a.duration_ms FROM
+            (SELECT id, destination_id FROM alert_deliveries WHERE workspace_id = $1 ORDER BY id DESC LIMIT 1000) AS d
+        JOIN alert_attempts a ON a.delivery_id = d.id
+        WHERE d.destination_id = $2 AND a.attempted_at >= $3";
+    Ok(sql_query(text)
+        .bind::<BigInt, _>(workspace_id)
+        .bind::<Text, _>(destination_id)
+        .bind::<BigInt, _>(since.0)
+        .load(conn)?)
+}
+
 #[derive(QueryableByName)]
 struct Blocked {
     #[diesel(sql_type = BigInt)]

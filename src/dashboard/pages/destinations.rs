@@ -4,7 +4,7 @@ use actix_web::{HttpResponse, web};
 use askama::Template;
 
 use crate::alerts::rule::parse_label;
-use crate::alerts::sql::deliveries::{self, Filter, Listed};
+use crate::alerts::sql::deliveries::{self, Filter, Listed, Tried};
 use crate::alerts::sql::destinations::{self, Destination, DestinationSpec};
 use crate::alerts::sql::rules;
 use crate::alerts::webhook::client::{WebhookRequest, WebhookResponse};
@@ -22,7 +22,7 @@ use crate::db::Conn;
 use crate::db::limits::Kind;
 use crate::error::Result;
 use crate::http::extract::Id;
-use crate::metering::time::Timestamp;
+use crate::metering::time::{DAY, Timestamp};
 
 #[derive(Template)]
 #[template(path = "alerts/destinations.html")]
@@ -129,7 +129,29 @@ struct ShowPage {
     shell: Shell,
     destination: Destination,
     deliveries: Vec<Listed>,
+    health: Option<Health>,
     answer: Option<WebhookResponse>,
+}
+
+/// How a receiver answered lately.
+struct Health {
+    attempts: usize,
+    delivered: usize,
+    share: String,
+    /// So long took all but the slowest twentieth of the attempts.
+    usual_ms: i64,
+}
+
+impl Health {
+    /// None where nothing was sent.
+    fn of(tried: &[Tried]) -> Option<Health> {
+        let mut lengths: Vec<i64> = tried.iter().map(|one| one.duration_ms).collect();
+        lengths.sort_unstable();
+        let usual_ms = *lengths.get((tried.len() * 95).div_ceil(100).checked_sub(1)?)?;
+        let delivered = tried.iter().filter(|one| one.status == "delivered").count();
+        let share = format!("{:.1} %", delivered as f64 / tried.len() as f64 * 100.0);
+        Some(Health { attempts: tried.len(), delivered, share, usual_ms })
+    }
 }
 
 async fn show_page(
@@ -140,11 +162,16 @@ async fn show_page(
     answer: Option<WebhookResponse>,
 ) -> Result<ShowPage> {
     let destination = find(app, caller, id).await?;
-    let workspace_id = caller.workspace_id;
-    let filter = Filter { destination_id: Some(id.to_owned()), ..Filter::default() };
-    let list = move |conn: &mut Conn| deliveries::page(conn, workspace_id, &filter, 50);
-    let deliveries = app.store.read("deliveries::page", list).await?;
-    Ok(ShowPage { shell: visit.shell("alerts", destination.name.clone()), destination, deliveries, answer })
+    let (workspace_id, wanted) = (caller.workspace_id, id.to_owned());
+    let (since, filter) =
+        (Timestamp::now().plus(-DAY), Filter { destination_id: Some(id.to_owned()), ..Filter::default() });
+    let read = move |conn: &mut Conn| {
+        let tried = deliveries::tried(conn, workspace_id, &wanted, since)?;
+        Ok((deliveries::page(conn, workspace_id, &filter, 50)?, tried))
+    };
+    let (deliveries, tried) = app.store.read("deliveries::page", read).await?;
+    let (shell, health) = (visit.shell("alerts", destination.name.clone()), Health::of(&tried));
+    Ok(ShowPage { shell, destination, deliveries, health, answer })
 }
 
 pub async fn show(app: web::Data<App>, caller: Caller, visit: Visit, Id(id): Id) -> Result<HttpResponse> {
