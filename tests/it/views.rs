@@ -29,6 +29,7 @@ on_both_databases!(
     a_view_of_another_zone_leads_to_events_of_its_time,
     a_saved_query_is_opened_by_its_id_alone,
     events_are_listed_between_two_times_that_are_typed,
+    an_event_leads_to_what_it_moved,
     subjects_say_their_plan_and_their_worst_state,
     a_look_at_an_export_counts_what_is_still_there,
     series_are_hidden_by_links,
@@ -749,6 +750,29 @@ async fn events_are_listed_between_two_times_that_are_typed(database: Database) 
     assert!(earlier.contains("Nothing matches") && later.contains("Nothing matches"), "{earlier}");
     // the end of the one is where the other began
     assert!(field(&earlier, "to") < field(&later, "from") && !field(&earlier, "from").is_empty());
+}
+
+/// The total of its hour, the limits of its subject, and the alerts that watch its meter.
+async fn an_event_leads_to_what_it_moved(database: Database) {
+    let server = Server::start(&database);
+    let mut browser = furnished(&server).await;
+    let list = browser.get("/events?subject=org_1").await.expect(200).text;
+    let event = links_of(&list).into_iter().find(|link| link.contains("&at=") || link.contains("?at="));
+    let page = browser.get(&event.expect("an event")).await.expect(200).text;
+    let links = links_of(&page);
+    let watched =
+        page.split_once("Watched by ").expect("an alert").1.split("</p>").next().unwrap_or_default();
+    assert!(watched.contains(">Much</a>"), "{watched}");
+    assert!(links.contains(&"/quota?subject=org_1&meter=tokens".to_owned()), "{links:?}");
+    let is_way = |link: &&String| {
+        ["/quota?", "/usage?meter=tokens&subject=org_1", "/alerts/"].iter().any(|way| link.starts_with(way))
+    };
+    let ways: Vec<&String> = links.iter().filter(is_way).collect();
+    assert_eq!(ways.len(), 3, "{links:?}");
+    for way in ways {
+        browser.get(way).await.expect(200);
+    }
+    assert!(page.contains(">Close event details</a>"), "{page}");
 }
 
 /// The list of subjects has the plan of each, and how it stands to the worst of its limits.

@@ -5,6 +5,7 @@ use actix_web::{HttpResponse, web};
 use askama::Template;
 use uuid::Uuid;
 
+use crate::alerts::sql::rules;
 use crate::app::App;
 use crate::auth::Caller;
 use crate::dashboard::ask;
@@ -358,7 +359,12 @@ struct ShowPage {
     json: String,
     has_decision: bool,
     totals: String,
+    /// Alert rules on its meter, the newest: id and name; and how many there are besides.
+    rules: Vec<(String, String)>,
+    more_rules: usize,
 }
+
+const RULES_LISTED: usize = 10;
 
 /// How far before and after it was received an event is looked for when its time is not told, one after the other: nearly
 /// all come at once, and some are filled in later.
@@ -418,6 +424,14 @@ pub async fn show(
         None => false,
     };
     let meter = app.meters.get(caller.workspace_id, &event.meter).await?;
+    let mut rules = match meter.as_ref().map(|meter| meter.id) {
+        Some(id) => {
+            app.store.read("rules::on_meter", move |conn: &mut Conn| rules::on_meter(conn, id)).await?
+        }
+        None => Vec::new(),
+    };
+    let more_rules = rules.len().saturating_sub(RULES_LISTED);
+    rules.truncate(RULES_LISTED);
     let hour = event.timestamp.floor(crate::metering::time::HOUR);
     let totals = Link::to("/usage")
         .with("meter", &event.meter)
@@ -432,6 +446,8 @@ pub async fn show(
         meter_id: meter.map(|meter| meter.public_id.clone()),
         has_decision: decided,
         totals: totals.to_string(),
+        rules,
+        more_rules,
         event,
     })
 }
