@@ -96,6 +96,8 @@ pub struct Series {
     pub narrow: Option<Link>,
     /// It keeps its colour and its numbers, and is not drawn.
     pub is_hidden: bool,
+    /// Where it is a line, its values are marked.
+    pub has_points: bool,
     /// The same view with this series hidden, or shown again; blank where it cannot be.
     pub toggle: String,
 }
@@ -113,7 +115,15 @@ impl Series {
     /// Made of all events of its buckets.
     pub fn new(name: impl Into<String>, values: Vec<Option<Quantity>>) -> Series {
         let narrow = Some(Link::to(""));
-        Series { name: name.into(), values, is_other: false, narrow, is_hidden: false, toggle: String::new() }
+        Series {
+            name: name.into(),
+            values,
+            is_other: false,
+            narrow,
+            is_hidden: false,
+            has_points: false,
+            toggle: String::new(),
+        }
     }
 
     pub fn narrowed(self, narrow: Option<Link>) -> Series {

@@ -145,6 +145,12 @@ for (const name of names) {
 }
 await open("/usage?meter=tokens&range=28d%2Btoday&group=model&cmp=prev&f=metadata.region:exists:");
 await look("usage-grouped");
+await page.getByLabel("Chart type").selectOption("line");
+await page.getByLabel("Show chart points").check();
+await page.getByLabel("Stack chart series").uncheck();
+await page.getByRole("button", { name: "Run Query" }).click();
+await page.locator("svg.plot .points").first().waitFor({ state: "attached" }).catch(() => fault("usage", "points are not drawn"));
+await look("usage-points");
 await page.getByLabel("Saved query name").fill("Tokens by model");
 await page.getByRole("button", { name: "Save", exact: true }).click();
 if (!(await page.getByRole("status").first().innerText()).includes("Saved as")) fault("usage", "saving is not told");

@@ -840,6 +840,22 @@ async fn a_view_is_drawn_and_counted_as_asked(database: Database) {
     assert!(!table.contains("class=\"plot\""), "{table}");
     let summed = browser.get(&format!("{view}&show=cumulative")).await.expect(200).text;
     assert!(summed.contains("id=\"cum\" name=\"cum\" value=\"1\" checked"), "{summed}");
+    // two boxes of the form: one stacks bars, the other marks the values of lines
+    for (more, is_stacked) in
+        [("", true), ("&show=bar", false), ("&show=bar&stack=1", true), ("&show=line&stack=1", false)]
+    {
+        let page = browser.get(&format!("{view}{more}")).await.expect(200).text;
+        let mark = if is_stacked { " checked" } else { "" };
+        assert!(page.contains(&format!("id=\"stack\" name=\"stack\" value=\"1\"{mark}>")), "{more}: {page}");
+        let bars = page.contains("<option value=\"bar\" selected>");
+        assert_eq!(bars, !more.contains("line"), "{more}: {page}");
+        assert!(!page.contains("class=\"points"), "{more}: {page}");
+    }
+    let pointed = browser.get(&format!("{view}&show=line&points=1")).await.expect(200).text;
+    assert!(pointed.contains("class=\"points l1\" d=\"M"), "{pointed}");
+    assert!(links_of(&pointed).iter().any(|link| link.contains("points=1") && link.contains("format=csv")));
+    let average = browser.get(&format!("{view}&metric=average&show=bar&stack=1")).await.expect(200).text;
+    assert!(average.contains("id=\"stack\" name=\"stack\" value=\"1\">"), "{average}");
     let one = browser.get(&format!("{view}&top=1")).await.expect(200).text;
     assert!(one.contains("Other (1)") && one.contains("1 more groups are drawn together"), "{one}");
     assert!(links_of(&one).iter().any(|link| link.contains("top=1") && link.contains("format=csv")));

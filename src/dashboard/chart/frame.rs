@@ -171,6 +171,10 @@ impl<'a> Frame<'a> {
             }
             let line = self.line(&tops);
             let _ = write!(self.text, "<path class=\"line l{class} d{class}\" d=\"{line}\"/>");
+            if series.has_points {
+                let points = self.points(&tops);
+                let _ = write!(self.text, "<path class=\"points l{class}\" d=\"{points}\"/>");
+            }
             if stacks {
                 base = tops;
             }
@@ -200,6 +204,15 @@ impl<'a> Frame<'a> {
                 (false, false) => write!(path, "M{x:.1} {y:.1}"),
             };
             is_open = true;
+        }
+        path
+    }
+
+    /// A stroke of no length at each value: with round ends it is a dot, however wide the picture is drawn.
+    fn points(&self, values: &[f64]) -> String {
+        let mut path = String::new();
+        for (at, value) in values.iter().enumerate().filter(|(_, value)| !value.is_nan()) {
+            let _ = write!(path, "M{:.1} {:.1}h0", self.x(at), self.y(*value));
         }
         path
     }

@@ -82,8 +82,13 @@ impl ExplorePage {
         &OPERATORS
     }
 
-    fn kinds(&self) -> &'static [(&'static str, &'static str)] {
-        &Kind::ALL
+    /// Stacked bars are bars, with a box of their own.
+    fn kinds(&self) -> Vec<(&'static str, &'static str)> {
+        Kind::ALL.into_iter().filter(|(word, _)| *word != Kind::Stacked.word()).collect()
+    }
+
+    fn is_stacked(&self, asked: &UsageView) -> bool {
+        asked.kind == Kind::Stacked
     }
 
     fn metrics(&self) -> &'static [(&'static str, &'static str)] {
@@ -102,6 +107,7 @@ impl ExplorePage {
         match (name, &self.asked) {
             ("range", Some(asked)) => asked.range.word == value,
             ("meter", Some(asked)) => asked.meter.name == value,
+            ("show", Some(UsageView { kind: Kind::Stacked, .. })) => value == Kind::Bar.word(),
             ("show", Some(asked)) => asked.kind.word() == value,
             ("metric", Some(asked)) => asked.metric == value,
             _ => self.params.get(name) == value,

@@ -21,6 +21,8 @@ use crate::usage::query::Bucket;
 
 /// Rows that one picture is made of at most.
 pub const CELLS_MAX: usize = 10_000;
+/// Values of one line that are marked; more would be a band.
+const POINTED_MAX: usize = 200;
 /// What was found.
 pub struct Found {
     pub chart: Chart,
@@ -79,6 +81,8 @@ pub async fn find(app: &App, asked: &UsageView) -> Result<Found> {
         series.iter_mut().chain(compare.as_mut()).for_each(accumulate);
     }
     asked.hide(&mut series);
+    let has_points = asked.has_points && starts.len() <= POINTED_MAX;
+    series.iter_mut().for_each(|one| one.has_points = has_points);
     let chart = Chart {
         id: "usage".into(),
         title: format!(

@@ -75,6 +75,8 @@ pub struct UsageView {
     pub other: Option<Window>,
     pub kind: Kind,
     pub is_cumulative: bool,
+    /// Values of lines are marked.
+    pub has_points: bool,
     pub show: String,
     /// As in the address: empty is what the meter makes of its quantities.
     pub metric: String,
@@ -104,7 +106,13 @@ impl UsageView {
             .collect();
         let (compare, other) = compared(params, &calendar)?;
         let (meter, metric) = measured(meter, params.get("metric").trim())?;
-        let show = params.get("show").trim();
+        let show = match params.get("show").trim() {
+            // a box of the form stacks bars
+            "" | "bar" if !params.get("stack").is_empty() && ask::is_additive(meter.aggregation) => {
+                Kind::Stacked.word()
+            }
+            show => show,
+        };
         if !["", CUMULATIVE].contains(&show) && Kind::parse(show).is_none() {
             let known = Kind::ALL.map(|(word, _)| word).join(", ");
             return Err(Error::invalid(format!("show must be one of {known}, {CUMULATIVE}")));
@@ -117,6 +125,7 @@ impl UsageView {
             kind: Kind::parse(show).filter(|kind| drawn == Kind::Stacked || !kind.adds_up()).unwrap_or(drawn),
             is_cumulative: (!params.get("cum").is_empty() || show == CUMULATIVE)
                 && ask::is_additive(meter.aggregation),
+            has_points: !params.get("points").is_empty(),
             bucket: params.get("bucket").to_owned(),
             meter,
             range,
@@ -143,6 +152,7 @@ impl UsageView {
     pub fn unsorted(&self, path: &str) -> Link {
         let link = self.scope(path).with("cmp", &self.compare).with("show", &self.show);
         let link = link.with("cum", if self.is_cumulative { "1" } else { "" }).with("metric", &self.metric);
+        let link = link.with("points", if self.has_points { "1" } else { "" });
         let link = match self.top {
             SERIES_DRAWN => link,
             most => link.with("top", &most.to_string()),
