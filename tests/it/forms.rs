@@ -14,6 +14,7 @@ use crate::support::{Answer, Database, Server, on_both_databases, run};
 on_both_databases!(
     a_secret_is_shown_once_and_made_once,
     a_form_of_an_ended_sign_in_is_offered_again,
+    what_is_wrong_is_told_at_the_form,
     a_kept_form_stays_in_its_workspace,
 );
 
@@ -133,6 +134,37 @@ async fn a_form_of_an_ended_sign_in_is_offered_again(database: Database) {
     let made = browser.get(&sent.header("location")).await.expect(200).text;
     assert!(made.contains("slow_meter") && made.contains("with"), "{made}");
     assert!(browser.get("/kept-form").await.expect(200).text.contains("Nothing is kept"));
+}
+
+/// The first form of a newcomer, and the one that saves a view, stand on pages that show more than the form.
+async fn what_is_wrong_is_told_at_the_form(database: Database) {
+    let server = Server::start(&database);
+    let mut newcomer = Browser::register(&server, "newcomer-forms@example.com").await;
+    let long = "x".repeat(300);
+    let fields = [("name", long.as_str()), ("unit", "call")];
+    let told = newcomer.post("/welcome", &fields).await.expect(422).text;
+    assert!(told.contains("role=\"alert\"") && told.contains(&format!("value=\"{long}\"")), "{told}");
+    assert_eq!((database.count("meters"), database.count("api_keys")), (0, 0));
+
+    let mut browser = furnished(&server).await;
+    // a name that is taken, and none
+    for name in ["By model", " "] {
+        let view = "meter=tokens&range=7d%2Btoday&group=model";
+        let fields = [("name", name), ("query", view), ("shared", "1")];
+        let told = browser.post("/usage/saved/new", &fields).await.expect(422).text;
+        let typed = format!("required value=\"{}\" aria-invalid=\"true\"", name.trim());
+        for part in [
+            "role=\"alert\"",
+            "Total 465 token in ",
+            "name=\"group\" value=\"model\" checked",
+            "name=\"pinned\" value=\"1\">",
+            "name=\"shared\" value=\"1\" checked",
+            typed.as_str(),
+        ] {
+            assert!(told.contains(part), "{part}: {told}");
+        }
+    }
+    assert_eq!(database.count("saved_queries"), 1);
 }
 
 /// Somebody belongs to two workspaces: what they were sending in one is not sent to the other, where the next sign-in leads.

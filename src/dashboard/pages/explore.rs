@@ -43,8 +43,24 @@ struct ExplorePage {
     params: Params,
     complaint: Complaint,
     saved: Vec<Kept>,
+    unsaved: Unsaved,
     now: Timestamp,
     origin: String,
+}
+
+/// What stands in the form that saves a view, and why it was not saved.
+pub struct Unsaved {
+    pub name: String,
+    pub is_pinned: bool,
+    pub is_shared: bool,
+    pub complaint: Complaint,
+}
+
+impl Unsaved {
+    /// Nobody has tried yet.
+    fn fresh() -> Unsaved {
+        Unsaved { name: String::new(), is_pinned: true, is_shared: false, complaint: Complaint::none() }
+    }
 }
 
 impl ExplorePage {
@@ -258,6 +274,17 @@ pub async fn show(app: web::Data<App>, caller: Caller, visit: Visit, params: Par
 
 /// The view that parameters describe, wherever they come from.
 pub async fn page(app: &App, caller: &Caller, visit: &Visit, params: Params) -> Result<HttpResponse> {
+    page_with(app, caller, visit, params, Unsaved::fresh()).await
+}
+
+/// As [`page`], with what was typed into the form that saves it.
+pub async fn page_with(
+    app: &App,
+    caller: &Caller,
+    visit: &Visit,
+    params: Params,
+    unsaved: Unsaved,
+) -> Result<HttpResponse> {
     let params = timed(visit, zoned(params));
     let (meters, saved) = join(ask::meters(app, caller), saved(app, caller)).await;
     let (meters, saved) = (meters?, saved?);
@@ -271,6 +298,7 @@ pub async fn page(app: &App, caller: &Caller, visit: &Visit, params: Params) -> 
         params,
         complaint: Complaint::none(),
         saved,
+        unsaved,
         now: Timestamp::now(),
         origin: visit.origin.clone(),
     };
@@ -278,7 +306,7 @@ pub async fn page(app: &App, caller: &Caller, visit: &Visit, params: Params) -> 
         Ok(Answer::Page(asked, found)) => {
             page.asked = Some(*asked);
             page.found = Some(*found);
-            ok(&page)
+            if page.unsaved.complaint.is_some() { rejected(&page) } else { ok(&page) }
         }
         Ok(Answer::Nothing) => ok(&page),
         Ok(Answer::Other(response)) => Ok(response),

@@ -9,8 +9,9 @@ use crate::app::App;
 use crate::auth::Caller;
 use crate::chance;
 use crate::dashboard::confirm::Confirm;
-use crate::dashboard::form::{Fields, Form};
+use crate::dashboard::form::{Complaint, Fields, Form};
 use crate::dashboard::grammar;
+use crate::dashboard::pages::explore::{self, Unsaved};
 use crate::dashboard::view::Link;
 use crate::dashboard::visit::{Shell, Visit, ok};
 use crate::db::Conn;
@@ -146,11 +147,27 @@ impl Said {
     }
 }
 
+/// Saves a view; where that cannot be, the view is shown again with what was typed.
 pub async fn create(app: web::Data<App>, caller: Caller, visit: Visit, form: Form) -> Result<HttpResponse> {
     let Form(fields) = form;
-    let said = Said::of(&fields)?;
-    let (name, now) = (said.name.clone(), Timestamp::now().0);
-    let row = said.apply(SavedQuery {
+    let error = match add(&app, &caller, &fields).await {
+        Ok(kept) => return Ok(visit.go(&kept.link, &format!("Saved as {}.", kept.query.name))),
+        Err(error) => error,
+    };
+    let unsaved = Unsaved {
+        name: fields.get("name").to_owned(),
+        is_pinned: !fields.get("pinned").is_empty(),
+        is_shared: !fields.get("shared").is_empty(),
+        complaint: Complaint::of(error, &["name"])?,
+    };
+    let mut visit = visit;
+    visit.here = format!("/usage?{}", fields.get("query"));
+    explore::page_with(&app, &caller, &visit, Params::parse(fields.get("query")), unsaved).await
+}
+
+async fn add(app: &App, caller: &Caller, fields: &Fields) -> Result<Kept> {
+    let now = Timestamp::now().0;
+    let row = Said::of(fields)?.apply(SavedQuery {
         id: chance::id().to_string(),
         user_id: caller.user_id,
         name: String::new(),
@@ -164,9 +181,9 @@ pub async fn create(app: web::Data<App>, caller: Caller, visit: Visit, form: For
         updated_at: now,
         shared_in: Some(caller.workspace_id).filter(|_| !fields.get("shared").is_empty()),
     });
-    let (target, _) = link(&row);
+    let kept = Kept::of(row.clone(), String::new(), caller.workspace_id);
     app.store.write("saved_queries::add", move |conn| saved_queries::add(conn, &row)).await?;
-    Ok(visit.go(&target, &format!("Saved as {name}.")))
+    Ok(kept)
 }
 
 /// What goes with a saved query of the caller.

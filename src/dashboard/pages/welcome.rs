@@ -8,11 +8,11 @@ use crate::auth::Caller;
 use crate::auth::key::{NewKeyRequest, Status};
 use crate::chance;
 use crate::dashboard::ask;
-use crate::dashboard::form::{Fields, Form};
+use crate::dashboard::form::{Complaint, Fields, Form};
 use crate::dashboard::once::{self, Once};
 use crate::dashboard::snippets::{self, Snippet};
 use crate::dashboard::view;
-use crate::dashboard::visit::{Shell, Visit, ok};
+use crate::dashboard::visit::{Shell, Visit, ok, rejected};
 use crate::db::Conn;
 use crate::error::Result;
 use crate::ingest::{Door, Kind, Origin};
@@ -36,6 +36,9 @@ struct WelcomePage {
     snippets: Vec<Snippet>,
     event: Option<StoredEvent>,
     refused: Option<RefusedEvent>,
+    /// Of the meter that is to be made.
+    fields: Fields,
+    complaint: Complaint,
 }
 
 async fn page(app: &App, caller: &Caller, visit: &Visit, secret: String) -> Result<WelcomePage> {
@@ -62,6 +65,8 @@ async fn page(app: &App, caller: &Caller, visit: &Visit, secret: String) -> Resu
         event: events.pop().map(|listed| listed.event),
         meter,
         secret,
+        fields: Fields::of([("name", "api_calls"), ("unit", "call")]),
+        complaint: Complaint::none(),
     })
 }
 
@@ -75,8 +80,12 @@ pub async fn show(app: web::Data<App>, caller: Caller, visit: Visit) -> Result<H
 /// Makes what is missing of a meter and a key, and shows the call with both filled in.
 pub async fn prepare(app: web::Data<App>, caller: Caller, visit: Visit, form: Form) -> Result<HttpResponse> {
     let Form(fields) = form;
-    if ask::meters(&app, &caller).await?.is_empty() {
-        add_meter(&app, &caller, &fields).await?;
+    if ask::meters(&app, &caller).await?.is_empty()
+        && let Err(error) = add_meter(&app, &caller, &fields).await
+    {
+        let complaint = Complaint::of(error, &["name", "unit"])?;
+        let page = page(&app, &caller, &visit, String::new()).await?;
+        return rejected(&WelcomePage { fields, complaint, ..page });
     }
     let wish = NewKeyRequest { name: "First key".to_owned(), ..NewKeyRequest::default() };
     let (_, token) = app.auth.create_key(&caller, &wish).await?;
