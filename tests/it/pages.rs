@@ -22,6 +22,7 @@ on_both_databases!(
     events_are_counted_above_their_list,
     a_write_call_shows_what_it_was_refused,
     a_request_is_found_by_its_id,
+    each_kind_of_id_is_explained,
     the_trail_is_read_between_two_times,
     a_browser_is_shown_a_page_where_there_is_none,
     the_search_finds_alerts_and_destinations,
@@ -432,6 +433,31 @@ async fn a_request_is_found_by_its_id(database: Database) {
     for wanted in [given.as_str(), &refused, "batch-2026-06", "retry:0007"] {
         let told = neighbour.get(&format!("/explain?q={wanted}")).await.expect(200).text;
         assert!(told.contains("never seen"), "{told}");
+    }
+}
+
+/// One field for a key, an event, a decision and a subject; what another workspace has is never seen.
+async fn each_kind_of_id_is_explained(database: Database) {
+    let server = Server::start(&database);
+    let mut browser = furnished(&server).await;
+    let list = browser.get("/events?subject=org_1").await.expect(200).text;
+    let event = links_of(&list).into_iter().find(|link| link.contains("?at=")).expect("an event");
+    let event = event.split(['/', '?']).nth(2).expect("an id");
+    let mut neighbour = Browser::register(&server, "explained-neighbour@example.com").await;
+    for (wanted, words, way) in [
+        ("k4", "Stored: 5 of tokens for org_1", "/events/"),
+        (event, "of tokens for org_1", "/events/"),
+        ("c1", "requested 500 = ", "/decisions/c1"),
+        ("org_1", "This is a subject that events name", "/subjects/org_1"),
+    ] {
+        let path = format!("/explain?q={wanted}");
+        let told = browser.get(&path).await.expect(200).text;
+        assert!(told.contains(words) && !told.contains("never seen"), "{wanted}: {told}");
+        let answer = told.split_once("aria-label=\"Answer\"").expect("an answer").1;
+        let link = links_of(answer).into_iter().find(|link| link.starts_with(way)).expect("a way on");
+        browser.get(&link).await.expect(200);
+        let told = neighbour.get(&path).await.expect(200).text;
+        assert!(told.contains("never seen") && !told.contains(words), "{wanted}: {told}");
     }
 }
 
