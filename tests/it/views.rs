@@ -35,6 +35,7 @@ on_both_databases!(
     series_are_hidden_by_links,
     a_view_is_drawn_and_counted_as_asked,
     a_view_is_compared_with_any_time,
+    groups_are_compared_one_by_one,
     pages_load_themselves_for_those_without_a_script,
 );
 
@@ -929,6 +930,26 @@ async fn a_view_is_compared_with_any_time(database: Database) {
         let page = browser.get(&format!("{view}&cmp={wrong}")).await.expect(422).text;
         assert!(page.contains("role=\"alert\"") && page.contains("Cmp must"), "{wrong}: {page}");
     }
+}
+
+/// Each row of the table, with what came up and what stayed.
+async fn groups_are_compared_one_by_one(database: Database) {
+    let server = Server::start(&database);
+    let mut browser = furnished(&server).await;
+    let api = session_of(&server, &browser);
+    let at = (jiff::Timestamp::now() - jiff::SignedDuration::from_hours(24 * 8)).to_string();
+    let before = json!({"idempotency_key": "before", "meter": "tokens", "subject": "org_1", "quantity": 90,
+        "timestamp": at, "metadata": {"model": "small"}});
+    api.post("/v1/usages", &before).await.expect(201);
+    let view = "/usage?meter=tokens&range=7d%2Btoday&group=model";
+    let page = browser.get(&format!("{view}&cmp=prev")).await.expect(200).text;
+    let table = page.split_once("aria-label=\"Groups\"").expect("a table").1;
+    let row = |name: &str| table.split("<tr>").find(|row| row.contains(name)).expect("a row");
+    // 225 after 90, and 240 after nothing
+    assert!(row(">small<").contains("<td class=\"num\">+150.0 %</td>"), "{page}");
+    assert!(row("large").contains("<td class=\"num\">nothing before</td>"), "{page}");
+    let alone = browser.get(view).await.expect(200).text;
+    assert!(!alone.contains(">Change</th>") && page.contains(">Change</th>"), "{alone}");
 }
 
 async fn pages_load_themselves_for_those_without_a_script(database: Database) {

@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use crate::dashboard::ask;
 use crate::dashboard::chart::{self, Svg, share_bar};
 use crate::dashboard::pages::usage_view::UsageView;
+use crate::dashboard::view;
 use crate::metering::quantity::Quantity;
 use crate::metering::time::Timestamp;
 use crate::usage::query::Bucket;
@@ -18,6 +19,8 @@ pub struct GroupRow {
     pub name: String,
     pub quantity: Quantity,
     pub share: Option<String>,
+    /// Against the time that the view is compared with.
+    pub change: Option<String>,
     pub bar: Svg,
     pub spark: Svg,
     pub only: String,
@@ -51,8 +54,15 @@ pub fn rows(
     groups: &[Bucket],
     total: &Quantity,
     courses: &HashMap<String, Vec<f64>>,
+    before: Option<&[Bucket]>,
 ) -> Vec<GroupRow> {
     let by_subject = asked.by_subject();
+    let named = |bucket: &Bucket| (ask::group_name(bucket, by_subject), bucket.quantity.clone());
+    let before: Option<HashMap<String, Quantity>> = before.map(|groups| groups.iter().map(named).collect());
+    let change = |bucket: &Bucket| {
+        let before = before.as_ref()?.get(&ask::group_name(bucket, by_subject)).cloned();
+        Some(view::change(&bucket.quantity, &before.unwrap_or_else(Quantity::zero)))
+    };
     let largest = groups.first().map_or(1.0, |row| row.quantity.to_f64()).max(f64::MIN_POSITIVE);
     let has_shares = ask::is_additive(asked.meter.aggregation) && total.is_positive();
     let spark = |name: &str| {
@@ -64,6 +74,7 @@ pub fn rows(
         name: ask::group_name(bucket, by_subject),
         share: has_shares
             .then(|| format!("{:.1} %", (&bucket.quantity * &Quantity::from(100)).divide(total).to_f64())),
+        change: change(bucket),
         bar: share_bar(bucket.quantity.to_f64() / largest),
         only: narrowed(asked, bucket, "eq"),
         exclude: if asked.group.len() == 1 { narrowed(asked, bucket, "neq") } else { String::new() },

@@ -3,7 +3,7 @@
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 
-use futures_util::future::try_join3;
+use futures_util::future::{try_join, try_join3};
 
 use crate::app::App;
 use crate::dashboard::ask;
@@ -41,6 +41,11 @@ pub struct Found {
 }
 
 impl Found {
+    /// Whether groups are told beside what they were at another time.
+    pub fn compares_groups(&self) -> bool {
+        self.groups.iter().any(|row| row.change.is_some())
+    }
+
     /// Whether groups are drawn together.
     pub fn has_other(&self) -> bool {
         self.chart.series.iter().any(|series| series.is_other)
@@ -55,23 +60,27 @@ pub async fn find(app: &App, asked: &UsageView) -> Result<Found> {
     let apart = async {
         match ask::is_additive(asked.meter.aggregation) {
             true => Ok(None),
-            false => groups_of(app, asked).await.map(Some),
+            false => groups_of(app, asked, window).await.map(Some),
         }
     };
     let rows = ask::buckets(app, query, CELLS_MAX + 1);
     let (rows, apart, breakdowns) = try_join3(rows, apart, breakdowns::find(app, asked)).await?;
     let groups = ranked(match apart {
         Some(groups) => groups,
-        None if rows.len() > CELLS_MAX => groups_of(app, asked).await?,
+        None if rows.len() > CELLS_MAX => groups_of(app, asked, window).await?,
         None => added_up(&rows, &fields),
     });
     let total = match asked.group.is_empty() || ask::is_additive(asked.meter.aggregation) {
         true => sum(&groups),
         false => total(app, asked, window).await?,
     };
-    let earlier = match asked.earlier() {
-        Some(window) => Some((window, earlier(app, asked, window).await?)),
-        None => None,
+    let (earlier, before) = match asked.earlier() {
+        Some(window) => {
+            let both = try_join(earlier(app, asked, window), groups_before(app, asked, window));
+            let (earlier, before) = both.await?;
+            (Some((window, earlier)), Some(before))
+        }
+        None => (None, None),
     };
     let starts = ask::axis(window, &asked.calendar);
     let Drawn { mut series, left_out, courses, is_cut } = drawn(app, asked, &rows, &groups, &starts).await?;
@@ -109,7 +118,7 @@ pub async fn find(app: &App, asked: &UsageView) -> Result<Found> {
     let unlisted = if asked.group.is_empty() { 0 } else { groups.len().saturating_sub(groups::LISTED) };
     Ok(Found {
         is_empty: groups.is_empty(),
-        groups: groups::rows(asked, &groups, &total, &courses),
+        groups: groups::rows(asked, &groups, &total, &courses, before.as_deref()),
         chart,
         total,
         earlier,
@@ -122,8 +131,13 @@ pub async fn find(app: &App, asked: &UsageView) -> Result<Found> {
 }
 
 /// All of the window in one row per group, of all groups, or the largest could be missing.
-async fn groups_of(app: &App, asked: &UsageView) -> Result<Vec<Bucket>> {
-    ask::buckets(app, asked.query(asked.range.window, false, true)?, usize::MAX).await
+async fn groups_of(app: &App, asked: &UsageView, window: Window) -> Result<Vec<Bucket>> {
+    ask::buckets(app, asked.query(window, false, true)?, usize::MAX).await
+}
+
+/// The groups of another time, if there is a table of them.
+async fn groups_before(app: &App, asked: &UsageView, window: Window) -> Result<Vec<Bucket>> {
+    if asked.group.is_empty() { Ok(Vec::new()) } else { groups_of(app, asked, window).await }
 }
 
 /// The same from rows over time: right where values of different times may be added.
