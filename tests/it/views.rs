@@ -950,6 +950,11 @@ async fn groups_are_compared_one_by_one(database: Database) {
     assert!(row("large").contains("<td class=\"num\">nothing before</td>"), "{page}");
     let alone = browser.get(view).await.expect(200).text;
     assert!(!alone.contains(">Change</th>") && page.contains(">Change</th>"), "{alone}");
+    // a tile tells the change of all
+    let kept = [("name", "Compared"), ("query", "meter=tokens&range=7d%2Btoday&cmp=prev"), ("pinned", "1")];
+    browser.post("/usage/saved/new", &kept).await.expect(303);
+    let overview = browser.get("/overview").await.expect(200).text;
+    assert!(overview.contains("+416.7 % against 90 before"), "{overview}");
 }
 
 async fn pages_load_themselves_for_those_without_a_script(database: Database) {

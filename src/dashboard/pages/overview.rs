@@ -16,6 +16,7 @@ use crate::dashboard::chart::{Chart, Kind, Svg, sparkline};
 use crate::dashboard::grammar::{RANGES, Range, STORED_RANGES};
 use crate::dashboard::pages::saved::{Kept, saved};
 use crate::dashboard::pages::spans;
+use crate::dashboard::pages::usage_view::UsageView;
 use crate::dashboard::view::{self, Link};
 use crate::dashboard::visit::{Shell, Visit, ok};
 use crate::db::{Conn, DbError};
@@ -28,7 +29,7 @@ use crate::metering::calendar::Zone;
 use crate::metering::meter::{Aggregation, Meter};
 use crate::metering::quantity::Quantity;
 use crate::metering::rollup::Grain;
-use crate::metering::time::{BucketSize, DAY, HOUR, SECOND, Timestamp};
+use crate::metering::time::{BucketSize, DAY, HOUR, SECOND, Timestamp, Window};
 use crate::operations::stats;
 use crate::usage::aggregate::Known;
 use crate::usage::ingestion_runs::{self, IngestionRun};
@@ -75,6 +76,8 @@ struct Tile {
     link: String,
     total: String,
     unit: String,
+    /// Against the time that the query is compared with; blank where it is with none.
+    change: String,
     spark: Option<Svg>,
     range: String,
     problem: String,
@@ -253,6 +256,7 @@ async fn tile(app: &App, caller: &Caller, meters: &[Meter], kept: Kept) -> Tile 
         name: kept.query.name,
         total: String::new(),
         unit: String::new(),
+        change: String::new(),
         spark: None,
         range: String::new(),
         problem: String::new(),
@@ -277,11 +281,12 @@ async fn fill(app: &App, caller: &Caller, meters: &[Meter], tile: &mut Tile) -> 
     // what adds up need not be asked for, if all of it is there
     let total = match ask::is_additive(aggregation) && rows.len() < POINTS_MAX {
         true => rows.iter().fold(Quantity::zero(), |sum, row| &sum + &row.quantity),
-        false => {
-            let whole = ask::buckets(app, asked.query(window, false, false)?, 1).await?;
-            whole.into_iter().next().map_or_else(Quantity::zero, |row| row.quantity)
-        }
+        false => all_of(app, &asked, window).await?,
     };
+    if let Some(window) = asked.earlier() {
+        let before = all_of(app, &asked, window).await?;
+        tile.change = format!("{} against {}", view::change(&total, &before), view::number(&before));
+    }
     let starts = ask::axis(window, &asked.calendar);
     let (series, _) = ask::series(&rows, &starts, aggregation, false, 1);
     let values = series
@@ -293,6 +298,12 @@ async fn fill(app: &App, caller: &Caller, meters: &[Meter], tile: &mut Tile) -> 
     tile.spark = Some(sparkline(&values, &format!("{} over {}", tile.name, asked.range.words())));
     tile.range = range_words(&asked.range);
     Ok(())
+}
+
+/// All of a window in one number.
+async fn all_of(app: &App, asked: &UsageView, window: Window) -> Result<Quantity> {
+    let whole = ask::buckets(app, asked.query(window, false, false)?, 1).await?;
+    Ok(whole.into_iter().next().map_or_else(Quantity::zero, |row| row.quantity))
 }
 
 fn range_words(range: &Range) -> String {
