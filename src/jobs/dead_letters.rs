@@ -100,6 +100,17 @@ pub fn get(conn: &mut Conn, workspace_id: i64, id: &str) -> Result<DeadLetter, D
         .ok_or_else(|| Error::not_found("dead letter").into())
 }
 
+/// Those of these that nobody queued yet, the newest first.
+pub fn open_of(conn: &mut Conn, workspace_id: i64, ids: &[String]) -> Result<Vec<DeadLetter>, DbError> {
+    Ok(dead_letters::table
+        .filter(dead_letters::id.eq_any(ids))
+        .filter(dead_letters::workspace_id.eq(workspace_id))
+        .filter(dead_letters::requeued_at.is_null())
+        .order(dead_letters::id.desc())
+        .select(DeadLetter::as_select())
+        .load(conn)?)
+}
+
 /// Queues a dead letter anew and keeps the record; 409 already requeued.
 pub fn requeue(conn: &mut Conn, letter: &DeadLetter, now: Timestamp) -> Result<(), DbError> {
     let marked =

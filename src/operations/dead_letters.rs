@@ -1,4 +1,4 @@
-//! Jobs that were given up, queued anew: one, or all that match.
+//! Jobs that were given up, queued anew: one, those that are picked, or all that match.
 
 use std::collections::BTreeMap;
 
@@ -40,6 +40,17 @@ pub async fn requeue(app: &App, workspace_id: i64, id: String) -> Result<()> {
     Ok(())
 }
 
+/// Queues these anew, as far as they are known and nobody did.
+pub async fn requeue_picked(app: &App, workspace_id: i64, ids: Vec<String>) -> Result<Requeued> {
+    let requeue = move |conn: &mut Conn| {
+        let letters = dead_letters::open_of(conn, workspace_id, &ids)?;
+        requeue_each(conn, &letters, None)
+    };
+    let done = app.store.write("jobs::requeue_all", requeue).await?;
+    app.wake.notify();
+    Ok(done)
+}
+
 /// Queues anew what nobody queued yet, of one queue or of all, newest first; each batch is committed on its own.
 pub async fn requeue_all(app: &App, workspace_id: i64, queue: Option<String>) -> Result<Requeued> {
     let (mut total, mut after) = (Requeued::default(), None);
@@ -67,8 +78,15 @@ fn requeue_batch(
 ) -> Result<(Requeued, Option<dead_letters::Position>), DbError> {
     let filter = dead_letters::Filter { queue, is_open: true, after };
     let letters = dead_letters::list(conn, workspace_id, filter, BATCH)?;
+    let done = requeue_each(conn, &letters, queue)?;
+    let is_full = letters.len() as i64 == BATCH;
+    Ok((done, letters.last().filter(|_| is_full).map(DeadLetter::position)))
+}
+
+/// Those that are about something that is gone stay dead. The trail is told how many were not.
+fn requeue_each(conn: &mut Conn, letters: &[DeadLetter], queue: Option<&str>) -> Result<Requeued, DbError> {
     let mut done = Requeued::default();
-    for letter in &letters {
+    for letter in letters {
         match what_is_gone(conn, letter)? {
             Some(_) => done.gone += 1,
             None => {
@@ -81,8 +99,7 @@ fn requeue_batch(
         0 => audit::nothing_changed(),
         count => audit::states(None, Some(json!({"queue": queue, "requeued": count}))),
     }
-    let is_full = letters.len() as i64 == BATCH;
-    Ok((done, letters.last().filter(|_| is_full).map(DeadLetter::position)))
+    Ok(done)
 }
 
 /// Letters that are looked at to tell what queueing all would come to.

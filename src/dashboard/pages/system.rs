@@ -27,6 +27,7 @@ use crate::retention::sql::{self as prunes, PruneRun};
 use crate::usage::subjects::{self, Totals};
 
 const LETTERS_LISTED: usize = 50;
+const PICKED_MAX: usize = 500;
 
 #[derive(Template)]
 #[template(path = "system/system.html")]
@@ -240,15 +241,21 @@ fn foretold(outlook: &Outlook) -> Vec<String> {
     sentences
 }
 
-/// Queues one dead letter again, or all that nobody queued yet, of one queue or of all.
+/// Queues one dead letter again, those that are picked, or all that nobody queued yet, of one queue or of all.
 pub async fn requeue(app: web::Data<App>, caller: Caller, visit: Visit, form: Form) -> Result<HttpResponse> {
     let Form(fields) = form;
     if let Some(id) = fields.some("id") {
         dead_letters::requeue(&app, caller.workspace_id, id).await?;
         return Ok(visit.go("/jobs", "1 job is queued again."));
     }
-    let Requeued { queued, gone, has_more } =
-        dead_letters::requeue_all(&app, caller.workspace_id, fields.some("queue")).await?;
+    let list = view::link("/jobs", "queue", fields.get("queue")).to_string();
+    let picked: Vec<String> = fields.all("pick").take(PICKED_MAX).map(str::to_owned).collect();
+    let requeued = match fields.get("do") {
+        "picked" if picked.is_empty() => return Ok(visit.go(&list, "Nothing was picked.")),
+        "picked" => dead_letters::requeue_picked(&app, caller.workspace_id, picked).await?,
+        _ => dead_letters::requeue_all(&app, caller.workspace_id, fields.some("queue")).await?,
+    };
+    let Requeued { queued, gone, has_more } = requeued;
     let mut done = format!("{} queued again.", view::counted(queued, "job is", "jobs are"));
     if gone > 0 {
         let others = view::counted(gone, "other is", "others are");
@@ -257,5 +264,5 @@ pub async fn requeue(app: web::Data<App>, caller: Caller, visit: Visit, form: Fo
     if has_more {
         done.push_str(" There are more: press again.");
     }
-    Ok(visit.go(&view::link("/jobs", "queue", fields.get("queue")).to_string(), &done))
+    Ok(visit.go(&list, &done))
 }
