@@ -180,8 +180,9 @@ impl FromRequest for Form {
         Box::pin(async move {
             let fields = Fields::parse(&read(&request, payload, BYTES_MAX).await?)?;
             let caller = caller.ok_or_else(Error::unauthorized)?;
-            csrf::check_token(&caller, fields.get(TOKEN))
-                .inspect_err(|_| drop(request.extensions_mut().insert(csrf::Refused)))?;
+            csrf::check_token(&caller, fields.get(TOKEN)).inspect_err(|_| {
+                request.extensions_mut().insert(csrf::Refused);
+            })?;
             reject_nul(&fields)?;
             kept::forget(&caller, request.uri().path_and_query().map_or("/", |path| path.as_str()));
             request.extensions_mut().insert(Sent(fields.clone()));

@@ -39,7 +39,7 @@ pub fn entry(facet: &Facet) -> String {
 /// did not make. Dimensions that `meter` does not have are looked for in the cells.
 pub fn of_cells(cells: &[u8], meter: &Meter) -> Option<DaySums> {
     let groups = facet::groups(cells)?;
-    let count: usize = groups.iter().map(PackedGroup::len).sum();
+    let count: usize = groups.iter().map(PackedGroup::count).sum();
     let most = count / CELLS_OF_A_SUM_MIN;
     let none = by_none(&groups)?;
     // whatever tells them apart, sums are not fewer
@@ -135,7 +135,7 @@ mod tests {
     use crate::clock;
     use crate::metering::meter;
     use crate::metering::quantity::Quantity;
-    use crate::metering::rollup::{Part, Series};
+    use crate::metering::rollup::Part;
     use crate::metering::time::{HOUR, Timestamp};
 
     fn meter_of(names: &[&str]) -> Meter {
@@ -178,7 +178,7 @@ mod tests {
             let start = Timestamp(quarter * HOUR / 4).floor(width);
             let quantity = Quantity::parse(quantity).expect("a quantity");
             let part = Part { edges: None, ..Part::of(start, uuid::Uuid::nil(), &quantity) };
-            cells.entry(group).or_insert_with(Series::default).add(start, &part);
+            cells.entry(group).or_default().add(start, &part);
         }
         cells
     }

@@ -330,7 +330,7 @@ pub struct PackedGroup<'a> {
 
 impl<'a> PackedGroup<'a> {
     /// How many sums it has, by its own account.
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.count as usize
     }
 
