@@ -265,7 +265,9 @@ impl Complaint {
 
     /// A mistake of the person at the form; anything else is the caller's to answer.
     pub fn of(error: Error, fields: &[&str]) -> Result<Complaint> {
-        if !matches!(error.code.http_status(), 400 | 404 | 409 | 429) {
+        // that others of the workspace look up as much is nobody's mistake
+        let is_mistake = matches!(error.code.http_status(), 400 | 404 | 409 | 429);
+        if !is_mistake || error.code == Code::TooManyQueries {
             return Err(error);
         }
         let plain = ["invalid input: ", "conflict: ", "not found: "];
@@ -377,6 +379,8 @@ mod tests {
         assert!(complaint.at("name") && !complaint.at("unit"));
         assert_eq!(complaint.message, "Name is required");
         assert!(Complaint::of(Error::unavailable("away"), &[]).is_err());
+        assert!(Complaint::of(Error::too_many_queries(4, 3), &[]).is_err());
+        assert!(Complaint::of(Error::rate_limited(1), &[]).is_ok());
     }
 
     #[test]
