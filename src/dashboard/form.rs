@@ -23,6 +23,8 @@ const BYTES_MAX: usize = 512 * 1024;
 const GUEST_BYTES_MAX: usize = 16 * 1024;
 /// How long a form may wait for room in memory.
 const ROOM_TIMEOUT: Duration = Duration::from_secs(2);
+/// So much of a form takes none: whoever signs in, or revokes a key, does not wait behind what programs send.
+const FREE_BYTES: usize = 4 * 1024;
 /// The name of the hidden field that holds the token.
 pub const TOKEN: &str = "form_token";
 
@@ -225,6 +227,7 @@ fn room(request: &HttpRequest) -> Option<Room> {
 async fn read(request: &HttpRequest, mut payload: Payload, bytes_max: usize) -> Result<Vec<u8>> {
     let (mut bytes, mut upload, mut room) = (Vec::new(), Upload::default(), room(request));
     let late = || Error::invalid("the form took too long");
+    let counted = |length: usize| length.saturating_sub(FREE_BYTES);
     while let Some(chunk) = upload.wait_for(payload.next()).await.ok_or_else(late)? {
         let chunk = chunk.map_err(|_| Error::invalid("the form was cut off"))?;
         if bytes.len() + chunk.len() > bytes_max {
@@ -232,7 +235,8 @@ async fn read(request: &HttpRequest, mut payload: Payload, bytes_max: usize) -> 
             return Err(Error::new(Code::RequestTooLarge, rule));
         }
         if let Some(room) = &mut room {
-            room.grow_within(ROOM_TIMEOUT, chunk.len()).await?;
+            let more = counted(bytes.len() + chunk.len()) - counted(bytes.len());
+            room.grow_within(ROOM_TIMEOUT, more).await?;
         }
         upload.note(chunk.len());
         bytes.extend_from_slice(&chunk);

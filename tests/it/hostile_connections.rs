@@ -405,12 +405,14 @@ fn bodies_in_flight_are_bounded_per_workspace_and_in_all() {
     });
 }
 
-/// So does a form of a page that never ends.
+/// So do forms of pages that never end, but for the first 4 KiB of each: small ones do not wait.
 #[test]
 fn forms_in_flight_take_the_room_of_their_workspace() {
     run(async {
         let database = Database::sqlite();
-        let server = Server::start_with(&database, &[("OPEN_SPANNER_BODIES_MAX_BYTES", "1048576")]);
+        // of which half is what is counted of two of the longest
+        let room = (4 * (512 - 4) * 1024).to_string();
+        let server = Server::start_with(&database, &[("OPEN_SPANNER_BODIES_MAX_BYTES", &room)]);
         let (own, other) = (server.workspace().await, server.workspace().await);
         own.meter("m", "sum").await;
         other.meter("m", "sum").await;
@@ -420,9 +422,13 @@ fn forms_in_flight_take_the_room_of_their_workspace() {
              content-type: application/x-www-form-urlencoded\r\ncontent-length: 600000\r\n\r\n",
             own.session.header("cookie")
         );
-        let mut endless = connect(server.http()).await;
-        endless.write_all(head.as_bytes()).await.expect("sent");
-        endless.write_all(&vec![b'a'; 512 * 1024]).await.expect("sent");
+        let mut endless = Vec::new();
+        for _ in 0..2 {
+            let mut one = connect(server.http()).await;
+            one.write_all(head.as_bytes()).await.expect("sent");
+            one.write_all(&vec![b'a'; 512 * 1024]).await.expect("sent");
+            endless.push(one);
+        }
         let end = Instant::now() + Duration::from_secs(10);
         let refused = loop {
             let answer = own.post("/v1/usages/bulk", &events).await;
@@ -432,6 +438,10 @@ fn forms_in_flight_take_the_room_of_their_workspace() {
             assert!(Instant::now() < end, "{answer:?}");
         };
         refused.try_again();
+        // it is told that its token is wrong, and not that there is no room
+        let small = own.session.with("sec-fetch-site", "same-origin");
+        let small = small.with("content-type", "application/x-www-form-urlencoded");
+        small.post_bytes("/meters/new", b"name=small".to_vec()).await.expect(403);
         other.post("/v1/usages/bulk", &events).await.expect(201);
         drop(endless);
         let end = Instant::now() + Duration::from_secs(10);
