@@ -186,8 +186,13 @@ struct Turns {
 
 /// A query under way.
 struct Seat {
-    _turns: [OwnedSemaphorePermit; 2],
-    _places: [Place; 2],
+    _turns: Vec<Turn>,
+}
+
+/// One of those that a holder may have at a time; given back before its place, with which the holder may be forgotten.
+struct Turn {
+    _permit: OwnedSemaphorePermit,
+    _place: Place,
 }
 
 /// Among those who have a turn or wait for one.
@@ -223,12 +228,24 @@ impl Shares {
         Shares { workspace_max, credential_max, turns: Arc::default() }
     }
 
+    /// A turn of the credential first: who waits for that takes no place among those who wait for one of the workspace,
+    /// and so no credential fills that queue for the others.
     async fn seat(&self, reader: Reader, end: tokio::time::Instant) -> Result<Seat> {
-        let (own, own_place) = self.place(Holder::Credential(reader.credential), self.credential_max)?;
-        let (all, place) = self.place(Holder::Workspace(reader.workspace_id), self.workspace_max)?;
-        let both = async { (own.acquire_owned().await, all.acquire_owned().await) };
-        match tokio::time::timeout_at(end, both).await {
-            Ok((Ok(own), Ok(all))) => Ok(Seat { _turns: [own, all], _places: [own_place, place] }),
+        let holders = [
+            (Holder::Credential(reader.credential), self.credential_max),
+            (Holder::Workspace(reader.workspace_id), self.workspace_max),
+        ];
+        let mut turns = Vec::with_capacity(holders.len());
+        for (holder, turns_max) in holders {
+            turns.push(self.turn(holder, turns_max, end).await?);
+        }
+        Ok(Seat { _turns: turns })
+    }
+
+    async fn turn(&self, holder: Holder, turns_max: usize, end: tokio::time::Instant) -> Result<Turn> {
+        let (free, place) = self.place(holder, turns_max)?;
+        match tokio::time::timeout_at(end, free.acquire_owned()).await {
+            Ok(Ok(permit)) => Ok(Turn { _permit: permit, _place: place }),
             _ => Err(self.refused()),
         }
     }
@@ -253,6 +270,8 @@ impl Shares {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
+
     use super::*;
 
     #[test]
@@ -283,6 +302,36 @@ mod tests {
         let waiting = shares.seat(reader(1, 1), soon());
         drop(seats);
         waiting.await.expect("a seat became free");
+        assert!(locked(&shares.turns).is_empty(), "nobody is remembered");
+    }
+
+    #[tokio::test]
+    async fn who_floods_takes_no_place_among_those_who_wait_for_the_workspace() {
+        let shares = Arc::new(Shares::new(6, 0));
+        let reader = |key| Reader { workspace_id: 1, credential: Credential::Key(key) };
+        let end = tokio::time::Instant::now() + Duration::from_secs(60);
+        let mut seats = Vec::new();
+        for _ in 0..3 {
+            seats.push(shares.seat(reader(1), end).await.expect("of its share"));
+        }
+        let flood: Vec<_> = (0..WAITING_MAX)
+            .map(|_| {
+                let (shares, reader) = (shares.clone(), reader(1));
+                tokio::spawn(async move { shares.seat(reader, end).await.map(drop) })
+            })
+            .collect();
+        let own = Holder::Credential(Credential::Key(1));
+        let waits = || locked(&shares.turns).get(&own).map_or(0, |turns| turns.users);
+        while waits() < 3 + WAITING_MAX {
+            tokio::task::yield_now().await;
+        }
+        assert!(shares.seat(reader(1), end).await.is_err(), "no more of it may wait");
+        seats.push(shares.seat(reader(2), end).await.expect("what is left of the workspace's"));
+        assert!(shares.seat(reader(2), end).now_or_never().is_none(), "another key may wait");
+        drop(seats);
+        for one in flood {
+            one.await.expect("no panic").expect("its turn came");
+        }
         assert!(locked(&shares.turns).is_empty(), "nobody is remembered");
     }
 }
