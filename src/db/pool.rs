@@ -168,6 +168,8 @@ const WAITING_MAX: usize = 64;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Holder {
     Workspace(i64),
+    /// All links for customers of a workspace.
+    Links(i64),
     Credential(Credential),
 }
 
@@ -229,17 +231,23 @@ impl Shares {
     }
 
     /// A turn of the credential first: who waits for that takes no place among those who wait for one of the workspace,
-    /// and so no credential fills that queue for the others.
+    /// and so no credential fills that queue for the others. Nor do links, however many: all together they are one.
     async fn seat(&self, reader: Reader, end: tokio::time::Instant) -> Result<Seat> {
-        let holders = [
-            (Holder::Credential(reader.credential), self.credential_max),
-            (Holder::Workspace(reader.workspace_id), self.workspace_max),
-        ];
-        let mut turns = Vec::with_capacity(holders.len());
-        for (holder, turns_max) in holders {
-            turns.push(self.turn(holder, turns_max, end).await?);
+        let (own, workspace_id) = (Holder::Credential(reader.credential), reader.workspace_id);
+        let mut turns = Vec::with_capacity(3);
+        if matches!(reader.credential, Credential::Link(_)) {
+            turns.push(self.turn(own, self.link_max(), end).await?);
+            turns.push(self.turn(Holder::Links(workspace_id), self.credential_max, end).await?);
+        } else {
+            turns.push(self.turn(own, self.credential_max, end).await?);
         }
+        turns.push(self.turn(Holder::Workspace(workspace_id), self.workspace_max, end).await?);
         Ok(Seat { _turns: turns })
+    }
+
+    /// A link leaves some to the others.
+    fn link_max(&self) -> usize {
+        (self.credential_max - 1).max(1)
     }
 
     async fn turn(&self, holder: Holder, turns_max: usize, end: tokio::time::Instant) -> Result<Turn> {
@@ -302,6 +310,23 @@ mod tests {
         let waiting = shares.seat(reader(1, 1), soon());
         drop(seats);
         waiting.await.expect("a seat became free");
+        assert!(locked(&shares.turns).is_empty(), "nobody is remembered");
+    }
+
+    #[tokio::test]
+    async fn links_for_customers_leave_a_seat_to_the_people_of_their_workspace() {
+        let shares = Shares::new(6, 0);
+        let reader = |credential| Reader { workspace_id: 1, credential };
+        let soon = || tokio::time::Instant::now() + Duration::from_millis(20);
+        let mut seats = Vec::new();
+        for _ in 0..2 {
+            seats.push(shares.seat(reader(Credential::Link(1)), soon()).await.expect("of its share"));
+        }
+        assert!(shares.seat(reader(Credential::Link(1)), soon()).await.is_err(), "one link has no more");
+        seats.push(shares.seat(reader(Credential::Link(2)), soon()).await.expect("another link"));
+        assert!(shares.seat(reader(Credential::Link(3)), soon()).await.is_err(), "links have no more");
+        seats.push(shares.seat(reader(Credential::User(1)), soon()).await.expect("what links leave"));
+        drop(seats);
         assert!(locked(&shares.turns).is_empty(), "nobody is remembered");
     }
 
