@@ -953,8 +953,11 @@ async fn groups_are_compared_one_by_one(database: Database) {
     // a tile tells the change of all
     let kept = [("name", "Compared"), ("query", "meter=tokens&range=7d%2Btoday&cmp=prev"), ("pinned", "1")];
     browser.post("/usage/saved/new", &kept).await.expect(303);
+    let kept = [("name", "Of old"), ("query", "meter=tokens&range=7d%2Btoday&cmp=year"), ("pinned", "1")];
+    browser.post("/usage/saved/new", &kept).await.expect(303);
     let overview = browser.get("/overview").await.expect(200).text;
-    assert!(overview.contains("+416.7 % against 90 before"), "{overview}");
+    assert!(overview.contains("Last 7 days and today: +416.7 % against 90 before</p>"), "{overview}");
+    assert!(overview.contains("Last 7 days and today: nothing before</p>"), "{overview}");
 }
 
 async fn pages_load_themselves_for_those_without_a_script(database: Database) {

@@ -285,7 +285,10 @@ async fn fill(app: &App, caller: &Caller, meters: &[Meter], tile: &mut Tile) -> 
     };
     if let Some(window) = asked.earlier() {
         let before = all_of(app, &asked, window).await?;
-        tile.change = format!("{} against {}", view::change(&total, &before), view::number(&before));
+        tile.change = view::change(&total, &before);
+        if !before.is_zero() {
+            tile.change.push_str(&format!(" against {} before", view::number(&before)));
+        }
     }
     let starts = ask::axis(window, &asked.calendar);
     let (series, _) = ask::series(&rows, &starts, aggregation, false, 1);
