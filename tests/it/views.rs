@@ -958,6 +958,20 @@ async fn groups_are_compared_one_by_one(database: Database) {
     let overview = browser.get("/overview").await.expect(200).text;
     assert!(overview.contains("Last 7 days and today: +416.7 % against 90 before</p>"), "{overview}");
     assert!(overview.contains("Last 7 days and today: nothing before</p>"), "{overview}");
+    // without a model, and with one that is called as if there were none
+    let now = jiff::Timestamp::now().to_string();
+    let (none, named) = (json!({}), json!({"model": "(none)"}));
+    for (time, quantity, metadata) in
+        [(&at, 50, &none), (&at, 20, &named), (&now, 100, &none), (&now, 100, &named)]
+    {
+        let event = json!({"meter": "tokens", "subject": "org_1", "quantity": quantity, "timestamp": time,
+            "metadata": metadata});
+        api.post("/v1/usages", &event).await.expect(201);
+    }
+    let page = browser.get(&format!("{view}&cmp=prev")).await.expect(200).text;
+    for change in ["+100.0 %", "+400.0 %"] {
+        assert!(page.contains(&format!("<td class=\"num\">{change}</td>")), "{change}: {page}");
+    }
 }
 
 async fn pages_load_themselves_for_those_without_a_script(database: Database) {

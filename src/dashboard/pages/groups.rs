@@ -1,7 +1,7 @@
 //! The table of `/usage`: one row per group, with what narrows the view to it. All groups are sorted, not those that are
 //! listed.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use crate::dashboard::ask;
 use crate::dashboard::chart::{self, Svg, share_bar};
@@ -57,11 +57,13 @@ pub fn rows(
     before: Option<&[Bucket]>,
 ) -> Vec<GroupRow> {
     let by_subject = asked.by_subject();
-    let named = |bucket: &Bucket| (ask::group_name(bucket, by_subject), bucket.quantity.clone());
-    let before: Option<HashMap<String, Quantity>> = before.map(|groups| groups.iter().map(named).collect());
+    // by their values: two groups may be called the same
+    let before: Option<HashMap<&BTreeMap<String, String>, &Quantity>> =
+        before.map(|groups| groups.iter().map(|bucket| (&bucket.group, &bucket.quantity)).collect());
+    let nothing = Quantity::zero();
     let change = |bucket: &Bucket| {
-        let before = before.as_ref()?.get(&ask::group_name(bucket, by_subject)).cloned();
-        Some(view::change(&bucket.quantity, &before.unwrap_or_else(Quantity::zero)))
+        let before = before.as_ref()?.get(&bucket.group).copied().unwrap_or(&nothing);
+        Some(view::change(&bucket.quantity, before))
     };
     let largest = groups.first().map_or(1.0, |row| row.quantity.to_f64()).max(f64::MIN_POSITIVE);
     let has_shares = ask::is_additive(asked.meter.aggregation) && total.is_positive();
