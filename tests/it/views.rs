@@ -740,6 +740,8 @@ async fn events_are_listed_between_two_times_that_are_typed(database: Database) 
     let page = browser.get("/events?meter=tokens&from=-2d&to=now").await.expect(200).text;
     assert_eq!((field(&page, "from"), field(&page, "to")), ("-2d".to_owned(), "now".to_owned()));
     assert_eq!(page.matches(">Details</a>").count(), 30, "{page}");
+    // blanks are no times
+    browser.get("/events?meter=tokens&range=&from=%20&to=").await.expect(200);
 
     let page = browser.get("/events?meter=tokens&range=24h&limit=25").await.expect(200).text;
     let is_moved =

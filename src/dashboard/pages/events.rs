@@ -50,7 +50,7 @@ pub struct EventsView {
 impl EventsView {
     /// `home` is the zone of the workspace, in which days begin and dates are read.
     fn parse(params: &Params, home: &Zone) -> Result<EventsView> {
-        let has_time = ["range", "from", "to"].iter().any(|name| !params.get(name).is_empty());
+        let has_time = ["range", "from", "to"].iter().any(|name| !params.get(name).trim().is_empty());
         let (outcome, conditions) =
             (outcomes::parse(params.get("outcome").trim())?, grammar::conditions(params)?);
         if !outcome.is_empty() && !conditions.is_empty() {
