@@ -2,7 +2,7 @@
 
 use actix_web::{HttpResponse, web};
 use bytes::Bytes;
-use futures_util::stream;
+use futures_util::{StreamExt, stream};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
@@ -147,16 +147,18 @@ const EXPORT_PAGE: i64 = 1_000;
 pub async fn export(app: web::Data<App>, caller: Caller, params: Params) -> Result<HttpResponse> {
     let query = query_of(&caller, &params, EXPORT_PAGE)?;
     let (app, reader) = (app.into_inner(), caller.reader());
-    let pages = stream::unfold(Some(query), move |query| {
+    // the first page comes before the status, so that a refusal can still be said in JSON
+    let (first, rest) = lines(&app, query).await?;
+    let later = stream::try_unfold(rest, move |rest| {
         let app = app.clone();
         async move {
-            let query = query?;
-            Some(match pool::read_by(Some(reader), lines(&app, &query)).await {
-                Ok((text, next)) => (Ok(text), next.map(|before| Query { before: Some(before), ..query })),
-                Err(error) => (Err(error), None),
-            })
+            match rest {
+                Some(query) => pool::read_by(Some(reader), lines(&app, query)).await.map(Some),
+                None => Ok(None),
+            }
         }
     });
+    let pages = stream::once(std::future::ready(Ok::<_, Error>(first))).chain(later);
     let name = "attachment; filename=\"audit-events.ndjson\"";
     Ok(HttpResponse::Ok()
         .content_type("application/x-ndjson")
@@ -164,8 +166,8 @@ pub async fn export(app: web::Data<App>, caller: Caller, params: Params) -> Resu
         .streaming(pages))
 }
 
-/// The lines of a page, and the place where the next one begins.
-async fn lines(app: &App, query: &Query) -> Result<(Bytes, Option<i64>)> {
+/// The lines of a page, and what asks for the next one.
+async fn lines(app: &App, query: Query) -> Result<(Bytes, Option<Query>)> {
     let rows = audit::list(&app.store, query.clone()).await?;
     let mut text = String::new();
     for row in &rows {
@@ -173,5 +175,6 @@ async fn lines(app: &App, query: &Query) -> Result<(Bytes, Option<i64>)> {
         text.push('\n');
     }
     let last = rows.last().filter(|_| rows.len() as i64 == query.limit);
-    Ok((text.into(), last.map(|row| row.sequence)))
+    let next = last.map(|row| Query { before: Some(row.sequence), ..query });
+    Ok((text.into(), next))
 }
