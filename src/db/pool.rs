@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::hash::Hash;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -48,6 +48,7 @@ pub(super) struct Pool {
 pub(super) struct Permit {
     _share: Option<Seat>,
     _classes: Vec<OwnedSemaphorePermit>,
+    _of_request: Option<Turn>,
 }
 
 impl Pool {
@@ -76,10 +77,15 @@ impl Pool {
 
     /// Waits for a connection to be free for this class.
     pub(super) async fn permit(&self, class: Class, patience: Duration) -> Result<Permit> {
-        let end = (clock::moment() + patience).into();
         let _waits = Waits::begin(&self.waiting);
-        let share = match READER.try_with(|reader| *reader).ok().filter(|_| class == Class::Query) {
-            Some(reader) => Some(self.shares.seat(reader, end).await?),
+        let asking = READER.try_with(|asking| *asking).ok().filter(|_| class == Class::Query);
+        let of_request = match asking {
+            Some(asking) => Some(self.shares.turn_of_request(asking).await?),
+            None => None,
+        };
+        let end = (clock::moment() + patience).into();
+        let share = match asking {
+            Some(asking) => Some(self.shares.seat(asking.reader, end).await?),
             None => None,
         };
         // from the last class to the first, so that nobody holds what others may have while it waits for its own
@@ -91,7 +97,7 @@ impl Pool {
             permits
         };
         match tokio::time::timeout_at(end, all).await {
-            Ok(permits) => Ok(Permit { _share: share, _classes: permits }),
+            Ok(permits) => Ok(Permit { _share: share, _classes: permits, _of_request: of_request }),
             Err(_) => Err(Error::unavailable("all database connections are busy")),
         }
     }
@@ -145,14 +151,25 @@ pub enum Credential {
     Link(i64),
 }
 
+/// One request of a reader, by a number of its own.
+#[derive(Clone, Copy)]
+struct Asking {
+    reader: Reader,
+    request: u64,
+}
+
 tokio::task_local! {
-    static READER: Reader;
+    static READER: Asking;
 }
 
 /// What `answer` reads comes out of the reader's share.
 pub async fn read_by<F: Future>(reader: Option<Reader>, answer: F) -> F::Output {
+    static REQUESTS: AtomicU64 = AtomicU64::new(0);
     match reader {
-        Some(reader) => READER.scope(reader, answer).await,
+        Some(reader) => {
+            let request = REQUESTS.fetch_add(1, Ordering::Relaxed);
+            READER.scope(Asking { reader, request }, answer).await
+        }
         None => answer.await,
     }
 }
@@ -171,6 +188,7 @@ enum Holder {
     /// All links for customers of a workspace.
     Links(i64),
     Credential(Credential),
+    Request(u64),
 }
 
 /// How many queries each workspace and each credential has under way. Only who has any is remembered.
@@ -233,21 +251,32 @@ impl Shares {
     /// A turn of the credential first: who waits for that takes no place among those who wait for one of the workspace,
     /// and so no credential fills that queue for the others. Nor do links, however many: all together they are one.
     async fn seat(&self, reader: Reader, end: tokio::time::Instant) -> Result<Seat> {
-        let (own, workspace_id) = (Holder::Credential(reader.credential), reader.workspace_id);
-        let mut turns = Vec::with_capacity(3);
+        let own = Holder::Credential(reader.credential);
+        let mut turns = vec![self.turn(own, self.own_max(reader), end).await?];
         if matches!(reader.credential, Credential::Link(_)) {
-            turns.push(self.turn(own, self.link_max(), end).await?);
-            turns.push(self.turn(Holder::Links(workspace_id), self.credential_max, end).await?);
-        } else {
-            turns.push(self.turn(own, self.credential_max, end).await?);
+            let links = Holder::Links(reader.workspace_id);
+            turns.push(self.turn(links, self.credential_max, end).await?);
         }
-        turns.push(self.turn(Holder::Workspace(workspace_id), self.workspace_max, end).await?);
+        let all = Holder::Workspace(reader.workspace_id);
+        turns.push(self.turn(all, self.workspace_max, end).await?);
         Ok(Seat { _turns: turns })
     }
 
-    /// A link leaves some to the others.
-    fn link_max(&self) -> usize {
-        (self.credential_max - 1).max(1)
+    /// What one request reads waits for its own reads as long as those take: a page that looks up several things that take
+    /// long is not refused for what it does itself.
+    async fn turn_of_request(&self, asking: Asking) -> Result<Turn> {
+        let holder = Holder::Request(asking.request);
+        let (free, place) = self.place(holder, self.own_max(asking.reader))?;
+        let permit = free.acquire_owned().await.map_err(|_| self.refused())?;
+        Ok(Turn { _permit: permit, _place: place })
+    }
+
+    /// What one credential may have. A link leaves some to the other links.
+    fn own_max(&self, reader: Reader) -> usize {
+        match reader.credential {
+            Credential::Link(_) => (self.credential_max - 1).max(1),
+            Credential::Key(_) | Credential::User(_) => self.credential_max,
+        }
     }
 
     async fn turn(&self, holder: Holder, turns_max: usize, end: tokio::time::Instant) -> Result<Turn> {
@@ -281,6 +310,7 @@ mod tests {
     use futures_util::FutureExt;
 
     use super::*;
+    use crate::db::readiness::Signs;
 
     #[test]
     fn every_class_has_a_connection_and_leaves_some_to_the_ones_before() {
@@ -311,6 +341,25 @@ mod tests {
         drop(seats);
         waiting.await.expect("a seat became free");
         assert!(locked(&shares.turns).is_empty(), "nobody is remembered");
+    }
+
+    #[tokio::test]
+    async fn a_request_is_not_refused_for_what_it_reads_itself() {
+        let db = crate::config::load_from(&["open-spanner"], &[]).expect("defaults are good").config.db;
+        let (epochs, signs, slow_after) = (Arc::default(), Signs::default(), None);
+        let gate = Arc::new(Gate { epochs, file: None, is_replica: false, signs, slow_after });
+        let pool = Pool::new("tested", &db, 6, &gate);
+        let patience = Duration::from_millis(20);
+        let read = || async {
+            let permit = pool.permit(Class::Query, patience).await?;
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            drop(permit);
+            Ok::<_, Error>(())
+        };
+        let reader = Reader { workspace_id: 1, credential: Credential::User(1) };
+        let page = futures_util::future::try_join_all((0..6).map(|_| read()));
+        read_by(Some(reader), page).await.expect("each in its turn");
+        assert!(locked(&pool.shares.turns).is_empty(), "nobody is remembered");
     }
 
     #[tokio::test]

@@ -115,7 +115,7 @@ async fn pages_have_no_more_than_their_share(database: Database) {
     };
     noisy.session.get(&view(1)).await.expect(200);
     let costly = view(60);
-    let pages = futures_util::future::join_all((0..16).map(|_| noisy.session.get(&costly)));
+    let pages = futures_util::future::join_all((0..30).map(|_| noisy.session.get(&costly)));
     let quietly = async {
         for _ in 0..5 {
             quiet.session.get("/usage?meter=calls&from=2026-06-01&to=2026-07-01").await.expect(200);
