@@ -94,27 +94,43 @@ pub fn restore(driver: &Driver, file: &Path, sends_webhooks: bool) -> Result<(Ma
             driver.name()
         )));
     }
-    match driver {
-        Driver::Sqlite { .. } => archive::place_sqlite(driver, file)?,
+    let settle = |placed: &Driver| settled(placed, &manifest.contents, sends_webhooks);
+    let owed = match driver {
+        Driver::Sqlite { .. } => archive::place_sqlite(driver, file, settle)?,
         Driver::Postgres { dsn } => {
             refuse_full(driver)?;
             archive::load_postgres(dsn.expose(), file)?;
+            settle(driver)?
         }
-    }
-    let found = contents(driver)?;
-    let differences = manifest.contents.differences(&found);
-    if let Some(first) = differences.first() {
-        return Err(Error::new(Code::Unusable, format!("what was restored is not what was saved: {first}")));
-    }
-    let owed = db::once(driver, |conn| {
-        sql::begin_epoch(conn)?;
-        let owed = sql::webhooks_owed(conn)?;
-        if !sends_webhooks {
-            sql::hold_webhooks(conn, Timestamp::now())?;
-        }
-        Ok(owed)
-    })?;
+    };
     Ok((manifest, owed))
+}
+
+/// Begins the epoch and holds back webhooks, before anything else: counting takes long, and whoever stops it and starts a
+/// server instead would send them. Then compares what is there with what was saved. How many webhooks were owed.
+fn settled(driver: &Driver, saved: &Contents, sends_webhooks: bool) -> Result<i64> {
+    let (owed, removed) = db::once(driver, |conn| {
+        let instances = sql::begin_epoch(conn)?;
+        let owed = sql::webhooks_owed(conn)?;
+        let jobs = match sends_webhooks {
+            true => 0,
+            false => sql::hold_webhooks(conn, Timestamp::now())?,
+        };
+        Ok((owed, [("worker_instances", instances), ("jobs", jobs)]))
+    })?;
+    let mut found = contents(driver)?;
+    for (table, rows) in removed {
+        if let Some(count) = found.rows.get_mut(table) {
+            *count += rows;
+        }
+    }
+    match saved.differences(&found).first() {
+        Some(first) => {
+            let message = format!("what was restored is not what was saved: {first}");
+            Err(Error::new(Code::Unusable, message))
+        }
+        None => Ok(owed),
+    }
 }
 
 fn refuse_full(driver: &Driver) -> Result<()> {

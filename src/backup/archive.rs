@@ -48,8 +48,8 @@ fn make_for_owner(file: &Path) -> Result<()> {
     made.map(drop).map_err(|error| cannot("write", file, &error))
 }
 
-/// Puts a backup where no database is.
-pub fn place_sqlite(driver: &Driver, file: &Path) -> Result<()> {
+/// Puts a backup where no database is, once `settle` is done with a copy of it: whatever ends it before leaves no database.
+pub fn place_sqlite<T>(driver: &Driver, file: &Path, settle: impl FnOnce(&Driver) -> Result<T>) -> Result<T> {
     let Some(target) = db::file_of(driver) else {
         return Err(Error::invalid("OPEN_SPANNER_SQLITE_PATH names no file"));
     };
@@ -67,11 +67,28 @@ pub fn place_sqlite(driver: &Driver, file: &Path) -> Result<()> {
         return Err(Error::conflict(format_args!("{} is there already: move it away first", left.display())));
     }
     let part = super::part_of(&target);
-    let placed = std::fs::copy(file, &part)
-        .and_then(|_| std::fs::set_permissions(&part, std::fs::Permissions::from_mode(0o600)))
-        .and_then(|()| std::fs::File::open(&part)?.sync_all())
-        .and_then(|()| std::fs::rename(&part, &target));
-    placed.map_err(|error| cannot("restore", &target, &error))
+    // an earlier try may have left one, with a log
+    remove(&part);
+    let placed = place(file, &part, &target, settle);
+    if placed.is_err() {
+        remove(&part);
+    }
+    placed
+}
+
+fn place<T>(file: &Path, part: &Path, target: &Path, settle: impl FnOnce(&Driver) -> Result<T>) -> Result<T> {
+    let failed = |error: std::io::Error| cannot("restore", target, &error);
+    std::fs::copy(file, part).map_err(failed)?;
+    std::fs::set_permissions(part, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
+    let settled = settle(&sqlite_at(part))?;
+    // the last one who closes a file puts its log into it
+    if with_end(part, "-wal").exists() {
+        let message = format!("cannot restore {}: its log was not written into it", target.display());
+        return Err(Error::new(Code::Internal, message));
+    }
+    std::fs::File::open(part).and_then(|part| part.sync_all()).map_err(failed)?;
+    std::fs::rename(part, target).map_err(failed)?;
+    Ok(settled)
 }
 
 /// Dumps one instant, and counts in the same.

@@ -125,12 +125,12 @@ pub fn hours_apart(conn: &mut Conn, kept_since: Timestamp) -> Result<Vec<(String
     Ok(rows.into_iter().map(|Apart { meter, hours }| (meter, hours)).collect())
 }
 
-/// From here on the database is another one than all that was remembered of it.
-pub fn begin_epoch(conn: &mut Conn) -> Result<(), DbError> {
+/// From here on the database is another one than all that was remembered of it. How many processes were alive.
+pub fn begin_epoch(conn: &mut Conn) -> Result<i64, DbError> {
     diesel::sql_query("UPDATE installation SET epoch = epoch + 1").execute(conn)?;
     // who was alive then is not now
-    diesel::sql_query("DELETE FROM worker_instances").execute(conn)?;
-    Ok(())
+    let instances = diesel::sql_query("DELETE FROM worker_instances").execute(conn)?;
+    Ok(instances as i64)
 }
 
 pub fn webhooks_owed(conn: &mut Conn) -> Result<i64, DbError> {
@@ -139,14 +139,14 @@ pub fn webhooks_owed(conn: &mut Conn) -> Result<i64, DbError> {
     Ok(count)
 }
 
-/// What is owed to receivers waits among the dead letters until somebody sends it.
-pub fn hold_webhooks(conn: &mut Conn, now: Timestamp) -> Result<(), DbError> {
+/// What is owed to receivers waits among the dead letters until somebody sends it. How many jobs would have sent it.
+pub fn hold_webhooks(conn: &mut Conn, now: Timestamp) -> Result<i64, DbError> {
     let text = "UPDATE alert_deliveries SET status = 'dead_letter', last_error = $1, next_attempt_at = $2, updated_at = $2
                 WHERE status = 'pending'";
     let reason = "held back when a backup was restored";
     diesel::sql_query(text).bind::<Text, _>(reason).bind::<BigInt, _>(now.0).execute(conn)?;
-    diesel::sql_query("DELETE FROM jobs WHERE queue = 'webhooks'").execute(conn)?;
-    Ok(())
+    let jobs = diesel::sql_query("DELETE FROM jobs WHERE queue = 'webhooks'").execute(conn)?;
+    Ok(jobs as i64)
 }
 
 /// Copies the database as it is at one instant into a new file.

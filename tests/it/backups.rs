@@ -16,6 +16,7 @@ on_both_databases!(
     restore_overwrites_nothing,
     a_backup_goes_to_standard_output,
     webhooks_of_the_past_wait_for_a_word,
+    a_restore_that_ends_early_sends_nothing,
     totals_that_are_not_those_of_their_events_are_found
 );
 
@@ -198,9 +199,8 @@ async fn totals_that_are_not_those_of_their_events_are_found(database: Database)
     }
 }
 
-/// What was owed at the time of a backup has mostly been sent since: nobody gets it a second time by accident.
-async fn webhooks_of_the_past_wait_for_a_word(database: Database) {
-    on(&database, &["migrate"]).succeeded();
+fn backup_that_owes_a_webhook(database: &Database, folder: &Path) -> String {
+    on(database, &["migrate"]).succeeded();
     database.execute(
         "INSERT INTO alert_deliveries (id, public_id, workspace_id, rule_id, event_id, destination_id, payload, status,
                                        attempts, next_attempt_at, created_at, updated_at)
@@ -209,19 +209,52 @@ async fn webhooks_of_the_past_wait_for_a_word(database: Database) {
          INSERT INTO jobs (queue, key, workspace_id, payload, generation, run_after, attempts, created_at)
          VALUES ('webhooks', '1', 1, '1', 0, 1, 0, 1)",
     );
+    let name = folder.join("backup").display().to_string();
+    on(database, &["backup", &name]).succeeded();
+    name
+}
+
+/// What became of its deliveries, and how many jobs there are.
+fn states(database: &Database) -> (String, u64) {
+    let lines = database.lines("SELECT status AS line FROM alert_deliveries ORDER BY id");
+    (lines.join(" "), database.count("jobs"))
+}
+
+/// What was owed at the time of a backup has mostly been sent since: nobody gets it a second time by accident.
+async fn webhooks_of_the_past_wait_for_a_word(database: Database) {
     let folder = tempfile::tempdir().expect("a directory");
-    let name = folder.path().join("backup").display().to_string();
-    on(&database, &["backup", &name]).succeeded();
-    let states = |database: &Database| {
-        let lines = database.lines("SELECT status AS line FROM alert_deliveries ORDER BY id");
-        (lines.join(" "), database.count("jobs"))
-    };
+    let name = backup_that_owes_a_webhook(&database, folder.path());
     let restored = another(&database);
     ended(on(&restored, &["restore", &name]), 0, "1 webhooks that were owed then are held back");
     assert_eq!(states(&restored), ("dead_letter delivered".to_owned(), 0));
     let restored = another(&database);
     ended(on(&restored, &["restore", &name, "--send-webhooks"]), 0, "are sent when an alert worker starts");
     assert_eq!(states(&restored), ("pending delivered".to_owned(), 1));
+}
+
+/// Counting comes last: who ends it, or finds a difference, has no database that would send webhooks.
+async fn a_restore_that_ends_early_sends_nothing(database: Database) {
+    let folder = tempfile::tempdir().expect("a directory");
+    let name = backup_that_owes_a_webhook(&database, folder.path());
+    let manifest = format!("{name}.manifest.json");
+    let text = std::fs::read_to_string(&manifest).expect("a manifest");
+    let wrong = text.replace("\"alert_deliveries\": 2", "\"alert_deliveries\": 3");
+    assert_ne!(wrong, text);
+    std::fs::write(&manifest, wrong).expect("written");
+    let restored = another(&database);
+    ended(on(&restored, &["restore", &name]), 2, "alert_deliveries: 3 rows saved, 2 rows found");
+    let Database::Sqlite { path, .. } = &restored else {
+        assert_eq!(states(&restored), ("dead_letter delivered".to_owned(), 0));
+        return;
+    };
+    assert!(!path.exists(), "nothing was restored");
+    // what a restore leaves that was killed is no log of the next one
+    std::fs::write(&manifest, text).expect("written");
+    let left = ["", "-wal", "-shm"].map(|end| format!("{}.part{end}", path.display()));
+    left.iter().for_each(|file| std::fs::write(file, "of another try").expect("written"));
+    on(&restored, &["restore", &name]).succeeded();
+    assert_eq!(states(&restored), ("dead_letter delivered".to_owned(), 0));
+    assert!(left.iter().all(|file| !Path::new(file).exists()), "{left:?}");
 }
 
 /// A role that serves, and backs up, need not be one that makes databases.
