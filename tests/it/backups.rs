@@ -193,8 +193,12 @@ async fn totals_that_are_not_those_of_their_events_are_found(database: Database)
     };
     verified("whole", 0, "whole");
     let words = "the totals of 1 hours tell of another number of events";
-    for (file, count) in [("more", "event_count + 1"), ("fewer", "0")] {
-        database.execute(&format!("UPDATE rollups SET event_count = {count} WHERE grain = 1"));
+    for (file, change) in [
+        ("more", "UPDATE rollups SET event_count = event_count + 1 WHERE grain = 1"),
+        ("fewer", "UPDATE rollups SET event_count = 0 WHERE grain = 1"),
+        ("none", "DELETE FROM rollups WHERE grain = 1"),
+    ] {
+        database.execute(change);
         verified(file, 3, words);
     }
 }
