@@ -193,7 +193,8 @@ pub(super) fn describe(conn: &mut PgConnection) -> QueryResult<()> {
     if !has_extension(conn)? {
         return Ok(());
     }
-    let Nodes { version, nodes } = nodes(conn)?;
+    // `version` of a line is that of the process
+    let Nodes { version: citus, nodes } = nodes(conn)?;
     let mut local = Vec::new();
     for (table, ..) in LAYOUT {
         if !lies_on_nodes(conn, table)? {
@@ -201,13 +202,13 @@ pub(super) fn describe(conn: &mut PgConnection) -> QueryResult<()> {
         }
     }
     match local.len() {
-        0 => log::info!(version, nodes; "events lie on the nodes of a Citus cluster"),
+        0 => log::info!(citus, nodes; "events lie on the nodes of a Citus cluster"),
         all if all == LAYOUT.len() => {
-            log::info!(version, nodes; "the database has the extension citus, but nothing lies on its nodes: \
+            log::info!(citus, nodes; "the database has the extension citus, but nothing lies on its nodes: \
                                         `open-spanner migrate --distribute` changes that");
             return Ok(());
         }
-        _ => log::warn!(version, nodes, local = local.join(", ").as_str(); 
+        _ => log::warn!(citus, nodes, local = local.join(", ").as_str(); 
                         "some tables do not lie on the nodes: run `open-spanner migrate --distribute` again"),
     }
     for (name, wanted, effect) in SETTINGS.into_iter().chain([RECOVERY]) {

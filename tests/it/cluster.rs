@@ -60,6 +60,8 @@ fn tables_are_laid_out_once_and_while_nobody_works() {
         server.restart();
         let log = server.log().join("\n");
         assert!(log.contains("events lie on the nodes of a Citus cluster"), "{log}");
+        // `version` is that of the process
+        assert!(log.contains("\"citus\":"), "{log}");
         assert!(!log.contains("makes commits slow"), "{log}");
         // what was there before is there still, and is added to
         assert_eq!(ws.get(DAY).await.json(200)[0]["quantity"], 20);
