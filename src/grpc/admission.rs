@@ -81,11 +81,15 @@ enum Message {
 }
 
 impl Message {
-    fn of(path: &str) -> Message {
-        match path.rsplit('/').next() {
-            Some("StreamUsage" | "Ingest") => Message::Stream,
-            Some("CreateUsageBulk") => Message::Bulk,
-            _ => Message::Event,
+    /// That of the method with this path; none where there is no such method.
+    fn of(path: &str) -> Option<Message> {
+        match path {
+            "/open_spanner.v1.UsageService/CreateUsage" => Some(Message::Event),
+            "/open_spanner.v1.UsageService/CreateUsageBulk" => Some(Message::Bulk),
+            "/open_spanner.v1.UsageService/StreamUsage" | "/open_spanner.v2.UsageStreamService/Ingest" => {
+                Some(Message::Stream)
+            }
+            _ => None,
         }
     }
 }
@@ -108,8 +112,12 @@ where
     }
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+        let Some(message) = Message::of(request.uri().path()) else {
+            // like a service that there is not: nobody is asked who they are (grpc.md 9)
+            let refusal: Response<Body> = Status::unimplemented("there is no such method").into_http();
+            return Box::pin(async move { Ok(refusal) });
+        };
         let (app, decoder) = (self.app.clone(), self.decoder.clone());
-        let message = Message::of(request.uri().path());
         let service = if message == Message::Bulk { self.of_bulks.clone() } else { self.of_events.clone() };
         Box::pin(async move {
             let answer = async {

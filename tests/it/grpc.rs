@@ -36,6 +36,7 @@ on_both_databases!(
     disconnected_stream_loses_nothing_stored,
     keyed_streams_are_repeatable,
     refusals_end_a_stream_clearly,
+    methods_that_there_are_not_are_told_to_everybody,
     values_that_cannot_be_stored_are_refused,
     messages_that_cannot_be_read_are_the_clients_fault,
     answers_stay_below_what_clients_take,
@@ -524,6 +525,25 @@ async fn answers_stay_below_what_clients_take(database: Database) {
     }
     let answer = door.stream(tokio_stream::iter(events)).await.expect("at most 4 MiB");
     assert_eq!((answer.duplicate_count, answer.duplicates.len()), (100, 100));
+}
+
+/// Before anybody is asked for a key, as for a service that there is not.
+async fn methods_that_there_are_not_are_told_to_everybody(database: Database) {
+    let door = Door::open(&database, &[]).await;
+    for (name, code) in [
+        ("/open_spanner.v9.Nothing/Do", Code::Unimplemented),
+        ("/open_spanner.v1.UsageService/NoSuchMethod", Code::Unimplemented),
+        ("/open_spanner.v1.UsageService/Ingest", Code::Unimplemented),
+        ("/open_spanner.v2.UsageStreamService/CreateUsage", Code::Unimplemented),
+        ("/open_spanner.v1.UsageService/CreateUsage", Code::Unauthenticated),
+    ] {
+        let mut client = tonic::client::Grpc::new(door.channel().await);
+        client.ready().await.expect("a connection");
+        let codec = tonic_prost::ProstCodec::<v1::CreateUsageRequest, v1::CreateUsageResponse>::default();
+        let path = tonic::codegen::http::uri::PathAndQuery::from_static(name);
+        let answer = client.unary(Request::new(v1::CreateUsageRequest::default()), path, codec).await;
+        assert_eq!(answer.expect_err("there is no key").code(), code, "{name}");
+    }
 }
 
 async fn values_that_cannot_be_stored_are_refused(database: Database) {
