@@ -168,6 +168,11 @@ fn required<'a>(text: &'a Option<String>, name: &str) -> Result<&'a str> {
     }
 }
 
+/// A name that a change may leave out, or leave blank.
+fn named(text: Option<&str>) -> Option<String> {
+    text.map(str::trim).filter(|text| !text.is_empty()).map(str::to_owned)
+}
+
 pub fn describe_create() -> Doc {
     Doc::new("alerts", "Create an alert rule")
         .body::<RuleInput>()
@@ -345,7 +350,7 @@ pub async fn update(
 ) -> Result<HttpResponse> {
     find(&app, &caller, &id).await?;
     let (Json(input), workspace_id) = (body, caller.workspace_id);
-    if let Some(meter) = input.meter.as_deref().filter(|meter| !meter.is_empty()) {
+    if let Some(meter) = input.meter.as_deref().filter(|meter| !meter.trim().is_empty()) {
         caller.ensure_meter_allowed(meter)?;
     }
     if input.destination_id.as_deref().is_some_and(|id| id.trim().is_empty()) {
@@ -356,8 +361,8 @@ pub async fn update(
         let change = |rule: &Rule| {
             Ok(Change {
                 terms: rule.terms.changed(&input)?,
-                meter: input.meter.clone().filter(|meter| !meter.is_empty()),
-                destination_id: input.destination_id.clone(),
+                meter: named(input.meter.as_deref()),
+                destination_id: named(input.destination_id.as_deref()),
             })
         };
         rules::update(conn, workspace_id, &public_id, change, Timestamp::now())

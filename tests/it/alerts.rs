@@ -16,6 +16,7 @@ on_both_databases!(
     a_crossing_is_found_once,
     a_rule_made_beside_a_write_sees_it,
     what_is_not_watched_any_more_is_resolved,
+    a_change_reads_names_as_a_new_rule_does,
     groups_and_numbers,
     a_rule_watches_the_day_that_runs,
     a_list_of_rules_holds_the_first_of_their_states,
@@ -156,6 +157,25 @@ async fn what_is_not_watched_any_more_is_resolved(database: Database) {
         let is_resolved = told_first.contains(&json!("resolved"));
         assert_eq!((&told_first[0], is_resolved), (&json!("triggered"), true), "{name}: {told_first:?}");
     }
+}
+
+/// Blanks around a name are no part of it, and a meter that is blank stays what it is.
+async fn a_change_reads_names_as_a_new_rule_does(database: Database) {
+    let server = Server::start(&database);
+    let ws = server.workspace().await;
+    ws.meter("load", "sum").await;
+    ws.meter("calls", "sum").await;
+    let first = destination(&ws, "https://first.example.com/").await;
+    let second = destination(&ws, "https://second.example.com/").await;
+    let padded = |one: &Value| format!(" {} ", one["id"].as_str().expect("an id"));
+    let rule = rule(&ws, " load ", &first, json!({"destination_id": padded(&first)})).await;
+    assert_eq!((&rule["meter"], &rule["destination_id"]), (&json!("load"), &first["id"]));
+    let change = json!({"meter": " calls ", "destination_id": padded(&second)});
+    for change in [change, json!({"meter": " "})] {
+        let changed = ws.put(&path(&rule), &change).await.json(200);
+        assert_eq!((&changed["meter"], &changed["destination_id"]), (&json!("calls"), &second["id"]));
+    }
+    ws.put(&path(&rule), &json!({"destination_id": " "})).await.error(400, "invalid_input");
 }
 
 async fn groups_and_numbers(database: Database) {
