@@ -283,7 +283,8 @@ fn chosen(page: &str) -> String {
     chosen.collect::<Vec<_>>().join(" ")
 }
 
-/// Settings that are half of a pair, which leaves something off that was probably meant to be on.
+/// Settings that are half of a pair, or ask for what this version does not have, which leaves something off that was
+/// probably meant to be on.
 fn without_effect(v: &Values) -> Vec<String> {
     let pairs = [
         ("GITHUB_OAUTH_CLIENT_ID", "GITHUB_OAUTH_CLIENT_SECRET"),
@@ -301,7 +302,12 @@ fn without_effect(v: &Values) -> Vec<String> {
         _ => None,
     });
     let prefix = settings::PREFIX;
-    halves.map(|(set, unset)| format!("{prefix}{set} has no effect without {prefix}{unset}")).collect()
+    let halves = halves.map(|(set, unset)| format!("{prefix}{set} has no effect without {prefix}{unset}"));
+    // the Go server would begin to compare
+    let absent = v
+        .boolean("RECONCILIATION_ENABLED")
+        .then(|| format!("{prefix}RECONCILIATION_ENABLED has no effect: this version has no reconciliation"));
+    halves.chain(absent).collect()
 }
 
 /// An error about the setting of this name.

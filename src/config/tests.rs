@@ -404,6 +404,11 @@ fn half_of_a_pair_is_pointed_out() {
     );
     assert_eq!(with(&[("OPEN_SPANNER_RECONCILIATION_WEBHOOK_SECRET", "x")]).warnings.len(), 1);
     assert_eq!(with(&[("OPEN_SPANNER_RECONCILIATION_WEBHOOK_URL", "http://a.example")]).warnings.len(), 0);
+    assert_eq!(with(&[("OPEN_SPANNER_RECONCILIATION_ENABLED", "false")]).warnings.len(), 0);
+    assert_eq!(
+        with(&[("OPEN_SPANNER_RECONCILIATION_ENABLED", "true")]).warnings,
+        ["OPEN_SPANNER_RECONCILIATION_ENABLED has no effect: this version has no reconciliation"]
+    );
 }
 
 #[test]

@@ -41,9 +41,10 @@ impl Storage {
     pub fn of(config: &ExportStorage) -> Result<Self> {
         match config {
             ExportStorage::Filesystem { path } => Ok(Storage { directory: path.clone() }),
-            ExportStorage::S3(_) => {
-                Err(Error::unavailable("export storage s3 is not part of this version, use filesystem"))
-            }
+            ExportStorage::S3(_) => Err(Error::new(
+                Code::Unusable,
+                "OPEN_SPANNER_EXPORT_STORAGE_DRIVER: s3 is not part of this version, use filesystem",
+            )),
         }
     }
 

@@ -42,6 +42,8 @@ use crate::{alerts, exports, grpc, http, operations, retention};
 /// Runs until SIGTERM or SIGINT, then drains within `shutdown_timeout`.
 pub async fn run(config: Config) -> Result<()> {
     let config = Arc::new(config);
+    // downloads would be of no use
+    exports::storage::Storage::of(&config.exports.storage)?;
     // before anything is made beside the file
     migrations::refuse_foreign(&config.db.driver, config.accept_newer_schema)?;
     let _only_server = lock_database(&config.db.driver)?;

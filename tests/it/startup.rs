@@ -185,6 +185,15 @@ fn file_that_cannot_be_used_ends_the_process() {
     );
 }
 
+/// Whoever asks for what this version does not have hears of it at the start, not at the first download.
+#[test]
+fn exports_on_s3_are_refused() {
+    let settings = [("OPEN_SPANNER_EXPORT_STORAGE_DRIVER", "s3"), ("OPEN_SPANNER_EXPORT_S3_BUCKET", "files")];
+    for role in ["serve", "export-worker"] {
+        refused(start_with(&[role], &settings), 2, "OPEN_SPANNER_EXPORT_STORAGE_DRIVER: s3");
+    }
+}
+
 #[test]
 fn files_are_for_their_owner_only() {
     use std::os::unix::fs::PermissionsExt;
