@@ -17,6 +17,7 @@ pub mod inspect;
 pub mod interrupt;
 pub mod leases;
 pub mod limits;
+pub mod memory;
 pub mod migrations;
 mod observe;
 pub mod partial;

@@ -25,7 +25,16 @@ fn main() -> ExitCode {
     for warning in &loaded.warnings {
         log::warn!("{warning}");
     }
-    let config = loaded.config;
+    let mut config = loaded.config;
+    let passing = match loaded.command {
+        None => db::memory::place(&mut config.db.driver),
+        Some(_) => Ok(None),
+    };
+    // goes when this function does
+    let _passing = match passing {
+        Ok(folder) => folder,
+        Err(error) => return ended(Err(error)),
+    };
     let (keys, own) = (config.encryption_keys.as_ref(), db::file_of(&config.db.driver));
     let own = own.map(|database| vault::file::beside(&database));
     if let Err(error) = vault::install(keys.map(|keys| keys.expose()), own, config.clear_secrets) {

@@ -194,6 +194,26 @@ fn exports_on_s3_are_refused() {
     }
 }
 
+/// As the Go server had it: gone when its process is.
+#[test]
+fn a_database_in_memory_works_and_leaves_nothing() {
+    run(async {
+        let (database, folder) = (Database::sqlite(), tempfile::tempdir().expect("a directory"));
+        let temporary = folder.path().display().to_string();
+        let settings = [("OPEN_SPANNER_SQLITE_PATH", ":memory:"), ("TMPDIR", temporary.as_str())];
+        let mut server = Server::start_with(&database, &settings);
+        let workspace = server.workspace().await;
+        workspace.meter("calls", "count").await;
+        let event = json!({"meter": "calls", "subject": "s", "quantity": 1, "timestamp": NOON});
+        workspace.post("/v1/usages", &event).await.expect(201);
+        assert_eq!(workspace.total("calls").await, "1");
+        server.client().get("/ready").await.expect(204);
+        assert_eq!(server.terminate().code(), Some(0));
+        let left = std::fs::read_dir(folder.path()).expect("it is there").count();
+        assert_eq!((left, files_beside(&database)), (0, Vec::<String>::new()));
+    });
+}
+
 #[test]
 fn files_are_for_their_owner_only() {
     use std::os::unix::fs::PermissionsExt;
