@@ -441,7 +441,10 @@ impl Ingest {
             let validate = |(place, mut input): (usize, Input)| {
                 let result = match meters.get(input.meter()).and_then(Option::as_ref) {
                     Some(meter) => event::validate_kept(meter, &mut input, now, chance::id()),
-                    None => Err(unknown_meter(input.meter()).at("meter")),
+                    None => {
+                        let unreadable = event::check_time(&input).err();
+                        Err(unreadable.unwrap_or_else(|| unknown_meter(input.meter()).at("meter")))
+                    }
                 };
                 (place, result.map_err(|error| Box::new((About::of(&input), error))))
             };

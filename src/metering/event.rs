@@ -345,6 +345,11 @@ fn parse_time(input: &Input, now: Timestamp) -> Result<Timestamp> {
     Ok(if time == Timestamp::ABSENT { now } else { time })
 }
 
+/// Whether the time can be read, which needs no meter to be known.
+pub fn check_time(input: &Input) -> Result<()> {
+    parse_time(input, Timestamp::ABSENT).map(drop)
+}
+
 /// Makes an event of an input, under an id that nobody has: dimensions, then subject, then quantity, in the order of rest.md 12.4.
 pub fn validate(meter: &Arc<Meter>, mut input: Input, now: Timestamp, id: Uuid) -> Result<Event> {
     validate_kept(meter, &mut input, now, id)

@@ -92,6 +92,13 @@ async fn bad_events_are_refused(database: Database) {
     }
     workspace.post_text("/v1/usages", with("meter", json!("nosuch"))).await.error(404, "not_found");
     workspace.post_text("/v1/usages", with("meter", json!("Calls"))).await.error(404, "not_found");
+    // what cannot be read comes before what is not there
+    for meter in ["nosuch", ""] {
+        let event = json!({"meter": meter, "subject": "s", "quantity": 1, "timestamp": "yesterday"});
+        workspace.post("/v1/usages", &event).await.error(400, "invalid_timestamp");
+        let bulk = workspace.post("/v1/usages/bulk", &json!([event])).await.json(400);
+        assert_eq!(bulk["failed_items"][0]["code"], "invalid_timestamp", "{bulk}");
+    }
     for huge in ["1e400", "-1e400", "1e999999999", "1e99999999999999999999", "1e-999999999"] {
         let body = good.replace("\"quantity\":1", &format!("\"quantity\":{huge}"));
         assert_ne!(body, good);
