@@ -4,6 +4,8 @@ use super::events::derived_id;
 use super::who::{new_or_known, uuid_text};
 use super::{Ids, Import, Refusal};
 use crate::alerts::state::group_name;
+use crate::alerts::webhook::SECRET_PREFIX;
+use crate::auth::token::Token;
 use crate::db::Conn;
 use crate::error::Result;
 use crate::import::sql::foreign::Kind::{Int, Real, Text};
@@ -36,18 +38,24 @@ pub fn destination(conn: &mut Conn, ids: &mut Ids, row: &Row) -> Result<Put, Ref
     }
     let workspace_id = ids.workspace(row)?;
     let place = Place { table: "alert_destinations", column: "secret", row: &public_id, workspace_id };
-    let secret = vault::sealing()?.seal(place, &row.text("webhook_secret")?)?;
+    let theirs = row.filled("webhook_secret")?;
+    let is_made = theirs.is_none();
+    // the Go server makes one at the next change; with an empty one anybody could sign
+    let secret = theirs.map_or_else(|| Token::new(SECRET_PREFIX).map(|made| made.expose().to_owned()), Ok)?;
+    let sealed = vault::sealing()?.seal(place, &secret)?;
     let columns: Columns = vec![
         ("workspace_id", workspace_id.into()),
         ("name", row.text("name")?.into()),
         ("enabled", row.flag("enabled")?.into()),
         ("webhook_url", row.text("webhook_url")?.into()),
-        ("secret", secret.into()),
+        ("secret", sealed.into()),
         ("created_at", row.time("created_at")?.0.into()),
         ("updated_at", row.time("updated_at")?.0.into()),
     ];
-    let changing = ["name", "enabled", "webhook_url", "secret", "updated_at"];
-    let (put, id) = ours::put(conn, "alert_destinations", &public_id, &columns, &changing, false)?;
+    let changing = ["name", "enabled", "webhook_url", "updated_at", "secret"];
+    // one that was made by an earlier run stays
+    let changing = if is_made { &changing[..4] } else { &changing[..] };
+    let (put, id) = ours::put(conn, "alert_destinations", &public_id, &columns, changing, false)?;
     ids.destinations.insert(public_id, id);
     Ok(put)
 }

@@ -1,11 +1,11 @@
-//! An import that is run again does not undo what was ended here meanwhile.
+//! An import that is run again does not undo what was ended or made here meanwhile.
 
 use serde_json::json;
 
 use super::{KEY, OTHER_KEY, PASSWORD, import, place, theirs};
 use crate::support::{Client, Database, Server, on_both_databases};
 
-on_both_databases!(keys_that_are_revoked_here_stay_so);
+on_both_databases!(keys_that_are_revoked_here_stay_so, a_destination_without_a_secret_gets_one_that_stays);
 
 async fn as_ada(server: &Server) -> Client {
     let body = json!({"email": "ada@example.com", "password": PASSWORD});
@@ -42,4 +42,23 @@ async fn keys_that_are_revoked_here_stay_so(ours: Database) {
     import(&ours, &place(&theirs), &[]).run.succeeded();
     let server = Server::start(&ours);
     assert!(!works(&server, KEY).await && !works(&server, OTHER_KEY).await);
+}
+
+async fn a_destination_without_a_secret_gets_one_that_stays(ours: Database) {
+    let [theirs, _] = theirs();
+    let stored = || ours.lines("SELECT secret AS line FROM alert_destinations");
+    theirs.execute("UPDATE alert_destinations SET webhook_secret = ''");
+    import(&ours, &place(&theirs), &[]).run.succeeded();
+    let made = stored();
+    let start = match &ours {
+        Database::Sqlite { .. } => "sealed:",
+        Database::Postgres { .. } => "osp_whsec_",
+    };
+    assert!(made.len() == 1 && made[0].starts_with(start), "{made:?}");
+    import(&ours, &place(&theirs), &[]).run.succeeded();
+    assert_eq!(stored(), made);
+    // one that was made there is used from then on
+    theirs.execute("UPDATE alert_destinations SET webhook_secret = 'osp_whsec_theirs'");
+    import(&ours, &place(&theirs), &[]).run.succeeded();
+    assert_ne!(stored(), made);
 }
