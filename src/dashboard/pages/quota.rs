@@ -215,12 +215,12 @@ const COLUMNS: [&str; 11] = [
     "period",
     "plan",
     "state",
-    "enforcement",
     "current",
     "limit",
     "unit",
     "percent",
     "resets_at",
+    "enforcement",
 ];
 
 fn cells(row: &Row) -> Vec<Cell> {
@@ -230,12 +230,12 @@ fn cells(row: &Row) -> Vec<Cell> {
         (&row.entry.period).into(),
         (&row.entry.plan_name).into(),
         (&row.entry.state).into(),
-        row.enforcement.into(),
         (&row.measure.current).into(),
         (&row.limit).into(),
         (&row.unit).into(),
         (&row.measure.percent).into(),
         row.resets.map(Timestamp::to_seconds_text).into(),
+        row.enforcement.into(),
     ]
 }
 
