@@ -71,7 +71,9 @@ impl ManageConnection for Manager {
         }
         // the first connection may have made the file
         self.gate.has_its_file();
-        let link = self.gate.epochs.connected(stamp(&mut conn));
+        // a standby is not the database that is in use, and nothing is written down where one was promoted
+        let stamp = if self.gate.is_replica { 0 } else { stamp(&mut conn) };
+        let link = self.gate.epochs.connected(stamp);
         let statements = observe::Statements::default();
         conn.set_instrumentation(statements.clone());
         Ok(Pooled { conn, link, statements, broken: false, opened: clock::moment() })

@@ -9,7 +9,7 @@ use std::sync::PoisonError;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use diesel::sql_types::{BigInt, Nullable};
+use diesel::sql_types::{BigInt, Nullable, Text};
 use diesel::{QueryableByName, RunQueryDsl, sql_query};
 
 use super::pool::{Class, Pool};
@@ -17,32 +17,34 @@ use super::transaction::Limits;
 use super::{Conn, DbError, Store};
 use crate::clock;
 use crate::error::{Error, Result};
+use crate::metering::event::hash128;
 
-/// How far the log of a database has come: the epoch of the installation, which grows with each failover, and the place in
-/// the log. Places of different epochs have nothing to do with each other.
+/// How far the log of a database has come: its history, and the place in the log. Places of different histories have nothing
+/// to do with each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Position {
-    epoch: u64,
+    /// A number for the installation and its epoch, which grows with each failover.
+    history: u64,
     place: u64,
 }
 
 impl Position {
     /// As [`Position`] is written; none for anything else.
     pub fn parse(text: &str) -> Option<Position> {
-        let (epoch, place) = text.split_once(':')?;
+        let (history, place) = text.split_once(':')?;
         let (high, low) = place.split_once('/')?;
         let (high, low) = (u32::from_str_radix(high, 16).ok()?, u32::from_str_radix(low, 16).ok()?);
-        Some(Position { epoch: epoch.parse().ok()?, place: u64::from(high) << 32 | u64::from(low) })
+        Some(Position { history: history.parse().ok()?, place: u64::from(high) << 32 | u64::from(low) })
     }
 
     fn has(self, other: Position) -> bool {
-        self.epoch == other.epoch && self.place >= other.place
+        self.history == other.history && self.place >= other.place
     }
 }
 
 impl fmt::Display for Position {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{:X}/{:X}", self.epoch, self.place >> 32, self.place & 0xFFFF_FFFF)
+        write!(f, "{}:{:X}/{:X}", self.history, self.place >> 32, self.place & 0xFFFF_FFFF)
     }
 }
 
@@ -71,25 +73,38 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Flushed: nobody is told of a commit before that.
+const WRITTEN: &str = "pg_current_wal_flush_lsn()";
+/// None on a primary. One that was promoted goes on saying where it was then.
+const REPLAYED: &str = "CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() END";
+
 #[derive(QueryableByName)]
 struct Row {
+    #[diesel(sql_type = Text)]
+    id: String,
     #[diesel(sql_type = BigInt)]
     epoch: i64,
-    /// None on a standby that was promoted, and on a primary.
     #[diesel(sql_type = Nullable<BigInt>)]
     place: Option<i64>,
 }
 
-fn position(conn: &mut Conn, function: &str) -> std::result::Result<Option<Position>, DbError> {
-    let text = format!("SELECT epoch, ({function}() - '0/0')::bigint AS place FROM installation");
-    let Row { epoch, place } = sql_query(text).get_result(conn)?;
-    Ok(place.map(|place| Position { epoch: epoch.unsigned_abs(), place: place.unsigned_abs() }))
+/// `place`: [`WRITTEN`] or [`REPLAYED`].
+fn position(conn: &mut Conn, place: &str) -> std::result::Result<Option<Position>, DbError> {
+    let text = format!("SELECT id, epoch, ({place} - '0/0')::bigint AS place FROM installation");
+    let Row { id, epoch, place } = sql_query(text).get_result(conn)?;
+    let history = history_of(&id, epoch);
+    Ok(place.map(|place| Position { history, place: place.unsigned_abs() }))
+}
+
+/// A standby of another installation may be far ahead in an epoch of the same number.
+fn history_of(id: &str, epoch: i64) -> u64 {
+    u128::from_be_bytes(hash128(&[id.as_bytes(), &epoch.to_be_bytes()])) as u64
 }
 
 /// Refuses to read where a standby is not as far as it was: it was started again before that, or the connection leads to
 /// another one. What is replayed before a statement begins is seen by it.
 pub(super) fn ensure_at(conn: &mut Conn, wanted: Position) -> std::result::Result<(), DbError> {
-    match position(conn, "pg_last_wal_replay_lsn")? {
+    match position(conn, REPLAYED)? {
         Some(found) if found.has(wanted) => Ok(()),
         _ => Err(Error::unavailable("it has gone back").into()),
     }
@@ -113,8 +128,7 @@ impl Replica {
             return Ok(position);
         }
         let asked = clock::moment();
-        // flushed: nobody was told of a commit before that
-        let ask = |conn: &mut Conn| match position(conn, "pg_current_wal_flush_lsn")? {
+        let ask = |conn: &mut Conn| match position(conn, WRITTEN)? {
             Some(position) => Ok(position),
             None => Err(DbError::Retry),
         };
@@ -128,10 +142,14 @@ impl Replica {
     /// is told here, before the standby is looked at for what it never will have.
     pub(super) async fn can_have_been_seen(&self, store: &Store, position: Position) -> bool {
         let is_known = |known: &Mutex<Option<Position>>| lock(known).is_some_and(|known| known.has(position));
-        is_known(&self.seen)
-            || is_known(&self.written)
+        if is_known(&self.seen) || is_known(&self.written) {
+            return true;
+        }
+        match self.of_primary(store).await {
+            Ok(written) => written.has(position),
             // a primary that is away says nothing against it
-            || self.of_primary(store).await.map_or(true, |written| written.has(position))
+            Err(_) => lock(&self.written).is_none_or(|written| written.history == position.history),
+        }
     }
 
     /// Waits for a moment until the standby has what the caller wants to see; where it is then.
@@ -144,10 +162,14 @@ impl Replica {
             if let Some(seen) = lock(&self.seen).filter(|seen| seen.has(wanted)) {
                 return Some(seen);
             }
-            let look = |conn: &mut Conn, _, _| position(conn, "pg_last_wal_replay_lsn");
+            let look = |conn: &mut Conn, _, _| position(conn, REPLAYED);
             let found =
                 store.run(&self.pool, Class::Vital, "replica::reach", true, Limits::default(), look).await;
             match found {
+                // no waiting helps
+                Ok(Some(found)) if found.history != wanted.history => {
+                    return self.rest("it has another history than the primary");
+                }
                 Ok(Some(found)) => *lock(&self.seen) = Some(found),
                 Ok(None) => return self.rest("it is no standby"),
                 Err(error) => return self.rest(&error.message),
@@ -216,19 +238,21 @@ mod tests {
 
     #[test]
     fn positions_are_read_as_they_are_written() {
-        for position in [Position { epoch: 1, place: 0 }, Position { epoch: 7, place: 0x16_B374_D848 }] {
+        for position in [Position { history: 1, place: 0 }, Position { history: 7, place: 0x16_B374_D848 }] {
             assert_eq!(Position::parse(&position.to_string()), Some(position));
         }
-        assert_eq!(Position { epoch: 3, place: 0x16_B374_D848 }.to_string(), "3:16/B374D848");
+        assert_eq!(Position { history: 3, place: 0x16_B374_D848 }.to_string(), "3:16/B374D848");
         for odd in ["", "1", "1:", "1:2", "x:1/2", "1:1/2/3", "1:g/1", "1:100000000/0", "-1:1/1"] {
             assert_eq!(Position::parse(odd), None, "{odd}");
         }
     }
 
     #[test]
-    fn places_of_another_epoch_say_nothing() {
-        let at = |epoch, place| Position { epoch, place };
+    fn places_of_another_history_say_nothing() {
+        let at = |history, place| Position { history, place };
         assert!(at(1, 5).has(at(1, 5)) && at(1, 6).has(at(1, 5)) && !at(1, 4).has(at(1, 5)));
         assert!(!at(1, 9).has(at(2, 5)) && !at(3, 9).has(at(2, 5)));
+        let all = [history_of("a", 1), history_of("a", 2), history_of("b", 1)];
+        assert!(all[0] != all[1] && all[0] != all[2] && all[0] == history_of("a", 1));
     }
 }
