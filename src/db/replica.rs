@@ -52,17 +52,19 @@ impl fmt::Display for Position {
 /// question costs it seven looks at most.
 const PATIENCE: Duration = Duration::from_millis(300);
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
-/// A standby that does not answer is left alone for so long.
+/// A standby that has not answered a look by then does not answer.
+const LOOK_MAX: Duration = Duration::from_secs(2);
+/// One that does not answer is left alone for so long.
 const REST: Duration = Duration::from_secs(1);
 
 pub(super) struct Replica {
     pub(super) pool: Pool,
     /// The farthest that it was seen at.
     seen: Mutex<Option<Position>>,
-    /// It is not asked before.
+    /// It is not asked before, and by one caller then.
     rests_until: Mutex<Option<Instant>>,
-    /// Of the primary, and when that was asked for.
-    primary: tokio::sync::Mutex<Option<(Instant, Position)>>,
+    /// What the primary last answered, and when that was asked for.
+    primary: tokio::sync::Mutex<Option<(Instant, Result<Position>)>>,
     /// The farthest that the primary was known to be at.
     written: Mutex<Option<Position>>,
     /// How often it was too far behind, since the log said so.
@@ -118,24 +120,26 @@ impl Replica {
     }
 
     /// Where the primary is now, or a moment later: what was committed before this call is before it. Who asks at the same
-    /// time is answered together.
+    /// time is answered together, also that the primary is away: else each would wait for those before.
     pub(super) async fn of_primary(&self, store: &Store) -> Result<Position> {
         let called = clock::moment();
         let mut last = self.primary.lock().await;
-        if let Some((asked, position)) = *last
-            && asked >= called
+        if let Some((asked, answer)) = &*last
+            && *asked >= called
         {
-            return Ok(position);
+            return answer.clone();
         }
         let asked = clock::moment();
         let ask = |conn: &mut Conn| match position(conn, WRITTEN)? {
             Some(position) => Ok(position),
             None => Err(DbError::Retry),
         };
-        let position = store.vital().read("replica::of_primary", ask).await?;
-        *last = Some((asked, position));
-        *lock(&self.written) = Some(position);
-        Ok(position)
+        let answer = store.vital().read("replica::of_primary", ask).await;
+        if let Ok(position) = &answer {
+            *lock(&self.written) = Some(*position);
+        }
+        *last = Some((asked, answer.clone()));
+        answer
     }
 
     /// Whether a caller can have seen this: nobody has seen more than the primary has written. A position that was made up
@@ -154,7 +158,7 @@ impl Replica {
 
     /// Waits for a moment until the standby has what the caller wants to see; where it is then.
     pub(super) async fn reach(&self, store: &Store, wanted: Position) -> Option<Position> {
-        if lock(&self.rests_until).is_some_and(|until| clock::moment() < until) {
+        if self.rests() {
             return None;
         }
         let (end, mut pause) = (clock::moment() + PATIENCE, FIRST_PAUSE);
@@ -163,16 +167,16 @@ impl Replica {
                 return Some(seen);
             }
             let look = |conn: &mut Conn, _, _| position(conn, REPLAYED);
-            let found =
-                store.run(&self.pool, Class::Vital, "replica::reach", true, Limits::default(), look).await;
-            match found {
+            let found = store.run(&self.pool, Class::Vital, "replica::reach", true, Limits::default(), look);
+            match tokio::time::timeout(LOOK_MAX, found).await {
                 // no waiting helps
-                Ok(Some(found)) if found.history != wanted.history => {
+                Ok(Ok(Some(found))) if found.history != wanted.history => {
                     return self.rest("it has another history than the primary");
                 }
-                Ok(Some(found)) => *lock(&self.seen) = Some(found),
-                Ok(None) => return self.rest("it is no standby"),
-                Err(error) => return self.rest(&error.message),
+                Ok(Ok(Some(found))) => self.is_at(found),
+                Ok(Ok(None)) => return self.rest("it is no standby"),
+                Ok(Err(error)) => return self.rest(&error.message),
+                Err(_) => return self.rest("it does not answer"),
             }
             if lock(&self.seen).is_some_and(|seen| seen.has(wanted)) {
                 continue;
@@ -184,6 +188,29 @@ impl Replica {
             tokio::time::sleep(pause).await;
             pause *= 2;
         }
+    }
+
+    /// Whether it is left alone. When that is over, one caller finds out for all whether it answers again.
+    fn rests(&self) -> bool {
+        let (mut rests_until, now) = (lock(&self.rests_until), clock::moment());
+        match *rests_until {
+            Some(until) if now < until => true,
+            Some(_) => {
+                *rests_until = Some(now + REST);
+                false
+            }
+            None => false,
+        }
+    }
+
+    fn is_at(&self, found: Position) {
+        *lock(&self.seen) = Some(found);
+        *lock(&self.rests_until) = None;
+    }
+
+    /// It took too long over a question, and may have stopped: it is looked at before the next one.
+    pub(super) fn doubt(&self) {
+        *lock(&self.seen) = None;
     }
 
     /// Leaves the standby alone for a while.

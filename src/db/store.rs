@@ -12,7 +12,7 @@ use super::pool::{self, Class, Pool};
 use super::readiness::Signs;
 use super::replica::{self, Position, Replica};
 use super::transaction::Limits;
-use super::{Conn, DbError, audit, cluster, file_of, interrupt};
+use super::{Conn, DbError, audit, cluster, file_of, interrupt, is_slow};
 use crate::blocking;
 use crate::clock;
 use crate::config::{Db, Driver};
@@ -198,6 +198,9 @@ impl Store {
             match self.run(&replica.pool, class, operation, true, limits, look).await {
                 Err(error) if error.code == Code::Unavailable => drop(replica.rest(&error.message)),
                 answer => {
+                    if answer.as_ref().is_err_and(is_slow) {
+                        replica.doubt();
+                    }
                     metrics::counter!("open_spanner_db_views_total", "from" => "replica").increment(1);
                     replica::shown(position);
                     return answer;

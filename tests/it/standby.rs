@@ -132,6 +132,85 @@ fn a_standby_of_another_installation_is_not_read_from() {
     });
 }
 
+/// Asks until the standby answers; where it was then.
+async fn position_of_standby(client: &Client) -> String {
+    let end = Instant::now() + Duration::from_secs(30);
+    loop {
+        let (_, position) = total(client).await;
+        if !position.is_empty() {
+            return position;
+        }
+        assert!(Instant::now() < end, "the standby answers");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Nothing says that it is gone: its machine takes what is sent, and nothing comes back.
+#[test]
+fn a_standby_that_has_stopped_is_left_alone() {
+    run(async {
+        let database = Database::durable_postgres();
+        let first = Server::start(&database);
+        let ws = first.workspace().await;
+        ws.meter("m", "sum").await;
+        write(&ws).await;
+        let standby = Cluster::standby_of(database.cluster());
+        let dsn = standby.dsn(database.name());
+        let settings =
+            [("OPEN_SPANNER_POSTGRES_READ_DSN", dsn.as_str()), ("OPEN_SPANNER_DB_STATEMENT_TIMEOUT", "3s")];
+        let server = Server::start_with(&database, &settings);
+        let ws = ws.at(&server.url());
+        // content with what it is known to have, so that nobody need look at it
+        let ws = ws.with(POSITION, position_of_standby(&ws).await);
+        standby.signal_all("STOP");
+        let lost = ws.get(DAY).await;
+        assert!([200, 503].contains(&lost.status), "{} {}", lost.status, lost.text);
+        let began = Instant::now();
+        for _ in 0..5 {
+            assert_eq!(total(&ws).await, (1, String::new()), "the primary answers");
+        }
+        assert!(began.elapsed() < Duration::from_secs(12), "{:?}", began.elapsed());
+        standby.signal_all("CONT");
+        position_of_standby(&ws).await;
+    });
+}
+
+/// Where it is is asked once for all who want to know: that there is no answer is, too.
+#[test]
+fn a_primary_that_has_stopped_does_not_make_callers_wait_for_each_other() {
+    run(async {
+        let database = Database::durable_postgres();
+        let first = Server::start(&database);
+        let ws = first.workspace().await;
+        ws.meter("m", "sum").await;
+        write(&ws).await;
+        let standby = Cluster::standby_of(database.cluster());
+        let dsn = standby.dsn(database.name());
+        let settings = [
+            ("OPEN_SPANNER_POSTGRES_READ_DSN", dsn.as_str()),
+            ("OPEN_SPANNER_DB_STATEMENT_TIMEOUT", "2s"),
+            ("OPEN_SPANNER_DB_ACQUIRE_TIMEOUT", "2s"),
+            ("OPEN_SPANNER_CACHE_TTL", "5s"),
+        ];
+        let server = Server::start_with(&database, &settings);
+        let ws = ws.at(&server.url());
+        total(&ws).await;
+        database.cluster().signal_all("STOP");
+        let began = Instant::now();
+        let mut calls = Vec::new();
+        for _ in 0..20 {
+            let ws = ws.clone();
+            calls.push(tokio::spawn(async move { ws.get(DAY).await.status }));
+        }
+        for call in calls {
+            call.await.expect("it is answered");
+        }
+        let took = began.elapsed();
+        database.cluster().signal_all("CONT");
+        assert!(took < Duration::from_secs(25), "{took:?}");
+    });
+}
+
 /// Leads what connects to it to one server or another, and can hold back what leads to one.
 #[derive(Clone)]
 struct Relay {
