@@ -147,12 +147,13 @@ fn lay_out(conn: &mut PgConnection) -> QueryResult<Vec<String>> {
     for (table, column, beside) in LAYOUT {
         if lies_on_nodes(conn, table)? {
             said.push(format!("{table} lies on the nodes already"));
-            continue;
+        } else {
+            conn.batch_execute(&format!(
+                "SELECT create_distributed_table('{table}', '{column}', colocate_with => '{beside}')"
+            ))?;
+            said.push(format!("{table} lies on the nodes by {column}"));
         }
-        conn.batch_execute(&format!(
-            "SELECT create_distributed_table('{table}', '{column}', colocate_with => '{beside}')"
-        ))?;
-        said.push(format!("{table} lies on the nodes by {column}"));
+        // also what a run before this one was stopped over
         leave_no_copy(conn, table)?;
     }
     for (name, wanted, _) in SETTINGS {

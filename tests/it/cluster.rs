@@ -72,6 +72,35 @@ fn tables_are_laid_out_once_and_while_nobody_works() {
     });
 }
 
+/// One that ended before it was done is done by the next, down to the rows that nobody reads any more.
+#[test]
+fn a_layout_that_was_cut_off_is_finished() {
+    run(async {
+        let test = "cluster::a_layout_that_was_cut_off_is_finished";
+        let Some(database) = Database::over_nodes(test) else { return };
+        let mut server = Server::start_to_be_restarted(&database);
+        let ws = server.workspace().await;
+        ws.meter("m", "sum").await;
+        for n in 0..20 {
+            ws.post("/v1/usages", &event(&format!("k{n}"), &format!("s{n}"))).await.expect(201);
+        }
+        server.terminate();
+        database.make("SELECT create_distributed_table('events', 'subject_id', colocate_with => 'none')");
+        let of_coordinator = "SELECT sum(pg_relation_size(inhrelid))::text AS line FROM pg_inherits
+                              WHERE inhparent = 'events'::regclass";
+        assert_ne!(database.lines(of_coordinator), ["0"], "a copy is left behind");
+
+        let done = database.distribute().succeeded().stdout;
+        assert!(done.contains("events lies on the nodes already"), "{done}");
+        assert!(done.contains("idempotency_keys lies on the nodes by key"), "{done}");
+        assert_eq!(database.lines(of_coordinator), ["0"]);
+        server.restart();
+        assert_eq!(ws.get(DAY).await.json(200)[0]["quantity"], 20);
+        assert_eq!(ws.post("/v1/usages", &event("k7", "s7")).await.json(201)["subject"], "s7");
+        assert_eq!((database.count("events"), database.count("idempotency_keys")), (20, 20));
+    });
+}
+
 /// Writes until one is stored.
 async fn stored_at_last(client: &Client, key: &str, subject: &str) {
     let end = Instant::now() + Duration::from_secs(60);
