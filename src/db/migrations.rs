@@ -308,7 +308,15 @@ fn holders(conn: &mut Conn, lock: i64) -> QueryResult<Vec<String>> {
 /// Marks the database as used by this process: the lock file for as long as it lives, or the session's lock.
 pub fn mark_in_use(driver: &Driver, conn: &mut Conn) -> Result<Option<File>> {
     match driver {
-        Driver::Postgres { .. } => try_lock(conn, "pg_try_advisory_lock_shared", IN_USE).map(|_| None),
+        Driver::Postgres { .. } => match try_lock(conn, "pg_try_advisory_lock_shared", IN_USE)? {
+            true => Ok(None),
+            false => {
+                let by = holders(conn, IN_USE).unwrap_or_default().join(", ");
+                Err(Error::unavailable(format_args!(
+                    "the database is not to be used until {by} is done with it"
+                )))
+            }
+        },
         Driver::Sqlite { path, .. } => {
             let Some(path) = lock_path(path, "use.lock") else { return Ok(None) };
             let file = lock_file(&path)?;
@@ -316,6 +324,20 @@ pub fn mark_in_use(driver: &Driver, conn: &mut Conn) -> Result<Option<File>> {
             file.lock_shared().map_err(|error| cannot_lock(&path, &error))?;
             Ok(Some(file))
         }
+    }
+}
+
+/// `Unavailable` while a process has a database of PostgreSQL alone, to take a migration back or to lay it out over nodes:
+/// whoever began in the middle would work with what there was before. On SQLite the mark is waited for.
+pub fn ensure_shared(driver: &Driver) -> Result<()> {
+    match driver {
+        Driver::Postgres { .. } => {
+            let mut conn = open(driver).map_err(|error| cannot_open(driver, error))?;
+            mark_in_use(driver, &mut conn)?;
+            // a connection that is closed may be counted for a moment more
+            try_lock(&mut conn, "pg_advisory_unlock_shared", IN_USE).map(drop)
+        }
+        Driver::Sqlite { .. } => Ok(()),
     }
 }
 

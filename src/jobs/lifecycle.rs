@@ -74,6 +74,7 @@ async fn prepare_once(
     let (db, seen) = (config.db.clone(), stopped.clone());
     let mut task = blocking::begin(move || {
         migrations::prepare(&db.driver, wanted, &seen)?;
+        migrations::ensure_shared(&db.driver)?;
         db::describe(&db);
         watch()
     });

@@ -398,6 +398,27 @@ fn migration_of_another_process_is_waited_for() {
     });
 }
 
+/// As whoever takes a migration back has it, or lays tables out over nodes.
+#[test]
+fn whoever_has_the_database_alone_is_waited_for() {
+    run(async {
+        let database = Database::postgres();
+        start(&["migrate"], &database).succeeded();
+        let mut holder = database.postgres_connection();
+        let lock = 0x6F73_706E_7573_6573_i64;
+        holder.batch_execute(&format!("SELECT pg_advisory_lock({lock})")).expect("it is free");
+        let server = Server::start_unready(&database, &[]);
+        let end = Instant::now() + Duration::from_secs(30);
+        while !server.log().iter().any(|line| line.contains("not to be used until")) {
+            assert!(Instant::now() < end, "{:?}", server.log());
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        server.client().get("/ready").await.expect(503);
+        holder.batch_execute(&format!("SELECT pg_advisory_unlock({lock})")).expect("it is ours");
+        until_ready(&server.url()).await;
+    });
+}
+
 fn said(directory: &Path, words: &str) {
     let end = Instant::now() + Duration::from_secs(30);
     let log = || std::fs::read_to_string(directory.join("worker.log")).unwrap_or_default();
