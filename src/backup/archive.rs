@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use crate::backup::manifest::Contents;
 use crate::backup::{cannot, contents_of, sql};
 use crate::config::{Driver, Secret, Synchronous, without_password};
-use crate::db::{self, migrations};
+use crate::db::{self, cluster, migrations};
 use crate::error::{Code, Error, Result};
 
 pub fn sqlite_at(file: &Path) -> Driver {
@@ -94,6 +94,7 @@ fn place<T>(file: &Path, part: &Path, target: &Path, settle: impl FnOnce(&Driver
 /// Dumps one instant, and counts in the same.
 pub fn dump_postgres(driver: &Driver, dsn: &str, to: &Path) -> Result<Contents> {
     let mut conn = open(driver)?;
+    cluster::hold_still(driver, &mut conn)?;
     make_for_owner(to)?;
     let instant = sql::share_instant(&mut conn).map_err(|fault| fault.into_error("backup::instant"))?;
     let mut command = tool("pg_dump", dsn);

@@ -13,7 +13,7 @@ use super::inspect::unusable;
 use super::migrations::{locked, refuse_while_used};
 use super::{Conn, DbError, failed};
 use crate::config::Driver;
-use crate::error::Result;
+use crate::error::{Code, Error, Result};
 
 /// Whether events lie on nodes. A process works with one database, and no server runs while that changes.
 static DISTRIBUTED: AtomicBool = AtomicBool::new(false);
@@ -136,6 +136,25 @@ fn check(conn: &mut PgConnection) -> Result<()> {
     match nodes(conn).map_err(failed)?.nodes {
         0 => Err(unusable("the cluster has no node that takes shards: add one with citus_add_node")),
         _ => Ok(()),
+    }
+}
+
+/// Keeps others out of a database whose events lie on nodes while this connection lives: each node is seen at another
+/// instant. Refuses while somebody uses it.
+pub fn hold_still(driver: &Driver, conn: &mut Conn) -> Result<()> {
+    let Conn::Postgres(coordinator) = &mut *conn else { return Ok(()) };
+    let is_laid_out =
+        has_extension(coordinator).and_then(|has| Ok(has && lies_on_nodes(coordinator, "events")?));
+    let failed = |error| failed("the layout of the database was not looked at", &DbError::from(error));
+    if !is_laid_out.map_err(failed)? {
+        return Ok(());
+    }
+    match refuse_while_used(driver, conn) {
+        Err(error) if error.code == Code::Conflict => Err(Error::conflict(
+            "events lie on several nodes, which are not seen at one instant: stop every server and worker first, or back \
+             up the machines of the cluster (docs/scale.md)",
+        )),
+        done => done.map(drop),
     }
 }
 

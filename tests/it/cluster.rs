@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use crate::support::database::Home;
+use crate::support::program::{self, Run};
 use crate::support::{Client, Database, Server, on_both_databases, run};
 
 on_both_databases!(what_has_no_nodes_is_not_laid_out);
@@ -98,6 +99,45 @@ fn a_layout_that_was_cut_off_is_finished() {
         assert_eq!(ws.get(DAY).await.json(200)[0]["quantity"], 20);
         assert_eq!(ws.post("/v1/usages", &event("k7", "s7")).await.json(201)["subject"], "s7");
         assert_eq!((database.count("events"), database.count("idempotency_keys")), (20, 20));
+    });
+}
+
+fn command(database: &Database, arguments: &[&str]) -> Run {
+    let own = database.settings();
+    let settings: Vec<(&str, &str)> = own.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let directory = tempfile::tempdir().expect("a directory");
+    program::run(arguments, &settings, directory.path())
+}
+
+/// Each node is seen at another instant: what a backup of a busy cluster held would be of none.
+#[test]
+fn a_backup_is_made_while_nobody_works() {
+    run(async {
+        let test = "cluster::a_backup_is_made_while_nobody_works";
+        let Some(database) = Database::over_nodes(test) else { return };
+        database.distribute().succeeded();
+        let mut server = Server::start(&database);
+        let ws = server.workspace().await;
+        ws.meter("m", "sum").await;
+        for n in 0..20 {
+            ws.post("/v1/usages", &event(&format!("k{n}"), &format!("s{n}"))).await.expect(201);
+        }
+        let folder = tempfile::tempdir().expect("a directory");
+        let file = folder.path().join("backup").display().to_string();
+        let refused = command(&database, &["backup", &file]);
+        assert!(refused.code == Some(1) && refused.stderr.contains("at one instant"), "{refused:#?}");
+        server.terminate();
+        command(&database, &["backup", &file]).succeeded();
+        command(&database, &["backup", "verify", &file]).succeeded();
+
+        let Some(restored) = Database::over_nodes(test) else { return };
+        command(&restored, &["restore", &file]).succeeded();
+        restored.distribute().succeeded();
+        let server = Server::start(&restored);
+        let there = ws.at(&server.url());
+        assert_eq!(there.get(DAY).await.json(200)[0]["quantity"], 20);
+        assert_eq!(there.post("/v1/usages", &event("k7", "s7")).await.json(201)["subject"], "s7");
+        assert_eq!((restored.count("events"), restored.count("idempotency_keys")), (20, 20));
     });
 }
 
