@@ -196,7 +196,10 @@ impl Store {
                 look(conn, limits, link)
             };
             match self.run(&replica.pool, class, operation, true, limits, look).await {
-                Err(error) if error.code == Code::Unavailable => drop(replica.rest(&error.message)),
+                // what the standby alone cannot do, such as read a page or a table, is no caller's trouble
+                Err(error) if matches!(error.code, Code::Unavailable | Code::Internal) => {
+                    replica.rest(&error.message);
+                }
                 answer => {
                     if answer.as_ref().is_err_and(is_slow) {
                         replica.doubt();

@@ -132,6 +132,28 @@ fn a_standby_of_another_installation_is_not_read_from() {
     });
 }
 
+/// A role that may not read there what it may on the primary, a page that is damaged, a pooler that mixes sessions.
+#[test]
+fn what_a_standby_cannot_read_the_primary_does() {
+    run(async {
+        let database = Database::durable_postgres();
+        let first = Server::start(&database);
+        let ws = first.workspace().await;
+        ws.meter("m", "sum").await;
+        let role = "CREATE ROLE reader LOGIN; GRANT SELECT ON installation TO reader";
+        database.cluster().execute_in(database.name(), role);
+        let standby = Cluster::standby_of(database.cluster());
+        let dsn = standby.dsn(database.name()).replace("postgres@", "reader@");
+        let server = Server::start_with(&database, &[("OPEN_SPANNER_POSTGRES_READ_DSN", &dsn)]);
+        let ws = ws.at(&server.url());
+        for n in 1..=3 {
+            write(&ws).await;
+            assert_eq!(total(&ws).await, (n, String::new()), "the primary answers");
+        }
+        assert!(server.log().join("\n").contains("permission denied"), "{:?}", server.log());
+    });
+}
+
 /// Asks until the standby answers; where it was then.
 async fn position_of_standby(client: &Client) -> String {
     let end = Instant::now() + Duration::from_secs(30);
