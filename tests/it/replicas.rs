@@ -75,6 +75,38 @@ fn what_one_server_changes_the_other_forgets() {
     });
 }
 
+/// What is told while a server does not listen is lost: it forgets everything when it listens again.
+#[test]
+fn what_was_not_heard_is_forgotten_too() {
+    run(async {
+        let database = Database::postgres();
+        let (first, second) =
+            (Server::start_with(&database, REMEMBER), Server::start_with(&database, REMEMBER));
+        let ws = first.workspace().await;
+        let other = ws.at(&second.url());
+        let meter = ws.meter("m", "sum").await;
+        let event = json!({"meter": "m", "subject": "s", "quantity": 7, "timestamp": "2026-06-01T12:00:00Z"});
+        ws.post("/v1/usages", &event).await.expect(201);
+        let buckets = "/v1/usages?meter=m&bucket_size=day&from=2026-06-01T00:00:00Z&to=2026-06-02T00:00:00Z";
+        assert_eq!(other.get(buckets).await.json(200)[0]["quantity"], 7);
+        // less than it is remembered for
+        let end = Instant::now() + Duration::from_secs(4);
+        database.make(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+             WHERE datname = current_database() AND query = 'LISTEN open_spanner_changes'",
+        );
+        ws.put(&format!("/v1/meters/{meter}"), &json!({"aggregation": "count"})).await.expect(200);
+        loop {
+            let answer = other.get(buckets).await.expect(200);
+            if answer.text.contains(r#""quantity":1"#) {
+                break;
+            }
+            assert!(Instant::now() < end, "{}", answer.text);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    });
+}
+
 /// Who is demoted, removed or signed out at one server is so at the other.
 #[test]
 fn what_somebody_may_not_any_more_they_may_nowhere() {
