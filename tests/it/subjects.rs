@@ -13,6 +13,7 @@ on_both_databases!(
     a_subject_goes_with_its_last_event,
     events_of_a_subject_are_its_own,
     names_of_subjects_are_checked,
+    a_name_whose_number_is_taken_has_the_next,
     subjects_are_the_workspaces_own,
     keys_for_some_meters_see_no_subjects,
     counts_stay_exact,
@@ -30,6 +31,28 @@ async fn record(client: &Client, meter: &str, subject: &str, day: u32) {
 async fn items(client: &Client, query: &str) -> Vec<Value> {
     let page = client.get(&format!("{SUBJECTS}?{query}")).await.json(200);
     page["items"].as_array().expect("a list").clone()
+}
+
+/// Ids are computed from names: here another name has come to the same one before.
+async fn a_name_whose_number_is_taken_has_the_next(database: Database) {
+    let server = Server::start(&database);
+    let ws = server.workspace().await;
+    ws.meter("m", "sum").await;
+    let workspace = database.lines("SELECT CAST(id AS TEXT) AS line FROM workspaces").remove(0);
+    let usual = open_spanner::usage::subject_ids::usual(workspace.parse().expect("a number"), "ann");
+    database.execute(&format!(
+        "INSERT INTO subjects (id, workspace_id, name) VALUES ({usual}, {workspace}, 'other')"
+    ));
+    for (subject, day) in [("ann", 3), ("bob", 4), ("ann", 5)] {
+        record(&ws, "m", subject, day).await;
+    }
+    let next = usual.checked_add(1).unwrap_or(1).to_string();
+    assert_eq!(database.lines("SELECT CAST(id AS TEXT) AS line FROM subjects WHERE name = 'ann'"), [next]);
+    let month = "/v1/usages?meter=m&bucket_size=month&from=2026-06-01T00:00:00Z&to=2026-07-01T00:00:00Z";
+    for (subject, total) in [("ann", 8), ("bob", 4)] {
+        assert_eq!(ws.get(&format!("{month}&subject={subject}")).await.json(200)[0]["quantity"], total);
+    }
+    assert_eq!(items(&ws, "").await.len(), 2, "the other has no events");
 }
 
 async fn subjects_come_with_their_counts(database: Database) {
