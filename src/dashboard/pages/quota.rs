@@ -219,8 +219,8 @@ const COLUMNS: [&str; 11] = [
     "limit",
     "unit",
     "percent",
-    "resets_at",
     "enforcement",
+    "resets_at",
 ];
 
 fn cells(row: &Row) -> Vec<Cell> {
@@ -234,8 +234,8 @@ fn cells(row: &Row) -> Vec<Cell> {
         (&row.limit).into(),
         (&row.unit).into(),
         (&row.measure.percent).into(),
-        row.resets.map(Timestamp::to_seconds_text).into(),
         row.enforcement.into(),
+        row.resets.map(Timestamp::to_seconds_text).into(),
     ]
 }
 
